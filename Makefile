@@ -1,0 +1,88 @@
+# Everything a developer does here. Needs Python 3.11 or newer, make and git, nothing else: `make run`, `make demo` and `make test`
+# set up what they need by themselves, once, and again when the lock or pyproject.toml changes.
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+READY   := $(VENV)/.ready
+WORKERS ?= 2
+# Two processes by default; `make test WORKERS=0` runs in one. loadgroup keeps tests together that share an xdist_group mark.
+XDIST   ?= -n $(WORKERS) --dist loadgroup
+# More for pytest or taskflow: `make test ARGS='-k outbox'`, `make run ARGS='--log-level debug'`.
+ARGS    ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo test test-fast lint format type drift schemas check lock clean
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules
+
+help: ## Show this list
+	@echo 'nats-taskflow: durable flows over NATS JetStream. What make can do here:'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "Start with 'make demo' (the whole story, under a minute) or 'make run' (a worker and a server to play with)."
+
+setup: $(READY) ## Make .venv with everything the lock pins (run, demo and test do it by themselves)
+	@echo "$(VENV) is ready: $$($(BIN)/taskflow version)"
+
+run: $(READY) ## Run a worker with a NATS server of its own; data in ./.taskflow (Ctrl-C stops it)
+	@exec $(BIN)/taskflow dev $(ARGS)
+
+demo: $(READY) ## Tell the whole story on real parts: park, kill -9, reply, restart, resume
+	@exec $(BIN)/taskflow demo $(ARGS)
+
+test: $(READY) ## Run every test
+	@$(BIN)/python -m pytest $(XDIST) $(ARGS)
+
+test-fast: $(READY) ## Run the tests that start no other process and take no time
+	@$(BIN)/python -m pytest $(XDIST) --ignore=tests/e2e -m 'not e2e and not slow' $(ARGS)
+
+lint: $(READY) ## Check style: ruff's rules and its formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(READY) ## Format the code, and repair what ruff can
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+type: $(READY) ## Check types: mypy --strict over worker and tests
+	@$(BIN)/mypy
+
+drift: $(READY) ## Check that the lock satisfies pyproject.toml and schemas/ is what the code generates
+	@$(BIN)/python -m pip check --disable-pip-version-check
+	@$(BIN)/python -m worker.schema_files --check schemas
+
+schemas: $(READY) ## Write schemas/ again from the message types
+	@$(BIN)/python -m worker.schema_files schemas
+
+check: ## Everything above, as .ci/run does it before a change is merged
+	@./.ci/run
+
+lock: $(READY) ## Pin again what pyproject.toml allows (make lock ARGS=--upgrade takes the newest)
+	@$(BIN)/python -c 'import uv' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	@$(BIN)/python -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--extra dev --extra speed --group test --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS)
+
+clean: ## Remove what make made: .venv, caches, build results (never ./.taskflow, which is data)
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	@find worker tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# `pip check` runs last: a stamp without a sound environment would hide the fault until something breaks in the middle.
+$(READY): requirements.lock pyproject.toml
+	@set -e; \
+	for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+		echo 'make: no Python 3.11 or newer was found; install one (Debian, Ubuntu: apt install python3.11 python3.11-venv), or say where it is: make PYTHON=/path/to/python' >&2; exit 1; \
+	fi; \
+	if ! "$$found" -c 'import venv, ensurepip' >/dev/null 2>&1; then \
+		version=$$("$$found" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+		echo "make: Python $$version is here, but its venv module is not; run: apt install python$$version-venv" >&2; exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$("$$found" --version) (once; about a minute) ..." >&2; \
+	if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then "$$found" -m venv --clear $(VENV); fi; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	$(BIN)/python -m pip check --disable-pip-version-check >/dev/null; \
+	touch $(READY)
