@@ -1,0 +1,206 @@
+"""Name every way a request can end badly, and what becomes of the message that asked.
+
+Three families (ARCHITECTURE 4.6): a `FlowError` is *refused*: an outcome, nothing changed. `Unavailable` is *again later*.
+A `Refusal` of the surroundings (`ConfigError`, `StoreRefused`, `BusLost`) ends the process with its exit code. Anything else is a bug.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class FlowError(Exception):
+    """A refusal: the operation changed nothing, and `code` says why (CONTRACT 3).
+
+    `details` is a JSON object for machines; `message` is one sentence for the person who reads it.
+    """
+
+    code: ClassVar[str] = "internal"
+    http: ClassVar[int] = 500
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: dict[str, Any] = details
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.code, self.message))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, self.details))
+
+
+def _rebuild(kind: type[FlowError], message: str, details: dict[str, Any]) -> FlowError:
+    """Make the error again from its parts: how pickle and copy carry it."""
+    return kind(message, **details)
+
+
+class InvalidRequest(FlowError):
+    """The body is not what the verb takes; `details.path` (RFC 6901) names the field."""
+
+    code = "invalid_request"
+    http = 400
+
+
+class UnsupportedVerb(FlowError):
+    """The last token of the subject is no verb of this worker."""
+
+    code = "unsupported_verb"
+    http = 400
+
+
+class TopicNotBound(FlowError):
+    """No reply binding covers the topic: the reply could never arrive (SEMANTICS 3)."""
+
+    code = "topic_not_bound"
+    http = 400
+
+
+class TimerInPast(FlowError):
+    """A timer or deadline lies before now (SEMANTICS 3)."""
+
+    code = "timer_in_past"
+    http = 400
+
+
+class HorizonExceeded(FlowError):
+    """A timer or deadline lies further ahead than `timer_max_horizon` (SEMANTICS 3)."""
+
+    code = "horizon_exceeded"
+    http = 400
+
+
+class TooLarge(FlowError):
+    """A body, or the state it would leave behind, is larger than the limit."""
+
+    code = "too_large"
+    http = 413
+
+
+class TooDeep(FlowError):
+    """JSON nested deeper than 32 levels."""
+
+    code = "too_deep"
+    http = 400
+
+
+class Forbidden(FlowError):
+    """The flow, or the topic, belongs to another agent or session."""
+
+    code = "forbidden"
+    http = 403
+
+
+class NotFound(FlowError):
+    """There is no such flow, step or outcome."""
+
+    code = "not_found"
+    http = 404
+
+
+class IllegalTransition(FlowError):
+    """The status machine has no such edge (SEMANTICS 2)."""
+
+    code = "illegal_transition"
+    http = 409
+
+
+class AlreadyTerminal(FlowError):
+    """The flow has ended; nothing changes it any more (SEMANTICS 2)."""
+
+    code = "already_terminal"
+    http = 409
+
+
+class CancelPending(FlowError):
+    """Cancellation was requested; only `cancelled` is legal now (SEMANTICS 2)."""
+
+    code = "cancel_pending"
+    http = 409
+
+
+class RevisionMismatch(FlowError):
+    """The flow moved on since the caller read it; `details` has `expected` and `actual`."""
+
+    code = "revision_mismatch"
+    http = 409
+
+
+class WaitConflict(FlowError):
+    """Another wait holds this (topic, correlation_id) (SEMANTICS R6)."""
+
+    code = "wait_conflict"
+    http = 409
+
+
+class Conflict(FlowError):
+    """The id was used before with another body (SEMANTICS R5 and 6)."""
+
+    code = "conflict"
+    http = 409
+
+
+class IdMismatch(FlowError):
+    """Header `Nats-Msg-Id` and body `command_id` differ (CONTRACT 2)."""
+
+    code = "id_mismatch"
+    http = 409
+
+
+class Unavailable(FlowError):
+    """The store or the broker cannot answer now; repeat with the same command id."""
+
+    code = "unavailable"
+    http = 503
+
+
+class Internal(FlowError):
+    """A defect of the worker, or a row it cannot read; repeat with the same command id."""
+
+    code = "internal"
+    http = 500
+
+
+class Refusal(Exception):
+    """The worker cannot run like this. One line says what, why and what to do; `exit_code` follows CONTRACT 7."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(Refusal):
+    """A setting is missing, unknown or impossible; the message names its key."""
+
+    exit_code = 78
+
+
+class StoreRefused(Refusal):
+    """The database file is foreign, newer, damaged or badly placed. It was not touched."""
+
+    exit_code = 78
+
+
+class StoreLocked(Refusal):
+    """Another worker holds the database."""
+
+    exit_code = 75
+
+
+class StoreBroken(Refusal):
+    """An I/O error left a commit in doubt: start again from disk (RELIABILITY 6, never retry fsync)."""
+
+    exit_code = 74
+
+
+class TopologyRefused(Refusal):
+    """A stream or consumer exists whose settings would break a promise; the message names the setting."""
+
+    exit_code = 78
+
+
+class BusLost(Refusal):
+    """NATS could not be reached in time, refused the credentials, or closed the connection for good."""
+
+    exit_code = 69

@@ -1,0 +1,179 @@
+"""List everything that can happen *to* a flow: the commands of its controller, replies, passing time.
+
+Commands are imperative; each carries its `Caller`. Ids that need randomness are made at the edge and travel inside the command,
+so that deciding stays pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from worker.errors import FlowError
+from worker.flow.lifecycle import FlowStepStatus
+from worker.times import SECOND, Micros
+
+DAY: Micros = 24 * 3600 * SECOND
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator may set about deciding.
+
+    `timer_horizon_us`: how far ahead a timer or deadline may lie. `held_ttl_us`: how long an early reply is held.
+    `default_timeout_us`: the deadline of a wait that names none (None: no deadline). `max_state_bytes` bounds the state a command
+    may leave behind. `topics(topic, agent)` returns the refusal for a topic that this agent may not wait on, or None; `agent` is
+    None for owners that are no agent (in-process callers).
+    """
+
+    timer_horizon_us: Micros = 30 * DAY
+    held_ttl_us: Micros = DAY
+    default_timeout_us: Micros | None = None
+    max_state_bytes: int = 256 * 1024
+    topics: Callable[[str, str | None], FlowError | None] | None = None
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks. `owner` gates the flow (None: trusted, in-process); `cause` is the command or event id; `trace` a traceparent."""
+
+    actor: str
+    owner: str | None = None
+    cause: str | None = None
+    trace: str | None = None
+
+
+IN_PROCESS = Caller(actor="local")
+WORKER = Caller(actor="worker")
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """What every command has: the flow it is about, who asks, and the revision the caller saw (None: any)."""
+
+    flow_id: str
+    caller: Caller = IN_PROCESS
+    expected_revision: int | None = None
+
+
+class StartFlow(Command, frozen=True, kw_only=True):
+    """Create a flow, and run it unless `hold`.
+
+    `minted`: the id was made by the worker, so it is new. `idempotency_key` is unique per owner (SEMANTICS 6).
+    """
+
+    controller_id: str
+    goal: str
+    owner_session_key: str
+    requester_origin: str = ""
+    current_step: str = "init"
+    state_json: Any = msgspec.field(default_factory=dict)
+    idempotency_key: str | None = None
+    minted: bool = True
+    mirrored: bool = False
+    hold: bool = False
+
+
+class RunFlow(Command, frozen=True, kw_only=True):
+    """Move a created flow to running."""
+
+
+class AdvanceFlow(Command, frozen=True, kw_only=True):
+    """Merge `patch` into the state and name the next step."""
+
+    patch: Any = msgspec.field(default_factory=dict)
+    next_step: str | None = None
+
+
+class ParkFlow(Command, frozen=True, kw_only=True):
+    """Park the flow on a wait condition. `nonce` (≥ 128 random bits) becomes the correlation id where none is given (R3)."""
+
+    condition: Any
+    nonce: str
+
+
+class ResumeFlow(Command, frozen=True, kw_only=True):
+    """Resume the flow whatever it waits for, merging `patch`. `wait_id`: only this generation (SEMANTICS R8)."""
+
+    patch: Any = None
+    reason: str | None = None
+    wait_id: int | None = None
+
+
+class FinishFlow(Command, frozen=True, kw_only=True):
+    """End the flow well, merging `final_state`."""
+
+    final_state: Any = None
+
+
+class FailFlow(Command, frozen=True, kw_only=True):
+    """End the flow badly."""
+
+    reason: str
+
+
+class RequestCancel(Command, frozen=True, kw_only=True):
+    """Ask for cancellation; a waiting flow is cancelled on the next tick."""
+
+    reason: str | None = None
+
+
+class CancelFlow(Command, frozen=True, kw_only=True):
+    """Cancel the flow now."""
+
+    reason: str | None = None
+
+
+class ObserveStep(Command, frozen=True, kw_only=True):
+    """Record what is known of one run of a flow; `step_id` is used when the run is new."""
+
+    step_id: str
+    run_id: str
+    task: str
+    status: FlowStepStatus
+    child_session_key: str | None = None
+    result_json: Any = None
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """A reply reached a topic. `flow_id` filters (R2); `arrived_us` is the broker's clock (R9).
+
+    `hold`: keep it when nobody waits yet (R4). `payload` is `msgspec.UNSET` for a reply that carries none.
+    `key` names the message among the inbound ones.
+    """
+
+    topic: str
+    correlation_id: str
+    payload: Any
+    event_id: str
+    arrived_us: Micros
+    key: str = ""
+    flow_id: str | None = None
+    hold: bool = True
+    trace: str | None = None
+
+
+class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True):
+    """Time may have brought something about for this generation of the flow's wait: a timer, a deadline, or a cancel intent.
+
+    Whatever is due by `at_us` happens.
+    """
+
+    flow_id: str
+    wait_id: int
+    at_us: Micros
+
+
+Stimulus = (
+    StartFlow
+    | RunFlow
+    | AdvanceFlow
+    | ParkFlow
+    | ResumeFlow
+    | FinishFlow
+    | FailFlow
+    | RequestCancel
+    | CancelFlow
+    | ObserveStep
+    | Reply
+    | DeadlinePassed
+)

@@ -1,0 +1,252 @@
+"""Decide what a stimulus does: `decide(stimulus, view, now, policy)` → a `Decision`, or the `FlowError` that refuses it.
+
+Deciding changes nothing; `world.World.apply` and the store do. Every refusal leaves no trace (SEMANTICS 2). The order of the checks
+is the same everywhere: known and owned, not ended, not being cancelled, as fresh as the caller thinks, and an edge of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from worker.errors import (
+    AlreadyTerminal,
+    CancelPending,
+    Conflict,
+    FlowError,
+    Forbidden,
+    IllegalTransition,
+    NotFound,
+    RevisionMismatch,
+    TooLarge,
+)
+from worker.flow.commands import (
+    WORKER,
+    AdvanceFlow,
+    CancelFlow,
+    Command,
+    DeadlinePassed,
+    FailFlow,
+    FinishFlow,
+    ObserveStep,
+    ParkFlow,
+    Policy,
+    Reply,
+    RequestCancel,
+    ResumeFlow,
+    RunFlow,
+    StartFlow,
+    Stimulus,
+)
+from worker.flow.decision import Decision, Draft, View
+from worker.flow.ending import Source, cancel, fail, pass_time
+from worker.flow.fold import merged
+from worker.flow.lifecycle import NEXT, EventKind, FlowStatus
+from worker.flow.match import match
+from worker.flow.model import Flow, FlowStep
+from worker.flow.park import park
+from worker.times import Micros
+
+TARGET: dict[type[Command], FlowStatus] = {
+    RunFlow: FlowStatus.RUNNING,
+    ParkFlow: FlowStatus.WAITING,
+    ResumeFlow: FlowStatus.RUNNING,
+    FinishFlow: FlowStatus.FINISHED,
+    FailFlow: FlowStatus.FAILED,
+    CancelFlow: FlowStatus.CANCELLED,
+}
+"""The status each command leads to; commands that are not listed leave it as it is."""
+
+
+def decide(stimulus: Stimulus, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
+    """Return what the stimulus does at `now`, or why it is refused. Raises `Internal` for a row that cannot be read (R13)."""
+    if isinstance(stimulus, Reply):
+        return match(stimulus, view, now, policy)
+    if isinstance(stimulus, DeadlinePassed):
+        return _pass_deadline(stimulus, view, now)
+    if isinstance(stimulus, StartFlow):
+        return _start(stimulus, view, now)
+    return _command(stimulus, view, now, policy)
+
+
+def _command(command: Command, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
+    """Decide a command on an existing flow."""
+    flow = view.flow(command.flow_id)
+    if flow is None:
+        return NotFound(f"there is no flow {command.flow_id}", flow_id=command.flow_id)
+    refusal = _not_yours(command, flow) or _not_now(command, flow)
+    if refusal is not None:
+        return refusal
+    if isinstance(command, ParkFlow):
+        return park(command, flow, view, now, policy)
+    if isinstance(command, RequestCancel) and flow.cancel_requested:
+        return Decision(outcome="applied", flow=flow)
+    draft = Draft(flow, command.caller, now)
+    _CARRY_OUT[type(command)](draft, command, view)
+    return _too_large(flow, draft.flow, policy) or Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),), step=draft.step)
+
+
+def _not_yours(command: Command, flow: Flow) -> FlowError | None:
+    """Refuse a flow of another agent or session."""
+    if command.caller.owner is None or command.caller.owner == flow.owner_session_key:
+        return None
+    return Forbidden(f"flow {flow.id} belongs to another agent or session", flow_id=flow.id)
+
+
+def _not_now(command: Command, flow: Flow) -> FlowError | None:
+    """Refuse what the flow's status, cancel intent or revision does not allow.
+
+    Runs may still be observed while a cancellation is pending: winding down is what they are doing.
+    """
+    if flow.terminal:
+        return AlreadyTerminal(f"flow {flow.id} is {flow.status} already", flow_id=flow.id, status=flow.status.value)
+    if flow.cancel_requested and not isinstance(command, CancelFlow | RequestCancel | ObserveStep):
+        return CancelPending(f"cancellation of flow {flow.id} was requested: only cancel is possible now", flow_id=flow.id)
+    if command.expected_revision is not None and command.expected_revision != flow.revision:
+        return RevisionMismatch(
+            f"flow {flow.id} is at revision {flow.revision}, not {command.expected_revision}: read it again",
+            expected=command.expected_revision,
+            actual=flow.revision,
+        )
+    target = TARGET.get(type(command))
+    wrong_start = isinstance(command, ResumeFlow) and flow.status is not FlowStatus.WAITING
+    wrong_start = wrong_start or (isinstance(command, RunFlow) and flow.status is not FlowStatus.CREATED)
+    stale = isinstance(command, ResumeFlow) and command.wait_id not in (None, flow.wait_id)
+    if wrong_start or stale or (target is not None and target not in NEXT[flow.status]):
+        verb = type(command).__name__.removesuffix("Flow").lower()
+        details: dict[str, Any] = {"from": flow.status.value, "to": target.value if target else None}
+        return IllegalTransition(f"cannot {verb} flow {flow.id}: it is {flow.status}", **details)
+    return None
+
+
+def _too_large(before: Flow, after: Flow, policy: Policy) -> FlowError | None:
+    """Refuse a command that makes the state grow past the limit; shrinking is always possible."""
+    if after.state_json is before.state_json:
+        return None
+    size = len(msgspec.json.encode(after.state_json))
+    if size <= policy.max_state_bytes or size <= len(msgspec.json.encode(before.state_json)):
+        return None
+    return TooLarge(
+        f"the state would have {size} bytes; the limit is {policy.max_state_bytes}", path="/patch", size=size, limit=policy.max_state_bytes
+    )
+
+
+def _run(draft: Draft, _command: RunFlow, _view: View) -> None:
+    """Move created → running."""
+    draft.add(EventKind.STARTED, {})
+
+
+def _advance(draft: Draft, command: AdvanceFlow, _view: View) -> None:
+    """Merge the patch, name the step."""
+    step = {} if command.next_step is None else {"current_step": command.next_step}
+    draft.add(EventKind.STATE_UPDATED, {"patch": command.patch, **step})
+
+
+def _resume(draft: Draft, command: ResumeFlow, _view: View) -> None:
+    """Move waiting → running on request; the caller's patch lands after the worker's own keys."""
+    meta = {"resume_meta": Source(cause="manual").meta(draft.now)}
+    patch = merged(meta, command.patch) if command.patch is not None else meta
+    reason = {"reason": command.reason} if command.reason is not None else {}
+    draft.add(EventKind.RESUMED, {"cause": "manual", "patch": patch, **reason})
+
+
+def _finish(draft: Draft, command: FinishFlow, _view: View) -> None:
+    """Move running → finished."""
+    draft.add(EventKind.FINISHED, {} if command.final_state is None else {"patch": command.final_state})
+
+
+def _fail(draft: Draft, command: FailFlow, _view: View) -> None:
+    """Move running or waiting → failed."""
+    fail(draft, command.reason)
+
+
+def _request_cancel(draft: Draft, command: RequestCancel, _view: View) -> None:
+    """Set the sticky intent."""
+    draft.add(EventKind.CANCEL_REQUESTED, {"reason": command.reason})
+
+
+def _cancel(draft: Draft, command: CancelFlow, _view: View) -> None:
+    """Any non-terminal status → cancelled."""
+    cancel(draft, command.reason)
+
+
+def _observe(draft: Draft, command: ObserveStep, view: View) -> None:
+    """Upsert the run by `run_id`; a missing child session key keeps the known one (SEMANTICS 1)."""
+    known = view.step(command.flow_id, command.run_id)
+    draft.step = FlowStep(
+        id=known.id if known else command.step_id,
+        flow_id=command.flow_id,
+        run_id=command.run_id,
+        task=command.task,
+        status=command.status,
+        created_us=known.created_us if known else draft.now,
+        updated_us=max(draft.now, known.updated_us) if known else draft.now,
+        child_session_key=command.child_session_key or (known.child_session_key if known else None),
+        result_json=command.result_json,
+    )
+    shown: dict[str, Any] = {"id": draft.step.id, "run_id": command.run_id, "task": command.task, "status": command.status.value}
+    shown |= {"child_session_key": draft.step.child_session_key, "result": command.result_json}
+    draft.add(EventKind.STEP_OBSERVED, shown)
+
+
+_CARRY_OUT: dict[type[Command], Callable[[Draft, Any, View], None]] = {
+    RunFlow: _run,
+    AdvanceFlow: _advance,
+    ResumeFlow: _resume,
+    FinishFlow: _finish,
+    FailFlow: _fail,
+    RequestCancel: _request_cancel,
+    CancelFlow: _cancel,
+    ObserveStep: _observe,
+}
+
+
+def _start(command: StartFlow, view: View, now: Micros) -> Decision | FlowError:
+    """Create a flow, or return the one that this key or id made before (SEMANTICS 6)."""
+    if command.idempotency_key is not None:
+        known = view.by_key(command.owner_session_key, command.idempotency_key)
+        if known is not None:
+            return Decision(outcome="applied", flow=known)
+    same = None if command.minted else view.flow(command.flow_id)
+    if same is not None:
+        return _started_before(command, same)
+    draft = Draft(None, command.caller, now)
+    draft.idempotency_key = command.idempotency_key
+    born = {
+        "controller_id": command.controller_id,
+        "goal": command.goal,
+        "owner_session_key": command.owner_session_key,
+        "requester_origin": command.requester_origin,
+        "current_step": command.current_step,
+        "state_json": command.state_json,
+        "mirrored": command.mirrored,
+    }
+    draft.add(EventKind.CREATED, born, flow_id=command.flow_id)
+    if not command.hold:
+        draft.add(EventKind.STARTED, {})
+    return Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),))
+
+
+def _started_before(command: StartFlow, flow: Flow) -> Decision | FlowError:
+    """Return the flow that the client-minted id names already, unless it is somebody else's or was started as something else."""
+    if command.owner_session_key != flow.owner_session_key:
+        return Forbidden(f"flow {flow.id} belongs to another agent or session", flow_id=flow.id)
+    if (command.controller_id, command.goal) != (flow.controller_id, flow.goal):
+        return Conflict(f"flow {flow.id} was started before with another controller_id or goal", flow_id=flow.id)
+    return Decision(outcome="applied", flow=flow)
+
+
+def _pass_deadline(passed: DeadlinePassed, view: View, now: Micros) -> Decision | FlowError:
+    """Let time act on a waiting flow, if it still is in the generation that was due (SEMANTICS R8)."""
+    flow = view.flow(passed.flow_id)
+    if flow is None or flow.wait_id != passed.wait_id:
+        return Decision(outcome="unmatched", flow=flow)
+    draft = Draft(flow, WORKER, now)
+    if flow.cancel_requested:
+        cancel(draft, None)
+        return Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),))
+    outcome = pass_time(draft, passed.at_us)
+    changes = (draft.change(),) if draft.flow is not flow else ()
+    return Decision(outcome=outcome, flow=draft.flow, changes=changes)

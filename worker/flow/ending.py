@@ -1,0 +1,141 @@
+"""End waits and flows: satisfy a leaf, resume, time out, fail, cancel. Whoever wins closes every sibling leaf (SEMANTICS R10)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from worker.errors import Internal
+from worker.flow.commands import Caller
+from worker.flow.decision import Draft, OutcomeName
+from worker.flow.lifecycle import EventKind
+from worker.flow.model import Flow, Pair
+from worker.flow.waits import (
+    Composite,
+    ExternalEvent,
+    Node,
+    Timer,
+    WaitCondition,
+    due_times,
+    holds,
+    parse,
+    to_value,
+)
+from worker.times import Micros, rfc3339
+
+TIMED_OUT = "wait timed out"
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """What ended a wait, or satisfied a leaf of it: becomes `state_json.resume_meta` (SEMANTICS R12)."""
+
+    cause: Literal["event", "timer", "timeout", "manual"]
+    pair: Pair | None = None
+    event_id: str | None = None
+    caller: Caller | None = None
+
+    def meta(self, at: Micros) -> dict[str, Any]:
+        """Return the `resume_meta` object."""
+        topic, correlation_id = self.pair or (None, None)
+        return {"cause": self.cause, "topic": topic, "correlation_id": correlation_id, "event_id": self.event_id, "at": rfc3339(at)}
+
+
+def condition_of(flow: Flow) -> WaitCondition:
+    """Return what a waiting flow waits for. Raises `Internal` where the stored condition cannot be read (SEMANTICS R13)."""
+    try:
+        return parse(flow.wait_json)
+    except msgspec.ValidationError as bad:
+        message = f"the stored wait condition of flow {flow.id} cannot be read: {bad}"
+        raise Internal(message, flow_id=flow.id) from bad
+
+
+def due_of(flow: Flow) -> Micros | None:
+    """Return when time alone next acts on the flow: a timer, a deadline, or at once for a pending cancel (SEMANTICS 2, 3)."""
+    if flow.wait_json is None:
+        return None
+    if flow.cancel_requested:
+        return flow.updated_us
+    due = due_times(condition_of(flow), flow.progress or {})
+    return due[0][0] if due else None
+
+
+def satisfy(draft: Draft, leaf: int, payload: Any, source: Source) -> OutcomeName:
+    """Satisfy one leaf: resume a single wait; note progress of a composite and resume it once it holds (SEMANTICS R11)."""
+    flow = draft.flow
+    condition = condition_of(flow)
+    if not isinstance(condition, Composite):
+        resume(draft, payload, source)
+        return "resumed"
+    draft.satisfied.append(leaf)
+    shown = None if payload is msgspec.UNSET else payload
+    flow = draft.add(EventKind.WAIT_PROGRESSED, {"leaf": str(leaf), "payload": shown}, pair=source.pair, caller=source.caller)
+    return _resume_if_held(draft, condition, flow.progress or {}, source)
+
+
+def _resume_if_held(draft: Draft, condition: WaitCondition, progress: dict[str, Any], source: Source) -> OutcomeName:
+    """Resume a composite wait that holds, with the payloads of its leaves keyed by their index (SEMANTICS R12)."""
+    if not holds(condition, progress):
+        return "progressed"
+    resume(draft, {key: value for key, value in progress.items() if key.isdigit()}, source)
+    return "resumed"
+
+
+def resume(draft: Draft, payload: Any, source: Source) -> Flow:
+    """Move the flow from waiting to running. A plain timer leaves the state alone (SEMANTICS R12)."""
+    entry: dict[str, Any] = {"cause": source.cause}
+    if source.cause != "timer" or payload is not msgspec.UNSET:
+        event = {} if payload is msgspec.UNSET else {"resume_event": payload}
+        entry["patch"] = {**event, "resume_meta": source.meta(draft.now)}
+    return draft.add(EventKind.RESUMED, entry, pair=source.pair, caller=source.caller)
+
+
+def fail(draft: Draft, reason: str) -> Flow:
+    """End the flow as failed, with the reason in its state (SEMANTICS 2)."""
+    failure = {"reason": reason, "at": rfc3339(draft.now)}
+    return draft.add(EventKind.FAILED, {"reason": reason, "patch": {"failure": failure}})
+
+
+def cancel(draft: Draft, reason: str | None) -> Flow:
+    """End the flow as cancelled."""
+    return draft.add(EventKind.CANCELLED, {"reason": reason})
+
+
+def pass_time(draft: Draft, now: Micros) -> OutcomeName:
+    """Let everything due by `now` happen to a waiting flow, earliest first, until it no longer waits for this.
+
+    Returns `applied` when the flow stopped waiting, `progressed` when a composite still waits, `unmatched` when nothing was due.
+    """
+    flow = draft.flow
+    condition = condition_of(flow)
+    done: OutcomeName = "unmatched"
+    for due, node in due_times(condition, flow.progress or {}):
+        if due > now:
+            break
+        _fire(draft, condition, node)
+        done = "progressed"
+        if draft.flow.wait_id != flow.wait_id:
+            return "applied"
+    return done
+
+
+def _fire(draft: Draft, condition: WaitCondition, node: Node) -> None:
+    """Bring about what is due at one node: a timer satisfies its leaf, a deadline does what `on_timeout` says."""
+    part, root = node.condition, node.number == 0
+    if isinstance(part, Timer):
+        payload = msgspec.UNSET if root else {"at": to_value(part)["at"]}
+        satisfy(draft, node.leaf or 0, payload, Source(cause="timer"))
+        return
+    pair = (part.topic, part.correlation_id or "") if isinstance(part, ExternalEvent) else None
+    source = Source(cause="timeout", pair=pair)
+    if part.on_timeout == "fail":
+        fail(draft, TIMED_OUT)
+    elif part.on_timeout == "cancel":
+        cancel(draft, TIMED_OUT)
+    elif root:
+        resume(draft, {"timed_out": True}, source)
+    elif node.leaf is not None:
+        satisfy(draft, node.leaf, {"timed_out": True}, source)
+    else:
+        flow = draft.add(EventKind.WAIT_PROGRESSED, {"leaf": f"node:{node.number}", "payload": {"timed_out": True}})
+        _resume_if_held(draft, condition, flow.progress or {}, source)

@@ -1,0 +1,173 @@
+"""Describe what a flow can wait for: the wait conditions of SEMANTICS 3, their validation, and when they hold.
+
+A condition is a tree. Its *leaves* (timer, external_event, manual) are numbered depth-first from 0; its *nodes* (every part,
+composites included) are numbered in the same walk, parents first. What has satisfied a wait so far is a mapping: leaf index as
+text → payload, and `node:<n>` for a composite that timed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from worker.times import Micros, to_micros
+
+OnTimeout = Literal["resume", "fail", "cancel"]
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+
+MAX_DEPTH = 4
+MAX_LEAVES = 64
+MAX_ID_LENGTH = 256
+
+
+class Timer(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="timer", forbid_unknown_fields=True):
+    """Resumes when now ≥ `at`."""
+
+    at: Instant
+
+
+class Bounded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What every wait but a timer may carry: an end (`deadline`, or `timeout` from the parking), and what happens then."""
+
+    deadline: Instant | None = None
+    timeout: str | None = None
+    on_timeout: OnTimeout = "resume"
+
+
+class ExternalEvent(
+    Bounded, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="external_event", forbid_unknown_fields=True
+):
+    """Resumes when a reply for exactly (topic, correlation_id) arrives. Without a correlation id the worker mints one (R3)."""
+
+    topic: str
+    correlation_id: str | None = None
+    mode: Literal["one", "all"] = "one"
+
+
+class Manual(Bounded, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="manual", forbid_unknown_fields=True):
+    """Resumes on an explicit resume only; `prompt` says what is asked of whom."""
+
+    prompt: str | None = None
+
+
+class AnyOf(Bounded, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="any_of", forbid_unknown_fields=True):
+    """Holds when one of its conditions holds."""
+
+    conditions: tuple[WaitCondition, ...]
+
+
+class AllOf(Bounded, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="all_of", forbid_unknown_fields=True):
+    """Holds when all of its conditions hold."""
+
+    conditions: tuple[WaitCondition, ...]
+
+
+class AtLeast(Bounded, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="at_least", forbid_unknown_fields=True):
+    """Holds when `count` of its conditions hold."""
+
+    count: int
+    conditions: tuple[WaitCondition, ...]
+
+
+WaitCondition = Timer | ExternalEvent | Manual | AnyOf | AllOf | AtLeast
+Composite = AnyOf | AllOf | AtLeast
+
+
+class Node(msgspec.Struct, frozen=True):
+    """One part of a condition with its numbers: `leaf` is None for a composite; `end` is one past the last leaf below it."""
+
+    number: int
+    leaf: int | None
+    condition: WaitCondition
+    depth: int
+
+
+def from_value(value: object) -> WaitCondition | None:
+    """Return the condition that `value` (a JSON object) spells, or None when it spells none."""
+    try:
+        return parse(value)
+    except msgspec.ValidationError:
+        return None
+
+
+def parse(value: object) -> WaitCondition:
+    """Return the condition that `value` spells. Raises `msgspec.ValidationError` naming the part that is wrong."""
+    condition: WaitCondition = msgspec.convert(value, WaitCondition)
+    return condition
+
+
+def to_value(condition: WaitCondition) -> dict[str, Any]:
+    """Return the condition as the JSON object that `parse` reads."""
+    value: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(condition))
+    return value
+
+
+def nodes(condition: WaitCondition) -> Iterator[Node]:
+    """Walk the condition depth-first, parents before their parts, numbering nodes and leaves."""
+    pending = [(condition, 1)]
+    number = leaf = 0
+    while pending:
+        part, depth = pending.pop()
+        if isinstance(part, Composite):
+            yield Node(number, None, part, depth)
+            pending.extend((below, depth + 1) for below in reversed(part.conditions))
+        else:
+            yield Node(number, leaf, part, depth)
+            leaf += 1
+        number += 1
+
+
+def holds(condition: WaitCondition, progress: Mapping[str, Any]) -> bool:
+    """Tell whether the condition is satisfied by what `progress` records."""
+    return _holds(condition, progress, iter(range(1 << 30)), iter(range(1 << 30)))
+
+
+def _holds(part: WaitCondition, progress: Mapping[str, Any], numbers: Iterator[int], leaves: Iterator[int]) -> bool:
+    """Evaluate one part, drawing the same numbers as `nodes` does."""
+    number = next(numbers)
+    if not isinstance(part, Composite):
+        return str(next(leaves)) in progress
+    held = sum([_holds(below, progress, numbers, leaves) for below in part.conditions])
+    return f"node:{number}" in progress or held >= _needed(part)
+
+
+def _needed(part: Composite) -> int:
+    """Say how many of a composite's conditions have to hold."""
+    match part:
+        case AnyOf():
+            return 1
+        case AllOf():
+            return len(part.conditions)
+        case AtLeast():
+            return part.count
+
+
+def due_times(condition: WaitCondition, progress: Mapping[str, Any]) -> list[tuple[Micros, Node]]:
+    """List what time alone will bring about, earliest first: timers to fire and deadlines to pass, of unsatisfied parts."""
+    due = []
+    for node in nodes(condition):
+        key = str(node.leaf) if node.leaf is not None else f"node:{node.number}"
+        at = node.condition.at if isinstance(node.condition, Timer) else node.condition.deadline
+        if at is not None and key not in progress:
+            due.append((to_micros(at), node))
+    return sorted(due, key=lambda item: (item[0], item[1].number))
+
+
+def deadline_of(condition: WaitCondition, leaf: int) -> Micros | None:
+    """Return the earliest deadline that bounds this leaf: its own or that of a composite above it, or None."""
+    earliest: Micros | None = None
+    chain: list[Node] = []
+    for node in nodes(condition):
+        while chain and chain[-1].depth >= node.depth:
+            chain.pop()
+        chain.append(node)
+        if node.leaf == leaf:
+            break
+    for node in chain:
+        deadline = None if isinstance(node.condition, Timer) else node.condition.deadline
+        if deadline is not None and (earliest is None or to_micros(deadline) < earliest):
+            earliest = to_micros(deadline)
+    return earliest

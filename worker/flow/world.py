@@ -1,0 +1,93 @@
+"""Hold flows, waits and held replies in memory: what decisions look at and are applied to.
+
+The engine fills a `World` with what a batch names and saves what changed; tests use one as the whole database.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from worker.errors import Internal
+from worker.flow.decision import Change, Decision
+from worker.flow.model import Flow, FlowStep, HeldReply, Pair, Waiter
+
+
+class World:
+    """An in-memory `View` that decisions can be applied to."""
+
+    def __init__(self) -> None:
+        self.flows: dict[str, Flow] = {}
+        self.keys: dict[tuple[str, str], str] = {}
+        self.steps: dict[tuple[str, str], FlowStep] = {}
+        self.waiting: dict[Pair, list[Waiter]] = defaultdict(list)
+        self.replies: dict[Pair, list[HeldReply]] = defaultdict(list)
+        self.last: dict[Pair, str] = {}
+        self.pairs: dict[str, set[Pair]] = defaultdict(set)
+        self.unreadable: dict[str, str] = {}
+
+    def flow(self, flow_id: str) -> Flow | None:
+        """Return the flow, or None. Raises `Internal` for a row that cannot be read (SEMANTICS R13)."""
+        if flow_id in self.unreadable:
+            message = f"the stored row of flow {flow_id} cannot be read; it is set aside: {self.unreadable[flow_id]}"
+            raise Internal(message, flow_id=flow_id)
+        return self.flows.get(flow_id)
+
+    def add_waiter(self, waiter: Waiter) -> None:
+        """Note an open wait; its flow is the last one that waited for the pair."""
+        self.last[waiter.pair] = waiter.flow_id
+        self.waiting[waiter.pair].append(waiter)
+        self.pairs[waiter.flow_id].add(waiter.pair)
+
+    def by_key(self, owner: str, key: str) -> Flow | None:
+        """Return the flow that this owner started under this idempotency key, or None."""
+        flow_id = self.keys.get((owner, key))
+        return self.flow(flow_id) if flow_id is not None else None
+
+    def step(self, flow_id: str, run_id: str) -> FlowStep | None:
+        """Return the observed run, or None."""
+        return self.steps.get((flow_id, run_id))
+
+    def waiters(self, pair: Pair) -> Iterable[Waiter]:
+        """List the open waits for the pair."""
+        return tuple(self.waiting.get(pair, ()))
+
+    def held(self, pair: Pair) -> Iterable[HeldReply]:
+        """List the held replies for the pair, oldest arrival first, expired ones included."""
+        return sorted(self.replies.get(pair, ()), key=lambda reply: reply.arrived_us)
+
+    def last_flow(self, pair: Pair) -> str | None:
+        """Return the id of the flow that last waited for the pair, or None."""
+        return self.last.get(pair)
+
+    def apply(self, decision: Decision) -> None:
+        """Carry the decision out."""
+        for change in decision.changes:
+            self._apply(change)
+        for taken in decision.taken:
+            self.replies[taken.held.pair].remove(taken.held)
+        if decision.hold is not None:
+            self.replies[decision.hold.pair].append(decision.hold)
+
+    def _apply(self, change: Change) -> None:
+        """Carry out what happened to one flow."""
+        flow = change.flow
+        self.flows[flow.id] = flow
+        if change.idempotency_key is not None:
+            self.keys[flow.owner_session_key, change.idempotency_key] = flow.id
+        if change.step is not None:
+            self.steps[flow.id, change.step.run_id] = change.step
+        if change.closed is not None or change.satisfied:
+            self._close(flow.id, change.satisfied)
+        for waiter in change.opened:
+            self.last[waiter.pair] = flow.id
+            if change.still_open(waiter):
+                self.add_waiter(waiter)
+
+    def _close(self, flow_id: str, leaves: tuple[int, ...]) -> None:
+        """Close all of a flow's waits, or only the leaves that were satisfied."""
+        for pair in tuple(self.pairs[flow_id]):
+            kept = [w for w in self.waiting[pair] if w.flow_id != flow_id or (leaves and w.leaf not in leaves)]
+            if len(kept) < len(self.waiting[pair]):
+                self.waiting[pair] = kept
+                self.pairs[flow_id].discard(pair)
