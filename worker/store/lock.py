@@ -1,0 +1,45 @@
+"""Hold the single-writer lock: `flock` on `<db>.lock`, for the life of the worker.
+
+Not on the database itself: closing any descriptor of it in this process would drop SQLite's own locks (ARCHITECTURE 3). Not `lockf`:
+POSIX locks belong to the process and are dropped by any close.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from worker.errors import StoreLocked, StoreRefused
+
+
+class WriterLock:
+    """The lock file of one database, held from `acquire` to `release`; a killed process releases it by dying."""
+
+    def __init__(self, database: Path) -> None:
+        self._path = database.with_name(database.name + ".lock")
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock at once or raise `StoreLocked`, naming who holds it."""
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as bad:
+            message = f"store.path: cannot create the lock file {self._path}: {bad.strerror}"
+            raise StoreRefused(message) from bad
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as bad:
+            holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            message = f"another worker (pid {holder}) holds the database {self._path.with_suffix('')}: stop it first, or set store.path"
+            raise StoreLocked(message) from bad
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._fd = fd
+
+    def release(self) -> None:
+        """Let go. Idempotent. The file stays: removing it would let two workers lock two different files."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

@@ -1,0 +1,64 @@
+"""Check where a database file lies before anything opens it (RELIABILITY 6): local file system, one name, a folder that exists."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from worker.errors import StoreRefused
+
+REMOTE = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "afs", "lustre"}
+)
+"""File systems on which SQLite's write-ahead log cannot work: its shared memory needs one host."""
+
+_MOUNT_POINT = 4
+"""Which field of a mountinfo line names the mount point, counted from 0."""
+
+
+def checked(path: str) -> Path:
+    """Return the real path of the database, or raise `StoreRefused` with what to change. Touches nothing."""
+    real = Path(path).expanduser().resolve()
+    if not real.parent.is_dir():
+        message = f"store.path: the folder {real.parent} does not exist: create it, or set another path"
+        raise StoreRefused(message)
+    if real.is_dir():
+        message = f"store.path: {real} is a folder: name a file in it"
+        raise StoreRefused(message)
+    if real.exists() and real.stat().st_nlink != 1:
+        message = (
+            f"store.path: {real} has {real.stat().st_nlink} hard links: SQLite's log belongs to one name only; copy it to a name of its own"
+        )
+        raise StoreRefused(message)
+    if not os.access(real if real.exists() else real.parent, os.R_OK | os.W_OK):
+        message = f"store.path: {real} is not readable and writable for this user"
+        raise StoreRefused(message)
+    kind = file_system(real.parent)
+    if kind in REMOTE:
+        message = f"store.path: {real} lies on {kind}: SQLite's write-ahead log needs a local file system"
+        raise StoreRefused(message)
+    return real
+
+
+def file_system(folder: Path) -> str:
+    """Return the file-system type that `folder` lies on, from the kernel's mount table; empty where it cannot be known."""
+    try:
+        table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return kind_in(table, str(folder))
+
+
+def kind_in(table: str, folder: str) -> str:
+    """Find the type of the longest mount point that holds `folder` (proc(5), mountinfo: `… mount-point … - type source …`)."""
+    best, kind = -1, ""
+    for line in table.splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split()
+        if not after or len(fields) <= _MOUNT_POINT:
+            continue
+        point = fields[_MOUNT_POINT].replace("\\040", " ")
+        inside = point in {"/", folder} or folder.startswith(point + "/")
+        if inside and len(point) >= best:
+            best, kind = len(point), after.split()[0]
+    return kind

@@ -1,0 +1,27 @@
+"""Read the named SQL statements that lie beside the code: `-- name: x` starts one, a semicolon ends it."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+_NAMED = re.compile(r"^-- name: (\w+)\n(.*?);\s*$", re.DOTALL | re.MULTILINE)
+
+
+def statements(file: str) -> dict[str, str]:
+    """Return the statements of `sql/<file>.sql` by name."""
+    text = resources.files("worker.store").joinpath("sql", f"{file}.sql").read_text(encoding="utf-8")
+    return {name: body.strip() for name, body in _NAMED.findall(text)}
+
+
+def migrations() -> list[list[str]]:
+    """Return the migrations in order, each as its statements: number k leads from schema k to schema k + 1."""
+    folder = resources.files("worker.store").joinpath("migrations")
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    return [_split(file.read_text(encoding="utf-8")) for file in files]
+
+
+def _split(script: str) -> list[str]:
+    """Split a script into statements: comment lines fall away, a semicolon at a line's end ends a statement."""
+    lines = [line for line in script.splitlines() if line.strip() and not line.lstrip().startswith("--")]
+    return [part.strip() for part in re.split(r";\s*$", "\n".join(lines), flags=re.MULTILINE) if part.strip()]

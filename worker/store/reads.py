@@ -1,0 +1,116 @@
+"""Answer questions on a connection that cannot write: each with one statement, so that no read holds a snapshot for long."""
+
+from __future__ import annotations
+
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from worker.errors import Internal
+from worker.flow.lifecycle import FlowStatus
+from worker.flow.model import Flow, FlowEvent, FlowStep
+from worker.store import rows
+from worker.store.base import ALL, DeadLetter, Due, InboxRow, Numbered, Page
+from worker.store.failures import translated
+from worker.store.queries import statements
+from worker.times import Micros
+
+
+class SqliteReads(ABC):
+    """The reading half of the store; a subclass says on which connection (`_read`)."""
+
+    def __init__(self) -> None:
+        self._ask = statements("reads")
+
+    @abstractmethod
+    async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
+        """Run a statement on the reading connection and return its rows."""
+
+    async def _rows(self, name: str, *parameters: Any) -> Sequence[Any]:
+        """Run a named statement, with SQLite's errors translated."""
+        try:
+            return await self._read(self._ask[name], parameters)
+        except sqlite3.Error as bad:
+            raise translated(bad) from bad
+
+    async def get(self, flow_id: str) -> Flow | None:
+        """Return the flow, or None."""
+        found = await self._rows("get_flow", flow_id)
+        try:
+            return rows.flow(found[0][1:]) if found else None
+        except rows.Unreadable as bad:
+            message = f"the stored row of flow {flow_id} cannot be read: {bad}"
+            raise Internal(message, flow_id=flow_id) from bad
+
+    async def list_flows(
+        self, *, owner: str | None = None, status: FlowStatus | None = None, limit: int, after: int | None = None
+    ) -> Page[Flow]:
+        """List flows, newest first; rows that cannot be read are left out (they are reported where they are set aside)."""
+        filters = [("owner", owner), ("status", status.value if status else None)]
+        given = [(name, value) for name, value in filters if value is not None]
+        name = "list_flows" + ("_by_" + "_and_".join(name for name, _ in given) if given else "")
+        found = await self._rows(name, ALL if after is None else after, limit, *(value for _, value in given))
+        readable = []
+        for row in found:
+            try:
+                readable.append((row[0], rows.flow(row[1:])))
+            except rows.Unreadable:
+                continue
+        return Page(rows=readable, next=_cursor(found, limit))
+
+    async def list_steps(self, flow_id: str, *, limit: int = ALL, after: int | None = None) -> Page[FlowStep]:
+        """List the observed runs of a flow."""
+        found = await self._rows("list_steps", flow_id, after or 0, limit)
+        return Page(rows=[(row[0], rows.step(row[1:])) for row in found], next=_cursor(found, limit))
+
+    async def list_events(self, flow_id: str, *, limit: int, after: int | None = None) -> Page[FlowEvent]:
+        """List journal entries, oldest first."""
+        found = await self._rows("list_events", flow_id, after or 0, limit)
+        return Page(rows=[(row[1], rows.event(row)) for row in found], next=found[-1][1] if 0 < limit == len(found) else None)
+
+    async def outcome(self, scope: str, key: str) -> InboxRow | None:
+        """Return what became of a message, or None."""
+        found = await self._rows("outcome", scope, key)
+        return rows.inbox(found[0]) if found else None
+
+    async def due(self, now: Micros, limit: int) -> list[Due]:
+        """List the flows due by `now`: an index look-up, whatever the number of waiting flows."""
+        return [Due(flow_id=row[0], wait_id=row[1], due_us=row[2]) for row in await self._rows("due", now, limit)]
+
+    async def next_due(self) -> Micros | None:
+        """Return when the next flow is due, or None."""
+        found = await self._rows("next_due")
+        return found[0][0] if found else None
+
+    async def counts(self) -> dict[str, int]:
+        """Return the maintained counters."""
+        return dict(await self._rows("counts"))
+
+    async def unpublished_events(self, after: int, limit: int) -> list[Numbered]:
+        """List journal entries above `after`, in the order they were committed."""
+        found = await self._rows("unpublished_events", after, limit)
+        return [Numbered(n=row[0], controller_id=row[1], owner_session_key=row[2], event=rows.event(row[3:])) for row in found]
+
+    async def unpublished_dead_letters(self, after: int, limit: int) -> list[DeadLetter]:
+        """List dead letters above `after`, in order."""
+        return [rows.dead_letter(row) for row in await self._rows("unpublished_dead_letters", after, limit)]
+
+    async def published(self, outlet: str) -> int:
+        """Return up to which row the outlet is published."""
+        found = await self._rows("published", outlet)
+        return int(found[0][0])
+
+    async def highest_place(self, source: str) -> int:
+        """Return the highest stream sequence taken in from `source`, 0 for none."""
+        found = await self._rows("highest_place", source)
+        return found[0][0] or 0
+
+    async def ping(self) -> None:
+        """Answer, or raise."""
+        await self._rows("ping")
+
+
+def _cursor(found: Sequence[Any], limit: int) -> int | None:
+    """Return the position of the last row where more may follow."""
+    return found[-1][0] if 0 < limit == len(found) else None

@@ -1,0 +1,52 @@
+-- What a batch looks at. Wanted ids come as one JSON array; CROSS JOIN keeps it the outer loop, so every row is an index look-up.
+
+-- name: inbox_by_key
+SELECT i.scope, i.key, i.digest, i.outcome, i.result, i.source, i.source_seq, i.at_us
+FROM json_each(?1) AS want CROSS JOIN inbox AS i
+WHERE i.scope = want.value ->> 0 AND i.key = want.value ->> 1 AND i.key IS NOT NULL;
+
+-- name: inbox_by_place
+SELECT i.scope, i.key, i.digest, i.outcome, i.result, i.source, i.source_seq, i.at_us
+FROM json_each(?1) AS want CROSS JOIN inbox AS i
+WHERE i.source = want.value ->> 0 AND i.source_seq = want.value ->> 1 AND i.source_seq IS NOT NULL;
+
+-- name: waiters_by_pair
+SELECT f.id, w.wait_id, w.leaf, w.topic, w.correlation_id, w.mode
+FROM json_each(?1) AS want CROSS JOIN waiters AS w CROSS JOIN flows AS f
+WHERE w.topic = want.value ->> 0 AND w.correlation_id = want.value ->> 1 AND w.open = 1 AND f.n = w.flow
+ORDER BY w.n;
+
+-- name: last_by_pair
+SELECT want.value ->> 0, want.value ->> 1, f.id
+FROM json_each(?1) AS want CROSS JOIN flows AS f
+WHERE f.n = (
+  SELECT w.flow FROM waiters AS w
+  WHERE w.topic = want.value ->> 0 AND w.correlation_id = want.value ->> 1
+  ORDER BY w.n DESC LIMIT 1
+);
+
+-- name: held_by_pair
+SELECT h.topic, h.correlation_id, h.event_id, h.payload_json, h.arrived_us, h.expires_us, h.key, h.flow_id, h.trace
+FROM json_each(?1) AS want CROSS JOIN held AS h
+WHERE h.n IN (
+  SELECT n FROM held
+  WHERE topic = want.value ->> 0 AND correlation_id = want.value ->> 1 AND expires_us > ?2
+  ORDER BY arrived_us, n LIMIT 100
+)
+ORDER BY h.arrived_us, h.n;
+
+-- name: flows_by_id
+SELECT f.n, f.id, f.controller_id, f.goal, f.owner_session_key, f.requester_origin, f.current_step, f.status, f.cancel_requested,
+  f.state_json, f.wait_json, f.wait_id, f.parked_us, f.progress_json, f.revision, f.seq, f.created_us, f.updated_us, f.set_aside
+FROM json_each(?1) AS want CROSS JOIN flows AS f
+WHERE f.id = want.value;
+
+-- name: flows_by_key
+SELECT want.value ->> 0, want.value ->> 1, f.id
+FROM json_each(?1) AS want CROSS JOIN flows AS f
+WHERE f.owner_session_key = want.value ->> 0 AND f.idempotency_key = want.value ->> 1;
+
+-- name: steps_by_run
+SELECT s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.status, s.result_json, s.created_us, s.updated_us
+FROM json_each(?1) AS want CROSS JOIN flows AS f CROSS JOIN flow_steps AS s
+WHERE f.id = want.value ->> 0 AND s.flow = f.n AND s.run_id = want.value ->> 1;

@@ -1,0 +1,64 @@
+-- What can be asked, each answered by one statement.
+
+-- name: get_flow
+SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
+  wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside
+FROM flows WHERE id = ?1;
+
+-- name: list_flows
+SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
+  wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside
+FROM flows WHERE n < ?1 ORDER BY n DESC LIMIT ?2;
+
+-- name: list_flows_by_owner
+SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
+  wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside
+FROM flows WHERE owner_session_key = ?3 AND n < ?1 ORDER BY n DESC LIMIT ?2;
+
+-- name: list_flows_by_status
+SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
+  wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside
+FROM flows WHERE status = ?3 AND n < ?1 ORDER BY n DESC LIMIT ?2;
+
+-- name: list_flows_by_owner_and_status
+SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
+  wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside
+FROM flows WHERE owner_session_key = ?3 AND status = ?4 AND n < ?1 ORDER BY n DESC LIMIT ?2;
+
+-- name: list_steps
+SELECT s.n, s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.status, s.result_json, s.created_us, s.updated_us
+FROM flows AS f JOIN flow_steps AS s ON s.flow = f.n WHERE f.id = ?1 AND s.n > ?2 ORDER BY s.n LIMIT ?3;
+
+-- name: list_events
+SELECT f.id, e.seq, e.revision, e.kind, e.payload_json, e.at_us, e.actor, e.status, e.previous_status, e.current_step, e.cause,
+  e.correlation_id, e.trace
+FROM flows AS f JOIN flow_events AS e ON e.flow = f.n WHERE f.id = ?1 AND e.seq > ?2 ORDER BY e.seq LIMIT ?3;
+
+-- name: outcome
+SELECT scope, key, digest, outcome, result, source, source_seq, at_us FROM inbox WHERE scope = ?1 AND key = ?2 AND key IS NOT NULL;
+
+-- name: due
+SELECT id, wait_id, due_us FROM flows WHERE due_us IS NOT NULL AND due_us <= ?1 ORDER BY due_us LIMIT ?2;
+
+-- name: next_due
+SELECT due_us FROM flows WHERE due_us IS NOT NULL ORDER BY due_us LIMIT 1;
+
+-- name: counts
+SELECT name, value FROM counters;
+
+-- name: unpublished_events
+SELECT e.n, f.controller_id, f.owner_session_key, f.id, e.seq, e.revision, e.kind, e.payload_json, e.at_us, e.actor, e.status,
+  e.previous_status, e.current_step, e.cause, e.correlation_id, e.trace
+FROM flow_events AS e CROSS JOIN flows AS f WHERE e.n > ?1 AND f.n = e.flow ORDER BY e.n LIMIT ?2;
+
+-- name: unpublished_dead_letters
+SELECT n, reason, message, subject, stream, seq, headers_json, body, at_us FROM dead_letters WHERE n > ?1 ORDER BY n LIMIT ?2;
+
+-- name: published
+SELECT n FROM published WHERE outlet = ?1;
+
+-- name: highest_place
+SELECT max(source_seq) FROM inbox WHERE source = ?1 AND source_seq IS NOT NULL;
+
+-- name: ping
+SELECT 1;

@@ -1,0 +1,53 @@
+-- What a batch writes. Every statement runs with executemany.
+
+-- name: insert_flow
+INSERT INTO flows (n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json,
+  wait_json, wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, due_us, idempotency_key)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: update_flow
+UPDATE flows SET current_step = ?, status = ?, cancel_requested = ?, state_json = ?, wait_json = ?, wait_id = ?, parked_us = ?,
+  progress_json = ?, revision = ?, seq = ?, updated_us = ?, due_us = ?, set_aside = NULL
+WHERE n = ? AND revision = ? AND seq = ?;
+
+-- name: insert_event
+INSERT INTO flow_events (flow, seq, revision, kind, payload_json, at_us, actor, cause, status, previous_status, current_step,
+  correlation_id, trace, epoch)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: upsert_step
+INSERT INTO flow_steps (id, flow, runtime, child_session_key, run_id, task, status, result_json, created_us, updated_us)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (flow, run_id) DO UPDATE SET task = excluded.task, status = excluded.status, result_json = excluded.result_json,
+  child_session_key = excluded.child_session_key, updated_us = excluded.updated_us;
+
+-- name: close_waits
+UPDATE waiters SET open = 0 WHERE flow = ? AND wait_id = ? AND open = 1;
+
+-- name: close_leaf
+UPDATE waiters SET open = 0 WHERE flow = ? AND wait_id = ? AND leaf = ?;
+
+-- name: insert_waiter
+INSERT INTO waiters (flow, wait_id, leaf, topic, correlation_id, mode, open) VALUES (?, ?, ?, ?, ?, ?, ?);
+
+-- name: insert_held
+INSERT INTO held (topic, correlation_id, event_id, payload_json, arrived_us, expires_us, key, flow_id, trace)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: delete_held
+DELETE FROM held WHERE key = ?;
+
+-- name: change_outcome
+UPDATE inbox SET outcome = ?, result = ? WHERE scope = 'reply' AND key = ? AND key IS NOT NULL;
+
+-- name: insert_inbox
+INSERT INTO inbox (scope, key, digest, outcome, result, source, source_seq, at_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: forget_attempt
+DELETE FROM attempts WHERE source = ? AND seq = ?;
+
+-- name: insert_dead_letter
+INSERT INTO dead_letters (reason, message, subject, stream, seq, headers_json, body, at_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: count
+INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;

@@ -1,0 +1,66 @@
+-- Housekeeping, each in a transaction of its own.
+
+-- name: epoch
+SELECT value FROM meta WHERE name = 'epoch';
+
+-- name: set_meta
+UPDATE meta SET value = ?2 WHERE name = ?1;
+
+-- name: get_meta
+SELECT value FROM meta WHERE name = ?1;
+
+-- name: last_flow
+SELECT seq FROM sqlite_sequence WHERE name = 'flows';
+
+-- name: expired_held
+SELECT topic, correlation_id, event_id, payload_json, arrived_us, expires_us, key, flow_id, trace
+FROM held WHERE expires_us <= ?1 ORDER BY expires_us LIMIT ?2;
+
+-- name: place_of_reply
+SELECT source, source_seq FROM inbox WHERE scope = 'reply' AND key = ?1 AND key IS NOT NULL;
+
+-- name: prunable_flows
+SELECT f.n, f.status FROM flows AS f
+WHERE f.status IN ('cancelled', 'finished', 'failed') AND f.updated_us < ?1
+  AND (SELECT max(e.n) FROM flow_events AS e WHERE e.flow = f.n) <= (SELECT p.n FROM published AS p WHERE p.outlet = 'events')
+ORDER BY f.updated_us LIMIT ?2;
+
+-- name: prune_events
+DELETE FROM flow_events WHERE flow = ?;
+
+-- name: prune_steps
+DELETE FROM flow_steps WHERE flow = ?;
+
+-- name: prune_waiters
+DELETE FROM waiters WHERE flow = ?;
+
+-- name: prune_flow
+DELETE FROM flows WHERE n = ?;
+
+-- name: prunable_inbox
+SELECT n, outcome FROM (
+  SELECT n, outcome FROM inbox WHERE source = ?1 AND source_seq IS NOT NULL AND source_seq < ?2 AND at_us < ?3 AND outcome <> 'held'
+  UNION ALL
+  SELECT n, outcome FROM inbox WHERE source_seq IS NULL AND at_us < ?3 AND outcome <> 'held'
+) LIMIT ?4;
+
+-- name: prune_inbox
+DELETE FROM inbox WHERE n = ?;
+
+-- name: set_aside
+UPDATE flows SET set_aside = ?2, due_us = NULL WHERE id = ?1 AND set_aside IS NULL;
+
+-- name: mark_published
+UPDATE published SET n = ?2 WHERE outlet = ?1 AND n < ?2;
+
+-- name: known_places
+SELECT source_seq FROM inbox WHERE source = ?1 AND source_seq > ?2 AND source_seq <= ?3;
+
+-- name: note_attempt
+INSERT INTO attempts (source, seq, attempts) VALUES (?, ?, 1) ON CONFLICT (source, seq) DO UPDATE SET attempts = attempts + 1;
+
+-- name: attempts
+SELECT seq, attempts FROM attempts WHERE source = ?1 AND seq > ?2 AND seq <= ?3;
+
+-- name: forget_attempts
+DELETE FROM attempts WHERE source = ?1 AND seq <= ?2;

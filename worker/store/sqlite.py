@@ -1,0 +1,171 @@
+"""Open and close the SQLite database: placement, lock, checks, settings, migrations; then one writer and one reader.
+
+The order is the promise: nothing is written before the file is known to be ours, whole and not newer (RELIABILITY 6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+
+from worker.errors import StoreBroken, StoreLocked, Unavailable
+from worker.store.failures import translated
+from worker.store.lock import WriterLock
+from worker.store.opening import MEMORY, configured, identified, migrated, verified
+from worker.store.placement import checked
+from worker.store.queries import statements
+from worker.store.reads import SqliteReads
+from worker.store.transaction import SqliteTransaction
+
+
+class SqliteFlowStore(SqliteReads):
+    """A flow database in one SQLite file (or `:memory:`). Open it with `open`; one worker at a time."""
+
+    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection | None, lock: WriterLock | None, place: str) -> None:
+        super().__init__()
+        self._writer = writer
+        self._reader = reader
+        self._lock = lock
+        self._place = place
+        self._upkeep = statements("upkeep")
+        self._epoch = 0
+        self._last_flow = 0
+        self._closed = False
+        self._recovered = False
+        # A database in memory has one connection: reads wait for the transaction, so they never see uncommitted rows.
+        self._gate = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, path: str) -> SqliteFlowStore:
+        """Open (and create or migrate) the database at `path`, or a fresh one at `:memory:`.
+
+        Raises `StoreRefused` for a file that is foreign, newer, damaged or badly placed, which is left untouched;
+        `StoreLocked` when another worker holds it.
+        """
+        if path == MEMORY:
+            writer = await configured(await aiosqlite.connect(MEMORY, isolation_level=None), file=False)
+            store = cls(writer, None, None, MEMORY)
+            await store._take_over()
+            return store
+        file = checked(path)
+        lock = WriterLock(file)
+        lock.acquire()
+        try:
+            return await cls._open_file(file, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    async def _open_file(cls, file: Path, lock: WriterLock) -> SqliteFlowStore:
+        """Open the locked file: identify, verify, configure, migrate, take over."""
+        await identified(file)
+        writer = await aiosqlite.connect(file, isolation_level=None)
+        try:
+            await verified(writer, file)
+            await configured(writer, file=True)
+            store = cls(writer, None, lock, str(file))
+            await store._take_over()
+            store._reader = await aiosqlite.connect(f"{file.as_uri()}?mode=ro", uri=True, isolation_level=None)
+            for pragma in ("query_only = ON", "busy_timeout = 2000", "trusted_schema = OFF", "mmap_size = 0"):
+                await store._reader.execute_fetchall(f"PRAGMA {pragma}")
+        except sqlite3.Error as bad:
+            await writer.close()
+            raise translated(bad) from bad
+        except BaseException:
+            await writer.close()
+            raise
+        return store
+
+    async def _take_over(self) -> None:
+        """Migrate, count this worker's epoch, and note that the database is in use until `close`."""
+        await migrated(self._writer, self._place)
+        await self._writer.execute_fetchall("BEGIN IMMEDIATE")
+        self._recovered = await self._meta("clean") == 0
+        self._epoch = await self._meta("epoch") + 1
+        await self._set_meta("epoch", self._epoch)
+        await self._set_meta("clean", 0)
+        await self._writer.execute_fetchall("COMMIT")
+        found = list(await self._writer.execute_fetchall(self._upkeep["last_flow"]))
+        self._last_flow = found[0][0] if found else 0
+
+    async def _meta(self, name: str) -> int:
+        """Read a number of the `meta` table on the writing connection."""
+        rows = list(await self._writer.execute_fetchall(self._upkeep["get_meta"], (name,)))
+        return int(rows[0][0])
+
+    async def _set_meta(self, name: str, value: int) -> None:
+        """Write a number of the `meta` table."""
+        await self._writer.execute_fetchall(self._upkeep["set_meta"], (name, value))
+
+    @property
+    def epoch(self) -> int:
+        """How many workers have opened the database so far."""
+        return self._epoch
+
+    @property
+    def recovered(self) -> bool:
+        """Whether the last worker left the database without closing it."""
+        return self._recovered
+
+    @property
+    def place(self) -> str:
+        """The file's real path."""
+        return self._place
+
+    async def begin(self) -> SqliteTransaction:
+        """Start the write transaction, and check that no newer worker has taken over."""
+        await self._gate.acquire()
+        try:
+            await self._writer.execute_fetchall("BEGIN IMMEDIATE")
+            newest = await self._meta("epoch")
+        except BaseException as bad:
+            self._gate.release()
+            if isinstance(bad, sqlite3.Error):
+                raise translated(bad) from bad
+            raise
+        transaction = SqliteTransaction(self._writer, self._epoch, self._last_flow, self._ended)
+        if newest != self._epoch:
+            await transaction.rollback()
+            message = f"a newer worker (epoch {newest}) has taken over the database; this one (epoch {self._epoch}) stops"
+            raise StoreLocked(message)
+        return transaction
+
+    def _ended(self, last_flow: int | None) -> None:
+        """Note that a transaction is over: remember the highest row number it used, and let the next one begin."""
+        if last_flow is not None:
+            self._last_flow = last_flow
+        self._gate.release()
+
+    async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
+        """Read on the reading connection; in memory, on the only one, between transactions."""
+        if self._closed:
+            message = "the database is closed"
+            raise Unavailable(message)
+        if self._reader is not None:
+            return list(await self._reader.execute_fetchall(sql, parameters))
+        async with self._gate:
+            return list(await self._writer.execute_fetchall(sql, parameters))
+
+    async def close(self) -> None:
+        """Close cleanly: the log is folded into the file, and the next start need not check it."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._reader is not None:
+            await self._reader.close()
+        try:
+            async with self._gate:
+                await self._set_meta("clean", 1)
+                await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as bad:
+            raise StoreBroken(f"the database could not be closed cleanly: {bad}") from bad
+        finally:
+            await self._writer.close()
+            if self._lock is not None:
+                self._lock.release()

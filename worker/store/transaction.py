@@ -1,0 +1,165 @@
+"""Load and save a batch in one SQLite transaction. Every statement is set-based or `executemany`: a batch costs a fixed number of them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from worker.flow.model import Waiter
+from worker.flow.world import World
+from worker.store import rows
+from worker.store.base import Batch, FlowWrite, InboxKey, InboxRow, Loaded, LostRace, Needs, Place
+from worker.store.failures import translated
+from worker.store.queries import statements
+from worker.store.upkeep import Upkeep
+from worker.times import Micros
+
+
+class SqliteTransaction(Upkeep):
+    """One `BEGIN IMMEDIATE` … `COMMIT` on the writing connection. `ended` is called when it is over, however it ends."""
+
+    def __init__(self, writer: Any, epoch: int, last_flow: int, ended: Callable[[int | None], None]) -> None:
+        super().__init__(writer)
+        self._epoch = epoch
+        self._last_flow = last_flow
+        self._ended = ended
+        self._load = statements("load")
+        self._save = statements("save")
+        self._numbers: dict[str, int] = {}
+
+    async def load(self, needs: Needs, now: Micros) -> Loaded:
+        """Load what the batch looks at into a fresh world."""
+        loaded = Loaded(world=World())
+        await self._load_inbox(needs, loaded)
+        await self._load_pairs(needs, loaded.world, now)
+        if needs.keys:
+            for owner, key, flow_id in await self._rows("flows_by_key", needs.keys):
+                loaded.world.keys[owner, key] = flow_id
+                needs.flows.add(flow_id)
+        await self._load_flows(needs.flows, loaded.world)
+        if needs.steps:
+            for row in await self._rows("steps_by_run", needs.steps):
+                step = rows.step(row)
+                loaded.world.steps[step.flow_id, step.run_id] = step
+        return loaded
+
+    async def _load_inbox(self, needs: Needs, loaded: Loaded) -> None:
+        """Load the messages known by identity or place."""
+        if needs.inbox:
+            for row in await self._rows("inbox_by_key", needs.inbox):
+                known = rows.inbox(row)
+                loaded.inbox[_identity(known)] = known
+        if needs.places:
+            for row in await self._rows("inbox_by_place", needs.places):
+                known = rows.inbox(row)
+                loaded.places[_place(known)] = known
+
+    async def _load_pairs(self, needs: Needs, world: World, now: Micros) -> None:
+        """Load who waits, who waited last, and what is held for the pairs; their flows are needed too."""
+        pairs = needs.pairs | needs.parking
+        if not pairs:
+            return
+        for flow_id, wait_id, leaf, topic, correlation_id, mode in await self._rows("waiters_by_pair", pairs):
+            world.add_waiter(Waiter(flow_id=flow_id, wait_id=wait_id, leaf=leaf, topic=topic, correlation_id=correlation_id, mode=mode))
+            needs.flows.add(flow_id)
+        unawaited = {pair for pair in needs.pairs if not world.waiting.get(pair)}
+        if unawaited:
+            for topic, correlation_id, flow_id in await self._rows("last_by_pair", unawaited):
+                world.last[topic, correlation_id] = flow_id
+                needs.flows.add(flow_id)
+        if needs.parking:
+            for row in await self._rows("held_by_pair", needs.parking, now):
+                held = rows.held(row)
+                world.replies[held.pair].append(held)
+
+    async def _load_flows(self, flow_ids: set[str], world: World) -> None:
+        """Load flows by id; a row that cannot be read is named in the world and stops nothing else (SEMANTICS R13)."""
+        if not flow_ids:
+            return
+        for row in await self._rows("flows_by_id", flow_ids):
+            self._numbers[row[1]] = row[0]
+            try:
+                world.flows[row[1]] = rows.flow(row[1:])
+            except rows.Unreadable as bad:
+                world.unreadable[row[1]] = str(bad)
+
+    async def _rows(self, name: str, wanted: Iterable[Any], *more: Any) -> Sequence[Any]:
+        """Run a set-based load for the wanted ids."""
+        ids = msgspec.json.encode(list(wanted)).decode()
+        return await self._fetch(self._load[name], (ids, *more))
+
+    async def save(self, batch: Batch) -> None:
+        """Write the batch; see the port."""
+        await self._save_flows(batch.flows)
+        number = self._numbers
+        await self._many("insert_event", [rows.event_insert(number[e.flow_id], e, self._epoch) for e in batch.events])
+        await self._many("upsert_step", [rows.step_upsert(number[s.flow_id], s) for s in batch.steps])
+        # Closing comes before opening: a generation may end and the next open the same pair within one batch.
+        await self._many("close_waits", [(number[flow_id], wait_id) for flow_id, wait_id in batch.closed])
+        await self._many("close_leaf", [(number[flow_id], wait_id, leaf) for flow_id, wait_id, leaf in batch.satisfied])
+        await self._many(
+            "insert_waiter",
+            [(number[w.flow_id], w.wait_id, w.leaf, w.topic, w.correlation_id, w.mode, int(is_open)) for w, is_open in batch.opened],
+        )
+        await self._many("insert_inbox", [rows.inbox_insert(row) for row in batch.inbox])
+        await self._many("insert_held", [rows.held_insert(held) for held in batch.held])
+        await self._many("delete_held", [(held.key,) for held, _, _ in batch.taken])
+        await self._many("change_outcome", [(outcome, result, held.key) for held, outcome, result in batch.taken])
+        await self._many("insert_dead_letter", [rows.dead_letter_insert(letter) for letter in batch.dead])
+        await self._many("count", [(name, by) for name, by in batch.counts.items() if by])
+
+    async def _save_flows(self, writes: list[FlowWrite]) -> None:
+        """Insert new flows, update known ones; a row that is not as the batch saw it refuses the whole."""
+        new = [write for write in writes if write.was is None]
+        for write in new:
+            self._last_flow += 1
+            self._numbers[write.flow.id] = self._last_flow
+        await self._many("insert_flow", [rows.flow_insert(self._numbers[w.flow.id], w.flow, w.due_us, w.idempotency_key) for w in new])
+        changed = [(w.flow, w.was, w.due_us) for w in writes if w.was is not None]
+        updates = [rows.flow_update(self._numbers[flow.id], flow, was, due_us) for flow, was, due_us in changed]
+        if await self._many("update_flow", updates) != len(updates):
+            message = "a flow changed under the batch"
+            raise LostRace(message)
+
+    async def _many(self, name: str, values: list[tuple[Any, ...]]) -> int:
+        """Run a statement for all values; returns how many rows it changed."""
+        if not values:
+            return 0
+        try:
+            cursor = await self._writer.executemany(self._save[name], values)
+            changed: int = cursor.rowcount
+            await cursor.close()
+        except sqlite3.Error as bad:
+            raise translated(bad) from bad
+        return changed
+
+    async def commit(self) -> None:
+        """Make it durable: with `synchronous=FULL` the commit returns after the log is on disk."""
+        try:
+            await self._writer.execute_fetchall("COMMIT")
+        except sqlite3.Error as bad:
+            await self.rollback()
+            raise translated(bad) from bad
+        self._ended(self._last_flow)
+
+    async def rollback(self) -> None:
+        """Undo everything; an error here means that SQLite has rolled back by itself."""
+        try:
+            await self._writer.execute_fetchall("ROLLBACK")
+        except sqlite3.Error:
+            self._log.debug("rollback found no transaction")
+        finally:
+            self._ended(None)
+
+
+def _identity(row: InboxRow) -> InboxKey:
+    """Return what the row is found by."""
+    return (row.scope or "", row.key or "")
+
+
+def _place(row: InboxRow) -> Place:
+    """Return where the row's message lies."""
+    return (row.source, row.source_seq or 0)

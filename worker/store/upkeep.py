@@ -1,0 +1,92 @@
+"""Keep house in a transaction: expire, prune, set aside, and note how far the outlets and the attempts have come."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import structlog
+
+from worker.store import rows
+from worker.store.failures import translated
+from worker.store.queries import statements
+from worker.times import Micros
+
+EXPIRED = b'{"ok":true,"outcome":"expired"}'
+
+
+class Upkeep:
+    """The housekeeping half of a transaction."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self._upkeep = statements("upkeep")
+        self._saves = statements("save")
+        self._log = structlog.get_logger("store")
+
+    async def _fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Any]:
+        """Run a statement and return its rows, with SQLite's errors translated."""
+        try:
+            return list(await self._writer.execute_fetchall(sql, parameters))
+        except sqlite3.Error as bad:
+            raise translated(bad) from bad
+
+    async def _each(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
+        """Run a statement for all values."""
+        try:
+            cursor = await self._writer.executemany(sql, list(values))
+            await cursor.close()
+        except sqlite3.Error as bad:
+            raise translated(bad) from bad
+
+    async def expire_held(self, now: Micros, limit: int) -> int:
+        """Move expired held replies to the dead letters."""
+        expired = [rows.held(row) for row in await self._fetch(self._upkeep["expired_held"], (now, limit))]
+        letters = []
+        for held in expired:
+            found = await self._fetch(self._upkeep["place_of_reply"], (held.key,))
+            stream, seq = found[0] if found else ("", None)
+            about = f"nobody waited for ({held.topic}, {held.correlation_id}) before the reply expired"
+            headers = {"Correlation-Id": held.correlation_id, "Event-Id": held.event_id}
+            body = rows.held_insert(held)[3].encode()
+            letters.append(("expired", about, held.topic, stream, seq, rows.text(headers), body, now))
+        await self._each(self._saves["insert_dead_letter"], letters)
+        await self._each(self._saves["delete_held"], [(held.key,) for held in expired])
+        await self._each(self._saves["change_outcome"], [("expired", EXPIRED, held.key) for held in expired])
+        changes = [("inbox.held", -len(expired)), ("inbox.expired", len(expired)), ("held", -len(expired))]
+        await self._each(self._saves["count"], changes if expired else [])
+        return len(expired)
+
+    async def prune_flows(self, older_than: Micros, limit: int) -> int:
+        """Delete ended flows whose events are all published, with everything that hangs on them."""
+        found = await self._fetch(self._upkeep["prunable_flows"], (older_than, limit))
+        numbers = [(n,) for n, _ in found]
+        for name in ("prune_events", "prune_steps", "prune_waiters", "prune_flow"):
+            await self._each(self._upkeep[name], numbers)
+        await self._each(self._saves["count"], [(f"flows.{status}", -1) for _, status in found])
+        return len(found)
+
+    async def prune_inbox(self, source: str, before_seq: int, before: Micros, limit: int) -> int:
+        """Forget what the stream forgot. The counters stay: they count messages, not rows."""
+        found = await self._fetch(self._upkeep["prunable_inbox"], (source, before_seq, before, limit))
+        await self._each(self._upkeep["prune_inbox"], [(n,) for n, _ in found])
+        return len(found)
+
+    async def set_aside(self, flow_id: str, why: str) -> None:
+        """Take an unreadable flow out of the timers' way."""
+        await self._fetch(self._upkeep["set_aside"], (flow_id, why))
+
+    async def mark_published(self, outlet: str, n: int) -> None:
+        """Note how far an outlet has come."""
+        await self._fetch(self._upkeep["mark_published"], (outlet, n))
+
+    async def note_attempts(self, source: str, above: int, up_to: int) -> dict[int, int]:
+        """Count an attempt for every message in the window that has no outcome yet."""
+        await self._fetch(self._upkeep["forget_attempts"], (source, above))
+        window = (source, above, up_to)
+        known = {seq for (seq,) in await self._fetch(self._upkeep["known_places"], window)}
+        unknown = [(source, seq) for seq in range(above + 1, up_to + 1) if seq not in known]
+        await self._each(self._upkeep["note_attempt"], unknown)
+        counted = await self._fetch(self._upkeep["attempts"], window)
+        return {seq: attempts for seq, attempts in counted if seq not in known}
