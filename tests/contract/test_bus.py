@@ -1,0 +1,637 @@
+"""What `worker.bus.base.Bus` promises, asked of both adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from tests.contract.rigs import ACK, EVT, IN, WORKER, Rig, pulling
+from tests.eventually import eventually
+from worker.bus.base import (
+    Bus,
+    Delivery,
+    Endpoint,
+    InProgress,
+    Nak,
+    Outgoing,
+    PublishFailed,
+    Request,
+    Service,
+    Source,
+    Stream,
+    Term,
+)
+from worker.errors import TopologyRefused
+
+CMD = "taskflow.cmd.ana.start"
+SERVICE = Service(
+    name="taskflow",
+    version="0.1.0",
+    description="Durable agent flows",
+    endpoints=(Endpoint(name="status", subject="taskflow.api.*.status", metadata={"schema": "status"}),),
+    catch_all="taskflow.api.>",
+)
+
+
+def event(number: int, *, subject: str = "taskflow.evt.ana.f1.started") -> Outgoing:
+    """Build an event with a message id of its own."""
+    return Outgoing(subject=subject, body=b"%d" % number, msg_id=f"f1:{number}", headers={"content-type": "application/json"})
+
+
+async def send(rig: Rig, count: int, *, first: int = 0) -> None:
+    """Publish numbered commands, as an agent."""
+    for number in range(first, first + count):
+        await rig.agent.publish(CMD, b"%d" % number)
+
+
+def bodies(got: list[Delivery]) -> list[int]:
+    """Return the numbers of the deliveries."""
+    return [int(delivery.body) for delivery in got]
+
+
+# --- deliveries and settlements -----------------------------------------------------------------------------------------------
+
+
+async def test_messages_are_delivered_in_stream_order(rig: Rig, bus: Bus) -> None:
+    await send(rig, 30)
+    async with pulling(bus, settle=ACK) as got:
+        await eventually(lambda: len(got) == 30)
+        await send(rig, 30, first=30)
+        await eventually(lambda: len(got) == 60)
+    assert bodies(got) == list(range(60))
+    assert [delivery.seq for delivery in got] == list(range(1, 61))
+    assert {delivery.attempt for delivery in got} == {1}
+
+
+async def test_a_delivery_says_where_and_when_the_message_was_stored(rig: Rig, bus: Bus) -> None:
+    await rig.agent.publish(CMD, b"{}", {"Nats-Msg-Id": "c-1", "Traceparent": "00-ab"})
+    async with pulling(bus, settle=ACK) as got:
+        await eventually(lambda: got)
+    one = got[0]
+    assert (one.subject, one.stream, one.seq, one.body) == (CMD, "TASKFLOW_IN", 1, b"{}")
+    assert (one.headers["Nats-Msg-Id"], one.headers["Traceparent"]) == ("c-1", "00-ab")
+    assert one.arrived_us > 1_600_000_000_000_000
+
+
+async def test_a_delivery_counts_what_is_still_behind_it(rig: Rig, bus: Bus) -> None:
+    await send(rig, 3)
+    async with pulling(bus, settle=ACK) as got:
+        await eventually(lambda: len(got) == 3)
+    assert [delivery.pending for delivery in got] == [2, 1, 0]
+
+
+async def test_an_acked_message_is_not_delivered_again(rig: Rig, bus: Bus) -> None:
+    await send(rig, 2)
+    async with pulling(bus) as got:
+        await eventually(lambda: len(got) == 2)
+        bus.settle(got[0], ACK)
+        await eventually(lambda: len(got) == 3)  # the other one, after its ack_wait
+    assert bodies(got) == [0, 1, 1]
+
+
+async def test_an_unsettled_message_is_delivered_again_after_ack_wait(rig: Rig, bus: Bus) -> None:
+    await send(rig, 1)
+    started = asyncio.get_running_loop().time()
+    async with pulling(bus) as got:
+        await eventually(lambda: len(got) == 2)
+    assert 0.9 < asyncio.get_running_loop().time() - started < 3
+    assert [delivery.attempt for delivery in got] == [1, 2]
+
+
+async def test_nak_delivers_again_after_its_delay(rig: Rig, bus: Bus) -> None:
+    await send(rig, 1)
+    started = asyncio.get_running_loop().time()
+    async with pulling(bus) as got:
+        await eventually(lambda: got)
+        bus.settle(got[0], Nak(delay=0.3))
+        await eventually(lambda: len(got) == 2)
+        assert 0.25 < asyncio.get_running_loop().time() - started < 0.9
+        bus.settle(got[1], Nak(delay=0))
+        await eventually(lambda: len(got) == 3, within=0.5)
+    assert [delivery.attempt for delivery in got] == [1, 2, 3]
+
+
+async def test_term_never_delivers_again(rig: Rig, bus: Bus) -> None:
+    await send(rig, 2)
+    async with pulling(bus) as got:
+        await eventually(lambda: len(got) == 2)
+        bus.settle(got[0], Term(reason="not a command\nat all"))
+        await eventually(lambda: len(got) == 3)
+    assert bodies(got) == [0, 1, 1]
+
+
+async def test_in_progress_puts_the_redelivery_off(rig: Rig, bus: Bus) -> None:
+    await send(rig, 2)
+    async with pulling(bus) as got:
+        await eventually(lambda: len(got) == 2)
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.6, bus.settle, got[0], InProgress())
+        await eventually(lambda: len(got) == 4)
+    assert bodies(got) == [0, 1, 1, 0]
+
+
+async def test_settling_twice_or_late_is_harmless(rig: Rig, bus: Bus) -> None:
+    await send(rig, 1)
+    async with pulling(bus) as got:
+        await eventually(lambda: len(got) == 2)
+        for settlement in (ACK, ACK, Nak(delay=0), Term(reason="late")):
+            bus.settle(got[0], settlement)
+        await send(rig, 1, first=1)
+        await eventually(lambda: len(got) == 3)
+    assert bodies(got) == [0, 0, 1]
+
+
+async def test_no_more_than_max_ack_pending_is_unsettled(rig: Rig, bus: Bus) -> None:
+    narrow = Source(stream="TASKFLOW_IN", consumer="narrow", ack_wait=30.0, max_ack_pending=5)
+    await bus.prepare((IN, EVT), (narrow,))
+    await send(rig, 12)
+    async with pulling(bus, narrow) as got:
+        await eventually(lambda: len(got) == 5)
+        bus.settle(got[0], ACK)
+        bus.settle(got[1], ACK)
+        await eventually(lambda: len(got) >= 7)
+        assert bodies(got) == list(range(7))
+        for delivery in tuple(got[2:]):
+            bus.settle(delivery, ACK)
+        await eventually(lambda: len(got) == 12)
+
+
+async def test_nothing_comes_while_there_is_no_room_and_wake_brings_the_rest(rig: Rig, bus: Bus) -> None:
+    in_hand: list[Delivery] = []
+    most = 0
+    settled = 0
+
+    def take(delivery: Delivery) -> None:
+        nonlocal most
+        in_hand.append(delivery)
+        most = max(most, len(in_hand))
+
+    await send(rig, 50)
+    task = asyncio.create_task(bus.pull(WORKER, take, lambda: 4 - len(in_hand)))
+    while settled < 50:
+        await eventually(lambda: len(in_hand) >= min(4, 50 - settled))  # noqa: B023  awaited within the round
+        for delivery in in_hand:
+            bus.settle(delivery, ACK)
+        settled += len(in_hand)
+        in_hand.clear()
+        bus.wake()
+    task.cancel()
+    await asyncio.wait({task})
+    assert (settled, most) == (50, 4)
+
+
+async def test_two_sources_are_pulled_side_by_side(rig: Rig, bus: Bus) -> None:
+    other = Source(stream="TASKFLOW_EVT", consumer="reader")
+    await bus.prepare((IN, EVT), (WORKER, other))
+    async with pulling(bus, settle=ACK) as commands, pulling(bus, other, settle=ACK) as events:
+        await bus.publish(event(7))
+        await send(rig, 1)
+        await eventually(lambda: commands and events)
+    assert (bodies(commands), bodies(events)) == ([0], [7])
+
+
+async def test_a_cancelled_pull_delivers_nothing_more(rig: Rig, bus: Bus) -> None:
+    async with pulling(bus, settle=ACK) as got:
+        await send(rig, 1)
+        await eventually(lambda: got)
+    await send(rig, 5, first=1)
+    async with pulling(bus, settle=ACK) as rest:
+        await eventually(lambda: len(rest) == 5)
+    assert bodies(got) == [0]
+
+
+async def test_filters_let_only_their_subjects_through(rig: Rig, bus: Bus) -> None:
+    only = Source(stream="TASKFLOW_IN", consumer="resumes", filters=("taskflow.resume",))
+    await bus.prepare((IN, EVT), (only,))
+    await send(rig, 2)
+    await rig.agent.publish("taskflow.resume", b"7")
+    async with pulling(bus, only, settle=ACK) as got:
+        await eventually(lambda: got)
+        await send(rig, 1)
+        await rig.agent.publish("taskflow.resume", b"8")
+        await eventually(lambda: len(got) == 2)
+    assert bodies(got) == [7, 8]
+
+
+async def test_another_connection_goes_on_where_the_last_one_stopped(rig: Rig, bus: Bus) -> None:
+    await send(rig, 4)
+    async with pulling(bus) as got:
+        await eventually(lambda: len(got) == 4)
+        bus.settle(got[0], ACK)
+        bus.settle(got[1], ACK)
+        await bus.flush()
+    await bus.close()
+    again = rig.connect()
+    await again.open()
+    await again.prepare((IN, EVT), (WORKER,))
+    async with pulling(again, settle=ACK) as rest:
+        await eventually(lambda: len(rest) == 2)
+    assert bodies(rest) == [2, 3]
+    assert {delivery.attempt for delivery in rest} == {2}
+    await again.close()
+
+
+async def test_rewind_delivers_everything_above_the_floor_at_once(rig: Rig, bus: Bus) -> None:
+    patient = Source(stream="TASKFLOW_IN", consumer="patient", ack_wait=60.0)
+    await bus.prepare((IN, EVT), (patient,))
+    await send(rig, 5)
+    async with pulling(bus, patient) as got:
+        await eventually(lambda: len(got) == 5)
+        bus.settle(got[0], ACK)
+        bus.settle(got[3], ACK)
+        await bus.flush()
+    assert await bus.rewind(patient)
+    async with pulling(bus, patient, settle=ACK) as again:
+        await eventually(lambda: len(again) == 4, within=2)
+    assert bodies(again) == [1, 2, 3, 4]
+    # The broker forgets the attempts: whoever counts them to find poison must keep its own count across a rewind.
+    assert {delivery.attempt for delivery in again} == {1}
+
+
+async def test_backlog_tells_floor_delivered_and_pending(rig: Rig, bus: Bus) -> None:
+    await send(rig, 6)
+    room = 4
+    async with pulling(bus, room=lambda: room - len(got)) as got:
+        await eventually(lambda: len(got) == 4)
+        bus.settle(got[0], ACK)
+        bus.settle(got[1], ACK)
+        await bus.flush()
+
+        async def settled() -> bool:
+            return (await bus.backlog(WORKER)).floor == 2
+
+        await eventually(settled)
+        stands = await bus.backlog(WORKER)
+    assert (stands.floor, stands.delivered, stands.pending) == (2, 4, 2)
+
+
+async def test_first_kept_is_the_oldest_message_still_there(rig: Rig, bus: Bus) -> None:
+    assert await bus.first_kept("TASKFLOW_IN") == 1
+    await send(rig, 1)
+    assert await bus.first_kept("TASKFLOW_IN") == 1
+    await rig.create_stream(
+        {"name": "SHORT", "subjects": ["short"], "storage": "file", "retention": "limits", "discard": "old", "max_bytes": 600}
+    )
+    for number in range(20):
+        await rig.agent.publish("short", b"%d" % number + b"x" * 90)
+    assert 1 < await bus.first_kept("SHORT") <= 20
+
+
+async def test_a_deleted_consumer_is_made_again_and_starts_from_the_beginning(rig: Rig, bus: Bus) -> None:
+    await send(rig, 3)
+    async with pulling(bus, settle=ACK) as got:
+        await eventually(lambda: len(got) == 3)
+        await rig.delete_consumer(WORKER)
+        await eventually(lambda: len(got) == 6)
+        await send(rig, 1, first=3)
+        await eventually(lambda: len(got) == 7)
+    assert bodies(got) == [0, 1, 2, 0, 1, 2, 3]
+
+
+async def test_a_pull_survives_an_outage(rig: Rig, bus: Bus) -> None:
+    await send(rig, 3)
+    async with pulling(bus, settle=ACK) as got:
+        await eventually(lambda: len(got) == 3)
+        await bus.flush()
+        await rig.outage(bus)
+        await eventually(lambda: not bus.connected)
+        await rig.recover(bus)
+        await eventually(lambda: bus.connected)
+        await send(rig, 3, first=3)
+        await eventually(lambda: {3, 4, 5} <= set(bodies(got)))
+
+
+# --- publishing ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_publish_returns_stream_and_sequence(bus: Bus) -> None:
+    first = await bus.publish(event(1))
+    second = await bus.publish(event(2))
+    assert (first.stream, first.seq, first.duplicate) == ("TASKFLOW_EVT", 1, False)
+    assert second.seq == 2
+
+
+async def test_publishes_are_stored_in_the_order_of_the_calls(rig: Rig, bus: Bus) -> None:
+    futures = [bus.publish(event(number)) for number in range(200)]
+    stored = await asyncio.gather(*futures)
+    assert [one.seq for one in stored] == list(range(1, 201))
+    assert await rig.bodies("TASKFLOW_EVT") == [b"%d" % number for number in range(200)]
+
+
+async def test_a_repeated_message_id_is_stored_once(rig: Rig, bus: Bus) -> None:
+    first = await bus.publish(event(1))
+    again = await bus.publish(event(1))
+    assert (again.seq, again.duplicate) == (first.seq, True)
+    assert await rig.bodies("TASKFLOW_EVT") == [b"1"]
+
+
+async def test_headers_make_the_round_trip(rig: Rig, bus: Bus) -> None:
+    heard = await rig.agent.subscribe("taskflow.evt.>")
+    await bus.publish(Outgoing(subject="taskflow.evt.ana.f.x", body=b"", msg_id="m-1", headers={"Name": " grüße\nzeile "}))
+    one = await asyncio.wait_for(heard.get(), 2)
+    assert one.headers["Nats-Msg-Id"] == "m-1"
+    assert one.headers["Name"] == "grüße zeile"
+
+
+async def test_a_subject_without_a_stream_is_refused(bus: Bus) -> None:
+    with pytest.raises(PublishFailed, match=r"no stream takes nowhere\.at\.all") as failed:
+        await bus.publish(Outgoing(subject="nowhere.at.all", body=b"x", msg_id="m-1"))
+    assert failed.value.refused
+
+
+async def test_a_full_stream_that_discards_new_messages_refuses(rig: Rig, bus: Bus) -> None:
+    await rig.create_stream(
+        {"name": "FULL", "subjects": ["full"], "storage": "file", "retention": "limits", "discard": "new", "max_bytes": 600}
+    )
+    messages = [Outgoing(subject="full", body=b"x" * 100, msg_id=str(number)) for number in range(20)]
+    outcomes = await asyncio.gather(*map(bus.publish, messages), return_exceptions=True)
+    assert not isinstance(outcomes[0], PublishFailed)
+    last = outcomes[-1]
+    assert isinstance(last, PublishFailed)
+    assert last.refused
+    assert "maximum bytes" in str(last)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Outgoing(subject="taskflow.evt.big", body=b"x" * (1024 * 1024 + 1), msg_id="a"),
+        Outgoing(subject="taskflow.evt.big", body=b"x" * (1024 * 1024 - 20), msg_id="headers count too", headers={"A": "b" * 100}),
+        Outgoing(subject="taskflow.evt." + "x" * 5000, body=b"", msg_id="b"),
+        Outgoing(subject="taskflow.evt.a b", body=b"", msg_id="c"),
+        Outgoing(subject="taskflow.evt..b", body=b"", msg_id="d"),
+        Outgoing(subject="taskflow.evt.*", body=b"", msg_id="e"),
+        Outgoing(subject="taskflow.evt.x\r\nPUB y 0", body=b"", msg_id="f"),
+        Outgoing(subject="taskflow.evt.\ud800", body=b"", msg_id="g"),
+    ],
+    ids=["payload", "payload-with-headers", "long-subject", "blank", "empty-token", "wildcard", "injection", "surrogate"],
+)
+async def test_what_the_broker_would_hang_up_on_is_refused_before_it_is_sent(bus: Bus, message: Outgoing) -> None:
+    with pytest.raises(PublishFailed) as failed:
+        await bus.publish(message)
+    assert failed.value.refused
+    await bus.tell(message.subject, message.body, message.headers)
+    assert (await bus.publish(event(1))).seq == 1
+    assert bus.connected
+
+
+async def test_a_publish_while_disconnected_fails_and_is_not_sent_later(rig: Rig, bus: Bus) -> None:
+    await rig.outage(bus)
+    await eventually(lambda: not bus.connected)
+    with pytest.raises(PublishFailed) as failed:
+        await bus.publish(event(1))
+    assert not failed.value.refused
+    with pytest.raises(PublishFailed):
+        await bus.backlog(WORKER)
+    assert not await bus.rewind(WORKER)
+    await bus.tell("taskflow.evt.live", b"into the void")
+    await bus.flush()
+    await rig.recover(bus)
+    await eventually(lambda: bus.connected)
+    await bus.publish(event(2))
+    assert await rig.bodies("TASKFLOW_EVT") == [b"2"]
+
+
+async def test_tell_reaches_a_subscriber(rig: Rig, bus: Bus) -> None:
+    heard = await rig.agent.subscribe("_INBOX.ana.>")
+    await bus.tell("_INBOX.ana.1", b"done", {"A": "b"})
+    one = await asyncio.wait_for(heard.get(), 2)
+    assert (one.subject, one.body, one.headers["A"]) == ("_INBOX.ana.1", b"done", "b")
+
+
+# --- the service --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_is_answered_with_only_the_given_headers(rig: Rig, bus: Bus) -> None:
+    async def handler(request: Request) -> None:
+        await request.answer(request.body.upper() + request.headers["In"].encode(), {"Nats-Service-Error-Code": "404"})
+
+    await bus.serve(SERVICE, handler)
+    body, headers = await rig.agent.request("taskflow.api.ana.status", b"hi", {"In": "!", "Nats-Msg-Id": "mine"})
+    assert body == b"HI!"
+    assert dict(headers) == {"Nats-Service-Error-Code": "404"}
+    await bus.stop_serving()
+
+
+async def test_requests_are_handled_concurrently(rig: Rig, bus: Bus) -> None:
+    all_here = asyncio.Barrier(20)
+
+    async def handler(request: Request) -> None:
+        await all_here.wait()  # a serial endpoint never gets past this
+        await request.answer(b"ok", {})
+
+    await bus.serve(SERVICE, handler)
+    answers = await asyncio.gather(*(rig.agent.request("taskflow.api.ana.status", b"") for _ in range(20)))
+    assert [body for body, _ in answers] == [b"ok"] * 20
+    await bus.stop_serving()
+
+
+async def test_the_catch_all_takes_what_no_endpoint_covers_and_nothing_twice(rig: Rig, bus: Bus) -> None:
+    seen: list[str] = []
+
+    async def handler(request: Request) -> None:
+        seen.append(request.subject)
+        await request.answer(b"ok", {})
+
+    await bus.serve(SERVICE, handler)
+    await rig.agent.request("taskflow.api.ana.status", b"")
+    await rig.agent.request("taskflow.api.ana.unknown", b"")
+    await rig.agent.request("taskflow.api.ana.status.more", b"")
+    assert seen == ["taskflow.api.ana.status", "taskflow.api.ana.unknown", "taskflow.api.ana.status.more"]
+    await bus.stop_serving()
+
+
+async def test_a_handler_that_raises_answers_without_a_word_of_the_exception(rig: Rig, bus: Bus) -> None:
+    async def handler(request: Request) -> None:
+        raise RuntimeError("the password is hunter2")
+
+    await bus.serve(SERVICE, handler)
+    body, headers = await rig.agent.request("taskflow.api.ana.status", b"")
+    assert json.loads(body)["error"]["code"] == "internal"
+    assert headers["Nats-Service-Error-Code"] == "500"
+    assert "hunter2" not in f"{body!r}{dict(headers)}"
+    await bus.stop_serving()
+
+
+async def test_an_answer_that_is_too_large_becomes_an_error(rig: Rig, bus: Bus) -> None:
+    async def handler(request: Request) -> None:
+        await request.answer(b"x" * (bus.max_payload + 1), {})
+
+    await bus.serve(SERVICE, handler)
+    body, headers = await rig.agent.request("taskflow.api.ana.status", b"")
+    assert json.loads(body)["error"]["code"] == "too_large"
+    assert headers["Nats-Service-Error-Code"] == "413"
+    assert bus.connected
+    await bus.stop_serving()
+
+
+async def test_a_publish_on_an_endpoint_is_handled_though_nobody_waits(rig: Rig, bus: Bus) -> None:
+    handled = asyncio.Event()
+
+    async def handler(request: Request) -> None:
+        await request.answer(b"to nobody", {})
+        handled.set()
+
+    await bus.serve(SERVICE, handler)
+    await bus.tell("taskflow.api.ana.status", b"")
+    await asyncio.wait_for(handled.wait(), 2)
+    await bus.stop_serving()
+
+
+async def test_stop_serving_waits_for_the_requests_in_hand(rig: Rig, bus: Bus) -> None:
+    started, finish = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: Request) -> None:
+        started.set()
+        await finish.wait()
+        await request.answer(b"late", {})
+
+    await bus.serve(SERVICE, handler)
+    asking = asyncio.create_task(rig.agent.request("taskflow.api.ana.status", b""))
+    await asyncio.wait_for(started.wait(), 2)
+    stopping = asyncio.create_task(bus.stop_serving())
+    asyncio.get_running_loop().call_later(0.1, finish.set)
+    assert (await asking)[0] == b"late"
+    await stopping
+    with pytest.raises(ConnectionError):
+        await rig.agent.request("taskflow.api.ana.status", b"")
+
+
+# --- topology -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_preparing_twice_changes_nothing(rig: Rig, bus: Bus) -> None:
+    before = await rig.stream_config("TASKFLOW_IN")
+    assert await bus.prepare((IN, EVT), (WORKER,)) == []
+    assert await rig.stream_config("TASKFLOW_IN") == before
+
+
+async def test_a_created_inbound_stream_cannot_lose_or_forge_messages(rig: Rig, bus: Bus) -> None:
+    config = await rig.stream_config("TASKFLOW_IN")
+    assert (config["storage"], config["retention"], config["discard"]) == ("file", "limits", "new")
+    assert config["deny_delete"]
+    assert config["deny_purge"]
+    assert not config["allow_rollup_hdrs"]
+    assert not config.get("allow_msg_schedules")
+    assert not config.get("allow_msg_ttl")
+    assert config["max_age"] == 7 * 86400 * 1_000_000_000
+
+
+async def test_missing_subjects_are_added(rig: Rig, bus: Bus) -> None:
+    wider = Stream(name="TASKFLOW_IN", subjects=("taskflow.cmd.*.*", "agent.route.*"), inbound=True, max_age=IN.max_age)
+    await bus.prepare((wider, EVT), (WORKER,))
+    assert (await rig.stream_config("TASKFLOW_IN"))["subjects"] == ["taskflow.cmd.*.*", "taskflow.resume", "agent.route.*"]
+    await rig.agent.publish("agent.route.x", b"1")
+
+
+async def test_a_wider_subject_replaces_the_ones_it_covers(rig: Rig, bus: Bus) -> None:
+    wider = Stream(name="TASKFLOW_IN", subjects=("taskflow.cmd.>", "taskflow.resume"), inbound=True, max_age=IN.max_age)
+    await bus.prepare((wider, EVT), (WORKER,))
+    assert (await rig.stream_config("TASKFLOW_IN"))["subjects"] == ["taskflow.resume", "taskflow.cmd.>"]
+
+
+GOOD = {
+    "name": "S",
+    "subjects": ["s.>"],
+    "storage": "file",
+    "retention": "limits",
+    "discard": "new",
+    "deny_delete": True,
+    "deny_purge": True,
+}
+
+
+@pytest.mark.parametrize(
+    "change,named",
+    [
+        ({"storage": "memory"}, "storage is memory, it must be file"),
+        ({"retention": "workqueue"}, "retention is workqueue, it must be limits"),
+        ({"retention": "interest"}, "retention is interest, it must be limits"),
+        ({"discard": "old"}, "discard is old, it must be new"),
+        ({"deny_delete": False}, "deny_delete is false, it must be true"),
+        ({"deny_purge": False}, "deny_purge is false, it must be true"),
+        ({"deny_purge": False, "allow_rollup_hdrs": True}, "allow_rollup_hdrs is true, it must be false"),
+        ({"deny_purge": False, "discard": "old", "allow_msg_schedules": True}, "allow_msg_schedules is true, it must be false"),
+        ({"allow_msg_ttl": True}, "allow_msg_ttl is true, it must be false"),
+        ({"max_msgs_per_subject": 1}, "max_msgs_per_subject is 1, it must be -1"),
+        ({"no_ack": True}, "no_ack is true, it must be false"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_an_inbound_stream_that_would_break_a_promise_is_refused(rig: Rig, change: dict[str, object], named: str) -> None:
+    await rig.create_stream(GOOD | change)
+    bus = rig.connect()
+    await bus.open()
+    missing = Stream(name="NEW", subjects=("new.>",), inbound=False, max_age=60)
+    wanted = Stream(name="S", subjects=("s.>", "t.>"), inbound=True, max_age=60)
+    with pytest.raises(TopologyRefused, match=named) as refused:
+        await bus.prepare((missing, wanted), (Source(stream="S"),))
+    assert "stream S" in str(refused.value)
+    assert (await rig.stream_config("S"))["subjects"] == ["s.>"]  # nothing was changed
+    with pytest.raises(PublishFailed):
+        await bus.publish(Outgoing(subject="new.x", body=b"", msg_id="1"))  # and nothing created
+    await bus.close()
+
+
+@pytest.mark.parametrize(
+    "change,named",
+    [
+        ({"ack_policy": "none", "max_ack_pending": 0}, "ack_policy is none, it must be explicit"),
+        ({"max_deliver": 5}, "max_deliver is 5, it must be -1"),
+        ({"max_deliver": -1, "backoff": [1_000_000_000, 2_000_000_000]}, "backoff is"),
+        ({"ack_wait": 500_000_000}, r"ack_wait is 0\.5 s, it must be at least 1 s"),
+        ({"deliver_policy": "new"}, "deliver_policy is new, it must be all"),
+        ({"filter_subject": "s.one"}, r"filter_subjects is \[s\.one\], it must be unset"),
+        ({"headers_only": True}, "headers_only is true, it must be false"),
+        ({"inactive_threshold": 60_000_000_000}, "inactive_threshold is 60000000000, it must be 0"),
+        ({"deliver_subject": "push.it"}, "deliver_subject is push.it, it must be unset"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_consumer_that_would_break_a_promise_is_refused(rig: Rig, change: dict[str, object], named: str) -> None:
+    await rig.create_stream(GOOD)
+    good = {"name": "worker", "durable_name": "worker", "ack_policy": "explicit", "ack_wait": 30_000_000_000, "deliver_policy": "all"}
+    await rig.create_consumer("S", good | change)
+    bus = rig.connect()
+    await bus.open()
+    with pytest.raises(TopologyRefused, match=named) as refused:
+        await bus.prepare((Stream(name="S", subjects=("s.>",), inbound=True, max_age=60),), (Source(stream="S"),))
+    assert "consumer worker of stream S" in str(refused.value)
+    await bus.close()
+
+
+async def test_a_binding_on_a_stream_that_does_not_exist_is_refused(rig: Rig, bus: Bus) -> None:
+    with pytest.raises(TopologyRefused, match="stream THEIRS does not exist"):
+        await bus.prepare((IN, EVT), (WORKER, Source(stream="THEIRS", filters=("their.reply",))))
+
+
+async def test_a_subject_that_another_stream_takes_is_refused_by_name(rig: Rig, bus: Bus) -> None:
+    await rig.create_stream({"name": "THEIRS", "subjects": ["agent.route.*"], "storage": "file", "retention": "limits"})
+    wider = Stream(name="TASKFLOW_IN", subjects=(*IN.subjects, "agent.route.*"), inbound=True, max_age=IN.max_age)
+    with pytest.raises(TopologyRefused, match="already taken by stream THEIRS"):
+        await bus.prepare((wider, EVT), (WORKER,))
+
+
+async def test_settings_that_are_only_weaker_are_remarked_on(rig: Rig) -> None:
+    await rig.create_stream(GOOD | {"max_age": 60_000_000_000, "duplicate_window": 30_000_000_000})
+    bus = rig.connect()
+    await bus.open()
+    warnings = await bus.prepare((Stream(name="S", subjects=("s.>",), inbound=True, max_age=86400),), ())
+    assert any("max_age is 60 s" in warning for warning in warnings)
+    assert any("duplicate_window is 30 s" in warning for warning in warnings)
+    await bus.close()
+
+
+# --- life ---------------------------------------------------------------------------------------------------------------------
+
+
+async def test_closing_twice_is_fine_and_the_bus_is_not_lost_by_it(rig: Rig, bus: Bus) -> None:
+    lost = bus.lost
+    await bus.close()
+    await bus.close()
+    assert not bus.connected
+    assert not lost.done()
+    with pytest.raises(PublishFailed):
+        await bus.publish(event(1))

@@ -1,0 +1,30 @@
+"""Wait for something to become true, with a deadline: the only place in the tests that polls."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, overload
+
+T = TypeVar("T")
+
+_POLL = 0.005
+
+
+@overload
+async def eventually(check: Callable[[], Awaitable[T]], *, within: float = 5.0) -> T: ...
+@overload
+async def eventually(check: Callable[[], T], *, within: float = 5.0) -> T: ...
+async def eventually(check: Callable[[], T | Awaitable[T]], *, within: float = 5.0) -> T:
+    """Return what `check` returns as soon as that is truthy; fail with its last value after `within` seconds."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + within
+    while True:
+        found = check()
+        value = await found if inspect.isawaitable(found) else found
+        if value:
+            return value
+        if loop.time() > until:
+            raise AssertionError(f"not true within {within:g} s: {inspect.getsource(check).strip()} (last: {value!r})")
+        await asyncio.sleep(_POLL)

@@ -1,0 +1,130 @@
+"""The pure parts of the bus room: what settings must be, what subjects cover, what is refused before it is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.bus import settings
+from worker.bus.base import Source, Stream
+from worker.bus.outbound import objection
+from worker.bus.subjects import covers, publishable
+
+IN = Stream(name="IN", subjects=("cmd.*.*", "resume"), inbound=True, max_age=3600)
+OUT = Stream(name="OUT", subjects=("evt.>",), inbound=False, max_age=3600)
+WORKER = Source(stream="IN")
+
+
+@pytest.mark.parametrize(
+    "pattern,subject,expected",
+    [
+        ("a.b", "a.b", True),
+        ("a.*", "a.b", True),
+        ("a.*", "a", False),
+        ("a.*", "a.b.c", False),
+        ("a.>", "a.b.c", True),
+        ("a.>", "a", False),
+        (">", "a", True),
+        ("*.b", "a.b", True),
+        ("a.*", "a.>", False),
+        ("a.>", "a.*", True),
+        ("a.>", "a.>", True),
+        ("a.b", "a.*", False),
+        ("*", ">", False),
+    ],
+)
+def test_a_pattern_covers_subjects_token_by_token(pattern: str, subject: str, expected: bool) -> None:
+    assert covers(pattern, subject) is expected
+
+
+TOKENS = st.lists(st.sampled_from(["a", "b", "*"]), min_size=1, max_size=4)
+
+
+@given(TOKENS, TOKENS, st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=4))
+def test_what_covers_a_pattern_covers_all_its_subjects(wide: list[str], narrow: list[str], subject: list[str]) -> None:
+    pattern, narrower, one = ".".join(wide), ".".join(narrow), ".".join(subject)
+    if covers(pattern, narrower) and covers(narrower, one):
+        assert covers(pattern, one)
+
+
+@pytest.mark.parametrize("subject", ["", ".", "a.", ".a", "a..b", "a b", "a\tb", "a.*", "a.>", "a\x00", "a\n", "a" * 1025])
+def test_a_malformed_subject_is_not_publishable(subject: str) -> None:
+    assert not publishable(subject)
+
+
+@given(st.binary(max_size=40), st.dictionaries(st.text(min_size=1, max_size=5), st.text(max_size=20), max_size=3))
+def test_the_size_counts_payload_and_encoded_headers(body: bytes, headers: dict[str, str]) -> None:
+    try:
+        encoded = b"NATS/1.0\r\n" + b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items()) + b"\r\n"
+    except UnicodeEncodeError:
+        assert objection("a", body, headers, 10_000) == "the subject or a header is not valid text"
+        return
+    size = len(body) + (len(encoded) if headers else 0)
+    assert objection("a", body, headers, size) is None
+    assert size == 0 or objection("a", body, headers, size - 1) is not None
+
+
+def test_what_we_create_is_what_we_accept() -> None:
+    for stream in (IN, OUT):
+        config = settings.stream_config(stream)
+        assert settings.stream_objections(stream, config) == []
+        assert settings.stream_remarks(stream, config) == []
+        assert settings.subjects_with(stream, config) is None
+    for source in (WORKER, Source(stream="IN", filters=("cmd.a.*",))):
+        assert settings.consumer_objections(source, settings.consumer_config(source)) == []
+
+
+def test_a_setting_the_server_leaves_out_means_its_default() -> None:
+    bare = {"name": "IN", "subjects": list(IN.subjects)}
+    named = {line.split(": ")[1].split(" is ")[0] for line in settings.stream_objections(IN, bare)}
+    assert named == {"discard", "deny_delete", "deny_purge"}
+    assert settings.stream_objections(OUT, bare) == []
+
+
+def test_an_objection_names_stream_setting_value_and_repair() -> None:
+    config = settings.stream_config(IN) | {"discard": "old"}
+    expected = "stream IN: discard is old, it must be new; `nats stream edit IN --discard new`"
+    assert settings.stream_objections(IN, config) == [expected]
+
+
+def test_the_outbound_streams_may_discard_old_messages_and_roll_up() -> None:
+    config = settings.stream_config(OUT) | {"discard": "old", "allow_rollup_hdrs": True, "deny_purge": False}
+    assert settings.stream_objections(OUT, config) == []
+    assert settings.stream_objections(OUT, config | {"storage": "memory"})
+
+
+def test_a_single_filter_counts_as_filters() -> None:
+    wanted = Source(stream="IN", filters=("a", "b"))
+    assert settings.consumer_objections(wanted, settings.consumer_config(WORKER) | {"filter_subject": "a"}) == []
+    assert settings.lacks_filters(wanted, {"filter_subject": "a"})
+    assert not settings.lacks_filters(wanted, {"filter_subjects": ["b", "a"]})
+    assert settings.consumer_objections(wanted, settings.consumer_config(WORKER))  # it takes everything
+
+
+@pytest.mark.parametrize(
+    "varz,warned",
+    [
+        ({"jetstream": {"config": {"sync_always": True, "sync_interval": 120_000_000_000}}}, False),
+        ({"jetstream": {"config": {"sync_interval": 120_000_000_000}}}, True),
+        ({"jetstream": {"config": {}}}, True),
+        ({"jetstream": {}}, False),
+        ({}, False),
+    ],
+)
+def test_a_server_that_does_not_sync_always_is_warned_of_where_it_is_known(varz: dict[str, Any], warned: bool) -> None:
+    assert (settings.sync_warning(varz) is not None) is warned
+
+
+@pytest.mark.parametrize(
+    "version,refused", [("2.10.22", True), ("2.9.25", True), ("2.10.23", False), ("2.15.1", False), ("2.11.0-RC.1", False), ("dev", False)]
+)
+def test_servers_that_lose_streams_when_killed_are_refused(version: str, refused: bool) -> None:
+    assert (settings.version_objection(version) is not None) is refused
+
+
+def test_the_duplicate_window_never_exceeds_the_age_of_messages() -> None:
+    short = Stream(name="S", subjects=("s",), inbound=False, max_age=60, duplicate_window=600)
+    assert settings.stream_config(short)["duplicate_window"] == 60_000_000_000

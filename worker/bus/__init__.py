@@ -1,0 +1,7 @@
+"""Talk to the broker: `base` is the port, `jetstream` and `memory` are its adapters, and nothing else here is used from outside.
+
+Read `base` first. The JetStream adapter is made of `connection` (policy), `outbound` (what is written, in order), `publisher`,
+`pull`, `service` and `topology` (with its rules in `settings`), one promise each; `memory` stands on `broker` and
+`streams`, which keep everything in the process.
+`server` finds and starts a nats-server for development and tests.
+"""

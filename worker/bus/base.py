@@ -1,0 +1,250 @@
+"""The bus port: what the worker needs of a broker, with every promise written down.
+
+Adapters: `bus.jetstream` (NATS JetStream) and `bus.memory` (in the process; ships as the test kit's broker).
+Both pass `tests/contract/test_bus.py`. Nothing of nats-py shows in this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+Headers = Mapping[str, str]
+NO_HEADERS: Headers = {}
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """One message as a stream's consumer handed it over.
+
+    `seq` is the stream sequence; `attempt` counts deliveries from 1; `arrived_us` is when the broker stored it
+    (microseconds since the epoch, the broker's clock); `token` is the adapter's handle for `Bus.settle`;
+    `pending` is how many messages of the source were still undelivered behind this one.
+    """
+
+    subject: str
+    headers: Headers
+    body: bytes
+    stream: str
+    seq: int
+    attempt: int
+    arrived_us: int
+    token: str
+    pending: int = 0
+
+
+class Ack(msgspec.Struct, frozen=True):
+    """Done: never deliver it again."""
+
+
+class Nak(msgspec.Struct, frozen=True):
+    """Not now: deliver it again after `delay` seconds."""
+
+    delay: float
+
+
+class Term(msgspec.Struct, frozen=True):
+    """Never deliver it again: it is of no use; `reason` goes into the broker's advisory."""
+
+    reason: str
+
+
+class InProgress(msgspec.Struct, frozen=True):
+    """Still working on it: restart the broker's redelivery timer."""
+
+
+Settlement = Ack | Nak | Term | InProgress
+
+
+class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
+    """A message for a stream. `msg_id` becomes `Nats-Msg-Id`: a repeat within the duplicate window is dropped by the broker."""
+
+    subject: str
+    body: bytes
+    msg_id: str
+    headers: Headers = NO_HEADERS
+
+
+class Published(msgspec.Struct, frozen=True):
+    """The broker has stored the message (or had it already: `duplicate`)."""
+
+    stream: str
+    seq: int
+    duplicate: bool = False
+
+
+class PublishFailed(Exception):
+    """The message may or may not be stored: publish it again with the same `msg_id`.
+
+    `refused` is true where the broker answered with an error (the stream is full, no such stream, no permission).
+    """
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+class Stream(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream the worker needs (CONTRACT 1). `inbound`: agents write to it, so what could erase or forge messages is refused.
+
+    `max_age` and `duplicate_window` are seconds; `max_bytes` -1 is unlimited.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    inbound: bool
+    max_age: float
+    duplicate_window: float = 600.0
+    max_bytes: int = -1
+    replicas: int = 1
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """Where deliveries come from: a durable pull consumer on a stream.
+
+    `filters`: only these subjects (all when empty). `ack_wait` is seconds; `max_ack_pending` bounds what is in hand by count,
+    `max_bytes` bounds one pull request's bytes.
+    """
+
+    stream: str
+    consumer: str = "worker"
+    filters: tuple[str, ...] = ()
+    ack_wait: float = 30.0
+    max_ack_pending: int = 2000
+    max_bytes: int = 16 * 1024 * 1024
+
+
+class Backlog(msgspec.Struct, frozen=True, kw_only=True):
+    """What a source looked like at one moment: `floor` (all up to this sequence are settled), `delivered` (the highest
+    sequence ever handed out) and `pending` (messages not handed out yet).
+    """
+
+    floor: int
+    delivered: int
+    pending: int
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A core request on a service endpoint. `answer` publishes the reply; it never raises."""
+
+    subject: str
+    headers: Headers
+    body: bytes
+    answer: Callable[[bytes, Headers], Awaitable[None]]
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One verb of the micro service: `subject` may have wildcards; `metadata` shows in `nats micro info`."""
+
+    name: str
+    subject: str
+    metadata: Headers = NO_HEADERS
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """The micro service (`$SRV.PING|INFO|STATS`). `catch_all`: requests on it whose subject no endpoint covers reach the handler too."""
+
+    name: str
+    version: str
+    description: str
+    endpoints: tuple[Endpoint, ...]
+    catch_all: str | None = None
+
+
+class Bus(Protocol):
+    """A broker connection. Every method may be called from the event loop's thread only."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers at the moment. False while reconnecting."""
+        ...
+
+    @property
+    def max_payload(self) -> int:
+        """The most bytes (headers and body) the broker takes in one message."""
+        ...
+
+    @property
+    def lost(self) -> asyncio.Future[str]:
+        """Resolves with the reason when the connection is closed for good (not by `close`)."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Where it is connected to, for people, without credentials: `nats://127.0.0.1:4222`."""
+        ...
+
+    async def open(self) -> None:
+        """Connect. Raises `BusLost` with a clear sentence within the connect timeout: unreachable, or credentials refused."""
+        ...
+
+    async def prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
+        """Create the missing streams and durable consumers, add missing subjects, check the rest.
+
+        Returns warnings for the operator (for example: a single replica without `sync_interval: always`).
+        Raises `TopologyRefused` naming the stream and setting that would break a promise; nothing is changed then.
+        """
+        ...
+
+    async def backlog(self, source: Source) -> Backlog:
+        """Tell where the source stands. Raises `PublishFailed` when the broker does not answer."""
+        ...
+
+    async def first_kept(self, stream: str) -> int:
+        """Return the lowest sequence that the stream still keeps (one past the last for an empty stream).
+
+        Raises `PublishFailed` when the broker does not answer.
+        """
+        ...
+
+    async def rewind(self, source: Source) -> bool:
+        """Make the broker deliver everything above the ack floor at once, instead of after `ack_wait`.
+
+        Returns False where the broker cannot (older server, no permission): redelivery then comes with `ack_wait`.
+        """
+        ...
+
+    async def pull(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
+        """Deliver continuously until cancelled: `take` is called on the loop for each message, and must not raise or block.
+
+        `room()` says how many more messages the caller takes now (0: stop asking). Call `wake` after room was made.
+        Survives a broker restart, a deleted consumer (created again) and a long outage; delivers in stream order.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Tell `pull` that room was made."""
+        ...
+
+    def settle(self, delivery: Delivery, settlement: Settlement) -> None:
+        """Tell the broker what became of a delivery. Never raises; lost settlements end in a redelivery."""
+        ...
+
+    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+        """Store a message on its stream. The future fails with `PublishFailed`; it always resolves within the publish timeout.
+
+        Messages published one after another on one connection are stored in that order, as far as they are stored at all.
+        """
+        ...
+
+    async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
+        """Publish without any guarantee (core NATS). Never raises."""
+        ...
+
+    async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
+        """Register the micro service. Requests are handled concurrently, each in its own task; `handler` must not raise."""
+        ...
+
+    async def stop_serving(self) -> None:
+        """Deregister the service and wait for the requests in hand."""
+        ...
+
+    async def flush(self) -> None:
+        """Push settlements and tells out, bounded by a short timeout. Never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection without draining. Idempotent; never raises."""
+        ...

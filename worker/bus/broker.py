@@ -1,0 +1,151 @@
+"""Keep streams, consumers and subscriptions in the process: the broker behind `memory.MemoryBus`.
+
+Connections come and go, the broker stays: that is how a test kills a worker and starts the next one. Configurations are the same
+JSON that JetStream takes, so both adapters are checked by the same rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from worker.bus import settings
+from worker.bus.base import NO_HEADERS, Headers, Published, PublishFailed, Source, Stream
+from worker.bus.settings import Json
+from worker.bus.streams import ConsumerState, Stored, StreamStore
+from worker.bus.subjects import covers
+
+
+class Heard(NamedTuple):
+    """A core message as a subscriber gets it; `reply` is where an answer goes."""
+
+    subject: str
+    body: bytes
+    headers: Headers
+    reply: str = ""
+
+
+class Subscriber(NamedTuple):
+    """Who listens: `take` gets each message once, however many of the patterns cover it."""
+
+    patterns: tuple[str, ...]
+    take: Callable[[Heard], None]
+
+
+class MemoryBroker:
+    """Streams, consumers and subscriptions that outlive connections. `clock` returns microseconds since the epoch.
+
+    After moving an injected clock, call `tick`: pulls then look for redeliveries.
+    """
+
+    def __init__(self, *, clock: Callable[[], int] | None = None) -> None:
+        self.clock = clock or (lambda: time.time_ns() // 1000)
+        self.streams: dict[str, StreamStore] = {}
+        self.consumers: dict[tuple[str, str], ConsumerState] = {}
+        self.kicks: list[Callable[[], None]] = []
+        self.subscribers: list[Subscriber] = []
+
+    def tick(self) -> None:
+        """Make every pull look again."""
+        for kick in tuple(self.kicks):
+            kick()
+
+    def create_stream(self, config: Json) -> StreamStore:
+        """Make a stream from JetStream's JSON configuration."""
+        self.streams[config["name"]] = StreamStore(config)
+        return self.streams[config["name"]]
+
+    def consumer(self, source: Source) -> ConsumerState:
+        """Return the source's consumer, made if need be (a deleted one is made again and starts at the beginning)."""
+        key = (source.stream, source.consumer)
+        if key not in self.consumers:
+            self.consumers[key] = ConsumerState(self.streams[source.stream], settings.consumer_config(source))
+        return self.consumers[key]
+
+    def objections(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
+        """Say what stands against running on what is there, in the same words as JetStream's topology."""
+        found = []
+        for stream in streams:
+            if (has := self.streams.get(stream.name)) is not None:
+                found += settings.stream_objections(stream, has.config)
+            for other in self.streams.values():
+                if other.config["name"] != stream.name and _overlap(other.config["subjects"], stream.subjects):
+                    found.append(f"stream {stream.name}: one of its subjects is already taken by stream {other.config['name']}")
+        for source in sources:
+            consumer = self.consumers.get((source.stream, source.consumer))
+            if consumer is not None:
+                found += settings.consumer_objections(source, consumer.config)
+            elif source.stream not in self.streams and source.stream not in {stream.name for stream in streams}:
+                found.append(f"stream {source.stream} does not exist: create it, or take the reply binding that names it out")
+        return found
+
+    def client(self) -> MemoryClient:
+        """Return an agent's connection."""
+        return MemoryClient(self)
+
+    def listeners(self, subject: str) -> list[Subscriber]:
+        """Return who listens on a subject."""
+        return [one for one in self.subscribers if any(covers(pattern, subject) for pattern in one.patterns)]
+
+    def publish(self, subject: str, body: bytes, headers: Headers, reply: str = "") -> Published | None:
+        """Give a message to whoever subscribed and to the stream that captures it; raises `PublishFailed` when that is full."""
+        # What nats-py does to header values on the way out.
+        headers = {name: " ".join(value.strip().splitlines()) for name, value in headers.items()}
+        for subscriber in self.listeners(subject):
+            subscriber.take(Heard(subject, body, headers, reply))
+        for stream in self.streams.values():
+            if stream.takes(subject):
+                stored = stream.store(subject, body, headers, self.clock())
+                self.tick()
+                return stored
+        return None
+
+
+class MemoryClient:
+    """An agent's connection: publish like one, ask like one, listen like one."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._broker = broker
+        self._inboxes = 0
+
+    async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> Published:
+        """Publish into a stream; raises `PublishFailed` where none takes the subject, or it is full."""
+        stored = self._broker.publish(subject, body, headers)
+        if stored is None:
+            raise PublishFailed(f"no stream takes {subject}", refused=True)
+        return stored
+
+    async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, within: float = 5.0) -> tuple[bytes, Headers]:
+        """Ask and return the first answer's body and headers; raises `ConnectionError` where nobody listens, or TimeoutError."""
+        listening = self._broker.listeners(subject)
+        self._inboxes += 1
+        inbox = f"_INBOX.memory.{id(self)}.{self._inboxes}"
+        answers = await self.subscribe(inbox)
+        stored = self._broker.publish(subject, body, headers, inbox)
+        if stored is not None:
+            # A stream that captures the subject answers first, as on the server: that is why `api` exists beside `cmd`.
+            return msgspec.json.encode({"stream": stored.stream, "seq": stored.seq}), NO_HEADERS
+        if not listening:
+            raise ConnectionError(f"nobody answers on {subject}")
+        async with asyncio.timeout(within):
+            heard = await answers.get()
+        return heard.body, heard.headers
+
+    async def subscribe(self, pattern: str) -> asyncio.Queue[Heard]:
+        """Listen from now on."""
+        queue: asyncio.Queue[Heard] = asyncio.Queue()
+        self._broker.subscribers.append(Subscriber((pattern,), queue.put_nowait))
+        return queue
+
+    async def messages(self, stream: str) -> list[Stored]:
+        """Return what the stream holds, in order."""
+        return list(self._broker.streams[stream].messages.values())
+
+
+def _overlap(some: list[str], others: tuple[str, ...]) -> bool:
+    """Tell whether a pattern of one side covers a pattern of the other."""
+    return any(covers(one, other) or covers(other, one) for one in some for other in others)

@@ -1,0 +1,300 @@
+"""Hold one NATS connection by a policy that survives restarts and never fails in silence (facts: nats-py 2.16).
+
+nats-py gives up after 60 attempts, loops for ever on wrong credentials at the start, stops reconnecting when a callback raises and
+stops reading when a message has unreadable bytes. Each of these is answered here, so the rest of the room need not think of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+
+from worker.bus.outbound import Outbound
+from worker.bus.reading import ReadingClient
+from worker.errors import BusLost
+
+_DENIED = re.compile(r'permissions violation for (?:publish|subscription) to "([^"]+)"')
+_REFUSED = ("authorization", "authentication")
+_RECONNECT_WAIT = 0.5
+_REPEAT_LOG_AFTER = 30.0
+_CLOSE_TIMEOUT = 3.0
+
+
+class NatsOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to reach NATS. Paths: `creds`, `nkey_seed`, `tls_*`. Times are seconds.
+
+    `inbox_prefix` has two tokens, because permissions match whole tokens. `monitor_url` (http) is asked whether the server syncs
+    to disk; without it nobody warns.
+    """
+
+    servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+    creds: str | None = None
+    nkey_seed: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    name: str = "taskflow-worker"
+    inbox_prefix: str = msgspec.field(default_factory=lambda: f"_INBOX.{secrets.token_hex(8)}")
+    connect_timeout: float = 5.0
+    ping_interval: float = 10.0
+    publish_timeout: float = 5.0
+    monitor_url: str | None = None
+
+    def __repr__(self) -> str:
+        """Show where, never with what secret: structs end up in logs."""
+        return f"NatsOptions(servers={', '.join(map(public_address, self.servers))})"
+
+
+class NoAnswer(Exception):
+    """A request to the broker's API got no answer; the message says why. Nothing is known about its effect."""
+
+
+class NotPermitted(NoAnswer):
+    """The credentials may not publish on the API subject."""
+
+
+class Connection:
+    """One connection and what depends on it. Listeners in `on_up`, `on_down` and `on_denied` are synchronous and quick."""
+
+    def __init__(self, options: NatsOptions) -> None:
+        self.options = options
+        self.client: Client = ReadingClient()
+        self.outbound = Outbound(self.client)
+        self.on_up: list[Callable[[], None]] = []
+        self.on_down: list[Callable[[], None]] = []
+        self.on_denied: list[Callable[[str], None]] = []
+        self._lost: asyncio.Future[str] | None = None
+        self._refused: asyncio.Future[str] | None = None
+        self._asked: dict[str, set[asyncio.Future[Msg]]] = {}
+        self._closing = False
+        self._last_error = ""
+        self._logged_at = 0.0
+        self._log = structlog.get_logger()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers at the moment."""
+        return self.client.is_connected
+
+    @property
+    def max_payload(self) -> int:
+        """The most bytes the broker takes in one message."""
+        return self.client.max_payload
+
+    @property
+    def lost(self) -> asyncio.Future[str]:
+        """Resolves with the reason when the client closed for good, not by `close`."""
+        if self._lost is None:
+            self._lost = asyncio.get_running_loop().create_future()
+        return self._lost
+
+    @property
+    def address(self) -> str:
+        """Where it is connected to, or would be, without credentials."""
+        url = self.client.connected_url
+        return public_address(url.geturl()) if url is not None else public_address(self.options.servers[0])
+
+    async def open(self) -> None:
+        """Connect within `connect_timeout`, trying all servers again and again; raises `BusLost`."""
+        loop = asyncio.get_running_loop()
+        self._refused = loop.create_future()
+        arguments = self._arguments()
+        dialling = loop.create_task(self.client.connect(**arguments))
+        either: set[asyncio.Future[Any]] = {dialling, self._refused}
+        await asyncio.wait(either, timeout=self.options.connect_timeout, return_when=asyncio.FIRST_COMPLETED)
+        failed = dialling.exception() if dialling.done() and not dialling.cancelled() else None
+        if dialling.done() and failed is None and self.connected:
+            self.outbound.start()
+            return
+        sentence = self._why_not(failed)
+        self._closing = True
+        dialling.cancel()
+        await asyncio.wait({dialling})
+        await self._close_client()
+        raise BusLost(sentence)
+
+    async def close(self) -> None:
+        """Close without draining (`drain` can hang for its 30 s); idempotent, never raises."""
+        self._closing = True
+        await self.outbound.stop()
+        if not self.client.is_closed:
+            await self._close_client()
+
+    async def flush(self) -> None:
+        """Wait until the server has read everything written so far; raises what nats-py raises."""
+        # Twice: nats-py writes the PING past its own buffer, so the first answer can come before the buffer is even written.
+        await self.client.flush()
+        await self.client.flush()
+
+    async def ask(self, subject: str, body: bytes = b"", *, within: float = 2.0) -> bytes:
+        """Request an answer from the broker's API; raises `NotPermitted` or `NoAnswer` within `within` seconds."""
+        if not self.connected:
+            raise NoAnswer(f"not connected to NATS, so {subject} was not asked")
+        denied: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        asked = self._asked.setdefault(subject.lower(), set())
+        asked.add(denied)
+        request = asyncio.ensure_future(self.client.request(subject, body, timeout=within))
+        try:
+            await asyncio.wait({request, denied}, return_when=asyncio.FIRST_COMPLETED)
+            return (denied if denied.done() else request).result().data
+        except NoRespondersError:
+            raise NoAnswer(f"nobody answers on {subject}") from None
+        except TimeoutError:
+            raise NoAnswer(f"no answer on {subject} within {within:g} s") from None
+        except NatsError as error:
+            raise NoAnswer(f"no answer on {subject}: {error}") from error
+        finally:
+            request.cancel()
+            asked.discard(denied)
+
+    def _arguments(self) -> dict[str, Any]:
+        """Spell the policy out for nats-py; raises `BusLost` for files that cannot be read."""
+        options = self.options
+        for path in (options.creds, options.nkey_seed, options.tls_ca, options.tls_cert, options.tls_key):
+            _check_readable(path)
+        return {
+            "servers": list(options.servers),
+            "name": options.name,
+            "user": options.user,
+            "password": options.password,
+            "token": options.token,
+            "user_credentials": options.creds,
+            "nkeys_seed": options.nkey_seed,
+            "tls": self._tls(),
+            "inbox_prefix": options.inbox_prefix,
+            "connect_timeout": options.connect_timeout,
+            "max_reconnect_attempts": -1,  # the default, 60, closes the client for good after two minutes
+            "reconnect_time_wait": _RECONNECT_WAIT,
+            "ping_interval": options.ping_interval,
+            "max_outstanding_pings": 1,  # a dead peer is found within two intervals; the defaults take six minutes
+            "error_cb": self._on_error,
+            "disconnected_cb": self._on_disconnected,
+            "reconnected_cb": self._on_reconnected,
+            "closed_cb": self._on_closed,
+        }
+
+    def _tls(self) -> ssl.SSLContext | None:
+        """Build the TLS context where one is configured; otherwise nats-py uses the system's for `tls://`."""
+        options = self.options
+        if options.tls_ca is None and options.tls_cert is None:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=options.tls_ca)
+            if options.tls_cert is not None:
+                context.load_cert_chain(options.tls_cert, options.tls_key)
+        except (OSError, ValueError) as error:
+            raise BusLost(f"the TLS files for NATS cannot be used: {error}") from error
+        return context
+
+    def _why_not(self, failed: BaseException | None) -> str:
+        """Say in one sentence why `open` failed."""
+        where = ", ".join(map(public_address, self.options.servers))
+        if self._refused is not None and self._refused.done():
+            return f"NATS at {where} refuses the credentials: {self._refused.result()}"
+        if failed is not None:
+            return f"cannot connect to NATS at {where}: {_reason(failed)}"
+        reason = self._last_error or "no answer"
+        return f"NATS at {where} cannot be reached within {self.options.connect_timeout:g} s: {reason}"
+
+    async def _close_client(self) -> None:
+        """Close the client; a peer that reads nothing must not hold the shutdown up."""
+        try:
+            await asyncio.wait_for(self.client.close(), _CLOSE_TIMEOUT)
+        except Exception as error:  # noqa: BLE001  closing is best effort, whatever state the client is in
+            self._log.debug("bus.close_failed", reason=repr(error))
+
+    async def _on_error(self, error: Exception) -> None:
+        """Take note of what nats-py reports; must not raise, or the read loop ends."""
+        text = _reason(error)
+        if self._refused is not None and not self._refused.done() and any(word in text.lower() for word in _REFUSED):
+            self._refused.set_result(text)
+        denied = _DENIED.search(text.lower())
+        if denied is not None:
+            self._deny(denied.group(1))
+        now = asyncio.get_running_loop().time()
+        if text != self._last_error or now - self._logged_at > _REPEAT_LOG_AFTER:
+            self._log.warning("bus.error", reason=text)
+            self._logged_at = now
+        self._last_error = text
+
+    def _deny(self, subject: str) -> None:
+        """Fail API requests on a forbidden subject (in lower case), or all when the answers' inbox is forbidden; tell the listeners."""
+        inbox = subject.startswith(self.options.inbox_prefix.lower())
+        for name, asked in self._asked.items():
+            if inbox or name == subject:
+                for future in asked:
+                    if not future.done():
+                        future.set_exception(NotPermitted(subject))
+        for listener in self.on_denied:
+            self._call(listener, subject)
+
+    async def _on_disconnected(self) -> None:
+        """Tell the listeners; must not raise, or the client never reconnects (nats.py#204)."""
+        if not self._closing:
+            self._log.warning("bus.disconnected", reason=self._last_error or "connection closed")
+        for listener in self.on_down:
+            self._call(listener)
+
+    async def _on_reconnected(self) -> None:
+        """Tell the listeners."""
+        self._log.info("bus.reconnected", address=self.address)
+        self._last_error = ""
+        for listener in self.on_up:
+            self._call(listener)
+
+    async def _on_closed(self) -> None:
+        """Resolve `lost`: some server errors make nats-py give up whatever the reconnect settings."""
+        if not self._closing and not self.lost.done():
+            error = self.client.last_error
+            self.lost.set_result(_reason(error) if error is not None else "the client closed the connection")
+
+    def _call(self, listener: Callable[..., None], *arguments: str) -> None:
+        """Call a listener; its failure is a defect of ours, never the connection's end."""
+        try:
+            listener(*arguments)
+        except Exception:  # noqa: BLE001  see above; logged with its traceback
+            self._log.exception("bus.listener_failed")
+
+
+def public_address(url: str) -> str:
+    """Strip user, password and token from a NATS URL."""
+    parts = urlsplit(url if "://" in url else f"nats://{url}")
+    host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{parts.port or 4222}"
+
+
+def _check_readable(path: str | None) -> None:
+    """Refuse a credential file that cannot be read: nats-py would try it again for ever."""
+    if path is None:
+        return
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as error:
+        raise BusLost(f"the credential file {path} cannot be read: {error.strerror}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Put an error into few words."""
+    if isinstance(error, ConnectionError) and error.errno:
+        return os.strerror(error.errno)  # asyncio's own text, "Connect call failed", does not say why
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).removeprefix("nats: ").strip(" '") or type(error).__name__

@@ -1,0 +1,180 @@
+"""The bus port on NATS JetStream: nats-py 2.16, one connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from worker.bus.base import (
+    NO_HEADERS,
+    Ack,
+    Backlog,
+    Delivery,
+    Endpoint,
+    Headers,
+    InProgress,
+    Nak,
+    Outgoing,
+    Published,
+    PublishFailed,
+    Request,
+    Service,
+    Settlement,
+    Source,
+    Stream,
+    Term,
+)
+from worker.bus.connection import Connection, NatsOptions, NoAnswer
+from worker.bus.outbound import Frame, objection
+from worker.bus.publisher import Publisher
+from worker.bus.pull import Pull
+from worker.bus.service import Server
+from worker.bus.topology import Topology
+
+__all__ = ["Endpoint", "JetStreamBus", "NatsOptions"]
+
+_FLUSH_TIMEOUT = 2.0
+_REASON_LENGTH = 200
+
+
+class JetStreamBus:
+    """See `worker.bus.base.Bus` for every promise. `heartbeat` (seconds): two missed ones make `pull` ask again."""
+
+    def __init__(self, options: NatsOptions, *, heartbeat: float = 5.0) -> None:
+        self._connection = Connection(options)
+        self._publisher = Publisher(self._connection, timeout=options.publish_timeout)
+        self._topology = Topology(self._connection, monitor_url=options.monitor_url)
+        self._server: Server | None = None
+        self._heartbeat = heartbeat
+        self._pulls: list[Pull] = []
+        self._log = structlog.get_logger()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers at the moment."""
+        return self._connection.connected
+
+    @property
+    def max_payload(self) -> int:
+        """The most bytes the broker takes in one message."""
+        return self._connection.max_payload
+
+    @property
+    def lost(self) -> asyncio.Future[str]:
+        """Resolves when the connection is closed for good."""
+        return self._connection.lost
+
+    @property
+    def address(self) -> str:
+        """Where it is connected to, without credentials."""
+        return self._connection.address
+
+    @property
+    def pull_requests(self) -> int:
+        """How many pull requests the running pulls have sent: an idle worker sends one in half a minute."""
+        return sum(pull.requests for pull in self._pulls)
+
+    async def open(self) -> None:
+        """Connect; raises `BusLost`."""
+        await self._connection.open()
+        await self._publisher.open()
+
+    async def prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
+        """Create and check streams and consumers; raises `TopologyRefused`."""
+        return await self._topology.prepare(streams, sources)
+
+    async def backlog(self, source: Source) -> Backlog:
+        """Tell where the source stands; `delivered` starts again at `floor` after a rewind."""
+        try:
+            info = await self._topology.consumer_info(source)
+        except NoAnswer as error:
+            raise PublishFailed(str(error)) from error
+        return Backlog(
+            floor=info["ack_floor"]["stream_seq"],
+            delivered=info["delivered"]["stream_seq"],
+            pending=info["num_pending"],
+        )
+
+    async def first_kept(self, stream: str) -> int:
+        """Return the lowest sequence that the stream still keeps."""
+        try:
+            return await self._topology.first_kept(stream)
+        except NoAnswer as error:
+            raise PublishFailed(str(error)) from error
+
+    async def rewind(self, source: Source) -> bool:
+        """Deliver everything above the ack floor again, at once (nats-server 2.12 and later)."""
+        return await self._topology.rewind(source)
+
+    async def pull(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
+        """Deliver continuously until cancelled."""
+        pull = Pull(self._connection, source, take, room, recreate=self._topology.recreate, heartbeat=self._heartbeat)
+        self._pulls.append(pull)
+        try:
+            await pull.run()
+        finally:
+            self._pulls.remove(pull)
+
+    def wake(self) -> None:
+        """Make the pulls look again whether there is room."""
+        for pull in self._pulls:
+            pull.wake()
+
+    def settle(self, delivery: Delivery, settlement: Settlement) -> None:
+        """Answer a delivery; kept for a reconnect, since a late ack still spares a redelivery."""
+        self._connection.outbound.put(Frame(delivery.token, _verdict(settlement), keep=True))
+
+    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+        """Store a message on its stream."""
+        return self._publisher.publish(message)
+
+    async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
+        """Publish without any guarantee; what the broker would refuse is dropped here."""
+        refusal = objection(subject, body, headers, self.max_payload)
+        if refusal is not None:
+            self._log.warning("bus.not_told", reason=refusal)
+            return
+        self._connection.outbound.put(Frame(subject, body, headers=headers))
+
+    async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
+        """Register the micro service."""
+        self._server = Server(self._connection)
+        await self._server.start(service, handler)
+
+    async def stop_serving(self) -> None:
+        """Deregister the service and wait for the requests in hand."""
+        if self._server is not None:
+            await self._server.stop()
+            self._server = None
+
+    async def flush(self) -> None:
+        """Push out what was queued, bounded by two seconds."""
+        if not self.connected:
+            return
+        try:
+            async with asyncio.timeout(_FLUSH_TIMEOUT):
+                await self._connection.outbound.drained()
+                await self._connection.flush()
+        except Exception as error:  # noqa: BLE001  flushing is best effort: what is lost comes again
+            self._log.debug("bus.flush_failed", reason=repr(error))
+
+    async def close(self) -> None:
+        """Close without draining."""
+        self._publisher.close()
+        await self._connection.close()
+
+
+def _verdict(settlement: Settlement) -> bytes:
+    """Spell a settlement in the broker's words."""
+    match settlement:
+        case Ack():
+            return b"+ACK"
+        case Nak(delay=delay):
+            return b'-NAK {"delay":%d}' % max(0, int(delay * 1_000_000_000))
+        case Term(reason=reason):
+            # nats-py's own `term` takes no reason.
+            return f"+TERM {' '.join(reason.split())[:_REASON_LENGTH]}".encode(errors="replace")
+        case InProgress():
+            return b"+WPI"

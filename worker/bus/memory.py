@@ -1,0 +1,288 @@
+"""The bus port in the process, for tests: the only fake the project has, held to the same contract suite as JetStream.
+
+`MemoryBroker` keeps the streams and is shared by several `MemoryBus` connections; `MemoryClient` is an agent's end of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from worker.bus import settings
+from worker.bus.base import (
+    NO_HEADERS,
+    Backlog,
+    Delivery,
+    Headers,
+    Outgoing,
+    Published,
+    PublishFailed,
+    Request,
+    Service,
+    Settlement,
+    Source,
+    Stream,
+)
+from worker.bus.broker import Heard, MemoryBroker, MemoryClient, Subscriber
+from worker.bus.outbound import objection
+from worker.bus.service import ERROR, ERROR_CODE, INTERNAL, TOO_LARGE
+from worker.bus.streams import MSG_ID, Stored
+from worker.errors import BusLost, TopologyRefused
+
+__all__ = ["Heard", "MemoryBroker", "MemoryBus", "MemoryClient", "Stored"]
+
+_MAX_PAYLOAD = 1024 * 1024
+_YIELD_EVERY = 256
+
+
+class MemoryBus:
+    """See `worker.bus.base.Bus` for every promise; the rest are switches for tests."""
+
+    def __init__(self, broker: MemoryBroker | None = None, *, concurrency: int = 512) -> None:
+        self.broker = broker or MemoryBroker()
+        self._connected = False
+        self._lost: asyncio.Future[str] | None = None
+        self._failures: list[tuple[PublishFailed, bool]] = []
+        self._kicks: list[asyncio.Event] = []
+        self._served: Subscriber | None = None
+        self._slots = asyncio.Semaphore(concurrency)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._log = structlog.get_logger()
+
+    @property
+    def connected(self) -> bool:
+        """Whether it is open and not disconnected by a test."""
+        return self._connected
+
+    @property
+    def max_payload(self) -> int:
+        """The most bytes in one message."""
+        return _MAX_PAYLOAD
+
+    @property
+    def lost(self) -> asyncio.Future[str]:
+        """Resolves when a test calls `lose`."""
+        if self._lost is None:
+            self._lost = asyncio.get_running_loop().create_future()
+        return self._lost
+
+    @property
+    def address(self) -> str:
+        """A name for people."""
+        return "memory://broker"
+
+    def client(self) -> MemoryClient:
+        """Return an agent's connection to the same broker."""
+        return MemoryClient(self.broker)
+
+    def disconnect(self) -> None:
+        """Lose the broker: publishes fail, deliveries stop, settlements get lost."""
+        self._connected = False
+
+    def reconnect(self) -> None:
+        """Find the broker again."""
+        self._connected = True
+        self.broker.tick()
+
+    def fail_publishes(self, count: int, *, refused: bool = False, stored: bool = False) -> None:
+        """Make the next publishes fail; `stored`: only the acknowledgement gets lost."""
+        self._failures += [(PublishFailed("a test made it fail", refused=refused), stored)] * count
+
+    def lose(self, reason: str) -> None:
+        """Close the connection for good."""
+        self._connected = False
+        self.lost.set_result(reason)
+
+    async def open(self) -> None:
+        """Connect; raises `BusLost` once the connection was closed for good."""
+        if self._lost is not None and self._lost.done():
+            raise BusLost(self._lost.result())
+        self._connected = True
+
+    async def prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
+        """Create and check streams and consumers; raises `TopologyRefused`."""
+        found = self.broker.objections(streams, sources)
+        if found:
+            raise TopologyRefused("\n".join(found))
+        warnings: list[str] = []
+        for stream in streams:
+            has = self.broker.streams.get(stream.name) or self.broker.create_stream(settings.stream_config(stream))
+            warnings += settings.stream_remarks(stream, has.config)
+            has.config["subjects"] = settings.subjects_with(stream, has.config) or has.config["subjects"]
+        for source in sources:
+            self.broker.consumer(source)
+        return warnings
+
+    async def backlog(self, source: Source) -> Backlog:
+        """Tell where the source stands."""
+        if not self._connected:
+            raise PublishFailed("not connected")
+        return self.broker.consumer(source).backlog()
+
+    async def first_kept(self, stream: str) -> int:
+        """Return the lowest sequence that the stream still keeps."""
+        if not self._connected:
+            raise PublishFailed("not connected")
+        has = self.broker.streams[stream]
+        return min(has.messages, default=has.last_seq + 1)
+
+    async def rewind(self, source: Source) -> bool:
+        """Deliver everything above the ack floor again, at once."""
+        if self._connected:
+            self.broker.consumer(source).rewind()
+            self.broker.tick()
+        return self._connected
+
+    async def pull(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
+        """Deliver continuously until cancelled."""
+        kick = asyncio.Event()
+        self._kicks.append(kick)
+        self.broker.kicks.append(kick.set)
+        try:
+            while True:
+                kick.clear()
+                handed = 0
+                while self._hand_over(source, take, room):
+                    handed += 1
+                    if handed % _YIELD_EVERY == 0:
+                        await asyncio.sleep(0)
+                await self._pause(kick, source, room)
+        finally:
+            self._kicks.remove(kick)
+            self.broker.kicks.remove(kick.set)
+
+    def wake(self) -> None:
+        """Make the pulls look again."""
+        for kick in self._kicks:
+            kick.set()
+
+    def settle(self, delivery: Delivery, settlement: Settlement) -> None:
+        """Answer a delivery; lost while disconnected."""
+        stream, consumer, seq = delivery.token.split()
+        state = self.broker.consumers.get((stream, consumer))
+        if self._connected and state is not None:
+            state.settle(int(seq), settlement, self.broker.clock())
+            self.broker.tick()
+
+    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+        """Store a message on its stream; the future resolves in a later turn of the loop, as with a real broker."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Published] = loop.create_future()
+        outcome: Published | PublishFailed
+        try:
+            outcome = self._store(message)
+        except PublishFailed as failed:
+            outcome = failed
+        loop.call_soon(_resolve, future, outcome)
+        return future
+
+    async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
+        """Publish without any guarantee."""
+        refusal = objection(subject, body, headers, _MAX_PAYLOAD)
+        if refusal is not None or not self._connected:
+            self._log.debug("bus.not_told", reason=refusal or "disconnected")
+            return
+        try:
+            self.broker.publish(subject, body, headers)
+        except PublishFailed as failed:
+            self._log.debug("bus.not_told", reason=str(failed))
+
+    async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
+        """Register the service's endpoints and its catch-all."""
+        patterns = tuple(endpoint.subject for endpoint in service.endpoints) + ((service.catch_all,) if service.catch_all else ())
+
+        def take(heard: Heard) -> None:
+            """Hand a request to its own task."""
+            if self._connected:
+                task = asyncio.get_running_loop().create_task(self._handle(heard, handler))
+                self._tasks.add(task)  # the loop keeps weak references only
+                task.add_done_callback(self._tasks.discard)
+
+        self._served = Subscriber(patterns, take)
+        self.broker.subscribers.append(self._served)
+
+    async def stop_serving(self) -> None:
+        """Deregister, and wait for the requests in hand."""
+        self._deregister()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def flush(self) -> None:
+        """Do nothing: nothing is buffered."""
+
+    async def close(self) -> None:
+        """Close this connection; the broker keeps everything."""
+        self._deregister()
+        self._connected = False
+
+    def _deregister(self) -> None:
+        """Take the service off the broker."""
+        served, self._served = self._served, None
+        if served is not None:
+            self.broker.subscribers.remove(served)
+
+    async def _handle(self, heard: Heard, handler: Callable[[Request], Awaitable[None]]) -> None:
+        """Run the handler on a request; what it raises stays inside."""
+
+        async def answer(body: bytes, headers: Headers) -> None:
+            """Answer this request."""
+            if objection(heard.reply or "nobody", body, headers, _MAX_PAYLOAD) is not None:
+                body, headers = TOO_LARGE, {ERROR: "the answer is too large", ERROR_CODE: "413"}
+            if heard.reply:
+                await self.tell(heard.reply, body, headers)
+
+        async with self._slots:
+            try:
+                await handler(Request(subject=heard.subject, headers=heard.headers, body=heard.body, answer=answer))
+            except Exception:  # noqa: BLE001  a defect of the handler is logged, and is not the requester's to read
+                self._log.exception("service.handler_failed", subject=heard.subject)
+                await answer(INTERNAL, {ERROR: "the request failed", ERROR_CODE: "500"})
+
+    def _hand_over(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> bool:
+        """Deliver one message if there is one and room for it."""
+        if not self._connected or room() <= 0:
+            return False
+        delivery = self.broker.consumer(source).deliver(self.broker.clock())
+        if delivery is None:
+            return False
+        take(delivery)
+        return True
+
+    async def _pause(self, kick: asyncio.Event, source: Source, room: Callable[[], int]) -> None:
+        """Wait for a kick, or until a redelivery is due by the broker's clock."""
+        # Without room or a connection only a kick helps, however long something is overdue.
+        due = self.broker.consumer(source).next_due() if self._connected and room() > 0 else None
+        wait = None if due is None else max((due - self.broker.clock()) / 1_000_000, 0.001)
+        try:
+            async with asyncio.timeout(wait):
+                await kick.wait()
+        except TimeoutError:
+            return
+
+    def _store(self, message: Outgoing) -> Published:
+        """Store a message, or fail as a test asked for; raises `PublishFailed`."""
+        if not self._connected:
+            raise PublishFailed("not connected")
+        headers = {**message.headers, MSG_ID: message.msg_id} if message.msg_id else dict(message.headers)
+        refusal = objection(message.subject, message.body, headers, _MAX_PAYLOAD)
+        if refusal is not None:
+            raise PublishFailed(refusal, refused=True)
+        failure, stored = self._failures.pop(0) if self._failures else (None, True)
+        published = self.broker.publish(message.subject, message.body, headers) if stored else None
+        if failure is not None:
+            raise failure
+        if published is None:
+            raise PublishFailed(f"no stream takes {message.subject}", refused=True)
+        return published
+
+
+def _resolve(future: asyncio.Future[Published], outcome: Published | PublishFailed) -> None:
+    """Resolve a publisher's future, unless it was cancelled."""
+    if future.done():
+        return
+    if isinstance(outcome, PublishFailed):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

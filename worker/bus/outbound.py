@@ -1,0 +1,116 @@
+"""Write messages onto the connection in order, for callers that cannot wait.
+
+`Bus.publish`, `Bus.settle` and the pull loop's callback are synchronous, nats-py's `publish` is a coroutine. One task takes what
+they queue and writes it; where the socket is slow, that task waits and the order stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import NamedTuple
+
+import structlog
+from nats.aio.client import Client
+
+from worker.bus.base import NO_HEADERS, Headers, Published, PublishFailed
+from worker.bus.subjects import publishable
+
+# A burst may queue thousands of frames: let readers and timers have the loop in between.
+_YIELD_EVERY = 256
+
+
+class Frame(NamedTuple):
+    """One message to write.
+
+    `waiting` is the publisher's future: once it is done, nobody wants the message written any more. `keep`: the message may wait in
+    the client's buffer for a reconnect (settlements); the rest is dropped while disconnected, because it would come too late.
+    """
+
+    subject: str
+    body: bytes
+    reply: str = ""
+    headers: Headers = NO_HEADERS
+    waiting: asyncio.Future[Published] | None = None
+    keep: bool = False
+
+
+def objection(subject: str, body: bytes, headers: Headers, max_payload: int) -> str | None:
+    """Say why the broker would not take the message, or None.
+
+    Checked before every publish: nats-py looks at the payload only, and the server answers headers + payload above its limit, or an
+    over-long subject, by closing the connection, after which the client never reconnects.
+    """
+    try:
+        if not publishable(subject):
+            return f"the subject {subject[:120]!r} cannot be published on"
+        size = len(body)
+        if headers:
+            size += 12 + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+        subject.encode()
+    except UnicodeEncodeError:
+        return "the subject or a header is not valid text"
+    if size > max_payload:
+        return f"the message has {size} bytes, the broker takes {max_payload}"
+    return None
+
+
+class Outbound:
+    """Queue frames and write them from one task, which lives from `start` to `stop`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._frames: deque[Frame] = deque()
+        self._some = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._task: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger()
+
+    def put(self, frame: Frame) -> None:
+        """Queue a frame; never blocks, never raises."""
+        self._frames.append(frame)
+        self._empty.clear()
+        self._some.set()
+
+    def start(self) -> None:
+        """Start the writing task."""
+        self._task = asyncio.create_task(self._run(), name="bus-outbound")
+
+    async def stop(self) -> None:
+        """Stop the writing task; what is still queued is dropped."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def drained(self) -> None:
+        """Wait until everything queued so far is handed to the client."""
+        await self._empty.wait()
+
+    async def _run(self) -> None:
+        """Write frames as they come, for ever."""
+        written = 0
+        while True:
+            await self._some.wait()
+            while self._frames:
+                await self._write(self._frames.popleft())
+                written += 1
+                if written % _YIELD_EVERY == 0:
+                    await asyncio.sleep(0)
+            self._some.clear()
+            self._empty.set()
+
+    async def _write(self, frame: Frame) -> None:
+        """Write one frame, or drop it where it would come too late."""
+        if frame.waiting is not None and frame.waiting.done():
+            return
+        # The client would buffer and send it after the reconnect, when its sender has long given it up.
+        if not self._client.is_connected and not frame.keep:
+            return
+        try:
+            await self._client.publish(frame.subject, frame.body, reply=frame.reply, headers=dict(frame.headers) or None)
+        except Exception as error:  # noqa: BLE001  one message the client refuses must not stop all the others
+            self._log.debug("bus.write_failed", subject=frame.subject, reason=repr(error))
+            if frame.waiting is not None and not frame.waiting.done():
+                frame.waiting.set_exception(PublishFailed(f"not sent: {error!r}"))

@@ -1,0 +1,35 @@
+"""Keep nats-py reading when a message has bytes that are no text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+
+class ReadingClient(Client):
+    """A client whose read loop outlives unreadable messages.
+
+    The server passes subjects and headers on as bytes, and an agent may publish any. nats-py decodes them in its read loop, which
+    ends on the first error while `is_connected` stays true; the message is redelivered, so the connection would never work again.
+    Both methods are private to nats-py: `tests/contract/test_jetstream.py` fails when a release moves them.
+    """
+
+    async def _process_headers(self, headers: Any) -> dict[str, str] | None:
+        """Read headers; unreadable ones are none."""
+        try:
+            return await super()._process_headers(headers)
+        except (IndexError, UnicodeDecodeError):
+            return None
+
+    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None) -> Msg:
+        """Build the message; bytes that are no text become U+FFFD, which no subject of ours contains."""
+        return self.msg_class(
+            _client=self,
+            subject=bytes(subject).decode("utf-8", "replace"),
+            reply=bytes(reply).decode("utf-8", "replace"),
+            data=data,
+            headers=headers,
+            _sid=sid,
+        )

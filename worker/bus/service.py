@@ -1,0 +1,124 @@
+"""Answer core requests as a NATS micro service, each request in its own task.
+
+nats-py runs an endpoint's handlers one after another, answers an exception with its text, and `Msg.respond` echoes the request's
+headers; so requests are handed on at once, failures are answered without details, and answers are published here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+from nats import micro
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.micro.request import Request as MicroRequest
+from nats.micro.service import Service as MicroService
+
+from worker.bus.base import NO_HEADERS, Headers, Request, Service
+from worker.bus.connection import Connection
+from worker.bus.outbound import Frame, objection
+from worker.bus.subjects import covers
+
+ERROR = "Nats-Service-Error"
+ERROR_CODE = "Nats-Service-Error-Code"
+TOO_LARGE = b'{"ok":false,"error":{"code":"too_large","message":"the answer is larger than the broker takes; ask for less"}}'
+INTERNAL = b'{"ok":false,"error":{"code":"internal","message":"the request failed; nothing is known about its effect"}}'
+_STOP_TIMEOUT = 2.0
+_QUEUE = "q"
+# Not the endpoints' queue: the server picks one subscription per queue name, whatever their patterns, and half the requests for an
+# endpoint would come to the catch-all only.
+_REST_QUEUE = "q-rest"
+
+Handler = Callable[[Request], Awaitable[None]]
+
+
+class Server:
+    """Serve one `Service` on a connection; `concurrency` bounds the requests in hand."""
+
+    def __init__(self, connection: Connection, *, concurrency: int = 512) -> None:
+        self._connection = connection
+        self._slots = asyncio.Semaphore(concurrency)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._micro: MicroService | None = None
+        self._rest: Subscription | None = None
+        self._log = structlog.get_logger()
+
+    async def start(self, service: Service, handler: Handler) -> None:
+        """Register the service's endpoints, and the catch-all beside them."""
+
+        async def on_request(request: MicroRequest) -> None:
+            """Take what came to an endpoint."""
+            await self._accept(request.subject, request.headers, request.data, _reply_of(request), handler)
+
+        async def on_rest(msg: Msg) -> None:
+            """Take what no endpoint covers."""
+            # Core NATS gives the catch-all a copy of everything: what an endpoint covers is answered there.
+            if not any(covers(endpoint.subject, msg.subject) for endpoint in service.endpoints):
+                await self._accept(msg.subject, msg.headers, msg.data, msg.reply, handler)
+
+        client = self._connection.client
+        self._micro = await micro.add_service(client, name=service.name, version=service.version, description=service.description)
+        for endpoint in service.endpoints:
+            await self._micro.add_endpoint(
+                name=endpoint.name, subject=endpoint.subject, handler=on_request, queue_group=_QUEUE, metadata=dict(endpoint.metadata)
+            )
+        if service.catch_all is not None:
+            self._rest = await client.subscribe(service.catch_all, queue=_REST_QUEUE, cb=on_rest)
+        await self._connection.flush()  # the server knows the subscriptions when this returns, so nobody is told that nobody answers
+
+    async def stop(self) -> None:
+        """Deregister, then wait for the requests in hand. Never raises."""
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT):
+                if self._rest is not None:
+                    await self._rest.unsubscribe()
+                if self._micro is not None:
+                    await self._micro.stop()
+        except Exception as error:  # noqa: BLE001  without a connection nothing can be deregistered, and nothing needs to be
+            self._log.debug("service.stop_failed", reason=repr(error))
+        self._rest = self._micro = None
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _accept(self, subject: str, headers: Headers | None, body: bytes, reply: str, handler: Handler) -> None:
+        """Hand a request to its own task; waits while too many are in hand, which holds the subscription's queue back."""
+        await self._slots.acquire()
+
+        async def answer(body: bytes, headers: Headers) -> None:
+            """Answer this request."""
+            self._answer(reply, body, headers)
+
+        request = Request(subject=subject, headers=headers or NO_HEADERS, body=body, answer=answer)
+        task = asyncio.create_task(self._handle(request, handler))
+        self._tasks.add(task)  # the loop keeps weak references only
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, request: Request, handler: Handler) -> None:
+        """Run the handler; what it raises is a defect and stays inside."""
+        try:
+            await handler(request)
+        except Exception:  # noqa: BLE001  a defect of the handler is logged, and is not the requester's to read
+            self._log.exception("service.handler_failed", subject=request.subject)
+            await request.answer(INTERNAL, {ERROR: "the request failed", ERROR_CODE: "500"})
+        finally:
+            self._slots.release()
+
+    def _answer(self, reply: str, body: bytes, headers: Headers) -> None:
+        """Publish the answer with these headers only; an over-large one becomes an error."""
+        if not reply:
+            return  # a publish, not a request: nobody waits
+        refusal = objection(reply, body, headers, self._connection.max_payload)
+        if refusal is not None:
+            self._log.warning("service.answer_refused", reason=refusal)
+            body, headers = TOO_LARGE, {ERROR: "the answer is too large", ERROR_CODE: "413"}
+            if objection(reply, body, headers, self._connection.max_payload) is not None:
+                return  # the reply subject itself is unusable
+        self._connection.outbound.put(Frame(reply, body, headers=headers))
+
+
+def _reply_of(request: MicroRequest) -> str:
+    """Return the subject the requester waits on: micro's own `respond` would not be in order with the rest of what is written."""
+    reply: str = request._msg.reply  # noqa: SLF001  micro gives no other access to it
+    return reply

@@ -1,0 +1,196 @@
+"""Tell what a stream's and a consumer's settings must be, and say what is wrong with existing ones. Pure: JSON in, sentences out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worker.bus.base import Source, Stream
+from worker.bus.subjects import covers
+
+_NS = 1_000_000_000
+_NOT_EDITABLE = "it cannot be edited: move the messages to a new stream, or remove this one with `nats stream rm {name}`"
+_OLDEST_SERVER = (2, 10, 23)
+
+Json = dict[str, Any]
+
+# setting, what it must be, what the server means where it leaves the setting out, how to repair it
+_EVERY_STREAM: tuple[tuple[str, Any, Any, str], ...] = (
+    ("storage", "file", "file", _NOT_EDITABLE),
+    ("retention", "limits", "limits", _NOT_EDITABLE),
+    ("no_ack", False, False, "`nats stream edit {name} --ack`"),
+    ("sealed", False, False, _NOT_EDITABLE),
+    ("mirror", None, None, _NOT_EDITABLE),
+    ("persist_mode", "default", "default", _NOT_EDITABLE),
+    ("allow_msg_counter", False, False, _NOT_EDITABLE),
+)
+# Agents publish here. Each of these lets a publisher, or a full stream, erase or forge what others were promised is stored.
+_INBOUND_STREAM: tuple[tuple[str, Any, Any, str], ...] = (
+    ("discard", "new", "old", "`nats stream edit {name} --discard new`"),
+    ("max_msgs_per_subject", -1, -1, "`nats stream edit {name} --max-msgs-per-subject=-1`"),
+    ("deny_delete", True, False, "`nats stream edit {name} --deny-delete`"),
+    ("deny_purge", True, False, "`nats stream edit {name} --deny-purge`"),
+    ("allow_rollup_hdrs", False, False, "`nats stream edit {name} --no-allow-rollup`"),
+    ("allow_msg_schedules", False, False, _NOT_EDITABLE),
+    ("allow_msg_ttl", False, False, _NOT_EDITABLE),
+)
+_CONSUMER: tuple[tuple[str, Any, Any, str], ...] = (
+    ("deliver_subject", None, None, "it must be a pull consumer"),
+    ("ack_policy", "explicit", "none", ""),
+    ("deliver_policy", "all", "all", ""),
+    ("replay_policy", "instant", "instant", ""),
+    ("max_deliver", -1, -1, ""),  # after max_deliver the server skips the message in silence
+    ("backoff", None, None, ""),  # it overrides ack_wait
+    ("headers_only", False, False, ""),
+    ("inactive_threshold", 0, 0, ""),  # the server would remove the consumer during a long stop
+    ("mem_storage", False, False, ""),
+    ("priority_groups", None, None, ""),
+)
+
+
+def stream_config(stream: Stream) -> Json:
+    """Spell the stream out for `STREAM.CREATE`."""
+    config: Json = {
+        "name": stream.name,
+        "subjects": list(stream.subjects),
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new" if stream.inbound else "old",
+        "max_age": int(stream.max_age * _NS),
+        "max_bytes": stream.max_bytes,
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "duplicate_window": int(_window(stream) * _NS),
+        "num_replicas": stream.replicas,
+        "deny_delete": stream.inbound,
+        "deny_purge": stream.inbound,
+        "allow_rollup_hdrs": False,
+        "allow_direct": True,
+    }
+    return config
+
+
+def consumer_config(source: Source) -> Json:
+    """Spell the consumer out for `CONSUMER.CREATE`."""
+    config: Json = {
+        "name": source.consumer,
+        "durable_name": source.consumer,
+        "ack_policy": "explicit",
+        "ack_wait": int(source.ack_wait * _NS),
+        "max_ack_pending": source.max_ack_pending,
+        "max_deliver": -1,
+        "deliver_policy": "all",
+        "replay_policy": "instant",
+    }
+    if source.filters:
+        config["filter_subjects"] = list(source.filters)
+    return config
+
+
+def stream_objections(stream: Stream, config: Json) -> list[str]:
+    """List the settings of an existing stream that would break a promise, one sentence each."""
+    table = _EVERY_STREAM + (_INBOUND_STREAM if stream.inbound else ())
+    return [
+        f"stream {stream.name}: {setting} is {_shown(actual)}, it must be {_shown(wanted)}; {repair.format(name=stream.name)}"
+        for setting, wanted, actual, repair in _differences(table, config)
+    ]
+
+
+def stream_remarks(stream: Stream, config: Json) -> list[str]:
+    """List the settings of an existing stream that are weaker than asked for, but break nothing."""
+    remarks = []
+    age = config.get("max_age") or 0
+    if age and age < stream.max_age * _NS:
+        remarks.append(f"stream {stream.name}: max_age is {age / _NS:g} s, {stream.max_age:g} s were asked for")
+    window = config.get("duplicate_window") or 0
+    if window < _window(stream) * _NS:
+        remarks.append(f"stream {stream.name}: duplicate_window is {window / _NS:g} s, {_window(stream):g} s were asked for")
+    return remarks
+
+
+def subjects_with(stream: Stream, config: Json) -> list[str] | None:
+    """Return the stream's subjects with the missing ones added, or None when none is missing."""
+    present: list[str] = list(config.get("subjects") or ())
+    missing = [wanted for wanted in stream.subjects if not any(covers(has, wanted) for has in present)]
+    if not missing:
+        return None
+    # A stream's own subjects must not overlap: what a new, wider one covers has to go.
+    return [has for has in present if not any(covers(wanted, has) for wanted in missing)] + missing
+
+
+def consumer_objections(source: Source, config: Json) -> list[str]:
+    """List the settings of an existing consumer that would break a promise, one sentence each."""
+    where = f"consumer {source.consumer} of stream {source.stream}"
+    repair = f"remove it with `nats consumer rm {source.stream} {source.consumer}` while the worker is stopped; it is created again"
+    found = [
+        f"{where}: {setting} is {_shown(actual)}, it must be {_shown(wanted)}; {f'{extra}; ' if extra else ''}{repair}"
+        for setting, wanted, actual, extra in _differences(_CONSUMER, config)
+    ]
+    wait = config.get("ack_wait") or 0
+    if wait < _NS:
+        found.append(f"{where}: ack_wait is {wait / _NS:g} s, it must be at least 1 s; {repair}")
+    if not _filters(config) <= set(source.filters) or (source.filters and not _filters(config)):
+        has, wanted = sorted(_filters(config)), sorted(source.filters)
+        found.append(f"{where}: filter_subjects is {_shown(has)}, it must be {_shown(wanted)}; {repair}")
+    return found
+
+
+def lacks_filters(source: Source, config: Json) -> bool:
+    """Tell whether the consumer's filters have to be extended."""
+    return _filters(config) < set(source.filters)
+
+
+def sync_warning(varz: Json) -> str | None:
+    """Say that a single server may lose acknowledged messages in a power cut, unless its `/varz` says it syncs always."""
+    jetstream = varz.get("jetstream")
+    config = jetstream.get("config") if isinstance(jetstream, dict) else None
+    if not isinstance(config, dict) or config.get("sync_always") is True:
+        return None
+    interval = config.get("sync_interval")
+    every = f"every {interval / _NS:g} s" if isinstance(interval, int) else "now and then"
+    return (
+        f"the NATS server writes streams to disk only {every}: a power cut can lose acknowledged messages of a stream with one "
+        "replica; set `jetstream { sync_interval: always }`"
+    )
+
+
+def version_objection(version: str) -> str | None:
+    """Refuse servers that lost streams when their process was killed (Jepsen, 2025). Versions that are no numbers pass."""
+    parts = version.partition("-")[0].split(".")
+    if not all(part.isdigit() for part in parts) or tuple(map(int, parts)) >= _OLDEST_SERVER:
+        return None
+    return f"the NATS server is {version}; before {'.'.join(map(str, _OLDEST_SERVER))} a killed server could lose a stream: upgrade it"
+
+
+def _differences(table: tuple[tuple[str, Any, Any, str], ...], config: Json) -> list[tuple[str, Any, Any, str]]:
+    """Compare a configuration with a table; yields setting, wanted, actual, repair."""
+    found = []
+    for setting, wanted, absent, repair in table:
+        actual = config.get(setting, absent)
+        if setting.startswith("max_") and actual == 0:
+            actual = -1  # older servers write "no limit" as 0
+        if (actual or None) != (wanted or None):
+            found.append((setting, wanted, actual, repair))
+    return found
+
+
+def _filters(config: Json) -> set[str]:
+    """Return a consumer's filters: the server keeps a single one apart."""
+    several = set(config.get("filter_subjects") or ())
+    single = config.get("filter_subject")
+    return several | {single} if single else several
+
+
+def _window(stream: Stream) -> float:
+    """Return the duplicate window in seconds; the server refuses one longer than max_age."""
+    return min(stream.duplicate_window, stream.max_age) if stream.max_age > 0 else stream.duplicate_window
+
+
+def _shown(value: Any) -> str:
+    """Show a setting the way configuration files write it."""
+    if value is None or value == []:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return str(value)

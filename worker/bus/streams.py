@@ -1,0 +1,169 @@
+"""Keep one stream's messages, and one durable consumer's place in them, the way JetStream does. In the process, by an injected clock."""
+
+from __future__ import annotations
+
+import heapq
+from typing import NamedTuple
+
+from worker.bus.base import Ack, Backlog, Delivery, Headers, InProgress, Nak, Published, PublishFailed, Settlement, Term
+from worker.bus.settings import Json
+from worker.bus.subjects import covers
+
+MSG_ID = "Nats-Msg-Id"
+_NS_PER_US = 1000
+
+
+class Stored(NamedTuple):
+    """A message as a stream keeps it; `at_us` is when it was stored, in microseconds."""
+
+    seq: int
+    subject: str
+    headers: Headers
+    body: bytes
+    at_us: int
+
+
+class StreamStore:
+    """The messages of one stream under its limits (`max_age`, `max_bytes`, `discard`), with its duplicate window."""
+
+    def __init__(self, config: Json) -> None:
+        self.config = config
+        self.messages: dict[int, Stored] = {}
+        self.last_seq = 0
+        self._bytes = 0
+        self._ids: dict[str, tuple[int, int]] = {}
+
+    def takes(self, subject: str) -> bool:
+        """Tell whether the stream captures the subject."""
+        return any(covers(pattern, subject) for pattern in self.config["subjects"])
+
+    def store(self, subject: str, body: bytes, headers: Headers, now: int) -> Published:
+        """Keep a message, unless its id was kept within the duplicate window; raises `PublishFailed` when full."""
+        self._forget_old(now)
+        msg_id = headers.get(MSG_ID)
+        if msg_id in self._ids:
+            return Published(stream=self.config["name"], seq=self._ids[msg_id][0], duplicate=True)
+        limit = self.config.get("max_bytes", -1)
+        while 0 < limit < self._bytes + len(body):
+            if self.config.get("discard") == "new" or not self.messages:
+                raise PublishFailed(f"the broker refused a message on {subject}: maximum bytes exceeded (10047)", refused=True)
+            self._drop(next(iter(self.messages)))
+        self.last_seq += 1
+        self.messages[self.last_seq] = Stored(self.last_seq, subject, headers, body, now)
+        self._bytes += len(body)
+        if msg_id:
+            self._ids[msg_id] = (self.last_seq, now)
+        return Published(stream=self.config["name"], seq=self.last_seq)
+
+    def _forget_old(self, now: int) -> None:
+        """Drop messages beyond `max_age` and ids beyond the duplicate window; both are in order of time."""
+        age = self.config.get("max_age", 0) // _NS_PER_US
+        while age and self.messages and self.messages[oldest := next(iter(self.messages))].at_us <= now - age:
+            self._drop(oldest)
+        window = self.config.get("duplicate_window", 0) // _NS_PER_US
+        while self._ids and self._ids[oldest_id := next(iter(self._ids))][1] <= now - window:
+            del self._ids[oldest_id]
+
+    def _drop(self, seq: int) -> None:
+        """Remove a message."""
+        self._bytes -= len(self.messages.pop(seq).body)
+
+
+class ConsumerState:
+    """What one durable consumer knows: how far it has delivered, and which deliveries are not settled."""
+
+    def __init__(self, stream: StreamStore, config: Json) -> None:
+        self.config = config
+        self._stream = stream
+        self._name: str = config["name"]
+        self._filters: list[str] = config.get("filter_subjects") or []
+        self._ack_wait = int(config["ack_wait"]) // _NS_PER_US
+        self._next = 1
+        self._due: dict[int, int] = {}  # unsettled sequence → when it is delivered again, in microseconds
+        self._attempts: dict[int, int] = {}
+        self._heap: list[tuple[int, int]] = []  # (due, seq); an entry counts only while `_due` agrees
+
+    @property
+    def floor(self) -> int:
+        """The sequence up to which everything is settled."""
+        return min(self._due, default=self._next) - 1
+
+    def deliver(self, now: int) -> Delivery | None:
+        """Hand out what is due again, else the next new message; None when there is nothing, or too much is unsettled."""
+        due = self.next_due()
+        if due is not None and due <= now:
+            return self._hand_out(heapq.heappop(self._heap)[1], now)
+        if len(self._due) >= self.config["max_ack_pending"]:
+            return None
+        while self._next <= self._stream.last_seq:
+            seq = self._next
+            self._next += 1
+            if seq in self._stream.messages and self._wants(seq):
+                return self._hand_out(seq, now)
+        return None
+
+    def settle(self, seq: int, settlement: Settlement, now: int) -> None:
+        """Take a verdict; one on a delivery that is already settled changes nothing."""
+        if seq not in self._due:
+            return
+        match settlement:
+            case Ack() | Term():
+                del self._due[seq]
+                self._attempts.pop(seq, None)
+            case Nak(delay=delay):
+                self._deliver_again(seq, now + int(delay * 1_000_000))
+            case InProgress():
+                self._deliver_again(seq, now + self._ack_wait)
+
+    def rewind(self) -> None:
+        """Go back to the floor. Attempts start from 1 again, as on the server."""
+        self._next = self.floor + 1
+        self._due.clear()
+        self._attempts.clear()
+        self._heap.clear()
+
+    def next_due(self) -> int | None:
+        """Return when the next redelivery is due, in microseconds."""
+        while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def backlog(self) -> Backlog:
+        """Tell where it stands."""
+        return Backlog(floor=self.floor, delivered=self._next - 1, pending=self._undelivered())
+
+    def _hand_out(self, seq: int, now: int) -> Delivery | None:
+        """Make a delivery; a message that has left the stream meanwhile is settled."""
+        message = self._stream.messages.get(seq)
+        if message is None:
+            self._due.pop(seq, None)
+            return self.deliver(now)
+        self._attempts[seq] = self._attempts.get(seq, 0) + 1
+        self._deliver_again(seq, now + self._ack_wait)
+        stream = self._stream.config["name"]
+        return Delivery(
+            subject=message.subject,
+            headers=message.headers,
+            body=message.body,
+            stream=stream,
+            seq=seq,
+            attempt=self._attempts[seq],
+            arrived_us=message.at_us,
+            token=f"{stream} {self._name} {seq}",
+            pending=self._undelivered(),
+        )
+
+    def _deliver_again(self, seq: int, at_us: int) -> None:
+        """Set when an unsettled message is delivered again."""
+        self._due[seq] = at_us
+        heapq.heappush(self._heap, (at_us, seq))
+
+    def _wants(self, seq: int) -> bool:
+        """Tell whether the filters let the message through."""
+        return not self._filters or any(covers(one, self._stream.messages[seq].subject) for one in self._filters)
+
+    def _undelivered(self) -> int:
+        """Count the messages not handed out yet."""
+        if not self._filters:
+            return self._stream.last_seq - self._next + 1
+        return sum(1 for seq in range(self._next, self._stream.last_seq + 1) if seq in self._stream.messages and self._wants(seq))
