@@ -1,0 +1,159 @@
+"""Describe the subjects as AsyncAPI 3.0: who sends what where, and what comes back (`schemas/asyncapi.json`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Part = dict[str, Any]
+
+_AGENT = {"description": "The caller's identity, `[A-Za-z0-9_-]{1,63}`; NATS permissions decide who may publish there."}
+_ANSWERS = ("outcome", "page.events", "page.flows", "page.steps", "page.waits")
+_COMMAND_HEADERS: Part = {
+    "type": "object",
+    "properties": {
+        "Nats-Msg-Id": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$", "description": "The command id."},
+        "Taskflow-Reply-To": {"type": "string", "pattern": "^_INBOX\\.", "description": "Publish the outcome here too."},
+        "traceparent": {"type": "string"},
+    },
+}
+_DEAD_HEADERS: Part = {
+    "type": "object",
+    "properties": {
+        name: {"type": "string"}
+        for name in (
+            "Nats-Msg-Id",
+            "Taskflow-Reason",
+            "Taskflow-Message",
+            "Taskflow-Origin-Subject",
+            "Taskflow-Origin-Stream",
+            "Taskflow-Origin-Sequence",
+            "Taskflow-Headers",
+            "Taskflow-Sha256",
+            "Taskflow-Truncated",
+        )
+    },
+}
+
+
+def asyncapi(commands: Sequence[str], queries: Sequence[str]) -> Part:
+    """Return the AsyncAPI document. Addresses are spelled with the default prefix."""
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "nats-taskflow",
+            "version": "1.0.0",
+            "description": "Durable flows over NATS JetStream. The prefix `taskflow` is configurable.",
+        },
+        "defaultContentType": "application/json",
+        "channels": _requests(commands, queries) | _replies() | _published(),
+        "operations": _operations(),
+        "components": {"messages": _messages(commands, queries)},
+    }
+
+
+def _requests(commands: Sequence[str], queries: Sequence[str]) -> Part:
+    """List the subjects that agents ask on."""
+    agent, verb = {"agent": _AGENT}, {"description": "What is asked."}
+    asked = [*(f"command.{name}" for name in commands), *(f"query.{name}" for name in queries)]
+    return {
+        "cmd": _channel(
+            "taskflow.cmd.{agent}.{verb}",
+            "Durable commands, stream TASKFLOW_IN. The PubAck means accepted; the outcome is kept under the command id.",
+            [f"command.{name}" for name in commands],
+            agent | {"verb": verb | {"enum": list(commands)}},
+        ),
+        "api": _channel(
+            "taskflow.api.{agent}.{verb}",
+            "Commands and queries by request/reply, NATS micro service `taskflow`; answered after the commit.",
+            asked,
+            agent | {"verb": verb | {"enum": [*commands, *queries]}},
+        ),
+        "apiReply": _channel(None, "The reply inbox of the request.", [*_ANSWERS, "answer.status"]),
+    }
+
+
+def _replies() -> Part:
+    """List the subjects that delegates answer on."""
+    return {
+        "reply": _channel(
+            "taskflow.reply.{agent}.{correlation_id}",
+            "The built-in reply topic `taskflow.reply.<agent>`, stream TASKFLOW_IN: the body is the payload.",
+            ["delegateReply"],
+            {"agent": _AGENT, "correlation_id": {"description": "What the flow waits for."}},
+        ),
+        "replyTopic": _channel(
+            "{topic}",
+            "Configured reply topics, for example agent.delegate.reply.",
+            ["reply"],
+            {"topic": {"description": "A subject of the configuration.", "default": "agent.delegate.reply"}},
+        ),
+        "resume": _channel("taskflow.resume", "The reference's resume message, stream TASKFLOW_IN.", ["resume"]),
+    }
+
+
+def _published() -> Part:
+    """List the subjects that the worker publishes on."""
+    return {
+        "evt": _channel(
+            "taskflow.evt.{agent}.{flow_id}.{kind}",
+            "State changes, stream TASKFLOW_EVT: per flow in order of `sequence`, without gaps, at least once.",
+            ["event"],
+            {
+                "agent": {"description": "The owner's agent; `_` for owners that are none."},
+                "flow_id": {"description": "The flow."},
+                "kind": {"description": "What happened."},
+            },
+        ),
+        "dlq": _channel(
+            "taskflow.dlq.{reason}",
+            "What could not be used, stream TASKFLOW_DLQ: the raw body; where it came from is in the headers.",
+            ["deadLetter"],
+            {"reason": {"description": "Why."}},
+        ),
+    }
+
+
+def _channel(address: str | None, description: str, messages: Sequence[str], parameters: Part | None = None) -> Part:
+    """Describe one subject."""
+    found: Part = {
+        "address": address,
+        "description": description,
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
+    }
+    return found | ({"parameters": parameters} if parameters else {})
+
+
+def _operations() -> Part:
+    """Say what the worker does with each subject."""
+    taken = {name: {"action": "receive", "channel": {"$ref": f"#/channels/{name}"}} for name in ("cmd", "reply", "replyTopic", "resume")}
+    sent = {name: {"action": "send", "channel": {"$ref": f"#/channels/{name}"}} for name in ("evt", "dlq")}
+    answered: Part = {
+        "action": "receive",
+        "channel": {"$ref": "#/channels/api"},
+        "reply": {"channel": {"$ref": "#/channels/apiReply"}},
+    }
+    return {"api": answered, **taken, **sent}
+
+
+def _messages(commands: Sequence[str], queries: Sequence[str]) -> Part:
+    """Describe the messages, by the schemas beside this document."""
+    asked: Part = {f"command.{name}": {"headers": _COMMAND_HEADERS, "payload": _at(f"command.{name}")} for name in commands}
+    asked |= {f"query.{name}": {"payload": _at(f"query.{name}")} for name in queries}
+    answered: Part = {name: {"payload": _at(name)} for name in _ANSWERS}
+    status: Part = {"type": "object", "required": ["ok", "flow"], "properties": {"ok": {"const": True}, "flow": _at("flow")}}
+    return {
+        **asked,
+        **answered,
+        "answer.status": {"payload": status},
+        "reply": {"payload": _at("reply")},
+        "resume": {"payload": _at("resume")},
+        "delegateReply": {"summary": "Any body: JSON is taken as it is, text and bytes are wrapped.", "payload": {}},
+        "event": {"contentType": "application/cloudevents+json", "payload": _at("event")},
+        "deadLetter": {"contentType": "application/octet-stream", "headers": _DEAD_HEADERS, "payload": {}},
+    }
+
+
+def _at(name: str) -> Part:
+    """Refer to a schema file beside this document."""
+    return {"$ref": f"./{name}.json"}

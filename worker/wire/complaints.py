@@ -1,0 +1,68 @@
+"""Turn what the decoder says about a request into one clear sentence and a pointer to the field (CONTRACT 3, `invalid_request`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from enum import StrEnum
+
+import msgspec
+
+from worker.errors import FlowError, InvalidRequest, UnsupportedVerb
+from worker.flow.lifecycle import FlowStatus, FlowStepStatus
+from worker.wire import limits, pointers
+from worker.wire.requests import COMMANDS, EXPECTED, QUERIES, ListMine, Observe, Request
+
+_ENUMS: dict[tuple[type[Request], str], type[StrEnum]] = {(Observe, "status"): FlowStepStatus, (ListMine, "status"): FlowStatus}
+
+
+def refusal(failure: Exception, body: bytes, top: limits.TopLevel, verb: str, shape: type[Request]) -> FlowError:
+    """Return the refusal of a body that the verb's type did not take."""
+    if not isinstance(failure, msgspec.ValidationError):
+        return limits.explain(body, failure)
+    text = str(failure)
+    unknown = [key for key in top if key not in shape.__struct_fields__]
+    if text.startswith("Object missing required field `"):
+        name = text.split("`")[1]
+        return InvalidRequest(f"{verb} needs the field {name}", path=pointers.spell(name))
+    if text.startswith("Object contains unknown field") and unknown:
+        return _unknown(unknown[0], verb, shape.__struct_fields__)
+    if "out of range" in text and "`$." in text:
+        return limits.explain(body, failure)
+    return _mistyped(text, shape)
+
+
+def _unknown(name: str, verb: str, known: Iterable[str]) -> InvalidRequest:
+    """Refuse a field the verb does not have, with the one that was probably meant."""
+    near = get_close_matches(name[:64], list(known), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return InvalidRequest(f"{verb} has no field {limits.shown(name)}{hint}", path=pointers.spell(name[:64]))
+
+
+def _mistyped(text: str, shape: type[Request]) -> InvalidRequest:
+    """Say what the field takes."""
+    path = limits.place(text)
+    name = path[1:].partition("/")[0]
+    got = text.partition(", got `")[2].partition("`")[0]
+    given = f", not {limits.TYPES.get(got, got)}" if got else ""
+    if (shape, name) in _ENUMS:
+        wanted = "one of " + ", ".join(member.value for member in _ENUMS[shape, name])
+    elif path == pointers.spell(name) and name in EXPECTED:
+        wanted = EXPECTED[name]
+    else:
+        wanted = limits.TYPES.get(text.partition("Expected `")[2].partition("`")[0].partition(" |")[0], "")
+    sentence = f"{name} must be {wanted}{given}" if name and wanted else f"{name or 'the body'}: {text.partition(' - at ')[0]}"
+    return InvalidRequest(sentence, path=path)
+
+
+def unsupported(verb: str, known: Iterable[str]) -> UnsupportedVerb:
+    """Refuse a verb, with the one that was probably meant."""
+    verbs = sorted(known)
+    if verb in QUERIES and verb not in verbs:
+        return UnsupportedVerb(f"{verb} is a query: ask it on the api subject", verb=verb)
+    near = get_close_matches(verb[:64], verbs, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(verbs)}"
+    return UnsupportedVerb(f"this worker has no verb {limits.shown(verb)}; {hint}", verb=verb[:64])
+
+
+ALL_VERBS = frozenset(COMMANDS) | frozenset(QUERIES)

@@ -1,0 +1,63 @@
+"""Take off the reference system's bus envelope: `{id, timestamp, topic, source, session_id, payload}` (CONTRACT 5).
+
+It is recognised by exactly these keys (`session_id` may be missing), so that no message of ours or of a delegate is mistaken for one.
+What it says about topic, source and session is not believed: the subject is the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from typing import Any, Protocol
+
+import msgspec
+
+from worker.wire import limits
+
+_NEEDED = frozenset({"id", "timestamp", "topic", "source", "payload"})
+_ALL = _NEEDED | {"session_id"}
+
+
+class _Keys(Iterable[str], Sized, Protocol):
+    """What both a decoded and an undecoded object are: keys."""
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A body without its envelope: the undecoded fields, the bytes they came from, and the envelope's id if there was one."""
+
+    body: bytes
+    top: limits.TopLevel
+    envelope_id: str | None = None
+
+
+def is_envelope(keys: _Keys) -> bool:
+    """Tell whether an object with these keys is the envelope."""
+    return 5 <= len(keys) <= 6 and _NEEDED <= set(keys) <= _ALL  # noqa: PLR2004 - with and without session_id
+
+
+def open_request(body: bytes) -> Opened:
+    """Check a body against the limits and take its envelope off. Raises as `limits.check` does."""
+    top = limits.check(body)
+    if not is_envelope(top):
+        return Opened(body, top)
+    inner = bytes(top["payload"])
+    return Opened(inner, limits.top_level(inner), _id_of(top))
+
+
+def open_value(body: bytes) -> tuple[Any, str | None]:
+    """Return the body's JSON value without its envelope, and the envelope's id. Raises as `limits.decode_any` does."""
+    value = limits.decode_any(body)
+    if not isinstance(value, dict):
+        return value, None
+    top = limits.top_level(body)
+    if not is_envelope(value):
+        return value, None
+    payload, given = value["payload"], value["id"]
+    if isinstance(payload, dict):
+        limits.top_level(bytes(top["payload"]))
+    return payload, given if isinstance(given, str) else None
+
+
+def _id_of(top: limits.TopLevel) -> str | None:
+    """Return the envelope's id where it is text."""
+    given = msgspec.json.decode(top["id"])
+    return given if isinstance(given, str) else None

@@ -1,0 +1,54 @@
+"""Look headers up whatever their case, check what they carry, and make any text fit into one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+Headers = Mapping[str, str]
+
+MSG_ID = "Nats-Msg-Id"
+REPLY_TO = "Taskflow-Reply-To"
+TRACEPARENT = "traceparent"
+SERVICE_ERROR = "Nats-Service-Error"
+SERVICE_ERROR_CODE = "Nats-Service-Error-Code"
+CONTENT_TYPE = "content-type"
+
+_TRACEPARENT = re.compile(r"\A(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
+_INBOX = re.compile(r"\A(?=.{8,255}\Z)_INBOX(?:\.[!-)+\-/-=?-~]+)+\Z")  # printable ASCII but `*`, `.` and `>` in each token
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+
+
+def find(headers: Headers, name: str) -> str | None:
+    """Return the header's value, or None. The exact spelling wins; clients and proxies differ in case."""
+    value = headers.get(name)
+    if value is not None or not headers:
+        return value
+    folded = name.lower()
+    return next((value for key, value in headers.items() if key.lower() == folded), None)
+
+
+def trace_of(headers: Headers) -> str | None:
+    """Return the traceparent when it is one (W3C Trace Context, level 1), else None: a bad one is nobody's fault but the sender's."""
+    value = find(headers, TRACEPARENT)
+    return value if value is not None and len(value) == 55 and _TRACEPARENT.match(value) else None  # noqa: PLR2004 - its length
+
+
+def inbox_of(headers: Headers) -> str | None:
+    """Return where to publish the outcome, or None.
+
+    Only a literal `_INBOX.` subject counts: the worker may publish where its callers may not, and must not do it for them.
+    """
+    value = find(headers, REPLY_TO)
+    return value if value is not None and _INBOX.match(value) else None
+
+
+def one_line(text: str, limit: int = 256) -> str:
+    """Make `text` a header value: one line without control characters, at most `limit` characters."""
+    clean = _UNPRINTABLE.sub(" ", text).strip()
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def weight(headers: Headers) -> int:
+    """Count the bytes that the headers take on the wire (NATS/1.0 block): they count towards `max_payload`."""
+    return 12 + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items()) if headers else 0

@@ -1,0 +1,112 @@
+"""Encode answers: the outcome of a command, the answer to a query, the headers of an error (CONTRACT 3).
+
+A stored outcome is these bytes; a repeat of the command gets them again, byte for byte (SEMANTICS 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET
+from msgspec.structs import asdict
+
+from worker.errors import FlowError
+from worker.flow.decision import OutcomeName
+from worker.flow.model import Flow, FlowEvent, FlowStep
+from worker.wire import documents as shapes
+from worker.wire.cursors import Position, write_cursor
+from worker.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, one_line
+
+_ENCODER = msgspec.json.Encoder(enc_hook=str)  # details of an error may name anything; an outcome must never fail to encode
+PAGE_BYTES = 512 * 1024
+"""How much a page may weigh: half of NATS' default max_payload, so that one more item of the largest size still fits."""
+
+_EFFECTIVE: frozenset[OutcomeName] = frozenset({"applied", "resumed", "progressed", "held", "duplicate"})
+Row = TypeVar("Row")
+
+
+def flow_json(flow: Flow) -> dict[str, Any]:
+    """Return FLOW of CONTRACT 3 as a JSON object."""
+    return asdict(shapes.show_flow(flow)) | {"status": flow.status.value}
+
+
+def applied(flow: Flow, step: FlowStep | None = None, outcome: OutcomeName = "applied") -> bytes:
+    """Encode the outcome of a command that took effect."""
+    return _ENCODER.encode(
+        shapes.Applied(outcome=outcome, flow=shapes.show_flow(flow), step=shapes.show_step(step) if step is not None else UNSET)
+    )
+
+
+def refused(error: FlowError) -> bytes:
+    """Encode the outcome of a command that was refused."""
+    return _ENCODER.encode(shapes.Refused(error=shapes.ErrorShown(code=error.code, message=error.message, details=error.details)))
+
+
+def reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:
+    """Encode what became of a reply. Small: one is stored for each of them."""
+    ok = outcome in _EFFECTIVE
+    if flow is None:
+        return _ENCODER.encode(shapes.ReplyOutcome(ok=ok, outcome=outcome))
+    return _ENCODER.encode(shapes.ReplyOutcome(ok=ok, outcome=outcome, flow_id=flow.id, revision=flow.revision))
+
+
+def shown(flow: Flow) -> bytes:
+    """Encode the answer to `status`."""
+    return _ENCODER.encode({"ok": True, "flow": shapes.show_flow(flow)})
+
+
+def error_headers(error: FlowError) -> dict[str, str]:
+    """Return the micro service headers of an error (ADR-32): one line of text, and the HTTP-like code."""
+    return {SERVICE_ERROR: one_line(f"{error.code}: {error.message}"), SERVICE_ERROR_CODE: str(error.http)}
+
+
+def flows_page(flows: Sequence[Flow], following: Position | None) -> bytes:
+    """Encode the answer to `list_mine`. `following`: where the next page goes on, None when there is none.
+
+    Ask `flows_that_fit` first: a page of large flows can weigh more than a message may.
+    """
+    kept = [shapes.show_flow(flow) for flow in flows]
+    return _ENCODER.encode(shapes.FlowPage(count=len(kept), flows=kept, next_cursor=_cursor(following)))
+
+
+def waits_page(flows: Sequence[Flow], following: Position | None) -> bytes:
+    """Encode the answer to `waits`; the rest is as for `flows_page`."""
+    return _ENCODER.encode(shapes.WaitPage(waits=[shapes.show_wait(flow) for flow in flows], next_cursor=_cursor(following)))
+
+
+def steps_page(steps: Sequence[FlowStep], *, start: int = 0, limit: int = 100, budget: int = PAGE_BYTES) -> bytes:
+    """Encode the answer to `steps`: those from the `start`th on, as far as they fit. Runs are only ever added, so places stay."""
+    wanted = steps[max(start, 0) : max(start, 0) + max(limit, 0)]
+    kept = wanted[: _fitting(wanted, shapes.show_step, budget)]
+    end = max(start, 0) + len(kept)
+    more = bool(kept) and end < len(steps)
+    return _ENCODER.encode(shapes.StepPage(steps=[shapes.show_step(step) for step in kept], next_cursor=_cursor(end if more else None)))
+
+
+def events_page(events: Sequence[FlowEvent], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
+    """Encode the answer to `history`, oldest first. What does not fit is left to the next page: the cursor is a `seq`."""
+    kept = events[: _fitting(events, shapes.show_event, budget)]
+    after = following if len(kept) == len(events) else kept[-1].seq
+    return _ENCODER.encode(shapes.EventPage(events=[shapes.show_event(event) for event in kept], next_cursor=_cursor(after)))
+
+
+def flows_that_fit(flows: Sequence[Flow], *, budget: int = PAGE_BYTES) -> int:
+    """Count how many of the first flows fit in one page; at least one, if there is one. The rest has to be asked for again."""
+    return _fitting(flows, shapes.show_flow, budget)
+
+
+def _cursor(position: Position | None) -> str | None:
+    """Return the cursor of a position, if there is one."""
+    return None if position is None else write_cursor(position)
+
+
+def _fitting(rows: Sequence[Row], show: Callable[[Row], Any], budget: int) -> int:
+    """Count the first rows that together weigh at most `budget` bytes; the first is always counted: progress must be possible."""
+    weight = 0
+    for at, row in enumerate(rows):
+        weight += len(_ENCODER.encode(show(row)))
+        if at and weight > budget:
+            return at
+    return len(rows)

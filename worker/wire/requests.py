@@ -1,0 +1,218 @@
+"""Type the body of every verb (CONTRACT 2). Unknown fields are refused by name.
+
+Optional fields without a default take `null` as absent; fields with a default do not. Free text may hold anything but NUL; what is
+matched or shown as a name may not hold control characters. Ids keep their bytes: nothing is trimmed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from worker.flow.lifecycle import FlowStatus, FlowStepStatus
+
+NO_NUL = r"\A[^\x00]*\Z"
+NO_CONTROLS = r"\A[^\x00-\x1f\x7f-\x9f]*\Z"
+UUID = re.compile(r"\A[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\Z")
+MAX_LIMIT = 1000
+DEFAULT_LIMIT = 100
+
+CommandId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
+FlowId = Annotated[str, Meta(pattern=UUID.pattern)]
+SessionId = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f]{1,128}\Z")]
+Revision = Annotated[int, Meta(ge=0, le=2**53)]
+Name = Annotated[str, Meta(min_length=1, max_length=1024, pattern=NO_CONTROLS)]
+Key = Annotated[str, Meta(min_length=1, max_length=256, pattern=NO_CONTROLS)]
+Label = Annotated[str, Meta(min_length=1, max_length=1024, pattern=NO_NUL)]
+Text = Annotated[str, Meta(max_length=4096, pattern=NO_NUL)]
+Subject = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"\A[^\s\x00-\x20\x7f-\x9f.*>]+(?:\.[^\s\x00-\x20\x7f-\x9f.*>]+)*\Z")]
+Limit = Annotated[int, Meta(ge=0, le=MAX_LIMIT)]
+Cursor = Annotated[str, Meta(max_length=1024)]
+Object = dict[str, Any]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What every request may carry. The owner is `agent:<agent of the subject>:session:<session_id>`."""
+
+    command_id: CommandId | None = None
+    session_id: SessionId = "main"
+    expected_revision: Revision | None = None
+    requester_origin: Label | None = None
+
+
+class OfFlow(Request, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A request about one flow."""
+
+    flow_id: FlowId
+
+
+class Start(Request, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Create a flow and run it; with `hold` it stays `created`. `mirrored` marks a flow whose runs happen elsewhere."""
+
+    controller_id: Name
+    goal: Text
+    current_step: Label = "init"
+    state: Object = {}
+    flow_id: FlowId | None = None
+    idempotency_key: Key | None = None
+    mirrored: bool = False
+    hold: bool = False
+
+
+class Run(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Move a created flow to running."""
+
+
+class Advance(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Merge `patch` into the state and name the next step."""
+
+    patch: Object | None = None
+    current_step: Label | None = None
+
+
+class Wait(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Park the flow on a wait condition (SEMANTICS 3), which is checked where the flow is parked."""
+
+    wait_condition: Object
+
+
+class Delegate(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Send a request to a delegate and wait for its reply, atomically (SEMANTICS 5)."""
+
+    to: Subject
+    payload: Any = None
+    headers: dict[str, str] = {}
+    reply_topic: Subject | None = None
+    correlation_id: Key | None = None
+    deadline: Key | None = None
+    on_timeout: Literal["resume", "fail", "cancel"] = "resume"
+    cancel_to: Subject | None = None
+
+
+class Resume(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Resume a waiting flow whatever it waits for."""
+
+    patch: Object | None = None
+    reason: Text | None = None
+
+
+class Finish(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """End the flow well."""
+
+    final_state: Object | None = None
+
+
+class Fail(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """End the flow badly."""
+
+    reason: Text
+
+
+class Cancel(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Cancel the flow `now`, or `request` that it winds down."""
+
+    reason: Text | None = None
+    mode: Literal["now", "request"] = "now"
+
+
+class Observe(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Record what is known of one run; the same `run_id` updates in place."""
+
+    run_id: Key
+    task: Text
+    status: FlowStepStatus
+    child_session_key: Name | None = None
+    result: Any = None
+
+
+class Status(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show one flow."""
+
+
+class Paged(Request, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A query that answers page by page: `cursor` is the `next_cursor` of the page before."""
+
+    limit: Limit = DEFAULT_LIMIT
+    cursor: Cursor | None = None
+
+
+class ListMine(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """List the flows of this agent and session."""
+
+    status: FlowStatus | None = None
+
+
+class Steps(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """List the observed runs of one flow."""
+
+    flow_id: FlowId
+
+
+class History(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show the journal of one flow, oldest first."""
+
+    flow_id: FlowId
+
+
+class Waits(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show what the flows of this agent and session (or one of them) wait for."""
+
+    flow_id: FlowId | None = None
+
+
+class Outcome(Request, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show the stored outcome of a command."""
+
+    command_id: CommandId
+
+
+COMMANDS: dict[str, type[Request]] = {
+    "start": Start,
+    "run": Run,
+    "advance": Advance,
+    "wait": Wait,
+    "resume": Resume,
+    "finish": Finish,
+    "fail": Fail,
+    "cancel": Cancel,
+    "observe": Observe,
+}
+"""The commands that are handled, on `cmd` and on `api`. `delegate` joins with the outbox (SEMANTICS 5)."""
+
+QUERIES: dict[str, type[Request]] = {
+    "status": Status,
+    "list_mine": ListMine,
+    "steps": Steps,
+    "history": History,
+    "waits": Waits,
+    "outcome": Outcome,
+}
+"""The queries, on `api` only."""
+
+EXPECTED: dict[str, str] = {
+    "command_id": "1 to 64 characters of A-Z a-z 0-9 _ -",
+    "flow_id": "a UUID like 01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f",
+    "session_id": "1 to 128 characters without control characters",
+    "expected_revision": "a whole number from 0 to 9007199254740992",
+    "controller_id": "1 to 1024 characters without control characters",
+    "child_session_key": "1 to 1024 characters without control characters",
+    "requester_origin": "1 to 1024 characters without NUL",
+    "current_step": "1 to 1024 characters without NUL",
+    "idempotency_key": "1 to 256 characters without control characters",
+    "run_id": "1 to 256 characters without control characters",
+    "correlation_id": "1 to 256 characters without control characters",
+    "goal": "at most 4096 characters without NUL",
+    "reason": "at most 4096 characters without NUL",
+    "task": "at most 4096 characters without NUL",
+    "limit": f"a whole number from 0 to {MAX_LIMIT}",
+    "cursor": "the next_cursor of the page before",
+    "mode": "now or request",
+    "on_timeout": "resume, fail or cancel",
+    "to": "a subject without wildcards",
+    "reply_topic": "a subject without wildcards",
+    "cancel_to": "a subject without wildcards",
+}
+"""What a field takes, in words, for those whose type does not say it all."""
