@@ -1,0 +1,248 @@
+"""The command line: exit codes, one-line refusals, what `dev` presumes, and that help does not wait for heavy imports."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import socket
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from click.testing import CliRunner, Result
+
+from worker.cli import exit_codes, taskflow
+from worker.cli.dev import banner
+from worker.cli.launch import INTERRUPTED, launch
+from worker.config import Config, load
+from worker.errors import BusLost, ConfigError, StoreLocked
+
+HEAVY = ("nats", "structlog", "uvicorn", "aiosqlite", "prometheus_client", "worker.app", "worker.config", "msgspec")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder and home; nothing of the tester's own settings shows through."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_CONFIG_HOME", "TASKFLOW_CONFIG", "NATS_URL", "NATS_CONTEXT", "NATS_CREDS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(taskflow, arguments, prog_name="taskflow")
+
+
+class Worker:
+    """Stands in for worker.app: takes the configuration and gives an exit code, or raises."""
+
+    def __init__(self, outcome: int | BaseException) -> None:
+        self.outcome = outcome
+        self.config: Config | None = None
+
+    async def run(self, config: Config) -> int:
+        self.config = config
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | BaseException], Worker]:
+    def replace(outcome: int | BaseException) -> Worker:
+        worker = Worker(outcome)
+        module = types.ModuleType("worker.app")
+        module.run = worker.run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "worker.app", module)
+        monkeypatch.setattr("worker.app", module, raising=False)
+        return worker
+
+    return replace
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("dev", "-h"), ("demo", "--help"), ("config", "show", "--help"), ()])
+def test_help_is_given_and_exits_0(arguments: tuple[str, ...]) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 0
+    assert "Usage: taskflow" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [("no-such-command",), ("--no-such-flag",), ("run", "--no-such-flag"), ("run", "surplus"), ("config",), ("config", "sohw")]
+)
+def test_a_command_line_that_makes_no_sense_exits_64(arguments: tuple[str, ...]) -> None:
+    assert invoke(*arguments).exit_code == 64
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = f"""
+import sys
+from worker.cli import taskflow
+try:
+    taskflow(["--help"], prog_name="taskflow")
+except SystemExit:
+    print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_python_m_worker_is_the_same_command() -> None:
+    ended = subprocess.run([sys.executable, "-m", "worker", "nonsense"], capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 64
+    assert "Usage: taskflow" in ended.stderr
+
+
+def test_run_gives_the_worker_its_configuration_and_takes_its_exit_code(folder: Path, app: Callable[[int], Worker]) -> None:
+    worker = app(74)
+    result = invoke("run", "--store-path", "x.db", "--engine-max-batch", "3", "--subjects-reply-topics", "")
+    assert result.exit_code == 74
+    assert worker.config is not None
+    assert (worker.config.store.path, worker.config.engine.max_batch, worker.config.subjects.reply_topics) == ("x.db", 3, ())
+    assert worker.config.origin("store.path") == "flag --store-path"
+
+
+def test_run_reads_the_file_that_is_named(folder: Path, app: Callable[[int], Worker]) -> None:
+    (folder / "mine.toml").write_text('store.path = "mine.db"', encoding="utf-8")
+    worker = app(0)
+    assert invoke("run", "--config", "mine.toml").exit_code == 0
+    assert worker.config is not None
+    assert worker.config.store.path == "mine.db"
+
+
+@pytest.mark.parametrize(
+    "refusal,code",
+    [
+        (ConfigError("store.path: is a folder"), 78),
+        (StoreLocked("another worker\nholds the database"), 75),
+        (BusLost("nats://h: refused"), 69),
+        (ExceptionGroup("tasks", [ExceptionGroup("inner", [BusLost("nats://h: refused")])]), 69),
+    ],
+)
+def test_a_refusal_is_one_line_on_stderr_with_its_exit_code(
+    folder: Path, app: Callable[[BaseException], Worker], refusal: BaseException, code: int
+) -> None:
+    app(refusal)
+    result = invoke("run")
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert re.fullmatch(r"taskflow: [^\n]+\n", result.stderr)
+
+
+def test_a_defect_beside_a_refusal_is_not_hidden() -> None:
+    with pytest.raises(ExceptionGroup), exit_codes():
+        raise ExceptionGroup("tasks", [BusLost("gone"), KeyError("bug")])
+
+
+def test_a_wrong_setting_ends_run_with_78_before_anything_starts(folder: Path, app: Callable[[int], Worker]) -> None:
+    worker = app(0)
+    result = invoke("run", "--engine-tick-interval", "5")
+    assert (result.exit_code, worker.config) == (78, None)
+    assert (
+        result.stderr
+        == "taskflow: engine.tick_interval: '5' has no unit; write 5s for seconds or 5ms for milliseconds (flag --engine-tick-interval)\n"
+    )
+
+
+def test_ctrl_c_before_the_worker_listens_to_signals_is_130() -> None:
+    async def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert launch(interrupted()) == INTERRUPTED == 130
+
+
+def test_dev_with_a_nats_url_starts_no_server_and_keeps_its_data_in_the_folder(folder: Path, app: Callable[[int], Worker]) -> None:
+    worker = app(0)
+    result = invoke("dev", "--nats-url", "nats://127.0.0.1:1")
+    assert result.exit_code == 0
+    assert worker.config is not None
+    assert worker.config.nats.url == ("nats://127.0.0.1:1",)
+    assert worker.config.store.path == ".taskflow/flows.db"
+    assert (folder / ".taskflow").stat().st_mode & 0o777 == 0o700
+    assert (folder / ".taskflow" / ".gitignore").read_text() == "*\n"
+    assert not (folder / ".taskflow" / "nats").exists()
+    assert "given by flag --nats-url" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("logging_restored")
+def test_dev_without_a_nats_url_starts_a_server_of_its_own_and_stops_it(folder: Path, app: Callable[[int], Worker]) -> None:
+    worker = app(0)
+    result = invoke("dev")
+    assert result.exit_code == 0
+    assert worker.config is not None
+    assert worker.config.origin("nats.url") == "the embedded server of taskflow dev"
+    assert f"{worker.config.nats.url[0]}   (embedded JetStream server, data in .taskflow/nats" in result.stderr
+    assert (folder / ".taskflow" / "nats").is_dir()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(worker.config.nats.url[0].rpartition(":")[2]))) != 0
+
+
+def test_dev_takes_another_health_port_when_the_usual_one_is_taken(
+    folder: Path, app: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.cli.dev._is_free", lambda _port: False)
+    worker = app(0)
+    result = invoke("dev", "--nats-url", "nats://127.0.0.1:1")
+    assert worker.config is not None
+    assert worker.config.http.address not in {None, ("127.0.0.1", 8642), ("127.0.0.1", 0)}
+    assert "port 8642 is taken, so this is a free one" in result.stderr
+
+
+def test_the_banner_shows_where_everything_is_and_commands_to_copy_but_no_password(folder: Path) -> None:
+    config = load(environ={"NATS_URL": "nats://u:hunter2@h:4222", "TASKFLOW_SUBJECTS_PREFIX": "tf"})
+    text = banner(config, "given by environment NATS_URL")
+    for part in ("nats://u:***@h:4222", "http://127.0.0.1:8642/readyz", "req tf.api.kate.start", "pub agent.delegate.reply", "Ctrl-C"):
+        assert part in text
+    assert "hunter2" not in text
+    for body in re.findall(r"'(\{.*\})'", text):
+        json.loads(body)
+
+
+def test_dev_in_a_folder_it_cannot_write_to_says_so(folder: Path, app: Callable[[int], Worker]) -> None:
+    app(0)
+    (folder / ".taskflow").write_text("a file is in the way")
+    result = invoke("dev", "--nats-url", "nats://127.0.0.1:1")
+    assert result.exit_code == 78
+    assert "cannot be made" in result.stderr
+
+
+def test_config_show_names_origins_and_masks_secrets(folder: Path) -> None:
+    result = CliRunner(env={"NATS_TOKEN": "hunter2"}).invoke(taskflow, ["config", "show", "--origin", "--store-path", "x.db"])
+    assert result.exit_code == 0
+    assert re.search(r'^store\.path = "x\.db" +# flag --store-path$', result.stdout, re.MULTILINE)
+    assert re.search(r'^nats\.token = "\*\*\*" +# environment NATS_TOKEN$', result.stdout, re.MULTILINE)
+    assert "hunter2" not in result.output
+    assert "#" not in invoke("config", "show").stdout
+
+
+def test_config_validate_says_yes_or_what_is_wrong(folder: Path) -> None:
+    assert invoke("config", "validate").exit_code == 0
+    (folder / "taskflow.toml").write_text("[store]\nfoo = 1", encoding="utf-8")
+    result = invoke("config", "validate")
+    assert result.exit_code == 78
+    assert 'taskflow.toml: unknown key "store.foo"' in result.stderr
+
+
+def test_version_tells_the_parts_on_request() -> None:
+    assert re.fullmatch(r"taskflow \S+\n", invoke("version").stdout)
+    detailed = invoke("version", "-v").stdout
+    for part in ("wire protocol", "sqlite", "nats-py"):
+        assert part in detailed

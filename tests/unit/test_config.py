@@ -1,0 +1,424 @@
+"""Configuration: who wins, where a value came from, and every way it can be wrong, each in one line naming the key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from worker.config import Config, Found, load, settings, shown
+from worker.durations import Duration
+from worker.errors import ConfigError
+from worker.wire.bindings import Binding
+
+EMPTY: dict[str, str] = {}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder that is working folder and home at once."""
+    return tmp_path
+
+
+def environ(home: Path, **variables: str) -> dict[str, str]:
+    return {"HOME": str(home), **variables}
+
+
+def configured(home: Path, text: str = "", *, flags: Mapping[str, str] = EMPTY, **variables: str) -> Config:
+    """Load with `text` as ./taskflow.toml."""
+    if text:
+        (home / "taskflow.toml").write_text(text, encoding="utf-8")
+    return load(flags, environ=environ(home, **variables), folder=home)
+
+
+def refusal(home: Path, text: str = "", *, flags: Mapping[str, str] = EMPTY, **variables: str) -> str:
+    """Give the one line with which the configuration is refused."""
+    with pytest.raises(ConfigError) as caught:
+        configured(home, text, flags=flags, **variables)
+    assert caught.value.exit_code == 78
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def context(home: Path, name: str, **content: object) -> None:
+    folder = home / ".config" / "nats" / "context"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def private(path: Path, text: str = "secret") -> str:
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o600)
+    return str(path)
+
+
+# -- defaults, precedence, origins ---------------------------------------------------------------------------------------------------
+
+
+def test_nothing_given_is_all_defaults(home: Path) -> None:
+    config = configured(home)
+    assert config == Config()
+    assert config.nats.url == ("nats://127.0.0.1:4222",)
+    assert config.store.path == "./taskflow.db"
+    assert config.engine.held_reply_ttl == Duration.parse("24h")
+    assert config.engine.default_wait_timeout is None
+    assert config.subjects.reply_topics == ("agent.delegate.reply",)
+    assert config.http.address == ("127.0.0.1", 8642)
+    assert config.origin("store.path") == "default"
+
+
+def test_flag_wins_over_environment_over_file_over_default(home: Path) -> None:
+    text = '[store]\npath = "file.db"\n[engine]\nmax_batch = 7\ntick_interval = "1s"\n'
+    config = configured(home, text, flags={"store.path": "flag.db"}, TASKFLOW_STORE_PATH="env.db", TASKFLOW_ENGINE_TICK_INTERVAL="2s")
+    assert (config.store.path, config.origin("store.path")) == ("flag.db", "flag --store-path")
+    assert (config.engine.tick_interval.seconds, config.origin("engine.tick_interval")) == (
+        2.0,
+        "environment TASKFLOW_ENGINE_TICK_INTERVAL",
+    )
+    assert (config.engine.max_batch, config.origin("engine.max_batch")) == (7, f"file {home / 'taskflow.toml'}")
+    assert config.origin("engine.drain_timeout") == "default"
+
+
+def test_our_variables_win_over_their_older_names(home: Path) -> None:
+    assert configured(home, TASKFLOW_DB_PATH="old.db").store.path == "old.db"
+    config = configured(home, TASKFLOW_DB_PATH="old.db", TASKFLOW_STORE_PATH="new.db", NATS_URL="nats://a", TASKFLOW_NATS_URL="nats://b")
+    assert (config.store.path, config.nats.url) == ("new.db", ("nats://b",))
+
+
+def test_what_a_command_presumes_is_only_above_the_default(home: Path) -> None:
+    base = {"store.path": Found("dev.db", "presumed"), "http.bind": Found("127.0.0.1:0", "presumed")}
+    config = load(environ=environ(home, TASKFLOW_STORE_PATH="env.db"), folder=home, base=base)
+    assert (config.store.path, config.http.bind, config.origin("http.bind")) == ("env.db", "127.0.0.1:0", "presumed")
+
+
+def test_every_setting_has_a_flag_and_a_variable_of_its_own() -> None:
+    flags = [setting.flag for setting in settings()]
+    variables = [name for setting in settings() for name in setting.variables]
+    assert len(set(flags)) == len(flags) > 25
+    assert len(set(variables)) == len(variables)
+    assert next(setting for setting in settings() if setting.key == "engine.held_reply_ttl").variables == (
+        "TASKFLOW_ENGINE_HELD_REPLY_TTL",
+    )
+
+
+def test_a_variable_that_is_set_but_empty_counts_as_not_set_except_for_reply_topics(home: Path) -> None:
+    config = configured(home, TASKFLOW_STORE_PATH="", NATS_URL="", TASKFLOW_REPLY_TOPICS="")
+    assert config.store.path == "./taskflow.db"
+    assert config.subjects.reply_topics == ()
+    assert config.origin("subjects.reply_topics") == "environment TASKFLOW_REPLY_TOPICS"
+
+
+def test_the_documented_file_is_taken_as_it_is(home: Path) -> None:
+    private(home / "nats.creds")
+    text = """
+        version = 1
+        [nats]
+        url = "nats://127.0.0.1:4222"
+        creds = "credential:nats.creds"
+        [store]
+        path = "/var/lib/taskflow/flows.db"
+        retain_terminal = "30d"
+        backup_dir = ""
+        [engine]
+        tick_interval = "5s"
+        timer_max_horizon = "30d"
+        unmatched_reply_ttl = "1h"
+        drain_timeout = "20s"
+        [subjects]
+        prefix = "taskflow"
+        reply_topics = ["agent.delegate.reply"]
+        [web]
+        enabled = true
+        bind = "127.0.0.1:9999"
+        access = "all"
+        hide_state = false
+        [log]
+        level = "info"
+        format = "auto"
+        [metrics]
+        enabled = true
+        [otel]
+        enabled = false
+    """
+    config = configured(home, text, CREDENTIALS_DIRECTORY=str(home))
+    assert config.engine.held_reply_ttl == Duration.parse("1h")
+    assert config.http.address == ("127.0.0.1", 9999)
+    assert config.nats.creds is not None
+    assert config.nats.creds.path == str(home / "nats.creds")
+
+
+def test_the_file_is_found_by_flag_then_variable_then_in_the_usual_places(home: Path) -> None:
+    for name in ("flag.toml", "env.toml", "taskflow.toml", ".config/taskflow/config.toml"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(f'store.path = "{name}"', encoding="utf-8")
+    surroundings = environ(home, TASKFLOW_CONFIG="env.toml")
+    assert load(config_file="flag.toml", environ=surroundings, folder=home).store.path == "flag.toml"
+    assert load(environ=surroundings, folder=home).store.path == "env.toml"
+    assert configured(home).store.path == "taskflow.toml"
+    (home / "taskflow.toml").unlink()
+    assert configured(home).store.path == ".config/taskflow/config.toml"
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text,told",
+    [
+        ('[store]\npaht = "x"', 'unknown key "store.paht"; did you mean "store.path"?'),
+        ('[stroe]\npath = "x"', 'unknown section "stroe"; did you mean "store"?'),
+        ('path = "x"', 'unknown key "path"'),
+        ('store = "x"', "store must be a table, written as [store]"),
+        ("version = 2", "version must be 1"),
+        ("[store", "is not valid TOML"),
+        ("[store]\npath = 5", "store.path: must be text in quotes, got the number 5"),
+        ('[store]\npath = " "', "store.path: must not be empty"),
+        ("[engine]\ntick_interval = 5", 'engine.tick_interval: must be a duration in quotes, like "5s" or "1h 30m", got the number 5'),
+        ('[engine]\ntick_interval = "-5s"', "engine.tick_interval: '-5s' is negative"),
+        ('[engine]\ntick_interval = "0s"', "engine.tick_interval: must be 1ms or longer, got '0s'"),
+        ('[engine]\ndefault_wait_timeout = "0s"', "engine.default_wait_timeout: must be 1us or longer"),
+        ("[engine]\nmax_batch = -1", "engine.max_batch: must be a whole number from 1 to 10000, got the number -1"),
+        ("[engine]\nmax_batch = true", "engine.max_batch: must be a whole number from 1 to 10000, got the switch True"),
+        ('[engine]\nmax_batch = "5"', "engine.max_batch: must be a whole number"),
+        ('[log]\nlevel = "loud"', "log.level: must be one of debug, info, warning, error, got 'loud'"),
+        ('[metrics]\nenabled = "yes"', "metrics.enabled: must be true or false, got 'yes'"),
+        ('[http]\nbind = "8642"', "http.bind: '8642' is no address to listen on"),
+        ('[http]\nbind = "::1:8642"', "http.bind: '::1:8642' is no address to listen on"),
+        ('[http]\nbind = "127.0.0.1:70000"', "http.bind: '127.0.0.1:70000' is no address to listen on"),
+        ('[subjects]\nprefix = "task.*"', "subjects.prefix: must be tokens of"),
+        ('[subjects]\nreply_topics = ["a b"]', "subjects.reply_topics: 'a b' is no NATS subject"),
+        ('[subjects]\nreply_topics = ["a..b"]', "subjects.reply_topics: 'a..b' is no NATS subject"),
+        ('[subjects]\nreply_topics = [">"]', "subjects.reply_topics: '>' is no NATS subject with a literal first token"),
+        ('[subjects]\nreply_topics = ["$JS.x"]', "subjects.reply_topics: '$JS.x' is reserved by NATS"),
+        (
+            '[subjects]\nreply_topics = ["taskflow.evt.x"]',
+            "subjects.reply_topics: [[replies]] taskflow.evt.x: subject: it overlaps taskflow.>",
+        ),
+        ('[subjects]\nreply_topics = ["a.*", "a.b"]', "subjects.reply_topics: [[replies]] a.b: subject: it overlaps a.*"),
+        ('[nats]\nurl = "http://x"', "nats.url: 'http://x' is no NATS address"),
+        ('[nats]\nurl = ""', "nats.url: must name at least one server"),
+        ("[nats]\nurl = [1]", "nats.url: must be a list of texts, got the list [1]"),
+        ('[nats]\npassword = "x"', "nats.password (file "),
+        ('[nats]\nuser = "u"\ntoken = "t"', "are different ways to log in; keep one of them"),
+        ('[nats]\ntls_ca = "/nowhere.pem"', "nats.tls_ca: there is no file /nowhere.pem"),
+        ('[nats]\ncreds = "credential:x"', "nats.creds: $CREDENTIALS_DIRECTORY is not set"),
+        ('[nats]\ntoken = "env:NO_SUCH"', "nats.token: the environment variable NO_SUCH is not set"),
+        ('[nats]\ncontext = "../x"', "nats.context: '../x' is no name of a NATS context"),
+        ('[nats]\ncontext = "prod"', "nats.context: there is no NATS context 'prod'"),
+        ("[otel]\nenabled = true", "otel.enabled = True asks for something this version does not have"),
+        ('[store]\npath = "a"\ndb_path = "b"', '"store.db_path" and "store.path" are the same setting'),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line_that_names_the_key(home: Path, text: str, told: str) -> None:
+    line = refusal(home, text)
+    assert told in line
+    assert str(home / "taskflow.toml") in line or line.startswith("nats.")
+
+
+def test_a_wrong_variable_or_flag_is_refused_naming_it(home: Path) -> None:
+    assert "engine.max_batch: must be a whole number from 1 to 10000, got 'many' (flag --engine-max-batch)" in refusal(
+        home, flags={"engine.max_batch": "many"}
+    )
+    assert "(environment TASKFLOW_HTTP_BIND)" in refusal(home, TASKFLOW_HTTP_BIND="nowhere")
+
+
+def test_a_misspelt_variable_is_refused_and_a_foreign_one_is_not(home: Path) -> None:
+    assert "TASKFLOW_STORE_PAHT is no setting; did you mean TASKFLOW_STORE_PATH?" in refusal(home, TASKFLOW_STORE_PAHT="x")
+    injected = {"TASKFLOW_NATS_PORT": "tcp://10.0.0.1:4222", "TASKFLOW_NATS_SERVICE_HOST": "10.0.0.1", "TASKFLOW_PORT_8642_TCP": "x"}
+    assert load(environ=environ(home, **injected), folder=home) == Config()
+
+
+def test_a_named_file_that_is_missing_is_refused(home: Path) -> None:
+    assert "there is no configuration file gone.toml (environment TASKFLOW_CONFIG)" in refusal(home, TASKFLOW_CONFIG="gone.toml")
+
+
+def test_a_file_that_is_no_text_is_refused(home: Path) -> None:
+    (home / "taskflow.toml").write_bytes(b"\xff\xfe")
+    assert "is not valid TOML" in refusal(home)
+
+
+# -- secrets --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_secrets_come_from_files_variables_and_systemd(home: Path) -> None:
+    private(home / "secret", "s3cret\n")
+    variables = {"CREDENTIALS_DIRECTORY": str(home), "PW": "s3cret"}
+    for written in ("s3cret", f"file:{home / 'secret'}", "env:PW", "credential:secret"):
+        (home / "taskflow.toml").write_text(f'[nats]\nuser = "u"\npassword = "{written}"', encoding="utf-8")
+        config = load(environ=environ(home, **variables), folder=home)
+        assert config.nats.password is not None
+        assert config.nats.password.reveal() == "s3cret"
+
+
+def test_a_secret_pasted_where_its_file_belongs_is_refused_without_repeating_it(home: Path) -> None:
+    seed = "SUA" + "B" * 55
+    for pasted in (seed, f"-----BEGIN USER NKEY SEED-----\n{seed}\n"):
+        line = refusal(home, NATS_NKEY=pasted)
+        assert "nats.nkey: must be the path of a file, not the secret itself" in line
+        assert seed not in line
+    assert "nats.nkey: must be the path" in refusal(home, NATS_NKEY="env:SEED", SEED=seed)
+    assert "12345" not in refusal(home, "[nats]\npassword = 12345")
+
+
+def test_the_path_of_a_credentials_file_may_stand_in_a_variable(home: Path) -> None:
+    path = private(home / "nats.creds")
+    creds = configured(home, NATS_CREDS="env:CREDS_AT", CREDS_AT=path).nats.creds
+    assert creds is not None
+    assert creds.path == path
+
+
+def test_a_rotated_secret_file_is_read_anew_and_a_vanished_one_is_refused(home: Path) -> None:
+    path = private(home / "token", "old")
+    secret = configured(home, NATS_TOKEN=f"file:{path}").nats.token
+    assert secret is not None
+    private(home / "token", "new")
+    assert secret.reveal() == "new"
+    (home / "token").unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        secret.reveal()
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o666])
+def test_credentials_that_others_can_read_are_refused_with_the_repair(home: Path, mode: int) -> None:
+    path = home / "nats.creds"
+    private(path)
+    path.chmod(mode)
+    line = refusal(home, NATS_CREDS=str(path))
+    assert f"nats.creds: {path} can be read by other users (mode {mode:04o}); run: chmod 600 {path}" in line
+
+
+def test_no_secret_is_ever_shown(home: Path) -> None:
+    password, token = "hunter2", "tok/en@x"
+    config = configured(home, NATS_USER="u", NATS_PASSWORD=password, NATS_URL=f"nats://kate:{password}@h:4222,nats://{token}@i")
+    for text in (repr(config), str(config), f"{config.nats.url!r}", "\n".join(" ".join(row) for row in shown(config))):
+        assert password not in text
+        assert token not in text
+    assert config.nats.url[0] == f"nats://kate:{password}@h:4222"
+    assert config.nats.url[0].shown == "nats://kate:***@h:4222"
+
+
+def test_nats_user_alone_is_a_token_as_for_the_nats_cli(home: Path) -> None:
+    config = configured(home, NATS_USER="tok")
+    assert config.nats.user == ""
+    assert config.nats.token is not None
+    assert config.nats.token.reveal() == "tok"
+    assert config.origin("nats.token") == "environment NATS_USER"
+
+
+def test_half_a_client_certificate_is_refused(home: Path) -> None:
+    key = private(home / "key.pem")
+    assert "nats.tls_key (environment NATS_KEY) is of no use without nats.tls_cert" in refusal(home, NATS_KEY=key)
+    assert configured(home, NATS_KEY=key, NATS_CERT=private(home / "cert.pem")).nats.tls_cert == str(home / "cert.pem")
+
+
+# -- contexts of the nats CLI ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_nats_context_fills_in_connection_settings_below_the_file(home: Path) -> None:
+    creds = private(home / "prod.creds")
+    context(home, "prod", url="nats://prod-1,nats://prod-2", creds="~/prod.creds".replace("~", "$HOME"), description="Production", nkey="")
+    config = configured(home, '[nats]\nconnect_timeout = "1s"', NATS_CONTEXT="prod")
+    assert config.nats.url == ("nats://prod-1", "nats://prod-2")
+    assert config.nats.creds is not None
+    assert config.nats.creds.path == creds
+    assert config.origin("nats.url") == "NATS context prod"
+    assert configured(home, NATS_CONTEXT="prod", NATS_URL="nats://elsewhere").nats.url == ("nats://elsewhere",)
+
+
+def test_a_context_named_by_flag_does_not_silently_lose_to_a_url_in_the_file(home: Path) -> None:
+    context(home, "prod", url="nats://prod")
+    line = refusal(home, '[nats]\nurl = "nats://dev"', flags={"nats.context": "prod"})
+    assert "would win over the NATS context 'prod' (flag --nats-context); remove one of the two" in line
+
+
+@pytest.mark.parametrize("key", ["nsc", "user_jwt", "jetstream_domain", "inbox_prefix", "socks_proxy"])
+def test_a_context_that_asks_for_more_than_the_worker_can_do_is_refused(home: Path, key: str) -> None:
+    context(home, "prod", url="nats://prod", **{key: "x"})
+    assert f"uses '{key}', which the worker does not support" in refusal(home, NATS_CONTEXT="prod")
+
+
+def test_a_damaged_context_is_refused(home: Path) -> None:
+    context(home, "prod")
+    (home / ".config/nats/context/prod.json").write_text("{", encoding="utf-8")
+    assert "prod.json cannot be read" in refusal(home, NATS_CONTEXT="prod")
+
+
+# -- reply bindings -------------------------------------------------------------------------------------------------------------------
+
+
+def test_reply_bindings_are_read_with_all_their_options(home: Path) -> None:
+    text = """
+        [[replies]]
+        subject = "agent.route.*"
+        correlation = "subject"
+        owners = ["kate", "bob"]
+        [[replies]]
+        subject = "jobs.done"
+        correlation = "body:/meta/job~1id"
+        payload = "/result"
+        where = { "/type" = "final", "/n" = 1 }
+        stream = "JOBS"
+    """
+    config = configured(home, text)
+    assert config.bindings() == (
+        Binding(subject="agent.route.*", correlation="subject", owners=("kate", "bob")),
+        Binding(subject="jobs.done", correlation="body:/meta/job~1id", payload="/result", where={"/type": "final", "/n": 1}, stream="JOBS"),
+        Binding(subject="agent.delegate.reply"),
+    )
+
+
+def test_a_binding_for_a_reply_topic_takes_its_place(home: Path) -> None:
+    text = '[[replies]]\nsubject = "agent.delegate.reply"\nowners = ["kate"]'
+    assert configured(home, text).bindings() == (Binding(subject="agent.delegate.reply", owners=("kate",)),)
+
+
+def test_bindings_may_come_as_json_from_the_environment(home: Path) -> None:
+    config = configured(home, TASKFLOW_REPLIES='[{"subject": "a.b", "correlation": "header:X-Id"}]')
+    assert config.replies == (Binding(subject="a.b", correlation="header:X-Id"),)
+    assert "replies: must be a JSON list" in refusal(home, TASKFLOW_REPLIES="{")
+
+
+@pytest.mark.parametrize(
+    "fields,told",
+    [
+        ('correlation = "auto"', "number 1: Object missing required field `subject`"),
+        ('subject = "a"\nsubjects = "b"', "number 1: unknown field 'subjects'; known are subject, correlation"),
+        ('subject = "a b"', "number 1: subject: 'a b' is no NATS subject"),
+        ('subject = "a"\ncorrelation = "subject"', 'with correlation = "subject" it must end in .*'),
+        ('subject = "a"\ncorrelation = "guess"', "correlation: 'guess' is not auto, subject, header:<name> or body:<json pointer>"),
+        ('subject = "a"\ncorrelation = "header:a b"', "correlation: 'header:a b'"),
+        ('subject = "a"\ncorrelation = "body:id"', "correlation: 'id' is no JSON pointer"),
+        ('subject = "a"\npayload = "result"', "payload: 'result' is no JSON pointer"),
+        ('subject = "a"\nowners = ["kate.x"]', "owners: 'kate.x' is no agent name"),
+        ('subject = "a"\nowners = []', "owners: nobody could ever wait on it"),
+        ('subject = "a"\nwhere = { type = "x" }', "where: 'type' is no JSON pointer"),
+        ('subject = "a"\nwhere = { "/x" = { y = 1 } }', "where: /x must be compared with"),
+        ('subject = "a"\nstream = "A.B"', "stream: 'A.B' is no stream name"),
+        ("subject = 5", "number 1: Expected `str`, got `int`"),
+    ],
+)
+def test_a_wrong_binding_is_refused_naming_table_and_field(home: Path, fields: str, told: str) -> None:
+    line = refusal(home, f"[[replies]]\n{fields}")
+    assert line.startswith("replies: [[replies]] number 1: ")
+    assert told in line
+
+
+def test_http_can_be_off_and_ipv6(home: Path) -> None:
+    assert configured(home, TASKFLOW_HTTP_BIND="off").http.address is None
+    assert configured(home, TASKFLOW_HTTP_BIND="[::1]:0").http.address == ("::1", 0)
+
+
+def test_an_empty_value_takes_back_what_a_lower_layer_says(home: Path) -> None:
+    context(home, "prod", url="nats://prod", token="t")
+    config = configured(home, flags={"nats.token": "", "engine.default_wait_timeout": "off"}, NATS_CONTEXT="prod")
+    assert config.nats.token is None
+    assert config.engine.default_wait_timeout is None
+
+
+def test_what_is_shown_can_be_written_into_a_file_and_means_the_same(home: Path) -> None:
+    before = configured(home, TASKFLOW_ENGINE_DEFAULT_WAIT_TIMEOUT="15m", TASKFLOW_REPLY_TOPICS="a.b,c", TASKFLOW_HTTP_BIND="off")
+    text = "\n".join(f"{key} = {value}" for key, value, _ in shown(before))
+    after = configured(home, text)
+    assert [row[:2] for row in shown(after)] == [row[:2] for row in shown(before)]

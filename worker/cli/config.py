@@ -1,0 +1,33 @@
+"""`taskflow config`: what is in force, where it came from, and whether it is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rich_click as click
+
+from worker.cli.options import SettingsCommand, load_config
+
+
+@click.group()
+def config() -> None:
+    """Show or check the settings that `taskflow run` would use, without starting anything."""
+
+
+@config.command(cls=SettingsCommand)
+@click.option("--origin", is_flag=True, help="Also say where each value came from.")
+def show(*, origin: bool, **arguments: Any) -> None:
+    """Print every setting as it is in force, in the form of the configuration file; secrets are masked."""
+    from worker.config import shown
+
+    rows = [(f"{key} = {value}", source) for key, value, source in shown(load_config(arguments))]
+    width = max(len(line) for line, _ in rows)
+    for line, source in rows:
+        click.echo(f"{line:<{min(width, 60)}}  # {source}" if origin else line)
+
+
+@config.command(cls=SettingsCommand)
+def validate(**arguments: Any) -> None:
+    """Exit 0 when the settings are right; otherwise say in one line which is not, and exit 78."""
+    load_config(arguments)
+    click.echo("The configuration is valid.")

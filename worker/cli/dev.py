@@ -1,0 +1,129 @@
+"""`taskflow dev`: the worker with a JetStream server of its own, for a machine where nothing is installed."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from worker.cli.options import SettingsCommand, load_config
+from worker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from worker.config import Config, Found
+
+_FOLDER = Path(".taskflow")
+_NATS_PORT = 4222
+_LOOPBACK = "127.0.0.1"
+
+
+@click.command(cls=SettingsCommand)
+@click.pass_context
+def dev(ctx: click.RichContext, /, **arguments: Any) -> None:
+    """Run the worker with a NATS server of its own; data in ./.taskflow/.
+
+    With a NATS URL or context given, that server is used instead and none is started. Everything else is as with `taskflow run`.
+    """
+    from worker.cli.launch import launch
+
+    ctx.exit(launch(_live(arguments)))
+
+
+async def _live(arguments: Mapping[str, Any]) -> int:
+    """Run the worker, and a server where none is given; give the worker's exit code."""
+    from worker import app
+
+    base = _presumed()
+    config = load_config(arguments, base)
+    _prepare_folder()
+    if config.origin("nats.url") != "default" or config.nats.context:
+        click.echo(banner(config, f"given by {config.origin('nats.url')}"), err=True)
+        return await app.run(config)
+
+    from worker.bus.server import EmbeddedServer
+    from worker.config import Found
+    from worker.telemetry import configure_logging
+
+    configure_logging(config.log)  # before the server starts: it logs
+    port = _NATS_PORT if _is_free(_NATS_PORT) else 0
+    server = EmbeddedServer(_FOLDER / "nats", port)
+    await server.start()
+    try:
+        config = load_config(arguments, {**base, "nats.url": Found(server.url, "the embedded server of taskflow dev")})
+        told = f"embedded JetStream server, data in {_FOLDER / 'nats'}"
+        click.echo(banner(config, told if port else f"{told}; port {_NATS_PORT} is taken, so this is a free one"), err=True)
+        return await app.run(config)
+    finally:
+        await server.stop()
+
+
+def _presumed() -> dict[str, Found]:
+    """Give what `dev` presumes where nothing is said: a database in the folder, a free port for health if the usual one is taken."""
+    from worker.config import Config, Found
+
+    origin = "presumed by taskflow dev"
+    base = {"store.path": Found(str(_FOLDER / "flows.db"), origin)}
+    usual = Config().http.address
+    if usual is not None and not _is_free(usual[1]):
+        base["http.bind"] = Found(f"{_LOOPBACK}:{_free_port()}", f"{origin}; port {usual[1]} is taken")
+    return base
+
+
+def _prepare_folder() -> None:
+    """Make the folder, for this user's eyes only and invisible to git; raise `ConfigError` when that fails."""
+    try:
+        _FOLDER.mkdir(mode=0o700, exist_ok=True)
+        (_FOLDER / ".gitignore").write_text("*\n", encoding="utf-8")
+    except OSError as failure:
+        where = Path.cwd() / _FOLDER
+        raise ConfigError(f"{where} cannot be made ({failure.strerror}); run `taskflow dev` in a folder that you may write to") from failure
+
+
+def _is_free(port: int) -> bool:
+    """Tell whether nobody listens on the port on loopback."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((_LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def _free_port() -> int:
+    """Give a port nobody listens on."""
+    with socket.socket() as trial:
+        trial.bind((_LOOPBACK, 0))
+        return int(trial.getsockname()[1])
+
+
+def banner(config: Config, nats: str) -> str:
+    """Write what a newcomer needs: where everything is, commands to copy, how to stop. `nats` says where the server comes from."""
+    url = ",".join(address.shown for address in config.nats.url)
+    cli, prefix = f"nats -s {url}", config.subjects.prefix
+    start = '{"controller_id":"kate/inbox","goal":"triage the inbox"}'
+    reply = '{"correlation_id":"corr-42","payload":{"answer":42}}'
+    bindings = config.bindings()
+    health = "off" if config.http.bind == "off" else f"http://{config.http.bind}/readyz"
+    if config.origin("http.bind").endswith("is taken"):
+        health += f"   ({config.origin('http.bind').partition('; ')[2]}, so this is a free one)"
+    lines = [
+        "",
+        f"  NATS    {url}   ({nats})",
+        f"  Store   {config.store.path}",
+        f"  Health  {health}",
+        "",
+        "  Try, in another terminal:",
+        f"    {cli} req {prefix}.api.kate.start '{start}'",
+        f"    {cli} req {prefix}.api.kate.list_mine '{{}}'",
+        f"    {cli} sub '{prefix}.evt.>'",
+        *([f"    {cli} pub {bindings[0].subject} '{reply}'"] if bindings and "*" not in bindings[0].subject else []),
+        f"    {cli} micro ls",
+        "",
+        "  Stop: Ctrl-C (everything is kept; the next start goes on from here)",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,89 @@
+"""Offer every setting as a flag: `--store-path` for `store.path`, built from the tree of settings when a command is parsed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+if TYPE_CHECKING:
+    from worker.config import Config, Found, Setting
+
+_PANELS = {
+    "nats": "NATS",
+    "store": "Store",
+    "engine": "Engine",
+    "subjects": "Subjects and replies",
+    "replies": "Subjects and replies",
+    "http": "Health and metrics",
+    "metrics": "Health and metrics",
+    "log": "Log",
+    "stream": "Streams",
+}
+
+
+class SettingsCommand(click.RichCommand):
+    """A command that takes `--config` and a flag for every setting; its callback gets them as keyword arguments."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Give the command's own options, then the settings. Called when parsing or helping, so that importing stays cheap."""
+        return [*super().get_params(ctx), *_setting_options()]
+
+
+@functools.cache
+def _setting_options() -> tuple[click.Parameter, ...]:
+    """Make the options of all settings."""
+    from worker.config import settings
+
+    file = click.RichOption(
+        ["config_file", "--config"],
+        metavar="FILE",
+        help="Read settings from this TOML file (env: TASKFLOW_CONFIG; else ./taskflow.toml and the usual places).",
+        panel="Options",
+    )
+    return (file, *(_option(setting) for setting in settings()))
+
+
+def _option(setting: Setting) -> click.Parameter:
+    """Make the option of one setting. Its default stays None: the configuration knows defaults, and that nothing was given."""
+    return click.RichOption(
+        [_name(setting.key), setting.flag],
+        metavar=_metavar(setting),
+        help=setting.about.help + _remarks(setting),
+        panel=_PANELS[setting.key.partition(".")[0]],
+    )
+
+
+def _metavar(setting: Setting) -> str:
+    """Say what kind of value the flag takes."""
+    from worker.durations import Duration
+
+    if setting.about.absent == "off" or isinstance(setting.default, Duration):
+        return "DURATION"
+    if isinstance(setting.default, bool):
+        return "true|false"
+    return "NUMBER" if isinstance(setting.default, int) else "VALUE"
+
+
+def _remarks(setting: Setting) -> str:
+    """Give the default, and the variables besides `TASKFLOW_<SECTION>_<KEY>`."""
+    default = ",".join(setting.default) if isinstance(setting.default, tuple) else str(setting.default)
+    told = [f"default: {default}"] if setting.default not in (None, "", ()) else []
+    if setting.about.env:
+        told.append(f"also: ${', $'.join(setting.about.env)}")
+    return f" [{'; '.join(told)}]" if told else ""
+
+
+def _name(key: str) -> str:
+    """Give the name of a setting among a command's arguments."""
+    return "setting_" + key.replace(".", "_")
+
+
+def load_config(arguments: Mapping[str, Any], base: Mapping[str, Found] | None = None) -> Config:
+    """Load the configuration that the arguments of a `SettingsCommand` ask for; `base` is what the command presumes."""
+    from worker.config import load, settings
+
+    flags = {setting.key: arguments[_name(setting.key)] for setting in settings() if arguments.get(_name(setting.key)) is not None}
+    return load(flags, config_file=arguments.get("config_file") or "", base=base)

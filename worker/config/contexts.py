@@ -1,0 +1,58 @@
+"""Read a connection context of the `nats` CLI (NATS ADR-21): `<config home>/nats/context/<name>.json`.
+
+Only connection settings are taken. A context that needs something the worker cannot do is refused rather than half obeyed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from worker.config.paths import config_home, expand
+
+_KEYS = {
+    "url": "nats.url",
+    "creds": "nats.creds",
+    "nkey": "nats.nkey",
+    "user": "nats.user",
+    "password": "nats.password",
+    "token": "nats.token",
+    "ca": "nats.tls_ca",
+    "cert": "nats.tls_cert",
+    "key": "nats.tls_key",
+}
+_PATHS = frozenset({"creds", "nkey", "ca", "cert", "key"})
+_UNSUPPORTED = ("nsc", "user_jwt", "user_seed", "jetstream_domain", "jetstream_api_prefix", "inbox_prefix", "socks_proxy", "tls_first")
+_NAME = re.compile(r"\A[^/\\\x00.][^/\\\x00]*\Z")
+
+
+def read_context(name: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Give the settings (`nats.url` → text) of the context `name`; raise `ValueError` when it is missing or cannot be obeyed."""
+    if not _NAME.match(name):
+        raise ValueError(f"{name!r} is no name of a NATS context")
+    path = config_home(environ) / "nats" / "context" / f"{name}.json"
+    try:
+        content = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except FileNotFoundError:
+        raise ValueError(f"there is no NATS context {name!r} ({path}); `nats context ls` lists them") from None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failure:
+        raise ValueError(f"the NATS context {path} cannot be read ({failure})") from failure
+    for key in _UNSUPPORTED:
+        if content.get(key):
+            raise ValueError(
+                f"the NATS context {name!r} uses {key!r}, which the worker does not support; write its settings into [nats] instead"
+            )
+    return {_KEYS[key]: _text(name, key, content[key], environ) for key in _KEYS if content.get(key)}
+
+
+def _text(name: str, key: str, value: object, environ: Mapping[str, str]) -> str:
+    """Give one value of a context, with `~` and variables in paths resolved as the nats CLI does."""
+    if not isinstance(value, str):
+        raise ValueError(f"the NATS context {name!r} has a {key!r} that is not text")
+    if key not in _PATHS:
+        return value
+    filled = re.sub(r"\$(\w+)|\$\{(\w+)\}", lambda found: environ.get(found[1] or found[2], ""), value)
+    return str(expand(filled))

@@ -1,0 +1,52 @@
+"""Find files that the configuration names, and refuse those that are missing, unreadable or open to other users."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def config_home(environ: Mapping[str, str]) -> Path:
+    """Give the folder of the user's configuration: `$XDG_CONFIG_HOME`, else `~/.config`."""
+    given = environ.get("XDG_CONFIG_HOME")
+    return Path(given) if given else Path(environ.get("HOME") or "/") / ".config"
+
+
+def expand(path: str) -> Path:
+    """Resolve a leading `~`; raise `ValueError` when nobody's home is known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as failure:
+        raise ValueError(f"the home folder in {path} is not known; write the whole path") from failure
+
+
+def check_file(path: str) -> str:
+    """Give the path of a file that exists and can be read, `~` resolved; raise `ValueError` otherwise."""
+    full = expand(path)
+    try:
+        if not full.is_file():
+            raise ValueError(f"there is no file {path}; check the path")
+        with full.open("rb"):
+            return str(full)
+    except OSError as failure:
+        raise ValueError(f"the file {path} cannot be read ({reason(failure)}); check its path and permissions") from failure
+
+
+def check_private(path: str) -> str:
+    """Give the full path of a readable file that only its owner can read; raise `ValueError` otherwise.
+
+    A file that belongs to somebody else may be readable by its group: that is how Kubernetes hands a secret to a non-root process.
+    """
+    full = check_file(path)
+    status = Path(full).stat()
+    open_to_others = stat.S_IMODE(status.st_mode) & (0o077 if status.st_uid == os.geteuid() else 0o037)
+    if open_to_others:
+        raise ValueError(f"{path} can be read by other users (mode {stat.S_IMODE(status.st_mode):04o}); run: chmod 600 {path}")
+    return full
+
+
+def reason(failure: OSError | UnicodeDecodeError) -> str:
+    """Give the reason of a failed read in a few words."""
+    return (failure.strerror or type(failure).__name__).lower() if isinstance(failure, OSError) else "it is not UTF-8 text"

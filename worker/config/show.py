@@ -1,0 +1,41 @@
+"""Write the configuration down for people: every key, its value with secrets masked, and where the value came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from worker.config.secrets import Secret, Url
+from worker.config.tree import Config, settings
+from worker.wire.bindings import Binding
+
+
+def shown(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Give (key, value as it would be written in the file, origin) for every setting; no secret is ever among them."""
+    for setting in settings():
+        value = config.value(setting.key)
+        yield setting.key, _written(value, setting.about.absent), config.origin(setting.key)
+
+
+def _written(value: Any, absent: str = "") -> str:
+    """Write one value as TOML would have it."""
+    match value:
+        case None:
+            return json.dumps(absent)
+        case bool():
+            return "true" if value else "false"
+        case Secret():
+            return json.dumps(str(value))
+        case Url():
+            return json.dumps(value.shown)
+        case tuple():
+            return "[" + ", ".join(_written(item) for item in value) + "]"
+        case Binding():
+            return msgspec.json.encode(value).decode()
+        case int() if type(value) is int:
+            return str(value)
+        case _:
+            return json.dumps(str(value), ensure_ascii=False)

@@ -1,0 +1,211 @@
+"""List every setting with its type, its default and its help: the one place to look, and to change, any of them.
+
+`load` fills the tree; flags (`--store-path`) and variables (`TASKFLOW_STORE_PATH`) are named after section and field.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+
+from worker.config import readers
+from worker.config.replies import merge_bindings, read_replies
+from worker.config.secrets import Secret, Url
+from worker.durations import Duration
+from worker.wire.bindings import Binding
+
+
+class About(msgspec.Struct, frozen=True):
+    """What is known of a setting besides type and default: how to read it, its help, other names for variable and key."""
+
+    read: readers.Reader[Any]
+    help: str
+    env: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    empty_counts: bool = False
+    """Whether a variable that is set but empty is a value (an empty list) rather than no value."""
+    absent: str = ""
+    """How no value is written in the file."""
+
+
+class Nats(msgspec.Struct, frozen=True, kw_only=True):
+    """How to reach NATS. The variables are those of the `nats` CLI."""
+
+    url: Annotated[tuple[Url, ...], About(readers.urls, "NATS servers, comma separated.", env=("NATS_URL",))] = (
+        Url("nats://127.0.0.1:4222"),
+    )
+    context: Annotated[str, About(readers.text, "Take what is not set here from this context of the nats CLI.", env=("NATS_CONTEXT",))] = ""
+    creds: Annotated[Secret | None, About(readers.secret_file, "Credentials file (JWT and NKey).", env=("NATS_CREDS",))] = None
+    nkey: Annotated[Secret | None, About(readers.secret_file, "File with an NKey seed.", env=("NATS_NKEY",))] = None
+    user: Annotated[str, About(readers.text, "User name.", env=("NATS_USER",))] = ""
+    password: Annotated[
+        Secret | None, About(readers.secret, "Password; better file:/path, env:NAME or credential:NAME.", env=("NATS_PASSWORD",))
+    ] = None
+    token: Annotated[
+        Secret | None, About(readers.secret, "Token; better file:/path, env:NAME or credential:NAME.", env=("NATS_TOKEN",))
+    ] = None
+    tls_ca: Annotated[str, About(readers.readable_file, "Certificates of the authorities to trust.", env=("NATS_CA",))] = ""
+    tls_cert: Annotated[str, About(readers.readable_file, "Client certificate.", env=("NATS_CERT",))] = ""
+    tls_key: Annotated[Secret | None, About(readers.secret_file, "Private key of the client certificate.", env=("NATS_KEY",))] = None
+    connect_timeout: Annotated[
+        Duration, About(readers.duration(1000), "Give up when NATS cannot be reached at start within this time.")
+    ] = Duration.parse("5s")
+
+
+class Store(msgspec.Struct, frozen=True, kw_only=True):
+    """Where flows live."""
+
+    path: Annotated[str, About(readers.path, "SQLite database file, or :memory:.", env=("TASKFLOW_DB_PATH",), keys=("store.db_path",))] = (
+        "./taskflow.db"
+    )
+    retain_terminal: Annotated[Duration, About(readers.duration(), "Keep ended flows this long.")] = Duration.parse("30d")
+
+
+class Engine(msgspec.Struct, frozen=True, kw_only=True):
+    """How flows are driven."""
+
+    tick_interval: Annotated[Duration, About(readers.duration(1000), "Look for due timers at least this often.")] = Duration.parse("5s")
+    timer_max_horizon: Annotated[Duration, About(readers.duration(1), "Refuse timers and deadlines further ahead.")] = Duration.parse("30d")
+    held_reply_ttl: Annotated[
+        Duration,
+        About(readers.duration(1), "Keep a reply nobody waits for yet this long.", keys=("engine.unmatched_reply_ttl",)),
+    ] = Duration.parse("24h")
+    default_wait_timeout: Annotated[
+        Duration | None, About(readers.duration_or_off, "Deadline of waits that name none, or off.", absent="off")
+    ] = None
+    startup_drain: Annotated[Duration, About(readers.duration(), "At start, catch up on stored messages this long before timers fire.")] = (
+        Duration.parse("30s")
+    )
+    drain_timeout: Annotated[Duration, About(readers.duration(), "At stop, finish what is in hand for at most this long.")] = (
+        Duration.parse("10s")
+    )
+    max_batch: Annotated[int, About(readers.whole(1, 10_000), "At most this many changes in one transaction.")] = 500
+
+
+class Subjects(msgspec.Struct, frozen=True, kw_only=True):
+    """What the worker listens to."""
+
+    prefix: Annotated[str, About(readers.prefix, "First tokens of all the worker's subjects.")] = "taskflow"
+    reply_topics: Annotated[
+        tuple[str, ...],
+        About(
+            readers.topics,
+            "Subjects that carry replies, comma separated; empty: none.",
+            env=("TASKFLOW_REPLY_TOPICS",),
+            empty_counts=True,
+        ),
+    ] = ("agent.delegate.reply",)
+
+
+class Http(msgspec.Struct, frozen=True, kw_only=True):
+    """Health and metrics."""
+
+    bind: Annotated[
+        str, About(readers.bind, "Serve health and metrics on this host:port, or off.", env=("TASKFLOW_WEB_BIND",), keys=("web.bind",))
+    ] = "127.0.0.1:8642"
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Give host and port to listen on; None when it is off."""
+        return None if self.bind == "off" else readers.split_bind(self.bind)
+
+
+class Log(msgspec.Struct, frozen=True, kw_only=True):
+    """What is logged to stderr, and how."""
+
+    level: Annotated[
+        str, About(readers.choice("debug", "info", "warning", "error"), "Log from this level: debug, info, warning, error.")
+    ] = "info"
+    format: Annotated[str, About(readers.choice("auto", "json", "console"), "json, console, or auto: console on a terminal.")] = "auto"
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether `/metrics` is served."""
+
+    enabled: Annotated[bool, About(readers.yes_no, "Serve Prometheus metrics on /metrics.")] = True
+
+
+class Stream(msgspec.Struct, frozen=True, kw_only=True):
+    """How long and how often JetStream keeps messages. Only used for streams the worker creates."""
+
+    max_age: Annotated[Duration, About(readers.duration(60_000_000), "Keep commands and replies in the inbound stream this long.")] = (
+        Duration.parse("7d")
+    )
+    event_max_age: Annotated[Duration, About(readers.duration(60_000_000), "Keep events and dead letters this long.")] = Duration.parse(
+        "30d"
+    )
+    replicas: Annotated[int, About(readers.whole(1, 5), "Copies of each stream in a cluster (1, 3 or 5).")] = 1
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting, validated. `Config()` is all defaults; `load` makes the real one, which also knows where each value came from."""
+
+    nats: Nats = Nats()
+    store: Store = Store()
+    engine: Engine = Engine()
+    subjects: Subjects = Subjects()
+    http: Http = Http()
+    log: Log = Log()
+    metrics: Metrics = Metrics()
+    stream: Stream = Stream()
+    replies: Annotated[
+        tuple[Binding, ...], About(read_replies, "Reply bindings with options, as a JSON list; in a file: [[replies]].")
+    ] = ()
+    origins: Mapping[str, str] = {}
+
+    def origin(self, key: str) -> str:
+        """Say where the value of `key` (`store.path`) came from: `flag --store-path`, `environment …`, `file …`, … or `default`."""
+        return self.origins.get(key, "default")
+
+    def bindings(self) -> tuple[Binding, ...]:
+        """Give all reply bindings: `[[replies]]` and, with the defaults, each of `subjects.reply_topics`."""
+        return merge_bindings(self.subjects.reply_topics, self.replies, self.subjects.prefix)
+
+    def value(self, key: str) -> Any:
+        """Give the value of `key` (`store.path`)."""
+        section, _, name = key.partition(".")
+        found = getattr(self, section)
+        return getattr(found, name) if name else found
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """One leaf of the tree: its `key` (`store.path`), its default and what is known about it."""
+
+    key: str
+    default: Any
+    about: About
+
+    @property
+    def flag(self) -> str:
+        """Give the flag of the command line: `--store-path`."""
+        return "--" + self.key.replace(".", "-").replace("_", "-")
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Give the environment variables, the first that is set wins: `TASKFLOW_STORE_PATH`, then the other names."""
+        return ("TASKFLOW_" + self.key.replace(".", "_").upper(), *self.about.env)
+
+
+@functools.cache
+def settings() -> tuple[Setting, ...]:
+    """List every setting, in the order of the tree."""
+    found = []
+    for section in msgspec.structs.fields(Config):
+        if section.name == "origins":
+            continue
+        if isinstance(section.default, msgspec.Struct):
+            kind = type(section.default)
+            found += [_setting(kind, name, f"{section.name}.{name}") for name in kind.__struct_fields__]
+        else:
+            found.append(_setting(Config, section.name, section.name))
+    return tuple(found)
+
+
+def _setting(owner: type[msgspec.Struct], name: str, key: str) -> Setting:
+    """Read what the field `name` of `owner` says about itself."""
+    about = next(item for item in typing.get_type_hints(owner, include_extras=True)[name].__metadata__ if isinstance(item, About))
+    return Setting(key=key, default=getattr(owner(), name), about=about)
