@@ -1,0 +1,147 @@
+"""Answer requests on `api`: the same commands as on `cmd`, answered after the commit, and the queries (CONTRACT 2, 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from worker.batching import Outcome
+from worker.bus.base import Endpoint, Request, Service
+from worker.engine import Engine
+from worker.errors import FlowError, Forbidden, Internal, NotFound, Refusal, Unavailable
+from worker.flow.lifecycle import FlowStatus
+from worker.flow.model import Flow
+from worker.wire import outcomes
+from worker.wire.codec import Mint, Query, Unusable, read_command, read_query, stray
+from worker.wire.cursors import read_number
+from worker.wire.requests import COMMANDS, QUERIES
+from worker.wire.subjects import Subjects
+from worker.wire.verdicts import command_scope
+
+Answer = Callable[[Query, Any], Awaitable[bytes]]
+Watcher = Callable[[str, str], None]
+
+
+class Api:
+    """The micro service's handler. `watch(verb, outcome)` counts what became of the commands."""
+
+    def __init__(self, engine: Engine, subjects: Subjects, mint: Mint, *, watch: Watcher) -> None:
+        self._engine = engine
+        self._subjects = subjects
+        self._mint = mint
+        self._watch = watch
+        self._log = structlog.get_logger("api")
+        self._queries: dict[str, Answer] = {
+            "status": self._status,
+            "list_mine": self._list_mine,
+            "steps": self._steps,
+            "history": self._history,
+            "waits": self._waits,
+            "outcome": self._outcome,
+        }
+
+    def service(self, version: str) -> Service:
+        """Describe the service to `nats micro`: an endpoint per verb; what no endpoint covers is answered `unsupported_verb`."""
+        endpoints = tuple(
+            Endpoint(name=verb, subject=self._subjects.api("*", verb), metadata={"schema": f"schemas/{verb}.json"})
+            for verb in (*COMMANDS, *QUERIES)
+        )
+        return Service(
+            name="taskflow",
+            version=version,
+            description="Durable flows for agents: commands and queries",
+            endpoints=endpoints,
+            catch_all=self._subjects.api("*", "*"),
+        )
+
+    async def handle(self, request: Request) -> None:
+        """Answer one request. Never raises: what goes wrong is the answer."""
+        try:
+            body, error = await self._handled(request)
+        except FlowError as refusal:
+            body, error = outcomes.refused(refusal), refusal
+        except Refusal:
+            error = Unavailable("the worker is stopping: repeat with the same command id")
+            body = outcomes.refused(error)
+        except Exception:  # noqa: BLE001 - whatever our defect is, the asker gets an answer and the log the traceback
+            self._log.exception("request_failed", subject=request.subject)
+            error = Internal("the worker has a defect; its log says more: repeat with the same command id")
+            body = outcomes.refused(error)
+        await request.answer(body, outcomes.error_headers(error) if error is not None else {})
+
+    async def _handled(self, request: Request) -> tuple[bytes, FlowError | None]:
+        """Carry out a command or answer a query. Raises the `FlowError` to answer with."""
+        parsed = self._subjects.parse_api(request.subject)
+        if parsed is None:
+            raise stray(request.subject).error
+        agent, verb = parsed
+        if verb in QUERIES:
+            return await self._answered(agent, verb, request.body), None
+        verdict = read_command(agent, verb, request.body, request.headers, self._mint, require_id=False)
+        if isinstance(verdict, Unusable):
+            raise verdict.error
+        outcome: Outcome = await self._engine.submit(verdict.stimulus, verdict.identity, source="api")
+        self._watch(verb, outcome.error.code if outcome.error is not None else outcome.name)
+        return outcome.result, outcome.error
+
+    async def _answered(self, agent: str, verb: str, body: bytes) -> bytes:
+        """Answer a query."""
+        query = read_query(agent, verb, body)
+        if isinstance(query, FlowError):
+            raise query
+        return await self._queries[verb](query, query.request)
+
+    async def _owned(self, query: Query, flow_id: str) -> Flow:
+        """Return the flow if it is there and the asker's. Raises `NotFound` or `Forbidden`."""
+        flow = await self._engine.store.get(flow_id.lower())
+        if flow is None:
+            raise NotFound(f"there is no flow {flow_id}", flow_id=flow_id)
+        if flow.owner_session_key != query.owner:
+            raise Forbidden(f"flow {flow_id} belongs to another agent or session", flow_id=flow_id)
+        return flow
+
+    async def _status(self, query: Query, asked: Any) -> bytes:
+        """Show one flow."""
+        return outcomes.shown(await self._owned(query, asked.flow_id))
+
+    async def _list_mine(self, query: Query, asked: Any) -> bytes:
+        """List the owner's flows, newest first."""
+        return outcomes.flows_page(*await self._flows(query, asked, asked.status))
+
+    async def _steps(self, query: Query, asked: Any) -> bytes:
+        """List a flow's observed runs."""
+        flow = await self._owned(query, asked.flow_id)
+        page = await self._engine.store.list_steps(flow.id)
+        return outcomes.steps_page(page.items, start=read_number(asked.cursor), limit=asked.limit)
+
+    async def _history(self, query: Query, asked: Any) -> bytes:
+        """Show a flow's journal, oldest first."""
+        flow = await self._owned(query, asked.flow_id)
+        page = await self._engine.store.list_events(flow.id, limit=asked.limit, after=read_number(asked.cursor))
+        return outcomes.events_page(page.items, page.next)
+
+    async def _waits(self, query: Query, asked: Any) -> bytes:
+        """Show what the owner's flows wait for, or one of them."""
+        if asked.flow_id is not None:
+            flow = await self._owned(query, asked.flow_id)
+            return outcomes.waits_page([flow] if flow.status is FlowStatus.WAITING else [], None)
+        return outcomes.waits_page(*await self._flows(query, asked, FlowStatus.WAITING))
+
+    async def _flows(self, query: Query, asked: Any, status: FlowStatus | None) -> tuple[list[Flow], int | None]:
+        """Return a page of the owner's flows, as many as fit into an answer, and where the next page goes on."""
+        after = read_number(asked.cursor) or None
+        page = await self._engine.store.list_flows(owner=query.owner, status=status, limit=asked.limit, after=after)
+        fitting = outcomes.flows_that_fit(page.items)
+        if fitting < len(page.rows):
+            return page.items[:fitting], page.rows[fitting - 1][0]
+        return page.items, page.next
+
+    async def _outcome(self, query: Query, asked: Any) -> bytes:
+        """Show the stored outcome of a command of this agent, byte for byte."""
+        row = await self._engine.store.outcome(command_scope(query.agent), asked.command_id)
+        if row is None:
+            message = f"no outcome is stored for command {asked.command_id}: it has not been taken in yet, or never was"
+            raise NotFound(message, command_id=asked.command_id)
+        return row.result

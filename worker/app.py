@@ -1,0 +1,206 @@
+"""The composition root: the one place that names the adapters and wires them to the services (CONTRACT 7, 8)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+import msgspec
+
+from worker.api import Api
+from worker.bus.base import Bus, Source, Stream
+from worker.bus.connection import NatsOptions
+from worker.bus.jetstream import JetStreamBus
+from worker.config import Config, Nats, Secret
+from worker.consumer import Consumer
+from worker.engine import Engine
+from worker.errors import ConfigError, Refusal
+from worker.flow.commands import Policy
+from worker.health import HealthServer
+from worker.manager import FlowManager
+from worker.outlets import dead_letters, events
+from worker.probes import WorkerProbes
+from worker.pruner import Pruner
+from worker.reading import Randomness, reader
+from worker.relay import Relay
+from worker.signals import Stop
+from worker.store.base import Store
+from worker.store.sqlite import SqliteFlowStore
+from worker.supervisor import Services, Supervisor
+from worker.telemetry import Metrics, Said, configure_logging, logger
+from worker.times import Micros
+from worker.tracking import Tracker
+from worker.version import program_version
+from worker.wait_engine import WaitEngine
+from worker.wire.replies import Bindings
+from worker.wire.subjects import Subjects
+
+INBOUND, EVENTS, DEAD_LETTERS = "TASKFLOW_IN", "TASKFLOW_EVT", "TASKFLOW_DLQ"
+_MARGIN = 2.0
+"""A message is remembered this many times as long as its stream keeps it, should somebody raise the stream's age meanwhile."""
+
+_BIG_ROWS = 32
+"""Dead letters read at a time: each may weigh as much as a message."""
+
+
+def wall_clock() -> Micros:
+    """Return the time in microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+async def run(config: Config, out: TextIO = sys.stdout) -> int:
+    """Run the worker until a signal stops it; returns the exit code 0 or raises the `Refusal` with another."""
+    configure_logging(config.log)
+    log = logger("worker")
+    log.info(Said.STARTING, version=program_version(), pid=os.getpid())
+    stop = Stop()
+    stop.listen()
+    store = await SqliteFlowStore.open(config.store.path)
+    try:
+        bus = JetStreamBus(nats_options(config.nats))
+        try:
+            await _serve(config, store, bus, stop, out)
+        finally:
+            await bus.close()
+    finally:
+        await store.close()
+    log.info(Said.STOPPED)
+    return 0
+
+
+async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: TextIO) -> None:
+    """Connect, compose and supervise; the health server spans all of it."""
+    await bus.open()
+    subjects = Subjects(config.subjects.prefix)
+    bindings = reply_bindings(config, subjects)
+    streams, sources = topology(config, subjects, bindings)
+    for warning in await bus.prepare(streams, sources):
+        logger("worker").warning(Said.STREAM_AT_RISK, why=warning)
+    metrics = Metrics()
+    services = compose(config, store, bus, subjects, bindings, sources, Tracker(metrics))
+    supervisor = Supervisor(
+        services,
+        version=program_version(),
+        tick_interval=config.engine.tick_interval.seconds,
+        startup_drain=config.engine.startup_drain.seconds,
+        drain=config.engine.drain_timeout.seconds,
+    )
+    registry = metrics.registry if config.metrics.enabled else None
+    health = HealthServer(config.http.bind, services.probes, registry) if config.http.address is not None else None
+    address = await health.start() if health is not None else None
+
+    def ready() -> None:
+        """Print the one line that says where everything is (CONTRACT 8)."""
+        facts = {"event": "ready", "pid": os.getpid(), "nats": bus.address, "store": store.place}
+        line = {**facts, "http": f"http://{address}" if address is not None else "off"}
+        print(msgspec.json.encode(line).decode(), file=out, flush=True)
+        logger("worker").info(Said.READY, **{k: v for k, v in line.items() if k != "event"})
+
+    try:
+        await supervisor.run(stop, ready)
+    except BaseExceptionGroup as group:
+        raise _root(group) from group
+    finally:
+        if health is not None:
+            await health.stop()
+
+
+def compose(
+    config: Config, store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, sources: tuple[Source, ...], tracker: Tracker
+) -> Services:
+    """Wire the services to their adapters."""
+    policy = Policy(
+        timer_horizon_us=config.engine.timer_max_horizon,
+        held_ttl_us=config.engine.held_reply_ttl,
+        default_timeout_us=config.engine.default_wait_timeout,
+        topics=bindings.refusal,
+    )
+    engine = Engine(store, clock=wall_clock, policy=policy, max_batch=config.engine.max_batch)
+    engine.listen(tracker.committed)
+    mint = Randomness()
+    read = reader(subjects, bindings, mint)
+    consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
+    relays = [
+        Relay("events", bus, engine, read=events(store, subjects), heard=lambda batch: bool(batch.events)),
+        Relay("dead_letters", bus, engine, read=dead_letters(store, bus, subjects), heard=lambda batch: bool(batch.dead), chunk=_BIG_ROWS),
+    ]
+
+    async def first_kept() -> Mapping[str, int]:
+        """Ask which messages the inbound streams still keep."""
+        return {source.stream: await bus.first_kept(source.stream) for source in sources}
+
+    remembered = int(config.stream.max_age * _MARGIN)
+    return Services(
+        engine=engine,
+        bus=bus,
+        waits=WaitEngine(FlowManager(engine)),
+        consumers=consumers,
+        relays=relays,
+        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, inbox_us=remembered),
+        api=Api(engine, subjects, mint, watch=tracker.settled),
+        probes=WorkerProbes(store, bus, relays, tracker, paused=lambda: any(c.paused for c in consumers)),
+    )
+
+
+def topology(config: Config, subjects: Subjects, bindings: Bindings) -> tuple[tuple[Stream, ...], tuple[Source, ...]]:
+    """Say which streams and consumers the worker needs (CONTRACT 1)."""
+    age, kept = config.stream.max_age.seconds, config.stream.event_max_age.seconds
+    copies = config.stream.replicas
+    inbound = subjects.inbound(bindings.topics())
+    streams = (
+        Stream(name=INBOUND, subjects=inbound, inbound=True, max_age=age, replicas=copies),
+        Stream(name=EVENTS, subjects=subjects.events(), inbound=False, max_age=kept, replicas=copies),
+        Stream(name=DEAD_LETTERS, subjects=subjects.dead_letters(), inbound=False, max_age=kept, replicas=copies),
+    )
+    elsewhere = tuple(Source(stream=name, consumer="taskflow", filters=bindings.topics(name)) for name in bindings.streams())
+    return streams, (Source(stream=INBOUND), *elsewhere)
+
+
+def reply_bindings(config: Config, subjects: Subjects) -> Bindings:
+    """Build the reply bindings. Raises `ConfigError` naming the one that cannot work."""
+    try:
+        return Bindings(config.bindings(), subjects)
+    except ValueError as bad:
+        raise ConfigError(str(bad)) from bad
+
+
+def nats_options(nats: Nats) -> NatsOptions:
+    """Turn the settings into what the connection takes; secrets are read here, at the last moment."""
+    return NatsOptions(
+        servers=tuple(map(str, nats.url)),
+        user=nats.user or None,
+        password=_revealed(nats.password),
+        token=_revealed(nats.token),
+        creds=_path(nats.creds),
+        nkey_seed=_path(nats.nkey),
+        tls_ca=nats.tls_ca or None,
+        tls_cert=nats.tls_cert or None,
+        tls_key=_path(nats.tls_key),
+        connect_timeout=nats.connect_timeout.seconds,
+    )
+
+
+def _revealed(secret: Secret | None) -> str | None:
+    """Return a secret's text."""
+    return secret.reveal() if secret is not None else None
+
+
+def _path(secret: Secret | None) -> str | None:
+    """Return the path of the file that holds a secret."""
+    return secret.path if secret is not None else None
+
+
+def _root(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what a group of failures comes down to: the refusal that decides the exit code, else the first defect."""
+    flat: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        failure = pending.pop(0)
+        if isinstance(failure, BaseExceptionGroup):
+            pending.extend(failure.exceptions)
+        else:
+            flat.append(failure)
+    return next((failure for failure in flat if isinstance(failure, Refusal)), flat[0])

@@ -1,0 +1,221 @@
+"""Take deliveries in and settle them: read the bytes, submit, and tell the broker only after the commit what became of them.
+
+A message is acked when its outcome is stored, terminated when it went to the dead letters, and asked for again (1, 5, 30, 120 s) after
+a failure of ours. One that was begun five times without an outcome is dead-lettered unread: it is what kills the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from worker.batching import Outcome, Raw, Useless
+from worker.bus.base import Ack, Bus, Delivery, InProgress, Nak, Settlement, Source, Term
+from worker.engine import Engine
+from worker.errors import FlowError, Internal, Refusal, Unavailable
+from worker.store.base import Transaction
+from worker.wire.codec import Ignored, Inbound, Unusable
+
+MAX_ATTEMPTS = 5
+MAX_BYTES_IN_HAND = 64 * 1024 * 1024
+RETRY_DELAYS = (1.0, 5.0, 30.0, 120.0)
+_PAUSE = 1.0
+"""Seconds without pulling after the store could not take a change (a full disk), so that nothing is asked for in vain."""
+
+Verdict = Inbound | Unusable | Ignored
+Reader = Callable[[Delivery], Verdict]
+Watcher = Callable[[str, str], None]
+
+
+class Consumer:
+    """Consumes one source. `read` turns a delivery into a verdict; `watch(verb, outcome)` counts what became of it."""
+
+    def __init__(
+        self, bus: Bus, engine: Engine, source: Source, *, read: Reader, watch: Watcher, recovered: bool, room: int = 2000
+    ) -> None:
+        self._bus = bus
+        self._engine = engine
+        self._source = source
+        self._read = read
+        self._watch = watch
+        self._recovered = recovered
+        self._room_in_hand = room
+        self._in_hand: dict[str, Delivery] = {}
+        self._bytes_in_hand = 0
+        self._suspects: dict[int, int] = {}
+        self._to_drain = 0
+        self._drained = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._paused = False
+        self._tells: set[asyncio.Task[None]] = set()
+        self._log = structlog.get_logger("consumer").bind(stream=source.stream)
+
+    async def recover(self) -> None:
+        """Find out what the last run had in hand, and have it delivered again at once instead of after `ack_wait`.
+
+        What was in hand when a run was killed has its attempts counted in the store, since a rewind forgets the broker's count.
+        """
+        before = await self._bus.backlog(self._source)
+        if before.delivered > before.floor:
+            await self._count_attempts(before.floor, before.delivered)
+            if not await self._bus.rewind(self._source):
+                self._suspects.clear()
+        self._to_drain = (await self._bus.backlog(self._source)).pending
+        if self._to_drain == 0:
+            self._drained.set()
+
+    async def _count_attempts(self, floor: int, delivered: int) -> None:
+        """Note one more attempt for what a killed run had begun."""
+        if not self._recovered:
+            return
+
+        async def note(transaction: Transaction) -> dict[int, int]:
+            """Count the attempts."""
+            return await transaction.note_attempts(self._source.stream, floor, delivered)
+
+        self._suspects = await self._engine.do(note)
+        if self._suspects:
+            self._log.info("suspects_found", count=len(self._suspects), attempts=max(self._suspects.values()))
+
+    async def run(self) -> None:
+        """Pull until cancelled."""
+        keeping = asyncio.create_task(self._keep_alive())
+        try:
+            await self._bus.pull(self._source, self._take, self._room)
+        finally:
+            keeping.cancel()
+
+    async def drained(self) -> None:
+        """Return when everything that was in the stream at the start has its outcome (SEMANTICS R9)."""
+        await self._drained.wait()
+
+    async def finish(self, timeout: float) -> None:
+        """Wait until nothing is in hand, at most `timeout` seconds; what is left then is given back to the broker."""
+        if self._in_hand:
+            self._emptied.clear()
+            await asyncio.wait({asyncio.ensure_future(self._emptied.wait())}, timeout=timeout)
+        for delivery in tuple(self._in_hand.values()):
+            self._bus.settle(delivery, Nak(0.0))
+        self._in_hand.clear()
+        if self._tells:
+            await asyncio.wait(self._tells, timeout=1.0)
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries have no outcome yet."""
+        return len(self._in_hand)
+
+    @property
+    def paused(self) -> bool:
+        """Whether the store takes no changes at the moment."""
+        return self._paused
+
+    def _room(self) -> int:
+        """Say how many more deliveries may be taken."""
+        full = self._paused or self._bytes_in_hand > MAX_BYTES_IN_HAND
+        return 0 if full else max(self._room_in_hand - len(self._in_hand), 0)
+
+    def _take(self, delivery: Delivery) -> None:
+        """Read one delivery and submit it; the outcome comes to `_settle`."""
+        self._in_hand[delivery.token] = delivery
+        self._bytes_in_hand += len(delivery.body)
+        begun = max(delivery.attempt - 1, self._suspects.get(delivery.seq, 0))
+        verdict = _poison(delivery, begun) if begun >= MAX_ATTEMPTS else self._read(delivery)
+        if isinstance(verdict, Ignored):
+            self._done(delivery, Ack(), "ignored", "ignored")
+            return
+        raw = Raw(subject=delivery.subject, headers=dict(delivery.headers), body=delivery.body)
+        place = {"source": delivery.stream, "seq": delivery.seq}
+        if isinstance(verdict, Unusable):
+            attributed = verdict.identity is not None and verdict.reason not in _UNREADABLE
+            useless = Useless(error=verdict.error, reason=None if attributed else verdict.reason)
+            outcome = self._engine.submit(useless, verdict.identity, raw=raw, **place)  # type: ignore[arg-type]  # place's values fit
+        else:
+            outcome = self._engine.submit(verdict.stimulus, verdict.identity, raw=raw, alone=begun > 1, **place)  # type: ignore[arg-type]
+        outcome.add_done_callback(partial(self._settle, delivery, verdict))
+
+    def _settle(self, delivery: Delivery, verdict: Inbound | Unusable, future: asyncio.Future[Outcome]) -> None:
+        """Tell the broker what became of a delivery, and its sender, where an inbox was named."""
+        verb = verdict.verb if isinstance(verdict, Inbound) else "unusable"
+        failure = future.exception()
+        if isinstance(failure, Refusal):
+            return  # the process ends; the broker delivers again to the next one
+        if failure is not None:
+            self._retry(delivery, verb, failure)
+            return
+        outcome = future.result()
+        if isinstance(outcome.error, Internal) and outcome.name == "rejected":
+            self._retry(delivery, verb, outcome.error)
+            return
+        settlement: Settlement = Term(outcome.name) if outcome.name in _TERMINATED else Ack()
+        self._done(delivery, settlement, verb, outcome.error.code if outcome.error is not None else outcome.name)
+        if verdict.reply_to is not None:
+            self._tell(verdict.reply_to, outcome.result)
+
+    def _retry(self, delivery: Delivery, verb: str, failure: BaseException) -> None:
+        """Give a delivery back for later: after a second when the store cannot, ever later when we fail."""
+        if isinstance(failure, Unavailable):
+            self._pause(failure)
+            delay = RETRY_DELAYS[0]
+        else:
+            delay = RETRY_DELAYS[min(delivery.attempt, len(RETRY_DELAYS)) - 1]
+            why = failure.message if isinstance(failure, FlowError) else repr(failure)
+            self._log.error("delivery_failed", seq=delivery.seq, attempt=delivery.attempt, retry_in=delay, why=why)
+        self._done(delivery, Nak(delay), verb, "retried", final=False)
+
+    def _pause(self, why: Unavailable) -> None:
+        """Stop asking for more until the store may have recovered."""
+        if self._paused:
+            return
+        self._paused = True
+        self._log.warning("pull_paused", why=why.message, seconds=_PAUSE)
+        asyncio.get_running_loop().call_later(_PAUSE, self._unpause)
+
+    def _unpause(self) -> None:
+        """Ask again."""
+        self._paused = False
+        self._bus.wake()
+
+    def _done(self, delivery: Delivery, settlement: Settlement, verb: str, outcome: str, *, final: bool = True) -> None:
+        """Settle, make room, and note how far the start's backlog has come."""
+        if self._in_hand.pop(delivery.token, None) is None:
+            return
+        self._bytes_in_hand -= len(delivery.body)
+        self._bus.settle(delivery, settlement)
+        self._watch(verb, outcome)
+        if not self._in_hand:
+            self._emptied.set()
+        if final and not self._drained.is_set():
+            self._to_drain -= 1
+            if self._to_drain <= 0:
+                self._drained.set()
+        self._bus.wake()
+
+    def _tell(self, inbox: str, result: bytes) -> None:
+        """Publish an outcome to the inbox that asked for it."""
+        task = asyncio.get_running_loop().create_task(self._bus.tell(inbox, result))
+        self._tells.add(task)
+        task.add_done_callback(self._tells.discard)
+
+    async def _keep_alive(self) -> None:
+        """Tell the broker that what is long in hand is still worked on, so that it is not delivered a second time."""
+        old: frozenset[str] = frozenset()
+        while True:
+            await asyncio.sleep(self._source.ack_wait / 3)
+            for token in old & self._in_hand.keys():
+                self._bus.settle(self._in_hand[token], InProgress())
+            old = frozenset(self._in_hand)
+
+
+_UNREADABLE = frozenset({"malformed", "too_large", "too_deep", "poison"})
+"""Reasons for the dead letters even where the header names a command: nothing could be decoded."""
+_TERMINATED = frozenset({"dead", "conflict", "flow_mismatch"})
+
+
+def _poison(delivery: Delivery, begun: int) -> Unusable:
+    """Refuse a message that was begun too often without ever getting an outcome."""
+    error = Internal(f"begun {begun} times without an outcome: it may kill the process; look at it before you replay it", seq=delivery.seq)
+    return Unusable("poison", error)

@@ -1,0 +1,45 @@
+"""Turn rows of the outlets into messages for the relay: journal entries into CloudEvents, dead letters into what they were."""
+
+from __future__ import annotations
+
+from worker.bus.base import Bus, Outgoing
+from worker.relay import Letter, Read
+from worker.store.base import Reads
+from worker.wire.cloudevents import Message, event_message
+from worker.wire.deadletters import dead_letter_message
+from worker.wire.headers import MSG_ID
+from worker.wire.subjects import Subjects
+
+
+def events(store: Reads, subjects: Subjects) -> Read:
+    """Read journal entries as events; a flow is a lane."""
+
+    async def read(after: int, limit: int) -> list[Letter]:
+        """Return the entries after `after`, at most `limit`."""
+        rows = await store.unpublished_events(after, limit)
+        return [
+            Letter(row.n, row.event.flow_id, _outgoing(event_message(row.event, row.controller_id, row.owner_session_key, subjects)))
+            for row in rows
+        ]
+
+    return read
+
+
+def dead_letters(store: Reads, bus: Bus, subjects: Subjects) -> Read:
+    """Read dead letters as messages no larger than the broker takes; each is a lane of its own."""
+
+    async def read(after: int, limit: int) -> list[Letter]:
+        """Return the letters after `after`, at most `limit`."""
+        found = []
+        for row in await store.unpublished_dead_letters(after, limit):
+            message = dead_letter_message(row, subjects, max_bytes=bus.max_payload)
+            found.append(Letter(row.n, f"dead:{row.n}", _outgoing(message)))
+        return found
+
+    return read
+
+
+def _outgoing(message: Message) -> Outgoing:
+    """Return the message as the bus takes it: the id has a place of its own."""
+    headers = {name: value for name, value in message.headers.items() if name != MSG_ID}
+    return Outgoing(subject=message.subject, body=message.body, msg_id=message.headers[MSG_ID], headers=headers)

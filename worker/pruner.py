@@ -1,0 +1,72 @@
+"""Delete what has served: ended flows after their retention, expired held replies, inbox rows whose stream has forgotten them.
+
+Deletions come in small transactions, so that they never stand in the way of a message for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+
+from worker.bus.base import PublishFailed
+from worker.engine import Engine
+from worker.errors import Unavailable
+from worker.store.base import Transaction
+from worker.times import Micros
+
+FirstKept = Callable[[], Awaitable[Mapping[str, int]]]
+"""Asks the broker for the first sequence that each inbound stream still keeps."""
+
+
+class Pruner:
+    """Prunes every `interval` seconds.
+
+    `retain_us`: how long an ended flow is kept; `inbox_us`: how long a message is remembered at least.
+    """
+
+    def __init__(
+        self, engine: Engine, first_kept: FirstKept, *, retain_us: Micros, inbox_us: Micros, interval: float = 60.0, batch: int = 200
+    ) -> None:
+        self._engine = engine
+        self._first_kept = first_kept
+        self._retain_us = retain_us
+        self._inbox_us = inbox_us
+        self._interval = interval
+        self._batch = batch
+        self._log = structlog.get_logger("pruner")
+
+    async def run(self) -> None:
+        """Prune until cancelled."""
+        while True:
+            try:
+                await self.prune()
+            except (Unavailable, PublishFailed) as later:
+                self._log.warning("prune_postponed", why=str(later))
+            await asyncio.sleep(self._interval)
+
+    async def prune(self) -> dict[str, int]:
+        """Prune once, everything there is to prune; returns how many rows of each kind went."""
+        now = self._engine.clock()
+        pruned = {
+            "held": await self._all(lambda t: t.expire_held(now, self._batch)),
+            "flows": await self._all(lambda t: t.prune_flows(now - self._retain_us, self._batch)),
+            "inbox": 0,
+        }
+        for stream, first in (await self._first_kept()).items():
+            pruned["inbox"] += await self._all(self._of_inbox(stream, first, now - self._inbox_us))
+        if any(pruned.values()):
+            self._log.info("pruned", **pruned)
+        return pruned
+
+    def _of_inbox(self, stream: str, first: int, before: Micros) -> Callable[[Transaction], Awaitable[int]]:
+        """Return the deletion of what the stream has forgotten."""
+        return lambda transaction: transaction.prune_inbox(stream, first, before, self._batch)
+
+    async def _all(self, part: Callable[[Transaction], Awaitable[int]]) -> int:
+        """Repeat a bounded deletion until nothing is left to delete."""
+        total = 0
+        while count := await self._engine.do(part):
+            total += count
+        return total

@@ -1,0 +1,46 @@
+"""Read deliveries by the subject they arrived on: commands, replies, or neither; and make the ids that must be random."""
+
+from __future__ import annotations
+
+import secrets
+
+from worker.bus.base import Delivery
+from worker.consumer import Reader, Verdict
+from worker.manager import new_id
+from worker.wire.codec import read_command, stray
+from worker.wire.replies import Bindings
+from worker.wire.subjects import Subjects
+
+
+class Randomness:
+    """Makes ids: UUIDv7 for rows, 128 random bits for what must not be guessed (SEMANTICS R3)."""
+
+    def flow_id(self) -> str:
+        """Return a new UUIDv7 as text."""
+        return new_id()
+
+    def nonce(self) -> str:
+        """Return 128 random bits as hexadecimal text."""
+        return secrets.token_hex(16)
+
+    def command_id(self) -> str:
+        """Return a new command id."""
+        return secrets.token_hex(16)
+
+
+def reader(subjects: Subjects, bindings: Bindings, mint: Randomness) -> Reader:
+    """Return what turns a delivery into a verdict."""
+    commands = f"{subjects.prefix}.cmd."
+
+    def read(delivery: Delivery) -> Verdict:
+        """Read one delivery. Never raises for bad input."""
+        subject = delivery.subject
+        if subject.startswith(commands):
+            parsed = subjects.parse_command(subject)
+            if parsed is None:
+                return stray(subject)
+            return read_command(*parsed, delivery.body, delivery.headers, mint, require_id=True)
+        place = {"stream": delivery.stream, "seq": delivery.seq, "arrived_us": delivery.arrived_us}
+        return bindings.read(subject, delivery.headers, delivery.body, **place)  # type: ignore[arg-type]  # place's values fit
+
+    return read

@@ -1,0 +1,183 @@
+"""Publish what is committed: journal rows as events, dead letters as messages; in order, without gaps, at least once.
+
+Rows are read as the database committed them, so nothing uncommitted is ever seen. Within a lane (a flow) one message is in flight at a
+time: whatever the broker loses or refuses, the next one of the flow is not stored before it. Across lanes up to `window` are in flight,
+which also bounds memory after an outage. How far the outlet has come is noted now and then: what is published again after a crash is
+byte-identical, under the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import msgspec
+import structlog
+
+from worker.bus.base import Bus, Outgoing, Published
+from worker.engine import Engine
+from worker.errors import FlowError, Unavailable
+from worker.store.base import Batch, Transaction
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """A row on its way out: its number in the outlet, its lane, and the message."""
+
+    n: int
+    lane: str
+    message: Outgoing
+
+
+Read = Callable[[int, int], Awaitable[list[Letter]]]
+_RETRY_FIRST, _RETRY_LAST = 0.1, 5.0
+_MARK_EVERY = 1.0
+"""Seconds between notes of how far the outlet has come: each costs a transaction; what lies between is published again after a crash."""
+
+
+class Relay:
+    """Empties one outlet (`events` or `dead_letters`).
+
+    `read(after, limit)` gives its rows, at most `chunk` at a time; `heard(batch)` says whether a commit added any.
+    """
+
+    def __init__(
+        self, outlet: str, bus: Bus, engine: Engine, *, read: Read, heard: Callable[[Batch], bool], window: int = 1024, chunk: int = 1024
+    ) -> None:
+        self._outlet = outlet
+        self._bus = bus
+        self._engine = engine
+        self._read = read
+        self._window = window
+        self._chunk = chunk
+        self._lanes: dict[str, deque[Letter]] = {}
+        self._open: dict[int, bool] = {}
+        self._last_read = 0
+        self._marked = 0
+        self._sent_up_to = 0
+        self._more = True
+        self._woken = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._retry_in = _RETRY_FIRST
+        self._failing = False
+        self._log = structlog.get_logger("relay").bind(outlet=outlet)
+        engine.listen(lambda batch: self._hear() if heard(batch) else None)
+
+    @property
+    def in_flight(self) -> int:
+        """How many rows are read but not stored by the broker."""
+        return len(self._open)
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything committed so far is published."""
+        return not self._more and not self._open
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        self._last_read = self._marked = self._sent_up_to = await self._engine.store.published(self._outlet)
+        marking = asyncio.create_task(self._mark_now_and_then())
+        try:
+            while True:
+                self._woken.clear()
+                if self._more and len(self._open) < self._window:
+                    await self._fill()
+                else:
+                    await self._woken.wait()
+        finally:
+            marking.cancel()
+
+    async def drain(self, timeout: float) -> bool:
+        """Wait until everything committed is published, at most `timeout` seconds; then note how far it came. True: all of it."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not self.idle:
+                    self._settled.clear()
+                    await self._settled.wait()
+        except TimeoutError:
+            self._log.warning("not_everything_published", in_flight=self.in_flight)
+        await self._mark()
+        return self.idle
+
+    def _hear(self) -> None:
+        """Rows were committed."""
+        self._more = True
+        self._woken.set()
+
+    async def _fill(self) -> None:
+        """Read more rows into their lanes and start the lanes that were empty."""
+        self._more = False
+        asked = min(self._window - len(self._open), self._chunk)
+        try:
+            letters = await self._read(self._last_read, asked)
+        except Unavailable as later:
+            self._log.warning("outlet_not_read", why=later.message)
+            self._more = True
+            await asyncio.sleep(_RETRY_FIRST)
+            return
+        self._more = self._more or len(letters) == asked
+        for letter in letters:
+            self._last_read = letter.n
+            self._open[letter.n] = False
+            lane = self._lanes.setdefault(letter.lane, deque())
+            lane.append(letter)
+            if len(lane) == 1:
+                self._send(letter)
+        if not letters:
+            self._settled.set()
+
+    def _send(self, letter: Letter) -> None:
+        """Publish the head of a lane."""
+        self._bus.publish(letter.message).add_done_callback(partial(self._answered, letter))
+
+    def _answered(self, letter: Letter, answer: asyncio.Future[Published]) -> None:
+        """Go on with the lane when the broker has stored its head; otherwise try the same message again later."""
+        if answer.cancelled() or answer.exception() is not None:
+            self._again(letter, answer)
+            return
+        self._retry_in = _RETRY_FIRST
+        self._failing = False
+        lane = self._lanes[letter.lane]
+        lane.popleft()
+        if lane:
+            self._send(lane[0])
+        else:
+            del self._lanes[letter.lane]
+        del self._open[letter.n]
+        self._sent_up_to = max(self._sent_up_to, letter.n)
+        self._woken.set()
+        self._settled.set()
+
+    def _again(self, letter: Letter, answer: asyncio.Future[Published]) -> None:
+        """Publish the same message again, ever later while the broker does not take it."""
+        why = "cancelled" if answer.cancelled() else str(answer.exception())
+        if self._bus.connected and not self._failing:
+            # Once until it goes on: a full stream refuses every lane, again and again.
+            self._failing = True
+            self._log.warning("publish_failed", subject=letter.message.subject, msg_id=letter.message.msg_id, why=why)
+        asyncio.get_running_loop().call_later(self._retry_in, self._send, letter)
+        self._retry_in = min(self._retry_in * 1.5, _RETRY_LAST) if not self._bus.connected else _RETRY_LAST / 5
+
+    async def _mark_now_and_then(self) -> None:
+        """Note progress while there is any."""
+        while True:
+            await asyncio.sleep(_MARK_EVERY)
+            await self._mark()
+
+    async def _mark(self) -> None:
+        """Note up to which row everything is published: the last one before the first that is not."""
+        up_to = min(self._open, default=self._sent_up_to + 1) - 1
+        if up_to <= self._marked:
+            return
+
+        async def mark(transaction: Transaction) -> None:
+            """Note the row."""
+            await transaction.mark_published(self._outlet, up_to)
+
+        try:
+            await self._engine.do(mark)
+        except FlowError as later:
+            self._log.warning("progress_not_noted", why=later.message)
+        else:
+            self._marked = up_to

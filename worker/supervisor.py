@@ -1,0 +1,125 @@
+"""Give the services their life: start them in order in one TaskGroup, wait for the end, stop them in the order that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import structlog
+
+from worker.api import Api
+from worker.bus.base import Bus, PublishFailed
+from worker.consumer import Consumer
+from worker.engine import Engine
+from worker.errors import BusLost
+from worker.probes import WorkerProbes
+from worker.pruner import Pruner
+from worker.relay import Relay
+from worker.signals import Stop
+from worker.telemetry import Said
+from worker.wait_engine import WaitEngine
+
+_BROKER_AWAY = 1.0
+"""Seconds to try to publish the rest at the stop while the broker is away: the outbox keeps it for the next start."""
+
+
+class Services(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that runs, ready-made."""
+
+    engine: Engine
+    bus: Bus
+    waits: WaitEngine
+    consumers: Sequence[Consumer]
+    relays: Sequence[Relay]
+    pruner: Pruner
+    api: Api
+    probes: WorkerProbes
+
+
+class Supervisor:
+    """Runs the services. Times are seconds: `startup_drain` and `drain` bound the start's and the stop's catching up."""
+
+    def __init__(self, services: Services, *, version: str, tick_interval: float, startup_drain: float, drain: float) -> None:
+        self._services = services
+        self._version = version
+        self._tick_interval = timedelta(seconds=tick_interval)
+        self._startup_drain = startup_drain
+        self._drain = drain
+        self._stopping = asyncio.Event()
+        self._log = structlog.get_logger("worker")
+
+    async def run(self, stop: Stop, ready: Callable[[], None]) -> None:
+        """Run until `stop` is asked. Raises the `Refusal` that ended it otherwise (`BusLost`, `StoreBroken`, …)."""
+        its = self._services
+        async with asyncio.TaskGroup() as group:
+            committing = group.create_task(its.engine.run(), name="engine")
+            background = [group.create_task(its.probes.run(), name="probes")]
+            background += [group.create_task(relay.run(), name="relay") for relay in its.relays]
+            await self._recover()
+            pulls = [group.create_task(consumer.run(), name="consumer") for consumer in its.consumers]
+            timers = group.create_task(self._run_timers(), name="timers")
+            background.append(group.create_task(its.pruner.run(), name="pruner"))
+            await its.bus.serve(its.api.service(self._version), its.api.handle)
+            its.probes.is_started = True
+            ready()
+            await self._ended(stop)
+            its.probes.is_stopping = True
+            self._log.info(Said.STOPPING)
+            await self._stop(pulls, timers)
+            its.engine.close()
+            await committing
+            for task in background:
+                task.cancel()
+
+    async def _recover(self) -> None:
+        """Find out what the last run had in hand. Raises `BusLost` when the broker does not say."""
+        try:
+            for consumer in self._services.consumers:
+                await consumer.recover()
+        except PublishFailed as silent:
+            message = f"NATS does not tell where the consumer stands ({silent}): is JetStream up? Start again"
+            raise BusLost(message) from silent
+
+    async def _ended(self, stop: Stop) -> None:
+        """Return when a stop is asked; raise `BusLost` when the broker is gone for good."""
+        asked = asyncio.ensure_future(stop.asked.wait())
+        ends: set[asyncio.Future[Any]] = {asked, self._services.bus.lost}
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asked.cancel()
+        if not stop.asked.is_set():
+            message = f"NATS is lost for good: {self._services.bus.lost.result()}; restart the worker once it is back"
+            raise BusLost(message)
+
+    async def _run_timers(self) -> None:
+        """Let time act, once the backlog of the start is decided: a reply that came before a deadline wins (SEMANTICS R9)."""
+        drained = asyncio.gather(*[consumer.drained() for consumer in self._services.consumers])
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        catching_up: set[asyncio.Future[Any]] = {drained, stopping}
+        _, late = await asyncio.wait(catching_up, timeout=self._startup_drain, return_when=asyncio.FIRST_COMPLETED)
+        if drained in late and not self._stopping.is_set():
+            self._log.warning("timers start before the backlog is decided", startup_drain=self._startup_drain)
+        for future in late:
+            future.cancel()
+        await self._services.waits.run(self._tick_interval, self._stopping)
+
+    async def _stop(self, pulls: Sequence[asyncio.Task[None]], timers: asyncio.Task[None]) -> None:
+        """Stop taking in, let what is in hand get its outcome, publish what is committed."""
+        its = self._services
+        for pull in pulls:
+            pull.cancel()
+        self._stopping.set()
+        await asyncio.wait({*pulls, timers})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._drain):  # a request that hangs is answered by its asker's own timeout
+                await its.bus.stop_serving()
+        for consumer in its.consumers:
+            await consumer.finish(self._drain)
+        for relay in its.relays:
+            await relay.drain(self._drain if its.bus.connected else _BROKER_AWAY)
+        await its.bus.flush()

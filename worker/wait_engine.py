@@ -1,0 +1,171 @@
+"""Drive waiting flows on: by passing time (`tick`, `run`) and by replies (`try_resume_external`, `resume_correlated`).
+
+A tick costs what is due, not what waits: due times are indexed, totals are maintained counters. The run loop sleeps until the next due
+time (or the interval, whichever is sooner) and is woken by a commit that brings an earlier one, so timers fire within milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from worker.batching import Outcome
+from worker.errors import FlowError, Unavailable
+from worker.flow.commands import DeadlinePassed, Reply
+from worker.flow.lifecycle import FlowStatus
+from worker.flow.model import Flow
+from worker.manager import FlowManager, new_id
+from worker.store.base import Batch
+from worker.times import SECOND, Micros, to_micros
+from worker.wire.codec import Identity
+
+_DUE_AT_ONCE = 500
+_CALM: Micros = SECOND
+"""How long the loop rests after an error, so that a database that refuses is not asked in a circle."""
+
+
+class TickReport(msgspec.Struct, kw_only=True):
+    """What a tick found and did. `scanned`: all waiting flows when it began; `errors`: flows that could not be moved."""
+
+    scanned: int = 0
+    resumed: int = 0
+    cancelled: int = 0
+    still_waiting: int = 0
+    errors: int = 0
+
+
+class WaitEngine:
+    """Moves the waiting flows of one manager."""
+
+    def __init__(self, manager: FlowManager) -> None:
+        self.manager = manager
+        self._engine = manager.engine
+        self._woken = asyncio.Event()
+        self._asleep_until: Micros | None = None
+        self._log = structlog.get_logger("wait_engine")
+        self._engine.listen(self._heard)
+
+    async def tick(self) -> TickReport:
+        """Let everything due by now happen."""
+        return await self._tick(self._engine.clock())
+
+    async def tick_at(self, now: datetime) -> TickReport:
+        """Let everything due by `now` (aware) happen."""
+        return await self._tick(to_micros(now))
+
+    async def _tick(self, now: Micros) -> TickReport:
+        """Submit what is due, in batches, and count what became of it."""
+        report = TickReport()
+        left = 0
+        try:
+            report.scanned = (await self._engine.store.counts()).get("flows.waiting", 0)
+            while due := await self._engine.store.due(now, _DUE_AT_ONCE):
+                passed = [DeadlinePassed(flow_id=d.flow_id, wait_id=d.wait_id or 0, at_us=now) for d in due]
+                outcomes = await asyncio.gather(*[self._engine.submit(p) for p in passed], return_exceptions=True)
+                left += sum([self._count(report, outcome) for outcome in outcomes])
+                if len(due) < _DUE_AT_ONCE or report.errors:
+                    break
+        except FlowError as bad:
+            self._log.warning("tick_failed", why=bad.message)
+            report.errors += 1
+        report.still_waiting = max(report.scanned - left, 0)
+        return report
+
+    def _count(self, report: TickReport, outcome: Outcome | BaseException) -> int:
+        """Count one result; returns 1 when the flow no longer waits."""
+        if isinstance(outcome, BaseException):
+            if not isinstance(outcome, FlowError):
+                raise outcome
+            self._log.warning("wait_not_moved", why=outcome.message)
+            report.errors += 1
+            return 0
+        if outcome.error is not None:
+            report.errors += 1
+            return 1
+        status = outcome.flow.status if outcome.flow is not None and outcome.name == "applied" else FlowStatus.WAITING
+        report.resumed += status is FlowStatus.RUNNING
+        report.cancelled += status is FlowStatus.CANCELLED
+        return int(status is not FlowStatus.WAITING)
+
+    async def try_resume_external(self, flow_id: str | UUID, topic: str, correlation_id: str, payload: Any = None) -> Flow | None:
+        """Resume this flow if it waits for (topic, correlation_id): the flow if it was resumed, None when nothing matched.
+
+        Keeps nothing for later: for a reply that may be early use `resume_correlated`. Raises `Unavailable` for store failures.
+        """
+        reply = Reply(
+            topic=topic,
+            correlation_id=correlation_id,
+            payload=msgspec.UNSET if payload is None else payload,
+            event_id="",
+            arrived_us=self._engine.clock(),
+            flow_id=str(flow_id),
+            hold=False,
+        )
+        outcome = await self._engine.submit(reply)
+        return outcome.flow if outcome.name == "resumed" else None
+
+    async def resume_correlated(
+        self,
+        topic: str,
+        correlation_id: str,
+        payload: Any,
+        *,
+        event_id: str | None = None,
+        arrived_at: datetime | None = None,
+        flow_id: str | UUID | None = None,
+    ) -> Outcome:
+        """Apply a reply without knowing its flow, by SEMANTICS R1–R12: it resumes, progresses, is held, late or a duplicate."""
+        known = event_id if event_id is not None else new_id()
+        key = f"{topic}\n{correlation_id}\n{known}"
+        digest = msgspec.json.encode([payload, str(flow_id) if flow_id else None], order="sorted")
+        reply = Reply(
+            topic=topic,
+            correlation_id=correlation_id,
+            payload=payload,
+            event_id=known,
+            arrived_us=to_micros(arrived_at) if arrived_at is not None else self._engine.clock(),
+            key=key,
+            flow_id=str(flow_id) if flow_id is not None else None,
+        )
+        return await self._engine.submit(reply, Identity(scope="reply", key=key, digest=digest))
+
+    async def run(self, interval: timedelta, shutdown: asyncio.Event) -> None:
+        """Tick until `shutdown` is set: whenever something is due, and at least every `interval`."""
+        stopping = asyncio.ensure_future(shutdown.wait())
+        try:
+            while not shutdown.is_set():
+                self._woken.clear()
+                report = await self.tick()
+                if report.resumed or report.cancelled or report.errors:
+                    self._log.debug("wait_engine_tick", **msgspec.structs.asdict(report))
+                await self._sleep(interval, stopping, calm=report.errors > 0)
+        finally:
+            stopping.cancel()
+
+    async def _sleep(self, interval: timedelta, stopping: asyncio.Future[Any], *, calm: bool) -> None:
+        """Sleep until the next due time, the interval's end, an earlier timer, or the stop."""
+        now = self._engine.clock()
+        until = now + interval // timedelta(microseconds=1)
+        try:
+            due = await self._engine.store.next_due()
+        except Unavailable:
+            due, calm = None, True
+        if due is not None:
+            until = min(until, max(due, now + _CALM) if calm else due)
+        self._asleep_until = until
+        if not self._woken.is_set() or calm:
+            woken = asyncio.ensure_future(self._woken.wait())
+            delay = max(until - self._engine.clock(), 0) / SECOND
+            await asyncio.wait({woken, stopping} if not calm else {stopping}, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            woken.cancel()
+        self._asleep_until = None
+
+    def _heard(self, batch: Batch) -> None:
+        """Wake the loop when a commit brought something due before it would wake by itself."""
+        if any(write.due_us is not None and (self._asleep_until is None or write.due_us < self._asleep_until) for write in batch.flows):
+            self._woken.set()
