@@ -45,8 +45,9 @@ class Api:
     def service(self, version: str) -> Service:
         """Describe the service to `nats micro`: an endpoint per verb; what no endpoint covers is answered `unsupported_verb`."""
         endpoints = tuple(
-            Endpoint(name=verb, subject=self._subjects.api("*", verb), metadata={"schema": f"schemas/{verb}.json"})
-            for verb in (*COMMANDS, *QUERIES)
+            Endpoint(name=verb, subject=self._subjects.api("*", verb), metadata={"schema": f"schemas/{kind}.{verb}.json"})
+            for kind, verbs in (("command", COMMANDS), ("query", QUERIES))
+            for verb in verbs
         )
         return Service(
             name="taskflow",

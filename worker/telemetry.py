@@ -212,6 +212,8 @@ class Metrics:
         """Make the metrics of flows, timers and the store."""
         flows = Gauge("taskflow_flows", "Flows by status.", ["status"], registry=self.registry)
         self.flows: Children[str, Gauge] = Children(flows, FLOW_STATUSES)
+        for status in FLOW_STATUSES:
+            self.flows[status].set(0)
         self.timers = Gauge("taskflow_timers", "Timers and deadlines that are armed.", registry=self.registry)
         self.timer_lag = self._histogram("taskflow_timer_lag_seconds", "How late timers fired.", _LAGS)
         self.commit_duration = self._histogram(

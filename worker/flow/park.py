@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC
+from datetime import UTC, datetime
 
 import msgspec
 from msgspec.structs import replace
@@ -72,20 +72,29 @@ def settle(condition: WaitCondition, now: Micros, policy: Policy, nonce: str) ->
 def _settle(part: WaitCondition, now: Micros, nonce: str, minted: object) -> WaitCondition:
     """Settle one part and what is below it."""
     if isinstance(part, Timer):
-        return replace(part, at=part.at.astimezone(UTC))
+        return replace(part, at=_utc(part.at, "at"))
     if part.timeout is not None:
         if part.deadline is not None:
             message = "a wait takes a deadline or a timeout, not both: leave one out"
             raise InvalidRequest(message, path="/wait_condition/timeout")
         part = replace(part, deadline=to_datetime(now + _duration(part.timeout)), timeout=None)
     elif part.deadline is not None:
-        part = replace(part, deadline=part.deadline.astimezone(UTC))
+        part = replace(part, deadline=_utc(part.deadline, "deadline"))
     if isinstance(part, ExternalEvent) and part.correlation_id is None:
         number = next(minted)  # type: ignore[call-overload]  # an iterator of ints
         return replace(part, correlation_id=nonce if number == 1 else f"{nonce}-{number}")
     if isinstance(part, Composite):
         return replace(part, conditions=tuple(_settle(below, now, nonce, minted) for below in part.conditions))
     return part
+
+
+def _utc(at: datetime, name: str) -> datetime:
+    """Return the time in UTC. Raises `InvalidRequest` where UTC has no such year (9999-12-31 west of Greenwich)."""
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as bad:
+        message = f"{name} is no time between the years 1 and 9999 in UTC"
+        raise InvalidRequest(message, path=f"/wait_condition/{name}") from bad
 
 
 def _duration(text: str) -> Micros:

@@ -37,7 +37,7 @@ CREATE TABLE flows (
 
 CREATE UNIQUE INDEX flows_by_key ON flows (owner_session_key, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX flows_by_due ON flows (due_us) WHERE due_us IS NOT NULL;
-CREATE INDEX flows_by_owner ON flows (owner_session_key, n);
+CREATE INDEX flows_by_owner ON flows (owner_session_key, status, n);
 CREATE INDEX flows_by_status ON flows (status, n);
 CREATE INDEX flows_ended ON flows (updated_us) WHERE status IN ('cancelled', 'finished', 'failed');
 

@@ -10,10 +10,23 @@ SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_
   wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside
 FROM flows WHERE n < ?1 ORDER BY n DESC LIMIT ?2;
 
+-- One look-up per status in the one index that also serves the pair of filters; the newest of all of them win.
 -- name: list_flows_by_owner
 SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
   wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside
-FROM flows WHERE owner_session_key = ?3 AND n < ?1 ORDER BY n DESC LIMIT ?2;
+FROM flows WHERE n IN (
+  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'created' AND n < ?1 ORDER BY n DESC LIMIT ?2)
+  UNION ALL
+  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'running' AND n < ?1 ORDER BY n DESC LIMIT ?2)
+  UNION ALL
+  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'waiting' AND n < ?1 ORDER BY n DESC LIMIT ?2)
+  UNION ALL
+  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'finished' AND n < ?1 ORDER BY n DESC LIMIT ?2)
+  UNION ALL
+  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'failed' AND n < ?1 ORDER BY n DESC LIMIT ?2)
+  UNION ALL
+  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'cancelled' AND n < ?1 ORDER BY n DESC LIMIT ?2)
+) ORDER BY n DESC LIMIT ?2;
 
 -- name: list_flows_by_status
 SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
@@ -23,7 +36,7 @@ FROM flows WHERE status = ?3 AND n < ?1 ORDER BY n DESC LIMIT ?2;
 -- name: list_flows_by_owner_and_status
 SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
   wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside
-FROM flows WHERE owner_session_key = ?3 AND status = ?4 AND n < ?1 ORDER BY n DESC LIMIT ?2;
+FROM flows INDEXED BY flows_by_owner WHERE owner_session_key = ?3 AND status = ?4 AND n < ?1 ORDER BY n DESC LIMIT ?2;
 
 -- name: list_steps
 SELECT s.n, s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.status, s.result_json, s.created_us, s.updated_us

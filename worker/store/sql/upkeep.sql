@@ -20,7 +20,7 @@ FROM held WHERE expires_us <= ?1 ORDER BY expires_us LIMIT ?2;
 SELECT source, source_seq FROM inbox WHERE scope = 'reply' AND key = ?1 AND key IS NOT NULL;
 
 -- name: prunable_flows
-SELECT f.n, f.status FROM flows AS f
+SELECT f.n, f.status FROM flows AS f INDEXED BY flows_ended
 WHERE f.status IN ('cancelled', 'finished', 'failed') AND f.updated_us < ?1
   AND (SELECT max(e.n) FROM flow_events AS e WHERE e.flow = f.n) <= (SELECT p.n FROM published AS p WHERE p.outlet = 'events')
 ORDER BY f.updated_us LIMIT ?2;
