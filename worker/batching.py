@@ -236,7 +236,9 @@ class _Deciding:
         """Change what a repeat of a held reply is told from now on."""
         row = self._loaded.inbox.get(("reply", key))
         if row is not None:
-            self._loaded.inbox["reply", key] = replace(row, outcome=outcome, result=result)
+            self._loaded.inbox["reply", key] = told = replace(row, outcome=outcome, result=result)
+            if row.source_seq is not None:
+                self._loaded.places[row.source, row.source_seq] = told
 
     def _record(self, submission: Submission, outcome: Outcome) -> Outcome:
         """Store the message's one outcome under its identity."""

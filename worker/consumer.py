@@ -1,12 +1,14 @@
 """Take deliveries in and settle them: read the bytes, submit, and tell the broker only after the commit what became of them.
 
 A message is acked when its outcome is stored, terminated when it went to the dead letters, and asked for again (1, 5, 30, 120 s) after
-a failure of ours. One that was begun five times without an outcome is dead-lettered unread: it is what kills the process.
+a failure of ours. One that was begun five times without an outcome is dead-lettered unread: it is what kills the process. After a kill
+all that was in hand is suspect; suspects run alone, each noted in the store before it is begun, so that the next kill tells which it was.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 
@@ -46,6 +48,7 @@ class Consumer:
         self._in_hand: dict[str, Delivery] = {}
         self._bytes_in_hand = 0
         self._suspects: dict[int, int] = {}
+        self._excused: dict[int, int] = {}
         self._to_drain = 0
         self._drained = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -56,25 +59,25 @@ class Consumer:
     async def recover(self) -> None:
         """Find out what the last run had in hand, and have it delivered again at once instead of after `ack_wait`.
 
-        What was in hand when a run was killed has its attempts counted in the store, since a rewind forgets the broker's count.
+        What was in hand when a run was killed has its attempts counted in the store: a rewind forgets the broker's count, which
+        does not know either which of them was begun.
         """
         before = await self._bus.backlog(self._source)
         if before.delivered > before.floor:
-            await self._count_attempts(before.floor, before.delivered)
-            if not await self._bus.rewind(self._source):
-                self._suspects.clear()
+            await self._find_suspects(before.floor, before.delivered)
+            await self._bus.rewind(self._source)
         self._to_drain = (await self._bus.backlog(self._source)).pending
         if self._to_drain == 0:
             self._drained.set()
 
-    async def _count_attempts(self, floor: int, delivered: int) -> None:
-        """Note one more attempt for what a killed run had begun."""
+    async def _find_suspects(self, floor: int, delivered: int) -> None:
+        """Note what a killed run had in hand."""
         if not self._recovered:
             return
 
         async def note(transaction: Transaction) -> dict[int, int]:
-            """Count the attempts."""
-            return await transaction.note_attempts(self._source.stream, floor, delivered)
+            """Note them all."""
+            return await transaction.suspect(self._source.stream, floor, delivered)
 
         self._suspects = await self._engine.do(note)
         if self._suspects:
@@ -96,7 +99,8 @@ class Consumer:
         """Wait until nothing is in hand, at most `timeout` seconds; what is left then is given back to the broker."""
         if self._in_hand:
             self._emptied.clear()
-            await asyncio.wait({asyncio.ensure_future(self._emptied.wait())}, timeout=timeout)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), timeout)
         for delivery in tuple(self._in_hand.values()):
             self._bus.settle(delivery, Nak(0.0))
         self._in_hand.clear()
@@ -120,10 +124,15 @@ class Consumer:
 
     def _take(self, delivery: Delivery) -> None:
         """Read one delivery and submit it; the outcome comes to `_settle`."""
+        if delivery.token not in self._in_hand:
+            self._bytes_in_hand += len(delivery.body)
         self._in_hand[delivery.token] = delivery
-        self._bytes_in_hand += len(delivery.body)
-        begun = max(delivery.attempt - 1, self._suspects.get(delivery.seq, 0))
-        verdict = _poison(delivery, begun) if begun >= MAX_ATTEMPTS else self._read(delivery)
+        begun = self._begun(delivery)
+        try:
+            verdict = _poison(delivery, begun) if begun >= MAX_ATTEMPTS else self._read(delivery)
+        except Exception as defect:  # noqa: BLE001  # reported and tried again: one message must not end the worker for all others
+            self._retry(delivery, "unusable", defect)
+            return
         if isinstance(verdict, Ignored):
             self._done(delivery, Ack(), "ignored", "ignored")
             return
@@ -134,8 +143,27 @@ class Consumer:
             useless = Useless(error=verdict.error, reason=None if attributed else verdict.reason)
             outcome = self._engine.submit(useless, verdict.identity, raw=raw, **place)  # type: ignore[arg-type]  # place's values fit
         else:
-            outcome = self._engine.submit(verdict.stimulus, verdict.identity, raw=raw, alone=begun > 1, **place)  # type: ignore[arg-type]
+            suspect = self._watched(delivery)
+            outcome = self._engine.submit(verdict.stimulus, verdict.identity, raw=raw, alone=suspect, **place)  # type: ignore[arg-type]
         outcome.add_done_callback(partial(self._settle, delivery, verdict))
+
+    def _begun(self, delivery: Delivery) -> int:
+        """Say how often the message was begun before, for all that is known; times when the store could not are not its own fault."""
+        known = self._suspects.get(delivery.seq)
+        return delivery.attempt - 1 - self._excused.get(delivery.seq, 0) if known is None else known
+
+    def _watched(self, delivery: Delivery) -> bool:
+        """Tell whether the message is suspect, and note then that it is begun: queued before it, so stored before it is decided."""
+        if delivery.seq not in self._suspects:
+            return False
+        self._suspects[delivery.seq] += 1
+
+        async def note(transaction: Transaction) -> None:
+            """Note this one."""
+            await transaction.note_attempt(delivery.stream, delivery.seq)
+
+        self._engine.do(note).add_done_callback(_heard)
+        return True
 
     def _settle(self, delivery: Delivery, verdict: Inbound | Unusable, future: asyncio.Future[Outcome]) -> None:
         """Tell the broker what became of a delivery, and its sender, where an inbox was named."""
@@ -159,9 +187,12 @@ class Consumer:
         """Give a delivery back for later: after a second when the store cannot, ever later when we fail."""
         if isinstance(failure, Unavailable):
             self._pause(failure)
+            self._excused[delivery.seq] = self._excused.get(delivery.seq, 0) + 1
+            if delivery.seq in self._suspects:
+                self._suspects[delivery.seq] -= 1
             delay = RETRY_DELAYS[0]
         else:
-            delay = RETRY_DELAYS[min(delivery.attempt, len(RETRY_DELAYS)) - 1]
+            delay = RETRY_DELAYS[min(max(self._begun(delivery), 0), len(RETRY_DELAYS) - 1)]
             why = failure.message if isinstance(failure, FlowError) else repr(failure)
             self._log.error("delivery_failed", seq=delivery.seq, attempt=delivery.attempt, retry_in=delay, why=why)
         self._done(delivery, Nak(delay), verb, "retried", final=False)
@@ -188,6 +219,9 @@ class Consumer:
         self._watch(verb, outcome)
         if not self._in_hand:
             self._emptied.set()
+        if final:
+            self._excused.pop(delivery.seq, None)
+            self._suspects.pop(delivery.seq, None)
         if final and not self._drained.is_set():
             self._to_drain -= 1
             if self._to_drain <= 0:
@@ -213,6 +247,11 @@ class Consumer:
 _UNREADABLE = frozenset({"malformed", "too_large", "too_deep", "poison"})
 """Reasons for the dead letters even where the header names a command: nothing could be decoded."""
 _TERMINATED = frozenset({"dead", "conflict", "flow_mismatch"})
+
+
+def _heard(noted: asyncio.Future[None]) -> None:
+    """Take notice of how a note went: what keeps it from being stored keeps the message from being decided too."""
+    noted.exception()
 
 
 def _poison(delivery: Delivery, begun: int) -> Unusable:

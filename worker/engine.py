@@ -8,8 +8,9 @@ engine commits a single message at once, a busy one shares its fsync among hundr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import msgspec
@@ -89,13 +90,14 @@ class Engine:
     def _enqueue(self, item: Submission | _Job) -> None:
         """Append to the queue and wake the committer; once it is stopped, fail the future, for its commit will not come."""
         if self._broken is not None or self._closing:
-            _fail(item.done, self._broken or Unavailable("the worker is stopping"))
+            _fail(item.done, self._broken or _stopping())
             return
         self._queue.append(item)
         self._arrived.set()
 
     async def run(self) -> None:
         """Commit until closed and drained. Raises `StoreBroken` or `StoreLocked` when the store is lost."""
+        stopped: Refusal | Unavailable = _stopping()
         try:
             while True:
                 if not self._queue:
@@ -104,11 +106,14 @@ class Engine:
                     self._arrived.clear()
                     await self._arrived.wait()
                     continue
-                await self._step()
+                await _to_its_end(self._step())
         except Refusal as broken:
-            self._broken = broken
-            self._fail_queued(broken)
+            self._broken = stopped = broken
             raise
+        finally:
+            self._closing = True
+            _fail_all([item.done for item in self._queue], stopped)
+            self._queue.clear()
 
     def close(self) -> None:
         """Take nothing more; `run` returns when what is queued is committed."""
@@ -155,45 +160,37 @@ class Engine:
         else:
             _resolve(job.done, result)
 
-    async def _commit(self, batch: list[Submission]) -> None:
+    async def _commit(self, batch: list[Submission], *, races: int = 0) -> None:
         """Commit a batch; where a constraint or a defect spoils it, its parts one by one, so that only the culprit pays."""
         try:
             await self._transact(batch)
-        except Refusal as broken:
-            for submission in batch:
-                _fail(submission.done, broken)
-            raise
-        except Unavailable as later:
-            for submission in batch:
-                _fail(submission.done, later)
-        except Exception as bad:  # noqa: BLE001  # named below, per message: an unmapped error must not take the TaskGroup down
-            await self._one_by_one(batch, bad)
-
-    async def _one_by_one(self, batch: list[Submission], bad: Exception) -> None:
-        """Commit the parts of a spoiled batch; a part that spoils itself is refused and reported."""
-        if len(batch) > 1:
-            for submission in batch:
-                await self._commit([submission])
-            return
-        try:
-            error: FlowError = await self._again(batch, bad)
-        except Exception as defect:  # noqa: BLE001  # reported here, answered as internal: the message comes again or is dead-lettered
-            self._log.error("stimulus_failed", stimulus=type(batch[0].what).__name__, exc_info=defect)
-            error = Internal("the change could not be stored: the worker's log says why")
-        _fail(batch[0].done, error)
-
-    async def _again(self, batch: list[Submission], bad: Exception) -> FlowError:
-        """Try a lost race again within a small budget; then it is a `RevisionMismatch`. Raises everything else."""
-        for _ in range(_RACE_BUDGET):
-            if not isinstance(bad, LostRace):
-                raise bad
-            try:
-                await self._transact(batch)
-            except LostRace as lost:
-                bad = lost
+        except (Refusal, Unavailable) as lost:
+            _fail_all([submission.done for submission in batch], lost)
+            if isinstance(lost, Refusal):
+                raise
+        except Exception as bad:  # noqa: BLE001  # an unmapped error must not take the TaskGroup down
+            if len(batch) > 1:
+                await self._one_by_one(batch)
+            elif isinstance(bad, LostRace) and races < _RACE_BUDGET:
+                await self._commit(batch, races=races + 1)
             else:
-                return Internal("resolved")
-        return RevisionMismatch("another process kept changing the flow: read it again")
+                _fail(batch[0].done, self._blamed(batch[0], bad))
+
+    async def _one_by_one(self, batch: list[Submission]) -> None:
+        """Commit the parts of a spoiled batch, each in a transaction of its own."""
+        for submission in batch:
+            try:
+                await self._commit([submission])
+            except Refusal as broken:
+                _fail_all([other.done for other in batch], broken)
+                raise
+
+    def _blamed(self, submission: Submission, bad: Exception) -> FlowError:
+        """Say what is told to whoever submitted what cannot be stored; a defect is reported."""
+        if isinstance(bad, LostRace):
+            return RevisionMismatch("another process kept changing the flow: read it again")
+        self._log.error("stimulus_failed", stimulus=type(submission.what).__name__, exc_info=bad)
+        return Internal("the change could not be stored: the worker's log says why")
 
     async def _transact(self, submissions: list[Submission]) -> None:
         """Load, decide, save and commit one batch, then resolve its futures."""
@@ -210,15 +207,36 @@ class Engine:
             await transaction.rollback()
             raise
         await transaction.commit()
-        for listener in self._listeners:
-            listener(batch)
+        self._announce(batch)
         for submission, outcome in zip(submissions, outcomes, strict=True):
             _resolve(submission.done, outcome)
 
-    def _fail_queued(self, broken: Refusal) -> None:
-        """Tell everything that is still queued that its commit will not come."""
-        while self._queue:
-            _fail(self._queue.popleft().done, broken)
+    def _announce(self, batch: Batch) -> None:
+        """Tell the listeners of a commit. It is one, whatever they do: a defect of theirs must not have the batch decided again."""
+        for listener in self._listeners:
+            try:
+                listener(batch)
+            except Exception:  # noqa: BLE001  # logged with its traceback: it is a defect, and not of this batch
+                self._log.exception("listener_failed")
+
+
+async def _to_its_end(step: Coroutine[Any, Any, None]) -> None:
+    """Run a step to its end even when cancelled meanwhile: cancelling an await does not cancel the SQL (ARCHITECTURE 3)."""
+    task = asyncio.ensure_future(step)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            raise failure from None
+        raise
+
+
+def _stopping() -> Unavailable:
+    """Say that nothing more is committed."""
+    return Unavailable("the worker is stopping")
 
 
 def _future() -> asyncio.Future[Any]:
@@ -236,3 +254,9 @@ def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
     """Fail a future that its waiter may have cancelled."""
     if not future.done():
         future.set_exception(error)
+
+
+def _fail_all(futures: Iterable[asyncio.Future[Any]], error: BaseException) -> None:
+    """Fail what is still waiting."""
+    for future in futures:
+        _fail(future, error)

@@ -156,7 +156,11 @@ class Relay:
             # Once until it goes on: a full stream refuses every lane, again and again.
             self._failing = True
             self._log.warning("publish_failed", subject=letter.message.subject, msg_id=letter.message.msg_id, why=why)
-        asyncio.get_running_loop().call_later(self._retry_in, self._send, letter)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._retry_in, self._send, letter)
+        if loop.time() < self._slower_from:
+            return  # one of the hundreds that fail together when the broker goes: they count as one failure
+        self._slower_from = loop.time() + self._retry_in
         self._retry_in = min(self._retry_in * 1.5, _RETRY_LAST) if not self._bus.connected else _RETRY_LAST / 5
 
     async def _mark_now_and_then(self) -> None:

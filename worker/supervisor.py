@@ -98,7 +98,7 @@ class Supervisor:
 
     async def _run_timers(self) -> None:
         """Let time act, once the backlog of the start is decided: a reply that came before a deadline wins (SEMANTICS R9)."""
-        drained = asyncio.gather(*[consumer.drained() for consumer in self._services.consumers])
+        drained = asyncio.ensure_future(self._drained())  # no `gather`: dropped after its cancellation, one complains in the log
         stopping = asyncio.ensure_future(self._stopping.wait())
         catching_up: set[asyncio.Future[Any]] = {drained, stopping}
         _, late = await asyncio.wait(catching_up, timeout=self._startup_drain, return_when=asyncio.FIRST_COMPLETED)
@@ -107,6 +107,11 @@ class Supervisor:
         for future in late:
             future.cancel()
         await self._services.waits.run(self._tick_interval, self._stopping)
+
+    async def _drained(self) -> None:
+        """Return when no consumer has a backlog from before the start."""
+        for consumer in self._services.consumers:
+            await consumer.drained()
 
     async def _stop(self, pulls: Sequence[asyncio.Task[None]], timers: asyncio.Task[None]) -> None:
         """Stop taking in, let what is in hand get its outcome, publish what is committed."""

@@ -14,15 +14,17 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from worker.batching import Outcome
-from worker.errors import FlowError, Unavailable
+from worker.batching import Outcome, Raw
+from worker.errors import FlowError, InvalidRequest, Unavailable
 from worker.flow.commands import DeadlinePassed, Reply
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
+from worker.flow.park import bad_id
 from worker.manager import FlowManager, new_id
 from worker.store.base import Batch
 from worker.times import SECOND, Micros, to_micros
-from worker.wire.codec import Identity
+from worker.wire.headers import MSG_ID
+from worker.wire.verdicts import Identity, digest
 
 _DUE_AT_ONCE = 500
 _CALM: Micros = SECOND
@@ -119,10 +121,17 @@ class WaitEngine:
         arrived_at: datetime | None = None,
         flow_id: str | UUID | None = None,
     ) -> Outcome:
-        """Apply a reply without knowing its flow, by SEMANTICS R1–R12: it resumes, progresses, is held, late or a duplicate."""
+        """Apply a reply without knowing its flow, by SEMANTICS R1–R12: it resumes, progresses, is held, late or a duplicate.
+
+        The same reply over the wire has the same identity. Raises `InvalidRequest` for ids that could not be matched (R1).
+        """
         known = event_id if event_id is not None else new_id()
+        for name, text in (("topic", topic), ("correlation_id", correlation_id), ("event_id", known)):
+            if why := bad_id(text):
+                raise InvalidRequest(f"{name} {why}", path=f"/{name}")
         key = f"{topic}\n{correlation_id}\n{known}"
-        digest = msgspec.json.encode([payload, str(flow_id) if flow_id else None], order="sorted")
+        body = msgspec.json.encode(payload, order="sorted")
+        named = str(flow_id) if flow_id is not None else None
         reply = Reply(
             topic=topic,
             correlation_id=correlation_id,
@@ -130,9 +139,11 @@ class WaitEngine:
             event_id=known,
             arrived_us=to_micros(arrived_at) if arrived_at is not None else self._engine.clock(),
             key=key,
-            flow_id=str(flow_id) if flow_id is not None else None,
+            flow_id=named,
         )
-        return await self._engine.submit(reply, Identity(scope="reply", key=key, digest=digest))
+        identity = Identity(scope="reply", key=key, digest=digest(body, (named or "").encode()))
+        raw = Raw(subject=topic, headers={"Correlation-Id": correlation_id, MSG_ID: known}, body=body)
+        return await self._engine.submit(reply, identity, raw=raw)
 
     async def run(self, interval: timedelta, shutdown: asyncio.Event) -> None:
         """Tick until `shutdown` is set: whenever something is due, and at least every `interval`."""

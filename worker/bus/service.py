@@ -72,6 +72,7 @@ class Server:
         """Deregister, then wait for the requests in hand. Never raises."""
         try:
             async with asyncio.timeout(_STOP_TIMEOUT):
+                await self._take_the_last()
                 if self._rest is not None:
                     await self._rest.unsubscribe()
                 if self._micro is not None:
@@ -81,6 +82,16 @@ class Server:
         self._rest = self._micro = None
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    async def _take_the_last(self) -> None:
+        """Tell the server to send no more, and accept what it has sent: nats-py's own stop drops what is still queued, unanswered."""
+        endpoints = self._micro._endpoints if self._micro is not None else []  # noqa: SLF001  micro gives no other access to them
+        subscriptions = [found for found in (self._rest, *(endpoint._subscription for endpoint in endpoints)) if found is not None]  # noqa: SLF001
+        for subscription in subscriptions:
+            await self._connection.client._send_unsubscribe(subscription._id)  # noqa: SLF001  the public ways forget the queue
+        await self._connection.flush()
+        for subscription in subscriptions:
+            await subscription._pending_queue.join()  # noqa: SLF001  as nats-py's `drain` does
 
     async def _accept(self, subject: str, headers: Headers | None, body: bytes, reply: str, handler: Handler) -> None:
         """Hand a request to its own task; waits while too many are in hand, which holds the subscription's queue back."""

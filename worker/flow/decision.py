@@ -146,7 +146,8 @@ class Draft:
             events=tuple(self._events),
             opened=tuple(self.opened),
             closed=None if still else self._generation,
-            satisfied=tuple(self.satisfied) if still else (),
+            # Leaves may also close while the wait opens: held replies are taken in the same change (SEMANTICS R4, R10).
+            satisfied=tuple(self.satisfied) if self.flow.wait_id is not None else (),
             step=self.step,
             idempotency_key=self.idempotency_key,
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import count
 
 import msgspec
 from msgspec.structs import replace
 
 from worker.durations import parse_duration
-from worker.errors import FlowError, HorizonExceeded, InvalidRequest, TimerInPast, WaitConflict
+from worker.errors import FlowError, HorizonExceeded, Internal, InvalidRequest, TimerInPast, WaitConflict
 from worker.flow.commands import Caller, ParkFlow, Policy
 from worker.flow.decision import Decision, Draft, Taken, View
 from worker.flow.ending import Source, satisfy
@@ -61,15 +63,14 @@ def settle(condition: WaitCondition, now: Micros, policy: Policy, nonce: str) ->
 
     Raises `InvalidRequest` for a timeout that is no duration.
     """
-    minted = iter(range(1, MAX_LEAVES * MAX_DEPTH + 1))
-    settled = _settle(condition, now, nonce, minted)
+    settled = _settle(condition, now, nonce, count(1))
     wants_default = policy.default_timeout_us is not None and not isinstance(settled, Timer) and settled.deadline is None
     if wants_default and not isinstance(settled, Timer):
         settled = replace(settled, deadline=to_datetime(now + (policy.default_timeout_us or 0)))
     return settled
 
 
-def _settle(part: WaitCondition, now: Micros, nonce: str, minted: object) -> WaitCondition:
+def _settle(part: WaitCondition, now: Micros, nonce: str, minted: Iterator[int]) -> WaitCondition:
     """Settle one part and what is below it."""
     if isinstance(part, Timer):
         return replace(part, at=_utc(part.at, "at"))
@@ -81,7 +82,7 @@ def _settle(part: WaitCondition, now: Micros, nonce: str, minted: object) -> Wai
     elif part.deadline is not None:
         part = replace(part, deadline=_utc(part.deadline, "deadline"))
     if isinstance(part, ExternalEvent) and part.correlation_id is None:
-        number = next(minted)  # type: ignore[call-overload]  # an iterator of ints
+        number = next(minted)
         return replace(part, correlation_id=nonce if number == 1 else f"{nonce}-{number}")
     if isinstance(part, Composite):
         return replace(part, conditions=tuple(_settle(below, now, nonce, minted) for below in part.conditions))
@@ -129,8 +130,8 @@ def _check_node(node: Node, flow: Flow, now: Micros, policy: Policy) -> FlowErro
             bad = bad or _check_topic(wait.topic, flow, policy)
         case Manual():
             bad = None
-        case AtLeast(count=count, conditions=conditions) if not 1 <= count <= len(conditions):
-            bad = InvalidRequest(f"count is {count}, but there are {len(conditions)} conditions", path="/wait_condition/count")
+        case AtLeast(count=needed, conditions=conditions) if not 1 <= needed <= len(conditions):
+            bad = InvalidRequest(f"count is {needed}, but there are {len(conditions)} conditions", path="/wait_condition/count")
         case composite:
             none = not composite.conditions
             bad = InvalidRequest("a composite wait needs at least one condition", path="/wait_condition/conditions") if none else None
@@ -206,11 +207,19 @@ def _conflict(condition: WaitCondition, flow: Flow, view: View) -> FlowError | N
         for other in view.waiters(waiter.pair):
             if waiter.mode == "all" and other.mode == "all":
                 continue
-            holder = view.flow(other.flow_id)
-            same = holder is not None and holder.owner_session_key == flow.owner_session_key
-            details = {"topic": waiter.topic, "correlation_id": waiter.correlation_id} | ({"flow_id": other.flow_id} if same else {})
+            named = {"flow_id": other.flow_id} if _owner(view, other.flow_id) == flow.owner_session_key else {}
+            details = {"topic": waiter.topic, "correlation_id": waiter.correlation_id, **named}
             return WaitConflict("another flow waits for this topic and correlation_id already", **details)
     return None
+
+
+def _owner(view: View, flow_id: str) -> str | None:
+    """Return whose the flow is; None where its row cannot be read: it holds its waits all the same (SEMANTICS R13)."""
+    try:
+        flow = view.flow(flow_id)
+    except Internal:
+        return None
+    return flow.owner_session_key if flow is not None else None
 
 
 def _take_held(draft: Draft, view: View, condition: WaitCondition, now: Micros) -> tuple[Taken, ...]:

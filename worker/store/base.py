@@ -148,8 +148,12 @@ class Transaction(Protocol):
         """Note that everything of the outlet (`events`, `dead_letters`) up to row `n` is stored by the broker."""
         ...
 
-    async def note_attempts(self, source: str, above: int, up_to: int) -> dict[int, int]:
-        """Count one more attempt for every message of `source` in (above, up_to] that has no outcome; returns seq → attempts."""
+    async def suspect(self, source: str, above: int, up_to: int) -> dict[int, int]:
+        """Note that every message of `source` in (above, up_to] that has no outcome may have been begun; returns seq → attempts."""
+        ...
+
+    async def note_attempt(self, source: str, seq: int) -> None:
+        """Count one more attempt of a message."""
         ...
 
     async def commit(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,20 @@ async def identified(file: Path) -> None:
     refuse_newer(file, version)
 
 
+def made(file: Path) -> None:
+    """Make a missing database for its owner only: SQLite gives its log and index the same mode (RELIABILITY 5).
+
+    Before SQLite opens it: afterwards, closing a descriptor of it would drop SQLite's locks. Raises `StoreRefused`.
+    """
+    if file.exists():
+        return
+    try:
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError as bad:
+        message = f"store.path: cannot create {file}: {bad.strerror}"
+        raise StoreRefused(message) from bad
+
+
 def _has_content(file: Path) -> bool:
     """Tell whether there is a database already."""
     return file.exists() and file.stat().st_size > 0
@@ -81,25 +96,34 @@ def refuse_newer(place: object, version: int) -> None:
         raise StoreRefused(message)
 
 
-async def verified(writer: aiosqlite.Connection, file: Path) -> None:
-    """Check the pages after an unclean stop, before the first write. Raises `StoreRefused` with what to do."""
+async def verified(file: Path) -> None:
+    """Check the pages after an unclean stop, before the first write. Raises `StoreRefused` with what to do.
+
+    On a connection that cannot write: a writer's close would fold the log into a file that is refused, and left untouched.
+    """
+    if not await asyncio.to_thread(_has_content, file):
+        return
+    checker = await aiosqlite.connect(f"{file.as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
-        version = await _pragma(writer, "user_version")
+        version = await _pragma(checker, "user_version")
         refuse_newer(file, version)
-        if version == 0 or not await _was_unclean(writer):
+        if version == 0 or not await _was_unclean(checker):
             return
-        size = await _pragma(writer, "page_count") * await _pragma(writer, "page_size")
-        found = await _pragma(writer, "quick_check(1)") if size < CHECK_BELOW else "ok"
+        size = await _pragma(checker, "page_count") * await _pragma(checker, "page_size")
+        found = await _pragma(checker, "quick_check(1)") if size < CHECK_BELOW else "ok"
     except sqlite3.DatabaseError as bad:
         found = str(bad)
+    finally:
+        await checker.close()
     if found != "ok":
-        message = f"store.path: {file} is damaged ({found}): restore a backup, or salvage it with `sqlite3 {file.name} .recover`"
+        shown = " ".join(str(found).split())
+        message = f"store.path: {file} is damaged ({shown}): restore a backup, or salvage it with `sqlite3 {file.name} .recover`"
         raise StoreRefused(message)
 
 
-async def _was_unclean(writer: aiosqlite.Connection) -> bool:
+async def _was_unclean(checker: aiosqlite.Connection) -> bool:
     """Tell whether the last worker was stopped without closing the database."""
-    found = list(await writer.execute_fetchall("SELECT value FROM meta WHERE name = 'clean'"))
+    found = list(await checker.execute_fetchall("SELECT value FROM meta WHERE name = 'clean'"))
     return not found or found[0][0] == 0
 
 
@@ -122,12 +146,33 @@ async def migrated(writer: aiosqlite.Connection, place: str) -> None:
     version = await _pragma(writer, "user_version")
     steps = migrations()
     if 0 < version < len(steps) and place != MEMORY:
-        backup = f"{place}.schema-{version}.backup"
-        if not await asyncio.to_thread(Path(backup).exists):
-            await writer.execute("VACUUM INTO ?", (backup,))
+        await _backed_up(writer, Path(f"{place}.schema-{version}.backup"))
     for number, statements in enumerate(steps[version:], start=version + 1):
         await writer.execute_fetchall("BEGIN IMMEDIATE")
         for statement in statements:
             await writer.execute_fetchall(statement)
         await writer.execute_fetchall(f"PRAGMA user_version = {number}")
         await writer.execute_fetchall("COMMIT")
+
+
+async def _backed_up(writer: aiosqlite.Connection, backup: Path) -> None:
+    """Keep the database as it is in `backup`, whole or not at all; one that is there already stays."""
+    part = backup.with_name(backup.name + ".part")
+    if await asyncio.to_thread(backup.exists):
+        return
+    await asyncio.to_thread(part.unlink, missing_ok=True)
+    await asyncio.to_thread(made, part)
+    await writer.execute_fetchall("VACUUM INTO ?", (str(part),))
+    await asyncio.to_thread(_settled, part, backup)
+
+
+def _settled(part: Path, backup: Path) -> None:
+    """Put a finished file under its name, on disk: `VACUUM INTO` does not sync what it writes."""
+    for place in (part, part.parent):
+        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if place is part:
+            part.rename(backup)

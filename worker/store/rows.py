@@ -1,4 +1,8 @@
-"""Turn rows into structs and back: the one place that knows the columns' order."""
+"""Turn rows into structs and back: the one place that knows the columns' order.
+
+JSON columns are selected as BLOBs: the decoder reads bytes anyway, and bytes that are no text are then damage of one row, where SQLite
+would refuse to hand out the whole result (SEMANTICS R13).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import msgspec
 
 from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply
+from worker.flow.waits import parse
 from worker.store.base import DeadLetter, InboxRow
 
 Row = Sequence[Any]
@@ -18,6 +23,11 @@ _decode = msgspec.json.decode
 
 class Unreadable(ValueError):
     """A stored row does not say what it should; the message says where."""
+
+
+def legible(stored: bytes) -> str:
+    """Return stored text even where it is damaged: a label that is no text must not keep other rows from being read."""
+    return stored.decode("utf-8", "replace")
 
 
 def text(value: Any) -> str:
@@ -48,7 +58,7 @@ def flow(row: Row) -> Flow:
             wait_json=_wait(row[9]),
             wait_id=row[10],
             parked_us=row[11],
-            progress=_decode(row[12]) if row[12] is not None else None,
+            progress=_decode(row[12], type=dict[str, Any]) if row[12] is not None else None,
             revision=row[13],
             seq=row[14],
             created_us=row[15],
@@ -59,9 +69,13 @@ def flow(row: Row) -> Flow:
         raise Unreadable(message) from bad
 
 
-def _wait(stored: str | None) -> dict[str, Any] | None:
-    """Return the stored wait condition; it is an object or nothing."""
-    return _decode(stored, type=dict[str, Any]) if stored is not None else None
+def _wait(stored: bytes | None) -> dict[str, Any] | None:
+    """Return the stored wait condition, once it is known to be one: a wait that only fails when it is due would hide until then."""
+    if stored is None:
+        return None
+    value: dict[str, Any] = _decode(stored, type=dict[str, Any])
+    parse(value)
+    return value
 
 
 def flow_insert(n: int, it: Flow, due_us: int | None, key: str | None) -> tuple[Any, ...]:
@@ -134,8 +148,12 @@ def step_upsert(n: int, it: FlowStep) -> tuple[Any, ...]:
 
 
 def held(row: Row) -> HeldReply:
-    """Return the held reply of a row."""
-    payload = _decode(row[3]) if row[3] else msgspec.UNSET
+    """Return the held reply of a row. Raises `Unreadable`."""
+    try:
+        payload = _decode(row[3]) if row[3] else msgspec.UNSET
+    except (ValueError, RecursionError) as bad:
+        message = f"held reply for ({row[0]}, {row[1]}): {bad}"
+        raise Unreadable(message) from bad
     times = {"arrived_us": row[4], "expires_us": row[5]}
     return HeldReply(
         topic=row[0], correlation_id=row[1], event_id=row[2], payload=payload, key=row[6], flow_id=row[7], trace=row[8], **times

@@ -14,9 +14,10 @@ from typing import Any
 import aiosqlite
 
 from worker.errors import StoreBroken, StoreLocked, Unavailable
+from worker.store import rows
 from worker.store.failures import translated
 from worker.store.lock import WriterLock
-from worker.store.opening import MEMORY, configured, identified, migrated, verified
+from worker.store.opening import MEMORY, configured, identified, made, migrated, verified
 from worker.store.placement import checked
 from worker.store.queries import statements
 from worker.store.reads import SqliteReads
@@ -65,18 +66,20 @@ class SqliteFlowStore(SqliteReads):
     async def _open_file(cls, file: Path, lock: WriterLock) -> SqliteFlowStore:
         """Open the locked file: identify, verify, configure, migrate, take over."""
         await identified(file)
+        await verified(file)
+        await asyncio.to_thread(made, file)
         writer = await aiosqlite.connect(file, isolation_level=None)
         try:
-            await verified(writer, file)
             await configured(writer, file=True)
             store = cls(writer, None, lock, str(file))
             await store._take_over()
             store._reader = await aiosqlite.connect(f"{file.as_uri()}?mode=ro", uri=True, isolation_level=None)
             for pragma in ("query_only = ON", "busy_timeout = 2000", "trusted_schema = OFF", "mmap_size = 0"):
                 await store._reader.execute_fetchall(f"PRAGMA {pragma}")
+            store._reader.text_factory = rows.legible
         except sqlite3.Error as bad:
             await writer.close()
-            raise translated(bad) from bad
+            raise _refused(translated(bad), file) from bad
         except BaseException:
             await writer.close()
             raise
@@ -121,15 +124,15 @@ class SqliteFlowStore(SqliteReads):
     async def begin(self) -> SqliteTransaction:
         """Start the write transaction, and check that no newer worker has taken over."""
         await self._gate.acquire()
+        transaction = SqliteTransaction(self._writer, self._epoch, self._last_flow, self._ended)
         try:
             await self._writer.execute_fetchall("BEGIN IMMEDIATE")
             newest = await self._meta("epoch")
         except BaseException as bad:
-            self._gate.release()
+            await transaction.rollback()
             if isinstance(bad, sqlite3.Error):
                 raise translated(bad) from bad
             raise
-        transaction = SqliteTransaction(self._writer, self._epoch, self._last_flow, self._ended)
         if newest != self._epoch:
             await transaction.rollback()
             message = f"a newer worker (epoch {newest}) has taken over the database; this one (epoch {self._epoch}) stops"
@@ -161,7 +164,8 @@ class SqliteFlowStore(SqliteReads):
             await self._reader.close()
         try:
             async with self._gate:
-                await self._set_meta("clean", 1)
+                # Only by the one whose database it still is: a newer worker has not left it clean.
+                await self._writer.execute_fetchall(self._upkeep["leave_clean"], (self._epoch,))
                 await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as bad:
             raise StoreBroken(f"the database could not be closed cleanly: {bad}") from bad
@@ -169,3 +173,12 @@ class SqliteFlowStore(SqliteReads):
             await self._writer.close()
             if self._lock is not None:
                 self._lock.release()
+
+
+def _refused(why: Exception, file: Path) -> Exception:
+    """Return what ends a start that the database does not let happen now: there is nobody yet to try again later."""
+    if not isinstance(why, Unavailable):
+        return why
+    if why.details.get("full"):
+        return StoreBroken(f"store.path: there is no room to open {file} ({why.message}): make room, then start again")
+    return StoreLocked(f"store.path: another process keeps {file} from being opened ({why.message}): let it finish, then start again")

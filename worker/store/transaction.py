@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -72,14 +73,24 @@ class SqliteTransaction(Upkeep):
                 needs.flows.add(flow_id)
         if needs.parking:
             for row in await self._rows("held_by_pair", needs.parking, now):
-                held = rows.held(row)
+                try:
+                    held = rows.held(row)
+                except rows.Unreadable as bad:
+                    self._log.error("held_reply_passed_over", why=str(bad))
+                    continue
                 world.replies[held.pair].append(held)
 
     async def _load_flows(self, flow_ids: set[str], world: World) -> None:
         """Load flows by id; a row that cannot be read is named in the world and stops nothing else (SEMANTICS R13)."""
         if not flow_ids:
             return
-        for row in await self._rows("flows_by_id", flow_ids):
+        try:
+            found = await self._rows("flows_by_id", flow_ids)
+        except sqlite3.OperationalError as bad:
+            if "UTF-8" not in str(bad):
+                raise
+            found = await self._legibly("flows_by_id", flow_ids, bad)
+        for row in found:
             self._numbers[row[1]] = row[0]
             try:
                 world.flows[row[1]] = rows.flow(row[1:])
@@ -90,6 +101,15 @@ class SqliteTransaction(Upkeep):
         """Run a set-based load for the wanted ids."""
         ids = msgspec.json.encode(list(wanted)).decode()
         return await self._fetch(self._load[name], (ids, *more))
+
+    async def _legibly(self, name: str, wanted: Iterable[Any], refused: sqlite3.OperationalError) -> Sequence[Any]:
+        """Load again after one damaged label made the driver refuse the whole result; not always so, for it costs on every text."""
+        traceback.clear_frames(refused.__traceback__)  # the cursor in there would keep its statement, and so the checkpoint, open
+        self._writer.text_factory = rows.legible
+        try:
+            return await self._rows(name, wanted)
+        finally:
+            self._writer.text_factory = str
 
     async def save(self, batch: Batch) -> None:
         """Write the batch; see the port."""

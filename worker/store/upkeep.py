@@ -42,18 +42,19 @@ class Upkeep:
 
     async def expire_held(self, now: Micros, limit: int) -> int:
         """Move expired held replies to the dead letters."""
-        expired = [rows.held(row) for row in await self._fetch(self._upkeep["expired_held"], (now, limit))]
+        # The payload goes as it is stored: one that cannot be read must not keep the others here.
+        expired = await self._fetch(self._upkeep["expired_held"], (now, limit))
         letters = []
-        for held in expired:
-            found = await self._fetch(self._upkeep["place_of_reply"], (held.key,))
+        for topic, correlation_id, event_id, payload, key in expired:
+            found = await self._fetch(self._upkeep["place_of_reply"], (key,))
             stream, seq = found[0] if found else ("", None)
-            about = f"nobody waited for ({held.topic}, {held.correlation_id}) before the reply expired"
-            headers = {"Correlation-Id": held.correlation_id, "Event-Id": held.event_id}
-            body = rows.held_insert(held)[3].encode()
-            letters.append(("expired", about, held.topic, stream, seq, rows.text(headers), body, now))
+            about = f"nobody waited for ({topic}, {correlation_id}) before the reply expired"
+            headers = {"Correlation-Id": correlation_id, "Event-Id": event_id}
+            letters.append(("expired", about, topic, stream, seq, rows.text(headers), payload, now))
+        keys = [row[4] for row in expired]
         await self._each(self._saves["insert_dead_letter"], letters)
-        await self._each(self._saves["delete_held"], [(held.key,) for held in expired])
-        await self._each(self._saves["change_outcome"], [("expired", EXPIRED, held.key) for held in expired])
+        await self._each(self._saves["delete_held"], [(key,) for key in keys])
+        await self._each(self._saves["change_outcome"], [("expired", EXPIRED, key) for key in keys])
         changes = [("inbox.held", -len(expired)), ("inbox.expired", len(expired)), ("held", -len(expired))]
         await self._each(self._saves["count"], changes if expired else [])
         return len(expired)
@@ -81,12 +82,16 @@ class Upkeep:
         """Note how far an outlet has come."""
         await self._fetch(self._upkeep["mark_published"], (outlet, n))
 
-    async def note_attempts(self, source: str, above: int, up_to: int) -> dict[int, int]:
-        """Count an attempt for every message in the window that has no outcome yet."""
+    async def suspect(self, source: str, above: int, up_to: int) -> dict[int, int]:
+        """Note every message in the window that has no outcome yet; what was noted before keeps its count."""
         await self._fetch(self._upkeep["forget_attempts"], (source, above))
         window = (source, above, up_to)
         known = {seq for (seq,) in await self._fetch(self._upkeep["known_places"], window)}
         unknown = [(source, seq) for seq in range(above + 1, up_to + 1) if seq not in known]
-        await self._each(self._upkeep["note_attempt"], unknown)
+        await self._each(self._upkeep["suspect"], unknown)
         counted = await self._fetch(self._upkeep["attempts"], window)
         return {seq: attempts for seq, attempts in counted if seq not in known}
+
+    async def note_attempt(self, source: str, seq: int) -> None:
+        """Count one more attempt of a message."""
+        await self._fetch(self._upkeep["note_attempt"], (source, seq))

@@ -26,7 +26,7 @@ WHERE f.n = (
 );
 
 -- name: held_by_pair
-SELECT h.topic, h.correlation_id, h.event_id, h.payload_json, h.arrived_us, h.expires_us, h.key, h.flow_id, h.trace
+SELECT h.topic, h.correlation_id, h.event_id, CAST(h.payload_json AS BLOB), h.arrived_us, h.expires_us, h.key, h.flow_id, h.trace
 FROM json_each(?1) AS want CROSS JOIN held AS h
 WHERE h.n IN (
   SELECT n FROM held
@@ -37,7 +37,8 @@ ORDER BY h.arrived_us, h.n;
 
 -- name: flows_by_id
 SELECT f.n, f.id, f.controller_id, f.goal, f.owner_session_key, f.requester_origin, f.current_step, f.status, f.cancel_requested,
-  f.state_json, f.wait_json, f.wait_id, f.parked_us, f.progress_json, f.revision, f.seq, f.created_us, f.updated_us, f.set_aside
+  CAST(f.state_json AS BLOB), CAST(f.wait_json AS BLOB), f.wait_id, f.parked_us, CAST(f.progress_json AS BLOB), f.revision, f.seq,
+  f.created_us, f.updated_us, f.set_aside
 FROM json_each(?1) AS want CROSS JOIN flows AS f
 WHERE f.id = want.value;
 
@@ -47,6 +48,6 @@ FROM json_each(?1) AS want CROSS JOIN flows AS f
 WHERE f.owner_session_key = want.value ->> 0 AND f.idempotency_key = want.value ->> 1;
 
 -- name: steps_by_run
-SELECT s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.status, s.result_json, s.created_us, s.updated_us
+SELECT s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.status, CAST(s.result_json AS BLOB), s.created_us, s.updated_us
 FROM json_each(?1) AS want CROSS JOIN flows AS f CROSS JOIN flow_steps AS s
 WHERE f.id = want.value ->> 0 AND s.flow = f.n AND s.run_id = want.value ->> 1;

@@ -1,19 +1,22 @@
 -- What can be asked, each answered by one statement.
 
 -- name: get_flow
-SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
-  wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside
+SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
+  CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
+  updated_us, set_aside
 FROM flows WHERE id = ?1;
 
 -- name: list_flows
-SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
-  wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside
+SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
+  CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
+  updated_us, set_aside
 FROM flows WHERE n < ?1 ORDER BY n DESC LIMIT ?2;
 
 -- One look-up per status in the one index that also serves the pair of filters; the newest of all of them win.
 -- name: list_flows_by_owner
-SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
-  wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside
+SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
+  CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
+  updated_us, set_aside
 FROM flows WHERE n IN (
   SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'created' AND n < ?1 ORDER BY n DESC LIMIT ?2)
   UNION ALL
@@ -29,22 +32,25 @@ FROM flows WHERE n IN (
 ) ORDER BY n DESC LIMIT ?2;
 
 -- name: list_flows_by_status
-SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
-  wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside
+SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
+  CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
+  updated_us, set_aside
 FROM flows WHERE status = ?3 AND n < ?1 ORDER BY n DESC LIMIT ?2;
 
 -- name: list_flows_by_owner_and_status
-SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
-  wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside
+SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
+  CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
+  updated_us, set_aside
 FROM flows INDEXED BY flows_by_owner WHERE owner_session_key = ?3 AND status = ?4 AND n < ?1 ORDER BY n DESC LIMIT ?2;
 
 -- name: list_steps
-SELECT s.n, s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.status, s.result_json, s.created_us, s.updated_us
+SELECT s.n, s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.status, CAST(s.result_json AS BLOB), s.created_us,
+  s.updated_us
 FROM flows AS f JOIN flow_steps AS s ON s.flow = f.n WHERE f.id = ?1 AND s.n > ?2 ORDER BY s.n LIMIT ?3;
 
 -- name: list_events
-SELECT f.id, e.seq, e.revision, e.kind, e.payload_json, e.at_us, e.actor, e.status, e.previous_status, e.current_step, e.cause,
-  e.correlation_id, e.trace
+SELECT f.id, e.seq, e.revision, e.kind, CAST(e.payload_json AS BLOB), e.at_us, e.actor, e.status, e.previous_status, e.current_step,
+  e.cause, e.correlation_id, e.trace
 FROM flows AS f JOIN flow_events AS e ON e.flow = f.n WHERE f.id = ?1 AND e.seq > ?2 ORDER BY e.seq LIMIT ?3;
 
 -- name: outcome
@@ -60,8 +66,8 @@ SELECT due_us FROM flows WHERE due_us IS NOT NULL ORDER BY due_us LIMIT 1;
 SELECT name, value FROM counters;
 
 -- name: unpublished_events
-SELECT e.n, f.controller_id, f.owner_session_key, f.id, e.seq, e.revision, e.kind, e.payload_json, e.at_us, e.actor, e.status,
-  e.previous_status, e.current_step, e.cause, e.correlation_id, e.trace
+SELECT e.n, f.controller_id, f.owner_session_key, f.id, e.seq, e.revision, e.kind, CAST(e.payload_json AS BLOB), e.at_us, e.actor,
+  e.status, e.previous_status, e.current_step, e.cause, e.correlation_id, e.trace
 FROM flow_events AS e CROSS JOIN flows AS f WHERE e.n > ?1 AND f.n = e.flow ORDER BY e.n LIMIT ?2;
 
 -- name: unpublished_dead_letters

@@ -43,9 +43,6 @@ UPDATE inbox SET outcome = ?, result = ? WHERE scope = 'reply' AND key = ? AND k
 -- name: insert_inbox
 INSERT INTO inbox (scope, key, digest, outcome, result, source, source_seq, at_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
--- name: forget_attempt
-DELETE FROM attempts WHERE source = ? AND seq = ?;
-
 -- name: insert_dead_letter
 INSERT INTO dead_letters (reason, message, subject, stream, seq, headers_json, body, at_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 

@@ -1,10 +1,10 @@
 -- Housekeeping, each in a transaction of its own.
 
--- name: epoch
-SELECT value FROM meta WHERE name = 'epoch';
-
 -- name: set_meta
 UPDATE meta SET value = ?2 WHERE name = ?1;
+
+-- name: leave_clean
+UPDATE meta SET value = 1 WHERE name = 'clean' AND (SELECT e.value FROM meta AS e WHERE e.name = 'epoch') = ?1;
 
 -- name: get_meta
 SELECT value FROM meta WHERE name = ?1;
@@ -13,7 +13,7 @@ SELECT value FROM meta WHERE name = ?1;
 SELECT seq FROM sqlite_sequence WHERE name = 'flows';
 
 -- name: expired_held
-SELECT topic, correlation_id, event_id, payload_json, arrived_us, expires_us, key, flow_id, trace
+SELECT topic, correlation_id, event_id, CAST(payload_json AS BLOB), key
 FROM held WHERE expires_us <= ?1 ORDER BY expires_us LIMIT ?2;
 
 -- name: place_of_reply
@@ -55,6 +55,9 @@ UPDATE published SET n = ?2 WHERE outlet = ?1 AND n < ?2;
 
 -- name: known_places
 SELECT source_seq FROM inbox WHERE source = ?1 AND source_seq > ?2 AND source_seq <= ?3;
+
+-- name: suspect
+INSERT INTO attempts (source, seq, attempts) VALUES (?, ?, 1) ON CONFLICT (source, seq) DO NOTHING;
 
 -- name: note_attempt
 INSERT INTO attempts (source, seq, attempts) VALUES (?, ?, 1) ON CONFLICT (source, seq) DO UPDATE SET attempts = attempts + 1;

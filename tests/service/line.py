@@ -1,0 +1,223 @@
+"""The whole worker in the process: `app.compose` and the supervisor on a memory broker that outlives it, with a clock the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+
+from tests.eventually import eventually
+from tests.running import VirtualClock
+from worker import app
+from worker.bus.base import Outgoing, Published
+from worker.bus.memory import MemoryBroker, MemoryBus, Stored
+from worker.config import Config
+from worker.flow.model import Flow
+from worker.signals import Stop
+from worker.store.sqlite import SqliteFlowStore
+from worker.store.transaction import SqliteTransaction
+from worker.supervisor import Services, Supervisor
+from worker.telemetry import Metrics
+from worker.tracking import Tracker
+from worker.wire.subjects import Subjects
+
+TOPIC = "agent.delegate.reply"
+
+
+class SpyingBus(MemoryBus):
+    """Remembers what was asked to be published, stored or not."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self.asked: list[Outgoing] = []
+
+    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+        self.asked.append(message)
+        return super().publish(message)
+
+
+class Line:
+    """One worker after another on one database and one broker; `agent` is somebody else's connection."""
+
+    def __init__(self, path: Path | str, config: Config | None = None) -> None:
+        self.clock = VirtualClock()
+        self.broker = MemoryBroker(clock=self.clock)
+        self.agent = self.broker.client()
+        self.config = config or Config()
+        self.path = str(path)
+        self.subjects = Subjects()
+        self.bus: SpyingBus
+        self.store: SqliteFlowStore
+        self.services: Services
+        self._stop: Stop
+        self._life: asyncio.Task[None]
+        self._ids = itertools.count(1)
+
+    async def start(self, *, startup_drain: float = 5.0) -> None:
+        self.store = await SqliteFlowStore.open(self.path)
+        self.bus, self._stop, is_ready = SpyingBus(self.broker), Stop(), asyncio.Event()
+        await self.bus.open()
+        bindings = app.reply_bindings(self.config, self.subjects)
+        streams, sources = app.topology(self.config, self.subjects, bindings)
+        await self.bus.prepare(streams, sources)
+        with patch.object(app, "wall_clock", self.clock):
+            self.services = app.compose(self.config, self.store, self.bus, self.subjects, bindings, sources, Tracker(Metrics()))
+        supervisor = Supervisor(self.services, version="0.0.0", tick_interval=5.0, startup_drain=startup_drain, drain=5.0)
+        self._life = asyncio.create_task(supervisor.run(self._stop, is_ready.set))
+        waiting = asyncio.ensure_future(is_ready.wait())
+        await asyncio.wait({waiting, self._life}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if self._life.done():
+            await self._life
+
+    async def stop(self) -> None:
+        """SIGTERM."""
+        self._stop.ask()
+        await self.end()
+
+    async def end(self) -> None:
+        """Wait for the worker to end by itself, and close what it had open."""
+        try:
+            await asyncio.wait_for(self._life, 10)
+        finally:
+            await self.bus.close()
+            await self.store.close()
+
+    async def kill(self) -> None:
+        """SIGKILL: nothing is said to the broker or the database any more, and nothing is closed."""
+        self.bus.disconnect()
+        self._life.cancel()
+        await asyncio.wait({self._life})
+        await self.bus.close()
+        for connection in (self.store._reader, self.store._writer):
+            assert connection is not None
+            await connection.close()
+        assert self.store._lock is not None
+        self.store._lock.release()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the worker has ended by itself."""
+        return self._life.done()
+
+    def advance(self, **parts: float) -> None:
+        """Move the clock; the broker looks for redeliveries."""
+        self.clock.advance(**parts)
+        self.broker.tick()
+
+    async def command(self, verb: str, command_id: str | None = None, headers: dict[str, str] | None = None, **fields: Any) -> str:
+        """Publish a durable command; returns its id."""
+        name = command_id or f"cmd-{next(self._ids)}"
+        await self.agent.publish(f"taskflow.cmd.kate.{verb}", msgspec.json.encode(fields), {"Nats-Msg-Id": name, **(headers or {})})
+        return name
+
+    async def outcome(self, command_id: str) -> dict[str, Any]:
+        """Return the stored outcome of a command, once there is one."""
+        row = await eventually(lambda: self.store.outcome("cmd:kate", command_id))
+        decoded: dict[str, Any] = msgspec.json.decode(row.result)
+        return decoded
+
+    async def done(self, verb: str, command_id: str | None = None, **fields: Any) -> dict[str, Any]:
+        """Send a command and return its outcome."""
+        return await self.outcome(await self.command(verb, command_id, **fields))
+
+    async def started(self, **fields: Any) -> str:
+        """Start a flow; returns its id."""
+        flow_id: str = (await self.done("start", controller_id="kate/test", goal="test", **fields))["flow"]["id"]
+        return flow_id
+
+    async def parked(self, correlation_id: str = "c-1", **more: Any) -> str:
+        """Start a flow and park it on a reply."""
+        flow_id = await self.started()
+        wait = {"kind": "external_event", "topic": TOPIC, "correlation_id": correlation_id, **more}
+        assert (await self.done("wait", flow_id=flow_id, wait_condition=wait))["ok"]
+        return flow_id
+
+    async def reply(self, payload: Any = None, correlation_id: str = "c-1", *, event_id: str | None = None) -> None:
+        body = msgspec.json.encode({"correlation_id": correlation_id, "payload": payload})
+        await self.agent.publish(TOPIC, body, {"Nats-Msg-Id": event_id} if event_id else {})
+
+    async def ask(self, verb: str, **fields: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        """Request on `api`."""
+        body, headers = await self.agent.request(f"taskflow.api.kate.{verb}", msgspec.json.encode(fields))
+        decoded: dict[str, Any] = msgspec.json.decode(body)
+        return decoded, dict(headers)
+
+    async def flow(self, flow_id: str) -> Flow:
+        found = await self.store.get(flow_id)
+        assert found is not None
+        return found
+
+    async def settled(self) -> None:
+        """Wait until every message has its outcome and every row is published."""
+        source = self.services.consumers[0]._source
+        consumer, stream = self.broker.consumer(source), self.broker.streams["TASKFLOW_IN"]
+        await eventually(lambda: consumer.floor == stream.last_seq and all(relay.idle for relay in self.services.relays))
+
+    @property
+    def floor(self) -> int:
+        """Up to which message everything is settled at the broker."""
+        return self.broker.consumer(self.services.consumers[0]._source).floor
+
+    async def events(self) -> list[Stored]:
+        return await self.agent.messages("TASKFLOW_EVT")
+
+    async def dead(self) -> list[Stored]:
+        return await self.agent.messages("TASKFLOW_DLQ")
+
+
+@contextlib.asynccontextmanager
+async def living(path: Path | str, config: Config | None = None) -> AsyncIterator[Line]:
+    """A worker that is running and is stopped at the end, unless the test has ended it."""
+    line = Line(path, config)
+    await line.start()
+    yield line
+    if not line._life.done():
+        await line.stop()
+
+
+class Gate:
+    """Keeps every commit waiting until it is opened; `drop` makes what waits come to nothing, as a kill would."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self._opened = asyncio.Event()
+        self._dropped = False
+        self._commit = SqliteTransaction.commit
+
+    def open(self) -> None:
+        self._opened.set()
+
+    def drop(self) -> None:
+        self._dropped = True
+        self._opened.set()
+
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[Gate]:
+        gate, commit = self, self._commit
+
+        async def waiting(transaction: SqliteTransaction) -> None:
+            gate.reached.set()
+            await gate._opened.wait()
+            if gate._dropped:
+                await transaction.rollback()
+                raise asyncio.CancelledError
+            await commit(transaction)
+
+        with patch.object(SqliteTransaction, "commit", waiting):
+            yield self
+
+
+def sequences(events: list[Stored]) -> dict[str, list[int]]:
+    """Return the sequence numbers of each flow's events, in the order of the stream."""
+    found: dict[str, list[int]] = {}
+    for event in events:
+        flow_id, _, seq = event.headers["Nats-Msg-Id"].partition(":")
+        found.setdefault(flow_id, []).append(int(seq))
+    return found

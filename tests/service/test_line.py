@@ -1,0 +1,421 @@
+"""The line a message takes through the whole worker (ARCHITECTURE 2): in, decided, settled, published; and what a kill leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.eventually import eventually
+from tests.service.line import TOPIC, Gate, Line, living, sequences
+from worker import batching, consumer, relay
+from worker.bus.base import Delivery
+from worker.consumer import Verdict
+from worker.errors import Unavailable
+from worker.flow.commands import FinishFlow
+from worker.flow.lifecycle import FlowStatus
+from worker.store.transaction import SqliteTransaction
+from worker.wire.headers import MSG_ID
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "taskflow.db"
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waits that are no virtual time are short here."""
+    monkeypatch.setattr(consumer, "_PAUSE", 0.01)
+    monkeypatch.setattr(relay, "_RETRY_FIRST", 0.005)
+    monkeypatch.setattr(relay, "_RETRY_LAST", 0.05)
+    monkeypatch.setattr(relay, "_MARK_EVERY", 0.02)
+
+
+def kinds(events: list[Any]) -> list[str]:
+    return [event.subject.rpartition(".")[2] for event in events]
+
+
+# --- in
+
+
+async def test_a_story_from_the_first_command_to_the_last_event(path: Path) -> None:
+    """CONTRACT 2 to 5."""
+    async with living(path) as line:
+        flow_id = await line.parked()
+        await line.reply({"answer": 42})
+        await eventually(lambda: line.services.relays[0].idle and line.floor == 3)
+        done = await line.done("finish", flow_id=flow_id, final_state={"result": "good"})
+        assert done["flow"]["state"]["resume_event"] == {"answer": 42}
+        await line.settled()
+        events = await line.events()
+        assert kinds(events) == ["created", "started", "waiting", "resumed", "finished"]
+        assert [event.headers[MSG_ID] for event in events] == [f"{flow_id}:{seq}" for seq in range(1, 6)]
+        shown = [msgspec.json.decode(event.body) for event in events]
+        assert [(one["id"], one["sequence"], one["subject"]) for one in shown] == [
+            (f"{flow_id}:{seq}", f"{seq:010d}", flow_id) for seq in range(1, 6)
+        ]
+
+
+async def test_a_message_is_acked_only_after_its_commit(path: Path) -> None:
+    """I-4; and nothing of it is published before."""
+    async with living(path) as line:
+        gate = Gate()
+        with gate.closed():
+            name = await line.command("start", controller_id="c", goal="g")
+            await gate.reached.wait()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert (line.floor, line.services.consumers[0].in_hand) == (0, 1)
+            assert await line.events() == []
+            assert await line.store.outcome("cmd:kate", name) is None
+            gate.open()
+            await line.settled()
+        assert line.floor == 1
+        assert kinds(await line.events()) == ["created", "started"]
+
+
+async def test_a_command_and_a_request_share_their_ids_and_outcomes(path: Path) -> None:
+    """CONTRACT 3: one key space per agent."""
+    async with living(path) as line:
+        fields = {"controller_id": "c", "goal": "g"}
+        sent = await line.done("start", "id-1", **fields)
+        asked, _ = await line.ask("start", command_id="id-1", **fields)
+        assert asked == sent
+        other, headers = await line.ask("start", command_id="id-1", **{**fields, "goal": "another"})
+        assert (other["error"]["code"], headers["Nats-Service-Error-Code"]) == ("conflict", "409")
+        shown, _ = await line.ask("outcome", command_id="id-1")
+        assert shown == sent
+        assert len((await line.ask("list_mine"))[0]["flows"]) == 1
+
+
+async def test_a_sender_that_names_an_inbox_hears_the_outcome(path: Path) -> None:
+    """CONTRACT 3: also of a refusal, and of a repeat; and only an inbox is written to."""
+    async with living(path) as line:
+        inbox, elsewhere = await line.agent.subscribe("_INBOX.me.>"), await line.agent.subscribe("other.>")
+        headers = {"Taskflow-Reply-To": "_INBOX.me.1"}
+        for _ in range(2):
+            await line.command("finish", f"f-{uuid.uuid4()}", headers, flow_id=str(uuid.uuid4()))
+        start = {"controller_id": "c", "goal": "g"}
+        await line.command("start", "s-1", headers, **start)
+        await line.command("start", "s-2", {"Taskflow-Reply-To": "other.1"}, **start)
+        heard = [msgspec.json.decode((await asyncio.wait_for(inbox.get(), 5)).body) for _ in range(3)]
+        assert [one.get("error", {}).get("code", "ok") for one in heard] == ["not_found", "not_found", "ok"]
+        await line.settled()
+        assert elsewhere.empty()
+
+
+async def test_what_cannot_be_read_is_dead_lettered_whole_and_the_next_message_is_unharmed(path: Path) -> None:
+    """CONTRACT 1: raw body, headers and where it came from; terminated at the broker."""
+    async with living(path) as line:
+        await line.agent.publish("taskflow.cmd.kate.start", b"\xff{", {"X": "y"})
+        await line.agent.publish(TOPIC, b'{"no": "correlation"}')
+        assert (await line.done("start", controller_id="c", goal="g"))["ok"]
+        await line.settled()
+        first, second = await line.dead()
+        assert (first.subject, first.body) == ("taskflow.dlq.malformed", b"\xff{")
+        assert first.headers["Taskflow-Origin-Subject"] == "taskflow.cmd.kate.start"
+        assert (first.headers["Taskflow-Origin-Stream"], first.headers["Taskflow-Origin-Sequence"]) == ("TASKFLOW_IN", "1")
+        assert "X" in first.headers["Taskflow-Headers"]
+        assert second.subject == "taskflow.dlq.no_correlation"
+        assert line.floor == 3
+
+
+async def test_a_refusal_is_an_outcome_and_no_dead_letter(path: Path) -> None:
+    """RELIABILITY, head: what can be attributed to a command id is answered there."""
+    async with living(path) as line:
+        refused = await line.done("finish", flow_id=str(uuid.uuid4()))
+        assert refused["error"]["code"] == "not_found"
+        bad = await line.done("start", controller_id="c")
+        assert bad["error"]["code"] == "invalid_request"
+        await line.settled()
+        assert await line.dead() == []
+
+
+# --- when the store cannot, or we fail
+
+
+async def test_while_the_disk_is_full_messages_wait_however_long_and_none_is_blamed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ARCHITECTURE 3: stop pulling, recover by itself; a message is not poison because there was no room for it."""
+    async with living(path) as line:
+        refused: list[int] = []
+        commit, has_room = SqliteTransaction.commit, asyncio.Event()
+
+        async def full(transaction: SqliteTransaction) -> None:
+            if has_room.is_set():
+                return await commit(transaction)
+            await transaction.rollback()
+            refused.append(line.clock.us)
+            raise Unavailable("database or disk is full", full=True)
+
+        monkeypatch.setattr(SqliteTransaction, "commit", full)
+        name = await line.command("start", controller_id="c", goal="g")
+        paused = await eventually(lambda: line.services.consumers[0].paused)
+        assert paused
+        for _ in range(12):
+            tried = len(refused)
+            line.advance(seconds=2)
+            await eventually(lambda tried=tried: len(refused) > tried)  # type: ignore[misc]  # a default keeps the value
+        assert line.floor == 0
+        has_room.set()
+        line.advance(seconds=2)
+        assert (await line.outcome(name))["ok"]
+        await line.settled()
+        assert await line.dead() == []
+        await eventually(lambda: not line.services.consumers[0].paused)
+
+
+async def test_a_message_we_always_fail_on_comes_again_ever_later_and_is_then_dead_lettered(path: Path) -> None:
+    """RELIABILITY 4 (59): 1, 5, 30, 120 s; five times begun, never a sixth; the others go on meanwhile."""
+    async with living(path) as line:
+        begun: list[int] = []
+        read = line.services.consumers[0]._read
+
+        def defective(delivery: Delivery) -> Verdict:
+            if delivery.subject.endswith(".advance"):
+                begun.append(line.clock.us)
+                raise RuntimeError("a defect of the codec")
+            return read(delivery)
+
+        line.services.consumers[0]._read = defective
+        await line.command("advance", flow_id=str(uuid.uuid4()))
+        await eventually(lambda: len(begun) == 1)
+        for number, delay in enumerate((1, 5, 30, 120), start=2):
+            assert (await line.done("start", controller_id="c", goal="g"))["ok"], "others are not held up"
+            line.advance(seconds=delay - 0.001)
+            assert (await line.done("start", controller_id="c", goal="g"))["ok"]
+            assert len(begun) == number - 1, "not before its time"
+            line.advance(seconds=0.001)
+            await eventually(lambda number=number: len(begun) == number)  # type: ignore[misc]  # a default keeps the value
+        line.advance(seconds=120)
+        await line.settled()
+        assert len(begun) == 5
+        (letter,) = await line.dead()
+        assert letter.subject == "taskflow.dlq.poison"
+        assert not line.failed
+
+
+async def test_a_message_for_a_damaged_flow_is_kept_for_its_repair_before_it_is_given_up(path: Path) -> None:
+    """SEMANTICS R13: it is not used up by somebody else's damage."""
+    async with living(path) as line:
+        flow_id = await line.parked()
+        await line.store._writer.execute_fetchall("UPDATE flows SET state_json = '{' WHERE id = ?", (flow_id,))
+        name = await line.command("resume", flow_id=flow_id)
+        await eventually(lambda: line.services.consumers[0].in_hand == 0 and line.broker.streams["TASKFLOW_IN"].last_seq == 3)
+        assert (line.floor, await line.store.outcome("cmd:kate", name)) == (2, None)
+        await line.store._writer.execute_fetchall("UPDATE flows SET state_json = '{}', set_aside = NULL WHERE id = ?", (flow_id,))
+        line.advance(seconds=1)
+        assert (await line.outcome(name))["ok"]
+
+
+# --- kills
+
+
+async def test_a_decided_message_that_comes_again_is_acked_and_not_counted_twice(path: Path) -> None:
+    """SEMANTICS R14 and I-1: killed between the commit and the ack."""
+    line = Line(path)
+    await line.start()
+    gate = Gate()
+    with gate.closed():
+        name = await line.command("start", controller_id="c", goal="g")
+        await gate.reached.wait()
+        line.bus.disconnect()
+        gate.open()
+        first = await line.outcome(name)
+        await line.kill()
+    assert line.floor == 0
+    await line.start()
+    await line.settled()
+    assert line.floor == 1
+    assert await line.outcome(name) == first
+    counts = await line.store.counts()
+    assert (counts["inbox.applied"], counts.get("inbox.duplicate", 0), counts["flows.running"]) == (1, 0, 1)
+    assert sequences(await line.events()) == {first["flow"]["id"]: [1, 2]}
+    await line.stop()
+
+
+async def test_what_was_not_committed_when_the_worker_died_is_done_by_the_next_one(path: Path) -> None:
+    """SEMANTICS 7: no message is lost with the worker."""
+    line = Line(path)
+    await line.start()
+    gate = Gate()
+    with gate.closed():
+        name = await line.command("start", controller_id="c", goal="g")
+        await gate.reached.wait()
+        gate.drop()
+        await line.kill()
+    await line.start()
+    assert (await line.outcome(name))["ok"]
+    assert (await line.store.counts())["inbox.applied"] == 1
+    await line.stop()
+
+
+async def test_a_message_that_kills_the_worker_five_times_is_dead_lettered_before_the_sixth(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ARCHITECTURE 3: found by attempts kept in the store; what was merely beside it, before or behind, is done."""
+    line, decide, begun = Line(path), batching.decide, []
+    died = asyncio.Event()
+
+    def killing(stimulus: Any, *view: Any) -> Any:
+        if isinstance(stimulus, FinishFlow):
+            begun.append(line.clock.us)
+            died.set()
+            raise asyncio.CancelledError
+        return decide(stimulus, *view)
+
+    monkeypatch.setattr(batching, "decide", killing)
+    await line.start()
+    await line.stop()
+    first = await line.command("start", controller_id="c", goal="before")
+    killer = await line.command("finish", flow_id=str(uuid.uuid4()))
+    last = await line.command("start", controller_id="c", goal="behind")
+    for _ in range(5):
+        died.clear()
+        await line.start()
+        await asyncio.wait_for(died.wait(), 5)
+        await line.kill()
+    assert len(begun) == 5
+    await line.start()
+    await line.settled()
+    assert len(begun) == 5
+    assert [letter.subject for letter in await line.dead()] == ["taskflow.dlq.poison"]
+    assert await line.store.outcome("cmd:kate", killer) is None
+    assert all([(await line.outcome(name))["ok"] for name in (first, last)])
+    await line.stop()
+
+
+async def test_after_a_kill_suspects_run_alone_and_the_innocent_are_cleared(path: Path) -> None:
+    """ARCHITECTURE 3: one that gets its outcome is a suspect no more."""
+    line = Line(path)
+    await line.start()
+    for turn in range(3):
+        gate = Gate()
+        with gate.closed():
+            names = [await line.command("start", controller_id="c", goal=f"{turn}.{n}") for n in range(3)]
+            await gate.reached.wait()
+            await eventually(lambda: line.services.consumers[0].in_hand == 3)
+            gate.drop()
+            await line.kill()
+        await line.start()
+        assert len(line.services.consumers[0]._suspects) == 3
+        assert set(line.services.consumers[0]._suspects.values()) <= {1, 2}, "in hand at one kill, and perhaps begun since"
+        assert all([(await line.outcome(name))["ok"] for name in names])
+        await line.settled()
+    assert await line.dead() == []
+    await line.stop()
+
+
+async def test_a_graceful_stop_makes_nobody_a_suspect(path: Path) -> None:
+    """ARCHITECTURE 3: attempts are counted after an unclean stop only."""
+    line = Line(path)
+    await line.start()
+    await line.done("start", controller_id="c", goal="g")
+    await line.stop()
+    for _ in range(3):
+        await line.start()
+        assert line.services.consumers[0]._suspects == {}
+        await line.stop()
+
+
+async def test_messages_sent_while_no_worker_runs_are_done_by_the_next_one(path: Path) -> None:
+    """SEMANTICS 7: messages lost while the worker is down (core NATS)."""
+    line = Line(path)
+    await line.start()
+    flow_id = await line.parked()
+    await line.stop()
+    await line.reply({"n": 1})
+    started = await line.command("start", controller_id="c", goal="g")
+    await line.start()
+    assert (await line.outcome(started))["ok"]
+    await line.settled()
+    assert (await line.flow(flow_id)).state_json["resume_event"] == {"n": 1}
+    await line.stop()
+
+
+async def test_a_reply_that_came_before_its_deadline_wins_although_the_worker_was_away(path: Path) -> None:
+    """SEMANTICS R9: the backlog is decided before overdue deadlines fire."""
+    line = Line(path)
+    await line.start()
+    answered, silent = await line.parked("c-1", timeout="10s"), await line.parked("c-2", timeout="10s")
+    await line.stop()
+    line.clock.advance(seconds=5)
+    await line.reply({"n": 1})
+    line.clock.advance(seconds=60)
+    await line.start()
+    await eventually(lambda: _is_running(line, silent))
+    assert (await line.flow(answered)).state_json["resume_event"] == {"n": 1}
+    assert (await line.flow(silent)).state_json["resume_event"] == {"timed_out": True}
+    await line.stop()
+
+
+async def _is_running(line: Line, flow_id: str) -> bool:
+    return (await line.flow(flow_id)).status is FlowStatus.RUNNING
+
+
+async def test_timers_do_not_wait_for_a_backlog_that_never_ends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SEMANTICS R9: bounded by `startup_drain`."""
+    line = Line(path)
+    await line.start()
+    silent = await line.parked("c-2", timeout="10s")
+    await line.stop()
+    await line.reply({"n": 1})
+    line.clock.advance(seconds=60)
+    monkeypatch.setattr(consumer.Consumer, "_room", lambda _: 0)
+    await line.start(startup_drain=0.05)
+    await eventually(lambda: _is_running(line, silent))
+    assert line.floor < line.broker.streams["TASKFLOW_IN"].last_seq
+    await line.stop()
+
+
+# --- the end
+
+
+async def test_a_stop_publishes_everything_that_was_committed(path: Path) -> None:
+    """CONTRACT 7: finish what is in hand, publish what is committed, close; also what was committed a moment ago."""
+    line = Line(path)
+    published = 0
+    for turn in range(10):
+        await line.start()
+        for n in range(turn + 1):
+            await line.command("start", controller_id="c", goal=str(n))
+        await eventually(lambda: line.services.consumers[0].in_hand > 0 or line.floor == line.broker.streams["TASKFLOW_IN"].last_seq)
+        await line.stop()
+        committed = line.floor
+        published = len(await line.events())
+        assert published == 2 * committed, turn
+    assert published > 0
+
+
+async def test_a_worker_whose_connection_is_lost_for_good_ends_and_leaves_nothing_locked(path: Path) -> None:
+    """CONTRACT 7: exit 69, not a hang, however busy it is."""
+    line = Line(path)
+    await line.start()
+    for n in range(200):
+        await line.command("start", controller_id="c", goal=str(n))
+    await eventually(lambda: line.services.consumers[0].in_hand > 0)
+    line.bus.lose("closed by a test")
+    with pytest.raises(BaseExceptionGroup) as ended:
+        await line.end()
+    assert "NATS is lost for good" in str(ended.value.exceptions[0])
+    await line.start()
+    await line.settled()
+    assert (await line.store.counts())["flows.running"] == 200
+    await line.stop()
+
+
+async def test_nothing_is_left_behind_by_a_life(path: Path) -> None:
+    """I-28: tasks flat."""
+    before = len(asyncio.all_tasks())
+    line = Line(path)
+    for _ in range(3):
+        await line.start()
+        await line.done("start", controller_id="c", goal="g")
+        await line.stop()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) == before

@@ -1,0 +1,265 @@
+"""The relay (CONTRACT 4, I-20 to I-24): committed rows only, in order, without gaps, byte-identical when repeated, bounded in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.eventually import eventually
+from tests.running import Running, an_input, running
+from tests.service.acting import started
+from tests.service.line import Gate, Line, SpyingBus, living, sequences
+from worker import relay
+from worker.bus.base import Stream
+from worker.bus.memory import MemoryBroker
+from worker.outlets import events
+from worker.relay import Letter, Relay
+from worker.wire.headers import MSG_ID
+from worker.wire.subjects import Subjects
+
+EVT = Stream(name="TASKFLOW_EVT", subjects=("taskflow.evt.>",), inbound=False, max_age=86400.0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "taskflow.db"
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "_RETRY_FIRST", 0.002)
+    monkeypatch.setattr(relay, "_RETRY_LAST", 0.02)
+    monkeypatch.setattr(relay, "_MARK_EVERY", 0.01)
+
+
+@contextlib.asynccontextmanager
+async def relaying(run: Running, bus: SpyingBus, *, window: int = 1024) -> AsyncIterator[Relay]:
+    """A relay of the events of one engine."""
+    await bus.open()
+    await bus.prepare((EVT,), ())
+    read = events(run.store, Subjects())
+    made = Relay("events", bus, run.engine, read=read, heard=lambda batch: bool(batch.events), window=window)
+    task = asyncio.create_task(made.run())
+    yield made
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def busy(run: Running, flows: int, changes: int) -> list[str]:
+    """Make events: a few flows that change often."""
+    made = [await started(run) for _ in range(flows)]
+    for n in range(changes):
+        await asyncio.gather(*[run.manager.update_state(flow.id, {"n": n}) for flow in made])
+    return [flow.id for flow in made]
+
+
+async def test_nothing_is_published_before_it_is_committed(path: Path) -> None:
+    """I-21: not even asked of the broker."""
+    async with running(str(path)) as run, relaying(run, SpyingBus(MemoryBroker())) as made:
+        gate = Gate()
+        with gate.closed():
+            changing = asyncio.ensure_future(run.manager.create_managed(an_input()))
+            await gate.reached.wait()
+            await eventually(lambda: made.idle)
+            assert _bus(made).asked == []
+            gate.open()
+            flow = await changing
+            await eventually(lambda: made.idle)
+        assert [message.msg_id for message in _bus(made).asked] == [f"{flow.id}:1"]
+
+
+async def test_each_flow_keeps_its_order_whatever_the_broker_loses_or_refuses(path: Path) -> None:
+    """I-22: first occurrences 1, 2, 3 …; a repeat only of what was there, byte for byte."""
+    bus, chance = SpyingBus(MemoryBroker()), random.Random(7)
+    async with running(str(path)) as run, relaying(run, bus, window=16) as made:
+        making = asyncio.ensure_future(busy(run, 5, 40))
+        while not making.done():
+            bus.fail_publishes(3, refused=chance.random() < 0.5, stored=chance.random() < 0.5)
+            await asyncio.sleep(0)
+            if chance.random() < 0.2:
+                bus.disconnect()
+                await asyncio.sleep(0)
+                bus.reconnect()
+            await asyncio.sleep(0.001)
+        flows = await making
+        bus.reconnect()
+        bus._failures.clear()
+        await eventually(lambda: made.idle)
+        stored = await bus.client().messages("TASKFLOW_EVT")
+        assert sequences(stored) == {flow_id: list(range(1, 43)) for flow_id in flows}
+        said: dict[str, set[bytes]] = {}
+        for message in bus.asked:
+            said.setdefault(message.msg_id, set()).add(message.body)
+        assert len(bus.asked) > len(said), "something was repeated"
+        assert all(len(bodies) == 1 for bodies in said.values())
+
+
+async def test_after_a_long_outage_it_catches_up_with_a_bounded_window(path: Path) -> None:
+    """I-28: memory is bounded by the window, not by the backlog."""
+    bus = SpyingBus(MemoryBroker())
+    async with running(str(path)) as run:
+        flows = await busy(run, 20, 20)
+        most = 0
+        async with relaying(run, bus, window=32) as made:
+            bus.disconnect()
+            await eventually(lambda: made.in_flight == 32)
+            await busy(run, 1, 50)
+            assert made.in_flight == 32
+            bus.reconnect()
+            while not made.idle:
+                most = max(most, made.in_flight)
+                await asyncio.sleep(0)
+            assert most <= 32
+        found = sequences(await bus.client().messages("TASKFLOW_EVT"))
+        assert {flow_id: found[flow_id] for flow_id in flows} == {flow_id: list(range(1, 23)) for flow_id in flows}
+        assert len(found) == 21
+
+
+async def test_it_is_not_idle_while_it_reads_what_was_committed(path: Path) -> None:
+    """CONTRACT 7: a stop that asks at that moment must not go without those rows."""
+    async with running(str(path)) as run:
+        bus, reading, read_on = SpyingBus(MemoryBroker()), asyncio.Event(), asyncio.Event()
+        await bus.open()
+        await bus.prepare((EVT,), ())
+        read = events(run.store, Subjects())
+
+        async def slowly(after: int, limit: int) -> list[Letter]:
+            reading.set()
+            await read_on.wait()
+            return await read(after, limit)
+
+        await started(run)
+        made = Relay("events", bus, run.engine, read=slowly, heard=lambda batch: bool(batch.events))
+        task = asyncio.create_task(made.run())
+        await reading.wait()
+        assert not made.idle
+        draining = asyncio.create_task(made.drain(5))
+        await asyncio.sleep(0)
+        read_on.set()
+        assert await draining
+        assert len(await bus.client().messages("TASKFLOW_EVT")) == 2
+        assert await run.store.published("events") == 2
+        task.cancel()
+
+
+async def test_a_drain_is_bounded_and_says_what_it_left(path: Path) -> None:
+    """CONTRACT 7: publish what is committed (bounded)."""
+    async with running(str(path)) as run, relaying(run, SpyingBus(MemoryBroker())) as made:
+        _bus(made).disconnect()
+        await started(run)
+        assert not await made.drain(0.02)
+        assert await run.store.published("events") == 0
+        _bus(made).reconnect()
+        assert await made.drain(5)
+
+
+async def test_what_is_published_again_after_a_crash_is_the_same_bytes_under_the_same_id(path: Path) -> None:
+    """I-22 and CONTRACT 4."""
+    line = Line(path)
+    await line.start()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(relay, "_MARK_EVERY", 3600.0)
+        for relayed in line.services.relays:
+            relayed._marked = 2**60  # what was published is not noted before the kill
+        flow_id = await line.parked()
+        await line.reply({"é": 1.5})
+        await line.settled()
+    first = {message.msg_id: message for message in line.bus.asked}
+    await line.kill()
+    await line.start()
+    await line.settled()
+    again = {message.msg_id: message for message in line.bus.asked}
+    assert set(first) == {f"{flow_id}:{seq}" for seq in range(1, 5)}
+    assert again == first
+    assert sequences(await line.events()) == {flow_id: [1, 2, 3, 4]}, "the broker knew them by their ids"
+    await line.stop()
+
+
+async def test_what_is_noted_as_published_is_not_read_again(path: Path) -> None:
+    """ARCHITECTURE 2: a restart does not begin with the whole journal."""
+    line = Line(path)
+    await line.start()
+    await line.parked()
+    await line.stop()
+    await line.start()
+    await line.settled()
+    assert line.bus.asked == []
+    await line.stop()
+
+
+async def test_progress_is_noted_up_to_the_first_gap_only(path: Path) -> None:
+    """I-24: a row whose event is not stored by the broker counts as unpublished, whatever was stored after it."""
+    async with running(str(path)) as run:
+        first, second = await started(run), await started(run)
+        bus = SpyingBus(MemoryBroker())
+        publish = bus.publish
+
+        def picky(message: object) -> asyncio.Future[object]:
+            if getattr(message, "msg_id", "") == f"{first.id}:2":
+                bus.fail_publishes(1, refused=True)
+            return publish(message)  # type: ignore[arg-type, return-value]  # passed on as it is
+
+        bus.publish = picky  # type: ignore[method-assign, assignment]  # a broker that refuses one of them
+        async with relaying(run, bus) as made:
+            await eventually(lambda: made.in_flight == 1)
+            await made._mark()
+            assert await run.store.published("events") == 1
+            assert {message.msg_id for message in bus.asked} == {f"{flow.id}:{seq}" for flow in (first, second) for seq in (1, 2)}
+            await made._mark()
+            assert await run.store.published("events") == 1
+
+
+async def test_a_journal_entry_that_cannot_be_read_keeps_no_other_event_back(path: Path) -> None:
+    """SEMANTICS R13: damage of one row is reported; it neither ends the worker nor stops the outbox."""
+    async with running(str(path)) as run:
+        bad, good = await started(run), await started(run)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE flow_events SET payload_json = '{' WHERE seq = 2 AND flow = (SELECT n FROM flows WHERE id = ?)", (bad.id,))
+    connection.close()
+    bus = SpyingBus(MemoryBroker())
+    async with running(str(path)) as run, relaying(run, bus, window=1) as made:
+        await eventually(lambda: made.idle)
+        assert sequences(await bus.client().messages("TASKFLOW_EVT")) == {bad.id: [1], good.id: [1, 2]}
+        await made._mark()
+        assert await run.store.published("events") == 4
+
+
+async def test_a_dead_letter_whose_headers_cannot_be_read_is_published_without_them(path: Path) -> None:
+    """SEMANTICS R13."""
+    line = Line(path)
+    await line.start()
+    await line.stop()
+    with sqlite3.connect(path) as connection:
+        values = "('malformed', 'why', 's', 'TASKFLOW_IN', 1, '{', x'ff', 0)"
+        connection.execute(f"INSERT INTO dead_letters (reason, message, subject, stream, seq, headers_json, body, at_us) VALUES {values}")  # noqa: S608
+    connection.close()
+    await line.start()
+    await line.settled()
+    (letter,) = await line.dead()
+    assert (letter.subject, letter.body, letter.headers[MSG_ID]) == ("taskflow.dlq.malformed", b"\xff", "dlq:1")
+    await line.stop()
+
+
+async def test_a_full_event_stream_holds_events_back_and_loses_none(path: Path) -> None:
+    """I-23: once there is room they are published, and until then their flows are not pruned."""
+    async with living(path) as line:
+        stream = line.broker.streams["TASKFLOW_EVT"]
+        stream.config |= {"max_bytes": 1, "discard": "new"}
+        flow_id = await line.started()
+        await eventually(lambda: line.services.relays[0].in_flight == 2)
+        assert await line.events() == []
+        stream.config["max_bytes"] = -1
+        await line.settled()
+        assert sequences(await line.events()) == {flow_id: [1, 2]}
+
+
+def _bus(made: Relay) -> SpyingBus:
+    bus = made._bus
+    assert isinstance(bus, SpyingBus)
+    return bus
