@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from worker.bus.base import Bus, Outgoing
 from worker.relay import Letter, Read
-from worker.store.base import Reads
+from worker.store.base import Numbered, Reads
 from worker.wire.cloudevents import Message, event_message
 from worker.wire.deadletters import dead_letter_message
 from worker.wire.headers import MSG_ID
@@ -17,12 +17,16 @@ def events(store: Reads, subjects: Subjects) -> Read:
     async def read(after: int, limit: int) -> list[Letter]:
         """Return the entries after `after`, at most `limit`."""
         rows = await store.unpublished_events(after, limit)
-        return [
-            Letter(row.n, row.event.flow_id, _outgoing(event_message(row.event, row.controller_id, row.owner_session_key, subjects)))
-            for row in rows
-        ]
+        return [Letter(row.n, row.flow_id, _event(row, subjects)) for row in rows]
 
     return read
+
+
+def _event(row: Numbered, subjects: Subjects) -> Outgoing | None:
+    """Return the event of a journal entry, if that can be read."""
+    if row.event is None:
+        return None
+    return _outgoing(event_message(row.event, row.controller_id, row.owner_session_key, subjects))
 
 
 def dead_letters(store: Reads, bus: Bus, subjects: Subjects) -> Read:

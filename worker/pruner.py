@@ -12,7 +12,7 @@ import structlog
 
 from worker.bus.base import PublishFailed
 from worker.engine import Engine
-from worker.errors import Unavailable
+from worker.errors import Refusal, Unavailable
 from worker.store.base import Transaction
 from worker.times import Micros
 
@@ -44,6 +44,10 @@ class Pruner:
                 await self.prune()
             except (Unavailable, PublishFailed) as later:
                 self._log.warning("prune_postponed", why=str(later))
+            except Refusal:
+                raise
+            except Exception:  # noqa: BLE001  # reported: what cannot be deleted is no reason to stop working
+                self._log.exception("prune_failed")
             await asyncio.sleep(self._interval)
 
     async def prune(self) -> dict[str, int]:

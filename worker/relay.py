@@ -18,16 +18,16 @@ import structlog
 
 from worker.bus.base import Bus, Outgoing, Published
 from worker.engine import Engine
-from worker.errors import FlowError, Unavailable
+from worker.errors import FlowError, Refusal, Unavailable
 from worker.store.base import Batch, Transaction
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """A row on its way out: its number in the outlet, its lane, and the message."""
+    """A row on its way out: its number in the outlet, its lane, and the message; None where the row cannot be read."""
 
     n: int
     lane: str
-    message: Outgoing
+    message: Outgoing | None
 
 
 Read = Callable[[int, int], Awaitable[list[Letter]]]
@@ -52,7 +52,7 @@ class Relay:
         self._window = window
         self._chunk = chunk
         self._lanes: dict[str, deque[Letter]] = {}
-        self._open: dict[int, bool] = {}
+        self._open: dict[int, Outgoing] = {}
         self._last_read = 0
         self._marked = 0
         self._sent_up_to = 0
@@ -60,7 +60,9 @@ class Relay:
         self._woken = asyncio.Event()
         self._settled = asyncio.Event()
         self._retry_in = _RETRY_FIRST
+        self._slower_from = 0.0
         self._failing = False
+        self._reading = False
         self._log = structlog.get_logger("relay").bind(outlet=outlet)
         engine.listen(lambda batch: self._hear() if heard(batch) else None)
 
@@ -72,7 +74,7 @@ class Relay:
     @property
     def idle(self) -> bool:
         """Whether everything committed so far is published."""
-        return not self._more and not self._open
+        return not self._more and not self._reading and not self._open
 
     async def run(self) -> None:
         """Publish until cancelled."""
@@ -107,7 +109,8 @@ class Relay:
 
     async def _fill(self) -> None:
         """Read more rows into their lanes and start the lanes that were empty."""
-        self._more = False
+        # What is committed while we read may not be in it: it is heard of, and read next.
+        self._more, self._reading = False, True
         asked = min(self._window - len(self._open), self._chunk)
         try:
             letters = await self._read(self._last_read, asked)
@@ -116,20 +119,29 @@ class Relay:
             self._more = True
             await asyncio.sleep(_RETRY_FIRST)
             return
+        finally:
+            self._reading = False
         self._more = self._more or len(letters) == asked
         for letter in letters:
             self._last_read = letter.n
-            self._open[letter.n] = False
-            lane = self._lanes.setdefault(letter.lane, deque())
-            lane.append(letter)
-            if len(lane) == 1:
-                self._send(letter)
-        if not letters:
-            self._settled.set()
+            self._line_up(letter)
+        self._settled.set()
+
+    def _line_up(self, letter: Letter) -> None:
+        """Put a letter into its lane. One that cannot be read is reported and passed over: damage of one row holds back no other."""
+        if letter.message is None:
+            self._log.error("row_passed_over", n=letter.n, lane=letter.lane)
+            self._sent_up_to = max(self._sent_up_to, letter.n)
+            return
+        self._open[letter.n] = letter.message
+        lane = self._lanes.setdefault(letter.lane, deque())
+        lane.append(letter)
+        if len(lane) == 1:
+            self._send(letter)
 
     def _send(self, letter: Letter) -> None:
         """Publish the head of a lane."""
-        self._bus.publish(letter.message).add_done_callback(partial(self._answered, letter))
+        self._bus.publish(self._open[letter.n]).add_done_callback(partial(self._answered, letter))
 
     def _answered(self, letter: Letter, answer: asyncio.Future[Published]) -> None:
         """Go on with the lane when the broker has stored its head; otherwise try the same message again later."""
@@ -155,7 +167,8 @@ class Relay:
         if self._bus.connected and not self._failing:
             # Once until it goes on: a full stream refuses every lane, again and again.
             self._failing = True
-            self._log.warning("publish_failed", subject=letter.message.subject, msg_id=letter.message.msg_id, why=why)
+            message = self._open[letter.n]
+            self._log.warning("publish_failed", subject=message.subject, msg_id=message.msg_id, why=why)
         loop = asyncio.get_running_loop()
         loop.call_later(self._retry_in, self._send, letter)
         if loop.time() < self._slower_from:
@@ -181,7 +194,7 @@ class Relay:
 
         try:
             await self._engine.do(mark)
-        except FlowError as later:
-            self._log.warning("progress_not_noted", why=later.message)
+        except (FlowError, Refusal) as later:
+            self._log.warning("progress_not_noted", why=str(later))  # published again after the next start
         else:
             self._marked = up_to

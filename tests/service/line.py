@@ -120,6 +120,7 @@ class Line:
     async def outcome(self, command_id: str) -> dict[str, Any]:
         """Return the stored outcome of a command, once there is one."""
         row = await eventually(lambda: self.store.outcome("cmd:kate", command_id))
+        assert row is not None
         decoded: dict[str, Any] = msgspec.json.decode(row.result)
         return decoded
 
@@ -159,6 +160,11 @@ class Line:
         source = self.services.consumers[0]._source
         consumer, stream = self.broker.consumer(source), self.broker.streams["TASKFLOW_IN"]
         await eventually(lambda: consumer.floor == stream.last_seq and all(relay.idle for relay in self.services.relays))
+
+    async def tried(self, seq: int) -> None:
+        """Wait until the message has been delivered and given back or settled."""
+        source = self.services.consumers[0]._source
+        await eventually(lambda: self.broker.consumer(source).backlog().delivered >= seq and self.services.consumers[0].in_hand == 0)
 
     @property
     def floor(self) -> int:

@@ -12,11 +12,12 @@ import pytest
 
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Gate, Line, living, sequences
-from worker import batching, consumer, relay
+from worker import consumer, relay
 from worker.bus.base import Delivery
 from worker.consumer import Verdict
 from worker.errors import Unavailable
 from worker.flow.commands import FinishFlow
+from worker.flow.decide import decide
 from worker.flow.lifecycle import FlowStatus
 from worker.store.transaction import SqliteTransaction
 from worker.wire.headers import MSG_ID
@@ -157,9 +158,11 @@ async def test_while_the_disk_is_full_messages_wait_however_long_and_none_is_bla
         paused = await eventually(lambda: line.services.consumers[0].paused)
         assert paused
         for _ in range(12):
+            await eventually(lambda: line.services.consumers[0].in_hand == 0)
             tried = len(refused)
             line.advance(seconds=2)
             await eventually(lambda tried=tried: len(refused) > tried)  # type: ignore[misc]  # a default keeps the value
+        await eventually(lambda: line.services.consumers[0].in_hand == 0)
         assert line.floor == 0
         has_room.set()
         line.advance(seconds=2)
@@ -205,7 +208,7 @@ async def test_a_message_for_a_damaged_flow_is_kept_for_its_repair_before_it_is_
         flow_id = await line.parked()
         await line.store._writer.execute_fetchall("UPDATE flows SET state_json = '{' WHERE id = ?", (flow_id,))
         name = await line.command("resume", flow_id=flow_id)
-        await eventually(lambda: line.services.consumers[0].in_hand == 0 and line.broker.streams["TASKFLOW_IN"].last_seq == 3)
+        await line.tried(3)
         assert (line.floor, await line.store.outcome("cmd:kate", name)) == (2, None)
         await line.store._writer.execute_fetchall("UPDATE flows SET state_json = '{}', set_aside = NULL WHERE id = ?", (flow_id,))
         line.advance(seconds=1)
@@ -258,7 +261,7 @@ async def test_a_message_that_kills_the_worker_five_times_is_dead_lettered_befor
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ARCHITECTURE 3: found by attempts kept in the store; what was merely beside it, before or behind, is done."""
-    line, decide, begun = Line(path), batching.decide, []
+    line, begun = Line(path), list[int]()
     died = asyncio.Event()
 
     def killing(stimulus: Any, *view: Any) -> Any:
@@ -268,7 +271,7 @@ async def test_a_message_that_kills_the_worker_five_times_is_dead_lettered_befor
             raise asyncio.CancelledError
         return decide(stimulus, *view)
 
-    monkeypatch.setattr(batching, "decide", killing)
+    monkeypatch.setattr("worker.batching.decide", killing)
     await line.start()
     await line.stop()
     first = await line.command("start", controller_id="c", goal="before")

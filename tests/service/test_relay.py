@@ -220,7 +220,9 @@ async def test_a_journal_entry_that_cannot_be_read_keeps_no_other_event_back(pat
     async with running(str(path)) as run:
         bad, good = await started(run), await started(run)
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE flow_events SET payload_json = '{' WHERE seq = 2 AND flow = (SELECT n FROM flows WHERE id = ?)", (bad.id,))
+        connection.execute(
+            "UPDATE flow_events SET payload_json = '{' WHERE seq = 2 AND flow = (SELECT n FROM flows WHERE id = ?)", (bad.id,)
+        )
     connection.close()
     bus = SpyingBus(MemoryBroker())
     async with running(str(path)) as run, relaying(run, bus, window=1) as made:

@@ -280,6 +280,19 @@ async def test_a_leaf_satisfied_by_a_held_reply_at_the_parking_takes_no_second_o
         assert await resumed_with(run, flow) == {"0": {"n": "early"}, "1": {"n": "b"}}
 
 
+async def test_of_two_held_replies_for_one_leaf_only_the_older_is_taken() -> None:
+    """SEMANTICS R4 and R11."""
+    async with running() as run:
+        inlet = Inlet(run)
+        for n in (1, 2):
+            await inlet.reply({"n": n}, correlation_id="a", event_id=f"e{n}", arrived_us=run.clock.us + n)
+        flow = await parked(run, both("all_of", external("a"), external("b")))
+        assert flow.progress == {"0": {"n": 1}}
+        assert (await run.store.counts())["held"] == 1
+        await run.manager.cancel(flow.id)
+        assert (await parked(run, external("a"))).state_json["resume_event"] == {"n": 2}
+
+
 async def test_at_least_resumes_with_as_many_as_it_needs(tmp_path: Any) -> None:
     """SEMANTICS R11: progress survives a restart."""
     path = str(tmp_path / "t.db")

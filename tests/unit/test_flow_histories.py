@@ -34,6 +34,7 @@ from worker.flow.decision import Decision
 from worker.flow.fold import fold, folded
 from worker.flow.lifecycle import NEXT, TERMINAL, EventKind, FlowStatus, FlowStepStatus
 from worker.flow.model import Flow, FlowEvent
+from worker.flow.waits import ExternalEvent, nodes, parse
 from worker.flow.world import World
 from worker.times import SECOND, rfc3339
 
@@ -83,6 +84,7 @@ ALPHABET: dict[str, Callable[[History], Stimulus]] = {
     "wait_manual": park({"kind": "manual"}),
     "wait_reply": park(external(timeout="30s", on_timeout="fail")),
     "wait_timer": timer,
+    "wait_both": park({"kind": "all_of", "conditions": [external(), {"kind": "manual", "timeout": "50s"}]}),
     "resume": lambda _: ResumeFlow(flow_id=FLOW, patch={"by": "hand"}),
     "finish": lambda _: FinishFlow(flow_id=FLOW, final_state={"done": True}),
     "fail": lambda _: FailFlow(flow_id=FLOW, reason="broke"),
@@ -208,8 +210,19 @@ def test_a_flow_has_a_wait_exactly_while_it_waits(steps: Steps) -> None:
         flow = flow_of(after)
         waiting = flow is not None and flow.status is FlowStatus.WAITING
         assert waiting == (flow is not None and flow.wait_json is not None), after.steps
-        is_open = bool(list(after.world.waiters(PAIR)))
-        assert is_open == (waiting and flow is not None and (flow.wait_json or {}).get("kind") == "external_event"), after.steps
+
+
+def test_a_leaf_waits_for_a_reply_exactly_until_it_has_one(steps: Steps) -> None:
+    """SEMANTICS R10 and R11: what is open is what the wait names, without what was satisfied, also in the very parking."""
+    progressed = 0
+    for _, _, _, after in steps:
+        flow, wanted = flow_of(after), []
+        if flow is not None and flow.wait_json is not None:
+            leaves = [node for node in nodes(parse(flow.wait_json)) if isinstance(node.condition, ExternalEvent)]
+            wanted = [(flow.id, flow.wait_id, node.leaf) for node in leaves if str(node.leaf) not in (flow.progress or {})]
+            progressed += bool(flow.progress)
+        assert [(one.flow_id, one.wait_id, one.leaf) for one in after.world.waiters(PAIR)] == wanted, after.steps
+    assert progressed > 100
 
 
 def test_each_generation_ends_at_most_once(steps: Steps) -> None:
@@ -219,9 +232,13 @@ def test_each_generation_ends_at_most_once(steps: Steps) -> None:
 
 
 def test_a_reply_is_never_used_twice(steps: Steps) -> None:
+    """SEMANTICS R10 and I-15: neither for two waits nor for two leaves of one; a composite's end repeats its last leaf's cause."""
     for _, _, _, after in steps:
-        used = [event.cause for event in after.journal if event.kind is EventKind.RESUMED and event.payload["cause"] == "event"]
+        by_reply = [event for event in after.journal if event.actor == f"topic:{PAIR[0]}"]
+        used = [event.cause for event in by_reply if event.kind is EventKind.RESUMED]
+        progress = [event.cause for event in by_reply if event.kind is EventKind.WAIT_PROGRESSED]
         assert len(used) == len(set(used)), after.steps
+        assert len(progress) == len(set(progress)), after.steps
 
 
 def test_no_reply_and_matching_wait_are_left_beside_each_other(steps: Steps) -> None:

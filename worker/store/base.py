@@ -166,10 +166,14 @@ class Transaction(Protocol):
 
 
 class Numbered(msgspec.Struct, frozen=True, kw_only=True):
-    """A journal entry with its place in the whole journal and what its published form needs of the flow."""
+    """A journal entry with its place in the whole journal and what its published form needs of the flow.
+
+    `event` is None where the entry cannot be read.
+    """
 
     n: int
-    event: FlowEvent
+    flow_id: str
+    event: FlowEvent | None
     controller_id: str
     owner_session_key: str
 

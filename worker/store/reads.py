@@ -90,7 +90,10 @@ class SqliteReads(ABC):
     async def unpublished_events(self, after: int, limit: int) -> list[Numbered]:
         """List journal entries above `after`, in the order they were committed."""
         found = await self._rows("unpublished_events", after, limit)
-        return [Numbered(n=row[0], controller_id=row[1], owner_session_key=row[2], event=rows.event(row[3:])) for row in found]
+        return [
+            Numbered(n=row[0], controller_id=row[1], owner_session_key=row[2], flow_id=row[3], event=rows.maybe_event(row[3:]))
+            for row in found
+        ]
 
     async def unpublished_dead_letters(self, after: int, limit: int) -> list[DeadLetter]:
         """List dead letters above `after`, in order."""

@@ -113,9 +113,17 @@ def event(row: Row) -> FlowEvent:
             correlation_id=row[11],
             trace=row[12],
         )
-    except ValueError as bad:
+    except (ValueError, RecursionError) as bad:
         message = f"journal entry {row[0]}:{row[1]}: {bad}"
         raise Unreadable(message) from bad
+
+
+def maybe_event(row: Row) -> FlowEvent | None:
+    """Return the journal entry of a row, None where it cannot be read."""
+    try:
+        return event(row)
+    except Unreadable:
+        return None
 
 
 def event_insert(n: int, it: FlowEvent, epoch: int) -> tuple[Any, ...]:
@@ -177,7 +185,11 @@ def inbox_insert(it: InboxRow) -> tuple[Any, ...]:
 
 
 def dead_letter(row: Row) -> DeadLetter:
-    """Return the dead letter of a row."""
+    """Return the dead letter of a row; headers that cannot be read are left out, the body is what matters."""
+    try:
+        headers = _decode(row[6], type=dict[str, str])
+    except ValueError:
+        headers = {}
     return DeadLetter(
         n=row[0],
         reason=row[1],
@@ -185,7 +197,7 @@ def dead_letter(row: Row) -> DeadLetter:
         subject=row[3],
         stream=row[4],
         seq=row[5],
-        headers=_decode(row[6]),
+        headers=headers,
         body=row[7],
         at_us=row[8],
     )

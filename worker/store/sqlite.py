@@ -23,6 +23,8 @@ from worker.store.queries import statements
 from worker.store.reads import SqliteReads
 from worker.store.transaction import SqliteTransaction
 
+_CLOSED = "the database is closed"
+
 
 class SqliteFlowStore(SqliteReads):
     """A flow database in one SQLite file (or `:memory:`). Open it with `open`; one worker at a time."""
@@ -124,6 +126,9 @@ class SqliteFlowStore(SqliteReads):
     async def begin(self) -> SqliteTransaction:
         """Start the write transaction, and check that no newer worker has taken over."""
         await self._gate.acquire()
+        if self._closed:
+            self._gate.release()
+            raise Unavailable(_CLOSED)
         transaction = SqliteTransaction(self._writer, self._epoch, self._last_flow, self._ended)
         try:
             await self._writer.execute_fetchall("BEGIN IMMEDIATE")
@@ -148,8 +153,7 @@ class SqliteFlowStore(SqliteReads):
     async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
         """Read on the reading connection; in memory, on the only one, between transactions."""
         if self._closed:
-            message = "the database is closed"
-            raise Unavailable(message)
+            raise Unavailable(_CLOSED)
         if self._reader is not None:
             return list(await self._reader.execute_fetchall(sql, parameters))
         async with self._gate:

@@ -10,7 +10,7 @@ FROM flows WHERE id = ?1;
 SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
   CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
   updated_us, set_aside
-FROM flows WHERE n < ?1 ORDER BY n DESC LIMIT ?2;
+FROM flows WHERE n < ?1 ORDER BY n DESC LIMIT max(?2, 0);
 
 -- One look-up per status in the one index that also serves the pair of filters; the newest of all of them win.
 -- name: list_flows_by_owner
@@ -18,46 +18,46 @@ SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_
   CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
   updated_us, set_aside
 FROM flows WHERE n IN (
-  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'created' AND n < ?1 ORDER BY n DESC LIMIT ?2)
+  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'created' AND n < ?1 ORDER BY n DESC LIMIT max(?2, 0))
   UNION ALL
-  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'running' AND n < ?1 ORDER BY n DESC LIMIT ?2)
+  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'running' AND n < ?1 ORDER BY n DESC LIMIT max(?2, 0))
   UNION ALL
-  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'waiting' AND n < ?1 ORDER BY n DESC LIMIT ?2)
+  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'waiting' AND n < ?1 ORDER BY n DESC LIMIT max(?2, 0))
   UNION ALL
-  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'finished' AND n < ?1 ORDER BY n DESC LIMIT ?2)
+  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'finished' AND n < ?1 ORDER BY n DESC LIMIT max(?2, 0))
   UNION ALL
-  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'failed' AND n < ?1 ORDER BY n DESC LIMIT ?2)
+  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'failed' AND n < ?1 ORDER BY n DESC LIMIT max(?2, 0))
   UNION ALL
-  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'cancelled' AND n < ?1 ORDER BY n DESC LIMIT ?2)
-) ORDER BY n DESC LIMIT ?2;
+  SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'cancelled' AND n < ?1 ORDER BY n DESC LIMIT max(?2, 0))
+) ORDER BY n DESC LIMIT max(?2, 0);
 
 -- name: list_flows_by_status
 SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
   CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
   updated_us, set_aside
-FROM flows WHERE status = ?3 AND n < ?1 ORDER BY n DESC LIMIT ?2;
+FROM flows WHERE status = ?3 AND n < ?1 ORDER BY n DESC LIMIT max(?2, 0);
 
 -- name: list_flows_by_owner_and_status
 SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
   CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
   updated_us, set_aside
-FROM flows INDEXED BY flows_by_owner WHERE owner_session_key = ?3 AND status = ?4 AND n < ?1 ORDER BY n DESC LIMIT ?2;
+FROM flows INDEXED BY flows_by_owner WHERE owner_session_key = ?3 AND status = ?4 AND n < ?1 ORDER BY n DESC LIMIT max(?2, 0);
 
 -- name: list_steps
 SELECT s.n, s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.status, CAST(s.result_json AS BLOB), s.created_us,
   s.updated_us
-FROM flows AS f JOIN flow_steps AS s ON s.flow = f.n WHERE f.id = ?1 AND s.n > ?2 ORDER BY s.n LIMIT ?3;
+FROM flows AS f JOIN flow_steps AS s ON s.flow = f.n WHERE f.id = ?1 AND s.n > ?2 ORDER BY s.n LIMIT max(?3, 0);
 
 -- name: list_events
 SELECT f.id, e.seq, e.revision, e.kind, CAST(e.payload_json AS BLOB), e.at_us, e.actor, e.status, e.previous_status, e.current_step,
   e.cause, e.correlation_id, e.trace
-FROM flows AS f JOIN flow_events AS e ON e.flow = f.n WHERE f.id = ?1 AND e.seq > ?2 ORDER BY e.seq LIMIT ?3;
+FROM flows AS f JOIN flow_events AS e ON e.flow = f.n WHERE f.id = ?1 AND e.seq > ?2 ORDER BY e.seq LIMIT max(?3, 0);
 
 -- name: outcome
 SELECT scope, key, digest, outcome, result, source, source_seq, at_us FROM inbox WHERE scope = ?1 AND key = ?2 AND key IS NOT NULL;
 
 -- name: due
-SELECT id, wait_id, due_us FROM flows WHERE due_us IS NOT NULL AND due_us <= ?1 ORDER BY due_us LIMIT ?2;
+SELECT id, wait_id, due_us FROM flows WHERE due_us IS NOT NULL AND due_us <= ?1 ORDER BY due_us LIMIT max(?2, 0);
 
 -- name: next_due
 SELECT due_us FROM flows WHERE due_us IS NOT NULL ORDER BY due_us LIMIT 1;
@@ -68,10 +68,10 @@ SELECT name, value FROM counters;
 -- name: unpublished_events
 SELECT e.n, f.controller_id, f.owner_session_key, f.id, e.seq, e.revision, e.kind, CAST(e.payload_json AS BLOB), e.at_us, e.actor,
   e.status, e.previous_status, e.current_step, e.cause, e.correlation_id, e.trace
-FROM flow_events AS e CROSS JOIN flows AS f WHERE e.n > ?1 AND f.n = e.flow ORDER BY e.n LIMIT ?2;
+FROM flow_events AS e CROSS JOIN flows AS f WHERE e.n > ?1 AND f.n = e.flow ORDER BY e.n LIMIT max(?2, 0);
 
 -- name: unpublished_dead_letters
-SELECT n, reason, message, subject, stream, seq, headers_json, body, at_us FROM dead_letters WHERE n > ?1 ORDER BY n LIMIT ?2;
+SELECT n, reason, message, subject, stream, seq, CAST(headers_json AS BLOB), body, at_us FROM dead_letters WHERE n > ?1 ORDER BY n LIMIT max(?2, 0);
 
 -- name: published
 SELECT n FROM published WHERE outlet = ?1;

@@ -1,0 +1,161 @@
+"""The run loop (SEMANTICS 3): it sleeps until something is due, fires within milliseconds, never early, and never spins."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.eventually import eventually
+from tests.running import Running, VirtualClock, running
+from tests.service.acting import external, now, parked, started
+from worker import wait_engine
+from worker.errors import Unavailable
+from worker.flow.lifecycle import EventKind, FlowStatus
+from worker.flow.model import Flow
+
+
+class WallClock(VirtualClock):
+    """The clock of the worker: what is measured here is real."""
+
+    def __call__(self) -> int:
+        return time.time_ns() // 1000
+
+
+class Loop:
+    """A run loop, and how often it looked."""
+
+    def __init__(self, run: Running) -> None:
+        self.ticks = 0
+        self._tick = run.waits.tick
+        run.waits.tick = self._counted  # type: ignore[method-assign]  # counted, then done
+
+    async def _counted(self) -> Any:
+        self.ticks += 1
+        return await self._tick()
+
+
+@contextlib.asynccontextmanager
+async def looping(interval: float = 60.0) -> AsyncIterator[tuple[Running, Loop]]:
+    async with running(clock=WallClock()) as run:
+        loop, shutdown = Loop(run), asyncio.Event()
+        task = asyncio.create_task(run.waits.run(timedelta(seconds=interval), shutdown))
+        await eventually(lambda: loop.ticks > 0 and run.waits._asleep_until is not None)
+        yield run, loop
+        shutdown.set()
+        await asyncio.wait_for(task, 1)
+
+
+def ahead(seconds: float) -> dict[str, Any]:
+    return {"kind": "timer", "at": (datetime.now(tz=UTC) + timedelta(seconds=seconds)).isoformat()}
+
+
+async def lateness(run: Running, flow: Flow) -> float:
+    """Wait for the timer; return by how many seconds it was late (negative: early)."""
+    assert flow.wait_json is not None
+    await eventually(lambda: _resumed(run, flow))
+    (resumed,) = [event for event in await run.manager.list_events(flow.id, 10) if event.kind is EventKind.RESUMED]
+    return (resumed.at - datetime.fromisoformat(flow.wait_json["at"])).total_seconds()
+
+
+async def _resumed(run: Running, flow: Flow) -> bool:
+    return (await now(run, flow)).status is FlowStatus.RUNNING
+
+
+async def test_a_timer_fires_within_50_ms_and_never_early() -> None:
+    """SEMANTICS 3 and I-17, by the real clock; the interval has nothing to do with it."""
+    async with looping() as (run, _):
+        flows = [await parked(run, ahead(0.05 + 0.037 * n)) for n in range(8)]
+        late = [await lateness(run, flow) for flow in flows]
+        assert min(late) >= 0, late
+        assert sorted(late)[len(late) // 2] < 0.05, late
+
+
+async def test_an_earlier_timer_wakes_the_loop() -> None:
+    """SEMANTICS 3: the loop slept until a later one."""
+    async with looping() as (run, loop):
+        await parked(run, ahead(3600))
+        await eventually(lambda: run.waits._asleep_until is not None)
+        assert 0 <= await lateness(run, await parked(run, ahead(0.03))) < 0.5
+        before = loop.ticks
+        await parked(run, ahead(7200))
+        await asyncio.sleep(0.03)  # long enough for a wrong wake-up to show
+        assert loop.ticks == before, "a later one is no reason to wake"
+
+
+async def test_a_cancel_intent_is_carried_out_at_once() -> None:
+    """SEMANTICS 2: on the next tick, which comes now."""
+    async with looping() as (run, _):
+        flow = await parked(run, external())
+        await run.manager.request_cancel(flow.id)
+        await eventually(lambda: _cancelled(run, flow), within=0.5)
+
+
+async def _cancelled(run: Running, flow: Flow) -> bool:
+    return (await now(run, flow)).status is FlowStatus.CANCELLED
+
+
+async def test_a_timer_parked_while_the_loop_ticks_is_not_overlooked() -> None:
+    """A lost wake-up would leave it waiting for the interval, which is a minute here."""
+    async with looping() as (run, _):
+        for _ in range(20):
+            flows = await asyncio.gather(*[parked(run, ahead(0.01)) for _ in range(3)])
+            for flow in flows:
+                assert 0 <= await lateness(run, flow) < 0.5
+
+
+async def test_an_idle_loop_does_not_look_at_all_between_its_intervals() -> None:
+    """No busy loop: other flows' changes do not wake it either."""
+    async with looping() as (run, loop):
+        await parked(run, ahead(3600))
+        await eventually(lambda: run.waits._asleep_until is not None)
+        before = loop.ticks
+        for _ in range(20):
+            await run.manager.cancel((await started(run)).id)
+        await parked(run, {"kind": "manual"})
+        assert loop.ticks == before
+
+
+async def test_the_loop_looks_once_an_interval() -> None:
+    """SEMANTICS 3: should the clock have been set meanwhile."""
+    async with looping(0.02) as (_, loop):
+        began, before = time.monotonic(), loop.ticks
+        await eventually(lambda: loop.ticks >= before + 5)
+        assert time.monotonic() - began > 0.06
+
+
+async def test_the_loop_does_not_spin_while_the_store_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ARCHITECTURE 3: with something due all the time and a disk that is full."""
+    monkeypatch.setattr(wait_engine, "_CALM", 30_000)
+    async with looping(0.03) as (run, loop):
+
+        async def due(*_: object) -> Any:
+            raise Unavailable("the disk is full")
+
+        flow = await parked(run, ahead(0.01))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(run.store, "due", due)
+            before, began = loop.ticks, time.monotonic()
+            await eventually(lambda: loop.ticks >= before + 5)
+            assert time.monotonic() - began > 0.08
+            patched.setattr(run.store, "next_due", due)
+            before, began = loop.ticks, time.monotonic()
+            await eventually(lambda: loop.ticks >= before + 5)
+            assert time.monotonic() - began > 0.08
+        assert await lateness(run, flow) >= 0
+
+
+async def test_the_loop_stops_at_once_however_long_it_would_sleep() -> None:
+    """CONTRACT 7."""
+    async with running(clock=WallClock()) as run:
+        loop, shutdown = Loop(run), asyncio.Event()
+        task = asyncio.create_task(run.waits.run(timedelta(hours=1), shutdown))
+        await eventually(lambda: loop.ticks == 1)
+        shutdown.set()
+        await asyncio.wait_for(task, 0.5)
+        assert loop.ticks == 1
