@@ -48,7 +48,7 @@ class Consumer:
         self._in_hand: dict[str, Delivery] = {}
         self._bytes_in_hand = 0
         self._suspects: dict[int, int] = {}
-        self._excused: dict[int, int] = {}
+        self._failed: dict[int, int] = {}
         self._to_drain = 0
         self._drained = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -148,15 +148,16 @@ class Consumer:
         outcome.add_done_callback(partial(self._settle, delivery, verdict))
 
     def _begun(self, delivery: Delivery) -> int:
-        """Say how often the message was begun before, for all that is known; times when the store could not are not its own fault."""
-        known = self._suspects.get(delivery.seq)
-        return delivery.attempt - 1 - self._excused.get(delivery.seq, 0) if known is None else known
+        """Say how often the message was begun before: by runs that were killed, and by this one.
+
+        Not as the broker counts: to be delivered again because the store was full, or with what another message killed, is no fault.
+        """
+        return self._suspects.get(delivery.seq, 0) + self._failed.get(delivery.seq, 0)
 
     def _watched(self, delivery: Delivery) -> bool:
         """Tell whether the message is suspect, and note then that it is begun: queued before it, so stored before it is decided."""
         if delivery.seq not in self._suspects:
             return False
-        self._suspects[delivery.seq] += 1
 
         async def note(transaction: Transaction) -> None:
             """Note this one."""
@@ -187,12 +188,10 @@ class Consumer:
         """Give a delivery back for later: after a second when the store cannot, ever later when we fail."""
         if isinstance(failure, Unavailable):
             self._pause(failure)
-            self._excused[delivery.seq] = self._excused.get(delivery.seq, 0) + 1
-            if delivery.seq in self._suspects:
-                self._suspects[delivery.seq] -= 1
             delay = RETRY_DELAYS[0]
         else:
-            delay = RETRY_DELAYS[min(max(self._begun(delivery), 0), len(RETRY_DELAYS) - 1)]
+            self._failed[delivery.seq] = failed = self._failed.get(delivery.seq, 0) + 1
+            delay = RETRY_DELAYS[min(failed, len(RETRY_DELAYS)) - 1]
             why = failure.message if isinstance(failure, FlowError) else repr(failure)
             self._log.error("delivery_failed", seq=delivery.seq, attempt=delivery.attempt, retry_in=delay, why=why)
         self._done(delivery, Nak(delay), verb, "retried", final=False)
@@ -220,7 +219,7 @@ class Consumer:
         if not self._in_hand:
             self._emptied.set()
         if final:
-            self._excused.pop(delivery.seq, None)
+            self._failed.pop(delivery.seq, None)
             self._suspects.pop(delivery.seq, None)
         if final and not self._drained.is_set():
             self._to_drain -= 1

@@ -183,9 +183,11 @@ async def living(path: Path | str, config: Config | None = None) -> AsyncIterato
     """A worker that is running and is stopped at the end, unless the test has ended it."""
     line = Line(path, config)
     await line.start()
-    yield line
-    if not line._life.done():
-        await line.stop()
+    try:
+        yield line
+    finally:
+        if not line.failed:
+            await line.stop()
 
 
 class Gate:

@@ -189,9 +189,10 @@ async def test_duplicates_within_a_batch_are_told_the_first_ones_outcome() -> No
 
 async def test_the_same_delivery_twice_in_a_batch_is_counted_once() -> None:
     """SEMANTICS R14: a redelivery is no message."""
-    async with running() as run:
+    async with running() as run, watched(run) as statements:
         both = [run.engine.submit(a_start("f", minted=False), identity("k"), source="S", seq=7) for _ in range(2)]
         first, again = await asyncio.gather(*both)
+        assert statements.starting("BEGIN") == 1
         assert (first.repeat, again.repeat, again.result) == (False, True, first.result)
         assert (await run.store.counts())["inbox.applied"] == 1
 
@@ -398,8 +399,10 @@ async def breaking(error: FlowError | Exception) -> AsyncIterator[tuple[Engine, 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(SqliteTransaction, "commit", failing)
         committing = asyncio.create_task(engine.run())
-        yield engine, committing
-    await store.close()
+        try:
+            yield engine, committing
+        finally:
+            await store.close()
 
 
 async def test_a_broken_store_stops_the_engine_and_fails_all_that_waits() -> None:

@@ -202,6 +202,32 @@ async def test_a_message_we_always_fail_on_comes_again_ever_later_and_is_then_de
         assert not line.failed
 
 
+async def test_what_failed_before_a_kill_and_after_it_is_counted_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RELIABILITY 4 (59): five times in all, whether we failed on it or died of it."""
+    line, begun = Line(path), list[int]()
+
+    def failing(stimulus: Any, *view: Any) -> Any:
+        if isinstance(stimulus, FinishFlow):
+            begun.append(line.clock.us)
+            raise RuntimeError("a defect of the core")
+        return decide(stimulus, *view)
+
+    monkeypatch.setattr("worker.batching.decide", failing)
+    await line.start()
+    await line.command("finish", flow_id=str(uuid.uuid4()))
+    await line.tried(1)
+    await line.kill()
+    await line.start()
+    for number in range(2, 6):
+        await eventually(lambda number=number: len(begun) == number)  # type: ignore[misc]  # a default keeps the value
+        await eventually(lambda: line.services.consumers[0].in_hand == 0)
+        line.advance(seconds=120)
+    await line.settled()
+    assert len(begun) == 5
+    assert [letter.subject for letter in await line.dead()] == ["taskflow.dlq.poison"]
+    await line.stop()
+
+
 async def test_a_message_for_a_damaged_flow_is_kept_for_its_repair_before_it_is_given_up(path: Path) -> None:
     """SEMANTICS R13: it is not used up by somebody else's damage."""
     async with living(path) as line:
@@ -314,15 +340,19 @@ async def test_after_a_kill_suspects_run_alone_and_the_innocent_are_cleared(path
 
 
 async def test_a_graceful_stop_makes_nobody_a_suspect(path: Path) -> None:
-    """ARCHITECTURE 3: attempts are counted after an unclean stop only."""
+    """ARCHITECTURE 3: attempts are counted after an unclean stop only, also for what was given back at the stop."""
     line = Line(path)
     await line.start()
     await line.done("start", controller_id="c", goal="g")
+    line.services.consumers[0]._read = None  # type: ignore[assignment]  # every message fails now
+    await line.command("start", "given-back", controller_id="c", goal="g")
+    await line.tried(2)
+    assert line.floor == 1
     await line.stop()
-    for _ in range(3):
-        await line.start()
-        assert line.services.consumers[0]._suspects == {}
-        await line.stop()
+    await line.start()
+    assert line.services.consumers[0]._suspects == {}
+    assert (await line.outcome("given-back"))["ok"]
+    await line.stop()
 
 
 async def test_messages_sent_while_no_worker_runs_are_done_by_the_next_one(path: Path) -> None:

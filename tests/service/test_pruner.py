@@ -80,6 +80,17 @@ async def test_pruning_comes_in_small_batches_and_ends_everything_there_is() -> 
         assert {name: count for name, count in (await tables(run)).items() if count} == {}
 
 
+async def test_pruning_on_request_goes_on_until_nothing_is_left() -> None:
+    """SEMANTICS 2: `prune_terminal_flows(older_than)`."""
+    async with running() as run:
+        flows = await asyncio.gather(*[started(run) for _ in range(450)])
+        await asyncio.gather(*[run.manager.finish(flow.id) for flow in flows])
+        await publish_all(run)
+        assert await run.manager.prune_terminal_flows(run.clock.now) == 0
+        assert await run.manager.prune_terminal_flows(run.clock.advance(microseconds=1)) == 450
+        assert await run.manager.list_by_owner("owner") == []
+
+
 async def test_the_inbox_remembers_as_long_as_the_stream_and_longer() -> None:
     """SEMANTICS R5 and I-24: both the stream's first sequence and the age have to agree."""
     async with running() as run:

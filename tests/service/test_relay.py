@@ -148,6 +148,30 @@ async def test_it_is_not_idle_while_it_reads_what_was_committed(path: Path) -> N
         task.cancel()
 
 
+async def test_what_is_committed_while_it_reads_is_read_next(path: Path) -> None:
+    """I-23: no lost wake-up, which would leave those events until somebody commits again."""
+    async with running(str(path)) as run:
+        bus, read_it, go_on = SpyingBus(MemoryBroker()), asyncio.Event(), asyncio.Event()
+        await bus.open()
+        await bus.prepare((EVT,), ())
+        read = events(run.store, Subjects())
+
+        async def lingering(after: int, limit: int) -> list[Letter]:
+            letters = await read(after, limit)
+            read_it.set()
+            await go_on.wait()
+            return letters
+
+        made = Relay("events", bus, run.engine, read=lingering, heard=lambda batch: bool(batch.events))
+        task = asyncio.create_task(made.run())
+        await read_it.wait()
+        flow = await started(run)
+        go_on.set()
+        await eventually(lambda: made.idle and len(bus.asked) == 2)
+        assert [message.msg_id for message in bus.asked] == [f"{flow.id}:1", f"{flow.id}:2"]
+        task.cancel()
+
+
 async def test_a_drain_is_bounded_and_says_what_it_left(path: Path) -> None:
     """CONTRACT 7: publish what is committed (bounded)."""
     async with running(str(path)) as run, relaying(run, SpyingBus(MemoryBroker())) as made:

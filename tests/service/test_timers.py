@@ -51,8 +51,11 @@ async def looping(interval: float = 60.0) -> AsyncIterator[tuple[Running, Loop]]
         await asyncio.wait_for(task, 1)
 
 
-def ahead(seconds: float) -> dict[str, Any]:
-    return {"kind": "timer", "at": (datetime.now(tz=UTC) + timedelta(seconds=seconds)).isoformat()}
+async def armed(run: Running, seconds: float) -> Flow:
+    """Park a new flow on a timer; the time counts from when the flow is there."""
+    flow = await started(run)
+    at = datetime.now(tz=UTC) + timedelta(seconds=seconds)
+    return await run.manager.set_waiting(flow.id, {"kind": "timer", "at": at.isoformat()})
 
 
 async def lateness(run: Running, flow: Flow) -> float:
@@ -70,7 +73,7 @@ async def _resumed(run: Running, flow: Flow) -> bool:
 async def test_a_timer_fires_within_50_ms_and_never_early() -> None:
     """SEMANTICS 3 and I-17, by the real clock; the interval has nothing to do with it."""
     async with looping() as (run, _):
-        flows = [await parked(run, ahead(0.05 + 0.037 * n)) for n in range(8)]
+        flows = [await armed(run, 0.05 + 0.037 * n) for n in range(8)]
         late = [await lateness(run, flow) for flow in flows]
         assert min(late) >= 0, late
         assert sorted(late)[len(late) // 2] < 0.05, late
@@ -79,11 +82,11 @@ async def test_a_timer_fires_within_50_ms_and_never_early() -> None:
 async def test_an_earlier_timer_wakes_the_loop() -> None:
     """SEMANTICS 3: the loop slept until a later one."""
     async with looping() as (run, loop):
-        await parked(run, ahead(3600))
+        await armed(run, 3600)
         await eventually(lambda: run.waits._asleep_until is not None)
-        assert 0 <= await lateness(run, await parked(run, ahead(0.03))) < 0.5
+        assert 0 <= await lateness(run, await armed(run, 0.03)) < 0.5
         before = loop.ticks
-        await parked(run, ahead(7200))
+        await armed(run, 7200)
         await asyncio.sleep(0.03)  # long enough for a wrong wake-up to show
         assert loop.ticks == before, "a later one is no reason to wake"
 
@@ -104,15 +107,41 @@ async def test_a_timer_parked_while_the_loop_ticks_is_not_overlooked() -> None:
     """A lost wake-up would leave it waiting for the interval, which is a minute here."""
     async with looping() as (run, _):
         for _ in range(20):
-            flows = await asyncio.gather(*[parked(run, ahead(0.01)) for _ in range(3)])
+            flows = await asyncio.gather(*[armed(run, 0.03) for _ in range(3)])
             for flow in flows:
                 assert 0 <= await lateness(run, flow) < 0.5
+
+
+async def test_a_timer_parked_just_when_the_loop_goes_to_sleep_wakes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SEMANTICS 3: between the look at the next due time and the sleep there is a moment in which the loop sleeps until nothing."""
+    async with looping(0.4) as (run, _):
+        next_due, flows = run.store.next_due, list[Flow]()
+
+        async def overtaken() -> int | None:
+            found = await next_due()
+            if not flows:
+                flows.append(await armed(run, 0.05))
+            return found
+
+        monkeypatch.setattr(run.store, "next_due", overtaken)
+        await eventually(lambda: bool(flows))
+        assert 0 <= await lateness(run, flows[0]) < 0.1
+
+
+async def test_a_tick_lets_everything_happen_that_is_due() -> None:
+    """SEMANTICS 3: however much that is."""
+    async with running() as run:
+        at = (run.clock.now + timedelta(seconds=1)).isoformat()
+        await asyncio.gather(*[parked(run, {"kind": "timer", "at": at}) for _ in range(1100)])
+        run.clock.advance(seconds=1)
+        report = await run.waits.tick()
+        assert (report.scanned, report.resumed, report.still_waiting) == (1100, 1100, 0)
 
 
 async def test_an_idle_loop_does_not_look_at_all_between_its_intervals() -> None:
     """No busy loop: other flows' changes do not wake it either."""
     async with looping() as (run, loop):
-        await parked(run, ahead(3600))
+        await armed(run, 3600)
         await eventually(lambda: run.waits._asleep_until is not None)
         before = loop.ticks
         for _ in range(20):
@@ -137,7 +166,7 @@ async def test_the_loop_does_not_spin_while_the_store_is_unavailable(monkeypatch
         async def due(*_: object) -> Any:
             raise Unavailable("the disk is full")
 
-        flow = await parked(run, ahead(0.01))
+        flow = await armed(run, 0.03)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(run.store, "due", due)
             before, began = loop.ticks, time.monotonic()
