@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,9 @@ class Agent(Protocol):
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> Published: ...
     async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, within: float = 5.0) -> tuple[bytes, Headers]: ...
     async def subscribe(self, pattern: str) -> asyncio.Queue[Heard]: ...
+    async def respond_on(
+        self, pattern: str, handler: Callable[[Heard], Awaitable[bytes | None]], *, echo: bool = False
+    ) -> Callable[[], Awaitable[None]]: ...
 
 
 class Rig(Protocol):
@@ -113,6 +116,28 @@ class NatsAgent:
         await self.client.flush()
         await self.client.flush()  # nats-py's first PING overtakes its own buffer
         return queue
+
+    async def respond_on(
+        self, pattern: str, handler: Callable[[Heard], Awaitable[bytes | None]], *, echo: bool = False
+    ) -> Callable[[], Awaitable[None]]:
+        async def answer(msg: Msg) -> None:
+            body = await handler(Heard(msg.subject, msg.data, msg.headers or NO_HEADERS, msg.reply))
+            if body is None or not msg.reply:
+                return
+            if echo:
+                await msg.respond(body)
+            else:
+                await self.client.publish(msg.reply, body)
+
+        async def stop() -> None:
+            await subscription.unsubscribe()
+            await self.client.rtt()
+            await self.client.rtt()
+
+        subscription = await self.client.subscribe(pattern, cb=answer)
+        await self.client.rtt()
+        await self.client.rtt()  # nats-py's first PING overtakes its own buffer
+        return stop
 
     async def api(self, verb: str, body: Json | None = None) -> Json:
         answer = await self.client.request(f"$JS.API.{verb}", b"" if body is None else json.dumps(body).encode(), timeout=2)

@@ -14,17 +14,8 @@ from msgspec.structs import replace
 from worker.errors import Internal, Unavailable
 from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Waiter
-from worker.store.base import (
-    Batch,
-    ConstraintViolated,
-    DeadLetter,
-    FlowWrite,
-    InboxRow,
-    Loaded,
-    LostRace,
-    Needs,
-    Store,
-)
+from worker.store.base import ConstraintViolated, LostRace, Store
+from worker.store.records import Batch, DeadLetter, FlowWrite, InboxRow, Loaded, Needs
 from worker.store.sqlite import SqliteFlowStore
 
 NOW = 1_800_000_000_000_000
@@ -211,7 +202,7 @@ async def test_a_message_comes_back_by_its_identity_and_by_its_place(store: Stor
     await save(store, inbox=[named, nameless, asked])
     found = await load(store, inbox={("reply", ODD), ("reply", "api"), ("cmd:x", ODD)}, places={("S", 1), ("S", 2), ("S", 3), ("T", 1)})
     assert found.inbox == {("reply", ODD): named, ("reply", "api"): asked}
-    assert found.places == {("S", 1): named, ("S", 2): nameless}
+    assert found.places == {("S", 1): [named], ("S", 2): [nameless]}
     assert await store.outcome("reply", ODD) == named
     assert await store.outcome("cmd:x", ODD) is None
 

@@ -1,19 +1,20 @@
 """The bus port: what the worker needs of a broker, with every promise written down.
 
 Adapters: `bus.jetstream` (NATS JetStream) and `bus.memory` (in the process; ships as the test kit's broker).
-Both pass `tests/contract/test_bus.py`. Nothing of nats-py shows in this module.
+Both pass `tests/contract/test_bus.py` and `test_send.py`. Nothing of nats-py shows in this module.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
 Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
+NO_RESPONDERS = "no responders"  # what `Bus.send` says of a message that nobody listens for
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +66,15 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     msg_id: str
     headers: Headers = NO_HEADERS
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A core message whose answer comes elsewhere: on `reply`, the NATS reply subject (None: none), which a stream captures."""
+
+    subject: str
+    body: bytes
+    headers: Headers = NO_HEADERS
+    reply: str | None = None
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -231,6 +241,16 @@ class Bus(Protocol):
 
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
         """Publish without any guarantee (core NATS). Never raises."""
+        ...
+
+    async def send(self, messages: Sequence[Asked]) -> list[str | None]:
+        """Publish core messages with their reply subjects, in order; at most 256 at once. Never raises.
+
+        For each it returns None once the server has it and somebody listens (or no reply subject was given), or a sentence why not:
+        `NO_RESPONDERS`, not connected, too large, a bad subject, no permission. A sentence with `may or may not have been sent` means
+        that; any other, that nobody got the message. Returns within the publish timeout, and at once when the connection is lost.
+        A stream that captures the subject listens too: its acknowledgement goes to `reply`, like any answer.
+        """
         ...
 
     async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:

@@ -7,14 +7,15 @@ JSON that JetStream takes, so both adapters are checked by the same rules.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import msgspec
 
 from worker.bus import settings
-from worker.bus.base import NO_HEADERS, Headers, Published, PublishFailed, Source, Stream
+from worker.bus.base import NO_HEADERS, NO_RESPONDERS, Asked, Headers, Published, PublishFailed, Source, Stream
 from worker.bus.settings import Json
 from worker.bus.streams import ConsumerState, Stored, StreamStore
 from worker.bus.subjects import covers
@@ -104,13 +105,30 @@ class MemoryBroker:
                 return stored
         return None
 
+    def ask(self, message: Asked) -> str | None:
+        """Give a request to whoever listens; a stream that captures it acknowledges on the reply subject. Or say that nobody does."""
+        reply = message.reply or ""
+        captured = any(stream.takes(message.subject) for stream in self.streams.values())
+        if reply and not captured and not self.listeners(message.subject):
+            return NO_RESPONDERS
+        try:
+            stored = self.publish(message.subject, message.body, message.headers, reply)
+            ack: Json | None = None if stored is None else {"stream": stored.stream, "seq": stored.seq}
+        except PublishFailed as failed:
+            ack = {"error": {"code": 503, "description": str(failed)}}
+        if reply and ack is not None:
+            with contextlib.suppress(PublishFailed):  # nobody acknowledges an acknowledgement
+                self.publish(reply, msgspec.json.encode(ack), NO_HEADERS)
+        return None
+
 
 class MemoryClient:
-    """An agent's connection: publish like one, ask like one, listen like one."""
+    """An agent's connection: publish like one, ask like one, listen like one, answer like one."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
         self._inboxes = 0
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> Published:
         """Publish into a stream; raises `PublishFailed` where none takes the subject, or it is full."""
@@ -140,6 +158,40 @@ class MemoryClient:
         queue: asyncio.Queue[Heard] = asyncio.Queue()
         self._broker.subscribers.append(Subscriber((pattern,), queue.put_nowait))
         return queue
+
+    async def respond_on(
+        self, pattern: str, handler: Callable[[Heard], Awaitable[bytes | None]], *, echo: bool = False
+    ) -> Callable[[], Awaitable[None]]:
+        """Play a delegate: answer what comes with what `handler` returns (None: not at all). Returns what to call to stop listening.
+
+        `echo`: the answer has the request's headers, as with nats-py's `Msg.respond`.
+        """
+
+        async def answer(heard: Heard) -> None:
+            """Handle one request."""
+            body = await handler(heard)
+            if body is not None:
+                await self.respond(heard, body, heard.headers if echo else NO_HEADERS)
+
+        def take(heard: Heard) -> None:
+            """Hand a request to its own task."""
+            task = asyncio.get_running_loop().create_task(answer(heard))
+            self._answering.add(task)  # the loop keeps weak references only
+            task.add_done_callback(self._answering.discard)
+
+        async def stop() -> None:
+            """Stop listening; what is in hand is still answered."""
+            self._broker.subscribers.remove(subscriber)
+
+        subscriber = Subscriber((pattern,), take)
+        self._broker.subscribers.append(subscriber)
+        return stop
+
+    async def respond(self, heard: Heard, body: bytes, headers: Headers = NO_HEADERS) -> None:
+        """Answer on the reply subject, without any guarantee; where none was given nobody waits."""
+        if heard.reply:
+            with contextlib.suppress(PublishFailed):
+                self._broker.publish(heard.reply, body, headers)
 
     async def messages(self, stream: str) -> list[Stored]:
         """Return what the stream holds, in order."""

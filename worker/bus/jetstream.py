@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
+from worker.bus.asking import Asking
 from worker.bus.base import (
     NO_HEADERS,
     Ack,
+    Asked,
     Backlog,
     Delivery,
     Endpoint,
@@ -45,6 +47,7 @@ class JetStreamBus:
     def __init__(self, options: NatsOptions, *, heartbeat: float = 5.0) -> None:
         self._connection = Connection(options)
         self._publisher = Publisher(self._connection, timeout=options.publish_timeout)
+        self._asking = Asking(self._connection, timeout=options.publish_timeout)
         self._topology = Topology(self._connection, monitor_url=options.monitor_url)
         self._server: Server | None = None
         self._heartbeat = heartbeat
@@ -137,6 +140,10 @@ class JetStreamBus:
             self._log.warning("bus.not_told", reason=refusal)
             return
         self._connection.outbound.put(Frame(subject, body, headers=headers))
+
+    async def send(self, messages: Sequence[Asked]) -> list[str | None]:
+        """Publish core messages whose answers come elsewhere; say of each why it did not reach anybody."""
+        return await self._asking.send(messages)
 
     async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
         """Register the micro service."""

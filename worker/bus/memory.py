@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from worker.bus import settings
+from worker.bus.asking import NOT_CONNECTED, complaint
 from worker.bus.base import (
     NO_HEADERS,
+    Asked,
     Backlog,
     Delivery,
     Headers,
@@ -188,6 +190,10 @@ class MemoryBus:
             self.broker.publish(subject, body, headers)
         except PublishFailed as failed:
             self._log.debug("bus.not_told", reason=str(failed))
+
+    async def send(self, messages: Sequence[Asked]) -> list[str | None]:
+        """Publish core messages whose answers come elsewhere."""
+        return [complaint(one, _MAX_PAYLOAD) or (self.broker.ask(one) if self._connected else NOT_CONNECTED) for one in messages]
 
     async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
         """Register the service's endpoints and its catch-all."""

@@ -1,7 +1,8 @@
-"""Keep nats-py reading when a message has bytes that are no text."""
+"""Keep nats-py reading when a message has bytes that are no text, and when a PONG comes late."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from nats.aio.client import Client
@@ -9,11 +10,12 @@ from nats.aio.msg import Msg
 
 
 class ReadingClient(Client):
-    """A client whose read loop outlives unreadable messages.
+    """A client whose read loop outlives unreadable messages and late PONGs.
 
     The server passes subjects and headers on as bytes, and an agent may publish any. nats-py decodes them in its read loop, which
     ends on the first error while `is_connected` stays true; the message is redelivered, so the connection would never work again.
-    Both methods are private to nats-py: `tests/contract/test_jetstream.py` fails when a release moves them.
+    A PONG whose `flush` or `rtt` was given up meanwhile ends the loop the same way: nats-py sets the result of a cancelled future.
+    The methods are private to nats-py: `tests/contract/test_jetstream.py` and `test_send.py` fail when a release moves them.
     """
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
@@ -33,3 +35,9 @@ class ReadingClient(Client):
             headers=headers,
             _sid=sid,
         )
+
+    async def _process_pong(self) -> None:
+        """Take a PONG. They come in the order of the PINGs, so one that nobody waits for any more still counts."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
