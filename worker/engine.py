@@ -16,10 +16,12 @@ from typing import Any
 import msgspec
 import structlog
 
-from worker.batching import Outcome, Raw, Submission, Useless, decide_batch, needs_of
+from worker.deciding import Deciding
 from worker.errors import FlowError, Internal, Refusal, RevisionMismatch, Unavailable
 from worker.flow.commands import Policy, Stimulus
-from worker.store.base import Batch, Chore, LostRace, Store
+from worker.store.base import Chore, LostRace, Store
+from worker.store.records import Batch
+from worker.submission import Outcome, Raw, Submission, Useless, needs_of, needs_of_ends
 from worker.times import Micros
 from worker.wire.codec import Identity
 
@@ -198,8 +200,14 @@ class Engine:
         transaction = await self.store.begin()
         try:
             loaded = await transaction.load(needs_of(submissions), now)
-            batch, outcomes = decide_batch(submissions, loaded, now, self.policy)
-            for flow_id, why in loaded.world.unreadable.items():
+            deciding = Deciding(loaded, now, self.policy)
+            for submission in submissions:
+                deciding.decide(submission)
+            while ends := deciding.ends():
+                deciding.absorb(await transaction.load(needs_of_ends(ends), now))
+                deciding.follow(ends)
+            batch = deciding.finished()
+            for flow_id, why in deciding.unreadable.items():
                 self._log.error("flow_set_aside", flow_id=flow_id, why=why)
                 await transaction.set_aside(flow_id, why)
             await transaction.save(batch)
@@ -208,7 +216,7 @@ class Engine:
             raise
         await transaction.commit()
         self._announce(batch)
-        for submission, outcome in zip(submissions, outcomes, strict=True):
+        for submission, outcome in zip(submissions, deciding.outcomes, strict=True):
             _resolve(submission.done, outcome)
 
     def _announce(self, batch: Batch) -> None:

@@ -164,6 +164,12 @@ class Internal(FlowError):
     http = 500
 
 
+def error_of(code: str, message: str, details: dict[str, Any]) -> FlowError:
+    """Make the error again from what was told of it; a code that is none of ours gives `Internal`."""
+    kind = next((kind for kind in FlowError.__subclasses__() if kind.code == code), Internal)
+    return kind(message, **details)
+
+
 class Refusal(Exception):
     """The worker cannot run like this. One line says what, why and what to do; `exit_code` follows CONTRACT 7."""
 

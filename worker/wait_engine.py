@@ -14,14 +14,14 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from worker.batching import Outcome, Raw
 from worker.errors import FlowError, InvalidRequest, Unavailable
 from worker.flow.commands import DeadlinePassed, Reply
+from worker.flow.identifiers import bad_id
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
-from worker.flow.park import bad_id
 from worker.manager import FlowManager, new_id
-from worker.store.base import Batch
+from worker.store.records import Batch
+from worker.submission import Outcome, Raw
 from worker.times import SECOND, Micros, to_micros
 from worker.wire.headers import MSG_ID
 from worker.wire.verdicts import Identity, digest

@@ -24,7 +24,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     `timer_horizon_us`: how far ahead a timer or deadline may lie. `held_ttl_us`: how long an early reply is held.
     `default_timeout_us`: the deadline of a wait that names none (None: no deadline). `max_state_bytes` bounds the state a command
     may leave behind. `topics(topic, agent)` returns the refusal for a topic that this agent may not wait on, or None; `agent` is
-    None for owners that are no agent (in-process callers).
+    None for owners that are no agent (in-process callers). `accepts(schema, payload)` says why a payload does not fit, `schema_flaw`
+    why a schema cannot be used. `answers_on(topic, correlation_id)` returns the subject on which an answer reaches the topic, or why there
+    is none. `max_hops` bounds circles of delegations.
     """
 
     timer_horizon_us: Micros = 30 * DAY
@@ -32,6 +34,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     default_timeout_us: Micros | None = None
     max_state_bytes: int = 256 * 1024
     topics: Callable[[str, str | None], FlowError | None] | None = None
+    accepts: Callable[[dict[str, Any], Any], str | None] | None = None
+    schema_flaw: Callable[[dict[str, Any]], str | None] | None = None
+    answers_on: Callable[[str, str], str | FlowError] | None = None
+    max_hops: int = 16
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +77,8 @@ class StartFlow(Command, frozen=True, kw_only=True):
     minted: bool = True
     mirrored: bool = False
     hold: bool = False
+    parent_flow_id: str | None = None
+    hops: int = 0
 
 
 class RunFlow(Command, frozen=True, kw_only=True):
@@ -91,12 +99,32 @@ class ParkFlow(Command, frozen=True, kw_only=True):
     nonce: str
 
 
+class DelegateFlow(Command, frozen=True, kw_only=True):
+    """Park the flow on a delegate's reply and send the request, atomically (SEMANTICS 5). `reply` is the NATS reply subject."""
+
+    to: str
+    payload: Any
+    reply_topic: str
+    correlation_id: str
+    reply: str | None = None
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+    deadline: str | None = None
+    timeout: str | None = None
+    on_timeout: str = "resume"
+    accept: dict[str, Any] | None = None
+    cancel_to: str | None = None
+
+
 class ResumeFlow(Command, frozen=True, kw_only=True):
-    """Resume the flow whatever it waits for, merging `patch`. `wait_id`: only this generation (SEMANTICS R8)."""
+    """Resume the flow whatever it waits for, merging `patch`. `wait_id`: only this generation (SEMANTICS R8).
+
+    `leaf` (number or name): answer only this manual leaf of a composite wait; `patch` is then its payload.
+    """
 
     patch: Any = None
     reason: str | None = None
     wait_id: int | None = None
+    leaf: int | str | None = None
 
 
 class FinishFlow(Command, frozen=True, kw_only=True):
@@ -118,9 +146,10 @@ class RequestCancel(Command, frozen=True, kw_only=True):
 
 
 class CancelFlow(Command, frozen=True, kw_only=True):
-    """Cancel the flow now."""
+    """Cancel the flow now, and its children unless `cascade` is false."""
 
     reason: str | None = None
+    cascade: bool = True
 
 
 class ObserveStep(Command, frozen=True, kw_only=True):
@@ -163,8 +192,23 @@ class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True):
     at_us: Micros
 
 
+class FlowEnded(msgspec.Struct, frozen=True, kw_only=True):
+    """A flow has ended: whoever waits for that resumes."""
+
+    flow_id: str
+
+
+class ParentCancelled(msgspec.Struct, frozen=True, kw_only=True):
+    """A flow was cancelled: its children are cancelled with it."""
+
+    flow_id: str
+
+
 Stimulus = (
     StartFlow
+    | DelegateFlow
+    | FlowEnded
+    | ParentCancelled
     | RunFlow
     | AdvanceFlow
     | ParkFlow

@@ -22,15 +22,19 @@ from worker.errors import (
     RevisionMismatch,
     TooLarge,
 )
+from worker.flow.answering import answer
 from worker.flow.commands import (
     WORKER,
     AdvanceFlow,
     CancelFlow,
     Command,
     DeadlinePassed,
+    DelegateFlow,
     FailFlow,
     FinishFlow,
+    FlowEnded,
     ObserveStep,
+    ParentCancelled,
     ParkFlow,
     Policy,
     Reply,
@@ -41,17 +45,20 @@ from worker.flow.commands import (
     Stimulus,
 )
 from worker.flow.decision import Decision, Draft, View
+from worker.flow.delegation import delegate
 from worker.flow.ending import Source, cancel, fail, pass_time
 from worker.flow.fold import merged
 from worker.flow.lifecycle import NEXT, EventKind, FlowStatus
 from worker.flow.match import match
 from worker.flow.model import Flow, FlowStep
 from worker.flow.park import park
+from worker.flow.watching import cancel_children, resume_watchers
 from worker.times import Micros
 
 TARGET: dict[type[Command], FlowStatus] = {
     RunFlow: FlowStatus.RUNNING,
     ParkFlow: FlowStatus.WAITING,
+    DelegateFlow: FlowStatus.WAITING,
     ResumeFlow: FlowStatus.RUNNING,
     FinishFlow: FlowStatus.FINISHED,
     FailFlow: FlowStatus.FAILED,
@@ -68,6 +75,10 @@ def decide(stimulus: Stimulus, view: View, now: Micros, policy: Policy) -> Decis
         return _pass_deadline(stimulus, view, now)
     if isinstance(stimulus, StartFlow):
         return _start(stimulus, view, now)
+    if isinstance(stimulus, FlowEnded):
+        return resume_watchers(stimulus, view, now)
+    if isinstance(stimulus, ParentCancelled):
+        return cancel_children(stimulus, view, now)
     return _command(stimulus, view, now, policy)
 
 
@@ -81,6 +92,10 @@ def _command(command: Command, view: View, now: Micros, policy: Policy) -> Decis
         return refusal
     if isinstance(command, ParkFlow):
         return park(command, flow, view, now, policy)
+    if isinstance(command, DelegateFlow):
+        return delegate(command, flow, view, now, policy)
+    if isinstance(command, ResumeFlow) and command.leaf is not None:
+        return answer(command, flow, now, policy)
     if isinstance(command, RequestCancel) and flow.cancel_requested:
         return Decision(outcome="applied", flow=flow)
     draft = Draft(flow, command.caller, now)
@@ -169,7 +184,7 @@ def _request_cancel(draft: Draft, command: RequestCancel, _view: View) -> None:
 
 def _cancel(draft: Draft, command: CancelFlow, _view: View) -> None:
     """Any non-terminal status → cancelled."""
-    cancel(draft, command.reason)
+    cancel(draft, command.reason, cascade=command.cascade)
 
 
 def _observe(draft: Draft, command: ObserveStep, view: View) -> None:
@@ -212,6 +227,9 @@ def _start(command: StartFlow, view: View, now: Micros) -> Decision | FlowError:
     same = None if command.minted else view.flow(command.flow_id)
     if same is not None:
         return _started_before(command, same)
+    refusal = _no_parent(command, view)
+    if refusal is not None:
+        return refusal
     draft = Draft(None, command.caller, now)
     draft.idempotency_key = command.idempotency_key
     born = {
@@ -223,10 +241,26 @@ def _start(command: StartFlow, view: View, now: Micros) -> Decision | FlowError:
         "state_json": command.state_json,
         "mirrored": command.mirrored,
     }
+    if command.parent_flow_id is not None:
+        born["parent_flow_id"] = command.parent_flow_id
+    if command.hops:
+        born["hops"] = command.hops
     draft.add(EventKind.CREATED, born, flow_id=command.flow_id)
     if not command.hold:
         draft.add(EventKind.STARTED, {})
     return Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),))
+
+
+def _no_parent(command: StartFlow, view: View) -> FlowError | None:
+    """Refuse a child of a flow that is not there, is somebody else's, has ended or is being cancelled."""
+    if command.parent_flow_id is None:
+        return None
+    parent = view.flow(command.parent_flow_id)
+    if parent is None:
+        return NotFound(f"there is no flow {command.parent_flow_id} to be the parent", flow_id=command.parent_flow_id)
+    if parent.owner_session_key != command.owner_session_key:
+        return Forbidden(f"flow {parent.id} belongs to another agent or session", flow_id=parent.id)
+    return _not_now(Command(flow_id=parent.id), parent)
 
 
 def _started_before(command: StartFlow, flow: Flow) -> Decision | FlowError:

@@ -10,7 +10,7 @@ import msgspec
 from worker.flow.commands import Caller
 from worker.flow.fold import fold
 from worker.flow.lifecycle import STATUS_AFTER, EventKind
-from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Pair, Waiter
+from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Pair, Waiter
 from worker.times import Micros
 
 OutcomeName = Literal[
@@ -26,11 +26,19 @@ class Taken(msgspec.Struct, frozen=True):
     outcome: OutcomeName
 
 
+class Spoiled(msgspec.Struct, frozen=True):
+    """A held reply that its wait does not accept: it goes to the dead letters."""
+
+    held: HeldReply
+    reason: str
+    message: str
+
+
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What happened to one flow: its row afterwards, its new journal entries, and what became of its waits.
 
     `opened` lists every wait that was opened, also those that a held reply ended at once; `closed` is the generation that ended,
-    `satisfied` the leaves that closed while the rest of the present generation goes on.
+    `satisfied` the leaves that are closed, by a reply or by a sibling that won, while the rest of the present generation goes on.
     """
 
     flow: Flow
@@ -40,6 +48,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     satisfied: tuple[int, ...] = ()
     step: FlowStep | None = None
     idempotency_key: str | None = None
+    outgoing: tuple[Outgoing, ...] = ()
 
     def still_open(self, waiter: Waiter) -> bool:
         """Tell whether a wait opened by this change is still open after it."""
@@ -47,7 +56,11 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do: a value. `flow` is what the outcome shows; `hold` a reply to keep, `taken` held replies to use up."""
+    """What to do: a value.
+
+    `flow` is what the outcome shows; `hold` a reply to keep, `taken` held replies to use up, `spoiled` ones to bury; `dead` the reason
+    and sentence with which the message itself goes to the dead letters.
+    """
 
     outcome: OutcomeName
     flow: Flow | None = None
@@ -55,6 +68,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     taken: tuple[Taken, ...] = ()
     hold: HeldReply | None = None
     step: FlowStep | None = None
+    spoiled: tuple[Spoiled, ...] = ()
+    dead: tuple[str, str] | None = None
 
 
 class View(Protocol):
@@ -80,6 +95,10 @@ class View(Protocol):
         """List the held replies for the pair, oldest arrival first, expired ones included."""
         ...
 
+    def children(self, flow_id: str) -> Iterable[str]:
+        """List the ids of the flows started with this one as parent, as far as they have not ended."""
+        ...
+
     def last_flow(self, pair: Pair) -> str | None:
         """Return the id of the flow that last waited for the pair, or None."""
         ...
@@ -97,6 +116,7 @@ class Draft:
         self.satisfied: list[int] = []
         self.step: FlowStep | None = None
         self.idempotency_key: str | None = None
+        self.outgoing: list[Outgoing] = []
         self._generation = flow.wait_id if flow is not None else None
 
     @property
@@ -150,6 +170,7 @@ class Draft:
             satisfied=tuple(self.satisfied) if self.flow.wait_id is not None else (),
             step=self.step,
             idempotency_key=self.idempotency_key,
+            outgoing=tuple(self.outgoing),
         )
 
 

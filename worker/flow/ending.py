@@ -10,7 +10,7 @@ from worker.errors import Internal
 from worker.flow.commands import Caller
 from worker.flow.decision import Draft, OutcomeName
 from worker.flow.lifecycle import EventKind
-from worker.flow.model import Flow, Pair
+from worker.flow.model import Flow, Outgoing, Pair
 from worker.flow.waits import (
     Composite,
     ExternalEvent,
@@ -18,7 +18,10 @@ from worker.flow.waits import (
     Timer,
     WaitCondition,
     due_times,
+    from_value,
     holds,
+    nodes,
+    open_nodes,
     parse,
     to_value,
 )
@@ -28,12 +31,18 @@ TIMED_OUT = "wait timed out"
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """What ended a wait, or satisfied a leaf of it: becomes `state_json.resume_meta` (SEMANTICS R12)."""
+    """What ended a wait, or satisfied a leaf of it: becomes `state_json.resume_meta` (SEMANTICS R12). `reason` goes into the journal."""
 
     cause: Literal["event", "timer", "timeout", "manual"]
     pair: Pair | None = None
     event_id: str | None = None
     caller: Caller | None = None
+    reason: str | None = None
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What the journal entry says besides: the reason, where a person gave one."""
+        return {} if self.reason is None else {"reason": self.reason}
 
     def meta(self, at: Micros) -> dict[str, Any]:
         """Return the `resume_meta` object."""
@@ -67,15 +76,21 @@ def satisfy(draft: Draft, leaf: int, payload: Any, source: Source) -> OutcomeNam
     if not isinstance(condition, Composite):
         resume(draft, payload, source)
         return "resumed"
-    draft.satisfied.append(leaf)
     shown = None if payload is msgspec.UNSET else payload
-    flow = draft.add(EventKind.WAIT_PROGRESSED, {"leaf": str(leaf), "payload": shown}, pair=source.pair, caller=source.caller)
+    flow = draft.add(
+        EventKind.WAIT_PROGRESSED, {"leaf": str(leaf), "payload": shown, **source.said}, pair=source.pair, caller=source.caller
+    )
     return _resume_if_held(draft, condition, flow.progress or {}, source)
 
 
 def _resume_if_held(draft: Draft, condition: WaitCondition, progress: dict[str, Any], source: Source) -> OutcomeName:
-    """Resume a composite wait that holds, with the payloads of its leaves keyed by their index (SEMANTICS R12)."""
+    """Resume a composite wait that holds, with the payloads of its leaves keyed by their index (SEMANTICS R12).
+
+    Where it does not hold yet, every leaf below a part that does is closed: its losers too (R10).
+    """
     if not holds(condition, progress):
+        still = {node.leaf for node in open_nodes(condition, progress)}
+        draft.satisfied = [node.leaf for node in nodes(condition) if node.leaf is not None and node.leaf not in still]
         return "progressed"
     resume(draft, {key: value for key, value in progress.items() if key.isdigit()}, source)
     return "resumed"
@@ -83,7 +98,7 @@ def _resume_if_held(draft: Draft, condition: WaitCondition, progress: dict[str, 
 
 def resume(draft: Draft, payload: Any, source: Source) -> Flow:
     """Move the flow from waiting to running. A plain timer leaves the state alone (SEMANTICS R12)."""
-    entry: dict[str, Any] = {"cause": source.cause}
+    entry: dict[str, Any] = {"cause": source.cause, **source.said}
     if source.cause != "timer" or payload is not msgspec.UNSET:
         event = {} if payload is msgspec.UNSET else {"resume_event": payload}
         entry["patch"] = {**event, "resume_meta": source.meta(draft.now)}
@@ -96,9 +111,22 @@ def fail(draft: Draft, reason: str) -> Flow:
     return draft.add(EventKind.FAILED, {"reason": reason, "patch": {"failure": failure}})
 
 
-def cancel(draft: Draft, reason: str | None) -> Flow:
-    """End the flow as cancelled."""
-    return draft.add(EventKind.CANCELLED, {"reason": reason})
+def cancel(draft: Draft, reason: str | None, *, cascade: bool = True) -> Flow:
+    """End the flow as cancelled, and tell the delegate it waits for, where that one wants to know (SEMANTICS 5)."""
+    draft.outgoing.extend(_notices(draft.flow, reason))
+    return draft.add(EventKind.CANCELLED, {"reason": reason} if cascade else {"reason": reason, "cascade": False})
+
+
+def _notices(flow: Flow, reason: str | None) -> list[Outgoing]:
+    """Write the cancel notices for the delegations that the flow still waits for."""
+    condition = from_value(flow.wait_json) if flow.wait_json is not None else None
+    leaf = condition if isinstance(condition, ExternalEvent) else None
+    if leaf is None or leaf.cancel_to is None:
+        return []
+    told = {"flow_id": flow.id, "correlation_id": leaf.correlation_id, "reason": reason}
+    headers = {"Correlation-Id": leaf.correlation_id or "", "Taskflow-Flow-Id": flow.id}
+    body = msgspec.json.encode(told)
+    return [Outgoing(flow_id=flow.id, wait_id=flow.wait_id or 0, kind="cancel", subject=leaf.cancel_to, headers=headers, body=body)]
 
 
 def pass_time(draft: Draft, now: Micros) -> OutcomeName:
@@ -109,10 +137,9 @@ def pass_time(draft: Draft, now: Micros) -> OutcomeName:
     flow = draft.flow
     condition = condition_of(flow)
     done: OutcomeName = "unmatched"
-    for due, node in due_times(condition, flow.progress or {}):
-        if due > now:
-            break
-        _fire(draft, condition, node)
+    # Asked anew each time: what one deadline closes is not due any more (R10).
+    while (due := due_times(condition, draft.flow.progress or {})) and due[0][0] <= now:
+        _fire(draft, condition, due[0][1])
         done = "progressed"
         if draft.flow.wait_id != flow.wait_id:
             return "applied"

@@ -57,6 +57,8 @@ def _born(event: FlowEvent) -> Flow:
         created_us=event.at_us,
         updated_us=event.at_us,
         seq=event.seq,
+        parent_flow_id=event.payload.get("parent_flow_id"),
+        hops=event.payload.get("hops", 0),
         **{name: event.payload[name] for name in _BORN_WITH},
     )
 

@@ -12,6 +12,7 @@ from worker.errors import Internal
 from worker.flow.commands import WORKER, Caller, Policy, Reply
 from worker.flow.decision import Change, Decision, Draft, OutcomeName, View
 from worker.flow.ending import Source, cancel, condition_of, pass_time, satisfy
+from worker.flow.fitness import unfit
 from worker.flow.model import Flow, HeldReply, Waiter
 from worker.flow.waits import deadline_of
 from worker.times import Micros
@@ -20,18 +21,26 @@ _RANK: dict[OutcomeName, int] = {"late": 0, "progressed": 1, "resumed": 2}
 """With several waiters the message's one outcome is the strongest of what it did."""
 
 
+_MISMATCH = ("flow_mismatch", "the reply names another flow than the one that waits for it")
+
+
 def match(reply: Reply, view: View, now: Micros, policy: Policy) -> Decision:
     """Decide a reply. Never refuses: every reply has an outcome (SEMANTICS R14)."""
     waiters = _readable(view.waiters((reply.topic, reply.correlation_id)), view)
     if reply.flow_id is not None and waiters:
         named = [(waiter, flow) for waiter, flow in waiters if waiter.flow_id == reply.flow_id]
         if not named:
-            return Decision(outcome="flow_mismatch")
+            return Decision(outcome="flow_mismatch", dead=_MISMATCH)
         waiters = named
     changes: list[Change] = []
     outcome: OutcomeName | None = None
     shown: Flow | None = None
+    flaw: tuple[str, str] | None = None
     for waiter, flow in waiters:
+        misfit = unfit(condition_of(flow), flow, waiter.leaf, reply.payload, policy)
+        if misfit is not None and not flow.cancel_requested:
+            flaw = misfit
+            continue
         draft, did = _meet(flow, waiter, reply, now)
         if draft.flow is not flow:
             changes.append(draft.change())
@@ -39,6 +48,8 @@ def match(reply: Reply, view: View, now: Micros, policy: Policy) -> Decision:
             outcome, shown = did, draft.flow
     if outcome is not None:
         return Decision(outcome=outcome, flow=shown, changes=tuple(changes))
+    if flaw is not None:
+        return Decision(outcome="rejected", changes=tuple(changes), dead=flaw)
     return _elsewhere(reply, view, now, policy, tuple(changes))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,7 +18,8 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     """One flow as its journal leaves it (SEMANTICS 1).
 
     `wait_id` is the generation of the present wait: the revision at which the flow parked. `progress` holds what satisfied the
-    leaves of a composite wait so far, by leaf index as text. `seq` is the last journal entry's.
+    leaves of a composite wait so far, by leaf index as text. `seq` is the last journal entry's. `hops` counts the delegations that led
+    to this flow, so that a circle of them ends.
     """
 
     id: str
@@ -38,6 +39,8 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     cancel_requested: bool = False
     revision: int = 0
     seq: int = 0
+    parent_flow_id: str | None = None
+    hops: int = 0
 
     @property
     def created_at(self) -> datetime:
@@ -121,6 +124,21 @@ class Waiter(msgspec.Struct, frozen=True, kw_only=True):
     def pair(self) -> Pair:
         """What a reply is matched by."""
         return (self.topic, self.correlation_id)
+
+
+class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
+    """A message to a delegate, committed with the change that sends it and published afterwards (SEMANTICS 5).
+
+    `kind`: a `request`, which is of no use once its wait is over, or a `cancel` notice. `reply` is the NATS reply subject.
+    """
+
+    flow_id: str
+    wait_id: int
+    kind: Literal["request", "cancel"]
+    subject: str
+    headers: dict[str, str]
+    body: bytes
+    reply: str | None = None
 
 
 class HeldReply(msgspec.Struct, frozen=True, kw_only=True):

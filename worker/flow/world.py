@@ -25,6 +25,7 @@ class World:
         self.last: dict[Pair, str] = {}
         self.pairs: dict[str, set[Pair]] = defaultdict(set)
         self.unreadable: dict[str, str] = {}
+        self.families: dict[str, list[str]] = defaultdict(list)
 
     def flow(self, flow_id: str) -> Flow | None:
         """Return the flow, or None. Raises `Internal` for a row that cannot be read (SEMANTICS R13)."""
@@ -56,6 +57,10 @@ class World:
         """List the held replies for the pair, oldest arrival first, expired ones included."""
         return sorted(self.replies.get(pair, ()), key=lambda reply: reply.arrived_us)
 
+    def children(self, flow_id: str) -> Iterable[str]:
+        """List the ids of the flows started with this one as parent, as far as they have not ended."""
+        return [child for child in self.families.get(flow_id, ()) if not ((found := self.flows.get(child)) and found.terminal)]
+
     def last_flow(self, pair: Pair) -> str | None:
         """Return the id of the flow that last waited for the pair, or None."""
         return self.last.get(pair)
@@ -66,12 +71,29 @@ class World:
             self._apply(change)
         for taken in decision.taken:
             self.replies[taken.held.pair].remove(taken.held)
+        for spoiled in decision.spoiled:
+            self.replies[spoiled.held.pair].remove(spoiled.held)
         if decision.hold is not None:
             self.replies[decision.hold.pair].append(decision.hold)
+
+    def absorb(self, other: World) -> None:
+        """Add what `other` has and this world does not: what is here already may be newer than what was loaded."""
+        for flow_id, flow in other.flows.items():
+            self.flows.setdefault(flow_id, flow)
+        self.unreadable |= other.unreadable
+        for parent, children in other.families.items():
+            known = self.families[parent]
+            known.extend(child for child in children if child not in known)
+        for waiters in other.waiting.values():
+            for waiter in waiters:
+                if waiter not in self.waiting[waiter.pair]:
+                    self.add_waiter(waiter)
 
     def _apply(self, change: Change) -> None:
         """Carry out what happened to one flow."""
         flow = change.flow
+        if flow.id not in self.flows and flow.parent_flow_id is not None:
+            self.families[flow.parent_flow_id].append(flow.id)
         self.flows[flow.id] = flow
         if change.idempotency_key is not None:
             self.keys[flow.owner_session_key, change.idempotency_key] = flow.id

@@ -7,22 +7,13 @@ Reads see committed rows only, and all that was committed before they began.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
-import msgspec
-
-from worker.flow.decision import OutcomeName
 from worker.flow.lifecycle import FlowStatus
-from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Pair, Waiter
-from worker.flow.world import World
+from worker.flow.model import Flow, FlowEvent, FlowStep
+from worker.store.records import ALL, Batch, DeadLetter, Due, DueOutgoing, InboxRow, Loaded, Needs, Numbered, Page
 from worker.times import Micros
-
-InboxKey = tuple[str, str]
-"""(scope, key): the identity of a message; scopes are `cmd:<agent>` and `reply`."""
-
-Place = tuple[str, int]
-"""(stream, sequence): where a message lies."""
 
 
 class ConstraintViolated(Exception):
@@ -31,88 +22,6 @@ class ConstraintViolated(Exception):
 
 class LostRace(ConstraintViolated):
     """A flow is not as the batch saw it: another process changed it. Load it again."""
-
-
-class InboxRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One message taken in and what became of it (SEMANTICS R14). `key` is None for repeats and for what has no identity.
-
-    `result` is what a repeat is answered with, byte for byte.
-    """
-
-    scope: str | None
-    key: str | None
-    digest: bytes
-    outcome: OutcomeName
-    result: bytes
-    source: str
-    source_seq: int | None
-    at_us: Micros
-
-
-class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that could not be used, whole, and why. `n` is given by the store."""
-
-    reason: str
-    message: str
-    subject: str
-    stream: str
-    seq: int | None
-    headers: dict[str, str]
-    body: bytes
-    at_us: Micros
-    n: int = 0
-
-
-class Needs(msgspec.Struct, kw_only=True):
-    """What a batch looks at, so that it is loaded in a few statements.
-
-    `pairs`: those that replies came for; `parking`: those that waits are opened for, which may take held replies.
-    """
-
-    flows: set[str] = msgspec.field(default_factory=set)
-    pairs: set[Pair] = msgspec.field(default_factory=set)
-    parking: set[Pair] = msgspec.field(default_factory=set)
-    keys: set[tuple[str, str]] = msgspec.field(default_factory=set)
-    steps: set[tuple[str, str]] = msgspec.field(default_factory=set)
-    inbox: set[InboxKey] = msgspec.field(default_factory=set)
-    places: set[Place] = msgspec.field(default_factory=set)
-
-
-class Loaded(msgspec.Struct, kw_only=True):
-    """What was found: the world to decide on, and the messages known by identity and by place."""
-
-    world: World
-    inbox: dict[InboxKey, InboxRow] = msgspec.field(default_factory=dict)
-    places: dict[Place, InboxRow] = msgspec.field(default_factory=dict)
-
-
-class FlowWrite(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow to store. `was` is its row before the batch (None: new), against which the write is checked."""
-
-    flow: Flow
-    was: Flow | None
-    due_us: Micros | None
-    idempotency_key: str | None = None
-
-
-class Batch(msgspec.Struct, kw_only=True):
-    """All that a transaction writes, in the order it was decided."""
-
-    flows: list[FlowWrite] = msgspec.field(default_factory=list)
-    events: list[FlowEvent] = msgspec.field(default_factory=list)
-    steps: list[FlowStep] = msgspec.field(default_factory=list)
-    opened: list[tuple[Waiter, bool]] = msgspec.field(default_factory=list)
-    closed: list[tuple[str, int]] = msgspec.field(default_factory=list)
-    satisfied: list[tuple[str, int, int]] = msgspec.field(default_factory=list)
-    held: list[HeldReply] = msgspec.field(default_factory=list)
-    taken: list[tuple[HeldReply, OutcomeName, bytes]] = msgspec.field(default_factory=list)
-    inbox: list[InboxRow] = msgspec.field(default_factory=list)
-    dead: list[DeadLetter] = msgspec.field(default_factory=list)
-    counts: dict[str, int] = msgspec.field(default_factory=dict)
-
-    def count(self, name: str, by: int) -> None:
-        """Add to a maintained counter."""
-        self.counts[name] = self.counts.get(name, 0) + by
 
 
 class Transaction(Protocol):
@@ -156,6 +65,10 @@ class Transaction(Protocol):
         """Count one more attempt of a message."""
         ...
 
+    async def settle_outgoing(self, sent: Sequence[int], later: Sequence[tuple[int, Micros]]) -> None:
+        """Forget what was sent; try the others again at their times."""
+        ...
+
     async def commit(self) -> None:
         """Make it durable. Raises `Unavailable` (nothing was kept) or `StoreBroken` (state unknown: start again from disk)."""
         ...
@@ -163,45 +76,6 @@ class Transaction(Protocol):
     async def rollback(self) -> None:
         """Undo everything. Never raises."""
         ...
-
-
-class Numbered(msgspec.Struct, frozen=True, kw_only=True):
-    """A journal entry with its place in the whole journal and what its published form needs of the flow.
-
-    `event` is None where the entry cannot be read.
-    """
-
-    n: int
-    flow_id: str
-    event: FlowEvent | None
-    controller_id: str
-    owner_session_key: str
-
-
-class Due(msgspec.Struct, frozen=True, kw_only=True):
-    """A waiting flow that time is due to act on. `wait_id` is None where the row is not one that waits."""
-
-    flow_id: str
-    wait_id: int | None
-    due_us: Micros
-
-
-ALL = 2**62
-"""A limit that is none."""
-
-Row = TypeVar("Row")
-
-
-class Page(msgspec.Struct, Generic[Row], frozen=True, kw_only=True):
-    """Rows with their positions in the list's order; `next` is the cursor of what follows, None at the end."""
-
-    rows: list[tuple[int, Row]]
-    next: int | None
-
-    @property
-    def items(self) -> list[Row]:
-        """The rows alone."""
-        return [row for _, row in self.rows]
 
 
 class Reads(Protocol):
@@ -247,6 +121,14 @@ class Reads(Protocol):
 
     async def unpublished_dead_letters(self, after: int, limit: int) -> list[DeadLetter]:
         """List dead letters with a number above `after`, in order."""
+        ...
+
+    async def outgoing_due(self, now: Micros, limit: int) -> list[DueOutgoing]:
+        """List the messages to delegates that are to be sent by `now`, in the order they were committed."""
+        ...
+
+    async def next_outgoing(self) -> Micros | None:
+        """Return when the next message to a delegate is to be sent, or None."""
         ...
 
     async def published(self, outlet: str) -> int:

@@ -27,7 +27,5 @@ def translated(error: sqlite3.Error) -> Exception:
         return Unavailable(f"the database cannot take the change now: {error}", full=primary == sqlite3.SQLITE_FULL)
     if primary in _BROKEN:
         # After an EIO on commit nobody knows what is on disk: never retry, read it again (RELIABILITY 6).
-        return StoreBroken(
-            f"the database stopped on {_BROKEN[primary]} ({error}): restart to recover from disk; `taskflow db check` tells more"
-        )
+        return StoreBroken(f"the database stopped on {_BROKEN[primary]} ({error}): start again to recover from disk; the start checks it")
     return error

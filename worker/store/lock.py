@@ -10,7 +10,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from worker.errors import StoreLocked, StoreRefused
+from worker.errors import StoreBroken, StoreLocked, StoreRefused
 
 
 class WriterLock:
@@ -34,9 +34,14 @@ class WriterLock:
             os.close(fd)
             message = f"another worker (pid {holder}) holds the database {self._path.with_suffix('')}: stop it first, or set store.path"
             raise StoreLocked(message) from bad
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._fd = fd
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as bad:
+            self.release()
+            message = f"store.path: cannot write the lock file {self._path}: {bad.strerror}; make room on its disk, then start again"
+            raise StoreBroken(message) from bad
 
     def release(self) -> None:
         """Let go. Idempotent. The file stays: removing it would let two workers lock two different files."""

@@ -11,9 +11,9 @@ from worker.errors import Internal
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep
 from worker.store import rows
-from worker.store.base import ALL, DeadLetter, Due, InboxRow, Numbered, Page
 from worker.store.failures import translated
 from worker.store.queries import statements
+from worker.store.records import ALL, DeadLetter, Due, DueOutgoing, InboxRow, Numbered, Page
 from worker.times import Micros
 
 
@@ -98,6 +98,16 @@ class SqliteReads(ABC):
     async def unpublished_dead_letters(self, after: int, limit: int) -> list[DeadLetter]:
         """List dead letters above `after`, in order."""
         return [rows.dead_letter(row) for row in await self._rows("unpublished_dead_letters", after, limit)]
+
+    async def outgoing_due(self, now: Micros, limit: int) -> list[DueOutgoing]:
+        """List the messages to delegates that are due."""
+        found = await self._rows("outgoing_due", now, limit)
+        return [DueOutgoing(n=row[0], attempts=row[1], message=rows.outgoing(row[2:])) for row in found]
+
+    async def next_outgoing(self) -> Micros | None:
+        """Return when the next message to a delegate is due."""
+        found = await self._rows("next_outgoing")
+        return found[0][0] if found else None
 
     async def published(self, outlet: str) -> int:
         """Return up to which row the outlet is published."""

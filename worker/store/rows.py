@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
-from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply
+from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing
 from worker.flow.waits import parse
-from worker.store.base import DeadLetter, InboxRow
+from worker.store.records import DeadLetter, InboxRow
 
 Row = Sequence[Any]
 _encode = msgspec.json.encode
@@ -42,8 +42,8 @@ def maybe(value: Any) -> str | None:
 
 def flow(row: Row) -> Flow:
     """Return the flow of a row of `flows` (without `n`). Raises `Unreadable`."""
-    if row[17] is not None:
-        raise Unreadable(row[17])
+    if row[19] is not None:
+        raise Unreadable(row[19])
     try:
         return Flow(
             id=row[0],
@@ -63,6 +63,8 @@ def flow(row: Row) -> Flow:
             seq=row[14],
             created_us=row[15],
             updated_us=row[16],
+            parent_flow_id=row[17],
+            hops=row[18],
         )
     except (ValueError, RecursionError) as bad:
         message = f"flow {row[0]}: {bad}"
@@ -81,7 +83,7 @@ def _wait(stored: bytes | None) -> dict[str, Any] | None:
 def flow_insert(n: int, it: Flow, due_us: int | None, key: str | None) -> tuple[Any, ...]:
     """Return the values of `insert_flow`."""
     born = (n, it.id, it.controller_id, it.goal, it.owner_session_key, it.requester_origin)
-    return (*born, *_present(it), it.revision, it.seq, it.created_us, it.updated_us, due_us, key)
+    return (*born, *_present(it), it.revision, it.seq, it.created_us, it.updated_us, due_us, key, it.parent_flow_id, it.hops)
 
 
 def flow_update(n: int, it: Flow, was: Flow, due_us: int | None) -> tuple[Any, ...]:
@@ -172,6 +174,17 @@ def held_insert(it: HeldReply) -> tuple[Any, ...]:
     """Return the values of `insert_held`; a reply without payload is kept as empty text."""
     payload = "" if it.payload is msgspec.UNSET else text(it.payload)
     return (it.topic, it.correlation_id, it.event_id, payload, it.arrived_us, it.expires_us, it.key, it.flow_id, it.trace)
+
+
+def outgoing(row: Row) -> Outgoing:
+    """Return the message to a delegate of a row."""
+    headers = _decode(row[4])
+    return Outgoing(flow_id=row[0], wait_id=row[1], kind=row[2], subject=row[3], headers=headers, body=row[5], reply=row[6])
+
+
+def outgoing_insert(n: int, it: Outgoing, now: int) -> tuple[Any, ...]:
+    """Return the values of `insert_outgoing`."""
+    return (n, it.wait_id, it.kind, it.subject, it.reply, text(it.headers), it.body, now)
 
 
 def inbox(row: Row) -> InboxRow:

@@ -60,6 +60,10 @@ class SqliteFlowStore(SqliteReads):
         lock.acquire()
         try:
             return await cls._open_file(file, lock)
+        except Unavailable as full:
+            lock.release()
+            message = f"store.path: {file} cannot be opened for writing: {full.message}; make room on its disk, then start again"
+            raise StoreBroken(message) from full
         except BaseException:
             lock.release()
             raise

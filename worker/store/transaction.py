@@ -12,9 +12,10 @@ import msgspec
 from worker.flow.model import Waiter
 from worker.flow.world import World
 from worker.store import rows
-from worker.store.base import Batch, FlowWrite, InboxKey, InboxRow, Loaded, LostRace, Needs, Place
+from worker.store.base import LostRace
 from worker.store.failures import translated
 from worker.store.queries import statements
+from worker.store.records import Batch, FlowWrite, InboxKey, InboxRow, Loaded, Needs, Place
 from worker.store.upkeep import Upkeep
 from worker.times import Micros
 
@@ -30,9 +31,11 @@ class SqliteTransaction(Upkeep):
         self._load = statements("load")
         self._save = statements("save")
         self._numbers: dict[str, int] = {}
+        self._now: Micros = 0
 
     async def load(self, needs: Needs, now: Micros) -> Loaded:
         """Load what the batch looks at into a fresh world."""
+        self._now = now
         loaded = Loaded(world=World())
         await self._load_inbox(needs, loaded)
         await self._load_pairs(needs, loaded.world, now)
@@ -40,6 +43,10 @@ class SqliteTransaction(Upkeep):
             for owner, key, flow_id in await self._rows("flows_by_key", needs.keys):
                 loaded.world.keys[owner, key] = flow_id
                 needs.flows.add(flow_id)
+        if needs.parents:
+            for parent, child in await self._rows("children_by_parent", needs.parents):
+                loaded.world.families[parent].append(child)
+                needs.flows.add(child)
         await self._load_flows(needs.flows, loaded.world)
         if needs.steps:
             for row in await self._rows("steps_by_run", needs.steps):
@@ -56,7 +63,7 @@ class SqliteTransaction(Upkeep):
         if needs.places:
             for row in await self._rows("inbox_by_place", needs.places):
                 known = rows.inbox(row)
-                loaded.places[_place(known)] = known
+                loaded.places.setdefault(_place(known), []).append(known)
 
     async def _load_pairs(self, needs: Needs, world: World, now: Micros) -> None:
         """Load who waits, who waited last, and what is held for the pairs; their flows are needed too."""
@@ -119,17 +126,28 @@ class SqliteTransaction(Upkeep):
         await self._many("upsert_step", [rows.step_upsert(number[s.flow_id], s) for s in batch.steps])
         # Closing comes before opening: a generation may end and the next open the same pair within one batch.
         await self._many("close_waits", [(number[flow_id], wait_id) for flow_id, wait_id in batch.closed])
+        await self._many("drop_requests", [(number[flow_id], wait_id) for flow_id, wait_id in batch.closed])
         await self._many("close_leaf", [(number[flow_id], wait_id, leaf) for flow_id, wait_id, leaf in batch.satisfied])
         await self._many(
             "insert_waiter",
             [(number[w.flow_id], w.wait_id, w.leaf, w.topic, w.correlation_id, w.mode, int(is_open)) for w, is_open in batch.opened],
         )
+        await self._save_outgoing(batch)
         await self._many("insert_inbox", [rows.inbox_insert(row) for row in batch.inbox])
         await self._many("insert_held", [rows.held_insert(held) for held in batch.held])
         await self._many("delete_held", [(held.key,) for held, _, _ in batch.taken])
         await self._many("change_outcome", [(outcome, result, held.key) for held, outcome, result in batch.taken])
-        await self._many("insert_dead_letter", [rows.dead_letter_insert(letter) for letter in batch.dead])
+        await self._many("delete_held", [(held.key,) for held, _, _ in batch.spoiled])
+        await self._many("change_outcome", [("rejected", result, held.key) for held, _, result in batch.spoiled])
+        letters = [*batch.dead, *(letter for _, letter, _ in batch.spoiled)]
+        await self._many("insert_dead_letter", [rows.dead_letter_insert(letter) for letter in letters])
         await self._many("count", [(name, by) for name, by in batch.counts.items() if by])
+
+    async def _save_outgoing(self, batch: Batch) -> None:
+        """Queue messages to delegates, but not the request of a wait that the batch has ended again."""
+        over = set(batch.closed)
+        wanted = [m for m in batch.outgoing if m.kind == "cancel" or (m.flow_id, m.wait_id) not in over]
+        await self._many("insert_outgoing", [rows.outgoing_insert(self._numbers[m.flow_id], m, self._now) for m in wanted])
 
     async def _save_flows(self, writes: list[FlowWrite]) -> None:
         """Insert new flows, update known ones; a row that is not as the batch saw it refuses the whole."""

@@ -63,7 +63,7 @@ class Upkeep:
         """Delete ended flows whose events are all published, with everything that hangs on them."""
         found = await self._fetch(self._upkeep["prunable_flows"], (older_than, limit))
         numbers = [(n,) for n, _ in found]
-        for name in ("prune_events", "prune_steps", "prune_waiters", "prune_flow"):
+        for name in ("prune_events", "prune_steps", "prune_waiters", "prune_outgoing", "prune_flow"):
             await self._each(self._upkeep[name], numbers)
         await self._each(self._saves["count"], [(f"flows.{status}", -1) for _, status in found])
         return len(found)
@@ -77,6 +77,11 @@ class Upkeep:
     async def set_aside(self, flow_id: str, why: str) -> None:
         """Take an unreadable flow out of the timers' way."""
         await self._fetch(self._upkeep["set_aside"], (flow_id, why))
+
+    async def settle_outgoing(self, sent: Sequence[int], later: Sequence[tuple[int, Micros]]) -> None:
+        """Forget what was sent; postpone the rest."""
+        await self._each(self._upkeep["forget_outgoing"], [(n,) for n in sent])
+        await self._each(self._upkeep["postpone_outgoing"], later)
 
     async def mark_published(self, outlet: str, n: int) -> None:
         """Note how far an outlet has come."""

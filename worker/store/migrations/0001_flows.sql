@@ -29,6 +29,8 @@ CREATE TABLE flows (
   updated_us INTEGER NOT NULL CHECK (updated_us >= created_us),
   due_us INTEGER,
   idempotency_key TEXT,
+  parent_id TEXT,
+  hops INTEGER NOT NULL DEFAULT 0,
   set_aside TEXT,
   CHECK ((status = 'waiting') = (wait_json IS NOT NULL)),
   CHECK ((status = 'waiting') = (wait_id IS NOT NULL)),
@@ -40,6 +42,8 @@ CREATE INDEX flows_by_due ON flows (due_us) WHERE due_us IS NOT NULL;
 CREATE INDEX flows_by_owner ON flows (owner_session_key, status, n);
 CREATE INDEX flows_by_status ON flows (status, n);
 CREATE INDEX flows_ended ON flows (updated_us) WHERE status IN ('cancelled', 'finished', 'failed');
+
+CREATE INDEX flows_by_parent ON flows (parent_id) WHERE parent_id IS NOT NULL;
 
 -- The journal, and the outbox: `n` orders it as a whole and is never used again.
 CREATE TABLE flow_events (
@@ -109,7 +113,8 @@ CREATE TABLE inbox (
 ) STRICT;
 
 CREATE UNIQUE INDEX inbox_by_key ON inbox (scope, key) WHERE key IS NOT NULL;
-CREATE UNIQUE INDEX inbox_by_place ON inbox (source, source_seq) WHERE source_seq IS NOT NULL;
+-- With the digest: a stream that was deleted and made again counts from 1 once more, and its new messages are not the old ones.
+CREATE UNIQUE INDEX inbox_by_place ON inbox (source, source_seq, digest) WHERE source_seq IS NOT NULL;
 CREATE INDEX inbox_of_requests ON inbox (at_us) WHERE source_seq IS NULL;
 
 CREATE TABLE held (
@@ -139,6 +144,23 @@ CREATE TABLE dead_letters (
   body BLOB NOT NULL,
   at_us INTEGER NOT NULL
 ) STRICT;
+
+-- Messages to delegates, committed with the change that sends them; a row goes when its message was sent, or its wait is over.
+CREATE TABLE outgoing (
+  n INTEGER PRIMARY KEY AUTOINCREMENT,
+  flow INTEGER NOT NULL REFERENCES flows (n),
+  wait_id INTEGER NOT NULL,
+  kind TEXT NOT NULL CHECK (kind IN ('request', 'cancel')),
+  subject TEXT NOT NULL,
+  reply TEXT,
+  headers_json TEXT NOT NULL,
+  body BLOB NOT NULL,
+  next_us INTEGER NOT NULL,
+  attempts INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (flow, wait_id, kind)
+) STRICT;
+
+CREATE INDEX outgoing_by_time ON outgoing (next_us, n);
 
 -- Up to which row each outlet is stored by the broker.
 CREATE TABLE published (

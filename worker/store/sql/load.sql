@@ -38,7 +38,7 @@ ORDER BY h.arrived_us, h.n;
 -- name: flows_by_id
 SELECT f.n, f.id, f.controller_id, f.goal, f.owner_session_key, f.requester_origin, f.current_step, f.status, f.cancel_requested,
   CAST(f.state_json AS BLOB), CAST(f.wait_json AS BLOB), f.wait_id, f.parked_us, CAST(f.progress_json AS BLOB), f.revision, f.seq,
-  f.created_us, f.updated_us, f.set_aside
+  f.created_us, f.updated_us, f.parent_id, f.hops, f.set_aside
 FROM json_each(?1) AS want CROSS JOIN flows AS f
 WHERE f.id = want.value;
 
@@ -51,3 +51,9 @@ WHERE f.owner_session_key = want.value ->> 0 AND f.idempotency_key = want.value 
 SELECT s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.status, CAST(s.result_json AS BLOB), s.created_us, s.updated_us
 FROM json_each(?1) AS want CROSS JOIN flows AS f CROSS JOIN flow_steps AS s
 WHERE f.id = want.value ->> 0 AND s.flow = f.n AND s.run_id = want.value ->> 1;
+
+-- name: children_by_parent
+SELECT f.parent_id, f.id
+FROM json_each(?1) AS want CROSS JOIN flows AS f
+WHERE f.parent_id = want.value AND f.parent_id IS NOT NULL AND f.status IN ('created', 'running', 'waiting')
+ORDER BY f.n;

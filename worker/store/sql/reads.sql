@@ -3,20 +3,20 @@
 -- name: get_flow
 SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
   CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
-  updated_us, set_aside
+  updated_us, parent_id, hops, set_aside
 FROM flows WHERE id = ?1;
 
 -- name: list_flows
 SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
   CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
-  updated_us, set_aside
+  updated_us, parent_id, hops, set_aside
 FROM flows WHERE n < ?1 ORDER BY n DESC LIMIT max(?2, 0);
 
 -- One look-up per status in the one index that also serves the pair of filters; the newest of all of them win.
 -- name: list_flows_by_owner
 SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
   CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
-  updated_us, set_aside
+  updated_us, parent_id, hops, set_aside
 FROM flows WHERE n IN (
   SELECT n FROM (SELECT n FROM flows WHERE owner_session_key = ?3 AND status = 'created' AND n < ?1 ORDER BY n DESC LIMIT max(?2, 0))
   UNION ALL
@@ -34,13 +34,13 @@ FROM flows WHERE n IN (
 -- name: list_flows_by_status
 SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
   CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
-  updated_us, set_aside
+  updated_us, parent_id, hops, set_aside
 FROM flows WHERE status = ?3 AND n < ?1 ORDER BY n DESC LIMIT max(?2, 0);
 
 -- name: list_flows_by_owner_and_status
 SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
   CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
-  updated_us, set_aside
+  updated_us, parent_id, hops, set_aside
 FROM flows INDEXED BY flows_by_owner WHERE owner_session_key = ?3 AND status = ?4 AND n < ?1 ORDER BY n DESC LIMIT max(?2, 0);
 
 -- name: list_steps
@@ -72,6 +72,13 @@ FROM flow_events AS e CROSS JOIN flows AS f WHERE e.n > ?1 AND f.n = e.flow ORDE
 
 -- name: unpublished_dead_letters
 SELECT n, reason, message, subject, stream, seq, CAST(headers_json AS BLOB), body, at_us FROM dead_letters WHERE n > ?1 ORDER BY n LIMIT max(?2, 0);
+
+-- name: outgoing_due
+SELECT o.n, o.attempts, f.id, o.wait_id, o.kind, o.subject, o.headers_json, o.body, o.reply
+FROM outgoing AS o CROSS JOIN flows AS f WHERE o.next_us <= ?1 AND f.n = o.flow ORDER BY o.next_us, o.n LIMIT ?2;
+
+-- name: next_outgoing
+SELECT next_us FROM outgoing ORDER BY next_us LIMIT 1;
 
 -- name: published
 SELECT n FROM published WHERE outlet = ?1;

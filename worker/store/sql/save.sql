@@ -2,8 +2,8 @@
 
 -- name: insert_flow
 INSERT INTO flows (n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json,
-  wait_json, wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, due_us, idempotency_key)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+  wait_json, wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, due_us, idempotency_key, parent_id, hops)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: update_flow
 UPDATE flows SET current_step = ?, status = ?, cancel_requested = ?, state_json = ?, wait_json = ?, wait_id = ?, parked_us = ?,
@@ -23,6 +23,12 @@ ON CONFLICT (flow, run_id) DO UPDATE SET task = excluded.task, status = excluded
 
 -- name: close_waits
 UPDATE waiters SET open = 0 WHERE flow = ? AND wait_id = ? AND open = 1;
+
+-- name: drop_requests
+DELETE FROM outgoing WHERE flow = ? AND wait_id = ? AND kind = 'request';
+
+-- name: insert_outgoing
+INSERT INTO outgoing (flow, wait_id, kind, subject, reply, headers_json, body, next_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: close_leaf
 UPDATE waiters SET open = 0 WHERE flow = ? AND wait_id = ? AND leaf = ?;

@@ -34,6 +34,15 @@ DELETE FROM flow_steps WHERE flow = ?;
 -- name: prune_waiters
 DELETE FROM waiters WHERE flow = ?;
 
+-- name: prune_outgoing
+DELETE FROM outgoing WHERE flow = ?;
+
+-- name: forget_outgoing
+DELETE FROM outgoing WHERE n = ?;
+
+-- name: postpone_outgoing
+UPDATE outgoing SET attempts = attempts + 1, next_us = ?2 WHERE n = ?1;
+
 -- name: prune_flow
 DELETE FROM flows WHERE n = ?;
 

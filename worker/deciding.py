@@ -1,123 +1,33 @@
 """Decide a batch in memory: from submissions and what was loaded to what is written and what each is told.
 
 Pure but for the order it keeps: nothing here waits. Deduplication comes first (SEMANTICS R5, 6), then `flow.decide`, then the record of
-what became of the message (R14).
+what became of the message (R14), and last what follows from flows that ended.
 """
 
 from __future__ import annotations
-
-import asyncio
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from worker.errors import Conflict, FlowError, Internal
-from worker.flow.commands import ObserveStep, ParkFlow, Policy, Reply, StartFlow, Stimulus
+from worker.flow.commands import CancelFlow, FlowEnded, ParentCancelled, Policy, Reply, Stimulus
 from worker.flow.decide import decide
-from worker.flow.decision import Decision, OutcomeName
+from worker.flow.decision import Change, Decision, OutcomeName, Spoiled
 from worker.flow.ending import due_of
-from worker.flow.model import Flow, FlowStep, Pair
-from worker.flow.waits import ExternalEvent, from_value, nodes
-from worker.store.base import Batch, DeadLetter, FlowWrite, InboxRow, Loaded, Needs
+from worker.flow.lifecycle import TERMINAL, FlowStatus
+from worker.flow.model import Flow
+from worker.store.records import Batch, DeadLetter, FlowWrite, InboxRow, Loaded
+from worker.submission import Outcome, Submission, Useless
 from worker.times import Micros
 from worker.wire.codec import Identity
 from worker.wire.outcomes import applied, refused, reply_outcome
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a submission. `result` is the answer in bytes, for whoever asked over the wire; `repeat`: it was known."""
+class Deciding:
+    """A batch being decided: the world as the decisions so far leave it, and what they add up to.
 
-    name: OutcomeName
-    result: bytes = b""
-    flow: Flow | None = None
-    step: FlowStep | None = None
-    error: FlowError | None = None
-    repeat: bool = False
-
-
-class Raw(msgspec.Struct, frozen=True, kw_only=True):
-    """A message as it came, for the dead letters."""
-
-    subject: str
-    headers: dict[str, str]
-    body: bytes
-
-
-class Useless(msgspec.Struct, frozen=True, kw_only=True):
-    """A message nothing can be done with: `reason` is its dead letter's token; None where the refusal alone is its outcome."""
-
-    error: FlowError
-    reason: str | None
-
-
-class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """One thing to decide, or one useless message to keep, and the future that hears of it.
-
-    `raw` is what goes into the dead letters should the message come to nothing; requests that are answered have none.
+    `decide` every submission in order; while `ends` gives any, load what they need, `absorb` it and `follow` them up; then `finished`.
     """
-
-    what: Stimulus | Useless
-    identity: Identity | None
-    source: str
-    seq: int | None
-    done: asyncio.Future[Any]
-    raw: Raw | None = None
-    alone: bool = False
-
-
-def needs_of(submissions: list[Submission]) -> Needs:
-    """Say what has to be loaded to decide the batch."""
-    needs = Needs()
-    for submission in submissions:
-        if submission.identity is not None:
-            needs.inbox.add((submission.identity.scope, submission.identity.key))
-        if submission.seq is not None:
-            needs.places.add((submission.source, submission.seq))
-        _need(submission.what, needs)
-    return needs
-
-
-def _need(stimulus: Stimulus | Useless, needs: Needs) -> None:
-    """Add what one stimulus looks at."""
-    match stimulus:
-        case Useless():
-            return
-        case Reply():
-            needs.pairs.add((stimulus.topic, stimulus.correlation_id))
-            if stimulus.flow_id is not None:
-                needs.flows.add(stimulus.flow_id)
-        case StartFlow():
-            if not stimulus.minted:
-                needs.flows.add(stimulus.flow_id)
-            if stimulus.idempotency_key is not None:
-                needs.keys.add((stimulus.owner_session_key, stimulus.idempotency_key))
-        case _:
-            needs.flows.add(stimulus.flow_id)
-    if isinstance(stimulus, ParkFlow):
-        needs.parking |= _pairs(stimulus)
-    if isinstance(stimulus, ObserveStep):
-        needs.steps.add((stimulus.flow_id, stimulus.run_id))
-
-
-def _pairs(command: ParkFlow) -> set[Pair]:
-    """List the pairs a wait names; one with a minted correlation id is new to everybody."""
-    condition = from_value(command.condition)
-    if condition is None:
-        return set()
-    leaves = [node.condition for node in nodes(condition)]
-    return {(leaf.topic, leaf.correlation_id) for leaf in leaves if isinstance(leaf, ExternalEvent) and leaf.correlation_id is not None}
-
-
-def decide_batch(submissions: list[Submission], loaded: Loaded, now: Micros, policy: Policy) -> tuple[Batch, list[Outcome]]:
-    """Decide every submission in order on the loaded world; returns what to write and what to tell each."""
-    deciding = _Deciding(loaded, now, policy)
-    outcomes = [deciding.decide(submission) for submission in submissions]
-    return deciding.finished(), outcomes
-
-
-class _Deciding:
-    """A batch being decided: the world as the decisions so far leave it, and what they add up to."""
 
     def __init__(self, loaded: Loaded, now: Micros, policy: Policy) -> None:
         self._loaded = loaded
@@ -126,9 +36,41 @@ class _Deciding:
         self._batch = Batch()
         self._before: dict[str, Flow | None] = {}
         self._keys: dict[str, str] = {}
+        self._ends: list[Stimulus] = []
+        self._fallen: dict[str, list[str]] = {}
+        self._decided: list[Submission] = []
+        self.outcomes: list[Outcome] = []
 
-    def decide(self, submission: Submission) -> Outcome:
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """The flows whose rows cannot be read, and why."""
+        return self._loaded.world.unreadable
+
+    def ends(self) -> list[Stimulus]:
+        """Return what follows from the flows that ended since the last call."""
+        ends, self._ends = self._ends, []
+        return ends
+
+    def absorb(self, more: Loaded) -> None:
+        """Add what was loaded later; what the batch knows already is newer."""
+        self._loaded.world.absorb(more.world)
+
+    def follow(self, ends: list[Stimulus]) -> None:
+        """Decide what follows from the ends of flows; it can be refused by nobody."""
+        for end in ends:
+            decision = decide(end, self._loaded.world, self._now, self._policy)
+            if isinstance(decision, Decision):
+                self._apply(decision)
+                if isinstance(end, ParentCancelled):
+                    self._fallen.setdefault(end.flow_id, []).extend(change.flow.id for change in decision.changes)
+
+    def decide(self, submission: Submission) -> None:
         """Decide one submission and record what became of it."""
+        self._decided.append(submission)
+        self.outcomes.append(self._outcome_of(submission))
+
+    def _outcome_of(self, submission: Submission) -> Outcome:
+        """Return what became of one submission."""
         known = self._known(submission)
         if known is not None:
             return known
@@ -142,15 +84,15 @@ class _Deciding:
             return Outcome(name="rejected", error=unreadable, result=refused(unreadable))
         if isinstance(decision, FlowError):
             return self._record(submission, Outcome(name="rejected", error=decision, result=refused(decision)))
-        if decision.outcome == "flow_mismatch":
-            self._bury(submission, "flow_mismatch", "the reply names another flow than the one that waits for it")
+        if decision.dead is not None:
+            self._bury(submission, *decision.dead)
         self._apply(decision)
         return self._record(submission, self._told(submission, decision))
 
     def _known(self, submission: Submission) -> Outcome | None:
         """Answer a message that was taken in before: the same delivery again, a repeat, or another body under the same id."""
         if submission.seq is not None:
-            same = self._loaded.places.get((submission.source, submission.seq))
+            same = self._at_its_place(submission, submission.seq)
             if same is not None:
                 return Outcome(name=same.outcome, result=same.result, repeat=True)
         if submission.identity is None:
@@ -162,6 +104,16 @@ class _Deciding:
             self._note(submission, "duplicate", first.result)
             return Outcome(name="duplicate", result=first.result, repeat=True)
         return self._conflict(submission)
+
+    def _at_its_place(self, submission: Submission, seq: int) -> InboxRow | None:
+        """Return the row of this very message, if it was taken in before.
+
+        The sequence alone does not tell: where the stream was made again, another message lies there now. A message that is given up
+        was not read again, so its place has to do.
+        """
+        given_up = isinstance(submission.what, Useless) and submission.what.reason == "poison"
+        rows = self._loaded.places.get((submission.source, seq), ())
+        return next((row for row in rows if given_up or row.digest == submission.digest), None)
 
     def _conflict(self, submission: Submission) -> Outcome:
         """Keep what came under a used id as a dead letter; the first one stays (SEMANTICS R5)."""
@@ -214,6 +166,8 @@ class _Deciding:
             if change.idempotency_key is not None:
                 self._keys[flow_id] = change.idempotency_key
             batch.events.extend(change.events)
+            batch.outgoing.extend(change.outgoing)
+            self._note_end(change)
             if change.step is not None:
                 batch.steps.append(change.step)
             if change.closed is not None:
@@ -227,10 +181,41 @@ class _Deciding:
             batch.count(f"inbox.{taken.outcome}", 1)
             batch.count("inbox.held", -1)
             batch.count("held", -1)
+        for spoiled in decision.spoiled:
+            self._spoil(spoiled)
         if decision.hold is not None:
             batch.held.append(decision.hold)
             batch.count("held", 1)
         world.apply(decision)
+
+    def _note_end(self, change: Change) -> None:
+        """Remember a flow that ended by this change, for what follows from it."""
+        last = change.events[-1] if change.events else None
+        if last is None or last.status not in TERMINAL:
+            return
+        self._ends.append(FlowEnded(flow_id=change.flow.id))
+        if last.status is FlowStatus.CANCELLED and last.payload.get("cascade", True):
+            self._ends.append(ParentCancelled(flow_id=change.flow.id))
+
+    def _spoil(self, spoiled: Spoiled) -> None:
+        """Bury a held reply that its wait does not accept."""
+        held = spoiled.held
+        letter = DeadLetter(
+            reason=spoiled.reason,
+            message=spoiled.message,
+            subject=held.topic,
+            stream="",
+            seq=None,
+            headers={"Correlation-Id": held.correlation_id, "Event-Id": held.event_id},
+            body=b"" if held.payload is msgspec.UNSET else msgspec.json.encode(held.payload),
+            at_us=self._now,
+        )
+        result = reply_outcome("rejected", None)
+        self._batch.spoiled.append((held, letter, result))
+        self._retell(held.key, "rejected", result)
+        self._batch.count("inbox.rejected", 1)
+        self._batch.count("inbox.held", -1)
+        self._batch.count("held", -1)
 
     def _retell(self, key: str, outcome: OutcomeName, result: bytes) -> None:
         """Change what a repeat of a held reply is told from now on."""
@@ -238,7 +223,8 @@ class _Deciding:
         if row is not None:
             self._loaded.inbox["reply", key] = told = replace(row, outcome=outcome, result=result)
             if row.source_seq is not None:
-                self._loaded.places[row.source, row.source_seq] = told
+                rows = self._loaded.places.get((row.source, row.source_seq), [])
+                rows[:] = [told if known is row else known for known in rows]
 
     def _record(self, submission: Submission, outcome: Outcome) -> Outcome:
         """Store the message's one outcome under its identity."""
@@ -252,7 +238,7 @@ class _Deciding:
         row = InboxRow(
             scope=identity.scope if identity else None,
             key=identity.key if identity else None,
-            digest=submission.identity.digest if submission.identity else b"",
+            digest=submission.digest,
             outcome=outcome,
             result=result,
             source=submission.source,
@@ -264,10 +250,38 @@ class _Deciding:
         if identity is not None:
             self._loaded.inbox[identity.scope, identity.key] = row
         if submission.seq is not None:
-            self._loaded.places[submission.source, submission.seq] = row
+            self._loaded.places.setdefault((submission.source, submission.seq), []).append(row)
+
+    def _tell_of_children(self) -> None:
+        """Name the children that were cancelled with a flow in the outcome of the command that cancelled it."""
+        for at, (submission, outcome) in enumerate(zip(self._decided, self.outcomes, strict=True)):
+            fallen = self._descendants(submission.what.flow_id) if isinstance(submission.what, CancelFlow) else []
+            if not fallen or outcome.repeat or outcome.error is not None or outcome.flow is None:
+                continue
+            told = applied(outcome.flow, cancelled_children=fallen)
+            self.outcomes[at] = replace(outcome, result=told)
+            if submission.identity is not None:
+                self._tell_repeats(submission.identity, outcome.result, told)
+
+    def _tell_repeats(self, identity: Identity, old: bytes, new: bytes) -> None:
+        """Store what a command is told instead, and tell its repeats within the batch the same, byte for byte (SEMANTICS 6)."""
+        for at, (submission, outcome) in enumerate(zip(self._decided, self.outcomes, strict=True)):
+            if submission.identity == identity and outcome.result == old:
+                self.outcomes[at] = replace(outcome, result=new)
+        changed = (identity.digest, old)
+        self._batch.inbox = [replace(row, result=new) if (row.digest, row.result) == changed else row for row in self._batch.inbox]
+
+    def _descendants(self, flow_id: str) -> list[str]:
+        """List the flows that this batch cancelled because of this one, generation by generation."""
+        found = list(self._fallen.get(flow_id, ()))
+        for child in found:
+            found.extend(grandchild for grandchild in self._fallen.get(child, ()) if grandchild not in found)
+        return found
 
     def finished(self) -> Batch:
         """Return what the batch writes: each touched flow once, as it is at the end."""
+        if self._fallen:
+            self._tell_of_children()
         for flow_id, before in self._before.items():
             flow = self._loaded.world.flows[flow_id]
             write = FlowWrite(flow=flow, was=before, due_us=due_of(flow), idempotency_key=self._keys.get(flow_id))

@@ -1,0 +1,88 @@
+"""Delegate: open the wait and send the request in one change (SEMANTICS 5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from worker.errors import FlowError, Forbidden, InvalidRequest
+from worker.flow.commands import DelegateFlow, Policy
+from worker.flow.decision import Decision, View
+from worker.flow.model import Flow, Outgoing
+from worker.flow.park import park_on, with_outgoing
+from worker.flow.settling import settle
+from worker.flow.waits import ExternalEvent, parse
+from worker.times import Micros, rfc3339, to_micros
+
+CORRELATION_ID = "Correlation-Id"
+FLOW_ID = "Taskflow-Flow-Id"
+DEADLINE = "Taskflow-Deadline"
+HOPS = "Taskflow-Hops"
+REPLY_SUBJECT = "Taskflow-Reply-Subject"
+TRACEPARENT = "traceparent"
+
+
+def delegate(command: DelegateFlow, flow: Flow, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
+    """Decide a delegation by a running flow."""
+    if flow.hops >= policy.max_hops:
+        message = f"flow {flow.id} was reached by {flow.hops} delegations in a row: it may be delegating to itself through others"
+        return Forbidden(message, hops=flow.hops, limit=policy.max_hops)
+    bounds = {"deadline": command.deadline, "timeout": command.timeout, "accept": command.accept, "cancel_to": command.cancel_to}
+    wait: dict[str, Any] = {
+        "kind": "external_event",
+        "topic": command.reply_topic,
+        "correlation_id": command.correlation_id,
+        "to": command.to,
+    }
+    wait |= {"on_timeout": command.on_timeout} | {name: value for name, value in bounds.items() if value is not None}
+    try:
+        condition = settle(parse(wait), now, policy, command.correlation_id)
+    except msgspec.ValidationError as bad:
+        return InvalidRequest(f"delegate: {bad}", path="/" + str(bad).rpartition("`$.")[2].rstrip("`"))
+    except FlowError as refused:
+        return _by_own_field(refused)
+    assert isinstance(condition, ExternalEvent), "what was spelled is an external_event"
+    reply = _reply_subject(command, policy)
+    if isinstance(reply, FlowError):
+        return reply
+    decision = park_on(condition, command, flow, view, now, policy)
+    if isinstance(decision, FlowError):
+        return _by_own_field(decision)
+    if decision.changes[0].flow.wait_id is None:
+        return decision  # a held reply has ended the wait already: a request now would be of no use, and never be dropped
+    return with_outgoing(decision, _request(command, condition, flow, reply))
+
+
+def _by_own_field(refused: FlowError) -> FlowError:
+    """Name the field as `delegate` has it: its wait is spelled by fields of its own, not by a `wait_condition`."""
+    if "path" in refused.details:
+        refused.details["path"] = refused.details["path"].replace("/wait_condition/topic", "/reply_topic").replace("/wait_condition", "")
+    return refused
+
+
+def _reply_subject(command: DelegateFlow, policy: Policy) -> str | FlowError | None:
+    """Return where the delegate's answer has to go, so that it reaches the topic the flow waits on."""
+    if command.reply is None or policy.answers_on is None:
+        return command.reply
+    return policy.answers_on(command.reply_topic, command.correlation_id)
+
+
+def _request(command: DelegateFlow, wait: ExternalEvent, flow: Flow, reply: str | None) -> Outgoing:
+    """Write the request; what the worker says in headers, the caller's headers cannot unsay."""
+    said = {CORRELATION_ID: command.correlation_id, FLOW_ID: flow.id, HOPS: str(flow.hops + 1)}
+    if wait.deadline is not None:
+        said[DEADLINE] = rfc3339(to_micros(wait.deadline))
+    if reply is not None:
+        said[REPLY_SUBJECT] = reply
+    if command.caller.trace is not None:
+        said[TRACEPARENT] = command.caller.trace
+    return Outgoing(
+        flow_id=flow.id,
+        wait_id=flow.revision + 1,
+        kind="request",
+        subject=command.to,
+        headers={**command.headers, **said},
+        body=msgspec.json.encode(command.payload),
+        reply=reply,
+    )

@@ -1,0 +1,72 @@
+"""Make a wait condition absolute: times in UTC, timeouts turned into deadlines, correlation ids minted where none are given (R3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from msgspec.structs import replace
+
+from worker.durations import parse_duration
+from worker.errors import InvalidRequest
+from worker.flow.commands import Policy
+from worker.flow.waits import Composite, ExternalEvent, FlowEnds, Timer, WaitCondition
+from worker.times import Micros, to_datetime
+
+
+def settle(condition: WaitCondition, now: Micros, policy: Policy, nonce: str) -> WaitCondition:
+    """Make a condition absolute: timeouts become deadlines, missing correlation ids are minted, times are UTC.
+
+    Raises `InvalidRequest` for a timeout that is no duration.
+    """
+    settled = _settle(condition, now, _ids(nonce))
+    wants_default = policy.default_timeout_us is not None and not isinstance(settled, Timer) and settled.deadline is None
+    if wants_default and not isinstance(settled, Timer):
+        settled = replace(settled, deadline=to_datetime(now + (policy.default_timeout_us or 0)))
+    return settled
+
+
+def _settle(part: WaitCondition, now: Micros, ids: Iterator[str]) -> WaitCondition:
+    """Settle one part and what is below it."""
+    if isinstance(part, Timer):
+        return replace(part, at=_utc(part.at, "at"))
+    if part.timeout is not None:
+        if part.deadline is not None:
+            message = "a wait takes a deadline or a timeout, not both: leave one out"
+            raise InvalidRequest(message, path="/wait_condition/timeout")
+        part = replace(part, deadline=to_datetime(now + _duration(part.timeout)), timeout=None)
+    elif part.deadline is not None:
+        part = replace(part, deadline=_utc(part.deadline, "deadline"))
+    if isinstance(part, ExternalEvent) and part.correlation_id is None:
+        return replace(part, correlation_id=next(ids))
+    if isinstance(part, FlowEnds):
+        return replace(part, flow_id=part.flow_id.lower())
+    if isinstance(part, Composite):
+        return replace(part, conditions=tuple(_settle(below, now, ids) for below in part.conditions))
+    return part
+
+
+def _ids(nonce: str) -> Iterator[str]:
+    """Give unguessable ids that all come from one nonce."""
+    yield nonce
+    number = 2
+    while True:
+        yield f"{nonce}-{number}"
+        number += 1
+
+
+def _utc(at: datetime, name: str) -> datetime:
+    """Return the time in UTC. Raises `InvalidRequest` where UTC has no such year (9999-12-31 west of Greenwich)."""
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as bad:
+        message = f"{name} is no time between the years 1 and 9999 in UTC"
+        raise InvalidRequest(message, path=f"/wait_condition/{name}") from bad
+
+
+def _duration(text: str) -> Micros:
+    """Read a timeout. Raises `InvalidRequest` naming the field."""
+    try:
+        return parse_duration(text)
+    except ValueError as bad:
+        raise InvalidRequest(str(bad), path="/wait_condition/timeout") from bad

@@ -1,0 +1,128 @@
+"""Describe what is submitted to the engine, what is told in return, and what has to be loaded to decide it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from worker.errors import FlowError
+from worker.flow.commands import DelegateFlow, FlowEnded, ObserveStep, ParentCancelled, ParkFlow, Reply, StartFlow, Stimulus
+from worker.flow.decision import OutcomeName
+from worker.flow.model import Flow, FlowStep
+from worker.flow.waits import FLOW_ENDS, ExternalEvent, FlowEnds, from_value, nodes
+from worker.store.records import Needs
+from worker.wire.verdicts import Identity, digest
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a submission. `result` is the answer in bytes, for whoever asked over the wire; `repeat`: it was known."""
+
+    name: OutcomeName
+    result: bytes = b""
+    flow: Flow | None = None
+    step: FlowStep | None = None
+    error: FlowError | None = None
+    repeat: bool = False
+
+
+class Raw(msgspec.Struct, frozen=True, kw_only=True):
+    """A message as it came, for the dead letters."""
+
+    subject: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Useless(msgspec.Struct, frozen=True, kw_only=True):
+    """A message nothing can be done with: `reason` is its dead letter's token; None where the refusal alone is its outcome."""
+
+    error: FlowError
+    reason: str | None
+
+
+class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One thing to decide, or one useless message to keep, and the future that hears of it.
+
+    `raw` is what goes into the dead letters should the message come to nothing; requests that are answered have none.
+    """
+
+    what: Stimulus | Useless
+    identity: Identity | None
+    source: str
+    seq: int | None
+    done: asyncio.Future[Any]
+    raw: Raw | None = None
+    alone: bool = False
+
+    @property
+    def digest(self) -> bytes:
+        """Tell this message from another one: by what it asks for, or by its bytes where it could not be read."""
+        if self.identity is not None:
+            return self.identity.digest
+        return digest(self.raw.body) if self.raw is not None else b""
+
+
+def needs_of(submissions: list[Submission]) -> Needs:
+    """Say what has to be loaded to decide the batch."""
+    needs = Needs()
+    for submission in submissions:
+        if submission.identity is not None:
+            needs.inbox.add((submission.identity.scope, submission.identity.key))
+        if submission.seq is not None:
+            needs.places.add((submission.source, submission.seq))
+        _need(submission.what, needs)
+    return needs
+
+
+def _need(stimulus: Stimulus | Useless, needs: Needs) -> None:
+    """Add what one stimulus looks at."""
+    match stimulus:
+        case Useless():
+            return
+        case Reply():
+            needs.pairs.add((stimulus.topic, stimulus.correlation_id))
+            if stimulus.flow_id is not None:
+                needs.flows.add(stimulus.flow_id)
+        case StartFlow():
+            if not stimulus.minted:
+                needs.flows.add(stimulus.flow_id)
+            if stimulus.idempotency_key is not None:
+                needs.keys.add((stimulus.owner_session_key, stimulus.idempotency_key))
+            if stimulus.parent_flow_id is not None:
+                needs.flows.add(stimulus.parent_flow_id)
+        case _:
+            needs.flows.add(stimulus.flow_id)
+    if isinstance(stimulus, ParkFlow):
+        _need_condition(stimulus, needs)
+    if isinstance(stimulus, DelegateFlow):
+        needs.parking.add((stimulus.reply_topic, stimulus.correlation_id))
+    if isinstance(stimulus, ObserveStep):
+        needs.steps.add((stimulus.flow_id, stimulus.run_id))
+
+
+def _need_condition(command: ParkFlow, needs: Needs) -> None:
+    """Add the pairs and flows a wait names; a pair with a minted correlation id is new to everybody."""
+    condition = from_value(command.condition)
+    if condition is None:
+        return
+    for node in nodes(condition):
+        match node.condition:
+            case ExternalEvent(topic=topic, correlation_id=str(correlation_id)):
+                needs.parking.add((topic, correlation_id))
+            case FlowEnds(flow_id=awaited):
+                needs.flows.add(awaited.lower())
+            case _:
+                pass
+
+
+def needs_of_ends(ends: list[Stimulus]) -> Needs:
+    """Say what has to be loaded to follow the ends of flows up: who waits for them, and their children."""
+    needs = Needs()
+    for end in ends:
+        if isinstance(end, ParentCancelled):
+            needs.parents.add(end.flow_id)
+        elif isinstance(end, FlowEnded):
+            needs.pairs.add((FLOW_ENDS, end.flow_id))
+    return needs
