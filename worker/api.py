@@ -7,12 +7,12 @@ from typing import Any
 
 import structlog
 
-from worker.batching import Outcome
 from worker.bus.base import Endpoint, Request, Service
 from worker.engine import Engine
 from worker.errors import FlowError, Forbidden, Internal, NotFound, Refusal, Unavailable
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
+from worker.submission import Outcome
 from worker.wire import outcomes
 from worker.wire.codec import Mint, Query, Unusable, read_command, read_query, stray
 from worker.wire.cursors import read_number
@@ -80,12 +80,12 @@ class Api:
         agent, verb = parsed
         if verb in QUERIES:
             return await self._answered(agent, verb, request.body), None
-        verdict = read_command(agent, verb, request.body, request.headers, self._mint, require_id=False)
+        verdict = read_command(agent, verb, request.body, request.headers, self._mint, require_id=False, subjects=self._subjects)
         if isinstance(verdict, Unusable):
             raise verdict.error
         outcome: Outcome = await self._engine.submit(verdict.stimulus, verdict.identity, source="api")
         self._watch(verb, outcome.error.code if outcome.error is not None else outcome.name)
-        return outcome.result, outcome.error
+        return outcome.result, outcome.error or outcomes.error_in(outcome.result)
 
     async def _answered(self, agent: str, verb: str, body: bytes) -> bytes:
         """Answer a query."""

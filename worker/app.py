@@ -10,12 +10,14 @@ from typing import TextIO
 
 import msgspec
 
+from worker.acceptance import accepts, schema_flaw
 from worker.api import Api
 from worker.bus.base import Bus, Source, Stream
 from worker.bus.connection import NatsOptions
 from worker.bus.jetstream import JetStreamBus
 from worker.config import Config, Nats, Secret
 from worker.consumer import Consumer
+from worker.dispatcher import Dispatcher
 from worker.engine import Engine
 from worker.errors import ConfigError, Refusal
 from worker.flow.commands import Policy
@@ -112,20 +114,22 @@ def compose(
     config: Config, store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, sources: tuple[Source, ...], tracker: Tracker
 ) -> Services:
     """Wire the services to their adapters."""
-    policy = Policy(
-        timer_horizon_us=config.engine.timer_max_horizon,
-        held_ttl_us=config.engine.held_reply_ttl,
-        default_timeout_us=config.engine.default_wait_timeout,
-        topics=bindings.refusal,
-    )
-    engine = Engine(store, clock=wall_clock, policy=policy, max_batch=config.engine.max_batch)
+    engine = Engine(store, clock=wall_clock, policy=policy_of(config, bindings), max_batch=config.engine.max_batch)
     engine.listen(tracker.committed)
     mint = Randomness()
     read = reader(subjects, bindings, mint)
     consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
     relays = [
         Relay("events", bus, engine, read=events(store, subjects), heard=lambda batch: bool(batch.events)),
-        Relay("dead_letters", bus, engine, read=dead_letters(store, bus, subjects), heard=lambda batch: bool(batch.dead), chunk=_BIG_ROWS),
+        Relay(
+            "dead_letters",
+            bus,
+            engine,
+            read=dead_letters(store, bus, subjects),
+            heard=lambda batch: bool(batch.dead),
+            window=2 * _BIG_ROWS,
+            chunk=_BIG_ROWS,
+        ),
     ]
 
     async def first_kept() -> Mapping[str, int]:
@@ -141,7 +145,21 @@ def compose(
         relays=relays,
         pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, inbox_us=remembered),
         api=Api(engine, subjects, mint, watch=tracker.settled),
+        dispatcher=Dispatcher(bus, engine),
         probes=WorkerProbes(store, bus, relays, tracker, paused=lambda: any(c.paused for c in consumers)),
+    )
+
+
+def policy_of(config: Config, bindings: Bindings) -> Policy:
+    """Say what the operator and the reply bindings set about deciding."""
+    return Policy(
+        timer_horizon_us=config.engine.timer_max_horizon,
+        held_ttl_us=config.engine.held_reply_ttl,
+        default_timeout_us=config.engine.default_wait_timeout,
+        topics=bindings.refusal,
+        answers_on=bindings.answers_on,
+        accepts=accepts,
+        schema_flaw=schema_flaw,
     )
 
 

@@ -14,11 +14,11 @@ from functools import partial
 
 import structlog
 
-from worker.batching import Outcome, Raw, Useless
 from worker.bus.base import Ack, Bus, Delivery, InProgress, Nak, Settlement, Source, Term
 from worker.engine import Engine
 from worker.errors import FlowError, Internal, Refusal, Unavailable
 from worker.store.base import Transaction
+from worker.submission import Outcome, Raw, Useless
 from worker.wire.codec import Ignored, Inbound, Unusable
 
 MAX_ATTEMPTS = 5

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from worker.bus.base import Bus, Outgoing
 from worker.relay import Letter, Read
-from worker.store.base import Numbered, Reads
+from worker.store.base import Reads
+from worker.store.records import Numbered
 from worker.wire.cloudevents import Message, event_message
 from worker.wire.deadletters import dead_letter_message
 from worker.wire.headers import MSG_ID

@@ -39,7 +39,7 @@ def reader(subjects: Subjects, bindings: Bindings, mint: Randomness) -> Reader:
             parsed = subjects.parse_command(subject)
             if parsed is None:
                 return stray(subject)
-            return read_command(*parsed, delivery.body, delivery.headers, mint, require_id=True)
+            return read_command(*parsed, delivery.body, delivery.headers, mint, require_id=True, subjects=subjects)
         place = {"stream": delivery.stream, "seq": delivery.seq, "arrived_us": delivery.arrived_us}
         return bindings.read(subject, delivery.headers, delivery.body, **place)  # type: ignore[arg-type]  # place's values fit
 

@@ -19,7 +19,8 @@ import structlog
 from worker.bus.base import Bus, Outgoing, Published
 from worker.engine import Engine
 from worker.errors import FlowError, Refusal, Unavailable
-from worker.store.base import Batch, Transaction
+from worker.store.base import Transaction
+from worker.store.records import Batch
 
 
 class Letter(msgspec.Struct, frozen=True):

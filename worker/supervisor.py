@@ -14,6 +14,7 @@ import structlog
 from worker.api import Api
 from worker.bus.base import Bus, PublishFailed
 from worker.consumer import Consumer
+from worker.dispatcher import Dispatcher
 from worker.engine import Engine
 from worker.errors import BusLost
 from worker.probes import WorkerProbes
@@ -35,6 +36,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     waits: WaitEngine
     consumers: Sequence[Consumer]
     relays: Sequence[Relay]
+    dispatcher: Dispatcher
     pruner: Pruner
     api: Api
     probes: WorkerProbes
@@ -62,6 +64,7 @@ class Supervisor:
             await self._recover()
             pulls = [group.create_task(consumer.run(), name="consumer") for consumer in its.consumers]
             timers = group.create_task(self._run_timers(), name="timers")
+            background.append(group.create_task(its.dispatcher.run(), name="dispatcher"))
             background.append(group.create_task(its.pruner.run(), name="pruner"))
             await its.bus.serve(its.api.service(self._version), its.api.handle)
             its.probes.is_started = True

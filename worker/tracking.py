@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worker.flow.lifecycle import EventKind
-from worker.store.base import Batch
+from worker.store.records import Batch
 from worker.telemetry import ACTIONS, Metrics
 
 _UNSTORED = ("ignored", "retried")

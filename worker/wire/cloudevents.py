@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from worker.flow.identifiers import agent_of
 from worker.flow.lifecycle import EventKind, FlowStatus
 from worker.flow.model import FlowEvent
-from worker.flow.park import agent_of
 from worker.times import rfc3339
 from worker.wire.headers import CONTENT_TYPE, MSG_ID, TRACEPARENT
 from worker.wire.subjects import Subjects

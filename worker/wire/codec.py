@@ -12,16 +12,19 @@ import msgspec
 
 from worker.errors import FlowError, IdMismatch, InvalidRequest
 from worker.wire import complaints
-from worker.wire.commands import Mint, Origin, build, owner_of
+from worker.wire.commands import build, owner_of
 from worker.wire.envelope import Opened, open_request
-from worker.wire.headers import MSG_ID, Headers, find, inbox_of, trace_of
+from worker.wire.headers import MSG_ID, Headers, find, hops_of, inbox_of, trace_of
 from worker.wire.limits import shown
+from worker.wire.origin import Mint, Origin
 from worker.wire.requests import COMMANDS, EXPECTED, QUERIES, Request
+from worker.wire.subjects import Subjects
 from worker.wire.verdicts import COMMAND_ID, Identity, Ignored, Inbound, Unusable, command_scope, digest, reason_of
 
 __all__ = ["Identity", "Ignored", "Inbound", "Mint", "Query", "Unusable", "read_command", "read_query", "stray"]
 
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {verb: msgspec.json.Decoder(shape) for verb, shape in (COMMANDS | QUERIES).items()}
+_PLAIN = Subjects()
 _CANONICAL = msgspec.json.Encoder(order="sorted")
 
 
@@ -34,7 +37,9 @@ class Query(msgspec.Struct, frozen=True):
     request: Request
 
 
-def read_command(agent: str, verb: str, body: bytes, headers: Headers, mint: Mint, *, require_id: bool) -> Inbound | Unusable:
+def read_command(
+    agent: str, verb: str, body: bytes, headers: Headers, mint: Mint, *, require_id: bool, subjects: Subjects = _PLAIN
+) -> Inbound | Unusable:
     """Read a command that came on the subject of `agent` and `verb`. Never raises for bad input.
 
     `require_id`: a message from a stream needs an id, or its redelivery would be a second command; a request on `api` gets one.
@@ -46,7 +51,7 @@ def read_command(agent: str, verb: str, body: bytes, headers: Headers, mint: Min
         opened = open_request(body)
         request = _typed(verb, COMMANDS[verb], opened)
         key = _command_id(headers, request, mint, require_id=require_id)
-        command = build(request, Origin(agent, key, trace_of(headers), mint))
+        command = build(request, Origin(agent, key, trace_of(headers), mint, subjects, hops_of(headers)))
     except FlowError as error:
         identity = _attributed(agent, verb, body, headers, opened)
         return Unusable(reason_of(error), error, identity, inbox_of(headers))

@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
-
-import msgspec
+from typing import Any
 
 from worker.errors import InvalidRequest
 from worker.flow import commands as flow
 from worker.wire import requests as wire
-
-
-class Mint(Protocol):
-    """Makes what has to be unguessable or unique. Randomness comes in through this, so that reading stays pure."""
-
-    def flow_id(self) -> str:
-        """Return a new UUIDv7 as canonical text; also used for step ids."""
-        ...
-
-    def nonce(self) -> str:
-        """Return at least 128 random bits as a subject token: the correlation id where the caller gives none (SEMANTICS R3)."""
-        ...
-
-    def command_id(self) -> str:
-        """Return a new command id, for a request that came without one."""
-        ...
-
-
-class Origin(msgspec.Struct, frozen=True):
-    """Who sent a request, as the subject and the headers say, and the mint to use for it."""
-
-    agent: str
-    command_id: str
-    trace: str | None
-    mint: Mint
+from worker.wire.delegations import delegation
+from worker.wire.origin import Origin
 
 
 def owner_of(agent: str, session_id: str) -> str:
@@ -68,6 +43,8 @@ def _start(request: wire.Start, caller: flow.Caller, origin: Origin) -> flow.Sti
         idempotency_key=request.idempotency_key,
         mirrored=request.mirrored,
         hold=request.hold,
+        parent_flow_id=request.parent_flow_id.lower() if request.parent_flow_id is not None else None,
+        hops=origin.hops,
     )
 
 
@@ -106,6 +83,7 @@ def _resume(request: wire.Resume, caller: flow.Caller, _origin: Origin) -> flow.
         expected_revision=request.expected_revision,
         patch=request.patch,
         reason=request.reason,
+        leaf=request.leaf,
     )
 
 
@@ -123,8 +101,12 @@ def _fail(request: wire.Fail, caller: flow.Caller, _origin: Origin) -> flow.Stim
 
 def _cancel(request: wire.Cancel, caller: flow.Caller, _origin: Origin) -> flow.Stimulus:
     """Cancel now, or ask for it."""
-    kind = flow.CancelFlow if request.mode == "now" else flow.RequestCancel
-    return kind(flow_id=request.flow_id.lower(), caller=caller, expected_revision=request.expected_revision, reason=request.reason)
+    flow_id, revision = request.flow_id.lower(), request.expected_revision
+    if request.mode == "now":
+        return flow.CancelFlow(flow_id=flow_id, caller=caller, expected_revision=revision, reason=request.reason, cascade=request.cascade)
+    if not request.cascade:
+        raise InvalidRequest("a cancellation that is only requested takes the children along: leave out cascade", path="/cascade")
+    return flow.RequestCancel(flow_id=flow_id, caller=caller, expected_revision=revision, reason=request.reason)
 
 
 def _observe(request: wire.Observe, caller: flow.Caller, origin: Origin) -> flow.Stimulus:
@@ -147,6 +129,7 @@ _BUILD: dict[type[wire.Request], Callable[[Any, flow.Caller, Origin], flow.Stimu
     wire.Run: _run,
     wire.Advance: _advance,
     wire.Wait: _wait,
+    wire.Delegate: delegation,
     wire.Resume: _resume,
     wire.Finish: _finish,
     wire.Fail: _fail,

@@ -29,6 +29,7 @@ class FlowShown(msgspec.Struct, frozen=True, kw_only=True):
     revision: int
     created_at: str
     updated_at: str
+    parent_flow_id: str | UnsetType = UNSET
 
 
 class StepShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +90,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str = "applied"
     flow: FlowShown
     step: StepShown | UnsetType = UNSET
+    cancelled_children: list[str] | UnsetType = UNSET
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +158,7 @@ def show_flow(flow: Flow) -> FlowShown:
         revision=flow.revision,
         created_at=rfc3339(flow.created_us),
         updated_at=rfc3339(flow.updated_us),
+        parent_flow_id=flow.parent_flow_id if flow.parent_flow_id is not None else UNSET,
     )
 
 

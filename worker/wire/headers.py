@@ -12,6 +12,7 @@ REPLY_TO = "Taskflow-Reply-To"
 TRACEPARENT = "traceparent"
 SERVICE_ERROR = "Nats-Service-Error"
 SERVICE_ERROR_CODE = "Nats-Service-Error-Code"
+HOPS = "Taskflow-Hops"
 CONTENT_TYPE = "content-type"
 
 _TRACEPARENT = re.compile(r"\A(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
@@ -41,6 +42,12 @@ def inbox_of(headers: Headers) -> str | None:
     """
     value = find(headers, REPLY_TO)
     return value if value is not None and _INBOX.match(value) else None
+
+
+def hops_of(headers: Headers) -> int:
+    """Return how many delegations led here: what a delegate passes on from the request it serves. Anything but a small number is none."""
+    value = find(headers, HOPS) or ""
+    return int(value) if value.isascii() and value.isdigit() and len(value) <= 4 else 0  # noqa: PLR2004 - four digits
 
 
 def one_line(text: str, limit: int = 256) -> str:

@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET
-from msgspec.structs import asdict
 
-from worker.errors import FlowError
+from worker.errors import FlowError, error_of
 from worker.flow.decision import OutcomeName
 from worker.flow.model import Flow, FlowEvent, FlowStep
 from worker.wire import documents as shapes
@@ -20,6 +19,7 @@ from worker.wire.cursors import Position, write_cursor
 from worker.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, one_line
 
 _ENCODER = msgspec.json.Encoder(enc_hook=str)  # details of an error may name anything; an outcome must never fail to encode
+_REFUSED = msgspec.json.Decoder(shapes.Refused)
 PAGE_BYTES = 512 * 1024
 """How much a page may weigh: half of NATS' default max_payload, so that one more item of the largest size still fits."""
 
@@ -29,13 +29,21 @@ Row = TypeVar("Row")
 
 def flow_json(flow: Flow) -> dict[str, Any]:
     """Return FLOW of CONTRACT 3 as a JSON object."""
-    return asdict(shapes.show_flow(flow)) | {"status": flow.status.value}
+    shown: dict[str, Any] = msgspec.to_builtins(shapes.show_flow(flow))
+    return shown
 
 
-def applied(flow: Flow, step: FlowStep | None = None, outcome: OutcomeName = "applied") -> bytes:
+def applied(
+    flow: Flow, step: FlowStep | None = None, outcome: OutcomeName = "applied", *, cancelled_children: list[str] | None = None
+) -> bytes:
     """Encode the outcome of a command that took effect."""
     return _ENCODER.encode(
-        shapes.Applied(outcome=outcome, flow=shapes.show_flow(flow), step=shapes.show_step(step) if step is not None else UNSET)
+        shapes.Applied(
+            outcome=outcome,
+            flow=shapes.show_flow(flow),
+            step=shapes.show_step(step) if step is not None else UNSET,
+            cancelled_children=cancelled_children if cancelled_children is not None else UNSET,
+        )
     )
 
 
@@ -55,6 +63,14 @@ def reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:
 def shown(flow: Flow) -> bytes:
     """Encode the answer to `status`."""
     return _ENCODER.encode({"ok": True, "flow": shapes.show_flow(flow)})
+
+
+def error_in(result: bytes) -> FlowError | None:
+    """Return the error that a stored outcome tells of, None where it tells of success: a repeat is answered with the bytes alone."""
+    if not result.startswith(b'{"ok":false,"error":'):
+        return None
+    shown = _REFUSED.decode(result).error
+    return error_of(shown.code, shown.message, shown.details)
 
 
 def error_headers(error: FlowError) -> dict[str, str]:

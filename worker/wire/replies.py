@@ -11,13 +11,13 @@ import msgspec
 
 from worker.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound
 from worker.flow.commands import Reply
-from worker.flow.park import bad_id
+from worker.flow.identifiers import bad_id
 from worker.wire import limits, pointers
 from worker.wire.bindings import Binding, check_bindings
 from worker.wire.envelope import open_value
 from worker.wire.headers import MSG_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, find, trace_of
 from worker.wire.requests import UUID
-from worker.wire.subjects import Subjects, is_literal, matches
+from worker.wire.subjects import Subjects, is_literal, is_token, matches
 from worker.wire.verdicts import Identity, Ignored, Inbound, Unusable, digest, reason_of
 
 __all__ = ["Binding", "Bindings", "check_bindings"]
@@ -25,6 +25,8 @@ __all__ = ["Binding", "Bindings", "check_bindings"]
 _CANONICAL = msgspec.json.Encoder(order="sorted")
 _FINE_ID = re.compile(r"\A[ -~]{1,256}\Z")  # nearly every id: spares looking at each character
 NO_CORRELATION = "no_correlation"
+_ACKNOWLEDGES = frozenset({"stream", "seq"})
+_ACKNOWLEDGEMENT = frozenset({"stream", "seq", "domain", "duplicate", "val", "batch", "count"})
 
 
 class NoCorrelation(InvalidRequest):
@@ -91,6 +93,16 @@ class Bindings:
             return None
         return Forbidden(f"agent {agent} may not wait on this topic", topic=topic)
 
+    def answers_on(self, topic: str, correlation_id: str) -> str | FlowError:
+        """Return the subject on which an answer to `correlation_id` reaches `topic`, or the refusal of an id that cannot be part of it."""
+        built_in = self._subjects.parse_reply(f"{topic}.x") is not None
+        if not built_in and not any(b.correlation == "subject" and matches(b.topic, topic) for b in self.configured):
+            return topic
+        if not is_token(correlation_id):
+            said = "correlation_id becomes part of the reply's subject: 1 to 63 characters A-Z a-z 0-9 _ -"
+            return InvalidRequest(said, path="/correlation_id")
+        return f"{topic}.{correlation_id}"
+
     def _owners(self, topic: str) -> tuple[str, ...] | None:
         """Return who may wait on the topic, or None when nothing covers it."""
         if not is_literal(topic):
@@ -107,6 +119,8 @@ class Bindings:
             if subject == self._subjects.resume:
                 return _resume(message, f"{stream}:{seq}", arrived_us)
             reading, topic = self._covering(subject)
+            if _is_acknowledgement(message.value):
+                return Ignored("JetStream acknowledged a request that was sent to a stream; the delegate's answer is still to come")
             if not all(_same(pointers.look(message.value, at), wanted) for at, wanted in reading.where):
                 return Ignored(f"the reply does not match `where` of the binding {reading.binding.subject}")
             correlation_id = _checked(self._correlation(message, reading), "correlation_id")
@@ -226,6 +240,11 @@ def _payload(message: _Message, reading: _Reading, *, whole: bool) -> Any:
     value = message.value
     wrapped = not whole and isinstance(value, dict) and "correlation_id" in value and "payload" in value
     return value["payload"] if wrapped else value
+
+
+def _is_acknowledgement(value: Any) -> bool:
+    """Tell whether a body is what JetStream answers a message with that a stream captured: it goes to the message's reply subject too."""
+    return isinstance(value, dict) and _ACKNOWLEDGES <= value.keys() <= _ACKNOWLEDGEMENT and isinstance(value.get("seq"), int)
 
 
 def _bytes(body: bytes) -> dict[str, str]:

@@ -61,6 +61,7 @@ class Start(Request, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
     idempotency_key: Key | None = None
     mirrored: bool = False
     hold: bool = False
+    parent_flow_id: FlowId | None = None
 
 
 class Run(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -89,15 +90,18 @@ class Delegate(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unk
     reply_topic: Subject | None = None
     correlation_id: Key | None = None
     deadline: Key | None = None
+    timeout: Key | None = None
     on_timeout: Literal["resume", "fail", "cancel"] = "resume"
+    accept: Object | None = None
     cancel_to: Subject | None = None
 
 
 class Resume(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Resume a waiting flow whatever it waits for."""
+    """Resume a waiting flow whatever it waits for; with `leaf` (number or name) answer only that manual leaf of a composite wait."""
 
     patch: Object | None = None
     reason: Text | None = None
+    leaf: int | Key | None = None
 
 
 class Finish(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -113,10 +117,11 @@ class Fail(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown
 
 
 class Cancel(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Cancel the flow `now`, or `request` that it winds down."""
+    """Cancel the flow `now`, and its children with it unless `cascade` is false, or `request` that it winds down."""
 
     reason: Text | None = None
     mode: Literal["now", "request"] = "now"
+    cascade: bool = True
 
 
 class Observe(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -175,13 +180,14 @@ COMMANDS: dict[str, type[Request]] = {
     "run": Run,
     "advance": Advance,
     "wait": Wait,
+    "delegate": Delegate,
     "resume": Resume,
     "finish": Finish,
     "fail": Fail,
     "cancel": Cancel,
     "observe": Observe,
 }
-"""The commands that are handled, on `cmd` and on `api`. `delegate` joins with the outbox (SEMANTICS 5)."""
+"""The commands, on `cmd` and on `api`."""
 
 QUERIES: dict[str, type[Request]] = {
     "status": Status,
