@@ -25,7 +25,7 @@ from worker.store.queries import migrations
 Violations = list[str]
 Database = sqlite3.Connection
 _FLOWS = """SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json,
-  wait_json, wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, set_aside FROM flows"""
+  wait_json, wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, parent_id, hops, set_aside FROM flows"""
 _JOURNAL = """SELECT f.id, e.seq, e.revision, e.kind, e.payload_json, e.at_us, e.actor, e.status, e.previous_status, e.current_step,
   e.cause, e.correlation_id, e.trace FROM flow_events AS e JOIN flows AS f ON f.n = e.flow ORDER BY e.flow, e.seq"""
 

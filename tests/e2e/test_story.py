@@ -388,7 +388,7 @@ async def test_queries_page_through_flows_journal_and_waits_without_loss_or_repe
 
 
 async def test_unknown_verbs_and_fields_are_refused_by_name(stage: Stage, kate: Agent) -> None:
-    for verb in ("dance", "delegate"):
+    for verb in ("dance", "delegates"):
         answer = await kate.ask(verb, {"flow_id": new_id()})
         assert json.loads(answer.data)["error"]["code"] == "unsupported_verb"
         assert (answer.headers or {})["Nats-Service-Error-Code"] == "400"

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 from tests.running import Running, an_input
-from worker.batching import Outcome, Raw, Useless
 from worker.errors import FlowError
 from worker.flow.model import Flow
 from worker.flow.waits import Timer, to_value
-from worker.store.base import DeadLetter
+from worker.store.records import DeadLetter
+from worker.submission import Outcome, Raw, Useless
 from worker.wire.codec import Ignored, Unusable
 from worker.wire.replies import Binding, Bindings
 from worker.wire.subjects import Subjects

@@ -23,7 +23,8 @@ from worker.errors import Internal, TopologyRefused
 from worker.flow.commands import Caller, CancelFlow, DeadlinePassed, RequestCancel
 from worker.flow.lifecycle import FlowStatus, FlowStepStatus
 from worker.manager import StepObservation
-from worker.store.base import Batch, LostRace
+from worker.store.base import LostRace
+from worker.store.records import Batch
 from worker.store.transaction import SqliteTransaction
 from worker.wire.bindings import Binding
 

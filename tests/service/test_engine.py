@@ -14,7 +14,6 @@ import pytest
 from tests.eventually import eventually
 from tests.running import Running, VirtualClock, an_input, running
 from tests.service.acting import Inlet, external, journal, now, parked, started
-from worker.batching import Outcome
 from worker.engine import Engine
 from worker.errors import (
     AlreadyTerminal,
@@ -27,9 +26,11 @@ from worker.errors import (
 )
 from worker.flow.commands import AdvanceFlow, CancelFlow, FinishFlow, Policy, StartFlow
 from worker.flow.lifecycle import FlowStatus
-from worker.store.base import Batch, LostRace, Transaction
+from worker.store.base import LostRace, Transaction
+from worker.store.records import Batch
 from worker.store.sqlite import SqliteFlowStore
 from worker.store.transaction import SqliteTransaction
+from worker.submission import Outcome
 from worker.wire.codec import Identity
 
 

@@ -212,7 +212,7 @@ async def test_what_failed_before_a_kill_and_after_it_is_counted_together(path: 
             raise RuntimeError("a defect of the core")
         return decide(stimulus, *view)
 
-    monkeypatch.setattr("worker.batching.decide", failing)
+    monkeypatch.setattr("worker.deciding.decide", failing)
     await line.start()
     await line.command("finish", flow_id=str(uuid.uuid4()))
     await line.tried(1)
@@ -297,7 +297,7 @@ async def test_a_message_that_kills_the_worker_five_times_is_dead_lettered_befor
             raise asyncio.CancelledError
         return decide(stimulus, *view)
 
-    monkeypatch.setattr("worker.batching.decide", killing)
+    monkeypatch.setattr("worker.deciding.decide", killing)
     await line.start()
     await line.stop()
     first = await line.command("start", controller_id="c", goal="before")

@@ -13,9 +13,9 @@ from worker.errors import FlowError, InvalidRequest
 from worker.flow.commands import ParkFlow, Policy
 from worker.flow.decide import decide
 from worker.flow.ending import due_of
+from worker.flow.identifiers import agent_of
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
-from worker.flow.park import agent_of
 from worker.flow.waits import (
     AllOf,
     AnyOf,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from worker import errors
-from worker.errors import InvalidRequest, RevisionMismatch
+from worker.errors import Internal, InvalidRequest, NotFound, RevisionMismatch
 from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep
 from worker.wire import cursors, outcomes
@@ -221,3 +221,11 @@ def test_a_cursor_of_another_list_is_refused() -> None:
     for read, position in ((cursors.read_number, "a"), (cursors.read_number, 2**63), (cursors.read_text, 1)):
         with pytest.raises(InvalidRequest):
             read(cursors.write_cursor(position))
+
+
+def test_the_error_of_a_stored_refusal_is_found_again_so_that_a_repeat_is_answered_like_the_first() -> None:
+    error = NotFound("there is no flow x", flow_id="x")
+    assert outcomes.error_in(outcomes.refused(error)) == error
+    assert outcomes.error_in(outcomes.applied(FLOW)) is None
+    assert outcomes.error_in(b"") is None
+    assert isinstance(outcomes.error_in(b'{"ok":false,"error":{"code":"gone","message":"m","details":{}}}'), Internal)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from worker.errors import Forbidden, InvalidRequest, TopicNotBound
 from worker.flow.commands import Reply
-from worker.flow.park import bad_id
+from worker.flow.identifiers import bad_id
 from worker.wire.replies import Binding, Bindings, check_bindings
 from worker.wire.subjects import Subjects
 from worker.wire.verdicts import REASONS, Ignored, Inbound, Unusable

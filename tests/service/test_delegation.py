@@ -1,0 +1,553 @@
+"""Delegation: the wait and the request are one, the answer is never lost, nobody is spoken for (SEMANTICS 5, R2 to R5, R14)."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.eventually import eventually
+from tests.running import VirtualClock
+from tests.serving import Refused, Served, serving
+from worker.bus.base import Asked
+from worker.bus.broker import Heard, MemoryBroker
+from worker.config import Config
+from worker.config.tree import Subjects as SubjectSettings
+from worker.dispatcher import _asked
+from worker.flow.lifecycle import FlowStatus
+from worker.flow.model import Outgoing
+from worker.store import rows
+from worker.store.transaction import SqliteTransaction
+from worker.times import rfc3339
+from worker.wire.bindings import Binding
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+DELEGATE = "team.bob.work"
+QUARTER = 250_000
+
+
+async def delegated(served: Served, flow_id: str | None = None, **fields: Any) -> str:
+    """Delegate from a flow, a new one by default; return its id."""
+    flow_id = flow_id or await served.started()
+    await served.ask("delegate", flow_id=flow_id, **{"to": DELEGATE, "payload": {"ask": "life"}, **fields})
+    return flow_id
+
+
+async def pending(served: Served) -> list[Outgoing]:
+    """List what lies in the outbox for delegates, whenever it is due."""
+    return [row.message for row in await served.run.store.outgoing_due(2**62, 1000)]
+
+
+async def test_an_ordinary_responder_answers_and_the_flow_resumes() -> None:
+    """SEMANTICS 5, R12: it knows nothing of this project."""
+    async with serving() as served:
+        heard = await served.respond(DELEGATE, {"answer": 42})
+        flow_id = await delegated(served)
+        assert (await served.flow(flow_id)).status is FlowStatus.WAITING
+        assert heard == [], "nothing leaves before the commit"
+        await served.dispatch()
+        after = await served.flow(flow_id)
+        assert (after.status, after.state_json["resume_event"]) == (FlowStatus.RUNNING, {"answer": 42})
+        assert msgspec.json.decode(heard[0].body) == {"ask": "life"}
+        assert await pending(served) == []
+        assert await served.dispatch() == 0
+        meta = after.state_json["resume_meta"]
+        assert heard[0].reply == f"{meta['topic']}.{meta['correlation_id']}" == f"taskflow.reply.kate.{meta['correlation_id']}"
+
+
+async def test_the_request_says_what_it_is_for() -> None:
+    """SEMANTICS 5, R3: headers for the correlation id (128 random bits), flow id, deadline, trace, hops; and the caller's own."""
+    async with serving() as served:
+        heard = await served.respond(DELEGATE, None)
+        flow_id = await served.started()
+        tenant = {"X-Tenant": "acme"}
+        await served.ask("delegate", flow_id=flow_id, to=DELEGATE, timeout="15m", headers=tenant, sent_with={"traceparent": TRACE})
+        await served.dispatch()
+        headers = dict(heard[0].headers)
+        correlation_id = headers["Correlation-Id"]
+        assert len(correlation_id) == 32
+        assert headers == {
+            "X-Tenant": "acme",
+            "Correlation-Id": correlation_id,
+            "Taskflow-Flow-Id": flow_id,
+            "Taskflow-Hops": "1",
+            "Taskflow-Deadline": rfc3339(served.run.clock.us + 900_000_000),
+            "Taskflow-Reply-Subject": f"taskflow.reply.kate.{correlation_id}",
+            "traceparent": TRACE,
+            "Nats-Msg-Id": f"{flow_id}:2:request",
+        }
+        assert heard[0].body == b"null"
+
+
+# One transaction, then at least once.
+
+
+@pytest.mark.parametrize("commits", [False, True])
+async def test_wait_and_request_are_committed_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commits: bool
+) -> None:
+    """SEMANTICS 5: whatever a crash hits, before the commit or right after it."""
+    path, broker = str(tmp_path / "flows.db"), MemoryBroker()
+
+    async def crash(self: SqliteTransaction) -> None:
+        await (real(self) if commits else self.rollback())
+        raise RuntimeError("power cut")
+
+    async with serving(path, broker=broker) as served:
+        flow_id = await served.started()
+        real = SqliteTransaction.commit
+        with monkeypatch.context() as patched:
+            patched.setattr(SqliteTransaction, "commit", crash)
+            with pytest.raises(Refused, match=r"could not be stored|defect"):
+                await delegated(served, flow_id, correlation_id="c")
+    async with serving(path, broker=broker) as served:
+        flow, outgoing = await served.flow(flow_id), await pending(served)
+        if not commits:
+            assert (flow.status, outgoing) == (FlowStatus.RUNNING, [])
+            return
+        assert (flow.status, [m.kind for m in outgoing]) == (FlowStatus.WAITING, ["request"])
+        await served.respond(DELEGATE, b"ok")
+        await served.dispatch()
+        assert (await served.flow(flow_id)).state_json["resume_event"] == {"text": "ok"}
+
+
+async def test_a_crash_between_sending_and_forgetting_sends_it_again_under_the_same_id(tmp_path: Path) -> None:
+    """SEMANTICS 5, R5: at least once; the delegate may answer twice, the flow resumes once."""
+    path, broker = str(tmp_path / "flows.db"), MemoryBroker()
+    async with serving(path, broker=broker) as served:
+        heard = await served.respond(DELEGATE, None)
+        flow_id = await delegated(served)
+        row = (await served.run.store.outgoing_due(served.run.clock.us, 10))[0]
+        await served.dispatch()
+        first = heard[0]
+    async with serving(path, broker=broker) as served:
+        # What was sent is still there after the crash: put the row back as it was.
+        async def back(transaction: Any) -> None:
+            values = rows.outgoing_insert(1, row.message, served.run.clock.us)
+            await transaction._each(transaction._save["insert_outgoing"], [values])
+
+        await served.run.engine.do(back)
+        await served.dispatch()
+        assert len(heard) == 2
+        assert heard[1] == first, "byte for byte, under the same Nats-Msg-Id"
+        await served.client.respond(first, b'{"n":1}')
+        await served.client.respond(heard[1], b'{"n":2}')
+        await served.pump()
+        assert (await served.flow(flow_id)).state_json["resume_event"] == {"n": 1}
+        counts = await served.run.store.counts()
+        assert (counts["inbox.resumed"], counts["inbox.held"]) == (1, 1)
+
+
+async def test_an_answer_that_came_while_the_worker_was_down_resumes_the_flow(tmp_path: Path) -> None:
+    """SEMANTICS 5, R9: it is captured durably, and counts from when the broker had it."""
+    path, clock = str(tmp_path / "flows.db"), VirtualClock()
+    broker = MemoryBroker(clock=clock)
+    async with serving(path, broker=broker, clock=clock) as served:
+        heard = await served.respond(DELEGATE, None)
+        flow_id = await delegated(served, timeout="1m", on_timeout="fail")
+        await served.dispatch()
+    await served.client.respond(heard[0], b'{"answer":42}')
+    clock.advance(minutes=5)
+    async with serving(path, broker=broker, clock=clock) as served:
+        await served.pump()
+        await served.run.waits.tick()
+        assert (await served.flow(flow_id)).state_json["resume_event"] == {"answer": 42}
+
+
+async def test_an_answer_after_the_deadline_is_too_late() -> None:
+    """SEMANTICS R9."""
+    async with serving() as served:
+        heard = await served.respond(DELEGATE, None)
+        flow_id = await delegated(served, timeout="1m", on_timeout="fail")
+        await served.dispatch()
+        served.run.clock.advance(minutes=1)
+        await served.client.respond(heard[0], b"{}")
+        await served.pump()
+        assert (await served.flow(flow_id)).status is FlowStatus.FAILED
+        assert (await served.run.store.counts())["inbox.late"] == 1
+
+
+async def test_a_request_that_nobody_listens_for_is_sent_again_ever_later() -> None:
+    """SEMANTICS 5."""
+    async with serving() as served:
+        flow_id = await delegated(served)
+        clock = served.run.clock
+        waited = []
+        for _ in range(10):
+            assert await served.dispatch() == 1
+            assert await served.dispatch() == 0, "not before its time"
+            due = await served.run.store.next_outgoing()
+            assert due is not None
+            waited.append((due - clock.us) // QUARTER)
+            clock.us = due
+        assert waited == [1, 2, 4, 8, 16, 32, 64, 120, 120, 120]
+        await served.respond(DELEGATE, b"late but here")
+        await served.dispatch()
+        assert (await served.flow(flow_id)).status is FlowStatus.RUNNING
+
+
+@pytest.mark.parametrize("how", ["resume", "timeout", "cancel", "fail", "reply"])
+async def test_a_request_is_dropped_once_its_wait_is_over(how: str) -> None:
+    """SEMANTICS 5, R10: it is of no use any more."""
+    async with serving() as served:
+        flow_id = await delegated(served, correlation_id="c", timeout="1m")
+        await served.dispatch()
+        assert [m.kind for m in await pending(served)] == ["request"]
+        match how:
+            case "timeout":
+                served.run.clock.advance(minutes=1)
+                await served.run.waits.tick()
+            case "reply":
+                await served.client.publish("taskflow.reply.kate.c", b"{}")
+                await served.pump()
+            case "fail":
+                await served.ask("fail", flow_id=flow_id, reason="r")
+            case _:
+                await served.ask(how, flow_id=flow_id)
+        assert await pending(served) == []
+
+
+async def test_a_delegation_that_is_answered_already_sends_nothing() -> None:
+    """SEMANTICS R4, 5: an early reply to a given correlation id is taken at the parking; the request would be sent for ever."""
+    async with serving() as served:
+        await served.client.publish("taskflow.reply.kate.c", b'{"early":true}')
+        await served.pump()
+        flow_id = await delegated(served, correlation_id="c")
+        after = await served.flow(flow_id)
+        assert (after.status, after.state_json["resume_event"]) == (FlowStatus.RUNNING, {"early": True})
+        assert await pending(served) == []
+
+
+async def test_nothing_is_sent_without_a_connection_and_nothing_is_lost() -> None:
+    """SEMANTICS 5."""
+    async with serving() as served:
+        heard = await served.respond(DELEGATE, None)
+        await delegated(served)
+        served.bus.disconnect()
+        assert await served.dispatcher.dispatch() == 0
+        served.bus.reconnect()
+        assert await served.dispatch() == 1
+        assert len(heard) == 1
+
+
+async def test_many_requests_leave_in_the_order_of_their_commits() -> None:
+    """SEMANTICS 5."""
+    async with serving() as served:
+        heard = await served.respond("team.>", None)
+        flows = [await delegated(served, to=f"team.w{n % 3}") for n in range(300)]
+        assert [await served.dispatch() for _ in range(3)] == [256, 44, 0]
+        assert [message.headers["Taskflow-Flow-Id"] for message in heard] == flows
+
+
+# Cancel notices.
+
+
+async def family_with_a_delegating_child(served: Served) -> tuple[str, str]:
+    parent = await served.started()
+    child = await served.started(parent_flow_id=parent)
+    await delegated(served, child, cancel_to="team.bob.cancel", timeout="1m", on_timeout="cancel", correlation_id="c")
+    return parent, child
+
+
+@pytest.mark.parametrize("how", ["cancel", "request", "timeout", "cascade"])
+async def test_the_delegate_hears_of_a_cancellation_however_it_came_about(how: str) -> None:
+    """SEMANTICS 5."""
+    async with serving() as served:
+        cancelled, asked = await served.respond("team.bob.cancel", None), await served.respond(DELEGATE, None)
+        parent, child = await family_with_a_delegating_child(served)
+        await served.dispatch()
+        match how:
+            case "cancel":
+                await served.ask("cancel", flow_id=child, reason="enough")
+            case "cascade":
+                await served.ask("cancel", flow_id=parent)
+            case "request":
+                await served.ask("cancel", flow_id=child, mode="request")
+                await served.run.waits.tick()
+            case _:
+                served.run.clock.advance(minutes=1)
+                await served.run.waits.tick()
+        assert (await served.flow(child)).status is FlowStatus.CANCELLED
+        await served.dispatch()
+        reasons = {"cancel": "enough", "cascade": f"parent flow {parent} was cancelled", "request": None, "timeout": "wait timed out"}
+        assert [msgspec.json.decode(m.body) for m in cancelled] == [{"flow_id": child, "correlation_id": "c", "reason": reasons[how]}]
+        assert cancelled[0].headers["Nats-Msg-Id"] == f"{child}:2:cancel"
+        assert cancelled[0].reply == ""
+        assert (len(asked), await pending(served)) == (1, [])
+
+
+async def test_no_notice_is_sent_without_cancel_to_nor_when_the_flow_ends_otherwise() -> None:
+    """SEMANTICS 5."""
+    async with serving() as served:
+        silent = await delegated(served)
+        failing = await delegated(served, cancel_to="team.bob.cancel")
+        await served.ask("cancel", flow_id=silent)
+        await served.ask("fail", flow_id=failing, reason="r")
+        assert await pending(served) == []
+
+
+# What comes back.
+
+
+async def test_a_service_error_becomes_an_error_payload() -> None:
+    """SEMANTICS 5, CONTRACT 5: as NATS micro services answer."""
+    async with serving() as served:
+        await served.respond(DELEGATE, b"", {"Nats-Service-Error": "no such order", "Nats-Service-Error-Code": "404"})
+        flow_id = await delegated(served)
+        await served.dispatch()
+        assert (await served.flow(flow_id)).state_json["resume_event"] == {"error": {"code": "404", "message": "no such order"}}
+
+
+@pytest.mark.parametrize(
+    "answer, payload", [(b"done", {"text": "done"}), (b"\xff", {"base64": "/w=="}), (b"[1]", [1]), (b"", {"text": ""})]
+)
+async def test_any_bytes_are_an_answer(answer: bytes, payload: Any) -> None:
+    """SEMANTICS 5, CONTRACT 5."""
+    async with serving() as served:
+        await served.respond(DELEGATE, answer)
+        flow_id = await delegated(served)
+        await served.dispatch()
+        assert (await served.flow(flow_id)).state_json["resume_event"] == payload
+
+
+async def test_a_responder_that_echoes_the_request_headers_is_no_trouble() -> None:
+    """SEMANTICS 5, R5: nats-py's `respond` sends them back, `Nats-Msg-Id` included."""
+    async with serving() as served:
+
+        async def echo(_: Heard) -> bytes:
+            return b'{"ok":true}'
+
+        await served.client.respond_on(DELEGATE, echo, echo=True)
+        flows = [await delegated(served) for _ in range(2)]
+        await served.dispatch()
+        for flow_id in flows:
+            assert (await served.flow(flow_id)).state_json["resume_event"] == {"ok": True}
+        flow_id = await delegated(served, flows[0])
+        await served.dispatch()
+        assert (await served.flow(flow_id)).status is FlowStatus.RUNNING, "the second delegation of a flow has another id"
+
+
+async def test_the_acknowledgement_of_a_stream_is_not_the_answer() -> None:
+    """SEMANTICS 5: a request to a subject that a stream captures is acknowledged on the reply subject too."""
+    async with serving() as served:
+        served.bus.broker.create_stream({"name": "WORK", "subjects": ["team.>"], "max_age": 0, "duplicate_window": 0})
+        flow_id = await delegated(served)
+        await served.dispatch()
+        assert (await served.flow(flow_id)).status is FlowStatus.WAITING
+        assert ("ignored", "ignored") in served.watched
+        request = (await served.client.messages("WORK"))[0]
+        await served.client.publish(request.headers["Taskflow-Reply-Subject"], b'{"answer":42}')
+        await served.pump()
+        assert (await served.flow(flow_id)).state_json["resume_event"] == {"answer": 42}
+
+
+async def test_an_answer_that_is_not_accepted_is_not_the_answer() -> None:
+    """SEMANTICS R14."""
+    async with serving() as served:
+        heard = await served.respond(DELEGATE, None)
+        flow_id = await delegated(served, accept={"type": "object", "required": ["answer"]})
+        await served.dispatch()
+        for body in (b"busy", b'{"answer":1}'):
+            await served.client.respond(heard[0], body)
+        await served.pump()
+        assert (await served.flow(flow_id)).state_json["resume_event"] == {"answer": 1}
+        assert [letter.reason for letter in await served.run.store.unpublished_dead_letters(0, 9)] == ["not_accepted"]
+
+
+# Where the answer goes.
+
+BOUND = Config(
+    subjects=SubjectSettings(reply_topics=("agent.delegate.reply",)),
+    replies=(
+        Binding("work.results.*", correlation="subject"),
+        Binding("bob.private", owners=("bob",)),
+        Binding("work.by-body", correlation="body:/job/id"),
+    ),
+)
+
+
+async def test_a_reply_topic_with_the_correlation_in_its_subject_gets_it() -> None:
+    """SEMANTICS 5, CONTRACT 5: an ordinary responder's answer has to arrive where the binding listens."""
+    async with serving(config=BOUND) as served:
+        heard = await served.respond(DELEGATE, {"answer": 42})
+        flow_id = await delegated(served, reply_topic="work.results", correlation_id="job-7")
+        await served.dispatch()
+        assert heard[0].reply == heard[0].headers["Taskflow-Reply-Subject"] == "work.results.job-7"
+        assert (await served.flow(flow_id)).state_json["resume_event"] == {"answer": 42}
+        with pytest.raises(Refused) as refused:
+            await delegated(served, reply_topic="work.results", correlation_id="job.7")
+        assert (refused.value.code, refused.value.details["path"]) == ("invalid_request", "/correlation_id")
+
+
+async def test_another_reply_topic_is_the_reply_subject_and_its_messages_name_the_correlation() -> None:
+    """SEMANTICS 5, CONTRACT 5."""
+    async with serving(config=BOUND) as served:
+        heard = await served.respond(DELEGATE, None)
+        flow_id = await delegated(served, reply_topic="agent.delegate.reply", correlation_id="order 7/ü")
+        await served.dispatch()
+        assert heard[0].reply == "agent.delegate.reply"
+        answer = {"correlation_id": "order 7/ü", "payload": {"answer": 42}}
+        await served.client.respond(heard[0], msgspec.json.encode(answer))
+        await served.pump()
+        assert (await served.flow(flow_id)).state_json["resume_event"] == {"answer": 42}
+
+
+@pytest.mark.parametrize(
+    "topic, code", [("nobody.listens", "topic_not_bound"), ("bob.private", "forbidden"), ("taskflow.reply.bob", "forbidden")]
+)
+async def test_a_reply_topic_that_is_not_the_callers_is_refused(topic: str, code: str) -> None:
+    """SEMANTICS R3, 3."""
+    async with serving(config=BOUND) as served:
+        with pytest.raises(Refused) as refused:
+            await delegated(served, reply_topic=topic)
+        assert refused.value.code == code
+        assert await pending(served) == []
+
+
+@pytest.mark.parametrize("correlation_id", ["a.b", "a b", "a*", ">", "é", "a" * 64])
+async def test_a_correlation_id_that_cannot_be_part_of_a_subject_is_refused(correlation_id: str) -> None:
+    """SEMANTICS 5: where it becomes part of one."""
+    async with serving() as served:
+        with pytest.raises(Refused) as refused:
+            await delegated(served, correlation_id=correlation_id)
+        assert (refused.value.code, refused.value.details["path"]) == ("invalid_request", "/correlation_id")
+
+
+async def test_a_correlation_id_that_another_flow_waits_for_is_refused_and_nothing_is_sent() -> None:
+    """SEMANTICS R6."""
+    async with serving() as served:
+        first = await delegated(served, correlation_id="c")
+        with pytest.raises(Refused) as refused:
+            await delegated(served, correlation_id="c")
+        assert (refused.value.code, refused.value.details["flow_id"]) == ("wait_conflict", first)
+        assert len(await pending(served)) == 1
+
+
+# What a caller may not make the worker say, or where.
+
+
+@pytest.mark.parametrize("field", ["to", "cancel_to"])
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "$JS.API.STREAM.DELETE.TASKFLOW_IN",
+        "$SYS.x",
+        "taskflow.cmd.bob.start",
+        "taskflow.reply.bob.c",
+        "taskflow",
+        "_INBOX.x",
+        "a.*",
+        "a.>",
+        "a..b",
+        "a b",
+        "",
+    ],
+)
+async def test_a_target_that_is_reserved_or_no_subject_is_refused(field: str, subject: str) -> None:
+    """SEMANTICS 5: the worker may publish where its callers may not, and must not do it for them."""
+    async with serving() as served:
+        with pytest.raises(Refused) as refused:
+            await delegated(served, **{field: subject})
+        assert (refused.value.code, refused.value.details["path"]) == ("invalid_request", f"/{field}")
+
+
+@pytest.mark.parametrize(
+    "headers, code",
+    [
+        ({"Nats-Msg-Id": "x"}, "invalid_request"),
+        ({"nats-expected-stream": "x"}, "invalid_request"),
+        ({"TASKFLOW-HOPS": "0"}, "invalid_request"),
+        ({"correlation-id": "x"}, "invalid_request"),
+        ({"Traceparent": TRACE}, "invalid_request"),
+        ({"a b": "x"}, "invalid_request"),
+        ({"a:b": "x"}, "invalid_request"),
+        ({"": "x"}, "invalid_request"),
+        ({"X": "a\r\nNats-Msg-Id: y"}, "invalid_request"),
+        ({"X": "a\x00"}, "invalid_request"),
+        ({f"X-{n}": "x" for n in range(33)}, "too_large"),
+        ({"X": "x" * 8192}, "too_large"),
+    ],
+)
+async def test_headers_that_are_not_the_callers_to_set_are_refused(headers: dict[str, str], code: str) -> None:
+    """SEMANTICS 5."""
+    async with serving() as served:
+        with pytest.raises(Refused) as refused:
+            await delegated(served, headers=headers)
+        assert (refused.value.code, refused.value.details["path"]) == (code, "/headers")
+
+
+@pytest.mark.parametrize(
+    "field, value, code",
+    [
+        ("deadline", "tomorrow", "invalid_request"),
+        ("timeout", "soon", "invalid_request"),
+        ("timeout", "31d", "horizon_exceeded"),
+        ("deadline", "2020-01-01T00:00:00Z", "timer_in_past"),
+    ],
+)
+async def test_a_bad_bound_is_refused_and_the_flow_runs_on(field: str, value: str, code: str) -> None:
+    """SEMANTICS 3."""
+    async with serving() as served:
+        flow_id = await served.started()
+        with pytest.raises(Refused) as refused:
+            await delegated(served, flow_id, **{field: value})
+        assert refused.value.code == code
+        assert refused.value.details["path"] in {"/deadline", "/timeout"}
+        assert ((await served.flow(flow_id)).status, await pending(served)) == (FlowStatus.RUNNING, [])
+
+
+# Circles.
+
+
+async def test_a_flow_that_was_reached_by_too_many_delegations_may_not_delegate() -> None:
+    """SEMANTICS 5; issue 3, item 4: a circle through others ends at the hop limit."""
+    async with serving(max_hops=3) as served:
+        headers: dict[str, str] = {}
+        for hops in range(4):
+            heard = await served.respond(f"team.w{hops}", None)
+            flow_id = await served.started(sent_with=headers)
+            assert (await served.flow(flow_id)).hops == hops
+            if hops == 3:
+                with pytest.raises(Refused) as refused:
+                    await delegated(served, flow_id, to="team.w3")
+                assert (refused.value.code, refused.value.details) == ("forbidden", {"hops": 3, "limit": 3})
+                return
+            await delegated(served, flow_id, to=f"team.w{hops}")
+            await served.dispatch()
+            headers = {"Taskflow-Hops": heard[0].headers["Taskflow-Hops"]}
+
+
+@pytest.mark.parametrize("hops", ["", "-1", "many", "99999", "1e3", "٣"])
+async def test_a_hop_count_that_is_none_counts_as_none(hops: str) -> None:
+    async with serving() as served:
+        flow_id = await served.started(sent_with={"Taskflow-Hops": hops})
+        assert (await served.flow(flow_id)).hops == 0
+
+
+# The dispatcher's own loop.
+
+
+async def test_the_running_dispatcher_sends_what_a_commit_adds() -> None:
+    """SEMANTICS 5: it is woken, and does not poll."""
+    async with serving() as served:
+        heard = await served.respond(DELEGATE, b"{}")
+        loop = asyncio.create_task(served.dispatcher.run())
+        try:
+            flow_id = await delegated(served)
+            await eventually(lambda: heard, within=2.0)
+
+            async def resumed() -> bool:
+                return (await served.flow(flow_id)).status is FlowStatus.RUNNING
+
+            await eventually(resumed)
+        finally:
+            loop.cancel()
+
+
+def test_a_message_to_a_delegate_keeps_its_id_each_time_it_is_sent() -> None:
+    """SEMANTICS 5."""
+    message = Outgoing(flow_id="f", wait_id=2, kind="request", subject="s", headers={"A": "b"}, body=b"{}", reply="r")
+    assert _asked(message) == Asked(subject="s", body=b"{}", headers={"A": "b", "Nats-Msg-Id": "f:2:request"}, reply="r") == _asked(message)

@@ -1,0 +1,52 @@
+"""A stream that is deleted and made again counts from 1 once more: its new messages are not the old ones (RELIABILITY 3, row 37)."""
+
+from __future__ import annotations
+
+from tests.running import Running, running
+from worker.errors import InvalidRequest
+from worker.flow.commands import StartFlow
+from worker.manager import new_id
+from worker.submission import Outcome, Raw, Useless
+from worker.wire.verdicts import Identity
+
+
+async def started(run: Running, command_id: str, *, seq: int) -> Outcome:
+    command = StartFlow(flow_id=new_id(), controller_id="c", goal=command_id, owner_session_key="agent:kate:session:main")
+    identity = Identity("cmd:kate", command_id, command_id.encode())
+    return await run.engine.submit(command, identity, source="TASKFLOW_IN", seq=seq)
+
+
+async def buried(run: Running, body: bytes, *, seq: int) -> Outcome:
+    useless = Useless(error=InvalidRequest("no JSON"), reason="malformed")
+    return await run.engine.submit(useless, source="TASKFLOW_IN", seq=seq, raw=Raw(subject="s", headers={}, body=body))
+
+
+async def test_a_command_at_the_place_of_an_older_one_is_decided() -> None:
+    async with running() as run:
+        old = await started(run, "old", seq=1)
+        new = await started(run, "new", seq=1)
+        assert not new.repeat
+        assert new.flow is not None
+        assert new.flow.goal == "new"
+        assert await run.store.outcome("cmd:kate", "new") is not None
+        assert (await started(run, "old", seq=1)).result == old.result
+        assert (await started(run, "new", seq=1)).repeat
+        assert (await run.store.counts())["inbox.applied"] == 2
+
+
+async def test_an_unreadable_message_at_the_place_of_another_is_buried_too() -> None:
+    async with running() as run:
+        await started(run, "old", seq=1)
+        assert not (await buried(run, b"{", seq=1)).repeat
+        assert not (await buried(run, b"[", seq=1)).repeat
+        assert (await buried(run, b"{", seq=1)).repeat
+        assert len(await run.store.unpublished_dead_letters(0, 10)) == 2
+
+
+async def test_a_message_that_is_given_up_is_known_by_its_place() -> None:
+    async with running() as run:
+        await started(run, "old", seq=1)
+        given_up = Useless(error=InvalidRequest("begun five times"), reason="poison")
+        outcome = await run.engine.submit(given_up, source="TASKFLOW_IN", seq=1, raw=Raw(subject="s", headers={}, body=b"{}"))
+        assert outcome.repeat
+        assert outcome.name == "applied"

@@ -1,0 +1,148 @@
+"""Run a whole worker on the memory bus and a virtual clock: streams, consumers, api, dispatcher; `pump` lets what is in flight arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from tests.eventually import eventually
+from tests.running import Running, VirtualClock
+from worker.api import Api
+from worker.app import policy_of, reply_bindings, topology
+from worker.bus.broker import Heard, MemoryBroker, MemoryClient
+from worker.bus.memory import MemoryBus
+from worker.config import Config
+from worker.consumer import Consumer
+from worker.dispatcher import Dispatcher
+from worker.engine import Engine
+from worker.flow.model import Flow
+from worker.manager import FlowManager
+from worker.reading import Randomness, reader
+from worker.store.sqlite import SqliteFlowStore
+from worker.wait_engine import WaitEngine
+from worker.wire.subjects import Subjects
+
+Json = dict[str, Any]
+
+
+class Refused(Exception):
+    """What the worker answered instead of doing it."""
+
+    def __init__(self, error: Json) -> None:
+        super().__init__(error["message"])
+        self.code: str = error["code"]
+        self.details: Json = error["details"]
+
+
+class Served:
+    """A worker and an agent's connection to it. Nothing is sent to delegates until `dispatcher.dispatch`, which tests call."""
+
+    def __init__(self, run: Running, bus: MemoryBus, dispatcher: Dispatcher, watched: list[tuple[str, str]]) -> None:
+        self.run = run
+        self.bus = bus
+        self.client: MemoryClient = bus.client()
+        self.dispatcher = dispatcher
+        self.watched = watched
+
+    async def ask(self, verb: str, *, agent: str = "kate", sent_with: dict[str, str] | None = None, **fields: Any) -> Json:
+        """Ask on `api`, `sent_with` NATS headers; raises `Refused`."""
+        body, _ = await self.client.request(f"taskflow.api.{agent}.{verb}", msgspec.json.encode(fields), sent_with or {})
+        told: Json = msgspec.json.decode(body)
+        if not told["ok"]:
+            raise Refused(told["error"])
+        return told
+
+    async def started(self, *, agent: str = "kate", sent_with: dict[str, str] | None = None, **fields: Any) -> str:
+        """Start a flow, return its id."""
+        told = await self.ask("start", agent=agent, sent_with=sent_with, controller_id="k", goal="g", **fields)
+        flow_id: str = told["flow"]["id"]
+        return flow_id
+
+    async def flow(self, flow_id: str) -> Flow:
+        """Return the flow."""
+        flow = await self.run.manager.get(flow_id)
+        assert flow is not None
+        return flow
+
+    async def respond(self, subject: str, answer: bytes | Json | None, headers: dict[str, str] | None = None) -> list[Heard]:
+        """Play a delegate that answers everything alike (None: never); returns what it will have heard."""
+        heard: list[Heard] = []
+        body = answer if answer is None or isinstance(answer, bytes) else msgspec.json.encode(answer)
+
+        async def handle(message: Heard) -> bytes | None:
+            heard.append(message)
+            if body is not None and headers is not None:
+                await self.client.respond(message, body, headers)
+                return None
+            return body
+
+        await self.client.respond_on(subject, handle)
+        return heard
+
+    async def dispatch(self) -> int:
+        """Send what is due to delegates, and let their answers arrive."""
+        sent = await self.dispatcher.dispatch()
+        await self.pump()
+        return sent
+
+    async def pump(self) -> None:
+        """Return when everything that is in the streams has been taken in."""
+        await asyncio.sleep(0)
+        await eventually(self._idle)
+
+    def _idle(self) -> bool:
+        """Tell whether nothing is on its way."""
+        backlogs = [consumer.backlog() for consumer in self.bus.broker.consumers.values()]
+        rest = not self.client._answering and not self.run.engine.queued
+        return rest and all(b.pending == 0 and b.floor == b.delivered for b in backlogs)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    path: str = ":memory:",
+    *,
+    config: Config | None = None,
+    broker: MemoryBroker | None = None,
+    clock: VirtualClock | None = None,
+    **policy: Any,
+) -> AsyncIterator[Served]:
+    """Run a worker. With the same path and broker another one goes on where this one ended, as after a crash: nothing is drained."""
+    config, clock = config or Config(), clock or VirtualClock()
+    broker = broker or MemoryBroker(clock=clock)
+    subjects, mint = Subjects(config.subjects.prefix), Randomness()
+    bindings = reply_bindings(config, subjects)
+    streams, sources = topology(config, subjects, bindings)
+    bus = MemoryBus(broker)
+    await bus.open()
+    await bus.prepare(streams, sources)
+    store = await SqliteFlowStore.open(path)
+    engine = Engine(store, clock=clock, policy=msgspec.structs.replace(policy_of(config, bindings), **policy))
+    manager = FlowManager(engine)
+    watched: list[tuple[str, str]] = []
+
+    def watch(verb: str, outcome: str) -> None:
+        watched.append((verb, outcome))
+
+    read = reader(subjects, bindings, mint)
+    consumers = [Consumer(bus, engine, source, read=read, watch=watch, recovered=store.recovered) for source in sources]
+    served = Served(Running(store, engine, manager, WaitEngine(manager), clock), bus, Dispatcher(bus, engine), watched)
+    committing = asyncio.create_task(engine.run())
+    for consumer in consumers:
+        await consumer.recover()
+    pulls = [asyncio.create_task(consumer.run()) for consumer in consumers]
+    api = Api(engine, subjects, mint, watch=watch)
+    await bus.serve(api.service("0.0.0"), api.handle)
+    try:
+        yield served
+    finally:
+        for pull in pulls:
+            pull.cancel()
+        await asyncio.wait(pulls)
+        engine.close()
+        await committing
+        await bus.close()
+        await store.close()
