@@ -135,10 +135,6 @@ class Reads(Protocol):
         """Return up to which row the outlet is known to be published."""
         ...
 
-    async def highest_place(self, source: str) -> int:
-        """Return the highest stream sequence taken in from `source`, 0 for none."""
-        ...
-
     async def ping(self) -> None:
         """Answer, or raise: shows that the database thread is alive."""
         ...

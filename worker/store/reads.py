@@ -114,11 +114,6 @@ class SqliteReads(ABC):
         found = await self._rows("published", outlet)
         return int(found[0][0])
 
-    async def highest_place(self, source: str) -> int:
-        """Return the highest stream sequence taken in from `source`, 0 for none."""
-        found = await self._rows("highest_place", source)
-        return found[0][0] or 0
-
     async def ping(self) -> None:
         """Answer, or raise."""
         await self._rows("ping")

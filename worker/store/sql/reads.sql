@@ -83,8 +83,5 @@ SELECT next_us FROM outgoing ORDER BY next_us LIMIT 1;
 -- name: published
 SELECT n FROM published WHERE outlet = ?1;
 
--- name: highest_place
-SELECT max(source_seq) FROM inbox WHERE source = ?1 AND source_seq IS NOT NULL;
-
 -- name: ping
 SELECT 1;
