@@ -198,6 +198,7 @@ def nats_options(nats: Nats) -> NatsOptions:
         tls_cert=nats.tls_cert or None,
         tls_key=_path(nats.tls_key),
         connect_timeout=nats.connect_timeout.seconds,
+        monitor_url=nats.monitor_url or None,
     )
 
 

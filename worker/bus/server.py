@@ -67,7 +67,7 @@ class EmbeddedServer:
     ) -> None:
         self._dir = Path(data_dir).resolve()
         self._port = port if port > 0 else -1
-        self._sync = "always" if sync_always else "2m"
+        self._sync = "always" if sync_always else "2m"  # quoted in the file: a bare 2m is two million there
         self._max_payload = max_payload
         self._binary = binary
         self.extra_config = extra_config
@@ -145,7 +145,7 @@ class EmbeddedServer:
                 "server_name: taskflow-embedded",
                 f"max_payload: {self._max_payload}",
                 f"ports_file_dir: {quoted['dir']}",
-                f"jetstream {{ store_dir: {quoted['store']}, sync_interval: {self._sync} }}",
+                f'jetstream {{ store_dir: {quoted["store"]}, sync_interval: "{self._sync}" }}',
                 self.extra_config,
                 "",
             )
