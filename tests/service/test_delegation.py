@@ -127,7 +127,7 @@ async def test_a_crash_between_sending_and_forgetting_sends_it_again_under_the_s
         # What was sent is still there after the crash: put the row back as it was.
         async def back(transaction: Any) -> None:
             values = rows.outgoing_insert(1, row.message, served.run.clock.us)
-            await transaction._each(transaction._save["insert_outgoing"], [values])
+            await transaction._each(transaction._saves["insert_outgoing"], [values])
 
         await served.run.engine.do(back)
         await served.dispatch()

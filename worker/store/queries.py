@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import cache
 from importlib import resources
+from types import MappingProxyType
 
 _NAMED = re.compile(r"^-- name: (\w+)\n(.*?);\s*$", re.DOTALL | re.MULTILINE)
 
 
-def statements(file: str) -> dict[str, str]:
-    """Return the statements of `sql/<file>.sql` by name."""
+@cache
+def statements(file: str) -> Mapping[str, str]:
+    """Return the statements of `sql/<file>.sql` by name. Read once: every transaction asks, and must need no file to be opened."""
     text = resources.files("worker.store").joinpath("sql", f"{file}.sql").read_text(encoding="utf-8")
-    return {name: body.strip() for name, body in _NAMED.findall(text)}
+    return MappingProxyType({name: body.strip() for name, body in _NAMED.findall(text)})
 
 
 def migrations() -> list[list[str]]:

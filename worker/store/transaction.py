@@ -29,7 +29,6 @@ class SqliteTransaction(Upkeep):
         self._last_flow = last_flow
         self._ended = ended
         self._load = statements("load")
-        self._save = statements("save")
         self._numbers: dict[str, int] = {}
         self._now: Micros = 0
 
@@ -167,7 +166,7 @@ class SqliteTransaction(Upkeep):
         if not values:
             return 0
         try:
-            cursor = await self._writer.executemany(self._save[name], values)
+            cursor = await self._writer.executemany(self._saves[name], values)
             changed: int = cursor.rowcount
             await cursor.close()
         except sqlite3.Error as bad:
