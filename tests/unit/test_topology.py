@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from worker.bus import settings
 from worker.bus.base import Source, Stream
 from worker.bus.outbound import objection
-from worker.bus.subjects import covers, publishable
+from worker.wire.subjects import covers, is_literal
 
 IN = Stream(name="IN", subjects=("cmd.*.*", "resume"), inbound=True, max_age=3600)
 OUT = Stream(name="OUT", subjects=("evt.>",), inbound=False, max_age=3600)
@@ -51,8 +51,8 @@ def test_what_covers_a_pattern_covers_all_its_subjects(wide: list[str], narrow: 
 
 
 @pytest.mark.parametrize("subject", ["", ".", "a.", ".a", "a..b", "a b", "a\tb", "a.*", "a.>", "a\x00", "a\n", "a" * 1025])
-def test_a_malformed_subject_is_not_publishable(subject: str) -> None:
-    assert not publishable(subject)
+def test_a_malformed_subject_is_not_is_literal(subject: str) -> None:
+    assert not is_literal(subject)
 
 
 @given(st.binary(max_size=40), st.dictionaries(st.text(min_size=1, max_size=5), st.text(max_size=20), max_size=3))

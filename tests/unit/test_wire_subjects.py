@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.wire import headers, pointers
-from worker.wire.subjects import Subjects, is_literal, is_pattern, is_token, matches, overlap
+from worker.wire.subjects import Subjects, covers, is_literal, is_pattern, is_token, overlap
 
 TOKENS = st.from_regex(r"\A[A-Za-z0-9_-]{1,63}\Z")
 FLOW = "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f"
@@ -39,8 +39,8 @@ def test_everything_the_worker_publishes_or_reads_is_captured_by_exactly_one_str
         (subjects.event(agent, FLOW, "resumed"), 1),
         (subjects.dead_letter(other), 2),
     ):
-        assert [any(matches(p, subject) for p in patterns) for patterns in streams] == [n == at for n in range(3)]
-    assert not any(matches(p, subjects.api(agent, other)) for patterns in streams for p in patterns)
+        assert [any(covers(p, subject) for p in patterns) for patterns in streams] == [n == at for n in range(3)]
+    assert not any(covers(p, subjects.api(agent, other)) for patterns in streams for p in patterns)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_prefix_that_is_no_subject_is_refused_by_name(prefix: str) -> None:
     ],
 )
 def test_patterns_cover_subjects_as_nats_has_it(pattern: str, subject: str, covered: bool) -> None:
-    assert matches(pattern, subject) is covered
+    assert covers(pattern, subject) is covered
     assert overlap(pattern, subject) is covered
 
 

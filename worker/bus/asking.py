@@ -18,7 +18,7 @@ from nats.aio.subscription import Subscription
 from worker.bus.base import NO_RESPONDERS, Asked
 from worker.bus.connection import Connection
 from worker.bus.outbound import objection
-from worker.bus.subjects import publishable
+from worker.wire.subjects import is_literal
 
 NOT_CONNECTED = "not connected to NATS"
 LOST = "connection lost: may or may not have been sent"
@@ -36,7 +36,7 @@ def complaint(message: Asked, max_payload: int) -> str | None:
         line = len(message.subject.encode()) + len(message.reply.encode())
     except UnicodeEncodeError:
         return "the reply subject is not valid text"
-    if not publishable(message.reply):
+    if not is_literal(message.reply):
         return f"the reply subject {message.reply[:120]!r} cannot be published on"
     return f"subject and reply subject together have {line} bytes, too many for the broker" if line > _MAX_LINE else None
 

@@ -18,7 +18,7 @@ from worker.bus import settings
 from worker.bus.base import NO_HEADERS, NO_RESPONDERS, Asked, Headers, Published, PublishFailed, Source, Stream
 from worker.bus.settings import Json
 from worker.bus.streams import ConsumerState, Stored, StreamStore
-from worker.bus.subjects import covers
+from worker.wire.subjects import covers
 
 
 class Heard(NamedTuple):

@@ -14,7 +14,7 @@ import structlog
 from nats.aio.client import Client
 
 from worker.bus.base import NO_HEADERS, Headers, Published, PublishFailed
-from worker.bus.subjects import publishable
+from worker.wire.subjects import is_literal
 
 # A burst may queue thousands of frames: let readers and timers have the loop in between.
 _YIELD_EVERY = 256
@@ -42,7 +42,7 @@ def objection(subject: str, body: bytes, headers: Headers, max_payload: int) -> 
     over-long subject, by closing the connection, after which the client never reconnects.
     """
     try:
-        if not publishable(subject):
+        if not is_literal(subject):
             return f"the subject {subject[:120]!r} cannot be published on"
         size = len(body)
         if headers:

@@ -19,7 +19,7 @@ from nats.micro.service import Service as MicroService
 from worker.bus.base import NO_HEADERS, Headers, Request, Service
 from worker.bus.connection import Connection
 from worker.bus.outbound import Frame, objection
-from worker.bus.subjects import covers
+from worker.wire.subjects import covers
 
 ERROR = "Nats-Service-Error"
 ERROR_CODE = "Nats-Service-Error-Code"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from worker.bus.base import Source, Stream
-from worker.bus.subjects import covers
+from worker.wire.subjects import covers
 
 _NS = 1_000_000_000
 _NOT_EDITABLE = "it cannot be edited: move the messages to a new stream, or remove this one with `nats stream rm {name}`"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from worker.bus.base import Ack, Backlog, Delivery, Headers, InProgress, Nak, Published, PublishFailed, Settlement, Term
 from worker.bus.settings import Json
-from worker.bus.subjects import covers
+from worker.wire.subjects import covers
 
 MSG_ID = "Nats-Msg-Id"
 _NS_PER_US = 1000

@@ -17,7 +17,7 @@ from worker.wire.bindings import Binding, check_bindings
 from worker.wire.envelope import open_value
 from worker.wire.headers import MSG_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, find, trace_of
 from worker.wire.requests import UUID
-from worker.wire.subjects import Subjects, is_literal, is_token, matches
+from worker.wire.subjects import Subjects, covers, is_literal, is_token
 from worker.wire.verdicts import Identity, Ignored, Inbound, Unusable, digest, reason_of
 
 __all__ = ["Binding", "Bindings", "check_bindings"]
@@ -96,7 +96,7 @@ class Bindings:
     def answers_on(self, topic: str, correlation_id: str) -> str | FlowError:
         """Return the subject on which an answer to `correlation_id` reaches `topic`, or the refusal of an id that cannot be part of it."""
         built_in = self._subjects.parse_reply(f"{topic}.x") is not None
-        if not built_in and not any(b.correlation == "subject" and matches(b.topic, topic) for b in self.configured):
+        if not built_in and not any(b.correlation == "subject" and covers(b.topic, topic) for b in self.configured):
             return topic
         if not is_token(correlation_id):
             said = "correlation_id becomes part of the reply's subject: 1 to 63 characters A-Z a-z 0-9 _ -"
@@ -110,7 +110,7 @@ class Bindings:
         own = self._subjects.parse_reply(f"{topic}.x")
         if own is not None:
             return (own[0],)
-        return next((b.owners for b in self.configured if matches(b.topic, topic)), None)
+        return next((b.owners for b in self.configured if covers(b.topic, topic)), None)
 
     def read(self, subject: str, headers: Headers, body: bytes, *, stream: str, seq: int, arrived_us: int) -> Inbound | Unusable | Ignored:
         """Read what arrived on a reply subject. Never raises for bad input; `stream` and `seq` name a message without an id."""
@@ -139,7 +139,7 @@ class Bindings:
         if reading is None and self._subjects.parse_reply(subject) is not None:
             reading = self._built_in
         if reading is None:
-            reading = next((r for r in self._patterns if matches(r.binding.subject, subject)), None)
+            reading = next((r for r in self._patterns if covers(r.binding.subject, subject)), None)
         if reading is None:
             raise TopicNotBound("no reply binding covers the subject this message arrived on", topic=subject)
         return reading, subject.rpartition(".")[0] if reading.kind == "subject" else subject

@@ -10,6 +10,7 @@ import re
 
 _TOKEN = re.compile(r"\A[A-Za-z0-9_-]{1,63}\Z")
 _LITERAL_TOKEN = re.compile(r"\A[^\s\x00-\x20\x7f.*>]+\Z")
+_LITERAL = re.compile(r"\A[^\s\x00-\x20\x7f.*>]+(?:\.[^\s\x00-\x20\x7f.*>]+)*\Z")
 MAX_SUBJECT = 1024  # far below the 4096 bytes of a NATS control line, at which the client closes for good
 
 
@@ -106,7 +107,7 @@ def is_token(text: str) -> bool:
 
 def is_literal(subject: str) -> bool:
     """Tell whether `subject` can be published to: no empty tokens, wildcards, blanks or control characters."""
-    return len(subject) <= MAX_SUBJECT and all(_LITERAL_TOKEN.match(token) for token in subject.split("."))
+    return len(subject) <= MAX_SUBJECT and _LITERAL.match(subject) is not None
 
 
 def is_pattern(subject: str) -> bool:
@@ -116,15 +117,18 @@ def is_pattern(subject: str) -> bool:
     return len(subject) <= MAX_SUBJECT and all(t == "*" or _LITERAL_TOKEN.match(t) for t in tokens) and bool(last)
 
 
-def matches(pattern: str, subject: str) -> bool:
-    """Tell whether the NATS pattern covers the literal subject: `*` is one token, `>` is one or more at the end."""
-    wanted, given = pattern.split("."), subject.split(".")
-    if wanted[-1] == ">":
-        wanted = wanted[:-1]
-        if len(given) <= len(wanted):
+def covers(pattern: str, subject: str) -> bool:
+    """Tell whether `pattern` takes everything `subject` stands for; `subject` may be a pattern itself."""
+    parts = subject.split(".")
+    wanted = pattern.split(".")
+    for at, part in enumerate(wanted):
+        if part == ">":
+            return len(parts) > at
+        if at >= len(parts) or parts[at] == ">":
             return False
-        given = given[: len(wanted)]
-    return len(wanted) == len(given) and all(w in ("*", g) for w, g in zip(wanted, given, strict=True))
+        if part not in ("*", parts[at]):
+            return False
+    return len(parts) == len(wanted)
 
 
 def overlap(one: str, other: str) -> bool:
