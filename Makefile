@@ -11,7 +11,7 @@ XDIST   ?= -n $(WORKERS) --dist loadgroup
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-fast lint format type drift schemas check lock clean
+.PHONY: help setup run demo test test-fast faults faults-nightly lint format type drift schemas check lock clean
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules
 
@@ -36,6 +36,12 @@ test: $(READY) ## Run every test
 
 test-fast: $(READY) ## Run the tests that start no other process and take no time
 	@$(BIN)/python -m pytest $(XDIST) --ignore=tests/e2e -m 'not e2e and not slow' $(ARGS)
+
+faults: $(READY) ## Run the fault scenarios, or one: make faults SCENARIO=kill-worker (SCENARIO=list names them)
+	@$(BIN)/python -m pytest tests/faults -q $(if $(SCENARIO),--scenario '$(SCENARIO)') $(ARGS)
+
+faults-nightly: $(READY) ## The same with ten times the faults: up to an hour (SCENARIO, ARGS, TASKFLOW_SEED as above)
+	@TASKFLOW_FAULTS=nightly $(BIN)/python -m pytest tests/faults -q $(if $(SCENARIO),--scenario '$(SCENARIO)') $(ARGS)
 
 lint: $(READY) ## Check style: ruff's rules and its formatting
 	@$(BIN)/ruff check .

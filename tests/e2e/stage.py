@@ -26,7 +26,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.api import PubAck
+from nats.js.api import ConsumerConfig, DeliverPolicy, PubAck
 
 from tests.eventually import eventually
 from worker.bus.server import EmbeddedServer
@@ -34,8 +34,10 @@ from worker.bus.server import EmbeddedServer
 Json = dict[str, Any]
 TOPIC = "agent.delegate.reply"
 INBOUND, EVENTS, DEAD_LETTERS = "TASKFLOW_IN", "TASKFLOW_EVT", "TASKFLOW_DLQ"
+_ROOT = Path(__file__).parents[2]
 _PATIENCE = 20.0
-_SHOWN = 40
+_SHOWN, _LOGS = 40, 5
+WORKER = (sys.executable, "-m", "worker", "run")
 _CHUNK = 100
 
 
@@ -210,10 +212,22 @@ class Agent:
 
 
 class Stage:
-    """A broker and a worker in a folder. `settings` are environment variables for every worker started here."""
+    """A broker and a worker in a folder. `settings` are environment variables for every worker started here.
 
-    def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None, server: EmbeddedServer | None = None) -> None:
+    `program` is what is started as the worker: the real one, one with a fault planted in it (`tests.faults.launcher`), or either
+    under another program such as strace.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        settings: Mapping[str, str] | None = None,
+        server: EmbeddedServer | None = None,
+        program: Sequence[str] = WORKER,
+    ) -> None:
         self.folder = folder
+        self.program = tuple(program)
         self.server = server or EmbeddedServer(folder / "nats")
         self.settings = dict(settings or {})
         self.ready: Json = {}
@@ -234,13 +248,13 @@ class Stage:
         await self.close()
 
     async def close(self) -> None:
-        """End everything, and print the ends of the workers' logs: pytest shows them where the test failed."""
+        """End everything, and print the ends of the last workers' logs: pytest shows them where the test failed."""
         for client in self._clients:
             await client.close()
         if self._worker is not None:
             await self.kill()
         await self.server.stop()
-        for log in self.logs():
+        for log in self.logs()[-_LOGS:]:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             sys.stdout.write("\n".join([f"--- {log.name}", *lines[-_SHOWN:], ""]))
 
@@ -277,6 +291,7 @@ class Stage:
             "TASKFLOW_STORE_PATH": str(self.path),
             "TASKFLOW_HTTP_BIND": "127.0.0.1:0",
             "TASKFLOW_REPLY_TOPICS": TOPIC,
+            "PYTHONPATH": str(_ROOT),  # the worker of this checkout, from whatever folder it is started
         }
         return {**clean, **own, **self.settings, **changes}
 
@@ -286,7 +301,7 @@ class Stage:
         path = self.folder / f"worker-{self._runs:02}.log"
         with path.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "worker", "run"),
+                *self.program,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env=self.environment(**changes),
@@ -360,12 +375,13 @@ class Stage:
         self._clients.append(client)
         return Agent(name, client)
 
-    async def stream(self, name: str, agent: Agent) -> list[Sent]:
-        """Read a stream from its start to what is its end now."""
+    async def stream(self, name: str, agent: Agent, *, after: int = 0) -> list[Sent]:
+        """Read a stream from its start, or from what comes after a sequence, to what is its end now."""
         state = (await agent.js.stream_info(name)).state
-        if state.messages == 0:
+        if state.messages == 0 or state.last_seq <= after:
             return []
-        subscription = await agent.js.subscribe(">", stream=name, ordered_consumer=True)
+        start = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1)
+        subscription = await agent.js.subscribe(">", stream=name, ordered_consumer=True, config=start)
         found: list[Sent] = []
         try:
             while not found or found[-1].seq < state.last_seq:

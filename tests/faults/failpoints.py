@@ -1,0 +1,128 @@
+"""Named points at which a worker can be killed, made to raise, or hung: `FLOW_FAILPOINT=point:nth:action`.
+
+A point is the side of a step: `commit.before` is reached as the step begins, `commit.after` as it has succeeded. The steps are methods
+of the program, wrapped from outside when a run asks for one of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+STEPS = {
+    # start
+    "store_open": "worker.store.sqlite:SqliteFlowStore._open_file",
+    "migrate": "worker.store.sqlite:migrated",
+    "take_over": "worker.store.sqlite:SqliteFlowStore._take_over",
+    "connect": "worker.bus.jetstream:JetStreamBus.open",
+    "prepare": "worker.bus.jetstream:JetStreamBus.prepare",
+    "recover": "worker.consumer:Consumer.recover",
+    "rewind": "worker.bus.jetstream:JetStreamBus.rewind",
+    # a message
+    "take": "worker.consumer:Consumer._take",
+    "begin": "worker.store.sqlite:SqliteFlowStore.begin",
+    "load": "worker.store.transaction:SqliteTransaction.load",
+    "decide": "worker.deciding:Deciding.decide",
+    "save": "worker.store.transaction:SqliteTransaction.save",
+    "save_flows": "worker.store.transaction:SqliteTransaction._save_flows",
+    "commit": "worker.store.transaction:SqliteTransaction.commit",
+    "announce": "worker.engine:Engine._announce",
+    "settle": "worker.bus.jetstream:JetStreamBus.settle",
+    "answer": "worker.api:Api.handle",
+    # what follows from it
+    "read_outbox": "worker.store.reads:SqliteReads.unpublished_events",
+    "publish": "worker.bus.jetstream:JetStreamBus.publish",
+    "mark_published": "worker.store.upkeep:Upkeep.mark_published",
+    "send": "worker.bus.jetstream:JetStreamBus.send",
+    "settle_outgoing": "worker.store.upkeep:Upkeep.settle_outgoing",
+    "due": "worker.store.reads:SqliteReads.due",
+    # the end
+    "finish": "worker.consumer:Consumer.finish",
+    "flush": "worker.bus.jetstream:JetStreamBus.flush",
+    "bus_close": "worker.bus.jetstream:JetStreamBus.close",
+    "store_close": "worker.store.sqlite:SqliteFlowStore.close",
+}
+POINTS = tuple(f"{step}.{side}" for step in STEPS for side in ("before", "after"))
+ACTIONS = ("kill", "raise", "hang")
+HANG = 5.0
+"""Seconds for which `hang` blocks the whole event loop."""
+
+
+class Failed(Exception):
+    """What `raise` raises: an error that nobody in the program knows of."""
+
+
+def arm(spec: str) -> None:
+    """Put a failpoint `point:nth:action` into the program. Raises `ValueError` for one that does not exist."""
+    point, nth, action = spec.split(":")
+    if point not in POINTS or action not in ACTIONS:
+        raise ValueError(f"no such failpoint: {spec}")
+    step, _, side = point.partition(".")
+    owner, name = _found(STEPS[step])
+    static = inspect.getattr_static(owner, name)
+    wrapped = static.__func__ if isinstance(static, classmethod) else static
+    around = _around(wrapped, side, _Fuse(point, int(nth), action))
+    setattr(owner, name, classmethod(around) if isinstance(static, classmethod) else around)
+
+
+def _found(place: str) -> tuple[Any, str]:
+    """Return what has the step as an attribute, and the attribute's name."""
+    module, _, path = place.partition(":")
+    *owners, name = path.split(".")
+    return functools.reduce(getattr, owners, importlib.import_module(module)), name
+
+
+class _Fuse:
+    """Counts how often a point is reached, and acts once."""
+
+    def __init__(self, point: str, nth: int, action: str) -> None:
+        self._point = point
+        self._left = nth
+        self._action = action
+
+    def burn(self) -> None:
+        """Reach the point."""
+        self._left -= 1
+        if self._left != 0:
+            return
+        if self._action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self._action == "hang":
+            time.sleep(HANG)
+        else:
+            raise Failed(self._point)
+
+
+def _around(step: Callable[..., Any], side: str, fuse: _Fuse) -> Callable[..., Any]:
+    """Wrap a step, a coroutine or not, so that the fuse burns on one side of it."""
+    if inspect.iscoroutinefunction(step):
+
+        @functools.wraps(step)
+        async def waited(*args: Any, **named: Any) -> Any:
+            """Carry the step out."""
+            if side == "before":
+                fuse.burn()
+            result = await step(*args, **named)
+            if side == "after":
+                fuse.burn()
+            return result
+
+        return waited
+
+    @functools.wraps(step)
+    def called(*args: Any, **named: Any) -> Any:
+        """Carry the step out."""
+        if side == "before":
+            fuse.burn()
+        result = step(*args, **named)
+        if side == "after":
+            fuse.burn()
+        return result
+
+    return called

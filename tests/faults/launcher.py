@@ -1,0 +1,43 @@
+"""The worker with something wrong in it: `python -m tests.faults.launcher run`, as `python -m worker run`, plus what the environment says.
+
+`FLOW_FAILPOINT=point:nth:action` does something at the nth time a point is reached (`tests.faults.failpoints`), `FLOW_CLOCK=file` adds
+the seconds in the file to the wall clock. All of it is put into the program from outside: nothing in `worker/` knows of it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from tests.faults import failpoints
+
+LAUNCHER = (sys.executable, "-m", "tests.faults.launcher", "run")
+
+
+def shift_clock(file: Path) -> None:
+    """Have the worker's wall clock run as many seconds ahead of the real one (behind it, where negative) as the file says, live."""
+    from worker import app
+
+    real = app.wall_clock
+
+    def shifted() -> int:
+        """Return the shifted time in microseconds since the epoch."""
+        return real() + int(float(file.read_text(encoding="ascii") or "0") * 1_000_000)
+
+    app.wall_clock = shifted
+
+
+def main() -> None:
+    """Plant what the environment asks for and run the command line."""
+    if spec := os.environ.get("FLOW_FAILPOINT"):
+        failpoints.arm(spec)
+    if file := os.environ.get("FLOW_CLOCK"):
+        shift_clock(Path(file))
+    from worker.cli import main as cli
+
+    cli()
+
+
+if __name__ == "__main__":
+    main()

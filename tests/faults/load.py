@@ -1,0 +1,352 @@
+"""The load of the fault runs: flows that start, wait, are answered early, late and twice, time out, delegate, are cancelled; seeded.
+
+Each flow plays one part, a list of steps whose possible ends are known. Every message has an id of its own and every payload is unique,
+so that what comes out can be traced to what went in. Attempts that fail are repeated under the same id until the broker has the message,
+but for those of the `doubtful` part, which are made once: they are what is in doubt, and may have happened or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from tests.e2e.stage import INBOUND, TOPIC, Agent, Json, encoded, event, in_order
+from tests.eventually import eventually
+from tests.faults.ledger import Ledger, Operation
+
+DELEGATE = "svc.faults"
+_TIMEOUT = 2.0
+_BEGUN = ("created", "started")
+_PARKED = (*_BEGUN, "waiting")
+_FAILURES = (NatsError, TimeoutError, OSError)
+
+Kinds = tuple[str, ...]
+ENDS: Mapping[str, Callable[[Kinds], bool]] = {
+    "answered": lambda kinds: kinds == (*_PARKED, "resumed"),
+    "idle": lambda kinds: kinds == _PARKED,
+    "early": lambda kinds: kinds == (*_PARKED, "resumed"),
+    "twice": lambda kinds: kinds == (*_PARKED, "resumed"),
+    "rounds": lambda kinds: kinds == (*_BEGUN, *("waiting", "resumed") * 3, "finished"),
+    "late": lambda kinds: kinds == (*_PARKED, "resumed", "finished"),
+    "timer": lambda kinds: kinds in {(*_PARKED, "resumed"), _BEGUN},
+    "timeout": lambda kinds: kinds == (*_PARKED, "resumed"),
+    "race": lambda kinds: kinds in {(*_PARKED, "cancelled"), (*_PARKED, "resumed", "cancelled")},
+    "cancelled": lambda kinds: kinds == (*_PARKED, "cancelled"),
+    "delegated": lambda kinds: kinds == (*_PARKED, "resumed"),
+    "steps": lambda kinds: kinds == (*_BEGUN, *("state_updated",) * 4, "finished"),
+    "asked": lambda kinds: kinds == (*_BEGUN, *("state_updated",) * 3, "failed"),
+    "doubtful": lambda kinds: kinds[:2] == _BEGUN and set(kinds[2:]) <= {"state_updated"},
+}
+"""For each part, whether a flow's journal is a possible end of it."""
+PARTS = tuple(name for name in ENDS if name != "idle")
+
+
+class Part(msgspec.Struct, frozen=True):
+    """What one flow plays. `payload` is what must have resumed it last, None where nothing or anything may have."""
+
+    name: str
+    flow_id: str
+    payload: Json | None
+
+
+class Load:
+    """Plays parts against a worker until told to stop, and keeps the ledger."""
+
+    def __init__(self, agents: Sequence[Agent], dice: random.Random, *, parts: Sequence[str] = PARTS) -> None:
+        self.ledger = Ledger()
+        self.parts: list[Part] = []
+        self._agents = agents
+        self._dice = dice
+        self._names = tuple(parts)
+        self._stopping = asyncio.Event()
+        self._number = 0
+
+    async def open(self) -> None:
+        """Put up the delegate that the flows ask: it answers durably, and once for each request it hears."""
+        await self._agents[0].client.subscribe(DELEGATE, cb=self._delegate)
+        await self._agents[0].client.flush()
+
+    async def crowd(self, count: int) -> None:
+        """Have many flows wait for what never comes, and return when they do."""
+        agent = self._agents[0]
+        players = [Player(agent, self.ledger, random.Random(self._dice.random()), -number) for number in range(1, count + 1)]
+        await in_order([player.idle for player in players])
+        self.parts += [Part("idle", player.flow_id, None) for player in players]
+
+        async def taken() -> bool:
+            held = await agent.js.consumer_info(INBOUND, "worker")
+            return not held.num_pending and not held.num_ack_pending
+
+        await eventually(taken, within=120)
+
+    def stop(self) -> None:
+        """Begin no more flows; `play` returns when the begun ones have had all their messages stored."""
+        self._stopping.set()
+
+    async def play(self, *, rate: float, flows: int | None = None) -> None:
+        """Begin `rate` flows a second, as many as `flows` or until stopped, and see each of them through."""
+        started = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            begun = 0
+            while not self._stopping.is_set() and begun != flows:
+                group.create_task(self._one())
+                begun += 1
+                wait = started + begun / rate - time.monotonic()
+                if wait > 0:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._stopping.wait(), wait)
+                else:
+                    await asyncio.sleep(0)
+
+    async def _one(self) -> None:
+        """Play one flow's part, whichever the dice say."""
+        self._number += 1
+        name = self._names[self._number % len(self._names)] if self._number <= len(self._names) else self._dice.choice(self._names)
+        player = Player(self._dice.choice(self._agents), self.ledger, random.Random(self._dice.random()), self._number)
+        payload = await getattr(player, name)()
+        self.parts.append(Part(name, player.flow_id, payload))
+
+    async def _delegate(self, request: Msg) -> None:
+        """Answer a delegated request; a repeat of the request gets the same answer under the same id."""
+        asked = dict(request.headers or {})["Nats-Msg-Id"]
+        await stored(self._agents[0], request.reply, request.data, {"Nats-Msg-Id": f"answer-{asked}"})
+
+
+class Player:
+    """One flow, its agent, and what the agent does with it: the parts."""
+
+    def __init__(self, agent: Agent, ledger: Ledger, dice: random.Random, number: int) -> None:
+        self._agent = agent
+        self._ledger = ledger
+        self._dice = dice
+        self._name = f"{agent.name}-{number}"
+        self._count = 0
+        self.flow_id = str(UUID(int=dice.getrandbits(128), version=4))
+
+    async def answered(self) -> Json | None:
+        """Wait for a reply that comes after the wait."""
+        await self._start()
+        await self._wait("c")
+        return await self._reply("c")
+
+    async def idle(self) -> Json | None:
+        """Wait for what never comes."""
+        await self._start()
+        await self._wait("never")
+        return None
+
+    async def early(self) -> Json | None:
+        """Be answered before the wait, or before the flow exists."""
+        if self._dice.random() < 0.5:
+            payload = await self._reply("c")
+            await self._start()
+        else:
+            await self._start()
+            payload = await self._reply("c")
+        await self._wait("c")
+        return payload
+
+    async def twice(self) -> Json | None:
+        """Be told the same thing several times, under the id in the header (which the broker may drop) and in the body."""
+        await self._start()
+        await self._wait("c")
+        payload: Json = {"n": f"{self._name}-twice"}
+        names = [f"{self._name}-twice"] * self._dice.randint(2, 4)
+        for at, name in enumerate(names):
+            operation = self._ledger.open(f"{name}-{at}", self.flow_id, "reply", counts=False)
+            body = {"correlation_id": self._pair("c"), "payload": payload, "event_id": name}
+            await self._store(operation, TOPIC, body, header=None)
+        return payload
+
+    async def rounds(self) -> Json | None:
+        """Wait three times, each time for another reply, and finish."""
+        await self._start()
+        payload = None
+        for turn in "abc":
+            if self._dice.random() < 0.5:
+                payload = await self._reply(turn)
+                await self._wait(turn)
+            else:
+                await self._wait(turn)
+                payload = await self._reply(turn)
+            await self._until("running", turn)
+        await self._command("finish", final_state={"done": True})
+        return payload
+
+    async def late(self) -> Json | None:
+        """Be answered, finish, and be answered again."""
+        payload = await self.answered()
+        await self._until("running", "c")
+        await self._command("finish")
+        await self._reply("c")
+        return payload
+
+    async def timer(self) -> Json | None:
+        """Wait for a moment: far enough ahead for most outages; after a longer one it lies in the past and is refused."""
+        await self._start()
+        at = datetime.now(UTC) + timedelta(seconds=2 + self._dice.random())
+        await self._command("wait", wait_condition={"kind": "timer", "at": at.isoformat()})
+        return None
+
+    async def timeout(self) -> Json | None:
+        """Wait for a reply that comes about when the wait times out."""
+        await self._start()
+        await self._wait("c", timeout="300ms")
+        await asyncio.sleep(0.6 * self._dice.random())
+        await self._reply("c")
+        return None
+
+    async def race(self) -> Json | None:
+        """Be cancelled and answered at once."""
+        await self._start()
+        await self._wait("c")
+        await asyncio.gather(self._reply("c"), self._command("cancel", reason="race"))
+        return None
+
+    async def cancelled(self) -> Json | None:
+        """Be cancelled while waiting."""
+        await self._start()
+        await self._wait("c")
+        await self._command("cancel", reason="enough")
+        return None
+
+    async def delegated(self) -> Json | None:
+        """Ask a delegate and be resumed by its answer."""
+        await self._start()
+        payload: Json = {"n": f"{self._name}-delegated"}
+        await self._command("delegate", to=DELEGATE, payload=payload)
+        return payload
+
+    async def steps(self) -> Json | None:
+        """Go step by step, and finish."""
+        await self._start()
+        for step in range(4):
+            await self._command("advance", patch={f"k{step}": f"{self._name}-{step}"})
+        await self._command("finish")
+        return None
+
+    async def asked(self) -> Json | None:
+        """Do it on `api`, each request under one command id until it is answered; every answer must be the first one, byte for byte."""
+        await self._start()
+        await self._until("running", "start")
+        for step in range(3):
+            await self._ask("advance", patch={f"k{step}": f"{self._name}-{step}"})
+        await self._ask("fail", reason="as planned")
+        return None
+
+    async def doubtful(self) -> Json | None:
+        """Publish changes once each, whether or not the broker says that it has them."""
+        await self._start()
+        for step in range(5):
+            operation = self._open("advance")
+            body = {"flow_id": self.flow_id, "patch": {operation.id: step}}
+            with suppress(*_FAILURES):
+                await self._try(operation, f"taskflow.cmd.{self._agent.name}.advance", body, operation.id)
+        return None
+
+    async def _start(self) -> None:
+        """Start the flow under the id it was given."""
+        await self._command("start", controller_id=f"{self._agent.name}/load", goal="survive")
+
+    async def _wait(self, turn: str, **more: Any) -> None:
+        """Park on the reply of a turn."""
+        await self._command("wait", wait_condition=event(self._pair(turn), **more))
+
+    async def _reply(self, turn: str) -> Json:
+        """Answer the wait of a turn with a payload that nobody else sends."""
+        operation = self._open("reply")
+        payload = {"n": operation.id}
+        await self._store(operation, TOPIC, {"correlation_id": self._pair(turn), "payload": payload}, header=operation.id)
+        return payload
+
+    async def _command(self, verb: str, **body: Any) -> None:
+        """Have a durable command stored."""
+        operation = self._open(verb)
+        await self._store(operation, f"taskflow.cmd.{self._agent.name}.{verb}", {"flow_id": self.flow_id, **body}, header=operation.id)
+
+    async def _ask(self, verb: str, **body: Any) -> None:
+        """Have a command answered on `api`, and ask once more: the answer must stay the same."""
+        operation = self._open(verb)
+        request = encoded({"flow_id": self.flow_id, "command_id": operation.id, **body})
+        answers: list[bytes] = []
+
+        async def answered() -> bool:
+            operation.tries += 1
+            operation.invoked = operation.invoked or time.monotonic()
+            try:
+                answer = await self._agent.ask(verb, raw=request)
+            except _FAILURES:
+                operation.failed_tries += 1
+                return False
+            if (answer.headers or {}).get("Nats-Service-Error-Code") == "503":
+                operation.failed_tries += 1
+                return False
+            operation.acknowledged = operation.acknowledged or time.monotonic()
+            answers.append(answer.data)
+            return len(answers) == 2
+
+        await eventually(answered, within=120)
+        assert answers[0] == answers[1], f"{operation.id} was told {answers[0]!r}, then {answers[1]!r}"
+        told = msgspec.json.decode(answers[0])
+        assert told["ok"], told
+        operation.revision = told["flow"]["revision"]
+
+    async def _until(self, status: str, turn: str) -> None:
+        """Return once the flow has this status, as far as the agent can tell through the outages."""
+
+        async def there() -> bool:
+            with suppress(*_FAILURES):
+                shown = await self._agent.api("status", {"flow_id": self.flow_id})
+                met = shown.get("flow", {})
+                wanted = turn == "start" or met.get("state", {}).get("resume_meta", {}).get("correlation_id") == self._pair(turn)
+                return met.get("status") == status and wanted
+            return False
+
+        await eventually(there, within=120)
+
+    def _pair(self, turn: str) -> str:
+        """Return the correlation id of a turn."""
+        return f"{self._name}-{turn}"
+
+    def _open(self, verb: str) -> Operation:
+        """Open the next operation of this flow."""
+        self._count += 1
+        return self._ledger.open(f"{self._name}-{self._count}-{verb}", self.flow_id, verb)
+
+    async def _store(self, operation: Operation, subject: str, body: Json, *, header: str | None) -> None:
+        """Publish until the broker says that it has it."""
+
+        async def there() -> bool:
+            with suppress(*_FAILURES):
+                await self._try(operation, subject, body, header)
+                return True
+            return False
+
+        await eventually(there, within=120)
+
+    async def _try(self, operation: Operation, subject: str, body: Json, header: str | None) -> None:
+        """Publish once."""
+        operation.tries += 1
+        operation.invoked = operation.invoked or time.monotonic()
+        try:
+            headers = {"Nats-Msg-Id": header} if header else None
+            await self._agent.js.publish(subject, encoded(body), headers=headers, timeout=_TIMEOUT)
+        except _FAILURES:
+            operation.failed_tries += 1
+            raise
+        operation.acknowledged = time.monotonic()
+
+
+async def stored(agent: Agent, subject: str, body: bytes, headers: Mapping[str, str]) -> None:
+    """Publish until the broker says that it has it."""
+    await agent.insist(subject, body, headers, within=120)
