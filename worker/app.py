@@ -146,7 +146,7 @@ def compose(
         pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, inbox_us=remembered),
         api=Api(engine, subjects, mint, watch=tracker.settled),
         dispatcher=Dispatcher(bus, engine),
-        probes=WorkerProbes(store, bus, relays, tracker, paused=lambda: any(c.paused for c in consumers)),
+        probes=WorkerProbes(store, bus, relays, tracker, paused=lambda: engine.stalled),
     )
 
 

@@ -1,8 +1,9 @@
 """Take deliveries in and settle them: read the bytes, submit, and tell the broker only after the commit what became of them.
 
 A message is acked when its outcome is stored, terminated when it went to the dead letters, and asked for again (1, 5, 30, 120 s) after
-a failure of ours. One that was begun five times without an outcome is dead-lettered unread: it is what kills the process. After a kill
-all that was in hand is suspect; suspects run alone, each noted in the store before it is begun, so that the next kill tells which it was.
+a failure of ours. While the store takes no changes (a full disk), nothing is pulled, and what is in hand waits in its order. A message
+that was begun five times without an outcome is dead-lettered unread: it is what kills the process. After a kill all that was in hand is
+suspect; suspects run alone, each noted in the store before it is begun, so that the next kill tells which it was.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from worker.wire.codec import Ignored, Inbound, Unusable
 MAX_ATTEMPTS = 5
 MAX_BYTES_IN_HAND = 64 * 1024 * 1024
 RETRY_DELAYS = (1.0, 5.0, 30.0, 120.0)
-_PAUSE = 1.0
-"""Seconds without pulling after the store could not take a change (a full disk), so that nothing is asked for in vain."""
 
 Verdict = Inbound | Unusable | Ignored
 Reader = Callable[[Delivery], Verdict]
@@ -52,9 +51,9 @@ class Consumer:
         self._to_drain = 0
         self._drained = asyncio.Event()
         self._emptied = asyncio.Event()
-        self._paused = False
         self._tells: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger("consumer").bind(stream=source.stream)
+        engine.when_back(bus.wake)
 
     async def recover(self) -> None:
         """Find out what the last run had in hand, and have it delivered again at once instead of after `ack_wait`.
@@ -112,14 +111,9 @@ class Consumer:
         """How many deliveries have no outcome yet."""
         return len(self._in_hand)
 
-    @property
-    def paused(self) -> bool:
-        """Whether the store takes no changes at the moment."""
-        return self._paused
-
     def _room(self) -> int:
         """Say how many more deliveries may be taken."""
-        full = self._paused or self._bytes_in_hand > MAX_BYTES_IN_HAND
+        full = self._engine.stalled or self._bytes_in_hand > MAX_BYTES_IN_HAND
         return 0 if full else max(self._room_in_hand - len(self._in_hand), 0)
 
     def _take(self, delivery: Delivery) -> None:
@@ -185,29 +179,15 @@ class Consumer:
             self._tell(verdict.reply_to, outcome.result)
 
     def _retry(self, delivery: Delivery, verb: str, failure: BaseException) -> None:
-        """Give a delivery back for later: after a second when the store cannot, ever later when we fail."""
+        """Give a delivery back for later: at once when we stop, ever later when we fail."""
         if isinstance(failure, Unavailable):
-            self._pause(failure)
-            delay = RETRY_DELAYS[0]
+            delay = 0.0
         else:
             self._failed[delivery.seq] = failed = self._failed.get(delivery.seq, 0) + 1
             delay = RETRY_DELAYS[min(failed, len(RETRY_DELAYS)) - 1]
             why = failure.message if isinstance(failure, FlowError) else repr(failure)
             self._log.error("delivery_failed", seq=delivery.seq, attempt=delivery.attempt, retry_in=delay, why=why)
         self._done(delivery, Nak(delay), verb, "retried", final=False)
-
-    def _pause(self, why: Unavailable) -> None:
-        """Stop asking for more until the store may have recovered."""
-        if self._paused:
-            return
-        self._paused = True
-        self._log.warning("pull_paused", why=why.message, seconds=_PAUSE)
-        asyncio.get_running_loop().call_later(_PAUSE, self._unpause)
-
-    def _unpause(self) -> None:
-        """Ask again."""
-        self._paused = False
-        self._bus.wake()
 
     def _done(self, delivery: Delivery, settlement: Settlement, verb: str, outcome: str, *, final: bool = True) -> None:
         """Settle, make room, and note how far the start's backlog has come."""

@@ -2,15 +2,14 @@
 
 While one transaction runs, the next batch gathers; then all it names is loaded in a few statements, each stimulus is decided in order
 in memory, everything is written at once and made durable by one commit, and only then the futures resolve. There is no timer: an idle
-engine commits a single message at once, a busy one shares its fsync among hundreds. A refusal is a value and spoils nothing.
+engine commits a single message at once, a busy one shares its fsync among hundreds. A refusal is a value and spoils nothing. While the
+store takes no changes, what a stream delivered stays queued in its order, and whoever asked directly is told.
 """
-
-from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ import structlog
 from worker.deciding import Deciding
 from worker.errors import FlowError, Internal, Refusal, RevisionMismatch, Unavailable
 from worker.flow.commands import Policy, Stimulus
+from worker.futures import fail, fail_all, new_future, resolve, to_its_end
 from worker.store.base import Chore, LostRace, Store
 from worker.store.records import Batch
 from worker.submission import Outcome, Raw, Submission, Useless, needs_of, needs_of_ends
@@ -26,6 +26,8 @@ from worker.times import Micros
 from worker.wire.codec import Identity
 
 _RACE_BUDGET = 3
+_STALL = 1.0
+"""Seconds without a try after the store could not take a change (a full disk)."""
 Clock = Callable[[], Micros]
 Listener = Callable[[Batch], None]
 
@@ -50,14 +52,26 @@ class Engine:
         self._max_batch = max_batch
         self._queue: deque[Submission | _Job] = deque()
         self._arrived = asyncio.Event()
-        self._closing = False
+        self._closing = asyncio.Event()
         self._broken: Refusal | None = None
+        self._stalled = False
+        self._unwell = False
         self._listeners: list[Listener] = []
+        self._waiters: list[Callable[[], None]] = []
         self._log = structlog.get_logger("engine")
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every committed batch, on the loop, before its futures resolve. It must not raise or block."""
         self._listeners.append(listener)
+
+    def when_back(self, waiter: Callable[[], None]) -> None:
+        """Call `waiter` each time the store may take changes again after it could not. It must not raise or block."""
+        self._waiters.append(waiter)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the store takes no changes at the moment."""
+        return self._stalled
 
     @property
     def queued(self) -> int:
@@ -76,23 +90,24 @@ class Engine:
     ) -> asyncio.Future[Outcome]:
         """Queue a stimulus; the future gives its `Outcome` after the commit, or raises `Unavailable` or a `Refusal`.
 
-        `identity` makes it idempotent; `source` and `seq` say where the message lies, `raw` what it was. `alone`: in a batch of its
+        `identity` makes it idempotent; `source` and `seq` say where the message lies (one that has a `seq` waits out a store that takes
+        no changes: only the stop makes it `Unavailable`), `raw` what it was. `alone`: in a batch of its
         own, so that a message suspected of killing the process takes no other with it.
         """
-        done = _future()
+        done = new_future()
         self._enqueue(Submission(what=what, identity=identity, source=source, seq=seq, raw=raw, alone=alone, done=done))
         return done
 
     def do(self, chore: Chore) -> asyncio.Future[Any]:
         """Queue housekeeping; the future gives what the chore returns, after the commit."""
-        job = _Job(chore, _future())
+        job = _Job(chore, new_future())
         self._enqueue(job)
         return job.done
 
     def _enqueue(self, item: Submission | _Job) -> None:
         """Append to the queue and wake the committer; once it is stopped, fail the future, for its commit will not come."""
-        if self._broken is not None or self._closing:
-            _fail(item.done, self._broken or _stopping())
+        if self._broken is not None or self._closing.is_set():
+            fail(item.done, self._broken or _stopping())
             return
         self._queue.append(item)
         self._arrived.set()
@@ -103,24 +118,36 @@ class Engine:
         try:
             while True:
                 if not self._queue:
-                    if self._closing:
+                    if self._closing.is_set():
                         return
                     self._arrived.clear()
                     await self._arrived.wait()
                     continue
-                await _to_its_end(self._step())
+                await to_its_end(self._step())
+                if self._stalled and not await self._waited_out():
+                    return
         except Refusal as broken:
             self._broken = stopped = broken
             raise
         finally:
-            self._closing = True
-            _fail_all([item.done for item in self._queue], stopped)
+            self._closing.set()
+            fail_all([item.done for item in self._queue], stopped)
             self._queue.clear()
 
     def close(self) -> None:
         """Take nothing more; `run` returns when what is queued is committed."""
-        self._closing = True
+        self._closing.set()
         self._arrived.set()
+
+    async def _waited_out(self) -> bool:
+        """Leave the store alone for a moment. False: the engine was closed, and the store would not take what is left."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), _STALL)
+            return False
+        self._stalled = False
+        for waiter in self._waiters:
+            waiter()
+        return True
 
     async def _step(self) -> None:
         """Carry out the next job or batch."""
@@ -129,7 +156,26 @@ class Engine:
             self._queue.popleft()
             await self._carry_out(first)
             return
-        await self._commit(self._gather())
+        batch = self._gather()
+        try:
+            await self._commit(batch)
+        except Unavailable as later:
+            self._postpone([submission for submission in batch if not submission.done.done()], later)
+        else:
+            self._unwell = False
+
+    def _postpone(self, batch: list[Submission], why: Unavailable) -> None:
+        """Put what a stream delivered back at the head of the queue; tell the others, who ask again under the same command id.
+
+        Were it given back to the broker instead, what came after it would be decided first: a flow's `wait` before its `start`.
+        """
+        kept = [submission for submission in batch if submission.seq is not None]
+        self._queue.extendleft(reversed(kept))
+        fail_all([submission.done for submission in batch if submission.seq is None], why)
+        self._stalled = True
+        if not self._unwell:
+            self._unwell = True
+            self._log.warning("store_unavailable", why=why.message, retry_in=_STALL, waiting=len(self._queue))
 
     def _gather(self) -> list[Submission]:
         """Take what is queued, up to the bound, in order; a suspect goes alone, a job ends the batch."""
@@ -155,36 +201,40 @@ class Engine:
                 raise
             await transaction.commit()
         except Refusal as broken:
-            _fail(job.done, broken)
+            fail(job.done, broken)
             raise
         except Exception as bad:  # noqa: BLE001  # a job's defect is its caller's to see, and no reason to stop committing
-            _fail(job.done, bad)
+            fail(job.done, bad)
         else:
-            _resolve(job.done, result)
+            resolve(job.done, result)
 
-    async def _commit(self, batch: list[Submission], *, races: int = 0) -> None:
-        """Commit a batch; where a constraint or a defect spoils it, its parts one by one, so that only the culprit pays."""
+    async def _commit(self, batch: list[Submission], *, again: bool = False, races: int = 0) -> None:
+        """Commit a batch; where a constraint or a defect spoils it, its parts one by one, so that only the culprit pays.
+
+        Also a batch of one is tried a second time: what fails only once costs nobody its place in the order.
+        """
         try:
             await self._transact(batch)
-        except (Refusal, Unavailable) as lost:
-            _fail_all([submission.done for submission in batch], lost)
-            if isinstance(lost, Refusal):
-                raise
+        except Unavailable:
+            raise
+        except Refusal as lost:
+            fail_all([submission.done for submission in batch], lost)
+            raise
         except Exception as bad:  # noqa: BLE001  # an unmapped error must not take the TaskGroup down
-            if len(batch) > 1:
+            if isinstance(bad, LostRace) and len(batch) == 1 and races < _RACE_BUDGET:
+                await self._commit(batch, again=True, races=races + 1)
+            elif not again:
                 await self._one_by_one(batch)
-            elif isinstance(bad, LostRace) and races < _RACE_BUDGET:
-                await self._commit(batch, races=races + 1)
             else:
-                _fail(batch[0].done, self._blamed(batch[0], bad))
+                fail(batch[0].done, self._blamed(batch[0], bad))
 
     async def _one_by_one(self, batch: list[Submission]) -> None:
         """Commit the parts of a spoiled batch, each in a transaction of its own."""
         for submission in batch:
             try:
-                await self._commit([submission])
+                await self._commit([submission], again=True)
             except Refusal as broken:
-                _fail_all([other.done for other in batch], broken)
+                fail_all([other.done for other in batch], broken)
                 raise
 
     def _blamed(self, submission: Submission, bad: Exception) -> FlowError:
@@ -217,7 +267,7 @@ class Engine:
         await transaction.commit()
         self._announce(batch)
         for submission, outcome in zip(submissions, deciding.outcomes, strict=True):
-            _resolve(submission.done, outcome)
+            resolve(submission.done, outcome)
 
     def _announce(self, batch: Batch) -> None:
         """Tell the listeners of a commit. It is one, whatever they do: a defect of theirs must not have the batch decided again."""
@@ -228,43 +278,6 @@ class Engine:
                 self._log.exception("listener_failed")
 
 
-async def _to_its_end(step: Coroutine[Any, Any, None]) -> None:
-    """Run a step to its end even when cancelled meanwhile: cancelling an await does not cancel the SQL (ARCHITECTURE 3)."""
-    task = asyncio.ensure_future(step)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({task})
-        if not task.cancelled() and (failure := task.exception()) is not None:
-            raise failure from None
-        raise
-
-
 def _stopping() -> Unavailable:
     """Say that nothing more is committed."""
     return Unavailable("the worker is stopping")
-
-
-def _future() -> asyncio.Future[Any]:
-    """Make a future on the running loop."""
-    return asyncio.get_running_loop().create_future()
-
-
-def _resolve(future: asyncio.Future[Any], result: Any) -> None:
-    """Resolve a future that its waiter may have cancelled."""
-    if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    """Fail a future that its waiter may have cancelled."""
-    if not future.done():
-        future.set_exception(error)
-
-
-def _fail_all(futures: Iterable[asyncio.Future[Any]], error: BaseException) -> None:
-    """Fail what is still waiting."""
-    for future in futures:
-        _fail(future, error)

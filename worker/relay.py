@@ -142,7 +142,12 @@ class Relay:
 
     def _send(self, letter: Letter) -> None:
         """Publish the head of a lane."""
-        self._bus.publish(self._open[letter.n]).add_done_callback(partial(self._answered, letter))
+        try:
+            answer = self._bus.publish(self._open[letter.n])
+        except Exception as defect:  # noqa: BLE001  # reported, and tried again: this runs in callbacks, where it would end the lane for ever
+            answer = asyncio.get_running_loop().create_future()
+            answer.set_exception(defect)
+        answer.add_done_callback(partial(self._answered, letter))
 
     def _answered(self, letter: Letter, answer: asyncio.Future[Published]) -> None:
         """Go on with the lane when the broker has stored its head; otherwise try the same message again later."""

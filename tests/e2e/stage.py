@@ -64,6 +64,10 @@ class Ended(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class DidNotStart(AssertionError):
+    """A worker ended before it was ready."""
+
+
 class Heard:
     """What a core subscription has heard so far; survives a restart of the broker as the client does."""
 
@@ -315,7 +319,9 @@ class Stage:
         self._worker, log = await self.spawn(**changes)
         assert self._worker.stdout is not None
         line = await asyncio.wait_for(self._worker.stdout.readline(), _PATIENCE)
-        assert line, f"the worker ended instead of starting: {log.read_text(encoding='utf-8')[-2000:]}"
+        if not line:
+            code = await self.ended()
+            raise DidNotStart(f"the worker ended with {code} instead of starting: {log.read_text(encoding='utf-8')[-2000:]}")
         self.ready = json.loads(line)
         assert self.ready["event"] == "ready", line
         return self.ready
@@ -341,6 +347,15 @@ class Stage:
     async def stop(self, *, within: float = _PATIENCE) -> int:
         """Stop the worker with SIGTERM and return its exit code."""
         return await self._end(signal.SIGTERM, within)
+
+    async def ended(self) -> int:
+        """Wait until the worker ends by itself, and return its exit code."""
+        worker = self._worker
+        assert worker is not None, "no worker runs"
+        code = await worker.wait()
+        if self._worker is worker:
+            self._worker = None
+        return code
 
     async def restart(self) -> Json:
         """Stop the worker in order, start it again, and return the ready line."""

@@ -13,7 +13,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from worker.errors import StoreBroken, Unavailable
 
 STEPS = {
     # start
@@ -50,12 +53,18 @@ STEPS = {
 }
 POINTS = tuple(f"{step}.{side}" for step in STEPS for side in ("before", "after"))
 ACTIONS = ("kill", "raise", "hang")
+REACHED = "failpoint.reached"
+"""A file that appears in the worker's folder when the failpoint acts: a run that never got there proves nothing."""
 HANG = 5.0
 """Seconds for which `hang` blocks the whole event loop."""
 
 
+REFUSING = {"begin", "load", "save", "save_flows", "mark_published", "settle_outgoing", "read_outbox", "due"}
+"""Steps that fail as the store's port says: they are unavailable, and nothing is kept. A commit that fails leaves the state unknown."""
+
+
 class Failed(Exception):
-    """What `raise` raises: an error that nobody in the program knows of."""
+    """What `raise` raises elsewhere: an error that nobody in the program knows of."""
 
 
 def arm(spec: str) -> None:
@@ -91,12 +100,21 @@ class _Fuse:
         self._left -= 1
         if self._left != 0:
             return
+        Path(REACHED).touch()
         if self._action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif self._action == "hang":
             time.sleep(HANG)
         else:
-            raise Failed(self._point)
+            raise _failure(self._point)
+
+
+def _failure(point: str) -> Exception:
+    """Return the error that the step may end with."""
+    step = point.partition(".")[0]
+    if step in REFUSING:
+        return Unavailable(f"the failpoint {point} refuses")
+    return StoreBroken(f"the failpoint {point} breaks") if step == "commit" else Failed(point)
 
 
 def _around(step: Callable[..., Any], side: str, fuse: _Fuse) -> Callable[..., Any]:

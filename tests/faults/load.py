@@ -76,15 +76,18 @@ class Load:
         await self._agents[0].client.subscribe(DELEGATE, cb=self._delegate)
         await self._agents[0].client.flush()
 
+    async def flood(self, count: int) -> None:
+        """Have the messages stored that make many flows wait for what never comes."""
+        players = [Player(self._agents[0], self.ledger, random.Random(self._dice.random()), -number) for number in range(1, count + 1)]
+        self.parts += [Part("idle", player.flow_id, None) for player in players]
+        await in_order([player.idle for player in players])
+
     async def crowd(self, count: int) -> None:
         """Have many flows wait for what never comes, and return when they do."""
-        agent = self._agents[0]
-        players = [Player(agent, self.ledger, random.Random(self._dice.random()), -number) for number in range(1, count + 1)]
-        await in_order([player.idle for player in players])
-        self.parts += [Part("idle", player.flow_id, None) for player in players]
+        await self.flood(count)
 
         async def taken() -> bool:
-            held = await agent.js.consumer_info(INBOUND, "worker")
+            held = await self._agents[0].js.consumer_info(INBOUND, "worker")
             return not held.num_pending and not held.num_ack_pending
 
         await eventually(taken, within=120)

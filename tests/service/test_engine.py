@@ -492,6 +492,6 @@ async def test_repeats_of_a_batch_that_could_not_be_stored_are_no_duplicates() -
 
             patched.setattr(SqliteTransaction, "commit", full)
             with pytest.raises(Unavailable):
-                await run.engine.submit(CancelFlow(flow_id=flow.id), identity("k"), source="S", seq=1)
+                await run.engine.submit(CancelFlow(flow_id=flow.id), identity("k"))
         outcome = await run.engine.submit(CancelFlow(flow_id=flow.id), identity("k"), source="S", seq=1)
         assert (outcome.name, outcome.repeat) == ("applied", False)

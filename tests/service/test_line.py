@@ -12,7 +12,7 @@ import pytest
 
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Gate, Line, living, sequences
-from worker import consumer, relay
+from worker import consumer, engine, relay
 from worker.bus.base import Delivery
 from worker.consumer import Verdict
 from worker.errors import Unavailable
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits that are no virtual time are short here."""
-    monkeypatch.setattr(consumer, "_PAUSE", 0.01)
+    monkeypatch.setattr(engine, "_STALL", 0.01)
     monkeypatch.setattr(relay, "_RETRY_FIRST", 0.005)
     monkeypatch.setattr(relay, "_RETRY_LAST", 0.05)
     monkeypatch.setattr(relay, "_MARK_EVERY", 0.02)
@@ -154,22 +154,20 @@ async def test_while_the_disk_is_full_messages_wait_however_long_and_none_is_bla
             raise Unavailable("database or disk is full", full=True)
 
         monkeypatch.setattr(SqliteTransaction, "commit", full)
-        name = await line.command("start", controller_id="c", goal="g")
-        paused = await eventually(lambda: line.services.consumers[0].paused)
-        assert paused
-        for _ in range(12):
-            await eventually(lambda: line.services.consumers[0].in_hand == 0)
-            tried = len(refused)
-            line.advance(seconds=2)
-            await eventually(lambda tried=tried: len(refused) > tried)  # type: ignore[misc]  # a default keeps the value
-        await eventually(lambda: line.services.consumers[0].in_hand == 0)
+        flow_id = str(uuid.uuid4())
+        name = await line.command("start", controller_id="c", goal="g", flow_id=flow_id)
+        await eventually(lambda: len(refused) >= 2)
+        follower = await line.command("advance", flow_id=flow_id, patch={"k": 1})
+        await eventually(lambda: len(refused) >= 3)
+        assert line.services.engine.stalled
+        assert line.services.consumers[0].in_hand >= 1
         assert line.floor == 0
         has_room.set()
-        line.advance(seconds=2)
         assert (await line.outcome(name))["ok"]
+        assert (await line.outcome(follower))["ok"], "what came later was not decided before it"
         await line.settled()
         assert await line.dead() == []
-        await eventually(lambda: not line.services.consumers[0].paused)
+        assert not line.services.engine.stalled
 
 
 async def test_a_message_we_always_fail_on_comes_again_ever_later_and_is_then_dead_lettered(path: Path) -> None:
@@ -219,11 +217,11 @@ async def test_what_failed_before_a_kill_and_after_it_is_counted_together(path: 
     await line.kill()
     await line.start()
     for number in range(2, 6):
-        await eventually(lambda number=number: len(begun) == number)  # type: ignore[misc]  # a default keeps the value
+        await eventually(lambda number=number: len(begun) == 2 * number)  # type: ignore[misc]  # a default keeps the value
         await eventually(lambda: line.services.consumers[0].in_hand == 0)
         line.advance(seconds=120)
     await line.settled()
-    assert len(begun) == 5
+    assert len(begun) == 2 * 5, "each time it is begun it is tried twice at once"
     assert [letter.subject for letter in await line.dead()] == ["taskflow.dlq.poison"]
     await line.stop()
 

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bus.base", "store.base", "store.records", "telemetry", "config"),
     ("wire",),
     ("flow",),
-    ("errors", "times", "durations", "version", "__init__"),
+    ("errors", "times", "durations", "futures", "version", "__init__"),
 )
 ADAPTERS = ("worker.store.sqlite", "worker.bus.jetstream", "worker.bus.memory", "worker.bus.connection")
 NAMING_ADAPTERS = {"app", "cli.dev", "cli.demo_story"}

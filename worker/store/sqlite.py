@@ -74,12 +74,12 @@ class SqliteFlowStore(SqliteReads):
         await identified(file)
         await verified(file)
         await asyncio.to_thread(made, file)
-        writer = await aiosqlite.connect(file, isolation_level=None)
+        writer = await _connected(str(file))
         try:
             await configured(writer, file=True)
             store = cls(writer, None, lock, str(file))
             await store._take_over()
-            store._reader = await aiosqlite.connect(f"{file.as_uri()}?mode=ro", uri=True, isolation_level=None)
+            store._reader = await _connected(f"{file.as_uri()}?mode=ro", uri=True)
             for pragma in ("query_only = ON", "busy_timeout = 2000", "trusted_schema = OFF", "mmap_size = 0"):
                 await store._reader.execute_fetchall(f"PRAGMA {pragma}")
             store._reader.text_factory = rows.legible
@@ -181,6 +181,13 @@ class SqliteFlowStore(SqliteReads):
             await self._writer.close()
             if self._lock is not None:
                 self._lock.release()
+
+
+async def _connected(database: str, **options: Any) -> aiosqlite.Connection:
+    """Connect, on a thread that does not outlive the process: after a close that failed, the worker must end all the same."""
+    connection = aiosqlite.connect(database, isolation_level=None, **options)
+    connection._thread.daemon = True  # noqa: SLF001  # it offers no other way; what the thread leaves undone, a crash would undo too
+    return await connection
 
 
 def _refused(why: Exception, file: Path) -> Exception:

@@ -1,0 +1,108 @@
+"""At every named point the worker is killed, fails, or hangs: nothing is lost, nothing happens twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import NIGHTLY
+from tests.e2e.stage import DidNotStart, Stage
+from tests.faults.failpoints import ACTIONS, POINTS, REACHED
+from tests.faults.launcher import LAUNCHER
+from tests.faults.load import PARTS, Load
+from tests.faults.report import Row
+from tests.faults.verdict import Verdict, at_rest, verdict
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+AT_ONCE = 4
+QUICK = tuple(name for name in PARTS if name != "timer")
+AT_THE_START = {"store_open", "migrate", "take_over", "connect", "prepare", "recover", "rewind"}
+AFTER_A_KILL = {"rewind"}
+ONCE = {*AT_THE_START, "finish", "flush", "bus_close", "store_close", "mark_published", "send", "settle_outgoing", "answer", "due"}
+CHOSEN = POINTS if NIGHTLY else tuple(point for at, point in enumerate(POINTS) if at % 2 == (at // 2) % 2)
+"""Both sides of every step by night, one of them by day, in turn."""
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.scenario("failpoints")
+async def test_a_worker_that_dies_fails_or_hangs_at_any_point_loses_and_doubles_nothing(
+    tmp_path: Path, action: str, dice: random.Random, record: Callable[[Row], None]
+) -> None:
+    slots = asyncio.Semaphore(AT_ONCE)
+    seeds = {point: dice.random() for point in CHOSEN}
+
+    async def case(point: str) -> Verdict:
+        async with slots:
+            folder = tmp_path / point
+            folder.mkdir()
+            try:
+                return await reached_and_survived(folder, point, action, random.Random(seeds[point]))
+            except Exception as bad:
+                bad.add_note(f"at the failpoint {point}:{action}")
+                raise
+
+    async with asyncio.TaskGroup() as group:
+        cases = {point: group.create_task(case(point)) for point in CHOSEN}
+    found = {point: task.result() for point, task in cases.items()}
+    record(
+        Row(
+            scenario=f"failpoints-{action}",
+            seed=0,
+            runs=len(found),
+            faults=len(found),
+            acknowledged=sum(one.acknowledged for one in found.values()),
+            in_doubt=sum(one.in_doubt for one in found.values()),
+            recovered=sum(one.recovered for one in found.values()),
+            lost=sum(len(one.lost) for one in found.values()),
+            duplicated=sum(len(one.duplicated) for one in found.values()),
+        )
+    )
+    assert {point: one.bad for point, one in found.items() if one.bad} == {}
+
+
+async def reached_and_survived(folder: Path, point: str, action: str, dice: random.Random) -> Verdict:
+    """Play against a worker with a failpoint in it, starting another one whenever it dies."""
+    step = point.partition(".")[0]
+    nth = 1 if step in ONCE else dice.randint(1, 6)
+    stage = Stage(folder, program=LAUNCHER)
+    await stage.server.start()
+    try:
+        kate = await stage.agent("kate")
+        load = Load([kate], dice, parts=QUICK)
+        await load.open()
+        if step in AFTER_A_KILL:
+            await stage.start()
+            await load.flood(300)
+            await stage.kill()
+        await start_through(stage, f"{point}:{nth}:{action}")
+        keeping = asyncio.create_task(kept_running(stage))
+        await load.play(rate=40, flows=2 * len(QUICK))
+        await at_rest(stage, load, kate)
+        keeping.cancel()
+        await asyncio.wait({keeping})
+        await stage.stop(within=30)
+        assert (folder / REACHED).exists(), f"invalid run: {point} was not reached {nth} times"
+        await stage.start()
+        return await verdict(stage, load, kate, at_least=80, clean_logs=False)
+    finally:
+        await stage.close()
+
+
+async def start_through(stage: Stage, spec: str) -> None:
+    """Start a worker with a failpoint, and another one if it does not get through its start."""
+    try:
+        await stage.start(FLOW_FAILPOINT=spec)
+    except DidNotStart:
+        await stage.start()
+
+
+async def kept_running(stage: Stage) -> None:
+    """Start the worker again whenever it ends, as systemd would."""
+    while True:
+        await stage.ended()
+        await stage.start()

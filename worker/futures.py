@@ -1,0 +1,43 @@
+"""Resolve futures whose waiter may be gone, and see a step through although its waiter is."""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+
+async def to_its_end(step: Coroutine[Any, Any, None]) -> None:
+    """Run a step to its end even when cancelled meanwhile: cancelling an await does not cancel the SQL (ARCHITECTURE 3)."""
+    task = asyncio.ensurefuture(step)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            raise failure from None
+        raise
+
+
+def new_future() -> asyncio.Future[Any]:
+    """Make a future on the running loop."""
+    return asyncio.get_running_loop().createfuture()
+
+
+def resolve(future: asyncio.Future[Any], result: Any) -> None:
+    """Resolve a future that its waiter may have cancelled."""
+    if not future.done():
+        future.set_result(result)
+
+
+def fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    """Fail a future that its waiter may have cancelled."""
+    if not future.done():
+        future.set_exception(error)
+
+
+def fail_all(futures: Iterable[asyncio.Future[Any]], error: BaseException) -> None:
+    """Fail what is still waiting."""
+    for future in futures:
+        fail(future, error)
