@@ -6,6 +6,8 @@ engine commits a single message at once, a busy one shares its fsync among hundr
 store takes no changes, what a stream delivered stays queued in its order, and whoever asked directly is told.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 from collections import deque

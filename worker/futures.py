@@ -1,5 +1,7 @@
 """Resolve futures whose waiter may be gone, and see a step through although its waiter is."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 from collections.abc import Coroutine, Iterable
@@ -8,7 +10,7 @@ from typing import Any
 
 async def to_its_end(step: Coroutine[Any, Any, None]) -> None:
     """Run a step to its end even when cancelled meanwhile: cancelling an await does not cancel the SQL (ARCHITECTURE 3)."""
-    task = asyncio.ensurefuture(step)
+    task = asyncio.ensure_future(step)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -22,7 +24,7 @@ async def to_its_end(step: Coroutine[Any, Any, None]) -> None:
 
 def new_future() -> asyncio.Future[Any]:
     """Make a future on the running loop."""
-    return asyncio.get_running_loop().createfuture()
+    return asyncio.get_running_loop().create_future()
 
 
 def resolve(future: asyncio.Future[Any], result: Any) -> None:
