@@ -15,6 +15,7 @@ MODULES = sorted((ROOT / "worker").rglob("*.py"))
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__", "schema_files"),
     ("app",),
+    ("invariants",),
     ("supervisor", "bus", "store", "health", "probes"),
     ("tracking", "consumer", "relay", "pruner", "dispatcher", "wait_engine", "api", "acceptance", "outlets", "reading", "signals"),
     ("manager",),

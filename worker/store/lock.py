@@ -48,3 +48,33 @@ class WriterLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def holder(database: Path) -> int | None:
+    """Return the process that holds the lock of `database`; None where nobody does.
+
+    Without trying the lock: to hold it even for a moment would keep a worker from starting. Where the kernel does not list locks, the
+    process that wrote the file counts for as long as it lives.
+    """
+    path = database.with_name(database.name + ".lock")
+    try:
+        inode, written = path.stat().st_ino, path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+    try:
+        table = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return int(written) if written.isdecimal() and _lives(int(written)) else None
+    held = any(fields[1] == "FLOCK" and fields[-3].rpartition(":")[2] == str(inode) for fields in map(str.split, table.splitlines()))
+    return int(written) if held and written.isdecimal() else None
+
+
+def _lives(pid: int) -> bool:
+    """Tell whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
