@@ -41,7 +41,7 @@ from worker.wire.replies import Bindings
 from worker.wire.subjects import Subjects
 
 INBOUND, EVENTS, DEAD_LETTERS = "TASKFLOW_IN", "TASKFLOW_EVT", "TASKFLOW_DLQ"
-_MARGIN = 2.0
+REMEMBERED_TIMES = 2.0
 """A message is remembered this many times as long as its stream keeps it, should somebody raise the stream's age meanwhile."""
 
 _BIG_ROWS = 32
@@ -136,7 +136,7 @@ def compose(
         """Ask which messages the inbound streams still keep."""
         return {source.stream: await bus.first_kept(source.stream) for source in sources}
 
-    remembered = int(config.stream.max_age * _MARGIN)
+    remembered = int(config.stream.max_age * REMEMBERED_TIMES)
     return Services(
         engine=engine,
         bus=bus,

@@ -42,7 +42,12 @@ def snapshot(place: str) -> Iterator[Snapshot]:
             raise StoreBroken(f"store.path: {path} cannot be read now ({bad}): is its folder writable for this user?") from bad
         except sqlite3.DatabaseError as bad:
             raise StoreRefused(f"store.path: {path} is no SQLite database, or a damaged one ({bad}): restore a backup") from bad
-        yield Snapshot(path, database, holder(path))
+        try:
+            yield Snapshot(path, database, holder(path))
+        except sqlite3.DatabaseError as bad:
+            if type(bad) is not sqlite3.DatabaseError:
+                raise
+            raise StoreRefused(f"store.path: {path} is damaged ({bad}): restore a backup") from bad
     finally:
         database.close()
 

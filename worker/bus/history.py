@@ -1,0 +1,74 @@
+"""Read a stream from its start to what is its end now, and say where its consumer stands; nothing is acknowledged, nothing changed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from nats.errors import Error as NatsError
+from nats.js.api import AckPolicy, ConsumerConfig
+
+from worker.bus.base import Headers
+from worker.bus.connection import Connection, NatsOptions
+from worker.errors import BusLost
+
+_AT_ONCE = 256
+_PATIENCE = 10.0
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A message as its stream keeps it; `seq` is its place."""
+
+    seq: int
+    subject: str
+    headers: Headers
+    body: bytes
+
+
+class History:
+    """A connection that only reads. Raises `BusLost` where NATS does not answer or does not permit it."""
+
+    def __init__(self, options: NatsOptions) -> None:
+        self._connection = Connection(options)
+
+    async def __aenter__(self) -> Self:
+        await self._connection.open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._connection.close()
+
+    async def first(self, stream: str) -> int:
+        """Return the lowest place that the stream still keeps."""
+        try:
+            state = (await self._connection.client.jetstream().stream_info(stream)).state
+        except (NatsError, TimeoutError) as bad:
+            raise _unread(stream, bad) from bad
+        return max(state.first_seq, 1)
+
+    async def messages(self, stream: str) -> AsyncIterator[list[Kept]]:
+        """Give the stream's messages in their order, some at a time, up to what is the last one when it is asked for."""
+        jetstream = self._connection.client.jetstream()
+        # For a moment only: the server forgets a consumer that nobody asks.
+        config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60.0, mem_storage=True)
+        try:
+            state = (await jetstream.stream_info(stream)).state
+            if state.messages == 0:
+                return
+            subscription = await jetstream.pull_subscribe("", stream=stream, config=config)
+            last = 0
+            while last < state.last_seq:
+                found = await subscription.fetch(_AT_ONCE, timeout=_PATIENCE)
+                kept = [Kept(m.metadata.sequence.stream, m.subject, dict(m.headers or {}), m.data) for m in found]
+                last = kept[-1].seq
+                yield kept
+            await subscription.unsubscribe()
+        except (NatsError, TimeoutError) as bad:
+            raise _unread(stream, bad) from bad
+
+
+def _unread(stream: str, bad: BaseException) -> BusLost:
+    """Say what keeps the stream from being read."""
+    return BusLost(f"stream {stream} cannot be read: {str(bad) or type(bad).__name__}; may these credentials read it?")

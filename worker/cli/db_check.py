@@ -1,0 +1,96 @@
+"""`taskflow db check`: whether everything holds that the worker promises, over a database that is live or a copy."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+from click.exceptions import Exit
+
+from worker.cli.options import SettingsCommand, load_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from worker.config import Config
+    from worker.invariants import Evidence, Ledger
+    from worker.invariants.findings import Findings
+
+_VIOLATED = 1
+"""The exit code where something does not hold."""
+
+
+@click.command(cls=SettingsCommand)
+@click.option("--db", "place", metavar="FILE", help="Check this file instead of `store.path`.")
+@click.option("--quick", is_flag=True, help="Leave out SQLite's own check of every page.")
+@click.option("--events", is_flag=True, help="Also read the events and dead letters over NATS, and compare.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
+@click.pass_context
+def check(ctx: click.RichContext, /, *, place: str | None, quick: bool, events: bool, output: str, **arguments: Any) -> None:
+    """Check that nothing was lost, nothing happened twice and everything adds up. Read-only, also while a worker runs.
+
+    Exit 0: everything holds. 1: something does not; each violation is printed with its number and what to do. 78: no taskflow database,
+    or one of another schema. 74: it cannot be read now. 69: --events, and NATS cannot be reached.
+    """
+    from worker.cli import db_findings
+    from worker.invariants.findings import gather
+    from worker.invariants.snapshot import snapshot
+
+    config = load_config(arguments)
+    where = place or config.store.path
+    streams = _streams(config, where) if events else {}
+    with snapshot(where) as opened, db_findings.progress(shown=output == "text") as tell:
+        tell("opening", 0)
+        evidence = _evidence(config, opened.database, streams)
+        findings = gather(evidence, path=str(opened.path), worker=opened.worker, quick=quick, progress=tell)
+    db_findings.show(findings, output)
+    ctx.exit(_exit_code(findings))
+
+
+def _exit_code(findings: Findings) -> int:
+    """Say in a number whether everything holds."""
+    return _VIOLATED if findings.violations else 0
+
+
+def _evidence(config: Config, database: Any, streams: dict[str, Any]) -> Evidence:
+    """Put together what is looked at."""
+    from worker.app import REMEMBERED_TIMES
+    from worker.invariants import Evidence
+    from worker.wire.subjects import Subjects
+
+    remembered = int(config.stream.max_age * REMEMBERED_TIMES)
+    subjects = Subjects(config.subjects.prefix)
+    return Evidence(database, now=time.time_ns() // 1000, remembered=remembered, subjects=subjects, **streams)
+
+
+def _streams(config: Config, place: str) -> dict[str, Any]:
+    """Read what was published, and before that how far it was known to be: what a worker does meanwhile is no violation."""
+    from worker.cli.launch import launch
+    from worker.invariants.evidence import marks
+    from worker.invariants.snapshot import snapshot
+    from worker.telemetry import configure_logging
+
+    with snapshot(place) as opened:
+        published = marks(opened.database)
+    ledgers: dict[str, Ledger] = {}
+    configure_logging(config.log)
+    interrupted = launch(_read(config, ledgers.__setitem__))
+    if interrupted:
+        raise Exit(interrupted)
+    return {"marks": published, **ledgers}
+
+
+async def _read(config: Config, keep: Callable[[str, Ledger], None]) -> int:
+    """Read both streams into ledgers."""
+    from worker.app import DEAD_LETTERS, EVENTS, nats_options
+    from worker.bus.history import History
+    from worker.invariants import Ledger, Message
+
+    async with History(nats_options(config.nats)) as history:
+        for name, stream in (("events", EVENTS), ("letters", DEAD_LETTERS)):
+            ledger = Ledger(first=await history.first(stream))
+            async for some in history.messages(stream):
+                ledger.add(Message(one.seq, one.subject, one.headers, one.body) for one in some)
+            keep(name, ledger)
+    return 0
