@@ -16,6 +16,7 @@ from tests.eventually import eventually
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 
 RUNS = 20
+LOADS = 2
 
 
 async def checked(stage: Stage, *arguments: str, code: int = 0) -> str:
@@ -37,8 +38,10 @@ async def one_life(kate: Agent, number: int) -> None:
     await kate.cmd("wait", {"flow_id": flow_id, "wait_condition": event(corr, timeout="1h")}, f"wait-{number}")
     if number % 3:
         await kate.reply(TOPIC, corr, number, f"reply-{number}")
+    assert (await kate.outcome(f"wait-{number}", within=60))["ok"]
     await kate.until(flow_id, "running", within=60)
     await kate.cmd("finish", {"flow_id": flow_id, "final_state": {"n": number}}, f"finish-{number}")
+    assert (await kate.outcome(f"finish-{number}", within=60))["ok"]
 
 
 async def test_nothing_is_found_twenty_times_in_a_row_while_a_worker_is_busy(stage: Stage, kate: Agent) -> None:
@@ -50,11 +53,11 @@ async def test_nothing_is_found_twenty_times_in_a_row_while_a_worker_is_busy(sta
         number = first
         while not enough.is_set():
             await one_life(kate, number)
-            number += 8
+            number += LOADS
             lives += 1
 
     async with asyncio.TaskGroup() as group:
-        for first in range(8):
+        for first in range(LOADS):
             group.create_task(load(first))
         await eventually(lambda: lives > 20, within=60)
         seen = []
@@ -66,7 +69,7 @@ async def test_nothing_is_found_twenty_times_in_a_row_while_a_worker_is_busy(sta
         enough.set()
     assert seen == sorted(seen)
     assert seen[-1] > seen[0], "the load went on meanwhile"
-    assert await checks.violations(stage, kate, accepted=[("kate", f"finish-{n}") for n in range(8)]) == []
+    assert await checks.violations(stage, kate, accepted=[("kate", f"finish-{n}") for n in range(LOADS)]) == []
 
 
 async def test_a_person_is_told_of_the_worker_and_that_everything_holds(stage: Stage, kate: Agent) -> None:
