@@ -7,5 +7,5 @@ pure too. `store.base` and `bus.base` are the ports: what the worker needs of a 
 `bus.jetstream` (or `bus.memory`) fill them. `engine` decides and commits in groups: `submission` says what is asked, `deciding`
 decides it in memory. On it stand the services: `consumer` takes messages in, `relay` sends events out, `dispatcher` asks delegates,
 `wait_engine` lets time act, `api` answers requests, `pruner` tidies up. `manager.FlowManager` is the in-process face. `supervisor` gives
-them their life, `app` wires everything together, `cli` starts it.
+them their life, `app` wires everything together, `cli` starts it. `invariants` looks whether what they promise holds.
 """
