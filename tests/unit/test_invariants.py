@@ -639,3 +639,11 @@ def over(one: invariants.Invariant) -> str:
     words = {Whole: "database", Each: "database", Stream: "streams", EachStream: "streams", Client: "clients"}
     named = ["streams" if check.look.__name__ == "everything_is_taken_in" else words[type(check)] for check in one.checks]
     return ", ".join(dict.fromkeys(named)) or "tests"
+
+
+@pytest.mark.parametrize("body", [b"", b"[" * 100_000, b"\xff", b'{"subject": "f", "sequence": "x", "data": {}}', b"[]"])
+def test_a_message_that_nobody_can_read_is_kept_as_a_stranger(body: bytes) -> None:
+    ledger = Ledger([Message(1, "taskflow.dlq.malformed", {"Nats-Msg-Id": "dlq:1"}, body)])
+    assert [one.place for one in ledger.strangers()] == [1]
+    assert ledger.named("dlq:1") is not None
+    ledger.close()

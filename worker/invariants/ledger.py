@@ -103,6 +103,6 @@ def _row(message: Message) -> tuple[Any, ...]:
         event = msgspec.json.decode(message.body, type=dict[str, Any])
         flow, number, data = str(event["subject"]), int(event["sequence"]), dict(event["data"])
         about = (flow, number, digest(message.body), said(event), str(data["kind"]), str(data["owner_session_key"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):  # a dead letter may be anything
         about = ("", 0, digest(message.body), b"", "", "")
     return (message.seq, message.subject, message.headers.get(MSG_ID, ""), *about)
