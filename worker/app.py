@@ -73,6 +73,22 @@ async def run(config: Config, out: TextIO = sys.stdout) -> int:
     return 0
 
 
+async def provision(config: Config) -> int:
+    """Make the streams and consumers that `run` needs, and end; returns the exit code 0 or raises the `Refusal` with another."""
+    configure_logging(config.log)
+    subjects = Subjects(config.subjects.prefix)
+    streams, sources = topology(config, subjects, reply_bindings(config, subjects))
+    bus = JetStreamBus(nats_options(config.nats))
+    try:
+        await bus.open()
+        for warning in await bus.prepare(streams, sources):
+            logger("provision").warning(Said.STREAM_AT_RISK, why=warning)
+        logger("provision").info(Said.PROVISIONED, streams=[stream.name for stream in streams])
+    finally:
+        await bus.close()
+    return 0
+
+
 async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: TextIO) -> None:
     """Connect, compose and supervise; the health server spans all of it."""
     await bus.open()
@@ -187,7 +203,9 @@ def reply_bindings(config: Config, subjects: Subjects) -> Bindings:
 
 def nats_options(nats: Nats) -> NatsOptions:
     """Turn the settings into what the connection takes; secrets are read here, at the last moment."""
+    inbox = {"inbox_prefix": nats.inbox_prefix} if nats.inbox_prefix else {}
     return NatsOptions(
+        **inbox,
         servers=tuple(map(str, nats.url)),
         user=nats.user or None,
         password=_revealed(nats.password),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from worker.app import nats_options
 from worker.config import Config, Found, load, settings, shown
 from worker.durations import Duration
 from worker.errors import ConfigError
@@ -333,10 +334,34 @@ def test_a_context_named_by_flag_does_not_silently_lose_to_a_url_in_the_file(hom
     assert "would win over the NATS context 'prod' (flag --nats-context); remove one of the two" in line
 
 
-@pytest.mark.parametrize("key", ["nsc", "user_jwt", "jetstream_domain", "inbox_prefix", "socks_proxy"])
+@pytest.mark.parametrize("key", ["nsc", "user_jwt", "jetstream_domain", "socks_proxy"])
 def test_a_context_that_asks_for_more_than_the_worker_can_do_is_refused(home: Path, key: str) -> None:
     context(home, "prod", url="nats://prod", **{key: "x"})
     assert f"uses '{key}', which the worker does not support" in refusal(home, NATS_CONTEXT="prod")
+
+
+def test_the_inbox_prefix_comes_from_flag_variable_file_and_context(home: Path) -> None:
+    context(home, "prod", url="nats://prod", inbox_prefix="_INBOX.from.context")
+    assert configured(home).nats.inbox_prefix == ""
+    assert configured(home, NATS_CONTEXT="prod").nats.inbox_prefix == "_INBOX.from.context"
+    text = '[nats]\ninbox_prefix = "_INBOX_file"'
+    assert configured(home, text, NATS_CONTEXT="prod").nats.inbox_prefix == "_INBOX_file"
+    assert configured(home, text, NATS_INBOX_PREFIX="_INBOX_var").nats.inbox_prefix == "_INBOX_var"
+    flags = {"nats.inbox_prefix": "_INBOX_flag"}
+    config = configured(home, text, TASKFLOW_NATS_INBOX_PREFIX="_INBOX_var", flags=flags)
+    assert config.nats.inbox_prefix == "_INBOX_flag"
+    assert nats_options(config.nats).inbox_prefix == "_INBOX_flag"
+
+
+def test_two_workers_without_an_inbox_prefix_have_different_ones(home: Path) -> None:
+    given = [nats_options(configured(home).nats).inbox_prefix for _ in range(2)]
+    assert all(prefix.startswith("_INBOX.") for prefix in given)
+    assert given[0] != given[1]
+
+
+@pytest.mark.parametrize("prefix", ["taskflow.reply.kate", "INBOX", "_INBOX.>", "_INBOX.*", "_INBOX..x", "_INBOX. x", "_INBOX.", "$JS.x"])
+def test_an_inbox_prefix_that_a_stream_could_capture_or_nobody_can_subscribe_to_is_refused(home: Path, prefix: str) -> None:
+    assert "nats.inbox_prefix: must begin with _INBOX" in refusal(home, NATS_INBOX_PREFIX=prefix)
 
 
 def test_a_damaged_context_is_refused(home: Path) -> None:

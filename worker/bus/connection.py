@@ -37,7 +37,7 @@ _CLOSE_TIMEOUT = 3.0
 class NatsOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach NATS. Paths: `creds`, `nkey_seed`, `tls_*`. Times are seconds.
 
-    `inbox_prefix` has two tokens, because permissions match whole tokens. `monitor_url` (http) is asked whether the server syncs
+    `inbox_prefix`: whole tokens, because permissions match whole tokens; a random one where none is needed. `monitor_url` (http) is asked whether the server syncs
     to disk; without it nobody warns.
     """
 

@@ -23,9 +23,10 @@ _KEYS = {
     "ca": "nats.tls_ca",
     "cert": "nats.tls_cert",
     "key": "nats.tls_key",
+    "inbox_prefix": "nats.inbox_prefix",
 }
 _PATHS = frozenset({"creds", "nkey", "ca", "cert", "key"})
-_UNSUPPORTED = ("nsc", "user_jwt", "user_seed", "jetstream_domain", "jetstream_api_prefix", "inbox_prefix", "socks_proxy", "tls_first")
+_UNSUPPORTED = ("nsc", "user_jwt", "user_seed", "jetstream_domain", "jetstream_api_prefix", "socks_proxy", "tls_first")
 _NAME = re.compile(r"\A[^/\\\x00.][^/\\\x00]*\Z")
 
 

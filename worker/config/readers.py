@@ -152,6 +152,14 @@ def prefix(raw: Raw) -> str:
     return given
 
 
+def inbox_prefix(raw: Raw) -> str:
+    """Read where answers are received. It begins with `_INBOX`: elsewhere a stream could take the answers in."""
+    given = text(raw)
+    if not given.startswith("_INBOX") or not all(is_token(part) for part in given.split(".")):
+        raise ValueError(f"must begin with _INBOX and be tokens of A-Z a-z 0-9 _ - joined by dots, like _INBOX_worker, got {_shown(given)}")
+    return given
+
+
 def topics(raw: Raw) -> tuple[str, ...]:
     """Read the subjects that carry replies, wildcards allowed; an empty list is a list."""
     return tuple(_topic(item) for item in _items(raw))

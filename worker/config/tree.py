@@ -51,6 +51,14 @@ class Nats(msgspec.Struct, frozen=True, kw_only=True):
     tls_ca: Annotated[str, About(readers.readable_file, "Certificates of the authorities to trust.", env=("NATS_CA",))] = ""
     tls_cert: Annotated[str, About(readers.readable_file, "Client certificate.", env=("NATS_CERT",))] = ""
     tls_key: Annotated[Secret | None, About(readers.secret_file, "Private key of the client certificate.", env=("NATS_KEY",))] = None
+    inbox_prefix: Annotated[
+        str,
+        About(
+            readers.inbox_prefix,
+            "Receive answers under this subject (_INBOX_worker), so that permissions can keep others out; empty: a random one.",
+            env=("NATS_INBOX_PREFIX",),
+        ),
+    ] = ""
     connect_timeout: Annotated[
         Duration, About(readers.duration(1000), "Give up when NATS cannot be reached at start within this time.")
     ] = Duration.parse("5s")
