@@ -52,6 +52,7 @@ class Said(StrEnum):
     BUS_RECONNECTED = "bus.reconnected"
     BUS_ERROR = "bus.error"
     STREAM_CREATED = "topology.stream_created"
+    PROVISIONED = "topology.provisioned"
     STREAM_AT_RISK = "topology.stream_at_risk"
     PULL_INTERRUPTED = "pull.interrupted"
     DELIVERY_RETRIED = "consumer.delivery_retried"

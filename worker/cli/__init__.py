@@ -19,7 +19,7 @@ from worker.version import program_version
 USAGE = 64
 """The exit code for a command line that makes no sense (sysexits.h EX_USAGE; click alone would say 2)."""
 
-_COMMANDS = ("run", "dev", "demo", "db", "config", "version")
+_COMMANDS = ("run", "dev", "demo", "provision", "db", "config", "version")
 
 
 class Commands(click.RichGroup):

@@ -1,0 +1,24 @@
+"""`taskflow provision`: make the streams and the consumer, so that the worker itself need not be allowed to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rich_click as click
+
+from worker.cli.options import SettingsCommand, load_config
+
+
+@click.command(cls=SettingsCommand)
+@click.pass_context
+def provision(ctx: click.RichContext, /, **arguments: Any) -> None:
+    """Make what the worker needs in JetStream, then end: the streams and the durable consumer, as the settings say.
+
+    Run it with credentials that may do so; the worker then runs with credentials that may not. Safe to repeat: what is there is checked,
+    and what would break a promise is refused (exit 78). It touches no database.
+    """
+    config = load_config(arguments)
+    from worker import app
+    from worker.cli.launch import launch
+
+    ctx.exit(launch(app.provision(config)))
