@@ -25,13 +25,14 @@ Watcher = Callable[[str, str], None]
 
 
 class Api:
-    """The micro service's handler. `watch(verb, outcome)` counts what became of the commands."""
+    """The micro service's handler. `watch(verb, outcome)` counts what became of the commands; `reply_topics` carry replies."""
 
-    def __init__(self, engine: Engine, subjects: Subjects, mint: Mint, *, watch: Watcher) -> None:
+    def __init__(self, engine: Engine, subjects: Subjects, mint: Mint, *, watch: Watcher, reply_topics: tuple[str, ...] = ()) -> None:
         self._engine = engine
         self._subjects = subjects
         self._mint = mint
         self._watch = watch
+        self._guarded = (f"{subjects.prefix}.>", *reply_topics)
         self._log = structlog.get_logger("api")
         self._queries: dict[str, Answer] = {
             "status": self._status,
@@ -55,6 +56,7 @@ class Api:
             description="Durable flows for agents: commands and queries",
             endpoints=endpoints,
             catch_all=self._subjects.api("*", "*"),
+            guarded=self._guarded,
         )
 
     async def handle(self, request: Request) -> None:

@@ -160,7 +160,7 @@ def compose(
         consumers=consumers,
         relays=relays,
         pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, inbox_us=remembered),
-        api=Api(engine, subjects, mint, watch=tracker.settled),
+        api=Api(engine, subjects, mint, watch=tracker.settled, reply_topics=tuple(b.subject for b in bindings.configured)),
         dispatcher=Dispatcher(bus, engine),
         probes=WorkerProbes(store, bus, relays, tracker, paused=lambda: engine.stalled),
     )
@@ -203,9 +203,7 @@ def reply_bindings(config: Config, subjects: Subjects) -> Bindings:
 
 def nats_options(nats: Nats) -> NatsOptions:
     """Turn the settings into what the connection takes; secrets are read here, at the last moment."""
-    inbox = {"inbox_prefix": nats.inbox_prefix} if nats.inbox_prefix else {}
-    return NatsOptions(
-        **inbox,
+    options = NatsOptions(
         servers=tuple(map(str, nats.url)),
         user=nats.user or None,
         password=_revealed(nats.password),
@@ -218,6 +216,7 @@ def nats_options(nats: Nats) -> NatsOptions:
         connect_timeout=nats.connect_timeout.seconds,
         monitor_url=nats.monitor_url or None,
     )
+    return msgspec.structs.replace(options, inbox_prefix=nats.inbox_prefix) if nats.inbox_prefix else options
 
 
 def _revealed(secret: Secret | None) -> str | None:

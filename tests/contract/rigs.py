@@ -52,6 +52,7 @@ class Rig(Protocol):
     async def create_consumer(self, stream: str, config: Json) -> None: ...
     async def delete_consumer(self, source: Source) -> None: ...
     async def bodies(self, stream: str) -> list[bytes]: ...
+    async def ask_for(self, reply: str, subject: str) -> None: ...
 
 
 class MemoryRig:
@@ -87,6 +88,9 @@ class MemoryRig:
 
     async def bodies(self, stream: str) -> list[bytes]:
         return [message.body for message in self.broker.streams[stream].messages.values()]
+
+    async def ask_for(self, reply: str, subject: str) -> None:
+        self.broker.publish(subject, b"", {}, reply)
 
 
 class NatsAgent:
@@ -180,6 +184,9 @@ class JetStreamRig:
         js = self.nats.client.jetstream()
         state = (await self.nats.api(f"STREAM.INFO.{stream}"))["state"]
         return [(await js.get_msg(stream, seq)).data or b"" for seq in range(1, state["last_seq"] + 1)]
+
+    async def ask_for(self, reply: str, subject: str) -> None:
+        await self.nats.client.publish(subject, b"", reply=reply)
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import msgspec
 import pytest
 
 from tests.contract.rigs import ACK, EVT, IN, WORKER, Rig, pulling
@@ -440,6 +441,25 @@ async def test_the_catch_all_takes_what_no_endpoint_covers_and_nothing_twice(rig
     await rig.agent.request("taskflow.api.ana.unknown", b"")
     await rig.agent.request("taskflow.api.ana.status.more", b"")
     assert seen == ["taskflow.api.ana.status", "taskflow.api.ana.unknown", "taskflow.api.ana.status.more"]
+    await bus.stop_serving()
+
+
+@pytest.mark.parametrize("reply", ["taskflow.evt.bob.f1.finished", "agent.route.bob", "$JS.API.STREAM.PURGE.TASKFLOW_EVT"])
+async def test_a_request_whose_answer_would_go_to_a_guarded_subject_is_not_carried_out(rig: Rig, bus: Bus, reply: str) -> None:
+    seen: list[str] = []
+
+    async def handler(request: Request) -> None:
+        seen.append(request.subject)
+        await request.answer(b"ok", {})
+
+    await bus.serve(msgspec.structs.replace(SERVICE, guarded=("taskflow.>", "agent.route.*")), handler)
+    heard = await rig.agent.subscribe(reply)
+    await rig.ask_for(reply, "taskflow.api.ana.status")
+    await rig.ask_for(reply, "taskflow.api.ana.unknown")
+    await rig.agent.request("taskflow.api.ana.status", b"")  # an inbox is nobody's to guard
+    await rig.agent.request("taskflow.api.ana.unknown", b"")
+    assert seen == ["taskflow.api.ana.status", "taskflow.api.ana.unknown"]
+    assert heard.empty()
     await bus.stop_serving()
 
 

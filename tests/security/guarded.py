@@ -124,11 +124,10 @@ class Guarded(Stage):
             found.append(Sent(seq, kept.subject or "", dict(kept.headers or {}), kept.data or b""))
         return found
 
-    async def reader_for(self, name: str) -> None:
-        """Make the consumer through which an agent reads its events from the stream, as the README has the provisioner do."""
+    async def make_reader(self) -> None:
+        """Make the consumer of the role `reader`, as the README has the provisioner do."""
         provisioner = (await self.connect("provisioner")).jetstream()
-        config = ConsumerConfig(name=name, durable_name=name, filter_subject=f"taskflow.evt.{name}.*.*", ack_policy=AckPolicy.EXPLICIT)
-        await provisioner.add_consumer("TASKFLOW_EVT", config)
+        await provisioner.add_consumer("TASKFLOW_EVT", ConsumerConfig(name="reader", durable_name="reader", ack_policy=AckPolicy.EXPLICIT))
 
 
 def inbox_of(name: str) -> str:

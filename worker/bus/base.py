@@ -12,6 +12,8 @@ from typing import Protocol
 
 import msgspec
 
+from worker.wire.subjects import covers
+
 Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
 NO_RESPONDERS = "no responders"  # what `Bus.send` says of a message that nobody listens for
@@ -154,13 +156,22 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """The micro service (`$SRV.PING|INFO|STATS`). `catch_all`: requests on it whose subject no endpoint covers reach the handler too."""
+    """The micro service (`$SRV.PING|INFO|STATS`). `catch_all`: requests on it whose subject no endpoint covers reach the handler too.
+
+    `guarded`: patterns. Whoever asks chooses where the answer goes, and the worker may publish where its callers may not: a request whose
+    reply subject is guarded, or is one of the server's own (`$…`), is not carried out (a confused deputy).
+    """
 
     name: str
     version: str
     description: str
     endpoints: tuple[Endpoint, ...]
     catch_all: str | None = None
+    guarded: tuple[str, ...] = ()
+
+    def guards(self, reply: str) -> bool:
+        """Tell whether no answer may go to the subject."""
+        return reply.startswith("$") or any(covers(pattern, reply) for pattern in self.guarded)
 
 
 class Bus(Protocol):

@@ -37,8 +37,8 @@ _CLOSE_TIMEOUT = 3.0
 class NatsOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach NATS. Paths: `creds`, `nkey_seed`, `tls_*`. Times are seconds.
 
-    `inbox_prefix`: whole tokens, because permissions match whole tokens; a random one where none is needed. `monitor_url` (http) is asked whether the server syncs
-    to disk; without it nobody warns.
+    `inbox_prefix`: permissions match whole tokens, so it is whole tokens; random unless one is given. `monitor_url` (http) is asked
+    whether the server syncs to disk; without it nobody warns.
     """
 
     servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)

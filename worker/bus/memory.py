@@ -201,7 +201,7 @@ class MemoryBus:
 
         def take(heard: Heard) -> None:
             """Hand a request to its own task."""
-            if self._connected:
+            if self._connected and not service.guards(heard.reply):
                 task = asyncio.get_running_loop().create_task(self._handle(heard, handler))
                 self._tasks.add(task)  # the loop keeps weak references only
                 task.add_done_callback(self._tasks.discard)

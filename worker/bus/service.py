@@ -48,15 +48,22 @@ class Server:
     async def start(self, service: Service, handler: Handler) -> None:
         """Register the service's endpoints, and the catch-all beside them."""
 
+        async def accept(subject: str, headers: Headers | None, body: bytes, reply: str) -> None:
+            """Take a request, unless its answer would go where it must not."""
+            if service.guards(reply):
+                self._log.warning("service.answer_withheld", subject=subject, reply=reply)
+                return
+            await self._accept(subject, headers, body, reply, handler)
+
         async def on_request(request: MicroRequest) -> None:
             """Take what came to an endpoint."""
-            await self._accept(request.subject, request.headers, request.data, _reply_of(request), handler)
+            await accept(request.subject, request.headers, request.data, _reply_of(request))
 
         async def on_rest(msg: Msg) -> None:
             """Take what no endpoint covers."""
             # Core NATS gives the catch-all a copy of everything: what an endpoint covers is answered there.
             if not any(covers(endpoint.subject, msg.subject) for endpoint in service.endpoints):
-                await self._accept(msg.subject, msg.headers, msg.data, msg.reply, handler)
+                await accept(msg.subject, msg.headers, msg.data, msg.reply)
 
         client = self._connection.client
         self._micro = await micro.add_service(client, name=service.name, version=service.version, description=service.description)

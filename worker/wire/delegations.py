@@ -15,6 +15,7 @@ MAX_HEADERS = 32
 MAX_HEADER_BYTES = 8 * 1024
 _NAME = re.compile(r"\A[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}\Z")
 _VALUE = re.compile(r"\A[^\x00-\x1f\x7f-\x9f]*\Z")
+_GUARDED = ("$", "_INBOX", "_R_.", "_GR_.")  # the server's own, everybody's inboxes, and answers between accounts and clusters
 _OURS = ("nats-", "taskflow-", "correlation-id", "traceparent")
 
 
@@ -50,7 +51,7 @@ def delegation(request: wire.Delegate, caller: flow.Caller, origin: Origin) -> f
 
 def _check_target(name: str, subject: str, subjects: Subjects) -> None:
     """Refuse what the worker may publish to and its callers may not: it must not do it for them (a confused deputy)."""
-    if subject.startswith(("$", "_INBOX.", f"{subjects.prefix}.")) or subject == subjects.prefix:
+    if subject.startswith((*_GUARDED, f"{subjects.prefix}.")) or subject == subjects.prefix:
         raise InvalidRequest(f"{name}: {subject} is reserved; name the subject of a delegate", path=f"/{name}")
 
 
