@@ -6,6 +6,7 @@ composition root; label sets are closed and their children made beforehand, sinc
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import platform
@@ -78,7 +79,9 @@ def configure_logging(log: Log, stream: TextIO | None = None) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     shown: list[structlog.typing.Processor] = (
-        [printable, structlog.dev.ConsoleRenderer(colors=out.isatty())] if console else [structlog.processors.format_exc_info, one_line]
+        [printable, structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=printable_traceback)]
+        if console
+        else [structlog.processors.format_exc_info, one_line]
     )
     level = logging.getLevelNamesMapping()[log.level.upper()]
     structlog.configure(
@@ -141,7 +144,14 @@ def _described(value: object) -> str:
 
 def printable(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Escape control characters in texts, so that nobody's message can move the cursor of the terminal that shows it."""
-    return {key: _visible(value) if isinstance(value, str) and key != "exception" else value for key, value in record.items()}
+    return {key: _visible(value) if isinstance(value, str) else value for key, value in record.items()}
+
+
+def printable_traceback(out: TextIO, failure: structlog.typing.ExcInfo) -> None:
+    """Write a traceback over its lines; what the error's message quotes of somebody's text is escaped like any other."""
+    told = io.StringIO()
+    structlog.dev.plain_traceback(told, failure)
+    out.write("\n".join(map(_visible, told.getvalue().split("\n"))))
 
 
 def _visible(text: str) -> str:

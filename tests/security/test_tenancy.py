@@ -144,7 +144,7 @@ async def test_a_flow_id_that_somebody_else_took_is_refused_without_a_word_of_th
 
 
 async def test_a_message_id_can_be_squatted_in_the_stream_and_the_acknowledgement_tells(kate: Agent, ann: Agent) -> None:
-    # The broker's duplicate window knows no agents (ARCHITECTURE 3). The guard is that ids are random: who cannot guess one cannot squat it.
+    # The broker's duplicate window knows no agents. The guard is that ids are random: who cannot guess one cannot squat it.
     guessed, start = "start-1", {"controller_id": "ann/x", "goal": "the first of the day"}
     await kate.cmd("start", {"controller_id": "kate/x", "goal": "squat"}, guessed)
     acknowledged = await ann.cmd("start", start, guessed)

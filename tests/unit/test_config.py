@@ -447,3 +447,13 @@ def test_what_is_shown_can_be_written_into_a_file_and_means_the_same(home: Path)
     text = "\n".join(f"{key} = {value}" for key, value, _ in shown(before))
     after = configured(home, text)
     assert [row[:2] for row in shown(after)] == [row[:2] for row in shown(before)]
+
+
+@pytest.mark.parametrize(
+    "url", ["nats://worker:secret", "nats://u:pa#ss@host:4222", "nats://host:70000", "nats://@", "nats://:4222", "nats://[::1"]
+)
+def test_an_address_without_host_or_port_is_refused_without_repeating_what_may_be_a_password(home: Path, url: str) -> None:
+    line = refusal(home, NATS_URL=f"nats://fine:4222,{url}")
+    assert line.startswith("nats.url: an address has no host, or a port that is no number")
+    assert "secret" not in line
+    assert "pa" not in line.replace("password", "")

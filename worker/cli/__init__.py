@@ -66,7 +66,8 @@ def exit_codes() -> Iterator[None]:
 
 def _refuse(refusal: Refusal) -> NoReturn:
     """Say why it does not run, in one line, and end."""
-    click.echo(f"taskflow: {' '.join(str(refusal).split())}", err=True)
+    said = "".join(c if c.isprintable() else " " for c in str(refusal))  # it may quote what a server said, or a setting
+    click.echo(f"taskflow: {' '.join(said.split())}", err=True)
     raise Exit(refusal.exit_code) from refusal
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -139,9 +140,21 @@ def urls(raw: Raw) -> tuple[Url, ...]:
     for url in found:
         if not _URL.match(url):
             raise ValueError(f"{url.shown!r} is no NATS address; write nats://host:4222 (or tls://, ws://, wss://)")
+        if not _has_host_and_port(url):
+            # Not repeated: where an @ is forgotten, or a # in a password not escaped, what looks like the port is the password.
+            raise ValueError("an address has no host, or a port that is no number; write nats://host:4222, %23 for a # in a password")
     if not found:
         raise ValueError("must name at least one server, like nats://127.0.0.1:4222")
     return found
+
+
+def _has_host_and_port(url: str) -> bool:
+    """Tell whether the address has a host, and a port that is one where it has any."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number up to 65535, or a host in unmatched brackets
+        return False
 
 
 def prefix(raw: Raw) -> str:
