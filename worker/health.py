@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+_CONNECTION_SECONDS = 10.0
+_MAX_CONNECTIONS = 200
 _PLAIN = "text/plain; charset=utf-8"
 
 
@@ -223,7 +225,7 @@ def _make_server(app: HealthApp, up: asyncio.Event) -> uvicorn.Server:
     return Embedded(
         uvicorn.Config(
             app,
-            http="h11",
+            http=_connection_class(),
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -234,6 +236,33 @@ def _make_server(app: HealthApp, up: asyncio.Event) -> uvicorn.Server:
             proxy_headers=False,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=1,
-            limit_concurrency=100,
         ),
     )
+
+
+def _connection_class() -> type[asyncio.Protocol]:
+    """Make the class of connections that can keep nobody else out: uvicorn waits for the rest of a request for ever, and its own limit
+    counts connections that say nothing. A hundred of them, and an orchestrator whose question is refused restarts the worker.
+    """
+    from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415 - as above
+
+    class Connection(H11Protocol):
+        """An HTTP/1.1 connection that ends after some seconds, or earlier where too many came after it."""
+
+        since = 0.0
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+            """Begin; let the oldest go where there are too many."""
+            super().connection_made(transport)
+            self.since = self.loop.time()
+            self._end = self.loop.call_later(_CONNECTION_SECONDS, self.shutdown)
+            if len(self.connections) > _MAX_CONNECTIONS:
+                oldest = min(self.connections, key=lambda one: getattr(one, "since", 0.0))
+                oldest.transport.abort()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            """End."""
+            self._end.cancel()
+            super().connection_lost(exc)
+
+    return Connection
