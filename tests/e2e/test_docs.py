@@ -270,7 +270,12 @@ def _is_known(block: Block) -> bool:
 
 
 def pages() -> list[Path]:
-    return [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md") if page.exists()]
+    found = (
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *(ROOT / name / "README.md" for name in ("examples", "deploy/nats")),
+    )
+    return [page for page in found if page.exists()]
 
 
 def anchors(page: Path) -> set[str]:
