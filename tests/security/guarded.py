@@ -115,11 +115,11 @@ class Guarded(Stage):
         """Connect as an agent."""
         return Agent(name, await self.connect(name, **options))
 
-    async def stream(self, name: str, agent: Agent) -> list[Sent]:
+    async def stream(self, name: str, agent: Agent, *, after: int = 0) -> list[Sent]:
         """Read a stream message by message: the operator, whom `agent` has to be, may not make consumers."""
         state = (await agent.js.stream_info(name)).state
         found = []
-        for seq in range(state.first_seq, state.last_seq + 1) if state.messages else ():
+        for seq in range(max(state.first_seq, after + 1), state.last_seq + 1) if state.messages else ():
             kept = await agent.js.get_msg(name, seq)
             found.append(Sent(seq, kept.subject or "", dict(kept.headers or {}), kept.data or b""))
         return found
