@@ -15,12 +15,12 @@ from worker.flow.decide import decide
 from worker.flow.decision import Change, Decision, OutcomeName, Spoiled
 from worker.flow.ending import due_of
 from worker.flow.lifecycle import TERMINAL, FlowStatus
-from worker.flow.model import Flow
+from worker.flow.model import Flow, HeldReply
 from worker.store.records import Batch, DeadLetter, FlowWrite, InboxRow, Loaded
 from worker.submission import Outcome, Submission, Useless
 from worker.times import Micros
 from worker.wire.codec import Identity
-from worker.wire.outcomes import applied, refused, reply_outcome
+from worker.wire.outcomes import EXPIRED, applied, refused, reply_outcome
 
 
 class Deciding:
@@ -177,12 +177,12 @@ class Deciding:
         for taken in decision.taken:
             result = reply_outcome(taken.outcome, decision.flow)
             batch.taken.append((taken.held, taken.outcome, result))
-            self._retell(taken.held.key, taken.outcome, result)
-            batch.count(f"inbox.{taken.outcome}", 1)
-            batch.count("inbox.held", -1)
-            batch.count("held", -1)
+            self._let_go(taken.held, taken.outcome, result)
         for spoiled in decision.spoiled:
             self._spoil(spoiled)
+        for displaced in decision.displaced:
+            batch.displaced.append((displaced.held.key, displaced.message))
+            self._let_go(displaced.held, "expired", EXPIRED)
         if decision.hold is not None:
             batch.held.append(decision.hold)
             batch.count("held", 1)
@@ -212,16 +212,16 @@ class Deciding:
         )
         result = reply_outcome("rejected", None)
         self._batch.spoiled.append((held, letter, result))
-        self._retell(held.key, "rejected", result)
-        self._batch.count("inbox.rejected", 1)
+        self._let_go(held, "rejected", result)
+
+    def _let_go(self, held: HeldReply, outcome: OutcomeName, result: bytes) -> None:
+        """Count a reply that is held no more, and change what a repeat of it is told from now on."""
+        self._batch.count(f"inbox.{outcome}", 1)
         self._batch.count("inbox.held", -1)
         self._batch.count("held", -1)
-
-    def _retell(self, key: str, outcome: OutcomeName, result: bytes) -> None:
-        """Change what a repeat of a held reply is told from now on."""
-        row = self._loaded.inbox.get(("reply", key))
+        row = self._loaded.inbox.get(("reply", held.key))
         if row is not None:
-            self._loaded.inbox["reply", key] = told = replace(row, outcome=outcome, result=result)
+            self._loaded.inbox["reply", held.key] = told = replace(row, outcome=outcome, result=result)
             if row.source_seq is not None:
                 rows = self._loaded.places.get((row.source, row.source_seq), [])
                 rows[:] = [told if known is row else known for known in rows]

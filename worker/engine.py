@@ -251,7 +251,7 @@ class Engine:
         now = self.clock()
         transaction = await self.store.begin()
         try:
-            loaded = await transaction.load(needs_of(submissions), now)
+            loaded = await transaction.load(needs_of(submissions, self.policy), now)
             deciding = Deciding(loaded, now, self.policy)
             for submission in submissions:
                 deciding.decide(submission)

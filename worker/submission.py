@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from worker.errors import FlowError
-from worker.flow.commands import DelegateFlow, FlowEnded, ObserveStep, ParentCancelled, ParkFlow, Reply, StartFlow, Stimulus
+from worker.flow.commands import DelegateFlow, FlowEnded, ObserveStep, ParentCancelled, ParkFlow, Policy, Reply, StartFlow, Stimulus
 from worker.flow.decision import OutcomeName
 from worker.flow.model import Flow, FlowStep
 from worker.flow.waits import FLOW_ENDS, ExternalEvent, FlowEnds, from_value, nodes
@@ -64,9 +64,9 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return digest(self.raw.body) if self.raw is not None else b""
 
 
-def needs_of(submissions: list[Submission]) -> Needs:
+def needs_of(submissions: list[Submission], policy: Policy) -> Needs:
     """Say what has to be loaded to decide the batch."""
-    needs = Needs()
+    needs = Needs(max_held=policy.max_held, max_held_of_tenant=policy.max_held_of_tenant)
     for submission in submissions:
         if submission.identity is not None:
             needs.inbox.add((submission.identity.scope, submission.identity.key))
@@ -85,6 +85,8 @@ def _need(stimulus: Stimulus | Useless, needs: Needs) -> None:
             needs.pairs.add((stimulus.topic, stimulus.correlation_id))
             if stimulus.flow_id is not None:
                 needs.flows.add(stimulus.flow_id)
+            if stimulus.hold:
+                needs.holding[stimulus.tenant] = needs.holding.get(stimulus.tenant, 0) + 1
         case StartFlow():
             if not stimulus.minted:
                 needs.flows.add(stimulus.flow_id)

@@ -22,6 +22,7 @@ from worker.flow.commands import CancelFlow, DeadlinePassed, ParkFlow, Policy, R
 from worker.flow.decide import decide
 from worker.flow.decision import Decision
 from worker.flow.fold import fold
+from worker.flow.holding import Holdings
 from worker.flow.lifecycle import EventKind, FlowStatus
 from worker.flow.model import Flow, FlowEvent
 from worker.flow.world import World
@@ -118,6 +119,8 @@ def copied(world: World) -> World:
         new.replies[pair] = list(held)
     for flow_id, pairs in world.pairs.items():
         new.pairs[flow_id] = set(pairs)
+    had = world.holdings
+    new.holdings = Holdings(had.total, dict(had.of), {tenant: list(first) for tenant, first in had.first.items()})
     return new
 
 

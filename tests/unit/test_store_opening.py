@@ -98,7 +98,7 @@ async def test_the_writer_has_every_setting_that_the_promises_need(path: Path) -
         assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "trusted_schema": 0}
         assert (await pragma(store._writer, "mmap_size"), await pragma(store._writer, "cell_size_check")) == (0, 1)
         assert await pragma(store._writer, "application_id") == APPLICATION_ID == 0x464C4F57
-        assert await pragma(store._writer, "user_version") == 1
+        assert await pragma(store._writer, "user_version") == len(migrations()) == 2
 
 
 async def test_the_reader_cannot_write(path: Path) -> None:
@@ -410,18 +410,20 @@ async def test_a_migration_that_fails_leaves_the_schema_as_it_was(path: Path, mo
 
 async def test_a_new_schema_comes_after_a_backup_that_is_whole_and_private(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RELIABILITY 6: `VACUUM INTO` beside it first; a half-written backup is never taken for one."""
+    monkeypatch.setattr(opening, "migrations", steps_of(migrations()[0]))
     async with running(str(path)) as run:
         flow = await started(run)
+    sql(path, "INSERT INTO held VALUES (1, 't', 'c', 'e', '1', 0, 9000000000000000, 'k', NULL, NULL)")
+    sql(path, "INSERT INTO counters VALUES ('held', 1)")
     backup = path.with_name("taskflow.db.schema-1.backup")
     left_over = path.with_name("taskflow.db.schema-1.backup.part")
     left_over.write_bytes(b"what a kill in the middle of an earlier backup left")
-    first = migrations()[0]
-    monkeypatch.setattr(opening, "migrations", steps_of(first, ["ALTER TABLE flows ADD COLUMN more TEXT"]))
+    monkeypatch.undo()
     async with opened(path) as store:
-        assert await pragma(store._writer, "user_version") == 2
+        assert await pragma(store._writer, "user_version") == len(migrations())
+        assert list(await store._read("SELECT tenant, held FROM held_tenants", ())) == [("t", 1)]
     assert mode(backup) == 0o600
     assert not left_over.exists()
-    monkeypatch.undo()
     async with running(str(backup)) as run:
         assert (await now(run, flow)).id == flow.id
 

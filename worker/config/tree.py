@@ -85,6 +85,12 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
         Duration,
         About(readers.duration(1), "Keep a reply nobody waits for yet this long.", keys=("engine.unmatched_reply_ttl",)),
     ] = Duration.parse("24h")
+    held_replies_max: Annotated[
+        int, About(readers.whole(1, 1_000_000_000), "Keep at most this many replies nobody waits for yet; more displace the oldest.")
+    ] = 1_000_000
+    held_replies_max_per_owner: Annotated[
+        int, About(readers.whole(1, 1_000_000_000), "The same for the topics of one agent, or for one binding that several may use.")
+    ] = 100_000
     default_wait_timeout: Annotated[
         Duration | None, About(readers.duration_or_off, "Deadline of waits that name none, or off.", absent="off")
     ] = None

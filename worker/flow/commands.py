@@ -21,18 +21,20 @@ DAY: Micros = 24 * 3600 * SECOND
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator may set about deciding.
 
-    `timer_horizon_us`: how far ahead a timer or deadline may lie. `held_ttl_us`: how long an early reply is held.
-    `default_timeout_us`: the deadline of a wait that names none (None: no deadline). `max_state_bytes` bounds the state a command
-    may leave behind. `topics(topic, agent)` returns the refusal for a topic that this agent may not wait on, or None; `agent` is
-    None for owners that are no agent (in-process callers). `accepts(schema, payload)` says why a payload does not fit, `schema_flaw`
-    why a schema cannot be used. `answers_on(topic, correlation_id)` returns the subject on which an answer reaches the topic, or why there
-    is none. `max_hops` bounds circles of delegations.
+    `timer_horizon_us`: how far ahead a timer or deadline may lie. `held_ttl_us`: how long an early reply is held; at most `max_held` are,
+    of one tenant `max_held_of_tenant`. `default_timeout_us`: the deadline of a wait that names none (None: no deadline).
+    `max_state_bytes` bounds the state a command may leave behind. `topics(topic, agent)` returns the refusal for a topic that this agent
+    may not wait on, or None; `agent` is None for owners that are no agent (in-process callers). `accepts(schema, payload)` says why a
+    payload does not fit, `schema_flaw` why a schema cannot be used. `answers_on(topic, correlation_id)` returns the subject on which an
+    answer reaches the topic, or why there is none. `max_hops` bounds circles of delegations.
     """
 
     timer_horizon_us: Micros = 30 * DAY
     held_ttl_us: Micros = DAY
     default_timeout_us: Micros | None = None
     max_state_bytes: int = 256 * 1024
+    max_held: int = 1_000_000
+    max_held_of_tenant: int = 100_000
     topics: Callable[[str, str | None], FlowError | None] | None = None
     accepts: Callable[[dict[str, Any], Any], str | None] | None = None
     schema_flaw: Callable[[dict[str, Any]], str | None] | None = None
@@ -167,7 +169,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """A reply reached a topic. `flow_id` filters (R2); `arrived_us` is the broker's clock (R9).
 
     `hold`: keep it when nobody waits yet (R4). `payload` is `msgspec.UNSET` for a reply that carries none.
-    `key` names the message among the inbound ones.
+    `key` names the message among the inbound ones; `tenant` says whose quota it counts against while it is held.
     """
 
     topic: str
@@ -179,6 +181,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     flow_id: str | None = None
     hold: bool = True
     trace: str | None = None
+    tenant: str = ""
 
 
 class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True):

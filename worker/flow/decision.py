@@ -9,6 +9,7 @@ import msgspec
 
 from worker.flow.commands import Caller
 from worker.flow.fold import fold
+from worker.flow.holding import Displaced, Holdings
 from worker.flow.lifecycle import STATUS_AFTER, EventKind
 from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Pair, Waiter
 from worker.times import Micros
@@ -58,8 +59,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What to do: a value.
 
-    `flow` is what the outcome shows; `hold` a reply to keep, `taken` held replies to use up, `spoiled` ones to bury; `dead` the reason
-    and sentence with which the message itself goes to the dead letters.
+    `flow` is what the outcome shows; `hold` a reply to keep, `displaced` held ones that make room for it; `taken` held replies to use up,
+    `spoiled` ones to bury; `dead` the reason and sentence with which the message itself goes to the dead letters.
     """
 
     outcome: OutcomeName
@@ -69,11 +70,17 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     hold: HeldReply | None = None
     step: FlowStep | None = None
     spoiled: tuple[Spoiled, ...] = ()
+    displaced: tuple[Displaced, ...] = ()
     dead: tuple[str, str] | None = None
 
 
 class View(Protocol):
     """What may be looked at while deciding. Everything a stimulus needs has been loaded; looking never waits."""
+
+    @property
+    def holdings(self) -> Holdings:
+        """How many replies are held, and which would make room first."""
+        ...
 
     def flow(self, flow_id: str) -> Flow | None:
         """Return the flow, or None. Raises `Internal` for a row that cannot be read (SEMANTICS R13)."""

@@ -13,6 +13,7 @@ from worker.flow.commands import WORKER, Caller, Policy, Reply
 from worker.flow.decision import Change, Decision, Draft, OutcomeName, View
 from worker.flow.ending import Source, cancel, condition_of, pass_time, satisfy
 from worker.flow.fitness import unfit
+from worker.flow.holding import displaced_by
 from worker.flow.model import Flow, HeldReply, Waiter
 from worker.flow.waits import deadline_of
 from worker.times import Micros
@@ -102,8 +103,9 @@ def _elsewhere(reply: Reply, view: View, now: Micros, policy: Policy, changes: t
         key=reply.key,
         flow_id=reply.flow_id,
         trace=reply.trace,
+        tenant=reply.tenant,
     )
-    return Decision(outcome="held", changes=changes, hold=held)
+    return Decision(outcome="held", changes=changes, hold=held, displaced=displaced_by(held, view.holdings, policy))
 
 
 def _flow(view: View, flow_id: str | None) -> Flow | None:

@@ -144,7 +144,8 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
 class HeldReply(msgspec.Struct, frozen=True, kw_only=True):
     """A reply that came before anybody waited for it (SEMANTICS R4).
 
-    `key` names its row among the inbound messages, whose outcome changes when the reply is used or expires.
+    `key` names its row among the inbound messages, whose outcome changes when the reply is used or expires. `tenant` says whose
+    quota it counts against.
     """
 
     topic: str
@@ -156,6 +157,7 @@ class HeldReply(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     flow_id: str | None = None
     trace: str | None = None
+    tenant: str = ""
 
     @property
     def pair(self) -> Pair:

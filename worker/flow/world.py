@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from worker.errors import Internal
 from worker.flow.decision import Change, Decision
+from worker.flow.holding import Holdings
 from worker.flow.model import Flow, FlowStep, HeldReply, Pair, Waiter
 
 
@@ -26,6 +27,7 @@ class World:
         self.pairs: dict[str, set[Pair]] = defaultdict(set)
         self.unreadable: dict[str, str] = {}
         self.families: dict[str, list[str]] = defaultdict(list)
+        self.holdings = Holdings()
 
     def flow(self, flow_id: str) -> Flow | None:
         """Return the flow, or None. Raises `Internal` for a row that cannot be read (SEMANTICS R13)."""
@@ -70,11 +72,20 @@ class World:
         for change in decision.changes:
             self._apply(change)
         for taken in decision.taken:
-            self.replies[taken.held.pair].remove(taken.held)
+            self._use_up(taken.held)
         for spoiled in decision.spoiled:
-            self.replies[spoiled.held.pair].remove(spoiled.held)
+            self._use_up(spoiled.held)
+        for displaced in decision.displaced:
+            self._use_up(displaced.held)
         if decision.hold is not None:
             self.replies[decision.hold.pair].append(decision.hold)
+            self.holdings.add(decision.hold)
+
+    def _use_up(self, held: HeldReply) -> None:
+        """Forget a held reply, by its key: what made room was loaded without its payload, and perhaps without its pair."""
+        known = self.replies.get(held.pair, [])
+        known[:] = [other for other in known if other.key != held.key]
+        self.holdings.remove(held)
 
     def absorb(self, other: World) -> None:
         """Add what `other` has and this world does not: what is here already may be newer than what was loaded."""

@@ -52,7 +52,8 @@ class Needs(msgspec.Struct, kw_only=True):
     """What a batch looks at, so that it is loaded in a few statements.
 
     `pairs`: those that replies came for; `parking`: those that waits are opened for, which may take held replies;
-    `parents`: flows whose children are wanted.
+    `parents`: flows whose children are wanted. `holding`: how many replies of each tenant may have to be held; where that could exceed
+    `max_held` or, of one tenant, `max_held_of_tenant`, the held replies that would make room are loaded.
     """
 
     flows: set[str] = msgspec.field(default_factory=set)
@@ -63,6 +64,9 @@ class Needs(msgspec.Struct, kw_only=True):
     steps: set[tuple[str, str]] = msgspec.field(default_factory=set)
     inbox: set[InboxKey] = msgspec.field(default_factory=set)
     places: set[Place] = msgspec.field(default_factory=set)
+    holding: dict[str, int] = msgspec.field(default_factory=dict)
+    max_held: int = 2**62
+    max_held_of_tenant: int = 2**62
 
 
 class Loaded(msgspec.Struct, kw_only=True):
@@ -86,7 +90,7 @@ class FlowWrite(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, kw_only=True):
-    """All that a transaction writes, in the order it was decided."""
+    """All that a transaction writes, in the order it was decided. `displaced`: the letters of held replies that make room, by key."""
 
     flows: list[FlowWrite] = msgspec.field(default_factory=list)
     events: list[FlowEvent] = msgspec.field(default_factory=list)
@@ -99,8 +103,14 @@ class Batch(msgspec.Struct, kw_only=True):
     inbox: list[InboxRow] = msgspec.field(default_factory=list)
     dead: list[DeadLetter] = msgspec.field(default_factory=list)
     spoiled: list[tuple[HeldReply, DeadLetter, bytes]] = msgspec.field(default_factory=list)
+    displaced: list[tuple[str, str]] = msgspec.field(default_factory=list)
     outgoing: list[Outgoing] = msgspec.field(default_factory=list)
     counts: dict[str, int] = msgspec.field(default_factory=dict)
+
+    @property
+    def buries(self) -> bool:
+        """Whether it adds to the dead letters."""
+        return bool(self.dead or self.spoiled or self.displaced)
 
     def count(self, name: str, by: int) -> None:
         """Add to a maintained counter."""

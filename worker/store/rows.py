@@ -164,16 +164,20 @@ def held(row: Row) -> HeldReply:
     except (ValueError, RecursionError) as bad:
         message = f"held reply for ({row[0]}, {row[1]}): {bad}"
         raise Unreadable(message) from bad
-    times = {"arrived_us": row[4], "expires_us": row[5]}
-    return HeldReply(
-        topic=row[0], correlation_id=row[1], event_id=row[2], payload=payload, key=row[6], flow_id=row[7], trace=row[8], **times
-    )
+    more = {"arrived_us": row[4], "expires_us": row[5], "key": row[6], "flow_id": row[7], "trace": row[8], "tenant": row[9]}
+    return HeldReply(topic=row[0], correlation_id=row[1], event_id=row[2], payload=payload, **more)
+
+
+def held_mark(row: Row) -> HeldReply:
+    """Return the held reply of a row that was selected without its payload, which may weigh much and is not looked at."""
+    times = {"arrived_us": row[3], "expires_us": row[4]}
+    return HeldReply(topic=row[0], correlation_id=row[1], event_id=row[2], payload=msgspec.UNSET, key=row[5], tenant=row[6], **times)
 
 
 def held_insert(it: HeldReply) -> tuple[Any, ...]:
     """Return the values of `insert_held`; a reply without payload is kept as empty text."""
     payload = "" if it.payload is msgspec.UNSET else text(it.payload)
-    return (it.topic, it.correlation_id, it.event_id, payload, it.arrived_us, it.expires_us, it.key, it.flow_id, it.trace)
+    return (it.topic, it.correlation_id, it.event_id, payload, it.arrived_us, it.expires_us, it.key, it.flow_id, it.trace, it.tenant)
 
 
 def outgoing(row: Row) -> Outgoing:

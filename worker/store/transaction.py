@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from worker.flow.holding import AT_ONCE, Holdings
 from worker.flow.model import Waiter
 from worker.flow.world import World
 from worker.store import rows
@@ -18,6 +19,7 @@ from worker.store.queries import statements
 from worker.store.records import Batch, FlowWrite, InboxKey, InboxRow, Loaded, Needs, Place
 from worker.store.upkeep import Upkeep
 from worker.times import Micros
+from worker.wire.outcomes import EXPIRED
 
 
 class SqliteTransaction(Upkeep):
@@ -47,6 +49,8 @@ class SqliteTransaction(Upkeep):
                 loaded.world.families[parent].append(child)
                 needs.flows.add(child)
         await self._load_flows(needs.flows, loaded.world)
+        if needs.holding:
+            await self._load_holdings(needs, loaded.world.holdings)
         if needs.steps:
             for row in await self._rows("steps_by_run", needs.steps):
                 step = rows.step(row)
@@ -85,6 +89,25 @@ class SqliteTransaction(Upkeep):
                     self._log.error("held_reply_passed_over", why=str(bad))
                     continue
                 world.replies[held.pair].append(held)
+
+    async def _load_holdings(self, needs: Needs, holdings: Holdings) -> None:
+        """Load how many replies are held, and those that would make room, no more than the batch can displace."""
+        for tenant, count in await self._rows("held_counts", needs.holding):
+            if tenant is None:
+                holdings.total = count
+            else:
+                holdings.of[tenant] = count
+        wanted = {t: holdings.of.get(t, 0) + new - needs.max_held_of_tenant for t, new in needs.holding.items()}
+        arriving = sum(needs.holding.values())
+        over = holdings.total + arriving - needs.max_held
+        if over > 0:
+            for tenant, count in await self._fetch(self._load["held_most"]):
+                holdings.of[tenant] = count
+                wanted[tenant] = max(wanted.get(tenant, 0), over)
+        for tenant, number in wanted.items():
+            if number > 0:
+                found = await self._fetch(self._load["held_first"], (tenant, min(number, AT_ONCE * arriving)))
+                holdings.first[tenant] = [rows.held_mark(row) for row in found]
 
     async def _load_flows(self, flow_ids: set[str], world: World) -> None:
         """Load flows by id; a row that cannot be read is named in the world and stops nothing else (SEMANTICS R13)."""
@@ -136,6 +159,9 @@ class SqliteTransaction(Upkeep):
         await self._many("insert_held", [rows.held_insert(held) for held in batch.held])
         await self._many("delete_held", [(held.key,) for held, _, _ in batch.taken])
         await self._many("change_outcome", [(outcome, result, held.key) for held, outcome, result in batch.taken])
+        await self._many("bury_displaced", [(message, self._now, key) for key, message in batch.displaced])
+        await self._many("delete_held", [(key,) for key, _ in batch.displaced])
+        await self._many("change_outcome", [("expired", EXPIRED, key) for key, _ in batch.displaced])
         await self._many("delete_held", [(held.key,) for held, _, _ in batch.spoiled])
         await self._many("change_outcome", [("rejected", result, held.key) for held, _, result in batch.spoiled])
         letters = [*batch.dead, *(letter for _, letter, _ in batch.spoiled)]

@@ -12,8 +12,7 @@ from worker.store import rows
 from worker.store.failures import translated
 from worker.store.queries import statements
 from worker.times import Micros
-
-EXPIRED = b'{"ok":true,"outcome":"expired"}'
+from worker.wire.outcomes import EXPIRED
 
 
 class Upkeep:

@@ -60,6 +60,10 @@ def reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:
     return _ENCODER.encode(shapes.ReplyOutcome(ok=ok, outcome=outcome, flow_id=flow.id, revision=flow.revision))
 
 
+EXPIRED = reply_outcome("expired", None)
+"""What becomes of a held reply that nobody came for, or that made room."""
+
+
 def shown(flow: Flow) -> bytes:
     """Encode the answer to `status`."""
     return _ENCODER.encode({"ok": True, "flow": shapes.show_flow(flow)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -112,12 +112,19 @@ class Bindings:
             return (own[0],)
         return next((b.owners for b in self.configured if covers(b.topic, topic)), None)
 
+    def _tenant(self, topic: str) -> str:
+        """Return whose quota a reply held for the topic counts against; all that nothing covers share one."""
+        own = self._subjects.parse_reply(f"{topic}.x")
+        if own is not None:
+            return f"agent:{own[0]}"
+        return next((b.tenant for b in self.configured if covers(b.topic, topic)), "")
+
     def read(self, subject: str, headers: Headers, body: bytes, *, stream: str, seq: int, arrived_us: int) -> Inbound | Unusable | Ignored:
         """Read what arrived on a reply subject. Never raises for bad input; `stream` and `seq` name a message without an id."""
         try:
             message = _open(subject, headers, body)
             if subject == self._subjects.resume:
-                return _resume(message, f"{stream}:{seq}", arrived_us)
+                return _resume(message, f"{stream}:{seq}", arrived_us, self._tenant)
             reading, topic = self._covering(subject)
             if _is_acknowledgement(message.value):
                 return Ignored("JetStream acknowledged a request that was sent to a stream; the delegate's answer is still to come")
@@ -127,7 +134,8 @@ class Bindings:
             payload = _payload(message, reading, whole=reading is self._built_in)
             flow_id = None if reading is self._built_in else _filter(message)
             topic = topic if subject in self._literal else _checked(topic, "topic")
-            return _inbound("reply", message, (topic, correlation_id), payload, flow_id, f"{stream}:{seq}", arrived_us)
+            tenant = reading.binding.tenant if reading is not self._built_in else f"agent:{topic.rpartition('.')[2]}"
+            return _inbound("reply", message, (topic, correlation_id), payload, flow_id, f"{stream}:{seq}", arrived_us, tenant)
         except NoCorrelation as error:
             return Unusable(NO_CORRELATION, error)
         except FlowError as error:
@@ -185,7 +193,7 @@ def _open(subject: str, headers: Headers, body: bytes) -> _Message:
     return _Message(subject, headers, body, value, envelope_id)
 
 
-def _resume(message: _Message, name: str, arrived_us: int) -> Inbound:
+def _resume(message: _Message, name: str, arrived_us: int, tenant: Callable[[str], str]) -> Inbound:
     """Read the reference's resume message `{flow_id, topic, correlation_id, payload}`; other fields are left to their senders."""
     if not isinstance(message.value, dict):
         raise limits.Malformed("a resume message is an object {flow_id, topic, correlation_id, payload}" + message.flaw, path="")
@@ -193,10 +201,13 @@ def _resume(message: _Message, name: str, arrived_us: int) -> Inbound:
     if not isinstance(flow_id, str) or not UUID.match(flow_id):
         raise InvalidRequest("flow_id must be a UUID", path="/flow_id")
     pair = (_checked(message.field("topic"), "topic"), _checked(message.field("correlation_id"), "correlation_id"))
-    return _inbound("resume", message, pair, message.value.get("payload", msgspec.UNSET), flow_id.lower(), name, arrived_us)
+    payload = message.value.get("payload", msgspec.UNSET)
+    return _inbound("resume", message, pair, payload, flow_id.lower(), name, arrived_us, tenant(pair[0]))
 
 
-def _inbound(verb: str, message: _Message, pair: tuple[str, str], payload: Any, flow_id: str | None, name: str, arrived_us: int) -> Inbound:
+def _inbound(
+    verb: str, message: _Message, pair: tuple[str, str], payload: Any, flow_id: str | None, name: str, arrived_us: int, tenant: str
+) -> Inbound:
     """Make the stimulus and its identity. Control characters are refused in ids, so that newlines part them without ambiguity."""
     topic, correlation_id = pair
     event_id = _event_id(message, name)
@@ -211,6 +222,7 @@ def _inbound(verb: str, message: _Message, pair: tuple[str, str], payload: Any, 
         key=key,
         flow_id=flow_id,
         trace=trace_of(message.headers),
+        tenant=tenant,
     )
     return Inbound(reply, Identity("reply", key, digest(shape, (flow_id or "").encode())), verb)
 

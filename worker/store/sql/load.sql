@@ -26,7 +26,8 @@ WHERE f.n = (
 );
 
 -- name: held_by_pair
-SELECT h.topic, h.correlation_id, h.event_id, CAST(h.payload_json AS BLOB), h.arrived_us, h.expires_us, h.key, h.flow_id, h.trace
+SELECT h.topic, h.correlation_id, h.event_id, CAST(h.payload_json AS BLOB), h.arrived_us, h.expires_us, h.key, h.flow_id, h.trace,
+  h.tenant
 FROM json_each(?1) AS want CROSS JOIN held AS h
 WHERE h.n IN (
   SELECT n FROM held
@@ -57,3 +58,14 @@ SELECT f.parent_id, f.id
 FROM json_each(?1) AS want CROSS JOIN flows AS f
 WHERE f.parent_id = want.value AND f.parent_id IS NOT NULL AND f.status IN ('created', 'running', 'waiting')
 ORDER BY f.n;
+
+-- name: held_counts
+SELECT t.tenant, t.held FROM json_each(?1) AS want CROSS JOIN held_tenants AS t WHERE t.tenant = want.value
+UNION ALL SELECT NULL, c.value FROM counters AS c WHERE c.name = 'held';
+
+-- name: held_most
+SELECT tenant, held FROM held_tenants ORDER BY held DESC LIMIT 1;
+
+-- name: held_first
+SELECT topic, correlation_id, event_id, arrived_us, expires_us, key, tenant
+FROM held WHERE tenant = ?1 ORDER BY expires_us, n LIMIT ?2;

@@ -37,8 +37,15 @@ UPDATE waiters SET open = 0 WHERE flow = ? AND wait_id = ? AND leaf = ?;
 INSERT INTO waiters (flow, wait_id, leaf, topic, correlation_id, mode, open) VALUES (?, ?, ?, ?, ?, ?, ?);
 
 -- name: insert_held
-INSERT INTO held (topic, correlation_id, event_id, payload_json, arrived_us, expires_us, key, flow_id, trace)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO held (topic, correlation_id, event_id, payload_json, arrived_us, expires_us, key, flow_id, trace, tenant)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: bury_displaced
+INSERT INTO dead_letters (reason, message, subject, stream, seq, headers_json, body, at_us)
+SELECT 'expired', ?1, h.topic, coalesce(i.source, ''), i.source_seq,
+  json_object('Correlation-Id', h.correlation_id, 'Event-Id', h.event_id), CAST(h.payload_json AS BLOB), ?2
+FROM held AS h LEFT JOIN inbox AS i ON i.scope = 'reply' AND i.key = h.key AND i.key IS NOT NULL
+WHERE h.key = ?3;
 
 -- name: delete_held
 DELETE FROM held WHERE key = ?;
