@@ -135,18 +135,16 @@ def compose(
     mint = Randomness()
     read = reader(subjects, bindings, mint)
     consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
-    relays = [
-        Relay("events", bus, engine, read=events(store, subjects), heard=lambda batch: bool(batch.events)),
-        Relay(
-            "dead_letters",
-            bus,
-            engine,
-            read=dead_letters(store, bus, subjects),
-            heard=lambda batch: bool(batch.dead),
-            window=2 * _BIG_ROWS,
-            chunk=_BIG_ROWS,
-        ),
-    ]
+    buried = Relay(
+        "dead_letters",
+        bus,
+        engine,
+        read=dead_letters(store, bus, subjects),
+        heard=lambda batch: batch.buries,
+        window=2 * _BIG_ROWS,
+        chunk=_BIG_ROWS,
+    )
+    relays = [Relay("events", bus, engine, read=events(store, subjects), heard=lambda batch: bool(batch.events)), buried]
 
     async def first_kept() -> Mapping[str, int]:
         """Ask which messages the inbound streams still keep."""
@@ -159,7 +157,7 @@ def compose(
         waits=WaitEngine(FlowManager(engine)),
         consumers=consumers,
         relays=relays,
-        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, inbox_us=remembered),
+        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, inbox_us=remembered, expired=buried.hear),
         api=Api(engine, subjects, mint, watch=tracker.settled, reply_topics=tuple(b.subject for b in bindings.configured)),
         dispatcher=Dispatcher(bus, engine),
         probes=WorkerProbes(store, bus, relays, tracker, paused=lambda: engine.stalled),
@@ -172,6 +170,8 @@ def policy_of(config: Config, bindings: Bindings) -> Policy:
         timer_horizon_us=config.engine.timer_max_horizon,
         held_ttl_us=config.engine.held_reply_ttl,
         default_timeout_us=config.engine.default_wait_timeout,
+        max_held=config.engine.held_replies_max,
+        max_held_of_tenant=config.engine.held_replies_max_per_owner,
         topics=bindings.refusal,
         answers_on=bindings.answers_on,
         accepts=accepts,

@@ -23,16 +23,26 @@ FirstKept = Callable[[], Awaitable[Mapping[str, int]]]
 class Pruner:
     """Prunes every `interval` seconds.
 
-    `retain_us`: how long an ended flow is kept; `inbox_us`: how long a message is remembered at least.
+    `retain_us`: how long an ended flow is kept; `inbox_us`: how long a message is remembered at least; `expired` is called when held
+    replies became dead letters, which are then to be published.
     """
 
     def __init__(
-        self, engine: Engine, first_kept: FirstKept, *, retain_us: Micros, inbox_us: Micros, interval: float = 60.0, batch: int = 200
+        self,
+        engine: Engine,
+        first_kept: FirstKept,
+        *,
+        retain_us: Micros,
+        inbox_us: Micros,
+        expired: Callable[[], None] = lambda: None,
+        interval: float = 60.0,
+        batch: int = 200,
     ) -> None:
         self._engine = engine
         self._first_kept = first_kept
         self._retain_us = retain_us
         self._inbox_us = inbox_us
+        self._expired = expired
         self._interval = interval
         self._batch = batch
         self._log = structlog.get_logger("pruner")
@@ -53,8 +63,11 @@ class Pruner:
     async def prune(self) -> dict[str, int]:
         """Prune once, everything there is to prune; returns how many rows of each kind went."""
         now = self._engine.clock()
+        held = await self._all(lambda t: t.expire_held(now, self._batch))
+        if held:
+            self._expired()
         pruned = {
-            "held": await self._all(lambda t: t.expire_held(now, self._batch)),
+            "held": held,
             "flows": await self._all(lambda t: t.prune_flows(now - self._retain_us, self._batch)),
             "inbox": 0,
         }

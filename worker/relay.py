@@ -65,7 +65,7 @@ class Relay:
         self._failing = False
         self._reading = False
         self._log = structlog.get_logger("relay").bind(outlet=outlet)
-        engine.listen(lambda batch: self._hear() if heard(batch) else None)
+        engine.listen(lambda batch: self.hear() if heard(batch) else None)
 
     @property
     def in_flight(self) -> int:
@@ -103,8 +103,8 @@ class Relay:
         await self._mark()
         return self.idle
 
-    def _hear(self) -> None:
-        """Rows were committed."""
+    def hear(self) -> None:
+        """Rows were committed: read them. Called for batches; housekeeping that adds rows has to call it."""
         self._more = True
         self._woken.set()
 

@@ -31,7 +31,7 @@ MESSAGE_OUTCOMES = (
     *("unmatched", "ignored", "retried"),
 )
 RESUME_CAUSES = ("event", "timer", "timeout", "manual")
-DEAD_LETTER_REASONS = (*REASONS, "poison", "conflict", "flow_mismatch", "expired")
+DEAD_LETTER_REASONS = (*REASONS, "poison", "conflict", "flow_mismatch", "expired", "not_accepted")
 _SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _LAGS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)

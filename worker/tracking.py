@@ -26,8 +26,10 @@ class Tracker:
         for event in batch.events:
             if event.kind is EventKind.RESUMED:
                 metrics.resumes[event.payload["cause"]].inc()
-        for letter in batch.dead:
+        for letter in (*batch.dead, *(letter for _, letter, _ in batch.spoiled)):
             metrics.dead_letters[letter.reason].inc()
+        if batch.displaced:
+            metrics.dead_letters["expired"].inc(len(batch.displaced))
 
     def settled(self, verb: str, outcome: str) -> None:
         """Count a command by what its sender was told; and what has no row to be counted by: ignored and retried deliveries."""

@@ -14,6 +14,7 @@ from tests.eventually import eventually
 from tests.service.line import TOPIC, Gate, Line, living, sequences
 from worker import consumer, engine, relay
 from worker.bus.base import Delivery
+from worker.bus.memory import Stored
 from worker.consumer import Verdict
 from worker.errors import Unavailable
 from worker.flow.commands import FinishFlow
@@ -42,6 +43,27 @@ def kinds(events: list[Any]) -> list[str]:
 
 
 # --- in
+
+
+async def test_dead_letters_of_held_replies_are_published_without_waiting_for_another_dead_letter(path: Path) -> None:
+    """I-23: one that expires, and one that its wait does not accept, both long after they came."""
+    async with living(path) as line:
+        await line.reply("nobody came", "expires", event_id="e1")
+        await line.reply("no number", "spoils", event_id="e2")
+        await line.settled()
+        await line.parked("spoils", accept={"type": "number"})
+        spoilt = await eventually(line.dead)
+        assert [letter.subject for letter in spoilt] == ["taskflow.dlq.not_accepted"]
+        line.clock.advance(hours=25)
+        await line.services.pruner.prune()
+        letters = await eventually(lambda: _letters(line, 2))
+        assert letters[1].subject == "taskflow.dlq.expired"
+
+
+async def _letters(line: Line, number: int) -> list[Stored]:
+    """Return the dead letters once there are this many."""
+    found = await line.dead()
+    return found if len(found) >= number else []
 
 
 async def test_a_story_from_the_first_command_to_the_last_event(path: Path) -> None:
