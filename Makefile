@@ -11,7 +11,7 @@ XDIST   ?= -n $(WORKERS) --dist loadgroup
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-fast faults faults-nightly lint format type drift schemas check lock clean
+.PHONY: help setup run demo test test-fast faults faults-nightly fuzz lint format type drift schemas check lock clean
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules
 
@@ -42,6 +42,9 @@ faults: $(READY) ## Run the fault scenarios, or one: make faults SCENARIO=kill-w
 
 faults-nightly: $(READY) ## The same with ten times the faults: up to an hour (SCENARIO, ARGS, TASKFLOW_SEED as above)
 	@TASKFLOW_FAULTS=nightly $(BIN)/python -m pytest tests/faults -q $(if $(SCENARIO),--scenario '$(SCENARIO)') $(ARGS)
+
+fuzz: $(READY) ## Read a million spoilt messages, nothing may be raised (make fuzz ARGS='--inputs 50000 --seed 2')
+	@$(BIN)/python -m tests.fuzz.decoder --inputs 1000000 $(ARGS)
 
 lint: $(READY) ## Check style: ruff's rules and its formatting
 	@$(BIN)/ruff check .

@@ -218,6 +218,15 @@ async def test_a_dead_letter_comes_back_numbered(store: Store) -> None:
     assert await store.unpublished_dead_letters(0, 1) == [replace(letters[0], n=1)]
 
 
+async def test_a_dead_letter_is_kept_though_its_headers_are_no_text(store: Store) -> None:
+    """One that cannot be stored would be delivered again for ever. Found by tests/fuzz."""
+    await save(
+        store, dead=[DeadLetter(reason="r", message="m", subject="s", stream="S", seq=1, headers={"A": "\ud800b"}, body=b"x", at_us=NOW)]
+    )
+    (letter,) = await store.unpublished_dead_letters(0, 10)
+    assert (letter.headers, letter.body) == ({"A": "?b"}, b"x")
+
+
 async def test_what_is_not_there_is_none_or_nothing(store: Store) -> None:
     assert await store.get("f") is None
     assert await store.next_due() is None

@@ -222,4 +222,16 @@ def dead_letter(row: Row) -> DeadLetter:
 
 def dead_letter_insert(it: DeadLetter) -> tuple[Any, ...]:
     """Return the values of `insert_dead_letter`."""
-    return (it.reason, it.message, it.subject, it.stream, it.seq, text(it.headers), it.body, it.at_us)
+    return (it.reason, it.message, it.subject, it.stream, it.seq, _headers_text(it.headers), it.body, it.at_us)
+
+
+def _headers_text(headers: dict[str, str]) -> str:
+    """Return headers as JSON. Half a character that a client made of stray bytes becomes `?`: a letter that could not be stored would
+    come back for ever.
+    """
+    try:
+        return text(headers)
+    except UnicodeEncodeError:
+        return text(
+            {name.encode("utf-8", "replace").decode(): value.encode("utf-8", "replace").decode() for name, value in headers.items()}
+        )
