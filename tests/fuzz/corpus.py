@@ -106,7 +106,7 @@ def _json(value: Any) -> bytes:
 def corpus() -> list[Message]:
     """Return all the good messages."""
     told = {"Nats-Msg-Id": "cmd-1", "Taskflow-Reply-To": "_INBOX.abc.1", "Taskflow-Hops": "2"}
-    commands = [Message(f"taskflow.cmd.kate.{verb}", told, _json(body)) for verb, body in COMMANDS]
+    commands = [Message(f"taskflow.cmd.kate.{verb}", {} if "command_id" in body else told, _json(body)) for verb, body in COMMANDS]
     envelope = {"id": "e-6", "timestamp": "t", "topic": "x", "source": "y", "payload": COMMANDS[0][1] | {"command_id": "enveloped"}}
     wrapped = [Message("taskflow.cmd.kate.start", {}, _json(envelope))]
     queries = [Message(f"taskflow.api.kate.{verb}", {}, _json(body)) for verb, body in QUERIES]
