@@ -161,6 +161,23 @@ def test_a_request_in_the_reference_envelope_is_the_same_request() -> None:
     assert taken("run", envelope) == taken("run", OF_FLOW)
 
 
+@pytest.mark.parametrize("value", [b"1e400", b'"\\ud800"', b'"\xff"', b"[" * 40 + b"]" * 40])
+@pytest.mark.parametrize("name", ["id", "timestamp", "session_id"])
+def test_an_envelope_with_a_part_that_cannot_be_read_is_refused_like_any_such_body(name: str, value: bytes) -> None:
+    """Found by tests/fuzz: an id of 1e400 was raised as a defect, and the message tried again for minutes."""
+    parts = {
+        "id": b"1",
+        "timestamp": b"1",
+        "topic": b"1",
+        "source": b"1",
+        "session_id": b"1",
+        "payload": json.dumps(OF_FLOW).encode(),
+        name: value,
+    }
+    body = b"{" + b",".join(b'"%b":%b' % (key.encode(), part) for key, part in parts.items()) + b"}"
+    assert refused("run", body).reason == ("too_deep" if value.startswith(b"[") else "malformed")
+
+
 def test_the_envelope_id_is_no_command_id() -> None:
     envelope = {"id": "e", "timestamp": "t", "topic": "x", "source": "y", "payload": OF_FLOW}
     assert refused("run", envelope, {}).error.details["path"] == "/command_id"

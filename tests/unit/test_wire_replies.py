@@ -61,6 +61,7 @@ def test_a_reply_is_read_whole() -> None:
         key=f"{TOPIC}\nc\ne",
         flow_id=FLOW,
         trace=TRACE,
+        tenant=TOPIC,
     )
 
 

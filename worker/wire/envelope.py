@@ -22,11 +22,10 @@ class _Keys(Iterable[str], Sized, Protocol):
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """A body without its envelope: the undecoded fields, the bytes they came from, and the envelope's id if there was one."""
+    """A body without its envelope: the undecoded fields, and the bytes they came from."""
 
     body: bytes
     top: limits.TopLevel
-    envelope_id: str | None = None
 
 
 def is_envelope(keys: _Keys) -> bool:
@@ -35,12 +34,13 @@ def is_envelope(keys: _Keys) -> bool:
 
 
 def open_request(body: bytes) -> Opened:
-    """Check a body against the limits and take its envelope off. Raises as `limits.check` does."""
+    """Check a body against the limits and take its envelope off. Raises as `limits.decode_any` does."""
     top = limits.check(body)
     if not is_envelope(top):
         return Opened(body, top)
+    limits.decode_any(body)  # no typed decoder will read what is taken off, and what cannot be read is refused all the same
     inner = bytes(top["payload"])
-    return Opened(inner, limits.top_level(inner), _id_of(top))
+    return Opened(inner, limits.top_level(inner))
 
 
 def open_value(body: bytes) -> tuple[Any, str | None]:
@@ -55,9 +55,3 @@ def open_value(body: bytes) -> tuple[Any, str | None]:
     if isinstance(payload, dict):
         limits.top_level(bytes(top["payload"]))
     return payload, given if isinstance(given, str) else None
-
-
-def _id_of(top: limits.TopLevel) -> str | None:
-    """Return the envelope's id where it is text."""
-    given = msgspec.json.decode(top["id"])
-    return given if isinstance(given, str) else None
