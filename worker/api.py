@@ -85,7 +85,7 @@ class Api:
         verdict = read_command(agent, verb, request.body, request.headers, self._mint, require_id=False, subjects=self._subjects)
         if isinstance(verdict, Unusable):
             raise verdict.error
-        outcome: Outcome = await self._engine.submit(verdict.stimulus, verdict.identity, source="api")
+        outcome: Outcome = await self._engine.submit(verdict.stimulus, verdict.identity, source="api", request=True)
         self._watch(verb, outcome.error.code if outcome.error is not None else outcome.name)
         return outcome.result, outcome.error or outcomes.error_in(outcome.result)
 

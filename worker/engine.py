@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import structlog
 
 from worker.deciding import Deciding
 from worker.errors import FlowError, Internal, Refusal, RevisionMismatch, Unavailable
 from worker.flow.commands import Policy, Stimulus
 from worker.futures import fail, fail_all, new_future, resolve, to_its_end
+from worker.queueing import Job, Queue
 from worker.store.base import Chore, LostRace, Store
 from worker.store.records import Batch
 from worker.submission import Outcome, Raw, Submission, Useless, needs_of, needs_of_ends
@@ -34,13 +33,6 @@ Clock = Callable[[], Micros]
 Listener = Callable[[Batch], None]
 
 
-class _Job(msgspec.Struct, frozen=True):
-    """Housekeeping on its way to a transaction of its own."""
-
-    chore: Chore
-    done: asyncio.Future[Any]
-
-
 class Engine:
     """The one writer. `submit` from anywhere on the loop; `run` commits until `close`.
 
@@ -51,8 +43,7 @@ class Engine:
         self.store = store
         self.clock = clock
         self.policy = policy
-        self._max_batch = max_batch
-        self._queue: deque[Submission | _Job] = deque()
+        self._queue = Queue(max_batch)
         self._arrived = asyncio.Event()
         self._closing = asyncio.Event()
         self._broken: Refusal | None = None
@@ -89,29 +80,32 @@ class Engine:
         seq: int | None = None,
         raw: Raw | None = None,
         alone: bool = False,
+        request: bool = False,
     ) -> asyncio.Future[Outcome]:
         """Queue a stimulus; the future gives its `Outcome` after the commit, or raises `Unavailable` or a `Refusal`.
 
         `identity` makes it idempotent; `source` and `seq` say where the message lies (one that has a `seq` waits out a store that takes
         no changes: only the stop makes it `Unavailable`), `raw` what it was. `alone`: in a batch of its
-        own, so that a message suspected of killing the process takes no other with it.
+        own, so that a message suspected of killing the process takes no other with it. `request`: somebody waits for the answer, so it
+        does not wait behind the stream's backlog.
         """
         done = new_future()
-        self._enqueue(Submission(what=what, identity=identity, source=source, seq=seq, raw=raw, alone=alone, done=done))
+        it = Submission(what=what, identity=identity, source=source, seq=seq, raw=raw, alone=alone, done=done)
+        self._enqueue(it, request=request)
         return done
 
     def do(self, chore: Chore) -> asyncio.Future[Any]:
         """Queue housekeeping; the future gives what the chore returns, after the commit."""
-        job = _Job(chore, new_future())
+        job = Job(chore, new_future())
         self._enqueue(job)
         return job.done
 
-    def _enqueue(self, item: Submission | _Job) -> None:
-        """Append to the queue and wake the committer; once it is stopped, fail the future, for its commit will not come."""
+    def _enqueue(self, item: Submission | Job, *, request: bool = False) -> None:
+        """Queue it and wake the committer; once it is stopped, fail the future, for its commit will not come."""
         if self._broken is not None or self._closing.is_set():
             fail(item.done, self._broken or _stopping())
             return
-        self._queue.append(item)
+        self._queue.put(item, request=request)
         self._arrived.set()
 
     async def run(self) -> None:
@@ -133,8 +127,7 @@ class Engine:
             raise
         finally:
             self._closing.set()
-            fail_all([item.done for item in self._queue], stopped)
-            self._queue.clear()
+            fail_all(self._queue.clear(), stopped)
 
     def close(self) -> None:
         """Take nothing more; `run` returns when what is queued is committed."""
@@ -153,16 +146,14 @@ class Engine:
 
     async def _step(self) -> None:
         """Carry out the next job or batch."""
-        first = self._queue[0]
-        if isinstance(first, _Job):
-            self._queue.popleft()
-            await self._carry_out(first)
+        work = self._queue.take()
+        if isinstance(work, Job):
+            await self._carry_out(work)
             return
-        batch = self._gather()
         try:
-            await self._commit(batch)
+            await self._commit(work)
         except Unavailable as later:
-            self._postpone([submission for submission in batch if not submission.done.done()], later)
+            self._postpone([submission for submission in work if not submission.done.done()], later)
         else:
             self._unwell = False
 
@@ -172,27 +163,14 @@ class Engine:
         Were it given back to the broker instead, what came after it would be decided first: a flow's `wait` before its `start`.
         """
         kept = [submission for submission in batch if submission.seq is not None]
-        self._queue.extendleft(reversed(kept))
+        self._queue.put_back(kept)
         fail_all([submission.done for submission in batch if submission.seq is None], why)
         self._stalled = True
         if not self._unwell:
             self._unwell = True
             self._log.warning("store_unavailable", why=why.message, retry_in=_STALL, waiting=len(self._queue))
 
-    def _gather(self) -> list[Submission]:
-        """Take what is queued, up to the bound, in order; a suspect goes alone, a job ends the batch."""
-        batch: list[Submission] = []
-        while self._queue and len(batch) < self._max_batch:
-            head = self._queue[0]
-            if isinstance(head, _Job) or (head.alone and batch):
-                break
-            self._queue.popleft()
-            batch.append(head)
-            if head.alone:
-                break
-        return batch
-
-    async def _carry_out(self, job: _Job) -> None:
+    async def _carry_out(self, job: Job) -> None:
         """Run housekeeping in its own transaction."""
         try:
             transaction = await self.store.begin()

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("supervisor", "bus", "store", "health", "probes"),
     ("tracking", "consumer", "relay", "pruner", "dispatcher", "wait_engine", "api", "acceptance", "outlets", "reading", "signals"),
     ("manager",),
-    ("engine", "deciding", "submission"),
+    ("engine", "deciding", "queueing", "submission"),
     ("bus.base", "store.base", "store.records", "telemetry", "config"),
     ("wire",),
     ("flow",),
