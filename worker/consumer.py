@@ -133,7 +133,7 @@ class Consumer:
         raw = Raw(subject=delivery.subject, headers=dict(delivery.headers), body=delivery.body)
         place = {"source": delivery.stream, "seq": delivery.seq}
         if isinstance(verdict, Unusable):
-            attributed = verdict.identity is not None and verdict.reason not in _UNREADABLE
+            attributed = verdict.identity is not None and (verdict.decoded or verdict.reason not in _UNREADABLE)
             useless = Useless(error=verdict.error, reason=None if attributed else verdict.reason)
             outcome = self._engine.submit(useless, verdict.identity, raw=raw, **place)  # type: ignore[arg-type]  # place's values fit
         else:

@@ -45,6 +45,7 @@ def read_command(
     `require_id`: a message from a stream needs an id, or its redelivery would be a second command; a request on `api` gets one.
     """
     opened: Opened | None = None
+    request: Request | None = None
     try:
         if verb not in COMMANDS:
             raise complaints.unsupported(verb, COMMANDS)
@@ -54,7 +55,7 @@ def read_command(
         command = build(request, Origin(agent, key, trace_of(headers), mint, subjects, hops_of(headers)))
     except FlowError as error:
         identity = _attributed(agent, verb, body, headers, opened)
-        return Unusable(reason_of(error), error, identity, inbox_of(headers))
+        return Unusable(reason_of(error), error, identity, inbox_of(headers), decoded=request is not None)
     return Inbound(command, Identity(command_scope(agent), key, _digest(verb, request)), verb, inbox_of(headers))
 
 

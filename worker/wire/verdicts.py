@@ -35,12 +35,14 @@ class Unusable(msgspec.Struct, frozen=True):
     """A message nothing can be done with: `reason` is the token of its dead letter's subject.
 
     `identity` is set when the message can be attributed to a valid command id, under which the refusal can then be looked up.
+    `decoded`: it could be read; what is wrong is what it asks for.
     """
 
     reason: str
     error: FlowError
     identity: Identity | None = None
     reply_to: str | None = None
+    decoded: bool = False
 
 
 class Ignored(msgspec.Struct, frozen=True):
