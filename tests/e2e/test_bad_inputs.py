@@ -1,10 +1,17 @@
 """The bad inputs of RELIABILITY 4, over the wire: each ends as the contract says, changes nothing, and the next good one is handled.
 
 What can be attributed to a command id has a stored outcome; what cannot be decoded or attributed lies in the dead letters as it came.
+A test's id has the row of the catalogue. Where CONTRACT 3 has a code, it is that, not the catalogue's token.
+
+Rows elsewhere: 53 (one agent's flood) tests/unit/test_queueing.py and bench/flood.py · 52 also tests/service/test_quotas.py ·
+58 (forged inboxes) tests/contract/test_jetstream.py, test_send.py · 59, 60 (poison, own nak delays; there is no max_deliver to exceed)
+tests/service/test_line.py and tests/e2e/test_kills.py · 63 (damaged rows) tests/service/test_rules_of_damage.py · 65 (HTTP)
+tests/unit/test_health.py · 10, 55 as log lines also tests/unit/test_telemetry.py · every row's decoder: tests/fuzz.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
 from collections.abc import AsyncIterator, Mapping
@@ -13,6 +20,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 from uuid import uuid4
 
 import msgspec
@@ -27,6 +35,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.
 
 LIMIT = 262_144
 FLOW = "00000000-0000-4000-8000-000000000001"
+ENVELOPED = b'{"id":%b,"timestamp":"t","topic":"x","source":"y","payload":{"correlation_id":"c","payload":1}}'
 ODD = (
     "__proto__",
     "<script>alert(1)</script>",
@@ -62,6 +71,7 @@ async def set_(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Set]:
 class Case(msgspec.Struct, frozen=True):
     """A message and what becomes of it: `code` of a stored outcome, or `reason` of a dead letter (or both)."""
 
+    row: int
     name: str
     verb: str
     body: bytes
@@ -71,15 +81,20 @@ class Case(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = {}
     with_id: bool = True
 
+    @property
+    def id(self) -> str:
+        """What the test is called: the row of RELIABILITY 4, and what is special about this one."""
+        return f"row{self.row:02}-{self.name.replace(' ', '-')}"
 
-def case(name: str, verb: str, body: Any, code: str = "invalid_request", path: str | None = None, **more: Any) -> Case:
+
+def case(row: int, name: str, verb: str, body: Any, code: str = "invalid_request", path: str | None = None, **more: Any) -> Case:
     """Write a row whose refusal can be asked for under its command id."""
-    return Case(name, verb, body if isinstance(body, bytes) else encoded(body), code, path=path, **more)
+    return Case(row, name, verb, body if isinstance(body, bytes) else encoded(body), code, path=path, **more)
 
 
-def unreadable(name: str, body: bytes, reason: str = "malformed", **more: Any) -> Case:
+def unreadable(row: int, name: str, body: bytes, reason: str = "malformed", **more: Any) -> Case:
     """Write a row that nobody can decode: it is buried, whatever its header says."""
-    return Case(name, "start", body, reason=reason, **more)
+    return Case(row, name, "start", body, reason=reason, **more)
 
 
 def a_start(**more: Any) -> dict[str, Any]:
@@ -90,6 +105,19 @@ def a_start(**more: Any) -> dict[str, Any]:
 def a_wait(**condition: Any) -> dict[str, Any]:
     """Return a command that parks the flow of the table."""
     return {"flow_id": FLOW, "wait_condition": condition}
+
+
+def a_delegate(**more: Any) -> dict[str, Any]:
+    """Return a command that delegates from the flow of the table."""
+    return {"flow_id": FLOW, "to": "svc.add", **more}
+
+
+def conditions_nested(depth: int) -> dict[str, Any]:
+    """Return a composite this many levels deep."""
+    inner: dict[str, Any] = {"kind": "manual"}
+    for _ in range(depth - 1):
+        inner = {"kind": "any_of", "conditions": [inner]}
+    return inner
 
 
 def nested(depth: int) -> bytes:
@@ -110,84 +138,114 @@ def sized(size: int) -> bytes:
 
 
 UNREADABLE = (
-    unreadable("nothing", b""),
-    unreadable("blanks", b" \n\t "),
-    unreadable("trailing bytes", b"{}{}"),
-    unreadable("bad utf-8", b'{"controller_id":"\xff","goal":"g"}'),
-    unreadable("overlong utf-8", b'{"controller_id":"\xc0\xaf","goal":"g"}'),
-    unreadable("half a surrogate", b'{"controller_id":"\\ud800","goal":"g"}'),
-    unreadable("a raw control character", b'{"controller_id":"a\nb","goal":"g"}'),
-    unreadable("an array", b"[]"),
-    unreadable("a string", b'"start"'),
-    unreadable("a number", b"1"),
-    unreadable("null", b"null"),
-    unreadable("NaN", b'{"controller_id":"k","goal":"g","state":{"a":NaN}}'),
-    unreadable("Infinity", b'{"controller_id":"k","goal":"g","state":{"a":-Infinity}}'),
-    unreadable("1e400", b'{"controller_id":"k","goal":"g","state":{"a":1e400}}'),
-    unreadable("a byte order mark", b"\xef\xbb\xbf{}"),
-    unreadable("nesting 33", nested(33), "too_deep"),
-    unreadable("nesting 1,000", nested(1_000), "too_deep"),
-    unreadable("nesting 100,000", nested(100_000), "too_deep"),
-    unreadable("the limit and one", sized(LIMIT + 1), "too_large"),
-    unreadable("600 KiB of garbage", b"\x00" * 600_000, "too_large"),
+    unreadable(1, "nothing", b""),
+    unreadable(2, "blanks", b" \n\t "),
+    unreadable(4, "trailing bytes", b"{}{}"),
+    unreadable(6, "bad utf-8", b'{"controller_id":"\xff","goal":"g"}'),
+    unreadable(6, "overlong utf-8", b'{"controller_id":"\xc0\xaf","goal":"g"}'),
+    unreadable(6, "half a surrogate", b'{"controller_id":"\\ud800","goal":"g"}'),
+    unreadable(8, "a raw control character", b'{"controller_id":"a\nb","goal":"g"}'),
+    unreadable(11, "an array", b"[]"),
+    unreadable(11, "a string", b'"start"'),
+    unreadable(11, "a number", b"1"),
+    unreadable(11, "null", b"null"),
+    unreadable(17, "NaN", b'{"controller_id":"k","goal":"g","state":{"a":NaN}}'),
+    unreadable(17, "Infinity", b'{"controller_id":"k","goal":"g","state":{"a":-Infinity}}'),
+    unreadable(17, "1e400", b'{"controller_id":"k","goal":"g","state":{"a":1e400}}', path="/state"),
+    unreadable(6, "a byte order mark", b"\xef\xbb\xbf{}"),
+    unreadable(21, "nesting 33", nested(33), "too_deep"),
+    unreadable(21, "nesting 1,000", nested(1_000), "too_deep"),
+    unreadable(21, "nesting 100,000", nested(100_000), "too_deep"),
+    unreadable(24, "the limit and one", sized(LIMIT + 1), "too_large"),
+    unreadable(17, "an envelope with 1e400", ENVELOPED % b"1e400"),
+    unreadable(6, "an envelope that is no text", ENVELOPED % b'"\xff"'),
+    unreadable(4, "a good command and a NUL", b'{"controller_id":"k","goal":"g"}\0'),
+    unreadable(21, "objects nested 33 deep", b'{"controller_id":"k","goal":"g","state":' + b'{"a":' * 32 + b"1" + b"}" * 33, "too_deep"),
+    unreadable(24, "600 KiB of garbage", b"\x00" * 600_000, "too_large"),
 )
 REFUSED = (
-    case("more than 10,000 keys", "start", {str(n): 0 for n in range(15_000)}, path=""),
-    case("a key of 100 KiB", "start", {"k" * 100_000: 1}, path=""),
-    case("a key twice", "start", b'{"controller_id":"k","goal":"g","goal":"h"}', path="/goal"),
-    case("missing field", "start", {"controller_id": "k"}, path="/goal"),
-    case("unknown field", "start", a_start(agent="bob"), path="/agent"),
-    case("unknown version", "start", a_start(version=99), path="/version"),
-    case("text for a number", "finish", {"flow_id": FLOW, "expected_revision": "1"}, path="/expected_revision"),
-    case("1.0 for a whole number", "finish", {"flow_id": FLOW, "expected_revision": 1.5}, path="/expected_revision"),
-    case("true for a number", "finish", {"flow_id": FLOW, "expected_revision": True}, path="/expected_revision"),
-    case("negative revision", "finish", {"flow_id": FLOW, "expected_revision": -1}, "revision_mismatch"),
-    case("revision 2^63", "finish", {"flow_id": FLOW, "expected_revision": 2**63}, "revision_mismatch"),
-    case("stale revision", "finish", {"flow_id": FLOW, "expected_revision": 0}, "revision_mismatch"),
-    case("future revision", "finish", {"flow_id": FLOW, "expected_revision": 7}, "revision_mismatch"),
-    case("NUL in an id", "finish", {"flow_id": FLOW[:-1] + "\0"}, path="/flow_id"),
-    case("an id with a newline", "finish", {"flow_id": FLOW + "\n"}, path="/flow_id"),
-    case("NUL in a text", "start", a_start(current_step="a\0b"), path="/current_step"),
-    case("a session with a newline", "start", a_start(session_id="main\n"), path="/session_id"),
-    case("a state that is no object", "start", a_start(state=[1]), path="/state"),
-    case("a patch that is no object", "advance", {"flow_id": FLOW, "patch": "x"}, path="/patch"),
-    case("unknown verb", "dance", {}, "unsupported_verb"),
-    case("a query on cmd", "status", {"flow_id": FLOW}, "unsupported_verb"),
-    case("unknown flow", "finish", {"flow_id": "00000000-0000-4000-8000-00000000dead"}, "not_found"),
-    case("not from here to there", "run", {"flow_id": FLOW}, "illegal_transition"),
-    case("resume without a wait", "resume", {"flow_id": FLOW}, "illegal_transition"),
-    case("another session's flow", "finish", {"flow_id": FLOW, "session_id": "other"}, "forbidden"),
-    case("a timer in the past", "wait", a_wait(kind="timer", at="2020-01-01T00:00:00Z"), "timer_in_past"),
-    case("a timer too far ahead", "wait", a_wait(kind="timer", at=at(days=31)), "horizon_exceeded"),
-    case("a timer in the year 9999", "wait", a_wait(kind="timer", at="9999-12-31T23:59:59Z"), "horizon_exceeded"),
-    case("a timer without a zone", "wait", a_wait(kind="timer", at="2026-12-01T00:00:00"), path="/wait_condition/at"),
-    case("a timer that is no time", "wait", a_wait(kind="timer", at="soon"), path="/wait_condition/at"),
-    case("a deadline in the past", "wait", a_wait(**WAITING_ON, deadline="2020-01-01T00:00:00Z"), "timer_in_past"),
-    case("a timeout that is no duration", "wait", a_wait(**WAITING_ON, timeout="-5s"), path="/wait_condition/timeout"),
-    case("a timeout too far ahead", "wait", a_wait(**WAITING_ON, timeout="31d"), "horizon_exceeded"),
-    case("an absurd timeout", "wait", a_wait(**WAITING_ON, timeout="99999999d"), path="/wait_condition/timeout"),
-    case("a wait of no kind", "wait", a_wait(kind="mood"), path="/wait_condition/kind"),
-    case("an empty correlation id", "wait", a_wait(**{**WAITING_ON, "correlation_id": ""}), path="/wait_condition/correlation_id"),
-    case("an over-long one", "wait", a_wait(**{**WAITING_ON, "correlation_id": "c" * 257}), path="/wait_condition/correlation_id"),
-    case("one with NUL", "wait", a_wait(**{**WAITING_ON, "correlation_id": "c\0"}), path="/wait_condition/correlation_id"),
-    case("one with a newline", "wait", a_wait(**{**WAITING_ON, "correlation_id": "c\n"}), path="/wait_condition/correlation_id"),
-    case("a topic nobody binds", "wait", a_wait(**{**WAITING_ON, "topic": "no.such.topic"}), "topic_not_bound"),
-    case("a topic that is a pattern", "wait", a_wait(**{**WAITING_ON, "topic": "agent.delegate.*"}), "topic_not_bound"),
-    case("another agent's reply topic", "wait", a_wait(**{**WAITING_ON, "topic": "taskflow.reply.bob"}), "forbidden"),
-    case("an empty composite", "wait", a_wait(kind="any_of", conditions=[])),
-    case("at least nothing", "wait", a_wait(kind="at_least", count=0, conditions=[{"kind": "manual"}])),
-    case("the same pair twice", "wait", a_wait(kind="any_of", conditions=[WAITING_ON, WAITING_ON])),
-    case("header and body ids differ", "start", a_start(command_id="another"), "id_mismatch"),
+    case(23, "more than 10,000 keys", "start", {str(n): 0 for n in range(15_000)}, path=""),
+    case(27, "a key of 100 KiB", "start", {"k" * 100_000: 1}, path=""),
+    case(27, "a key twice", "start", b'{"controller_id":"k","goal":"g","goal":"h"}', path="/goal"),
+    case(13, "missing field", "start", {"controller_id": "k"}, path="/goal"),
+    case(36, "unknown field", "start", a_start(agent="bob"), path="/agent"),
+    case(28, "unknown version", "start", a_start(version=99), path="/version"),
+    case(14, "text for a number", "finish", {"flow_id": FLOW, "expected_revision": "1"}, path="/expected_revision"),
+    case(14, "1.0 for a whole number", "finish", {"flow_id": FLOW, "expected_revision": 1.5}, path="/expected_revision"),
+    case(14, "true for a number", "finish", {"flow_id": FLOW, "expected_revision": True}, path="/expected_revision"),
+    case(43, "negative revision", "finish", {"flow_id": FLOW, "expected_revision": -1}, "revision_mismatch"),
+    case(43, "revision 2^63", "finish", {"flow_id": FLOW, "expected_revision": 2**63}, "revision_mismatch"),
+    case(43, "stale revision", "finish", {"flow_id": FLOW, "expected_revision": 0}, "revision_mismatch"),
+    case(43, "future revision", "finish", {"flow_id": FLOW, "expected_revision": 7}, "revision_mismatch"),
+    case(8, "NUL in an id", "finish", {"flow_id": FLOW[:-1] + "\0"}, path="/flow_id"),
+    case(9, "an id with a newline", "finish", {"flow_id": FLOW + "\n"}, path="/flow_id"),
+    case(8, "NUL in a text", "start", a_start(current_step="a\0b"), path="/current_step"),
+    case(9, "a session with a newline", "start", a_start(session_id="main\n"), path="/session_id"),
+    case(14, "a state that is no object", "start", a_start(state=[1]), path="/state"),
+    case(14, "a patch that is no object", "advance", {"flow_id": FLOW, "patch": "x"}, path="/patch"),
+    case(28, "unknown verb", "dance", {}, "unsupported_verb"),
+    case(28, "a query on cmd", "status", {"flow_id": FLOW}, "unsupported_verb"),
+    case(40, "unknown flow", "finish", {"flow_id": "00000000-0000-4000-8000-00000000dead"}, "not_found"),
+    case(42, "not from here to there", "run", {"flow_id": FLOW}, "illegal_transition"),
+    case(42, "resume without a wait", "resume", {"flow_id": FLOW}, "illegal_transition"),
+    case(36, "another session's flow", "finish", {"flow_id": FLOW, "session_id": "other"}, "forbidden"),
+    case(18, "a timer in the past", "wait", a_wait(kind="timer", at="2020-01-01T00:00:00Z"), "timer_in_past"),
+    case(19, "a timer too far ahead", "wait", a_wait(kind="timer", at=at(days=31)), "horizon_exceeded"),
+    case(19, "a timer in the year 9999", "wait", a_wait(kind="timer", at="9999-12-31T23:59:59Z"), "horizon_exceeded"),
+    case(18, "a timer without a zone", "wait", a_wait(kind="timer", at="2026-12-01T00:00:00"), path="/wait_condition/at"),
+    case(18, "a timer that is no time", "wait", a_wait(kind="timer", at="soon"), path="/wait_condition/at"),
+    case(18, "a deadline in the past", "wait", a_wait(**WAITING_ON, deadline="2020-01-01T00:00:00Z"), "timer_in_past"),
+    case(18, "a timeout that is no duration", "wait", a_wait(**WAITING_ON, timeout="-5s"), path="/wait_condition/timeout"),
+    case(19, "a timeout too far ahead", "wait", a_wait(**WAITING_ON, timeout="31d"), "horizon_exceeded"),
+    case(18, "an absurd timeout", "wait", a_wait(**WAITING_ON, timeout="99999999d"), path="/wait_condition/timeout"),
+    case(28, "a wait of no kind", "wait", a_wait(kind="mood"), path="/wait_condition/kind"),
+    case(8, "an empty correlation id", "wait", a_wait(**{**WAITING_ON, "correlation_id": ""}), path="/wait_condition/correlation_id"),
+    case(8, "an over-long one", "wait", a_wait(**{**WAITING_ON, "correlation_id": "c" * 257}), path="/wait_condition/correlation_id"),
+    case(8, "one with NUL", "wait", a_wait(**{**WAITING_ON, "correlation_id": "c\0"}), path="/wait_condition/correlation_id"),
+    case(9, "one with a newline", "wait", a_wait(**{**WAITING_ON, "correlation_id": "c\n"}), path="/wait_condition/correlation_id"),
+    case(49, "a topic nobody binds", "wait", a_wait(**{**WAITING_ON, "topic": "no.such.topic"}), "topic_not_bound"),
+    case(49, "a topic that is a pattern", "wait", a_wait(**{**WAITING_ON, "topic": "agent.delegate.*"}), "topic_not_bound"),
+    case(50, "another agent's reply topic", "wait", a_wait(**{**WAITING_ON, "topic": "taskflow.reply.bob"}), "forbidden"),
+    case(13, "an empty composite", "wait", a_wait(kind="any_of", conditions=[]), path="/wait_condition/conditions"),
+    case(18, "at least nothing", "wait", a_wait(kind="at_least", count=0, conditions=[{"kind": "manual"}]), path="/wait_condition/count"),
+    case(51, "the same pair twice", "wait", a_wait(kind="any_of", conditions=[WAITING_ON, WAITING_ON]), path="/wait_condition/conditions"),
+    case(8, "NUL in a topic", "wait", a_wait(**{**WAITING_ON, "topic": "a\0"}), path="/wait_condition/topic"),
+    case(8, "NUL in a reason", "fail", {"flow_id": FLOW, "reason": "a\0"}, path="/reason"),
+    case(14, "a number for a text", "fail", {"flow_id": FLOW, "reason": 1}, path="/reason"),
+    case(14, "null for an object", "start", a_start(state=None), path="/state"),
+    case(21, "a wait five levels deep", "wait", a_wait(**conditions_nested(5)), path="/wait_condition"),
+    case(23, "a wait of 65 leaves", "wait", a_wait(kind="all_of", conditions=[{"kind": "manual"}] * 65), path="/wait_condition"),
+    case(24, "an accept of 17 KiB", "wait", a_wait(**WAITING_ON, accept={"const": "x" * 17_000}), path="/wait_condition/accept"),
+    case(28, "an accept that refers", "wait", a_wait(**WAITING_ON, accept={"$ref": "http://x"}), path="/wait_condition/accept"),
+    case(29, "an older version", "start", a_start(version=0), path="/version"),
+    case(35, "33 headers for a delegate", "delegate", a_delegate(headers={f"X-{n}": "x" for n in range(33)}), "too_large", path="/headers"),
+    case(35, "8 KiB of headers for a delegate", "delegate", a_delegate(headers={"X": "x" * 8_200}), "too_large", path="/headers"),
+    case(35, "CRLF in a header for a delegate", "delegate", a_delegate(headers={"X": "a\r\nY: b"}), path="/headers"),
+    case(35, "a header of ours for a delegate", "delegate", a_delegate(headers={"Nats-Msg-Id": "x"}), path="/headers"),
+    case(36, "an owner in the body", "start", a_start(owner_session_key="agent:bob:session:main"), path="/owner_session_key"),
+    case(36, "a delegate that is the worker itself", "delegate", a_delegate(to="taskflow.cmd.bob.cancel"), path="/to"),
+    case(36, "a delegate that is the broker", "delegate", a_delegate(to="$JS.API.STREAM.PURGE.TASKFLOW_IN"), path="/to"),
+    case(32, "header and body ids differ", "start", a_start(command_id="another"), "id_mismatch"),
 )
 ANONYMOUS = (
-    Case("no command id", "start", encoded(a_start()), reason="invalid_request", with_id=False),
-    Case("an empty id", "start", encoded(a_start(command_id="")), reason="invalid_request", with_id=False),
-    Case("65 characters", "start", encoded(a_start(command_id="c" * 65)), reason="invalid_request", with_id=False),
-    Case("a look-alike", "start", encoded(a_start(command_id="сmd")), reason="invalid_request", with_id=False),
-    Case("an id with a newline", "start", encoded(a_start(command_id="c\n")), reason="invalid_request", with_id=False),
-    Case("a header that is no id", "start", encoded(a_start()), reason="invalid_request", headers={"Nats-Msg-Id": "a b"}, with_id=False),
-    Case("an unknown verb without id", "dance", b"{}", reason="unsupported_verb", with_id=False),
+    Case(30, "no command id", "start", encoded(a_start()), reason="invalid_request", with_id=False),
+    Case(30, "an empty id", "start", encoded(a_start(command_id="")), reason="invalid_request", with_id=False),
+    Case(30, "65 characters", "start", encoded(a_start(command_id="c" * 65)), reason="invalid_request", with_id=False),
+    Case(30, "a look-alike", "start", encoded(a_start(command_id="сmd")), reason="invalid_request", with_id=False),
+    Case(9, "an id with a newline", "start", encoded(a_start(command_id="c\n")), reason="invalid_request", with_id=False),
+    Case(
+        30, "a header that is no id", "start", encoded(a_start()), reason="invalid_request", headers={"Nats-Msg-Id": "a b"}, with_id=False
+    ),
+    Case(28, "an unknown verb without id", "dance", b"{}", reason="unsupported_verb", with_id=False),
 )
+
+
+def names_the_field(row: Case, error: dict[str, Any]) -> None:
+    """Check that the refusal names the field, as a pointer (CONTRACT 3)."""
+    if row.path is not None:
+        assert error["details"]["path"] == row.path, error
+    elif error["code"] == "invalid_request":
+        assert error["details"]["path"] == "", "a body that cannot be read is refused as a whole"
 
 
 async def unchanged(set_: Set) -> None:
@@ -214,7 +272,7 @@ async def buried(set_: Set, seq: int, subject: str, body: bytes, reason: str) ->
     assert headers["Taskflow-Message"]
 
 
-@pytest.mark.parametrize("row", [*UNREADABLE, *REFUSED, *ANONYMOUS], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [*UNREADABLE, *REFUSED, *ANONYMOUS], ids=lambda row: row.id)
 async def test_a_bad_command_ends_as_the_contract_says(set_: Set, row: Case) -> None:
     kate = set_.kate
     name = f"bad-{uuid4().hex}"
@@ -229,15 +287,14 @@ async def test_a_bad_command_ends_as_the_contract_says(set_: Set, row: Case) -> 
         assert outcome["ok"] is False
         if row.code:
             assert outcome["error"]["code"] == row.code, outcome
-        if row.path is not None:
-            assert outcome["error"]["details"]["path"] == row.path, outcome
+        names_the_field(row, outcome["error"])
     if not row.reason:
         await kate.client.flush()
         assert len(set_.dead.messages) == dead, "what has a stored outcome is no dead letter"
     await unchanged(set_)
 
 
-@pytest.mark.parametrize("row", [*UNREADABLE, *REFUSED], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [*UNREADABLE, *REFUSED], ids=lambda row: row.id)
 async def test_a_bad_request_is_answered_and_changes_nothing(set_: Set, row: Case) -> None:
     if row.code == "id_mismatch":
         answer = await set_.kate.ask(row.verb, raw=row.body, headers={"Nats-Msg-Id": "one"})
@@ -248,13 +305,14 @@ async def test_a_bad_request_is_answered_and_changes_nothing(set_: Set, row: Cas
     said = json.loads(answer.data)
     wanted = row.code or {"malformed": "invalid_request"}.get(row.reason, row.reason)
     assert (said["ok"], said["error"]["code"]) == (False, wanted)
+    names_the_field(row, said["error"])
     assert answer.headers is not None
     assert "\n" not in answer.headers["Nats-Service-Error"]
     assert answer.headers["Nats-Service-Error-Code"] in {"400", "403", "404", "409", "413"}
     await unchanged(set_)
 
 
-async def test_a_command_cut_off_at_any_byte_is_buried_each_time(set_: Set) -> None:
+async def test_row03_a_command_cut_off_at_any_byte_is_buried_each_time(set_: Set) -> None:
     whole = encoded(a_start(state={"a": [1, "x"], "b": None}))
     cut = [whole[:length] for length in range(len(whole))]
     subject = "taskflow.cmd.kate.start"
@@ -265,13 +323,13 @@ async def test_a_command_cut_off_at_any_byte_is_buried_each_time(set_: Set) -> N
     await unchanged(set_)
 
 
-async def test_a_body_of_exactly_the_limit_is_taken(set_: Set) -> None:
+async def test_row24_a_body_of_exactly_the_limit_is_taken(set_: Set) -> None:
     await set_.kate.publish("taskflow.cmd.kate.start", sized(LIMIT), {"Nats-Msg-Id": "at-the-limit"})
     assert (await set_.kate.outcome("at-the-limit"))["ok"]
     assert (await set_.kate.api("start", json.loads(nested(32))))["ok"]
 
 
-async def test_a_state_cannot_grow_past_its_limit_in_steps(set_: Set) -> None:
+async def test_row25_a_state_cannot_grow_past_its_limit_in_steps(set_: Set) -> None:
     flow = await set_.kate.start()
     answers = [await set_.kate.api("advance", {"flow_id": flow, "patch": {str(n): "x" * 100_000}}) for n in range(3)]
     assert [answer["ok"] for answer in answers] == [True, True, False]
@@ -280,7 +338,7 @@ async def test_a_state_cannot_grow_past_its_limit_in_steps(set_: Set) -> None:
     assert (await set_.kate.api("advance", {"flow_id": flow, "patch": {"0": ""}}))["ok"], "shrinking is always possible"
 
 
-async def test_the_same_command_a_hundred_times_is_one_command(set_: Set) -> None:
+async def test_row31_the_same_command_a_hundred_times_is_one_command(set_: Set) -> None:
     flow = await set_.kate.start()
     body = encoded({"flow_id": flow, "patch": {"n": 1}, "command_id": "hundred"})
     await in_order([partial(set_.kate.publish, "taskflow.cmd.kate.advance", body)] * 100)
@@ -290,7 +348,7 @@ async def test_the_same_command_a_hundred_times_is_one_command(set_: Set) -> Non
     assert (await set_.kate.flow(flow))["revision"] == 2
 
 
-async def test_commands_on_an_ended_flow_are_refused_and_change_nothing(set_: Set) -> None:
+async def test_row41_commands_on_an_ended_flow_are_refused_and_change_nothing(set_: Set) -> None:
     flow = await set_.kate.start()
     assert (await set_.kate.api("cancel", {"flow_id": flow}))["ok"]
     before = await set_.kate.history(flow)
@@ -305,7 +363,7 @@ async def test_commands_on_an_ended_flow_are_refused_and_change_nothing(set_: Se
     assert await set_.kate.history(flow) == before
 
 
-async def test_odd_texts_are_stored_as_they_are_and_logged_in_one_line(set_: Set) -> None:
+async def test_row10_55_odd_texts_are_stored_as_they_are_and_logged_in_one_line(set_: Set) -> None:
     for text in ODD:
         answer = await set_.kate.api("start", a_start(goal=text, current_step=text, requester_origin=text, state={text: text}))
         assert answer["ok"], answer
@@ -329,7 +387,7 @@ async def test_odd_texts_are_stored_as_they_are_and_logged_in_one_line(set_: Set
     ],
     ids=["64 KiB", "1,000 of them", "a bad traceparent", "a reply subject that is no inbox", "a status", "an expectation", "unicode"],
 )
-async def test_odd_headers_do_not_disturb_a_good_command(set_: Set, headers: dict[str, str]) -> None:
+async def test_row35_odd_headers_do_not_disturb_a_good_command(set_: Set, headers: dict[str, str]) -> None:
     name = f"odd-{uuid4().hex}"
     await set_.kate.publish("taskflow.cmd.kate.start", encoded(a_start()), {**headers, "Nats-Msg-Id": name})
     assert (await set_.kate.outcome(name, within=5))["ok"]
@@ -345,7 +403,7 @@ async def test_odd_headers_do_not_disturb_a_good_command(set_: Set, headers: dic
     ],
     ids=["a status line", "bytes that are no text", "no colon", "no header block"],
 )
-async def test_header_blocks_that_no_client_would_write_do_not_stop_the_worker(set_: Set, block: bytes) -> None:
+async def test_row35_header_blocks_that_no_client_would_write_do_not_stop_the_worker(set_: Set, block: bytes) -> None:
     body = encoded(a_start(command_id=f"raw-{uuid4().hex}"))
     size = len(block)
     line = b"HPUB taskflow.cmd.kate.start %d %d\r\n" % (size, size + len(body))
@@ -355,7 +413,7 @@ async def test_header_blocks_that_no_client_would_write_do_not_stop_the_worker(s
 
 
 @pytest.mark.parametrize("agent", ["a" * 64, "ka$te", "käte"], ids=["64 characters", "a dollar", "an umlaut"])
-async def test_a_subject_that_names_no_agent_is_buried(set_: Set, agent: str) -> None:
+async def test_row36_a_subject_that_names_no_agent_is_buried(set_: Set, agent: str) -> None:
     subject, body = f"taskflow.cmd.{agent}.start", encoded(a_start())
     stored = await set_.kate.publish(subject, body, {"Nats-Msg-Id": f"stray-{uuid4().hex}"})
     await buried(set_, stored.seq, subject, body, "invalid_request")
@@ -363,24 +421,34 @@ async def test_a_subject_that_names_no_agent_is_buried(set_: Set, agent: str) ->
 
 
 REPLIES: tuple[tuple[str, str, Any, dict[str, str], str], ...] = (
-    ("no correlation id", TOPIC, {"payload": 1}, {}, "no_correlation"),
-    ("no JSON", TOPIC, b"ok", {}, "no_correlation"),
-    ("nothing", TOPIC, b"", {}, "no_correlation"),
-    ("a list", TOPIC, [1], {}, "no_correlation"),
-    ("a correlation id that is no text", TOPIC, {"correlation_id": 7, "payload": 1}, {}, "invalid_request"),
-    ("an empty one", TOPIC, {"correlation_id": "", "payload": 1}, {}, "invalid_request"),
-    ("an over-long one", TOPIC, {"correlation_id": "c" * 257, "payload": 1}, {}, "invalid_request"),
-    ("one with NUL", TOPIC, {"correlation_id": "c\0", "payload": 1}, {}, "invalid_request"),
-    ("one with a newline", TOPIC, {"correlation_id": "c\n", "payload": 1}, {}, "invalid_request"),
-    ("an event id with a newline", TOPIC, {"correlation_id": "c", "payload": 1, "event_id": "e\n"}, {}, "invalid_request"),
-    ("too deep", TOPIC, nested(33), {"Correlation-Id": "c"}, "too_deep"),
-    ("too large", TOPIC, b'{"correlation_id":"c","payload":"%b"}' % (b"x" * LIMIT), {}, "too_large"),
-    ("too large, no JSON", "taskflow.reply.kate.c", b"x" * (LIMIT + 1), {}, "too_large"),
-    ("a resume message without flow", "taskflow.resume", {"topic": TOPIC, "correlation_id": "c"}, {}, "invalid_request"),
-    ("one whose flow is no id", "taskflow.resume", {"flow_id": "7", "topic": TOPIC, "correlation_id": "c"}, {}, "invalid_request"),
-    ("one without a topic", "taskflow.resume", {"flow_id": FLOW, "correlation_id": "c"}, {}, "invalid_request"),
-    ("one that is no object", "taskflow.resume", [FLOW], {}, "malformed"),
-    ("one that is no JSON", "taskflow.resume", b"resume", {}, "malformed"),
+    ("row13-no-correlation-id", TOPIC, {"payload": 1}, {}, "no_correlation"),
+    ("row01-no-JSON", TOPIC, b"ok", {}, "no_correlation"),
+    ("row01-nothing", TOPIC, b"", {}, "no_correlation"),
+    ("row11-a-list", TOPIC, [1], {}, "no_correlation"),
+    ("row14-a-correlation-id-that-is-no-text", TOPIC, {"correlation_id": 7, "payload": 1}, {}, "invalid_request"),
+    ("row08-an-empty-one", TOPIC, {"correlation_id": "", "payload": 1}, {}, "invalid_request"),
+    ("row08-an-over-long-one", TOPIC, {"correlation_id": "c" * 257, "payload": 1}, {}, "invalid_request"),
+    ("row08-one-with-NUL", TOPIC, {"correlation_id": "c\0", "payload": 1}, {}, "invalid_request"),
+    ("row09-one-with-a-newline", TOPIC, {"correlation_id": "c\n", "payload": 1}, {}, "invalid_request"),
+    ("row09-an-event-id-with-a-newline", TOPIC, {"correlation_id": "c", "payload": 1, "event_id": "e\n"}, {}, "invalid_request"),
+    ("row21-too-deep", TOPIC, nested(33), {"Correlation-Id": "c"}, "too_deep"),
+    ("row24-too-large", TOPIC, b'{"correlation_id":"c","payload":"%b"}' % (b"x" * LIMIT), {}, "too_large"),
+    ("row24-too-large,-no-JSON", "taskflow.reply.kate.c", b"x" * (LIMIT + 1), {}, "too_large"),
+    ("row13-a-resume-message-without-flow", "taskflow.resume", {"topic": TOPIC, "correlation_id": "c"}, {}, "invalid_request"),
+    ("row14-one-whose-flow-is-no-id", "taskflow.resume", {"flow_id": "7", "topic": TOPIC, "correlation_id": "c"}, {}, "invalid_request"),
+    ("row13-one-without-a-topic", "taskflow.resume", {"flow_id": FLOW, "correlation_id": "c"}, {}, "invalid_request"),
+    ("row11-one-that-is-no-object", "taskflow.resume", [FLOW], {}, "malformed"),
+    ("row21-a-resume-too-deep", "taskflow.resume", nested(33), {}, "too_deep"),
+    ("row21-a-resume-far-too-deep", "taskflow.resume", nested(100_000), {}, "too_deep"),
+    ("row21-a-built-in-reply-too-deep", "taskflow.reply.kate.c", nested(33), {}, "too_deep"),
+    ("row24-a-resume-too-large", "taskflow.resume", sized(LIMIT + 1), {}, "too_large"),
+    ("row23-a-reply-of-too-many-keys", TOPIC, {str(n): 0 for n in range(15_000)}, {"Correlation-Id": "c"}, "invalid_request"),
+    ("row27-a-reply-with-a-key-too-long", TOPIC, {"k" * 100_000: 1}, {"Correlation-Id": "c"}, "invalid_request"),
+    ("row17-a-resume-with-1e400", "taskflow.resume", b'{"flow_id":1e400}', {}, "malformed"),
+    ("row17-an-envelope-with-1e400", TOPIC, ENVELOPED % b"1e400", {}, "malformed"),
+    ("row06-an-envelope-that-is-no-text", TOPIC, ENVELOPED % b'"\xed\xa0\x80"', {}, "no_correlation"),
+    ("row08-a-correlation-header-with-NUL", TOPIC, {"payload": 1}, {"Correlation-Id": "c\0"}, "invalid_request"),
+    ("row01-one-that-is-no-JSON", "taskflow.resume", b"resume", {}, "malformed"),
 )
 
 
@@ -399,7 +467,7 @@ async def test_a_bad_reply_is_buried_and_the_next_good_one_resumes(
     await unchanged(set_)
 
 
-async def test_a_reply_for_another_pair_is_held_and_resumes_nobody(set_: Set) -> None:
+async def test_row49_a_reply_for_another_pair_is_held_and_resumes_nobody(set_: Set) -> None:
     corr = new_id()
     flow = await set_.kate.parked(corr)
     await set_.kate.reply(TOPIC, corr.upper(), "another case")
@@ -412,7 +480,7 @@ async def test_a_reply_for_another_pair_is_held_and_resumes_nobody(set_: Set) ->
     await set_.kate.until(flow, "running")
 
 
-async def test_two_endings_at_once_have_one_winner(set_: Set) -> None:
+async def test_row44_two_endings_at_once_have_one_winner(set_: Set) -> None:
     for number in range(10):
         corr = f"race-{number}"
         flow = await set_.kate.parked(corr)
@@ -426,6 +494,122 @@ async def test_two_endings_at_once_have_one_winner(set_: Set) -> None:
         assert ends[0]["ok"]
         assert (await set_.kate.kinds(flow)).count("resumed") <= 1
         assert (await set_.kate.flow(flow))["status"] == "cancelled"
+
+
+QUERIES: tuple[tuple[int, str, str, Any, str, str | None], ...] = (
+    (1, "not JSON", "status", b"{", "invalid_request", ""),
+    (11, "a list", "waits", b"[]", "invalid_request", ""),
+    (13, "no flow", "status", {}, "invalid_request", "/flow_id"),
+    (14, "text for a limit", "list_mine", {"limit": "1"}, "invalid_request", "/limit"),
+    (14, "no such status", "list_mine", {"status": "lost"}, "invalid_request", "/status"),
+    (18, "a negative limit", "list_mine", {"limit": -1}, "invalid_request", "/limit"),
+    (18, "a limit of 1001", "history", {"flow_id": FLOW, "limit": 1001}, "invalid_request", "/limit"),
+    (18, "a limit of 10^30", "list_mine", b'{"limit":1000000000000000000000000000000}', "invalid_request", "/limit"),
+    (21, "too deep", "status", nested(33), "too_deep", None),
+    (21, "far too deep", "status", nested(100_000), "too_deep", None),
+    (24, "too large", "status", sized(LIMIT + 1), "too_large", None),
+    (27, "a long cursor", "list_mine", {"cursor": "c" * 1025}, "invalid_request", "/cursor"),
+    (27, "a cursor of our own making", "list_mine", {"cursor": "\0'; DROP"}, "invalid_request", "/cursor"),
+    (30, "no command id", "outcome", {"command_id": ""}, "invalid_request", "/command_id"),
+    (36, "another agent's flow", "status", {"flow_id": FLOW, "session_id": "other"}, "forbidden", None),
+    (40, "an unknown flow", "history", {"flow_id": "00000000-0000-4000-8000-00000000dead"}, "not_found", None),
+)
+
+
+@pytest.mark.parametrize(
+    "verb, body, code, path", [row[2:] for row in QUERIES], ids=[f"row{row[0]:02}-{row[1].replace(' ', '-')}" for row in QUERIES]
+)
+async def test_a_bad_query_is_refused_by_name(set_: Set, verb: str, body: Any, code: str, path: str | None) -> None:
+    said = json.loads((await set_.kate.ask(verb, raw=body if isinstance(body, bytes) else encoded(body))).data)
+    assert (said["ok"], said["error"]["code"]) == (False, code)
+    if path is not None:
+        assert said["error"]["details"]["path"] == path, said
+    await unchanged(set_)
+
+
+@pytest.mark.parametrize("door", ["cmd", "api"], ids=["row32-cmd", "row32-api"])
+async def test_the_same_id_with_another_payload_is_a_conflict_that_shows(set_: Set, door: str) -> None:
+    name, kate = f"twice-{uuid4().hex}", set_.kate
+    await kate.cmd("start", a_start(goal="first"), name)
+    first = await kate.outcome_bytes(name)
+    if door == "api":
+        assert (await kate.api("start", a_start(goal="second"), name))["error"]["code"] == "conflict"
+    else:
+        body = encoded(a_start(goal="second", command_id=name))
+        # The stream itself knows the header's id: the body's reaches the worker a second time.
+        stored = await kate.publish("taskflow.cmd.kate.start", body)
+        await buried(set_, stored.seq, "taskflow.cmd.kate.start", body, "conflict")
+    assert await kate.outcome_bytes(name) == first
+    await unchanged(set_)
+
+
+async def test_row45_47_a_reply_before_its_wait_is_held_and_counts_once(set_: Set) -> None:
+    corr = new_id()
+    for _ in range(3):
+        await set_.kate.publish(TOPIC, encoded({"correlation_id": corr, "payload": 1, "event_id": corr}))
+    other = encoded({"correlation_id": corr, "payload": 2, "event_id": corr})
+    stored = await set_.kate.publish(TOPIC, other)
+    await buried(set_, stored.seq, TOPIC, other, "conflict")
+    flow = await set_.kate.parked(corr)
+    assert (await set_.kate.flow(flow))["state"]["resume_event"] == 1
+    await set_.kate.park(flow, corr)
+    assert (await set_.kate.flow(flow))["status"] == "waiting", "a repeat is not a second reply"
+    await unchanged(set_)
+
+
+async def test_row50_a_reply_that_names_another_flow_resumes_nobody(set_: Set) -> None:
+    corr = new_id()
+    flow = await set_.kate.parked(corr)
+    body = encoded({"flow_id": FLOW, "topic": TOPIC, "correlation_id": corr, "payload": 1})
+    stored = await set_.kate.publish("taskflow.resume", body)
+    await buried(set_, stored.seq, "taskflow.resume", body, "flow_mismatch")
+    assert (await set_.kate.flow(flow))["status"] == "waiting"
+    await unchanged(set_)
+
+
+@pytest.mark.parametrize("door", ["cmd", "api"], ids=["row51-cmd", "row51-api"])
+async def test_a_second_wait_for_the_same_pair_is_refused(set_: Set, door: str) -> None:
+    corr, kate = new_id(), set_.kate
+    first, second = await kate.parked(corr), await kate.start()
+    asked = {"flow_id": second, "wait_condition": {**WAITING_ON, "correlation_id": corr}}
+    name = f"second-{uuid4().hex}"
+    if door == "cmd":
+        await kate.cmd("wait", asked, name)
+        said = await kate.outcome(name)
+    else:
+        said = await kate.api("wait", asked, name)
+    assert said["error"]["code"] == "wait_conflict"
+    assert [(await kate.flow(flow))["status"] for flow in (first, second)] == ["waiting", "running"]
+    await unchanged(set_)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"X": "x" * 60_000}, {f"X-{n}": "x" for n in range(1000)}, {"Correlation-Id-X": "a b"}],
+    ids=["row35-64-KiB", "row35-1,000-of-them", "row35-a-likeness"],
+)
+async def test_odd_headers_do_not_disturb_a_good_request_or_reply(set_: Set, headers: dict[str, str]) -> None:
+    answer = await set_.kate.ask("start", a_start(), headers=headers)
+    assert json.loads(answer.data)["ok"]
+    corr = new_id()
+    flow = await set_.kate.parked(corr)
+    await set_.kate.publish(TOPIC, encoded({"correlation_id": corr, "payload": 1}), headers)
+    await set_.kate.until(flow, "running")
+    bad = await set_.kate.publish(TOPIC, b"no correlation", headers)
+    await buried(set_, bad.seq, TOPIC, b"no correlation", "no_correlation")
+
+
+async def test_row56_whatever_comes_in_the_metrics_stay_within_200_series(set_: Set) -> None:
+    for number in range(20):
+        await set_.kate.publish(f"taskflow.cmd.agent-{number}.verb-{number}", b"{}", {"Nats-Msg-Id": f"series-{number}"})
+        await set_.kate.publish(f"taskflow.reply.agent-{number}.c", b"{}")
+    await unchanged(set_)
+    address = set_.stage.ready["http"] + "/metrics"
+    page = await asyncio.to_thread(lambda: urlopen(address, timeout=10).read().decode())  # noqa: S310  our own address
+    series = [line for line in page.splitlines() if line and not line.startswith("#")]
+    assert "taskflow_dead_letters" in page
+    assert len(series) <= 200
+    assert not any("agent-1" in line or "verb-1" in line for line in series)
 
 
 async def test_after_all_of_it_everything_adds_up(set_: Set) -> None:
@@ -455,7 +639,7 @@ STARTS: tuple[tuple[str, dict[str, str], str, int, str], ...] = (
 
 
 @pytest.mark.parametrize("changes, file, code, named", [row[1:] for row in STARTS], ids=[row[0] for row in STARTS])
-async def test_a_bad_setting_is_refused_in_one_line_that_names_it(
+async def test_row61_a_bad_setting_is_refused_in_one_line_that_names_it(
     tmp_path: Path, changes: dict[str, str], file: str, code: int, named: str
 ) -> None:
     stage = Stage(tmp_path, settings={"TASKFLOW_NATS_URL": "nats://127.0.0.1:9"})
@@ -468,7 +652,7 @@ async def test_a_bad_setting_is_refused_in_one_line_that_names_it(
     assert not stage.path.exists()
 
 
-async def test_a_hard_link_and_readable_credentials_are_refused(tmp_path: Path) -> None:
+async def test_row61_a_hard_link_and_readable_credentials_are_refused(tmp_path: Path) -> None:
     stage = Stage(tmp_path, settings={"TASKFLOW_NATS_URL": "nats://127.0.0.1:9"})
     other = tmp_path / "other.db"
     other.write_bytes(b"")
@@ -482,8 +666,28 @@ async def test_a_hard_link_and_readable_credentials_are_refused(tmp_path: Path) 
     assert (ended.code, "nats.creds" in ended.stderr) == (78, True), ended.stderr
 
 
-async def test_a_taken_http_port_is_refused_by_name(set_: Set, tmp_path: Path) -> None:
+async def test_row61_a_taken_http_port_is_refused_by_name(set_: Set, tmp_path: Path) -> None:
     taken = set_.stage.ready["http"].removeprefix("http://")
     ended = await set_.stage.refused(TASKFLOW_STORE_PATH=str(tmp_path / "own.db"), TASKFLOW_HTTP_BIND=taken)
     assert (ended.code, "http.bind" in ended.stderr) == (78, True), ended.stderr
     await eventually(lambda: set_.stage.running)
+
+
+async def test_row52_a_flood_of_replies_that_nobody_waits_for_stays_within_its_quota(tmp_path: Path) -> None:
+    """Other tenants keep theirs, every reply has its outcome, and what made room is in the dead letters."""
+    settings = {"TASKFLOW_ENGINE_HELD_REPLIES_MAX_PER_OWNER": "50", "TASKFLOW_ENGINE_HELD_REPLIES_MAX": "60"}
+    async with Stage(tmp_path, settings=settings) as stage:
+        kate, bob = await stage.agent("kate"), await stage.agent("bob")
+        await bob.publish("taskflow.reply.bob.early", b'{"n":1}')
+        await in_order([partial(kate.reply, TOPIC, f"flood-{n}", n, f"flood-{n}") for n in range(2_000)])
+        letters = await stage.dead(kate, 1_950)
+        assert {letter.subject for letter in letters} == {"taskflow.dlq.expired"}
+        assert len(letters) == 1_950
+        flow = await bob.start()
+        said = await bob.park(flow, "early", topic="taskflow.reply.bob")
+        assert said["flow"]["state"]["resume_event"] == {"n": 1}
+        late = await kate.parked("flood-1999")
+        assert (await kate.flow(late))["status"] == "running", "the youngest are held"
+        assert await checks.violations(stage, kate) == []
+        with stage.database() as database:
+            assert database.execute("SELECT count(*) FROM held").fetchone() == (49,)
