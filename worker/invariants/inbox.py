@@ -86,6 +86,11 @@ def outcomes_add_up(evidence: Evidence) -> Iterator[str]:
         forgettable = evidence.pruned and name.startswith("inbox.") and name != "inbox.held"
         if says < has or (says > has and not forgettable):
             yield f"the counter {name} says {says}, there are {has}"
+    tenants = "SELECT tenant, count(*) FROM held GROUP BY tenant"
+    for tenant, *_ in evidence.rows(f"SELECT * FROM ({tenants} EXCEPT SELECT * FROM held_tenants)"):  # noqa: S608  our own words
+        yield f"the quota of {tenant or 'the topics that nothing covers'} counts other replies than are held"
+    for (tenant,) in evidence.rows("SELECT tenant FROM held_tenants EXCEPT SELECT tenant FROM held"):
+        yield f"the quota of {tenant} counts replies, and none is held"
     lost = "SELECT key FROM held EXCEPT SELECT key FROM inbox WHERE outcome = 'held' AND scope = 'reply'"
     yield from (f"a reply is held whose message does not say so: {key!r}" for (key,) in evidence.rows(lost))
     gone = "SELECT key FROM inbox WHERE outcome = 'held' AND scope = 'reply' EXCEPT SELECT key FROM held"
