@@ -1,7 +1,8 @@
 """The worker with something wrong in it: `python -m tests.faults.launcher run`, as `python -m worker run`, plus what the environment says.
 
-`FLOW_FAILPOINT=point:nth:action` does something at the nth time a point is reached (`tests.faults.failpoints`), `FLOW_CLOCK=file` adds
-the seconds in the file to the wall clock. All of it is put into the program from outside: nothing in `worker/` knows of it.
+`FLOW_FAILPOINT=point:nth:action` does something at the nth time a point is reached (`tests.faults.failpoints`), `FLOW_PLANTED=name` plants
+a bug that the checks have to find (`tests.faults.planted`), `FLOW_CLOCK=file` adds the seconds in the file to the wall clock. All of it
+is put into the program from outside: nothing in `worker/` knows of it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from tests.faults import failpoints
+from tests.faults import failpoints, planted
 
 LAUNCHER = (sys.executable, "-m", "tests.faults.launcher", "run")
 
@@ -32,6 +33,8 @@ def main() -> None:
     """Plant what the environment asks for and run the command line."""
     if spec := os.environ.get("FLOW_FAILPOINT"):
         failpoints.arm(spec)
+    if name := os.environ.get("FLOW_PLANTED"):
+        planted.plant(name)
     if file := os.environ.get("FLOW_CLOCK"):
         shift_clock(Path(file))
     from worker.cli import main as cli

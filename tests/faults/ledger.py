@@ -6,22 +6,44 @@ from collections import defaultdict
 
 import msgspec
 
+from worker.invariants.record import Answer
+from worker.invariants.record import Operation as Told
+
 
 class Operation(msgspec.Struct):
-    """One message of a client. `tries` without `acknowledged`: in doubt. Times are seconds of the monotonic clock.
+    """One message of a client; `scope` and `key` name it in the inbox. `tries` without `acknowledged`: in doubt.
+
+    Times are seconds of the monotonic clock.
 
     `counts`: whether the broker's acknowledgement promises an effect of its own (a repeat of another operation's id promises none).
     """
 
     id: str
+    scope: str
+    key: str
     flow_id: str
     verb: str
     counts: bool = True
+    refused: bool = False
     tries: int = 0
     failed_tries: int = 0
     invoked: float = 0.0
     acknowledged: float | None = None
     revision: int | None = None
+
+    def told(self) -> Told:
+        """Return it as the invariants take it."""
+        known: Answer = "refused" if self.refused else "accepted" if self.revision is None else "applied"
+        return Told(
+            scope=self.scope,
+            key=self.key,
+            verb="" if self.scope == "reply" else self.verb,
+            answer="in_doubt" if self.in_doubt else known,
+            flow_id=self.flow_id,
+            revision=self.revision,
+            invoked_us=int(self.invoked * 1_000_000),
+            completed_us=None if self.acknowledged is None else int(self.acknowledged * 1_000_000),
+        )
 
     @property
     def in_doubt(self) -> bool:
@@ -36,13 +58,23 @@ class Ledger:
         self.operations: dict[str, Operation] = {}
         self.of_flow: dict[str, list[Operation]] = defaultdict(list)
 
-    def open(self, operation_id: str, flow_id: str, verb: str, *, counts: bool = True) -> Operation:
-        """Note that an operation is about to be sent. An id stands for one operation: raises `ValueError` where it is used again."""
-        if operation_id in self.operations:
-            raise ValueError(f"operation {operation_id} exists")
-        operation = Operation(id=operation_id, flow_id=flow_id, verb=verb, counts=counts)
-        self.operations[operation_id] = operation
-        self.of_flow[flow_id].append(operation)
+    def command(self, agent: str, command_id: str, flow_id: str, verb: str) -> Operation:
+        """Note that a command is about to be sent. An id stands for one operation: raises `ValueError` where it is used again."""
+        return self._open(Operation(id=command_id, scope=f"cmd:{agent}", key=command_id, flow_id=flow_id, verb=verb))
+
+    def reply(self, pair: tuple[str, str], event_id: str, flow_id: str, *, turn: int = 0, counts: bool = True) -> Operation:
+        """Note that a reply is about to be sent; `turn` tells one of several under the same event id."""
+        key = f"{pair[0]}\n{pair[1]}\n{event_id}"
+        return self._open(
+            Operation(id=f"{event_id}#{turn}" if turn else event_id, scope="reply", key=key, flow_id=flow_id, verb="reply", counts=counts)
+        )
+
+    def _open(self, operation: Operation) -> Operation:
+        """Add an operation."""
+        if operation.id in self.operations:
+            raise ValueError(f"operation {operation.id} exists")
+        self.operations[operation.id] = operation
+        self.of_flow[operation.flow_id].append(operation)
         return operation
 
     @property

@@ -40,6 +40,9 @@ ENDS: Mapping[str, Callable[[Kinds], bool]] = {
     "late": lambda kinds: kinds == (*_PARKED, "resumed", "finished"),
     "timer": lambda kinds: kinds in {(*_PARKED, "resumed"), _BEGUN},
     "timeout": lambda kinds: kinds == (*_PARKED, "resumed"),
+    "stale": lambda kinds: kinds == (*_BEGUN, *("waiting", "resumed") * 2),
+    "conflict": lambda kinds: kinds == (*_PARKED, "resumed"),
+    "contested": lambda kinds: kinds == (*_BEGUN, "state_updated"),
     "race": lambda kinds: kinds in {(*_PARKED, "cancelled"), (*_PARKED, "resumed", "cancelled")},
     "cancelled": lambda kinds: kinds == (*_PARKED, "cancelled"),
     "delegated": lambda kinds: kinds == (*_PARKED, "resumed"),
@@ -62,12 +65,14 @@ class Part(msgspec.Struct, frozen=True):
 class Load:
     """Plays parts against a worker until told to stop, and keeps the ledger."""
 
-    def __init__(self, agents: Sequence[Agent], dice: random.Random, *, parts: Sequence[str] = PARTS) -> None:
+    def __init__(self, agents: Sequence[Agent], dice: random.Random, *, parts: Sequence[str] = PARTS, patience: float = 120.0) -> None:
         self.ledger = Ledger()
         self.parts: list[Part] = []
+        self.failures: list[str] = []
         self._agents = agents
         self._dice = dice
         self._names = tuple(parts)
+        self._patience = patience
         self._stopping = asyncio.Event()
         self._number = 0
 
@@ -78,7 +83,10 @@ class Load:
 
     async def flood(self, count: int) -> None:
         """Have the messages stored that make many flows wait for what never comes."""
-        players = [Player(self._agents[0], self.ledger, random.Random(self._dice.random()), -number) for number in range(1, count + 1)]
+        players = [
+            Player(self._agents[0], self.ledger, random.Random(self._dice.random()), -number, self._patience)
+            for number in range(1, count + 1)
+        ]
         self.parts += [Part("idle", player.flow_id, None) for player in players]
         await in_order([player.idle for player in players])
 
@@ -115,24 +123,37 @@ class Load:
         """Play one flow's part, whichever the dice say."""
         self._number += 1
         name = self._names[self._number % len(self._names)] if self._number <= len(self._names) else self._dice.choice(self._names)
-        player = Player(self._dice.choice(self._agents), self.ledger, random.Random(self._dice.random()), self._number)
-        payload = await getattr(player, name)()
-        self.parts.append(Part(name, player.flow_id, payload))
+        player = self._player(self._dice.choice(self._agents), self._number)
+        try:
+            payload = await getattr(player, name)()
+        except AssertionError as bad:
+            self.failures.append(f"{player.flow_id} plays {name!r}: {bad}")
+        else:
+            self.parts.append(Part(name, player.flow_id, payload))
+
+    def _player(self, agent: Agent, number: int) -> Player:
+        """Make the player of a flow, with dice of its own: what others do at the same time does not change its play."""
+        return Player(agent, self.ledger, random.Random(self._dice.random()), number, self._patience)
 
     async def _delegate(self, request: Msg) -> None:
         """Answer a delegated request; a repeat of the request gets the same answer under the same id."""
         asked = dict(request.headers or {})["Nats-Msg-Id"]
-        await stored(self._agents[0], request.reply, request.data, {"Nats-Msg-Id": f"answer-{asked}"})
+        if (name := f"answer-{asked}") not in self.ledger.operations:
+            topic, _, correlation_id = request.reply.rpartition(".")
+            self.ledger.reply((topic, correlation_id), name, asked.partition(":")[0], counts=False).tries = 1
+        await stored(self._agents[0], request.reply, request.data, {"Nats-Msg-Id": name})
+        self.ledger.operations[name].acknowledged = time.monotonic()
 
 
 class Player:
     """One flow, its agent, and what the agent does with it: the parts."""
 
-    def __init__(self, agent: Agent, ledger: Ledger, dice: random.Random, number: int) -> None:
+    def __init__(self, agent: Agent, ledger: Ledger, dice: random.Random, number: int, patience: float) -> None:
         self._agent = agent
         self._ledger = ledger
         self._dice = dice
         self._name = f"{agent.name}-{number}"
+        self._patience = patience
         self._count = 0
         self.flow_id = str(UUID(int=dice.getrandbits(128), version=4))
 
@@ -164,9 +185,9 @@ class Player:
         await self._start()
         await self._wait("c")
         payload: Json = {"n": f"{self._name}-twice"}
-        names = [f"{self._name}-twice"] * self._dice.randint(2, 4)
-        for at, name in enumerate(names):
-            operation = self._ledger.open(f"{name}-{at}", self.flow_id, "reply", counts=False)
+        name = f"{self._name}-twice"
+        for turn in range(self._dice.randint(2, 4)):
+            operation = self._ledger.reply((TOPIC, self._pair("c")), name, self.flow_id, turn=turn, counts=False)
             body = {"correlation_id": self._pair("c"), "payload": payload, "event_id": name}
             await self._store(operation, TOPIC, body, header=None)
         return payload
@@ -207,6 +228,36 @@ class Player:
         await self._wait("c", timeout="300ms")
         await asyncio.sleep(0.6 * self._dice.random())
         await self._reply("c")
+        return None
+
+    async def stale(self) -> Json | None:
+        """Time out, wait for something else, and then get the answer to the first wait: it is not for the second."""
+        await self._start()
+        await self._wait("a", timeout="100ms")
+        await self._until("running", "a", cause="timeout")
+        await self._wait("b")
+        await self._until("waiting", "a", cause="timeout")
+        await self._reply("a")
+        return await self._reply("b")
+
+    async def conflict(self) -> Json | None:
+        """Be told two things under one id: the first counts."""
+        await self._start()
+        await self._wait("c")
+        name = f"{self._name}-conflict"
+        payload: Json = {"n": name}
+        for turn, said in enumerate((payload, {"n": "something else"})):
+            operation = self._ledger.reply((TOPIC, self._pair("c")), name, self.flow_id, turn=turn, counts=False)
+            await self._store(operation, TOPIC, {"correlation_id": self._pair("c"), "payload": said, "event_id": name}, header=None)
+        return payload
+
+    async def contested(self) -> Json | None:
+        """Have two writers that saw the same revision: one wins, the other is told the revision it lost against."""
+        await self._start()
+        await self._until("running", "start")
+        told = await asyncio.gather(*[self._ask("advance", patch={"by": at}, expected_revision=1, may_lose=True) for at in range(2)])
+        codes = sorted(answer.get("error", {}).get("code", "") for answer in told)
+        assert codes == ["", "revision_mismatch"], f"I-11: of two writers at revision 1 of {self.flow_id} one wins: {told}"
         return None
 
     async def race(self) -> Json | None:
@@ -267,7 +318,8 @@ class Player:
 
     async def _reply(self, turn: str) -> Json:
         """Answer the wait of a turn with a payload that nobody else sends."""
-        operation = self._open("reply")
+        self._count += 1
+        operation = self._ledger.reply((TOPIC, self._pair(turn)), f"{self._name}-{self._count}-reply", self.flow_id)
         payload = {"n": operation.id}
         await self._store(operation, TOPIC, {"correlation_id": self._pair(turn), "payload": payload}, header=operation.id)
         return payload
@@ -277,7 +329,7 @@ class Player:
         operation = self._open(verb)
         await self._store(operation, f"taskflow.cmd.{self._agent.name}.{verb}", {"flow_id": self.flow_id, **body}, header=operation.id)
 
-    async def _ask(self, verb: str, **body: Any) -> None:
+    async def _ask(self, verb: str, *, may_lose: bool = False, **body: Any) -> Json:
         """Have a command answered on `api`, and ask once more: the answer must stay the same."""
         operation = self._open(verb)
         request = encoded({"flow_id": self.flow_id, "command_id": operation.id, **body})
@@ -298,33 +350,36 @@ class Player:
             answers.append(answer.data)
             return len(answers) == 2
 
-        await eventually(answered, within=120)
+        await eventually(answered, within=self._patience)
         assert answers[0] == answers[1], f"{operation.id} was told {answers[0]!r}, then {answers[1]!r}"
-        told = msgspec.json.decode(answers[0])
-        assert told["ok"], told
-        operation.revision = told["flow"]["revision"]
+        told: Json = msgspec.json.decode(answers[0])
+        assert told["ok"] or may_lose, told
+        operation.refused = not told["ok"]
+        operation.revision = told["flow"]["revision"] if told["ok"] else None
+        return told
 
-    async def _until(self, status: str, turn: str) -> None:
+    async def _until(self, status: str, turn: str, cause: str = "event") -> None:
         """Return once the flow has this status, as far as the agent can tell through the outages."""
 
         async def there() -> bool:
             with suppress(*_FAILURES):
                 shown = await self._agent.api("status", {"flow_id": self.flow_id})
                 met = shown.get("flow", {})
-                wanted = turn == "start" or met.get("state", {}).get("resume_meta", {}).get("correlation_id") == self._pair(turn)
-                return met.get("status") == status and wanted
+                meta = met.get("state", {}).get("resume_meta", {})
+                resumed = meta.get("cause") == cause and (cause != "event" or meta.get("correlation_id") == self._pair(turn))
+                return met.get("status") == status and (turn == "start" or resumed)
             return False
 
-        await eventually(there, within=120)
+        await eventually(there, within=self._patience)
 
     def _pair(self, turn: str) -> str:
         """Return the correlation id of a turn."""
         return f"{self._name}-{turn}"
 
     def _open(self, verb: str) -> Operation:
-        """Open the next operation of this flow."""
+        """Open the next command of this flow."""
         self._count += 1
-        return self._ledger.open(f"{self._name}-{self._count}-{verb}", self.flow_id, verb)
+        return self._ledger.command(self._agent.name, f"{self._name}-{self._count}-{verb}", self.flow_id, verb)
 
     async def _store(self, operation: Operation, subject: str, body: Json, *, header: str | None) -> None:
         """Publish until the broker says that it has it."""
@@ -335,7 +390,7 @@ class Player:
                 return True
             return False
 
-        await eventually(there, within=120)
+        await eventually(there, within=self._patience)
 
     async def _try(self, operation: Operation, subject: str, body: Json, header: str | None) -> None:
         """Publish once."""

@@ -1,0 +1,341 @@
+"""Bugs that the checks have to find, each planted into the program from outside: a harness that misses one is blind there.
+
+Every bug is a mistake that somebody could make in one line of the place it is planted in. `tests/faults/test_planted.py` runs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from msgspec.structs import replace
+
+from worker import app, deciding
+from worker.bus.base import Ack, Outgoing
+from worker.bus.jetstream import JetStreamBus
+from worker.consumer import Consumer
+from worker.deciding import Deciding
+from worker.flow.commands import CancelFlow, DeadlinePassed, Reply
+from worker.flow.lifecycle import EventKind
+from worker.flow.model import Waiter
+from worker.store.lock import WriterLock
+from worker.store.records import Batch
+from worker.store.sqlite import SqliteFlowStore
+from worker.store.transaction import SqliteTransaction
+from worker.store.upkeep import Upkeep
+from worker.wait_engine import WaitEngine
+from worker.wire.cloudevents import event_message
+from worker.wire.headers import MSG_ID
+from worker.wire.subjects import Subjects
+
+_Store: Any = SqliteFlowStore
+_Transaction: Any = SqliteTransaction
+_Deciding: Any = Deciding
+_Lock: Any = WriterLock
+_Upkeep: Any = Upkeep
+_Batch: Any = Batch
+_Waits: Any = WaitEngine
+_app: Any = app
+_deciding: Any = deciding
+"""What is patched, seen as anything: replacing a method is what type checkers are there to prevent."""
+SLOW = 0.03
+"""Seconds by which a bug widens the window it needs to show."""
+EARLY_US = 250_000
+
+
+def plant(name: str) -> None:
+    """Plant a bug. Raises `KeyError` for one that does not exist."""
+    {bug.__name__: bug for bug in PLANTED}[name]()
+
+
+def _after(owner: Any, name: str, then: Callable[..., Any]) -> None:
+    """Have `then(self, *arguments)` run after a plain method."""
+    step = getattr(owner, name)
+
+    @functools.wraps(step)
+    def both(self: Any, *arguments: Any, **named: Any) -> Any:
+        """Do both."""
+        result = step(self, *arguments, **named)
+        then(self, *arguments)
+        return result
+
+    setattr(owner, name, both)
+
+
+def _before_saving(spoil: Callable[[SqliteTransaction, Batch], Any]) -> None:
+    """Spoil each batch before it is written."""
+    save = SqliteTransaction.save
+
+    async def spoiled(self: SqliteTransaction, batch: Batch) -> None:
+        """Spoil it, and save it."""
+        waiting = spoil(self, batch)
+        if waiting is not None:
+            await waiting
+        await save(self, batch)
+
+    _Transaction.save = spoiled
+
+
+def _instead_of_deciding(change: Callable[[Any, Any], Any]) -> None:
+    """Change each stimulus before it is decided: `change(stimulus, world)` gives what is decided in its place."""
+    decide = _deciding.decide
+    _deciding.decide = lambda stimulus, world, *rest: decide(change(stimulus, world), world, *rest)
+
+
+def acks_before_commit() -> None:
+    """The message is acknowledged as it is taken, and what was not committed at a kill is gone."""
+    begin = SqliteFlowStore.begin
+
+    async def slow(self: SqliteFlowStore) -> SqliteTransaction:
+        """Begin later, so that something is in hand."""
+        await asyncio.sleep(SLOW)
+        return await begin(self)
+
+    _Store.begin = slow
+    _after(Consumer, "_take", lambda self, delivery: self._bus.settle(delivery, Ack()))
+
+
+def skips_the_inbox() -> None:
+    """No row says what became of a message."""
+    _Deciding._note = lambda *_, **__: None
+
+
+def forgets_repeats() -> None:
+    """A message that comes again is decided again."""
+    _Deciding._known = lambda *_: None
+
+
+def _spoil_reading(spoil: Callable[[list[Any]], list[Any]]) -> None:
+    """Spoil what the relay reads of the outbox."""
+    events = _app.events
+
+    def spoiled(*given: Any) -> Any:
+        """Make the spoiled reading."""
+        read = events(*given)
+
+        async def reading(after: int, limit: int) -> list[Any]:
+            """Read, and spoil."""
+            return spoil(await read(after, limit))
+
+        return reading
+
+    _app.events = spoiled
+
+
+def drops_outbox_rows() -> None:
+    """Every seventh event is not published."""
+    _spoil_reading(lambda letters: [letter for letter in letters if letter.n % 7])
+
+
+def swaps_outbox_rows() -> None:
+    """What is read together is published backwards."""
+    _spoil_reading(lambda letters: [replace(letter, lane=f"{letter.n}") for letter in reversed(letters)])
+
+
+def publishes_before_commit() -> None:
+    """The event is out before the change is durable; a kill between leaves an event of what never was."""
+    opened: list[JetStreamBus] = []
+    _after(JetStreamBus, "__init__", lambda self, *_: opened.append(self))
+
+    async def publish(_: SqliteTransaction, batch: Batch) -> None:
+        """Publish what is not committed yet."""
+        owners = {write.flow.id: write.flow for write in batch.flows}
+        for event in batch.events:
+            flow = owners[event.flow_id]
+            message = event_message(event, flow.controller_id, flow.owner_session_key, Subjects("taskflow"))
+            headers = {name: value for name, value in message.headers.items() if name != MSG_ID}
+            opened[0].publish(Outgoing(subject=message.subject, body=message.body, msg_id=message.headers[MSG_ID], headers=headers))
+        await asyncio.sleep(2 * SLOW)
+
+    _before_saving(publish)
+
+
+def resumes_a_newer_wait() -> None:
+    """A reply to a wait that is over resumes the wait that its flow has now."""
+
+    def newest(stimulus: Any, world: Any) -> Any:
+        """Aim a reply that nobody waits for at the next wait of the flow that waited for it."""
+        pair = (stimulus.topic, stimulus.correlation_id) if isinstance(stimulus, Reply) else None
+        if pair is None or world.waiters(pair):
+            return stimulus
+        flow = world.flow(world.last_flow(pair) or "")
+        wait = flow.wait_json if flow is not None else None
+        if not wait or "correlation_id" not in wait:
+            return stimulus
+        world.add_waiter(Waiter(flow_id=flow.id, wait_id=flow.wait_id, leaf=0, topic=pair[0], correlation_id=pair[1], mode="one"))
+        return stimulus
+
+    _instead_of_deciding(newest)
+
+
+def ignores_the_expected_revision() -> None:
+    """Of two writers that saw the same revision, both win."""
+    _instead_of_deciding(
+        lambda stimulus, _: replace(stimulus, expected_revision=None) if hasattr(stimulus, "expected_revision") else stimulus
+    )
+
+
+def loses_early_replies() -> None:
+    """A reply before its wait is not kept."""
+    _before_saving(lambda _, batch: batch.held.clear())
+
+
+def takes_no_lock() -> None:
+    """Any number of workers open the database."""
+    _Lock.acquire = lambda _: None
+
+
+def fires_timers_early() -> None:
+    """Time acts before it is due."""
+    due, next_due = SqliteFlowStore.due, SqliteFlowStore.next_due
+
+    async def early(self: SqliteFlowStore, now: int, limit: int) -> Any:
+        """Return what is due soon."""
+        return await due(self, now + EARLY_US, limit)
+
+    async def earlier(self: SqliteFlowStore) -> Any:
+        """Return a time before the next one."""
+        following = await next_due(self)
+        return None if following is None else following - EARLY_US
+
+    _Store.due, _Store.next_due = early, earlier
+    _instead_of_deciding(
+        lambda stimulus, _: replace(stimulus, at_us=stimulus.at_us + EARLY_US) if isinstance(stimulus, DeadlinePassed) else stimulus
+    )
+
+
+def fires_timers_twice() -> None:
+    """The end of a wait by time is journaled twice."""
+
+    def double(_: SqliteTransaction, batch: Batch) -> None:
+        """Repeat the entries of such ends."""
+        for event in list(batch.events):
+            cause = event.payload.get("patch", {}) or {}
+            if event.kind is EventKind.RESUMED and cause.get("resume_meta", {}).get("cause") == "timeout":
+                batch.events.append(replace(event, seq=event.seq + 1))
+
+    _before_saving(double)
+
+
+def loses_timers() -> None:
+    """The run loop never looks at what is due."""
+
+    async def idle(self: WaitEngine, interval: Any, shutdown: asyncio.Event) -> None:
+        """Wait for the stop."""
+        await shutdown.wait()
+
+    _Waits.run = idle
+
+
+def prunes_too_much() -> None:
+    """Pruning takes flows that ended just now, published or not."""
+    prune = Upkeep.prune_flows
+
+    async def greedy(self: Any, older_than: int, limit: int) -> int:
+        """Prune whatever has ended."""
+        self._upkeep = dict(self._upkeep)
+        self._upkeep["prunable_flows"] = "SELECT n, status FROM flows WHERE status IN ('cancelled', 'finished', 'failed') LIMIT ?2 + 0 * ?1"
+        return await prune(self, older_than, limit)
+
+    _Upkeep.prune_flows = greedy
+
+
+def uses_a_revision_twice() -> None:
+    """A change now and then keeps the revision."""
+
+    def stuck(_: SqliteTransaction, batch: Batch) -> None:
+        """Leave the row where it was."""
+        batch.flows[:] = [
+            replace(write, flow=replace(write.flow, revision=write.was.revision)) if write.was and write.flow.revision % 4 == 3 else write
+            for write in batch.flows
+        ]
+
+    _before_saving(stuck)
+
+
+def ignores_the_epoch() -> None:
+    """A worker that was overtaken goes on writing."""
+    takes_no_lock()
+
+    async def begin(self: SqliteFlowStore) -> SqliteTransaction:
+        """Begin without looking."""
+        await self._gate.acquire()
+        await self._writer.execute_fetchall("BEGIN IMMEDIATE")
+        return SqliteTransaction(self._writer, self._epoch, self._last_flow, self._ended)
+
+    _Store.begin = begin
+
+
+def sends_no_requests() -> None:
+    """The request of a delegation is not in the outbox."""
+    _before_saving(lambda _, batch: batch.outgoing.clear())
+
+
+def counts_wrong() -> None:
+    """What leaves a counter is not subtracted."""
+    count = Batch.count
+    _Batch.count = lambda self, name, by: count(self, name, max(by, 0))
+
+
+def hides_conflicts() -> None:
+    """What came under a used id is nowhere to be seen."""
+    _Deciding._bury = lambda *_: None
+
+
+def mixes_payloads_up() -> None:
+    """A reply brings what the reply before it said."""
+    last: list[Any] = [{"n": "nobody's"}]
+
+    def swapped(stimulus: Any, _: Any) -> Any:
+        """Exchange the payload for the last one."""
+        if not isinstance(stimulus, Reply):
+            return stimulus
+        last.append(stimulus.payload)
+        return replace(stimulus, payload=last.pop(0))
+
+    _instead_of_deciding(swapped)
+
+
+def resurrects_the_cancelled() -> None:
+    """A cancelled flow keeps its wait open."""
+
+    def open_again(_: SqliteTransaction, batch: Batch) -> None:
+        """Do not close the waits of flows that were cancelled."""
+        cancelled = {write.flow.id for write in batch.flows if write.flow.status == "cancelled"}
+        batch.closed[:] = [(flow_id, wait_id) for flow_id, wait_id in batch.closed if flow_id not in cancelled]
+
+    _before_saving(open_again)
+
+
+def loses_cancels() -> None:
+    """A cancellation is told to have been applied, and is not."""
+    _instead_of_deciding(lambda stimulus, _: replace(stimulus, flow_id="") if isinstance(stimulus, CancelFlow) else stimulus)
+
+
+PLANTED: dict[Callable[[], None], str] = {
+    acks_before_commit: "I-1|I-4",
+    skips_the_inbox: "I-1",
+    forgets_repeats: "I-1|was told",
+    drops_outbox_rows: "I-20|I-22",
+    swaps_outbox_rows: "I-22",
+    publishes_before_commit: "I-21|I-22",
+    resumes_a_newer_wait: "I-15",
+    ignores_the_expected_revision: "I-11",
+    loses_early_replies: "I-16",
+    takes_no_lock: "I-25",
+    fires_timers_early: "I-17",
+    fires_timers_twice: "I-7|I-13",
+    loses_timers: "plays 'timeout'",
+    prunes_too_much: "I-2|left no mark",
+    uses_a_revision_twice: "I-7|I-8|I-11",
+    ignores_the_epoch: "I-25",
+    sends_no_requests: "plays 'delegated'",
+    counts_wrong: "I-16",
+    hides_conflicts: "I-3",
+    mixes_payloads_up: "I-15",
+    resurrects_the_cancelled: "I-13|I-14",
+    loses_cancels: "plays '(cancelled|race)'",
+}
+"""The bugs, and what has to tell of each: it is not enough that something goes wrong."""

@@ -1,0 +1,85 @@
+"""The checks find every planted bug: what they do not find, they would not find either if we made it (RELIABILITY 2, last paragraph)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SEED
+from tests.e2e.stage import INBOUND, Stage
+from tests.faults.launcher import LAUNCHER
+from tests.faults.load import Load
+from tests.faults.planted import PLANTED
+from tests.faults.report import Row
+from tests.faults.verdict import verdict
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+AT_ONCE = 3
+REST = 25.0
+
+
+@pytest.mark.scenario("planted")
+async def test_every_planted_bug_is_found_and_where_none_is_planted_none_is(
+    tmp_path: Path, record: Callable[[Row], None], figure: Callable[[str], None]
+) -> None:
+    slots = asyncio.Semaphore(AT_ONCE)
+    wanted = {bug.__name__: pattern for bug, pattern in PLANTED.items()}
+
+    async def case(name: str) -> list[str]:
+        async with slots:
+            folder = tmp_path / (name or "nothing")
+            folder.mkdir()
+            return await gauntlet(folder, name)
+
+    async with asyncio.TaskGroup() as group:
+        cases = {name: group.create_task(case(name)) for name in ("", *wanted)}
+    found = {name: task.result() for name, task in cases.items()}
+    assert found.pop("") == []
+    told = {name: next((line for line in found[name] if re.search(pattern, line)), "") for name, pattern in wanted.items()}
+    for name, line in told.items():
+        figure(f"planted {name}: {line[:110] or f'NOT FOUND, only {found[name][:2]}'}")
+    record(
+        Row(scenario="planted", seed=SEED, runs=len(cases), faults=len(told), note=f"{sum(map(bool, told.values()))} of {len(told)} found")
+    )
+    assert [name for name, line in told.items() if not line] == []
+
+
+async def gauntlet(folder: Path, name: str) -> list[str]:
+    """Load a worker with a bug in it, kill it, start a second one beside it, have everything delivered again; returns what tells of it."""
+    stage = Stage(folder, program=LAUNCHER, settings={"FLOW_PLANTED": name} if name else {})
+    async with stage:
+        kate = await stage.agent("kate")
+        load = Load([kate], random.Random(SEED), patience=REST)
+        await load.open()
+        playing = asyncio.create_task(load.play(rate=25, flows=80))
+        for _ in range(3):
+            await asyncio.sleep(0.4)
+            await stage.kill()
+            await stage.start()
+        second = await second_worker(stage)
+        await playing
+        if not stage.running:
+            await stage.start()
+        await kate.js.delete_consumer(INBOUND, "worker")
+        found = await verdict(stage, load, kate, at_least=100, within=REST)
+    overlap = [] if second == 75 else [f"I-25: a second worker on the same database ended with {second}, not 75"]
+    return [*overlap, *found.bad]
+
+
+async def second_worker(stage: Stage) -> int | None:
+    """Start a worker beside the one that runs; returns how it ended, None where it did not."""
+    process, log = await stage.spawn()
+    try:
+        return await asyncio.wait_for(process.wait(), 15)
+    except TimeoutError:
+        process.kill()
+        return None
+    finally:
+        await process.communicate()
+        log.unlink()  # it says why it was refused in a sentence for people, which is no record
