@@ -523,3 +523,24 @@ async def test_a_database_somebody_else_is_writing_to_is_no_traceback(path: Path
     other.close()
     async with opened(path):
         pass
+
+
+_DIES_WHILE_WRITING = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute(f"PRAGMA application_id = {sys.argv[2]}")
+database.execute("PRAGMA cache_size = 1")  # pages go to the file before the commit
+database.execute("BEGIN IMMEDIATE")
+database.execute("CREATE TABLE half (text)")
+database.executemany("INSERT INTO half VALUES (?)", [("x" * 1000,)] * 1000)
+os._exit(0)
+"""
+
+
+async def test_a_database_whose_making_was_killed_is_made_after_all(tmp_path: Path) -> None:
+    path = tmp_path / "flows.db"
+    subprocess.run([sys.executable, "-c", _DIES_WHILE_WRITING, str(path), str(APPLICATION_ID)], check=True)
+    assert path.with_name("flows.db-journal").stat().st_size > 0, "SQLite has to roll back before anybody can read"
+    store = await SqliteFlowStore.open(str(path))
+    assert store.epoch == 1
+    await store.close()

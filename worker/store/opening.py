@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiosqlite
+import structlog
 
 from worker.errors import StoreRefused
 from worker.store.queries import migrations
@@ -103,6 +104,7 @@ async def verified(file: Path) -> None:
     """
     if not await asyncio.to_thread(_has_content, file):
         return
+    await _rolled_back(file)
     checker = await aiosqlite.connect(f"{file.as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
         version = await _pragma(checker, "user_version")
@@ -119,6 +121,22 @@ async def verified(file: Path) -> None:
         shown = " ".join(str(found).split())
         message = f"store.path: {file} is damaged ({shown}): restore a backup, or salvage it with `sqlite3 {file.name} .recover`"
         raise StoreRefused(message)
+
+
+async def _rolled_back(file: Path) -> None:
+    """Let SQLite undo what a kill left half done while the database was being made: a connection that cannot write may not.
+
+    Until it has a log (WAL), it has a rollback journal; afterwards never again. What is wrong with the file is for the check to tell.
+    """
+    if not await asyncio.to_thread(file.with_name(file.name + "-journal").exists):
+        return
+    connection = await aiosqlite.connect(f"{file.as_uri()}?mode=rw", uri=True, isolation_level=None)
+    try:
+        await _pragma(connection, "user_version")
+    except sqlite3.DatabaseError as bad:
+        structlog.get_logger("store").warning("not_rolled_back", why=str(bad))
+    finally:
+        await connection.close()
 
 
 async def _was_unclean(checker: aiosqlite.Connection) -> bool:
