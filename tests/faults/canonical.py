@@ -156,7 +156,9 @@ ENDINGS: Mapping[str, Ending] = {
     "timed_out": Ending([*_RESUMED, "finished"], "finished", {"resume_event": {"timed_out": True}}),
     "failed": Ending([*_PARKED, "failed"], "failed", {}),
     "delegated": Ending([*_RESUMED, "finished"], "finished", {"resume_event": {"did": {"a": 1}}}),
-    "all_of": Ending([*_PARKED, "wait_progressed", "wait_progressed", "resumed", "finished"], "finished", {"resume_event": {"0": 0, "1": 1}}),
+    "all_of": Ending(
+        [*_PARKED, "wait_progressed", "wait_progressed", "resumed", "finished"], "finished", {"resume_event": {"0": 0, "1": 1}}
+    ),
     "any_of": Ending([*_PARKED, "wait_progressed", "resumed", "finished"], "finished", {"resume_event": {"1": "won"}}),
     "twice": Ending([*_RESUMED, "waiting", "resumed", "finished"], "finished", {"resume_event": "second"}),
     "parent": Ending([*_RESUMED, "finished"], "finished", {"done": "parent"}),

@@ -1,8 +1,9 @@
 """The worker with something wrong in it: `python -m tests.faults.launcher run`, as `python -m worker run`, plus what the environment says.
 
 `FLOW_FAILPOINT=point:nth:action` does something at the nth time a point is reached (`tests.faults.failpoints`), `FLOW_PLANTED=name` plants
-a bug that the checks have to find (`tests.faults.planted`), `FLOW_CLOCK=file` adds the seconds in the file to the wall clock. All of it
-is put into the program from outside: nothing in `worker/` knows of it.
+a bug that the checks have to find (`tests.faults.planted`), `FLOW_CLOCK=file` adds the seconds in the file to the wall clock,
+`FLOW_SYNCHRONOUS=NORMAL` leaves out the sync of each commit. All of it is put into the program from outside: nothing in `worker/` knows
+of it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,16 @@ def shift_clock(file: Path) -> None:
     app.wall_clock = shifted
 
 
+def loosen(synchronous: str) -> None:
+    """Open the database with a setting that loses commits at a power cut: the negative control of the harness."""
+    from worker.store import opening
+
+    value = ("OFF", "NORMAL").index(synchronous)
+    opening._SETTINGS = tuple(
+        (f"synchronous = {synchronous}", value) if text.startswith("synchronous") else (text, wanted) for text, wanted in opening._SETTINGS
+    )
+
+
 def main() -> None:
     """Plant what the environment asks for and run the command line."""
     if spec := os.environ.get("FLOW_FAILPOINT"):
@@ -37,6 +48,8 @@ def main() -> None:
         planted.plant(name)
     if file := os.environ.get("FLOW_CLOCK"):
         shift_clock(Path(file))
+    if synchronous := os.environ.get("FLOW_SYNCHRONOUS"):
+        loosen(synchronous)
     from worker.cli import main as cli
 
     cli()

@@ -64,7 +64,7 @@ async def test_wherever_the_worker_is_killed_the_scenario_ends_as_if_it_had_not_
             stage.under = [killing(house, call, k)]
             if bad := await house.perform(stage):
                 wrong[f"killed at {call} {k}"] = bad
-            row.runs, row.faults, row.back = row.runs + 1, row.faults + stage.kills, [*row.back, *stage.recoveries]
+            row.runs, row.faults, row.back = row.runs + 1, row.faults + len(stage.codes), [*row.back, *stage.recoveries]
             row.acknowledged += house.published
     row.lost = len(wrong)
     record(row)
@@ -86,7 +86,7 @@ async def test_a_worker_that_is_killed_while_it_recovers_from_a_kill_recovers_th
             stage.under = [killing(house, first, dice.randrange(40, counts[first])), killing(house, call, k)]
             if bad := await house.perform(stage):
                 wrong[f"killed again at {call} {k}"] = bad
-            row.runs, row.faults, row.back = row.runs + 1, row.faults + stage.kills, [*row.back, *stage.recoveries]
+            row.runs, row.faults, row.back = row.runs + 1, row.faults + len(stage.codes), [*row.back, *stage.recoveries]
             row.acknowledged += house.published
     row.lost = len(wrong)
     record(row)

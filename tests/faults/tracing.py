@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-_LINE = re.compile(r"^(?P<thread>\d+) +(?P<name>[a-z_0-9]+)\((?P<rest>.*)$")
-_RESUMED = re.compile(r"^(?P<thread>\d+) +<\.\.\. (?P<name>[a-z_0-9]+) resumed>(?P<rest>.*)$")
+_LINE = re.compile(r"^(?P<thread>\d+) +(?P<at>[\d.]+) (?P<name>[a-z_0-9]+)\((?P<rest>.*)$")
+_RESUMED = re.compile(r"^(?P<thread>\d+) +(?P<at>[\d.]+) <\.\.\. (?P<name>[a-z_0-9]+) resumed>(?P<rest>.*)$")
 
 
 @cache
@@ -38,9 +38,10 @@ def require_strace() -> None:
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A system call as the log has it, at the place where it returned; `text` is its arguments and result."""
+    """A system call as the log has it, at the place where it returned; `text` is its arguments and result, `at` a wall-clock time."""
 
     thread: int
+    at: float
     name: str
     text: str
 
@@ -50,7 +51,7 @@ def tracing(log: Path, *calls: str, only: tuple[Path, ...] = (), inject: str = "
     aimed = [part for path in only for part in ("-P", str(path))]
     # Quicker by far where nothing is injected; where something is, strace 6.1 does not do it under --seccomp-bpf.
     how = ["-e", f"inject={','.join(calls)}:{inject}"] if inject else ["--seccomp-bpf"]
-    return ("strace", "-D", "-f", "-qq", "-y", "-o", str(log), "-e", f"trace={','.join(calls)}", "-e", "signal=none", *aimed, *how)
+    return ("strace", "-D", "-f", "-qq", "-y", "-ttt", "-o", str(log), "-e", f"trace={','.join(calls)}", "-e", "signal=none", *aimed, *how)
 
 
 def logged(log: Path) -> list[Call]:
@@ -63,10 +64,10 @@ def logged(log: Path) -> list[Call]:
             if rest.endswith("<unfinished ...>"):
                 begun[thread, name] = rest.removesuffix("<unfinished ...>")
             else:
-                found.append(Call(thread, name, rest))
+                found.append(Call(thread, float(whole["at"]), name, rest))
         elif end := _RESUMED.match(line):
             thread, name = int(end["thread"]), end["name"]
-            found.append(Call(thread, name, begun.pop((thread, name), "") + end["rest"]))
+            found.append(Call(thread, float(end["at"]), name, begun.pop((thread, name), "") + end["rest"]))
     return found
 
 
