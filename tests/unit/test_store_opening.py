@@ -544,3 +544,23 @@ async def test_a_database_whose_making_was_killed_is_made_after_all(tmp_path: Pa
     store = await SqliteFlowStore.open(str(path))
     assert store.epoch == 1
     await store.close()
+
+
+async def test_a_database_whose_worker_was_killed_while_it_folded_the_log_into_the_file_opens(path: Path, tmp_path: Path) -> None:
+    killed, folded = tmp_path / "killed", tmp_path / "folded"
+    killed.mkdir()
+    async with running(str(path)) as run:
+        for _ in range(100):
+            await started(run, goal="x" * 500)
+        for suffix in ("", "-wal"):  # as a kill would leave it, before anything is folded
+            shutil.copy(f"{path}{suffix}", killed / f"flows.db{suffix}")
+    shutil.copytree(killed, folded)
+    with sqlite3.connect(folded / "flows.db") as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.close()
+    first_pages = (folded / "flows.db").read_bytes()[: 2 * 4096]  # they are written first, and tell of pages that are not there yet
+    with (killed / "flows.db").open("r+b") as file:
+        file.write(first_pages)
+    async with opened(killed / "flows.db") as store:
+        assert store.recovered
+        assert sum((await store.counts()).values()) >= 100

@@ -12,6 +12,7 @@ import aiosqlite
 import structlog
 
 from worker.errors import StoreRefused
+from worker.store.failures import translated
 from worker.store.queries import migrations
 
 MEMORY = ":memory:"
@@ -44,9 +45,10 @@ async def _pragma(connection: aiosqlite.Connection, text: str) -> Any:
 
 
 async def identified(file: Path) -> None:
-    """Make sure that the file is ours and not newer, without touching it. Raises `StoreRefused`.
+    """Make sure that the file is ours and not newer, without touching it. Raises `StoreRefused`, or `StoreBroken` for an I/O error.
 
     `immutable=1` takes no lock and makes no log file; the header says enough, for a new database gets its ids before its log.
+    What a kill left half folded into the file makes sense with its log only: that is for `verified` to look at.
     """
     if not await asyncio.to_thread(_has_content, file):
         return
@@ -55,16 +57,35 @@ async def identified(file: Path) -> None:
         identity = await _pragma(connection, "application_id")
         version = await _pragma(connection, "user_version")
     except sqlite3.DatabaseError as bad:
+        _raise_if_unread(bad)
+        if bad.sqlite_errorcode == sqlite3.SQLITE_CORRUPT and await asyncio.to_thread(_has_content, _beside(file, "-wal")):
+            return
         message = f"store.path: {file} is not an SQLite database ({bad}): it was left untouched; set another path or restore a backup"
         raise StoreRefused(message) from bad
     finally:
         await connection.close()
+    _refuse_foreign(file, identity)
+    refuse_newer(file, version)
+
+
+def _refuse_foreign(file: Path, identity: int) -> None:
+    """Raise `StoreRefused` for a database that is not ours."""
     if identity != APPLICATION_ID:
         message = (
             f"store.path: {file} is a database of another program (application_id {identity:#x}): it was left untouched; set another path"
         )
         raise StoreRefused(message)
-    refuse_newer(file, version)
+
+
+def _raise_if_unread(bad: sqlite3.DatabaseError) -> None:
+    """Raise `StoreBroken` where the disk did not say what is in the file: nothing is known to be wrong with it."""
+    if bad.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
+        raise translated(bad) from bad
+
+
+def _beside(file: Path, suffix: str) -> Path:
+    """Return a file that SQLite keeps beside the database."""
+    return file.with_name(file.name + suffix)
 
 
 def made(file: Path) -> None:
@@ -98,7 +119,7 @@ def refuse_newer(place: object, version: int) -> None:
 
 
 async def verified(file: Path) -> None:
-    """Check the pages after an unclean stop, before the first write. Raises `StoreRefused` with what to do.
+    """Check the pages after an unclean stop, before the first write. Raises `StoreRefused` with what to do, `StoreBroken` as above.
 
     On a connection that cannot write: a writer's close would fold the log into a file that is refused, and left untouched.
     """
@@ -109,11 +130,14 @@ async def verified(file: Path) -> None:
     try:
         version = await _pragma(checker, "user_version")
         refuse_newer(file, version)
+        if await _pragma(checker, "page_count"):  # none where the making of the file was undone
+            _refuse_foreign(file, await _pragma(checker, "application_id"))
         if version == 0 or not await _was_unclean(checker):
             return
         size = await _pragma(checker, "page_count") * await _pragma(checker, "page_size")
         found = await _pragma(checker, "quick_check(1)") if size < CHECK_BELOW else "ok"
     except sqlite3.DatabaseError as bad:
+        _raise_if_unread(bad)
         found = str(bad)
     finally:
         await checker.close()
@@ -128,12 +152,13 @@ async def _rolled_back(file: Path) -> None:
 
     Until it has a log (WAL), it has a rollback journal; afterwards never again. What is wrong with the file is for the check to tell.
     """
-    if not await asyncio.to_thread(file.with_name(file.name + "-journal").exists):
+    if not await asyncio.to_thread(_beside(file, "-journal").exists):
         return
     connection = await aiosqlite.connect(f"{file.as_uri()}?mode=rw", uri=True, isolation_level=None)
     try:
         await _pragma(connection, "user_version")
     except sqlite3.DatabaseError as bad:
+        _raise_if_unread(bad)
         structlog.get_logger("store").warning("not_rolled_back", why=str(bad))
     finally:
         await connection.close()
