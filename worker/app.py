@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import TextIO
 
 import msgspec
@@ -19,7 +20,7 @@ from worker.config import Config, Nats, Secret
 from worker.consumer import Consumer
 from worker.dispatcher import Dispatcher
 from worker.engine import Engine
-from worker.errors import ConfigError, Refusal
+from worker.errors import ConfigError, Refusal, StoreBroken
 from worker.flow.commands import Policy
 from worker.health import HealthServer
 from worker.manager import FlowManager
@@ -60,15 +61,12 @@ async def run(config: Config, out: TextIO = sys.stdout) -> int:
     log.info(Said.STARTING, version=program_version(), pid=os.getpid())
     stop = Stop()
     stop.listen()
-    store = await SqliteFlowStore.open(config.store.path)
-    try:
+    async with _closing(await SqliteFlowStore.open(config.store.path)) as store:
         bus = JetStreamBus(nats_options(config.nats))
         try:
             await _serve(config, store, bus, stop, out)
         finally:
             await bus.close()
-    finally:
-        await store.close()
     log.info(Said.STOPPED)
     return 0
 
@@ -87,6 +85,20 @@ async def provision(config: Config) -> int:
     finally:
         await bus.close()
     return 0
+
+
+@asynccontextmanager
+async def _closing(store: Store) -> AsyncIterator[Store]:
+    """Close the store at the end. What has ended the worker is its reason, also where the store then cannot be closed for it."""
+    try:
+        yield store
+    except BaseException:
+        try:
+            await store.close()
+        except StoreBroken as too:
+            logger("worker").warning(Said.STORE_NOT_CLOSED, why=str(too))
+        raise
+    await store.close()
 
 
 async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: TextIO) -> None:

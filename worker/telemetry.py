@@ -48,6 +48,7 @@ class Said(StrEnum):
     STORE_OPENED = "store.opened"
     STORE_UNAVAILABLE = "store.unavailable"
     STORE_RECOVERED = "store.recovered"
+    STORE_NOT_CLOSED = "store.not_closed"
     BUS_CONNECTED = "bus.connected"
     BUS_DISCONNECTED = "bus.disconnected"
     BUS_RECONNECTED = "bus.reconnected"
