@@ -63,6 +63,7 @@ class Relay:
         self._retry_in = _RETRY_FIRST
         self._slower_from = 0.0
         self._failing = False
+        self._unmarked = False
         self._reading = False
         self._log = structlog.get_logger("relay").bind(outlet=outlet)
         engine.listen(lambda batch: self.hear() if heard(batch) else None)
@@ -201,6 +202,9 @@ class Relay:
         try:
             await self._engine.do(mark)
         except (FlowError, Refusal) as later:
-            self._log.warning("progress_not_noted", why=str(later))  # published again after the next start
+            if not self._unmarked:  # once until it can be: what is not noted is published again after the next start
+                self._log.warning("progress_not_noted", why=str(later))
+            self._unmarked = True
         else:
             self._marked = up_to
+            self._unmarked = False

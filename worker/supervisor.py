@@ -16,7 +16,7 @@ from worker.bus.base import Bus, PublishFailed
 from worker.consumer import Consumer
 from worker.dispatcher import Dispatcher
 from worker.engine import Engine
-from worker.errors import BusLost
+from worker.errors import BusLost, StoreBroken, Unavailable
 from worker.probes import WorkerProbes
 from worker.pruner import Pruner
 from worker.relay import Relay
@@ -79,13 +79,17 @@ class Supervisor:
                 task.cancel()
 
     async def _recover(self) -> None:
-        """Find out what the last run had in hand. Raises `BusLost` when the broker does not say."""
+        """Find out what the last run had in hand. Raises `BusLost` when the broker does not say, `StoreBroken` when it cannot be noted."""
         try:
             for consumer in self._services.consumers:
                 await consumer.recover()
         except PublishFailed as silent:
             message = f"NATS does not tell where the consumer stands ({silent}): is JetStream up? Start again"
             raise BusLost(message) from silent
+        except Unavailable as full:
+            # As where the database cannot even be opened: nobody could tell yet that the worker waits for room.
+            message = f"what the last run had in hand cannot be noted: {full.message}; make room on the disk, then start again"
+            raise StoreBroken(message) from full
 
     async def _ended(self, stop: Stop) -> None:
         """Return when a stop is asked; raise `BusLost` when the broker is gone for good."""

@@ -11,12 +11,13 @@ import msgspec
 import pytest
 
 from tests.eventually import eventually
+from tests.running import an_input
 from tests.service.line import TOPIC, Gate, Line, living, sequences
 from worker import consumer, engine, relay
 from worker.bus.base import Delivery
 from worker.bus.memory import Stored
 from worker.consumer import Verdict
-from worker.errors import Unavailable
+from worker.errors import StoreBroken, Unavailable
 from worker.flow.commands import FinishFlow
 from worker.flow.decide import decide
 from worker.flow.lifecycle import FlowStatus
@@ -472,3 +473,56 @@ async def test_nothing_is_left_behind_by_a_life(path: Path) -> None:
         for _ in range(5):
             await asyncio.sleep(0)
         assert len(asyncio.all_tasks()) == before
+
+
+async def test_a_store_that_is_full_when_the_suspects_are_noted_ends_the_start_with_what_to_do(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(path)
+    await line.start()
+    gate = Gate()
+    with gate.closed():
+        name = await line.command("start", controller_id="c", goal="g")
+        await gate.reached.wait()
+        gate.drop()
+        await line.kill()
+
+    async def full(*_: object) -> dict[int, int]:
+        raise Unavailable("the database cannot take the change now: database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteTransaction, "suspect", full)
+        with pytest.raises(BaseExceptionGroup) as ended:
+            await line.start()
+    (refusal,) = ended.value.exceptions
+    assert isinstance(refusal, StoreBroken)
+    assert "make room" in str(refusal)
+    await line.bus.close()
+    await line.store.close()
+    await line.start()
+    assert (await line.outcome(name))["ok"]
+    await line.stop()
+
+
+async def test_a_full_store_is_not_ready_also_where_only_requests_find_out_and_is_ready_again_by_itself(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise Unavailable("the database cannot take the change now: database or disk is full")
+
+    line = Line(path)
+    await line.start()
+    probes = line.services.probes
+
+    def store() -> bool:
+        (check,) = [check for check in probes.ready() if check.name == "store"]
+        return check.ok
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteTransaction, "save", full)
+        assert store()
+        with pytest.raises(Unavailable):
+            await line.services.waits.manager.create_managed(an_input())
+        assert not store()
+    await eventually(store)
+    await line.stop()

@@ -539,7 +539,8 @@ os._exit(0)
 
 async def test_a_database_whose_making_was_killed_is_made_after_all(tmp_path: Path) -> None:
     path = tmp_path / "flows.db"
-    subprocess.run([sys.executable, "-c", _DIES_WHILE_WRITING, str(path), str(APPLICATION_ID)], check=True)
+    command = [sys.executable, "-c", _DIES_WHILE_WRITING, str(path), str(APPLICATION_ID)]
+    await asyncio.to_thread(subprocess.run, command, check=True)
     assert path.with_name("flows.db-journal").stat().st_size > 0, "SQLite has to roll back before anybody can read"
     store = await SqliteFlowStore.open(str(path))
     assert store.epoch == 1

@@ -25,6 +25,9 @@ def translated(error: sqlite3.Error) -> Exception:
         return ConstraintViolated(str(error))
     if primary in _LATER:
         return Unavailable(f"the database cannot take the change now: {error}", full=primary == sqlite3.SQLITE_FULL)
+    if code == sqlite3.SQLITE_IOERR_SHMSIZE:
+        message = f"the database's index (-shm) cannot grow ({error}): make room if its disk is full, then start again; the start checks it"
+        return StoreBroken(message)
     if primary in _BROKEN:
         # After an EIO on commit nobody knows what is on disk: never retry, read it again (RELIABILITY 6).
         return StoreBroken(f"the database stopped on {_BROKEN[primary]} ({error}): start again to recover from disk; the start checks it")
