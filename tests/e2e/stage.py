@@ -279,6 +279,18 @@ class Stage:
         return self._worker.pid
 
     @property
+    def process(self) -> asyncio.subprocess.Process:
+        """The worker's process."""
+        assert self._worker is not None, "no worker runs"
+        return self._worker
+
+    async def over(self, *, within: float = _PATIENCE) -> int:
+        """Return the exit code of a worker that ends by itself, or by somebody else's hand."""
+        code = await asyncio.wait_for(self.process.wait(), within)
+        self._worker = None
+        return code
+
+    @property
     def running(self) -> bool:
         """Whether a worker was started and not seen to end."""
         return self._worker is not None and self._worker.returncode is None

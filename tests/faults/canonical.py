@@ -7,12 +7,12 @@ played, so whatever happens to the worker, how each flow ends is known beforehan
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
@@ -67,7 +67,7 @@ def command(verb: str, flow: str, *, number: int = 1, outcome: str = "applied", 
     return Line(f"{flow}-{verb}-{number}", f"taskflow.cmd.{AGENT}.{verb}", {"flow_id": ID[flow], **fields}, outcome)
 
 
-def start(flow: str, **fields: object) -> Line:
+def start(flow: str, **fields: Any) -> Line:
     """Write the start of a flow."""
     return command("start", flow, controller_id=f"{AGENT}/canonical", goal="end as foreseen", **fields)
 

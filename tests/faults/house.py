@@ -78,10 +78,10 @@ class FaultyStage(Stage):
 
     async def end(self) -> int:
         """Stop in order, once more after a fault that came during the stop; returns the last exit code."""
-        code = await self.stop()
+        code = await self.stop(within=60)
         while code in self.ends:
             await self.again(code)
-            code = await self.stop()
+            code = await self.stop(within=60)
         return code
 
 
@@ -139,7 +139,26 @@ class House:
         self._performances += 1
         return FaultyStage(self.folder / f"performance-{self._performances:04}", self.server, **self.settings)
 
-    async def perform(self, stage: FaultyStage, *, clean_logs: bool = True) -> list[str]:
+    async def interrupted(self, stage: FaultyStage) -> list[tuple[str, str]]:
+        """Play the first act until the stage's tracer ends the worker; returns the commands that the broker has accepted."""
+        await self.clear()
+        accepted = await canonical.publish(self.agent, canonical.first_act())
+        await stage.begin()
+        await stage.over()
+        return accepted
+
+    async def finished(self, stage: FaultyStage, accepted: list[tuple[str, str]]) -> None:
+        """Play an interrupted scenario to its end, undisturbed, and make sure that all is well."""
+        async with canonical.audience(self.agent) as heard:
+            await stage.start()
+            # What was published before this audience came is in the stream.
+            heard.ids |= {sent.headers["Nats-Msg-Id"] for sent in await stage.events(self.agent)}
+            accepted += await canonical.played(self.agent, heard)
+        assert await checks.violations(stage, self.agent, accepted=accepted, clean_logs=False) == []
+        with stage.database() as database:
+            assert canonical.verdict(database) == []
+
+    async def perform(self, stage: FaultyStage, *, clean_logs: bool = True, within: float = 60.0) -> list[str]:
         """Play the canonical scenario through whatever the stage's tracers do; returns all that is wrong afterwards."""
         await self.clear()
         accepted = await canonical.publish(self.agent, canonical.first_act())
@@ -148,7 +167,7 @@ class House:
             async with canonical.audience(self.agent) as heard, asyncio.TaskGroup() as group:
                 await stage.begin()
                 group.create_task(stage.survive(over))
-                accepted += await canonical.played(self.agent, heard)
+                accepted += await canonical.played(self.agent, heard, within=within)
                 over.set()
             assert await stage.end() == 0
             self.published = len(canonical.first_act()) + len(canonical.second_act())

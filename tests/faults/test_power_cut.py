@@ -1,4 +1,4 @@
-"""The power fails under the database, under the broker's store, or under both: whatever anybody was told is still so (RELIABILITY 3, 5 to 7).
+"""The power fails under the database, under the broker's store, or under both: what anybody was told is still so (RELIABILITY 3, 5 to 7).
 
 Whether the harness would see a loss is tried first: with `synchronous=NORMAL` planted, the same cuts must lose what clients were told.
 """

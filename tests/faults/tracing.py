@@ -25,7 +25,7 @@ def _usable() -> str:
     strace = shutil.which("strace")
     if strace is None:
         return "strace is missing: install the package strace"
-    tried = subprocess.run([strace, "-D", "-f", "-qq", "-o", "/dev/null", "true"], capture_output=True, text=True, check=False)  # noqa: S603
+    tried = subprocess.run([strace, "-D", "-f", "-qq", "-o", "/dev/null", "true"], capture_output=True, text=True, check=False)
     if tried.returncode or tried.stderr:
         return f"strace cannot trace here (it needs ptrace): {tried.stderr.strip()}"
     return ""
@@ -46,12 +46,32 @@ class Call(msgspec.Struct, frozen=True):
     text: str
 
 
-def tracing(log: Path, *calls: str, only: tuple[Path, ...] = (), inject: str = "") -> tuple[str, ...]:
-    """Return what goes before the worker's command: log `calls` (those on the files `only`, if any), and `inject` a fault into them."""
+def tracing(log: Path, *calls: str, only: tuple[Path, ...] = (), inject: str = "", shown: int = 32) -> tuple[str, ...]:
+    """Return what goes before the worker's command: log `calls` (those on the files `only`, if any), and `inject` a fault into them.
+
+    `shown`: how many bytes of what is written the log shows.
+    """
     aimed = [part for path in only for part in ("-P", str(path))]
     # Quicker by far where nothing is injected; where something is, strace 6.1 does not do it under --seccomp-bpf.
     how = ["-e", f"inject={','.join(calls)}:{inject}"] if inject else ["--seccomp-bpf"]
-    return ("strace", "-D", "-f", "-qq", "-y", "-ttt", "-o", str(log), "-e", f"trace={','.join(calls)}", "-e", "signal=none", *aimed, *how)
+    return (
+        "strace",
+        "-D",
+        "-f",
+        "-qq",
+        "-y",
+        "-ttt",
+        "-s",
+        str(shown),
+        "-o",
+        str(log),
+        "-e",
+        f"trace={','.join(calls)}",
+        "-e",
+        "signal=none",
+        *aimed,
+        *how,
+    )
 
 
 def logged(log: Path) -> list[Call]:
