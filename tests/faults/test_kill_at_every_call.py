@@ -72,6 +72,30 @@ async def test_wherever_the_worker_is_killed_the_scenario_ends_as_if_it_had_not_
     assert row.faults >= row.runs * 0.8, "too few of the kills came: the counts of this run were others"
 
 
+@pytest.mark.scenario("kill-while-it-folds")
+async def test_a_worker_that_is_killed_while_it_folds_the_log_into_the_file_starts_again(
+    house: House, dice: random.Random, tier: Tier, record: Record
+) -> None:
+    stage, log = house.stage(), house.folder / "counted.log"
+    stage.under = [tracing(log, "pwrite64", only=(stage.path,))]
+    assert await house.perform(stage) == []
+    count = most_by_one_thread(log, "pwrite64")
+    assert count > 10
+    row = Row(scenario="kill-while-it-folds", seed=SEED, runs=0, note=f"{count} pages are written to the file at the stop")
+    wrong: dict[str, list[str]] = {}
+    for k in chosen(count, tier(4, count), dice):
+        stage = house.stage()
+        stage.under = [tracing(house.folder / "killed.log", "pwrite64", only=(stage.path,), inject=f"signal=SIGKILL:when={k}")]
+        if bad := await house.perform(stage):
+            wrong[f"killed at page {k}"] = bad
+        row.runs, row.faults, row.back = row.runs + 1, row.faults + len(stage.codes), [*row.back, *stage.recoveries]
+        row.acknowledged += house.published
+    row.lost = len(wrong)
+    record(row)
+    assert wrong == {}
+    assert row.faults >= row.runs * 0.8
+
+
 @pytest.mark.scenario("kill-while-it-recovers")
 async def test_a_worker_that_is_killed_while_it_recovers_from_a_kill_recovers_the_next_time(
     house: House, dice: random.Random, tier: Tier, record: Record
