@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 
 from tests.e2e import checks
 from tests.e2e.stage import TOPIC, Agent, Heard, Json, encoded, event
+from worker.flow.fold import folded
 
 AGENT = "kate"
 DELEGATE = "svc.canonical"
@@ -205,7 +206,8 @@ async def played(agent: Agent, heard: Heard, *, within: float = 60.0) -> list[tu
 
 def verdict(database: sqlite3.Connection) -> list[str]:
     """Say, in sentences, where a flow or the outcome of a message is not exactly as foreseen."""
-    journal, known = checks.journals(database), checks.flows(database)
+    journal = checks.journals(database)
+    known = {flow_id: folded(entries) for flow_id, entries in journal.items()}
     bad = [f"there are the flows {sorted(known.keys() ^ set(ID.values()))} too many or too few"] if known.keys() ^ set(ID.values()) else []
     for name, ending in ENDINGS.items():
         flow = known.get(ID[name])
