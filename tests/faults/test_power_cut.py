@@ -5,7 +5,9 @@ Whether the harness would see a loss is tried first: with `synchronous=NORMAL` p
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,9 +47,16 @@ class Powered(Stage):
         return (self._disk.place if self._database else self.folder) / "flows.db"
 
     async def cut(self, *, wait: bool) -> None:
-        """Cut the power and put it back; the processes on the disk are gone. `wait`: let the worker find out by itself."""
+        """Cut the power and put it back; the processes on the disk are gone.
+
+        `wait`: let the worker find out by itself, where only its disk is lost. A broker is stopped first: left alone on a lost disk, it
+        goes on acknowledging what it cannot store, which no machine without power does.
+        """
+        if self._broker:
+            assert self.server.pid is not None
+            os.kill(self.server.pid, signal.SIGSTOP)
         self._disk.cut()
-        if self._database and wait:
+        if self._database and wait and not self._broker:
             assert self._worker is not None
             began = time.monotonic()
             self.codes.append(await self._worker.wait())
