@@ -1,4 +1,4 @@
-"""Keep nats-py reading when a message has bytes that are no text, and when a PONG comes late."""
+"""Keep nats-py reading when a message has bytes that are no text or a PONG comes late, and reconnecting whatever the network does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
 
 class ReadingClient(Client):
@@ -15,7 +16,9 @@ class ReadingClient(Client):
     The server passes subjects and headers on as bytes, and an agent may publish any. nats-py decodes them in its read loop, which
     ends on the first error while `is_connected` stays true; the message is redelivered, so the connection would never work again.
     A PONG whose `flush` or `rtt` was given up meanwhile ends the loop the same way: nats-py sets the result of a cancelled future.
-    The methods are private to nats-py: `tests/contract/test_jetstream.py` and `test_send.py` fail when a release moves them.
+    The task that reconnects must not end or hang either, or the client never connects again while its status says that it tries.
+    The methods are private to nats-py: `tests/contract/test_jetstream.py`, `test_send.py` and `test_network_faults.py` fail when a
+    release moves them.
     """
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
@@ -41,3 +44,28 @@ class ReadingClient(Client):
         if self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
+
+    async def _attempt_reconnect(self) -> None:
+        """Reconnect. nats-py first waits until the old connection has written its last bytes, and nobody may read them any more."""
+        self._abort()
+        await super()._attempt_reconnect()
+
+    async def _select_next_server(self) -> None:
+        """Dial. nats-py leaves a connection open whose handshake has failed, with a task that reads it, and takes the next."""
+        self._abort()
+        await super()._select_next_server()
+
+    async def _process_connect_init(self) -> None:
+        """Shake hands. nats-py tries again after errors of its own or the system's only, and a line that is cut off raises others."""
+        try:
+            await super()._process_connect_init()
+        except (OSError, NatsError, TimeoutError):
+            raise
+        except Exception as error:
+            raise NatsError(f"nats: the server's greeting cannot be read: {error!r}") from error
+
+    def _abort(self) -> None:
+        """Close the socket without writing what is left."""
+        writer = getattr(self._transport, "_io_writer", None)  # a websocket has none
+        if writer is not None:
+            writer.transport.abort()

@@ -1,0 +1,64 @@
+"""What a network can do to the connection, at the adapter's own level: the whole worker goes through the same in tests/faults."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.rigs import EVT, IN, WORKER
+from tests.eventually import eventually
+from tests.faults.proxy import DOWN, UP, Cut, Proxy, Way
+from worker.bus.base import Outgoing, PublishFailed
+from worker.bus.connection import NatsOptions
+from worker.bus.jetstream import JetStreamBus
+from worker.bus.server import EmbeddedServer
+
+pytestmark = [pytest.mark.e2e]
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
+    made = EmbeddedServer(tmp_path)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def proxy(server: EmbeddedServer) -> AsyncIterator[Proxy]:
+    async with Proxy(lambda: server.url) as made:
+        yield made
+
+
+def event(number: int, size: int = 10) -> Outgoing:
+    return Outgoing(subject="taskflow.evt.kate.f.created", body=b"x" * size, msg_id=f"e-{number}")
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize(
+    "way, after",
+    [*((DOWN, k) for k in (0, 1, 4, 5, 6, 100)), *((UP, k) for k in (0, 4, 8, 60))],
+)
+async def test_a_handshake_that_is_cut_is_tried_again(proxy: Proxy, way: Way, after: int, *, reset: bool) -> None:
+    bus = JetStreamBus(NatsOptions(servers=(proxy.url,)))
+    await bus.open()
+    proxy.cut_next(Cut(way=way, after=after, reset=reset))
+    proxy.drop()
+    await eventually(lambda: proxy.cuts == 1 and bus.connected and proxy.connections >= 3)
+    await bus.close()
+
+
+async def test_a_path_that_ends_in_the_middle_of_a_burst_is_left_for_another(proxy: Proxy) -> None:
+    bus = JetStreamBus(NatsOptions(servers=(proxy.url,), ping_interval=0.5))
+    await bus.open()
+    await bus.prepare((IN, EVT), (WORKER,))
+    proxy.strand()  # nobody reads what we write, and nobody says so
+    sent = [bus.publish(event(number, 100_000)) for number in range(200)]  # more than every buffer on the way holds
+    answers = await asyncio.gather(*sent, return_exceptions=True)
+    assert all(isinstance(one, PublishFailed) and not one.refused for one in answers)
+    await eventually(lambda: proxy.connections == 2 and bus.connected)
+    assert (await bus.publish(event(0, 100_000))).seq == 1
+    await asyncio.wait_for(bus.close(), 5)
