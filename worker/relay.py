@@ -2,8 +2,8 @@
 
 Rows are read as the database committed them, so nothing uncommitted is ever seen. Within a lane (a flow) one message is in flight at a
 time: whatever the broker loses or refuses, the next one of the flow is not stored before it. Across lanes up to `window` are in flight,
-which also bounds memory after an outage. How far the outlet has come is noted now and then: what is published again after a crash is
-byte-identical, under the same id.
+and nothing is read while they weigh more than 4 MiB: that bounds memory after an outage. How far the outlet has come is noted now and
+then: what is published again after a crash is byte-identical, under the same id.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Letter(msgspec.Struct, frozen=True):
 
 
 Read = Callable[[int, int], Awaitable[list[Letter]]]
-_RETRY_FIRST, _RETRY_LAST = 0.1, 5.0
+_RETRY_FIRST, _RETRY_LAST = 0.1, 1.0
+_WINDOW_BYTES = 4 * 1024 * 1024
 _MARK_EVERY = 1.0
 """Seconds between notes of how far the outlet has come: each costs a transaction; what lies between is published again after a crash."""
 
@@ -44,9 +45,9 @@ class Relay:
     """
 
     def __init__(
-        self, outlet: str, bus: Bus, engine: Engine, *, read: Read, heard: Callable[[Batch], bool], window: int = 1024, chunk: int = 1024
+        self, outlet: str, bus: Bus, engine: Engine, *, read: Read, heard: Callable[[Batch], bool], window: int = 1024, chunk: int = 64
     ) -> None:
-        self._outlet = outlet
+        self.outlet = outlet
         self._bus = bus
         self._engine = engine
         self._read = read
@@ -54,17 +55,22 @@ class Relay:
         self._chunk = chunk
         self._lanes: dict[str, deque[Letter]] = {}
         self._open: dict[int, Outgoing] = {}
+        self._open_bytes = 0
         self._last_read = 0
         self._marked = 0
         self._sent_up_to = 0
         self._more = True
         self._woken = asyncio.Event()
         self._settled = asyncio.Event()
+        self._held: deque[Letter] = deque()
         self._retry_in = _RETRY_FIRST
-        self._slower_from = 0.0
-        self._failing = False
+        self._retrying = False
+        self._stuck = False
+        self._told = False
         self._unmarked = False
         self._reading = False
+        self.trouble = ""
+        """Why the broker does not take something that is committed; empty while it takes everything."""
         self._log = structlog.get_logger("relay").bind(outlet=outlet)
         engine.listen(lambda batch: self.hear() if heard(batch) else None)
 
@@ -80,12 +86,12 @@ class Relay:
 
     async def run(self) -> None:
         """Publish until cancelled."""
-        self._last_read = self._marked = self._sent_up_to = await self._engine.store.published(self._outlet)
+        self._last_read = self._marked = self._sent_up_to = await self._engine.store.published(self.outlet)
         marking = asyncio.create_task(self._mark_now_and_then())
         try:
             while True:
                 self._woken.clear()
-                if self._more and len(self._open) < self._window:
+                if self._more and len(self._open) < self._window and self._open_bytes < _WINDOW_BYTES:
                     await self._fill()
                 else:
                     await self._woken.wait()
@@ -136,9 +142,14 @@ class Relay:
             self._sent_up_to = max(self._sent_up_to, letter.n)
             return
         self._open[letter.n] = letter.message
+        self._open_bytes += len(letter.message.body)
         lane = self._lanes.setdefault(letter.lane, deque())
         lane.append(letter)
-        if len(lane) == 1:
+        if len(lane) > 1:
+            return
+        if self._stuck:
+            self._held.append(letter)
+        else:
             self._send(letter)
 
     def _send(self, letter: Letter) -> None:
@@ -153,35 +164,53 @@ class Relay:
     def _answered(self, letter: Letter, answer: asyncio.Future[Published]) -> None:
         """Go on with the lane when the broker has stored its head; otherwise try the same message again later."""
         if answer.cancelled() or answer.exception() is not None:
-            self._again(letter, answer)
+            self._hold(letter, "cancelled" if answer.cancelled() else str(answer.exception()))
             return
         self._retry_in = _RETRY_FIRST
-        self._failing = False
+        self._stuck = self._told = False
+        if self._held:
+            self._retry_later()
+        else:
+            self.trouble = ""
         lane = self._lanes[letter.lane]
         lane.popleft()
         if lane:
             self._send(lane[0])
         else:
             del self._lanes[letter.lane]
-        del self._open[letter.n]
+        self._open_bytes -= len(self._open.pop(letter.n).body)
         self._sent_up_to = max(self._sent_up_to, letter.n)
         self._woken.set()
         self._settled.set()
 
-    def _again(self, letter: Letter, answer: asyncio.Future[Published]) -> None:
-        """Publish the same message again, ever later while the broker does not take it."""
-        why = "cancelled" if answer.cancelled() else str(answer.exception())
-        if self._bus.connected and not self._failing:
-            # Once until it goes on: a full stream refuses every lane, again and again.
-            self._failing = True
+    def _hold(self, letter: Letter, why: str) -> None:
+        """Keep a message that the broker did not take. It is published again later, ever later while nothing goes through."""
+        self._held.append(letter)
+        self._stuck = True
+        self.trouble = why
+        if self._bus.connected and not self._told:  # once until something goes through
             message = self._open[letter.n]
             self._log.warning("publish_failed", subject=message.subject, msg_id=message.msg_id, why=why)
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._retry_in, self._send, letter)
-        if loop.time() < self._slower_from:
-            return  # one of the hundreds that fail together when the broker goes: they count as one failure
-        self._slower_from = loop.time() + self._retry_in
-        self._retry_in = min(self._retry_in * 1.5, _RETRY_LAST) if not self._bus.connected else _RETRY_LAST / 5
+        self._told = self._bus.connected
+        self._retry_later()
+
+    def _retry_later(self) -> None:
+        """See to it that what is held is published again."""
+        if self._retrying:
+            return
+        self._retrying = True
+        asyncio.get_running_loop().call_later(self._retry_in, self._retry)
+        self._retry_in = min(self._retry_in * 2, _RETRY_LAST)
+
+    def _retry(self) -> None:
+        """Publish what is held: all of it where something went through since, else one to find out whether anything does.
+
+        A broker that refuses (a full stream, a lost permission) is asked once a second and not once for each flow. Which one is asked
+        goes round: the reason may lie with the message itself.
+        """
+        self._retrying = False
+        for _ in range(min(1, len(self._held)) if self._stuck else len(self._held)):
+            self._send(self._held.popleft())
 
     async def _mark_now_and_then(self) -> None:
         """Note progress while there is any."""
@@ -197,7 +226,7 @@ class Relay:
 
         async def mark(transaction: Transaction) -> None:
             """Note the row."""
-            await transaction.mark_published(self._outlet, up_to)
+            await transaction.mark_published(self.outlet, up_to)
 
         try:
             await self._engine.do(mark)

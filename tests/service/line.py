@@ -15,7 +15,7 @@ import msgspec
 from tests.eventually import eventually
 from tests.running import VirtualClock
 from worker import app
-from worker.bus.base import Outgoing, Published
+from worker.bus.base import Delivery, Outgoing, Published, PublishFailed, Settlement
 from worker.bus.memory import MemoryBroker, MemoryBus, Stored
 from worker.config import Config
 from worker.flow.model import Flow
@@ -31,15 +31,25 @@ TOPIC = "agent.delegate.reply"
 
 
 class SpyingBus(MemoryBus):
-    """Remembers what was asked to be published, stored or not."""
+    """Remembers what was asked to be published, stored or not, and how deliveries were settled; refuses events of the flow `refuse`."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__(broker)
         self.asked: list[Outgoing] = []
+        self.settled: list[Settlement] = []
+        self.refuse = ""
 
     def publish(self, message: Outgoing) -> asyncio.Future[Published]:
         self.asked.append(message)
+        if self.refuse and self.refuse in message.subject:
+            refused: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
+            refused.set_exception(PublishFailed("refused for its own sake", refused=True))
+            return refused
         return super().publish(message)
+
+    def settle(self, delivery: Delivery, settlement: Settlement) -> None:
+        self.settled.append(settlement)
+        super().settle(delivery, settlement)
 
 
 class Line:

@@ -285,6 +285,43 @@ async def test_a_full_event_stream_holds_events_back_and_loses_none(path: Path) 
         assert sequences(await line.events()) == {flow_id: [1, 2]}
 
 
+async def test_a_broker_that_refuses_everything_is_asked_with_one_message_at_a_time(path: Path) -> None:
+    """RELIABILITY 3, rows 37 and 38: not once for each of a thousand flows."""
+    bus = SpyingBus(MemoryBroker())
+    async with running(str(path)) as run, relaying(run, bus) as made:
+        bus.fail_publishes(1_000_000, refused=True)
+        flows = await busy(run, 50, 1)
+        await eventually(lambda: made.in_flight == 150)
+        await eventually(lambda: len(made._held) == 50)
+        before = len(bus.asked)
+        assert made.trouble == "a test made it fail"
+        rounds = 20
+        await eventually(lambda: len(bus.asked) >= before + rounds)
+        assert len({message.msg_id for message in bus.asked[before : before + rounds]}) == rounds, "it goes round"
+        assert len(made._held) >= 49
+        bus._failures.clear()
+        await eventually(lambda: made.idle)
+        assert made.trouble == ""
+        assert sequences(await bus.client().messages("TASKFLOW_EVT")) == {flow_id: [1, 2, 3] for flow_id in flows}
+
+
+async def test_one_message_that_is_refused_for_its_own_sake_holds_back_its_flow_alone(path: Path) -> None:
+    bus = SpyingBus(MemoryBroker())
+    async with running(str(path)) as run, relaying(run, bus) as made:
+        poison = (await started(run)).id
+        await eventually(lambda: made.idle)
+        bus.refuse = poison
+        await run.manager.update_state(poison, {"n": 1})
+        flows = await busy(run, 10, 3)
+        await eventually(lambda: made.in_flight == 1)
+        assert made.trouble == "refused for its own sake"
+        stored = sequences(await bus.client().messages("TASKFLOW_EVT"))
+        assert {flow_id: stored[flow_id] for flow_id in flows} == {flow_id: [1, 2, 3, 4, 5] for flow_id in flows}
+        assert stored[poison] == [1, 2]
+        bus.refuse = ""
+        await eventually(lambda: made.idle)
+
+
 def _bus(made: Relay) -> SpyingBus:
     bus = made._bus
     assert isinstance(bus, SpyingBus)
