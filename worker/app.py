@@ -23,6 +23,7 @@ from worker.engine import Engine
 from worker.errors import ConfigError, Refusal, StoreBroken
 from worker.flow.commands import Policy
 from worker.health import HealthServer
+from worker.inspector import Inspector
 from worker.manager import FlowManager
 from worker.outlets import dead_letters, events
 from worker.probes import WorkerProbes
@@ -162,6 +163,7 @@ def compose(
         """Ask which messages the inbound streams still keep."""
         return {source.stream: await bus.first_kept(source.stream) for source in sources}
 
+    inspector = Inspector(bus)
     remembered = int(config.stream.max_age * REMEMBERED_TIMES)
     return Services(
         engine=engine,
@@ -170,9 +172,10 @@ def compose(
         consumers=consumers,
         relays=relays,
         pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, inbox_us=remembered, expired=buried.hear),
+        inspector=inspector,
         api=Api(engine, subjects, mint, watch=tracker.settled, reply_topics=tuple(b.subject for b in bindings.configured)),
         dispatcher=Dispatcher(bus, engine),
-        probes=WorkerProbes(store, bus, relays, tracker, paused=lambda: engine.stalled),
+        probes=WorkerProbes(store, bus, relays, inspector, tracker, paused=lambda: engine.stalled),
     )
 
 

@@ -10,6 +10,7 @@ import structlog
 from worker.bus.base import Bus
 from worker.errors import FlowError
 from worker.health import Check
+from worker.inspector import Inspector
 from worker.relay import Relay
 from worker.store.base import Reads
 from worker.tracking import Tracker
@@ -22,10 +23,13 @@ _STALE = 5.0
 class WorkerProbes:
     """What `/livez`, `/readyz` and `/startupz` ask. `paused()` says whether the store refuses changes at the moment."""
 
-    def __init__(self, store: Reads, bus: Bus, relays: Sequence[Relay], tracker: Tracker, *, paused: Callable[[], bool]) -> None:
+    def __init__(
+        self, store: Reads, bus: Bus, relays: Sequence[Relay], inspector: Inspector, tracker: Tracker, *, paused: Callable[[], bool]
+    ) -> None:
         self._store = store
         self._bus = bus
         self._relays = relays
+        self._inspector = inspector
         self._tracker = tracker
         self._paused = paused
         self._answered = asyncio.get_running_loop().time()
@@ -60,6 +64,9 @@ class WorkerProbes:
             *self.live(),
             *self.started(),
             Check("nats", self._bus.connected, "not connected; reconnecting"),
+            Check("deliveries", not self._bus.trouble, self._bus.trouble),
+            Check("streams", not self._inspector.flaws, "; ".join(self._inspector.flaws)),
+            *(Check(relay.outlet, not relay.trouble, f"not published: {relay.trouble}") for relay in self._relays),
             Check("store", not self._paused(), "the database takes no changes (is the disk full?)"),
             Check("running", not self.is_stopping, "stopping"),
         ]

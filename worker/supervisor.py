@@ -17,6 +17,7 @@ from worker.consumer import Consumer
 from worker.dispatcher import Dispatcher
 from worker.engine import Engine
 from worker.errors import BusLost, StoreBroken, Unavailable
+from worker.inspector import Inspector
 from worker.probes import WorkerProbes
 from worker.pruner import Pruner
 from worker.relay import Relay
@@ -38,6 +39,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     relays: Sequence[Relay]
     dispatcher: Dispatcher
     pruner: Pruner
+    inspector: Inspector
     api: Api
     probes: WorkerProbes
 
@@ -66,6 +68,7 @@ class Supervisor:
             timers = group.create_task(self._run_timers(), name="timers")
             background.append(group.create_task(its.dispatcher.run(), name="dispatcher"))
             background.append(group.create_task(its.pruner.run(), name="pruner"))
+            background.append(group.create_task(its.inspector.run(), name="inspector"))
             await its.bus.serve(its.api.service(self._version), its.api.handle)
             its.probes.is_started = True
             ready()

@@ -51,6 +51,9 @@ class Rig(Protocol):
     async def stream_config(self, name: str) -> Json: ...
     async def create_consumer(self, stream: str, config: Json) -> None: ...
     async def delete_consumer(self, source: Source) -> None: ...
+    async def delete_stream(self, name: str) -> None: ...
+    async def change_stream(self, name: str, change: Json) -> None: ...
+    async def change_consumer(self, source: Source, change: Json) -> None: ...
     async def bodies(self, stream: str) -> list[bytes]: ...
     async def ask_for(self, reply: str, subject: str) -> None: ...
 
@@ -85,6 +88,15 @@ class MemoryRig:
     async def delete_consumer(self, source: Source) -> None:
         del self.broker.consumers[source.stream, source.consumer]
         self.broker.tick()
+
+    async def delete_stream(self, name: str) -> None:
+        del self.broker.streams[name]
+
+    async def change_stream(self, name: str, change: Json) -> None:
+        self.broker.streams[name].config |= change
+
+    async def change_consumer(self, source: Source, change: Json) -> None:
+        self.broker.consumer(source).config |= change
 
     async def bodies(self, stream: str) -> list[bytes]:
         return [message.body for message in self.broker.streams[stream].messages.values()]
@@ -179,6 +191,18 @@ class JetStreamRig:
 
     async def delete_consumer(self, source: Source) -> None:
         assert "error" not in await self.nats.api(f"CONSUMER.DELETE.{source.stream}.{source.consumer}")
+
+    async def delete_stream(self, name: str) -> None:
+        assert "error" not in await self.nats.api(f"STREAM.DELETE.{name}")
+
+    async def change_stream(self, name: str, change: Json) -> None:
+        config = (await self.nats.api(f"STREAM.INFO.{name}"))["config"]
+        assert "error" not in await self.nats.api(f"STREAM.UPDATE.{name}", config | change)
+
+    async def change_consumer(self, source: Source, change: Json) -> None:
+        config = (await self.nats.api(f"CONSUMER.INFO.{source.stream}.{source.consumer}"))["config"]
+        body = {"stream_name": source.stream, "config": config | change, "action": "update"}
+        assert "error" not in await self.nats.api(f"CONSUMER.CREATE.{source.stream}.{source.consumer}", body)
 
     async def bodies(self, stream: str) -> list[bytes]:
         js = self.nats.client.jetstream()

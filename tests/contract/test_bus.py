@@ -622,6 +622,40 @@ async def test_a_consumer_that_would_break_a_promise_is_refused(rig: Rig, change
     await bus.close()
 
 
+async def test_an_inspection_makes_a_deleted_stream_again_and_finds_nothing_wrong(rig: Rig, bus: Bus) -> None:
+    assert await bus.inspect() == []
+    await rig.delete_stream("TASKFLOW_EVT")
+    with pytest.raises(PublishFailed):
+        await bus.publish(Outgoing(subject="taskflow.evt.a.f.created", body=b"1", msg_id="1"))
+    assert await bus.inspect() == []
+    assert (await bus.publish(Outgoing(subject="taskflow.evt.a.f.created", body=b"1", msg_id="1"))).seq == 1
+
+
+async def test_an_inspection_names_what_was_changed_for_the_worse_until_it_is_changed_back(rig: Rig, bus: Bus) -> None:
+    await rig.change_stream("TASKFLOW_IN", {"discard": "old"})
+    (flaw,) = await bus.inspect()
+    assert "stream TASKFLOW_IN: discard is old, it must be new" in flaw
+    await rig.change_stream("TASKFLOW_IN", {"discard": "new"})
+    await rig.change_consumer(WORKER, {"max_deliver": 2})
+    (flaw,) = await bus.inspect()
+    assert "max_deliver is 2, it must be -1" in flaw
+    await rig.change_consumer(WORKER, {"max_deliver": -1})
+    assert await bus.inspect() == []
+
+
+async def test_an_inspection_without_a_connection_fails(rig: Rig, bus: Bus) -> None:
+    await rig.outage(bus)
+    with pytest.raises(PublishFailed):
+        await bus.inspect()
+
+
+async def test_the_brokers_patience_is_known_after_an_inspection(rig: Rig, bus: Bus) -> None:
+    assert bus.ack_wait(WORKER) == WORKER.ack_wait
+    await rig.change_consumer(WORKER, {"ack_wait": 7_000_000_000})
+    await bus.inspect()
+    assert bus.ack_wait(WORKER) == 7
+
+
 async def test_a_binding_on_a_stream_that_does_not_exist_is_refused(rig: Rig, bus: Bus) -> None:
     with pytest.raises(TopologyRefused, match="stream THEIRS does not exist"):
         await bus.prepare((IN, EVT), (WORKER, Source(stream="THEIRS", filters=("their.reply",))))

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, jetstream_rig, pulling
 from tests.eventually import eventually
-from worker.bus.base import Delivery, Endpoint, Outgoing, PublishFailed, Request, Service, Source, Term
+from worker.bus.base import Delivery, Endpoint, Nak, Outgoing, PublishFailed, Request, Service, Source, Term
 from worker.bus.connection import NatsOptions
 from worker.bus.jetstream import JetStreamBus
 from worker.bus.server import EmbeddedServer, ServerRefused, find_server
@@ -205,6 +205,30 @@ async def test_limits_set_on_the_consumer_are_kept(real: JetStreamRig, bus: JetS
     async with pulling(bus, source, settle=ACK) as got:
         await eventually(lambda: len(got) == 40)
         assert bus.pull_requests < 40
+
+
+async def test_what_a_changed_consumer_gave_up_on_comes_again_once_it_is_changed_back(real: JetStreamRig, bus: JetStreamBus) -> None:
+    given_up = await real.agent.subscribe("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>")
+    await real.change_consumer(WORKER, {"max_deliver": 2})
+    got: list[int] = []
+    able = False
+
+    def take(delivery: Delivery) -> None:
+        got.append(int(delivery.body))
+        bus.settle(delivery, ACK if able else Nak(0.05))
+
+    pull = asyncio.create_task(bus.pull(WORKER, take, lambda: 10))
+    await real.agent.publish(CMD, b"1")
+    async with asyncio.timeout(5):
+        await given_up.get()
+    assert got == [1, 1]
+    assert len(await bus.inspect()) == 1
+    able = True
+    await real.change_consumer(WORKER, {"max_deliver": -1})
+    assert await bus.inspect() == []
+    await eventually(lambda: got == [1, 1, 1])
+    pull.cancel()
+    await asyncio.wait({pull})
 
 
 async def test_filters_of_a_consumer_are_extended_with_a_warning(real: JetStreamRig, bus: JetStreamBus) -> None:

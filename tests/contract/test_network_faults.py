@@ -11,7 +11,7 @@ import pytest
 from tests.contract.rigs import EVT, IN, WORKER
 from tests.eventually import eventually
 from tests.faults.proxy import DOWN, UP, Cut, Proxy, Way
-from worker.bus.base import Outgoing, PublishFailed
+from worker.bus.base import Delivery, Outgoing, PublishFailed, Source
 from worker.bus.connection import NatsOptions
 from worker.bus.jetstream import JetStreamBus
 from worker.bus.server import EmbeddedServer
@@ -62,3 +62,31 @@ async def test_a_path_that_ends_in_the_middle_of_a_burst_is_left_for_another(pro
     await eventually(lambda: proxy.connections == 2 and bus.connected)
     assert (await bus.publish(event(0, 100_000))).seq == 1
     await asyncio.wait_for(bus.close(), 5)
+
+
+async def test_what_was_delivered_into_a_connection_that_died_comes_again_with_the_next_one(server: EmbeddedServer, proxy: Proxy) -> None:
+    patient = Source(stream="TASKFLOW_IN", ack_wait=60.0)
+    bus, agent = JetStreamBus(NatsOptions(servers=(proxy.url,))), JetStreamBus(NatsOptions(servers=(server.url,)))
+    await bus.open()
+    await agent.open()
+    await bus.prepare((IN, EVT), (patient,))
+    got: list[Delivery] = []
+    pull = asyncio.create_task(bus.pull(patient, got.append, lambda: 10))
+    await eventually(lambda: bus.pull_requests)
+    await bus.flush()
+    before = proxy.connections
+    proxy.swallowed.add(DOWN)
+    await agent.publish(Outgoing(subject="taskflow.cmd.kate.start", body=b"1", msg_id="1"))
+
+    async def delivered() -> bool:
+        return (await agent.backlog(patient)).delivered == 1
+
+    await eventually(delivered)
+    proxy.drop()
+    proxy.heal()
+    await eventually(lambda: got, within=10)
+    assert proxy.connections > before
+    pull.cancel()
+    await asyncio.wait({pull})
+    await bus.close()
+    await agent.close()

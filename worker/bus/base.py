@@ -125,7 +125,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     filters: tuple[str, ...] = ()
     ack_wait: float = 30.0
     max_ack_pending: int = 2000
-    max_bytes: int = 16 * 1024 * 1024
+    max_bytes: int = 4 * 1024 * 1024
 
 
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,6 +207,23 @@ class Bus(Protocol):
         Returns warnings for the operator (for example: a single replica without `sync_interval: always`).
         Raises `TopologyRefused` naming the stream and setting that would break a promise; nothing is changed then.
         """
+        ...
+
+    async def inspect(self) -> list[str]:
+        """Look again at what `prepare` was given: make what was deleted, and say what breaks a promise now, a sentence each.
+
+        Settings that somebody changed are only named: whoever changed them had a reason. Raises `PublishFailed` when the broker does
+        not answer.
+        """
+        ...
+
+    def ack_wait(self, source: Source) -> float:
+        """Return the seconds after which the broker delivers again, as last seen: an operator may have set another than `Source` asks."""
+        ...
+
+    @property
+    def trouble(self) -> str:
+        """Why it does not deliver, or hear requests, though connected; empty when all is well, as far as it knows."""
         ...
 
     async def backlog(self, source: Source) -> Backlog:

@@ -18,6 +18,7 @@ from worker.bus import settings
 from worker.bus.base import NO_HEADERS, NO_RESPONDERS, Asked, Headers, Published, PublishFailed, Source, Stream
 from worker.bus.settings import Json
 from worker.bus.streams import ConsumerState, Stored, StreamStore
+from worker.errors import TopologyRefused
 from worker.wire.subjects import covers
 
 
@@ -83,6 +84,20 @@ class MemoryBroker:
             elif source.stream not in self.streams and source.stream not in {stream.name for stream in streams}:
                 found.append(f"stream {source.stream} does not exist: create it, or take the reply binding that names it out")
         return found
+
+    def prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
+        """Create and check streams and consumers, as `Bus.prepare` promises."""
+        found = self.objections(streams, sources)
+        if found:
+            raise TopologyRefused("\n".join(found))
+        warnings: list[str] = []
+        for stream in streams:
+            has = self.streams.get(stream.name) or self.create_stream(settings.stream_config(stream))
+            warnings += settings.stream_remarks(stream, has.config)
+            has.config["subjects"] = settings.subjects_with(stream, has.config) or has.config["subjects"]
+        for source in sources:
+            self.consumer(source)
+        return warnings
 
     def client(self) -> MemoryClient:
         """Return an agent's connection."""

@@ -9,57 +9,28 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import secrets
 import ssl
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import msgspec
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 
+from worker.bus.options import NatsOptions, check_readable, public_address
 from worker.bus.outbound import Outbound
 from worker.bus.reading import ReadingClient
+from worker.bus.renewal import Renewal
 from worker.errors import BusLost
 
-_DENIED = re.compile(r'permissions violation for (?:publish|subscription) to "([^"]+)"')
+__all__ = ["Connection", "NatsOptions", "NoAnswer", "NotPermitted", "public_address"]
+
+_DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
 _REFUSED = ("authorization", "authentication")
 _RECONNECT_WAIT = 0.5
 _REPEAT_LOG_AFTER = 30.0
 _CLOSE_TIMEOUT = 3.0
-
-
-class NatsOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach NATS. Paths: `creds`, `nkey_seed`, `tls_*`. Times are seconds.
-
-    `inbox_prefix`: permissions match whole tokens, so it is whole tokens; random unless one is given. `monitor_url` (http) is asked
-    whether the server syncs to disk; without it nobody warns.
-    """
-
-    servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
-    user: str | None = None
-    password: str | None = None
-    token: str | None = None
-    creds: str | None = None
-    nkey_seed: str | None = None
-    tls_ca: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    name: str = "taskflow-worker"
-    inbox_prefix: str = msgspec.field(default_factory=lambda: f"_INBOX.{secrets.token_hex(8)}")
-    connect_timeout: float = 5.0
-    ping_interval: float = 10.0
-    publish_timeout: float = 5.0
-    monitor_url: str | None = None
-
-    def __repr__(self) -> str:
-        """Show where, never with what secret: structs end up in logs."""
-        return f"NatsOptions(servers={', '.join(map(public_address, self.servers))})"
 
 
 class NoAnswer(Exception):
@@ -75,8 +46,9 @@ class Connection:
 
     def __init__(self, options: NatsOptions) -> None:
         self.options = options
-        self.client: Client = ReadingClient()
+        self.client = ReadingClient()
         self.outbound = Outbound(self.client)
+        self.renewal = Renewal(self.client)
         self.on_up: list[Callable[[], None]] = []
         self.on_down: list[Callable[[], None]] = []
         self.on_denied: list[Callable[[str], None]] = []
@@ -85,7 +57,7 @@ class Connection:
         self._asked: dict[str, set[asyncio.Future[Msg]]] = {}
         self._closing = False
         self._last_error = ""
-        self._logged_at = 0.0
+        self._logged: dict[str, float] = {}
         self._log = structlog.get_logger()
 
     @property
@@ -134,6 +106,7 @@ class Connection:
         """Close without draining (`drain` can hang for its 30 s); idempotent, never raises."""
         self._closing = True
         await self.outbound.stop()
+        self.renewal.stop()
         if not self.client.is_closed:
             await self._close_client()
 
@@ -168,7 +141,7 @@ class Connection:
         """Spell the policy out for nats-py; raises `BusLost` for files that cannot be read."""
         options = self.options
         for path in (options.creds, options.nkey_seed, options.tls_ca, options.tls_cert, options.tls_key):
-            _check_readable(path)
+            check_readable(path)
         return {
             "servers": list(options.servers),
             "name": options.name,
@@ -227,11 +200,14 @@ class Connection:
             self._refused.set_result(text)
         denied = _DENIED.search(text.lower())
         if denied is not None:
-            self._deny(denied.group(1))
-        now = asyncio.get_running_loop().time()
-        if text != self._last_error or now - self._logged_at > _REPEAT_LOG_AFTER:
+            self._deny(denied.group(2))
+            if denied.group(1) == "subscription":
+                self.renewal.deny(denied.group(2))
+        # By what comes before the first name in it: a lost permission is told of with another subject for each event and subscription.
+        kind, now = text.partition('"')[0], asyncio.get_running_loop().time()
+        if now - self._logged.get(kind, -_REPEAT_LOG_AFTER) >= _REPEAT_LOG_AFTER:
             self._log.warning("bus.error", reason=text)
-            self._logged_at = now
+            self._logged[kind] = now
         self._last_error = text
 
     def _deny(self, subject: str) -> None:
@@ -256,6 +232,7 @@ class Connection:
         """Tell the listeners."""
         self._log.info("bus.reconnected", address=self.address)
         self._last_error = ""
+        self._logged.clear()
         for listener in self.on_up:
             self._call(listener)
 
@@ -271,24 +248,6 @@ class Connection:
             listener(*arguments)
         except Exception:  # noqa: BLE001  see above; logged with its traceback
             self._log.exception("bus.listener_failed")
-
-
-def public_address(url: str) -> str:
-    """Strip user, password and token from a NATS URL."""
-    parts = urlsplit(url if "://" in url else f"nats://{url}")
-    host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}:{parts.port or 4222}"
-
-
-def _check_readable(path: str | None) -> None:
-    """Refuse a credential file that cannot be read: nats-py would try it again for ever."""
-    if path is None:
-        return
-    try:
-        with Path(path).open("rb"):
-            pass
-    except OSError as error:
-        raise BusLost(f"the credential file {path} cannot be read: {error.strerror}") from error
 
 
 def _reason(error: BaseException) -> str:

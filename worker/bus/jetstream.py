@@ -88,6 +88,22 @@ class JetStreamBus:
         """Create and check streams and consumers; raises `TopologyRefused`."""
         return await self._topology.prepare(streams, sources)
 
+    async def inspect(self) -> list[str]:
+        """Look again at what `prepare` was given."""
+        try:
+            return await self._topology.inspect()
+        except NoAnswer as error:
+            raise PublishFailed(str(error)) from error
+
+    def ack_wait(self, source: Source) -> float:
+        """Return the seconds after which the broker delivers again, as last seen."""
+        return self._topology.ack_wait(source)
+
+    @property
+    def trouble(self) -> str:
+        """Why it does not deliver, or hear requests, though connected."""
+        return self._connection.renewal.unheard or next((pull.trouble for pull in self._pulls if pull.trouble), "")
+
     async def backlog(self, source: Source) -> Backlog:
         """Tell where the source stands; `delivered` starts again at `floor` after a rewind."""
         try:
@@ -113,7 +129,8 @@ class JetStreamBus:
 
     async def pull(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
         """Deliver continuously until cancelled."""
-        pull = Pull(self._connection, source, take, room, recreate=self._topology.recreate, heartbeat=self._heartbeat)
+        topology = self._topology
+        pull = Pull(self._connection, source, take, room, recreate=topology.recreate, resume=topology.resume, heartbeat=self._heartbeat)
         self._pulls.append(pull)
         try:
             await pull.run()

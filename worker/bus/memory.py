@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from worker.bus import settings
 from worker.bus.asking import NOT_CONNECTED, complaint
 from worker.bus.base import (
     NO_HEADERS,
@@ -49,6 +48,8 @@ class MemoryBus:
         self._failures: list[tuple[PublishFailed, bool]] = []
         self._kicks: list[asyncio.Event] = []
         self._served: Subscriber | None = None
+        self._prepared: tuple[tuple[Stream, ...], tuple[Source, ...]] = ((), ())
+        self.trouble = ""
         self._slots = asyncio.Semaphore(concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger()
@@ -105,17 +106,22 @@ class MemoryBus:
 
     async def prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
         """Create and check streams and consumers; raises `TopologyRefused`."""
-        found = self.broker.objections(streams, sources)
-        if found:
-            raise TopologyRefused("\n".join(found))
-        warnings: list[str] = []
-        for stream in streams:
-            has = self.broker.streams.get(stream.name) or self.broker.create_stream(settings.stream_config(stream))
-            warnings += settings.stream_remarks(stream, has.config)
-            has.config["subjects"] = settings.subjects_with(stream, has.config) or has.config["subjects"]
-        for source in sources:
-            self.broker.consumer(source)
-        return warnings
+        self._prepared = (streams, sources)
+        return self.broker.prepare(streams, sources)
+
+    async def inspect(self) -> list[str]:
+        """Make what was deleted; say what breaks a promise."""
+        if not self._connected:
+            raise PublishFailed("not connected")
+        try:
+            self.broker.prepare(*self._prepared)
+        except TopologyRefused as refused:
+            return str(refused).splitlines()
+        return []
+
+    def ack_wait(self, source: Source) -> float:
+        """Return the seconds after which the broker delivers again."""
+        return float(self.broker.consumer(source).config["ack_wait"]) / 1_000_000_000
 
     async def backlog(self, source: Source) -> Backlog:
         """Tell where the source stands."""

@@ -18,11 +18,11 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
+from worker.bus.acks import ACK, delivery_of, request_of
 from worker.bus.base import NO_HEADERS, Delivery, Source
-from worker.bus.connection import Connection, NoAnswer
+from worker.bus.connection import Connection, NoAnswer, NotPermitted
 from worker.bus.outbound import Frame
 
-_ACK = "$JS.ACK."
 _PENDING_LEFT = "Nats-Pending-Messages"
 _FIRST_DELAY = 0.1
 _LAST_DELAY = 3.0
@@ -32,7 +32,10 @@ _NS = 1_000_000_000
 
 
 class Pull:
-    """One continuous pull. `recreate` makes the consumer again where it was deleted. Times are seconds."""
+    """One continuous pull. Times are seconds.
+
+    `recreate` makes the consumer again where it was deleted; `resume` has what was in hand delivered again after a reconnect.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class Pull:
         room: Callable[[], int],
         *,
         recreate: Callable[[Source], Awaitable[None]],
+        resume: Callable[[Source], Awaitable[None]],
         heartbeat: float = 5.0,
         expires: float = 30.0,
     ) -> None:
@@ -50,6 +54,7 @@ class Pull:
         self._take = take
         self._room = room
         self._recreate = recreate
+        self._resume = resume
         self._heartbeat = heartbeat
         self._expires = expires
         self._next_subject = f"$JS.API.CONSUMER.MSG.NEXT.{source.stream}.{source.consumer}"
@@ -63,14 +68,12 @@ class Pull:
         self._low = 0
         self._request = 0
         self._valid_from = 1
-        self._asked_at = 0.0
-        self._heard_at = 0.0
-        self._delay = 0.0
-        self._not_before = 0.0
-        self._missing = False
-        self._stalled = False
+        self._asked_at = self._heard_at = 0.0
+        self._delay = self._not_before = 0.0
+        self._missing = self._resuming = False
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger().bind(stream=source.stream, consumer=source.consumer)
+        self.trouble = ""  # why nothing can be delivered; empty while something comes, or could
         self.requests = 0  # pull requests sent so far: tests count them to see that nothing spins
 
     def wake(self) -> None:
@@ -103,6 +106,8 @@ class Pull:
             return
         if self._missing:
             await self._make_again()
+        if self._resuming:
+            await self._take_up()
         if self._outstanding and self._loop.time() > self._overdue_at():
             await self._unstall()
         self._refill()
@@ -129,7 +134,7 @@ class Pull:
     def _refill(self) -> None:
         """Ask for as much as there is room for, if half of the last credit is used."""
         now = self._loop.time()
-        if now < self._not_before or self._missing or not self._connection.connected:
+        if now < self._not_before or self._missing or self._resuming or not self._connection.connected:
             return
         target = min(self._room(), self._batch_max)
         want = target - self._outstanding
@@ -154,12 +159,10 @@ class Pull:
     async def _on_message(self, msg: Msg) -> None:
         """Hand a message over, or react to the server's status. A coroutine because nats-py wants one; it never waits."""
         # By the reply subject, not the status header: a stored message can carry any header, also `NATS/1.0 409 …`.
-        if not msg.reply.startswith(_ACK):
+        if not msg.reply.startswith(ACK):
             self._on_status(msg.subject, msg.headers or NO_HEADERS)
             return
-        self._heard_at = self._loop.time()
-        self._delay = 0.0
-        self._stalled = False
+        self._hear()
         if self._outstanding:
             self._outstanding -= 1
         try:
@@ -169,16 +172,21 @@ class Pull:
         if self._outstanding <= self._low:
             self._refill()
 
+    def _hear(self) -> None:
+        """Note that the request is alive: a message or a heartbeat came."""
+        self._heard_at = self._loop.time()
+        self._delay = 0.0
+        self.trouble = ""
+
     def _on_status(self, subject: str, headers: Mapping[str, str]) -> None:
         """React to a status message of one pull request."""
         self._heard_at = self._loop.time()
         status, reason = headers.get("Status", ""), headers.get("Description", "")
         if status == "100":
-            self._delay = 0.0
-            self._stalled = False
+            self._hear()
             return
         # "Batch Completed" ends a request with max_bytes whose batch was delivered in full: everything is accounted for.
-        if _request_of(subject) < self._valid_from or reason == "Batch Completed":
+        if request_of(subject) < self._valid_from or reason == "Batch Completed":
             return
         if status in ("404", "408") or (status == "409" and reason.startswith("Message Size Exceeds")):
             self._on_end(headers)
@@ -227,7 +235,8 @@ class Pull:
         self._not_before = self._loop.time() + self._delay
 
     def _on_up(self) -> None:
-        """Ask at once after a reconnect: the server has forgotten the requests."""
+        """Ask at once after a reconnect: the server has forgotten the requests, and delivered to the old connection till its end."""
+        self._resuming = True
         self._forget()
         self._delay = 0.0
         self._not_before = 0.0
@@ -235,14 +244,19 @@ class Pull:
     def _on_denied(self, subject: str) -> None:
         """Slow down where the credentials may not pull any more (`subject` in lower case)."""
         if subject == self._next_subject.lower():
-            self._log.warning("pull.denied", reason=f"the credentials may not publish on {self._next_subject}")
+            self._complain("denied", f"the credentials may not publish on {self._next_subject}")
             self._delay = max(self._delay, 1.0)
             self._forget()
 
+    def _complain(self, what: str, why: str) -> None:
+        """Say why nothing can be delivered, once until it is something else."""
+        if why != self.trouble:
+            self._log.warning(f"pull.{what}", reason=why)
+        self.trouble = why
+
     async def _unstall(self) -> None:
         """Ask again after missed heartbeats; where the server does not even answer a ping, drop the connection."""
-        self._log.warning("pull.stalled", reason="no message and no heartbeat", repeated=self._stalled)
-        self._stalled = True
+        self._complain("stalled", "no message and no heartbeat")
         self._forget()
         self._not_before = 0.0
         try:
@@ -256,14 +270,25 @@ class Pull:
         try:
             await self._recreate(self._source)
         except NoAnswer as error:
-            self._log.warning("pull.waiting", reason=str(error))
+            self._complain("waiting", str(error))
             self._back_off()
             return
         except Exception as error:  # noqa: BLE001  whatever is wrong with it, the loop goes on trying: an operator may repair it
-            self._log.warning("pull.not_recreated", reason=str(error))
+            self._complain("not_recreated", str(error))
             self._back_off()
             return
         self._missing = False
+
+    async def _take_up(self) -> None:
+        """Have delivered again what may not have come; the broker would wait for its `ack_wait`."""
+        self._resuming = False
+        try:
+            await self._resume(self._source)
+        except NotPermitted:
+            return
+        except NoAnswer:
+            self._missing = self._resuming = True  # no consumer, or JetStream is still starting, as with a 503
+            self._back_off()
 
     async def _unsubscribe(self) -> None:
         """End the interest, so the server delivers nothing more on the old requests."""
@@ -273,26 +298,3 @@ class Pull:
             await self._subscription.unsubscribe()
         except NatsError as error:
             self._log.debug("pull.unsubscribe_failed", reason=repr(error))
-
-
-def delivery_of(msg: Msg) -> Delivery:
-    """Read a delivery's facts from its ack subject: `$JS.ACK.[domain.account.]stream.consumer.attempt.seq.cseq.ns.pending[.random]`."""
-    fields = msg.reply.split(".")
-    at = 2 if len(fields) == 9 else 4  # noqa: PLR2004  the short form has nine tokens, the form with a domain has two more and a random one
-    return Delivery(
-        subject=msg.subject,
-        headers=msg.headers or NO_HEADERS,
-        body=msg.data,
-        stream=fields[at],
-        attempt=int(fields[at + 2]),
-        seq=int(fields[at + 3]),
-        arrived_us=int(fields[at + 5]) // 1000,
-        pending=int(fields[at + 6]),
-        token=msg.reply,
-    )
-
-
-def _request_of(subject: str) -> int:
-    """Read the pull request's number from the subject of a status message; 0 where there is none."""
-    token = subject.rpartition(".")[2]
-    return int(token) if token.isascii() and token.isdigit() else 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
+import nkeys
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -38,6 +40,25 @@ class ReadingClient(Client):
             headers=headers,
             _sid=sid,
         )
+
+    def _connect_command(self) -> bytes:
+        """Make the CONNECT. A key file may have been replaced since the last one; nats-py keeps the first public key for ever."""
+        if self._nkeys_seed is not None:
+            key = nkeys.from_seed(bytearray(Path(self._nkeys_seed).read_bytes().strip()))
+            self._public_nkey = key.public_key.decode()
+            key.wipe()
+        return super()._connect_command()
+
+    def _read_creds_user_jwt(self, creds: Any) -> Any:
+        """Read the JWT of a credentials file; nats-py looks for its end for ever in a file that is only half written."""
+        if b"BEGIN NATS USER JWT" not in Path(creds).read_bytes():
+            raise NatsError(f"nats: {creds} holds no user JWT")
+        return super()._read_creds_user_jwt(creds)
+
+    async def subscribe_again(self) -> None:
+        """Ask for every subscription once more: the server forgets one that its permissions no longer cover, and keeps the others as is."""
+        for subscription in tuple(self._subs.values()):
+            await self._send_subscribe(subscription)
 
     async def _process_pong(self) -> None:
         """Take a PONG. They come in the order of the PINGs, so one that nobody waits for any more still counts."""

@@ -7,8 +7,6 @@ know, and a dropped setting cannot be checked.
 from __future__ import annotations
 
 import asyncio
-import json
-import urllib.request
 from typing import Any
 
 import msgspec
@@ -17,6 +15,7 @@ import structlog
 from worker.bus import settings
 from worker.bus.base import Source, Stream
 from worker.bus.connection import Connection, NoAnswer, NotPermitted
+from worker.bus.monitor import sync_warnings
 from worker.bus.settings import Json
 from worker.errors import TopologyRefused
 
@@ -25,7 +24,7 @@ _NO_CONSUMER = 10014
 # JetStream is starting or electing: the server says so, or nobody answers yet.
 _NOT_YET = frozenset({503})
 _START_PATIENCE = 5.0
-_MONITOR_TIMEOUT = 1.0
+_NS = 1_000_000_000
 
 
 class Topology:
@@ -35,11 +34,14 @@ class Topology:
         self._connection = connection
         self._monitor_url = monitor_url
         self._streams: tuple[Stream, ...] = ()
+        self._sources: tuple[Source, ...] = ()
+        self._ack_waits: dict[Source, float] = {}
+        self._flawed: set[Source] = set()
         self._log = structlog.get_logger()
 
     async def prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
         """Check everything, then create and extend what is missing; see `Bus.prepare`."""
-        self._streams = streams
+        self._streams, self._sources = streams, sources
         try:
             return await self._prepare(streams, sources)
         except NoAnswer as error:
@@ -61,17 +63,48 @@ class Topology:
         for source in sources:
             warnings += await self._ensure_consumer(source)
         if any((configs[stream.name] or {}).get("num_replicas", stream.replicas) == 1 for stream in streams):
-            warnings += await self._sync_warnings()
+            warnings += await sync_warnings(self._monitor_url)
         return warnings
+
+    async def inspect(self) -> list[str]:
+        """Make streams again that were deleted, and say what breaks a promise; see `Bus.inspect`. Raises `NoAnswer`."""
+        found: list[str] = []
+        try:
+            for stream in self._streams:
+                config = await self._made_again(stream)
+                found += settings.stream_objections(stream, config) if config is not None else []
+            for source in self._sources:
+                found += await self._consumer_flaws(source)
+        except TopologyRefused as refused:
+            found.append(str(refused))
+        return found
+
+    async def _consumer_flaws(self, source: Source) -> list[str]:
+        """Say what breaks a promise about a consumer; once nothing does any more, have everything delivered again.
+
+        With `max_deliver`, say, it may have given up on messages, and would never deliver them again. The store's inbox knows the others.
+        """
+        config = await self._consumer(source)
+        if config is None:
+            return []  # the pull's business
+        found = settings.consumer_objections(source, config)
+        if found:
+            self._flawed.add(source)
+        elif source in self._flawed and await self._reset(source, {"seq": 1}):
+            self._flawed.remove(source)
+            self._log.warning("topology.delivered_again", stream=source.stream, reason="the consumer's settings had broken a promise")
+        return found
+
+    def ack_wait(self, source: Source) -> float:
+        """Return the consumer's, as last seen."""
+        return self._ack_waits.get(source, source.ack_wait)
 
     async def recreate(self, source: Source) -> None:
         """Make a consumer, and the worker's own streams, again where they were deleted; raises `TopologyRefused` or `NoAnswer`."""
         if await self._consumer(source) is not None:
             return
         for stream in self._streams:
-            if await self._stream(stream.name) is None:
-                self._log.warning("topology.stream_created_again", stream=stream.name, reason="it was deleted while the worker ran")
-                await self._ensure_stream(stream, None)
+            await self._made_again(stream)
         await self._ensure_consumer(source)
         # It starts at the beginning of the stream; the store's inbox recognises what was done already.
         self._log.warning("topology.consumer_created_again", stream=source.stream, consumer=source.consumer, reason="it was deleted")
@@ -91,10 +124,20 @@ class Topology:
         first: int = answer["state"]["first_seq"]
         return max(first, 1)  # the server says 0 for a stream that never had a message
 
+    async def resume(self, source: Source) -> None:
+        """Have what the broker believes to be in hand delivered again, after a reconnect: part of it went into the old connection."""
+        info = await self.consumer_info(source)
+        if info["num_ack_pending"]:
+            await self.rewind(source)
+
     async def rewind(self, source: Source) -> bool:
         """Reset the consumer to its ack floor; False where the broker cannot. Deliveries count from 1 again then."""
+        return await self._reset(source, None)
+
+    async def _reset(self, source: Source, to: Json | None) -> bool:
+        """Reset the consumer to its ack floor, or to a sequence; False where the broker cannot."""
         try:
-            answer = await self._ask(f"CONSUMER.RESET.{source.stream}.{source.consumer}")
+            answer = await self._ask(f"CONSUMER.RESET.{source.stream}.{source.consumer}", to)
         except NoAnswer as error:
             self._log.warning("topology.not_rewound", stream=source.stream, reason=str(error))
             return False
@@ -137,6 +180,14 @@ class Topology:
                 )
         return found
 
+    async def _made_again(self, stream: Stream) -> Json | None:
+        """Return the stream's configuration after missing subjects were added, or None where it had been deleted and was made again."""
+        config = await self._stream(stream.name)
+        if config is None:
+            self._log.warning("topology.stream_created_again", stream=stream.name, reason="it was deleted while the worker ran")
+        await self._ensure_stream(stream, config)
+        return config
+
     async def _ensure_stream(self, stream: Stream, config: Json | None) -> None:
         """Create the stream, or add its missing subjects."""
         if config is None:
@@ -171,7 +222,10 @@ class Topology:
 
     async def _consumer(self, source: Source) -> Json | None:
         """Return the consumer's configuration, or None."""
-        return await self._config(f"CONSUMER.INFO.{source.stream}.{source.consumer}", _NO_CONSUMER)
+        config = await self._config(f"CONSUMER.INFO.{source.stream}.{source.consumer}", _NO_CONSUMER)
+        if config is not None:
+            self._ack_waits[source] = (config.get("ack_wait") or int(source.ack_wait * _NS)) / _NS
+        return config
 
     async def _config(self, verb: str, absent: int) -> Json | None:
         """Return the configuration an info request answers with, or None where the thing does not exist."""
@@ -223,18 +277,6 @@ class Topology:
                     raise
             await asyncio.sleep(0.1)
 
-    async def _sync_warnings(self) -> list[str]:
-        """Ask the monitoring endpoint, where one is configured, whether the server syncs to disk."""
-        if self._monitor_url is None:
-            return []
-        try:
-            varz = await asyncio.to_thread(_varz, self._monitor_url)
-        except (OSError, ValueError) as error:
-            self._log.info("topology.monitor_unreachable", reason=str(error))
-            return []
-        warning = settings.sync_warning(varz)
-        return [warning] if warning else []
-
 
 def _version(connection: Connection) -> str:
     """Return the server's version, or nothing where it is no version number."""
@@ -243,15 +285,6 @@ def _version(connection: Connection) -> str:
         return f"{version.major}.{version.minor}.{version.patch}"
     except ValueError:
         return ""
-
-
-def _varz(monitor_url: str) -> Json:
-    """Fetch `/varz`; blocks up to a second. Raises OSError or ValueError."""
-    if not monitor_url.startswith("http://"):
-        raise ValueError("the monitor URL must start with http://")
-    with urllib.request.urlopen(f"{monitor_url.rstrip('/')}/varz", timeout=_MONITOR_TIMEOUT) as response:  # noqa: S310  checked above
-        varz: Any = json.load(response)
-    return varz if isinstance(varz, dict) else {}
 
 
 def _described(answer: Json) -> str:

@@ -1,0 +1,37 @@
+"""Ask the server's monitoring port, where one is configured, whether it syncs to disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from typing import Any
+
+import structlog
+
+from worker.bus import settings
+from worker.bus.settings import Json
+
+_TIMEOUT = 1.0
+
+
+async def sync_warnings(monitor_url: str | None) -> list[str]:
+    """Return a warning where the server writes to disk only now and then; none where it cannot be asked."""
+    if monitor_url is None:
+        return []
+    try:
+        varz = await asyncio.to_thread(_varz, monitor_url)
+    except (OSError, ValueError) as error:
+        structlog.get_logger().info("topology.monitor_unreachable", reason=str(error))
+        return []
+    warning = settings.sync_warning(varz)
+    return [warning] if warning else []
+
+
+def _varz(monitor_url: str) -> Json:
+    """Fetch `/varz`; blocks up to a second. Raises OSError or ValueError."""
+    if not monitor_url.startswith("http://"):
+        raise ValueError("the monitor URL must start with http://")
+    with urllib.request.urlopen(f"{monitor_url.rstrip('/')}/varz", timeout=_TIMEOUT) as response:  # noqa: S310  checked above
+        varz: Any = json.load(response)
+    return varz if isinstance(varz, dict) else {}

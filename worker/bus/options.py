@@ -1,0 +1,57 @@
+"""Say how to reach NATS, and show it without secrets."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from worker.errors import BusLost
+
+
+class NatsOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to reach NATS. Paths: `creds`, `nkey_seed`, `tls_*`. Times are seconds.
+
+    `inbox_prefix`: permissions match whole tokens, so it is whole tokens; random unless one is given. `monitor_url` (http) is asked
+    whether the server syncs to disk; without it nobody warns.
+    """
+
+    servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+    creds: str | None = None
+    nkey_seed: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    name: str = "taskflow-worker"
+    inbox_prefix: str = msgspec.field(default_factory=lambda: f"_INBOX.{secrets.token_hex(8)}")
+    connect_timeout: float = 5.0
+    ping_interval: float = 10.0
+    publish_timeout: float = 5.0
+    monitor_url: str | None = None
+
+    def __repr__(self) -> str:
+        """Show where, never with what secret: structs end up in logs."""
+        return f"NatsOptions(servers={', '.join(map(public_address, self.servers))})"
+
+
+def public_address(url: str) -> str:
+    """Strip user, password and token from a NATS URL."""
+    parts = urlsplit(url if "://" in url else f"nats://{url}")
+    host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{parts.port or 4222}"
+
+
+def check_readable(path: str | None) -> None:
+    """Refuse a credential file that cannot be read: nats-py would try it again for ever."""
+    if path is None:
+        return
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as error:
+        raise BusLost(f"the credential file {path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,55 @@
+"""Look at the broker's streams and consumers now and then: an operator may delete or change them while the worker runs.
+
+What was deleted is made again. What was changed so that it breaks a promise is reported, and makes the worker not ready, until it is
+changed back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from worker.bus.base import Bus, PublishFailed
+
+_EVERY = 4.0
+
+
+class Inspector:
+    """Inspects what `Bus.prepare` was given, every `every` seconds."""
+
+    def __init__(self, bus: Bus, *, every: float = _EVERY) -> None:
+        self._bus = bus
+        self._every = every
+        self._log = structlog.get_logger("inspector")
+        self._flaws: list[str] = []
+        self._silent = ""
+
+    @property
+    def flaws(self) -> list[str]:
+        """What breaks a promise at the moment, a sentence each."""
+        return [*self._flaws, *([f"JetStream does not answer: {self._silent}"] if self._silent else [])]
+
+    async def run(self) -> None:
+        """Inspect until cancelled."""
+        while True:
+            await asyncio.sleep(self._every)
+            if self._bus.connected:
+                await self.inspect()
+
+    async def inspect(self) -> None:
+        """Look once; what is new is logged, once."""
+        try:
+            found = await self._bus.inspect()
+        except PublishFailed as silent:
+            if not self._silent:
+                self._log.warning("jetstream_does_not_answer", why=str(silent))
+            self._silent = str(silent)
+            return
+        self._silent = ""
+        for flaw in found:
+            if flaw not in self._flaws:
+                self._log.error("stream_breaks_a_promise", why=flaw)
+        if self._flaws and not found:
+            self._log.info("streams_are_well_again")
+        self._flaws = found
