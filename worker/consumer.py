@@ -23,8 +23,13 @@ from worker.submission import Outcome, Raw, Useless
 from worker.wire.codec import Ignored, Inbound, Unusable
 
 MAX_ATTEMPTS = 5
-MAX_BYTES_IN_HAND = 64 * 1024 * 1024
+MAX_BYTES_IN_HAND = 4 * 1024 * 1024
 RETRY_DELAYS = (1.0, 5.0, 30.0, 120.0)
+_LOOK_EVERY = 1.0
+"""Seconds between looks at what is long in hand: an operator may shorten the broker's patience at any time."""
+
+_Place = tuple[int, int]
+"""Where a message lies in its stream, and since when: a stream that is made again counts from 1 once more."""
 
 Verdict = Inbound | Unusable | Ignored
 Reader = Callable[[Delivery], Verdict]
@@ -44,7 +49,8 @@ class Consumer:
         self._watch = watch
         self._recovered = recovered
         self._room_in_hand = room
-        self._in_hand: dict[str, Delivery] = {}
+        self._in_hand: dict[_Place, Delivery] = {}
+        self._heard_of: dict[_Place, float] = {}
         self._bytes_in_hand = 0
         self._suspects: dict[int, int] = {}
         self._failed: dict[int, int] = {}
@@ -118,9 +124,13 @@ class Consumer:
 
     def _take(self, delivery: Delivery) -> None:
         """Read one delivery and submit it; the outcome comes to `_settle`."""
-        if delivery.token not in self._in_hand:
-            self._bytes_in_hand += len(delivery.body)
-        self._in_hand[delivery.token] = delivery
+        place = _place(delivery)
+        again = place in self._in_hand
+        self._in_hand[place] = delivery
+        self._heard_of[place] = asyncio.get_running_loop().time()
+        if again:
+            return  # the broker's patience was too short; what comes of the first delivery settles this one
+        self._bytes_in_hand += len(delivery.body)
         begun = self._begun(delivery)
         try:
             verdict = _poison(delivery, begun) if begun >= MAX_ATTEMPTS else self._read(delivery)
@@ -131,14 +141,14 @@ class Consumer:
             self._done(delivery, Ack(), "ignored", "ignored")
             return
         raw = Raw(subject=delivery.subject, headers=dict(delivery.headers), body=delivery.body)
-        place = {"source": delivery.stream, "seq": delivery.seq}
+        origin = {"source": delivery.stream, "seq": delivery.seq}
         if isinstance(verdict, Unusable):
             attributed = verdict.identity is not None and (verdict.decoded or verdict.reason not in _UNREADABLE)
             useless = Useless(error=verdict.error, reason=None if attributed else verdict.reason)
-            outcome = self._engine.submit(useless, verdict.identity, raw=raw, **place)  # type: ignore[arg-type]  # place's values fit
+            outcome = self._engine.submit(useless, verdict.identity, raw=raw, **origin)  # type: ignore[arg-type]  # its values fit
         else:
             suspect = self._watched(delivery)
-            outcome = self._engine.submit(verdict.stimulus, verdict.identity, raw=raw, alone=suspect, **place)  # type: ignore[arg-type]
+            outcome = self._engine.submit(verdict.stimulus, verdict.identity, raw=raw, alone=suspect, **origin)  # type: ignore[arg-type]
         outcome.add_done_callback(partial(self._settle, delivery, verdict))
 
     def _begun(self, delivery: Delivery) -> int:
@@ -191,10 +201,12 @@ class Consumer:
 
     def _done(self, delivery: Delivery, settlement: Settlement, verb: str, outcome: str, *, final: bool = True) -> None:
         """Settle, make room, and note how far the start's backlog has come."""
-        if self._in_hand.pop(delivery.token, None) is None:
+        latest = self._in_hand.pop(_place(delivery), None)
+        if latest is None:
             return
+        self._heard_of.pop(_place(delivery), None)
         self._bytes_in_hand -= len(delivery.body)
-        self._bus.settle(delivery, settlement)
+        self._bus.settle(latest, settlement)
         self._watch(verb, outcome)
         if not self._in_hand:
             self._emptied.set()
@@ -215,17 +227,24 @@ class Consumer:
 
     async def _keep_alive(self) -> None:
         """Tell the broker that what is long in hand is still worked on, so that it is not delivered a second time."""
-        old: frozenset[str] = frozenset()
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._source.ack_wait / 3)
-            for token in old & self._in_hand.keys():
-                self._bus.settle(self._in_hand[token], InProgress())
-            old = frozenset(self._in_hand)
+            patience = self._bus.ack_wait(self._source) / 3
+            await asyncio.sleep(min(patience, _LOOK_EVERY))
+            for place, delivery in self._in_hand.items():
+                if loop.time() - self._heard_of[place] >= patience:
+                    self._bus.settle(delivery, InProgress())
+                    self._heard_of[place] = loop.time()
 
 
 _UNREADABLE = frozenset({"malformed", "too_large", "too_deep", "poison"})
 """Reasons for the dead letters even where the header names a command: nothing could be decoded."""
 _TERMINATED = frozenset({"dead", "conflict", "flow_mismatch"})
+
+
+def _place(delivery: Delivery) -> _Place:
+    """Return where the message lies, the same for each delivery of it."""
+    return delivery.seq, delivery.arrived_us
 
 
 def _heard(noted: asyncio.Future[None]) -> None:

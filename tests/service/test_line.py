@@ -14,7 +14,7 @@ from tests.eventually import eventually
 from tests.running import an_input
 from tests.service.line import TOPIC, Gate, Line, living, sequences
 from worker import consumer, engine, relay
-from worker.bus.base import Delivery
+from worker.bus.base import Delivery, InProgress
 from worker.bus.memory import Stored
 from worker.consumer import Verdict
 from worker.errors import StoreBroken, Unavailable
@@ -337,6 +337,44 @@ async def test_a_message_that_kills_the_worker_five_times_is_dead_lettered_befor
     assert await line.store.outcome("cmd:kate", killer) is None
     assert all([(await line.outcome(name))["ok"] for name in (first, last)])
     await line.stop()
+
+
+async def test_a_message_that_is_delivered_again_while_it_is_in_hand_is_decided_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RELIABILITY 3, row 22: a broker without patience makes no work."""
+    async with living(path) as line:
+        submitted: list[Any] = []
+        submit = line.services.engine.submit
+
+        def counted(*args: Any, **named: Any) -> Any:
+            submitted.append(args)
+            return submit(*args, **named)
+
+        monkeypatch.setattr(line.services.engine, "submit", counted)
+        gate = Gate()
+        with gate.closed():
+            await line.command("start", controller_id="c", goal="g")
+            await gate.reached.wait()
+            line.clock.advance(seconds=31)
+            line.broker.tick()
+            await eventually(lambda: [one.attempt for one in line.services.consumers[0]._in_hand.values()] == [2])
+            gate.open()
+            await line.settled()
+        assert len(submitted) == 1
+        assert (await line.store.counts())["inbox.applied"] == 1
+
+
+async def test_what_is_long_in_hand_is_kept_by_the_patience_that_the_broker_has_now(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.001)
+    async with living(path) as line:
+        gate = Gate()
+        with gate.closed():
+            await line.command("start", controller_id="c", goal="g")
+            await gate.reached.wait()
+            assert line.bus.settled == []
+            line.broker.consumer(line.services.consumers[0]._source).config["ack_wait"] = 3_000_000
+            await eventually(lambda: line.bus.settled.count(InProgress()) >= 3)
+            gate.open()
+            await line.settled()
 
 
 async def test_after_a_kill_suspects_run_alone_and_the_innocent_are_cleared(path: Path) -> None:
