@@ -60,7 +60,7 @@ async def test_nothing_is_lost_when_the_broker_is_killed_again_and_again_and_the
             await kate.insist(
                 "taskflow.cmd.kate.start", encoded({"controller_id": "k", "goal": "probe", "flow_id": probe}), {"Nats-Msg-Id": f"p-{probe}"}
             )
-            load.ledger.open(f"p-{probe}", probe, "start").acknowledged = time.monotonic()
+            load.ledger.command("kate", f"p-{probe}", probe, "start").acknowledged = time.monotonic()
             await heard.until(lambda: any(f".{probe}." in m.subject for m in heard.messages), within=30)  # noqa: B023  awaited here
             back.append(time.monotonic() - began)
             heard.messages.clear()
