@@ -21,6 +21,7 @@ from worker.probes import WorkerProbes
 from worker.pruner import Pruner
 from worker.relay import Relay
 from worker.signals import Stop
+from worker.systemd import Systemd
 from worker.telemetry import Said
 from worker.wait_engine import WaitEngine
 
@@ -40,6 +41,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     pruner: Pruner
     api: Api
     probes: WorkerProbes
+    systemd: Systemd
 
 
 class Supervisor:
@@ -59,7 +61,7 @@ class Supervisor:
         its = self._services
         async with asyncio.TaskGroup() as group:
             committing = group.create_task(its.engine.run(), name="engine")
-            background = [group.create_task(its.probes.run(), name="probes")]
+            background = [group.create_task(its.probes.run(), name="probes"), group.create_task(its.systemd.watch(), name="watchdog")]
             background += [group.create_task(relay.run(), name="relay") for relay in its.relays]
             await self._recover()
             pulls = [group.create_task(consumer.run(), name="consumer") for consumer in its.consumers]
@@ -69,8 +71,10 @@ class Supervisor:
             await its.bus.serve(its.api.service(self._version), its.api.handle)
             its.probes.is_started = True
             ready()
+            its.systemd.ready(f"Deciding what comes from {its.bus.address}")
             await self._ended(stop)
             its.probes.is_stopping = True
+            its.systemd.stopping("Finishing what is in hand, publishing what is committed")
             self._log.info(Said.STOPPING)
             await self._stop(pulls, timers)
             its.engine.close()

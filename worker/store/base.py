@@ -136,7 +136,7 @@ class Reads(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Answer, or raise: shows that the database thread is alive."""
+        """Answer, or raise: shows that every thread that works on the database is alive."""
         ...
 
 

@@ -163,6 +163,11 @@ class SqliteFlowStore(SqliteReads):
         async with self._gate:
             return list(await self._writer.execute_fetchall(sql, parameters))
 
+    async def ping(self) -> None:
+        """Answer on the reading connection's thread, and on the writing one's: either can hang while the other answers."""
+        await super().ping()
+        await self._writer.execute_fetchall("SELECT 1")
+
     async def close(self) -> None:
         """Close cleanly: the log is folded into the file, and the next start need not check it."""
         if self._closed:
