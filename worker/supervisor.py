@@ -66,6 +66,7 @@ class Supervisor:
             await self._recover()
             pulls = [group.create_task(consumer.run(), name="consumer") for consumer in its.consumers]
             timers = group.create_task(self._run_timers(), name="timers")
+            background.append(group.create_task(self._caught_up(), name="catching up"))
             background.append(group.create_task(its.dispatcher.run(), name="dispatcher"))
             background.append(group.create_task(its.pruner.run(), name="pruner"))
             await its.bus.serve(its.api.service(self._version), its.api.handle)
@@ -123,6 +124,14 @@ class Supervisor:
         """Return when no consumer has a backlog from before the start."""
         for consumer in self._services.consumers:
             await consumer.drained()
+
+    async def _caught_up(self) -> None:
+        """Forget that the database is a copy once it knows all that the broker has; until then, each start asks again."""
+        engine = self._services.engine
+        if engine.store.restored:
+            await self._drained()
+            with contextlib.suppress(Unavailable):  # the next start finds nothing missing, and forgets it then
+                await engine.do(lambda transaction: transaction.forget_restored())
 
     async def _stop(self, pulls: Sequence[asyncio.Task[None]], timers: asyncio.Task[None]) -> None:
         """Stop taking in, let what is in hand get its outcome, publish what is committed."""

@@ -91,10 +91,10 @@ class Topology:
         first: int = answer["state"]["first_seq"]
         return max(first, 1)  # the server says 0 for a stream that never had a message
 
-    async def rewind(self, source: Source) -> bool:
-        """Reset the consumer to its ack floor; False where the broker cannot. Deliveries count from 1 again then."""
+    async def rewind(self, source: Source, to: int | None = None) -> bool:
+        """Reset the consumer to its ack floor, or to `to`; False where the broker cannot. Deliveries count from 1 again then."""
         try:
-            answer = await self._ask(f"CONSUMER.RESET.{source.stream}.{source.consumer}")
+            answer = await self._ask(f"CONSUMER.RESET.{source.stream}.{source.consumer}", None if to is None else {"seq": to})
         except NoAnswer as error:
             self._log.warning("topology.not_rewound", stream=source.stream, reason=str(error))
             return False
