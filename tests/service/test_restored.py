@@ -43,7 +43,9 @@ async def test_what_was_acknowledged_after_the_backup_is_decided_again(path: Pat
         before = await line.parked("c-1")
         copy = await copied(line, path)
         await line.reply({"n": 1}, "c-1")
-        after = (await line.done("start", "late", controller_id="k", goal="g", flow_id="0192a000-0000-7000-8000-000000000001"))["flow"]["id"]
+        after = (await line.done("start", "late", controller_id="k", goal="g", flow_id="0192a000-0000-7000-8000-000000000001"))["flow"][
+            "id"
+        ]
         await line.settled()
         epoch = line.store.epoch
         await line.stop()
