@@ -76,8 +76,8 @@ class Consumer:
     async def _first_missing(self, floor: int) -> int | None:
         """Return the first message that the broker was told is done and this database does not know: it is an older copy then.
 
-        A copy made by `taskflow db backup` says that it is one, and is searched for the first hole. Any other is known by its end only, where
-        messages that a binding ignores look the same. A database that knows nothing is a new one: what an older one did is not done again.
+        A copy made by `taskflow db backup` says that it is one, and is searched for the first hole. Any other is known by its end only,
+        where messages that a binding ignores look the same. A database that knows nothing is a new one, and does nothing again.
         """
         store, stream = self._engine.store, self._source.stream
         last = await store.last_taken(stream)
@@ -95,8 +95,8 @@ class Consumer:
             return
         stream, consumer = self._source.stream, self._source.consumer
         message = (
-            f"the database does not know what the broker was told is done, from message {missing} to {floor} of {stream}, and the broker "
-            f"cannot be rewound: run `nats consumer rm {stream} {consumer}`, then start again; what is known is recognised, the rest decided"
+            f"the database is a copy that does not know what was acknowledged since, from message {missing} to {floor} of {stream}, and "
+            f"the broker cannot be rewound: run `nats consumer rm {stream} {consumer}`, then start again; what is known is recognised"
         )
         raise TopologyRefused(message)
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.eventually import eventually
-from tests.service.line import Line, living
-from tests.service.test_line import sequences
+from tests.service.line import Line, living, sequences
 from worker.bus.memory import MemoryBus
 from worker.errors import TopologyRefused
 from worker.store.backup import backed_up
