@@ -15,8 +15,9 @@ from typing import cast
 
 from nats.errors import Error as NatsError
 
-from tests.e2e.stage import INBOUND, Agent, Stage, encoded
+from tests.e2e.stage import INBOUND, Agent, Stage, encoded, new_id
 from tests.eventually import eventually
+from tests.faults.ledger import Ledger
 from tests.faults.load import PARTS, Load
 
 NO_SIGNAL = cast("signal.Signals", 0)
@@ -39,13 +40,16 @@ async def ended(stage: Stage, *, within: float = 20.0) -> int:
     return await stage._end(NO_SIGNAL, within)
 
 
-async def at_work(agent: Agent, *, within: float = 30.0) -> float:
+async def at_work(agent: Agent, ledger: Ledger, *, within: float = 30.0) -> float:
     """Return how many seconds it took until a request was committed and answered."""
     began = time.monotonic()
+    flow_id = new_id()
+    body = {"controller_id": "probe", "goal": "probe", "flow_id": flow_id}
+    operation = ledger.open(f"probe-{flow_id}", flow_id, "start", counts=False)
 
     async def answered() -> bool:
         with suppress(NatsError, TimeoutError, OSError):
-            return bool((await agent.api("start", {"controller_id": "probe", "goal": "probe"}))["ok"])
+            return bool((await agent.api("start", body, operation.id))["ok"])
         return False
 
     await eventually(answered, within=within)
