@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SEED
 from tests.e2e.stage import Agent, Stage
 from tests.faults.disturbing import ended, loaded
 from tests.faults.report import Row
@@ -105,4 +106,6 @@ async def test_an_opening_killed_at_every_statement_leaves_a_database_that_opens
     fresh, used = map(int, out.split())
     assert fresh > sum(map(len, migrations()))
     assert used > 20
-    record(Row(scenario="kill-open", seed=0, runs=2, faults=fresh + used, note=f"every statement of opening: {fresh} new, {used} in use"))
+    record(
+        Row(scenario="kill-open", seed=SEED, runs=2, faults=fresh + used, note=f"every statement of opening: {fresh} new, {used} in use")
+    )
