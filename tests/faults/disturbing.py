@@ -45,7 +45,8 @@ async def at_work(agent: Agent, ledger: Ledger, *, within: float = 30.0) -> floa
     began = time.monotonic()
     flow_id = new_id()
     body = {"controller_id": "probe", "goal": "probe", "flow_id": flow_id}
-    operation = ledger.open(f"probe-{flow_id}", flow_id, "start", counts=False)
+    operation = ledger.command(agent.name, f"probe-{flow_id}", flow_id, "start")
+    operation.tries, operation.invoked = 1, began
 
     async def answered() -> bool:
         with suppress(NatsError, TimeoutError, OSError):
@@ -53,6 +54,7 @@ async def at_work(agent: Agent, ledger: Ledger, *, within: float = 30.0) -> floa
         return False
 
     await eventually(answered, within=within)
+    operation.acknowledged = time.monotonic()
     return time.monotonic() - began
 
 

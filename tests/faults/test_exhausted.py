@@ -107,7 +107,7 @@ async def test_a_worker_that_the_kernel_kills_for_its_memory_has_lost_nothing(
             (memory / "cgroup.procs").write_text(str(stage.pid))
             limit.write_text(str(1 << 20))  # what it touches from here on is charged, and there is no room for it
             flow_id = f"00000000-0000-4000-8000-{number:012}"
-            operation = load.ledger.open(f"big-{number}", flow_id, "start")
+            operation = load.ledger.command(kate.name, f"big-{number}", flow_id, "start")
             body = {"controller_id": "k", "goal": "g", "flow_id": flow_id, "state": {"big": "x" * 200_000}}
             operation.tries += 1
             await kate.cmd("start", body, operation.id)
