@@ -34,6 +34,7 @@ from worker.signals import Stop
 from worker.store.base import Store
 from worker.store.sqlite import SqliteFlowStore
 from worker.supervisor import Services, Supervisor
+from worker.systemd import Systemd
 from worker.telemetry import Metrics, Said, configure_logging, logger
 from worker.times import Micros
 from worker.tracking import Tracker
@@ -135,6 +136,7 @@ async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: TextIO
     except BaseExceptionGroup as group:
         raise _root(group) from group
     finally:
+        services.systemd.close()
         if health is not None:
             await health.stop()
 
@@ -176,6 +178,7 @@ def compose(
         api=Api(engine, subjects, mint, watch=tracker.settled, reply_topics=tuple(b.subject for b in bindings.configured)),
         dispatcher=Dispatcher(bus, engine),
         probes=WorkerProbes(store, bus, relays, inspector, tracker, paused=lambda: engine.stalled),
+        systemd=Systemd(os.environ, store.ping),
     )
 
 

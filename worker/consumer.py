@@ -17,7 +17,7 @@ import structlog
 
 from worker.bus.base import Ack, Bus, Delivery, InProgress, Nak, Settlement, Source, Term
 from worker.engine import Engine
-from worker.errors import FlowError, Internal, Refusal, Unavailable
+from worker.errors import FlowError, Internal, Refusal, TopologyRefused, Unavailable
 from worker.store.base import Transaction
 from worker.submission import Outcome, Raw, Useless
 from worker.wire.codec import Ignored, Inbound, Unusable
@@ -70,10 +70,41 @@ class Consumer:
         before = await self._bus.backlog(self._source)
         if before.delivered > before.floor:
             await self._find_suspects(before.floor, before.delivered)
+        missing = await self._first_missing(before.floor)
+        if missing is not None:
+            await self._catch_up(missing, before.floor)
+        elif before.delivered > before.floor:
             await self._bus.rewind(self._source)
         self._to_drain = (await self._bus.backlog(self._source)).pending
         if self._to_drain == 0:
             self._drained.set()
+
+    async def _first_missing(self, floor: int) -> int | None:
+        """Return the first message that the broker was told is done and this database does not know: it is an older copy then.
+
+        A copy made by `taskflow db backup` says that it is one, and is searched for the first hole. Any other is known by its end only,
+        where messages that a binding ignores look the same. A database that knows nothing is a new one, and does nothing again.
+        """
+        store, stream = self._engine.store, self._source.stream
+        last = await store.last_taken(stream)
+        if not store.restored and (last is None or last >= floor):
+            return None
+        kept = await self._bus.first_kept(stream)
+        missing = await store.first_not_taken(stream, kept) if store.restored else max(kept, (last or 0) + 1)
+        return missing if missing <= floor else None
+
+    async def _catch_up(self, missing: int, floor: int) -> None:
+        """Have everything delivered again from the first missing message on; what is known is recognised. Raises `TopologyRefused`."""
+        restored = self._engine.store.restored
+        self._log.warning("acknowledged_but_not_known", missing=missing, acknowledged=floor, restored=restored)
+        if await self._bus.rewind(self._source, missing) or not restored:
+            return
+        stream, consumer = self._source.stream, self._source.consumer
+        message = (
+            f"the database is a copy that does not know what was acknowledged since, from message {missing} to {floor} of {stream}, and "
+            f"the broker cannot be rewound: run `nats consumer rm {stream} {consumer}`, then start again; what is known is recognised"
+        )
+        raise TopologyRefused(message)
 
     async def _find_suspects(self, floor: int, delivered: int) -> None:
         """Note what a killed run had in hand."""

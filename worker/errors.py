@@ -200,6 +200,12 @@ class StoreBroken(Refusal):
     exit_code = 74
 
 
+class Exhausted(Refusal):
+    """The system gives the process less than it needs to run at all; nothing was changed."""
+
+    exit_code = 74
+
+
 class TopologyRefused(Refusal):
     """A stream or consumer exists whose settings would break a promise; the message names the setting."""
 

@@ -22,6 +22,7 @@ from worker.probes import WorkerProbes
 from worker.pruner import Pruner
 from worker.relay import Relay
 from worker.signals import Stop
+from worker.systemd import Systemd
 from worker.telemetry import Said
 from worker.wait_engine import WaitEngine
 
@@ -42,6 +43,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     inspector: Inspector
     api: Api
     probes: WorkerProbes
+    systemd: Systemd
 
 
 class Supervisor:
@@ -61,19 +63,22 @@ class Supervisor:
         its = self._services
         async with asyncio.TaskGroup() as group:
             committing = group.create_task(its.engine.run(), name="engine")
-            background = [group.create_task(its.probes.run(), name="probes")]
+            background = [group.create_task(its.probes.run(), name="probes"), group.create_task(its.systemd.watch(), name="watchdog")]
             background += [group.create_task(relay.run(), name="relay") for relay in its.relays]
             await self._recover()
             pulls = [group.create_task(consumer.run(), name="consumer") for consumer in its.consumers]
             timers = group.create_task(self._run_timers(), name="timers")
+            background.append(group.create_task(self._caught_up(), name="catching up"))
             background.append(group.create_task(its.dispatcher.run(), name="dispatcher"))
             background.append(group.create_task(its.pruner.run(), name="pruner"))
             background.append(group.create_task(its.inspector.run(), name="inspector"))
             await its.bus.serve(its.api.service(self._version), its.api.handle)
             its.probes.is_started = True
             ready()
+            its.systemd.ready(f"Deciding what comes from {its.bus.address}")
             await self._ended(stop)
             its.probes.is_stopping = True
+            its.systemd.stopping("Finishing what is in hand, publishing what is committed")
             self._log.info(Said.STOPPING)
             await self._stop(pulls, timers)
             its.engine.close()
@@ -122,6 +127,14 @@ class Supervisor:
         """Return when no consumer has a backlog from before the start."""
         for consumer in self._services.consumers:
             await consumer.drained()
+
+    async def _caught_up(self) -> None:
+        """Forget that the database is a copy once it knows all that the broker has; until then, each start asks again."""
+        engine = self._services.engine
+        if engine.store.restored:
+            await self._drained()
+            with contextlib.suppress(Unavailable):  # the next start finds nothing missing, and forgets it then
+                await engine.do(lambda transaction: transaction.forget_restored())
 
     async def _stop(self, pulls: Sequence[asyncio.Task[None]], timers: asyncio.Task[None]) -> None:
         """Stop taking in, let what is in hand get its outcome, publish what is committed."""

@@ -689,3 +689,17 @@ async def test_closing_twice_is_fine_and_the_bus_is_not_lost_by_it(rig: Rig, bus
     assert not lost.done()
     with pytest.raises(PublishFailed):
         await bus.publish(event(1))
+
+
+async def test_rewind_to_a_place_delivers_from_there_on_whatever_was_settled(rig: Rig, bus: Bus) -> None:
+    await bus.prepare((IN, EVT), (WORKER,))
+    await send(rig, 5)
+    async with pulling(bus, settle=ACK) as got:
+        await eventually(lambda: len(got) == 5)
+        await bus.flush()
+    assert await bus.rewind(WORKER, 3)
+    backlog = await bus.backlog(WORKER)
+    assert (backlog.floor, backlog.pending) == (2, 3)
+    async with pulling(bus, settle=ACK) as again:
+        await eventually(lambda: len(again) == 3)
+    assert [delivery.seq for delivery in again] == [3, 4, 5]

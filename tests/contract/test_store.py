@@ -587,3 +587,18 @@ async def test_a_closed_store_says_so(store: Store) -> None:
         await store.begin()
     with pytest.raises(Unavailable):
         await store.ping()
+
+
+async def test_the_store_knows_which_places_of_a_stream_it_has_taken(store: Store) -> None:
+    assert await store.last_taken("S") is None
+    assert await store.first_not_taken("S", 1) == 1
+    await save(store, inbox=[a_message(f"k{n}", n) for n in (2, 3, 4, 7)] + [a_message("other", 9, source="T"), a_message("api", None)])
+    assert await store.last_taken("S") == 7
+    assert [await store.first_not_taken("S", start) for start in (1, 2, 4, 5, 7, 8)] == [1, 5, 5, 5, 8, 8]
+
+
+async def test_a_database_that_is_no_copy_is_not_restored(store: Store) -> None:
+    assert not store.restored
+    assert not await store.was_restored()
+    await upkeep(store, "forget_restored")
+    assert not await store.was_restored()

@@ -237,10 +237,11 @@ class Bus(Protocol):
         """
         ...
 
-    async def rewind(self, source: Source) -> bool:
+    async def rewind(self, source: Source, to: int | None = None) -> bool:
         """Make the broker deliver everything above the ack floor at once, instead of after `ack_wait`.
 
-        Returns False where the broker cannot (older server, no permission): redelivery then comes with `ack_wait`.
+        `to`: everything from this sequence on instead, whether it was settled or not. Returns False where the broker cannot (older
+        server, no permission): redelivery then comes with `ack_wait`.
         """
         ...
 

@@ -123,9 +123,9 @@ class JetStreamBus:
         except NoAnswer as error:
             raise PublishFailed(str(error)) from error
 
-    async def rewind(self, source: Source) -> bool:
-        """Deliver everything above the ack floor again, at once (nats-server 2.12 and later)."""
-        return await self._topology.rewind(source)
+    async def rewind(self, source: Source, to: int | None = None) -> bool:
+        """Deliver everything above the ack floor, or from `to` on, again, at once (nats-server 2.12 and later)."""
+        return await self._topology.rewind(source, to)
 
     async def pull(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
         """Deliver continuously until cancelled."""

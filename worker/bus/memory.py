@@ -136,10 +136,10 @@ class MemoryBus:
         has = self.broker.streams[stream]
         return min(has.messages, default=has.last_seq + 1)
 
-    async def rewind(self, source: Source) -> bool:
-        """Deliver everything above the ack floor again, at once."""
+    async def rewind(self, source: Source, to: int | None = None) -> bool:
+        """Deliver everything above the ack floor, or from `to` on, again, at once."""
         if self._connected:
-            self.broker.consumer(source).rewind()
+            self.broker.consumer(source).rewind(to)
             self.broker.tick()
         return self._connected
 

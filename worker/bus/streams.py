@@ -115,9 +115,9 @@ class ConsumerState:
             case InProgress():
                 self._deliver_again(seq, now + self._ack_wait)
 
-    def rewind(self) -> None:
-        """Go back to the floor. Attempts start from 1 again, as on the server."""
-        self._next = self.floor + 1
+    def rewind(self, to: int | None = None) -> None:
+        """Go back to the floor, or to `to`. Attempts start from 1 again, as on the server."""
+        self._next = self.floor + 1 if to is None else to
         self._due.clear()
         self._attempts.clear()
         self._heap.clear()

@@ -90,7 +90,7 @@ class Topology:
         found = settings.consumer_objections(source, config)
         if found:
             self._flawed.add(source)
-        elif source in self._flawed and await self._reset(source, {"seq": 1}):
+        elif source in self._flawed and await self.rewind(source, 1):
             self._flawed.remove(source)
             self._log.warning("topology.delivered_again", stream=source.stream, reason="the consumer's settings had broken a promise")
         return found
@@ -130,14 +130,10 @@ class Topology:
         if info["num_ack_pending"]:
             await self.rewind(source)
 
-    async def rewind(self, source: Source) -> bool:
-        """Reset the consumer to its ack floor; False where the broker cannot. Deliveries count from 1 again then."""
-        return await self._reset(source, None)
-
-    async def _reset(self, source: Source, to: Json | None) -> bool:
-        """Reset the consumer to its ack floor, or to a sequence; False where the broker cannot."""
+    async def rewind(self, source: Source, to: int | None = None) -> bool:
+        """Reset the consumer to its ack floor, or to `to`; False where the broker cannot. Deliveries count from 1 again then."""
         try:
-            answer = await self._ask(f"CONSUMER.RESET.{source.stream}.{source.consumer}", to)
+            answer = await self._ask(f"CONSUMER.RESET.{source.stream}.{source.consumer}", None if to is None else {"seq": to})
         except NoAnswer as error:
             self._log.warning("topology.not_rewound", stream=source.stream, reason=str(error))
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import rich_click as click
 
+from worker.cli.db_backup import backup
 from worker.cli.db_check import check
 
 
@@ -13,3 +14,4 @@ def db() -> None:
 
 
 db.add_command(check)
+db.add_command(backup)

@@ -7,17 +7,27 @@ import importlib.util
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from worker.errors import Exhausted
+
+_NO_THREAD = "can't start new thread"
+"""How Python says it, in a `RuntimeError` that says other things too."""
+
 INTERRUPTED = 130
 """The exit code after Ctrl-C before the worker listens to signals: 128 + SIGINT, as shells have it."""
 
 
 def launch(main: Coroutine[Any, Any, int]) -> int:
-    """Run `main` to its end and give its exit code."""
+    """Run `main` to its end and give its exit code. Raises `Exhausted` where the system gives no thread for it."""
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(main)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except RuntimeError as bad:
+        if _NO_THREAD not in str(bad):
+            raise
+        message = "the system lets this process start no more threads: raise its limit (ulimit -u, TasksMax, pids.max), then start again"
+        raise Exhausted(message) from bad
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -65,6 +65,10 @@ class Transaction(Protocol):
         """Count one more attempt of a message."""
         ...
 
+    async def forget_restored(self) -> None:
+        """Note that a restored database has caught up."""
+        ...
+
     async def settle_outgoing(self, sent: Sequence[int], later: Sequence[tuple[int, Micros]]) -> None:
         """Forget what was sent; try the others again at their times."""
         ...
@@ -131,12 +135,24 @@ class Reads(Protocol):
         """Return when the next message to a delegate is to be sent, or None."""
         ...
 
+    async def was_restored(self) -> bool:
+        """Tell whether this is a copy of a database whose worker has not caught up with the broker yet."""
+        ...
+
+    async def last_taken(self, source: str) -> int | None:
+        """Return the highest sequence of the stream `source` that has its outcome here; None where none has."""
+        ...
+
+    async def first_not_taken(self, source: str, start: int) -> int:
+        """Return the lowest sequence of the stream, from `start` on, that has no outcome here."""
+        ...
+
     async def published(self, outlet: str) -> int:
         """Return up to which row the outlet is known to be published."""
         ...
 
     async def ping(self) -> None:
-        """Answer, or raise: shows that the database thread is alive."""
+        """Answer, or raise: shows that every thread that works on the database is alive."""
         ...
 
 
@@ -151,6 +167,11 @@ class Store(Reads, Protocol):
     @property
     def recovered(self) -> bool:
         """Whether the last worker left the database without closing it."""
+        ...
+
+    @property
+    def restored(self) -> bool:
+        """Whether the database is a copy, and what the broker was told since is to be asked for again."""
         ...
 
     @property

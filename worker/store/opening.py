@@ -206,10 +206,10 @@ async def _backed_up(writer: aiosqlite.Connection, backup: Path) -> None:
     await asyncio.to_thread(part.unlink, missing_ok=True)
     await asyncio.to_thread(made, part)
     await writer.execute_fetchall("VACUUM INTO ?", (str(part),))
-    await asyncio.to_thread(_settled, part, backup)
+    await asyncio.to_thread(settled, part, backup)
 
 
-def _settled(part: Path, backup: Path) -> None:
+def settled(part: Path, backup: Path) -> None:
     """Put a finished file under its name, on disk: `VACUUM INTO` does not sync what it writes."""
     for place in (part, part.parent):
         descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)

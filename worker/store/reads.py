@@ -114,6 +114,20 @@ class SqliteReads(ABC):
         found = await self._rows("published", outlet)
         return int(found[0][0])
 
+    async def was_restored(self) -> bool:
+        """Tell whether this is a copy whose worker has not caught up yet."""
+        return bool(await self._rows("was_restored"))
+
+    async def last_taken(self, source: str) -> int | None:
+        """Return the highest sequence of the stream that was taken in."""
+        found = await self._rows("last_taken", source)
+        return found[0][0] if found else None
+
+    async def first_not_taken(self, source: str, start: int) -> int:
+        """Return the lowest sequence of the stream, from `start` on, that was not."""
+        found = await self._rows("first_not_taken", source, start)
+        return int(found[0][0])
+
     async def ping(self) -> None:
         """Answer, or raise."""
         await self._rows("ping")

@@ -40,6 +40,7 @@ class SqliteFlowStore(SqliteReads):
         self._last_flow = 0
         self._closed = False
         self._recovered = False
+        self._restored = False
         # A database in memory has one connection: reads wait for the transaction, so they never see uncommitted rows.
         self._gate = asyncio.Lock()
 
@@ -102,6 +103,7 @@ class SqliteFlowStore(SqliteReads):
         await self._writer.execute_fetchall("COMMIT")
         found = list(await self._writer.execute_fetchall(self._upkeep["last_flow"]))
         self._last_flow = found[0][0] if found else 0
+        self._restored = bool(list(await self._writer.execute_fetchall(self._ask["was_restored"])))
 
     async def _meta(self, name: str) -> int:
         """Read a number of the `meta` table on the writing connection."""
@@ -121,6 +123,11 @@ class SqliteFlowStore(SqliteReads):
     def recovered(self) -> bool:
         """Whether the last worker left the database without closing it."""
         return self._recovered
+
+    @property
+    def restored(self) -> bool:
+        """Whether it is a copy that has to catch up."""
+        return self._restored
 
     @property
     def place(self) -> str:
@@ -162,6 +169,11 @@ class SqliteFlowStore(SqliteReads):
             return list(await self._reader.execute_fetchall(sql, parameters))
         async with self._gate:
             return list(await self._writer.execute_fetchall(sql, parameters))
+
+    async def ping(self) -> None:
+        """Answer on the reading connection's thread, and on the writing one's: either can hang while the other answers."""
+        await super().ping()
+        await self._writer.execute_fetchall("SELECT 1")
 
     async def close(self) -> None:
         """Close cleanly: the log is folded into the file, and the next start need not check it."""

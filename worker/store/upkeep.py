@@ -86,6 +86,10 @@ class Upkeep:
         """Note how far an outlet has come."""
         await self._fetch(self._upkeep["mark_published"], (outlet, n))
 
+    async def forget_restored(self) -> None:
+        """Note that a restored database has caught up."""
+        await self._fetch(self._upkeep["forget_restored"])
+
     async def suspect(self, source: str, above: int, up_to: int) -> dict[int, int]:
         """Note every message in the window that has no outcome yet; what was noted before keeps its count."""
         await self._fetch(self._upkeep["forget_attempts"], (source, above))

@@ -83,5 +83,19 @@ SELECT next_us FROM outgoing ORDER BY next_us LIMIT 1;
 -- name: published
 SELECT n FROM published WHERE outlet = ?1;
 
+-- name: was_restored
+SELECT value FROM meta WHERE name = 'restored';
+
+-- name: last_taken
+SELECT max(source_seq) FROM inbox WHERE source = ?1 AND source_seq IS NOT NULL;
+
+-- The first of the stream's places, from ?2 on, that no message was taken from: one step through the index for each that was.
+-- name: first_not_taken
+SELECT CASE WHEN EXISTS (SELECT 1 FROM inbox WHERE source = ?1 AND source_seq = ?2) THEN (
+  SELECT i.source_seq + 1 FROM inbox AS i WHERE i.source = ?1 AND i.source_seq >= ?2
+    AND NOT EXISTS (SELECT 1 FROM inbox AS k WHERE k.source = ?1 AND k.source_seq = i.source_seq + 1)
+  ORDER BY i.source_seq LIMIT 1
+) ELSE ?2 END;
+
 -- name: ping
 SELECT 1;

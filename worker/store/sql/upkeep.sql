@@ -6,6 +6,13 @@ UPDATE meta SET value = ?2 WHERE name = ?1;
 -- name: leave_clean
 UPDATE meta SET value = 1 WHERE name = 'clean' AND (SELECT e.value FROM meta AS e WHERE e.name = 'epoch') = ?1;
 
+-- A copy says that it is one until the worker on it has caught up with the broker.
+-- name: note_restored
+INSERT INTO meta (name, value) VALUES ('restored', 1) ON CONFLICT (name) DO UPDATE SET value = 1;
+
+-- name: forget_restored
+DELETE FROM meta WHERE name = 'restored';
+
 -- name: get_meta
 SELECT value FROM meta WHERE name = ?1;
 

@@ -1,0 +1,164 @@
+"""`taskflow db backup`: a whole, checked copy under its name or none, and never a touch of the live database (RELIABILITY 6)."""
+
+# ruff: noqa: ASYNC240  nothing else runs on the loop while a test looks at its files
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.running import running
+from tests.service.acting import started
+from worker.cli import taskflow
+from worker.errors import StoreRefused
+from worker.store import backup
+from worker.store.backup import backed_up
+from worker.store.opening import APPLICATION_ID
+from worker.store.queries import migrations
+from worker.store.sqlite import SqliteFlowStore
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "flows.db"
+
+
+async def filled(path: Path, flows: int = 3) -> None:
+    """A database with a few flows, closed in order."""
+    async with running(str(path)) as run:
+        for _ in range(flows):
+            await started(run)
+
+
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+async def command(*arguments: str, path: Path) -> tuple[int, str, str]:
+    """Run the command line as a user does, in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "worker", "db", "backup", "--store-path", str(path), *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=path.parent,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.slow
+async def test_a_database_in_use_is_copied_whole_and_stays_in_use(path: Path, tmp_path: Path) -> None:
+    async with running(str(path)) as run:
+        before = [await started(run) for _ in range(5)]
+        log = path.with_name("flows.db-wal")
+        inode = log.stat().st_ino
+        code, out, err = await command("copy.db", path=path)
+        assert (code, err) == (0, "")
+        assert f"{tmp_path / 'copy.db'}: " in out
+        assert f"5 flows, schema {len(migrations())}, checked" in out
+        assert log.stat().st_ino == inode
+        after = await started(run)
+        assert await run.store.get(after.id) is not None
+    assert stat.S_IMODE((tmp_path / "copy.db").stat().st_mode) == 0o600
+    assert {name for name in names(tmp_path) if "copy" in name} == {"copy.db"}
+    store = await SqliteFlowStore.open(str(tmp_path / "copy.db"))
+    try:
+        assert {row.id for _, row in (await store.list_flows(limit=10)).rows} == {flow.id for flow in before}
+        assert store.restored
+    finally:
+        await store.close()
+
+
+async def test_a_stopped_database_is_left_as_it_is(path: Path, tmp_path: Path) -> None:
+    await filled(path)
+    content, before = path.read_bytes(), names(tmp_path)
+    assert backed_up(str(path), tmp_path / "copy.db").flows == 3
+    assert path.read_bytes() == content
+    assert names(tmp_path) - before <= {"copy.db", "flows.db-wal", "flows.db-shm"}
+    assert backed_up(str(path), tmp_path / "again.db").flows == 3
+
+
+async def test_what_is_there_is_replaced_by_force_only(path: Path, tmp_path: Path) -> None:
+    await filled(path)
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(b"precious")
+    runner = CliRunner()
+    refused = runner.invoke(taskflow, ["db", "backup", "--store-path", str(path), str(copy)])
+    assert refused.exit_code == 64
+    assert "--force" in refused.output
+    assert copy.read_bytes() == b"precious"
+    assert runner.invoke(taskflow, ["db", "backup", "--force", "--store-path", str(path), str(copy)]).exit_code == 0
+    assert sqlite3.connect(copy).execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+
+
+@pytest.mark.parametrize("part", ["", "-wal", "-shm", ".lock"])
+async def test_the_database_itself_is_never_replaced(path: Path, part: str) -> None:
+    await filled(path)
+    with pytest.raises(FileExistsError, match="is the database itself"):
+        backed_up(str(path), path.with_name(path.name + part), force=True)
+
+
+async def test_without_a_name_the_copy_lies_beside_the_database_under_the_time(path: Path, tmp_path: Path) -> None:
+    await filled(path)
+    (tmp_path / "backups").mkdir()
+    runner = CliRunner()
+    for dest in ((), (str(tmp_path / "backups"),)):
+        assert runner.invoke(taskflow, ["db", "backup", "--store-path", str(path), *dest]).exit_code == 0
+    assert len(list(tmp_path.glob("flows.db.*Z.backup"))) == 1
+    assert len(list((tmp_path / "backups").glob("flows.db.*Z.backup"))) == 1
+
+
+@pytest.mark.parametrize("spoil", ["missing", "foreign", "newer", "no database"])
+async def test_what_is_no_database_of_ours_is_not_copied(path: Path, tmp_path: Path, spoil: str) -> None:
+    if spoil == "no database":
+        path.write_bytes(b"x" * 5000)
+    elif spoil != "missing":
+        await filled(path)
+        pragma = "application_id = 7" if spoil == "foreign" else "user_version = 99"
+        database = sqlite3.connect(path)
+        database.execute(f"PRAGMA {pragma}")
+        database.close()
+    with pytest.raises(StoreRefused):
+        backed_up(str(path), tmp_path / "copy.db")
+    assert not [name for name in names(tmp_path) if "copy" in name]
+
+
+async def test_a_damaged_database_gives_no_backup_and_the_older_one_stays(path: Path, tmp_path: Path) -> None:
+    await filled(path, 50)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        for offset in range(4096 * 3 + 200, size, 4096):
+            file.seek(offset)
+            file.write(b"\xff" * 600)
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(b"older")
+    with pytest.raises(StoreRefused):
+        backed_up(str(path), copy, force=True)
+    assert copy.read_bytes() == b"older"
+    assert not list(tmp_path.glob("*.part"))
+
+
+async def test_a_backup_that_fails_half_way_leaves_nothing_behind(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await filled(path)
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(backup, "_refuse_foreign", full)
+    with pytest.raises(StoreRefused, match="disk is full"):
+        backed_up(str(path), tmp_path / "copy.db")
+    assert not [name for name in names(tmp_path) if "copy" in name]
+
+
+async def test_a_folder_that_cannot_be_written_is_one_line(path: Path, tmp_path: Path) -> None:
+    await filled(path)
+    result = CliRunner().invoke(taskflow, ["db", "backup", "--store-path", str(path), str(tmp_path / "no" / "such" / "folder.db")])
+    assert result.exit_code == 78
+    assert result.output.count("\n") == 1

@@ -1,0 +1,39 @@
+"""`taskflow db backup`: copy the database while a worker uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from worker.cli.options import SettingsCommand, load_config
+
+
+@click.command(cls=SettingsCommand)
+@click.argument("dest", required=False, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace DEST if it exists.")
+def backup(dest: Path | None, *, force: bool, **arguments: Any) -> None:
+    """Copy the database to DEST: whole, checked and on disk, or not at all. The worker may run meanwhile.
+
+    DEST is a file or a folder; without it the copy gets a name with the time, beside the database. docs/backing-up.md says how to go back.
+    """
+    from worker.store.backup import backed_up
+
+    path = load_config(arguments).store.path
+    try:
+        made = backed_up(path, _named(path, dest), force=force)
+    except FileExistsError as there:
+        raise click.UsageError(str(there)) from there
+    click.echo(f"{made.copy}: {made.size} bytes, {made.flows} flows, schema {made.schema}, checked, {made.seconds:.2f} s")
+
+
+def _named(path: str, dest: Path | None) -> Path:
+    """Give the copy a name, where only a folder or nothing was said."""
+    from datetime import UTC, datetime
+
+    database = Path(path).expanduser()
+    name = f"{database.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}.backup"
+    if dest is None:
+        return database.parent / name
+    return dest / name if dest.is_dir() else dest
