@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import aiosqlite
@@ -39,6 +39,16 @@ class Inline:
         self._burn()
         return _Cursor(self.database.executemany(sql, values))
 
+    @property
+    def _conn(self) -> _Burning:
+        """The connection that pieces of work get: it counts their statements, too."""
+        return _Burning(self)
+
+    async def _execute(self, work: Callable[..., Any], *given: Any) -> Any:
+        if self.dead:
+            self._die()
+        return work(*given)
+
     async def close(self) -> None:
         """Keep the database: another worker will open it."""
 
@@ -51,6 +61,21 @@ class Inline:
     def _die(self) -> None:
         self.dead = True
         raise Killed
+
+
+class _Burning:
+    """A plain connection that may be killed at each statement."""
+
+    def __init__(self, inline: Inline) -> None:
+        self._inline = inline
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        self._inline._burn()
+        return self._inline.database.execute(sql, parameters)
+
+    def executemany(self, sql: str, values: Iterable[Sequence[Any]]) -> sqlite3.Cursor:
+        self._inline._burn()
+        return self._inline.database.executemany(sql, values)
 
 
 class _Cursor:

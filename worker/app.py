@@ -25,7 +25,7 @@ from worker.flow.commands import Policy
 from worker.health import HealthServer
 from worker.inspector import Inspector
 from worker.manager import FlowManager
-from worker.outlets import dead_letters, events
+from worker.outlets import dead_letters, events, fresh_events
 from worker.probes import WorkerProbes
 from worker.pruner import Pruner
 from worker.reading import Randomness, reader
@@ -159,7 +159,8 @@ def compose(
         window=2 * _BIG_ROWS,
         chunk=_BIG_ROWS,
     )
-    relays = [Relay("events", bus, engine, read=events(store, subjects), heard=lambda batch: bool(batch.events)), buried]
+    told = Relay("events", bus, engine, read=events(store, subjects), heard=lambda batch: bool(batch.events), fresh=fresh_events(subjects))
+    relays = [told, buried]
 
     async def first_kept() -> Mapping[str, int]:
         """Ask which messages the inbound streams still keep."""

@@ -32,6 +32,7 @@ class Letter(msgspec.Struct, frozen=True):
 
 
 Read = Callable[[int, int], Awaitable[list[Letter]]]
+Fresh = Callable[[Batch], list[Letter]]
 _RETRY_FIRST, _RETRY_LAST = 0.1, 1.0
 _WINDOW_BYTES = 4 * 1024 * 1024
 _MARK_EVERY = 1.0
@@ -41,16 +42,28 @@ _MARK_EVERY = 1.0
 class Relay:
     """Empties one outlet (`events` or `dead_letters`).
 
-    `read(after, limit)` gives its rows, at most `chunk` at a time; `heard(batch)` says whether a commit added any.
+    `read(after, limit)` gives its rows, at most `chunk` at a time; `heard(batch)` says whether a commit added any. `fresh(batch)` makes
+    them from the batch itself, where that is worth it: a relay that has kept up need not read what was just committed.
     """
 
     def __init__(
-        self, outlet: str, bus: Bus, engine: Engine, *, read: Read, heard: Callable[[Batch], bool], window: int = 1024, chunk: int = 64
+        self,
+        outlet: str,
+        bus: Bus,
+        engine: Engine,
+        *,
+        read: Read,
+        heard: Callable[[Batch], bool],
+        fresh: Fresh | None = None,
+        window: int = 4096,
+        chunk: int = 64,
     ) -> None:
         self.outlet = outlet
         self._bus = bus
         self._engine = engine
         self._read = read
+        self._heard = heard
+        self._fresh = fresh
         self._window = window
         self._chunk = chunk
         self._lanes: dict[str, deque[Letter]] = {}
@@ -72,7 +85,7 @@ class Relay:
         self.trouble = ""
         """Why the broker does not take something that is committed; empty while it takes everything."""
         self._log = structlog.get_logger("relay").bind(outlet=outlet)
-        engine.listen(lambda batch: self.hear() if heard(batch) else None)
+        engine.listen(self._committed)
 
     @property
     def in_flight(self) -> int:
@@ -114,6 +127,18 @@ class Relay:
         """Rows were committed: read them. Called for batches; housekeeping that adds rows has to call it."""
         self._more = True
         self._woken.set()
+
+    def _committed(self, batch: Batch) -> None:
+        """Take what was committed straight from the batch if everything before it is lined up; otherwise read it in its turn."""
+        if not self._heard(batch):
+            return
+        kept_up = not self._more and not self._reading and len(self._open) < self._window and self._open_bytes < _WINDOW_BYTES
+        if self._fresh is None or not kept_up or batch.first_event != self._last_read + 1:
+            self.hear()
+            return
+        for letter in self._fresh(batch):
+            self._last_read = letter.n
+            self._line_up(letter)
 
     async def _fill(self) -> None:
         """Read more rows into their lanes and start the lanes that were empty."""

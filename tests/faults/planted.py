@@ -268,7 +268,7 @@ def ignores_the_epoch() -> None:
         """Begin without looking."""
         await self._gate.acquire()
         await self._writer.execute_fetchall("BEGIN IMMEDIATE")
-        return SqliteTransaction(self._writer, self._epoch, self._last_flow, self._ended)
+        return SqliteTransaction(self._writer, self._epoch, self._last, self._ended)
 
     _Store.begin = begin
 

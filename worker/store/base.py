@@ -32,7 +32,7 @@ class Transaction(Protocol):
         ...
 
     async def save(self, batch: Batch) -> None:
-        """Write the batch. Raises `ConstraintViolated`, also where a flow is not as the batch saw it."""
+        """Write the batch, and number its journal entries. Raises `ConstraintViolated`, also where a flow is not as the batch saw it."""
         ...
 
     async def expire_held(self, now: Micros, limit: int) -> int:

@@ -90,7 +90,10 @@ class FlowWrite(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, kw_only=True):
-    """All that a transaction writes, in the order it was decided. `displaced`: the letters of held replies that make room, by key."""
+    """All that a transaction writes, in the order it was decided. `displaced`: the letters of held replies that make room, by key.
+
+    Once it is saved, `first_event` is the number of its first journal entry; those of the others follow without a gap.
+    """
 
     flows: list[FlowWrite] = msgspec.field(default_factory=list)
     events: list[FlowEvent] = msgspec.field(default_factory=list)
@@ -106,6 +109,7 @@ class Batch(msgspec.Struct, kw_only=True):
     displaced: list[tuple[str, str]] = msgspec.field(default_factory=list)
     outgoing: list[Outgoing] = msgspec.field(default_factory=list)
     counts: dict[str, int] = msgspec.field(default_factory=dict)
+    first_event: int = 0
 
     @property
     def buries(self) -> bool:

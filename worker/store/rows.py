@@ -128,11 +128,11 @@ def maybe_event(row: Row) -> FlowEvent | None:
         return None
 
 
-def event_insert(n: int, it: FlowEvent, epoch: int) -> tuple[Any, ...]:
+def event_insert(n: int, flow: int, it: FlowEvent, epoch: int) -> tuple[Any, ...]:
     """Return the values of `insert_event`."""
     shown = (it.status.value, it.previous_status.value if it.previous_status else None, it.current_step)
     by = (it.at_us, it.actor, it.cause)
-    return (n, it.seq, it.revision, it.kind.value, text(it.payload), *by, *shown, it.correlation_id, it.trace, epoch)
+    return (n, flow, it.seq, it.revision, it.kind.value, text(it.payload), *by, *shown, it.correlation_id, it.trace, epoch)
 
 
 def step(row: Row) -> FlowStep:

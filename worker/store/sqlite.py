@@ -21,7 +21,7 @@ from worker.store.opening import MEMORY, configured, identified, made, migrated,
 from worker.store.placement import checked
 from worker.store.queries import statements
 from worker.store.reads import SqliteReads
-from worker.store.transaction import SqliteTransaction
+from worker.store.transaction import Last, SqliteTransaction
 
 _CLOSED = "the database is closed"
 
@@ -37,7 +37,7 @@ class SqliteFlowStore(SqliteReads):
         self._place = place
         self._upkeep = statements("upkeep")
         self._epoch = 0
-        self._last_flow = 0
+        self._last = Last()
         self._closed = False
         self._recovered = False
         self._restored = False
@@ -101,8 +101,7 @@ class SqliteFlowStore(SqliteReads):
         await self._set_meta("epoch", self._epoch)
         await self._set_meta("clean", 0)
         await self._writer.execute_fetchall("COMMIT")
-        found = list(await self._writer.execute_fetchall(self._upkeep["last_flow"]))
-        self._last_flow = found[0][0] if found else 0
+        self._last = Last(*next(iter(await self._writer.execute_fetchall(self._upkeep["last_numbers"]))))
         self._restored = bool(list(await self._writer.execute_fetchall(self._ask["was_restored"])))
 
     async def _meta(self, name: str) -> int:
@@ -140,14 +139,11 @@ class SqliteFlowStore(SqliteReads):
         if self._closed:
             self._gate.release()
             raise Unavailable(_CLOSED)
-        transaction = SqliteTransaction(self._writer, self._epoch, self._last_flow, self._ended)
+        transaction = SqliteTransaction(self._writer, self._epoch, self._last, self._ended)
         try:
-            await self._writer.execute_fetchall("BEGIN IMMEDIATE")
-            newest = await self._meta("epoch")
-        except BaseException as bad:
+            newest = await transaction.begin()
+        except BaseException:
             await transaction.rollback()
-            if isinstance(bad, sqlite3.Error):
-                raise translated(bad) from bad
             raise
         if newest != self._epoch:
             await transaction.rollback()
@@ -155,10 +151,10 @@ class SqliteFlowStore(SqliteReads):
             raise StoreLocked(message)
         return transaction
 
-    def _ended(self, last_flow: int | None) -> None:
-        """Note that a transaction is over: remember the highest row number it used, and let the next one begin."""
-        if last_flow is not None:
-            self._last_flow = last_flow
+    def _ended(self, last: Last | None) -> None:
+        """Note that a transaction is over: remember the highest row numbers it used, and let the next one begin."""
+        if last is not None:
+            self._last = last
         self._gate.release()
 
     async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:

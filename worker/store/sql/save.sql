@@ -11,9 +11,9 @@ UPDATE flows SET current_step = ?, status = ?, cancel_requested = ?, state_json 
 WHERE n = ? AND revision = ? AND seq = ?;
 
 -- name: insert_event
-INSERT INTO flow_events (flow, seq, revision, kind, payload_json, at_us, actor, cause, status, previous_status, current_step,
+INSERT INTO flow_events (n, flow, seq, revision, kind, payload_json, at_us, actor, cause, status, previous_status, current_step,
   correlation_id, trace, epoch)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: upsert_step
 INSERT INTO flow_steps (id, flow, runtime, child_session_key, run_id, task, status, result_json, created_us, updated_us)

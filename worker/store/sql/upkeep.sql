@@ -16,8 +16,9 @@ DELETE FROM meta WHERE name = 'restored';
 -- name: get_meta
 SELECT value FROM meta WHERE name = ?1;
 
--- name: last_flow
-SELECT seq FROM sqlite_sequence WHERE name = 'flows';
+-- name: last_numbers
+SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'flows'), 0),
+  coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'flow_events'), 0);
 
 -- name: expired_held
 SELECT topic, correlation_id, event_id, CAST(payload_json AS BLOB), key
