@@ -327,7 +327,7 @@ class Stage:
 
     async def start(self, **changes: str) -> Json:
         """Start the worker and return its ready line."""
-        assert self._worker is None, "a worker runs already"
+        assert not self.running, "a worker runs already"
         self._worker, log = await self.spawn(**changes)
         assert self._worker.stdout is not None
         line = await asyncio.wait_for(self._worker.stdout.readline(), _PATIENCE)
