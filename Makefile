@@ -11,7 +11,7 @@ XDIST   ?= -n $(WORKERS) --dist loadgroup
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-fast faults faults-nightly fuzz lint format type drift schemas check lock clean
+.PHONY: help setup run demo test test-fast faults faults-nightly fuzz bench bench-peers lint format type drift schemas check lock clean
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules
 
@@ -45,6 +45,12 @@ faults-nightly: $(READY) ## The same with ten times the faults: up to an hour (S
 
 fuzz: $(READY) ## Read a million spoilt messages, nothing may be raised (make fuzz ARGS='--inputs 50000 --seed 2')
 	@$(BIN)/python -m tests.fuzz.decoder --inputs 1000000 $(ARGS)
+
+bench: $(READY) ## Measure the worker against disk, SQLite and broker: some 5 minutes (ARGS=--full: also a million waiting flows)
+	@$(BIN)/python -m bench.run $(ARGS)
+
+bench-peers: $(READY) ## Measure the worker beside other programs of its kind, which go into bench/.venv-peers
+	@$(BIN)/python -m bench.run --peers $(ARGS)
 
 lint: $(READY) ## Check style: ruff's rules and its formatting
 	@$(BIN)/ruff check .

@@ -1,7 +1,7 @@
-"""Measure what one agent's flood costs another (RELIABILITY 4, row 53): `python bench/flood.py [--commands 50000]`.
+"""Measure what one agent's flood costs another (RELIABILITY 4, row 53).
 
-A broker and a worker of their own. One agent publishes commands as fast as they are stored; meanwhile another asks on `api`, and sends
-commands on `cmd` whose outcome it waits for. Printed: their latencies before, during and after the flood.
+One agent publishes commands as fast as they are stored; meanwhile another asks on `api`, and sends commands on `cmd` whose outcome it
+waits for.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from uuid import uuid4
 
 import nats
 
+from bench.driving import QUIET, ROOT
+from bench.figures import Figure
 from tests.e2e.stage import Agent, Stage
 
 _AT_ONCE = 500
 
 
-def shown(name: str, seconds: list[float]) -> str:
+def percentiles(seconds: list[float]) -> dict[str, float]:
     """Return percentiles in milliseconds."""
-    if not seconds:
-        return f"{name}: none"
     ordered = sorted(seconds)
-    p50, p99 = (1000 * ordered[min(int(len(ordered) * part), len(ordered) - 1)] for part in (0.5, 0.99))
-    return f"{name}: n={len(ordered)} p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {1000 * ordered[-1]:.1f} ms"
+    return {name: 1000 * ordered[min(int(len(ordered) * part), len(ordered) - 1)] for name, part in (("p50", 0.5), ("p99", 0.99))}
 
 
 async def asking(kate: Agent, until: asyncio.Event) -> list[float]:
@@ -80,38 +79,52 @@ async def flooding(mallory: Agent, commands: int) -> None:
 
 async def flooded(stage: Stage, commands: int) -> None:
     """Flood from a process of its own, so that its work is not measured as the worker's."""
-    command = (sys.executable, __file__, "--commands", str(commands), "--flood", stage.url)
-    process = await asyncio.create_subprocess_exec(*command)
+    command = (sys.executable, "-m", "bench.flood", "--commands", str(commands), "--flood", stage.url)
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
     assert await process.wait() == 0
 
 
-async def phase(name: str, kate: Agent, work: asyncio.Future[None]) -> None:
+async def phase(kate: Agent, work: asyncio.Future[None]) -> tuple[list[float], list[float]]:
     """Measure both doors until the work is done."""
     until = asyncio.Event()
     work.add_done_callback(lambda _: until.set())
-    began = time.perf_counter()
     asked, sent = await asyncio.gather(asking(kate, until), sending(kate, until))
     await work
-    print(f"{name} ({time.perf_counter() - began:.1f} s)\n  {shown('api', asked)}\n  {shown('cmd', sent)}")
+    return asked, sent
+
+
+async def measure(folder: Path, commands: int = 10_000) -> list[Figure]:
+    """Measure quiet, then flood."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        async with Stage(Path(name), settings=QUIET) as stage:
+            kate = await stage.agent("kate")
+            quiet = await phase(kate, asyncio.ensure_future(asyncio.sleep(3)))
+            flood = await phase(kate, asyncio.ensure_future(flooded(stage, commands)))
+    figures = []
+    for at, door in enumerate(("api", "cmd")):
+        calm, busy = f"flood.{door}.quiet", f"flood.{door}.flooded"
+        figures += [
+            Figure(id=f"{calm}.{part}", what=f"start on {door}, nobody else: {part}", value=value, unit="ms")
+            for part, value in percentiles(quiet[at]).items()
+        ]
+        figures += [
+            Figure(
+                id=f"{busy}.{part}", what=f"start on {door}, another agent floods: {part}", value=value, unit="ms", base=f"{calm}.{part}"
+            )
+            for part, value in percentiles(flood[at]).items()
+        ]
+    return figures
 
 
 async def main() -> None:
-    """Measure quiet, flood, quiet."""
+    """Only flood: the process that `flooded` starts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--commands", type=int, default=50_000)
-    parser.add_argument("--flood", metavar="URL", help="only flood this server, and end")
+    parser.add_argument("--flood", metavar="URL", required=True, help="the server to flood")
     asked = parser.parse_args()
-    if asked.flood:
-        client = await nats.connect(asked.flood)
-        await flooding(Agent("mallory", client), asked.commands)
-        await client.close()
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        async with Stage(Path(folder)) as stage:
-            kate = await stage.agent("kate")
-            await phase("quiet", kate, asyncio.ensure_future(asyncio.sleep(3)))
-            await phase(f"flood of {asked.commands}", kate, asyncio.ensure_future(flooded(stage, asked.commands)))
-            await phase("quiet again", kate, asyncio.ensure_future(asyncio.sleep(3)))
+    client = await nats.connect(asked.flood)
+    await flooding(Agent("mallory", client), asked.commands)
+    await client.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""Measure what waiting flows cost a worker that stands: its memory, and how long it takes to be ready."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench import waiting
+from bench.driving import measured, staged
+from bench.figures import Figure
+from bench.load import Order
+from bench.machine import resident
+
+_RESUMES = 3_000
+"""Before memory is read: what a working worker holds, not a fresh one."""
+
+
+async def measure(folder: Path, sizes: tuple[int, ...]) -> list[Figure]:
+    """Measure at each number of waiting flows; memory for each flow from the difference to the smallest."""
+    figures: list[Figure] = []
+    held: dict[int, int] = {}
+    for size in sizes:
+        needed = max(size, _RESUMES)
+        database = await waiting.replies(folder / f"waiting-{needed}.db", needed)
+        async with staged(folder, database) as (stage, ready):
+            fresh = resident(stage.pid)
+            await measured(stage, Order(url=stage.url, kind="resume", count=_RESUMES))
+            held[size] = resident(stage.pid)
+        base = f"standing.ready{sizes[0]}" if size != sizes[0] else ""
+        name = f"{size:,} flows waiting"
+        figures += [
+            Figure(id=f"standing.ready{size}", what=f"start to ready, {name}", value=ready, unit="s", base=base),
+            Figure(id=f"standing.fresh{size}", what=f"memory when ready, {name}", value=fresh / 2**20, unit="MiB"),
+            Figure(id=f"standing.memory{size}", what=f"memory after {_RESUMES:,} resumes, {name}", value=held[size] / 2**20, unit="MiB"),
+        ]
+    if len(sizes) > 1:
+        each = (held[sizes[-1]] - held[sizes[0]]) / (sizes[-1] - sizes[0])
+        what = f"memory for each waiting flow, {sizes[0]:,} → {sizes[-1]:,}"
+        figures.append(Figure(id="standing.each", what=what, value=each, unit="B"))
+    return figures
