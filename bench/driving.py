@@ -62,4 +62,5 @@ async def staged(folder: Path, database: Path | None = None, *, sync_always: boo
             await stage.start()
             yield stage, time.perf_counter() - began
         finally:
-            await stage.close()
+            with contextlib.redirect_stdout(sys.stderr):  # it shows the end of the worker's log
+                await stage.close()

@@ -72,7 +72,8 @@ def table(figures: Sequence[Figure], targets: Sequence[Target]) -> str:
     known = {figure.id: figure for figure in figures}
     lines: list[str] = []
     group = ""
-    for figure in figures:
+    groups = list(dict.fromkeys(figure.group for figure in figures))
+    for figure in sorted(figures, key=lambda figure: groups.index(figure.group)):
         if figure.group != group:
             group = figure.group
             lines += ["", f"{group}", "-" * len(group)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -77,6 +78,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Measure, print, write."""
     asked = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or workers and servers would go on without us
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
     sizes = _FULL if asked.full else _SIZES
     with tempfile.TemporaryDirectory(prefix="taskflow-bench-", dir=asked.folder) as name:
