@@ -31,6 +31,7 @@ _RESTATE = "@restatedev/restate-server@1.7.12"
 _WARM, _COUNT, _PACED = 100, 1500, 300
 _NATS = {"faststream": "resume", "taskiq": "taskiq"}
 _OWN = {"langgraph": (400, 200), "dbos": (400, 100), "restate": (3000, 500), "temporal": (200, 100)}
+PEERS = (*_NATS, *_OWN)
 _PATIENCE = 180.0
 _BASE = "resumes.default"
 
@@ -40,16 +41,13 @@ async def naive(folder: Path) -> list[Figure]:
     return await _over_nats(folder, "naive", HERE / "naive.py", Path(sys.executable), "resume")
 
 
-async def measure(folder: Path) -> list[Figure]:
-    """Measure all others."""
+async def measure(folder: Path, name: str) -> list[Figure]:
+    """Measure another one."""
     installed()
     python = VENV / "bin" / "python"
-    figures: list[Figure] = []
-    for name, kind in _NATS.items():
-        figures += await _over_nats(folder, name, HERE / f"with_{name}.py", python, kind)
-    for name, (count, paced) in _OWN.items():
-        figures += await _by_itself(folder, name, python, count, paced)
-    return figures
+    if name in _NATS:
+        return await _over_nats(folder, name, HERE / f"with_{name}.py", python, _NATS[name])
+    return await _by_itself(folder, name, python, *_OWN[name])
 
 
 def installed() -> None:

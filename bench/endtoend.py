@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from bench import waiting
 from bench.driving import measured, staged
 from bench.figures import Figure
@@ -34,6 +36,13 @@ async def measure(folder: Path, sizes: tuple[int, ...]) -> list[Figure]:
 async def saturated(folder: Path, waiting_flows: int, *, sync_always: bool) -> list[Figure]:
     """Measure the rate at saturation and the latencies at a pace alone: what peers are compared with."""
     return await _smallest(folder, waiting_flows, sync_always=sync_always, paces={100: 5.0}, everything=False)
+
+
+async def again(folder: Path, waiting_flows: int) -> list[Figure]:
+    """Measure the rate once more, after the peers: how far the machine has drifted meanwhile."""
+    figures = await saturated(folder, waiting_flows, sync_always=False)
+    rate = next(figure for figure in figures if figure.id == "resumes.default")
+    return [replace(rate, id="resumes.again", what="resumes at saturation once more, after the peers", base="resumes.default")]
 
 
 async def _smallest(

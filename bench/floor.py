@@ -85,7 +85,7 @@ async def written(folder: Path) -> list[Statements]:
                 recorded.append((sql, rows))
                 return many(sql, rows)
 
-            writer.executemany = noted  # type: ignore[method-assign, assignment]
+            writer.executemany = noted  # type: ignore[method-assign]
             for first in range(0, ROWS, BATCH):
                 await asyncio.gather(*[_resumed(run, number) for number in range(first, first + BATCH)])
                 batches.append(list(recorded))

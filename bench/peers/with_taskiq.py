@@ -18,7 +18,7 @@ async def main(url: str, path: str) -> None:
     one = asyncio.Lock()  # the database has one writer
     client = await nats.connect(url)
     js = client.jetstream()
-    broker = PullBasedJetStreamBroker(url, subject="bench.reply", stream_name="BENCH_IN", durable="taskiq", pull_consume_batch=100)
+    broker = PullBasedJetStreamBroker(url, subject="bench.reply", stream_name="BENCH_IN", durable="taskiq")
 
     @broker.task(task_name="resumed")
     async def on_reply(body: dict[str, object]) -> None:
