@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
+from msgspec.structs import replace
 from nats.js.api import StreamConfig
 
 from bench import waiting
@@ -97,12 +98,12 @@ async def _driven(url: str, command: tuple[str, ...], kind: str) -> dict[str, An
         assert process.stdout is not None
         if await asyncio.wait_for(process.stdout.readline(), 60) != b"ready\n":
             return {"missing": await _last_words(process)}
-        order = {"url": url, "kind": kind, "subject": "bench.reply", "listen": "bench.evt.>"}
-        await driven(Order(count=_WARM, **order))
+        order = Order(url=url, kind=kind, subject="bench.reply", listen="bench.evt.>", count=_WARM)
+        await driven(order)
         before = cpu_seconds(process.pid)
-        fast = await driven(Order(first=_WARM, count=_COUNT, **order))
+        fast = await driven(replace(order, first=_WARM, count=_COUNT))
         cpu = 1e6 * (cpu_seconds(process.pid) - before) / max(fast["heard"], 1)
-        slow = await driven(Order(first=_WARM + _COUNT, count=_PACED, rate=100, **order))
+        slow = await driven(replace(order, first=_WARM + _COUNT, count=_PACED, rate=100))
         return {**fast, "p50": slow["p50"], "p99": slow["p99"], "pace": 100, "cpu": cpu}
     finally:
         if process.returncode is None:

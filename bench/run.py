@@ -73,9 +73,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--full", action="store_true", help="also with 1,000,000 waiting flows: some 20 GB of disk, half an hour")
     parser.add_argument("--peers", action="store_true", help="measure the peers, and the worker at saturation beside them")
-    parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="only these: floor endtoend ticks standing flood naive, and with --peers the peers' names"
-    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these parts; peers by their names")
     parser.add_argument("--folder", type=Path, help="where databases and streams go while it runs, on the disk to be measured")
     return parser.parse_args()
 
@@ -99,10 +97,8 @@ def main() -> int:
     print(f"{told['cpu']}, {told['cores']} cores, load {told['load_at_start'][0]:g} → {load()[0]:g}, Python {told['python']}, ", end="")
     print(f"SQLite {told['sqlite']}, nats-server {told['nats-server']}, taskflow {told['taskflow']}\n")
     print(table(figures, TARGETS))
-    print(
-        "\nload while it was measured: "
-        + " · ".join(f"{name} {a['load_before'][0]:g} → {a['load_after'][0]:g}" for name, a in told["sections"].items())
-    )
+    busy = [f"{name} {part['load_before'][0]:g} → {part['load_after'][0]:g}" for name, part in told["sections"].items()]
+    print("\nload while it was measured: " + " · ".join(busy))
     stem = ("peers" if asked.peers else "full" if asked.full else "bench") + ("-" + "-".join(asked.only) if asked.only else "")
     print("\n" + "\n".join(f"written: {path}" for path in written(RESULTS, stem, figures, TARGETS, told)))
     return int(failed)
