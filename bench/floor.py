@@ -8,9 +8,10 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import nats
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
@@ -23,6 +24,7 @@ from tests.running import Running, running
 from worker.bus.server import EmbeddedServer
 from worker.flow.commands import Reply
 from worker.store.queries import statements
+from worker.store.transaction import SqliteTransaction
 from worker.wire.codec import Identity
 
 ROWS, SINGLE, BATCH = 5_000, 300, 500
@@ -75,21 +77,20 @@ async def written(folder: Path) -> list[Statements]:
         path = Path(name) / "flows.db"
         shutil.copyfile(await waiting.replies(folder / f"waiting-{ROWS}.db", ROWS), path)
         batches: list[Statements] = []
-        async with running(str(path)) as run:
-            recorded: Statements = []
-            writer = run.store._writer  # noqa: SLF001  # what is written is seen nowhere else
-            many = writer.executemany
+        recorded: Statements = []
+        many = SqliteTransaction._many  # noqa: SLF001  # what is written is seen nowhere else
 
-            def noted(sql: str, values: Iterable[Sequence[Any]]) -> Any:
-                rows = list(values)
-                recorded.append((sql, rows))
-                return many(sql, rows)
+        def noted(self: SqliteTransaction, database: sqlite3.Connection, name: str, values: list[tuple[Any, ...]]) -> int:
+            if values:
+                recorded.append((statements("save")[name], list(values)))
+            return many(self, database, name, values)
 
-            writer.executemany = noted  # type: ignore[method-assign]
-            for first in range(0, ROWS, BATCH):
-                await asyncio.gather(*[_resumed(run, number) for number in range(first, first + BATCH)])
-                batches.append(list(recorded))
-                recorded.clear()
+        with patch.object(SqliteTransaction, "_many", noted):
+            async with running(str(path)) as run:
+                for first in range(0, ROWS, BATCH):
+                    await asyncio.gather(*[_resumed(run, number) for number in range(first, first + BATCH)])
+                    batches.append(list(recorded))
+                    recorded.clear()
     return batches
 
 

@@ -16,7 +16,7 @@ _NO_THREAD = "can't start new thread"
 INTERRUPTED = 130
 """The exit code after Ctrl-C before the worker listens to signals: 128 + SIGINT, as shells have it."""
 
-_SWITCH = 0.0002
+SWITCH = 0.0002
 """Seconds for which one thread may keep another from going on. SQLite's thread gives the interpreter up at each statement; with Python's
 5 ms it waits that long for the busy event loop, again and again: a batch took four times as long.
 """
@@ -24,7 +24,7 @@ _SWITCH = 0.0002
 
 def launch(main: Coroutine[Any, Any, int]) -> int:
     """Run `main` to its end and give its exit code. Raises `Exhausted` where the system gives no thread for it."""
-    sys.setswitchinterval(_SWITCH)
+    sys.setswitchinterval(SWITCH)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(main)
