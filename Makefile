@@ -78,8 +78,8 @@ lock: $(READY) ## Pin again what pyproject.toml allows (make lock ARGS=--upgrade
 	@$(BIN)/python -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--extra dev --extra speed --group test --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS)
 
-clean: ## Remove what make made: .venv, caches, build results (never ./.taskflow, which is data)
-	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+clean: ## Remove what make made: both .venv, caches, build results (never ./.taskflow, which is data)
+	@rm -rf $(VENV) bench/.venv-peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	@find worker tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # `pip check` runs last: a stamp without a sound environment would hide the fault until something breaks in the middle.
