@@ -65,7 +65,7 @@ class Part(msgspec.Struct, frozen=True):
 class Load:
     """Plays parts against a worker until told to stop, and keeps the ledger."""
 
-    def __init__(self, agents: Sequence[Agent], dice: random.Random, *, parts: Sequence[str] = PARTS, patience: float = 120.0) -> None:
+    def __init__(self, agents: Sequence[Agent], dice: random.Random, *, parts: Sequence[str] = PARTS, patience: float = 300.0) -> None:
         self.ledger = Ledger()
         self.parts: list[Part] = []
         self.failures: list[str] = []
@@ -104,13 +104,25 @@ class Load:
         """Begin no more flows; `play` returns when the begun ones have had all their messages stored."""
         self._stopping.set()
 
-    async def play(self, *, rate: float, flows: int | None = None) -> None:
-        """Begin `rate` flows a second, as many as `flows` or until stopped, and see each of them through."""
+    async def play(self, *, rate: float, flows: int | None = None, at_once: int = 200) -> None:
+        """Begin `rate` flows a second, as many as `flows` or until stopped, and see each of them through.
+
+        No more than `at_once` are under way: a machine that cannot keep up plays slower, instead of being called a loser of messages.
+        """
         started = time.monotonic()
+        slots = asyncio.Semaphore(at_once)
+
+        async def one() -> None:
+            try:
+                await self._one()
+            finally:
+                slots.release()
+
         async with asyncio.TaskGroup() as group:
             begun = 0
             while not self._stopping.is_set() and begun != flows:
-                group.create_task(self._one())
+                await slots.acquire()
+                group.create_task(one())
                 begun += 1
                 wait = started + begun / rate - time.monotonic()
                 if wait > 0:
