@@ -10,10 +10,10 @@ import asyncio
 
 import msgspec
 import structlog
-from nats.aio.msg import Msg
 
 from worker.bus.base import Outgoing, Published, PublishFailed
 from worker.bus.connection import Connection
+from worker.bus.frames import STATUS, read_headers
 from worker.bus.outbound import Frame, objection
 
 _MSG_ID = "Nats-Msg-Id"
@@ -55,8 +55,7 @@ class Publisher:
     async def open(self) -> None:
         """Subscribe to the acknowledgements; follow the connection's fate from now on."""
         self._inbox = self._connection.client.new_inbox()
-        # No limits: there is one acknowledgement for each future kept here.
-        await self._connection.client.subscribe(f"{self._inbox}.*", cb=self._on_ack, pending_msgs_limit=0, pending_bytes_limit=0)
+        await self._connection.client.subscribe_directly(f"{self._inbox}.*", self._on_ack)
         self._connection.on_down.append(self._on_down)
         self._connection.on_denied.append(self._on_denied)
 
@@ -88,17 +87,17 @@ class Publisher:
             self._sweep.cancel()
             self._sweep = None
 
-    async def _on_ack(self, msg: Msg) -> None:
+    def _on_ack(self, inbox: bytes, _reply: bytes, body: bytes, headers: bytes | None) -> None:
         """Resolve the future that the acknowledgement names."""
-        found = self._waiting.pop(_number(msg.subject), None)
+        found = self._waiting.pop(_number(inbox), None)
         if found is None or found[0].done():
             return
         future, _, subject = found
-        if not msg.data and msg.headers and msg.headers.get("Status") == _NO_RESPONDERS:
+        if not body and headers and read_headers(headers).get(STATUS) == _NO_RESPONDERS:
             future.set_exception(PublishFailed(f"no stream takes {subject}", refused=True))
             return
         try:
-            ack = self._decoder.decode(msg.data)
+            ack = self._decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             future.set_exception(PublishFailed(f"the answer to a message on {subject} is no acknowledgement"))
             return
@@ -146,7 +145,7 @@ class Publisher:
         return failed
 
 
-def _number(subject: str) -> int:
+def _number(inbox: bytes) -> int:
     """Read the message's number from the subject of its acknowledgement; -1 where there is none."""
-    token = subject.rpartition(".")[2]
-    return int(token) if token.isascii() and token.isdigit() else -1
+    token = inbox.rpartition(b".")[2]
+    return int(token) if token.isdigit() else -1

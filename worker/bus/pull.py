@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 import structlog
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from worker.bus.acks import ACK, delivery_of, request_of
 from worker.bus.base import NO_HEADERS, Delivery, Source
 from worker.bus.connection import Connection, NoAnswer, NotPermitted
+from worker.bus.frames import DESCRIPTION, STATUS, read_headers
 from worker.bus.outbound import Frame
 
 _PENDING_LEFT = "Nats-Pending-Messages"
@@ -84,10 +84,7 @@ class Pull:
         """Deliver until cancelled."""
         connection = self._connection
         self._inbox = connection.client.new_inbox()
-        # No limits of nats-py's own: what is outstanding bounds the queue, and a dropped message would wait for its ack_wait.
-        self._subscription = await connection.client.subscribe(
-            f"{self._inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        self._subscription = await connection.client.subscribe_directly(f"{self._inbox}.*", self._on_message)
         connection.on_up.append(self._on_up)
         connection.on_denied.append(self._on_denied)
         try:
@@ -156,17 +153,17 @@ class Pull:
         )
         self._connection.outbound.put(Frame(self._next_subject, body, f"{self._inbox}.{self._request}"))
 
-    async def _on_message(self, msg: Msg) -> None:
-        """Hand a message over, or react to the server's status. A coroutine because nats-py wants one; it never waits."""
+    def _on_message(self, subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> None:
+        """Hand a message over, or react to the server's status."""
         # By the reply subject, not the status header: a stored message can carry any header, also `NATS/1.0 409 …`.
-        if not msg.reply.startswith(ACK):
-            self._on_status(msg.subject, msg.headers or NO_HEADERS)
+        if not reply.startswith(ACK):
+            self._on_status(subject, read_headers(headers) if headers else NO_HEADERS)
             return
         self._hear()
         if self._outstanding:
             self._outstanding -= 1
         try:
-            self._take(delivery_of(msg))
+            self._take(delivery_of(subject, reply, body, headers))
         except Exception:  # noqa: BLE001  `take` must not raise; if it does, the message stays unsettled and comes again after ack_wait
             self._log.exception("pull.take_failed")
         if self._outstanding <= self._low:
@@ -178,10 +175,10 @@ class Pull:
         self._delay = 0.0
         self.trouble = ""
 
-    def _on_status(self, subject: str, headers: Mapping[str, str]) -> None:
+    def _on_status(self, subject: bytes, headers: Mapping[str, str]) -> None:
         """React to a status message of one pull request."""
         self._heard_at = self._loop.time()
-        status, reason = headers.get("Status", ""), headers.get("Description", "")
+        status, reason = headers.get(STATUS, ""), headers.get(DESCRIPTION, "")
         if status == "100":
             self._hear()
             return

@@ -1,15 +1,21 @@
-"""Keep nats-py reading when a message has bytes that are no text or a PONG comes late, and reconnecting whatever the network does."""
+"""Keep nats-py reading, and reconnecting, whatever messages and the network do; give our own messages straight to us."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nkeys
+import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
+
+Take = Callable[[bytes, bytes, bytes, bytes | None], None]
+"""Takes a message as it came: subject, reply subject (empty: none), payload, header block (None: none). Must not block."""
 
 
 class ReadingClient(Client):
@@ -19,9 +25,39 @@ class ReadingClient(Client):
     ends on the first error while `is_connected` stays true; the message is redelivered, so the connection would never work again.
     A PONG whose `flush` or `rtt` was given up meanwhile ends the loop the same way: nats-py sets the result of a cancelled future.
     The task that reconnects must not end or hang either, or the client never connects again while its status says that it tries.
-    The methods are private to nats-py: `tests/contract/test_jetstream.py`, `test_send.py` and `test_network_faults.py` fail when a
-    release moves them.
+    The methods are private to nats-py: `test_jetstream.py`, `test_send.py`, `test_outbound.py` and `test_network_faults.py` in
+    `tests/contract` fail when a release moves them.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._direct: dict[int, Take] = {}
+
+    async def subscribe_directly(self, subject: str, take: Take) -> Subscription:
+        """Subscribe, and have `take` called from the read loop, without the queue, the task and the `Msg` that nats-py makes for each.
+
+        Nothing bounds what comes: the subscriber has asked for it (a pull request's batch, acknowledgements of what was published).
+        Nothing may be published on the subject before this returns.
+        """
+        subscription = await self.subscribe(subject)
+        self._direct[subscription._id] = take  # noqa: SLF001  the number that the server names in each message
+        return subscription
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> None:
+        """Give a message to whom it is for."""
+        take = self._direct.get(sid)
+        if take is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        try:
+            take(subject, reply, data, headers)
+        except Exception:  # noqa: BLE001  a defect of ours must not end the read loop, and with it the connection
+            structlog.get_logger().exception("bus.take_failed")
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        """Forget a subscription."""
+        self._direct.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
         """Read headers; unreadable ones are none."""

@@ -1,0 +1,80 @@
+"""What we write in the NATS protocol is what nats-py writes, byte for byte; what we read of headers is what it reads."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from nats.aio.client import Client
+from nats.errors import BadHeaderError
+
+from worker.bus.frames import encoded, read_headers
+
+SUBJECTS = st.text(st.characters(exclude_characters=" \t\r\n", exclude_categories=["Cs"]), min_size=1)
+NAMES = st.text(st.sampled_from("aZ0-_.!"), min_size=1) | st.sampled_from(["", "  ", " padded ", "content-type"])
+VALUES = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(["a\r\nb", " \n padded \r ", "\x1c"])
+NOISE = st.lists(st.binary(max_size=12) | st.sampled_from([b"a: b", b"A:b:c", b"\xff: \xff", b" x y: 1", b":", b"", b"\x1c: \x1c"]))
+
+
+class Written(Client):
+    """Keeps what nats-py would write."""
+
+    async def _send_command(self, cmd: bytes, priority: bool = False) -> None:
+        self.frame = bytes(cmd)
+
+
+def nats_frame(subject: str, body: bytes, reply: str, headers: dict[str, str]) -> bytes:
+    client = Written()
+    asyncio.run(client._send_publish(subject, reply, body, len(body), headers or None))
+    return client.frame
+
+
+@given(SUBJECTS, st.binary(), st.just("") | SUBJECTS, st.dictionaries(NAMES, VALUES, max_size=4))
+@example("a.b", b"", "", {})
+@example("a.b", b"x", "_INBOX.1", {"Nats-Msg-Id": "f:1", "traceparent": "00-ab"})
+@example("a.b", b"x", "", {"": "all of them without a name"})
+def test_a_frame_is_what_nats_py_writes(subject: str, body: bytes, reply: str, headers: dict[str, str]) -> None:
+    assert encoded(subject, body, reply, headers) == nats_frame(subject, body, reply, headers)
+
+
+@pytest.mark.parametrize("name", ["a b", "a:b", "é", "a\r\nb"])
+def test_a_header_name_that_nats_py_refuses_is_refused(name: str) -> None:
+    with pytest.raises(BadHeaderError):
+        nats_frame("a", b"", "", {name: "1"})
+    with pytest.raises(ValueError, match="no name of a header"):
+        encoded("a", b"", "", {name: "1"})
+
+
+@pytest.mark.parametrize("subject, reply", [("", ""), ("a b", ""), ("a", "b\r\nPUB c  0\r\n"), ("a\n", ""), ("a", "\t")])
+def test_nobody_can_write_protocol_of_his_own_by_a_subject(subject: str, reply: str) -> None:
+    with pytest.raises(ValueError, match="cannot be written"):
+        encoded(subject, b"", reply, {})
+
+
+@given(NOISE)
+def test_headers_are_read_as_nats_py_reads_them(lines: list[bytes]) -> None:
+    block = b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+    assert read_headers(b"NATS/1.0\r\n" + block) == Client._parse_header_lines(block)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"NATS/1.0 503\r\n\r\n",
+        b"NATS/1.0 408 Request Timeout\r\nNats-Pending-Messages: 7\r\nNats-Pending-Bytes: 0\r\n\r\n",
+        b"NATS/1.0 409 Consumer Deleted\r\n\r\n",
+        b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 1016\r\n\r\n",
+        b"NATS/1.0 abc what\r\n\r\n",
+    ],
+)
+def test_a_status_is_read_as_nats_py_reads_it(raw: bytes) -> None:
+    theirs = asyncio.run(Client()._process_headers(raw)) or {}
+    # nats-py reads the status line once more as a header where others follow it.
+    assert read_headers(raw) == {name: value for name, value in theirs.items() if not name.startswith("NATS/")}
+
+
+@given(st.binary())
+def test_no_header_block_is_too_broken_to_be_read(raw: bytes) -> None:
+    assert all(isinstance(name, str) for name in read_headers(raw))
