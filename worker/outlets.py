@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from worker.bus.base import Bus, Outgoing
-from worker.relay import Fresh, Letter, Read
+from worker.lanes import Letter
+from worker.relay import Fresh, Read
 from worker.store.base import Reads
 from worker.store.records import Batch, Numbered
 from worker.wire.cloudevents import Message, event_message

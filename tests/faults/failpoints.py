@@ -41,6 +41,8 @@ STEPS = {
     # what follows from it
     "read_outbox": "worker.store.reads:SqliteReads.unpublished_events",
     "publish": "worker.bus.jetstream:JetStreamBus.publish",
+    "publish_all": "worker.bus.jetstream:JetStreamBus.publish_all",
+    "write": "worker.bus.outbound:Outbound._write",
     "mark_published": "worker.store.upkeep:Upkeep.mark_published",
     "send": "worker.bus.jetstream:JetStreamBus.send",
     "settle_outgoing": "worker.store.upkeep:Upkeep.settle_outgoing",
@@ -53,6 +55,8 @@ STEPS = {
 }
 POINTS = tuple(f"{step}.{side}" for step in STEPS for side in ("before", "after"))
 ACTIONS = ("kill", "raise", "hang")
+IN_BATCHES = {"publish_all", "write"}
+"""Steps for a burst of events: a quiet worker sends no batch, and what it writes is a message at a time."""
 REACHED = "failpoint.reached"
 """A file that appears in the worker's folder when the failpoint acts: a run that never got there proves nothing."""
 HANG = 5.0

@@ -75,6 +75,7 @@ class Load:
         self._patience = patience
         self._stopping = asyncio.Event()
         self._number = 0
+        self._idle = 0
 
     async def open(self) -> None:
         """Put up the delegate that the flows ask: it answers durably, and once for each request it hears."""
@@ -82,10 +83,11 @@ class Load:
         await self._agents[0].client.flush()
 
     async def flood(self, count: int) -> None:
-        """Have the messages stored that make many flows wait for what never comes."""
+        """Have the messages stored that make many flows, and more each time, wait for what never comes."""
+        first, self._idle = self._idle + 1, self._idle + count
         players = [
             Player(self._agents[0], self.ledger, random.Random(self._dice.random()), -number, self._patience)
-            for number in range(1, count + 1)
+            for number in range(first, first + count)
         ]
         self.parts += [Part("idle", player.flow_id, None) for player in players]
         await in_order([player.idle for player in players])

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import NIGHTLY
 from tests.e2e.stage import DidNotStart, Stage
-from tests.faults.failpoints import ACTIONS, POINTS, REACHED
+from tests.faults.failpoints import ACTIONS, IN_BATCHES, POINTS, REACHED
 from tests.faults.launcher import LAUNCHER
 from tests.faults.load import PARTS, Load
 from tests.faults.report import Row
@@ -24,7 +24,8 @@ QUICK = tuple(name for name in PARTS if name != "timer")
 AT_THE_START = {"store_open", "migrate", "take_over", "connect", "prepare", "recover", "rewind"}
 AFTER_A_KILL = {"rewind"}
 ONCE = {*AT_THE_START, "finish", "flush", "bus_close", "store_close", "mark_published", "send", "settle_outgoing", "answer", "due"}
-CHOSEN = POINTS if NIGHTLY else tuple(point for at, point in enumerate(POINTS) if at % 2 == (at // 2) % 2)
+QUIET = tuple(point for point in POINTS if point.partition(".")[0] not in IN_BATCHES)
+CHOSEN = QUIET if NIGHTLY else tuple(point for at, point in enumerate(QUIET) if at % 2 == (at // 2) % 2)
 """Both sides of every step by night, one of them by day, in turn."""
 
 

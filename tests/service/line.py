@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,21 +31,33 @@ TOPIC = "agent.delegate.reply"
 
 
 class SpyingBus(MemoryBus):
-    """Remembers what was asked to be published, stored or not, and how deliveries were settled; refuses events of the flow `refuse`."""
+    """Remembers what was asked to be published, stored or not, and how deliveries were settled; refuses events of the flow `refuse`.
+
+    `batches` tells how many messages each batch had.
+    """
 
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__(broker)
         self.asked: list[Outgoing] = []
         self.settled: list[Settlement] = []
+        self.batches: list[int] = []
         self.refuse = ""
 
     def publish(self, message: Outgoing) -> asyncio.Future[Published]:
         self.asked.append(message)
-        if self.refuse and self.refuse in message.subject:
-            refused: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
-            refused.set_exception(PublishFailed("refused for its own sake", refused=True))
-            return refused
-        return super().publish(message)
+        return self._refused([message]) or super().publish(message)
+
+    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+        self.asked += messages
+        self.batches.append(len(messages))
+        return self._refused(messages) or super().publish_all(messages)
+
+    def _refused(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published] | None:
+        if not self.refuse or not any(self.refuse in message.subject for message in messages):
+            return None
+        refused: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
+        refused.set_exception(PublishFailed("refused for its own sake", refused=True))
+        return refused
 
     def settle(self, delivery: Delivery, settlement: Settlement) -> None:
         self.settled.append(settlement)

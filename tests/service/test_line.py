@@ -13,7 +13,7 @@ import pytest
 from tests.eventually import eventually
 from tests.running import an_input
 from tests.service.line import TOPIC, Gate, Line, living, sequences
-from worker import consumer, engine, relay
+from worker import consumer, engine, lanes, relay
 from worker.bus.base import Delivery, InProgress
 from worker.bus.memory import Stored
 from worker.consumer import Verdict
@@ -34,8 +34,8 @@ def path(tmp_path: Path) -> Path:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits that are no virtual time are short here."""
     monkeypatch.setattr(engine, "_STALL", 0.01)
-    monkeypatch.setattr(relay, "_RETRY_FIRST", 0.005)
-    monkeypatch.setattr(relay, "_RETRY_LAST", 0.05)
+    monkeypatch.setattr(lanes, "_RETRY_FIRST", 0.005)
+    monkeypatch.setattr(lanes, "_RETRY_LAST", 0.05)
     monkeypatch.setattr(relay, "_MARK_EVERY", 0.02)
 
 

@@ -10,18 +10,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.eventually import eventually
 from tests.running import Running, an_input, running
 from tests.service.acting import started
 from tests.service.line import Gate, Line, SpyingBus, living, sequences
-from worker import relay
+from worker import lanes, relay
 from worker.bus.base import Stream
 from worker.bus.memory import MemoryBroker
+from worker.bus.settings import stream_config
 from worker.flow.lifecycle import FlowStepStatus
+from worker.lanes import Letter
 from worker.manager import StepObservation
 from worker.outlets import events, fresh_events
-from worker.relay import Letter, Relay
+from worker.relay import Relay
 from worker.wire.headers import MSG_ID
 from worker.wire.subjects import Subjects
 
@@ -35,8 +38,10 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "_RETRY_FIRST", 0.002)
-    monkeypatch.setattr(relay, "_RETRY_LAST", 0.02)
+    monkeypatch.setattr(lanes, "_RETRY_FIRST", 0.002)
+    monkeypatch.setattr(lanes, "_RETRY_LAST", 0.02)
+    monkeypatch.setattr(lanes, "_APART_FIRST", 0.002)
+    monkeypatch.setattr(lanes, "_APART_LAST", 0.02)
     monkeypatch.setattr(relay, "_MARK_EVERY", 0.01)
 
 
@@ -100,6 +105,91 @@ async def test_each_flow_keeps_its_order_whatever_the_broker_loses_or_refuses(pa
             said.setdefault(message.msg_id, set()).add(message.body)
         assert len(bus.asked) > len(said), "something was repeated"
         assert all(len(bodies) == 1 for bodies in said.values())
+
+
+async def test_many_events_go_out_together_in_the_order_of_their_commits(path: Path) -> None:
+    """I-22: one acknowledgement, and one sync of the broker's disk, for hundreds."""
+    bus = SpyingBus(MemoryBroker())
+    async with running(str(path)) as run:
+        await busy(run, 30, 40)
+        async with relaying(run, bus) as made:
+            await eventually(lambda: made.idle)
+        assert sum(bus.batches) == 30 * 42
+        assert len(bus.batches) <= 30 * 42 / 60
+        stored = await bus.client().messages("TASKFLOW_EVT")
+        committed = await run.store.unpublished_events(0, 2000)
+        assert [message.headers[MSG_ID] for message in stored] == [f"{row.flow_id}:{row.event.seq}" for row in committed if row.event]
+
+
+async def test_few_events_go_out_one_by_one(path: Path) -> None:
+    bus = SpyingBus(MemoryBroker())
+    async with running(str(path)) as run, relaying(run, bus) as made:
+        await started(run)
+        await eventually(lambda: made.idle and len(bus.asked) == 2)
+        assert bus.batches == []
+
+
+async def test_batches_that_fail_in_every_way_leave_no_gap_and_no_other_order(path: Path) -> None:
+    """I-22, with flows that change many times within a batch."""
+    bus, chance = SpyingBus(MemoryBroker()), random.Random(11)
+    async with running(str(path)) as run:
+        flows = await busy(run, 12, 30)
+        async with relaying(run, bus, window=100) as made:
+            making = asyncio.ensure_future(busy(run, 12, 60))
+            while not making.done():
+                bus.fail_publishes(1, refused=chance.random() < 0.5, stored=chance.random() < 0.5)
+                await asyncio.sleep(0.002)
+                if chance.random() < 0.1:
+                    bus.disconnect()
+                    await asyncio.sleep(0)
+                    bus.reconnect()
+            flows += await making
+            bus._failures.clear()
+            await eventually(lambda: made.idle)
+        stored = await bus.client().messages("TASKFLOW_EVT")
+        found = sequences(stored)
+        assert {flow_id: len(found[flow_id]) for flow_id in flows} == dict.fromkeys(flows[:12], 32) | dict.fromkeys(flows[12:], 62)
+        assert all(seqs == list(range(1, len(seqs) + 1)) for seqs in found.values())
+        assert len(bus.batches) > 10
+        assert len(bus.asked) > len(stored), "something was repeated"
+        assert len({(message.msg_id, message.body) for message in bus.asked}) == len({message.msg_id for message in bus.asked})
+
+
+async def test_after_a_crash_what_is_stored_goes_one_by_one_and_then_batches_again(path: Path) -> None:
+    """A batch with one message that the broker has is refused as a whole."""
+    bus = SpyingBus(MemoryBroker())
+    async with running(str(path)) as run:
+        await busy(run, 20, 10)
+        async with relaying(run, bus, window=100) as made:
+            await eventually(lambda: made.idle)
+    before, bus = len(bus.asked), SpyingBus(bus.broker)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE published SET n = 0")
+    connection.close()
+    async with running(str(path)) as run, relaying(run, bus, window=100) as made:
+        await eventually(lambda: made.idle)
+        assert len({message.msg_id for message in bus.asked}) == before
+        refused = len(bus.batches)
+        assert refused
+        await busy(run, 20, 10)
+        await eventually(lambda: made.idle)
+        assert sum(bus.batches[refused:]) > 100
+        stored = sequences(await bus.client().messages("TASKFLOW_EVT"))
+        assert len(stored) == 40
+        assert all(seqs == list(range(1, 13)) for seqs in stored.values())
+
+
+async def test_a_stream_without_batches_gets_everything_one_by_one_and_it_is_said_once(path: Path) -> None:
+    bus = SpyingBus(MemoryBroker())
+    bus.broker.create_stream({**stream_config(EVT, batches=False), "max_msgs": 10**6})
+    async with running(str(path)) as run:
+        flows = await busy(run, 20, 20)
+        with capture_logs() as logs:
+            async with relaying(run, bus, window=100) as made:
+                await eventually(lambda: made.idle)
+        assert sequences(await bus.client().messages("TASKFLOW_EVT")) == {flow_id: list(range(1, 23)) for flow_id in flows}
+        said = [(line["event"], line["log_level"]) for line in logs if line["log_level"] != "debug"]
+        assert said == [("one_by_one", "info")]
 
 
 async def test_after_a_long_outage_it_catches_up_with_a_bounded_window(path: Path) -> None:
@@ -331,13 +421,13 @@ async def test_a_broker_that_refuses_everything_is_asked_with_one_message_at_a_t
         bus.fail_publishes(1_000_000, refused=True)
         flows = await busy(run, 50, 1)
         await eventually(lambda: made.in_flight == 150)
-        await eventually(lambda: len(made._held) == 50)
+        await eventually(lambda: len(made._lanes._held) == 50)
         before = len(bus.asked)
         assert made.trouble == "a test made it fail"
         rounds = 20
         await eventually(lambda: len(bus.asked) >= before + rounds)
         assert len({message.msg_id for message in bus.asked[before : before + rounds]}) == rounds, "it goes round"
-        assert len(made._held) >= 49
+        assert len(made._lanes._held) >= 49
         bus._failures.clear()
         await eventually(lambda: made.idle)
         assert made.trouble == ""
@@ -355,7 +445,7 @@ async def test_one_message_that_is_refused_for_its_own_sake_holds_back_its_flow_
 
         async def all_others_are_out() -> bool:
             stored = sequences(await bus.client().messages("TASKFLOW_EVT"))
-            return [stored[flow_id] for flow_id in flows] == [[1, 2, 3, 4, 5]] * len(flows) and stored[poison] == [1, 2]
+            return [stored.get(flow_id) for flow_id in flows] == [[1, 2, 3, 4, 5]] * len(flows) and stored[poison] == [1, 2]
 
         await eventually(all_others_are_out)
         assert made.in_flight == 1
@@ -365,6 +455,6 @@ async def test_one_message_that_is_refused_for_its_own_sake_holds_back_its_flow_
 
 
 def _bus(made: Relay) -> SpyingBus:
-    bus = made._bus
+    bus = made._lanes._bus
     assert isinstance(bus, SpyingBus)
     return bus

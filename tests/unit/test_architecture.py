@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "inspector",
         "systemd",
     ),
+    ("lanes",),
     ("manager",),
     ("engine", "deciding", "queueing", "submission"),
     ("bus.base", "store.base", "store.records", "telemetry", "config"),

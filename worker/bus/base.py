@@ -16,6 +16,7 @@ from worker.wire.subjects import covers
 
 Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
+MOST_TOGETHER = 500  # messages that `Bus.publish_all` takes at once; JetStream's limit is 1,000
 NO_RESPONDERS = "no responders"  # what `Bus.send` says of a message that nobody listens for
 
 
@@ -180,26 +181,21 @@ class Bus(Protocol):
     @property
     def connected(self) -> bool:
         """Whether the broker answers at the moment. False while reconnecting."""
-        ...
 
     @property
     def max_payload(self) -> int:
         """The most bytes (headers and body) the broker takes in one message."""
-        ...
 
     @property
     def lost(self) -> asyncio.Future[str]:
         """Resolves with the reason when the connection is closed for good (not by `close`)."""
-        ...
 
     @property
     def address(self) -> str:
         """Where it is connected to, for people, without credentials: `nats://127.0.0.1:4222`."""
-        ...
 
     async def open(self) -> None:
         """Connect. Raises `BusLost` with a clear sentence within the connect timeout: unreachable, or credentials refused."""
-        ...
 
     async def prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
         """Create the missing streams and durable consumers, add missing subjects, check the rest.
@@ -207,7 +203,6 @@ class Bus(Protocol):
         Returns warnings for the operator (for example: a single replica without `sync_interval: always`).
         Raises `TopologyRefused` naming the stream and setting that would break a promise; nothing is changed then.
         """
-        ...
 
     async def inspect(self) -> list[str]:
         """Look again at what `prepare` was given: make what was deleted, and say what breaks a promise now, a sentence each.
@@ -215,27 +210,22 @@ class Bus(Protocol):
         Settings that somebody changed are only named: whoever changed them had a reason. Raises `PublishFailed` when the broker does
         not answer.
         """
-        ...
 
     def ack_wait(self, source: Source) -> float:
         """Return the seconds after which the broker delivers again, as last seen: an operator may have set another than `Source` asks."""
-        ...
 
     @property
     def trouble(self) -> str:
         """Why it does not deliver, or hear requests, though connected; empty when all is well, as far as it knows."""
-        ...
 
     async def backlog(self, source: Source) -> Backlog:
         """Tell where the source stands. Raises `PublishFailed` when the broker does not answer."""
-        ...
 
     async def first_kept(self, stream: str) -> int:
         """Return the lowest sequence that the stream still keeps (one past the last for an empty stream).
 
         Raises `PublishFailed` when the broker does not answer.
         """
-        ...
 
     async def rewind(self, source: Source, to: int | None = None) -> bool:
         """Make the broker deliver everything above the ack floor at once, instead of after `ack_wait`.
@@ -243,7 +233,6 @@ class Bus(Protocol):
         `to`: everything from this sequence on instead, whether it was settled or not. Returns False where the broker cannot (older
         server, no permission): redelivery then comes with `ack_wait`.
         """
-        ...
 
     async def pull(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
         """Deliver continuously until cancelled: `take` is called on the loop for each message, and must not raise or block.
@@ -251,26 +240,29 @@ class Bus(Protocol):
         `room()` says how many more messages the caller takes now (0: stop asking). Call `wake` after room was made.
         Survives a broker restart, a deleted consumer (created again) and a long outage; delivers in stream order.
         """
-        ...
 
     def wake(self) -> None:
         """Tell `pull` that room was made."""
-        ...
 
     def settle(self, delivery: Delivery, settlement: Settlement) -> None:
         """Tell the broker what became of a delivery. Never raises; lost settlements end in a redelivery."""
-        ...
 
     def publish(self, message: Outgoing) -> asyncio.Future[Published]:
         """Store a message on its stream. The future fails with `PublishFailed`; it always resolves within the publish timeout.
 
         Messages published one after another on one connection are stored in that order, as far as they are stored at all.
         """
-        ...
+
+    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+        """Store up to `MOST_TOGETHER` messages of one stream: all of them in this order, or none. The future tells the last one's place.
+
+        It fails like that of `publish`, within the same time. Refused, none is stored: the broker or the stream takes no messages
+        together, or would not take one of these by itself, or has one already (its `msg_id`): publish them one by one. Not refused, all
+        or none are stored, now or later. Order among batches, and with `publish`, is that of the calls.
+        """
 
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
         """Publish without any guarantee (core NATS). Never raises."""
-        ...
 
     async def send(self, messages: Sequence[Asked]) -> list[str | None]:
         """Publish core messages with their reply subjects, in order; at most 256 at once. Never raises.
@@ -280,20 +272,15 @@ class Bus(Protocol):
         that; any other, that nobody got the message. Returns within the publish timeout, and at once when the connection is lost.
         A stream that captures the subject listens too: its acknowledgement goes to `reply`, like any answer.
         """
-        ...
 
     async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
         """Register the micro service. Requests are handled concurrently, each in its own task; `handler` must not raise."""
-        ...
 
     async def stop_serving(self) -> None:
         """Deregister the service and wait for the requests in hand."""
-        ...
 
     async def flush(self) -> None:
         """Push settlements and tells out, bounded by a short timeout. Never raises."""
-        ...
 
     async def close(self) -> None:
         """Close the connection without draining. Idempotent; never raises."""
-        ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -17,7 +17,7 @@ import msgspec
 from worker.bus import settings
 from worker.bus.base import NO_HEADERS, NO_RESPONDERS, Asked, Headers, Published, PublishFailed, Source, Stream
 from worker.bus.settings import Json
-from worker.bus.streams import ConsumerState, Stored, StreamStore
+from worker.bus.streams import ConsumerState, Spelled, Stored, StreamStore
 from worker.errors import TopologyRefused
 from worker.wire.subjects import covers
 
@@ -95,6 +95,7 @@ class MemoryBroker:
             has = self.streams.get(stream.name) or self.create_stream(settings.stream_config(stream))
             warnings += settings.stream_remarks(stream, has.config)
             has.config["subjects"] = settings.subjects_with(stream, has.config) or has.config["subjects"]
+            has.config |= {settings.BATCHES: True} if settings.lacks_batches(stream, has.config) else {}
         for source in sources:
             self.consumer(source)
         return warnings
@@ -119,6 +120,16 @@ class MemoryBroker:
                 self.tick()
                 return stored
         return None
+
+    def publish_all(self, messages: Sequence[Spelled]) -> Published:
+        """Give messages to the one stream that captures them, all or none; raises `PublishFailed` where that takes none together."""
+        streams = [stream for stream in self.streams.values() if stream.takes(messages[0][0])]
+        if not streams or not streams[0].config.get(settings.BATCHES) or not all(streams[0].takes(subject) for subject, _, _ in messages):
+            raise PublishFailed(f"the stream of {messages[0][0]} does not allow atomic batches", refused=True)
+        streams[0].fit(messages)
+        *_, last = [self.publish(*message) for message in messages]
+        assert last is not None, "a stream takes it"
+        return last
 
     def ask(self, message: Asked) -> str | None:
         """Give a request to whoever listens; a stream that captures it acknowledges on the reply subject. Or say that nobody does."""

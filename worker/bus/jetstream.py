@@ -150,6 +150,14 @@ class JetStreamBus:
         """Store a message on its stream."""
         return self._publisher.publish(message)
 
+    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+        """Store messages on their stream, all or none, where it allows atomic batches."""
+        if self._topology.batches.taken_on(messages[0].subject):
+            return self._publisher.publish_all(messages)
+        refused: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
+        refused.set_exception(PublishFailed(f"the stream of {messages[0].subject} does not allow atomic batches", refused=True))
+        return refused
+
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
         """Publish without any guarantee; what the broker would refuse is dropped here."""
         refusal = objection(subject, body, headers, self.max_payload)

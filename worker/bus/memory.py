@@ -29,8 +29,9 @@ from worker.bus.base import (
 from worker.bus.broker import Heard, MemoryBroker, MemoryClient, Subscriber
 from worker.bus.outbound import objection
 from worker.bus.service import ERROR, ERROR_CODE, INTERNAL, TOO_LARGE
-from worker.bus.streams import MSG_ID, Stored
+from worker.bus.streams import MSG_ID, Spelled, Stored
 from worker.errors import BusLost, TopologyRefused
+from worker.futures import fail, resolve
 
 __all__ = ["Heard", "MemoryBroker", "MemoryBus", "MemoryClient", "Stored"]
 
@@ -176,15 +177,11 @@ class MemoryBus:
 
     def publish(self, message: Outgoing) -> asyncio.Future[Published]:
         """Store a message on its stream; the future resolves in a later turn of the loop, as with a real broker."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Published] = loop.create_future()
-        outcome: Published | PublishFailed
-        try:
-            outcome = self._store(message)
-        except PublishFailed as failed:
-            outcome = failed
-        loop.call_soon(_resolve, future, outcome)
-        return future
+        return self._store([message], lambda spelled: self.broker.publish(*spelled[0]))
+
+    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+        """Store messages on their stream, all or none, where it allows atomic batches."""
+        return self._store(messages, self.broker.publish_all)
 
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
         """Publish without any guarantee."""
@@ -273,28 +270,30 @@ class MemoryBus:
         except TimeoutError:
             return
 
-    def _store(self, message: Outgoing) -> Published:
-        """Store a message, or fail as a test asked for; raises `PublishFailed`."""
+    def _store(self, messages: Sequence[Outgoing], store: Callable[[list[Spelled]], Published | None]) -> asyncio.Future[Published]:
+        """Have messages stored, or fail as a test asked for; the future resolves in a later turn of the loop."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Published] = loop.create_future()
+        try:
+            loop.call_soon(resolve, future, self._stored(messages, store))
+        except PublishFailed as failed:
+            loop.call_soon(fail, future, failed)
+        return future
+
+    def _stored(self, messages: Sequence[Outgoing], store: Callable[[list[Spelled]], Published | None]) -> Published:
+        """Store messages; raises `PublishFailed`."""
         if not self._connected:
             raise PublishFailed("not connected")
-        headers = {**message.headers, MSG_ID: message.msg_id} if message.msg_id else dict(message.headers)
-        refusal = objection(message.subject, message.body, headers, _MAX_PAYLOAD)
-        if refusal is not None:
-            raise PublishFailed(refusal, refused=True)
+        spelled: list[Spelled] = [
+            (one.subject, one.body, {**one.headers, **({MSG_ID: one.msg_id} if one.msg_id else {})}) for one in messages
+        ]
+        for refusal in (objection(*message, _MAX_PAYLOAD) for message in spelled):
+            if refusal is not None:
+                raise PublishFailed(refusal, refused=True)
         failure, stored = self._failures.pop(0) if self._failures else (None, True)
-        published = self.broker.publish(message.subject, message.body, headers) if stored else None
+        published = store(spelled) if stored else None
         if failure is not None:
             raise failure
         if published is None:
-            raise PublishFailed(f"no stream takes {message.subject}", refused=True)
+            raise PublishFailed(f"no stream takes {messages[0].subject}", refused=True)
         return published
-
-
-def _resolve(future: asyncio.Future[Published], outcome: Published | PublishFailed) -> None:
-    """Resolve a publisher's future, unless it was cancelled."""
-    if future.done():
-        return
-    if isinstance(outcome, PublishFailed):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)

@@ -7,16 +7,21 @@ and a timer for each message; its `publish_async` never resolves on an error ack
 from __future__ import annotations
 
 import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import structlog
 
-from worker.bus.base import Outgoing, Published, PublishFailed
+from worker.bus.base import Headers, Outgoing, Published, PublishFailed
 from worker.bus.connection import Connection
 from worker.bus.frames import STATUS, read_headers
 from worker.bus.outbound import Frame, objection
 
 _MSG_ID = "Nats-Msg-Id"
+# ADR-50: an atomic batch. They stay in the stored messages, where subscribers see them.
+_BATCH, _PLACE, _COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"
 _NO_RESPONDERS = "503"
 # Deadlines are looked at together; none is missed by more than this many seconds.
 _SWEEP = 0.05
@@ -35,7 +40,20 @@ class _PubAck(msgspec.Struct):
     stream: str = ""
     seq: int = 0
     duplicate: bool = False
+    batch: str = ""
+    count: int = 0
     error: _ApiError | None = None
+
+
+class _Awaited(NamedTuple):
+    """A message in flight that is acknowledged. `batch` and `size` tell the batch that it commits; `opens`: it only begins one."""
+
+    future: asyncio.Future[Published]
+    deadline: float
+    subject: str
+    batch: str = ""
+    size: int = 0
+    opens: bool = False
 
 
 class Publisher:
@@ -47,7 +65,7 @@ class Publisher:
         self._inbox = ""
         self._next = 0
         # In order of publishing, and so of deadline: the timeout is the same for all.
-        self._waiting: dict[int, tuple[asyncio.Future[Published], float, str]] = {}
+        self._waiting: dict[int, _Awaited] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._decoder = msgspec.json.Decoder(_PubAck)
         self._log = structlog.get_logger()
@@ -61,23 +79,55 @@ class Publisher:
 
     def publish(self, message: Outgoing) -> asyncio.Future[Published]:
         """Send the message; see `Bus.publish`."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Published] = loop.create_future()
+        headers = {**message.headers, _MSG_ID: message.msg_id} if message.msg_id else message.headers
+        future = self._future([(message, headers)])
+        if not future.done():
+            reply = self._await(_Awaited(future, self._deadline(), message.subject))
+            self._connection.outbound.put(Frame(message.subject, message.body, reply, headers, future))
+        return future
+
+    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+        """Send the messages as one batch; see `Bus.publish_all`. The stream has to allow it."""
+        batch, last = secrets.token_hex(8), len(messages)
+        spelled = [(one, _batched(one, batch, place, last)) for place, one in enumerate(messages, 1)]
+        future, deadline = self._future(spelled), self._deadline()
+        if future.done():
+            return future
+        for place, (message, headers) in enumerate(spelled, 1):
+            reply = ""
+            if place == last:
+                reply = self._await(_Awaited(future, deadline, message.subject, batch, last))
+            elif place == 1:
+                reply = self._await(_Awaited(future, deadline, message.subject, opens=True))
+            # Once the future has failed, the rest is not written, the commit least of all.
+            self._connection.outbound.put(Frame(message.subject, message.body, reply, headers, future))
+        return future
+
+    def _future(self, messages: Sequence[tuple[Outgoing, Headers]]) -> asyncio.Future[Published]:
+        """Return the future of messages about to be sent; it has failed where they cannot be."""
+        future: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
         if not self._connection.connected:
             # Not buffered: it would be stored after its sender gave it up and moved on.
             future.set_exception(PublishFailed("not connected to NATS"))
             return future
-        headers = {**message.headers, _MSG_ID: message.msg_id} if message.msg_id else message.headers
-        refusal = objection(message.subject, message.body, headers, self._connection.max_payload)
-        if refusal is not None:
-            future.set_exception(PublishFailed(refusal, refused=True))
-            return future
-        self._next += 1
-        self._waiting[self._next] = (future, loop.time() + self._timeout, message.subject)
-        self._connection.outbound.put(Frame(message.subject, message.body, f"{self._inbox}.{self._next}", headers, future))
-        if self._sweep is None:
-            self._sweep = loop.call_later(self._timeout, self._expire)
+        for message, headers in messages:
+            refusal = objection(message.subject, message.body, headers, self._connection.max_payload)
+            if refusal is not None:
+                future.set_exception(PublishFailed(refusal, refused=True))
+                break
         return future
+
+    def _deadline(self) -> float:
+        """Return when a message sent now has to be acknowledged."""
+        return asyncio.get_running_loop().time() + self._timeout
+
+    def _await(self, awaited: _Awaited) -> str:
+        """Expect an acknowledgement; returns the subject it comes on."""
+        self._next += 1
+        self._waiting[self._next] = awaited
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(self._timeout, self._expire)
+        return f"{self._inbox}.{self._next}"
 
     def close(self) -> None:
         """Fail what is in flight; nobody is left to retrieve those failures."""
@@ -90,12 +140,14 @@ class Publisher:
     def _on_ack(self, inbox: bytes, _reply: bytes, body: bytes, headers: bytes | None) -> None:
         """Resolve the future that the acknowledgement names."""
         found = self._waiting.pop(_number(inbox), None)
-        if found is None or found[0].done():
+        if found is None or found.future.done():
             return
-        future, _, subject = found
+        future, subject = found.future, found.subject
         if not body and headers and read_headers(headers).get(STATUS) == _NO_RESPONDERS:
             future.set_exception(PublishFailed(f"no stream takes {subject}", refused=True))
             return
+        if found.opens and not body:
+            return  # the batch may go on
         try:
             ack = self._decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -104,8 +156,10 @@ class Publisher:
         if ack.error is not None:
             reason = f"{ack.error.description} ({ack.error.err_code})"
             future.set_exception(PublishFailed(f"the broker refused a message on {subject}: {reason}", refused=True))
-            return
-        future.set_result(Published(stream=ack.stream, seq=ack.seq, duplicate=ack.duplicate))
+        elif found.opens or (ack.batch, ack.count) != (found.batch, found.size):
+            future.set_exception(PublishFailed(f"the stream of {subject} does not store messages together"))
+        else:
+            future.set_result(Published(stream=ack.stream, seq=ack.seq, duplicate=ack.duplicate))
 
     def _expire(self) -> None:
         """Fail what waited too long; look again when the next one is due."""
@@ -114,7 +168,7 @@ class Publisher:
         now = loop.time()
         while self._waiting:
             number = next(iter(self._waiting))
-            future, deadline, subject = self._waiting[number]
+            future, deadline, subject, *_ = self._waiting[number]
             if deadline > now and not future.done():
                 self._sweep = loop.call_later(max(deadline - now, _SWEEP), self._expire)
                 return
@@ -130,19 +184,26 @@ class Publisher:
 
     def _on_denied(self, subject: str) -> None:
         """Fail the messages on a subject the credentials may not publish on; `subject` is in lower case (nats-py folds it)."""
-        for number, (future, _, sent_on) in list(self._waiting.items()):
-            if sent_on.lower() == subject:
+        for number, awaited in list(self._waiting.items()):
+            if awaited.subject.lower() == subject:
                 del self._waiting[number]
-                if not future.done():
-                    future.set_exception(PublishFailed(f"the credentials may not publish on {sent_on}", refused=True))
+                if not awaited.future.done():
+                    awaited.future.set_exception(PublishFailed(f"the credentials may not publish on {awaited.subject}", refused=True))
 
     def _fail_all(self, reason: str) -> list[asyncio.Future[Published]]:
         """Fail every future in flight and return them."""
-        failed = [future for future, _, _ in self._waiting.values() if not future.done()]
+        waiting = list(dict.fromkeys(awaited.future for awaited in self._waiting.values()))
         self._waiting.clear()
+        failed = [future for future in waiting if not future.done()]
         for future in failed:
             future.set_exception(PublishFailed(reason))
         return failed
+
+
+def _batched(message: Outgoing, batch: str, place: int, last: int) -> Headers:
+    """Return a message's headers with its place in the batch; the last one commits it."""
+    headers = {**message.headers, _MSG_ID: message.msg_id, _BATCH: batch, _PLACE: str(place)}
+    return {**headers, _COMMIT: "1"} if place == last else headers
 
 
 def _number(inbox: bytes) -> int:

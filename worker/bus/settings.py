@@ -10,6 +10,9 @@ from worker.wire.subjects import covers
 _NS = 1_000_000_000
 _NOT_EDITABLE = "it cannot be edited: move the messages to a new stream, or remove this one with `nats stream rm {name}`"
 _OLDEST_SERVER = (2, 10, 23)
+_BATCHING_SERVER = (2, 12, 0)
+BATCHES = "allow_atomic"
+"""The setting of a stream that takes atomic batches (ADR-50)."""
 
 Json = dict[str, Any]
 
@@ -47,8 +50,8 @@ _CONSUMER: tuple[tuple[str, Any, Any, str], ...] = (
 )
 
 
-def stream_config(stream: Stream) -> Json:
-    """Spell the stream out for `STREAM.CREATE`."""
+def stream_config(stream: Stream, *, batches: bool = True) -> Json:
+    """Spell the stream out for `STREAM.CREATE`; `batches`: the server knows them."""
     config: Json = {
         "name": stream.name,
         "subjects": list(stream.subjects),
@@ -66,7 +69,15 @@ def stream_config(stream: Stream) -> Json:
         "allow_rollup_hdrs": False,
         "allow_direct": True,
     }
+    if batches and not stream.inbound:  # agents need none, and the server keeps a few open for each stream only
+        config[BATCHES] = True
     return config
+
+
+def lacks_batches(stream: Stream, config: Json) -> bool:
+    """Tell whether the stream is as an older worker made it, which knew no batches. What an operator made or changed is left alone."""
+    ours = stream_config(stream)
+    return bool(ours.get(BATCHES)) and not config.get(BATCHES) and all(config.get(name) == ours[name] for name in ours if name != BATCHES)
 
 
 def consumer_config(source: Source) -> Json:
@@ -155,10 +166,20 @@ def sync_warning(varz: Json) -> str | None:
 
 def version_objection(version: str) -> str | None:
     """Refuse servers that lost streams when their process was killed (Jepsen, 2025). Versions that are no numbers pass."""
-    parts = version.partition("-")[0].split(".")
-    if not all(part.isdigit() for part in parts) or tuple(map(int, parts)) >= _OLDEST_SERVER:
+    if (_release(version) or _OLDEST_SERVER) >= _OLDEST_SERVER:
         return None
     return f"the NATS server is {version}; before {'.'.join(map(str, _OLDEST_SERVER))} a killed server could lose a stream: upgrade it"
+
+
+def knows_batches(version: str) -> bool:
+    """Tell whether a server knows atomic batches."""
+    return (_release(version) or ()) >= _BATCHING_SERVER
+
+
+def _release(version: str) -> tuple[int, ...] | None:
+    """Read a version's numbers; None where it has none."""
+    parts = version.partition("-")[0].split(".")
+    return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else None
 
 
 def _differences(table: tuple[tuple[str, Any, Any, str], ...], config: Json) -> list[tuple[str, Any, Any, str]]:

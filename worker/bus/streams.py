@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from worker.bus.base import Ack, Backlog, Delivery, Headers, InProgress, Nak, Published, PublishFailed, Settlement, Term
@@ -11,6 +12,8 @@ from worker.wire.subjects import covers
 
 MSG_ID = "Nats-Msg-Id"
 _NS_PER_US = 1000
+Spelled = tuple[str, bytes, Headers]
+"""A message on its way in: subject, body, headers."""
 
 
 class Stored(NamedTuple):
@@ -54,6 +57,15 @@ class StreamStore:
         if msg_id:
             self._ids[msg_id] = (self.last_seq, now)
         return Published(stream=self.config["name"], seq=self.last_seq)
+
+    def fit(self, messages: Sequence[Spelled]) -> None:
+        """Raise `PublishFailed` where not all of the messages would be stored: one has been, or there is no room."""
+        ids = [headers[MSG_ID] for _, _, headers in messages if MSG_ID in headers]
+        if len(set(ids)) < len(ids) or any(name in self._ids for name in ids):
+            raise PublishFailed("the broker refused a batch: it contains duplicate message id (10201)", refused=True)
+        full = 0 < self.config.get("max_bytes", -1) < self._bytes + sum(len(body) for _, body, _ in messages)
+        if full and self.config.get("discard") == "new":
+            raise PublishFailed("the broker refused a batch: maximum bytes exceeded (10047)", refused=True)
 
     def _forget_old(self, now: int) -> None:
         """Drop messages beyond `max_age` and ids beyond the duplicate window; both are in order of time."""

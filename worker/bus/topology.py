@@ -14,6 +14,7 @@ import structlog
 
 from worker.bus import settings
 from worker.bus.base import Source, Stream
+from worker.bus.batches import Batches
 from worker.bus.connection import Connection, NoAnswer, NotPermitted
 from worker.bus.monitor import sync_warnings
 from worker.bus.settings import Json
@@ -37,6 +38,7 @@ class Topology:
         self._sources: tuple[Source, ...] = ()
         self._ack_waits: dict[Source, float] = {}
         self._flawed: set[Source] = set()
+        self.batches = Batches(self._change)
         self._log = structlog.get_logger()
 
     async def prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
@@ -185,15 +187,18 @@ class Topology:
         return config
 
     async def _ensure_stream(self, stream: Stream, config: Json | None) -> None:
-        """Create the stream, or add its missing subjects."""
+        """Create the stream, or add its missing subjects; note whether it takes batches."""
+        batches = settings.knows_batches(_version(self._connection))
         if config is None:
-            await self._change(f"STREAM.CREATE.{stream.name}", settings.stream_config(stream), f"stream {stream.name}")
+            config = settings.stream_config(stream, batches=batches)
+            await self._change(f"STREAM.CREATE.{stream.name}", config, f"stream {stream.name}")
             self._log.info("topology.stream_created", stream=stream.name)
-            return
         subjects = settings.subjects_with(stream, config)
         if subjects is not None:
-            await self._change(f"STREAM.UPDATE.{stream.name}", {**config, "subjects": subjects}, f"stream {stream.name}")
+            config = {**config, "subjects": subjects}
+            await self._change(f"STREAM.UPDATE.{stream.name}", config, f"stream {stream.name}")
             self._log.info("topology.stream_extended", stream=stream.name, subjects=subjects)
+        await self.batches.see(stream, config, allow=batches)
 
     async def _ensure_consumer(self, source: Source) -> list[str]:
         """Create the consumer, or add its missing filters; returns a warning for the latter."""

@@ -1,0 +1,212 @@
+"""Send letters: in order within a lane, several together where many wait.
+
+Within a lane (a flow) nothing is sent before the broker has stored what comes before it, or takes both together, in order, all or none:
+whatever it loses or refuses, the lane has no gap. Across lanes letters are in flight side by side. What queues while a batch is under way
+goes with the next; where few wait, or a batch was not taken just now, each letter goes by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import msgspec
+from structlog.typing import FilteringBoundLogger
+
+from worker.bus.base import MOST_TOGETHER, Bus, Outgoing, Published
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """A row on its way out: its number in the outlet, its lane, and the message; None where the row cannot be read."""
+
+    n: int
+    lane: str
+    message: Outgoing | None
+
+
+_RETRY_FIRST, _RETRY_LAST = 0.1, 1.0
+_FEW = 8
+"""Fewer than these go one by one: a batch costs the broker more than a message, and each message would wait for all of them."""
+_BATCH_BYTES = 1024 * 1024
+_APART_FIRST, _APART_LAST = 1.0, 10.0
+"""Seconds without a batch after one that failed: until what was stored before a crash is through, or the broker is asked again."""
+
+
+class Lanes:
+    """Letters put here are sent until the broker has stored them; `stored(n)` is told of each, or of the last of a batch."""
+
+    def __init__(self, bus: Bus, *, stored: Callable[[int], None], log: FilteringBoundLogger) -> None:
+        self._bus = bus
+        self._stored = stored
+        self._log = log
+        self._lanes: dict[str, deque[Letter]] = {}
+        self._idle: dict[str, None] = {}  # lanes of which nothing is in flight
+        self._due = False
+        self._together = False
+        self._held: deque[Letter] = deque()  # heads that the broker did not take
+        self._retry_in = _RETRY_FIRST
+        self._retrying = False
+        self._stuck = False
+        self._told = False
+        self._apart_for = _APART_FIRST
+        self._apart_until = 0.0
+        self.open: dict[int, Outgoing] = {}
+        """What is not stored yet, by the letters' numbers."""
+        self.open_bytes = 0
+        self.trouble = ""
+        """Why the broker does not take something; empty while it takes everything."""
+
+    def put(self, n: int, lane: str, message: Outgoing) -> None:
+        """Send a letter when it is its turn. Numbers ascend."""
+        self.open[n] = message
+        self.open_bytes += len(message.body)
+        queue = self._lanes.setdefault(lane, deque())
+        queue.append(Letter(n, lane, message))
+        if len(queue) == 1:
+            self._rest(lane)
+
+    def _rest(self, lane: str) -> None:
+        """Send from a lane in the next turn of the loop, with all that is put until then."""
+        self._idle[lane] = None
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        """Send what waits, unless a batch is under way: then it goes with the next."""
+        self._due = False
+        if self._together:
+            return
+        if batch := self._batch():
+            self._send_together(batch)
+            return
+        heads = [self._lanes[lane][0] for lane in self._idle]
+        self._idle.clear()
+        if self._stuck:
+            self._held += heads
+            return
+        for letter in heads:
+            self._send(letter)
+
+    def _batch(self) -> list[Letter]:
+        """Return what goes out together, in the order of the numbers: nothing where few letters wait, or batches are not taken."""
+        if self._stuck or asyncio.get_running_loop().time() < self._apart_until:
+            return []
+        waiting = [letter for lane in self._idle for letter in self._lanes[lane]]
+        if len(waiting) < _FEW:
+            return []
+        waiting.sort(key=lambda letter: letter.n)
+        size, count = 0, 0
+        for letter in waiting[:MOST_TOGETHER]:
+            size += len(self.open[letter.n].body)
+            if count and size > _BATCH_BYTES:
+                break
+            count += 1
+        return waiting[:count]
+
+    def _send_together(self, letters: Sequence[Letter]) -> None:
+        """Publish a batch."""
+        self._together = True
+        for letter in letters:
+            self._idle.pop(letter.lane, None)
+        answer = self._asked(lambda: self._bus.publish_all([self.open[letter.n] for letter in letters]))
+        answer.add_done_callback(partial(self._answered_together, letters))
+
+    def _answered_together(self, letters: Sequence[Letter], answer: asyncio.Future[Published]) -> None:
+        """Go on when the broker has stored a batch; otherwise send its letters, and for a while all others, one by one.
+
+        Whatever the reason: the batch may be stored, then each letter is known by its id; or be stored later, then as a whole or not at
+        all, and not once one of its letters is.
+        """
+        self._together = False
+        if answer.cancelled() or answer.exception() is not None:
+            log = self._log.info if self._apart_for == _APART_FIRST else self._log.debug  # once until a batch is taken
+            log("one_by_one", count=len(letters), seconds=self._apart_for, why=_why(answer))
+            self._apart_until = asyncio.get_running_loop().time() + self._apart_for
+            self._apart_for = min(self._apart_for * 2, _APART_LAST)
+            self._idle |= dict.fromkeys(letter.lane for letter in letters)
+        else:
+            self._apart_for = _APART_FIRST
+            for letter in letters:
+                self._done(letter)
+            self._went_through(letters[-1])
+        self._dispatch()
+
+    def _done(self, letter: Letter) -> None:
+        """Take the head of a lane out; what comes after it may be sent."""
+        queue = self._lanes[letter.lane]
+        queue.popleft()
+        self.open_bytes -= len(self.open.pop(letter.n).body)
+        if queue:
+            self._rest(letter.lane)
+        else:
+            del self._lanes[letter.lane]
+            self._idle.pop(letter.lane, None)
+
+    def _asked(self, publish: Callable[[], asyncio.Future[Published]]) -> asyncio.Future[Published]:
+        """Publish. What it raises is reported, and tried again: this runs in callbacks, where it would end the lane for ever."""
+        try:
+            return publish()
+        except Exception as defect:  # noqa: BLE001  see above
+            answer: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
+            answer.set_exception(defect)
+            return answer
+
+    def _send(self, letter: Letter) -> None:
+        """Publish the head of a lane."""
+        answer = self._asked(lambda: self._bus.publish(self.open[letter.n]))
+        answer.add_done_callback(partial(self._answered, letter))
+
+    def _answered(self, letter: Letter, answer: asyncio.Future[Published]) -> None:
+        """Go on with the lane when the broker has stored its head; otherwise try the same message again later."""
+        if answer.cancelled() or answer.exception() is not None:
+            self._hold(letter, _why(answer))
+            return
+        self._done(letter)
+        self._went_through(letter)
+
+    def _went_through(self, letter: Letter) -> None:
+        """Note that the broker takes what it is given."""
+        self._retry_in = _RETRY_FIRST
+        self._stuck = self._told = False
+        if self._held:
+            self._retry_later()
+        else:
+            self.trouble = ""
+        self._stored(letter.n)
+
+    def _hold(self, letter: Letter, why: str) -> None:
+        """Keep a message that the broker did not take. It is published again later, ever later while nothing goes through."""
+        self._held.append(letter)
+        self._stuck = True
+        self.trouble = why
+        if self._bus.connected and not self._told:  # once until something goes through
+            message = self.open[letter.n]
+            self._log.warning("publish_failed", subject=message.subject, msg_id=message.msg_id, why=why)
+        self._told = self._bus.connected
+        self._retry_later()
+
+    def _retry_later(self) -> None:
+        """See to it that what is held is published again."""
+        if self._retrying:
+            return
+        self._retrying = True
+        asyncio.get_running_loop().call_later(self._retry_in, self._retry)
+        self._retry_in = min(self._retry_in * 2, _RETRY_LAST)
+
+    def _retry(self) -> None:
+        """Publish what is held: all of it where something went through since, else one to find out whether anything does.
+
+        A broker that refuses (a full stream, a lost permission) is asked once a second and not once for each flow. Which one is asked
+        goes round: the reason may lie with the message itself, which is why none of them goes into a batch.
+        """
+        self._retrying = False
+        for _ in range(min(1, len(self._held)) if self._stuck else len(self._held)):
+            self._send(self._held.popleft())
+
+
+def _why(answer: asyncio.Future[Published]) -> str:
+    """Say why the broker has not stored something."""
+    return "cancelled" if answer.cancelled() else str(answer.exception())
