@@ -72,6 +72,8 @@ class Relay:
         self._last_read = 0
         self._marked = 0
         self._sent_up_to = 0
+        self.stored = 0
+        """How many rows the broker has stored since the start, repeats among them."""
         self._more = True
         self._woken = asyncio.Event()
         self._settled = asyncio.Event()
@@ -204,6 +206,7 @@ class Relay:
         else:
             del self._lanes[letter.lane]
         self._open_bytes -= len(self._open.pop(letter.n).body)
+        self.stored += 1
         self._sent_up_to = max(self._sent_up_to, letter.n)
         self._woken.set()
         self._settled.set()
