@@ -145,10 +145,9 @@ def compose(
     config: Config, store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, sources: tuple[Source, ...], tracker: Tracker
 ) -> Services:
     """Wire the services to their adapters."""
-    policy = policy_of(config, bindings)
+    policy, mint = policy_of(config, bindings), Randomness()
     engine = Engine(store, clock=wall_clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
     engine.listen(tracker.committed)
-    mint = Randomness()
     read = reader(subjects, bindings, mint)
     consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
     buried = Relay(

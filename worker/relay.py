@@ -69,9 +69,7 @@ class Relay:
         self._lanes: dict[str, deque[Letter]] = {}
         self._open: dict[int, Outgoing] = {}
         self._open_bytes = 0
-        self._last_read = 0
-        self._marked = 0
-        self._sent_up_to = 0
+        self._last_read = self._marked = self._sent_up_to = 0
         self.stored = 0
         """How many rows the broker has stored since the start, repeats among them."""
         self._more = True

@@ -180,17 +180,14 @@ class Bus(Protocol):
     @property
     def connected(self) -> bool:
         """Whether the broker answers at the moment. False while reconnecting."""
-        ...
 
     @property
     def reconnects(self) -> int:
         """How often the connection came back after it was lost."""
-        ...
 
     @property
     def max_payload(self) -> int:
         """The most bytes (headers and body) the broker takes in one message."""
-        ...
 
     @property
     def lost(self) -> asyncio.Future[str]:
@@ -200,7 +197,6 @@ class Bus(Protocol):
     @property
     def address(self) -> str:
         """Where it is connected to, for people, without credentials: `nats://127.0.0.1:4222`."""
-        ...
 
     async def open(self) -> None:
         """Connect. Raises `BusLost` with a clear sentence within the connect timeout: unreachable, or credentials refused."""
