@@ -3,6 +3,7 @@
 
 VENV    := .venv
 BIN     := $(VENV)/bin
+JUDGES  := .venv-deploy
 READY   := $(VENV)/.ready
 WORKERS ?= 2
 # Two processes by default; `make test WORKERS=0` runs in one. loadgroup keeps tests together that share an xdist_group mark.
@@ -11,14 +12,14 @@ XDIST   ?= -n $(WORKERS) --dist loadgroup
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-fast faults faults-nightly fuzz bench bench-peers lint format type drift schemas check lock clean
+.PHONY: help setup run demo test test-fast faults faults-nightly fuzz bench bench-peers lint format type drift schemas deploy-check deploy-lock check lock clean
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules
 
 help: ## Show this list
 	@echo 'nats-taskflow: durable flows over NATS JetStream. What make can do here:'
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Start with 'make demo' (the whole story, under a minute) or 'make run' (a worker and a server to play with)."
 
@@ -66,9 +67,13 @@ type: $(READY) ## Check types: mypy --strict over worker and tests
 drift: $(READY) ## Check that the lock satisfies pyproject.toml and schemas/ is what the code generates
 	@$(BIN)/python -m pip check --disable-pip-version-check
 	@$(BIN)/python -m worker.schema_files --check schemas
+	@$(BIN)/python deploy/container/locks.py --check
 
 schemas: $(READY) ## Write schemas/ again from the message types
 	@$(BIN)/python -m worker.schema_files schemas
+
+deploy-check: $(JUDGES)/.ready ## Have hadolint, kubernetes-validate and checkov judge deploy/ (a minute more the first time)
+	@$(JUDGES)/bin/python deploy/check.py
 
 check: ## Everything above, as .ci/run does it before a change is merged
 	@./.ci/run
@@ -78,9 +83,21 @@ lock: $(READY) ## Pin again what pyproject.toml allows (make lock ARGS=--upgrade
 	@$(BIN)/python -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--extra dev --extra speed --group test --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS)
 
-clean: ## Remove what make made: both .venv, caches, build results (never ./.taskflow, which is data)
-	@rm -rf $(VENV) bench/.venv-peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+deploy-lock: $(READY) ## Pin the judges of deploy-check again
+	@$(BIN)/python -c 'import uv' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	@cd deploy && ../$(BIN)/python -m uv pip compile requirements-check.in --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --custom-compile-command 'make deploy-lock' --output-file requirements-check.txt $(ARGS)
+
+clean: ## Remove what make made: every .venv, caches, build results (never ./.taskflow, which is data)
+	@rm -rf $(VENV) $(JUDGES) bench/.venv-peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	@find worker tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# Apart from .venv: checkov holds back libraries that the tests need newer.
+$(JUDGES)/.ready: deploy/requirements-check.txt | $(READY)
+	@echo "Setting up $(JUDGES) (once; about a minute) ..." >&2
+	@$(BIN)/python -m venv --clear $(JUDGES)
+	@$(JUDGES)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --requirement deploy/requirements-check.txt
+	@touch $@
 
 # `pip check` runs last: a stamp without a sound environment would hide the fault until something breaks in the middle.
 $(READY): requirements.lock pyproject.toml

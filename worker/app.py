@@ -145,9 +145,9 @@ def compose(
     config: Config, store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, sources: tuple[Source, ...], tracker: Tracker
 ) -> Services:
     """Wire the services to their adapters."""
-    engine = Engine(store, clock=wall_clock, policy=policy_of(config, bindings), max_batch=config.engine.max_batch)
+    policy, mint = policy_of(config, bindings), Randomness()
+    engine = Engine(store, clock=wall_clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
     engine.listen(tracker.committed)
-    mint = Randomness()
     read = reader(subjects, bindings, mint)
     consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
     buried = Relay(
@@ -171,14 +171,14 @@ def compose(
     return Services(
         engine=engine,
         bus=bus,
-        waits=WaitEngine(FlowManager(engine)),
+        waits=WaitEngine(FlowManager(engine), late=tracker.late),
         consumers=consumers,
         relays=relays,
         pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, inbox_us=remembered, expired=buried.hear),
         inspector=inspector,
         api=Api(engine, subjects, mint, watch=tracker.settled, reply_topics=tuple(b.subject for b in bindings.configured)),
         dispatcher=Dispatcher(bus, engine),
-        probes=WorkerProbes(store, bus, relays, inspector, tracker, paused=lambda: engine.stalled),
+        probes=WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=wall_clock, paused=lambda: engine.stalled),
         systemd=Systemd(os.environ, store.ping),
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -36,13 +37,16 @@ Listener = Callable[[Batch], None]
 class Engine:
     """The one writer. `submit` from anywhere on the loop; `run` commits until `close`.
 
-    `max_batch` bounds how many stimuli share a transaction.
+    `max_batch` bounds how many stimuli share a transaction; `timed` hears how many seconds each one took that was committed.
     """
 
-    def __init__(self, store: Store, *, clock: Clock, policy: Policy, max_batch: int = 500) -> None:
+    def __init__(
+        self, store: Store, *, clock: Clock, policy: Policy, max_batch: int = 500, timed: Callable[[float], None] = lambda _: None
+    ) -> None:
         self.store = store
         self.clock = clock
         self.policy = policy
+        self._timed = timed
         self._queue = Queue(max_batch)
         self._arrived = asyncio.Event()
         self._closing = asyncio.Event()
@@ -226,7 +230,7 @@ class Engine:
 
     async def _transact(self, submissions: list[Submission]) -> None:
         """Load, decide, save and commit one batch, then resolve its futures."""
-        now = self.clock()
+        now, began = self.clock(), time.monotonic()
         transaction = await self.store.begin()
         try:
             loaded = await transaction.load(needs_of(submissions, self.policy), now)
@@ -240,11 +244,13 @@ class Engine:
             for flow_id, why in deciding.unreadable.items():
                 self._log.error("flow_set_aside", flow_id=flow_id, why=why)
                 await transaction.set_aside(flow_id, why)
+                batch.set_aside.append(flow_id)
             await transaction.save(batch)
         except BaseException:
             await transaction.rollback()
             raise
         await transaction.commit()
+        self._timed(time.monotonic() - began)
         self._announce(batch)
         for submission, outcome in zip(submissions, deciding.outcomes, strict=True):
             resolve(submission.done, outcome)

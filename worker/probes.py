@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+import msgspec
 import structlog
 
-from worker.bus.base import Bus
+from worker.bus.base import Bus, PublishFailed, Source
 from worker.errors import FlowError
 from worker.health import Check
 from worker.inspector import Inspector
 from worker.relay import Relay
 from worker.store.base import Reads
-from worker.tracking import Tracker
+from worker.times import SECOND, Micros
+from worker.tracking import Look, Tracker
 
 _EVERY = 1.0
+_BACKLOG_EVERY = 10.0
 _STALE = 5.0
 """Seconds after which a database that has not answered, or a loop that has not come round, counts as hung."""
 
@@ -24,13 +27,24 @@ class WorkerProbes:
     """What `/livez`, `/readyz` and `/startupz` ask. `paused()` says whether the store refuses changes at the moment."""
 
     def __init__(
-        self, store: Reads, bus: Bus, relays: Sequence[Relay], inspector: Inspector, tracker: Tracker, *, paused: Callable[[], bool]
+        self,
+        store: Reads,
+        bus: Bus,
+        relays: Sequence[Relay],
+        sources: Sequence[Source],
+        inspector: Inspector,
+        tracker: Tracker,
+        *,
+        clock: Callable[[], Micros],
+        paused: Callable[[], bool],
     ) -> None:
         self._store = store
         self._bus = bus
         self._relays = relays
         self._inspector = inspector
+        self._sources = sources
         self._tracker = tracker
+        self._clock = clock
         self._paused = paused
         self._answered = asyncio.get_running_loop().time()
         self.is_started = False
@@ -45,13 +59,38 @@ class WorkerProbes:
             await asyncio.sleep(_EVERY)
             lag = max(loop.time() - began - _EVERY, 0.0)
             try:
-                counts = await self._store.counts()
+                look = await self._look(lag)
             except FlowError as bad:
                 self._log.warning("store_unavailable", why=bad.message)
                 continue
             self._answered = loop.time()
-            outbox = sum(relay.in_flight for relay in self._relays)
-            self._tracker.looked(counts, lag=lag, connected=self._bus.connected, outbox=outbox)
+            self._tracker.looked(msgspec.structs.replace(look, ready=all(check.ok for check in self.ready())))
+
+    async def watch_backlog(self) -> None:
+        """Ask the broker now and then how much waits in the streams, until cancelled. Apart from `run`: it may be slow to answer."""
+        while True:
+            try:
+                self._tracker.backlog(sum([(await self._bus.backlog(source)).pending for source in self._sources]))
+            except PublishFailed as silent:  # what was last known stands; whether it is connected is on the page too
+                self._log.debug("backlog_unknown", why=str(silent))
+            await asyncio.sleep(_BACKLOG_EVERY)
+
+    async def _look(self, lag: float) -> Look:
+        """Look at everything that a gauge shows."""
+        now = self._clock()
+        due, unpublished = await self._store.next_due(), await self._store.oldest_unpublished()
+        return Look(
+            counts=await self._store.counts(),
+            loop_lag=lag,
+            overdue=_seconds_since(due, now),
+            connected=self._bus.connected,
+            writable=not self._paused(),
+            outbox=sum(relay.in_flight for relay in self._relays),
+            outbox_age=_seconds_since(unpublished, now),
+            published=sum(relay.stored for relay in self._relays if relay.outlet == "events"),
+            reconnects=self._bus.reconnects,
+            room=await self._store.room(),
+        )
 
     def live(self) -> Sequence[Check]:
         """Look whether the process works: its loop comes round and its database thread answers. Never about NATS."""
@@ -74,3 +113,8 @@ class WorkerProbes:
     def started(self) -> Sequence[Check]:
         """Look whether recovery is over."""
         return [Check("started", self.is_started, "still starting")]
+
+
+def _seconds_since(moment: Micros | None, now: Micros) -> float:
+    """Return how long ago a moment was; 0 where it is still to come, or there is none."""
+    return 0.0 if moment is None else max(now - moment, 0) / SECOND

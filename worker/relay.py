@@ -53,9 +53,9 @@ class Relay:
         self._fresh = fresh
         self._window = window
         self._chunk = chunk
-        self._last_read = 0
-        self._marked = 0
-        self._sent_up_to = 0
+        self._last_read = self._marked = self._sent_up_to = 0
+        self.stored = 0
+        """How many rows the broker has stored since the start, repeats among them."""
         self._more = True
         self._woken = asyncio.Event()
         self._settled = asyncio.Event()
@@ -153,6 +153,7 @@ class Relay:
 
     def _stored(self, n: int) -> None:
         """Read on, now that the broker has stored a letter."""
+        self.stored += 1
         self._sent_up_to = max(self._sent_up_to, n)
         self._woken.set()
         self._settled.set()

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import msgspec
+
 from worker.flow.lifecycle import EventKind
 from worker.store.records import Batch
-from worker.telemetry import ACTIONS, Metrics
+from worker.telemetry import ACTIONS, FILES, Metrics
 
 _UNSTORED = ("ignored", "retried")
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen at one look. Times are seconds, `room` is bytes; `published` and `reconnects` count from the start."""
+
+    counts: Mapping[str, int] = {}
+    loop_lag: float = 0.0
+    overdue: float = 0.0
+    connected: bool = False
+    ready: bool = False
+    writable: bool = True
+    outbox: int = 0
+    outbox_age: float = 0.0
+    published: int = 0
+    reconnects: int = 0
+    room: Mapping[str, int] = {}
 
 
 class Tracker:
@@ -14,6 +34,7 @@ class Tracker:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._last = Look()
 
     def committed(self, batch: Batch) -> None:
         """Count a committed batch."""
@@ -23,7 +44,10 @@ class Tracker:
             kind, _, label = name.partition(".")
             if kind == "inbox" and by > 0:
                 metrics.messages[label].inc(by)
+        metrics.set_aside.inc(len(batch.set_aside))
         for event in batch.events:
+            if event.previous_status is not None and event.previous_status is not event.status:
+                metrics.transitions[event.previous_status.value, event.status.value].inc()
             if event.kind is EventKind.RESUMED:
                 metrics.resumes[event.payload["cause"]].inc()
         for letter in (*batch.dead, *(letter for _, letter, _ in batch.spoiled)):
@@ -38,13 +62,38 @@ class Tracker:
         if outcome in _UNSTORED:
             self._metrics.messages[outcome].inc()
 
-    def looked(self, counts: dict[str, int], *, lag: float, connected: bool, outbox: int) -> None:
-        """Set the gauges."""
+    def timed(self, seconds: float) -> None:
+        """Note how long a transaction took."""
+        self._metrics.commit_duration.observe(seconds)
+
+    def late(self, seconds: float) -> None:
+        """Note how long after its due time a timer or deadline was acted on."""
+        self._metrics.timer_lag.observe(seconds)
+
+    def looked(self, look: Look) -> None:
+        """Set the gauges, and count on what is counted elsewhere."""
         metrics = self._metrics
-        for name, value in counts.items():
+        for name, value in look.counts.items():
             kind, _, label = name.partition(".")
             if kind == "flows":
                 metrics.flows[label].set(value)
-        metrics.event_loop_lag.set(lag)
-        metrics.nats_connected.set(int(connected))
-        metrics.outbox_pending.set(outbox)
+        metrics.replies_unmatched.set(look.counts.get("held", 0))
+        metrics.event_loop_lag.set(look.loop_lag)
+        metrics.timer_overdue.set(look.overdue)
+        metrics.nats_connected.set(int(look.connected))
+        metrics.ready.set(int(look.ready))
+        metrics.store_writable.set(int(look.writable))
+        metrics.outbox_pending.set(look.outbox)
+        metrics.outbox_age.set(look.outbox_age)
+        for name in FILES:
+            if name in look.room:
+                metrics.store_size[name].set(look.room[name])
+        if "free" in look.room:
+            metrics.store_free.set(look.room["free"])
+        metrics.events_published.inc(look.published - self._last.published)
+        metrics.nats_reconnects.inc(look.reconnects - self._last.reconnects)
+        self._last = look
+
+    def backlog(self, pending: int) -> None:
+        """Note how many messages wait in the streams."""
+        self._metrics.nats_pending.set(pending)

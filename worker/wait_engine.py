@@ -7,6 +7,7 @@ time (or the interval, whichever is sooner) and is woken by a commit that brings
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -42,11 +43,12 @@ class TickReport(msgspec.Struct, kw_only=True):
 
 
 class WaitEngine:
-    """Moves the waiting flows of one manager."""
+    """Moves the waiting flows of one manager. `late` hears of each that time moved how many seconds after its due time that was."""
 
-    def __init__(self, manager: FlowManager) -> None:
+    def __init__(self, manager: FlowManager, *, late: Callable[[float], None] = lambda _: None) -> None:
         self.manager = manager
         self._engine = manager.engine
+        self._late = late
         self._woken = asyncio.Event()
         self._asleep_until: Micros | None = None
         self._log = structlog.get_logger("wait_engine")
@@ -69,7 +71,7 @@ class WaitEngine:
             while due := await self._engine.store.due(now, _DUE_AT_ONCE):
                 passed = [DeadlinePassed(flow_id=d.flow_id, wait_id=d.wait_id or 0, at_us=now) for d in due]
                 outcomes = await asyncio.gather(*[self._engine.submit(p) for p in passed], return_exceptions=True)
-                left += sum([self._count(report, outcome) for outcome in outcomes])
+                left += sum([self._count(report, d.due_us, outcome) for d, outcome in zip(due, outcomes, strict=True)])
                 if len(due) < _DUE_AT_ONCE or report.errors:
                     break
         except FlowError as bad:
@@ -78,7 +80,7 @@ class WaitEngine:
         report.still_waiting = max(report.scanned - left, 0)
         return report
 
-    def _count(self, report: TickReport, outcome: Outcome | BaseException) -> int:
+    def _count(self, report: TickReport, due: Micros, outcome: Outcome | BaseException) -> int:
         """Count one result; returns 1 when the flow no longer waits."""
         if isinstance(outcome, BaseException):
             if not isinstance(outcome, FlowError):
@@ -89,6 +91,8 @@ class WaitEngine:
         if outcome.error is not None:
             report.errors += 1
             return 1
+        if outcome.name == "applied":
+            self._late(max(self._engine.clock() - due, 0) / SECOND)
         status = outcome.flow.status if outcome.flow is not None and outcome.name == "applied" else FlowStatus.WAITING
         report.resumed += status is FlowStatus.RUNNING
         report.cancelled += status is FlowStatus.CANCELLED

@@ -298,8 +298,10 @@ async def test_a_pull_survives_an_outage(rig: Rig, bus: Bus) -> None:
         await bus.flush()
         await rig.outage(bus)
         await eventually(lambda: not bus.connected)
+        assert bus.reconnects == 0
         await rig.recover(bus)
         await eventually(lambda: bus.connected)
+        await eventually(lambda: bus.reconnects == 1)
         await send(rig, 3, first=3)
         await eventually(lambda: {3, 4, 5} <= set(bodies(got)))
 

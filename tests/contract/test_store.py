@@ -525,6 +525,37 @@ async def test_what_is_published_never_becomes_unpublished(store: Store) -> None
     assert (await store.published("events"), await store.published("dead_letters")) == (7, 0)
 
 
+async def test_the_oldest_row_that_is_not_published_is_known(store: Store) -> None:
+    assert await store.oldest_unpublished() is None
+    await save(store, a_flow("a"), a_flow("b"))
+    letter = DeadLetter(reason="r", message="m", subject="s", stream="S", seq=1, headers={}, body=b"x", at_us=NOW - 5)
+    await save(store, dead=[letter])
+    assert await store.oldest_unpublished() == NOW - 5
+    await upkeep(store, "mark_published", "dead_letters", 1)
+    assert await store.oldest_unpublished() == NOW
+    await upkeep(store, "mark_published", "events", 1)
+    assert await store.oldest_unpublished() == NOW
+    await upkeep(store, "mark_published", "events", 2)
+    assert await store.oldest_unpublished() is None
+
+
+async def test_a_database_on_a_disk_says_how_much_it_takes_and_what_is_left(tmp_path: Path) -> None:
+    store = await SqliteFlowStore.open(str(tmp_path / "t.db"))
+    await save(store, a_flow())
+    room = await store.room()
+    assert room["db"] == (tmp_path / "t.db").stat().st_size
+    assert room["wal"] == (tmp_path / "t.db-wal").stat().st_size > 0
+    assert room["free"] > 0
+    await store.close()
+    assert await store.room() == {}
+
+
+async def test_a_database_in_memory_takes_no_room() -> None:
+    store = await SqliteFlowStore.open(":memory:")
+    assert await store.room() == {}
+    await store.close()
+
+
 async def test_journal_entries_are_numbered_in_the_order_they_were_committed_and_never_again(store: Store) -> None:
     await save(store, a_flow("a"), a_flow("b"))
     await upkeep(store, "mark_published", "events", 2)

@@ -273,7 +273,7 @@ def pages() -> list[Path]:
     found = (
         ROOT / "README.md",
         *sorted((ROOT / "docs").glob("*.md")),
-        *(ROOT / name / "README.md" for name in ("examples", "deploy/nats")),
+        *(ROOT / name / "README.md" for name in ("examples", "deploy/nats", "deploy/systemd")),
     )
     return [page for page in found if page.exists()]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
 from worker.config import Log
-from worker.telemetry import Metrics, Said, configure_logging, logger, one_line
+from worker.telemetry import DEAD_LETTER_REASONS, Metrics, Said, configure_logging, logger, one_line
 
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 
@@ -149,6 +149,13 @@ def test_metrics_know_their_labels_beforehand_and_count_strange_ones_as_other() 
         "taskflow_events_published_total 0.0",
     ):
         assert sample in text
+
+
+def test_the_first_dead_letter_of_a_reason_is_an_increase() -> None:
+    """Prometheus sees none in a series that begins with 1."""
+    text = generate_latest(Metrics().registry).decode()
+    for reason in DEAD_LETTER_REASONS:
+        assert f'taskflow_dead_letters_total{{reason="{reason}"}} 0.0' in text
 
 
 def test_two_sets_of_metrics_share_nothing() -> None:

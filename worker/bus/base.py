@@ -183,6 +183,10 @@ class Bus(Protocol):
         """Whether the broker answers at the moment. False while reconnecting."""
 
     @property
+    def reconnects(self) -> int:
+        """How often the connection came back after it was lost."""
+
+    @property
     def max_payload(self) -> int:
         """The most bytes (headers and body) the broker takes in one message."""
 

@@ -46,6 +46,8 @@ class JetStreamBus:
 
     def __init__(self, options: NatsOptions, *, heartbeat: float = 5.0) -> None:
         self._connection = Connection(options)
+        self._connection.on_up.append(self._count_reconnect)
+        self._reconnects = 0
         self._publisher = Publisher(self._connection, timeout=options.publish_timeout)
         self._asking = Asking(self._connection, timeout=options.publish_timeout)
         self._topology = Topology(self._connection, monitor_url=options.monitor_url)
@@ -58,6 +60,15 @@ class JetStreamBus:
     def connected(self) -> bool:
         """Whether the broker answers at the moment."""
         return self._connection.connected
+
+    @property
+    def reconnects(self) -> int:
+        """How often the connection came back."""
+        return self._reconnects
+
+    def _count_reconnect(self) -> None:
+        """Count one more."""
+        self._reconnects += 1
 
     @property
     def max_payload(self) -> int:

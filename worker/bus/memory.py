@@ -44,7 +44,7 @@ class MemoryBus:
 
     def __init__(self, broker: MemoryBroker | None = None, *, concurrency: int = 512) -> None:
         self.broker = broker or MemoryBroker()
-        self._connected = False
+        self._connected, self.reconnects = False, 0
         self._lost: asyncio.Future[str] | None = None
         self._failures: list[tuple[PublishFailed, bool]] = []
         self._kicks: list[asyncio.Event] = []
@@ -87,7 +87,7 @@ class MemoryBus:
 
     def reconnect(self) -> None:
         """Find the broker again."""
-        self._connected = True
+        self._connected, self.reconnects = True, self.reconnects + (not self._connected)
         self.broker.tick()
 
     def fail_publishes(self, count: int, *, refused: bool = False, stored: bool = False) -> None:

@@ -7,7 +7,7 @@ Reads see committed rows only, and all that was committed before they began.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from worker.flow.lifecycle import FlowStatus
@@ -149,6 +149,14 @@ class Reads(Protocol):
 
     async def published(self, outlet: str) -> int:
         """Return up to which row the outlet is known to be published."""
+        ...
+
+    async def oldest_unpublished(self) -> Micros | None:
+        """Return when the oldest row was committed that no outlet is known to have published, or None."""
+        ...
+
+    async def room(self) -> Mapping[str, int]:
+        """Return bytes: of the database (`db`) and of its log (`wal`), and how many are left on its disk (`free`); what is known of it."""
         ...
 
     async def ping(self) -> None:

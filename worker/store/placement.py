@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -62,3 +63,15 @@ def kind_in(table: str, folder: str) -> str:
         if inside and len(point) >= best:
             best, kind = len(point), after.split()[0]
     return kind
+
+
+def room_of(database: Path) -> dict[str, int]:
+    """Return the bytes of the database (`db`) and of its log (`wal`), and how many are left for this user on its disk (`free`)."""
+    found = {}
+    with contextlib.suppress(OSError):  # a figure that cannot be had is left out: the worker lives without it
+        disk = os.statvfs(database.parent)
+        found["free"] = disk.f_bavail * disk.f_frsize
+    for name, path in (("db", database), ("wal", database.with_name(database.name + "-wal"))):
+        with contextlib.suppress(OSError):  # the log comes and goes
+            found[name] = path.stat().st_size
+    return found

@@ -128,6 +128,11 @@ class SqliteReads(ABC):
         found = await self._rows("first_not_taken", source, start)
         return int(found[0][0])
 
+    async def oldest_unpublished(self) -> Micros | None:
+        """Return when the oldest row was committed that is not published."""
+        found = await self._rows("oldest_unpublished")
+        return found[0][0] if found else None
+
     async def ping(self) -> None:
         """Answer, or raise."""
         await self._rows("ping")

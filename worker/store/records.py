@@ -93,6 +93,7 @@ class Batch(msgspec.Struct, kw_only=True):
     """All that a transaction writes, in the order it was decided. `displaced`: the letters of held replies that make room, by key.
 
     Once it is saved, `first_event` is the number of its first journal entry; those of the others follow without a gap.
+    `set_aside`: flows that cannot be read; the transaction takes them out of the way itself, before it saves this.
     """
 
     flows: list[FlowWrite] = msgspec.field(default_factory=list)
@@ -110,6 +111,7 @@ class Batch(msgspec.Struct, kw_only=True):
     outgoing: list[Outgoing] = msgspec.field(default_factory=list)
     counts: dict[str, int] = msgspec.field(default_factory=dict)
     first_event: int = 0
+    set_aside: list[str] = msgspec.field(default_factory=list)
 
     @property
     def buries(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from worker.store import rows
 from worker.store.failures import translated
 from worker.store.lock import WriterLock
 from worker.store.opening import MEMORY, configured, identified, made, migrated, verified
-from worker.store.placement import checked
+from worker.store.placement import checked, room_of
 from worker.store.queries import statements
 from worker.store.reads import SqliteReads
 from worker.store.transaction import Last, SqliteTransaction
@@ -170,6 +170,16 @@ class SqliteFlowStore(SqliteReads):
         """Answer on the reading connection's thread, and on the writing one's: either can hang while the other answers."""
         await super().ping()
         await self._writer.execute_fetchall("SELECT 1")
+
+    async def room(self) -> Mapping[str, int]:
+        """Ask the file system, by name: to open the file and close it again would take SQLite's locks away.
+
+        On the reader's thread: a disk that hangs must not hold the loop, and no thread is made while the worker works.
+        """
+        if self._closed or self._reader is None:
+            return {}
+        found: dict[str, int] = await self._reader._execute(room_of, Path(self._place))  # type: ignore[no-untyped-call]  # noqa: SLF001  # no public way
+        return found
 
     async def close(self) -> None:
         """Close cleanly: the log is folded into the file, and the next start need not check it."""

@@ -97,5 +97,12 @@ SELECT CASE WHEN EXISTS (SELECT 1 FROM inbox WHERE source = ?1 AND source_seq = 
   ORDER BY i.source_seq LIMIT 1
 ) ELSE ?2 END;
 
+-- name: oldest_unpublished
+SELECT at_us FROM (
+  SELECT * FROM (SELECT at_us FROM flow_events WHERE n > (SELECT n FROM published WHERE outlet = 'events') ORDER BY n LIMIT 1)
+  UNION ALL
+  SELECT * FROM (SELECT at_us FROM dead_letters WHERE n > (SELECT n FROM published WHERE outlet = 'dead_letters') ORDER BY n LIMIT 1)
+) ORDER BY at_us LIMIT 1;
+
 -- name: ping
 SELECT 1;

@@ -1,0 +1,133 @@
+"""Each metric says what happened: a metric that is declared and never fed is worse than none, for somebody watches it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+
+from tests.deploy.scraping import shows
+from tests.e2e.stage import TOPIC, Agent, Stage
+from tests.running import Running, running
+from tests.service.acting import external, parked, timer
+from tests.service.test_rules_of_damage import damage
+from worker.bus.base import Backlog, Source
+from worker.bus.memory import MemoryBus
+from worker.flow.commands import Reply
+from worker.inspector import Inspector
+from worker.probes import WorkerProbes
+from worker.telemetry import Metrics
+from worker.tracking import Tracker
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+def value(metrics: Metrics, line: str) -> float:
+    """Return a sample of the page, by its name and labels as the page writes them."""
+    found = [text for text in generate_latest(metrics.registry).decode().splitlines() if text.startswith(f"{line} ")]
+    assert len(found) == 1, (line, found)
+    return float(found[0].rpartition(" ")[2])
+
+
+@pytest.mark.e2e
+async def test_the_page_counts_what_a_day_brings(stage: Stage, kate: Agent) -> None:
+    assert (await kate.api("wait", {"flow_id": await kate.start(), "wait_condition": {"kind": "timer", "at": soon()}}))["ok"]
+    await kate.parked("c-1")
+    await kate.reply(TOPIC, "c-1", {"n": 1})
+    await kate.reply(TOPIC, "nobody-yet", {})
+    page = await shows(stage, lambda page: page.get('taskflow_resumes_total{cause="timer"}') and page["taskflow_replies_unmatched"])
+    assert page['taskflow_resumes_total{cause="event"}'] == 1
+    assert page['taskflow_transitions_total{from="running",to="waiting"}'] == 2
+    assert page['taskflow_transitions_total{from="waiting",to="running"}'] == 2
+    assert page["taskflow_timer_lag_seconds_count"] == 1
+    assert 0 <= page["taskflow_timer_lag_seconds_sum"] < 30
+    assert page["taskflow_store_commit_duration_seconds_count"] == page["taskflow_store_batch_size_count"] > 0
+    assert page["taskflow_replies_unmatched"] == 1
+    assert page['taskflow_store_size_bytes{file="db"}'] > 0
+    assert page['taskflow_store_size_bytes{file="wal"}'] > 0
+    assert page["taskflow_store_free_bytes"] > 0
+    assert (page["taskflow_store_writable"], page["taskflow_nats_connected"]) == (1, 1)
+    assert abs(page["taskflow_start_time_seconds"] - time.time()) < 600
+    journal = 2 * 4  # created, started, waiting and resumed, of each flow
+    await shows(stage, lambda page: page["taskflow_events_published_total"] == journal and page["taskflow_ready"] == 1)
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(180)
+async def test_an_outage_of_the_broker_shows_and_what_it_held_up_ages(stage: Stage, kate: Agent) -> None:
+    await kate.api("wait", {"flow_id": await kate.start(), "wait_condition": {"kind": "timer", "at": soon(3.0)}})
+    before = await shows(stage, lambda page: page["taskflow_nats_connected"] == 1 and page["taskflow_outbox_oldest_age_seconds"] == 0)
+    assert before["taskflow_nats_reconnects_total"] == 0
+    await stage.server.kill()
+    held_up = await shows(stage, lambda page: page["taskflow_outbox_oldest_age_seconds"] > 1)
+    assert (held_up["taskflow_nats_connected"], held_up["taskflow_ready"]) == (0, 0)
+    await stage.server.start()
+    after = await shows(stage, lambda page: page["taskflow_ready"] == 1 and page["taskflow_outbox_oldest_age_seconds"] == 0)
+    assert after["taskflow_nats_reconnects_total"] == 1
+    assert after["taskflow_events_published_total"] > before["taskflow_events_published_total"]
+
+
+@pytest.mark.e2e
+async def test_what_piled_up_in_the_stream_is_seen(stage: Stage, kate: Agent) -> None:
+    await stage.stop()
+    for n in range(50):
+        await kate.reply(TOPIC, f"c-{n}", {})
+    await stage.start()
+    page = await shows(stage, lambda page: page["taskflow_replies_unmatched"] == 50)
+    assert page["taskflow_nats_pending_messages"] in range(51)
+    await shows(stage, lambda page: page["taskflow_nats_pending_messages"] == 0)
+
+
+async def test_a_timer_that_nobody_acts_on_is_overdue(metrics: Metrics) -> None:
+    async with running() as run:
+        probes = probes_of(run, metrics)
+        await parked(run, timer(run, seconds=60))
+        assert (await probes._look(0.0)).overdue == 0
+        run.clock.advance(seconds=90)
+        assert (await probes._look(0.0)).overdue == 30
+        await run.waits.tick()
+        assert (await probes._look(0.0)).overdue == 0
+
+
+async def test_what_waits_in_the_streams_is_asked_of_the_broker(metrics: Metrics) -> None:
+    class Piled(MemoryBus):
+        async def backlog(self, source: Source) -> Backlog:
+            return Backlog(floor=0, delivered=0, pending=7)
+
+    async with running() as run:
+        probes = probes_of(run, metrics, bus=Piled(), sources=(Source(stream="A"), Source(stream="B")))
+        looking = asyncio.create_task(probes.watch_backlog())
+        await asyncio.sleep(0)
+        looking.cancel()
+        await asyncio.wait({looking})
+    assert value(metrics, "taskflow_nats_pending_messages") == 14
+
+
+async def test_a_flow_that_cannot_be_read_is_counted_when_it_is_set_aside(tmp_path: Path, metrics: Metrics) -> None:
+    path = tmp_path / "t.db"
+    async with running(str(path)) as run:
+        flow = await parked(run, external("c-1"))
+    damage(path, "wait_json", "'{'", flow.id)
+    async with running(str(path)) as run:
+        run.engine.listen(Tracker(metrics).committed)
+        reply = Reply(topic=TOPIC, correlation_id="c-1", payload={}, event_id="e", arrived_us=run.clock())
+        await run.engine.submit(reply)
+    assert value(metrics, "taskflow_flows_set_aside_total") == 1
+
+
+def soon(seconds: float = 1.0) -> str:
+    """Write a time that is about to come."""
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+
+
+def probes_of(run: Running, metrics: Metrics, *, bus: MemoryBus | None = None, sources: tuple[Source, ...] = ()) -> WorkerProbes:
+    """Make the probes of parts that run."""
+    bus = bus or MemoryBus()
+    return WorkerProbes(run.store, bus, [], sources, Inspector(bus), Tracker(metrics), clock=run.clock, paused=lambda: False)
