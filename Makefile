@@ -11,7 +11,7 @@ XDIST   ?= -n $(WORKERS) --dist loadgroup
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-fast faults faults-nightly fuzz bench bench-peers lint format type drift schemas check lock clean
+.PHONY: help setup run demo test test-fast faults faults-nightly fuzz bench bench-peers lint format type drift schemas cli-docs check lock clean
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules
 
@@ -66,6 +66,9 @@ type: $(READY) ## Check types: mypy --strict over worker and tests
 drift: $(READY) ## Check that the lock satisfies pyproject.toml and schemas/ is what the code generates
 	@$(BIN)/python -m pip check --disable-pip-version-check
 	@$(BIN)/python -m worker.schema_files --check schemas
+
+cli-docs: $(READY) ## Write docs/cli.md again from the commands
+	@$(BIN)/python -m worker.cli.reference docs/cli.md
 
 schemas: $(READY) ## Write schemas/ again from the message types
 	@$(BIN)/python -m worker.schema_files schemas
