@@ -22,6 +22,7 @@ from worker.bus.connection import NatsOptions
 from worker.bus.jetstream import JetStreamBus
 from worker.config import Config, Nats, Secret
 from worker.consumer import Consumer
+from worker.copying import copied
 from worker.dispatcher import Dispatcher
 from worker.engine import Engine
 from worker.errors import ConfigError, Refusal, StoreBroken
@@ -212,7 +213,7 @@ def operators(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, en
 
     desk = Desk(store, subjects, engine.clock, version=program_version(), about=about)
     letters = Letters(engine, bus, subjects, bindings.answers_on)
-    return Operators(desk, Acting(engine, Randomness().command_id), letters, subjects)
+    return Operators(desk, Acting(engine, Randomness().command_id, lambda: copied(store.place)), letters, subjects)
 
 
 def policy_of(config: Config, bindings: Bindings) -> Policy:

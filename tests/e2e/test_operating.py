@@ -254,6 +254,17 @@ async def test_the_database_is_pruned_exported_and_migrated(stage: Stage, kate: 
     assert "schema 3" in (await command(stage, "db", "migrate")).out
 
 
+async def test_a_copy_is_made_on_request_and_its_making_kept(stage: Stage, kate: Agent) -> None:
+    await kate.start()
+    asked_for = json.dumps({"operator": "ann", "reason": "before the upgrade"}).encode()
+    answer = json.loads((await kate.client.request("taskflow.admin.backup", asked_for, timeout=30)).data)
+    assert answer["ok"], answer
+    (copy,) = stage.folder.glob("flows.db.*.backup")
+    assert str(copy) in answer["backup"]
+    assert [(one["verb"], one["about"]) for one in (await asked(stage, "log")).items] == [("backup", answer["backup"])]
+    assert "1 flows" in answer["backup"]
+
+
 async def test_a_configuration_is_begun_and_never_overwritten(stage: Stage) -> None:
     await command(stage, "config", "init")
     text = (stage.folder / "taskflow.toml").read_text()

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "reading",
         "signals",
         "inspector",
+        "copying",
         "systemd",
     ),
     ("admin",),

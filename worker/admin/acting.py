@@ -26,11 +26,15 @@ _BATCH = 200
 
 
 class Acting:
-    """Carries interventions out; `mint` makes ids for requests that come without one."""
+    """Carries interventions out.
 
-    def __init__(self, engine: Engine, mint: Callable[[], str]) -> None:
+    `mint` makes ids for requests that come without one; `copy` makes a backup and says in one line where it is (raises `Unavailable`).
+    """
+
+    def __init__(self, engine: Engine, mint: Callable[[], str], copy: Callable[[], Awaitable[str]]) -> None:
         self._engine = engine
         self._mint = mint
+        self._copy = copy
         self._does: dict[type[Asked], Callable[[Any], Awaitable[bytes]]] = {
             operators.Resume: self._steer,
             operators.Cancel: self._steer,
@@ -39,6 +43,7 @@ class Acting:
             operators.HeldExpire: self._expire,
             operators.Release: self._release,
             operators.Prune: self._prune,
+            operators.Backup: self._backup,
         }
 
     async def do(self, asked: Asked) -> bytes:
@@ -126,6 +131,12 @@ class Acting:
         if pruned:
             await self._note(asked, "prune", f"{pruned} flows that ended more than {asked.older_than} ago")
         return _ENCODE(oversight.PruneAnswer(pruned=pruned, more=pruned == asked.limit and pruned > 0))
+
+    async def _backup(self, asked: operators.Backup) -> bytes:
+        """Copy the database."""
+        said = await self._copy()
+        await self._note(asked, "backup", said)
+        return _ENCODE(oversight.BackupAnswer(backup=said))
 
     def _noted(self, asked: operators.Intervention, verb: str, about: str) -> Intervention:
         """Write down who does what and why."""

@@ -226,6 +226,10 @@ class Prune(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_
     limit: Limit = MAX_LIMIT
 
 
+class Backup(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Copy the database, whole and checked, to a new file beside it, on the worker's machine."""
+
+
 class Log(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """List what operators did besides changing flows, newest first."""
 
@@ -247,6 +251,7 @@ OPERATIONS: dict[str, dict[str, type[Asked]]] = {
     "dlq": {"list": LettersList, "show": LettersShow, "replay": LettersReplay, "purge": LettersPurge},
     "stats": {"": Stats},
     "prune": {"": Prune},
+    "backup": {"": Backup},
     "log": {"": Log},
 }
 """What each verb takes, by its `action` where it has several; the first is the one without."""

@@ -228,6 +228,12 @@ class PruneAnswer(Answer, frozen=True, kw_only=True):
     more: bool
 
 
+class BackupAnswer(Answer, frozen=True, kw_only=True):
+    """The answer to `backup`: one line that says where the copy is, and how big."""
+
+    backup: str
+
+
 class InterventionShown(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator did."""
 
@@ -259,6 +265,7 @@ ANSWERS: dict[str, type[Answer]] = {
     "dlq.done": LettersDone,
     "stats": StatsAnswer,
     "prune": PruneAnswer,
+    "backup": BackupAnswer,
     "log": LogPage,
 }
 """The shapes by verb; `history` and `steps` are answered as on `api`, and `done` is what interventions on flows and replies give."""
