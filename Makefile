@@ -12,7 +12,7 @@ XDIST   ?= -n $(WORKERS) --dist loadgroup
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-fast faults faults-nightly fuzz bench bench-peers lint format type drift schemas deploy-check deploy-lock check lock clean
+.PHONY: help setup run demo test test-fast faults faults-nightly fuzz bench bench-peers lint format type drift schemas cli-docs deploy-check deploy-lock check lock clean
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules
 
@@ -68,6 +68,9 @@ drift: $(READY) ## Check that the lock satisfies pyproject.toml and schemas/ is 
 	@$(BIN)/python -m pip check --disable-pip-version-check
 	@$(BIN)/python -m worker.schema_files --check schemas
 	@$(BIN)/python deploy/container/locks.py --check
+
+cli-docs: $(READY) ## Write docs/cli.md again from the commands
+	@$(BIN)/python -m worker.cli.reference docs/cli.md
 
 schemas: $(READY) ## Write schemas/ again from the message types
 	@$(BIN)/python -m worker.schema_files schemas

@@ -12,7 +12,7 @@ import msgspec
 from tests.eventually import eventually
 from tests.running import Running, VirtualClock
 from worker.api import Api
-from worker.app import policy_of, reply_bindings, topology
+from worker.app import operators, policy_of, reply_bindings, topology
 from worker.bus.broker import Heard, MemoryBroker, MemoryClient
 from worker.bus.memory import MemoryBus
 from worker.config import Config
@@ -134,7 +134,7 @@ async def serving(
     for consumer in consumers:
         await consumer.recover()
     pulls = [asyncio.create_task(consumer.run()) for consumer in consumers]
-    api = Api(engine, subjects, mint, watch=watch)
+    api = Api(engine, subjects, mint, operators(store, bus, subjects, bindings, engine), watch=watch)
     await bus.serve(api.service("0.0.0"), api.handle)
     try:
         yield served

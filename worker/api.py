@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from worker.admin.service import Operators
 from worker.bus.base import Endpoint, Request, Service
 from worker.engine import Engine
 from worker.errors import FlowError, Forbidden, Internal, NotFound, Refusal, Unavailable
@@ -27,8 +28,11 @@ Watcher = Callable[[str, str], None]
 class Api:
     """The micro service's handler. `watch(verb, outcome)` counts what became of the commands; `reply_topics` carry replies."""
 
-    def __init__(self, engine: Engine, subjects: Subjects, mint: Mint, *, watch: Watcher, reply_topics: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, engine: Engine, subjects: Subjects, mint: Mint, operators: Operators, *, watch: Watcher, reply_topics: tuple[str, ...] = ()
+    ) -> None:
         self._engine = engine
+        self._operators = operators
         self._subjects = subjects
         self._mint = mint
         self._watch = watch
@@ -54,8 +58,8 @@ class Api:
             name="taskflow",
             version=version,
             description="Durable flows for agents: commands and queries",
-            endpoints=endpoints,
-            catch_all=self._subjects.api("*", "*"),
+            endpoints=endpoints + self._operators.endpoints(),
+            catch_all=(self._subjects.api("*", "*"), self._operators.catch_all),
             guarded=self._guarded,
         )
 
@@ -76,6 +80,9 @@ class Api:
 
     async def _handled(self, request: Request) -> tuple[bytes, FlowError | None]:
         """Carry out a command or answer a query. Raises the `FlowError` to answer with."""
+        operation = self._subjects.parse_admin(request.subject)
+        if operation is not None:
+            return await self._operators.answered(operation, request.body), None
         parsed = self._subjects.parse_api(request.subject)
         if parsed is None:
             raise stray(request.subject).error

@@ -12,12 +12,17 @@ from typing import TextIO
 import msgspec
 
 from worker.acceptance import accepts, schema_flaw
+from worker.admin.acting import Acting
+from worker.admin.desk import Desk
+from worker.admin.letters import Letters
+from worker.admin.service import Operators
 from worker.api import Api
 from worker.bus.base import Bus, Source, Stream
 from worker.bus.connection import NatsOptions
 from worker.bus.jetstream import JetStreamBus
 from worker.config import Config, Nats, Secret
 from worker.consumer import Consumer
+from worker.copying import copied
 from worker.dispatcher import Dispatcher
 from worker.engine import Engine
 from worker.errors import ConfigError, Refusal, StoreBroken
@@ -36,7 +41,7 @@ from worker.store.sqlite import SqliteFlowStore
 from worker.supervisor import Services, Supervisor
 from worker.systemd import Systemd
 from worker.telemetry import Metrics, Said, configure_logging, logger
-from worker.times import Micros
+from worker.times import SECOND, Micros
 from worker.tracking import Tracker
 from worker.version import program_version
 from worker.wait_engine import WaitEngine
@@ -87,6 +92,12 @@ async def provision(config: Config) -> int:
     finally:
         await bus.close()
     return 0
+
+
+async def migrate(path: str) -> None:
+    """Bring the database at `path` to the newest schema, and leave it closed. Raises the `Refusal` that keeps a worker from it, too."""
+    async with _closing(await SqliteFlowStore.open(path)):
+        pass
 
 
 @asynccontextmanager
@@ -176,11 +187,33 @@ def compose(
         relays=relays,
         pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, inbox_us=remembered, expired=buried.hear),
         inspector=inspector,
-        api=Api(engine, subjects, mint, watch=tracker.settled, reply_topics=tuple(b.subject for b in bindings.configured)),
+        api=_api(store, bus, subjects, bindings, engine, tracker),
         dispatcher=Dispatcher(bus, engine),
         probes=WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=wall_clock, paused=lambda: engine.stalled),
         systemd=Systemd(os.environ, store.ping),
     )
+
+
+def _api(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine, tracker: Tracker) -> Api:
+    """Wire the micro service, for agents and operators."""
+    across = operators(store, bus, subjects, bindings, engine)
+    carriers = tuple(binding.subject for binding in bindings.configured)
+    return Api(engine, subjects, Randomness(), across, watch=tracker.settled, reply_topics=carriers)
+
+
+def operators(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine) -> Operators:
+    """Wire what operators may ask for."""
+    began = wall_clock()
+
+    def about() -> dict[str, object]:
+        """Say how this worker is."""
+        up = (wall_clock() - began) // SECOND
+        state = {"connected": bus.connected, "stalled": engine.stalled, "queued": engine.queued}
+        return {"pid": os.getpid(), "store": store.place, "nats": bus.address, "up_seconds": up, **state}
+
+    desk = Desk(store, subjects, engine.clock, version=program_version(), about=about)
+    letters = Letters(engine, bus, subjects, bindings.answers_on)
+    return Operators(desk, Acting(engine, Randomness().command_id, lambda: copied(store.place)), letters, subjects)
 
 
 def policy_of(config: Config, bindings: Bindings) -> Policy:

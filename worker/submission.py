@@ -8,7 +8,19 @@ from typing import Any
 import msgspec
 
 from worker.errors import FlowError
-from worker.flow.commands import DelegateFlow, FlowEnded, ObserveStep, ParentCancelled, ParkFlow, Policy, Reply, StartFlow, Stimulus
+from worker.flow.commands import (
+    DelegateFlow,
+    ExpireHeld,
+    FlowEnded,
+    MatchHeld,
+    ObserveStep,
+    ParentCancelled,
+    ParkFlow,
+    Policy,
+    Reply,
+    StartFlow,
+    Stimulus,
+)
 from worker.flow.decision import OutcomeName
 from worker.flow.model import Flow, FlowStep
 from worker.flow.waits import FLOW_ENDS, ExternalEvent, FlowEnds, from_value, nodes
@@ -82,26 +94,48 @@ def _need(stimulus: Stimulus | Useless, needs: Needs) -> None:
         case Useless():
             return
         case Reply():
-            needs.pairs.add((stimulus.topic, stimulus.correlation_id))
-            if stimulus.flow_id is not None:
-                needs.flows.add(stimulus.flow_id)
-            if stimulus.hold:
-                needs.holding[stimulus.tenant] = needs.holding.get(stimulus.tenant, 0) + 1
+            _need_reply(stimulus, needs)
         case StartFlow():
-            if not stimulus.minted:
-                needs.flows.add(stimulus.flow_id)
-            if stimulus.idempotency_key is not None:
-                needs.keys.add((stimulus.owner_session_key, stimulus.idempotency_key))
-            if stimulus.parent_flow_id is not None:
-                needs.flows.add(stimulus.parent_flow_id)
+            _need_start(stimulus, needs)
+        case ExpireHeld():
+            needs.held.add(stimulus.key)
         case _:
             needs.flows.add(stimulus.flow_id)
-    if isinstance(stimulus, ParkFlow):
-        _need_condition(stimulus, needs)
-    if isinstance(stimulus, DelegateFlow):
-        needs.parking.add((stimulus.reply_topic, stimulus.correlation_id))
-    if isinstance(stimulus, ObserveStep):
-        needs.steps.add((stimulus.flow_id, stimulus.run_id))
+            _need_besides(stimulus, needs)
+
+
+def _need_reply(reply: Reply, needs: Needs) -> None:
+    """Add who waits for a reply, whom it names, and what would make room for it."""
+    needs.pairs.add((reply.topic, reply.correlation_id))
+    if reply.flow_id is not None:
+        needs.flows.add(reply.flow_id)
+    if reply.hold:
+        needs.holding[reply.tenant] = needs.holding.get(reply.tenant, 0) + 1
+
+
+def _need_start(command: StartFlow, needs: Needs) -> None:
+    """Add what may be there already, and the parent."""
+    if not command.minted:
+        needs.flows.add(command.flow_id)
+    if command.idempotency_key is not None:
+        needs.keys.add((command.owner_session_key, command.idempotency_key))
+    if command.parent_flow_id is not None:
+        needs.flows.add(command.parent_flow_id)
+
+
+def _need_besides(stimulus: Stimulus, needs: Needs) -> None:
+    """Add what a command on a flow looks at besides the flow."""
+    match stimulus:
+        case ParkFlow():
+            _need_condition(stimulus, needs)
+        case DelegateFlow():
+            needs.parking.add((stimulus.reply_topic, stimulus.correlation_id))
+        case ObserveStep():
+            needs.steps.add((stimulus.flow_id, stimulus.run_id))
+        case MatchHeld():
+            needs.held.add(stimulus.key)
+        case _:
+            pass
 
 
 def _need_condition(command: ParkFlow, needs: Needs) -> None:

@@ -200,7 +200,7 @@ class MemoryBus:
 
     async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
         """Register the service's endpoints and its catch-all."""
-        patterns = tuple(endpoint.subject for endpoint in service.endpoints) + ((service.catch_all,) if service.catch_all else ())
+        patterns = tuple(endpoint.subject for endpoint in service.endpoints) + service.catch_all
 
         def take(heard: Heard) -> None:
             """Hand a request to its own task."""

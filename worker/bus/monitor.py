@@ -20,18 +20,18 @@ async def sync_warnings(monitor_url: str | None) -> list[str]:
     if monitor_url is None:
         return []
     try:
-        varz = await asyncio.to_thread(_varz, monitor_url)
+        found = await asyncio.to_thread(varz, monitor_url)
     except (OSError, ValueError) as error:
         structlog.get_logger().info("topology.monitor_unreachable", reason=str(error))
         return []
-    warning = settings.sync_warning(varz)
+    warning = settings.sync_warning(found)
     return [warning] if warning else []
 
 
-def _varz(monitor_url: str) -> Json:
+def varz(monitor_url: str) -> Json:
     """Fetch `/varz`; blocks up to a second. Raises OSError or ValueError."""
     if not monitor_url.startswith("http://"):
         raise ValueError("the monitor URL must start with http://")
     with urllib.request.urlopen(f"{monitor_url.rstrip('/')}/varz", timeout=_TIMEOUT) as response:  # noqa: S310  checked above
-        varz: Any = json.load(response)
-    return varz if isinstance(varz, dict) else {}
+        found: Any = json.load(response)
+    return found if isinstance(found, dict) else {}

@@ -42,7 +42,7 @@ class Server:
         self._slots = asyncio.Semaphore(concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
         self._micro: MicroService | None = None
-        self._rest: Subscription | None = None
+        self._rest: list[Subscription] = []
         self._log = structlog.get_logger()
 
     async def start(self, service: Service, handler: Handler) -> None:
@@ -71,8 +71,8 @@ class Server:
             await self._micro.add_endpoint(
                 name=endpoint.name, subject=endpoint.subject, handler=on_request, queue_group=_QUEUE, metadata=dict(endpoint.metadata)
             )
-        if service.catch_all is not None:
-            self._rest = await client.subscribe(service.catch_all, queue=_REST_QUEUE, cb=on_rest)
+        for pattern in service.catch_all:
+            self._rest.append(await client.subscribe(pattern, queue=_REST_QUEUE, cb=on_rest))
         await self._connection.flush()  # the server knows the subscriptions when this returns, so nobody is told that nobody answers
 
     async def stop(self) -> None:
@@ -80,20 +80,20 @@ class Server:
         try:
             async with asyncio.timeout(_STOP_TIMEOUT):
                 await self._take_the_last()
-                if self._rest is not None:
-                    await self._rest.unsubscribe()
+                for rest in self._rest:
+                    await rest.unsubscribe()
                 if self._micro is not None:
                     await self._micro.stop()
         except Exception as error:  # noqa: BLE001  without a connection nothing can be deregistered, and nothing needs to be
             self._log.debug("service.stop_failed", reason=repr(error))
-        self._rest = self._micro = None
+        self._rest, self._micro = [], None
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     async def _take_the_last(self) -> None:
         """Tell the server to send no more, and accept what it has sent: nats-py's own stop drops what is still queued, unanswered."""
         endpoints = self._micro._endpoints if self._micro is not None else []  # noqa: SLF001  micro gives no other access to them
-        subscriptions = [found for found in (self._rest, *(endpoint._subscription for endpoint in endpoints)) if found is not None]  # noqa: SLF001
+        subscriptions = [found for found in (*self._rest, *(endpoint._subscription for endpoint in endpoints)) if found is not None]  # noqa: SLF001
         for subscription in subscriptions:
             await self._connection.client._send_unsubscribe(subscription._id)  # noqa: SLF001  the public ways forget the queue
         await self._connection.flush()

@@ -1,6 +1,7 @@
 """The command `taskflow`: one module for each subcommand, loaded when it is used.
 
-Exit codes follow CONTRACT 7. Nothing heavy (nats, structlog, uvicorn, the worker itself) is imported before a command needs it.
+Exit codes are those of `exits`, the worker's own (CONTRACT 7) among them. Nothing heavy (nats, structlog, uvicorn, the worker itself)
+is imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from typing import Any, NoReturn
 import rich_click as click
 from click.exceptions import Exit
 
+from worker.cli.exits import USAGE
 from worker.errors import Refusal
 from worker.version import program_version
 
-USAGE = 64
-"""The exit code for a command line that makes no sense (sysexits.h EX_USAGE; click alone would say 2)."""
-
-_COMMANDS = ("run", "dev", "demo", "provision", "db", "config", "version")
+_COMMANDS = (
+    *("run", "dev", "demo"),
+    *("flow", "waits", "who", "why", "reply", "held", "dlq"),
+    *("events", "top", "stats", "check", "doctor", "log"),
+    *("db", "provision", "config", "schema", "completion", "version"),
+)
 
 
 class Commands(click.RichGroup):
@@ -53,7 +57,7 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except click.UsageError as failure:
-        failure.exit_code = USAGE  # type: ignore[misc]  # on this error only: other users of click keep their 2
+        failure.exit_code = USAGE  # type: ignore[misc]  # sysexits.h; on this error only: other users of click keep their 2
         raise
     except Refusal as refusal:
         _refuse(refusal)

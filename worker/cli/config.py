@@ -31,3 +31,22 @@ def validate(**arguments: Any) -> None:
     """Exit 0 when the settings are right; otherwise say in one line which is not, and exit 78."""
     load_config(arguments)
     click.echo("The configuration is valid.")
+
+
+@config.command()
+@click.argument("file", default="taskflow.toml", type=click.Path(dir_okay=False))
+def init(file: str) -> None:
+    """Write FILE with every setting at its default, commented out and explained. Never overwrites."""
+    from pathlib import Path
+
+    from worker.config.template import template
+    from worker.errors import ConfigError
+
+    try:
+        with Path(file).open("x", encoding="utf-8") as out:
+            out.write(template())
+    except FileExistsError as there:
+        raise ConfigError(f"{file} exists and is left as it is: name another file, or move it away") from there
+    except OSError as bad:
+        raise ConfigError(f"{file} cannot be written: {bad.strerror}") from bad
+    click.echo(f"{file} is written; take the # away from what you change, then: taskflow config validate --config {file}")

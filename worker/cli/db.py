@@ -6,6 +6,7 @@ import rich_click as click
 
 from worker.cli.db_backup import backup
 from worker.cli.db_check import check
+from worker.cli.db_upkeep import export, migrate, prune
 
 
 @click.group()
@@ -15,3 +16,6 @@ def db() -> None:
 
 db.add_command(check)
 db.add_command(backup)
+db.add_command(prune)
+db.add_command(export)
+db.add_command(migrate)

@@ -42,7 +42,7 @@ def check(ctx: click.RichContext, /, *, place: str | None, quick: bool, events: 
     streams = _streams(config, where) if events else {}
     with snapshot(where) as opened, db_findings.progress(shown=output == "text") as tell:
         tell("opening", 0)
-        evidence = _evidence(config, opened.database, streams)
+        evidence = evidence_of(config, opened.database, streams)
         findings = gather(evidence, path=str(opened.path), worker=opened.worker, quick=quick, progress=tell)
     db_findings.show(findings, output)
     ctx.exit(_exit_code(findings))
@@ -53,7 +53,7 @@ def _exit_code(findings: Findings) -> int:
     return _VIOLATED if findings.violations else 0
 
 
-def _evidence(config: Config, database: Any, streams: dict[str, Any]) -> Evidence:
+def evidence_of(config: Config, database: Any, streams: dict[str, Any] | None = None) -> Evidence:
     """Put together what is looked at."""
     from worker.app import REMEMBERED_TIMES
     from worker.invariants import Evidence
@@ -61,7 +61,7 @@ def _evidence(config: Config, database: Any, streams: dict[str, Any]) -> Evidenc
 
     remembered = int(config.stream.max_age * REMEMBERED_TIMES)
     subjects = Subjects(config.subjects.prefix)
-    return Evidence(database, now=time.time_ns() // 1000, remembered=remembered, subjects=subjects, **streams)
+    return Evidence(database, now=time.time_ns() // 1000, remembered=remembered, subjects=subjects, **(streams or {}))
 
 
 def _streams(config: Config, place: str) -> dict[str, Any]:

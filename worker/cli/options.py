@@ -24,17 +24,26 @@ _PANELS = {
 }
 
 
+CLIENT = ("nats", "subjects")
+"""The settings that matter to a command that only talks to the worker."""
+
+
 class SettingsCommand(click.RichCommand):
-    """A command that takes `--config` and a flag for every setting; its callback gets them as keyword arguments."""
+    """A command that takes `--config` and a flag for every setting; its callback gets them as keyword arguments.
+
+    `sections`: only the settings of these sections; None: all.
+    """
+
+    sections: tuple[str, ...] | None = None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Give the command's own options, then the settings. Called when parsing or helping, so that importing stays cheap."""
-        return [*super().get_params(ctx), *_setting_options()]
+        return [*super().get_params(ctx), *_setting_options(self.sections)]
 
 
 @functools.cache
-def _setting_options() -> tuple[click.Parameter, ...]:
-    """Make the options of all settings."""
+def _setting_options(sections: tuple[str, ...] | None = None) -> tuple[click.Parameter, ...]:
+    """Make the options of all settings, or of those of some sections."""
     from worker.config import settings
 
     file = click.RichOption(
@@ -43,7 +52,8 @@ def _setting_options() -> tuple[click.Parameter, ...]:
         help="Read settings from this TOML file (env: TASKFLOW_CONFIG; else ./taskflow.toml and the usual places).",
         panel="Options",
     )
-    return (file, *(_option(setting) for setting in settings()))
+    wanted = [setting for setting in settings() if sections is None or setting.key.partition(".")[0] in sections]
+    return (file, *(_option(setting) for setting in wanted))
 
 
 def _option(setting: Setting) -> click.Parameter:

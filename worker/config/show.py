@@ -17,10 +17,10 @@ def shown(config: Config) -> Iterator[tuple[str, str, str]]:
     """Give (key, value as it would be written in the file, origin) for every setting; no secret is ever among them."""
     for setting in settings():
         value = config.value(setting.key)
-        yield setting.key, _written(value, setting.about.absent), config.origin(setting.key)
+        yield setting.key, written(value, setting.about.absent), config.origin(setting.key)
 
 
-def _written(value: Any, absent: str = "") -> str:
+def written(value: Any, absent: str = "") -> str:
     """Write one value as TOML would have it."""
     match value:
         case None:
@@ -32,7 +32,7 @@ def _written(value: Any, absent: str = "") -> str:
         case Url():
             return json.dumps(value.shown)
         case tuple():
-            return "[" + ", ".join(_written(item) for item in value) + "]"
+            return "[" + ", ".join(written(item) for item in value) + "]"
         case Binding():
             return msgspec.json.encode(value).decode()
         case int() if type(value) is int:

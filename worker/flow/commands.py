@@ -165,6 +165,22 @@ class ObserveStep(Command, frozen=True, kw_only=True):
     result_json: Any = None
 
 
+class MatchHeld(Command, frozen=True, kw_only=True):
+    """Give the held reply of this key to the flow, at `leaf` (None: the only one that waits for a reply)."""
+
+    key: str
+    reason: str
+    leaf: int | None = None
+
+
+class ExpireHeld(msgspec.Struct, frozen=True, kw_only=True):
+    """Let the held reply of this key expire before its time."""
+
+    key: str
+    caller: Caller
+    reason: str
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """A reply reached a topic. `flow_id` filters (R2); `arrived_us` is the broker's clock (R9).
 
@@ -221,6 +237,8 @@ Stimulus = (
     | RequestCancel
     | CancelFlow
     | ObserveStep
+    | MatchHeld
+    | ExpireHeld
     | Reply
     | DeadlinePassed
 )

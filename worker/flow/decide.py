@@ -30,9 +30,11 @@ from worker.flow.commands import (
     Command,
     DeadlinePassed,
     DelegateFlow,
+    ExpireHeld,
     FailFlow,
     FinishFlow,
     FlowEnded,
+    MatchHeld,
     ObserveStep,
     ParentCancelled,
     ParkFlow,
@@ -48,6 +50,7 @@ from worker.flow.decision import Decision, Draft, View
 from worker.flow.delegation import delegate
 from worker.flow.ending import Source, cancel, fail, pass_time
 from worker.flow.fold import merged
+from worker.flow.handing import expire_held, match_held
 from worker.flow.lifecycle import NEXT, EventKind, FlowStatus
 from worker.flow.match import match
 from worker.flow.model import Flow, FlowStep
@@ -79,6 +82,10 @@ def decide(stimulus: Stimulus, view: View, now: Micros, policy: Policy) -> Decis
         return resume_watchers(stimulus, view, now)
     if isinstance(stimulus, ParentCancelled):
         return cancel_children(stimulus, view, now)
+    if isinstance(stimulus, MatchHeld):
+        return match_held(stimulus, view, now, policy)
+    if isinstance(stimulus, ExpireHeld):
+        return expire_held(stimulus, view)
     return _command(stimulus, view, now, policy)
 
 

@@ -102,6 +102,10 @@ class View(Protocol):
         """List the held replies for the pair, oldest arrival first, expired ones included."""
         ...
 
+    def held_by_key(self, key: str) -> HeldReply | None:
+        """Return the held reply of this key, or None."""
+        ...
+
     def children(self, flow_id: str) -> Iterable[str]:
         """List the ids of the flows started with this one as parent, as far as they have not ended."""
         ...

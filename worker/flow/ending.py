@@ -31,18 +31,23 @@ TIMED_OUT = "wait timed out"
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """What ended a wait, or satisfied a leaf of it: becomes `state_json.resume_meta` (SEMANTICS R12). `reason` goes into the journal."""
+    """What ended a wait, or satisfied a leaf of it: becomes `state_json.resume_meta` (SEMANTICS R12). `reason` goes into the journal.
+
+    `matched`: what the reply had come for, where a person gave it to another wait.
+    """
 
     cause: Literal["event", "timer", "timeout", "manual"]
     pair: Pair | None = None
     event_id: str | None = None
     caller: Caller | None = None
     reason: str | None = None
+    matched: Pair | None = None
 
     @property
     def said(self) -> dict[str, Any]:
-        """What the journal entry says besides: the reason, where a person gave one."""
-        return {} if self.reason is None else {"reason": self.reason}
+        """What the journal entry says besides: the reason, where a person gave one; what the reply had come for, where it was another."""
+        reason = {} if self.reason is None else {"reason": self.reason}
+        return reason if self.matched is None else reason | {"matched": {"topic": self.matched[0], "correlation_id": self.matched[1]}}
 
     def meta(self, at: Micros) -> dict[str, Any]:
         """Return the `resume_meta` object."""

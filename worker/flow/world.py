@@ -59,6 +59,10 @@ class World:
         """List the held replies for the pair, oldest arrival first, expired ones included."""
         return sorted(self.replies.get(pair, ()), key=lambda reply: reply.arrived_us)
 
+    def held_by_key(self, key: str) -> HeldReply | None:
+        """Return the held reply of this key, or None."""
+        return next((held for held in self.replies.get(_pair_of(key), ()) if held.key == key), None)
+
     def children(self, flow_id: str) -> Iterable[str]:
         """List the ids of the flows started with this one as parent, as far as they have not ended."""
         return [child for child in self.families.get(flow_id, ()) if not ((found := self.flows.get(child)) and found.terminal)]
@@ -124,3 +128,9 @@ class World:
             if len(kept) < len(self.waiting[pair]):
                 self.waiting[pair] = kept
                 self.pairs[flow_id].discard(pair)
+
+
+def _pair_of(key: str) -> Pair:
+    """Return what the held reply of this key is matched by: the first two lines of its key."""
+    topic, _, rest = key.partition("\n")
+    return topic, rest.partition("\n")[0]

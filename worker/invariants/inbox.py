@@ -53,7 +53,7 @@ def comes_from_a_message(evidence: Evidence) -> Iterator[str]:
 def conflicts_are_visible(evidence: Evidence) -> Iterator[str]:
     """I-3: another body under a used id is a conflict in the dead letters, never taken for a repeat."""
     unburied = """SELECT source, source_seq FROM inbox WHERE outcome = 'conflict' AND source_seq IS NOT NULL
-      EXCEPT SELECT stream, seq FROM dead_letters WHERE reason = 'conflict'"""
+      EXCEPT SELECT stream, seq FROM dead_letters WHERE reason = 'conflict' EXCEPT SELECT stream, seq FROM purged_letters"""
     for source, seq in evidence.rows(unburied):
         yield f"message {seq} of {source} conflicts with an earlier one and is not in the dead letters"
     if evidence.pruned:
@@ -109,6 +109,6 @@ def what_is_needed_is_kept(evidence: Evidence) -> Iterator[str]:
 def nothing_vanishes(evidence: Evidence) -> Iterator[str]:
     """I-26: a message that came to nothing lies in the dead letters, whole."""
     query = """SELECT source, source_seq FROM inbox WHERE outcome IN ('dead', 'flow_mismatch', 'expired') AND source_seq IS NOT NULL
-      EXCEPT SELECT stream, seq FROM dead_letters"""
+      EXCEPT SELECT stream, seq FROM dead_letters EXCEPT SELECT stream, seq FROM purged_letters"""
     for source, seq in evidence.rows(query):
         yield f"message {seq} of {source} could not be used, and is not in the dead letters"

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep
+from worker.store.overview import Intervention, Overview
 from worker.store.records import ALL, Batch, DeadLetter, Due, DueOutgoing, InboxRow, Loaded, Needs, Numbered, Page
 from worker.times import Micros
 
@@ -73,6 +74,25 @@ class Transaction(Protocol):
         """Forget what was sent; try the others again at their times."""
         ...
 
+    async def release(self, flow_id: str) -> Flow | None:
+        """Set a flow that was set aside free again, so that time and replies reach it; returns it, None where it is not set aside.
+
+        Raises `Conflict` where its row still cannot be read.
+        """
+        ...
+
+    async def note_replayed(self, number: int, actor: str, now: Micros) -> bool:
+        """Note that a dead letter was published again; returns whether there is such a letter."""
+        ...
+
+    async def purge_letters(self, numbers: Sequence[int]) -> int:
+        """Delete dead letters, but none that is not published yet; returns how many went."""
+        ...
+
+    async def note_intervention(self, done: Intervention) -> None:
+        """Keep what an operator did."""
+        ...
+
     async def commit(self) -> None:
         """Make it durable. Raises `Unavailable` (nothing was kept) or `StoreBroken` (state unknown: start again from disk)."""
         ...
@@ -82,7 +102,7 @@ class Transaction(Protocol):
         ...
 
 
-class Reads(Protocol):
+class Reads(Overview, Protocol):
     """What can be asked. Lists are keyset pages: at most `limit` rows after the cursor `after` (None: from the start)."""
 
     async def get(self, flow_id: str) -> Flow | None:

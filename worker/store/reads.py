@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,15 +12,17 @@ from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep
 from worker.store import rows
 from worker.store.failures import translated
+from worker.store.overview_reads import OverviewReads
 from worker.store.queries import statements
 from worker.store.records import ALL, DeadLetter, Due, DueOutgoing, InboxRow, Numbered, Page
 from worker.times import Micros
 
 
-class SqliteReads(ABC):
+class SqliteReads(OverviewReads):
     """The reading half of the store; a subclass says on which connection (`_read`)."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._ask = statements("reads")
 
     @abstractmethod
@@ -28,9 +30,13 @@ class SqliteReads(ABC):
         """Run a statement on the reading connection and return its rows."""
 
     async def _rows(self, name: str, *parameters: Any) -> Sequence[Any]:
-        """Run a named statement, with SQLite's errors translated."""
+        """Run a named statement."""
+        return await self._run(self._ask[name], parameters)
+
+    async def _run(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
+        """Run a statement, with SQLite's errors translated."""
         try:
-            return await self._read(self._ask[name], parameters)
+            return await self._read(sql, parameters)
         except sqlite3.Error as bad:
             raise translated(bad) from bad
 

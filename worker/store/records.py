@@ -52,7 +52,8 @@ class Needs(msgspec.Struct, kw_only=True):
     """What a batch looks at, so that it is loaded in a few statements.
 
     `pairs`: those that replies came for; `parking`: those that waits are opened for, which may take held replies;
-    `parents`: flows whose children are wanted. `holding`: how many replies of each tenant may have to be held; where that could exceed
+    `parents`: flows whose children are wanted; `held`: keys of held replies that are handled by hand.
+    `holding`: how many replies of each tenant may have to be held; where that could exceed
     `max_held` or, of one tenant, `max_held_of_tenant`, the held replies that would make room are loaded.
     """
 
@@ -64,6 +65,7 @@ class Needs(msgspec.Struct, kw_only=True):
     steps: set[tuple[str, str]] = msgspec.field(default_factory=set)
     inbox: set[InboxKey] = msgspec.field(default_factory=set)
     places: set[Place] = msgspec.field(default_factory=set)
+    held: set[str] = msgspec.field(default_factory=set)
     holding: dict[str, int] = msgspec.field(default_factory=dict)
     max_held: int = 2**62
     max_held_of_tenant: int = 2**62

@@ -72,6 +72,8 @@ class SqliteTransaction(Upkeep):
                 loaded.world.families[parent].append(child)
                 needs.flows.add(child)
         self._load_flows(database, needs.flows, loaded.world)
+        if needs.held:
+            self._hold(self._rows(database, "held_by_key", needs.held), loaded.world)
         if needs.holding:
             self._load_holdings(database, needs, loaded.world.holdings)
         if needs.steps:
@@ -105,12 +107,17 @@ class SqliteTransaction(Upkeep):
                 world.last[topic, correlation_id] = flow_id
                 needs.flows.add(flow_id)
         if needs.parking:
-            for row in self._rows(database, "held_by_pair", needs.parking, now):
-                try:
-                    held = rows.held(row)
-                except rows.Unreadable as bad:
-                    self._log.error("held_reply_passed_over", why=str(bad))
-                    continue
+            self._hold(self._rows(database, "held_by_pair", needs.parking, now), world)
+
+    def _hold(self, found: Iterable[Any], world: World) -> None:
+        """Add held replies to the world, each once; one that cannot be read stays where it is."""
+        for row in found:
+            try:
+                held = rows.held(row)
+            except rows.Unreadable as bad:
+                self._log.error("held_reply_passed_over", why=str(bad))
+                continue
+            if world.held_by_key(held.key) is None:
                 world.replies[held.pair].append(held)
 
     def _load_holdings(self, database: Database, needs: Needs, holdings: Holdings) -> None:

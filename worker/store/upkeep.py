@@ -6,10 +6,15 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 import structlog
 
+from worker.errors import Conflict, Internal
+from worker.flow.ending import due_of
+from worker.flow.model import Flow
 from worker.store import rows
 from worker.store.failures import translated
+from worker.store.overview import Intervention
 from worker.store.queries import statements
 from worker.times import Micros
 from worker.wire.outcomes import EXPIRED
@@ -84,6 +89,7 @@ class Upkeep:
         """Forget what the stream forgot. The counters stay: they count messages, not rows."""
         found = await self._fetch(self._upkeep["prunable_inbox"], (source, before_seq, before, limit))
         await self._each(self._upkeep["prune_inbox"], [(n,) for n, _ in found])
+        await self._fetch(self._upkeep["forget_purged"], (source, before_seq))
         return len(found)
 
     async def set_aside(self, flow_id: str, why: str) -> None:
@@ -116,3 +122,30 @@ class Upkeep:
     async def note_attempt(self, source: str, seq: int) -> None:
         """Count one more attempt of a message."""
         await self._fetch(self._upkeep["note_attempt"], (source, seq))
+
+    async def release(self, flow_id: str) -> Flow | None:
+        """Read the row again, and let it back among the others."""
+        found = await self._fetch(self._upkeep["set_aside_row"], (flow_id,))
+        if not found:
+            return None
+        try:
+            flow = rows.flow(found[0][1:])
+            due = due_of(flow)
+        except (rows.Unreadable, Internal) as bad:
+            message = f"flow {flow_id} stays set aside: its row still cannot be read: {bad}"
+            raise Conflict(message, flow_id=flow_id) from bad
+        await self._fetch(self._upkeep["release"], (found[0][0], due))
+        return flow
+
+    async def note_replayed(self, number: int, actor: str, now: Micros) -> bool:
+        """Count one more replay of a dead letter."""
+        return bool(await self._fetch(self._upkeep["note_replayed"], (number, actor, now)))
+
+    async def purge_letters(self, numbers: Sequence[int]) -> int:
+        """Delete dead letters that are published, and keep where they came from."""
+        await self._fetch(self._upkeep["note_purged"], (msgspec.json.encode(numbers).decode(),))
+        return len(await self._fetch(self._upkeep["purge_letters"], (msgspec.json.encode(numbers).decode(),)))
+
+    async def note_intervention(self, done: Intervention) -> None:
+        """Add to what operators did."""
+        await self._fetch(self._upkeep["note_intervention"], (done.at_us, done.actor, done.verb, done.about, done.reason))

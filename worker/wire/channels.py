@@ -36,7 +36,7 @@ _DEAD_HEADERS: Part = {
 }
 
 
-def asyncapi(commands: Sequence[str], queries: Sequence[str]) -> Part:
+def asyncapi(commands: Sequence[str], queries: Sequence[str], operations: Sequence[str], answers: Sequence[str]) -> Part:
     """Return the AsyncAPI document. Addresses are spelled with the default prefix."""
     return {
         "asyncapi": "3.0.0",
@@ -46,9 +46,9 @@ def asyncapi(commands: Sequence[str], queries: Sequence[str]) -> Part:
             "description": "Durable flows over NATS JetStream. The prefix `taskflow` is configurable.",
         },
         "defaultContentType": "application/json",
-        "channels": _requests(commands, queries) | _replies() | _published(),
+        "channels": _requests(commands, queries) | _operating(operations, answers) | _replies() | _published(),
         "operations": _operations(),
-        "components": {"messages": _messages(commands, queries)},
+        "components": {"messages": _messages(commands, queries) | _operators(operations, answers)},
     }
 
 
@@ -71,6 +71,27 @@ def _requests(commands: Sequence[str], queries: Sequence[str]) -> Part:
         ),
         "apiReply": _channel(None, "The reply inbox of the request.", [*_ANSWERS, "answer.status"]),
     }
+
+
+def _operating(operations: Sequence[str], answers: Sequence[str]) -> Part:
+    """List the subjects that operators ask on."""
+    verbs = list(dict.fromkeys(name.partition(".")[0] for name in operations))
+    shown = [*(f"answer.{name}" for name in answers), "page.events", "page.steps"]
+    return {
+        "admin": _channel(
+            "taskflow.admin.{verb}",
+            "Operators' requests across owners, NATS micro service `taskflow`; whatever changes something names operator and reason.",
+            [f"admin.{name}" for name in operations],
+            {"verb": {"description": "What is asked.", "enum": verbs}},
+        ),
+        "adminReply": _channel(None, "The reply inbox of the request.", shown),
+    }
+
+
+def _operators(operations: Sequence[str], answers: Sequence[str]) -> Part:
+    """Describe the operators' messages."""
+    asked = {f"admin.{name}": {"payload": _at(f"admin.{name}")} for name in operations}
+    return asked | {f"answer.{name}": {"payload": _at(f"answer.{name}")} for name in answers}
 
 
 def _replies() -> Part:
@@ -133,7 +154,12 @@ def _operations() -> Part:
         "channel": {"$ref": "#/channels/api"},
         "reply": {"channel": {"$ref": "#/channels/apiReply"}},
     }
-    return {"api": answered, **taken, **sent}
+    across: Part = {
+        "action": "receive",
+        "channel": {"$ref": "#/channels/admin"},
+        "reply": {"channel": {"$ref": "#/channels/adminReply"}},
+    }
+    return {"api": answered, "admin": across, **taken, **sent}
 
 
 def _messages(commands: Sequence[str], queries: Sequence[str]) -> Part:

@@ -11,12 +11,12 @@ import msgspec
 from worker.errors import FlowError, InvalidRequest, UnsupportedVerb
 from worker.flow.lifecycle import FlowStatus, FlowStepStatus
 from worker.wire import limits, pointers
-from worker.wire.requests import COMMANDS, EXPECTED, QUERIES, ListMine, Observe, Request
+from worker.wire.requests import COMMANDS, EXPECTED, QUERIES, ListMine, Observe
 
-_ENUMS: dict[tuple[type[Request], str], type[StrEnum]] = {(Observe, "status"): FlowStepStatus, (ListMine, "status"): FlowStatus}
+_ENUMS: dict[tuple[type[msgspec.Struct], str], type[StrEnum]] = {(Observe, "status"): FlowStepStatus, (ListMine, "status"): FlowStatus}
 
 
-def refusal(failure: Exception, body: bytes, top: limits.TopLevel, verb: str, shape: type[Request]) -> FlowError:
+def refusal(failure: Exception, body: bytes, top: limits.TopLevel, verb: str, shape: type[msgspec.Struct]) -> FlowError:
     """Return the refusal of a body that the verb's type did not take."""
     if not isinstance(failure, msgspec.ValidationError):
         return limits.explain(body, failure)
@@ -39,14 +39,15 @@ def _unknown(name: str, verb: str, known: Iterable[str]) -> InvalidRequest:
     return InvalidRequest(f"{verb} has no field {limits.shown(name)}{hint}", path=pointers.spell(name[:64]))
 
 
-def _mistyped(text: str, shape: type[Request]) -> InvalidRequest:
+def _mistyped(text: str, shape: type[msgspec.Struct]) -> InvalidRequest:
     """Say what the field takes."""
     path = limits.place(text)
     name = path[1:].partition("/")[0]
     got = text.partition(", got `")[2].partition("`")[0]
     given = f", not {limits.TYPES.get(got, got)}" if got else ""
-    if (shape, name) in _ENUMS:
-        wanted = "one of " + ", ".join(member.value for member in _ENUMS[shape, name])
+    kind = _ENUMS.get((shape, name)) or (FlowStatus if name == "status" else None)
+    if kind is not None:
+        wanted = "one of " + ", ".join(member.value for member in kind)
     elif path == pointers.spell(name) and name in EXPECTED:
         wanted = EXPECTED[name]
     else:

@@ -216,6 +216,8 @@ EXPECTED: dict[str, str] = {
     "task": "at most 4096 characters without NUL",
     "limit": f"a whole number from 0 to {MAX_LIMIT}",
     "cursor": "the next_cursor of the page before",
+    "operator": "1 to 63 characters of A-Z a-z 0-9 _ . @ -",
+    "part": "hexadecimal digits and dashes",
     "mode": "now or request",
     "on_timeout": "resume, fail or cancel",
     "to": "a subject without wildcards",

@@ -15,11 +15,13 @@ from worker.flow.waits import WaitCondition
 from worker.wire import channels
 from worker.wire import documents as shapes
 from worker.wire.cloudevents import CloudEvent
+from worker.wire.operators import OPERATIONS
+from worker.wire.oversight import ANSWERS
 from worker.wire.requests import COMMANDS, QUERIES, FlowId, Key
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
-_READ = ("command.", "query.", "wait-condition", "reply.json", "resume.json", "envelope.json")
+_READ = ("command.", "query.", "admin.", "wait-condition", "reply.json", "resume.json", "envelope.json")
 """Files of what the worker reads; the others it writes."""
 _CONSTANT: dict[tuple[str, str], Any] = {
     ("applied.json", "ok"): True,
@@ -29,7 +31,7 @@ _CONSTANT: dict[tuple[str, str], Any] = {
     ("page.events.json", "ok"): True,
     ("page.waits.json", "ok"): True,
     ("event.json", "specversion"): "1.0",
-}
+} | {(f"answer.{name}.json", "ok"): True for name in ANSWERS}
 """Fields with one value only, which their types cannot say."""
 
 
@@ -72,8 +74,13 @@ def documents() -> dict[str, bytes]:
     for (name, field), value in _CONSTANT.items():
         schemas[name]["properties"][field] = {"const": value}
     schemas["outcome.json"] = _either("outcome.json", "Outcome of a command", "applied.json", "refused.json")
-    files = schemas | {"asyncapi.json": channels.asyncapi(sorted(COMMANDS), sorted(QUERIES))}
+    files = schemas | {"asyncapi.json": channels.asyncapi(sorted(COMMANDS), sorted(QUERIES), _operations(), sorted(ANSWERS))}
     return {name: msgspec.json.format(msgspec.json.encode(files[name]), indent=2) + b"\n" for name in sorted(files)}
+
+
+def _operations() -> list[str]:
+    """Name the operators' requests."""
+    return sorted(f"{verb}.{action}" if action else verb for verb, actions in OPERATIONS.items() for action in actions)
 
 
 def _listed() -> Iterable[tuple[str, str, Any]]:
@@ -82,6 +89,12 @@ def _listed() -> Iterable[tuple[str, str, Any]]:
         yield f"command.{verb}.json", f"Command {verb}", shape
     for verb, shape in QUERIES.items():
         yield f"query.{verb}.json", f"Query {verb}", shape
+    for verb, actions in OPERATIONS.items():
+        for action, asked in actions.items():
+            name = f"{verb}.{action}" if action else verb
+            yield f"admin.{name}.json", f"Operator's request {name.replace('.', ' ')}", asked
+    for name, answer in ANSWERS.items():
+        yield f"answer.{name}.json", f"Answer to an operator's {name.replace('.', ' ')}", answer
     yield "wait-condition.json", "Wait condition", WaitCondition
     yield "flow.json", "Flow", shapes.FlowShown
     yield "error.json", "Error", shapes.ErrorShown

@@ -36,6 +36,11 @@ WHERE h.n IN (
 )
 ORDER BY h.arrived_us, h.n;
 
+-- name: held_by_key
+SELECT h.topic, h.correlation_id, h.event_id, CAST(h.payload_json AS BLOB), h.arrived_us, h.expires_us, h.key, h.flow_id, h.trace,
+  h.tenant
+FROM json_each(?1) AS want CROSS JOIN held AS h WHERE h.key = want.value;
+
 -- name: flows_by_id
 SELECT f.n, f.id, f.controller_id, f.goal, f.owner_session_key, f.requester_origin, f.current_step, f.status, f.cancel_requested,
   CAST(f.state_json AS BLOB), CAST(f.wait_json AS BLOB), f.wait_id, f.parked_us, CAST(f.progress_json AS BLOB), f.revision, f.seq,

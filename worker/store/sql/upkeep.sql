@@ -84,3 +84,30 @@ SELECT seq, attempts FROM attempts WHERE source = ?1 AND seq > ?2 AND seq <= ?3;
 
 -- name: forget_attempts
 DELETE FROM attempts WHERE source = ?1 AND seq <= ?2;
+
+-- name: set_aside_row
+SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
+  CAST(state_json AS BLOB), CAST(wait_json AS BLOB), wait_id, parked_us, CAST(progress_json AS BLOB), revision, seq, created_us,
+  updated_us, parent_id, hops, NULL
+FROM flows WHERE id = ?1 AND set_aside IS NOT NULL;
+
+-- name: release
+UPDATE flows SET set_aside = NULL, due_us = ?2 WHERE n = ?1;
+
+-- name: note_replayed
+UPDATE dead_letters SET replays = replays + 1, replayed_us = ?3, replayed_by = ?2 WHERE n = ?1 RETURNING n;
+
+-- name: note_purged
+INSERT OR IGNORE INTO purged_letters (stream, seq) SELECT stream, seq FROM dead_letters
+WHERE n IN (SELECT value FROM json_each(?1)) AND n <= (SELECT p.n FROM published AS p WHERE p.outlet = 'dead_letters') AND seq IS NOT NULL;
+
+-- name: forget_purged
+DELETE FROM purged_letters WHERE stream = ?1 AND seq < ?2
+  AND NOT EXISTS (SELECT 1 FROM inbox AS i WHERE i.source = stream AND i.source_seq = seq);
+
+-- name: purge_letters
+DELETE FROM dead_letters WHERE n IN (SELECT value FROM json_each(?1)) AND n <= (SELECT p.n FROM published AS p WHERE p.outlet = 'dead_letters')
+RETURNING n;
+
+-- name: note_intervention
+INSERT INTO interventions (at_us, actor, verb, about, reason) VALUES (?1, ?2, ?3, ?4, ?5);

@@ -1,0 +1,282 @@
+"""The command line against a real worker: what the person on call does, and what they are told where it cannot be done."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sqlite3
+import time
+import tomllib
+
+import pytest
+
+from tests.e2e import checks
+from tests.e2e.commands import asked, command
+from tests.e2e.stage import TOPIC, Agent, Stage
+from tests.eventually import eventually
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
+
+BY = ("--as", "ann", "--reason", "asked on the phone")
+
+
+async def test_a_flow_is_started_moved_parked_answered_and_finished_from_the_shell(stage: Stage) -> None:
+    started = await asked(
+        stage, "flow", "start", "--agent", "kate", "--controller", "kate/inbox", "--goal", "triage", "--state", '{"a": 1}'
+    )
+    flow_id = started.json["flow"]["id"]
+    await command(stage, "flow", "advance", flow_id[-8:], "--patch", '{"b": 2}', "--step", "collect")
+    parked = await asked(stage, "flow", "wait", flow_id, "--topic", TOPIC, "--corr", "c-1", "--timeout", "15m", "--on-timeout", "fail")
+    assert parked.json["flow"]["status"] == "waiting"
+    (wait,) = (await asked(stage, "waits", "--older-than", "0s")).items
+    assert (wait["flow_id"], wait["wait"]["correlation_id"]) == (flow_id, "c-1")
+    assert "✉ agent.delegate.reply ⟨c-1⟩" in (await command(stage, "waits")).out
+    assert (await asked(stage, "reply", TOPIC, "c-1", "{}", "--dry-run")).json == {"would_resume": [flow_id]}
+    first = (await asked(stage, "reply", TOPIC, "c-1", '{"answer": 42}', "--id", "reply-1")).json
+    assert (await asked(stage, "reply", TOPIC, "c-1", '{"answer": 42}', "--id", "reply-1")).json == first | {"duplicate": True}
+    kate = await stage.agent("kate")
+    flow = await kate.until(flow_id, "running")
+    assert (flow["state"]["resume_event"], flow["current_step"]) == ({"answer": 42}, "collect")
+    assert (await asked(stage, "flow", "finish", flow_id, "--state", '{"done": true}')).json["flow"]["status"] == "finished"
+    kinds = [entry["kind"] for entry in (await asked(stage, "flow", "history", flow_id)).items]
+    assert kinds == ["created", "started", "state_updated", "waiting", "resumed", "finished"]
+    shown = (await command(stage, "flow", "show", flow_id[-6:])).out
+    assert "✓ finished" in shown
+    assert '"answer": 42' in shown
+
+
+async def test_the_agents_other_verbs_work_from_the_shell(stage: Stage, kate: Agent) -> None:
+    held = (await asked(stage, "flow", "start", "--agent", "kate", "--controller", "k", "--goal", "g", "--hold")).json["flow"]["id"]
+    assert (await asked(stage, "flow", "run", held)).json["flow"]["status"] == "running"
+    async with kate.listening("svc.add") as heard:
+        told = (await asked(stage, "flow", "delegate", held, "--to", "svc.add", "--payload", "[1, 2]", "--timeout", "10m")).json
+        assert told["flow"]["wait"]["topic"] == "taskflow.reply.kate"
+        await heard.count(1)
+    assert (await command(stage, "reply", "taskflow.reply.kate", told["flow"]["wait"]["correlation_id"], '{"sum": 3}')).code == 0
+    assert (await kate.until(held, "running"))["state"]["resume_event"] == {"sum": 3}
+    await kate.api("observe", {"flow_id": held, "run_id": "r-1", "task": "t", "status": "running"})
+    assert [step["run_id"] for step in (await asked(stage, "flow", "steps", held)).items] == ["r-1"]
+    assert "say one of" in (await command(stage, "flow", "wait", held, code=64)).err
+
+
+async def test_operators_steer_flows_and_are_refused_with_a_code_of_its_own_for_each_reason(stage: Stage, kate: Agent) -> None:
+    one, two, three = [await kate.parked(f"c-{n}") for n in range(3)]
+    assert (await asked(stage, "flow", "resume", one, *BY, "--patch", '{"ok": 1}')).items[0]["flow"]["status"] == "running"
+    assert (await asked(stage, "flow", "fail", two, *BY)).items[0]["flow"]["state"]["failure"]["reason"] == "asked on the phone"
+    assert (await asked(stage, "flow", "cancel", three, *BY)).items[0]["flow"]["status"] == "cancelled"
+    last = (await kate.history(three))[-1]
+    assert (last["actor"], last["payload"]["reason"]) == ("operator:ann", "asked on the phone")
+    assert "already" in (await command(stage, "flow", "cancel", three, *BY, code=4)).err
+    assert "revision" in (await command(stage, "flow", "fail", one, "--expected-revision", "1", *BY, code=4)).err
+    assert "--reason" in (await command(stage, "flow", "cancel", one, code=64)).err
+    assert "no flow id begins or ends with" in (await command(stage, "flow", "show", "ffffffff", code=3)).err
+    assert "is not the only one" in (await command(stage, "flow", "show", one[:6], code=64)).err
+    assert "at least 6" in (await command(stage, "flow", "show", "abc", code=64)).err
+    assert "there is no flow" in (await command(stage, "flow", "show", "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f", code=3)).err
+    many = [await kate.parked(f"d-{n}") for n in range(2)]
+    bulk = await command(stage, "flow", "cancel", "-", *BY, "-o", "jsonl", stdin="\n".join([*many, three]), code=10)
+    assert [json.loads(line)["flow"]["id"] for line in bulk.out.splitlines()] == many
+    assert [flow["id"] for flow in (await asked(stage, "flow", "list", "--status", "running")).items] == [one]
+    assert (await command(stage, "flow", "list", "--older-than", "soon", code=64)).err.startswith("taskflow: older_than:")
+
+
+async def test_a_reply_that_came_near_is_found_by_why_and_who_and_matched(stage: Stage, kate: Agent) -> None:
+    flow_id = await kate.parked("corr-42", timeout="15m")
+    await kate.reply(TOPIC, "corr-24", {"answer": 1})
+    await eventually(lambda: _held(stage), within=20)
+    who = await command(stage, "who", TOPIC)
+    assert "corr-42" in who.out
+    assert "corr-24" in who.out
+    said = (await command(stage, "why", flow_id)).out
+    assert f"for a reply on {TOPIC} with correlation id corr-42" in said
+    (fix,) = [line.strip() for line in said.splitlines() if line.strip().startswith("taskflow held match")]
+    told = await command(stage, *shlex.split(fix)[1:], "--as", "ann", "-o", "json")
+    assert told.json["flow"]["state"]["resume_event"] == {"answer": 1}
+    assert (await asked(stage, "held", "list")).items == []
+    await kate.reply(TOPIC, "nobody", 1)
+    number = str((await eventually(lambda: _held(stage), within=20))[0]["number"])
+    await command(stage, "held", "expire", number, *BY)
+    assert "no reply is held" in (await command(stage, "held", "expire", number, *BY, code=3)).err
+    assert [one["verb"] for one in (await asked(stage, "log")).items] == ["held expire", "held match"]
+    assert await checks.violations(stage, kate) == []
+
+
+async def _held(stage: Stage) -> list[dict[str, object]]:
+    return (await asked(stage, "held", "list")).items
+
+
+async def test_dead_letters_are_seen_tried_dry_replayed_with_a_rate_and_purged(stage: Stage, kate: Agent) -> None:
+    flow_id = await kate.start()
+    for step in ("one", "two"):
+        await kate.publish(
+            "taskflow.cmd.kate.advance", json.dumps({"flow_id": flow_id, "command_id": "a-1", "current_step": step}).encode()
+        )
+    for _ in range(3):
+        await kate.publish("taskflow.cmd.kate.start", b"{nonsense")
+    await stage.dead(kate, 4)
+    groups = {(g["reason"], g["count"]) for g in (await asked(stage, "dlq", "list")).items}
+    assert groups == {("conflict", 1), ("malformed", 3)}
+    (letter,) = (await asked(stage, "dlq", "list", "--letters", "--letter-reason", "conflict")).items
+    number = str(letter["number"])
+    assert '"current_step": "two"' in (await command(stage, "dlq", "show", number)).out
+    assert (await asked(stage, "dlq", "replay", number, "--dry-run", *BY)).json == {
+        "done": [letter["number"]],
+        "failed": [],
+        "dry_run": True,
+    }
+    assert (await kate.flow(flow_id))["current_step"] == "one"
+    assert "replayed  1 dead letters" in (await command(stage, "dlq", "replay", number, *BY)).out
+    await eventually(lambda: _step_is(kate, flow_id, "two"), within=20)
+    assert len((await asked(stage, "dlq", "replay", "--letter-reason", "malformed", "--rate", "1", *BY)).json["done"]) == 3
+    assert "name dead letters" in (await command(stage, "dlq", "replay", *BY, code=64)).err
+    assert "there is no dead letter 99" in (await command(stage, "dlq", "show", "99", code=3)).err
+    await stage.dead(kate, 7)  # what was malformed is malformed again
+    purged = (await asked(stage, "dlq", "purge", "--letter-reason", "malformed", "--replayed", *BY)).json
+    assert len(purged["done"]) == 3
+    assert {(g["reason"], g["count"]) for g in (await asked(stage, "dlq", "list")).items} == {("conflict", 1), ("malformed", 3)}
+    assert await checks.violations(stage, kate) == []
+
+
+async def _step_is(kate: Agent, flow_id: str, step: str) -> bool:
+    return bool((await kate.flow(flow_id))["current_step"] == step)
+
+
+async def test_without_a_worker_it_is_said_within_two_seconds_and_a_database_can_be_read(stage: Stage, kate: Agent) -> None:
+    flow_id = await kate.parked("c-1")
+    await stage.stop()
+    before = time.monotonic()
+    silent = await command(stage, "flow", "list", code=69)
+    figure = time.monotonic() - before
+    assert f"no worker answers on taskflow.admin.list ({stage.url.replace('localhost', '127.0.0.1')})" in silent.err
+    assert "start one, or use --db" in silent.err
+    assert figure < 10, "two seconds of waiting at most, on a machine with others"
+    database = str(stage.path)
+    read = await command(stage, "flow", "list", "--db", database, "-o", "table")
+    assert flow_id in read.out
+    assert f"read-only snapshot of {database}; no worker runs on it" in read.err
+    for arguments in (("waits",), ("why", flow_id[-8:]), ("who", TOPIC), ("stats",), ("held", "list"), ("dlq", "list"), ("log",)):
+        await command(stage, *arguments, "--db", database)
+    assert "No such option" in (await command(stage, "flow", "cancel", flow_id, "--db", database, *BY, code=64)).err
+    assert "there is no file" in (await command(stage, "waits", "--db", "nowhere.db", code=78)).err
+    await stage.server.stop()
+    lost = await command(stage, "waits", code=69)
+    assert "cannot" in lost.err
+    assert "--db FILE" in lost.err
+    await stage.server.start()
+    await stage.start()
+
+
+async def test_events_are_shown_from_the_stream_and_followed(stage: Stage, kate: Agent) -> None:
+    flow_id = await kate.start()
+    await eventually(lambda: stage.events(kate, flow_id), within=20)
+    shown = await command(stage, "events", "--flow", flow_id, "-o", "jsonl")
+    assert json.loads(shown.out.splitlines()[0])["data"]["kind"] == "created"
+    following = asyncio.create_task(command(stage, "events", "--follow", "--agent", "kate", "--count", "1", "--filter", "finished"))
+
+    async def finished() -> bool:
+        await kate.api("finish", {"flow_id": await kate.start()})
+        return following.done()
+
+    await eventually(finished, within=60)
+    assert "finished" in (await following).out
+
+
+async def test_stats_check_and_top_say_how_it_is(stage: Stage, kate: Agent) -> None:
+    await kate.parked("c-1")
+    stats = (await asked(stage, "stats")).json
+    assert (stats["flows"]["waiting"], stats["worker"]["pid"]) == (1, stage.pid)
+    assert "1 waiting" in (await command(stage, "stats")).out
+    assert (await command(stage, "check")).out == "TASKFLOW OK - all is well\n"
+    assert "| overdue=0;1;100" in (await command(stage, "check", "--format", "nagios")).out
+    assert "taskflow_check_up 1" in (await command(stage, "check", "--format", "prometheus")).out
+    await kate.publish("taskflow.cmd.kate.start", b"{nonsense")
+    await stage.dead(kate, 1)
+    assert json.loads((await command(stage, "check", "--format", "json", code=1)).out)["why"] == "1 dead_letters"
+    assert (await command(stage, "check", "--dead-letters", "1", "1", code=2)).out.startswith("TASKFLOW CRITICAL - 1 dead_letters")
+    assert "⟨c-1⟩" in (await command(stage, "top", "--count", "1")).out
+    await stage.stop()
+    assert (await command(stage, "check", code=3)).out == "TASKFLOW UNKNOWN - no worker answers\n"
+    await stage.server.stop()
+    assert "taskflow_check_up 0" in (await command(stage, "check", "--format", "prometheus", code=3)).out
+
+
+async def test_the_doctor_looks_at_everything_and_says_what_to_do(stage: Stage, kate: Agent) -> None:
+    await kate.parked("c-1")
+    report = (await asked(stage, "doctor")).json
+    found = {check["name"]: check["level"] for check in report["checks"]}
+    assert report["ok"], report
+    for name in ("config", "disk", "database file", "invariants", "nats", "TASKFLOW_IN", "TASKFLOW_EVT", "TASKFLOW_DLQ", "worker", "clock"):
+        assert found[name] == "ok" or name in ("disk", "TASKFLOW_IN"), report
+    assert found["server sync"] == "warn"
+    assert "set nats.monitor_url" in (await command(stage, "doctor")).out
+    await stage.stop()
+    ill = (await asked(stage, "doctor", code=1)).json
+    assert next(check for check in ill["checks"] if check["name"] == "worker")["fix"].startswith("taskflow run starts one")
+    await stage.server.stop()
+    assert "✗ nats" in (await command(stage, "doctor", code=1)).out
+
+
+async def test_a_flow_that_was_set_aside_is_released_from_the_shell(stage: Stage, kate: Agent) -> None:
+    flow_id = await kate.parked("c-1")
+    await stage.stop()
+    with sqlite3.connect(stage.path) as database:
+        (good,) = database.execute("SELECT wait_json FROM flows").fetchone()
+        database.execute("UPDATE flows SET set_aside = 'damaged', due_us = NULL")
+    database.close()
+    await stage.start()
+    assert [one["flow_id"] for one in (await asked(stage, "flow", "list", "--set-aside")).items] == [flow_id]
+    assert "Set aside" in (await command(stage, "why", flow_id)).out
+    assert (await asked(stage, "flow", "release", flow_id, *BY)).items[0]["flow"]["wait"] == json.loads(good)
+    assert "is not set aside" in (await command(stage, "flow", "release", flow_id, *BY, code=4)).err
+    await kate.reply(TOPIC, "c-1", 1)
+    await kate.until(flow_id, "running")
+    assert await checks.violations(stage, kate) == []
+
+
+async def test_the_database_is_pruned_exported_and_migrated(stage: Stage, kate: Agent) -> None:
+    flow_id = await kate.start()
+    await kate.api("finish", {"flow_id": flow_id})
+    await eventually(lambda: stage.events(kate, flow_id), within=20)
+
+    exported = await command(stage, "db", "export")
+    assert [entry["kind"] for entry in json.loads(exported.out)["history"]] == ["created", "started", "finished"]
+    await command(stage, "db", "export", "--to", "flows.jsonl")
+    assert json.loads((stage.folder / "flows.jsonl").read_text())["id"] == flow_id
+
+    async def pruned() -> bool:
+        return bool((await asked(stage, "db", "prune", "--older-than", "0s", *BY)).json["pruned"] == 1)
+
+    await eventually(pruned, within=60)  # once its events are noted as published
+    assert (await asked(stage, "flow", "list")).items == []
+    assert "schema 3, this program's is 3" in (await command(stage, "db", "migrate", "--check")).out
+    await stage.stop()
+    assert "schema 3" in (await command(stage, "db", "migrate")).out
+
+
+async def test_a_copy_is_made_on_request_and_its_making_kept(stage: Stage, kate: Agent) -> None:
+    await kate.start()
+    asked_for = json.dumps({"operator": "ann", "reason": "before the upgrade"}).encode()
+    answer = json.loads((await kate.client.request("taskflow.admin.backup", asked_for, timeout=30)).data)
+    assert answer["ok"], answer
+    (copy,) = stage.folder.glob("flows.db.*.backup")
+    assert str(copy) in answer["backup"]
+    assert [(one["verb"], one["about"]) for one in (await asked(stage, "log")).items] == [("backup", answer["backup"])]
+    assert "1 flows" in answer["backup"]
+
+
+async def test_a_configuration_is_begun_and_never_overwritten(stage: Stage) -> None:
+    await command(stage, "config", "init")
+    text = (stage.folder / "taskflow.toml").read_text()
+    assert tomllib.loads(text).keys() >= {"nats", "store", "engine"}
+    await command(stage, "config", "validate", "--config", "taskflow.toml")
+    assert "exists and is left as it is" in (await command(stage, "config", "init", code=78)).err
+
+
+async def test_schemas_completion_and_version_need_nobody(stage: Stage) -> None:
+    assert "admin.dlq.replay" in (await command(stage, "schema")).out.split()
+    assert json.loads((await command(stage, "schema", "admin.list")).out)["$id"] == "admin.list.json"
+    assert "did you mean" in (await command(stage, "schema", "comand.start", code=64)).err
+    for shell in ("zsh", "fish"):
+        assert "_TASKFLOW_COMPLETE" in (await command(stage, "completion", shell)).out
+    assert "nats-py" in (await command(stage, "version", "-v")).out

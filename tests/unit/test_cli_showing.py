@@ -1,0 +1,104 @@
+"""How the operators' commands say things: spans, waits, machine formats, exit codes, and that help needs nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker.cli import exits, taskflow
+from worker.cli.asking import operator_name
+from worker.cli.options import SettingsCommand
+from worker.cli.reference import reference
+from worker.cli.showing import Printer, mark, printable, span, waits_on
+from worker.errors import FlowError
+
+DOCS = Path(__file__).parents[2] / "docs"
+HEAVY = {"nats", "structlog", "uvicorn", "aiosqlite", "prometheus_client", "msgspec", "rich.table", "sqlite3"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["flow", "--help"], ["dlq", "--help"], ["held", "-h"], ["db", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    program = f"import sys; sys.argv = ['taskflow', *{arguments!r}]; from worker.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    program += f"print('HEAVY', sorted({HEAVY - {'rich.table'}!r} & sys.modules.keys()), len(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("HEAVY []"), last
+    assert int(last.split()[-1]) < 500, last
+
+
+def test_the_reference_of_the_command_line_is_up_to_date() -> None:
+    assert (DOCS / "cli.md").read_text(encoding="utf-8") == reference(), "run: make cli-docs"
+
+
+def test_every_refusal_of_the_worker_has_an_exit_code_that_the_table_explains() -> None:
+    codes = {kind.code: exits.of_error(kind.code) for kind in FlowError.__subclasses__()}
+    assert set(codes.values()) <= exits.MEANINGS.keys()
+    assert (codes["not_found"], codes["revision_mismatch"], codes["invalid_request"], codes["unavailable"]) == (3, 4, 64, 69)
+    assert exits.of_error("never heard of") == exits.FAILED
+
+
+def test_every_intervention_wants_a_reason() -> None:
+    root = taskflow
+    context = root.make_context("taskflow", [], resilient_parsing=True)
+    wanting = {"flow": ("resume", "cancel", "fail", "release"), "held": ("match", "expire"), "dlq": ("replay", "purge"), "db": ("prune",)}
+    for group, names in wanting.items():
+        commands = root.get_command(context, group).commands  # type: ignore[union-attr]  # a group
+        for name in names:
+            reason = next(option for option in commands[name].params if option.name == "reason")
+            assert reason.required, f"{group} {name}"
+            assert isinstance(commands[name], SettingsCommand)
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(0, "0s"), (59.9, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (8040, "2h 14m"), (200_000, "2d 7h"), (-5, "5s")]
+)
+def test_spans_are_said_in_their_two_largest_units(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_waits_are_said_in_few_words_whatever_they_are() -> None:
+    event = {"kind": "external_event", "topic": "t", "correlation_id": "c"}
+    assert waits_on(event) == "✉ t ⟨c⟩"
+    assert waits_on({"kind": "manual", "prompt": "approve?"}) == '✋ manual "approve?"'
+    assert waits_on({"kind": "at_least", "count": 2, "conditions": [event, {"kind": "manual"}]}) == "2 of [✉ t ⟨c⟩, ✋ manual]"
+    assert waits_on({"kind": "flow", "flow_id": "f"}) == "⛓ flow f"
+    assert waits_on(None) == waits_on({"kind": "of another version"}) == "—"
+
+
+def test_a_status_is_never_said_by_colour_alone() -> None:
+    assert mark("failed") == "✗ failed"
+    assert mark("of another version").endswith("of another version")
+
+
+def test_what_could_steer_a_terminal_is_taken_out() -> None:
+    assert printable("a\x1b[2Jb\u202ec\nd") == "a [2Jb c\nd"
+
+
+def test_machines_get_items_and_cursor_as_json_or_an_item_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    items = [{"id": "a"}, {"id": "b"}]
+    Printer("json").items(items, {}, cursor="x", empty="none")
+    assert json.loads(capsys.readouterr().out) == {"items": items, "next_cursor": "x"}
+    Printer("jsonl").items(items, {}, empty="none")
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == items
+    Printer("none").items(items, {}, empty="none")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_people_get_a_table_without_escapes_where_no_terminal_is_and_a_hint_where_there_is_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Printer("table").items([{"id": "a\x1b[31m"}], {"ID": lambda item: item["id"]}, cursor="x", empty="none")
+    said = capsys.readouterr()
+    assert (said.out.split(), "\x1b" in said.out, "more: --cursor x" in said.err) == (["ID", "a", "[31m"], False, True)
+    Printer("table").items([], {}, empty="start one")
+    assert capsys.readouterr() == ("", "start one\n")
+
+
+@pytest.mark.parametrize("given, name", [("ann", "ann"), ("ann lee/x", "ann_lee_x"), ("x" * 100, "x" * 63)])
+def test_an_operators_name_is_made_of_what_a_name_may_have(given: str, name: str) -> None:
+    assert operator_name(given) == name
+    assert "@" in operator_name(None)

@@ -1,0 +1,247 @@
+"""Answer operators' questions from the store's reads: nothing here changes anything, and no worker need run."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from worker.admin.explaining import Circumstances, explain, reply_leaves
+from worker.admin.pages import STATUSES, by_status, cursor_of, fitting, moment_before, place, show_held, show_letter, show_wait, when
+from worker.errors import NotFound
+from worker.flow.model import Flow
+from worker.store.base import Reads
+from worker.store.overview import Wanted, WantedLetters
+from worker.times import Micros, rfc3339
+from worker.wire import operators, outcomes, oversight
+from worker.wire.cursors import read_number, write_cursor
+from worker.wire.documents import show_flow
+from worker.wire.operators import Asked
+from worker.wire.subjects import Subjects
+
+_ENCODE = msgspec.json.Encoder().encode
+_CANDIDATES = 11
+_GROUPS = 5000
+_NEAR = 100
+
+
+class Desk:
+    """Answers questions. `about` says what the asked worker knows of itself; empty where a database is read without one."""
+
+    def __init__(
+        self, reads: Reads, subjects: Subjects, clock: Callable[[], Micros], *, version: str, about: Callable[[], dict[str, Any]] = dict
+    ) -> None:
+        self._reads = reads
+        self._subjects = subjects
+        self._clock = clock
+        self._version = version
+        self._about = about
+        self._answers: dict[type[Asked], Callable[[Any], Awaitable[bytes]]] = {
+            operators.List: self._list,
+            operators.Show: self._show,
+            operators.Find: self._find,
+            operators.History: self._history,
+            operators.Steps: self._steps,
+            operators.Waits: self._waits,
+            operators.Who: self._who,
+            operators.Why: self._why,
+            operators.HeldList: self._held,
+            operators.LettersList: self._letters,
+            operators.LettersShow: self._letter,
+            operators.Stats: self._stats,
+            operators.Log: self._log,
+        }
+
+    def answers(self, asked: Asked) -> bool:
+        """Tell whether the request is a question."""
+        return type(asked) in self._answers
+
+    async def answer(self, asked: Asked) -> bytes:
+        """Answer a question. Raises the `FlowError` that refuses it."""
+        return await self._answers[type(asked)](asked)
+
+    async def known(self, flow_id: str) -> Flow:
+        """Return the flow. Raises `NotFound`, or `Internal` for one whose row cannot be read."""
+        flow = await self._reads.get(flow_id.lower())
+        if flow is None:
+            raise NotFound(f"there is no flow {flow_id}", flow_id=flow_id)
+        return flow
+
+    async def _list(self, asked: operators.List) -> bytes:
+        """List flows, or those that are set aside."""
+        after = read_number(asked.cursor) or None
+        if asked.set_aside:
+            aside = await self._reads.set_aside(limit=asked.limit, after=after)
+            shown = [oversight.SetAsideShown(**msgspec.structs.asdict(one)) for one in aside.items]
+            return _ENCODE(oversight.FlowPageAcross(flows=[], set_aside=shown, next_cursor=cursor_of(aside.next)))
+        wanted = Wanted(
+            status=asked.status,
+            owner=asked.owner,
+            controller=asked.controller,
+            step=asked.step,
+            topic=asked.topic,
+            changed_before=self._before(asked.older_than),
+        )
+        page = await self._reads.find_flows(wanted, limit=asked.limit, after=after)
+        kept = outcomes.flows_that_fit(page.items)
+        following = page.next if kept == len(page.rows) else page.rows[kept - 1][0]
+        return _ENCODE(oversight.FlowPageAcross(flows=[show_flow(f) for f in page.items[:kept]], next_cursor=cursor_of(following)))
+
+    async def _show(self, asked: operators.Show) -> bytes:
+        """Show a flow."""
+        return _ENCODE(oversight.FlowAnswer(flow=show_flow(await self.known(asked.flow_id))))
+
+    async def _find(self, asked: operators.Find) -> bytes:
+        """List ids that begin or end like this."""
+        return _ENCODE(oversight.IdsAnswer(ids=(await self._reads.ids_like(asked.part.lower(), _CANDIDATES))[:_CANDIDATES]))
+
+    async def _history(self, asked: operators.History) -> bytes:
+        """Show a journal; also of a flow whose row cannot be read, which is when it is wanted most."""
+        page = await self._reads.list_events(asked.flow_id.lower(), limit=asked.limit, after=read_number(asked.cursor))
+        if not page.rows and asked.cursor is None:
+            await self.known(asked.flow_id)
+        return outcomes.events_page(page.items, page.next)
+
+    async def _steps(self, asked: operators.Steps) -> bytes:
+        """List observed runs."""
+        flow = await self.known(asked.flow_id)
+        page = await self._reads.list_steps(flow.id)
+        return outcomes.steps_page(page.items, start=read_number(asked.cursor), limit=asked.limit)
+
+    async def _waits(self, asked: operators.Waits) -> bytes:
+        """Show who waits for what."""
+        wanted = Wanted(owner=asked.owner, controller=asked.controller, step=asked.step, topic=asked.topic)
+        older = self._before(asked.older_than)
+        page = await self._reads.parked(wanted, parked_before=older, limit=asked.limit, after=place(asked.cursor))
+        kept = fitting([show_wait(flow) for _, flow in page.rows])
+        following = page.next if len(kept) == len(page.rows) else page.rows[len(kept) - 1][0]
+        cursor = None if following is None else write_cursor(list(following))
+        return _ENCODE(oversight.WaitPageAcross(waits=kept, now=rfc3339(self._clock()), next_cursor=cursor))
+
+    async def _who(self, asked: operators.Who) -> bytes:
+        """Show who waits for a topic or pair, and what is held for it."""
+        waiters = await self._reads.waiters(asked.topic, asked.correlation_id, asked.limit + 1)
+        held = await self._reads.held_replies(topic=asked.topic, correlation_id=asked.correlation_id, limit=asked.limit + 1)
+        shown = fitting([show_held(number, reply) for number, reply in held.rows[: asked.limit]])
+        answer = oversight.WhoAnswer(
+            waiters=[
+                oversight.WaiterShown(
+                    **{name: getattr(w, name) for name in oversight.WaiterShown.__struct_fields__ if name not in ("since", "until")},
+                    since=when(w.since_us),
+                    until=when(w.due_us),
+                )
+                for w in waiters[: asked.limit]
+            ],
+            held=shown,
+            more=len(waiters) > asked.limit or len(shown) < len(held.rows),
+            now=rfc3339(self._clock()),
+        )
+        return _ENCODE(answer)
+
+    async def _why(self, asked: operators.Why) -> bytes:
+        """Explain a flow."""
+        flow_id = asked.flow_id.lower()
+        aside = await self._reads.set_aside_flow(flow_id)
+        if aside is not None:
+            said = explain(Circumstances(now=self._clock(), flow=None, set_aside=aside, flow_id=flow_id))
+            return _ENCODE(oversight.WhyAnswer(flow_id=flow_id, status=aside.status, sentences=said))
+        flow = await self.known(flow_id)
+        said = explain(await self._circumstances(flow))
+        return _ENCODE(oversight.WhyAnswer(flow_id=flow.id, status=flow.status.value, sentences=said))
+
+    async def _circumstances(self, flow: Flow) -> Circumstances:
+        """Gather what bears on a flow: its last entries, and for each reply it waits for, what came near."""
+        last = await self._reads.list_events(flow.id, limit=2, after=max(flow.seq - 2, 0))
+        circumstances = Circumstances(now=self._clock(), flow=flow, last=last.items, flow_id=flow.id)
+        circumstances.outgoing = await self._reads.outgoing_of(flow.id)
+        for leaf in reply_leaves(flow):
+            same = await self._reads.held_replies(correlation_id=leaf.correlation_id, limit=_NEAR)
+            beside = await self._reads.held_replies(topic=leaf.topic, limit=_NEAR)
+            circumstances.held |= dict(same.rows) | dict(beside.rows)
+            for one in await self._reads.came_for(leaf.topic, leaf.correlation_id or "", _NEAR):
+                letter = await self._reads.letter_at(one.source, one.source_seq) if one.source_seq is not None else None
+                circumstances.came.append((leaf.topic, leaf.correlation_id or "", one, letter))
+        return circumstances
+
+    async def _held(self, asked: operators.HeldList) -> bytes:
+        """List held replies."""
+        page = await self._reads.held_replies(
+            topic=asked.topic, correlation_id=asked.correlation_id, limit=asked.limit, after=read_number(asked.cursor)
+        )
+        kept = fitting([show_held(number, reply) for number, reply in page.rows])
+        following = page.next if len(kept) == len(page.rows) else kept[-1].number
+        return _ENCODE(oversight.HeldPage(held=kept, now=rfc3339(self._clock()), next_cursor=cursor_of(following)))
+
+    async def _letters(self, asked: operators.LettersList) -> bytes:
+        """Count dead letters, or list them."""
+        if asked.grouped:
+            return _ENCODE(oversight.LettersAnswer(groups=await self._groups(asked)))
+        wanted = WantedLetters(
+            reason=asked.letter_reason, subject=asked.subject, before=self._before(asked.older_than), replayed=asked.replayed
+        )
+        page = await self._reads.letters(wanted, limit=asked.limit, after=read_number(asked.cursor))
+        return _ENCODE(oversight.LettersAnswer(letters=[show_letter(kept) for kept in page.items], next_cursor=cursor_of(page.next)))
+
+    async def _groups(self, asked: operators.LettersList) -> list[oversight.GroupShown]:
+        """Count by reason and subject, a built-in reply topic's correlation ids together; the largest group first."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for group in await self._reads.letter_groups(_GROUPS):
+            reply = self._subjects.parse_reply(group.subject)
+            subject = f"{self._subjects.reply_topic(reply[0])}.*" if reply is not None else group.subject
+            if asked.letter_reason not in (None, group.reason) or asked.subject not in (None, group.subject):
+                continue
+            known = found.setdefault((group.reason, subject), [0, 0, group.first_us, group.last_us])
+            known[:] = [known[0] + group.count, known[1] + group.replayed, min(known[2], group.first_us), max(known[3], group.last_us)]
+        return [
+            oversight.GroupShown(reason=r, subject=s, count=c, replayed=again, first_at=rfc3339(first), last_at=rfc3339(last))
+            for (r, s), (c, again, first, last) in sorted(found.items(), key=lambda item: -item[1][0])
+        ]
+
+    async def _letter(self, asked: operators.LettersShow) -> bytes:
+        """Show a dead letter whole."""
+        page = await self._reads.letters(WantedLetters(numbers=(asked.number,)), limit=1)
+        if not page.rows:
+            raise NotFound(f"there is no dead letter {asked.number}", number=asked.number)
+        return _ENCODE(oversight.LetterAnswer(letter=show_letter(page.items[0], whole=True)))
+
+    async def _stats(self, _asked: operators.Stats) -> bytes:
+        """Count everything."""
+        now = self._clock()
+        gauges = await self._reads.gauges(now)
+        counts = sorted(gauges.counts.items())
+        oldest = gauges.oldest_wait
+        waits = {
+            "oldest_flow": oldest[0] if oldest else None,
+            "oldest_since": when(oldest[1]) if oldest else None,
+            "overdue": gauges.due,
+            "next_due": when(gauges.next_due),
+        }
+        answer = oversight.StatsAnswer(
+            now=rfc3339(now),
+            version=self._version,
+            worker=self._about(),
+            flows=by_status(counts, "flows.", STATUSES),
+            messages=by_status(counts, "inbox."),
+            held=gauges.counts.get("held", 0),
+            set_aside=gauges.set_aside,
+            waits=waits,
+            dead_letters=gauges.dead_letters,
+            unpublished={"events": gauges.unpublished_events, "dead_letters": gauges.unpublished_dead_letters},
+            outgoing={"waiting": gauges.outgoing, "attempts": gauges.outgoing_attempts},
+            epoch=gauges.epoch,
+        )
+        return _ENCODE(answer)
+
+    async def _log(self, asked: operators.Log) -> bytes:
+        """List what operators did."""
+        page = await self._reads.interventions(limit=asked.limit, after=read_number(asked.cursor) or None)
+        shown = [
+            oversight.InterventionShown(at=rfc3339(one.at_us), actor=one.actor, verb=one.verb, about=one.about, reason=one.reason)
+            for one in page.items
+        ]
+        return _ENCODE(oversight.LogPage(interventions=shown, next_cursor=cursor_of(page.next)))
+
+    def _before(self, older_than: str | None) -> Micros | None:
+        """Return the moment that a duration lies back."""
+        return moment_before(older_than, self._clock())

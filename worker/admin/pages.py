@@ -1,0 +1,135 @@
+"""Show rows to operators, cut answers into pages, and read what a request says about time and place."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from worker.durations import parse_duration
+from worker.errors import InvalidRequest
+from worker.flow.lifecycle import FlowStatus
+from worker.flow.model import Flow, HeldReply
+from worker.flow.waits import due_times, from_value
+from worker.store.overview import Kept
+from worker.times import Micros, rfc3339
+from worker.wire import outcomes, oversight
+from worker.wire.cursors import read_cursor, write_cursor
+
+_ENCODE = msgspec.json.Encoder().encode
+Item = TypeVar("Item")
+
+
+def moment_before(older_than: str | None, now: Micros) -> Micros | None:
+    """Return the moment that a duration lies back from `now`. Raises `InvalidRequest` for text that is none."""
+    if older_than is None:
+        return None
+    try:
+        return now - parse_duration(older_than)
+    except ValueError as bad:
+        raise InvalidRequest(f"older_than: {bad}", path="/older_than") from bad
+
+
+def show_letter(kept: Kept, *, whole: bool = False) -> oversight.LetterShown:
+    """Return a dead letter as operators see it; `whole`: with headers and body."""
+    letter = kept.letter
+    contents: dict[str, Any] = {"headers": letter.headers, **body_shown(letter.body)} if whole else {}
+    return oversight.LetterShown(
+        number=letter.n,
+        reason=letter.reason,
+        message=letter.message,
+        subject=letter.subject,
+        stream=letter.stream,
+        seq=letter.seq,
+        at=rfc3339(letter.at_us),
+        bytes=len(letter.body),
+        replays=kept.replays,
+        replayed_at=when(kept.replayed_us),
+        replayed_by=kept.replayed_by,
+        **contents,
+    )
+
+
+def place(cursor: str | None) -> tuple[int, int] | None:
+    """Return the place among waiting flows that a cursor stands for. Raises `InvalidRequest` for any other cursor."""
+    position = None if cursor is None else read_cursor(cursor)
+    match position:
+        case None:
+            return None
+        case [int(parked), int(number)] if all(-(2**63) <= part < 2**63 for part in (parked, number)):
+            return parked, number
+    raise InvalidRequest("cursor must be the next_cursor of the page before", path="/cursor")
+
+
+def cursor_of(position: int | None) -> str | None:
+    """Return the cursor of a position, if there is one."""
+    return None if position is None else write_cursor(position)
+
+
+def fitting(items: Sequence[Item]) -> list[Item]:
+    """Return the first items that fit into a page; at least one."""
+    weight = 0
+    kept: list[Item] = []
+    for item in items:
+        weight += len(_ENCODE(item))
+        if kept and weight > outcomes.PAGE_BYTES:
+            break
+        kept.append(item)
+    return kept
+
+
+def when(at: Micros | None) -> str | None:
+    """Return a time as clients see it."""
+    return rfc3339(at) if at is not None else None
+
+
+def show_wait(flow: Flow) -> oversight.WaitAcross:
+    """Return what a waiting flow waits for."""
+    condition = from_value(flow.wait_json)
+    due = due_times(condition, flow.progress or {}) if condition is not None else []
+    return oversight.WaitAcross(
+        flow_id=flow.id,
+        controller_id=flow.controller_id,
+        owner_session_key=flow.owner_session_key,
+        current_step=flow.current_step,
+        revision=flow.revision,
+        cancel_requested=flow.cancel_requested,
+        wait=flow.wait_json,
+        progress=flow.progress,
+        since=when(flow.parked_us),
+        until=rfc3339(due[0][0]) if due else None,
+    )
+
+
+def show_held(number: int, held: HeldReply) -> oversight.HeldShown:
+    """Return a held reply as operators see it."""
+    return oversight.HeldShown(
+        number=number,
+        topic=held.topic,
+        correlation_id=held.correlation_id,
+        event_id=held.event_id,
+        flow_id=held.flow_id,
+        tenant=held.tenant,
+        arrived_at=rfc3339(held.arrived_us),
+        expires_at=rfc3339(held.expires_us),
+        payload=None if held.payload is msgspec.UNSET else held.payload,
+    )
+
+
+def body_shown(body: bytes) -> dict[str, str]:
+    """Return a body as text where it is UTF-8, else as base64."""
+    try:
+        return {"text": body.decode()}
+    except UnicodeDecodeError:
+        return {"base64": b64encode(body).decode()}
+
+
+def by_status(counts: Iterable[tuple[str, int]], prefix: str, names: Sequence[str] = ()) -> dict[str, int]:
+    """Pick the counters of one kind; those that are named are there even at 0."""
+    found = {name.removeprefix(prefix): value for name, value in counts if name.startswith(prefix)}
+    return {name: found.get(name, 0) for name in names} | found
+
+
+STATUSES = tuple(status.value for status in FlowStatus)

@@ -1,0 +1,58 @@
+"""Take operators' requests: questions go to the desk, interventions are carried out and logged (CONTRACT 6)."""
+
+from __future__ import annotations
+
+import structlog
+
+from worker.admin.acting import Acting, actor_of
+from worker.admin.desk import Desk
+from worker.admin.letters import Letters
+from worker.bus.base import Endpoint
+from worker.wire.operators import OPERATIONS, Intervention, LettersPurge, LettersReplay, read_operation
+from worker.wire.subjects import Subjects
+
+
+class Operators:
+    """The operators' half of the micro service."""
+
+    def __init__(self, desk: Desk, acting: Acting, letters: Letters, subjects: Subjects) -> None:
+        self._desk = desk
+        self._acting = acting
+        self._letters = letters
+        self._subjects = subjects
+        self._log = structlog.get_logger("operators")
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Return an endpoint per verb."""
+        return tuple(
+            Endpoint(name=f"admin-{verb}", subject=self._subjects.admin(verb), metadata={"schema": _schema(verb)}) for verb in OPERATIONS
+        )
+
+    @property
+    def catch_all(self) -> str:
+        """Return the pattern of all requests, for the verbs that there are not."""
+        return self._subjects.admin("*")
+
+    async def answered(self, verb: str, body: bytes) -> bytes:
+        """Carry out a request. Raises the `FlowError` to answer with."""
+        asked = read_operation(verb, body)
+        if self._desk.answers(asked):
+            return await self._desk.answer(asked)
+        assert isinstance(asked, Intervention), "what is no question is an intervention"
+        answer = await self._done(asked)
+        self._log.info("operator_intervened", verb=verb, kind=type(asked).__name__, actor=actor_of(asked), reason=asked.reason)
+        return answer
+
+    async def _done(self, asked: Intervention) -> bytes:
+        """Carry out an intervention."""
+        if isinstance(asked, LettersReplay):
+            return await self._letters.replay(asked)
+        if isinstance(asked, LettersPurge):
+            return await self._letters.purge(asked)
+        return await self._acting.do(asked)
+
+
+def _schema(verb: str) -> str:
+    """Name the schema of a verb's request."""
+    action = next(iter(OPERATIONS[verb]))
+    return f"schemas/admin.{verb}{'.' + action if action else ''}.json"

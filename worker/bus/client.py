@@ -1,0 +1,145 @@
+"""Ask a worker, publish replies and hear events: what people's commands need of NATS, on a connection of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
+
+from worker.bus import settings
+from worker.bus.base import Published, Stream
+from worker.bus.connection import Connection, NatsOptions, NoAnswer, NotPermitted
+from worker.bus.history import Kept
+from worker.bus.monitor import varz
+from worker.errors import BusLost
+
+_SOON = 1.5
+_PATIENCE = 5.0
+
+
+class Silent(Exception):
+    """Nobody answered; the message says what was asked. `late`: somebody may be there and may have done it."""
+
+    def __init__(self, message: str, *, late: bool = False) -> None:
+        super().__init__(message)
+        self.late = late
+
+
+class Client:
+    """A short-lived connection. It gives up soon: a person waits."""
+
+    def __init__(self, options: NatsOptions) -> None:
+        soon = min(options.connect_timeout, _SOON)
+        self._connection = Connection(msgspec.structs.replace(options, connect_timeout=soon, name="taskflow-cli"))
+
+    async def __aenter__(self) -> Self:
+        await self._connection.open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._connection.close()
+
+    @property
+    def address(self) -> str:
+        """Where it is connected to, without credentials."""
+        return self._connection.address
+
+    @property
+    def max_payload(self) -> int:
+        """The most bytes the broker takes in one message."""
+        return self._connection.max_payload
+
+    @property
+    def server_version(self) -> str:
+        """What the server says it is."""
+        return str(self._connection.client.connected_server_version)
+
+    async def round_trip(self) -> float:
+        """Return how long the server takes to answer, in seconds."""
+        return float(await self._connection.client.rtt())
+
+    async def ask(self, subject: str, body: bytes, *, within: float = _PATIENCE) -> bytes:
+        """Request an answer. Raises `Silent`, or `BusLost` where the credentials do not permit it."""
+        try:
+            return await self._connection.ask(subject, body, within=within)
+        except NotPermitted as denied:
+            raise BusLost(f"these credentials may not ask on {subject}: use the operator's, or the agent's own") from denied
+        except NoAnswer as silent:
+            raise Silent(str(silent), late="within" in str(silent)) from silent
+
+    async def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> Published:
+        """Store a message in its stream. Raises `Silent` where no stream takes it, or nobody says so."""
+        try:
+            stored = await self._connection.client.jetstream(timeout=_PATIENCE).publish(subject, body, headers=dict(headers))
+        except NoStreamResponseError as nobody:
+            raise Silent(f"no stream takes {subject}: is it one of the worker's reply topics?") from nobody
+        except (NatsError, TimeoutError) as bad:
+            why = str(bad).removeprefix("nats: ") or "no answer"
+            raise Silent(f"{subject} was not confirmed ({why}): may these credentials publish there?", late=True) from bad
+        return Published(stored.stream, stored.seq, bool(stored.duplicate))
+
+    async def last(self, stream: str, count: int) -> list[Kept]:
+        """Return the last messages of a stream, in their order. Raises `Silent` where it cannot be read."""
+        jetstream = self._connection.client.jetstream(timeout=_PATIENCE)
+        found: list[Kept] = []
+        try:
+            state = (await jetstream.stream_info(stream)).state
+            for seq in range(max(state.first_seq, state.last_seq - count + 1, 1), state.last_seq + 1):
+                try:
+                    message = await jetstream.get_msg(stream, seq)
+                except NotFoundError:
+                    continue
+                found.append(Kept(seq, message.subject or "", message.headers or {}, message.data or b""))
+        except (NatsError, APIError, TimeoutError) as bad:
+            raise Silent(f"stream {stream} cannot be read ({str(bad) or 'no answer'}): may these credentials read it?") from bad
+        return found
+
+    async def stream_flaws(self, stream: Stream) -> tuple[list[str], list[str]]:
+        """Return what would break a promise in a stream's settings, and what is only worth knowing. Raises `Silent`."""
+        answer: dict[str, Any] = msgspec.json.decode(await self.ask(f"$JS.API.STREAM.INFO.{stream.name}", b""))
+        if "error" in answer:
+            raise Silent(f"stream {stream.name}: {answer['error'].get('description', 'not there')}")
+        return settings.stream_objections(stream, answer["config"]), settings.stream_remarks(stream, answer["config"])
+
+    async def sync_flaw(self, monitor_url: str) -> str | None:
+        """Return why a power cut could lose what the server acknowledged, or None. Raises `Silent` where its monitoring does not answer."""
+        try:
+            return settings.sync_warning(await asyncio.to_thread(varz, monitor_url))
+        except (OSError, ValueError) as bad:
+            raise Silent(f"{monitor_url} does not answer: {bad}") from bad
+
+    async def heard(self, pattern: str, ready: Callable[[], None] = lambda: None) -> AsyncIterator[Kept]:
+        """Give what is published on a pattern from now on; `ready` is called once nothing more is missed. Raises `BusLost` at the end."""
+        queue: asyncio.Queue[Kept] = asyncio.Queue()
+
+        async def take(message: Msg) -> None:
+            """Queue a message."""
+            queue.put_nowait(Kept(0, message.subject, dict(message.headers or {}), message.data))
+
+        denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def on_denied(subject: str) -> None:
+            """Note that the subscription is refused."""
+            if not denied.done():
+                denied.set_result(subject)
+
+        self._connection.on_denied.append(on_denied)
+        await self._connection.client.subscribe(pattern, cb=take)
+        await self._connection.flush()
+        ready()
+        ends: set[asyncio.Future[str]] = {self._connection.lost, denied}
+        while True:
+            coming = asyncio.ensure_future(queue.get())
+            either: set[asyncio.Future[Any]] = {coming, *ends}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                coming.cancel()
+                said = denied.result() if denied.done() else ""
+                raise BusLost(f"these credentials may not hear {said}" if said else f"NATS is lost: {self._connection.lost.result()}")
+            yield coming.result()

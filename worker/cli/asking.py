@@ -1,0 +1,243 @@
+"""Ask the worker over NATS, or with `--db` the database itself: what the operators' commands have in common."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import rich_click as click
+from click.exceptions import Exit
+
+from worker.cli import exits
+from worker.cli.options import CLIENT, SettingsCommand, load_config
+from worker.cli.showing import Printer, printable
+
+if TYPE_CHECKING:
+    from worker.bus.client import Client
+    from worker.config import Config
+
+Json = dict[str, Any]
+_WHOLE = 36
+_SHORTEST = 6
+_OWNER = re.compile(r"\Aagent:([^:]+):session:(.+)\Z")
+
+
+class Refused(Exception):
+    """The worker refused; `error` is what it answered."""
+
+    def __init__(self, error: Json) -> None:
+        super().__init__(error["message"])
+        self.error = error
+
+
+class Line(Protocol):
+    """Somebody who answers operators' requests."""
+
+    async def ask(self, verb: str, **fields: Any) -> Json:
+        """Return the answer to an operator's request. Raises `Refused`."""
+        ...
+
+    async def as_agent(self, agent: str, verb: str, **fields: Any) -> Json:
+        """Return the answer to an agent's request. Raises `Refused`."""
+        ...
+
+
+class AskCommand(SettingsCommand):
+    """A command that asks: it takes the settings of the connection, and how to say the answer."""
+
+    sections = CLIENT
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Give the command's own options, then how to say it, then the settings."""
+        how = click.RichOption(
+            ["output", "-o", "--output"],
+            type=click.Choice(["table", "json", "jsonl", "none"]),
+            default="table",
+            help="How to say it: for people, or for programs.",
+            panel="Options",
+        )
+        return [how, *super().get_params(ctx)]
+
+
+class ReadCommand(AskCommand):
+    """A command that only asks questions, so that a database can answer them while no worker runs."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Add the choice of a database."""
+        place = click.RichOption(
+            ["database", "--db"], metavar="FILE", help="Read this database instead of asking a worker (read-only).", panel="Options"
+        )
+        return [place, *super().get_params(ctx)]
+
+
+def reason_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add who does it and why, which every intervention has to say."""
+    why = click.option("--reason", required=True, metavar="TEXT", help="Why; it is kept with the change.")
+    who = click.option("--as", "operator", metavar="NAME", default=None, help="Who does it; your user and host where not given.")
+    return why(who(function))
+
+
+def operator_name(given: str | None) -> str:
+    """Return who does it, in the letters that a name may have."""
+    name = given or f"{getpass.getuser()}@{socket.gethostname()}"
+    return re.sub(r"[^A-Za-z0-9_.@-]", "_", name)[:63]
+
+
+Main = Callable[[Line, Printer], Awaitable[int | None]]
+
+
+def run(arguments: Mapping[str, Any], main: Main, *, patience: float = 5.0) -> None:
+    """Load the settings, open the line, and run `main`; its number, or what went wrong, is the exit code."""
+    from worker.cli.launch import launch
+    from worker.config.tree import Log
+    from worker.telemetry import configure_logging
+
+    config = load_config(arguments)
+    configure_logging(Log(level="error"))
+    code = launch(_run(config, arguments, main, patience))
+    if code:
+        raise Exit(code)
+
+
+async def _run(config: Config, arguments: Mapping[str, Any], main: Main, patience: float) -> int:
+    """Run `main` on a line."""
+    from worker.bus.client import Silent
+
+    printer = Printer(arguments.get("output", "table"))
+    try:
+        async with _line(config, arguments.get("database"), printer, patience) as line:
+            return await main(line, printer) or 0
+    except Refused as refused:
+        return _say(refused.error["message"], exits.of_error(refused.error["code"]))
+    except Silent as silent:
+        return _say(str(silent), exits.TIMED_OUT if silent.late else exits.UNAVAILABLE)
+
+
+def _say(why: str, code: int) -> int:
+    """Say on stderr what went wrong; returns the exit code."""
+    click.echo(f"taskflow: {' '.join(printable(why).split())}", err=True)
+    return code
+
+
+@asynccontextmanager
+async def _line(config: Config, database: str | None, printer: Printer, patience: float) -> AsyncIterator[Line]:
+    """Open whichever line is asked for."""
+    if database is not None:
+        from worker.cli.offline import offline
+
+        with offline(config, database, printer) as line:
+            yield line
+        return
+    async with connected(config) as client:
+        yield Online(config, client, patience)
+
+
+@asynccontextmanager
+async def connected(config: Config) -> AsyncIterator[Client]:
+    """Connect to NATS. Raises `BusLost` soon, with what else can be done."""
+    from worker import app
+    from worker.bus.client import Client
+    from worker.errors import BusLost
+
+    client = Client(app.nats_options(config.nats))
+    try:
+        await client.__aenter__()
+    except BusLost as lost:
+        raise BusLost(f"{lost}; to read a database without NATS, add --db FILE to a reading command") from lost
+    try:
+        yield client
+    finally:
+        await client.__aexit__(None, None, None)
+
+
+class Online:
+    """A worker over NATS."""
+
+    def __init__(self, config: Config, client: Client, patience: float) -> None:
+        from worker.wire.subjects import Subjects
+
+        self.config = config
+        self.client = client
+        self.subjects = Subjects(config.subjects.prefix)
+        self._patience = patience
+
+    async def ask(self, verb: str, **fields: Any) -> Json:
+        """Ask on `admin`."""
+        return await self._asked(self.subjects.admin(verb), fields)
+
+    async def as_agent(self, agent: str, verb: str, **fields: Any) -> Json:
+        """Ask on `api`."""
+        from worker.wire.subjects import is_token
+
+        if not is_token(agent):
+            raise click.UsageError(f"--agent takes 1 to 63 characters A-Z a-z 0-9 _ -, not {agent!r}")
+        return await self._asked(self.subjects.api(agent, verb), fields)
+
+    async def _asked(self, subject: str, fields: Json) -> Json:
+        """Ask, and tell an answer from a refusal."""
+        import msgspec
+
+        from worker.bus.client import Silent
+
+        body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+        try:
+            answer: Json = msgspec.json.decode(await self.client.ask(subject, body, within=self._patience))
+        except Silent as silent:
+            if silent.late:
+                raise
+            hint = "start one, or use --db FILE to read its database"
+            raise Silent(f"no worker answers on {subject} ({self.client.address}); {hint}") from silent
+        if not answer["ok"]:
+            raise Refused(answer["error"])
+        return answer
+
+
+async def whole_id(line: Line, part: str) -> str:
+    """Return the one flow id that begins or ends like this. Raises `Exit` after saying which there are, or that there is none."""
+    if len(part) == _WHOLE:
+        return part
+    if len(part) < _SHORTEST or not re.fullmatch(r"[0-9A-Fa-f-]+", part):
+        raise click.UsageError(f"{part!r} is no flow id: give all of it, or at least {_SHORTEST} characters of its beginning or end")
+    ids: Sequence[str] = (await line.ask("find", part=part))["ids"]
+    if len(ids) == 1:
+        return ids[0]
+    if not ids:
+        raise Exit(_say(f"no flow id begins or ends with {part}", exits.NOT_FOUND))
+    shown = ", ".join(ids[:10]) + (", …" if len(ids) > 10 else "")  # noqa: PLR2004 - ten fit a terminal
+    raise Exit(_say(f"{part} is not the only one: {shown}", exits.USAGE))
+
+
+async def whole_ids(line: Line, parts: Sequence[str]) -> list[str]:
+    """Return the flow ids; `-` stands for those on stdin, one on each line."""
+    given = [word for part in parts for word in (sys.stdin.read().split() if part == "-" else [part])]
+    if not given:
+        raise click.UsageError("no flow id was given")
+    return [await whole_id(line, part) for part in given]
+
+
+async def owner_of(line: Line, flow_id: str, agent: str | None, session: str | None) -> tuple[str, str]:
+    """Return agent and session to act as: those given, else the flow's owner."""
+    if agent is not None:
+        return agent, session or "main"
+    owner = (await line.ask("show", flow_id=flow_id))["flow"]["owner_session_key"]
+    found = _OWNER.match(owner)
+    if found is None:
+        raise click.UsageError(f"flow {flow_id} belongs to {owner}, which is no agent: say --agent")
+    return found[1], session or found[2]
+
+
+async def pages(line: Line, verb: str, key: str, limit: int, fields: Mapping[str, Any]) -> tuple[list[Json], str | None]:
+    """Collect up to `limit` items over as many pages as it takes; returns them and the cursor of what follows."""
+    items: list[Json] = []
+    cursor = fields.get("cursor")
+    while True:
+        page = await line.ask(verb, **{**fields, "cursor": cursor, "limit": min(limit - len(items), 1000)})
+        items += page[key]
+        cursor = page["next_cursor"]
+        if cursor is None or len(items) >= limit:
+            return items, cursor

@@ -1,0 +1,126 @@
+"""`taskflow db prune|export|migrate`: delete what is long over, write everything down as JSON lines, bring the schema up to date."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import rich_click as click
+
+from worker.cli.asking import AskCommand, Line, operator_name, reason_option, run
+from worker.cli.options import SettingsCommand, load_config
+from worker.cli.showing import Printer, progress
+
+if TYPE_CHECKING:
+    import sqlite3
+
+_AT_ONCE = 1000
+_COLUMNS = {"state_json": "state", "wait_json": "wait", "progress_json": "progress", "payload_json": "payload", "result_json": "result"}
+
+
+@click.command(cls=AskCommand)
+@click.option("--older-than", required=True, metavar="DURATION", help="Flows that ended longer ago than this (30d).")
+@reason_option
+def prune(*, older_than: str, reason: str, operator: str | None, **arguments: Any) -> None:
+    """Have the worker delete flows that ended long ago, with their journals; never one whose events are not published."""
+
+    async def main(line: Line, printer: Printer) -> None:
+        """Delete some at a time until none is left."""
+        pruned = 0
+        with progress("pruning", None, shown=printer.for_people) as tell:
+            while True:
+                said = {"older_than": older_than, "limit": _AT_ONCE, "operator": operator_name(operator), "reason": reason}
+                answer = await line.ask("prune", **said)
+                pruned += answer["pruned"]
+                tell(answer["pruned"])
+                if not answer["more"]:
+                    break
+        printer.item({"pruned": pruned}, [("pruned", f"{pruned:,} flows")])
+
+    run(arguments, main, patience=30.0)
+
+
+@click.command(cls=SettingsCommand)
+@click.option("--db", "place", metavar="FILE", help="Export this file instead of `store.path`.")
+@click.option("--to", "target", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Write here; stdout if not given.")
+def export(*, place: str | None, target: Path | None, **arguments: Any) -> None:
+    """Write every flow with its journal and observed runs as one JSON object a line. Read-only, one snapshot, also while a worker runs."""
+    import sqlite3
+
+    from worker.invariants.snapshot import snapshot
+
+    config = load_config(arguments)
+    with snapshot(place or config.store.path) as opened:
+        opened.database.row_factory = sqlite3.Row
+        total = opened.database.execute("SELECT count(*) FROM flows").fetchone()[0]
+        if target is None:
+            _write(opened.database, sys.stdout, total)
+            return
+        part = target.with_name(f".{target.name}.part")
+        try:
+            with part.open("w", encoding="utf-8") as out:
+                _write(opened.database, out, total)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    click.echo(f"{target}: {total:,} flows", err=True)
+
+
+def _write(database: sqlite3.Connection, out: IO[str], total: int) -> None:
+    """Write the flows in the order they were made."""
+    with progress("exporting", total, shown=out.name != "<stdout>") as tell:
+        for row in database.execute("SELECT * FROM flows ORDER BY n"):
+            flow = _plain(row)
+            flow["history"] = [_plain(r) for r in database.execute("SELECT * FROM flow_events WHERE flow = ? ORDER BY seq", (row["n"],))]
+            flow["steps"] = [_plain(r) for r in database.execute("SELECT * FROM flow_steps WHERE flow = ? ORDER BY n", (row["n"],))]
+            out.write(json.dumps(flow, ensure_ascii=False) + "\n")
+            tell(1)
+
+
+def _plain(row: sqlite3.Row) -> dict[str, Any]:
+    """Return a row under its columns' names, JSON as what it says, without the numbers that only tables know."""
+    return dict(_fields(row))
+
+
+def _fields(row: sqlite3.Row) -> Iterator[tuple[str, Any]]:
+    """Give the fields of a row."""
+    for name in row.keys():  # noqa: SIM118 - iterating a row gives its values
+        if name in ("n", "flow", "epoch"):
+            continue
+        value = row[name]
+        yield _COLUMNS.get(name, name), json.loads(value) if name in _COLUMNS and value is not None else value
+
+
+@click.command(cls=SettingsCommand)
+@click.option("--check", "only_check", is_flag=True, help="Only say which schema it has; exit 1 where it is not the newest.")
+@click.pass_context
+def migrate(ctx: click.RichContext, /, *, only_check: bool, **arguments: Any) -> None:
+    """Bring the database to this program's schema, after a backup beside it. The worker must not run; it does the same at its start."""
+    from worker.cli.launch import launch
+    from worker.config.tree import Log
+    from worker.invariants.snapshot import found
+    from worker.store.opening import schema_of
+    from worker.store.queries import migrations
+    from worker.telemetry import configure_logging
+
+    path, newest = found(load_config(arguments).store.path), len(migrations())
+    version = schema_of(path)
+    if version == newest or only_check:
+        click.echo(f"{path}: schema {version}, this program's is {newest}")
+        ctx.exit(0 if version == newest else 1)
+    configure_logging(Log(level="error"))
+
+    async def open_and_close() -> int:
+        """Let the store do what it does at every start."""
+        from worker import app
+
+        await app.migrate(str(path))
+        return 0
+
+    code = launch(open_and_close())
+    if code == 0:
+        click.echo(f"{path}: schema {version} → {newest}; the backup is {path}.schema-{version}.backup")
+    ctx.exit(code)

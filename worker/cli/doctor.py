@@ -1,0 +1,199 @@
+"""`taskflow doctor`: look at everything that has to be right, and say what to do where it is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import rich_click as click
+
+from worker.cli import exits
+from worker.cli.options import SettingsCommand, load_config
+
+if TYPE_CHECKING:
+    from worker.config import Config
+
+_SIGNS = {"ok": "✓", "warn": "!", "fail": "✗"}
+_LITTLE, _HARDLY_ANY = 1 << 30, 128 << 20
+_SKEW = 1.0
+
+
+class Verdict(NamedTuple):
+    """What one look gave. `fix`: what to do, empty where all is well."""
+
+    name: str
+    level: str
+    text: str
+    fix: str = ""
+
+
+@click.command(cls=SettingsCommand)
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
+@click.pass_context
+def doctor(ctx: click.RichContext, /, *, output: str, **arguments: Any) -> None:
+    """Look at configuration, database, disk, NATS, streams, permissions, worker and clock. Changes nothing.
+
+    Exit 0: nothing fails (there may be warnings). 1: something does; each line says what to do. 78: the configuration is refused.
+    """
+    from worker.cli.launch import launch
+    from worker.config.tree import Log
+    from worker.telemetry import configure_logging
+
+    config = load_config(arguments)
+    configure_logging(Log(level="error"))
+    verdicts = [Verdict("config", "ok", "every setting can be read (taskflow config show --origin says where each comes from)")]
+    verdicts += _database(config)
+
+    async def look() -> int:
+        """Look at what is over the network."""
+        verdicts.extend(await _over_nats(config))
+        return 0
+
+    interrupted = launch(look())
+    if interrupted:
+        ctx.exit(interrupted)
+    _show(verdicts, output)
+    ctx.exit(exits.FAILED if any(verdict.level == "fail" for verdict in verdicts) else exits.DONE)
+
+
+def _show(verdicts: list[Verdict], output: str) -> None:
+    """Print the verdicts."""
+    from worker.cli.showing import printable
+
+    if output == "json":
+        ok = all(verdict.level != "fail" for verdict in verdicts)
+        click.echo(json.dumps({"ok": ok, "checks": [verdict._asdict() for verdict in verdicts]}))
+        return
+    width = max(len(verdict.name) for verdict in verdicts)
+    for verdict in verdicts:
+        click.echo(f"{_SIGNS[verdict.level]} {verdict.name:<{width}}  {printable(verdict.text)}")
+        if verdict.fix:
+            click.echo(f"  {'':<{width}}  → {printable(verdict.fix)}")
+
+
+def _database(config: Config) -> Iterator[Verdict]:
+    """Look at the database and its disk."""
+    import shutil
+
+    from worker.cli.db_check import evidence_of
+    from worker.errors import Refusal
+    from worker.invariants.findings import gather
+    from worker.invariants.snapshot import found, snapshot
+
+    place = config.store.path
+    try:
+        path = found(place)
+        free = shutil.disk_usage(path.parent).free
+        level = "fail" if free < _HARDLY_ANY else "warn" if free < _LITTLE else "ok"
+        yield Verdict("disk", level, f"{free >> 20:,} MiB free beside {path}", "make room on its disk" if level != "ok" else "")
+        with snapshot(place) as opened:
+            runs = f"worker pid {opened.worker} runs on it" if opened.worker is not None else "no worker runs on it"
+            findings = gather(evidence_of(config, opened.database), path=str(opened.path), worker=opened.worker, quick=True)
+    except Refusal as no:
+        yield Verdict("database", "warn", str(no), "right where the worker runs on another machine; else set store.path")
+        return
+    mode = path.stat().st_mode & 0o077
+    yield Verdict("database file", "warn" if mode else "ok", f"{path}; {runs}", f"chmod 600 {path}: others may open it now" if mode else "")
+    bad = ", ".join(f"{one.number} {one.name}" for one in findings.violations)
+    text = f"db check --quick: {bad} does not hold" if bad else f"db check --quick: everything holds over {findings.flows:,} flows"
+    yield Verdict("invariants", "fail" if bad else "ok", text, "taskflow db check says more, and what to do" if bad else "")
+
+
+async def _over_nats(config: Config) -> list[Verdict]:
+    """Look at NATS and what is on it."""
+    from worker.bus.client import Silent
+    from worker.cli.asking import Online, connected
+    from worker.errors import Refusal
+    from worker.wire.subjects import Subjects
+
+    try:
+        async with connected(config) as client:
+            line = Online(config, client, 2.0)
+            rtt = await client.round_trip()
+            verdicts = [Verdict("nats", "ok", f"{client.address}, server {client.server_version}, {rtt * 1000:.1f} ms away")]
+            verdicts += await _streams(config, line)
+            verdicts.append(await _sync(config, line))
+            verdicts += await _worker(line)
+            return verdicts
+    except (Refusal, Silent) as lost:
+        prefix = Subjects(config.subjects.prefix).prefix
+        return [Verdict("nats", "fail", str(lost), f"start the server, or set nats.url; the worker answers on {prefix}.admin.*")]
+
+
+async def _streams(config: Config, line: Any) -> list[Verdict]:
+    """Look at the settings of the streams, and whether these credentials may see them."""
+    from worker import app
+    from worker.bus.client import Silent
+    from worker.errors import Refusal
+
+    streams, _ = app.topology(config, line.subjects, app.reply_bindings(config, line.subjects))
+    verdicts = []
+    for stream in streams:
+        try:
+            objections, remarks = await line.client.stream_flaws(stream)
+        except (Silent, Refusal) as no:
+            fix = "taskflow provision, or start a worker; may these credentials ask for it ($JS.API.STREAM.INFO.*)?"
+            verdicts.append(Verdict(stream.name, "fail", str(no), fix))
+            continue
+        level = "fail" if objections else "warn" if remarks else "ok"
+        text = "; ".join([*objections, *remarks]) or "its settings keep every promise"
+        verdicts.append(Verdict(stream.name, level, text, "as it says; docs/guarantees.md says why" if level != "ok" else ""))
+    return verdicts
+
+
+async def _sync(config: Config, line: Any) -> Verdict:
+    """Look whether the server syncs what it acknowledges."""
+    from worker.bus.client import Silent
+
+    if not config.nats.monitor_url:
+        fix = "set nats.monitor_url (http://host:8222), and sync_interval: always in the server's jetstream block"
+        return Verdict("server sync", "warn", "not known: nats.monitor_url is not set", fix)
+    try:
+        flaw = await line.client.sync_flaw(config.nats.monitor_url)
+    except Silent as no:
+        return Verdict("server sync", "warn", str(no), "check nats.monitor_url")
+    text = flaw or "the server syncs what it acknowledges (sync_interval: always)"
+    return Verdict("server sync", "warn" if flaw else "ok", text, "jetstream { sync_interval: always }" if flaw else "")
+
+
+async def _worker(line: Any) -> list[Verdict]:
+    """Look whether a worker answers operators, how it is, and whether the clocks agree."""
+    from datetime import UTC, datetime
+
+    from worker.bus.client import Silent
+    from worker.cli.asking import Refused
+    from worker.errors import Refusal
+
+    try:
+        asked = datetime.now(UTC)
+        stats = await line.ask("stats")
+        took = datetime.now(UTC) - asked
+    except (Silent, Refused, Refusal) as no:
+        return [Verdict("worker", "fail", str(no), "taskflow run starts one; the operator role may ask (deploy/nats/README.md)")]
+    skew = abs((datetime.fromisoformat(stats["now"]) - asked - took / 2).total_seconds())
+    state: Mapping[str, Any] = stats["worker"]
+    verdicts = [
+        Verdict("worker", "ok", f"pid {state['pid']}, version {stats['version']}, up {state['up_seconds']:,} s, database {state['store']}"),
+        Verdict(
+            "clock", "warn" if skew > _SKEW else "ok", f"{skew:.3f} s between this clock and the worker's", _NTP if skew > _SKEW else ""
+        ),
+    ]
+    for name, value, text, fix in _SIGNS_OF_TROUBLE:
+        if number := value(stats):
+            verdicts.append(Verdict(name, "warn", text.format(number), fix))
+    return verdicts
+
+
+_NTP = "let both machines keep time (chrony, systemd-timesyncd)"
+_SIGNS_OF_TROUBLE: tuple[tuple[str, Callable[[Any], int], str, str], ...] = (
+    (
+        "store",
+        lambda s: int(s["worker"]["stalled"]),
+        "the database takes no changes",
+        "make room on its disk; the worker goes on by itself",
+    ),
+    ("set aside", lambda s: s["set_aside"], "{} flows cannot be read", "taskflow flow list --set-aside; taskflow why FLOW"),
+    ("overdue", lambda s: s["waits"]["overdue"], "{} flows are due", "wait a moment and look again; then read the worker's log"),
+    ("dead letters", lambda s: s["dead_letters"], "{} dead letters", "taskflow dlq list"),
+)

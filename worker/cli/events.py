@@ -1,0 +1,74 @@
+"""`taskflow events`: what happens to flows, as it is published."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from worker.cli.asking import AskCommand, Line, Online, run, whole_id
+from worker.cli.showing import Printer
+
+if TYPE_CHECKING:
+    from worker.bus.history import Kept
+
+
+@click.command(cls=AskCommand)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes; Ctrl-C ends.")
+@click.option(
+    "--last", default=None, type=click.IntRange(0, 10_000), help="Begin with this many of the newest.  [default: 20, with --follow 0]"
+)
+@click.option("--flow", metavar="FLOW", help="Only events of this flow.")
+@click.option("--agent", metavar="NAME", help="Only events of this agent's flows.")
+@click.option("--filter", "pattern", metavar="REGEX", help="Only events whose line has this in it.")
+@click.option("--count", type=click.IntRange(1), help="End after this many.")
+def events(*, follow: bool, last: int | None, pattern: str | None, count: int | None, **arguments: Any) -> None:
+    """Show state changes from the stream of events, in the order they were published."""
+    try:
+        wanted = re.compile(pattern or "")
+    except re.error as bad:
+        raise click.BadParameter(f"--filter: {bad}") from bad
+    begin = last if last is not None else (0 if follow else 20)
+
+    async def main(line: Line, printer: Printer) -> None:
+        """Show the last ones, then follow."""
+        from worker.app import EVENTS
+
+        assert isinstance(line, Online), "events come over NATS"
+        flow_id = await whole_id(line, arguments["flow"]) if arguments["flow"] else None
+        left = count if count is not None else 2**62
+        old = await line.client.last(EVENTS, begin) if begin else []
+        for kept in old:
+            left -= _show(line, kept, printer, (arguments["agent"], flow_id), wanted)
+            if not left:
+                return
+        if not follow:
+            return
+        subject = line.subjects.events()[0].replace(".*.*.*", f".{arguments['agent'] or '*'}.{flow_id or '*'}.*")
+        async for kept in line.client.heard(subject, lambda: printer.note(f"following {subject}; Ctrl-C ends")):
+            left -= _show(line, kept, printer, (arguments["agent"], flow_id), wanted)
+            if not left:
+                return
+
+    run(arguments, main)
+
+
+def _show(line: Online, kept: Kept, printer: Printer, of: tuple[str | None, str | None], wanted: re.Pattern[str]) -> int:
+    """Print an event if it is wanted; returns how many were printed."""
+    parsed = line.subjects.parse_event(kept.subject)
+    if parsed is None or any(one not in (None, other) for one, other in zip(of, parsed[:2], strict=True)):
+        return 0
+    try:
+        event = json.loads(kept.body)
+        data = event["data"]
+        text = f"{event['time']}  {parsed[1]}  {data['kind']:<16} {data['status']:<10} {data['controller_id']}  {data['current_step']}"
+    except (ValueError, KeyError, TypeError):
+        event, text = {"subject": kept.subject, "unreadable": True}, f"{kept.subject}: no event that can be read"
+    if not wanted.search(text):
+        return 0
+    printer.text(text)
+    if not printer.for_people:
+        printer.item(event, [])
+    return 1

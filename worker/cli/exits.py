@@ -1,0 +1,48 @@
+"""Say in a number how a command ended: one table, for the code, the tests and docs/cli.md."""
+
+from __future__ import annotations
+
+DONE, FAILED, NOT_FOUND, CONFLICT, TIMED_OUT, FORBIDDEN, PARTIAL = 0, 1, 3, 4, 6, 7, 10
+USAGE, UNAVAILABLE, IO_ERROR, TAKEN, REFUSED, INTERRUPTED = 64, 69, 74, 75, 78, 130
+
+MEANINGS: dict[int, str] = {
+    DONE: "done",
+    FAILED: "failed: something does not hold (`db check`, `doctor`), or an error that has no number of its own",
+    NOT_FOUND: "there is no such flow, held reply, dead letter or outcome",
+    CONFLICT: "nothing changed: another revision, an edge the status machine does not have, ended already, the id is used",
+    TIMED_OUT: "no answer in time; what was asked may have been done: ask again with the same --command-id",
+    FORBIDDEN: "the flow or topic belongs to another agent or session",
+    PARTIAL: "done for some, not for all",
+    USAGE: "the command line, or a value in it, makes no sense",
+    UNAVAILABLE: "NATS cannot be reached, nobody answers, or the worker cannot do it now",
+    IO_ERROR: "the disk fails, or the system gives less than it needs",
+    TAKEN: "another worker holds the database",
+    REFUSED: "the configuration or the database is refused",
+    INTERRUPTED: "interrupted (Ctrl-C)",
+}
+"""Every exit code; the worker's own (CONTRACT 7) among them. `taskflow check` has those of Nagios instead: 0 1 2 3."""
+
+_OF_ERROR: dict[str, int] = {
+    "invalid_request": USAGE,
+    "unsupported_verb": USAGE,
+    "topic_not_bound": USAGE,
+    "timer_in_past": USAGE,
+    "horizon_exceeded": USAGE,
+    "too_large": USAGE,
+    "too_deep": USAGE,
+    "forbidden": FORBIDDEN,
+    "not_found": NOT_FOUND,
+    "illegal_transition": CONFLICT,
+    "already_terminal": CONFLICT,
+    "cancel_pending": CONFLICT,
+    "revision_mismatch": CONFLICT,
+    "wait_conflict": CONFLICT,
+    "conflict": CONFLICT,
+    "id_mismatch": CONFLICT,
+    "unavailable": UNAVAILABLE,
+}
+
+
+def of_error(code: str) -> int:
+    """Return the exit code for an error's code (CONTRACT 3)."""
+    return _OF_ERROR.get(code, FAILED)

@@ -1,0 +1,64 @@
+"""`taskflow held`: replies that came before anybody waited for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rich_click as click
+
+from worker.cli.asking import AskCommand, Line, ReadCommand, operator_name, pages, reason_option, run, whole_id
+from worker.cli.flow_acting import told
+from worker.cli.showing import Printer
+from worker.cli.who import HELD
+
+
+@click.group()
+def held() -> None:
+    """See replies that nobody waits for yet; give one to a flow, or let it expire."""
+
+
+@held.command("list", cls=ReadCommand)
+@click.option("--topic", metavar="TOPIC", help="Only those on this topic.")
+@click.option("--corr", metavar="ID", help="Only those with this correlation id.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
+@click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
+def list_(*, topic: str | None, corr: str | None, limit: int, cursor: str | None, **arguments: Any) -> None:
+    """List held replies, in the order they came."""
+
+    async def main(line: Line, printer: Printer) -> None:
+        """List them."""
+        items, following = await pages(line, "held", "held", limit, {"topic": topic, "correlation_id": corr, "cursor": cursor})
+        printer.items(items, HELD, cursor=following, empty="No reply is held: every one found its wait.")
+
+    run(arguments, main)
+
+
+@held.command(cls=AskCommand)
+@click.argument("number", type=int)
+@click.argument("flow")
+@click.option("--leaf", type=int, metavar="N", help="Which part of a combined wait it is for.")
+@reason_option
+def match(*, number: int, flow: str, leaf: int | None, reason: str, operator: str | None, **arguments: Any) -> None:
+    """Give held reply NUMBER to FLOW, as if it had come for it."""
+
+    async def main(line: Line, printer: Printer) -> None:
+        """Give it."""
+        who = {"operator": operator_name(operator), "reason": reason}
+        answer = await line.ask("held", action="match", number=number, flow_id=await whole_id(line, flow), leaf=leaf, **who)
+        told(answer, printer)
+
+    run(arguments, main)
+
+
+@held.command(cls=AskCommand)
+@click.argument("number", type=int)
+@reason_option
+def expire(*, number: int, reason: str, operator: str | None, **arguments: Any) -> None:
+    """Move held reply NUMBER to the dead letters now."""
+
+    async def main(line: Line, printer: Printer) -> None:
+        """Let it expire."""
+        answer = await line.ask("held", action="expire", number=number, operator=operator_name(operator), reason=reason)
+        printer.item(answer, [("held reply", f"{number} is a dead letter now")])
+
+    run(arguments, main)

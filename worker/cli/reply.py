@@ -1,0 +1,73 @@
+"""`taskflow reply TOPIC CORR [PAYLOAD]`: answer by hand what a flow waits for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import rich_click as click
+
+from worker.cli.asking import AskCommand, Line, Online, run
+from worker.cli.showing import Printer
+
+
+@click.command(cls=AskCommand)
+@click.argument("topic")
+@click.argument("corr")
+@click.argument("payload", required=False)
+@click.option("--id", "event_id", metavar="ID", help="The reply's id: a repeat with the same one is recognised. A new one if not given.")
+@click.option("--flow", "flow_id", metavar="UUID", help="Only for this flow.")
+@click.option("--dry-run", is_flag=True, help="Only say who would be resumed.")
+def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, **arguments: Any) -> None:
+    """Publish a reply on TOPIC with correlation id CORR. PAYLOAD is JSON (or text); `-` reads it from stdin."""
+    text = sys.stdin.read() if payload == "-" else payload
+
+    async def main(line: Line, printer: Printer) -> None:
+        """Publish it, or say whom it would resume."""
+        assert isinstance(line, Online), "a reply goes over NATS"
+        if arguments["dry_run"]:
+            waiters = (await line.ask("who", topic=topic, correlation_id=corr))["waiters"]
+            ids = [waiter["flow_id"] for waiter in waiters]
+            printer.item({"would_resume": ids}, [("would resume", ", ".join(ids) or "nobody: it would be held")])
+            return
+        body = {"correlation_id": corr, "payload": _value(text)}
+        if arguments["flow_id"]:
+            body["flow_id"] = arguments["flow_id"]
+        subject = _subject(line, topic, corr)
+        headers = {"Nats-Msg-Id": event_id or _new_id(), "Correlation-Id": corr}
+        whole = json.dumps(body["payload"] if subject != topic else body, ensure_ascii=False).encode()
+        stored = await line.client.publish(subject, whole, headers)
+        found = {"stream": stored.stream, "seq": stored.seq, "duplicate": stored.duplicate, "id": headers["Nats-Msg-Id"]}
+        again = " (known already: nothing new happens)" if stored.duplicate else ""
+        printer.item(found, [("stored", f"{stored.stream} {stored.seq}{again}"), ("id", headers["Nats-Msg-Id"])])
+
+    run(arguments, main)
+
+
+def _value(text: str | None) -> Any:
+    """Return the payload: JSON, or the text itself where it is none."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _subject(line: Online, topic: str, corr: str) -> str:
+    """Return the subject on which a reply reaches the topic: a built-in topic's has the correlation id as its last token."""
+    from worker import app
+    from worker.errors import FlowError
+
+    subject = app.reply_bindings(line.config, line.subjects).answers_on(topic, corr)
+    if isinstance(subject, FlowError):
+        raise click.UsageError(subject.message)
+    return subject
+
+
+def _new_id() -> str:
+    """Return an id that nobody has used."""
+    import secrets
+
+    return f"cli-{secrets.token_hex(12)}"

@@ -1,0 +1,46 @@
+"""`taskflow stats`: everything counted, once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rich_click as click
+
+from worker.cli.asking import Line, ReadCommand, run
+from worker.cli.showing import Printer, since
+
+Json = dict[str, Any]
+
+
+@click.command(cls=ReadCommand)
+def stats(**arguments: Any) -> None:
+    """Count flows, messages, waits, held replies and dead letters."""
+
+    async def main(line: Line, printer: Printer) -> None:
+        """Count."""
+        found = await line.ask("stats")
+        printer.item(found, lines_of(found))
+
+    run(arguments, main)
+
+
+def lines_of(found: Json) -> list[tuple[str, str]]:
+    """Return the figures as lines."""
+    flows = " · ".join(f"{count:,} {status}" for status, count in found["flows"].items())
+    messages = " · ".join(f"{count:,} {name}" for name, count in found["messages"].items() if count) or "none yet"
+    waits, worker = found["waits"], found["worker"]
+    oldest = f"oldest {since(waits['oldest_since'], found['now'])} ({waits['oldest_flow']})" if waits["oldest_flow"] else "none"
+    state = "not asked" if not worker else "connected" if worker["connected"] else "not connected to NATS"
+    state += ", takes no changes (is the disk full?)" if worker.get("stalled") else ""
+    unpublished = f"{found['unpublished']['events']:,} events, {found['unpublished']['dead_letters']:,} dead letters"
+    return [
+        ("flows", flows),
+        ("messages", messages),
+        ("waits", f"{oldest} · {waits['overdue']:,} overdue"),
+        ("held replies", f"{found['held']:,}"),
+        ("set aside", f"{found['set_aside']:,}"),
+        ("dead letters", f"{found['dead_letters']:,}"),
+        ("not published", unpublished),
+        ("to delegates", f"{found['outgoing']['waiting']:,} not sent, tried up to {found['outgoing']['attempts']} times"),
+        ("worker", f"{state} · version {found['version']} · epoch {found['epoch']}"),
+    ]

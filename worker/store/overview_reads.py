@@ -1,0 +1,229 @@
+"""Answer operators' questions from SQLite: candidates by one index, then the rows that the other filters leave."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from worker.flow.model import Flow, HeldReply
+from worker.store import rows
+from worker.store.overview import (
+    LOOK,
+    NEWEST,
+    Came,
+    Gauges,
+    Intervention,
+    Kept,
+    LetterGroup,
+    Parked,
+    SetAside,
+    WaiterRow,
+    Wanted,
+    WantedLetters,
+)
+from worker.store.queries import statements
+from worker.store.records import ALL, Page
+from worker.times import Micros
+
+_DUE_COUNTED = 10_000
+_FIRST = (-(2**62), 0)
+Shown = TypeVar("Shown")
+
+
+class OverviewReads(ABC):
+    """The operators' half of the reads; a subclass says how a statement is run (`_run`)."""
+
+    def __init__(self) -> None:
+        self._overview = statements("overview")
+
+    @abstractmethod
+    async def _run(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
+        """Run a statement with SQLite's errors translated, and return its rows."""
+
+    async def _seen(self, name: str, *parameters: Any) -> Sequence[Any]:
+        """Run a named statement."""
+        return await self._run(self._overview[name], parameters)
+
+    async def find_flows(self, wanted: Wanted, *, limit: int, after: int | None = None) -> Page[Flow]:
+        """List the wanted flows, newest first."""
+        by, value = _driver(wanted)
+        given = sum(value is not None for value in msgspec.structs.astuple(wanted))
+        look = limit if given == (by is not None) else max(LOOK, limit)  # with nothing left to filter, each candidate is wanted
+        start = ALL if after is None else after
+        seen = await (self._seen("look", start, look) if by is None else self._seen(f"look_by_{by}", start, look, value))
+        numbers = [row[0] for row in seen]
+        found = await self._found(numbers, wanted, limit)
+        last = found if limit and len(found) == limit else seen if look and len(seen) == look else None
+        return Page(rows=_readable(found), next=last[-1][0] if last else None)
+
+    async def _found(self, numbers: Sequence[int], wanted: Wanted, limit: int) -> Sequence[Any]:
+        """Read the candidates that all filters leave, in the candidates' order."""
+        status = wanted.status.value if wanted.status else None
+        filters = (status, wanted.owner, wanted.controller, wanted.step, wanted.changed_before, wanted.topic)
+        return await self._seen("find_flows", msgspec.json.encode(numbers).decode(), limit, *filters)
+
+    async def parked(self, wanted: Wanted, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> Parked:
+        """List waiting flows, the longest-waiting first."""
+        look = limit if wanted == Wanted() else max(LOOK, limit)
+        places = await self._seen("look_parked", *(after or _FIRST), look, ALL if parked_before is None else parked_before)
+        found = await self._found([n for _, n in places], wanted, limit)
+        at = {n: (parked, n) for parked, n in places}
+        last = None
+        if limit and len(found) == limit:
+            last = at[found[-1][0]]
+        elif limit and len(places) == look:
+            last = tuple(places[-1])
+        return Parked(rows=[(at[n], flow) for n, flow in _readable(found)], next=last)
+
+    async def set_aside(self, *, limit: int, after: int | None = None) -> Page[SetAside]:
+        """List the flows that are set aside."""
+        return _page(await self._seen("set_aside", after or 0, limit), limit, _set_aside)
+
+    async def set_aside_flow(self, flow_id: str) -> SetAside | None:
+        """Return the flow if it is set aside."""
+        found = await self._seen("set_aside_flow", flow_id)
+        return _set_aside(found[0]) if found else None
+
+    async def ids_like(self, part: str, limit: int) -> list[str]:
+        """List ids that begin or end like this."""
+        found = [row[0] for row in await self._seen("ids_by_prefix", part, limit)]
+        found += [row[0] for row in await self._seen("ids_by_suffix", part, limit, NEWEST)]
+        return list(dict.fromkeys(found))
+
+    async def waiters(self, topic: str, correlation_id: str | None, limit: int) -> list[WaiterRow]:
+        """List open waits."""
+        if correlation_id is None:
+            found = await self._seen("waiters_of_topic", topic, limit)
+        else:
+            found = await self._seen("waiters_of_pair", topic, correlation_id, limit)
+        return [WaiterRow(**dict(zip(WaiterRow.__struct_fields__, row, strict=True))) for row in found]
+
+    async def held_replies(
+        self, *, topic: str | None = None, correlation_id: str | None = None, limit: int, after: int | None = None
+    ) -> Page[HeldReply]:
+        """List held replies."""
+        match (topic, correlation_id):
+            case (None, None):
+                found = await self._seen("held", after or 0, limit)
+            case (str(), None):
+                found = await self._seen("held_of_topic", after or 0, limit, topic)
+            case (None, str()):
+                found = await self._seen("held_of_correlation", after or 0, limit, correlation_id)
+            case _:
+                found = await self._seen("held_of_pair", after or 0, limit, topic, correlation_id)
+        readable = []
+        for row in found:
+            try:
+                readable.append((row[0], rows.held(row[1:])))
+            except rows.Unreadable:
+                continue
+        return Page(rows=readable, next=found[-1][0] if 0 < limit == len(found) else None)
+
+    async def held_reply(self, number: int) -> HeldReply | None:
+        """Return a held reply by its number."""
+        found = await self._seen("held_by_number", number)
+        return rows.held(found[0][1:]) if found else None
+
+    async def came_for(self, topic: str, correlation_id: str, limit: int) -> list[Came]:
+        """List what came for the pair: its keys lie side by side."""
+        start = f"{topic}\n{correlation_id}\n"
+        found = await self._seen("came", start, f"{topic}\n{correlation_id}\v", limit)
+        return [Came(event_id=key[len(start) :], outcome=o, source=s, source_seq=q, at_us=at) for key, o, s, q, at in found]
+
+    async def letter_at(self, stream: str, seq: int) -> int | None:
+        """Return the number of the dead letter at a place."""
+        found = await self._seen("letter_at", stream, seq)
+        return found[0][0] if found else None
+
+    async def letter_groups(self, limit: int) -> list[LetterGroup]:
+        """Count by reason and subject, in one index."""
+        found = await self._seen("letter_groups", limit)
+        return [LetterGroup(**dict(zip(LetterGroup.__struct_fields__, row, strict=True))) for row in found]
+
+    async def letters(self, wanted: WantedLetters, *, limit: int, after: int | None = None, up_to: int | None = None) -> Page[Kept]:
+        """List dead letters, oldest first."""
+        if wanted.numbers is not None:
+            found = await self._seen("letters_by_number", msgspec.json.encode(wanted.numbers).decode())
+            return Page(rows=[(row[0], _kept(row)) for row in found], next=None)
+        given = (after or 0, ALL if up_to is None else up_to, wanted.subject, wanted.before, int(wanted.replayed), limit)
+        if wanted.reason is not None:
+            return _page(await self._seen("letters_by_reason", *given, wanted.reason), limit, _kept)
+        return _page(await self._seen("letters", *given), limit, _kept)
+
+    async def last_letter(self) -> int:
+        """Return the number of the newest dead letter."""
+        return int((await self._seen("last_letter"))[0][0])
+
+    async def outgoing_of(self, flow_id: str) -> tuple[str, int, Micros] | None:
+        """Return a request that was not sent yet."""
+        found = await self._seen("outgoing_of", flow_id)
+        return tuple(found[0]) if found else None
+
+    async def interventions(self, *, limit: int, after: int | None = None) -> Page[Intervention]:
+        """List what operators did."""
+        found = await self._seen("interventions", ALL if after is None else after, limit)
+        return _page(found, limit, lambda r: Intervention(n=r[0], at_us=r[1], actor=r[2], verb=r[3], about=r[4], reason=r[5]))
+
+    async def gauges(self, now: Micros) -> Gauges:
+        """Say how the database stands: counters, and ends of indexes."""
+        counts = dict(await self._run(statements("reads")["counts"], ()))
+        published = {name: (await self._run(statements("reads")["published"], (name,)))[0][0] for name in ("events", "dead_letters")}
+        next_due = await self._run(statements("reads")["next_due"], ())
+        oldest = await self._seen("oldest_parked")
+        letters = await self.last_letter()
+        outgoing, attempts = (await self._seen("count_outgoing"))[0]
+        groups = await self.letter_groups(ALL)
+        return Gauges(
+            counts=counts,
+            set_aside=(await self._seen("count_set_aside"))[0][0],
+            due=(await self._seen("count_due", now, _DUE_COUNTED))[0][0],
+            next_due=next_due[0][0] if next_due else None,
+            oldest_wait=tuple(oldest[0]) if oldest else None,
+            unpublished_events=max((await self._seen("last_event"))[0][0] - published["events"], 0),
+            unpublished_dead_letters=max(letters - published["dead_letters"], 0),
+            dead_letters=sum(group.count for group in groups),
+            outgoing=outgoing,
+            outgoing_attempts=attempts,
+            epoch=dict(await self._seen("meta"))["epoch"],
+        )
+
+
+def _driver(wanted: Wanted) -> tuple[str | None, Any]:
+    """Choose the filter that is looked up in its index: the one that leaves least."""
+    if wanted.topic is not None:
+        return "topic", wanted.topic
+    if wanted.owner is not None:
+        return "owner", wanted.owner
+    if wanted.controller is not None:
+        return "controller", wanted.controller
+    return ("status", wanted.status.value) if wanted.status is not None else (None, None)
+
+
+def _readable(found: Sequence[Any]) -> list[tuple[int, Flow]]:
+    """Return the flows of the rows that can be read."""
+    readable = []
+    for row in found:
+        try:
+            readable.append((row[0], rows.flow(row[1:])))
+        except rows.Unreadable:
+            continue
+    return readable
+
+
+def _page(found: Sequence[Any], limit: int, shown: Callable[[Any], Shown]) -> Page[Shown]:
+    """Return a page of rows that begin with their position."""
+    return Page(rows=[(row[0], shown(row)) for row in found], next=found[-1][0] if 0 < limit == len(found) else None)
+
+
+def _set_aside(row: Any) -> SetAside:
+    """Return the labels of a row, also damaged ones."""
+    controller, owner, step, why = (rows.legible(row[at]) for at in (2, 3, 4, 6))
+    return SetAside(flow_id=row[1], controller_id=controller, owner_session_key=owner, current_step=step, status=row[5], why=why)
+
+
+def _kept(row: Any) -> Kept:
+    """Return a dead letter with what was done to it."""
+    return Kept(letter=rows.dead_letter(row[:9]), replays=row[9], replayed_us=row[10], replayed_by=row[11])

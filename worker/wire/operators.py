@@ -1,0 +1,287 @@
+"""Type and read the body of every operator verb (CONTRACT 6, `taskflow.admin.<verb>`). Unknown fields are refused by name.
+
+`held` and `dlq` do several things: the field `action` says which. Whatever changes something needs `operator` (who; the journal shows
+`operator:<name>`) and `reason`. NATS permissions decide who may ask at all; the name is what the operator says.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from worker.errors import InvalidRequest, UnsupportedVerb
+from worker.flow.lifecycle import FlowStatus
+from worker.wire import complaints, limits
+from worker.wire.envelope import open_request
+from worker.wire.requests import DEFAULT_LIMIT, MAX_LIMIT, CommandId, Cursor, FlowId, Key, Label, Limit, Name, Object, Revision
+
+Operator = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.@-]{1,63}\Z")]
+Reason = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"\A[^\x00]*\Z")]
+Number = Annotated[int, Meta(ge=1, le=2**62)]
+Part = Annotated[str, Meta(min_length=1, max_length=36, pattern=r"\A[0-9A-Fa-f-]+\Z")]
+MAX_LETTERS = 100
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What every operator request may carry."""
+
+    command_id: CommandId | None = None
+
+
+class Paged(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A list, page by page: `cursor` is the `next_cursor` of the page before. A page may be short and still have a next one."""
+
+    limit: Limit = DEFAULT_LIMIT
+    cursor: Cursor | None = None
+
+
+class Intervention(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A request that changes something: who, and why."""
+
+    operator: Operator
+    reason: Reason
+
+
+class List(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """List flows of all owners, newest first. `older_than`: last changed longer ago than this; `set_aside`: only those set aside."""
+
+    status: FlowStatus | None = None
+    controller: Name | None = None
+    owner: Name | None = None
+    step: Label | None = None
+    topic: Key | None = None
+    older_than: Key | None = None
+    set_aside: bool = False
+
+
+class Show(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show one flow."""
+
+    flow_id: FlowId
+
+
+class Find(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """List the ids that begin or end with `part`."""
+
+    part: Part
+
+
+class History(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show the journal of one flow, oldest first."""
+
+    flow_id: FlowId
+
+
+class Steps(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """List the observed runs of one flow."""
+
+    flow_id: FlowId
+
+
+class Waits(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show who waits for what, since when and until when; the longest-waiting first. `older_than`: waiting longer than this."""
+
+    controller: Name | None = None
+    owner: Name | None = None
+    step: Label | None = None
+    topic: Key | None = None
+    older_than: Key | None = None
+
+
+class Who(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show who waits for a topic, or for one correlation id on it, and which replies are held for it."""
+
+    topic: Key
+    correlation_id: Key | None = None
+    limit: Limit = DEFAULT_LIMIT
+
+
+class Why(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Explain one flow in sentences."""
+
+    flow_id: FlowId
+
+
+class HeldList(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """List held replies, in the order they came."""
+
+    action: Literal["list"] = "list"
+    topic: Key | None = None
+    correlation_id: Key | None = None
+
+
+class HeldMatch(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Give a held reply to a flow as if it had come for it; `leaf` says which part of a combined wait."""
+
+    action: Literal["match"]
+    number: Number
+    flow_id: FlowId
+    leaf: int | None = None
+    expected_revision: Revision | None = None
+
+
+class HeldExpire(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Move a held reply to the dead letters now."""
+
+    action: Literal["expire"]
+    number: Number
+
+
+class Resume(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Resume a waiting flow whatever it waits for; with `leaf` answer only that manual leaf."""
+
+    flow_id: FlowId
+    patch: Object | None = None
+    leaf: int | Key | None = None
+    expected_revision: Revision | None = None
+
+
+class Cancel(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Cancel a flow `now`, its children with it unless `cascade` is false, or `request` that it winds down."""
+
+    flow_id: FlowId
+    mode: Literal["now", "request"] = "now"
+    cascade: bool = True
+    expected_revision: Revision | None = None
+
+
+class Fail(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """End a flow badly; the reason is the failure's."""
+
+    flow_id: FlowId
+    expected_revision: Revision | None = None
+
+
+class Release(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Set a flow free again that was set aside, once its row can be read."""
+
+    flow_id: FlowId
+
+
+class LettersList(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Count dead letters by reason and subject (`grouped`), or list them, oldest first."""
+
+    action: Literal["list"] = "list"
+    grouped: bool = True
+    letter_reason: Name | None = None
+    subject: Key | None = None
+    older_than: Key | None = None
+    replayed: bool = True
+
+
+class LettersShow(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show one dead letter whole."""
+
+    action: Literal["show"]
+    number: Number
+
+
+class Chosen(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """An intervention on dead letters: those of `numbers`, or of a reason, a subject, an age; `all` where none is given.
+
+    At most `limit` in one request; `cursor` goes on, up to letter `up_to` (the first answer says it): what was replayed and died again
+    is a new letter, and a loop over all would never end. `dry_run` only says which.
+    """
+
+    numbers: Annotated[list[Number], Meta(max_length=MAX_LETTERS)] | None = None
+    letter_reason: Name | None = None
+    subject: Key | None = None
+    older_than: Key | None = None
+    all: bool = False
+    dry_run: bool = False
+    limit: Annotated[int, Meta(ge=1, le=MAX_LETTERS)] = MAX_LETTERS
+    cursor: Cursor | None = None
+    up_to: Annotated[int, Meta(ge=0, le=2**62)] | None = None
+
+
+class LettersReplay(Chosen, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Publish dead letters again where they came from, each under a new id: publish, confirm, then mark. `rate`: at most per second.
+
+    `again`: also those that were replayed before.
+    """
+
+    action: Literal["replay"]
+    rate: Annotated[float, Meta(gt=0, le=1000)] = 50.0
+    again: bool = False
+
+
+class LettersPurge(Chosen, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Forget dead letters in the database; what the stream keeps of them stays. `replayed`: only those that were replayed."""
+
+    action: Literal["purge"]
+    replayed: bool = False
+
+
+class Stats(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Count everything."""
+
+
+class Prune(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Delete flows that ended longer ago than `older_than`, at most `limit`, never one whose events are not published."""
+
+    older_than: Key
+    limit: Limit = MAX_LIMIT
+
+
+class Backup(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Copy the database, whole and checked, to a new file beside it, on the worker's machine."""
+
+
+class Log(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """List what operators did besides changing flows, newest first."""
+
+
+OPERATIONS: dict[str, dict[str, type[Asked]]] = {
+    "list": {"": List},
+    "show": {"": Show},
+    "find": {"": Find},
+    "history": {"": History},
+    "steps": {"": Steps},
+    "waits": {"": Waits},
+    "who": {"": Who},
+    "why": {"": Why},
+    "held": {"list": HeldList, "match": HeldMatch, "expire": HeldExpire},
+    "resume": {"": Resume},
+    "cancel": {"": Cancel},
+    "fail": {"": Fail},
+    "release": {"": Release},
+    "dlq": {"list": LettersList, "show": LettersShow, "replay": LettersReplay, "purge": LettersPurge},
+    "stats": {"": Stats},
+    "prune": {"": Prune},
+    "backup": {"": Backup},
+    "log": {"": Log},
+}
+"""What each verb takes, by its `action` where it has several; the first is the one without."""
+
+_DECODERS: dict[type[Asked], msgspec.json.Decoder[Any]] = {
+    shape: msgspec.json.Decoder(shape) for shapes in OPERATIONS.values() for shape in shapes.values()
+}
+
+
+def read_operation(verb: str, body: bytes) -> Asked:
+    """Read an operator's request; an empty body asks with every default. Raises the `FlowError` that refuses it."""
+    if verb not in OPERATIONS:
+        near = get_close_matches(verb[:64], list(OPERATIONS), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(OPERATIONS)}"
+        raise UnsupportedVerb(f"this worker has no operator verb {limits.shown(verb)}; {hint}", verb=verb[:64])
+    opened = open_request(body or b"{}")
+    shape = _shape(verb, opened.top)
+    try:
+        asked: Asked = _DECODERS[shape].decode(opened.body)
+    except (ValueError, RecursionError) as failure:
+        raise complaints.refusal(failure, opened.body, opened.top, verb, shape) from None
+    return asked
+
+
+def _shape(verb: str, top: limits.TopLevel) -> type[Asked]:
+    """Return what the body has to be, by its `action`. Raises `InvalidRequest` for one that the verb does not have."""
+    shapes = OPERATIONS[verb]
+    if "action" not in top or "" in shapes:
+        return next(iter(shapes.values()))
+    given = bytes(top["action"]).strip(b'"').decode("utf-8", "replace")
+    if given not in shapes:
+        raise InvalidRequest(f"the action of {verb} is one of {', '.join(shapes)}, not {limits.shown(given)}", path="/action")
+    return shapes[given]
