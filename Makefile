@@ -5,8 +5,8 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 JUDGES  := .venv-deploy
 READY   := $(VENV)/.ready
-WORKERS ?= 3
-# Three processes by default: many of the tests wait; `make test WORKERS=0` runs in one. loadgroup keeps tests together that share an xdist_group mark.
+WORKERS ?= 2
+# Two processes by default; `make test WORKERS=0` runs in one. loadgroup keeps tests together that share an xdist_group mark.
 XDIST   ?= -n $(WORKERS) --dist loadgroup
 # More for pytest or taskflow: `make test ARGS='-k outbox'`, `make run ARGS='--log-level debug'`.
 ARGS    ?=

@@ -35,9 +35,9 @@ _APART_FIRST, _APART_LAST = 1.0, 10.0
 
 
 class Lanes:
-    """Letters put here are sent until the broker has stored them; `stored(n)` is told of each, or of the last of a batch."""
+    """Letters put here are sent until the broker has stored them; `stored(n, count)` is told of each, or of a batch by its last."""
 
-    def __init__(self, bus: Bus, *, stored: Callable[[int], None], log: FilteringBoundLogger) -> None:
+    def __init__(self, bus: Bus, *, stored: Callable[[int, int], None], log: FilteringBoundLogger) -> None:
         self._bus = bus
         self._stored = stored
         self._log = log
@@ -131,7 +131,7 @@ class Lanes:
             self._apart_for = _APART_FIRST
             for letter in letters:
                 self._done(letter)
-            self._went_through(letters[-1])
+            self._went_through(letters[-1], len(letters))
         self._dispatch()
 
     def _done(self, letter: Letter) -> None:
@@ -165,9 +165,9 @@ class Lanes:
             self._hold(letter, _why(answer))
             return
         self._done(letter)
-        self._went_through(letter)
+        self._went_through(letter, 1)
 
-    def _went_through(self, letter: Letter) -> None:
+    def _went_through(self, letter: Letter, count: int) -> None:
         """Note that the broker takes what it is given."""
         self._retry_in = _RETRY_FIRST
         self._stuck = self._told = False
@@ -175,7 +175,7 @@ class Lanes:
             self._retry_later()
         else:
             self.trouble = ""
-        self._stored(letter.n)
+        self._stored(letter.n, count)
 
     def _hold(self, letter: Letter, why: str) -> None:
         """Keep a message that the broker did not take. It is published again later, ever later while nothing goes through."""

@@ -151,9 +151,9 @@ class Relay:
             return
         self._lanes.put(letter.n, letter.lane, letter.message)
 
-    def _stored(self, n: int) -> None:
-        """Read on, now that the broker has stored a letter."""
-        self.stored += 1
+    def _stored(self, n: int, count: int) -> None:
+        """Read on, now that the broker has stored letters, the last of them number `n`."""
+        self.stored += count
         self._sent_up_to = max(self._sent_up_to, n)
         self._woken.set()
         self._settled.set()

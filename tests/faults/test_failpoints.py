@@ -83,13 +83,13 @@ async def reached_and_survived(folder: Path, point: str, action: str, dice: rand
         await start_through(stage, f"{point}:{nth}:{action}")
         keeping = asyncio.create_task(kept_running(stage))
         await load.play(rate=40, flows=2 * len(QUICK))
-        await at_rest(stage, load, kate)
+        await at_rest(stage, load, kate, within=180)
         keeping.cancel()
         await asyncio.wait({keeping})
         await stage.stop(within=30)
         assert (folder / REACHED).exists(), f"invalid run: {point} was not reached {nth} times"
         await stage.start()
-        return await verdict(stage, load, kate, at_least=80, clean_logs=False)
+        return await verdict(stage, load, kate, at_least=80, within=180, clean_logs=False)
     finally:
         await stage.close()
 
