@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +80,7 @@ async def reached_and_survived(folder: Path, point: str, action: str, dice: rand
         await load.open()
         if step in AFTER_A_KILL:
             await stage.start()
+            os.kill(stage.pid, signal.SIGSTOP)  # so that nothing of what it is given is settled
             await load.flood(300)
             await stage.kill()
         await start_through(stage, f"{point}:{nth}:{action}")
