@@ -19,7 +19,7 @@ from tests.faults.load import PARTS, Load
 from tests.faults.report import Row
 from tests.faults.verdict import Verdict, at_rest, verdict
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 AT_ONCE = 4
 QUICK = tuple(name for name in PARTS if name != "timer")

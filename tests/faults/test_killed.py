@@ -20,7 +20,7 @@ from tests.faults.load import Load
 from tests.faults.report import Row, percentile
 from tests.faults.verdict import verdict
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 WAITING = 10_000
 Record = Callable[[Row], None]

@@ -18,7 +18,7 @@ from tests.faults.planted import PLANTED
 from tests.faults.report import Row
 from tests.faults.verdict import verdict
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 AT_ONCE = 3
 REST = 25.0

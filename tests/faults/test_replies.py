@@ -14,7 +14,7 @@ from tests.faults.load import Load
 from tests.faults.report import Row
 from tests.faults.verdict import verdict
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 PARTS = ("answered", "early", "twice", "late", "timeout", "stale", "conflict", "rounds", "race")
 
