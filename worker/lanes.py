@@ -58,14 +58,14 @@ class Lanes:
         self.trouble = ""
         """Why the broker does not take something; empty while it takes everything."""
 
-    def put(self, n: int, lane: str, message: Outgoing) -> None:
-        """Send a letter when it is its turn. Numbers ascend."""
-        self.open[n] = message
+    def put(self, letter: Letter, message: Outgoing) -> None:
+        """Send a letter, whose `message` this is, when it is its turn. Numbers ascend."""
+        self.open[letter.n] = message
         self.open_bytes += len(message.body)
-        queue = self._lanes.setdefault(lane, deque())
-        queue.append(Letter(n, lane, message))
+        queue = self._lanes.setdefault(letter.lane, deque())
+        queue.append(letter)
         if len(queue) == 1:
-            self._rest(lane)
+            self._rest(letter.lane)
 
     def _rest(self, lane: str) -> None:
         """Send from a lane in the next turn of the loop, with all that is put until then."""

@@ -149,7 +149,7 @@ class Relay:
             self._log.error("row_passed_over", n=letter.n, lane=letter.lane)
             self._sent_up_to = max(self._sent_up_to, letter.n)
             return
-        self._lanes.put(letter.n, letter.lane, letter.message)
+        self._lanes.put(letter, letter.message)
 
     def _stored(self, n: int, count: int) -> None:
         """Read on, now that the broker has stored letters, the last of them number `n`."""
