@@ -35,10 +35,6 @@ class Inline:
             self._die()
         return found
 
-    async def executemany(self, sql: str, values: Iterable[Sequence[Any]]) -> _Cursor:
-        self._burn()
-        return _Cursor(self.database.executemany(sql, values))
-
     @property
     def _conn(self) -> _Burning:
         """The connection that pieces of work get: it counts their statements, too."""
@@ -76,16 +72,6 @@ class _Burning:
     def executemany(self, sql: str, values: Iterable[Sequence[Any]]) -> sqlite3.Cursor:
         self._inline._burn()
         return self._inline.database.executemany(sql, values)
-
-
-class _Cursor:
-    """A cursor that is closed with await."""
-
-    def __init__(self, cursor: sqlite3.Cursor) -> None:
-        self.rowcount = cursor.rowcount
-
-    async def close(self) -> None:
-        """Do nothing."""
 
 
 _TEMPLATE: list[bytes] = []

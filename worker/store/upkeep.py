@@ -43,19 +43,12 @@ class Upkeep:
         return done
 
     async def _fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Any]:
-        """Run a statement and return its rows, with SQLite's errors translated."""
-        try:
-            return list(await self._writer.execute_fetchall(sql, parameters))
-        except sqlite3.Error as bad:
-            raise translated(bad) from bad
+        """Run a statement and return its rows."""
+        return await self._on_thread(lambda database: database.execute(sql, parameters).fetchall())
 
     async def _each(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
         """Run a statement for all values."""
-        try:
-            cursor = await self._writer.executemany(sql, list(values))
-            await cursor.close()
-        except sqlite3.Error as bad:
-            raise translated(bad) from bad
+        await self._on_thread(lambda database: database.executemany(sql, list(values)).close())
 
     async def expire_held(self, now: Micros, limit: int) -> int:
         """Move expired held replies to the dead letters."""
