@@ -84,7 +84,7 @@ check: ## Everything above, as .ci/run does it before a change is merged
 lock: $(READY) ## Pin again what pyproject.toml allows (make lock ARGS=--upgrade takes the newest)
 	@$(BIN)/python -c 'import uv' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 	@$(BIN)/python -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--extra dev --extra speed --group test --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS)
+		--extra dev --extra speed --extra mcp --extra otel --group test --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS)
 
 deploy-lock: $(READY) ## Pin the judges of deploy-check again
 	@$(BIN)/python -c 'import uv' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
