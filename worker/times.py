@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 Micros = int
 """Microseconds since 1970-01-01T00:00:00Z. Integers order and compare exactly; ISO text misorders across offsets."""
@@ -25,6 +26,7 @@ def to_datetime(at: Micros) -> datetime:
     return _EPOCH + timedelta(microseconds=at)
 
 
+@lru_cache(maxsize=64)  # all that a batch changes happens at one time
 def rfc3339(at: Micros) -> str:
     """Return `at` as RFC 3339 UTC text with a `Z`, with microseconds only where there are any."""
     return to_datetime(at).isoformat().replace("+00:00", "Z")

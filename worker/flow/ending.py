@@ -12,7 +12,7 @@ from worker.flow.decision import Draft, OutcomeName
 from worker.flow.lifecycle import EventKind
 from worker.flow.model import Flow, Outgoing, Pair
 from worker.flow.waits import (
-    Composite,
+    COMPOSITES,
     ExternalEvent,
     Node,
     Timer,
@@ -22,7 +22,6 @@ from worker.flow.waits import (
     holds,
     nodes,
     open_nodes,
-    parse,
     to_value,
 )
 from worker.times import Micros, rfc3339
@@ -58,7 +57,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 def condition_of(flow: Flow) -> WaitCondition:
     """Return what a waiting flow waits for. Raises `Internal` where the stored condition cannot be read (SEMANTICS R13)."""
     try:
-        return parse(flow.wait_json)
+        return flow.condition
     except msgspec.ValidationError as bad:
         message = f"the stored wait condition of flow {flow.id} cannot be read: {bad}"
         raise Internal(message, flow_id=flow.id) from bad
@@ -78,7 +77,7 @@ def satisfy(draft: Draft, leaf: int, payload: Any, source: Source) -> OutcomeNam
     """Satisfy one leaf: resume a single wait; note progress of a composite and resume it once it holds (SEMANTICS R11)."""
     flow = draft.flow
     condition = condition_of(flow)
-    if not isinstance(condition, Composite):
+    if not isinstance(condition, COMPOSITES):
         resume(draft, payload, source)
         return "resumed"
     shown = None if payload is msgspec.UNSET else payload

@@ -8,7 +8,7 @@ import msgspec
 
 from worker.flow.commands import Policy
 from worker.flow.model import Flow
-from worker.flow.waits import Composite, ExternalEvent, WaitCondition, leaf_at
+from worker.flow.waits import COMPOSITES, ExternalEvent, WaitCondition, leaf_at
 
 
 def unfit(condition: WaitCondition, flow: Flow, leaf: int, payload: Any, policy: Policy) -> tuple[str, str] | None:
@@ -19,7 +19,7 @@ def unfit(condition: WaitCondition, flow: Flow, leaf: int, payload: Any, policy:
         flaw = policy.accepts(part.accept, payload)
         if flaw is not None:
             return "not_accepted", f"the payload does not fit what the wait accepts: {flaw}"
-    if isinstance(condition, Composite):
+    if isinstance(condition, COMPOSITES):
         gathered = len(msgspec.json.encode(flow.progress or {})) + len(msgspec.json.encode(payload))
         if gathered > 2 * policy.max_state_bytes:
             return "too_large", f"the payloads of this wait would have {gathered} bytes together; the limit is {2 * policy.max_state_bytes}"

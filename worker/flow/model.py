@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
 
 from worker.flow.lifecycle import TERMINAL, EventKind, FlowStatus, FlowStepStatus
+from worker.flow.waits import WaitCondition, parse
 from worker.times import Micros, to_datetime
 
 Pair = tuple[str, str]
 """(topic, correlation_id): what a reply is matched by, byte for byte (SEMANTICS R1)."""
 
 
-class Flow(msgspec.Struct, frozen=True, kw_only=True):
+class Flow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One flow as its journal leaves it (SEMANTICS 1).
 
     `wait_id` is the generation of the present wait: the revision at which the flow parked. `progress` holds what satisfied the
@@ -41,6 +43,11 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     seq: int = 0
     parent_flow_id: str | None = None
     hops: int = 0
+
+    @cached_property
+    def condition(self) -> WaitCondition:
+        """What a waiting flow waits for, read once: a reply asks five times. Raises `msgspec.ValidationError` where that is unreadable."""
+        return parse(self.wait_json)
 
     @property
     def created_at(self) -> datetime:

@@ -13,12 +13,12 @@ import msgspec
 
 from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing
-from worker.flow.waits import parse
 from worker.store.records import DeadLetter, InboxRow
 
 Row = Sequence[Any]
 _encode = msgspec.json.encode
 _decode = msgspec.json.decode
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
 class Unreadable(ValueError):
@@ -45,7 +45,7 @@ def flow(row: Row) -> Flow:
     if row[19] is not None:
         raise Unreadable(row[19])
     try:
-        return Flow(
+        loaded = Flow(
             id=row[0],
             controller_id=row[1],
             goal=row[2],
@@ -55,10 +55,10 @@ def flow(row: Row) -> Flow:
             status=FlowStatus(row[6]),
             cancel_requested=bool(row[7]),
             state_json=_decode(row[8]),
-            wait_json=_wait(row[9]),
+            wait_json=_OBJECT.decode(row[9]) if row[9] is not None else None,
             wait_id=row[10],
             parked_us=row[11],
-            progress=_decode(row[12], type=dict[str, Any]) if row[12] is not None else None,
+            progress=_OBJECT.decode(row[12]) if row[12] is not None else None,
             revision=row[13],
             seq=row[14],
             created_us=row[15],
@@ -66,18 +66,13 @@ def flow(row: Row) -> Flow:
             parent_flow_id=row[17],
             hops=row[18],
         )
+        if loaded.wait_json is not None:
+            # A wait that only fails when it is due would hide until then.
+            _ = loaded.condition
     except (ValueError, RecursionError) as bad:
         message = f"flow {row[0]}: {bad}"
         raise Unreadable(message) from bad
-
-
-def _wait(stored: bytes | None) -> dict[str, Any] | None:
-    """Return the stored wait condition, once it is known to be one: a wait that only fails when it is due would hide until then."""
-    if stored is None:
-        return None
-    value: dict[str, Any] = _decode(stored, type=dict[str, Any])
-    parse(value)
-    return value
+    return loaded
 
 
 def flow_insert(n: int, it: Flow, due_us: int | None, key: str | None) -> tuple[Any, ...]:

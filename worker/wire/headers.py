@@ -25,8 +25,11 @@ def find(headers: Headers, name: str) -> str | None:
     value = headers.get(name)
     if value is not None or not headers:
         return value
-    folded = name.lower()
-    return next((value for key, value in headers.items() if key.lower() == folded), None)
+    length, folded = len(name), name.lower()
+    for key, other in headers.items():
+        if len(key) == length and key.lower() == folded:
+            return other
+    return None
 
 
 def trace_of(headers: Headers) -> str | None:

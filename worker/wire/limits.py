@@ -83,7 +83,7 @@ def top_level(body: bytes) -> TopLevel:
     except (ValueError, RecursionError) as failure:
         raise explain(body, failure) from None
     # Written without blanks, a body without duplicates is as long as what was read from it; a lost duplicate makes it shorter.
-    if len(_ENCODER.encode(top)) != len(body) and not _each_once(body, top):
+    if not _each_once(body, top) and len(_ENCODER.encode(top)) != len(body):
         _refuse_duplicates(body)
     return top
 
