@@ -33,7 +33,10 @@ class Transaction(Protocol):
         ...
 
     async def save(self, batch: Batch) -> None:
-        """Write the batch, and number its journal entries. Raises `ConstraintViolated`, also where a flow is not as the batch saw it."""
+        """Have the batch written, and its journal entries numbered, before anything else that is done here, at the latest by `commit`.
+
+        What comes next then raises `ConstraintViolated` where a rule is broken, or a flow is not as the batch saw it.
+        """
         ...
 
     async def expire_held(self, now: Micros, limit: int) -> int:

@@ -16,12 +16,13 @@ import aiosqlite
 from worker.errors import StoreBroken, StoreLocked, Unavailable
 from worker.store import rows
 from worker.store.failures import translated
+from worker.store.loading import Last
 from worker.store.lock import WriterLock
 from worker.store.opening import MEMORY, configured, identified, made, migrated, verified
 from worker.store.placement import checked, room_of
 from worker.store.queries import statements
 from worker.store.reads import SqliteReads
-from worker.store.transaction import Last, SqliteTransaction
+from worker.store.transaction import SqliteTransaction
 
 _CLOSED = "the database is closed"
 
@@ -134,25 +135,15 @@ class SqliteFlowStore(SqliteReads):
         return self._place
 
     async def begin(self) -> SqliteTransaction:
-        """Start the write transaction, and check that no newer worker has taken over."""
+        """Start the write transaction."""
         await self._gate.acquire()
         if self._closed:
             self._gate.release()
             raise Unavailable(_CLOSED)
-        transaction = SqliteTransaction(self._writer, self._epoch, self._last, self._ended)
-        try:
-            newest = await transaction.begin()
-        except BaseException:
-            await transaction.rollback()
-            raise
-        if newest != self._epoch:
-            await transaction.rollback()
-            message = f"a newer worker (epoch {newest}) has taken over the database; this one (epoch {self._epoch}) stops"
-            raise StoreLocked(message)
-        return transaction
+        return SqliteTransaction(self._writer, self._epoch, self._last, self._ended)
 
     def _ended(self, last: Last | None) -> None:
-        """Note that a transaction is over: remember the highest row numbers it used, and let the next one begin."""
+        """Note that a transaction is over: remember how far it came, and let the next one begin."""
         if last is not None:
             self._last = last
         self._gate.release()

@@ -3,176 +3,55 @@
 from __future__ import annotations
 
 import sqlite3
-import traceback
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import msgspec
-
-from worker.flow.holding import AT_ONCE, Holdings
-from worker.flow.model import Waiter
-from worker.flow.world import World
+from worker.errors import StoreLocked
 from worker.store import rows
 from worker.store.base import LostRace
-from worker.store.failures import translated
-from worker.store.queries import statements
-from worker.store.records import Batch, FlowWrite, InboxKey, InboxRow, Loaded, Needs, Place
-from worker.store.upkeep import Upkeep
-from worker.times import Micros
+from worker.store.loading import Database, Last, Loading
+from worker.store.records import Batch, FlowWrite
+from worker.store.upkeep import Result
 from worker.wire.outcomes import EXPIRED
 
-Database = sqlite3.Connection
 
+class SqliteTransaction(Loading):
+    """One `BEGIN IMMEDIATE` … `COMMIT` on the writing connection. `ended` is called when it is over, however it ends.
 
-class Last(NamedTuple):
-    """The highest row numbers that were ever used."""
-
-    flow: int = 0
-    event: int = 0
-
-
-class SqliteTransaction(Upkeep):
-    """One `BEGIN IMMEDIATE` … `COMMIT` on the writing connection. `ended` is called when it is over, however it ends."""
+    A batch costs two hops to the connection's thread: it begins with the first statement, and what is saved is written with the commit.
+    """
 
     def __init__(self, writer: Any, epoch: int, last: Last, ended: Callable[[Last | None], None]) -> None:
-        super().__init__(writer)
+        super().__init__(writer, last)
         self._epoch = epoch
-        self._last = last
         self._ended = ended
-        self._load = statements("load")
-        self._numbers: dict[str, int] = {}
-        self._now: Micros = 0
+        self._begun = self._over = False
+        self._unsaved: list[Batch] = []
 
-    async def begin(self) -> int:
-        """Begin, and return the epoch of the newest worker."""
-        return await self._on_thread(self._begun)
+    async def _on_thread(self, work: Callable[..., Result], *given: Any) -> Result:
+        """Do a piece of work, after what the transaction owes: its beginning, and what was saved."""
+        return await super()._on_thread(self._in_turn, work, *given)
 
-    def _begun(self, database: Database) -> int:
-        """Begin, on the connection's thread."""
+    def _in_turn(self, database: Database, work: Callable[..., Result], *given: Any) -> Result:
+        """Begin and save first, where that is still to do, on the connection's thread."""
+        if not self._begun:
+            self._begin(database)
+        while self._unsaved:
+            self._saved(database, self._unsaved.pop(0))
+        return work(database, *given)
+
+    def _begin(self, database: Database) -> None:
+        """Begin, and check that no newer worker has taken over."""
         database.execute("BEGIN IMMEDIATE")
-        newest: int = database.execute(self._upkeep["get_meta"], ("epoch",)).fetchone()[0]
-        return newest
-
-    async def load(self, needs: Needs, now: Micros) -> Loaded:
-        """Load what the batch looks at into a fresh world."""
-        return await self._on_thread(self._loaded, needs, now)
-
-    def _loaded(self, database: Database, needs: Needs, now: Micros) -> Loaded:
-        """Load it, on the connection's thread."""
-        self._now = now
-        loaded = Loaded(world=World())
-        self._load_inbox(database, needs, loaded)
-        self._load_pairs(database, needs, loaded.world, now)
-        if needs.keys:
-            for owner, key, flow_id in self._rows(database, "flows_by_key", needs.keys):
-                loaded.world.keys[owner, key] = flow_id
-                needs.flows.add(flow_id)
-        if needs.parents:
-            for parent, child in self._rows(database, "children_by_parent", needs.parents):
-                loaded.world.families[parent].append(child)
-                needs.flows.add(child)
-        self._load_flows(database, needs.flows, loaded.world)
-        if needs.held:
-            self._hold(self._rows(database, "held_by_key", needs.held), loaded.world)
-        if needs.holding:
-            self._load_holdings(database, needs, loaded.world.holdings)
-        if needs.steps:
-            for row in self._rows(database, "steps_by_run", needs.steps):
-                step = rows.step(row)
-                loaded.world.steps[step.flow_id, step.run_id] = step
-        return loaded
-
-    def _load_inbox(self, database: Database, needs: Needs, loaded: Loaded) -> None:
-        """Load the messages known by identity or place."""
-        if needs.inbox:
-            for row in self._rows(database, "inbox_by_key", needs.inbox):
-                known = rows.inbox(row)
-                loaded.inbox[_identity(known)] = known
-        if needs.places:
-            for row in self._rows(database, "inbox_by_place", needs.places):
-                known = rows.inbox(row)
-                loaded.places.setdefault(_place(known), []).append(known)
-
-    def _load_pairs(self, database: Database, needs: Needs, world: World, now: Micros) -> None:
-        """Load who waits, who waited last, and what is held for the pairs; their flows are needed too."""
-        pairs = needs.pairs | needs.parking
-        if not pairs:
-            return
-        for flow_id, wait_id, leaf, topic, correlation_id, mode in self._rows(database, "waiters_by_pair", pairs):
-            world.add_waiter(Waiter(flow_id=flow_id, wait_id=wait_id, leaf=leaf, topic=topic, correlation_id=correlation_id, mode=mode))
-            needs.flows.add(flow_id)
-        unawaited = {pair for pair in needs.pairs if not world.waiting.get(pair)}
-        if unawaited:
-            for topic, correlation_id, flow_id in self._rows(database, "last_by_pair", unawaited):
-                world.last[topic, correlation_id] = flow_id
-                needs.flows.add(flow_id)
-        if needs.parking:
-            self._hold(self._rows(database, "held_by_pair", needs.parking, now), world)
-
-    def _hold(self, found: Iterable[Any], world: World) -> None:
-        """Add held replies to the world, each once; one that cannot be read stays where it is."""
-        for row in found:
-            try:
-                held = rows.held(row)
-            except rows.Unreadable as bad:
-                self._log.error("held_reply_passed_over", why=str(bad))
-                continue
-            if world.held_by_key(held.key) is None:
-                world.replies[held.pair].append(held)
-
-    def _load_holdings(self, database: Database, needs: Needs, holdings: Holdings) -> None:
-        """Load how many replies are held, and those that would make room, no more than the batch can displace."""
-        for tenant, count in self._rows(database, "held_counts", needs.holding):
-            if tenant is None:
-                holdings.total = count
-            else:
-                holdings.of[tenant] = count
-        wanted = {t: holdings.of.get(t, 0) + new - needs.max_held_of_tenant for t, new in needs.holding.items()}
-        arriving = sum(needs.holding.values())
-        over = holdings.total + arriving - needs.max_held
-        if over > 0:
-            for tenant, count in database.execute(self._load["held_most"]):
-                holdings.of[tenant] = count
-                wanted[tenant] = max(wanted.get(tenant, 0), over)
-        for tenant, number in wanted.items():
-            if number > 0:
-                found = database.execute(self._load["held_first"], (tenant, min(number, AT_ONCE * arriving)))
-                holdings.first[tenant] = [rows.held_mark(row) for row in found]
-
-    def _load_flows(self, database: Database, flow_ids: set[str], world: World) -> None:
-        """Load flows by id; a row that cannot be read is named in the world and stops nothing else (SEMANTICS R13)."""
-        if not flow_ids:
-            return
-        try:
-            found = self._rows(database, "flows_by_id", flow_ids)
-        except sqlite3.OperationalError as bad:
-            if "UTF-8" not in str(bad):
-                raise
-            found = self._legibly(database, "flows_by_id", flow_ids, bad)
-        for row in found:
-            self._numbers[row[1]] = row[0]
-            try:
-                world.flows[row[1]] = rows.flow(row[1:])
-            except rows.Unreadable as bad:
-                world.unreadable[row[1]] = str(bad)
-
-    def _rows(self, database: Database, name: str, wanted: Iterable[Any], *more: Any) -> Sequence[Any]:
-        """Run a set-based load for the wanted ids."""
-        ids = msgspec.json.encode(list(wanted)).decode()
-        return database.execute(self._load[name], (ids, *more)).fetchall()
-
-    def _legibly(self, database: Database, name: str, wanted: Iterable[Any], refused: sqlite3.OperationalError) -> Sequence[Any]:
-        """Load again after one damaged label made the driver refuse the whole result; not always so, for it costs on every text."""
-        traceback.clear_frames(refused.__traceback__)  # the cursor in there would keep its statement, and so the checkpoint, open
-        database.text_factory = rows.legible
-        try:
-            return self._rows(database, name, wanted)
-        finally:
-            database.text_factory = str
+        self._begun = True
+        newest = database.execute(self._upkeep["get_meta"], ("epoch",)).fetchone()[0]
+        if newest != self._epoch:
+            message = f"a newer worker (epoch {newest}) has taken over the database; this one (epoch {self._epoch}) stops"
+            raise StoreLocked(message)
 
     async def save(self, batch: Batch) -> None:
-        """Write the batch; see the port."""
-        await self._on_thread(self._saved, batch)
+        """Take the batch to be written; see the port."""
+        self._unsaved.append(batch)
 
     def _saved(self, database: Database, batch: Batch) -> None:
         """Write it, on the connection's thread."""
@@ -190,7 +69,7 @@ class SqliteTransaction(Upkeep):
             [(number[w.flow_id], w.wait_id, w.leaf, w.topic, w.correlation_id, w.mode, int(is_open)) for w, is_open in batch.opened],
         )
         self._save_outgoing(database, batch)
-        self._many(database, "insert_inbox", [rows.inbox_insert(row) for row in batch.inbox])
+        self._save_inbox(database, batch)
         self._many(database, "insert_held", [rows.held_insert(held) for held in batch.held])
         self._many(database, "delete_held", [(held.key,) for held, _, _ in batch.taken])
         self._many(database, "change_outcome", [(outcome, result, held.key) for held, outcome, result in batch.taken])
@@ -208,7 +87,14 @@ class SqliteTransaction(Upkeep):
         batch.first_event = first = self._last.event + 1
         values = [rows.event_insert(n, self._numbers[e.flow_id], e, self._epoch) for n, e in enumerate(batch.events, first)]
         self._many(database, "insert_event", values)
-        self._last = Last(self._last.flow, self._last.event + len(values))
+        self._last = self._last._replace(event=self._last.event + len(values))
+
+    def _save_inbox(self, database: Database, batch: Batch) -> None:
+        """Append what was taken in, and note how far each stream has come."""
+        self._many(database, "insert_inbox", [rows.inbox_insert(row) for row in batch.inbox])
+        for row in batch.inbox:
+            if row.source_seq is not None and row.source_seq > self._taken_up_to(database, row.source):
+                self._places[row.source] = row.source_seq
 
     def _save_outgoing(self, database: Database, batch: Batch) -> None:
         """Queue messages to delegates, but not the request of a wait that the batch has ended again."""
@@ -220,7 +106,7 @@ class SqliteTransaction(Upkeep):
         """Insert new flows, update known ones; a row that is not as the batch saw it refuses the whole."""
         new = [write for write in writes if write.was is None]
         for write in new:
-            self._last = Last(self._last.flow + 1, self._last.event)
+            self._last = self._last._replace(flow=self._last.flow + 1)
             self._numbers[write.flow.id] = self._last.flow
         self._many(database, "insert_flow", [rows.flow_insert(self._numbers[w.flow.id], w.flow, w.due_us, w.idempotency_key) for w in new])
         changed = [(w.flow, w.was, w.due_us) for w in writes if w.was is not None]
@@ -238,27 +124,27 @@ class SqliteTransaction(Upkeep):
     async def commit(self) -> None:
         """Make it durable: with `synchronous=FULL` the commit returns after the log is on disk."""
         try:
-            await self._writer.execute_fetchall("COMMIT")
-        except sqlite3.Error as bad:
+            await self._on_thread(_committed)
+        except BaseException:
             await self.rollback()
-            raise translated(bad) from bad
-        self._ended(self._last)
+            raise
+        self._over = True
+        self._ended(self._last._replace(places={**self._last.places, **self._places}))
 
     async def rollback(self) -> None:
         """Undo everything; an error here means that SQLite has rolled back by itself."""
+        if self._over:
+            return
+        self._over = True
         try:
-            await self._writer.execute_fetchall("ROLLBACK")
+            if self._begun:
+                await self._writer.execute_fetchall("ROLLBACK")
         except sqlite3.Error:
             self._log.debug("rollback found no transaction")
         finally:
             self._ended(None)
 
 
-def _identity(row: InboxRow) -> InboxKey:
-    """Return what the row is found by."""
-    return (row.scope or "", row.key or "")
-
-
-def _place(row: InboxRow) -> Place:
-    """Return where the row's message lies."""
-    return (row.source, row.source_seq or 0)
+def _committed(database: Database) -> None:
+    """Commit, on the connection's thread."""
+    database.execute("COMMIT")

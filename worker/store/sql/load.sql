@@ -10,11 +10,16 @@ SELECT i.scope, i.key, i.digest, i.outcome, i.result, i.source, i.source_seq, i.
 FROM json_each(?1) AS want CROSS JOIN inbox AS i
 WHERE i.source = want.value ->> 0 AND i.source_seq = want.value ->> 1 AND i.source_seq IS NOT NULL;
 
+-- name: last_place
+SELECT max(source_seq) FROM inbox WHERE source = ?1 AND source_seq IS NOT NULL;
+
+-- Of one pair in the order they opened: the index has them so.
 -- name: waiters_by_pair
-SELECT f.id, w.wait_id, w.leaf, w.topic, w.correlation_id, w.mode
-FROM json_each(?1) AS want CROSS JOIN waiters AS w CROSS JOIN flows AS f
-WHERE w.topic = want.value ->> 0 AND w.correlation_id = want.value ->> 1 AND w.open = 1 AND f.n = w.flow
-ORDER BY w.n;
+SELECT w.wait_id, w.leaf, w.topic, w.correlation_id, w.mode, f.n, f.id, f.controller_id, f.goal, f.owner_session_key, f.requester_origin,
+  f.current_step, f.status, f.cancel_requested, CAST(f.state_json AS BLOB), CAST(f.wait_json AS BLOB), f.wait_id, f.parked_us,
+  CAST(f.progress_json AS BLOB), f.revision, f.seq, f.created_us, f.updated_us, f.parent_id, f.hops, f.set_aside
+FROM json_each(?1) AS want CROSS JOIN waiters AS w INDEXED BY waiters_by_pair CROSS JOIN flows AS f
+WHERE w.topic = want.value ->> 0 AND w.correlation_id = want.value ->> 1 AND w.open = 1 AND f.n = w.flow;
 
 -- name: last_by_pair
 SELECT want.value ->> 0, want.value ->> 1, f.id
@@ -29,7 +34,7 @@ WHERE f.n = (
 SELECT h.topic, h.correlation_id, h.event_id, CAST(h.payload_json AS BLOB), h.arrived_us, h.expires_us, h.key, h.flow_id, h.trace,
   h.tenant
 FROM json_each(?1) AS want CROSS JOIN held AS h
-WHERE h.n IN (
+WHERE EXISTS (SELECT 1 FROM held AS k WHERE k.topic = want.value ->> 0 AND k.correlation_id = want.value ->> 1) AND h.n IN (
   SELECT n FROM held
   WHERE topic = want.value ->> 0 AND correlation_id = want.value ->> 1 AND expires_us > ?2
   ORDER BY arrived_us, n LIMIT 100

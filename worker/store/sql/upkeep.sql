@@ -29,7 +29,7 @@ SELECT source, source_seq FROM inbox WHERE scope = 'reply' AND key = ?1 AND key 
 
 -- name: prunable_flows
 SELECT f.n, f.status FROM flows AS f INDEXED BY flows_ended
-WHERE f.status IN ('cancelled', 'finished', 'failed') AND f.updated_us < ?1
+WHERE (f.status = 'cancelled' OR f.status = 'finished' OR f.status = 'failed') AND f.updated_us < ?1
   AND (SELECT max(e.n) FROM flow_events AS e WHERE e.flow = f.n) <= (SELECT p.n FROM published AS p WHERE p.outlet = 'events')
 ORDER BY f.updated_us LIMIT ?2;
 
