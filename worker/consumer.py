@@ -19,7 +19,7 @@ from worker.bus.base import Ack, Bus, Delivery, InProgress, Nak, Settlement, Sou
 from worker.engine import Engine
 from worker.errors import FlowError, Internal, Refusal, TopologyRefused, Unavailable
 from worker.store.base import Transaction
-from worker.submission import Outcome, Raw, Useless
+from worker.submission import Outcome, Useless
 from worker.wire.codec import Ignored, Inbound, Unusable
 
 MAX_ATTEMPTS = 5
@@ -171,15 +171,14 @@ class Consumer:
         if isinstance(verdict, Ignored):
             self._done(delivery, Ack(), "ignored", "ignored")
             return
-        raw = Raw(subject=delivery.subject, headers=dict(delivery.headers), body=delivery.body)
-        origin = {"source": delivery.stream, "seq": delivery.seq}
+        source, seq = delivery.stream, delivery.seq
         if isinstance(verdict, Unusable):
             attributed = verdict.identity is not None and (verdict.decoded or verdict.reason not in _UNREADABLE)
             useless = Useless(error=verdict.error, reason=None if attributed else verdict.reason)
-            outcome = self._engine.submit(useless, verdict.identity, raw=raw, **origin)  # type: ignore[arg-type]  # its values fit
+            outcome = self._engine.submit(useless, verdict.identity, raw=delivery, source=source, seq=seq)
         else:
             suspect = self._watched(delivery)
-            outcome = self._engine.submit(verdict.stimulus, verdict.identity, raw=raw, alone=suspect, **origin)  # type: ignore[arg-type]
+            outcome = self._engine.submit(verdict.stimulus, verdict.identity, raw=delivery, source=source, seq=seq, alone=suspect)
         outcome.add_done_callback(partial(self._settle, delivery, verdict))
 
     def _begun(self, delivery: Delivery) -> int:

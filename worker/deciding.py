@@ -140,7 +140,7 @@ class Deciding:
             subject=submission.raw.subject,
             stream=submission.source,
             seq=submission.seq,
-            headers=submission.raw.headers,
+            headers=dict(submission.raw.headers),
             body=submission.raw.body,
             at_us=self._now,
         )

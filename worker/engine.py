@@ -23,7 +23,7 @@ from worker.futures import fail, fail_all, new_future, resolve, to_its_end
 from worker.queueing import Job, Queue
 from worker.store.base import Chore, LostRace, Store
 from worker.store.records import Batch
-from worker.submission import Outcome, Raw, Submission, Useless, needs_of, needs_of_ends
+from worker.submission import Original, Outcome, Submission, Useless, needs_of, needs_of_ends
 from worker.times import Micros
 from worker.wire.codec import Identity
 
@@ -82,7 +82,7 @@ class Engine:
         *,
         source: str = "local",
         seq: int | None = None,
-        raw: Raw | None = None,
+        raw: Original | None = None,
         alone: bool = False,
         request: bool = False,
     ) -> asyncio.Future[Outcome]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -25,6 +25,7 @@ from worker.flow.decision import OutcomeName
 from worker.flow.model import Flow, FlowStep
 from worker.flow.waits import FLOW_ENDS, ExternalEvent, FlowEnds, from_value, nodes
 from worker.store.records import Needs
+from worker.wire.headers import Headers
 from worker.wire.verdicts import Identity, digest
 
 
@@ -39,11 +40,27 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     repeat: bool = False
 
 
+class Original(Protocol):
+    """A message as it came, for the dead letters: a delivery, or a `Raw`."""
+
+    @property
+    def subject(self) -> str:
+        """The subject it came on."""
+
+    @property
+    def headers(self) -> Headers:
+        """Its headers."""
+
+    @property
+    def body(self) -> bytes:
+        """Its body."""
+
+
 class Raw(msgspec.Struct, frozen=True, kw_only=True):
-    """A message as it came, for the dead letters."""
+    """An original by itself."""
 
     subject: str
-    headers: dict[str, str]
+    headers: Headers
     body: bytes
 
 
@@ -65,7 +82,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     source: str
     seq: int | None
     done: asyncio.Future[Any]
-    raw: Raw | None = None
+    raw: Original | None = None
     alone: bool = False
 
     @property

@@ -385,7 +385,7 @@ async def test_closing_commits_what_is_queued_and_takes_nothing_more() -> None:
 
 @contextlib.asynccontextmanager
 async def breaking(error: FlowError | Exception) -> AsyncIterator[tuple[Engine, asyncio.Task[None]]]:
-    """An engine whose third commit fails with `error`."""
+    """An engine whose commit after two that went well fails with `error`."""
     store = await SqliteFlowStore.open(":memory:")
     engine = Engine(store, clock=VirtualClock(), policy=Policy(), max_batch=4)
     commit, left = SqliteTransaction.commit, [2]
@@ -394,8 +394,8 @@ async def breaking(error: FlowError | Exception) -> AsyncIterator[tuple[Engine, 
         if left[0] == 0:
             await self.rollback()
             raise error
-        left[0] -= 1
         await commit(self)
+        left[0] -= 1
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(SqliteTransaction, "commit", failing)

@@ -18,6 +18,7 @@ from typing import Any
 import aiosqlite
 import pytest
 
+from tests.fixtures.living import loaded
 from tests.running import running
 from tests.service.acting import external, now, parked, started
 from worker.errors import Refusal, StoreBroken, StoreLocked, StoreRefused
@@ -99,6 +100,30 @@ async def test_the_writer_has_every_setting_that_the_promises_need(path: Path) -
         assert (await pragma(store._writer, "mmap_size"), await pragma(store._writer, "cell_size_check")) == (0, 1)
         assert await pragma(store._writer, "application_id") == APPLICATION_ID == 0x464C4F57
         assert await pragma(store._writer, "user_version") == len(migrations()) == 4
+
+
+@pytest.mark.parametrize(
+    "table, change",
+    [("flows", "status = 'asleep'"), ("flows", "due_us = 1"), ("inbox", "outcome = 'lost'"), ("flow_steps", "status = 'odd'")],
+)
+def test_a_rule_that_was_spelled_anew_still_holds(table: str, change: str, path: Path) -> None:
+    """Schema 4 rewrites CHECKs in place."""
+    loaded(3, path)
+    asyncio.run(_opened_once(path))
+    database = sqlite3.connect(path)
+    assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    (sql,) = database.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+    assert "status IN" not in sql
+    assert "outcome IN" not in sql
+    with pytest.raises(sqlite3.IntegrityError, match="CHECK constraint failed"):
+        database.execute(f"UPDATE {table} SET {change}")  # noqa: S608  # the values above
+    database.close()
+
+
+async def _opened_once(path: Path) -> None:
+    """Open the database, which brings it up to date, and close it."""
+    async with opened(path):
+        pass
 
 
 async def test_the_reader_cannot_write(path: Path) -> None:
@@ -437,6 +462,7 @@ async def test_the_worker_never_opens_the_database_file_itself(path: Path) -> No
 import asyncio, os, sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event in ("open", "os.open", "shutil.copyfile") else None)
+from tests.fixtures.living import loaded
 from tests.running import running
 from tests.service.acting import started, parked, external, Inlet
 async def main():

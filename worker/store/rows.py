@@ -18,6 +18,8 @@ from worker.store.records import DeadLetter, InboxRow
 Row = Sequence[Any]
 _encode = msgspec.json.encode
 _decode = msgspec.json.decode
+_STATUS = {status.value: status for status in FlowStatus}  # a look-up costs a tenth of what the enumeration's call does
+_SPELLED = {member: member.value for kind in (FlowStatus, EventKind) for member in kind}
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -52,7 +54,7 @@ def flow(row: Row) -> Flow:
             owner_session_key=row[3],
             requester_origin=row[4],
             current_step=row[5],
-            status=FlowStatus(row[6]),
+            status=_STATUS.get(row[6]) or FlowStatus(row[6]),
             cancel_requested=bool(row[7]),
             state_json=_decode(row[8]),
             wait_json=_OBJECT.decode(row[9]) if row[9] is not None else None,
@@ -89,7 +91,7 @@ def flow_update(n: int, it: Flow, was: Flow, due_us: int | None) -> tuple[Any, .
 def _present(it: Flow) -> tuple[Any, ...]:
     """Return what changes in a flow's life, in the order both statements have it."""
     waiting = (maybe(it.wait_json), it.wait_id, it.parked_us, maybe(it.progress))
-    return (it.current_step, it.status.value, int(it.cancel_requested), text(it.state_json), *waiting)
+    return (it.current_step, _SPELLED[it.status], int(it.cancel_requested), text(it.state_json), *waiting)
 
 
 def event(row: Row) -> FlowEvent:
@@ -125,9 +127,9 @@ def maybe_event(row: Row) -> FlowEvent | None:
 
 def event_insert(n: int, flow: int, it: FlowEvent, epoch: int) -> tuple[Any, ...]:
     """Return the values of `insert_event`."""
-    shown = (it.status.value, it.previous_status.value if it.previous_status else None, it.current_step)
+    shown = (_SPELLED[it.status], _SPELLED[it.previous_status] if it.previous_status else None, it.current_step)
     by = (it.at_us, it.actor, it.cause)
-    return (n, flow, it.seq, it.revision, it.kind.value, text(it.payload), *by, *shown, it.correlation_id, it.trace, epoch)
+    return (n, flow, it.seq, it.revision, _SPELLED[it.kind], text(it.payload), *by, *shown, it.correlation_id, it.trace, epoch)
 
 
 def step(row: Row) -> FlowStep:

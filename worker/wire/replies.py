@@ -128,7 +128,7 @@ class Bindings:
             reading, topic = self._covering(subject)
             if _is_acknowledgement(message.value):
                 return Ignored("JetStream acknowledged a request that was sent to a stream; the delegate's answer is still to come")
-            if not all(_same(pointers.look(message.value, at), wanted) for at, wanted in reading.where):
+            if reading.where and not all(_same(pointers.look(message.value, at), wanted) for at, wanted in reading.where):
                 return Ignored(f"the reply does not match `where` of the binding {reading.binding.subject}")
             correlation_id = _checked(self._correlation(message, reading), "correlation_id")
             payload = _payload(message, reading, whole=reading is self._built_in)
@@ -163,8 +163,8 @@ class Bindings:
             case "body":
                 found = pointers.look(message.value, reading.correlation_at)
             case _:
-                found = next((value for name in self._headers if (value := find(message.headers, name)) is not None), None)
-                found = message.field("correlation_id") if found is None else found
+                named = [value for name in self._headers if (value := find(message.headers, name)) is not None]
+                found = named[0] if named else message.field("correlation_id")
         if found is None or found is msgspec.UNSET:
             sought = reading.binding.correlation
             raise NoCorrelation(f"the reply has no correlation id (binding: {sought}){message.flaw}", path="/correlation_id")
