@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import msgspec
 
 from worker.flow.lifecycle import EventKind
+from worker.metrics import ACTIONS, FILES, Metrics
 from worker.store.records import Batch
-from worker.telemetry import ACTIONS, FILES, Metrics
 
 _UNSTORED = ("ignored", "retried")
 

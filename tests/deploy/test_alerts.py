@@ -12,7 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from tests.deploy.scraping import families
 from tests.e2e.stage import Stage
-from worker.telemetry import Metrics
+from worker.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 ALERTS = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8")

@@ -19,8 +19,8 @@ from worker.bus.base import Backlog, Source
 from worker.bus.memory import MemoryBus
 from worker.flow.commands import Reply
 from worker.inspector import Inspector
+from worker.metrics import Metrics
 from worker.probes import WorkerProbes
-from worker.telemetry import Metrics
 from worker.tracking import Tracker
 
 
