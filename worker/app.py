@@ -14,7 +14,7 @@ import msgspec
 from worker.acceptance import accepts, schema_flaw
 from worker.admin.acting import Acting
 from worker.admin.desk import Desk
-from worker.admin.letters import Letters
+from worker.admin.letters import Counted, Letters
 from worker.admin.service import Operators
 from worker.api import Api
 from worker.bus.base import Bus, Source, Stream
@@ -197,12 +197,12 @@ def compose(
 
 def _api(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine, tracker: Tracker) -> Api:
     """Wire the micro service, for agents and operators."""
-    across = operators(store, bus, subjects, bindings, engine)
+    across = operators(store, bus, subjects, bindings, engine, tracker.replayed)
     carriers = tuple(binding.subject for binding in bindings.configured)
-    return Api(engine, subjects, Randomness(), across, watch=tracker.settled, reply_topics=carriers)
+    return Api(engine, subjects, Randomness(), across, watch=tracker.settled, timed=tracker.answered, reply_topics=carriers)
 
 
-def operators(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine) -> Operators:
+def operators(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine, counted: Counted) -> Operators:
     """Wire what operators may ask for."""
     began = wall_clock()
 
@@ -213,7 +213,7 @@ def operators(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, en
         return {"pid": os.getpid(), "store": store.place, "nats": bus.address, "up_seconds": up, **state}
 
     desk = Desk(store, subjects, engine.clock, version=program_version(), about=about)
-    letters = Letters(engine, bus, subjects, bindings.answers_on)
+    letters = Letters(engine, bus, subjects, bindings.answers_on, counted)
     return Operators(desk, Acting(engine, Randomness().command_id, lambda: copied(store.place)), letters, subjects)
 
 

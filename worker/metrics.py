@@ -14,6 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from worker.errors import FlowError
 from worker.flow.lifecycle import NEXT
+from worker.timings import Timings
 from worker.version import program_version
 from worker.wire.verdicts import REASONS
 
@@ -27,7 +28,9 @@ RESUME_CAUSES = ("event", "timer", "timeout", "manual")
 TRANSITIONS = tuple((was.value, then.value) for was, following in NEXT.items() for then in sorted(following))
 OUTLETS = ("events", "dead_letters")
 FILES = ("db", "wal")
+REPLAY_OUTCOMES = ("done", "failed")
 DEAD_LETTER_REASONS = (*REASONS, "poison", "conflict", "flow_mismatch", "expired", "not_accepted")
+_ANSWERS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _LAGS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
@@ -83,12 +86,19 @@ class Metrics:
         self.commands: Children[tuple[str, str], Counter] = Children(
             commands, [(verb, outcome) for verb in ACTIONS for outcome in outcomes]
         )
+        self.command_duration = Timings(
+            "taskflow_command_duration_seconds", "Commands on api, from the request to its answer.", _ANSWERS, self.registry
+        )
         messages = self._counter("taskflow_messages", "Messages taken from streams, by the one outcome each has.", "outcome")
         self.messages: Children[str, Counter] = Children(messages, MESSAGE_OUTCOMES)
         resumes = self._counter("taskflow_resumes", "Flows that resumed, by what ended the wait.", "cause")
         self.resumes: Children[str, Counter] = Children(resumes, RESUME_CAUSES)
         dead = self._counter("taskflow_dead_letters", "Messages dead-lettered, by reason.", "reason")
         self.dead_letters: Children[str, Counter] = Children(dead, DEAD_LETTER_REASONS, shown=True)
+        kept = self._gauge("taskflow_dead_letters_kept", "Dead letters there are and nobody has replayed, by reason.", "reason")
+        self.dead_letters_kept: Children[str, Gauge] = Children(kept, DEAD_LETTER_REASONS)
+        replays = self._counter("taskflow_dead_letter_replays", "Dead letters that an operator had replayed, by outcome.", "outcome")
+        self.replays: Children[str, Counter] = Children(replays, REPLAY_OUTCOMES)
 
     def _watch_engine(self) -> None:
         """Make the metrics of flows, timers and the store."""
@@ -99,6 +109,11 @@ class Metrics:
         self.transitions: Children[tuple[str, str], Counter] = Children(moves, TRANSITIONS)
         self.set_aside = self._counter("taskflow_flows_set_aside", "Flows whose row could not be read, taken out of the timers' way.")
         self.replies_unmatched = self._gauge("taskflow_replies_unmatched", "Replies held because nobody waits for them yet.")
+        self.replies_age = self._gauge(
+            "taskflow_replies_unmatched_oldest_age_seconds", "How long ago the oldest reply came that nobody waits for yet."
+        )
+        self.wait_age = self._gauge("taskflow_wait_oldest_age_seconds", "How long the flow has waited that waits longest.")
+        self.timers_overdue = self._gauge("taskflow_timers_overdue", "Flows that time is due to act on, counted up to 10,000.")
         self.timer_lag = self._histogram("taskflow_timer_lag_seconds", "How late timers and deadlines were acted on.", _LAGS)
         self.timer_overdue = self._gauge(
             "taskflow_timer_overdue_seconds", "How long the earliest timer or deadline that was not acted on has been due."
