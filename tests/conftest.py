@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +21,12 @@ NIGHTLY = os.environ.get("TASKFLOW_FAULTS", "ci") == "nightly"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the choice of one fault scenario by name."""
     parser.addoption("--scenario", default="", help="run one fault scenario; a name that does not exist lists them all")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the worker, once: where `PYTHONDONTWRITEBYTECODE` is set, each of the hundreds that the tests start would do it anew."""
+    if not hasattr(config, "workerinput"):  # not in each process of pytest-xdist
+        compileall.compile_dir(Path(__file__).parents[1] / "worker", quiet=2)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

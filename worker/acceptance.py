@@ -1,17 +1,19 @@
 """Check payloads against a wait's `accept`: a subset of JSON Schema 2020-12, by the library `jsonschema`.
 
 The subset has what describes a payload and nothing that can hurt the worker: no references (they could be fetched, or go in circles) and no
-patterns (a regular expression can take for ever). Validators are made once for each schema.
+patterns (a regular expression can take for ever). Validators are made once for each schema. The library is loaded with the first schema:
+most workers never see one, and it would be a seventh of what it takes to start.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, best_match
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
 
 MAX_BYTES = 16 * 1024
 _ANNOTATIONS = {"$schema", "title", "description", "examples", "default", "$comment"}
@@ -31,6 +33,8 @@ def schema_flaw(schema: dict[str, Any]) -> str | None:
     unknown = _unknown(schema)
     if unknown is not None:
         return f"the keyword {unknown!r} is not supported; supported are {', '.join(sorted(KEYWORDS - _ANNOTATIONS))}"
+    from jsonschema import Draft202012Validator, SchemaError  # noqa: PLC0415 - with the first schema, see above
+
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as bad:
@@ -40,6 +44,8 @@ def schema_flaw(schema: dict[str, Any]) -> str | None:
 
 def accepts(schema: dict[str, Any], payload: Any) -> str | None:
     """Say in a sentence why the payload does not fit the schema, naming the place, or None when it does."""
+    from jsonschema.exceptions import best_match  # noqa: PLC0415 - as above
+
     failure = best_match(_validator(msgspec.json.encode(schema, order="sorted")).iter_errors(payload))
     return None if failure is None else f"{failure.message[:_SHOWN]} (at {failure.json_path})"
 
@@ -47,6 +53,8 @@ def accepts(schema: dict[str, Any], payload: Any) -> str | None:
 @lru_cache(maxsize=256)
 def _validator(schema: bytes) -> Draft202012Validator:
     """Make the validator of a schema, once."""
+    from jsonschema import Draft202012Validator  # noqa: PLC0415 - as above
+
     return Draft202012Validator(msgspec.json.decode(schema))
 
 

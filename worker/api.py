@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any
 
 import structlog
@@ -23,19 +24,31 @@ from worker.wire.verdicts import command_scope
 
 Answer = Callable[[Query, Any], Awaitable[bytes]]
 Watcher = Callable[[str, str], None]
+Timer = Callable[[float], None]
 
 
 class Api:
-    """The micro service's handler. `watch(verb, outcome)` counts what became of the commands; `reply_topics` carry replies."""
+    """The micro service's handler. `watch(verb, outcome)` counts what became of the commands, `timed(seconds)` how long they took;
+    `reply_topics` carry replies.
+    """
 
     def __init__(
-        self, engine: Engine, subjects: Subjects, mint: Mint, operators: Operators, *, watch: Watcher, reply_topics: tuple[str, ...] = ()
+        self,
+        engine: Engine,
+        subjects: Subjects,
+        mint: Mint,
+        operators: Operators,
+        *,
+        watch: Watcher,
+        timed: Timer = lambda _seconds: None,
+        reply_topics: tuple[str, ...] = (),
     ) -> None:
         self._engine = engine
         self._operators = operators
         self._subjects = subjects
         self._mint = mint
         self._watch = watch
+        self._timed = timed
         self._guarded = (f"{subjects.prefix}.>", *reply_topics)
         self._log = structlog.get_logger("api")
         self._queries: dict[str, Answer] = {
@@ -89,10 +102,12 @@ class Api:
         agent, verb = parsed
         if verb in QUERIES:
             return await self._answered(agent, verb, request.body), None
+        began = perf_counter()
         verdict = read_command(agent, verb, request.body, request.headers, self._mint, require_id=False, subjects=self._subjects)
         if isinstance(verdict, Unusable):
             raise verdict.error
         outcome: Outcome = await self._engine.submit(verdict.stimulus, verdict.identity, source="api", request=True)
+        self._timed(perf_counter() - began)
         self._watch(verb, outcome.error.code if outcome.error is not None else outcome.name)
         return outcome.result, outcome.error or outcomes.error_in(outcome.result)
 

@@ -14,13 +14,13 @@ import msgspec
 from worker.acceptance import accepts, schema_flaw
 from worker.admin.acting import Acting
 from worker.admin.desk import Desk
-from worker.admin.letters import Letters
+from worker.admin.letters import Counted, Letters
 from worker.admin.service import Operators
 from worker.api import Api
 from worker.bus.base import Bus, Source, Stream
-from worker.bus.connection import NatsOptions
+from worker.bus.dialing import nats_options
 from worker.bus.jetstream import JetStreamBus
-from worker.config import Config, Nats, Secret
+from worker.config import Config
 from worker.consumer import Consumer
 from worker.copying import copied
 from worker.dispatcher import Dispatcher
@@ -30,6 +30,7 @@ from worker.flow.commands import Policy
 from worker.health import HealthServer
 from worker.inspector import Inspector
 from worker.manager import FlowManager
+from worker.metrics import Metrics
 from worker.outlets import dead_letters, events, fresh_events
 from worker.probes import WorkerProbes
 from worker.pruner import Pruner
@@ -40,7 +41,7 @@ from worker.store.base import Store
 from worker.store.sqlite import SqliteFlowStore
 from worker.supervisor import Services, Supervisor
 from worker.systemd import Systemd
-from worker.telemetry import Metrics, Said, configure_logging, logger
+from worker.telemetry import Said, configure_logging, logger
 from worker.times import SECOND, Micros
 from worker.tracking import Tracker
 from worker.version import program_version
@@ -196,12 +197,12 @@ def compose(
 
 def _api(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine, tracker: Tracker) -> Api:
     """Wire the micro service, for agents and operators."""
-    across = operators(store, bus, subjects, bindings, engine)
+    across = operators(store, bus, subjects, bindings, engine, tracker.replayed)
     carriers = tuple(binding.subject for binding in bindings.configured)
-    return Api(engine, subjects, Randomness(), across, watch=tracker.settled, reply_topics=carriers)
+    return Api(engine, subjects, Randomness(), across, watch=tracker.settled, timed=tracker.answered, reply_topics=carriers)
 
 
-def operators(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine) -> Operators:
+def operators(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine, counted: Counted) -> Operators:
     """Wire what operators may ask for."""
     began = wall_clock()
 
@@ -212,7 +213,7 @@ def operators(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, en
         return {"pid": os.getpid(), "store": store.place, "nats": bus.address, "up_seconds": up, **state}
 
     desk = Desk(store, subjects, engine.clock, version=program_version(), about=about)
-    letters = Letters(engine, bus, subjects, bindings.answers_on)
+    letters = Letters(engine, bus, subjects, bindings.answers_on, counted)
     return Operators(desk, Acting(engine, Randomness().command_id, lambda: copied(store.place)), letters, subjects)
 
 
@@ -251,34 +252,6 @@ def reply_bindings(config: Config, subjects: Subjects) -> Bindings:
         return Bindings(config.bindings(), subjects)
     except ValueError as bad:
         raise ConfigError(str(bad)) from bad
-
-
-def nats_options(nats: Nats) -> NatsOptions:
-    """Turn the settings into what the connection takes; secrets are read here, at the last moment."""
-    options = NatsOptions(
-        servers=tuple(map(str, nats.url)),
-        user=nats.user or None,
-        password=_revealed(nats.password),
-        token=_revealed(nats.token),
-        creds=_path(nats.creds),
-        nkey_seed=_path(nats.nkey),
-        tls_ca=nats.tls_ca or None,
-        tls_cert=nats.tls_cert or None,
-        tls_key=_path(nats.tls_key),
-        connect_timeout=nats.connect_timeout.seconds,
-        monitor_url=nats.monitor_url or None,
-    )
-    return msgspec.structs.replace(options, inbox_prefix=nats.inbox_prefix) if nats.inbox_prefix else options
-
-
-def _revealed(secret: Secret | None) -> str | None:
-    """Return a secret's text."""
-    return secret.reveal() if secret is not None else None
-
-
-def _path(secret: Secret | None) -> str | None:
-    """Return the path of the file that holds a secret."""
-    return secret.path if secret is not None else None
 
 
 def _root(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -15,10 +15,12 @@ from worker.inspector import Inspector
 from worker.relay import Relay
 from worker.store.base import Reads
 from worker.times import SECOND, Micros
-from worker.tracking import Look, Tracker
+from worker.tracking import Look, Survey, Tracker
 
 _EVERY = 1.0
 _BACKLOG_EVERY = 10.0
+_SURVEY_EVERY = 15.0
+_GROUPS = 10_000
 _STALE = 5.0
 """Seconds after which a database that has not answered, or a loop that has not come round, counts as hung."""
 
@@ -74,6 +76,30 @@ class WorkerProbes:
             except PublishFailed as silent:  # what was last known stands; whether it is connected is on the page too
                 self._log.debug("backlog_unknown", why=str(silent))
             await asyncio.sleep(_BACKLOG_EVERY)
+
+    async def watch_store(self) -> None:
+        """Ask the database now and then what takes it longer to say, until cancelled."""
+        while True:
+            try:
+                self._tracker.surveyed(await self._survey())
+            except FlowError as bad:  # what was last known stands; `run` says that the database does not answer
+                self._log.debug("survey_failed", why=bad.message)
+            await asyncio.sleep(_SURVEY_EVERY)
+
+    async def _survey(self) -> Survey:
+        """Look at the ends of what is kept: waits, timers, held replies, dead letters."""
+        now = self._clock()
+        found = await self._store.gauges(now)
+        held = (await self._store.held_replies(limit=1)).items
+        letters: dict[str, int] = {}
+        for group in await self._store.letter_groups(_GROUPS):
+            letters[group.reason] = letters.get(group.reason, 0) + group.count - group.replayed
+        return Survey(
+            overdue=found.due,
+            wait_age=_seconds_since(found.oldest_wait[1] if found.oldest_wait is not None else None, now),
+            held_age=_seconds_since(held[0].arrived_us if held else None, now),
+            letters=letters,
+        )
 
     async def _look(self, lag: float) -> Look:
         """Look at everything that a gauge shows."""

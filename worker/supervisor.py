@@ -66,6 +66,7 @@ class Supervisor:
             background = [group.create_task(its.probes.run(), name="probes"), group.create_task(its.systemd.watch(), name="watchdog")]
             background += [group.create_task(relay.run(), name="relay") for relay in its.relays]
             background.append(group.create_task(its.probes.watch_backlog(), name="backlog"))
+            background.append(group.create_task(its.probes.watch_store(), name="survey"))
             await self._recover()
             pulls = [group.create_task(consumer.run(), name="consumer") for consumer in its.consumers]
             timers = group.create_task(self._run_timers(), name="timers")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import msgspec
 
 from worker.flow.lifecycle import EventKind
+from worker.metrics import ACTIONS, FILES, Metrics
 from worker.store.records import Batch
-from worker.telemetry import ACTIONS, FILES, Metrics
 
 _UNSTORED = ("ignored", "retried")
 
@@ -27,6 +27,15 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     published: int = 0
     reconnects: int = 0
     room: Mapping[str, int] = {}
+
+
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found in the database at one of the slower looks. Ages are seconds; `letters`: those not replayed, by reason."""
+
+    overdue: int = 0
+    wait_age: float = 0.0
+    held_age: float = 0.0
+    letters: Mapping[str, int] = {}
 
 
 class Tracker:
@@ -93,6 +102,24 @@ class Tracker:
         metrics.events_published.inc(look.published - self._last.published)
         metrics.nats_reconnects.inc(look.reconnects - self._last.reconnects)
         self._last = look
+
+    def surveyed(self, survey: Survey) -> None:
+        """Set the gauges of what takes longer to find out."""
+        metrics = self._metrics
+        metrics.timers_overdue.set(survey.overdue)
+        metrics.wait_age.set(survey.wait_age)
+        metrics.replies_age.set(survey.held_age)
+        for reason in {*metrics.dead_letters_kept, *survey.letters}:
+            metrics.dead_letters_kept[reason].set(survey.letters.get(reason, 0))
+
+    def answered(self, seconds: float) -> None:
+        """Note how long a command on `api` took."""
+        self._metrics.command_duration.observe(seconds)
+
+    def replayed(self, done: int, failed: int) -> None:
+        """Count dead letters that were replayed, and those that could not be."""
+        self._metrics.replays["done"].inc(done)
+        self._metrics.replays["failed"].inc(failed)
 
     def backlog(self, pending: int) -> None:
         """Note how many messages wait in the streams."""

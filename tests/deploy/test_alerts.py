@@ -12,7 +12,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from tests.deploy.scraping import families
 from tests.e2e.stage import Stage
-from worker.telemetry import Metrics
+from worker.metrics import Metrics
+from worker.timings import Timings
 
 ROOT = Path(__file__).parents[2]
 ALERTS = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
@@ -58,9 +59,9 @@ def labels() -> dict[str, set[str]]:
     """Return the labels of each metric by the name of its samples."""
     found: dict[str, set[str]] = {}
     for metric in Metrics().registry._collector_to_names:
-        if not isinstance(metric, MetricWrapperBase):
+        if not isinstance(metric, MetricWrapperBase | Timings):
             continue  # process_*: without labels
-        names = set(metric._labelnames)
+        names = set(metric._labelnames) if isinstance(metric, MetricWrapperBase) else set()
         for name in _names(metric):
             found[name] = names | ({"le"} if name.endswith("_bucket") else set()) | ({"version", "python"} if "build" in name else set())
     return found

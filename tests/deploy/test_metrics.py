@@ -8,7 +8,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from prometheus_client import generate_latest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
 
 from tests.deploy.scraping import shows
 from tests.e2e.stage import TOPIC, Agent, Stage
@@ -19,9 +21,10 @@ from worker.bus.base import Backlog, Source
 from worker.bus.memory import MemoryBus
 from worker.flow.commands import Reply
 from worker.inspector import Inspector
+from worker.metrics import _ANSWERS, Metrics
 from worker.probes import WorkerProbes
-from worker.telemetry import Metrics
-from worker.tracking import Tracker
+from worker.timings import Timings
+from worker.tracking import Survey, Tracker
 
 
 @pytest.fixture
@@ -50,6 +53,8 @@ async def test_the_page_counts_what_a_day_brings(stage: Stage, kate: Agent) -> N
     assert 0 <= page["taskflow_timer_lag_seconds_sum"] < 30
     assert page["taskflow_store_commit_duration_seconds_count"] == page["taskflow_store_batch_size_count"] > 0
     assert page["taskflow_replies_unmatched"] == 1
+    assert page["taskflow_command_duration_seconds_count"] == 4  # two of each: start, wait; replies and queries are none
+    assert 0 < page["taskflow_command_duration_seconds_sum"] < 60
     assert page['taskflow_store_size_bytes{file="db"}'] > 0
     assert page['taskflow_store_size_bytes{file="wal"}'] > 0
     assert page["taskflow_store_free_bytes"] > 0
@@ -94,6 +99,41 @@ async def test_a_timer_that_nobody_acts_on_is_overdue(metrics: Metrics) -> None:
         assert (await probes._look(0.0)).overdue == 30
         await run.waits.tick()
         assert (await probes._look(0.0)).overdue == 0
+
+
+async def test_what_lies_in_the_database_is_surveyed(metrics: Metrics) -> None:
+    async with running() as run:
+        probes = probes_of(run, metrics)
+        await parked(run, timer(run, seconds=60))
+        await run.engine.submit(Reply(topic=TOPIC, correlation_id="early", payload={}, event_id="e", arrived_us=run.clock()))
+        run.clock.advance(seconds=90)
+        tracker = Tracker(metrics)
+        tracker.surveyed(await probes._survey())
+        assert value(metrics, "taskflow_wait_oldest_age_seconds") == 90
+        assert value(metrics, "taskflow_replies_unmatched_oldest_age_seconds") == 90
+        assert value(metrics, "taskflow_timers_overdue") == 1
+        await run.waits.tick()
+        run.clock.advance(seconds=2 * 86400)
+        await run.engine.do(lambda transaction: transaction.expire_held(run.clock(), 10))
+        tracker.surveyed(await probes._survey())
+    assert value(metrics, "taskflow_wait_oldest_age_seconds") == 0
+    assert value(metrics, "taskflow_replies_unmatched_oldest_age_seconds") == 0
+    assert value(metrics, 'taskflow_dead_letters_kept{reason="expired"}') == 1
+    tracker.surveyed(Survey())
+    assert value(metrics, 'taskflow_dead_letters_kept{reason="expired"}') == 0, "a reason that is gone stays on the page"
+
+
+@given(st.lists(st.floats(0, 20) | st.sampled_from(_ANSWERS)))
+def test_timings_say_what_the_librarys_histogram_says(seconds: list[float]) -> None:
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # as the worker does
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    mine, reference = Timings("t_seconds", "A text.", _ANSWERS, ours), Histogram("t_seconds", "A text.", buckets=_ANSWERS, registry=theirs)
+    for one in seconds:
+        mine.observe(one)
+        reference.observe(one)
+    assert generate_latest(ours) == generate_latest(theirs)
+    with pytest.raises(ValueError, match="Duplicated"):
+        Timings("t_seconds", "Again.", (1.0,), ours)
 
 
 async def test_what_waits_in_the_streams_is_asked_of_the_broker(metrics: Metrics) -> None:

@@ -8,6 +8,8 @@ import shlex
 import sqlite3
 import time
 import tomllib
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from tests.e2e import checks
 from tests.e2e.commands import asked, command
 from tests.e2e.stage import TOPIC, Agent, Stage
 from tests.eventually import eventually
+from worker.store.queries import migrations
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -206,15 +209,20 @@ async def test_the_doctor_looks_at_everything_and_says_what_to_do(stage: Stage, 
     report = (await asked(stage, "doctor")).json
     found = {check["name"]: check["level"] for check in report["checks"]}
     assert report["ok"], report
-    for name in ("config", "disk", "database file", "invariants", "nats", "TASKFLOW_IN", "TASKFLOW_EVT", "TASKFLOW_DLQ", "worker", "clock"):
+    local = ("config", "versions", "disk", "database", "database file", "invariants", "limits", "service manager")
+    for name in (*local, "nats", "permissions", "TASKFLOW_IN", "TASKFLOW_EVT", "TASKFLOW_DLQ", "worker", "clock"):
         assert found[name] == "ok" or name in ("disk", "TASKFLOW_IN"), report
+    assert report["config"]["store.path"] == {"value": json.dumps(str(stage.path)), "origin": "environment TASKFLOW_STORE_PATH"}
+    assert any(message.startswith("server sync: ") for message in report["messages"])
     assert found["server sync"] == "warn"
     assert "set nats.monitor_url" in (await command(stage, "doctor")).out
     await stage.stop()
     ill = (await asked(stage, "doctor", code=1)).json
     assert next(check for check in ill["checks"] if check["name"] == "worker")["fix"].startswith("taskflow run starts one")
     await stage.server.stop()
-    assert "✗ nats" in (await command(stage, "doctor", code=1)).out
+    said = (await command(stage, "doctor", "--http-bind", stage.url.removeprefix("nats://"), code=1)).out
+    assert "✗ nats" in said
+    assert "✓ health port" in said
 
 
 async def test_a_flow_that_was_set_aside_is_released_from_the_shell(stage: Stage, kate: Agent) -> None:
@@ -249,9 +257,29 @@ async def test_the_database_is_pruned_exported_and_migrated(stage: Stage, kate: 
 
     await eventually(pruned, within=60)  # once its events are noted as published
     assert (await asked(stage, "flow", "list")).items == []
-    assert "schema 3, this program's is 3" in (await command(stage, "db", "migrate", "--check")).out
+    newest = len(migrations())
+    assert f"schema {newest}, this program's is {newest}" in (await command(stage, "db", "migrate", "--check")).out
     await stage.stop()
-    assert "schema 3" in (await command(stage, "db", "migrate")).out
+    assert f"schema {newest}" in (await command(stage, "db", "migrate")).out
+
+
+async def test_what_a_migration_would_run_is_printed_and_leads_to_the_same_schema(stage: Stage) -> None:
+    old = stage.folder / "old.db"
+    with closing(sqlite3.connect(old)) as database:
+        database.executescript((Path(__file__).parents[1] / "fixtures" / "schema-1.sql").read_text())
+        before = database.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall()
+    printed = (await command(stage, "db", "migrate", "--print", "--store-path", str(old))).out
+    assert printed.startswith("-- schema 1 → 2\n")
+    with closing(sqlite3.connect(old)) as database:
+        assert database.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall() == before, "printing has changed something"
+        copy = sqlite3.connect(":memory:")
+        database.backup(copy)
+    with closing(copy):
+        copy.executescript(printed)
+        by_hand = copy.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall()
+    await command(stage, "db", "migrate", "--store-path", str(old))
+    with closing(sqlite3.connect(old)) as database:
+        assert database.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall() == by_hand
 
 
 async def test_a_copy_is_made_on_request_and_its_making_kept(stage: Stage, kate: Agent) -> None:
@@ -280,3 +308,21 @@ async def test_schemas_completion_and_version_need_nobody(stage: Stage) -> None:
     for shell in ("zsh", "fish"):
         assert "_TASKFLOW_COMPLETE" in (await command(stage, "completion", shell)).out
     assert "nats-py" in (await command(stage, "version", "-v")).out
+    assert (await asked(stage, "version")).json["wire protocol"] == "1"
+
+
+async def test_contexts_of_the_nats_command_line_are_listed_and_shown_without_secrets(stage: Stage) -> None:
+    folder = stage.folder / "nats"
+    (folder / "context").mkdir(parents=True, exist_ok=True)
+    (folder / "context" / "prod.json").write_text(json.dumps({"url": "nats://u:p4ss@prod:4222", "user": "ann", "password": "p4ss"}))
+    (folder / "context" / "test.json").write_text(json.dumps({"url": "nats://test:4222"}))
+    (folder / "context.txt").write_text("test\n")
+    home = str(stage.folder)
+    listed = json.loads((await command(stage, "context", "ls", "-o", "json", XDG_CONFIG_HOME=home)).out)["items"]
+    assert listed == [{"name": "prod", "selected": False}, {"name": "test", "selected": True}]
+    assert (await command(stage, "context", "ls", XDG_CONFIG_HOME=home)).out.splitlines() == ["  prod", "* test"]
+    shown = (await command(stage, "context", "show", "prod", XDG_CONFIG_HOME=home)).out
+    assert "nats.url" in shown
+    assert "nats://prod:4222" in shown
+    assert "p4ss" not in shown
+    assert "no NATS context 'none'" in (await command(stage, "context", "show", "none", code=78, XDG_CONFIG_HOME=home)).err

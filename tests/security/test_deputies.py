@@ -14,7 +14,10 @@ from tests.security.guarded import Guarded, Refused, flushed
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("deputies")]
 
 GUESSED = "a-correlation-id-that-was-guessed"
-FORGED = ("taskflow.evt.ann.{flow}.finished", "taskflow.dlq.forged", "agent.delegate.reply", f"taskflow.reply.ann.{GUESSED}")
+FORGED = (
+    *("taskflow.evt.ann.{flow}.finished", "taskflow.dlq.forged", "agent.delegate.reply", f"taskflow.reply.ann.{GUESSED}"),
+    *("taskflow.cmd.ann.start", "taskflow.resume"),  # where the worker may publish, to replay dead letters
+)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -22,19 +22,24 @@ from worker.bus.server import find_server
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("permissions")]
 
 F = "01900000-0000-7000-8000-000000000001"
-ROLES = ("provisioner", "worker", "operator", "reader", "kate", "ann", "billing")
+ROLES = ("provisioner", "worker", "operator", "observer", "reader", "kate", "ann", "billing")
 # Subject and who may publish on it; everybody else may not. `kate` and `ann` are agents, `billing` a delegate that works for kate.
 PUBLISH: dict[str, tuple[str, ...]] = {
-    "taskflow.cmd.kate.start": ("kate",),
-    "taskflow.cmd.ann.start": ("ann",),
+    "taskflow.cmd.kate.start": ("kate", "worker"),
+    "taskflow.cmd.ann.start": ("ann", "worker"),
     "taskflow.cmd.kate.start.more": (),
     "taskflow.api.kate.status": ("kate",),
     "taskflow.api.ann.status": ("ann",),
-    "taskflow.admin.list": ("operator",),
-    "taskflow.resume": ("operator",),
-    "taskflow.reply.kate.c1": ("billing",),
-    "taskflow.reply.ann.c1": (),
-    "agent.delegate.reply": ("billing",),
+    "taskflow.admin.list": ("operator", "observer"),
+    "taskflow.admin.why": ("operator", "observer"),
+    "taskflow.admin.cancel": ("operator",),
+    "taskflow.admin.dlq": ("operator",),
+    "taskflow.admin.held": ("operator",),
+    "taskflow.admin.backup": ("operator",),
+    "taskflow.resume": ("operator", "worker"),
+    "taskflow.reply.kate.c1": ("billing", "worker"),
+    "taskflow.reply.ann.c1": ("worker",),
+    "agent.delegate.reply": ("billing", "worker"),
     "agent.billing.pay": ("worker",),
     f"taskflow.evt.kate.{F}.resumed": ("worker",),
     "taskflow.dlq.malformed": ("worker",),
@@ -70,7 +75,8 @@ PUBLISH: dict[str, tuple[str, ...]] = {
     "$JS.API.STREAM.MSG.GET.TASKFLOW_IN": ("operator",),
     "$JS.API.DIRECT.GET.TASKFLOW_EVT": ("operator",),
     "$JS.API.STREAM.SNAPSHOT.TASKFLOW_IN": (),
-    "$SRV.PING.taskflow": ("operator",),
+    "$SRV.PING.taskflow": ("operator", "observer"),
+    "$SYS.REQ.USER.INFO": ("worker", "operator", "observer"),
     "$SYS.REQ.SERVER.PING": (),
     "anything.else": (),
 }
@@ -84,9 +90,9 @@ SUBSCRIBE: dict[str, tuple[str, ...]] = {
     "taskflow.reply.kate.*": ("worker",),
     "agent.delegate.reply": ("worker",),
     "agent.billing.pay": ("billing",),
-    "taskflow.evt.kate.*.*": ("kate", "operator"),
-    "taskflow.evt.ann.*.*": ("ann", "operator"),
-    "taskflow.evt.>": ("operator",),
+    "taskflow.evt.kate.*.*": ("kate", "operator", "observer"),
+    "taskflow.evt.ann.*.*": ("ann", "operator", "observer"),
+    "taskflow.evt.>": ("operator", "observer"),
     "taskflow.dlq.*": ("operator",),
     "_INBOX.>": (),
     "_INBOX.kate.*": ("kate",),
@@ -94,6 +100,7 @@ SUBSCRIBE: dict[str, tuple[str, ...]] = {
     "_INBOX.billing.*": ("billing",),
     "_INBOX.reader.*": ("reader",),
     "_INBOX.operator.*": ("operator",),
+    "_INBOX.observer.*": ("observer",),
     "_INBOX_worker.>": ("worker",),
     "_INBOX_provisioner.*": ("provisioner",),
     "$JS.ACK.TASKFLOW_IN.worker.>": (),

@@ -19,11 +19,11 @@ from worker.bus.base import Delivery, Outgoing, Published, PublishFailed, Settle
 from worker.bus.memory import MemoryBroker, MemoryBus, Stored
 from worker.config import Config
 from worker.flow.model import Flow
+from worker.metrics import Metrics
 from worker.signals import Stop
 from worker.store.sqlite import SqliteFlowStore
 from worker.store.transaction import SqliteTransaction
 from worker.supervisor import Services, Supervisor
-from worker.telemetry import Metrics
 from worker.tracking import Tracker
 from worker.wire.subjects import Subjects
 

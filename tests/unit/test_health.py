@@ -11,7 +11,7 @@ import pytest
 
 from worker.errors import ConfigError
 from worker.health import Check, HealthServer, is_loopback, names_loopback
-from worker.telemetry import Metrics
+from worker.metrics import Metrics
 
 
 class Patient:

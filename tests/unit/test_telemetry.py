@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
 from worker.config import Log
-from worker.telemetry import DEAD_LETTER_REASONS, Metrics, Said, configure_logging, logger, one_line
+from worker.metrics import DEAD_LETTER_REASONS, Metrics
+from worker.telemetry import Said, configure_logging, logger, one_line
 
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 

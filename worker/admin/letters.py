@@ -34,11 +34,21 @@ _AT_MOST = 2.0
 """Seconds that one request may take for its pace: whoever asks waits for the answer, and asks again for the rest."""
 
 
-class Letters:
-    """Handles dead letters. `answers_on(topic, correlation_id)` gives the subject on which a reply reaches a topic."""
+Counted = Callable[[int, int], None]
 
-    def __init__(self, engine: Engine, bus: Bus, subjects: Subjects, answers_on: AnswersOn) -> None:
+
+def _uncounted(_done: int, _failed: int) -> None:
+    """Count nothing."""
+
+
+class Letters:
+    """Handles dead letters. `answers_on(topic, correlation_id)` gives the subject on which a reply reaches a topic; `counted(done, failed)`
+    hears how many were replayed.
+    """
+
+    def __init__(self, engine: Engine, bus: Bus, subjects: Subjects, answers_on: AnswersOn, counted: Counted = _uncounted) -> None:
         self._engine = engine
+        self._counted = counted
         self._bus = bus
         self._subjects = subjects
         self._answers_on = answers_on
@@ -61,6 +71,7 @@ class Letters:
                 done.append(kept.letter.n)
             else:
                 failed.append(oversight.Unreplayed(number=kept.letter.n, why=why))
+        self._counted(len(done), len(failed))
         return _answer(done, failed, asked, following)
 
     async def purge(self, asked: operators.LettersPurge) -> bytes:

@@ -73,6 +73,22 @@ class Client:
         except NoAnswer as silent:
             raise Silent(str(silent), late="within" in str(silent)) from silent
 
+    async def all_answers(self, subject: str, *, within: float) -> list[bytes]:
+        """Request, and return every answer that comes within that many seconds."""
+        client, answers = self._connection.client, list[bytes]()
+
+        async def take(message: Msg) -> None:
+            """Keep an answer."""
+            if message.data:  # the server says with an empty one that nobody is there
+                answers.append(message.data)
+
+        inbox = client.new_inbox()
+        subscription = await client.subscribe(inbox, cb=take)
+        await client.publish(subject, b"", reply=inbox)
+        await asyncio.sleep(within)
+        await subscription.unsubscribe()
+        return answers
+
     async def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> Published:
         """Store a message in its stream. Raises `Silent` where no stream takes it, or nobody says so."""
         try:

@@ -22,7 +22,7 @@ _COMMANDS = (
     *("run", "dev", "demo"),
     *("flow", "waits", "who", "why", "reply", "held", "dlq"),
     *("events", "top", "stats", "check", "doctor", "log"),
-    *("db", "provision", "config", "schema", "completion", "version"),
+    *("db", "provision", "config", "context", "schema", "completion", "version"),
 )
 
 

@@ -93,8 +93,11 @@ Main = Callable[[Line, Printer], Awaitable[int | None]]
 
 def run(arguments: Mapping[str, Any], main: Main, *, patience: float = 5.0) -> None:
     """Load the settings, open the line, and run `main`; its number, or what went wrong, is the exit code."""
-    from worker.cli.launch import launch
+    from worker.cli.lean import load_structlog
     from worker.config.tree import Log
+
+    load_structlog()
+    from worker.cli.launch import launch
     from worker.telemetry import configure_logging
 
     config = load_config(arguments)
@@ -140,11 +143,11 @@ async def _line(config: Config, database: str | None, printer: Printer, patience
 @asynccontextmanager
 async def connected(config: Config) -> AsyncIterator[Client]:
     """Connect to NATS. Raises `BusLost` soon, with what else can be done."""
-    from worker import app
     from worker.bus.client import Client
+    from worker.bus.dialing import nats_options
     from worker.errors import BusLost
 
-    client = Client(app.nats_options(config.nats))
+    client = Client(nats_options(config.nats))
     try:
         await client.__aenter__()
     except BusLost as lost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import rich_click as click
@@ -16,10 +17,15 @@ def config() -> None:
 
 @config.command(cls=SettingsCommand)
 @click.option("--origin", is_flag=True, help="Also say where each value came from.")
-def show(*, origin: bool, **arguments: Any) -> None:
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
+def show(*, origin: bool, output: str, **arguments: Any) -> None:
     """Print every setting as it is in force, in the form of the configuration file; secrets are masked."""
     from worker.config import shown
 
+    if output == "json":
+        found = {key: {"value": value, "origin": source} for key, value, source in shown(load_config(arguments))}
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
     rows = [(f"{key} = {value}", source) for key, value, source in shown(load_config(arguments))]
     width = max(len(line) for line, _ in rows)
     for line, source in rows:

@@ -96,8 +96,9 @@ def _fields(row: sqlite3.Row) -> Iterator[tuple[str, Any]]:
 
 @click.command(cls=SettingsCommand)
 @click.option("--check", "only_check", is_flag=True, help="Only say which schema it has; exit 1 where it is not the newest.")
+@click.option("--print", "only_print", is_flag=True, help="Only print the statements that it would run.")
 @click.pass_context
-def migrate(ctx: click.RichContext, /, *, only_check: bool, **arguments: Any) -> None:
+def migrate(ctx: click.RichContext, /, *, only_check: bool, only_print: bool, **arguments: Any) -> None:
     """Bring the database to this program's schema, after a backup beside it. The worker must not run; it does the same at its start."""
     from worker.cli.launch import launch
     from worker.config.tree import Log
@@ -108,6 +109,9 @@ def migrate(ctx: click.RichContext, /, *, only_check: bool, **arguments: Any) ->
 
     path, newest = found(load_config(arguments).store.path), len(migrations())
     version = schema_of(path)
+    if only_print:
+        _print(version)
+        return
     if version == newest or only_check:
         click.echo(f"{path}: schema {version}, this program's is {newest}")
         ctx.exit(0 if version == newest else 1)
@@ -124,3 +128,14 @@ def migrate(ctx: click.RichContext, /, *, only_check: bool, **arguments: Any) ->
     if code == 0:
         click.echo(f"{path}: schema {version} → {newest}; the backup is {path}.schema-{version}.backup")
     ctx.exit(code)
+
+
+def _print(version: int) -> None:
+    """Print what leads from a schema to the newest, as SQL that says the same."""
+    from worker.store.queries import migrations
+
+    for number, statements in enumerate(migrations()[version:], version):
+        click.echo(f"-- schema {number} → {number + 1}")
+        for statement in statements:
+            click.echo(f"{statement};")
+        click.echo(f"PRAGMA user_version = {number + 1};")

@@ -28,7 +28,9 @@ def dev(ctx: click.RichContext, /, **arguments: Any) -> None:
     With a NATS URL or context given, that server is used instead and none is started. Everything else is as with `taskflow run`.
     """
     from worker.cli.launch import launch
+    from worker.cli.lean import load_structlog
 
+    load_structlog()
     ctx.exit(launch(_live(arguments)))
 
 

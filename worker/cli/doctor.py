@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from worker.cli import exits
 from worker.cli.options import SettingsCommand, load_config
+from worker.cli.verdicts import Verdict
 
 if TYPE_CHECKING:
     from worker.config import Config
 
 _SIGNS = {"ok": "✓", "warn": "!", "fail": "✗"}
-_LITTLE, _HARDLY_ANY = 1 << 30, 128 << 20
 _SKEW = 1.0
-
-
-class Verdict(NamedTuple):
-    """What one look gave. `fix`: what to do, empty where all is well."""
-
-    name: str
-    level: str
-    text: str
-    fix: str = ""
+_PAYLOAD = 512 << 10
+"""The most that the worker sends in one message is an event with a state in it; the contract lets a command have 256 KiB."""
 
 
 @click.command(cls=SettingsCommand)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
 @click.pass_context
 def doctor(ctx: click.RichContext, /, *, output: str, **arguments: Any) -> None:
-    """Look at configuration, database, disk, NATS, streams, permissions, worker and clock. Changes nothing.
+    """Look at configuration, versions, database, disk, credentials, NATS, permissions, streams, workers and clock. Changes nothing.
 
     Exit 0: nothing fails (there may be warnings). 1: something does; each line says what to do. 78: the configuration is refused.
     """
+    from worker.cli.doctor_place import place
     from worker.cli.launch import launch
     from worker.config.tree import Log
     from worker.telemetry import configure_logging
 
     config = load_config(arguments)
     configure_logging(Log(level="error"))
-    verdicts = [Verdict("config", "ok", "every setting can be read (taskflow config show --origin says where each comes from)")]
-    verdicts += _database(config)
+    told = "every setting can be read, secrets by this user alone (taskflow config show --origin says where each comes from)"
+    verdicts = [Verdict("config", "ok", told)]
+    verdicts += place(config)
 
     async def look() -> int:
         """Look at what is over the network."""
@@ -53,17 +48,21 @@ def doctor(ctx: click.RichContext, /, *, output: str, **arguments: Any) -> None:
     interrupted = launch(look())
     if interrupted:
         ctx.exit(interrupted)
-    _show(verdicts, output)
+    _show(verdicts, config, output)
     ctx.exit(exits.FAILED if any(verdict.level == "fail" for verdict in verdicts) else exits.DONE)
 
 
-def _show(verdicts: list[Verdict], output: str) -> None:
+def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
     """Print the verdicts."""
     from worker.cli.showing import printable
+    from worker.config import shown
 
     if output == "json":
         ok = all(verdict.level != "fail" for verdict in verdicts)
-        click.echo(json.dumps({"ok": ok, "checks": [verdict._asdict() for verdict in verdicts]}))
+        settings = {key: {"value": value, "origin": origin} for key, value, origin in shown(config)}
+        messages = [f"{verdict.name}: {verdict.text} → {verdict.fix}" for verdict in verdicts if verdict.fix]
+        found = {"ok": ok, "checks": [verdict._asdict() for verdict in verdicts], "config": settings, "messages": messages}
+        click.echo(json.dumps(found, ensure_ascii=False))
         return
     width = max(len(verdict.name) for verdict in verdicts)
     for verdict in verdicts:
@@ -72,38 +71,11 @@ def _show(verdicts: list[Verdict], output: str) -> None:
             click.echo(f"  {'':<{width}}  → {printable(verdict.fix)}")
 
 
-def _database(config: Config) -> Iterator[Verdict]:
-    """Look at the database and its disk."""
-    import shutil
-
-    from worker.cli.db_check import evidence_of
-    from worker.errors import Refusal
-    from worker.invariants.findings import gather
-    from worker.invariants.snapshot import found, snapshot
-
-    place = config.store.path
-    try:
-        path = found(place)
-        free = shutil.disk_usage(path.parent).free
-        level = "fail" if free < _HARDLY_ANY else "warn" if free < _LITTLE else "ok"
-        yield Verdict("disk", level, f"{free >> 20:,} MiB free beside {path}", "make room on its disk" if level != "ok" else "")
-        with snapshot(place) as opened:
-            runs = f"worker pid {opened.worker} runs on it" if opened.worker is not None else "no worker runs on it"
-            findings = gather(evidence_of(config, opened.database), path=str(opened.path), worker=opened.worker, quick=True)
-    except Refusal as no:
-        yield Verdict("database", "warn", str(no), "right where the worker runs on another machine; else set store.path")
-        return
-    mode = path.stat().st_mode & 0o077
-    yield Verdict("database file", "warn" if mode else "ok", f"{path}; {runs}", f"chmod 600 {path}: others may open it now" if mode else "")
-    bad = ", ".join(f"{one.number} {one.name}" for one in findings.violations)
-    text = f"db check --quick: {bad} does not hold" if bad else f"db check --quick: everything holds over {findings.flows:,} flows"
-    yield Verdict("invariants", "fail" if bad else "ok", text, "taskflow db check says more, and what to do" if bad else "")
-
-
 async def _over_nats(config: Config) -> list[Verdict]:
     """Look at NATS and what is on it."""
     from worker.bus.client import Silent
     from worker.cli.asking import Online, connected
+    from worker.cli.doctor_rights import rights
     from worker.errors import Refusal
     from worker.wire.subjects import Subjects
 
@@ -111,10 +83,14 @@ async def _over_nats(config: Config) -> list[Verdict]:
         async with connected(config) as client:
             line = Online(config, client, 2.0)
             rtt = await client.round_trip()
-            verdicts = [Verdict("nats", "ok", f"{client.address}, server {client.server_version}, {rtt * 1000:.1f} ms away")]
+            takes = f"messages of up to {client.max_payload:,} bytes"
+            text = f"{client.address}, server {client.server_version}, {rtt * 1000:.1f} ms away, {takes}"
+            fix = f"set max_payload in the server's configuration to {_PAYLOAD} at least" if client.max_payload < _PAYLOAD else ""
+            verdicts = [Verdict("nats", "warn" if fix else "ok", text, fix), *await rights(config, line)]
             verdicts += await _streams(config, line)
             verdicts.append(await _sync(config, line))
             verdicts += await _worker(line)
+            verdicts += await _alone(line)
             return verdicts
     except (Refusal, Silent) as lost:
         prefix = Subjects(config.subjects.prefix).prefix
@@ -183,6 +159,23 @@ async def _worker(line: Any) -> list[Verdict]:
         if number := value(stats):
             verdicts.append(Verdict(name, "warn", text.format(number), fix))
     return verdicts
+
+
+async def _alone(line: Any) -> list[Verdict]:
+    """Look whether several workers answer: on one stream they would take each other's messages."""
+    from worker.errors import Refusal
+
+    try:
+        answers = await line.client.all_answers("$SRV.INFO.taskflow", within=0.5)
+    except Refusal:
+        return []  # what these credentials may not do is said already
+    ours = line.subjects.api("*", "status")
+    said = [json.loads(answer) for answer in answers]
+    ids = sorted(str(one.get("id", "?")) for one in said if any(point.get("subject") == ours for point in one.get("endpoints") or ()))
+    if len(ids) < 2:  # noqa: PLR2004 - one is right, and others may have a prefix of their own
+        return []
+    fix = "let each have streams, and a subjects.prefix, of its own; or stop all but one"
+    return [Verdict("workers", "fail", f"{len(ids)} workers answer on {ours} ({', '.join(ids)})", fix)]
 
 
 _NTP = "let both machines keep time (chrony, systemd-timesyncd)"

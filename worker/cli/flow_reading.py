@@ -7,27 +7,23 @@ from typing import Any
 
 import rich_click as click
 
-from worker.cli.asking import Line, ReadCommand, pages, run, whole_id
+from worker.cli.asking import Json, Line, ReadCommand, pages, run, whole_id
+from worker.cli.choosing import filter_options, narrowed
+from worker.cli.following import followed, watch_options, watched
 from worker.cli.showing import Printer, mark, short, since, waits_on
-
-_STATUSES = click.Choice(["created", "running", "waiting", "finished", "failed", "cancelled"])
 
 
 @click.command("list", cls=ReadCommand)
-@click.option("--status", type=_STATUSES, help="Only flows in this status.")
-@click.option("--controller", metavar="ID", help="Only flows of this controller.")
-@click.option("--owner", metavar="KEY", help="Only flows of this owner (agent:kate:session:main).")
-@click.option("--step", metavar="LABEL", help="Only flows at this step.")
-@click.option("--topic", metavar="TOPIC", help="Only flows that wait for a reply on this topic.")
-@click.option("--older-than", metavar="DURATION", help="Only flows that last changed longer ago than this (1h 30m).")
+@filter_options
 @click.option("--set-aside", is_flag=True, help="Only flows whose row cannot be read.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
 @click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
-def list_(*, limit: int, set_aside: bool, **arguments: Any) -> None:
+@watch_options
+def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None, **arguments: Any) -> None:
     """List the flows of all owners, newest first."""
-    fields = {name: arguments[name] for name in ("status", "controller", "owner", "step", "topic", "older_than", "cursor")}
+    fields = narrowed(arguments) | {"cursor": arguments["cursor"]}
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def look(line: Line, printer: Printer) -> None:
         """List them."""
         key = "set_aside" if set_aside else "flows"
         items, cursor = await pages(line, "list", key, limit, fields | ({"set_aside": True} if set_aside else {}))
@@ -46,33 +42,42 @@ def list_(*, limit: int, set_aside: bool, **arguments: Any) -> None:
         empty = "No flows. Start one: taskflow flow start --agent kate --controller kate/inbox --goal 'triage the inbox'"
         printer.items(items, columns, cursor=cursor, empty="No flow is set aside." if set_aside else empty)
 
-    run(arguments, main)
+    run(arguments, watched(look, watch, count))
 
 
 @click.command(cls=ReadCommand)
 @click.argument("flow")
-def show(*, flow: str, **arguments: Any) -> None:
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens to it until it ends; Ctrl-C ends earlier.")
+def show(*, flow: str, follow: bool, **arguments: Any) -> None:
     """Show one flow: what it is, how it stands, its state."""
 
     async def main(line: Line, printer: Printer) -> None:
-        """Show it."""
-        found = (await line.ask("show", flow_id=await whole_id(line, flow)))["flow"]
-        lines = [
-            ("flow", found["id"]),
-            ("status", mark(found["status"]) + (" (cancel requested)" if found["cancel_requested"] else "")),
-            ("goal", found["goal"]),
-            ("controller", found["controller_id"]),
-            ("owner", found["owner_session_key"]),
-            ("step", found["current_step"]),
-            ("revision", str(found["revision"])),
-            ("created", found["created_at"]),
-            ("changed", found["updated_at"]),
-            ("waits on", waits_on(found["wait"])),
-            ("state", json.dumps(found["state"], ensure_ascii=False, indent=2)),
-        ]
-        printer.item(found, lines)
+        """Show it, and what follows."""
+        flow_id = await whole_id(line, flow)
+        if follow:
+            await followed(line, flow_id, lambda found: _said(found, printer), printer)
+        else:
+            _said((await line.ask("show", flow_id=flow_id))["flow"], printer)
 
     run(arguments, main)
+
+
+def _said(found: Json, printer: Printer) -> None:
+    """Say how a flow is."""
+    lines = [
+        ("flow", found["id"]),
+        ("status", mark(found["status"]) + (" (cancel requested)" if found["cancel_requested"] else "")),
+        ("goal", found["goal"]),
+        ("controller", found["controller_id"]),
+        ("owner", found["owner_session_key"]),
+        ("step", found["current_step"]),
+        ("revision", str(found["revision"])),
+        ("created", found["created_at"]),
+        ("changed", found["updated_at"]),
+        ("waits on", waits_on(found["wait"])),
+        ("state", json.dumps(found["state"], ensure_ascii=False, indent=2)),
+    ]
+    printer.item(found, lines)
 
 
 @click.command(cls=ReadCommand)

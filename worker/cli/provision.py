@@ -18,6 +18,9 @@ def provision(ctx: click.RichContext, /, **arguments: Any) -> None:
     and what would break a promise is refused (exit 78). It touches no database.
     """
     config = load_config(arguments)
+    from worker.cli.lean import load_structlog
+
+    load_structlog()
     from worker import app
     from worker.cli.launch import launch
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import rich_click as click
 
-from worker.cli.asking import AskCommand, Line, Online, run
+from worker.cli.asking import AskCommand, Line, Online, run, whole_id
 from worker.cli.showing import Printer
 
 
@@ -17,7 +17,7 @@ from worker.cli.showing import Printer
 @click.argument("corr")
 @click.argument("payload", required=False)
 @click.option("--id", "event_id", metavar="ID", help="The reply's id: a repeat with the same one is recognised. A new one if not given.")
-@click.option("--flow", "flow_id", metavar="UUID", help="Only for this flow.")
+@click.option("--flow", "flow_id", metavar="FLOW", help="Only for this flow.")
 @click.option("--dry-run", is_flag=True, help="Only say who would be resumed.")
 def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, **arguments: Any) -> None:
     """Publish a reply on TOPIC with correlation id CORR. PAYLOAD is JSON (or text); `-` reads it from stdin."""
@@ -33,7 +33,7 @@ def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, *
             return
         body = {"correlation_id": corr, "payload": _value(text)}
         if arguments["flow_id"]:
-            body["flow_id"] = arguments["flow_id"]
+            body["flow_id"] = await whole_id(line, arguments["flow_id"])
         subject = _subject(line, topic, corr)
         headers = {"Nats-Msg-Id": event_id or _new_id(), "Correlation-Id": corr}
         whole = json.dumps(body["payload"] if subject != topic else body, ensure_ascii=False).encode()

@@ -19,6 +19,9 @@ def run(ctx: click.RichContext, /, **arguments: Any) -> None:
     Durations are written 500ms, 15m, 1h 30m, 30d.
     """
     config = load_config(arguments)
+    from worker.cli.lean import load_structlog
+
+    load_structlog()
     from worker import app
     from worker.cli.launch import launch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,8 @@ def top(*, interval: float, count: int | None, **arguments: Any) -> None:
 
     async def main(line: Line, printer: Printer) -> None:
         """Look again and again."""
+        import asyncio
+
         from rich.live import Live
 
         looks = count if count is not None else (2**62 if sys.stdout.isatty() else 1)

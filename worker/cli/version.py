@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 
 import rich_click as click
@@ -13,8 +14,12 @@ _PARTS = ("nats-py", "aiosqlite", "msgspec", "structlog", "uvicorn", "prometheus
 
 @click.command()
 @click.option("-v", "--verbose", is_flag=True, help="Also the versions of protocol, configuration, Python, SQLite and libraries.")
-def version(*, verbose: bool) -> None:
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it; json says all of it.")
+def version(*, verbose: bool, output: str) -> None:
     """Print the version."""
+    if output == "json":
+        click.echo(json.dumps({"taskflow": program_version(), **dict(_details())}))
+        return
     click.echo(f"taskflow {program_version()}")
     if verbose:
         for name, number in _details():
@@ -26,8 +31,11 @@ def _details() -> list[tuple[str, str]]:
     import sqlite3
     from importlib import metadata
 
+    from worker.store.queries import migrations
+
     found = [
         ("wire protocol", "1"),
+        ("database schema", str(len(migrations()))),
         ("config file", "1"),
         ("python", f"{platform.python_implementation()} {platform.python_version()}"),
         ("platform", platform.platform()),

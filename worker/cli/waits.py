@@ -7,6 +7,7 @@ from typing import Any
 import rich_click as click
 
 from worker.cli.asking import Line, ReadCommand, pages, run
+from worker.cli.following import watch_options, watched
 from worker.cli.showing import Printer, short, since, until, waits_on
 
 
@@ -18,11 +19,12 @@ from worker.cli.showing import Printer, short, since, until, waits_on
 @click.option("--older-than", metavar="DURATION", help="Only those that wait longer than this (10m).")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
 @click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
-def waits(*, limit: int, **arguments: Any) -> None:
+@watch_options
+def waits(*, limit: int, watch: float | None, count: int | None, **arguments: Any) -> None:
     """Show who waits for what, since when and until when; the longest-waiting first."""
     fields = {name: arguments[name] for name in ("topic", "controller", "owner", "step", "older_than", "cursor")}
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def look(line: Line, printer: Printer) -> None:
         """Show them."""
         items, cursor = await pages(line, "waits", "waits", limit, fields)
         columns = {
@@ -40,7 +42,7 @@ def waits(*, limit: int, **arguments: Any) -> None:
             known = f"{stats['flows']['waiting']} waiting · {overdue} overdue · {held} held replies nobody waits for"
             printer.note(known + (" (taskflow held list)" if held else ""))
 
-    run(arguments, main)
+    run(arguments, watched(look, watch, count))
 
 
 def _due(wait: dict[str, Any]) -> str:

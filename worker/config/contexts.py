@@ -49,6 +49,17 @@ def read_context(name: str, environ: Mapping[str, str]) -> dict[str, str]:
     return {_KEYS[key]: _text(name, key, content[key], environ) for key in _KEYS if content.get(key)}
 
 
+def list_contexts(environ: Mapping[str, str]) -> tuple[list[str], str]:
+    """Name the contexts that there are, and the one that `nats context select` chose (empty: none)."""
+    folder = config_home(environ) / "nats"
+    names = sorted(path.stem for path in (folder / "context").glob("*.json"))
+    try:
+        chosen = (folder / "context.txt").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        chosen = ""
+    return names, chosen
+
+
 def _text(name: str, key: str, value: object, environ: Mapping[str, str]) -> str:
     """Give one value of a context, with `~` and variables in paths resolved as the nats CLI does."""
     if not isinstance(value, str):

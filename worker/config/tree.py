@@ -210,19 +210,21 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 @functools.cache
 def settings() -> tuple[Setting, ...]:
     """List every setting, in the order of the tree."""
-    found = []
-    for section in msgspec.structs.fields(Config):
-        if section.name == "origins":
-            continue
-        if isinstance(section.default, msgspec.Struct):
-            kind = type(section.default)
-            found += [_setting(kind, name, f"{section.name}.{name}") for name in kind.__struct_fields__]
-        else:
-            found.append(_setting(Config, section.name, section.name))
+    found: list[Setting] = []
+    alone = _documented(Config)
+    for name, value in msgspec.structs.asdict(Config()).items():
+        if isinstance(value, msgspec.Struct):
+            of_section = _documented(type(value))
+            found += [Setting(key=f"{name}.{part}", default=getattr(value, part), about=about) for part, about in of_section.items()]
+        elif name in alone:
+            found.append(Setting(key=name, default=value, about=alone[name]))
     return tuple(found)
 
 
-def _setting(owner: type[msgspec.Struct], name: str, key: str) -> Setting:
-    """Read what the field `name` of `owner` says about itself."""
-    about = next(item for item in typing.get_type_hints(owner, include_extras=True)[name].__metadata__ if isinstance(item, About))
-    return Setting(key=key, default=getattr(owner(), name), about=about)
+def _documented(owner: type[msgspec.Struct]) -> dict[str, About]:
+    """Read what the fields of `owner` say about themselves: those that do. All at once, since each look evaluates every annotation."""
+    hints = typing.get_type_hints(owner, include_extras=True)
+    told = {
+        name: [item for item in getattr(hints[name], "__metadata__", ()) if isinstance(item, About)] for name in owner.__struct_fields__
+    }
+    return {name: items[0] for name, items in told.items() if items}

@@ -38,6 +38,7 @@ _DEAD_HEADERS: Part = {
 
 def asyncapi(commands: Sequence[str], queries: Sequence[str], operations: Sequence[str], answers: Sequence[str]) -> Part:
     """Return the AsyncAPI document. Addresses are spelled with the default prefix."""
+    messages = _messages(commands, queries) | _operators(operations, answers)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -48,7 +49,7 @@ def asyncapi(commands: Sequence[str], queries: Sequence[str], operations: Sequen
         "defaultContentType": "application/json",
         "channels": _requests(commands, queries) | _operating(operations, answers) | _replies() | _published(),
         "operations": _operations(),
-        "components": {"messages": _messages(commands, queries) | _operators(operations, answers)},
+        "components": {"messages": {name: message | _example(message["payload"]) for name, message in messages.items()}},
     }
 
 
@@ -178,6 +179,11 @@ def _messages(commands: Sequence[str], queries: Sequence[str]) -> Part:
         "event": {"contentType": "application/cloudevents+json", "payload": _at("event")},
         "deadLetter": {"contentType": "application/octet-stream", "headers": _DEAD_HEADERS, "payload": {}},
     }
+
+
+def _example(payload: Part) -> Part:
+    """Name the file with a message of this schema, as it was on the wire. An extension: what the specification has holds no files."""
+    return {"x-example": payload["$ref"].replace("./", "./examples/", 1)} if "$ref" in payload else {}
 
 
 def _at(name: str) -> Part:

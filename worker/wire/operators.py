@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -256,9 +257,11 @@ OPERATIONS: dict[str, dict[str, type[Asked]]] = {
 }
 """What each verb takes, by its `action` where it has several; the first is the one without."""
 
-_DECODERS: dict[type[Asked], msgspec.json.Decoder[Any]] = {
-    shape: msgspec.json.Decoder(shape) for shapes in OPERATIONS.values() for shape in shapes.values()
-}
+
+@cache
+def _decoder(shape: type[Asked]) -> msgspec.json.Decoder[Any]:
+    """Make the decoder of a shape when it is first asked for: an operator is in no hurry, a start that makes two dozen is."""
+    return msgspec.json.Decoder(shape)
 
 
 def read_operation(verb: str, body: bytes) -> Asked:
@@ -270,7 +273,7 @@ def read_operation(verb: str, body: bytes) -> Asked:
     opened = open_request(body or b"{}")
     shape = _shape(verb, opened.top)
     try:
-        asked: Asked = _DECODERS[shape].decode(opened.body)
+        asked: Asked = _decoder(shape).decode(opened.body)
     except (ValueError, RecursionError) as failure:
         raise complaints.refusal(failure, opened.body, opened.top, verb, shape) from None
     return asked

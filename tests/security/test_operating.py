@@ -1,0 +1,86 @@
+"""The person on call under the templates' permissions: what each role can do from the shell, and what the doctor says of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.e2e.commands import Said, command
+from tests.e2e.stage import Agent, Json
+from tests.eventually import eventually
+from tests.security.guarded import Guarded
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("operating")]
+
+WHY = ("--reason", "the sender is mended")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Guarded]:
+    """Server and worker under the templates."""
+    async with Guarded(tmp_path_factory.mktemp("operating")) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kate(stage: Guarded) -> Agent:
+    """An agent."""
+    return await stage.agent("kate")
+
+
+async def by(role: str, stage: Guarded, *arguments: str, code: int = 0) -> Said:
+    """Run a command with the credentials of a role."""
+    return await command(stage, *arguments, "-o", "json", code=code, **stage.credentials(role))
+
+
+async def permissions_of(role: str, stage: Guarded, *, code: int = 0) -> dict[str, str]:
+    """Return what the doctor says of the permissions of a role's credentials."""
+    checks = (await by(role, stage, "doctor", code=code)).json["checks"]
+    found: dict[str, str] = next(check for check in checks if check["name"] == "permissions")
+    return found
+
+
+async def test_a_dead_letter_is_replayed_where_it_came_from_and_the_observer_may_not_ask_for_it(stage: Guarded, kate: Agent) -> None:
+    await kate.cmd("start", {"controller_id": 7}, "ill-typed")
+
+    async def letters() -> list[Json]:
+        return (await by("operator", stage, "dlq", "list")).items
+
+    assert not await letters(), "a refusal that can be attributed is an outcome, not a dead letter"
+    await kate.publish("taskflow.cmd.kate.start", b"rubbish")
+    await eventually(letters, within=30.0)
+    assert "may not ask" in (await by("observer", stage, "dlq", "replay", "--all", *WHY, code=69)).err
+    assert len((await by("operator", stage, "dlq", "replay", "--all", *WHY)).json["done"]) == 1
+
+    async def died_again() -> bool:
+        found = (await by("operator", stage, "dlq", "list", "--letters")).items
+        return [letter["subject"] for letter in found] == ["taskflow.cmd.kate.start"] * 2
+
+    await eventually(died_again, within=30.0)
+
+
+async def test_the_observer_sees_everything_and_changes_nothing(stage: Guarded, kate: Agent) -> None:
+    flow_id = await kate.parked("seen")
+    for look in (("flow", "list"), ("waits",), ("flow", "history", flow_id), ("stats",), ("log",), ("who", "agent.delegate.reply")):
+        await by("observer", stage, *look)
+    assert json.loads((await by("observer", stage, "why", flow_id[-8:])).out)["status"] == "waiting"
+    for change in (("flow", "cancel", flow_id), ("flow", "resume", flow_id), ("held", "expire", "1"), ("dlq", "purge", "--all")):
+        assert "may not ask" in (await by("observer", stage, *change, *WHY, code=69)).err
+    assert (await kate.flow(flow_id))["status"] == "waiting"
+
+
+async def test_the_doctor_says_what_credentials_are_enough_for(stage: Guarded, kate: Agent) -> None:
+    operator = await permissions_of("operator", stage)
+    assert operator["level"] == "ok"
+    assert "enough to operate it; not to run the worker" in operator["text"]
+    worker = await permissions_of("worker", stage, code=1)  # it may not ask itself: the doctor says that, too
+    assert (worker["level"], "enough to run the worker" in worker["text"]) == ("ok", True), worker
+    observer = await permissions_of("observer", stage, code=1)  # streams are not its business
+    assert observer["level"] == "warn"
+    assert "to operate it it lacks publish taskflow.admin.*" in observer["text"]
+    provisioner = await permissions_of("provisioner", stage, code=1)
+    assert (provisioner["level"], "not known" in provisioner["text"]) == ("warn", True)
+    assert '"$SYS.REQ.USER.INFO"' in provisioner["fix"]

@@ -1,0 +1,68 @@
+"""Say which flows are meant, by name or by a filter; many are counted and asked about before anything is done to them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import rich_click as click
+
+from worker.cli.asking import Line, pages, whole_ids
+
+Json = dict[str, Any]
+STATUSES = ("created", "running", "waiting", "finished", "failed", "cancelled")
+FILTERS = ("status", "controller", "owner", "step", "topic", "older_than")
+RATE = 50.0
+_MOST = 1_000_000
+_CAN = {"resume": ("waiting",), "cancel": ("created", "running", "waiting"), "fail": ("running", "waiting")}
+"""The statuses in which a flow can be steered so: a filter leaves out the others."""
+
+
+def filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what narrows a list of flows down."""
+    options = (
+        click.option("--status", type=click.Choice(STATUSES), help="Only flows in this status."),
+        click.option("--controller", metavar="ID", help="Only flows of this controller."),
+        click.option("--owner", metavar="KEY", help="Only flows of this owner (agent:kate:session:main)."),
+        click.option("--step", metavar="LABEL", help="Only flows at this step."),
+        click.option("--topic", metavar="TOPIC", help="Only flows that wait for a reply on this topic."),
+        click.option("--older-than", metavar="DURATION", help="Only flows that last changed longer ago than this (1h 30m)."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def bulk_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add a filter instead of names, and what makes it safe to use one."""
+    function = click.option("-y", "--yes", is_flag=True, help="Do not ask before it is done to all that the filter finds.")(function)
+    rate = click.option("--rate", default=RATE, show_default=True, type=click.FloatRange(0.01, 1000), help="At most so many in a second.")
+    return filter_options(click.option("--dry-run", is_flag=True, help="Only say which.")(rate(function)))
+
+
+def narrowed(arguments: Mapping[str, Any]) -> Json:
+    """Return the filter that was given."""
+    return {name: arguments[name] for name in FILTERS if arguments[name] is not None}
+
+
+async def chosen(line: Line, verb: str, flows: Sequence[str], arguments: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the flows that are meant: those named, or those of the filter that can be steered so."""
+    by = narrowed(arguments)
+    if by and flows:
+        raise click.UsageError("name flows, or say which with a filter: not both")
+    if flows:
+        return await whole_ids(line, flows)
+    if not by:
+        raise click.UsageError(f"which flows? Name them, or give a filter such as --status waiting (taskflow flow {verb} --help)")
+    found, _ = await pages(line, "list", "flows", _MOST, by)
+    return [flow["id"] for flow in found if flow["status"] in _CAN[verb]]
+
+
+def confirmed(verb: str, count: int, arguments: Mapping[str, Any]) -> bool:
+    """Ask whether to go on, unless names or --yes have answered that. Raises a usage error where nobody can be asked."""
+    if arguments["yes"] or not narrowed(arguments) or count == 0:
+        return True
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise click.UsageError(f"{verb} would be done to {count:,} flows: look with --dry-run, then say --yes")
+    return click.confirm(f"{verb} {count:,} flows?", err=True)
