@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__", "schema_files"),
     ("app",),
     ("invariants",),
+    ("client",),
     ("supervisor", "bus", "store", "health", "probes"),
     (
         "tracking",
