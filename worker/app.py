@@ -18,9 +18,9 @@ from worker.admin.letters import Letters
 from worker.admin.service import Operators
 from worker.api import Api
 from worker.bus.base import Bus, Source, Stream
-from worker.bus.connection import NatsOptions
 from worker.bus.jetstream import JetStreamBus
-from worker.config import Config, Nats, Secret
+from worker.bus.options import nats_options
+from worker.config import Config
 from worker.consumer import Consumer
 from worker.copying import copied
 from worker.dispatcher import Dispatcher
@@ -251,34 +251,6 @@ def reply_bindings(config: Config, subjects: Subjects) -> Bindings:
         return Bindings(config.bindings(), subjects)
     except ValueError as bad:
         raise ConfigError(str(bad)) from bad
-
-
-def nats_options(nats: Nats) -> NatsOptions:
-    """Turn the settings into what the connection takes; secrets are read here, at the last moment."""
-    options = NatsOptions(
-        servers=tuple(map(str, nats.url)),
-        user=nats.user or None,
-        password=_revealed(nats.password),
-        token=_revealed(nats.token),
-        creds=_path(nats.creds),
-        nkey_seed=_path(nats.nkey),
-        tls_ca=nats.tls_ca or None,
-        tls_cert=nats.tls_cert or None,
-        tls_key=_path(nats.tls_key),
-        connect_timeout=nats.connect_timeout.seconds,
-        monitor_url=nats.monitor_url or None,
-    )
-    return msgspec.structs.replace(options, inbox_prefix=nats.inbox_prefix) if nats.inbox_prefix else options
-
-
-def _revealed(secret: Secret | None) -> str | None:
-    """Return a secret's text."""
-    return secret.reveal() if secret is not None else None
-
-
-def _path(secret: Secret | None) -> str | None:
-    """Return the path of the file that holds a secret."""
-    return secret.path if secret is not None else None
 
 
 def _root(group: BaseExceptionGroup[BaseException]) -> BaseException:

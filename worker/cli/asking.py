@@ -140,11 +140,11 @@ async def _line(config: Config, database: str | None, printer: Printer, patience
 @asynccontextmanager
 async def connected(config: Config) -> AsyncIterator[Client]:
     """Connect to NATS. Raises `BusLost` soon, with what else can be done."""
-    from worker import app
     from worker.bus.client import Client
+    from worker.bus.options import nats_options
     from worker.errors import BusLost
 
-    client = Client(app.nats_options(config.nats))
+    client = Client(nats_options(config.nats))
     try:
         await client.__aenter__()
     except BusLost as lost:
