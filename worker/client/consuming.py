@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from secrets import token_hex
 from typing import Any
@@ -19,9 +19,10 @@ from nats.js.errors import APIError
 from worker.client.backing_off import Backoff
 from worker.client.permissions import Permissions
 from worker.client.pulling import Broken, next_subject, pulled
-from worker.client.transport import Delivery, Lost, Message
+from worker.client.transport import Deliveries, Delivery, Lost, Message, Messages
 
 _PATIENCE = 5.0
+_REWIND_WITHIN = 1.0  # nobody answers where the consumer does not exist yet, nor from older servers
 _UNUSED_AFTER = 60.0
 _BATCH = 256
 _NS = 1_000_000_000
@@ -39,7 +40,7 @@ class Consuming:
         """Let those who wait after a failure try again at once."""
         self._up.set()
 
-    async def follow(self, subject: str, stream: str, after: int) -> AsyncIterator[Message]:
+    async def follow(self, subject: str, stream: str, after: int) -> Messages:
         """Read without acknowledging; each new consumer begins behind the last message that was given."""
         backoff = Backoff()
         while True:
@@ -56,7 +57,7 @@ class Consuming:
             except (Broken, NatsError, OSError, TimeoutError) as failed:
                 await self._pause(backoff, failed)
 
-    async def consume(self, subject: str, stream: str, durable: str, ack_wait: float, at_most: int) -> AsyncIterator[Delivery]:
+    async def consume(self, subject: str, stream: str, durable: str, ack_wait: float, at_most: int) -> Deliveries:
         """Read and let be settled; before each new pull, what is in hand is delivered again, and so comes first and in order."""
         backoff = Backoff()
         missing = False
@@ -92,7 +93,7 @@ class Consuming:
     async def _rewind(self, stream: str, consumer: str) -> None:
         """Have everything above the ack floor delivered again at once; where the broker cannot, it comes by itself after `ack_wait`."""
         try:
-            await self._client.request(f"$JS.API.CONSUMER.RESET.{stream}.{consumer}", b"", timeout=_PATIENCE)
+            await self._client.request(f"$JS.API.CONSUMER.RESET.{stream}.{consumer}", b"", timeout=_REWIND_WITHIN)
         except (NoRespondersError, TimeoutError):
             return  # an older server, or credentials that may not: the request was of no consequence
 

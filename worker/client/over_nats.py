@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 from nats.aio.client import Client
@@ -18,11 +18,12 @@ from worker.client.dialling import dial, hang_up, options_for
 from worker.client.permissions import Permissions
 from worker.client.transport import (
     NO_HEADERS,
-    Delivery,
+    Deliveries,
     Headers,
     Inbox,
     Lost,
     Message,
+    Messages,
     NoAnswer,
     NotStored,
     Serving,
@@ -101,11 +102,11 @@ class NatsTransport:
         except (NatsError, OSError) as failed:
             raise Trouble(f"{subject} could not be written: {_said(failed)}") from failed
 
-    def follow(self, subject: str, *, stream: str, after: int = 0) -> AsyncIterator[Message]:
+    def follow(self, subject: str, *, stream: str, after: int = 0) -> Messages:
         """Read a stream, by ephemeral pull consumers without acknowledgements, each beginning where the last one broke."""
         return self._consuming.follow(subject, stream, after)
 
-    def consume(self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100) -> AsyncIterator[Delivery]:
+    def consume(self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100) -> Deliveries:
         """Read a durable pull consumer."""
         return self._consuming.consume(subject, stream, durable, ack_wait, at_most)
 

@@ -6,7 +6,7 @@ nothing of flows: subjects, headers and bytes only. Times are seconds. Every met
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -37,6 +37,10 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     ack: Callable[[], Awaitable[None]]
     nak: Callable[[float], Awaitable[None]]
     in_progress: Callable[[], Awaitable[None]]
+
+
+Deliveries = AsyncGenerator[Delivery, None]
+Messages = AsyncGenerator[Message, None]
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -117,7 +121,7 @@ class Transport(Protocol):
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, reply: str = "") -> None:
         """Publish without any guarantee (core NATS); `reply` is the reply subject. Raises `Trouble` where it cannot even be written."""
 
-    def follow(self, subject: str, *, stream: str, after: int = 0) -> AsyncIterator[Message]:
+    def follow(self, subject: str, *, stream: str, after: int = 0) -> Messages:
         """Give the messages of a stream that match `subject` (wildcards allowed), from history and then live, without a gap between.
 
         Starts behind stream sequence `after` (0: with the oldest that is kept). Each message once, in stream order, with its `seq`; goes
@@ -125,7 +129,7 @@ class Transport(Protocol):
         for. Ends only by closing (`aclose`), or by raising `NotPermitted` or `Lost`. Nothing is acknowledged; nothing stays behind.
         """
 
-    def consume(self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100) -> AsyncIterator[Delivery]:
+    def consume(self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100) -> Deliveries:
         """Give the deliveries of the durable pull consumer `durable` on `stream`, made where it is missing, filtered by `subject`.
 
         Explicit acknowledgement: what is not settled within `ack_wait` seconds is delivered again, for ever. At most `at_most` are in hand.
