@@ -9,8 +9,13 @@ from typing import Any
 import msgspec
 
 from worker.client.transport import Message
-from worker.flow.delegation import CORRELATION_ID, DEADLINE, FLOW_ID, HOPS, REPLY_SUBJECT
-from worker.wire.headers import MSG_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, TRACEPARENT, find, one_line
+from worker.wire.headers import HOPS, MSG_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, TRACEPARENT, find, one_line
+
+# As `worker.flow.delegation` writes them; that module would bring the whole core with it.
+CORRELATION_ID = "Correlation-Id"
+FLOW_ID = "Taskflow-Flow-Id"
+DEADLINE = "Taskflow-Deadline"
+REPLY_SUBJECT = "Taskflow-Reply-Subject"
 
 
 class DelegateError(Exception):

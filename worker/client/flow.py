@@ -26,11 +26,11 @@ class Flow:
     Every command returns the flow as it is after it, which `snapshot` keeps too; a refusal raises a `FlowRefused` and changes nothing.
     All commands take `command_id` (a random one by default: give your own to be able to repeat the call after a crash of your program),
     `door` (`cmd`, durable, by default; `api` answers a little sooner, and needs a worker that runs) and `if_unchanged`: refuse with
-    `RevisionMismatch` if the flow has changed since it was last seen.
+    `RevisionMismatch` if the flow has changed since it was last seen. `flows` is the client it came from.
     """
 
     def __init__(self, flows: FlowClient, snapshot: FlowShown) -> None:
-        self._flows = flows
+        self.flows = flows
         self._since: int | None = snapshot.revision if snapshot.wait is not None else None
         self.snapshot = snapshot
 
@@ -65,7 +65,7 @@ class Flow:
 
     async def refresh(self) -> FlowShown:
         """Look at the flow again."""
-        self.snapshot = (await self._flows.get(self.id)).snapshot
+        self.snapshot = (await self.flows.get(self.id)).snapshot
         return self.snapshot
 
     async def run(self, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False) -> FlowShown:
@@ -229,7 +229,7 @@ class Flow:
         if self._since is None and (await self.refresh()).wait is None:
             raise ValueError(f"flow {self.id} is {self.status}, not waiting: park it first")
         since = self.revision if self._since is None else self._since
-        found = await resumed(self._flows, self.id, since, None if timeout is None else conditions.length(timeout).total_seconds())
+        found = await resumed(self.flows, self.id, since, None if timeout is None else conditions.length(timeout).total_seconds())
         await self.refresh()
         self._since = None if self.snapshot.wait is None else self.revision
         return found
@@ -239,7 +239,7 @@ class Flow:
 
         `after` skips events up to that `seq`. Raises `Forbidden` where the credentials may not read the stream.
         """
-        async with aclosing(self._flows.events(flow_id=self.id)) as events:
+        async with aclosing(self.flows.events(flow_id=self.id)) as events:
             async for event in events:
                 if event.seq > after:
                     yield event
@@ -248,15 +248,15 @@ class Flow:
 
     def history(self) -> AsyncGenerator[EventShown, None]:
         """Give the journal, oldest first."""
-        return self._flows.history(self.id)
+        return self.flows.history(self.id)
 
     def steps(self) -> AsyncGenerator[StepShown, None]:
         """Give the observed runs."""
-        return self._flows.steps(self.id)
+        return self.flows.steps(self.id)
 
     async def waits(self) -> WaitShown | None:
         """Tell what the flow waits for, since when, until when, and what has come so far; None when it does not wait."""
-        return await anext(self._flows.waits(self.id), None)
+        return await anext(self.flows.waits(self.id), None)
 
     async def _park(self, verb: str, fields: dict[str, Any], command_id: str | None, door: Door | None, if_unchanged: bool) -> FlowShown:  # noqa: FBT001 - handed on
         """Send a command that parks, and note from which revision on a resume counts: a held reply may have resumed it already."""
@@ -267,7 +267,7 @@ class Flow:
     async def _send(self, verb: str, fields: dict[str, Any], command_id: str | None, door: Door | None, if_unchanged: bool) -> Done:  # noqa: FBT001 - handed on
         """Send a command and keep the flow that comes back."""
         expected = self.revision if if_unchanged else None
-        answer = await self._flows.send(
+        answer = await self.flows.send(
             verb, {"flow_id": self.id, "expected_revision": expected, **fields}, command_id=command_id, door=door
         )
         self.snapshot = answer.flow
