@@ -1,4 +1,4 @@
-"""`serve_delegate`: answers reach flows whatever is killed meanwhile, repeats run once, errors are payloads, notices and deadlines count."""
+"""`serve_delegate`: answers reach flows whatever is killed, repeats run once, errors are payloads, notices and deadlines count."""
 
 from __future__ import annotations
 

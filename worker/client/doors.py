@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from secrets import token_hex
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from worker.client.backing_off import Backoff
 from worker.client.errors import Conflict, Forbidden, Internal, NoOutcome, NotFound, Unavailable, error_of
 from worker.client.transport import Inbox, Lost, Message, NoAnswer, NotPermitted, NotStored, Stored, Transport
 from worker.errors import FlowError
-from worker.wire import complaints, limits
+from worker.wire import limits
 from worker.wire.documents import ErrorShown, FlowShown, StepShown
 from worker.wire.headers import MSG_ID, REPLY_TO
 from worker.wire.requests import COMMANDS, QUERIES
@@ -30,7 +31,6 @@ Door = Literal["cmd", "api"]
 _TRY = 5.0
 _LISTEN_FIRST = 1.0
 _SHAPES = COMMANDS | QUERIES
-_DECODERS = {verb: msgspec.json.Decoder(shape) for verb, shape in _SHAPES.items()}
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,10 +207,18 @@ def checked(verb: str, fields: dict[str, Any]) -> bytes:
     body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
     top = limits.check(body)
     try:
-        _DECODERS[verb].decode(body)
+        _decoder(verb).decode(body)
     except (ValueError, RecursionError) as failure:
+        from worker.wire import complaints  # noqa: PLC0415 - most programs never need it, and all would wait for it
+
         raise complaints.refusal(failure, body, top, verb, _SHAPES[verb]) from None
     return body
+
+
+@cache
+def _decoder(verb: str) -> msgspec.json.Decoder[Any]:
+    """Make the decoder of a verb's body when it is first needed: a script uses a few of them, and has to start soon."""
+    return msgspec.json.Decoder(_SHAPES[verb])
 
 
 def done(body: bytes) -> Done:

@@ -55,7 +55,7 @@ class Lanes:
     async def put(self, event: Event, delivery: Delivery) -> None:
         """Line a delivery up behind those of its flow."""
         lane = self._lanes.setdefault(event.flow_id, _Lane())
-        if lane.blocked and event.seq > lane.blocked:
+        if lane.blocked and event.seq > lane.blocked and not any(one.seq == lane.blocked for one, _ in lane.waiting):
             await delivery.nak(self._delay(lane.tries))
             return
         lane.waiting.append((event, delivery))
