@@ -24,7 +24,7 @@ from worker.client.backing_off import Backoff
 from worker.client.conditions import all_of, any_of, at_least, ended, manual, reply, timer
 from worker.client.doors import checked, done
 from worker.client.errors import BY_CODE, FlowRefused, Internal, InvalidRequest, NoOutcome, error_of
-from worker.client.events import Event, Seen, event_of
+from worker.client.events import Event, Seen, event_in
 from worker.client.lanes import Lanes, Later
 from worker.client.numbering import CURRENT, Numbering, new_id
 from worker.client.synadia import _request
@@ -166,7 +166,12 @@ def event(seq: int = 1, flow_id: str = FLOW, **more: Any) -> Event:
         cause="c-1",
     )
     message = event_message(entry, "kate/x", "agent:kate:session:work", Subjects())
-    return event_of(Message(subject=message.subject, body=message.body, headers=message.headers, seq=77))
+    read = event_in(Message(subject=message.subject, body=message.body, headers=message.headers, seq=77))
+    assert read is not None
+    # What somebody else's acknowledgement, or an event under another subject, would look like there.
+    assert event_in(Message(subject=message.subject, body=b'{"stream":"TASKFLOW_IN","seq":7}')) is None
+    assert event_in(Message(subject=message.subject.replace(flow_id, FLOW[::-1]), body=message.body)) is None
+    return read
 
 
 def test_an_event_is_read_as_it_was_published() -> None:

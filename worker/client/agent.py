@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from worker.client.errors import AlreadyTerminal, Forbidden, InvalidRequest, NotFound
-from worker.client.events import Event, event_of
+from worker.client.events import Event, event_in
 from worker.client.flow import Flow
 from worker.client.flows import EVENTS, FlowClient
 from worker.client.lanes import Lanes, Later
@@ -120,13 +120,10 @@ class Agent:
 
     async def _take(self, lanes: Lanes, delivery: Delivery) -> None:
         """Put a delivery into its flow's lane, unless it is for nobody."""
-        try:
-            event = event_of(delivery.message)
-        except msgspec.DecodeError:
-            _log.exception("no event, left out: %s", delivery.message.subject)
-            await delivery.ack()
-            return
-        if any(rule.covers(event) for rule in self._rules):
+        event = event_in(delivery.message)
+        if event is None:
+            _log.warning("no event, left out: %s", delivery.message.subject)
+        if event is not None and any(rule.covers(event) for rule in self._rules):
             await lanes.put(event, delivery)
         else:
             await delivery.ack()

@@ -29,6 +29,7 @@ class _Data(msgspec.Struct):
 class _Cloud(msgspec.Struct):
     """The event as it is published; unknown attributes are left out."""
 
+    specversion: str
     id: str
     subject: str
     time: datetime
@@ -87,10 +88,18 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         return self.owner_session_key.partition(":session:")[2]
 
 
-def event_of(message: Message) -> Event:
-    """Return the event that a message of the stream carries. Raises `msgspec.DecodeError` for a body that is none."""
-    cloud = _DECODER.decode(message.body)
+def event_in(message: Message) -> Event | None:
+    """Return the event that a message of the stream carries, or None: what is no event, or another's than its subject says, was put there.
+
+    Whoever publishes into a stream names where the acknowledgement goes, and that may be here (docs/securing.md, "Acknowledgements").
+    """
+    try:
+        cloud = _DECODER.decode(message.body)
+    except (ValueError, RecursionError):
+        return None
     data = cloud.data
+    if not message.subject.endswith(f".{cloud.subject}.{data.kind}") or not cloud.sequence.isdigit():
+        return None
     return Event(
         id=cloud.id,
         flow_id=cloud.subject,

@@ -12,7 +12,7 @@ import msgspec
 
 from worker.client.doors import Done, Door, Doors, done
 from worker.client.errors import Forbidden, InvalidRequest
-from worker.client.events import Event, Seen, event_of
+from worker.client.events import Event, Seen, event_in
 from worker.client.flow import Flow, Json
 from worker.client.numbering import new_id
 from worker.client.transport import NotPermitted, Stored, Transport
@@ -190,8 +190,8 @@ class FlowClient:
         try:
             async with aclosing(self.transport.follow(subject, stream=EVENTS, after=after)) as messages:
                 async for message in messages:
-                    event = event_of(message)
-                    if seen.repeats(event):
+                    event = event_in(message)
+                    if event is None or seen.repeats(event):
                         continue
                     seen.add(event)
                     if (not kinds or event.kind in kinds) and fnmatchcase(event.controller_id, controller):
