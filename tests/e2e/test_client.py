@@ -9,6 +9,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.e2e.stage import TOPIC, Agent, Stage
@@ -16,6 +17,7 @@ from tests.eventually import eventually
 from worker.client import (
     AlreadyTerminal,
     Conflict,
+    Event,
     FlowClient,
     FlowEnded,
     FlowRefused,
@@ -43,6 +45,7 @@ from worker.client import (
     timer,
 )
 from worker.client.doors import Door
+from worker.client.listening import heard
 
 pytestmark = pytest.mark.e2e
 
@@ -344,6 +347,60 @@ async def test_events_have_no_gap_and_no_repeat_when_the_broker_is_killed_under_
         await asyncio.wait_for(watching, 60)
         assert seen == list(range(1, len(seen) + 1))
         assert len(seen) == 9
+
+
+async def test_without_rights_on_the_stream_a_flows_events_are_heard_live_and_read_from_the_journal(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.client.listening._SILENCE", 0.5)
+    async with FlowClient.connect(stage.url, agent="kate", patience=60.0) as flows:
+        flow = await started(flows)
+        seen: list[int] = []
+
+        async def watch() -> list[Event]:
+            events = []
+            async for event in heard(flows, flow.snapshot, after=1):
+                events.append(event)
+                seen.append(event.seq)
+                if event.terminal:
+                    break
+            return events
+
+        watching = asyncio.ensure_future(watch())
+        await eventually(lambda: seen == [2], within=20)
+        for number in range(3):
+            await flow.advance({"n": number}, step=f"step-{number}")
+            await stage.server.restart(kill=True)  # what is published before the connection is back is not heard
+        await flow.observe("run-1", "look", "running")
+        await flow.finish()
+        found = await asyncio.wait_for(watching, 60)
+        published = [event async for event in flow.events(after=1)]
+        assert seen == list(range(2, 8))
+        same = [msgspec.structs.replace(event, stream_seq=0, correlation_id=None) for event in published]
+        assert [msgspec.structs.replace(event, correlation_id=None, stream_seq=0) for event in found] == same
+
+
+async def test_what_was_in_hand_of_a_consumer_comes_first_and_in_order_to_the_next_one(flows: FlowClient) -> None:
+    flow = await started(flows)
+    for number in range(6):
+        await flow.advance({"n": number})
+
+    def consuming() -> Any:
+        subject, stream = "taskflow.evt.kate.*.*", "TASKFLOW_EVT"
+        return aclosing(flows.transport.consume(subject, stream=stream, durable="one", ack_wait=30.0, at_most=4))
+
+    async with consuming() as first:
+        taken = [await anext(first) for _ in range(4)]
+        await taken[0].ack()
+        await taken[2].ack()
+    async with consuming() as second:
+        again: list[int] = []
+        while not again or again[-1] < 8:
+            delivery = await asyncio.wait_for(anext(second), 20)
+            again.append(delivery.message.seq)
+            await delivery.ack()
+    assert again == sorted(again), "an event overtook one that was in hand"
+    assert {2, 4, 5, 6, 7, 8} <= set(again)
 
 
 async def test_a_reply_finds_its_flow_on_a_configured_and_on_the_built_in_topic_and_a_repeat_counts_once(flows: FlowClient) -> None:

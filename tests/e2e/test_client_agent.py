@@ -17,7 +17,9 @@ import pytest
 from tests.e2e.stage import TOPIC, Stage
 from tests.e2e.stage import Agent as Plain
 from tests.eventually import eventually
-from worker.client import Agent, Event, Flow, FlowClient, InvalidRequest
+from worker.client import Agent, Event, Flow, FlowClient, IllegalTransition, InvalidRequest
+from worker.client.doors import Door
+from worker.client.numbering import CURRENT, Numbering
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -110,6 +112,22 @@ async def test_an_agent_that_is_killed_in_its_handler_goes_on_and_nothing_happen
     assert [child.id for child in children] == [shown.state["child"]]
     waiter = await parked(flows, "told-once")
     assert (await waiter.refresh()).state["resume_event"] == {"pid": first.pid}
+
+
+@pytest.mark.parametrize("door", ["cmd", "api"])
+async def test_what_a_handlers_first_run_sent_counts_though_the_second_says_something_else(flows: FlowClient, door: Door) -> None:
+    flow = await flows.start(controller="kate/x", goal="be told twice")
+    event = await anext(flow.events())
+    outcomes = []
+    for run in (1, 2):
+        token = CURRENT.set(Numbering(event, "loop"))
+        outcomes.append(await flow.advance({"run": run}, door=door))
+        with pytest.raises(IllegalTransition):  # a refusal is an outcome too
+            await flow.resume(reason=f"run {run}", door=door)
+        CURRENT.reset(token)
+    assert outcomes[0] == outcomes[1]
+    assert (await flow.refresh()).state == {"run": 1}
+    assert flow.revision == 2
 
 
 async def finished(flows: FlowClient, flow: Flow) -> bool:

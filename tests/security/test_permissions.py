@@ -289,6 +289,14 @@ async def test_the_client_does_its_work_with_an_agents_own_rights(stage: Guarded
     async with FlowClient.connect(stage.url, agent="kate", **options) as flows:
         with pytest.raises(Forbidden, match=r"may not use \$JS.API.CONSUMER.CREATE.TASKFLOW_EVT"):
             await anext(flows.events())
+        flow = await flows.start(controller="kate/client", goal="be heard without rights on the stream")
+        heard = []
+        async for event in flow.events():
+            heard.append((event.seq, event.kind, event.status))
+            if event.kind == "started":
+                await flow.advance({"n": 1})
+                await flow.finish()
+        assert heard == [(1, "created", "created"), (2, "started", "running"), (3, "state_updated", "running"), (4, "finished", "finished")]
     async with FlowClient.connect(stage.url, agent="ann", patience=3.0, **options) as flows:
         with pytest.raises(Forbidden, match=r"may not use taskflow.cmd.ann.start"):
             await flows.start(controller="ann/x", goal="be somebody else")

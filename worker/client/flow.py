@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from worker.client import conditions
 from worker.client.conditions import Condition, Length, OnTimeout
 from worker.client.doors import Done, Door
+from worker.client.errors import Forbidden
 from worker.client.events import Event
+from worker.client.listening import heard
 from worker.client.resuming import Resumed, resumed
 from worker.wire.documents import EventShown, FlowShown, StepShown, WaitShown
 
@@ -237,14 +239,23 @@ class Flow:
     async def events(self, *, after: int = 0) -> AsyncGenerator[Event, None]:
         """Give the flow's events, from the first that is kept and then live, without a gap; ends after the one that ends the flow.
 
-        `after` skips events up to that `seq`. Raises `Forbidden` where the credentials may not read the stream.
+        `after` skips events up to that `seq`. Where the credentials may not read the stream, they are heard live and read from the journal;
+        then `stream_seq` is 0.
         """
-        async with aclosing(self.flows.events(flow_id=self.id)) as events:
-            async for event in events:
-                if event.seq > after:
+        try:
+            async with aclosing(self.flows.events(flow_id=self.id)) as events:
+                async for event in events:
+                    if event.seq > after:
+                        after = event.seq
+                        yield event
+                    if event.terminal:
+                        return
+        except Forbidden:
+            async with aclosing(heard(self.flows, self.snapshot, after)) as events:
+                async for event in events:
                     yield event
-                if event.terminal:
-                    return
+                    if event.terminal:
+                        return
 
     def history(self) -> AsyncGenerator[EventShown, None]:
         """Give the journal, oldest first."""
