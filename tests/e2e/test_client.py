@@ -46,6 +46,7 @@ from worker.client import (
 )
 from worker.client.doors import Door
 from worker.client.listening import heard
+from worker.client.transport import Message
 
 pytestmark = pytest.mark.e2e
 
@@ -378,6 +379,52 @@ async def test_without_rights_on_the_stream_a_flows_events_are_heard_live_and_re
         assert seen == list(range(2, 8))
         same = [msgspec.structs.replace(event, stream_seq=0, correlation_id=None) for event in published]
         assert [msgspec.structs.replace(event, correlation_id=None, stream_seq=0) for event in found] == same
+
+
+async def test_an_event_that_was_not_heard_is_read_from_the_journal_before_the_next_one_is_given(
+    flows: FlowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = await started(flows)
+    serve = flows.transport.serve
+
+    async def hard_of_hearing(subject: str, handler: Any, *, queue: str = "") -> Any:
+        async def sometimes(message: Message) -> None:
+            if not message.subject.endswith("state_updated"):
+                await handler(message)
+
+        return await serve(subject, sometimes, queue=queue)
+
+    monkeypatch.setattr(flows.transport, "serve", hard_of_hearing)
+    seen: list[str] = []
+    async with aclosing(heard(flows, flow.snapshot, after=0)) as events:
+        async for event in events:
+            seen.append(event.id)
+            if len(seen) == 2:
+                await flow.advance({"n": 1})
+                await flow.advance({"n": 2})
+                await flow.finish()
+            if event.terminal:
+                break
+    assert seen == [f"{flow.id}:{seq}" for seq in range(1, 6)]
+
+
+async def test_the_transport_gives_each_message_of_a_stream_once_when_the_broker_is_killed(stage: Stage) -> None:
+    async with FlowClient.connect(stage.url, agent="kate", patience=60.0) as flows:
+        flow = await started(flows)
+        seen: list[int] = []
+
+        async def watch() -> None:
+            async with aclosing(flows.transport.follow("taskflow.evt.kate.*.*", stream="TASKFLOW_EVT", after=1)) as messages:
+                async for message in messages:
+                    seen.append(message.seq)  # noqa: PERF401 - others look into it meanwhile
+
+        watching = asyncio.ensure_future(watch())
+        await eventually(lambda: seen == [2], within=20)
+        await stage.server.restart(kill=True)
+        await flow.advance({"n": 1})
+        await eventually(lambda: len(seen) >= 2, within=30)
+        watching.cancel()
+        assert seen == [2, 3]
 
 
 async def test_what_was_in_hand_of_a_consumer_comes_first_and_in_order_to_the_next_one(flows: FlowClient) -> None:
