@@ -7,10 +7,10 @@
         await flow.finish({"paid": True})
 
 Read in this order: `flows` and `flow` are what an agent holds in its hands, `conditions` spells what a flow can wait for, `errors` what
-can go wrong; `agent` is the loop that handles events (`lanes` keeps their order, `numbering` their commands from acting twice);
-`resuming` and `listening` hear of a flow;
-`delegate` answers requests, `synadia` with agents of another protocol; `sync` is for scripts. Below them `doors` sends commands until
-there is an outcome, and `transport` is the port that `over_nats` fills (`dialling`, `consuming`, `pulling`, `permissions`).
+can go wrong; `resuming` and `listening` hear of a flow; `agent` is the loop that handles events (`lanes` keeps their order, `numbering`
+their commands from acting twice); `delegate` answers requests, `synadia` with agents of another protocol; `sync` is for scripts. Below
+them `doors` sends commands until there is an outcome, and `transport` is the port that `over_nats` fills (`dialling`, `consuming`,
+`pulling`, `permissions`).
 """
 
 from __future__ import annotations

@@ -232,20 +232,22 @@ class FlowClient:
 @asynccontextmanager
 async def opened(where: Where | FlowClient, options: dict[str, Any]) -> AsyncIterator[Transport]:
     """Give the transport that `FlowClient.connect` would use, or that a client has; what is made here is closed at the end."""
-    from nats.aio.client import Client  # noqa: PLC0415 - nats-py takes most of the time that importing the client would take
+    ours = where is None or isinstance(where, str)
+    if options and not ours:
+        raise TypeError(f"a connection that exists already takes no options: {', '.join(options)}")
+    if isinstance(where, FlowClient):
+        yield where.transport
+    elif isinstance(where, Transport):
+        yield where
+    else:
+        # nats-py takes most of the time that importing the client would take.
+        from worker.client.over_nats import NatsTransport  # noqa: PLC0415
 
-    from worker.client.over_nats import NatsTransport  # noqa: PLC0415 - as above
-
-    if where is None or isinstance(where, str):
-        transport = await NatsTransport.connect(where, **{"name": "taskflow-client", **options})
+        if where is None or isinstance(where, str):
+            transport = await NatsTransport.connect(where, **{"name": "taskflow-client", **options})
+        else:
+            transport = NatsTransport(where)
         try:
             yield transport
         finally:
             await transport.close()
-        return
-    if options:
-        raise TypeError(f"a connection that exists already takes no options: {', '.join(options)}")
-    if isinstance(where, FlowClient):
-        yield where.transport
-    else:
-        yield NatsTransport(where) if isinstance(where, Client) else where

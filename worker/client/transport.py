@@ -7,7 +7,7 @@ nothing of flows: subjects, headers and bytes only. Times are seconds. Every met
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -97,6 +97,7 @@ class Serving(Protocol):
         """Take no more requests; those in hand go on. Idempotent; never raises."""
 
 
+@runtime_checkable
 class Transport(Protocol):
     """A broker connection that comes back by itself after every outage, for as long as it is not closed."""
 
