@@ -8,4 +8,51 @@ too. `store.base` and `bus.base` are the ports: what the worker needs of a datab
 decides it in memory. On it stand the services: `consumer` takes messages in, `relay` sends events out, `dispatcher` asks delegates,
 `wait_engine` lets time act, `api` answers requests, `pruner` tidies up. `manager.FlowManager` is the in-process face. `supervisor` gives
 them their life, `app` wires everything together, `cli` starts it. `invariants` looks whether what they promise holds.
+
+`client` is the other side: what agents and delegates use. Its names are here too, and are loaded when they are asked for, so that neither
+the worker nor a delegate pays for what it does not use.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worker.client import (
+        Agent,
+        Asked,
+        DelegateError,
+        Event,
+        Flow,
+        FlowClient,
+        FlowClientSync,
+        FlowEnded,
+        FlowRefused,
+        Unavailable,
+        flows_sync,
+        serve_delegate,
+    )
+
+__all__ = [
+    "Agent",
+    "Asked",
+    "DelegateError",
+    "Event",
+    "Flow",
+    "FlowClient",
+    "FlowClientSync",
+    "FlowEnded",
+    "FlowRefused",
+    "Unavailable",
+    "flows_sync",
+    "serve_delegate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first asked for (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from worker import client  # noqa: PLC0415 - that is the point
+
+    return getattr(client, name)

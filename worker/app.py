@@ -18,8 +18,8 @@ from worker.admin.letters import Counted, Letters
 from worker.admin.service import Operators
 from worker.api import Api
 from worker.bus.base import Bus, Source, Stream
-from worker.bus.dialing import nats_options
 from worker.bus.jetstream import JetStreamBus
+from worker.bus.options import nats_options
 from worker.config import Config
 from worker.consumer import Consumer
 from worker.copying import copied

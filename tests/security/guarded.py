@@ -129,6 +129,18 @@ class Guarded(Stage):
         provisioner = (await self.connect("provisioner")).jetstream()
         await provisioner.add_consumer("TASKFLOW_EVT", ConsumerConfig(name="reader", durable_name="reader", ack_policy=AckPolicy.EXPLICIT))
 
+    async def make_loop(self) -> None:
+        """Make the consumer of the role `loop`, as the README has the provisioner do."""
+        provisioner = (await self.connect("provisioner")).jetstream()
+        config = ConsumerConfig(
+            name="triage",
+            durable_name="triage",
+            ack_policy=AckPolicy.EXPLICIT,
+            filter_subject="taskflow.evt.kate.*.*",
+            max_deliver=-1,
+        )
+        await provisioner.add_consumer("TASKFLOW_EVT", config)
+
 
 def inbox_of(name: str) -> str:
     """Return the inbox prefix of somebody."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 from collections.abc import AsyncIterator
@@ -18,17 +19,20 @@ from tests.e2e.stage import Json, Stage, new_id
 from tests.eventually import eventually
 from tests.security.guarded import TEMPLATES, Guarded, Refused, filled, flushed, names, new_key
 from worker.bus.server import find_server
+from worker.client import Agent as Loop
+from worker.client import Event, Flow, FlowClient, Forbidden
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("permissions")]
 
 F = "01900000-0000-7000-8000-000000000001"
-ROLES = ("provisioner", "worker", "operator", "observer", "reader", "kate", "ann", "billing")
-# Subject and who may publish on it; everybody else may not. `kate` and `ann` are agents, `billing` a delegate that works for kate.
+ROLES = ("provisioner", "worker", "operator", "observer", "reader", "kate", "ann", "loop", "billing")
+# Subject and who may publish on it; everybody else may not. `kate` and `ann` are agents, `loop` and the
+# delegate `billing` work for kate.
 PUBLISH: dict[str, tuple[str, ...]] = {
-    "taskflow.cmd.kate.start": ("kate", "worker"),
+    "taskflow.cmd.kate.start": ("kate", "loop", "worker"),
     "taskflow.cmd.ann.start": ("ann", "worker"),
     "taskflow.cmd.kate.start.more": (),
-    "taskflow.api.kate.status": ("kate",),
+    "taskflow.api.kate.status": ("kate", "loop"),
     "taskflow.api.ann.status": ("ann",),
     "taskflow.admin.list": ("operator", "observer"),
     "taskflow.admin.why": ("operator", "observer"),
@@ -54,6 +58,13 @@ PUBLISH: dict[str, tuple[str, ...]] = {
     "$JS.ACK._.hash.TASKFLOW_EVT.reader.1.1.1.1.0.r": ("reader",),
     "$JS.API.CONSUMER.MSG.NEXT.TASKFLOW_IN.worker": ("worker",),
     "$JS.API.CONSUMER.MSG.NEXT.TASKFLOW_EVT.reader": ("reader",),
+    "$JS.ACK.TASKFLOW_EVT.triage.1.1.1.1.0": ("loop",),
+    "$JS.ACK._.hash.TASKFLOW_EVT.triage.1.1.1.1.0.r": ("loop",),
+    "$JS.API.CONSUMER.MSG.NEXT.TASKFLOW_EVT.triage": ("loop",),
+    "$JS.API.CONSUMER.RESET.TASKFLOW_EVT.triage": ("loop",),
+    "$JS.API.CONSUMER.CREATE.TASKFLOW_EVT.triage.taskflow.evt.kate.*.*": ("provisioner",),
+    "$JS.API.CONSUMER.DELETE.TASKFLOW_EVT.triage": ("provisioner",),
+    "_INBOX.loop.x": ("worker",),
     "$JS.API.CONSUMER.RESET.TASKFLOW_IN.worker": ("worker",),
     "$JS.API.CONSUMER.RESET.TASKFLOW_EVT.reader": (),
     "$JS.API.CONSUMER.INFO.TASKFLOW_IN.worker": ("worker", "operator", "provisioner"),
@@ -90,7 +101,7 @@ SUBSCRIBE: dict[str, tuple[str, ...]] = {
     "taskflow.reply.kate.*": ("worker",),
     "agent.delegate.reply": ("worker",),
     "agent.billing.pay": ("billing",),
-    "taskflow.evt.kate.*.*": ("kate", "operator", "observer"),
+    "taskflow.evt.kate.*.*": ("kate", "loop", "operator", "observer"),
     "taskflow.evt.ann.*.*": ("ann", "operator", "observer"),
     "taskflow.evt.>": ("operator", "observer"),
     "taskflow.dlq.*": ("operator",),
@@ -99,6 +110,7 @@ SUBSCRIBE: dict[str, tuple[str, ...]] = {
     "_INBOX.ann.*": ("ann",),
     "_INBOX.billing.*": ("billing",),
     "_INBOX.reader.*": ("reader",),
+    "_INBOX.loop.*": ("loop",),
     "_INBOX.operator.*": ("operator",),
     "_INBOX.observer.*": ("observer",),
     "_INBOX_worker.>": ("worker",),
@@ -268,6 +280,59 @@ async def test_an_agent_hears_its_own_events_and_asks_for_what_it_missed(stage: 
         assert all(message.subject.startswith("taskflow.evt.kate.") for message in live.messages)
     assert await kate.kinds(missed) == ["created", "started"]
     assert refused.said == []
+
+
+async def test_the_client_does_its_work_with_an_agents_own_rights(stage: Guarded) -> None:
+    refused = Refused()
+    async with FlowClient.connect((await stage.agent("kate", refused=refused)).client, agent="kate") as flows:
+        flow = await flows.start(controller="kate/client", goal="ask for nothing more")
+        await flow.wait_manual("Ann?")
+        waiting = asyncio.ensure_future(flow.resumed("20s"))
+        await flow.resume({"yes": True}, door="api")
+        assert (await waiting).payload == {"yes": True}
+        assert [entry.kind async for entry in flow.history()][-1] == "resumed"
+    assert refused.said == []
+    options: Json = {"nkey_seed": str(stage.keys["kate"].seed), "inbox_prefix": "_INBOX.kate"}
+    async with FlowClient.connect(stage.url, agent="kate", **options) as flows:
+        with pytest.raises(Forbidden, match=r"may not use \$JS.API.CONSUMER.CREATE.TASKFLOW_EVT"):
+            await anext(flows.events())
+        flow = await flows.start(controller="kate/client", goal="be heard without rights on the stream")
+        heard = []
+        async for event in flow.events():
+            heard.append((event.seq, event.kind, event.status))
+            if event.kind == "started":
+                await flow.advance({"n": 1})
+                await flow.finish()
+        assert heard == [(1, "created", "created"), (2, "started", "running"), (3, "state_updated", "running"), (4, "finished", "finished")]
+    async with FlowClient.connect(stage.url, agent="ann", patience=3.0, **options) as flows:
+        with pytest.raises(Forbidden, match=r"may not use taskflow.cmd.ann.start"):
+            await flows.start(controller="ann/x", goal="be somebody else")
+    with pytest.raises(Forbidden, match="inbox prefix"):
+        async with FlowClient.connect(stage.url, agent="kate", nkey_seed=str(stage.keys["kate"].seed)):
+            pass
+
+
+async def test_an_agents_loop_needs_its_consumer_and_nothing_more(stage: Guarded) -> None:
+    options: Json = {"nkey_seed": str(stage.keys["loop"].seed), "inbox_prefix": "_INBOX.loop"}
+    loop = Loop(stage.url, agent="kate", name="triage", **options)
+    done = asyncio.Event()
+
+    @loop.on("created", controller="kate/loop")
+    async def finish(flow: Flow, event: Event) -> None:
+        await flow.finish({"seq": event.seq})
+        done.set()
+
+    with pytest.raises(Forbidden, match=r"may not use \$JS.API.CONSUMER.CREATE.TASKFLOW_EVT.triage"):
+        await loop.run()
+    await stage.make_loop()
+    running = asyncio.ensure_future(loop.run())
+    kate = await stage.agent("kate")
+    flow_id = await kate.start(controller_id="kate/loop")
+    await asyncio.wait_for(done.wait(), 30)
+    assert (await kate.until(flow_id, "finished"))["state"] == {"seq": 1}
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
 
 
 async def test_a_reader_reads_all_events_from_the_stream(stage: Guarded) -> None:

@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__", "schema_files"),
     ("app",),
     ("invariants",),
+    ("client", "__init__"),
     ("supervisor", "bus", "store", "health", "probes"),
     (
         "tracking",
@@ -40,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bus.base", "store.base", "store.overview", "store.records", "telemetry", "metrics", "timings", "config"),
     ("wire",),
     ("flow",),
-    ("errors", "times", "durations", "futures", "version", "__init__"),
+    ("errors", "times", "durations", "futures", "version"),
 )
 ADAPTERS = ("worker.store.sqlite", "worker.bus.jetstream", "worker.bus.memory", "worker.bus.connection")
 NAMING_ADAPTERS = {"app", "cli.dev", "cli.demo_story"}

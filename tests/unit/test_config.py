@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.bus.dialing import nats_options
+from worker.bus.options import nats_options
 from worker.config import Config, Found, load, settings, shown
 from worker.durations import Duration
 from worker.errors import ConfigError

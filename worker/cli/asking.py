@@ -144,7 +144,7 @@ async def _line(config: Config, database: str | None, printer: Printer, patience
 async def connected(config: Config) -> AsyncIterator[Client]:
     """Connect to NATS. Raises `BusLost` soon, with what else can be done."""
     from worker.bus.client import Client
-    from worker.bus.dialing import nats_options
+    from worker.bus.options import nats_options
     from worker.errors import BusLost
 
     client = Client(nats_options(config.nats))

@@ -84,8 +84,8 @@ def _streams(config: Config, place: str) -> dict[str, Any]:
 async def _read(config: Config, keep: Callable[[str, Ledger], None]) -> int:
     """Read both streams into ledgers."""
     from worker.app import DEAD_LETTERS, EVENTS
-    from worker.bus.dialing import nats_options
     from worker.bus.history import History
+    from worker.bus.options import nats_options
     from worker.invariants import Ledger, Message
 
     async with History(nats_options(config.nats)) as history:

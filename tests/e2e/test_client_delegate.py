@@ -1,0 +1,226 @@
+"""`serve_delegate`: answers reach flows whatever is killed, repeats run once, errors are payloads, notices and deadlines count."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from nats.aio.msg import Msg
+
+from tests.e2e.stage import Agent, Stage
+from tests.eventually import eventually
+from worker.client import Asked, DelegateError, Flow, FlowClient, FlowEnded, serve_delegate, synadia
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+async def flows(stage: Stage) -> AsyncIterator[FlowClient]:
+    """The agent `kate`, by the client."""
+    async with FlowClient.connect(stage.url, agent="kate") as made:
+        yield made
+
+
+async def add(asked: Asked) -> Any:
+    """Be a delegate."""
+    if asked.payload["b"] is None:
+        raise DelegateError(422, "b is missing")
+    return {"sum": asked.payload["a"] + asked.payload["b"]}
+
+
+async def delegating(flows: FlowClient, payload: Any = None, to: str = "svc.add", **more: Any) -> Flow:
+    flow = await flows.start(controller="kate/test", goal="add")
+    await flow.delegate(to, {"a": 1, "b": 2} if payload is None else payload, **{"timeout": "10m", **more})
+    return flow
+
+
+async def test_a_flow_is_answered_and_an_error_of_the_handler_is_an_error_payload(flows: FlowClient, stage: Stage) -> None:
+    async with serve_delegate("svc.add", add, on=stage.url):
+        assert (await (await delegating(flows)).resumed("20s")).payload == {"sum": 3}
+        missing = await (await delegating(flows, {"a": 1, "b": None})).resumed("20s")
+        assert missing.payload == {"error": {"code": "422", "message": "b is missing"}}
+        defect = await (await delegating(flows, {"no": "numbers"})).resumed("20s")
+        assert defect.payload == {"error": {"code": "500", "message": "the delegate failed: KeyError"}}
+        shared = await (await delegating(flows, reply_topic="agent.delegate.reply")).resumed("20s")
+        assert (shared.payload, shared.topic) == ({"sum": 3}, "agent.delegate.reply")
+
+
+async def test_anybody_else_gets_an_ordinary_response(flows: FlowClient, kate: Agent) -> None:
+    async with serve_delegate("svc.add", add, on=flows):
+        answer = await kate.client.request("svc.add", b'{"a": 20, "b": 22}', timeout=10)
+        assert json.loads(answer.data) == {"sum": 42}
+        refused = await kate.client.request("svc.add", b'{"a": 20, "b": null}', timeout=10)
+        assert (refused.headers or {})["Nats-Service-Error-Code"] == "422"
+        assert (refused.headers or {})["Nats-Service-Error"] == "b is missing"
+
+
+async def test_a_request_that_comes_twice_runs_once_and_both_get_the_same_answer(flows: FlowClient, kate: Agent) -> None:
+    runs = 0
+    go_on = asyncio.Event()
+
+    async def slow(asked: Asked) -> int:
+        nonlocal runs
+        runs += 1
+        await go_on.wait()
+        return runs
+
+    async def ask() -> bytes:
+        return bytes((await kate.client.request("svc.slow", b"{}", timeout=20, headers={"Nats-Msg-Id": "same"})).data)
+
+    async with serve_delegate("svc.slow", slow, on=flows):
+        both = [asyncio.ensure_future(ask()) for _ in range(2)]
+        await eventually(lambda: runs == 1, within=10)
+        go_on.set()
+        assert await asyncio.gather(*both) == [b"1", b"1"]
+        assert await ask() == b"1"
+        other = await kate.client.request("svc.slow", b"{}", timeout=20, headers={"Nats-Msg-Id": "other"})
+        assert other.data == b"2"
+
+
+async def test_only_so_many_answers_are_remembered(flows: FlowClient, kate: Agent) -> None:
+    runs: list[str] = []
+
+    async def note(asked: Asked) -> str:
+        runs.append(asked.id or "")
+        return asked.id or ""
+
+    async with serve_delegate("svc.note", note, on=flows, remember=2):
+        for name in ("a", "b", "c", "a", "c"):
+            await kate.client.request("svc.note", b"", timeout=20, headers={"Nats-Msg-Id": name})
+    assert runs == ["a", "b", "c", "a"]
+
+
+async def test_the_answer_is_stored_though_worker_and_broker_were_killed_while_the_handler_ran(stage: Stage) -> None:
+    asked_for = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def slow(asked: Asked) -> str:
+        asked_for.set()
+        await go_on.wait()
+        return "at last"
+
+    async with (
+        FlowClient.connect(stage.url, agent="kate", patience=60.0) as flows,
+        serve_delegate("svc.slow", slow, on=stage.url),
+    ):
+        flow = await delegating(flows, to="svc.slow")
+        await asyncio.wait_for(asked_for.wait(), 20)
+        await stage.kill()
+        await stage.server.restart(kill=True)
+        go_on.set()
+        await stage.start()
+        assert (await flow.resumed("60s")).payload == "at last"
+        assert [entry.kind.value async for entry in flow.history()].count("resumed") == 1
+
+
+async def test_a_cancel_notice_ends_the_handler_and_nothing_is_answered(flows: FlowClient, kate: Agent) -> None:
+    ends: list[str] = []
+    begun = asyncio.Event()
+
+    async def work(asked: Asked) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ends.append(asked.correlation_id or "")
+
+    async with serve_delegate("svc.work", work, on=flows, cancel_on="svc.work.stop"):
+        flow = await delegating(flows, to="svc.work", cancel_to="svc.work.stop")
+        correlation = (flow.snapshot.wait or {})["correlation_id"]
+        await asyncio.wait_for(begun.wait(), 20)
+        await flow.cancel("Bob called")
+        await eventually(lambda: ends == [correlation], within=20)
+    assert flow.status == "cancelled"
+    assert (await kate.kinds(flow.id))[-1] == "cancelled"
+
+
+async def test_a_request_whose_notice_came_first_is_not_run(flows: FlowClient, kate: Agent) -> None:
+    runs: list[Any] = []
+
+    async def work(asked: Asked) -> None:
+        runs.append(asked.payload)
+
+    headers = {"Taskflow-Flow-Id": "f", "Correlation-Id": "c", "Nats-Msg-Id": "f:1:request"}
+    async with serve_delegate("svc.work", work, on=flows, cancel_on="svc.work.stop"):
+        await kate.client.publish("svc.work.stop", b'{"flow_id": "f", "correlation_id": "c", "reason": null}')
+        await kate.client.flush()
+        await kate.client.publish("svc.work", b"1", headers=headers)
+        await kate.client.publish("svc.work", b"2")
+        await eventually(lambda: runs == [2], within=10)
+
+
+async def test_a_deadline_ends_the_handler(flows: FlowClient) -> None:
+    ended: list[str] = []
+
+    async def forever(asked: Asked) -> None:
+        assert asked.deadline is not None
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(asked.flow_id or "")
+
+    async with serve_delegate("svc.forever", forever, on=flows):
+        flow = await delegating(flows, to="svc.forever", timeout="1s", on_timeout="fail")
+        await eventually(lambda: ended == [flow.id], within=20)
+        with pytest.raises(FlowEnded, match="wait timed out"):
+            await flow.resumed("20s")
+
+
+async def test_what_is_in_hand_is_finished_when_the_delegate_stops(flows: FlowClient, stage: Stage) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(asked: Asked) -> str:
+        begun.set()
+        await go_on.wait()
+        return "done before the end"
+
+    serving = serve_delegate("svc.slow", slow, on=stage.url)
+    async with serving:
+        flow = await delegating(flows, to="svc.slow")
+        await asyncio.wait_for(begun.wait(), 20)
+        asyncio.get_running_loop().call_later(0.2, go_on.set)
+    assert (await flow.resumed("20s")).payload == "done before the end"
+
+
+async def test_an_agent_of_the_synadia_protocol_is_a_delegate(flows: FlowClient, kate: Agent) -> None:
+    questions: list[Any] = []
+
+    async def researcher(request: Msg) -> None:
+        questions.append(json.loads(request.data))
+
+        async def say(kind: str, data: Any) -> None:
+            await kate.client.publish(request.reply, json.dumps({"type": kind, "data": data}).encode())
+
+        await say("status", "ack")
+        if "broken" in questions[-1]["prompt"]:
+            headers = {"Nats-Service-Error-Code": "503", "Nats-Service-Error": "out of tokens"}
+            await kate.client.publish(request.reply, b"", headers=headers)
+            return
+        await say("response", "six times seven ")
+        inbox = kate.client.new_inbox()
+        back = await kate.client.subscribe(inbox)
+        await say("query", {"id": "1", "reply_subject": inbox, "prompt": "in decimal?"})
+        more = json.loads((await back.next_msg(timeout=10)).data)["prompt"]
+        await say("response", {"text": f"is 42 ({more})"})
+        await kate.client.publish(request.reply, b"")
+
+    async def answering(question: str) -> str:
+        return f"{question} yes"
+
+    subject = "agents.prompt.researcher.acme.main"
+    await kate.client.subscribe(subject, cb=researcher)
+    await kate.client.flush()
+    ask = synadia.handler(flows.transport, subject, answering=answering)
+    async with serve_delegate("svc.research", ask, on=flows):
+        answer = await (await delegating(flows, {"prompt": "what is 6 × 7?"}, to="svc.research")).resumed("20s")
+        assert answer.payload == {"text": "six times seven is 42 (in decimal? yes)", "chunks": 2}
+        broken = await (await delegating(flows, "be broken", to="svc.research")).resumed("20s")
+        assert broken.payload == {"error": {"code": "503", "message": "out of tokens"}}
+        nobody = synadia.handler(flows.transport, "agents.prompt.nobody.acme.main")
+        async with serve_delegate("svc.nobody", nobody, on=flows):
+            silent = await (await delegating(flows, "hello?", to="svc.nobody")).resumed("20s")
+            assert silent.payload["error"]["message"] == "nobody listens on agents.prompt.nobody.acme.main"
+    assert questions[0] == {"prompt": "what is 6 × 7?"}

@@ -1,0 +1,156 @@
+"""`Agent`: handle the events of one's own flows, durably, and go on after a restart.
+
+    agent = Agent("nats://127.0.0.1:4222", agent="kate", name="triage")
+
+    @agent.on("resumed", controller="kate/*")
+    async def go_on(flow: Flow, event: Event) -> None:
+        await flow.finish({"answer": event.reply})
+
+    asyncio.run(agent.run())
+
+What is promised. Every event that the stream keeps is handled at least once, those of one flow one after another in their order, those
+of different flows side by side. An event is settled when its handlers have returned; a handler that raised is called again, later and
+later, and the flow's next events wait for it. A process that is killed leaves nothing behind: the next one begins with what was in hand.
+
+So a handler may run twice for one event. Its commands do not act twice: inside a handler every command gets an id that is made of the
+event and of its number (`numbering`), and the worker answers a repeated id with the stored outcome. That holds for everything sent
+through the client, `flows.start` and `flows.reply` too. It asks of a handler that it sends the same commands in the same order when it
+runs again; their contents may differ (a time, say): what the first run sent counts. What a handler does elsewhere (a mail, a payment)
+needs an id of its own: `event.id` is one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+import msgspec
+
+from worker.client.errors import AlreadyTerminal, Forbidden, InvalidRequest, NotFound
+from worker.client.events import Event, event_in
+from worker.client.flow import Flow
+from worker.client.flows import EVENTS, FlowClient
+from worker.client.lanes import Lanes, Later
+from worker.client.numbering import CURRENT, Numbering
+from worker.client.transport import Delivery, NotPermitted
+from worker.wire.subjects import is_token
+
+Handler = Callable[[Flow, Event], Awaitable[None]]
+_H = TypeVar("_H", bound=Callable[[Flow, Event], Coroutine[Any, Any, None]])
+_log = logging.getLogger("worker.client.agent")
+
+
+class _Rule(msgspec.Struct, frozen=True):
+    """Which events a handler is for."""
+
+    kinds: frozenset[str]
+    controller: str
+    handler: Handler
+
+    def covers(self, event: Event) -> bool:
+        """Tell whether the event is for it."""
+        return (not self.kinds or event.kind in self.kinds) and fnmatchcase(event.controller_id, self.controller)
+
+
+class Agent:
+    """Handlers, and the loop that calls them.
+
+    `flows`: a client that is open, or where to connect (as `FlowClient.connect`); then `agent` and `options` say the rest. `name` is the
+    durable consumer's on the event stream: the same name goes on where the last process stopped, and only one process may use it at a
+    time. `at_once`: how many events are in hand. `ack_wait`: seconds after which the broker gives a dead process's events to the next one
+    where it cannot do so at once.
+    """
+
+    def __init__(
+        self,
+        flows: FlowClient | str | None = None,
+        *,
+        name: str,
+        agent: str | None = None,
+        at_once: int = 64,
+        ack_wait: float = 30.0,
+        retry_first: float = 0.5,
+        retry_last: float = 60.0,
+        **options: Any,
+    ) -> None:
+        if not is_token(name):
+            raise InvalidRequest(f"a loop's name has 1 to 63 characters of A-Z a-z 0-9 _ -, not {name!r}", path="/name")
+        if not isinstance(flows, FlowClient) and agent is None:
+            raise InvalidRequest("say who the agent is: agent='kate'", path="/agent")
+        self.name = name
+        self._flows = flows
+        self._options = {"agent": agent, **options}
+        self._at_once = at_once
+        self._ack_wait = ack_wait
+        self._retry = (retry_first, retry_last)
+        self._rules: list[_Rule] = []
+
+    def on(self, *kinds: str, controller: str = "*") -> Callable[[_H], _H]:
+        """Have the function called with (flow, event) for events of these kinds (none: all) of flows whose controller matches."""
+
+        def add(handler: _H) -> _H:
+            """Keep the handler; it stays callable by itself."""
+            self._rules.append(_Rule(frozenset(kinds), controller, handler))
+            return handler
+
+        return add
+
+    async def run(self) -> None:
+        """Handle events until cancelled. Raises `Forbidden` where the credentials may not read the consumer, `Lost` without connection."""
+        if isinstance(self._flows, FlowClient):
+            await self._run(self._flows)
+            return
+        async with FlowClient.connect(self._flows, **self._options) as flows:
+            await self._run(flows)
+
+    async def _run(self, flows: FlowClient) -> None:
+        """Take deliveries and hand them to the lanes."""
+        subject = flows.subjects.event(flows.agent, "*", "*")
+        lanes = Lanes(lambda event: self._handle(flows, event), self._ack_wait / 3, *self._retry)
+        taken = flows.transport.consume(subject, stream=EVENTS, durable=self.name, ack_wait=self._ack_wait, at_most=self._at_once)
+        try:
+            async with aclosing(taken) as deliveries, lanes:
+                async for delivery in deliveries:
+                    await self._take(lanes, delivery)
+        except NotPermitted as denied:
+            raise Forbidden(f"{denied}; docs/client.md says what the loop needs") from denied
+
+    async def _take(self, lanes: Lanes, delivery: Delivery) -> None:
+        """Put a delivery into its flow's lane, unless it is for nobody."""
+        event = event_in(delivery.message)
+        if event is None:
+            _log.warning("no event, left out: %s", delivery.message.subject)
+        if event is not None and any(rule.covers(event) for rule in self._rules):
+            await lanes.put(event, delivery)
+        else:
+            await delivery.ack()
+
+    async def _handle(self, flows: FlowClient, event: Event) -> None:
+        """Call the handlers of one event, in the order in which they were added. Raises `Later` where it has to be tried again."""
+        numbering = CURRENT.set(Numbering(event, self.name))
+        try:
+            await self._call(flows, event)
+        except AlreadyTerminal as over:
+            if over.details.get("flow_id", event.flow_id) != event.flow_id:
+                raise Later(str(over)) from over
+            # Nothing will ever change this flow again: to call the handler again would be in vain, and for ever.
+            _log.info("event %s is settled, for its flow has ended: %s", event.id, over)
+        except Exception as failed:
+            _log.exception("a handler failed on event %s (%s of %s): again later", event.id, event.kind, event.controller_id)
+            raise Later(str(failed)) from failed
+        finally:
+            CURRENT.reset(numbering)
+
+    async def _call(self, flows: FlowClient, event: Event) -> None:
+        """Look at the flow as it is now, and call its handlers."""
+        try:
+            flow = await flows.in_session(event.session).get(event.flow_id)
+        except NotFound:
+            _log.info("event %s is settled: its flow was deleted since", event.id)
+            return
+        for rule in self._rules:
+            if rule.covers(event):
+                await rule.handler(flow, event)

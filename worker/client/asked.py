@@ -1,0 +1,118 @@
+"""Read what a delegate is asked (docs/waiting.md, "Ask and wait: delegate"), and write what it answers (CONTRACT 5)."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from worker.client.transport import Message
+from worker.wire.headers import HOPS, MSG_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, TRACEPARENT, find, one_line
+
+# As `worker.flow.delegation` writes them; that module would bring the whole core with it.
+CORRELATION_ID = "Correlation-Id"
+FLOW_ID = "Taskflow-Flow-Id"
+DEADLINE = "Taskflow-Deadline"
+REPLY_SUBJECT = "Taskflow-Reply-Subject"
+
+
+class DelegateError(Exception):
+    """What a handler raises to answer with an error: `code` is text of digits, HTTP-like (`"422"`), `message` one sentence.
+
+    The flow that asked resumes with `{"error": {"code", "message"}}`.
+    """
+
+    def __init__(self, code: str | int, message: str) -> None:
+        super().__init__(message)
+        self.code = str(code)
+        self.message = message
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A request, as a handler gets it.
+
+    `payload`: the JSON value; text for a body that is not JSON, `{"base64": …}` for one that is no text either. `id` recognises a repeat
+    (None: the asker gave none), `deadline` is when the answer will be in vain (None: never). `flow_id`, `correlation_id` and `hops` are
+    given where a flow asks: pass `hops` on, as header `Taskflow-Hops`, when the delegate delegates. `headers` has all of them.
+    """
+
+    subject: str
+    payload: Any
+    headers: dict[str, str]
+    id: str | None = None
+    flow_id: str | None = None
+    correlation_id: str | None = None
+    deadline: datetime | None = None
+    hops: int = 0
+    trace: str | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What goes back."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
+def asked_of(message: Message) -> Asked:
+    """Read a request. Headers that cannot be read count as not there."""
+    headers = dict(message.headers)
+    hops = find(headers, HOPS) or "0"
+    return Asked(
+        subject=message.subject,
+        payload=_payload(message.body),
+        headers=headers,
+        id=find(headers, MSG_ID),
+        flow_id=find(headers, FLOW_ID),
+        correlation_id=find(headers, CORRELATION_ID),
+        deadline=_instant(find(headers, DEADLINE)),
+        hops=int(hops) if hops.isascii() and hops.isdigit() else 0,
+        trace=find(headers, TRACEPARENT),
+    )
+
+
+def reply_subject(message: Message) -> str:
+    """Return where the answer goes: the reply subject, or, for a request that came by way of a stream, what a header says."""
+    return message.reply or find(message.headers, REPLY_SUBJECT) or ""
+
+
+def answer_with(value: Any, asked: Asked) -> Answer:
+    """Write an answer: bytes as they are, anything else as JSON. Raises `TypeError` for what JSON does not have."""
+    body = bytes(value) if isinstance(value, bytes | bytearray) else msgspec.json.encode(value)
+    return Answer(body, _said(asked))
+
+
+def answer_error(error: DelegateError, asked: Asked) -> Answer:
+    """Write an error, as NATS micro services do (ADR-32), with the payload that the flow will see as the body."""
+    said = {SERVICE_ERROR: one_line(error.message), SERVICE_ERROR_CODE: one_line(error.code)}
+    body = msgspec.json.encode({"error": {"code": error.code, "message": error.message}})
+    return Answer(body, {**_said(asked), **said})
+
+
+def _said(asked: Asked) -> dict[str, str]:
+    """Say what is answered: the correlation id finds the flow on every reply topic, the trace goes on."""
+    said = {} if asked.correlation_id is None else {CORRELATION_ID: asked.correlation_id}
+    return said if asked.trace is None else {**said, TRACEPARENT: asked.trace}
+
+
+def _payload(body: bytes) -> Any:
+    """Read a body."""
+    try:
+        return msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return {"base64": b64encode(body).decode()}
+
+
+def _instant(text: str | None) -> datetime | None:
+    """Read a time."""
+    try:
+        at = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return at if at is not None and at.tzinfo is not None else None

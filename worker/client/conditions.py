@@ -1,0 +1,113 @@
+"""Spell what a flow can wait for (SEMANTICS 3). Each function returns a condition for `flow.wait` or for `any_of`, `all_of`, `at_least`.
+
+Everything but a timer takes an end: `timeout`, a duration from the parking (`"15m"`, or a `timedelta`), or `deadline`, an aware
+datetime; and `on_timeout`: `resume` (run on, with `{"timed_out": True}`), `fail` or `cancel`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from worker.durations import BadDuration, format_duration, parse_duration
+from worker.errors import InvalidRequest
+
+Condition = dict[str, Any]
+OnTimeout = Literal["resume", "fail", "cancel"]
+Length = str | timedelta
+"""A duration: `"1h 30m"`, or a `timedelta`."""
+
+
+def reply(
+    topic: str,
+    correlation_id: str | None = None,
+    *,
+    accept: dict[str, Any] | None = None,
+    mode: Literal["one", "all"] = "one",
+    timeout: Length | None = None,
+    deadline: datetime | None = None,
+    on_timeout: OnTimeout = "resume",
+) -> Condition:
+    """Wait for a reply to exactly (topic, correlation id); None: the worker makes an id that nobody can guess. `accept`: a JSON Schema."""
+    said: Condition = {"kind": "external_event", "topic": topic, "correlation_id": correlation_id, "accept": accept}
+    if mode != "one":
+        said["mode"] = mode
+    return _bounded(said, timeout, deadline, on_timeout)
+
+
+def timer(at: datetime | Length) -> Condition:
+    """Wait until `at`: an aware datetime, or a duration from now on. Raises `InvalidRequest` for anything else."""
+    when = at if isinstance(at, datetime) else datetime.now(UTC) + length(at)
+    return {"kind": "timer", "at": _instant(when, "/wait_condition/at")}
+
+
+def manual(
+    prompt: str | None = None,
+    *,
+    name: str | None = None,
+    timeout: Length | None = None,
+    deadline: datetime | None = None,
+    on_timeout: OnTimeout = "resume",
+) -> Condition:
+    """Wait for somebody's `resume`; `prompt` says what is asked of whom, `name` tells several of them in one wait apart."""
+    return _bounded({"kind": "manual", "prompt": prompt, "name": name}, timeout, deadline, on_timeout)
+
+
+def ended(flow_id: str, *, timeout: Length | None = None, deadline: datetime | None = None, on_timeout: OnTimeout = "resume") -> Condition:
+    """Wait for the end of another flow of the same agent and session."""
+    return _bounded({"kind": "flow", "flow_id": flow_id}, timeout, deadline, on_timeout)
+
+
+def any_of(
+    *conditions: Condition, timeout: Length | None = None, deadline: datetime | None = None, on_timeout: OnTimeout = "resume"
+) -> Condition:
+    """Wait until one of the conditions holds."""
+    return _bounded({"kind": "any_of", "conditions": list(conditions)}, timeout, deadline, on_timeout)
+
+
+def all_of(
+    *conditions: Condition, timeout: Length | None = None, deadline: datetime | None = None, on_timeout: OnTimeout = "resume"
+) -> Condition:
+    """Wait until all of the conditions hold."""
+    return _bounded({"kind": "all_of", "conditions": list(conditions)}, timeout, deadline, on_timeout)
+
+
+def at_least(
+    count: int, *conditions: Condition, timeout: Length | None = None, deadline: datetime | None = None, on_timeout: OnTimeout = "resume"
+) -> Condition:
+    """Wait until `count` of the conditions hold."""
+    return _bounded({"kind": "at_least", "count": count, "conditions": list(conditions)}, timeout, deadline, on_timeout)
+
+
+def length(given: Length) -> timedelta:
+    """Return a duration. Raises `InvalidRequest` for a text that is none."""
+    if isinstance(given, timedelta):
+        return given
+    try:
+        return timedelta(microseconds=parse_duration(given))
+    except BadDuration as bad:
+        raise InvalidRequest(str(bad), path="/timeout") from None
+
+
+def bounds(timeout: Length | None, deadline: datetime | None, on_timeout: OnTimeout) -> Condition:
+    """Return the fields that end a wait. Raises `InvalidRequest` where they cannot be right."""
+    said: Condition = {}
+    if timeout is not None:
+        said["timeout"] = format_duration(length(timeout) // timedelta(microseconds=1))
+    if deadline is not None:
+        said["deadline"] = _instant(deadline, "/deadline")
+    if on_timeout != "resume":
+        said["on_timeout"] = on_timeout
+    return said
+
+
+def _bounded(said: Condition, *end: Any) -> Condition:
+    """Return a condition with its end, without what was not given."""
+    return {name: value for name, value in said.items() if value is not None} | bounds(*end)
+
+
+def _instant(at: datetime, path: str) -> str:
+    """Write a time. Raises `InvalidRequest` for one without an offset."""
+    if at.tzinfo is None:
+        raise InvalidRequest("a time without an offset is ambiguous: give an aware datetime", path=path)
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,141 @@
+"""Read published events (CONTRACT 4) into what agents handle."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from worker.client.transport import Message
+
+TERMINAL = frozenset({"finished", "failed", "cancelled"})
+_HANDLED_SEPARATELY = 100_000
+
+
+class _Data(msgspec.Struct):
+    """The event's data. `kind` and the statuses are text: a later worker may have more of them."""
+
+    kind: str
+    revision: int
+    status: str
+    previous_status: str | None
+    controller_id: str
+    owner_session_key: str
+    current_step: str
+    payload: dict[str, Any]
+
+
+class _Cloud(msgspec.Struct):
+    """The event as it is published; unknown attributes are left out."""
+
+    specversion: str
+    id: str
+    subject: str
+    time: datetime
+    sequence: str
+    data: _Data
+    correlationid: str | None = None
+    causationid: str | None = None
+
+
+_DECODER = msgspec.json.Decoder(_Cloud)
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One accepted change of a flow.
+
+    `seq` counts the flow's events from 1 without gaps, `revision` its changes; `id` is `<flow_id>:<seq>`. `status` and `current_step` are
+    the flow's after the change, `payload` is the journal's. `cause` is the id of the command or reply behind it. `stream_seq` is its place
+    in the stream: `flows.events(after=…)` goes on behind it.
+    """
+
+    id: str
+    flow_id: str
+    seq: int
+    kind: str
+    revision: int
+    status: str
+    previous_status: str | None
+    controller_id: str
+    owner_session_key: str
+    current_step: str
+    payload: dict[str, Any]
+    at: datetime
+    cause: str | None
+    correlation_id: str | None
+    stream_seq: int
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the flow ended with it."""
+        return self.kind in TERMINAL
+
+    @property
+    def reply(self) -> Any:
+        """What a `resumed` event brought: the payload of the reply, `{"timed_out": True}`, the patch of a person; None for a timer.
+
+        For composite waits an object keyed by the number of the leaf, `{"0": …}`.
+        """
+        patch = self.payload.get("patch") or {}
+        if "resume_event" in patch:
+            return patch["resume_event"]
+        return {key: value for key, value in patch.items() if key != "resume_meta"} or None
+
+    @property
+    def session(self) -> str:
+        """The session that the flow belongs to."""
+        return self.owner_session_key.partition(":session:")[2]
+
+
+def event_in(message: Message) -> Event | None:
+    """Return the event that a message of the stream carries, or None: what is no event, or another's than its subject says, was put there.
+
+    Whoever publishes into a stream names where the acknowledgement goes, and that may be here (docs/securing.md, "Acknowledgements").
+    """
+    try:
+        cloud = _DECODER.decode(message.body)
+    except (ValueError, RecursionError):
+        return None
+    data = cloud.data
+    if not message.subject.endswith(f".{cloud.subject}.{data.kind}") or not cloud.sequence.isdigit():
+        return None
+    return Event(
+        id=cloud.id,
+        flow_id=cloud.subject,
+        seq=int(cloud.sequence),
+        kind=data.kind,
+        revision=data.revision,
+        status=data.status,
+        previous_status=data.previous_status,
+        controller_id=data.controller_id,
+        owner_session_key=data.owner_session_key,
+        current_step=data.current_step,
+        payload=data.payload,
+        at=cloud.time,
+        cause=cloud.causationid,
+        correlation_id=cloud.correlationid,
+        stream_seq=message.seq,
+    )
+
+
+class Seen:
+    """Remembers how far each flow's events have come: a repeat (the worker publishes at least once) is not told again.
+
+    Repeats are recent ones, so flows that nothing was heard of for longest are forgotten when there are too many.
+    """
+
+    def __init__(self, flows: int = _HANDLED_SEPARATELY) -> None:
+        self._most = flows
+        self._high: dict[str, int] = {}
+
+    def repeats(self, event: Event) -> bool:
+        """Tell whether the event, or a later one of its flow, was there already."""
+        return event.seq <= self._high.get(event.flow_id, 0)
+
+    def add(self, event: Event) -> None:
+        """Note that it was there."""
+        self._high.pop(event.flow_id, None)
+        self._high[event.flow_id] = event.seq
+        if len(self._high) > self._most:
+            del self._high[next(iter(self._high))]

@@ -1,0 +1,101 @@
+"""Handle deliveries: one flow's one after another, different flows' side by side; keep those in hand alive, put the failed ones off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Self
+
+from worker.client.events import Event, Seen
+from worker.client.transport import Delivery
+
+
+class Later(Exception):
+    """The handling failed: try again later."""
+
+
+class _Lane:
+    """One flow's deliveries. `blocked`: the `seq` that failed and has to come before any later one; `tries` counts its failures."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[Event, Delivery]] = deque()
+        self.task: asyncio.Task[None] | None = None
+        self.blocked = 0
+        self.tries = 0
+
+
+class Lanes:
+    """The lanes of one loop; `async with` ends their tasks. `handle` raises `Later`, or nothing. Times are seconds.
+
+    What failed is given back to the broker with a delay, from `first` doubling up to `last`, and with it what came behind it in its lane:
+    a delivery in hand would be lost to the next process for longer. A lane is empty most of the time, and then forgotten.
+    """
+
+    def __init__(self, handle: Callable[[Event], Awaitable[None]], alive_every: float, first: float, last: float) -> None:
+        self._handle = handle
+        self._alive_every = alive_every
+        self._first = first
+        self._last = last
+        self._lanes: dict[str, _Lane] = {}
+        self._done = Seen()
+        self._alive: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._alive = asyncio.ensure_future(self._keep_alive())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
+        tasks += [self._alive] if self._alive is not None else []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def put(self, event: Event, delivery: Delivery) -> None:
+        """Line a delivery up behind those of its flow."""
+        lane = self._lanes.setdefault(event.flow_id, _Lane())
+        if lane.blocked and event.seq > lane.blocked and not any(one.seq == lane.blocked for one, _ in lane.waiting):
+            await delivery.nak(self._delay(lane.tries))
+            return
+        lane.waiting.append((event, delivery))
+        if lane.task is None:
+            lane.task = asyncio.ensure_future(self._work(event.flow_id, lane))
+
+    async def _work(self, flow_id: str, lane: _Lane) -> None:
+        """Handle what is lined up; ends when nothing is."""
+        while lane.waiting:
+            event, delivery = lane.waiting[0]
+            if not self._done.repeats(event):
+                try:
+                    await self._handle(event)
+                except Later:
+                    await self._put_off(lane, event)
+                    continue
+                self._done.add(event)
+                lane.blocked = lane.tries = 0
+            await delivery.ack()
+            lane.waiting.popleft()
+        lane.task = None
+        if not lane.blocked:
+            del self._lanes[flow_id]
+
+    async def _put_off(self, lane: _Lane, failed: Event) -> None:
+        """Give everything in the lane back to the broker: the failed event first, so that it comes first."""
+        lane.blocked, lane.tries = failed.seq, lane.tries + 1
+        delay = self._delay(lane.tries)
+        while lane.waiting:
+            _, delivery = lane.waiting.popleft()
+            await delivery.nak(delay)
+
+    def _delay(self, tries: int) -> float:
+        """Return how long to wait after so many failures."""
+        return min(self._first * 2.0 ** min(tries - 1, 30), self._last)
+
+    async def _keep_alive(self) -> None:
+        """Tell the broker of everything in hand that it is worked on."""
+        while True:
+            await asyncio.sleep(self._alive_every)
+            for lane in list(self._lanes.values()):
+                for _, delivery in list(lane.waiting):
+                    await delivery.in_progress()
