@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.inline import Killed, fresh, opened
+from worker.testing.database import InlineStore, Killed, fresh
 from tests.modelled import Entry, Model
 from tests.running import VirtualClock
 from worker.engine import Engine
@@ -156,7 +156,7 @@ class Machine(RuleBasedStateMachine):
 
     def open(self) -> None:
         """Open the database as a new worker does."""
-        self.store, self.inline = self.run(opened(self.database))
+        self.store, self.inline = self.run(InlineStore.on(self.database))
         self.engine = Engine(self.store, clock=self.clock, policy=POLICY)
 
     def arm(self, fuse: int | None) -> None:

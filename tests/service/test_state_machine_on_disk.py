@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.inline import Killed
+from worker.testing.database import Killed
 from tests.service.test_state_machine import LONG, POLICY, Machine
 from worker.engine import Engine
 from worker.store.sqlite import SqliteFlowStore

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
@@ -65,8 +66,12 @@ class MemoryBroker:
         """Return the source's consumer, made if need be (a deleted one is made again and starts at the beginning)."""
         key = (source.stream, source.consumer)
         if key not in self.consumers:
-            self.consumers[key] = ConsumerState(self.streams[source.stream], settings.consumer_config(source))
+            self.consumers[key] = self.made(self.streams[source.stream], settings.consumer_config(source))
         return self.consumers[key]
+
+    def made(self, stream: StreamStore, config: Json) -> ConsumerState:
+        """Make a consumer."""
+        return ConsumerState(stream, config)
 
     def objections(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
         """Say what stands against running on what is there, in the same words as JetStream's topology."""
@@ -199,9 +204,11 @@ class MemoryClient:
             if body is not None:
                 await self.respond(heard, body, heard.headers if echo else NO_HEADERS)
 
+        context = contextvars.copy_context()  # the delegate's own, whoever asks it
+
         def take(heard: Heard) -> None:
             """Hand a request to its own task."""
-            task = asyncio.get_running_loop().create_task(answer(heard))
+            task = asyncio.get_running_loop().create_task(answer(heard), context=context.copy())
             self._answering.add(task)  # the loop keeps weak references only
             task.add_done_callback(self._answering.discard)
 

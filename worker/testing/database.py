@@ -1,4 +1,9 @@
-"""Give `SqliteFlowStore` a database in memory without a thread: quick enough for thousands of examples, and killed in any statement."""
+"""A database in the memory of the process, on no thread: quick enough for thousands of examples, and killed in any statement.
+
+The worker's own store runs on it, with every migration, constraint and statement it has on a file. Two things differ on purpose: the
+database outlives the worker that is killed on it, as a file would; and a statement is over when it returns, so that a test can tell when
+nothing is under way any more. (A shared cache or a file in memory would need SQLite's threads, and nothing then says when they are done.)
+"""
 
 from __future__ import annotations
 
@@ -13,13 +18,13 @@ from worker.store.sqlite import SqliteFlowStore
 
 
 class Killed(BaseException):
-    """The process was killed: nothing that catches errors may notice."""
+    """The worker was killed: nothing that catches errors may notice."""
 
 
 class Inline:
     """What the store uses of aiosqlite, on a plain connection. `fuse`: statements until the kill, None for never.
 
-    With `after_commit` the kill comes right after the next COMMIT instead.
+    With `after_commit` the kill comes right after the next COMMIT instead. `killed` hears of it, once.
     """
 
     def __init__(self, database: sqlite3.Connection) -> None:
@@ -27,12 +32,14 @@ class Inline:
         self.fuse: int | None = None
         self.after_commit = False
         self.dead = False
+        self.killed: Callable[[], None] = lambda: None
 
     async def execute_fetchall(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        self._burn()
+        """Run a statement and return its rows."""
+        self.burn()
         found = self.database.execute(sql, parameters).fetchall()
         if self.after_commit and sql == "COMMIT":
-            self._die()
+            self.die()
         return found
 
     @property
@@ -41,21 +48,26 @@ class Inline:
         return _Burning(self)
 
     async def _execute(self, work: Callable[..., Any], *given: Any) -> Any:
+        """Run a piece of work."""
         if self.dead:
-            self._die()
+            self.die()
         return work(*given)
 
     async def close(self) -> None:
         """Keep the database: another worker will open it."""
 
-    def _burn(self) -> None:
+    def burn(self) -> None:
+        """Count a statement; raises `Killed` when it is not reached any more."""
         if self.fuse is not None:
             self.fuse -= 1
         if self.dead or (self.fuse is not None and self.fuse < 0):
-            self._die()
+            self.die()
 
-    def _die(self) -> None:
-        self.dead = True
+    def die(self) -> None:
+        """Let no statement be reached any more; raises `Killed`."""
+        was_dead, self.dead = self.dead, True
+        if not was_dead:
+            self.killed()
         raise Killed
 
 
@@ -66,12 +78,28 @@ class _Burning:
         self._inline = inline
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
-        self._inline._burn()
+        """Run a statement."""
+        self._inline.burn()
         return self._inline.database.execute(sql, parameters)
 
     def executemany(self, sql: str, values: Iterable[Sequence[Any]]) -> sqlite3.Cursor:
-        self._inline._burn()
+        """Run a statement for each of the values."""
+        self._inline.burn()
         return self._inline.database.executemany(sql, values)
+
+
+class InlineStore(SqliteFlowStore):
+    """The worker's store on a database of the process."""
+
+    @classmethod
+    async def on(cls, database: sqlite3.Connection) -> tuple[InlineStore, Inline]:
+        """Open the store as a new worker does: what was not committed is gone."""
+        if database.in_transaction:
+            database.rollback()
+        inline = Inline(database)
+        store = cls(cast("aiosqlite.Connection", inline), None, None, "memory")
+        await store._take_over()
+        return store, inline
 
 
 _TEMPLATE: list[bytes] = []
@@ -89,11 +117,8 @@ async def fresh() -> sqlite3.Connection:
     return database
 
 
-async def opened(database: sqlite3.Connection) -> tuple[SqliteFlowStore, Inline]:
-    """Open the store on a database as a new worker does: what was not committed is gone."""
-    if database.in_transaction:
-        database.rollback()
-    inline = Inline(database)
-    store = SqliteFlowStore(cast("aiosqlite.Connection", inline), None, None, "memory")
-    await store._take_over()
-    return store, inline
+def copied(database: sqlite3.Connection) -> sqlite3.Connection:
+    """Return a copy, to look at without being seen."""
+    copy = sqlite3.connect(":memory:", isolation_level=None)
+    copy.deserialize(database.serialize())
+    return copy
