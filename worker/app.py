@@ -148,7 +148,7 @@ async def set_up(config: Config, store: Store, bus: Bus, tracker: Tracker, clock
     streams, sources = topology(config, subjects, bindings)
     for warning in await bus.prepare(streams, sources):
         logger("worker").warning(Said.STREAM_AT_RISK, why=warning)
-    return compose(config, store, bus, subjects, bindings, sources, tracker, clock)
+    return compose(config, store, bus, bindings, sources, tracker, clock)
 
 
 def supervised(config: Config, services: Services) -> Supervisor:
@@ -163,17 +163,10 @@ def supervised(config: Config, services: Services) -> Supervisor:
 
 
 def compose(
-    config: Config,
-    store: Store,
-    bus: Bus,
-    subjects: Subjects,
-    bindings: Bindings,
-    sources: tuple[Source, ...],
-    tracker: Tracker,
-    clock: Clock,
+    config: Config, store: Store, bus: Bus, bindings: Bindings, sources: tuple[Source, ...], tracker: Tracker, clock: Clock
 ) -> Services:
     """Wire the services to their adapters."""
-    policy, mint = policy_of(config, bindings), Randomness()
+    policy, mint, subjects = policy_of(config, bindings), Randomness(), Subjects(config.subjects.prefix)
     engine = Engine(store, clock=clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
     engine.listen(tracker.committed)
     read = reader(subjects, bindings, mint)

@@ -25,7 +25,6 @@ import msgspec
 import pytest
 
 from tests.flows import KATE, TOPIC, external, parking
-from worker.testing.database import InlineStore, fresh
 from tests.running import Running, VirtualClock, running
 from tests.service.line import living
 from worker.bus.base import Bus, Delivery, Outgoing, Published
@@ -38,6 +37,7 @@ from worker.relay import Relay
 from worker.store.queries import statements
 from worker.store.records import Batch
 from worker.submission import Outcome
+from worker.testing.database import InlineStore, fresh
 from worker.times import rfc3339
 from worker.wait_engine import WaitEngine
 from worker.wire.codec import Identity, Inbound

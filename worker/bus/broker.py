@@ -33,10 +33,11 @@ class Heard(NamedTuple):
 
 
 class Subscriber(NamedTuple):
-    """Who listens: `take` gets each message once, however many of the patterns cover it."""
+    """Who listens: `take` gets each message once, however many of the patterns cover it; of a `queue` group, one member gets it."""
 
     patterns: tuple[str, ...]
     take: Callable[[Heard], None]
+    queue: str = ""
 
 
 class MemoryBroker:
@@ -113,11 +114,24 @@ class MemoryBroker:
         """Return who listens on a subject."""
         return [one for one in self.subscribers if any(covers(pattern, subject) for pattern in one.patterns)]
 
+    def _chosen(self, subject: str) -> list[Subscriber]:
+        """Return who gets a message: of each queue group one, by turns."""
+        chosen, groups = [], set()
+        for one in self.listeners(subject):
+            if one.queue in groups:
+                continue
+            if one.queue:
+                groups.add(one.queue)
+                self.subscribers.remove(one)
+                self.subscribers.append(one)
+            chosen.append(one)
+        return chosen
+
     def publish(self, subject: str, body: bytes, headers: Headers, reply: str = "") -> Published | None:
         """Give a message to whoever subscribed and to the stream that captures it; raises `PublishFailed` when that is full."""
         # What nats-py does to header values on the way out.
         headers = {name: " ".join(value.strip().splitlines()) for name, value in headers.items()}
-        for subscriber in self.listeners(subject):
+        for subscriber in self._chosen(subject):
             subscriber.take(Heard(subject, body, headers, reply))
         for stream in self.streams.values():
             if stream.takes(subject):

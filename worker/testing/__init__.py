@@ -1,8 +1,8 @@
 """Test your agents: the whole worker in memory with a clock you move, chaos by seed, or a real nats-server; with pytest or without.
 
 `TaskflowWorld` is the worker in memory: `clock` moves its time, `chaos` disturbs it, `connect` gives your agent its client, and the
-asserts say what is there instead. `TaskflowServer` is the same for a real nats-server and a real worker process. `plugin` offers both as
-pytest fixtures. docs/testing.md shows how.
+asserts say what is there instead. `TaskflowServer` is the same for a real nats-server and a real worker process. `fixtures` offers both to
+pytest, which finds them by `plugin`. docs/testing.md shows how.
 
 Below them: `memory` keeps worker, database and broker, `life` is one run of the worker, `timing` moves the event loop's time, `database`
 runs SQLite without a thread, `transport` is the client's port in memory, `asserting` and `stories` are the asserts.

@@ -38,9 +38,7 @@ class Chaos:
     def __repr__(self) -> str:
         return f"<Chaos seed={self.seed} done={self.done}>"
 
-    def begin(
-        self, *, drop: float = 0.0, duplicate: float = 0.0, reorder: float = 0.0, delay: float = 0.0, longest: str = "10m"
-    ) -> None:
+    def begin(self, *, drop: float = 0.0, duplicate: float = 0.0, reorder: float = 0.0, delay: float = 0.0, longest: str = "10m") -> None:
         """Set how likely each is for a message, from 0 to 1; delays are at most `longest`, by the virtual clock.
 
         What was dropped or delayed arrives when time passes: `clock.advance`.

@@ -9,8 +9,10 @@ from worker.durations import format_duration, parse_duration
 from worker.testing.timing import LoopTime
 from worker.times import SECOND, Micros, to_datetime, to_micros
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
-"""When a world begins, unless it is told: always the same, so that a test says the same in every run."""
+
+def soon() -> datetime:
+    """Return the next full second: when a world begins, unless it is told. Agents that ask the machine for the time then fit into it."""
+    return datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
 
 
 class Moved(Protocol):
@@ -35,6 +37,7 @@ class Clock:
         self.loop = LoopTime(self)
 
     def __call__(self) -> Micros:
+        """Return the time in microseconds since the epoch."""
         return self._us
 
     def __repr__(self) -> str:

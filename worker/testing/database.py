@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import aiosqlite
 
-from worker.store.opening import migrated
+from worker.store.opening import APPLICATION_ID, migrated
 from worker.store.sqlite import SqliteFlowStore
 
 
@@ -112,6 +112,7 @@ async def fresh() -> sqlite3.Connection:
         database.deserialize(_TEMPLATE[0])
     else:
         await migrated(cast("aiosqlite.Connection", Inline(database)), "memory")
+        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         _TEMPLATE.append(database.serialize())
     database.execute("PRAGMA foreign_keys = ON")
     return database

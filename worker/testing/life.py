@@ -20,7 +20,7 @@ _PATIENCE = 10.0
 
 
 class Life:
-    """A worker, wired as `app` wires it. `store` is open already, and closed by whoever opened it. `clock` is what it takes for the time."""
+    """A worker, wired as `app` wires it. `store` is open already; who opened it closes it. `clock` is its time."""
 
     def __init__(self, config: Config, store: Store, bus: Bus, *, clock: Clock) -> None:
         self._config = config

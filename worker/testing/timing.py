@@ -19,6 +19,7 @@ from worker.times import SECOND, Micros
 
 _OF_WORKER: contextvars.ContextVar[bool] = contextvars.ContextVar("taskflow_of_worker", default=False)
 _Timer = tuple[Micros, int, asyncio.TimerHandle]
+_REPLACED = ("time", "call_at", "call_later", "run_in_executor")
 _TURNS = 100_000
 """Turns of the loop after which something must be turning in a circle."""
 
@@ -37,6 +38,7 @@ class LoopTime:
         self._numbers = itertools.count()
         self._timers: dict[bool, list[_Timer]] = {True: [], False: []}
         self._threads: set[asyncio.Future[Any]] = set()
+        self._resting = asyncio.Lock()
 
     def install(self) -> None:
         """Take over the running loop's time. Raises `RuntimeError` for a loop whose time nobody can move."""
@@ -48,12 +50,12 @@ class LoopTime:
             message = "the loop's time already follows another virtual clock: one at a time"
             raise RuntimeError(message)
         self._loop = loop
-        replaced: dict[str, Any] = {"time": self._time, "call_at": self._call_at, "run_in_executor": self._run_in_executor}
-        vars(loop).update(replaced)
+        for name in _REPLACED:
+            setattr(loop, name, getattr(self, f"_{name}"))
 
     def uninstall(self) -> None:
         """Give the loop its own time back."""
-        for name in ("time", "call_at", "run_in_executor"):
+        for name in _REPLACED:
             vars(self._loop).pop(name, None)
 
     def move(self, by: Micros) -> None:
@@ -62,12 +64,13 @@ class LoopTime:
 
     async def rest(self) -> None:
         """Return when nothing runs, and nothing will before time passes or something comes from outside. Raises `Restless`."""
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
-            if self._threads:
-                await asyncio.wait(set(self._threads))
-            elif not self._loop._ready and not self._overdue():  # type: ignore[attr-defined]  # noqa: SLF001  # see docs/testing.md
-                return
+        async with self._resting:  # two that wait for each other's turns would never see the end of them
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+                if self._threads:
+                    await asyncio.wait(set(self._threads))
+                elif not self._loop._ready and not self._overdue():  # type: ignore[attr-defined]  # noqa: SLF001  # nothing public says it
+                    return
         message = "the code under test keeps running without ever waiting for anything; settled() waits for it in vain"
         raise Restless(message)
 
@@ -92,11 +95,21 @@ class LoopTime:
         """Return the loop's time."""
         return type(self._loop).time(self._loop) + self._ahead
 
+    def _call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
+        """Note a timer that fires after `delay` seconds, by the loop as by the clock."""
+        return self._timer(delay, self._loop.time() + delay, callback, args, context)
+
     def _call_at(self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
-        """Note a timer, and at which time of the clock it fires."""
+        """Note a timer that fires at a time of the loop, which was told a moment ago: it meant whole milliseconds from then on."""
+        return self._timer(round(when - self._loop.time(), 3), when, callback, args, context)
+
+    def _timer(
+        self, delay: float, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None
+    ) -> asyncio.TimerHandle:
+        """Make a timer, and note when it fires by the clock, and whose it is."""
         handle = type(self._loop).call_at(self._loop, when, callback, *args, context=context)
         of_worker = context.get(_OF_WORKER, False) if context is not None else _OF_WORKER.get()
-        due = self._now() + max(round((when - self._loop.time()) * SECOND), 0)
+        due = self._now() + max(round(delay * SECOND), 0)
         heapq.heappush(self._timers[of_worker], (due, next(self._numbers), handle))
         return handle
 
