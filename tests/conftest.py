@@ -14,6 +14,8 @@ import pytest
 
 from tests.faults.report import Row, commit, table
 
+pytest_plugins = ["worker.testing.fixtures"]  # also where the package was installed before it had the entry point
+
 SEED = int(os.environ.get("TASKFLOW_SEED", "20261121"))
 NIGHTLY = os.environ.get("TASKFLOW_FAULTS", "ci") == "nightly"
 

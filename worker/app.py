@@ -24,8 +24,8 @@ from worker.config import Config
 from worker.consumer import Consumer
 from worker.copying import copied
 from worker.dispatcher import Dispatcher
-from worker.engine import Engine
-from worker.errors import ConfigError, Refusal, StoreBroken
+from worker.engine import Clock, Engine
+from worker.errors import ConfigError, StoreBroken, root_of
 from worker.flow.commands import Policy
 from worker.health import HealthServer
 from worker.inspector import Inspector
@@ -117,21 +117,9 @@ async def _closing(store: Store) -> AsyncIterator[Store]:
 
 async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: TextIO) -> None:
     """Connect, compose and supervise; the health server spans all of it."""
-    await bus.open()
-    subjects = Subjects(config.subjects.prefix)
-    bindings = reply_bindings(config, subjects)
-    streams, sources = topology(config, subjects, bindings)
-    for warning in await bus.prepare(streams, sources):
-        logger("worker").warning(Said.STREAM_AT_RISK, why=warning)
     metrics = Metrics()
-    services = compose(config, store, bus, subjects, bindings, sources, Tracker(metrics))
-    supervisor = Supervisor(
-        services,
-        version=program_version(),
-        tick_interval=config.engine.tick_interval.seconds,
-        startup_drain=config.engine.startup_drain.seconds,
-        drain=config.engine.drain_timeout.seconds,
-    )
+    services = await set_up(config, store, bus, Tracker(metrics), wall_clock)
+    supervisor = supervised(config, services)
     registry = metrics.registry if config.metrics.enabled else None
     health = HealthServer(config.http.bind, services.probes, registry) if config.http.address is not None else None
     address = await health.start() if health is not None else None
@@ -146,19 +134,41 @@ async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: TextIO
     try:
         await supervisor.run(stop, ready)
     except BaseExceptionGroup as group:
-        raise _root(group) from group
+        raise root_of(group) from group
     finally:
         services.systemd.close()
         if health is not None:
             await health.stop()
 
 
+async def set_up(config: Config, store: Store, bus: Bus, tracker: Tracker, clock: Clock) -> Services:
+    """Connect, make what the worker needs at the broker, and wire the services to store and bus, whichever adapters these are."""
+    await bus.open()
+    subjects = Subjects(config.subjects.prefix)
+    bindings = reply_bindings(config, subjects)
+    streams, sources = topology(config, subjects, bindings)
+    for warning in await bus.prepare(streams, sources):
+        logger("worker").warning(Said.STREAM_AT_RISK, why=warning)
+    return compose(config, store, bus, bindings, sources, tracker, clock)
+
+
+def supervised(config: Config, services: Services) -> Supervisor:
+    """Return who gives the services their life."""
+    return Supervisor(
+        services,
+        version=program_version(),
+        tick_interval=config.engine.tick_interval.seconds,
+        startup_drain=config.engine.startup_drain.seconds,
+        drain=config.engine.drain_timeout.seconds,
+    )
+
+
 def compose(
-    config: Config, store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, sources: tuple[Source, ...], tracker: Tracker
+    config: Config, store: Store, bus: Bus, bindings: Bindings, sources: tuple[Source, ...], tracker: Tracker, clock: Clock
 ) -> Services:
     """Wire the services to their adapters."""
-    policy, mint = policy_of(config, bindings), Randomness()
-    engine = Engine(store, clock=wall_clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
+    policy, mint, subjects = policy_of(config, bindings), Randomness(), Subjects(config.subjects.prefix)
+    engine = Engine(store, clock=clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
     engine.listen(tracker.committed)
     read = reader(subjects, bindings, mint)
     consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
@@ -190,7 +200,7 @@ def compose(
         inspector=inspector,
         api=_api(store, bus, subjects, bindings, engine, tracker),
         dispatcher=Dispatcher(bus, engine),
-        probes=WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=wall_clock, paused=lambda: engine.stalled),
+        probes=WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=clock, paused=lambda: engine.stalled),
         systemd=Systemd(os.environ, store.ping),
     )
 
@@ -204,11 +214,11 @@ def _api(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine:
 
 def operators(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine, counted: Counted) -> Operators:
     """Wire what operators may ask for."""
-    began = wall_clock()
+    began = engine.clock()
 
     def about() -> dict[str, object]:
         """Say how this worker is."""
-        up = (wall_clock() - began) // SECOND
+        up = (engine.clock() - began) // SECOND
         state = {"connected": bus.connected, "stalled": engine.stalled, "queued": engine.queued}
         return {"pid": os.getpid(), "store": store.place, "nats": bus.address, "up_seconds": up, **state}
 
@@ -252,16 +262,3 @@ def reply_bindings(config: Config, subjects: Subjects) -> Bindings:
         return Bindings(config.bindings(), subjects)
     except ValueError as bad:
         raise ConfigError(str(bad)) from bad
-
-
-def _root(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return what a group of failures comes down to: the refusal that decides the exit code, else the first defect."""
-    flat: list[BaseException] = []
-    pending: list[BaseException] = [group]
-    while pending:
-        failure = pending.pop(0)
-        if isinstance(failure, BaseExceptionGroup):
-            pending.extend(failure.exceptions)
-        else:
-            flat.append(failure)
-    return next((failure for failure in flat if isinstance(failure, Refusal)), flat[0])

@@ -216,3 +216,16 @@ class BusLost(Refusal):
     """NATS could not be reached in time, refused the credentials, or closed the connection for good."""
 
     exit_code = 69
+
+
+def root_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what a group of failures comes down to: the refusal that decides the exit code, else the first defect."""
+    flat: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        failure = pending.pop(0)
+        if isinstance(failure, BaseExceptionGroup):
+            pending.extend(failure.exceptions)
+        else:
+            flat.append(failure)
+    return next((failure for failure in flat if isinstance(failure, Refusal)), flat[0])

@@ -118,11 +118,13 @@ class Supervisor:
         drained = asyncio.ensure_future(self._drained())  # no `gather`: dropped after its cancellation, one complains in the log
         stopping = asyncio.ensure_future(self._stopping.wait())
         catching_up: set[asyncio.Future[Any]] = {drained, stopping}
-        _, late = await asyncio.wait(catching_up, timeout=self._startup_drain, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            _, late = await asyncio.wait(catching_up, timeout=self._startup_drain, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for future in catching_up:
+                future.cancel()
         if drained in late and not self._stopping.is_set():
             self._log.warning("timers start before the backlog is decided", startup_drain=self._startup_drain)
-        for future in late:
-            future.cancel()
         await self._services.waits.run(self._tick_interval, self._stopping)
 
     async def _drained(self) -> None:

@@ -176,8 +176,10 @@ class WaitEngine:
         if not self._woken.is_set() or calm:
             woken = asyncio.ensure_future(self._woken.wait())
             delay = max(until - self._engine.clock(), 0) / SECOND
-            await asyncio.wait({woken, stopping} if not calm else {stopping}, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
-            woken.cancel()
+            try:
+                await asyncio.wait({woken, stopping} if not calm else {stopping}, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                woken.cancel()
         self._asleep_until = None
 
     def _heard(self, batch: Batch) -> None:

@@ -1,4 +1,7 @@
-"""The whole worker in the process: `app.compose` and the supervisor on a memory broker that outlives it, with a clock the test moves."""
+"""The test kit's worker on a database that the test names, a file mostly, and on a bus that remembers what it was asked.
+
+Time is real here but for the clock that decides: these tests look at what is between two moments, which the kit's own world jumps over.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,15 @@ import msgspec
 
 from tests.eventually import eventually
 from tests.running import VirtualClock
-from worker import app
 from worker.bus.base import Delivery, Outgoing, Published, PublishFailed, Settlement
 from worker.bus.memory import MemoryBroker, MemoryBus, Stored
 from worker.config import Config
+from worker.durations import Duration
 from worker.flow.model import Flow
-from worker.metrics import Metrics
-from worker.signals import Stop
 from worker.store.sqlite import SqliteFlowStore
 from worker.store.transaction import SqliteTransaction
-from worker.supervisor import Services, Supervisor
-from worker.tracking import Tracker
+from worker.supervisor import Services
+from worker.testing.life import Life
 from worker.wire.subjects import Subjects
 
 TOPIC = "agent.delegate.reply"
@@ -76,37 +77,29 @@ class Line:
         self.subjects = Subjects()
         self.bus: SpyingBus
         self.store: SqliteFlowStore
-        self.services: Services
-        self._stop: Stop
-        self._life: asyncio.Task[None]
+        self._life: Life
         self._ids = itertools.count(1)
 
     async def start(self, *, startup_drain: float = 5.0) -> None:
         self.store = await SqliteFlowStore.open(self.path)
-        self.bus, self._stop, is_ready = SpyingBus(self.broker), Stop(), asyncio.Event()
-        await self.bus.open()
-        bindings = app.reply_bindings(self.config, self.subjects)
-        streams, sources = app.topology(self.config, self.subjects, bindings)
-        await self.bus.prepare(streams, sources)
-        with patch.object(app, "wall_clock", self.clock):
-            self.services = app.compose(self.config, self.store, self.bus, self.subjects, bindings, sources, Tracker(Metrics()))
-        supervisor = Supervisor(self.services, version="0.0.0", tick_interval=5.0, startup_drain=startup_drain, drain=5.0)
-        self._life = asyncio.create_task(supervisor.run(self._stop, is_ready.set))
-        waiting = asyncio.ensure_future(is_ready.wait())
-        await asyncio.wait({waiting, self._life}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if self._life.done():
-            await self._life
+        self.bus = SpyingBus(self.broker)
+        engine = msgspec.structs.replace(self.config.engine, startup_drain=Duration(startup_drain * 1_000_000))
+        self._life = Life(msgspec.structs.replace(self.config, engine=engine), self.store, self.bus, clock=self.clock)
+        await self._life.begin()
+
+    @property
+    def services(self) -> Services:
+        return self._life.services
 
     async def stop(self) -> None:
         """SIGTERM."""
-        self._stop.ask()
+        self._life.ask_to_stop()
         await self.end()
 
     async def end(self) -> None:
         """Wait for the worker to end by itself, and close what it had open."""
         try:
-            await asyncio.wait_for(self._life, 10)
+            await self._life.ended()
         finally:
             await self.bus.close()
             await self.store.close()
@@ -114,8 +107,7 @@ class Line:
     async def kill(self) -> None:
         """SIGKILL: nothing is said to the broker or the database any more, and nothing is closed."""
         self.bus.disconnect()
-        self._life.cancel()
-        await asyncio.wait({self._life})
+        await self._life.cut()
         await self.bus.close()
         for connection in (self.store._reader, self.store._writer):
             assert connection is not None
@@ -126,7 +118,7 @@ class Line:
     @property
     def failed(self) -> bool:
         """Whether the worker has ended by itself."""
-        return self._life.done()
+        return self._life.over
 
     def advance(self, **parts: float) -> None:
         """Move the clock; the broker looks for redeliveries."""

@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.inline import Killed, fresh, opened
 from tests.modelled import Entry, Model
 from tests.running import VirtualClock
 from worker.engine import Engine
@@ -42,7 +41,9 @@ from worker.flow.fold import fold, folded
 from worker.flow.model import Flow
 from worker.store import rows
 from worker.store.base import Transaction
+from worker.store.sqlite import SqliteFlowStore
 from worker.submission import Outcome, Raw
+from worker.testing.database import InlineStore, Killed, fresh
 from worker.times import SECOND, rfc3339
 from worker.wire.codec import Identity
 
@@ -156,7 +157,8 @@ class Machine(RuleBasedStateMachine):
 
     def open(self) -> None:
         """Open the database as a new worker does."""
-        self.store, self.inline = self.run(opened(self.database))
+        self.store: SqliteFlowStore
+        self.store, self.inline = self.run(InlineStore.on(self.database))
         self.engine = Engine(self.store, clock=self.clock, policy=POLICY)
 
     def arm(self, fuse: int | None) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.inline import Killed
 from tests.service.test_state_machine import LONG, POLICY, Machine
 from worker.engine import Engine
 from worker.store.sqlite import SqliteFlowStore
 from worker.store.transaction import SqliteTransaction
+from worker.testing.database import Killed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if LONG else 120)]
 

@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "worker").rglob("*.py"))
 
 # From the top down: a module may import from its own layer and from those below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("cli", "__main__", "schema_files"),
+    ("cli", "__main__", "schema_files", "testing"),
     ("app",),
     ("invariants",),
     ("client", "__init__"),
@@ -44,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "times", "durations", "futures", "version"),
 )
 ADAPTERS = ("worker.store.sqlite", "worker.bus.jetstream", "worker.bus.memory", "worker.bus.connection")
-NAMING_ADAPTERS = {"app", "cli.dev", "cli.demo_story"}
+NAMING_ADAPTERS = {"app", "cli.dev", "cli.demo_story", "testing.database", "testing.memory", "testing.chaos"}
 IMPURE = {
     "asyncio",
     "time",

@@ -25,7 +25,6 @@ import msgspec
 import pytest
 
 from tests.flows import KATE, TOPIC, external, parking
-from tests.inline import fresh, opened
 from tests.running import Running, VirtualClock, running
 from tests.service.line import living
 from worker.bus.base import Bus, Delivery, Outgoing, Published
@@ -38,6 +37,7 @@ from worker.relay import Relay
 from worker.store.queries import statements
 from worker.store.records import Batch
 from worker.submission import Outcome
+from worker.testing.database import InlineStore, fresh
 from worker.times import rfc3339
 from worker.wait_engine import WaitEngine
 from worker.wire.codec import Identity, Inbound
@@ -123,7 +123,7 @@ def steps(database: sqlite3.Connection) -> Iterator[list[int]]:
 async def inline() -> AsyncIterator[tuple[Running, sqlite3.Connection]]:
     """Run an engine whose database has no thread: everything happens here, the same in every run."""
     database = await fresh()
-    store, _ = await opened(database)
+    store, _ = await InlineStore.on(database)
     clock = VirtualClock()
     engine = Engine(store, clock=clock, policy=Policy(), max_batch=10_000)
     manager = FlowManager(engine)

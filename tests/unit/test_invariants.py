@@ -578,6 +578,19 @@ def test_forgotten_messages_are_no_violation_once_they_are_old(healthy: Healthy,
     assert found(Evidence(database, now=healthy.now + 15 * 24 * 3600 * SECOND)) == []
 
 
+@pytest.mark.parametrize("came_since", [False, True])
+def test_nothing_is_wrong_after_every_message_was_forgotten(healthy: Healthy, database: sqlite3.Connection, came_since: bool) -> None:
+    database.execute("DELETE FROM held")
+    database.execute("UPDATE counters SET value = 0 WHERE name IN ('held', 'inbox.held')")
+    row = database.execute("SELECT digest, result, source FROM inbox WHERE outcome = 'applied' LIMIT 1").fetchone()
+    database.execute("DELETE FROM inbox")
+    later = healthy.now + 40 * 86_400 * SECOND
+    if came_since:  # the numbers begin again
+        database.execute("INSERT INTO inbox (digest, outcome, result, source, at_us) VALUES (?, 'rejected', ?, ?, ?)", (*row, later))
+        database.execute("UPDATE counters SET value = value + 1 WHERE name = 'inbox.rejected'")
+    assert [str(one) for one in violations(Evidence(database, now=later)) if one.number == "I-16"] == []
+
+
 def test_pages_that_cannot_be_read_are_told_of_and_do_not_stop_the_check(healthy: Healthy, tmp_path: Path) -> None:
     torn = tmp_path / "torn.db"
     data = bytearray(healthy.path.read_bytes())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
@@ -32,10 +33,11 @@ class Heard(NamedTuple):
 
 
 class Subscriber(NamedTuple):
-    """Who listens: `take` gets each message once, however many of the patterns cover it."""
+    """Who listens: `take` gets each message once, however many of the patterns cover it; of a `queue` group, one member gets it."""
 
     patterns: tuple[str, ...]
     take: Callable[[Heard], None]
+    queue: str = ""
 
 
 class MemoryBroker:
@@ -65,8 +67,12 @@ class MemoryBroker:
         """Return the source's consumer, made if need be (a deleted one is made again and starts at the beginning)."""
         key = (source.stream, source.consumer)
         if key not in self.consumers:
-            self.consumers[key] = ConsumerState(self.streams[source.stream], settings.consumer_config(source))
+            self.consumers[key] = self.made(self.streams[source.stream], settings.consumer_config(source))
         return self.consumers[key]
+
+    def made(self, stream: StreamStore, config: Json) -> ConsumerState:
+        """Make a consumer."""
+        return ConsumerState(stream, config)
 
     def objections(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
         """Say what stands against running on what is there, in the same words as JetStream's topology."""
@@ -108,11 +114,24 @@ class MemoryBroker:
         """Return who listens on a subject."""
         return [one for one in self.subscribers if any(covers(pattern, subject) for pattern in one.patterns)]
 
+    def _chosen(self, subject: str) -> list[Subscriber]:
+        """Return who gets a message: of each queue group one, by turns."""
+        chosen, groups = [], set()
+        for one in self.listeners(subject):
+            if one.queue in groups:
+                continue
+            if one.queue:
+                groups.add(one.queue)
+                self.subscribers.remove(one)
+                self.subscribers.append(one)
+            chosen.append(one)
+        return chosen
+
     def publish(self, subject: str, body: bytes, headers: Headers, reply: str = "") -> Published | None:
         """Give a message to whoever subscribed and to the stream that captures it; raises `PublishFailed` when that is full."""
         # What nats-py does to header values on the way out.
         headers = {name: " ".join(value.strip().splitlines()) for name, value in headers.items()}
-        for subscriber in self.listeners(subject):
+        for subscriber in self._chosen(subject):
             subscriber.take(Heard(subject, body, headers, reply))
         for stream in self.streams.values():
             if stream.takes(subject):
@@ -199,9 +218,11 @@ class MemoryClient:
             if body is not None:
                 await self.respond(heard, body, heard.headers if echo else NO_HEADERS)
 
+        context = contextvars.copy_context()  # the delegate's own, whoever asks it
+
         def take(heard: Heard) -> None:
             """Hand a request to its own task."""
-            task = asyncio.get_running_loop().create_task(answer(heard))
+            task = asyncio.get_running_loop().create_task(answer(heard), context=context.copy())
             self._answering.add(task)  # the loop keeps weak references only
             task.add_done_callback(self._answering.discard)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
@@ -201,11 +202,12 @@ class MemoryBus:
     async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
         """Register the service's endpoints and its catch-all."""
         patterns = tuple(endpoint.subject for endpoint in service.endpoints) + service.catch_all
+        context = contextvars.copy_context()  # the worker's, whoever asks
 
         def take(heard: Heard) -> None:
             """Hand a request to its own task."""
             if self._connected and not service.guards(heard.reply):
-                task = asyncio.get_running_loop().create_task(self._handle(heard, handler))
+                task = asyncio.get_running_loop().create_task(self._handle(heard, handler), context=context.copy())
                 self._tasks.add(task)  # the loop keeps weak references only
                 task.add_done_callback(self._tasks.discard)
 
@@ -284,9 +286,7 @@ class MemoryBus:
         """Store messages; raises `PublishFailed`."""
         if not self._connected:
             raise PublishFailed("not connected")
-        spelled: list[Spelled] = [
-            (one.subject, one.body, {**one.headers, **({MSG_ID: one.msg_id} if one.msg_id else {})}) for one in messages
-        ]
+        spelled: list[Spelled] = [(m.subject, m.body, {**m.headers, **({MSG_ID: m.msg_id} if m.msg_id else {})}) for m in messages]
         for refusal in (objection(*message, _MAX_PAYLOAD) for message in spelled):
             if refusal is not None:
                 raise PublishFailed(refusal, refused=True)

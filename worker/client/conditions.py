@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from worker.client.now import now
 from worker.durations import BadDuration, format_duration, parse_duration
 from worker.errors import InvalidRequest
 
@@ -37,7 +38,7 @@ def reply(
 
 def timer(at: datetime | Length) -> Condition:
     """Wait until `at`: an aware datetime, or a duration from now on. Raises `InvalidRequest` for anything else."""
-    when = at if isinstance(at, datetime) else datetime.now(UTC) + length(at)
+    when = at if isinstance(at, datetime) else now() + length(at)
     return {"kind": "timer", "at": _instant(when, "/wait_condition/at")}
 
 

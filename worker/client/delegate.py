@@ -16,7 +16,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from typing import Any, Self
 
 import msgspec
@@ -24,6 +23,7 @@ import msgspec
 from worker.client.asked import Answer, Asked, DelegateError, answer_error, answer_with, asked_of, reply_subject
 from worker.client.backing_off import Backoff
 from worker.client.flows import FlowClient, Where, opened
+from worker.client.now import now
 from worker.client.transport import Lost, Message, NotPermitted, NotStored, Serving, Transport, Trouble
 
 Handler = Callable[[Asked], Awaitable[Any]]
@@ -121,7 +121,7 @@ class Delegate:
         if key in self._cancelled:
             _log.info("request %s was cancelled before it came", asked.id)
             return None
-        left = None if asked.deadline is None else (asked.deadline - datetime.now(UTC)).total_seconds()
+        left = None if asked.deadline is None else (asked.deadline - now()).total_seconds()
         bound = asyncio.timeout(left)
         run = asyncio.current_task()
         assert run is not None, "a run is a task"
@@ -164,7 +164,7 @@ class Delegate:
             return
         msg_id = f"{asked.id or f'{asked.flow_id}:{asked.correlation_id}'}:reply"
         backoff = Backoff(0.1, 10.0)
-        while asked.deadline is None or datetime.now(UTC) < asked.deadline:
+        while asked.deadline is None or now() < asked.deadline:
             try:
                 await self._transport.publish(subject, answer.body, answer.headers, msg_id=msg_id, timeout=_TRY)
                 return

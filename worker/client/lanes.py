@@ -40,6 +40,7 @@ class Lanes:
         self._lanes: dict[str, _Lane] = {}
         self._done = Seen()
         self._alive: asyncio.Task[None] | None = None
+        self._in_hand = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._alive = asyncio.ensure_future(self._keep_alive())
@@ -59,6 +60,7 @@ class Lanes:
             await delivery.nak(self._delay(lane.tries))
             return
         lane.waiting.append((event, delivery))
+        self._in_hand.set()
         if lane.task is None:
             lane.task = asyncio.ensure_future(self._work(event.flow_id, lane))
 
@@ -93,9 +95,12 @@ class Lanes:
         return min(self._first * 2.0 ** min(tries - 1, 30), self._last)
 
     async def _keep_alive(self) -> None:
-        """Tell the broker of everything in hand that it is worked on."""
+        """Tell the broker of everything in hand that it is worked on. An idle agent sleeps."""
         while True:
+            await self._in_hand.wait()
             await asyncio.sleep(self._alive_every)
+            if not any(lane.waiting for lane in self._lanes.values()):
+                self._in_hand.clear()
             for lane in list(self._lanes.values()):
                 for _, delivery in list(lane.waiting):
                     await delivery.in_progress()

@@ -61,6 +61,11 @@ class NatsTransport:
         """The most bytes the broker takes in one message."""
         return int(self._client.max_payload)
 
+    @property
+    def lossless(self) -> bool:
+        """A connection that breaks misses what is published meanwhile."""
+        return False
+
     async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, timeout: float) -> Message:
         """Ask once."""
         if flaw := self._too_large(body, headers):

@@ -54,13 +54,13 @@ async def resumed(flows: FlowClient, flow_id: str, since: int, within: float | N
                 found = await _look(flows, flow_id, since)
                 if found is not None:
                     return found
-                await _either(news, backoff.next())
+                await _either(news, None if flows.transport.lossless else backoff.next())
         finally:
             await hearing.close()
 
 
-async def _either(news: asyncio.Event, seconds: float) -> None:
-    """Wait for news, or some seconds."""
+async def _either(news: asyncio.Event, seconds: float | None) -> None:
+    """Wait for news, or some seconds; None: for news only."""
     try:
         async with asyncio.timeout(seconds):
             await news.wait()

@@ -105,6 +105,10 @@ class Transport(Protocol):
     def max_payload(self) -> int:
         """The most bytes (headers and body) the broker takes in one message."""
 
+    @property
+    def lossless(self) -> bool:
+        """Whether nothing that is published while somebody listens is ever missed: then nobody has to look again now and then."""
+
     async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, timeout: float) -> Message:
         """Ask, and return the first answer.
 

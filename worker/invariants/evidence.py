@@ -127,9 +127,17 @@ class Evidence:
 
     @cached_property
     def pruned(self) -> bool:
-        """Whether messages have been forgotten: rows are numbered without gaps, so that a gap is one that went."""
-        count, first, last = self.rows("SELECT count(*), coalesce(min(n), 1), coalesce(max(n), 0) FROM inbox").fetchone()
-        return bool(first != 1 or last != count)
+        """Whether messages have been forgotten: rows are numbered without gaps, so that a gap is one that went.
+
+        Once all of them went, the numbers begin again: then the journal is older than the messages, or has lost its own beginning.
+        """
+        count, first, last, oldest = self.rows("SELECT count(*), min(n), max(n), min(at_us) FROM inbox").fetchone()
+        if count == 0 or first != 1 or last != count:
+            return True
+        entry = self.rows("SELECT n, at_us FROM flow_events ORDER BY n LIMIT 1").fetchone()
+        if entry is None:
+            return bool(self.value("SELECT seq FROM sqlite_sequence WHERE name = 'flow_events'"))
+        return bool(entry[0] != 1 or entry[1] < oldest)
 
 
 def marks(database: sqlite3.Connection) -> dict[str, int]:

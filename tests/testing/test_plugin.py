@@ -1,0 +1,117 @@
+"""The pytest plugin, in somebody else's project."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMED = ("-p", "worker.testing.fixtures")
+
+_SETTINGS = "[pytest]\naddopts = --strict-markers\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
+_TESTS = """
+import pytest
+
+async def test_an_hour(taskflow):
+    kate = await taskflow.client("kate")
+    flow = await kate.start(controller="kate/x", goal="g")
+    await flow.wait_timer("1h")
+    await taskflow.clock.advance("1h")
+    await taskflow.assert_running(flow)
+
+@pytest.mark.taskflow(reply_topics=["bills.paid"], seed=7)
+async def test_chaos(taskflow, chaos):
+    assert chaos is taskflow.chaos and chaos.seed == 7
+    kate = await taskflow.client("kate")
+    flow = await kate.start(controller="kate/x", goal="g")
+    await flow.wait_reply("bills.paid", "b-1")
+    chaos.begin(duplicate=1)
+    await kate.reply("bills.paid", "b-1", 1)
+    await taskflow.assert_running(flow)
+
+async def test_fails(taskflow):
+    kate = await taskflow.client("kate")
+    flow = await kate.start(controller="kate/x", goal="g")
+    await taskflow.assert_finished(flow)
+"""
+
+
+def run(folder: Path, *arguments: str, code: str = _TESTS, installed: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run pytest on the tests in a folder of their own; `installed`: beside a distribution that has the entry point."""
+    (folder / "test_agent.py").write_text(code, encoding="utf-8")
+    (folder / "pytest.ini").write_text(_SETTINGS, encoding="utf-8")
+    about = folder / "site" / "agents-0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: agents\nVersion: 0\n", encoding="utf-8")
+    if installed:
+        (about / "entry_points.txt").write_text("[pytest11]\ntaskflow = worker.testing.plugin\n", encoding="utf-8")
+    environment = {"PYTHONPATH": f"{ROOT}:{folder / 'site'}", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=100)
+
+
+@pytest.mark.parametrize("named", [(), NAMED], ids=["found", "found and named"])
+def test_pytest_finds_the_plugin_by_its_entry_point_and_may_be_told_of_it_as_well(tmp_path: Path, named: tuple[str, ...]) -> None:
+    said = run(tmp_path, *named, "-o", "asyncio_mode=auto", "-k", "an_hour", installed=True)
+    assert "1 passed" in said.stdout, said.stdout + said.stderr
+
+
+def test_a_conftest_may_name_it_whether_it_is_installed_or_not(tmp_path: Path) -> None:
+    for installed in (True, False):
+        folder = tmp_path / str(installed)
+        folder.mkdir()
+        (folder / "conftest.py").write_text("pytest_plugins = ['worker.testing.fixtures']\n", encoding="utf-8")
+        said = run(folder, "-o", "asyncio_mode=auto", "-k", "an_hour", installed=installed)
+        assert "1 passed" in said.stdout, said.stdout + said.stderr
+
+
+def test_the_fixtures_work_in_somebody_elses_project(tmp_path: Path) -> None:
+    said = run(tmp_path, *NAMED, "-o", "asyncio_mode=auto").stdout
+    assert "2 passed, 1 failed" in said or "1 failed, 2 passed" in said, said
+    assert "is running, not finished" in said
+    assert "the story of" in said
+
+
+def test_they_work_in_the_strict_mode_of_pytest_asyncio_too(tmp_path: Path) -> None:
+    strict = _TESTS.partition("async def test_fails")[0].replace("\nasync def", "\n@pytest.mark.asyncio\nasync def")
+    said = run(tmp_path, *NAMED, "-o", "asyncio_mode=strict", code=strict).stdout
+    assert "2 passed" in said, said
+
+
+def test_the_plugin_is_cheap_to_load_and_leaves_other_tests_alone(tmp_path: Path) -> None:
+    code = """
+import sys
+
+def test_nothing_of_the_worker_is_loaded():
+    loaded = [name for name in sys.modules if name.startswith("worker.")]
+    assert set(loaded) == {"worker.testing", "worker.testing.plugin", "worker.testing.fixtures"}, loaded
+    assert not {"nats", "aiosqlite", "structlog", "msgspec"} & sys.modules.keys()
+"""
+    done = run(tmp_path, code=code, installed=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_without_pytest_asyncio_other_tests_run_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text("", encoding="utf-8")
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "pytest_asyncio.py").write_text("raise ImportError\n", encoding="utf-8")
+    program = "import sys; sys.path.insert(0, 'blocked'); import worker.testing.fixtures as p; print(p.taskflow)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_entry_point_names_the_plugin() -> None:
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert '[project.entry-points.pytest11]\ntaskflow = "worker.testing.plugin"\n' in declared
+
+
+def test_pytest_is_no_dependency_of_the_worker() -> None:
+    program = "import sys; import worker.testing.world, worker.testing.server; assert not {'pytest', '_pytest'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

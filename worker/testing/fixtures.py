@@ -1,0 +1,62 @@
+"""The pytest fixtures `taskflow`, `chaos` and `taskflow_nats`.
+
+Pytest loads it in every run of everybody who has the worker installed, so it imports nothing but pytest: what a fixture needs it imports
+when a test asks for it. The fixtures are asynchronous, and so need pytest-asyncio, in either of its modes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+_fixture: Callable[..., Any] = pytest.fixture
+with contextlib.suppress(ImportError):  # somebody's tests who has no use for us: they must run all the same
+    from pytest_asyncio import fixture as _fixture
+
+if TYPE_CHECKING:
+    from worker.testing import Chaos, TaskflowServer, TaskflowWorld
+
+_MARK = "taskflow(reply_topics=..., ...): what the fixtures taskflow (TaskflowWorld) and taskflow_nats (TaskflowServer) are made with"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the mark known."""
+    config.addinivalue_line("markers", _MARK)
+
+
+def _settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return what the test's marks say, the nearest first."""
+    settings: dict[str, Any] = {}
+    for mark in request.node.iter_markers("taskflow"):
+        settings = {**mark.kwargs, **settings}
+    return settings
+
+
+@_fixture
+async def taskflow(request: pytest.FixtureRequest) -> AsyncIterator[TaskflowWorld]:
+    """Give the whole worker in memory, with a virtual clock: `worker.testing.TaskflowWorld`."""
+    from worker.testing.world import TaskflowWorld  # noqa: PLC0415  see above
+
+    # The same test has the same chaos in every run, and another one than its neighbours.
+    settings = {"seed": zlib.crc32(request.node.nodeid.encode()), **_settings(request)}
+    async with TaskflowWorld(**settings) as world:
+        yield world
+
+
+@pytest.fixture
+def chaos(taskflow: TaskflowWorld) -> Chaos:
+    """Give the dials that disturb the worker of `taskflow`; after the test its promises are checked."""
+    return taskflow.chaos
+
+
+@_fixture
+async def taskflow_nats(request: pytest.FixtureRequest) -> AsyncIterator[TaskflowServer]:
+    """Give a real nats-server with a real worker process on it: `worker.testing.TaskflowServer`."""
+    from worker.testing.server import TaskflowServer  # noqa: PLC0415  see above
+
+    async with TaskflowServer(**_settings(request)) as server:
+        yield server
