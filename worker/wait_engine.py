@@ -67,13 +67,15 @@ class WaitEngine:
         report = TickReport()
         left = 0
         try:
-            report.scanned = (await self._engine.store.counts()).get("flows.waiting", 0)
-            while due := await self._engine.store.due(now, _DUE_AT_ONCE):
+            asked = await self._engine.store.due(now, _DUE_AT_ONCE)
+            report.scanned = asked.waiting
+            while due := asked.flows:
                 passed = [DeadlinePassed(flow_id=d.flow_id, wait_id=d.wait_id or 0, at_us=now) for d in due]
                 outcomes = await asyncio.gather(*[self._engine.submit(p) for p in passed], return_exceptions=True)
                 left += sum([self._count(report, d.due_us, outcome) for d, outcome in zip(due, outcomes, strict=True)])
                 if len(due) < _DUE_AT_ONCE or report.errors:
                     break
+                asked = await self._engine.store.due(now, _DUE_AT_ONCE)
         except FlowError as bad:
             self._log.warning("tick_failed", why=bad.message)
             report.errors += 1

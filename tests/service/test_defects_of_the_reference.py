@@ -73,7 +73,7 @@ async def test_a_stale_timer_does_not_resume_a_newer_wait() -> None:
     async with running() as run:
         flow = await parked(run, timer(run, seconds=1))
         run.clock.advance(seconds=1)
-        (due,) = await run.store.due(run.clock.us, 10)
+        (due,) = (await run.store.due(run.clock.us, 10)).flows
         await run.manager.resume(flow.id)
         newer = await run.manager.set_waiting(flow.id, timer(run, hours=1))
         await run.engine.submit(DeadlinePassed(flow_id=flow.id, wait_id=due.wait_id or 0, at_us=run.clock.us))

@@ -403,10 +403,10 @@ class Machine(RuleBasedStateMachine):
             self.model.tick()
             self.model.settle()
 
-        due = self.run(self.store.due(self.clock.us, 100))
+        due = self.run(self.store.due(self.clock.us, 100)).flows
         passed = [DeadlinePassed(flow_id=d.flow_id, wait_id=d.wait_id or 0, at_us=self.clock.us) for d in due]
         self.carried_out(lambda: [self.engine.submit(one) for one in passed], expected)
-        assert self.run(self.store.due(self.clock.us, 100)) == []
+        assert self.run(self.store.due(self.clock.us, 100)).flows == []
 
     @rule(seconds=st.sampled_from([1, 5, 20, 60]))
     def time_passes(self, seconds: int) -> None:

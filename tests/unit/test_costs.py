@@ -53,7 +53,7 @@ BOUNDS: dict[str, float] = {
     "calls_to_read_back": 30,
     "hops_of_resumes": 2,
     "hops_of_starts": 2,
-    "hops_of_an_idle_tick": 2,
+    "hops_of_an_idle_tick": 1,
     "statements_of_a_resume": 5,
     "publishes_of_a_resume": 1,
     "settlements_of_a_resume": 1,
@@ -480,8 +480,9 @@ async def test_a_tick_asks_the_index_of_due_times() -> None:
     for name in ("due", "next_due"):
         sql = statements("reads")[name]
         plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {sql}", [0] * parameters(sql))]
-        assert len(plan) == 1, plan
-        assert "INDEX flows_by_due" in plan[0]
+        looked = [step for step in plan if step.startswith(("SCAN", "SEARCH")) and " flows" in step]
+        assert len(looked) == 1, plan
+        assert "INDEX flows_by_due" in looked[0]
 
 
 def parameters(sql: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep
 from worker.store.overview import Intervention, Overview
-from worker.store.records import ALL, Batch, DeadLetter, Due, DueOutgoing, InboxRow, Loaded, Needs, Numbered, Page
+from worker.store.records import ALL, Batch, DeadLetter, DueFlows, DueOutgoing, InboxRow, Loaded, Needs, Numbered, Page
 from worker.times import Micros
 
 
@@ -130,8 +130,8 @@ class Reads(Overview, Protocol):
         """Return what became of a message, or None."""
         ...
 
-    async def due(self, now: Micros, limit: int) -> list[Due]:
-        """List the flows due by `now`, earliest first."""
+    async def due(self, now: Micros, limit: int) -> DueFlows:
+        """List the flows due by `now`, at most `limit`, and count those that wait, in one question: a tick has nothing else to ask."""
         ...
 
     async def next_due(self) -> Micros | None:

@@ -14,7 +14,7 @@ from worker.store import rows
 from worker.store.failures import translated
 from worker.store.overview_reads import OverviewReads
 from worker.store.queries import statements
-from worker.store.records import ALL, DeadLetter, Due, DueOutgoing, InboxRow, Numbered, Page
+from worker.store.records import ALL, DeadLetter, Due, DueFlows, DueOutgoing, InboxRow, Numbered, Page
 from worker.times import Micros
 
 
@@ -80,9 +80,10 @@ class SqliteReads(OverviewReads):
         found = await self._rows("outcome", scope, key)
         return rows.inbox(found[0]) if found else None
 
-    async def due(self, now: Micros, limit: int) -> list[Due]:
+    async def due(self, now: Micros, limit: int) -> DueFlows:
         """List the flows due by `now`: an index look-up, whatever the number of waiting flows."""
-        return [Due(flow_id=row[0], wait_id=row[1], due_us=row[2]) for row in await self._rows("due", now, limit)]
+        (_, waiting, _), *found = await self._rows("due", now, limit)
+        return DueFlows(waiting=waiting, flows=[Due(flow_id=row[0], wait_id=row[1], due_us=row[2]) for row in found])
 
     async def next_due(self) -> Micros | None:
         """Return when the next flow is due, or None."""

@@ -154,6 +154,13 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
     due_us: Micros
 
 
+class DueFlows(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tick asks: how many flows wait at all, and those that are due, earliest first."""
+
+    waiting: int
+    flows: list[Due]
+
+
 ALL = 2**62
 """A limit that is none."""
 

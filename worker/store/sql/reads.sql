@@ -57,7 +57,9 @@ FROM flows AS f JOIN flow_events AS e ON e.flow = f.n WHERE f.id = ?1 AND e.seq 
 SELECT scope, key, digest, outcome, result, source, source_seq, at_us FROM inbox WHERE scope = ?1 AND key = ?2 AND key IS NOT NULL;
 
 -- name: due
-SELECT id, wait_id, due_us FROM flows WHERE due_us IS NOT NULL AND due_us <= ?1 ORDER BY due_us LIMIT max(?2, 0);
+SELECT NULL, coalesce((SELECT value FROM counters WHERE name = 'flows.waiting'), 0), NULL
+UNION ALL
+SELECT * FROM (SELECT id, wait_id, due_us FROM flows WHERE due_us IS NOT NULL AND due_us <= ?1 ORDER BY due_us LIMIT max(?2, 0));
 
 -- name: next_due
 SELECT due_us FROM flows WHERE due_us IS NOT NULL ORDER BY due_us LIMIT 1;
