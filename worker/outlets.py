@@ -63,5 +63,6 @@ def dead_letters(store: Reads, bus: Bus, subjects: Subjects) -> Read:
 
 def _outgoing(message: Message) -> Outgoing:
     """Return the message as the bus takes it: the id has a place of its own."""
-    headers = {name: value for name, value in message.headers.items() if name != MSG_ID}
-    return Outgoing(subject=message.subject, body=message.body, msg_id=message.headers[MSG_ID], headers=headers)
+    headers = dict(message.headers)
+    msg_id = headers.pop(MSG_ID)
+    return Outgoing(subject=message.subject, body=message.body, msg_id=msg_id, headers=headers)

@@ -16,6 +16,7 @@ from nats.aio.client import Client
 
 from worker.bus.base import NO_HEADERS, Headers, Published, PublishFailed
 from worker.bus.frames import encoded
+from worker.wire.headers import weight
 from worker.wire.subjects import is_literal
 
 # What is written in one piece. A burst may queue thousands of frames: readers and timers have the loop in between.
@@ -48,7 +49,7 @@ def objection(subject: str, body: bytes, headers: Headers, max_payload: int) -> 
             return f"the subject {subject[:120]!r} cannot be published on"
         size = len(body)
         if headers:
-            size += 12 + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+            size += weight(headers)
         subject.encode()
     except UnicodeEncodeError:
         return "the subject or a header is not valid text"

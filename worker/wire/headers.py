@@ -61,4 +61,8 @@ def one_line(text: str, limit: int = 256) -> str:
 
 def weight(headers: Headers) -> int:
     """Count the bytes that the headers take on the wire (NATS/1.0 block): they count towards `max_payload`."""
-    return 12 + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items()) if headers else 0
+    total = 12 if headers else 0
+    for name, value in headers.items():
+        plain = name.isascii() and value.isascii()  # nearly always: nothing has to be encoded to be counted
+        total += 4 + (len(name) + len(value) if plain else len(name.encode()) + len(value.encode()))
+    return total
