@@ -1,4 +1,4 @@
-"""The example's own tests pass, as whoever copies it runs them, and its month takes no time."""
+"""The examples' own tests pass, as whoever copies a folder runs them, and their days and months take no time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
+TESTS = {"agent_loop": 11, "approval": 3, "fan_out": 2, "month_long_approval": 4}
 
 
-def test_the_month_long_approval_is_tested_in_no_time(tmp_path: Path) -> None:
-    folder = shutil.copytree(ROOT / "examples" / "month_long_approval", tmp_path / "approval", ignore=shutil.ignore_patterns("__pycache__"))
+@pytest.mark.parametrize("name", sorted(TESTS))
+def test_the_example_is_tested_in_no_time(name: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(ROOT / "examples" / name, tmp_path / "copied", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "pytest.ini").write_text(
         "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n", encoding="utf-8"
     )
@@ -29,5 +33,9 @@ def test_the_month_long_approval_is_tested_in_no_time(tmp_path: Path) -> None:
         timeout=100,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
+    assert f"{TESTS[name]} passed" in done.stdout
     assert time.monotonic() - begun < 60
+
+
+def test_every_example_that_has_tests_is_tested() -> None:
+    assert {path.parent.name for path in (ROOT / "examples").glob("*/test_*.py")} == set(TESTS)
