@@ -22,7 +22,7 @@ from worker.cli.launch import INTERRUPTED, launch
 from worker.config import Config, load
 from worker.errors import BusLost, ConfigError, StoreLocked
 
-HEAVY = ("nats", "structlog", "uvicorn", "aiosqlite", "prometheus_client", "worker.app", "worker.config", "msgspec")
+HEAVY = ("nats", "structlog", "uvicorn", "aiosqlite", "prometheus_client", "mcp", "pydantic", "worker.app", "worker.config", "msgspec")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ NEXT: dict[str, str] = {
     "shows the flows that are yours. If your user expects it to be yours, say that the server's --owner or its NATS permissions differ.",
     "not_found": "Check the flow_id: action list_mine shows the flows that are yours. Old flows that have ended are deleted after a time. "
     "If the work is still to be done, start a new flow.",
-    "illegal_transition": "Look with action status first. Only a running flow can advance, wait, delegate or finish; one that waits "
+    "illegal_transition": "Look with action status first. Only a running flow can wait, delegate or finish; one that waits "
     "goes on by itself when what it waits for comes, or can be ended by fail or cancel. Nothing was changed.",
     "already_terminal": "The flow has ended, and nothing changes it any more. If this call was a repeat, it had its effect the first time. "
     "For more work, start a new flow.",
