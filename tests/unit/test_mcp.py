@@ -9,9 +9,11 @@ import jsonschema
 import pytest
 
 from worker.client.errors import BY_CODE, FlowRefused, InvalidRequest, NoOutcome, Unavailable
+from worker.client.transport import Lost, NotPermitted
 from worker.flow.lifecycle import FlowStatus
 from worker.mcp_server.advice import NEXT, next_for
-from worker.mcp_server.calls import checked, refusal, shown
+from worker.mcp_server.calls import Calls, checked, refusal, shown
+from worker.mcp_server.line import Line, Owner
 from worker.mcp_server.once import LIFETIME, Doubts, command_id
 from worker.mcp_server.schema import ACTIONS, KEY, PARAMETERS, Offered, offered
 from worker.wire.documents import FlowShown
@@ -281,3 +283,87 @@ def test_a_key_names_a_call_within_its_session_action_and_flow() -> None:
     others = {command_id("s", "wait", "f", "k"), command_id("main", "run", "f", "k"), command_id("main", "wait", "g", "k")}
     assert same not in others
     assert len(same) <= 64
+
+
+class Connection:
+    """Stands in for a transport: it can be opened, and says whether it was closed."""
+
+    def __init__(self, denied: str = "") -> None:
+        self.denied = denied
+        self.closed = False
+
+    async def open_inbox(self, take: Any) -> Any:
+        if self.denied:
+            raise NotPermitted(self.denied)
+        return self
+
+    async def request(self, *_: Any, **__: Any) -> Any:
+        raise Lost("the connection to NATS is closed")
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Dialling:
+    """Makes the connections that it is given, one after the other, each once it may."""
+
+    def __init__(self, *made: Connection | Lost) -> None:
+        self.made = list(made)
+        self.may = asyncio.Event()
+
+    async def __call__(self) -> Any:
+        await self.may.wait()
+        one = self.made.pop(0)
+        if isinstance(one, Lost):
+            raise one
+        return one
+
+
+async def test_a_call_that_is_cancelled_does_not_take_the_connection_from_the_others() -> None:
+    dialling = Dialling(Connection())
+    line = Line(Owner("kate"), dialling)
+    first, second = asyncio.create_task(line.flows()), asyncio.create_task(line.flows())
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait({first})
+    dialling.may.set()
+    assert (await second) is (await line.flows())
+    await line.drop()
+
+
+async def test_a_connection_that_cannot_be_made_is_tried_again_with_the_next_call() -> None:
+    dialling = Dialling(Lost("NATS at nats://x cannot be reached"), Connection())
+    dialling.may.set()
+    line = Line(Owner("kate"), dialling)
+    told = await Calls(line).call("taskflow", {"action": "list_mine"})
+    assert "cannot be reached; is it running? `taskflow dev` starts" in told.text
+    assert (await line.flows()).agent == "kate"
+    await line.drop()
+
+
+async def test_a_connection_that_is_closed_for_good_is_replaced_with_the_next_call() -> None:
+    first, second = Connection(), Connection()
+    dialling = Dialling(first, second)
+    dialling.may.set()
+    line = Line(Owner("kate"), dialling)
+    told = await Calls(line).call("taskflow", {"action": "list_mine"})
+    assert told.body["error"]["code"] == "unavailable"
+    assert first.closed
+    await line.flows()
+    assert not dialling.made, "the second was taken"
+    await line.drop()
+    assert second.closed
+
+
+async def test_credentials_that_may_not_hear_answers_are_told_and_the_connection_is_not_left_open() -> None:
+    connection = Connection(denied="the credentials may not subscribe to _INBOX.x")
+    dialling = Dialling(connection)
+    dialling.may.set()
+    told = await Calls(Line(Owner("kate"), dialling)).call("taskflow", {"action": "list_mine"})
+    assert told.body["error"]["code"] == "forbidden"
+    assert "inbox prefix" in told.text
+    assert connection.closed
+
+
+async def test_a_line_that_was_never_used_can_be_dropped() -> None:
+    await Line(Owner("kate"), Dialling()).drop()

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -135,3 +136,10 @@ def test_the_wheel_has_the_skill_and_llms_txt_with_what_it_links_to(tmp_path: Pa
         llms = opened.read("worker/pages/llms.txt").decode()
         assert opened.read(f"worker/.agents/skills/{NAME}/SKILL.md").decode() == text()
     assert {str(PurePosixPath("worker/pages") / link) for link in _LINK.findall(llms)} <= names
+
+
+def test_the_image_is_built_with_everything_that_the_wheel_takes() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
+    containerfile = (ROOT / "deploy" / "container" / "Containerfile").read_text(encoding="utf-8")
+    copied = {word for line in containerfile.splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]}
+    assert {*wheel["packages"], *wheel["force-include"]} <= copied
