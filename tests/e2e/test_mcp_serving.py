@@ -22,6 +22,7 @@ from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
 from tests.e2e.stage import TOPIC, Agent, Stage
+from tests.security.guarded import Guarded
 from worker.cli import taskflow
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -200,6 +201,24 @@ async def test_a_client_that_is_configured_for_http_as_the_page_says_has_the_too
         headers = {name: value.replace("${TASKFLOW_MCP_TOKEN}", TOKEN) for name, value in server["headers"].items()}
         async with httpx2.AsyncClient(headers=headers) as http, Client(streamable_http_client(url, http_client=http)) as client:
             await story(client, kate)
+
+
+async def test_under_the_permissions_of_deploy_nats_the_page_s_command_works_and_another_agents_does_not(tmp_path: Path) -> None:
+    (told,) = [line for line in commands() if "--nats-nkey" in line]
+    arguments = shlex.split(told)[1:]
+    async with Guarded(tmp_path) as stage:  # its folder has kate.nk
+        async with Client(started_by_a_client(stage, tmp_path, *arguments)) as client:
+            started = {"action": "start", "controller_id": "kate/test", "goal": "test"}
+            flow = (await client.call_tool("taskflow", started)).structured_content["flow"]
+            parking = {"action": "wait", "flow_id": flow["id"], "wait_condition": {"kind": "manual", "prompt": "Ann?"}}
+            assert (await client.call_tool("taskflow", parking)).structured_content["flow"]["status"] == "waiting"
+            assert flow["id"] in str((await client.read_resource("taskflow://waits")).contents)
+            assert (await client.call_tool("taskflow", {"action": "cancel", "flow_id": flow["id"]})).structured_content["ok"] is True
+        arguments[arguments.index("kate")] = "ann"
+        async with Client(started_by_a_client(stage, tmp_path, *arguments)) as client:
+            error = (await client.call_tool("taskflow", started)).structured_content["error"]
+            assert error["code"] == "forbidden"
+            assert "taskflow.cmd.ann.start" in error["message"]
 
 
 def commands() -> list[str]:
