@@ -10,7 +10,7 @@ decides it in memory. On it stand the services: `consumer` takes messages in, `r
 them their life, `app` wires everything together, `cli` starts it. `invariants` looks whether what they promise holds.
 
 `client` is the other side: what agents and delegates use. Its names are here too, and are loaded when they are asked for, so that neither
-the worker nor a delegate pays for what it does not use.
+the worker nor a delegate pays for what it does not use. `mcp_server` stands on it: flows as a tool for LLM agents.
 """
 
 from __future__ import annotations

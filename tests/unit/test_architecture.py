@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / "worker").rglob("*.py"))
 # From the top down: a module may import from its own layer and from those below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__", "schema_files", "testing"),
-    ("app",),
+    ("app", "mcp_server"),
     ("invariants",),
     ("client", "__init__"),
     ("supervisor", "bus", "store", "health", "probes"),

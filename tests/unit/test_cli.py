@@ -22,7 +22,7 @@ from worker.cli.launch import INTERRUPTED, launch
 from worker.config import Config, load
 from worker.errors import BusLost, ConfigError, StoreLocked
 
-HEAVY = ("nats", "structlog", "uvicorn", "aiosqlite", "prometheus_client", "worker.app", "worker.config", "msgspec")
+HEAVY = ("nats", "structlog", "uvicorn", "aiosqlite", "prometheus_client", "mcp", "pydantic", "worker.app", "worker.config", "msgspec")
 
 
 @pytest.fixture
@@ -240,6 +240,7 @@ def test_the_banner_shows_where_everything_is_and_commands_to_copy_but_no_passwo
     text = banner(config, "given by environment NATS_URL")
     for part in ("nats://u:***@h:4222", "http://127.0.0.1:8642/readyz", "req tf.api.kate.start", "pub agent.delegate.reply", "Ctrl-C"):
         assert part in text
+    assert "-- taskflow mcp --agent kate --nats-url nats://u:***@h:4222 --subjects-prefix tf\n" in text
     assert "hunter2" not in text
     for body in re.findall(r"'(\{.*\})'", text):
         json.loads(body)

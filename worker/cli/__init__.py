@@ -22,6 +22,7 @@ _COMMANDS = (
     *("run", "dev", "demo"),
     *("flow", "waits", "who", "why", "reply", "held", "dlq"),
     *("events", "top", "stats", "check", "doctor", "log"),
+    *("mcp", "skill"),
     *("db", "provision", "config", "context", "schema", "completion", "version"),
 )
 

@@ -124,6 +124,8 @@ def banner(config: Config, nats: str) -> str:
         f"    {cli} sub '{prefix}.evt.>'",
         *([f"    {cli} pub {bindings[0].subject} '{reply}'"] if bindings and "*" not in bindings[0].subject else []),
         f"    {cli} micro ls",
+        f"    claude mcp add taskflow -- taskflow mcp --agent kate --nats-url {url}"
+        + (f" --subjects-prefix {prefix}" if prefix != "taskflow" else ""),
         "",
         "  Stop: Ctrl-C (everything is kept; the next start goes on from here)",
         "",

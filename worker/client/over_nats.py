@@ -13,6 +13,7 @@ from nats.errors import ConnectionClosedError, NoRespondersError
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NoStreamResponseError
 
+from worker.bus.options import NatsOptions
 from worker.client.consuming import Consuming
 from worker.client.dialling import dial, hang_up, options_for
 from worker.client.permissions import Permissions
@@ -51,9 +52,14 @@ class NatsTransport:
 
         Raises `Lost` with one sentence: unreachable within `connect_timeout`, refused credentials, settings that cannot be right.
         """
+        return await cls.reach(options_for(where, **options))
+
+    @classmethod
+    async def reach(cls, options: NatsOptions) -> Self:
+        """Connect as the options say, for a program that has read its own settings. Raises `Lost` as `connect` does."""
         client = Client()
         made = cls(client, owned=True)
-        await dial(client, options_for(where, **options), made._on_error, made._on_up)
+        await dial(client, options, made._on_error, made._on_up)
         return made
 
     @property
