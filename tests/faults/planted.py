@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -264,13 +265,12 @@ def ignores_the_epoch() -> None:
     """A worker that was overtaken goes on writing."""
     takes_no_lock()
 
-    async def begin(self: SqliteFlowStore) -> SqliteTransaction:
+    def begin(self: SqliteTransaction, database: sqlite3.Connection) -> None:
         """Begin without looking."""
-        await self._gate.acquire()
-        await self._writer.execute_fetchall("BEGIN IMMEDIATE")
-        return SqliteTransaction(self._writer, self._epoch, self._last, self._ended)
+        database.execute("BEGIN IMMEDIATE")
+        self._begun = True
 
-    _Store.begin = begin
+    _Transaction._begin = begin
 
 
 def sends_no_requests() -> None:
