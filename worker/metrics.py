@@ -29,6 +29,7 @@ TRANSITIONS = tuple((was.value, then.value) for was, following in NEXT.items() f
 OUTLETS = ("events", "dead_letters")
 FILES = ("db", "wal")
 REPLAY_OUTCOMES = ("done", "failed")
+SPAN_OUTCOMES = ("exported", "failed", "dropped")
 DEAD_LETTER_REASONS = (*REASONS, "poison", "conflict", "flow_mismatch", "expired", "not_accepted")
 _ANSWERS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -140,6 +141,8 @@ class Metrics:
         self.nats_connected = self._gauge("taskflow_nats_connected", "1 while connected to NATS.")
         self.nats_pending = self._gauge("taskflow_nats_pending_messages", "Commands and replies that lie in the streams, not yet taken.")
         self.nats_reconnects = self._counter("taskflow_nats_reconnects", "Times the connection to NATS came back.")
+        spans = self._counter("taskflow_spans", "Spans of traces, by what became of them.", "outcome")
+        self.spans: Children[str, Counter] = Children(spans, SPAN_OUTCOMES)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         """Make a counter; `_total` is added to its name."""

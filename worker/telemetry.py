@@ -44,6 +44,7 @@ class Said(StrEnum):
     FLOW_SET_ASIDE = "store.flow_set_aside"
     RELAY_BEHIND = "relay.behind"
     PRUNED = "pruner.pruned"
+    SPANS_LEFT = "tracing.spans_left"
     DEFECT = "defect"
     FROM_LIBRARY = "library.log"
 

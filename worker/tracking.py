@@ -121,6 +121,10 @@ class Tracker:
         self._metrics.replays["done"].inc(done)
         self._metrics.replays["failed"].inc(failed)
 
+    def traced(self, outcome: str, by: int) -> None:
+        """Count spans by what became of them. May be called on another thread."""
+        self._metrics.spans[outcome].inc(by)
+
     def backlog(self, pending: int) -> None:
         """Note how many messages wait in the streams."""
         self._metrics.nats_pending.set(pending)

@@ -20,6 +20,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("supervisor", "bus", "store", "health", "probes"),
     (
         "tracking",
+        "tracing",
+        "spans",
         "consumer",
         "relay",
         "pruner",

@@ -146,6 +146,14 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     enabled: Annotated[bool, About(readers.yes_no, "Serve Prometheus metrics on /metrics.")] = True
 
 
+class Otel(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether spans are sent. Where to, and how: the OTEL_* variables of OpenTelemetry."""
+
+    enabled: Annotated[
+        bool, About(readers.yes_no, "Send OpenTelemetry traces (extra otel); OTEL_EXPORTER_OTLP_ENDPOINT and its like say where to.")
+    ] = False
+
+
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
     """How long and how often JetStream keeps messages. Only used for streams the worker creates."""
 
@@ -168,6 +176,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     http: Http = Http()
     log: Log = Log()
     metrics: Metrics = Metrics()
+    otel: Otel = Otel()
     stream: Stream = Stream()
     replies: Annotated[
         tuple[Binding, ...], About(read_replies, "Reply bindings with options, as a JSON list; in a file: [[replies]].")
