@@ -96,7 +96,7 @@ async def test_a_collector_that_refuses_harms_neither_the_work_nor_the_stop(tmp_
 @pytest.mark.e2e
 async def test_a_collector_that_is_gone_does_not_hold_up_the_stop(tmp_path: Path) -> None:
     async with Collector() as collector:
-        settings = environment(collector)
+        settings = environment(collector) | {"OTEL_EXPORTER_OTLP_TIMEOUT": "120"}  # for so long the exporter would try again
     async with Stage(tmp_path, settings=settings) as stage:
         kate = await stage.agent("kate")
         headers = {"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01"}

@@ -161,6 +161,18 @@ async def test_the_link_leads_to_the_span_that_parked_the_flow() -> None:
     assert (resumed.trace_id, resumed.span_id) == (waiting.trace_id, waiting.span_id)
 
 
+async def test_a_reply_that_came_first_links_to_the_parking_that_took_it() -> None:
+    spans, exporter = in_memory()
+    async with traced(spans) as line:
+        await reply(line, trace(2))
+        await line.settled()
+        flow_id = await park(line)
+        resumed = (await spans_of(exporter, 4))["taskflow resumed"]
+    assert resumed.parent is not None
+    assert (resumed.parent.trace_id, resumed.parent.span_id) == (2, 0xA2)
+    assert [(link.context.trace_id, link.context.span_id) for link in resumed.links] == [(1, span_id(flow_id, 3))]
+
+
 async def test_a_timer_that_ends_a_traced_wait_begins_a_trace_that_links_back_and_any_other_is_no_span() -> None:
     spans, exporter = in_memory()
     async with traced(spans) as line:
