@@ -131,7 +131,7 @@ class Supervisor:
             for future in catching_up:
                 future.cancel()
         if drained in late and not self._stopping.is_set():
-            self._log.warning("timers start before the backlog is decided", startup_drain=self._startup_drain)
+            self._log.warning(Said.TIMERS_FIRST, startup_drain=self._startup_drain)
         await self._services.waits.run(self._tick_interval, self._stopping)
 
     async def _drained(self) -> None:

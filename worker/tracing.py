@@ -198,7 +198,7 @@ class Tracing:
                     if event.kind is EventKind.WAITING:
                         return None if event.trace is None else Place(event.flow_id, event.seq, event.trace)
         except FlowError as bad:  # the span goes without a link: the store's own trouble is told elsewhere
-            self._log.debug("link_not_found", flow_id=told.flow_id, why=bad.message)
+            self._log.debug(Said.LINK_NOT_FOUND, flow_id=told.flow_id, why=bad.message)
         return None
 
 

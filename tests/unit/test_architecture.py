@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("admin",),
     ("manager",),
     ("engine", "deciding", "queueing", "submission"),
-    ("bus.base", "store.base", "store.overview", "store.records", "telemetry", "metrics", "timings", "config"),
+    ("bus.base", "store.base", "store.overview", "store.records", "telemetry", "sparing", "metrics", "timings", "config"),
     ("wire",),
     ("flow",),
     ("errors", "times", "durations", "futures", "version"),

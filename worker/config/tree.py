@@ -137,7 +137,9 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
     level: Annotated[
         str, About(readers.choice("debug", "info", "warning", "error"), "Log from this level: debug, info, warning, error.")
     ] = "info"
-    format: Annotated[str, About(readers.choice("auto", "json", "console"), "json, console, or auto: console on a terminal.")] = "auto"
+    format: Annotated[
+        str, About(readers.choice("auto", "json", "console", "journald"), "json, console, journald, or auto: by where stderr leads.")
+    ] = "auto"
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
