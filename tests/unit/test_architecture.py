@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("supervisor", "bus", "store", "health", "probes"),
     (
         "tracking",
+        "census",
         "tracing",
         "spans",
         "consumer",
