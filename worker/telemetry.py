@@ -106,6 +106,7 @@ class Said(StrEnum):
     WATCHDOG_NOT_FED = "watchdog_not_fed"
     SYSTEMD_NOT_TOLD = "systemd_not_told"
     SPANS_LEFT = "tracing.spans_left"
+    SPAN_FAILED = "tracing.span_failed"
     LINK_NOT_FOUND = "tracing.link_not_found"
     FROM_LIBRARY = "library.log"
 

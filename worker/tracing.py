@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import structlog
 
 from worker.engine import Engine
-from worker.errors import ConfigError, FlowError
+from worker.errors import ConfigError, FlowError, Refusal
 from worker.flow.identifiers import agent_of
 from worker.flow.lifecycle import EventKind, FlowStatus
 from worker.flow.model import FlowEvent
@@ -168,7 +168,14 @@ class Tracing:
         for _ in range(_AT_ONCE):
             if not self._queue or self._spans.full:
                 return
-            await self._write(self._queue.popleft())
+            told = self._queue.popleft()
+            try:
+                await self._write(told)
+            except Refusal:
+                raise
+            except Exception:  # noqa: BLE001  # a defect here, or in the SDK, costs a span and not the worker
+                self._log.exception(Said.SPAN_FAILED, flow_id=told.flow_id)
+                self._tracker.traced("dropped", 1)
 
     async def _write(self, told: Told) -> None:
         """Make the span of one entry. One without a trace of its own has a span where it ends a wait that began within a trace."""

@@ -291,6 +291,19 @@ async def test_an_exporter_that_hangs_costs_spans_that_are_counted_and_neither_t
     assert f'taskflow_spans_total{{outcome="dropped"}} {3 * 20 - 4}.0' in page
 
 
+async def test_a_defect_of_the_sdk_costs_a_span_and_not_the_worker() -> None:
+    spans, exporter = in_memory()
+    async with traced(spans) as line:
+        with patch.object(spans, "begin", side_effect=RuntimeError("the SDK has a bad day")):
+            await park(line)
+            made = line.services.tracing
+            assert made is not None
+            await eventually(lambda: not made._queue)
+        await reply(line, trace(2))
+        await spans_of(exporter, 1)
+        assert not line.failed
+
+
 async def test_a_store_that_cannot_be_read_costs_the_link_only() -> None:
     spans, exporter = in_memory()
     async with traced(spans) as line:
