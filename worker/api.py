@@ -15,9 +15,11 @@ from worker.errors import FlowError, Forbidden, Internal, NotFound, Refusal, Una
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
 from worker.submission import Outcome
+from worker.telemetry import Said
 from worker.wire import outcomes
 from worker.wire.codec import Mint, Query, Unusable, read_command, read_query, stray
 from worker.wire.cursors import read_number
+from worker.wire.headers import trace_of
 from worker.wire.requests import COMMANDS, QUERIES
 from worker.wire.subjects import Subjects
 from worker.wire.verdicts import command_scope
@@ -86,7 +88,7 @@ class Api:
             error = Unavailable("the worker is stopping: repeat with the same command id")
             body = outcomes.refused(error)
         except Exception:  # noqa: BLE001 - whatever our defect is, the asker gets an answer and the log the traceback
-            self._log.exception("request_failed", subject=request.subject)
+            self._log.exception(Said.REQUEST_FAILED, subject=request.subject, traceparent=trace_of(request.headers))
             error = Internal("the worker has a defect; its log says more: repeat with the same command id")
             body = outcomes.refused(error)
         await request.answer(body, outcomes.error_headers(error) if error is not None else {})

@@ -43,6 +43,7 @@ from worker.supervisor import Services, Supervisor
 from worker.systemd import Systemd
 from worker.telemetry import Said, configure_logging, logger
 from worker.times import SECOND, Micros
+from worker.tracing import Tracing, open_spans
 from worker.tracking import Tracker
 from worker.version import program_version
 from worker.wait_engine import WaitEngine
@@ -143,13 +144,15 @@ async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: TextIO
 
 async def set_up(config: Config, store: Store, bus: Bus, tracker: Tracker, clock: Clock) -> Services:
     """Connect, make what the worker needs at the broker, and wire the services to store and bus, whichever adapters these are."""
+    spans = open_spans(tracker) if config.otel.enabled else None
     await bus.open()
     subjects = Subjects(config.subjects.prefix)
     bindings = reply_bindings(config, subjects)
     streams, sources = topology(config, subjects, bindings)
     for warning in await bus.prepare(streams, sources):
         logger("worker").warning(Said.STREAM_AT_RISK, why=warning)
-    return compose(config, store, bus, bindings, sources, tracker, clock)
+    services = compose(config, store, bus, bindings, sources, tracker, clock)
+    return services if spans is None else msgspec.structs.replace(services, tracing=Tracing(services.engine, spans, tracker))
 
 
 def supervised(config: Config, services: Services) -> Supervisor:

@@ -20,7 +20,9 @@ from worker.engine import Engine
 from worker.errors import FlowError, Internal, Refusal, TopologyRefused, Unavailable
 from worker.store.base import Transaction
 from worker.submission import Outcome, Useless
+from worker.telemetry import Said
 from worker.wire.codec import Ignored, Inbound, Unusable
+from worker.wire.headers import trace_of
 
 MAX_ATTEMPTS = 5
 MAX_BYTES_IN_HAND = 4 * 1024 * 1024
@@ -226,7 +228,10 @@ class Consumer:
             self._failed[delivery.seq] = failed = self._failed.get(delivery.seq, 0) + 1
             delay = RETRY_DELAYS[min(failed, len(RETRY_DELAYS)) - 1]
             why = failure.message if isinstance(failure, FlowError) else repr(failure)
-            self._log.error("delivery_failed", seq=delivery.seq, attempt=delivery.attempt, retry_in=delay, why=why)
+            trace = trace_of(delivery.headers)
+            self._log.error(
+                Said.DELIVERY_FAILED, action=verb, seq=delivery.seq, attempt=delivery.attempt, retry_in=delay, why=why, traceparent=trace
+            )
         self._done(delivery, Nak(delay), verb, "retried", final=False)
 
     def _done(self, delivery: Delivery, settlement: Settlement, verb: str, outcome: str, *, final: bool = True) -> None:

@@ -14,9 +14,11 @@ import structlog
 from worker.bus.base import Asked, Bus
 from worker.engine import Engine
 from worker.errors import FlowError
+from worker.flow.delegation import CORRELATION_ID, TRACEPARENT
 from worker.flow.model import Outgoing
 from worker.store.base import Transaction
 from worker.store.records import Batch, DueOutgoing
+from worker.telemetry import Said
 from worker.times import SECOND, Micros
 
 RETRY_FIRST: Micros = SECOND // 4
@@ -60,7 +62,14 @@ class Dispatcher:
         failed = [(row, why) for row, why in zip(due, results, strict=True) if why is not None]
         for row, why in failed:
             if row.attempts == 0:
-                self._log.warning("delegate_not_reached", subject=row.message.subject, flow_id=row.message.flow_id, why=why)
+                self._log.warning(
+                    Said.DELEGATE_NOT_REACHED,
+                    subject=row.message.subject,
+                    flow_id=row.message.flow_id,
+                    correlation_id=row.message.headers.get(CORRELATION_ID),
+                    traceparent=row.message.headers.get(TRACEPARENT),
+                    why=why,
+                )
         sent = [row.n for row, why in zip(due, results, strict=True) if why is None]
         await self._settle(sent, [row for row, _ in failed])
         return len(due)

@@ -15,7 +15,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from worker.errors import FlowError
 from worker.flow.lifecycle import NEXT
 from worker.timings import Timings
-from worker.version import program_version
+from worker.version import program_revision, program_version
 from worker.wire.verdicts import REASONS
 
 FLOW_STATUSES = ("created", "running", "waiting", "cancelled", "finished", "failed")
@@ -24,15 +24,18 @@ MESSAGE_OUTCOMES = (
     *("applied", "resumed", "progressed", "held", "duplicate", "conflict", "late", "expired", "flow_mismatch", "rejected", "dead"),
     *("unmatched", "ignored", "retried"),
 )
+WAIT_KINDS = ("timer", "external_event", "flow", "manual", "any_of", "all_of", "at_least")
 RESUME_CAUSES = ("event", "timer", "timeout", "manual")
 TRANSITIONS = tuple((was.value, then.value) for was, following in NEXT.items() for then in sorted(following))
 OUTLETS = ("events", "dead_letters")
 FILES = ("db", "wal")
 REPLAY_OUTCOMES = ("done", "failed")
+SPAN_OUTCOMES = ("exported", "failed", "dropped")
 DEAD_LETTER_REASONS = (*REASONS, "poison", "conflict", "flow_mismatch", "expired", "not_accepted")
 _ANSWERS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _LAGS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0)
+_WAITS = (1.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 7 * 86400.0, 30 * 86400.0)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
 K = TypeVar("K", bound=Hashable)
@@ -70,7 +73,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         Info("taskflow_build", "The running program.", registry=self.registry).info(
-            {"version": program_version(), "python": platform.python_version()},
+            {"version": program_version(), "revision": program_revision(), "python": platform.python_version()},
         )
         # Our own, since the unit of deploy/systemd hides /proc/stat, and with it process_start_time_seconds.
         self._gauge("taskflow_start_time_seconds", "When the worker started, in seconds since the epoch.").set_to_current_time()
@@ -112,7 +115,13 @@ class Metrics:
         self.replies_age = self._gauge(
             "taskflow_replies_unmatched_oldest_age_seconds", "How long ago the oldest reply came that nobody waits for yet."
         )
-        self.wait_age = self._gauge("taskflow_wait_oldest_age_seconds", "How long the flow has waited that waits longest.")
+        waits = self._gauge("taskflow_waits", "Flows that wait, by the kind of their wait.", "kind")
+        self.waits: Children[str, Gauge] = Children(waits, WAIT_KINDS)
+        ages = self._gauge("taskflow_wait_oldest_age_seconds", "How long the flow has waited that waits longest, to the minute.", "kind")
+        self.wait_age: Children[str, Gauge] = Children(ages, WAIT_KINDS)
+        self.wait_duration = Timings(
+            "taskflow_wait_duration_seconds", "How long flows waited whose wait is over.", _WAITS, self.registry, label="kind"
+        )
         self.timers_overdue = self._gauge("taskflow_timers_overdue", "Flows that time is due to act on, counted up to 10,000.")
         self.timer_lag = self._histogram("taskflow_timer_lag_seconds", "How late timers and deadlines were acted on.", _LAGS)
         self.timer_overdue = self._gauge(
@@ -140,6 +149,8 @@ class Metrics:
         self.nats_connected = self._gauge("taskflow_nats_connected", "1 while connected to NATS.")
         self.nats_pending = self._gauge("taskflow_nats_pending_messages", "Commands and replies that lie in the streams, not yet taken.")
         self.nats_reconnects = self._counter("taskflow_nats_reconnects", "Times the connection to NATS came back.")
+        spans = self._counter("taskflow_spans", "Spans of traces, by what became of them.", "outcome")
+        self.spans: Children[str, Counter] = Children(spans, SPAN_OUTCOMES)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         """Make a counter; `_total` is added to its name."""

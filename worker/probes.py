@@ -90,13 +90,16 @@ class WorkerProbes:
         """Look at the ends of what is kept: waits, timers, held replies, dead letters."""
         now = self._clock()
         found = await self._store.gauges(now)
+        census = self._tracker.census
+        if not census.known:
+            await census.take(self._store)
         held = (await self._store.held_replies(limit=1)).items
         letters: dict[str, int] = {}
         for group in await self._store.letter_groups(_GROUPS):
             letters[group.reason] = letters.get(group.reason, 0) + group.count - group.replayed
         return Survey(
             overdue=found.due,
-            wait_age=_seconds_since(found.oldest_wait[1] if found.oldest_wait is not None else None, now),
+            waits={kind or "other": (count, _seconds_since(first, now)) for kind, (count, first) in census.waiting().items()},
             held_age=_seconds_since(held[0].arrived_us if held else None, now),
             letters=letters,
         )

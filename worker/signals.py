@@ -8,6 +8,8 @@ import signal
 
 import structlog
 
+from worker.telemetry import Said
+
 
 class Stop:
     """`asked` is set by the first signal, or by `ask`."""
@@ -29,6 +31,6 @@ class Stop:
     def _signalled(self, number: int) -> None:
         """Stop gracefully the first time; the second time somebody wants it now, and everything committed is safe anyway."""
         if self.asked.is_set():
-            self._log.warning("worker stopped at once", signal=signal.Signals(number).name)
+            self._log.warning(Said.STOPPED_AT_ONCE, signal=signal.Signals(number).name)
             os._exit(128 + number)
         self.asked.set()

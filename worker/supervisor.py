@@ -24,6 +24,7 @@ from worker.relay import Relay
 from worker.signals import Stop
 from worker.systemd import Systemd
 from worker.telemetry import Said
+from worker.tracing import Tracing
 from worker.wait_engine import WaitEngine
 
 _BROKER_AWAY = 1.0
@@ -44,6 +45,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     api: Api
     probes: WorkerProbes
     systemd: Systemd
+    tracing: Tracing | None = None
 
 
 class Supervisor:
@@ -67,6 +69,8 @@ class Supervisor:
             background += [group.create_task(relay.run(), name="relay") for relay in its.relays]
             background.append(group.create_task(its.probes.watch_backlog(), name="backlog"))
             background.append(group.create_task(its.probes.watch_store(), name="survey"))
+            if its.tracing is not None:
+                background.append(group.create_task(its.tracing.run(), name="tracing"))
             await self._recover()
             pulls = [group.create_task(consumer.run(), name="consumer") for consumer in its.consumers]
             timers = group.create_task(self._run_timers(), name="timers")
@@ -87,6 +91,9 @@ class Supervisor:
             await committing
             for task in background:
                 task.cancel()
+            if its.tracing is not None:
+                await asyncio.wait(background)
+                await its.tracing.close()
 
     async def _recover(self) -> None:
         """Find out what the last run had in hand. Raises `BusLost` when the broker does not say, `StoreBroken` when it cannot be noted."""
@@ -124,7 +131,7 @@ class Supervisor:
             for future in catching_up:
                 future.cancel()
         if drained in late and not self._stopping.is_set():
-            self._log.warning("timers start before the backlog is decided", startup_drain=self._startup_drain)
+            self._log.warning(Said.TIMERS_FIRST, startup_drain=self._startup_drain)
         await self._services.waits.run(self._tick_interval, self._stopping)
 
     async def _drained(self) -> None:

@@ -1,5 +1,5 @@
 """Say what happens: how log lines look, and the name of every log event. One record is one line on stderr, JSON where nobody watches,
-readable text on a terminal.
+readable text on a terminal, JSON with its priority for the journal of systemd.
 """
 
 from __future__ import annotations
@@ -7,6 +7,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import socket
 import sys
 from collections.abc import Mapping, MutableMapping
 from enum import StrEnum
@@ -15,54 +17,118 @@ from typing import Any, TextIO, cast
 import structlog
 
 from worker.config.tree import Log
+from worker.sparing import Sparing
+
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+_TRACEPARENT = ("", "trace_id", "span_id", "")
 
 
 class Said(StrEnum):
-    """Every log event; what differs between two records of one event goes into fields."""
+    """Every log event; what differs between two records of one event goes into fields. docs/logging.md says what each means."""
 
     STARTING = "worker.starting"
     READY = "worker.ready"
     STOPPING = "worker.stopping"
     STOPPED = "worker.stopped"
     STOPPED_AT_ONCE = "worker.stopped_at_once"
-    STORE_OPENED = "store.opened"
-    STORE_UNAVAILABLE = "store.unavailable"
-    STORE_RECOVERED = "store.recovered"
+    TIMERS_FIRST = "worker.timers_first"
     STORE_NOT_CLOSED = "store.not_closed"
-    BUS_CONNECTED = "bus.connected"
+    STORE_UNAVAILABLE = "store_unavailable"
+    ROLLED_BACK_NOTHING = "rollback found no transaction"
+    NOT_ROLLED_BACK = "not_rolled_back"
+    HELD_PASSED_OVER = "held_reply_passed_over"
+    FLOW_SET_ASIDE = "flow_set_aside"
+    PRUNED = "pruned"
+    PRUNE_POSTPONED = "prune_postponed"
+    PRUNE_FAILED = "prune_failed"
+    PROVISIONED = "topology.provisioned"
+    STREAM_AT_RISK = "topology.stream_at_risk"
+    STREAM_CREATED = "topology.stream_created"
+    STREAM_CREATED_AGAIN = "topology.stream_created_again"
+    STREAM_EXTENDED = "topology.stream_extended"
+    CONSUMER_CREATED = "topology.consumer_created"
+    CONSUMER_CREATED_AGAIN = "topology.consumer_created_again"
+    DELIVERED_AGAIN = "topology.delivered_again"
+    NOT_REWOUND = "topology.not_rewound"
+    BATCHES_ALLOWED = "topology.batches_allowed"
+    NO_BATCHES = "topology.no_batches"
+    MONITOR_UNREACHABLE = "topology.monitor_unreachable"
+    SERVER_STARTED = "nats_server.started"
     BUS_DISCONNECTED = "bus.disconnected"
     BUS_RECONNECTED = "bus.reconnected"
     BUS_ERROR = "bus.error"
-    STREAM_CREATED = "topology.stream_created"
-    PROVISIONED = "topology.provisioned"
-    STREAM_AT_RISK = "topology.stream_at_risk"
+    BUS_RENEWED = "bus.subscriptions_renewed"
+    BUS_NOT_RENEWED = "bus.not_renewed"
+    BUS_NOT_TOLD = "bus.not_told"
+    BUS_TAKE_FAILED = "bus.take_failed"
+    BUS_LISTENER_FAILED = "bus.listener_failed"
+    BUS_PUBLISHES_FAILED = "bus.publishes_failed"
+    BUS_SEND_FAILED = "bus.send_failed"
+    BUS_WRITE_FAILED = "bus.write_failed"
+    BUS_FLUSH_FAILED = "bus.flush_failed"
+    BUS_CLOSE_FAILED = "bus.close_failed"
+    BUS_UNSUBSCRIBE_FAILED = "bus.unsubscribe_failed"
     PULL_INTERRUPTED = "pull.interrupted"
-    DELIVERY_RETRIED = "consumer.delivery_retried"
-    DEAD_LETTERED = "consumer.dead_lettered"
-    COMMAND_REFUSED = "consumer.command_refused"
+    PULL_UNRESPONSIVE = "pull.unresponsive"
+    PULL_STALLED = "pull.stalled"
+    PULL_DENIED = "pull.denied"
+    PULL_WAITING = "pull.waiting"
+    PULL_NOT_RECREATED = "pull.not_recreated"
+    PULL_TAKE_FAILED = "pull.take_failed"
+    PULL_UNSUBSCRIBE_FAILED = "pull.unsubscribe_failed"
+    ANSWER_WITHHELD = "service.answer_withheld"
+    ANSWER_REFUSED = "service.answer_refused"
+    HANDLER_FAILED = "service.handler_failed"
+    SERVICE_STOP_FAILED = "service.stop_failed"
+    REQUEST_FAILED = "request_failed"
+    OPERATOR_INTERVENED = "operator_intervened"
+    DELIVERY_FAILED = "delivery_failed"
+    SUSPECTS_FOUND = "suspects_found"
+    NOT_KNOWN = "acknowledged_but_not_known"
+    STIMULUS_FAILED = "stimulus_failed"
+    LISTENER_FAILED = "listener_failed"
     TICK = "wait engine tick"  # as the reference system spells it: people search for it
-    FLOW_SET_ASIDE = "store.flow_set_aside"
-    RELAY_BEHIND = "relay.behind"
-    PRUNED = "pruner.pruned"
-    DEFECT = "defect"
+    TICK_FAILED = "tick_failed"
+    WAIT_NOT_MOVED = "wait_not_moved"
+    DELEGATE_NOT_REACHED = "delegate_not_reached"
+    DISPATCH_POSTPONED = "dispatch_postponed"
+    PUBLISH_FAILED = "publish_failed"
+    ONE_BY_ONE = "one_by_one"
+    NOT_EVERYTHING_PUBLISHED = "not_everything_published"
+    OUTLET_NOT_READ = "outlet_not_read"
+    ROW_PASSED_OVER = "row_passed_over"
+    PROGRESS_NOT_NOTED = "progress_not_noted"
+    STREAMS_WELL = "streams_are_well_again"
+    STREAM_BREAKS_A_PROMISE = "stream_breaks_a_promise"
+    SILENT_JETSTREAM = "jetstream_does_not_answer"
+    BACKLOG_UNKNOWN = "backlog_unknown"
+    SURVEY_FAILED = "survey_failed"
+    WATCHDOG_NOT_FED = "watchdog_not_fed"
+    SYSTEMD_NOT_TOLD = "systemd_not_told"
+    SPANS_LEFT = "tracing.spans_left"
+    SPAN_FAILED = "tracing.span_failed"
+    LINK_NOT_FOUND = "tracing.link_not_found"
     FROM_LIBRARY = "library.log"
 
 
 def configure_logging(log: Log, stream: TextIO | None = None) -> None:
     """Send all logging of this process, libraries' warnings included, to `stream` (stderr) as `log` says. Call once, at start."""
     out = sys.stderr if stream is None else stream
-    console = log.format == "console" or (log.format == "auto" and out.isatty())
+    form = log.format if log.format != "auto" else "console" if out.isatty() else "journald" if _is_journal(out) else "json"
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        name_logger,
         structlog.processors.add_log_level,
+        Sparing(),
+        name_logger,
+        name_error,
+        split_trace,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
         structlog.processors.StackInfoRenderer(),
     ]
     shown: list[structlog.typing.Processor] = (
         [printable, structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=printable_traceback)]
-        if console
-        else [structlog.processors.format_exc_info, one_line]
+        if form == "console"
+        else [name_instance(socket.gethostname()), structlog.processors.format_exc_info, journal_line if form == "journald" else one_line]
     )
     level = logging.getLevelNamesMapping()[log.level.upper()]
     structlog.configure(
@@ -90,11 +156,40 @@ class NamedWriter(structlog.WriteLogger):
 
 
 def name_logger(writer: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add the logger's name, where it has one."""
-    name = getattr(writer, "name", "")
+    """Add the logger's name; where it has none, the event says where it comes from (`bus.error`)."""
+    name = getattr(writer, "name", "") or str(record.get("event", "")).rpartition(".")[0].partition(".")[0]
     if name:
         record.setdefault("logger", name)
     return record
+
+
+def name_error(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add `error.type` to a record with a traceback: what one groups by."""
+    told = record.get("exc_info")
+    error = told if isinstance(told, BaseException) else told[1] if isinstance(told, tuple) else sys.exc_info()[1] if told else None
+    if error is not None:
+        record["error.type"] = type(error).__qualname__
+    return record
+
+
+def split_trace(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Show a `traceparent` as `trace_id` and `span_id`, by which log viewers find the trace."""
+    trace = record.pop("traceparent", None)
+    parts = str(trace or "").split("-")
+    if len(parts) == len(_TRACEPARENT):
+        record.update({name: part for name, part in zip(_TRACEPARENT, parts, strict=True) if name})
+    return record
+
+
+def name_instance(instance: str) -> structlog.typing.Processor:
+    """Make a processor that says which machine or pod the record is from: lines of many end up in one place."""
+
+    def named(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Add the name."""
+        record.setdefault("instance", instance)
+        return record
+
+    return named
 
 
 def one_line(_logger: object, _method: str, record: MutableMapping[str, Any]) -> str:
@@ -103,6 +198,20 @@ def one_line(_logger: object, _method: str, record: MutableMapping[str, Any]) ->
         return _encode(record)
     except (TypeError, ValueError, RecursionError):  # a NaN, a key that is no text, a structure that contains itself
         return _encode({str(key): value if _plain(value) else _described(value) for key, value in record.items()})
+
+
+def journal_line(logger: object, method: str, record: MutableMapping[str, Any]) -> str:
+    """Render a record as JSON behind the priority that the journal takes off and keeps (sd-daemon(3)): `journalctl -p warning` finds it."""
+    return f"<{_PRIORITIES.get(str(record.get('level')), 5)}>{one_line(logger, method, record)}"
+
+
+def _is_journal(out: TextIO) -> bool:
+    """Tell whether systemd made the stream, and reads it (`$JOURNAL_STREAM`, systemd.exec(5))."""
+    try:
+        there = os.fstat(out.fileno())
+    except OSError:  # no file at all: a test's, or closed
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{there.st_dev}:{there.st_ino}"
 
 
 def _encode(record: Mapping[str, Any]) -> str:

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 
 import msgspec
 
+from worker.census import Census
 from worker.flow.lifecycle import EventKind
-from worker.metrics import ACTIONS, FILES, Metrics
+from worker.flow.model import Flow
+from worker.metrics import ACTIONS, FILES, WAIT_KINDS, Metrics
 from worker.store.records import Batch
+from worker.times import SECOND
 
 _UNSTORED = ("ignored", "retried")
 
@@ -30,10 +33,13 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found in the database at one of the slower looks. Ages are seconds; `letters`: those not replayed, by reason."""
+    """What was found in the database at one of the slower looks. Ages are seconds.
+
+    `waits`: how many flows wait and how long the first of them has, by kind; `letters`: those not replayed, by reason.
+    """
 
     overdue: int = 0
-    wait_age: float = 0.0
+    waits: Mapping[str, tuple[int, float]] = {}
     held_age: float = 0.0
     letters: Mapping[str, int] = {}
 
@@ -44,6 +50,7 @@ class Tracker:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._last = Look()
+        self.census = Census()
 
     def committed(self, batch: Batch) -> None:
         """Count a committed batch."""
@@ -53,16 +60,40 @@ class Tracker:
             kind, _, label = name.partition(".")
             if kind == "inbox" and by > 0:
                 metrics.messages[label].inc(by)
-        metrics.set_aside.inc(len(batch.set_aside))
-        for event in batch.events:
-            if event.previous_status is not None and event.previous_status is not event.status:
-                metrics.transitions[event.previous_status.value, event.status.value].inc()
-            if event.kind is EventKind.RESUMED:
-                metrics.resumes[event.payload["cause"]].inc()
+        if batch.set_aside:
+            metrics.set_aside.inc(len(batch.set_aside))
+        self._moved(batch)
         for letter in (*batch.dead, *(letter for _, letter, _ in batch.spoiled)):
             metrics.dead_letters[letter.reason].inc()
         if batch.displaced:
             metrics.dead_letters["expired"].inc(len(batch.displaced))
+
+    def _moved(self, batch: Batch) -> None:
+        """Count what flows did. Added up first: to look a child up and count in it costs ten times as much as to add."""
+        moves: dict[tuple[str, str], int] = {}
+        causes: dict[str, int] = {}
+        for event in batch.events:
+            was, status = event.previous_status, event.status
+            if was is not None and was is not status:
+                move = was._value_, status._value_  # `value` is a descriptor, and takes three times as long
+                moves[move] = moves.get(move, 0) + 1
+                if event.kind is EventKind.RESUMED:
+                    cause = event.payload["cause"]
+                    causes[cause] = causes.get(cause, 0) + 1
+        for move, by in moves.items():
+            self._metrics.transitions[move].inc(by)
+        for cause, by in causes.items():
+            self._metrics.resumes[cause].inc(by)
+        for write in batch.flows:
+            was_flow, flow = write.was, write.flow
+            generation = None if was_flow is None else was_flow.wait_id
+            if generation != flow.wait_id:
+                if was_flow is not None and was_flow.parked_us is not None:
+                    kind = _kind(was_flow)
+                    self.census.moved(batch.first_event, kind, was_flow.parked_us, -1)
+                    self._metrics.wait_duration.observe((flow.updated_us - was_flow.parked_us) / SECOND, kind or "other")
+                if flow.parked_us is not None:
+                    self.census.moved(batch.first_event, _kind(flow), flow.parked_us, 1)
 
     def settled(self, verb: str, outcome: str) -> None:
         """Count a command by what its sender was told; and what has no row to be counted by: ignored and retried deliveries."""
@@ -107,7 +138,10 @@ class Tracker:
         """Set the gauges of what takes longer to find out."""
         metrics = self._metrics
         metrics.timers_overdue.set(survey.overdue)
-        metrics.wait_age.set(survey.wait_age)
+        for kind in {*metrics.waits, *survey.waits}:
+            count, age = survey.waits.get(kind, (0, 0.0))
+            metrics.waits[kind].set(count)
+            metrics.wait_age[kind].set(age)
         metrics.replies_age.set(survey.held_age)
         for reason in {*metrics.dead_letters_kept, *survey.letters}:
             metrics.dead_letters_kept[reason].set(survey.letters.get(reason, 0))
@@ -121,6 +155,16 @@ class Tracker:
         self._metrics.replays["done"].inc(done)
         self._metrics.replays["failed"].inc(failed)
 
+    def traced(self, outcome: str, by: int) -> None:
+        """Count spans by what became of them. May be called on another thread."""
+        self._metrics.spans[outcome].inc(by)
+
     def backlog(self, pending: int) -> None:
         """Note how many messages wait in the streams."""
         self._metrics.nats_pending.set(pending)
+
+
+def _kind(flow: Flow) -> str:
+    """Return the kind of a flow's wait; empty where it is none that is known."""
+    kind = flow.wait_json.get("kind") if flow.wait_json is not None else None
+    return kind if kind in WAIT_KINDS else ""

@@ -23,6 +23,7 @@ from worker.flow.model import Flow
 from worker.manager import FlowManager, new_id
 from worker.store.records import Batch
 from worker.submission import Outcome, Raw
+from worker.telemetry import Said
 from worker.times import SECOND, Micros, to_micros
 from worker.wire.headers import MSG_ID
 from worker.wire.verdicts import Identity, digest
@@ -159,7 +160,7 @@ class WaitEngine:
                 self._woken.clear()
                 report = await self.tick()
                 if report.resumed or report.cancelled or report.errors:
-                    self._log.debug("wait_engine_tick", **msgspec.structs.asdict(report))
+                    self._log.debug(Said.TICK, **msgspec.structs.asdict(report))
                 await self._sleep(interval, stopping, calm=report.errors > 0)
         finally:
             stopping.cancel()

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 HERE = Path(__file__).parent
 LOCK = HERE.parents[1] / "requirements.lock"
-ROOTS = {"runtime.lock": ("nats-taskflow[speed]",), "build.lock": ("hatchling",)}
+ROOTS = {"runtime.lock": ("nats-taskflow[speed,otel]",), "build.lock": ("hatchling",)}
 
 
 def written(roots: Iterable[str]) -> str:

@@ -103,20 +103,26 @@ async def test_a_timer_that_nobody_acts_on_is_overdue(metrics: Metrics) -> None:
 
 async def test_what_lies_in_the_database_is_surveyed(metrics: Metrics) -> None:
     async with running() as run:
-        probes = probes_of(run, metrics)
+        tracker = Tracker(metrics)
+        run.engine.listen(tracker.committed)
+        probes = probes_of(run, metrics, tracker=tracker)
         await parked(run, timer(run, seconds=60))
         await run.engine.submit(Reply(topic=TOPIC, correlation_id="early", payload={}, event_id="e", arrived_us=run.clock()))
         run.clock.advance(seconds=90)
-        tracker = Tracker(metrics)
         tracker.surveyed(await probes._survey())
-        assert value(metrics, "taskflow_wait_oldest_age_seconds") == 90
+        assert value(metrics, 'taskflow_waits{kind="timer"}') == 1
+        assert 30 <= value(metrics, 'taskflow_wait_oldest_age_seconds{kind="timer"}') <= 90
         assert value(metrics, "taskflow_replies_unmatched_oldest_age_seconds") == 90
         assert value(metrics, "taskflow_timers_overdue") == 1
         await run.waits.tick()
         run.clock.advance(seconds=2 * 86400)
         await run.engine.do(lambda transaction: transaction.expire_held(run.clock(), 10))
         tracker.surveyed(await probes._survey())
-    assert value(metrics, "taskflow_wait_oldest_age_seconds") == 0
+    assert value(metrics, 'taskflow_wait_oldest_age_seconds{kind="timer"}') == 0
+    assert value(metrics, 'taskflow_waits{kind="timer"}') == 0
+    assert value(metrics, 'taskflow_wait_duration_seconds_count{kind="timer"}') == 1
+    assert value(metrics, 'taskflow_wait_duration_seconds_bucket{kind="timer",le="60.0"}') == 0
+    assert value(metrics, 'taskflow_wait_duration_seconds_bucket{kind="timer",le="600.0"}') == 1
     assert value(metrics, "taskflow_replies_unmatched_oldest_age_seconds") == 0
     assert value(metrics, 'taskflow_dead_letters_kept{reason="expired"}') == 1
     tracker.surveyed(Survey())
@@ -167,7 +173,9 @@ def soon(seconds: float = 1.0) -> str:
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
 
 
-def probes_of(run: Running, metrics: Metrics, *, bus: MemoryBus | None = None, sources: tuple[Source, ...] = ()) -> WorkerProbes:
+def probes_of(
+    run: Running, metrics: Metrics, *, bus: MemoryBus | None = None, sources: tuple[Source, ...] = (), tracker: Tracker | None = None
+) -> WorkerProbes:
     """Make the probes of parts that run."""
-    bus = bus or MemoryBus()
-    return WorkerProbes(run.store, bus, [], sources, Inspector(bus), Tracker(metrics), clock=run.clock, paused=lambda: False)
+    bus, tracker = bus or MemoryBus(), tracker or Tracker(metrics)
+    return WorkerProbes(run.store, bus, [], sources, Inspector(bus), tracker, clock=run.clock, paused=lambda: False)

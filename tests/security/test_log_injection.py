@@ -76,19 +76,19 @@ def test_any_text_in_any_field_leaves_a_json_record_one_line_of_ascii(text: str,
     out = io.StringIO()
     configure_logging(Log(format="json", level="debug"), out)
     log = logger("consumer").bind(stream=text)
-    log.warning(Said.DEAD_LETTERED, subject=text, headers={text: [other, {other: text}]}, goal=other, why=InvalidRequest(text, x=other))
+    log.warning(Said.DELIVERY_FAILED, subject=text, headers={text: [other, {other: text}]}, goal=other, why=InvalidRequest(text, x=other))
     log.error(text, error=text)
     try:
         fail(text)
     except ValueError:
-        log.exception(Said.DEFECT, flow_id=other)
+        log.exception(Said.LISTENER_FAILED, flow_id=other)
     logging.getLogger(other or "x").warning("%s", text)
     assert len(records(out)) == 4
     assert controls(out.getvalue()) == set()
     assert out.getvalue().isascii()
     decoded = [json.loads(line) for line in records(out)]
     assert decoded[0]["subject"] == text
-    assert decoded[0]["event"] == "consumer.dead_lettered"
+    assert decoded[0]["event"] == "delivery_failed"
     assert decoded[1]["event"] == text
 
 
@@ -99,7 +99,7 @@ def test_any_text_in_any_field_leaves_a_console_record_one_line_without_control_
     out = io.StringIO()
     configure_logging(Log(format="console", level="debug"), out)
     log = logger("consumer").bind(stream=text)
-    log.warning(Said.DEAD_LETTERED, subject=text, headers={text: [other, {other: text}]}, goal=other, why=InvalidRequest(text, x=other))
+    log.warning(Said.DELIVERY_FAILED, subject=text, headers={text: [other, {other: text}]}, goal=other, why=InvalidRequest(text, x=other))
     log.error(text, error=text)
     logging.getLogger("library").warning("%s", text)
     assert len(records(out)) == 3
@@ -115,7 +115,7 @@ def test_a_traceback_on_a_terminal_has_lines_but_nothing_else_that_moves_the_cur
     try:
         fail(text)
     except ValueError:
-        logger("engine").exception(Said.DEFECT, flow_id=text)
+        logger("engine").exception(Said.LISTENER_FAILED, flow_id=text)
     assert controls(out.getvalue()) == set()
     assert "Traceback (most recent call last)" in out.getvalue()
 

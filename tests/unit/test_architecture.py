@@ -20,6 +20,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("supervisor", "bus", "store", "health", "probes"),
     (
         "tracking",
+        "census",
+        "tracing",
+        "spans",
         "consumer",
         "relay",
         "pruner",
@@ -38,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("admin",),
     ("manager",),
     ("engine", "deciding", "queueing", "submission"),
-    ("bus.base", "store.base", "store.overview", "store.records", "telemetry", "metrics", "timings", "config"),
+    ("bus.base", "store.base", "store.overview", "store.records", "telemetry", "sparing", "metrics", "timings", "config"),
     ("wire",),
     ("flow",),
     ("errors", "times", "durations", "futures", "version"),

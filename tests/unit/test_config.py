@@ -208,7 +208,7 @@ def test_the_file_is_found_by_flag_then_variable_then_in_the_usual_places(home: 
         ('[nats]\ntoken = "env:NO_SUCH"', "nats.token: the environment variable NO_SUCH is not set"),
         ('[nats]\ncontext = "../x"', "nats.context: '../x' is no name of a NATS context"),
         ('[nats]\ncontext = "prod"', "nats.context: there is no NATS context 'prod'"),
-        ("[otel]\nenabled = true", "otel.enabled = True asks for something this version does not have"),
+        ("[web]\naccess = 'none'", "web.access = 'none' asks for something this version does not have"),
         ('[store]\npath = "a"\ndb_path = "b"', '"store.db_path" and "store.path" are the same setting'),
     ],
 )

@@ -19,6 +19,7 @@ SCANS = {
     "overview.meta": "has a handful of rows",
     "overview.last_letter": "looks at the last row",
     "overview.last_event": "looks at the last row",
+    "overview.waits_of": "looks at the last journal entry, and at one stretch of the waits",
     "overview.count_set_aside": "has flows that are set aside, and no others",
     "overview.oldest_parked": "looks at the first entry",
     "reads.counts": "has a row for each counter",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
+import os
+import re
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +21,7 @@ from prometheus_client import generate_latest
 
 from worker.config import Log
 from worker.metrics import DEAD_LETTER_REASONS, Metrics
+from worker.sparing import ALIKE, SAME, WINDOW, Sparing
 from worker.telemetry import Said, configure_logging, logger, one_line
 
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
@@ -74,20 +80,21 @@ def test_a_structure_that_contains_itself_or_goes_too_deep_is_described() -> Non
 def test_a_record_has_time_level_logger_and_its_fields() -> None:
     out = io.StringIO()
     configure_logging(Log(format="auto"), out)
-    logger("consumer").warning(Said.DEAD_LETTERED, reason="undecodable")
+    logger("consumer").warning(Said.DELIVERY_FAILED, reason="undecodable")
     record = json.loads(out.getvalue())
     assert record.pop("timestamp").endswith("Z")
-    assert record == {"event": "consumer.dead_lettered", "level": "warning", "logger": "consumer", "reason": "undecodable"}
+    assert record.pop("instance") == socket.gethostname()
+    assert record == {"event": "delivery_failed", "level": "warning", "logger": "consumer", "reason": "undecodable"}
 
 
 def test_any_structlog_logger_can_be_named() -> None:
     out = io.StringIO()
     configure_logging(Log(format="json"), out)
-    structlog.get_logger("relay").bind(outlet="events").info(Said.RELAY_BEHIND)
+    structlog.get_logger("relay").bind(outlet="events").info(Said.PUBLISH_FAILED)
     structlog.get_logger().info(Said.READY)
     named, plain = map(json.loads, out.getvalue().splitlines())
     assert (named["logger"], named["outlet"]) == ("relay", "events")
-    assert "logger" not in plain
+    assert plain["logger"] == "worker", "by the event's name"
 
 
 def test_a_traceback_stays_within_its_line() -> None:
@@ -96,7 +103,7 @@ def test_a_traceback_stays_within_its_line() -> None:
     try:
         int("line one\nline two\u2028line three\n" * 2)
     except ValueError:
-        logger("engine").exception(Said.DEFECT)
+        logger("engine").exception(Said.LISTENER_FAILED)
     assert len(out.getvalue().splitlines()) == 1
     assert "Traceback (most recent call last):\n" in json.loads(out.getvalue())["exception"]
 
@@ -119,8 +126,8 @@ def test_libraries_warnings_come_out_in_the_same_form_and_their_chatter_does_not
 def test_a_terminal_gets_readable_text_that_cannot_move_its_cursor() -> None:
     out = Terminal()
     configure_logging(Log(format="auto"), out)
-    logger("consumer").info(Said.DEAD_LETTERED, subject="a\x1b[2Jb\nc")
-    assert "consumer.dead_lettered" in out.getvalue()
+    logger("consumer").info(Said.DELIVERY_FAILED, subject="a\x1b[2Jb\nc")
+    assert "delivery_failed" in out.getvalue()
     assert "\x1b[2J" not in out.getvalue()
     assert len(out.getvalue().splitlines()) == 1
 
@@ -163,3 +170,149 @@ def test_two_sets_of_metrics_share_nothing() -> None:
     one, other = Metrics(), Metrics()
     one.nats_reconnects.inc()
     assert "taskflow_nats_reconnects_total 0.0" in generate_latest(other.registry).decode()
+
+
+ROOT = Path(__file__).parents[2]
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
+
+
+def said() -> set[str]:
+    """Return every event name that the worker logs somewhere; a name with a hole becomes each that fits it."""
+    found: set[str] = set()
+    for path in sorted((ROOT / "worker").rglob("*.py")):
+        if path.relative_to(ROOT / "worker").parts[0] in {"cli", "client", "testing"}:
+            continue  # other programs: people's terminals, and libraries that log as their host does
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and (event := event_of(call)) is not None:
+                found |= named(event)
+    return found
+
+
+def event_of(call: ast.Call) -> ast.expr | None:
+    """Return the event of a call that logs."""
+    match call.func:
+        case ast.Attribute(attr="log", value=ast.Name(id="told")):
+            return call.args[1]
+        case ast.Attribute(attr=level, value=receiver) if level in LEVELS and re.search(r"log$|logger\(", ast.unparse(receiver)):
+            return call.args[0]
+        case ast.Name(id="log"):
+            return call.args[0]
+        case _:
+            return None
+
+
+def named(event: ast.expr) -> set[str]:
+    """Return the names that an expression can be."""
+    match event:
+        case ast.Constant(value=str(name)):
+            return {name}
+        case ast.Attribute(value=ast.Name(id="Said"), attr=member):
+            return {Said[member].value}
+        case ast.JoinedStr(values=[ast.Constant(value=str(prefix)), ast.FormattedValue(value=ast.Name(id=name))]):
+            kinds = re.findall(r'_complain\("(\w+)"', (ROOT / "worker" / "bus" / "pull.py").read_text(encoding="utf-8"))
+            assert (prefix, name) == ("pull.", "what"), "an event name is made of parts that this test does not know"
+            return {prefix + kind for kind in kinds}
+        case _:
+            raise AssertionError(f"an event that nobody could look for: {ast.unparse(event)}")
+
+
+def test_what_is_logged_is_the_closed_set_of_events() -> None:
+    assert said() == {event.value for event in Said}
+
+
+def test_the_page_explains_every_event_and_no_other() -> None:
+    page = (ROOT / "docs" / "logging.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_. ]+)` \| (debug|info|warning|error) \| (.*) ?\|$", page, re.MULTILINE)
+    assert sorted(name for name, _, _ in rows) == sorted(event.value for event in Said)
+    assert not [name for name, level, text in rows if level in {"warning", "error"} and not text.strip()]
+
+
+def lines_of(form: str, log: Any) -> list[str]:
+    out = io.StringIO()
+    configure_logging(Log(format=form), out)
+    log(logger("t"))
+    return out.getvalue().splitlines()
+
+
+def test_the_journal_gets_the_priority_before_the_record() -> None:
+    def log(to: Any) -> None:
+        to.info(Said.READY)
+        to.warning(Said.BUS_ERROR)
+        to.error(Said.FLOW_SET_ASIDE)
+
+    lines = lines_of("journald", log)
+    assert [line[:3] for line in lines] == ["<6>", "<4>", "<3>"]
+    assert [json.loads(line[3:])["event"] for line in lines] == [Said.READY, Said.BUS_ERROR, Said.FLOW_SET_ASIDE]
+
+
+def test_a_stream_that_systemd_made_for_the_journal_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for journal, first in ((True, "<"), (False, "{")):
+        with (tmp_path / "err").open("w+") as out:
+            there = os.fstat(out.fileno())
+            monkeypatch.setenv("JOURNAL_STREAM", f"{there.st_dev}:{there.st_ino + (not journal)}")
+            configure_logging(Log(format="auto"), out)
+            structlog.get_logger("t").info(Said.READY)
+            out.seek(0)
+            assert out.read(1) == first
+
+
+def test_a_traceback_names_its_error_and_a_traceparent_is_shown_as_viewers_look_for_it() -> None:
+    def log(to: Any) -> None:
+        try:
+            int("x")
+        except ValueError:
+            to.exception(Said.REQUEST_FAILED, traceparent=f"00-{'1' * 32}-{'2' * 16}-01")
+        to.error(Said.REQUEST_FAILED, traceparent=None, exc_info=KeyError("k"))
+
+    first, second = map(json.loads, lines_of("json", log))
+    assert (first["error.type"], first["trace_id"], first["span_id"]) == ("ValueError", "1" * 32, "2" * 16)
+    assert second["error.type"] == "KeyError"
+    assert not {"trace_id", "traceparent"} & second.keys()
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def passed(sparing: Sparing, **record: Any) -> dict[str, Any] | None:
+    try:
+        return dict(sparing(None, "", {"level": "warning", **record}))
+    except structlog.DropEvent:
+        return None
+
+
+def test_a_storm_is_a_few_lines_and_the_next_says_how_many_were_left_out() -> None:
+    clock = Clock()
+    sparing = Sparing(clock)
+    assert sum(passed(sparing, event="other", why="the same") is not None for _ in range(3)) == 3
+    assert sum(passed(sparing, event="e", why="the same") is not None for _ in range(1000)) == SAME
+    clock.now += WINDOW
+    assert passed(sparing, event="e", why="another") == {"level": "warning", "event": "e", "why": "another", "suppressed": 1000 - SAME}
+    assert passed(sparing, event="e", why="the same") == {"level": "warning", "event": "e", "why": "the same"}
+
+
+def test_another_reason_or_another_flow_is_not_left_out_with_the_storm() -> None:
+    sparing = Sparing(Clock())
+    for _ in range(2 * SAME):
+        passed(sparing, event="e", why="the same", flow_id="f1")
+    assert passed(sparing, event="e", why="another", flow_id="f1") is not None
+    assert passed(sparing, event="e", why="the same", flow_id="f2") is not None
+
+
+def test_a_storm_of_reasons_each_worded_anew_is_bounded_too_in_lines_and_in_memory() -> None:
+    sparing = Sparing(Clock())
+    assert sum(passed(sparing, event="e", why=f"{n} is wrong") is not None for n in range(5000)) == ALIKE
+    assert passed(sparing, event="another", why="?") is not None, "another event is another storm"
+    assert len(sparing._same) <= ALIKE + 1
+    assert sum(passed(sparing, event="e", why=f"{n}", level="info") is not None for n in range(1000)) == 1000, "info is told whole"
+
+
+def test_a_storm_of_a_library_is_spared_like_our_own() -> None:
+    out = io.StringIO()
+    configure_logging(Log(format="json"), out)
+    for _ in range(100):
+        logging.getLogger("opentelemetry.exporter").warning("Failed to export")
+    assert len(out.getvalue().splitlines()) == SAME

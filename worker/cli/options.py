@@ -17,8 +17,9 @@ _PANELS = {
     "engine": "Engine",
     "subjects": "Subjects and replies",
     "replies": "Subjects and replies",
-    "http": "Health and metrics",
-    "metrics": "Health and metrics",
+    "http": "Health, metrics, traces",
+    "metrics": "Health, metrics, traces",
+    "otel": "Health, metrics, traces",
     "log": "Log",
     "stream": "Streams",
 }

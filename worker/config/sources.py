@@ -21,7 +21,6 @@ _RESERVED: Mapping[str, tuple[Any, ...]] = {
     "web.enabled": (True, False),
     "web.access": ("all", "read_only"),
     "web.hide_state": (True, False),
-    "otel.enabled": (False,),
 }
 _CLOSE_VARIABLE = 0.9  # a typo of one of our names; a variable Kubernetes makes for a service called taskflow is further off
 

@@ -137,13 +137,23 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
     level: Annotated[
         str, About(readers.choice("debug", "info", "warning", "error"), "Log from this level: debug, info, warning, error.")
     ] = "info"
-    format: Annotated[str, About(readers.choice("auto", "json", "console"), "json, console, or auto: console on a terminal.")] = "auto"
+    format: Annotated[
+        str, About(readers.choice("auto", "json", "console", "journald"), "json, console, journald, or auto: by where stderr leads.")
+    ] = "auto"
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     """Whether `/metrics` is served."""
 
     enabled: Annotated[bool, About(readers.yes_no, "Serve Prometheus metrics on /metrics.")] = True
+
+
+class Otel(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether spans are sent. Where to, and how: the OTEL_* variables of OpenTelemetry."""
+
+    enabled: Annotated[
+        bool, About(readers.yes_no, "Send OpenTelemetry traces (extra otel); OTEL_EXPORTER_OTLP_ENDPOINT and its like say where to.")
+    ] = False
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,6 +178,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     http: Http = Http()
     log: Log = Log()
     metrics: Metrics = Metrics()
+    otel: Otel = Otel()
     stream: Stream = Stream()
     replies: Annotated[
         tuple[Binding, ...], About(read_replies, "Reply bindings with options, as a JSON list; in a file: [[replies]].")

@@ -18,6 +18,9 @@ from worker.times import Micros
 LOOK = 5000
 """How many flows one page looks at."""
 
+FOREVER: Micros = 2**62
+"""Up to when the last stretch of waits goes."""
+
 NEWEST = 200_000
 """Among how many flows, the newest, the end of an id is looked for."""
 
@@ -133,6 +136,17 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
 
 
+class Stretch(msgspec.Struct, frozen=True, kw_only=True):
+    """The flows that parked up to a time and wait: how many by kind of wait and by when, in whole units of time since the epoch.
+
+    `last_event`: the last journal entry there was when they were counted. The kind of a wait that cannot be read is empty.
+    """
+
+    up_to: Micros
+    last_event: int
+    counts: dict[tuple[str, int], int]
+
+
 class Overview(Protocol):
     """What operators can ask."""
 
@@ -200,4 +214,11 @@ class Overview(Protocol):
 
     async def gauges(self, now: Micros) -> Gauges:
         """Say how the database stands."""
+        ...
+
+    async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> Stretch:
+        """Count waiting flows that parked later than `after`: about `limit` of them, by kind and by `per` microseconds.
+
+        The last stretch goes up to `FOREVER`. Many short ones, so that nobody waits long for the reading connection.
+        """
         ...

@@ -11,6 +11,7 @@ import msgspec
 from worker.flow.model import Flow, HeldReply
 from worker.store import rows
 from worker.store.overview import (
+    FOREVER,
     LOOK,
     NEWEST,
     Came,
@@ -20,6 +21,7 @@ from worker.store.overview import (
     LetterGroup,
     Parked,
     SetAside,
+    Stretch,
     WaiterRow,
     Wanted,
     WantedLetters,
@@ -166,6 +168,13 @@ class OverviewReads(ABC):
         """List what operators did."""
         found = await self._seen("interventions", ALL if after is None else after, limit)
         return _page(found, limit, lambda r: Intervention(n=r[0], at_us=r[1], actor=r[2], verb=r[3], about=r[4], reason=r[5]))
+
+    async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> Stretch:
+        """Count a stretch of waiting flows by kind and time."""
+        end = await self._seen("parked_end", after, limit)
+        up_to = end[0][0] if end else FOREVER
+        (_, _, last_event), *found = await self._seen("waits_of", after, up_to, per)
+        return Stretch(up_to=up_to, last_event=last_event, counts={(kind or "", at): count for kind, at, count in found})
 
     async def gauges(self, now: Micros) -> Gauges:
         """Say how the database stands: counters, and ends of indexes."""

@@ -1,0 +1,119 @@
+"""How many flows wait, for what and since when, is exact: after a restart, and whatever is committed while it is counted."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from tests.running import Running, running
+from tests.service.acting import external, parked, timer
+from tests.service.test_rules_of_damage import damage
+from worker import census as census_module
+from worker.census import PER, Census
+from worker.flow.commands import CancelFlow, ResumeFlow
+from worker.flow.model import Flow
+from worker.metrics import Metrics
+from worker.store.overview import FOREVER, Stretch
+from worker.store.records import Batch
+from worker.times import Micros
+from worker.tracking import Tracker
+
+
+async def fresh(run: Running) -> Census:
+    census = Census()
+    await census.take(run.store)
+    return census
+
+
+class Acting:
+    """Parks, resumes and cancels flows as chance has it."""
+
+    def __init__(self, run: Running, seed: int) -> None:
+        self._run = run
+        self._random = random.Random(seed)
+        self._waiting: list[Flow] = []
+
+    async def some(self, number: int) -> None:
+        for _ in range(number):
+            self._run.clock.advance(seconds=self._random.choice([0, 0, 30, 600]))
+            if self._waiting and self._random.random() < 0.35:
+                flow = self._waiting.pop(self._random.randrange(len(self._waiting)))
+                await self._run.engine.submit(self._random.choice([ResumeFlow, CancelFlow])(flow_id=flow.id))
+            else:
+                kind = self._random.choice([external(None), timer(self._run, days=9), {"kind": "manual"}])
+                self._waiting.append(await parked(self._run, kind))
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_what_is_committed_while_it_is_counted_is_counted_once(seed: int) -> None:
+    async with running() as run:
+        tracker = Tracker(Metrics())
+        run.engine.listen(tracker.committed)
+        acting = Acting(run, seed)
+        await acting.some(60)
+        counted, stretches = run.store.waits_counted, 0
+
+        async def disturbed(*, after: Micros, limit: int, per: Micros) -> Stretch:
+            nonlocal stretches
+            stretches += 1
+            await acting.some(3 if stretches < 12 else 0)
+            found = await counted(after=after, limit=limit, per=per)
+            await acting.some(3 if stretches < 12 else 0)
+            return found
+
+        with patch.object(census_module, "_STRETCH", 3), patch.object(run.store, "waits_counted", disturbed):
+            await tracker.census.take(run.store)
+        assert stretches > 3
+        assert tracker.census._counts == (await fresh(run))._counts
+        await acting.some(30)
+        assert tracker.census._counts == (await fresh(run))._counts
+        assert sum(tracker.census._counts.values()) == (await run.store.counts())["flows.waiting"]
+
+
+async def test_a_commit_that_was_counted_before_it_was_heard_of_is_counted_once() -> None:
+    async with running() as run:
+        heard: list[Batch] = []
+        run.engine.listen(heard.append)
+        tracker = Tracker(Metrics())
+        await parked(run, external())
+        await tracker.census.take(run.store)
+        for batch in heard:
+            tracker.committed(batch)
+        assert tracker.census._counts == (await fresh(run))._counts != {}
+
+
+async def test_it_is_the_same_after_a_restart_and_says_since_when(tmp_path: Path) -> None:
+    path = str(tmp_path / "t.db")
+    async with running(path) as run:
+        first = run.clock()
+        await parked(run, external())
+        run.clock.advance(days=2)
+        await parked(run, external("c-2"))
+        await parked(run, {"kind": "all_of", "conditions": [external("c-3"), timer(run, days=1)]})
+    async with running(path) as run:
+        waiting = (await fresh(run)).waiting()
+    assert {kind: count for kind, (count, _) in waiting.items()} == {"external_event": 2, "all_of": 1}
+    assert 0 <= waiting["external_event"][1] - first <= PER
+
+
+async def test_a_row_that_cannot_be_read_is_counted_under_no_kind(tmp_path: Path) -> None:
+    path = tmp_path / "t.db"
+    async with running(str(path)) as run:
+        flow = await parked(run, external())
+    damage(path, "wait_json", "'{'", flow.id)
+    async with running(str(path)) as run:
+        assert {kind: count for kind, (count, _) in (await fresh(run)).waiting().items()} == {"": 1}
+
+
+async def test_all_that_parked_at_one_time_is_one_stretch() -> None:
+    async with running() as run:
+        for n in range(7):
+            await parked(run, external(f"c-{n}"))
+        stretch = await run.store.waits_counted(after=-FOREVER, limit=3, per=PER)
+        assert sum(stretch.counts.values()) == 7
+        assert (await run.store.waits_counted(after=stretch.up_to, limit=3, per=PER)) == Stretch(
+            up_to=FOREVER, last_event=stretch.last_event, counts={}
+        )
