@@ -99,7 +99,7 @@ class Shell:
         script = self._folder / f".typed-{self._count:03}"
         script.write_text(command + "\n", encoding="utf-8")
         assert self._bash.stdin is not None
-        self._bash.stdin.write(f". ./{script.name} </dev/null; printf '\\n{_DONE}%s\\n' $?\n".encode())
+        self._bash.stdin.write(f". '{script}' </dev/null; printf '\\n{_DONE}%s\\n' $?\n".encode())
         await self._bash.stdin.drain()
         async with asyncio.timeout(within):
             said = await self._until_done()
@@ -110,10 +110,10 @@ class Shell:
         """Read the screen until the command has ended."""
         loop, said = asyncio.get_running_loop(), b""
         while not re.search(rf"\n{_DONE}\d+\n".encode(), said):
-            readable = loop.create_future()
-            loop.add_reader(self._screen, lambda: readable.done() or readable.set_result(None))
+            readable = asyncio.Event()
+            loop.add_reader(self._screen, readable.set)
             try:
-                await readable
+                await readable.wait()
             finally:
                 loop.remove_reader(self._screen)
             try:

@@ -10,9 +10,11 @@ from pathlib import Path
 from worker.reference import pages
 
 
-def drift(folder: Path) -> list[str]:
-    """List the pages that are missing or say something else than the program does."""
-    return [name for name, text in pages().items() if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text]
+def drift(folder: Path) -> dict[str, str]:
+    """Return the pages that are missing or say something else than the program does, as they should be."""
+    return {
+        name: text for name, text in pages().items() if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,9 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where the pages are, usually docs")
     given = parser.parse_args(arguments)
     changed = drift(given.folder)
-    for name in changed:
+    for name, text in changed.items():
         if not given.check:
-            (given.folder / name).write_text(pages()[name], encoding="utf-8")
+            (given.folder / name).write_text(text, encoding="utf-8")
         sys.stdout.write(f"{'differs' if given.check else 'written'}: {given.folder / name}\n")
     return 1 if given.check and changed else 0
 

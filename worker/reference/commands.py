@@ -74,4 +74,3 @@ def _plain(text: str | None) -> str:
     """Return help as one paragraph a blank line."""
     paragraphs = (text or "").split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs).replace("|", "\\|")
-

@@ -80,7 +80,7 @@ _KINDS: dict[EventKind, str] = {
 }
 
 _FLOW, _OTHER, _THIRD = (f"01990000-0000-7000-8000-00000000000{n}" for n in (1, 2, 3))
-_OWNER = "agent:kate:session:main"
+_OWNER, _TOPIC = "agent:kate:session:main", "agent.delegate.reply"
 _BEGAN: Micros = 1_795_000_000 * SECOND
 
 
@@ -95,7 +95,10 @@ def _lines() -> Iterator[str]:
     yield _HEAD
     yield from ("```json", json.dumps(shown[EventKind.RESUMED], indent=2), "```", "")
     yield from table(("field", "what"), ((code(name), what) for name, what in _FIELDS.items()))
-    yield from ("The header `Content-Type` is `application/cloudevents+json`; `traceparent` is there where the message that brought it about had one.", "")
+    yield from (
+        "The header `Content-Type` is `application/cloudevents+json`; `traceparent` is there where the message that brought it about had one.",
+        "",
+    )
     yield from ("## Kinds", "", "With what `data.payload` looks like, as a flow of each kind really had it.", "")
     for kind, what in _KINDS.items():
         after = f" The flow is `{STATUS_AFTER[kind].value}` then." if kind in STATUS_AFTER else " Its status stays."
@@ -128,45 +131,58 @@ def _story() -> Iterator[FlowEvent]:
 
 def _happenings() -> Iterator[Stimulus]:
     """Say what happens: a flow that gathers two answers and finishes, one that fails, one that is called off."""
-    at = iter(range(1, 100))
+    yield from _gathers()
+    yield _start(_OTHER, "other-1")
+    yield RunFlow(flow_id=_OTHER, caller=_kate("other-2"))
+    yield FailFlow(flow_id=_OTHER, caller=_kate("other-3"), reason="the mailbox is gone")
+    yield _start(_THIRD, "third-1")
+    yield RequestCancel(flow_id=_THIRD, caller=_kate("third-2"), reason="not needed any more")
+    yield CancelFlow(flow_id=_THIRD, caller=_kate("third-3"), reason="not needed any more")
 
-    def kate() -> Caller:
-        """Say who asks, under the next command id."""
-        return Caller(actor="agent:kate", owner=_OWNER, cause=f"command-{next(at)}")
 
-    def start(flow_id: str) -> StartFlow:
-        """Start one of the flows."""
-        return StartFlow(
-            flow_id=flow_id,
-            caller=kate(),
-            controller_id="kate/inbox-triage",
-            goal="triage the inbox",
-            owner_session_key=_OWNER,
-            requester_origin="agent:kate",
-            state_json={"mails": 3},
-            hold=True,
-        )
+def _gathers() -> Iterator[Stimulus]:
+    """Say what happens to the first flow."""
+    pairs = [{"kind": "external_event", "topic": _TOPIC, "correlation_id": name} for name in ("corr-42", "corr-43")]
+    yield _start(_FLOW, "start-1")
+    yield RunFlow(flow_id=_FLOW, caller=_kate("run-1"))
+    yield AdvanceFlow(flow_id=_FLOW, caller=_kate("advance-1"), patch={"read": 2}, next_step="ask")
+    yield ParkFlow(flow_id=_FLOW, caller=_kate("wait-1"), condition=pairs[0], nonce="n")
+    yield _reply("corr-42", {"answer": 42}, "reply-1")
+    yield ParkFlow(flow_id=_FLOW, caller=_kate("wait-2"), condition={"kind": "all_of", "conditions": pairs}, nonce="n")
+    yield _reply("corr-42", {"answer": 42}, "reply-2")
+    yield _reply("corr-43", {"answer": 43}, "reply-3")
+    yield ObserveStep(
+        flow_id=_FLOW,
+        caller=_kate("observe-1"),
+        step_id=_THIRD,
+        run_id="run-1",
+        task="read the mails",
+        status=FlowStepStatus.SUCCEEDED,
+        child_session_key="agent:bob:session:main",
+        result_json={"read": 3},
+    )
+    yield FinishFlow(flow_id=_FLOW, caller=_kate("finish-1"), final_state={"triaged": 3})
 
-    def reply(correlation_id: str, payload: Any) -> Reply:
-        """Answer a wait."""
-        arrived = _BEGAN + 7 * SECOND
-        return Reply(topic="agent.delegate.reply", correlation_id=correlation_id, payload=payload, event_id=f"reply-{next(at)}", arrived_us=arrived)
 
-    pairs = [{"kind": "external_event", "topic": "agent.delegate.reply", "correlation_id": name} for name in ("corr-42", "corr-43")]
-    yield start(_FLOW)
-    yield RunFlow(flow_id=_FLOW, caller=kate())
-    yield AdvanceFlow(flow_id=_FLOW, caller=kate(), patch={"read": 2}, next_step="ask")
-    yield ParkFlow(flow_id=_FLOW, caller=kate(), condition=pairs[0], nonce="n")
-    yield reply("corr-42", {"answer": 42})
-    yield ParkFlow(flow_id=_FLOW, caller=kate(), condition={"kind": "all_of", "conditions": pairs}, nonce="n")
-    yield reply("corr-42", {"answer": 42})
-    yield reply("corr-43", {"answer": 43})
-    run = {"run_id": "run-1", "task": "read the mails", "status": FlowStepStatus.SUCCEEDED, "result_json": {"read": 3}}
-    yield ObserveStep(flow_id=_FLOW, caller=kate(), step_id=_THIRD, child_session_key="agent:bob:session:main", **run)
-    yield FinishFlow(flow_id=_FLOW, caller=kate(), final_state={"triaged": 3})
-    yield start(_OTHER)
-    yield RunFlow(flow_id=_OTHER, caller=kate())
-    yield FailFlow(flow_id=_OTHER, caller=kate(), reason="the mailbox is gone")
-    yield start(_THIRD)
-    yield RequestCancel(flow_id=_THIRD, caller=kate(), reason="not needed any more")
-    yield CancelFlow(flow_id=_THIRD, caller=kate(), reason="not needed any more")
+def _kate(command_id: str) -> Caller:
+    """Say who asks, and under which command id."""
+    return Caller(actor="agent:kate", owner=_OWNER, cause=command_id)
+
+
+def _start(flow_id: str, command_id: str) -> StartFlow:
+    """Start one of the flows, and leave it to a command to run it."""
+    return StartFlow(
+        flow_id=flow_id,
+        caller=_kate(command_id),
+        controller_id="kate/inbox-triage",
+        goal="triage the inbox",
+        owner_session_key=_OWNER,
+        requester_origin="agent:kate",
+        state_json={"mails": 3},
+        hold=True,
+    )
+
+
+def _reply(correlation_id: str, payload: Any, event_id: str) -> Reply:
+    """Answer a wait."""
+    return Reply(topic=_TOPIC, correlation_id=correlation_id, payload=payload, event_id=event_id, arrived_us=_BEGAN)

@@ -24,15 +24,33 @@ _REASONS: dict[str, tuple[str, str]] = {
     "malformed": ("the body is no JSON, or no object where one is needed", "Put the sender right. A replay dies again."),
     "too_large": ("the body is larger than 256 KiB, or the payloads of a combined wait would be", "Send less, or an address of it."),
     "too_deep": ("the JSON is nested deeper than 32 levels", "Put the sender right."),
-    "unsupported_verb": ("the last token of the subject is no verb", "Put the subject right; or start the newer worker that knows it, and replay."),
+    "unsupported_verb": (
+        "the last token of the subject is no verb",
+        "Put the subject right; or start the newer worker that knows it, and replay.",
+    ),
     "id_mismatch": ("header `Nats-Msg-Id` and `command_id` in the body differ, or there is no valid id", "Put the sender right."),
     "topic_not_bound": ("the message came on a subject that no reply binding covers", "Add the binding, then replay."),
     "invalid_request": ("a field is missing, unknown, or of the wrong type", "Put the sender right."),
-    "no_correlation": ("the reply does not say which wait it answers", "Put the delegate right, or `correlation` of the binding; then replay."),
-    "poison": ("the message was begun five times without an outcome: it may kill the process", "Report it. Replay it only once you know why."),
-    "conflict": ("the id was used before with another content; the first counts", "Find out who uses an id twice. Replayed under its new id, it would count."),
-    "flow_mismatch": ("the reply names another flow than the one that waits for the pair", "Put the delegate right; or reply again without `flow_id`."),
-    "expired": ("nobody waited for the reply within `engine.held_reply_ttl`, or it made room for others", "Find who should have waited: `taskflow who`. Then replay."),
+    "no_correlation": (
+        "the reply does not say which wait it answers",
+        "Put the delegate right, or `correlation` of the binding; then replay.",
+    ),
+    "poison": (
+        "the message was begun five times without an outcome: it may kill the process",
+        "Report it. Replay it only once you know why.",
+    ),
+    "conflict": (
+        "the id was used before with another content; the first counts",
+        "Find out who uses an id twice. Replayed under its new id, it would count.",
+    ),
+    "flow_mismatch": (
+        "the reply names another flow than the one that waits for the pair",
+        "Put the delegate right; or reply again without `flow_id`.",
+    ),
+    "expired": (
+        "nobody waited for the reply within `engine.held_reply_ttl`, or it made room for others",
+        "Find who should have waited: `taskflow who`. Then replay.",
+    ),
     "not_accepted": ("the payload does not fit what the wait `accept`s; the wait goes on", "Answer again, with what it accepts."),
 }
 

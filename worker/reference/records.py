@@ -42,7 +42,11 @@ def _lines() -> Iterator[str]:
     yield _HEAD
     found = merged()
     for level in _RANK:
-        rows = [(code(name), MEANINGS[name], ", ".join(code(field) for field in fields)) for name, (at, fields) in sorted(found.items()) if at == level]
+        rows = [
+            (code(name), MEANINGS[name], ", ".join(code(field) for field in fields))
+            for name, (at, fields) in sorted(found.items())
+            if at == level
+        ]
         yield from (f"## {level.capitalize()}", "")
         yield from table(("event", "what it means", "fields"), rows)
 

@@ -91,7 +91,8 @@ def _lines() -> Iterator[str]:
     yield from ("## Outcomes of messages", "", "Every message that a stream delivered has exactly one, stored with it.", "")
     yield from table(("outcome", "what became of the message"), ((code(name), _OUTCOMES[name]) for name in get_args(OutcomeName)))
     yield from ("## What ends the worker", "", "One line on stderr says what, why and what to do.", "")
-    refusals = sorted({*Refusal.__subclasses__(), ServerRefused}, key=lambda kind: (kind.exit_code, kind.__name__))
+    kinds_of_end: set[type[Refusal]] = {*Refusal.__subclasses__(), ServerRefused}
+    refusals = sorted(kinds_of_end, key=lambda kind: (kind.exit_code, kind.__name__))
     yield from table(("exit", "when", "what to do"), ((str(k.exit_code), _said(k), _ENDS[k.__name__]) for k in refusals))
     yield from ("## Exit codes", "", "Of `taskflow` and all its commands, the worker among them.", "")
     yield from table(("code", "meaning"), ((str(number), cell(meaning)) for number, meaning in sorted(exits.MEANINGS.items())))

@@ -96,4 +96,11 @@ def _row(setting: Setting) -> tuple[str, ...]:
     others = [*setting.variables[1:], *setting.about.keys]
     default = written(setting.default, setting.about.absent)
     also = ", ".join(code(name) for name in others if name != setting.variables[0])
-    return code(key), "" if default in ('""', "[]") else code(default), code(setting.variables[0]), code(setting.flag), cell(setting.about.help), also
+    return (
+        code(key),
+        "" if default in ('""', "[]") else code(default),
+        code(setting.variables[0]),
+        code(setting.flag),
+        cell(setting.about.help),
+        also,
+    )

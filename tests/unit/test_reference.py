@@ -1,0 +1,96 @@
+"""The reference pages say what the program does: nothing is missing in them, and their examples are what is published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonschema
+import msgspec
+import pytest
+from referencing import Registry, Resource
+
+from worker.cli import exits
+from worker.config import settings
+from worker.errors import FlowError
+from worker.flow.lifecycle import EventKind
+from worker.metrics import DEAD_LETTER_REASONS
+from worker.reference import events, letters, meanings, pages, records, refusals
+from worker.reference.__main__ import main
+from worker.wire import deadletters
+from worker.wire.cloudevents import CloudEvent, EventData
+from worker.wire.schemas import documents
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = pages()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_generated_page_is_up_to_date(name: str) -> None:
+    assert (DOCS / name).read_text(encoding="utf-8") == PAGES[name], "run: make docs"
+
+
+def test_drift_is_seen_and_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 0
+    assert main(["--check", str(tmp_path)]) == 0
+    (tmp_path / "errors.md").write_text("none", encoding="utf-8")
+    (tmp_path / "cli.md").unlink()
+    assert main(["--check", str(tmp_path)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [f"differs: {tmp_path / 'cli.md'}", f"differs: {tmp_path / 'errors.md'}"]
+
+
+def test_every_setting_has_its_row_with_variable_and_flag() -> None:
+    page = PAGES["configuration.md"]
+    for setting in settings():
+        assert f"`{setting.variables[0]}` | `{setting.flag}`" in page, setting.key
+
+
+def test_every_error_is_explained_and_none_that_is_not_there() -> None:
+    codes = {kind.code for kind in FlowError.__subclasses__()}
+    assert refusals._ADVICE.keys() == codes, "worker/reference/refusals.py says what to do about each code"
+    for kind in FlowError.__subclasses__():
+        assert f"| `{kind.code}` | {kind.http} |" in PAGES["errors.md"]
+    for code in exits.MEANINGS:
+        assert f"\n| {code} | " in PAGES["errors.md"].partition("## Exit codes")[2]
+
+
+def test_nothing_in_the_pages_points_into_documents_that_readers_do_not_have() -> None:
+    for name, text in PAGES.items():
+        assert "SEMANTICS" not in text, name
+        assert "RELIABILITY" not in text, name
+        assert "CONTRACT" not in text, name
+
+
+def test_every_reason_of_a_dead_letter_and_every_header_is_explained() -> None:
+    assert letters._REASONS.keys() == set(DEAD_LETTER_REASONS)
+    spelled = {value for name, value in vars(deadletters).items() if name.isupper() and isinstance(value, str)}
+    assert {getattr(deadletters, name) for name in letters._HEADERS} == spelled
+
+
+def test_every_field_of_an_event_and_every_kind_is_explained() -> None:
+    fields = {field.encode_name for field in msgspec.structs.fields(CloudEvent)}
+    inner = {f"data.{field.encode_name}" for field in msgspec.structs.fields(EventData)}
+    assert events._FIELDS.keys() == fields | inner
+    assert events._KINDS.keys() == set(EventKind)
+
+
+def test_the_example_of_each_kind_of_event_is_one_by_its_schema() -> None:
+    found = events.examples()
+    assert found.keys() == set(EventKind)
+    schemas = {name: msgspec.json.decode(text) for name, text in documents().items() if name != "asyncapi.json"}
+    registry = Registry().with_resources((name, Resource.from_contents(schema)) for name, schema in schemas.items())
+    judge = jsonschema.Draft202012Validator(schemas["event.json"], registry=registry)
+    for kind, example in found.items():
+        judge.validate(example)
+        assert example["data"]["kind"] == kind.value
+
+
+def test_every_record_that_is_logged_is_explained_and_none_that_is_not_there() -> None:
+    logged = {record.event for record in records.logged()}
+    assert len(logged) > 60
+    assert logged | meanings.NEVER_LITERAL.keys() == meanings.MEANINGS.keys(), "worker/reference/meanings.py explains each record"
+    source = "".join(
+        path.read_text(encoding="utf-8") for path in (Path(records.__file__).parents[1]).glob("**/*.py") if path.parent.name != "reference"
+    )
+    for name in meanings.NEVER_LITERAL:
+        assert f'"{name.removeprefix("pull.")}"' in source, name
