@@ -163,3 +163,24 @@ def test_two_sets_of_metrics_share_nothing() -> None:
     one, other = Metrics(), Metrics()
     one.nats_reconnects.inc()
     assert "taskflow_nats_reconnects_total 0.0" in generate_latest(other.registry).decode()
+
+
+@pytest.mark.parametrize("name", ["NO_COLOR", "TERM"])
+def test_a_terminal_that_wants_no_colours_gets_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(name, "dumb")
+    out = Terminal()
+    configure_logging(Log(), out)
+    logger("test").warning("told", why="because")
+    assert "told" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_terminal_gets_colours_where_nobody_minds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    configure_logging(Log(), out)
+    logger("test").warning("told", why="because")
+    assert "\x1b" in out.getvalue()
