@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.e2e.commands import asked
 from tests.e2e.shell import Shell, shows, typed
 from tests.e2e.stage import TOPIC, Stage
 from tests.eventually import eventually
@@ -104,7 +105,7 @@ def free_port() -> str:
 async def alone(folder: Path) -> AsyncIterator[Play]:
     """Give nothing: the page starts what it needs. Its port is a free one."""
     port = free_port()
-    more = {"NATS_URL": f"nats://127.0.0.1:{port}", "TASKFLOW_HTTP_BIND": "127.0.0.1:0"}
+    more = {"NATS_URL": f"nats://127.0.0.1:{port}", "TASKFLOW_HTTP_BIND": "127.0.0.1:0", "TASKFLOW_NATS_CONNECT_TIMEOUT": "60s"}
     yield Play(clean() | more, {"4222": port})
 
 
@@ -112,13 +113,19 @@ async def beside_a_worker(folder: Path) -> AsyncIterator[Play]:
     """Give a worker with a flow that waits and a dead letter, and a folder for backups."""
     async with Stage(folder) as stage:
         kate = await stage.agent("kate")
-        flow = await kate.parked("corr-42", timeout="1h")
+        await kate.parked("corr-42", timeout="1h")
         await kate.publish("taskflow.cmd.kate.start", b"{nonsense")
         await stage.dead(kate, 1)
         await kate.reply(TOPIC, "corr-24", {"answer": 1})
+        await eventually(lambda: held(stage), within=30)
         (folder / "backups").mkdir()
-        names = {"FLOW": flow[-8:], "/backups": str(folder / "backups"), "127.0.0.1:8642": stage.ready["http"].removeprefix("http://")}
+        names = {"/backups": str(folder / "backups"), "127.0.0.1:8642": stage.ready["http"].removeprefix("http://")}
         yield Play(stage.environment() | {"PATH": path_with_programs()}, names)
+
+
+async def held(stage: Stage) -> bool:
+    """Tell whether the early reply has been taken in."""
+    return bool((await asked(stage, "held", "list")).items)
 
 
 async def beside_an_old_database(folder: Path) -> AsyncIterator[Play]:

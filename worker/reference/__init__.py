@@ -1,11 +1,11 @@
-"""Write the reference pages of docs/ from what they describe: settings, commands, metrics, errors, events, dead letters, log records.
+"""Write the reference pages of docs/ from what they describe: settings, commands, metrics, errors, events, dead letters, log records, invariants.
 
 `pages` gives them all; `python -m worker.reference docs` writes them (`make docs`), `--check` says which differ (`make drift`, a test).
 """
 
 from __future__ import annotations
 
-from worker.reference import commands, events, letters, meters, records, refusals, settings
+from worker.reference import commands, events, letters, meters, promises, records, refusals, settings
 
 
 def pages() -> dict[str, str]:
@@ -16,6 +16,7 @@ def pages() -> dict[str, str]:
         "dead-letters.md": letters.page(),
         "errors.md": refusals.page(),
         "events.md": events.page(),
+        "invariants.md": promises.page(),
         "log.md": records.page(),
         "metrics.md": meters.page(),
     }
