@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import sys
@@ -96,10 +97,12 @@ def clean() -> dict[str, str]:
 
 
 def free_port() -> str:
-    """Return a port nobody listens on."""
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return str(trial.getsockname()[1])
+    """Return a port nobody listens on; not one of those that the system gives away to whoever asks for any."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as trial, contextlib.suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return str(port)
 
 
 async def alone(folder: Path) -> AsyncIterator[Play]:
@@ -245,3 +248,8 @@ def test_what_is_shown_as_a_configuration_is_one(block: Block, tmp_path: Path) -
         (tmp_path / name).chmod(0o600)
     environ = {"HOME": str(tmp_path), "CREDENTIALS_DIRECTORY": str(tmp_path)}
     load(flags={}, environ=environ, folder=tmp_path)
+
+
+def test_the_page_on_moving_shows_the_settings_of_the_example() -> None:
+    (shown,) = [block for block in blocks("docs/moving.md") if block.language == "toml"]
+    assert tomllib.loads(shown.text) == tomllib.loads((ROOT / "examples" / "nexo-taskflow.toml").read_text(encoding="utf-8"))

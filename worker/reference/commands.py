@@ -49,7 +49,11 @@ def _described(command: click.Command, path: str) -> Iterator[str]:
     for option in own:
         yield f"- `{_spelled(option)}`: {_plain(option.help)}" + (" *(required)*" if option.required else "")
     if isinstance(command, SettingsCommand):
-        sections = "all settings" if command.sections is None else "the settings " + ", ".join(f"`{one}.*`" for one in command.sections)
+        sections = (
+            "all [settings](configuration.md)"
+            if command.sections is None
+            else "the [settings](configuration.md) " + ", ".join(f"`{one}.*`" for one in command.sections)
+        )
         yield f"- and {sections}, `--config FILE`{_also(command)}"
     yield ""
 
