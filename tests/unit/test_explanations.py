@@ -172,3 +172,14 @@ def test_every_file_that_a_page_names_is_there(page: str) -> None:
     made = ("bench/results/", "bench/.venv-peers")  # by a run, and git-ignored
     places = [(ROOT / name, (ROOT / page).parent / name) for name in named if not name.startswith(made)]
     assert [str(there) for there, beside in places if not there.exists() and not beside.exists()] == []
+
+
+def test_every_page_is_in_the_index_under_the_one_kind_that_it_is() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    kinds: dict[str, set[str]] = {path.name: set() for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"}
+    for section in re.split(r"^## ", index, flags=re.MULTILINE)[1:]:
+        kind = section.partition("\n")[0]
+        if kind in {"Tutorial", "How-to", "Reference", "Explanation"}:
+            for name in re.findall(r"\]\(([\w-]+\.md)", section):
+                kinds[name].add(kind)
+    assert {name: found for name, found in kinds.items() if len(found) != 1} == {}

@@ -86,7 +86,7 @@ MEANINGS: dict[str, str] = {
 }
 
 NEVER_LITERAL: dict[str, tuple[str, tuple[str, ...]]] = {
-    "library.log": ("warning", ("exc_info", "message")),
+    "library.log": ("warning", ("exception", "message")),
     "one_by_one": ("info", ("count", "seconds", "why")),
     "pull.denied": ("warning", ("reason",)),
     "pull.not_recreated": ("warning", ("reason",)),

@@ -18,8 +18,8 @@ _HEAD = f"""# Log records
 
 {BY_HAND}
 
-On stderr, one JSON object a line; text for people where stderr is a terminal (`log.format`). Each has `timestamp` (UTC), `level`, `logger` and
-`event`; what differs between two records of one event is in fields. Nothing of a payload is logged, and no secret. `debug` is not shown unless
+On stderr, one JSON object a line; text for people where stderr is a terminal (`log.format`). Each has `timestamp` (UTC), `level`, `event`, and
+most have `logger`; what differs between two records of one event is in fields. Nothing of a payload is logged, and no secret. `debug` is not shown unless
 `log.level` says so; what is shown at `error` is always worth a look.
 """
 
@@ -68,8 +68,9 @@ def logged() -> Iterator[Record]:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _LEVELS and node.args:
                 event = _event(node.args[0])
                 if event and _is_logger(node.func.value):
-                    extra = ("exception",) if node.func.attr == "exception" else ()
-                    yield Record(event, _LEVELS[node.func.attr], (*(word.arg for word in node.keywords if word.arg), *extra))
+                    given = [word.arg for word in node.keywords if word.arg] + ["exc_info"] * (node.func.attr == "exception")
+                    fields = tuple("exception" if field == "exc_info" else field for field in given)  # what the renderer makes of it
+                    yield Record(event, _LEVELS[node.func.attr], fields)
 
 
 def _event(first: ast.expr) -> str:
