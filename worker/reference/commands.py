@@ -28,22 +28,23 @@ def page() -> str:
     lines = [_HEAD, "## Exit codes", "", "| code | meaning |", "|---|---|"]
     lines += [f"| {code} | {meaning} |" for code, meaning in sorted(exits.MEANINGS.items())]
     lines += ["", "`taskflow check` exits as Nagios has it: 0 ok, 1 warning, 2 critical, 3 unknown.", ""]
-    context = click.Context(taskflow, info_name="taskflow")
+    # With the settings, and as a parent below: click keeps the help option that it finds first, for the rest of the process.
+    context = click.Context(taskflow, info_name="taskflow", **taskflow.context_settings)
     for name in taskflow.list_commands(context):
         command = taskflow.get_command(context, name)
         assert command is not None, "what is listed is there"
-        lines += _described(command, f"taskflow {name}")
+        lines += _described(command, f"taskflow {name}", context)
     return page_of(lines)
 
 
-def _described(command: click.Command, path: str) -> Iterator[str]:
+def _described(command: click.Command, path: str, parent: click.Context) -> Iterator[str]:
     """Describe a command, or those of a group."""
     if isinstance(command, click.Group):
         yield from (f"## {path}", "", _plain(command.help), "")
         for name, part in command.commands.items():
-            yield from _described(part, f"{path} {name}")
+            yield from _described(part, f"{path} {name}", parent)
         return
-    usage = " ".join(command.collect_usage_pieces(click.Context(command, info_name=path)))
+    usage = " ".join(command.collect_usage_pieces(click.Context(command, info_name=path, parent=parent)))
     yield from (f"### {path}", "", f"`{path} {usage}`", "", _plain(command.help), "")
     own = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     for option in own:
