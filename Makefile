@@ -12,7 +12,7 @@ XDIST   ?= -n $(WORKERS) --dist loadgroup
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-fast faults faults-nightly fuzz bench bench-peers lint format type drift schemas cli-docs deploy-check deploy-lock check lock clean
+.PHONY: help setup run demo test test-fast faults faults-nightly fuzz bench bench-peers lint format type drift schemas docs deploy-check deploy-lock check lock clean
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules
 
@@ -64,13 +64,14 @@ format: $(READY) ## Format the code, and repair what ruff can
 type: $(READY) ## Check types: mypy --strict over worker and tests
 	@$(BIN)/mypy
 
-drift: $(READY) ## Check that the lock satisfies pyproject.toml and schemas/ is what the code generates
+drift: $(READY) ## Check that the lock satisfies pyproject.toml, and that schemas/ and docs/ are what the code generates
 	@$(BIN)/python -m pip check --disable-pip-version-check
 	@$(BIN)/python -m worker.schema_files --check schemas
+	@$(BIN)/python -m worker.reference --check docs
 	@$(BIN)/python deploy/container/locks.py --check
 
-cli-docs: $(READY) ## Write docs/cli.md again from the commands
-	@$(BIN)/python -m worker.cli.reference docs/cli.md
+docs: $(READY) ## Write the reference pages of docs/ again: commands, settings, metrics, errors, events, dead letters, log
+	@$(BIN)/python -m worker.reference docs
 
 schemas: $(READY) ## Write schemas/ again from the message types
 	@$(BIN)/python -m worker.schema_files schemas

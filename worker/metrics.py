@@ -52,14 +52,16 @@ class Children(dict[K, M], Generic[K, M]):
     def __init__(self, metric: M, values: Iterable[K], *, shown: bool = False) -> None:
         super().__init__()
         self._metric = metric
-        self._closed = frozenset(values)
-        self._other = tuple("other" for _ in metric._labelnames)  # noqa: SLF001 - there is no public name for it
+        self.closed = frozenset(values)
+        self.name: str = next(iter(metric.describe())).name + ("_total" if isinstance(metric, Counter) else "")
+        self.labels: tuple[str, ...] = tuple(metric._labelnames)  # noqa: SLF001 - there is no public name for it
+        self._other = tuple("other" for _ in self.labels)
         if shown:
-            for value in self._closed:
+            for value in self.closed:
                 self.__missing__(value)
 
     def __missing__(self, key: K) -> M:
-        if key not in self._closed:
+        if key not in self.closed:
             return self._metric.labels(*self._other)
         self[key] = child = self._metric.labels(*(key if isinstance(key, tuple) else (key,)))
         return child

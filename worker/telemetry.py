@@ -126,7 +126,7 @@ def configure_logging(log: Log, stream: TextIO | None = None) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     shown: list[structlog.typing.Processor] = (
-        [printable, structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=printable_traceback)]
+        [printable, structlog.dev.ConsoleRenderer(colors=_coloured(out), exception_formatter=printable_traceback)]
         if form == "console"
         else [name_instance(socket.gethostname()), structlog.processors.format_exc_info, journal_line if form == "journald" else one_line]
     )
@@ -140,6 +140,11 @@ def configure_logging(log: Log, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers = [FromLibrary()]
     root.setLevel(max(level, logging.WARNING))  # below it aiosqlite logs statements with their values, which are payloads
+
+
+def _coloured(out: TextIO) -> bool:
+    """Tell whether a stream takes colours: it is a terminal, and nobody has said that it does not (no-color.org)."""
+    return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:

@@ -33,6 +33,7 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
 from tests.eventually import eventually
+from tests.pages import pages as every_page
 from worker.bus.server import EmbeddedServer
 
 ROOT = Path(__file__).parents[2]
@@ -270,12 +271,7 @@ def _is_known(block: Block) -> bool:
 
 
 def pages() -> list[Path]:
-    found = (
-        ROOT / "README.md",
-        *sorted((ROOT / "docs").glob("*.md")),
-        *(ROOT / name / "README.md" for name in ("examples", "deploy/nats", "deploy/systemd")),
-    )
-    return [page for page in found if page.exists()]
+    return [ROOT / page for page in every_page()]
 
 
 def anchors(page: Path) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shlex
 import sqlite3
 import time
@@ -215,7 +216,9 @@ async def test_the_doctor_looks_at_everything_and_says_what_to_do(stage: Stage, 
     assert report["config"]["store.path"] == {"value": json.dumps(str(stage.path)), "origin": "environment TASKFLOW_STORE_PATH"}
     assert any(message.startswith("server sync: ") for message in report["messages"])
     assert found["server sync"] == "warn"
-    assert "set nats.monitor_url" in (await command(stage, "doctor")).out
+    told = (await command(stage, "doctor")).out
+    assert "set nats.monitor_url" in told
+    assert re.search(r"server \d+\.\d+\.\d+, ", told), told
     await stage.stop()
     ill = (await asked(stage, "doctor", code=1)).json
     assert next(check for check in ill["checks"] if check["name"] == "worker")["fix"].startswith("taskflow run starts one")

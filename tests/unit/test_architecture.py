@@ -13,6 +13,7 @@ MODULES = sorted((ROOT / "worker").rglob("*.py"))
 
 # From the top down: a module may import from its own layer and from those below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("reference",),
     ("cli", "__main__", "schema_files", "testing"),
     ("app", "mcp_server"),
     ("invariants",),

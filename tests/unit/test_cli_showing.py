@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from worker.cli import exits, taskflow
 from worker.cli.asking import operator_name
 from worker.cli.options import SettingsCommand
-from worker.cli.reference import reference
 from worker.cli.showing import Printer, mark, printable, span, waits_on
 from worker.errors import FlowError
 
-DOCS = Path(__file__).parents[2] / "docs"
 HEAVY = {"nats", "structlog", "uvicorn", "aiosqlite", "prometheus_client", "msgspec", "rich.table", "sqlite3"}
 
 
@@ -28,10 +25,6 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     last = done.stdout.splitlines()[-1]
     assert last.startswith("HEAVY []"), last
     assert int(last.split()[-1]) < 500, last
-
-
-def test_the_reference_of_the_command_line_is_up_to_date() -> None:
-    assert (DOCS / "cli.md").read_text(encoding="utf-8") == reference(), "run: make cli-docs"
 
 
 def test_every_refusal_of_the_worker_has_an_exit_code_that_the_table_explains() -> None:

@@ -22,7 +22,7 @@ from tests.service.line import TOPIC, Line, living
 from worker import invariants
 from worker.invariants import INVARIANTS, ClientRecord, Evidence, Ledger, Message, Operation, Taken, command, looked_at, violations
 from worker.invariants.client import sets, time_goes_forward
-from worker.invariants.table import Client, Each, EachStream, Stream, Whole
+from worker.reference.promises import over
 
 ROOT = Path(__file__).parents[2]
 SECOND = 1_000_000
@@ -644,16 +644,9 @@ def test_only_what_there_is_evidence_for_is_said_to_be_looked_at(healthy: Health
 
 
 def test_the_documentation_lists_the_invariants_as_the_table_does() -> None:
-    page = (ROOT / "docs" / "checking.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "invariants.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (I-\d+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)
     assert rows == [(one.number, one.name, one.promise, over(one)) for one in INVARIANTS]
-
-
-def over(one: invariants.Invariant) -> str:
-    """Say what an invariant is checked over, as the page does."""
-    words = {Whole: "database", Each: "database", Stream: "streams", EachStream: "streams", Client: "clients"}
-    named = ["streams" if check.look.__name__ == "everything_is_taken_in" else words[type(check)] for check in one.checks]
-    return ", ".join(dict.fromkeys(named)) or "tests"
 
 
 @pytest.mark.parametrize("body", [b"", b"[" * 100_000, b"\xff", b'{"subject": "f", "sequence": "x", "data": {}}', b"[]"])

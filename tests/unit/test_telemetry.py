@@ -316,3 +316,24 @@ def test_a_storm_of_a_library_is_spared_like_our_own() -> None:
     for _ in range(100):
         logging.getLogger("opentelemetry.exporter").warning("Failed to export")
     assert len(out.getvalue().splitlines()) == SAME
+
+
+@pytest.mark.parametrize("name", ["NO_COLOR", "TERM"])
+def test_a_terminal_that_wants_no_colours_gets_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(name, "dumb")
+    out = Terminal()
+    configure_logging(Log(), out)
+    logger("test").warning("told", why="because")
+    assert "told" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_terminal_gets_colours_where_nobody_minds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    configure_logging(Log(), out)
+    logger("test").warning("told", why="because")
+    assert "\x1b" in out.getvalue()

@@ -58,7 +58,8 @@ class Client:
     @property
     def server_version(self) -> str:
         """What the server says it is."""
-        return str(self._connection.client.connected_server_version)
+        version = self._connection.client.connected_server_version
+        return f"{version.major}.{version.minor}.{version.patch}"  # its str is a repr in angle brackets
 
     async def round_trip(self) -> float:
         """Return how long the server takes to answer, in seconds."""

@@ -1,4 +1,4 @@
-"""Say in a number how a command ended: one table, for the code, the tests and docs/cli.md."""
+"""Say in a number how a command ended: one table, for the code, the tests and the reference pages of docs/."""
 
 from __future__ import annotations
 
