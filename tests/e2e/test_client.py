@@ -220,10 +220,11 @@ async def test_a_revision_can_be_insisted_on(flows: FlowClient) -> None:
 async def test_the_same_id_again_gives_the_same_outcome_and_another_body_under_it_is_a_conflict(flows: FlowClient, kate: Agent) -> None:
     flow = await started(flows)
     first = await flow.advance({"n": 1}, command_id="mine-1")
-    for door in ("cmd", "api"):
+    doors: tuple[Door, ...] = ("cmd", "api")
+    for door in doors:
         assert await flow.advance({"n": 1}, command_id="mine-1", door=door) == first
-    with pytest.raises(Conflict):
-        await flow.advance({"n": 2}, command_id="mine-1", door="api")
+        with pytest.raises(Conflict):
+            await flow.advance({"n": 2}, command_id="mine-1", door=door)
     assert (await flows.outcome("mine-1")).flow == first
     with pytest.raises(NotFound) as nothing:
         await flows.outcome("never-sent")

@@ -40,6 +40,10 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("docs/testing.md", "python"): "tests/testing/test_docs.py",
     ("docs/waiting.md", "python"): "tests/e2e/test_docs.py",
     ("docs/operating.md", "sh"): "tests/e2e/test_operating_docs.py",
+    ("docs/mcp.md", "sh"): "tests/e2e/test_mcp_serving.py",
+    ("docs/tracing.md", "sh"): "tests/e2e/test_tracing.py",
+    ("docs/tracing.md", "python"): "tests/e2e/test_tracing.py",
+    ("examples/README.md", "sh"): "tests/e2e/test_examples.py",
     ("deploy/nats/README.md", "sh"): "tests/security/test_set_up.py",
 }
 """Blocks that a test of their own runs, and does more with."""

@@ -120,8 +120,10 @@ class Doors:
                 with self._outcome_of() as (address, outcome):
                     stored = await self._stored(self.subjects.command(self.agent, verb), body, {REPLY_TO: address}, command_id)
                     accepted = True
-                    # The stream has had it before: then the worker has, or had, somebody else's address.
-                    return await self._outcome(command_id, outcome, 0.0 if stored.duplicate else _LISTEN_FIRST)
+                    if stored.duplicate:
+                        # The stream has had this id before and has not looked at the body: the other door tells a repeat from a conflict.
+                        return await self._asked(verb, body, {MSG_ID: command_id})
+                    return await self._outcome(command_id, outcome, _LISTEN_FIRST)
         except (TimeoutError, Lost) as failed:
             raise no_outcome(verb, command_id, accepted=accepted, why=str(failed)) from failed
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from worker.client.doors import Door
 from worker.client.errors import FlowRefused, InvalidRequest, NoOutcome
 from worker.client.flows import FlowClient
 from worker.client.transport import Lost
@@ -72,33 +71,20 @@ class Calls:
             return await _list(flows, given)
         key = given.pop(KEY, None)
         if key is not None:
-            told = await self._command(flows, action, given, key)
-            await self._confirm(flows, action, given, key)
-            return told
+            return await self._command(flows, action, given, key)
         with self._doubts.key_for(action, given) as made:
             return await self._command(flows, action, given, made)
 
-    async def _command(self, flows: FlowClient, action: str, given: Json, key: str, *, door: Door | None = None) -> Told:
+    async def _command(self, flows: FlowClient, action: str, given: Json, key: str) -> Told:
         """Have a command decided, once for its key."""
         more = {KEY: key, "requester_origin": "mcp"} if action == "start" else {}
         name = command_id(flows.session, action, given.get("flow_id"), key)
         try:
-            return shown((await flows.send(action, {**given, **more}, command_id=name, door=door)).flow)
+            return shown((await flows.send(action, {**given, **more}, command_id=name)).flow)
         except NoOutcome as doubt:
             doubt.details = {KEY: key, "stored": doubt.accepted}
             doubt.message = f"there is no outcome of {action} yet"
             raise
-
-    async def _confirm(self, flows: FlowClient, action: str, given: Json, key: str) -> None:
-        """Raise `Conflict` where the key was used before with other arguments.
-
-        JetStream does not store an id that it has seen within two minutes, and does not look at the body; only the worker compares them.
-        Asked again directly, it gives the stored outcome or says `conflict`.
-        """
-        try:
-            await self._command(flows, action, given, key, door="api")
-        except NoOutcome:
-            return  # it has just ended; what was told before is still true
 
 
 def checked(action: object, given: Json, *, keys: bool) -> None:
