@@ -79,6 +79,7 @@ class Supervisor:
             background.append(group.create_task(its.pruner.run(), name="pruner"))
             background.append(group.create_task(its.inspector.run(), name="inspector"))
             await its.bus.serve(its.api.service(self._version), its.api.handle)
+            _heed_cancellation()
             its.probes.is_started = True
             ready()
             its.systemd.ready(f"Deciding what comes from {its.bus.address}")
@@ -162,3 +163,14 @@ class Supervisor:
         for relay in its.relays:
             await relay.drain(self._drain if its.bus.connected else _BROKER_AWAY)
         await its.bus.flush()
+
+
+def _heed_cancellation() -> None:
+    """Raise the cancellation that something awaited has swallowed: nats-py does, now and then.
+
+    A service that fails cancels all others and the task that started them. Would that one go on, it would say that the worker is ready
+    while nothing of it runs.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -102,7 +102,7 @@ async def test_a_worker_that_finds_the_disk_full_at_its_start_says_so_in_one_lin
     row = Row(scenario="disk-full-at-start", seed=SEED, runs=0, note="pwrite64 and ftruncate fail with ENOSPC from the k-th on")
     async with House(tmp_path) as house:
         stage = house.stage()
-        stage.under = [tracing(house.folder / "killed.log", "pwrite64", inject="signal=SIGKILL:when=200")]
+        stage.under = [tracing(house.folder / "killed.log", "pwrite64", inject="signal=SIGKILL:when=100")]
         stage.ends = frozenset()
         accepted = await house.interrupted(stage)
         log = house.folder / "counted.log"

@@ -12,6 +12,7 @@ import signal
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,9 @@ async def test_without_file_descriptors_the_worker_goes_on_and_health_comes_back
     async with loaded(stage, dice, kate, rate=8) as load:
         for _ in range(rounds):
             before = resource.prlimit(stage.pid, resource.RLIMIT_NOFILE)
-            most = 1 + max(int(fd.name) for fd in Path(f"/proc/{stage.pid}/fd").iterdir())
-            resource.prlimit(stage.pid, resource.RLIMIT_NOFILE, (most, before[1]))
+            taken = {int(fd.name) for fd in Path(f"/proc/{stage.pid}/fd").iterdir()}
+            free = next(number for number in count() if number not in taken)  # the next one it would get: lower than the highest, perhaps
+            resource.prlimit(stage.pid, resource.RLIMIT_NOFILE, (free, before[1]))
             assert not await asyncio.to_thread(healthy)
             await at_work(kate, load.ledger)  # the engine needs none
             await stage.server.restart(kill=True)  # and the connection takes the place of the old one
