@@ -86,7 +86,7 @@ class Loading(Upkeep):
         """Return the last place that a message of the stream was taken from: what lies behind it was never seen, and is not looked up."""
         known = self._places.get(stream) or self._last.places.get(stream)
         if known is None:
-            found: int | None = database.execute(self._load["last_place"], (stream,)).fetchone()[0]
+            found: int | None = database.execute(statements("reads")["last_taken"], (stream,)).fetchone()[0]
             self._places[stream] = known = found or 0
         return known
 

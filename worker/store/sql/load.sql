@@ -10,9 +10,6 @@ SELECT i.scope, i.key, i.digest, i.outcome, i.result, i.source, i.source_seq, i.
 FROM json_each(?1) AS want CROSS JOIN inbox AS i
 WHERE i.source = want.value ->> 0 AND i.source_seq = want.value ->> 1 AND i.source_seq IS NOT NULL;
 
--- name: last_place
-SELECT max(source_seq) FROM inbox WHERE source = ?1 AND source_seq IS NOT NULL;
-
 -- Of one pair in the order they opened: the index has them so.
 -- name: waiters_by_pair
 SELECT w.wait_id, w.leaf, w.topic, w.correlation_id, w.mode, f.n, f.id, f.controller_id, f.goal, f.owner_session_key, f.requester_origin,
