@@ -80,10 +80,10 @@ async def written(folder: Path) -> list[Statements]:
         recorded: Statements = []
         many = SqliteTransaction._many  # noqa: SLF001  # what is written is seen nowhere else
 
-        def noted(self: SqliteTransaction, database: sqlite3.Connection, name: str, values: list[tuple[Any, ...]]) -> int:
+        def noted(self: SqliteTransaction, name: str, values: list[tuple[Any, ...]]) -> int:
             if values:
                 recorded.append((statements("save")[name], list(values)))
-            return many(self, database, name, values)
+            return many(self, name, values)
 
         with patch.object(SqliteTransaction, "_many", noted):
             async with running(str(path)) as run:

@@ -113,9 +113,9 @@ class Consumer:
         if not self._recovered:
             return
 
-        async def note(transaction: Transaction) -> dict[int, int]:
+        def note(transaction: Transaction) -> dict[int, int]:
             """Note them all."""
-            return await transaction.suspect(self._source.stream, floor, delivered)
+            return transaction.suspect(self._source.stream, floor, delivered)
 
         self._suspects = await self._engine.do(note)
         if self._suspects:
@@ -195,9 +195,9 @@ class Consumer:
         if delivery.seq not in self._suspects:
             return False
 
-        async def note(transaction: Transaction) -> None:
+        def note(transaction: Transaction) -> None:
             """Note this one."""
-            await transaction.note_attempt(delivery.stream, delivery.seq)
+            transaction.note_attempt(delivery.stream, delivery.seq)
 
         self._engine.do(note).add_done_callback(_heard)
         return True

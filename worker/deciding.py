@@ -41,11 +41,6 @@ class Deciding:
         self._decided: list[Submission] = []
         self.outcomes: list[Outcome] = []
 
-    @property
-    def unreadable(self) -> dict[str, str]:
-        """The flows whose rows cannot be read, and why."""
-        return self._loaded.world.unreadable
-
     def ends(self) -> list[Stimulus]:
         """Return what follows from the flows that ended since the last call."""
         ends, self._ends = self._ends, []
@@ -292,6 +287,7 @@ class Deciding:
         # A wait may open and close within one batch: what counts is how the batch leaves it.
         waiting = self._loaded.world.waiting
         self._batch.opened = [(waiter, waiter in waiting.get(waiter.pair, ())) for waiter, _ in self._batch.opened]
+        self._batch.set_aside = self._loaded.world.unreadable
         return self._batch
 
 

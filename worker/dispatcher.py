@@ -79,9 +79,9 @@ class Dispatcher:
         now = self._engine.clock()
         later = [(row.n, now + min(RETRY_FIRST << min(row.attempts, 16), RETRY_LAST)) for row in failed]
 
-        async def settle(transaction: Transaction) -> None:
+        def settle(transaction: Transaction) -> None:
             """Write it down."""
-            await transaction.settle_outgoing(sent, later)
+            transaction.settle_outgoing(sent, later)
 
         await self._engine.do(settle)
 

@@ -1,7 +1,8 @@
 """Decide and commit in groups: every source submits to one queue, one task owns the writing connection (ARCHITECTURE 2).
 
 While one transaction runs, the next batch gathers; then all it names is loaded in a few statements, each stimulus is decided in order
-in memory, everything is written at once and made durable by one commit, and only then the futures resolve. There is no timer: an idle
+in memory, everything is written at once and made durable by one commit, all in one go on the database's thread; only then the futures
+resolve. There is no timer: an idle
 engine commits a single message at once, a busy one shares its fsync among hundreds. A refusal is a value and spoils nothing. While the
 store takes no changes, what a stream delivered stays queued in its order, and whoever asked directly is told.
 """
@@ -12,6 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -21,7 +23,7 @@ from worker.errors import FlowError, Internal, Refusal, RevisionMismatch, Unavai
 from worker.flow.commands import Policy, Stimulus
 from worker.futures import fail, fail_all, new_future, resolve, to_its_end
 from worker.queueing import Job, Queue
-from worker.store.base import Chore, LostRace, Store
+from worker.store.base import LostRace, Store, Transaction, Work
 from worker.store.records import Batch
 from worker.submission import Original, Outcome, Submission, Useless, needs_of, needs_of_ends
 from worker.times import Micros
@@ -98,9 +100,9 @@ class Engine:
         self._enqueue(it, request=request)
         return done
 
-    def do(self, chore: Chore) -> asyncio.Future[Any]:
-        """Queue housekeeping; the future gives what the chore returns, after the commit."""
-        job = Job(chore, new_future())
+    def do(self, work: Work[Any]) -> asyncio.Future[Any]:
+        """Queue housekeeping; the future gives what the work returns, after the commit."""
+        job = Job(work, new_future())
         self._enqueue(job)
         return job.done
 
@@ -177,13 +179,7 @@ class Engine:
     async def _carry_out(self, job: Job) -> None:
         """Run housekeeping in its own transaction."""
         try:
-            transaction = await self.store.begin()
-            try:
-                result = await job.chore(transaction)
-            except BaseException:
-                await transaction.rollback()
-                raise
-            await transaction.commit()
+            result = await self.store.transact(job.work)
         except Refusal as broken:
             fail(job.done, broken)
             raise
@@ -229,30 +225,14 @@ class Engine:
         return Internal("the change could not be stored: the worker's log says why")
 
     async def _transact(self, submissions: list[Submission]) -> None:
-        """Load, decide, save and commit one batch, then resolve its futures."""
+        """Decide and commit one batch, then resolve its futures."""
         now, began = self.clock(), time.monotonic()
-        transaction = await self.store.begin()
-        try:
-            loaded = await transaction.load(needs_of(submissions, self.policy), now)
-            deciding = Deciding(loaded, now, self.policy)
-            for submission in submissions:
-                deciding.decide(submission)
-            while ends := deciding.ends():
-                deciding.absorb(await transaction.load(needs_of_ends(ends), now))
-                deciding.follow(ends)
-            batch = deciding.finished()
-            for flow_id, why in deciding.unreadable.items():
-                self._log.error("flow_set_aside", flow_id=flow_id, why=why)
-                await transaction.set_aside(flow_id, why)
-                batch.set_aside.append(flow_id)
-            await transaction.save(batch)
-        except BaseException:
-            await transaction.rollback()
-            raise
-        await transaction.commit()
+        batch, outcomes = await self.store.transact(partial(_decided, submissions, now, self.policy))
         self._timed(time.monotonic() - began)
+        for flow_id, why in batch.set_aside.items():
+            self._log.error("flow_set_aside", flow_id=flow_id, why=why)
         self._announce(batch)
-        for submission, outcome in zip(submissions, deciding.outcomes, strict=True):
+        for submission, outcome in zip(submissions, outcomes, strict=True):
             resolve(submission.done, outcome)
 
     def _announce(self, batch: Batch) -> None:
@@ -262,6 +242,19 @@ class Engine:
                 listener(batch)
             except Exception:  # noqa: BLE001  # logged with its traceback: it is a defect, and not of this batch
                 self._log.exception("listener_failed")
+
+
+def _decided(submissions: list[Submission], now: Micros, policy: Policy, transaction: Transaction) -> tuple[Batch, list[Outcome]]:
+    """Load, decide and save one batch, on the database's thread; returns what was written and what each is told."""
+    deciding = Deciding(transaction.load(needs_of(submissions, policy), now), now, policy)
+    for submission in submissions:
+        deciding.decide(submission)
+    while ends := deciding.ends():
+        deciding.absorb(transaction.load(needs_of_ends(ends), now))
+        deciding.follow(ends)
+    batch = deciding.finished()
+    transaction.save(batch)
+    return batch, deciding.outcomes
 
 
 def _stopping() -> Unavailable:

@@ -145,9 +145,9 @@ class FlowManager:
         """
         before, pruned = to_micros(older_than), 0
 
-        async def prune(transaction: Transaction) -> int:
+        def prune(transaction: Transaction) -> int:
             """Delete one batch."""
-            return await transaction.prune_flows(before, _PRUNE_BATCH)
+            return transaction.prune_flows(before, _PRUNE_BATCH)
 
         while count := await self.engine.do(prune):
             pruned += count

@@ -77,11 +77,11 @@ class Pruner:
             self._log.info("pruned", **pruned)
         return pruned
 
-    def _of_inbox(self, stream: str, first: int, before: Micros) -> Callable[[Transaction], Awaitable[int]]:
+    def _of_inbox(self, stream: str, first: int, before: Micros) -> Callable[[Transaction], int]:
         """Return the deletion of what the stream has forgotten."""
         return lambda transaction: transaction.prune_inbox(stream, first, before, self._batch)
 
-    async def _all(self, part: Callable[[Transaction], Awaitable[int]]) -> int:
+    async def _all(self, part: Callable[[Transaction], int]) -> int:
         """Repeat a bounded deletion until nothing is left to delete."""
         total = 0
         while count := await self._engine.do(part):

@@ -15,14 +15,14 @@ from typing import Any
 
 import msgspec
 
-from worker.store.base import Chore
+from worker.store.base import Work
 from worker.submission import Submission
 
 
 class Job(msgspec.Struct, frozen=True):
     """Housekeeping on its way to a transaction of its own."""
 
-    chore: Chore
+    work: Work[Any]
     done: asyncio.Future[Any]
 
 

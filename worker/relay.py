@@ -170,9 +170,9 @@ class Relay:
         if up_to <= self._marked:
             return
 
-        async def mark(transaction: Transaction) -> None:
+        def mark(transaction: Transaction) -> None:
             """Note the row."""
-            await transaction.mark_published(self.outlet, up_to)
+            transaction.mark_published(self.outlet, up_to)
 
         try:
             await self._engine.do(mark)

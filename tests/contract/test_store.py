@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from msgspec.structs import replace
 from worker.errors import Internal, Unavailable
 from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Waiter
-from worker.store.base import ConstraintViolated, LostRace, Store
+from worker.store.base import ConstraintViolated, LostRace, Store, Transaction
 from worker.store.records import Batch, DeadLetter, FlowWrite, InboxRow, Loaded, Needs
 from worker.store.sqlite import SqliteFlowStore
 
@@ -87,6 +89,10 @@ def a_waiter(flow: Flow, leaf: int = 0, **changes: Any) -> Waiter:
     return replace(base, **changes)
 
 
+class GivenUp(Exception):
+    """What work raises that is not to be kept."""
+
+
 async def save(store: Store, *flows: Flow | tuple[Flow, int | None], **parts: Any) -> None:
     """Save new flows, each with a first journal entry, and whatever else the batch has."""
     pairs = [flow if isinstance(flow, tuple) else (flow, None) for flow in flows]
@@ -95,38 +101,23 @@ async def save(store: Store, *flows: Flow | tuple[Flow, int | None], **parts: An
         events=[an_event(flow) for flow, _ in pairs],
         **parts,
     )
-    transaction = await store.begin()
-    try:
-        await transaction.save(batch)
-    except BaseException:
-        await transaction.rollback()
-        raise
-    await transaction.commit()
+    await store.transact(lambda transaction: transaction.save(batch))
 
 
 async def change(store: Store, was: Flow, flow: Flow, due: int | None = None, **parts: Any) -> None:
-    transaction = await store.begin()
-    try:
-        await transaction.load(Needs(flows={was.id}), NOW)
-        await transaction.save(Batch(flows=[FlowWrite(flow=flow, was=was, due_us=due)], **parts))
-    except BaseException:
-        await transaction.rollback()
-        raise
-    await transaction.commit()
+    def changed(transaction: Transaction) -> None:
+        transaction.load(Needs(flows={was.id}), NOW)
+        transaction.save(Batch(flows=[FlowWrite(flow=flow, was=was, due_us=due)], **parts))
+
+    await store.transact(changed)
 
 
 async def load(store: Store, now: int = NOW, **needs: Any) -> Loaded:
-    transaction = await store.begin()
-    loaded = await transaction.load(Needs(**needs), now)
-    await transaction.rollback()
-    return loaded
+    return await store.transact(lambda transaction: transaction.load(Needs(**needs), now))
 
 
 async def upkeep(store: Store, name: str, *arguments: Any) -> Any:
-    transaction = await store.begin()
-    result = await getattr(transaction, name)(*arguments)
-    await transaction.commit()
-    return result
+    return await store.transact(lambda transaction: getattr(transaction, name)(*arguments))
 
 
 # --- what is saved is what is loaded
@@ -319,7 +310,7 @@ async def test_due_flows_come_earliest_first_and_only_those(store: Store) -> Non
 async def test_a_flow_set_aside_is_due_no_more_and_says_why(store: Store) -> None:
     """SEMANTICS R13."""
     await save(store, waiting("bad", due=10), waiting("good", due=20))
-    await upkeep(store, "set_aside", "bad", "its row is damaged")
+    await save(store, set_aside={"bad": "its row is damaged"})
     assert await store.next_due() == 20
     with pytest.raises(Internal, match="its row is damaged"):
         await store.get("bad")
@@ -436,13 +427,8 @@ async def test_ids_and_idempotency_keys_of_flows_are_unique(store: Store) -> Non
 
     async def keyed(flow_id: str, owner: str) -> None:
         flow = a_flow(flow_id, owner_session_key=owner)
-        transaction = await store.begin()
-        try:
-            await transaction.save(Batch(flows=[FlowWrite(flow=flow, was=None, due_us=None, idempotency_key="key")]))
-        except BaseException:
-            await transaction.rollback()
-            raise
-        await transaction.commit()
+        batch = Batch(flows=[FlowWrite(flow=flow, was=None, due_us=None, idempotency_key="key")])
+        await store.transact(lambda transaction: transaction.save(batch))
 
     await keyed("a", "one")
     await keyed("b", "two")
@@ -461,10 +447,13 @@ async def test_a_flow_that_is_not_as_the_batch_saw_it_refuses_the_whole(store: S
     assert await store.outcome("reply", "k") is None
 
 
-async def test_a_rollback_leaves_nothing_behind(store: Store) -> None:
-    transaction = await store.begin()
-    await transaction.save(Batch(flows=[FlowWrite(flow=a_flow(), was=None, due_us=None)], events=[an_event(a_flow())], counts={"x": 1}))
-    await transaction.rollback()
+async def test_work_that_raises_leaves_nothing_behind(store: Store) -> None:
+    def given_up(transaction: Transaction) -> None:
+        transaction.save(Batch(flows=[FlowWrite(flow=a_flow(), was=None, due_us=None)], events=[an_event(a_flow())], counts={"x": 1}))
+        raise GivenUp
+
+    with pytest.raises(GivenUp):
+        await store.transact(given_up)
     assert await store.get("f") is None
     assert await store.counts() == {}
     await save(store, a_flow())
@@ -483,16 +472,22 @@ async def test_numbers_of_flows_are_not_mixed_up_by_a_rollback(store: Store) -> 
 
 async def test_nobody_sees_what_is_not_committed(store: Store) -> None:
     """Port: reads see committed rows only."""
-    transaction = await store.begin()
-    await transaction.save(Batch(flows=[FlowWrite(flow=a_flow(), was=None, due_us=None)], events=[an_event(a_flow())]))
+    asked, given_up = threading.Event(), threading.Event()
+
+    def saved_and_given_up(transaction: Transaction) -> None:
+        transaction.save(Batch(flows=[FlowWrite(flow=a_flow(), was=None, due_us=None)], events=[an_event(a_flow())]))
+        given_up.set()
+        asked.wait()
+        raise GivenUp
+
+    writing = asyncio.ensure_future(store.transact(saved_and_given_up))
+    await asyncio.to_thread(given_up.wait)
     reading = asyncio.gather(store.get("f"), store.unpublished_events(0, 10), store.counts())
-    done, _ = await asyncio.wait({reading}, timeout=0.05)
-    if done:
-        assert list(await reading) == [None, [], {}]
-        await transaction.rollback()
-    else:
-        await transaction.rollback()
-        assert list(await reading) == [None, [], {}]
+    await asyncio.wait({reading}, timeout=0.05)  # on a file it is answered meanwhile, in memory afterwards
+    asked.set()
+    assert list(await reading) == [None, [], {}]
+    with pytest.raises(GivenUp):
+        await writing
 
 
 async def test_all_that_was_committed_is_seen_by_the_next_read(store: Store) -> None:
@@ -502,12 +497,16 @@ async def test_all_that_was_committed_is_seen_by_the_next_read(store: Store) -> 
 
 
 async def test_one_transaction_at_a_time(store: Store) -> None:
-    first = await store.begin()
-    second = asyncio.ensure_future(store.begin())
-    await asyncio.sleep(0)
-    assert not second.done()
-    await first.commit()
-    await (await second).rollback()
+    steps: list[str] = []
+
+    def work(name: str, transaction: Transaction) -> None:
+        steps.append(f"{name} begins")
+        transaction.save(Batch(counts={"x": 1}))
+        steps.append(f"{name} ends")
+
+    await asyncio.gather(*[store.transact(partial(work, name)) for name in "abc"])
+    assert steps == [f"{name} {what}" for name in "abc" for what in ("begins", "ends")]
+    assert await store.counts() == {"x": 3}
 
 
 # --- counters, outlets, attempts, pruning
@@ -615,7 +614,7 @@ async def test_a_closed_store_says_so(store: Store) -> None:
     with pytest.raises(Unavailable):
         await store.get("f")
     with pytest.raises(Unavailable):
-        await store.begin()
+        await store.transact(lambda _: None)
     with pytest.raises(Unavailable):
         await store.ping()
 

@@ -29,7 +29,7 @@ STEPS = {
     "rewind": "worker.bus.jetstream:JetStreamBus.rewind",
     # a message
     "take": "worker.consumer:Consumer._take",
-    "begin": "worker.store.sqlite:SqliteFlowStore.begin",
+    "begin": "worker.store.transaction:SqliteTransaction.begin",
     "load": "worker.store.transaction:SqliteTransaction.load",
     "decide": "worker.deciding:Deciding.decide",
     "save": "worker.store.transaction:SqliteTransaction.save",
@@ -60,7 +60,7 @@ IN_BATCHES = {"publish_all", "write"}
 REACHED = "failpoint.reached"
 """A file that appears in the worker's folder when the failpoint acts: a run that never got there proves nothing."""
 HANG = 5.0
-"""Seconds for which `hang` blocks the whole event loop."""
+"""Seconds for which `hang` blocks the thread that the step is on: the event loop's, or the database's."""
 
 
 REFUSING = {"begin", "load", "save", "save_flows", "mark_published", "settle_outgoing", "read_outbox", "due"}

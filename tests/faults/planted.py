@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import sqlite3
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -70,12 +70,10 @@ def _before_saving(spoil: Callable[[SqliteTransaction, Batch], Any]) -> None:
     """Spoil each batch before it is written."""
     save = SqliteTransaction.save
 
-    async def spoiled(self: SqliteTransaction, batch: Batch) -> None:
+    def spoiled(self: SqliteTransaction, batch: Batch) -> None:
         """Spoil it, and save it."""
-        waiting = spoil(self, batch)
-        if waiting is not None:
-            await waiting
-        await save(self, batch)
+        spoil(self, batch)
+        save(self, batch)
 
     _Transaction.save = spoiled
 
@@ -88,17 +86,17 @@ def _instead_of_deciding(change: Callable[[Any, Any], Any]) -> None:
 
 def acks_before_commit() -> None:
     """The message is acknowledged as it is taken, and what was not committed at a kill is gone."""
-    begin = SqliteFlowStore.begin
+    begin = SqliteTransaction.begin
 
-    async def slow(self: SqliteFlowStore) -> SqliteTransaction:
+    def slow(self: SqliteTransaction) -> None:
         """Begin later, so that something is in hand."""
-        await asyncio.sleep(10 * SLOW)
-        return await begin(self)
+        time.sleep(10 * SLOW)
+        begin(self)
 
     async def nothing(*_: Any) -> None:
         """Find nothing missing at the start: a worker that sees the gap has it delivered again, and hides this bug."""
 
-    _Store.begin = slow
+    _Transaction.begin = slow
     _Consumer._first_missing = nothing
     _after(Consumer, "_take", lambda self, delivery: self._bus.settle(delivery, Ack()))
 
@@ -142,18 +140,20 @@ def swaps_outbox_rows() -> None:
 
 def publishes_before_commit() -> None:
     """The event is out before the change is durable; a kill between leaves an event of what never was."""
-    opened: list[JetStreamBus] = []
-    _after(JetStreamBus, "__init__", lambda self, *_: opened.append(self))
+    opened: list[tuple[JetStreamBus, asyncio.AbstractEventLoop]] = []
+    _after(JetStreamBus, "__init__", lambda self, *_: opened.append((self, asyncio.get_running_loop())))
 
-    async def publish(_: SqliteTransaction, batch: Batch) -> None:
+    def publish(_: SqliteTransaction, batch: Batch) -> None:
         """Publish what is not committed yet."""
+        bus, loop = opened[0]
         owners = {write.flow.id: write.flow for write in batch.flows}
         for event in batch.events:
             flow = owners[event.flow_id]
             message = event_message(event, flow.controller_id, flow.owner_session_key, Subjects("taskflow"))
             headers = {name: value for name, value in message.headers.items() if name != MSG_ID}
-            opened[0].publish(Outgoing(subject=message.subject, body=message.body, msg_id=message.headers[MSG_ID], headers=headers))
-        await asyncio.sleep(2 * SLOW)
+            early = Outgoing(subject=message.subject, body=message.body, msg_id=message.headers[MSG_ID], headers=headers)
+            loop.call_soon_threadsafe(bus.publish, early)
+        time.sleep(2 * SLOW)
 
     _before_saving(publish)
 
@@ -239,11 +239,11 @@ def prunes_too_much() -> None:
     """Pruning takes flows that ended just now, published or not."""
     prune = Upkeep.prune_flows
 
-    async def greedy(self: Any, older_than: int, limit: int) -> int:
+    def greedy(self: Any, older_than: int, limit: int) -> int:
         """Prune whatever has ended."""
         self._upkeep = dict(self._upkeep)
         self._upkeep["prunable_flows"] = "SELECT n, status FROM flows WHERE status IN ('cancelled', 'finished', 'failed') LIMIT ?2 + 0 * ?1"
-        return await prune(self, older_than, limit)
+        return prune(self, older_than, limit)
 
     _Upkeep.prune_flows = greedy
 
@@ -265,12 +265,11 @@ def ignores_the_epoch() -> None:
     """A worker that was overtaken goes on writing."""
     takes_no_lock()
 
-    def begin(self: SqliteTransaction, database: sqlite3.Connection) -> None:
+    def begin(self: SqliteTransaction) -> None:
         """Begin without looking."""
-        database.execute("BEGIN IMMEDIATE")
-        self._begun = True
+        self._database.execute("BEGIN IMMEDIATE")
 
-    _Transaction._begin = begin
+    _Transaction.begin = begin
 
 
 def sends_no_requests() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.reached = asyncio.Event()
-        self._opened = asyncio.Event()
+        self._opened = threading.Event()
         self._dropped = False
         self._commit = SqliteTransaction.commit
 
@@ -222,18 +223,20 @@ class Gate:
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[Gate]:
-        gate, commit = self, self._commit
+        gate, commit, loop = self, self._commit, asyncio.get_running_loop()
 
-        async def waiting(transaction: SqliteTransaction) -> None:
-            gate.reached.set()
-            await gate._opened.wait()
+        def waiting(transaction: SqliteTransaction) -> None:
+            loop.call_soon_threadsafe(gate.reached.set)
+            gate._opened.wait()
             if gate._dropped:
-                await transaction.rollback()
                 raise asyncio.CancelledError
-            await commit(transaction)
+            commit(transaction)
 
         with patch.object(SqliteTransaction, "commit", waiting):
-            yield self
+            try:
+                yield self
+            finally:
+                gate._opened.set()  # a test that failed must not keep the thread
 
 
 def sequences(events: list[Stored]) -> dict[str, list[int]]:

@@ -98,11 +98,11 @@ async def test_a_reply_is_not_lost_after_lost_races(monkeypatch: pytest.MonkeyPa
     async with running() as run:
         flow, inlet, save, lose = await parked(run, external()), Inlet(run), SqliteTransaction.save, [2]
 
-        async def racing(self: SqliteTransaction, batch: Batch) -> None:
+        def racing(self: SqliteTransaction, batch: Batch) -> None:
             if lose[0] > 0:
                 lose[0] -= 1
                 raise LostRace("a flow changed under the batch")
-            await save(self, batch)
+            save(self, batch)
 
         monkeypatch.setattr(SqliteTransaction, "save", racing)
         assert (await inlet.reply({"n": 1})).name == "resumed"
@@ -114,10 +114,10 @@ async def test_a_reply_that_lost_every_race_comes_again(path: Path, monkeypatch:
     async with living(path) as line:
         flow_id, save, losing = await line.parked(), SqliteTransaction.save, [True]
 
-        async def racing(self: SqliteTransaction, batch: Batch) -> None:
+        def racing(self: SqliteTransaction, batch: Batch) -> None:
             if losing[0] and any(event.kind == "resumed" for event in batch.events):
                 raise LostRace("a flow changed under the batch")
-            await save(self, batch)
+            save(self, batch)
 
         monkeypatch.setattr(SqliteTransaction, "save", racing)
         await line.reply({"n": 1})

@@ -92,8 +92,9 @@ async def test_wait_and_request_are_committed_together_or_not_at_all(
     """SEMANTICS 5: whatever a crash hits, before the commit or right after it."""
     path, broker = str(tmp_path / "flows.db"), MemoryBroker()
 
-    async def crash(self: SqliteTransaction) -> None:
-        await (real(self) if commits else self.rollback())
+    def crash(self: SqliteTransaction) -> None:
+        if commits:
+            real(self)
         raise RuntimeError("power cut")
 
     async with serving(path, broker=broker) as served:
@@ -125,9 +126,9 @@ async def test_a_crash_between_sending_and_forgetting_sends_it_again_under_the_s
         first = heard[0]
     async with serving(path, broker=broker) as served:
         # What was sent is still there after the crash: put the row back as it was.
-        async def back(transaction: Any) -> None:
+        def back(transaction: Any) -> None:
             values = rows.outgoing_insert(1, row.message, served.run.clock.us)
-            await transaction._each(transaction._saves["insert_outgoing"], [values])
+            transaction._each(transaction._saves["insert_outgoing"], [values])
 
         await served.run.engine.do(back)
         await served.dispatch()

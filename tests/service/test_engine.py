@@ -112,7 +112,7 @@ async def test_housekeeping_has_a_transaction_of_its_own() -> None:
     """ARCHITECTURE 2: it comes in its turn and neither joins a batch nor splits what was queued before it."""
     async with running() as run, watched(run) as statements:
 
-        async def chore(transaction: Transaction) -> str:
+        def chore(transaction: Transaction) -> str:
             return "done"
 
         before, job = run.engine.submit(a_start("a")), run.engine.do(chore)
@@ -268,11 +268,11 @@ async def test_a_lost_race_is_tried_again_and_then_is_a_revision_mismatch(monkey
     async with running() as run:
         flow, save, lose = await started(run), SqliteTransaction.save, [3]
 
-        async def racing(self: SqliteTransaction, batch: Batch) -> None:
+        def racing(self: SqliteTransaction, batch: Batch) -> None:
             if lose[0] > 0:
                 lose[0] -= 1
                 raise LostRace("a flow changed under the batch")
-            await save(self, batch)
+            save(self, batch)
 
         monkeypatch.setattr(SqliteTransaction, "save", racing)
         assert (await run.manager.update_state(flow.id, {"n": 1})).revision == 2
@@ -290,9 +290,9 @@ async def test_a_row_changed_by_somebody_else_is_never_overwritten(tmp_path: Pat
         flow = await started(run)
         load = SqliteTransaction.load
 
-        async def overtaken(self: SqliteTransaction, *what: Any) -> Any:
-            loaded = await load(self, *what)
-            await self._writer.execute_fetchall("UPDATE flows SET revision = revision + 1 WHERE id = ?", (flow.id,))
+        def overtaken(self: SqliteTransaction, *what: Any) -> Any:
+            loaded = load(self, *what)
+            self._database.execute("UPDATE flows SET revision = revision + 1 WHERE id = ?", (flow.id,))
             return loaded
 
         with pytest.MonkeyPatch.context() as patched:
@@ -390,11 +390,10 @@ async def breaking(error: FlowError | Exception) -> AsyncIterator[tuple[Engine, 
     engine = Engine(store, clock=VirtualClock(), policy=Policy(), max_batch=4)
     commit, left = SqliteTransaction.commit, [2]
 
-    async def failing(self: SqliteTransaction) -> None:
+    def failing(self: SqliteTransaction) -> None:
         if left[0] == 0:
-            await self.rollback()
             raise error
-        await commit(self)
+        commit(self)
         left[0] -= 1
 
     with pytest.MonkeyPatch.context() as patched:
@@ -437,11 +436,11 @@ async def test_a_store_that_breaks_during_a_lost_race_stops_the_engine(monkeypat
         await engine.submit(a_start("a"))
         await engine.submit(a_start("b"))
 
-        async def racing(self: SqliteTransaction, batch: Batch) -> None:
+        def racing(self: SqliteTransaction, batch: Batch) -> None:
             if lose[0]:
                 lose[0] -= 1
                 raise LostRace("a flow changed under the batch")
-            await save(self, batch)
+            save(self, batch)
 
         monkeypatch.setattr(SqliteTransaction, "save", racing)
         with pytest.raises(StoreBroken):
@@ -486,8 +485,7 @@ async def test_repeats_of_a_batch_that_could_not_be_stored_are_no_duplicates() -
         flow = await parked(run, {"kind": "manual"})
         with pytest.MonkeyPatch.context() as patched:
 
-            async def full(self: SqliteTransaction) -> None:
-                await self.rollback()
+            def full(_: SqliteTransaction) -> None:
                 raise Unavailable("the disk is full")
 
             patched.setattr(SqliteTransaction, "commit", full)

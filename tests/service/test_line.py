@@ -169,10 +169,9 @@ async def test_while_the_disk_is_full_messages_wait_however_long_and_none_is_bla
         refused: list[int] = []
         commit, has_room = SqliteTransaction.commit, asyncio.Event()
 
-        async def full(transaction: SqliteTransaction) -> None:
+        def full(transaction: SqliteTransaction) -> None:
             if has_room.is_set():
-                return await commit(transaction)
-            await transaction.rollback()
+                return commit(transaction)
             refused.append(line.clock.us)
             raise Unavailable("database or disk is full", full=True)
 
@@ -525,7 +524,7 @@ async def test_a_store_that_is_full_when_the_suspects_are_noted_ends_the_start_w
         gate.drop()
         await line.kill()
 
-    async def full(*_: object) -> dict[int, int]:
+    def full(*_: object) -> dict[int, int]:
         raise Unavailable("the database cannot take the change now: database or disk is full")
 
     with monkeypatch.context() as patched:
@@ -545,7 +544,7 @@ async def test_a_store_that_is_full_when_the_suspects_are_noted_ends_the_start_w
 async def test_a_full_store_is_not_ready_also_where_only_requests_find_out_and_is_ready_again_by_itself(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def full(*_: object) -> None:
+    def full(*_: object) -> None:
         raise Unavailable("the database cannot take the change now: database or disk is full")
 
     line = Line(path)

@@ -40,7 +40,7 @@ from worker.flow.commands import (
 from worker.flow.fold import fold, folded
 from worker.flow.model import Flow
 from worker.store import rows
-from worker.store.base import Transaction
+from worker.store.base import Transaction, Work
 from worker.store.sqlite import SqliteFlowStore
 from worker.submission import Outcome, Raw
 from worker.testing.database import InlineStore, Killed, fresh
@@ -442,8 +442,8 @@ class Machine(RuleBasedStateMachine):
     def expired(self) -> None:
         """SEMANTICS R4."""
 
-        async def expire(transaction: Transaction) -> int:
-            return await transaction.expire_held(self.clock.us, 1000)
+        def expire(transaction: Transaction) -> int:
+            return transaction.expire_held(self.clock.us, 1000)
 
         self._kept_house(expire)
         self.model.expire()
@@ -451,11 +451,11 @@ class Machine(RuleBasedStateMachine):
     def pruned(self) -> None:
         """Everything is published, and old enough."""
 
-        async def publish(transaction: Transaction) -> None:
-            await transaction.mark_published("events", 10**9)
+        def publish(transaction: Transaction) -> None:
+            transaction.mark_published("events", 10**9)
 
-        async def prune(transaction: Transaction) -> int:
-            return await transaction.prune_flows(self.clock.us, 1000)
+        def prune(transaction: Transaction) -> int:
+            return transaction.prune_flows(self.clock.us, 1000)
 
         before = {flow.id for flow in self.model.flows.values()}
         self._kept_house(publish)
@@ -464,7 +464,7 @@ class Machine(RuleBasedStateMachine):
         for flow_id in before - {flow.id for flow in self.model.flows.values()}:
             self.folded.pop(flow_id)
 
-    def _kept_house(self, chore: Callable[[Transaction], Coroutine[Any, Any, Any]]) -> None:
+    def _kept_house(self, chore: Work[Any]) -> None:
         async def done() -> None:
             self.engine.do(chore)
             await self.engine._step()

@@ -10,12 +10,14 @@ import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.service.test_state_machine import LONG, POLICY, Machine
 from worker.engine import Engine
+from worker.store.base import Work
 from worker.store.sqlite import SqliteFlowStore
 from worker.store.transaction import SqliteTransaction
 from worker.testing.database import Killed
@@ -30,22 +32,22 @@ class Mortal:
         self.store = store
         self.remains = remains
         self.death: str | None = None
-        self._begin = store.begin
-        store.begin = self._begun  # type: ignore[method-assign]
+        self._transact = store.transact
+        store.transact = self._mortally  # type: ignore[method-assign]
 
-    async def _begun(self) -> SqliteTransaction:
-        transaction = await self._begin()
-        commit = transaction.commit
+    async def _mortally(self, work: Work[Any]) -> Any:
+        """Do the work, and die on one side of its commit if it is time."""
 
-        async def commit_and_die() -> None:
+        def last(transaction: SqliteTransaction) -> Any:
+            done = work(transaction)
             if self.death == "before":
                 self._die()
-            await commit()
-            if self.death == "after":
-                self._die()
+            return done
 
-        transaction.commit = commit_and_die  # type: ignore[method-assign]
-        return transaction
+        done = await self._transact(last)  # type: ignore[arg-type]
+        if self.death == "after":
+            self._die()
+        return done
 
     def _die(self) -> None:
         for suffix in ("", "-wal"):
@@ -53,8 +55,8 @@ class Mortal:
         raise Killed
 
     async def close(self) -> None:
-        """Close the store; one that died while it wrote only lets go of what a dead process would not hold any more."""
-        if not self.remains.exists() or not self.store._gate.locked():
+        """Close the store; one that died only lets go of what a dead process would not hold any more."""
+        if not self.remains.exists():
             await self.store.close()
             return
         self.store._closed = True

@@ -12,7 +12,7 @@ from worker.engine import Engine
 from worker.errors import Conflict, InvalidRequest, NotFound
 from worker.flow.commands import Caller, CancelFlow, ExpireHeld, FailFlow, MatchHeld, RequestCancel, ResumeFlow, Stimulus
 from worker.flow.model import HeldReply
-from worker.store.base import Chore, Transaction
+from worker.store.base import Transaction, Work
 from worker.store.overview import Intervention
 from worker.times import Micros
 from worker.wire import operators, oversight
@@ -102,11 +102,11 @@ class Acting:
         flow_id = asked.flow_id.lower()
         note = self._noted(asked, "release", f"flow {flow_id}")
 
-        async def release(transaction: Transaction) -> Any:
+        def release(transaction: Transaction) -> Any:
             """Read the row again."""
-            flow = await transaction.release(flow_id)
+            flow = transaction.release(flow_id)
             if flow is not None:
-                await transaction.note_intervention(note)
+                transaction.note_intervention(note)
             return flow
 
         flow = await self._engine.do(release)
@@ -169,6 +169,6 @@ def _command(asked: operators.Resume | operators.Cancel | operators.Fail, caller
             return RequestCancel(**at, reason=asked.reason)
 
 
-def _pruning(before: Micros, limit: int) -> Chore:
+def _pruning(before: Micros, limit: int) -> Work[int]:
     """Return the chore that deletes some ended flows."""
     return lambda transaction: transaction.prune_flows(before, limit)

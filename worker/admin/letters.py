@@ -87,10 +87,10 @@ class Letters:
         note = Intervention(at_us=self._engine.clock(), actor=actor_of(asked), verb="dlq purge", about=about, reason=asked.reason)
         published = await self._engine.store.published("dead_letters")
 
-        async def purge(transaction: Transaction) -> None:
+        def purge(transaction: Transaction) -> None:
             """Delete them and keep who did it."""
-            await transaction.purge_letters(numbers)
-            await transaction.note_intervention(note)
+            transaction.purge_letters(numbers)
+            transaction.note_intervention(note)
 
         await self._engine.do(purge)
         kept = [oversight.Unreplayed(number=n, why="not published yet: the broker has to have it first") for n in numbers if n > published]
@@ -136,10 +136,10 @@ class Letters:
 def _marking(number: int, actor: str, now: Micros, about: str, reason: str) -> Callable[[Transaction], Any]:
     """Return the chore that marks a letter and keeps who replayed it, in one transaction."""
 
-    async def mark(transaction: Transaction) -> None:
+    def mark(transaction: Transaction) -> None:
         """Mark it."""
-        await transaction.note_replayed(number, actor, now)
-        await transaction.note_intervention(Intervention(at_us=now, actor=actor, verb="dlq replay", about=about, reason=reason))
+        transaction.note_replayed(number, actor, now)
+        transaction.note_intervention(Intervention(at_us=now, actor=actor, verb="dlq replay", about=about, reason=reason))
 
     return mark
 

@@ -7,8 +7,8 @@ Reads see committed rows only, and all that was committed before they began.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep
@@ -26,83 +26,76 @@ class LostRace(ConstraintViolated):
 
 
 class Transaction(Protocol):
-    """One write transaction. The caller ends it with exactly one of `commit` and `rollback`."""
+    """What a piece of work can do in the one write transaction. It runs on the connection's own thread."""
 
-    async def load(self, needs: Needs, now: Micros) -> Loaded:
+    def load(self, needs: Needs, now: Micros) -> Loaded:
         """Load what is named, and what hangs on it: waiters' flows, held replies. Rows that cannot be read are named in the world."""
         ...
 
-    async def save(self, batch: Batch) -> None:
-        """Have the batch written, and its journal entries numbered, before anything else that is done here, at the latest by `commit`.
+    def save(self, batch: Batch) -> None:
+        """Write the batch, and number its journal entries.
 
-        What comes next then raises `ConstraintViolated` where a rule is broken, or a flow is not as the batch saw it.
+        Raises `ConstraintViolated` where a rule is broken, `LostRace` where a flow is not as the batch saw it.
         """
         ...
 
-    async def expire_held(self, now: Micros, limit: int) -> int:
+    def expire_held(self, now: Micros, limit: int) -> int:
         """Turn expired held replies into dead letters (`expired`), at most `limit`; returns how many (SEMANTICS R4)."""
         ...
 
-    async def prune_flows(self, older_than: Micros, limit: int) -> int:
+    def prune_flows(self, older_than: Micros, limit: int) -> int:
         """Delete terminal flows last changed before `older_than`, with all their rows, at most `limit`; never one with an
         unpublished event. Returns how many.
         """
         ...
 
-    async def prune_inbox(self, source: str, before_seq: int, before: Micros, limit: int) -> int:
+    def prune_inbox(self, source: str, before_seq: int, before: Micros, limit: int) -> int:
         """Forget messages that their stream no longer keeps, and requests on `api` from before `before`. Returns how many."""
         ...
 
-    async def set_aside(self, flow_id: str, why: str) -> None:
-        """Take a flow whose row cannot be read out of the timers' way, and keep the reason (SEMANTICS R13)."""
-        ...
-
-    async def mark_published(self, outlet: str, n: int) -> None:
+    def mark_published(self, outlet: str, n: int) -> None:
         """Note that everything of the outlet (`events`, `dead_letters`) up to row `n` is stored by the broker."""
         ...
 
-    async def suspect(self, source: str, above: int, up_to: int) -> dict[int, int]:
+    def suspect(self, source: str, above: int, up_to: int) -> dict[int, int]:
         """Note that every message of `source` in (above, up_to] that has no outcome may have been begun; returns seq → attempts."""
         ...
 
-    async def note_attempt(self, source: str, seq: int) -> None:
+    def note_attempt(self, source: str, seq: int) -> None:
         """Count one more attempt of a message."""
         ...
 
-    async def forget_restored(self) -> None:
+    def forget_restored(self) -> None:
         """Note that a restored database has caught up."""
         ...
 
-    async def settle_outgoing(self, sent: Sequence[int], later: Sequence[tuple[int, Micros]]) -> None:
+    def settle_outgoing(self, sent: Sequence[int], later: Sequence[tuple[int, Micros]]) -> None:
         """Forget what was sent; try the others again at their times."""
         ...
 
-    async def release(self, flow_id: str) -> Flow | None:
+    def release(self, flow_id: str) -> Flow | None:
         """Set a flow that was set aside free again, so that time and replies reach it; returns it, None where it is not set aside.
 
         Raises `Conflict` where its row still cannot be read.
         """
         ...
 
-    async def note_replayed(self, number: int, actor: str, now: Micros) -> bool:
+    def note_replayed(self, number: int, actor: str, now: Micros) -> bool:
         """Note that a dead letter was published again; returns whether there is such a letter."""
         ...
 
-    async def purge_letters(self, numbers: Sequence[int]) -> int:
+    def purge_letters(self, numbers: Sequence[int]) -> int:
         """Delete dead letters, but none that is not published yet; returns how many went."""
         ...
 
-    async def note_intervention(self, done: Intervention) -> None:
+    def note_intervention(self, done: Intervention) -> None:
         """Keep what an operator did."""
         ...
 
-    async def commit(self) -> None:
-        """Make it durable. Raises `Unavailable` (nothing was kept) or `StoreBroken` (state unknown: start again from disk)."""
-        ...
 
-    async def rollback(self) -> None:
-        """Undo everything. Never raises."""
-        ...
+Result = TypeVar("Result")
+Work = Callable[[Transaction], Result]
+"""What is done in one transaction: all of it is kept, or nothing. It knows no event loop and must not touch what lives on one."""
 
 
 class Reads(Overview, Protocol):
@@ -210,14 +203,14 @@ class Store(Reads, Protocol):
         """Where it is, for people."""
         ...
 
-    async def begin(self) -> Transaction:
-        """Start the one write transaction. Raises `Unavailable`, or `StoreLocked` when a newer worker has taken over."""
+    async def transact(self, work: Work[Result]) -> Result:
+        """Do the work in the one write transaction and make it durable; returns what the work returns.
+
+        Nothing of it is kept where the work raises, or this raises `ConstraintViolated`, `Unavailable`, or `StoreLocked` when a newer
+        worker has taken over. After `StoreBroken` nobody knows: start again from disk. Once it has begun, it is not cancelled.
+        """
         ...
 
     async def close(self) -> None:
         """Close cleanly. Idempotent."""
         ...
-
-
-Chore = Callable[[Transaction], Awaitable[Any]]
-"""Housekeeping that runs in a transaction of its own, between batches."""

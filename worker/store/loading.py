@@ -19,8 +19,6 @@ from worker.store.records import InboxKey, InboxRow, Loaded, Needs, Place
 from worker.store.upkeep import Upkeep
 from worker.times import Micros
 
-Database = sqlite3.Connection
-
 
 class Last(NamedTuple):
     """The highest row numbers that were ever used, and of each stream the last place that a message was taken from."""
@@ -33,79 +31,75 @@ class Last(NamedTuple):
 class Loading(Upkeep):
     """The loading half of a transaction; `last` says how far the ones before it came."""
 
-    def __init__(self, writer: Any, last: Last) -> None:
-        super().__init__(writer)
+    def __init__(self, database: sqlite3.Connection, last: Last) -> None:
+        super().__init__(database)
         self._last = last
         self._load = statements("load")
         self._numbers: dict[str, int] = {}
         self._places: dict[str, int] = {}
         self._now: Micros = 0
 
-    async def load(self, needs: Needs, now: Micros) -> Loaded:
+    def load(self, needs: Needs, now: Micros) -> Loaded:
         """Load what the batch looks at into a fresh world."""
-        return await self._on_thread(self._loaded, needs, now)
-
-    def _loaded(self, database: Database, needs: Needs, now: Micros) -> Loaded:
-        """Load it, on the connection's thread."""
         self._now = now
         loaded = Loaded(world=World())
-        self._load_inbox(database, needs, loaded)
-        self._load_pairs(database, needs, loaded.world, now)
+        self._load_inbox(needs, loaded)
+        self._load_pairs(needs, loaded.world, now)
         if needs.keys:
-            for owner, key, flow_id in self._rows(database, "flows_by_key", needs.keys):
+            for owner, key, flow_id in self._rows("flows_by_key", needs.keys):
                 loaded.world.keys[owner, key] = flow_id
                 needs.flows.add(flow_id)
         if needs.parents:
-            for parent, child in self._rows(database, "children_by_parent", needs.parents):
+            for parent, child in self._rows("children_by_parent", needs.parents):
                 loaded.world.families[parent].append(child)
                 needs.flows.add(child)
-        self._load_flows(database, needs.flows, loaded.world)
+        self._load_flows(needs.flows, loaded.world)
         if needs.held:
-            self._hold(self._rows(database, "held_by_key", needs.held), loaded.world)
+            self._hold(self._rows("held_by_key", needs.held), loaded.world)
         if needs.holding:
-            self._load_holdings(database, needs, loaded.world.holdings)
+            self._load_holdings(needs, loaded.world.holdings)
         if needs.steps:
-            for row in self._rows(database, "steps_by_run", needs.steps):
+            for row in self._rows("steps_by_run", needs.steps):
                 step = rows.step(row)
                 loaded.world.steps[step.flow_id, step.run_id] = step
         return loaded
 
-    def _load_inbox(self, database: Database, needs: Needs, loaded: Loaded) -> None:
+    def _load_inbox(self, needs: Needs, loaded: Loaded) -> None:
         """Load the messages known by identity or place."""
         if needs.inbox:
-            for row in self._rows(database, "inbox_by_key", needs.inbox):
+            for row in self._rows("inbox_by_key", needs.inbox):
                 known = rows.inbox(row)
                 loaded.inbox[_identity(known)] = known
-        taken = {(stream, seq) for stream, seq in needs.places if seq <= self._taken_up_to(database, stream)}
+        taken = {(stream, seq) for stream, seq in needs.places if seq <= self._taken_up_to(stream)}
         if taken:
-            for row in self._rows(database, "inbox_by_place", taken):
+            for row in self._rows("inbox_by_place", taken):
                 known = rows.inbox(row)
                 loaded.places.setdefault(_place(known), []).append(known)
 
-    def _taken_up_to(self, database: Database, stream: str) -> int:
+    def _taken_up_to(self, stream: str) -> int:
         """Return the last place that a message of the stream was taken from: what lies behind it was never seen, and is not looked up."""
         known = self._places.get(stream) or self._last.places.get(stream)
         if known is None:
-            found: int | None = database.execute(statements("reads")["last_taken"], (stream,)).fetchone()[0]
+            found: int | None = self._database.execute(statements("reads")["last_taken"], (stream,)).fetchone()[0]
             self._places[stream] = known = found or 0
         return known
 
-    def _load_pairs(self, database: Database, needs: Needs, world: World, now: Micros) -> None:
+    def _load_pairs(self, needs: Needs, world: World, now: Micros) -> None:
         """Load who waits, who waited last, and what is held for the pairs; their flows are needed too."""
         pairs = needs.pairs | needs.parking
         if not pairs:
             return
-        for wait_id, leaf, topic, correlation_id, mode, *flow in self._legible_rows(database, "waiters_by_pair", pairs):
+        for wait_id, leaf, topic, correlation_id, mode, *flow in self._legible_rows("waiters_by_pair", pairs):
             waiter = Waiter(flow_id=flow[1], wait_id=wait_id, leaf=leaf, topic=topic, correlation_id=correlation_id, mode=mode)
             world.add_waiter(waiter)
             self._take_flow(flow, world)
         unawaited = {pair for pair in needs.pairs if not world.waiting.get(pair)}
         if unawaited:
-            for topic, correlation_id, flow_id in self._rows(database, "last_by_pair", unawaited):
+            for topic, correlation_id, flow_id in self._rows("last_by_pair", unawaited):
                 world.last[topic, correlation_id] = flow_id
                 needs.flows.add(flow_id)
         if needs.parking:
-            self._hold(self._rows(database, "held_by_pair", needs.parking, now), world)
+            self._hold(self._rows("held_by_pair", needs.parking, now), world)
 
     def _hold(self, found: Iterable[Any], world: World) -> None:
         """Add held replies to the world, each once; one that cannot be read stays where it is."""
@@ -118,9 +112,9 @@ class Loading(Upkeep):
             if world.held_by_key(held.key) is None:
                 world.replies[held.pair].append(held)
 
-    def _load_holdings(self, database: Database, needs: Needs, holdings: Holdings) -> None:
+    def _load_holdings(self, needs: Needs, holdings: Holdings) -> None:
         """Load how many replies are held, and those that would make room, no more than the batch can displace."""
-        for tenant, count in self._rows(database, "held_counts", needs.holding):
+        for tenant, count in self._rows("held_counts", needs.holding):
             if tenant is None:
                 holdings.total = count
             else:
@@ -129,19 +123,19 @@ class Loading(Upkeep):
         arriving = sum(needs.holding.values())
         over = holdings.total + arriving - needs.max_held
         if over > 0:
-            for tenant, count in database.execute(self._load["held_most"]):
+            for tenant, count in self._database.execute(self._load["held_most"]):
                 holdings.of[tenant] = count
                 wanted[tenant] = max(wanted.get(tenant, 0), over)
         for tenant, number in wanted.items():
             if number > 0:
-                found = database.execute(self._load["held_first"], (tenant, min(number, AT_ONCE * arriving)))
+                found = self._database.execute(self._load["held_first"], (tenant, min(number, AT_ONCE * arriving)))
                 holdings.first[tenant] = [rows.held_mark(row) for row in found]
 
-    def _load_flows(self, database: Database, flow_ids: set[str], world: World) -> None:
+    def _load_flows(self, flow_ids: set[str], world: World) -> None:
         """Load flows by id; a row that cannot be read is named in the world and stops nothing else (SEMANTICS R13)."""
         wanted = flow_ids - world.flows.keys() - world.unreadable.keys()
         if wanted:
-            for row in self._legible_rows(database, "flows_by_id", wanted):
+            for row in self._legible_rows("flows_by_id", wanted):
                 self._take_flow(row, world)
 
     def _take_flow(self, row: Sequence[Any], world: World) -> None:
@@ -155,28 +149,28 @@ class Loading(Upkeep):
         except rows.Unreadable as bad:
             world.unreadable[flow_id] = str(bad)
 
-    def _rows(self, database: Database, name: str, wanted: Iterable[Any], *more: Any) -> Sequence[Any]:
+    def _rows(self, name: str, wanted: Iterable[Any], *more: Any) -> Sequence[Any]:
         """Run a set-based load for the wanted ids."""
         ids = msgspec.json.encode(list(wanted)).decode()
-        return database.execute(self._load[name], (ids, *more)).fetchall()
+        return self._database.execute(self._load[name], (ids, *more)).fetchall()
 
-    def _legible_rows(self, database: Database, name: str, wanted: Iterable[Any]) -> Sequence[Any]:
+    def _legible_rows(self, name: str, wanted: Iterable[Any]) -> Sequence[Any]:
         """Run a set-based load of flows, one of whose labels may be damaged."""
         try:
-            return self._rows(database, name, wanted)
+            return self._rows(name, wanted)
         except sqlite3.OperationalError as bad:
             if "UTF-8" not in str(bad):
                 raise
-            return self._legibly(database, name, wanted, bad)
+            return self._legibly(name, wanted, bad)
 
-    def _legibly(self, database: Database, name: str, wanted: Iterable[Any], refused: sqlite3.OperationalError) -> Sequence[Any]:
+    def _legibly(self, name: str, wanted: Iterable[Any], refused: sqlite3.OperationalError) -> Sequence[Any]:
         """Load again after one damaged label made the driver refuse the whole result; not always so, for it costs on every text."""
         traceback.clear_frames(refused.__traceback__)  # the cursor in there would keep its statement, and so the checkpoint, open
-        database.text_factory = rows.legible
+        self._database.text_factory = rows.legible
         try:
-            return self._rows(database, name, wanted)
+            return self._rows(name, wanted)
         finally:
-            database.text_factory = str
+            self._database.text_factory = str
 
 
 def _identity(row: InboxRow) -> InboxKey:

@@ -95,7 +95,7 @@ class Batch(msgspec.Struct, kw_only=True):
     """All that a transaction writes, in the order it was decided. `displaced`: the letters of held replies that make room, by key.
 
     Once it is saved, `first_event` is the number of its first journal entry; those of the others follow without a gap.
-    `set_aside`: flows that cannot be read; the transaction takes them out of the way itself, before it saves this.
+    `set_aside`: flows whose rows cannot be read, and why; they are taken out of the timers' way (SEMANTICS R13).
     """
 
     flows: list[FlowWrite] = msgspec.field(default_factory=list)
@@ -113,7 +113,7 @@ class Batch(msgspec.Struct, kw_only=True):
     outgoing: list[Outgoing] = msgspec.field(default_factory=list)
     counts: dict[str, int] = msgspec.field(default_factory=dict)
     first_event: int = 0
-    set_aside: list[str] = msgspec.field(default_factory=list)
+    set_aside: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def buries(self) -> bool:

@@ -15,6 +15,7 @@ import aiosqlite
 
 from worker.errors import StoreBroken, StoreLocked, Unavailable
 from worker.store import rows
+from worker.store.base import Result, Work
 from worker.store.failures import translated
 from worker.store.loading import Last
 from worker.store.lock import WriterLock
@@ -42,8 +43,6 @@ class SqliteFlowStore(SqliteReads):
         self._closed = False
         self._recovered = False
         self._restored = False
-        # A database in memory has one connection: reads wait for the transaction, so they never see uncommitted rows.
-        self._gate = asyncio.Lock()
 
     @classmethod
     async def open(cls, path: str) -> SqliteFlowStore:
@@ -134,28 +133,38 @@ class SqliteFlowStore(SqliteReads):
         """The file's real path."""
         return self._place
 
-    async def begin(self) -> SqliteTransaction:
-        """Start the write transaction."""
-        await self._gate.acquire()
-        if self._closed:
-            self._gate.release()
-            raise Unavailable(_CLOSED)
-        return SqliteTransaction(self._writer, self._epoch, self._last, self._ended)
+    async def transact(self, work: Work[Result]) -> Result:
+        """Do the work in one transaction; see the port.
 
-    def _ended(self, last: Last | None) -> None:
-        """Note that a transaction is over: remember how far it came, and let the next one begin."""
-        if last is not None:
-            self._last = last
-        self._gate.release()
+        One hop to the connection's thread and back: each costs as much as ten statements, and aiosqlite's public calls make one or two
+        for each of them.
+        """
+        if self._closed:
+            raise Unavailable(_CLOSED)
+        done: Result = await self._writer._execute(self._carried_out, self._writer._conn, work)  # type: ignore[no-untyped-call]  # noqa: SLF001  # see above
+        return done
+
+    def _carried_out(self, database: sqlite3.Connection, work: Work[Result]) -> Result:
+        """Begin, do the work and commit, on the connection's thread. Nothing else gets between: it is the only one that writes."""
+        transaction = SqliteTransaction(database, self._epoch, self._last)
+        try:
+            transaction.begin()
+            done = work(transaction)
+            transaction.commit()
+        except sqlite3.Error as bad:
+            transaction.rollback()
+            raise translated(bad) from bad
+        except BaseException:
+            transaction.rollback()
+            raise
+        self._last = transaction.last
+        return done
 
     async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
-        """Read on the reading connection; in memory, on the only one, between transactions."""
+        """Read on the reading connection; in memory, on the only one, whose thread does a transaction in one go."""
         if self._closed:
             raise Unavailable(_CLOSED)
-        if self._reader is not None:
-            return list(await self._reader.execute_fetchall(sql, parameters))
-        async with self._gate:
-            return list(await self._writer.execute_fetchall(sql, parameters))
+        return list(await (self._reader or self._writer).execute_fetchall(sql, parameters))
 
     async def ping(self) -> None:
         """Answer on the reading connection's thread, and on the writing one's: either can hang while the other answers."""
@@ -180,10 +189,9 @@ class SqliteFlowStore(SqliteReads):
         if self._reader is not None:
             await self._reader.close()
         try:
-            async with self._gate:
-                # Only by the one whose database it still is: a newer worker has not left it clean.
-                await self._writer.execute_fetchall(self._upkeep["leave_clean"], (self._epoch,))
-                await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+            # Only by the one whose database it still is: a newer worker has not left it clean.
+            await self._writer.execute_fetchall(self._upkeep["leave_clean"], (self._epoch,))
+            await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as bad:
             raise StoreBroken(f"the database could not be closed cleanly: {bad}") from bad
         finally:

@@ -36,11 +36,7 @@ class Inline:
 
     async def execute_fetchall(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """Run a statement and return its rows."""
-        self.burn()
-        found = self.database.execute(sql, parameters).fetchall()
-        if self.after_commit and sql == "COMMIT":
-            self.die()
-        return found
+        return self._conn.execute(sql, parameters).fetchall()
 
     @property
     def _conn(self) -> _Burning:
@@ -80,7 +76,15 @@ class _Burning:
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Run a statement."""
         self._inline.burn()
-        return self._inline.database.execute(sql, parameters)
+        cursor = self._inline.database.execute(sql, parameters)
+        if self._inline.after_commit and sql == "COMMIT":
+            self._inline.die()
+        return cursor
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether something is begun that a rollback would undo."""
+        return self._inline.database.in_transaction
 
     def executemany(self, sql: str, values: Iterable[Sequence[Any]]) -> sqlite3.Cursor:
         """Run a statement for each of the values."""
