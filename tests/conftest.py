@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import compileall
+import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import structlog
 
 from tests.faults.report import Row, commit, table
 
@@ -43,6 +45,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"no scenario is called {wanted!r}; there are: {', '.join(sorted(set(named.values())))}")
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """Undo what a test's command sets up for its process, which here is everybody's."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
 
 
 @pytest.fixture

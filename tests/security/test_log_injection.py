@@ -6,10 +6,8 @@ import io
 import json
 import logging
 import unicodedata
-from collections.abc import Iterator
 
 import pytest
-import structlog
 from click.exceptions import Exit
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -23,6 +21,8 @@ from worker.telemetry import Said, configure_logging, logger
 from worker.wire.codec import Unusable, read_command
 from worker.wire.headers import one_line
 
+pytestmark = pytest.mark.usefixtures("logging_restored")
+
 HOSTILE = (
     "\x1b[2J\x1b[31mgone\x07",
     '\n{"event":"worker.ready","level":"info"}',
@@ -35,23 +35,6 @@ HOSTILE = (
 )
 TEXTS = st.one_of(st.text(alphabet=st.characters()), st.sampled_from(HOSTILE), st.text(alphabet="".join(HOSTILE)))
 DANGEROUS = {"Cc", "Cf", "Zl", "Zp", "Cs"}
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture(autouse=True)
-def logging_restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def records(out: io.StringIO) -> list[str]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import socket
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import structlog
 from click.testing import CliRunner, Result
 
 from worker.cli import exit_codes, taskflow
@@ -198,16 +196,6 @@ def test_dev_with_a_nats_url_starts_no_server_and_keeps_its_data_in_the_folder(f
     assert not (folder / ".taskflow" / "nats").exists()
     assert "given by flag --nats-url" in result.stderr
     assert result.stdout == ""
-
-
-@pytest.fixture
-def logging_restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 @pytest.mark.e2e

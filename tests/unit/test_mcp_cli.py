@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from click.testing import CliRunner, Result
 
 from worker.cli import taskflow
@@ -30,17 +27,6 @@ class Served:
     async def serve(self, config: Any, owner: Owner, **asked: Any) -> int:
         self.config, self.owner, self.asked = config, owner, asked
         return 0
-
-
-@pytest.fixture
-def logging_restored() -> Iterator[None]:
-    """The command sets logging up for its process, which here is everybody's."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 @pytest.fixture

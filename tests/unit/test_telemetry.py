@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
+from tests.terminal import Terminal
 from worker.config import Log
 from worker.metrics import DEAD_LETTER_REASONS, Metrics
 from worker.sparing import ALIKE, SAME, WINDOW, Sparing
 from worker.telemetry import Said, configure_logging, logger, one_line
 
+pytestmark = pytest.mark.usefixtures("logging_restored")
+
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture(autouse=True)
-def logging_restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 @given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from(LINE_ENDS))), st.text(alphabet=LINE_ENDS + '"\\{}'))

@@ -41,7 +41,7 @@ class SqliteTransaction(Loading):
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
         except sqlite3.Error as bad:
-            self._log.warning("rollback_failed", why=str(bad))
+            self._log.warning("not_rolled_back", why=str(bad))
 
     @property
     def last(self) -> Last:
