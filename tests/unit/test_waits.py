@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from worker.times import SECOND, rfc3339
 
 NOW = 1_800_000_000 * SECOND
 OWNER = "agent:kate:session:main"
+LAST = "9999-12-31T23:59:59-01:00"
+"""A time that no year of UTC has."""
 
 
 def at(seconds: float) -> str:
@@ -67,6 +70,11 @@ def refusal(condition: Any, policy: Policy | None = None) -> tuple[str, str]:
     return decided.code, decided.details.get("path", "")
 
 
+def minted_in(flow: Flow) -> list[str]:
+    """Return the correlation ids of a composite's parts."""
+    return [part["correlation_id"] for part in (flow.wait_json or {})["conditions"]]
+
+
 def nested(depth: int) -> dict[str, Any]:
     return manual() if depth == 1 else any_of(nested(depth - 1))
 
@@ -109,10 +117,18 @@ def test_a_condition_nests_four_deep_with_sixty_four_leaves_and_no_further(kind:
         (any_of(), "invalid_request", "/wait_condition/conditions"),
         (any_of(external(), external()), "invalid_request", "/wait_condition/conditions"),
         (any_of(manual("ann"), all_of(manual("ann"))), "invalid_request", "/wait_condition/conditions"),
-        (any_of(manual("")), "invalid_request", "/wait_condition/name"),
+        (any_of(manual("")), "invalid_request", "/wait_condition/conditions/0/name"),
         (at_least(0, manual()), "invalid_request", "/wait_condition/count"),
         (at_least(3, manual(), manual()), "invalid_request", "/wait_condition/count"),
-        (any_of(manual(), all_of(manual(timeout="31d"))), "horizon_exceeded", "/wait_condition/deadline"),
+        (any_of(manual(), all_of(manual(timeout="31d"))), "horizon_exceeded", "/wait_condition/conditions/1/conditions/0/deadline"),
+        (any_of(manual(), {"kind": "timer", "at": at(-1)}), "timer_in_past", "/wait_condition/conditions/1/at"),
+        (any_of(manual(), external(topic="")), "invalid_request", "/wait_condition/conditions/1/topic"),
+        (all_of(any_of(external("c\n"))), "invalid_request", "/wait_condition/conditions/0/conditions/0/correlation_id"),
+        (any_of(manual(), external(timeout="soon")), "invalid_request", "/wait_condition/conditions/1/timeout"),
+        (any_of(all_of(manual(timeout="1m", deadline=at(60)))), "invalid_request", "/wait_condition/conditions/0/conditions/0/timeout"),
+        (any_of(manual(), {"kind": "timer", "at": LAST}), "invalid_request", "/wait_condition/conditions/1/at"),
+        (any_of(manual(), at_least(2, manual())), "invalid_request", "/wait_condition/conditions/1/count"),
+        (any_of(manual(), all_of()), "invalid_request", "/wait_condition/conditions/1/conditions"),
         (any_of({"kind": "timer", "at": at(5), "timeout": "1s"}), "invalid_request", "/wait_condition/conditions/0/timeout"),
         (external(accept={"type": "object"}), "invalid_request", "/wait_condition/accept"),
         ("manual", "invalid_request", "/wait_condition"),
@@ -142,9 +158,17 @@ def test_the_default_timeout_bounds_waits_that_name_none() -> None:
 
 def test_correlation_ids_that_are_not_given_are_minted_and_all_different() -> None:
     """SEMANTICS R3."""
-    wait = waits(all_of(*({"kind": "external_event", "topic": "t"} for _ in range(3)))).wait_json
-    assert wait is not None
-    assert [c["correlation_id"] for c in wait["conditions"]] == ["nonce", "nonce-2", "nonce-3"]
+    minted = minted_in(waits(all_of(*({"kind": "external_event", "topic": "t"} for _ in range(3)))))
+    assert len(set(minted)) == 3
+    assert all(len(bytes.fromhex(one)) * 8 >= 128 for one in minted)
+
+
+def test_a_minted_correlation_id_does_not_tell_what_the_others_of_its_wait_are() -> None:
+    """SEMANTICS R3: who is told the first to answer one leaf must not be able to answer for another."""
+    minted = minted_in(waits(all_of(*({"kind": "external_event", "topic": "t"} for _ in range(3)))))
+    for one, other in permutations(minted, 2):
+        assert one[:16] not in other
+        assert "nonce" not in one, "what they are all made from stays with the worker"
 
 
 # When a condition holds, and what of it is still open.

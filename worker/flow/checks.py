@@ -9,6 +9,7 @@ from worker.flow.commands import Policy
 from worker.flow.decision import View
 from worker.flow.identifiers import agent_of, bad_id
 from worker.flow.model import Flow
+from worker.flow.pointing import relocate, trail
 from worker.flow.waits import MAX_DEPTH, MAX_LEAVES, AtLeast, ExternalEvent, FlowEnds, Manual, Node, Timer, WaitCondition, nodes
 from worker.times import Micros, to_datetime, to_micros
 
@@ -23,7 +24,7 @@ def check(condition: WaitCondition, flow: Flow, view: View, now: Micros, policy:
     for node in walked:
         refusal = _check_node(node, flow, view, now, policy)
         if refusal is not None:
-            return refusal
+            return relocate(refusal, trail(condition, node.number))
     names = [node.condition.name for node in walked if isinstance(node.condition, Manual) and node.condition.name is not None]
     if len(set(names)) < len(names):
         return InvalidRequest("two manual leaves of one wait have the same name", path="/wait_condition/conditions")

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from hashlib import sha256
+from itertools import count
 
 from msgspec.structs import replace
 
 from worker.durations import parse_duration
 from worker.errors import InvalidRequest
 from worker.flow.commands import Policy
+from worker.flow.pointing import relocate
 from worker.flow.waits import Composite, ExternalEvent, FlowEnds, Timer, WaitCondition
 from worker.times import Micros, to_datetime
+
+_DIGITS = 32
+"""Of a minted id, in hexadecimal: 128 bit (R3)."""
 
 
 def settle(condition: WaitCondition, now: Micros, policy: Policy, nonce: str) -> WaitCondition:
@@ -42,17 +48,23 @@ def _settle(part: WaitCondition, now: Micros, ids: Iterator[str]) -> WaitConditi
     if isinstance(part, FlowEnds):
         return replace(part, flow_id=part.flow_id.lower())
     if isinstance(part, Composite):
-        return replace(part, conditions=tuple(_settle(below, now, ids) for below in part.conditions))
+        return replace(part, conditions=tuple(_settle_below(part, index, now, ids) for index in range(len(part.conditions))))
     return part
 
 
+def _settle_below(part: Composite, index: int, now: Micros, ids: Iterator[str]) -> WaitCondition:
+    """Settle one condition of a composite. Raises `InvalidRequest` that names its field from the whole condition down."""
+    try:
+        return _settle(part.conditions[index], now, ids)
+    except InvalidRequest as refused:
+        relocate(refused, f"/conditions/{index}")
+        raise
+
+
 def _ids(nonce: str) -> Iterator[str]:
-    """Give unguessable ids that all come from one nonce."""
-    yield nonce
-    number = 2
-    while True:
-        yield f"{nonce}-{number}"
-        number += 1
+    """Give unguessable ids that all come from one nonce, and tell nothing of it: who knows one of them cannot make the others."""
+    for number in count(1):
+        yield sha256(f"{nonce}:{number}".encode()).hexdigest()[:_DIGITS]
 
 
 def _utc(at: datetime, name: str) -> datetime:
