@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import shutil
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -367,6 +368,24 @@ async def test_a_bad_place_is_refused_with_what_to_change(path: Path, tmp_path: 
     assert "does not exist" in str(await refusal(tmp_path / "nowhere" / "t.db"))
     assert "is a folder" in str(await refusal(tmp_path))
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a socket", "a device"])
+async def test_what_is_no_ordinary_file_is_refused_before_it_is_opened(kind: str, tmp_path: Path) -> None:
+    """CONTRACT 7: a database that is refused is 78, with what to change; SQLite would call it an I/O error, which is 74 and a restart."""
+    place = tmp_path / "flows.db"
+    with socket.socket(socket.AF_UNIX) as listening:
+        match kind:
+            case "a pipe":
+                os.mkfifo(place)
+            case "a socket":
+                listening.bind(str(place))
+            case _:
+                place = Path(os.devnull)
+        refused = await refusal(place)
+    assert "is no ordinary file" in str(refused)
+    assert refused.exit_code == 78
+    assert not place.with_name(f"{place.name}.lock").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

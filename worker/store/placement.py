@@ -26,6 +26,9 @@ def checked(path: str) -> Path:
     if real.is_dir():
         message = f"store.path: {real} is a folder: name a file in it"
         raise StoreRefused(message)
+    if real.exists() and not real.is_file():
+        message = f"store.path: {real} is no ordinary file but a pipe, a socket or a device: set another path"
+        raise StoreRefused(message)
     if real.exists() and real.stat().st_nlink != 1:
         message = (
             f"store.path: {real} has {real.stat().st_nlink} hard links: SQLite's log belongs to one name only; copy it to a name of its own"
