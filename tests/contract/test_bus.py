@@ -597,6 +597,18 @@ async def test_an_inbound_stream_that_would_break_a_promise_is_refused(rig: Rig,
     await bus.close()
 
 
+async def test_an_event_stream_that_would_drop_events_from_the_middle_of_a_flow_is_refused(rig: Rig) -> None:
+    """CONTRACT 4: without gaps. A flow that waits twice has two events on one subject."""
+    await rig.create_stream(
+        {"name": "E", "subjects": ["e.>"], "storage": "file", "retention": "limits", "discard": "old", "max_msgs_per_subject": 1}
+    )
+    bus = rig.connect()
+    await bus.open()
+    with pytest.raises(TopologyRefused, match="stream E: max_msgs_per_subject is 1, it must be -1"):
+        await bus.prepare((Stream(name="E", subjects=("e.>",), inbound=False, max_age=60),), ())
+    await bus.close()
+
+
 @pytest.mark.parametrize(
     "change,named",
     [

@@ -20,6 +20,7 @@ Json = dict[str, Any]
 _EVERY_STREAM: tuple[tuple[str, Any, Any, str], ...] = (
     ("storage", "file", "file", _NOT_EDITABLE),
     ("retention", "limits", "limits", _NOT_EDITABLE),
+    ("max_msgs_per_subject", -1, -1, "`nats stream edit {name} --max-msgs-per-subject=-1`"),  # drops events from the middle of a flow
     ("no_ack", False, False, "`nats stream edit {name} --ack`"),
     ("sealed", False, False, _NOT_EDITABLE),
     ("mirror", None, None, _NOT_EDITABLE),
@@ -29,7 +30,6 @@ _EVERY_STREAM: tuple[tuple[str, Any, Any, str], ...] = (
 # Agents publish here. Each of these lets a publisher, or a full stream, erase or forge what others were promised is stored.
 _INBOUND_STREAM: tuple[tuple[str, Any, Any, str], ...] = (
     ("discard", "new", "old", "`nats stream edit {name} --discard new`"),
-    ("max_msgs_per_subject", -1, -1, "`nats stream edit {name} --max-msgs-per-subject=-1`"),
     ("deny_delete", True, False, "`nats stream edit {name} --deny-delete`"),
     ("deny_purge", True, False, "`nats stream edit {name} --deny-purge`"),
     ("allow_rollup_hdrs", False, False, "`nats stream edit {name} --no-allow-rollup`"),
