@@ -107,7 +107,9 @@ def _command(command: Command, view: View, now: Micros, policy: Policy) -> Decis
         return Decision(outcome="applied", flow=flow)
     draft = Draft(flow, command.caller, now)
     _CARRY_OUT[type(command)](draft, command, view)
-    return _too_large(flow, draft.flow, policy) or Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),), step=draft.step)
+    return _too_large(command, flow, draft.flow, policy) or Decision(
+        outcome="applied", flow=draft.flow, changes=(draft.change(),), step=draft.step
+    )
 
 
 def _not_yours(command: Command, flow: Flow) -> FlowError | None:
@@ -143,16 +145,19 @@ def _not_now(command: Command, flow: Flow) -> FlowError | None:
     return None
 
 
-def _too_large(before: Flow, after: Flow, policy: Policy) -> FlowError | None:
-    """Refuse a command that makes the state grow past the limit; shrinking is always possible."""
-    if after.state_json is before.state_json:
+def _too_large(command: Command, before: Flow, after: Flow, policy: Policy) -> FlowError | None:
+    """Refuse what a caller brings (`_BRINGS`: in this field) and makes the state too large; shrinking is always possible.
+
+    What the worker itself writes (`resume_meta`, `failure`) is bounded, and keeps nobody from resuming or failing a flow.
+    """
+    field = _BRINGS.get(type(command))
+    if field is None or getattr(command, field) is None or after.state_json is before.state_json:
         return None
     size = len(msgspec.json.encode(after.state_json))
     if size <= policy.max_state_bytes or size <= len(msgspec.json.encode(before.state_json)):
         return None
-    return TooLarge(
-        f"the state would have {size} bytes; the limit is {policy.max_state_bytes}", path="/patch", size=size, limit=policy.max_state_bytes
-    )
+    message = f"the state would have {size} bytes; the limit is {policy.max_state_bytes}"
+    return TooLarge(message, path=f"/{field}", size=size, limit=policy.max_state_bytes)
 
 
 def _run(draft: Draft, _command: RunFlow, _view: View) -> None:
@@ -212,6 +217,8 @@ def _observe(draft: Draft, command: ObserveStep, view: View) -> None:
     shown |= {"child_session_key": draft.step.child_session_key, "result": command.result_json}
     draft.add(EventKind.STEP_OBSERVED, shown)
 
+
+_BRINGS: dict[type[Command], str] = {AdvanceFlow: "patch", ResumeFlow: "patch", FinishFlow: "final_state"}
 
 _CARRY_OUT: dict[type[Command], Callable[[Draft, Any, View], None]] = {
     RunFlow: _run,
