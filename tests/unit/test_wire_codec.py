@@ -376,6 +376,23 @@ def test_an_unknown_verb_is_unsupported_whatever_the_body(verb: str) -> None:
     assert len(bad.error.message) < 300
 
 
+def test_on_the_api_the_queries_are_among_the_known_verbs() -> None:
+    """CONTRACT 1 and 2: who asks there can ask them; who publishes a command cannot."""
+    asked, sent = read("xyzzy", {}, require_id=False), read("xyzzy", {})
+    assert isinstance(asked, Unusable)
+    assert isinstance(sent, Unusable)
+    for verb in QUERIES.keys() - COMMANDS.keys():
+        assert verb in asked.error.message
+        assert verb not in sent.error.message
+
+
+@pytest.mark.parametrize("verb, meant", [("START", "start"), ("List_Mine", "list_mine")])
+def test_a_verb_in_other_letters_is_answered_with_the_one_that_was_meant(verb: str, meant: str) -> None:
+    asked = read(verb, {}, require_id=False)
+    assert isinstance(asked, Unusable)
+    assert f"did you mean {meant}?" in asked.error.message
+
+
 def test_hints_lead_to_the_right_verb_and_the_right_subject() -> None:
     assert "did you mean start?" in refused("stat", {}).error.message
     assert "status is a query" in refused("status", {}).error.message

@@ -48,7 +48,7 @@ def read_command(
     request: Request | None = None
     try:
         if verb not in COMMANDS:
-            raise complaints.unsupported(verb, COMMANDS)
+            raise complaints.unsupported(verb, COMMANDS if require_id else complaints.ALL_VERBS)  # who asks on `api` may also query
         opened = open_request(body)
         request = _typed(verb, COMMANDS[verb], opened)
         key = _command_id(headers, request, mint, require_id=require_id)

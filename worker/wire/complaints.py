@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from enum import StrEnum
 
@@ -16,8 +16,15 @@ from worker.wire.requests import COMMANDS, EXPECTED, QUERIES, ListMine, Observe
 _ENUMS: dict[tuple[type[msgspec.Struct], str], type[StrEnum]] = {(Observe, "status"): FlowStepStatus, (ListMine, "status"): FlowStatus}
 
 
-def refusal(failure: Exception, body: bytes, top: limits.TopLevel, verb: str, shape: type[msgspec.Struct]) -> FlowError:
-    """Return the refusal of a body that the verb's type did not take."""
+def refusal(
+    failure: Exception,
+    body: bytes,
+    top: limits.TopLevel,
+    verb: str,
+    shape: type[msgspec.Struct],
+    expected: Mapping[str, str] = EXPECTED,
+) -> FlowError:
+    """Return the refusal of a body that the verb's type did not take. `expected`: what its fields take, in words."""
     if not isinstance(failure, msgspec.ValidationError):
         return limits.explain(body, failure)
     text = str(failure)
@@ -29,7 +36,7 @@ def refusal(failure: Exception, body: bytes, top: limits.TopLevel, verb: str, sh
         return _unknown(unknown[0], verb, shape.__struct_fields__)
     if "out of range" in text and "`$." in text:
         return limits.explain(body, failure)
-    return _mistyped(text, shape)
+    return _mistyped(text, shape, expected)
 
 
 def _unknown(name: str, verb: str, known: Iterable[str]) -> InvalidRequest:
@@ -39,7 +46,7 @@ def _unknown(name: str, verb: str, known: Iterable[str]) -> InvalidRequest:
     return InvalidRequest(f"{verb} has no field {limits.shown(name)}{hint}", path=pointers.spell(name[:64]))
 
 
-def _mistyped(text: str, shape: type[msgspec.Struct]) -> InvalidRequest:
+def _mistyped(text: str, shape: type[msgspec.Struct], expected: Mapping[str, str]) -> InvalidRequest:
     """Say what the field takes."""
     path = limits.place(text)
     name = path[1:].partition("/")[0]
@@ -48,8 +55,8 @@ def _mistyped(text: str, shape: type[msgspec.Struct]) -> InvalidRequest:
     kind = _ENUMS.get((shape, name)) or (FlowStatus if name == "status" else None)
     if kind is not None:
         wanted = "one of " + ", ".join(member.value for member in kind)
-    elif path == pointers.spell(name) and name in EXPECTED:
-        wanted = EXPECTED[name]
+    elif path == pointers.spell(name) and name in expected:
+        wanted = expected[name]
     else:
         wanted = limits.TYPES.get(text.partition("Expected `")[2].partition("`")[0].partition(" |")[0], "")
     sentence = f"{name} must be {wanted}{given}" if name and wanted else f"{name or 'the body'}: {text.partition(' - at ')[0]}"
@@ -61,7 +68,7 @@ def unsupported(verb: str, known: Iterable[str]) -> UnsupportedVerb:
     verbs = sorted(known)
     if verb in QUERIES and verb not in verbs:
         return UnsupportedVerb(f"{verb} is a query: ask it on the api subject", verb=verb)
-    near = get_close_matches(verb[:64], verbs, n=1)
+    near = get_close_matches(verb[:64].lower(), verbs, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(verbs)}"
     return UnsupportedVerb(f"this worker has no verb {limits.shown(verb)}; {hint}", verb=verb[:64])
 

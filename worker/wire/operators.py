@@ -17,13 +17,15 @@ from worker.errors import InvalidRequest, UnsupportedVerb
 from worker.flow.lifecycle import FlowStatus
 from worker.wire import complaints, limits
 from worker.wire.envelope import open_request
-from worker.wire.requests import DEFAULT_LIMIT, MAX_LIMIT, CommandId, Cursor, FlowId, Key, Label, Limit, Name, Object, Revision
+from worker.wire.requests import DEFAULT_LIMIT, EXPECTED, MAX_LIMIT, CommandId, Cursor, FlowId, Key, Label, Limit, Name, Object, Revision
 
 Operator = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.@-]{1,63}\Z")]
 Reason = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"\A[^\x00]*\Z")]
 Number = Annotated[int, Meta(ge=1, le=2**62)]
 Part = Annotated[str, Meta(min_length=1, max_length=36, pattern=r"\A[0-9A-Fa-f-]+\Z")]
 MAX_LETTERS = 100
+_EXPECTED = EXPECTED | {"reason": "1 to 1024 characters without NUL"}
+"""What a field takes, in words: an operator has to give a reason, an agent need not."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -275,7 +277,7 @@ def read_operation(verb: str, body: bytes) -> Asked:
     try:
         asked: Asked = _decoder(shape).decode(opened.body)
     except (ValueError, RecursionError) as failure:
-        raise complaints.refusal(failure, opened.body, opened.top, verb, shape) from None
+        raise complaints.refusal(failure, opened.body, opened.top, verb, shape, _EXPECTED) from None
     return asked
 
 
