@@ -154,6 +154,9 @@ def nested(depth: int) -> dict[str, Any]:
         ({"kind": "any_of", "conditions": [{"kind": "manual"}, {"kind": "timer", "at": 5}]}, "/wait_condition/conditions/1/at"),
         ({"kind": "external_event", "topic": "t", "mode": "some"}, "/wait_condition/mode"),
         (nested(5), "/wait_condition"),
+        ({"kind": "manual", "a/b~c": 1}, "/wait_condition/a~1b~0c"),
+        ({"kind": "any_of", "conditions": [{"kind": "manual", "of `$.kind`": 1}]}, "/wait_condition/conditions/0/of `$.kind`"),
+        ({"kind": "all_of", "conditions": [{"kind": "sunset"}]}, "/wait_condition/conditions/0/kind"),
     ],
 )
 def test_a_refusal_names_the_place(condition: Any, path: str) -> None:
@@ -161,6 +164,15 @@ def test_a_refusal_names_the_place(condition: Any, path: str) -> None:
     error = refused(condition)
     assert isinstance(error, InvalidRequest)
     assert error.details["path"] == path
+
+
+@pytest.mark.parametrize("kind", [{}, {"kind": None}, {"kind": "Manual"}, {"kind": 5}])
+def test_a_kind_that_is_none_is_answered_with_those_there_are(kind: dict[str, Any]) -> None:
+    """SEMANTICS 3, and `flow`."""
+    message = refused({"kind": "any_of", "conditions": [kind]}).message
+    for known in ("timer", "external_event", "flow", "manual", "any_of", "all_of", "at_least"):
+        assert known in message
+    assert "$" not in message, "the path says where"
 
 
 def test_a_condition_nests_as_deep_as_allowed() -> None:

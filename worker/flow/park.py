@@ -12,6 +12,7 @@ from worker.flow.ending import Source, satisfy
 from worker.flow.fitness import unfit
 from worker.flow.lifecycle import EventKind
 from worker.flow.model import Flow, HeldReply, Outgoing, Waiter
+from worker.flow.pointing import misspelled
 from worker.flow.settling import settle
 from worker.flow.waits import FLOW_ENDS, ExternalEvent, FlowEnds, WaitCondition, deadline_of, nodes, parse, to_value
 from worker.flow.watching import end_of
@@ -23,7 +24,7 @@ def park(command: ParkFlow, flow: Flow, view: View, now: Micros, policy: Policy)
     try:
         condition = settle(parse(command.condition), now, policy, command.nonce)
     except msgspec.ValidationError as bad:
-        return InvalidRequest(f"wait_condition: {bad}", path=_pointer(str(bad)))
+        return misspelled(bad)
     except FlowError as refused:
         return refused
     for node in nodes(condition):
@@ -151,11 +152,3 @@ def _in_time(held: HeldReply, condition: WaitCondition, leaf: int) -> bool:
     """Tell whether the reply reached the broker before the leaf's deadline (SEMANTICS R9)."""
     deadline = deadline_of(condition, leaf)
     return deadline is None or held.arrived_us < deadline
-
-
-def _pointer(message: str) -> str:
-    """Turn the place in a msgspec message (`… - at `$.at``) into an RFC 6901 pointer below `wait_condition`."""
-    place = message.rpartition("`$")[2].rstrip("`") if "`$" in message else ""
-    missing = message.partition("required field `")[2].partition("`")[0] or message.partition("unknown field `")[2].partition("`")[0]
-    tokens = [t for t in place.replace("[", ".").replace("]", "").split(".") if t] + ([missing] if missing else [])
-    return "/".join(["/wait_condition", *tokens])

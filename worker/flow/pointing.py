@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import islice
+from typing import get_args
 
-from worker.errors import FlowError
+import msgspec
+
+from worker.errors import FlowError, InvalidRequest
 from worker.flow.waits import COMPOSITES, WaitCondition
 
 _WHOLE = "/wait_condition"
+_KINDS = ", ".join(str(kind.__struct_config__.tag) for kind in get_args(WaitCondition))
+_FIELD = re.compile(r"\AObject (?:contains unknown|missing required) field `(.*)`\Z", re.DOTALL)
+
+
+def misspelled(bad: msgspec.ValidationError) -> InvalidRequest:
+    """Refuse what spells no condition, and point to the place that msgspec names (`… - at `$.conditions[0].at``)."""
+    said, _, place = str(bad).rpartition(" - at `$")
+    tokens = [token for token in place.removesuffix("`").replace("[", ".").replace("]", "").split(".") if token]
+    if named := _FIELD.match(said):
+        tokens.append(named[1].replace("~", "~0").replace("/", "~1"))  # what a caller calls a field may be any text
+    path = "/".join([_WHOLE, *tokens])
+    if tokens[-1:] == ["kind"]:
+        return InvalidRequest(f"{path[1:]} must be one of {_KINDS}", path=path)
+    return InvalidRequest(f"wait_condition: {bad}", path=path)
 
 
 def relocate(refused: FlowError, below: str) -> FlowError:
