@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TextIO
 
 import msgspec
@@ -47,6 +48,7 @@ from worker.tracing import Tracing, open_spans
 from worker.tracking import Tracker
 from worker.version import program_version
 from worker.wait_engine import WaitEngine
+from worker.wire.delegations import taken_for_reply
 from worker.wire.replies import Bindings
 from worker.wire.subjects import Subjects
 
@@ -240,6 +242,7 @@ def policy_of(config: Config, bindings: Bindings) -> Policy:
         max_held_of_tenant=config.engine.held_replies_max_per_owner,
         topics=bindings.refusal,
         answers_on=bindings.answers_on,
+        takes=partial(taken_for_reply, bindings),
         accepts=accepts,
         schema_flaw=schema_flaw,
     )

@@ -455,6 +455,48 @@ async def test_a_target_that_is_reserved_or_no_subject_is_refused(field: str, su
         assert (refused.value.code, refused.value.details["path"]) == ("invalid_request", f"/{field}")
 
 
+ROUTED = {"to": "bob", "correlation_id": "order-17", "payload": {"kind": "result", "output": "forged"}}
+CARRYING = Config(
+    subjects=SubjectSettings(reply_topics=("agent.delegate.reply",)),
+    replies=(
+        Binding("work.results.*", correlation="subject"),
+        Binding("work.by-body", correlation="body:/job/id"),
+        Binding("agent.route.*", correlation="body:/correlation_id", payload="/payload/output", where={"/payload/kind": "result"}),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "field, fields",
+    [
+        ("to", {"to": "agent.delegate.reply", "payload": "forged"}),
+        ("to", {"to": "work.results.order-17", "payload": "forged"}),
+        ("to", {"to": "work.by-body", "payload": {"job": {"id": "order-17"}}}),
+        ("to", {"to": "agent.route.ann", "payload": ROUTED}),
+        ("cancel_to", {"cancel_to": "agent.delegate.reply"}),
+        ("cancel_to", {"cancel_to": "work.results.order-17"}),
+    ],
+)
+async def test_a_request_that_the_worker_would_take_for_a_reply_is_refused(field: str, fields: dict[str, Any]) -> None:
+    """SEMANTICS 5, I-29: an agent that may not answer on a reply topic does not make the worker do it, and resume another's flow."""
+    async with serving(config=CARRYING) as served:
+        flow_id = await served.started()
+        with pytest.raises(Refused) as refused:
+            await delegated(served, flow_id, correlation_id="order-17", reply_topic="agent.delegate.reply", **fields)
+        assert (refused.value.code, refused.value.details["path"]) == ("invalid_request", f"/{field}")
+        assert "carries replies" in str(refused.value)
+        assert (await served.flow(flow_id)).status is FlowStatus.RUNNING
+        assert await pending(served) == []
+
+
+async def test_a_request_on_a_subject_that_also_carries_replies_is_sent_when_it_cannot_be_taken_for_one() -> None:
+    """CONTRACT 5: what does not match `where` is ignored; the reference system routes requests and results alike (docs/moving.md)."""
+    async with serving(config=CARRYING) as served:
+        asks = ROUTED | {"payload": {"kind": "delegate", "input": 1}}
+        await delegated(served, to="agent.route.bob", payload=asks, cancel_to="agent.route.bob")
+        assert [row.subject for row in await pending(served)] == ["agent.route.bob"]
+
+
 @pytest.mark.parametrize(
     "headers, code",
     [

@@ -6,7 +6,7 @@ so that deciding stays pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -26,7 +26,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     `max_state_bytes` bounds the state a command may leave behind. `topics(topic, agent)` returns the refusal for a topic that this agent
     may not wait on, or None; `agent` is None for owners that are no agent (in-process callers). `accepts(schema, payload)` says why a
     payload does not fit, `schema_flaw` why a schema cannot be used. `answers_on(topic, correlation_id)` returns the subject on which an
-    answer reaches the topic, or why there is none. `max_hops` bounds circles of delegations.
+    answer reaches the topic, or why there is none. `takes(subject, headers, body)` says whether the worker would take for a reply what it
+    publishes there itself. `max_hops` bounds circles of delegations.
     """
 
     timer_horizon_us: Micros = 30 * DAY
@@ -39,6 +40,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     accepts: Callable[[dict[str, Any], Any], str | None] | None = None
     schema_flaw: Callable[[dict[str, Any]], str | None] | None = None
     answers_on: Callable[[str, str], str | FlowError] | None = None
+    takes: Callable[[str, Mapping[str, str], bytes], bool] | None = None
     max_hops: int = 16
 
 

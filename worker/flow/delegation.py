@@ -9,6 +9,7 @@ import msgspec
 from worker.errors import FlowError, Forbidden, InvalidRequest
 from worker.flow.commands import DelegateFlow, Policy
 from worker.flow.decision import Decision, View
+from worker.flow.ending import notice
 from worker.flow.model import Flow, Outgoing
 from worker.flow.park import park_on, with_outgoing
 from worker.flow.settling import settle
@@ -46,12 +47,31 @@ def delegate(command: DelegateFlow, flow: Flow, view: View, now: Micros, policy:
     reply = _reply_subject(command, policy)
     if isinstance(reply, FlowError):
         return reply
+    request = _request(command, condition, flow, reply)
+    refusal = _spoken_for_others(command, flow, request, policy)
+    if refusal is not None:
+        return refusal
     decision = park_on(condition, command, flow, view, now, policy)
     if isinstance(decision, FlowError):
         return _by_own_field(decision)
     if decision.changes[0].flow.wait_id is None:
         return decision  # a held reply has ended the wait already: a request now would be of no use, and never be dropped
-    return with_outgoing(decision, _request(command, condition, flow, reply))
+    return with_outgoing(decision, request)
+
+
+def _spoken_for_others(command: DelegateFlow, flow: Flow, request: Outgoing, policy: Policy) -> FlowError | None:
+    """Refuse what the worker would take for a reply once it has published it: it might resume a flow of somebody else's.
+
+    Its callers need not be allowed to publish there: it must not do it for them (a confused deputy).
+    """
+    sent = [("to", request)]
+    if command.cancel_to is not None:
+        sent.append(("cancel_to", notice(flow, command.correlation_id, command.cancel_to, None)))
+    for field, message in sent:
+        if policy.takes is not None and policy.takes(message.subject, message.headers, message.body):
+            said = f"{field}: {message.subject} carries replies, and this would be taken for one; name the subject of a delegate"
+            return InvalidRequest(said, path=f"/{field}")
+    return None
 
 
 def _by_own_field(refused: FlowError) -> FlowError:

@@ -127,10 +127,15 @@ def _notices(flow: Flow, reason: str | None) -> list[Outgoing]:
     leaf = condition if isinstance(condition, ExternalEvent) else None
     if leaf is None or leaf.cancel_to is None:
         return []
-    told = {"flow_id": flow.id, "correlation_id": leaf.correlation_id, "reason": reason}
-    headers = {"Correlation-Id": leaf.correlation_id or "", "Taskflow-Flow-Id": flow.id}
+    return [notice(flow, leaf.correlation_id or "", leaf.cancel_to, reason)]
+
+
+def notice(flow: Flow, correlation_id: str, subject: str, reason: str | None) -> Outgoing:
+    """Write the cancel notice for one delegation."""
+    told = {"flow_id": flow.id, "correlation_id": correlation_id, "reason": reason}
+    headers = {"Correlation-Id": correlation_id, "Taskflow-Flow-Id": flow.id}
     body = msgspec.json.encode(told)
-    return [Outgoing(flow_id=flow.id, wait_id=flow.wait_id or 0, kind="cancel", subject=leaf.cancel_to, headers=headers, body=body)]
+    return Outgoing(flow_id=flow.id, wait_id=flow.wait_id or 0, kind="cancel", subject=subject, headers=headers, body=body)
 
 
 def pass_time(draft: Draft, now: Micros) -> OutcomeName:

@@ -7,9 +7,11 @@ import re
 from worker.errors import InvalidRequest, TooLarge
 from worker.flow import commands as flow
 from worker.wire import requests as wire
-from worker.wire.headers import weight
+from worker.wire.headers import Headers, weight
 from worker.wire.origin import Origin
-from worker.wire.subjects import Subjects, is_token
+from worker.wire.replies import Bindings
+from worker.wire.subjects import Subjects, covers, is_token
+from worker.wire.verdicts import Ignored
 
 MAX_HEADERS = 32
 MAX_HEADER_BYTES = 8 * 1024
@@ -47,6 +49,13 @@ def delegation(request: wire.Delegate, caller: flow.Caller, origin: Origin) -> f
         accept=request.accept,
         cancel_to=request.cancel_to,
     )
+
+
+def taken_for_reply(bindings: Bindings, subject: str, headers: Headers, body: bytes) -> bool:
+    """Tell whether the worker would take for a reply what it publishes there itself. What `where` leaves out is none."""
+    if not any(covers(binding.subject, subject) for binding in bindings.configured):
+        return False
+    return not isinstance(bindings.read(subject, headers, body, stream="", seq=0, arrived_us=0), Ignored)
 
 
 def _check_target(name: str, subject: str, subjects: Subjects) -> None:
