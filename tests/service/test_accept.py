@@ -69,7 +69,7 @@ async def test_a_schema_that_cannot_be_used_is_refused_at_the_parking_by_name(sc
         wait = external(accept=schema)
         error = await refused(run, any_of(wait) if deep else wait)
         assert isinstance(error, InvalidRequest)
-        assert error.details["path"] == "/wait_condition/accept"
+        assert error.details["path"] == ("/wait_condition/conditions/0/accept" if deep else "/wait_condition/accept")
         assert named in error.message
 
 

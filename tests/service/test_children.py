@@ -128,10 +128,10 @@ async def test_a_flow_waits_neither_for_itself_nor_for_a_stranger_nor_for_nobody
         own = (await run.engine.submit(parking(flow.id, ends(flow.id.upper())))).error
         assert isinstance(own, InvalidRequest)
         for awaited, error in ((stranger.id, Forbidden), (new_id(), NotFound), ("no id at all", NotFound)):
-            for wait in (ends(awaited), any_of(manual(), ends(awaited))):
+            for wait, part in ((ends(awaited), ""), (any_of(manual(), ends(awaited)), "/conditions/1")):
                 refusal = await refused(run, wait)
                 assert isinstance(refusal, error)
-                assert refusal.details["path"] == "/wait_condition/flow_id"
+                assert refusal.details["path"] == f"/wait_condition{part}/flow_id"
 
 
 async def test_several_watch_one_flow_and_one_watches_several() -> None:
