@@ -250,6 +250,34 @@ async def test_a_cancellation_has_its_reason_in_the_journal() -> None:
         assert ended.payload["reason"] == "wound down"
 
 
+@pytest.mark.parametrize("at_once", [True, False], ids=["in one batch", "after a restart"])
+@pytest.mark.parametrize("by", ["time", "a reply"])
+async def test_a_cancellation_that_was_requested_has_its_reason_when_it_happens(tmp_path: Path, by: str, at_once: bool) -> None:
+    """Defect: cancel without reason. The row keeps only that it is wanted; why is in the journal."""
+    path = str(tmp_path / "flows.db")
+    async with running(path) as run:
+        flow = await parked(run, external())
+        assert flow.wait_id is not None
+        asked = run.engine.submit(RequestCancel(flow_id=flow.id, reason="too expensive"))
+        if not at_once:
+            await asked
+        else:
+            await _cancelled(run, flow.id, flow.wait_id, by)
+            return
+    async with running(path) as run:
+        await _cancelled(run, flow.id, flow.wait_id, by)
+
+
+async def _cancelled(run: Running, flow_id: str, wait_id: int, by: str) -> None:
+    """Let the requested cancellation happen, and look at what the journal says of it."""
+    if by == "time":
+        await run.engine.submit(DeadlinePassed(flow_id=flow_id, wait_id=wait_id, at_us=run.clock.us))
+    else:
+        assert (await Inlet(run).reply({"n": 1})).name == "late"
+    last = (await run.manager.list_events(flow_id, 10))[-1]
+    assert (last.kind.value, last.payload["reason"]) == ("cancelled", "too expensive")
+
+
 async def test_the_worker_prunes_by_itself(path: Path) -> None:
     """Defect: prune never called."""
     line = Line(path)

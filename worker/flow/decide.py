@@ -293,7 +293,7 @@ def _pass_deadline(passed: DeadlinePassed, view: View, now: Micros) -> Decision 
         return Decision(outcome="unmatched", flow=flow)
     draft = Draft(flow, WORKER, now)
     if flow.cancel_requested:
-        cancel(draft, None)
+        cancel(draft, view.cancel_reason(flow.id))
         return Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),))
     outcome = pass_time(draft, passed.at_us)
     changes = (draft.change(),) if draft.flow is not flow else ()

@@ -114,6 +114,10 @@ class View(Protocol):
         """Return the id of the flow that last waited for the pair, or None."""
         ...
 
+    def cancel_reason(self, flow_id: str) -> str | None:
+        """Return why the flow's cancellation was requested, or None where no reason was given."""
+        ...
+
 
 class Draft:
     """A flow in the making: append journal entries, read the flow they give, then take the `Change`."""

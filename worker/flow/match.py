@@ -42,7 +42,7 @@ def match(reply: Reply, view: View, now: Micros, policy: Policy) -> Decision:
         if misfit is not None and not flow.cancel_requested:
             flaw = misfit
             continue
-        draft, did = _meet(flow, waiter, reply, now)
+        draft, did = _meet(flow, waiter, reply, view, now)
         if draft.flow is not flow:
             changes.append(draft.change())
         if did is not None and (outcome is None or _RANK[did] > _RANK[outcome]):
@@ -68,12 +68,12 @@ def _readable(waiters: Iterable[Waiter], view: View) -> list[tuple[Waiter, Flow]
     return found
 
 
-def _meet(flow: Flow, waiter: Waiter, reply: Reply, now: Micros) -> tuple[Draft, OutcomeName | None]:
+def _meet(flow: Flow, waiter: Waiter, reply: Reply, view: View, now: Micros) -> tuple[Draft, OutcomeName | None]:
     """Let the reply meet one open wait. None: the wait's time was up before the reply came, so the reply is nobody's (R9)."""
     by = Caller(actor=f"topic:{reply.topic}", cause=reply.event_id or None, trace=reply.trace)
     draft = Draft(flow, by, now)
     if flow.cancel_requested:
-        cancel(draft, None)
+        cancel(draft, view.cancel_reason(flow.id))
         return draft, "late"
     deadline = deadline_of(condition_of(flow), waiter.leaf)
     if deadline is not None and reply.arrived_us >= deadline:

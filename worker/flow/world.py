@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from worker.errors import Internal
 from worker.flow.decision import Change, Decision
 from worker.flow.holding import Holdings
+from worker.flow.lifecycle import EventKind
 from worker.flow.model import Flow, FlowStep, HeldReply, Pair, Waiter
 
 
@@ -24,6 +25,7 @@ class World:
         self.waiting: dict[Pair, list[Waiter]] = defaultdict(list)
         self.replies: dict[Pair, list[HeldReply]] = defaultdict(list)
         self.last: dict[Pair, str] = {}
+        self.cancel_reasons: dict[str, str | None] = {}
         self.pairs: dict[str, set[Pair]] = defaultdict(set)
         self.unreadable: dict[str, str] = {}
         self.families: dict[str, list[str]] = defaultdict(list)
@@ -71,6 +73,10 @@ class World:
         """Return the id of the flow that last waited for the pair, or None."""
         return self.last.get(pair)
 
+    def cancel_reason(self, flow_id: str) -> str | None:
+        """Return why the flow's cancellation was requested, or None where no reason was given."""
+        return self.cancel_reasons.get(flow_id)
+
     def apply(self, decision: Decision) -> None:
         """Carry the decision out."""
         for change in decision.changes:
@@ -96,6 +102,7 @@ class World:
         for flow_id, flow in other.flows.items():
             self.flows.setdefault(flow_id, flow)
         self.unreadable |= other.unreadable
+        self.cancel_reasons = other.cancel_reasons | self.cancel_reasons
         for parent, children in other.families.items():
             known = self.families[parent]
             known.extend(child for child in children if child not in known)
@@ -110,6 +117,9 @@ class World:
         if flow.id not in self.flows and flow.parent_flow_id is not None:
             self.families[flow.parent_flow_id].append(flow.id)
         self.flows[flow.id] = flow
+        for event in change.events:
+            if event.kind is EventKind.CANCEL_REQUESTED:
+                self.cancel_reasons[flow.id] = event.payload.get("reason")
         if change.idempotency_key is not None:
             self.keys[flow.owner_session_key, change.idempotency_key] = flow.id
         if change.step is not None:

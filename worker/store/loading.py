@@ -37,6 +37,7 @@ class Loading(Upkeep):
         self._load = statements("load")
         self._numbers: dict[str, int] = {}
         self._places: dict[str, int] = {}
+        self._cancelling: dict[int, str] = {}
         self._now: Micros = 0
 
     def load(self, needs: Needs, now: Micros) -> Loaded:
@@ -58,6 +59,7 @@ class Loading(Upkeep):
             self._hold(self._rows("held_by_key", needs.held), loaded.world)
         if needs.holding:
             self._load_holdings(needs, loaded.world.holdings)
+        self._load_cancel_reasons(loaded.world)
         if needs.steps:
             for row in self._rows("steps_by_run", needs.steps):
                 step = rows.step(row)
@@ -145,9 +147,19 @@ class Loading(Upkeep):
             return
         self._numbers[flow_id] = number
         try:
-            world.flows[flow_id] = rows.flow(row[1:])
+            world.flows[flow_id] = flow = rows.flow(row[1:])
         except rows.Unreadable as bad:
             world.unreadable[flow_id] = str(bad)
+            return
+        if flow.cancel_requested:
+            self._cancelling[number] = flow_id
+
+    def _load_cancel_reasons(self, world: World) -> None:
+        """Load from the journal why cancellations were requested: whoever carries one out says so."""
+        if self._cancelling:
+            for number, reason in self._legible_rows("cancel_reasons", self._cancelling):
+                world.cancel_reasons[self._cancelling[number]] = reason
+            self._cancelling = {}
 
     def _rows(self, name: str, wanted: Iterable[Any], *more: Any) -> Sequence[Any]:
         """Run a set-based load for the wanted ids."""

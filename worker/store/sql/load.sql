@@ -50,6 +50,11 @@ SELECT f.n, f.id, f.controller_id, f.goal, f.owner_session_key, f.requester_orig
 FROM json_each(?1) AS want CROSS JOIN flows AS f
 WHERE f.id = want.value;
 
+-- name: cancel_reasons
+SELECT e.flow, CASE WHEN json_valid(e.payload_json) THEN e.payload_json ->> 'reason' END
+FROM json_each(?1) AS want CROSS JOIN flow_events AS e
+WHERE e.flow = want.value AND e.kind = 'cancel_requested';
+
 -- name: flows_by_key
 SELECT want.value ->> 0, want.value ->> 1, f.id
 FROM json_each(?1) AS want CROSS JOIN flows AS f
