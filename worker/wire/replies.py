@@ -194,10 +194,7 @@ def _open(subject: str, headers: Headers, body: bytes) -> _Message:
 
 
 def _resume(message: _Message, name: str, arrived_us: int, tenant: Callable[[str], str]) -> Inbound:
-    """Read the reference's resume message `{flow_id, topic, correlation_id, payload}`; other fields are left to their senders.
-
-    `flow_id` may be missing: it is a filter here as in any reply (SEMANTICS R2).
-    """
+    """Read the reference's resume message `{flow_id, topic, correlation_id, payload}`; `flow_id` is a filter as in any reply (R2)."""
     if not isinstance(message.value, dict):
         raise limits.Malformed("a resume message is an object {flow_id, topic, correlation_id, payload}" + message.flaw, path="")
     flow_id = message.field("flow_id")
