@@ -231,6 +231,19 @@ async def test_what_a_changed_consumer_gave_up_on_comes_again_once_it_is_changed
     await asyncio.wait({pull})
 
 
+async def test_somebody_who_pulls_already_is_warned_of(real: JetStreamRig, bus: JetStreamBus) -> None:
+    """docs/guarantees.md: two databases on one stream. The lock of a database says nothing of a worker on another one."""
+    other = real.connect()
+    await other.open()
+    assert await other.prepare((IN, EVT), (WORKER,)) == []
+    async with pulling(bus, WORKER, settle=ACK) as got:
+        await real.agent.publish(CMD, b"1")
+        await eventually(lambda: got)
+        (warning,) = await other.prepare((IN, EVT), (WORKER,))
+        assert "somebody else pulls from it" in warning
+    await other.close()
+
+
 async def test_filters_of_a_consumer_are_extended_with_a_warning(real: JetStreamRig, bus: JetStreamBus) -> None:
     source = Source(stream="TASKFLOW_IN", consumer="some", filters=("taskflow.resume",))
     await bus.prepare((IN, EVT), (source,))

@@ -118,6 +118,16 @@ def stream_remarks(stream: Stream, config: Json) -> list[str]:
     return remarks
 
 
+def rival_remarks(source: Source, info: Json) -> list[str]:
+    """Warn where somebody pulls before this worker does: one on another database, whose lock is no obstacle, would take a part of it."""
+    if not info["num_waiting"]:
+        return []
+    return [
+        f"consumer {source.consumer} of stream {source.stream}: somebody else pulls from it. A second worker on a database of its own "
+        "takes part of every flow's messages: stop one of them, or give each its own NATS account or subjects.prefix"
+    ]
+
+
 def subjects_with(stream: Stream, config: Json) -> list[str] | None:
     """Return the stream's subjects with the missing ones added, or None when none is missing."""
     present: list[str] = list(config.get("subjects") or ())

@@ -64,6 +64,7 @@ class Topology:
             await self._ensure_stream(stream, configs[stream.name])
         for source in sources:
             warnings += await self._ensure_consumer(source)
+            warnings += settings.rival_remarks(source, await self.consumer_info(source))
         if any((configs[stream.name] or {}).get("num_replicas", stream.replicas) == 1 for stream in streams):
             warnings += await sync_warnings(self._monitor_url)
         return warnings
