@@ -123,8 +123,10 @@ def rival_remarks(source: Source, info: Json) -> list[str]:
     if not info["num_waiting"]:
         return []
     return [
-        f"consumer {source.consumer} of stream {source.stream}: somebody else pulls from it. A second worker on a database of its own "
-        "takes part of every flow's messages: stop one of them, or give each its own NATS account or subjects.prefix"
+        (
+            f"consumer {source.consumer} of stream {source.stream}: somebody else pulls from it. A second worker on a database of its own "
+            "takes part of every flow's messages: stop one of them, or give each its own NATS account or subjects.prefix"
+        )
     ]
 
 
