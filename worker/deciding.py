@@ -188,9 +188,9 @@ class Deciding:
         last = change.events[-1] if change.events else None
         if last is None or last.status not in TERMINAL:
             return
-        self._ends.append(FlowEnded(flow_id=change.flow.id))
+        self._ends.append(FlowEnded(flow_id=change.flow.id, trace=last.trace))
         if last.status is FlowStatus.CANCELLED and last.payload.get("cascade", True):
-            self._ends.append(ParentCancelled(flow_id=change.flow.id))
+            self._ends.append(ParentCancelled(flow_id=change.flow.id, trace=last.trace))
 
     def _spoil(self, spoiled: Spoiled) -> None:
         """Bury a held reply that its wait does not accept."""

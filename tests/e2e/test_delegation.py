@@ -150,12 +150,15 @@ async def test_a_cancelled_flow_sends_its_delegate_a_notice(stage: Stage, kate: 
         await client.flush()
         flow_id = await delegated(kate, cancel_to="svc.cancel")
         request = await requests.next_msg(timeout=10)
-        await kate.api("cancel", {"flow_id": flow_id, "reason": "no longer needed"})
+        traceparent = f"00-{'4b' * 16}-{'a1' * 8}-01"
+        body = json.dumps({"flow_id": flow_id, "reason": "no longer needed"}).encode()
+        await client.request("taskflow.api.kate.cancel", body, timeout=10, headers={"traceparent": traceparent})
         notice = await notices.next_msg(timeout=10)
         assert json.loads(notice.data)["reason"] == "no longer needed"
         assert request.headers is not None
         assert notice.headers is not None
         assert notice.headers["Correlation-Id"] == request.headers["Correlation-Id"]
+        assert notice.headers["traceparent"] == traceparent
 
 
 async def test_a_hundred_delegations_at_once_are_all_answered(stage: Stage, kate: Agent) -> None:

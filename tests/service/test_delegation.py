@@ -280,6 +280,17 @@ async def test_the_delegate_hears_of_a_cancellation_however_it_came_about(how: s
         assert (len(asked), await pending(served)) == (1, [])
 
 
+@pytest.mark.parametrize("how", ["cancel", "cascade", "untraced"])
+async def test_the_notice_goes_on_with_the_trace_of_what_cancelled(how: str) -> None:
+    async with serving() as served:
+        cancelled = await served.respond("team.bob.cancel", None)
+        parent, child = await family_with_a_delegating_child(served)
+        traced = {} if how == "untraced" else {"sent_with": {"traceparent": TRACE}}
+        await served.ask("cancel", flow_id=parent if how == "cascade" else child, **traced)
+        await served.dispatch()
+        assert [m.headers.get("traceparent") for m in cancelled] == [None if how == "untraced" else TRACE]
+
+
 async def test_no_notice_is_sent_without_cancel_to_nor_when_the_flow_ends_otherwise() -> None:
     """SEMANTICS 5."""
     async with serving() as served:

@@ -214,6 +214,23 @@ async def test_the_event_carries_the_incoming_traceparent_byte_for_byte_with_and
     assert [event.headers["traceparent"] for event in on] == [event.headers["traceparent"] for event in off] == [trace(1, "03")] * 3
 
 
+@pytest.mark.parametrize(("verb", "kind"), [("cancel", "cancelled"), ("finish", "resumed")])
+async def test_what_the_end_of_a_flow_brings_about_is_of_the_trace_that_ended_it(verb: str, kind: str) -> None:
+    """A child that is cancelled with its parent, and a watcher that resumes."""
+    async with living(":memory:") as line:
+        ended = (await line.outcome(await line.command("start", controller_id="kate/p", goal="g")))["flow"]["id"]
+        other = {"parent_flow_id": ended} if verb == "cancel" else {}
+        follows = (await line.outcome(await line.command("start", controller_id="kate/f", goal="g", **other)))["flow"]["id"]
+        watch = {"kind": "flow", "flow_id": ended}
+        if verb == "finish":
+            await line.outcome(await line.command("wait", flow_id=follows, wait_condition=watch))
+        await line.outcome(await line.command(verb, headers={"traceparent": trace(9)}, flow_id=ended))
+        await line.settled()
+        events = [(msgspec.json.decode(stored.body), stored.headers.get("traceparent")) for stored in await line.events()]
+    told = {(event["subject"], event["data"]["kind"]): traceparent for event, traceparent in events}
+    assert told[follows, kind] == trace(9)
+
+
 async def test_where_tracing_is_off_nobody_listens() -> None:
     async with living(":memory:") as line:
         assert line.services.tracing is None

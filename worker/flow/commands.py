@@ -214,15 +214,17 @@ class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FlowEnded(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow has ended: whoever waits for that resumes."""
+    """A flow has ended: whoever waits for that resumes. `trace`: the traceparent of what ended it."""
 
     flow_id: str
+    trace: str | None = None
 
 
 class ParentCancelled(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow was cancelled: its children are cancelled with it."""
+    """A flow was cancelled: its children are cancelled with it. `trace`: the traceparent of what cancelled it."""
 
     flow_id: str
+    trace: str | None = None
 
 
 Stimulus = (

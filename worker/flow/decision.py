@@ -145,6 +145,11 @@ class Draft:
         """When the entries happen: the clock, held back to the flow's last change so that `updated_at` never decreases."""
         return self._now if self._flow is None else max(self._now, self._flow.updated_us)
 
+    @property
+    def trace(self) -> str | None:
+        """The traceparent of what brings the entries about."""
+        return self._caller.trace
+
     def add(
         self, kind: EventKind, payload: dict[str, Any], *, flow_id: str = "", pair: Pair | None = None, caller: Caller | None = None
     ) -> Flow:

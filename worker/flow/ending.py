@@ -117,23 +117,25 @@ def fail(draft: Draft, reason: str) -> Flow:
 
 def cancel(draft: Draft, reason: str | None, *, cascade: bool = True) -> Flow:
     """End the flow as cancelled, and tell the delegate it waits for, where that one wants to know (SEMANTICS 5)."""
-    draft.outgoing.extend(_notices(draft.flow, reason))
+    draft.outgoing.extend(_notices(draft.flow, reason, draft.trace))
     return draft.add(EventKind.CANCELLED, {"reason": reason} if cascade else {"reason": reason, "cascade": False})
 
 
-def _notices(flow: Flow, reason: str | None) -> list[Outgoing]:
-    """Write the cancel notices for the delegations that the flow still waits for."""
+def _notices(flow: Flow, reason: str | None, trace: str | None) -> list[Outgoing]:
+    """Write the cancel notices for the delegations that the flow still waits for; `trace` of what cancels, where that has one."""
     condition = from_value(flow.wait_json) if flow.wait_json is not None else None
     leaf = condition if isinstance(condition, ExternalEvent) else None
     if leaf is None or leaf.cancel_to is None:
         return []
-    return [notice(flow, leaf.correlation_id or "", leaf.cancel_to, reason)]
+    return [notice(flow, leaf.correlation_id or "", leaf.cancel_to, reason, trace)]
 
 
-def notice(flow: Flow, correlation_id: str, subject: str, reason: str | None) -> Outgoing:
+def notice(flow: Flow, correlation_id: str, subject: str, reason: str | None, trace: str | None = None) -> Outgoing:
     """Write the cancel notice for one delegation."""
     told = {"flow_id": flow.id, "correlation_id": correlation_id, "reason": reason}
     headers = {"Correlation-Id": correlation_id, "Taskflow-Flow-Id": flow.id}
+    if trace is not None:
+        headers["traceparent"] = trace
     body = msgspec.json.encode(told)
     return Outgoing(flow_id=flow.id, wait_id=flow.wait_id or 0, kind="cancel", subject=subject, headers=headers, body=body)
 

@@ -23,7 +23,7 @@ def resume_watchers(ended: FlowEnded, view: View, now: Micros) -> Decision:
     flow = view.flow(ended.flow_id)
     if flow is None or not flow.terminal:
         return Decision(outcome="unmatched", flow=flow)
-    by = Caller(actor="worker", cause=f"{flow.id}:{flow.seq}")
+    by = Caller(actor="worker", cause=f"{flow.id}:{flow.seq}", trace=ended.trace)
     changes: list[Change] = []
     for waiter in view.waiters((FLOW_ENDS, flow.id)):
         watcher = _readable(view, waiter.flow_id)
@@ -48,7 +48,7 @@ def _still_waits(watcher: Flow, waiter: Waiter) -> bool:
 def cancel_children(parent: ParentCancelled, view: View, now: Micros) -> Decision:
     """Cancel the children that have not ended."""
     flow = view.flow(parent.flow_id)
-    by = Caller(actor="worker", cause=f"{parent.flow_id}:{flow.seq}" if flow is not None else None)
+    by = Caller(actor="worker", cause=f"{parent.flow_id}:{flow.seq}" if flow is not None else None, trace=parent.trace)
     changes: list[Change] = []
     for child_id in view.children(parent.flow_id):
         child = _readable(view, child_id)
