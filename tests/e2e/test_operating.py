@@ -106,6 +106,23 @@ async def test_a_reply_that_came_near_is_found_by_why_and_who_and_matched(stage:
     assert await checks.violations(stage, kate) == []
 
 
+async def test_a_reply_that_came_after_the_end_is_told_by_why_also_without_a_worker(stage: Stage, kate: Agent) -> None:
+    flow_id = await kate.parked("corr-42")
+    await command(stage, "flow", "fail", flow_id, *BY)
+    await command(stage, "reply", TOPIC, "corr-42", '{"too": "late"}')
+    said = await eventually(lambda: _late(stage, flow_id), within=20)
+    assert "after the end, and was late: recorded, and of no effect; it is message " in said
+    assert "     nats stream get TASKFLOW_IN " in said
+    await stage.stop()
+    offline = (await command(stage, "why", flow_id, "--db", str(stage.path))).out
+    assert "after the end, and was late" in offline
+
+
+async def _late(stage: Stage, flow_id: str) -> str:
+    said = (await command(stage, "why", flow_id)).out
+    return said if "late" in said else ""
+
+
 async def _held(stage: Stage) -> list[dict[str, object]]:
     return (await asked(stage, "held", "list")).items
 

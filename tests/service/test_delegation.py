@@ -285,8 +285,8 @@ async def test_the_notice_goes_on_with_the_trace_of_what_cancelled(how: str) -> 
     async with serving() as served:
         cancelled = await served.respond("team.bob.cancel", None)
         parent, child = await family_with_a_delegating_child(served)
-        traced = {} if how == "untraced" else {"sent_with": {"traceparent": TRACE}}
-        await served.ask("cancel", flow_id=parent if how == "cascade" else child, **traced)
+        sent_with = None if how == "untraced" else {"traceparent": TRACE}
+        await served.ask("cancel", flow_id=parent if how == "cascade" else child, sent_with=sent_with)
         await served.dispatch()
         assert [m.headers.get("traceparent") for m in cancelled] == [None if how == "untraced" else TRACE]
 

@@ -191,6 +191,40 @@ async def test_why_of_a_late_reply_a_pending_cancel_an_end_and_a_running_flow(se
     assert "taskflow flow run" in (await why(served, await served.started(hold=True)))[0]["fix"]
 
 
+async def test_why_of_an_ended_flow_tells_what_came_for_it_when_and_what_became_of_it(served: Served) -> None:
+    flow_id = await parked(served, "c-1")
+    await reply(served, "c-1", {"first": 1})
+    again = {"kind": "external_event", "topic": TOPIC, "correlation_id": "c-2", "timeout": "1m", "on_timeout": "fail"}
+    await served.ask("wait", flow_id=flow_id, wait_condition=again)
+    served.run.clock.advance(minutes=2)
+    await served.run.waits.tick()
+    assert len(await why(served, flow_id)) == 1  # what resumed it before is nothing that came after
+    served.run.clock.advance(minutes=3)
+    await reply(served, "c-2", {"too": "late"})
+    served.run.clock.advance(hours=1)
+    ended, late = await why(served, flow_id)
+    assert ended["text"].startswith("It has ended: failed 1h 3m ago by worker: wait timed out.")
+    place = int(late["fix"].rpartition(" ")[2])
+    assert late == {
+        "kind": "near",
+        "text": f"A reply for ({TOPIC}, c-2) came 1h ago, 3m after the end, and was late: recorded, and of no effect; "
+        f"it is message {place} of TASKFLOW_IN.",
+        "fix": f"nats stream get TASKFLOW_IN {place}",
+    }
+    assert [m.seq for m in await served.client.messages("TASKFLOW_IN") if b"too" in m.body] == [place]
+
+
+async def test_why_of_a_running_flow_tells_of_the_reply_that_it_did_not_wait_for_long_enough(served: Served) -> None:
+    flow_id = await parked(served, "c-1", timeout="1m")
+    served.run.clock.advance(minutes=2)
+    await served.run.waits.tick()
+    await reply(served, "c-1", 42)
+    turn, held = await why(served, flow_id)
+    assert "the turn is its controller's" in turn["text"]
+    assert "which it waited for before, came a moment ago and is held" in held["text"]
+    assert held["fix"] == f"taskflow held list --topic {TOPIC} --corr c-1"
+
+
 async def test_why_of_combinations_timers_people_and_other_flows(served: Served) -> None:
     parts = [
         {"kind": "manual", "prompt": "approve?", "name": "boss"},

@@ -214,7 +214,7 @@ async def test_the_event_carries_the_incoming_traceparent_byte_for_byte_with_and
     assert [event.headers["traceparent"] for event in on] == [event.headers["traceparent"] for event in off] == [trace(1, "03")] * 3
 
 
-@pytest.mark.parametrize(("verb", "kind"), [("cancel", "cancelled"), ("finish", "resumed")])
+@pytest.mark.parametrize("verb, kind", [("cancel", "cancelled"), ("finish", "resumed")])
 async def test_what_the_end_of_a_flow_brings_about_is_of_the_trace_that_ended_it(verb: str, kind: str) -> None:
     """A child that is cancelled with its parent, and a watcher that resumes."""
     async with living(":memory:") as line:

@@ -10,6 +10,7 @@ import msgspec
 from worker.admin.explaining import Circumstances, explain, reply_leaves
 from worker.admin.pages import STATUSES, by_status, cursor_of, fitting, moment_before, place, show_held, show_letter, show_wait, when
 from worker.errors import NotFound
+from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
 from worker.store.base import Reads
 from worker.store.overview import Wanted, WantedLetters
@@ -24,6 +25,7 @@ _ENCODE = msgspec.json.Encoder().encode
 _CANDIDATES = 11
 _GROUPS = 5000
 _NEAR = 100
+_PAIRS = 20
 
 
 class Desk:
@@ -155,14 +157,29 @@ class Desk:
         last = await self._reads.list_events(flow.id, limit=2, after=max(flow.seq - 2, 0))
         circumstances = Circumstances(now=self._clock(), flow=flow, last=last.items, flow_id=flow.id)
         circumstances.outgoing = await self._reads.outgoing_of(flow.id)
+        if flow.status is not FlowStatus.WAITING:
+            await self._add_what_came_after(circumstances, flow)
         for leaf in reply_leaves(flow):
             same = await self._reads.held_replies(correlation_id=leaf.correlation_id, limit=_NEAR)
             beside = await self._reads.held_replies(topic=leaf.topic, limit=_NEAR)
             circumstances.held |= dict(same.rows) | dict(beside.rows)
-            for one in await self._reads.came_for(leaf.topic, leaf.correlation_id or "", _NEAR):
-                letter = await self._reads.letter_at(one.source, one.source_seq) if one.source_seq is not None else None
-                circumstances.came.append((leaf.topic, leaf.correlation_id or "", one, letter))
+            await self._add_what_came(circumstances, leaf.topic, leaf.correlation_id or "")
         return circumstances
+
+    async def _add_what_came_after(self, circumstances: Circumstances, flow: Flow) -> None:
+        """Add what came for the pairs that a flow waited for before: after its end, or while it does something else."""
+        for topic, correlation_id in await self._reads.waited_for(flow.id, _PAIRS):
+            if flow.terminal:
+                await self._add_what_came(circumstances, topic, correlation_id)
+            else:
+                held = await self._reads.held_replies(topic=topic, correlation_id=correlation_id, limit=_PAIRS)
+                circumstances.held |= dict(held.rows)
+
+    async def _add_what_came(self, circumstances: Circumstances, topic: str, correlation_id: str) -> None:
+        """Add the replies that were taken in for a pair."""
+        for one in await self._reads.came_for(topic, correlation_id, _NEAR):
+            letter = await self._reads.letter_at(one.source, one.source_seq) if one.source_seq is not None else None
+            circumstances.came.append((topic, correlation_id, one, letter))
 
     async def _held(self, asked: operators.HeldList) -> bytes:
         """List held replies."""

@@ -53,7 +53,7 @@ def explain(its: Circumstances) -> list[Reason]:
     flow = its.flow
     assert flow is not None, "a flow that is not set aside can be read"
     if flow.terminal:
-        return [_ended(flow, its)]
+        return [_ended(flow, its), *_came_after(flow, its)]
     said = list(_not_waiting(flow, its)) if flow.status is not FlowStatus.WAITING else list(_waiting(flow, its))
     if flow.cancel_requested:
         how = "it goes to cancelled with the next tick" if flow.status is FlowStatus.WAITING else "its agent has to end it"
@@ -93,6 +93,28 @@ def _not_waiting(flow: Flow, its: Circumstances) -> Iterator[Reason]:
     did = f" ({last.kind.value.replace('_', ' ')} by {last.actor})" if last is not None else ""
     text = f"Running, so it waits for nothing: the turn is its controller's ({flow.controller_id}). Last change {since}{did}."
     yield Reason(kind="state", text=text, fix=f"taskflow flow history {flow.id}")
+    for held in list(its.held.values())[:_SHOWN]:
+        waited = f"({held.topic}, {held.correlation_id}), which it waited for before,"
+        text = f"A reply for {waited} came {_ago(held.arrived_us, its.now)} and is held until the flow waits for it again."
+        fix = f"taskflow held list --topic {shlex.quote(held.topic)} --corr {shlex.quote(held.correlation_id)}"
+        yield Reason(kind="near", text=text, fix=fix)
+
+
+def _came_after(flow: Flow, its: Circumstances) -> Iterator[Reason]:
+    """Say which replies came for a flow when it had ended, and what became of them."""
+    after = [came for came in its.came if came[2].at_us >= flow.updated_us and came[2].outcome not in _USED]
+    for topic, correlation_id, one, letter in sorted(after, key=lambda came: -came[2].at_us)[:_SHOWN]:
+        what = f"A reply for ({topic}, {correlation_id}) came {_ago(one.at_us, its.now)}, {_for(one.at_us - flow.updated_us)} after the end"
+        kept = "" if one.source_seq is None else f"; it is message {one.source_seq} of {one.source}"
+        became = _LATE if one.outcome == "late" else _BECAUSE.get(one.outcome, one.outcome)
+        look = f"taskflow dlq show {letter}" if letter is not None else None
+        if look is None and one.source_seq is not None:
+            look = f"nats stream get {shlex.quote(one.source)} {one.source_seq}"
+        yield Reason(kind="near", text=f"{what}, and was {became}{kept}.", fix=look)
+
+
+_LATE = "late: recorded, and of no effect"
+_USED = ("resumed", "progressed", "applied", "held", "duplicate")
 
 
 def _waiting(flow: Flow, its: Circumstances) -> Iterator[Reason]:

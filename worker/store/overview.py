@@ -174,6 +174,10 @@ class Overview(Protocol):
         """List the open waits on a topic, or for a pair, at most `limit`."""
         ...
 
+    async def waited_for(self, flow_id: str, limit: int) -> list[tuple[str, str]]:
+        """List the pairs (topic, correlation id) that a flow waits for or has waited for, the newest first, each once, of `limit` waits."""
+        ...
+
     async def held_replies(
         self, *, topic: str | None = None, correlation_id: str | None = None, limit: int, after: int | None = None
     ) -> Page[HeldReply]:

@@ -103,6 +103,10 @@ class OverviewReads(ABC):
             found = await self._seen("waiters_of_pair", topic, correlation_id, limit)
         return [WaiterRow(**dict(zip(WaiterRow.__struct_fields__, row, strict=True))) for row in found]
 
+    async def waited_for(self, flow_id: str, limit: int) -> list[tuple[str, str]]:
+        """List what a flow waits for or has waited for."""
+        return list(dict.fromkeys((topic, pair) for topic, pair in await self._seen("waited_for", flow_id, limit)))
+
     async def held_replies(
         self, *, topic: str | None = None, correlation_id: str | None = None, limit: int, after: int | None = None
     ) -> Page[HeldReply]:

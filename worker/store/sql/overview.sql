@@ -64,6 +64,11 @@ SELECT f.id, f.controller_id, f.owner_session_key, f.current_step, w.leaf, w.top
 FROM waiters AS w INDEXED BY waiters_open CROSS JOIN flows AS f
 WHERE w.topic = ?1 AND w.open = 1 AND f.n = w.flow ORDER BY w.flow LIMIT ?2;
 
+-- What a flow has waited for: its waits stay after they are over.
+-- name: waited_for
+SELECT w.topic, w.correlation_id FROM flows AS f CROSS JOIN waiters AS w
+WHERE f.id = ?1 AND w.flow = f.n ORDER BY w.wait_id DESC, w.leaf LIMIT ?2;
+
 -- name: held
 SELECT n, topic, correlation_id, event_id, CAST(payload_json AS BLOB), arrived_us, expires_us, key, flow_id, trace, tenant
 FROM held WHERE n > ?1 ORDER BY n LIMIT ?2;
