@@ -41,6 +41,8 @@ async def test_every_command_of_the_page_does_what_it_says(stage: Stage, kate: A
     assert "corr-24" in said["taskflow why FLOW"]
     assert "✓ worker" in said["taskflow doctor"]
     assert "⟨corr-42⟩" in said["taskflow waits"]
+    assert "⟨corr-42⟩" in said["taskflow waits --due-within 2h"]
+    assert said["taskflow waits --kind manual"] == ""
     assert "replayed" in said['taskflow dlq replay LETTER --reason "sender fixed"']
     assert (await asked(stage, "flow", "show", names["FLOW"])).json["status"] == "cancelled"
 

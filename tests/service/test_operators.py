@@ -82,6 +82,15 @@ async def test_every_filter_of_list_filters_alone_and_together(served: Served) -
         ({"topic": TOPIC, "status": "running"}, set()),
         ({"topic": OTHER}, set()),
         ({"older_than": "1h"}, {old}),
+        ({"since": "1h"}, {waits, late}),
+        ({"since": "2026-11-21T12:00:00Z"}, {waits, late}),
+        ({"since": "2026-11-21T13:30:00+01:00"}, set()),
+        ({"correlation_id": "c-1"}, {waits}),
+        ({"correlation_id": "c-1", "topic": TOPIC}, {waits}),
+        ({"correlation_id": "c-1", "topic": OTHER}, set()),
+        ({"correlation_id": "c-2"}, set()),
+        ({"kind": "external_event"}, {waits}),
+        ({"kind": "timer"}, set()),
     ):
         assert {flow["id"] for flow in (await admin(served, "list", **fields))["flows"]} == wanted, fields
 
@@ -90,6 +99,10 @@ async def test_bad_requests_are_refused_by_name(served: Served) -> None:
     assert (await refused(served, "invalid_request", "list", statuss="waiting"))["path"] == "/statuss"
     assert (await refused(served, "invalid_request", "list", status="sleeping"))["path"] == "/status"
     assert (await refused(served, "invalid_request", "list", older_than="soon"))["path"] == "/older_than"
+    for wrong in ("soon", "2026-11-21T12:00:00", "2026-13-01T00:00:00Z"):
+        assert (await refused(served, "invalid_request", "list", since=wrong))["path"] == "/since"
+    assert (await refused(served, "invalid_request", "waits", due_within="soon"))["path"] == "/due_within"
+    assert (await refused(served, "invalid_request", "waits", kind="person"))["path"] == "/kind"
     assert (await refused(served, "invalid_request", "held", action="eat"))["path"] == "/action"
     assert (await refused(served, "invalid_request", "cancel", flow_id=await served.started(), operator="ann"))["path"] == "/reason"
     assert (await refused(served, "invalid_request", "waits", cursor="xyz"))["path"] == "/cursor"
@@ -129,6 +142,35 @@ async def test_waits_shows_the_longest_waiting_first_since_when_and_until_when(s
     assert [w["flow_id"] for w in (await admin(served, "waits", older_than="5m"))["waits"]] == [first]
     assert [w["flow_id"] for w in (await admin(served, "waits", topic=OTHER))["waits"]] == [second]
     assert [w["flow_id"] for w in (await admin(served, "waits", owner="agent:ann:session:main"))["waits"]] == [second]
+
+
+async def test_every_filter_of_waits_filters_alone_and_together(served: Served) -> None:
+    async def waiting(condition: Json) -> str:
+        flow_id = await served.started()
+        await served.ask("wait", flow_id=flow_id, wait_condition=condition)
+        return flow_id
+
+    soon = await parked(served, "c-1", timeout="5m")
+    later = await parked(served, "c-2", timeout="2h")
+    timer = await waiting({"kind": "timer", "at": "2026-11-21T10:08:00Z"})
+    person = await waiting({"kind": "manual"})
+    either = await waiting(
+        {"kind": "any_of", "conditions": [{"kind": "manual"}, {"kind": "external_event", "topic": TOPIC, "correlation_id": "c-3"}]}
+    )
+    for fields, wanted in (
+        ({"due_within": "10m"}, [soon, timer]),
+        ({"due_within": "10m", "kind": "timer"}, [timer]),
+        ({"due_within": "1s"}, []),
+        ({"kind": "manual"}, [person]),
+        ({"kind": "any_of"}, [either]),
+        ({"kind": "external_event"}, [soon, later]),
+        ({"correlation_id": "c-3"}, [either]),
+        ({"correlation_id": "c-2", "topic": TOPIC}, [later]),
+        ({"correlation_id": "c-2", "topic": OTHER}, []),
+    ):
+        assert [wait["flow_id"] for wait in (await admin(served, "waits", **fields))["waits"]] == wanted, fields
+    served.run.clock.advance(minutes=6)  # and nothing ticks: overdue is due too
+    assert [wait["flow_id"] for wait in (await admin(served, "waits", due_within="1s"))["waits"]] == [soon]
 
 
 async def test_who_shows_waiters_and_held_replies_of_a_topic_and_of_a_pair(served: Served) -> None:

@@ -8,7 +8,20 @@ from typing import Any
 import msgspec
 
 from worker.admin.explaining import Circumstances, explain, reply_leaves
-from worker.admin.pages import STATUSES, by_status, cursor_of, fitting, moment_before, place, show_held, show_letter, show_wait, when
+from worker.admin.pages import (
+    STATUSES,
+    by_status,
+    cursor_of,
+    fitting,
+    moment_after,
+    moment_before,
+    moment_since,
+    place,
+    show_held,
+    show_letter,
+    show_wait,
+    when,
+)
 from worker.errors import NotFound
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
@@ -83,7 +96,10 @@ class Desk:
             controller=asked.controller,
             step=asked.step,
             topic=asked.topic,
+            correlation_id=asked.correlation_id,
+            kind=asked.kind,
             changed_before=self._before(asked.older_than),
+            changed_since=moment_since(asked.since, self._clock()),
         )
         page = await self._reads.find_flows(wanted, limit=asked.limit, after=after)
         kept = outcomes.flows_that_fit(page.items)
@@ -113,7 +129,15 @@ class Desk:
 
     async def _waits(self, asked: operators.Waits) -> bytes:
         """Show who waits for what."""
-        wanted = Wanted(owner=asked.owner, controller=asked.controller, step=asked.step, topic=asked.topic)
+        wanted = Wanted(
+            owner=asked.owner,
+            controller=asked.controller,
+            step=asked.step,
+            topic=asked.topic,
+            correlation_id=asked.correlation_id,
+            kind=asked.kind,
+            due_by=moment_after(asked.due_within, self._clock()),
+        )
         older = self._before(asked.older_than)
         page = await self._reads.parked(wanted, parked_before=older, limit=asked.limit, after=place(asked.cursor))
         kept = fitting([show_wait(flow) for _, flow in page.rows])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,22 +16,42 @@ from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow, HeldReply
 from worker.flow.waits import due_times, from_value
 from worker.store.overview import Kept
-from worker.times import Micros, rfc3339
+from worker.times import Micros, rfc3339, to_micros
 from worker.wire import outcomes, oversight
 from worker.wire.cursors import read_cursor, write_cursor
 
 _ENCODE = msgspec.json.Encoder().encode
+_DATE = re.compile(r"\A\d{4}-")
 Item = TypeVar("Item")
 
 
 def moment_before(older_than: str | None, now: Micros) -> Micros | None:
     """Return the moment that a duration lies back from `now`. Raises `InvalidRequest` for text that is none."""
-    if older_than is None:
+    return None if older_than is None else now - _duration("older_than", older_than)
+
+
+def moment_after(due_within: str | None, now: Micros) -> Micros | None:
+    """Return the moment that a duration lies ahead of `now`. Raises `InvalidRequest` for text that is none."""
+    return None if due_within is None else now + _duration("due_within", due_within)
+
+
+def moment_since(since: str | None, now: Micros) -> Micros | None:
+    """Return the moment that is meant by a duration back from `now`, or by an RFC 3339 time. Raises `InvalidRequest` for other text."""
+    if since is None:
         return None
     try:
-        return now - parse_duration(older_than)
+        return to_micros(datetime.fromisoformat(since)) if _DATE.match(since) else now - _duration("since", since)
     except ValueError as bad:
-        raise InvalidRequest(f"older_than: {bad}", path="/older_than") from bad
+        said = f"since: {since!r} is no time: write a duration (1h 30m), or a time with its offset (2026-11-22T14:00:00Z)"
+        raise InvalidRequest(said, path="/since") from bad
+
+
+def _duration(name: str, text: str) -> Micros:
+    """Return a duration. Raises `InvalidRequest` for text that is none."""
+    try:
+        return parse_duration(text)
+    except ValueError as bad:
+        raise InvalidRequest(f"{name}: {bad}", path=f"/{name}") from bad
 
 
 def show_letter(kept: Kept, *, whole: bool = False) -> oversight.LetterShown:

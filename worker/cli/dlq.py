@@ -14,6 +14,7 @@ from worker.cli.showing import Printer, progress, since
 
 Json = dict[str, Any]
 _AT_ONCE = 100
+_CHOICE = ("letter_reason", "subject", "older_than")
 _GROUPS = {
     "REASON": lambda g: g["reason"],
     "COUNT": lambda g: str(g["count"]),
@@ -59,7 +60,10 @@ def list_(*, letters: bool, limit: int, **arguments: Any) -> None:
         """Count or list."""
         if not letters:
             groups = (await line.ask("dlq", **fields))["groups"]
-            printer.items(groups, _GROUPS, empty="No dead letters: everything could be used.")
+            narrowed = any(fields[name] is not None for name in _CHOICE)
+            printer.items(
+                groups, _GROUPS, empty="No dead letter is like that." if narrowed else "No dead letters: everything could be used."
+            )
             return
         items, cursor = await pages(line, "dlq", "letters", limit, fields | {"grouped": False})
         printer.items(items, _LETTERS, cursor=cursor, empty="No dead letters.")

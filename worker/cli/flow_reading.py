@@ -12,6 +12,8 @@ from worker.cli.choosing import filter_options, narrowed
 from worker.cli.following import followed, watch_options, watched
 from worker.cli.showing import Printer, mark, short, since, waits_on
 
+_NONE = "No flows. Start one: taskflow flow start --agent kate --controller kate/inbox --goal 'triage the inbox'"
+
 
 @click.command("list", cls=ReadCommand)
 @filter_options
@@ -21,7 +23,11 @@ from worker.cli.showing import Printer, mark, short, since, waits_on
 @watch_options
 def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None, **arguments: Any) -> None:
     """List the flows of all owners, newest first."""
-    fields = narrowed(arguments) | {"cursor": arguments["cursor"]}
+    by = narrowed(arguments)
+    empty = "No flow is like that." if by else _NONE
+    if set_aside:
+        empty = "No flow is set aside."
+    fields = by | {"cursor": arguments["cursor"]}
 
     async def look(line: Line, printer: Printer) -> None:
         """List them."""
@@ -39,8 +45,7 @@ def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None
                 "CHANGED": lambda f: since(f["updated_at"]),
                 "GOAL": lambda f: f["goal"],
             }
-        empty = "No flows. Start one: taskflow flow start --agent kate --controller kate/inbox --goal 'triage the inbox'"
-        printer.items(items, columns, cursor=cursor, empty="No flow is set aside." if set_aside else empty)
+        printer.items(items, columns, cursor=cursor, empty=empty)
 
     run(arguments, watched(look, watch, count))
 

@@ -7,22 +7,25 @@ from typing import Any
 import rich_click as click
 
 from worker.cli.asking import Line, ReadCommand, pages, run
+from worker.cli.choosing import wait_options
 from worker.cli.following import watch_options, watched
 from worker.cli.showing import Printer, short, since, until, waits_on
 
+_FILTERS = ("topic", "correlation_id", "kind", "controller", "owner", "step", "older_than", "due_within")
+
 
 @click.command(cls=ReadCommand)
-@click.option("--topic", metavar="TOPIC", help="Only waits for a reply on this topic.")
-@click.option("--controller", metavar="ID", help="Only flows of this controller.")
-@click.option("--owner", metavar="KEY", help="Only flows of this owner (agent:kate:session:main).")
-@click.option("--step", metavar="LABEL", help="Only flows at this step.")
+@wait_options
 @click.option("--older-than", metavar="DURATION", help="Only those that wait longer than this (10m).")
+@click.option("--due-within", metavar="DURATION", help="Only those that a timer or deadline acts on within this (10m), or should have.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
 @click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
 @watch_options
 def waits(*, limit: int, watch: float | None, count: int | None, **arguments: Any) -> None:
     """Show who waits for what, since when and until when; the longest-waiting first."""
-    fields = {name: arguments[name] for name in ("topic", "controller", "owner", "step", "older_than", "cursor")}
+    fields = {name: arguments[name] for name in _FILTERS}
+    narrowed = any(value is not None for value in fields.values())
+    fields["cursor"] = arguments["cursor"]
 
     async def look(line: Line, printer: Printer) -> None:
         """Show them."""
@@ -35,7 +38,8 @@ def waits(*, limit: int, watch: float | None, count: int | None, **arguments: An
             "DUE": _due,
             "WAITS ON": lambda w: waits_on(w["wait"]),
         }
-        printer.items(items, columns, cursor=cursor, empty="Nothing waits. Park a flow: taskflow flow wait FLOW --manual 'approve?'")
+        empty = "No wait is like that." if narrowed else "Nothing waits. Park a flow: taskflow flow wait FLOW --manual 'approve?'"
+        printer.items(items, columns, cursor=cursor, empty=empty)
         if items and printer.for_people:
             stats = await line.ask("stats")
             overdue, held = stats["waits"]["overdue"], stats["held"]

@@ -26,7 +26,10 @@ NEWEST = 200_000
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """Which flows are asked for; None: any. `topic`: those with an open wait on it; `changed_before`: last changed before."""
+    """Which flows are asked for; None: any. `topic`, `correlation_id`: those with an open wait on it, for it, for both in one.
+
+    `changed_before`, `changed_since`: last changed then; `due_by`: time acts on them by then; `kind`: the kind of their wait.
+    """
 
     status: FlowStatus | None = None
     owner: str | None = None
@@ -34,6 +37,10 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     step: str | None = None
     topic: str | None = None
     changed_before: Micros | None = None
+    correlation_id: str | None = None
+    changed_since: Micros | None = None
+    due_by: Micros | None = None
+    kind: str | None = None
 
 
 class SetAside(msgspec.Struct, frozen=True, kw_only=True):

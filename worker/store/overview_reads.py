@@ -65,7 +65,8 @@ class OverviewReads(ABC):
         """Read the candidates that all filters leave, in the candidates' order."""
         status = wanted.status.value if wanted.status else None
         filters = (status, wanted.owner, wanted.controller, wanted.step, wanted.changed_before, wanted.topic)
-        return await self._seen("find_flows", msgspec.json.encode(numbers).decode(), limit, *filters)
+        more = (wanted.correlation_id, wanted.changed_since, wanted.due_by, wanted.kind)
+        return await self._seen("find_flows", msgspec.json.encode(numbers).decode(), limit, *filters, *more)
 
     async def parked(self, wanted: Wanted, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> Parked:
         """List waiting flows, the longest-waiting first."""

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from worker.errors import InvalidRequest, UnsupportedVerb
 from worker.flow.lifecycle import FlowStatus
-from worker.wire import complaints, limits
+from worker.wire import complaints, limits, requests
 from worker.wire.envelope import open_request
 from worker.wire.requests import DEFAULT_LIMIT, EXPECTED, MAX_LIMIT, CommandId, Cursor, FlowId, Key, Label, Limit, Name, Object, Revision
 
@@ -49,14 +49,17 @@ class Intervention(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
 
 class List(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """List flows of all owners, newest first. `older_than`: last changed longer ago than this; `set_aside`: only those set aside."""
+    """List flows of all owners, newest first. `older_than`, `since` (also a time): when they last changed; `set_aside`: only those."""
 
     status: FlowStatus | None = None
     controller: Name | None = None
     owner: Name | None = None
     step: Label | None = None
     topic: Key | None = None
+    correlation_id: Key | None = None
+    kind: requests.WaitKind | None = None
     older_than: Key | None = None
+    since: Key | None = None
     set_aside: bool = False
 
 
@@ -85,13 +88,16 @@ class Steps(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown
 
 
 class Waits(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Show who waits for what, since when and until when; the longest-waiting first. `older_than`: waiting longer than this."""
+    """Show who waits for what, the longest-waiting first. `older_than`: for longer; `due_within`: time acts on them by then."""
 
     controller: Name | None = None
     owner: Name | None = None
     step: Label | None = None
     topic: Key | None = None
+    correlation_id: Key | None = None
+    kind: requests.WaitKind | None = None
     older_than: Key | None = None
+    due_within: Key | None = None
 
 
 class Who(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -33,6 +33,7 @@ Subject = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"\A[^\s\x00
 Limit = Annotated[int, Meta(ge=0, le=MAX_LIMIT)]
 Cursor = Annotated[str, Meta(max_length=1024)]
 Object = dict[str, Any]
+WaitKind = Literal["timer", "external_event", "manual", "flow", "any_of", "all_of", "at_least"]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

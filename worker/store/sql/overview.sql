@@ -29,7 +29,12 @@ FROM json_each(?1) AS want CROSS JOIN flows AS f
 WHERE f.n = want.value
   AND (?3 IS NULL OR f.status = ?3) AND (?4 IS NULL OR f.owner_session_key = ?4) AND (?5 IS NULL OR f.controller_id = ?5)
   AND (?6 IS NULL OR f.current_step = ?6) AND (?7 IS NULL OR f.updated_us < ?7)
-  AND (?8 IS NULL OR EXISTS (SELECT 1 FROM waiters AS w INDEXED BY waiters_open WHERE w.topic = ?8 AND w.flow = f.n AND w.open = 1))
+  AND (?8 IS NULL OR EXISTS (SELECT 1 FROM waiters AS w INDEXED BY waiters_open WHERE w.topic = ?8 AND w.flow = f.n AND w.open = 1
+                             AND (?9 IS NULL OR w.correlation_id = ?9)))
+  AND (?9 IS NULL OR EXISTS (SELECT 1 FROM waiters AS w WHERE w.flow = f.n AND w.wait_id = f.wait_id AND w.open = 1
+                             AND w.correlation_id = ?9))
+  AND (?10 IS NULL OR f.updated_us >= ?10) AND (?11 IS NULL OR f.due_us <= ?11)
+  AND (?12 IS NULL OR CASE WHEN json_valid(f.wait_json) THEN json_extract(f.wait_json, '$.kind') = ?12 END)
 LIMIT ?2;
 
 -- name: look_parked
