@@ -149,11 +149,11 @@ async def test_dead_letters_are_seen_tried_dry_replayed_with_a_rate_and_purged(s
     assert (await kate.flow(flow_id))["current_step"] == "one"
     assert "replayed  1 dead letters" in (await command(stage, "dlq", "replay", number, *BY)).out
     await eventually(lambda: _step_is(kate, flow_id, "two"), within=20)
-    assert len((await asked(stage, "dlq", "replay", "--letter-reason", "malformed", "--rate", "1", *BY)).json["done"]) == 3
+    assert len((await asked(stage, "dlq", "replay", "--letter-reason", "malformed", "--rate", "1", "-y", *BY)).json["done"]) == 3
     assert "name dead letters" in (await command(stage, "dlq", "replay", *BY, code=64)).err
     assert "there is no dead letter 99" in (await command(stage, "dlq", "show", "99", code=3)).err
     await stage.dead(kate, 7)  # what was malformed is malformed again
-    purged = (await asked(stage, "dlq", "purge", "--letter-reason", "malformed", "--replayed", *BY)).json
+    purged = (await asked(stage, "dlq", "purge", "--letter-reason", "malformed", "--replayed", "-y", *BY)).json
     assert len(purged["done"]) == 3
     assert {(g["reason"], g["count"]) for g in (await asked(stage, "dlq", "list")).items} == {("conflict", 1), ("malformed", 3)}
     assert await checks.violations(stage, kate) == []
@@ -273,7 +273,7 @@ async def test_the_database_is_pruned_exported_and_migrated(stage: Stage, kate: 
     assert json.loads((stage.folder / "flows.jsonl").read_text())["id"] == flow_id
 
     async def pruned() -> bool:
-        return bool((await asked(stage, "db", "prune", "--older-than", "0s", *BY)).json["pruned"] == 1)
+        return bool((await asked(stage, "db", "prune", "--older-than", "0s", "-y", *BY)).json["pruned"] == 1)
 
     await eventually(pruned, within=60)  # once its events are noted as published
     assert (await asked(stage, "flow", "list")).items == []

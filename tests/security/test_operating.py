@@ -53,7 +53,7 @@ async def test_a_dead_letter_is_replayed_where_it_came_from_and_the_observer_may
     await kate.publish("taskflow.cmd.kate.start", b"rubbish")
     await eventually(letters, within=30.0)
     assert "may not ask" in (await by("observer", stage, "dlq", "replay", "--all", *WHY, code=69)).err
-    assert len((await by("operator", stage, "dlq", "replay", "--all", *WHY)).json["done"]) == 1
+    assert len((await by("operator", stage, "dlq", "replay", "--all", "-y", *WHY)).json["done"]) == 1
 
     async def died_again() -> bool:
         found = (await by("operator", stage, "dlq", "list", "--letters")).items

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from tests.serving import Json, Refused, Served, serving
 from worker.admin.letters import replayed
@@ -403,6 +404,16 @@ async def test_what_is_replayed_and_dies_again_is_not_replayed_by_the_same_loop(
     assert (second["done"], second["next_cursor"]) == ([3], None)
     await served.pump()
     assert len((await admin(served, "dlq", grouped=False))["letters"]) == 6, "each died again, as a new letter"
+
+
+async def test_the_log_tells_of_what_was_done_and_not_of_what_was_only_looked_at(served: Served) -> None:
+    await served.client.publish("taskflow.cmd.kate.start", b"{nonsense")
+    await served.pump()
+    with capture_logs() as logs:
+        for dry_run in (True, False):
+            await admin(served, "dlq", action="replay", all=True, dry_run=dry_run, **BY)
+    told = [(log["kind"], log["actor"]) for log in logs if log["event"] == "operator_intervened"]
+    assert told == [("LettersReplay", "operator:ann")]
 
 
 async def test_replay_and_purge_want_to_be_told_which(served: Served) -> None:

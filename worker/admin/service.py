@@ -40,7 +40,8 @@ class Operators:
             return await self._desk.answer(asked)
         assert isinstance(asked, Intervention), "what is no question is an intervention"
         answer = await self._done(asked)
-        self._log.info("operator_intervened", verb=verb, kind=type(asked).__name__, actor=actor_of(asked), reason=asked.reason)
+        if not (isinstance(asked, LettersReplay | LettersPurge) and asked.dry_run):
+            self._log.info("operator_intervened", verb=verb, kind=type(asked).__name__, actor=actor_of(asked), reason=asked.reason)
         return answer
 
     async def _done(self, asked: Intervention) -> bytes:

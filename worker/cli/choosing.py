@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import rich_click as click
+from click.exceptions import Exit
 
+from worker.cli import exits
 from worker.cli.asking import Line, pages, whole_ids
 
 Json = dict[str, Any]
@@ -47,9 +50,12 @@ def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask before it is done to all that the filter finds.")
+
+
 def bulk_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add a filter instead of names, and what makes it safe to use one."""
-    function = click.option("-y", "--yes", is_flag=True, help="Do not ask before it is done to all that the filter finds.")(function)
+    function = yes_option(function)
     rate = click.option("--rate", default=RATE, show_default=True, type=click.FloatRange(0.01, 1000), help="At most so many in a second.")
     return filter_options(click.option("--dry-run", is_flag=True, help="Only say which.")(rate(function)))
 
@@ -76,6 +82,19 @@ def confirmed(verb: str, count: int, arguments: Mapping[str, Any]) -> bool:
     """Ask whether to go on, unless names or --yes have answered that. Raises a usage error where nobody can be asked."""
     if arguments["yes"] or not narrowed(arguments) or count == 0:
         return True
+    return agreed(verb, f"{count:,} flows", "look with --dry-run, then say --yes")
+
+
+def agreed(verb: str, what: str, otherwise: str) -> bool:
+    """Ask whether to do it. Raises a usage error with what to do otherwise where nobody can be asked, `Exit` on Ctrl-C and Ctrl-D."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise click.UsageError(f"{verb} would be done to {count:,} flows: look with --dry-run, then say --yes")
-    return click.confirm(f"{verb} {count:,} flows?", err=True)
+        raise click.UsageError(f"{verb} would be done to {what}: {otherwise}")
+    # While it is asked, the event loop stands still, and its handler of Ctrl-C, which asks the loop to end, would be heard by nobody.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return click.confirm(f"{verb} {what}?", err=True)
+    except click.Abort:
+        click.echo("\nNothing was done.", err=True)
+        raise Exit(exits.INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, before)

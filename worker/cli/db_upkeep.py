@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import rich_click as click
 
 from worker.cli.asking import AskCommand, Line, operator_name, reason_option, run
+from worker.cli.choosing import agreed, yes_option
 from worker.cli.options import SettingsCommand, load_config
 from worker.cli.showing import Printer, progress
 
@@ -21,15 +22,31 @@ _AT_ONCE = 1000
 _COLUMNS = {"state_json": "state", "wait_json": "wait", "progress_json": "progress", "payload_json": "payload", "result_json": "result"}
 
 
+def _duration(_ctx: click.Context, _parameter: click.Parameter, text: str) -> str:
+    """Refuse what is no duration before anybody is asked whether to go on."""
+    from worker.durations import parse_duration
+
+    try:
+        parse_duration(text)
+    except ValueError as bad:
+        raise click.BadParameter(str(bad)) from bad
+    return text
+
+
 @click.command(cls=AskCommand)
-@click.option("--older-than", required=True, metavar="DURATION", help="Flows that ended longer ago than this (30d).")
+@click.option("--older-than", required=True, metavar="DURATION", callback=_duration, help="Flows that ended longer ago than this (30d).")
+@yes_option
 @reason_option
-def prune(*, older_than: str, reason: str, operator: str | None, **arguments: Any) -> None:
+def prune(*, older_than: str, reason: str, operator: str | None, yes: bool, **arguments: Any) -> None:
     """Have the worker delete flows that ended long ago, with their journals; never one whose events are not published."""
+    what = f"all flows that ended longer ago than {older_than}"
 
     async def main(line: Line, printer: Printer) -> None:
         """Delete some at a time until none is left."""
         pruned = 0
+        if not (yes or agreed("prune", what, "say --yes")):
+            printer.note("Nothing was done.")
+            return
         with progress("pruning", None, shown=printer.for_people) as tell:
             while True:
                 said = {"older_than": older_than, "limit": _AT_ONCE, "operator": operator_name(operator), "reason": reason}

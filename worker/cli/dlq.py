@@ -10,6 +10,7 @@ import rich_click as click
 
 from worker.cli import exits
 from worker.cli.asking import AskCommand, Line, ReadCommand, operator_name, pages, reason_option, run
+from worker.cli.choosing import agreed, yes_option
 from worker.cli.showing import Printer, progress, since
 
 Json = dict[str, Any]
@@ -102,6 +103,7 @@ def show(*, number: int, **arguments: Any) -> None:
 @click.option("--again", is_flag=True, help="Also those that were replayed before.")
 @click.option("--rate", default=50.0, show_default=True, type=click.FloatRange(0.01, 1000), help="At most this many in a second.")
 @click.option("--dry-run", is_flag=True, help="Only say which.")
+@yes_option
 @reason_option
 def replay(*, numbers: tuple[int, ...], again: bool, rate: float, **arguments: Any) -> None:
     """Publish dead letters again where they came from, each under a new id: publish, confirm, then mark."""
@@ -115,6 +117,7 @@ def replay(*, numbers: tuple[int, ...], again: bool, rate: float, **arguments: A
 @click.option("--all", "everything", is_flag=True, help="All.")
 @click.option("--replayed", is_flag=True, help="Only those that were replayed.")
 @click.option("--dry-run", is_flag=True, help="Only say which.")
+@yes_option
 @reason_option
 def purge(*, numbers: tuple[int, ...], replayed: bool, **arguments: Any) -> None:
     """Forget dead letters in the database. The stream TASKFLOW_DLQ keeps its copies as long as its settings say."""
@@ -122,32 +125,51 @@ def purge(*, numbers: tuple[int, ...], replayed: bool, **arguments: Any) -> None
 
 
 def _handle(action: str, numbers: tuple[int, ...], more: Json, arguments: Mapping[str, Any]) -> None:
-    """Do it to the letters, some with each request, until none is left."""
-    fields = {name: arguments[name] for name in ("letter_reason", "subject", "older_than", "dry_run")}
-    fields |= {"action": action, "all": arguments["everything"], **more}
+    """Do it to the letters: those named, or those of a filter, which are counted and asked about first."""
+    fields = {name: arguments[name] for name in (*_CHOICE, "dry_run")} | {"action": action, "all": arguments["everything"], **more}
+    filtered = arguments["everything"] or any(fields[name] is not None for name in _CHOICE)
+    if filtered == bool(numbers):
+        named = "name dead letters, or say which with --letter-reason, --subject, --older-than or --all"
+        raise click.UsageError(f"{named}: not both" if numbers else named)
 
     async def main(line: Line, printer: Printer) -> int:
-        """Go through them."""
+        """Ask, and go through them."""
         said = {**fields, "operator": operator_name(arguments["operator"]), "reason": arguments["reason"]}
-        done: list[int] = []
-        failed: list[Json] = []
-        with progress(action, len(numbers) or None, shown=printer.for_people) as tell:
-            for some in _portions(numbers):
-                cursor: str | None = None
-                up_to: int | None = None
-                while True:
-                    answer = await line.ask("dlq", **said, numbers=some, cursor=cursor, up_to=up_to)
-                    up_to = answer["up_to"]
-                    done += answer["done"]
-                    failed += answer["failed"]
-                    tell(len(answer["done"]) + len(answer["failed"]))
-                    cursor = answer["next_cursor"]
-                    if cursor is None:
-                        break
+        total, up_to = len(numbers) or None, None
+        if filtered and not (arguments["yes"] or arguments["dry_run"]):
+            found, _, up_to = await _each(line, {**said, "dry_run": True}, numbers, None, lambda _count: None)
+            total = len(found)
+            if found and not agreed(action, f"{total:,} dead letters", "look with --dry-run, then say --yes"):
+                printer.note("Nothing was done.")
+                return exits.DONE
+        with progress(action, total, shown=printer.for_people) as tell:
+            done, failed, _ = await _each(line, said, numbers, up_to, tell)
         _tell(action, done, failed, printer, dry_run=bool(fields["dry_run"]))
         return exits.PARTIAL if failed and done else exits.FAILED if failed else exits.DONE
 
     run(arguments, main, patience=30.0)
+
+
+async def _each(
+    line: Line, said: Json, numbers: tuple[int, ...], up_to: int | None, tell: Callable[[int], None]
+) -> tuple[list[int], list[Json], int | None]:
+    """Go through the letters, some with each request, until none is left; returns those done, those that failed, and the last one."""
+    done: list[int] = []
+    failed: list[Json] = []
+    last = up_to
+    for some in _portions(numbers):
+        cursor: str | None = None
+        last = up_to
+        while True:
+            answer = await line.ask("dlq", **said, numbers=some, cursor=cursor, up_to=last)
+            last = answer["up_to"]
+            done += answer["done"]
+            failed += answer["failed"]
+            tell(len(answer["done"]) + len(answer["failed"]))
+            cursor = answer["next_cursor"]
+            if cursor is None:
+                break
+    return done, failed, last
 
 
 def _portions(numbers: tuple[int, ...]) -> list[tuple[int, ...] | None]:
