@@ -205,7 +205,12 @@ def compose(
         inspector=inspector,
         api=_api(store, bus, subjects, bindings, engine, tracker),
         dispatcher=Dispatcher(bus, engine),
-        probes=WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=clock, paused=lambda: engine.stalled),
+        probes=WorkerProbes(
+            *(store, bus, relays, sources, inspector, tracker),
+            clock=clock,
+            paused=lambda: engine.stalled,
+            busy=lambda: engine.postponed,
+        ),
         systemd=Systemd(os.environ, store.ping),
     )
 

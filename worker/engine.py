@@ -55,6 +55,7 @@ class Engine:
         self._broken: Refusal | None = None
         self._stalled = False
         self._unwell = False
+        self.postponed = 0  # how many batches the store did not take
         self._listeners: list[Listener] = []
         self._waiters: list[Callable[[], None]] = []
         self._log = structlog.get_logger("engine")
@@ -172,6 +173,7 @@ class Engine:
         self._queue.put_back(kept)
         fail_all([submission.done for submission in batch if submission.seq is None], why)
         self._stalled = True
+        self.postponed += 1
         if not self._unwell:
             self._unwell = True
             self._log.warning("store_unavailable", why=why.message, retry_in=_STALL, waiting=len(self._queue))

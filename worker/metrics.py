@@ -134,6 +134,9 @@ class Metrics:
         )
         self.batch_size = self._histogram("taskflow_store_batch_size", "Changes in one transaction.", _SIZES)
         self.store_writable = self._gauge("taskflow_store_writable", "1 while the database takes changes (0: the disk is full).")
+        self.store_busy = self._counter(
+            "taskflow_store_busy", "Transactions that the database did not take, so that they were put off: locked by others, or full."
+        )
         size = self._gauge("taskflow_store_size_bytes", "Size of the database and of its log.", "file")
         self.store_size: Children[str, Gauge] = Children(size, FILES)
         self.store_free = self._gauge("taskflow_store_free_bytes", "Room left on the database's disk for the worker.")
@@ -151,6 +154,9 @@ class Metrics:
         self.nats_connected = self._gauge("taskflow_nats_connected", "1 while connected to NATS.")
         self.nats_pending = self._gauge("taskflow_nats_pending_messages", "Commands and replies that lie in the streams, not yet taken.")
         self.nats_reconnects = self._counter("taskflow_nats_reconnects", "Times the connection to NATS came back.")
+        self.nats_dropped = self._counter(
+            "taskflow_nats_slow_consumer", "Requests on api and admin that were dropped unread, because too many waited before them."
+        )
         spans = self._counter("taskflow_spans", "Spans of traces, by what became of them.", "outcome")
         self.spans: Children[str, Counter] = Children(spans, SPAN_OUTCOMES)
 

@@ -26,7 +26,9 @@ _STALE = 5.0
 
 
 class WorkerProbes:
-    """What `/livez`, `/readyz` and `/startupz` ask. `paused()` says whether the store refuses changes at the moment."""
+    """What `/livez`, `/readyz` and `/startupz` ask. `paused()` says whether the store refuses changes at the moment, `busy()` how
+    often it did.
+    """
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class WorkerProbes:
         *,
         clock: Callable[[], Micros],
         paused: Callable[[], bool],
+        busy: Callable[[], int] = int,
     ) -> None:
         self._store = store
         self._bus = bus
@@ -48,6 +51,7 @@ class WorkerProbes:
         self._tracker = tracker
         self._clock = clock
         self._paused = paused
+        self._busy = busy
         self._answered = asyncio.get_running_loop().time()
         self.is_started = False
         self.is_stopping = False
@@ -118,6 +122,8 @@ class WorkerProbes:
             outbox_age=_seconds_since(unpublished, now),
             published=sum(relay.stored for relay in self._relays if relay.outlet == "events"),
             reconnects=self._bus.reconnects,
+            dropped=self._bus.dropped,
+            busy=self._busy(),
             room=await self._store.room(),
         )
 

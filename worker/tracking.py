@@ -17,7 +17,10 @@ _UNSTORED = ("ignored", "retried")
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """What was seen at one look. Times are seconds, `room` is bytes; `published` and `reconnects` count from the start."""
+    """What was seen at one look. Times are seconds, `room` is bytes.
+
+    `published`, `reconnects`, `dropped` and `busy` count from the start.
+    """
 
     counts: Mapping[str, int] = {}
     loop_lag: float = 0.0
@@ -29,6 +32,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     outbox_age: float = 0.0
     published: int = 0
     reconnects: int = 0
+    dropped: int = 0
+    busy: int = 0
     room: Mapping[str, int] = {}
 
 
@@ -132,6 +137,8 @@ class Tracker:
             metrics.store_free.set(look.room["free"])
         metrics.events_published.inc(look.published - self._last.published)
         metrics.nats_reconnects.inc(look.reconnects - self._last.reconnects)
+        metrics.nats_dropped.inc(look.dropped - self._last.dropped)
+        metrics.store_busy.inc(look.busy - self._last.busy)
         self._last = look
 
     def surveyed(self, survey: Survey) -> None:

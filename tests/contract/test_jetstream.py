@@ -508,6 +508,29 @@ async def test_the_service_can_be_discovered(real: JetStreamRig, bus: JetStreamB
         await real.agent.request("$SRV.INFO.taskflow", b"")
 
 
+async def test_requests_that_find_the_queue_full_are_counted(real: JetStreamRig, bus: JetStreamBus) -> None:
+    goes_on, begun = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: Request) -> None:
+        begun.set()
+        await goes_on.wait()
+        await request.answer(b"done", {})
+
+    endpoint = Endpoint(name="status", subject="taskflow.api.*.status")
+    await bus.serve(Service(name="taskflow", version="0.1.0", description="Durable agent flows", endpoints=(endpoint,)), handler)
+    assert bus._server is not None
+    bus._server._slots = asyncio.Semaphore(1)  # 512 are in hand otherwise,
+    for subscription in bus._connection.client._subs.values():
+        subscription._pending_queue._maxsize = 1  # type: ignore[attr-defined]  # and half a million may wait
+    assert bus.dropped == 0
+    for _ in range(10):
+        await real.nats.client.publish("taskflow.api.kate.status", b"{}", reply="_INBOX.nobody")
+    await begun.wait()
+    await eventually(lambda: bus.dropped > 0)
+    goes_on.set()
+    await bus.stop_serving()
+
+
 # --- the embedded server -------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ from prometheus_client import CollectorRegistry, Histogram, disable_created_metr
 
 from tests.deploy.scraping import shows
 from tests.e2e.stage import TOPIC, Agent, Stage
+from tests.eventually import eventually
+from tests.faults.disturbing import holding
 from tests.running import Running, running
 from tests.service.acting import external, parked, timer
 from tests.service.test_rules_of_damage import damage
@@ -62,6 +65,23 @@ async def test_the_page_counts_what_a_day_brings(stage: Stage, kate: Agent) -> N
     assert abs(page["taskflow_start_time_seconds"] - time.time()) < 600
     journal = 2 * 4  # created, started, waiting and resumed, of each flow
     await shows(stage, lambda page: page["taskflow_events_published_total"] == journal and page["taskflow_ready"] == 1)
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_lock_that_others_hold_for_long_is_counted_and_lost_nothing(stage: Stage, kate: Agent) -> None:
+    flow_id = await kate.start()
+    assert (await shows(stage, lambda page: page["taskflow_ready"] == 1))["taskflow_store_busy_total"] == 0
+    with holding(stage.path, "BEGIN IMMEDIATE"):
+        body = msgspec.json.encode({"flow_id": flow_id, "command_id": "a-1", "current_step": "later"})
+        await kate.publish("taskflow.cmd.kate.advance", body)
+        await shows(stage, lambda page: page["taskflow_store_busy_total"] >= 1 and page["taskflow_store_writable"] == 0, within=60)
+
+    async def went_on() -> bool:
+        return bool((await kate.flow(flow_id))["current_step"] == "later")
+
+    await eventually(went_on, within=60)
 
 
 @pytest.mark.e2e

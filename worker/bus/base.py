@@ -187,6 +187,10 @@ class Bus(Protocol):
         """How often the connection came back after it was lost."""
 
     @property
+    def dropped(self) -> int:
+        """How many messages came and were dropped unread, because those before them were taken too slowly."""
+
+    @property
     def max_payload(self) -> int:
         """The most bytes (headers and body) the broker takes in one message."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.errors import NoRespondersError
+from nats.errors import NoRespondersError, SlowConsumerError
 
 from worker.bus.options import NatsOptions, check_readable, public_address
 from worker.bus.outbound import Outbound
@@ -58,6 +58,7 @@ class Connection:
         self._closing = False
         self._last_error = ""
         self._logged: dict[str, float] = {}
+        self.dropped = 0
         self._log = structlog.get_logger()
 
     @property
@@ -196,6 +197,7 @@ class Connection:
     async def _on_error(self, error: Exception) -> None:
         """Take note of what nats-py reports; must not raise, or the read loop ends."""
         text = _reason(error)
+        self.dropped += isinstance(error, SlowConsumerError)  # one for each message that found its queue full
         if self._refused is not None and not self._refused.done() and any(word in text.lower() for word in _REFUSED):
             self._refused.set_result(text)
         denied = _DENIED.search(text.lower())

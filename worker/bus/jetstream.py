@@ -66,6 +66,11 @@ class JetStreamBus:
         """How often the connection came back."""
         return self._reconnects
 
+    @property
+    def dropped(self) -> int:
+        """How many messages were dropped unread."""
+        return self._connection.dropped
+
     def _count_reconnect(self) -> None:
         """Count one more."""
         self._reconnects += 1
