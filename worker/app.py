@@ -205,12 +205,7 @@ def compose(
         inspector=inspector,
         api=_api(store, bus, subjects, bindings, engine, tracker),
         dispatcher=Dispatcher(bus, engine),
-        probes=WorkerProbes(
-            *(store, bus, relays, sources, inspector, tracker),
-            clock=clock,
-            paused=lambda: engine.stalled,
-            busy=lambda: engine.postponed,
-        ),
+        probes=WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=clock, engine=engine),
         systemd=Systemd(os.environ, store.ping),
     )
 

@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from worker.bus.base import Bus, PublishFailed, Source
+from worker.engine import Engine
 from worker.errors import FlowError
 from worker.health import Check
 from worker.inspector import Inspector
@@ -26,9 +27,7 @@ _STALE = 5.0
 
 
 class WorkerProbes:
-    """What `/livez`, `/readyz` and `/startupz` ask. `paused()` says whether the store refuses changes at the moment, `busy()` how
-    often it did.
-    """
+    """What `/livez`, `/readyz` and `/startupz` ask."""
 
     def __init__(
         self,
@@ -40,8 +39,7 @@ class WorkerProbes:
         tracker: Tracker,
         *,
         clock: Callable[[], Micros],
-        paused: Callable[[], bool],
-        busy: Callable[[], int] = int,
+        engine: Engine,
     ) -> None:
         self._store = store
         self._bus = bus
@@ -50,8 +48,7 @@ class WorkerProbes:
         self._sources = sources
         self._tracker = tracker
         self._clock = clock
-        self._paused = paused
-        self._busy = busy
+        self._engine = engine
         self._answered = asyncio.get_running_loop().time()
         self.is_started = False
         self.is_stopping = False
@@ -117,13 +114,13 @@ class WorkerProbes:
             loop_lag=lag,
             overdue=_seconds_since(due, now),
             connected=self._bus.connected,
-            writable=not self._paused(),
+            writable=not self._engine.stalled,
             outbox=sum(relay.in_flight for relay in self._relays),
             outbox_age=_seconds_since(unpublished, now),
             published=sum(relay.stored for relay in self._relays if relay.outlet == "events"),
             reconnects=self._bus.reconnects,
             dropped=self._bus.dropped,
-            busy=self._busy(),
+            busy=self._engine.postponed,
             room=await self._store.room(),
         )
 
@@ -141,7 +138,7 @@ class WorkerProbes:
             Check("deliveries", not self._bus.trouble, self._bus.trouble),
             Check("streams", not self._inspector.flaws, "; ".join(self._inspector.flaws)),
             *(Check(relay.outlet, not relay.trouble, f"not published: {relay.trouble}") for relay in self._relays),
-            Check("store", not self._paused(), "the database takes no changes (is the disk full?)"),
+            Check("store", not self._engine.stalled, "the database takes no changes (is the disk full?)"),
             Check("running", not self.is_stopping, "stopping"),
         ]
 
