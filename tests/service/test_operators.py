@@ -416,6 +416,15 @@ async def test_the_log_tells_of_what_was_done_and_not_of_what_was_only_looked_at
     assert told == [("LettersReplay", "operator:ann")]
 
 
+async def test_groups_of_dead_letters_count_only_those_of_the_filter(served: Served) -> None:
+    for hours in (0, 2):
+        served.run.clock.advance(hours=hours)
+        await served.client.publish("taskflow.cmd.kate.start", b"{nonsense")
+        await served.pump()
+    for fields, counts in (({}, [2]), ({"older_than": "1h"}, [1]), ({"older_than": "3h"}, []), ({"letter_reason": "expired"}, [])):
+        assert [group["count"] for group in (await admin(served, "dlq", **fields))["groups"]] == counts, fields
+
+
 async def test_replay_and_purge_want_to_be_told_which(served: Served) -> None:
     await refused(served, "invalid_request", "dlq", action="replay", **BY)
     await refused(served, "not_found", "dlq", action="purge", numbers=[7], **BY)

@@ -252,11 +252,14 @@ def test_config_show_names_origins_and_masks_secrets(folder: Path) -> None:
 
 
 def test_config_validate_says_yes_or_what_is_wrong(folder: Path) -> None:
-    assert invoke("config", "validate").exit_code == 0
+    assert invoke("config", "validate").stdout == "The configuration is valid (every setting at its default).\n"
+    (folder / "taskflow.toml").write_text("[log]\nlevel = 'debug'", encoding="utf-8")
+    valid = invoke("config", "validate", "--store-path", "x.db").stdout
+    assert valid == f"The configuration is valid (file {folder / 'taskflow.toml'}, flag --store-path).\n"
     (folder / "taskflow.toml").write_text("[store]\nfoo = 1", encoding="utf-8")
     result = invoke("config", "validate")
     assert result.exit_code == 78
-    assert 'taskflow.toml: unknown key "store.foo"' in result.stderr
+    assert 'taskflow.toml:2: unknown key "store.foo"' in result.stderr
 
 
 def test_version_tells_the_parts_on_request() -> None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
+from click.testing import CliRunner
 
 from worker.cli import exits, taskflow
 from worker.cli.asking import operator_name
+from worker.cli.choosing import KINDS
 from worker.cli.options import SettingsCommand
 from worker.cli.showing import Printer, mark, printable, span, waits_on
 from worker.errors import FlowError
+from worker.flow.waits import WaitCondition
+from worker.metrics import WAIT_KINDS
+from worker.wire.requests import WaitKind
 
 HEAVY = {"nats", "structlog", "uvicorn", "aiosqlite", "prometheus_client", "msgspec", "rich.table", "sqlite3"}
 
@@ -44,6 +50,50 @@ def test_every_intervention_wants_a_reason() -> None:
             reason = next(option for option in commands[name].params if option.name == "reason")
             assert reason.required, f"{group} {name}"
             assert isinstance(commands[name], SettingsCommand)
+
+
+def test_the_kinds_of_waits_are_the_same_at_the_shell_on_the_wire_and_in_the_metrics() -> None:
+    kinds = {part.__struct_config__.tag for part in get_args(WaitCondition)}
+    assert set(KINDS) == set(get_args(WaitKind)) == set(WAIT_KINDS) == kinds
+
+
+def test_a_command_that_is_misspelt_is_answered_with_the_right_one() -> None:
+    for typed, meant in ((["fow"], "flow"), (["flow", "lst"], "list"), (["doktor"], "doctor")):
+        said = CliRunner().invoke(taskflow, typed)
+        assert said.exit_code == exits.USAGE
+        assert f"Did you mean '{meant}'?" in said.stderr
+
+
+@pytest.mark.parametrize("command", [["waits"], ["flow", "cancel"], ["dlq", "purge"], ["reply"], ["check"], ["run"]])
+def test_help_shows_what_is_the_command_s_own_before_the_settings(command: list[str]) -> None:
+    said = CliRunner().invoke(taskflow, [*command, "--help"]).stdout
+    assert said.index("─ Options ─") < said.index("─ NATS ─")
+    own = said[: said.index("─ NATS ─")]
+    assert "--help" in own
+    assert "--nats-url" not in own
+
+
+@pytest.mark.parametrize(
+    "options, why",
+    [
+        (["--timer", "soon"], "a duration (2h)"),
+        (["--timer", "2h", "--timeout", "1h"], "a timer ends by itself"),
+        (["--manual", "?", "--corr", "c-1"], "--corr goes with --topic"),
+        (["--manual", "?", "--topic", "t"], "say one of"),
+        ([], "say one of"),
+    ],
+)
+def test_a_wait_that_makes_no_sense_is_refused_and_nothing_left_out_in_silence(options: list[str], why: str) -> None:
+    said = CliRunner().invoke(taskflow, ["flow", "wait", "0000cafe", *options])
+    assert said.exit_code == exits.USAGE
+    assert why in " ".join(said.stderr.replace("│", "").split())
+
+
+def test_a_reply_that_looks_like_json_and_is_none_is_refused() -> None:
+    for payload in ('{"answer":', "[1,", '"half'):
+        said = CliRunner().invoke(taskflow, ["reply", "t", "c", payload])
+        assert said.exit_code == exits.USAGE
+        assert "looks like JSON" in said.stderr
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ class Desk:
     async def _groups(self, asked: operators.LettersList) -> list[oversight.GroupShown]:
         """Count by reason and subject, a built-in reply topic's correlation ids together; the largest group first."""
         found: dict[tuple[str, str], list[int]] = {}
-        for group in await self._reads.letter_groups(_GROUPS):
+        for group in await self._reads.letter_groups(_GROUPS, self._before(asked.older_than)):
             reply = self._subjects.parse_reply(group.subject)
             subject = f"{self._subjects.reply_topic(reply[0])}.*" if reply is not None else group.subject
             if asked.letter_reason not in (None, group.reason) or asked.subject not in (None, group.subject):

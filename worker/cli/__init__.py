@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import rich_click as click
-from click.exceptions import Exit
+from click.exceptions import Exit, NoSuchCommand
 
 from worker.cli.exits import USAGE
 from worker.errors import Refusal
@@ -40,6 +40,13 @@ class Commands(click.RichGroup):
             return None
         command: click.Command = getattr(importlib.import_module(f"worker.cli.{cmd_name}"), cmd_name)
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand; click suggests only names of commands that are loaded, and none is."""
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as unknown:
+            raise NoSuchCommand(unknown.command_name, possibilities=_COMMANDS, ctx=ctx) from None
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         """Parse the options before the subcommand."""

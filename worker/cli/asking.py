@@ -52,8 +52,8 @@ class AskCommand(SettingsCommand):
 
     sections = CLIENT
 
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Give the command's own options, then how to say it, then the settings."""
+    def shared_options(self) -> list[click.Parameter]:
+        """Give how to say it."""
         how = click.RichOption(
             ["output", "-o", "--output"],
             type=click.Choice(["table", "json", "jsonl", "none"]),
@@ -61,18 +61,18 @@ class AskCommand(SettingsCommand):
             help="How to say it: for people, or for programs.",
             panel="Options",
         )
-        return [how, *super().get_params(ctx)]
+        return [how]
 
 
 class ReadCommand(AskCommand):
     """A command that only asks questions, so that a database can answer them while no worker runs."""
 
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+    def shared_options(self) -> list[click.Parameter]:
         """Add the choice of a database."""
         place = click.RichOption(
             ["database", "--db"], metavar="FILE", help="Read this database instead of asking a worker (read-only).", panel="Options"
         )
-        return [place, *super().get_params(ctx)]
+        return [*super().shared_options(), place]
 
 
 def reason_option(function: Callable[..., Any]) -> Callable[..., Any]:

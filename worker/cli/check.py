@@ -21,7 +21,12 @@ Figures = dict[str, tuple[float, float | None, float | None]]
 
 @click.command(cls=ReadCommand)
 @click.option(
-    "--format", "form", type=click.Choice(["nagios", "json", "prometheus", "text"]), default="text", show_default=True, help="How."
+    "--format",
+    "form",
+    type=click.Choice(["nagios", "json", "prometheus", "text"]),
+    default="text",
+    show_default=True,
+    help="How; -o json is --format json, -o none says nothing.",
 )
 @click.option(
     "--overdue", nargs=2, type=int, default=(1, 100), show_default=True, help="Warning and critical: flows that time is late for."
@@ -34,13 +39,15 @@ Figures = dict[str, tuple[float, float | None, float | None]]
 def check(*, form: str, **arguments: Any) -> None:
     """Say whether it is well. Exit 0 ok, 1 warning, 2 critical, 3 unknown (nobody answers), as Nagios has it."""
     limits: Mapping[str, tuple[int, int]] = {name: arguments[name] for name in ("overdue", "unpublished", "dead_letters", "set_aside")}
+    said = arguments["output"] != "none"
+    form = "json" if form == "text" and arguments["output"] in ("json", "jsonl") else form
 
     async def main(line: Line, _printer: Printer) -> int:
         """Ask and judge."""
         found = await line.ask("stats")
         figures = _figures(found, limits)
         level = _level(figures, found["worker"])
-        click.echo(_said(form, level, figures, found["worker"]))
+        click.echo(_said(form, level, figures, found["worker"]) if said else "", nl=said)
         return 100 + level if level else OK
 
     try:
@@ -49,10 +56,10 @@ def check(*, form: str, **arguments: Any) -> None:
         # A number of ours from 100 on is a level; any other says that nobody could be asked.
         level = ended.exit_code - 100 if ended.exit_code > 100 else UNKNOWN  # noqa: PLR2004 - see above
         if level == UNKNOWN:
-            click.echo(_said(form, UNKNOWN, {}, {}))
+            click.echo(_said(form, UNKNOWN, {}, {}) if said else "", nl=said)
         raise Exit(level) from ended
     except Refusal as lost:
-        click.echo(_said(form, UNKNOWN, {}, {}))
+        click.echo(_said(form, UNKNOWN, {}, {}) if said else "", nl=said)
         click.echo(f"taskflow: {lost}", err=True)
         raise Exit(UNKNOWN) from lost
 

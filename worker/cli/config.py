@@ -35,8 +35,9 @@ def show(*, origin: bool, output: str, **arguments: Any) -> None:
 @config.command(cls=SettingsCommand)
 def validate(**arguments: Any) -> None:
     """Exit 0 when the settings are right; otherwise say in one line which is not, and exit 78."""
-    load_config(arguments)
-    click.echo("The configuration is valid.")
+    found = load_config(arguments)
+    said = ", ".join(sorted(set(found.origins.values()) - {"default"}))
+    click.echo(f"The configuration is valid ({said or 'every setting at its default'}).")
 
 
 @config.command()

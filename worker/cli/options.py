@@ -37,9 +37,17 @@ class SettingsCommand(click.RichCommand):
 
     sections: tuple[str, ...] | None = None
 
+    def __init__(self, *args: Any, **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.add_panel(click.RichOptionPanel("Options"))  # named first, so that it is shown first: not after a screen of settings
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Give the command's own options, then the settings. Called when parsing or helping, so that importing stays cheap."""
-        return [*super().get_params(ctx), *_setting_options(self.sections)]
+        return [*super().get_params(ctx), *self.shared_options(), *_setting_options(self.sections)]
+
+    def shared_options(self) -> list[click.Parameter]:
+        """Give the options that all commands of the kind have."""
+        return []
 
 
 @functools.cache

@@ -17,11 +17,13 @@ from worker.cli.showing import Printer
 @click.argument("corr")
 @click.argument("payload", required=False)
 @click.option("--id", "event_id", metavar="ID", help="The reply's id: a repeat with the same one is recognised. A new one if not given.")
+@click.option("--text", "as_text", is_flag=True, help="PAYLOAD is text, whatever it looks like.")
 @click.option("--flow", "flow_id", metavar="FLOW", help="Only for this flow.")
 @click.option("--dry-run", is_flag=True, help="Only say who would be resumed.")
-def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, **arguments: Any) -> None:
+def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, as_text: bool, **arguments: Any) -> None:
     """Publish a reply on TOPIC with correlation id CORR. PAYLOAD is JSON (or text); `-` reads it from stdin."""
     text = sys.stdin.read() if payload == "-" else payload
+    value = text if as_text else _value(text)
 
     async def main(line: Line, printer: Printer) -> None:
         """Publish it, or say whom it would resume."""
@@ -31,7 +33,7 @@ def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, *
             ids = [waiter["flow_id"] for waiter in waiters]
             printer.item({"would_resume": ids}, [("would resume", ", ".join(ids) or "nobody: it would be held")])
             return
-        body = {"correlation_id": corr, "payload": _value(text)}
+        body = {"correlation_id": corr, "payload": value}
         if arguments["flow_id"]:
             body["flow_id"] = await whole_id(line, arguments["flow_id"])
         subject = _subject(line, topic, corr)
@@ -46,12 +48,14 @@ def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, *
 
 
 def _value(text: str | None) -> Any:
-    """Return the payload: JSON, or the text itself where it is none."""
+    """Return the payload: JSON, or the text itself. Refuses what begins like JSON and is none: a flow would go on with half an object."""
     if text is None:
         return None
     try:
         return json.loads(text)
-    except ValueError:
+    except ValueError as bad:
+        if text.lstrip()[:1] in ("{", "[", '"'):
+            raise click.UsageError(f"PAYLOAD looks like JSON and is none ({bad}); correct it, or say --text") from bad
         return text
 
 

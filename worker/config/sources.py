@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ _RESERVED: Mapping[str, tuple[Any, ...]] = {
     "web.access": ("all", "read_only"),
     "web.hide_state": (True, False),
 }
+_HEAD = re.compile(r"\s*\[\s*([\w.-]+)\s*\]")
+_KEY = re.compile(r"""\s*["']?([\w-]+)["']?\s*=""")
 _CLOSE_VARIABLE = 0.9  # a typo of one of our names; a variable Kubernetes makes for a service called taskflow is further off
 
 
@@ -96,7 +99,7 @@ def from_file(path: Path) -> Layer:
         if written in _RESERVED:
             _check_reserved(path, written, value)
         elif written not in names:
-            raise ConfigError(f'{path}: unknown key "{written}"{_near(written, [*names, *_RESERVED])}')
+            raise ConfigError(f'{_place(path, written)}: unknown key "{written}"{_near(written, [*names, *_RESERVED])}')
         elif names[written] in layer:
             raise ConfigError(f'{path}: "{written}" and "{names[written]}" are the same setting; keep one of them')
         else:
@@ -117,6 +120,18 @@ def _flatten(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]
             raise ConfigError(f"{path}: {section} must be a table, written as [{section}]")
         else:
             yield from ((f"{section}.{key}", inner) for key, inner in value.items())
+
+
+def _place(path: Path, written: str) -> str:
+    """Return the file and the line on which a key is written, as editors take it; only the file where the line is not found."""
+    wanted, _, key = written.rpartition(".")
+    section = ""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if head := _HEAD.match(line):
+            section = head[1]
+        elif section == wanted and (one := _KEY.match(line)) and one[1] == key:
+            return f"{path}:{number}"
+    return str(path)
 
 
 def _check_reserved(path: Path, key: str, value: object) -> None:

@@ -60,7 +60,7 @@ class Nats(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     connect_timeout: Annotated[
-        Duration, About(readers.duration(1000), "Give up when NATS cannot be reached at start within this time.")
+        Duration, About(readers.duration(1000), "Give up when NATS cannot be reached at start within this time.", env=("NATS_TIMEOUT",))
     ] = Duration.parse("5s")
     monitor_url: Annotated[
         str, About(readers.text, "Monitoring address of the server (http://host:8222): asked at start whether it syncs to disk.")

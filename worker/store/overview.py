@@ -203,8 +203,8 @@ class Overview(Protocol):
         """Return the number of the dead letter that was this message of a stream, or None."""
         ...
 
-    async def letter_groups(self, limit: int) -> list[LetterGroup]:
-        """Count the dead letters by reason and subject, at most `limit` groups."""
+    async def letter_groups(self, limit: int, before: Micros | None = None) -> list[LetterGroup]:
+        """Count the dead letters, or those that died before a time, by reason and subject, at most `limit` groups."""
         ...
 
     async def letters(self, wanted: WantedLetters, *, limit: int, after: int | None = None, up_to: int | None = None) -> Page[Kept]:

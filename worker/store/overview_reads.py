@@ -145,9 +145,9 @@ class OverviewReads(ABC):
         found = await self._seen("letter_at", stream, seq)
         return found[0][0] if found else None
 
-    async def letter_groups(self, limit: int) -> list[LetterGroup]:
+    async def letter_groups(self, limit: int, before: Micros | None = None) -> list[LetterGroup]:
         """Count by reason and subject, in one index."""
-        found = await self._seen("letter_groups", limit)
+        found = await self._seen("letter_groups", limit, before)
         return [LetterGroup(**dict(zip(LetterGroup.__struct_fields__, row, strict=True))) for row in found]
 
     async def letters(self, wanted: WantedLetters, *, limit: int, after: int | None = None, up_to: int | None = None) -> Page[Kept]:

@@ -103,6 +103,7 @@ SELECT n FROM dead_letters WHERE stream = ?1 AND seq = ?2 AND seq IS NOT NULL OR
 
 -- name: letter_groups
 SELECT reason, subject, count(*), sum(replays > 0), min(at_us), max(at_us) FROM dead_letters INDEXED BY dead_letters_by_subject
+WHERE (?2 IS NULL OR at_us < ?2)
 GROUP BY subject, reason LIMIT ?1;
 
 -- name: letters
