@@ -334,10 +334,27 @@ def test_a_context_named_by_flag_does_not_silently_lose_to_a_url_in_the_file(hom
     assert "would win over the NATS context 'prod' (flag --nats-context); remove one of the two" in line
 
 
-@pytest.mark.parametrize("key", ["nsc", "user_jwt", "jetstream_domain", "socks_proxy"])
+@pytest.mark.parametrize("key", ["nsc", "jetstream_domain", "socks_proxy"])
 def test_a_context_that_asks_for_more_than_the_worker_can_do_is_refused(home: Path, key: str) -> None:
     context(home, "prod", url="nats://prod", **{key: "x"})
     assert f"uses '{key}', which the worker does not support" in refusal(home, NATS_CONTEXT="prod")
+
+
+def test_a_user_s_jwt_and_seed_come_from_a_context_and_from_the_nats_cli_s_variables(home: Path) -> None:
+    context(home, "prod", url="nats://prod", user_jwt="eyJ.a.b", user_seed="SUAPROD")
+    for nats in (configured(home, NATS_CONTEXT="prod").nats, configured(home, NATS_JWT="eyJ.a.b", NATS_SEED="SUAPROD").nats):
+        assert nats.jwt is not None
+        assert nats.seed is not None
+        assert (nats.jwt.reveal(), nats.seed.reveal()) == ("eyJ.a.b", "SUAPROD")
+        assert "SUAPROD" not in repr(nats)
+    assert "nats.seed (environment NATS_SEED) is of no use without nats.jwt" in refusal(home, NATS_SEED="SUAPROD")
+
+
+def test_every_variable_of_the_nats_cli_is_read(home: Path) -> None:
+    cli = "URL USER PASSWORD TOKEN CREDS NKEY JWT SEED CERT KEY CA TIMEOUT CONTEXT"
+    known = {name for setting in settings() for name in setting.variables}
+    assert {f"NATS_{name}" for name in cli.split()} <= known
+    assert configured(home, NATS_TIMEOUT="750ms").nats.connect_timeout.seconds == 0.75
 
 
 def test_the_inbox_prefix_comes_from_flag_variable_file_and_context(home: Path) -> None:

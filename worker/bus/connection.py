@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, SlowConsumerError
 
-from worker.bus.options import NatsOptions, check_readable, public_address
+from worker.bus.options import NatsOptions, check_readable, jwt_login, public_address
 from worker.bus.outbound import Outbound
 from worker.bus.reading import ReadingClient
 from worker.bus.renewal import Renewal
@@ -151,6 +151,7 @@ class Connection:
             "token": options.token,
             "user_credentials": options.creds,
             "nkeys_seed": options.nkey_seed,
+            **jwt_login(options),
             "tls": self._tls(),
             "inbox_prefix": options.inbox_prefix,
             "connect_timeout": options.connect_timeout,

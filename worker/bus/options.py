@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
+import nkeys
 
 from worker.errors import BusLost
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class NatsOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach NATS. Paths: `creds`, `nkey_seed`, `tls_*`. Times are seconds.
+    """How to reach NATS. Paths: `creds`, `nkey_seed`, `tls_*`. Times are seconds. `jwt` and `seed` are asked for at each connect.
 
     `inbox_prefix`: permissions match whole tokens, so it is whole tokens; random unless one is given. `monitor_url` (http) is asked
     whether the server syncs to disk; without it nobody warns.
@@ -28,6 +31,8 @@ class NatsOptions(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None = None
     creds: str | None = None
     nkey_seed: str | None = None
+    jwt: Callable[[], str] | None = None
+    seed: Callable[[], str] | None = None
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -70,6 +75,8 @@ def nats_options(nats: Nats) -> NatsOptions:
         token=_revealed(nats.token),
         creds=_path(nats.creds),
         nkey_seed=_path(nats.nkey),
+        jwt=nats.jwt.reveal if nats.jwt is not None else None,
+        seed=nats.seed.reveal if nats.seed is not None else None,
         tls_ca=nats.tls_ca or None,
         tls_cert=nats.tls_cert or None,
         tls_key=_path(nats.tls_key),
@@ -77,6 +84,22 @@ def nats_options(nats: Nats) -> NatsOptions:
         monitor_url=nats.monitor_url or None,
     )
     return msgspec.structs.replace(options, inbox_prefix=nats.inbox_prefix) if nats.inbox_prefix else options
+
+
+def jwt_login(options: NatsOptions) -> dict[str, Any]:
+    """Return what nats-py takes to log in with a user's JWT and the seed that proves it; nothing where they are not given."""
+    jwt, seed = options.jwt, options.seed
+    if jwt is None or seed is None:
+        return {}
+
+    def sign(nonce: str) -> bytes:
+        """Sign what the server sent."""
+        key = nkeys.from_seed(bytearray(seed().strip().encode()))
+        signature = b64encode(key.sign(nonce.encode()))
+        key.wipe()
+        return signature
+
+    return {"user_jwt_cb": lambda: bytearray(jwt().strip().encode()), "signature_cb": sign}
 
 
 def _revealed(secret: Secret | None) -> str | None:

@@ -14,7 +14,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from worker.bus.options import NatsOptions, check_readable, nats_options, public_address
+from worker.bus.options import NatsOptions, check_readable, jwt_login, nats_options, public_address
 from worker.client.transport import Lost
 from worker.errors import Refusal
 
@@ -92,6 +92,7 @@ def _arguments(options: NatsOptions) -> dict[str, Any]:
         "token": options.token,
         "user_credentials": options.creds,
         "nkeys_seed": options.nkey_seed,
+        **jwt_login(options),
         "tls": tls,
         "inbox_prefix": options.inbox_prefix,
         "connect_timeout": options.connect_timeout,

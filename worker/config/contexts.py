@@ -17,6 +17,8 @@ _KEYS = {
     "url": "nats.url",
     "creds": "nats.creds",
     "nkey": "nats.nkey",
+    "user_jwt": "nats.jwt",
+    "user_seed": "nats.seed",
     "user": "nats.user",
     "password": "nats.password",
     "token": "nats.token",
@@ -26,7 +28,7 @@ _KEYS = {
     "inbox_prefix": "nats.inbox_prefix",
 }
 _PATHS = frozenset({"creds", "nkey", "ca", "cert", "key"})
-_UNSUPPORTED = ("nsc", "user_jwt", "user_seed", "jetstream_domain", "jetstream_api_prefix", "socks_proxy", "tls_first")
+_UNSUPPORTED = ("nsc", "jetstream_domain", "jetstream_api_prefix", "socks_proxy", "tls_first")
 _NAME = re.compile(r"\A[^/\\\x00.][^/\\\x00]*\Z")
 
 

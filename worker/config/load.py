@@ -110,7 +110,13 @@ def _checked(config: Config) -> Config:
     nats = config.nats
     ways = [
         key
-        for key, given in (("nats.creds", nats.creds), ("nats.nkey", nats.nkey), ("nats.token", nats.token), ("nats.user", nats.user))
+        for key, given in (
+            ("nats.creds", nats.creds),
+            ("nats.nkey", nats.nkey),
+            ("nats.jwt", nats.jwt),
+            ("nats.token", nats.token),
+            ("nats.user", nats.user),
+        )
         if given
     ]
     if len(ways) > 1:
@@ -118,9 +124,11 @@ def _checked(config: Config) -> Config:
         raise ConfigError(f"{told} are different ways to log in; keep one of them")
     if nats.password and not nats.user:
         raise ConfigError(f"nats.password ({config.origin('nats.password')}) is of no use without nats.user; set both")
-    if bool(nats.tls_cert) != bool(nats.tls_key):
-        key, other = ("nats.tls_cert", "nats.tls_key") if nats.tls_cert else ("nats.tls_key", "nats.tls_cert")
-        raise ConfigError(f"{key} ({config.origin(key)}) is of no use without {other}; set both")
+    pairs = (("nats.tls_cert", nats.tls_cert, "nats.tls_key", nats.tls_key), ("nats.jwt", nats.jwt, "nats.seed", nats.seed))
+    for one, first, two, second in pairs:
+        if bool(first) != bool(second):
+            key, other = (one, two) if first else (two, one)
+            raise ConfigError(f"{key} ({config.origin(key)}) is of no use without {other}; set both")
     try:
         config.bindings()
     except ValueError as failure:

@@ -41,6 +41,12 @@ class Nats(msgspec.Struct, frozen=True, kw_only=True):
     context: Annotated[str, About(readers.text, "Take what is not set here from this context of the nats CLI.", env=("NATS_CONTEXT",))] = ""
     creds: Annotated[Secret | None, About(readers.secret_file, "Credentials file (JWT and NKey).", env=("NATS_CREDS",))] = None
     nkey: Annotated[Secret | None, About(readers.secret_file, "File with an NKey seed.", env=("NATS_NKEY",))] = None
+    jwt: Annotated[Secret | None, About(readers.secret, "User JWT; better file:/path, env:NAME or credential:NAME.", env=("NATS_JWT",))] = (
+        None
+    )
+    seed: Annotated[
+        Secret | None, About(readers.secret, "NKey seed of the JWT's user; better file:/path or credential:NAME.", env=("NATS_SEED",))
+    ] = None
     user: Annotated[str, About(readers.text, "User name.", env=("NATS_USER",))] = ""
     password: Annotated[
         Secret | None, About(readers.secret, "Password; better file:/path, env:NAME or credential:NAME.", env=("NATS_PASSWORD",))
