@@ -10,6 +10,7 @@ import sqlite3
 import time
 import tomllib
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,7 @@ async def test_events_are_shown_from_the_stream_and_followed(stage: Stage, kate:
     await eventually(lambda: stage.events(kate, flow_id), within=20)
     shown = await command(stage, "events", "--flow", flow_id, "-o", "jsonl")
     assert json.loads(shown.out.splitlines()[0])["data"]["kind"] == "created"
+    await _only_events_since_then_are_shown(stage, kate, flow_id)
     following = asyncio.create_task(command(stage, "events", "--follow", "--agent", "kate", "--count", "1", "--filter", "finished"))
 
     async def finished() -> bool:
@@ -201,6 +203,20 @@ async def test_events_are_shown_from_the_stream_and_followed(stage: Stage, kate:
 
     await eventually(finished, within=60)
     assert "finished" in (await following).out
+
+
+async def _only_events_since_then_are_shown(stage: Stage, kate: Agent, before: str) -> None:
+    between = datetime.now(UTC).isoformat()
+    for _ in range(5):
+        last = await kate.start()
+    await eventually(lambda: stage.events(kate, last), within=20)
+    for since, flows in ((between, 5), ("1h", 6), ("0s", 0), ("2099-01-01T00:00:00Z", 0)):
+        shown = (await command(stage, "events", "--since", since, "-o", "jsonl")).out
+        subjects = [json.loads(line)["subject"] for line in shown.splitlines()]
+        assert len(set(subjects)) == flows, since
+        assert (before in subjects) is (flows == 6)
+    assert "not 'soon'" in (await command(stage, "events", "--since", "soon", code=64)).err
+    assert "say --since or --last" in (await command(stage, "events", "--since", "1h", "--last", "3", code=64)).err
 
 
 async def test_stats_check_and_top_say_how_it_is(stage: Stage, kate: Agent) -> None:

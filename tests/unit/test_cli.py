@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -230,8 +231,29 @@ def test_the_banner_shows_where_everything_is_and_commands_to_copy_but_no_passwo
         assert part in text
     assert "-- taskflow mcp --agent kate --nats-url nats://u:***@h:4222 --subjects-prefix tf\n" in text
     assert "hunter2" not in text
+    assert "    export NATS_URL=nats://u:***@h:4222\n    export TASKFLOW_SUBJECTS_PREFIX=tf\n    taskflow flow start --agent" in text
+    assert "export" not in banner(load(environ={}), "embedded")
+    for line in re.findall(r"^    taskflow (.*)", text, re.MULTILINE):  # what is suggested is there
+        words = shlex.split(line.partition("   (")[0])
+        assert invoke(*words[: 2 if words[0] == "flow" else 1], "--help").exit_code == 0
+        assert "No such option" not in invoke(*words, "--nats-url", "nats://127.0.0.1:1").stderr
     for body in re.findall(r"'(\{.*\})'", text):
         json.loads(body)
+
+
+def test_the_banner_calls_the_program_as_a_shell_finds_it(
+    folder: Path, app: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = folder / ".venv" / "bin" / "taskflow"
+    beside.parent.mkdir(parents=True)
+    beside.touch()
+    monkeypatch.setattr("sys.executable", str(beside.with_name("python")))
+    for found, called in ((None, ".venv/bin/taskflow"), ("/usr/bin/taskflow", "taskflow")):
+        monkeypatch.setattr("shutil.which", lambda _name, found=found: found)
+        app(0)
+        said = invoke("dev", "--nats-url", "nats://127.0.0.1:1").stderr
+        assert f"    {called} waits\n" in said
+        assert f"claude mcp add taskflow -- {called} mcp " in said
 
 
 def test_dev_in_a_folder_it_cannot_write_to_says_so(folder: Path, app: Callable[[int], Worker]) -> None:

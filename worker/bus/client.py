@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from worker.bus import settings
@@ -101,13 +103,21 @@ class Client:
             raise Silent(f"{subject} was not confirmed ({why}): may these credentials publish there?", late=True) from bad
         return Published(stored.stream, stored.seq, bool(stored.duplicate))
 
-    async def last(self, stream: str, count: int) -> list[Kept]:
-        """Return the last messages of a stream, in their order. Raises `Silent` where it cannot be read."""
+    async def last(self, stream: str, count: int, *, since: datetime | None = None) -> list[Kept]:
+        """Return the last messages of a stream, or the first ones `since` then, at most `count`, in their order.
+
+        Raises `Silent` where the stream cannot be read.
+        """
         jetstream = self._connection.client.jetstream(timeout=_PATIENCE)
         found: list[Kept] = []
         try:
             state = (await jetstream.stream_info(stream)).state
-            for seq in range(max(state.first_seq, state.last_seq - count + 1, 1), state.last_seq + 1):
+            first, end = max(state.first_seq, 1), state.last_seq + 1
+            if since is None:
+                first = max(first, end - count)
+            else:
+                first = await _first_since(jetstream, stream, range(first, end), since)
+            for seq in range(first, min(end, first + count)):
                 try:
                     message = await jetstream.get_msg(stream, seq)
                 except NotFoundError:
@@ -160,3 +170,19 @@ class Client:
                 said = denied.result() if denied.done() else ""
                 raise BusLost(f"these credentials may not hear {said}" if said else f"NATS is lost: {self._connection.lost.result()}")
             yield coming.result()
+
+
+async def _first_since(jetstream: JetStreamContext, stream: str, places: range, at: datetime) -> int:
+    """Return the place of the first message that was stored at a time or later; the end of `places` where there is none."""
+    low, high = places.start, places.stop
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            stored = (await jetstream.get_msg(stream, middle)).time
+        except NotFoundError:
+            stored = None  # it has gone meanwhile: the oldest go first
+        if stored is None or stored < at:
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +44,7 @@ async def _live(arguments: Mapping[str, Any]) -> int:
     config = load_config(arguments, base)
     _prepare_folder()
     if config.origin("nats.url") != "default" or config.nats.context:
-        click.echo(banner(config, f"given by {config.origin('nats.url')}"), err=True)
+        click.echo(banner(config, f"given by {config.origin('nats.url')}", _program()), err=True)
         return await app.run(config)
 
     from worker.bus.server import EmbeddedServer
@@ -56,7 +58,7 @@ async def _live(arguments: Mapping[str, Any]) -> int:
     try:
         config = load_config(arguments, {**base, "nats.url": Found(server.url, "the embedded server of taskflow dev")})
         told = f"embedded JetStream server, data in {_FOLDER / 'nats'}"
-        click.echo(banner(config, told if port else f"{told}; port {_NATS_PORT} is taken, so this is a free one"), err=True)
+        click.echo(banner(config, told if port else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program()), err=True)
         return await app.run(config)
     finally:
         await server.stop()
@@ -102,7 +104,7 @@ def _free_port() -> int:
         return int(trial.getsockname()[1])
 
 
-def banner(config: Config, nats: str) -> str:
+def banner(config: Config, nats: str, program: str = "taskflow") -> str:
     """Write what a newcomer needs: where everything is, commands to copy, how to stop. `nats` says where the server comes from."""
     url = ",".join(address.shown for address in config.nats.url)
     cli, prefix = f"nats -s {url}", config.subjects.prefix
@@ -119,15 +121,35 @@ def banner(config: Config, nats: str) -> str:
         f"  Health  {health}",
         "",
         "  Try, in another terminal:",
+        *_settings(url, prefix),
+        f"    {program} flow start --agent kate --controller kate/inbox --goal 'triage the inbox'",
+        f"    {program} flow wait FLOW --manual 'approve?'     (the end of the id is enough)",
+        f"    {program} waits",
+        "",
+        "  The same with the nats command line, which is what an agent does:",
         f"    {cli} req {prefix}.api.kate.start '{start}'",
         f"    {cli} req {prefix}.api.kate.list_mine '{{}}'",
         f"    {cli} sub '{prefix}.evt.>'",
         *([f"    {cli} pub {bindings[0].subject} '{reply}'"] if bindings and "*" not in bindings[0].subject else []),
         f"    {cli} micro ls",
-        f"    claude mcp add taskflow -- taskflow mcp --agent kate --nats-url {url}"
+        f"    claude mcp add taskflow -- {program} mcp --agent kate --nats-url {url}"
         + (f" --subjects-prefix {prefix}" if prefix != "taskflow" else ""),
         "",
         "  Stop: Ctrl-C (everything is kept; the next start goes on from here)",
         "",
     ]
     return "\n".join(lines)
+
+
+def _program() -> str:
+    """Return how this program is called from here: `make run` has it in a place that shells do not look in."""
+    beside = Path(sys.executable).with_name("taskflow")
+    if shutil.which("taskflow") is not None or not beside.is_file():
+        return "taskflow"
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
+
+
+def _settings(url: str, prefix: str) -> list[str]:
+    """Give what the commands have to be told, where it is not what they presume."""
+    told = {"NATS_URL": (url, f"nats://{_LOOPBACK}:{_NATS_PORT}"), "TASKFLOW_SUBJECTS_PREFIX": (prefix, "taskflow")}
+    return [f"    export {name}={value}" for name, (value, usual) in told.items() if value != usual]
