@@ -103,7 +103,9 @@ async def test_bad_requests_are_refused_by_name(served: Served) -> None:
     for wrong in ("soon", "2026-11-21T12:00:00", "2026-13-01T00:00:00Z"):
         assert (await refused(served, "invalid_request", "list", since=wrong))["path"] == "/since"
     assert (await refused(served, "invalid_request", "waits", due_within="soon"))["path"] == "/due_within"
-    assert (await refused(served, "invalid_request", "waits", kind="person"))["path"] == "/kind"
+    assert "one of timer, external_event, manual" in (await refused(served, "invalid_request", "waits", kind="person"))["message"]
+    empty = {"flow_id": await served.started(), "operator": "ann", "reason": ""}
+    assert "reason must be 1 to 1024 characters" in (await refused(served, "invalid_request", "cancel", **empty))["message"]
     assert (await refused(served, "invalid_request", "held", action="eat"))["path"] == "/action"
     assert (await refused(served, "invalid_request", "cancel", flow_id=await served.started(), operator="ann"))["path"] == "/reason"
     assert (await refused(served, "invalid_request", "waits", cursor="xyz"))["path"] == "/cursor"

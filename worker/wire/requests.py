@@ -7,7 +7,7 @@ matched or shown as a name may not hold control characters. Ids keep their bytes
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -218,6 +218,7 @@ EXPECTED: dict[str, str] = {
     "limit": f"a whole number from 0 to {MAX_LIMIT}",
     "cursor": "the next_cursor of the page before",
     "operator": "1 to 63 characters of A-Z a-z 0-9 _ . @ -",
+    "kind": f"one of {', '.join(get_args(WaitKind))}",
     "part": "hexadecimal digits and dashes",
     "mode": "now or request",
     "on_timeout": "resume, fail or cancel",
