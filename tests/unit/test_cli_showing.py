@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from click.testing import CliRunner
 
-from worker.cli import exits, taskflow
+from worker.cli import _COMMANDS, exits, taskflow
 from worker.cli.asking import operator_name
 from worker.cli.choosing import KINDS
 from worker.cli.options import SettingsCommand
@@ -62,6 +62,18 @@ def test_a_command_that_is_misspelt_is_answered_with_the_right_one() -> None:
         said = CliRunner().invoke(taskflow, typed)
         assert said.exit_code == exits.USAGE
         assert f"Did you mean '{meant}'?" in said.stderr
+
+
+def test_the_list_of_commands_says_of_each_what_its_own_help_says_and_loads_none() -> None:
+    context = taskflow.make_context("taskflow", [], resilient_parsing=True)
+    for name, said in _COMMANDS.items():
+        command = taskflow.get_command(context, name)
+        assert command is not None
+        assert " ".join((command.help or "").partition("\n\n")[0].split()) == said, name
+    program = "import sys; from worker.cli import main; sys.argv = ['taskflow', '--help']\ntry: main()\nexcept SystemExit: pass\n"
+    program += "print([name for name in sys.modules if name.startswith('worker.cli.')])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "['worker.cli.exits']"
 
 
 @pytest.mark.parametrize("command", [["waits"], ["flow", "cancel"], ["dlq", "purge"], ["reply"], ["check"], ["run"]])
