@@ -8,9 +8,11 @@ import os
 import pty
 import re
 import sys
+from pathlib import Path
 
 from tests.e2e.commands import Said
 from tests.e2e.stage import Stage
+from tests.eventually import eventually
 
 ENTER, CTRL_C, CTRL_D = "\r", "\x03", "\x04"
 _SITS_DOWN = "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -32,7 +34,13 @@ async def at_terminal(stage: Stage, *arguments: str, question: str = "", answer:
     os.close(terminal)
     try:
         async with asyncio.timeout(60):
-            shown = await asyncio.to_thread(_watch, screen, question, answer)
+            shown = ""
+            if answer:
+                shown = await asyncio.to_thread(_watch, screen, question)
+                # Not before it reads: Python loses a Ctrl-C that comes between its last look at signals and the read, as no person can.
+                await eventually(lambda: _reads(process.pid), within=30)
+                os.write(screen, answer.encode())
+            shown += await asyncio.to_thread(_watch, screen)
             await process.wait()
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -45,11 +53,10 @@ async def at_terminal(stage: Stage, *arguments: str, question: str = "", answer:
     return said
 
 
-def _watch(screen: int, question: str, answer: str) -> str:
-    """Read what is shown until nobody writes any more; type the answer when it is asked for."""
+def _watch(screen: int, until: str = "") -> str:
+    """Read what is shown until it has this text in it, or until nobody writes any more."""
     shown = ""
-    waiting = bool(answer)
-    while True:
+    while not until or until not in shown:
         try:
             some = os.read(screen, 65536)
         except OSError:  # how Linux says that the last writer has gone
@@ -57,6 +64,13 @@ def _watch(screen: int, question: str, answer: str) -> str:
         if not some:
             return shown
         shown += some.decode(errors="replace")
-        if waiting and question in shown:
-            os.write(screen, answer.encode())
-            waiting = False
+    return shown
+
+
+def _reads(pid: int) -> bool:
+    """Tell whether a process waits for its input: the first argument of its system call is the number of stdin."""
+    try:
+        call = Path(f"/proc/{pid}/syscall").read_text(encoding="ascii").split()
+    except FileNotFoundError:
+        return True  # it has ended without asking, which the test will see
+    return call[1:2] == ["0x0"]
