@@ -25,12 +25,13 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from fnmatch import fnmatchcase
+from inspect import isawaitable
 from typing import Any, TypeVar
 
 import msgspec
 
 from worker.client.errors import AlreadyTerminal, Forbidden, InvalidRequest, NotFound
-from worker.client.events import Event, event_in
+from worker.client.events import Event, event_in, kinds_of
 from worker.client.flow import Flow
 from worker.client.flows import EVENTS, FlowClient
 from worker.client.lanes import Lanes, Later
@@ -89,11 +90,17 @@ class Agent:
         self._rules: list[_Rule] = []
 
     def on(self, *kinds: str, controller: str = "*") -> Callable[[_H], _H]:
-        """Have the function called with (flow, event) for events of these kinds (none: all) of flows whose controller matches."""
+        """Have the function called with (flow, event) for events of these kinds (none: all) of flows whose controller matches.
+
+        Raises `InvalidRequest` for a kind that there is not, `TypeError` for `@agent.on` without parentheses.
+        """
+        if any(map(callable, kinds)):
+            raise TypeError("write @agent.on() with parentheses: as it is, the function would never be called")
+        wanted = kinds_of(kinds)
 
         def add(handler: _H) -> _H:
             """Keep the handler; it stays callable by itself."""
-            self._rules.append(_Rule(frozenset(kinds), controller, handler))
+            self._rules.append(_Rule(wanted, controller, handler))
             return handler
 
         return add
@@ -153,4 +160,7 @@ class Agent:
             return
         for rule in self._rules:
             if rule.covers(event):
-                await rule.handler(flow, event)
+                handling: object = rule.handler(flow, event)
+                if not isawaitable(handling):
+                    raise TypeError(f"a handler has to be an async function: {rule.handler!r} returned {handling!r}")
+                await handling

@@ -9,13 +9,16 @@ from typing import Any
 import msgspec
 
 from worker.client.transport import Message
-from worker.wire.headers import HOPS, MSG_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, TRACEPARENT, find, one_line
+from worker.errors import FlowError
+from worker.wire import limits
+from worker.wire.headers import HOPS, MSG_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, TRACEPARENT, find, one_line, weight
 
 # As `worker.flow.delegation` writes them; that module would bring the whole core with it.
 CORRELATION_ID = "Correlation-Id"
 FLOW_ID = "Taskflow-Flow-Id"
 DEADLINE = "Taskflow-Deadline"
 REPLY_SUBJECT = "Taskflow-Reply-Subject"
+_ROOM = 512  # for the message id, which is added when it is sent
 
 
 class DelegateError(Exception):
@@ -89,6 +92,21 @@ def answer_error(error: DelegateError, asked: Asked) -> Answer:
     said = {SERVICE_ERROR: one_line(error.message), SERVICE_ERROR_CODE: one_line(error.code)}
     body = msgspec.json.encode({"error": {"code": error.code, "message": error.message}})
     return Answer(body, {**_said(asked), **said})
+
+
+def flaw_of(answer: Answer, asked: Asked, max_payload: int) -> str:
+    """Say why an answer cannot reach who asked, or nothing: the worker makes a dead letter of a reply beyond its limits, without a word."""
+    size = len(answer.body) + weight(answer.headers) + _ROOM
+    if size > max_payload:
+        return f"the answer has {len(answer.body)} bytes; the broker takes {max_payload}"
+    try:
+        if asked.flow_id is not None:
+            limits.decode_any(answer.body)
+    except limits.NotJson:
+        return ""  # a bare responder's text or bytes, which the flow gets as such
+    except FlowError as refused:
+        return f"the flow cannot take the answer: {refused.message}"
+    return ""
 
 
 def _said(asked: Asked) -> dict[str, str]:

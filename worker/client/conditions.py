@@ -81,9 +81,11 @@ def at_least(
 
 
 def length(given: Length) -> timedelta:
-    """Return a duration. Raises `InvalidRequest` for a text that is none."""
+    """Return a duration. Raises `InvalidRequest` for what is none, a bare number too: of what?"""
     if isinstance(given, timedelta):
         return given
+    if not isinstance(given, str):
+        raise InvalidRequest(f'a duration is text like "15m", or a timedelta, not {given!r}', path="/timeout")
     try:
         return timedelta(microseconds=parse_duration(given))
     except BadDuration as bad:

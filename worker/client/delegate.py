@@ -16,15 +16,18 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from inspect import isawaitable
 from typing import Any, Self
 
 import msgspec
 
-from worker.client.asked import Answer, Asked, DelegateError, answer_error, answer_with, asked_of, reply_subject
+from worker.client.asked import Answer, Asked, DelegateError, answer_error, answer_with, asked_of, flaw_of, reply_subject
 from worker.client.backing_off import Backoff
 from worker.client.flows import FlowClient, Where, opened
 from worker.client.now import now
 from worker.client.transport import Lost, Message, NotPermitted, NotStored, Serving, Transport, Trouble
+from worker.errors import InvalidRequest
+from worker.wire.subjects import is_pattern
 
 Handler = Callable[[Asked], Awaitable[Any]]
 _TRY = 5.0
@@ -54,6 +57,11 @@ class Delegate:
         grace: float = 10.0,
         **options: Any,
     ) -> None:
+        for name, given in (("subject", subject), ("cancel_on", cancel_on)):
+            if given is not None and not is_pattern(given):
+                raise InvalidRequest(f"{name} is no subject that can be listened to: {given!r}", path=f"/{name}")
+        if not callable(handler):
+            raise TypeError(f"the handler of {subject} has to be an async function, not {handler!r}")
         self.subject = subject
         self._handler = handler
         self._on = on
@@ -129,7 +137,7 @@ class Delegate:
             self._of_flows[key] = run
         try:
             async with bound:
-                return None if left is not None and left <= 0 else answer_with(await self._handler(asked), asked)
+                return None if left is not None and left <= 0 else self._checked(answer_with(await self._result(asked), asked), asked)
         except DelegateError as error:
             return answer_error(error, asked)
         except Exception as failed:  # noqa: BLE001  whatever the handler's defect is, the flow gets an answer and the log the traceback
@@ -139,6 +147,21 @@ class Delegate:
             return answer_error(DelegateError("500", f"the delegate failed: {type(failed).__name__}"), asked)
         finally:
             self._of_flows.pop(key, None)
+
+    async def _result(self, asked: Asked) -> Any:
+        """Call the handler."""
+        handling: object = self._handler(asked)
+        if not isawaitable(handling):
+            raise TypeError(f"the handler of {self.subject} has to be an async function: it returned {type(handling).__name__}")
+        return await handling
+
+    def _checked(self, answer: Answer, asked: Asked) -> Answer:
+        """Return the answer, or the error that stands for one which could not arrive. Raises `DelegateError`."""
+        flaw = flaw_of(answer, asked, self._transport.max_payload)
+        if flaw:
+            _log.error("the handler of %s returned what cannot be sent: %s", self.subject, flaw)
+            raise DelegateError(413, flaw)
+        return answer
 
     async def _on_notice(self, message: Message) -> None:
         """End the work on a request whose flow was cancelled. Never raises."""
@@ -207,6 +230,7 @@ def serve_delegate(
     CLI, a nats-py client, an open `FlowClient` or a `Transport`; None: as the settings say; `options` as for `FlowClient.connect`.
     Instances with the same `queue` (the subject by default) share the requests. `cancel_on`: the subject that flows name in `cancel_to`: a
     notice cancels the handler of its request. `remember`: how many answers are kept for repeats. `grace`: seconds that what is in hand
-    gets at the end. Requests run side by side. Raises `NotPermitted` or `Lost` at the beginning.
+    gets at the end. Requests run side by side. An answer that is too large for a flow or for the broker becomes error 413. Raises
+    `InvalidRequest` for a subject that is none; `NotPermitted` or `Lost` at the beginning.
     """
     return Delegate(subject, handler, on, queue=queue, cancel_on=cancel_on, remember=remember, grace=grace, **options)

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from secrets import token_hex
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from worker.client.backing_off import Backoff
-from worker.client.errors import Conflict, Forbidden, Internal, NoOutcome, NotFound, Unavailable, error_of
+from worker.client.errors import Conflict, Forbidden, Internal, InvalidRequest, NoOutcome, NotFound, Unavailable, UnsupportedVerb, error_of
 from worker.client.transport import Inbox, Lost, Message, NoAnswer, NotPermitted, NotStored, Stored, Transport
 from worker.errors import FlowError
 from worker.wire import limits
@@ -82,6 +82,8 @@ class Doors:
         `again`: the id is one that a second run gives again, so that a stored outcome counts even if this body differs (a time, say).
         Raises the refusal (a `FlowRefused`), or `NoOutcome` when there is none within `patience`.
         """
+        if door not in get_args(Door):
+            raise InvalidRequest(f"door is 'cmd' (durable) or 'api' (a request), not {door!r}", path="/door")
         body = checked(verb, {**fields, "command_id": command_id})
         try:
             answer = await (self._durable if door == "cmd" else self._direct)(verb, body, command_id)
@@ -105,27 +107,33 @@ class Doors:
 
     async def store(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str) -> Stored:
         """Publish to a stream until it has the message. Raises `Unavailable` when it does not within `patience`, `Forbidden`."""
+        last: list[str] = []
         try:
             async with asyncio.timeout(self.patience):
-                return await self._stored(subject, body, headers, msg_id)
-        except (TimeoutError, Lost) as failed:
-            why = f"{subject} was not stored within {self.patience:g} s: repeat it with the same id"
-            raise Unavailable(why, event_id=msg_id) from failed
+                return await self._stored(subject, body, headers, msg_id, last)
+        except Lost as lost:
+            raise Unavailable(f"{subject} was not stored: {lost}", event_id=msg_id) from lost
+        except TimeoutError as late:
+            why = f" ({last[-1]})" if last else ""
+            said = f"{subject} was not stored within {self.patience:g} s{why}; repeat it with the same id"
+            raise Unavailable(said, event_id=msg_id) from late
 
     async def _durable(self, verb: str, body: bytes, command_id: str) -> bytes:
         """Store the command, then wait for its outcome, then ask for it. Raises `NoOutcome`."""
         accepted = False
+        last: list[str] = []
         try:
             async with asyncio.timeout(self.patience):
                 with self._outcome_of() as (address, outcome):
-                    stored = await self._stored(self.subjects.command(self.agent, verb), body, {REPLY_TO: address}, command_id)
+                    stored = await self._stored(self.subjects.command(self.agent, verb), body, {REPLY_TO: address}, command_id, last)
                     accepted = True
                     if stored.duplicate:
                         # The stream has had this id before and has not looked at the body: the other door tells a repeat from a conflict.
                         return await self._asked(verb, body, {MSG_ID: command_id})
                     return await self._outcome(command_id, outcome, _LISTEN_FIRST)
         except (TimeoutError, Lost) as failed:
-            raise no_outcome(verb, command_id, accepted=accepted, why=str(failed)) from failed
+            why = str(failed) or ("" if accepted else "".join(last[-1:]))
+            raise no_outcome(verb, command_id, accepted=accepted, why=why) from failed
 
     async def _direct(self, verb: str, body: bytes, command_id: str) -> bytes:
         """Ask for the command to be carried out. Raises `NoOutcome`."""
@@ -135,13 +143,14 @@ class Doors:
         except (TimeoutError, Lost) as failed:
             raise no_outcome(verb, command_id, accepted=False, why=str(failed)) from failed
 
-    async def _stored(self, subject: str, body: bytes, headers: dict[str, str], command_id: str) -> Stored:
-        """Publish until the stream has it. Raises `Forbidden` where the credentials may not."""
+    async def _stored(self, subject: str, body: bytes, headers: dict[str, str], command_id: str, last: list[str]) -> Stored:
+        """Publish until the stream has it; `last` gets why it has not yet. Raises `Forbidden` where the credentials may not."""
         backoff = Backoff()
         while True:
             try:
                 return await self.transport.publish(subject, body, headers, msg_id=command_id, timeout=_TRY)
-            except NotStored:  # also where the stream says no: it may be full for a while, or not made yet
+            except NotStored as later:  # also where the stream says no: it may be full for a while, or not made yet
+                last.append(str(later))
                 await asyncio.sleep(backoff.next())
             except NotPermitted as denied:
                 raise Forbidden(str(denied), subject=subject) from denied
@@ -206,6 +215,8 @@ class Doors:
 
 def checked(verb: str, fields: dict[str, Any]) -> bytes:
     """Return the body of a request, held against the limits and the verb's type before it costs a round trip. Raises the refusal."""
+    if verb not in _SHAPES:
+        raise UnsupportedVerb(f"there is no verb {limits.shown(verb)}: verbs are {', '.join(_SHAPES)}", verb=verb)
     body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
     top = limits.check(body)
     try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from worker.client.errors import InvalidRequest
 from worker.client.transport import Message
+from worker.flow.lifecycle import EventKind
 
 TERMINAL = frozenset({"finished", "failed", "cancelled"})
 _HANDLED_SEPARATELY = 100_000
@@ -86,6 +89,15 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     def session(self) -> str:
         """The session that the flow belongs to."""
         return self.owner_session_key.partition(":session:")[2]
+
+
+def kinds_of(named: Iterable[str]) -> frozenset[str]:
+    """Return the kinds of events that are named. Raises `InvalidRequest` for one that there is not: it would be waited for in vain."""
+    kinds = frozenset({named} if isinstance(named, str) else named)
+    for kind in kinds:
+        if kind not in set(EventKind):
+            raise InvalidRequest(f"there are no events of kind {kind!r}; kinds are {', '.join(EventKind)}", path="/kinds")
+    return kinds
 
 
 def event_in(message: Message) -> Event | None:

@@ -12,9 +12,10 @@ import msgspec
 
 from worker.client.doors import Done, Door, Doors, done
 from worker.client.errors import Forbidden, InvalidRequest
-from worker.client.events import Event, Seen, event_in
+from worker.client.events import Event, Seen, event_in, kinds_of
 from worker.client.flow import Flow, Json
 from worker.client.numbering import new_id
+from worker.client.replying import checked_id, written
 from worker.client.transport import NotPermitted, Stored, Transport
 from worker.flow.lifecycle import FlowStatus
 from worker.wire.documents import EventPage, EventShown, FlowPage, FlowShown, StepPage, StepShown, WaitPage, WaitShown
@@ -182,10 +183,11 @@ class FlowClient:
         """Give this agent's events, of all its sessions: from the oldest that the stream keeps and then live, without a gap, each once.
 
         `kinds`: only these (`{"resumed", "failed"}`). `controller`: only flows whose controller matches (`kate/*`). `after`: go on behind
-        this `stream_seq`. Goes on after outages of connection, broker and worker; never ends by itself. Raises `Forbidden` where the
-        credentials may not make a consumer on the stream (see docs/client.md).
+        this `stream_seq`. Goes on after outages of connection, broker and worker; never ends by itself. Raises `InvalidRequest` for a kind
+        that there is not, `Forbidden` where the credentials may not make a consumer on the stream (see docs/client.md).
         """
-        subject = self.subjects.event(self.agent, flow_id or "*", next(iter(kinds)) if kinds and len(kinds) == 1 else "*")
+        wanted = kinds_of(kinds or ())
+        subject = self.subjects.event(self.agent, flow_id or "*", next(iter(wanted)) if len(wanted) == 1 else "*")
         seen = Seen()
         try:
             async with aclosing(self.transport.follow(subject, stream=EVENTS, after=after)) as messages:
@@ -194,7 +196,7 @@ class FlowClient:
                     if event is None or seen.repeats(event):
                         continue
                     seen.add(event)
-                    if (not kinds or event.kind in kinds) and fnmatchcase(event.controller_id, controller):
+                    if (not wanted or event.kind in wanted) and fnmatchcase(event.controller_id, controller):
                         yield event
         except NotPermitted as denied:
             raise Forbidden(f"{denied}; docs/client.md says what events need") from denied
@@ -202,14 +204,14 @@ class FlowClient:
     async def reply(self, topic: str, correlation_id: str, payload: Any, *, event_id: str | None = None) -> Stored:
         """Answer a flow that waits for (topic, correlation id), now or later; returns once the stream has it.
 
-        `payload` is a JSON value. `event_id` makes a repeat recognisable; inside an agent's handler one is made. Raises `Unavailable`
-        when the stream does not have it within `patience`, `Forbidden` where the credentials may not publish there.
+        `payload` is a JSON value. `event_id` makes a repeat recognisable; inside an agent's handler one is made. Raises `InvalidRequest`,
+        `TooLarge` or `TooDeep` for what could never be used, `Unavailable` when the stream does not have it within `patience`,
+        `Forbidden` where the credentials may not publish there.
         """
-        name = event_id or new_id("reply")[0]
-        built_in = self.subjects.parse_reply(f"{topic}.x") is not None
-        subject = f"{topic}.{correlation_id}" if built_in else topic
-        body = msgspec.json.encode(payload if built_in else {"correlation_id": correlation_id, "payload": payload})
-        return await self._doors.store(subject, body, {}, name)
+        subject, body = written(self.subjects, topic, correlation_id, payload)
+        if event_id is not None:
+            checked_id("event_id", event_id)
+        return await self._doors.store(subject, body, {}, event_id or new_id("reply")[0])
 
     async def send(self, verb: str, fields: dict[str, Any], *, command_id: str | None = None, door: Door | None = None) -> Done:
         """Have a command of CONTRACT 2 decided in this session, with its fields as they are on the wire; `Flow` has a method for each."""
@@ -241,12 +243,16 @@ async def opened(where: Where | FlowClient, options: dict[str, Any]) -> AsyncIte
         yield where
     else:
         # nats-py takes most of the time that importing the client would take.
+        from nats.aio.client import Client  # noqa: PLC0415
+
         from worker.client.over_nats import NatsTransport  # noqa: PLC0415
 
         if where is None or isinstance(where, str):
             transport = await NatsTransport.connect(where, **{"name": "taskflow-client", **options})
-        else:
+        elif isinstance(where, Client):
             transport = NatsTransport(where)
+        else:
+            raise TypeError(f"where NATS is: a URL, a context's name, a nats-py client or a Transport, not {type(where).__name__}")
         try:
             yield transport
         finally:

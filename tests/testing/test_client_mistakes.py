@@ -1,0 +1,202 @@
+"""What somebody who uses the client gets wrong is said at once, in a sentence, instead of being waited for in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from worker.client import (
+    Agent,
+    Asked,
+    Event,
+    Flow,
+    FlowClient,
+    InvalidRequest,
+    NoOutcome,
+    TooLarge,
+    Unavailable,
+    UnsupportedVerb,
+    manual,
+    serve_delegate,
+    timer,
+)
+from worker.testing import TaskflowWorld
+
+TOPIC = "agent.delegate.reply"
+
+
+@pytest.mark.parametrize(
+    "topic, correlation_id, said",
+    [
+        ("", "c", "topic is empty"),
+        (7, "c", "topic must be text, not int"),
+        ("agent.*", "c", "no subject that can be published to: 'agent.\\*'"),
+        ("agent delegate", "c", "no subject"),
+        (TOPIC, "", "correlation_id is empty"),
+        (TOPIC, 7, "correlation_id must be text, not int"),
+        (TOPIC, "x" * 257, "longer than 256"),
+        (TOPIC, "a\nb", "control characters"),
+        ("taskflow.reply.kate", "a.b", "the last part of the subject, without dots"),
+        ("taskflow.reply.kate", "a b", "not 'a b'"),
+    ],
+)
+async def test_a_reply_that_could_never_be_used_is_refused_and_not_sent(
+    taskflow: TaskflowWorld, topic: Any, correlation_id: Any, said: str
+) -> None:
+    kate = await taskflow.client("kate")
+    with pytest.raises(InvalidRequest, match=said):
+        await kate.reply(topic, correlation_id, {})
+    with pytest.raises(InvalidRequest, match="event_id has control"):
+        await kate.reply(TOPIC, "c", {}, event_id="a\nb")
+
+
+async def test_a_reply_beyond_the_limit_is_refused_at_once_for_it_would_become_a_dead_letter(taskflow: TaskflowWorld) -> None:
+    kate = await taskflow.client("kate")
+    with pytest.raises(TooLarge):
+        await kate.reply(TOPIC, "c", "x" * 262_144)
+
+
+async def test_a_reply_that_no_stream_takes_says_so(taskflow: TaskflowWorld) -> None:
+    kate = await taskflow.client("kate", patience=2.0)
+    replying = asyncio.ensure_future(kate.reply("no.such.topic", "c", {}))
+    await taskflow.clock.advance("3s")
+    with pytest.raises(Unavailable, match=r"no\.such\.topic was not stored within 2 s \(no stream takes no\.such\.topic\); repeat it"):
+        await replying
+
+
+async def test_a_closed_connection_is_told_as_such(taskflow: TaskflowWorld) -> None:
+    transport = taskflow.transport()
+    kate = FlowClient(transport, agent="kate")
+    await kate.open()
+    await transport.close()
+    with pytest.raises(Unavailable, match=f"{TOPIC} was not stored: the connection is closed"):
+        await kate.reply(TOPIC, "c", {})
+    with pytest.raises(NoOutcome, match="the connection is closed"):
+        await kate.start(controller="kate/x", goal="be too late")
+
+
+@pytest.mark.parametrize("bare", [10, 1.5, None])
+def test_a_bare_number_is_no_duration(bare: Any) -> None:
+    with pytest.raises(InvalidRequest, match='a duration is text like "15m"'):
+        timer(bare)
+    if bare is not None:
+        with pytest.raises(InvalidRequest, match="or a timedelta, not 1"):
+            manual(timeout=bare)
+    assert manual(timeout=timedelta(seconds=10))["timeout"] == manual(timeout="10s")["timeout"]
+
+
+async def test_a_door_that_is_none_is_refused(taskflow: TaskflowWorld) -> None:
+    kate = await taskflow.client("kate")
+    with pytest.raises(InvalidRequest, match="door is 'cmd'"):
+        await kate.start(controller="kate/x", goal="go", door="nats")  # type: ignore[arg-type]
+
+
+async def test_a_kind_of_events_that_there_is_not_is_refused(taskflow: TaskflowWorld) -> None:
+    kate = await taskflow.client("kate")
+    agent = Agent(kate, name="loop")
+    with pytest.raises(InvalidRequest, match="no events of kind 'resume'; kinds are created, started"):
+        agent.on("resume")
+    with pytest.raises(InvalidRequest, match="no events of kind 'finish'"):
+        await anext(kate.events(kinds={"finish"}))
+    await (await kate.start(controller="kate/x", goal="end")).finish()
+    assert (await anext(kate.events(kinds="finished"))).kind == "finished"
+
+
+async def test_a_handler_that_would_never_be_called_is_refused(taskflow: TaskflowWorld) -> None:
+    agent = Agent(await taskflow.client("kate"), name="loop")
+
+    async def handle(flow: Flow, event: Event) -> None: ...
+
+    with pytest.raises(TypeError, match=r"write @agent\.on\(\) with parentheses"):
+        agent.on(handle)  # type: ignore[arg-type]
+
+
+async def test_a_handler_that_is_not_async_is_named_in_the_log(taskflow: TaskflowWorld, caplog: pytest.LogCaptureFixture) -> None:
+    kate = await taskflow.client("kate")
+    agent = Agent(kate, name="loop")
+
+    @agent.on("started")  # type: ignore[type-var]
+    def handle(flow: Flow, event: Event) -> None: ...
+
+    taskflow.run(agent.run())
+    await kate.start(controller="kate/x", goal="be handled")
+    await taskflow.settled()
+    assert "a handler has to be an async function: <function test_a_handler_that_is_not_async" in caplog.text
+
+
+async def test_a_delegate_that_cannot_work_is_refused_before_it_serves(taskflow: TaskflowWorld) -> None:
+    kate = await taskflow.client("kate")
+
+    async def answer(asked: Asked) -> None: ...
+
+    for subject in ("", "svc bad", "svc..x"):
+        with pytest.raises(InvalidRequest, match="no subject that can be listened to"):
+            serve_delegate(subject, answer, on=kate)
+    with pytest.raises(InvalidRequest, match="cancel_on"):
+        serve_delegate("svc.x", answer, on=kate, cancel_on="svc..x")
+    with pytest.raises(TypeError, match="async function, not None"):
+        serve_delegate("svc.x", None, on=kate)  # type: ignore[arg-type]
+
+
+async def test_a_delegate_that_is_not_async_is_named_in_the_log(taskflow: TaskflowWorld, caplog: pytest.LogCaptureFixture) -> None:
+    kate = await taskflow.client("kate")
+
+    def answer(asked: Asked) -> Any:
+        return {"sum": 3}
+
+    async with serve_delegate("svc.add", answer, on=kate):
+        flow = await kate.start(controller="kate/x", goal="add")
+        await flow.delegate("svc.add", {}, timeout="1h")
+        await taskflow.assert_running(flow, state={"resume_event": {"error": {"code": "500", "message": "the delegate failed: TypeError"}}})
+    assert "the handler of svc.add has to be an async function: it returned dict" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        ("x" * 262_144, "the flow cannot take the answer: the body has 262146 bytes; the limit is 262144"),
+        (b"x" * 262_145, "the flow cannot take the answer: the body has 262145 bytes; the limit is 262144"),
+        ("x" * 1_048_570, "the answer has 1048572 bytes; the broker takes 1048576"),
+        (json.loads("[" * 33 + "]" * 33), "the flow cannot take the answer: the JSON nests deeper than 32 levels"),
+    ],
+)
+async def test_an_answer_that_the_flow_could_not_take_reaches_it_as_an_error(taskflow: TaskflowWorld, answer: Any, said: str) -> None:
+    kate = await taskflow.client("kate")
+
+    async def give(asked: Asked) -> Any:
+        return answer
+
+    async with serve_delegate("svc.big", give, on=kate):
+        flow = await kate.start(controller="kate/x", goal="ask for much")
+        await flow.delegate("svc.big", {})
+        await taskflow.assert_running(flow, state={"resume_event": {"error": {"code": "413", "message": said}}})
+        if "the flow" in said:  # anybody else may have it
+            assert len((await kate.transport.request("svc.big", b"", timeout=5)).body) > 60
+
+
+async def test_a_bare_answer_that_is_no_json_still_reaches_the_flow(taskflow: TaskflowWorld) -> None:
+    kate = await taskflow.client("kate")
+
+    async def say(asked: Asked) -> bytes:
+        return b"hello, it is \xc3\xa9t\xc3\xa9"
+
+    async with serve_delegate("svc.say", say, on=kate):
+        flow = await kate.start(controller="kate/x", goal="listen")
+        await flow.delegate("svc.say", {})
+        await taskflow.assert_running(flow, state={"resume_event": {"text": "hello, it is été"}})
+
+
+async def test_a_verb_that_there_is_not_is_a_refusal(taskflow: TaskflowWorld) -> None:
+    kate = await taskflow.client("kate")
+    with pytest.raises(UnsupportedVerb, match="there is no verb 'explode': verbs are start, run, "):
+        await kate.send("explode", {})
+
+
+async def test_where_nats_is_has_to_be_a_place(taskflow: TaskflowWorld) -> None:
+    with pytest.raises(TypeError, match="a URL, a context's name, a nats-py client or a Transport, not bytes"):
+        async with FlowClient.connect(b"nats://127.0.0.1", agent="kate"):  # type: ignore[arg-type]
+            raise AssertionError("unreachable")
