@@ -8,7 +8,8 @@ import pytest
 
 from worker.client import Flow, all_of, manual, reply, timer
 from worker.errors import BusLost
-from worker.testing import TaskflowWorld
+from worker.testing import TaskflowWorld, assert_cancelled, assert_events, assert_failed, assert_finished, assert_running, assert_waiting
+from worker.testing.clock import Clock
 
 TOPIC = "agent.delegate.reply"
 
@@ -120,3 +121,33 @@ async def test_a_worker_that_ends_by_itself_fails_the_test() -> None:
     with pytest.raises(BusLost, match="NATS is lost for good: gone"):
         async with TaskflowWorld() as world:
             world._worker._bus.lose("gone")
+
+
+async def test_the_asserts_are_functions_too_of_the_one_world_that_is_open(taskflow: TaskflowWorld, clock: Clock) -> None:
+    assert clock is taskflow.clock
+    flow = await parked(taskflow)
+    await assert_waiting(flow, topic=TOPIC, corr="c-1")
+    await assert_events(["created", "started", "waiting"])
+    with pytest.raises(AssertionError, match="is waiting, not running"):
+        await assert_running(flow)
+    await clock.advance("3d")
+    await assert_failed(flow, reason="timed out")
+    for wrong in (assert_finished, assert_cancelled):
+        with pytest.raises(AssertionError, match="is failed, not"):
+            await wrong(flow)
+
+
+async def test_a_function_says_which_world_it_misses(taskflow: TaskflowWorld) -> None:
+    other = TaskflowWorld()
+    other.begin()
+    try:
+        with pytest.raises(AssertionError, match="2 are open: call the assert on the one that is meant"):
+            await assert_events([])
+        taskflow.end()
+        other.end()
+        with pytest.raises(AssertionError, match="none is open: ask for the fixture taskflow"):
+            await assert_events([])
+        other.begin()
+    finally:
+        other.end()
+        taskflow.begin()

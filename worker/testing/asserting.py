@@ -48,6 +48,21 @@ def awaited(method: Method[P]) -> Method[P]:
     return noted
 
 
+_OPEN: list[Asserting] = []
+
+
+def the_world() -> Asserting:
+    """Return the one world that is open. Raises `AssertionError` where there is none, or several."""
+    if len(_OPEN) != 1:
+        why = (
+            "none is open: ask for the fixture taskflow"
+            if not _OPEN
+            else f"{len(_OPEN)} are open: call the assert on the one that is meant"
+        )
+        raise AssertionError(f"an assert needs a world, and {why}")
+    return _OPEN[0]
+
+
 class Asserting:
     """What can be asserted of flows. `patience`: seconds for it to become true, where time is real; 0 where everything has settled."""
 
@@ -60,6 +75,14 @@ class Asserting:
     def _transport(self) -> Transport:
         """The connection to ask on."""
         raise NotImplementedError
+
+    def begin(self) -> None:
+        """Be found by `the_world`."""
+        _OPEN.append(self)
+
+    def end(self) -> None:
+        """Be found no more."""
+        _OPEN.remove(self)
 
     async def settled(self) -> None:
         """Return when everything that is under way has happened, where that can be known."""

@@ -1,4 +1,4 @@
-"""The pytest fixtures `taskflow`, `chaos` and `taskflow_nats`.
+"""The pytest fixtures `taskflow`, `clock`, `chaos` and `taskflow_nats`.
 
 Pytest loads it in every run of everybody who has the worker installed, so it imports nothing but pytest: what a fixture needs it imports
 when a test asks for it. The fixtures are asynchronous, and so need pytest-asyncio, in either of its modes.
@@ -18,7 +18,7 @@ with contextlib.suppress(ImportError):  # somebody's tests who has no use for us
     from pytest_asyncio import fixture as _fixture
 
 if TYPE_CHECKING:
-    from worker.testing import Chaos, TaskflowServer, TaskflowWorld
+    from worker.testing import Chaos, Clock, TaskflowServer, TaskflowWorld
 
 _MARK = "taskflow(reply_topics=..., ...): what the fixtures taskflow (TaskflowWorld) and taskflow_nats (TaskflowServer) are made with"
 
@@ -45,6 +45,12 @@ async def taskflow(request: pytest.FixtureRequest) -> AsyncIterator[TaskflowWorl
     settings = {"seed": zlib.crc32(request.node.nodeid.encode()), **_settings(request)}
     async with TaskflowWorld(**settings) as world:
         yield world
+
+
+@pytest.fixture
+def clock(taskflow: TaskflowWorld) -> Clock:
+    """Give the clock of `taskflow`, which the test moves: `await clock.advance("3d")`."""
+    return taskflow.clock
 
 
 @pytest.fixture

@@ -44,6 +44,8 @@ class TaskflowServer(Asserting):
 
     async def __aenter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="taskflow-testing-"))
+        self.begin()
+        self._closing.callback(self.end)
         self._closing.callback(shutil.rmtree, self._folder, ignore_errors=True)
         try:
             self._server = EmbeddedServer(self._folder / "nats", sync_always=False)

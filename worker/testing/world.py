@@ -52,6 +52,8 @@ class TaskflowWorld(Asserting):
         self._closing.enter_context(told_by(self.clock.now))
         self._closing.push_async_callback(self._end)
         try:
+            self.begin()
+            self._closing.callback(self.end)
             await self._worker.create()
             await self._worker.start(FaultyBus(self.broker))
             await self.settled()
