@@ -269,6 +269,20 @@ async def test_a_lane_gives_everything_behind_a_failure_back_until_the_failed_ev
         assert lanes._lanes == {}
 
 
+async def test_an_event_that_comes_late_is_handled_though_a_later_one_of_its_flow_was() -> None:
+    """So it is after a kill where the broker cannot rewind: what is new comes at once, what was in hand after `ack_wait`."""
+    broker, handled = Broker(), list[int]()
+
+    async def handle(one: Event) -> None:
+        handled.append(one.seq)
+
+    async with Lanes(handle, 60.0, 0.5, 0.8) as lanes:
+        for seq in (4, 2, 3, 2, 4):
+            await lanes.put(event(seq), broker.delivery(seq))
+        await eventually(lambda: [said for _, said in broker.said] == ["ack"] * 5)
+    assert handled == [4, 2, 3]
+
+
 async def test_what_waits_in_a_lane_is_kept_alive() -> None:
     broker, go_on = Broker(), asyncio.Event()
 

@@ -7,8 +7,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Self
 
-from worker.client.events import Event, Seen
+from worker.client.events import Event
 from worker.client.transport import Delivery
+
+_REMEMBERED = 100_000
 
 
 class Later(Exception):
@@ -38,7 +40,7 @@ class Lanes:
         self._first = first
         self._last = last
         self._lanes: dict[str, _Lane] = {}
-        self._done = Seen()
+        self._done: dict[str, None] = {}
         self._alive: asyncio.Task[None] | None = None
         self._in_hand = asyncio.Event()
 
@@ -68,19 +70,25 @@ class Lanes:
         """Handle what is lined up; ends when nothing is."""
         while lane.waiting:
             event, delivery = lane.waiting[0]
-            if not self._done.repeats(event):
+            if event.id not in self._done:
                 try:
                     await self._handle(event)
                 except Later:
                     await self._put_off(lane, event)
                     continue
-                self._done.add(event)
+                self._remember(event)
                 lane.blocked = lane.tries = 0
             await delivery.ack()
             lane.waiting.popleft()
         lane.task = None
         if not lane.blocked:
             del self._lanes[flow_id]
+
+    def _remember(self, event: Event) -> None:
+        """Note that an event was handled: it may be delivered again. Each by itself, for one that comes late must not pass for a repeat."""
+        self._done[event.id] = None
+        if len(self._done) > _REMEMBERED:
+            del self._done[next(iter(self._done))]
 
     async def _put_off(self, lane: _Lane, failed: Event) -> None:
         """Give everything in the lane back to the broker: the failed event first, so that it comes first."""
