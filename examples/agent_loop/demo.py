@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from assistant import CONTROLLER, Talk, assistant
 
-from worker import Asked, Event, Flow, FlowClient, serve_delegate
+from worker import Asked, Flow, FlowClient, serve_delegate
 
 FLIGHTS = ["flight A", "flight B", "flight C"]
 
@@ -38,18 +38,21 @@ async def main() -> None:
         serve_delegate("tools.book", book, on=flows),
     ):
         flow = await flows.start(controller=CONTROLLER, goal="book a flight", state={"talk": [{"user": "I have to be in Oslo on Monday"}]})
-        for number, end in ((1, -signal.SIGKILL), (2, -signal.SIGKILL), (3, 0)):
+        for number in (1, 2, 3):
             print(f"life {number}", flush=True)
-            life = await asyncio.create_subprocess_exec(sys.executable, __file__, str(number), flow.id)
-            assert await life.wait() == end
-            print("  killed" if end else "  done")
+            life = await asyncio.create_subprocess_exec(sys.executable, __file__, str(number))
+            if number == 3:
+                async for _ in flow.events():
+                    pass  # until the flow has ended
+                life.send_signal(signal.SIGTERM)
+            print("  stopped" if await life.wait() == 0 else "  killed")
         await flow.refresh()
         print(f"{flow.status}: {flow.state['answer']}")
         print(f"booked: {', '.join(booked)}")
 
 
-async def live(number: int, flow_id: str) -> None:
-    """Run the assistant, in this process, until the flow has ended; in its first two lives it dies over the booking."""
+async def live(number: int) -> None:
+    """Run the assistant, in this process, until it is told to stop; in its first two lives it dies over the booking."""
 
     async def model(talk: Talk) -> dict[str, Any]:
         """Be the language model: a script, that chooses another flight in each life."""
@@ -80,19 +83,9 @@ async def live(number: int, flow_id: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return parked
 
-    agent, done = assistant(model), asyncio.Event()
-
-    @agent.on("finished", controller=CONTROLLER)
-    async def leave(flow: Flow, event: Event) -> None:
-        if flow.id == flow_id:
-            done.set()
-
     with patch.object(Flow, "advance", advance_or_die), patch.object(Flow, "delegate", delegate_and_die):
-        async with asyncio.TaskGroup() as group:
-            running = group.create_task(agent.run())
-            await done.wait()
-            running.cancel()
+        await assistant(model).run(stop_on=[signal.SIGTERM, signal.SIGINT])
 
 
 if __name__ == "__main__":
-    asyncio.run(live(int(sys.argv[1]), sys.argv[2]) if sys.argv[1:] else main())
+    asyncio.run(live(int(sys.argv[1])) if sys.argv[1:] else main())

@@ -260,6 +260,72 @@ async def test_an_event_of_a_flow_that_has_ended_since_is_settled_and_not_tried_
     assert calls == [flow.id]
 
 
+TERMINATED = """
+import asyncio, signal, sys
+from pathlib import Path
+from worker import Agent, Event, Flow
+
+url, marks = sys.argv[1], Path(sys.argv[2])
+agent = Agent(url, agent="kate", name="steady")
+
+
+@agent.on(controller="kate/steady")
+async def handle(flow: Flow, event: Event) -> None:
+    (marks / f"begun-{event.seq}").touch()
+    while not (marks / "go-on").exists():
+        await asyncio.sleep(0.01)
+    (marks / f"done-{event.seq}").touch()
+
+
+asyncio.run(agent.run(stop_on=[signal.SIGTERM]))
+"""
+
+
+@asynccontextmanager
+async def terminated(stage: Stage, flows: FlowClient, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a program that has the first of three events in hand, and has had its first SIGTERM."""
+    (folder / "agent.py").write_text(TERMINATED, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = await asyncio.create_subprocess_exec(sys.executable, str(folder / "agent.py"), stage.url, str(folder), env=environment)
+    try:
+        await (await flows.start(controller="kate/steady", goal="be handled")).advance({"n": 1})
+        await eventually((folder / "begun-1").exists, within=30)
+        process.send_signal(signal.SIGTERM)
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_sigterm_lets_a_program_finish_what_it_has_in_hand_and_the_next_one_goes_on_at_once(
+    stage: Stage, flows: FlowClient, tmp_path: Path
+) -> None:
+    async with terminated(stage, flows, tmp_path) as process:
+        (tmp_path / "go-on").touch()
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert (tmp_path / "done-1").exists()
+    assert not (tmp_path / "begun-2").exists()
+    handled: list[int] = []
+    following = Agent(flows, name="steady")
+
+    @following.on(controller="kate/steady")
+    async def handle(flow: Flow, event: Event) -> None:
+        handled.append(event.seq)
+
+    async with running(following):
+        await eventually(lambda: handled == [2, 3], within=20)  # at once: the broker by itself takes 30 s
+
+
+async def test_a_second_sigterm_does_not_wait_for_the_handler(stage: Stage, flows: FlowClient, tmp_path: Path) -> None:
+    async with terminated(stage, flows, tmp_path) as process:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(process.wait(), 1)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert not (tmp_path / "done-1").exists()
+
+
 async def test_an_agent_says_what_it_lacks() -> None:
     with pytest.raises(InvalidRequest, match="loop's name"):
         Agent(name="no dots.", agent="kate")

@@ -298,6 +298,25 @@ async def test_what_waits_in_a_lane_is_kept_alive() -> None:
         await eventually(lambda: (2, "ack") in broker.said)
 
 
+async def test_at_the_end_nothing_is_begun_and_what_is_handled_is_settled() -> None:
+    broker, go_on = Broker(), asyncio.Event()
+    handled: list[int] = []
+
+    async def handle(one: Event) -> None:
+        await go_on.wait()
+        handled.append(one.seq)
+
+    async with Lanes(handle, 60.0, 0.5, 0.8) as lanes:
+        for seq in (1, 2, 3):
+            await lanes.put(event(seq), broker.delivery(seq))
+        await asyncio.sleep(0)
+        finishing = asyncio.ensure_future(lanes.finish(asyncio.Event()))
+        await asyncio.sleep(0)
+        go_on.set()
+        await finishing
+    assert (handled, broker.said) == ([1], [(1, "ack")])
+
+
 def test_a_delegate_reads_what_the_worker_writes() -> None:
     assert (asking.CORRELATION_ID, asking.FLOW_ID) == (delegation.CORRELATION_ID, delegation.FLOW_ID)
     assert (asking.DEADLINE, asking.REPLY_SUBJECT, HOPS) == (delegation.DEADLINE, delegation.REPLY_SUBJECT, delegation.HOPS)

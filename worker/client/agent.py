@@ -17,26 +17,32 @@ event and of its number (`numbering`), and the worker answers a repeated id with
 through the client, `flows.start` and `flows.reply` too. It asks of a handler that it sends the same commands in the same order when it
 runs again; their contents may differ (a time, say): what the first run sent counts. What a handler does elsewhere (a mail, a payment)
 needs an id of its own: `event.id` is one.
+
+`stop` ends the loop in good order: the handlers that run come to their end and their events are settled, and nothing new is begun. The
+next process of the same name begins with what lay ready.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import aclosing
+import signal
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from fnmatch import fnmatchcase
 from inspect import isawaitable
 from typing import Any, TypeVar
 
 import msgspec
 
+from worker.client.conditions import Length, length
 from worker.client.errors import AlreadyTerminal, Forbidden, InvalidRequest, NotFound
 from worker.client.events import Event, event_in, kinds_of
 from worker.client.flow import Flow
 from worker.client.flows import EVENTS, FlowClient
 from worker.client.lanes import Lanes, Later
 from worker.client.numbering import CURRENT, Numbering
-from worker.client.transport import Delivery, NotPermitted
+from worker.client.transport import Deliveries, Delivery, NotPermitted
 from worker.wire.subjects import is_token
 
 Handler = Callable[[Flow, Event], Awaitable[None]]
@@ -54,6 +60,20 @@ class _Rule(msgspec.Struct, frozen=True):
     def covers(self, event: Event) -> bool:
         """Tell whether the event is for it."""
         return (not self.kinds or event.kind in self.kinds) and fnmatchcase(event.controller_id, self.controller)
+
+
+class Stopped:
+    """The end of a loop that was asked to stop, to be awaited by whoever wants to."""
+
+    def __init__(self, ended: asyncio.Event, lanes: Lanes | None) -> None:
+        self._ended = ended
+        self._lanes = lanes
+
+    def __await__(self) -> Generator[Any, None, None]:
+        """Wait for it. Raises `RuntimeError` in a handler, for which the end waits itself."""
+        if self._lanes is not None and asyncio.current_task() in self._lanes.tasks:
+            raise RuntimeError("a handler cannot wait for the end of its own loop: call agent.stop() without await")
+        yield from self._ended.wait().__await__()
 
 
 class Agent:
@@ -88,6 +108,11 @@ class Agent:
         self._ack_wait = ack_wait
         self._retry = (retry_first, retry_last)
         self._rules: list[_Rule] = []
+        self._lanes: Lanes | None = None
+        self._stopping = asyncio.Event()
+        self._late = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._ended.set()
 
     def on(self, *kinds: str, controller: str = "*") -> Callable[[_H], _H]:
         """Have the function called with (flow, event) for events of these kinds (none: all) of flows whose controller matches.
@@ -105,25 +130,81 @@ class Agent:
 
         return add
 
-    async def run(self) -> None:
-        """Handle events until cancelled. Raises `Forbidden` where the credentials may not read the consumer, `Lost` without connection."""
-        if isinstance(self._flows, FlowClient):
-            await self._run(self._flows)
+    async def run(self, *, stop_on: Iterable[signal.Signals] = (), grace: Length | None = None) -> None:
+        """Handle events until stopped (then it returns), or cancelled (then it is as if killed).
+
+        `stop_on`: signals that stop it with this `grace`; the second one at once. Raises `Forbidden` where the credentials may not read
+        the consumer, `Lost` without connection, `RuntimeError` when it runs already.
+        """
+        if not self._ended.is_set():
+            raise RuntimeError(f"the loop {self.name} runs already")
+        if self._stopping.is_set():
             return
-        async with FlowClient.connect(self._flows, **self._options) as flows:
-            await self._run(flows)
+        self._ended.clear()
+        try:
+            with self._stopped_on(stop_on, grace):
+                if isinstance(self._flows, FlowClient):
+                    await self._run(self._flows)
+                else:
+                    async with FlowClient.connect(self._flows, **self._options) as flows:
+                        await self._run(flows)
+        finally:
+            self._ended.set()
+
+    def stop(self, grace: Length | None = None) -> Stopped:
+        """Have `run` return in good order. Not to be awaited; who awaits it waits until the loop has ended.
+
+        Handlers that run have `grace` (None: as long as they take) before they are cancelled; their events then come again. A repeat may
+        only shorten that. A stopped agent stays stopped: `run` returns at once, whether it is called before or after.
+        """
+        if grace is not None:
+            asyncio.get_running_loop().call_later(length(grace).total_seconds(), self._late.set)
+        self._stopping.set()
+        return Stopped(self._ended, self._lanes)
+
+    @contextmanager
+    def _stopped_on(self, signals: Iterable[signal.Signals], grace: Length | None) -> Iterator[None]:
+        """Stop on signals meanwhile."""
+        loop = asyncio.get_running_loop()
+        heard = tuple(signals)
+        for one in heard:
+            loop.add_signal_handler(one, lambda: self.stop("0s" if self._stopping.is_set() else grace))
+        try:
+            yield
+        finally:
+            for one in heard:
+                loop.remove_signal_handler(one)
 
     async def _run(self, flows: FlowClient) -> None:
-        """Take deliveries and hand them to the lanes."""
+        """Take deliveries and hand them to the lanes, until stopped."""
+        if self._stopping.is_set():
+            return
         subject = flows.subjects.event(flows.agent, "*", "*")
-        lanes = Lanes(lambda event: self._handle(flows, event), self._ack_wait / 3, *self._retry)
+        self._lanes = lanes = Lanes(lambda event: self._handle(flows, event), self._ack_wait / 3, *self._retry)
         taken = flows.transport.consume(subject, stream=EVENTS, durable=self.name, ack_wait=self._ack_wait, at_most=self._at_once)
         try:
             async with aclosing(taken) as deliveries, lanes:
-                async for delivery in deliveries:
-                    await self._take(lanes, delivery)
+                await self._until_stopped(self._take_all(lanes, deliveries))
+                await lanes.finish(self._late)
         except NotPermitted as denied:
             raise Forbidden(f"{denied}; docs/client.md says what the loop needs") from denied
+
+    async def _until_stopped(self, taking: Coroutine[Any, Any, None]) -> None:
+        """Take until a stop is asked. Raises what ends the taking."""
+        task, asked = asyncio.ensure_future(taking), asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asked.cancel()
+            task.cancel()
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
+
+    async def _take_all(self, lanes: Lanes, deliveries: Deliveries) -> None:
+        """Take what comes."""
+        async for delivery in deliveries:
+            await self._take(lanes, delivery)
 
     async def _take(self, lanes: Lanes, delivery: Delivery) -> None:
         """Put a delivery into its flow's lane, unless it is for nobody."""

@@ -43,6 +43,7 @@ class Lanes:
         self._done: dict[str, None] = {}
         self._alive: asyncio.Task[None] | None = None
         self._in_hand = asyncio.Event()
+        self._finishing = False
 
     async def __aenter__(self) -> Self:
         self._alive = asyncio.ensure_future(self._keep_alive())
@@ -54,6 +55,28 @@ class Lanes:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """The tasks that handle something."""
+        return {lane.task for lane in self._lanes.values() if lane.task is not None and not lane.task.done()}
+
+    async def finish(self, late: asyncio.Event) -> None:
+        """Let what is being handled come to its end, or end it when it is `late`. Nothing is begun any more, and nothing given back.
+
+        The next reader rewinds, and has all of it in order. Given back, a broker that still has our last request would mix it up.
+        """
+        self._finishing = True
+        over = asyncio.ensure_future(late.wait())
+        try:
+            while self.tasks and not late.is_set():
+                await asyncio.wait({*self.tasks, over}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over.cancel()
+        ended = self.tasks
+        for task in ended:
+            task.cancel()
+        await asyncio.gather(*ended, return_exceptions=True)
 
     async def put(self, event: Event, delivery: Delivery) -> None:
         """Line a delivery up behind those of its flow."""
@@ -68,7 +91,7 @@ class Lanes:
 
     async def _work(self, flow_id: str, lane: _Lane) -> None:
         """Handle what is lined up; ends when nothing is."""
-        while lane.waiting:
+        while lane.waiting and not self._finishing:
             event, delivery = lane.waiting[0]
             if event.id not in self._done:
                 try:
