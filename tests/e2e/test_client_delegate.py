@@ -224,3 +224,38 @@ async def test_an_agent_of_the_synadia_protocol_is_a_delegate(flows: FlowClient,
             silent = await (await delegating(flows, "hello?", to="svc.nobody")).resumed("20s")
             assert silent.payload["error"]["message"] == "nobody listens on agents.prompt.nobody.acme.main"
     assert questions[0] == {"prompt": "what is 6 × 7?"}
+
+
+async def test_another_instance_answers_a_repeat_from_the_bucket_also_after_the_broker_was_killed(stage: Stage) -> None:
+    runs: list[str] = []
+
+    async def pay(asked: Asked) -> dict[str, int]:
+        runs.append(asked.id or "")
+        return {"paid": len(runs)}
+
+    async def ask() -> bytes:
+        async with FlowClient.connect(stage.url, agent="kate") as flows:
+            return (await flows.transport.request("svc.pay", b"{}", {"Nats-Msg-Id": "invoice-7"}, timeout=20)).body
+
+    async with serve_delegate("svc.pay", pay, on=stage.url, memory="billing"):
+        assert await ask() == b'{"paid":1}'
+    await stage.server.restart(kill=True)
+    async with serve_delegate("svc.pay", pay, on=stage.url, memory="billing"):
+        assert await ask() == b'{"paid":1}'
+    assert runs == ["invoice-7"]
+
+
+async def test_the_bucket_is_one_as_any_other_and_one_that_is_there_stays_as_it_is(flows: FlowClient, kate: Agent, stage: Stage) -> None:
+    jetstream = kate.client.jetstream()
+    made = await jetstream.create_key_value(bucket="mine", ttl=60)
+    async with (
+        serve_delegate("svc.add", add, on=stage.url, memory="mine"),
+        serve_delegate("svc.other", add, on=stage.url, memory="new"),
+    ):
+        assert (await (await delegating(flows)).resumed("20s")).payload == {"sum": 3}
+    (key,) = await made.keys()
+    assert json.loads((await made.get(key)).value or b"")["body"] == "eyJzdW0iOjN9"
+    ages = [(await jetstream.stream_info(name)).config.max_age for name in ("KV_mine", "KV_new")]
+    assert ages == [60, 7 * 86_400]
+    await made.delete(key)
+    assert await flows.transport.recall("mine", key, timeout=5) is None

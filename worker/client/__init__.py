@@ -8,9 +8,9 @@
 
 Read in this order: `flows` and `flow` are what an agent holds in its hands, `conditions` spells what a flow can wait for, `errors` what
 can go wrong; `resuming` and `listening` hear of a flow; `agent` is the loop that handles events (`lanes` keeps their order, `numbering`
-their commands from acting twice); `delegate` answers requests, `synadia` with agents of another protocol; `sync` is for scripts. Below
-them `doors` sends commands until there is an outcome, and `transport` is the port that `over_nats` fills (`dialling`, `consuming`,
-`pulling`, `permissions`).
+their commands from acting twice); `delegate` answers requests (`remembering` those of earlier processes), `synadia` with agents of another
+protocol; `sync` is for scripts. Below them `doors` sends commands until there is an outcome, `replying` writes replies, and `transport` is
+the port that `over_nats` fills (`dialling`, `consuming`, `pulling`, `permissions`, `buckets`).
 """
 
 from __future__ import annotations

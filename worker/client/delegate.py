@@ -3,10 +3,10 @@
     async with serve_delegate("svc.billing", pay, on="nats://127.0.0.1:4222"):
         await asyncio.Event().wait()
 
-A flow's request is sent at least once; the function runs once for each request id, as far as this process remembers, and a repeat gets
-the same answer. The answer goes to the stream under an id of its own, until the stream has it: then it resumes the flow, whether the
-worker runs or not. A request is *not* sent again once somebody has it: if this process dies over it, nothing answers, so flows set a
-timeout. Callers that are not flows get an ordinary NATS response.
+A flow's request is sent at least once; the function runs once for each request id, as far as this process remembers (with `memory`: as far
+as any process does), and a repeat gets the same answer. The answer goes to the stream under an id of its own, until the stream has it: then
+it resumes the flow, whether the worker runs or not. A request is *not* sent again once somebody has it: if this process dies over it,
+nothing answers, so flows set a timeout. Callers that are not flows get an ordinary NATS response.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from worker.client.asked import Answer, Asked, DelegateError, answer_error, answ
 from worker.client.backing_off import Backoff
 from worker.client.flows import FlowClient, Where, opened
 from worker.client.now import now
+from worker.client.remembering import Remembering
 from worker.client.transport import Lost, Message, NotPermitted, NotStored, Serving, Transport, Trouble
 from worker.errors import InvalidRequest
-from worker.wire.subjects import is_pattern
+from worker.wire.subjects import is_pattern, is_token
 
 Handler = Callable[[Asked], Awaitable[Any]]
 _TRY = 5.0
@@ -54,9 +55,12 @@ class Delegate:
         queue: str | None = None,
         cancel_on: str | None = None,
         remember: int = 10_000,
+        memory: str | None = None,
         grace: float = 10.0,
         **options: Any,
     ) -> None:
+        if memory is not None and not is_token(memory):
+            raise InvalidRequest(f"memory is a bucket's name, of A-Z a-z 0-9 _ -, not {memory!r}", path="/memory")
         for name, given in (("subject", subject), ("cancel_on", cancel_on)):
             if given is not None and not is_pattern(given):
                 raise InvalidRequest(f"{name} is no subject that can be listened to: {given!r}", path=f"/{name}")
@@ -69,6 +73,8 @@ class Delegate:
         self._queue = subject if queue is None else queue
         self._cancel_on = cancel_on
         self._remember = remember
+        self._bucket = memory
+        self._memory: Remembering | None = None
         self._grace = grace
         self._stack = AsyncExitStack()
         self._transport: Transport
@@ -79,13 +85,24 @@ class Delegate:
 
     async def __aenter__(self) -> Self:
         self._transport = await self._stack.enter_async_context(opened(self._on, self._options))
+        try:
+            await self._begin()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def _begin(self) -> None:
+        """Serve."""
+        if self._bucket is not None:
+            self._memory = Remembering(self._transport, self._bucket)
+            await self._memory.open()
         self._stack.push_async_callback(self._finish)
         if self._cancel_on is not None:
             # Without a queue group: the notice has to reach the one that works on it, whichever that is.
             self._stack.push_async_callback((await self._transport.serve(self._cancel_on, self._on_notice)).close)
         serving: Serving = await self._transport.serve(self.subject, self._on_request, queue=self._queue)
         self._stack.push_async_callback(serving.close)
-        return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
@@ -115,6 +132,8 @@ class Delegate:
                 self._forget()
         # Shielded: the run belongs to all who ask the same; only its deadline or a notice ends it.
         await asyncio.wait({run})
+        if not run.cancelled() and run.exception() is not None and asked.id is not None:
+            self._runs.pop(asked.id, None)  # the memory could not be read: a repeat may try again
         return None if run.cancelled() else run.result()
 
     def _forget(self) -> None:
@@ -124,7 +143,7 @@ class Delegate:
                 del self._runs[name]
 
     async def _run(self, asked: Asked) -> Answer | None:
-        """Run the handler within the deadline. Never raises but for a cancellation."""
+        """Have the answer within the deadline. Raises `NotPermitted` or `Lost` where the memory cannot be used any more."""
         key = (asked.flow_id or "", asked.correlation_id or "")
         if key in self._cancelled:
             _log.info("request %s was cancelled before it came", asked.id)
@@ -137,16 +156,24 @@ class Delegate:
             self._of_flows[key] = run
         try:
             async with bound:
-                return None if left is not None and left <= 0 else self._checked(answer_with(await self._result(asked), asked), asked)
+                if left is not None and left <= 0:
+                    return None
+                return await (self._made(asked) if self._memory is None else self._memory.answered(asked, self._made))
+        except TimeoutError:
+            return None  # the flow has gone on without: whatever came now would be in vain
+        finally:
+            self._of_flows.pop(key, None)
+
+    async def _made(self, asked: Asked) -> Answer:
+        """Have the handler make the answer. Never raises but for a cancellation."""
+        try:
+            return self._checked(answer_with(await self._result(asked), asked), asked)
         except DelegateError as error:
             return answer_error(error, asked)
         except Exception as failed:  # noqa: BLE001  whatever the handler's defect is, the flow gets an answer and the log the traceback
-            if bound.expired():
-                return None  # the flow has gone on without: whatever came now would be in vain
-            _log.exception("the handler of %s failed", self.subject)
+            if asked.deadline is None or now() < asked.deadline:
+                _log.exception("the handler of %s failed", self.subject)
             return answer_error(DelegateError("500", f"the delegate failed: {type(failed).__name__}"), asked)
-        finally:
-            self._of_flows.pop(key, None)
 
     async def _result(self, asked: Asked) -> Any:
         """Call the handler."""
@@ -221,6 +248,7 @@ def serve_delegate(
     queue: str | None = None,
     cancel_on: str | None = None,
     remember: int = 10_000,
+    memory: str | None = None,
     grace: float = 10.0,
     **options: Any,
 ) -> Delegate:
@@ -229,8 +257,9 @@ def serve_delegate(
     `handler` raises `DelegateError` to answer with an error; any other exception becomes code 500. `on`: a URL, a context of the `nats`
     CLI, a nats-py client, an open `FlowClient` or a `Transport`; None: as the settings say; `options` as for `FlowClient.connect`.
     Instances with the same `queue` (the subject by default) share the requests. `cancel_on`: the subject that flows name in `cancel_to`: a
-    notice cancels the handler of its request. `remember`: how many answers are kept for repeats. `grace`: seconds that what is in hand
+    notice cancels the handler of its request. `remember`: how many answers are kept for repeats, in this process; `memory`: a key-value
+    bucket of NATS that keeps them for all instances and later processes, made where it is missing. `grace`: seconds that what is in hand
     gets at the end. Requests run side by side. An answer that is too large for a flow or for the broker becomes error 413. Raises
-    `InvalidRequest` for a subject that is none; `NotPermitted` or `Lost` at the beginning.
+    `InvalidRequest` for a subject that is none; `NotPermitted`, `NoAnswer` (no bucket) or `Lost` at the beginning.
     """
-    return Delegate(subject, handler, on, queue=queue, cancel_on=cancel_on, remember=remember, grace=grace, **options)
+    return Delegate(subject, handler, on, queue=queue, cancel_on=cancel_on, remember=remember, memory=memory, grace=grace, **options)

@@ -14,6 +14,7 @@ from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NoStreamResponseError
 
 from worker.bus.options import NatsOptions
+from worker.client import buckets
 from worker.client.consuming import Consuming
 from worker.client.dialling import dial, hang_up, options_for
 from worker.client.permissions import Permissions
@@ -120,6 +121,31 @@ class NatsTransport:
     def consume(self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100) -> Deliveries:
         """Read a durable pull consumer."""
         return self._consuming.consume(subject, stream, durable, ack_wait, at_most)
+
+    async def open_bucket(self, bucket: str, *, keep: float, timeout: float) -> None:
+        """Look for a bucket, and make it."""
+        try:
+            await self.recall(bucket, "is-it-there", timeout=timeout)
+            return
+        except NoAnswer as missing:
+            if not missing.nobody:
+                raise
+        making = self._client.jetstream(timeout=timeout).create_key_value(bucket=bucket, ttl=keep)
+        try:
+            await self._permissions.needed(f"$JS.API.STREAM.CREATE.{buckets.stream_of(bucket)}", making)
+        except ConnectionClosedError as closed:
+            raise Lost("the connection to NATS is closed") from closed
+        except (NatsError, OSError, TimeoutError) as failed:
+            raise NoAnswer(f"the bucket {bucket} cannot be made ({_said(failed)})") from failed
+
+    async def recall(self, bucket: str, key: str, *, timeout: float) -> bytes | None:
+        """Read a key."""
+        answer = await self.request(buckets.asked_at(bucket), buckets.asking(bucket, key), timeout=timeout)
+        return buckets.value_in(answer.body, bucket)
+
+    async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
+        """Write a key."""
+        await self.publish(buckets.subject_of(bucket, key), value, msg_id=key, timeout=timeout)
 
     async def serve(self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = "") -> Serving:
         """Subscribe."""

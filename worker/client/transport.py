@@ -143,6 +143,18 @@ class Transport(Protocol):
         `follow` does, and ends like it; the consumer stays. A delivery may repeat.
         """
 
+    async def open_bucket(self, bucket: str, *, keep: float, timeout: float) -> None:
+        """Return once the key-value bucket is there; where it is missing, it is made, and keeps values for `keep` seconds.
+
+        Raises `NoAnswer` within `timeout` seconds for each thing that is asked, `NotPermitted`, `Lost`.
+        """
+
+    async def recall(self, bucket: str, key: str, *, timeout: float) -> bytes | None:
+        """Return the last value under a key of a bucket, None where there is none. Raises as `request`, `nobody` without the bucket."""
+
+    async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
+        """Put a value under a key of a bucket, and return once it is stored. Raises as `publish` does."""
+
     async def serve(self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = "") -> Serving:
         """Call `handler` for each message on `subject`, each in a task of its own; with `queue`, one of the group's members gets it.
 

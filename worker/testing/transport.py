@@ -15,11 +15,13 @@ from worker.bus.base import Ack, InProgress, Nak, PublishFailed, Settlement, Sou
 from worker.bus.base import Delivery as Delivered
 from worker.bus.broker import Heard, MemoryBroker, Subscriber
 from worker.bus.outbound import objection
+from worker.client import buckets
 from worker.client.transport import NO_HEADERS, Delivery, Headers, Lost, Message, NoAnswer, NotStored, Stored, Trouble
 from worker.wire.headers import MSG_ID
 from worker.wire.subjects import covers
 
 _MAX_PAYLOAD = 1024 * 1024
+_NS = 1_000_000_000
 
 
 class Listening:
@@ -133,6 +135,34 @@ class MemoryTransport:
                     consumer.rewind()
                 while (delivered := consumer.deliver(self._broker.clock())) is not None:
                     yield self._in_hand(source, delivered)
+
+    async def open_bucket(self, bucket: str, *, keep: float, timeout: float) -> None:  # noqa: ARG002  it is there at once
+        """Make a bucket."""
+        self._check_open()
+        name = buckets.stream_of(bucket)
+        if name not in self._broker.streams:
+            self._broker.create_stream(
+                {
+                    "name": name,
+                    "subjects": [buckets.subject_of(bucket, ">")],
+                    "max_age": int(keep * _NS),
+                    "duplicate_window": 120 * _NS,
+                    "discard": "new",
+                }
+            )
+
+    async def recall(self, bucket: str, key: str, *, timeout: float) -> bytes | None:  # noqa: ARG002  it is answered at once
+        """Read a key."""
+        self._check_open()
+        stream = self._broker.streams.get(buckets.stream_of(bucket))
+        if stream is None:
+            raise NoAnswer(f"there is no bucket {bucket}", nobody=True)
+        subject = buckets.subject_of(bucket, key)
+        return next((stored.body for stored in reversed(stream.messages.values()) if stored.subject == subject), None)
+
+    async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
+        """Write a key."""
+        await self.publish(buckets.subject_of(bucket, key), value, msg_id=key, timeout=timeout)
 
     async def serve(self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = "") -> Listening:
         """Call `handler` for each message, each in a task of its own."""
