@@ -9,16 +9,17 @@ from typing import Any
 
 import nkeys
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
+
+from worker.bus.heeding import HeedingClient
 
 Take = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Takes a message as it came: subject, reply subject (empty: none), payload, header block (None: none). Must not block."""
 
 
-class ReadingClient(Client):
+class ReadingClient(HeedingClient):
     """A client whose read loop outlives unreadable messages and late PONGs.
 
     The server passes subjects and headers on as bytes, and an agent may publish any. nats-py decodes them in its read loop, which
