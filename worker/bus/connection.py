@@ -7,9 +7,6 @@ stops reading when a message has unreadable bytes. Each of these is answered her
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +15,8 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, SlowConsumerError
 
-from worker.bus.options import NatsOptions, check_readable, jwt_login, public_address
+from worker.bus import policy
+from worker.bus.options import NatsOptions, public_address
 from worker.bus.outbound import Outbound
 from worker.bus.reading import ReadingClient
 from worker.bus.renewal import Renewal
@@ -26,8 +24,6 @@ from worker.errors import BusLost
 
 __all__ = ["Connection", "NatsOptions", "NoAnswer", "NotPermitted", "public_address"]
 
-_DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
-_REFUSED = ("authorization", "authentication")
 _RECONNECT_WAIT = 0.5
 _REPEAT_LOG_AFTER = 30.0
 _CLOSE_TIMEOUT = 3.0
@@ -139,44 +135,13 @@ class Connection:
             asked.discard(denied)
 
     def _arguments(self) -> dict[str, Any]:
-        """Spell the policy out for nats-py; raises `BusLost` for files that cannot be read."""
-        options = self.options
-        for path in (options.creds, options.nkey_seed, options.tls_ca, options.tls_cert, options.tls_key):
-            check_readable(path)
-        return {
-            "servers": list(options.servers),
-            "name": options.name,
-            "user": options.user,
-            "password": options.password,
-            "token": options.token,
-            "user_credentials": options.creds,
-            "nkeys_seed": options.nkey_seed,
-            **jwt_login(options),
-            "tls": self._tls(),
-            "inbox_prefix": options.inbox_prefix,
-            "connect_timeout": options.connect_timeout,
-            "max_reconnect_attempts": -1,  # the default, 60, closes the client for good after two minutes
-            "reconnect_time_wait": _RECONNECT_WAIT,
-            "ping_interval": options.ping_interval,
-            "max_outstanding_pings": 1,  # a dead peer is found within two intervals; the defaults take six minutes
+        """Return what nats-py takes; raises `BusLost` for files that cannot be read."""
+        return policy.arguments(self.options, reconnect_wait=_RECONNECT_WAIT) | {
             "error_cb": self._on_error,
             "disconnected_cb": self._on_disconnected,
             "reconnected_cb": self._on_reconnected,
             "closed_cb": self._on_closed,
         }
-
-    def _tls(self) -> ssl.SSLContext | None:
-        """Build the TLS context where one is configured; otherwise nats-py uses the system's for `tls://`."""
-        options = self.options
-        if options.tls_ca is None and options.tls_cert is None:
-            return None
-        try:
-            context = ssl.create_default_context(cafile=options.tls_ca)
-            if options.tls_cert is not None:
-                context.load_cert_chain(options.tls_cert, options.tls_key)
-        except (OSError, ValueError) as error:
-            raise BusLost(f"the TLS files for NATS cannot be used: {error}") from error
-        return context
 
     def _why_not(self, failed: BaseException | None) -> str:
         """Say in one sentence why `open` failed."""
@@ -184,7 +149,7 @@ class Connection:
         if self._refused is not None and self._refused.done():
             return f"NATS at {where} refuses the credentials: {self._refused.result()}"
         if failed is not None:
-            return f"cannot connect to NATS at {where}: {_reason(failed)}"
+            return f"cannot connect to NATS at {where}: {policy.reason(failed)}"
         reason = self._last_error or "no answer"
         return f"NATS at {where} cannot be reached within {self.options.connect_timeout:g} s: {reason}"
 
@@ -197,15 +162,15 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         """Take note of what nats-py reports; must not raise, or the read loop ends."""
-        text = _reason(error)
+        text = policy.reason(error)
         self.dropped += isinstance(error, SlowConsumerError)  # one for each message that found its queue full
-        if self._refused is not None and not self._refused.done() and any(word in text.lower() for word in _REFUSED):
+        if self._refused is not None and not self._refused.done() and policy.refuses_credentials(text):
             self._refused.set_result(text)
-        denied = _DENIED.search(text.lower())
+        denied = policy.denied(text)
         if denied is not None:
-            self._deny(denied.group(2))
-            if denied.group(1) == "subscription":
-                self.renewal.deny(denied.group(2))
+            self._deny(denied.subject)
+            if denied.what == "subscription":
+                self.renewal.deny(denied.subject)
         # By what comes before the first name in it: a lost permission is told of with another subject for each event and subscription.
         kind, now = text.partition('"')[0], asyncio.get_running_loop().time()
         if now - self._logged.get(kind, -_REPEAT_LOG_AFTER) >= _REPEAT_LOG_AFTER:
@@ -243,7 +208,7 @@ class Connection:
         """Resolve `lost`: some server errors make nats-py give up whatever the reconnect settings."""
         if not self._closing and not self.lost.done():
             error = self.client.last_error
-            self.lost.set_result(_reason(error) if error is not None else "the client closed the connection")
+            self.lost.set_result(policy.reason(error) if error is not None else "the client closed the connection")
 
     def _call(self, listener: Callable[..., None], *arguments: str) -> None:
         """Call a listener; its failure is a defect of ours, never the connection's end."""
@@ -251,12 +216,3 @@ class Connection:
             listener(*arguments)
         except Exception:  # noqa: BLE001  see above; logged with its traceback
             self._log.exception("bus.listener_failed")
-
-
-def _reason(error: BaseException) -> str:
-    """Put an error into few words."""
-    if isinstance(error, ConnectionError) and error.errno:
-        return os.strerror(error.errno)  # asyncio's own text, "Connect call failed", does not say why
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).removeprefix("nats: ").strip(" '") or type(error).__name__

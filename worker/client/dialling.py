@@ -6,7 +6,6 @@ nats-py by itself gives up after 60 attempts, and loops for ever on wrong creden
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,12 +13,12 @@ import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from worker.bus.options import NatsOptions, check_readable, jwt_login, nats_options, public_address
+from worker.bus import policy
+from worker.bus.options import NatsOptions, nats_options, public_address
 from worker.client.transport import Lost
 from worker.errors import Refusal
 
 _RECONNECT_WAIT = 0.25
-_REFUSED = ("authorization", "authentication")
 Noting = Callable[[Exception], Awaitable[None]]
 Notice = Callable[[], Awaitable[None]]
 
@@ -47,8 +46,8 @@ async def dial(client: Client, options: NatsOptions, on_error: Noting, on_up: No
 
     async def note(error: Exception) -> None:
         """Take note of what nats-py reports; must not raise, or the read loop ends."""
-        last[0] = str(error).removeprefix("nats: ").strip(" '") or type(error).__name__
-        if not refused.done() and any(word in last[0].lower() for word in _REFUSED):
+        last[0] = policy.reason(error)
+        if not refused.done() and policy.refuses_credentials(last[0]):
             refused.set_result(last[0])
         await on_error(error)
 
@@ -64,7 +63,7 @@ async def dial(client: Client, options: NatsOptions, on_error: Noting, on_up: No
     await hang_up(client)
     if refused.done():
         raise Lost(f"NATS at {where} refuses the credentials: {refused.result()}")
-    raise Lost(f"NATS at {where} cannot be reached within {options.connect_timeout:g} s: {failed or last[0]}")
+    raise Lost(f"NATS at {where} cannot be reached within {options.connect_timeout:g} s: {policy.reason(failed) if failed else last[0]}")
 
 
 async def hang_up(client: Client) -> None:
@@ -77,37 +76,8 @@ async def hang_up(client: Client) -> None:
 
 
 def _arguments(options: NatsOptions) -> dict[str, Any]:
-    """Spell the policy out for nats-py; raises `Lost` for files that cannot be read."""
+    """Return what nats-py takes; raises `Lost` for files that cannot be read."""
     try:
-        for path in (options.creds, options.nkey_seed, options.tls_ca, options.tls_cert, options.tls_key):
-            check_readable(path)
-        tls = _tls(options)
-    except (Refusal, OSError, ValueError) as wrong:
-        raise Lost(f"the files for NATS cannot be used: {wrong}") from wrong
-    return {
-        "servers": list(options.servers),
-        "name": options.name,
-        "user": options.user,
-        "password": options.password,
-        "token": options.token,
-        "user_credentials": options.creds,
-        "nkeys_seed": options.nkey_seed,
-        **jwt_login(options),
-        "tls": tls,
-        "inbox_prefix": options.inbox_prefix,
-        "connect_timeout": options.connect_timeout,
-        "max_reconnect_attempts": -1,  # the default, 60, closes the client for good after two minutes
-        "reconnect_time_wait": _RECONNECT_WAIT,
-        "ping_interval": options.ping_interval,
-        "max_outstanding_pings": 1,  # a dead peer is found within two intervals; the defaults take six minutes
-    }
-
-
-def _tls(options: NatsOptions) -> ssl.SSLContext | None:
-    """Build the TLS context where one is configured; otherwise nats-py uses the system's for `tls://`."""
-    if options.tls_ca is None and options.tls_cert is None:
-        return None
-    context = ssl.create_default_context(cafile=options.tls_ca)
-    if options.tls_cert is not None:
-        context.load_cert_chain(options.tls_cert, options.tls_key)
-    return context
+        return policy.arguments(options, reconnect_wait=_RECONNECT_WAIT)
+    except Refusal as wrong:
+        raise Lost(str(wrong)) from wrong

@@ -13,7 +13,9 @@ from nats.errors import ConnectionClosedError, NoRespondersError
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NoStreamResponseError
 
+from worker.bus.heeding import HeedingClient
 from worker.bus.options import NatsOptions
+from worker.bus.policy import reason
 from worker.client import buckets
 from worker.client.consuming import Consuming
 from worker.client.dialling import dial, hang_up, options_for
@@ -58,7 +60,7 @@ class NatsTransport:
     @classmethod
     async def reach(cls, options: NatsOptions) -> Self:
         """Connect as the options say, for a program that has read its own settings. Raises `Lost` as `connect` does."""
-        client = Client()
+        client = HeedingClient()
         made = cls(client, owned=True)
         await dial(client, options, made._on_error, made._on_up)
         return made
@@ -85,7 +87,7 @@ class NatsTransport:
         except ConnectionClosedError as closed:
             raise Lost("the connection to NATS is closed") from closed
         except (NatsError, OSError, TimeoutError) as failed:
-            raise NoAnswer(f"no answer on {subject} within {timeout:g} s ({_said(failed)})") from failed
+            raise NoAnswer(f"no answer on {subject} within {timeout:g} s ({reason(failed)})") from failed
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> Stored:
         """Store once."""
@@ -102,7 +104,7 @@ class NatsTransport:
         except ConnectionClosedError as closed:
             raise Lost("the connection to NATS is closed") from closed
         except (NatsError, OSError, TimeoutError) as failed:
-            raise NotStored(f"{subject} was not confirmed within {timeout:g} s ({_said(failed)})") from failed
+            raise NotStored(f"{subject} was not confirmed within {timeout:g} s ({reason(failed)})") from failed
         return Stored(stored.stream, stored.seq, bool(stored.duplicate))
 
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, reply: str = "") -> None:
@@ -112,7 +114,7 @@ class NatsTransport:
         try:
             await self._client.publish(subject, body, reply=reply, headers=dict(headers) or None)
         except (NatsError, OSError) as failed:
-            raise Trouble(f"{subject} could not be written: {_said(failed)}") from failed
+            raise Trouble(f"{subject} could not be written: {reason(failed)}") from failed
 
     def follow(self, subject: str, *, stream: str, after: int = 0) -> Messages:
         """Read a stream, by ephemeral pull consumers without acknowledgements, each beginning where the last one broke."""
@@ -136,7 +138,7 @@ class NatsTransport:
         except ConnectionClosedError as closed:
             raise Lost("the connection to NATS is closed") from closed
         except (NatsError, OSError, TimeoutError) as failed:
-            raise NoAnswer(f"the bucket {bucket} cannot be made ({_said(failed)})") from failed
+            raise NoAnswer(f"the bucket {bucket} cannot be made ({reason(failed)})") from failed
 
     async def recall(self, bucket: str, key: str, *, timeout: float) -> bytes | None:
         """Read a key."""
@@ -234,8 +236,3 @@ async def _call(handler: Callable[[Message], Awaitable[None]], message: Message)
 def message_of(message: Msg) -> Message:
     """Return a message as the port has it."""
     return Message(subject=message.subject, body=message.data, headers=dict(message.headers or {}), reply=message.reply or "")
-
-
-def _said(error: BaseException) -> str:
-    """Put an error into few words."""
-    return str(error).removeprefix("nats: ").strip(" '") or type(error).__name__

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from worker.bus import policy
 from worker.client.transport import NotPermitted
 
 _T = TypeVar("_T")
-_DENIED = re.compile(r'permissions violation for (?:publish|subscription) to "([^"]+)"', re.IGNORECASE)
 _REMEMBERED = 256
 
 
@@ -47,10 +46,10 @@ class Permissions:
 
     def note(self, error: Exception) -> None:
         """Take what the server said."""
-        found = _DENIED.search(str(error))
-        if found is None:
+        denied = policy.denied(str(error))
+        if denied is None:
             return
-        subject = found[1].lower()
+        subject = denied.subject
         if len(self._denied) < _REMEMBERED:
             self._denied.add(subject)
         for future in self._asked.get(subject, ()):

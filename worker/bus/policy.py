@@ -1,0 +1,80 @@
+"""Spell the policy of a connection out for nats-py, and read what it says when something is refused. Both sides hold to it.
+
+Light: the agents' client imports it with every connection.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from typing import Any, NamedTuple
+
+from worker.bus.options import NatsOptions, check_readable, jwt_login
+from worker.errors import BusLost
+
+_DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
+_REFUSED = ("authorization", "authentication")
+
+
+class Denied(NamedTuple):
+    """What the credentials may not do: `publish` or `subscription`, and on which subject, in lower case as the server may write it."""
+
+    what: str
+    subject: str
+
+
+def arguments(options: NatsOptions, *, reconnect_wait: float) -> dict[str, Any]:
+    """Return what `Client.connect` takes, but for the callbacks. Raises `BusLost` for files that cannot be read."""
+    for path in (options.creds, options.nkey_seed, options.tls_ca, options.tls_cert, options.tls_key):
+        check_readable(path)
+    return {
+        "servers": list(options.servers),
+        "name": options.name,
+        "user": options.user,
+        "password": options.password,
+        "token": options.token,
+        "user_credentials": options.creds,
+        "nkeys_seed": options.nkey_seed,
+        **jwt_login(options),
+        "tls": _tls(options),
+        "inbox_prefix": options.inbox_prefix,
+        "connect_timeout": options.connect_timeout,
+        "max_reconnect_attempts": -1,  # the default, 60, closes the client for good after two minutes
+        "reconnect_time_wait": reconnect_wait,
+        "ping_interval": options.ping_interval,
+        "max_outstanding_pings": 1,  # a dead peer is found within two intervals; the defaults take six minutes
+    }
+
+
+def denied(said: str) -> Denied | None:
+    """Return which permission is missing, where that is what the server says."""
+    found = _DENIED.search(said)
+    return None if found is None else Denied(found[1].lower(), found[2].lower())
+
+
+def refuses_credentials(said: str) -> bool:
+    """Tell whether the server says that it does not believe who we are: nats-py would try for ever."""
+    return any(word in said.lower() for word in _REFUSED)
+
+
+def reason(error: BaseException) -> str:
+    """Put an error into few words."""
+    if isinstance(error, ConnectionError) and error.errno:
+        return os.strerror(error.errno)  # asyncio's own text, "Connect call failed", does not say why
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).removeprefix("nats: ").strip(" '") or type(error).__name__
+
+
+def _tls(options: NatsOptions) -> ssl.SSLContext | None:
+    """Build the TLS context where one is configured; otherwise nats-py uses the system's for `tls://`."""
+    if options.tls_ca is None and options.tls_cert is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=options.tls_ca)
+        if options.tls_cert is not None:
+            context.load_cert_chain(options.tls_cert, options.tls_key)
+    except (OSError, ValueError) as error:
+        raise BusLost(f"the TLS files for NATS cannot be used: {error}") from error
+    return context
