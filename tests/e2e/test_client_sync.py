@@ -40,6 +40,19 @@ async def test_a_script_does_everything_without_asyncio(stage: Stage) -> None:
     assert await asyncio.to_thread(script, stage.url)
 
 
+async def test_a_client_that_is_closed_says_so_whatever_is_left_of_it(stage: Stage) -> None:
+    def late() -> None:
+        with flows_sync(stage.url, agent="kate") as flows:
+            flow = flows.start(controller="kate/script", goal="be left over")
+            events = flow.events()
+            assert next(events).kind == "created"
+        for call in (flow.refresh, flow.finish, lambda: next(events), lambda: next(flows.list())):
+            with pytest.raises(Lost, match="the client is closed: use it and its flows within the `with` block"):
+                call()
+
+    await asyncio.to_thread(late)
+
+
 async def test_an_error_at_the_beginning_is_raised_and_leaves_no_thread() -> None:
     import threading
 

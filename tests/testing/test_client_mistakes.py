@@ -200,3 +200,24 @@ async def test_where_nats_is_has_to_be_a_place(taskflow: TaskflowWorld) -> None:
     with pytest.raises(TypeError, match="a URL, a context's name, a nats-py client or a Transport, not bytes"):
         async with FlowClient.connect(b"nats://127.0.0.1", agent="kate"):  # type: ignore[arg-type]
             raise AssertionError("unreachable")
+
+
+async def test_a_wait_that_is_given_up_says_what_was_waited_for(taskflow: TaskflowWorld) -> None:
+    kate = await taskflow.client("kate")
+    flow = await kate.start(controller="kate/x", goal="wait long")
+    await flow.wait_manual("Ann: go on?")
+    waiting = asyncio.ensure_future(flow.resumed("1m"))
+    await taskflow.clock.advance("2m")
+    with pytest.raises(TimeoutError, match=f"flow {flow.id} was not resumed within 60 s: it waits on"):
+        await waiting
+
+
+async def test_an_outcome_that_does_not_come_names_the_id_to_repeat(taskflow: TaskflowWorld) -> None:
+    kate = await taskflow.client("kate", patience=2.0)
+    await taskflow.chaos.kill()
+    starting = asyncio.ensure_future(kate.start(controller="kate/x", goal="go", command_id="c-1"))
+    await taskflow.clock.advance("3s")
+    with pytest.raises(NoOutcome, match="it is stored and will be decided; repeat it with command_id='c-1'") as none:
+        await starting
+    assert (none.value.command_id, none.value.accepted) == ("c-1", True)
+    await taskflow.chaos.restart()

@@ -248,7 +248,11 @@ def no_outcome(verb: str, command_id: str, *, accepted: bool, why: str) -> NoOut
     """Make the error for a command that may or may not have been applied."""
     said = "is stored and will be decided" if accepted else "may or may not have arrived"
     reason = f" ({why})" if why else ""
-    return NoOutcome(f"no outcome of {verb} in time: it {said}{reason}; repeat it with this id", command_id=command_id, accepted=accepted)
+    return NoOutcome(
+        f"no outcome of {verb} in time: it {said}{reason}; repeat it with command_id={command_id!r}",
+        command_id=command_id,
+        accepted=accepted,
+    )
 
 
 def _refusal(body: bytes) -> FlowError:

@@ -45,18 +45,26 @@ async def resumed(flows: FlowClient, flow_id: str, since: int, within: float | N
         if message.subject.rpartition(".")[2] in TERMINAL | {"resumed"}:
             news.set()
 
-    async with asyncio.timeout(within):
-        hearing = await flows.transport.serve(flows.subjects.event(flows.agent, flow_id, "*"), hear)
-        backoff = Backoff(1.0, 15.0)  # events may be missed while the connection is down; nothing else makes this look by itself
-        try:
-            while True:
-                news.clear()
-                found = await _look(flows, flow_id, since)
-                if found is not None:
-                    return found
-                await _either(news, None if flows.transport.lossless else backoff.next())
-        finally:
-            await hearing.close()
+    try:
+        async with asyncio.timeout(within):
+            hearing = await flows.transport.serve(flows.subjects.event(flows.agent, flow_id, "*"), hear)
+            try:
+                return await _found(flows, flow_id, since, news)
+            finally:
+                await hearing.close()
+    except TimeoutError:
+        raise TimeoutError(f"flow {flow_id} was not resumed within {within:g} s: it waits on") from None
+
+
+async def _found(flows: FlowClient, flow_id: str, since: int, news: asyncio.Event) -> Resumed:
+    """Look, and again whenever there is news."""
+    backoff = Backoff(1.0, 15.0)  # events may be missed while the connection is down; nothing else makes this look by itself
+    while True:
+        news.clear()
+        found = await _look(flows, flow_id, since)
+        if found is not None:
+            return found
+        await _either(news, None if flows.transport.lossless else backoff.next())
 
 
 async def _either(news: asyncio.Event, seconds: float | None) -> None:

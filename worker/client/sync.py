@@ -19,6 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from worker.client.flow import Flow
 from worker.client.flows import FlowClient, Where
+from worker.client.transport import Lost
 from worker.wire.documents import FlowShown
 
 P = ParamSpec("P")
@@ -35,7 +36,10 @@ class _Loop:
         self._thread.start()
 
     def result(self, work: Coroutine[Any, Any, R]) -> R:
-        """Run a coroutine to its end; an interrupt (Ctrl-C) ends it too."""
+        """Run a coroutine to its end; an interrupt (Ctrl-C) ends it too. Raises `Lost` once the client is closed."""
+        if self._loop.is_closed():
+            work.close()
+            raise Lost("the client is closed: use it and its flows within the `with` block")
         future: Future[R] = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -52,7 +56,8 @@ class _Loop:
                     return
                 yield item
         finally:
-            self.result(source.aclose())
+            if not self._loop.is_closed():  # it was left open beyond the client
+                self.result(source.aclose())
 
     def stop(self) -> None:
         """End the thread."""
