@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ from nats.aio.msg import Msg
 
 from tests.e2e.stage import Agent, Stage
 from tests.eventually import eventually
-from worker.client import Asked, DelegateError, Flow, FlowClient, FlowEnded, serve_delegate, synadia
+from worker.bus.server import EmbeddedServer
+from worker.client import Asked, DelegateError, Flow, FlowClient, FlowEnded, NotPermitted, serve_delegate, synadia
+from worker.client.over_nats import NatsTransport
 
 pytestmark = pytest.mark.e2e
 
@@ -259,3 +263,34 @@ async def test_the_bucket_is_one_as_any_other_and_one_that_is_there_stays_as_it_
     assert ages == [60, 7 * 86_400]
     await made.delete(key)
     assert await flows.transport.recall("mine", key, timeout=5) is None
+
+
+MAY_LITTLE = """
+authorization {
+  users = [
+    {user: billing, password: x, permissions: {publish: ["_INBOX.>"], subscribe: ["svc.billing", "_INBOX.>"]}}
+  ]
+}
+"""
+
+
+async def test_a_delegate_says_which_permission_it_lacks_and_leaves_nothing_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = EmbeddedServer(tmp_path / "nats", extra_config=MAY_LITTLE)
+    await server.start()
+    try:
+        transport = await NatsTransport.connect(server.url, user="billing", password="x")
+        with pytest.raises(NotPermitted, match=r"these credentials may not use svc\.other"):
+            await serve_delegate("svc.other", add, on=transport).__aenter__()
+        # A subscription that was left would be asked for again with each new connection.
+        assert [subscription.subject for subscription in transport._client._subs.values() if "svc" in subscription.subject] == []
+        with pytest.raises(NotPermitted, match=r"may not use \$JS\.API\.STREAM\.MSG\.GET\.KV_billing"):
+            await serve_delegate("svc.billing", add, on=transport, memory="billing").__aenter__()
+        await transport.close()
+        with pytest.raises(NotPermitted):
+            await serve_delegate("svc.other", add, on=server.url, user="billing", password="x").__aenter__()
+        gc.collect()
+        assert "never retrieved" not in caplog.text
+    finally:
+        await server.stop()

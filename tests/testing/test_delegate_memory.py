@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from worker.client import Asked, DelegateError, InvalidRequest, serve_delegate
-from worker.client.transport import Message, NoAnswer, NotStored
+from worker.client.transport import Message, NoAnswer, NotPermitted, NotStored, Trouble
 from worker.testing import TaskflowWorld
 from worker.testing.transport import MemoryTransport
 
@@ -82,9 +82,9 @@ async def test_a_flow_is_resumed_by_what_was_kept(taskflow: TaskflowWorld) -> No
 class Away(MemoryTransport):
     """A connection whose bucket is away for a while."""
 
-    def __init__(self, taskflow: TaskflowWorld, *, recalls: int = 0, keeps: int = 0, refused: bool = False) -> None:
+    def __init__(self, taskflow: TaskflowWorld, *, recalls: int = 0, keeps: int = 0, why: Trouble | None = None) -> None:
         super().__init__(taskflow.broker)
-        self._recalls, self._keeps, self._refused = recalls, keeps, refused
+        self._recalls, self._keeps, self._why = recalls, keeps, why or NotStored("JetStream is away")
 
     async def recall(self, bucket: str, key: str, *, timeout: float) -> bytes | None:
         self._recalls -= 1
@@ -95,7 +95,7 @@ class Away(MemoryTransport):
     async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
         self._keeps -= 1
         if self._keeps >= 0:
-            raise NotStored("JetStream is away", refused=self._refused)
+            raise self._why
         await super().keep(bucket, key, value, timeout=timeout)
 
 
@@ -122,19 +122,21 @@ async def test_nothing_is_done_after_the_deadline_though_the_bucket_is_back(task
     assert pay.paid == 0
 
 
-@pytest.mark.parametrize("refused", [True, False])
+@pytest.mark.parametrize(
+    "why, tries", [(NotStored("full", refused=True), 1), (NotPermitted("these credentials may not"), 1), (NotStored("away"), 2)]
+)
 async def test_the_answer_arrives_though_the_bucket_does_not_take_it_at_once(
-    taskflow: TaskflowWorld, caplog: pytest.LogCaptureFixture, refused: bool
+    taskflow: TaskflowWorld, caplog: pytest.LogCaptureFixture, why: Trouble, tries: int
 ) -> None:
     pay = Paying()
     kate = await taskflow.client("kate")
-    async with serve_delegate("svc.pay", pay, on=Away(taskflow, keeps=2, refused=refused), memory="billing"):
+    async with serve_delegate("svc.pay", pay, on=Away(taskflow, keeps=2, why=why), memory="billing"):
         flow = await kate.start(controller="kate/x", goal="pay")
         await flow.delegate("svc.pay", {"invoice": 7}, timeout="1h")
         await taskflow.clock.advance("1m")
         await taskflow.assert_running(flow, state={"resume_event": {"paid": 1}})
     said = [record.message for record in caplog.records if record.levelno == logging.ERROR]
-    assert said == ["an answer is not kept in the bucket billing: JetStream is away"] * (1 if refused else 2)
+    assert said == [f"an answer is not kept in the bucket billing: {why}"] * tries
 
 
 async def test_what_somebody_else_has_put_there_is_no_answer(taskflow: TaskflowWorld, caplog: pytest.LogCaptureFixture) -> None:

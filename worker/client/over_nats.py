@@ -179,7 +179,12 @@ class NatsTransport:
         """Subscribe, and return once the server has read it and said nothing against it."""
         try:
             subscription = await self._client.subscribe(subject, queue=queue, cb=take)
-            await self._permissions.needed(subject, self._flushed())
+            try:
+                await self._permissions.needed(subject, self._flushed())
+            except BaseException:
+                # nats-py would ask for it again with every new connection.
+                await _Subscribed(self._client, subscription, subject).close()
+                raise
         except ConnectionClosedError as closed:
             raise Lost("the connection to NATS is closed") from closed
         return subscription

@@ -26,6 +26,7 @@ class Permissions:
         waiting = self._asked.setdefault(subject.lower(), set())
         waiting.add(denied)
         task = asyncio.ensure_future(asking)
+        task.add_done_callback(_look)
         either: set[asyncio.Future[Any]] = {task, denied}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -55,6 +56,12 @@ class Permissions:
         for future in self._asked.get(subject, ()):
             if not future.done():
                 future.set_result(None)
+
+
+def _look(task: asyncio.Future[Any]) -> None:
+    """Look at how it ended: where a permission is missing nobody else does, and asyncio would complain."""
+    if not task.cancelled():
+        task.exception()
 
 
 def refusal(subject: str) -> NotPermitted:

@@ -11,7 +11,7 @@ import msgspec
 
 from worker.client.asked import Answer, Asked
 from worker.client.backing_off import Backoff
-from worker.client.transport import NoAnswer, NotStored, Transport
+from worker.client.transport import NoAnswer, NotPermitted, NotStored, Transport
 
 KEPT_FOR = 7 * 86_400.0
 """Seconds; as long as `TASKFLOW_IN` keeps what a repeat could come from."""
@@ -67,8 +67,8 @@ class Remembering:
             try:
                 await self._transport.keep(self._bucket, key, msgspec.json.encode(answer), timeout=_TRY)
                 return
-            except NotStored as failed:
+            except (NotStored, NotPermitted) as failed:
                 _log.error("an answer is not kept in the bucket %s: %s", self._bucket, failed)
-                if failed.refused:
+                if isinstance(failed, NotPermitted) or failed.refused:
                     return
                 await asyncio.sleep(backoff.next())
