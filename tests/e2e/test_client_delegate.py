@@ -265,6 +265,27 @@ async def test_the_bucket_is_one_as_any_other_and_one_that_is_there_stays_as_it_
     assert await flows.transport.recall("mine", key, timeout=5) is None
 
 
+async def written(url: str, frame: bytes) -> None:
+    """Write to the server what no client would."""
+    reader, writer = await asyncio.open_connection(*url.removeprefix("nats://").split(":"))
+    writer.write(b'CONNECT {"headers":true,"verbose":false}\r\n' + frame + b"PING\r\n")
+    while (line := await asyncio.wait_for(reader.readline(), 10)) != b"PONG\r\n":
+        assert line.startswith(b"INFO"), line
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"PUB svc.\xff\xfe 1\r\n1\r\n", b"HPUB svc.add 1 2\r\n\xff1\r\n", b"HPUB svc.add 19 20\r\nNATS/1.0 409 \xff\xff\r\n\r\n1\r\n"],
+    ids=["subject", "header", "status"],
+)
+async def test_bytes_that_are_no_text_do_not_end_a_delegates_hearing(flows: FlowClient, stage: Stage, frame: bytes) -> None:
+    async with serve_delegate("svc.*", add, on=stage.url):
+        await written(stage.url, frame)
+        assert (await (await delegating(flows)).resumed("20s")).payload == {"sum": 3}
+
+
 MAY_LITTLE = """
 authorization {
   users = [
@@ -285,6 +306,9 @@ async def test_a_delegate_says_which_permission_it_lacks_and_leaves_nothing_behi
             await serve_delegate("svc.other", add, on=transport).__aenter__()
         # A subscription that was left would be asked for again with each new connection.
         assert [subscription.subject for subscription in transport._client._subs.values() if "svc" in subscription.subject] == []
+        async with serve_delegate("svc.billing", add, on=transport):  # the connection is as good as before
+            await transport.tell("_INBOX.x", b"")
+            await transport._client.flush()
         with pytest.raises(NotPermitted, match=r"may not use \$JS\.API\.STREAM\.MSG\.GET\.KV_billing"):
             await serve_delegate("svc.billing", add, on=transport, memory="billing").__aenter__()
         await transport.close()

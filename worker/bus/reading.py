@@ -1,33 +1,23 @@
-"""Keep nats-py reading, and reconnecting, whatever messages and the network do; give our own messages straight to us."""
+"""Give our own messages straight to us, without the queue, the task and the `Msg` that nats-py makes for each."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import nkeys
 import structlog
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import Error as NatsError
 
-from worker.bus.heeding import HeedingClient
+from worker.bus.mended import MendedClient
 
 Take = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Takes a message as it came: subject, reply subject (empty: none), payload, header block (None: none). Must not block."""
 
 
-class ReadingClient(HeedingClient):
-    """A client whose read loop outlives unreadable messages and late PONGs.
+class ReadingClient(MendedClient):
+    """A client with subscriptions that are read in the read loop itself.
 
-    The server passes subjects and headers on as bytes, and an agent may publish any. nats-py decodes them in its read loop, which
-    ends on the first error while `is_connected` stays true; the message is redelivered, so the connection would never work again.
-    A PONG whose `flush` or `rtt` was given up meanwhile ends the loop the same way: nats-py sets the result of a cancelled future.
-    The task that reconnects must not end or hang either, or the client never connects again while its status says that it tries.
-    The methods are private to nats-py: `test_jetstream.py`, `test_send.py`, `test_outbound.py` and `test_network_faults.py` in
-    `tests/contract` fail when a release moves them.
+    The methods are private to nats-py: `test_jetstream.py` and `test_outbound.py` in `tests/contract` fail when a release moves them.
     """
 
     def __init__(self) -> None:
@@ -35,7 +25,7 @@ class ReadingClient(HeedingClient):
         self._direct: dict[int, Take] = {}
 
     async def subscribe_directly(self, subject: str, take: Take) -> Subscription:
-        """Subscribe, and have `take` called from the read loop, without the queue, the task and the `Msg` that nats-py makes for each.
+        """Subscribe, and have `take` called from the read loop.
 
         Nothing bounds what comes: the subscriber has asked for it (a pull request's batch, acknowledgements of what was published).
         Nothing may be published on the subject before this returns.
@@ -60,70 +50,7 @@ class ReadingClient(HeedingClient):
         self._direct.pop(sid, None)
         super()._remove_sub(sid, max_msgs)
 
-    async def _process_headers(self, headers: Any) -> dict[str, str] | None:
-        """Read headers; unreadable ones are none."""
-        try:
-            return await super()._process_headers(headers)
-        except (IndexError, UnicodeDecodeError):
-            return None
-
-    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None) -> Msg:
-        """Build the message; bytes that are no text become U+FFFD, which no subject of ours contains."""
-        return self.msg_class(
-            _client=self,
-            subject=bytes(subject).decode("utf-8", "replace"),
-            reply=bytes(reply).decode("utf-8", "replace"),
-            data=data,
-            headers=headers,
-            _sid=sid,
-        )
-
-    def _connect_command(self) -> bytes:
-        """Make the CONNECT. A key file may have been replaced since the last one; nats-py keeps the first public key for ever."""
-        if self._nkeys_seed is not None:
-            key = nkeys.from_seed(bytearray(Path(self._nkeys_seed).read_bytes().strip()))
-            self._public_nkey = key.public_key.decode()
-            key.wipe()
-        return super()._connect_command()
-
-    def _read_creds_user_jwt(self, creds: Any) -> Any:
-        """Read the JWT of a credentials file; nats-py looks for its end for ever in a file that is only half written."""
-        if b"BEGIN NATS USER JWT" not in Path(creds).read_bytes():
-            raise NatsError(f"nats: {creds} holds no user JWT")
-        return super()._read_creds_user_jwt(creds)
-
     async def subscribe_again(self) -> None:
         """Ask for every subscription once more: the server forgets one that its permissions no longer cover, and keeps the others as is."""
         for subscription in tuple(self._subs.values()):
             await self._send_subscribe(subscription)
-
-    async def _process_pong(self) -> None:
-        """Take a PONG. They come in the order of the PINGs, so one that nobody waits for any more still counts."""
-        if self._pongs and self._pongs[0].done():
-            self._pongs[0] = asyncio.get_running_loop().create_future()
-        await super()._process_pong()
-
-    async def _attempt_reconnect(self) -> None:
-        """Reconnect. nats-py first waits until the old connection has written its last bytes, and nobody may read them any more."""
-        self._abort()
-        await super()._attempt_reconnect()
-
-    async def _select_next_server(self) -> None:
-        """Dial. nats-py leaves a connection open whose handshake has failed, with a task that reads it, and takes the next."""
-        self._abort()
-        await super()._select_next_server()
-
-    async def _process_connect_init(self) -> None:
-        """Shake hands. nats-py tries again after errors of its own or the system's only, and a line that is cut off raises others."""
-        try:
-            await super()._process_connect_init()
-        except (OSError, NatsError, TimeoutError):
-            raise
-        except Exception as error:
-            raise NatsError(f"nats: the server's greeting cannot be read: {error!r}") from error
-
-    def _abort(self) -> None:
-        """Close the socket without writing what is left."""
-        writer = getattr(self._transport, "_io_writer", None)  # a websocket has none
-        if writer is not None:
-            writer.transport.abort()

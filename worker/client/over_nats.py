@@ -13,7 +13,7 @@ from nats.errors import ConnectionClosedError, NoRespondersError
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NoStreamResponseError
 
-from worker.bus.heeding import HeedingClient
+from worker.bus.mended import MendedClient
 from worker.bus.options import NatsOptions
 from worker.bus.policy import reason
 from worker.client import buckets
@@ -60,7 +60,7 @@ class NatsTransport:
     @classmethod
     async def reach(cls, options: NatsOptions) -> Self:
         """Connect as the options say, for a program that has read its own settings. Raises `Lost` as `connect` does."""
-        client = HeedingClient()
+        client = MendedClient()
         made = cls(client, owned=True)
         await dial(client, options, made._on_error, made._on_up)
         return made

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from nats.aio.client import Client
 
-from worker.bus.heeding import HeedingClient
+from worker.bus.mended import MendedClient
 from worker.bus.reading import ReadingClient
 
 
@@ -27,7 +27,7 @@ def room(client: Client) -> None:
     client._flush_queue.get_nowait()
 
 
-@pytest.mark.parametrize("kind", [HeedingClient, ReadingClient])
+@pytest.mark.parametrize("kind", [MendedClient, ReadingClient])
 async def test_a_timeout_ends_who_waits_for_room_to_write(kind: type[Client]) -> None:
     client = stuck(kind)
     with pytest.raises(TimeoutError):
@@ -41,7 +41,7 @@ async def test_a_timeout_ends_who_waits_for_room_to_write(kind: type[Client]) ->
 
 
 async def test_it_still_waits_and_goes_on_once_there_is_room() -> None:
-    client = stuck(HeedingClient)
+    client = stuck(MendedClient)
     task = asyncio.ensure_future(client._flush_pending())
     await asyncio.sleep(0)
     assert not task.done()
@@ -50,7 +50,7 @@ async def test_it_still_waits_and_goes_on_once_there_is_room() -> None:
 
 
 async def test_who_cleans_up_after_its_own_cancellation_may_still_write() -> None:
-    client = stuck(HeedingClient)
+    client = stuck(MendedClient)
     room(client)
     written: list[bool] = []
 
