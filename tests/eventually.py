@@ -9,7 +9,9 @@ from typing import TypeVar, overload
 
 T = TypeVar("T")
 
-_POLL = 0.005
+_POLL, _SLOWEST = 0.005, 0.1
+_SHARE = 0.05
+"""Of the time waited so far: hundreds of waits that poll at full speed would take the machine from what they wait for."""
 
 
 @overload
@@ -19,12 +21,13 @@ async def eventually(check: Callable[[], T], *, within: float = 5.0) -> T: ...
 async def eventually(check: Callable[[], T | Awaitable[T]], *, within: float = 5.0) -> T:
     """Return what `check` returns as soon as that is truthy; fail with its last value after `within` seconds."""
     loop = asyncio.get_running_loop()
-    until = loop.time() + within
+    began = loop.time()
     while True:
         found = check()
         value = await found if inspect.isawaitable(found) else found
         if value:
             return value
-        if loop.time() > until:
+        waited = loop.time() - began
+        if waited > within:
             raise AssertionError(f"not true within {within:g} s: {inspect.getsource(check).strip()} (last: {value!r})")
-        await asyncio.sleep(_POLL)
+        await asyncio.sleep(min(max(_POLL, _SHARE * waited), _SLOWEST))

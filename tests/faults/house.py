@@ -16,12 +16,15 @@ from typing import Self
 
 from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, WORKER, Agent, Json, Stage, encoded
+from tests.eventually import eventually
 from tests.faults import canonical
 from worker.bus.server import EmbeddedServer
 
 SETTINGS = {"TASKFLOW_ENGINE_MAX_BATCH": "2", "TASKFLOW_ENGINE_TICK_INTERVAL": "1s"}
 """Small batches: many commits in one scenario, so that a fault can come between any two changes."""
 _KILLED = -signal.SIGKILL
+_STORE_BUSY = 10049
+"""JetStream's `err_code` for a store that cannot be made."""
 
 
 class FaultyStage(Stage):
@@ -125,6 +128,17 @@ class House:
         assert "error" not in answer, answer
         return answer
 
+    async def _create(self, config: Json) -> None:
+        """Make a stream; the broker says that a stream is deleted while it still removes its folder, and makes no other there until then."""
+
+        async def made() -> bool:
+            answer = await self.agent.client.request(f"$JS.API.STREAM.CREATE.{config['name']}", encoded(config), timeout=10)
+            error = json.loads(answer.data).get("error", {})
+            assert error.get("err_code") in {None, _STORE_BUSY}, error
+            return not error
+
+        await eventually(made, within=30)
+
     async def clear(self, *, streams: bool = True) -> None:
         """Make the streams new, or leave none."""
         known = (await self._call("STREAM.NAMES")).get("streams") or []
@@ -132,7 +146,7 @@ class House:
             await self._call(f"STREAM.DELETE.{name}")
         if streams:
             for config in self._configs:
-                await self._call(f"STREAM.CREATE.{config['name']}", config)
+                await self._create(config)
 
     def stage(self) -> FaultyStage:
         """Give the next performance its folder."""

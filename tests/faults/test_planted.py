@@ -20,8 +20,10 @@ from tests.faults.verdict import verdict
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-AT_ONCE = 3
-REST = 25.0
+AT_ONCE = 5
+REST, PATIENCE, STILL = 90.0, 20.0, 8.0
+"""Seconds until everything has to be at rest without a bug. With one that loses something it never is: seconds that a player waits then, and
+that the judge does after the last thing that happened."""
 
 
 @pytest.mark.scenario("planted")
@@ -35,7 +37,7 @@ async def test_every_planted_bug_is_found_and_where_none_is_planted_none_is(
         async with slots:
             folder = tmp_path / (name or "nothing")
             folder.mkdir()
-            return await gauntlet(folder, name)
+            return await gauntlet(folder, name, wanted.get(name, ""))
 
     async with asyncio.TaskGroup() as group:
         cases = {name: group.create_task(case(name)) for name in ("", *wanted)}
@@ -50,12 +52,16 @@ async def test_every_planted_bug_is_found_and_where_none_is_planted_none_is(
     assert [name for name, line in told.items() if not line] == []
 
 
-async def gauntlet(folder: Path, name: str) -> list[str]:
-    """Load a worker with a bug in it, kill it, start a second one beside it, have everything delivered again; returns what tells of it."""
+async def gauntlet(folder: Path, name: str, pattern: str) -> list[str]:
+    """Load a worker with a bug in it, kill it, start a second one beside it, have everything delivered again; returns what tells of it.
+
+    What was found before everything was delivered again is enough where the pattern is in it.
+    """
+    patience, still = (PATIENCE, STILL) if name else (REST, REST)
     stage = Stage(folder, program=LAUNCHER, settings={"FLOW_PLANTED": name} if name else {})
     async with stage:
         kate = await stage.agent("kate")
-        load = Load([kate], random.Random(SEED), patience=REST)
+        load = Load([kate], random.Random(SEED), patience=patience)
         await load.open()
         playing = asyncio.create_task(load.play(rate=25, flows=80))
         for _ in range(3):
@@ -66,13 +72,13 @@ async def gauntlet(folder: Path, name: str) -> list[str]:
         await playing
         if not stage.running:
             await stage.start()
-        found = await verdict(stage, load, kate, at_least=100, within=REST)
-        if found.bad:
-            return found.bad if second == 75 else [overlap(second), *found.bad]
+        told = [] if second == 75 else [overlap(second)]
+        told += (await verdict(stage, load, kate, at_least=100, within=REST, still=still)).bad
+        if pattern and any(re.search(pattern, line) for line in told):
+            return told
         await stage.start()
         await kate.js.delete_consumer(INBOUND, "worker")
-        found = await verdict(stage, load, kate, at_least=100, within=REST)
-    return found.bad if second == 75 else [overlap(second), *found.bad]
+        return told + (await verdict(stage, load, kate, at_least=100, within=REST, still=still)).bad
 
 
 def overlap(second: int | None) -> str:

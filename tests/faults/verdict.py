@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -49,35 +50,43 @@ class Verdict(msgspec.Struct, kw_only=True):
         )
 
 
-async def at_rest(stage: Stage, load: Load, agent: Agent, *, within: float = 60.0) -> None:
+class _Still(Exception):  # noqa: N818  it is no error that nothing happens
+    """Nothing has happened for long."""
+
+
+async def at_rest(stage: Stage, load: Load, agent: Agent, *, within: float = 60.0, still: float | None = None) -> None:
     """Return once every flow has come to an end of its part and nothing is in hand, as far as the published events and the broker say.
 
-    Raises `AssertionError` naming the flows that never get there: they are lost.
+    Raises `AssertionError` naming the flows that never get there: they are lost. `still`: give up when nothing has come for so long.
     """
     kinds: dict[str, list[str]] = defaultdict(list)
-    seen = 0
+    seen, moved = 0, time.monotonic()
 
     async def all_there() -> bool:
-        nonlocal seen
+        nonlocal seen, moved
+        if still is not None and time.monotonic() - moved > still:
+            raise _Still
         with suppress(NatsError, TimeoutError, OSError):
             for sent in await stage.stream(EVENTS, agent, after=seen):
-                seen = sent.seq
+                seen, moved = sent.seq, time.monotonic()
                 _note(kinds, sent)
             held = await agent.js.consumer_info(INBOUND, "worker")
             return not (held.num_pending or held.num_ack_pending) and not unfinished(load.parts, kinds)
         return False
 
+    began = time.monotonic()
     try:
         await eventually(all_there, within=within)
-    except AssertionError:
-        raise AssertionError(f"not at rest after {within:g} s: {unfinished(load.parts, kinds)[:5]}") from None
+    except (AssertionError, _Still):
+        raise AssertionError(f"not at rest after {time.monotonic() - began:.0f} s: {unfinished(load.parts, kinds)[:5]}") from None
 
 
 def _note(kinds: dict[str, list[str]], sent: Sent) -> None:
     """Note an event's kind; repeats count once."""
-    flow_id, seq = sent.json["subject"], int(sent.json["sequence"])
+    event = sent.json
+    flow_id, seq = event["subject"], int(event["sequence"])
     if seq == len(kinds[flow_id]) + 1:
-        kinds[flow_id].append(sent.json["data"]["kind"])
+        kinds[flow_id].append(event["data"]["kind"])
 
 
 def unfinished(parts: Sequence[Part], kinds: dict[str, list[str]]) -> list[str]:
@@ -90,12 +99,20 @@ def unfinished(parts: Sequence[Part], kinds: dict[str, list[str]]) -> list[str]:
 
 
 async def verdict(
-    stage: Stage, load: Load, agent: Agent, *, at_least: int, within: float = 60.0, clean_logs: bool = True, ignored: int = 0
+    stage: Stage,
+    load: Load,
+    agent: Agent,
+    *,
+    at_least: int,
+    within: float = 60.0,
+    still: float | None = None,
+    clean_logs: bool = True,
+    ignored: int = 0,
 ) -> Verdict:
     """Wait for the end, stop the worker and judge. A run of fewer than `at_least` acknowledged operations is invalid: `AssertionError`."""
     restless = []
     try:
-        await at_rest(stage, load, agent, within=within)
+        await at_rest(stage, load, agent, within=within, still=still)
     except AssertionError as bad:
         restless = [str(bad)]
     ledger = load.ledger

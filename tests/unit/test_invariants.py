@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Line, living
 from worker import invariants
-from worker.invariants import INVARIANTS, ClientRecord, Evidence, Ledger, Message, Operation, Taken, command, looked_at, violations
+from worker.invariants import INVARIANTS, ClientRecord, Evidence, Ledger, Message, Operation, Taken, client, command, looked_at, violations
 from worker.invariants.client import sets, time_goes_forward
 from worker.reference.promises import over
 
@@ -515,6 +515,12 @@ def test_an_operation_that_was_applied_and_left_no_mark_is_lost(healthy: Healthy
     database.execute("UPDATE flow_events SET cause = NULL WHERE cause = 'finish-1'")
     (sentence,) = of_client(healthy, database, finish(healthy))
     assert sentence.startswith("I-1: 'finish-1' (cmd:kate) took effect by its outcome, and changed nothing on")
+
+
+def test_no_question_about_one_operation_reads_the_whole_journal(database: sqlite3.Connection) -> None:
+    for sql in (client._OUTCOME, client._MARK):
+        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {sql}", [""] * sql.count("?"))]
+        assert [step for step in plan if step.startswith("SCAN")] == [], plan
 
 
 def test_an_operation_that_was_told_otherwise_is_found(healthy: Healthy, database: sqlite3.Connection) -> None:

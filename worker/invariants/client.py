@@ -10,7 +10,8 @@ from worker.invariants.evidence import Evidence
 from worker.invariants.record import ClientRecord, Operation, Sets
 
 _OUTCOME = "SELECT outcome FROM inbox WHERE scope = ?1 AND key = ?2 AND key IS NOT NULL"
-_MARK = "SELECT 1 FROM flow_events AS e CROSS JOIN flows AS f WHERE f.id = ?1 AND e.flow = f.n AND e.cause = ?2 AND e.actor = ?3"
+# CROSS JOIN keeps the order: from the flow to its entries. The other way each question reads the whole journal.
+_MARK = "SELECT 1 FROM flows AS f CROSS JOIN flow_events AS e WHERE f.id = ?1 AND e.flow = f.n AND e.cause = ?2 AND e.actor = ?3"
 _CHANGING = frozenset({"run", "advance", "wait", "delegate", "resume", "finish", "fail"})
 """Verbs that never take effect without a revision of their own; `start` and `cancel` may find their work done, `observe` has none."""
 
