@@ -14,6 +14,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 
+from tests.ports import kept_port
 from worker.bus.base import NO_HEADERS, Ack, Bus, Delivery, Headers, Published, Settlement, Source, Stream
 from worker.bus.broker import Heard, MemoryBroker
 from worker.bus.connection import NatsOptions
@@ -222,7 +223,7 @@ async def memory_rig(_: Path) -> AsyncIterator[MemoryRig]:
 @asynccontextmanager
 async def jetstream_rig(data: Path) -> AsyncIterator[JetStreamRig]:
     """Start a server and an agent's connection to it."""
-    server = EmbeddedServer(data, sync_always=False)
+    server = EmbeddedServer(data, kept_port(), sync_always=False)
     await server.start()
     client = await nats.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.05, error_cb=_quiet)
     try:

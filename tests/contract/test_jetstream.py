@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, jetstream_rig, pulling
 from tests.eventually import eventually
+from tests.ports import kept_port
 from worker.bus.base import Delivery, Endpoint, Nak, Outgoing, PublishFailed, Request, Service, Source, Term
 from worker.bus.connection import NatsOptions
 from worker.bus.jetstream import JetStreamBus
@@ -43,7 +44,7 @@ async def bus(real: JetStreamRig) -> AsyncIterator[JetStreamBus]:
 @pytest.fixture
 async def guarded(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
     """A server that wants a password."""
-    server = EmbeddedServer(tmp_path / "guarded", sync_always=False, extra_config=AUTH)
+    server = EmbeddedServer(tmp_path / "guarded", kept_port(), sync_always=False, extra_config=AUTH)
     await server.start()
     yield server
     await server.stop()
@@ -399,7 +400,7 @@ async def test_the_address_and_the_options_show_no_credentials(guarded: Embedded
 
 async def test_a_connection_the_server_ends_for_good_is_reported_lost(tmp_path: Path) -> None:
     # nats-py closes itself, whatever its reconnect settings, on most `-ERR` lines: here the reload that makes the user unknown.
-    server = EmbeddedServer(tmp_path / "s", sync_always=False, extra_config=AUTH)
+    server = EmbeddedServer(tmp_path / "s", kept_port(), sync_always=False, extra_config=AUTH)
     await server.start()
     bus = JetStreamBus(NatsOptions(servers=(server.url,), user="boss", password="secret"))
     await bus.open()
@@ -439,7 +440,9 @@ async def test_a_publish_without_permission_is_refused_at_once(guarded: Embedded
 
 
 async def test_a_server_without_jetstream_is_said_so(tmp_path: Path) -> None:
-    server = EmbeddedServer(tmp_path / "s", sync_always=False, extra_config="accounts { A: { users: [{user: a, password: a}] } }")
+    server = EmbeddedServer(
+        tmp_path / "s", kept_port(), sync_always=False, extra_config="accounts { A: { users: [{user: a, password: a}] } }"
+    )
     await server.start()
     bus = JetStreamBus(NatsOptions(servers=(server.url,), user="a", password="a"))
     await bus.open()

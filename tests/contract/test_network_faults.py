@@ -11,6 +11,7 @@ import pytest
 from tests.contract.rigs import EVT, IN, WORKER
 from tests.eventually import eventually
 from tests.faults.proxy import DOWN, UP, Cut, Proxy, Way
+from tests.ports import kept_port
 from worker.bus.base import Delivery, Outgoing, PublishFailed, Source
 from worker.bus.connection import NatsOptions
 from worker.bus.jetstream import JetStreamBus
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.e2e]
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
-    made = EmbeddedServer(tmp_path)
+    made = EmbeddedServer(tmp_path, kept_port())
     await made.start()
     yield made
     await made.stop()

@@ -29,6 +29,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy, PubAck
 
 from tests.eventually import eventually
+from tests.ports import kept_port
 from worker.bus.server import EmbeddedServer
 
 Json = dict[str, Any]
@@ -232,7 +233,7 @@ class Stage:
     ) -> None:
         self.folder = folder
         self.program = tuple(program)
-        self.server = server or EmbeddedServer(folder / "nats")
+        self.server = server or EmbeddedServer(folder / "nats", kept_port())
         self.settings = dict(settings or {})
         self.ready: Json = {}
         self._worker: asyncio.subprocess.Process | None = None

@@ -34,6 +34,7 @@ from nats.aio.subscription import Subscription
 
 from tests.eventually import eventually
 from tests.pages import pages as every_page
+from tests.ports import kept_port
 from worker.bus.server import EmbeddedServer
 
 ROOT = Path(__file__).parents[2]
@@ -209,7 +210,7 @@ def folder() -> Iterator[Path]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(folder: Path) -> AsyncIterator[Running]:
-    server = EmbeddedServer(folder / "nats")
+    server = EmbeddedServer(folder / "nats", kept_port())
     await server.start()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("TASKFLOW_", "NATS_"))},

@@ -25,6 +25,7 @@ from nats.errors import NoRespondersError
 from tests.e2e import checks
 from tests.e2e.stage import TOPIC, Agent, Heard, Json, Stage, encoded, event, in_order, new_id
 from tests.eventually import eventually
+from tests.ports import kept_port
 from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -279,7 +280,7 @@ async def test_an_unreachable_broker_at_the_start_ends_with_69_and_a_clear_line(
 
 
 async def test_a_wrong_password_at_the_start_ends_with_69_quickly(tmp_path: Path) -> None:
-    server = EmbeddedServer(tmp_path / "nats", extra_config=AUTH)
+    server = EmbeddedServer(tmp_path / "nats", kept_port(), extra_config=AUTH)
     stage = Stage(tmp_path, server=server, settings={"TASKFLOW_NATS_USER": "worker", "TASKFLOW_NATS_PASSWORD": "right"})
     async with stage:
         await stage.stop()

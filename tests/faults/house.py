@@ -18,6 +18,7 @@ from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, WORKER, Agent, Json, Stage, encoded
 from tests.eventually import eventually
 from tests.faults import canonical
+from tests.ports import kept_port
 from worker.bus.server import EmbeddedServer
 
 SETTINGS = {"TASKFLOW_ENGINE_MAX_BATCH": "2", "TASKFLOW_ENGINE_TICK_INTERVAL": "1s"}
@@ -94,7 +95,7 @@ class House:
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
         self.settings = settings
-        self.server = EmbeddedServer(folder / "nats")
+        self.server = EmbeddedServer(folder / "nats", kept_port())
         self.agent: Agent
         self._front = FaultyStage(folder / "front", self.server)
         self._configs: list[Json] = []
@@ -129,7 +130,7 @@ class House:
         return answer
 
     async def _create(self, config: Json) -> None:
-        """Make a stream; the broker says that a stream is deleted while it still removes its folder, and makes no other there until then."""
+        """Make a stream. The broker calls a stream deleted while it still removes its folder, and makes no other there until then."""
 
         async def made() -> bool:
             answer = await self.agent.client.request(f"$JS.API.STREAM.CREATE.{config['name']}", encoded(config), timeout=10)

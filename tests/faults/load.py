@@ -282,9 +282,10 @@ class Player:
         return None
 
     async def cancelled(self) -> Json | None:
-        """Be cancelled while waiting."""
+        """Be cancelled while waiting: what waits already, not what the worker takes in together with its end (that is `race`)."""
         await self._start()
         await self._wait("c")
+        await self._until("waiting", "start")
         await self._command("cancel", reason="enough")
         return None
 

@@ -21,7 +21,7 @@ from tests.faults.verdict import Verdict, at_rest, verdict
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-AT_ONCE = 4
+AT_ONCE = 6
 QUICK = tuple(name for name in PARTS if name != "timer")
 AT_THE_START = {"store_open", "migrate", "take_over", "connect", "prepare", "recover", "rewind"}
 AFTER_A_KILL = {"rewind"}

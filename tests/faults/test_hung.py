@@ -8,16 +8,16 @@ import random
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.stage import Agent, Stage
+from tests.e2e.stage import Stage
 from tests.faults.disturbing import ended, holding, loaded
 from tests.faults.launcher import LAUNCHER
 from tests.faults.report import Row
-from tests.faults.verdict import verdict
+from tests.faults.verdict import Verdict, verdict
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -59,31 +59,22 @@ class Manager:
         self._socket.close()
 
 
-@pytest.fixture
-async def manager(tmp_path: Path) -> AsyncIterator[Manager]:
-    made = Manager(tmp_path / "notify")
-    yield made
-    made.close()
+@asynccontextmanager
+async def watching(folder: Path) -> AsyncIterator[tuple[Stage, Manager]]:
+    """Give a stage whose worker speaks to a manager."""
+    with closing(Manager(folder / "notify")) as manager:
+        settings = {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": str(int(WATCHDOG * 1_000_000))}
+        async with Stage(folder, settings=settings, program=LAUNCHER) as stage:
+            yield stage, manager
 
 
-@pytest.fixture
-async def watched(tmp_path: Path, manager: Manager) -> AsyncIterator[Stage]:
-    settings = {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": str(int(WATCHDOG * 1_000_000))}
-    async with Stage(tmp_path, settings=settings, program=LAUNCHER) as made:
-        yield made
-
-
-@pytest.fixture
-async def agent(watched: Stage) -> Agent:
-    return await watched.agent("kate")
-
-
-async def test_systemd_hears_of_the_start_the_life_and_the_stop(watched: Stage, manager: Manager) -> None:
-    await manager.until("READY=1\nSTATUS=")
-    await manager.until("WATCHDOG=1")
-    await manager.until("WATCHDOG=1")
-    assert await watched.stop() == 0
-    await manager.until("STOPPING=1\nSTATUS=")
+async def test_systemd_hears_of_the_start_the_life_and_the_stop(tmp_path: Path) -> None:
+    async with watching(tmp_path) as (stage, manager):
+        await manager.until("READY=1\nSTATUS=")
+        await manager.until("WATCHDOG=1")
+        await manager.until("WATCHDOG=1")
+        assert await stage.stop() == 0
+        await manager.until("STOPPING=1\nSTATUS=")
 
 
 async def barked(stage: Stage, manager: Manager) -> None:
@@ -108,20 +99,40 @@ async def hang_the_database(stage: Stage, manager: Manager, later: ExitStack) ->
     later.enter_context(holding(stage.path, "BEGIN IMMEDIATE"))
 
 
-@pytest.mark.parametrize("hang", [hang_the_loop, hang_the_database], ids=["loop", "database"])
+HANGS = {"loop": hang_the_loop, "database": hang_the_database}
+
+
 @pytest.mark.scenario("hang")
-async def test_a_worker_that_hangs_is_started_again_and_has_lost_nothing(
-    watched: Stage, agent: Agent, manager: Manager, dice: random.Random, record: Record, hang: Hang
-) -> None:
+async def test_a_worker_that_hangs_is_started_again_and_has_lost_nothing(tmp_path: Path, dice: random.Random, record: Record) -> None:
+    """Side by side: most of the time it is waited for the watchdog."""
+
+    async def case(what: str, own: random.Random) -> Verdict:
+        folder = tmp_path / what
+        folder.mkdir()
+        try:
+            return await hung_and_back(folder, own, record, what)
+        except BaseException as bad:
+            bad.add_note(f"as the {what} hung")
+            raise
+
+    async with asyncio.TaskGroup() as group:
+        cases = {what: group.create_task(case(what, random.Random(dice.random()))) for what in HANGS}
+    assert {what: each.result().bad for what, each in cases.items() if each.result().bad} == {}
+
+
+async def hung_and_back(folder: Path, dice: random.Random, record: Record, what: str) -> Verdict:
+    """Hang a worker under load, do what systemd does, and judge."""
     loop = asyncio.get_running_loop()
-    with ExitStack() as later:
-        async with loaded(watched, dice, agent) as load:
-            await hang(watched, manager, later)
-            await barked(watched, manager)
-            later.close()
-            began = loop.time()
-            await watched.start()
-            took = loop.time() - began
-    found = await verdict(watched, load, agent, at_least=20, clean_logs=False)
-    record(found.row("hang", faults=1, back=[took], note=f"{hang.__name__.replace('_', ' ')}, WATCHDOG_USEC {WATCHDOG:g} s"))
-    assert found.bad == []
+    async with watching(folder) as (stage, manager):
+        agent = await stage.agent("kate")
+        with ExitStack() as later:
+            async with loaded(stage, dice, agent) as load:
+                await HANGS[what](stage, manager, later)
+                await barked(stage, manager)
+                later.close()
+                began = loop.time()
+                await stage.start()
+                took = loop.time() - began
+        found = await verdict(stage, load, agent, at_least=20, clean_logs=False)
+    record(found.row("hang", faults=1, back=[took], note=f"hang the {what}, WATCHDOG_USEC {WATCHDOG:g} s"))
+    return found

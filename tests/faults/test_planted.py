@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 AT_ONCE = 5
 REST, PATIENCE, STILL = 90.0, 20.0, 8.0
-"""Seconds until everything has to be at rest without a bug. With one that loses something it never is: seconds that a player waits then, and
+"""Seconds until all has to be at rest without a bug. With one that loses something it never is: seconds that a player waits then, and
 that the judge does after the last thing that happened."""
 
 

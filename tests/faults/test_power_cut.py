@@ -23,6 +23,7 @@ from tests.faults.disk import Disk, mounted
 from tests.faults.launcher import LAUNCHER
 from tests.faults.report import Row
 from tests.faults.witness import Witness
+from tests.ports import kept_port
 from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("disk")]
@@ -37,7 +38,9 @@ class Powered(Stage):
 
     def __init__(self, folder: Path, disk: Disk, *, database: bool, broker: bool, program: tuple[str, ...] = WORKER) -> None:
         store = disk.place if broker else folder
-        super().__init__(folder, server=EmbeddedServer(store / "nats"), program=program, settings={"FLOW_SYNCHRONOUS": "NORMAL"})
+        super().__init__(
+            folder, server=EmbeddedServer(store / "nats", kept_port()), program=program, settings={"FLOW_SYNCHRONOUS": "NORMAL"}
+        )
         self._disk = disk
         self._database, self._broker = database, broker
         self.codes: list[int] = []

@@ -50,7 +50,7 @@ class Verdict(msgspec.Struct, kw_only=True):
         )
 
 
-class _Still(Exception):  # noqa: N818  it is no error that nothing happens
+class _Still(Exception):
     """Nothing has happened for long."""
 
 

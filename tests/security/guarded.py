@@ -17,6 +17,7 @@ from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from tests.e2e.stage import Agent, Ended, Sent, Stage
+from tests.ports import kept_port
 from worker.bus.server import EmbeddedServer
 
 TEMPLATES = Path(__file__).parents[2] / "deploy" / "nats"
@@ -77,7 +78,7 @@ class Guarded(Stage):
         data.mkdir(parents=True)
         self.keys = {name: new_key(folder, name) for name in names()}
         filled(data, self.keys)
-        server = EmbeddedServer(data, extra_config=f'include "{permissions}"')
+        server = EmbeddedServer(data, kept_port(), extra_config=f'include "{permissions}"')
         super().__init__(folder, settings={**self.credentials("worker"), **(settings or {})}, server=server)
 
     def credentials(self, name: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from nats.errors import Error as NatsError
 
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, TOPIC, Agent, Json, Stage, encoded, event
 from tests.eventually import eventually
+from tests.ports import kept_port
 from worker.bus.server import EmbeddedServer
 
 pytestmark = pytest.mark.e2e
@@ -120,7 +121,7 @@ async def everything_happens(stage: Stage, kate: Agent) -> None:
 async def test_a_life_with_everything_in_it_shows_no_secret_and_no_payload(
     tmp_path: Path, server: str, settings: Mapping[str, str], login: Mapping[str, str]
 ) -> None:
-    embedded = EmbeddedServer(tmp_path / "nats", extra_config=server)
+    embedded = EmbeddedServer(tmp_path / "nats", kept_port(), extra_config=server)
     async with Addressed(tmp_path, settings=settings, server=embedded) as stage:
         kate = await stage.agent("kate", **login)
         await everything_happens(stage, kate)
@@ -211,7 +212,7 @@ async def test_a_start_that_fails_does_not_say_the_secret(
 @pytest.fixture
 async def guarded(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
     """A server that wants the password."""
-    server = EmbeddedServer(tmp_path / "nats", sync_always=False, extra_config=PASSWORD)
+    server = EmbeddedServer(tmp_path / "nats", kept_port(), sync_always=False, extra_config=PASSWORD)
     await server.start()
     yield server
     await server.stop()

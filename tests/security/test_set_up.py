@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.eventually import eventually
+from tests.ports import kept_port
 from tests.security.guarded import TEMPLATES, Guarded, new_key
 from worker.bus.server import EmbeddedServer, find_server
 
@@ -62,7 +63,7 @@ async def test_the_steps_of_the_readme_lead_to_a_running_worker(tmp_path: Path) 
     assert "REPLACE" not in (folder / "nkeys.conf").read_text(encoding="utf-8")
     assert {path.stat().st_mode & 0o777 for path in folder.glob("*.nk")} == {0o600}
     await done(check, folder, environment())
-    server = EmbeddedServer(folder, extra_config='include "permissions.conf"')
+    server = EmbeddedServer(folder, kept_port(), extra_config='include "permissions.conf"')
     await server.start()
     try:
         settings = environment(TASKFLOW_NATS_URL=server.url, TASKFLOW_HTTP_BIND="off", TASKFLOW_STORE_PATH=str(tmp_path / "flows.db"))

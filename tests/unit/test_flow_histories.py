@@ -121,6 +121,9 @@ def explore(depth: int) -> Iterator[tuple[History, str, Decision | FlowError, Hi
                 pending.append(after)
 
 
+pytestmark = pytest.mark.xdist_group("histories")  # once, not in each process
+
+
 @pytest.fixture(scope="module")
 def steps() -> list[tuple[History, str, Decision | FlowError, History]]:
     return list(explore(DEPTH))
