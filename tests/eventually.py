@@ -15,10 +15,10 @@ _SHARE = 0.05
 
 
 @overload
-async def eventually(check: Callable[[], Awaitable[T]], *, within: float = 5.0) -> T: ...
+async def eventually(check: Callable[[], Awaitable[T]], *, within: float = 20.0) -> T: ...
 @overload
-async def eventually(check: Callable[[], T], *, within: float = 5.0) -> T: ...
-async def eventually(check: Callable[[], T | Awaitable[T]], *, within: float = 5.0) -> T:
+async def eventually(check: Callable[[], T], *, within: float = 20.0) -> T: ...
+async def eventually(check: Callable[[], T | Awaitable[T]], *, within: float = 20.0) -> T:
     """Return what `check` returns as soon as that is truthy; fail with its last value after `within` seconds."""
     loop = asyncio.get_running_loop()
     began = loop.time()

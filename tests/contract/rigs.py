@@ -157,7 +157,7 @@ class NatsAgent:
         return stop
 
     async def api(self, verb: str, body: Json | None = None) -> Json:
-        answer = await self.client.request(f"$JS.API.{verb}", b"" if body is None else json.dumps(body).encode(), timeout=2)
+        answer = await self.client.request(f"$JS.API.{verb}", b"" if body is None else json.dumps(body).encode(), timeout=20)
         decoded: Json = json.loads(answer.data)
         return decoded
 

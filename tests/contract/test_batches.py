@@ -109,7 +109,7 @@ async def test_while_disconnected_a_batch_fails_and_is_not_sent_later(rig: Rig, 
     await rig.outage(bus)
     await eventually(lambda: not bus.connected)
     with pytest.raises(PublishFailed) as failed:
-        await asyncio.wait_for(bus.publish_all([event(1), event(2)]), 1)
+        await asyncio.wait_for(bus.publish_all([event(1), event(2)]), 4)
     assert not failed.value.refused
     await rig.recover(bus)
     await eventually(lambda: bus.connected)
@@ -152,7 +152,7 @@ async def test_a_batch_that_is_never_acknowledged_fails_at_its_timeout_and_may_b
     assert real.server.pid is not None
     os.kill(real.server.pid, signal.SIGSTOP)
     with pytest.raises(PublishFailed, match=r"no acknowledgement within 0\.3 s") as failed:
-        await asyncio.wait_for(bus.publish_all([event(1), event(2), event(3)]), 2)
+        await asyncio.wait_for(bus.publish_all([event(1), event(2), event(3)]), 10)
     assert not failed.value.refused
     os.kill(real.server.pid, signal.SIGCONT)
 

@@ -128,7 +128,7 @@ async def test_losing_the_server_fails_outstanding_publishes_at_once(real: JetSt
     loop.call_later(0.2, os.kill, real.server.pid, signal.SIGKILL)
     started = loop.time()
     outcomes = await asyncio.gather(*futures, return_exceptions=True)
-    assert loop.time() - started < 2
+    assert loop.time() - started < NatsOptions(servers=()).publish_timeout, "they waited for an answer"
     assert all(isinstance(one, PublishFailed) and not one.refused for one in outcomes)
     await real.server.restart(kill=True)
     await eventually(lambda: bus.connected)
@@ -140,9 +140,9 @@ async def test_a_publish_that_is_never_acknowledged_fails_at_its_timeout(real: J
     await bus.open()
     silent = await real.agent.subscribe("black.hole")  # somebody listens, so there is no 503, and nobody answers
     with pytest.raises(PublishFailed, match=r"no acknowledgement within 0\.3 s") as failed:
-        await asyncio.wait_for(bus.publish(event(1, "black.hole")), 1)
+        await asyncio.wait_for(bus.publish(event(1, "black.hole")), 10)
     assert not failed.value.refused
-    assert silent.qsize() == 1
+    await eventually(lambda: silent.qsize() == 1)
     await bus.close()
 
 
@@ -220,7 +220,7 @@ async def test_what_a_changed_consumer_gave_up_on_comes_again_once_it_is_changed
 
     pull = asyncio.create_task(bus.pull(WORKER, take, lambda: 10))
     await real.agent.publish(CMD, b"1")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await given_up.get()
     assert got == [1, 1]
     assert len(await bus.inspect()) == 1
@@ -478,7 +478,7 @@ async def test_bytes_that_are_no_text_reach_the_worker_and_do_not_end_its_readin
     await raw(real, frame)
     await real.agent.publish(CMD, b"2")
     async with pulling(bus, settle=ACK) as got:
-        await eventually(lambda: [one.body for one in got] == [b"1", b"2"], within=3)
+        await eventually(lambda: [one.body for one in got] == [b"1", b"2"])
 
 
 async def test_a_stored_message_cannot_pose_as_a_status_of_the_server(real: JetStreamRig, bus: JetStreamBus) -> None:
@@ -493,7 +493,7 @@ async def test_term_gives_its_reason_to_the_advisory(real: JetStreamRig, bus: Je
     heard = await real.agent.subscribe("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>")
     await real.agent.publish(CMD, b"1")
     async with pulling(bus, settle=Term(reason="not JSON")):
-        advisory = await asyncio.wait_for(heard.get(), 3)
+        advisory = await asyncio.wait_for(heard.get(), 20)
     assert json.loads(advisory.body)["reason"] == "not JSON"
 
 

@@ -60,7 +60,7 @@ async def test_a_path_that_ends_in_the_middle_of_a_burst_is_left_for_another(pro
     sent = [bus.publish(event(number, 100_000)) for number in range(200)]  # more than every buffer on the way holds
     answers = await asyncio.gather(*sent, return_exceptions=True)
     assert all(isinstance(one, PublishFailed) and not one.refused for one in answers)
-    await eventually(lambda: proxy.connections == 2 and bus.connected)
+    await eventually(lambda: proxy.connections >= 2 and bus.connected)
     assert (await bus.publish(event(0, 100_000))).seq == 1
     await asyncio.wait_for(bus.close(), 5)
 

@@ -69,7 +69,7 @@ async def silent(_: Heard) -> None:
 async def test_a_request_arrives_with_its_headers_and_its_reply_subject(rig: Rig, bus: Bus) -> None:
     heard = await rig.agent.subscribe("delegate.>")
     assert await bus.send([asked()]) == [None]
-    one = await asyncio.wait_for(heard.get(), 2)
+    one = await asyncio.wait_for(heard.get(), 20)
     assert (one.subject, one.body, one.reply) == ("delegate.work", b"1", "taskflow.reply.ana.c1")
     assert dict(one.headers) == HEADERS
 
@@ -105,7 +105,7 @@ async def test_without_a_reply_subject_nobody_has_to_listen(rig: Rig, bus: Bus) 
     assert await bus.send([asked(1, answered=False)]) == [None]
     heard = await rig.agent.subscribe("delegate.*")
     assert await bus.send([asked(2, answered=False)]) == [None]
-    one = await asyncio.wait_for(heard.get(), 2)
+    one = await asyncio.wait_for(heard.get(), 20)
     assert (one.body, one.reply) == (b"2", "")
 
 
@@ -162,7 +162,7 @@ async def test_while_disconnected_it_is_refused_and_not_sent_later(rig: Rig, bus
         return await bus.send([asked(3)]) == [None]
 
     await eventually(heard_again)  # the agent has to come back, too
-    assert (await asyncio.wait_for(heard.get(), 2)).body == b"3"
+    assert (await asyncio.wait_for(heard.get(), 20)).body == b"3"
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ async def test_nothing_hangs_when_the_server_dies_under_a_stream_of_batches(real
     sending = asyncio.create_task(keep_sending())
     await eventually(lambda: heard.qsize() > 1000)
     await real.server.kill()
-    await asyncio.wait_for(sending, 2)
+    await asyncio.wait_for(sending, 20)
     assert set(verdicts) <= {None, NOT_CONNECTED, LOST}
     await real.server.start()
     await eventually(lambda: nats_bus.connected)

@@ -188,7 +188,7 @@ async def test_a_flow_that_cannot_be_read_is_counted_when_it_is_set_aside(tmp_pa
     assert value(metrics, "taskflow_flows_set_aside_total") == 1
 
 
-def soon(seconds: float = 1.0) -> str:
+def soon(seconds: float = 2.5) -> str:
     """Write a time that is about to come."""
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
 

@@ -36,7 +36,7 @@ Json = dict[str, Any]
 TOPIC = "agent.delegate.reply"
 INBOUND, EVENTS, DEAD_LETTERS = "TASKFLOW_IN", "TASKFLOW_EVT", "TASKFLOW_DLQ"
 _ROOT = Path(__file__).parents[2]
-_PATIENCE = 20.0
+_PATIENCE = 40.0
 _SHOWN, _LOGS = 40, 5
 WORKER = (sys.executable, "-m", "worker", "run")
 _CHUNK = 100
@@ -142,7 +142,7 @@ class Agent:
         await self.park(flow_id, correlation_id, **more)
         return flow_id
 
-    async def until(self, flow_id: str, status: str, *, within: float = 10.0) -> Json:
+    async def until(self, flow_id: str, status: str, *, within: float = 30.0) -> Json:
         """Return the flow once it has this status."""
 
         async def there() -> Json | None:
@@ -167,11 +167,11 @@ class Agent:
         told = {"Taskflow-Reply-To": reply_to} if reply_to else {}
         return await self.publish(f"taskflow.cmd.{self.name}.{verb}", encoded(body), {"Nats-Msg-Id": command_id, **told})
 
-    async def outcome(self, command_id: str, *, within: float = 10.0) -> Json:
+    async def outcome(self, command_id: str, *, within: float = 30.0) -> Json:
         """Return a command's stored outcome once there is one."""
         return json.loads(await self.outcome_bytes(command_id, within=within))  # type: ignore[no-any-return]  # an object, by contract
 
-    async def outcome_bytes(self, command_id: str, *, within: float = 10.0) -> bytes:
+    async def outcome_bytes(self, command_id: str, *, within: float = 30.0) -> bytes:
         """Return a command's stored outcome, byte for byte."""
 
         async def stored() -> bytes:

@@ -253,7 +253,7 @@ async def unchanged(set_: Set) -> None:
     assert await set_.kate.history(set_.flow) == set_.before
     good = f"good-{uuid4().hex}"
     await set_.kate.cmd("start", a_start(), good)
-    assert (await set_.kate.outcome(good, within=2))["ok"]
+    assert (await set_.kate.outcome(good, within=10))["ok"]
 
 
 async def buried(set_: Set, seq: int, subject: str, body: bytes, reason: str) -> None:
@@ -463,7 +463,7 @@ async def test_a_bad_reply_is_buried_and_the_next_good_one_resumes(
     await buried(set_, stored.seq, subject, raw, reason)
     assert (await set_.kate.flow(flow))["status"] == "waiting"
     await set_.kate.reply(TOPIC, corr, "good")
-    assert (await set_.kate.until(flow, "running", within=2))["state"]["resume_event"] == "good"
+    assert (await set_.kate.until(flow, "running", within=10))["state"]["resume_event"] == "good"
     await unchanged(set_)
 
 

@@ -189,7 +189,7 @@ async def test_a_second_worker_on_the_same_database_ends_with_75_and_disturbs_no
     second = await stage.refused()
     assert second.code == 75, second.stderr
     assert f"pid {stage.pid}" in told(second.stderr)
-    assert second.seconds < 5
+    assert second.seconds < 15
     figure(f"the second worker ended after {second.seconds:.2f} s")
     await kate.reply(TOPIC, "c-1", 1)
     await kate.until(flow_id, "running")
@@ -276,7 +276,7 @@ async def test_an_unreachable_broker_at_the_start_ends_with_69_and_a_clear_line(
     assert ended.code == 69
     assert "cannot be reached within 1 s" in told(ended.stderr)
     assert str(port) in told(ended.stderr)
-    assert ended.seconds < 5
+    assert ended.seconds < 15
 
 
 async def test_a_wrong_password_at_the_start_ends_with_69_quickly(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ async def test_a_wrong_password_at_the_start_ends_with_69_quickly(tmp_path: Path
             ended = await stage.refused(**wrong)
             assert ended.code == 69, ended.stderr
             assert "refuses the credentials" in told(ended.stderr)
-            assert ended.seconds < 4
+            assert ended.seconds < 15
             assert "s3cret" not in ended.stderr
         await stage.start()
 

@@ -21,7 +21,7 @@ from tests.faults.verdict import Verdict, at_rest, verdict
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-AT_ONCE = 6
+AT_ONCE = {"kill": 6, "raise": 6, "hang": 9}
 QUICK = tuple(name for name in PARTS if name != "timer")
 AT_THE_START = {"store_open", "migrate", "take_over", "connect", "prepare", "recover", "rewind"}
 AFTER_A_KILL = {"rewind"}
@@ -36,7 +36,7 @@ CHOSEN = QUIET if NIGHTLY else tuple(point for at, point in enumerate(QUIET) if 
 async def test_a_worker_that_dies_fails_or_hangs_at_any_point_loses_and_doubles_nothing(
     tmp_path: Path, action: str, dice: random.Random, record: Callable[[Row], None]
 ) -> None:
-    slots = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(AT_ONCE[action])
     seeds = {point: dice.random() for point in CHOSEN}
 
     async def case(point: str) -> Verdict:

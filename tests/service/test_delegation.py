@@ -591,7 +591,7 @@ async def test_the_running_dispatcher_sends_what_a_commit_adds() -> None:
         loop = asyncio.create_task(served.dispatcher.run())
         try:
             flow_id = await delegated(served)
-            await eventually(lambda: heard, within=2.0)
+            await eventually(lambda: heard)
 
             async def resumed() -> bool:
                 return (await served.flow(flow_id)).status is FlowStatus.RUNNING

@@ -48,7 +48,7 @@ async def looping(interval: float = 60.0) -> AsyncIterator[tuple[Running, Loop]]
         await eventually(lambda: loop.ticks > 0 and run.waits._asleep_until is not None)
         yield run, loop
         shutdown.set()
-        await asyncio.wait_for(task, 1)
+        await asyncio.wait_for(task, 20)
 
 
 async def armed(run: Running, seconds: float) -> Flow:
@@ -84,7 +84,7 @@ async def test_an_earlier_timer_wakes_the_loop() -> None:
     async with looping() as (run, loop):
         await armed(run, 3600)
         await eventually(lambda: run.waits._asleep_until is not None)
-        assert 0 <= await lateness(run, await armed(run, 0.03)) < 0.5
+        assert 0 <= await lateness(run, await armed(run, 0.03)) < 20  # and not at its next interval, a minute from now
         before = loop.ticks
         await armed(run, 7200)
         for _ in range(5):  # each is a commit, and time enough for a wrong wake-up to show
@@ -97,7 +97,7 @@ async def test_a_cancel_intent_is_carried_out_at_once() -> None:
     async with looping() as (run, _):
         flow = await parked(run, external())
         await run.manager.request_cancel(flow.id)
-        await eventually(lambda: _cancelled(run, flow), within=0.5)
+        await eventually(lambda: _cancelled(run, flow))
 
 
 async def _cancelled(run: Running, flow: Flow) -> bool:
@@ -110,7 +110,7 @@ async def test_a_timer_parked_while_the_loop_ticks_is_not_overlooked() -> None:
         for _ in range(20):
             flows = await asyncio.gather(*[armed(run, 0.03) for _ in range(3)])
             for flow in flows:
-                assert 0 <= await lateness(run, flow) < 0.5
+                assert 0 <= await lateness(run, flow) < 20
 
 
 async def test_a_timer_parked_just_when_the_loop_goes_to_sleep_wakes_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,5 +187,5 @@ async def test_the_loop_stops_at_once_however_long_it_would_sleep() -> None:
         task = asyncio.create_task(run.waits.run(timedelta(hours=1), shutdown))
         await eventually(lambda: loop.ticks == 1)
         shutdown.set()
-        await asyncio.wait_for(task, 0.5)
+        await asyncio.wait_for(task, 20)
         assert loop.ticks == 1

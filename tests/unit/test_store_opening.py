@@ -298,7 +298,7 @@ async def test_a_large_database_is_not_checked_at_start(path: Path, tmp_path: Pa
 async def test_a_second_worker_is_refused_at_once_and_told_who_is_there(path: Path) -> None:
     """CONTRACT 7: exit 75, naming the process."""
     async with opened(path) as store:
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(4):  # less than it would wait for a busy database
             refused = await refusal(path)
         assert (type(refused), refused.exit_code) == (StoreLocked, 75)
         assert f"pid {os.getpid()}" in str(refused)
