@@ -73,7 +73,7 @@ async def _resumed(run: Running, flow: Flow) -> bool:
 async def test_a_timer_fires_within_50_ms_and_never_early() -> None:
     """SEMANTICS 3 and I-17, by the real clock; the interval has nothing to do with it."""
     async with looping() as (run, _):
-        medians = []
+        medians: list[float] = []
         while not medians or (min(medians) >= 0.05 and len(medians) < 10):  # a machine that is busy gives the loop its turn later
             flows = [await armed(run, 0.05 + 0.037 * n) for n in range(8)]
             late = [await lateness(run, flow) for flow in flows]
