@@ -30,7 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the worker, once: where `PYTHONDONTWRITEBYTECODE` is set, each of the hundreds that the tests start would do it anew."""
     if not hasattr(config, "workerinput"):  # not in each process of pytest-xdist
-        compileall.compile_dir(Path(__file__).parents[1] / "worker", quiet=2)
+        here = Path(__file__).parent
+        for folder in (here.parent / "worker", here / "faults"):  # and what is planted in it
+            compileall.compile_dir(folder, quiet=2)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

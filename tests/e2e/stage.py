@@ -254,11 +254,16 @@ class Stage:
 
     async def close(self) -> None:
         """End everything, and print the ends of the last workers' logs: pytest shows them where the test failed."""
-        for client in self._clients:
-            await client.close()
-        if self._worker is not None:
-            await self.kill()
-        await self.server.stop()
+        closing = [asyncio.create_task(client.close()) for client in self._clients]
+        if closing:
+            _, hanging = await asyncio.wait(closing, timeout=_PATIENCE)
+            for each in hanging:  # nats-py waits for ever in places; what runs is ended all the same
+                each.cancel()
+        try:
+            if self._worker is not None:
+                await self.kill()
+        finally:
+            await self.server.stop()
         for log in self.logs()[-_LOGS:]:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             sys.stdout.write("\n".join([f"--- {log.name}", *lines[-_SHOWN:], ""]))
