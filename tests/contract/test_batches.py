@@ -11,6 +11,7 @@ import pytest
 
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig
 from tests.eventually import eventually
+from tests.standing import stand_still
 from worker.bus.base import MOST_TOGETHER, Bus, Outgoing, PublishFailed
 from worker.bus.connection import NatsOptions
 from worker.bus.jetstream import JetStreamBus
@@ -150,7 +151,7 @@ async def test_a_batch_that_is_never_acknowledged_fails_at_its_timeout_and_may_b
     await bus.open()
     await bus.prepare((IN, EVT), (WORKER,))
     assert real.server.pid is not None
-    os.kill(real.server.pid, signal.SIGSTOP)
+    await stand_still(real.server.pid)
     with pytest.raises(PublishFailed, match=r"no acknowledgement within 0\.3 s") as failed:
         await asyncio.wait_for(bus.publish_all([event(1), event(2), event(3)]), 10)
     assert not failed.value.refused

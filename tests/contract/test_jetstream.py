@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, jetstream_rig, pulling
 from tests.eventually import eventually
 from tests.ports import kept_port
+from tests.standing import stand_still
 from worker.bus.base import Delivery, Endpoint, Nak, Outgoing, PublishFailed, Request, Service, Source, Term
 from worker.bus.connection import NatsOptions
 from worker.bus.jetstream import JetStreamBus
@@ -122,7 +123,7 @@ async def test_kill_9_in_the_middle_of_a_burst_loses_nothing(real: JetStreamRig,
 
 async def test_losing_the_server_fails_outstanding_publishes_at_once(real: JetStreamRig, bus: JetStreamBus) -> None:
     assert real.server.pid is not None
-    os.kill(real.server.pid, signal.SIGSTOP)  # takes the messages, answers nothing
+    await stand_still(real.server.pid)  # takes the messages, answers nothing
     futures = [bus.publish(event(number)) for number in range(100)]
     loop = asyncio.get_running_loop()
     loop.call_later(0.2, os.kill, real.server.pid, signal.SIGKILL)
@@ -167,7 +168,7 @@ async def test_a_server_that_hangs_is_noticed_and_the_pull_goes_on_after_it(real
     assert real.server.pid is not None
     async with pulling(bus, settle=ACK) as got:
         await eventually(lambda: bus.pull_requests == 1)
-        os.kill(real.server.pid, signal.SIGSTOP)
+        await stand_still(real.server.pid)
         await eventually(lambda: not bus.connected)
         os.kill(real.server.pid, signal.SIGCONT)
         await eventually(lambda: bus.connected)

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, pulling
 from tests.eventually import eventually
+from tests.standing import stand_still
 from worker.bus.base import PublishFailed
 from worker.bus.jetstream import JetStreamBus
 from worker.bus.outbound import Frame
@@ -52,7 +53,7 @@ async def test_a_peer_that_reads_nothing_holds_the_writer_back_and_gets_everythi
     heard = await real.agent.subscribe("plain.>")
     client, outbound = bus._connection.client, bus._connection.outbound
     assert real.server.pid is not None
-    os.kill(real.server.pid, signal.SIGSTOP)
+    await stand_still(real.server.pid)
     for number in range(400):
         outbound.put(Frame("plain.text", b"%-100000d" % number))  # 40 MB: more than the socket's buffers take
     await eventually(lambda: client.pending_data_size > client._max_pending_size)

@@ -16,6 +16,7 @@ from nats.micro.request import Request as MicroRequest
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig, pulling
 from tests.eventually import eventually
 from tests.ports import kept_port
+from tests.standing import stand_still
 from worker.bus.asking import LOST, NOT_CONNECTED
 from worker.bus.base import NO_RESPONDERS, Asked, Bus, Endpoint, Request, Service, Source, Stream
 from worker.bus.broker import Heard
@@ -279,7 +280,7 @@ async def test_no_subscription_stays_behind(real: JetStreamRig, nats_bus: JetStr
 async def test_kill_9_in_the_middle_ends_the_batch_at_once(real: JetStreamRig, nats_bus: JetStreamBus) -> None:
     loop = asyncio.get_running_loop()
     assert real.server.pid is not None
-    os.kill(real.server.pid, signal.SIGSTOP)  # takes the messages, answers nothing
+    await stand_still(real.server.pid)  # takes the messages, answers nothing
     sending = [asyncio.create_task(nats_bus.send([asked(number) for number in range(256)])) for _ in range(3)]
     await eventually(lambda: nats_bus._asking._batch is not None and len(nats_bus._asking._batch._written) == 256)
     os.kill(real.server.pid, signal.SIGKILL)
@@ -320,7 +321,7 @@ async def test_a_server_that_hangs_costs_one_timeout_and_its_late_pong_ends_noth
     await bus.open()
     await real.agent.respond_on("delegate.work", silent)
     assert real.server.pid is not None
-    os.kill(real.server.pid, signal.SIGSTOP)
+    await stand_still(real.server.pid)
     started = loop.time()
     first, second = await asyncio.gather(bus.send([asked(1)]), bus.send([asked(2)]))
     assert loop.time() - started < 2 * patience

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from tests.faults.launcher import LAUNCHER
 from tests.faults.load import PARTS, Load
 from tests.faults.report import Row
 from tests.faults.verdict import Verdict, at_rest, verdict
+from tests.standing import stand_still
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -80,7 +79,7 @@ async def reached_and_survived(folder: Path, point: str, action: str, dice: rand
         await load.open()
         if step in AFTER_A_KILL:
             await stage.start()
-            os.kill(stage.pid, signal.SIGSTOP)  # so that nothing of what it is given is settled
+            await stand_still(stage.pid)  # so that nothing of what it is given is settled
             await load.flood(300)
             await stage.kill()
         before = len(stage.logs())

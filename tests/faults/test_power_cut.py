@@ -18,12 +18,12 @@ import pytest
 from tests.conftest import SEED
 from tests.e2e import checks
 from tests.e2e.stage import WORKER, Stage
-from tests.eventually import eventually
 from tests.faults.disk import Disk, mounted
 from tests.faults.launcher import LAUNCHER
 from tests.faults.report import Row
 from tests.faults.witness import Witness
 from tests.ports import kept_port
+from tests.standing import stand_still
 from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("disk")]
@@ -78,18 +78,6 @@ class Powered(Stage):
         self._disk.mount()
         if self._broker:
             await self.server.start()
-
-
-async def stand_still(pid: int) -> None:
-    """Stop a process, and return when none of its threads is in the middle of a system call any more."""
-    os.kill(pid, signal.SIGSTOP)
-
-    def stopped() -> bool:
-        """Tell whether every thread is."""
-        tasks = Path(f"/proc/{pid}/task").iterdir()
-        return {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks} == {"T"}
-
-    await eventually(stopped)
 
 
 class Cuts(msgspec.Struct):
