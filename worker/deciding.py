@@ -104,11 +104,14 @@ class Deciding:
         """Return the row of this very message, if it was taken in before.
 
         The sequence alone does not tell: where the stream was made again, another message lies there now. A message that is given up
-        was not read again, so its place has to do.
+        is not read again, so its place has to do; one that was given up then, and is read now, is known by its bytes.
         """
+        rows = self._loaded.places.get((submission.source, seq))
+        if not rows:
+            return None
         given_up = isinstance(submission.what, Useless) and submission.what.reason == "poison"
-        rows = self._loaded.places.get((submission.source, seq), ())
-        return next((row for row in rows if given_up or row.digest == submission.digest), None)
+        known = {submission.digest, submission.digest_unread}
+        return next((row for row in rows if given_up or row.digest in known), None)
 
     def _conflict(self, submission: Submission) -> Outcome:
         """Keep what came under a used id as a dead letter; the first one stays (SEMANTICS R5)."""

@@ -88,8 +88,11 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     @property
     def digest(self) -> bytes:
         """Tell this message from another one: by what it asks for, or by its bytes where it could not be read."""
-        if self.identity is not None:
-            return self.identity.digest
+        return self.identity.digest if self.identity is not None else self.digest_unread
+
+    @property
+    def digest_unread(self) -> bytes:
+        """Tell this message from another one by its bytes alone; empty where there are none."""
         return digest(self.raw.body) if self.raw is not None else b""
 
 

@@ -10,10 +10,10 @@ from worker.submission import Outcome, Raw, Useless
 from worker.wire.verdicts import Identity
 
 
-async def started(run: Running, command_id: str, *, seq: int) -> Outcome:
+async def started(run: Running, command_id: str, *, seq: int, raw: Raw | None = None) -> Outcome:
     command = StartFlow(flow_id=new_id(), controller_id="c", goal=command_id, owner_session_key="agent:kate:session:main")
     identity = Identity("cmd:kate", command_id, command_id.encode())
-    return await run.engine.submit(command, identity, source="TASKFLOW_IN", seq=seq)
+    return await run.engine.submit(command, identity, source="TASKFLOW_IN", seq=seq, raw=raw)
 
 
 async def buried(run: Running, body: bytes, *, seq: int) -> Outcome:
@@ -50,3 +50,16 @@ async def test_a_message_that_is_given_up_is_known_by_its_place() -> None:
         outcome = await run.engine.submit(given_up, source="TASKFLOW_IN", seq=1, raw=Raw(subject="s", headers={}, body=b"{}"))
         assert outcome.repeat
         assert outcome.name == "applied"
+
+
+async def test_a_message_that_was_given_up_is_not_decided_when_it_comes_once_more() -> None:
+    """SEMANTICS R14: one outcome. Killed before the broker heard of it, the next run reads what this one did not dare to read."""
+    async with running() as run:
+        raw = Raw(subject="taskflow.cmd.kate.start", headers={}, body=b'{"goal":"kills"}')
+        given_up = Useless(error=InvalidRequest("begun five times"), reason="poison")
+        await run.engine.submit(given_up, source="TASKFLOW_IN", seq=1, raw=raw)
+        again = await started(run, "kills", seq=1, raw=raw)
+        assert (again.name, again.repeat) == ("dead", True)
+        assert await run.store.counts() == {"inbox.dead": 1}
+        another = await started(run, "another", seq=1, raw=Raw(subject=raw.subject, headers={}, body=b"{}"))
+        assert (another.name, another.repeat) == ("applied", False), "the stream was made again: this is not the one that was given up"

@@ -194,15 +194,15 @@ def _open(subject: str, headers: Headers, body: bytes) -> _Message:
 
 
 def _resume(message: _Message, name: str, arrived_us: int, tenant: Callable[[str], str]) -> Inbound:
-    """Read the reference's resume message `{flow_id, topic, correlation_id, payload}`; `flow_id` is a filter as in any reply (R2)."""
+    """Read the reference's resume message `{flow_id, topic, correlation_id, payload}`; other fields are left to their senders."""
     if not isinstance(message.value, dict):
         raise limits.Malformed("a resume message is an object {flow_id, topic, correlation_id, payload}" + message.flaw, path="")
     flow_id = message.field("flow_id")
-    if flow_id is not None and not (isinstance(flow_id, str) and UUID.match(flow_id)):
-        raise InvalidRequest("flow_id must be a UUID, or be left out", path="/flow_id")
+    if not isinstance(flow_id, str) or not UUID.match(flow_id):
+        raise InvalidRequest("flow_id must be a UUID", path="/flow_id")
     pair = (_checked(message.field("topic"), "topic"), _checked(message.field("correlation_id"), "correlation_id"))
     payload = message.value.get("payload", msgspec.UNSET)
-    return _inbound("resume", message, pair, payload, flow_id and flow_id.lower(), name, arrived_us, tenant(pair[0]))
+    return _inbound("resume", message, pair, payload, flow_id.lower(), name, arrived_us, tenant(pair[0]))
 
 
 def _inbound(

@@ -48,9 +48,9 @@ class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResumeMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The reference's message on `taskflow.resume`: a reply, whatever subject it would have come on; `flow_id` is a filter."""
+    """The reference's message on `taskflow.resume`: a reply for one flow, whatever subject it would have come on."""
 
-    flow_id: FlowId | UnsetType | None = UNSET
+    flow_id: FlowId
     topic: Key
     correlation_id: Key
     payload: Any | UnsetType = UNSET
