@@ -95,6 +95,8 @@ def lines(stage: Stage) -> int:
 
 
 FIRST = (1, 2, 3)
+MOST_KILLS = 4
+"""One more, and the message that is first in line may have been begun five times: it would be given up (ARCHITECTURE 3)."""
 
 
 @pytest.mark.scenario("disk-full-at-start")
@@ -113,6 +115,7 @@ async def test_a_worker_that_finds_the_disk_full_at_its_start_says_so_in_one_lin
         assert await ended(stage) is None
         await stage.kill()
         count = most_by_one_thread(log, "pwrite64")
+        kills = 2
         # Every start makes its first writes. How many follow before it is ready depends on what the one before it left to do.
         for k in sorted({*FIRST, *chosen(count, tier(4, 60), dice)}):
             stage.under = [tracing(house.folder / "full.log", "pwrite64", only=files(stage), inject=f"error=ENOSPC:when={k}+")]
@@ -120,6 +123,9 @@ async def test_a_worker_that_finds_the_disk_full_at_its_start_says_so_in_one_lin
             row.runs, row.faults = row.runs + 1, row.faults + (code is not None)
             if code is None:
                 await stage.kill()
+                kills += 1
+                if kills == MOST_KILLS:
+                    break
                 continue
             line = told(stage.logs()[-1].read_text(encoding="utf-8"))
             assert (code, "make room" in line) == (BROKEN, True), f"k = {k}: exit {code}, {line}"
