@@ -118,9 +118,14 @@ def stream_remarks(stream: Stream, config: Json) -> list[str]:
     return remarks
 
 
-def rival_remarks(source: Source, info: Json) -> list[str]:
+def config_in(info: Json | None) -> Json | None:
+    """Return the configuration in what is told of a stream or consumer; None where there is none."""
+    return None if info is None else info["config"]
+
+
+def rival_remarks(source: Source, info: Json | None) -> list[str]:
     """Warn where somebody pulls before this worker does: one on another database, whose lock is no obstacle, would take a part of it."""
-    if not info["num_waiting"]:
+    if info is None or not info["num_waiting"]:
         return []
     return [
         (

@@ -64,7 +64,6 @@ class Topology:
             await self._ensure_stream(stream, configs[stream.name])
         for source in sources:
             warnings += await self._ensure_consumer(source)
-            warnings += settings.rival_remarks(source, await self.consumer_info(source))
         if any((configs[stream.name] or {}).get("num_replicas", stream.replicas) == 1 for stream in streams):
             warnings += await sync_warnings(self._monitor_url)
         return warnings
@@ -202,10 +201,11 @@ class Topology:
         await self.batches.see(stream, config, allow=batches)
 
     async def _ensure_consumer(self, source: Source) -> list[str]:
-        """Create the consumer, or add its missing filters; returns a warning for the latter."""
-        config = await self._consumer(source)
+        """Create the consumer, or add its missing filters; returns warnings for the latter, and for somebody else who pulls from it."""
+        info = await self._consumer_found(source)
+        warnings, config = settings.rival_remarks(source, info), settings.config_in(info)
         if config is not None and not settings.lacks_filters(source, config):
-            return []
+            return warnings
         name = f"consumer {source.consumer} of stream {source.stream}"
         wanted = settings.consumer_config(source)
         if config is not None:
@@ -216,25 +216,29 @@ class Topology:
         if config is None:
             self._log.info("topology.consumer_created", stream=source.stream, consumer=source.consumer)
             return []
-        return [f"{name}: filter_subjects was extended; messages that were stored before on the new subjects may not be delivered"]
+        extended = f"{name}: filter_subjects was extended; messages that were stored before on the new subjects may not be delivered"
+        return [*warnings, extended]
 
     async def _stream(self, name: str) -> Json | None:
         """Return a stream's configuration, or None."""
-        return await self._config(f"STREAM.INFO.{name}", _NO_STREAM)
+        return settings.config_in(await self._found(f"STREAM.INFO.{name}", _NO_STREAM))
 
     async def _consumer(self, source: Source) -> Json | None:
         """Return the consumer's configuration, or None."""
-        config = await self._config(f"CONSUMER.INFO.{source.stream}.{source.consumer}", _NO_CONSUMER)
-        if config is not None:
-            self._ack_waits[source] = (config.get("ack_wait") or int(source.ack_wait * _NS)) / _NS
-        return config
+        return settings.config_in(await self._consumer_found(source))
 
-    async def _config(self, verb: str, absent: int) -> Json | None:
-        """Return the configuration an info request answers with, or None where the thing does not exist."""
+    async def _consumer_found(self, source: Source) -> Json | None:
+        """Return all that is told of the consumer, or None."""
+        found = await self._found(f"CONSUMER.INFO.{source.stream}.{source.consumer}", _NO_CONSUMER)
+        if found is not None:
+            self._ack_waits[source] = (found["config"].get("ack_wait") or int(source.ack_wait * _NS)) / _NS
+        return found
+
+    async def _found(self, verb: str, absent: int) -> Json | None:
+        """Return what an info request answers with, or None where the thing does not exist."""
         answer = await self._permitted(verb)
         if "error" not in answer:
-            config: Json = answer["config"]
-            return config
+            return answer
         if answer["error"].get("err_code") in (absent, _NO_STREAM):
             return None
         if answer["error"].get("code") in _NOT_YET:
