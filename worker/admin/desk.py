@@ -90,17 +90,8 @@ class Desk:
             aside = await self._reads.set_aside(limit=asked.limit, after=after)
             shown = [oversight.SetAsideShown(**msgspec.structs.asdict(one)) for one in aside.items]
             return _ENCODE(oversight.FlowPageAcross(flows=[], set_aside=shown, next_cursor=cursor_of(aside.next)))
-        wanted = Wanted(
-            status=asked.status,
-            owner=asked.owner,
-            controller=asked.controller,
-            step=asked.step,
-            topic=asked.topic,
-            correlation_id=asked.correlation_id,
-            kind=asked.kind,
-            changed_before=self._before(asked.older_than),
-            changed_since=moment_since(asked.since, self._clock()),
-        )
+        changed = {"changed_before": self._before(asked.older_than), "changed_since": moment_since(asked.since, self._clock())}
+        wanted = msgspec.structs.replace(_wanted(asked), status=asked.status, **changed)
         page = await self._reads.find_flows(wanted, limit=asked.limit, after=after)
         kept = outcomes.flows_that_fit(page.items)
         following = page.next if kept == len(page.rows) else page.rows[kept - 1][0]
@@ -129,15 +120,7 @@ class Desk:
 
     async def _waits(self, asked: operators.Waits) -> bytes:
         """Show who waits for what."""
-        wanted = Wanted(
-            owner=asked.owner,
-            controller=asked.controller,
-            step=asked.step,
-            topic=asked.topic,
-            correlation_id=asked.correlation_id,
-            kind=asked.kind,
-            due_by=moment_after(asked.due_within, self._clock()),
-        )
+        wanted = msgspec.structs.replace(_wanted(asked), due_by=moment_after(asked.due_within, self._clock()))
         older = self._before(asked.older_than)
         page = await self._reads.parked(wanted, parked_before=older, limit=asked.limit, after=place(asked.cursor))
         kept = fitting([show_wait(flow) for _, flow in page.rows])
@@ -286,3 +269,15 @@ class Desk:
     def _before(self, older_than: str | None) -> Micros | None:
         """Return the moment that a duration lies back."""
         return moment_before(older_than, self._clock())
+
+
+def _wanted(asked: operators.List | operators.Waits) -> Wanted:
+    """Say whose flows are meant, and what they wait for: what lists and waits are both narrowed down by."""
+    return Wanted(
+        owner=asked.owner,
+        controller=asked.controller,
+        step=asked.step,
+        topic=asked.topic,
+        correlation_id=asked.correlation_id,
+        kind=asked.kind,
+    )
