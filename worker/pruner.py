@@ -13,7 +13,7 @@ import structlog
 from worker.bus.base import PublishFailed
 from worker.engine import Engine
 from worker.errors import Refusal, Unavailable
-from worker.store.base import Transaction
+from worker.store.base import Work
 from worker.times import Micros
 
 FirstKept = Callable[[], Awaitable[Mapping[str, int]]]
@@ -77,11 +77,11 @@ class Pruner:
             self._log.info("pruned", **pruned)
         return pruned
 
-    def _of_inbox(self, stream: str, first: int, before: Micros) -> Callable[[Transaction], int]:
+    def _of_inbox(self, stream: str, first: int, before: Micros) -> Work[int]:
         """Return the deletion of what the stream has forgotten."""
         return lambda transaction: transaction.prune_inbox(stream, first, before, self._batch)
 
-    async def _all(self, part: Callable[[Transaction], int]) -> int:
+    async def _all(self, part: Work[int]) -> int:
         """Repeat a bounded deletion until nothing is left to delete."""
         total = 0
         while count := await self._engine.do(part):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -18,7 +18,7 @@ from worker.admin.pages import moment_before
 from worker.bus.base import Bus, Outgoing, PublishFailed
 from worker.engine import Engine
 from worker.errors import FlowError, InvalidRequest, NotFound, Unavailable
-from worker.store.base import Transaction
+from worker.store.base import Transaction, Work
 from worker.store.overview import Intervention, Kept, WantedLetters
 from worker.store.records import DeadLetter
 from worker.times import Micros
@@ -133,7 +133,7 @@ class Letters:
         return None
 
 
-def _marking(number: int, actor: str, now: Micros, about: str, reason: str) -> Callable[[Transaction], Any]:
+def _marking(number: int, actor: str, now: Micros, about: str, reason: str) -> Work[None]:
     """Return the chore that marks a letter and keeps who replayed it, in one transaction."""
 
     def mark(transaction: Transaction) -> None:
