@@ -8,10 +8,10 @@ import random
 import signal
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from nats.errors import Error as NatsError
 
@@ -33,6 +33,30 @@ async def loaded(stage: Stage, dice: random.Random, *agents: Agent, rate: float 
         group.create_task(load.play(rate=rate))
         yield load
         load.stop()
+
+
+Result = TypeVar("Result")
+
+
+async def side_by_side(
+    folder: Path, names: Iterable[str], play: Callable[[Path, str], Awaitable[Result]], *, at_once: int = 100
+) -> dict[str, Result]:
+    """Play a case for each name, each in a folder of its own; an error says whose it is."""
+    slots = asyncio.Semaphore(at_once)
+
+    async def case(name: str) -> Result:
+        async with slots:
+            own = folder / (name.replace(" ", "-") or "nothing")
+            own.mkdir()
+            try:
+                return await play(own, name)
+            except BaseException as bad:
+                bad.add_note(f"in the case {name!r}")
+                raise
+
+    async with asyncio.TaskGroup() as group:
+        cases = {name: group.create_task(case(name)) for name in names}
+    return {name: task.result() for name, task in cases.items()}
 
 
 async def ended(stage: Stage, *, within: float = 20.0) -> int:

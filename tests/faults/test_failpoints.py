@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import NIGHTLY
 from tests.e2e.stage import DidNotStart, Stage
+from tests.faults.disturbing import side_by_side
 from tests.faults.failpoints import ACTIONS, IN_BATCHES, POINTS, REACHED
 from tests.faults.launcher import LAUNCHER
 from tests.faults.load import PARTS, Load
@@ -35,22 +36,12 @@ CHOSEN = QUIET if NIGHTLY else tuple(point for at, point in enumerate(QUIET) if 
 async def test_a_worker_that_dies_fails_or_hangs_at_any_point_loses_and_doubles_nothing(
     tmp_path: Path, action: str, dice: random.Random, record: Callable[[Row], None]
 ) -> None:
-    slots = asyncio.Semaphore(AT_ONCE[action])
     seeds = {point: dice.random() for point in CHOSEN}
 
-    async def case(point: str) -> Verdict:
-        async with slots:
-            folder = tmp_path / point
-            folder.mkdir()
-            try:
-                return await reached_and_survived(folder, point, action, random.Random(seeds[point]))
-            except Exception as bad:
-                bad.add_note(f"at the failpoint {point}:{action}")
-                raise
+    async def case(folder: Path, point: str) -> Verdict:
+        return await reached_and_survived(folder, point, action, random.Random(seeds[point]))
 
-    async with asyncio.TaskGroup() as group:
-        cases = {point: group.create_task(case(point)) for point in CHOSEN}
-    found = {point: task.result() for point, task in cases.items()}
+    found = await side_by_side(tmp_path, CHOSEN, case, at_once=AT_ONCE[action])
     record(
         Row(
             scenario=f"failpoints-{action}",

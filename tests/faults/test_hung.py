@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stage import Stage
-from tests.faults.disturbing import ended, holding, loaded
+from tests.faults.disturbing import ended, holding, loaded, side_by_side
 from tests.faults.launcher import LAUNCHER
 from tests.faults.report import Row
 from tests.faults.verdict import Verdict, verdict
@@ -106,18 +106,13 @@ HANGS = {"loop": hang_the_loop, "database": hang_the_database}
 async def test_a_worker_that_hangs_is_started_again_and_has_lost_nothing(tmp_path: Path, dice: random.Random, record: Record) -> None:
     """Side by side: most of the time it is waited for the watchdog."""
 
-    async def case(what: str, own: random.Random) -> Verdict:
-        folder = tmp_path / what
-        folder.mkdir()
-        try:
-            return await hung_and_back(folder, own, record, what)
-        except BaseException as bad:
-            bad.add_note(f"as the {what} hung")
-            raise
+    seeds = {what: dice.random() for what in HANGS}
 
-    async with asyncio.TaskGroup() as group:
-        cases = {what: group.create_task(case(what, random.Random(dice.random()))) for what in HANGS}
-    assert {what: each.result().bad for what, each in cases.items() if each.result().bad} == {}
+    async def case(folder: Path, what: str) -> Verdict:
+        return await hung_and_back(folder, random.Random(seeds[what]), record, what)
+
+    found = await side_by_side(tmp_path, HANGS, case)
+    assert {what: each.bad for what, each in found.items() if each.bad} == {}
 
 
 async def hung_and_back(folder: Path, dice: random.Random, record: Record, what: str) -> Verdict:

@@ -16,6 +16,7 @@ from tests.conftest import SEED
 from tests.e2e import checks
 from tests.e2e.stage import EVENTS, TOPIC, Agent, Heard, Stage, encoded, event, in_order, new_id
 from tests.eventually import eventually
+from tests.faults.disturbing import side_by_side
 from tests.faults.load import PARTS, Load
 from tests.faults.proxy import DOWN, UP, Cut, Proxy, Way
 from tests.faults.readiness import ready, unready
@@ -102,18 +103,12 @@ DEATHS = ("stranded", "swallowed up", "swallowed down", "swallowed both", "froze
 async def test_a_path_that_is_dead_without_a_word_is_noticed_and_left(tmp_path: Path, record: Record) -> None:
     """Side by side: most of the time it is waited for somebody to notice."""
 
-    async def case(how: str) -> Row:
-        try:
-            async with behind_a_proxy(tmp_path / how.replace(" ", "-")) as (stage, proxy):
-                return await noticed_and_left(stage, proxy, how)
-        except BaseException as bad:
-            bad.add_note(f"on a path that is {how}")
-            raise
+    async def case(folder: Path, how: str) -> Row:
+        async with behind_a_proxy(folder) as (stage, proxy):
+            return await noticed_and_left(stage, proxy, how)
 
-    async with asyncio.TaskGroup() as group:
-        cases = [group.create_task(case(how)) for how in DEATHS]
-    for each in cases:
-        record(each.result())
+    for row in (await side_by_side(tmp_path, DEATHS, case)).values():
+        record(row)
 
 
 async def noticed_and_left(stage: Stage, proxy: Proxy, how: str) -> Row:

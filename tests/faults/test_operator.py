@@ -24,6 +24,7 @@ from tests.conftest import SEED
 from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, TOPIC, Agent, Json, Stage, encoded, in_order
 from tests.eventually import eventually
+from tests.faults.disturbing import side_by_side
 from tests.faults.readiness import readiness, ready, unready
 from tests.faults.report import Row
 from tests.ports import kept_port
@@ -227,7 +228,6 @@ async def reload(server: EmbeddedServer, extra: str) -> None:
 @asynccontextmanager
 async def guarded(folder: Path) -> AsyncIterator[Stage]:
     """Give a stage whose broker knows two users."""
-    folder.mkdir()  # noqa: ASYNC240  nothing runs yet
     server = EmbeddedServer(folder / "nats", kept_port(), extra_config=users())
     async with Stage(folder, server=server, settings={"TASKFLOW_NATS_USER": "worker", "TASKFLOW_NATS_PASSWORD": "w"}) as stage:
         yield stage
@@ -245,18 +245,12 @@ FORBIDDEN = {
 async def test_a_revoked_permission_is_said_is_not_hammered_at_and_works_again_when_it_is_back(tmp_path: Path, record: Record) -> None:
     """Side by side: most of the time it is waited for somebody to notice."""
 
-    async def case(what: str) -> Row:
-        try:
-            async with guarded(tmp_path / what) as stage:
-                return await revoked_and_back(stage, what)
-        except BaseException as bad:
-            bad.add_note(f"of {what}")
-            raise
+    async def case(folder: Path, what: str) -> Row:
+        async with guarded(folder) as stage:
+            return await revoked_and_back(stage, what)
 
-    async with asyncio.TaskGroup() as group:
-        cases = [group.create_task(case(what)) for what in FORBIDDEN]
-    for each in cases:
-        record(each.result())
+    for row in (await side_by_side(tmp_path, FORBIDDEN, case)).values():
+        record(row)
 
 
 async def revoked_and_back(stage: Stage, what: str) -> Row:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import SEED
 from tests.e2e.stage import INBOUND, Stage
+from tests.faults.disturbing import side_by_side
 from tests.faults.launcher import LAUNCHER
 from tests.faults.load import Load
 from tests.faults.planted import PLANTED
@@ -30,25 +31,18 @@ that the judge does after the last thing that happened."""
 async def test_every_planted_bug_is_found_and_where_none_is_planted_none_is(
     tmp_path: Path, record: Callable[[Row], None], figure: Callable[[str], None]
 ) -> None:
-    slots = asyncio.Semaphore(AT_ONCE)
     wanted = {bug.__name__: pattern for bug, pattern in PLANTED.items()}
 
-    async def case(name: str) -> list[str]:
-        async with slots:
-            folder = tmp_path / (name or "nothing")
-            folder.mkdir()
-            return await gauntlet(folder, name, wanted.get(name, ""))
+    async def case(folder: Path, name: str) -> list[str]:
+        return await gauntlet(folder, name, wanted.get(name, ""))
 
-    async with asyncio.TaskGroup() as group:
-        cases = {name: group.create_task(case(name)) for name in ("", *wanted)}
-    found = {name: task.result() for name, task in cases.items()}
+    found = await side_by_side(tmp_path, ("", *wanted), case, at_once=AT_ONCE)
+    runs = len(found)
     assert found.pop("") == []
     told = {name: next((line for line in found[name] if re.search(pattern, line)), "") for name, pattern in wanted.items()}
     for name, line in told.items():
         figure(f"planted {name}: {line[:110] or f'NOT FOUND, only {found[name][:2]}'}")
-    record(
-        Row(scenario="planted", seed=SEED, runs=len(cases), faults=len(told), note=f"{sum(map(bool, told.values()))} of {len(told)} found")
-    )
+    record(Row(scenario="planted", seed=SEED, runs=runs, faults=len(told), note=f"{sum(map(bool, told.values()))} of {len(told)} found"))
     assert [name for name, line in told.items() if not line] == []
 
 
