@@ -100,7 +100,7 @@ clean: ## Remove what make made: every .venv, caches, build results (never ./.ta
 $(JUDGES)/.ready: deploy/requirements-check.txt | $(READY)
 	@echo "Setting up $(JUDGES) (once; about a minute) ..." >&2
 	@$(BIN)/python -m venv --clear $(JUDGES)
-	@$(JUDGES)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --requirement deploy/requirements-check.txt
+	@$(JUDGES)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes --requirement deploy/requirements-check.txt
 	@touch $@
 
 # `pip check` runs last: a stamp without a sound environment would hide the fault until something breaks in the middle.
@@ -118,7 +118,7 @@ $(READY): requirements.lock pyproject.toml
 	fi; \
 	echo "Setting up $(VENV) with $$("$$found" --version) (once; about a minute) ..." >&2; \
 	if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then "$$found" -m venv --clear $(VENV); fi; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
 	$(BIN)/python -m pip check --disable-pip-version-check >/dev/null; \
 	touch $(READY)
