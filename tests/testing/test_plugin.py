@@ -81,6 +81,17 @@ def test_they_work_in_the_strict_mode_of_pytest_asyncio_too(tmp_path: Path) -> N
     assert "2 passed" in said, said
 
 
+def test_an_async_test_with_a_fixture_of_ours_needs_no_setting_of_pytest_asyncio(tmp_path: Path) -> None:
+    said = run(tmp_path, *NAMED, "-k", "not fails").stdout
+    assert "2 passed" in said, said
+
+
+def test_an_async_test_of_somebody_elses_is_left_as_it_is(tmp_path: Path) -> None:
+    code = _TESTS + "\nasync def test_of_their_own():\n    assert False\n"
+    said = run(tmp_path, *NAMED, "-k", "own", code=code).stdout
+    assert "async def functions are not natively supported" in said, said
+
+
 def test_the_plugin_is_cheap_to_load_and_leaves_other_tests_alone(tmp_path: Path) -> None:
     code = """
 import sys

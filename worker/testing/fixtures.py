@@ -1,14 +1,16 @@
 """The pytest fixtures `taskflow`, `clock`, `chaos` and `taskflow_nats`.
 
 Pytest loads it in every run of everybody who has the worker installed, so it imports nothing but pytest: what a fixture needs it imports
-when a test asks for it. The fixtures are asynchronous, and so need pytest-asyncio, in either of its modes.
+when a test asks for it. The fixtures are asynchronous, and so need pytest-asyncio. Async tests that ask for one of them need no mark and
+no `asyncio_mode`: they get the mark here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,12 +22,30 @@ with contextlib.suppress(ImportError):  # somebody's tests who has no use for us
 if TYPE_CHECKING:
     from worker.testing import Chaos, Clock, TaskflowServer, TaskflowWorld
 
+_OURS = frozenset({"taskflow", "taskflow_nats", "clock", "chaos"})
+_LOOPS = ("asyncio", "anyio", "trio")
 _MARK = "taskflow(reply_topics=..., ...): what the fixtures taskflow (TaskflowWorld) and taskflow_nats (TaskflowServer) are made with"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the mark known."""
     config.addinivalue_line("markers", _MARK)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # the innermost: pytest-asyncio's looks for the mark right after it
+def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
+    """Have pytest-asyncio run the async tests that use our fixtures, also where its mode is `strict`, which is its default."""
+    made = yield
+    for item in made if isinstance(made, list) else [made]:
+        if isinstance(item, pytest.Function) and _needs_mark(item):
+            item.add_marker("asyncio")
+    return made
+
+
+def _needs_mark(test: pytest.Function) -> bool:
+    """Tell whether a test is asynchronous, uses a fixture of ours, and has not said itself who runs it."""
+    ours = inspect.iscoroutinefunction(test.obj) and not _OURS.isdisjoint(test.fixturenames)
+    return ours and not any(test.get_closest_marker(loop) for loop in _LOOPS)
 
 
 def _settings(request: pytest.FixtureRequest) -> dict[str, Any]:
