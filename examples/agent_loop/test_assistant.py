@@ -1,4 +1,4 @@
-"""The assistant breaks off where it hurts most: `pytest -o asyncio_mode=auto examples/agent_loop`."""
+"""The assistant breaks off where it hurts most: `pytest examples/agent_loop`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Three days in milliseconds: `pytest -o asyncio_mode=auto examples/approval`."""
+"""Three days in milliseconds: `pytest examples/approval`."""
 
 from __future__ import annotations
 

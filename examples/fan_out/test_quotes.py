@@ -1,4 +1,4 @@
-"""Slow carriers, without waiting for them: `pytest -o asyncio_mode=auto examples/fan_out`."""
+"""Slow carriers, without waiting for them: `pytest examples/fan_out`."""
 
 from __future__ import annotations
 

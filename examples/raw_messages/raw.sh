@@ -3,7 +3,7 @@
 #
 #     bash examples/raw_messages/raw.sh
 set -euo pipefail
-FLOW=${FLOW:-$(uuidgen | tr A-Z a-z)} # whoever starts a flow may name it, and then needs to read no answer before the next command
+FLOW=${FLOW:-$(python3 -c 'import uuid; print(uuid.uuid4())')} # whoever starts a flow may name it, and then needs to read no answer before the next command
 
 echo "# start: stored by JetStream, and decided even if the worker is down now"
 START='{"flow_id": "'$FLOW'", "controller_id": "kate/shell", "goal": "have two numbers added"}'

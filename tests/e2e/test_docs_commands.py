@@ -48,7 +48,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
 }
 """Blocks that a test of their own runs, and does more with."""
 
-NATS_CLI = "needs the nats command line, which comes from no Python registry; tests/e2e/test_docs.py sends the same requests by a client"
+NATS_CLI = "needs the nats command line, which comes from no Python registry; tests/e2e/test_nats_cli.py types it where there is one"
 SYSTEMD = "needs root and systemd as process 1; tests/deploy/test_systemd.py runs what the unit runs, under a notify socket of its own"
 REGISTRY = "installs from a registry, as root; the stages of these tests start what it installs"
 CLUSTER = "needs a container builder or a cluster; `make deploy-check` and tests/deploy/test_manifests.py judge the files"
@@ -59,7 +59,7 @@ EXCEPTED: dict[tuple[str, str], str] = {
         "make run     # a worker",
     ): "would make an environment; tests/e2e/test_start.py and test_story.py start the same programs",
     ("README.md", "nats sub 'taskflow.evt.>' &"): NATS_CLI,
-    ("README.md", "FLOW=…the id from the answer…"): NATS_CLI,
+    ("README.md", "nats req taskflow.api.kate.wait"): NATS_CLI,
     ("README.md", "nats reply svc.add"): NATS_CLI,
     ("README.md", "pip install nats-taskflow"): REGISTRY,
     ("bench/README.md", "make bench "): LONG,
@@ -113,7 +113,7 @@ async def alone(folder: Path) -> AsyncIterator[Play]:
     """Give nothing: the page starts what it needs. Its port is a free one."""
     port = free_port()
     more = {"NATS_URL": f"nats://127.0.0.1:{port}", "TASKFLOW_HTTP_BIND": "127.0.0.1:0", "TASKFLOW_NATS_CONNECT_TIMEOUT": "60s"}
-    yield Play(clean() | more, {"4222": port})
+    yield Play(clean() | more, {"4222": port, "4333": port})
 
 
 async def beside_a_worker(folder: Path) -> AsyncIterator[Play]:

@@ -13,9 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
 _BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^>]+) -->\n)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-_SETTINGS = (
-    "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\naddopts = --strict-markers\nfilterwarnings = error\n"
-)
+_SETTINGS = "[pytest]\nasyncio_default_fixture_loop_scope = function\naddopts = --strict-markers\nfilterwarnings = error\n"
 
 
 class Block(NamedTuple):
