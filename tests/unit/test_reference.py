@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import ModuleType
 
 import jsonschema
 import msgspec
@@ -10,6 +12,10 @@ import pytest
 from click.testing import CliRunner
 from referencing import Registry, Resource
 
+import worker
+from tests.pages import ROOT
+from tests.pages import pages as every_page
+from worker import client, testing
 from worker.cli import exits, taskflow
 from worker.config import settings
 from worker.errors import FlowError
@@ -39,6 +45,24 @@ def test_a_generated_page_is_up_to_date(name: str, made: dict[str, str]) -> None
 
 def test_every_generated_page_is_there(made: dict[str, str]) -> None:
     assert sorted(made) == NAMES, "run: make docs"
+
+
+def test_no_page_for_users_sends_them_to_a_page_that_only_the_authors_have() -> None:
+    internal = re.compile(r"\b(?:SEMANTICS|CONTRACT|RELIABILITY|ARCHITECTURE)\b|\bR(?:1[0-4]|[0-9])\b")
+    found = [
+        f"{page}: {line}"
+        for page in every_page()
+        for line in (ROOT / page).read_text(encoding="utf-8").splitlines()
+        if internal.search(line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("module", [worker, client, testing])
+def test_the_page_on_python_has_every_public_name(module: ModuleType, made: dict[str, str]) -> None:
+    page = made["python.md"]
+    names = {name for name in module.__all__ if name != "BY_CODE"}
+    assert [name for name in sorted(names) if f"### {name}\n" not in page and f"`{name}`" not in page] == []
 
 
 def test_describing_the_commands_leaves_them_as_they_are(made: dict[str, str]) -> None:

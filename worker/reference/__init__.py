@@ -1,11 +1,12 @@
-"""Write the reference pages of docs/ from what they describe: settings, commands, metrics, errors, events, dead letters, invariants.
+"""Write the reference pages of docs/ from what they describe: settings, commands, metrics, errors, events, dead
+letters, invariants, the Python API.
 
 `pages` gives them all; `python -m worker.reference docs` writes them (`make docs`), `--check` says which differ (`make drift`, a test).
 """
 
 from __future__ import annotations
 
-from worker.reference import commands, events, letters, meters, promises, refusals, settings
+from worker.reference import commands, events, letters, meters, promises, python, refusals, settings
 
 
 def pages() -> dict[str, str]:
@@ -18,4 +19,5 @@ def pages() -> dict[str, str]:
         "events.md": events.page(),
         "invariants.md": promises.page(),
         "metrics.md": meters.page(),
+        "python.md": python.page(),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import get_args
 
@@ -10,7 +9,7 @@ from worker.bus.server import ServerRefused
 from worker.cli import exits
 from worker.errors import FlowError, Refusal
 from worker.flow.decision import OutcomeName
-from worker.reference.tables import BY_HAND, cell, code, page_of, table
+from worker.reference.tables import BY_HAND, cell, code, page_of, prose, table
 
 _HEAD = f"""# Errors
 
@@ -86,20 +85,14 @@ def _lines() -> Iterator[str]:
     """Give the page's lines."""
     yield _HEAD
     kinds = sorted(FlowError.__subclasses__(), key=lambda kind: kind.http)
-    rows = ((code(k.code), str(k.http), _said(k), _ADVICE[k.code], str(exits.of_error(k.code))) for k in kinds)
+    rows = ((code(k.code), str(k.http), cell(prose(k)), _ADVICE[k.code], str(exits.of_error(k.code))) for k in kinds)
     yield from table(("code", "like HTTP", "when", "what to do", "exit"), rows)
     yield from ("## Outcomes of messages", "", "Every message that a stream delivered has exactly one, stored with it.", "")
     yield from table(("outcome", "what became of the message"), ((code(name), _OUTCOMES[name]) for name in get_args(OutcomeName)))
     yield from ("## What ends the worker", "", "One line on stderr says what, why and what to do.", "")
     kinds_of_end: set[type[Refusal]] = {*Refusal.__subclasses__(), ServerRefused}
     refusals = sorted(kinds_of_end, key=lambda kind: (kind.exit_code, kind.__name__))
-    yield from table(("exit", "when", "what to do"), ((str(k.exit_code), _said(k), _ENDS[k.__name__]) for k in refusals))
+    yield from table(("exit", "when", "what to do"), ((str(k.exit_code), cell(prose(k)), _ENDS[k.__name__]) for k in refusals))
     yield from ("## Exit codes", "", "Of `taskflow` and all its commands, the worker among them.", "")
     yield from table(("code", "meaning"), ((str(number), cell(meaning)) for number, meaning in sorted(exits.MEANINGS.items())))
     yield "`taskflow check` exits as Nagios has it: 0 ok, 1 warning, 2 critical, 3 unknown."
-
-
-def _said(kind: type[Exception]) -> str:
-    """Return what the error's docstring says, without the places in the specification that only its authors have."""
-    text = (kind.__doc__ or "").strip()
-    return cell(re.sub(r" \((?:SEMANTICS|CONTRACT|RELIABILITY)[^)]*\)", "", text))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 BY_HAND = "Written by `make docs` from the program itself: do not edit."
 
@@ -29,3 +32,9 @@ def code(text: str) -> str:
 def page_of(lines: Iterable[str]) -> str:
     """Return a page."""
     return "\n".join(lines).rstrip() + "\n"
+
+
+def prose(thing: Any) -> str:
+    """Return a docstring, a line for each paragraph, without the places in the specification that only its authors have."""
+    text = re.sub(r" \((?:SEMANTICS|CONTRACT|RELIABILITY)[^)]*\)", "", inspect.getdoc(thing) or "")
+    return "\n\n".join(part if part.startswith(" ") else " ".join(part.split()) for part in text.split("\n\n"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec
 
@@ -13,11 +14,11 @@ P = ParamSpec("P")
 def _of_the_world(method: Callable[Concatenate[Asserting, P], Assert]) -> Callable[P, Assert]:
     """Make a method of the world a function."""
 
+    @functools.wraps(method)
     def asserting(*args: P.args, **kwargs: P.kwargs) -> Assert:
         """Ask the world that is open."""
         return method(the_world(), *args, **kwargs)
 
-    asserting.__doc__, asserting.__name__ = method.__doc__, method.__name__
     return asserting
 
 
