@@ -99,7 +99,7 @@ def _signature(name: str, function: Callable[..., Any]) -> str:
         if parameter.name not in {"self", "cls"}
     ]
     plain = signature.replace(parameters=parameters, return_annotation=_Written(signature.return_annotation))
-    return f"{'await ' if inspect.iscoroutinefunction(function) else ''}{name}{plain}"
+    return f"{'await ' if inspect.iscoroutinefunction(inspect.unwrap(function)) else ''}{name}{plain}"
 
 
 class _Written(str):
