@@ -15,7 +15,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -25,8 +25,10 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
-from nats.js.api import ConsumerConfig, DeliverPolicy, PubAck
+from nats.js.api import ConsumerConfig, ConsumerInfo, DeliverPolicy, PubAck
+from nats.js.errors import ServiceUnavailableError
 
 from tests.eventually import eventually
 from tests.ports import kept_port
@@ -180,6 +182,24 @@ class Agent:
             return b"" if code == "404" and b"no outcome is stored" in answer.data else bytes(answer.data)
 
         return await eventually(stored, within=within)
+
+    async def consumer(self, *, within: float = _PATIENCE) -> ConsumerInfo:
+        """Ask the broker how far the worker's consumer is; one that was started a moment ago may let the first requests wait."""
+
+        async def told() -> ConsumerInfo | None:
+            with suppress(TimeoutError, NoRespondersError, ServiceUnavailableError):
+                info: ConsumerInfo = await self.js.consumer_info(INBOUND, "worker")
+                return info
+            return None
+
+        answer = await eventually(told, within=within)
+        assert answer is not None
+        return answer
+
+    async def nothing_pending(self) -> bool:
+        """Tell whether everything in the inbound stream was delivered and acknowledged."""
+        info = await self.consumer()
+        return not info.num_pending and not info.num_ack_pending
 
     async def reply(self, topic: str, correlation_id: str, payload: Any, event_id: str | None = None) -> PubAck:
         """Publish a reply as the usual body; `event_id` goes into the header `Nats-Msg-Id`."""

@@ -120,7 +120,7 @@ async def test_messages_that_were_only_in_hand_at_many_kills_are_no_poison(stage
     await in_order([partial(kate.cmd, "start", {"controller_id": "k", "goal": "g"}, f"s-{n}") for n in range(count)])
 
     async def in_hand() -> bool:
-        delivered = (await kate.js.consumer_info("TASKFLOW_IN", "worker")).delivered
+        delivered = (await kate.consumer()).delivered
         return delivered is not None and delivered.stream_seq == count
 
     for _ in range(7):
@@ -413,7 +413,7 @@ async def test_a_database_that_is_put_back_from_a_copy_reads_the_backlog_again(s
 
 async def settled_all(agent: Agent, seq: int) -> bool:
     """Tell whether the worker has settled everything up to this message."""
-    floor = (await agent.js.consumer_info("TASKFLOW_IN", "worker")).ack_floor
+    floor = (await agent.consumer()).ack_floor
     return floor is not None and floor.stream_seq >= seq
 
 

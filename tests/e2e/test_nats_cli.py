@@ -43,7 +43,7 @@ async def test_the_readme_parks_and_resumes_and_delegates_as_printed(shell: Shel
     heard = [json.loads(found) for found in _OBJECT.findall(said)]
     assert all(answer["ok"] for answer in heard if "ok" in answer), said
     resumed = [event["data"]["payload"]["patch"]["resume_event"] for event in heard if event.get("type") == "taskflow.flow.resumed.v1"]
-    assert [{"answer": 42}, {"sum": 3}] == list({json.dumps(event): event for event in resumed}.values()), said
+    assert list({json.dumps(event): event for event in resumed}.values()) == [{"answer": 42}, {"sum": 3}], said
 
 
 async def test_the_agent_in_shell_prints_what_it_says(shell: Shell) -> None:

@@ -518,6 +518,6 @@ async def settled(agent: Agent, seq: int) -> None:
     """Return once the worker has settled everything up to this message."""
 
     async def acked() -> bool:
-        return bool((floor := (await agent.js.consumer_info("TASKFLOW_IN", "worker")).ack_floor) and floor.stream_seq >= seq)
+        return bool((floor := (await agent.consumer()).ack_floor) and floor.stream_seq >= seq)
 
     await eventually(acked)

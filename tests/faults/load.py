@@ -20,7 +20,7 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from tests.e2e.stage import INBOUND, TOPIC, Agent, Json, encoded, event, in_order
+from tests.e2e.stage import TOPIC, Agent, Json, encoded, event, in_order
 from tests.eventually import eventually
 from tests.faults.ledger import Ledger, Operation
 
@@ -95,12 +95,7 @@ class Load:
     async def crowd(self, count: int) -> None:
         """Have many flows wait for what never comes, and return when they do."""
         await self.flood(count)
-
-        async def taken() -> bool:
-            held = await self._agents[0].js.consumer_info(INBOUND, "worker")
-            return not held.num_pending and not held.num_ack_pending
-
-        await eventually(taken, within=120)
+        await eventually(self._agents[0].nothing_pending, within=120)
 
     def stop(self) -> None:
         """Begin no more flows; `play` returns when the begun ones have had all their messages stored."""

@@ -68,12 +68,6 @@ def lost(database: sqlite3.Connection, load: Load, last_seq: int) -> list[str]:
     return bad + unfinished(load.parts, names)
 
 
-async def caught_up(agent: Agent) -> bool:
-    """Whether everything in the stream has been delivered and acknowledged."""
-    held = await agent.js.consumer_info(INBOUND, "worker")
-    return not (held.num_pending or held.num_ack_pending)
-
-
 @pytest.mark.scenario("backup-restore")
 async def test_every_backup_taken_under_load_is_whole_and_the_worker_on_it_catches_up(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record
@@ -97,7 +91,7 @@ async def test_every_backup_taken_under_load_is_whole_and_the_worker_on_it_catch
             missing.append(last - len(database.execute("SELECT DISTINCT source_seq FROM inbox WHERE source_seq IS NOT NULL").fetchall()))
         began = time.monotonic()
         await stage.start()
-        await eventually(lambda: caught_up(kate), within=60)
+        await eventually(kate.nothing_pending, within=60)
         back.append(time.monotonic() - began)
         assert await stage.stop() == 0
         with stage.database() as database:

@@ -31,12 +31,6 @@ Record = Callable[[Row], None]
 Tier = Callable[[int, int], int]
 
 
-async def settled(agent: Agent) -> bool:
-    """Tell whether everything in the inbound stream has its outcome."""
-    held = await agent.js.consumer_info(INBOUND, "worker")
-    return not held.num_pending and not held.num_ack_pending
-
-
 async def published(stage: Stage, agent: Agent, count: int) -> bool:
     """Tell whether the event stream holds this many messages."""
     return (await agent.js.stream_info(EVENTS)).state.messages >= count
@@ -109,7 +103,7 @@ async def test_an_outage_longer_than_the_duplicate_window_leaves_order_and_no_ga
     await change_stream(kate, EVENTS, discard="new", max_msgs=2)
     starts = [partial(kate.cmd, "start", {"controller_id": "k", "goal": "g", "flow_id": new_id()}, f"s-{n}") for n in range(backlog // 2)]
     await in_order(starts)
-    await eventually(partial(settled, kate), within=60)
+    await eventually(kate.nothing_pending, within=60)
     before = resident(stage.pid)
     await stage.server.kill()
     await passing(3)  # longer than the duplicate window
@@ -136,7 +130,7 @@ async def test_a_stream_that_is_delivered_again_from_its_start_has_no_effect(sta
     count = tier(3000, 100_000)
     starts = [partial(kate.cmd, "start", {"controller_id": "k", "goal": "g", "flow_id": new_id()}, f"s-{n}") for n in range(count)]
     await in_order(starts)
-    await eventually(partial(settled, kate), within=600)
+    await eventually(kate.nothing_pending, within=600)
     await kate.js.delete_consumer(INBOUND, "worker")
     began = time.monotonic()
 
@@ -202,7 +196,7 @@ async def test_a_patience_shorter_than_the_work_ends_in_few_redeliveries_and_no_
                 body = {"controller_id": "k", "goal": "g"}
                 await in_order([partial(kate.cmd, "start", body, f"s-{n}") for n in range(number * each, (number + 1) * each)])
                 await passing(1)
-        await eventually(partial(settled, kate), within=60)
+        await eventually(kate.nothing_pending, within=60)
     heard = [(message.subject.split("."), message.data) for message in settlements.messages]
     alive = sum(data == b"+WPI" for _, data in heard)
     first = max(int(subject[4]) for subject, _ in heard)
@@ -240,7 +234,7 @@ async def test_a_hundred_megabytes_that_wait_do_not_end_up_in_memory(stage: Stag
 
     async def done() -> bool:
         peaks.append(resident(stage.pid))
-        return await settled(kate)
+        return await kate.nothing_pending()
 
     await eventually(done, within=120)
     grown = max(peaks) - baseline

@@ -13,7 +13,7 @@ from nats.errors import Error as NatsError
 
 from tests.conftest import SEED
 from tests.e2e import checks
-from tests.e2e.stage import EVENTS, INBOUND, Agent, Sent, Stage
+from tests.e2e.stage import EVENTS, Agent, Sent, Stage
 from tests.eventually import eventually
 from tests.faults.load import ENDS, Load, Part
 from tests.faults.report import Row
@@ -70,8 +70,7 @@ async def at_rest(stage: Stage, load: Load, agent: Agent, *, within: float = 60.
             for sent in await stage.stream(EVENTS, agent, after=seen):
                 seen, moved = sent.seq, time.monotonic()
                 _note(kinds, sent)
-            held = await agent.js.consumer_info(INBOUND, "worker")
-            return not (held.num_pending or held.num_ack_pending) and not unfinished(load.parts, kinds)
+            return await agent.nothing_pending() and not unfinished(load.parts, kinds)
         return False
 
     began = time.monotonic()

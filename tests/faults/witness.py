@@ -136,7 +136,7 @@ class Witness:
 
     async def floor(self) -> int:
         """Ask the broker up to which message the worker has acknowledged everything."""
-        held = (await self._agent.js.consumer_info(INBOUND, "worker")).ack_floor
+        held = (await self._agent.consumer()).ack_floor
         return held.stream_seq if held is not None else 0
 
     def missing(self, database: sqlite3.Connection, floor: int) -> list[str]:
