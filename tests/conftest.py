@@ -6,6 +6,7 @@ import compileall
 import logging
 import os
 import random
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 import structlog
 
+from tests import zygote
 from tests.faults.report import Row, commit, table
 
 pytest_plugins = ["worker.testing.fixtures"]  # also where the package was installed before it had the entry point
@@ -47,6 +49,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"no scenario is called {wanted!r}; there are: {', '.join(sorted(set(named.values())))}")
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _zygote() -> Iterator[None]:
+    """Have every `python -m worker` forked by the zygote."""
+    with zygote.forks():
+        yield
+
+
+@pytest.fixture
+def full_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the test's processes start in full, as a person's do: for what a fork does not show (see `tests.zygote`)."""
+    monkeypatch.setattr(subprocess, "Popen", zygote.FULL)
 
 
 @pytest.fixture

@@ -66,6 +66,7 @@ async def test_a_worker_whose_broker_is_gone_does_not_spin(stage: Stage, kate: A
     assert lines < 40
 
 
+@pytest.mark.usefixtures("full_start")  # of which every page is its own
 async def test_memory_stays_flat_under_commands(stage: Stage, kate: Agent, figure: Figure) -> None:
     flows = [await kate.start(flow_id=new_id()) for _ in range(100)]
     chunk = 2000

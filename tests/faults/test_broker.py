@@ -91,6 +91,7 @@ async def test_nothing_is_lost_when_broker_and_worker_are_killed_at_random(
     assert found.bad == []
 
 
+@pytest.mark.usefixtures("full_start")  # of which every page is its own
 @pytest.mark.scenario("long-outage")
 async def test_an_outage_longer_than_the_duplicate_window_leaves_order_and_no_gap(
     stage: Stage, kate: Agent, tier: Tier, record: Record
@@ -211,6 +212,7 @@ async def test_a_patience_shorter_than_the_work_ends_in_few_redeliveries_and_no_
     assert later <= 2
 
 
+@pytest.mark.usefixtures("full_start")  # of which every page is its own
 @pytest.mark.scenario("slow-consumer")
 async def test_a_hundred_megabytes_that_wait_do_not_end_up_in_memory(stage: Stage, kate: Agent, record: Record) -> None:
     count, size = 500, 200 * 1024

@@ -61,8 +61,10 @@ async def page(address: str, path: str) -> str:
 
 
 def arguments(pid: int) -> str:
-    """Return a process's arguments, as `ps` shows them."""
-    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+    """Return the arguments of a worker's process, as `ps` shows them."""
+    words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+    assert "-m\0worker\0run" in words, words
+    return words
 
 
 async def heard(stage: Stage) -> dict[str, str]:
@@ -108,6 +110,7 @@ async def everything_happens(stage: Stage, kate: Agent) -> None:
     assert sung(json.dumps(await kate.history(flow_id))) == [PAYLOAD]  # it was everywhere it may be
 
 
+@pytest.mark.usefixtures("full_start")  # a fork shows the arguments of the zygote
 @pytest.mark.parametrize(
     "server,settings,login",
     [
