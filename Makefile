@@ -8,11 +8,12 @@ READY   := $(VENV)/.ready
 WORKERS ?= 2
 # Two processes by default; `make test WORKERS=0` runs in one. loadgroup keeps tests together that share an xdist_group mark.
 XDIST   ?= -n $(WORKERS) --dist loadgroup
+PYTEST   = $(BIN)/python -m pytest $(XDIST)
 # More for pytest or taskflow: `make test ARGS='-k outbox'`, `make run ARGS='--log-level debug'`.
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-fast faults faults-nightly fuzz bench bench-peers lint format type drift schemas docs deploy-check deploy-lock check lock clean
+.PHONY: help setup run demo test test-all test-rest test-fast faults faults-nightly fuzz bench bench-peers lint format type drift schemas docs deploy-check deploy-lock check lock clean
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules
 
@@ -32,17 +33,23 @@ run: $(READY) ## Run a worker with a NATS server of its own; data in ./.taskflow
 demo: $(READY) ## Tell the whole story on real parts: park, kill -9, reply, restart, resume
 	@exec $(BIN)/taskflow demo $(ARGS)
 
-test: $(READY) ## Run every test
-	@$(BIN)/python -m pytest $(XDIST) $(ARGS)
+test: $(READY) ## Run what finds most bugs in five minutes: expensive repetitions by turns, another share with each commit
+	@TASKFLOW_TESTS=quick $(PYTEST) $(ARGS)
+
+test-all: $(READY) ## Run every test in its whole size: some fifteen minutes
+	@TASKFLOW_TESTS=all $(PYTEST) $(ARGS)
+
+test-rest: $(READY) ## Run what test-all runs and test does not, or not whole
+	@TASKFLOW_TESTS=rest $(PYTEST) $(ARGS)
 
 test-fast: $(READY) ## Run the tests that start no other process and take no time
-	@$(BIN)/python -m pytest $(XDIST) --ignore=tests/e2e -m 'not e2e and not slow' $(ARGS)
+	@TASKFLOW_TESTS=quick $(PYTEST) --ignore=tests/e2e -m 'not e2e and not slow' $(ARGS)
 
 faults: $(READY) ## Run the fault scenarios, or one: make faults SCENARIO=kill-worker (SCENARIO=list names them)
-	@$(BIN)/python -m pytest tests/faults -q $(if $(SCENARIO),--scenario '$(SCENARIO)') $(ARGS)
+	@TASKFLOW_TESTS=all $(BIN)/python -m pytest tests/faults -q $(if $(SCENARIO),--scenario '$(SCENARIO)') $(ARGS)
 
 faults-nightly: $(READY) ## The same with ten times the faults: up to an hour (SCENARIO, ARGS, TASKFLOW_SEED as above)
-	@TASKFLOW_FAULTS=nightly $(BIN)/python -m pytest tests/faults -q $(if $(SCENARIO),--scenario '$(SCENARIO)') $(ARGS)
+	@TASKFLOW_TESTS=nightly $(BIN)/python -m pytest tests/faults -q $(if $(SCENARIO),--scenario '$(SCENARIO)') $(ARGS)
 
 fuzz: $(READY) ## Read a million spoilt messages, nothing may be raised (make fuzz ARGS='--inputs 50000 --seed 2')
 	@$(BIN)/python -m tests.fuzz.decoder --inputs 1000000 $(ARGS)

@@ -1,4 +1,4 @@
-"""What all tests share: figures and fault rows for the closing lines, the tier of a fault run, and the choice of one scenario."""
+"""What all tests share: figures and fault rows for the closing lines, the size of a run, and the choice of one scenario."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import logging
 import os
 import random
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
 import structlog
+from hypothesis import is_hypothesis_test, settings
 
-from tests import zygote
+from tests import tiers, zygote
 from tests.faults.report import Row, commit, table
+from tests.tiers import SIZE, Rotated, Tests, Tier, head, with_pages
 
 pytest_plugins = ["worker.testing.fixtures"]  # also where the package was installed before it had the entry point
 
 SEED = int(os.environ.get("TASKFLOW_SEED", "20261121"))
-NIGHTLY = os.environ.get("TASKFLOW_FAULTS", "ci") == "nightly"
+EXAMPLES = {Tests.QUICK: 25, Tests.REST: 100, Tests.ALL: 100, Tests.NIGHTLY: 1000}
+"""How many examples hypothesis makes up for each property."""
+T = TypeVar("T")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +34,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the worker, once: where `PYTHONDONTWRITEBYTECODE` is set, each of the hundreds that the tests start would do it anew."""
+    """Size hypothesis, and compile the worker, once: without bytecode each of the hundreds that the tests start would do it anew."""
+    # An example has no deadline: on a machine that does other things too, one that took long says nothing.
+    settings.register_profile(SIZE, settings(), max_examples=EXAMPLES[SIZE], deadline=None)
+    settings.load_profile(SIZE)
     if not hasattr(config, "workerinput"):  # not in each process of pytest-xdist
         here = Path(__file__).parent
         for folder in (here.parent / "worker", here / "faults"):  # and what is planted in it
@@ -38,17 +45,37 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the chosen scenario alone on the list, and give the long ones the time they need."""
+    """Leave what the run plays, and give the long ones the time they need."""
     named = {item: str(mark.args[0]) for item in items if (mark := item.get_closest_marker("scenario")) is not None}
-    if NIGHTLY:
+    if SIZE is Tests.NIGHTLY:
         for item in named:
             item.add_marker(pytest.mark.timeout(7200), append=False)
+    chosen = played(config, items, named)
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = chosen
+
+
+def played(config: pytest.Config, items: list[pytest.Item], named: Mapping[pytest.Item, str]) -> list[pytest.Item]:
+    """Return the chosen scenario alone, or the tests that somebody named one by one, or what belongs to a run of this size."""
     if wanted := config.getoption("--scenario"):
         chosen = [item for item in items if named.get(item) == wanted]
         if not chosen:
             raise pytest.UsageError(f"no scenario is called {wanted!r}; there are: {', '.join(sorted(set(named.values())))}")
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = chosen
+        return chosen
+    return items[:] if any("::" in argument for argument in config.args) else [item for item in items if belongs(item)]
+
+
+def belongs(item: pytest.Item) -> bool:
+    """Tell whether a test is part of a run of this size."""
+    page = item.get_closest_marker("page") is not None
+    return tiers.is_part(
+        SIZE,
+        full=item.get_closest_marker("full") is not None,
+        sized=bool({"tier", "rotated"}.intersection(getattr(item, "fixturenames", ()))) or is_hypothesis_test(getattr(item, "obj", None)),
+        page=page,
+        pages=page and with_pages(),
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -94,14 +121,34 @@ def dice() -> random.Random:
 
 
 @pytest.fixture
-def tier() -> Callable[[int, int], int]:
-    """Choose a size: the first in `make test`, the second in `make faults-nightly`."""
-    return lambda ci, nightly: nightly if NIGHTLY else ci
+def tier(request: pytest.FixtureRequest) -> Tier:
+    """Choose a number by the size of the run."""
+    full = request.node.get_closest_marker("full") is not None
+
+    def chosen(*, all: int, nightly: int, quick: int | None = None) -> int:  # noqa: A002  the values of TASKFLOW_TESTS
+        assert (quick is None) == full, "a test that is marked full has no quick size, and any other has one"
+        assert quick != all, "the same size twice: `make test-rest` would play the test again for nothing"
+        if SIZE is Tests.NIGHTLY:
+            return nightly
+        return quick if SIZE is Tests.QUICK and quick is not None else all
+
+    return chosen
+
+
+@pytest.fixture
+def rotated() -> Rotated:
+    """Choose a share of the items in a quick run, which the commit rotates."""
+
+    def chosen(items: Sequence[T], share: int) -> list[T]:
+        return tiers.rotated(items, share, head()) if SIZE is Tests.QUICK else list(items)
+
+    return chosen
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Show the figures that the tests have measured, and the table of the fault runs."""
-    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    """Show the figures that the tests have measured, the table of the fault runs, and what part of the tests this was."""
+    stats = terminalreporter.stats
+    reports = [report for kind in ("passed", "failed") for report in stats.get(kind, ())]
     noted = [pair for report in reports for pair in getattr(report, "user_properties", ())]
     if figures := [text for name, text in noted if name == "figure"]:
         terminalreporter.section("figures")
@@ -111,3 +158,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section(f"fault runs of {commit()}")
         for line in table(sorted(rows, key=lambda row: row.scenario)):
             terminalreporter.line(line)
+    terminalreporter.line("")
+    terminalreporter.line(part())
+
+
+def part() -> str:
+    """Say what part of the tests a run plays."""
+    if SIZE is not Tests.QUICK:
+        return f"TASKFLOW_TESTS={SIZE}"
+    pages = "with" if with_pages() else "without"
+    return f"TASKFLOW_TESTS={SIZE} TASKFLOW_ROTATION={head()} {pages} the pages' tests; `make test-rest` plays what this left out"

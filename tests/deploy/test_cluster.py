@@ -165,6 +165,7 @@ async def cluster_of(operator: Agent, stream: str) -> Any:
     return found if found is not None and found.leader else None
 
 
+@pytest.mark.full
 async def test_the_loss_of_a_leader_loses_nothing_and_the_worker_goes_on_with_the_other_two(stage: Clustered) -> None:
     kate, billing, operator = await stage.agent("kate"), await stage.agent("billing"), await stage.agent("operator")
     for stream in (INBOUND, EVENTS, DEAD_LETTERS):

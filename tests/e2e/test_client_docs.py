@@ -76,6 +76,7 @@ async def served(stage: Stage, folder: Path, text: str) -> AsyncIterator[None]:
         await process.wait()
 
 
+@pytest.mark.page
 @pytest.mark.timeout(300)
 async def test_what_the_page_on_the_client_shows_works(stage: Stage, tmp_path: Path) -> None:
     async with AsyncExitStack() as beside:

@@ -12,10 +12,10 @@ import pytest
 from tests.e2e import checks
 from tests.e2e.stage import TOPIC, Agent, Json, Stage, event, new_id
 from tests.eventually import eventually
+from tests.tiers import Tier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 
-RUNS = 20
 LOADS = 2
 
 
@@ -44,7 +44,7 @@ async def one_life(kate: Agent, number: int) -> None:
     assert (await kate.outcome(f"finish-{number}", within=60))["ok"]
 
 
-async def test_nothing_is_found_twenty_times_in_a_row_while_a_worker_is_busy(stage: Stage, kate: Agent) -> None:
+async def test_nothing_is_found_twenty_times_in_a_row_while_a_worker_is_busy(stage: Stage, kate: Agent, tier: Tier) -> None:
     lives = 0
     enough = asyncio.Event()
 
@@ -61,7 +61,7 @@ async def test_nothing_is_found_twenty_times_in_a_row_while_a_worker_is_busy(sta
             group.create_task(load(first))
         await eventually(lambda: lives > 20, within=60)
         seen = []
-        for run in range(RUNS):
+        for run in range(tier(quick=4, all=20, nightly=20)):
             said: Json = json.loads(await checked(stage, "-o", "json", *(("--events",) if run % 2 else ())))
             assert said["ok"], said["violations"]
             assert said["worker"] == stage.pid

@@ -240,6 +240,7 @@ async def running(folder: Path) -> AsyncIterator[Running]:
         await server.stop()
 
 
+@pytest.mark.page
 @pytest.mark.e2e
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.xdist_group("docs")

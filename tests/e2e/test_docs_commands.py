@@ -161,6 +161,7 @@ PLAYED: dict[str, Setting] = {
 """Pages that are typed here."""
 
 
+@pytest.mark.page
 @pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.timeout(240)

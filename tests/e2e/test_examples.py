@@ -83,6 +83,7 @@ async def sound(stage: Stage, *, ignored: int = 0) -> None:
     assert await checks.violations(stage, kate, ignored=ignored, clean_logs=False) == []
 
 
+@pytest.mark.page
 @pytest.mark.e2e
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", PYTHON)
@@ -96,6 +97,7 @@ async def test_the_example_prints_what_the_page_shows_also_the_second_time(name:
         await sound(stage, ignored=2 if nexo else 0)  # bob's word on how far he is, in each run
 
 
+@pytest.mark.page
 @pytest.mark.e2e
 async def test_the_raw_messages_are_answered_as_the_page_shows(tmp_path: Path) -> None:
     """The script runs in bash as it is; only `nats` is `tests.e2e.nats_cli`."""
@@ -110,6 +112,7 @@ async def test_the_raw_messages_are_answered_as_the_page_shows(tmp_path: Path) -
         await sound(stage)
 
 
+@pytest.mark.page
 @pytest.mark.e2e
 async def test_the_agent_in_javascript_prints_what_the_page_shows(tmp_path: Path) -> None:
     install, _, program = SHOWN["agent.mjs"].command.partition(" && ")

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import NIGHTLY
 from tests.e2e import checks
 from tests.e2e.stage import Agent, Json, Stage, encoded, in_order, new_id
+from tests.tiers import SIZE, Tests
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 Figure = Callable[[str], None]
+LONG = SIZE is Tests.NIGHTLY
 WARM_UP, FLAT = 20_000, 50_000
-COMMANDS = 100_000 if NIGHTLY else 66_000
+COMMANDS = 100_000 if LONG else 66_000
 """How many in all; from `FLAT` on every table in memory is as large as it gets."""
 
 
@@ -67,6 +68,7 @@ async def test_a_worker_whose_broker_is_gone_does_not_spin(stage: Stage, kate: A
 
 
 @pytest.mark.usefixtures("full_start")  # of which every page is its own
+@pytest.mark.full
 async def test_memory_stays_flat_under_commands(stage: Stage, kate: Agent, figure: Figure) -> None:
     flows = [await kate.start(flow_id=new_id()) for _ in range(100)]
     chunk = 2000
@@ -88,7 +90,7 @@ async def test_memory_stays_flat_under_commands(stage: Stage, kate: Agent, figur
     mib = {at: f"{size / 2**20:.1f}" for at, size in sizes.items()}
     figure(f"memory in MiB after commands: {mib[WARM_UP]} ({WARM_UP}), {mib[FLAT]} ({FLAT}), {mib[COMMANDS]} ({COMMANDS})")
     figure(f"{rate:.0f} commands/s, publisher and broker on the same {os.cpu_count()} cores")
-    assert sizes[COMMANDS] - sizes[FLAT] < (2 if NIGHTLY else 1) * 2**20
+    assert sizes[COMMANDS] - sizes[FLAT] < (2 if LONG else 1) * 2**20
     assert grown < 8 * 2**20
     accepted = [("kate", f"n-{n}") for n in range(COMMANDS)]
     assert await checks.violations(stage, kate, accepted=accepted) == []

@@ -81,6 +81,7 @@ def _ways(number: int, dice: random.Random) -> list[tuple[dict[str, str], Json]]
     return dice.choice(([header, header], [body, body], [header, body]))
 
 
+@pytest.mark.full
 async def test_a_thousand_flows_resume_exactly_once_while_the_worker_is_killed_five_times(
     stage: Stage, kate: Agent, figure: Figure
 ) -> None:
@@ -114,6 +115,7 @@ async def test_a_thousand_flows_resume_exactly_once_while_the_worker_is_killed_f
     figure(f"seed {SEED}: killed after {kills} of {4 * FLOWS} events, all resumed once, {dict(outcomes)}, {took:.1f} s")
 
 
+@pytest.mark.full
 async def test_messages_that_were_only_in_hand_at_many_kills_are_no_poison(stage: Stage, kate: Agent) -> None:
     count = 1500
     await stage.stop()
@@ -137,6 +139,7 @@ async def test_messages_that_were_only_in_hand_at_many_kills_are_no_poison(stage
     assert found == Counter({"applied": count - found["dead"], "dead": found["dead"]})
 
 
+@pytest.mark.full
 async def test_nothing_is_lost_when_the_broker_is_killed_under_load_and_the_pull_resumes_quickly(
     stage: Stage, kate: Agent, figure: Figure
 ) -> None:
@@ -168,6 +171,7 @@ async def test_nothing_is_lost_when_the_broker_is_killed_under_load_and_the_pull
         assert checks.outcomes(database)["resumed"] == count + len(probes)
 
 
+@pytest.mark.full
 async def test_a_worker_killed_while_it_starts_starts_again(stage: Stage, kate: Agent) -> None:
     flow_id = await kate.parked("c-1")
     began = time.monotonic()

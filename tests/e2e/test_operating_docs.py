@@ -18,6 +18,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding=
 COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
 
 
+@pytest.mark.page
 async def test_every_command_of_the_page_does_what_it_says(stage: Stage, kate: Agent) -> None:
     flow = await kate.parked("corr-42", timeout="1h")
     await kate.reply(TOPIC, "corr-24", {"answer": 1})

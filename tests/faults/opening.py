@@ -1,4 +1,4 @@
-"""Open a database and be killed at its k-th statement, for every k: `python -m tests.faults.opening FOLDER`; prints how many there are.
+"""Open a database and be killed at its k-th statement: `python -m tests.faults.opening FOLDER FIRST STEP`; prints how many times it was.
 
 Each try is a fork of a process that has never opened a database. After each the file must open, and be whole.
 """
@@ -83,9 +83,9 @@ def insert(path: Path) -> None:
     os._exit(0)
 
 
-def every(folder: Path, *, used: bool) -> int:
-    """Kill an opening at each of its statements in turn; return how many there are."""
-    for nth in range(1, MOST):
+def every(folder: Path, first: int, step: int, *, used: bool) -> int:
+    """Kill an opening at every `step`th of its statements in turn; return how many these are."""
+    for kills, nth in enumerate(range(first, MOST, step)):
         path = folder / f"{'used' if used else 'new'}-{nth}.db"
         if used:
             assert forked(lambda path=path: opened(path, close=False)) == 0  # type: ignore[misc]  # mypy: the default of a lambda
@@ -101,10 +101,11 @@ def every(folder: Path, *, used: bool) -> int:
         for file in folder.glob(f"{path.name}*"):
             file.unlink()
         if ended == 0:
-            return nth - 1
+            return kills
         assert ended == -signal.SIGKILL
     raise AssertionError("an opening has no end")
 
 
 if __name__ == "__main__":
-    print(every(Path(sys.argv[1]), used=False), every(Path(sys.argv[1]), used=True))  # noqa: T201  read by the test
+    where, turn = Path(sys.argv[1]), (int(sys.argv[2]), int(sys.argv[3]))
+    print(every(where, *turn, used=False), every(where, *turn, used=True))  # noqa: T201  read by the test

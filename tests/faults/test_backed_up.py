@@ -21,11 +21,11 @@ from tests.faults.disturbing import loaded
 from tests.faults.load import PARTS, Load
 from tests.faults.report import Row
 from tests.faults.verdict import at_rest, unfinished
+from tests.tiers import Tier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 AT_ANY_MOMENT = ("I-1", "I-2", "I-3", "I-5", "I-7", "I-8", "I-9", "I-12", "I-13", "I-15", "I-16", "I-18")
 """The invariants that hold in a copy, whatever was under way when it was made."""
 IN_THE_STREAM = tuple(part for part in PARTS if part not in {"asked", "contested", "stale", "delegated"})
@@ -72,7 +72,7 @@ def lost(database: sqlite3.Connection, load: Load, last_seq: int) -> list[str]:
 async def test_every_backup_taken_under_load_is_whole_and_the_worker_on_it_catches_up(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record
 ) -> None:
-    copies = [stage.folder / f"backup-{number}.db" for number in range(tier(3, 20))]
+    copies = [stage.folder / f"backup-{number}.db" for number in range(tier(quick=1, all=3, nightly=20))]
     async with loaded(stage, dice, kate, rate=10, parts=IN_THE_STREAM) as load:
         for copy in copies:
             await asyncio.sleep(dice.uniform(0.2, 1))

@@ -24,11 +24,11 @@ from tests.faults.readiness import ready, resident
 from tests.faults.report import Row
 from tests.faults.test_operator import change_consumer, change_stream, passing
 from tests.faults.verdict import verdict
+from tests.tiers import Tier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 
 
 async def published(stage: Stage, agent: Agent, count: int) -> bool:
@@ -40,7 +40,7 @@ async def published(stage: Stage, agent: Agent, count: int) -> bool:
 async def test_nothing_is_lost_when_the_broker_is_killed_again_and_again_and_the_pull_resumes(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record
 ) -> None:
-    kills = tier(20, 200)
+    kills = tier(quick=5, all=20, nightly=200)
     load = Load([kate, await stage.agent("bob")], dice)
     await load.open()
     back: list[float] = []
@@ -69,7 +69,7 @@ async def test_nothing_is_lost_when_the_broker_is_killed_again_and_again_and_the
 async def test_nothing_is_lost_when_broker_and_worker_are_killed_at_random(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record
 ) -> None:
-    kills = tier(10, 100)
+    kills = tier(quick=3, all=10, nightly=100)
     load = Load([kate, await stage.agent("bob")], dice)
     await load.open()
     back: list[float] = []
@@ -92,11 +92,12 @@ async def test_nothing_is_lost_when_broker_and_worker_are_killed_at_random(
 
 
 @pytest.mark.usefixtures("full_start")  # of which every page is its own
+@pytest.mark.full
 @pytest.mark.scenario("long-outage")
 async def test_an_outage_longer_than_the_duplicate_window_leaves_order_and_no_gap(
     stage: Stage, kate: Agent, tier: Tier, record: Record
 ) -> None:
-    backlog, batch = tier(2000, 10_000), 1000
+    backlog, batch = tier(all=2000, nightly=10_000), 1000
     await change_stream(kate, EVENTS, duplicate_window=2_000_000_000)
     await kate.start()
     await change_consumer(kate, max_ack_pending=10 * batch)
@@ -128,7 +129,7 @@ async def test_an_outage_longer_than_the_duplicate_window_leaves_order_and_no_ga
 
 @pytest.mark.scenario("replay")
 async def test_a_stream_that_is_delivered_again_from_its_start_has_no_effect(stage: Stage, kate: Agent, tier: Tier, record: Record) -> None:
-    count = tier(3000, 100_000)
+    count = tier(quick=1000, all=3000, nightly=100_000)
     starts = [partial(kate.cmd, "start", {"controller_id": "k", "goal": "g", "flow_id": new_id()}, f"s-{n}") for n in range(count)]
     await in_order(starts)
     await eventually(kate.nothing_pending, within=600)
@@ -186,6 +187,7 @@ async def slow_store(stage: Stage, seconds: float) -> AsyncIterator[None]:
         await holding
 
 
+@pytest.mark.full
 @pytest.mark.scenario("short-ack-wait")
 async def test_a_patience_shorter_than_the_work_ends_in_few_redeliveries_and_no_effect(stage: Stage, kate: Agent, record: Record) -> None:
     rounds, each = 14, 20
@@ -213,6 +215,7 @@ async def test_a_patience_shorter_than_the_work_ends_in_few_redeliveries_and_no_
 
 
 @pytest.mark.usefixtures("full_start")  # of which every page is its own
+@pytest.mark.full
 @pytest.mark.scenario("slow-consumer")
 async def test_a_hundred_megabytes_that_wait_do_not_end_up_in_memory(stage: Stage, kate: Agent, record: Record) -> None:
     count, size = 500, 200 * 1024

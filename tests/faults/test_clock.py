@@ -20,13 +20,13 @@ from tests.faults.launcher import LAUNCHER
 from tests.faults.load import PARTS
 from tests.faults.report import Row
 from tests.faults.verdict import verdict
+from tests.tiers import Tier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
 HOUR = 3600.0
 DECADE = 3652 * 86400.0
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 
 
 class Clock:
@@ -110,7 +110,7 @@ async def test_live_jumps_of_hours_and_decades_lose_nothing_and_do_nothing_twice
 
     A deadline that is set ten years ahead, and has not come when the clock jumps back, does not come in this run.
     """
-    count = tier(15, 100)
+    count = tier(quick=7, all=15, nightly=100)
     parts = [part for part in PARTS if part not in {"timer", "timeout", "stale", "early", "rounds"}]
     async with loaded(shifted, dice, agent, parts=parts) as load:
         for offset in jumps(dice, count):

@@ -19,6 +19,7 @@ from tests.faults.report import Row
 from tests.faults.test_backed_up import flaws
 from tests.running import Running, running
 from tests.service.acting import external, started
+from tests.tiers import Tier
 from worker.errors import FlowError, Refusal
 from worker.flow.model import FlowEvent
 from worker.store.rows import Unreadable
@@ -27,7 +28,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 PARTS = ("", "-wal", "-shm")
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 Journals = dict[str, list[FlowEvent]]
 
 
@@ -155,7 +155,7 @@ def detected(path: Path, said: Journals) -> str | None:
 async def test_damage_is_refused_or_found_or_falls_away_with_the_logs_end(
     scene: Scene, dice: random.Random, tier: Tier, record: Record, tmp_path: Path
 ) -> None:
-    tries = tier(40, 200)
+    tries = tier(quick=20, all=40, nightly=200)
     came: Counter[str] = Counter()
     for number in range(tries):
         folder = tmp_path / f"try-{number}"

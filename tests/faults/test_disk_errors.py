@@ -14,13 +14,13 @@ from tests.faults.house import FaultyStage, House
 from tests.faults.report import Row
 from tests.faults.test_kill_at_every_call import chosen
 from tests.faults.tracing import logged, most_by_one_thread, require_strace, tracing
+from tests.tiers import SIZE, Rotated, Tests
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("strace")]
 
 CALLS = ("fdatasync", "pwrite64", "pread64", "ftruncate")
 BROKEN, REFUSED = 74, 78
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def misleading(stage: FaultyStage, call: str) -> list[str]:
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "for_ever"])
 @pytest.mark.scenario("disk-error")
 async def test_after_an_error_of_the_disk_the_worker_ends_with_74_and_the_next_one_finds_everything(
-    house: House, dice: random.Random, tier: Tier, record: Record, *, lasting: bool
+    house: House, dice: random.Random, rotated: Rotated, record: Record, *, lasting: bool
 ) -> None:
     counting, log = house.stage(), house.folder / "counted.log"
     counting.under = [tracing(log, *CALLS, only=files(counting))]
@@ -64,24 +64,24 @@ async def test_after_an_error_of_the_disk_the_worker_ends_with_74_and_the_next_o
     row = Row(scenario="disk-error-for-ever" if lasting else "disk-error-once", seed=SEED, runs=0)
     wrong: dict[str, list[str]] = {}
     slowest = 0.0
-    for call, count in counts.items():
-        for k in chosen(count, tier(2, 60), dice):
-            stage, log = house.stage(), house.folder / "failed.log"
-            stage.ends = frozenset({BROKEN})
-            stage.under = [tracing(log, call, only=files(stage), inject=f"error=EIO:when={k}{'+' if lasting else ''}")]
-            bad = await house.perform(stage, clean_logs=False)  # its last words are no record
-            failures = [failed.at for failed in logged(log) if "(INJECTED)" in failed.text]
-            if failures:
-                row.faults += 1
-                bad += [] if stage.codes == [BROKEN] else [f"the exit codes were {stage.codes}"]
-                bad += misleading(stage, call) if stage.codes else []
-                slowest = max(slowest, stage.ended_at - failures[0])
-            if bad:
-                wrong[f"{call} {k}"] = bad
-            row.runs, row.acknowledged, row.back = row.runs + 1, row.acknowledged + house.published, [*row.back, *stage.recoveries]
+    each = 60 if SIZE is Tests.NIGHTLY else 2
+    for call, k in rotated([(call, k) for call, count in counts.items() for k in chosen(count, each, dice)], 4):
+        stage, log = house.stage(), house.folder / "failed.log"
+        stage.ends = frozenset({BROKEN})
+        stage.under = [tracing(log, call, only=files(stage), inject=f"error=EIO:when={k}{'+' if lasting else ''}")]
+        bad = await house.perform(stage, clean_logs=False)  # its last words are no record
+        failures = [failed.at for failed in logged(log) if "(INJECTED)" in failed.text]
+        if failures:
+            row.faults += 1
+            bad += [] if stage.codes == [BROKEN] else [f"the exit codes were {stage.codes}"]
+            bad += misleading(stage, call) if stage.codes else []
+            slowest = max(slowest, stage.ended_at - failures[0])
+        if bad:
+            wrong[f"{call} {k}"] = bad
+        row.runs, row.acknowledged, row.back = row.runs + 1, row.acknowledged + house.published, [*row.back, *stage.recoveries]
     row.lost = len(wrong)
     row.note = f"of {counts}; ended at most {slowest:.1f} s after the error"
     record(row)
     assert wrong == {}
-    assert row.faults >= row.runs * 0.8
+    assert row.faults >= int(row.runs * 0.8)
     assert slowest < 5

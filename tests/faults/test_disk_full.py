@@ -23,12 +23,12 @@ from tests.faults.test_disk_errors import BROKEN, REFUSED, files
 from tests.faults.test_kill_at_every_call import chosen
 from tests.faults.tracing import most_by_one_thread, require_strace, tracing
 from tests.faults.witness import Witness
+from tests.tiers import Tier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("disk")]
 
 FULL_FOR = 3.0
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 
 
 class OnDisk(Stage):
@@ -58,7 +58,7 @@ class OnDisk(Stage):
 async def test_a_full_disk_stops_the_intake_until_there_is_room_and_nothing_is_lost(
     tmp_path: Path, dice: random.Random, tier: Tier, record: Record
 ) -> None:
-    cycles, back, loudest = tier(3, 20), [], 0.0
+    cycles, back, loudest = tier(quick=1, all=3, nightly=20), [], 0.0
     with mounted(tmp_path, size=32) as disk:
         stage = OnDisk(tmp_path, disk)
         async with stage:
@@ -99,6 +99,7 @@ MOST_KILLS = 4
 """One more, and the message that is first in line may have been begun five times: it would be given up (ARCHITECTURE 3)."""
 
 
+@pytest.mark.full
 @pytest.mark.scenario("disk-full-at-start")
 async def test_a_worker_that_finds_the_disk_full_at_its_start_says_so_in_one_line_and_ends_with_74(
     tmp_path: Path, dice: random.Random, tier: Tier, record: Record
@@ -117,7 +118,7 @@ async def test_a_worker_that_finds_the_disk_full_at_its_start_says_so_in_one_lin
         count = most_by_one_thread(log, "pwrite64")
         kills = 2
         # Every start makes its first writes. How many follow before it is ready depends on what the one before it left to do.
-        for k in sorted({*FIRST, *chosen(count, tier(4, 60), dice)}):
+        for k in sorted({*FIRST, *chosen(count, tier(all=4, nightly=60), dice)}):
             stage.under = [tracing(house.folder / "full.log", "pwrite64", only=files(stage), inject=f"error=ENOSPC:when={k}+")]
             code = await ended(stage)
             row.runs, row.faults = row.runs + 1, row.faults + (code is not None)
@@ -146,6 +147,7 @@ async def ended(stage: FaultyStage) -> int | None:
     return await stage.over()
 
 
+@pytest.mark.full
 @pytest.mark.scenario("disk-read-only")
 async def test_a_disk_that_may_not_be_written_is_refused_at_the_start_and_an_error_when_live(tmp_path: Path, record: Record) -> None:
     with mounted(tmp_path) as disk:

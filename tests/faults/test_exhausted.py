@@ -23,11 +23,11 @@ from tests.eventually import eventually
 from tests.faults.disturbing import at_work, ended, loaded
 from tests.faults.report import Row
 from tests.faults.verdict import verdict
+from tests.tiers import Tier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -70,7 +70,7 @@ def pids() -> Iterator[Path]:
 async def test_without_file_descriptors_the_worker_goes_on_and_health_comes_back_with_them(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record
 ) -> None:
-    rounds, back = tier(2, 10), []
+    rounds, back = tier(quick=1, all=2, nightly=10), []
 
     def healthy() -> bool:
         with suppress(OSError), urllib.request.urlopen(f"{stage.ready['http']}/readyz", timeout=2) as answer:  # noqa: S310  our own
@@ -105,7 +105,7 @@ async def test_without_file_descriptors_the_worker_goes_on_and_health_comes_back
 async def test_a_worker_that_the_kernel_kills_for_its_memory_has_lost_nothing(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record, memory: Path
 ) -> None:
-    kills, back = tier(3, 50), []
+    kills, back = tier(quick=1, all=3, nightly=50), []
     limit = memory / "memory.limit_in_bytes"
     async with loaded(stage, dice, kate, rate=8) as load:
         for number in range(kills):
@@ -128,11 +128,12 @@ async def test_a_worker_that_the_kernel_kills_for_its_memory_has_lost_nothing(
     assert found.bad == []
 
 
+@pytest.mark.full
 @pytest.mark.scenario("address-space")
 async def test_a_worker_without_memory_for_more_either_goes_on_or_ends_and_has_lost_nothing(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record
 ) -> None:
-    rounds, codes = tier(3, 30), []
+    rounds, codes = tier(all=3, nightly=30), []
     async with loaded(stage, dice, kate, rate=8) as load:
         for number in range(rounds):
             before = resource.prlimit(stage.pid, resource.RLIMIT_AS)
@@ -151,6 +152,7 @@ async def test_a_worker_without_memory_for_more_either_goes_on_or_ends_and_has_l
     assert found.bad == []
 
 
+@pytest.mark.full
 @pytest.mark.scenario("threads")
 async def test_a_worker_that_may_start_no_thread_ends_with_one_line(stage: Stage, pids: Path, record: Record) -> None:
     assert await stage.stop() == 0

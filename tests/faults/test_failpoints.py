@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import NIGHTLY
 from tests.e2e.stage import DidNotStart, Stage
 from tests.faults.disturbing import side_by_side
 from tests.faults.failpoints import ACTIONS, IN_BATCHES, POINTS, REACHED
@@ -18,6 +17,7 @@ from tests.faults.load import PARTS, Load
 from tests.faults.report import Row
 from tests.faults.verdict import Verdict, at_rest, verdict
 from tests.standing import stand_still
+from tests.tiers import SIZE, Rotated, Tests
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -27,21 +27,21 @@ AT_THE_START = {"store_open", "migrate", "take_over", "connect", "prepare", "rec
 AFTER_A_KILL = {"rewind"}
 ONCE = {*AT_THE_START, "finish", "flush", "bus_close", "store_close", "mark_published", "send", "settle_outgoing", "answer", "due"}
 QUIET = tuple(point for point in POINTS if point.partition(".")[0] not in IN_BATCHES)
-CHOSEN = QUIET if NIGHTLY else tuple(point for at, point in enumerate(QUIET) if at % 2 == (at // 2) % 2)
+CHOSEN = QUIET if SIZE is Tests.NIGHTLY else tuple(point for at, point in enumerate(QUIET) if at % 2 == (at // 2) % 2)
 """Both sides of every step by night, one of them by day, in turn."""
 
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.scenario("failpoints")
 async def test_a_worker_that_dies_fails_or_hangs_at_any_point_loses_and_doubles_nothing(
-    tmp_path: Path, action: str, dice: random.Random, record: Callable[[Row], None]
+    tmp_path: Path, action: str, dice: random.Random, rotated: Rotated, record: Callable[[Row], None]
 ) -> None:
     seeds = {point: dice.random() for point in CHOSEN}
 
     async def case(folder: Path, point: str) -> Verdict:
         return await reached_and_survived(folder, point, action, random.Random(seeds[point]))
 
-    found = await side_by_side(tmp_path, CHOSEN, case, at_once=AT_ONCE[action])
+    found = await side_by_side(tmp_path, rotated(CHOSEN, 4), case, at_once=AT_ONCE[action])
     record(
         Row(
             scenario=f"failpoints-{action}",

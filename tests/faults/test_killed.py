@@ -14,28 +14,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import NIGHTLY
 from tests.e2e.stage import EVENTS, Agent, DidNotStart, Stage
 from tests.faults.launcher import LAUNCHER
 from tests.faults.load import Load
 from tests.faults.report import Row, percentile
 from tests.faults.verdict import verdict
+from tests.tiers import SIZE, Rotated, Tests, Tier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-WAITING = 10_000
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 
 
 @pytest.mark.scenario("kill-worker")
 async def test_nothing_is_lost_or_doubled_however_often_the_worker_is_killed_under_load(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record
 ) -> None:
-    kills, most = tier(100, 1000), 0.6 if not NIGHTLY else 1.2
+    kills, most = tier(quick=20, all=100, nightly=1000), 1.2 if SIZE is Tests.NIGHTLY else 0.6
+    waiting = tier(quick=2_000, all=10_000, nightly=10_000)
     load = Load([kate, await stage.agent("bob")], dice, patience=600)
     await load.open()
-    await load.crowd(WAITING)
+    await load.crowd(waiting)
     back: list[float] = []
     async with asyncio.TaskGroup() as group:
         group.create_task(load.play(rate=15))
@@ -46,17 +45,19 @@ async def test_nothing_is_lost_or_doubled_however_often_the_worker_is_killed_und
             await stage.start()
             back.append(time.monotonic() - began)
         load.stop()
-    found = await verdict(stage, load, kate, at_least=2 * WAITING + 10 * kills)
-    record(found.row("kill-worker", back=back, faults=kills, note=f"{WAITING} flows wait meanwhile"))
+    found = await verdict(stage, load, kate, at_least=2 * waiting + 10 * kills)
+    record(found.row("kill-worker", back=back, faults=kills, note=f"{waiting} flows wait meanwhile"))
     assert found.bad == []
     assert percentile(back, 99) <= 15  # on a machine that does nothing else it is under two seconds
 
 
 @pytest.mark.scenario("kill-in-batches")
 async def test_nothing_is_lost_or_out_of_order_when_worker_or_broker_is_killed_in_the_middle_of_batches(
-    tmp_path: Path, dice: random.Random, tier: Tier, record: Record
+    tmp_path: Path, dice: random.Random, rotated: Rotated, record: Record
 ) -> None:
-    rounds = tier(1, 12)
+    # Handed to the client; partly written; with nothing known about the acknowledgement; without a broker; both gone.
+    every = ("publish_all.before:1:kill", "publish_all.after:1:kill", "write.after:8:kill", "", "broker", "both")
+    blows = rotated(every * (12 if SIZE is Tests.NIGHTLY else 1), 3)
     async with Stage(tmp_path, program=LAUNCHER) as stage:
         kate = await stage.agent("kate")
         load = Load([kate, await stage.agent("bob")], dice, patience=400.0)  # the worker is away most of the time
@@ -64,21 +65,19 @@ async def test_nothing_is_lost_or_out_of_order_when_worker_or_broker_is_killed_i
         back: list[float] = []
         async with asyncio.TaskGroup() as group:
             group.create_task(load.play(rate=15))
-            for _ in range(rounds):
-                # Handed to the client; partly written; with nothing known about the acknowledgement; without a broker; both gone.
-                for blow in ("publish_all.before:1:kill", "publish_all.after:1:kill", "write.after:8:kill", "", "broker", "both"):
-                    await stage.kill()
-                    await load.flood(250)
-                    began = time.monotonic()
-                    await struck(stage, blow, dice)
-                    back.append(time.monotonic() - began)
+            for blow in blows:
+                await stage.kill()
+                await load.flood(250)
+                began = time.monotonic()
+                await struck(stage, blow, dice)
+                back.append(time.monotonic() - began)
             load.stop()
         batches = [sent for sent in await stage.stream(EVENTS, kate) if "Nats-Batch-Commit" in sent.headers]
-        found = await verdict(stage, load, kate, at_least=1500 * rounds, clean_logs=False)
+        found = await verdict(stage, load, kate, at_least=250 * len(blows), clean_logs=False)
     note = f"{len(batches)} batches stored"
-    record(found.row("kill-in-batches", back=back, faults=6 * rounds, note=note))
+    record(found.row("kill-in-batches", back=back, faults=len(blows), note=note))
     assert found.bad == []
-    assert len(batches) >= 6 * rounds, f"invalid run: {note}"
+    assert len(batches) >= len(blows), f"invalid run: {note}"
 
 
 async def struck(stage: Stage, blow: str, dice: random.Random) -> None:

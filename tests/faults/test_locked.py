@@ -16,12 +16,12 @@ from tests.eventually import eventually
 from tests.faults.disturbing import at_work, holding, loaded
 from tests.faults.report import Row
 from tests.faults.verdict import verdict
+from tests.tiers import Tier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
 LOG_LIMIT = 64 * 1024 * 1024
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 READER = """
 import sqlite3, sys, time
 other = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -32,11 +32,13 @@ time.sleep(600)
 """
 
 
+@pytest.mark.full
 @pytest.mark.scenario("busy")
 async def test_a_write_lock_held_by_another_process_delays_and_loses_nothing(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record
 ) -> None:
-    holds = [dice.uniform(0.1, 3) for _ in range(tier(2, 19))] + [dice.uniform(5.5, 8)]  # the last, longer than the busy timeout
+    # The last is longer than the busy timeout.
+    holds = [*(dice.uniform(0.1, 3) for _ in range(tier(all=2, nightly=19))), dice.uniform(5.5, 8)]
     back: list[float] = []
     async with loaded(stage, dice, kate, rate=6) as load:
         for seconds in holds:
@@ -50,6 +52,7 @@ async def test_a_write_lock_held_by_another_process_delays_and_loses_nothing(
     assert max(back) < 10
 
 
+@pytest.mark.full
 @pytest.mark.scenario("checkpoint-starvation")
 async def test_the_log_is_bounded_again_after_a_reader_that_held_it_open_is_gone(stage: Stage, kate: Agent, record: Record) -> None:
     log = stage.path.with_name("flows.db-wal")
@@ -99,7 +102,7 @@ async def test_backups_from_the_command_line_while_the_worker_works_leave_its_lo
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record, tmp_path: Path
 ) -> None:
     """The log that a CLI's close once deleted under the worker: everything written to it afterwards was lost (ARCHITECTURE 3)."""
-    runs = tier(6, 100)
+    runs = tier(quick=2, all=6, nightly=100)
     log = stage.path.with_name("flows.db-wal")
     inode = log.stat().st_ino
     async with loaded(stage, dice, kate, rate=6) as load:

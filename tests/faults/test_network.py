@@ -23,13 +23,13 @@ from tests.faults.readiness import ready, unready
 from tests.faults.report import Row
 from tests.faults.verdict import verdict
 from tests.ports import kept_port
+from tests.tiers import SIZE, Rotated, Tests, Tier
 from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 SIDE_BY_SIDE = 4
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 
 
 @asynccontextmanager
@@ -57,7 +57,7 @@ async def exchange(kate: Agent, heard: Heard, number: int) -> None:
     heard.messages.clear()
 
 
-async def cut_everywhere(folder: Path, share: int, stride: int) -> tuple[int, int, list[float], list[str]]:
+async def cut_everywhere(folder: Path, share: int, stride: int, rotated: Rotated) -> tuple[int, int, list[float], list[str]]:
     """Cut one exchange after every `stride`th byte of each direction, this share of them; return exchanges, cuts, times and violations."""
     number, back = 0, []
     async with behind_a_proxy(folder) as (stage, proxy):
@@ -68,7 +68,7 @@ async def cut_everywhere(folder: Path, share: int, stride: int) -> tuple[int, in
             await exchange(kate, heard, number := number + 1)
             sizes = proxy.passed - before
             for way in Way:
-                for after in range(share * stride, sizes[way], stride * SIDE_BY_SIDE):
+                for after in rotated(range(share * stride, sizes[way], stride * SIDE_BY_SIDE), 3):
                     proxy.cut(Cut(way=way, after=after, reset=bool(after // stride % 2)))
                     began = time.monotonic()
                     await exchange(kate, heard, number := number + 1)
@@ -83,9 +83,10 @@ async def cut_everywhere(folder: Path, share: int, stride: int) -> tuple[int, in
 
 @pytest.mark.scenario("cut-every-byte")
 async def test_an_exchange_that_is_cut_after_any_byte_in_either_direction_comes_to_its_one_end(
-    tmp_path: Path, record: Record, tier: Tier
+    tmp_path: Path, record: Record, tier: Tier, rotated: Rotated
 ) -> None:
-    runs = [cut_everywhere(tmp_path / str(share), share, tier(67, 1)) for share in range(SIDE_BY_SIDE)]
+    stride = 1 if SIZE is Tests.NIGHTLY else 67
+    runs = [cut_everywhere(tmp_path / str(share), share, stride, rotated) for share in range(SIDE_BY_SIDE)]
     results = await asyncio.gather(*runs)
     exchanges, cuts = sum(result[0] for result in results), sum(result[1] for result in results)
     bad = [line for result in results for line in result[3]]
@@ -93,7 +94,7 @@ async def test_an_exchange_that_is_cut_after_any_byte_in_either_direction_comes_
     lost = sum("I-1:" in line or "I-26" in line for line in bad)
     record(Row(scenario="cut-every-byte", seed=SEED, runs=exchanges, faults=cuts, acknowledged=3 * exchanges, lost=lost, back=back))
     assert bad == []
-    assert cuts >= tier(40, 3000)
+    assert cuts >= tier(quick=12, all=40, nightly=3000)
 
 
 DEATHS = ("stranded", "swallowed up", "swallowed down", "swallowed both", "frozen down")
@@ -148,7 +149,7 @@ async def test_an_event_whose_acknowledgement_is_lost_is_published_again_under_t
 ) -> None:
     stage, proxy = proxied
     kate = await stage.agent()
-    flows = tier(25, 250)
+    flows = tier(quick=10, all=25, nightly=250)
     proxy.loses = lambda frame: b'"stream":"TASKFLOW_EVT"' in frame and b'"duplicate"' not in frame
     async with kate.listening("taskflow.evt.>") as heard:
         await in_order([partial(kate.start, goal=f"g-{n}") for n in range(flows)])
@@ -165,6 +166,7 @@ async def test_an_event_whose_acknowledgement_is_lost_is_published_again_under_t
     record(Row(scenario="lost-puback", seed=SEED, faults=proxy.lost, acknowledged=flows, duplicated=len(ids) - len(set(ids)), note=note))
 
 
+@pytest.mark.full
 @pytest.mark.scenario("slow-link")
 async def test_a_slow_link_only_slows_down(proxied: tuple[Stage, Proxy], dice: random.Random, record: Record, tier: Tier) -> None:
     stage, proxy = proxied
@@ -172,8 +174,8 @@ async def test_a_slow_link_only_slows_down(proxied: tuple[Stage, Proxy], dice: r
     load = Load([kate], dice, parts=[part for part in PARTS if part not in {"timeout", "timer"}])
     await load.open()
     proxy.latency, proxy.bandwidth = 0.03, 200_000.0
-    await load.play(rate=20, flows=tier(100, 1000))
-    found = await verdict(stage, load, kate, at_least=tier(200, 2000), within=120)
+    await load.play(rate=20, flows=tier(all=100, nightly=1000))
+    found = await verdict(stage, load, kate, at_least=tier(all=200, nightly=2000), within=120)
     record(found.row("slow-link", faults=1, note="30 ms, 200 kB/s"))
     assert found.bad == []
 
@@ -189,7 +191,7 @@ async def test_a_link_that_flaps_under_load_loses_and_doubles_nothing(
     back: list[float] = []
     async with asyncio.TaskGroup() as group:
         group.create_task(load.play(rate=15))
-        for _ in range(tier(25, 50)):
+        for _ in range(tier(quick=8, all=25, nightly=50)):
             await asyncio.sleep(dice.uniform(0.1, 0.6))
             proxy.closed = True
             proxy.drop(reset=dice.random() < 0.5)
@@ -199,7 +201,7 @@ async def test_a_link_that_flaps_under_load_loses_and_doubles_nothing(
             await eventually(lambda: proxy.connections > seen, within=15)  # noqa: B023  awaited within the round
             back.append(time.monotonic() - began)
         load.stop()
-    found = await verdict(stage, load, kate, at_least=300, within=120)
+    found = await verdict(stage, load, kate, at_least=tier(quick=80, all=300, nightly=300), within=120)
     record(found.row("flapping-link", faults=len(back), back=back))
     assert found.bad == []
 

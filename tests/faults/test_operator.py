@@ -28,6 +28,7 @@ from tests.faults.disturbing import side_by_side
 from tests.faults.readiness import readiness, ready, unready
 from tests.faults.report import Row
 from tests.ports import kept_port
+from tests.tiers import Rotated
 from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -112,6 +113,7 @@ async def test_a_deleted_dead_letter_stream_is_made_again(stage: Stage, kate: Ag
     assert await judge(stage, kate) == []
 
 
+@pytest.mark.full
 @pytest.mark.scenario("event-stream-full")
 async def test_a_full_event_stream_makes_the_worker_unready_and_is_asked_once_a_second_until_there_is_room(
     stage: Stage, kate: Agent, record: Record
@@ -146,6 +148,7 @@ def attempts(stage: Stage) -> int:
         return int(json.load(page)["in_msgs"])
 
 
+@pytest.mark.full
 @pytest.mark.scenario("max-deliver-changed")
 async def test_a_consumer_that_would_give_up_on_messages_makes_the_worker_unready_until_it_is_changed_back(
     stage: Stage, kate: Agent, record: Record
@@ -161,6 +164,7 @@ async def test_a_consumer_that_would_give_up_on_messages_makes_the_worker_unread
     record(Row(scenario="max-deliver-changed", seed=SEED, faults=1, acknowledged=3, back=[back], note=f"said after {took:.1f} s"))
 
 
+@pytest.mark.full
 @pytest.mark.scenario("inbound-settings-changed")
 async def test_an_inbound_stream_that_would_throw_messages_away_makes_the_worker_unready(stage: Stage, kate: Agent) -> None:
     await change_stream(kate, INBOUND, discard="old")
@@ -242,14 +246,16 @@ FORBIDDEN = {
 
 
 @pytest.mark.scenario("permission-revoked")
-async def test_a_revoked_permission_is_said_is_not_hammered_at_and_works_again_when_it_is_back(tmp_path: Path, record: Record) -> None:
+async def test_a_revoked_permission_is_said_is_not_hammered_at_and_works_again_when_it_is_back(
+    tmp_path: Path, rotated: Rotated, record: Record
+) -> None:
     """Side by side: most of the time it is waited for somebody to notice."""
 
     async def case(folder: Path, what: str) -> Row:
         async with guarded(folder) as stage:
             return await revoked_and_back(stage, what)
 
-    for row in (await side_by_side(tmp_path, FORBIDDEN, case)).values():
+    for row in (await side_by_side(tmp_path, rotated([*FORBIDDEN], 4), case)).values():
         record(row)
 
 
@@ -291,6 +297,7 @@ def nkey(folder: Path) -> str:
     return public
 
 
+@pytest.mark.full
 @pytest.mark.scenario("credentials-rotated")
 async def test_a_key_that_is_replaced_is_used_at_the_next_connection_without_a_restart(
     tmp_path: Path, record: Record, dice: random.Random

@@ -24,13 +24,13 @@ from tests.faults.report import Row
 from tests.faults.witness import Witness
 from tests.ports import kept_port
 from tests.standing import stand_still
+from tests.tiers import Tier
 from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("disk")]
 
 BROKEN = 74
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 
 
 class Powered(Stage):
@@ -137,14 +137,15 @@ async def test_the_harness_sees_the_loss_when_commits_are_not_synced(tmp_path: P
 
 @pytest.mark.parametrize(
     "what, database, broker, cuts",
-    [("database", True, False, (30, 300)), ("broker", False, True, (5, 100)), ("both", True, True, (5, 100))],
+    [("database", True, False, (8, 30, 300)), ("broker", False, True, (2, 5, 100)), ("both", True, True, (2, 5, 100))],
     ids=["database", "broker", "both"],
 )
 @pytest.mark.scenario("power-cut")
 async def test_what_anybody_was_told_is_still_so_after_the_power_failed(
-    tmp_path: Path, dice: random.Random, tier: Tier, record: Record, what: str, *, database: bool, broker: bool, cuts: tuple[int, int]
+    tmp_path: Path, dice: random.Random, tier: Tier, record: Record, what: str, *, database: bool, broker: bool, cuts: tuple[int, int, int]
 ) -> None:
-    count = tier(*cuts)
+    quick, usual, nightly = cuts
+    count = tier(quick=quick, all=usual, nightly=nightly)
     with mounted(tmp_path, size=512 if broker else 128) as disk:
         stage = Powered(tmp_path, disk, database=database, broker=broker)
         found = await cut_again_and_again(stage, dice, count)

@@ -13,6 +13,7 @@ from tests.e2e.stage import Agent, Stage
 from tests.faults.load import Load
 from tests.faults.report import Row
 from tests.faults.verdict import verdict
+from tests.tiers import Tier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -21,9 +22,9 @@ PARTS = ("answered", "early", "twice", "late", "timeout", "stale", "conflict", "
 
 @pytest.mark.scenario("replies")
 async def test_each_reply_finds_its_wait_once_however_they_come(
-    stage: Stage, kate: Agent, dice: random.Random, tier: Callable[[int, int], int], record: Callable[[Row], None]
+    stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Callable[[Row], None]
 ) -> None:
-    pairs, kills = tier(2_000, 10_000), tier(3, 15)
+    pairs, kills = tier(quick=500, all=2_000, nightly=10_000), tier(quick=2, all=3, nightly=15)
     load = Load([kate, await stage.agent("bob")], dice, parts=PARTS)
     await load.open()
     playing = asyncio.create_task(load.play(rate=100, flows=pairs))

@@ -14,18 +14,18 @@ from tests.e2e.stage import Agent, Stage
 from tests.faults.disturbing import at_work, epochs_overlap, hasten, loaded
 from tests.faults.report import Row
 from tests.faults.verdict import verdict
+from tests.tiers import Tier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 
 
 @pytest.mark.scenario("second-worker")
 async def test_a_second_worker_ends_with_75_while_the_first_works_and_while_it_is_stopped(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record
 ) -> None:
-    tries = tier(5, 100)
+    tries = tier(quick=2, all=5, nightly=100)
     took: list[float] = []
     async with loaded(stage, dice, kate, rate=5) as load:
         for number in range(tries):
@@ -49,11 +49,12 @@ async def test_a_second_worker_ends_with_75_while_the_first_works_and_while_it_i
     assert found.bad == []
 
 
+@pytest.mark.full
 @pytest.mark.scenario("pause")
 async def test_pauses_longer_than_the_broker_waits_for_an_ack_do_nothing_twice(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record
 ) -> None:
-    pauses = tier(8, 50)
+    pauses = tier(all=8, nightly=50)
     await hasten(kate, 1)
     back: list[float] = []
     async with loaded(stage, dice, kate, rate=10) as load:

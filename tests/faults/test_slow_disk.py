@@ -13,11 +13,11 @@ from tests.faults.house import House
 from tests.faults.report import Row
 from tests.faults.test_disk_errors import files
 from tests.faults.tracing import logged, require_strace, tracing
+from tests.tiers import Tier
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("strace")]
 
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 
 
 @pytest.fixture
@@ -28,9 +28,10 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         yield opened
 
 
+@pytest.mark.full
 @pytest.mark.scenario("slow-disk")
 async def test_a_slow_disk_slows_the_worker_down_and_nothing_is_delivered_twice(house: House, tier: Tier, record: Record) -> None:
-    delay = tier(200, 1000)
+    delay = tier(all=200, nightly=1000)
     stage, log = house.stage(), house.folder / "slow.log"
     stage.under = [tracing(log, "fdatasync", only=files(stage), inject=f"delay_exit={delay * 1000}")]
     bad = await house.perform(stage, within=180)

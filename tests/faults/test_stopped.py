@@ -16,21 +16,22 @@ import pytest
 from tests.conftest import SEED
 from tests.e2e.stage import Agent, Stage
 from tests.faults.disturbing import ended, loaded
+from tests.faults.opening import MOST
 from tests.faults.report import Row
 from tests.faults.verdict import verdict
+from tests.tiers import Rotated, Tier
 from worker.store.queries import migrations
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
 Record = Callable[[Row], None]
-Tier = Callable[[int, int], int]
 
 
 @pytest.mark.scenario("stop")
 async def test_stops_in_order_at_random_moments_end_with_0_and_leave_no_log_behind(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record
 ) -> None:
-    stops = tier(15, 200)
+    stops = tier(quick=4, all=15, nightly=200)
     took, back = [], []
     async with loaded(stage, dice, kate, rate=10) as load:
         for _ in range(stops):
@@ -47,11 +48,12 @@ async def test_stops_in_order_at_random_moments_end_with_0_and_leave_no_log_behi
     assert found.bad == []
 
 
+@pytest.mark.full
 @pytest.mark.scenario("stop-twice")
 async def test_a_second_sigterm_ends_the_worker_at_once_and_nothing_is_lost(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record
 ) -> None:
-    stops = tier(3, 30)
+    stops = tier(all=3, nightly=30)
     at_once = 0
     async with loaded(stage, dice, kate, rate=10) as load:
         for _ in range(stops):
@@ -70,12 +72,13 @@ async def test_a_second_sigterm_ends_the_worker_at_once_and_nothing_is_lost(
     assert found.bad == []
 
 
+@pytest.mark.full
 @pytest.mark.scenario("kill-start")
 async def test_a_worker_killed_twice_while_it_starts_starts_again(
     stage: Stage, kate: Agent, dice: random.Random, tier: Tier, record: Record
 ) -> None:
     """The first kill under load, the second at any moment of the start that recovers from it."""
-    kills = tier(6, 200)
+    kills = tier(all=6, nightly=200)
     back: list[float] = []
     usual = 1.0
     async with loaded(stage, dice, kate, rate=8) as load:
@@ -96,16 +99,18 @@ async def test_a_worker_killed_twice_while_it_starts_starts_again(
 
 
 @pytest.mark.scenario("kill-open")
-async def test_an_opening_killed_at_every_statement_leaves_a_database_that_opens(tmp_path: Path, record: Record) -> None:
+async def test_an_opening_killed_at_every_statement_leaves_a_database_that_opens(tmp_path: Path, rotated: Rotated, record: Record) -> None:
     """Of a new file, which includes every migration, and of one in use."""
+    first, second, *_ = rotated(range(1, MOST), 4)
+    step = second - first
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.faults.opening", str(tmp_path)), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "tests.faults.opening", str(tmp_path), str(first), str(step)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     out, err = await process.communicate()
     assert (process.returncode, err) == (0, b""), err.decode()
     fresh, used = map(int, out.split())
-    assert fresh > sum(map(len, migrations()))
-    assert used > 20
-    record(
-        Row(scenario="kill-open", seed=SEED, runs=2, faults=fresh + used, note=f"every statement of opening: {fresh} new, {used} in use")
-    )
+    assert (fresh + 1) * step > sum(map(len, migrations()))
+    assert (used + 1) * step > 20
+    record(Row(scenario="kill-open", seed=SEED, runs=2, faults=fresh + used, note=f"statements of opening: {fresh} new, {used} in use"))

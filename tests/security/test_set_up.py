@@ -56,6 +56,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**clean, "PATH": f"{Path(sys.executable).parent}:{find_server().parent}:{clean['PATH']}", **more}
 
 
+@pytest.mark.page
 async def test_the_steps_of_the_readme_lead_to_a_running_worker(tmp_path: Path) -> None:
     folder = shutil.copytree(TEMPLATES, tmp_path / "copy")
     keys, check, provision, run = steps()
@@ -79,6 +80,7 @@ async def test_the_steps_of_the_readme_lead_to_a_running_worker(tmp_path: Path) 
         await server.stop()
 
 
+@pytest.mark.page
 async def test_another_agent_is_a_copied_block_and_a_reload(tmp_path: Path) -> None:
     async with Guarded(tmp_path) as stage:
         kate = await stage.agent("kate")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.service.test_state_machine import LONG, POLICY, Machine
+from tests.service.test_state_machine import LONG, POLICY, SHARE, Machine, shared
 from worker.engine import Engine
 from worker.store.base import Work
 from worker.store.sqlite import SqliteFlowStore
@@ -106,9 +106,9 @@ class DiskMachine(Machine):
         shutil.rmtree(self.folder)
 
 
-TestTheEngineDoesTheSameOnDisk = DiskMachine.TestCase
+TestTheEngineDoesTheSameOnDisk = shared(DiskMachine).TestCase
 TestTheEngineDoesTheSameOnDisk.settings = settings(
-    max_examples=1000 if LONG else 50,
+    max_examples=1000 if LONG else 52 // SHARE,
     stateful_step_count=30 if LONG else 15,
     deadline=None,
     derandomize=not LONG,

@@ -46,15 +46,18 @@ def test_every_program_of_the_page_is_marked_and_so_tested() -> None:
     assert {block.mark for block in BLOCKS} == {"test", "test server", "program"}
 
 
+@pytest.mark.page
 def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
     passed(tmp_path, "test")
 
 
+@pytest.mark.page
 @pytest.mark.e2e
 def test_the_test_with_a_real_server_passes(tmp_path: Path) -> None:
     passed(tmp_path, "test server")
 
 
+@pytest.mark.page
 def test_the_program_of_the_page_prints_the_story(tmp_path: Path) -> None:
     (block,) = [block for block in BLOCKS if block.mark == "program"]
     (tmp_path / "program.py").write_text(block.code, encoding="utf-8")

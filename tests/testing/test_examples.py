@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 TESTS = {"agent_loop": 11, "approval": 3, "fan_out": 2, "month_long_approval": 4}
 
 
+@pytest.mark.page
 @pytest.mark.parametrize("name", sorted(TESTS))
 def test_the_example_is_tested_in_no_time_by_the_command_that_it_prints(name: str) -> None:
     (test,) = (ROOT / "examples" / name).glob("test_*.py")

@@ -1,0 +1,72 @@
+"""What a run of each size plays: nothing is left out by all of them, and nothing is played twice the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+
+from tests.tiers import ROOT, Tests, is_part, rotated, size_of, touches_pages
+
+SCENARIO = re.compile(r'mark\.scenario\("([a-z-]+)"\)\n(?:@.*\n)*async def (test_\w+)')
+
+
+@pytest.mark.parametrize("share", [1, 2, 3, 4, 7])
+def test_the_shares_of_successive_commits_are_all_the_items_each_once(share: int) -> None:
+    items = range(10)
+    shares = [rotated(items, share, f"{commit:x}") for commit in range(0xABC, 0xABC + share)]
+    assert sorted(item for one in shares for item in one) == list(items)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_same_commit_has_the_same_share() -> None:
+    assert rotated("abcdefgh", 4, "31faec408625") == rotated("abcdefgh", 4, "31faec408625")
+
+
+def test_a_size_that_there_is_not_is_refused_by_name() -> None:
+    assert size_of({}) is Tests.QUICK
+    assert size_of({"TASKFLOW_TESTS": "rest"}) is Tests.REST
+    with pytest.raises(ValueError, match=r"TASKFLOW_TESTS.*nightly"):
+        size_of({"TASKFLOW_TESTS": "ci"})
+
+
+@pytest.mark.parametrize("full, sized, page, pages", list(product([False, True], repeat=4)))
+def test_the_rest_is_what_the_quick_run_leaves_out_or_plays_smaller(*, full: bool, sized: bool, page: bool, pages: bool) -> None:
+    quick, rest, whole = (is_part(size, full=full, sized=sized, page=page, pages=pages) for size in (Tests.QUICK, Tests.REST, Tests.ALL))
+    assert whole
+    assert quick or rest
+    assert (quick and rest) == (sized and quick)
+
+
+@pytest.mark.parametrize("path", ["docs/waiting.md", "README.md", "worker/cli/db.py", "examples/triage/agent.py", "tests/e2e/test_docs.py"])
+def test_what_a_page_shows_has_its_tests_played(path: str) -> None:
+    assert touches_pages(["worker/store/rows.py", path])
+
+
+def test_what_no_page_shows_has_not() -> None:
+    assert not touches_pages(["worker/store/rows.py", "tests/unit/test_waits.py", "Makefile"])
+
+
+def collected(size: Tests) -> set[str]:
+    """Name the tests of a size among the fault scenarios."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests/faults"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "TASKFLOW_TESTS": size}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {line for line in done.stdout.splitlines() if "::" in line}
+
+
+@pytest.mark.slow
+def test_each_fault_family_is_played_by_the_quick_run_and_the_rest_plays_what_is_left() -> None:
+    quick, rest, whole = (collected(size) for size in (Tests.QUICK, Tests.REST, Tests.ALL))
+    assert quick | rest == whole
+    assert quick - rest, "some are the same in both, and played once"
+    page = (ROOT / "docs" / "fault-runs.md").read_text(encoding="utf-8").partition("## The scenarios")[2].partition("## ")[0]
+    families = [re.findall(r"`([a-z-]+)`", row.split("|")[1]) for row in page.splitlines() if row.startswith("| `")]
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "faults").glob("test_*.py")}
+    tests = {name: test for text in sources.values() for name, test in SCENARIO.findall(text)}
+    played = {line.partition("::")[2].partition("[")[0] for line in quick}
+    assert [family for family in families if not any(tests[name] in played for name in family)] == []
