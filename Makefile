@@ -6,14 +6,15 @@ BIN     := $(VENV)/bin
 JUDGES  := .venv-deploy
 READY   := $(VENV)/.ready
 WORKERS ?= 2
-# Two processes by default; `make test WORKERS=0` runs in one. loadgroup keeps tests together that share an xdist_group mark.
-XDIST   ?= -n $(WORKERS) --dist loadgroup
+# Two processes by default; `make test WORKERS=0` runs in one. loadgroup keeps tests together that share an xdist_group mark, and hands
+# them out in the order of tests/order.py, which it would sort anew by how many there are in a group.
+XDIST   ?= -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 PYTEST   = $(BIN)/python -m pytest $(XDIST)
 # More for pytest or taskflow: `make test ARGS='-k outbox'`, `make run ARGS='--log-level debug'`.
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-all test-rest test-fast faults faults-nightly fuzz bench bench-peers lint format type drift schemas docs deploy-check deploy-lock check lock clean
+.PHONY: help setup run demo test test-all test-rest test-fast durations faults faults-nightly fuzz bench bench-peers lint format type drift schemas docs deploy-check deploy-lock check lock clean
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules
 
@@ -44,6 +45,9 @@ test-rest: $(READY) ## Run what test-all runs and test does not, or not whole
 
 test-fast: $(READY) ## Run the tests that start no other process and take no time
 	@TASKFLOW_TESTS=quick $(PYTEST) --ignore=tests/e2e -m 'not e2e and not slow' $(ARGS)
+
+durations: $(READY) ## Write tests/durations.tsv anew, by which the tests are ordered: the longest first
+	@TASKFLOW_TESTS=all $(PYTEST) --write-durations $(ARGS)
 
 faults: $(READY) ## Run the fault scenarios, or one: make faults SCENARIO=kill-worker (SCENARIO=list names them)
 	@TASKFLOW_TESTS=all $(BIN)/python -m pytest tests/faults -q $(if $(SCENARIO),--scenario '$(SCENARIO)') $(ARGS)

@@ -1,4 +1,4 @@
-"""What all tests share: figures and fault rows for the closing lines, the size of a run, and the choice of one scenario."""
+"""What all tests share: figures and fault rows for the closing lines, the size of a run, its order, and the choice of one scenario."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ import pytest
 import structlog
 from hypothesis import is_hypothesis_test, settings
 
-from tests import tiers, zygote
+from tests import order, tiers, zygote
 from tests.faults.report import Row, commit, table
 from tests.tiers import SIZE, Rotated, Tests, Tier, head, with_pages
 
@@ -29,8 +30,9 @@ T = TypeVar("T")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the choice of one fault scenario by name."""
+    """Add the choice of one fault scenario by name, and the writing of the table of durations."""
     parser.addoption("--scenario", default="", help="run one fault scenario; a name that does not exist lists them all")
+    parser.addoption("--write-durations", action="store_true", help="write tests/durations.tsv anew from this run")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what the run plays, and give the long ones the time they need."""
+    """Leave what the run plays, the longest first where there are processes to share it out to; give the long ones the time they need."""
     named = {item: str(mark.args[0]) for item in items if (mark := item.get_closest_marker("scenario")) is not None}
     if SIZE is Tests.NIGHTLY:
         for item in named:
@@ -53,6 +55,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = played(config, items, named)
     kept = set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    if hasattr(config, "workerinput"):
+        known = order.read(order.TABLE.read_text(encoding="utf-8"))
+        chosen = [chosen[place] for place in order.longest_first([weighed(item, known) for item in chosen])]
     items[:] = chosen
 
 
@@ -89,6 +94,17 @@ def _zygote() -> Iterator[None]:
 def full_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the test's processes start in full, as a person's do: for what a fork does not show (see `tests.zygote`)."""
     monkeypatch.setattr(subprocess, "Popen", zygote.FULL)
+def weighed(item: pytest.Item, known: dict[str, float]) -> tuple[str, float]:
+    """Return the group that a test is shared out with, itself where it has none, and its seconds."""
+    name = plain(item.nodeid)
+    unlisted = order.MIDDLE if any(item.get_closest_marker(mark) for mark in ("e2e", "slow")) else 0.0
+    group = item.get_closest_marker("xdist_group")
+    return str(group.args[0]) if group else name, known.get(name, unlisted)
+
+
+def plain(name: str) -> str:
+    """Take off the group that pytest-xdist puts behind a test's name."""
+    return name.rpartition("@")[0] if name.rfind("@") > name.rfind("]") else name
 
 
 @pytest.fixture
@@ -145,7 +161,7 @@ def rotated() -> Rotated:
     return chosen
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Show the figures that the tests have measured, the table of the fault runs, and what part of the tests this was."""
     stats = terminalreporter.stats
     reports = [report for kind in ("passed", "failed") for report in stats.get(kind, ())]
@@ -160,6 +176,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.line(line)
     terminalreporter.line("")
     terminalreporter.line(part())
+    if config.getoption("--write-durations"):
+        durations: dict[str, float] = defaultdict(float)
+        for report in (report for kind in stats.values() for report in kind if isinstance(report, pytest.TestReport)):
+            durations[plain(report.nodeid)] += report.duration
+        order.TABLE.write_text(order.written(durations), encoding="utf-8")
 
 
 def part() -> str:
