@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,3 +203,31 @@ def test_the_agent_of_an_owner_is_read_from_its_key(owner: str, agent: str | Non
 
 def test_a_flow_that_does_not_wait_is_never_due() -> None:
     assert due_of(a_flow(cancel_requested=True)) is None
+
+
+RACE = """
+import os, sys, threading
+from worker.flow import waits
+
+def read_by_many_at_once():
+    sys.setswitchinterval(1e-7)
+    together = threading.Barrier(8)
+    readers = [threading.Thread(target=lambda: (together.wait(), waits.parse({"kind": "manual"}))) for _ in range(8)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+
+for _ in range(30):
+    if (pid := os.fork()) == 0:
+        read_by_many_at_once()
+        os._exit(0)
+    if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        sys.exit(f"ended with {code}")
+"""
+
+
+def test_threads_that_read_their_first_condition_at_the_same_time_do_not_crash_the_process() -> None:
+    """Of a struct that it has not met, msgspec 0.22 shows a second thread the types before they are there: a null pointer."""
+    done = subprocess.run([sys.executable, "-c", RACE], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -101,6 +101,10 @@ class _Boxed(msgspec.Struct, frozen=True):
     condition: WaitCondition
 
 
+# Has msgspec prepare the types now: of two threads that came first at the same time, one would follow a null pointer (msgspec 0.22).
+msgspec.json.Decoder(_Boxed)
+
+
 class Node(msgspec.Struct, frozen=True):
     """One part of a condition with its numbers: `leaf` is None for a composite; `end` is one past the last leaf below it."""
 
