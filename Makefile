@@ -6,9 +6,8 @@ BIN     := $(VENV)/bin
 JUDGES  := .venv-deploy
 READY   := $(VENV)/.ready
 WORKERS ?= 2
-# Two processes by default; `make test WORKERS=0` runs in one. loadgroup keeps tests together that share an xdist_group mark, and hands
-# them out in the order of tests/order.py, which it would sort anew by how many there are in a group.
-XDIST   ?= -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+# Two processes by default; `make test WORKERS=0` runs in one. loadgroup keeps tests together that share an xdist_group mark, by tests/order.py.
+XDIST   ?= -n $(WORKERS) --dist loadgroup
 PYTEST   = $(BIN)/python -m pytest $(XDIST)
 # More for pytest or taskflow: `make test ARGS='-k outbox'`, `make run ARGS='--log-level debug'`.
 ARGS    ?=

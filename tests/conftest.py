@@ -95,16 +95,18 @@ def full_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the test's processes start in full, as a person's do: for what a fork does not show (see `tests.zygote`)."""
     monkeypatch.setattr(subprocess, "Popen", zygote.FULL)
 def weighed(item: pytest.Item, known: dict[str, float]) -> tuple[str, float]:
-    """Return the group that a test is shared out with, itself where it has none, and its seconds."""
-    name = plain(item.nodeid)
+    """Return the group that a test is handed out with, itself where it has none, and its seconds."""
     unlisted = order.MIDDLE if any(item.get_closest_marker(mark) for mark in ("e2e", "slow")) else 0.0
-    group = item.get_closest_marker("xdist_group")
-    return str(group.args[0]) if group else name, known.get(name, unlisted)
+    return order.group(item.config.rootpath, item.nodeid), known.get(item.nodeid, unlisted)
 
 
-def plain(name: str) -> str:
-    """Take off the group that pytest-xdist puts behind a test's name."""
-    return name.rpartition("@")[0] if name.rfind("@") > name.rfind("]") else name
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> order.InGroups | None:
+    """Hand the tests out by our own scheduler, in our order: pytest-xdist would begin with the groups of many tests."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    config.option.loadscopereorder = False
+    return order.InGroups(config, log)
 
 
 @pytest.fixture
@@ -179,7 +181,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if config.getoption("--write-durations"):
         durations: dict[str, float] = defaultdict(float)
         for report in (report for kind in stats.values() for report in kind if isinstance(report, pytest.TestReport)):
-            durations[plain(report.nodeid)] += report.duration
+            durations[report.nodeid] += report.duration
         order.TABLE.write_text(order.written(durations), encoding="utf-8")
 
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.order import TABLE, longest_first, read, written
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.order import TABLE, group, longest_first, read, written
+
+ROOT = Path(__file__).parents[2]
 
 
 def in_order(*tests: tuple[str, float]) -> list[str]:
@@ -29,3 +37,32 @@ def test_the_table_that_is_there_is_one_that_would_be_written() -> None:
     text = TABLE.read_text(encoding="utf-8")
     assert written(read(text)) == text
     assert read(text)
+
+
+def test_a_file_names_the_group_of_its_tests() -> None:
+    assert group(ROOT, "tests/unit/test_interleavings.py::test_x[a::b@c]") == "interleavings"
+    assert group(ROOT, "tests/unit/test_waits.py::test_x") == "tests/unit/test_waits.py::test_x"
+
+
+GROUPED = """import pytest
+
+pytestmark = pytest.mark.xdist_group("{name}")
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_nothing(number):
+    pass
+"""
+
+
+def test_a_groups_tests_run_in_one_process(tmp_path: Path) -> None:
+    """As `make test` hands them out; whether pytest-xdist does it by itself depends on its version and on pytest's."""
+    (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_xdist_make_scheduler\n", encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    for name in ("one", "two"):
+        (tmp_path / f"test_{name}.py").write_text(GROUPED.format(name=name), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup", "-v", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    ran = set(re.findall(r"\[(gw\d)\] .* PASSED test_(one|two)", done.stdout))
+    assert {name for _, name in ran} == {"one", "two"}, done.stdout + done.stderr
+    assert len(ran) == 2
