@@ -1,15 +1,16 @@
-"""Keep the tree honest (ARCHITECTURE 1): imports point down, the core and the wire are pure, adapters are named in one place."""
+"""Keep the tree honest (ARCHITECTURE 1): imports point down, the core and the wire are pure, adapters are named in one place.
+
+Each rule is one test, which lists every offender at once.
+"""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
-MODULES = sorted((ROOT / "worker").rglob("*.py"))
 
 # From the top down: a module may import from its own layer and from those below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
@@ -72,7 +73,14 @@ def name_of(path: Path) -> str:
     return ".".join(parts if parts[-1] != "__init__" or len(parts) == 1 else parts[:-1])
 
 
-def layer_of(module: str) -> int:
+@cache
+def modules() -> dict[str, tuple[str, ast.Module]]:
+    """Return every module's text and tree, by its name."""
+    texts = {name_of(path): path.read_text(encoding="utf-8") for path in sorted((ROOT / "worker").rglob("*.py"))}
+    return {name: (text, ast.parse(text)) for name, text in texts.items()}
+
+
+def layer_of(module: str) -> int | None:
     """Return the layer of the longest prefix that is listed."""
     tokens = module.split(".")
     for length in range(len(tokens), 0, -1):
@@ -80,7 +88,7 @@ def layer_of(module: str) -> int:
         for level, names in enumerate(LAYERS):
             if prefix in names:
                 return level
-    raise AssertionError(f"worker.{module} belongs to no layer: add it to LAYERS where it belongs")
+    return None
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
@@ -99,48 +107,69 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
             yield from ((f"{node.module}.{alias.name}", id(node) not in checking) for alias in node.names)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_imports_only_from_its_layer_and_below(path: Path) -> None:
-    own = layer_of(name_of(path))
-    known = {name_of(module) for module in MODULES}
-    for imported, _ in imports(ast.parse(path.read_text())):
-        target = imported.removeprefix("worker.")
-        if imported.startswith("worker.") and target in known:
-            assert layer_of(target) >= own, f"worker.{name_of(path)} imports up: {imported}"
+def test_every_module_belongs_to_a_layer() -> None:
+    homeless = [name for name in modules() if layer_of(name) is None]
+    assert not homeless, f"add each to LAYERS where it belongs: {homeless}"
 
 
-@pytest.mark.parametrize("path", [m for m in MODULES if name_of(m).split(".")[0] in {"flow", "wire"}], ids=name_of)
-def test_the_core_and_the_wire_are_pure(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    used = {imported.split(".")[0] for imported, at_run_time in imports(tree) if at_run_time}
-    assert not used & IMPURE, f"worker.{name_of(path)} imports {used & IMPURE}"
-    assert not any(isinstance(node, ast.AsyncFunctionDef | ast.Await) for node in ast.walk(tree)), f"worker.{name_of(path)} is async"
+def test_a_module_imports_only_from_its_layer_and_below() -> None:
+    layers = {name: layer_of(name) or 0 for name in modules()}
+    upward = [
+        f"worker.{name} imports {imported}"
+        for name, (_, tree) in modules().items()
+        for imported, _ in imports(tree)
+        if imported.startswith("worker.") and layers.get(imported.removeprefix("worker."), layers[name]) < layers[name]
+    ]
+    assert not upward, "\n".join(upward)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_adapters_are_named_only_in_the_composition_root(path: Path) -> None:
-    module = name_of(path)
-    if module in NAMING_ADAPTERS or module.split(".")[0] in {"bus", "store"}:
-        return
-    named = {imported for imported, _ in imports(ast.parse(path.read_text())) if imported in ADAPTERS}
-    assert not named, f"worker.{module} names {named}"
+def test_the_core_and_the_wire_are_pure() -> None:
+    pure = {name: tree for name, (_, tree) in modules().items() if name.split(".")[0] in {"flow", "wire"}}
+    impure = [
+        f"worker.{name} imports {imported}"
+        for name, tree in pure.items()
+        for imported, at_run_time in imports(tree)
+        if at_run_time and imported.split(".")[0] in IMPURE
+    ]
+    impure += [
+        f"worker.{name} is async"
+        for name, tree in pure.items()
+        if any(isinstance(node, ast.AsyncFunctionDef | ast.Await) for node in ast.walk(tree))
+    ]
+    assert pure
+    assert not impure, "\n".join(impure)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_fits_the_eye(path: Path) -> None:
-    text = path.read_text()
-    tree = ast.parse(text)
-    assert len(text.splitlines()) <= MAX_MODULE, f"worker.{name_of(path)} has {len(text.splitlines())} lines"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or 0) - node.lineno + 1
-            assert length <= MAX_FUNCTION, f"worker.{name_of(path)}.{node.name} has {length} lines"
+def test_adapters_are_named_only_in_the_composition_root() -> None:
+    naming = [
+        f"worker.{name} names {imported}"
+        for name, (_, tree) in modules().items()
+        if name not in NAMING_ADAPTERS and name.split(".")[0] not in {"bus", "store"}
+        for imported, _ in imports(tree)
+        if imported in ADAPTERS
+    ]
+    assert not naming, "\n".join(naming)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_everything_says_what_it_is_for(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree), f"worker.{name_of(path)} has no docstring"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("__"):
-            assert ast.get_docstring(node), f"worker.{name_of(path)}: {node.name} has no docstring"
+def test_modules_and_functions_fit_the_eye() -> None:
+    long = [f"worker.{name} has {length} lines" for name, (text, _) in modules().items() if (length := len(text.splitlines())) > MAX_MODULE]
+    long += [
+        f"worker.{name}.{node.name} has {length} lines"
+        for name, (_, tree) in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if (length := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION
+    ]
+    assert not long, "\n".join(long)
+
+
+def test_everything_says_what_it_is_for() -> None:
+    silent = [f"worker.{name} has no docstring" for name, (_, tree) in modules().items() if not ast.get_docstring(tree)]
+    silent += [
+        f"worker.{name}.{node.name} has no docstring"
+        for name, (_, tree) in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if not node.name.startswith("__") and not ast.get_docstring(node)
+    ]
+    assert not silent, "\n".join(silent)
