@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import re
 import sqlite3
 import sys
 import tempfile
@@ -34,7 +33,6 @@ from worker.manager import FlowManager
 from worker.outlets import events, fresh_events
 from worker.reading import Randomness, reader
 from worker.relay import Relay
-from worker.store.queries import statements
 from worker.store.records import Batch
 from worker.submission import Outcome
 from worker.testing.database import InlineStore, fresh
@@ -442,52 +440,6 @@ async def test_sqlite_takes_as_many_steps_with_few_flows_waiting_as_with_a_thous
     cost: Callable[[int], Coroutine[Any, Any, float]],
 ) -> None:
     assert await cost(FEW) == await cost(1000)
-
-
-# Scans that end after their first row, or whose table has a row for each counter or numbered table.
-SCANS = {
-    "counts": "SCAN counters",
-    "held_most": "SCAN held_tenants USING COVERING INDEX held_tenants_by_size",
-    "next_outgoing": "SCAN outgoing USING COVERING INDEX outgoing_by_time",
-    "last_numbers": "SCAN sqlite_sequence",
-}
-
-
-@pytest.mark.parametrize("file", ["load", "save", "reads", "upkeep"])
-async def test_every_statement_finds_its_rows_by_an_index(file: str) -> None:
-    database = await fresh()
-    scans = {
-        name: detail
-        for name, sql in statements(file).items()
-        for _, _, _, detail in database.execute(f"EXPLAIN QUERY PLAN {sql}", [None] * parameters(sql))
-        if detail.startswith("SCAN") and not any(harmless in detail for harmless in ("VIRTUAL TABLE", "CONSTANT ROW", "(subquery"))
-    }
-    assert scans == {name: SCANS[name] for name in scans if name in SCANS}
-
-
-async def test_no_row_that_is_written_makes_a_table_of_its_own() -> None:
-    """As a CHECK of the form `x IN (…)` does: it was a third of what a write cost."""
-    database = await fresh()
-    tables = {
-        name: [step[1] for step in database.execute(f"EXPLAIN {sql}", [None] * parameters(sql)) if step[1] == "OpenEphemeral"]
-        for name, sql in statements("save").items()
-    }
-    assert {name for name, found in tables.items() if found} == set()
-
-
-async def test_a_tick_asks_the_index_of_due_times() -> None:
-    database = await fresh()
-    for name in ("due", "next_due"):
-        sql = statements("reads")[name]
-        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {sql}", [0] * parameters(sql))]
-        looked = [step for step in plan if step.startswith(("SCAN", "SEARCH")) and " flows" in step]
-        assert len(looked) == 1, plan
-        assert "INDEX flows_by_due" in looked[0]
-
-
-def parameters(sql: str) -> int:
-    """How many parameters a statement has."""
-    return max([int(number) for number in re.findall(r"\?(\d+)", sql)], default=sql.count("?"))
 
 
 if __name__ == "__main__":
