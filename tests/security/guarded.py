@@ -23,6 +23,7 @@ from worker.bus.server import EmbeddedServer
 TEMPLATES = Path(__file__).parents[2] / "deploy" / "nats"
 INBOXES = {"worker": "_INBOX_worker", "provisioner": "_INBOX_provisioner"}
 _PLACEHOLDER = re.compile(r"REPLACE_WITH_THE_PUBLIC_NKEY_OF_([a-z]+)")
+_REFUSED = re.compile(r'permissions violation for \w+ to "(.+?)"', re.IGNORECASE)
 _ENDS_WITHIN = 20.0
 
 
@@ -68,6 +69,10 @@ class Refused:
         """Return what was refused, and forget it."""
         said, self.said = self.said, []
         return [one for one in said if "permissions violation" in one.lower()]
+
+    def subjects(self) -> set[str]:
+        """Return the subjects that were refused, in small letters as nats-py has them, and forget them."""
+        return {found[1].lower() for one in self.taken() if (found := _REFUSED.search(one))}
 
 
 class Guarded(Stage):
