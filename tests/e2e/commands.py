@@ -7,7 +7,7 @@ import json
 import sys
 from typing import NamedTuple
 
-from tests.e2e.stage import Json, Stage
+from tests.e2e.stage import Json, World
 
 
 class Said(NamedTuple):
@@ -30,7 +30,7 @@ class Said(NamedTuple):
         return found
 
 
-async def command(stage: Stage, *arguments: str, code: int = 0, stdin: str = "", **changes: str) -> Said:
+async def command(stage: World, *arguments: str, code: int = 0, stdin: str = "", **changes: str) -> Said:
     """Run a command to its end, which has to be `code`."""
     pipe = asyncio.subprocess.PIPE
     whole = (sys.executable, "-m", "worker", *arguments)
@@ -49,6 +49,6 @@ async def command(stage: Stage, *arguments: str, code: int = 0, stdin: str = "",
     return said
 
 
-async def asked(stage: Stage, *arguments: str, code: int = 0) -> Said:
+async def asked(stage: World, *arguments: str, code: int = 0) -> Said:
     """Run a command that answers in JSON."""
     return await command(stage, *arguments, "-o", "json", code=code)

@@ -236,8 +236,100 @@ class Agent:
                 await subscription.unsubscribe()
 
 
-class Stage:
-    """A broker and a worker in a folder. `settings` are environment variables for every worker started here.
+class World:
+    """A broker and a worker as those see them who neither start nor end them: connections, streams, and the settings of a command.
+
+    `settings` are environment variables for every worker and command. Others may be at work in the same world, as agents of other names.
+    Commands run in `folder`; the worker's database and logs lie in `home`.
+    """
+
+    def __init__(self, folder: Path, server: EmbeddedServer, settings: Mapping[str, str], *, home: Path | None = None) -> None:
+        self.folder = folder
+        self.home = home or folder
+        self.server = server
+        self.settings = dict(settings)
+        self.ready: Json = {}
+        self._clients: list[Client] = []
+
+    async def leave(self) -> None:
+        """Close the connections that were made here."""
+        closing = [asyncio.create_task(client.close()) for client in self._clients]
+        if closing:
+            _, hanging = await asyncio.wait(closing, timeout=_PATIENCE)
+            for each in hanging:  # nats-py waits for ever in places; what runs is ended all the same
+                each.cancel()
+
+    @property
+    def url(self) -> str:
+        """Where agents connect."""
+        return self.server.url
+
+    @property
+    def path(self) -> Path:
+        """The workers' database file."""
+        return self.home / "flows.db"
+
+    def logs(self) -> list[Path]:
+        """The workers' stderr, one file for each, in order."""
+        return sorted(self.home.glob("worker-*.log"))
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        """The environment of a worker: nothing of the tester's own settings comes through."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("TASKFLOW_", "NATS_"))}
+        own = {
+            "TASKFLOW_NATS_URL": self.server.url,
+            "TASKFLOW_STORE_PATH": str(self.path),
+            "TASKFLOW_HTTP_BIND": "127.0.0.1:0",
+            "TASKFLOW_REPLY_TOPICS": TOPIC,
+            "PYTHONPATH": str(_ROOT),  # the worker of this checkout, from whatever folder it is started
+        }
+        return {**clean, **own, **self.settings, **changes}
+
+    async def agent(self, name: str = "kate", **options: Any) -> Agent:
+        """Connect as an agent; the connection comes back by itself after an outage of the broker."""
+
+        async def quiet(_: Exception) -> None:
+            """An outage is part of the play."""
+
+        client = await nats.connect(
+            self.server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.05, error_cb=quiet, allow_reconnect=True, **options
+        )
+        self._clients.append(client)
+        return Agent(name, client)
+
+    async def stream(self, name: str, agent: Agent, *, after: int = 0) -> list[Sent]:
+        """Read a stream from its start, or from what comes after a sequence, to what is its end now."""
+        state = (await agent.js.stream_info(name)).state
+        if state.messages == 0 or state.last_seq <= after:
+            return []
+        start = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1)
+        subscription = await agent.js.subscribe(">", stream=name, ordered_consumer=True, config=start)
+        found: list[Sent] = []
+        try:
+            while not found or found[-1].seq < state.last_seq:
+                message = await subscription.next_msg(timeout=10)
+                found.append(Sent(message.metadata.sequence.stream, message.subject, dict(message.headers or {}), message.data))
+        finally:
+            await subscription.unsubscribe()
+        return found
+
+    async def events(self, agent: Agent, flow_id: str | None = None) -> list[Sent]:
+        """Read the published events, of one flow or of all."""
+        return [sent for sent in await self.stream(EVENTS, agent) if flow_id is None or sent.subject.split(".")[3] == flow_id]
+
+    async def dead(self, agent: Agent, count: int = 0) -> list[Sent]:
+        """Read the dead letters, once there are at least `count`."""
+
+        async def there() -> list[Sent] | None:
+            found = await self.stream(DEAD_LETTERS, agent)
+            return found if len(found) >= count else None
+
+        found = await there() if count == 0 else await eventually(there)
+        return found or []
+
+
+class Stage(World):
+    """A broker and a worker in a folder, both in the test's hand.
 
     `program` is what is started as the worker: the real one, one with a fault planted in it (`tests.faults.launcher`), or either
     under another program such as strace.
@@ -251,14 +343,10 @@ class Stage:
         server: EmbeddedServer | None = None,
         program: Sequence[str] = WORKER,
     ) -> None:
-        self.folder = folder
+        super().__init__(folder, server or EmbeddedServer(folder / "nats", kept_port()), settings or {})
         self.program = tuple(program)
-        self.server = server or EmbeddedServer(folder / "nats", kept_port())
-        self.settings = dict(settings or {})
-        self.ready: Json = {}
         self._worker: asyncio.subprocess.Process | None = None
         self._runs = 0
-        self._clients: list[Client] = []
 
     async def __aenter__(self) -> Self:
         await self.server.start()
@@ -274,11 +362,7 @@ class Stage:
 
     async def close(self) -> None:
         """End everything, and print the ends of the last workers' logs: pytest shows them where the test failed."""
-        closing = [asyncio.create_task(client.close()) for client in self._clients]
-        if closing:
-            _, hanging = await asyncio.wait(closing, timeout=_PATIENCE)
-            for each in hanging:  # nats-py waits for ever in places; what runs is ended all the same
-                each.cancel()
+        await self.leave()
         try:
             if self._worker is not None:
                 await self.kill()
@@ -287,16 +371,6 @@ class Stage:
         for log in self.logs()[-_LOGS:]:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             sys.stdout.write("\n".join([f"--- {log.name}", *lines[-_SHOWN:], ""]))
-
-    @property
-    def url(self) -> str:
-        """Where agents connect."""
-        return self.server.url
-
-    @property
-    def path(self) -> Path:
-        """The workers' database file."""
-        return self.folder / "flows.db"
 
     @property
     def pid(self) -> int:
@@ -320,22 +394,6 @@ class Stage:
     def running(self) -> bool:
         """Whether a worker was started and not seen to end."""
         return self._worker is not None and self._worker.returncode is None
-
-    def logs(self) -> list[Path]:
-        """The workers' stderr, one file for each, in order."""
-        return sorted(self.folder.glob("worker-*.log"))
-
-    def environment(self, **changes: str) -> dict[str, str]:
-        """The environment of a worker: nothing of the tester's own settings comes through."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("TASKFLOW_", "NATS_"))}
-        own = {
-            "TASKFLOW_NATS_URL": self.server.url,
-            "TASKFLOW_STORE_PATH": str(self.path),
-            "TASKFLOW_HTTP_BIND": "127.0.0.1:0",
-            "TASKFLOW_REPLY_TOPICS": TOPIC,
-            "PYTHONPATH": str(_ROOT),  # the worker of this checkout, from whatever folder it is started
-        }
-        return {**clean, **own, **self.settings, **changes}
 
     async def spawn(self, **changes: str) -> tuple[asyncio.subprocess.Process, Path]:
         """Start a worker process and return at once; its stderr goes into the file."""
@@ -415,48 +473,6 @@ class Stage:
             raise
         assert worker.returncode is not None
         return worker.returncode
-
-    async def agent(self, name: str = "kate", **options: Any) -> Agent:
-        """Connect as an agent; the connection comes back by itself after an outage of the broker."""
-
-        async def quiet(_: Exception) -> None:
-            """An outage is part of the play."""
-
-        client = await nats.connect(
-            self.server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.05, error_cb=quiet, allow_reconnect=True, **options
-        )
-        self._clients.append(client)
-        return Agent(name, client)
-
-    async def stream(self, name: str, agent: Agent, *, after: int = 0) -> list[Sent]:
-        """Read a stream from its start, or from what comes after a sequence, to what is its end now."""
-        state = (await agent.js.stream_info(name)).state
-        if state.messages == 0 or state.last_seq <= after:
-            return []
-        start = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1)
-        subscription = await agent.js.subscribe(">", stream=name, ordered_consumer=True, config=start)
-        found: list[Sent] = []
-        try:
-            while not found or found[-1].seq < state.last_seq:
-                message = await subscription.next_msg(timeout=10)
-                found.append(Sent(message.metadata.sequence.stream, message.subject, dict(message.headers or {}), message.data))
-        finally:
-            await subscription.unsubscribe()
-        return found
-
-    async def events(self, agent: Agent, flow_id: str | None = None) -> list[Sent]:
-        """Read the published events, of one flow or of all."""
-        return [sent for sent in await self.stream(EVENTS, agent) if flow_id is None or sent.subject.split(".")[3] == flow_id]
-
-    async def dead(self, agent: Agent, count: int = 0) -> list[Sent]:
-        """Read the dead letters, once there are at least `count`."""
-
-        async def there() -> list[Sent] | None:
-            found = await self.stream(DEAD_LETTERS, agent)
-            return found if len(found) >= count else None
-
-        found = await there() if count == 0 else await eventually(there)
-        return found or []
 
     @contextmanager
     def database(self) -> Iterator[sqlite3.Connection]:

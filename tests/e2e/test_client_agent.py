@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.stage import TOPIC, Stage
+from tests.e2e.stage import TOPIC, Stage, World
 from tests.e2e.stage import Agent as Plain
 from tests.eventually import eventually
 from worker.client import Agent, Event, Flow, FlowClient, IllegalTransition, InvalidRequest
@@ -30,8 +30,8 @@ import asyncio, os, sys
 from pathlib import Path
 from worker import Agent, Event, Flow
 
-url, marks = sys.argv[1], Path(sys.argv[2])
-agent = Agent(url, agent="kate", name="triage")
+url, marks, who = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+agent = Agent(url, agent=who, name=who)
 
 
 @agent.on("resumed", controller="kate/*")
@@ -39,7 +39,7 @@ async def go_on(flow: Flow, event: Event) -> None:
     (marks / f"run-{os.getpid()}").touch()
     await flow.advance({"first": os.getpid()})
     child = await flow.flows.start(controller="child/x", goal="be started once", parent=flow)
-    await flow.flows.reply("agent.delegate.reply", "told-once", {"pid": os.getpid()})
+    await flow.flows.reply("agent.delegate.reply", f"{who}-told", {"pid": os.getpid()})
     if not (marks / "second-time").exists():
         (marks / "half-way").touch()
         await asyncio.Event().wait()
@@ -52,9 +52,9 @@ asyncio.run(agent.run())
 
 
 @pytest.fixture
-async def flows(stage: Stage) -> AsyncIterator[FlowClient]:
-    """The agent `kate`, by the client."""
-    async with FlowClient.connect(stage.url, agent="kate") as made:
+async def flows(world: World, agent: Plain) -> AsyncIterator[FlowClient]:
+    """The agent, by the client."""
+    async with FlowClient.connect(world.url, agent=agent.name) as made:
         yield made
 
 
@@ -81,17 +81,17 @@ async def status(flows: FlowClient, flow: Flow) -> str:
 
 
 async def test_an_agent_that_is_killed_in_its_handler_goes_on_and_nothing_happens_twice(
-    stage: Stage, flows: FlowClient, kate: Plain, tmp_path: Path
+    world: World, flows: FlowClient, agent: Plain, tmp_path: Path
 ) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
     program = tmp_path / "agent.py"
     program.write_text(KILLED, encoding="utf-8")
-    flow = await parked(flows, "c-1")
+    flow = await parked(flows, f"{agent.name}-first")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = (sys.executable, str(program), stage.url, str(marks))
+    command = (sys.executable, str(program), world.url, str(marks), agent.name)
     first = await asyncio.create_subprocess_exec(*command, env=environment)
-    await flows.reply(TOPIC, "c-1", {"answer": 42})
+    await flows.reply(TOPIC, f"{agent.name}-first", {"answer": 42})
     await eventually((marks / "half-way").exists, within=30)
     first.send_signal(signal.SIGKILL)
     await first.wait()
@@ -103,14 +103,14 @@ async def test_an_agent_that_is_killed_in_its_handler_goes_on_and_nothing_happen
         second.kill()
         await second.wait()
     assert len(list(marks.glob("run-*"))) == 2
-    kinds = await kate.kinds(flow.id)
+    kinds = await agent.kinds(flow.id)
     assert kinds == ["created", "started", "waiting", "resumed", "state_updated", "state_updated", "finished"]
     shown = await flow.refresh()
     assert shown.state["first"] == first.pid, "what the first run sent counts"
     assert shown.state["answer"] == {"answer": 42}
     children = [one async for one in flows.list() if one.snapshot.controller_id == "child/x"]
     assert [child.id for child in children] == [shown.state["child"]]
-    waiter = await parked(flows, "told-once")
+    waiter = await parked(flows, f"{agent.name}-told")
     assert (await waiter.refresh()).state["resume_event"] == {"pid": first.pid}
 
 
@@ -135,7 +135,7 @@ async def finished(flows: FlowClient, flow: Flow) -> bool:
 
 
 async def test_a_handler_that_fails_is_called_again_and_the_flows_next_events_wait_for_it(flows: FlowClient) -> None:
-    agent = Agent(flows, name="stubborn", retry_first=0.05, retry_last=0.2)
+    agent = Agent(flows, name=flows.agent, retry_first=0.05, retry_last=0.2)
     seen: list[tuple[str, int]] = []
     failures = 3
 
@@ -167,7 +167,7 @@ async def test_a_loop_goes_on_where_it_stopped_and_another_loop_has_its_own_plac
     seen: dict[str, list[str]] = {"one": [], "two": []}
 
     def loop(name: str) -> Agent:
-        agent = Agent(flows, name=name)
+        agent = Agent(flows, name=f"{flows.agent}-{name}")
 
         @agent.on("created")
         async def note(flow: Flow, event: Event) -> None:
@@ -178,7 +178,7 @@ async def test_a_loop_goes_on_where_it_stopped_and_another_loop_has_its_own_plac
     first = await flows.start(controller="kate/x", goal="first")
     async with running(loop("one")):
         await eventually(lambda: seen["one"] == [first.id], within=20)
-        await eventually(lambda: settled(flows, "one"), within=20)
+        await eventually(lambda: settled(flows, f"{flows.agent}-one"), within=20)
     second = await flows.start(controller="kate/x", goal="second")
     async with running(loop("one")), running(loop("two")):
         await eventually(lambda: seen["one"] == [first.id, second.id], within=20)
@@ -199,7 +199,7 @@ async def redelivered(flows: FlowClient, durable: str) -> int:
 
 
 async def test_a_long_handler_keeps_its_event_and_other_flows_do_not_wait_for_it(flows: FlowClient) -> None:
-    agent = Agent(flows, name="slow", ack_wait=1.0)
+    agent = Agent(flows, name=flows.agent, ack_wait=1.0)
     calls: list[str] = []
     release = asyncio.Event()
 
@@ -218,9 +218,9 @@ async def test_a_long_handler_keeps_its_event_and_other_flows_do_not_wait_for_it
             flow = await flows.start(controller="kate/quick", goal="let time pass")
             await flow.wait_timer("1s")
             await flow.resumed(timeout="20s")
-            assert await redelivered(flows, "slow") == 0, f"given away after {number} s"
+            assert await redelivered(flows, flows.agent) == 0, f"given away after {number} s"
         release.set()
-        await eventually(lambda: settled(flows, "slow"), within=20)
+        await eventually(lambda: settled(flows, flows.agent), within=20)
     assert calls == ["kate/slow", *["kate/quick"] * 5]
 
 
@@ -244,7 +244,7 @@ async def test_events_go_on_when_the_broker_is_killed_under_the_loop(stage: Stag
 
 
 async def test_an_event_of_a_flow_that_has_ended_since_is_settled_and_not_tried_for_ever(flows: FlowClient) -> None:
-    agent = Agent(flows, name="late", retry_first=0.05)
+    agent = Agent(flows, name=flows.agent, retry_first=0.05)
     calls: list[str] = []
 
     @agent.on("started")
@@ -256,7 +256,7 @@ async def test_an_event_of_a_flow_that_has_ended_since_is_settled_and_not_tried_
     await flow.finish()
     async with running(agent):
         await eventually(lambda: calls == [flow.id], within=20)
-        await eventually(lambda: settled(flows, "late"), within=20)
+        await eventually(lambda: settled(flows, flows.agent), within=20)
     assert calls == [flow.id]
 
 
@@ -265,8 +265,8 @@ import asyncio, signal, sys
 from pathlib import Path
 from worker import Agent, Event, Flow
 
-url, marks = sys.argv[1], Path(sys.argv[2])
-agent = Agent(url, agent="kate", name="steady")
+url, marks, who = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+agent = Agent(url, agent=who, name=who)
 
 
 @agent.on(controller="kate/steady")
@@ -282,11 +282,13 @@ asyncio.run(agent.run(stop_on=[signal.SIGTERM]))
 
 
 @asynccontextmanager
-async def terminated(stage: Stage, flows: FlowClient, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def terminated(world: World, flows: FlowClient, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a program that has the first of three events in hand, and has had its first SIGTERM."""
     (folder / "agent.py").write_text(TERMINATED, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = await asyncio.create_subprocess_exec(sys.executable, str(folder / "agent.py"), stage.url, str(folder), env=environment)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(folder / "agent.py"), world.url, str(folder), flows.agent, env=environment
+    )
     try:
         await (await flows.start(controller="kate/steady", goal="be handled")).advance({"n": 1})
         await eventually((folder / "begun-1").exists, within=30)
@@ -299,15 +301,15 @@ async def terminated(stage: Stage, flows: FlowClient, folder: Path) -> AsyncIter
 
 
 async def test_sigterm_lets_a_program_finish_what_it_has_in_hand_and_the_next_one_goes_on_at_once(
-    stage: Stage, flows: FlowClient, tmp_path: Path
+    world: World, flows: FlowClient, tmp_path: Path
 ) -> None:
-    async with terminated(stage, flows, tmp_path) as process:
+    async with terminated(world, flows, tmp_path) as process:
         (tmp_path / "go-on").touch()
         assert await asyncio.wait_for(process.wait(), 30) == 0
     assert (tmp_path / "done-1").exists()
     assert not (tmp_path / "begun-2").exists()
     handled: list[int] = []
-    following = Agent(flows, name="steady")
+    following = Agent(flows, name=flows.agent)
 
     @following.on(controller="kate/steady")
     async def handle(flow: Flow, event: Event) -> None:
@@ -317,8 +319,8 @@ async def test_sigterm_lets_a_program_finish_what_it_has_in_hand_and_the_next_on
         await eventually(lambda: handled == [2, 3], within=20)  # at once: the broker by itself takes 30 s
 
 
-async def test_a_second_sigterm_does_not_wait_for_the_handler(stage: Stage, flows: FlowClient, tmp_path: Path) -> None:
-    async with terminated(stage, flows, tmp_path) as process:
+async def test_a_second_sigterm_does_not_wait_for_the_handler(world: World, flows: FlowClient, tmp_path: Path) -> None:
+    async with terminated(world, flows, tmp_path) as process:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(process.wait(), 1)
         process.send_signal(signal.SIGTERM)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
-from tests.e2e.stage import Agent, Stage
+from tests.e2e.stage import Agent, Stage, World
 from tests.eventually import eventually
 from worker.bus.server import EmbeddedServer
 from worker.client import Asked, DelegateError, Flow, FlowClient, FlowEnded, NotPermitted, serve_delegate, synadia
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
-async def flows(stage: Stage) -> AsyncIterator[FlowClient]:
-    """The agent `kate`, by the client."""
-    async with FlowClient.connect(stage.url, agent="kate") as made:
+async def flows(world: World, agent: Agent) -> AsyncIterator[FlowClient]:
+    """The agent, by the client."""
+    async with FlowClient.connect(world.url, agent=agent.name) as made:
         yield made
 
 
@@ -41,8 +41,8 @@ async def delegating(flows: FlowClient, payload: Any = None, to: str = "svc.add"
     return flow
 
 
-async def test_a_flow_is_answered_and_an_error_of_the_handler_is_an_error_payload(flows: FlowClient, stage: Stage) -> None:
-    async with serve_delegate("svc.add", add, on=stage.url):
+async def test_a_flow_is_answered_and_an_error_of_the_handler_is_an_error_payload(flows: FlowClient, world: World) -> None:
+    async with serve_delegate("svc.add", add, on=world.url):
         assert (await (await delegating(flows)).resumed("20s")).payload == {"sum": 3}
         missing = await (await delegating(flows, {"a": 1, "b": None})).resumed("20s")
         assert missing.payload == {"error": {"code": "422", "message": "b is missing"}}
@@ -52,16 +52,16 @@ async def test_a_flow_is_answered_and_an_error_of_the_handler_is_an_error_payloa
         assert (shared.payload, shared.topic) == ({"sum": 3}, "agent.delegate.reply")
 
 
-async def test_anybody_else_gets_an_ordinary_response(flows: FlowClient, kate: Agent) -> None:
+async def test_anybody_else_gets_an_ordinary_response(flows: FlowClient, agent: Agent) -> None:
     async with serve_delegate("svc.add", add, on=flows):
-        answer = await kate.client.request("svc.add", b'{"a": 20, "b": 22}', timeout=10)
+        answer = await agent.client.request("svc.add", b'{"a": 20, "b": 22}', timeout=10)
         assert json.loads(answer.data) == {"sum": 42}
-        refused = await kate.client.request("svc.add", b'{"a": 20, "b": null}', timeout=10)
+        refused = await agent.client.request("svc.add", b'{"a": 20, "b": null}', timeout=10)
         assert (refused.headers or {})["Nats-Service-Error-Code"] == "422"
         assert (refused.headers or {})["Nats-Service-Error"] == "b is missing"
 
 
-async def test_a_request_that_comes_twice_runs_once_and_both_get_the_same_answer(flows: FlowClient, kate: Agent) -> None:
+async def test_a_request_that_comes_twice_runs_once_and_both_get_the_same_answer(flows: FlowClient, agent: Agent) -> None:
     runs = 0
     go_on = asyncio.Event()
 
@@ -72,7 +72,7 @@ async def test_a_request_that_comes_twice_runs_once_and_both_get_the_same_answer
         return runs
 
     async def ask() -> bytes:
-        return bytes((await kate.client.request("svc.slow", b"{}", timeout=20, headers={"Nats-Msg-Id": "same"})).data)
+        return bytes((await agent.client.request("svc.slow", b"{}", timeout=20, headers={"Nats-Msg-Id": "same"})).data)
 
     async with serve_delegate("svc.slow", slow, on=flows):
         both = [asyncio.ensure_future(ask()) for _ in range(2)]
@@ -80,11 +80,11 @@ async def test_a_request_that_comes_twice_runs_once_and_both_get_the_same_answer
         go_on.set()
         assert await asyncio.gather(*both) == [b"1", b"1"]
         assert await ask() == b"1"
-        other = await kate.client.request("svc.slow", b"{}", timeout=20, headers={"Nats-Msg-Id": "other"})
+        other = await agent.client.request("svc.slow", b"{}", timeout=20, headers={"Nats-Msg-Id": "other"})
         assert other.data == b"2"
 
 
-async def test_only_so_many_answers_are_remembered(flows: FlowClient, kate: Agent) -> None:
+async def test_only_so_many_answers_are_remembered(flows: FlowClient, agent: Agent) -> None:
     runs: list[str] = []
 
     async def note(asked: Asked) -> str:
@@ -93,7 +93,7 @@ async def test_only_so_many_answers_are_remembered(flows: FlowClient, kate: Agen
 
     async with serve_delegate("svc.note", note, on=flows, remember=2):
         for name in ("a", "b", "c", "a", "c"):
-            await kate.client.request("svc.note", b"", timeout=20, headers={"Nats-Msg-Id": name})
+            await agent.client.request("svc.note", b"", timeout=20, headers={"Nats-Msg-Id": name})
     assert runs == ["a", "b", "c", "a"]
 
 
@@ -120,7 +120,7 @@ async def test_the_answer_is_stored_though_worker_and_broker_were_killed_while_t
         assert [entry.kind.value async for entry in flow.history()].count("resumed") == 1
 
 
-async def test_a_cancel_notice_ends_the_handler_and_nothing_is_answered(flows: FlowClient, kate: Agent) -> None:
+async def test_a_cancel_notice_ends_the_handler_and_nothing_is_answered(flows: FlowClient, agent: Agent) -> None:
     ends: list[str] = []
     begun = asyncio.Event()
 
@@ -138,10 +138,10 @@ async def test_a_cancel_notice_ends_the_handler_and_nothing_is_answered(flows: F
         await flow.cancel("Bob called")
         await eventually(lambda: ends == [correlation], within=20)
     assert flow.status == "cancelled"
-    assert (await kate.kinds(flow.id))[-1] == "cancelled"
+    assert (await agent.kinds(flow.id))[-1] == "cancelled"
 
 
-async def test_a_request_whose_notice_came_first_is_not_run(flows: FlowClient, kate: Agent) -> None:
+async def test_a_request_whose_notice_came_first_is_not_run(flows: FlowClient, agent: Agent) -> None:
     runs: list[Any] = []
 
     async def work(asked: Asked) -> None:
@@ -149,10 +149,10 @@ async def test_a_request_whose_notice_came_first_is_not_run(flows: FlowClient, k
 
     headers = {"Taskflow-Flow-Id": "f", "Correlation-Id": "c", "Nats-Msg-Id": "f:1:request"}
     async with serve_delegate("svc.work", work, on=flows, cancel_on="svc.work.stop"):
-        await kate.client.publish("svc.work.stop", b'{"flow_id": "f", "correlation_id": "c", "reason": null}')
-        await kate.client.flush()
-        await kate.client.publish("svc.work", b"1", headers=headers)
-        await kate.client.publish("svc.work", b"2")
+        await agent.client.publish("svc.work.stop", b'{"flow_id": "f", "correlation_id": "c", "reason": null}')
+        await agent.client.flush()
+        await agent.client.publish("svc.work", b"1", headers=headers)
+        await agent.client.publish("svc.work", b"2")
         await eventually(lambda: runs == [2], within=10)
 
 
@@ -173,7 +173,7 @@ async def test_a_deadline_ends_the_handler(flows: FlowClient) -> None:
             await flow.resumed("20s")
 
 
-async def test_what_is_in_hand_is_finished_when_the_delegate_stops(flows: FlowClient, stage: Stage) -> None:
+async def test_what_is_in_hand_is_finished_when_the_delegate_stops(flows: FlowClient, world: World) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(asked: Asked) -> str:
@@ -181,7 +181,7 @@ async def test_what_is_in_hand_is_finished_when_the_delegate_stops(flows: FlowCl
         await go_on.wait()
         return "done before the end"
 
-    serving = serve_delegate("svc.slow", slow, on=stage.url)
+    serving = serve_delegate("svc.slow", slow, on=world.url)
     async with serving:
         flow = await delegating(flows, to="svc.slow")
         await asyncio.wait_for(begun.wait(), 20)
@@ -189,34 +189,34 @@ async def test_what_is_in_hand_is_finished_when_the_delegate_stops(flows: FlowCl
     assert (await flow.resumed("20s")).payload == "done before the end"
 
 
-async def test_an_agent_of_the_synadia_protocol_is_a_delegate(flows: FlowClient, kate: Agent) -> None:
+async def test_an_agent_of_the_synadia_protocol_is_a_delegate(flows: FlowClient, agent: Agent) -> None:
     questions: list[Any] = []
 
     async def researcher(request: Msg) -> None:
         questions.append(json.loads(request.data))
 
         async def say(kind: str, data: Any) -> None:
-            await kate.client.publish(request.reply, json.dumps({"type": kind, "data": data}).encode())
+            await agent.client.publish(request.reply, json.dumps({"type": kind, "data": data}).encode())
 
         await say("status", "ack")
         if "broken" in questions[-1]["prompt"]:
             headers = {"Nats-Service-Error-Code": "503", "Nats-Service-Error": "out of tokens"}
-            await kate.client.publish(request.reply, b"", headers=headers)
+            await agent.client.publish(request.reply, b"", headers=headers)
             return
         await say("response", "six times seven ")
-        inbox = kate.client.new_inbox()
-        back = await kate.client.subscribe(inbox)
+        inbox = agent.client.new_inbox()
+        back = await agent.client.subscribe(inbox)
         await say("query", {"id": "1", "reply_subject": inbox, "prompt": "in decimal?"})
         more = json.loads((await back.next_msg(timeout=10)).data)["prompt"]
         await say("response", {"text": f"is 42 ({more})"})
-        await kate.client.publish(request.reply, b"")
+        await agent.client.publish(request.reply, b"")
 
     async def answering(question: str) -> str:
         return f"{question} yes"
 
     subject = "agents.prompt.researcher.acme.main"
-    await kate.client.subscribe(subject, cb=researcher)
-    await kate.client.flush()
+    await agent.client.subscribe(subject, cb=researcher)
+    await agent.client.flush()
     ask = synadia.handler(flows.transport, subject, answering=answering)
     async with serve_delegate("svc.research", ask, on=flows):
         answer = await (await delegating(flows, {"prompt": "what is 6 × 7?"}, to="svc.research")).resumed("20s")
@@ -249,20 +249,20 @@ async def test_another_instance_answers_a_repeat_from_the_bucket_also_after_the_
     assert runs == ["invoice-7"]
 
 
-async def test_the_bucket_is_one_as_any_other_and_one_that_is_there_stays_as_it_is(flows: FlowClient, kate: Agent, stage: Stage) -> None:
-    jetstream = kate.client.jetstream()
-    made = await jetstream.create_key_value(bucket="mine", ttl=60)
+async def test_the_bucket_is_one_as_any_other_and_one_that_is_there_stays_as_it_is(flows: FlowClient, agent: Agent, world: World) -> None:
+    jetstream, mine, new = agent.client.jetstream(), f"{agent.name}-mine", f"{agent.name}-new"
+    made = await jetstream.create_key_value(bucket=mine, ttl=60)
     async with (
-        serve_delegate("svc.add", add, on=stage.url, memory="mine"),
-        serve_delegate("svc.other", add, on=stage.url, memory="new"),
+        serve_delegate("svc.add", add, on=world.url, memory=mine),
+        serve_delegate("svc.other", add, on=world.url, memory=new),
     ):
         assert (await (await delegating(flows)).resumed("20s")).payload == {"sum": 3}
     (key,) = await made.keys()
     assert json.loads((await made.get(key)).value or b"")["body"] == "eyJzdW0iOjN9"
-    ages = [(await jetstream.stream_info(name)).config.max_age for name in ("KV_mine", "KV_new")]
+    ages = [(await jetstream.stream_info(name)).config.max_age for name in (f"KV_{mine}", f"KV_{new}")]
     assert ages == [60, 7 * 86_400]
     await made.delete(key)
-    assert await flows.transport.recall("mine", key, timeout=5) is None
+    assert await flows.transport.recall(mine, key, timeout=5) is None
 
 
 async def written(url: str, frame: bytes) -> None:
@@ -280,9 +280,9 @@ async def written(url: str, frame: bytes) -> None:
     [b"PUB svc.\xff\xfe 1\r\n1\r\n", b"HPUB svc.add 1 2\r\n\xff1\r\n", b"HPUB svc.add 19 20\r\nNATS/1.0 409 \xff\xff\r\n\r\n1\r\n"],
     ids=["subject", "header", "status"],
 )
-async def test_bytes_that_are_no_text_do_not_end_a_delegates_hearing(flows: FlowClient, stage: Stage, frame: bytes) -> None:
-    async with serve_delegate("svc.*", add, on=stage.url):
-        await written(stage.url, frame)
+async def test_bytes_that_are_no_text_do_not_end_a_delegates_hearing(flows: FlowClient, world: World, frame: bytes) -> None:
+    async with serve_delegate("svc.*", add, on=world.url):
+        await written(world.url, frame)
         assert (await (await delegating(flows)).resumed("20s")).payload == {"sum": 3}
 
 

@@ -7,15 +7,15 @@ from itertools import islice
 
 import pytest
 
-from tests.e2e.stage import TOPIC, Stage
+from tests.e2e.stage import TOPIC, Agent, World
 from worker.client import AlreadyTerminal, Flow, FlowClient, FlowClientSync, FlowSync, Lost, flows_sync
 
 pytestmark = pytest.mark.e2e
 
 
-def script(url: str) -> str:
+def script(url: str, agent: str) -> str:
     """Do what an agent does."""
-    with flows_sync(url, agent="kate") as flows:
+    with flows_sync(url, agent=agent) as flows:
         flow = flows.start(controller="kate/script", goal="be simple", state={"n": 0})
         assert flow.advance({"n": 1}, step="two").state == {"n": 1}
         assert (flow.status, flow.current_step, flow.revision) == ("running", "two", 2)
@@ -36,13 +36,13 @@ def script(url: str) -> str:
         return flow.id
 
 
-async def test_a_script_does_everything_without_asyncio(stage: Stage) -> None:
-    assert await asyncio.to_thread(script, stage.url)
+async def test_a_script_does_everything_without_asyncio(world: World, agent: Agent) -> None:
+    assert await asyncio.to_thread(script, world.url, agent.name)
 
 
-async def test_a_client_that_is_closed_says_so_whatever_is_left_of_it(stage: Stage) -> None:
+async def test_a_client_that_is_closed_says_so_whatever_is_left_of_it(world: World, agent: Agent) -> None:
     def late() -> None:
-        with flows_sync(stage.url, agent="kate") as flows:
+        with flows_sync(world.url, agent=agent.name) as flows:
             flow = flows.start(controller="kate/script", goal="be left over")
             events = flow.events()
             assert next(events).kind == "created"

@@ -21,7 +21,7 @@ from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
-from tests.e2e.stage import TOPIC, Agent, Stage
+from tests.e2e.stage import TOPIC, Agent, World
 from tests.security.guarded import Guarded
 from worker.cli import taskflow
 
@@ -38,30 +38,32 @@ POST = {"Content-Type": "application/json", "Accept": "application/json, text/ev
 PING = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
 
 
-def environment(stage: Stage, **more: str) -> dict[str, str]:
+def environment(world: World, **more: str) -> dict[str, str]:
     """The environment of a client's user."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TASKFLOW_", "NATS_"))}
-    return {**clean, "PYTHONPATH": str(ROOT), "NATS_URL": stage.url, **more}
+    return {**clean, "PYTHONPATH": str(ROOT), "NATS_URL": world.url, **more}
 
 
-def started_by_a_client(stage: Stage, folder: Path, *arguments: str) -> StdioServerParameters:
+def started_by_a_client(world: World, folder: Path, *arguments: str) -> StdioServerParameters:
     """The server as a client starts it."""
-    return StdioServerParameters(command=sys.executable, args=["-m", "worker", *arguments], env=environment(stage), cwd=folder)
+    return StdioServerParameters(command=sys.executable, args=["-m", "worker", *arguments], env=environment(world), cwd=folder)
 
 
 @asynccontextmanager
-async def served(stage: Stage, folder: Path, *arguments: str, **more: str) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+async def served(
+    world: World, agent: Agent, folder: Path, *arguments: str, **more: str
+) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
     """The server over HTTP, as a process; gives its URL."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "worker", "mcp", "--agent", "kate", *arguments),
-        env=environment(stage, **more),
+        *(sys.executable, "-m", "worker", "mcp", "--agent", agent.name, *arguments),
+        env=environment(world, **more),
         cwd=folder,
         stdout=asyncio.subprocess.PIPE,
     )
     try:
         assert process.stdout is not None
         ready = json.loads(await asyncio.wait_for(process.stdout.readline(), _PATIENCE))
-        assert (ready["event"], ready["owner"]) == ("ready", "agent:kate:session:main")
+        assert (ready["event"], ready["owner"]) == ("ready", f"agent:{agent.name}:session:main")
         yield ready["url"], process
     finally:
         if process.returncode is None:
@@ -69,7 +71,7 @@ async def served(stage: Stage, folder: Path, *arguments: str, **more: str) -> As
             await process.wait()
 
 
-async def story(client: Client, kate: Agent) -> None:
+async def story(client: Client, agent: Agent) -> None:
     """Start, wait, reply, status, finish."""
 
     async def call(action: str, **arguments: Any) -> Json:
@@ -80,23 +82,23 @@ async def story(client: Client, kate: Agent) -> None:
 
     flow = await call("start", controller_id="kate/test", goal="test")
     parked = await call("wait", flow_id=flow["id"], wait_condition={"kind": "external_event", "topic": TOPIC})
-    await kate.reply(TOPIC, parked["wait"]["correlation_id"], {"answer": 42})
-    await kate.until(flow["id"], "running")
+    await agent.reply(TOPIC, parked["wait"]["correlation_id"], {"answer": 42})
+    await agent.until(flow["id"], "running")
     assert (await call("status", flow_id=flow["id"]))["state"]["resume_event"] == {"answer": 42}
     assert (await call("finish", flow_id=flow["id"]))["status"] == "finished"
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_the_whole_story_over_stdio(stage: Stage, kate: Agent, tmp_path: Path, mode: str) -> None:
-    async with Client(started_by_a_client(stage, tmp_path, "mcp", "--agent", "kate"), mode=mode) as client:
-        await story(client, kate)
-        assert "agent:kate:session:main" in (client.instructions or "")
+async def test_the_whole_story_over_stdio(world: World, agent: Agent, tmp_path: Path, mode: str) -> None:
+    async with Client(started_by_a_client(world, tmp_path, "mcp", "--agent", agent.name), mode=mode) as client:
+        await story(client, agent)
+        assert f"agent:{agent.name}:session:main" in (client.instructions or "")
 
 
-async def test_over_stdio_it_ends_with_0_when_the_client_closes_stdin(stage: Stage, tmp_path: Path) -> None:
+async def test_over_stdio_it_ends_with_0_when_the_client_closes_stdin(world: World, tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "worker", "mcp", "--agent", "kate"),
-        env=environment(stage),
+        env=environment(world),
         cwd=tmp_path,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -107,10 +109,10 @@ async def test_over_stdio_it_ends_with_0_when_the_client_closes_stdin(stage: Sta
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_the_whole_story_over_http(stage: Stage, kate: Agent, tmp_path: Path, mode: str) -> None:
-    async with served(stage, tmp_path, "--http", "127.0.0.1:0") as (url, process):
+async def test_the_whole_story_over_http(world: World, agent: Agent, tmp_path: Path, mode: str) -> None:
+    async with served(world, agent, tmp_path, "--http", "127.0.0.1:0") as (url, process):
         async with Client(url, mode=mode) as client:
-            await story(client, kate)
+            await story(client, agent)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), _PATIENCE) == 0
 
@@ -121,8 +123,8 @@ async def answered(url: str, **headers: str) -> int:
         return (await client.post(url, json=PING, headers={**POST, **headers})).status_code
 
 
-async def test_over_http_only_this_machine_is_answered(stage: Stage, tmp_path: Path) -> None:
-    async with served(stage, tmp_path, "--http", "127.0.0.1:0") as (url, _):
+async def test_over_http_only_this_machine_is_answered(world: World, agent: Agent, tmp_path: Path) -> None:
+    async with served(world, agent, tmp_path, "--http", "127.0.0.1:0") as (url, _):
         port = url.split(":")[2].split("/")[0]
         assert await answered(url) == 200
         assert await answered(url, Host=f"localhost:{port}", Origin=f"http://localhost:{port}") == 200
@@ -134,17 +136,17 @@ async def test_over_http_only_this_machine_is_answered(stage: Stage, tmp_path: P
         assert await answered(url, Origin="null") == 403
 
 
-async def test_over_http_a_host_and_an_origin_can_be_let_in(stage: Stage, tmp_path: Path) -> None:
+async def test_over_http_a_host_and_an_origin_can_be_let_in(world: World, agent: Agent, tmp_path: Path) -> None:
     more = ("--allow-host", "flows.example.com", "--allow-origin", "https://chat.example.com")
-    async with served(stage, tmp_path, "--http", "127.0.0.1:0", *more) as (url, _):
+    async with served(world, agent, tmp_path, "--http", "127.0.0.1:0", *more) as (url, _):
         assert await answered(url, Host="flows.example.com", Origin="https://chat.example.com") == 200
         assert await answered(url, Host="flows.example.com:1") == 421
         assert await answered(url, Origin="https://chat.example.com.evil.org") == 403
 
 
-async def test_over_http_beyond_loopback_only_the_token_and_the_name_let_in(stage: Stage, kate: Agent, tmp_path: Path) -> None:
+async def test_over_http_beyond_loopback_only_the_token_and_the_name_let_in(world: World, agent: Agent, tmp_path: Path) -> None:
     more = ("--http", "0.0.0.0:0", "--http-token", "env:MCP_TOKEN", "--allow-host", "flows.example.com")
-    async with served(stage, tmp_path, *more, MCP_TOKEN=TOKEN) as (url, _):
+    async with served(world, agent, tmp_path, *more, MCP_TOKEN=TOKEN) as (url, _):
         near = f"http://127.0.0.1:{url.rpartition(':')[2]}"
         host, bearer = {"Host": "flows.example.com"}, {"Authorization": f"Bearer {TOKEN}"}
         assert await answered(near, **host) == 401
@@ -156,14 +158,14 @@ async def test_over_http_beyond_loopback_only_the_token_and_the_name_let_in(stag
             httpx2.AsyncClient(headers={**host, **bearer}) as http,
             Client(streamable_http_client(near, http_client=http)) as client,
         ):
-            await story(client, kate)
+            await story(client, agent)
 
 
-async def test_over_http_a_port_that_is_taken_is_said_in_one_line(stage: Stage, tmp_path: Path) -> None:
-    async with served(stage, tmp_path, "--http", "127.0.0.1:0") as (url, _):
+async def test_over_http_a_port_that_is_taken_is_said_in_one_line(world: World, agent: Agent, tmp_path: Path) -> None:
+    async with served(world, agent, tmp_path, "--http", "127.0.0.1:0") as (url, _):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "worker", "mcp", "--agent", "kate", "--http", url.removeprefix("http://").removesuffix("/mcp")),
-            env=environment(stage),
+            env=environment(world),
             cwd=tmp_path,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -173,17 +175,17 @@ async def test_over_http_a_port_that_is_taken_is_said_in_one_line(stage: Stage, 
 
 
 @pytest.mark.parametrize("block", [text for mark, text in _BLOCK.findall(PAGE) if mark == "stdio"])
-async def test_a_client_that_is_configured_as_the_page_says_has_the_tools(stage: Stage, tmp_path: Path, block: str) -> None:
+async def test_a_client_that_is_configured_as_the_page_says_has_the_tools(world: World, tmp_path: Path, block: str) -> None:
     server = json.loads(block)["mcpServers"]["taskflow"]
     assert server["command"] == "taskflow"
-    async with Client(started_by_a_client(stage, tmp_path, *server["args"])) as client:
+    async with Client(started_by_a_client(world, tmp_path, *server["args"])) as client:
         tools = [tool.name for tool in (await client.list_tools()).tools]
         assert all(name.startswith("taskflow") for name in tools)
         listing = ("taskflow_list_mine", {}) if "--split-tools" in server["args"] else ("taskflow", {"action": "list_mine"})
         assert (await client.call_tool(*listing)).structured_content["ok"] is True
 
 
-async def test_a_client_that_is_configured_for_http_as_the_page_says_has_the_tools(stage: Stage, kate: Agent, tmp_path: Path) -> None:
+async def test_a_client_that_is_configured_for_http_as_the_page_says_has_the_tools(world: World, agent: Agent, tmp_path: Path) -> None:
     (block,) = [text for mark, text in _BLOCK.findall(PAGE) if mark == "http"]
     server = json.loads(block)["mcpServers"]["taskflow"]
     assert server["type"] == "http"
@@ -192,15 +194,16 @@ async def test_a_client_that_is_configured_for_http_as_the_page_says_has_the_too
     file.write_text(TOKEN, encoding="utf-8")
     file.chmod(0o600)
     arguments = shlex.split(told)[2:]
+    arguments[arguments.index("--agent") + 1] = agent.name
     arguments[arguments.index("--http") + 1] = "127.0.0.1:0"
     arguments[arguments.index("--http-token") + 1] = f"file:{file}"
-    async with served(stage, tmp_path, *arguments) as (url, _):
+    async with served(world, agent, tmp_path, *arguments) as (url, _):
         assert url.endswith("/mcp")
         assert server["url"].endswith("/mcp")
         assert await answered(url) == 401
         headers = {name: value.replace("${TASKFLOW_MCP_TOKEN}", TOKEN) for name, value in server["headers"].items()}
         async with httpx2.AsyncClient(headers=headers) as http, Client(streamable_http_client(url, http_client=http)) as client:
-            await story(client, kate)
+            await story(client, agent)
 
 
 async def test_under_the_permissions_of_deploy_nats_the_page_s_command_works_and_another_agents_does_not(tmp_path: Path) -> None:

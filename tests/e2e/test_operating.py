@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e import checks
 from tests.e2e.commands import asked, command
-from tests.e2e.stage import TOPIC, Agent, Stage
+from tests.e2e.stage import TOPIC, Agent, Stage, World
 from tests.eventually import eventually
 from worker.store.queries import migrations
 
@@ -26,64 +26,69 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 BY = ("--as", "ann", "--reason", "asked on the phone")
 
 
-async def test_a_flow_is_started_moved_parked_answered_and_finished_from_the_shell(stage: Stage) -> None:
+def owned(agent: Agent) -> tuple[str, str]:
+    """Return the filter that leaves an agent's own flows."""
+    return "--owner", f"agent:{agent.name}:session:main"
+
+
+async def test_a_flow_is_started_moved_parked_answered_and_finished_from_the_shell(world: World, agent: Agent) -> None:
     started = await asked(
-        stage, "flow", "start", "--agent", "kate", "--controller", "kate/inbox", "--goal", "triage", "--state", '{"a": 1}'
+        world, "flow", "start", "--agent", agent.name, "--controller", "kate/inbox", "--goal", "triage", "--state", '{"a": 1}'
     )
     flow_id = started.json["flow"]["id"]
-    await command(stage, "flow", "advance", flow_id[-8:], "--patch", '{"b": 2}', "--step", "collect")
-    parked = await asked(stage, "flow", "wait", flow_id, "--topic", TOPIC, "--corr", "c-1", "--timeout", "15m", "--on-timeout", "fail")
+    await command(world, "flow", "advance", flow_id[-8:], "--patch", '{"b": 2}', "--step", "collect")
+    parked = await asked(world, "flow", "wait", flow_id, "--topic", TOPIC, "--corr", agent.name, "--timeout", "15m", "--on-timeout", "fail")
     assert parked.json["flow"]["status"] == "waiting"
-    (wait,) = (await asked(stage, "waits", "--older-than", "0s")).items
-    assert (wait["flow_id"], wait["wait"]["correlation_id"]) == (flow_id, "c-1")
-    assert "✉ agent.delegate.reply ⟨c-1⟩" in (await command(stage, "waits")).out
-    assert (await asked(stage, "reply", TOPIC, "c-1", "{}", "--dry-run")).json == {"would_resume": [flow_id]}
-    first = (await asked(stage, "reply", TOPIC, "c-1", '{"answer": 42}', "--id", "reply-1")).json
-    assert (await asked(stage, "reply", TOPIC, "c-1", '{"answer": 42}', "--id", "reply-1")).json == first | {"duplicate": True}
-    kate = await stage.agent("kate")
-    flow = await kate.until(flow_id, "running")
+    (wait,) = (await asked(world, "waits", "--older-than", "0s", *owned(agent))).items
+    assert (wait["flow_id"], wait["wait"]["correlation_id"]) == (flow_id, agent.name)
+    assert f"✉ agent.delegate.reply ⟨{agent.name}⟩" in (await command(world, "waits", *owned(agent))).out
+    assert (await asked(world, "reply", TOPIC, agent.name, "{}", "--dry-run")).json == {"would_resume": [flow_id]}
+    answer = ("reply", TOPIC, agent.name, '{"answer": 42}', "--id", f"reply-{agent.name}")
+    first = (await asked(world, *answer)).json
+    assert (await asked(world, *answer)).json == first | {"duplicate": True}
+    flow = await agent.until(flow_id, "running")
     assert (flow["state"]["resume_event"], flow["current_step"]) == ({"answer": 42}, "collect")
-    assert (await asked(stage, "flow", "finish", flow_id, "--state", '{"done": true}')).json["flow"]["status"] == "finished"
-    kinds = [entry["kind"] for entry in (await asked(stage, "flow", "history", flow_id)).items]
+    assert (await asked(world, "flow", "finish", flow_id, "--state", '{"done": true}')).json["flow"]["status"] == "finished"
+    kinds = [entry["kind"] for entry in (await asked(world, "flow", "history", flow_id)).items]
     assert kinds == ["created", "started", "state_updated", "waiting", "resumed", "finished"]
-    shown = (await command(stage, "flow", "show", flow_id[-6:])).out
+    shown = (await command(world, "flow", "show", flow_id[-6:])).out
     assert "✓ finished" in shown
     assert '"answer": 42' in shown
 
 
-async def test_the_agents_other_verbs_work_from_the_shell(stage: Stage, kate: Agent) -> None:
-    held = (await asked(stage, "flow", "start", "--agent", "kate", "--controller", "k", "--goal", "g", "--hold")).json["flow"]["id"]
-    assert (await asked(stage, "flow", "run", held)).json["flow"]["status"] == "running"
-    async with kate.listening("svc.add") as heard:
-        told = (await asked(stage, "flow", "delegate", held, "--to", "svc.add", "--payload", "[1, 2]", "--timeout", "10m")).json
-        assert told["flow"]["wait"]["topic"] == "taskflow.reply.kate"
+async def test_the_agents_other_verbs_work_from_the_shell(world: World, agent: Agent) -> None:
+    held = (await asked(world, "flow", "start", "--agent", agent.name, "--controller", "k", "--goal", "g", "--hold")).json["flow"]["id"]
+    assert (await asked(world, "flow", "run", held)).json["flow"]["status"] == "running"
+    async with agent.listening(f"svc.{agent.name}") as heard:
+        told = (await asked(world, "flow", "delegate", held, "--to", f"svc.{agent.name}", "--payload", "[1, 2]", "--timeout", "10m")).json
+        assert told["flow"]["wait"]["topic"] == f"taskflow.reply.{agent.name}"
         await heard.count(1)
-    assert (await command(stage, "reply", "taskflow.reply.kate", told["flow"]["wait"]["correlation_id"], '{"sum": 3}')).code == 0
-    assert (await kate.until(held, "running"))["state"]["resume_event"] == {"sum": 3}
-    await kate.api("observe", {"flow_id": held, "run_id": "r-1", "task": "t", "status": "running"})
-    assert [step["run_id"] for step in (await asked(stage, "flow", "steps", held)).items] == ["r-1"]
-    assert "say one of" in (await command(stage, "flow", "wait", held, code=64)).err
+    assert (await command(world, "reply", f"taskflow.reply.{agent.name}", told["flow"]["wait"]["correlation_id"], '{"sum": 3}')).code == 0
+    assert (await agent.until(held, "running"))["state"]["resume_event"] == {"sum": 3}
+    await agent.api("observe", {"flow_id": held, "run_id": "r-1", "task": "t", "status": "running"})
+    assert [step["run_id"] for step in (await asked(world, "flow", "steps", held)).items] == ["r-1"]
+    assert "say one of" in (await command(world, "flow", "wait", held, code=64)).err
 
 
-async def test_operators_steer_flows_and_are_refused_with_a_code_of_its_own_for_each_reason(stage: Stage, kate: Agent) -> None:
-    one, two, three = [await kate.parked(f"c-{n}") for n in range(3)]
-    assert (await asked(stage, "flow", "resume", one, *BY, "--patch", '{"ok": 1}')).items[0]["flow"]["status"] == "running"
-    assert (await asked(stage, "flow", "fail", two, *BY)).items[0]["flow"]["state"]["failure"]["reason"] == "asked on the phone"
-    assert (await asked(stage, "flow", "cancel", three, *BY)).items[0]["flow"]["status"] == "cancelled"
-    last = (await kate.history(three))[-1]
+async def test_operators_steer_flows_and_are_refused_with_a_code_of_its_own_for_each_reason(world: World, agent: Agent) -> None:
+    one, two, three = [await agent.parked(f"{agent.name}-c-{n}") for n in range(3)]
+    assert (await asked(world, "flow", "resume", one, *BY, "--patch", '{"ok": 1}')).items[0]["flow"]["status"] == "running"
+    assert (await asked(world, "flow", "fail", two, *BY)).items[0]["flow"]["state"]["failure"]["reason"] == "asked on the phone"
+    assert (await asked(world, "flow", "cancel", three, *BY)).items[0]["flow"]["status"] == "cancelled"
+    last = (await agent.history(three))[-1]
     assert (last["actor"], last["payload"]["reason"]) == ("operator:ann", "asked on the phone")
-    assert "already" in (await command(stage, "flow", "cancel", three, *BY, code=4)).err
-    assert "revision" in (await command(stage, "flow", "fail", one, "--expected-revision", "1", *BY, code=4)).err
-    assert "--reason" in (await command(stage, "flow", "cancel", one, code=64)).err
-    assert "no flow id begins or ends with" in (await command(stage, "flow", "show", "ffffffff", code=3)).err
-    assert "is not the only one" in (await command(stage, "flow", "show", one[:6], code=64)).err
-    assert "at least 6" in (await command(stage, "flow", "show", "abc", code=64)).err
-    assert "there is no flow" in (await command(stage, "flow", "show", "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f", code=3)).err
-    many = [await kate.parked(f"d-{n}") for n in range(2)]
-    bulk = await command(stage, "flow", "cancel", "-", *BY, "-o", "jsonl", stdin="\n".join([*many, three]), code=10)
+    assert "already" in (await command(world, "flow", "cancel", three, *BY, code=4)).err
+    assert "revision" in (await command(world, "flow", "fail", one, "--expected-revision", "1", *BY, code=4)).err
+    assert "--reason" in (await command(world, "flow", "cancel", one, code=64)).err
+    assert "no flow id begins or ends with" in (await command(world, "flow", "show", "ffffffff", code=3)).err
+    assert "is not the only one" in (await command(world, "flow", "show", one[:6], code=64)).err
+    assert "at least 6" in (await command(world, "flow", "show", "abc", code=64)).err
+    assert "there is no flow" in (await command(world, "flow", "show", "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f", code=3)).err
+    many = [await agent.parked(f"{agent.name}-d-{n}") for n in range(2)]
+    bulk = await command(world, "flow", "cancel", "-", *BY, "-o", "jsonl", stdin="\n".join([*many, three]), code=10)
     assert [json.loads(line)["flow"]["id"] for line in bulk.out.splitlines()] == many
-    assert [flow["id"] for flow in (await asked(stage, "flow", "list", "--status", "running")).items] == [one]
-    assert (await command(stage, "flow", "list", "--older-than", "soon", code=64)).err.startswith("taskflow: older_than:")
+    assert [flow["id"] for flow in (await asked(world, "flow", "list", "--status", "running", *owned(agent))).items] == [one]
+    assert (await command(world, "flow", "list", "--older-than", "soon", code=64)).err.startswith("taskflow: older_than:")
 
 
 async def test_a_reply_that_came_near_is_found_by_why_and_who_and_matched(stage: Stage, kate: Agent) -> None:
@@ -299,12 +304,12 @@ async def test_the_database_is_pruned_exported_and_migrated(stage: Stage, kate: 
     assert f"schema {newest}" in (await command(stage, "db", "migrate")).out
 
 
-async def test_what_a_migration_would_run_is_printed_and_leads_to_the_same_schema(stage: Stage) -> None:
-    old = stage.folder / "old.db"
+async def test_what_a_migration_would_run_is_printed_and_leads_to_the_same_schema(world: World) -> None:
+    old = world.folder / "old.db"
     with closing(sqlite3.connect(old)) as database:
         database.executescript((Path(__file__).parents[1] / "fixtures" / "schema-1.sql").read_text())
         before = database.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall()
-    printed = (await command(stage, "db", "migrate", "--print", "--store-path", str(old))).out
+    printed = (await command(world, "db", "migrate", "--print", "--store-path", str(old))).out
     assert printed.startswith("-- schema 1 → 2\n")
     with closing(sqlite3.connect(old)) as database:
         assert database.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall() == before, "printing has changed something"
@@ -313,7 +318,7 @@ async def test_what_a_migration_would_run_is_printed_and_leads_to_the_same_schem
     with closing(copy):
         copy.executescript(printed)
         by_hand = copy.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall()
-    await command(stage, "db", "migrate", "--store-path", str(old))
+    await command(world, "db", "migrate", "--store-path", str(old))
     with closing(sqlite3.connect(old)) as database:
         assert database.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall() == by_hand
 
@@ -329,36 +334,36 @@ async def test_a_copy_is_made_on_request_and_its_making_kept(stage: Stage, kate:
     assert "1 flows" in answer["backup"]
 
 
-async def test_a_configuration_is_begun_and_never_overwritten(stage: Stage) -> None:
-    await command(stage, "config", "init")
-    text = (stage.folder / "taskflow.toml").read_text()
+async def test_a_configuration_is_begun_and_never_overwritten(world: World) -> None:
+    await command(world, "config", "init")
+    text = (world.folder / "taskflow.toml").read_text()
     assert tomllib.loads(text).keys() >= {"nats", "store", "engine"}
-    await command(stage, "config", "validate", "--config", "taskflow.toml")
-    assert "exists and is left as it is" in (await command(stage, "config", "init", code=78)).err
+    await command(world, "config", "validate", "--config", "taskflow.toml")
+    assert "exists and is left as it is" in (await command(world, "config", "init", code=78)).err
 
 
-async def test_schemas_completion_and_version_need_nobody(stage: Stage) -> None:
-    assert "admin.dlq.replay" in (await command(stage, "schema")).out.split()
-    assert json.loads((await command(stage, "schema", "admin.list")).out)["$id"] == "admin.list.json"
-    assert "did you mean" in (await command(stage, "schema", "comand.start", code=64)).err
+async def test_schemas_completion_and_version_need_nobody(world: World) -> None:
+    assert "admin.dlq.replay" in (await command(world, "schema")).out.split()
+    assert json.loads((await command(world, "schema", "admin.list")).out)["$id"] == "admin.list.json"
+    assert "did you mean" in (await command(world, "schema", "comand.start", code=64)).err
     for shell in ("zsh", "fish"):
-        assert "_TASKFLOW_COMPLETE" in (await command(stage, "completion", shell)).out
-    assert "nats-py" in (await command(stage, "version", "-v")).out
-    assert (await asked(stage, "version")).json["wire protocol"] == "1"
+        assert "_TASKFLOW_COMPLETE" in (await command(world, "completion", shell)).out
+    assert "nats-py" in (await command(world, "version", "-v")).out
+    assert (await asked(world, "version")).json["wire protocol"] == "1"
 
 
-async def test_contexts_of_the_nats_command_line_are_listed_and_shown_without_secrets(stage: Stage) -> None:
-    folder = stage.folder / "nats"
+async def test_contexts_of_the_nats_command_line_are_listed_and_shown_without_secrets(world: World) -> None:
+    folder = world.folder / "nats"
     (folder / "context").mkdir(parents=True, exist_ok=True)
     (folder / "context" / "prod.json").write_text(json.dumps({"url": "nats://u:p4ss@prod:4222", "user": "ann", "password": "p4ss"}))
     (folder / "context" / "test.json").write_text(json.dumps({"url": "nats://test:4222"}))
     (folder / "context.txt").write_text("test\n")
-    home = str(stage.folder)
-    listed = json.loads((await command(stage, "context", "ls", "-o", "json", XDG_CONFIG_HOME=home)).out)["items"]
+    home = str(world.folder)
+    listed = json.loads((await command(world, "context", "ls", "-o", "json", XDG_CONFIG_HOME=home)).out)["items"]
     assert listed == [{"name": "prod", "selected": False}, {"name": "test", "selected": True}]
-    assert (await command(stage, "context", "ls", XDG_CONFIG_HOME=home)).out.splitlines() == ["  prod", "* test"]
-    shown = (await command(stage, "context", "show", "prod", XDG_CONFIG_HOME=home)).out
+    assert (await command(world, "context", "ls", XDG_CONFIG_HOME=home)).out.splitlines() == ["  prod", "* test"]
+    shown = (await command(world, "context", "show", "prod", XDG_CONFIG_HOME=home)).out
     assert "nats.url" in shown
     assert "nats://prod:4222" in shown
     assert "p4ss" not in shown
-    assert "no NATS context 'none'" in (await command(stage, "context", "show", "none", code=78, XDG_CONFIG_HOME=home)).err
+    assert "no NATS context 'none'" in (await command(world, "context", "show", "none", code=78, XDG_CONFIG_HOME=home)).err

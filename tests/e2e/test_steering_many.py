@@ -10,7 +10,7 @@ from datetime import datetime
 import pytest
 
 from tests.e2e.commands import asked, command
-from tests.e2e.stage import TOPIC, Agent, Stage
+from tests.e2e.stage import TOPIC, Agent, Stage, World
 from tests.eventually import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -49,13 +49,13 @@ async def test_a_filter_is_tried_dry_asked_about_and_done_to_those_that_can_be_s
     assert (await asked(stage, "flow", "fail", "--status", "waiting", *BY)).items == []
 
 
-async def test_names_and_a_filter_exclude_each_other_and_one_is_needed(stage: Stage, kate: Agent) -> None:
-    flow_id = await kate.start()
-    assert "not both" in (await command(stage, "flow", "cancel", flow_id, "--status", "running", *BY, code=64)).err
-    assert "which flows" in (await command(stage, "flow", "cancel", *BY, code=64)).err
+async def test_names_and_a_filter_exclude_each_other_and_one_is_needed(world: World, agent: Agent) -> None:
+    flow_id = await agent.start()
+    assert "not both" in (await command(world, "flow", "cancel", flow_id, "--status", "running", *BY, code=64)).err
+    assert "which flows" in (await command(world, "flow", "cancel", *BY, code=64)).err
     about_one = ("--status", "running", "-y", "--expected-revision", "1")
-    assert "about one flow" in (await command(stage, "flow", "cancel", *about_one, *BY, code=64)).err
-    assert (await kate.flow(flow_id))["status"] == "running"
+    assert "about one flow" in (await command(world, "flow", "cancel", *about_one, *BY, code=64)).err
+    assert (await agent.flow(flow_id))["status"] == "running"
 
 
 async def test_a_rate_is_kept(stage: Stage, kate: Agent) -> None:
@@ -66,22 +66,22 @@ async def test_a_rate_is_kept(stage: Stage, kate: Agent) -> None:
     assert abs((datetime.fromisoformat(at[-1]) - datetime.fromisoformat(at[0])).total_seconds()) >= 0.39
 
 
-async def test_a_flow_is_followed_until_it_ends(stage: Stage, kate: Agent) -> None:
-    flow_id = await kate.parked("f-1")
+async def test_a_flow_is_followed_until_it_ends(world: World, agent: Agent) -> None:
+    flow_id = await agent.parked(agent.name)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "worker", "flow", "show", flow_id[-8:], "--follow", "-o", "jsonl"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=stage.environment(),
+        env=world.environment(),
     )
     try:
         async with asyncio.timeout(60):
             assert process.stdout is not None
             first = json.loads(await process.stdout.readline())
             assert (first["id"], first["status"]) == (flow_id, "waiting")
-            await kate.reply(TOPIC, "f-1", {"ok": True})
-            await kate.until(flow_id, "running")
-            assert (await kate.api("finish", {"flow_id": flow_id}))["ok"]
+            await agent.reply(TOPIC, agent.name, {"ok": True})
+            await agent.until(flow_id, "running")
+            assert (await agent.api("finish", {"flow_id": flow_id}))["ok"]
             out, err = await process.communicate()
     finally:
         if process.returncode is None:
@@ -89,7 +89,7 @@ async def test_a_flow_is_followed_until_it_ends(stage: Stage, kate: Agent) -> No
             await process.wait()
     assert process.returncode == 0, err
     assert [json.loads(line)["data"]["kind"] for line in out.splitlines()] == ["resumed", "finished"]
-    assert "needs a worker" in (await command(stage, "flow", "show", flow_id, "--follow", "--db", str(stage.path), code=64)).err
+    assert "needs a worker" in (await command(world, "flow", "show", flow_id, "--follow", "--db", str(world.path), code=64)).err
 
 
 async def test_a_list_is_watched(stage: Stage, kate: Agent) -> None:
@@ -101,7 +101,7 @@ async def test_a_list_is_watched(stage: Stage, kate: Agent) -> None:
     assert len((await command(stage, "waits", "--watch", "--count", "1", "-o", "jsonl")).out.splitlines()) == 1
 
 
-async def test_a_reply_names_its_flow_by_the_end_of_its_id(stage: Stage, kate: Agent) -> None:
-    flow_id = await kate.parked("e-1")
-    await command(stage, "reply", TOPIC, "e-1", "{}", "--flow", flow_id[-8:])
-    await eventually(lambda: kate.until(flow_id, "running"), within=20.0)
+async def test_a_reply_names_its_flow_by_the_end_of_its_id(world: World, agent: Agent) -> None:
+    flow_id = await agent.parked(agent.name)
+    await command(world, "reply", TOPIC, agent.name, "{}", "--flow", flow_id[-8:])
+    await eventually(lambda: agent.until(flow_id, "running"), within=20.0)

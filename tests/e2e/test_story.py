@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.e2e import checks
-from tests.e2e.stage import DEAD_LETTERS, EVENTS, TOPIC, Agent, Json, Stage, encoded, event, in_order, new_id
+from tests.e2e.stage import DEAD_LETTERS, EVENTS, TOPIC, Agent, Json, Stage, World, encoded, event, in_order, new_id
 from tests.eventually import eventually
 
 pytestmark = [pytest.mark.e2e]
@@ -80,18 +80,18 @@ async def test_a_flow_starts_parks_resumes_and_finishes_over_cmd_and_outcomes_co
     assert await checks.violations(stage, kate, accepted=[*accepted, ("kate", "cmd-9")]) == []
 
 
-async def test_only_an_inbox_is_told_an_outcome(stage: Stage, kate: Agent) -> None:
-    async with kate.listening("taskflow.evt.forged.>") as forged, kate.listening("_INBOX.mine.*") as mine:
-        await kate.cmd("start", {"controller_id": "k", "goal": "g"}, "c-1", reply_to="taskflow.evt.forged.flow.finished")
-        await kate.cmd("start", {"controller_id": "k", "goal": "g"}, "c-2", reply_to="_INBOX.mine.two")
+async def test_only_an_inbox_is_told_an_outcome(world: World, agent: Agent) -> None:
+    async with agent.listening("taskflow.evt.forged.>") as forged, agent.listening("_INBOX.mine.*") as mine:
+        await agent.cmd("start", {"controller_id": "k", "goal": "g"}, f"one-{agent.name}", reply_to="taskflow.evt.forged.flow.finished")
+        await agent.cmd("start", {"controller_id": "k", "goal": "g"}, f"two-{agent.name}", reply_to="_INBOX.mine.two")
         await mine.count(1)
-        assert (await kate.outcome("c-1"))["ok"]
-        await kate.client.flush()
+        assert (await agent.outcome(f"one-{agent.name}"))["ok"]
+        await agent.client.flush()
         assert forged.messages == []
 
 
-async def test_the_built_in_reply_subject_resumes_with_the_whole_body(stage: Stage, kate: Agent) -> None:
-    topic = "taskflow.reply.kate"
+async def test_the_built_in_reply_subject_resumes_with_the_whole_body(world: World, agent: Agent) -> None:
+    topic = f"taskflow.reply.{agent.name}"
     for body, payload in (
         (b'{"correlation_id":"x","payload":1}', {"correlation_id": "x", "payload": 1}),
         (b"[1,2]", [1, 2]),
@@ -99,42 +99,44 @@ async def test_the_built_in_reply_subject_resumes_with_the_whole_body(stage: Sta
         (b"\xff\xfe", {"base64": "//4="}),
     ):
         corr = new_id()
-        flow_id = await kate.parked(corr, topic=topic)
-        await kate.publish(f"{topic}.{corr}", body)
-        assert (await kate.until(flow_id, "running"))["state"]["resume_event"] == payload
+        flow_id = await agent.parked(corr, topic=topic)
+        await agent.publish(f"{topic}.{corr}", body)
+        assert (await agent.until(flow_id, "running"))["state"]["resume_event"] == payload
 
 
-async def test_a_delegate_that_answers_with_a_service_error_resumes_with_the_error(stage: Stage, kate: Agent) -> None:
-    flow_id = await kate.parked("c-err", topic="taskflow.reply.kate")
-    await kate.publish("taskflow.reply.kate.c-err", b"", {"Nats-Service-Error": "too busy", "Nats-Service-Error-Code": "503"})
-    resumed = await kate.until(flow_id, "running")
+async def test_a_delegate_that_answers_with_a_service_error_resumes_with_the_error(world: World, agent: Agent) -> None:
+    flow_id = await agent.parked("c-err", topic=f"taskflow.reply.{agent.name}")
+    await agent.publish(f"taskflow.reply.{agent.name}.c-err", b"", {"Nats-Service-Error": "too busy", "Nats-Service-Error-Code": "503"})
+    resumed = await agent.until(flow_id, "running")
     assert resumed["state"]["resume_event"] == {"error": {"code": "503", "message": "too busy"}}
 
 
-async def test_the_references_resume_message_resumes_bare_and_enveloped(stage: Stage, kate: Agent) -> None:
-    bare, wrapped = await kate.parked("c-bare"), await kate.parked("c-wrapped")
-    await kate.publish("taskflow.resume", encoded({"flow_id": bare, "topic": TOPIC, "correlation_id": "c-bare", "payload": {"n": 1}}))
-    inner = {"flow_id": wrapped, "topic": TOPIC, "correlation_id": "c-wrapped", "payload": {"n": 2}}
-    await kate.publish("taskflow.resume", encoded({**ENVELOPE, "payload": inner}))
-    assert (await kate.until(bare, "running"))["state"]["resume_event"] == {"n": 1}
-    assert (await kate.until(wrapped, "running"))["state"]["resume_event"] == {"n": 2}
+async def test_the_references_resume_message_resumes_bare_and_enveloped(world: World, agent: Agent) -> None:
+    bare, wrapped = await agent.parked(f"{agent.name}-bare"), await agent.parked(f"{agent.name}-wrapped")
+    asked = {"flow_id": bare, "topic": TOPIC, "correlation_id": f"{agent.name}-bare", "payload": {"n": 1}}
+    await agent.publish("taskflow.resume", encoded(asked))
+    inner = {"flow_id": wrapped, "topic": TOPIC, "correlation_id": f"{agent.name}-wrapped", "payload": {"n": 2}}
+    await agent.publish("taskflow.resume", encoded({**ENVELOPE, "payload": inner}))
+    assert (await agent.until(bare, "running"))["state"]["resume_event"] == {"n": 1}
+    assert (await agent.until(wrapped, "running"))["state"]["resume_event"] == {"n": 2}
 
 
-async def test_the_references_envelope_is_taken_off_commands_requests_and_replies(stage: Stage, kate: Agent) -> None:
+async def test_the_references_envelope_is_taken_off_commands_requests_and_replies(world: World, agent: Agent) -> None:
     flow_id = new_id()
     start = {"controller_id": "k", "goal": "g", "flow_id": flow_id}
-    await kate.publish("taskflow.cmd.kate.start", encoded({**ENVELOPE, "payload": start}), {"Nats-Msg-Id": "cmd-env"})
-    assert (await kate.outcome("cmd-env"))["flow"]["id"] == flow_id
-    assert (await kate.api("wait", {**ENVELOPE, "payload": {"flow_id": flow_id, "wait_condition": event("c-env")}}))["ok"]
-    await kate.publish(TOPIC, encoded({**ENVELOPE, "id": "event-7", "payload": {"correlation_id": "c-env", "payload": {"n": 3}}}))
-    resumed = await kate.until(flow_id, "running")
-    assert (resumed["state"]["resume_event"], resumed["state"]["resume_meta"]["event_id"]) == ({"n": 3}, "event-7")
+    await agent.publish(f"taskflow.cmd.{agent.name}.start", encoded({**ENVELOPE, "payload": start}), {"Nats-Msg-Id": flow_id})
+    assert (await agent.outcome(flow_id))["flow"]["id"] == flow_id
+    assert (await agent.api("wait", {**ENVELOPE, "payload": {"flow_id": flow_id, "wait_condition": event(agent.name)}}))["ok"]
+    answer = {"correlation_id": agent.name, "payload": {"n": 3}}
+    await agent.publish(TOPIC, encoded({**ENVELOPE, "id": f"event-{agent.name}", "payload": answer}))
+    resumed = await agent.until(flow_id, "running")
+    assert (resumed["state"]["resume_event"], resumed["state"]["resume_meta"]["event_id"]) == ({"n": 3}, f"event-{agent.name}")
 
 
-async def test_the_correlation_id_comes_from_the_header_first(stage: Stage, kate: Agent) -> None:
-    flow_id = await kate.parked("from-header")
-    await kate.publish(TOPIC, encoded({"correlation_id": "from-body", "n": 1}), {"Correlation-Id": "from-header"})
-    assert (await kate.until(flow_id, "running"))["state"]["resume_event"] == {"correlation_id": "from-body", "n": 1}
+async def test_the_correlation_id_comes_from_the_header_first(world: World, agent: Agent) -> None:
+    flow_id = await agent.parked(agent.name)
+    await agent.publish(TOPIC, encoded({"correlation_id": "from-body", "n": 1}), {"Correlation-Id": agent.name})
+    assert (await agent.until(flow_id, "running"))["state"]["resume_event"] == {"correlation_id": "from-body", "n": 1}
 
 
 async def test_a_reply_without_a_waiter_is_held_and_resumes_the_flow_that_parks_later(stage: Stage, kate: Agent) -> None:
@@ -181,14 +183,14 @@ async def test_a_repeated_command_is_answered_byte_for_byte_and_done_once(stage:
         assert checks.outcomes(database) == {"applied": 2, "duplicate": 4}
 
 
-async def test_a_refused_command_is_remembered_too(stage: Stage, kate: Agent) -> None:
-    held = (await kate.api("start", {"controller_id": "k", "goal": "g", "hold": True}))["flow"]["id"]
-    refused = await kate.ask("finish", {"flow_id": held, "command_id": "too-soon"})
+async def test_a_refused_command_is_remembered_too(world: World, agent: Agent) -> None:
+    held = (await agent.api("start", {"controller_id": "k", "goal": "g", "hold": True}))["flow"]["id"]
+    refused = await agent.ask("finish", {"flow_id": held, "command_id": "too-soon"})
     assert json.loads(refused.data)["error"]["code"] == "illegal_transition"
     assert (refused.headers or {})["Nats-Service-Error-Code"] == "409"
     assert "illegal_transition" in (refused.headers or {})["Nats-Service-Error"]
-    assert (await kate.api("run", {"flow_id": held}))["ok"]
-    assert (await kate.ask("finish", {"flow_id": held, "command_id": "too-soon"})).data == refused.data
+    assert (await agent.api("run", {"flow_id": held}))["ok"]
+    assert (await agent.ask("finish", {"flow_id": held, "command_id": "too-soon"})).data == refused.data
 
 
 async def test_another_body_under_a_used_command_id_is_a_conflict_and_dead_lettered(stage: Stage, kate: Agent) -> None:
@@ -242,12 +244,12 @@ async def test_a_reply_that_names_another_flow_resumes_nobody(stage: Stage, kate
     assert await checks.violations(stage, kate) == []
 
 
-async def test_a_second_flow_cannot_wait_for_the_same_reply(stage: Stage, kate: Agent) -> None:
-    await kate.parked("c-1")
-    second = await kate.start()
-    refused = await kate.api("wait", {"flow_id": second, "wait_condition": event("c-1")})
+async def test_a_second_flow_cannot_wait_for_the_same_reply(world: World, agent: Agent) -> None:
+    await agent.parked(agent.name)
+    second = await agent.start()
+    refused = await agent.api("wait", {"flow_id": second, "wait_condition": event(agent.name)})
     assert refused["error"]["code"] == "wait_conflict"
-    assert (await kate.flow(second))["revision"] == 1
+    assert (await agent.flow(second))["revision"] == 1
 
 
 async def test_timers_fire_on_time_and_never_early(stage: Stage, kate: Agent, figure: Figure) -> None:
@@ -387,16 +389,16 @@ async def test_queries_page_through_flows_journal_and_waits_without_loss_or_repe
     assert await checks.violations(stage, kate) == []
 
 
-async def test_unknown_verbs_and_fields_are_refused_by_name(stage: Stage, kate: Agent) -> None:
+async def test_unknown_verbs_and_fields_are_refused_by_name(world: World, agent: Agent) -> None:
     for verb in ("dance", "delegates"):
-        answer = await kate.ask(verb, {"flow_id": new_id()})
+        answer = await agent.ask(verb, {"flow_id": new_id()})
         assert json.loads(answer.data)["error"]["code"] == "unsupported_verb"
         assert (answer.headers or {})["Nats-Service-Error-Code"] == "400"
-    await kate.cmd("dance", {}, "c-dance")
-    assert (await kate.outcome("c-dance"))["error"]["code"] == "unsupported_verb"
-    await kate.cmd("status", {"flow_id": new_id()}, "c-query")
-    assert (await kate.outcome("c-query"))["error"]["code"] == "unsupported_verb", "queries are asked on api only"
-    refused = await kate.api("start", {"controller_id": "k", "goal": "g", "colour": "red"})
+    await agent.cmd("dance", {}, f"dance-{agent.name}")
+    assert (await agent.outcome(f"dance-{agent.name}"))["error"]["code"] == "unsupported_verb"
+    await agent.cmd("status", {"flow_id": new_id()}, f"query-{agent.name}")
+    assert (await agent.outcome(f"query-{agent.name}"))["error"]["code"] == "unsupported_verb", "queries are asked on api only"
+    refused = await agent.api("start", {"controller_id": "k", "goal": "g", "colour": "red"})
     assert (refused["error"]["code"], refused["error"]["details"]["path"]) == ("invalid_request", "/colour")
 
 
@@ -424,18 +426,18 @@ async def test_two_hundred_requests_at_once_are_all_answered_and_share_transacti
     assert await checks.violations(stage, kate) == []
 
 
-async def test_events_are_cloud_events_in_order_with_what_caused_them(stage: Stage, kate: Agent) -> None:
+async def test_events_are_cloud_events_in_order_with_what_caused_them(world: World, agent: Agent) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     flow_id = new_id()
     start = encoded({"controller_id": "k", "goal": "g", "flow_id": flow_id})
-    await kate.publish("taskflow.cmd.kate.start", start, {"Nats-Msg-Id": "cmd-1", "traceparent": trace})
-    await kate.outcome("cmd-1")
-    await kate.park(flow_id, "c-1")
-    await kate.reply(TOPIC, "c-1", {"n": 1}, event_id="ev-1")
-    await kate.until(flow_id, "running")
+    await agent.publish(f"taskflow.cmd.{agent.name}.start", start, {"Nats-Msg-Id": flow_id, "traceparent": trace})
+    await agent.outcome(flow_id)
+    await agent.park(flow_id, agent.name)
+    await agent.reply(TOPIC, agent.name, {"n": 1}, event_id=f"ev-{agent.name}")
+    await agent.until(flow_id, "running")
 
     async def published() -> list[Any] | None:
-        found = await stage.events(kate, flow_id)
+        found = await world.events(agent, flow_id)
         return found if len(found) == 4 else None
 
     events = await eventually(published)
@@ -444,8 +446,8 @@ async def test_events_are_cloud_events_in_order_with_what_caused_them(stage: Sta
     assert [one["type"] for one in said] == [f"taskflow.flow.{kind}.v1" for kind in ("created", "started", "waiting", "resumed")]
     assert [one["sequence"] for one in said] == [f"{number:010}" for number in (1, 2, 3, 4)]
     assert all(one["specversion"] == "1.0" and one["source"] == "/taskflow" and one["subject"] == flow_id for one in said)
-    assert [one.get("causationid") for one in said][:2] == ["cmd-1", "cmd-1"]
-    assert (said[3]["causationid"], said[3]["correlationid"]) == ("ev-1", "c-1")
+    assert [one.get("causationid") for one in said][:2] == [flow_id, flow_id]
+    assert (said[3]["causationid"], said[3]["correlationid"]) == (f"ev-{agent.name}", agent.name)
     assert (said[3]["data"]["status"], said[3]["data"]["previous_status"]) == ("running", "waiting")
     assert [sent.headers.get("traceparent") for sent in events][:2] == [trace, trace]
     assert all(sent.headers["content-type"] == "application/cloudevents+json" for sent in events)
