@@ -192,6 +192,12 @@ async def settled(flows: FlowClient, durable: str) -> bool:
     return bool(info.num_ack_pending == 0 and info.num_pending == 0)
 
 
+async def asking(flows: FlowClient, durable: str) -> bool:
+    """Tell whether anybody asks the broker for the loop's events."""
+    client: Any = flows.transport._client  # type: ignore[attr-defined]
+    return bool((await client.jetstream().consumer_info("TASKFLOW_EVT", durable)).num_waiting)
+
+
 async def redelivered(flows: FlowClient, durable: str) -> int:
     """Count the loop's events in hand that the broker has delivered more than once."""
     client: Any = flows.transport._client  # type: ignore[attr-defined]
@@ -283,7 +289,7 @@ asyncio.run(agent.run(stop_on=[signal.SIGTERM]))
 
 @asynccontextmanager
 async def terminated(world: World, flows: FlowClient, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a program that has the first of three events in hand, and has had its first SIGTERM."""
+    """Run a program that has the first of three events in hand, and has heard its first SIGTERM: it asks for no more events."""
     (folder / "agent.py").write_text(TERMINATED, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(
@@ -292,7 +298,13 @@ async def terminated(world: World, flows: FlowClient, folder: Path) -> AsyncIter
     try:
         await (await flows.start(controller="kate/steady", goal="be handled")).advance({"n": 1})
         await eventually((folder / "begun-1").exists, within=30)
+        await eventually(lambda: asking(flows, flows.agent), within=30)
         process.send_signal(signal.SIGTERM)
+
+        async def heard() -> bool:
+            return not await asking(flows, flows.agent)
+
+        await eventually(heard, within=30)
         yield process
     finally:
         if process.returncode is None:
