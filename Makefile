@@ -13,7 +13,7 @@ PYTEST   = $(BIN)/python -m pytest $(XDIST)
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-all test-rest test-fast durations faults faults-nightly fuzz bench bench-peers lint format type drift schemas docs deploy-check deploy-lock check lock clean
+.PHONY: help setup run demo test test-all test-rest test-fast durations snapshots faults faults-nightly fuzz bench bench-peers lint format type drift schemas docs deploy-check deploy-lock check lock clean
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules
 
@@ -47,6 +47,9 @@ test-fast: $(READY) ## Run the tests that start no other process and take no tim
 
 durations: $(READY) ## Write tests/durations.tsv anew, by which the tests are ordered: the longest first
 	@TASKFLOW_TESTS=all $(PYTEST) --write-durations $(ARGS)
+
+snapshots: $(READY) ## Write tests/snapshots/ again: what each surface says, word for word (read the diff before you commit it)
+	@TASKFLOW_SNAPSHOTS=write $(BIN)/python -m pytest -q -k word_for_word $(ARGS)
 
 faults: $(READY) ## Run the fault scenarios, or one: make faults SCENARIO=kill-worker (SCENARIO=list names them)
 	@TASKFLOW_TESTS=all $(BIN)/python -m pytest tests/faults -q $(if $(SCENARIO),--scenario '$(SCENARIO)') $(ARGS)

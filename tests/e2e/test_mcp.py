@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from mcp.shared.exceptions import MCPError
 
 from tests.e2e.stage import TOPIC, Agent, Stage, World, new_id
 from tests.eventually import eventually
+from tests.golden import golden
 from worker.bus.options import NatsOptions
 from worker.bus.server import EmbeddedServer
 from worker.client.errors import BY_CODE
@@ -32,7 +32,6 @@ pytestmark = pytest.mark.e2e
 
 Json = dict[str, Any]
 KATE = Owner("kate")
-SNAPSHOT = Path(__file__).parents[1] / "snapshots" / "mcp_tools.json"
 NOT_PROVOKED = {"unsupported_verb", "revision_mismatch", "id_mismatch", "internal"}
 """A worker of this version never answers so to a call of this tool; tests/unit/test_mcp.py shows what would be said."""
 
@@ -109,8 +108,8 @@ def reply(correlation_id: str, **more: Any) -> Json:
     return {"kind": "external_event", "topic": TOPIC, "correlation_id": correlation_id, **more}
 
 
-async def test_the_tools_are_as_they_were(world: World, agent: Agent) -> None:
-    """Clients show these to people for approval: a change has to be wanted. `UPDATE_SNAPSHOTS=1` takes the present ones."""
+async def test_the_tools_are_word_for_word_as_they_were(world: World, agent: Agent) -> None:
+    """Clients show these to people for approval: a change has to be wanted."""
     seen: Json = {}
     for split, keys in ((False, False), (True, False), (True, True)):
         async with model_at(world.url, owner=Owner(agent.name), split=split, keys=keys) as model:
@@ -122,9 +121,8 @@ async def test_the_tools_are_as_they_were(world: World, agent: Agent) -> None:
             seen[key] = [tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in listed.tools]
     assert [tool["name"] for tool in seen["tools"]] == ["taskflow"]
     assert [tool["name"] for tool in seen["tools --split-tools"]] == [f"taskflow_{action}" for action in ACTIONS]
-    if os.environ.get("UPDATE_SNAPSHOTS"):
-        SNAPSHOT.write_text(json.dumps(seen, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert seen == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+    text = json.dumps(seen, indent=1, ensure_ascii=False) + "\n"
+    assert text == golden("mcp_tools.json", text)
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])

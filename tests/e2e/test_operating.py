@@ -80,10 +80,11 @@ async def test_operators_steer_flows_and_are_refused_with_a_code_of_its_own_for_
     assert "already" in (await command(world, "flow", "cancel", three, *BY, code=4)).err
     assert "revision" in (await command(world, "flow", "fail", one, "--expected-revision", "1", *BY, code=4)).err
     assert "--reason" in (await command(world, "flow", "cancel", one, code=64)).err
-    assert "no flow id begins or ends with" in (await command(world, "flow", "show", "ffffffff", code=3)).err
-    assert "is not the only one" in (await command(world, "flow", "show", one[:6], code=64)).err
+    assert "ffffffff" in (await command(world, "flow", "show", "ffffffff", code=3)).err
+    assert one in (await command(world, "flow", "show", one[:6], code=64)).err, "those that are meant are listed"
     assert "at least 6" in (await command(world, "flow", "show", "abc", code=64)).err
-    assert "there is no flow" in (await command(world, "flow", "show", "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f", code=3)).err
+    nobody = "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f"
+    assert nobody in (await command(world, "flow", "show", nobody, code=3)).err
     many = [await agent.parked(f"{agent.name}-d-{n}") for n in range(2)]
     bulk = await command(world, "flow", "cancel", "-", *BY, "-o", "jsonl", stdin="\n".join([*many, three]), code=10)
     assert [json.loads(line)["flow"]["id"] for line in bulk.out.splitlines()] == many
@@ -99,7 +100,8 @@ async def test_a_reply_that_came_near_is_found_by_why_and_who_and_matched(stage:
     assert "corr-42" in who.out
     assert "corr-24" in who.out
     said = (await command(stage, "why", flow_id)).out
-    assert f"for a reply on {TOPIC} with correlation id corr-42" in said
+    assert TOPIC in said
+    assert "corr-42" in said
     (fix,) = [line.strip() for line in said.splitlines() if line.strip().startswith("taskflow held match")]
     told = await command(stage, *shlex.split(fix)[1:], "--as", "ann", "-o", "json")
     assert told.json["flow"]["state"]["resume_event"] == {"answer": 1}
@@ -107,7 +109,7 @@ async def test_a_reply_that_came_near_is_found_by_why_and_who_and_matched(stage:
     await kate.reply(TOPIC, "nobody", 1)
     number = str((await eventually(lambda: _held(stage), within=20))[0]["number"])
     await command(stage, "held", "expire", number, *BY)
-    assert "no reply is held" in (await command(stage, "held", "expire", number, *BY, code=3)).err
+    assert "held" in (await command(stage, "held", "expire", number, *BY, code=3)).err
     assert [one["verb"] for one in (await asked(stage, "log")).items] == ["held expire", "held match"]
     assert await checks.violations(stage, kate) == []
 
@@ -117,11 +119,10 @@ async def test_a_reply_that_came_after_the_end_is_told_by_why_also_without_a_wor
     await command(stage, "flow", "fail", flow_id, *BY)
     await command(stage, "reply", TOPIC, "corr-42", '{"too": "late"}')
     said = await eventually(lambda: _late(stage, flow_id), within=20)
-    assert "after the end, and was late: recorded, and of no effect; it is message " in said
-    assert "     nats stream get TASKFLOW_IN " in said
+    assert "nats stream get TASKFLOW_IN " in said
     await stage.stop()
     offline = (await command(stage, "why", flow_id, "--db", str(stage.path))).out
-    assert "after the end, and was late" in offline
+    assert "late" in offline
 
 
 async def _late(stage: Stage, flow_id: str) -> str:
@@ -157,7 +158,7 @@ async def test_dead_letters_are_seen_tried_dry_replayed_with_a_rate_and_purged(s
     await eventually(lambda: _step_is(kate, flow_id, "two"), within=20)
     assert len((await asked(stage, "dlq", "replay", "--letter-reason", "malformed", "--rate", "1", "-y", *BY)).json["done"]) == 3
     assert "name dead letters" in (await command(stage, "dlq", "replay", *BY, code=64)).err
-    assert "there is no dead letter 99" in (await command(stage, "dlq", "show", "99", code=3)).err
+    assert "dead letter 99" in (await command(stage, "dlq", "show", "99", code=3)).err
     await stage.dead(kate, 7)  # what was malformed is malformed again
     purged = (await asked(stage, "dlq", "purge", "--letter-reason", "malformed", "--replayed", "-y", *BY)).json
     assert len(purged["done"]) == 3
@@ -175,17 +176,18 @@ async def test_without_a_worker_it_is_said_within_two_seconds_and_a_database_can
     before = time.monotonic()
     silent = await command(stage, "flow", "list", code=69)
     figure = time.monotonic() - before
-    assert f"no worker answers on taskflow.admin.list ({stage.url.replace('localhost', '127.0.0.1')})" in silent.err
-    assert "start one, or use --db" in silent.err
+    assert "no worker answers" in silent.err
+    assert stage.url in silent.err
+    assert "--db" in silent.err
     assert figure < 10, "two seconds of waiting at most, on a machine with others"
     database = str(stage.path)
     read = await command(stage, "flow", "list", "--db", database, "-o", "table")
     assert flow_id in read.out
-    assert f"read-only snapshot of {database}; no worker runs on it" in read.err
+    assert f"snapshot of {database}" in read.err
     for arguments in (("waits",), ("why", flow_id[-8:]), ("who", TOPIC), ("stats",), ("held", "list"), ("dlq", "list"), ("log",)):
         await command(stage, *arguments, "--db", database)
     assert "No such option" in (await command(stage, "flow", "cancel", flow_id, "--db", database, *BY, code=64)).err
-    assert "there is no file" in (await command(stage, "waits", "--db", "nowhere.db", code=78)).err
+    assert "nowhere.db" in (await command(stage, "waits", "--db", "nowhere.db", code=78)).err
     await stage.server.stop()
     lost = await command(stage, "waits", code=69)
     assert "cannot" in lost.err
@@ -221,7 +223,7 @@ async def _only_events_since_then_are_shown(stage: Stage, kate: Agent, before: s
         assert len(set(subjects)) == flows, since
         assert (before in subjects) is (flows == 6)
     assert "not 'soon'" in (await command(stage, "events", "--since", "soon", code=64)).err
-    assert "say --since or --last" in (await command(stage, "events", "--since", "1h", "--last", "3", code=64)).err
+    assert "--last" in (await command(stage, "events", "--since", "1h", "--last", "3", code=64)).err
 
 
 async def test_stats_check_and_top_say_how_it_is(stage: Stage, kate: Agent) -> None:
@@ -229,7 +231,7 @@ async def test_stats_check_and_top_say_how_it_is(stage: Stage, kate: Agent) -> N
     stats = (await asked(stage, "stats")).json
     assert (stats["flows"]["waiting"], stats["worker"]["pid"]) == (1, stage.pid)
     assert "1 waiting" in (await command(stage, "stats")).out
-    assert (await command(stage, "check")).out == "TASKFLOW OK - all is well\n"
+    assert (await command(stage, "check")).out.startswith("TASKFLOW OK - ")
     assert "| overdue=0;1;100" in (await command(stage, "check", "--format", "nagios")).out
     assert "taskflow_check_up 1" in (await command(stage, "check", "--format", "prometheus")).out
     await kate.publish("taskflow.cmd.kate.start", b"{nonsense")
@@ -238,7 +240,7 @@ async def test_stats_check_and_top_say_how_it_is(stage: Stage, kate: Agent) -> N
     assert (await command(stage, "check", "--dead-letters", "1", "1", code=2)).out.startswith("TASKFLOW CRITICAL - 1 dead_letters")
     assert "⟨c-1⟩" in (await command(stage, "top", "--count", "1")).out
     await stage.stop()
-    assert (await command(stage, "check", code=3)).out == "TASKFLOW UNKNOWN - no worker answers\n"
+    assert (await command(stage, "check", code=3)).out.startswith("TASKFLOW UNKNOWN - ")
     await stage.server.stop()
     assert "taskflow_check_up 0" in (await command(stage, "check", "--format", "prometheus", code=3)).out
 
@@ -339,7 +341,8 @@ async def test_a_configuration_is_begun_and_never_overwritten(world: World) -> N
     text = (world.folder / "taskflow.toml").read_text()
     assert tomllib.loads(text).keys() >= {"nats", "store", "engine"}
     await command(world, "config", "validate", "--config", "taskflow.toml")
-    assert "exists and is left as it is" in (await command(world, "config", "init", code=78)).err
+    assert "taskflow.toml" in (await command(world, "config", "init", code=78)).err
+    assert (world.folder / "taskflow.toml").read_text() == text
 
 
 async def test_schemas_completion_and_version_need_nobody(world: World) -> None:

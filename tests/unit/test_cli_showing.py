@@ -88,11 +88,11 @@ def test_help_shows_what_is_the_command_s_own_before_the_settings(command: list[
 @pytest.mark.parametrize(
     "options, why",
     [
-        (["--timer", "soon"], "a duration (2h)"),
-        (["--timer", "2h", "--timeout", "1h"], "a timer ends by itself"),
-        (["--manual", "?", "--corr", "c-1"], "--corr goes with --topic"),
-        (["--manual", "?", "--topic", "t"], "say one of"),
-        ([], "say one of"),
+        (["--timer", "soon"], "duration"),
+        (["--timer", "2h", "--timeout", "1h"], "timer"),
+        (["--manual", "?", "--corr", "c-1"], "--topic"),
+        (["--manual", "?", "--topic", "t"], "one of"),
+        ([], "one of"),
     ],
 )
 def test_a_wait_that_makes_no_sense_is_refused_and_nothing_left_out_in_silence(options: list[str], why: str) -> None:
@@ -105,7 +105,7 @@ def test_a_reply_that_looks_like_json_and_is_none_is_refused() -> None:
     for payload in ('{"answer":', "[1,", '"half'):
         said = CliRunner().invoke(taskflow, ["reply", "t", "c", payload])
         assert said.exit_code == exits.USAGE
-        assert "looks like JSON" in said.stderr
+        assert "JSON" in said.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.golden import golden
 from worker.bus.options import nats_options
 from worker.config import Config, Found, load, settings, shown
 from worker.durations import Duration
@@ -165,79 +166,113 @@ def test_the_file_is_found_by_flag_then_variable_then_in_the_usual_places(home: 
 # -- what is refused ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text,told",
-    [
-        ('[store]\npaht = "x"', 'unknown key "store.paht"; did you mean "store.path"?'),
-        ('[stroe]\npath = "x"', 'unknown section "stroe"; did you mean "store"?'),
-        ('path = "x"', 'unknown key "path"'),
-        ('store = "x"', "store must be a table, written as [store]"),
-        ("version = 2", "version must be 1"),
-        ("[store", "is not valid TOML"),
-        ("[store]\npath = 5", "store.path: must be text in quotes, got the number 5"),
-        ('[store]\npath = " "', "store.path: must not be empty"),
-        ("[engine]\ntick_interval = 5", 'engine.tick_interval: must be a duration in quotes, like "5s" or "1h 30m", got the number 5'),
-        ('[engine]\ntick_interval = "-5s"', "engine.tick_interval: '-5s' is negative"),
-        ('[engine]\ntick_interval = "0s"', "engine.tick_interval: must be 1ms or longer, got '0s'"),
-        ('[engine]\ndefault_wait_timeout = "0s"', "engine.default_wait_timeout: must be 1us or longer"),
-        ("[engine]\nmax_batch = -1", "engine.max_batch: must be a whole number from 1 to 10000, got the number -1"),
-        ("[engine]\nmax_batch = true", "engine.max_batch: must be a whole number from 1 to 10000, got the switch True"),
-        ('[engine]\nmax_batch = "5"', "engine.max_batch: must be a whole number"),
-        ('[log]\nlevel = "loud"', "log.level: must be one of debug, info, warning, error, got 'loud'"),
-        ('[metrics]\nenabled = "yes"', "metrics.enabled: must be true or false, got 'yes'"),
-        ('[http]\nbind = "8642"', "http.bind: '8642' is no address to listen on"),
-        ('[http]\nbind = "::1:8642"', "http.bind: '::1:8642' is no address to listen on"),
-        ('[http]\nbind = "127.0.0.1:70000"', "http.bind: '127.0.0.1:70000' is no address to listen on"),
-        ('[subjects]\nprefix = "task.*"', "subjects.prefix: must be tokens of"),
-        ('[subjects]\nreply_topics = ["a b"]', "subjects.reply_topics: 'a b' is no NATS subject"),
-        ('[subjects]\nreply_topics = ["a..b"]', "subjects.reply_topics: 'a..b' is no NATS subject"),
-        ('[subjects]\nreply_topics = [">"]', "subjects.reply_topics: '>' is no NATS subject with a literal first token"),
-        ('[subjects]\nreply_topics = ["$JS.x"]', "subjects.reply_topics: '$JS.x' is reserved by NATS"),
-        (
-            '[subjects]\nreply_topics = ["taskflow.evt.x"]',
-            "subjects.reply_topics: [[replies]] taskflow.evt.x: subject: it overlaps taskflow.>",
-        ),
-        ('[subjects]\nreply_topics = ["a.*", "a.b"]', "subjects.reply_topics: [[replies]] a.b: subject: it overlaps a.*"),
-        ('[nats]\nurl = "http://x"', "nats.url: 'http://x' is no NATS address"),
-        ('[nats]\nurl = ""', "nats.url: must name at least one server"),
-        ("[nats]\nurl = [1]", "nats.url: must be a list of texts, got the list [1]"),
-        ('[nats]\npassword = "x"', "nats.password (file "),
-        ('[nats]\nuser = "u"\ntoken = "t"', "are different ways to log in; keep one of them"),
-        ('[nats]\ntls_ca = "/nowhere.pem"', "nats.tls_ca: there is no file /nowhere.pem"),
-        ('[nats]\ncreds = "credential:x"', "nats.creds: $CREDENTIALS_DIRECTORY is not set"),
-        ('[nats]\ntoken = "env:NO_SUCH"', "nats.token: the environment variable NO_SUCH is not set"),
-        ('[nats]\ncontext = "../x"', "nats.context: '../x' is no name of a NATS context"),
-        ('[nats]\ncontext = "prod"', "nats.context: there is no NATS context 'prod'"),
-        ("[web]\naccess = 'none'", "web.access = 'none' asks for something this version does not have"),
-        ('[store]\npath = "a"\ndb_path = "b"', '"store.db_path" and "store.path" are the same setting'),
-    ],
+# What is in the file, the setting that is named, and the one word that says why. The sentences are in tests/snapshots/config_refusals.txt.
+WRONG_FILES = (
+    ('[store]\npaht = "x"', "store.paht", "store.path"),
+    ('[stroe]\npath = "x"', "stroe", "store"),
+    ('path = "x"', "path", "unknown"),
+    ('store = "x"', "store", "table"),
+    ("version = 2", "version", "1"),
+    ("[store", "taskflow.toml", "TOML"),
+    ("[store]\npath = 5", "store.path", "text"),
+    ('[store]\npath = " "', "store.path", "empty"),
+    ("[engine]\ntick_interval = 5", "engine.tick_interval", "duration"),
+    ('[engine]\ntick_interval = "-5s"', "engine.tick_interval", "negative"),
+    ('[engine]\ntick_interval = "0s"', "engine.tick_interval", "1ms"),
+    ('[engine]\ndefault_wait_timeout = "0s"', "engine.default_wait_timeout", "1us"),
+    ("[engine]\nmax_batch = -1", "engine.max_batch", "10000"),
+    ("[engine]\nmax_batch = true", "engine.max_batch", "True"),
+    ('[engine]\nmax_batch = "5"', "engine.max_batch", "number"),
+    ('[log]\nlevel = "loud"', "log.level", "warning"),
+    ('[metrics]\nenabled = "yes"', "metrics.enabled", "false"),
+    ('[http]\nbind = "8642"', "http.bind", "8642"),
+    ('[http]\nbind = "::1:8642"', "http.bind", "::1:8642"),
+    ('[http]\nbind = "127.0.0.1:70000"', "http.bind", "127.0.0.1:70000"),
+    ('[subjects]\nprefix = "task.*"', "subjects.prefix", "tokens"),
+    ('[subjects]\nreply_topics = ["a b"]', "subjects.reply_topics", "a b"),
+    ('[subjects]\nreply_topics = ["a..b"]', "subjects.reply_topics", "a..b"),
+    ('[subjects]\nreply_topics = [">"]', "subjects.reply_topics", "literal"),
+    ('[subjects]\nreply_topics = ["$JS.x"]', "subjects.reply_topics", "reserved"),
+    ('[subjects]\nreply_topics = ["taskflow.evt.x"]', "subjects.reply_topics", "taskflow.>"),
+    ('[subjects]\nreply_topics = ["a.*", "a.b"]', "subjects.reply_topics", "a.*"),
+    ('[nats]\nurl = "http://x"', "nats.url", "http://x"),
+    ('[nats]\nurl = ""', "nats.url", "server"),
+    ("[nats]\nurl = [1]", "nats.url", "list"),
+    ('[nats]\npassword = "x"', "nats.password", "nats.user"),
+    ('[nats]\nuser = "u"\ntoken = "t"', "nats.token", "nats.user"),
+    ('[nats]\ntls_ca = "/nowhere.pem"', "nats.tls_ca", "/nowhere.pem"),
+    ('[nats]\ncreds = "credential:x"', "nats.creds", "$CREDENTIALS_DIRECTORY"),
+    ('[nats]\ntoken = "env:NO_SUCH"', "nats.token", "NO_SUCH"),
+    ('[nats]\ncontext = "../x"', "nats.context", "../x"),
+    ('[nats]\ncontext = "prod"', "nats.context", "prod"),
+    ("[web]\naccess = 'none'", "web.access", "version"),
+    ('[store]\npath = "a"\ndb_path = "b"', "store.db_path", "store.path"),
 )
-def test_a_wrong_file_is_refused_in_one_line_that_names_the_key(home: Path, text: str, told: str) -> None:
+WRONG_BINDINGS = (
+    ('correlation = "auto"', "number 1", "subject"),
+    ('subject = "a"\nsubjects = "b"', "subjects", "unknown"),
+    ('subject = "a b"', "subject", "a b"),
+    ('subject = "a"\ncorrelation = "subject"', "correlation", ".*"),
+    ('subject = "a"\ncorrelation = "guess"', "correlation", "guess"),
+    ('subject = "a"\ncorrelation = "header:a b"', "correlation", "header:a b"),
+    ('subject = "a"\ncorrelation = "body:id"', "correlation", "pointer"),
+    ('subject = "a"\npayload = "result"', "payload", "pointer"),
+    ('subject = "a"\nowners = ["kate.x"]', "owners", "kate.x"),
+    ('subject = "a"\nowners = []', "owners", "nobody"),
+    ('subject = "a"\nwhere = { type = "x" }', "where", "pointer"),
+    ('subject = "a"\nwhere = { "/x" = { y = 1 } }', "where", "/x"),
+    ('subject = "a"\nstream = "A.B"', "stream", "A.B"),
+    ("subject = 5", "number 1", "str"),
+)
+
+
+@pytest.mark.parametrize("text,key,word", WRONG_FILES)
+def test_a_wrong_file_is_refused_in_one_line_that_names_the_key(home: Path, text: str, key: str, word: str) -> None:
     line = refusal(home, text)
-    assert told in line
+    assert key in line
+    assert word in line
     assert str(home / "taskflow.toml") in line or line.startswith("nats.")
 
 
+@pytest.mark.parametrize("fields,field,word", WRONG_BINDINGS)
+def test_a_wrong_binding_is_refused_naming_table_and_field(home: Path, fields: str, field: str, word: str) -> None:
+    line = refusal(home, f"[[replies]]\n{fields}")
+    assert line.startswith("replies: [[replies]] number 1: ")
+    assert field in line
+    assert word in line
+
+
+def test_refusals_of_files_are_word_for_word_as_they_were(home: Path) -> None:
+    texts = [text for text, _, word in WRONG_FILES if word != "TOML"]  # which each version of Python says in its own words
+    texts += [f"[[replies]]\n{fields}" for fields, _, _ in WRONG_BINDINGS]
+    said = "".join(f"{text}\n    → {refusal(home, text).replace(str(home), 'FOLDER')}\n\n" for text in texts)
+    assert said == golden("config_refusals.txt", said)
+
+
 def test_a_wrong_variable_or_flag_is_refused_naming_it(home: Path) -> None:
-    assert "engine.max_batch: must be a whole number from 1 to 10000, got 'many' (flag --engine-max-batch)" in refusal(
-        home, flags={"engine.max_batch": "many"}
-    )
-    assert "(environment TASKFLOW_HTTP_BIND)" in refusal(home, TASKFLOW_HTTP_BIND="nowhere")
+    line = refusal(home, flags={"engine.max_batch": "many"})
+    assert line.startswith("engine.max_batch: ")
+    assert "flag --engine-max-batch" in line
+    assert "environment TASKFLOW_HTTP_BIND" in refusal(home, TASKFLOW_HTTP_BIND="nowhere")
 
 
 def test_a_misspelt_variable_is_refused_and_a_foreign_one_is_not(home: Path) -> None:
-    assert "TASKFLOW_STORE_PAHT is no setting; did you mean TASKFLOW_STORE_PATH?" in refusal(home, TASKFLOW_STORE_PAHT="x")
+    line = refusal(home, TASKFLOW_STORE_PAHT="x")
+    assert "TASKFLOW_STORE_PAHT" in line
+    assert "TASKFLOW_STORE_PATH" in line, "what was meant"
     injected = {"TASKFLOW_NATS_PORT": "tcp://10.0.0.1:4222", "TASKFLOW_NATS_SERVICE_HOST": "10.0.0.1", "TASKFLOW_PORT_8642_TCP": "x"}
     assert load(environ=environ(home, **injected), folder=home) == Config()
 
 
 def test_a_named_file_that_is_missing_is_refused(home: Path) -> None:
-    assert "there is no configuration file gone.toml (environment TASKFLOW_CONFIG)" in refusal(home, TASKFLOW_CONFIG="gone.toml")
+    line = refusal(home, TASKFLOW_CONFIG="gone.toml")
+    assert "gone.toml" in line
+    assert "environment TASKFLOW_CONFIG" in line
 
 
 def test_a_file_that_is_no_text_is_refused(home: Path) -> None:
     (home / "taskflow.toml").write_bytes(b"\xff\xfe")
-    assert "is not valid TOML" in refusal(home)
+    assert "TOML" in refusal(home)
 
 
 # -- secrets --------------------------------------------------------------------------------------------------------------------------
@@ -257,9 +292,10 @@ def test_a_secret_pasted_where_its_file_belongs_is_refused_without_repeating_it(
     seed = "SUA" + "B" * 55
     for pasted in (seed, f"-----BEGIN USER NKEY SEED-----\n{seed}\n"):
         line = refusal(home, NATS_NKEY=pasted)
-        assert "nats.nkey: must be the path of a file, not the secret itself" in line
+        assert line.startswith("nats.nkey: ")
+        assert "path" in line
         assert seed not in line
-    assert "nats.nkey: must be the path" in refusal(home, NATS_NKEY="env:SEED", SEED=seed)
+    assert "path" in refusal(home, NATS_NKEY="env:SEED", SEED=seed)
     assert "12345" not in refusal(home, "[nats]\npassword = 12345")
 
 
@@ -287,7 +323,9 @@ def test_credentials_that_others_can_read_are_refused_with_the_repair(home: Path
     private(path)
     path.chmod(mode)
     line = refusal(home, NATS_CREDS=str(path))
-    assert f"nats.creds: {path} can be read by other users (mode {mode:04o}); run: chmod 600 {path}" in line
+    assert line.startswith("nats.creds: ")
+    assert f"{mode:04o}" in line
+    assert f"chmod 600 {path}" in line
 
 
 def test_no_secret_is_ever_shown(home: Path) -> None:
@@ -310,7 +348,9 @@ def test_nats_user_alone_is_a_token_as_for_the_nats_cli(home: Path) -> None:
 
 def test_half_a_client_certificate_is_refused(home: Path) -> None:
     key = private(home / "key.pem")
-    assert "nats.tls_key (environment NATS_KEY) is of no use without nats.tls_cert" in refusal(home, NATS_KEY=key)
+    line = refusal(home, NATS_KEY=key)
+    assert "nats.tls_key (environment NATS_KEY)" in line
+    assert "nats.tls_cert" in line
     assert configured(home, NATS_KEY=key, NATS_CERT=private(home / "cert.pem")).nats.tls_cert == str(home / "cert.pem")
 
 
@@ -331,13 +371,14 @@ def test_a_nats_context_fills_in_connection_settings_below_the_file(home: Path) 
 def test_a_context_named_by_flag_does_not_silently_lose_to_a_url_in_the_file(home: Path) -> None:
     context(home, "prod", url="nats://prod")
     line = refusal(home, '[nats]\nurl = "nats://dev"', flags={"nats.context": "prod"})
-    assert "would win over the NATS context 'prod' (flag --nats-context); remove one of the two" in line
+    assert "nats.url" in line
+    assert "'prod' (flag --nats-context)" in line
 
 
 @pytest.mark.parametrize("key", ["nsc", "jetstream_domain", "socks_proxy"])
 def test_a_context_that_asks_for_more_than_the_worker_can_do_is_refused(home: Path, key: str) -> None:
     context(home, "prod", url="nats://prod", **{key: "x"})
-    assert f"uses '{key}', which the worker does not support" in refusal(home, NATS_CONTEXT="prod")
+    assert f"'{key}'" in refusal(home, NATS_CONTEXT="prod")
 
 
 def test_a_user_s_jwt_and_seed_come_from_a_context_and_from_the_nats_cli_s_variables(home: Path) -> None:
@@ -347,7 +388,9 @@ def test_a_user_s_jwt_and_seed_come_from_a_context_and_from_the_nats_cli_s_varia
         assert nats.seed is not None
         assert (nats.jwt.reveal(), nats.seed.reveal()) == ("eyJ.a.b", "SUAPROD")
         assert "SUAPROD" not in repr(nats)
-    assert "nats.seed (environment NATS_SEED) is of no use without nats.jwt" in refusal(home, NATS_SEED="SUAPROD")
+    line = refusal(home, NATS_SEED="SUAPROD")
+    assert "nats.seed (environment NATS_SEED)" in line
+    assert "nats.jwt" in line
 
 
 def test_every_variable_of_the_nats_cli_is_read(home: Path) -> None:
@@ -378,13 +421,15 @@ def test_two_workers_without_an_inbox_prefix_have_different_ones(home: Path) -> 
 
 @pytest.mark.parametrize("prefix", ["taskflow.reply.kate", "INBOX", "_INBOX.>", "_INBOX.*", "_INBOX..x", "_INBOX. x", "_INBOX.", "$JS.x"])
 def test_an_inbox_prefix_that_a_stream_could_capture_or_nobody_can_subscribe_to_is_refused(home: Path, prefix: str) -> None:
-    assert "nats.inbox_prefix: must begin with _INBOX" in refusal(home, NATS_INBOX_PREFIX=prefix)
+    line = refusal(home, NATS_INBOX_PREFIX=prefix)
+    assert line.startswith("nats.inbox_prefix: ")
+    assert "_INBOX" in line
 
 
 def test_a_damaged_context_is_refused(home: Path) -> None:
     context(home, "prod")
     (home / ".config/nats/context/prod.json").write_text("{", encoding="utf-8")
-    assert "prod.json cannot be read" in refusal(home, NATS_CONTEXT="prod")
+    assert "prod.json" in refusal(home, NATS_CONTEXT="prod")
 
 
 # -- reply bindings -------------------------------------------------------------------------------------------------------------------
@@ -419,32 +464,7 @@ def test_a_binding_for_a_reply_topic_takes_its_place(home: Path) -> None:
 def test_bindings_may_come_as_json_from_the_environment(home: Path) -> None:
     config = configured(home, TASKFLOW_REPLIES='[{"subject": "a.b", "correlation": "header:X-Id"}]')
     assert config.replies == (Binding(subject="a.b", correlation="header:X-Id"),)
-    assert "replies: must be a JSON list" in refusal(home, TASKFLOW_REPLIES="{")
-
-
-@pytest.mark.parametrize(
-    "fields,told",
-    [
-        ('correlation = "auto"', "number 1: Object missing required field `subject`"),
-        ('subject = "a"\nsubjects = "b"', "number 1: unknown field 'subjects'; known are subject, correlation"),
-        ('subject = "a b"', "number 1: subject: 'a b' is no NATS subject"),
-        ('subject = "a"\ncorrelation = "subject"', 'with correlation = "subject" it must end in .*'),
-        ('subject = "a"\ncorrelation = "guess"', "correlation: 'guess' is not auto, subject, header:<name> or body:<json pointer>"),
-        ('subject = "a"\ncorrelation = "header:a b"', "correlation: 'header:a b'"),
-        ('subject = "a"\ncorrelation = "body:id"', "correlation: 'id' is no JSON pointer"),
-        ('subject = "a"\npayload = "result"', "payload: 'result' is no JSON pointer"),
-        ('subject = "a"\nowners = ["kate.x"]', "owners: 'kate.x' is no agent name"),
-        ('subject = "a"\nowners = []', "owners: nobody could ever wait on it"),
-        ('subject = "a"\nwhere = { type = "x" }', "where: 'type' is no JSON pointer"),
-        ('subject = "a"\nwhere = { "/x" = { y = 1 } }', "where: /x must be compared with"),
-        ('subject = "a"\nstream = "A.B"', "stream: 'A.B' is no stream name"),
-        ("subject = 5", "number 1: Expected `str`, got `int`"),
-    ],
-)
-def test_a_wrong_binding_is_refused_naming_table_and_field(home: Path, fields: str, told: str) -> None:
-    line = refusal(home, f"[[replies]]\n{fields}")
-    assert line.startswith("replies: [[replies]] number 1: ")
-    assert told in line
+    assert "JSON" in refusal(home, TASKFLOW_REPLIES="{")
 
 
 def test_http_can_be_off_and_ipv6(home: Path) -> None:
@@ -471,6 +491,6 @@ def test_what_is_shown_can_be_written_into_a_file_and_means_the_same(home: Path)
 )
 def test_an_address_without_host_or_port_is_refused_without_repeating_what_may_be_a_password(home: Path, url: str) -> None:
     line = refusal(home, NATS_URL=f"nats://fine:4222,{url}")
-    assert line.startswith("nats.url: an address has no host, or a port that is no number")
+    assert line.startswith("nats.url: ")
     assert "secret" not in line
     assert "pa" not in line.replace("password", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import count
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.golden import golden
 from worker.errors import FlowError, IdMismatch, InvalidRequest, UnsupportedVerb
 from worker.flow import commands as flow
 from worker.flow.lifecycle import FlowStatus, FlowStepStatus
@@ -300,62 +302,77 @@ def test_a_body_of_exactly_the_limit_is_taken() -> None:
     assert taken("start", whole).verb == "start"
 
 
-@pytest.mark.parametrize(
-    "verb, change, path, sentence",
-    [
-        ("start", {"goal": ...}, "/goal", "start needs the field goal"),
-        ("start", {"controller_id": ...}, "/controller_id", "start needs the field controller_id"),
-        ("run", {"flow_id": ...}, "/flow_id", "run needs the field flow_id"),
-        ("fail", {"reason": ...}, "/reason", "fail needs the field reason"),
-        ("observe", {"run_id": ...}, "/run_id", "observe needs the field run_id"),
-        ("wait", {"wait_condition": ...}, "/wait_condition", "wait needs the field wait_condition"),
-        ("start", {"gaol": 1}, "/gaol", "start has no field 'gaol'; did you mean goal?"),
-        ("start", {"a/b~`c": 1}, "/a~1b~0`c", "start has no field 'a/b~`c'"),
-        ("run", {"agent": "other"}, "/agent", "run has no field 'agent'"),
-        ("start", {"flow_id": "x"}, "/flow_id", "flow_id must be a UUID"),
-        ("run", {"flow_id": FLOW.replace("-", "")}, "/flow_id", "flow_id must be a UUID"),
-        ("run", {"flow_id": FLOW + "\n"}, "/flow_id", "flow_id must be a UUID"),
-        ("run", {"flow_id": f"{{{FLOW}}}"}, "/flow_id", "flow_id must be a UUID"),
-        ("run", {"flow_id": 7}, "/flow_id", "flow_id must be a UUID.*, not a whole number"),
-        ("run", {"flow_id": None}, "/flow_id", "flow_id must be a UUID"),
-        ("run", {"expected_revision": "1"}, "/expected_revision", "must be a whole number, not text"),
-        ("run", {"expected_revision": 1.0}, "/expected_revision", "must be a whole number, not a number"),
-        ("run", {"expected_revision": True}, "/expected_revision", "must be a whole number, not true or false"),
-        ("run", {"session_id": ""}, "/session_id", "session_id must be 1 to 128 characters"),
-        ("run", {"session_id": "s" * 129}, "/session_id", "session_id must be 1 to 128 characters"),
-        ("run", {"session_id": "s\n"}, "/session_id", "without control characters"),
-        ("run", {"session_id": "s\x00"}, "/session_id", "without control characters"),
-        ("run", {"session_id": None}, "/session_id", "session_id must be"),
-        ("start", {"controller_id": ""}, "/controller_id", "controller_id must be 1 to 1024"),
-        ("start", {"controller_id": "a\x00"}, "/controller_id", "without control characters"),
-        ("start", {"controller_id": "a\n"}, "/controller_id", "without control characters"),
-        ("start", {"controller_id": "a" * 1025}, "/controller_id", "controller_id must be 1 to 1024"),
-        ("start", {"goal": "g" * 4097}, "/goal", "goal must be at most 4096"),
-        ("start", {"goal": "g\x00"}, "/goal", "without NUL"),
-        ("start", {"goal": {"a": 1}}, "/goal", "goal must be .*, not an object"),
-        ("start", {"idempotency_key": "k" * 257}, "/idempotency_key", "idempotency_key must be 1 to 256"),
-        ("start", {"mirrored": "yes"}, "/mirrored", "mirrored must be true or false, not text"),
-        ("start", {"mirrored": 1}, "/mirrored", "mirrored must be true or false, not a whole number"),
-        ("start", {"mirrored": True, "hold": True}, "/hold", "leave out mirrored or hold"),
-        ("start", {"state": []}, "/state", "state must be an object, not a list"),
-        ("start", {"state": None}, "/state", "state must be an object, not null"),
-        ("advance", {"patch": 1}, "/patch", "patch must be an object, not a whole number"),
-        ("advance", {"current_step": ""}, "/current_step", "current_step must be 1 to 1024"),
-        ("finish", {"final_state": "x"}, "/final_state", "final_state must be an object, not text"),
-        ("cancel", {"mode": "later"}, "/mode", "mode must be now or request"),
-        ("observe", {"status": "done"}, "/status", "status must be one of pending, running, succeeded, failed, cancelled"),
-        ("observe", {"run_id": "r" * 257}, "/run_id", "run_id must be 1 to 256"),
-        ("wait", {"wait_condition": "manual"}, "/wait_condition", "wait_condition must be an object, not text"),
-        ("advance", {"patch": {"x": {"y": "HUGE"}}}, "/patch", "too large"),
-    ],
+WRONG_FIELDS: tuple[tuple[str, dict[str, Any], str, str], ...] = (
+    ("start", {"goal": ...}, "/goal", "goal"),
+    ("start", {"controller_id": ...}, "/controller_id", "controller_id"),
+    ("run", {"flow_id": ...}, "/flow_id", "flow_id"),
+    ("fail", {"reason": ...}, "/reason", "reason"),
+    ("observe", {"run_id": ...}, "/run_id", "run_id"),
+    ("wait", {"wait_condition": ...}, "/wait_condition", "wait_condition"),
+    ("start", {"gaol": 1}, "/gaol", "goal"),
+    ("start", {"a/b~`c": 1}, "/a~1b~0`c", "a/b~`c"),
+    ("run", {"agent": "other"}, "/agent", "agent"),
+    ("start", {"flow_id": "x"}, "/flow_id", "UUID"),
+    ("run", {"flow_id": FLOW.replace("-", "")}, "/flow_id", "UUID"),
+    ("run", {"flow_id": FLOW + "\n"}, "/flow_id", "UUID"),
+    ("run", {"flow_id": f"{{{FLOW}}}"}, "/flow_id", "UUID"),
+    ("run", {"flow_id": 7}, "/flow_id", "whole number"),
+    ("run", {"flow_id": None}, "/flow_id", "UUID"),
+    ("run", {"expected_revision": "1"}, "/expected_revision", "text"),
+    ("run", {"expected_revision": 1.0}, "/expected_revision", "a number"),
+    ("run", {"expected_revision": True}, "/expected_revision", "true or false"),
+    ("run", {"session_id": ""}, "/session_id", "128"),
+    ("run", {"session_id": "s" * 129}, "/session_id", "128"),
+    ("run", {"session_id": "s\n"}, "/session_id", "control characters"),
+    ("run", {"session_id": "s\x00"}, "/session_id", "control characters"),
+    ("run", {"session_id": None}, "/session_id", "128"),
+    ("start", {"controller_id": ""}, "/controller_id", "1024"),
+    ("start", {"controller_id": "a\x00"}, "/controller_id", "control characters"),
+    ("start", {"controller_id": "a\n"}, "/controller_id", "control characters"),
+    ("start", {"controller_id": "a" * 1025}, "/controller_id", "1024"),
+    ("start", {"goal": "g" * 4097}, "/goal", "4096"),
+    ("start", {"goal": "g\x00"}, "/goal", "NUL"),
+    ("start", {"goal": {"a": 1}}, "/goal", "object"),
+    ("start", {"idempotency_key": "k" * 257}, "/idempotency_key", "256"),
+    ("start", {"mirrored": "yes"}, "/mirrored", "text"),
+    ("start", {"mirrored": 1}, "/mirrored", "whole number"),
+    ("start", {"mirrored": True, "hold": True}, "/hold", "mirrored"),
+    ("start", {"state": []}, "/state", "list"),
+    ("start", {"state": None}, "/state", "null"),
+    ("advance", {"patch": 1}, "/patch", "whole number"),
+    ("advance", {"current_step": ""}, "/current_step", "1024"),
+    ("finish", {"final_state": "x"}, "/final_state", "text"),
+    ("cancel", {"mode": "later"}, "/mode", "request"),
+    ("observe", {"status": "done"}, "/status", "pending"),
+    ("observe", {"run_id": "r" * 257}, "/run_id", "256"),
+    ("wait", {"wait_condition": "manual"}, "/wait_condition", "text"),
+    ("advance", {"patch": {"x": {"y": "HUGE"}}}, "/patch", "large"),
 )
-def test_a_bad_field_is_named_in_words_and_by_pointer(verb: str, change: dict[str, Any], path: str, sentence: str) -> None:
+"""A verb, what is wrong with its fields, the pointer to it, and one word that says what. Sentences: snapshots/request_refusals.txt."""
+
+
+def misfit(verb: str, change: dict[str, Any]) -> FlowError:
+    """Return how a request is refused whose fields were changed; `...` leaves one out."""
     fields = {key: value for key, value in (GOOD[verb] | change).items() if value is not ...}
-    bad = refused(verb, json.dumps(fields).replace('"HUGE"', "1e400").encode())
-    assert isinstance(bad.error, InvalidRequest)
-    assert bad.error.details["path"] == path
-    with pytest.raises(InvalidRequest, match=sentence):
-        raise bad.error
+    return refused(verb, json.dumps(fields).replace('"HUGE"', "1e400").encode()).error
+
+
+def test_a_bad_field_is_named_in_words_and_by_pointer() -> None:
+    for verb, change, path, word in WRONG_FIELDS:
+        error = misfit(verb, change)
+        assert isinstance(error, InvalidRequest), (verb, change)
+        assert (error.details["path"], word in error.message) == (path, True), (verb, change, error.message)
+
+
+def test_refusals_of_fields_are_word_for_word_as_they_were() -> None:
+    said = "".join(
+        f"{verb} {path}, {_shortened(change)}\n    → {misfit(verb, change).message}\n\n" for verb, change, path, _ in WRONG_FIELDS
+    )
+    assert said == golden("request_refusals.txt", said)
+
+
+def _shortened(change: dict[str, Any]) -> str:
+    return re.sub(r"(.)\1{30,}", r"\1\1\1…", str(change))
 
 
 @pytest.mark.parametrize(
