@@ -34,7 +34,7 @@ def shared_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedSta
     """The stage that the tests of this process share. Of the whole run, not of a file: the tests of a file need not follow each other."""
     shared = SharedStage(tmp_path_factory.mktemp("shared"))
     yield shared
-    shared.close()
+    assert shared.close() == []
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""One broker and one worker for all tests of a process that neither end nor reconfigure them, and look only at what is their own."""
+"""One broker and one worker for all tests of a process that neither end nor reconfigure them, and look only at what is their own.
+
+In the end every invariant is checked of what they have left behind together.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.e2e import checks
 from tests.e2e.stage import Stage, World
 
 T = TypeVar("T")
@@ -60,10 +64,18 @@ class SharedStage:
             sys.stdout.write("\n".join([f"--- {log.name}", *lines[-_SHOWN:], ""]))
         assert stage.running, "the worker that others share has ended during this test"
 
-    def close(self) -> None:
-        """End everything."""
-        for stage in self._stages:
-            self._run(stage.close())
+    def close(self) -> list[str]:
+        """End everything; return what does not hold of what all the tests together have left behind."""
+        bad = [violation for stage in self._stages for violation in self._run(_ended(stage))]
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_PATIENCE)
         self._loop.close()
+        return bad
+
+
+async def _ended(stage: Stage) -> list[str]:
+    """End a stage and return what does not hold of it; of one whose worker was killed nothing is known."""
+    try:
+        return await checks.violations(stage, await stage.agent("auditor")) if stage.running else []
+    finally:
+        await stage.close()

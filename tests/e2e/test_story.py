@@ -28,29 +28,28 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-async def test_a_flow_starts_parks_resumes_and_finishes_over_api(stage: Stage, kate: Agent) -> None:
-    started = await kate.api("start", {"controller_id": "kate/triage", "goal": "triage", "state": {"mails": 3}})
+async def test_a_flow_starts_parks_resumes_and_finishes_over_api(world: World, agent: Agent) -> None:
+    started = await agent.api("start", {"controller_id": "kate/triage", "goal": "triage", "state": {"mails": 3}})
     flow_id = started["flow"]["id"]
     assert (started["ok"], started["outcome"]) == (True, "applied")
     assert set(started["flow"]) == {
         *("id", "controller_id", "goal", "owner_session_key", "requester_origin", "current_step", "status", "cancel_requested"),
         *("state", "wait", "revision", "created_at", "updated_at"),
     }
-    assert started["flow"]["owner_session_key"] == "agent:kate:session:main"
-    advanced = await kate.api("advance", {"flow_id": flow_id, "patch": {"read": 1}, "current_step": "reading"})
+    assert started["flow"]["owner_session_key"] == f"agent:{agent.name}:session:main"
+    advanced = await agent.api("advance", {"flow_id": flow_id, "patch": {"read": 1}, "current_step": "reading"})
     assert (advanced["flow"]["state"], advanced["flow"]["current_step"]) == ({"mails": 3, "read": 1}, "reading")
-    parked = await kate.park(flow_id, "c-1")
-    assert (parked["flow"]["status"], parked["flow"]["wait"]) == ("waiting", event("c-1"))
-    await kate.reply(TOPIC, "c-1", {"answer": 42}, event_id="e-1")
-    resumed = await kate.until(flow_id, "running")
+    parked = await agent.park(flow_id, agent.name)
+    assert (parked["flow"]["status"], parked["flow"]["wait"]) == ("waiting", event(agent.name))
+    await agent.reply(TOPIC, agent.name, {"answer": 42}, event_id=f"e-{agent.name}")
+    resumed = await agent.until(flow_id, "running")
     assert resumed["wait"] is None
     assert resumed["state"]["resume_event"] == {"answer": 42}
     meta = resumed["state"]["resume_meta"]
-    assert (meta["cause"], meta["topic"], meta["correlation_id"], meta["event_id"]) == ("event", TOPIC, "c-1", "e-1")
-    finished = await kate.api("finish", {"flow_id": flow_id, "final_state": {"done": True}})
+    assert (meta["cause"], meta["topic"], meta["correlation_id"], meta["event_id"]) == ("event", TOPIC, agent.name, f"e-{agent.name}")
+    finished = await agent.api("finish", {"flow_id": flow_id, "final_state": {"done": True}})
     assert (finished["flow"]["status"], finished["flow"]["revision"]) == ("finished", 5)
-    assert await kate.kinds(flow_id) == ["created", "started", "state_updated", "waiting", "resumed", "finished"]
-    assert await checks.violations(stage, kate) == []
+    assert await agent.kinds(flow_id) == ["created", "started", "state_updated", "waiting", "resumed", "finished"]
 
 
 async def test_a_flow_starts_parks_resumes_and_finishes_over_cmd_and_outcomes_come_to_the_inbox(stage: Stage, kate: Agent) -> None:
@@ -285,11 +284,11 @@ async def test_a_timer_that_came_due_while_the_worker_was_dead_fires_at_the_star
 @pytest.mark.parametrize(
     "on_timeout, status", [("resume", "running"), ("fail", "failed"), ("cancel", "cancelled")], ids=["resume", "fail", "cancel"]
 )
-async def test_a_deadline_does_what_on_timeout_says(stage: Stage, kate: Agent, on_timeout: str, status: str) -> None:
-    flow_id = await kate.start()
-    condition = event("c-1", timeout="200ms", on_timeout=on_timeout)
-    assert (await kate.api("wait", {"flow_id": flow_id, "wait_condition": condition}))["ok"]
-    ended = await kate.until(flow_id, status)
+async def test_a_deadline_does_what_on_timeout_says(world: World, agent: Agent, on_timeout: str, status: str) -> None:
+    flow_id = await agent.start()
+    condition = event(agent.name, timeout="200ms", on_timeout=on_timeout)
+    assert (await agent.api("wait", {"flow_id": flow_id, "wait_condition": condition}))["ok"]
+    ended = await agent.until(flow_id, status)
     assert ended["state"].get("resume_event") == ({"timed_out": True} if status == "running" else None)
     assert ended["state"].get("failure", {}).get("reason") == ("wait timed out" if status == "failed" else None)
 
@@ -311,82 +310,80 @@ async def test_a_reply_that_came_before_the_deadline_wins_though_the_worker_was_
     assert await checks.violations(stage, kate) == []
 
 
-async def test_a_requested_cancel_ends_a_parked_flow_and_is_final(stage: Stage, kate: Agent) -> None:
-    parked = await kate.parked("c-1")
-    assert (await kate.api("cancel", {"flow_id": parked, "mode": "request", "reason": "stop"}))["ok"]
-    await kate.until(parked, "cancelled")
-    assert await kate.kinds(parked) == ["created", "started", "waiting", "cancel_requested", "cancelled"]
-    running = await kate.start()
+async def test_a_requested_cancel_ends_a_parked_flow_and_is_final(world: World, agent: Agent) -> None:
+    parked = await agent.parked(agent.name)
+    assert (await agent.api("cancel", {"flow_id": parked, "mode": "request", "reason": "stop"}))["ok"]
+    await agent.until(parked, "cancelled")
+    assert await agent.kinds(parked) == ["created", "started", "waiting", "cancel_requested", "cancelled"]
+    running = await agent.start()
     for _ in range(2):
-        asked = await kate.api("cancel", {"flow_id": running, "mode": "request"})
+        asked = await agent.api("cancel", {"flow_id": running, "mode": "request"})
         assert (asked["flow"]["cancel_requested"], asked["flow"]["status"], asked["flow"]["revision"]) == (True, "running", 2)
-    assert (await kate.api("finish", {"flow_id": running}))["error"]["code"] == "cancel_pending"
-    assert (await kate.api("cancel", {"flow_id": running}))["flow"]["status"] == "cancelled"
-    assert (await kate.api("cancel", {"flow_id": running}))["error"]["code"] == "already_terminal"
-    assert await checks.violations(stage, kate) == []
+    assert (await agent.api("finish", {"flow_id": running}))["error"]["code"] == "cancel_pending"
+    assert (await agent.api("cancel", {"flow_id": running}))["flow"]["status"] == "cancelled"
+    assert (await agent.api("cancel", {"flow_id": running}))["error"]["code"] == "already_terminal"
 
 
-async def test_a_start_with_an_idempotency_key_or_a_known_id_returns_the_flow_there_is(stage: Stage, kate: Agent) -> None:
+async def test_a_start_with_an_idempotency_key_or_a_known_id_returns_the_flow_there_is(world: World, agent: Agent) -> None:
     keyed = {"controller_id": "k", "goal": "g", "idempotency_key": "once"}
-    first = await in_order([partial(kate.api, "start", keyed)] * 20)
+    first = await in_order([partial(agent.api, "start", keyed)] * 20)
     assert len({answer["flow"]["id"] for answer in first}) == 1
-    elsewhere = await kate.api("start", {**keyed, "session_id": "other"})
+    elsewhere = await agent.api("start", {**keyed, "session_id": "other"})
     assert elsewhere["flow"]["id"] != first[0]["flow"]["id"]
     minted = {"controller_id": "k", "goal": "g", "flow_id": new_id()}
-    assert [(await kate.api("start", minted))["flow"]["id"] for _ in range(2)] == [minted["flow_id"]] * 2
-    assert (await kate.api("start", {**minted, "goal": "another"}))["error"]["code"] == "conflict"
-    assert (await kate.api("list_mine"))["count"] == 2
-    assert await checks.violations(stage, kate) == []
+    assert [(await agent.api("start", minted))["flow"]["id"] for _ in range(2)] == [minted["flow_id"]] * 2
+    assert (await agent.api("start", {**minted, "goal": "another"}))["error"]["code"] == "conflict"
+    assert (await agent.api("list_mine"))["count"] == 2
 
 
-async def test_flows_belong_to_their_agent_and_session(stage: Stage, kate: Agent) -> None:
-    flow_id = await kate.parked("c-1")
-    bob = await stage.agent("bob")
+async def test_flows_belong_to_their_agent_and_session(world: World, agent: Agent) -> None:
+    flow_id = await agent.parked(agent.name)
+    bob = await world.agent(f"bob-{agent.name}")
     asked: list[tuple[str, Json]] = [
         *((verb, {}) for verb in ("status", "steps", "history", "waits", "run", "advance", "resume", "finish", "cancel")),
         ("fail", {"reason": "r"}),
         ("wait", {"wait_condition": {"kind": "manual"}}),
         ("observe", {"run_id": "r", "task": "t", "status": "running"}),
     ]
-    for agent, session in ((bob, "main"), (kate, "other")):
+    for other, session in ((bob, "main"), (agent, "other")):
         for verb, body in asked:
-            answer = await agent.ask(verb, {"flow_id": flow_id, "session_id": session, **body})
+            answer = await other.ask(verb, {"flow_id": flow_id, "session_id": session, **body})
             assert json.loads(answer.data)["error"]["code"] == "forbidden", verb
             assert (answer.headers or {})["Nats-Service-Error-Code"] == "403"
-    await bob.cmd("cancel", {"flow_id": flow_id}, "steal")
-    assert (await bob.outcome("steal"))["error"]["code"] == "forbidden"
-    assert (await kate.api("outcome", {"command_id": "steal"}))["error"]["code"] == "not_found", "command ids are the agent's own"
+    await bob.cmd("cancel", {"flow_id": flow_id}, f"steal-{agent.name}")
+    assert (await bob.outcome(f"steal-{agent.name}"))["error"]["code"] == "forbidden"
+    assert (await agent.api("outcome", {"command_id": f"steal-{agent.name}"}))["error"]["code"] == "not_found", (
+        "command ids are the agent's own"
+    )
     assert (await bob.api("start", {"controller_id": "k", "goal": "g", "flow_id": flow_id}))["error"]["code"] == "forbidden"
     assert (await bob.api("list_mine"))["count"] == 0
-    other = await bob.start()
-    refused = await bob.api("wait", {"flow_id": other, "wait_condition": event("c-2", "taskflow.reply.kate")})
+    hers = await bob.start()
+    refused = await bob.api("wait", {"flow_id": hers, "wait_condition": event("c-2", f"taskflow.reply.{agent.name}")})
     assert refused["error"]["code"] == "forbidden", "a built-in reply topic belongs to its agent"
-    unbound = await bob.api("wait", {"flow_id": other, "wait_condition": event("c-2", "no.such.topic")})
+    unbound = await bob.api("wait", {"flow_id": hers, "wait_condition": event("c-2", "no.such.topic")})
     assert unbound["error"]["code"] == "topic_not_bound"
-    assert (await kate.flow(flow_id))["revision"] == 2
-    assert await checks.violations(stage, kate) == []
+    assert (await agent.flow(flow_id))["revision"] == 2
 
 
-async def test_queries_page_through_flows_journal_and_waits_without_loss_or_repeat(stage: Stage, kate: Agent) -> None:
-    made = [await kate.parked(f"c-{number}") for number in range(5)]
-    made += [await kate.start() for _ in range(4)]
-    assert await paged(kate, "list_mine", "flows", limit=2) == made[::-1]
-    assert await paged(kate, "list_mine", "flows", limit=3, status="waiting") == made[4::-1]
-    waits = await pages(kate, "waits", "waits", limit=2)
+async def test_queries_page_through_flows_journal_and_waits_without_loss_or_repeat(world: World, agent: Agent) -> None:
+    made = [await agent.parked(f"{agent.name}-{number}") for number in range(5)]
+    made += [await agent.start() for _ in range(4)]
+    assert await paged(agent, "list_mine", "flows", limit=2) == made[::-1]
+    assert await paged(agent, "list_mine", "flows", limit=3, status="waiting") == made[4::-1]
+    waits = await pages(agent, "waits", "waits", limit=2)
     assert sorted(wait["flow_id"] for wait in waits) == sorted(made[:5])
     for number in range(7):
-        assert (await kate.api("advance", {"flow_id": made[8], "patch": {"n": number}}))["ok"]
-    journal = await pages(kate, "history", "events", limit=4, flow_id=made[8])
+        assert (await agent.api("advance", {"flow_id": made[8], "patch": {"n": number}}))["ok"]
+    journal = await pages(agent, "history", "events", limit=4, flow_id=made[8])
     assert [entry["seq"] for entry in journal] == list(range(1, 10))
     assert set(journal[0]) == {"seq", "revision", "kind", "payload", "at", "actor", "cause"}
     for run in ("r-1", "r-2", "r-1"):
-        assert (await kate.api("observe", {"flow_id": made[8], "run_id": run, "task": "t", "status": "running"}))["ok"]
-    steps = await pages(kate, "steps", "steps", limit=1, flow_id=made[8])
+        assert (await agent.api("observe", {"flow_id": made[8], "run_id": run, "task": "t", "status": "running"}))["ok"]
+    steps = await pages(agent, "steps", "steps", limit=1, flow_id=made[8])
     assert [step["run_id"] for step in steps] == ["r-1", "r-2"]
-    assert (await kate.flow(made[8]))["revision"] == 8, "an observation is no revision"
-    assert (await kate.api("status", {"flow_id": new_id()}))["error"]["code"] == "not_found"
-    assert (await kate.api("outcome", {"command_id": "unheard-of"}))["error"]["code"] == "not_found"
-    assert await checks.violations(stage, kate) == []
+    assert (await agent.flow(made[8]))["revision"] == 8, "an observation is no revision"
+    assert (await agent.api("status", {"flow_id": new_id()}))["error"]["code"] == "not_found"
+    assert (await agent.api("outcome", {"command_id": "unheard-of"}))["error"]["code"] == "not_found"
 
 
 async def test_unknown_verbs_and_fields_are_refused_by_name(world: World, agent: Agent) -> None:
@@ -414,16 +411,17 @@ async def test_nats_micro_finds_the_service_and_its_verbs(stage: Stage, kate: Ag
     assert sum(endpoint["num_requests"] for endpoint in stats["endpoints"]) == 1
 
 
-async def test_two_hundred_requests_at_once_are_all_answered_and_share_transactions(stage: Stage, kate: Agent) -> None:
-    flows = await in_order([kate.start] * 100, at_once=100)
+async def test_two_hundred_requests_at_once_are_all_answered_and_share_transactions(world: World, agent: Agent) -> None:
+    flows = await in_order([agent.start] * 100, at_once=100)
     one = flows[0]
-    patches = await in_order([partial(kate.api, "advance", {"flow_id": one, "patch": {str(n): n}}) for n in range(100)])
+    patches = await in_order([partial(agent.api, "advance", {"flow_id": one, "patch": {str(n): n}}) for n in range(100)])
     assert all(answer["ok"] for answer in patches)
-    assert (await kate.flow(one))["state"] == {str(n): n for n in range(100)}
-    guarded: list[Json] = await in_order([partial(kate.api, "advance", {"flow_id": one, "patch": {"x": 1}, "expected_revision": 101})] * 10)
+    assert (await agent.flow(one))["state"] == {str(n): n for n in range(100)}
+    guarded: list[Json] = await in_order(
+        [partial(agent.api, "advance", {"flow_id": one, "patch": {"x": 1}, "expected_revision": 101})] * 10
+    )
     assert sum(answer["ok"] for answer in guarded) == 1
     assert {answer["error"]["code"] for answer in guarded if not answer["ok"]} == {"revision_mismatch"}
-    assert await checks.violations(stage, kate) == []
 
 
 async def test_events_are_cloud_events_in_order_with_what_caused_them(world: World, agent: Agent) -> None:
