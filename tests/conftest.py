@@ -94,6 +94,8 @@ def _zygote() -> Iterator[None]:
 def full_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the test's processes start in full, as a person's do: for what a fork does not show (see `tests.zygote`)."""
     monkeypatch.setattr(subprocess, "Popen", zygote.FULL)
+
+
 def weighed(item: pytest.Item, known: dict[str, float]) -> tuple[str, float]:
     """Return the group that a test is handed out with, itself where it has none, and its seconds."""
     unlisted = order.MIDDLE if any(item.get_closest_marker(mark) for mark in ("e2e", "slow")) else 0.0

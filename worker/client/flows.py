@@ -214,7 +214,7 @@ class FlowClient:
         return await self._doors.store(subject, body, {}, event_id or new_id("reply")[0])
 
     async def send(self, verb: str, fields: dict[str, Any], *, command_id: str | None = None, door: Door | None = None) -> Done:
-        """Send any command in this session, with its fields as they are on the wire, and return its outcome; `Flow` has a method for each."""
+        """Send any command in this session, its fields as on the wire, and return its outcome. `Flow` has a method for each."""
         made, again = new_id(verb)
         body = {**fields, "session_id": None if self.session == "main" else self.session}
         return await self._doors.command(verb, body, command_id or made, door=door or self._door, again=again and command_id is None)
