@@ -15,6 +15,7 @@ from tests.fuzz import decoder
 from tests.fuzz.corpus import BINDINGS, COMMANDS, QUERIES, Message, corpus
 from tests.fuzz.decoder import Crash, Target, fuzz, inputs
 from tests.fuzz.mutator import Mutator
+from tests.tiers import Tier
 from worker.wire.codec import Inbound, Unusable
 from worker.wire.schemas import documents
 
@@ -50,8 +51,8 @@ def test_the_golden_messages_are_read_and_cover_every_verb_and_binding() -> None
         )
 
 
-async def test_spoilt_messages_are_read_and_decided_without_anything_raised() -> None:
-    kinds, decided = await fuzz(6_000, 7, every=5)
+async def test_spoilt_messages_are_read_and_decided_without_anything_raised(tier: Tier) -> None:
+    kinds, decided = await fuzz(tier(quick=2_000, all=6_000, nightly=60_000), 7, every=5)
     assert {"read.reply", "read.wait", "read.resume", "unusable.malformed", "unusable.invalid_request", "ignored", "query"} <= kinds.keys()
     assert {"applied", "held", "conflict", "invalid_request"} <= decided.keys()
 
@@ -69,14 +70,14 @@ def test_a_crash_says_what_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
         Target().take(1, Message("s.run", {"A": "b"}, b"\xff"))
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=3 * settings().max_examples, derandomize=True, deadline=None)
 @given(st.sampled_from([one.subject for one in GOLDEN]), st.dictionaries(st.text(max_size=8), TEXTS, max_size=3), BODIES)
 @example("taskflow.cmd.kate.start", {}, b'{"controller_id":"\\ud800","goal":"g"}')
 def test_any_bytes_on_any_subject_end_as_a_verdict(subject: str, headers: dict[str, str], body: bytes) -> None:
     Target().take(1, Message(subject, headers, body))
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=2 * settings().max_examples, derandomize=True, deadline=None)
 @given(st.integers(0, 2**32))
 def test_whatever_the_seed_the_faults_end_as_a_verdict(seed: int) -> None:
     target, mutator = Target(), Mutator(GOLDEN, seed)
