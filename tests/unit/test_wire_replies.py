@@ -396,4 +396,5 @@ def test_ids_are_judged_as_the_core_judges_them(text: str) -> None:
 def test_an_error_names_what_is_wrong_for_people_and_programs() -> None:
     bad = refused(b"true or not")
     assert isinstance(bad.error, InvalidRequest)
-    assert bad.error.message == "the reply has no correlation id (binding: auto); the body is not JSON: trailing characters (byte 6)"
+    assert "correlation id" in bad.error.message
+    assert "byte 6" in bad.error.message
