@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -134,12 +135,20 @@ def _either(name: str, title: str, *others: str) -> Schema:
     return {"$schema": _DIALECT, "$id": name, "title": title, "oneOf": [{"$ref": other} for other in others]}
 
 
+def _ecma(pattern: str) -> str:
+    r"""Spell a pattern as ECMA 262 has it, which JSON Schema wants: `^…$` for Python's `\A…\Z`."""
+    return pattern.replace(r"\A", "^").replace(r"\Z", "$")
+
+
+_SPELLINGS: dict[str, Callable[[str], str]] = {"pattern": _ecma, "description": inspect.cleandoc}
+"""Docstrings lose their indentation in the compiler from Python 3.13 on, and before that here."""
+
+
 def _portable(part: Any) -> Any:
-    r"""Spell patterns as ECMA 262 has them, which JSON Schema wants: `^…$` for Python's `\A…\Z`."""
+    """Spell a schema the same for every reader and from every Python."""
     if isinstance(part, dict):
         return {
-            key: value.replace(r"\A", "^").replace(r"\Z", "$") if key == "pattern" and isinstance(value, str) else _portable(value)
-            for key, value in part.items()
+            key: _SPELLINGS[key](value) if key in _SPELLINGS and isinstance(value, str) else _portable(value) for key, value in part.items()
         }
     if isinstance(part, list):
         return [_portable(value) for value in part]
