@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -378,7 +379,7 @@ async def test_a_damaged_watcher_or_child_does_not_stop_the_end_of_another_flow(
         sick, well = await park(run, ends(watched.id)), await park(run, ends(watched.id))
         child = await start(run, parent=parent.id)
         sick_child = await park(run, manual(), (await start(run, parent=parent.id)).id)
-    with sqlite3.connect(path) as database:
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
         damage = '{"kind":"flow"}' if column == "wait_json" else "{"
         database.executemany(f"UPDATE flows SET {column} = ? WHERE id = ?", [(damage, sick.id), (damage, sick_child.id)])  # noqa: S608
     async with running(path) as run:

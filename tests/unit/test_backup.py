@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import stat
 import sys
@@ -95,7 +96,8 @@ async def test_what_is_there_is_replaced_by_force_only(path: Path, tmp_path: Pat
     assert "--force" in refused.output
     assert copy.read_bytes() == b"precious"
     assert runner.invoke(taskflow, ["db", "backup", "--force", "--store-path", str(path), str(copy)]).exit_code == 0
-    assert sqlite3.connect(copy).execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+    with contextlib.closing(sqlite3.connect(copy)) as database:
+        assert database.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
 
 
 @pytest.mark.parametrize("part", ["", "-wal", "-shm", ".lock"])

@@ -131,6 +131,7 @@ async def inline() -> AsyncIterator[tuple[Running, sqlite3.Connection]]:
     finally:
         engine.close()
         await committing
+        database.close()
 
 
 def flow_id(number: int) -> str:

@@ -77,6 +77,10 @@ class MemoryWorker:
             await self._bus.close()
             self._life = None
 
+    def close(self) -> None:
+        """Close the database, after the last worker."""
+        self._database.close()
+
     def kill_after(self, statements: int) -> None:
         """Kill it in the midst of its work, after this many more SQL statements."""
         self._inline.fuse = statements

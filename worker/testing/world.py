@@ -52,9 +52,9 @@ class TaskflowWorld(Asserting):
         self._closing.enter_context(told_by(self.clock.now))
         self._closing.push_async_callback(self._end)
         try:
+            await self._worker.create()
             self.begin()
             self._closing.callback(self.end)
-            await self._worker.create()
             await self._worker.start(FaultyBus(self.broker))
             await self.settled()
         except BaseException:
@@ -152,3 +152,4 @@ class TaskflowWorld(Asserting):
         await self._own.close()
         await self._worker.kill()
         await self.clock.loop.rest()
+        self._worker.close()
