@@ -1,4 +1,4 @@
-# Everything a developer does here. Needs Python 3.11 or newer, make and git, nothing else: `make run`, `make demo` and `make test`
+# Everything a developer does here. Needs Python 3.11, 3.12 or 3.13, make and git, nothing else: `make run`, `make demo` and `make test`
 # set up what they need by themselves, once, and again when the lock or pyproject.toml changes.
 
 VENV    := .venv
@@ -11,9 +11,11 @@ XDIST   ?= -n $(WORKERS) --dist loadgroup
 PYTEST   = $(BIN)/python -m pytest $(XDIST)
 # More for pytest or taskflow: `make test ARGS='-k outbox'`, `make run ARGS='--log-level debug'`.
 ARGS    ?=
+COMPILE  = $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make $@'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-all test-rest test-fast durations snapshots faults faults-nightly fuzz bench bench-peers lint format type drift schemas docs deploy-check deploy-lock check lock clean
+.PHONY: help setup run demo test test-all test-rest test-fast test-pythons newcomer durations snapshots faults faults-nightly fuzz \
+	bench bench-peers lint format type drift schemas docs deploy-check check lock deploy-lock peers-lock clean
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules
 
@@ -24,7 +26,7 @@ help: ## Show this list
 	@echo
 	@echo "Start with 'make demo' (the whole story, under a minute) or 'make run' (a worker and a server to play with)."
 
-setup: $(READY) ## Make .venv with everything the lock pins (run, demo and test do it by themselves)
+setup: $(READY) ## Make .venv with everything the lock pins (run, demo and test do it); PYTHON=… instead of the newest
 	@echo "$(VENV) is ready: $$($(BIN)/taskflow version)"
 
 run: $(READY) ## Run a worker with a NATS server of its own; data in ./.taskflow (Ctrl-C stops it)
@@ -50,6 +52,12 @@ durations: $(READY) ## Write tests/durations.tsv anew, by which the tests are or
 
 snapshots: $(READY) ## Write tests/snapshots/ again: what each surface says, word for word (read the diff before you commit it)
 	@TASKFLOW_SNAPSHOTS=write $(BIN)/python -m pytest -q -k word_for_word $(ARGS)
+
+test-pythons: $(READY) ## Run the unit tests on each other supported Python that is here, in an environment of its own
+	@TASKFLOW_TESTS=quick .ci/test-pythons $(XDIST) $(ARGS)
+
+newcomer: $(READY) ## Do what a newcomer does: clone the commit, set it up from nothing, demo; and the same with its wheel
+	@.ci/newcomer
 
 faults: $(READY) ## Run the fault scenarios, or one: make faults SCENARIO=kill-worker (SCENARIO=list names them)
 	@TASKFLOW_TESTS=all $(BIN)/python -m pytest tests/faults -q $(if $(SCENARIO),--scenario '$(SCENARIO)') $(ARGS)
@@ -95,18 +103,17 @@ deploy-check: $(JUDGES)/.ready ## Have hadolint, kubernetes-validate and checkov
 check: ## Everything above, as .ci/run does it before a change is merged
 	@./.ci/run
 
-lock: $(READY) ## Pin again what pyproject.toml allows (make lock ARGS=--upgrade takes the newest)
-	@$(BIN)/python -c 'import uv' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
-	@$(BIN)/python -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--extra dev --extra speed --extra mcp --extra otel --group test --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS)
+lock: $(BIN)/uv ## Pin again what pyproject.toml allows (make lock ARGS=--upgrade takes the newest)
+	@$(COMPILE) pyproject.toml --extra dev --extra speed --extra mcp --extra otel --group test --output-file requirements.lock $(ARGS)
 
-deploy-lock: $(READY) ## Pin the judges of deploy-check again
-	@$(BIN)/python -c 'import uv' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
-	@cd deploy && ../$(BIN)/python -m uv pip compile requirements-check.in --quiet --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --custom-compile-command 'make deploy-lock' --output-file requirements-check.txt $(ARGS)
+deploy-lock: $(BIN)/uv ## Pin the judges of deploy-check again
+	@cd deploy && ../$(COMPILE) requirements-check.in --output-file requirements-check.txt $(ARGS)
+
+peers-lock: $(BIN)/uv ## Pin the peers of bench-peers again
+	@cd bench/peers && ../../$(COMPILE) requirements.in --output-file requirements.txt $(ARGS)
 
 clean: ## Remove what make made: every .venv, caches, build results (never ./.taskflow, which is data)
-	@rm -rf $(VENV) $(JUDGES) bench/.venv-peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	@rm -rf $(VENV) .venv-3.* $(JUDGES) bench/.venv-peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	@find worker tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # Apart from .venv: checkov holds back libraries that the tests need newer.
@@ -114,24 +121,15 @@ $(JUDGES)/.ready: deploy/requirements-check.txt | $(READY)
 	@echo "Setting up $(JUDGES) (once; about a minute) ..." >&2
 	@$(BIN)/python -m venv --clear $(JUDGES)
 	@$(JUDGES)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes --requirement deploy/requirements-check.txt
+	@$(JUDGES)/bin/python -m pip check --disable-pip-version-check
 	@touch $@
 
-# `pip check` runs last: a stamp without a sound environment would hide the fault until something breaks in the middle.
 $(READY): requirements.lock pyproject.toml
-	@set -e; \
-	for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
-		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then found=$$python; break; fi; \
-	done; \
-	if [ -z "$${found:-}" ]; then \
-		echo 'make: no Python 3.11 or newer was found; install one (Debian, Ubuntu: apt install python3.11 python3.11-venv), or say where it is: make PYTHON=/path/to/python' >&2; exit 1; \
-	fi; \
-	if ! "$$found" -c 'import venv, ensurepip' >/dev/null 2>&1; then \
-		version=$$("$$found" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-		echo "make: Python $$version is here, but its venv module is not; run: apt install python$$version-venv" >&2; exit 1; \
-	fi; \
-	echo "Setting up $(VENV) with $$("$$found" --version) (once; about a minute) ..." >&2; \
-	if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then "$$found" -m venv --clear $(VENV); fi; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
-	$(BIN)/python -m pip check --disable-pip-version-check >/dev/null; \
-	touch $(READY)
+	@.ci/environment $(VENV) $(PYTHON)
+
+$(BIN)/uv: | $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+# What `make test-pythons` makes of each other Python.
+.venv-3.%/.ready: requirements.lock pyproject.toml
+	@.ci/environment .venv-3.$* $(PYTHON)

@@ -52,18 +52,18 @@ async def measure(folder: Path, name: str) -> list[Figure]:
 
 
 def installed() -> None:
-    """Make the peers' environment, line by line; what cannot be had is missed where it is used."""
-    python = VENV / "bin" / "python"
-    wanted = (HERE / "requirements.txt").read_text(encoding="utf-8")
+    """Make the peers' environment of what their lock pins; what cannot be had is missed where it is used."""
+    python, lock = VENV / "bin" / "python", HERE / "requirements.txt"
+    wanted = lock.read_text(encoding="utf-8")
     stamp = VENV / "installed.txt"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return
-    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-    for line in wanted.splitlines():
-        if line and not line.startswith("#"):
-            subprocess.run(
-                [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", line], check=False, stdout=sys.stderr
-            )
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
+    pip = (str(python), "-m", "pip", "--disable-pip-version-check")
+    subprocess.run(
+        [*pip, "install", "--quiet", "--no-deps", "--require-hashes", "--requirement", str(lock)], check=False, stdout=sys.stderr
+    )
+    subprocess.run([*pip, "check"], check=False, stdout=sys.stderr)
     if npm := shutil.which("npm"):
         command = [npm, "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(VENV / "npm"), _RESTATE]
         subprocess.run(command, check=False, stdout=sys.stderr)
