@@ -61,7 +61,7 @@ EXCEPTED: dict[tuple[str, str], str] = {
     ("README.md", "nats sub 'taskflow.evt.>' &"): NATS_CLI,
     ("README.md", "nats req taskflow.api.kate.wait"): NATS_CLI,
     ("README.md", "nats reply svc.add"): NATS_CLI,
-    ("README.md", "pip install nats-taskflow"): REGISTRY,
+    ("README.md", "pip install '.[dev]'"): "makes an environment; .ci/newcomer installs the wheel with [dev] and plays the demo",
     ("bench/README.md", "make bench "): LONG,
     ("deploy/systemd/README.md", "python3 -m venv /opt/taskflow"): REGISTRY,
     ("deploy/systemd/README.md", "install -m 0644 sysusers.d/taskflow.conf"): SYSTEMD,
