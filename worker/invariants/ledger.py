@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any
@@ -48,7 +49,8 @@ class Ledger:
     def __init__(self, messages: Iterable[Message] = (), *, first: int = 1) -> None:
         self.first = first
         # An empty name: a temporary database, which SQLite keeps in memory as long as it is small.
-        self._database = sqlite3.connect("", isolation_level=None)
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, self._database.close)  # by whichever thread the garbage collector runs on
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute(_TABLE)
         self._database.execute("CREATE INDEX heard_by_flow ON heard (flow, place)")
