@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
+from collections.abc import AsyncIterator
+
+import pytest
 
 from worker.store.queries import statements
 from worker.testing.database import fresh
@@ -32,9 +36,15 @@ def explained(database: sqlite3.Connection, how: str, sql: str) -> list[tuple[in
     return database.execute(f"{how} {sql}", [None] * count).fetchall()
 
 
-async def test_no_statement_reads_a_whole_table_but_those_that_are_named() -> None:
-    database = await fresh()
-    plans = {name: [step[3] for step in explained(database, "EXPLAIN QUERY PLAN", sql)] for name, sql in STATEMENTS.items()}
+@pytest.fixture
+async def empty() -> AsyncIterator[sqlite3.Connection]:
+    """A database without rows."""
+    with contextlib.closing(await fresh()) as database:
+        yield database
+
+
+async def test_no_statement_reads_a_whole_table_but_those_that_are_named(empty: sqlite3.Connection) -> None:
+    plans = {name: [step[3] for step in explained(empty, "EXPLAIN QUERY PLAN", sql)] for name, sql in STATEMENTS.items()}
     scans = {
         name: {step for step in plan if step.startswith("SCAN") and not any(harmless in step for harmless in _NO_TABLE)}
         for name, plan in plans.items()
@@ -42,19 +52,17 @@ async def test_no_statement_reads_a_whole_table_but_those_that_are_named() -> No
     assert {name: steps for name, steps in scans.items() if steps} == SCANS
 
 
-async def test_no_row_that_is_written_makes_a_table_of_its_own() -> None:
+async def test_no_row_that_is_written_makes_a_table_of_its_own(empty: sqlite3.Connection) -> None:
     """As a CHECK of the form `x IN (…)` does: it was a third of what a write cost."""
-    database = await fresh()
     making = [
-        name for name, sql in statements("save").items() if any(step[1] == "OpenEphemeral" for step in explained(database, "EXPLAIN", sql))
+        name for name, sql in statements("save").items() if any(step[1] == "OpenEphemeral" for step in explained(empty, "EXPLAIN", sql))
     ]
     assert making == []
 
 
-async def test_a_tick_asks_the_index_of_due_times() -> None:
-    database = await fresh()
+async def test_a_tick_asks_the_index_of_due_times(empty: sqlite3.Connection) -> None:
     for name in ("due", "next_due"):
-        plan = [step[3] for step in explained(database, "EXPLAIN QUERY PLAN", statements("reads")[name])]
+        plan = [step[3] for step in explained(empty, "EXPLAIN QUERY PLAN", statements("reads")[name])]
         looked = [step for step in plan if step.startswith(("SCAN", "SEARCH")) and " flows" in step]
         assert len(looked) == 1, plan
         assert "INDEX flows_by_due" in looked[0]
