@@ -5,8 +5,8 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 JUDGES  := .venv-deploy
 READY   := $(VENV)/.ready
-WORKERS ?= 2
-# Two processes by default; `make test WORKERS=0` runs in one. loadgroup keeps tests together that share an xdist_group mark, by tests/order.py.
+WORKERS ?= 4
+# Four processes by default, for most tests wait most of the time; `make test WORKERS=0` runs in one. loadgroup keeps tests together that share an xdist_group mark, by tests/order.py.
 XDIST   ?= -n $(WORKERS) --dist loadgroup
 PYTEST   = $(BIN)/python -m pytest $(XDIST)
 # More for pytest or taskflow: `make test ARGS='-k outbox'`, `make run ARGS='--log-level debug'`.

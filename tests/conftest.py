@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Size hypothesis, and compile the worker, once: without bytecode each of the hundreds that the tests start would do it anew."""
+    """Size hypothesis. Once, compile the worker: without bytecode each of the hundreds that the tests start would do it anew."""
     # An example has no deadline: on a machine that does other things too, one that took long says nothing.
     settings.register_profile(SIZE, settings(), max_examples=EXAMPLES[SIZE], deadline=None)
     settings.load_profile(SIZE)
@@ -44,6 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
         here = Path(__file__).parent
         for folder in (here.parent / "worker", here / "faults"):  # and what is planted in it
             compileall.compile_dir(folder, quiet=2)
+        if not (here.parent / ".hypothesis" / "unicode_data").exists():  # two processes that begin to write it at once trip over each other
+            program = "from hypothesis import strategies; strategies.text().validate()"
+            subprocess.run([sys.executable, "-c", program], cwd=here.parent, check=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

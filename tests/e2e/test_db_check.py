@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -85,7 +86,7 @@ async def test_a_person_is_told_of_the_worker_and_that_everything_holds(stage: S
 async def test_a_violation_is_told_of_with_its_number_and_what_to_do(stage: Stage, kate: Agent) -> None:
     flow_id = await kate.parked("c-1")
     await stage.stop()
-    with sqlite3.connect(stage.path) as database:
+    with closing(sqlite3.connect(stage.path)) as database, database:
         database.execute("UPDATE waiters SET open = 0")
     database.close()
     out = await checked(stage, code=1)

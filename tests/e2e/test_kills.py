@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -303,7 +303,7 @@ async def test_a_wrong_password_at_the_start_ends_with_69_quickly(tmp_path: Path
 
 def foreign(path: Path) -> None:
     """Make a database of another program."""
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database, database:
         database.execute("CREATE TABLE notes (text TEXT)")
     database.close()
 

@@ -271,7 +271,7 @@ async def test_the_doctor_looks_at_everything_and_says_what_to_do(stage: Stage, 
 async def test_a_flow_that_was_set_aside_is_released_from_the_shell(stage: Stage, kate: Agent) -> None:
     flow_id = await kate.parked("c-1")
     await stage.stop()
-    with sqlite3.connect(stage.path) as database:
+    with closing(sqlite3.connect(stage.path)) as database, database:
         (good,) = database.execute("SELECT wait_json FROM flows").fetchone()
         database.execute("UPDATE flows SET set_aside = 'damaged', due_us = NULL")
     database.close()

@@ -9,6 +9,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ async def test_every_backup_taken_under_load_is_whole_and_the_worker_on_it_catch
     await at_rest(stage, load, kate)
     assert await checks.violations(stage, kate) == []
     for copy in copies:
-        with sqlite3.connect(copy) as database:
+        with closing(sqlite3.connect(copy)) as database, database:
             assert flaws(database) == []
         database.close()
     last, back, missing = (await kate.js.stream_info(INBOUND)).state.last_seq, [], []

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ class Scene:
         self.cut, self.older = cut, older
         whole = cut.parent.parent / "whole"
         shutil.copytree(cut.parent, whole)
-        with sqlite3.connect(whole / cut.name) as database:
+        with closing(sqlite3.connect(whole / cut.name)) as database, database:
             self.said: Journals = checks.journals(database)
         database.close()
 
@@ -134,7 +135,7 @@ async def used(path: Path, said: Journals) -> str | None:
 
 def detected(path: Path, said: Journals) -> str | None:
     """Look for what differs from what was said; return `detected` where the checks find it, None where nothing differs."""
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database, database:
         try:
             if flaws(database):
                 return "found by the checks"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ async def test_one_corrupt_row_stops_no_timer(path: Path) -> None:
     async with running(str(path)) as run:
         bad = await asyncio.gather(*[parked(run, timer(run, seconds=1)) for _ in range(600)])
         good = await parked(run, timer(run, seconds=2))
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.executemany('UPDATE flows SET wait_json = \'{"kind":"?"}\' WHERE id = ?', [(flow.id,) for flow in bad])
     connection.close()
     async with running(str(path)) as run:
@@ -179,7 +180,7 @@ async def test_an_unparseable_wait_is_reported_as_an_error_and_not_skipped_for_e
     """Defect: unparseable wait skipped for ever at debug level."""
     async with running(str(path)) as run:
         flow = await parked(run, timer(run, seconds=1))
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute('UPDATE flows SET wait_json = \'{"kind":"someday"}\'')
     connection.close()
     async with running(str(path)) as run:

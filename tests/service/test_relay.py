@@ -7,6 +7,7 @@ import contextlib
 import random
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,7 @@ async def test_after_a_crash_what_is_stored_goes_one_by_one_and_then_batches_aga
         async with relaying(run, bus, window=100) as made:
             await eventually(lambda: made.idle)
     before, bus = len(bus.asked), SpyingBus(bus.broker)
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE published SET n = 0")
     connection.close()
     async with running(str(path)) as run, relaying(run, bus, window=100) as made:
@@ -372,7 +373,7 @@ async def test_a_journal_entry_that_cannot_be_read_keeps_no_other_event_back(pat
     """SEMANTICS R13: damage of one row is reported; it neither ends the worker nor stops the outbox."""
     async with running(str(path)) as run:
         bad, good = await started(run), await started(run)
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(
             "UPDATE flow_events SET payload_json = '{' WHERE seq = 2 AND flow = (SELECT n FROM flows WHERE id = ?)", (bad.id,)
         )
@@ -390,7 +391,7 @@ async def test_a_dead_letter_whose_headers_cannot_be_read_is_published_without_t
     line = Line(path)
     await line.start()
     await line.stop()
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         values = "('malformed', 'why', 's', 'TASKFLOW_IN', 1, '{', x'ff', 0)"
         connection.execute(f"INSERT INTO dead_letters (reason, message, subject, stream, seq, headers_json, body, at_us) VALUES {values}")  # noqa: S608
     connection.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ async def test_a_message_that_was_in_doubt_when_the_backup_was_taken_is_not_pass
         await line.done("start", "later", controller_id="k", goal="g")
         await line.settled()
         copy = await copied(line, path)
-        with sqlite3.connect(copy) as database:  # as if `early` had still been asked for again then
+        with closing(sqlite3.connect(copy)) as database, database:  # as if `early` had still been asked for again then
             database.execute("DELETE FROM inbox WHERE key = 'early'")
             database.execute("DELETE FROM counters WHERE name LIKE 'inbox.%'")
         database.close()

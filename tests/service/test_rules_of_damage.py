@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ GARBAGE = {
 
 def damage(path: Path, column: str, value: str, flow_id: str) -> None:
     """Write into the file as something else than the worker would, while it is closed."""
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         changed = connection.execute(f"UPDATE flows SET {column} = {value} WHERE id = ?", (flow_id,))  # noqa: S608 - our own text
         assert changed.rowcount == 1
     connection.close()
@@ -116,7 +117,7 @@ async def test_a_held_reply_that_cannot_be_read_stops_neither_the_parking_nor_th
         inlet = Inlet(run)
         await inlet.reply({"n": 1}, event_id="bad")
         await inlet.reply({"n": 2}, event_id="good")
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE held SET payload_json = '{' WHERE event_id = 'bad'")
     connection.close()
     async with running(str(path)) as run:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ async def test_an_older_database_keeps_every_invariant(line: Line) -> None:
     await line.settled()
     await line.stop()
     path = Path(line.path)
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database, database:
         assert checks.of_database(database) == []
     database.close()
 
@@ -102,7 +103,7 @@ async def test_an_older_database_keeps_every_invariant(line: Line) -> None:
 async def test_an_older_program_refuses_a_newer_database_with_78_and_leaves_it_alone(tmp_path: Path) -> None:
     path = tmp_path / "flows.db"
     loaded(SCHEMAS[-1], path)
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database, database:
         database.execute(f"PRAGMA user_version = {len(migrations()) + 1}")
     database.close()
     content = path.read_bytes()

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -443,7 +443,7 @@ async def test_a_migration_that_fails_leaves_the_schema_as_it_was(path: Path, mo
     monkeypatch.setattr(opening, "migrations", steps_of([*first[:5], "CREATE TABLE meta (again)", *first[5:]]))
     with pytest.raises(sqlite3.OperationalError):
         await SqliteFlowStore.open(str(path))
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (0,)
         assert connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
     connection.close()
@@ -601,7 +601,7 @@ async def test_a_database_whose_worker_was_killed_while_it_folded_the_log_into_t
         for suffix in ("", "-wal"):  # as a kill would leave it, before anything is folded
             shutil.copy(f"{path}{suffix}", killed / f"flows.db{suffix}")
     shutil.copytree(killed, folded)
-    with sqlite3.connect(folded / "flows.db") as database:
+    with closing(sqlite3.connect(folded / "flows.db")) as database, database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()
     first_pages = (folded / "flows.db").read_bytes()[: 2 * 4096]  # they are written first, and tell of pages that are not there yet
