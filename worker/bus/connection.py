@@ -147,7 +147,7 @@ class Connection:
         """Say in one sentence why `open` failed."""
         where = ", ".join(map(public_address, self.options.servers))
         if self._refused is not None and self._refused.done():
-            return f"NATS at {where} refuses the credentials: {self._refused.result()}"
+            return f"NATS at {where} {self._refused.result()}"
         if failed is not None:
             return f"cannot connect to NATS at {where}: {policy.reason(failed)}"
         reason = self._last_error or "no answer"
@@ -164,8 +164,9 @@ class Connection:
         """Take note of what nats-py reports; must not raise, or the read loop ends."""
         text = policy.reason(error)
         self.dropped += isinstance(error, SlowConsumerError)  # one for each message that found its queue full
-        if self._refused is not None and not self._refused.done() and policy.refuses_credentials(text):
-            self._refused.set_result(text)
+        refusal = policy.refusal(error)
+        if self._refused is not None and not self._refused.done() and refusal is not None:
+            self._refused.set_result(refusal)
         denied = policy.denied(text)
         if denied is not None:
             self._deny(denied.subject)

@@ -14,6 +14,12 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+_ENCRYPTED = ("tls", "wss")
+
+
+class NotEncrypted(NatsError):
+    """Encryption was asked for, and the connection has none. Nothing was sent on it."""
+
 
 class MendedClient(Client):
     """A client whose read loop outlives unreadable messages and late PONGs, and whose methods end when they are cancelled.
@@ -23,8 +29,10 @@ class MendedClient(Client):
     A PONG whose `flush` or `rtt` was given up meanwhile ends the loop the same way: nats-py sets the result of a cancelled future.
     Who is cancelled while it waits for room to write goes on in nats-py, so that a `timeout` never ends.
     The task that reconnects must not end or hang either, or the client never connects again while its status says that it tries.
-    The methods are private to nats-py: `tests/unit/test_mended.py`, and `test_jetstream.py`, `test_send.py`, `test_outbound.py` and
-    `test_network_faults.py` in `tests/contract` fail when a release moves them.
+    Where encryption is asked for (`tls://`, `wss://`, a TLS context), nothing is sent on a connection that has none: nats-py takes what
+    the server's first line says, and that is not encrypted itself.
+    The methods are private to nats-py: `tests/unit/test_mended.py`, `tests/security/test_encryption.py`, and `test_jetstream.py`,
+    `test_send.py`, `test_outbound.py` and `test_network_faults.py` in `tests/contract` fail when a release moves them.
     """
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:  # noqa: FBT001, FBT002  nats-py's own signature
@@ -54,8 +62,16 @@ class MendedClient(Client):
             _sid=sid,
         )
 
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002  see above
+        """Read what the server says of itself. nats-py encrypts only where the server requires it, not where it leaves that to us."""
+        if initial_connection and info.get("tls_available") and self._must_encrypt():
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
+
     def _connect_command(self) -> bytes:
         """Make the CONNECT. A key file may have been replaced since the last one; nats-py keeps the first public key for ever."""
+        if self._is_in_clear():
+            raise NotEncrypted("nats: the server offers no TLS, and the connection has to be encrypted: nothing was sent")
         if self._nkeys_seed is not None:
             key = nkeys.from_seed(bytearray(Path(self._nkeys_seed).read_bytes().strip()))
             self._public_nkey = key.public_key.decode()
@@ -67,6 +83,12 @@ class MendedClient(Client):
         if b"BEGIN NATS USER JWT" not in Path(creds).read_bytes():
             raise NatsError(f"nats: {creds} holds no user JWT")
         return super()._read_creds_user_jwt(creds)
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002  see above
+        """Close. nats-py first writes what is pending to whatever it is connected to by then, encrypted or not."""
+        if self._is_in_clear():
+            self._abort()
+        await super()._close(status, do_cbs)
 
     async def _process_pong(self) -> None:
         """Take a PONG. They come in the order of the PINGs, so one that nobody waits for any more still counts."""
@@ -92,6 +114,19 @@ class MendedClient(Client):
             raise
         except Exception as error:
             raise NatsError(f"nats: the server's greeting cannot be read: {error!r}") from error
+
+    def _must_encrypt(self) -> bool:
+        """Tell whether encryption was asked for, for one server or for all: those that a server tells of carry no scheme."""
+        return self.options.get("tls") is not None or any(server.uri.scheme in _ENCRYPTED for server in self._server_pool)
+
+    def _is_in_clear(self) -> bool:
+        """Tell whether the connection is not encrypted although that was asked for."""
+        if not self._must_encrypt():
+            return False
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            return writer.get_extra_info("ssl_object") is None
+        return not getattr(self._transport, "_using_tls", False)  # a websocket
 
     def _abort(self) -> None:
         """Close the socket without writing what is left."""

@@ -10,6 +10,7 @@ import re
 import ssl
 from typing import Any, NamedTuple
 
+from worker.bus.mended import NotEncrypted
 from worker.bus.options import NatsOptions, check_readable, jwt_login
 from worker.errors import BusLost
 
@@ -53,9 +54,15 @@ def denied(said: str) -> Denied | None:
     return None if found is None else Denied(found[1].lower(), found[2].lower())
 
 
-def refuses_credentials(said: str) -> bool:
-    """Tell whether the server says that it does not believe who we are: nats-py would try for ever."""
-    return any(word in said.lower() for word in _REFUSED)
+def refusal(error: BaseException) -> str | None:
+    """Say of a server what no further attempt can mend, where the error is of that kind: nats-py would try for ever."""
+    if isinstance(error, NotEncrypted):
+        return (
+            "offers no encryption, which tls://, tls_ca or tls_cert ask for; nothing was sent to it: turn TLS on at the server, "
+            "or, where the way to it is safe, use nats:// without TLS files"
+        )
+    said = reason(error)
+    return f"refuses the credentials: {said}" if any(word in said.lower() for word in _REFUSED) else None
 
 
 def reason(error: BaseException) -> str:

@@ -47,8 +47,9 @@ async def dial(client: Client, options: NatsOptions, on_error: Noting, on_up: No
     async def note(error: Exception) -> None:
         """Take note of what nats-py reports; must not raise, or the read loop ends."""
         last[0] = policy.reason(error)
-        if not refused.done() and policy.refuses_credentials(last[0]):
-            refused.set_result(last[0])
+        refusal = policy.refusal(error)
+        if not refused.done() and refusal is not None:
+            refused.set_result(refusal)
         await on_error(error)
 
     dialling = asyncio.ensure_future(client.connect(**_arguments(options), error_cb=note, reconnected_cb=on_up))
@@ -62,7 +63,7 @@ async def dial(client: Client, options: NatsOptions, on_error: Noting, on_up: No
     await asyncio.wait({dialling})
     await hang_up(client)
     if refused.done():
-        raise Lost(f"NATS at {where} refuses the credentials: {refused.result()}")
+        raise Lost(f"NATS at {where} {refused.result()}")
     raise Lost(f"NATS at {where} cannot be reached within {options.connect_timeout:g} s: {policy.reason(failed) if failed else last[0]}")
 
 
