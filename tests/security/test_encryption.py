@@ -176,3 +176,26 @@ async def test_without_a_word_of_encryption_it_connects_in_clear() -> None:
         await connection.open()
         await connection.close()
     assert server.logins[0]["pass"] == PASSWORD
+
+
+@pytest.mark.parametrize(
+    "userinfo, sent",
+    [
+        ("kate:p%40ss%2Fw%25rd", {"user": "kate", "pass": "p@ss/w%rd"}),
+        ("k%3Ate:p+ss%20w%C3%B6rd", {"user": "k:te", "pass": "p+ss wörd"}),
+        ("t%40ken%3A", {"auth_token": "t@ken:"}),
+        ("kate:100%", {"user": "kate", "pass": "100%"}),
+    ],
+)
+@pytest.mark.parametrize("connect", ["worker", "client"])
+async def test_user_password_and_token_in_a_url_are_decoded(userinfo: str, sent: dict[str, str], connect: str) -> None:
+    async with Greeter() as server:
+        where = f"nats://{userinfo}@127.0.0.1:{server.port}"
+        if connect == "worker":
+            connection = Connection(NatsOptions(servers=(where,)))
+            await connection.open()
+            await connection.close()
+        else:
+            await (await NatsTransport.connect(where)).close()
+    login = server.logins[0]
+    assert {name: login[name] for name in ("user", "pass", "auth_token") if name in login} == sent

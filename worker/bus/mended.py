@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import Any
+from urllib.parse import ParseResult, unquote
 
 import nkeys
 from nats.aio.client import Client
@@ -19,6 +20,20 @@ _ENCRYPTED = ("tls", "wss")
 
 class NotEncrypted(NatsError):
     """Encryption was asked for, and the connection has none. Nothing was sent on it."""
+
+
+class Address(ParseResult):
+    """A server's address. User and password are percent-encoded in a URL (RFC 3986); nats-py sends them as they stand there."""
+
+    @property
+    def username(self) -> str | None:
+        """The user, or the token where there is no password."""
+        return _decoded(super().username)
+
+    @property
+    def password(self) -> str | None:
+        """The password."""
+        return _decoded(super().password)
 
 
 class MendedClient(Client):
@@ -61,6 +76,11 @@ class MendedClient(Client):
             headers=headers,
             _sid=sid,
         )
+
+    @classmethod
+    def _parse_server_uri(cls, connect_url: str) -> ParseResult:
+        """Read the address of a server."""
+        return Address(*super()._parse_server_uri(connect_url))
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002  see above
         """Read what the server says of itself. nats-py encrypts only where the server requires it, not where it leaves that to us."""
@@ -133,3 +153,8 @@ class MendedClient(Client):
         writer = getattr(self._transport, "_io_writer", None)  # a websocket has none
         if writer is not None:
             writer.transport.abort()
+
+
+def _decoded(part: str | None) -> str | None:
+    """Decode a part of a URL."""
+    return None if part is None else unquote(part)
