@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 import structlog
 from nats.aio.msg import Msg
@@ -16,17 +15,16 @@ from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, SlowConsumerError
 
 from worker.bus import policy
+from worker.bus.dial import dial, hang_up
 from worker.bus.options import NatsOptions, public_address
 from worker.bus.outbound import Outbound
 from worker.bus.reading import ReadingClient
 from worker.bus.renewal import Renewal
-from worker.errors import BusLost
 
 __all__ = ["Connection", "NatsOptions", "NoAnswer", "NotPermitted", "public_address"]
 
 _RECONNECT_WAIT = 0.5
 _REPEAT_LOG_AFTER = 30.0
-_CLOSE_TIMEOUT = 3.0
 
 
 class NoAnswer(Exception):
@@ -49,7 +47,6 @@ class Connection:
         self.on_down: list[Callable[[], None]] = []
         self.on_denied: list[Callable[[str], None]] = []
         self._lost: asyncio.Future[str] | None = None
-        self._refused: asyncio.Future[str] | None = None
         self._asked: dict[str, set[asyncio.Future[Msg]]] = {}
         self._closing = False
         self._last_error = ""
@@ -82,22 +79,18 @@ class Connection:
 
     async def open(self) -> None:
         """Connect within `connect_timeout`, trying all servers again and again; raises `BusLost`."""
-        loop = asyncio.get_running_loop()
-        self._refused = loop.create_future()
-        arguments = self._arguments()
-        dialling = loop.create_task(self.client.connect(**arguments))
-        either: set[asyncio.Future[Any]] = {dialling, self._refused}
-        await asyncio.wait(either, timeout=self.options.connect_timeout, return_when=asyncio.FIRST_COMPLETED)
-        failed = dialling.exception() if dialling.done() and not dialling.cancelled() else None
-        if dialling.done() and failed is None and self.connected:
-            self.outbound.start()
-            return
-        sentence = self._why_not(failed)
-        self._closing = True
-        dialling.cancel()
-        await asyncio.wait({dialling})
-        await self._close_client()
-        raise BusLost(sentence)
+        self._closing = True  # until it is connected, nobody has a connection to lose
+        await dial(
+            self.client,
+            self.options,
+            self._on_error,
+            reconnect_wait=_RECONNECT_WAIT,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+            closed_cb=self._on_closed,
+        )
+        self._closing = False
+        self.outbound.start()
 
     async def close(self) -> None:
         """Close without draining (`drain` can hang for its 30 s); idempotent, never raises."""
@@ -134,39 +127,16 @@ class Connection:
             request.cancel()
             asked.discard(denied)
 
-    def _arguments(self) -> dict[str, Any]:
-        """Return what nats-py takes; raises `BusLost` for files that cannot be read."""
-        return policy.arguments(self.options, reconnect_wait=_RECONNECT_WAIT) | {
-            "error_cb": self._on_error,
-            "disconnected_cb": self._on_disconnected,
-            "reconnected_cb": self._on_reconnected,
-            "closed_cb": self._on_closed,
-        }
-
-    def _why_not(self, failed: BaseException | None) -> str:
-        """Say in one sentence why `open` failed."""
-        where = ", ".join(map(public_address, self.options.servers))
-        if self._refused is not None and self._refused.done():
-            return f"NATS at {where} {self._refused.result()}"
-        if failed is not None:
-            return f"cannot connect to NATS at {where}: {policy.reason(failed)}"
-        reason = self._last_error or "no answer"
-        return f"NATS at {where} cannot be reached within {self.options.connect_timeout:g} s: {reason}"
-
     async def _close_client(self) -> None:
-        """Close the client; a peer that reads nothing must not hold the shutdown up."""
-        try:
-            await asyncio.wait_for(self.client.close(), _CLOSE_TIMEOUT)
-        except Exception as error:  # noqa: BLE001  closing is best effort, whatever state the client is in
+        """Close the client."""
+        error = await hang_up(self.client)
+        if error is not None:
             self._log.debug("bus.close_failed", reason=repr(error))
 
     async def _on_error(self, error: Exception) -> None:
         """Take note of what nats-py reports; must not raise, or the read loop ends."""
         text = policy.reason(error)
         self.dropped += isinstance(error, SlowConsumerError)  # one for each message that found its queue full
-        refusal = policy.refusal(error)
-        if self._refused is not None and not self._refused.done() and refusal is not None:
-            self._refused.set_result(refusal)
         denied = policy.denied(text)
         if denied is not None:
             self._deny(denied.subject)

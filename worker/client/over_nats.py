@@ -13,12 +13,13 @@ from nats.errors import ConnectionClosedError, NoRespondersError
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NoStreamResponseError
 
+from worker.bus.dial import hang_up
 from worker.bus.mended import MendedClient
 from worker.bus.options import NatsOptions
 from worker.bus.policy import reason
 from worker.client import buckets
 from worker.client.consuming import Consuming
-from worker.client.dialling import dial, hang_up, options_for
+from worker.client.dialling import dial, options_for
 from worker.client.permissions import Permissions
 from worker.client.transport import (
     NO_HEADERS,
