@@ -65,13 +65,17 @@ def wall_clock() -> Micros:
     return time.time_ns() // 1000
 
 
-async def run(config: Config, out: TextIO = sys.stdout) -> int:
-    """Run the worker until a signal stops it; returns the exit code 0 or raises the `Refusal` with another."""
+async def run(config: Config, out: TextIO = sys.stdout, stop: Stop | None = None) -> int:
+    """Run the worker until a signal stops it; returns the exit code 0 or raises the `Refusal` with another.
+
+    `stop`: one that listens already.
+    """
     configure_logging(config.log)
     log = logger("worker")
     log.info(Said.STARTING, version=program_version(), pid=os.getpid())
-    stop = Stop()
-    stop.listen()
+    if stop is None:
+        stop = Stop()
+        stop.listen()
     async with _closing(await SqliteFlowStore.open(config.store.path)) as store:
         bus = JetStreamBus(nats_options(config.nats))
         try:
@@ -121,7 +125,9 @@ async def _closing(store: Store) -> AsyncIterator[Store]:
 async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: TextIO) -> None:
     """Connect, compose and supervise; the health server spans all of it."""
     metrics = Metrics()
-    services = await set_up(config, store, bus, Tracker(metrics), wall_clock)
+    services = await stop.before(set_up(config, store, bus, Tracker(metrics), wall_clock))
+    if services is None:
+        return
     supervisor = supervised(config, services)
     registry = metrics.registry if config.metrics.enabled else None
     health = HealthServer(config.http.bind, services.probes, registry) if config.http.address is not None else None

@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bus.base", "store.base", "store.overview", "store.records", "telemetry", "sparing", "metrics", "timings", "config"),
     ("wire",),
     ("flow",),
-    ("errors", "times", "durations", "futures", "version"),
+    ("errors", "times", "durations", "futures", "version", "signal_mask"),
 )
 ADAPTERS = ("worker.store.sqlite", "worker.bus.jetstream", "worker.bus.memory", "worker.bus.connection")
 NAMING_ADAPTERS = {"app", "cli.dev", "cli.demo_story", "testing.database", "testing.memory", "testing.chaos"}

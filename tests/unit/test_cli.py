@@ -45,7 +45,7 @@ class Worker:
         self.outcome = outcome
         self.config: Config | None = None
 
-    async def run(self, config: Config) -> int:
+    async def run(self, config: Config, **_: object) -> int:
         self.config = config
         if isinstance(self.outcome, BaseException):
             raise self.outcome

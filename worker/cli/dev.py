@@ -39,13 +39,16 @@ def dev(ctx: click.RichContext, /, **arguments: Any) -> None:
 async def _live(arguments: Mapping[str, Any]) -> int:
     """Run the worker, and a server where none is given; give the worker's exit code."""
     from worker import app
+    from worker.signals import Stop
 
+    stop = Stop()
+    stop.listen()
     base = _presumed()
     config = load_config(arguments, base)
     _prepare_folder()
     if config.origin("nats.url") != "default" or config.nats.context:
         click.echo(banner(config, f"given by {config.origin('nats.url')}", _program()), err=True)
-        return await app.run(config)
+        return await app.run(config, stop=stop)
 
     from worker.bus.server import EmbeddedServer
     from worker.config import Found
@@ -59,7 +62,7 @@ async def _live(arguments: Mapping[str, Any]) -> int:
         config = load_config(arguments, {**base, "nats.url": Found(server.url, "the embedded server of taskflow dev")})
         told = f"embedded JetStream server, data in {_FOLDER / 'nats'}"
         click.echo(banner(config, told if port else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program()), err=True)
-        return await app.run(config)
+        return await app.run(config, stop=stop)
     finally:
         await server.stop()
 

@@ -15,7 +15,7 @@ _NO_THREAD = "can't start new thread"
 """How Python says it, in a `RuntimeError` that says other things too."""
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C before the worker listens to signals: 128 + SIGINT, as shells have it."""
+"""The exit code after Ctrl-C where nothing else is made of it: 128 + SIGINT, as shells have it."""
 
 SWITCH = 0.0002
 """Seconds for which one thread may keep another from going on. SQLite's thread gives the interpreter up at each statement; with Python's
