@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -13,6 +14,7 @@ _WORKER = ("run", "dev")
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    _occupy_standard_streams()
     if sys.argv[1:2] and sys.argv[1] in _WORKER:
         signal_mask.hold()
     else:
@@ -20,6 +22,15 @@ def main() -> NoReturn:
     from worker.cli import main as command_line  # noqa: PLC0415  a third of a second: see above
 
     command_line()
+
+
+def _occupy_standard_streams() -> None:
+    """Have descriptors 0 to 2 lead somewhere: a closed one would go to the next file, the database, and what is said be written there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 if __name__ == "__main__":

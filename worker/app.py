@@ -30,6 +30,7 @@ from worker.errors import ConfigError, StoreBroken, root_of
 from worker.flow.commands import Policy
 from worker.health import HealthServer
 from worker.inspector import Inspector
+from worker.line_writer import LineWriter
 from worker.manager import FlowManager
 from worker.metrics import Metrics
 from worker.outlets import dead_letters, events, fresh_events
@@ -65,12 +66,13 @@ def wall_clock() -> Micros:
     return time.time_ns() // 1000
 
 
-async def run(config: Config, out: TextIO = sys.stdout, stop: Stop | None = None) -> int:
+async def run(config: Config, out: TextIO | None = None, stop: Stop | None = None) -> int:
     """Run the worker until a signal stops it; returns the exit code 0 or raises the `Refusal` with another.
 
-    `stop`: one that listens already.
+    `out`: where the line goes that says that it is ready (stdout). `stop`: one that listens already.
     """
-    configure_logging(config.log)
+    metrics = Metrics()
+    configure_logging(config.log).count(metrics.log_records_lost.inc)
     log = logger("worker")
     log.info(Said.STARTING, version=program_version(), pid=os.getpid())
     if stop is None:
@@ -79,7 +81,7 @@ async def run(config: Config, out: TextIO = sys.stdout, stop: Stop | None = None
     async with _closing(await SqliteFlowStore.open(config.store.path)) as store:
         bus = JetStreamBus(nats_options(config.nats))
         try:
-            await _serve(config, store, bus, stop, out)
+            await _serve(config, store, bus, stop, LineWriter(sys.stdout if out is None else out), metrics)
         finally:
             await bus.close()
     log.info(Said.STOPPED)
@@ -122,9 +124,8 @@ async def _closing(store: Store) -> AsyncIterator[Store]:
     await store.close()
 
 
-async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: TextIO) -> None:
+async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: LineWriter, metrics: Metrics) -> None:
     """Connect, compose and supervise; the health server spans all of it."""
-    metrics = Metrics()
     services = await stop.before(set_up(config, store, bus, Tracker(metrics), wall_clock))
     if services is None:
         return
@@ -137,7 +138,9 @@ async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: TextIO
         """Print the one line that says where everything is (CONTRACT 8)."""
         facts = {"event": "ready", "pid": os.getpid(), "nats": bus.address, "store": store.place}
         line = {**facts, "http": f"http://{address}" if address is not None else "off"}
-        print(msgspec.json.encode(line).decode(), file=out, flush=True)
+        out.write(msgspec.json.encode(line).decode() + "\n")
+        if out.lost:
+            logger("worker").warning(Said.READY_NOT_TOLD)
         logger("worker").info(Said.READY, **{k: v for k, v in line.items() if k != "event"})
 
     try:

@@ -140,6 +140,7 @@ class Metrics:
         size = self._gauge("taskflow_store_size_bytes", "Size of the database and of its log.", "file")
         self.store_size: Children[str, Gauge] = Children(size, FILES)
         self.store_free = self._gauge("taskflow_store_free_bytes", "Room left on the database's disk for the worker.")
+        self.log_records_lost = self._counter("taskflow_log_records_lost", "Records that the log's stream did not take.")
         self.event_loop_lag = self._gauge("taskflow_event_loop_lag_seconds", "How late the event loop woke at the last look.")
 
     def _watch_bus(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TextIO, cast
 import structlog
 
 from worker.config.tree import Log
+from worker.line_writer import LineWriter
 from worker.sparing import Sparing
 
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
@@ -28,6 +29,7 @@ class Said(StrEnum):
 
     STARTING = "worker.starting"
     READY = "worker.ready"
+    READY_NOT_TOLD = "worker.ready_not_told"
     STOPPING = "worker.stopping"
     STOPPED = "worker.stopped"
     STOPPED_AT_ONCE = "worker.stopped_at_once"
@@ -110,14 +112,20 @@ class Said(StrEnum):
     FROM_LIBRARY = "library.log"
 
 
-def configure_logging(log: Log, stream: TextIO | None = None) -> None:
-    """Send all logging of this process, libraries' warnings included, to `stream` (stderr) as `log` says. Call once, at start."""
+def configure_logging(log: Log, stream: TextIO | None = None) -> LineWriter:
+    """Send all logging of this process, libraries' warnings included, to `stream` (stderr) as `log` says. Call once, at start.
+
+    Returns what writes the lines, and counts those that it cannot write.
+    """
     out = sys.stderr if stream is None else stream
-    form = log.format if log.format != "auto" else "console" if out.isatty() else "journald" if _is_journal(out) else "json"
+    lines = LineWriter(out)
+    watched = out is not None and out.isatty()
+    form = log.format if log.format != "auto" else "console" if watched else "journald" if _is_journal(out) else "json"
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         Sparing(),
+        name_lost,
         name_logger,
         name_error,
         split_trace,
@@ -133,17 +141,18 @@ def configure_logging(log: Log, stream: TextIO | None = None) -> None:
     structlog.configure(
         processors=[*shared, *shown],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *names: NamedWriter(out, *names),
+        logger_factory=lambda *names: NamedWriter(lines, *names),
         cache_logger_on_first_use=True,  # a look-up on each call would cost more than a filtered call does
     )
     root = logging.getLogger()
     root.handlers = [FromLibrary()]
     root.setLevel(max(level, logging.WARNING))  # below it aiosqlite logs statements with their values, which are payloads
+    return lines
 
 
-def _coloured(out: TextIO) -> bool:
+def _coloured(out: TextIO | None) -> bool:
     """Tell whether a stream takes colours: it is a terminal, and nobody has said that it does not (no-color.org)."""
-    return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return out is not None and out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:
@@ -152,11 +161,20 @@ def logger(name: str) -> structlog.typing.FilteringBoundLogger:
 
 
 class NamedWriter(structlog.WriteLogger):
-    """Writes lines to a stream, and remembers whose they are."""
+    """Writes lines, and remembers whose they are."""
 
-    def __init__(self, out: TextIO, name: str = "") -> None:
-        super().__init__(out)
+    def __init__(self, lines: LineWriter, name: str = "") -> None:
+        super().__init__(cast("TextIO", lines))
+        self.lines = lines
         self.name = name
+
+
+def name_lost(writer: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Say in the first record that gets through how many before it did not."""
+    lost = writer.lines.untold if isinstance(writer, NamedWriter) else 0
+    if lost:
+        record["lost"] = lost
+    return record
 
 
 def name_logger(writer: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -209,11 +227,13 @@ def journal_line(logger: object, method: str, record: MutableMapping[str, Any]) 
     return f"<{_PRIORITIES.get(str(record.get('level')), 5)}>{one_line(logger, method, record)}"
 
 
-def _is_journal(out: TextIO) -> bool:
+def _is_journal(out: TextIO | None) -> bool:
     """Tell whether systemd made the stream, and reads it (`$JOURNAL_STREAM`, systemd.exec(5))."""
     try:
-        there = os.fstat(out.fileno())
+        there = os.fstat(out.fileno()) if out is not None else None
     except OSError:  # no file at all: a test's, or closed
+        return False
+    if there is None:
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{there.st_dev}:{there.st_ino}"
 

@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("admin",),
     ("manager",),
     ("engine", "deciding", "queueing", "submission"),
-    ("bus.base", "store.base", "store.overview", "store.records", "telemetry", "sparing", "metrics", "timings", "config"),
+    ("bus.base", "store.base", "store.overview", "store.records", "telemetry", "sparing", "line_writer", "metrics", "timings", "config"),
     ("wire",),
     ("flow",),
     ("errors", "times", "durations", "futures", "version", "signal_mask"),

@@ -13,6 +13,7 @@ import rich_click as click
 
 from worker.cli.options import SettingsCommand, load_config
 from worker.errors import ConfigError
+from worker.line_writer import LineWriter
 
 if TYPE_CHECKING:
     from worker.config import Config, Found
@@ -47,7 +48,7 @@ async def _live(arguments: Mapping[str, Any]) -> int:
     config = load_config(arguments, base)
     _prepare_folder()
     if config.origin("nats.url") != "default" or config.nats.context:
-        click.echo(banner(config, f"given by {config.origin('nats.url')}", _program()), err=True)
+        _tell(banner(config, f"given by {config.origin('nats.url')}", _program()))
         return await app.run(config, stop=stop)
 
     from worker.bus.server import EmbeddedServer
@@ -61,10 +62,15 @@ async def _live(arguments: Mapping[str, Any]) -> int:
     try:
         config = load_config(arguments, {**base, "nats.url": Found(server.url, "the embedded server of taskflow dev")})
         told = f"embedded JetStream server, data in {_FOLDER / 'nats'}"
-        click.echo(banner(config, told if port else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program()), err=True)
+        _tell(banner(config, told if port else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program()))
         return await app.run(config, stop=stop)
     finally:
         await server.stop()
+
+
+def _tell(text: str) -> None:
+    """Say something to whoever started it, if somebody listens: the worker runs all the same."""
+    LineWriter(sys.stderr).write(f"{text}\n")
 
 
 def _presumed() -> dict[str, Found]:
