@@ -30,7 +30,7 @@ def _occupy_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDONLY)  # takes the lowest number that is free; what is written there fails as on a closed one
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def test_the_list_of_commands_says_of_each_what_its_own_help_says_and_loads_none
     program = "import sys; from worker.cli import main; sys.argv = ['taskflow', '--help']\ntry: main()\nexcept SystemExit: pass\n"
     program += "print([name for name in sys.modules if name.startswith('worker.cli.')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "['worker.cli.exits']"
+    assert done.stdout.splitlines()[-1] == "['worker.cli.exits', 'worker.cli.output']"
 
 
 @pytest.mark.parametrize("command", [["waits"], ["flow", "cancel"], ["dlq", "purge"], ["reply"], ["check"], ["run"]])

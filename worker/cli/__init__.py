@@ -15,6 +15,7 @@ import rich_click as click
 from click.exceptions import Exit, NoSuchCommand
 
 from worker.cli.exits import USAGE
+from worker.cli.output import say_all
 from worker.errors import Refusal
 from worker.version import program_version
 
@@ -104,6 +105,10 @@ def exit_codes() -> Iterator[None]:
         raise
     except Refusal as refusal:
         _refuse(refusal)
+    except UnicodeEncodeError as bad:  # bytes that are no text reach Python as what cannot be written
+        wrong = click.UsageError(f"{bad.object[:100]!r} is no text: what a command is given has to be UTF-8")
+        wrong.exit_code = USAGE  # type: ignore[misc]  # as above
+        raise wrong from bad
     except BaseExceptionGroup as group:  # task groups wrap what ends them
         refusal_in_it = _only_refusals(group)
         if refusal_in_it is None:
@@ -143,5 +148,4 @@ def taskflow(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
-    taskflow(prog_name="taskflow")
-    raise SystemExit(0)
+    say_all(lambda: taskflow(prog_name="taskflow"))

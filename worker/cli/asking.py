@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import socket
 import sys
@@ -84,8 +85,16 @@ def reason_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def operator_name(given: str | None) -> str:
     """Return who does it, in the letters that a name may have."""
-    name = given or f"{getpass.getuser()}@{socket.gethostname()}"
+    name = given or f"{_user()}@{socket.gethostname()}"
     return re.sub(r"[^A-Za-z0-9_.@-]", "_", name)[:63]
+
+
+def _user() -> str:
+    """Return the user's name; in a container there may be none, only a number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 Main = Callable[[Line, Printer], Awaitable[int | None]]
