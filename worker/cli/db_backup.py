@@ -32,7 +32,9 @@ def _named(path: str, dest: Path | None) -> Path:
     """Give the copy a name, where only a folder or nothing was said."""
     from datetime import UTC, datetime
 
-    database = Path(path).expanduser()
+    from worker.config.paths import whole
+
+    database = whole(path)
     name = f"{database.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}.backup"
     if dest is None:
         return database.parent / name

@@ -41,7 +41,9 @@ def print_skill() -> None:
 @click.option("--force", is_flag=True, help="Replace one that is different.")
 def install(*, folder: Path, force: bool) -> None:
     """Write the skill to DIR/nats-taskflow/SKILL.md. One that is there and different is left alone, unless --force."""
-    place = folder.expanduser() / NAME / "SKILL.md"
+    from worker.config.paths import named
+
+    place = named(folder) / NAME / "SKILL.md"
     wanted = text()
     try:
         there = place.read_text(encoding="utf-8", errors="replace") if place.exists() else None

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from worker.config.paths import working_folder
 from worker.config.readers import Raw
 from worker.config.secrets import Secret
 from worker.config.sources import Found, Layer, find_file, from_context, from_environment, from_file, from_flags
@@ -32,7 +33,7 @@ def load(
     `flags` maps keys (`store.path`) to texts; `environ` and `folder` stand for the process's environment and working folder.
     """
     environ = os.environ if environ is None else environ
-    file = find_file(config_file, environ, folder or Path.cwd())
+    file = find_file(config_file, environ, folder or working_folder())
     layers: list[Layer] = [from_flags(flags or {}), from_environment(environ), from_file(file) if file else {}]
     named = _first(layers, "nats.context")
     if named and named.value:

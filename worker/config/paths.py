@@ -7,6 +7,8 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from worker.errors import ConfigError
+
 
 def config_home(environ: Mapping[str, str]) -> Path:
     """Give the folder of the user's configuration: `$XDG_CONFIG_HOME`, else `~/.config`."""
@@ -20,6 +22,35 @@ def expand(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as failure:
         raise ValueError(f"the home folder in {path} is not known; write the whole path") from failure
+
+
+def whole(path: str | Path) -> Path:
+    """Resolve a path of the command line to a whole one; raise `ConfigError` where there is no home or no working folder."""
+    try:
+        return named(path).resolve()
+    except FileNotFoundError:
+        raise no_folder() from None
+
+
+def named(path: str | Path) -> Path:
+    """Resolve a leading `~` of a path of the command line; raise `ConfigError` when nobody's home is known."""
+    try:
+        return expand(str(path))
+    except ValueError as failure:
+        raise ConfigError(str(failure)) from failure
+
+
+def working_folder() -> Path:
+    """Give the working folder; raise `ConfigError` when somebody has removed it."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise no_folder() from None
+
+
+def no_folder() -> ConfigError:
+    """Make the refusal to start where there is no folder."""
+    return ConfigError("the folder that this was started in has been removed: go to one that is there (cd), then start again")
 
 
 def check_file(path: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from worker.config.paths import whole
 from worker.errors import StoreBroken, StoreRefused
 from worker.store.lock import holder
 from worker.store.opening import APPLICATION_ID, MEMORY, refuse_newer
@@ -56,7 +57,7 @@ def found(place: str) -> Path:
     """Return the real path of a database file. Raises `StoreRefused` where there is none."""
     if place == MEMORY:
         raise StoreRefused("store.path: a database in memory is gone with its worker: name a file")
-    path = Path(place).expanduser().resolve()
+    path = whole(place)
     if not path.is_file():
         raise StoreRefused(f"store.path: there is no file {path}: name the database with --db, or set store.path")
     return path

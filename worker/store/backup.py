@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from worker.config.paths import whole
 from worker.errors import StoreRefused
 from worker.store.opening import APPLICATION_ID, made, refuse_newer, settled
 from worker.store.placement import checked
@@ -39,7 +40,7 @@ def backed_up(database: str, copy: Path, *, force: bool = False) -> BackedUp:
     source = checked(database)
     if not source.exists():
         raise StoreRefused(f"store.path: {source} does not exist: there is nothing to back up")
-    copy = copy.expanduser().resolve()
+    copy = whole(copy)
     if copy in {source.with_name(source.name + part) for part in _PARTS}:
         raise FileExistsError(f"{copy} is the database itself: name another file")
     if copy.exists() and not force:

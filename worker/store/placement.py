@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from worker.config.paths import whole
 from worker.errors import StoreRefused
 
 REMOTE = frozenset(
@@ -19,7 +20,7 @@ _MOUNT_POINT = 4
 
 def checked(path: str) -> Path:
     """Return the real path of the database, or raise `StoreRefused` with what to change. Touches nothing."""
-    real = Path(path).expanduser().resolve()
+    real = whole(path)
     if not real.parent.is_dir():
         message = f"store.path: the folder {real.parent} does not exist: create it, or set another path"
         raise StoreRefused(message)
