@@ -23,7 +23,7 @@ from worker.bus.jetstream import JetStreamBus
 from worker.bus.options import nats_options
 from worker.config import Config
 from worker.consumer import Consumer
-from worker.copying import copied
+from worker.copying import Copier
 from worker.dispatcher import Dispatcher
 from worker.engine import Clock, Engine
 from worker.errors import ConfigError, StoreBroken, root_of
@@ -238,7 +238,7 @@ def operators(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, en
 
     desk = Desk(store, subjects, engine.clock, version=program_version(), about=about)
     letters = Letters(engine, bus, subjects, bindings.answers_on, counted)
-    return Operators(desk, Acting(engine, Randomness().command_id, lambda: copied(store.place)), letters, subjects)
+    return Operators(desk, Acting(engine, Randomness().command_id, Copier(store.place).copy), letters, subjects)
 
 
 def policy_of(config: Config, bindings: Bindings) -> Policy:

@@ -6,25 +6,61 @@ import asyncio
 import sys
 
 from worker.errors import Unavailable
+from worker.futures import to_its_end
 
 _PATIENCE = 30.0
 """Seconds for a copy on request: a stop waits for the requests in hand. What takes longer is for `taskflow db backup`."""
 
 
-async def copied(place: str) -> str:
-    """Run `taskflow db backup` on the database at `place`; returns the line it says. Raises `Unavailable` where it makes no copy."""
+_MERCY = 5.0
+"""Seconds for a copy that is to end to remove what it has."""
+
+
+class Copier:
+    """Copies the database at a place, one copy at a time: each is as large as the database, and reads all of it."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._busy = False
+
+    async def copy(self) -> str:
+        """Run `taskflow db backup`; returns the line it says. Raises `Unavailable` where it makes no copy, or another one is being made."""
+        if self._busy:
+            raise Unavailable("a copy is being made already: ask again once it is done")
+        self._busy = True
+        try:
+            return await _copied(self._place)
+        finally:
+            self._busy = False
+
+
+async def _copied(place: str) -> str:
+    """Make a copy."""
     pipe = asyncio.subprocess.PIPE
-    command = (sys.executable, "-m", "worker", "db", "backup", "--store-path", place)
-    process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    process = await asyncio.create_subprocess_exec(*_command(place), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
     try:
         out, err = await asyncio.wait_for(process.communicate(), _PATIENCE)
     except TimeoutError:
         raise Unavailable(f"the copy was not done within {_PATIENCE:g} s: run `taskflow db backup` on the worker's machine") from None
     finally:
         if process.returncode is None:
-            process.kill()
-            await process.wait()
+            await to_its_end(_end(process))
     if process.returncode != 0:
         why = " ".join(err.decode(errors="replace").split())[-500:]
         raise Unavailable(f"no copy was made: {why}")
     return out.decode(errors="replace").strip()
+
+
+def _command(place: str) -> tuple[str, ...]:
+    """Return what makes a copy."""
+    return (sys.executable, "-m", "worker", "db", "backup", "--store-path", place)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End a copy; what it leaves when it has to be killed, the next one removes."""
+    process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), _MERCY)
+    except TimeoutError:
+        process.kill()
+        await process.wait()

@@ -6,18 +6,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import os
+import signal
 import sqlite3
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from tests.running import running
 from tests.service.acting import started
+from worker import copying
 from worker.cli import taskflow
-from worker.errors import StoreRefused
+from worker.copying import Copier
+from worker.errors import StoreRefused, Unavailable
 from worker.store import backup
 from worker.store.backup import backed_up
 from worker.store.opening import APPLICATION_ID
@@ -144,7 +150,7 @@ async def test_a_damaged_database_gives_no_backup_and_the_older_one_stays(path: 
     with pytest.raises(StoreRefused):
         backed_up(str(path), copy, force=True)
     assert copy.read_bytes() == b"older"
-    assert not list(tmp_path.glob("*.part"))
+    assert not [name for name in names(tmp_path) if "part" in name]
 
 
 async def test_a_backup_that_fails_half_way_leaves_nothing_behind(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +163,109 @@ async def test_a_backup_that_fails_half_way_leaves_nothing_behind(path: Path, tm
     with pytest.raises(StoreRefused, match="disk is full"):
         backed_up(str(path), tmp_path / "copy.db")
     assert not [name for name in names(tmp_path) if "copy" in name]
+
+
+async def test_what_killed_copies_left_is_removed_and_what_is_at_work_stays(path: Path, tmp_path: Path) -> None:
+    await filled(path)
+    for name in (".old.db.0a1b2c3d.taskflow-part", ".old.db.0a1b2c3d.taskflow-part-journal", ".busy.db.4e5f6a7b.taskflow-part", ".a.part"):
+        (tmp_path / name).write_bytes(b"half")
+    with (tmp_path / ".busy.db.4e5f6a7b.taskflow-part").open("rb") as busy:
+        fcntl.flock(busy, fcntl.LOCK_EX)
+        backed_up(str(path), tmp_path / "copy.db")
+        assert {name for name in names(tmp_path) if "part" in name} == {".busy.db.4e5f6a7b.taskflow-part", ".a.part"}
+    backed_up(str(path), tmp_path / "next.db")
+    assert {name for name in names(tmp_path) if "part" in name} == {".a.part"}, "of others nothing"
+
+
+STOPPED_IN_THE_MIDDLE = """
+import sqlite3, sys
+from worker.store import backup
+
+class Copied(sqlite3.Connection):
+    def backup(self, target, *, progress, **how):
+        def told(*step):
+            print("copying", flush=True)
+            sys.stdin.readline()
+            progress(*step)
+        super().backup(target, progress=told, **{**how, "pages": 1})
+
+real = sqlite3.connect
+sqlite3.connect = lambda *given, **how: real(*given, factory=Copied, **how)
+sys.argv = ["taskflow", "db", "backup", "--store-path", sys.argv[1], "copy.db"]
+from worker.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_copy_that_is_told_to_end_leaves_nothing_behind(number: signal.Signals, path: Path, tmp_path: Path) -> None:
+    await filled(path)
+    pipe = asyncio.subprocess.PIPE
+    program = (sys.executable, "-c", STOPPED_IN_THE_MIDDLE, str(path))
+    process = await asyncio.create_subprocess_exec(*program, stdin=pipe, stdout=pipe, cwd=tmp_path)
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"copying\n"
+    assert [name for name in names(tmp_path) if "part" in name]
+    process.send_signal(number)
+    await process.communicate(b"\n" * 1000)
+    assert process.returncode != 0
+    assert not [name for name in names(tmp_path) if "copy" in name]
+
+
+async def test_a_commit_meanwhile_neither_begins_the_copy_anew_nor_gets_into_it(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await filled(path, 20)
+    steps = 0
+
+    class Copied(sqlite3.Connection):
+        """A connection beside which a flow is deleted at each step of a copy."""
+
+        def backup(self, target: sqlite3.Connection, **how: Any) -> None:
+            def told(*_: int) -> None:
+                nonlocal steps
+                steps += 1
+                beside.execute("DELETE FROM flows WHERE id = (SELECT id FROM flows LIMIT 1)")
+
+            super().backup(target, **{**how, "pages": 20, "progress": told})
+
+    real = sqlite3.connect
+    beside = real(path, isolation_level=None)
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **how: real(*given, factory=Copied, **how))
+    assert backed_up(str(path), tmp_path / "copy.db").flows == 20
+    assert 1 < steps < 20
+    beside.close()
+
+
+async def test_a_worker_makes_one_copy_at_a_time(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    monkeypatch.setattr(copying, "_command", lambda _place: (sys.executable, "-c", f"print(open({str(gate)!r}).read())"))
+    copier = Copier(str(path))
+    first = asyncio.ensure_future(copier.copy())
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="already"):
+        await copier.copy()
+    await asyncio.to_thread(gate.write_text, "made")
+    assert await first == "made"
+    second = asyncio.ensure_future(copier.copy())
+    await asyncio.to_thread(gate.write_text, "made again")
+    assert await second == "made again"
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+async def test_a_copy_that_takes_too_long_is_asked_to_end_before_it_is_killed(
+    deaf: bool, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = tmp_path / "said"
+    ends = f"lambda *_: (open({str(said)!r}, 'w').close(), {'None' if deaf else 'sys.exit(1)'})"
+    script = f"import signal, sys\nsignal.signal(signal.SIGTERM, {ends})\nwhile True: signal.pause()"
+    monkeypatch.setattr(copying, "_command", lambda _place: (sys.executable, "-c", script))
+    monkeypatch.setattr(copying, "_PATIENCE", 2.0)
+    monkeypatch.setattr(copying, "_MERCY", 0.5 if deaf else 30.0)
+    with pytest.raises(Unavailable, match="within 2 s"):
+        await Copier(str(path)).copy()
+    assert said.exists()
 
 
 async def test_a_folder_that_cannot_be_written_is_one_line(path: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,13 @@ def backup(dest: Path | None, *, force: bool, **arguments: Any) -> None:
     from worker.store.backup import backed_up
 
     path = load_config(arguments).store.path
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by itself it would leave half a copy
     try:
         made = backed_up(path, _named(path, dest), force=force)
     except FileExistsError as there:
         raise click.UsageError(str(there)) from there
+    finally:
+        signal.signal(signal.SIGTERM, before)
     click.echo(f"{made.copy}: {made.size} bytes, {made.flows} flows, schema {made.schema}, checked, {made.seconds:.2f} s")
 
 

@@ -5,18 +5,26 @@ Never inside the worker's process, and never by plain `open`: closing a descript
 
 from __future__ import annotations
 
+import fcntl
 import os
+import secrets
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from worker.config.paths import whole
 from worker.errors import StoreRefused
-from worker.store.opening import APPLICATION_ID, made, refuse_newer, settled
+from worker.store.opening import APPLICATION_ID, refuse_newer, settled
 from worker.store.placement import checked
 from worker.store.queries import statements
+
+_UNFINISHED = ".taskflow-part"
+_STEP = 1000
+"""Pages copied at a time: 4 MB."""
 
 _PARTS = ("", "-wal", "-shm", "-journal", ".lock")
 
@@ -46,18 +54,58 @@ def backed_up(database: str, copy: Path, *, force: bool = False) -> BackedUp:
     if copy.exists() and not force:
         raise FileExistsError(f"{copy} exists: name another file, or say --force to replace it")
     began = time.monotonic()
-    part = copy.with_name(f".{copy.name}.{os.getpid()}.part")
     try:
-        made(part)
-        flows, schema = _filled(source, part)
-        if copy.exists() and not force:
-            raise FileExistsError(f"{copy} was made meanwhile: name another file")
-        settled(part, copy)
+        with _part_of(copy) as part:
+            flows, schema = _filled(source, part)
+            if copy.exists() and not force:
+                raise FileExistsError(f"{copy} was made meanwhile: name another file")
+            settled(part, copy)
     except sqlite3.Error as bad:
         raise StoreRefused(f"{source} cannot be backed up to {copy}: {bad}") from bad
-    finally:
-        part.unlink(missing_ok=True)
     return BackedUp(copy=copy, size=copy.stat().st_size, flows=flows, schema=schema, seconds=time.monotonic() - began)
+
+
+@contextmanager
+def _part_of(copy: Path) -> Iterator[Path]:
+    """Make the empty file that is to become the copy, and remove it at the end where it has not; first, what killed copies left.
+
+    Its lock, not SQLite's, tells for others that somebody is at work on it; it is let go when SQLite has closed the file.
+    """
+    for left in copy.parent.glob(f".*{_UNFINISHED}"):
+        _remove_left(left)
+    part = copy.with_name(f".{copy.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+    try:
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as bad:
+        raise StoreRefused(f"{part} cannot be created: {bad.strerror}") from bad
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield part
+    finally:
+        _remove(part)
+        os.close(descriptor)
+
+
+def _remove_left(part: Path) -> None:
+    """Remove the part of a copy unless somebody is at work on it. One that cannot be looked at stays: it is not in the way."""
+    try:
+        descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    else:
+        _remove(part)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(part: Path) -> None:
+    """Remove a part, with what SQLite has beside it."""
+    for beside in ("", "-journal"):
+        part.with_name(part.name + beside).unlink(missing_ok=True)
 
 
 def _filled(source: Path, part: Path) -> tuple[int, int]:
@@ -66,8 +114,10 @@ def _filled(source: Path, part: Path) -> tuple[int, int]:
     writer = sqlite3.connect(part, isolation_level=None)
     try:
         reader.execute("PRAGMA busy_timeout = 5000")
+        reader.execute("BEGIN")  # one moment of the database for all steps: else each commit meanwhile would begin the copy anew
         _refuse_foreign(reader, source)
-        reader.backup(writer)
+        reader.backup(writer, pages=_STEP, progress=lambda *_: None)  # between two steps, Python looks for signals
+        reader.execute("COMMIT")
         # The copy has the log's mode in its header; as a single file it can be moved without thinking of more.
         writer.execute("PRAGMA journal_mode = DELETE")
         found = writer.execute("PRAGMA integrity_check(1)").fetchone()[0]
