@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -510,6 +511,32 @@ async def test_the_service_can_be_discovered(real: JetStreamRig, bus: JetStreamB
     await bus.stop_serving()
     with pytest.raises(ConnectionError):
         await real.agent.request("$SRV.INFO.taskflow", b"")
+
+
+async def test_its_statistics_are_what_askers_see(real: JetStreamRig, bus: JetStreamBus) -> None:
+    worked: list[int] = []
+    gate = asyncio.Event()
+
+    async def handler(request: Request) -> None:
+        began = time.perf_counter_ns()
+        await gate.wait()
+        worked.append(time.perf_counter_ns() - began)
+        await request.answer(request.body, {"Nats-Service-Error-Code": "409", "Nats-Service-Error": "no"} if request.body == b"bad" else {})
+
+    endpoints = tuple(Endpoint(name=name, subject=f"taskflow.api.*.{name}") for name in ("status", "start"))
+    await bus.serve(Service(name="taskflow", version="0.1.0", description="Durable agent flows", endpoints=endpoints), handler)
+    began = time.perf_counter_ns()
+    asking = [asyncio.ensure_future(real.agent.request("taskflow.api.kate.start", body)) for body in (b"good", b"bad", b"bad")]
+    await real.agent.request("$SRV.PING.taskflow", b"")  # the server has passed them on before this
+    gate.set()
+    await asyncio.gather(*asking)
+    seen = time.perf_counter_ns() - began
+    body, _ = await real.agent.request("$SRV.STATS.taskflow", b"")
+    status, start = json.loads(body)["endpoints"]
+    assert (start["num_requests"], start["num_errors"], start["last_error"]) == (3, 2, "409: no")
+    assert sum(worked) <= start["processing_time"] <= 3 * seen
+    assert max(worked) <= 3 * start["average_processing_time"]
+    assert (status["num_requests"], status["num_errors"], status["processing_time"], status["last_error"]) == (0, 0, 0, "")
 
 
 async def test_requests_that_find_the_queue_full_are_counted(real: JetStreamRig, bus: JetStreamBus) -> None:

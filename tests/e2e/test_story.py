@@ -409,6 +409,10 @@ async def test_nats_micro_finds_the_service_and_its_verbs(stage: Stage, kate: Ag
     await kate.start()
     stats = json.loads((await kate.client.request("$SRV.STATS.taskflow", b"", timeout=5)).data)
     assert sum(endpoint["num_requests"] for endpoint in stats["endpoints"]) == 1
+    await kate.api("status", {"flow_id": new_id()})
+    stats = json.loads((await kate.client.request("$SRV.STATS.taskflow", b"", timeout=5)).data)
+    refused = next(endpoint for endpoint in stats["endpoints"] if endpoint["num_errors"])
+    assert (refused["name"], refused["num_errors"], refused["last_error"][:3]) == ("status", 1, "404")
 
 
 async def test_two_hundred_requests_at_once_are_all_answered_and_share_transactions(world: World, agent: Agent) -> None:

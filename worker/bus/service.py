@@ -1,19 +1,25 @@
 """Answer core requests as a NATS micro service, each request in its own task.
 
 nats-py runs an endpoint's handlers one after another, answers an exception with its text, and `Msg.respond` echoes the request's
-headers; so requests are handed on at once, failures are answered without details, and answers are published here.
+headers; so requests are handed on at once, failures are answered without details, and answers are published here. What `$SRV.STATS` says
+of errors and times is counted here, too: nats-py sees a request only until it is handed on.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from functools import partial
+from time import perf_counter_ns
 
+import msgspec
 import structlog
 from nats import micro
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.micro.request import Request as MicroRequest
+from nats.micro.service import EndpointStats
 from nats.micro.service import Service as MicroService
 
 from worker.bus.base import NO_HEADERS, Headers, Request, Service
@@ -34,6 +40,23 @@ _REST_QUEUE = "q-rest"
 Handler = Callable[[Request], Awaitable[None]]
 
 
+class Answers(msgspec.Struct):
+    """What an endpoint has answered. `time`: nanoseconds from each request's arrival until its answer was written, waiting included."""
+
+    count: int = 0
+    time: int = 0
+    errors: int = 0
+    last_error: str = ""
+
+    def add(self, headers: Headers, time: int) -> None:
+        """Count an answer; one with an error's headers is an error."""
+        self.count += 1
+        self.time += time
+        if ERROR_CODE in headers:
+            self.errors += 1
+            self.last_error = f"{headers[ERROR_CODE]}: {headers.get(ERROR, '')}"
+
+
 class Server:
     """Serve one `Service` on a connection; `concurrency` bounds the requests in hand."""
 
@@ -43,33 +66,38 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._micro: MicroService | None = None
         self._rest: list[Subscription] = []
+        self._answers: defaultdict[str, Answers] = defaultdict(Answers)
         self._log = structlog.get_logger()
 
     async def start(self, service: Service, handler: Handler) -> None:
         """Register the service's endpoints, and the catch-all beside them."""
 
-        async def accept(subject: str, headers: Headers | None, body: bytes, reply: str) -> None:
+        async def accept(pattern: str, subject: str, headers: Headers | None, body: bytes, reply: str) -> None:
             """Take a request, unless its answer would go where it must not."""
             if service.guards(reply):
                 self._log.warning("service.answer_withheld", subject=subject, reply=reply)
                 return
-            await self._accept(subject, headers, body, reply, handler)
+            answer = self._answering(pattern, reply)
+            await self._accept(Request(subject=subject, headers=headers or NO_HEADERS, body=body, answer=answer), handler)
 
-        async def on_request(request: MicroRequest) -> None:
+        async def on_request(pattern: str, request: MicroRequest) -> None:
             """Take what came to an endpoint."""
-            await accept(request.subject, request.headers, request.data, _reply_of(request))
+            await accept(pattern, request.subject, request.headers, request.data, _reply_of(request))
 
         async def on_rest(msg: Msg) -> None:
             """Take what no endpoint covers."""
             # Core NATS gives the catch-all a copy of everything: what an endpoint covers is answered there.
             if not any(covers(endpoint.subject, msg.subject) for endpoint in service.endpoints):
-                await accept(msg.subject, msg.headers, msg.data, msg.reply)
+                await accept("", msg.subject, msg.headers, msg.data, msg.reply)
 
         client = self._connection.client
-        self._micro = await micro.add_service(client, name=service.name, version=service.version, description=service.description)
+        self._micro = await micro.add_service(
+            client, name=service.name, version=service.version, description=service.description, stats_handler=self._tell
+        )
         for endpoint in service.endpoints:
+            on = partial(on_request, endpoint.subject)
             await self._micro.add_endpoint(
-                name=endpoint.name, subject=endpoint.subject, handler=on_request, queue_group=_QUEUE, metadata=dict(endpoint.metadata)
+                name=endpoint.name, subject=endpoint.subject, handler=on, queue_group=_QUEUE, metadata=dict(endpoint.metadata)
             )
         for pattern in service.catch_all:
             self._rest.append(await client.subscribe(pattern, queue=_REST_QUEUE, cb=on_rest))
@@ -100,18 +128,29 @@ class Server:
         for subscription in subscriptions:
             await subscription._pending_queue.join()  # noqa: SLF001  as nats-py's `drain` does
 
-    async def _accept(self, subject: str, headers: Headers | None, body: bytes, reply: str, handler: Handler) -> None:
+    async def _accept(self, request: Request, handler: Handler) -> None:
         """Hand a request to its own task; waits while too many are in hand, which holds the subscription's queue back."""
         await self._slots.acquire()
-
-        async def answer(body: bytes, headers: Headers) -> None:
-            """Answer this request."""
-            self._answer(reply, body, headers)
-
-        request = Request(subject=subject, headers=headers or NO_HEADERS, body=body, answer=answer)
         task = asyncio.create_task(self._handle(request, handler))
         self._tasks.add(task)  # the loop keeps weak references only
         task.add_done_callback(self._tasks.discard)
+
+    def _answering(self, pattern: str, reply: str) -> Callable[[bytes, Headers], Awaitable[None]]:
+        """Make what answers a request that has just come to the endpoint on `pattern`."""
+        began = perf_counter_ns()
+
+        async def answer(body: bytes, headers: Headers) -> None:
+            """Answer this request."""
+            said = self._answer(reply, body, headers)
+            self._answers[pattern].add(said, perf_counter_ns() - began)
+
+        return answer
+
+    def _tell(self, stats: EndpointStats) -> None:
+        """Fill in for `$SRV.STATS` what nats-py does not see."""
+        answers = self._answers[stats.subject]
+        stats.num_errors, stats.last_error = answers.errors, answers.last_error
+        stats.processing_time, stats.average_processing_time = answers.time, answers.time // max(answers.count, 1)
 
     async def _handle(self, request: Request, handler: Handler) -> None:
         """Run the handler; what it raises is a defect and stays inside."""
@@ -123,17 +162,18 @@ class Server:
         finally:
             self._slots.release()
 
-    def _answer(self, reply: str, body: bytes, headers: Headers) -> None:
-        """Publish the answer with these headers only; an over-large one becomes an error."""
+    def _answer(self, reply: str, body: bytes, headers: Headers) -> Headers:
+        """Publish the answer with these headers only, an over-large one as an error; returns the headers that were sent."""
         if not reply:
-            return  # a publish, not a request: nobody waits
+            return headers  # a publish, not a request: nobody waits
         refusal = objection(reply, body, headers, self._connection.max_payload)
         if refusal is not None:
             self._log.warning("service.answer_refused", reason=refusal)
             body, headers = TOO_LARGE, {ERROR: "the answer is too large", ERROR_CODE: "413"}
             if objection(reply, body, headers, self._connection.max_payload) is not None:
-                return  # the reply subject itself is unusable
+                return headers  # the reply subject itself is unusable
         self._connection.outbound.put(Frame(reply, body, headers=headers))
+        return headers
 
 
 def _reply_of(request: MicroRequest) -> str:
