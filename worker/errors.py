@@ -212,6 +212,15 @@ class TopologyRefused(Refusal):
     exit_code = 78
 
 
+class NotAllowed(Refusal):
+    """The credentials may not use a subject that a command needs; the message names it."""
+
+    exit_code = 7
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"these credentials may not use {subject}: use the operator's, or the agent's own, or have it permitted")
+
+
 class BusLost(Refusal):
     """NATS could not be reached in time, refused the credentials, or closed the connection for good."""
 

@@ -52,7 +52,7 @@ async def test_a_dead_letter_is_replayed_where_it_came_from_and_the_observer_may
     assert not await letters(), "a refusal that can be attributed is an outcome, not a dead letter"
     await kate.publish("taskflow.cmd.kate.start", b"rubbish")
     await eventually(letters, within=30.0)
-    assert "may not ask" in (await by("observer", stage, "dlq", "replay", "--all", *WHY, code=69)).err
+    assert "may not use taskflow.admin" in (await by("observer", stage, "dlq", "replay", "--all", *WHY, code=7)).err
     assert len((await by("operator", stage, "dlq", "replay", "--all", "-y", *WHY)).json["done"]) == 1
 
     async def died_again() -> bool:
@@ -68,8 +68,24 @@ async def test_the_observer_sees_everything_and_changes_nothing(stage: Guarded, 
         await by("observer", stage, *look)
     assert json.loads((await by("observer", stage, "why", flow_id[-8:])).out)["status"] == "waiting"
     for change in (("flow", "cancel", flow_id), ("flow", "resume", flow_id), ("held", "expire", "1"), ("dlq", "purge", "--all")):
-        assert "may not ask" in (await by("observer", stage, *change, *WHY, code=69)).err
+        assert "may not use taskflow.admin" in (await by("observer", stage, *change, *WHY, code=7)).err
     assert (await kate.flow(flow_id))["status"] == "waiting"
+
+
+@pytest.mark.parametrize(
+    "role, line, subject",
+    [
+        ("kate", "flow list", "taskflow.admin.list"),
+        ("kate", "why 01900000-0000-7000-8000-000000000001", "taskflow.admin.why"),
+        ("observer", "reply agent.delegate.reply c-1 {}", "agent.delegate.reply"),
+        ("observer", "flow start --agent kate --controller a/b --goal g", "taskflow.api.kate.start"),
+        ("billing", "events", "$JS.API.STREAM.INFO.TASKFLOW_EVT"),
+        ("billing", "events --follow", "taskflow.evt"),
+    ],
+)
+async def test_a_missing_permission_is_named_and_has_a_code_of_its_own(role: str, line: str, subject: str, stage: Guarded) -> None:
+    said = await command(stage, *line.split(), code=7, **stage.credentials(role))
+    assert subject in said.err
 
 
 async def test_the_doctor_says_what_credentials_are_enough_for(stage: Guarded, kate: Agent) -> None:

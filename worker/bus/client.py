@@ -16,10 +16,10 @@ from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from worker.bus import settings
 from worker.bus.base import Published, Stream
-from worker.bus.connection import Connection, NatsOptions, NoAnswer, NotPermitted
+from worker.bus.connection import Connection, NatsOptions, NoAnswer
 from worker.bus.history import Kept
 from worker.bus.monitor import varz
-from worker.errors import BusLost
+from worker.errors import BusLost, NotAllowed
 
 _SOON = 1.5
 _PATIENCE = 5.0
@@ -68,11 +68,9 @@ class Client:
         return float(await self._connection.client.rtt())
 
     async def ask(self, subject: str, body: bytes, *, within: float = _PATIENCE) -> bytes:
-        """Request an answer. Raises `Silent`, or `BusLost` where the credentials do not permit it."""
+        """Request an answer. Raises `Silent`, or `NotAllowed` where the credentials do not permit it."""
         try:
-            return await self._connection.ask(subject, body, within=within)
-        except NotPermitted as denied:
-            raise BusLost(f"these credentials may not ask on {subject}: use the operator's, or the agent's own") from denied
+            return await self._connection.permitted(self._connection.ask(subject, body, within=within), subject)
         except NoAnswer as silent:
             raise Silent(str(silent), late="within" in str(silent)) from silent
 
@@ -93,38 +91,43 @@ class Client:
         return answers
 
     async def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> Published:
-        """Store a message in its stream. Raises `Silent` where no stream takes it, or nobody says so."""
+        """Store a message in its stream. Raises `Silent` where no stream takes it, or nobody says so; `NotAllowed`."""
+        storing = self._connection.client.jetstream(timeout=_PATIENCE).publish(subject, body, headers=dict(headers))
         try:
-            stored = await self._connection.client.jetstream(timeout=_PATIENCE).publish(subject, body, headers=dict(headers))
+            stored = await self._connection.permitted(storing, subject)
         except NoStreamResponseError as nobody:
             raise Silent(f"no stream takes {subject}: is it one of the worker's reply topics?") from nobody
         except (NatsError, TimeoutError) as bad:
             why = str(bad).removeprefix("nats: ") or "no answer"
-            raise Silent(f"{subject} was not confirmed ({why}): may these credentials publish there?", late=True) from bad
+            raise Silent(f"{subject} was not confirmed ({why})", late=True) from bad
         return Published(stored.stream, stored.seq, bool(stored.duplicate))
 
     async def last(self, stream: str, count: int, *, since: datetime | None = None) -> list[Kept]:
         """Return the last messages of a stream, or the first ones `since` then, at most `count`, in their order.
 
-        Raises `Silent` where the stream cannot be read.
+        Raises `Silent` where the stream cannot be read, `NotAllowed` where the credentials may not.
         """
-        jetstream = self._connection.client.jetstream(timeout=_PATIENCE)
-        found: list[Kept] = []
         try:
-            state = (await jetstream.stream_info(stream)).state
-            first, end = max(state.first_seq, 1), state.last_seq + 1
-            if since is None:
-                first = max(first, end - count)
-            else:
-                first = await _first_since(jetstream, stream, range(first, end), since)
-            for seq in range(first, min(end, first + count)):
-                try:
-                    message = await jetstream.get_msg(stream, seq)
-                except NotFoundError:
-                    continue
-                found.append(Kept(seq, message.subject or "", message.headers or {}, message.data or b""))
+            return await self._connection.permitted(self._last(stream, count, since), f"$JS.API.STREAM.INFO.{stream}")
         except (NatsError, APIError, TimeoutError) as bad:
-            raise Silent(f"stream {stream} cannot be read ({str(bad) or 'no answer'}): may these credentials read it?") from bad
+            raise Silent(f"stream {stream} cannot be read ({str(bad) or 'no answer'})") from bad
+
+    async def _last(self, stream: str, count: int, since: datetime | None) -> list[Kept]:
+        """Read the messages. Raises what nats-py raises."""
+        jetstream = self._connection.client.jetstream(timeout=_PATIENCE)
+        state = (await jetstream.stream_info(stream)).state
+        first, end = max(state.first_seq, 1), state.last_seq + 1
+        if since is None:
+            first = max(first, end - count)
+        else:
+            first = await _first_since(jetstream, stream, range(first, end), since)
+        found: list[Kept] = []
+        for seq in range(first, min(end, first + count)):
+            try:
+                message = await jetstream.get_msg(stream, seq)
+            except NotFoundError:
+                continue
+            found.append(Kept(seq, message.subject or "", message.headers or {}, message.data or b""))
         return found
 
     async def stream_flaws(self, stream: Stream) -> tuple[list[str], list[str]]:
@@ -142,7 +145,7 @@ class Client:
             raise Silent(f"{monitor_url} does not answer: {bad}") from bad
 
     async def heard(self, pattern: str, ready: Callable[[], None] = lambda: None) -> AsyncIterator[Kept]:
-        """Give what is published on a pattern from now on; `ready` is called once nothing more is missed. Raises `BusLost` at the end."""
+        """Give what is published on a pattern from now on; `ready` is called when nothing is missed. Raises `BusLost`, `NotAllowed`."""
         queue: asyncio.Queue[Kept] = asyncio.Queue()
 
         async def take(message: Msg) -> None:
@@ -167,8 +170,9 @@ class Client:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not coming.done():
                 coming.cancel()
-                said = denied.result() if denied.done() else ""
-                raise BusLost(f"these credentials may not hear {said}" if said else f"NATS is lost: {self._connection.lost.result()}")
+                if denied.done():
+                    raise NotAllowed(denied.result())
+                raise BusLost(f"NATS is lost: {self._connection.lost.result()}")
             yield coming.result()
 
 

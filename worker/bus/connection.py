@@ -7,7 +7,8 @@ stops reading when a message has unreadable bytes. Each of these is answered her
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 from nats.aio.msg import Msg
@@ -20,9 +21,11 @@ from worker.bus.options import NatsOptions, public_address
 from worker.bus.outbound import Outbound
 from worker.bus.reading import ReadingClient
 from worker.bus.renewal import Renewal
+from worker.errors import NotAllowed
 
 __all__ = ["Connection", "NatsOptions", "NoAnswer", "NotPermitted", "public_address"]
 
+T = TypeVar("T")
 _RECONNECT_WAIT = 0.5
 _REPEAT_LOG_AFTER = 30.0
 
@@ -126,6 +129,32 @@ class Connection:
         finally:
             request.cancel()
             asked.discard(denied)
+
+    async def permitted(self, asking: Coroutine[Any, Any, T], *subjects: str) -> T:
+        """Await an answer. Raises `NotAllowed` as soon as the server denies a subject meanwhile, which is silence otherwise.
+
+        For a connection that does one thing at a time: nobody can tell for whom the server has said it. nats-py gives subjects in lower
+        case; `subjects` are named as they are written.
+        """
+        denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def deny(subject: str) -> None:
+            """Note what is denied."""
+            if not denied.done():
+                denied.set_result(subject)
+
+        task = asyncio.ensure_future(asking)
+        either: set[asyncio.Future[Any]] = {task, denied}
+        self.on_denied.append(deny)
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if denied.done():
+                raise NotAllowed({subject.lower(): subject for subject in subjects}.get(denied.result(), denied.result()))
+            return task.result()
+        finally:
+            self.on_denied.remove(deny)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _close_client(self) -> None:
         """Close the client."""

@@ -28,7 +28,7 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class History:
-    """A connection that only reads. Raises `BusLost` where NATS does not answer or does not permit it."""
+    """A connection that only reads. Raises `BusLost` where NATS does not answer, `NotAllowed` where it does not permit it."""
 
     def __init__(self, options: NatsOptions) -> None:
         self._connection = Connection(options)
@@ -42,25 +42,26 @@ class History:
 
     async def first(self, stream: str) -> int:
         """Return the lowest place that the stream still keeps."""
+        jetstream = self._connection.client.jetstream()
         try:
-            state = (await self._connection.client.jetstream().stream_info(stream)).state
+            state = (await self._connection.permitted(jetstream.stream_info(stream), f"$JS.API.STREAM.INFO.{stream}")).state
         except (NatsError, TimeoutError) as bad:
             raise _unread(stream, bad) from bad
         return max(state.first_seq, 1)
 
     async def messages(self, stream: str) -> AsyncIterator[list[Kept]]:
         """Give the stream's messages in their order, some at a time, up to what is the last one when it is asked for."""
-        jetstream = self._connection.client.jetstream()
+        jetstream, permitted = self._connection.client.jetstream(), self._connection.permitted
         # For a moment only: the server forgets a consumer that nobody asks.
         config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60.0, mem_storage=True)
         try:
-            state = (await jetstream.stream_info(stream)).state
+            state = (await permitted(jetstream.stream_info(stream), f"$JS.API.STREAM.INFO.{stream}")).state
             if state.messages == 0:
                 return
-            subscription = await jetstream.pull_subscribe("", stream=stream, config=config)
+            subscription = await permitted(jetstream.pull_subscribe("", stream=stream, config=config))
             last = 0
             while last < state.last_seq:
-                found = await subscription.fetch(_AT_ONCE, timeout=_PATIENCE)
+                found = await permitted(subscription.fetch(_AT_ONCE, timeout=_PATIENCE))
                 kept = [Kept(m.metadata.sequence.stream, m.subject, dict(m.headers or {}), m.data) for m in found]
                 last = kept[-1].seq
                 yield kept
@@ -71,4 +72,4 @@ class History:
 
 def _unread(stream: str, bad: BaseException) -> BusLost:
     """Say what keeps the stream from being read."""
-    return BusLost(f"stream {stream} cannot be read: {str(bad) or type(bad).__name__}; may these credentials read it?")
+    return BusLost(f"stream {stream} cannot be read: {str(bad) or type(bad).__name__}")

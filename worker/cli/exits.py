@@ -11,7 +11,7 @@ MEANINGS: dict[int, str] = {
     NOT_FOUND: "there is no such flow, held reply, dead letter or outcome",
     CONFLICT: "nothing changed: another revision, an edge the status machine does not have, ended already, the id is used",
     TIMED_OUT: "no answer in time; what was asked may have been done: ask again with the same --command-id",
-    FORBIDDEN: "the flow or topic belongs to another agent or session",
+    FORBIDDEN: "the flow or topic belongs to another agent or session, or the credentials for NATS lack a permission",
     PARTIAL: "done for some, not for all",
     USAGE: "the command line, or a value in it, makes no sense",
     UNAVAILABLE: "NATS cannot be reached, nobody answers, or the worker cannot do it now",

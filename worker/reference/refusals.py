@@ -71,6 +71,7 @@ _ENDS: dict[str, str] = {
     "StoreBroken": "Look at the disk (`dmesg`), then start again: the worker reads what is on disk and goes on from there.",
     "Exhausted": "Give it what the message names: room on the disk, files, memory.",
     "TopologyRefused": "Change the stream back as the message says, or let `taskflow provision` make it.",
+    "NotAllowed": "Only of commands: compare with `deploy/nats/permissions.conf`; `taskflow doctor` says what the credentials are enough for.",
     "BusLost": "Start NATS, put address or credentials right, and have the worker started again by whatever runs it.",
     "ServerRefused": "Only of `taskflow dev` and `taskflow demo`: install nats-server, or say where it is.",
 }
