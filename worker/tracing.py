@@ -4,13 +4,16 @@ On the hot path `traceparent` is opaque text: journaled, published again byte fo
 committed batches notes what a span shows in a bounded queue, and a task makes the spans. A wait is never a span: the span that ends one
 links to the span that parked the flow, which may be weeks old. Where anything is too slow, spans are dropped and counted, and the
 worker goes on.
+
+Where waits began is remembered: to ask the journal at each resume would cost a query for each message. It is asked only about waits from
+before this start, or beyond what is remembered, and only so often.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +28,7 @@ from worker.flow.waits import MAX_LEAVES
 from worker.futures import new_future, resolve
 from worker.store.records import Batch
 from worker.telemetry import Said
+from worker.times import SECOND
 from worker.tracking import Tracker
 
 QUEUED = 4096
@@ -32,6 +36,12 @@ QUEUED = 4096
 
 _AT_ONCE = 64
 """Spans made between two looks of the event loop at other work: one takes about 30 µs."""
+
+REMEMBERED = 20_000
+"""Waits whose beginning is remembered: about four megabytes."""
+
+LOOKS = 50
+"""Look-ups in the journal in a second, at most: where there were more to do, a span goes without its link."""
 
 _FULL = 0.1
 """Seconds to wait where the exporter is behind."""
@@ -49,7 +59,10 @@ class Place(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a span shows of a journal entry: no payload. `ends`: the entry ended a wait; `parked`: where that began, if it is known."""
+    """What a span shows of a journal entry: no payload.
+
+    `ends`: the entry ended a wait; `parked`: where that began, if within a trace; `known`: whether that is sure.
+    """
 
     flow_id: str
     seq: int
@@ -69,6 +82,7 @@ class Told(NamedTuple):
     resumed_by: str | None = None
     ends: bool = False
     parked: Place | None = None
+    known: bool = True
 
 
 class Spans(Protocol):
@@ -107,6 +121,24 @@ def open_spans(tracker: Tracker) -> Spans | None:
     return connect(tracker.traced)
 
 
+class RecentWaits:
+    """Remembers where the latest waits began, and whether that was within a trace."""
+
+    def __init__(self) -> None:
+        self._places: OrderedDict[str, Place | None] = OrderedDict()
+
+    def begin(self, event: FlowEvent) -> None:
+        """Remember a wait by its journal entry."""
+        self._places[event.flow_id] = None if event.trace is None else Place(event.flow_id, event.seq, event.trace)
+        if len(self._places) > REMEMBERED:
+            self._places.popitem(last=False)
+
+    def end(self, flow_id: str) -> tuple[bool, Place | None]:
+        """Return whether it is known where the wait began that has ended, and where, if within a trace; forget it."""
+        known = flow_id in self._places
+        return known, self._places.pop(flow_id, None)
+
+
 class Tracing:
     """Makes spans of what one engine commits, until it is closed."""
 
@@ -117,13 +149,16 @@ class Tracing:
         self._queue: deque[Told] = deque()
         self._queued = queued
         self._arrived = asyncio.Event()
+        self._waits = RecentWaits()
+        self._looks = 0
+        self._looked = -1
         self._log = structlog.get_logger("tracing")
         engine.listen(self._heard)
 
     def _heard(self, batch: Batch) -> None:
         """Note what a committed batch has to tell. Called on the hot path."""
         dropped = 0
-        for told in told_of(batch, self._engine.clock() * 1000):
+        for told in told_of(batch, self._engine.clock() * 1000, self._waits):
             if len(self._queue) < self._queued:
                 self._queue.append(told)
             else:
@@ -197,6 +232,8 @@ class Tracing:
         As a rule it is the entry before. Between them lies at most a progress of each leaf; observed steps may hide it, then the link is
         left out.
         """
+        if told.known or not self._may_look():
+            return None
         try:
             for back in (1, 2 * MAX_LEAVES):
                 first = max(told.seq - 1 - back, 0)
@@ -208,21 +245,29 @@ class Tracing:
             self._log.debug(Said.LINK_NOT_FOUND, flow_id=told.flow_id, why=bad.message)
         return None
 
+    def _may_look(self) -> bool:
+        """Tell whether the journal may be asked once more in this second."""
+        second = self._engine.clock() // SECOND
+        if second != self._looked:
+            self._looked, self._looks = second, 0
+        self._looks += 1
+        return self._looks <= LOOKS
 
-def told_of(batch: Batch, committed_ns: int) -> Iterator[Told]:
+
+def told_of(batch: Batch, committed_ns: int, waits: RecentWaits) -> Iterator[Told]:
     """Give what spans show of a batch: of the entries within a trace, and of those that end waits, which may have begun in one."""
     flows = {write.flow.id: write for write in batch.flows}
     began: dict[str, FlowEvent] = {}
     for event in batch.events:
         if event.kind is EventKind.WAITING:
             began[event.flow_id] = event
+            waits.begin(event)
         ends = event.previous_status is FlowStatus.WAITING and event.status is not FlowStatus.WAITING
-        if event.trace is None and not ends:
+        known, parked = waits.end(event.flow_id) if ends else (True, None)
+        if event.trace is None and known and parked is None:
             continue
         write = flows[event.flow_id]
         start = began.get(event.flow_id)
-        if start is not None and ends and start.trace is None and event.trace is None:
-            continue
         waited = start.payload["wait"] if start is not None else write.was.wait_json if write.was is not None else None
         at_ns = event.at_us * 1000
         yield Told(
@@ -243,5 +288,6 @@ def told_of(batch: Batch, committed_ns: int) -> Iterator[Told]:
             wait_kind=waited["kind"] if waited and (ends or event.status is FlowStatus.WAITING) else None,
             resumed_by=event.payload["cause"] if event.kind is EventKind.RESUMED else None,
             ends=ends,
-            parked=Place(start.flow_id, start.seq, start.trace) if ends and start is not None and start.trace is not None else None,
+            parked=parked,
+            known=known,
         )

@@ -321,12 +321,59 @@ async def test_a_defect_of_the_sdk_costs_a_span_and_not_the_worker() -> None:
         assert not line.failed
 
 
-async def test_a_store_that_cannot_be_read_costs_the_link_only() -> None:
+async def test_a_store_that_cannot_be_read_costs_the_link_only(tmp_path: Any) -> None:
+    path = str(tmp_path / "t.db")
     spans, exporter = in_memory()
-    async with traced(spans) as line:
+    async with traced(spans, path) as line:
         await park(line)
         await spans_of(exporter, 3)
+    spans, exporter = in_memory()
+    async with traced(spans, path) as line:
         with patch.object(line.store, "list_events", side_effect=Unavailable("the disk is on fire")):
             await reply(line, trace(2))
-            resumed = (await spans_of(exporter, 4))["taskflow resumed"]
+            resumed = (await spans_of(exporter, 1))["taskflow resumed"]
     assert resumed.links == ()
+
+
+async def ended_waits(line: Line, number: int, traceparent: str | None) -> None:
+    """Park flows and resume them."""
+    for n in range(number):
+        await park(line, {"kind": "external_event", "topic": TOPIC, "correlation_id": f"w-{n}"}, traceparent=traceparent)
+    for n in range(number):
+        await line.reply({}, f"w-{n}")
+    await line.settled()
+
+
+@pytest.mark.parametrize("traceparent", [None, trace(1)])
+async def test_a_resume_asks_the_journal_nothing(traceparent: str | None) -> None:
+    spans, exporter = in_memory()
+    async with traced(spans) as line:
+        with patch.object(line.store, "list_events", wraps=line.store.list_events) as asked:
+            await ended_waits(line, 20, traceparent)
+            await reply(line, trace(2))
+            if traceparent:
+                await eventually(lambda: len(exporter.get_finished_spans()) == 4 * 20)
+            made = line.services.tracing
+            assert made is not None
+            await eventually(lambda: not made._queue)
+        asked.assert_not_called()
+    assert sum(len(span.links) for span in exporter.get_finished_spans()) == (20 if traceparent else 0)
+
+
+async def test_waits_beyond_what_is_remembered_are_looked_up_and_only_so_often() -> None:
+    spans, exporter = in_memory()
+    with patch.object(tracing, "REMEMBERED", 5), patch.object(tracing, "LOOKS", 3):
+        async with traced(spans) as line:
+            for n in range(20):
+                line.advance(seconds=1)
+                await park(line, {"kind": "external_event", "topic": TOPIC, "correlation_id": f"w-{n}"})
+            made = line.services.tracing
+            assert made is not None
+            assert len(made._waits._places) == 5
+            with patch.object(line.store, "list_events", wraps=line.store.list_events) as asked:
+                for n in range(20):
+                    await line.reply({}, f"w-{n}")
+                await line.settled()
+                await eventually(lambda: not made._queue)
+            assert asked.call_count == 3
+            assert sum(len(span.links) for span in exporter.get_finished_spans()) == 5 + 3
