@@ -43,6 +43,7 @@ class Census:
 
     async def take(self, reads: Overview) -> None:
         """Count what waits. Raises `Unavailable`; then it can be done again."""
+        self._moves.clear()  # what is heard of by now is committed, and counted: where nothing can be read they would be more and more
         stretches: list[Stretch] = []
         while not stretches or stretches[-1].up_to < FOREVER:
             after = stretches[-1].up_to if stretches else -FOREVER

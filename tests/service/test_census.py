@@ -13,6 +13,7 @@ from tests.service.acting import external, parked, timer
 from tests.service.test_rules_of_damage import damage
 from worker import census as census_module
 from worker.census import PER, Census
+from worker.errors import Unavailable
 from worker.flow.commands import CancelFlow, ResumeFlow
 from worker.flow.model import Flow
 from worker.metrics import Metrics
@@ -83,6 +84,23 @@ async def test_a_commit_that_was_counted_before_it_was_heard_of_is_counted_once(
         for batch in heard:
             tracker.committed(batch)
         assert tracker.census._counts == (await fresh(run))._counts != {}
+
+
+async def test_what_commits_did_is_kept_for_one_count_only_where_nothing_can_be_read() -> None:
+    async with running() as run:
+        tracker = Tracker(Metrics())
+        run.engine.listen(tracker.committed)
+        acting = Acting(run, 1)
+        for _ in range(5):
+            await acting.some(20)
+            with patch.object(run.store, "waits_counted", side_effect=Unavailable("the disk is on fire")), pytest.raises(Unavailable):
+                await tracker.census.take(run.store)
+            assert len(tracker.census._moves) == 0
+        await acting.some(20)
+        assert 0 < len(tracker.census._moves) <= 20
+        await tracker.census.take(run.store)
+        await acting.some(20)
+        assert tracker.census._counts == (await fresh(run))._counts
 
 
 async def test_it_is_the_same_after_a_restart_and_says_since_when(tmp_path: Path) -> None:
