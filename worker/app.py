@@ -40,6 +40,7 @@ from worker.reading import Randomness, reader
 from worker.relay import Relay
 from worker.signals import Stop
 from worker.store.base import Store
+from worker.store.opening import take_values_as_they_are
 from worker.store.sqlite import SqliteFlowStore
 from worker.supervisor import Services, Supervisor
 from worker.systemd import Systemd
@@ -78,6 +79,7 @@ async def run(config: Config, out: TextIO | None = None, stop: Stop | None = Non
     if stop is None:
         stop = Stop()
         stop.listen()
+    take_values_as_they_are()
     async with _closing(await SqliteFlowStore.open(config.store.path)) as store:
         bus = JetStreamBus(nats_options(config.nats))
         try:

@@ -127,6 +127,15 @@ async def _opened_once(path: Path) -> None:
         pass
 
 
+async def test_a_store_in_somebody_else_s_process_changes_nothing_outside_of_itself(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters: dict[Any, Any] = sqlite3.adapters
+    for kind in (bytes, type(None)):
+        monkeypatch.delitem(adapters, (kind, sqlite3.PrepareProtocol), raising=False)
+    before = dict(adapters)
+    await (await SqliteFlowStore.open(str(path))).close()
+    assert adapters == before
+
+
 async def test_the_reader_cannot_write(path: Path) -> None:
     """RELIABILITY 6: `mode=ro`, `query_only`."""
     async with opened(path) as store:

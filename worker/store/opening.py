@@ -188,8 +188,6 @@ async def _was_unclean(checker: aiosqlite.Connection) -> bool:
 
 async def configured(writer: aiosqlite.Connection, *, file: bool) -> aiosqlite.Connection:
     """Apply the settings and assert that each took. Raises `StoreRefused` naming the one that did not."""
-    for kind in (bytes, type(None)):
-        sqlite3.register_adapter(kind, _as_it_is)
     if await _pragma(writer, "user_version") == 0:
         await writer.execute_fetchall(f"PRAGMA application_id = {APPLICATION_ID}")
     for text, wanted in _SETTINGS:
@@ -202,10 +200,18 @@ async def configured(writer: aiosqlite.Connection, *, file: bool) -> aiosqlite.C
     return writer
 
 
-def _as_it_is(value: Any) -> Any:
-    """Return a value that SQLite takes as it is. The driver knows that of text and numbers only; of others it first asks in three places,
-    each with an exception: a twentieth of what a message costs.
+def take_values_as_they_are() -> None:
+    """Have the driver bind bytes and None without asking around, in all of this process: for one that is a worker and nothing else.
+
+    The driver knows of text and numbers that SQLite takes them; of others it first asks in three places, each with an exception: a
+    twentieth of what a message costs.
     """
+    for kind in (bytes, type(None)):
+        sqlite3.register_adapter(kind, _as_it_is)
+
+
+def _as_it_is(value: Any) -> Any:
+    """Return a value that SQLite takes as it is."""
     return value
 
 
