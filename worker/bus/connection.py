@@ -28,6 +28,8 @@ __all__ = ["Connection", "NatsOptions", "NoAnswer", "NotPermitted", "public_addr
 T = TypeVar("T")
 _RECONNECT_WAIT = 0.5
 _REPEAT_LOG_AFTER = 30.0
+_KINDS = 100
+"""Kinds of errors whose last time in the log is remembered; errors may be worded anew each time."""
 
 
 class NoAnswer(Exception):
@@ -172,7 +174,11 @@ class Connection:
             if denied.what == "subscription":
                 self.renewal.deny(denied.subject)
         # By what comes before the first name in it: a lost permission is told of with another subject for each event and subscription.
-        kind, now = text.partition('"')[0], asyncio.get_running_loop().time()
+        # What is told of a slow consumer has its subject, which is anybody's, without quotes.
+        kind = type(error).__name__ if isinstance(error, SlowConsumerError) else text.partition('"')[0]
+        now = asyncio.get_running_loop().time()
+        if len(self._logged) >= _KINDS:
+            self._logged.clear()
         if now - self._logged.get(kind, -_REPEAT_LOG_AFTER) >= _REPEAT_LOG_AFTER:
             self._log.warning("bus.error", reason=text)
             self._logged[kind] = now
