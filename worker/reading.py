@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from uuid import UUID
 
 from worker.bus.base import Delivery
 from worker.consumer import Reader, Verdict
@@ -20,8 +21,8 @@ class Randomness:
         return new_id()
 
     def nonce(self) -> str:
-        """Return 128 random bits as hexadecimal text."""
-        return secrets.token_hex(16)
+        """Return 128 random bits in the text form of a UUID: there are agents that parse them as one and write them back."""
+        return str(UUID(bytes=secrets.token_bytes(16)))
 
     def command_id(self) -> str:
         """Return a new command id."""

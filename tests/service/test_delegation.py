@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -68,7 +69,7 @@ async def test_the_request_says_what_it_is_for() -> None:
         await served.dispatch()
         headers = dict(heard[0].headers)
         correlation_id = headers["Correlation-Id"]
-        assert len(correlation_id) == 32
+        assert str(UUID(correlation_id)) == correlation_id, "an agent that parses it as a UUID writes it back the same"
         assert headers == {
             "X-Tenant": "acme",
             "Correlation-Id": correlation_id,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import count
+from uuid import UUID
 
 from msgspec.structs import replace
 
@@ -17,7 +18,7 @@ from worker.flow.waits import Composite, ExternalEvent, FlowEnds, Timer, WaitCon
 from worker.times import Micros, to_datetime
 
 _DIGITS = 32
-"""Of a minted id, in hexadecimal: 128 bit (R3)."""
+"""Of a minted id, in hexadecimal: 128 bit, written as a UUID, for agents that parse it as one and write it back (R3)."""
 
 
 def settle(condition: WaitCondition, now: Micros, policy: Policy, nonce: str) -> WaitCondition:
@@ -64,7 +65,7 @@ def _settle_below(part: Composite, index: int, now: Micros, ids: Iterator[str]) 
 def _ids(nonce: str) -> Iterator[str]:
     """Give unguessable ids that all come from one nonce, and tell nothing of it: who knows one of them cannot make the others."""
     for number in count(1):
-        yield sha256(f"{nonce}:{number}".encode()).hexdigest()[:_DIGITS]
+        yield str(UUID(hex=sha256(f"{nonce}:{number}".encode()).hexdigest()[:_DIGITS]))
 
 
 def _utc(at: datetime, name: str) -> datetime:

@@ -17,7 +17,7 @@ class Mint(Protocol):
         ...
 
     def nonce(self) -> str:
-        """Return at least 128 random bits as a subject token: the correlation id where the caller gives none (SEMANTICS R3)."""
+        """Return at least 128 random bits in the text form of a UUID: the correlation id where the caller gives none (SEMANTICS R3)."""
         ...
 
     def command_id(self) -> str:
