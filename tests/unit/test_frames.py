@@ -11,6 +11,7 @@ from nats.aio.client import Client
 from nats.errors import BadHeaderError
 
 from worker.bus.frames import encoded, read_headers
+from worker.bus.mended import MendedClient
 
 SUBJECTS = st.text(st.characters(exclude_characters=" \t\r\n", exclude_categories=["Cs"]), min_size=1)
 NAMES = st.text(st.sampled_from("aZ0-_.!"), min_size=1) | st.sampled_from(["", "  ", " padded ", "content-type"])
@@ -54,9 +55,17 @@ def test_nobody_can_write_protocol_of_his_own_by_a_subject(subject: str, reply: 
 
 
 @given(NOISE)
-def test_headers_are_read_as_nats_py_reads_them(lines: list[bytes]) -> None:
-    block = b"".join(line + b"\r\n" for line in lines) + b"\r\n"
-    assert read_headers(b"NATS/1.0\r\n" + block) == Client._parse_header_lines(block)
+@example([b"Correlation-Id: first", b"correlation-id: other", b"Correlation-Id: second"])
+def test_headers_are_read_as_nats_py_reads_them_but_of_two_with_one_name_the_first_counts(lines: list[bytes]) -> None:
+    """As with the clients of Go, JavaScript and Rust."""
+    block, backwards = (b"".join(line + b"\r\n" for line in order) + b"\r\n" for order in (lines, lines[::-1]))
+    assert read_headers(b"NATS/1.0\r\n" + block) == Client._parse_header_lines(backwards)
+
+
+@given(NOISE)
+def test_requests_and_agents_read_headers_as_deliveries_are_read(lines: list[bytes]) -> None:
+    raw = b"NATS/1.0\r\n" + b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+    assert (asyncio.run(MendedClient()._process_headers(raw)) or {}) == read_headers(raw)
 
 
 @pytest.mark.parametrize(

@@ -31,13 +31,16 @@ def encoded(subject: str, body: bytes, reply: str, headers: Headers) -> bytes:
 
 
 def read_headers(raw: bytes) -> dict[str, str]:
-    """Read a header block; what is no text becomes U+FFFD, and a name that is none is passed over."""
+    """Read a header block; what is no text becomes U+FFFD, and a name that is none is passed over.
+
+    Of two headers with one name the first counts, as with the clients of other languages; nats-py would have the last.
+    """
     lines = raw.split(b"\r\n")
     found = _status(lines[0][len(_VERSION) :]) if lines[0] != _VERSION else {}
     for line in lines[1:]:
         name, colon, value = line.partition(b":")
         if colon and (known := _read_name(name)) is not None:
-            found[known] = value.strip().decode("utf-8", "replace")
+            found.setdefault(known, value.strip().decode("utf-8", "replace"))
     return found
 
 

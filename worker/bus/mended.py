@@ -15,6 +15,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from worker.bus.frames import read_headers
+
 _ENCRYPTED = ("tls", "wss")
 
 
@@ -60,11 +62,8 @@ class MendedClient(Client):
         return flushed
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
-        """Read headers; unreadable ones are none."""
-        try:
-            return await super()._process_headers(headers)
-        except (IndexError, UnicodeDecodeError):
-            return None
+        """Read headers as the worker reads those of its deliveries: no bytes are too broken for that."""
+        return read_headers(bytes(headers)) if headers else None
 
     def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None) -> Msg:
         """Build the message; bytes that are no text become U+FFFD, which no subject of ours contains."""
