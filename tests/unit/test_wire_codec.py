@@ -180,6 +180,17 @@ def test_an_envelope_with_a_part_that_cannot_be_read_is_refused_like_any_such_bo
     assert refused("run", body).reason == ("too_deep" if value.startswith(b"[") else "malformed")
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_any_request_may_begin_with_a_byte_order_mark(wrapped: bool) -> None:
+    mark, body = b"\xef\xbb\xbf", {"flow_id": FLOW}
+    spelled = json.dumps({"id": "e", "timestamp": "t", "topic": "t", "source": "s", "payload": body} if wrapped else body).encode()
+    assert taken("run", mark + spelled) == taken("run", spelled)
+    assert read_query("kate", "status", mark + json.dumps({"flow_id": FLOW}).encode()) == read_query(
+        "kate", "status", json.dumps({"flow_id": FLOW}).encode()
+    )
+    assert refused("run", mark, {"Nats-Msg-Id": "c"}).reason == "malformed"
+
+
 def test_the_envelope_id_is_no_command_id() -> None:
     envelope = {"id": "e", "timestamp": "t", "topic": "x", "source": "y", "payload": OF_FLOW}
     assert refused("run", envelope, {}).error.details["path"] == "/command_id"

@@ -102,6 +102,17 @@ def test_correlation_and_payload_are_found(body: Any, headers: dict[str, str], c
     assert (found.topic, found.correlation_id, found.payload) == (TOPIC, correlation_id, payload)
 
 
+MARK = b"\xef\xbb\xbf"
+
+
+def test_a_reply_may_begin_with_a_byte_order_mark() -> None:
+    body = json.dumps({"correlation_id": "c", "payload": {"a": 1}}).encode()
+    assert reply(MARK + body) == reply(body)
+    assert read(MARK + body) == read(body), "and is a repeat of the one without"
+    assert reply(MARK + json.dumps(ENVELOPED | {"payload": {"correlation_id": "c"}}).encode()).event_id == "env"
+    assert reply(MARK + b"text", subject="taskflow.reply.kate.c").payload == {"text": "\ufefftext"}, "what is no JSON is as it came"
+
+
 @pytest.mark.parametrize(
     "headers, body, envelope, event_id",
     [

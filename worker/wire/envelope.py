@@ -2,10 +2,12 @@
 
 It is recognised by exactly these keys (`session_id` may be missing), so that no message of ours or of a delegate is mistaken for one.
 What it says about topic, source and session is not believed: the subject is the identity.
+A byte order mark before the body, as .NET and PowerShell write it, is taken off with it (RFC 8259, 8.1).
 """
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Sized
 from typing import Any, Protocol
 
@@ -35,6 +37,7 @@ def is_envelope(keys: _Keys) -> bool:
 
 def open_request(body: bytes) -> Opened:
     """Check a body against the limits and take its envelope off. Raises as `limits.decode_any` does."""
+    body = body.removeprefix(BOM_UTF8)
     top = limits.check(body)
     if not is_envelope(top):
         return Opened(body, top)
@@ -45,6 +48,7 @@ def open_request(body: bytes) -> Opened:
 
 def open_value(body: bytes) -> tuple[Any, str | None]:
     """Return the body's JSON value without its envelope, and the envelope's id. Raises as `limits.decode_any` does."""
+    body = body.removeprefix(BOM_UTF8)
     value = limits.decode_any(body)
     if not isinstance(value, dict):
         return value, None
