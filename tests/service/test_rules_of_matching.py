@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import uuid
 from typing import Any
+from unittest.mock import patch
 
+import msgspec
 import pytest
 
 from tests.running import running
@@ -12,6 +14,9 @@ from tests.service.acting import BINDINGS, TOPIC, Inlet, dead_letters, external,
 from worker.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound, WaitConflict
 from worker.flow.commands import Caller, ParkFlow, Policy
 from worker.flow.lifecycle import FlowStatus
+from worker.submission import Outcome
+from worker.wire.replies import Bindings
+from worker.wire.subjects import Subjects
 
 STRICT = Policy(topics=BINDINGS.refusal)
 
@@ -135,12 +140,38 @@ async def test_a_flow_waits_only_on_topics_its_owner_may_use(agent: str, topic: 
         assert ((await now(run, flow)).status is FlowStatus.WAITING) == (refusal is None)
 
 
+async def resume(inlet: Inlet, topic: str, flow_id: str) -> Outcome:
+    """Send the reference's resume message."""
+    body = msgspec.json.encode({"flow_id": flow_id, "topic": topic, "correlation_id": "c-1", "payload": 1})
+    return await inlet.message("taskflow.resume", {}, body)
+
+
+async def test_a_resume_message_for_a_topic_that_no_flow_may_wait_on_is_dead_lettered_and_not_held() -> None:
+    """SEMANTICS 3 and R4: nobody can ever come for it."""
+    async with running(policy=STRICT) as run:
+        flow, inlet = await started(run), Inlet(run)
+        outcome = await resume(inlet, "nobody.listens", flow.id)
+        assert outcome.name == "rejected"
+        assert [letter.reason for letter in await dead_letters(run)] == ["topic_not_bound"]
+        assert (await run.store.counts()).get("held", 0) == 0
+        assert (await resume(inlet, TOPIC, flow.id)).name == "held"
+
+
+async def test_a_wait_from_before_its_topic_lost_its_binding_can_still_be_resumed_by_name() -> None:
+    """SEMANTICS R4: only what nobody waits for would be held."""
+    async with running(policy=Policy(topics=Bindings([], Subjects()).refusal)) as run:
+        flow = await started(run)
+        with patch.object(run.engine, "policy", Policy()):
+            await run.manager.set_waiting(flow.id, external())
+        assert (await resume(Inlet(run), TOPIC, flow.id)).name == "resumed"
+
+
 async def test_the_worker_mints_correlation_ids_that_nobody_can_guess() -> None:
     """SEMANTICS R3: at least 128 bit, each its own."""
     async with running() as run:
         ids = [(await parked(run, external(None))).wait_json["correlation_id"] for _ in range(20)]  # type: ignore[index]  # it waits
         assert len(set(ids)) == 20
-        assert all(len(bytes.fromhex(one)) * 8 >= 128 for one in ids)
+        assert [str(uuid.UUID(one)) for one in ids] == ids, "whoever parses them as UUIDs writes them back the same"
 
 
 async def test_a_flow_waiting_on_a_minted_id_is_resumed_by_it() -> None:

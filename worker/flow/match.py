@@ -85,7 +85,7 @@ def _meet(flow: Flow, waiter: Waiter, reply: Reply, view: View, now: Micros) -> 
 
 
 def _elsewhere(reply: Reply, view: View, now: Micros, policy: Policy, changes: tuple[Change, ...]) -> Decision:
-    """Decide a reply that nobody waits for at the moment: late when its flow has ended, held otherwise (R4, R7)."""
+    """Decide a reply that nobody waits for at the moment: late when its flow has ended, else held (R4, R7)."""
     ended = {change.flow.id: change.flow for change in changes}
     target = reply.flow_id or view.last_flow((reply.topic, reply.correlation_id))
     flow = ended.get(target or "") or _flow(view, target)
@@ -93,6 +93,9 @@ def _elsewhere(reply: Reply, view: View, now: Micros, policy: Policy, changes: t
         return Decision(outcome="late", flow=flow, changes=changes)
     if not reply.hold:
         return Decision(outcome="unmatched", flow=flow, changes=changes)
+    unbound = policy.topics(reply.topic, None) if policy.topics is not None else None
+    if unbound is not None:  # named by a resume message; no flow may wait on it, so nobody would ever come
+        return Decision(outcome="rejected", changes=changes, dead=(unbound.code, unbound.message))
     held = HeldReply(
         topic=reply.topic,
         correlation_id=reply.correlation_id,

@@ -29,7 +29,7 @@ _REASONS: dict[str, tuple[str, str]] = {
         "Put the subject right; or start the newer worker that knows it, and replay.",
     ),
     "id_mismatch": ("header `Nats-Msg-Id` and `command_id` in the body differ, or there is no valid id", "Put the sender right."),
-    "topic_not_bound": ("the message came on a subject that no reply binding covers", "Add the binding, then replay."),
+    "topic_not_bound": ("the message came on a subject, or names a topic, that no reply binding covers", "Add the binding, then replay."),
     "invalid_request": ("a field is missing, unknown, or of the wrong type", "Put the sender right."),
     "no_correlation": (
         "the reply does not say which wait it answers",
