@@ -134,7 +134,7 @@ async def serving(
     for consumer in consumers:
         await consumer.recover()
     pulls = [asyncio.create_task(consumer.run()) for consumer in consumers]
-    api = Api(engine, subjects, mint, operators(store, bus, subjects, bindings, engine, lambda _done, _failed: None), watch=watch)
+    api = Api(engine, subjects, mint, operators(store, bus, subjects, bindings, engine, lambda _done, _failed: None, tuple), watch=watch)
     await bus.serve(api.service("0.0.0"), api.handle)
     try:
         yield served

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from worker.admin.service import Operators
-from worker.bus.base import Endpoint, Request, Service
+from worker.bus.endpoints import Endpoint, Request, Service
 from worker.engine import Engine
 from worker.errors import FlowError, Forbidden, Internal, NotFound, Refusal, Unavailable
 from worker.flow.lifecycle import FlowStatus

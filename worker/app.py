@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TextIO
@@ -18,17 +19,17 @@ from worker.admin.desk import Desk
 from worker.admin.letters import Counted, Letters
 from worker.admin.service import Operators
 from worker.api import Api
-from worker.bus.base import Bus, Source, Stream
+from worker.bus.base import Bus, Holder, Source, Stream
 from worker.bus.jetstream import JetStreamBus
 from worker.bus.options import nats_options
 from worker.config import Config
-from worker.consumer import Consumer
+from worker.consumer import Consumer, decided_until
 from worker.copying import Copier
 from worker.dispatcher import Dispatcher
 from worker.engine import Clock, Engine
 from worker.errors import ConfigError, StoreBroken, root_of
 from worker.flow.commands import Policy
-from worker.health import HealthServer
+from worker.health import Check, HealthServer
 from worker.inspector import Inspector
 from worker.line_writer import LineWriter
 from worker.manager import FlowManager
@@ -41,6 +42,7 @@ from worker.relay import Relay
 from worker.signals import Stop
 from worker.store.base import Store
 from worker.store.opening import take_values_as_they_are
+from worker.store.placement import placed
 from worker.store.sqlite import SqliteFlowStore
 from worker.supervisor import Services, Supervisor
 from worker.systemd import Systemd
@@ -56,7 +58,7 @@ from worker.wire.subjects import Subjects
 
 INBOUND, EVENTS, DEAD_LETTERS = "TASKFLOW_IN", "TASKFLOW_EVT", "TASKFLOW_DLQ"
 REMEMBERED_TIMES = 2.0
-"""A message is remembered this many times as long as its stream keeps it, should somebody raise the stream's age meanwhile."""
+"""A message or id is remembered this many times as long as its stream keeps it, should somebody raise the stream's age meanwhile."""
 
 _BIG_ROWS = 32
 """Dead letters read at a time: each may weigh as much as a message."""
@@ -67,15 +69,16 @@ def wall_clock() -> Micros:
     return time.time_ns() // 1000
 
 
-async def run(config: Config, out: TextIO | None = None, stop: Stop | None = None) -> int:
+async def run(config: Config, out: TextIO | None = None, stop: Stop | None = None, *, adopt: bool = False) -> int:
     """Run the worker until a signal stops it; returns the exit code 0 or raises the `Refusal` with another.
 
-    `out`: where the line goes that says that it is ready (stdout). `stop`: one that listens already.
+    `out`: where the line goes that says that it is ready (stdout). `stop`: one that listens already. `adopt`: also where the consumers
+    belong to another database; they are this one's then.
     """
     metrics = Metrics()
     configure_logging(config.log).count(metrics.log_records_lost.inc)
     log = logger("worker")
-    log.info(Said.STARTING, version=program_version(), pid=os.getpid())
+    log.info(Said.STARTING, version=program_version(), pid=os.getpid(), store=placed(config.store.path))
     if stop is None:
         stop = Stop()
         stop.listen()
@@ -83,22 +86,26 @@ async def run(config: Config, out: TextIO | None = None, stop: Stop | None = Non
     async with _closing(await SqliteFlowStore.open(config.store.path)) as store:
         bus = JetStreamBus(nats_options(config.nats))
         try:
-            await _serve(config, store, bus, stop, LineWriter(sys.stdout if out is None else out), metrics)
+            await _serve(config, store, bus, stop, LineWriter(sys.stdout if out is None else out), metrics, adopt=adopt)
         finally:
             await bus.close()
     log.info(Said.STOPPED)
     return 0
 
 
-async def provision(config: Config) -> int:
-    """Make the streams and consumers that `run` needs, and end; returns the exit code 0 or raises the `Refusal` with another."""
+async def provision(config: Config, database: str | None = None, *, adopt: bool = False) -> int:
+    """Make the streams and consumers that `run` needs, and end; returns the exit code 0 or raises the `Refusal` with another.
+
+    `database`: whose consumers they are from now on.
+    """
+    holder = Holder(database=database, host="?", store="?") if database else None
     configure_logging(config.log)
     subjects = Subjects(config.subjects.prefix)
     streams, sources = topology(config, subjects, reply_bindings(config, subjects))
     bus = JetStreamBus(nats_options(config.nats))
     try:
         await bus.open()
-        for warning in await bus.prepare(streams, sources):
+        for warning in await bus.prepare(streams, sources, holder=holder, adopt=adopt):
             logger("provision").warning(Said.STREAM_AT_RISK, why=warning)
         logger("provision").info(Said.PROVISIONED, streams=[stream.name for stream in streams])
     finally:
@@ -126,9 +133,9 @@ async def _closing(store: Store) -> AsyncIterator[Store]:
     await store.close()
 
 
-async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: LineWriter, metrics: Metrics) -> None:
+async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: LineWriter, metrics: Metrics, *, adopt: bool) -> None:
     """Connect, compose and supervise; the health server spans all of it."""
-    services = await stop.before(set_up(config, store, bus, Tracker(metrics), wall_clock))
+    services = await stop.before(set_up(config, store, bus, Tracker(metrics), wall_clock, adopt=adopt))
     if services is None:
         return
     supervisor = supervised(config, services)
@@ -155,14 +162,15 @@ async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: LineWr
             await health.stop()
 
 
-async def set_up(config: Config, store: Store, bus: Bus, tracker: Tracker, clock: Clock) -> Services:
+async def set_up(config: Config, store: Store, bus: Bus, tracker: Tracker, clock: Clock, *, adopt: bool = False) -> Services:
     """Connect, make what the worker needs at the broker, and wire the services to store and bus, whichever adapters these are."""
     spans = open_spans(tracker) if config.otel.enabled else None
     await bus.open()
     subjects = Subjects(config.subjects.prefix)
     bindings = reply_bindings(config, subjects)
     streams, sources = topology(config, subjects, bindings)
-    for warning in await bus.prepare(streams, sources):
+    holder = Holder(database=store.identity, host=socket.gethostname(), store=store.place)
+    for warning in await bus.prepare(streams, sources, holder=holder, adopt=adopt):
         logger("worker").warning(Said.STREAM_AT_RISK, why=warning)
     services = compose(config, store, bus, bindings, sources, tracker, clock)
     return services if spans is None else msgspec.structs.replace(services, tracing=Tracing(services.engine, spans, tracker))
@@ -188,55 +196,67 @@ def compose(
     engine.listen(tracker.committed)
     read = reader(subjects, bindings, mint)
     consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
-    buried = Relay(
-        "dead_letters",
-        bus,
-        engine,
-        read=dead_letters(store, bus, subjects),
-        heard=lambda batch: batch.buries,
-        window=2 * _BIG_ROWS,
-        chunk=_BIG_ROWS,
-    )
-    told = Relay("events", bus, engine, read=events(store, subjects), heard=lambda batch: bool(batch.events), fresh=fresh_events(subjects))
+    told, buried = _relays(store, bus, subjects, engine)
     relays = [told, buried]
 
-    async def first_kept() -> Mapping[str, int]:
-        """Ask which messages the inbound streams still keep."""
-        return {source.stream: await bus.first_kept(source.stream) for source in sources}
-
-    inspector = Inspector(bus)
-    remembered = int(config.stream.max_age * REMEMBERED_TIMES)
+    decided = partial(decided_until, consumers)
+    inspector = Inspector(bus, dict(zip(sources, consumers, strict=True)))
+    probes = WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=clock, engine=engine)
+    remembered, ids = (int(age * REMEMBERED_TIMES) for age in (config.stream.max_age, config.stream.event_max_age))
     return Services(
         engine=engine,
         bus=bus,
-        waits=WaitEngine(FlowManager(engine), late=tracker.late),
+        waits=WaitEngine(FlowManager(engine), late=tracker.late, decided=decided, patience=int(config.engine.startup_drain)),
         consumers=consumers,
         relays=relays,
-        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, inbox_us=remembered, expired=buried.hear),
+        pruner=Pruner(
+            engine,
+            partial(_first_kept, bus, sources),
+            retain_us=config.store.retain_terminal,
+            ids_us=ids,
+            inbox_us=remembered,
+            expired=buried.hear,
+        ),
         inspector=inspector,
-        api=_api(store, bus, subjects, bindings, engine, tracker),
+        api=_api(store, bus, bindings, engine, tracker, probes, subjects),
         dispatcher=Dispatcher(bus, engine),
-        probes=WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=clock, engine=engine),
+        probes=probes,
         systemd=Systemd(os.environ, store.ping),
     )
 
 
-def _api(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine, tracker: Tracker) -> Api:
+def _relays(store: Store, bus: Bus, subjects: Subjects, engine: Engine) -> tuple[Relay, Relay]:
+    """Wire what is published: events, and dead letters."""
+    read = events(store, subjects)
+    told = Relay("events", bus, engine, read=read, heard=lambda batch: bool(batch.events), fresh=fresh_events(subjects))
+    letters, few = dead_letters(store, bus, subjects), _BIG_ROWS
+    return told, Relay("dead_letters", bus, engine, read=letters, heard=lambda batch: batch.buries, window=2 * few, chunk=few)
+
+
+async def _first_kept(bus: Bus, sources: Sequence[Source]) -> Mapping[str, int]:
+    """Ask which messages the inbound streams still keep."""
+    return {source.stream: await bus.first_kept(source.stream) for source in sources}
+
+
+def _api(store: Store, bus: Bus, bindings: Bindings, engine: Engine, tracker: Tracker, probes: WorkerProbes, subjects: Subjects) -> Api:
     """Wire the micro service, for agents and operators."""
-    across = operators(store, bus, subjects, bindings, engine, tracker.replayed)
+    across = operators(store, bus, subjects, bindings, engine, tracker.replayed, probes.ready)
     carriers = tuple(binding.subject for binding in bindings.configured)
     return Api(engine, subjects, Randomness(), across, watch=tracker.settled, timed=tracker.answered, reply_topics=carriers)
 
 
-def operators(store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine, counted: Counted) -> Operators:
-    """Wire what operators may ask for."""
+def operators(
+    store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine, counted: Counted, ready: Callable[[], Sequence[Check]]
+) -> Operators:
+    """Wire what operators may ask for; `ready` says what keeps the worker from its work."""
     began = engine.clock()
 
     def about() -> dict[str, object]:
         """Say how this worker is."""
         up = (engine.clock() - began) // SECOND
         state = {"connected": bus.connected, "stalled": engine.stalled, "queued": engine.queued}
-        return {"pid": os.getpid(), "store": store.place, "nats": bus.address, "up_seconds": up, **state}
+        not_ready = [f"{check.name}: {check.reason}" for check in ready() if not check.ok]
+        return {"pid": os.getpid(), "store": store.place, "nats": bus.address, "up_seconds": up, **state, "not_ready": not_ready}
 
     desk = Desk(store, subjects, engine.clock, version=program_version(), about=about)
     letters = Letters(engine, bus, subjects, bindings.answers_on, counted)

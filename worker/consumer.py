@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import structlog
 
-from worker.bus.base import Ack, Bus, Delivery, InProgress, Nak, Settlement, Source, Term
+from worker.bus.base import Ack, Bus, Delivery, InProgress, Nak, PublishFailed, Settlement, Source, Term
 from worker.engine import Engine
-from worker.errors import FlowError, Internal, Refusal, TopologyRefused, Unavailable
+from worker.errors import FlowError, Internal, Refusal, Unavailable
+from worker.recovery import Recovery
 from worker.store.base import Transaction
 from worker.submission import Outcome, Useless
 from worker.telemetry import Said
+from worker.times import Micros
 from worker.wire.codec import Ignored, Inbound, Unusable
 from worker.wire.headers import trace_of
 
@@ -49,11 +51,12 @@ class Consumer:
         self._source = source
         self._read = read
         self._watch = watch
-        self._recovered = recovered
+        self._recovery = Recovery(bus, engine, source, recovered=recovered)
         self._room_in_hand = room
         self._in_hand: dict[_Place, Delivery] = {}
         self._heard_of: dict[_Place, float] = {}
         self._bytes_in_hand = 0
+        self._latest = self._latest_us = 0
         self._suspects: dict[int, int] = {}
         self._failed: dict[int, int] = {}
         self._to_drain = 0
@@ -64,62 +67,26 @@ class Consumer:
         engine.when_back(bus.wake)
 
     async def recover(self) -> None:
-        """Find out what the last run had in hand, and have it delivered again at once instead of after `ack_wait`.
-
-        What was in hand when a run was killed has its attempts counted in the store: a rewind forgets the broker's count, which
-        does not know either which of them was begun.
-        """
-        before = await self._bus.backlog(self._source)
-        if before.delivered > before.floor:
-            await self._find_suspects(before.floor, before.delivered)
-        missing = await self._first_missing(before.floor)
-        if missing is not None:
-            await self._catch_up(missing, before.floor)
-        elif before.delivered > before.floor:
-            await self._bus.rewind(self._source)
-        self._to_drain = (await self._bus.backlog(self._source)).pending
+        """Find out what the last run had in hand, and have it delivered again at once; see `Recovery.begin`."""
+        self._suspects, stands = await self._recovery.begin()
+        self._latest = stands.delivered
+        self._to_drain = stands.pending
         if self._to_drain == 0:
             self._drained.set()
 
-    async def _first_missing(self, floor: int) -> int | None:
-        """Return the first message that the broker was told is done and this database does not know: it is an older copy then.
+    async def ask_again(self) -> bool:
+        """Have delivered again what the broker may have given up on; see `Recovery.ask_again`."""
+        return await self._recovery.ask_again()
 
-        A copy made by `taskflow db backup` says that it is one, and is searched for the first hole. Any other is known by its end only,
-        where messages that a binding ignores look the same. A database that knows nothing is a new one, and does nothing again.
+    async def decided_until(self) -> Micros:
+        """Return the time up to which every message that the broker has stored is decided (SEMANTICS R9). Raises `PublishFailed`.
+
+        Messages come in the order in which they were stored: the latest one, and the oldest in hand, say how far it is.
         """
-        store, stream = self._engine.store, self._source.stream
-        last = await store.last_taken(stream)
-        if not store.restored and (last is None or last >= floor):
-            return None
-        kept = await self._bus.first_kept(stream)
-        missing = await store.first_not_taken(stream, kept) if store.restored else max(kept, (last or 0) + 1)
-        return missing if missing <= floor else None
-
-    async def _catch_up(self, missing: int, floor: int) -> None:
-        """Have everything delivered again from the first missing message on; what is known is recognised. Raises `TopologyRefused`."""
-        restored = self._engine.store.restored
-        self._log.warning("acknowledged_but_not_known", missing=missing, acknowledged=floor, restored=restored)
-        if await self._bus.rewind(self._source, missing) or not restored:
-            return
-        stream, consumer = self._source.stream, self._source.consumer
-        message = (
-            f"the database is a copy that does not know what was acknowledged since, from message {missing} to {floor} of {stream}, and "
-            f"the broker cannot be rewound: run `nats consumer rm {stream} {consumer}`, then start again; what is known is recognised"
-        )
-        raise TopologyRefused(message)
-
-    async def _find_suspects(self, floor: int, delivered: int) -> None:
-        """Note what a killed run had in hand."""
-        if not self._recovered:
-            return
-
-        def note(transaction: Transaction) -> dict[int, int]:
-            """Note them all."""
-            return transaction.suspect(self._source.stream, floor, delivered)
-
-        self._suspects = await self._engine.do(note)
-        if self._suspects:
-            self._log.info("suspects_found", count=len(self._suspects), attempts=max(self._suspects.values()))
+        asked = self._engine.clock()
+        stands = await self._bus.backlog(self._source)
+        has_all = stands.pending == 0 and stands.delivered <= self._latest
+        return min([asked if has_all else self._latest_us, *(delivery.arrived_us for delivery in self._in_hand.values())])
 
     async def run(self) -> None:
         """Pull until cancelled."""
@@ -160,6 +127,8 @@ class Consumer:
         place = _place(delivery)
         again = place in self._in_hand
         self._in_hand[place] = delivery
+        if delivery.arrived_us >= self._latest_us:
+            self._latest, self._latest_us = delivery.seq, delivery.arrived_us
         self._heard_of[place] = asyncio.get_running_loop().time()
         if again:
             return  # the broker's patience was too short; what comes of the first delivery settles this one
@@ -270,6 +239,14 @@ class Consumer:
                 if loop.time() - self._heard_of[place] >= patience:
                     self._bus.settle(delivery, InProgress())
                     self._heard_of[place] = loop.time()
+
+
+async def decided_until(consumers: Iterable[Consumer]) -> Micros:
+    """Return the time up to which every reply is decided, whoever takes it; as long as the broker does not say, it may have any."""
+    try:
+        return min([await consumer.decided_until() for consumer in consumers])
+    except PublishFailed:
+        return 0
 
 
 _UNREADABLE = frozenset({"malformed", "too_large", "too_deep", "poison"})

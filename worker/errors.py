@@ -194,6 +194,12 @@ class StoreLocked(Refusal):
     exit_code = 75
 
 
+class ConsumerTaken(Refusal):
+    """A consumer serves another database; the message names it."""
+
+    exit_code = 75
+
+
 class StoreBroken(Refusal):
     """An I/O error left a commit in doubt: start again from disk (RELIABILITY 6, never retry fsync)."""
 

@@ -7,23 +7,36 @@ changed back.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from typing import Protocol
 
 import structlog
 
-from worker.bus.base import Bus, PublishFailed
+from worker.bus.base import Bus, PublishFailed, Source
+from worker.errors import Unavailable
 
 _EVERY = 4.0
 
 
-class Inspector:
-    """Inspects what `Bus.prepare` was given, every `every` seconds."""
+class Asker(Protocol):
+    """Who can have delivered again what the broker may have given up on, and returns whether it could: a consumer."""
 
-    def __init__(self, bus: Bus, *, every: float = _EVERY) -> None:
+    async def ask_again(self) -> bool:
+        """Ask."""
+        ...
+
+
+class Inspector:
+    """Inspects what `Bus.prepare` was given, every `every` seconds. `consumers`: those of the sources."""
+
+    def __init__(self, bus: Bus, consumers: Mapping[Source, Asker], *, every: float = _EVERY) -> None:
         self._bus = bus
+        self._consumers = consumers
         self._every = every
         self._log = structlog.get_logger("inspector")
         self._flaws: list[str] = []
         self._silent = ""
+        self._mended: set[Source] = set()
 
     @property
     def flaws(self) -> list[str]:
@@ -31,17 +44,21 @@ class Inspector:
         return [*self._flaws, *([f"JetStream does not answer: {self._silent}"] if self._silent else [])]
 
     async def run(self) -> None:
-        """Inspect until cancelled."""
+        """Inspect until cancelled. Raises `ConsumerTaken` once another database has a consumer."""
         while True:
-            await asyncio.sleep(self._every)
             if self._bus.connected:
                 await self.inspect()
+            await asyncio.sleep(self._every)
 
     async def inspect(self) -> None:
         """Look once; what is new is logged, once."""
         try:
             found = await self._bus.inspect()
-        except PublishFailed as silent:
+            self._mended |= {*self._bus.mended()}
+            for source in tuple(self._mended):
+                if await self._consumers[source].ask_again():
+                    self._mended.remove(source)
+        except (PublishFailed, Unavailable) as silent:
             if not self._silent:
                 self._log.warning("jetstream_does_not_answer", why=str(silent))
             self._silent = str(silent)

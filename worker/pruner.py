@@ -23,8 +23,8 @@ FirstKept = Callable[[], Awaitable[Mapping[str, int]]]
 class Pruner:
     """Prunes every `interval` seconds.
 
-    `retain_us`: how long an ended flow is kept; `inbox_us`: how long a message is remembered at least; `expired` is called when held
-    replies became dead letters, which are then to be published.
+    `retain_us`: how long an ended flow is kept; `ids_us`: how long its id is known since its last change; `inbox_us`: how long a message
+    is remembered at least; `expired` is called when held replies became dead letters, which are then to be published.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Pruner:
         first_kept: FirstKept,
         *,
         retain_us: Micros,
+        ids_us: Micros,
         inbox_us: Micros,
         expired: Callable[[], None] = lambda: None,
         interval: float = 60.0,
@@ -41,6 +42,7 @@ class Pruner:
         self._engine = engine
         self._first_kept = first_kept
         self._retain_us = retain_us
+        self._ids_us = ids_us
         self._inbox_us = inbox_us
         self._expired = expired
         self._interval = interval
@@ -69,6 +71,7 @@ class Pruner:
         pruned = {
             "held": held,
             "flows": await self._all(lambda t: t.prune_flows(now - self._retain_us, self._batch)),
+            "ids": await self._all(lambda t: t.prune_tombstones(now - self._ids_us, self._batch)),
             "inbox": 0,
         }
         for stream, first in (await self._first_kept()).items():

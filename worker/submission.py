@@ -137,6 +137,7 @@ def _need_start(command: StartFlow, needs: Needs) -> None:
     """Add what may be there already, and the parent."""
     if not command.minted:
         needs.flows.add(command.flow_id)
+        needs.new.add(command.flow_id)
     if command.idempotency_key is not None:
         needs.keys.add((command.owner_session_key, command.idempotency_key))
     if command.parent_flow_id is not None:

@@ -7,7 +7,7 @@ time (or the interval, whichever is sooner) and is woken by a commit that brings
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -21,7 +21,7 @@ from worker.flow.identifiers import bad_id
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
 from worker.manager import FlowManager, new_id
-from worker.store.records import Batch
+from worker.store.records import Batch, DueFlows
 from worker.submission import Outcome, Raw
 from worker.telemetry import Said
 from worker.times import SECOND, Micros, to_micros
@@ -31,6 +31,8 @@ from worker.wire.verdicts import Identity, digest
 _DUE_AT_ONCE = 500
 _CALM: Micros = SECOND
 """How long the loop rests after an error, so that a database that refuses is not asked in a circle."""
+_LOOK_AGAIN: Micros = SECOND // 20
+"""How long the loop rests while a deadline waits for replies that are not decided."""
 
 
 class TickReport(msgspec.Struct, kw_only=True):
@@ -44,12 +46,26 @@ class TickReport(msgspec.Struct, kw_only=True):
 
 
 class WaitEngine:
-    """Moves the waiting flows of one manager. `late` hears of each that time moved how many seconds after its due time that was."""
+    """Moves the waiting flows of one manager. `late` hears of each that time moved how many seconds after its due time that was.
 
-    def __init__(self, manager: FlowManager, *, late: Callable[[float], None] = lambda _: None) -> None:
+    `decided` says until when every reply that came is decided: a deadline does not pass before one that came in time, but waits for it no
+    longer than `patience` (SEMANTICS R9). None: every reply is decided as it comes.
+    """
+
+    def __init__(
+        self,
+        manager: FlowManager,
+        *,
+        late: Callable[[float], None] = lambda _: None,
+        decided: Callable[[], Awaitable[Micros]] | None = None,
+        patience: Micros = 0,
+    ) -> None:
         self.manager = manager
         self._engine = manager.engine
         self._late = late
+        self._decided = decided
+        self._patience = patience
+        self._held_back = False
         self._woken = asyncio.Event()
         self._asleep_until: Micros | None = None
         self._log = structlog.get_logger("wait_engine")
@@ -68,20 +84,33 @@ class WaitEngine:
         report = TickReport()
         left = 0
         try:
-            asked = await self._engine.store.due(now, _DUE_AT_ONCE)
+            asked = await self._due(now)
             report.scanned = asked.waiting
             while due := asked.flows:
                 passed = [DeadlinePassed(flow_id=d.flow_id, wait_id=d.wait_id or 0, at_us=now) for d in due]
                 outcomes = await asyncio.gather(*[self._engine.submit(p) for p in passed], return_exceptions=True)
-                left += sum([self._count(report, d.due_us, outcome) for d, outcome in zip(due, outcomes, strict=True)])
-                if len(due) < _DUE_AT_ONCE or report.errors:
+                moved = sum([self._count(report, d.due_us, outcome) for d, outcome in zip(due, outcomes, strict=True)])
+                left += moved
+                is_last = len(due) < _DUE_AT_ONCE and not asked.held_back
+                if is_last or report.errors or not moved:
                     break
-                asked = await self._engine.store.due(now, _DUE_AT_ONCE)
+                asked = await self._due(now)
         except FlowError as bad:
             self._log.warning("tick_failed", why=bad.message)
             report.errors += 1
         report.still_waiting = max(report.scanned - left, 0)
         return report
+
+    async def _due(self, now: Micros) -> DueFlows:
+        """Ask what is due, and not only held back by replies; where nothing else is, ask how far those are decided by now."""
+        store = self._engine.store
+        if self._decided is None:
+            return await store.due(now, _DUE_AT_ONCE)
+        asked = await store.due(now, _DUE_AT_ONCE, now - self._patience)
+        if asked.held_back and not asked.flows:
+            asked = await store.due(now, _DUE_AT_ONCE, max(await self._decided(), now - self._patience))
+        self._held_back = asked.held_back
+        return asked
 
     def _count(self, report: TickReport, due: Micros, outcome: Outcome | BaseException) -> int:
         """Count one result; returns 1 when the flow no longer waits."""
@@ -161,26 +190,26 @@ class WaitEngine:
                 report = await self.tick()
                 if report.resumed or report.cancelled or report.errors:
                     self._log.debug(Said.TICK, **msgspec.structs.asdict(report))
-                await self._sleep(interval, stopping, calm=report.errors > 0)
+                await self._sleep(interval, stopping, _CALM if report.errors else _LOOK_AGAIN if self._held_back else 0)
         finally:
             stopping.cancel()
 
-    async def _sleep(self, interval: timedelta, stopping: asyncio.Future[Any], *, calm: bool) -> None:
-        """Sleep until the next due time, the interval's end, an earlier timer, or the stop."""
+    async def _sleep(self, interval: timedelta, stopping: asyncio.Future[Any], rest: Micros) -> None:
+        """Sleep until the next due time, the interval's end, an earlier timer, or the stop; at least for `rest`."""
         now = self._engine.clock()
         until = now + interval // timedelta(microseconds=1)
         try:
             due = await self._engine.store.next_due()
         except Unavailable:
-            due, calm = None, True
+            due, rest = None, _CALM
         if due is not None:
-            until = min(until, max(due, now + _CALM) if calm else due)
+            until = min(until, max(due, now + rest) if rest else due)
         self._asleep_until = until
-        if not self._woken.is_set() or calm:
+        if not self._woken.is_set() or rest:
             woken = asyncio.ensure_future(self._woken.wait())
             delay = max(until - self._engine.clock(), 0) / SECOND
             try:
-                await asyncio.wait({woken, stopping} if not calm else {stopping}, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({stopping} if rest else {woken, stopping}, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 woken.cancel()
         self._asleep_until = None

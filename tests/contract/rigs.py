@@ -51,6 +51,7 @@ class Rig(Protocol):
     async def create_stream(self, config: Json) -> None: ...
     async def stream_config(self, name: str) -> Json: ...
     async def create_consumer(self, stream: str, config: Json) -> None: ...
+    async def consumer_config(self, source: Source) -> Json: ...
     async def delete_consumer(self, source: Source) -> None: ...
     async def delete_stream(self, name: str) -> None: ...
     async def change_stream(self, name: str, change: Json) -> None: ...
@@ -85,6 +86,9 @@ class MemoryRig:
 
     async def create_consumer(self, stream: str, config: Json) -> None:
         self.broker.consumer(Source(stream=stream, consumer=config["name"])).config = config
+
+    async def consumer_config(self, source: Source) -> Json:
+        return self.broker.consumer(source).config
 
     async def delete_consumer(self, source: Source) -> None:
         del self.broker.consumers[source.stream, source.consumer]
@@ -189,6 +193,10 @@ class JetStreamRig:
     async def create_consumer(self, stream: str, config: Json) -> None:
         answer = await self.nats.api(f"CONSUMER.CREATE.{stream}.{config['name']}", {"stream_name": stream, "config": config})
         assert "error" not in answer, answer
+
+    async def consumer_config(self, source: Source) -> Json:
+        config: Json = (await self.nats.api(f"CONSUMER.INFO.{source.stream}.{source.consumer}"))["config"]
+        return config
 
     async def delete_consumer(self, source: Source) -> None:
         assert "error" not in await self.nats.api(f"CONSUMER.DELETE.{source.stream}.{source.consumer}")

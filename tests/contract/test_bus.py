@@ -10,21 +10,9 @@ import pytest
 
 from tests.contract.rigs import ACK, EVT, IN, WORKER, Rig, pulling
 from tests.eventually import eventually
-from worker.bus.base import (
-    Bus,
-    Delivery,
-    Endpoint,
-    InProgress,
-    Nak,
-    Outgoing,
-    PublishFailed,
-    Request,
-    Service,
-    Source,
-    Stream,
-    Term,
-)
-from worker.errors import TopologyRefused
+from worker.bus.base import Bus, Delivery, Holder, InProgress, Nak, Outgoing, PublishFailed, Source, Stream, Term
+from worker.bus.endpoints import Endpoint, Request, Service
+from worker.errors import ConsumerTaken, TopologyRefused
 
 CMD = "taskflow.cmd.ana.start"
 SERVICE = Service(
@@ -581,10 +569,13 @@ GOOD = {
         ({"allow_msg_ttl": True}, "allow_msg_ttl is true, it must be false"),
         ({"max_msgs_per_subject": 1}, "max_msgs_per_subject is 1, it must be -1"),
         ({"no_ack": True}, "no_ack is true, it must be false"),
+        ({"subject_transform": {"src": "s.kate.*", "dest": "s.mallory.{{wildcard(1)}}"}}, "subject_transform"),
+        ({"sources": [{"name": "A", "subject_transforms": [{"src": "a.>", "dest": "s.>"}]}]}, "subject_transforms of its source A"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_an_inbound_stream_that_would_break_a_promise_is_refused(rig: Rig, change: dict[str, object], named: str) -> None:
+    await rig.create_stream(GOOD | {"name": "A", "subjects": ["a.>"]})
     await rig.create_stream(GOOD | change)
     bus = rig.connect()
     await bus.open()
@@ -636,6 +627,132 @@ async def test_a_consumer_that_would_break_a_promise_is_refused(rig: Rig, change
         await bus.prepare((Stream(name="S", subjects=("s.>",), inbound=True, max_age=60),), (Source(stream="S"),))
     assert "consumer worker of stream S" in str(refused.value)
     await bus.close()
+
+
+async def test_an_event_stream_that_would_show_events_to_others_is_refused(rig: Rig) -> None:
+    """Permissions to read are given by subject."""
+    moved = {"src": "taskflow.evt.kate.>", "dest": "taskflow.evt.mallory.>"}
+    await rig.create_stream({**GOOD, "name": "TASKFLOW_EVT", "subjects": ["taskflow.evt.>"], "subject_transform": moved})
+    bus = rig.connect()
+    await bus.open()
+    with pytest.raises(TopologyRefused, match="stream TASKFLOW_EVT: subject_transform"):
+        await bus.prepare((EVT,), ())
+    await bus.close()
+
+
+@pytest.mark.parametrize(
+    "binding, src, dest, hidden",
+    [
+        ("their.reply", "their.reply", "elsewhere.reply", True),
+        ("their.reply", "their.>", "elsewhere.>", True),
+        ("their.*", "their.a", "elsewhere.a", True),
+        ("their.reply", "", "elsewhere.>", True),
+        ("elsewhere.reply", "their.>", "elsewhere.>", False),
+        ("elsewhere.reply", ">", "elsewhere.>", False),
+        ("their.reply", "their.other", "elsewhere.other", False),
+        ("their.reply", "their.>", "their.>", False),
+        ("their.*.*", "their.*.*", "their.{{wildcard(2)}}.{{wildcard(1)}}", False),
+        ("their.reply", "their.*", "their.{{partition(2,1)}}.x", True),
+    ],
+)
+async def test_a_transform_that_hides_replies_from_their_binding_is_refused(
+    rig: Rig, binding: str, src: str, dest: str, hidden: bool
+) -> None:
+    await rig.create_stream({**GOOD, "name": "THEIRS", "subjects": ["their.>"], "subject_transform": {"src": src, "dest": dest}})
+    bus = rig.connect()
+    await bus.open()
+    preparing = bus.prepare((IN, EVT), (WORKER, Source(stream="THEIRS", filters=(binding,))))
+    if hidden:
+        with pytest.raises(TopologyRefused, match="stream THEIRS: subject_transform"):
+            await preparing
+    else:
+        assert await preparing == []
+    await bus.close()
+
+
+async def test_a_transform_that_is_set_later_is_found_by_an_inspection(rig: Rig, bus: Bus) -> None:
+    await rig.create_stream({**GOOD, "name": "THEIRS", "subjects": ["their.>"]})
+    await bus.prepare((IN, EVT), (WORKER, Source(stream="THEIRS", filters=("their.reply",))))
+    assert await bus.inspect() == []
+    await rig.change_stream("THEIRS", {"subject_transform": {"src": "their.reply", "dest": "x.reply"}})
+    await rig.change_stream(
+        "TASKFLOW_IN", {"subject_transform": {"src": "taskflow.cmd.kate.*", "dest": "taskflow.cmd.bob.{{wildcard(1)}}"}}
+    )
+    assert sorted(flaw.split(":")[0] for flaw in await bus.inspect()) == ["stream TASKFLOW_IN", "stream THEIRS"]
+
+
+HERE, THERE = (Holder(database=name, host="build-1", store=f"/srv/{name}/flows.db") for name in ("a1", "b2"))
+
+
+async def test_a_consumer_belongs_to_the_first_database_that_comes(rig: Rig) -> None:
+    """SEMANTICS O9."""
+    first, second = rig.connect(), rig.connect()
+    await first.open()
+    await second.open()
+    both = Source(stream="TASKFLOW_IN", consumer="other", filters=("taskflow.resume",))
+    await first.prepare((IN, EVT), (WORKER, both), holder=HERE)
+    assert await first.prepare((IN, EVT), (WORKER, both), holder=HERE) == [], "it is the same database after a restart"
+    for source in (WORKER, both):
+        with pytest.raises(ConsumerTaken, match=f"consumer {source.consumer} .* a1 .*/srv/a1/flows.db on build-1") as refused:
+            await second.prepare((IN, EVT), (source,), holder=THERE)
+        assert "--adopt" in str(refused.value)
+    wider = msgspec.structs.replace(IN, subjects=(*IN.subjects, "new.>"))
+    with pytest.raises(ConsumerTaken):
+        await second.prepare((wider, EVT), (WORKER,), holder=THERE)
+    assert (await rig.stream_config("TASKFLOW_IN"))["subjects"] == list(IN.subjects), "nothing was changed"
+    assert await second.prepare((IN, EVT), (WORKER,)) == [], "who makes streams for others is on no database"
+    await first.close()
+    await second.close()
+
+
+async def test_a_database_that_adopts_a_consumer_keeps_it_and_the_other_one_finds_out(rig: Rig) -> None:
+    first, second = rig.connect(), rig.connect()
+    await first.open()
+    await second.open()
+    await first.prepare((IN, EVT), (WORKER,), holder=HERE)
+    assert await first.inspect() == []
+    await second.prepare((IN, EVT), (WORKER,), holder=THERE, adopt=True)
+    assert await second.inspect() == []
+    with pytest.raises(ConsumerTaken, match="b2"):
+        await first.inspect()
+    with pytest.raises(ConsumerTaken, match="b2"):
+        await first.prepare((IN, EVT), (WORKER,), holder=HERE)
+    assert await second.prepare((IN, EVT), (WORKER,), holder=THERE) == []
+    await first.close()
+    await second.close()
+
+
+async def test_a_consumer_from_before_such_claims_is_claimed_and_keeps_what_else_was_noted(rig: Rig, bus: Bus) -> None:
+    await rig.change_consumer(WORKER, {"metadata": {"team": "platform"}})
+    await bus.prepare((IN, EVT), (WORKER,), holder=HERE)
+    other = rig.connect()
+    await other.open()
+    with pytest.raises(ConsumerTaken):
+        await other.prepare((IN, EVT), (WORKER,), holder=THERE)
+    assert (await rig.consumer_config(WORKER))["metadata"]["team"] == "platform"
+    await other.close()
+
+
+async def test_a_consumer_that_is_made_again_is_claimed_again(rig: Rig, bus: Bus) -> None:
+    await bus.prepare((IN, EVT), (WORKER,), holder=HERE)
+    async with pulling(bus, settle=ACK) as got:
+        await rig.delete_consumer(WORKER)
+        await rig.agent.publish(CMD, b"1")
+        await eventually(lambda: got, within=20)
+    await bus.inspect()
+    other = rig.connect()
+    await other.open()
+    with pytest.raises(ConsumerTaken):
+        await other.prepare((IN, EVT), (WORKER,), holder=THERE)
+    await other.close()
+
+
+async def test_a_database_in_memory_takes_no_consumer_over_and_leaves_no_name_behind(rig: Rig, bus: Bus) -> None:
+    fleeting = Holder(database="c3", host="laptop", store=":memory:")
+    await bus.prepare((IN, EVT), (WORKER,), holder=fleeting)
+    await bus.prepare((IN, EVT), (WORKER,), holder=HERE)
+    with pytest.raises(ConsumerTaken):
+        await bus.prepare((IN, EVT), (WORKER,), holder=fleeting)
 
 
 async def test_an_inspection_makes_a_deleted_stream_again_and_finds_nothing_wrong(rig: Rig, bus: Bus) -> None:

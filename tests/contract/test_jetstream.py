@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, jetstream_ri
 from tests.eventually import eventually
 from tests.ports import kept_port
 from tests.standing import stand_still
-from worker.bus.base import Delivery, Endpoint, Nak, Outgoing, PublishFailed, Request, Service, Source, Term
+from worker.bus.base import Delivery, Nak, Outgoing, PublishFailed, Source, Term
 from worker.bus.connection import NatsOptions
+from worker.bus.endpoints import Endpoint, Request, Service
 from worker.bus.jetstream import JetStreamBus
 from worker.bus.server import EmbeddedServer, ServerRefused, find_server
 from worker.errors import BusLost, TopologyRefused
@@ -228,10 +230,25 @@ async def test_what_a_changed_consumer_gave_up_on_comes_again_once_it_is_changed
     assert len(await bus.inspect()) == 1
     able = True
     await real.change_consumer(WORKER, {"max_deliver": -1})
+    assert bus.mended() == ()
     assert await bus.inspect() == []
+    assert bus.mended() == (WORKER,)
+    assert bus.mended() == (), "told once"
+    assert await bus.rewind(WORKER, 1)
     await eventually(lambda: got == [1, 1, 1])
     pull.cancel()
     await asyncio.wait({pull})
+
+
+async def test_a_paused_consumer_is_found_by_an_inspection_and_is_no_reason_not_to_start(real: JetStreamRig, bus: JetStreamBus) -> None:
+    until = (datetime.now(UTC) + timedelta(days=30)).isoformat()
+    await real.nats.api("CONSUMER.PAUSE.TASKFLOW_IN.worker", {"pause_until": until})
+    assert await bus.prepare((IN, EVT), (WORKER,)) == []
+    (flaw,) = await bus.inspect()
+    assert "consumer worker of stream TASKFLOW_IN is paused" in flaw
+    await real.nats.api("CONSUMER.PAUSE.TASKFLOW_IN.worker", {})
+    assert await bus.inspect() == []
+    assert bus.mended() == (), "what is paused is not given up on"
 
 
 async def test_somebody_who_pulls_already_is_warned_of(real: JetStreamRig, bus: JetStreamBus) -> None:

@@ -18,9 +18,10 @@ from tests.eventually import eventually
 from tests.ports import kept_port
 from tests.standing import stand_still
 from worker.bus.asking import LOST, NOT_CONNECTED
-from worker.bus.base import NO_RESPONDERS, Asked, Bus, Endpoint, Request, Service, Source, Stream
+from worker.bus.base import NO_RESPONDERS, Asked, Bus, Source, Stream
 from worker.bus.broker import Heard
 from worker.bus.connection import NatsOptions
+from worker.bus.endpoints import Endpoint, Request, Service
 from worker.bus.jetstream import JetStreamBus
 from worker.bus.memory import MemoryBus
 from worker.bus.server import EmbeddedServer

@@ -198,4 +198,4 @@ def probes_of(
 ) -> WorkerProbes:
     """Make the probes of parts that run."""
     bus, tracker = bus or MemoryBus(), tracker or Tracker(metrics)
-    return WorkerProbes(run.store, bus, [], sources, Inspector(bus), tracker, clock=run.clock, engine=run.engine)
+    return WorkerProbes(run.store, bus, [], sources, Inspector(bus, {}), tracker, clock=run.clock, engine=run.engine)

@@ -30,6 +30,7 @@ import pytest_asyncio
 from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, TOPIC, Agent, Heard, Stage, encoded, in_order, new_id
 from tests.eventually import eventually
+from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("bad_inputs"), pytest.mark.timeout(120)]
 
@@ -152,7 +153,7 @@ UNREADABLE = (
     unreadable(17, "NaN", b'{"controller_id":"k","goal":"g","state":{"a":NaN}}'),
     unreadable(17, "Infinity", b'{"controller_id":"k","goal":"g","state":{"a":-Infinity}}'),
     unreadable(17, "1e400", b'{"controller_id":"k","goal":"g","state":{"a":1e400}}', path="/state"),
-    unreadable(6, "a byte order mark", b"\xef\xbb\xbf{}"),
+    unreadable(6, "two byte order marks", b"\xef\xbb\xbf\xef\xbb\xbf{}"),
     unreadable(21, "nesting 33", nested(33), "too_deep"),
     unreadable(21, "nesting 1,000", nested(1_000), "too_deep"),
     unreadable(21, "nesting 100,000", nested(100_000), "too_deep"),
@@ -668,7 +669,14 @@ async def test_row61_a_hard_link_and_readable_credentials_are_refused(tmp_path: 
 
 async def test_row61_a_taken_http_port_is_refused_by_name(set_: Set, tmp_path: Path) -> None:
     taken = set_.stage.ready["http"].removeprefix("http://")
-    ended = await set_.stage.refused(TASKFLOW_STORE_PATH=str(tmp_path / "own.db"), TASKFLOW_HTTP_BIND=taken)
+    server = EmbeddedServer(tmp_path / "nats")
+    await server.start()
+    try:
+        ended = await set_.stage.refused(
+            TASKFLOW_NATS_URL=server.url, TASKFLOW_STORE_PATH=str(tmp_path / "own.db"), TASKFLOW_HTTP_BIND=taken
+        )
+    finally:
+        await server.stop()
     assert (ended.code, "http.bind" in ended.stderr) == (78, True), ended.stderr
     await eventually(lambda: set_.stage.running)
 

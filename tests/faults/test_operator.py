@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import pytest
 
 from tests.conftest import SEED
 from tests.e2e import checks
+from tests.e2e.commands import command
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, TOPIC, Agent, Json, Stage, encoded, in_order
 from tests.eventually import eventually
 from tests.faults.disturbing import side_by_side
@@ -162,6 +164,52 @@ async def test_a_consumer_that_would_give_up_on_messages_makes_the_worker_unread
     back = await ready(stage)
     assert await judge(stage, kate) == []
     record(Row(scenario="max-deliver-changed", seed=SEED, faults=1, acknowledged=3, back=[back], note=f"said after {took:.1f} s"))
+
+
+@pytest.mark.scenario("consumer-paused")
+async def test_a_paused_consumer_is_said_everywhere_and_a_deadline_waits_for_what_it_holds_back(
+    stage: Stage, kate: Agent, record: Record
+) -> None:
+    flow = await kate.parked("c", timeout="6s")
+    until = (datetime.now(UTC) + timedelta(days=30)).isoformat()
+    await api(kate, f"CONSUMER.PAUSE.{INBOUND}.worker", {"pause_until": until})
+    await kate.reply(TOPIC, "c", 1)
+    took = await unready(stage, "streams failed", "paused")
+    assert "TASKFLOW CRITICAL" in (await command(stage, "check", code=2)).out
+    told = json.loads((await command(stage, "doctor", "-o", "json", code=1)).out)["checks"]
+    assert {"ready", "consumer worker"} <= {check["name"] for check in told if check["level"] == "fail" and "paused" in check["text"]}
+    assert "stream_breaks_a_promise" in stage.logs()[-1].read_text()
+    due = (await kate.flow(flow))["wait"]["deadline"]
+    await eventually(lambda: datetime.now(UTC) > datetime.fromisoformat(due) + timedelta(seconds=1))
+    assert (await kate.flow(flow))["status"] == "waiting"
+    await api(kate, f"CONSUMER.PAUSE.{INBOUND}.worker", {})
+    assert (await kate.until(flow, "running"))["state"]["resume_event"] == 1
+    back = await ready(stage)
+    assert await judge(stage, kate) == []
+    record(Row(scenario="consumer-paused", seed=SEED, faults=1, acknowledged=3, back=[back], note=f"said after {took:.1f} s"))
+
+
+@pytest.mark.scenario("another-database")
+async def test_a_worker_on_another_database_is_refused_until_it_adopts_the_consumer_and_then_the_first_one_ends(
+    stage: Stage, kate: Agent, tmp_path: Path
+) -> None:
+    other = {"TASKFLOW_STORE_PATH": str(tmp_path / "other.db")}
+    flow = await kate.start()
+    ended = await stage.refused(**other)
+    assert ended.code == 75, ended.stderr
+    assert str(stage.path) in ended.stderr
+    assert "--adopt" in ended.stderr
+    assert str(tmp_path / "other.db") in ended.stderr, "where this one's database would be is said at the start"
+    first, stage.program = stage.process, (*stage.program, "--adopt")
+    adopting, _ = await stage.spawn(**other)
+    try:
+        assert adopting.stdout is not None
+        assert json.loads(await asyncio.wait_for(adopting.stdout.readline(), 30))["event"] == "ready"
+        assert await asyncio.wait_for(first.wait(), 15) == 75
+        assert (await kate.api("status", {"flow_id": flow}))["error"]["code"] == "not_found"
+    finally:
+        adopting.terminate()
+        await adopting.communicate()
 
 
 @pytest.mark.full

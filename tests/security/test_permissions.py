@@ -379,6 +379,7 @@ async def test_the_worker_keeps_its_promises_through_kills_with_rights_that_chan
 
 
 def denied(stage: Stage) -> list[str]:
-    """Return what the workers' logs say of missing permissions."""
+    """Return what the workers' logs say of missing permissions, but for the one that is told at the start and can be done without."""
     lines = [line for log in stage.logs() for line in log.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if "permission" in line.lower() or "not_rewound" in line]
+    told = [line for line in lines if "permission" in line.lower() or "not_rewound" in line]
+    return [line for line in told if "consumer.create.taskflow_in.worker" not in line.lower()]

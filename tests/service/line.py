@@ -81,12 +81,12 @@ class Line:
         self._life: Life
         self._ids = itertools.count(1)
 
-    async def start(self, *, startup_drain: float = 5.0) -> None:
+    async def start(self, *, startup_drain: float = 5.0, adopt: bool = False) -> None:
         self.store = await SqliteFlowStore.open(self.path)
         self.bus = SpyingBus(self.broker)
         engine = msgspec.structs.replace(self.config.engine, startup_drain=Duration(startup_drain * 1_000_000))
         self._life = Life(msgspec.structs.replace(self.config, engine=engine), self.store, self.bus, clock=self.clock)
-        await self._life.begin()
+        await self._life.begin(adopt=adopt)
 
     @property
     def services(self) -> Services:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -14,14 +17,15 @@ from tests.eventually import eventually
 from tests.running import an_input
 from tests.service.line import TOPIC, Gate, Line, living, sequences
 from worker import consumer, engine, lanes, relay
-from worker.bus.base import Delivery, InProgress
+from worker.bus.base import Delivery, InProgress, Source
 from worker.bus.memory import Stored
 from worker.consumer import Verdict
-from worker.errors import StoreBroken, Unavailable
+from worker.errors import ConsumerTaken, StoreBroken, Unavailable
 from worker.flow.commands import FinishFlow
 from worker.flow.decide import decide
 from worker.flow.lifecycle import FlowStatus
 from worker.store.transaction import SqliteTransaction
+from worker.times import rfc3339
 from worker.wire.headers import MSG_ID
 
 
@@ -461,6 +465,128 @@ async def test_timers_do_not_wait_for_a_backlog_that_never_ends(path: Path, monk
     await eventually(lambda: _is_running(line, silent))
     assert line.floor < line.broker.streams["TASKFLOW_IN"].last_seq
     await line.stop()
+
+
+@contextlib.contextmanager
+def paused(line: Line) -> Iterator[None]:
+    """Have the broker store messages and deliver none, as a paused consumer does."""
+    state = line.broker.consumer(line.services.consumers[0]._source)
+    with patch.object(state, "deliver", lambda _now: None):
+        yield
+    line.broker.tick()
+
+
+async def test_a_deadline_waits_for_a_reply_that_the_broker_stored_before_it(path: Path) -> None:
+    """SEMANTICS R9: at all times, not at the start only; with nothing pending it waits for nothing."""
+    async with living(path) as line:
+        answered, silent = await line.parked("c-1", timeout="10s"), await line.parked("c-2", timeout="20s")
+        await line.settled()
+        with paused(line):
+            line.clock.advance(seconds=5)
+            await line.reply({"n": 1})
+            line.clock.advance(seconds=5.5)
+            await line.services.waits.tick()
+            assert not await _is_running(line, answered)
+        await eventually(lambda: _is_running(line, answered))
+        assert (await line.flow(answered)).state_json["resume_event"] == {"n": 1}
+        await line.settled()
+        line.clock.advance(seconds=10)
+        assert (await line.services.waits.tick()).resumed == 1
+        assert (await line.flow(silent)).state_json["resume_event"] == {"timed_out": True}
+
+
+async def test_a_reply_that_is_in_hand_is_not_decided_yet(path: Path) -> None:
+    """SEMANTICS R9: a deadline after it waits for its commit."""
+    async with living(path) as line:
+        await line.parked("c-1", timeout="10s")
+        await line.settled()
+        (consumer,), gate = line.services.consumers, Gate()
+        line.clock.advance(seconds=5)
+        arrived = line.clock.us
+        with gate.closed():
+            await line.reply({"n": 1})
+            await gate.reached.wait()
+            line.clock.advance(seconds=1)
+            assert await consumer.decided_until() == arrived
+            gate.open()
+        await line.settled()
+        assert await consumer.decided_until() == line.clock.us
+
+
+async def test_a_deadline_waits_no_longer_than_startup_drain_and_timers_not_at_all(path: Path) -> None:
+    """SEMANTICS R9."""
+    async with living(path) as line:
+        silent, other = await line.parked("c-1", timeout="10s"), await line.started()
+        at = rfc3339(line.clock.us + 10_000_000)
+        assert (await line.done("wait", flow_id=other, wait_condition={"kind": "timer", "at": at}))["ok"]
+        await line.settled()
+        with paused(line):
+            await line.reply({"n": 1}, "nobody's")
+            line.clock.advance(seconds=14.9)
+            await line.services.waits.tick()
+            assert (await _is_running(line, silent), await _is_running(line, other)) == (False, True)
+            line.clock.advance(seconds=0.2)
+            await line.services.waits.tick()
+            assert await _is_running(line, silent)
+
+
+async def test_a_deadline_waits_while_the_broker_does_not_say_what_it_has(path: Path) -> None:
+    """SEMANTICS R9: a reply may lie there since before the connection broke."""
+    async with living(path) as line:
+        flow_id = await line.parked("c-1", timeout="10s")
+        await line.settled()
+        line.bus.disconnect()
+        line.clock.advance(seconds=5)
+        await line.reply({"n": 1})
+        line.clock.advance(seconds=6)
+        await line.services.waits.tick()
+        assert not await _is_running(line, flow_id)
+        line.bus.reconnect()
+        await eventually(lambda: _is_running(line, flow_id))
+        assert (await line.flow(flow_id)).state_json["resume_event"] == {"n": 1}
+
+
+async def test_once_a_consumer_is_mended_only_what_has_no_outcome_is_asked_for_again(path: Path) -> None:
+    """RELIABILITY 3, row 37: with `max_deliver` the broker may have given up on a message, and on no other."""
+    async with living(path) as line:
+        await line.done("start", controller_id="k", goal="first")
+        await line.settled()
+        source = line.services.consumers[0]._source
+        state, given_up = line.broker.consumer(source), line.broker.streams["TASKFLOW_IN"].last_seq + 1
+        with paused(line):
+            name = await line.command("start", controller_id="k", goal="given up")
+            state._next += 1  # handed out until it was given up, and never settled
+        rewound: list[int | None] = []
+        with patch.object(line.bus, "mended", lambda: (source,)), patch.object(line.bus, "rewind", _noting(line, rewound)):
+            await line.services.inspector.inspect()
+        assert (await line.outcome(name))["ok"]
+        assert rewound == [given_up]
+        rewound.clear()
+        await line.settled()
+        with patch.object(line.bus, "mended", lambda: (source,)), patch.object(line.bus, "rewind", _noting(line, rewound)):
+            await line.services.inspector.inspect()
+        assert rewound == [], "everything has its outcome"
+
+
+def _noting(line: Line, rewound: list[int | None]) -> Callable[..., Awaitable[bool]]:
+    """Return a `rewind` that notes where to."""
+    real = line.bus.rewind
+
+    async def rewind(source: Source, to: int | None = None) -> bool:
+        rewound.append(to)
+        return await real(source, to)
+
+    return rewind
+
+
+async def test_a_worker_whose_consumer_is_adopted_by_another_database_ends(path: Path) -> None:
+    """SEMANTICS O9."""
+    async with living(path) as line:
+        source = line.services.consumers[0]._source
+        config = line.broker.consumer(source).config
+        config["metadata"] = {**config["metadata"], "taskflow-database": "another"}
+        with pytest.raises(ConsumerTaken, match="another"):
+            await line.services.inspector.inspect()
 
 
 # --- the end

@@ -11,8 +11,10 @@ from tests.eventually import eventually
 from tests.running import Running, running
 from tests.service.acting import Inlet, external, parked, started, timer
 from worker.bus.base import PublishFailed
-from worker.errors import Unavailable
+from worker.errors import Conflict, Unavailable
+from worker.flow.commands import StartFlow
 from worker.pruner import Pruner
+from worker.submission import Outcome
 
 DAY = 86_400 * 1_000_000
 
@@ -21,7 +23,7 @@ def pruner(run: Running, first: int = 1, **more: Any) -> Pruner:
     async def first_kept() -> Mapping[str, int]:
         return {"TASKFLOW_IN": first}
 
-    return Pruner(run.engine, first_kept, **{"retain_us": 30 * DAY, "inbox_us": 14 * DAY, **more})
+    return Pruner(run.engine, first_kept, **{"retain_us": 30 * DAY, "ids_us": 60 * DAY, "inbox_us": 14 * DAY, **more})
 
 
 async def publish_all(run: Running) -> None:
@@ -107,14 +109,32 @@ async def test_the_inbox_remembers_as_long_as_the_stream_and_longer() -> None:
         assert (await run.store.counts())["inbox.resumed"] == 4, "the counters count messages, not rows"
 
 
+async def test_the_id_of_a_pruned_flow_starts_no_other_as_long_as_its_events_are_kept() -> None:
+    """SEMANTICS 6: the broker would take the new flow's events for the old one's, and drop them."""
+
+    async def again() -> Outcome:
+        return await run.engine.submit(StartFlow(flow_id=old.id, controller_id="k", goal="g", owner_session_key="owner", minted=False))
+
+    async with running() as run:
+        old = await started(run)
+        await run.manager.finish(old.id)
+        await publish_all(run)
+        run.clock.advance(days=30, microseconds=1)
+        assert (await pruner(run).prune())["flows"] == 1
+        assert isinstance((await again()).error, Conflict)
+        run.clock.advance(days=30)
+        assert (await pruner(run).prune())["ids"] == 1
+        assert (await again()).name == "applied"
+
+
 async def test_a_held_reply_keeps_its_row_until_it_is_decided() -> None:
     """SEMANTICS R4: its outcome is still to come."""
     async with running() as run:
         await Inlet(run).reply({"n": 1}, event_id="e1")
         run.clock.advance(hours=23)
-        assert (await pruner(run, 100, inbox_us=0).prune()) == {"held": 0, "flows": 0, "inbox": 0}
+        assert (await pruner(run, 100, inbox_us=0).prune()) == {"held": 0, "flows": 0, "ids": 0, "inbox": 0}
         run.clock.advance(hours=1)
-        assert (await pruner(run, 100, inbox_us=0).prune()) == {"held": 1, "flows": 0, "inbox": 1}
+        assert (await pruner(run, 100, inbox_us=0).prune()) == {"held": 1, "flows": 0, "ids": 0, "inbox": 1}
 
 
 async def test_requests_on_api_are_forgotten_by_age() -> None:
@@ -139,7 +159,7 @@ async def test_neither_an_outage_nor_a_defect_ends_the_pruner() -> None:
                 raise errors.pop(0)
             return {}
 
-        task = asyncio.create_task(Pruner(run.engine, first_kept, retain_us=DAY, inbox_us=DAY, interval=0.001).run())
+        task = asyncio.create_task(Pruner(run.engine, first_kept, retain_us=DAY, ids_us=DAY, inbox_us=DAY, interval=0.001).run())
         await eventually(lambda: len(asked) >= 5)
         assert not task.done()
         task.cancel()

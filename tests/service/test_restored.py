@@ -100,7 +100,7 @@ async def test_a_new_database_does_not_do_again_what_an_older_one_did(path: Path
         await line.stop()
         for part in PARTS:
             path.with_name(path.name + part).unlink(missing_ok=True)
-        await line.start()
+        await line.start(adopt=True)
         await line.done("start", "second", controller_id="k", goal="g")
         await line.settled()
         assert await line.store.outcome("cmd:kate", "first") is None

@@ -44,9 +44,10 @@ class Worker:
     def __init__(self, outcome: int | BaseException) -> None:
         self.outcome = outcome
         self.config: Config | None = None
+        self.adopts = False
 
-    async def run(self, config: Config, **_: object) -> int:
-        self.config = config
+    async def run(self, config: Config, *, adopt: bool = False, **_: object) -> int:
+        self.config, self.adopts = config, adopt
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome
@@ -134,6 +135,17 @@ def test_run_gives_the_worker_its_configuration_and_takes_its_exit_code(folder: 
     assert worker.config is not None
     assert (worker.config.store.path, worker.config.engine.max_batch, worker.config.subjects.reply_topics) == ("x.db", 3, ())
     assert worker.config.origin("store.path") == "flag --store-path"
+
+
+@pytest.mark.parametrize("command", [("run",), ("dev", "--nats-url", "nats://127.0.0.1:1")])
+def test_a_consumer_is_adopted_by_a_flag_and_by_nothing_else(
+    folder: Path, app: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    """What is meant for one start must not stay behind in a file or an environment."""
+    worker = app(0)
+    monkeypatch.setenv("TASKFLOW_ADOPT", "true")
+    assert (invoke(*command).exit_code, worker.adopts) == (0, False)
+    assert (invoke(*command, "--adopt").exit_code, worker.adopts) == (0, True)
 
 
 def test_run_reads_the_file_that_is_named(folder: Path, app: Callable[[int], Worker]) -> None:

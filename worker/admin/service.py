@@ -7,7 +7,7 @@ import structlog
 from worker.admin.acting import Acting, actor_of
 from worker.admin.desk import Desk
 from worker.admin.letters import Letters
-from worker.bus.base import Endpoint
+from worker.bus.endpoints import Endpoint
 from worker.wire.operators import OPERATIONS, Intervention, LettersPurge, LettersReplay, read_operation
 from worker.wire.subjects import Subjects
 

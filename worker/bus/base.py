@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from worker.wire.subjects import covers
+from worker.bus.endpoints import Request, Service
 
 Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
@@ -129,6 +129,14 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int = 4 * 1024 * 1024
 
 
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """The database that a worker's consumers serve: its id, and for people the host and the path where it lies."""
+
+    database: str
+    host: str
+    store: str
+
+
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
     """What a source looked like at one moment: `floor` (all up to this sequence are settled), `delivered` (the highest
     sequence ever handed out) and `pending` (messages not handed out yet).
@@ -137,42 +145,6 @@ class Backlog(msgspec.Struct, frozen=True, kw_only=True):
     floor: int
     delivered: int
     pending: int
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A core request on a service endpoint. `answer` publishes the reply; it never raises."""
-
-    subject: str
-    headers: Headers
-    body: bytes
-    answer: Callable[[bytes, Headers], Awaitable[None]]
-
-
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One verb of the micro service: `subject` may have wildcards; `metadata` shows in `nats micro info`."""
-
-    name: str
-    subject: str
-    metadata: Headers = NO_HEADERS
-
-
-class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """The micro service (`$SRV.PING|INFO|STATS`). `catch_all`: requests on these patterns that no endpoint covers reach the handler too.
-
-    `guarded`: patterns. Whoever asks chooses where the answer goes, and the worker may publish where its callers may not: a request whose
-    reply subject is guarded, or is one of the server's own (`$…`), is not carried out (a confused deputy).
-    """
-
-    name: str
-    version: str
-    description: str
-    endpoints: tuple[Endpoint, ...]
-    catch_all: tuple[str, ...] = ()
-    guarded: tuple[str, ...] = ()
-
-    def guards(self, reply: str) -> bool:
-        """Tell whether no answer may go to the subject."""
-        return reply.startswith("$") or any(covers(pattern, reply) for pattern in self.guarded)
 
 
 class Bus(Protocol):
@@ -205,18 +177,27 @@ class Bus(Protocol):
     async def open(self) -> None:
         """Connect. Raises `BusLost` with a clear sentence within the connect timeout: unreachable, or credentials refused."""
 
-    async def prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
+    async def prepare(
+        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, holder: Holder | None = None, adopt: bool = False
+    ) -> list[str]:
         """Create the missing streams and durable consumers, add missing subjects, check the rest.
 
-        Returns warnings for the operator (for example: a single replica without `sync_interval: always`).
-        Raises `TopologyRefused` naming the stream and setting that would break a promise; nothing is changed then.
+        `holder`: whose consumers they are from now on, unless they are somebody else's; `adopt`: also then. Returns warnings for the
+        operator (for example: a single replica without `sync_interval: always`). Raises `TopologyRefused` naming the stream and setting
+        that would break a promise, `ConsumerTaken` naming the database that a consumer belongs to; nothing is changed then.
         """
 
     async def inspect(self) -> list[str]:
         """Look again at what `prepare` was given: make what was deleted, and say what breaks a promise now, a sentence each.
 
         Settings that somebody changed are only named: whoever changed them had a reason. Raises `PublishFailed` when the broker does
-        not answer.
+        not answer, `ConsumerTaken` once a worker on another database has adopted a consumer.
+        """
+
+    def mended(self) -> tuple[Source, ...]:
+        """Return the sources whose consumer's settings broke a promise and are right again, each once.
+
+        Meanwhile the broker may have given up on messages: with `max_deliver`, say, it would never deliver them again by itself.
         """
 
     def ack_wait(self, source: Source) -> float:

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from worker.bus import settings
-from worker.bus.base import NO_HEADERS, NO_RESPONDERS, Asked, Headers, Published, PublishFailed, Source, Stream
+from worker.bus import claims, settings
+from worker.bus.base import NO_HEADERS, NO_RESPONDERS, Asked, Headers, Holder, Published, PublishFailed, Source, Stream
 from worker.bus.settings import Json
 from worker.bus.streams import ConsumerState, Spelled, Stored, StreamStore
-from worker.errors import TopologyRefused
+from worker.errors import ConsumerTaken, TopologyRefused
 from worker.wire.subjects import covers
 
 
@@ -87,15 +87,26 @@ class MemoryBroker:
             consumer = self.consumers.get((source.stream, source.consumer))
             if consumer is not None:
                 found += settings.consumer_objections(source, consumer.config)
-            elif source.stream not in self.streams and source.stream not in {stream.name for stream in streams}:
+            theirs = self.streams.get(source.stream)
+            if source.stream in {stream.name for stream in streams}:
+                continue
+            if theirs is None:
                 found.append(f"stream {source.stream} does not exist: create it, or take the reply binding that names it out")
+            else:
+                found += settings.transform_objections(source, theirs.config)
         return found
 
-    def prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
+    def prepare(
+        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], holder: Holder | None = None, *, adopt: bool = False
+    ) -> list[str]:
         """Create and check streams and consumers, as `Bus.prepare` promises."""
         found = self.objections(streams, sources)
         if found:
             raise TopologyRefused("\n".join(found))
+        for source in () if adopt else sources:
+            consumer = self.consumers.get((source.stream, source.consumer))
+            if consumer is not None and (refusal := claims.refusal(source, holder, consumer.config)):
+                raise ConsumerTaken(refusal)
         warnings: list[str] = []
         for stream in streams:
             has = self.streams.get(stream.name) or self.create_stream(settings.stream_config(stream))
@@ -103,7 +114,8 @@ class MemoryBroker:
             has.config["subjects"] = settings.subjects_with(stream, has.config) or has.config["subjects"]
             has.config |= {settings.BATCHES: True} if settings.lacks_batches(stream, has.config) else {}
         for source in sources:
-            self.consumer(source)
+            consumer = self.consumer(source)
+            consumer.config = claims.claimed(consumer.config, holder)
         return warnings
 
     def client(self) -> MemoryClient:

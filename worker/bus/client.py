@@ -15,7 +15,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from worker.bus import settings
-from worker.bus.base import Published, Stream
+from worker.bus.base import Published, Source, Stream
 from worker.bus.connection import Connection, NatsOptions, NoAnswer
 from worker.bus.history import Kept
 from worker.bus.monitor import varz
@@ -136,6 +136,13 @@ class Client:
         if "error" in answer:
             raise Silent(f"stream {stream.name}: {answer['error'].get('description', 'not there')}")
         return settings.stream_objections(stream, answer["config"]), settings.stream_remarks(stream, answer["config"])
+
+    async def consumer_flaws(self, source: Source) -> list[str]:
+        """Return what breaks a promise about a consumer, and that it is paused. Raises `Silent`."""
+        answer: dict[str, Any] = msgspec.json.decode(await self.ask(f"$JS.API.CONSUMER.INFO.{source.stream}.{source.consumer}", b""))
+        if "error" in answer:
+            raise Silent(f"consumer {source.consumer} of stream {source.stream}: {answer['error'].get('description', 'not there')}")
+        return settings.consumer_objections(source, answer["config"]) + settings.pauses(source, answer)
 
     async def sync_flaw(self, monitor_url: str) -> str | None:
         """Return why a power cut could lose what the server acknowledged, or None. Raises `Silent` where its monitoring does not answer."""

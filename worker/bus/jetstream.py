@@ -14,21 +14,20 @@ from worker.bus.base import (
     Asked,
     Backlog,
     Delivery,
-    Endpoint,
     Headers,
+    Holder,
     InProgress,
     Nak,
     Outgoing,
     Published,
     PublishFailed,
-    Request,
-    Service,
     Settlement,
     Source,
     Stream,
     Term,
 )
 from worker.bus.connection import Connection, NatsOptions, NoAnswer
+from worker.bus.endpoints import Endpoint, Request, Service
 from worker.bus.outbound import Frame, objection
 from worker.bus.publisher import Publisher
 from worker.bus.pull import Pull
@@ -100,9 +99,11 @@ class JetStreamBus:
         await self._connection.open()
         await self._publisher.open()
 
-    async def prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
-        """Create and check streams and consumers; raises `TopologyRefused`."""
-        return await self._topology.prepare(streams, sources)
+    async def prepare(
+        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, holder: Holder | None = None, adopt: bool = False
+    ) -> list[str]:
+        """Create and check streams and consumers; raises `TopologyRefused` or `ConsumerTaken`."""
+        return await self._topology.prepare(streams, sources, holder, adopt=adopt)
 
     async def inspect(self) -> list[str]:
         """Look again at what `prepare` was given."""
@@ -110,6 +111,10 @@ class JetStreamBus:
             return await self._topology.inspect()
         except NoAnswer as error:
             raise PublishFailed(str(error)) from error
+
+    def mended(self) -> tuple[Source, ...]:
+        """Return the sources whose consumer's settings are right again, each once."""
+        return self._topology.mended()
 
     def ack_wait(self, source: Source) -> float:
         """Return the seconds after which the broker delivers again, as last seen."""

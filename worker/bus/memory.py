@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
@@ -18,18 +17,18 @@ from worker.bus.base import (
     Backlog,
     Delivery,
     Headers,
+    Holder,
     Outgoing,
     Published,
     PublishFailed,
-    Request,
-    Service,
     Settlement,
     Source,
     Stream,
 )
-from worker.bus.broker import Heard, MemoryBroker, MemoryClient, Subscriber
+from worker.bus.broker import Heard, MemoryBroker, MemoryClient
+from worker.bus.endpoints import Request, Service
+from worker.bus.memory_service import MemoryServer
 from worker.bus.outbound import objection
-from worker.bus.service import ERROR, ERROR_CODE, INTERNAL, TOO_LARGE
 from worker.bus.streams import MSG_ID, Spelled, Stored
 from worker.errors import BusLost, TopologyRefused
 from worker.futures import fail, resolve
@@ -49,22 +48,16 @@ class MemoryBus:
         self._lost: asyncio.Future[str] | None = None
         self._failures: list[tuple[PublishFailed, bool]] = []
         self._kicks: list[asyncio.Event] = []
-        self._served: Subscriber | None = None
-        self._prepared: tuple[tuple[Stream, ...], tuple[Source, ...]] = ((), ())
+        self._prepared: tuple[tuple[Stream, ...], tuple[Source, ...], Holder | None] = ((), (), None)
         self.trouble = ""
-        self._slots = asyncio.Semaphore(concurrency)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.max_payload = _MAX_PAYLOAD
+        self._server = MemoryServer(self, self.broker, concurrency)
         self._log = structlog.get_logger()
 
     @property
     def connected(self) -> bool:
         """Whether it is open and not disconnected by a test."""
         return self._connected
-
-    @property
-    def max_payload(self) -> int:
-        """The most bytes in one message."""
-        return _MAX_PAYLOAD
 
     @property
     def lost(self) -> asyncio.Future[str]:
@@ -106,10 +99,12 @@ class MemoryBus:
             raise BusLost(self._lost.result())
         self._connected = True
 
-    async def prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
-        """Create and check streams and consumers; raises `TopologyRefused`."""
-        self._prepared = (streams, sources)
-        return self.broker.prepare(streams, sources)
+    async def prepare(
+        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, holder: Holder | None = None, adopt: bool = False
+    ) -> list[str]:
+        """Create and check streams and consumers; raises `TopologyRefused` or `ConsumerTaken`."""
+        self._prepared = (streams, sources, holder)
+        return self.broker.prepare(streams, sources, holder, adopt=adopt)
 
     async def inspect(self) -> list[str]:
         """Make what was deleted; say what breaks a promise."""
@@ -120,6 +115,10 @@ class MemoryBus:
         except TopologyRefused as refused:
             return str(refused).splitlines()
         return []
+
+    def mended(self) -> tuple[Source, ...]:
+        """Return nothing: this broker gives up on no message, whatever its settings."""
+        return ()
 
     def ack_wait(self, source: Source) -> float:
         """Return the seconds after which the broker delivers again."""
@@ -186,7 +185,7 @@ class MemoryBus:
 
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
         """Publish without any guarantee."""
-        refusal = objection(subject, body, headers, _MAX_PAYLOAD)
+        refusal = objection(subject, body, headers, self.max_payload)
         if refusal is not None or not self._connected:
             self._log.debug("bus.not_told", reason=refusal or "disconnected")
             return
@@ -197,59 +196,23 @@ class MemoryBus:
 
     async def send(self, messages: Sequence[Asked]) -> list[str | None]:
         """Publish core messages whose answers come elsewhere."""
-        return [complaint(one, _MAX_PAYLOAD) or (self.broker.ask(one) if self._connected else NOT_CONNECTED) for one in messages]
+        return [complaint(one, self.max_payload) or (self.broker.ask(one) if self._connected else NOT_CONNECTED) for one in messages]
 
     async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
         """Register the service's endpoints and its catch-all."""
-        patterns = tuple(endpoint.subject for endpoint in service.endpoints) + service.catch_all
-        context = contextvars.copy_context()  # the worker's, whoever asks
-
-        def take(heard: Heard) -> None:
-            """Hand a request to its own task."""
-            if self._connected and not service.guards(heard.reply):
-                task = asyncio.get_running_loop().create_task(self._handle(heard, handler), context=context.copy())
-                self._tasks.add(task)  # the loop keeps weak references only
-                task.add_done_callback(self._tasks.discard)
-
-        self._served = Subscriber(patterns, take)
-        self.broker.subscribers.append(self._served)
+        self._server.start(service, handler)
 
     async def stop_serving(self) -> None:
         """Deregister, and wait for the requests in hand."""
-        self._deregister()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._server.stop()
 
     async def flush(self) -> None:
         """Do nothing: nothing is buffered."""
 
     async def close(self) -> None:
         """Close this connection; the broker keeps everything."""
-        self._deregister()
+        self._server.deregister()
         self._connected = False
-
-    def _deregister(self) -> None:
-        """Take the service off the broker."""
-        served, self._served = self._served, None
-        if served is not None:
-            self.broker.subscribers.remove(served)
-
-    async def _handle(self, heard: Heard, handler: Callable[[Request], Awaitable[None]]) -> None:
-        """Run the handler on a request; what it raises stays inside."""
-
-        async def answer(body: bytes, headers: Headers) -> None:
-            """Answer this request."""
-            if objection(heard.reply or "nobody", body, headers, _MAX_PAYLOAD) is not None:
-                body, headers = TOO_LARGE, {ERROR: "the answer is too large", ERROR_CODE: "413"}
-            if heard.reply:
-                await self.tell(heard.reply, body, headers)
-
-        async with self._slots:
-            try:
-                await handler(Request(subject=heard.subject, headers=heard.headers, body=heard.body, answer=answer))
-            except Exception:  # noqa: BLE001  a defect of the handler is logged, and is not the requester's to read
-                self._log.exception("service.handler_failed", subject=heard.subject)
-                await answer(INTERNAL, {ERROR: "the request failed", ERROR_CODE: "500"})
 
     def _hand_over(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> bool:
         """Deliver one message if there is one and room for it."""
@@ -287,7 +250,7 @@ class MemoryBus:
         if not self._connected:
             raise PublishFailed("not connected")
         spelled: list[Spelled] = [(m.subject, m.body, {**m.headers, **({MSG_ID: m.msg_id} if m.msg_id else {})}) for m in messages]
-        for refusal in (objection(*message, _MAX_PAYLOAD) for message in spelled):
+        for refusal in (objection(*message, self.max_payload) for message in spelled):
             if refusal is not None:
                 raise PublishFailed(refusal, refused=True)
         failure, stored = self._failures.pop(0) if self._failures else (None, True)

@@ -22,8 +22,9 @@ from nats.micro.request import Request as MicroRequest
 from nats.micro.service import EndpointStats
 from nats.micro.service import Service as MicroService
 
-from worker.bus.base import NO_HEADERS, Headers, Request, Service
+from worker.bus.base import NO_HEADERS, Headers
 from worker.bus.connection import Connection
+from worker.bus.endpoints import Request, Service
 from worker.bus.outbound import Frame, objection
 from worker.wire.subjects import covers
 

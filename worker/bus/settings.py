@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from worker.bus.base import Source, Stream
-from worker.wire.subjects import covers
+from worker.wire.subjects import covers, overlap
 
 _NS = 1_000_000_000
 _NOT_EDITABLE = "it cannot be edited: move the messages to a new stream, or remove this one with `nats stream rm {name}`"
@@ -13,6 +14,9 @@ _OLDEST_SERVER = (2, 10, 23)
 _BATCHING_SERVER = (2, 12, 0)
 BATCHES = "allow_atomic"
 """The setting of a stream that takes atomic batches (ADR-50)."""
+
+_MAPPING = re.compile(r"\{\{[^}]*\}\}|\$\d+")
+"""A token of a transform's destination that is made from the subject: `{{wildcard(1)}}`, `$1`, `{{partition(8,2)}}`."""
 
 Json = dict[str, Any]
 
@@ -26,6 +30,8 @@ _EVERY_STREAM: tuple[tuple[str, Any, Any, str], ...] = (
     ("mirror", None, None, _NOT_EDITABLE),
     ("persist_mode", "default", "default", _NOT_EDITABLE),
     ("allow_msg_counter", False, False, _NOT_EDITABLE),
+    # The subject says who a message is from, and whom an event is for.
+    ("subject_transform", None, None, "take it out with `nats stream edit {name} --interactive`"),
 )
 # Agents publish here. Each of these lets a publisher, or a full stream, erase or forge what others were promised is stored.
 _INBOUND_STREAM: tuple[tuple[str, Any, Any, str], ...] = (
@@ -100,10 +106,47 @@ def consumer_config(source: Source) -> Json:
 def stream_objections(stream: Stream, config: Json) -> list[str]:
     """List the settings of an existing stream that would break a promise, one sentence each."""
     table = _EVERY_STREAM + (_INBOUND_STREAM if stream.inbound else ())
-    return [
+    found = [
         f"stream {stream.name}: {setting} is {_shown(actual)}, it must be {_shown(wanted)}; {repair.format(name=stream.name)}"
         for setting, wanted, actual, repair in _differences(table, config)
     ]
+    return found + [f"stream {stream.name}: {setting} must be unset; take it out of the source" for setting, _ in _of_sources(config)]
+
+
+def transform_objections(source: Source, config: Json) -> list[str]:
+    """List what keeps messages of a stream that is not the worker's own from the reply bindings on it, one sentence each.
+
+    A binding on what a subject becomes is fine; one on what it was is never reached.
+    """
+    found = []
+    own = config.get("subject_transform")
+    for setting, transform in [*([("subject_transform", own)] if own else []), *_of_sources(config)]:
+        becomes = _MAPPING.sub("*", transform.get("dest") or ">")
+        found += [
+            f"stream {source.stream}: {setting} stores what comes on {subject} as {becomes}, so the reply binding {subject} never gets it; "
+            "bind what it becomes, or take the transform out"
+            for subject in source.filters
+            if overlap(transform.get("src") or ">", subject) and not overlap(becomes, subject)
+        ]
+    return found
+
+
+def _of_sources(config: Json) -> list[tuple[str, Json]]:
+    """List the transforms of subjects that a stream's sources have, each with the name of the setting."""
+    return [
+        (f"subject_transforms of its source {source.get('name')}", transform)
+        for source in config.get("sources") or ()
+        for transform in source.get("subject_transforms") or ()
+    ]
+
+
+def pauses(source: Source, info: Json) -> list[str]:
+    """Say that a consumer is paused: it delivers nothing then, and says nothing about it."""
+    if not info.get("paused"):
+        return []
+    name, until = f"consumer {source.consumer} of stream {source.stream}", info["config"].get("pause_until", "?")
+    resume = f"nats consumer resume {source.stream} {source.consumer}"
+    return [f"{name} is paused until {until}: nothing is delivered meanwhile; resume it with `{resume}`"]
 
 
 def stream_remarks(stream: Stream, config: Json) -> list[str]:
@@ -130,7 +173,7 @@ def rival_remarks(source: Source, info: Json | None) -> list[str]:
     return [
         (
             f"consumer {source.consumer} of stream {source.stream}: somebody else pulls from it. A second worker on a database of its own "
-            "takes part of every flow's messages: stop one of them, or give each its own NATS account or subjects.prefix"
+            "takes part of every flow's messages: stop one of them, or give each a NATS account of its own"
         )
     ]
 
@@ -160,6 +203,11 @@ def consumer_objections(source: Source, config: Json) -> list[str]:
         has, wanted = sorted(_filters(config)), sorted(source.filters)
         found.append(f"{where}: filter_subjects is {_shown(has)}, it must be {_shown(wanted)}; {repair}")
     return found
+
+
+def with_filters(source: Source, config: Json) -> Json:
+    """Return a consumer's configuration with all filters that are wanted."""
+    return {name: value for name, value in config.items() if name != "filter_subject"} | {"filter_subjects": list(source.filters)}
 
 
 def lacks_filters(source: Source, config: Json) -> bool:

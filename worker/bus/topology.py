@@ -1,29 +1,23 @@
 """Create the streams and durable consumers of CONTRACT 1, and refuse existing ones that would break a promise.
 
-Everything is read and checked before anything is changed. Raw API requests, because nats-py's structs drop settings they do not
-know, and a dropped setting cannot be checked.
+Everything is read and checked before anything is changed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-import msgspec
 import structlog
 
-from worker.bus import settings
-from worker.bus.base import Source, Stream
+from worker.bus import claims, settings
+from worker.bus.base import Holder, Source, Stream
 from worker.bus.batches import Batches
 from worker.bus.connection import Connection, NoAnswer, NotPermitted
+from worker.bus.js_api import JetStreamApi, described
 from worker.bus.monitor import sync_warnings
 from worker.bus.settings import Json
-from worker.errors import TopologyRefused
+from worker.errors import ConsumerTaken, TopologyRefused
 
-_NO_STREAM = 10059
-_NO_CONSUMER = 10014
-# JetStream is starting or electing: the server says so, or nobody answers yet.
-_NOT_YET = frozenset({503})
 _START_PATIENCE = 5.0
 _NS = 1_000_000_000
 
@@ -33,30 +27,34 @@ class Topology:
 
     def __init__(self, connection: Connection, *, monitor_url: str | None = None) -> None:
         self._connection = connection
+        self._api = JetStreamApi(connection)
         self._monitor_url = monitor_url
         self._streams: tuple[Stream, ...] = ()
         self._sources: tuple[Source, ...] = ()
+        self._holder: Holder | None = None
         self._ack_waits: dict[Source, float] = {}
         self._flawed: set[Source] = set()
-        self.batches = Batches(self._change)
+        self._mended: set[Source] = set()
+        self.batches = Batches(self._api.change)
         self._log = structlog.get_logger()
 
-    async def prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
+    async def prepare(
+        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], holder: Holder | None = None, *, adopt: bool = False
+    ) -> list[str]:
         """Check everything, then create and extend what is missing; see `Bus.prepare`."""
-        self._streams, self._sources = streams, sources
+        self._streams, self._sources, self._holder = streams, sources, holder
         try:
-            return await self._prepare(streams, sources)
+            return await self._prepare(streams, sources, adopt=adopt)
         except NoAnswer as error:
-            inbox = self._connection.options.inbox_prefix
             raise TopologyRefused(
                 f"JetStream at {self._connection.address}: {error}; is it enabled for this account, and may these credentials "
-                f"publish on $JS.API.> and subscribe to {inbox}.>?"
+                f"publish on $JS.API.> and subscribe to {self._api.inbox}?"
             ) from error
 
-    async def _prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
+    async def _prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, adopt: bool) -> list[str]:
         """Do what `prepare` promises; raises `NoAnswer` besides."""
         configs = {stream.name: await self._patiently(stream.name) for stream in streams}
-        found = await self._objections(streams, sources, configs)
+        found = await self._objections(streams, sources, configs, adopt=adopt)
         if found:
             raise TopologyRefused("\n".join(found))
         warnings = [remark for stream in streams if (has := configs[stream.name]) for remark in settings.stream_remarks(stream, has)]
@@ -76,26 +74,43 @@ class Topology:
                 config = await self._made_again(stream)
                 found += settings.stream_objections(stream, config) if config is not None else []
             for source in self._sources:
+                found += await self._transforms(source)
                 found += await self._consumer_flaws(source)
         except TopologyRefused as refused:
             found.append(str(refused))
         return found
 
     async def _consumer_flaws(self, source: Source) -> list[str]:
-        """Say what breaks a promise about a consumer; once nothing does any more, have everything delivered again.
-
-        With `max_deliver`, say, it may have given up on messages, and would never deliver them again. The store's inbox knows the others.
-        """
-        config = await self._consumer(source)
-        if config is None:
+        """Say what breaks a promise about a consumer; note when nothing does any more. Raises `ConsumerTaken`."""
+        info = await self._consumer_found(source)
+        if info is None:
             return []  # the pull's business
-        found = settings.consumer_objections(source, config)
+        self._check_claim(source, info["config"])
+        found = settings.consumer_objections(source, info["config"])
         if found:
             self._flawed.add(source)
-        elif source in self._flawed and await self.rewind(source, 1):
+        elif source in self._flawed:
             self._flawed.remove(source)
-            self._log.warning("topology.delivered_again", stream=source.stream, reason="the consumer's settings had broken a promise")
-        return found
+            self._mended.add(source)
+        return [*found, *settings.pauses(source, info)]
+
+    def _check_claim(self, source: Source, config: Json) -> None:
+        """Raise `ConsumerTaken` where the consumer belongs to another database."""
+        refusal = claims.refusal(source, self._holder, config)
+        if refusal is not None:
+            raise ConsumerTaken(refusal)
+
+    async def _transforms(self, source: Source) -> list[str]:
+        """Say what keeps the messages of somebody else's stream from the bindings on it; the worker's own streams are checked whole."""
+        if any(source.stream == stream.name for stream in self._streams):
+            return []
+        config = await self._stream(source.stream)
+        return settings.transform_objections(source, config) if config is not None else []
+
+    def mended(self) -> tuple[Source, ...]:
+        """Return what was mended since the last call; see `Bus.mended`."""
+        mended, self._mended = tuple(self._mended), set()
+        return mended
 
     def ack_wait(self, source: Source) -> float:
         """Return the consumer's, as last seen."""
@@ -103,7 +118,7 @@ class Topology:
 
     async def recreate(self, source: Source) -> None:
         """Make a consumer, and the worker's own streams, again where they were deleted; raises `TopologyRefused` or `NoAnswer`."""
-        if await self._consumer(source) is not None:
+        if await self._consumer_found(source) is not None:
             return
         for stream in self._streams:
             await self._made_again(stream)
@@ -113,17 +128,11 @@ class Topology:
 
     async def consumer_info(self, source: Source) -> Json:
         """Return `CONSUMER.INFO`'s answer; raises `NoAnswer`, also where there is no such consumer."""
-        answer = await self._ask(f"CONSUMER.INFO.{source.stream}.{source.consumer}")
-        if "error" in answer:
-            raise NoAnswer(_described(answer))
-        return answer
+        return await self._api.got(f"CONSUMER.INFO.{source.stream}.{source.consumer}")
 
     async def first_kept(self, stream: str) -> int:
         """Return the stream's first sequence. Raises `NoAnswer`."""
-        answer = await self._ask(f"STREAM.INFO.{stream}")
-        if "error" in answer:
-            raise NoAnswer(_described(answer))
-        first: int = answer["state"]["first_seq"]
+        first: int = (await self._api.got(f"STREAM.INFO.{stream}"))["state"]["first_seq"]
         return max(first, 1)  # the server says 0 for a stream that never had a message
 
     async def resume(self, source: Source) -> None:
@@ -135,17 +144,19 @@ class Topology:
     async def rewind(self, source: Source, to: int | None = None) -> bool:
         """Reset the consumer to its ack floor, or to `to`; False where the broker cannot. Deliveries count from 1 again then."""
         try:
-            answer = await self._ask(f"CONSUMER.RESET.{source.stream}.{source.consumer}", None if to is None else {"seq": to})
+            answer = await self._api.ask(f"CONSUMER.RESET.{source.stream}.{source.consumer}", None if to is None else {"seq": to})
         except NoAnswer as error:
             self._log.warning("topology.not_rewound", stream=source.stream, reason=str(error))
             return False
         if "error" in answer:
-            self._log.warning("topology.not_rewound", stream=source.stream, reason=_described(answer))
+            self._log.warning("topology.not_rewound", stream=source.stream, reason=described(answer))
         return "error" not in answer
 
-    async def _objections(self, streams: tuple[Stream, ...], sources: tuple[Source, ...], configs: dict[str, Json | None]) -> list[str]:
-        """Collect what stands against running on what is there."""
-        refused = settings.version_objection(_version(self._connection))
+    async def _objections(
+        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], configs: dict[str, Json | None], *, adopt: bool
+    ) -> list[str]:
+        """Collect what stands against running on what is there. Raises `ConsumerTaken`, unless the consumers are to be adopted."""
+        refused = settings.version_objection(self._api.version)
         found = [refused] if refused else []
         for stream in streams:
             config = configs[stream.name]
@@ -154,11 +165,14 @@ class Topology:
             if config is None or settings.subjects_with(stream, config) is not None:
                 found += await self._overlaps(stream)
         for source in sources:
-            own = configs.get(source.stream)
-            if own is None and source.stream not in configs and await self._stream(source.stream) is None:
+            own = source.stream in configs
+            if not own and await self._stream(source.stream) is None:
                 found.append(f"stream {source.stream} does not exist: create it, or take the reply binding that names it out")
-            elif own is not None or source.stream not in configs:
-                has = await self._consumer(source)
+            elif not own or configs[source.stream] is not None:
+                found += await self._transforms(source)
+                has = settings.config_in(await self._consumer_found(source))
+                if has is not None and not adopt:
+                    self._check_claim(source, has)
                 found += settings.consumer_objections(source, has) if has is not None else []
         return found
 
@@ -167,7 +181,7 @@ class Topology:
         found = []
         for subject in stream.subjects:
             try:
-                answer = await self._ask("STREAM.NAMES", {"subject": subject})
+                answer = await self._api.ask("STREAM.NAMES", {"subject": subject})
             except NotPermitted:
                 return []  # the server itself refuses the overlap; asking first only gives the better sentence
             others = [name for name in answer.get("streams") or () if name != stream.name]
@@ -188,88 +202,65 @@ class Topology:
 
     async def _ensure_stream(self, stream: Stream, config: Json | None) -> None:
         """Create the stream, or add its missing subjects; note whether it takes batches."""
-        batches = settings.knows_batches(_version(self._connection))
+        batches = settings.knows_batches(self._api.version)
         if config is None:
             config = settings.stream_config(stream, batches=batches)
-            await self._change(f"STREAM.CREATE.{stream.name}", config, f"stream {stream.name}")
+            await self._api.change(f"STREAM.CREATE.{stream.name}", config, f"stream {stream.name}")
             self._log.info("topology.stream_created", stream=stream.name)
         subjects = settings.subjects_with(stream, config)
         if subjects is not None:
             config = {**config, "subjects": subjects}
-            await self._change(f"STREAM.UPDATE.{stream.name}", config, f"stream {stream.name}")
+            await self._api.change(f"STREAM.UPDATE.{stream.name}", config, f"stream {stream.name}")
             self._log.info("topology.stream_extended", stream=stream.name, subjects=subjects)
         await self.batches.see(stream, config, allow=batches)
 
     async def _ensure_consumer(self, source: Source) -> list[str]:
-        """Create the consumer, or add its missing filters; returns warnings for the latter, and for somebody else who pulls from it."""
+        """Create the consumer, or add its missing filters and whose it is; returns warnings about filters, and somebody who pulls."""
         info = await self._consumer_found(source)
-        warnings, config = settings.rival_remarks(source, info), settings.config_in(info)
-        if config is not None and not settings.lacks_filters(source, config):
-            return warnings
-        name = f"consumer {source.consumer} of stream {source.stream}"
-        wanted = settings.consumer_config(source)
-        if config is not None:
-            config.pop("filter_subject", None)
-            wanted = {**config, "filter_subjects": wanted["filter_subjects"]}
-        body = {"stream_name": source.stream, "config": wanted, "action": "create" if config is None else "update"}
-        await self._change(f"CONSUMER.CREATE.{source.stream}.{source.consumer}", body, name)
-        if config is None:
+        if info is None:
+            await self._write_consumer(source, claims.claimed(settings.consumer_config(source), self._holder), "create")
             self._log.info("topology.consumer_created", stream=source.stream, consumer=source.consumer)
             return []
-        extended = f"{name}: filter_subjects was extended; messages that were stored before on the new subjects may not be delivered"
-        return [*warnings, extended]
+        warnings, config = settings.rival_remarks(source, info), info["config"]
+        if settings.lacks_filters(source, config):
+            config = settings.with_filters(source, config)
+            await self._write_consumer(source, config, "update")
+            name = f"consumer {source.consumer} of stream {source.stream}"
+            warnings.append(
+                f"{name}: filter_subjects was extended; messages that were stored before on the new subjects may not be delivered"
+            )
+        return [*warnings, *await self._claim(source, config)]
+
+    async def _claim(self, source: Source, config: Json) -> list[str]:
+        """Write down whose the consumer is; returns a warning where that is not permitted: everything works without."""
+        wanted = claims.claimed(config, self._holder)
+        if wanted is config:
+            return []
+        try:
+            await self._write_consumer(source, wanted, "update")
+        except TopologyRefused as refused:
+            database = self._holder.database if self._holder is not None else ""
+            repair = f"run `taskflow provision --database {database}` with credentials that may"
+            return [f"it cannot be written down whose the consumer is, so no worker on another database is refused: {refused}; {repair}"]
+        self._log.info("topology.consumer_claimed", stream=source.stream, consumer=source.consumer)
+        return []
+
+    async def _write_consumer(self, source: Source, config: Json, action: str) -> None:
+        """Create or update a consumer; raises `TopologyRefused`."""
+        body = {"stream_name": source.stream, "config": config, "action": action}
+        what = f"consumer {source.consumer} of stream {source.stream}"
+        await self._api.change(f"CONSUMER.CREATE.{source.stream}.{source.consumer}", body, what)
 
     async def _stream(self, name: str) -> Json | None:
         """Return a stream's configuration, or None."""
-        return settings.config_in(await self._found(f"STREAM.INFO.{name}", _NO_STREAM))
-
-    async def _consumer(self, source: Source) -> Json | None:
-        """Return the consumer's configuration, or None."""
-        return settings.config_in(await self._consumer_found(source))
+        return settings.config_in(await self._api.found(f"STREAM.INFO.{name}"))
 
     async def _consumer_found(self, source: Source) -> Json | None:
         """Return all that is told of the consumer, or None."""
-        found = await self._found(f"CONSUMER.INFO.{source.stream}.{source.consumer}", _NO_CONSUMER)
+        found = await self._api.found(f"CONSUMER.INFO.{source.stream}.{source.consumer}")
         if found is not None:
             self._ack_waits[source] = (found["config"].get("ack_wait") or int(source.ack_wait * _NS)) / _NS
         return found
-
-    async def _found(self, verb: str, absent: int) -> Json | None:
-        """Return what an info request answers with, or None where the thing does not exist."""
-        answer = await self._permitted(verb)
-        if "error" not in answer:
-            return answer
-        if answer["error"].get("err_code") in (absent, _NO_STREAM):
-            return None
-        if answer["error"].get("code") in _NOT_YET:
-            raise NoAnswer(_described(answer))
-        raise TopologyRefused(f"{verb} failed: {_described(answer)}")
-
-    async def _change(self, verb: str, body: Json, what: str) -> None:
-        """Create or update something; raises `TopologyRefused` with the server's reason."""
-        answer = await self._permitted(verb, body)
-        if "error" in answer:
-            raise TopologyRefused(f"{what} cannot be created or changed: {_described(answer)}")
-
-    async def _permitted(self, verb: str, body: Json | None = None) -> Json:
-        """Ask, and name the permission where it is missing."""
-        try:
-            return await self._ask(verb, body)
-        except NotPermitted:
-            inbox = self._connection.options.inbox_prefix
-            raise TopologyRefused(
-                f"the NATS credentials lack a permission: publish on $JS.API.{verb}, or subscribe to {inbox}.>; "
-                "grant it, or create the streams and consumers with other credentials first"
-            ) from None
-
-    async def _ask(self, verb: str, body: Json | None = None) -> Json:
-        """Send a JSON request to the JetStream API; raises `NoAnswer`."""
-        raw = await self._connection.ask(f"$JS.API.{verb}", b"" if body is None else msgspec.json.encode(body))
-        try:
-            answer = msgspec.json.decode(raw, type=dict[str, Any])
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise NoAnswer(f"the answer of $JS.API.{verb} is no JSON object: {error}") from error
-        return answer
 
     async def _patiently(self, name: str) -> Json | None:
         """Return a stream's configuration, waiting a little for JetStream: it starts after the server takes connections."""
@@ -282,18 +273,3 @@ class Topology:
                 if loop.time() > until:
                     raise
             await asyncio.sleep(0.1)
-
-
-def _version(connection: Connection) -> str:
-    """Return the server's version, or nothing where it is no version number."""
-    version = connection.client.connected_server_version
-    try:
-        return f"{version.major}.{version.minor}.{version.patch}"
-    except ValueError:
-        return ""
-
-
-def _described(answer: Json) -> str:
-    """Return the server's own words for an error."""
-    error = answer.get("error") or {}
-    return f"{error.get('description', 'unknown error')} ({error.get('err_code', error.get('code', '?'))})"

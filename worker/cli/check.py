@@ -79,7 +79,7 @@ def _figures(found: Mapping[str, Any], limits: Mapping[str, tuple[int, int]]) ->
 def _level(figures: Figures, worker: Mapping[str, Any]) -> int:
     """Return how bad it is."""
     critical = any(limit is not None and value >= limit for value, _, limit in figures.values())
-    if critical or worker.get("stalled") or worker.get("connected") is False:
+    if critical or worker.get("not_ready") or worker.get("connected") is False:
         return CRITICAL
     return WARNING if any(limit is not None and value >= limit for value, limit, _ in figures.values()) else OK
 
@@ -87,7 +87,7 @@ def _level(figures: Figures, worker: Mapping[str, Any]) -> int:
 def _said(form: str, level: int, figures: Figures, worker: Mapping[str, Any]) -> str:
     """Spell it for the monitor."""
     bad = [f"{value:g} {name}" for name, (value, limit, _) in figures.items() if limit is not None and value >= limit]
-    bad += ["the database takes no changes"] if worker.get("stalled") else []
+    bad += worker.get("not_ready", [])
     why = ", ".join(bad) if figures else "no worker answers"
     if form == "json":
         return json.dumps({"level": _WORDS[level].lower(), "why": why, "figures": {name: value for name, (value, _, _) in figures.items()}})

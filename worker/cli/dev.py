@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from worker.cli.options import SettingsCommand, load_config
+from worker.cli.options import SettingsCommand, adopt_option, load_config
 from worker.errors import ConfigError
 from worker.line_writer import LineWriter
 
@@ -24,8 +24,9 @@ _LOOPBACK = "127.0.0.1"
 
 
 @click.command(cls=SettingsCommand)
+@adopt_option
 @click.pass_context
-def dev(ctx: click.RichContext, /, **arguments: Any) -> None:
+def dev(ctx: click.RichContext, /, *, adopt: bool, **arguments: Any) -> None:
     """Run the worker with a NATS server of its own; data in ./.taskflow/.
 
     With a NATS URL or context given, that server is used instead and none is started. Everything else is as with `taskflow run`.
@@ -34,10 +35,10 @@ def dev(ctx: click.RichContext, /, **arguments: Any) -> None:
     from worker.cli.lean import load_structlog
 
     load_structlog()
-    ctx.exit(launch(_live(arguments)))
+    ctx.exit(launch(_live(arguments, adopt=adopt)))
 
 
-async def _live(arguments: Mapping[str, Any]) -> int:
+async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
     """Run the worker, and a server where none is given; give the worker's exit code."""
     from worker import app
     from worker.signals import Stop
@@ -49,7 +50,7 @@ async def _live(arguments: Mapping[str, Any]) -> int:
     _prepare_folder()
     if config.origin("nats.url") != "default" or config.nats.context:
         _tell(banner(config, f"given by {config.origin('nats.url')}", _program()))
-        return await app.run(config, stop=stop)
+        return await app.run(config, stop=stop, adopt=adopt)
 
     from worker.bus.server import EmbeddedServer
     from worker.config import Found
@@ -63,7 +64,7 @@ async def _live(arguments: Mapping[str, Any]) -> int:
         config = load_config(arguments, {**base, "nats.url": Found(server.url, "the embedded server of taskflow dev")})
         told = f"embedded JetStream server, data in {_FOLDER / 'nats'}"
         _tell(banner(config, told if port else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program()))
-        return await app.run(config, stop=stop)
+        return await app.run(config, stop=stop, adopt=adopt)
     finally:
         await server.stop()
 
@@ -115,6 +116,8 @@ def _free_port() -> int:
 
 def banner(config: Config, nats: str, program: str = "taskflow") -> str:
     """Write what a newcomer needs: where everything is, commands to copy, how to stop. `nats` says where the server comes from."""
+    from worker.store.placement import placed
+
     url = ",".join(address.shown for address in config.nats.url)
     cli, prefix = f"nats -s {url}", config.subjects.prefix
     start = '{"controller_id":"kate/inbox","goal":"triage the inbox"}'
@@ -126,7 +129,7 @@ def banner(config: Config, nats: str, program: str = "taskflow") -> str:
     lines = [
         "",
         f"  NATS    {url}   ({nats})",
-        f"  Store   {config.store.path}",
+        f"  Store   {placed(config.store.path)}",
         f"  Health  {health}",
         "",
         "  Try, in another terminal:",

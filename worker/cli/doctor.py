@@ -98,12 +98,12 @@ async def _over_nats(config: Config) -> list[Verdict]:
 
 
 async def _streams(config: Config, line: Any) -> list[Verdict]:
-    """Look at the settings of the streams, and whether these credentials may see them."""
+    """Look at the settings of the streams and consumers, and whether these credentials may see them."""
     from worker import app
     from worker.bus.client import Silent
     from worker.errors import Refusal
 
-    streams, _ = app.topology(config, line.subjects, app.reply_bindings(config, line.subjects))
+    streams, sources = app.topology(config, line.subjects, app.reply_bindings(config, line.subjects))
     verdicts = []
     for stream in streams:
         try:
@@ -115,6 +115,15 @@ async def _streams(config: Config, line: Any) -> list[Verdict]:
         level = "fail" if objections else "warn" if remarks else "ok"
         text = "; ".join([*objections, *remarks]) or "its settings keep every promise"
         verdicts.append(Verdict(stream.name, level, text, "as it says; docs/guarantees.md says why" if level != "ok" else ""))
+    for source in sources:
+        name = f"consumer {source.consumer}"
+        try:
+            flaws = await line.client.consumer_flaws(source)
+        except (Silent, Refusal) as no:
+            verdicts.append(Verdict(name, "fail", str(no), "taskflow provision, or start a worker; may these credentials ask for it?"))
+            continue
+        text = "; ".join(flaws) or f"it delivers what {source.stream} has"
+        verdicts.append(Verdict(name, "fail" if flaws else "ok", text, "as it says" if flaws else ""))
     return verdicts
 
 
@@ -155,6 +164,7 @@ async def _worker(line: Any) -> list[Verdict]:
             "clock", "warn" if skew > _SKEW else "ok", f"{skew:.3f} s between this clock and the worker's", _NTP if skew > _SKEW else ""
         ),
     ]
+    verdicts += [Verdict("ready", "fail", why, "as it says; the worker goes on by itself then") for why in state.get("not_ready", ())]
     for name, value, text, fix in _SIGNS_OF_TROUBLE:
         if number := value(stats):
             verdicts.append(Verdict(name, "warn", text.format(number), fix))
@@ -180,12 +190,6 @@ async def _alone(line: Any) -> list[Verdict]:
 
 _NTP = "let both machines keep time (chrony, systemd-timesyncd)"
 _SIGNS_OF_TROUBLE: tuple[tuple[str, Callable[[Any], int], str, str], ...] = (
-    (
-        "store",
-        lambda s: int(s["worker"]["stalled"]),
-        "the database takes no changes",
-        "make room on its disk; the worker goes on by itself",
-    ),
     ("set aside", lambda s: s["set_aside"], "{} flows cannot be read", "taskflow flow list --set-aside; taskflow why FLOW"),
     ("overdue", lambda s: s["waits"]["overdue"], "{} flows are due", "wait a moment and look again; then read the worker's log"),
     ("dead letters", lambda s: s["dead_letters"], "{} dead letters", "taskflow dlq list"),

@@ -16,7 +16,7 @@ MEANINGS: dict[int, str] = {
     USAGE: "the command line, or a value in it, makes no sense",
     UNAVAILABLE: "NATS cannot be reached, nobody answers, or the worker cannot do it now",
     IO_ERROR: "the disk fails, or the system gives less than it needs",
-    TAKEN: "another worker holds the database",
+    TAKEN: "another worker holds the database, or the consumer belongs to another database (`--adopt` takes it over)",
     REFUSED: "the configuration or the database is refused",
     INTERRUPTED: "interrupted (Ctrl-C)",
 }

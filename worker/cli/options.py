@@ -29,6 +29,14 @@ CLIENT = ("nats", "subjects")
 """The settings that matter to a command that only talks to the worker."""
 
 
+adopt_option = click.option(
+    "--adopt",
+    is_flag=True,
+    help="Take the consumers at the broker over from another database, for good. Stop the worker on that one first.",
+)
+"""A flag and no setting: what is meant for one start must not stay behind in a file."""
+
+
 class SettingsCommand(click.RichCommand):
     """A command that takes `--config` and a flag for every setting; its callback gets them as keyword arguments.
 

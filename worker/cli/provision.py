@@ -6,12 +6,14 @@ from typing import Any
 
 import rich_click as click
 
-from worker.cli.options import SettingsCommand, load_config
+from worker.cli.options import SettingsCommand, adopt_option, load_config
 
 
 @click.command(cls=SettingsCommand)
+@click.option("--database", metavar="ID", help="Write down which database the consumers serve, for a worker that may not do so itself.")
+@adopt_option
 @click.pass_context
-def provision(ctx: click.RichContext, /, **arguments: Any) -> None:
+def provision(ctx: click.RichContext, /, *, database: str | None, adopt: bool, **arguments: Any) -> None:
     """Make what the worker needs in JetStream, then end: the streams and the durable consumer, as the settings say.
 
     Run it with credentials that may do so; the worker then runs with credentials that may not. Safe to repeat: what is there is checked,
@@ -24,4 +26,4 @@ def provision(ctx: click.RichContext, /, **arguments: Any) -> None:
     from worker import app
     from worker.cli.launch import launch
 
-    ctx.exit(launch(app.provision(config)))
+    ctx.exit(launch(app.provision(config, database, adopt=adopt)))

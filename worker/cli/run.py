@@ -6,12 +6,13 @@ from typing import Any
 
 import rich_click as click
 
-from worker.cli.options import SettingsCommand, load_config
+from worker.cli.options import SettingsCommand, adopt_option, load_config
 
 
 @click.command(cls=SettingsCommand)
+@adopt_option
 @click.pass_context
-def run(ctx: click.RichContext, /, **arguments: Any) -> None:
+def run(ctx: click.RichContext, /, *, adopt: bool, **arguments: Any) -> None:
     """Run the worker until it is told to stop (SIGTERM, Ctrl-C).
 
     Flags win over environment variables, these over the file, the file over the NATS context. Prints one JSON line when it is ready.
@@ -25,4 +26,4 @@ def run(ctx: click.RichContext, /, **arguments: Any) -> None:
     from worker import app
     from worker.cli.launch import launch
 
-    ctx.exit(launch(app.run(config)))
+    ctx.exit(launch(app.run(config, adopt=adopt)))

@@ -31,7 +31,7 @@ def lines_of(found: Json) -> list[tuple[str, str]]:
     waits, worker = found["waits"], found["worker"]
     oldest = f"oldest {since(waits['oldest_since'], found['now'])} ({waits['oldest_flow']})" if waits["oldest_flow"] else "none"
     state = "not asked" if not worker else "connected" if worker["connected"] else "not connected to NATS"
-    state += ", takes no changes (is the disk full?)" if worker.get("stalled") else ""
+    state += "".join(f", {why}" for why in worker.get("not_ready", ()))
     unpublished = f"{found['unpublished']['events']:,} events, {found['unpublished']['dead_letters']:,} dead letters"
     return [
         ("flows", flows),

@@ -234,16 +234,9 @@ _CARRY_OUT: dict[type[Command], Callable[[Draft, Any, View], None]] = {
 
 def _start(command: StartFlow, view: View, now: Micros) -> Decision | FlowError:
     """Create a flow, or return the one that this key or id made before (SEMANTICS 6)."""
-    if command.idempotency_key is not None:
-        known = view.by_key(command.owner_session_key, command.idempotency_key)
-        if known is not None:
-            return Decision(outcome="applied", flow=known)
-    same = None if command.minted else view.flow(command.flow_id)
-    if same is not None:
-        return _started_before(command, same)
-    refusal = _no_parent(command, view)
-    if refusal is not None:
-        return refusal
+    known = _started_before(command, view) or _no_parent(command, view)
+    if known is not None:
+        return known
     draft = Draft(None, command.caller, now)
     draft.idempotency_key = command.idempotency_key
     born = {
@@ -255,8 +248,7 @@ def _start(command: StartFlow, view: View, now: Micros) -> Decision | FlowError:
         "state_json": command.state_json,
         "mirrored": command.mirrored,
     }
-    if command.parent_flow_id is not None:
-        born["parent_flow_id"] = command.parent_flow_id
+    born |= {"parent_flow_id": command.parent_flow_id} if command.parent_flow_id is not None else {}
     if command.hops:
         born["hops"] = command.hops
     draft.add(EventKind.CREATED, born, flow_id=command.flow_id)
@@ -277,8 +269,16 @@ def _no_parent(command: StartFlow, view: View) -> FlowError | None:
     return _not_now(Command(flow_id=parent.id), parent)
 
 
-def _started_before(command: StartFlow, flow: Flow) -> Decision | FlowError:
-    """Return the flow that the client-minted id names already, unless it is somebody else's or was started as something else."""
+def _started_before(command: StartFlow, view: View) -> Decision | FlowError | None:
+    """Return the flow that the key or the client-minted id names already, unless it is somebody else's or was started as something else."""
+    keyed = view.by_key(command.owner_session_key, command.idempotency_key) if command.idempotency_key is not None else None
+    if keyed is not None:
+        return Decision(outcome="applied", flow=keyed)
+    flow = None if command.minted else view.flow(command.flow_id)
+    if flow is None and view.was_pruned(command.flow_id):  # its events would be taken for the old one's: their ids are the same
+        return Conflict(f"flow {command.flow_id} has ended and is deleted: start this one under a new id", flow_id=command.flow_id)
+    if flow is None:
+        return None
     if command.owner_session_key != flow.owner_session_key:
         return Forbidden(f"flow {flow.id} belongs to another agent or session", flow_id=flow.id)
     if (command.controller_id, command.goal) != (flow.controller_id, flow.goal):

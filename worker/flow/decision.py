@@ -86,6 +86,10 @@ class View(Protocol):
         """Return the flow, or None. Raises `Internal` for a row that cannot be read (SEMANTICS R13)."""
         ...
 
+    def was_pruned(self, flow_id: str) -> bool:
+        """Tell whether there was a flow of this id, which is deleted while its events may still be read."""
+        ...
+
     def by_key(self, owner: str, key: str) -> Flow | None:
         """Return the flow that this owner started under this idempotency key, or None."""
         ...

@@ -28,6 +28,7 @@ class World:
         self.cancel_reasons: dict[str, str | None] = {}
         self.pairs: dict[str, set[Pair]] = defaultdict(set)
         self.unreadable: dict[str, str] = {}
+        self.pruned: set[str] = set()
         self.families: dict[str, list[str]] = defaultdict(list)
         self.holdings = Holdings()
 
@@ -37,6 +38,10 @@ class World:
             message = f"the stored row of flow {flow_id} cannot be read; it is set aside: {self.unreadable[flow_id]}"
             raise Internal(message, flow_id=flow_id)
         return self.flows.get(flow_id)
+
+    def was_pruned(self, flow_id: str) -> bool:
+        """Tell whether there was a flow of this id, which is deleted while its events may still be read."""
+        return flow_id in self.pruned
 
     def add_waiter(self, waiter: Waiter) -> None:
         """Note an open wait; its flow is the last one that waited for the pair."""

@@ -68,6 +68,7 @@ _ENDS: dict[str, str] = {
     "ConfigError": "Put the setting right that the message names; `taskflow config validate` tells before a start.",
     "StoreRefused": "Do what the message says; the file was not touched. See [Backing up](backing-up.md) and [Upgrading](upgrading.md).",
     "StoreLocked": "Find the other worker (`fuser FILE.lock`). One database has one worker.",
+    "ConsumerTaken": "Start the worker on that database, give this one a NATS account of its own, or take the consumer over with `--adopt`.",
     "StoreBroken": "Look at the disk (`dmesg`), then start again: the worker reads what is on disk and goes on from there.",
     "Exhausted": "Give it what the message names: room on the disk, files, memory.",
     "TopologyRefused": "Change the stream back as the message says, or let `taskflow provision` make it.",

@@ -45,8 +45,12 @@ class Transaction(Protocol):
 
     def prune_flows(self, older_than: Micros, limit: int) -> int:
         """Delete terminal flows last changed before `older_than`, with all their rows, at most `limit`; never one with an
-        unpublished event. Returns how many.
+        unpublished event. Their ids stay known (`tombstones`). Returns how many.
         """
+        ...
+
+    def prune_tombstones(self, before: Micros, limit: int) -> int:
+        """Forget the ids of flows that were last changed before `before` and pruned since. Returns how many."""
         ...
 
     def prune_inbox(self, source: str, before_seq: int, before: Micros, limit: int) -> int:
@@ -123,8 +127,12 @@ class Reads(Overview, Protocol):
         """Return what became of a message, or None."""
         ...
 
-    async def due(self, now: Micros, limit: int) -> DueFlows:
-        """List the flows due by `now`, at most `limit`, and count those that wait, in one question: a tick has nothing else to ask."""
+    async def due(self, now: Micros, limit: int, decided: Micros | None = None) -> DueFlows:
+        """List the flows due by `now`, at most `limit`, and count those that wait, in one question: a tick has nothing else to ask.
+
+        `decided`: every reply that came until then is decided. A flow that is due since later, and that a reply could still resume, is
+        not listed. None: every reply is.
+        """
         ...
 
     async def next_due(self) -> Micros | None:
@@ -196,6 +204,11 @@ class Store(Reads, Protocol):
     @property
     def restored(self) -> bool:
         """Whether the database is a copy, and what the broker was told since is to be asked for again."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Which database it is: text that every copy of it shares, and no other database has."""
         ...
 
     @property

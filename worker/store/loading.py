@@ -54,6 +54,8 @@ class Loading(Upkeep):
             for parent, child in self._rows("children_by_parent", needs.parents):
                 loaded.world.families[parent].append(child)
                 needs.flows.add(child)
+        if needs.new:
+            loaded.world.pruned.update(flow_id for (flow_id,) in self._rows("tombstones_by_id", needs.new))
         self._load_flows(needs.flows, loaded.world)
         if needs.held:
             self._hold(self._rows("held_by_key", needs.held), loaded.world)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from worker.config.paths import whole
 from worker.errors import StoreRefused
+from worker.store.opening import MEMORY
 
 REMOTE = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "afs", "lustre"}
@@ -43,6 +44,11 @@ def checked(path: str) -> Path:
         message = f"store.path: {real} lies on {kind}: SQLite's write-ahead log needs a local file system"
         raise StoreRefused(message)
     return real
+
+
+def placed(path: str) -> str:
+    """Return the absolute path, for people: what a relative one means depends on where the program was started."""
+    return path if path == MEMORY else str(Path(path).expanduser().absolute())
 
 
 def file_system(folder: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from worker.errors import Internal
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep
+from worker.flow.waits import FLOW_ENDS
 from worker.store import rows
 from worker.store.failures import translated
 from worker.store.overview_reads import OverviewReads
@@ -80,10 +81,11 @@ class SqliteReads(OverviewReads):
         found = await self._rows("outcome", scope, key)
         return rows.inbox(found[0]) if found else None
 
-    async def due(self, now: Micros, limit: int) -> DueFlows:
+    async def due(self, now: Micros, limit: int, decided: Micros | None = None) -> DueFlows:
         """List the flows due by `now`: an index look-up, whatever the number of waiting flows."""
-        (_, waiting, _), *found = await self._rows("due", now, limit)
-        return DueFlows(waiting=waiting, flows=[Due(flow_id=row[0], wait_id=row[1], due_us=row[2]) for row in found])
+        (_, waiting, held_back), *found = await self._rows("due", now, limit, now if decided is None else decided, FLOW_ENDS)
+        flows = [Due(flow_id=row[0], wait_id=row[1], due_us=row[2]) for row in found]
+        return DueFlows(waiting=waiting, flows=flows, held_back=bool(held_back))
 
     async def next_due(self) -> Micros | None:
         """Return when the next flow is due, or None."""

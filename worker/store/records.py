@@ -51,6 +51,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 class Needs(msgspec.Struct, kw_only=True):
     """What a batch looks at, so that it is loaded in a few statements.
 
+    `new`: ids that flows are to be started under, and no flow may have had before;
     `pairs`: those that replies came for; `parking`: those that waits are opened for, which may take held replies;
     `parents`: flows whose children are wanted; `held`: keys of held replies that are handled by hand.
     `holding`: how many replies of each tenant may have to be held; where that could exceed
@@ -58,6 +59,7 @@ class Needs(msgspec.Struct, kw_only=True):
     """
 
     flows: set[str] = msgspec.field(default_factory=set)
+    new: set[str] = msgspec.field(default_factory=set)
     pairs: set[Pair] = msgspec.field(default_factory=set)
     parking: set[Pair] = msgspec.field(default_factory=set)
     parents: set[str] = msgspec.field(default_factory=set)
@@ -155,10 +157,11 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DueFlows(msgspec.Struct, frozen=True, kw_only=True):
-    """What a tick asks: how many flows wait at all, and those that are due, earliest first."""
+    """What a tick asks: how many flows wait at all, those that are due, earliest first, and whether others are due but `held_back`."""
 
     waiting: int
     flows: list[Due]
+    held_back: bool = False
 
 
 ALL = 2**62

@@ -39,6 +39,7 @@ class SqliteFlowStore(SqliteReads):
         self._place = place
         self._upkeep = statements("upkeep")
         self._epoch = 0
+        self._identity = ""
         self._last = Last()
         self._closed = False
         self._recovered = False
@@ -99,6 +100,7 @@ class SqliteFlowStore(SqliteReads):
         self._recovered = await self._meta("clean") == 0
         self._epoch = await self._meta("epoch") + 1
         await self._set_meta("epoch", self._epoch)
+        self._identity = f"{await self._meta('database'):016x}"
         await self._set_meta("clean", 0)
         await self._writer.execute_fetchall("COMMIT")
         self._last = Last(*next(iter(await self._writer.execute_fetchall(self._upkeep["last_numbers"]))))
@@ -127,6 +129,11 @@ class SqliteFlowStore(SqliteReads):
     def restored(self) -> bool:
         """Whether it is a copy that has to catch up."""
         return self._restored
+
+    @property
+    def identity(self) -> str:
+        """Which database it is, the same in every copy."""
+        return self._identity
 
     @property
     def place(self) -> str:

@@ -59,10 +59,14 @@ class Upkeep:
         """Delete ended flows whose events are all published, with everything that hangs on them."""
         found = self._fetch(self._upkeep["prunable_flows"], (older_than, limit))
         numbers = [(n,) for n, _ in found]
-        for name in ("prune_events", "prune_steps", "prune_waiters", "prune_outgoing", "prune_flow"):
+        for name in ("bury_flow", "prune_events", "prune_steps", "prune_waiters", "prune_outgoing", "prune_flow"):
             self._each(self._upkeep[name], numbers)
         self._each(self._saves["count"], [(f"flows.{status}", -1) for _, status in found])
         return len(found)
+
+    def prune_tombstones(self, before: Micros, limit: int) -> int:
+        """Forget ids whose events the event stream keeps no more."""
+        return self._database.execute(self._upkeep["prune_tombstones"], (before, limit)).rowcount
 
     def prune_inbox(self, source: str, before_seq: int, before: Micros, limit: int) -> int:
         """Forget what the stream forgot. The counters stay: they count messages, not rows."""

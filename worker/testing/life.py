@@ -31,9 +31,9 @@ class Life:
         self._task: asyncio.Task[None] | None = None
         self.services: Services
 
-    async def begin(self, *, context: contextvars.Context | None = None) -> None:
-        """Start it, and return when it is ready; raises what keeps it from that."""
-        self.services = await app.set_up(self._config, self._store, self._bus, Tracker(Metrics()), self._clock)
+    async def begin(self, *, context: contextvars.Context | None = None, adopt: bool = False) -> None:
+        """Start it, and return when it is ready; raises what keeps it from that. `adopt`: as with `taskflow run --adopt`."""
+        self.services = await app.set_up(self._config, self._store, self._bus, Tracker(Metrics()), self._clock, adopt=adopt)
         is_ready = asyncio.Event()
         living = app.supervised(self._config, self.services).run(self._stop, is_ready.set)
         self._task = asyncio.get_running_loop().create_task(living, context=context)

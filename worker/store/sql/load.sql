@@ -50,6 +50,9 @@ SELECT f.n, f.id, f.controller_id, f.goal, f.owner_session_key, f.requester_orig
 FROM json_each(?1) AS want CROSS JOIN flows AS f
 WHERE f.id = want.value;
 
+-- name: tombstones_by_id
+SELECT t.flow_id FROM json_each(?1) AS want CROSS JOIN tombstones AS t WHERE t.flow_id = want.value;
+
 -- name: cancel_reasons
 SELECT e.flow, CASE WHEN json_valid(e.payload_json) THEN e.payload_json ->> 'reason' END
 FROM json_each(?1) AS want CROSS JOIN flow_events AS e

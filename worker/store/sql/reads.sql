@@ -56,10 +56,19 @@ FROM flows AS f JOIN flow_events AS e ON e.flow = f.n WHERE f.id = ?1 AND e.seq 
 -- name: outcome
 SELECT scope, key, digest, outcome, result, source, source_seq, at_us FROM inbox WHERE scope = ?1 AND key = ?2 AND key IS NOT NULL;
 
+-- What a reply could still resume is due by ?1 only as far as every reply until then is decided (?3); ?4 is no topic of replies.
 -- name: due
-SELECT NULL, coalesce((SELECT value FROM counters WHERE name = 'flows.waiting'), 0), NULL
+SELECT NULL, coalesce((SELECT value FROM counters WHERE name = 'flows.waiting'), 0), EXISTS (
+  SELECT 1 FROM flows AS f WHERE f.due_us IS NOT NULL AND f.due_us <= ?1 AND f.due_us > ?3 AND f.cancel_requested = 0
+    AND EXISTS (SELECT 1 FROM waiters AS w WHERE w.flow = f.n AND w.wait_id = f.wait_id AND w.open = 1 AND w.topic <> ?4)
+)
 UNION ALL
-SELECT * FROM (SELECT id, wait_id, due_us FROM flows WHERE due_us IS NOT NULL AND due_us <= ?1 ORDER BY due_us LIMIT max(?2, 0));
+SELECT * FROM (
+  SELECT f.id, f.wait_id, f.due_us FROM flows AS f
+  WHERE f.due_us IS NOT NULL AND f.due_us <= ?1 AND (f.due_us <= ?3 OR f.cancel_requested = 1
+    OR NOT EXISTS (SELECT 1 FROM waiters AS w WHERE w.flow = f.n AND w.wait_id = f.wait_id AND w.open = 1 AND w.topic <> ?4))
+  ORDER BY f.due_us LIMIT max(?2, 0)
+);
 
 -- name: next_due
 SELECT due_us FROM flows WHERE due_us IS NOT NULL ORDER BY due_us LIMIT 1;

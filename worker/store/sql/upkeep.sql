@@ -33,6 +33,12 @@ WHERE (f.status = 'cancelled' OR f.status = 'finished' OR f.status = 'failed') A
   AND (SELECT max(e.n) FROM flow_events AS e WHERE e.flow = f.n) <= (SELECT p.n FROM published AS p WHERE p.outlet = 'events')
 ORDER BY f.updated_us LIMIT ?2;
 
+-- name: bury_flow
+INSERT INTO tombstones (flow_id, at_us) SELECT id, updated_us FROM flows WHERE n = ?1 ON CONFLICT (flow_id) DO NOTHING;
+
+-- name: prune_tombstones
+DELETE FROM tombstones WHERE flow_id IN (SELECT flow_id FROM tombstones WHERE at_us < ?1 ORDER BY at_us LIMIT ?2);
+
 -- name: prune_events
 DELETE FROM flow_events WHERE flow = ?;
 

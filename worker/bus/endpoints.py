@@ -1,0 +1,48 @@
+"""Describe the micro service that a bus registers, and the requests that it hands over."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from worker.wire.headers import Headers
+from worker.wire.subjects import covers
+
+NO_METADATA: Headers = {}
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A core request on a service endpoint. `answer` publishes the reply; it never raises."""
+
+    subject: str
+    headers: Headers
+    body: bytes
+    answer: Callable[[bytes, Headers], Awaitable[None]]
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One verb of the micro service: `subject` may have wildcards; `metadata` shows in `nats micro info`."""
+
+    name: str
+    subject: str
+    metadata: Headers = NO_METADATA
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """The micro service (`$SRV.PING|INFO|STATS`). `catch_all`: requests on these patterns that no endpoint covers reach the handler too.
+
+    `guarded`: patterns. Whoever asks chooses where the answer goes, and the worker may publish where its callers may not: a request whose
+    reply subject is guarded, or is one of the server's own (`$…`), is not carried out (a confused deputy).
+    """
+
+    name: str
+    version: str
+    description: str
+    endpoints: tuple[Endpoint, ...]
+    catch_all: tuple[str, ...] = ()
+    guarded: tuple[str, ...] = ()
+
+    def guards(self, reply: str) -> bool:
+        """Tell whether no answer may go to the subject."""
+        return reply.startswith("$") or any(covers(pattern, reply) for pattern in self.guarded)

@@ -1,0 +1,92 @@
+"""Find out where a source's consumer stands against what the database knows, and have delivered again what was lost between the two."""
+
+from __future__ import annotations
+
+import structlog
+
+from worker.bus.base import Backlog, Bus, Source
+from worker.engine import Engine
+from worker.errors import TopologyRefused
+from worker.store.base import Transaction
+
+Suspects = dict[int, int]
+"""Messages that may have been begun by a run that was killed: sequence → how often."""
+
+
+class Recovery:
+    """The recovery of one source. `recovered`: the last run left the database without closing it."""
+
+    def __init__(self, bus: Bus, engine: Engine, source: Source, *, recovered: bool) -> None:
+        self._bus = bus
+        self._engine = engine
+        self._source = source
+        self._recovered = recovered
+        self._log = structlog.get_logger("consumer").bind(stream=source.stream)
+
+    async def begin(self) -> tuple[Suspects, Backlog]:
+        """Find out what the last run had in hand, and have it delivered again at once instead of after `ack_wait`.
+
+        What was in hand when a run was killed has its attempts counted in the store: a rewind forgets the broker's count, which
+        does not know either which of them was begun. Returns them, and where the consumer stands then.
+        """
+        before = await self._bus.backlog(self._source)
+        suspects: Suspects = {}
+        if before.delivered > before.floor and self._recovered:
+            suspects = await self._find_suspects(before.floor, before.delivered)
+        missing = await self._first_missing(before.floor)
+        if missing is not None:
+            await self._catch_up(missing, before.floor)
+        elif before.delivered > before.floor:
+            await self._bus.rewind(self._source)
+        return suspects, await self._bus.backlog(self._source)
+
+    async def ask_again(self) -> bool:
+        """Have delivered again what a consumer with wrong settings may have given up on; what is known is recognised.
+
+        From the first message on that has no outcome here. Returns False where the broker cannot now: try again later.
+        """
+        kept = await self._bus.first_kept(self._source.stream)
+        missing = await self._engine.store.first_not_taken(self._source.stream, kept)
+        if missing > (await self._bus.backlog(self._source)).delivered:
+            return True
+        self._log.warning("delivered_again", first=missing, reason="the consumer's settings had broken a promise")
+        return await self._bus.rewind(self._source, missing)
+
+    async def _first_missing(self, floor: int) -> int | None:
+        """Return the first message that the broker was told is done and this database does not know: it is an older copy then.
+
+        A copy made by `taskflow db backup` says that it is one, and is searched for the first hole. Any other is known by its end only,
+        where messages that a binding ignores look the same. A database that knows nothing is a new one, and does nothing again.
+        """
+        store, stream = self._engine.store, self._source.stream
+        last = await store.last_taken(stream)
+        if not store.restored and (last is None or last >= floor):
+            return None
+        kept = await self._bus.first_kept(stream)
+        missing = await store.first_not_taken(stream, kept) if store.restored else max(kept, (last or 0) + 1)
+        return missing if missing <= floor else None
+
+    async def _catch_up(self, missing: int, floor: int) -> None:
+        """Have everything delivered again from the first missing message on; what is known is recognised. Raises `TopologyRefused`."""
+        restored = self._engine.store.restored
+        self._log.warning("acknowledged_but_not_known", missing=missing, acknowledged=floor, restored=restored)
+        if await self._bus.rewind(self._source, missing) or not restored:
+            return
+        stream, consumer = self._source.stream, self._source.consumer
+        message = (
+            f"the database is a copy that does not know what was acknowledged since, from message {missing} to {floor} of {stream}, and "
+            f"the broker cannot be rewound: run `nats consumer rm {stream} {consumer}`, then start again; what is known is recognised"
+        )
+        raise TopologyRefused(message)
+
+    async def _find_suspects(self, floor: int, delivered: int) -> Suspects:
+        """Note what a killed run had in hand."""
+
+        def note(transaction: Transaction) -> Suspects:
+            """Note them all."""
+            return transaction.suspect(self._source.stream, floor, delivered)
+
+        suspects: Suspects = await self._engine.do(note)
+        if suspects:
+            self._log.info("suspects_found", count=len(suspects), attempts=max(suspects.values()))
+        return suspects
