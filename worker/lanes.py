@@ -3,6 +3,9 @@
 Within a lane (a flow) nothing is sent before the broker has stored what comes before it, or takes both together, in order, all or none:
 whatever it loses or refuses, the lane has no gap. Across lanes letters are in flight side by side. What queues while a batch is under way
 goes with the next; where few wait, or a batch was not taken just now, each letter goes by itself.
+
+A letter that is refused for its own sake (too large for the broker, say) has its lane set aside: nothing of it is kept in memory, so that
+however many there are, the other lanes go on. Whoever put the letters puts them again when it is time to try.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from functools import partial
 import msgspec
 from structlog.typing import FilteringBoundLogger
 
-from worker.bus.base import MOST_TOGETHER, Bus, Outgoing, Published
+from worker.bus.base import MOST_TOGETHER, Bus, Outgoing, Published, PublishFailed
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -27,6 +30,8 @@ class Letter(msgspec.Struct, frozen=True):
 
 
 _RETRY_FIRST, _RETRY_LAST = 0.1, 1.0
+_OWN_FAULT = 3
+"""So often refused, each time after others went through, a letter is refused for its own sake."""
 _FEW = 8
 """Fewer than these go one by one: a batch costs the broker more than a message, and each message would wait for all of them."""
 _BATCH_BYTES = 1024 * 1024
@@ -52,6 +57,10 @@ class Lanes:
         self._told = False
         self._apart_for = _APART_FIRST
         self._apart_until = 0.0
+        self._through = 0
+        self._refused: dict[int, tuple[int, int]] = {}  # number → how often it was refused, and `_through` then
+        self.aside: dict[str, int] = {}
+        """Lanes that are set aside: from which number on nothing of them was sent."""
         self.open: dict[int, Outgoing] = {}
         """What is not stored yet, by the letters' numbers."""
         self.open_bytes = 0
@@ -59,13 +68,26 @@ class Lanes:
         """Why the broker does not take something; empty while it takes everything."""
 
     def put(self, letter: Letter, message: Outgoing) -> None:
-        """Send a letter, whose `message` this is, when it is its turn. Numbers ascend."""
+        """Send a letter, whose `message` this is, when it is its turn. Numbers ascend. A lane that is set aside takes none."""
+        if self.aside.get(letter.lane, letter.n + 1) <= letter.n:
+            return
         self.open[letter.n] = message
         self.open_bytes += len(message.body)
         queue = self._lanes.setdefault(letter.lane, deque())
         queue.append(letter)
         if len(queue) == 1:
             self._rest(letter.lane)
+
+    def is_empty(self, lane: str) -> bool:
+        """Tell whether nothing of a lane waits to be sent."""
+        return lane not in self._lanes
+
+    def take_back(self, lane: str, letters: Sequence[Letter], following: int) -> None:
+        """Send the next letters of a lane that was set aside; what comes from the number `following` on is still left out."""
+        self.aside[lane] = following
+        for letter in letters:
+            if letter.message is not None:
+                self.put(letter, letter.message)
 
     def _rest(self, lane: str) -> None:
         """Send from a lane in the next turn of the loop, with all that is put until then."""
@@ -138,6 +160,7 @@ class Lanes:
         """Take the head of a lane out; what comes after it may be sent."""
         queue = self._lanes[letter.lane]
         queue.popleft()
+        self._refused.pop(letter.n, None)
         self.open_bytes -= len(self.open.pop(letter.n).body)
         if queue:
             self._rest(letter.lane)
@@ -162,13 +185,39 @@ class Lanes:
     def _answered(self, letter: Letter, answer: asyncio.Future[Published]) -> None:
         """Go on with the lane when the broker has stored its head; otherwise try the same message again later."""
         if answer.cancelled() or answer.exception() is not None:
-            self._hold(letter, _why(answer))
+            if self._is_own_fault(letter, answer):
+                self._set_aside(letter, _why(answer))
+            else:
+                self._hold(letter, _why(answer))
             return
         self._done(letter)
         self._went_through(letter, 1)
 
+    def _is_own_fault(self, letter: Letter, answer: asyncio.Future[Published]) -> bool:
+        """Tell whether the broker refuses this letter, and not whatever it is given: a full stream, a lost permission."""
+        failure = None if answer.cancelled() else answer.exception()
+        if not isinstance(failure, PublishFailed) or not failure.refused:
+            return False
+        times, through = self._refused.get(letter.n, (0, -1))
+        if through < self._through:
+            self._refused[letter.n] = times + 1, self._through
+        return failure.unsendable or self._refused[letter.n][0] >= _OWN_FAULT
+
+    def _set_aside(self, letter: Letter, why: str) -> None:
+        """Drop a lane, from its head on."""
+        if letter.lane not in self.aside:
+            self._log.error("flow_not_published", lane=letter.lane, n=letter.n, msg_id=self.open[letter.n].msg_id, why=why)
+        for one in self._lanes.pop(letter.lane):
+            self.open_bytes -= len(self.open.pop(one.n).body)
+            self._refused.pop(one.n, None)
+        self._idle.pop(letter.lane, None)
+        self.aside[letter.lane] = letter.n  # before what was left out already, if there was any
+        self.trouble = "" if not self._held else self.trouble
+        self._stored(0, 0)
+
     def _went_through(self, letter: Letter, count: int) -> None:
         """Note that the broker takes what it is given."""
+        self._through += 1
         self._retry_in = _RETRY_FIRST
         self._stuck = self._told = False
         if self._held:

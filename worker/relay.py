@@ -23,6 +23,8 @@ Read = Callable[[int, int], Awaitable[list[Letter]]]
 Fresh = Callable[[Batch], list[Letter]]
 _RETRY = 0.1
 _WINDOW_BYTES = 4 * 1024 * 1024
+_TRY_AGAIN = 10.0
+"""Seconds between tries to publish what was refused for its own sake: an operator may raise a limit at any time."""
 _MARK_EVERY = 1.0
 """Seconds between notes of how far the outlet has come: each costs a transaction; what lies between is published again after a crash."""
 
@@ -73,32 +75,47 @@ class Relay:
     @property
     def trouble(self) -> str:
         """Why the broker does not take something that is committed; empty while it takes everything."""
-        return self._lanes.trouble
+        aside = len(self._lanes.aside)
+        refused = (
+            f"the broker refuses what {aside} flows have to say, for its own sake (the log names them); the others go on" if aside else ""
+        )
+        return "; ".join(filter(None, (self._lanes.trouble, refused)))
 
     @property
     def idle(self) -> bool:
         """Whether everything committed so far is published."""
+        return self._is_sent and not self._lanes.aside
+
+    @property
+    def _is_sent(self) -> bool:
+        """Whether everything committed so far is published, but for what is set aside."""
         return not self._more and not self._reading and not self._lanes.open
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether more may be read."""
+        return len(self._lanes.open) < self._window and self._lanes.open_bytes < _WINDOW_BYTES
 
     async def run(self) -> None:
         """Publish until cancelled."""
         self._last_read = self._marked = self._sent_up_to = await self._engine.store.published(self.outlet)
-        marking = asyncio.create_task(self._mark_now_and_then())
+        beside = [asyncio.create_task(self._mark_now_and_then()), asyncio.create_task(self._try_again_now_and_then())]
         try:
             while True:
                 self._woken.clear()
-                if self._more and len(self._lanes.open) < self._window and self._lanes.open_bytes < _WINDOW_BYTES:
+                if self._more and self._has_room:
                     await self._fill()
                 else:
                     await self._woken.wait()
         finally:
-            marking.cancel()
+            for task in beside:
+                task.cancel()
 
     async def drain(self, timeout: float) -> bool:
         """Wait until everything committed is published, at most `timeout` seconds; then note how far it came. True: all of it."""
         try:
             async with asyncio.timeout(timeout):
-                while not self.idle:
+                while not self._is_sent:
                     self._settled.clear()
                     await self._settled.wait()
         except TimeoutError:
@@ -115,7 +132,7 @@ class Relay:
         """Take what was committed straight from the batch if everything before it is lined up; otherwise read it in its turn."""
         if not self._heard(batch):
             return
-        kept_up = not self._more and not self._reading and len(self._lanes.open) < self._window and self._lanes.open_bytes < _WINDOW_BYTES
+        kept_up = not self._more and not self._reading and self._has_room
         if self._fresh is None or not kept_up or batch.first_event != self._last_read + 1:
             self.hear()
             return
@@ -158,6 +175,29 @@ class Relay:
         self._woken.set()
         self._settled.set()
 
+    async def _try_again_now_and_then(self) -> None:
+        """Publish again what was set aside."""
+        while True:
+            await asyncio.sleep(_TRY_AGAIN)
+            for lane in tuple(self._lanes.aside):
+                if self._has_room and self._lanes.is_empty(lane):
+                    try:
+                        await self._try_again(lane)
+                    except Unavailable as later:
+                        self._log.warning("outlet_not_read", why=later.message)
+
+    async def _try_again(self, lane: str) -> None:
+        """Read a lane that was set aside, from where it was on, up to its next letters or to where all others are."""
+        while (start := self._lanes.aside[lane]) <= self._last_read:
+            rows = await self._read(start - 1, self._chunk)
+            own = [row for row in rows if row.lane == lane and row.message is not None]
+            self._lanes.take_back(lane, own, rows[-1].n + 1 if rows else self._last_read + 1)
+            if own:
+                return
+        # Nothing was awaited since: what is committed from now on finds the lane open.
+        del self._lanes.aside[lane]
+        self._settled.set()
+
     async def _mark_now_and_then(self) -> None:
         """Note progress while there is any."""
         while True:
@@ -166,7 +206,7 @@ class Relay:
 
     async def _mark(self) -> None:
         """Note up to which row everything is published: the last one before the first that is not."""
-        up_to = min(self._lanes.open, default=self._sent_up_to + 1) - 1
+        up_to = min([*self._lanes.open, *self._lanes.aside.values()], default=self._sent_up_to + 1) - 1
         if up_to <= self._marked:
             return
 

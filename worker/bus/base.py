@@ -91,12 +91,14 @@ class Published(msgspec.Struct, frozen=True):
 class PublishFailed(Exception):
     """The message may or may not be stored: publish it again with the same `msg_id`.
 
-    `refused` is true where the broker answered with an error (the stream is full, no such stream, no permission).
+    `refused` is true where the broker answered with an error (the stream is full, no such stream, no permission); `unsendable`, where the
+    broker would take no such message from anybody: it is too large, or its subject cannot be published on. It was not sent then.
     """
 
-    def __init__(self, message: str, *, refused: bool = False) -> None:
+    def __init__(self, message: str, *, refused: bool = False, unsendable: bool = False) -> None:
         super().__init__(message)
-        self.refused = refused
+        self.refused = refused or unsendable
+        self.unsendable = unsendable
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):

@@ -252,7 +252,7 @@ class MemoryBus:
         spelled: list[Spelled] = [(m.subject, m.body, {**m.headers, **({MSG_ID: m.msg_id} if m.msg_id else {})}) for m in messages]
         for refusal in (objection(*message, self.max_payload) for message in spelled):
             if refusal is not None:
-                raise PublishFailed(refusal, refused=True)
+                raise PublishFailed(refusal, unsendable=True)
         failure, stored = self._failures.pop(0) if self._failures else (None, True)
         published = store(spelled) if stored else None
         if failure is not None:

@@ -113,7 +113,7 @@ class Publisher:
         for message, headers in messages:
             refusal = objection(message.subject, message.body, headers, self._connection.max_payload)
             if refusal is not None:
-                future.set_exception(PublishFailed(refusal, refused=True))
+                future.set_exception(PublishFailed(refusal, unsendable=True))
                 break
         return future
 
