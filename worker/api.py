@@ -17,9 +17,10 @@ from worker.flow.model import Flow
 from worker.submission import Outcome
 from worker.telemetry import Said
 from worker.wire import outcomes
+from worker.wire.capacity import WHOLE, page_bytes
 from worker.wire.codec import Mint, Query, Unusable, read_command, read_query, stray
 from worker.wire.cursors import read_number
-from worker.wire.headers import trace_of
+from worker.wire.headers import trace_of, weight
 from worker.wire.requests import COMMANDS, QUERIES
 from worker.wire.subjects import Subjects
 from worker.wire.verdicts import command_scope
@@ -44,6 +45,7 @@ class Api:
         watch: Watcher,
         timed: Timer = lambda _seconds: None,
         reply_topics: tuple[str, ...] = (),
+        max_payload: Callable[[], int] = lambda: WHOLE,
     ) -> None:
         self._engine = engine
         self._operators = operators
@@ -51,6 +53,7 @@ class Api:
         self._mint = mint
         self._watch = watch
         self._timed = timed
+        self._max_payload = max_payload
         self._guarded = (f"{subjects.prefix}.>", *reply_topics)
         self._log = structlog.get_logger("api")
         self._queries: dict[str, Answer] = {
@@ -91,7 +94,8 @@ class Api:
             self._log.exception(Said.REQUEST_FAILED, subject=request.subject, traceparent=trace_of(request.headers))
             error = Internal("the worker has a defect; its log says more: repeat with the same command id")
             body = outcomes.refused(error)
-        await request.answer(body, outcomes.error_headers(error) if error is not None else {})
+        headers = outcomes.error_headers(error) if error is not None else {}
+        await request.answer(outcomes.fitting(body, self._max_payload() - weight(headers)), headers)
 
     async def _handled(self, request: Request) -> tuple[bytes, FlowError | None]:
         """Carry out a command or answer a query. Raises the `FlowError` to answer with."""
@@ -120,6 +124,11 @@ class Api:
             raise query
         return await self._queries[verb](query, query.request)
 
+    @property
+    def _budget(self) -> int:
+        """How much a page may weigh."""
+        return page_bytes(self._max_payload())
+
     async def _owned(self, query: Query, flow_id: str) -> Flow:
         """Return the flow if it is there and the asker's. Raises `NotFound` or `Forbidden`."""
         flow = await self._engine.store.get(flow_id.lower())
@@ -141,13 +150,13 @@ class Api:
         """List a flow's observed runs."""
         flow = await self._owned(query, asked.flow_id)
         page = await self._engine.store.list_steps(flow.id)
-        return outcomes.steps_page(page.items, start=read_number(asked.cursor), limit=asked.limit)
+        return outcomes.steps_page(page.items, start=read_number(asked.cursor), limit=asked.limit, budget=self._budget)
 
     async def _history(self, query: Query, asked: Any) -> bytes:
         """Show a flow's journal, oldest first."""
         flow = await self._owned(query, asked.flow_id)
         page = await self._engine.store.list_events(flow.id, limit=asked.limit, after=read_number(asked.cursor))
-        return outcomes.events_page(page.items, page.next)
+        return outcomes.events_page(page.items, page.next, budget=self._budget)
 
     async def _waits(self, query: Query, asked: Any) -> bytes:
         """Show what the owner's flows wait for, or one of them."""
@@ -160,7 +169,7 @@ class Api:
         """Return a page of the owner's flows, as many as fit into an answer, and where the next page goes on."""
         after = read_number(asked.cursor) or None
         page = await self._engine.store.list_flows(owner=query.owner, status=status, limit=asked.limit, after=after)
-        fitting = outcomes.flows_that_fit(page.items)
+        fitting = outcomes.flows_that_fit(page.items, budget=self._budget)
         if fitting < len(page.rows):
             return page.items[:fitting], page.rows[fitting - 1][0]
         return page.items, page.next

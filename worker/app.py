@@ -52,6 +52,7 @@ from worker.tracing import Tracing, open_spans
 from worker.tracking import Tracker
 from worker.version import program_version
 from worker.wait_engine import WaitEngine
+from worker.wire import capacity
 from worker.wire.delegations import taken_for_reply
 from worker.wire.replies import Bindings
 from worker.wire.subjects import Subjects
@@ -191,7 +192,8 @@ def compose(
     config: Config, store: Store, bus: Bus, bindings: Bindings, sources: tuple[Source, ...], tracker: Tracker, clock: Clock
 ) -> Services:
     """Wire the services to their adapters."""
-    policy, mint, subjects = policy_of(config, bindings), Randomness(), Subjects(config.subjects.prefix)
+    policy = capacity.lowered(policy_of(config, bindings), bus.max_payload)
+    mint, subjects = Randomness(), Subjects(config.subjects.prefix)
     engine = Engine(store, clock=clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
     engine.listen(tracker.committed)
     read = reader(subjects, bindings, mint)
@@ -242,7 +244,8 @@ def _api(store: Store, bus: Bus, bindings: Bindings, engine: Engine, tracker: Tr
     """Wire the micro service, for agents and operators."""
     across = operators(store, bus, subjects, bindings, engine, tracker.replayed, probes.ready)
     carriers = tuple(binding.subject for binding in bindings.configured)
-    return Api(engine, subjects, Randomness(), across, watch=tracker.settled, timed=tracker.answered, reply_topics=carriers)
+    size, settled, answered = partial(getattr, bus, "max_payload"), tracker.settled, tracker.answered
+    return Api(engine, subjects, Randomness(), across, watch=settled, timed=answered, reply_topics=carriers, max_payload=size)
 
 
 def operators(

@@ -25,6 +25,7 @@ from worker.telemetry import Said
 from worker.times import Micros
 from worker.wire.codec import Ignored, Inbound, Unusable
 from worker.wire.headers import trace_of
+from worker.wire.outcomes import fitting
 
 MAX_ATTEMPTS = 5
 MAX_BYTES_IN_HAND = 4 * 1024 * 1024
@@ -225,7 +226,7 @@ class Consumer:
 
     def _tell(self, inbox: str, result: bytes) -> None:
         """Publish an outcome to the inbox that asked for it."""
-        task = asyncio.get_running_loop().create_task(self._bus.tell(inbox, result))
+        task = asyncio.get_running_loop().create_task(self._bus.tell(inbox, fitting(result, self._bus.max_payload)))
         self._tells.add(task)
         task.add_done_callback(self._tells.discard)
 

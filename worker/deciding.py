@@ -16,6 +16,7 @@ from worker.flow.decision import Change, Decision, OutcomeName, Spoiled
 from worker.flow.ending import due_of
 from worker.flow.lifecycle import TERMINAL, FlowStatus
 from worker.flow.model import Flow, HeldReply
+from worker.flow.size import bounded
 from worker.store.records import Batch, DeadLetter, FlowWrite, InboxRow, Loaded
 from worker.submission import Outcome, Submission, Useless
 from worker.times import Micros
@@ -72,7 +73,7 @@ class Deciding:
         if isinstance(submission.what, Useless):
             return self._refuse(submission, submission.what)
         try:
-            decision = decide(submission.what, self._loaded.world, self._now, self._policy)
+            decision = bounded(submission.what, decide(submission.what, self._loaded.world, self._now, self._policy), self._policy)
         except Internal as unreadable:
             # The row is set aside and reported; the message is not used up by somebody else's damage.
             self._loaded.world.unreadable.setdefault(unreadable.details["flow_id"], unreadable.message)

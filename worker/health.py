@@ -31,11 +31,12 @@ _PLAIN = "text/plain; charset=utf-8"
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One thing that was looked at; `reason` says in a few words why it is not well."""
+    """One thing that was looked at; `reason` says in a few words why it is not well, `remark` what is worth knowing all the same."""
 
     name: str
     ok: bool
     reason: str = ""
+    remark: str = ""
 
 
 class Probes(Protocol):
@@ -106,14 +107,19 @@ class HealthApp:
         return _report(path, page(), verbose="verbose" in parse_qs(query, keep_blank_values=True))
 
 
+def _line(check: Check) -> str:
+    """Write what one check found."""
+    if not check.ok:
+        return f"[-]{check.name} failed: {check.reason}"
+    return f"[+]{check.name} ok" + (f": {check.remark}" if check.remark else "")
+
+
 def _report(path: str, checks: Sequence[Check], *, verbose: bool) -> Answer:
     """Write what the checks found: `ok`, or every reason; with `verbose` a line for each check."""
     well = all(check.ok for check in checks)
     if well and not verbose:
         return Answer(status=200, body=b"ok\n")
-    lines = [
-        f"[+]{check.name} ok" if check.ok else f"[-]{check.name} failed: {check.reason}" for check in checks if verbose or not check.ok
-    ]
+    lines = [_line(check) for check in checks if verbose or not check.ok]
     lines.append(f"{path[1:]} check {'passed' if well else 'failed'}")
     return Answer(status=200 if well else 503, body=("\n".join(lines) + "\n").encode())
 

@@ -60,7 +60,9 @@ class Lanes:
         self._through = 0
         self._refused: dict[int, tuple[int, int]] = {}  # number → how often it was refused, and `_through` then
         self.aside: dict[str, int] = {}
-        """Lanes that are set aside: from which number on nothing of them was sent."""
+        """Lanes that are set aside: from which number on nothing of them is in here."""
+        self.refused: set[str] = set()
+        """Lanes whose head was refused for its own sake, and has not gone through since."""
         self.open: dict[int, Outgoing] = {}
         """What is not stored yet, by the letters' numbers."""
         self.open_bytes = 0
@@ -82,12 +84,16 @@ class Lanes:
         """Tell whether nothing of a lane waits to be sent."""
         return lane not in self._lanes
 
-    def take_back(self, lane: str, letters: Sequence[Letter], following: int) -> None:
-        """Send the next letters of a lane that was set aside; what comes from the number `following` on is still left out."""
-        self.aside[lane] = following
+    def take_back(self, lane: str, letters: Sequence[Letter], following: int | None) -> None:
+        """Send the next letters of a lane that was set aside; what comes from `following` on is left out still (None: nothing is)."""
+        del self.aside[lane]
         for letter in letters:
             if letter.message is not None:
                 self.put(letter, letter.message)
+        if following is not None:
+            self.aside[lane] = following
+        elif self.is_empty(lane):
+            self.refused.discard(lane)
 
     def _rest(self, lane: str) -> None:
         """Send from a lane in the next turn of the loop, with all that is put until then."""
@@ -161,6 +167,7 @@ class Lanes:
         queue = self._lanes[letter.lane]
         queue.popleft()
         self._refused.pop(letter.n, None)
+        self.refused.discard(letter.lane)
         self.open_bytes -= len(self.open.pop(letter.n).body)
         if queue:
             self._rest(letter.lane)
@@ -205,12 +212,13 @@ class Lanes:
 
     def _set_aside(self, letter: Letter, why: str) -> None:
         """Drop a lane, from its head on."""
-        if letter.lane not in self.aside:
+        if letter.lane not in self.refused:
             self._log.error("flow_not_published", lane=letter.lane, n=letter.n, msg_id=self.open[letter.n].msg_id, why=why)
         for one in self._lanes.pop(letter.lane):
             self.open_bytes -= len(self.open.pop(one.n).body)
             self._refused.pop(one.n, None)
         self._idle.pop(letter.lane, None)
+        self.refused.add(letter.lane)
         self.aside[letter.lane] = letter.n  # before what was left out already, if there was any
         self.trouble = "" if not self._held else self.trouble
         self._stored(0, 0)

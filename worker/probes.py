@@ -17,6 +17,7 @@ from worker.relay import Relay
 from worker.store.base import Reads
 from worker.times import SECOND, Micros
 from worker.tracking import Look, Survey, Tracker
+from worker.wire import capacity
 
 _EVERY = 1.0
 _BACKLOG_EVERY = 10.0
@@ -134,7 +135,7 @@ class WorkerProbes:
         return [
             *self.live(),
             *self.started(),
-            Check("nats", self._bus.connected, "not connected; reconnecting"),
+            Check("nats", self._bus.connected, "not connected; reconnecting", remark=capacity.remark(self._bus.max_payload)),
             Check("deliveries", not self._bus.trouble, self._bus.trouble),
             Check("streams", not self._inspector.flaws, "; ".join(self._inspector.flaws)),
             *(Check(relay.outlet, not relay.trouble, f"not published: {relay.trouble}") for relay in self._relays),

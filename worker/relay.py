@@ -75,7 +75,7 @@ class Relay:
     @property
     def trouble(self) -> str:
         """Why the broker does not take something that is committed; empty while it takes everything."""
-        aside = len(self._lanes.aside)
+        aside = len(self._lanes.refused)
         refused = (
             f"the broker refuses what {aside} flows have to say, for its own sake (the log names them); the others go on" if aside else ""
         )
@@ -84,7 +84,7 @@ class Relay:
     @property
     def idle(self) -> bool:
         """Whether everything committed so far is published."""
-        return self._is_sent and not self._lanes.aside
+        return self._is_sent and not self._lanes.refused and not self._lanes.aside
 
     @property
     def _is_sent(self) -> bool:
@@ -188,14 +188,13 @@ class Relay:
 
     async def _try_again(self, lane: str) -> None:
         """Read a lane that was set aside, from where it was on, up to its next letters or to where all others are."""
-        while (start := self._lanes.aside[lane]) <= self._last_read:
-            rows = await self._read(start - 1, self._chunk)
-            own = [row for row in rows if row.lane == lane and row.message is not None]
-            self._lanes.take_back(lane, own, rows[-1].n + 1 if rows else self._last_read + 1)
-            if own:
-                return
-        # Nothing was awaited since: what is committed from now on finds the lane open.
-        del self._lanes.aside[lane]
+        own: list[Letter] = []
+        while not own and lane in self._lanes.aside:
+            rows = await self._read(self._lanes.aside[lane] - 1, self._chunk)
+            own = [row for row in rows if row.lane == lane]
+            following = rows[-1].n + 1 if rows else self._last_read + 1
+            # Where it has caught up nothing is awaited before it is open again: what is committed from now on comes behind.
+            self._lanes.take_back(lane, own, following if following <= self._last_read else None)
         self._settled.set()
 
     async def _mark_now_and_then(self) -> None:

@@ -474,7 +474,7 @@ async def test_events_that_the_broker_cannot_carry_hold_back_their_flows_alone_a
             return all(stored.get(flow_id) == [1, 2, 3, 4, 5] for flow_id in others)
 
         await eventually(others_are_out)
-        await eventually(lambda: len(made._lanes.aside) == 90)
+        await eventually(lambda: len(made._lanes.refused) == 90)
         await eventually(lambda: (made.in_flight, made._lanes.open_bytes) == (0, 0))
         assert "90 flows" in made.trouble
         assert not made.idle
@@ -500,7 +500,7 @@ async def test_a_stop_does_not_wait_for_what_cannot_be_sent_and_the_next_run_has
         async with relaying(run, bus) as made:
             bus.max_payload = 4096
             flow_id = (await started(run, state_json={"text": "x" * 5000})).id
-            await eventually(lambda: made._lanes.aside)
+            await eventually(lambda: made._lanes.refused)
             assert await made.drain(5.0) is False
         assert await run.store.published("events") == 0
         bus.max_payload = 1 << 20

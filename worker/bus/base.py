@@ -92,7 +92,7 @@ class PublishFailed(Exception):
     """The message may or may not be stored: publish it again with the same `msg_id`.
 
     `refused` is true where the broker answered with an error (the stream is full, no such stream, no permission); `unsendable`, where the
-    broker would take no such message from anybody: it is too large, or its subject cannot be published on. It was not sent then.
+    broker would take no such message from anybody: it is too large for it or for its stream, or its subject cannot be published on.
     """
 
     def __init__(self, message: str, *, refused: bool = False, unsendable: bool = False) -> None:

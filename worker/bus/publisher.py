@@ -23,6 +23,8 @@ _MSG_ID = "Nats-Msg-Id"
 # ADR-50: an atomic batch. They stay in the stored messages, where subscribers see them.
 _BATCH, _PLACE, _COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"
 _NO_RESPONDERS = "503"
+_TOO_LARGE = 10054
+"""The broker's code for a message over its stream's `max_msg_size`."""
 # Deadlines are looked at together; none is missed by more than this many seconds.
 _SWEEP = 0.05
 
@@ -155,7 +157,8 @@ class Publisher:
             return
         if ack.error is not None:
             reason = f"{ack.error.description} ({ack.error.err_code})"
-            future.set_exception(PublishFailed(f"the broker refused a message on {subject}: {reason}", refused=True))
+            too_large = ack.error.err_code == _TOO_LARGE
+            future.set_exception(PublishFailed(f"the broker refused a message on {subject}: {reason}", refused=True, unsendable=too_large))
         elif found.opens or (ack.batch, ack.count) != (found.batch, found.size):
             future.set_exception(PublishFailed(f"the stream of {subject} does not store messages together"))
         else:

@@ -17,6 +17,7 @@ from worker.bus.js_api import JetStreamApi, described
 from worker.bus.monitor import sync_warnings
 from worker.bus.settings import Json
 from worker.errors import ConsumerTaken, TopologyRefused
+from worker.wire import capacity
 
 _START_PATIENCE = 5.0
 _NS = 1_000_000_000
@@ -57,7 +58,9 @@ class Topology:
         found = await self._objections(streams, sources, configs, adopt=adopt)
         if found:
             raise TopologyRefused("\n".join(found))
-        warnings = [remark for stream in streams if (has := configs[stream.name]) for remark in settings.stream_remarks(stream, has)]
+        remark = capacity.remark(self._connection.max_payload)
+        warnings = [remark] if remark else []
+        warnings += [remark for stream in streams if (has := configs[stream.name]) for remark in settings.stream_remarks(stream, has)]
         for stream in streams:
             await self._ensure_stream(stream, configs[stream.name])
         for source in sources:
@@ -156,8 +159,8 @@ class Topology:
         self, streams: tuple[Stream, ...], sources: tuple[Source, ...], configs: dict[str, Json | None], *, adopt: bool
     ) -> list[str]:
         """Collect what stands against running on what is there. Raises `ConsumerTaken`, unless the consumers are to be adopted."""
-        refused = settings.version_objection(self._api.version)
-        found = [refused] if refused else []
+        of_server = settings.version_objection(self._api.version), capacity.objection(self._connection.max_payload)
+        found = [refused for refused in of_server if refused]
         for stream in streams:
             config = configs[stream.name]
             if config is not None:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 _SIGNS = {"ok": "✓", "warn": "!", "fail": "✗"}
 _SKEW = 1.0
-_PAYLOAD = 512 << 10
-"""The most that the worker sends in one message is an event with a state in it; the contract lets a command have 256 KiB."""
 
 
 @click.command(cls=SettingsCommand)
@@ -77,6 +75,7 @@ async def _over_nats(config: Config) -> list[Verdict]:
     from worker.cli.asking import Online, connected
     from worker.cli.doctor_rights import rights
     from worker.errors import Refusal
+    from worker.wire import capacity
     from worker.wire.subjects import Subjects
 
     try:
@@ -85,8 +84,9 @@ async def _over_nats(config: Config) -> list[Verdict]:
             rtt = await client.round_trip()
             takes = f"messages of up to {client.max_payload:,} bytes"
             text = f"{client.address}, server {client.server_version}, {rtt * 1000:.1f} ms away, {takes}"
-            fix = f"set max_payload in the server's configuration to {_PAYLOAD} at least" if client.max_payload < _PAYLOAD else ""
-            verdicts = [Verdict("nats", "warn" if fix else "ok", text, fix), *await rights(config, line)]
+            fix = capacity.objection(client.max_payload) or capacity.remark(client.max_payload)
+            level = "fail" if capacity.objection(client.max_payload) else "warn" if fix else "ok"
+            verdicts = [Verdict("nats", level, text, fix), *await rights(config, line)]
             verdicts += await _streams(config, line)
             verdicts.append(await _sync(config, line))
             verdicts += await _worker(line)

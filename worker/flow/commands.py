@@ -23,7 +23,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     `timer_horizon_us`: how far ahead a timer or deadline may lie. `held_ttl_us`: how long an early reply is held; at most `max_held` are,
     of one tenant `max_held_of_tenant`. `default_timeout_us`: the deadline of a wait that names none (None: no deadline).
-    `max_state_bytes` bounds the state a command may leave behind. `topics(topic, agent)` returns the refusal for a topic that this agent
+    `max_state_bytes` bounds the state a command may leave behind, `max_event_bytes` the payload of anything that is published.
+    `topics(topic, agent)` returns the refusal for a topic that this agent
     may not wait on, or None; `agent` is None for owners that are no agent (in-process callers). `accepts(schema, payload)` says why a
     payload does not fit, `schema_flaw` why a schema cannot be used. `answers_on(topic, correlation_id)` returns the subject on which an
     answer reaches the topic, or why there is none. `takes(subject, headers, body)` says whether the worker would take for a reply what it
@@ -34,6 +35,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     held_ttl_us: Micros = DAY
     default_timeout_us: Micros | None = None
     max_state_bytes: int = 256 * 1024
+    max_event_bytes: int = 1008 * 1024
     max_held: int = 1_000_000
     max_held_of_tenant: int = 100_000
     topics: Callable[[str, str | None], FlowError | None] | None = None

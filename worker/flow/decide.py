@@ -79,7 +79,7 @@ def decide(stimulus: Stimulus, view: View, now: Micros, policy: Policy) -> Decis
     if isinstance(stimulus, StartFlow):
         return _start(stimulus, view, now)
     if isinstance(stimulus, FlowEnded):
-        return resume_watchers(stimulus, view, now)
+        return resume_watchers(stimulus, view, now, policy)
     if isinstance(stimulus, ParentCancelled):
         return cancel_children(stimulus, view, now)
     if isinstance(stimulus, MatchHeld):

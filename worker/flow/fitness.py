@@ -19,8 +19,9 @@ def unfit(condition: WaitCondition, flow: Flow, leaf: int, payload: Any, policy:
         flaw = policy.accepts(part.accept, payload)
         if flaw is not None:
             return "not_accepted", f"the payload does not fit what the wait accepts: {flaw}"
-    if isinstance(condition, COMPOSITES):
-        gathered = len(msgspec.json.encode(flow.progress or {})) + len(msgspec.json.encode(payload))
-        if gathered > 2 * policy.max_state_bytes:
-            return "too_large", f"the payloads of this wait would have {gathered} bytes together; the limit is {2 * policy.max_state_bytes}"
+    size = len(msgspec.json.encode(payload))
+    gathered = size + len(msgspec.json.encode(flow.progress or {})) if isinstance(condition, COMPOSITES) else size
+    limit = min(2 * policy.max_state_bytes if gathered > size else gathered, policy.max_event_bytes)
+    if gathered > limit:
+        return "too_large", f"the payloads of this wait would have {gathered} bytes together; the limit is {limit}"
     return None

@@ -43,7 +43,7 @@ def park_on(condition: WaitCondition, command: Command, flow: Flow, view: View, 
     pair = (first.topic, first.correlation_id or "") if first is not None else None
     draft.add(EventKind.WAITING, {"wait": to_value(condition)}, pair=pair)
     draft.opened.extend(_waiters(condition, draft.flow))
-    _meet_ended(draft, view, condition)
+    _meet_ended(draft, view, condition, policy)
     taken, spoiled = _take_held(draft, view, condition, now, policy)
     return Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),), taken=taken, spoiled=spoiled)
 
@@ -103,7 +103,7 @@ def _owner(view: View, flow_id: str) -> str | None:
     return flow.owner_session_key if flow is not None else None
 
 
-def _meet_ended(draft: Draft, view: View, condition: WaitCondition) -> None:
+def _meet_ended(draft: Draft, view: View, condition: WaitCondition, policy: Policy) -> None:
     """Satisfy the leaves that wait for the end of a flow that has ended already."""
     generation = draft.flow.wait_id
     for node in nodes(condition):
@@ -111,7 +111,7 @@ def _meet_ended(draft: Draft, view: View, condition: WaitCondition) -> None:
             continue
         ended = view.flow(node.condition.flow_id)
         if ended is not None and ended.terminal:
-            satisfy(draft, node.leaf or 0, end_of(ended), _end_source(ended))
+            satisfy(draft, node.leaf or 0, end_of(ended, draft.flow, policy), _end_source(ended))
 
 
 def _end_source(ended: Flow) -> Source:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from worker.errors import Internal
-from worker.flow.commands import Caller, FlowEnded, ParentCancelled
+from worker.flow.commands import Caller, FlowEnded, ParentCancelled, Policy
 from worker.flow.decision import Change, Decision, Draft, View
 from worker.flow.ending import Source, cancel, satisfy
 from worker.flow.model import Flow, Waiter
 from worker.flow.waits import FLOW_ENDS, from_value, open_nodes
 from worker.times import Micros
 
-
-def end_of(flow: Flow) -> dict[str, Any]:
-    """Return what a waiting flow is told of the end of another."""
-    return {"flow_id": flow.id, "status": flow.status.value, "state": flow.state_json}
+_NAMES = 1024
+"""Room for what is told beside the state."""
 
 
-def resume_watchers(ended: FlowEnded, view: View, now: Micros) -> Decision:
+def end_of(flow: Flow, watcher: Flow, policy: Policy) -> dict[str, Any]:
+    """Return what a waiting flow is told of the end of another: its state, as far as that can be told together with what came before."""
+    told = {"flow_id": flow.id, "status": flow.status.value}
+    gathered = len(msgspec.json.encode(flow.state_json)) + len(msgspec.json.encode(watcher.progress or {}))
+    return told | ({"state": flow.state_json} if gathered <= policy.max_event_bytes - _NAMES else {"state_omitted": True})
+
+
+def resume_watchers(ended: FlowEnded, view: View, now: Micros, policy: Policy) -> Decision:
     """Satisfy every open wait for the end of this flow."""
     flow = view.flow(ended.flow_id)
     if flow is None or not flow.terminal:
@@ -30,7 +37,7 @@ def resume_watchers(ended: FlowEnded, view: View, now: Micros) -> Decision:
         if watcher is None or watcher.cancel_requested or not _still_waits(watcher, waiter):
             continue
         draft = Draft(watcher, by, now)
-        satisfy(draft, waiter.leaf, end_of(flow), Source(cause="event", pair=("flow", flow.id), event_id=by.cause))
+        satisfy(draft, waiter.leaf, end_of(flow, watcher, policy), Source(cause="event", pair=("flow", flow.id), event_id=by.cause))
         changes.append(draft.change())
     return Decision(outcome="applied", flow=flow, changes=tuple(changes))
 

@@ -168,7 +168,8 @@ def _messages(commands: Sequence[str], queries: Sequence[str]) -> Part:
     asked: Part = {f"command.{name}": {"headers": _COMMAND_HEADERS, "payload": _at(f"command.{name}")} for name in commands}
     asked |= {f"query.{name}": {"payload": _at(f"query.{name}")} for name in queries}
     answered: Part = {name: {"payload": _at(name)} for name in _ANSWERS}
-    status: Part = {"type": "object", "required": ["ok", "flow"], "properties": {"ok": {"const": True}, "flow": _at("flow")}}
+    shown: Part = {"ok": {"const": True}, "flow": _at("flow"), "state_omitted": {"type": "boolean"}}
+    status: Part = {"type": "object", "required": ["ok", "flow"], "properties": shown}
     return {
         **asked,
         **answered,

@@ -14,7 +14,7 @@ from worker.times import rfc3339
 
 
 class FlowShown(msgspec.Struct, frozen=True, kw_only=True):
-    """FLOW of CONTRACT 3."""
+    """FLOW of CONTRACT 3. `state_omitted`: the broker could not carry the answer with the state in it."""
 
     id: str
     controller_id: str
@@ -24,12 +24,13 @@ class FlowShown(msgspec.Struct, frozen=True, kw_only=True):
     current_step: str
     status: FlowStatus
     cancel_requested: bool
-    state: Any
-    wait: dict[str, Any] | None
+    state: Any = None
+    wait: dict[str, Any] | None = None
     revision: int
     created_at: str
     updated_at: str
     parent_flow_id: str | UnsetType = UNSET
+    state_omitted: bool | UnsetType = UNSET
 
 
 class StepShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +92,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     flow: FlowShown
     step: StepShown | UnsetType = UNSET
     cancelled_children: list[str] | UnsetType = UNSET
+    state_omitted: bool | UnsetType = UNSET
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +118,7 @@ class FlowPage(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     flows: list[FlowShown]
     next_cursor: str | None = None
+    state_omitted: bool | UnsetType = UNSET
 
 
 class StepPage(msgspec.Struct, frozen=True, kw_only=True):

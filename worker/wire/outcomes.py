@@ -27,6 +27,25 @@ _EFFECTIVE: frozenset[OutcomeName] = frozenset({"applied", "resumed", "progresse
 Row = TypeVar("Row")
 
 
+def fitting(answer: bytes, limit: int) -> bytes:
+    """Return an answer as it is, or, where it weighs more than may be sent, without its states: what has happened is no error."""
+    if len(answer) <= limit:
+        return answer
+    document = msgspec.json.decode(answer)
+    flows = [document["flow"]] if "flow" in document else document.get("flows", ())
+    for field in _HEAVY:
+        for flow in flows:
+            if flow.pop(field, None) is not None:
+                flow["state_omitted"] = document["state_omitted"] = True
+        if len(shorter := _ENCODER.encode(document)) <= limit:
+            return shorter
+    return answer
+
+
+_HEAVY = ("state", "wait", "goal")
+"""What is left out of a flow, in this order, until the answer fits: mostly its state is enough."""
+
+
 def flow_json(flow: Flow) -> dict[str, Any]:
     """Return FLOW of CONTRACT 3 as a JSON object."""
     shown: dict[str, Any] = msgspec.to_builtins(shapes.show_flow(flow))
