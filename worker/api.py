@@ -11,7 +11,7 @@ import structlog
 from worker.admin.service import Operators
 from worker.bus.endpoints import Endpoint, Request, Service
 from worker.engine import Engine
-from worker.errors import FlowError, Forbidden, Internal, NotFound, Refusal, Unavailable
+from worker.errors import FlowError, Forbidden, Internal, NoOutcomeYet, NotFound, Refusal, Unavailable
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
 from worker.submission import Outcome
@@ -107,7 +107,8 @@ class Api:
             raise stray(request.subject).error
         agent, verb = parsed
         if verb in QUERIES:
-            return await self._answered(agent, verb, request.body), None
+            answer = await self._answered(agent, verb, request.body)
+            return answer, outcomes.error_in(answer)  # a stored refusal, with the headers of its first answer
         began = perf_counter()
         verdict = read_command(agent, verb, request.body, request.headers, self._mint, require_id=False, subjects=self._subjects)
         if isinstance(verdict, Unusable):
@@ -178,6 +179,6 @@ class Api:
         """Show the stored outcome of a command of this agent, byte for byte."""
         row = await self._engine.store.outcome(command_scope(query.agent), asked.command_id)
         if row is None:
-            message = f"no outcome is stored for command {asked.command_id}: it has not been taken in yet, or never was"
-            raise NotFound(message, command_id=asked.command_id)
+            message = f"no outcome is stored for command {asked.command_id}: it is not decided yet, or never came; ask again"
+            raise NoOutcomeYet(message, command_id=asked.command_id)
         return row.result

@@ -95,9 +95,16 @@ class Forbidden(FlowError):
 
 
 class NotFound(FlowError):
-    """There is no such flow, step or outcome."""
+    """There is no such flow or step."""
 
     code = "not_found"
+    http = 404
+
+
+class NoOutcomeYet(FlowError):
+    """No outcome is stored under the command id: the command has not been decided yet, or never came."""
+
+    code = "no_outcome"
     http = 404
 
 

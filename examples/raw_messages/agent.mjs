@@ -9,7 +9,7 @@ const nc = await connect({ servers: process.env.NATS_URL ?? "nats://127.0.0.1:42
 // A command: a request, answered after the commit. Its id makes it safe to repeat until there is an answer.
 async function command(verb, body, id) {
   const named = headers();
-  named.set("Nats-Msg-Id", id);
+  named.set("Nats-Msg-Id", `kate/${id}`);
   for (;;) {
     const options = { headers: named, timeout: 5000 };
     const answer = await nc.request(`taskflow.api.kate.${verb}`, JSON.stringify(body), options).then((m) => m.json(), (lost) => lost);

@@ -7,10 +7,10 @@ FLOW=${FLOW:-$(python3 -c 'import uuid; print(uuid.uuid4())')} # whoever starts 
 
 echo "# start: stored by JetStream, and decided even if the worker is down now"
 START='{"flow_id": "'$FLOW'", "controller_id": "kate/shell", "goal": "have two numbers added"}'
-nats req --raw -H "Nats-Msg-Id:$FLOW-start" taskflow.cmd.kate.start "$START"
+nats req --raw -H "Nats-Msg-Id:kate/$FLOW-start" taskflow.cmd.kate.start "$START"
 
 echo "# the same once more, because the answer might have been lost: nothing happens twice"
-nats req --raw -H "Nats-Msg-Id:$FLOW-start" taskflow.cmd.kate.start "$START"
+nats req --raw -H "Nats-Msg-Id:kate/$FLOW-start" taskflow.cmd.kate.start "$START"
 
 echo "# the event that says it runs: from the stream, whether it is there already or comes later"
 nats sub --raw --all --count=1 "taskflow.evt.kate.$FLOW.started"
@@ -24,5 +24,5 @@ nats pub -H "Nats-Msg-Id:$FLOW-answer" agent.delegate.reply '{"correlation_id": 
 nats sub --raw --all --count=1 "taskflow.evt.kate.$FLOW.resumed"
 
 echo "# finish, and what is refused then"
-nats req --raw -H "Nats-Msg-Id:$FLOW-finish" taskflow.api.kate.finish '{"flow_id": "'$FLOW'", "final_state": {"done": true}}'
+nats req --raw -H "Nats-Msg-Id:kate/$FLOW-finish" taskflow.api.kate.finish '{"flow_id": "'$FLOW'", "final_state": {"done": true}}'
 nats req --raw taskflow.api.kate.finish '{"flow_id": "'$FLOW'"}'

@@ -178,8 +178,7 @@ class Agent:
 
         async def stored() -> bytes:
             answer = await self.ask("outcome", {"command_id": command_id})
-            code = (answer.headers or {}).get("Nats-Service-Error-Code")
-            return b"" if code == "404" and b"no outcome is stored" in answer.data else bytes(answer.data)
+            return b"" if b'"code":"no_outcome"' in answer.data else bytes(answer.data)
 
         return await eventually(stored, within=within)
 

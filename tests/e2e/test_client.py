@@ -24,6 +24,8 @@ from worker.client import (
     IllegalTransition,
     InvalidRequest,
     Lost,
+    NoOutcome,
+    NoOutcomeYet,
     NotFound,
     RevisionMismatch,
     TimerInPast,
@@ -197,7 +199,7 @@ async def test_the_same_id_again_gives_the_same_outcome_and_another_body_under_i
         with pytest.raises(Conflict):
             await flow.advance({"n": 2}, command_id=mine, door=door)
     assert (await flows.outcome(mine)).flow == first
-    with pytest.raises(NotFound) as nothing:
+    with pytest.raises(NoOutcomeYet) as nothing:
         await flows.outcome("never-sent")
     assert nothing.value.details == {"command_id": "never-sent"}
     with pytest.raises(IllegalTransition):

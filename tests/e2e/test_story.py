@@ -16,6 +16,7 @@ import pytest
 from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, TOPIC, Agent, Json, Stage, World, encoded, event, in_order, new_id
 from tests.eventually import eventually
+from worker.client import FlowClient
 
 pytestmark = [pytest.mark.e2e]
 
@@ -336,6 +337,41 @@ async def test_a_start_with_an_idempotency_key_or_a_known_id_returns_the_flow_th
     assert (await agent.api("list_mine"))["count"] == 2
 
 
+async def test_two_agents_may_use_the_same_command_id_at_the_same_time(stage: Stage, kate: Agent) -> None:
+    """CONTRACT 2: the broker drops a repeated `Nats-Msg-Id` of anybody within its window."""
+    bob = await stage.agent("bob")
+    for agent in (kate, bob):
+        stored = await agent.publish(
+            f"taskflow.cmd.{agent.name}.start", encoded({"controller_id": "c", "goal": agent.name}), {"Nats-Msg-Id": f"{agent.name}/same"}
+        )
+        assert not stored.duplicate
+    assert [(await agent.outcome("same"))["flow"]["goal"] for agent in (kate, bob)] == ["kate", "bob"]
+    async with FlowClient.connect(stage.url, agent="kate") as first, FlowClient.connect(stage.url, agent="bob") as second:
+        flows = [await client.start(controller="c", goal="g", command_id="again") for client in (first, second)]
+    assert flows[0].id != flows[1].id
+    forged = await kate.publish("taskflow.cmd.kate.start", encoded({"controller_id": "c", "goal": "g"}), {"Nats-Msg-Id": "bob/other"})
+    assert not forged.duplicate
+    (letter,) = await stage.dead(kate, 1)
+    assert letter.headers["Taskflow-Reason"] == "id_mismatch"
+    assert await checks.violations(stage, kate) == []
+
+
+async def test_an_outcome_tells_none_yet_from_a_refusal_and_a_refusal_comes_with_its_headers(stage: Stage, kate: Agent) -> None:
+    """CONTRACT 3."""
+    none = await kate.ask("outcome", {"command_id": "lost"})
+    assert json.loads(none.data)["error"]["code"] == "no_outcome"
+    assert (none.headers or {})["Nats-Service-Error-Code"] == "404"
+    nowhere = {"flow_id": new_id()}
+    first = await kate.ask("run", nowhere, headers={"Nats-Msg-Id": "refused"})
+    await kate.cmd("run", nowhere, "durable")
+    await kate.outcome("durable")
+    for name in ("refused", "durable"):
+        stored = await kate.ask("outcome", {"command_id": name})
+        assert (stored.data, stored.headers) == (first.data, first.headers)
+        assert json.loads(stored.data)["error"]["code"] == "not_found"
+    assert await checks.violations(stage, kate) == []
+
+
 async def test_flows_belong_to_their_agent_and_session(world: World, agent: Agent) -> None:
     flow_id = await agent.parked(agent.name)
     bob = await world.agent(f"bob-{agent.name}")
@@ -352,7 +388,7 @@ async def test_flows_belong_to_their_agent_and_session(world: World, agent: Agen
             assert (answer.headers or {})["Nats-Service-Error-Code"] == "403"
     await bob.cmd("cancel", {"flow_id": flow_id}, f"steal-{agent.name}")
     assert (await bob.outcome(f"steal-{agent.name}"))["error"]["code"] == "forbidden"
-    assert (await agent.api("outcome", {"command_id": f"steal-{agent.name}"}))["error"]["code"] == "not_found", (
+    assert (await agent.api("outcome", {"command_id": f"steal-{agent.name}"}))["error"]["code"] == "no_outcome", (
         "command ids are the agent's own"
     )
     assert (await bob.api("start", {"controller_id": "k", "goal": "g", "flow_id": flow_id}))["error"]["code"] == "forbidden"
@@ -383,7 +419,7 @@ async def test_queries_page_through_flows_journal_and_waits_without_loss_or_repe
     assert [step["run_id"] for step in steps] == ["r-1", "r-2"]
     assert (await agent.flow(made[8]))["revision"] == 8, "an observation is no revision"
     assert (await agent.api("status", {"flow_id": new_id()}))["error"]["code"] == "not_found"
-    assert (await agent.api("outcome", {"command_id": "unheard-of"}))["error"]["code"] == "not_found"
+    assert (await agent.api("outcome", {"command_id": "unheard-of"}))["error"]["code"] == "no_outcome"
 
 
 async def test_unknown_verbs_and_fields_are_refused_by_name(world: World, agent: Agent) -> None:

@@ -119,7 +119,7 @@ async def test_another_agents_flow_can_be_neither_parent_nor_awaited(kate: Agent
 async def test_command_ids_of_two_agents_have_nothing_to_do_with_each_other(kate: Agent, ann: Agent) -> None:
     same = new_id()
     first = await kate.api("start", {"controller_id": "kate/x", "goal": "first"}, same)
-    assert await code(await ann.api("outcome", {"command_id": same})) == "not_found"
+    assert await code(await ann.api("outcome", {"command_id": same})) == "no_outcome"
     second = await ann.api("start", {"controller_id": "ann/x", "goal": SECRET}, same)
     assert second["ok"]
     assert second["flow"]["id"] != first["flow"]["id"]
@@ -150,7 +150,7 @@ async def test_a_message_id_can_be_squatted_in_the_stream_and_the_acknowledgemen
     acknowledged = await ann.cmd("start", start, guessed)
     assert acknowledged.duplicate  # said of an id she never used before: the sign that somebody did
     assert (await kate.outcome(guessed))["ok"]
-    assert await code(await ann.api("outcome", {"command_id": guessed})) == "not_found"
+    assert await code(await ann.api("outcome", {"command_id": guessed})) == "no_outcome"
     # The door that no stream guards is not affected, and neither is an id of her own.
     assert (await ann.api("start", start, guessed))["ok"]
     random = new_id()

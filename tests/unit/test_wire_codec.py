@@ -249,6 +249,40 @@ def test_header_and_body_ids_that_differ_are_refused_under_the_headers() -> None
     assert bad.identity.key == "c-1"
 
 
+def test_the_header_may_name_the_agent_before_the_id() -> None:
+    """The broker drops a repeated header of anybody, so that two agents with one id need different headers."""
+    plain = taken("run", {"flow_id": FLOW}, {"Nats-Msg-Id": "c-1"})
+    assert taken("run", {"flow_id": FLOW}, {"Nats-Msg-Id": "kate/c-1"}) == plain
+    assert taken("run", {"flow_id": FLOW, "command_id": "c-1"}, {"Nats-Msg-Id": "kate/c-1"}) == plain
+    assert (
+        read_command("kate", "run", json.dumps({"flow_id": FLOW}).encode(), {"Nats-Msg-Id": "kate/c-1"}, Counting(), require_id=False)
+        == plain
+    )
+    differs = refused("run", {"flow_id": FLOW, "command_id": "c-2"}, {"Nats-Msg-Id": "kate/c-1"})
+    assert differs.reason == "id_mismatch"
+    assert differs.identity is not None
+    assert differs.identity.key == "c-1"
+
+
+@pytest.mark.parametrize(
+    "given_id, reason",
+    [
+        ("mallory/c-1", "id_mismatch"),
+        ("kat/c-1", "id_mismatch"),
+        ("kate/", "invalid_request"),
+        ("kate//c-1", "invalid_request"),
+        ("/c-1", "invalid_request"),
+        ("kate/kate/c-1", "id_mismatch"),
+        ("kate/" + "c" * 65, "invalid_request"),
+        ("kate/c 1", "invalid_request"),
+        ("not an agent/c-1", "invalid_request"),
+    ],
+)
+def test_a_header_that_names_another_agent_or_no_id_is_refused_and_attributed_to_nobody(given_id: str, reason: str) -> None:
+    bad = refused("run", {"flow_id": FLOW}, {"Nats-Msg-Id": given_id})
+    assert (bad.reason, bad.identity) == (reason, None)
+
+
 def test_the_inbox_is_named_for_good_and_for_bad_requests() -> None:
     headers = ID | {"Taskflow-Reply-To": "_INBOX.kate.1"}
     assert taken("run", OF_FLOW, headers).reply_to == "_INBOX.kate.1"

@@ -32,6 +32,7 @@ _OF_ERROR: dict[str, int] = {
     "too_deep": USAGE,
     "forbidden": FORBIDDEN,
     "not_found": NOT_FOUND,
+    "no_outcome": NOT_FOUND,
     "illegal_transition": CONFLICT,
     "already_terminal": CONFLICT,
     "cancel_pending": CONFLICT,

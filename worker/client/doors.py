@@ -18,7 +18,17 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from worker.client.backing_off import Backoff
-from worker.client.errors import Conflict, Forbidden, Internal, InvalidRequest, NoOutcome, NotFound, Unavailable, UnsupportedVerb, error_of
+from worker.client.errors import (
+    Conflict,
+    Forbidden,
+    Internal,
+    InvalidRequest,
+    NoOutcome,
+    NoOutcomeYet,
+    Unavailable,
+    UnsupportedVerb,
+    error_of,
+)
 from worker.client.transport import Inbox, Lost, Message, NoAnswer, NotPermitted, NotStored, Stored, Transport
 from worker.errors import FlowError
 from worker.wire import limits
@@ -125,7 +135,9 @@ class Doors:
         try:
             async with asyncio.timeout(self.patience):
                 with self._outcome_of() as (address, outcome):
-                    stored = await self._stored(self.subjects.command(self.agent, verb), body, {REPLY_TO: address}, command_id, last)
+                    # The broker drops a repeated id of anybody: with the agent's name before it, of this agent only.
+                    named = f"{self.agent}/{command_id}"
+                    stored = await self._stored(self.subjects.command(self.agent, verb), body, {REPLY_TO: address}, named, last)
                     accepted = True
                     if stored.duplicate:
                         # The stream has had this id before and has not looked at the body: the other door tells a repeat from a conflict.
@@ -143,12 +155,12 @@ class Doors:
         except (TimeoutError, Lost) as failed:
             raise no_outcome(verb, command_id, accepted=False, why=str(failed)) from failed
 
-    async def _stored(self, subject: str, body: bytes, headers: dict[str, str], command_id: str, last: list[str]) -> Stored:
+    async def _stored(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str, last: list[str]) -> Stored:
         """Publish until the stream has it; `last` gets why it has not yet. Raises `Forbidden` where the credentials may not."""
         backoff = Backoff()
         while True:
             try:
-                return await self.transport.publish(subject, body, headers, msg_id=command_id, timeout=_TRY)
+                return await self.transport.publish(subject, body, headers, msg_id=msg_id, timeout=_TRY)
             except NotStored as later:  # also where the stream says no: it may be full for a while, or not made yet
                 last.append(str(later))
                 await asyncio.sleep(backoff.next())
@@ -165,9 +177,8 @@ class Doors:
                 return outcome.result()
             try:
                 return await self._asked("outcome", asking, {}, tries=1)
-            except NotFound as refusal:
-                if refusal.details.get("command_id") != command_id:
-                    raise  # the stored outcome itself: the command named a flow that is not there
+            except NoOutcomeYet:
+                pass
             except Unavailable:
                 pass  # nobody answers: the worker is on its way back, and will take the command from the stream
             listen = backoff.next()

@@ -5,6 +5,7 @@
 | `invalid_request` `too_large` `too_deep` `unsupported_verb` | `InvalidRequest` `TooLarge` `TooDeep` `UnsupportedVerb` | correct the call |
 | `topic_not_bound` `timer_in_past` `horizon_exceeded` | `TopicNotBound` `TimerInPast` `HorizonExceeded` | wait for something else |
 | `forbidden` `not_found` | `Forbidden` `NotFound` | look at agent, session and id |
+| `no_outcome` | `NoOutcomeYet` | ask again |
 | `illegal_transition` `already_terminal` `cancel_pending` | `IllegalTransition` `AlreadyTerminal` `CancelPending` | look where it is |
 | `revision_mismatch` | `RevisionMismatch` | `refresh()`, decide again |
 | `wait_conflict` `conflict` `id_mismatch` | `WaitConflict` `Conflict` `IdMismatch` | use another id |
@@ -29,6 +30,7 @@ from worker.errors import (
     IllegalTransition,
     Internal,
     InvalidRequest,
+    NoOutcomeYet,
     NotFound,
     RevisionMismatch,
     TimerInPast,
@@ -54,6 +56,7 @@ __all__ = [
     "Internal",
     "InvalidRequest",
     "NoOutcome",
+    "NoOutcomeYet",
     "NotFound",
     "RevisionMismatch",
     "TimerInPast",
@@ -79,6 +82,7 @@ BY_CODE: dict[str, type[FlowError]] = {
     "too_deep": TooDeep,
     "forbidden": Forbidden,
     "not_found": NotFound,
+    "no_outcome": NoOutcomeYet,
     "illegal_transition": IllegalTransition,
     "already_terminal": AlreadyTerminal,
     "cancel_pending": CancelPending,

@@ -174,7 +174,7 @@ class FlowClient:
                 yield wait
 
     async def outcome(self, command_id: str) -> Done:
-        """Return what became of a command. Raises its refusal, or `NotFound` with `details["command_id"]` where there is none (yet)."""
+        """Return what became of a command. Raises its refusal, or `NoOutcomeYet` where there is none (yet)."""
         return done(await self._doors.query("outcome", {"command_id": command_id}))
 
     async def events(

@@ -18,6 +18,7 @@ NEXT: dict[str, str] = {
     "too_deep": "Flatten the JSON: at most 32 levels. Nothing was changed.",
     "forbidden": "It belongs to another agent or session, or NATS does not permit it. Do not try again with other ids; action list_mine "
     "shows the flows that are yours. If your user expects it to be yours, say that the server's --owner or its NATS permissions differ.",
+    "no_outcome": "Ask again in a moment: the command is not decided yet.",
     "not_found": "Check the flow_id: action list_mine shows the flows that are yours. Old flows that have ended are deleted after a time. "
     "If the work is still to be done, start a new flow.",
     "illegal_transition": "Look with action status first. Only a running flow can wait, delegate or finish; one that waits "

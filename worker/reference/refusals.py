@@ -37,6 +37,7 @@ _ADVICE: dict[str, str] = {
     "too_large": "Keep large things elsewhere, and their address in the flow. The limits: 256 KiB for a body, as much for a state.",
     "too_deep": "Flatten the JSON, or send the deep part as text.",
     "forbidden": "Ask as the owner (agent in the subject, `session_id` in the body). An operator uses `taskflow flow …`.",
+    "no_outcome": "Ask again. A command that the stream has acknowledged will have an outcome.",
     "not_found": "Look for typing errors; ended flows are deleted after `store.retain_terminal`.",
     "illegal_transition": "Read the flow again: it is in another status than you think.",
     "already_terminal": "Nothing: it has ended. Start a new flow.",

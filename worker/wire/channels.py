@@ -9,10 +9,13 @@ Part = dict[str, Any]
 
 _AGENT = {"description": "The caller's identity, `[A-Za-z0-9_-]{1,63}`; NATS permissions decide who may publish there."}
 _ANSWERS = ("outcome", "page.events", "page.flows", "page.steps", "page.waits")
+_MSG_ID = (
+    "The command id, better with the agent's name before it (`kate/<id>`): the broker drops a repeated id of anybody within its window."
+)
 _COMMAND_HEADERS: Part = {
     "type": "object",
     "properties": {
-        "Nats-Msg-Id": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$", "description": "The command id."},
+        "Nats-Msg-Id": {"type": "string", "pattern": "^([A-Za-z0-9_-]{1,63}/)?[A-Za-z0-9_-]{1,64}$", "description": _MSG_ID},
         "Taskflow-Reply-To": {"type": "string", "pattern": "^_INBOX\\.", "description": "Publish the outcome here too."},
         "traceparent": {"type": "string"},
     },

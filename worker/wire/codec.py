@@ -1,7 +1,8 @@
 """Read requests: bytes and headers → `Inbound`, `Unusable` or a `Query` (CONTRACT 2). Nothing here raises for bad input.
 
-The command id is the message's identity: header `Nats-Msg-Id` or body `command_id`, equal if both are there. The digest beside it is
-over the typed request without its id, so that both forms, and any spelling of the same JSON, are one command (SEMANTICS 6).
+The command id is the message's identity: header `Nats-Msg-Id` (`<id>` or `<agent>/<id>`) or body `command_id`, equal if both are there.
+The digest beside it is over the typed request without its id, so that all forms, and any spelling of the same JSON, are one command
+(SEMANTICS 6).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from worker.wire.headers import MSG_ID, Headers, find, hops_of, inbox_of, trace_
 from worker.wire.limits import shown
 from worker.wire.origin import Mint, Origin
 from worker.wire.requests import COMMANDS, EXPECTED, QUERIES, Request
-from worker.wire.subjects import Subjects
+from worker.wire.subjects import Subjects, is_token
 from worker.wire.verdicts import COMMAND_ID, Identity, Ignored, Inbound, Unusable, command_scope, digest, reason_of
 
 __all__ = ["Identity", "Ignored", "Inbound", "Mint", "Query", "Unusable", "read_command", "read_query", "stray"]
@@ -51,7 +52,7 @@ def read_command(
             raise complaints.unsupported(verb, COMMANDS if require_id else complaints.ALL_VERBS)  # who asks on `api` may also query
         opened = open_request(body)
         request = _typed(verb, COMMANDS[verb], opened)
-        key = _command_id(headers, request, mint, require_id=require_id)
+        key = _command_id(agent, headers, request, mint, require_id=require_id)
         command = build(request, Origin(agent, key, trace_of(headers), mint, subjects, hops_of(headers)))
     except FlowError as error:
         identity = _attributed(agent, verb, body, headers, opened)
@@ -85,15 +86,24 @@ def _typed(verb: str, shape: type[Request], opened: Opened) -> Request:
     return request
 
 
-def _command_id(headers: Headers, request: Request, mint: Mint, *, require_id: bool) -> str:
-    """Return the command id. Raises `InvalidRequest` for a bad or missing one, `IdMismatch` where header and body differ."""
+def _given_id(agent: str, headers: Headers) -> str | None:
+    """Return the id in the header, which may have the agent's name before it: the broker drops a repeated one of anybody."""
     given = find(headers, MSG_ID)
+    return given.removeprefix(f"{agent}/") if given is not None else None
+
+
+def _command_id(agent: str, headers: Headers, request: Request, mint: Mint, *, require_id: bool) -> str:
+    """Return the command id. Raises `InvalidRequest` for a bad or missing one, `IdMismatch` where header and body or subject differ."""
+    given = _given_id(agent, headers)
     if given is None:
         if request.command_id is not None:
             return request.command_id
         if require_id:
             raise InvalidRequest(f"a command needs an id: header {MSG_ID} or field command_id", path="/command_id")
         return mint.command_id()
+    other, slash, rest = given.partition("/")
+    if slash and is_token(other) and COMMAND_ID.match(rest):
+        raise IdMismatch(f"header {MSG_ID} names another agent than the subject", path="/command_id", header=given, agent=agent)
     if not COMMAND_ID.match(given):
         raise InvalidRequest(f"the header {MSG_ID} must be {EXPECTED['command_id']}", path="/command_id", header=MSG_ID)
     if request.command_id not in (None, given):
@@ -103,7 +113,7 @@ def _command_id(headers: Headers, request: Request, mint: Mint, *, require_id: b
 
 def _attributed(agent: str, verb: str, body: bytes, headers: Headers, opened: Opened | None) -> Identity | None:
     """Return the identity of a bad message that still names a valid command id; the header's first: the stream knows it by that."""
-    given = find(headers, MSG_ID)
+    given = _given_id(agent, headers)
     if given is None:
         given = _body_id(body, opened)
     if given is None or not COMMAND_ID.match(given):
