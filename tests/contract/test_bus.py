@@ -320,6 +320,21 @@ async def test_a_repeated_message_id_is_stored_once(rig: Rig, bus: Bus) -> None:
     assert await rig.bodies("TASKFLOW_EVT") == [b"1"]
 
 
+async def test_another_message_under_a_used_id_is_not_taken_for_published(rig: Rig, bus: Bus) -> None:
+    """RELIABILITY 3, row 21: accepted as sent after a look at what is stored."""
+    first = event(1)
+    await bus.publish(first)
+    assert (await bus.publish(first)).duplicate
+    for other in (
+        msgspec.structs.replace(first, body=b"forged"),
+        msgspec.structs.replace(first, subject="taskflow.evt.ana.f1.resumed"),
+    ):
+        with pytest.raises(PublishFailed, match="another") as refused:
+            await bus.publish(other)
+        assert refused.value.unsendable
+    assert await rig.bodies("TASKFLOW_EVT") == [first.body]
+
+
 async def test_headers_make_the_round_trip(rig: Rig, bus: Bus) -> None:
     heard = await rig.agent.subscribe("taskflow.evt.>")
     await bus.publish(Outgoing(subject="taskflow.evt.ana.f.x", body=b"", msg_id="m-1", headers={"Name": " grüße\nzeile "}))

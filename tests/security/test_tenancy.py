@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 import pytest_asyncio
@@ -190,7 +191,7 @@ async def test_a_correlation_id_on_a_shared_topic_belongs_to_who_waits_first(kat
         answer = await ann.api("wait", {"flow_id": flow_id, "wait_condition": {"kind": "external_event", "topic": TOPIC}})
         minted.add(answer["flow"]["wait"]["correlation_id"])
     assert len(minted) == 20
-    assert all(len(bytes.fromhex(one)) == 16 for one in minted)
+    assert {str(UUID(one)) for one in minted} == minted
 
 
 async def test_a_resume_message_needs_the_topic_and_the_correlation_id_of_the_wait(kate: Agent, ann: Agent) -> None:

@@ -269,6 +269,28 @@ async def test_a_lane_gives_everything_behind_a_failure_back_until_the_failed_ev
         assert lanes._lanes == {}
 
 
+async def test_a_lane_goes_on_when_the_failed_event_has_left_the_stream() -> None:
+    """A purge, or `event_max_age`: it never comes again, and what is behind it was put off for ever."""
+    broker, handled = Broker(), list[int]()
+
+    async def handle(one: Event) -> None:
+        if one.seq == 2:
+            raise Later
+        handled.append(one.seq)
+
+    async with Lanes(handle, 0.01, 0.0, 0.0) as lanes:
+        await lanes.put(event(2), broker.delivery(2))
+        await eventually(lambda: (2, "nak 0") in broker.said)
+
+        async def comes_again() -> bool:
+            await lanes.put(event(3), broker.delivery(3))
+            return handled == [3]
+
+        assert not await comes_again()
+        assert broker.said[-1] == (3, "nak 0")
+        await eventually(comes_again)
+
+
 async def test_an_event_that_comes_late_is_handled_though_a_later_one_of_its_flow_was() -> None:
     """So it is after a kill where the broker cannot rewind: what is new comes at once, what was in hand after `ack_wait`."""
     broker, handled = Broker(), list[int]()

@@ -241,6 +241,8 @@ class Bus(Protocol):
     def publish(self, message: Outgoing) -> asyncio.Future[Published]:
         """Store a message on its stream. The future fails with `PublishFailed`; it always resolves within the publish timeout.
 
+        Where the broker has one under its `msg_id` already it is looked at: another message is no repeat (`unsendable`, as long as the
+        broker knows the id).
         Messages published one after another on one connection are stored in that order, as far as they are stored at all.
         """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from base64 import b64decode
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import msgspec
 import structlog
 
 from worker.bus.base import Headers, Outgoing, Published, PublishFailed
-from worker.bus.connection import Connection
+from worker.bus.connection import Connection, NoAnswer, NotPermitted
 from worker.bus.frames import STATUS, read_headers
 from worker.bus.outbound import Frame, objection
 
@@ -47,12 +48,26 @@ class _PubAck(msgspec.Struct):
     error: _ApiError | None = None
 
 
+class _Kept(msgspec.Struct):
+    """A message as the stream has it; `data` is base64."""
+
+    subject: str = ""
+    data: str = ""
+
+
+class _Found(msgspec.Struct):
+    """The answer to a look at a message; None where it is not there any more."""
+
+    message: _Kept | None = None
+
+
 class _Awaited(NamedTuple):
     """A message in flight that is acknowledged. `batch` and `size` tell the batch that it commits; `opens`: it only begins one."""
 
     future: asyncio.Future[Published]
     deadline: float
     subject: str
+    body: bytes = b""
     batch: str = ""
     size: int = 0
     opens: bool = False
@@ -70,6 +85,8 @@ class Publisher:
         self._waiting: dict[int, _Awaited] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._decoder = msgspec.json.Decoder(_PubAck)
+        self._stored = msgspec.json.Decoder(_Found)
+        self._looking: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger()
 
     async def open(self) -> None:
@@ -84,7 +101,7 @@ class Publisher:
         headers = {**message.headers, _MSG_ID: message.msg_id} if message.msg_id else message.headers
         future = self._future([(message, headers)])
         if not future.done():
-            reply = self._await(_Awaited(future, self._deadline(), message.subject))
+            reply = self._await(_Awaited(future, self._deadline(), message.subject, message.body))
             self._connection.outbound.put(Frame(message.subject, message.body, reply, headers, future))
         return future
 
@@ -98,7 +115,7 @@ class Publisher:
         for place, (message, headers) in enumerate(spelled, 1):
             reply = ""
             if place == last:
-                reply = self._await(_Awaited(future, deadline, message.subject, batch, last))
+                reply = self._await(_Awaited(future, deadline, message.subject, batch=batch, size=last))
             elif place == 1:
                 reply = self._await(_Awaited(future, deadline, message.subject, opens=True))
             # Once the future has failed, the rest is not written, the commit least of all.
@@ -161,8 +178,37 @@ class Publisher:
             future.set_exception(PublishFailed(f"the broker refused a message on {subject}: {reason}", refused=True, unsendable=too_large))
         elif found.opens or (ack.batch, ack.count) != (found.batch, found.size):
             future.set_exception(PublishFailed(f"the stream of {subject} does not store messages together"))
+        elif ack.duplicate:
+            task = asyncio.get_running_loop().create_task(self._believe(found, ack))
+            self._looking.add(task)  # the loop keeps weak references only
+            task.add_done_callback(self._looking.discard)
         else:
-            future.set_result(Published(stream=ack.stream, seq=ack.seq, duplicate=ack.duplicate))
+            future.set_result(Published(stream=ack.stream, seq=ack.seq))
+
+    async def _believe(self, found: _Awaited, ack: _PubAck) -> None:
+        """Take a message for published only if the one that the broker has under its id is this one (RELIABILITY 3, row 21).
+
+        One that is not there any more was there once; where the credentials may not look, the broker is believed.
+        """
+        other = ""
+        try:
+            raw = await self._connection.ask(f"$JS.API.STREAM.MSG.GET.{ack.stream}", b'{"seq":%d}' % ack.seq)
+            stored = self._stored.decode(raw).message
+            if stored is not None and (stored.subject, b64decode(stored.data)) != (found.subject, found.body):
+                other = f"message {ack.seq} of {ack.stream} has the id of a message on {found.subject}, and is another one"
+        except NotPermitted as silent:
+            self._log.info("bus.duplicate_believed", reason=str(silent))
+        except (NoAnswer, msgspec.MsgspecError, ValueError) as silent:
+            self._fail(found.future, PublishFailed(f"whether a message on {found.subject} is stored is not known: {silent}"))
+        if other:
+            self._fail(found.future, PublishFailed(other, unsendable=True))
+        elif not found.future.done():
+            found.future.set_result(Published(stream=ack.stream, seq=ack.seq, duplicate=True))
+
+    def _fail(self, future: asyncio.Future[Published], failure: PublishFailed) -> None:
+        """Fail a future, unless it is resolved."""
+        if not future.done():
+            future.set_exception(failure)
 
     def _expire(self) -> None:
         """Fail what waited too long; look again when the next one is due."""
@@ -171,7 +217,7 @@ class Publisher:
         now = loop.time()
         while self._waiting:
             number = next(iter(self._waiting))
-            future, deadline, subject, *_ = self._waiting[number]
+            future, deadline, subject = self._waiting[number][:3]
             if deadline > now and not future.done():
                 self._sweep = loop.call_later(max(deadline - now, _SWEEP), self._expire)
                 return

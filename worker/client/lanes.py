@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Self
@@ -11,6 +12,9 @@ from worker.client.events import Event
 from worker.client.transport import Delivery
 
 _REMEMBERED = 100_000
+_ACK_WAITS = 2
+"""So many times the broker's patience after it was due, an event that is still in the stream has been delivered again."""
+_log = logging.getLogger("worker.client.agent")
 
 
 class Later(Exception):
@@ -18,12 +22,15 @@ class Later(Exception):
 
 
 class _Lane:
-    """One flow's deliveries. `blocked`: the `seq` that failed and has to come before any later one; `tries` counts its failures."""
+    """One flow's deliveries. `blocked`: the `seq` that failed and has to come before any later one, unless it has not come by `given_up`
+    (the loop's time); `tries` counts its failures.
+    """
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[Event, Delivery]] = deque()
         self.task: asyncio.Task[None] | None = None
         self.blocked = 0
+        self.given_up = 0.0
         self.tries = 0
 
 
@@ -82,8 +89,11 @@ class Lanes:
         """Line a delivery up behind those of its flow."""
         lane = self._lanes.setdefault(event.flow_id, _Lane())
         if lane.blocked and event.seq > lane.blocked and not any(one.seq == lane.blocked for one, _ in lane.waiting):
-            await delivery.nak(self._delay(lane.tries))
-            return
+            if asyncio.get_running_loop().time() < lane.given_up:
+                await delivery.nak(self._delay(lane.tries))
+                return
+            _log.warning("event %s:%s failed and never came again: it has left the stream; going on", event.flow_id, lane.blocked)
+            lane.blocked = lane.tries = 0
         lane.waiting.append((event, delivery))
         self._in_hand.set()
         if lane.task is None:
@@ -117,6 +127,7 @@ class Lanes:
         """Give everything in the lane back to the broker: the failed event first, so that it comes first."""
         lane.blocked, lane.tries = failed.seq, lane.tries + 1
         delay = self._delay(lane.tries)
+        lane.given_up = asyncio.get_running_loop().time() + delay + _ACK_WAITS * 3 * self._alive_every
         while lane.waiting:
             _, delivery = lane.waiting.popleft()
             await delivery.nak(delay)
