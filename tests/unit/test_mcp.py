@@ -17,7 +17,7 @@ from worker.mcp_server.line import Line, Owner
 from worker.mcp_server.once import LIFETIME, Doubts, command_id
 from worker.mcp_server.schema import ACTIONS, KEY, PARAMETERS, Offered, offered
 from worker.wire.documents import FlowShown
-from worker.wire.protocols import names_of, waiting_for
+from worker.wire.protocols import mcp_task, waiting_for
 
 REFERENCE = ["start", "status", "advance", "wait", "finish", "fail", "cancel", "list_mine"]
 PARAMETERS_OF_THE_REFERENCE = {
@@ -170,27 +170,24 @@ def test_no_answer_shows_the_revision() -> None:
 
 
 @pytest.mark.parametrize(
-    "status,wait,mcp,a2a,synadia",
+    "status,wait,name",
     [
-        (FlowStatus.CREATED, None, "working", "TASK_STATE_SUBMITTED", None),
-        (FlowStatus.RUNNING, None, "working", "TASK_STATE_WORKING", "status"),
-        (FlowStatus.WAITING, {"kind": "timer", "at": "x"}, "working", "TASK_STATE_WORKING", None),
-        (FlowStatus.WAITING, REPLY, "working", "TASK_STATE_WORKING", None),
-        (FlowStatus.WAITING, {"kind": "manual"}, "input_required", "TASK_STATE_INPUT_REQUIRED", "query"),
-        (FlowStatus.FINISHED, None, "completed", "TASK_STATE_COMPLETED", "terminator"),
-        (FlowStatus.FAILED, None, "failed", "TASK_STATE_FAILED", "Nats-Service-Error-Code"),
-        (FlowStatus.CANCELLED, None, "cancelled", "TASK_STATE_CANCELED", None),
+        (FlowStatus.CREATED, None, "working"),
+        (FlowStatus.RUNNING, None, "working"),
+        (FlowStatus.WAITING, {"kind": "timer", "at": "x"}, "working"),
+        (FlowStatus.WAITING, REPLY, "working"),
+        (FlowStatus.WAITING, {"kind": "manual"}, "input_required"),
+        (FlowStatus.FINISHED, None, "completed"),
+        (FlowStatus.FAILED, None, "failed"),
+        (FlowStatus.CANCELLED, None, "cancelled"),
     ],
 )
-def test_a_state_has_its_name_in_each_protocol(
-    status: FlowStatus, wait: dict[str, Any] | None, mcp: str, a2a: str, synadia: str | None
-) -> None:
-    names = names_of(status, wait)
-    assert (names.mcp, names.a2a, names.synadia) == (mcp, a2a, synadia)
+def test_a_state_has_its_name_as_a_task(status: FlowStatus, wait: dict[str, Any] | None, name: str) -> None:
+    assert mcp_task(status, wait) == name
 
 
 def test_only_a_manual_wait_changes_the_name() -> None:
-    assert names_of(FlowStatus.FINISHED, {"kind": "manual"}).mcp == "completed"
+    assert mcp_task(FlowStatus.FINISHED, {"kind": "manual"}) == "completed"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from worker.mcp_server.line import Line
 from worker.mcp_server.once import Doubts, command_id
 from worker.mcp_server.schema import ACTIONS, ALL, KEY, MOST, Action, needed
 from worker.wire.documents import FlowShown
-from worker.wire.protocols import names_of, waiting_for
+from worker.wire.protocols import mcp_task, waiting_for
 
 Json = dict[str, Any]
 _USUAL = 50
@@ -136,7 +136,7 @@ def shown(flow: FlowShown) -> Told:
     waits = flow.wait is not None
     task = {
         "taskId": flow.id,
-        "status": names_of(flow.status, flow.wait).mcp,
+        "status": mcp_task(flow.status, flow.wait),
         **({"statusMessage": f"waiting for {waiting_for(flow.wait)}"} if waits else {}),
         "createdAt": flow.created_at,
         "lastUpdatedAt": flow.updated_at,
