@@ -24,7 +24,6 @@ from worker.client import (
     IllegalTransition,
     InvalidRequest,
     Lost,
-    NoOutcome,
     NoOutcomeYet,
     NotFound,
     RevisionMismatch,
