@@ -1,81 +1,79 @@
-"""Check payloads against a wait's `accept`: a subset of JSON Schema 2020-12, by the library `jsonschema`.
+"""Check payloads against a wait's `accept`, as bounded work (SEMANTICS 3): a schema from a message is a program from a stranger.
 
-The subset has what describes a payload and nothing that can hurt the worker: no references (they could be fetched, or go in circles) and no
-patterns (a regular expression can take for ever). Validators are made once for each schema. The library is loaded with the first schema:
-most workers never see one, and it would be a seventh of what it takes to start.
+Schemas are a subset of JSON Schema 2020-12 (`json_schema`). The library `jsonschema` is the judge in the tests: at the bound it would take
+two seconds, and keep the payload once for every alternative that did not fit.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-if TYPE_CHECKING:
-    from jsonschema import Draft202012Validator
+from worker.json_schema import Check, Misfit, Unusable, compiled
 
 MAX_BYTES = 16 * 1024
-_ANNOTATIONS = {"$schema", "title", "description", "examples", "default", "$comment"}
-_VALUES = {"type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength"}
-_ARRAYS = {"items", "prefixItems", "minItems", "maxItems"}
-_OBJECTS = {"properties", "required", "additionalProperties", "minProperties", "maxProperties"}
-_LOGIC = {"allOf", "anyOf", "oneOf", "not"}
-KEYWORDS = _ANNOTATIONS | _VALUES | _ARRAYS | _OBJECTS | _LOGIC
-_SHOWN = 200
+"""Of a schema, which so has at most 8,192 parts: none is over `MAX_WORK` by itself."""
+MAX_WORK = 100_000
+"""Parts of the schema × values of the payload."""
+_PATH = 200
+
+
+class _Known(msgspec.Struct, frozen=True):
+    """What is known of a schema: how many parts it has and its check, or the flaw that keeps it from being used."""
+
+    parts: int = 1
+    check: Check | None = None
+    flaw: str | None = None
 
 
 def schema_flaw(schema: dict[str, Any]) -> str | None:
     """Say in a sentence why the schema cannot be used, or None."""
-    size = len(msgspec.json.encode(schema))
-    if size > MAX_BYTES:
-        return f"a schema may have {MAX_BYTES} bytes, this one has {size}"
-    unknown = _unknown(schema)
-    if unknown is not None:
-        return f"the keyword {unknown!r} is not supported; supported are {', '.join(sorted(KEYWORDS - _ANNOTATIONS))}"
-    from jsonschema import Draft202012Validator, SchemaError  # noqa: PLC0415 - with the first schema, see above
-
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as bad:
-        return f"it is no JSON Schema: {bad.message[:_SHOWN]} (at {bad.json_path})"
-    return None
+    text = msgspec.json.encode(schema, order="sorted")
+    if len(text) > MAX_BYTES:
+        return f"a schema may have {MAX_BYTES} bytes, this one has {len(text)}"
+    return _known(text).flaw
 
 
-def accepts(schema: dict[str, Any], payload: Any) -> str | None:
-    """Say in a sentence why the payload does not fit the schema, naming the place, or None when it does."""
-    from jsonschema.exceptions import best_match  # noqa: PLC0415 - as above
-
-    failure = best_match(_validator(msgspec.json.encode(schema, order="sorted")).iter_errors(payload))
-    return None if failure is None else f"{failure.message[:_SHOWN]} (at {failure.json_path})"
+def accepts(schema: dict[str, Any], payload: Any) -> tuple[str, str] | None:
+    """Return the dead letter's reason and sentence for a payload that is not accepted, naming the place; None for one that is."""
+    known = _known(msgspec.json.encode(schema, order="sorted"))
+    if known.check is None:
+        return "not_accepted", f"what the wait accepts cannot be checked: {known.flaw}"
+    most = MAX_WORK // known.parts
+    if _parts(payload, most) > most:
+        said = f"the payload has more than {most} values; with the {known.parts} parts of what the wait accepts, a check is limited to"
+        return "too_large", f"{said} {MAX_WORK} comparisons: send less, or accept with a simpler schema"
+    misfit = known.check(payload)
+    return None if misfit is None else ("not_accepted", f"the payload does not fit what the wait accepts: {_said(misfit)}")
 
 
 @lru_cache(maxsize=256)
-def _validator(schema: bytes) -> Draft202012Validator:
-    """Make the validator of a schema, once."""
-    from jsonschema import Draft202012Validator  # noqa: PLC0415 - as above
-
-    return Draft202012Validator(msgspec.json.decode(schema))
-
-
-def _unknown(schema: Any) -> str | None:
-    """Find a keyword outside the subset, anywhere a schema can stand."""
-    if not isinstance(schema, dict):
-        return None
-    for keyword, value in schema.items():
-        if keyword not in KEYWORDS:
-            return str(keyword)
-        parts = _parts(keyword, value)
-        found = next((flaw for part in parts if (flaw := _unknown(part)) is not None), None)
-        if found is not None:
-            return found
-    return None
+def _known(text: bytes) -> _Known:
+    """Compile a schema, once."""
+    schema = msgspec.json.decode(text)
+    try:
+        return _Known(_parts(schema, MAX_BYTES), compiled(schema))
+    except Unusable as bad:
+        return _Known(flaw=str(bad))
 
 
-def _parts(keyword: str, value: Any) -> list[Any]:
-    """List the schemas that stand below a keyword."""
-    if keyword == "properties" and isinstance(value, dict):
-        return list(value.values())
-    if keyword in {"allOf", "anyOf", "oneOf", "prefixItems"} and isinstance(value, list):
-        return value
-    return [value] if keyword in {"not", "items", "additionalProperties"} else []
+def _parts(value: Any, most: int) -> int:
+    """Count a JSON value and all that is in it; above `most` it stops counting."""
+    count, pending = 0, [value]
+    while pending and count <= most:
+        part = pending.pop()
+        count += 1
+        if isinstance(part, list):
+            pending += part
+        elif isinstance(part, dict):
+            pending += part.values()
+    return count
+
+
+def _said(misfit: Misfit) -> str:
+    """Say what is wrong where, in a sentence of bounded length."""
+    said, place = misfit
+    path = "".join([f"[{step}]" if isinstance(step, int) else f".{step[:_PATH]}" for step in place])
+    return f"{said} (at ${path[:_PATH]})"

@@ -6,9 +6,13 @@ what became of the message (R14), and last what follows from flows that ended.
 
 from __future__ import annotations
 
-import msgspec
+import contextlib
+
 from msgspec.structs import replace
 
+from worker.burial import letter_of, letter_of_held
+from worker.dedupe import same_message, shown_id
+from worker.deferral import NO_ANSWERS, NOTHING_BEFORE, Before, Deferral, Questions, keys_of
 from worker.errors import Conflict, FlowError, Internal
 from worker.flow.commands import CancelFlow, FlowEnded, ParentCancelled, Policy, Reply, Stimulus
 from worker.flow.decide import decide
@@ -17,7 +21,7 @@ from worker.flow.ending import due_of
 from worker.flow.lifecycle import TERMINAL, FlowStatus
 from worker.flow.model import Flow, HeldReply
 from worker.flow.size import bounded
-from worker.store.records import Batch, DeadLetter, FlowWrite, InboxRow, Loaded
+from worker.store.records import Batch, FlowWrite, InboxRow, Loaded
 from worker.submission import Outcome, Submission, Useless
 from worker.times import Micros
 from worker.wire.codec import Identity
@@ -30,17 +34,20 @@ class Deciding:
     `decide` every submission in order; while `ends` gives any, load what they need, `absorb` it and `follow` them up; then `finished`.
     """
 
-    def __init__(self, loaded: Loaded, now: Micros, policy: Policy) -> None:
+    def __init__(self, loaded: Loaded, now: Micros, policy: Policy, before: Before = NOTHING_BEFORE) -> None:
         self._loaded = loaded
         self._now = now
-        self._policy = policy
+        self._questions = Questions(policy)
+        self._policy = self._questions.policy
+        self._answers, self._blocked = before.answers, set(before.keys)
         self._batch = Batch()
         self._before: dict[str, Flow | None] = {}
         self._keys: dict[str, str] = {}
         self._ends: list[Stimulus] = []
         self._fallen: dict[str, list[str]] = {}
-        self._decided: list[Submission] = []
+        self.decided: list[Submission] = []
         self.outcomes: list[Outcome] = []
+        self.deferrals: list[Deferral] = []
 
     def ends(self) -> list[Stimulus]:
         """Return what follows from the flows that ended since the last call."""
@@ -61,12 +68,33 @@ class Deciding:
                     self._fallen.setdefault(end.flow_id, []).extend(change.flow.id for change in decision.changes)
 
     def decide(self, submission: Submission) -> None:
-        """Decide one submission and record what became of it."""
-        self._decided.append(submission)
-        self.outcomes.append(self._outcome_of(submission))
+        """Decide one submission and record what became of it; or defer it, where a question is open or it would overtake one that is."""
+        self._questions.known = self._answers.get(submission, NO_ANSWERS)
+        if self._blocked and not self._blocked.isdisjoint(keys_of(submission, self._loaded.world)):
+            self._ask(submission)
+            self._defer(submission)
+            return
+        outcome = self._outcome_of(submission)
+        if outcome is None:
+            self._defer(submission)
+        else:
+            self.decided.append(submission)
+            self.outcomes.append(outcome)
 
-    def _outcome_of(self, submission: Submission) -> Outcome:
-        """Return what became of one submission."""
+    def _ask(self, submission: Submission) -> None:
+        """Find out what a submission that has to stay behind another one would ask, so that all answers are found at once."""
+        if not isinstance(submission.what, Useless):
+            with contextlib.suppress(Internal):
+                decide(submission.what, self._loaded.world, self._now, self._policy)
+
+    def _defer(self, submission: Submission) -> None:
+        """Leave the submission undecided, and keep behind it what must not overtake it."""
+        keys = keys_of(submission, self._loaded.world)
+        self._blocked |= keys
+        self.deferrals.append(Deferral(submission, keys, self._questions.taken()))
+
+    def _outcome_of(self, submission: Submission) -> Outcome | None:
+        """Return what became of one submission; None where a question is open."""
         known = self._known(submission)
         if known is not None:
             return known
@@ -78,6 +106,8 @@ class Deciding:
             # The row is set aside and reported; the message is not used up by somebody else's damage.
             self._loaded.world.unreadable.setdefault(unreadable.details["flow_id"], unreadable.message)
             return Outcome(name="rejected", error=unreadable, result=refused(unreadable))
+        if self._questions.open:
+            return None
         if isinstance(decision, FlowError):
             return self._record(submission, Outcome(name="rejected", error=decision, result=refused(decision)))
         if decision.dead is not None:
@@ -88,7 +118,7 @@ class Deciding:
     def _known(self, submission: Submission) -> Outcome | None:
         """Answer a message that was taken in before: the same delivery again, a repeat, or another body under the same id."""
         if submission.seq is not None:
-            same = self._at_its_place(submission, submission.seq)
+            same = same_message(submission, self._loaded.places.get((submission.source, submission.seq), ()))
             if same is not None:
                 return Outcome(name=same.outcome, result=same.result, repeat=True)
         if submission.identity is None:
@@ -101,22 +131,11 @@ class Deciding:
             return Outcome(name="duplicate", result=first.result, repeat=True)
         return self._conflict(submission)
 
-    def _at_its_place(self, submission: Submission, seq: int) -> InboxRow | None:
-        """Return the row of this very message, if it was taken in before.
-
-        The sequence alone does not tell: where the stream was made again, another message lies there now. A message that is given up
-        is not read again, so its place has to do; one that was given up then, and is read now, is known by its bytes.
-        """
-        rows = self._loaded.places.get((submission.source, seq))
-        if not rows:
-            return None
-        given_up = isinstance(submission.what, Useless) and submission.what.reason == "poison"
-        known = {submission.digest, submission.digest_unread}
-        return next((row for row in rows if given_up or row.digest in known), None)
-
     def _conflict(self, submission: Submission) -> Outcome:
         """Keep what came under a used id as a dead letter; the first one stays (SEMANTICS R5)."""
-        error = Conflict("this id was used before with another body: the first one counts; send this under a new id", id=_id(submission))
+        error = Conflict(
+            "this id was used before with another body: the first one counts; send this under a new id", id=shown_id(submission)
+        )
         outcome = Outcome(name="conflict", error=error, result=refused(error), repeat=True)
         self._bury(submission, "conflict", error.message)
         self._note(submission, "conflict", outcome.result)
@@ -133,17 +152,7 @@ class Deciding:
         """Add the whole message to the dead letters."""
         if submission.raw is None:
             return
-        letter = DeadLetter(
-            reason=reason,
-            message=message,
-            subject=submission.raw.subject,
-            stream=submission.source,
-            seq=submission.seq,
-            headers=dict(submission.raw.headers),
-            body=submission.raw.body,
-            at_us=self._now,
-        )
-        self._batch.dead.append(letter)
+        self._batch.dead.append(letter_of(submission, submission.raw, reason, message, self._now))
 
     def _told(self, submission: Submission, decision: Decision) -> Outcome:
         """Say what the decision means to whoever asked; bytes only where somebody will read them."""
@@ -199,18 +208,8 @@ class Deciding:
     def _spoil(self, spoiled: Spoiled) -> None:
         """Bury a held reply that its wait does not accept."""
         held = spoiled.held
-        letter = DeadLetter(
-            reason=spoiled.reason,
-            message=spoiled.message,
-            subject=held.topic,
-            stream="",
-            seq=None,
-            headers={"Correlation-Id": held.correlation_id, "Event-Id": held.event_id},
-            body=b"" if held.payload is msgspec.UNSET else msgspec.json.encode(held.payload),
-            at_us=self._now,
-        )
         result = reply_outcome("rejected", None)
-        self._batch.spoiled.append((held, letter, result))
+        self._batch.spoiled.append((held, letter_of_held(spoiled, self._now), result))
         self._let_go(held, "rejected", result)
 
     def _let_go(self, held: HeldReply, outcome: OutcomeName, result: bytes) -> None:
@@ -253,7 +252,7 @@ class Deciding:
 
     def _tell_of_children(self) -> None:
         """Name the children that were cancelled with a flow in the outcome of the command that cancelled it."""
-        for at, (submission, outcome) in enumerate(zip(self._decided, self.outcomes, strict=True)):
+        for at, (submission, outcome) in enumerate(zip(self.decided, self.outcomes, strict=True)):
             fallen = self._descendants(submission.what.flow_id) if isinstance(submission.what, CancelFlow) else []
             if not fallen or outcome.repeat or outcome.error is not None or outcome.flow is None:
                 continue
@@ -264,7 +263,7 @@ class Deciding:
 
     def _tell_repeats(self, identity: Identity, old: bytes, new: bytes) -> None:
         """Store what a command is told instead, and tell its repeats within the batch the same, byte for byte (SEMANTICS 6)."""
-        for at, (submission, outcome) in enumerate(zip(self._decided, self.outcomes, strict=True)):
+        for at, (submission, outcome) in enumerate(zip(self.decided, self.outcomes, strict=True)):
             if submission.identity == identity and outcome.result == old:
                 self.outcomes[at] = replace(outcome, result=new)
         changed = (identity.digest, old)
@@ -293,8 +292,3 @@ class Deciding:
         self._batch.opened = [(waiter, waiter in waiting.get(waiter.pair, ())) for waiter, _ in self._batch.opened]
         self._batch.set_aside = self._loaded.world.unreadable
         return self._batch
-
-
-def _id(submission: Submission) -> str:
-    """Return the id that a person would recognise: the last part of the key."""
-    return submission.identity.key.rsplit("\n", 1)[-1] if submission.identity else ""

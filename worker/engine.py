@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 
 from worker.deciding import Deciding
+from worker.deferral import Before, Deferrals
 from worker.errors import FlowError, Internal, Refusal, RevisionMismatch, Unavailable
 from worker.flow.commands import Policy, Stimulus
 from worker.futures import fail, fail_all, new_future, resolve, to_its_end
@@ -58,6 +59,7 @@ class Engine:
         self.postponed = 0  # how many batches the store did not take
         self._listeners: list[Listener] = []
         self._waiters: list[Callable[[], None]] = []
+        self._deferrals = Deferrals(self._arrived.set, self._lost)
         self._log = structlog.get_logger("engine")
 
     def listen(self, listener: Listener) -> None:
@@ -76,7 +78,7 @@ class Engine:
     @property
     def queued(self) -> int:
         """How many submissions wait for their transaction."""
-        return len(self._queue)
+        return len(self._queue) + len(self._deferrals)
 
     def submit(
         self,
@@ -120,7 +122,7 @@ class Engine:
         stopped: Refusal | Unavailable = _stopping()
         try:
             while True:
-                if not self._queue:
+                if not self._queue and not self._deferrals.ready:
                     if self._closing.is_set():
                         return
                     self._arrived.clear()
@@ -134,7 +136,7 @@ class Engine:
             raise
         finally:
             self._closing.set()
-            fail_all(self._queue.clear(), stopped)
+            fail_all([*self._queue.clear(), *(submission.done for submission in self._deferrals.close())], stopped)
 
     def close(self) -> None:
         """Take nothing more; `run` returns when what is queued is committed."""
@@ -153,14 +155,18 @@ class Engine:
 
     async def _step(self) -> None:
         """Carry out the next job or batch."""
-        work = self._queue.take()
+        work = self._queue.take() if self._queue else []
         if isinstance(work, Job):
             await self._carry_out(work)
+            return
+        if not any(submission.alone for submission in work[:1]):
+            work = [*self._deferrals.taken(), *work]
+        if not work:
             return
         try:
             await self._commit(work)
         except Unavailable as later:
-            self._postpone([submission for submission in work if not submission.done.done()], later)
+            self._postpone([s for s in work if not s.done.done() and s not in self._deferrals], later)
         else:
             self._unwell = False
 
@@ -177,6 +183,10 @@ class Engine:
         if not self._unwell:
             self._unwell = True
             self._log.warning("store_unavailable", why=why.message, retry_in=_STALL, waiting=len(self._queue))
+
+    def _lost(self, submission: Submission, defect: Exception) -> None:
+        """Tell whoever submitted what cannot be decided."""
+        fail(submission.done, self._blamed(submission, defect))
 
     async def _carry_out(self, job: Job) -> None:
         """Run housekeeping in its own transaction."""
@@ -229,12 +239,15 @@ class Engine:
     async def _transact(self, submissions: list[Submission]) -> None:
         """Decide and commit one batch, then resolve its futures."""
         now, began = self.clock(), time.monotonic()
-        batch, outcomes = await self.store.transact(partial(_decided, submissions, now, self.policy))
+        work = partial(_decided, submissions, now, self.policy, self._deferrals.before)
+        deciding, batch = await self.store.transact(work)
         self._timed(time.monotonic() - began)
         for flow_id, why in batch.set_aside.items():
             self._log.error("flow_set_aside", flow_id=flow_id, why=why)
         self._announce(batch)
-        for submission, outcome in zip(submissions, outcomes, strict=True):
+        self._deferrals.put(deciding.deferrals)
+        for submission, outcome in zip(deciding.decided, deciding.outcomes, strict=True):
+            self._deferrals.forget(submission)
             resolve(submission.done, outcome)
 
     def _announce(self, batch: Batch) -> None:
@@ -246,9 +259,11 @@ class Engine:
                 self._log.exception("listener_failed")
 
 
-def _decided(submissions: list[Submission], now: Micros, policy: Policy, transaction: Transaction) -> tuple[Batch, list[Outcome]]:
-    """Load, decide and save one batch, on the database's thread; returns what was written and what each is told."""
-    deciding = Deciding(transaction.load(needs_of(submissions, policy), now), now, policy)
+def _decided(
+    submissions: list[Submission], now: Micros, policy: Policy, before: Before, transaction: Transaction
+) -> tuple[Deciding, Batch]:
+    """Load, decide and save one batch, on the database's thread; returns what was decided and what was written."""
+    deciding = Deciding(transaction.load(needs_of(submissions, policy), now), now, policy, before)
     for submission in submissions:
         deciding.decide(submission)
     while ends := deciding.ends():
@@ -256,7 +271,7 @@ def _decided(submissions: list[Submission], now: Micros, policy: Policy, transac
         deciding.follow(ends)
     batch = deciding.finished()
     transaction.save(batch)
-    return batch, deciding.outcomes
+    return deciding, batch
 
 
 def _stopping() -> Unavailable:

@@ -60,8 +60,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if LONG else 240)]
 loop = asyncio.new_event_loop()
 
 
-def accepts(_: dict[str, Any], payload: Any) -> str | None:
-    return None if payload == "ok" else "it is not ok"
+def accepts(_: dict[str, Any], payload: Any) -> tuple[str, str] | None:
+    return None if payload == "ok" else ("not_accepted", "it is not ok")
 
 
 POLICY = Policy(held_ttl_us=TTL, accepts=accepts, schema_flaw=lambda _: None)

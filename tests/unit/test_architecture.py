@@ -43,23 +43,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lanes",),
     ("admin",),
     ("manager",),
-    ("engine", "deciding", "queueing", "submission"),
+    ("engine", "deciding", "deferral", "burial", "dedupe", "queueing", "submission"),
     (
-        "bus.base",
-        "bus.endpoints",
-        "store.base",
-        "store.overview",
-        "store.records",
-        "telemetry",
-        "sparing",
-        "line_writer",
-        "metrics",
-        "timings",
-        "config",
+        *("bus.base", "bus.endpoints", "store.base", "store.overview", "store.records"),
+        *("telemetry", "sparing", "line_writer", "metrics", "timings", "config"),
     ),
     ("wire",),
     ("flow",),
-    ("errors", "times", "durations", "futures", "version", "signal_mask"),
+    ("errors", "json_schema", "times", "durations", "futures", "version", "signal_mask"),
 )
 ADAPTERS = ("worker.store.sqlite", "worker.bus.jetstream", "worker.bus.memory", "worker.bus.connection")
 NAMING_ADAPTERS = {"app", "cli.dev", "cli.demo_story", "testing.database", "testing.memory", "testing.chaos"}

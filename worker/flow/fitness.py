@@ -18,7 +18,7 @@ def unfit(condition: WaitCondition, flow: Flow, leaf: int, payload: Any, policy:
     if isinstance(part, ExternalEvent) and part.accept is not None and policy.accepts is not None:
         flaw = policy.accepts(part.accept, payload)
         if flaw is not None:
-            return "not_accepted", f"the payload does not fit what the wait accepts: {flaw}"
+            return flaw
     size = len(msgspec.json.encode(payload))
     gathered = size + len(msgspec.json.encode(flow.progress or {})) if isinstance(condition, COMPOSITES) else size
     limit = min(2 * policy.max_state_bytes if gathered > size else gathered, policy.max_event_bytes)
