@@ -18,7 +18,7 @@ from worker.flow.commands import CancelFlow, FlowEnded, ParentCancelled, Policy,
 from worker.flow.decide import decide
 from worker.flow.decision import Change, Decision, OutcomeName, Spoiled
 from worker.flow.ending import due_of
-from worker.flow.lifecycle import TERMINAL, FlowStatus
+from worker.flow.lifecycle import TERMINAL, EventKind, FlowStatus
 from worker.flow.model import Flow, HeldReply
 from worker.flow.size import bounded
 from worker.store.records import Batch, FlowWrite, InboxRow, Loaded
@@ -199,7 +199,7 @@ class Deciding:
     def _note_end(self, change: Change) -> None:
         """Remember a flow that ended by this change, for what follows from it."""
         last = change.events[-1] if change.events else None
-        if last is None or last.status not in TERMINAL:
+        if last is None or last.status not in TERMINAL or last.kind is EventKind.STEP_OBSERVED:
             return
         self._ends.append(FlowEnded(flow_id=change.flow.id, trace=last.trace))
         if last.status is FlowStatus.CANCELLED and last.payload.get("cascade", True):

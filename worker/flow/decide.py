@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from worker.errors import (
     AlreadyTerminal,
     CancelPending,
@@ -20,7 +18,6 @@ from worker.errors import (
     IllegalTransition,
     NotFound,
     RevisionMismatch,
-    TooLarge,
 )
 from worker.flow.answering import answer
 from worker.flow.commands import (
@@ -49,6 +46,7 @@ from worker.flow.commands import (
 from worker.flow.decision import Decision, Draft, View
 from worker.flow.delegation import delegate
 from worker.flow.ending import Source, cancel, fail, pass_time
+from worker.flow.fitness import too_large
 from worker.flow.fold import merged
 from worker.flow.handing import expire_held, match_held
 from worker.flow.lifecycle import NEXT, EventKind, FlowStatus
@@ -107,7 +105,7 @@ def _command(command: Command, view: View, now: Micros, policy: Policy) -> Decis
         return Decision(outcome="applied", flow=flow)
     draft = Draft(flow, command.caller, now)
     _CARRY_OUT[type(command)](draft, command, view)
-    return _too_large(command, flow, draft.flow, policy) or Decision(
+    return too_large(command, flow, draft.flow, policy) or Decision(
         outcome="applied", flow=draft.flow, changes=(draft.change(),), step=draft.step
     )
 
@@ -122,9 +120,10 @@ def _not_yours(command: Command, flow: Flow) -> FlowError | None:
 def _not_now(command: Command, flow: Flow) -> FlowError | None:
     """Refuse what the flow's status, cancel intent or revision does not allow.
 
-    Runs may still be observed while a cancellation is pending: winding down is what they are doing.
+    Runs may still be observed while a cancellation is pending, for winding down is what they are doing, and once the flow has ended: a run
+    often reports its end a moment after its flow's.
     """
-    if flow.terminal:
+    if flow.terminal and not isinstance(command, ObserveStep):
         return AlreadyTerminal(f"flow {flow.id} is {flow.status} already", flow_id=flow.id, status=flow.status.value)
     if flow.cancel_requested and not isinstance(command, CancelFlow | RequestCancel | ObserveStep):
         return CancelPending(f"cancellation of flow {flow.id} was requested: only cancel is possible now", flow_id=flow.id)
@@ -145,21 +144,6 @@ def _not_now(command: Command, flow: Flow) -> FlowError | None:
     return None
 
 
-def _too_large(command: Command, before: Flow, after: Flow, policy: Policy) -> FlowError | None:
-    """Refuse what a caller brings (`_BRINGS`: in this field) and makes the state too large; shrinking is always possible.
-
-    What the worker itself writes (`resume_meta`, `failure`) is bounded, and keeps nobody from resuming or failing a flow.
-    """
-    field = _BRINGS.get(type(command))
-    if field is None or getattr(command, field) is None or after.state_json is before.state_json:
-        return None
-    size = len(msgspec.json.encode(after.state_json))
-    if size <= policy.max_state_bytes or size <= len(msgspec.json.encode(before.state_json)):
-        return None
-    message = f"the state would have {size} bytes; the limit is {policy.max_state_bytes}"
-    return TooLarge(message, path=f"/{field}", size=size, limit=policy.max_state_bytes)
-
-
 def _run(draft: Draft, _command: RunFlow, _view: View) -> None:
     """Move created → running."""
     draft.add(EventKind.STARTED, {})
@@ -172,11 +156,14 @@ def _advance(draft: Draft, command: AdvanceFlow, _view: View) -> None:
 
 
 def _resume(draft: Draft, command: ResumeFlow, _view: View) -> None:
-    """Move waiting → running on request; the caller's patch lands after the worker's own keys."""
+    """Move waiting → running on request; the caller's patch lands after the worker's own keys. A state that is no object has no keys."""
     meta = {"resume_meta": Source(cause="manual").meta(draft.now)}
-    patch = merged(meta, command.patch) if command.patch is not None else meta
-    reason = {"reason": command.reason} if command.reason is not None else {}
-    draft.add(EventKind.RESUMED, {"cause": "manual", "patch": patch, **reason})
+    entry: dict[str, Any] = {"cause": "manual"}
+    if command.patch is not None or isinstance(draft.flow.state_json, dict):
+        entry["patch"] = merged(meta, command.patch) if command.patch is not None else meta
+    if command.reason is not None:
+        entry["reason"] = command.reason
+    draft.add(EventKind.RESUMED, entry)
 
 
 def _finish(draft: Draft, command: FinishFlow, _view: View) -> None:
@@ -217,8 +204,6 @@ def _observe(draft: Draft, command: ObserveStep, view: View) -> None:
     shown |= {"child_session_key": draft.step.child_session_key, "result": command.result_json}
     draft.add(EventKind.STEP_OBSERVED, shown)
 
-
-_BRINGS: dict[type[Command], str] = {AdvanceFlow: "patch", ResumeFlow: "patch", FinishFlow: "final_state"}
 
 _CARRY_OUT: dict[type[Command], Callable[[Draft, Any, View], None]] = {
     RunFlow: _run,

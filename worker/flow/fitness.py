@@ -1,4 +1,4 @@
-"""Say whether a payload may satisfy a leaf: it fits the wait's `accept`, and what the wait has gathered stays within bounds."""
+"""Say whether a payload may satisfy a leaf, and whether what it or a command leaves behind stays within bounds."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from typing import Any
 
 import msgspec
 
-from worker.flow.commands import Policy
+from worker.errors import FlowError, TooLarge
+from worker.flow.commands import AdvanceFlow, Command, FinishFlow, Policy, ResumeFlow
 from worker.flow.model import Flow
 from worker.flow.waits import COMPOSITES, ExternalEvent, WaitCondition, leaf_at
+
+_BRINGS: dict[type[Command], str] = {AdvanceFlow: "patch", ResumeFlow: "patch", FinishFlow: "final_state"}
 
 
 def unfit(condition: WaitCondition, flow: Flow, leaf: int, payload: Any, policy: Policy) -> tuple[str, str] | None:
@@ -25,3 +28,18 @@ def unfit(condition: WaitCondition, flow: Flow, leaf: int, payload: Any, policy:
     if gathered > limit:
         return "too_large", f"the payloads of this wait would have {gathered} bytes together; the limit is {limit}"
     return None
+
+
+def too_large(command: Command, before: Flow, after: Flow, policy: Policy) -> FlowError | None:
+    """Refuse what a caller brings (`_BRINGS`: in this field) and makes the state too large; shrinking is always possible.
+
+    What the worker itself writes (`resume_meta`, `failure`) is bounded, and keeps nobody from resuming or failing a flow.
+    """
+    field = _BRINGS.get(type(command))
+    if field is None or getattr(command, field) is None or after.state_json is before.state_json:
+        return None
+    size = len(msgspec.json.encode(after.state_json))
+    if size <= policy.max_state_bytes or size <= len(msgspec.json.encode(before.state_json)):
+        return None
+    message = f"the state would have {size} bytes; the limit is {policy.max_state_bytes}"
+    return TooLarge(message, path=f"/{field}", size=size, limit=policy.max_state_bytes)

@@ -38,12 +38,12 @@ def gives_the_row(life: Life) -> Iterator[str]:
 
 
 def takes_legal_edges(life: Life) -> Iterator[str]:
-    """I-9: only edges of the status table; nothing after the end; once cancellation is requested only `cancelled` follows."""
+    """I-9: only edges of the table; after the end only observed runs; once cancellation is requested only `cancelled` follows."""
     status: FlowStatus | None = None
     asked = False
     for event in life.events:
         after = STATUS_AFTER.get(event.kind, status)
-        if status in TERMINAL:
+        if status in TERMINAL and event.kind is not EventKind.STEP_OBSERVED:
             yield f"{life.id} had ended as {status}, and then {event.kind} came"
         elif status is not None and after is not None and after is not status and after not in NEXT[status]:
             yield f"{life.id} went from {status} to {after}"

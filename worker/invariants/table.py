@@ -119,7 +119,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(
         "I-9",
         "only legal edges",
-        "a flow takes only edges of the status table, nothing follows its end, and a requested cancellation stays requested",
+        "a flow takes only edges of the status table, only observed runs follow its end, and a requested cancellation stays requested",
         (Each(journal.takes_legal_edges),),
     ),
     Invariant(
