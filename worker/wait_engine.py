@@ -89,12 +89,15 @@ class WaitEngine:
             while due := asked.flows:
                 passed = [DeadlinePassed(flow_id=d.flow_id, wait_id=d.wait_id or 0, at_us=now) for d in due]
                 outcomes = await asyncio.gather(*[self._engine.submit(p) for p in passed], return_exceptions=True)
-                moved = sum([self._count(report, d.due_us, outcome) for d, outcome in zip(due, outcomes, strict=True)])
-                left += moved
+                left += sum([self._count(report, d.due_us, outcome) for d, outcome in zip(due, outcomes, strict=True)])
                 is_last = len(due) < _DUE_AT_ONCE and not asked.held_back
-                if is_last or report.errors or not moved:
+                if is_last or report.errors:
                     break
                 asked = await self._due(now)
+                if asked.flows == due:
+                    self._log.warning("wait_not_moved", why=f"flow {due[0].flow_id} stays due whatever is done: run `taskflow db check`")
+                    report.errors += 1
+                    break
         except FlowError as bad:
             self._log.warning("tick_failed", why=bad.message)
             report.errors += 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from worker import wait_engine
 from worker.errors import Unavailable
 from worker.flow.lifecycle import EventKind, FlowStatus
 from worker.flow.model import Flow
+from worker.store.records import Due, DueFlows
 
 
 class WallClock(VirtualClock):
@@ -192,3 +195,33 @@ async def test_the_loop_stops_at_once_however_long_it_would_sleep() -> None:
         shutdown.set()
         await asyncio.wait_for(task, 20)
         assert loop.ticks == 1
+
+
+async def test_a_tick_ends_and_mends_rows_whose_due_time_disagrees_with_their_wait(tmp_path: Path) -> None:
+    """500 of them were looked at again and again, and no timer behind them ever fired."""
+    path = str(tmp_path / "flows.db")
+    async with running(path) as run:
+        odd = await asyncio.gather(*[parked(run, external(f"c-{n}", timeout="1h")) for n in range(500)])
+        good = await parked(run, external("good", timeout="1m"))
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.executemany("UPDATE flows SET due_us = 1 WHERE id = ?", [(flow.id,) for flow in odd])
+    async with running(path) as run:
+        run.clock.advance(minutes=2)
+        assert (await run.waits.tick()).resumed == 1
+        assert (await now(run, good)).status is FlowStatus.RUNNING
+        assert await run.store.next_due() == odd[0].updated_us + 3_600_000_000
+        assert [(await now(run, flow)).revision for flow in odd[:3]] == [flow.revision for flow in odd[:3]]
+
+
+async def test_a_tick_in_which_nothing_moves_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it comes about: the run loop then rests before it looks again."""
+    async with running() as run:
+        flow = await parked(run, external(timeout="1h"))
+        due = DueFlows(waiting=1, flows=[Due(flow_id=flow.id, wait_id=0, due_us=1)] * 500)
+
+        async def stuck(_now: int, _limit: int) -> DueFlows:
+            return due
+
+        monkeypatch.setattr(run.store, "due", stuck)
+        report = await asyncio.wait_for(run.waits.tick(), 10)
+        assert (report.errors, report.still_waiting) == (1, 1)

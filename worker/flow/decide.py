@@ -281,5 +281,5 @@ def _pass_deadline(passed: DeadlinePassed, view: View, now: Micros) -> Decision 
         cancel(draft, view.cancel_reason(flow.id))
         return Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),))
     outcome = pass_time(draft, passed.at_us)
-    changes = (draft.change(),) if draft.flow is not flow else ()
-    return Decision(outcome=outcome, flow=draft.flow, changes=changes)
+    # Also where nothing was due: the row is written again, with the time at which something is, or it would be due for ever.
+    return Decision(outcome=outcome, flow=draft.flow, changes=(draft.change(),))
