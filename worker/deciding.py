@@ -10,28 +10,27 @@ import contextlib
 
 from msgspec.structs import replace
 
+from worker.aftermath import Aftermath, End
 from worker.burial import letter_of, letter_of_held
 from worker.dedupe import same_message, shown_id
 from worker.deferral import NO_ANSWERS, NOTHING_BEFORE, Before, Deferral, Questions, keys_of
 from worker.errors import Conflict, FlowError, Internal
-from worker.flow.commands import CancelFlow, FlowEnded, ParentCancelled, Policy, Reply, Stimulus
+from worker.flow.commands import CancelFlow, FollowUp, ParentCancelled, Policy, Reply
 from worker.flow.decide import decide
-from worker.flow.decision import Change, Decision, OutcomeName, Spoiled
+from worker.flow.decision import Decision, OutcomeName, Spoiled
 from worker.flow.ending import due_of
-from worker.flow.lifecycle import TERMINAL, EventKind, FlowStatus
 from worker.flow.model import Flow, HeldReply
 from worker.flow.size import bounded
 from worker.store.records import Batch, FlowWrite, InboxRow, Loaded
 from worker.submission import Outcome, Submission, Useless
 from worker.times import Micros
-from worker.wire.codec import Identity
 from worker.wire.outcomes import EXPIRED, applied, refused, reply_outcome
 
 
 class Deciding:
     """A batch being decided: the world as the decisions so far leave it, and what they add up to.
 
-    `decide` every submission in order; while `ends` gives any, load what they need, `absorb` it and `follow` them up; then `finished`.
+    `decide` every submission in order; while `ends` gives any, load what they need and `follow` them up; then `finished`.
     """
 
     def __init__(self, loaded: Loaded, now: Micros, policy: Policy, before: Before = NOTHING_BEFORE) -> None:
@@ -43,29 +42,28 @@ class Deciding:
         self._batch = Batch()
         self._before: dict[str, Flow | None] = {}
         self._keys: dict[str, str] = {}
-        self._ends: list[Stimulus] = []
-        self._fallen: dict[str, list[str]] = {}
+        self._aftermath = Aftermath()
         self.decided: list[Submission] = []
         self.outcomes: list[Outcome] = []
         self.deferrals: list[Deferral] = []
 
-    def ends(self) -> list[Stimulus]:
+    def ends(self) -> list[End]:
         """Return what follows from the flows that ended since the last call."""
-        ends, self._ends = self._ends, []
-        return ends
+        return self._aftermath.taken()
 
-    def absorb(self, more: Loaded) -> None:
-        """Add what was loaded later; what the batch knows already is newer."""
-        self._loaded.world.absorb(more.world)
+    @property
+    def room(self) -> int:
+        """How many followers of ended flows the batch may still move."""
+        return self._aftermath.room
 
-    def follow(self, ends: list[Stimulus]) -> None:
-        """Decide what follows from the ends of flows; it can be refused by nobody."""
+    def follow(self, ends: list[End], more: Loaded) -> None:
+        """Decide what follows from the ends of flows, with what was loaded for them; it can be refused by nobody."""
+        self._loaded.world.absorb(more.world)  # what the batch knows already is newer
         for end in ends:
             decision = decide(end, self._loaded.world, self._now, self._policy)
             if isinstance(decision, Decision):
-                self._apply(decision)
-                if isinstance(end, ParentCancelled):
-                    self._fallen.setdefault(end.flow_id, []).extend(change.flow.id for change in decision.changes)
+                left = more.children_left.get(end.flow_id, 0) if isinstance(end, ParentCancelled) else int(more.more_watchers)
+                self._apply(self._aftermath.within(end, decision, left))
 
     def decide(self, submission: Submission) -> None:
         """Decide one submission and record what became of it; or defer it, where a question is open or it would overtake one that is."""
@@ -83,7 +81,7 @@ class Deciding:
 
     def _ask(self, submission: Submission) -> None:
         """Find out what a submission that has to stay behind another one would ask, so that all answers are found at once."""
-        if not isinstance(submission.what, Useless):
+        if not isinstance(submission.what, Useless | FollowUp):
             with contextlib.suppress(Internal):
                 decide(submission.what, self._loaded.world, self._now, self._policy)
 
@@ -100,6 +98,8 @@ class Deciding:
             return known
         if isinstance(submission.what, Useless):
             return self._refuse(submission, submission.what)
+        if isinstance(submission.what, FollowUp):
+            return self._follow_up(submission.what)
         try:
             decision = bounded(submission.what, decide(submission.what, self._loaded.world, self._now, self._policy), self._policy)
         except Internal as unreadable:
@@ -175,7 +175,7 @@ class Deciding:
                 self._keys[flow_id] = change.idempotency_key
             batch.events.extend(change.events)
             batch.outgoing.extend(change.outgoing)
-            self._note_end(change)
+            self._aftermath.note(change)
             if change.step is not None:
                 batch.steps.append(change.step)
             if change.closed is not None:
@@ -195,15 +195,6 @@ class Deciding:
             batch.held.append(decision.hold)
             batch.count("held", 1)
         world.apply(decision)
-
-    def _note_end(self, change: Change) -> None:
-        """Remember a flow that ended by this change, for what follows from it."""
-        last = change.events[-1] if change.events else None
-        if last is None or last.status not in TERMINAL or last.kind is EventKind.STEP_OBSERVED:
-            return
-        self._ends.append(FlowEnded(flow_id=change.flow.id, trace=last.trace))
-        if last.status is FlowStatus.CANCELLED and last.payload.get("cascade", True):
-            self._ends.append(ParentCancelled(flow_id=change.flow.id, trace=last.trace))
 
     def _spoil(self, spoiled: Spoiled) -> None:
         """Bury a held reply that its wait does not accept."""
@@ -251,35 +242,31 @@ class Deciding:
             self._loaded.places.setdefault((submission.source, submission.seq), []).append(row)
 
     def _tell_of_children(self) -> None:
-        """Name the children that were cancelled with a flow in the outcome of the command that cancelled it."""
+        """Say in the outcome of each command that cancelled a flow what became of its children; its repeats in the batch say the same."""
+        changed: dict[tuple[bytes, bytes], bytes] = {}
         for at, (submission, outcome) in enumerate(zip(self.decided, self.outcomes, strict=True)):
-            fallen = self._descendants(submission.what.flow_id) if isinstance(submission.what, CancelFlow) else []
-            if not fallen or outcome.repeat or outcome.error is not None or outcome.flow is None:
-                continue
-            told = applied(outcome.flow, cancelled_children=fallen)
-            self.outcomes[at] = replace(outcome, result=told)
-            if submission.identity is not None:
-                self._tell_repeats(submission.identity, outcome.result, told)
+            told = changed.get((submission.digest, outcome.result))
+            if told is None and isinstance(submission.what, CancelFlow) and outcome.flow is not None and outcome.error is None:
+                children = self._aftermath.children_of(submission.what.flow_id)
+                told = applied(outcome.flow, cancelled_children=children) if children is not None else None
+                if told is not None and submission.identity is not None:
+                    changed[submission.digest, outcome.result] = told
+            if told is not None:
+                self.outcomes[at] = replace(outcome, result=told)
+        self._batch.inbox = [replace(row, result=changed.get((row.digest, row.result), row.result)) for row in self._batch.inbox]
 
-    def _tell_repeats(self, identity: Identity, old: bytes, new: bytes) -> None:
-        """Store what a command is told instead, and tell its repeats within the batch the same, byte for byte (SEMANTICS 6)."""
-        for at, (submission, outcome) in enumerate(zip(self.decided, self.outcomes, strict=True)):
-            if submission.identity == identity and outcome.result == old:
-                self.outcomes[at] = replace(outcome, result=new)
-        changed = (identity.digest, old)
-        self._batch.inbox = [replace(row, result=new) if (row.digest, row.result) == changed else row for row in self._batch.inbox]
-
-    def _descendants(self, flow_id: str) -> list[str]:
-        """List the flows that this batch cancelled because of this one, generation by generation."""
-        found = list(self._fallen.get(flow_id, ()))
-        for child in found:
-            found.extend(grandchild for grandchild in self._fallen.get(child, ()) if grandchild not in found)
-        return found
+    def _follow_up(self, end: FollowUp) -> Outcome:
+        """Go on with an end that was not followed up to its end."""
+        self._aftermath.follow(end)
+        self._batch.followed_up.append(end.flow_id)
+        return Outcome(name="applied")
 
     def finished(self) -> Batch:
         """Return what the batch writes: each touched flow once, as it is at the end."""
-        if self._fallen:
+        if self._aftermath.has_cascaded:
             self._tell_of_children()
+        self._batch.unfinished = list(self._aftermath.unfinished.values())
+        self._batch.followed_up = [flow_id for flow_id in self._batch.followed_up if flow_id not in self._aftermath.unfinished]
         for flow_id, before in self._before.items():
             flow = self._loaded.world.flows[flow_id]
             write = FlowWrite(flow=flow, was=before, due_us=due_of(flow), idempotency_key=self._keys.get(flow_id))

@@ -21,7 +21,7 @@ import structlog
 from worker.deciding import Deciding
 from worker.deferral import Before, Deferrals
 from worker.errors import FlowError, Internal, Refusal, RevisionMismatch, Unavailable
-from worker.flow.commands import Policy, Stimulus
+from worker.flow.commands import FollowUp, Policy, Stimulus
 from worker.futures import fail, fail_all, new_future, resolve, to_its_end
 from worker.queueing import Job, Queue
 from worker.store.base import LostRace, Store, Transaction, Work
@@ -82,7 +82,7 @@ class Engine:
 
     def submit(
         self,
-        what: Stimulus | Useless,
+        what: Stimulus | FollowUp | Useless,
         identity: Identity | None = None,
         *,
         source: str = "local",
@@ -267,8 +267,7 @@ def _decided(
     for submission in submissions:
         deciding.decide(submission)
     while ends := deciding.ends():
-        deciding.absorb(transaction.load(needs_of_ends(ends), now))
-        deciding.follow(ends)
+        deciding.follow(ends, transaction.load(needs_of_ends(ends, deciding.room), now))
     batch = deciding.finished()
     transaction.save(batch)
     return deciding, batch

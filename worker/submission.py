@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -12,6 +13,7 @@ from worker.flow.commands import (
     DelegateFlow,
     ExpireHeld,
     FlowEnded,
+    FollowUp,
     MatchHeld,
     ObserveStep,
     ParentCancelled,
@@ -23,7 +25,7 @@ from worker.flow.commands import (
 )
 from worker.flow.decision import OutcomeName
 from worker.flow.model import Flow, FlowStep
-from worker.flow.waits import FLOW_ENDS, ExternalEvent, FlowEnds, from_value, nodes
+from worker.flow.waits import ExternalEvent, FlowEnds, from_value, nodes
 from worker.store.records import Needs
 from worker.wire.headers import Headers
 from worker.wire.verdicts import Identity, digest
@@ -77,7 +79,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     `raw` is what goes into the dead letters should the message come to nothing; requests that are answered have none.
     """
 
-    what: Stimulus | Useless
+    what: Stimulus | FollowUp | Useless
     identity: Identity | None
     source: str
     seq: int | None
@@ -108,7 +110,7 @@ def needs_of(submissions: list[Submission], policy: Policy) -> Needs:
     return needs
 
 
-def _need(stimulus: Stimulus | Useless, needs: Needs) -> None:
+def _need(stimulus: Stimulus | FollowUp | Useless, needs: Needs) -> None:
     """Add what one stimulus looks at."""
     match stimulus:
         case Useless():
@@ -144,7 +146,7 @@ def _need_start(command: StartFlow, needs: Needs) -> None:
         needs.flows.add(command.parent_flow_id)
 
 
-def _need_besides(stimulus: Stimulus, needs: Needs) -> None:
+def _need_besides(stimulus: Stimulus | FollowUp, needs: Needs) -> None:
     """Add what a command on a flow looks at besides the flow."""
     match stimulus:
         case ParkFlow():
@@ -174,12 +176,8 @@ def _need_condition(command: ParkFlow, needs: Needs) -> None:
                 pass
 
 
-def needs_of_ends(ends: list[Stimulus]) -> Needs:
+def needs_of_ends(ends: Sequence[FlowEnded | ParentCancelled], followers: int) -> Needs:
     """Say what has to be loaded to follow the ends of flows up: who waits for them, and their children."""
-    needs = Needs()
-    for end in ends:
-        if isinstance(end, ParentCancelled):
-            needs.parents.add(end.flow_id)
-        elif isinstance(end, FlowEnded):
-            needs.pairs.add((FLOW_ENDS, end.flow_id))
-    return needs
+    watched = {end.flow_id for end in ends if isinstance(end, FlowEnded)}
+    parents = {end.flow_id for end in ends if isinstance(end, ParentCancelled)}
+    return Needs(watched=watched, parents=parents, followers=followers)

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from worker.errors import FlowError, InvalidRequest, Unavailable
-from worker.flow.commands import DeadlinePassed, Reply
+from worker.flow.commands import DeadlinePassed, FollowUp, Reply
 from worker.flow.identifiers import bad_id
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
@@ -86,16 +86,14 @@ class WaitEngine:
         try:
             asked = await self._due(now)
             report.scanned = asked.waiting
-            while due := asked.flows:
-                passed = [DeadlinePassed(flow_id=d.flow_id, wait_id=d.wait_id or 0, at_us=now) for d in due]
-                outcomes = await asyncio.gather(*[self._engine.submit(p) for p in passed], return_exceptions=True)
-                left += sum([self._count(report, d.due_us, outcome) for d, outcome in zip(due, outcomes, strict=True)])
-                is_last = len(due) < _DUE_AT_ONCE and not asked.held_back
+            while asked.flows or asked.ends:
+                left += await self._pass(asked, now, report)
+                is_last = len(asked.flows) < _DUE_AT_ONCE and not asked.ends and not asked.held_back
                 if is_last or report.errors:
                     break
-                asked = await self._due(now)
-                if asked.flows == due:
-                    self._log.warning("wait_not_moved", why=f"flow {due[0].flow_id} stays due whatever is done: run `taskflow db check`")
+                before, asked = asked.flows, await self._due(now)
+                if before and asked.flows == before:
+                    self._log.warning("wait_not_moved", why=f"flow {before[0].flow_id} stays due whatever is done: run `taskflow db check`")
                     report.errors += 1
                     break
         except FlowError as bad:
@@ -114,6 +112,16 @@ class WaitEngine:
             asked = await store.due(now, _DUE_AT_ONCE, max(await self._decided(), now - self._patience))
         self._held_back = asked.held_back
         return asked
+    async def _pass(self, asked: DueFlows, now: Micros, report: TickReport) -> int:
+        """Let happen what is due, and follow up ends; returns how many flows no longer wait."""
+        passed = [DeadlinePassed(flow_id=due.flow_id, wait_id=due.wait_id or 0, at_us=now) for due in asked.flows]
+        ends = [FollowUp(flow_id=end.flow_id, cascade=end.cascade, trace=end.trace) for end in asked.ends]
+        wanted: list[DeadlinePassed | FollowUp] = [*passed, *ends]
+        outcomes = await asyncio.gather(*[self._engine.submit(what) for what in wanted], return_exceptions=True)
+        for failure in outcomes[len(passed) :]:
+            if isinstance(failure, BaseException):
+                raise failure
+        return sum([self._count(report, due.due_us, outcome) for due, outcome in zip(asked.flows, outcomes, strict=False)])
 
     def _count(self, report: TickReport, due: Micros, outcome: Outcome | BaseException) -> int:
         """Count one result; returns 1 when the flow no longer waits."""
@@ -218,6 +226,8 @@ class WaitEngine:
         self._asleep_until = None
 
     def _heard(self, batch: Batch) -> None:
-        """Wake the loop when a commit brought something due before it would wake by itself."""
-        if any(write.due_us is not None and (self._asleep_until is None or write.due_us < self._asleep_until) for write in batch.flows):
+        """Wake the loop when a commit brought something due before it would wake by itself, or an end to follow up."""
+        if batch.unfinished or any(
+            write.due_us is not None and (self._asleep_until is None or write.due_us < self._asleep_until) for write in batch.flows
+        ):
             self._woken.set()

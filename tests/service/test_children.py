@@ -262,7 +262,7 @@ async def test_a_cancelled_parent_takes_its_whole_family_along_in_one_transactio
         outcome = await cancel(run, parent.id, reason="enough")
         assert commits == [4]
         assert await statuses(run, parent, waiting, created, grandchild, ended) == [CANCELLED] * 4 + [FINISHED]
-        assert outcome_of(outcome)["cancelled_children"] == [waiting.id, created.id, grandchild.id]
+        assert outcome_of(outcome)["cancelled_children"]["ids"] == [waiting.id, created.id, grandchild.id]
         last = (await run.manager.list_events(grandchild.id, 10))[-1]
         assert (last.actor, last.payload["reason"]) == ("worker", f"parent flow {waiting.id} was cancelled")
         assert last.cause == f"{waiting.id}:{(await get(run, waiting.id)).seq}"
@@ -312,7 +312,7 @@ async def test_a_repeat_of_the_cancel_returns_the_same_bytes() -> None:
         what = CancelFlow(flow_id=parent.id)
         first, second = await asyncio.gather(said(run, what, command_id="x"), said(run, what, command_id="x"))
         later = await said(run, what, command_id="x")
-        assert outcome_of(first)["cancelled_children"] == [waiting.id, created.id, grandchild.id]
+        assert outcome_of(first)["cancelled_children"]["ids"] == [waiting.id, created.id, grandchild.id]
         assert [(o.name, o.result) for o in (second, later)] == [("duplicate", first.result)] * 2
         stored = await run.store.outcome("cmd:kate", "x")
         assert stored is not None
@@ -324,7 +324,7 @@ async def test_each_of_several_cancels_in_one_batch_names_its_own_descendants() 
         one, two = await family(run), await family(run)
         cancels = [said(run, CancelFlow(flow_id=flow.id), command_id=flow.id) for flow in (one[1], one[0], two[0])]
         outcomes = await asyncio.gather(*cancels)
-        told = [outcome_of(outcome).get("cancelled_children") for outcome in outcomes]
+        told = [outcome_of(outcome)["cancelled_children"]["ids"] for outcome in outcomes]
         assert told == [[one[3].id], [one[2].id], [two[1].id, two[2].id, two[3].id]]
 
 
@@ -336,7 +336,7 @@ async def test_a_child_that_is_started_in_the_batch_of_the_cancel_is_cancelled_o
         outcomes = await asyncio.gather(*[run.engine.submit(what) for what in (early, CancelFlow(flow_id=parent.id), late)])
         assert isinstance(outcomes[2].error, AlreadyTerminal)
         assert (await get(run, early.flow_id)).status is CANCELLED
-        assert outcome_of(outcomes[1])["cancelled_children"] == [early.flow_id]
+        assert outcome_of(outcomes[1])["cancelled_children"]["ids"] == [early.flow_id]
 
 
 async def test_a_watcher_that_is_also_a_child_is_cancelled_and_not_resumed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,15 @@ async def test_a_reply_to_a_flow_whose_state_is_no_object_is_not_lost() -> None:
         await park(run, external(), flow.id)
         await arrives(run, "c", {"n": 1})
         assert (await get(run, flow.id)).state_json["resume_event"] == {"n": 1}
+
+
+@pytest.mark.parametrize("back", [0, 1, 3600])
+async def test_a_waiting_flow_is_cancelled_on_the_next_tick_whatever_the_clock_of_that_says(back: int) -> None:
+    """The host's clock may be set back between the request and the tick."""
+    async with running() as run:
+        flow = await park(run, external())
+        run.clock.advance(seconds=5)
+        await run.manager.request_cancel(flow.id)
+        report = await run.waits.tick_at(run.clock.now - timedelta(seconds=back))
+        assert (report.cancelled, report.still_waiting) == (1, 0)
+        assert (await get(run, flow.id)).status is FlowStatus.CANCELLED

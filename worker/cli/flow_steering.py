@@ -23,7 +23,9 @@ _COLUMNS = {
     "FLOW": lambda a: short(a["flow"]["id"]),
     "STATUS": lambda a: mark(a["flow"]["status"]) + (" (cancel requested)" if a["flow"]["cancel_requested"] else ""),
     "REV": lambda a: str(a["flow"]["revision"]),
-    "ALSO": lambda a: f"{len(a['cancelled_children'])} children" if a.get("cancelled_children") else "",
+    "ALSO": lambda a: (
+        f"{sum(a['cancelled_children'][name] for name in ('done', 'pending'))} children" if a.get("cancelled_children") else ""
+    ),
 }
 
 

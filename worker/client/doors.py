@@ -32,7 +32,7 @@ from worker.client.errors import (
 from worker.client.transport import Inbox, Lost, Message, NoAnswer, NotPermitted, NotStored, Stored, Transport
 from worker.errors import FlowError
 from worker.wire import limits
-from worker.wire.documents import ErrorShown, FlowShown, StepShown
+from worker.wire.documents import CancelledChildren, ErrorShown, FlowShown, StepShown
 from worker.wire.headers import MSG_ID, REPLY_TO
 from worker.wire.requests import COMMANDS, QUERIES
 from worker.wire.subjects import Subjects
@@ -49,7 +49,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     flow: FlowShown
     step: StepShown | None = None
-    cancelled_children: tuple[str, ...] = ()
+    cancelled_children: CancelledChildren | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -59,7 +59,7 @@ class _Answer(msgspec.Struct):
     outcome: str = ""
     flow: FlowShown | None = None
     step: StepShown | None = None
-    cancelled_children: tuple[str, ...] = ()
+    cancelled_children: CancelledChildren | None = None
     error: ErrorShown | UnsetType = UNSET
 
 

@@ -222,6 +222,14 @@ class FlowEnded(msgspec.Struct, frozen=True, kw_only=True):
     trace: str | None = None
 
 
+class FollowUp(msgspec.Struct, frozen=True, kw_only=True):
+    """A flow ended earlier, and some who depend on that were not told yet: its watchers; with `cascade` its children too."""
+
+    flow_id: str
+    cascade: bool
+    trace: str | None = None
+
+
 class ParentCancelled(msgspec.Struct, frozen=True, kw_only=True):
     """A flow was cancelled: its children are cancelled with it. `trace`: the traceparent of what cancelled it."""
 

@@ -12,6 +12,7 @@ import msgspec
 
 from worker.flow.holding import AT_ONCE, Holdings
 from worker.flow.model import Waiter
+from worker.flow.waits import FLOW_ENDS
 from worker.flow.world import World
 from worker.store import rows
 from worker.store.queries import statements
@@ -50,10 +51,8 @@ class Loading(Upkeep):
             for owner, key, flow_id in self._rows("flows_by_key", needs.keys):
                 loaded.world.keys[owner, key] = flow_id
                 needs.flows.add(flow_id)
-        if needs.parents:
-            for parent, child in self._rows("children_by_parent", needs.parents):
-                loaded.world.families[parent].append(child)
-                needs.flows.add(child)
+        if needs.watched or needs.parents:
+            self._load_followers(needs, loaded)
         if needs.new:
             loaded.world.pruned.update(flow_id for (flow_id,) in self._rows("tombstones_by_id", needs.new))
         self._load_flows(needs.flows, loaded.world)
@@ -104,6 +103,21 @@ class Loading(Upkeep):
                 needs.flows.add(flow_id)
         if needs.parking:
             self._hold(self._rows("held_by_pair", needs.parking, now), world)
+
+    def _load_followers(self, needs: Needs, loaded: Loaded) -> None:
+        """Load who waits for flows to end and the children of flows, as many as may be moved, and say how many there are besides."""
+        found = self._legible_rows("watchers_by_flow", needs.watched, FLOW_ENDS, needs.followers + 1)
+        loaded.more_watchers = len(found) > needs.followers
+        for wait_id, leaf, topic, awaited, mode, *flow in found[: needs.followers]:
+            loaded.world.add_waiter(Waiter(flow_id=flow[1], wait_id=wait_id, leaf=leaf, topic=topic, correlation_id=awaited, mode=mode))
+            self._take_flow(flow, loaded.world)
+        if needs.parents:
+            loaded.children_left = dict(self._rows("children_counted", needs.parents))
+        if loaded.children_left and needs.followers:
+            for parent, child in self._rows("children_by_parent", loaded.children_left, needs.followers):
+                loaded.world.families[parent].append(child)
+                loaded.children_left[parent] -= 1
+                needs.flows.add(child)
 
     def _hold(self, found: Iterable[Any], world: World) -> None:
         """Add held replies to the world, each once; one that cannot be read stays where it is."""
@@ -168,21 +182,21 @@ class Loading(Upkeep):
         ids = msgspec.json.encode(list(wanted)).decode()
         return self._database.execute(self._load[name], (ids, *more)).fetchall()
 
-    def _legible_rows(self, name: str, wanted: Iterable[Any]) -> Sequence[Any]:
+    def _legible_rows(self, name: str, wanted: Iterable[Any], *more: Any) -> Sequence[Any]:
         """Run a set-based load of flows, one of whose labels may be damaged."""
         try:
-            return self._rows(name, wanted)
+            return self._rows(name, wanted, *more)
         except sqlite3.OperationalError as bad:
             if "UTF-8" not in str(bad):
                 raise
-            return self._legibly(name, wanted, bad)
+            return self._legibly(name, wanted, more, bad)
 
-    def _legibly(self, name: str, wanted: Iterable[Any], refused: sqlite3.OperationalError) -> Sequence[Any]:
+    def _legibly(self, name: str, wanted: Iterable[Any], more: Sequence[Any], refused: sqlite3.OperationalError) -> Sequence[Any]:
         """Load again after one damaged label made the driver refuse the whole result; not always so, for it costs on every text."""
         traceback.clear_frames(refused.__traceback__)  # the cursor in there would keep its statement, and so the checkpoint, open
         self._database.text_factory = rows.legible
         try:
-            return self._rows(name, wanted)
+            return self._rows(name, wanted, *more)
         finally:
             self._database.text_factory = str
 

@@ -15,7 +15,7 @@ from worker.store import rows
 from worker.store.failures import translated
 from worker.store.overview_reads import OverviewReads
 from worker.store.queries import statements
-from worker.store.records import ALL, DeadLetter, Due, DueFlows, DueOutgoing, InboxRow, Numbered, Page
+from worker.store.records import ALL, DeadLetter, Due, DueFlows, DueOutgoing, InboxRow, Numbered, OpenEnd, Page
 from worker.times import Micros
 
 
@@ -83,9 +83,10 @@ class SqliteReads(OverviewReads):
 
     async def due(self, now: Micros, limit: int, decided: Micros | None = None) -> DueFlows:
         """List the flows due by `now`: an index look-up, whatever the number of waiting flows."""
-        (_, waiting, held_back), *found = await self._rows("due", now, limit, now if decided is None else decided, FLOW_ENDS)
-        flows = [Due(flow_id=row[0], wait_id=row[1], due_us=row[2]) for row in found]
-        return DueFlows(waiting=waiting, flows=flows, held_back=bool(held_back))
+        (_, held_back, waiting, _, _), *found = await self._rows("due", now, limit, now if decided is None else decided, FLOW_ENDS)
+        flows = [Due(flow_id=row[1], wait_id=row[2], due_us=row[3]) for row in found if row[0] == 1]
+        ends = [OpenEnd(flow_id=row[1], cascade=bool(row[2]), trace=row[4]) for row in found if row[0] != 1]
+        return DueFlows(waiting=waiting, flows=flows[:limit], held_back=bool(held_back), ends=ends)
 
     async def next_due(self) -> Micros | None:
         """Return when the next flow is due, or None."""

@@ -53,7 +53,8 @@ class Needs(msgspec.Struct, kw_only=True):
 
     `new`: ids that flows are to be started under, and no flow may have had before;
     `pairs`: those that replies came for; `parking`: those that waits are opened for, which may take held replies;
-    `parents`: flows whose children are wanted; `held`: keys of held replies that are handled by hand.
+    `watched`: flows whose watchers are wanted, `parents`: those whose children are, at most `followers` of each;
+    `held`: keys of held replies that are handled by hand.
     `holding`: how many replies of each tenant may have to be held; where that could exceed
     `max_held` or, of one tenant, `max_held_of_tenant`, the held replies that would make room are loaded.
     """
@@ -62,7 +63,9 @@ class Needs(msgspec.Struct, kw_only=True):
     new: set[str] = msgspec.field(default_factory=set)
     pairs: set[Pair] = msgspec.field(default_factory=set)
     parking: set[Pair] = msgspec.field(default_factory=set)
+    watched: set[str] = msgspec.field(default_factory=set)
     parents: set[str] = msgspec.field(default_factory=set)
+    followers: int = 0
     keys: set[tuple[str, str]] = msgspec.field(default_factory=set)
     steps: set[tuple[str, str]] = msgspec.field(default_factory=set)
     inbox: set[InboxKey] = msgspec.field(default_factory=set)
@@ -74,12 +77,15 @@ class Needs(msgspec.Struct, kw_only=True):
 
 
 class Loaded(msgspec.Struct, kw_only=True):
-    """What was found: the world to decide on, and the messages known by identity and by place.
+    """What was found: the world to decide on, and the messages known by identity and by place. Where flows ended: whether
+    there are more watchers of them than were loaded, and how many more children of which parent.
 
     A place may have held two messages: a stream that was deleted and made again counts from 1 once more.
     """
 
     world: World
+    more_watchers: bool = False
+    children_left: dict[str, int] = msgspec.field(default_factory=dict)
     inbox: dict[InboxKey, InboxRow] = msgspec.field(default_factory=dict)
     places: dict[Place, list[InboxRow]] = msgspec.field(default_factory=dict)
 
@@ -93,10 +99,19 @@ class FlowWrite(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
 
 
+class OpenEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a flow that not all who depend on it were told of yet: its watchers; with `cascade` its children too."""
+
+    flow_id: str
+    cascade: bool
+    trace: str | None = None
+
+
 class Batch(msgspec.Struct, kw_only=True):
     """All that a transaction writes, in the order it was decided. `displaced`: the letters of held replies that make room, by key.
 
     Once it is saved, `first_event` is the number of its first journal entry; those of the others follow without a gap.
+    `unfinished`: ends of flows that are to be followed up later; `followed_up`: flows of which there is nothing left to do of that kind.
     `set_aside`: flows whose rows cannot be read, and why; they are taken out of the timers' way (SEMANTICS R13).
     """
 
@@ -115,6 +130,8 @@ class Batch(msgspec.Struct, kw_only=True):
     outgoing: list[Outgoing] = msgspec.field(default_factory=list)
     counts: dict[str, int] = msgspec.field(default_factory=dict)
     first_event: int = 0
+    unfinished: list[OpenEnd] = msgspec.field(default_factory=list)
+    followed_up: list[str] = msgspec.field(default_factory=list)
     set_aside: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property
@@ -157,11 +174,14 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DueFlows(msgspec.Struct, frozen=True, kw_only=True):
-    """What a tick asks: how many flows wait at all, those that are due, earliest first, and whether others are due but `held_back`."""
+    """What a tick asks: how many flows wait at all, those that are due, earliest first, whether others are due but `held_back`, and ends
+    of flows to follow up.
+    """
 
     waiting: int
     flows: list[Due]
     held_back: bool = False
+    ends: list[OpenEnd] = msgspec.field(default_factory=list)
 
 
 ALL = 2**62

@@ -63,6 +63,8 @@ class SqliteTransaction(Loading):
             "insert_waiter",
             [(number[w.flow_id], w.wait_id, w.leaf, w.topic, w.correlation_id, w.mode, int(is_open)) for w, is_open in batch.opened],
         )
+        self._many("keep_end", [(number[end.flow_id], int(end.cascade), end.trace) for end in batch.unfinished])
+        self._many("forget_end", [(number[flow_id],) for flow_id in batch.followed_up])
         self._save_outgoing(batch)
         self._save_inbox(batch)
         self._many("insert_held", [rows.held_insert(held) for held in batch.held])

@@ -84,6 +84,16 @@ class ErrorShown(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, Any]
 
 
+class CancelledChildren(msgspec.Struct, frozen=True, kw_only=True):
+    """Which flows are cancelled with their parent: how many were in the same transaction, how many are going to be as far as that is
+    known, and the first 100 by id.
+    """
+
+    done: int
+    pending: int
+    ids: list[str]
+
+
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a command that took effect (or had taken effect before)."""
 
@@ -91,7 +101,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str = "applied"
     flow: FlowShown
     step: StepShown | UnsetType = UNSET
-    cancelled_children: list[str] | UnsetType = UNSET
+    cancelled_children: CancelledChildren | UnsetType = UNSET
     state_omitted: bool | UnsetType = UNSET
 
 

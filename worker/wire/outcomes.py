@@ -53,7 +53,11 @@ def flow_json(flow: Flow) -> dict[str, Any]:
 
 
 def applied(
-    flow: Flow, step: FlowStep | None = None, outcome: OutcomeName = "applied", *, cancelled_children: list[str] | None = None
+    flow: Flow,
+    step: FlowStep | None = None,
+    outcome: OutcomeName = "applied",
+    *,
+    cancelled_children: shapes.CancelledChildren | None = None,
 ) -> bytes:
     """Encode the outcome of a command that took effect."""
     return _ENCODER.encode(

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from worker.wire.documents import FlowShown
+from worker.wire.documents import CancelledChildren, FlowShown
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +137,7 @@ class Done(Answer, frozen=True, kw_only=True):
 
     outcome: str
     flow: FlowShown | UnsetType = UNSET
-    cancelled_children: list[str] | UnsetType = UNSET
+    cancelled_children: CancelledChildren | UnsetType = UNSET
 
 
 class GroupShown(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,11 +68,28 @@ SELECT s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.status, C
 FROM json_each(?1) AS want CROSS JOIN flows AS f CROSS JOIN flow_steps AS s
 WHERE f.id = want.value ->> 0 AND s.flow = f.n AND s.run_id = want.value ->> 1;
 
+-- Those being cancelled are cancelled, and not resumed.
+-- name: watchers_by_flow
+SELECT w.wait_id, w.leaf, w.topic, w.correlation_id, w.mode, f.n, f.id, f.controller_id, f.goal, f.owner_session_key, f.requester_origin,
+  f.current_step, f.status, f.cancel_requested, CAST(f.state_json AS BLOB), CAST(f.wait_json AS BLOB), f.wait_id, f.parked_us,
+  CAST(f.progress_json AS BLOB), f.revision, f.seq, f.created_us, f.updated_us, f.parent_id, f.hops, f.set_aside
+FROM json_each(?1) AS want CROSS JOIN waiters AS w INDEXED BY waiters_by_pair CROSS JOIN flows AS f
+WHERE w.topic = ?2 AND w.correlation_id = want.value AND w.open = 1 AND f.n = w.flow AND f.cancel_requested = 0 AND f.set_aside IS NULL
+LIMIT ?3;
+
+-- name: children_counted
+SELECT f.parent_id, count(*)
+FROM json_each(?1) AS want CROSS JOIN flows AS f INDEXED BY flows_by_parent
+WHERE f.parent_id = want.value AND f.parent_id IS NOT NULL AND (f.status = 'created' OR f.status = 'running' OR f.status = 'waiting')
+  AND f.set_aside IS NULL
+GROUP BY f.parent_id;
+
 -- name: children_by_parent
 SELECT f.parent_id, f.id
-FROM json_each(?1) AS want CROSS JOIN flows AS f
-WHERE f.parent_id = want.value AND f.parent_id IS NOT NULL AND f.status IN ('created', 'running', 'waiting')
-ORDER BY f.n;
+FROM json_each(?1) AS want CROSS JOIN flows AS f INDEXED BY flows_by_parent
+WHERE f.parent_id = want.value AND f.parent_id IS NOT NULL AND (f.status = 'created' OR f.status = 'running' OR f.status = 'waiting')
+  AND f.set_aside IS NULL
+ORDER BY f.n LIMIT ?2;
 
 -- name: held_counts
 SELECT t.tenant, t.held FROM json_each(?1) AS want CROSS JOIN held_tenants AS t WHERE t.tenant = want.value

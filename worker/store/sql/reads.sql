@@ -56,19 +56,27 @@ FROM flows AS f JOIN flow_events AS e ON e.flow = f.n WHERE f.id = ?1 AND e.seq 
 -- name: outcome
 SELECT scope, key, digest, outcome, result, source, source_seq, at_us FROM inbox WHERE scope = ?1 AND key = ?2 AND key IS NOT NULL;
 
--- What a reply could still resume is due by ?1 only as far as every reply until then is decided (?3); ?4 is no topic of replies.
+-- What a reply could still resume is due by ?1 only as far as every reply until then is decided (?3); ?4 is no topic of replies. Flows
+-- whose cancellation was requested are due whatever the clock says. Last come ends to follow up, some at a time.
 -- name: due
-SELECT NULL, coalesce((SELECT value FROM counters WHERE name = 'flows.waiting'), 0), EXISTS (
+SELECT 0, EXISTS (
   SELECT 1 FROM flows AS f WHERE f.due_us IS NOT NULL AND f.due_us <= ?1 AND f.due_us > ?3 AND f.cancel_requested = 0
     AND EXISTS (SELECT 1 FROM waiters AS w WHERE w.flow = f.n AND w.wait_id = f.wait_id AND w.open = 1 AND w.topic <> ?4)
-)
+), coalesce((SELECT value FROM counters WHERE name = 'flows.waiting'), 0), NULL, NULL
 UNION ALL
 SELECT * FROM (
-  SELECT f.id, f.wait_id, f.due_us FROM flows AS f
+  SELECT 1, f.id, f.wait_id, f.due_us, NULL FROM flows AS f
   WHERE f.due_us IS NOT NULL AND f.due_us <= ?1 AND (f.due_us <= ?3 OR f.cancel_requested = 1
     OR NOT EXISTS (SELECT 1 FROM waiters AS w WHERE w.flow = f.n AND w.wait_id = f.wait_id AND w.open = 1 AND w.topic <> ?4))
   ORDER BY f.due_us LIMIT max(?2, 0)
-);
+)
+UNION ALL
+SELECT * FROM (
+  SELECT 1, f.id, f.wait_id, f.due_us, NULL FROM flows AS f INDEXED BY flows_leaving
+  WHERE f.due_us IS NOT NULL AND f.cancel_requested = 1 AND f.due_us > ?1 LIMIT max(?2, 0)
+)
+UNION ALL
+SELECT * FROM (SELECT 2, f.id, e.cascade, NULL, e.trace FROM ends AS e CROSS JOIN flows AS f ON f.n = e.flow ORDER BY e.flow LIMIT 20);
 
 -- name: next_due
 SELECT due_us FROM flows WHERE due_us IS NOT NULL ORDER BY due_us LIMIT 1;

@@ -36,6 +36,13 @@ UPDATE waiters SET open = 0 WHERE flow = ? AND wait_id = ? AND leaf = ?;
 -- name: insert_waiter
 INSERT INTO waiters (flow, wait_id, leaf, topic, correlation_id, mode, open) VALUES (?, ?, ?, ?, ?, ?, ?);
 
+-- name: keep_end
+INSERT INTO ends (flow, cascade, trace) VALUES (?, ?, ?)
+ON CONFLICT (flow) DO UPDATE SET cascade = max(cascade, excluded.cascade), trace = excluded.trace;
+
+-- name: forget_end
+DELETE FROM ends WHERE flow = ?;
+
 -- name: insert_held
 INSERT INTO held (topic, correlation_id, event_id, payload_json, arrived_us, expires_us, key, flow_id, trace, tenant)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);

@@ -31,6 +31,7 @@ SELECT source, source_seq FROM inbox WHERE scope = 'reply' AND key = ?1 AND key 
 SELECT f.n, f.status FROM flows AS f INDEXED BY flows_ended
 WHERE (f.status = 'cancelled' OR f.status = 'finished' OR f.status = 'failed') AND f.updated_us < ?1
   AND (SELECT max(e.n) FROM flow_events AS e WHERE e.flow = f.n) <= (SELECT p.n FROM published AS p WHERE p.outlet = 'events')
+  AND NOT EXISTS (SELECT 1 FROM ends AS e WHERE e.flow = f.n)
 ORDER BY f.updated_us LIMIT ?2;
 
 -- name: bury_flow
