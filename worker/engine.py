@@ -88,18 +88,18 @@ class Engine:
         source: str = "local",
         seq: int | None = None,
         raw: Original | None = None,
-        alone: bool = False,
+        group: int = 0,
         request: bool = False,
     ) -> asyncio.Future[Outcome]:
         """Queue a stimulus; the future gives its `Outcome` after the commit, or raises `Unavailable` or a `Refusal`.
 
         `identity` makes it idempotent; `source` and `seq` say where the message lies (one that has a `seq` waits out a store that takes
-        no changes: only the stop makes it `Unavailable`), `raw` what it was. `alone`: in a batch of its
-        own, so that a message suspected of killing the process takes no other with it. `request`: somebody waits for the answer, so it
-        does not wait behind the stream's backlog.
+        no changes: only the stop makes it `Unavailable`), `raw` what it was. `group`: it is suspected of killing the process, and is noted
+        in the store before it is begun, with at most so many other suspects. `request`: somebody waits for the answer, so it does not wait
+        behind the stream's backlog.
         """
         done = new_future()
-        it = Submission(what=what, identity=identity, source=source, seq=seq, raw=raw, alone=alone, done=done)
+        it = Submission(what=what, identity=identity, source=source, seq=seq, raw=raw, group=group, done=done)
         self._enqueue(it, request=request)
         return done
 
@@ -159,7 +159,7 @@ class Engine:
         if isinstance(work, Job):
             await self._carry_out(work)
             return
-        if not any(submission.alone for submission in work[:1]):
+        if not any(submission.group for submission in work[:1]):
             work = [*self._deferrals.taken(), *work]
         if not work:
             return
@@ -206,6 +206,9 @@ class Engine:
         Also a batch of one is tried a second time: what fails only once costs nobody its place in the order.
         """
         try:
+            if batch[0].group and not again:
+                places = [(submission.source, submission.seq or 0) for submission in batch]
+                await self.store.transact(lambda transaction: transaction.note_attempts(places))
             await self._transact(batch)
         except Unavailable:
             raise

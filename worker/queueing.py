@@ -58,14 +58,23 @@ class Queue:
         if isinstance(head, Job):
             self._line.popleft()
             return head
-        if head is not None and head.alone:
-            self._line.popleft()
-            return [head]
+        if head is not None and head.group:
+            return self._suspects()
         batch = self._asked(self._share())
         while self._line and len(batch) < self._max_batch:
             head = self._line[0]
-            if isinstance(head, Job) or head.alone:
+            if isinstance(head, Job) or head.group:
                 break
+            self._line.popleft()
+            batch.append(head)
+        return batch
+
+    def _suspects(self) -> list[Submission]:
+        """Take the suspects at the head of the line, as many as the wariest of them lets share a transaction."""
+        batch: list[Submission] = []
+        room = self._max_batch
+        while self._line and not isinstance(head := self._line[0], Job) and head.group and len(batch) < min(room, head.group):
+            room = min(room, head.group)
             self._line.popleft()
             batch.append(head)
         return batch

@@ -32,7 +32,7 @@ class Recovery:
         before = await self._bus.backlog(self._source)
         suspects: Suspects = {}
         if before.delivered > before.floor and self._recovered:
-            suspects = await self._find_suspects(before.floor, before.delivered)
+            suspects = await self._find_suspects(before)
         missing = await self._first_missing(before.floor)
         if missing is not None:
             await self._catch_up(missing, before.floor)
@@ -79,12 +79,12 @@ class Recovery:
         )
         raise TopologyRefused(message)
 
-    async def _find_suspects(self, floor: int, delivered: int) -> Suspects:
+    async def _find_suspects(self, before: Backlog) -> Suspects:
         """Note what a killed run had in hand."""
 
         def note(transaction: Transaction) -> Suspects:
             """Note them all."""
-            return transaction.suspect(self._source.stream, floor, delivered)
+            return transaction.suspect(self._source.stream, before.floor, before.delivered, before.born)
 
         suspects: Suspects = await self._engine.do(note)
         if suspects:

@@ -76,7 +76,8 @@ class Useless(msgspec.Struct, frozen=True, kw_only=True):
 class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One thing to decide, or one useless message to keep, and the future that hears of it.
 
-    `raw` is what goes into the dead letters should the message come to nothing; requests that are answered have none.
+    `raw` is what goes into the dead letters should the message come to nothing; requests that are answered have none. `group`: a message
+    that may kill the process; at most so many of them share a transaction, with nobody else. 0: it is no suspect.
     """
 
     what: Stimulus | FollowUp | Useless
@@ -85,7 +86,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     seq: int | None
     done: asyncio.Future[Any]
     raw: Original | None = None
-    alone: bool = False
+    group: int = 0
 
     @property
     def digest(self) -> bytes:

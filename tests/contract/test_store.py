@@ -569,15 +569,24 @@ async def test_journal_entries_are_numbered_in_the_order_they_were_committed_and
 async def test_only_what_has_no_outcome_is_suspect(store: Store) -> None:
     """ARCHITECTURE 3: a message that kills the process is found by its attempts."""
     await save(store, inbox=[a_message("k", 3)])
-    assert await upkeep(store, "suspect", "S", 1, 5) == {2: 1, 4: 1, 5: 1}
-    await upkeep(store, "note_attempt", "S", 4)
-    await upkeep(store, "note_attempt", "S", 4)
-    assert await upkeep(store, "suspect", "S", 1, 6) == {2: 1, 4: 3, 5: 1, 6: 1}
+    assert await upkeep(store, "suspect", "S", 1, 5, "one") == {2: 1, 4: 1, 5: 1}
+    await upkeep(store, "note_attempts", [("S", 4)])
+    await upkeep(store, "note_attempts", [("S", 4)])
+    assert await upkeep(store, "suspect", "S", 1, 6, "one") == {2: 1, 4: 3, 5: 1, 6: 1}
     await save(store, inbox=[a_message("l", 4)])
-    assert await upkeep(store, "suspect", "S", 1, 6) == {2: 1, 5: 1, 6: 1}
-    assert await upkeep(store, "suspect", "S", 5, 6) == {6: 1}
-    assert await upkeep(store, "suspect", "T", 0, 2) == {1: 1, 2: 1}
-    assert await upkeep(store, "suspect", "S", 4, 6) == {5: 1, 6: 1}, "what was settled has been forgotten"
+    assert await upkeep(store, "suspect", "S", 1, 6, "one") == {2: 1, 5: 1, 6: 1}
+    assert await upkeep(store, "suspect", "S", 5, 6, "one") == {6: 1}
+    assert await upkeep(store, "suspect", "T", 0, 2, "one") == {1: 1, 2: 1}
+    assert await upkeep(store, "suspect", "S", 4, 6, "one") == {5: 1, 6: 1}, "what was settled has been forgotten"
+
+
+async def test_the_attempts_of_a_message_are_not_those_of_its_namesake(store: Store) -> None:
+    """A stream that is made again counts from 1 once more: a new message would come to the dead letters after one kill."""
+    await upkeep(store, "suspect", "S", 0, 2, "one")
+    await upkeep(store, "suspect", "T", 0, 1, "one")
+    await upkeep(store, "note_attempts", [("S", 1), ("S", 1), ("T", 1)])
+    assert await upkeep(store, "suspect", "S", 0, 2, "two") == {1: 1, 2: 1}
+    assert await upkeep(store, "suspect", "T", 0, 1, "one") == {1: 2}
 
 
 async def test_only_ended_published_old_flows_are_pruned(store: Store) -> None:

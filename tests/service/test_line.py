@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +26,7 @@ from worker.errors import ConsumerTaken, StoreBroken, Unavailable
 from worker.flow.commands import FinishFlow
 from worker.flow.decide import decide
 from worker.flow.lifecycle import FlowStatus
+from worker.store.records import Batch
 from worker.store.transaction import SqliteTransaction
 from worker.times import rfc3339
 from worker.wire.headers import MSG_ID
@@ -380,25 +383,97 @@ async def test_what_is_long_in_hand_is_kept_by_the_patience_that_the_broker_has_
             await line.settled()
 
 
-async def test_after_a_kill_suspects_run_alone_and_the_innocent_are_cleared(path: Path) -> None:
-    """ARCHITECTURE 3: one that gets its outcome is a suspect no more."""
+async def test_after_a_kill_the_innocent_are_cleared_in_groups(path: Path) -> None:
+    """ARCHITECTURE 3: one that gets its outcome is a suspect no more. Not one by one: each would take two transactions."""
     line = Line(path)
     await line.start()
     for turn in range(3):
         gate = Gate()
         with gate.closed():
-            names = [await line.command("start", controller_id="c", goal=f"{turn}.{n}") for n in range(3)]
+            names = [await line.command("start", controller_id="c", goal=f"{turn}.{n}") for n in range(30)]
             await gate.reached.wait()
-            await eventually(lambda: line.services.consumers[0].in_hand == 3)
+            await eventually(lambda: line.services.consumers[0].in_hand == 30)
             gate.drop()
             await line.kill()
-        await line.start()
-        assert len(line.services.consumers[0]._suspects) == 3
-        assert set(line.services.consumers[0]._suspects.values()) <= {1, 2}, "in hand at one kill, and perhaps begun since"
-        assert all([(await line.outcome(name))["ok"] for name in names])
+        sizes: list[int] = []
+        with patch.object(SqliteTransaction, "note_attempts", partialmethod(_noted, sizes, SqliteTransaction.note_attempts)):
+            await line.start()
+            assert all([(await line.outcome(name))["ok"] for name in names])
         await line.settled()
+        assert sum(sizes) == 30
+        assert len(sizes) <= 3, sizes
     assert await line.dead() == []
     await line.stop()
+
+
+def _noted(transaction: SqliteTransaction, sizes: list[int], note: Any, places: list[Any]) -> None:
+    """Count how many suspects are noted at once."""
+    sizes.append(len(places))
+    note(transaction, places)
+
+
+async def test_what_kills_the_process_is_found_among_many_after_five_kills(path: Path) -> None:
+    """ARCHITECTURE 3: the group it is in shrinks with each kill, and everybody else gets an outcome."""
+    line = Line(path)
+    killing = Killing()
+    with killing.armed():
+        await line.start()
+        names = [await line.command("start", "culprit" if n == 60 else None, controller_id="c", goal=str(n)) for n in range(120)]
+        for life in range(1, 6):
+            await killing.reached.wait()
+            killing.drop()
+            await line.kill()
+            killing.rearm()
+            await line.start()
+            suspects = line.services.consumers[0]._suspects or line.services.consumers[0]._begun
+            assert max(suspects.values(), default=0) in {life, 0}
+        await line.settled()
+    assert [(await line.outcome(name))["ok"] for name in names if name != "culprit"] == [True] * 119
+    assert [letter.subject for letter in await line.dead()] == ["taskflow.dlq.poison"]
+    await line.stop()
+
+
+class Killing:
+    """A message that kills the process in the transaction in which it is decided."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self._dropped = threading.Event()
+
+    def drop(self) -> None:
+        self._dropped.set()
+
+    def rearm(self) -> None:
+        self.reached.clear()
+        self._dropped.clear()
+
+    @contextlib.contextmanager
+    def armed(self) -> Iterator[None]:
+        save, loop = SqliteTransaction.save, asyncio.get_running_loop()
+
+        def saved(transaction: SqliteTransaction, batch: Batch) -> None:
+            if any(row.key == "culprit" and row.outcome == "applied" for row in batch.inbox):
+                loop.call_soon_threadsafe(self.reached.set)
+                self._dropped.wait()
+                raise asyncio.CancelledError
+            save(transaction, batch)
+
+        with patch.object(SqliteTransaction, "save", saved):
+            try:
+                yield
+            finally:
+                self._dropped.set()
+
+
+async def test_a_new_message_in_the_place_of_one_that_failed_has_not_failed(path: Path) -> None:
+    """A stream that is made again counts from 1 once more."""
+    async with living(path) as line:
+        consumer = line.services.consumers[0]
+        old = Delivery(subject="s", headers={}, body=b"", stream="TASKFLOW_IN", seq=1, arrived_us=1, attempt=1, token="")
+        for _ in range(4):
+            consumer._retry(old, "start", ValueError("a defect"))
+        assert consumer._begun_before(old) == 4
+        assert consumer._begun_before(msgspec.structs.replace(old, arrived_us=2)) == 0
 
 
 async def test_a_graceful_stop_makes_nobody_a_suspect(path: Path) -> None:

@@ -141,12 +141,13 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
     """What a source looked like at one moment: `floor` (all up to this sequence are settled), `delivered` (the highest
-    sequence ever handed out) and `pending` (messages not handed out yet).
+    sequence ever handed out) and `pending` (messages not handed out yet). `born` tells one consumer of a name from the next.
     """
 
     floor: int
     delivered: int
     pending: int
+    born: str = ""
 
 
 class Bus(Protocol):

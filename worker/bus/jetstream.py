@@ -135,6 +135,7 @@ class JetStreamBus:
             floor=info["ack_floor"]["stream_seq"],
             delivered=info["delivered"]["stream_seq"],
             pending=info["num_pending"],
+            born=info["created"],
         )
 
     async def first_kept(self, stream: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from itertools import count
 from typing import NamedTuple
 
 from worker.bus.base import Ack, Backlog, Delivery, Headers, InProgress, Nak, Published, PublishFailed, Settlement, Term
@@ -14,6 +15,7 @@ MSG_ID = "Nats-Msg-Id"
 _NS_PER_US = 1000
 Spelled = tuple[str, bytes, Headers]
 """A message on its way in: subject, body, headers."""
+_BORN = count(1)
 
 
 class Stored(NamedTuple):
@@ -91,6 +93,7 @@ class ConsumerState:
         self._filters: list[str] = config.get("filter_subjects") or []
         self._ack_wait = int(config["ack_wait"]) // _NS_PER_US
         self._next = 1
+        self._born = f"consumer {next(_BORN)}"
         self._due: dict[int, int] = {}  # unsettled sequence → when it is delivered again, in microseconds
         self._attempts: dict[int, int] = {}
         self._heap: list[tuple[int, int]] = []  # (due, seq); an entry counts only while `_due` agrees
@@ -142,7 +145,7 @@ class ConsumerState:
 
     def backlog(self) -> Backlog:
         """Tell where it stands."""
-        return Backlog(floor=self.floor, delivered=self._next - 1, pending=self._undelivered())
+        return Backlog(floor=self.floor, delivered=self._next - 1, pending=self._undelivered(), born=self._born)
 
     def _hand_out(self, seq: int, now: int) -> Delivery | None:
         """Make a delivery; a message that has left the stream meanwhile is settled."""

@@ -61,12 +61,15 @@ class Transaction(Protocol):
         """Note that everything of the outlet (`events`, `dead_letters`) up to row `n` is stored by the broker."""
         ...
 
-    def suspect(self, source: str, above: int, up_to: int) -> dict[int, int]:
-        """Note that every message of `source` in (above, up_to] that has no outcome may have been begun; returns seq → attempts."""
+    def suspect(self, source: str, above: int, up_to: int, born: str) -> dict[int, int]:
+        """Note that every message of `source` in (above, up_to] that has no outcome may have been begun; returns seq → attempts.
+
+        What was noted while the source had another `born` is forgotten: it was of other messages.
+        """
         ...
 
-    def note_attempt(self, source: str, seq: int) -> None:
-        """Count one more attempt of a message."""
+    def note_attempts(self, places: Sequence[tuple[str, int]]) -> None:
+        """Count one more attempt of each of these suspects, by source and sequence."""
         ...
 
     def forget_restored(self) -> None:

@@ -88,19 +88,19 @@ class Upkeep:
         """Note that a restored database has caught up."""
         self._fetch(self._upkeep["forget_restored"])
 
-    def suspect(self, source: str, above: int, up_to: int) -> dict[int, int]:
+    def suspect(self, source: str, above: int, up_to: int, born: str) -> dict[int, int]:
         """Note every message in the window that has no outcome yet; what was noted before keeps its count."""
-        self._fetch(self._upkeep["forget_attempts"], (source, above))
+        self._fetch(self._upkeep["forget_attempts"], (source, above, born))
         window = (source, above, up_to)
         known = {seq for (seq,) in self._fetch(self._upkeep["known_places"], window)}
-        unknown = [(source, seq) for seq in range(above + 1, up_to + 1) if seq not in known]
+        unknown = [(source, seq, born) for seq in range(above + 1, up_to + 1) if seq not in known]
         self._each(self._upkeep["suspect"], unknown)
         counted = self._fetch(self._upkeep["attempts"], window)
         return {seq: attempts for seq, attempts in counted if seq not in known}
 
-    def note_attempt(self, source: str, seq: int) -> None:
-        """Count one more attempt of a message."""
-        self._fetch(self._upkeep["note_attempt"], (source, seq))
+    def note_attempts(self, places: Sequence[tuple[str, int]]) -> None:
+        """Count one more attempt of each suspect."""
+        self._each(self._upkeep["note_attempt"], places)
 
     def release(self, flow_id: str) -> Flow | None:
         """Read the row again, and let it back among the others."""

@@ -81,16 +81,16 @@ UPDATE published SET n = ?2 WHERE outlet = ?1 AND n < ?2;
 SELECT source_seq FROM inbox WHERE source = ?1 AND source_seq > ?2 AND source_seq <= ?3;
 
 -- name: suspect
-INSERT INTO attempts (source, seq, attempts) VALUES (?, ?, 1) ON CONFLICT (source, seq) DO NOTHING;
+INSERT INTO attempts (source, seq, attempts, born) VALUES (?, ?, 1, ?) ON CONFLICT (source, seq) DO NOTHING;
 
 -- name: note_attempt
-INSERT INTO attempts (source, seq, attempts) VALUES (?, ?, 1) ON CONFLICT (source, seq) DO UPDATE SET attempts = attempts + 1;
+UPDATE attempts SET attempts = attempts + 1 WHERE source = ? AND seq = ?;
 
 -- name: attempts
 SELECT seq, attempts FROM attempts WHERE source = ?1 AND seq > ?2 AND seq <= ?3;
 
 -- name: forget_attempts
-DELETE FROM attempts WHERE source = ?1 AND seq <= ?2;
+DELETE FROM attempts WHERE source = ?1 AND (seq <= ?2 OR born <> ?3);
 
 -- name: set_aside_row
 SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,

@@ -1,4 +1,4 @@
--- Schema 6. What follows from the end of a flow may be more than one transaction should do: watchers and children, some at a time.
+-- Schema 6. What a flow's end brings about may be more than one transaction should do: watchers and children, some at a time.
 
 -- Ended flows that some of their watchers, and of their children where `cascade` is 1, have not been told of yet.
 CREATE TABLE ends (
@@ -15,3 +15,6 @@ WHERE parent_id IS NOT NULL AND (status = 'created' OR status = 'running' OR sta
 
 -- A waiting flow whose cancellation was requested goes at the next tick, whatever that tick's clock says.
 CREATE INDEX flows_leaving ON flows (due_us) WHERE due_us IS NOT NULL AND cancel_requested = 1;
+
+-- Of which generation of the source it was: a stream or consumer that is made again counts from 1 once more.
+ALTER TABLE attempts ADD COLUMN born TEXT NOT NULL DEFAULT '';
