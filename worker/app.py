@@ -196,7 +196,7 @@ def compose(
     mint, subjects = Randomness(), Subjects(config.subjects.prefix)
     engine = Engine(store, clock=clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
     engine.listen(tracker.committed)
-    read = reader(subjects, bindings, mint)
+    read = reader(subjects, bindings, mint, lambda: bus.offset)
     consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
     told, buried = _relays(store, bus, subjects, engine)
     relays = [told, buried]

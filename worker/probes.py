@@ -15,6 +15,7 @@ from worker.health import Check
 from worker.inspector import Inspector
 from worker.relay import Relay
 from worker.store.base import Reads
+from worker.telemetry import Said
 from worker.times import SECOND, Micros
 from worker.tracking import Look, Survey, Tracker
 from worker.wire import capacity
@@ -23,6 +24,8 @@ _EVERY = 1.0
 _BACKLOG_EVERY = 10.0
 _SURVEY_EVERY = 15.0
 _GROUPS = 10_000
+_CLOCK: Micros = SECOND
+"""How far apart the clocks of worker and broker may be: deadlines are judged by one of them, arrivals by the other."""
 _STALE = 5.0
 """Seconds after which a database that has not answered, or a loop that has not come round, counts as hung."""
 
@@ -51,6 +54,7 @@ class WorkerProbes:
         self._clock = clock
         self._engine = engine
         self._answered = asyncio.get_running_loop().time()
+        self._apart = False
         self.is_started = False
         self.is_stopping = False
         self._log = structlog.get_logger("probes")
@@ -61,6 +65,7 @@ class WorkerProbes:
         while True:
             began = loop.time()
             await asyncio.sleep(_EVERY)
+            self._watch_clock()
             lag = max(loop.time() - began - _EVERY, 0.0)
             try:
                 look = await self._look(lag)
@@ -137,11 +142,28 @@ class WorkerProbes:
             *self.started(),
             Check("nats", self._bus.connected, "not connected; reconnecting", remark=capacity.remark(self._bus.max_payload)),
             Check("deliveries", not self._bus.trouble, self._bus.trouble),
+            Check("clock", not self._clock_apart, self._clock_apart),
             Check("streams", not self._inspector.flaws, "; ".join(self._inspector.flaws)),
             *(Check(relay.outlet, not relay.trouble, f"not published: {relay.trouble}") for relay in self._relays),
             Check("store", not self._engine.stalled, "the database takes no changes (is the disk full?)"),
             Check("running", not self.is_stopping, "stopping"),
         ]
+
+    @property
+    def _clock_apart(self) -> str:
+        """Say how far the clock is from the broker's, where that is more than deadlines bear; empty otherwise."""
+        offset = self._bus.offset
+        if abs(offset) <= _CLOCK:
+            return ""
+        side = "behind" if offset > 0 else "ahead of"
+        return f"this machine's clock is {abs(offset) / SECOND:.1f} s {side} the broker's: run NTP on both"
+
+    def _watch_clock(self) -> None:
+        """Say in the log once that the clocks are apart, and again once they were not."""
+        apart = self._clock_apart
+        if apart and not self._apart:
+            self._log.warning(Said.CLOCK_APART, why=apart)
+        self._apart = bool(apart)
 
     def started(self) -> Sequence[Check]:
         """Look whether recovery is over."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from uuid import UUID
 
 from worker.bus.base import Delivery
 from worker.consumer import Reader, Verdict
 from worker.manager import new_id
+from worker.times import Micros
 from worker.wire.codec import read_command, stray
 from worker.wire.replies import Bindings
 from worker.wire.subjects import Subjects
@@ -29,8 +31,11 @@ class Randomness:
         return secrets.token_hex(16)
 
 
-def reader(subjects: Subjects, bindings: Bindings, mint: Randomness) -> Reader:
-    """Return what turns a delivery into a verdict."""
+def reader(subjects: Subjects, bindings: Bindings, mint: Randomness, offset: Callable[[], Micros] = lambda: 0) -> Reader:
+    """Return what turns a delivery into a verdict.
+
+    `offset` says how far the broker's clock is ahead of ours: a reply arrived by its clock, and deadlines are by ours (SEMANTICS R9).
+    """
     commands = f"{subjects.prefix}.cmd."
 
     def read(delivery: Delivery) -> Verdict:
@@ -41,7 +46,7 @@ def reader(subjects: Subjects, bindings: Bindings, mint: Randomness) -> Reader:
             if parsed is None:
                 return stray(subject)
             return read_command(*parsed, delivery.body, delivery.headers, mint, require_id=True, subjects=subjects)
-        place = {"stream": delivery.stream, "seq": delivery.seq, "arrived_us": delivery.arrived_us}
+        place = {"stream": delivery.stream, "seq": delivery.seq, "arrived_us": delivery.arrived_us - offset()}
         return bindings.read(subject, delivery.headers, delivery.body, **place)  # type: ignore[arg-type]  # place's values fit
 
     return read

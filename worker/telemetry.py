@@ -87,6 +87,7 @@ class Said(StrEnum):
     OPERATOR_INTERVENED = "operator_intervened"
     DELIVERY_FAILED = "delivery_failed"
     SUSPECTS_FOUND = "suspects_found"
+    CLOCK_APART = "clock_apart"
     NOT_KNOWN = "acknowledged_but_not_known"
     STIMULUS_FAILED = "stimulus_failed"
     LISTENER_FAILED = "listener_failed"

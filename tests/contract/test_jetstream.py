@@ -184,6 +184,16 @@ async def test_a_server_that_hangs_is_noticed_and_the_pull_goes_on_after_it(real
 # --- the operator interferes ---------------------------------------------------------------------------------------------------
 
 
+async def test_the_clock_of_the_server_is_measured_with_every_look(bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RELIABILITY 9: it is this machine's clock here; set back by an hour for us, the server's is an hour ahead."""
+    await bus.inspect()
+    assert abs(bus.offset) < 1_000_000
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() - 3600 * 1_000_000_000)
+    await bus.inspect()
+    assert 3599 * 1_000_000 < bus.offset < 3601 * 1_000_000
+
+
 async def test_a_deleted_stream_is_made_again(real: JetStreamRig, bus: JetStreamBus) -> None:
     async with pulling(bus, settle=ACK) as got:
         await eventually(lambda: bus.pull_requests)

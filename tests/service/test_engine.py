@@ -104,7 +104,9 @@ async def test_a_suspect_shares_its_transaction_with_no_other_message() -> None:
         sizes: list[int] = []
         run.engine.listen(lambda batch: sizes.append(len(batch.flows)))
         kinds = [False, False, True, False, True, True, False]
-        await asyncio.gather(*[run.engine.submit(a_start(f"f{n}"), source="S", seq=n + 1, group=int(alone)) for n, alone in enumerate(kinds)])
+        await asyncio.gather(
+            *[run.engine.submit(a_start(f"f{n}"), source="S", seq=n + 1, group=int(alone)) for n, alone in enumerate(kinds)]
+        )
         assert sizes == [2, 1, 1, 1, 1, 1]
 
 

@@ -158,6 +158,10 @@ class Bus(Protocol):
         """Whether the broker answers at the moment. False while reconnecting."""
 
     @property
+    def offset(self) -> int:
+        """How many microseconds the broker's clock is ahead of ours, as last measured; 0 where it was not."""
+
+    @property
     def reconnects(self) -> int:
         """How often the connection came back after it was lost."""
 

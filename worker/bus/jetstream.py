@@ -61,6 +61,11 @@ class JetStreamBus:
         return self._connection.connected
 
     @property
+    def offset(self) -> int:
+        """How many microseconds the broker's clock is ahead of ours."""
+        return self._topology.clock.value
+
+    @property
     def reconnects(self) -> int:
         """How often the connection came back."""
         return self._reconnects

@@ -5,10 +5,9 @@ Raw requests, because nats-py's structs drop settings they do not know, and a dr
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
+from worker.bus.clock import ClockOffset
 from worker.bus.connection import Connection, NoAnswer, NotPermitted
 from worker.bus.settings import Json
 from worker.errors import TopologyRefused
@@ -25,6 +24,7 @@ class JetStreamApi:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.clock = ClockOffset()
 
     @property
     def version(self) -> str:
@@ -42,9 +42,8 @@ class JetStreamApi:
 
     async def ask(self, verb: str, body: Json | None = None) -> Json:
         """Send a request. Raises `NoAnswer`; an error is an answer."""
-        raw = await self._connection.ask(f"$JS.API.{verb}", b"" if body is None else msgspec.json.encode(body))
         try:
-            return msgspec.json.decode(raw, type=dict[str, Any])
+            return await self.clock.read(self._connection.ask(f"$JS.API.{verb}", b"" if body is None else msgspec.json.encode(body)))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise NoAnswer(f"the answer of $JS.API.{verb} is no JSON object: {error}") from error
 

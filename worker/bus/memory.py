@@ -44,7 +44,7 @@ class MemoryBus:
 
     def __init__(self, broker: MemoryBroker | None = None, *, concurrency: int = 512) -> None:
         self.broker = broker or MemoryBroker()
-        self._connected, self.reconnects, self.dropped = False, 0, 0
+        self._connected, self.reconnects, self.dropped, self.offset = False, 0, 0, 0
         self._lost: asyncio.Future[str] | None = None
         self._failures: list[tuple[PublishFailed, bool]] = []
         self._kicks: list[asyncio.Event] = []

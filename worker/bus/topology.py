@@ -37,6 +37,7 @@ class Topology:
         self._flawed: set[Source] = set()
         self._mended: set[Source] = set()
         self.batches = Batches(self._api.change)
+        self.clock = self._api.clock
         self._log = structlog.get_logger()
 
     async def prepare(
