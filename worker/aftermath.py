@@ -6,6 +6,9 @@ engine in transactions of their own, whatever happens in between: no family is s
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 from msgspec.structs import replace
 
 from worker.flow.commands import FlowEnded, FollowUp, ParentCancelled
@@ -16,6 +19,8 @@ from worker.wire.documents import CancelledChildren
 
 AT_ONCE = 200
 _NAMED = 100
+_WEIGHS_AS_ONE = 8 * 1024
+"""Bytes that each follower is given without being counted twice: a quarter of a megabyte goes to six at once."""
 End = FlowEnded | ParentCancelled
 
 
@@ -53,10 +58,20 @@ class Aftermath:
         ends, self._ends = self._ends, []
         return ends
 
+    def cut(self, decision: Decision, payload: Any) -> Decision:
+        """Return what there is room for of a decision that gives the payload to several flows. What weighs much goes to fewer at once."""
+        if len(decision.changes) <= 1 and self.room > 0:
+            self.room -= len(decision.changes)
+            return decision
+        weight = 1 + len(msgspec.json.encode(payload)) // _WEIGHS_AS_ONE
+        fitting = max(self.room // weight, int(self.room == AT_ONCE))
+        self.room -= weight * min(len(decision.changes), fitting)
+        return replace(decision, changes=decision.changes[:fitting])
+
     def within(self, end: End, decision: Decision, left: int) -> Decision:
-        """Return what there is room for of a decision; `left`: how many followers the end has besides, that were not even loaded."""
-        changes = decision.changes[: self.room]
-        self.room -= len(changes)
+        """Return what there is room for of what follows from an end; `left`: how many followers it has that were not even loaded."""
+        brings = decision.flow.state_json if isinstance(end, FlowEnded) and decision.flow is not None else None
+        changes = self.cut(decision, brings).changes
         left += len(decision.changes) - len(changes)
         cascade = isinstance(end, ParentCancelled)
         if cascade:

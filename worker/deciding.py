@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 
+import msgspec
 from msgspec.structs import replace
 
 from worker.aftermath import Aftermath, End
@@ -15,7 +16,7 @@ from worker.burial import letter_of, letter_of_held
 from worker.dedupe import same_message, shown_id
 from worker.deferral import NO_ANSWERS, NOTHING_BEFORE, Before, Deferral, Questions, keys_of
 from worker.errors import Conflict, FlowError, Internal
-from worker.flow.commands import CancelFlow, FollowUp, ParentCancelled, Policy, Reply
+from worker.flow.commands import CancelFlow, FollowUp, ParentCancelled, Policy, Reply, Stimulus
 from worker.flow.decide import decide
 from worker.flow.decision import Decision, OutcomeName, Spoiled
 from worker.flow.ending import due_of
@@ -74,7 +75,7 @@ class Deciding:
             return
         outcome = self._outcome_of(submission)
         if outcome is None:
-            self._defer(submission)
+            self._defer(submission, again=not self._questions.open)
         else:
             self.decided.append(submission)
             self.outcomes.append(outcome)
@@ -85,14 +86,14 @@ class Deciding:
             with contextlib.suppress(Internal):
                 decide(submission.what, self._loaded.world, self._now, self._policy)
 
-    def _defer(self, submission: Submission) -> None:
+    def _defer(self, submission: Submission, *, again: bool = False) -> None:
         """Leave the submission undecided, and keep behind it what must not overtake it."""
         keys = keys_of(submission, self._loaded.world)
         self._blocked |= keys
-        self.deferrals.append(Deferral(submission, keys, self._questions.taken()))
+        self.deferrals.append(Deferral(submission, keys, self._questions.taken(), again))
 
     def _outcome_of(self, submission: Submission) -> Outcome | None:
-        """Return what became of one submission; None where a question is open."""
+        """Return what became of one submission; None where a question is open, or more is to be done than a transaction should do."""
         known = self._known(submission)
         if known is not None:
             return known
@@ -110,10 +111,29 @@ class Deciding:
             return None
         if isinstance(decision, FlowError):
             return self._record(submission, Outcome(name="rejected", error=decision, result=refused(decision)))
+        part = self._part_of(submission.what, decision)
+        if part is not None:
+            self._apply(part)
+            return None
         if decision.dead is not None:
             self._bury(submission, *decision.dead)
         self._apply(decision)
         return self._record(submission, self._told(submission, decision))
+
+    def _part_of(self, what: Stimulus, decision: Decision) -> Decision | None:
+        """Return the part that fits into this transaction, where that is not all: the rest is decided in the next one.
+
+        A reply may be for many flows; and a wait that accepts none of the held replies that were loaded may accept one that was not.
+        """
+        if isinstance(what, Reply):
+            part = (
+                self._aftermath.cut(decision, None if what.payload is msgspec.UNSET else what.payload) if decision.changes[1:] else decision
+            )
+            return replace(part, dead=None, hold=None, displaced=()) if len(part.changes) < len(decision.changes) else None
+        opened = {waiter.pair for change in decision.changes for waiter in change.opened if change.still_open(waiter)}
+        if decision.spoiled and opened & self._loaded.more_held:
+            return Decision(outcome="applied", spoiled=decision.spoiled)
+        return None
 
     def _known(self, submission: Submission) -> Outcome | None:
         """Answer a message that was taken in before: the same delivery again, a repeat, or another body under the same id."""

@@ -40,11 +40,15 @@ NOTHING_BEFORE = Before()
 
 
 class Deferral(msgspec.Struct, frozen=True, eq=False):
-    """A submission that could not be decided yet: `keys` tell what has to stay behind it, `questions` how to answer what it asks."""
+    """A submission that could not be decided yet: `keys` tell what has to stay behind it, `questions` how to answer what it asks.
+
+    `again`: part of it was carried out, and it goes on in the next transaction.
+    """
 
     submission: Submission
     keys: set[Hashable]
     questions: dict[Question, Callable[[], Any]]
+    again: bool = False
 
 
 class Questions:
@@ -112,6 +116,9 @@ class Deferrals:
             self._waiting[deferral.submission] = deferral
             if deferral.questions:
                 self._finding[deferral.submission] = asyncio.ensure_future(self._find(deferral))
+            if deferral.again:
+                self.ready = True
+                self._woken()
 
     def forget(self, submission: Submission) -> None:
         """Forget what was found out for a submission: it is decided."""

@@ -33,6 +33,8 @@ from worker.wire.codec import Identity
 _RACE_BUDGET = 3
 _STALL = 1.0
 """Seconds without a try after the store could not take a change (a full disk)."""
+_LONG = 0.04
+"""Seconds of work after which a transaction takes no more decisions: what is left of its batch is next."""
 Clock = Callable[[], Micros]
 Listener = Callable[[Batch], None]
 
@@ -248,6 +250,7 @@ class Engine:
         for flow_id, why in batch.set_aside.items():
             self._log.error("flow_set_aside", flow_id=flow_id, why=why)
         self._announce(batch)
+        self._queue.put_back(submissions[len(deciding.decided) + len(deciding.deferrals) :])
         self._deferrals.put(deciding.deferrals)
         for submission, outcome in zip(deciding.decided, deciding.outcomes, strict=True):
             self._deferrals.forget(submission)
@@ -267,8 +270,11 @@ def _decided(
 ) -> tuple[Deciding, Batch]:
     """Load, decide and save one batch, on the database's thread; returns what was decided and what was written."""
     deciding = Deciding(transaction.load(needs_of(submissions, policy), now), now, policy, before)
+    began = time.thread_time()
     for submission in submissions:
         deciding.decide(submission)
+        if time.thread_time() - began > _LONG and not submission.group:
+            break
     while ends := deciding.ends():
         deciding.follow(ends, transaction.load(needs_of_ends(ends, deciding.room), now))
     batch = deciding.finished()

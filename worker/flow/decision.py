@@ -98,7 +98,7 @@ class View(Protocol):
         """Return the observed run, or None."""
         ...
 
-    def waiters(self, pair: Pair) -> Iterable[Waiter]:
+    def waiters(self, pair: Pair) -> tuple[Waiter, ...]:
         """List the open waits for the pair."""
         ...
 

@@ -18,6 +18,9 @@ from worker.flow.waits import FLOW_ENDS, ExternalEvent, FlowEnds, WaitCondition,
 from worker.flow.watching import end_of
 from worker.times import Micros
 
+MAX_WAITERS = 500
+"""How many flows may wait for one pair, all of which one reply resumes."""
+
 
 def park(command: ParkFlow, flow: Flow, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
     """Decide `set_waiting` for a running flow."""
@@ -85,7 +88,11 @@ def _conflict(condition: WaitCondition, flow: Flow, view: View) -> FlowError | N
         if waiter.pair in seen:
             return InvalidRequest("two leaves of one wait name the same topic and correlation_id", path="/wait_condition/conditions")
         seen.add(waiter.pair)
-        for other in view.waiters(waiter.pair):
+        others = view.waiters(waiter.pair)
+        if len(others) >= MAX_WAITERS:
+            message = f"{len(others)} flows wait for this topic and correlation_id already, and no more may: use several correlation ids"
+            return WaitConflict(message, topic=waiter.topic, correlation_id=waiter.correlation_id, limit=MAX_WAITERS)
+        for other in others:
             if waiter.mode == "all" and other.mode == "all":
                 continue
             named = {"flow_id": other.flow_id} if _owner(view, other.flow_id) == flow.owner_session_key else {}

@@ -58,7 +58,7 @@ class World:
         """Return the observed run, or None."""
         return self.steps.get((flow_id, run_id))
 
-    def waiters(self, pair: Pair) -> Iterable[Waiter]:
+    def waiters(self, pair: Pair) -> tuple[Waiter, ...]:
         """List the open waits for the pair."""
         return tuple(self.waiting.get(pair, ()))
 

@@ -20,6 +20,9 @@ from worker.store.records import InboxKey, InboxRow, Loaded, Needs, Place
 from worker.store.upkeep import Upkeep
 from worker.times import Micros
 
+_HELD_LOOKED_AT, _HELD_AT_ONCE, _HELD_BYTES = 1000, 500, 2 * 1024 * 1024
+"""How many held replies of a pair are looked at, how many of all pairs are loaded, and about how much these may weigh."""
+
 
 class Last(NamedTuple):
     """The highest row numbers that were ever used, and of each stream the last place that a message was taken from."""
@@ -46,7 +49,7 @@ class Loading(Upkeep):
         self._now = now
         loaded = Loaded(world=World())
         self._load_inbox(needs, loaded)
-        self._load_pairs(needs, loaded.world, now)
+        self._load_pairs(needs, loaded, now)
         if needs.keys:
             for owner, key, flow_id in self._rows("flows_by_key", needs.keys):
                 loaded.world.keys[owner, key] = flow_id
@@ -87,9 +90,9 @@ class Loading(Upkeep):
             self._places[stream] = known = found or 0
         return known
 
-    def _load_pairs(self, needs: Needs, world: World, now: Micros) -> None:
+    def _load_pairs(self, needs: Needs, loaded: Loaded, now: Micros) -> None:
         """Load who waits, who waited last, and what is held for the pairs; their flows are needed too."""
-        pairs = needs.pairs | needs.parking
+        world, pairs = loaded.world, needs.pairs | needs.parking
         if not pairs:
             return
         for wait_id, leaf, topic, correlation_id, mode, *flow in self._legible_rows("waiters_by_pair", pairs):
@@ -102,7 +105,7 @@ class Loading(Upkeep):
                 world.last[topic, correlation_id] = flow_id
                 needs.flows.add(flow_id)
         if needs.parking:
-            self._hold(self._rows("held_by_pair", needs.parking, now), world)
+            self._load_held(needs.parking, loaded, now)
 
     def _load_followers(self, needs: Needs, loaded: Loaded) -> None:
         """Load who waits for flows to end and the children of flows, as many as may be moved, and say how many there are besides."""
@@ -118,6 +121,21 @@ class Loading(Upkeep):
                 loaded.world.families[parent].append(child)
                 loaded.children_left[parent] -= 1
                 needs.flows.add(child)
+
+    def _load_held(self, pairs: Iterable[Any], loaded: Loaded, now: Micros) -> None:
+        """Load the oldest held replies of the pairs, in turn, as long as they do not weigh too much together; of one at least one."""
+        lines: dict[Any, list[int]] = {}
+        for topic, correlation_id, number in self._rows("held_by_pair", pairs, _HELD_LOOKED_AT):
+            lines.setdefault((topic, correlation_id), []).append(number)
+        in_turn = sorted((rank, pair, number) for pair, line in lines.items() for rank, number in enumerate(line))
+        count = weight = 0
+        for _, pair, number in in_turn:
+            if count == _HELD_AT_ONCE or weight > _HELD_BYTES:
+                loaded.more_held.add(pair)
+                continue
+            for row in self._database.execute(self._load["held_by_number"], (number, now)).fetchall():  # none where it has expired
+                count, weight = count + 1, weight + len(row[3])
+                self._hold([row], loaded.world)
 
     def _hold(self, found: Iterable[Any], world: World) -> None:
         """Add held replies to the world, each once; one that cannot be read stays where it is."""

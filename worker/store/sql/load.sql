@@ -27,16 +27,20 @@ WHERE f.n = (
   ORDER BY w.n DESC LIMIT 1
 );
 
+-- Numbers only, out of the index: what lies behind a payload costs the reading of it.
 -- name: held_by_pair
-SELECT h.topic, h.correlation_id, h.event_id, CAST(h.payload_json AS BLOB), h.arrived_us, h.expires_us, h.key, h.flow_id, h.trace,
-  h.tenant
-FROM json_each(?1) AS want CROSS JOIN held AS h
-WHERE EXISTS (SELECT 1 FROM held AS k WHERE k.topic = want.value ->> 0 AND k.correlation_id = want.value ->> 1) AND h.n IN (
-  SELECT n FROM held
-  WHERE topic = want.value ->> 0 AND correlation_id = want.value ->> 1 AND expires_us > ?2
-  ORDER BY arrived_us, n LIMIT 100
+SELECT h.topic, h.correlation_id, h.n
+FROM json_each(?1) AS want CROSS JOIN held AS h INDEXED BY held_by_pair
+WHERE h.topic = want.value ->> 0 AND h.correlation_id = want.value ->> 1 AND (h.arrived_us, h.n) <= (
+  SELECT max(arrived_us), max(n) FROM (
+    SELECT arrived_us, n FROM held WHERE topic = want.value ->> 0 AND correlation_id = want.value ->> 1 ORDER BY arrived_us, n LIMIT ?2
+  )
 )
-ORDER BY h.arrived_us, h.n;
+ORDER BY h.topic, h.correlation_id, h.arrived_us, h.n;
+
+-- name: held_by_number
+SELECT topic, correlation_id, event_id, CAST(payload_json AS BLOB), arrived_us, expires_us, key, flow_id, trace, tenant
+FROM held WHERE n = ?1 AND expires_us > ?2;
 
 -- name: held_by_key
 SELECT h.topic, h.correlation_id, h.event_id, CAST(h.payload_json AS BLOB), h.arrived_us, h.expires_us, h.key, h.flow_id, h.trace,

@@ -1,0 +1,174 @@
+"""Messages at their limits: how many flows, and how many bytes, one transaction moves for them (RELIABILITY 9: ≤ 50 ms of it)."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+import pytest
+
+from tests.flows import arrives, buried, counted, did, ends, external, get, kinds, park, parking, refused, start
+from tests.running import Running, running
+from worker import engine
+from worker.acceptance import accepts, schema_flaw
+from worker.aftermath import AT_ONCE
+from worker.deferral import Deferrals
+from worker.errors import Unavailable, WaitConflict
+from worker.flow import park as parks
+from worker.flow.commands import AdvanceFlow, DelegateFlow, FinishFlow, Policy
+from worker.flow.lifecycle import FlowStatus
+from worker.store.records import Batch, Loaded
+from worker.store.transaction import SqliteTransaction
+from worker.submission import Submission
+
+CHECKING = Policy(accepts=accepts, schema_flaw=schema_flaw)
+LARGE = {"x": "y" * 250_000}
+WRITTEN = 6 * 1024 * 1024
+"""Bytes of states and journal that a transaction may write: about 20 ms."""
+
+
+class Transactions:
+    """What each transaction wrote: flows, journal entries, bytes of both; and how many bytes of held replies it loaded."""
+
+    def __init__(self, run: Running) -> None:
+        self.flows: list[int] = []
+        self.bytes: list[int] = []
+        run.engine.listen(self._heard)
+
+    def _heard(self, batch: Batch) -> None:
+        self.flows.append(len(batch.flows))
+        states = sum(len(msgspec.json.encode(write.flow.state_json)) for write in batch.flows)
+        self.bytes.append(states + sum(len(msgspec.json.encode(event.payload)) for event in batch.events))
+
+    def clear(self) -> None:
+        self.flows.clear()
+        self.bytes.clear()
+
+
+@pytest.mark.parametrize("payload, number", [({"n": 1}, AT_ONCE + 50), (LARGE, 40)])
+async def test_a_reply_to_many_flows_resumes_them_in_slices_and_has_one_outcome(payload: Any, number: int) -> None:
+    """SEMANTICS R6: every flow that waits, each once; what weighs much goes to fewer at once."""
+    async with running() as run:
+        seen = Transactions(run)
+        flows = [await park(run, external(mode="all")) for _ in range(number)]
+        seen.clear()
+        first, second = await asyncio.gather(arrives(run, "c", payload, event_id="e"), arrives(run, "c", payload, event_id="e"))
+        assert (first.name, second.name) == ("resumed", "duplicate")
+        assert max(seen.flows) <= AT_ONCE
+        assert max(seen.bytes) <= WRITTEN
+        assert {tuple(await kinds(run, flow.id)) for flow in flows} == {("created", "started", "waiting", "resumed")}
+        assert await counted(run) == {"flows.running": number, "inbox.resumed": 1, "inbox.duplicate": 1}
+
+
+async def test_the_slices_of_a_reply_go_on_when_it_is_delivered_again_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no outcome before all were told, so the broker delivers it again."""
+
+    def never(deferrals: Deferrals) -> list[Submission]:
+        deferrals.ready = False
+        return []
+
+    path = str(tmp_path / "flows.db")
+    async with running(path) as run:
+        flows = [(await park(run, external(mode="all"))).id for _ in range(AT_ONCE + 50)]
+        monkeypatch.setattr(Deferrals, "taken", never)
+        reply = asyncio.ensure_future(arrives(run, "c", 1, event_id="e", seq=7))
+        committed = asyncio.Event()
+        run.engine.listen(lambda _: committed.set())
+        await committed.wait()
+    monkeypatch.undo()
+    with pytest.raises(Unavailable):
+        await reply
+    async with running(path) as run:
+        assert (await counted(run))["flows.waiting"] == 50
+        assert (await arrives(run, "c", 1, event_id="e", seq=7)).name == "resumed"
+        assert {(await get(run, flow_id)).status for flow_id in flows} == {FlowStatus.RUNNING}
+
+
+async def test_no_more_flows_than_one_reply_can_resume_may_wait_for_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parks, "MAX_WAITERS", 3)
+    async with running() as run:
+        for _ in range(3):
+            await park(run, external(mode="all"))
+        error = await refused(run, external(mode="all"))
+        assert isinstance(error, WaitConflict)
+        assert error.details["limit"] == 3
+
+
+async def test_the_end_of_a_large_flow_resumes_fewer_watchers_at_once() -> None:
+    async with running() as run:
+        seen = Transactions(run)
+        watched = await start(run)
+        watchers = [(await park(run, ends(watched.id))).id for _ in range(30)]
+        await did(run, AdvanceFlow(flow_id=watched.id, patch=LARGE))
+        seen.clear()
+        await did(run, FinishFlow(flow_id=watched.id))
+        await run.waits.tick()
+        assert max(seen.bytes) <= WRITTEN
+        assert {(await get(run, watcher)).status for watcher in watchers} == {FlowStatus.RUNNING}
+
+
+async def test_a_wait_looks_at_no_more_held_replies_at_once_than_it_should() -> None:
+    """64 leaves with 100 held replies of 256 KiB each were 1.6 GB in one transaction. Every one is judged in the end, in order."""
+    loads: list[int] = []
+    load = SqliteTransaction.load
+
+    def counted_load(transaction: SqliteTransaction, *args: Any) -> Loaded:
+        loaded = load(transaction, *args)
+        held = [reply for line in loaded.world.replies.values() for reply in line]
+        loads.append(sum(len(msgspec.json.encode(reply.payload)) for reply in held))
+        return loaded
+
+    async with running(policy=CHECKING) as run:
+        for number in range(40):
+            run.clock.advance(seconds=1)
+            await arrives(run, "c", LARGE if number < 39 else 7, event_id=f"e{number}")
+        flow = await start(run)
+        with patch.object(SqliteTransaction, "load", counted_load):
+            parked = await did(run, parking(flow.id, external(accept={"type": "integer"})))
+        assert (parked.status, parked.state_json["resume_event"]) == (FlowStatus.RUNNING, 7)
+        assert max(loads) <= 3 * 1024 * 1024
+        assert [letter.reason for letter in await buried(run)] == ["not_accepted"] * 39
+        assert await kinds(run, flow.id) == ["created", "started", "waiting", "resumed"]
+
+
+async def test_a_batch_of_costly_messages_is_cut_where_it_has_worked_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And goes on in its order: 500 changes of a state of 17,000 keys took one transaction of 0.6 s."""
+    async with running() as run:
+        seen = Transactions(run)
+        flows = [await start(run) for _ in range(4)]
+        seen.clear()
+        monkeypatch.setattr(engine, "_LONG", -1.0)  # every message is too much
+        advances = [AdvanceFlow(flow_id=flow.id, patch={"n": n}) for n in range(3) for flow in flows]
+        outcomes = await asyncio.gather(*[run.engine.submit(what) for what in advances])
+        assert seen.flows == [1] * 12
+        assert [outcome.flow.revision for outcome in outcomes if outcome.flow is not None] == [2] * 4 + [3] * 4 + [4] * 4
+        monkeypatch.undo()
+        seen.clear()
+        await asyncio.gather(*[run.engine.submit(what) for what in advances])
+        assert seen.flows == [4]
+
+
+async def test_a_message_with_everything_at_its_limit_moves_one_flow_in_few_transactions() -> None:
+    """64 leaves four deep, a schema of 16 KB, a payload of 256 KiB and a state of 256 KiB."""
+
+    def tree(leaves: list[int], depth: int) -> dict[str, Any]:
+        parts = [external(f"c-{n}") for n in leaves] if depth == 3 else [tree(leaves[n::4], depth + 1) for n in range(4)]
+        return {"kind": "all_of", "conditions": parts}
+
+    async with running(policy=CHECKING) as run:
+        seen = Transactions(run)
+        nested, large, asking = await start(run), await start(run), await start(run)
+        seen.clear()
+        await park(run, tree(list(range(64)), 1), nested.id)
+        await did(run, AdvanceFlow(flow_id=large.id, patch=LARGE))
+        await did(run, AdvanceFlow(flow_id=large.id, patch={"b": 1}))
+        more: dict[str, Any] = {"accept": {"enum": [0] * 8000}, "headers": {f"h{n}": "v" * 100 for n in range(50)}, "timeout": "1h"}
+        await did(
+            run, DelegateFlow(flow_id=asking.id, to="svc.x", payload=LARGE, reply_topic="t", correlation_id="d", cancel_to="svc.y", **more)
+        )
+        assert [flows for flows in seen.flows if flows] == [1, 1, 1, 1]
+        assert len(seen.flows) == 5  # the schema was asked for first
+        assert max(seen.bytes) <= WRITTEN
