@@ -20,7 +20,6 @@ from worker.bus.base import Ack, Bus, Delivery, InProgress, Nak, PublishFailed, 
 from worker.engine import Engine
 from worker.errors import FlowError, Internal, Refusal, Unavailable
 from worker.recovery import Recovery
-from worker.store.base import Transaction
 from worker.submission import Outcome, Useless
 from worker.telemetry import Said
 from worker.times import Micros

@@ -112,6 +112,7 @@ class WaitEngine:
             asked = await store.due(now, _DUE_AT_ONCE, max(await self._decided(), now - self._patience))
         self._held_back = asked.held_back
         return asked
+
     async def _pass(self, asked: DueFlows, now: Micros, report: TickReport) -> int:
         """Let happen what is due, and follow up ends; returns how many flows no longer wait."""
         passed = [DeadlinePassed(flow_id=due.flow_id, wait_id=due.wait_id or 0, at_us=now) for due in asked.flows]
