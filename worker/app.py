@@ -200,8 +200,7 @@ def compose(
     consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
     told, buried = _relays(store, bus, subjects, engine)
     relays = [told, buried]
-
-    decided = partial(decided_until, consumers)
+    decided, first_kept = partial(decided_until, consumers), partial(_first_kept, bus, sources)
     inspector = Inspector(bus, dict(zip(sources, consumers, strict=True)))
     probes = WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=clock, engine=engine)
     remembered, ids = (int(age * REMEMBERED_TIMES) for age in (config.stream.max_age, config.stream.event_max_age))
@@ -211,14 +210,7 @@ def compose(
         waits=WaitEngine(FlowManager(engine), late=tracker.late, decided=decided, patience=int(config.engine.startup_drain)),
         consumers=consumers,
         relays=relays,
-        pruner=Pruner(
-            engine,
-            partial(_first_kept, bus, sources),
-            retain_us=config.store.retain_terminal,
-            ids_us=ids,
-            inbox_us=remembered,
-            expired=buried.hear,
-        ),
+        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, expired=buried.hear),
         inspector=inspector,
         api=_api(store, bus, bindings, engine, tracker, probes, subjects),
         dispatcher=Dispatcher(bus, engine),

@@ -153,9 +153,8 @@ class Deciding:
 
     def _conflict(self, submission: Submission) -> Outcome:
         """Keep what came under a used id as a dead letter; the first one stays (SEMANTICS R5)."""
-        error = Conflict(
-            "this id was used before with another body: the first one counts; send this under a new id", id=shown_id(submission)
-        )
+        said = "this id was used before with another body: the first one counts; send this under a new id"
+        error = Conflict(said, id=shown_id(submission))
         outcome = Outcome(name="conflict", error=error, result=refused(error), repeat=True)
         self._bury(submission, "conflict", error.message)
         self._note(submission, "conflict", outcome.result)
