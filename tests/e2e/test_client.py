@@ -162,7 +162,7 @@ async def test_each_refusal_is_an_exception_of_its_own(flows: FlowClient, door: 
         (NotFound, lambda: flows.send("finish", {"flow_id": "01900000-0000-7000-8000-000000000000"}, door=door)),
         (TopicNotBound, lambda: flow.wait_reply("nobody.covers.this", door=door)),
         (TimerInPast, lambda: flow.wait_timer(datetime.now(UTC) - timedelta(minutes=1), door=door)),
-        (HorizonExceeded, lambda: flow.wait_timer("90d", door=door)),
+        (HorizonExceeded, lambda: flow.wait_timer("900d", door=door)),
         (WaitConflict, lambda: flow.wait_reply(TOPIC, flows.agent, door=door)),
         (RevisionMismatch, lambda: flows.send("advance", {"flow_id": flow.id, "expected_revision": 77}, door=door)),
         (InvalidRequest, lambda: flow.wait({"kind": "moon"}, door=door)),

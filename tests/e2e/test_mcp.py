@@ -215,7 +215,7 @@ async def test_every_error_is_told_with_what_to_do(world: World, agent: Agent) -
         await refused("invalid_request", "wait", **waiting({"kind": "news"}))
         await refused("topic_not_bound", "wait", **waiting({"kind": "external_event", "topic": "no.such.topic"}))
         await refused("timer_in_past", "wait", **waiting({"kind": "timer", "at": "2020-01-01T00:00:00Z"}))
-        await refused("horizon_exceeded", "wait", **waiting({"kind": "timer", "at": (now + timedelta(days=90)).isoformat()}))
+        await refused("horizon_exceeded", "wait", **waiting({"kind": "timer", "at": (now + timedelta(days=900)).isoformat()}))
         await refused("too_large", "advance", flow_id=flow_id, patch={"text": "x" * 300_000})
         await refused("too_deep", "advance", flow_id=flow_id, patch=json.loads('{"a":' * 40 + "1" + "}" * 40))
         await refused("not_found", "status", flow_id=new_id())

@@ -184,10 +184,10 @@ def at(year: int, offset: int) -> str:
     "condition, refusal",
     [
         ({"kind": "timer", "at": "2026-11-21T09:59:59.999999Z"}, TimerInPast),
-        ({"kind": "timer", "at": "2026-12-21T10:00:00.000001Z"}, HorizonExceeded),
+        ({"kind": "timer", "at": "2027-12-26T10:00:00.000001Z"}, HorizonExceeded),
         ({"kind": "manual", "deadline": "2026-11-21T09:00:00Z"}, TimerInPast),
-        ({"kind": "manual", "deadline": "2027-11-21T09:00:00Z"}, HorizonExceeded),
-        ({"kind": "manual", "timeout": "31d"}, HorizonExceeded),
+        ({"kind": "manual", "deadline": "2027-12-27T09:00:00Z"}, HorizonExceeded),
+        ({"kind": "manual", "timeout": "401d"}, HorizonExceeded),
         ({"kind": "manual", "timeout": "soon"}, InvalidRequest),
         ({"kind": "manual", "timeout": "1h", "deadline": "2026-11-21T11:00:00Z"}, InvalidRequest),
         ({"kind": "timer", "at": "2026-11-21T10:00:00"}, InvalidRequest),

@@ -88,7 +88,6 @@ def test_help_shows_what_is_the_command_s_own_before_the_settings(command: list[
 @pytest.mark.parametrize(
     "options, why",
     [
-        (["--timer", "soon"], "duration"),
         (["--timer", "2h", "--timeout", "1h"], "timer"),
         (["--manual", "?", "--corr", "c-1"], "--topic"),
         (["--manual", "?", "--topic", "t"], "one of"),

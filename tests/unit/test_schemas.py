@@ -132,6 +132,9 @@ def test_schema_and_worker_agree_on_queries(verb: str, body: dict[str, Any], goo
     "condition, good",
     [
         ({"kind": "timer"}, False),
+        ({"kind": "timer", "after": "15m"}, True),
+        ({"kind": "timer", "after": "15m", "at": None}, True),
+        ({"kind": "timer", "after": "15m", "at": "2026-11-21T10:00:00Z"}, False),
         ({"kind": "sleep"}, False),
         ({"kind": "manual", "extra": 1}, False),
         ({"kind": "at_least", "count": 1, "conditions": [{"kind": "external_event"}]}, False),

@@ -98,12 +98,17 @@ def test_a_condition_nests_four_deep_with_sixty_four_leaves_and_no_further(kind:
     "condition, code, path",
     [
         ({"kind": "timer", "at": at(-1)}, "timer_in_past", "/wait_condition/at"),
-        ({"kind": "timer", "at": at(31 * 86_400)}, "horizon_exceeded", "/wait_condition/at"),
+        ({"kind": "timer", "at": at(401 * 86_400)}, "horizon_exceeded", "/wait_condition/at"),
         ({"kind": "timer", "at": "2027-01-01T00:00:00"}, "invalid_request", "/wait_condition/at"),
         ({"kind": "timer"}, "invalid_request", "/wait_condition/at"),
+        ({"kind": "timer", "after": "401d"}, "horizon_exceeded", "/wait_condition/at"),
+        ({"kind": "timer", "after": "soon"}, "invalid_request", "/wait_condition/after"),
+        ({"kind": "timer", "after": 5}, "invalid_request", "/wait_condition/after"),
+        ({"kind": "timer", "after": "5s", "at": at(5)}, "invalid_request", "/wait_condition/after"),
+        (any_of(manual(), {"kind": "timer", "after": "-5s"}), "invalid_request", "/wait_condition/conditions/1/after"),
         ({"kind": "sunset"}, "invalid_request", "/wait_condition/kind"),
         (external(deadline=at(-1)), "timer_in_past", "/wait_condition/deadline"),
-        (external(timeout="31d"), "horizon_exceeded", "/wait_condition/deadline"),
+        (external(timeout="401d"), "horizon_exceeded", "/wait_condition/deadline"),
         (external(timeout="soon"), "invalid_request", "/wait_condition/timeout"),
         (external(timeout="1m", deadline=at(60)), "invalid_request", "/wait_condition/timeout"),
         (external(on_timeout="shrug"), "invalid_request", "/wait_condition/on_timeout"),
@@ -121,7 +126,7 @@ def test_a_condition_nests_four_deep_with_sixty_four_leaves_and_no_further(kind:
         (any_of(manual("")), "invalid_request", "/wait_condition/conditions/0/name"),
         (at_least(0, manual()), "invalid_request", "/wait_condition/count"),
         (at_least(3, manual(), manual()), "invalid_request", "/wait_condition/count"),
-        (any_of(manual(), all_of(manual(timeout="31d"))), "horizon_exceeded", "/wait_condition/conditions/1/conditions/0/deadline"),
+        (any_of(manual(), all_of(manual(timeout="401d"))), "horizon_exceeded", "/wait_condition/conditions/1/conditions/0/deadline"),
         (any_of(manual(), {"kind": "timer", "at": at(-1)}), "timer_in_past", "/wait_condition/conditions/1/at"),
         (any_of(manual(), external(topic="")), "invalid_request", "/wait_condition/conditions/1/topic"),
         (all_of(any_of(external("c\n"))), "invalid_request", "/wait_condition/conditions/0/conditions/0/correlation_id"),
@@ -145,6 +150,14 @@ def test_a_timeout_becomes_a_deadline_from_the_parking() -> None:
     assert wait is not None
     assert (wait["deadline"], wait["conditions"][0]["deadline"], wait["conditions"][1]["deadline"]) == (at(7200), at(900), at(5400))
     assert "timeout" not in wait
+
+
+def test_a_timer_may_count_from_the_parking_and_is_kept_as_a_time() -> None:
+    """SEMANTICS 3."""
+    assert waits({"kind": "timer", "after": "15m"}).wait_json == {"kind": "timer", "at": at(900)}
+    inside = waits(any_of(manual(), {"kind": "timer", "after": "1h 30m"})).wait_json or {}
+    assert inside["conditions"][1] == {"kind": "timer", "at": at(5400)}
+    assert waits({"kind": "timer", "after": "400d"}).wait_json == {"kind": "timer", "at": at(400 * 86_400)}
 
 
 def test_the_default_timeout_bounds_waits_that_name_none() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from difflib import SequenceMatcher
 
 import msgspec
@@ -159,7 +160,7 @@ def _leaf(flow: Flow, node: Node, since: str, its: Circumstances) -> Reason:
         case FlowEnds(flow_id=awaited):
             text = f"Waiting {since} for flow {awaited} to end ({where})."
             return Reason(kind="waits", text=text, fix=f"taskflow why {awaited}")
-        case Timer(at=at):
+        case Timer(at=datetime() as at):
             text = f"Waiting {since} for its timer at {rfc3339(to_micros(at))}, {_in(to_micros(at), its.now)} ({where})."
             return Reason(kind="waits", text=text, fix=f"taskflow flow resume {flow.id} --reason 'not waiting for the timer'")
         case _:

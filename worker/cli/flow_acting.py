@@ -96,7 +96,7 @@ def advance(*, flow: str, patch: Any, step: str | None, **arguments: Any) -> Non
 
 @click.command(cls=AskCommand)
 @click.argument("flow")
-@click.option("--timer", metavar="TIME", help="Until this time (RFC 3339), or so long (2h).")
+@click.option("--timer", metavar="TIME", help="Until this time (RFC 3339), or so long from now on (2h).")
 @click.option("--topic", metavar="TOPIC", help="For a reply on this topic.")
 @click.option("--corr", metavar="ID", help="With this correlation id; the worker makes one where not given.")
 @click.option("--manual", metavar="PROMPT", help="For a person, who is asked this.")
@@ -121,7 +121,7 @@ def _condition(given: Mapping[str, Any]) -> Json:
         case "timer":
             if bounds:
                 raise click.UsageError("a timer ends by itself: --timeout and --on-timeout go with what may not come")
-            return {"kind": "timer", "at": _moment(given["timer"])}
+            return {"kind": "timer", "at" if given["timer"][4:5] == "-" else "after": given["timer"]}
         case "topic":
             pair = {"topic": given["topic"]} | ({"correlation_id": given["corr"]} if given["corr"] is not None else {})
             return {"kind": "external_event", **pair, **bounds}
@@ -130,20 +130,6 @@ def _condition(given: Mapping[str, Any]) -> Json:
         case _:
             condition = given["condition"]
             return {**condition, **bounds} if isinstance(condition, dict) else condition
-
-
-def _moment(text: str) -> str:
-    """Return a time as the worker takes it: the one given, or so long from now on."""
-    from datetime import UTC, datetime, timedelta
-
-    from worker.durations import BadDuration, parse_duration
-
-    if text[4:5] == "-":
-        return text
-    try:
-        return (datetime.now(UTC) + timedelta(microseconds=parse_duration(text))).isoformat().replace("+00:00", "Z")
-    except BadDuration as bad:
-        raise click.UsageError(f"--timer takes a time (2026-11-22T14:00:00Z) or a duration (2h), not {text!r}: {bad}") from bad
 
 
 @click.command(cls=AskCommand)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from worker.client.now import now
 from worker.durations import BadDuration, format_duration, parse_duration
 from worker.errors import InvalidRequest
 
@@ -37,9 +36,10 @@ def reply(
 
 
 def timer(at: datetime | Length) -> Condition:
-    """Wait until `at`: an aware datetime, or a duration from now on. Raises `InvalidRequest` for anything else."""
-    when = at if isinstance(at, datetime) else now() + length(at)
-    return {"kind": "timer", "at": _instant(when, "/wait_condition/at")}
+    """Wait until `at`: an aware datetime, or a duration from the parking. Raises `InvalidRequest` for anything else."""
+    if isinstance(at, datetime):
+        return {"kind": "timer", "at": _instant(at, "/wait_condition/at")}
+    return {"kind": "timer", "after": _spelled(at, "/wait_condition/after")}
 
 
 def manual(
@@ -82,21 +82,26 @@ def at_least(
 
 def length(given: Length) -> timedelta:
     """Return a duration. Raises `InvalidRequest` for what is none, a bare number too: of what?"""
-    if isinstance(given, timedelta):
-        return given
-    if not isinstance(given, str):
-        raise InvalidRequest(f'a duration is text like "15m", or a timedelta, not {given!r}', path="/timeout")
+    return timedelta(microseconds=parse_duration(_spelled(given, "/timeout")))
+
+
+def _spelled(given: Length, path: str) -> str:
+    """Return a duration as the worker reads it. Raises `InvalidRequest` for what is none."""
     try:
-        return timedelta(microseconds=parse_duration(given))
+        if isinstance(given, timedelta):
+            return format_duration(given // timedelta(microseconds=1))
+        if isinstance(given, str):
+            return format_duration(parse_duration(given))
     except BadDuration as bad:
-        raise InvalidRequest(str(bad), path="/timeout") from None
+        raise InvalidRequest(str(bad), path=path) from None
+    raise InvalidRequest(f'a duration is text like "15m", or a timedelta, not {given!r}', path=path)
 
 
 def bounds(timeout: Length | None, deadline: datetime | None, on_timeout: OnTimeout) -> Condition:
     """Return the fields that end a wait. Raises `InvalidRequest` where they cannot be right."""
     said: Condition = {}
     if timeout is not None:
-        said["timeout"] = format_duration(length(timeout) // timedelta(microseconds=1))
+        said["timeout"] = _spelled(timeout, "/timeout")
     if deadline is not None:
         said["deadline"] = _instant(deadline, "/deadline")
     if on_timeout != "resume":

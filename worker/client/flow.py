@@ -117,7 +117,7 @@ class Flow:
     async def wait_timer(
         self, at: datetime | Length, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False
     ) -> FlowShown:
-        """Park until `at`: an aware datetime, or a duration from now on (`"3d"`)."""
+        """Park until `at`: an aware datetime, or a duration from the parking (`"3d"`)."""
         return await self.wait(conditions.timer(at), command_id=command_id, door=door, if_unchanged=if_unchanged)
 
     async def wait_manual(

@@ -86,7 +86,9 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     """How flows are driven."""
 
     tick_interval: Annotated[Duration, About(readers.duration(1000), "Look for due timers at least this often.")] = Duration.parse("5s")
-    timer_max_horizon: Annotated[Duration, About(readers.duration(1), "Refuse timers and deadlines further ahead.")] = Duration.parse("30d")
+    timer_max_horizon: Annotated[Duration, About(readers.duration(1), "Refuse timers and deadlines further ahead.")] = Duration.parse(
+        "400d"
+    )
     held_reply_ttl: Annotated[
         Duration,
         About(readers.duration(1), "Keep a reply nobody waits for yet this long.", keys=("engine.unmatched_reply_ttl",)),

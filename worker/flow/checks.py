@@ -35,7 +35,8 @@ def _check_node(node: Node, flow: Flow, view: View, now: Micros, policy: Policy)
     """Check one part of the condition."""
     match node.condition:
         case Timer(at=at):
-            return _check_time(to_micros(at), "at", now, policy)
+            neither = InvalidRequest("a timer takes `at`, a time, or `after`, a duration", path="/wait_condition/at")
+            return neither if at is None else _check_time(to_micros(at), "at", now, policy)
         case ExternalEvent() as wait:
             bad = _check_id(wait.topic, "topic") or _check_id(wait.correlation_id or "", "correlation_id")
             bad = bad or _check_topic(wait.topic, flow, policy) or _check_schema(wait.accept, policy)

@@ -31,7 +31,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     publishes there itself. `max_hops` bounds circles of delegations.
     """
 
-    timer_horizon_us: Micros = 30 * DAY
+    timer_horizon_us: Micros = 400 * DAY
     held_ttl_us: Micros = DAY
     default_timeout_us: Micros | None = None
     max_state_bytes: int = 256 * 1024

@@ -1,4 +1,4 @@
-"""Make a wait condition absolute: times in UTC, timeouts turned into deadlines, correlation ids minted where none are given (R3)."""
+"""Make a wait condition absolute: times in UTC, durations turned into times, correlation ids minted where none are given (R3)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _DIGITS = 32
 
 
 def settle(condition: WaitCondition, now: Micros, policy: Policy, nonce: str) -> WaitCondition:
-    """Make a condition absolute: timeouts become deadlines, missing correlation ids are minted, times are UTC.
+    """Make a condition absolute: durations become times, missing correlation ids are minted, times are UTC.
 
-    Raises `InvalidRequest` for a timeout that is no duration.
+    Raises `InvalidRequest` for a text that is no duration, and where both a time and a duration are given.
     """
     settled = _settle(condition, now, _ids(nonce))
     wants_default = policy.default_timeout_us is not None and not isinstance(settled, Timer) and settled.deadline is None
@@ -36,14 +36,10 @@ def settle(condition: WaitCondition, now: Micros, policy: Policy, nonce: str) ->
 def _settle(part: WaitCondition, now: Micros, ids: Iterator[str]) -> WaitCondition:
     """Settle one part and what is below it."""
     if isinstance(part, Timer):
-        return replace(part, at=_utc(part.at, "at"))
-    if part.timeout is not None:
-        if part.deadline is not None:
-            message = "a wait takes a deadline or a timeout, not both: leave one out"
-            raise InvalidRequest(message, path="/wait_condition/timeout")
-        part = replace(part, deadline=to_datetime(now + _duration(part.timeout)), timeout=None)
-    elif part.deadline is not None:
-        part = replace(part, deadline=_utc(part.deadline, "deadline"))
+        return replace(part, at=_moment(part, "at", "after", now), after=None)
+    end = _moment(part, "deadline", "timeout", now)
+    if end is not None:
+        part = replace(part, deadline=end, timeout=None)
     if isinstance(part, ExternalEvent) and part.correlation_id is None:
         return replace(part, correlation_id=next(ids))
     if isinstance(part, FlowEnds):
@@ -68,6 +64,16 @@ def _ids(nonce: str) -> Iterator[str]:
         yield str(UUID(hex=sha256(f"{nonce}:{number}".encode()).hexdigest()[:_DIGITS]))
 
 
+def _moment(part: WaitCondition, instant: str, length: str, now: Micros) -> datetime | None:
+    """Return a part's instant in UTC, given as such or as a length from now on; None where neither is. Raises `InvalidRequest`."""
+    at, span = getattr(part, instant), getattr(part, length)
+    if span is None:
+        return None if at is None else _utc(at, instant)
+    if at is not None:
+        raise InvalidRequest(f"`{instant}` and `{length}` say the same: leave one out", path=f"/wait_condition/{length}")
+    return to_datetime(now + _duration(span, length))
+
+
 def _utc(at: datetime, name: str) -> datetime:
     """Return the time in UTC. Raises `InvalidRequest` where UTC has no such year (9999-12-31 west of Greenwich)."""
     try:
@@ -77,9 +83,9 @@ def _utc(at: datetime, name: str) -> datetime:
         raise InvalidRequest(message, path=f"/wait_condition/{name}") from bad
 
 
-def _duration(text: str) -> Micros:
-    """Read a timeout. Raises `InvalidRequest` naming the field."""
+def _duration(text: str, name: str) -> Micros:
+    """Read a duration. Raises `InvalidRequest` naming the field."""
     try:
         return parse_duration(text)
     except ValueError as bad:
-        raise InvalidRequest(str(bad), path="/wait_condition/timeout") from bad
+        raise InvalidRequest(str(bad), path=f"/wait_condition/{name}") from bad

@@ -26,10 +26,11 @@ FLOW_ENDS = "\x1fflow"
 """The topic under which waits for the end of a flow are kept: no reply can name it, for ids with control characters are refused (R1)."""
 
 
-class Timer(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="timer", forbid_unknown_fields=True):
-    """Resumes when now ≥ `at`."""
+class Timer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="timer", forbid_unknown_fields=True):
+    """Resumes when now ≥ `at`, or so long `after` the parking ("15m"), which is stored as `at`. One of the two is given."""
 
-    at: Instant
+    at: Instant | None = None
+    after: str | None = None
 
 
 class Bounded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -202,18 +203,18 @@ def leaf_at(condition: WaitCondition, leaf: int) -> WaitCondition | None:
 def due_times(condition: WaitCondition, progress: Mapping[str, Any]) -> list[tuple[Micros, Node]]:
     """List what time alone will bring about, earliest first: timers to fire and deadlines to pass, of the parts that are open."""
     if not isinstance(condition, COMPOSITES):
-        at = _end_of(condition) if "0" not in progress else None
+        at = ends_at(condition) if "0" not in progress else None
         return [] if at is None else [(to_micros(at), Node(0, 0, condition, 1))]
     due = []
     for node in open_nodes(condition, progress):
-        at = _end_of(node.condition)
+        at = ends_at(node.condition)
         if at is not None:
             due.append((to_micros(at), node))
     return sorted(due, key=lambda item: (item[0], item[1].number))
 
 
-def _end_of(part: WaitCondition) -> datetime | None:
-    """Return when time alone ends a part: a timer's instant, or a deadline."""
+def ends_at(part: WaitCondition) -> datetime | None:
+    """Return when time alone ends a settled part: a timer's instant, or a deadline."""
     return part.at if isinstance(part, Timer) else part.deadline
 
 

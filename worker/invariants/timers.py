@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from worker.flow.ending import TIMED_OUT
 from worker.flow.lifecycle import EventKind
 from worker.flow.model import FlowEvent
-from worker.flow.waits import Timer, WaitCondition, due_times, from_value, nodes
+from worker.flow.waits import Timer, WaitCondition, due_times, ends_at, from_value, nodes
 from worker.invariants.evidence import Life
 from worker.times import Micros, rfc3339, to_micros
 
@@ -61,10 +61,9 @@ def _due_of_leaf(event: FlowEvent, condition: WaitCondition) -> Micros | None:
     for node in nodes(condition):
         if named not in {str(node.leaf), f"node:{node.number}"}:
             continue
-        if isinstance(node.condition, Timer):
-            return to_micros(node.condition.at)
         timed_out = event.actor == "worker" and event.payload.get("payload") == {"timed_out": True}
-        return to_micros(node.condition.deadline) if timed_out and node.condition.deadline is not None else None
+        at = ends_at(node.condition) if timed_out or isinstance(node.condition, Timer) else None
+        return None if at is None else to_micros(at)
     return None
 
 

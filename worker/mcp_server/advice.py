@@ -13,7 +13,7 @@ NEXT: dict[str, str] = {
     "topic_not_bound": "No reply can ever arrive on that topic. Wait on a topic that the worker listens to (usually agent.delegate.reply), "
     "leave the flow running, or use action delegate, which needs no topic. Nothing was changed.",
     "timer_in_past": "Compare with `now` in this answer and give a later time, or go on without waiting. Nothing was changed.",
-    "horizon_exceeded": "Give a time that is nearer (usually at most 30 days ahead), and wait again when it has come. Nothing was changed.",
+    "horizon_exceeded": "Give a time that is nearer (usually within 400 days), and wait again when it has come. Nothing was changed.",
     "too_large": "Keep large content elsewhere (a file, an object store) and put a reference to it into the flow. Nothing was changed.",
     "too_deep": "Flatten the JSON: at most 32 levels. Nothing was changed.",
     "forbidden": "It belongs to another agent or session, or NATS does not permit it. Do not try again with other ids; action list_mine "

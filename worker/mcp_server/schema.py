@@ -20,7 +20,8 @@ MOST = 200
 _CONDITION = """What to wait for. One of:
 {"kind":"external_event","topic":"agent.delegate.reply","correlation_id":"corr-42"} - a reply on that topic with exactly that id; leave \
 correlation_id out and an unguessable one is made and returned;
-{"kind":"timer","at":"2026-11-22T10:00:00Z"} - a time, at most 30 days ahead (every answer has the time as `now`);
+{"kind":"timer","after":"15m"} - a time from now on, or "at":"2026-11-22T10:00:00Z", at most 400 days ahead (every answer has the time as \
+`now`);
 {"kind":"manual","prompt":"Ann: may this go out?"} - a person;
 {"kind":"flow","flow_id":"..."} - the end of another flow of yours;
 {"kind":"any_of"|"all_of","conditions":[...]} or {"kind":"at_least","count":2,"conditions":[...]}.

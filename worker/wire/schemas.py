@@ -72,6 +72,7 @@ def documents() -> dict[str, bytes]:
     """Return every file of `schemas/`: name → contents. Deterministic."""
     schemas = {name: _document(name, title, shape) for name, title, shape in _listed()}
     schemas["command.wait.json"]["properties"]["wait_condition"] = {"$ref": "wait-condition.json"}
+    schemas["wait-condition.json"]["$defs"]["Timer"]["oneOf"] = [_with("at"), _with("after")]
     for (name, field), value in _CONSTANT.items():
         schemas[name]["properties"][field] = {"const": value}
     schemas["outcome.json"] = _either("outcome.json", "Outcome of a command", "applied.json", "refused.json")
@@ -133,6 +134,11 @@ def _complete(schema: Schema) -> Schema:
 def _either(name: str, title: str, *others: str) -> Schema:
     """Make a file that takes what exactly one of the others takes."""
     return {"$schema": _DIALECT, "$id": name, "title": title, "oneOf": [{"$ref": other} for other in others]}
+
+
+def _with(field: str) -> Schema:
+    """Require a field of text that may also be absent."""
+    return {"required": [field], "properties": {field: {"type": "string"}}}
 
 
 def _ecma(pattern: str) -> str:
