@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -38,6 +39,7 @@ from worker.flow.model import Flow, FlowEvent
 from worker.flow.waits import ExternalEvent, nodes, parse
 from worker.flow.world import World
 from worker.times import SECOND, rfc3339
+from worker.wire.journal import PAYLOADS
 
 NOW = 1_800_000_000 * SECOND
 POLICY = Policy()
@@ -151,6 +153,14 @@ def test_the_journal_is_contiguous_and_counts_mutations(steps: Steps) -> None:
         assert [event.seq for event in after.journal] == list(range(1, len(after.journal) + 1)), after.steps
         counted = [event.revision for event in after.journal if event.kind is not EventKind.STEP_OBSERVED]
         assert counted == list(range(len(counted))), after.steps
+
+
+def test_every_entry_has_the_payload_that_is_published_of_its_kind(steps: Steps) -> None:
+    """CONTRACT 4: the schemas type it."""
+    seen = {(event.kind, frozenset(event.payload)): event for _, _, _, after in steps for event in after.journal}
+    for (kind, keys), event in seen.items():
+        msgspec.convert(event.payload, PAYLOADS[kind])
+        assert keys <= set(PAYLOADS[kind].__struct_fields__), kind
 
 
 def test_only_edges_of_the_table_are_taken(steps: Steps) -> None:

@@ -13,10 +13,12 @@ from referencing import Registry, Resource
 from worker.errors import InvalidRequest
 from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep
+from worker.reference.events import examples
 from worker.schema_files import drift, main
 from worker.wire import outcomes
 from worker.wire.cloudevents import event_message
 from worker.wire.codec import Inbound, Query, read_command, read_query
+from worker.wire.journal import PAYLOADS
 from worker.wire.schemas import documents
 from worker.wire.subjects import Subjects
 
@@ -162,7 +164,7 @@ EVENT = FlowEvent(
     flow_id=FLOW,
     seq=1,
     revision=0,
-    kind=EventKind.CREATED,
+    kind=EventKind.STARTED,
     payload={},
     at_us=1,
     actor="a",
@@ -195,6 +197,18 @@ def test_the_schema_takes_what_the_worker_writes_and_nothing_with_a_field_less(n
     optional = {"step", "flow_id", "revision", "correlationid", "causationid"}
     for field in value.keys() - optional:
         assert not accepts(name, {key: kept for key, kept in value.items() if key != field}), field
+
+
+@pytest.mark.parametrize("kind", list(EventKind))
+def test_an_event_has_the_payload_of_its_kind(kind: EventKind) -> None:
+    event = examples()[kind]
+    assert accepts("event.json", event)
+    shown = {"seq": 1, "revision": 0, "kind": kind, "payload": event["data"]["payload"], "at": "t", "actor": "a", "cause": None}
+    assert accepts("page.events.json", {"ok": True, "events": [shown], "next_cursor": None})
+    for field in PAYLOADS[kind].__struct_fields__:
+        if field in event["data"]["payload"] and field not in ("patch", "payload", "state_json", "result"):
+            bad = event | {"data": event["data"] | {"payload": event["data"]["payload"] | {field: 5.5}}}
+            assert not accepts("event.json", bad), field
 
 
 def test_the_schema_knows_flows_errors_replies_and_envelopes() -> None:

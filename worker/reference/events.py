@@ -96,7 +96,7 @@ def _lines() -> Iterator[str]:
     yield from ("```json", json.dumps(shown[EventKind.RESUMED], indent=2), "```", "")
     yield from table(("field", "what"), ((code(name), what) for name, what in _FIELDS.items()))
     yield from (
-        "The header `Content-Type` is `application/cloudevents+json`; `traceparent` is there where the message that brought it about had one.",
+        "The header `content-type` is `application/cloudevents+json`; `traceparent` is there where the message that brought it about had one.",
         "",
     )
     yield from ("## Kinds", "", "With what `data.payload` looks like, as a flow of each kind really had it.", "")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+from worker.prose import for_users
 
 BY_HAND = "Written by `make docs` from the program itself: do not edit."
 
@@ -35,6 +36,5 @@ def page_of(lines: Iterable[str]) -> str:
 
 
 def prose(thing: Any) -> str:
-    """Return a docstring, a line for each paragraph, without the places in the specification that only its authors have."""
-    text = re.sub(r" \((?:SEMANTICS|CONTRACT|RELIABILITY)[^)]*\)", "", inspect.getdoc(thing) or "")
-    return "\n\n".join(part if part.startswith(" ") else " ".join(part.split()) for part in text.split("\n\n"))
+    """Return a docstring as users read it."""
+    return for_users(inspect.getdoc(thing) or "")

@@ -14,7 +14,7 @@ from worker.times import rfc3339
 
 
 class FlowShown(msgspec.Struct, frozen=True, kw_only=True):
-    """FLOW of CONTRACT 3. `state_omitted`: the broker could not carry the answer with the state in it."""
+    """A flow as clients see it (CONTRACT 3). `state_omitted`: the broker could not carry the answer with the state in it."""
 
     id: str
     controller_id: str

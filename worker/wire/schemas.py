@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
+from inspect import cleandoc
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from worker.flow.waits import WaitCondition
+from worker.prose import for_users
 from worker.wire import channels
 from worker.wire import documents as shapes
 from worker.wire.cloudevents import CloudEvent
+from worker.wire.journal import PAYLOADS
 from worker.wire.operators import OPERATIONS
 from worker.wire.oversight import ANSWERS
 from worker.wire.requests import COMMANDS, QUERIES, FlowId, Key
@@ -34,6 +36,23 @@ _CONSTANT: dict[tuple[str, str], Any] = {
     ("event.json", "specversion"): "1.0",
 } | {(f"answer.{name}.json", "ok"): True for name in ANSWERS}
 """Fields with one value only, which their types cannot say."""
+_TYPE_NAMES = {
+    "FlowShown": "Flow",
+    "StepShown": "Step",
+    "EventShown": "JournalEntry",
+    "ErrorShown": "ErrorInfo",
+    "WaitShown": "Wait",
+    "WaitAcross": "OwnedWait",
+    "WaiterShown": "Waiter",
+    "HeldShown": "HeldReply",
+    "LetterShown": "DeadLetter",
+    "GroupShown": "DeadLetterGroup",
+    "InterventionShown": "Intervention",
+    "SetAsideShown": "SetAsideFlow",
+}
+"""What generators of code call a type, where our own name says which side of the wire it is on. Not `Error`: JavaScript has one."""
+_BY_KIND = {"event.json": ("EventData", "Data"), "page.events.json": ("JournalEntry", "Entry")}
+"""Definitions with a payload that differs from kind to kind, and what the definition for one kind is called after it."""
 
 
 class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,9 +92,13 @@ def documents() -> dict[str, bytes]:
     schemas = {name: _document(name, title, shape) for name, title, shape in _listed()}
     schemas["command.wait.json"]["properties"]["wait_condition"] = {"$ref": "wait-condition.json"}
     schemas["wait-condition.json"]["$defs"]["Timer"]["oneOf"] = [_with("at"), _with("after")]
+    for name, (entry, suffix) in _BY_KIND.items():
+        schemas[name]["$defs"] = dict(sorted(_typed_by_kind(schemas[name]["$defs"], entry, suffix).items()))
     for (name, field), value in _CONSTANT.items():
         schemas[name]["properties"][field] = {"const": value}
-    schemas["outcome.json"] = _either("outcome.json", "Outcome of a command", "applied.json", "refused.json")
+    said = "What became of a command: it took effect, or changed nothing."
+    whole = {"$schema": _DIALECT, "$id": "outcome.json", "title": "Outcome", "description": said}
+    schemas["outcome.json"] = whole | {"oneOf": [{"$ref": "applied.json"}, {"$ref": "refused.json"}]}
     files = schemas | {"asyncapi.json": channels.asyncapi(sorted(COMMANDS), sorted(QUERIES), _operations(), sorted(ANSWERS))}
     return {name: msgspec.json.format(msgspec.json.encode(files[name]), indent=2) + b"\n" for name in sorted(files)}
 
@@ -86,42 +109,69 @@ def _operations() -> list[str]:
 
 
 def _listed() -> Iterable[tuple[str, str, Any]]:
-    """List the files: name, title, type."""
+    """List the files: name, title (which generators of code make the name of a type), type."""
     for verb, shape in COMMANDS.items():
-        yield f"command.{verb}.json", f"Command {verb}", shape
+        yield f"command.{verb}.json", f"{_camel(verb)}Command", shape
     for verb, shape in QUERIES.items():
-        yield f"query.{verb}.json", f"Query {verb}", shape
+        yield f"query.{verb}.json", f"{_camel(verb)}Query", shape
     for verb, actions in OPERATIONS.items():
         for action, asked in actions.items():
             name = f"{verb}.{action}" if action else verb
-            yield f"admin.{name}.json", f"Operator's request {name.replace('.', ' ')}", asked
+            yield f"admin.{name}.json", f"Admin{_camel(name)}Request", asked
     for name, answer in ANSWERS.items():
-        yield f"answer.{name}.json", f"Answer to an operator's {name.replace('.', ' ')}", answer
-    yield "wait-condition.json", "Wait condition", WaitCondition
+        yield f"answer.{name}.json", f"Admin{_camel(name)}Answer", answer
+    yield "wait-condition.json", "WaitCondition", WaitCondition
     yield "flow.json", "Flow", shapes.FlowShown
-    yield "error.json", "Error", shapes.ErrorShown
-    yield "applied.json", "Outcome of a command that took effect", shapes.Applied
-    yield "refused.json", "Outcome of a command that changed nothing", shapes.Refused
-    yield "reply-outcome.json", "What became of a reply", shapes.ReplyOutcome
-    yield "page.flows.json", "Answer to list_mine", shapes.FlowPage
-    yield "page.steps.json", "Answer to steps", shapes.StepPage
-    yield "page.events.json", "Answer to history", shapes.EventPage
-    yield "page.waits.json", "Answer to waits", shapes.WaitPage
-    yield "event.json", "Published event (CloudEvents 1.0, structured JSON)", CloudEvent
-    yield "reply.json", "Reply", ReplyMessage
-    yield "resume.json", "Resume message", ResumeMessage
-    yield "envelope.json", "Bus envelope of the reference system", Envelope
+    yield "error.json", "ErrorInfo", shapes.ErrorShown
+    yield "applied.json", "Applied", shapes.Applied
+    yield "refused.json", "Refused", shapes.Refused
+    yield "reply-outcome.json", "ReplyOutcome", shapes.ReplyOutcome
+    yield "page.flows.json", "FlowPage", shapes.FlowPage
+    yield "page.steps.json", "StepPage", shapes.StepPage
+    yield "page.events.json", "JournalPage", shapes.EventPage
+    yield "page.waits.json", "WaitPage", shapes.WaitPage
+    yield "event.json", "FlowEvent", CloudEvent
+    yield "reply.json", "ReplyMessage", ReplyMessage
+    yield "resume.json", "ResumeMessage", ResumeMessage
+    yield "envelope.json", "Envelope", Envelope
+
+
+def _camel(name: str) -> str:
+    """Spell a name as a type's: `dlq.list` → `DlqList`."""
+    return "".join(word.capitalize() for word in name.replace("_", ".").split("."))
 
 
 def _document(name: str, title: str, shape: Any) -> Schema:
     """Make one file: the schema of a type, with what it refers to under `$defs`."""
-    (schema,), defs = msgspec.json.schema_components((shape,), ref_template="#/$defs/{name}")
-    top = defs.pop(schema["$ref"].rpartition("/")[2]) if "$ref" in schema else schema
+    top, defs = _schema_of(shape)
     if not name.startswith(_READ):
         top, defs = _complete(top), {key: _complete(part) for key, part in defs.items()}
     whole: Schema = {"$schema": _DIALECT, "$id": name, **top, "title": title}
-    spelled: Schema = _portable(whole | ({"$defs": dict(sorted(defs.items()))} if defs else {}))
-    return spelled
+    return whole | ({"$defs": dict(sorted(defs.items()))} if defs else {})
+
+
+def _schema_of(shape: Any) -> tuple[Schema, dict[str, Schema]]:
+    """Return the schema of a type, and those that it refers to, by name."""
+    (schema,), defs = msgspec.json.schema_components((shape,), ref_template="#/$defs/{name}")
+    spelled = {_TYPE_NAMES.get(name, name): _spelled(part) for name, part in defs.items()}
+    if "$ref" in schema:
+        return spelled.pop(_spelled(schema)["$ref"].rpartition("/")[2]), spelled
+    return _spelled(schema), spelled
+
+
+def _typed_by_kind(defs: dict[str, Schema], name: str, suffix: str) -> dict[str, Schema]:
+    """Return definitions in which the one of this name, which has a `kind` and a `payload`, is one of several: one for each kind."""
+    plain = defs[name]
+    typed = dict(defs)
+    for kind, shape in PAYLOADS.items():
+        payload, more = _schema_of(shape)
+        said = {"title": f"{_camel(kind.value)}{suffix}", "description": f"{plain['description']} Its kind: {kind.value}."}
+        fields = plain["properties"] | {"kind": {"const": kind.value}, "payload": {"$ref": f"#/$defs/{payload['title']}"}}
+        typed |= {said["title"]: plain | said | {"properties": fields}, payload["title"]: payload, **more}
+    typed["WaitingPayload"]["properties"]["wait"] = {"$ref": "wait-condition.json"}
+    refs = [{"$ref": f"#/$defs/{_camel(kind.value)}{suffix}"} for kind in PAYLOADS]
+    del typed["EventKind"]
+    return typed | {name: {"title": name, "description": plain["description"], "oneOf": refs}}
 
 
 def _complete(schema: Schema) -> Schema:
@@ -131,31 +181,37 @@ def _complete(schema: Schema) -> Schema:
     return schema | {"required": always} if fields else schema
 
 
-def _either(name: str, title: str, *others: str) -> Schema:
-    """Make a file that takes what exactly one of the others takes."""
-    return {"$schema": _DIALECT, "$id": name, "title": title, "oneOf": [{"$ref": other} for other in others]}
-
-
 def _with(field: str) -> Schema:
     """Require a field of text that may also be absent."""
     return {"required": [field], "properties": {field: {"type": "string"}}}
 
 
-def _ecma(pattern: str) -> str:
-    r"""Spell a pattern as ECMA 262 has it, which JSON Schema wants: `^…$` for Python's `\A…\Z`."""
-    return pattern.replace(r"\A", "^").replace(r"\Z", "$")
+def _spelled(part: Any) -> Any:
+    r"""Spell a schema for others: patterns as ECMA 262 has them (`^…$` for Python's `\A…\Z`), their names, text for users.
 
-
-_SPELLINGS: dict[str, Callable[[str], str]] = {"pattern": _ecma, "description": inspect.cleandoc}
-"""Docstrings lose their indentation in the compiler from Python 3.13 on, and before that here."""
-
-
-def _portable(part: Any) -> Any:
-    """Spell a schema the same for every reader and from every Python."""
-    if isinstance(part, dict):
-        return {
-            key: _SPELLINGS[key](value) if key in _SPELLINGS and isinstance(value, str) else _portable(value) for key, value in part.items()
-        }
+    OpenAPI's `discriminator` goes: JSON Schema has no such keyword, and the variants name their kind themselves.
+    """
     if isinstance(part, list):
-        return [_portable(value) for value in part]
-    return part
+        return [_spelled(value) for value in part]
+    if not isinstance(part, dict):
+        return part
+    found = {key: _spelled(value) for key, value in part.items() if not (key == "discriminator" and "anyOf" in part)}
+    for key, rewrite in _REWRITES.items():
+        if isinstance(found.get(key), str):
+            found[key] = rewrite(found[key])
+    return found
+
+
+def _renamed(text: str) -> str:
+    """Return a type's name, or a reference to it, as others call it."""
+    before, slash, name = text.rpartition("/")
+    return f"{before}{slash}{_TYPE_NAMES.get(name, name)}"
+
+
+_REWRITES: dict[str, Callable[[str], str]] = {
+    "pattern": lambda text: text.replace(r"\A", "^").replace(r"\Z", "$"),
+    "description": lambda text: for_users(cleandoc(text)),
+    "title": _renamed,
+    "$ref": _renamed,
+}
+"""What becomes of a keyword's text."""
