@@ -8,12 +8,15 @@ from typing import Any
 
 import structlog
 
+from worker.admin.pages import moment_of
 from worker.admin.service import Operators
 from worker.bus.endpoints import Endpoint, Request, Service
 from worker.engine import Engine
 from worker.errors import FlowError, Forbidden, Internal, NoOutcomeYet, NotFound, Refusal, Unavailable
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
+from worker.store.overview import Wanted
+from worker.store.records import Page
 from worker.submission import Outcome
 from worker.telemetry import Said
 from worker.wire import outcomes
@@ -60,8 +63,10 @@ class Api:
             "status": self._status,
             "list_mine": self._list_mine,
             "steps": self._steps,
+            "step": self._step,
             "history": self._history,
             "waits": self._waits,
+            "why": self._why,
             "outcome": self._outcome,
         }
 
@@ -144,8 +149,24 @@ class Api:
         return outcomes.shown(await self._owned(query, asked.flow_id))
 
     async def _list_mine(self, query: Query, asked: Any) -> bytes:
-        """List the owner's flows, newest first."""
-        return outcomes.flows_page(*await self._flows(query, asked, asked.status))
+        """List the owner's flows, newest first; with a filter besides status by the operators' way, which bounds how many are looked at."""
+        now = self._engine.clock()
+        wanted = Wanted(
+            owner=query.owner,
+            status=asked.status,
+            controller=asked.controller,
+            step=asked.step,
+            topic=asked.topic,
+            correlation_id=asked.correlation_id,
+            changed_since=moment_of("since", asked.since, now),
+            changed_before=moment_of("until", asked.until, now),
+            goal=asked.goal,
+        )
+        if wanted == Wanted(owner=query.owner, status=asked.status):
+            return outcomes.flows_page(*await self._flows(query, asked, asked.status))
+        after = read_number(asked.cursor) or None
+        found = await self._engine.store.find_flows(wanted, limit=asked.limit, after=after)
+        return outcomes.flows_page(*_fitting(found, self._budget))
 
     async def _steps(self, query: Query, asked: Any) -> bytes:
         """List a flow's observed runs."""
@@ -153,10 +174,24 @@ class Api:
         page = await self._engine.store.list_steps(flow.id)
         return outcomes.steps_page(page.items, start=read_number(asked.cursor), limit=asked.limit, budget=self._budget)
 
-    async def _history(self, query: Query, asked: Any) -> bytes:
-        """Show a flow's journal, oldest first."""
+    async def _step(self, query: Query, asked: Any) -> bytes:
+        """Show one of a flow's observed runs."""
         flow = await self._owned(query, asked.flow_id)
-        page = await self._engine.store.list_events(flow.id, limit=asked.limit, after=read_number(asked.cursor))
+        step = await self._engine.store.get_step(flow.id, asked.run_id)
+        if step is None:
+            raise NotFound(f"no run {asked.run_id} of flow {flow.id} was observed", flow_id=flow.id, run_id=asked.run_id)
+        return outcomes.step_shown(step)
+
+    async def _why(self, query: Query, asked: Any) -> bytes:
+        """Explain a flow of the owner's."""
+        flow = await self._owned(query, asked.flow_id)
+        return await self._operators.explained(flow, query.agent, query.request.session_id)
+
+    async def _history(self, query: Query, asked: Any) -> bytes:
+        """Show a flow's journal, in the order that is asked for."""
+        flow = await self._owned(query, asked.flow_id)
+        after = None if asked.cursor is None else read_number(asked.cursor)
+        page = await self._engine.store.list_events(flow.id, limit=asked.limit, after=after, newest=asked.newest)
         return outcomes.events_page(page.items, page.next, budget=self._budget)
 
     async def _waits(self, query: Query, asked: Any) -> bytes:
@@ -169,11 +204,8 @@ class Api:
     async def _flows(self, query: Query, asked: Any, status: FlowStatus | None) -> tuple[list[Flow], int | None]:
         """Return a page of the owner's flows, as many as fit into an answer, and where the next page goes on."""
         after = read_number(asked.cursor) or None
-        page = await self._engine.store.list_flows(owner=query.owner, status=status, limit=asked.limit, after=after)
-        fitting = outcomes.flows_that_fit(page.items, budget=self._budget)
-        if fitting < len(page.rows):
-            return page.items[:fitting], page.rows[fitting - 1][0]
-        return page.items, page.next
+        found = await self._engine.store.list_flows(owner=query.owner, status=status, limit=asked.limit, after=after)
+        return _fitting(found, self._budget)
 
     async def _outcome(self, query: Query, asked: Any) -> bytes:
         """Show the stored outcome of a command of this agent, byte for byte."""
@@ -182,3 +214,9 @@ class Api:
             message = f"no outcome is stored for command {asked.command_id}: it is not decided yet, or never came; ask again"
             raise NoOutcomeYet(message, command_id=asked.command_id)
         return row.result
+
+
+def _fitting(page: Page[Flow], budget: int) -> tuple[list[Flow], int | None]:
+    """Return the first flows of a page, as many as fit into an answer, and where the next page goes on."""
+    count = outcomes.flows_that_fit(page.items, budget=budget)
+    return page.items[:count], page.next if count == len(page.rows) else page.rows[count - 1][0]

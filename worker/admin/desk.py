@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from worker.admin.explaining import Circumstances, explain, reply_leaves
+from worker.admin.explaining import Circumstances, explain, for_agent, reply_leaves
 from worker.admin.pages import (
     STATUSES,
     by_status,
@@ -15,7 +15,7 @@ from worker.admin.pages import (
     fitting,
     moment_after,
     moment_before,
-    moment_since,
+    moment_of,
     place,
     show_held,
     show_letter,
@@ -90,8 +90,8 @@ class Desk:
             aside = await self._reads.set_aside(limit=asked.limit, after=after)
             shown = [oversight.SetAsideShown(**msgspec.structs.asdict(one)) for one in aside.items]
             return _ENCODE(oversight.FlowPageAcross(flows=[], set_aside=shown, next_cursor=cursor_of(aside.next)))
-        changed = {"changed_before": self._before(asked.older_than), "changed_since": moment_since(asked.since, self._clock())}
-        wanted = msgspec.structs.replace(_wanted(asked), status=asked.status, **changed)
+        changed = {"changed_before": self._before(asked.older_than), "changed_since": moment_of("since", asked.since, self._clock())}
+        wanted = msgspec.structs.replace(_wanted(asked), status=asked.status, goal=asked.goal, **changed)
         page = await self._reads.find_flows(wanted, limit=asked.limit, after=after)
         kept = outcomes.flows_that_fit(page.items)
         following = page.next if kept == len(page.rows) else page.rows[kept - 1][0]
@@ -107,7 +107,8 @@ class Desk:
 
     async def _history(self, asked: operators.History) -> bytes:
         """Show a journal; also of a flow whose row cannot be read, which is when it is wanted most."""
-        page = await self._reads.list_events(asked.flow_id.lower(), limit=asked.limit, after=read_number(asked.cursor))
+        after = None if asked.cursor is None else read_number(asked.cursor)
+        page = await self._reads.list_events(asked.flow_id.lower(), limit=asked.limit, after=after, newest=asked.newest)
         if not page.rows and asked.cursor is None:
             await self.known(asked.flow_id)
         return outcomes.events_page(page.items, page.next)
@@ -157,6 +158,14 @@ class Desk:
             return _ENCODE(oversight.WhyAnswer(flow_id=flow_id, status=aside.status, sentences=said))
         flow = await self.known(flow_id)
         said = explain(await self._circumstances(flow))
+        return _ENCODE(oversight.WhyAnswer(flow_id=flow.id, status=flow.status.value, sentences=said))
+
+    async def explained(self, flow: Flow, agent: str, session: str) -> bytes:
+        """Explain a flow to its agent: only replies for what it waits for itself, and advice that its own rights are enough for."""
+        circumstances = await self._circumstances(flow)
+        mine = {(leaf.topic, leaf.correlation_id) for leaf in reply_leaves(flow)} | set(await self._reads.waited_for(flow.id, _PAIRS))
+        circumstances.held = {n: held for n, held in circumstances.held.items() if (held.topic, held.correlation_id) in mine}
+        said = for_agent(explain(circumstances), agent, session)
         return _ENCODE(oversight.WhyAnswer(flow_id=flow.id, status=flow.status.value, sentences=said))
 
     async def _circumstances(self, flow: Flow) -> Circumstances:

@@ -35,15 +35,15 @@ def moment_after(due_within: str | None, now: Micros) -> Micros | None:
     return None if due_within is None else now + _duration("due_within", due_within)
 
 
-def moment_since(since: str | None, now: Micros) -> Micros | None:
+def moment_of(name: str, text: str | None, now: Micros) -> Micros | None:
     """Return the moment that is meant by a duration back from `now`, or by an RFC 3339 time. Raises `InvalidRequest` for other text."""
-    if since is None:
+    if text is None:
         return None
     try:
-        return to_micros(datetime.fromisoformat(since)) if _DATE.match(since) else now - _duration("since", since)
+        return to_micros(datetime.fromisoformat(text)) if _DATE.match(text) else now - _duration(name, text)
     except ValueError as bad:
-        said = f"since: {since!r} is no time: write a duration (1h 30m), or a time with its offset (2026-11-22T14:00:00Z)"
-        raise InvalidRequest(said, path="/since") from bad
+        said = f"{name}: {text!r} is no time: write a duration (1h 30m), or a time with its offset (2026-11-22T14:00:00Z)"
+        raise InvalidRequest(said, path=f"/{name}") from bad
 
 
 def _duration(name: str, text: str) -> Micros:

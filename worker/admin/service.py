@@ -8,6 +8,7 @@ from worker.admin.acting import Acting, actor_of
 from worker.admin.desk import Desk
 from worker.admin.letters import Letters
 from worker.bus.endpoints import Endpoint
+from worker.flow.model import Flow
 from worker.wire.operators import OPERATIONS, Intervention, LettersPurge, LettersReplay, read_operation
 from worker.wire.subjects import Subjects
 
@@ -43,6 +44,10 @@ class Operators:
         if not (isinstance(asked, LettersReplay | LettersPurge) and asked.dry_run):
             self._log.info("operator_intervened", verb=verb, kind=type(asked).__name__, actor=actor_of(asked), reason=asked.reason)
         return answer
+
+    async def explained(self, flow: Flow, agent: str, session: str) -> bytes:
+        """Answer an agent why its flow stands where it stands."""
+        return await self._desk.explained(flow, agent, session)
 
     async def _done(self, asked: Intervention) -> bytes:
         """Carry out an intervention."""

@@ -122,8 +122,12 @@ class Reads(Overview, Protocol):
         """List the observed runs of a flow, in the order they were first observed."""
         ...
 
-    async def list_events(self, flow_id: str, *, limit: int, after: int | None = None) -> Page[FlowEvent]:
-        """List journal entries, oldest first; their position is their `seq`."""
+    async def get_step(self, flow_id: str, run_id: str) -> FlowStep | None:
+        """Return an observed run of a flow, or None."""
+        ...
+
+    async def list_events(self, flow_id: str, *, limit: int, after: int | None = None, newest: bool = False) -> Page[FlowEvent]:
+        """List journal entries, oldest first or newest first; their position is their `seq`."""
         ...
 
     async def outcome(self, scope: str, key: str) -> InboxRow | None:

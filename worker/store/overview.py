@@ -28,6 +28,8 @@ NEWEST = 200_000
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """Which flows are asked for; None: any. `topic`, `correlation_id`: those with an open wait on it, for it, for both in one.
 
+    `controller` may have `*` for any text; `goal` is a part of the goal's text, in any case (of ASCII).
+
     `changed_before`, `changed_since`: last changed then; `due_by`: time acts on them by then; `kind`: the kind of their wait.
     """
 
@@ -41,6 +43,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     changed_since: Micros | None = None
     due_by: Micros | None = None
     kind: str | None = None
+    goal: str | None = None
 
 
 class SetAside(msgspec.Struct, frozen=True, kw_only=True):

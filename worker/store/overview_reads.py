@@ -64,8 +64,9 @@ class OverviewReads(ABC):
     async def _found(self, numbers: Sequence[int], wanted: Wanted, limit: int) -> Sequence[Any]:
         """Read the candidates that all filters leave, in the candidates' order."""
         status = wanted.status.value if wanted.status else None
-        filters = (status, wanted.owner, wanted.controller, wanted.step, wanted.changed_before, wanted.topic)
-        more = (wanted.correlation_id, wanted.changed_since, wanted.due_by, wanted.kind)
+        controller = _glob(wanted.controller) if wanted.controller is not None else None
+        filters = (status, wanted.owner, controller, wanted.step, wanted.changed_before, wanted.topic)
+        more = (wanted.correlation_id, wanted.changed_since, wanted.due_by, wanted.kind, wanted.goal)
         return await self._seen("find_flows", msgspec.json.encode(numbers).decode(), limit, *filters, *more)
 
     async def parked(self, wanted: Wanted, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> Parked:
@@ -211,9 +212,14 @@ def _driver(wanted: Wanted) -> tuple[str | None, Any]:
         return "topic", wanted.topic
     if wanted.owner is not None:
         return "owner", wanted.owner
-    if wanted.controller is not None:
+    if wanted.controller is not None and "*" not in wanted.controller:
         return "controller", wanted.controller
     return ("status", wanted.status.value) if wanted.status is not None else (None, None)
+
+
+def _glob(pattern: str) -> str:
+    """Return a pattern in which only `*` stands for other text, as SQLite's GLOB has it."""
+    return "".join(f"[{letter}]" if letter in "?[" else letter for letter in pattern)
 
 
 def _readable(found: Sequence[Any]) -> list[tuple[int, Flow]]:

@@ -71,9 +71,15 @@ class SqliteReads(OverviewReads):
         found = await self._rows("list_steps", flow_id, after or 0, limit)
         return Page(rows=[(row[0], rows.step(row[1:])) for row in found], next=_cursor(found, limit))
 
-    async def list_events(self, flow_id: str, *, limit: int, after: int | None = None) -> Page[FlowEvent]:
-        """List journal entries, oldest first."""
-        found = await self._rows("list_events", flow_id, after or 0, limit)
+    async def get_step(self, flow_id: str, run_id: str) -> FlowStep | None:
+        """Return an observed run, or None."""
+        found = await self._rows("get_step", flow_id, run_id)
+        return rows.step(found[0][1:]) if found else None
+
+    async def list_events(self, flow_id: str, *, limit: int, after: int | None = None, newest: bool = False) -> Page[FlowEvent]:
+        """List journal entries, in either order."""
+        name, start = ("list_newest_events", ALL) if newest else ("list_events", 0)
+        found = await self._rows(name, flow_id, start if after is None else after, limit)
         return Page(rows=[(row[1], rows.event(row)) for row in found], next=found[-1][1] if 0 < limit == len(found) else None)
 
     async def outcome(self, scope: str, key: str) -> InboxRow | None:

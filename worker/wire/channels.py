@@ -8,7 +8,7 @@ from typing import Any
 Part = dict[str, Any]
 
 _AGENT = {"description": "The caller's identity, `[A-Za-z0-9_-]{1,63}`; NATS permissions decide who may publish there."}
-_ANSWERS = ("outcome", "page.events", "page.flows", "page.steps", "page.waits")
+_ANSWERS = ("outcome", "page.events", "page.flows", "page.steps", "page.waits", "step")
 _MSG_ID = (
     "The command id, better with the agent's name before it (`kate/<id>`): the broker drops a repeated id of anybody within its window."
 )
@@ -73,7 +73,7 @@ def _requests(commands: Sequence[str], queries: Sequence[str]) -> Part:
             asked,
             agent | {"verb": verb | {"enum": [*commands, *queries]}},
         ),
-        "apiReply": _channel(None, "The reply inbox of the request.", [*_ANSWERS, "answer.status"]),
+        "apiReply": _channel(None, "The reply inbox of the request.", [*_ANSWERS, "answer.status", "answer.why"]),
     }
 
 

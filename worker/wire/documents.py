@@ -139,8 +139,15 @@ class StepPage(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: str | None = None
 
 
+class StepAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to `step`."""
+
+    ok: bool = True
+    step: StepShown
+
+
 class EventPage(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to `history`, oldest first."""
+    """The answer to `history`, in the order that was asked for."""
 
     ok: bool = True
     events: list[EventShown]

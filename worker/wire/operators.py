@@ -49,7 +49,7 @@ class Intervention(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
 
 class List(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """List flows of all owners, newest first. `older_than`, `since` (also a time): when they last changed; `set_aside`: only those."""
+    """List flows of all owners, newest first, filtered as `list_mine` is. `older_than`: last changed before; `set_aside`: only those."""
 
     status: FlowStatus | None = None
     controller: Name | None = None
@@ -60,6 +60,7 @@ class List(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_
     kind: requests.WaitKind | None = None
     older_than: Key | None = None
     since: Key | None = None
+    goal: Key | None = None
     set_aside: bool = False
 
 
@@ -76,9 +77,10 @@ class Find(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_
 
 
 class History(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Show the journal of one flow, oldest first."""
+    """Show the journal of one flow, oldest first, or with `newest` the newest first."""
 
     flow_id: FlowId
+    newest: bool = False
 
 
 class Steps(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

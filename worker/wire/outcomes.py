@@ -128,8 +128,13 @@ def steps_page(steps: Sequence[FlowStep], *, start: int = 0, limit: int = 100, b
     return _ENCODER.encode(shapes.StepPage(steps=[shapes.show_step(step) for step in kept], next_cursor=_cursor(end if more else None)))
 
 
+def step_shown(step: FlowStep) -> bytes:
+    """Encode the answer to `step`."""
+    return _ENCODER.encode(shapes.StepAnswer(step=shapes.show_step(step)))
+
+
 def events_page(events: Sequence[FlowEvent], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
-    """Encode the answer to `history`, oldest first. What does not fit is left to the next page: the cursor is a `seq`."""
+    """Encode the answer to `history`, in the order given. What does not fit is left to the next page: the cursor is a `seq`."""
     kept = events[: _fitting(events, shapes.show_event, budget)]
     after = following if len(kept) == len(events) else kept[-1].seq
     return _ENCODER.encode(shapes.EventPage(events=[shapes.show_event(event) for event in kept], next_cursor=_cursor(after)))

@@ -147,9 +147,20 @@ class Paged(Request, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
 
 
 class ListMine(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """List the flows of this agent and session."""
+    """List the flows of this agent and session, newest first; with a filter a page may be short and still have a next one.
+
+    `controller` may have `*` for any text (`kate/*`), `goal` is a part of the goal's text in any case. `topic`, `correlation_id`: what a
+    flow waits for. `since`, `until`: when it last changed, an RFC 3339 time or a duration ago (`1h`).
+    """
 
     status: FlowStatus | None = None
+    controller: Name | None = None
+    step: Label | None = None
+    topic: Key | None = None
+    correlation_id: Key | None = None
+    since: Key | None = None
+    until: Key | None = None
+    goal: Key | None = None
 
 
 class Steps(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -158,16 +169,27 @@ class Steps(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown
     flow_id: FlowId
 
 
+class Step(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show one observed run of a flow."""
+
+    run_id: Key
+
+
 class History(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Show the journal of one flow, oldest first."""
+    """Show the journal of one flow, oldest first, or with `newest` the newest first."""
 
     flow_id: FlowId
+    newest: bool = False
 
 
 class Waits(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Show what the flows of this agent and session (or one of them) wait for."""
 
     flow_id: FlowId | None = None
+
+
+class Why(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Explain one flow in sentences: what it waits for, what came near, what happens next."""
 
 
 class Outcome(Request, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -194,8 +216,10 @@ QUERIES: dict[str, type[Request]] = {
     "status": Status,
     "list_mine": ListMine,
     "steps": Steps,
+    "step": Step,
     "history": History,
     "waits": Waits,
+    "why": Why,
     "outcome": Outcome,
 }
 """The queries, on `api` only."""

@@ -32,6 +32,7 @@ _CONSTANT: dict[tuple[str, str], Any] = {
     ("page.flows.json", "ok"): True,
     ("page.steps.json", "ok"): True,
     ("page.events.json", "ok"): True,
+    ("step.json", "ok"): True,
     ("page.waits.json", "ok"): True,
     ("event.json", "specversion"): "1.0",
 } | {(f"answer.{name}.json", "ok"): True for name in ANSWERS}
@@ -128,6 +129,7 @@ def _listed() -> Iterable[tuple[str, str, Any]]:
     yield "reply-outcome.json", "ReplyOutcome", shapes.ReplyOutcome
     yield "page.flows.json", "FlowPage", shapes.FlowPage
     yield "page.steps.json", "StepPage", shapes.StepPage
+    yield "step.json", "StepAnswer", shapes.StepAnswer
     yield "page.events.json", "JournalPage", shapes.EventPage
     yield "page.waits.json", "WaitPage", shapes.WaitPage
     yield "event.json", "FlowEvent", CloudEvent

@@ -27,7 +27,7 @@ SELECT f.n, f.id, f.controller_id, f.goal, f.owner_session_key, f.requester_orig
   f.created_us, f.updated_us, f.parent_id, f.hops, f.set_aside
 FROM json_each(?1) AS want CROSS JOIN flows AS f
 WHERE f.n = want.value
-  AND (?3 IS NULL OR f.status = ?3) AND (?4 IS NULL OR f.owner_session_key = ?4) AND (?5 IS NULL OR f.controller_id = ?5)
+  AND (?3 IS NULL OR f.status = ?3) AND (?4 IS NULL OR f.owner_session_key = ?4) AND (?5 IS NULL OR f.controller_id GLOB ?5)
   AND (?6 IS NULL OR f.current_step = ?6) AND (?7 IS NULL OR f.updated_us < ?7)
   AND (?8 IS NULL OR EXISTS (SELECT 1 FROM waiters AS w INDEXED BY waiters_open WHERE w.topic = ?8 AND w.flow = f.n AND w.open = 1
                              AND (?9 IS NULL OR w.correlation_id = ?9)))
@@ -35,6 +35,7 @@ WHERE f.n = want.value
                              AND w.correlation_id = ?9))
   AND (?10 IS NULL OR f.updated_us >= ?10) AND (?11 IS NULL OR f.due_us <= ?11)
   AND (?12 IS NULL OR CASE WHEN json_valid(f.wait_json) THEN json_extract(f.wait_json, '$.kind') = ?12 END)
+  AND (?13 IS NULL OR instr(lower(f.goal), lower(?13)) > 0)
 LIMIT ?2;
 
 -- name: look_parked

@@ -48,10 +48,20 @@ SELECT s.n, s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.stat
   s.updated_us
 FROM flows AS f JOIN flow_steps AS s ON s.flow = f.n WHERE f.id = ?1 AND s.n > ?2 ORDER BY s.n LIMIT max(?3, 0);
 
+-- name: get_step
+SELECT s.n, s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.status, CAST(s.result_json AS BLOB), s.created_us,
+  s.updated_us
+FROM flows AS f JOIN flow_steps AS s ON s.flow = f.n WHERE f.id = ?1 AND s.run_id = ?2;
+
 -- name: list_events
 SELECT f.id, e.seq, e.revision, e.kind, CAST(e.payload_json AS BLOB), e.at_us, e.actor, e.status, e.previous_status, e.current_step,
   e.cause, e.correlation_id, e.trace
 FROM flows AS f JOIN flow_events AS e ON e.flow = f.n WHERE f.id = ?1 AND e.seq > ?2 ORDER BY e.seq LIMIT max(?3, 0);
+
+-- name: list_newest_events
+SELECT f.id, e.seq, e.revision, e.kind, CAST(e.payload_json AS BLOB), e.at_us, e.actor, e.status, e.previous_status, e.current_step,
+  e.cause, e.correlation_id, e.trace
+FROM flows AS f JOIN flow_events AS e ON e.flow = f.n WHERE f.id = ?1 AND e.seq < ?2 ORDER BY e.seq DESC LIMIT max(?3, 0);
 
 -- name: outcome
 SELECT scope, key, digest, outcome, result, source, source_seq, at_us FROM inbox WHERE scope = ?1 AND key = ?2 AND key IS NOT NULL;
