@@ -88,6 +88,22 @@ async def test_a_missing_permission_is_named_and_has_a_code_of_its_own(role: str
     assert subject in said.err
 
 
+async def test_an_agent_looks_at_its_flows_and_steers_them_with_its_own_key(stage: Guarded, kate: Agent) -> None:
+    flow_id = await kate.parked("own")
+    as_kate = ("--agent", "kate")
+    assert flow_id in {flow["id"] for flow in (await by("kate", stage, "flow", "list", "--controller", "kate/*", *as_kate)).items}
+    assert flow_id in {wait["flow_id"] for wait in (await by("kate", stage, "waits", *as_kate)).items}
+    for look in (("flow", "show"), ("flow", "history", "--newest"), ("flow", "steps"), ("why",)):
+        await by("kate", stage, *look, flow_id[-8:], *as_kate)
+    told = await command(stage, "waits", *as_kate, code=0, **stage.credentials("kate"))
+    assert flow_id in told.out, "the table, too, needs no rights of an operator"
+    resumed = await by("kate", stage, "flow", "resume", flow_id[-8:], *WHY, *as_kate)
+    assert resumed.items[0]["flow"]["status"] == "running"
+    assert "--agent" in (await by("kate", stage, "flow", "list", code=7)).err, "it is said what would be right"
+    await by("kate", stage, "dlq", "list", "--agent", "kate", code=64)
+    await by("kate", stage, "flow", "list", "--agent", "ann", code=7)
+
+
 async def test_the_doctor_says_what_credentials_are_enough_for(stage: Guarded, kate: Agent) -> None:
     operator = await permissions_of("operator", stage)
     assert operator["level"] == "ok"

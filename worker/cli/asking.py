@@ -83,6 +83,12 @@ def reason_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return why(who(function))
 
 
+def agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add that an agent may ask, with its own key and about its own flows."""
+    agent = click.option("--agent", "as_agent", metavar="NAME", help="Ask as this agent, with its own credentials, about its own flows.")
+    return agent(click.option("--session", metavar="ID", help="With --agent: the session; main where not given.")(function))
+
+
 def operator_name(given: str | None) -> str:
     """Return who does it, in the letters that a name may have."""
     name = given or f"{_user()}@{socket.gethostname()}"
@@ -122,7 +128,7 @@ async def _run(config: Config, arguments: Mapping[str, Any], main: Main, patienc
 
     printer = Printer(arguments.get("output", "table"))
     try:
-        async with _line(config, arguments.get("database"), printer, patience) as line:
+        async with _line(config, arguments, printer, patience) as line:
             return await main(line, printer) or 0
     except Refused as refused:
         return _say(refused.error["message"], exits.of_error(refused.error["code"]))
@@ -137,16 +143,26 @@ def _say(why: str, code: int) -> int:
 
 
 @asynccontextmanager
-async def _line(config: Config, database: str | None, printer: Printer, patience: float) -> AsyncIterator[Line]:
-    """Open whichever line is asked for."""
+async def _line(config: Config, arguments: Mapping[str, Any], printer: Printer, patience: float) -> AsyncIterator[Line]:
+    """Open whichever line is asked for: to a database, or to a worker, as an operator or as an agent."""
+    database, agent, session = (arguments.get(name) for name in ("database", "as_agent", "session"))
+    if session is not None and agent is None:
+        raise click.UsageError("--session goes with --agent")
     if database is not None:
+        if agent is not None:
+            raise click.UsageError("--agent asks a worker, --db a file: say one of them")
         from worker.cli.offline import offline
 
         with offline(config, database, printer) as line:
             yield line
         return
     async with connected(config) as client:
-        yield Online(config, client, patience)
+        if agent is None:
+            yield Online(config, client, patience)
+            return
+        from worker.cli.agent_line import AgentLine
+
+        yield AgentLine(config, client, patience, agent, session or "main")
 
 
 @asynccontextmanager
@@ -168,7 +184,9 @@ async def connected(config: Config) -> AsyncIterator[Client]:
 
 
 class Online:
-    """A worker over NATS."""
+    """A worker over NATS. `agent`: whose flows are asked about; any agent's by default."""
+
+    agent = "*"
 
     def __init__(self, config: Config, client: Client, patience: float) -> None:
         from worker.wire.subjects import Subjects

@@ -16,7 +16,7 @@ from worker.cli.asking import Line, pages, whole_ids
 Json = dict[str, Any]
 STATUSES = ("created", "running", "waiting", "finished", "failed", "cancelled")
 KINDS = ("timer", "external_event", "manual", "flow", "any_of", "all_of", "at_least")
-FILTERS = ("status", "controller", "owner", "step", "topic", "correlation_id", "kind", "older_than", "since")
+FILTERS = ("status", "controller", "owner", "step", "topic", "correlation_id", "kind", "older_than", "since", "goal")
 RATE = 50.0
 _MOST = 1_000_000
 _CAN = {"resume": ("waiting",), "cancel": ("created", "running", "waiting"), "fail": ("running", "waiting")}
@@ -29,6 +29,7 @@ def filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--status", type=click.Choice(STATUSES), help="Only flows in this status."),
         click.option("--older-than", metavar="DURATION", help="Only flows that last changed longer ago than this (1h 30m)."),
         click.option("--since", metavar="TIME", help="Only flows that changed since then: a duration ago (1h), or an RFC 3339 time."),
+        click.option("--goal", metavar="TEXT", help="Only flows with this in their goal."),
     )
     for option in reversed(options):
         function = option(function)
@@ -38,7 +39,7 @@ def filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add whose flows are meant, and what they wait for."""
     options = (
-        click.option("--controller", metavar="ID", help="Only flows of this controller."),
+        click.option("--controller", metavar="ID", help="Only flows of this controller; * is any text (kate/*)."),
         click.option("--owner", metavar="KEY", help="Only flows of this owner (agent:kate:session:main)."),
         click.option("--step", metavar="LABEL", help="Only flows at this step."),
         click.option("--topic", metavar="TOPIC", help="Only flows that wait for a reply on this topic."),

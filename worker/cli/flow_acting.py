@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 def _agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add whose subject it is asked on, and what makes a repeat safe."""
-    agent = click.option("--agent", metavar="NAME", help="Act as this agent; the flow's owner where not given.")
+    agent = click.option("--agent", "as_agent", metavar="NAME", help="Act as this agent; the flow's owner where not given.")
     session = click.option("--session", metavar="ID", help="The agent's session; the owner's, or main.")
     command = click.option("--command-id", metavar="ID", help="Repeat with the same id: the same outcome, done once.")
     return agent(session(command(function)))
@@ -47,7 +47,7 @@ def _act(verb: str, flow: str, fields: Json, arguments: Mapping[str, Any]) -> No
     async def main(line: Line, printer: Printer) -> None:
         """Ask, and say how the flow is now."""
         flow_id = await whole_id(line, flow)
-        agent, session = await owner_of(line, flow_id, arguments["agent"], arguments["session"])
+        agent, session = await owner_of(line, flow_id, arguments["as_agent"], arguments["session"])
         given = {"flow_id": flow_id, "session_id": session, "command_id": arguments["command_id"], **fields}
         told(await line.as_agent(agent, verb, **given), printer)
 

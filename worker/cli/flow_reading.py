@@ -7,7 +7,7 @@ from typing import Any
 
 import rich_click as click
 
-from worker.cli.asking import Json, Line, ReadCommand, pages, run, whole_id
+from worker.cli.asking import Json, Line, ReadCommand, agent_options, pages, run, whole_id
 from worker.cli.choosing import filter_options, narrowed
 from worker.cli.following import followed, watch_options, watched
 from worker.cli.showing import Printer, mark, short, since, waits_on
@@ -21,6 +21,7 @@ _NONE = "No flows. Start one: taskflow flow start --agent kate --controller kate
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
 @click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
 @watch_options
+@agent_options
 def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None, **arguments: Any) -> None:
     """List the flows of all owners, newest first."""
     by = narrowed(arguments)
@@ -53,6 +54,7 @@ def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None
 @click.command(cls=ReadCommand)
 @click.argument("flow")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens to it until it ends; Ctrl-C ends earlier.")
+@agent_options
 def show(*, flow: str, follow: bool, **arguments: Any) -> None:
     """Show one flow: what it is, how it stands, its state."""
 
@@ -89,12 +91,14 @@ def _said(found: Json, printer: Printer) -> None:
 @click.argument("flow")
 @click.option("--limit", default=200, show_default=True, type=click.IntRange(1, 100_000), help="At most this many entries.")
 @click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
-def history(*, flow: str, limit: int, cursor: str | None, **arguments: Any) -> None:
+@click.option("--newest", is_flag=True, help="The newest entries first.")
+@agent_options
+def history(*, flow: str, limit: int, cursor: str | None, newest: bool, **arguments: Any) -> None:
     """Show the journal of a flow, oldest first: what happened, when, and by whom."""
 
     async def main(line: Line, printer: Printer) -> None:
         """Show it."""
-        fields = {"flow_id": await whole_id(line, flow), "cursor": cursor}
+        fields = {"flow_id": await whole_id(line, flow), "cursor": cursor, "newest": newest}
         items, following = await pages(line, "history", "events", limit, fields)
         columns = {
             "SEQ": lambda e: str(e["seq"]),
@@ -112,6 +116,7 @@ def history(*, flow: str, limit: int, cursor: str | None, **arguments: Any) -> N
 @click.command(cls=ReadCommand)
 @click.argument("flow")
 @click.option("--limit", default=200, show_default=True, type=click.IntRange(1, 100_000), help="At most this many runs.")
+@agent_options
 def steps(*, flow: str, limit: int, **arguments: Any) -> None:
     """List the observed runs of a flow."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import rich_click as click
 
 from worker.cli import exits
-from worker.cli.asking import AskCommand, Line, Refused, operator_name, reason_option, run
+from worker.cli.asking import AskCommand, Line, Refused, agent_options, operator_name, reason_option, run
 from worker.cli.choosing import FILTERS, RATE, bulk_options, chosen, confirmed, narrowed
 from worker.cli.flow_acting import json_value
 from worker.cli.showing import Printer, mark, progress, short
@@ -95,6 +95,7 @@ async def _each(
 @_REVISION
 @_COMMAND
 @reason_option
+@agent_options
 def resume(
     *, flows: tuple[str, ...], patch: Any, leaf: str | None, expected_revision: int | None, command_id: str | None, **arguments: Any
 ) -> None:
@@ -112,6 +113,7 @@ def resume(
 @_REVISION
 @_COMMAND
 @reason_option
+@agent_options
 def cancel(
     *, flows: tuple[str, ...], request: bool, no_cascade: bool, expected_revision: int | None, command_id: str | None, **arguments: Any
 ) -> None:
@@ -126,6 +128,7 @@ def cancel(
 @_REVISION
 @_COMMAND
 @reason_option
+@agent_options
 def fail(*, flows: tuple[str, ...], expected_revision: int | None, command_id: str | None, **arguments: Any) -> None:
     """End flows badly; the reason is the failure's: those named (`-` reads ids from stdin), or all that a filter finds."""
     _steer("fail", flows, {"expected_revision": expected_revision, "command_id": command_id}, arguments)

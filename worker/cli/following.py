@@ -48,7 +48,7 @@ async def followed(line: Line, flow_id: str, show: Callable[[Json], None], print
         raise click.UsageError("--follow needs a worker, not --db")
     import asyncio
 
-    subject = line.subjects.events()[0].replace(".*.*.*", f".*.{flow_id}.*")
+    subject = line.subjects.events()[0].replace(".*.*.*", f".{line.agent}.{flow_id}.*")
     heard: asyncio.Queue[Json] = asyncio.Queue()
     listening = asyncio.Event()
 

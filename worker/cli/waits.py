@@ -6,7 +6,7 @@ from typing import Any
 
 import rich_click as click
 
-from worker.cli.asking import Line, ReadCommand, pages, run
+from worker.cli.asking import Line, ReadCommand, agent_options, pages, run
 from worker.cli.choosing import wait_options
 from worker.cli.following import watch_options, watched
 from worker.cli.showing import Printer, short, since, until, waits_on
@@ -21,6 +21,7 @@ _FILTERS = ("topic", "correlation_id", "kind", "controller", "owner", "step", "o
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
 @click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
 @watch_options
+@agent_options
 def waits(*, limit: int, watch: float | None, count: int | None, **arguments: Any) -> None:
     """Show who waits for what, since when and until when; the longest-waiting first."""
     fields = {name: arguments[name] for name in _FILTERS}
@@ -40,7 +41,7 @@ def waits(*, limit: int, watch: float | None, count: int | None, **arguments: An
         }
         empty = "No wait is like that." if narrowed else "Nothing waits. Park a flow: taskflow flow wait FLOW --manual 'approve?'"
         printer.items(items, columns, cursor=cursor, empty=empty)
-        if items and printer.for_people:
+        if items and printer.for_people and arguments["as_agent"] is None:
             stats = await line.ask("stats")
             overdue, held = stats["waits"]["overdue"], stats["held"]
             known = f"{stats['flows']['waiting']} waiting · {overdue} overdue · {held} held replies nobody waits for"
@@ -51,7 +52,7 @@ def waits(*, limit: int, watch: float | None, count: int | None, **arguments: An
 
 def _due(wait: dict[str, Any]) -> str:
     """Say until when, and what then."""
-    if wait["cancel_requested"]:
+    if wait.get("cancel_requested"):
         return "cancel requested"
     then = (wait["wait"] or {}).get("on_timeout")
     return until(wait["until"]) + (f" → {then}" if then and wait["until"] else "")

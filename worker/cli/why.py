@@ -6,7 +6,7 @@ from typing import Any
 
 import rich_click as click
 
-from worker.cli.asking import Line, ReadCommand, run, whole_id
+from worker.cli.asking import Line, ReadCommand, agent_options, run, whole_id
 from worker.cli.showing import Printer
 
 _SIGNS = {"waits": "⏸", "near": "✗", "next": "→", "state": "•"}
@@ -14,6 +14,7 @@ _SIGNS = {"waits": "⏸", "near": "✗", "next": "→", "state": "•"}
 
 @click.command(cls=ReadCommand)
 @click.argument("flow")
+@agent_options
 def why(*, flow: str, **arguments: Any) -> None:
     """Explain FLOW: what it waits for, what came near, what happens next, and what to do."""
 
