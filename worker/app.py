@@ -212,7 +212,7 @@ def compose(
         relays=relays,
         pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, expired=buried.hear),
         inspector=inspector,
-        api=_api(store, bus, bindings, engine, tracker, probes, subjects),
+        api=_api(store, bus, bindings, engine, tracker, probes, subjects, config.nats.monitor_url),
         dispatcher=Dispatcher(bus, engine),
         probes=probes,
         systemd=Systemd(os.environ, store.ping),
@@ -232,16 +232,25 @@ async def _first_kept(bus: Bus, sources: Sequence[Source]) -> Mapping[str, int]:
     return {source.stream: await bus.first_kept(source.stream) for source in sources}
 
 
-def _api(store: Store, bus: Bus, bindings: Bindings, engine: Engine, tracker: Tracker, probes: WorkerProbes, subjects: Subjects) -> Api:
+def _api(
+    store: Store, bus: Bus, bindings: Bindings, engine: Engine, tracker: Tracker, probes: WorkerProbes, subjects: Subjects, monitor: str
+) -> Api:
     """Wire the micro service, for agents and operators."""
-    across = operators(store, bus, subjects, bindings, engine, tracker.replayed, probes.ready)
+    across = operators(store, bus, subjects, bindings, engine, tracker.replayed, probes.ready, monitor)
     carriers = tuple(binding.subject for binding in bindings.configured)
     size, settled, answered = partial(getattr, bus, "max_payload"), tracker.settled, tracker.answered
     return Api(engine, subjects, Randomness(), across, watch=settled, timed=answered, reply_topics=carriers, max_payload=size)
 
 
 def operators(
-    store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine, counted: Counted, ready: Callable[[], Sequence[Check]]
+    store: Store,
+    bus: Bus,
+    subjects: Subjects,
+    bindings: Bindings,
+    engine: Engine,
+    counted: Counted,
+    ready: Callable[[], Sequence[Check]],
+    monitor_url: str = "",
 ) -> Operators:
     """Wire what operators may ask for; `ready` says what keeps the worker from its work."""
     began = engine.clock()
@@ -249,9 +258,10 @@ def operators(
     def about() -> dict[str, object]:
         """Say how this worker is."""
         up = (engine.clock() - began) // SECOND
-        state = {"connected": bus.connected, "stalled": engine.stalled, "queued": engine.queued}
+        state = {"connected": bus.connected, "stalled": engine.stalled, "queued": engine.queued, "up_seconds": up}
         not_ready = [f"{check.name}: {check.reason}" for check in ready() if not check.ok]
-        return {"pid": os.getpid(), "store": store.place, "nats": bus.address, "up_seconds": up, **state, "not_ready": not_ready}
+        where = {"store": store.place, "nats": bus.address, "monitor_url": monitor_url}
+        return {"pid": os.getpid(), **where, **state, "not_ready": not_ready}
 
     desk = Desk(store, subjects, engine.clock, version=program_version(), about=about)
     letters = Letters(engine, bus, subjects, bindings.answers_on, counted)

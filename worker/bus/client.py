@@ -71,8 +71,6 @@ class Client:
         """Request an answer. Raises `Silent`, or `NotAllowed` where the credentials do not permit it."""
         try:
             return await self._connection.permitted(self._connection.ask(subject, body, within=within), subject)
-        except NotAllowed as denied:
-            raise NotAllowed(f"{denied}: use an operator's, or with an agent's own say --agent NAME") from denied
         except NoAnswer as silent:
             raise Silent(str(silent), late="within" in str(silent)) from silent
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 from click.exceptions import Exit
 
+from worker.cli.dev_folder import left_by_dev
 from worker.cli.options import SettingsCommand, load_config
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def check(ctx: click.RichContext, /, *, place: str | None, quick: bool, events: 
     from worker.invariants.findings import gather
     from worker.invariants.snapshot import snapshot
 
-    config = load_config(arguments)
+    config = load_config(arguments, left_by_dev())
     where = place or config.store.path
     streams = _streams(config, where) if events else {}
     with snapshot(where) as opened, db_findings.progress(shown=output == "text") as tell:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
+from worker.cli.dev_folder import DATABASE, FOLDER
 from worker.cli.options import SettingsCommand, adopt_option, load_config
 from worker.errors import ConfigError
 from worker.line_writer import LineWriter
@@ -18,7 +19,6 @@ from worker.line_writer import LineWriter
 if TYPE_CHECKING:
     from worker.config import Config, Found
 
-_FOLDER = Path(".taskflow")
 _NATS_PORT = 4222
 _LOOPBACK = "127.0.0.1"
 
@@ -58,11 +58,12 @@ async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
 
     configure_logging(config.log)  # before the server starts: it logs
     port = _NATS_PORT if _is_free(_NATS_PORT) else 0
-    server = EmbeddedServer(_FOLDER / "nats", port)
+    server = EmbeddedServer(FOLDER / "nats", port)
     await server.start()
     try:
-        config = load_config(arguments, {**base, "nats.url": Found(server.url, "the embedded server of taskflow dev")})
-        told = f"embedded JetStream server, data in {_FOLDER / 'nats'}"
+        served = {"nats.url": server.url, "nats.monitor_url": server.monitor_url}
+        config = load_config(arguments, base | {key: Found(url, "the embedded server of taskflow dev") for key, url in served.items()})
+        told = f"embedded JetStream server, data in {FOLDER / 'nats'}"
         _tell(banner(config, told if port else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program()))
         return await app.run(config, stop=stop, adopt=adopt)
     finally:
@@ -79,7 +80,7 @@ def _presumed() -> dict[str, Found]:
     from worker.config import Config, Found
 
     origin = "presumed by taskflow dev"
-    base = {"store.path": Found(str(_FOLDER / "flows.db"), origin)}
+    base = {"store.path": Found(str(DATABASE), origin)}
     usual = Config().http.address
     if usual is not None and not _is_free(usual[1]):
         base["http.bind"] = Found(f"{_LOOPBACK}:{_free_port()}", f"{origin}; port {usual[1]} is taken")
@@ -89,10 +90,10 @@ def _presumed() -> dict[str, Found]:
 def _prepare_folder() -> None:
     """Make the folder, for this user's eyes only and invisible to git; raise `ConfigError` when that fails."""
     try:
-        _FOLDER.mkdir(mode=0o700, exist_ok=True)
-        (_FOLDER / ".gitignore").write_text("*\n", encoding="utf-8")
+        FOLDER.mkdir(mode=0o700, exist_ok=True)
+        (FOLDER / ".gitignore").write_text("*\n", encoding="utf-8")
     except OSError as failure:
-        where = Path.cwd() / _FOLDER
+        where = Path.cwd() / FOLDER
         raise ConfigError(f"{where} cannot be made ({failure.strerror}); run `taskflow dev` in a folder that you may write to") from failure
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from worker.cli import exits
+from worker.cli.dev_folder import left_by_dev
 from worker.cli.options import SettingsCommand, load_config
 from worker.cli.verdicts import Verdict
 
@@ -32,20 +33,21 @@ def doctor(ctx: click.RichContext, /, *, output: str, **arguments: Any) -> None:
     from worker.config.tree import Log
     from worker.telemetry import configure_logging
 
-    config = load_config(arguments)
+    config = load_config(arguments, left_by_dev())
     configure_logging(Log(level="error"))
     told = "every setting can be read, secrets by this user alone (taskflow config show --origin says where each comes from)"
-    verdicts = [Verdict("config", "ok", told)]
-    verdicts += place(config)
+    distant: list[Verdict] = []
+    worker: dict[str, Any] = {}
 
     async def look() -> int:
         """Look at what is over the network."""
-        verdicts.extend(await _over_nats(config))
+        distant.extend(await _over_nats(config, worker))
         return 0
 
     interrupted = launch(look())
     if interrupted:
         ctx.exit(interrupted)
+    verdicts = [Verdict("config", "ok", told), *place(config, worker), *distant]
     _show(verdicts, config, output)
     ctx.exit(exits.FAILED if any(verdict.level == "fail" for verdict in verdicts) else exits.DONE)
 
@@ -69,8 +71,8 @@ def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
             click.echo(f"  {'':<{width}}  → {printable(verdict.fix)}")
 
 
-async def _over_nats(config: Config) -> list[Verdict]:
-    """Look at NATS and what is on it."""
+async def _over_nats(config: Config, worker: dict[str, Any]) -> list[Verdict]:
+    """Look at NATS and what is on it; `worker` takes in what the worker says of itself."""
     from worker.bus.client import Silent
     from worker.cli.asking import Online, connected
     from worker.cli.doctor_rights import rights
@@ -88,10 +90,9 @@ async def _over_nats(config: Config) -> list[Verdict]:
             level = "fail" if capacity.objection(client.max_payload) else "warn" if fix else "ok"
             verdicts = [Verdict("nats", level, text, fix), *await rights(config, line)]
             verdicts += await _streams(config, line)
-            verdicts.append(await _sync(config, line))
-            verdicts += await _worker(line)
-            verdicts += await _alone(line)
-            return verdicts
+            answered = await _worker(line, worker)
+            verdicts.append(await _sync(config.nats.monitor_url or worker.get("monitor_url", ""), line))
+            return [*verdicts, *answered, *await _alone(line)]
     except (Refusal, Silent) as lost:
         prefix = Subjects(config.subjects.prefix).prefix
         return [Verdict("nats", "fail", str(lost), f"start the server, or set nats.url; the worker answers on {prefix}.admin.*")]
@@ -127,23 +128,23 @@ async def _streams(config: Config, line: Any) -> list[Verdict]:
     return verdicts
 
 
-async def _sync(config: Config, line: Any) -> Verdict:
-    """Look whether the server syncs what it acknowledges."""
+async def _sync(monitor_url: str, line: Any) -> Verdict:
+    """Look whether the server syncs what it acknowledges; where we are not told its monitoring address, the worker may know it."""
     from worker.bus.client import Silent
 
-    if not config.nats.monitor_url:
+    if not monitor_url:
         fix = "set nats.monitor_url (http://host:8222), and sync_interval: always in the server's jetstream block"
         return Verdict("server sync", "warn", "not known: nats.monitor_url is not set", fix)
     try:
-        flaw = await line.client.sync_flaw(config.nats.monitor_url)
+        flaw = await line.client.sync_flaw(monitor_url)
     except Silent as no:
         return Verdict("server sync", "warn", str(no), "check nats.monitor_url")
     text = flaw or "the server syncs what it acknowledges (sync_interval: always)"
     return Verdict("server sync", "warn" if flaw else "ok", text, "jetstream { sync_interval: always }" if flaw else "")
 
 
-async def _worker(line: Any) -> list[Verdict]:
-    """Look whether a worker answers operators, how it is, and whether the clocks agree."""
+async def _worker(line: Any, about: dict[str, Any]) -> list[Verdict]:
+    """Look whether a worker answers operators, how it is, and whether the clocks agree; `about` takes in what it says of itself."""
     from datetime import UTC, datetime
 
     from worker.bus.client import Silent
@@ -158,6 +159,7 @@ async def _worker(line: Any) -> list[Verdict]:
         return [Verdict("worker", "fail", str(no), "taskflow run starts one; the operator role may ask (deploy/nats/README.md)")]
     skew = abs((datetime.fromisoformat(stats["now"]) - asked - took / 2).total_seconds())
     state: Mapping[str, Any] = stats["worker"]
+    about.update(state)
     verdicts = [
         Verdict("worker", "ok", f"pid {state['pid']}, version {stats['version']}, up {state['up_seconds']:,} s, database {state['store']}"),
         Verdict(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import socket
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from worker.cli.verdicts import Verdict
 
@@ -17,10 +18,10 @@ _LITTLE, _HARDLY_ANY = 1 << 30, 128 << 20
 _FEW_FILES = 1024
 
 
-def place(config: Config) -> Iterator[Verdict]:
-    """Look at everything that needs no network."""
+def place(config: Config, worker: Mapping[str, Any]) -> Iterator[Verdict]:
+    """Look at everything that needs no network. `worker`: what the worker that answers says of itself, nothing where none does."""
     yield versions()
-    yield from database(config)
+    yield from database(config, _database_of(worker) or config.store.path)
     yield limits()
     yield service_manager()
 
@@ -37,7 +38,15 @@ def versions() -> Verdict:
     return Verdict("versions", "ok", f"taskflow {program_version()}, {', '.join(parts)}, SQLite {sqlite3.sqlite_version}")
 
 
-def database(config: Config) -> Iterator[Verdict]:
+def _database_of(worker: Mapping[str, Any]) -> str | None:
+    """Return the database of the worker, where it lies on this machine: that worker holds its lock."""
+    from worker.store.lock import holder
+
+    where = Path(worker.get("store", ""))
+    return str(where) if where.is_file() and holder(where) == worker["pid"] else None
+
+
+def database(config: Config, where: str) -> Iterator[Verdict]:
     """Look at the database, its disk, and whether somebody uses it."""
     import shutil
 
@@ -49,7 +58,6 @@ def database(config: Config) -> Iterator[Verdict]:
     from worker.store.placement import checked, file_system
     from worker.store.queries import migrations
 
-    where = config.store.path
     try:
         path = found(where)
         free = shutil.disk_usage(path.parent).free
