@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from worker.cli import _COMMANDS, exits, taskflow
 from worker.cli.asking import operator_name
 from worker.cli.choosing import KINDS
+from worker.cli.command import Group
+from worker.cli.examples import EXAMPLES
 from worker.cli.options import SettingsCommand
 from worker.cli.showing import Printer, mark, printable, span, waits_on
 from worker.errors import FlowError
@@ -47,9 +54,30 @@ def test_every_intervention_wants_a_reason() -> None:
     for group, names in wanting.items():
         commands = root.get_command(context, group).commands  # type: ignore[union-attr]  # a group
         for name in names:
-            reason = next(option for option in commands[name].params if option.name == "reason")
-            assert reason.required, f"{group} {name}"
             assert isinstance(commands[name], SettingsCommand)
+            assert any(option.name == "reason" for option in commands[name].params), f"{group} {name}"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "flow resume 0000cafe",
+        "flow cancel 0000cafe",
+        "flow fail 0000cafe",
+        "flow release 0000cafe",
+        "held match 1 0000cafe",
+        "held expire 1",
+        "dlq replay 1",
+        "dlq purge 1",
+        "db prune --older-than 30d",
+    ],
+)
+def test_a_reason_is_asked_for_before_anybody_is_asked_unless_it_is_only_tried(command: str) -> None:
+    said = CliRunner().invoke(taskflow, [*command.split(), "--server", "nats://127.0.0.1:1"])
+    assert (said.exit_code, "--reason" in said.stderr) == (exits.USAGE, True)
+    if "--dry-run" in CliRunner().invoke(taskflow, [*command.split()[:2], "--help"]).stdout:
+        tried = CliRunner().invoke(taskflow, [*command.split(), "--dry-run", "--server", "nats://127.0.0.1:1"])
+        assert tried.exit_code == exits.UNAVAILABLE, "it went on, and found no server there"
 
 
 def test_the_kinds_of_waits_are_the_same_at_the_shell_on_the_wire_and_in_the_metrics() -> None:
@@ -73,16 +101,51 @@ def test_the_list_of_commands_says_of_each_what_its_own_help_says_and_loads_none
     program = "import sys; from worker.cli import main; sys.argv = ['taskflow', '--help']\ntry: main()\nexcept SystemExit: pass\n"
     program += "print([name for name in sys.modules if name.startswith('worker.cli.')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "['worker.cli.exits', 'worker.cli.output']"
+    assert done.stdout.splitlines()[-1] == "['worker.cli.command', 'worker.cli.exits', 'worker.cli.examples', 'worker.cli.output']"
 
 
 @pytest.mark.parametrize("command", [["waits"], ["flow", "cancel"], ["dlq", "purge"], ["reply"], ["check"], ["run"]])
 def test_help_shows_what_is_the_command_s_own_before_the_settings(command: list[str]) -> None:
     said = CliRunner().invoke(taskflow, [*command, "--help"]).stdout
-    assert said.index("─ Options ─") < said.index("─ NATS ─")
-    own = said[: said.index("─ NATS ─")]
-    assert "--help" in own
-    assert "--nats-url" not in own
+    own, _, connection = said.partition("\nConnection:\n")
+    assert "--help" in own.partition("\nOptions:\n")[2]
+    assert "Example" in own
+    assert "--nats-" not in own
+    assert "-s, --server, --nats-url" in connection
+    assert not re.search(r"^\S", connection, re.MULTILINE), "nothing comes after it"
+
+
+def leaves(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        for name, part in command.commands.items():
+            yield from leaves(part, f"{path} {name}")
+    else:
+        yield path, command
+
+
+def all_commands() -> dict[str, click.Command]:
+    context = taskflow.make_context("taskflow", [], resilient_parsing=True)
+    tops = {name: taskflow.get_command(context, name) for name in taskflow.list_commands(context)}
+    return dict(leaf for name, command in tops.items() if command is not None for leaf in leaves(command, name))
+
+
+@pytest.mark.parametrize("path", sorted(all_commands()))
+def test_every_command_has_an_example_that_can_be_typed(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command, root = all_commands()[path], taskflow.make_context("taskflow", [], resilient_parsing=True)
+    for line in EXAMPLES[path]:
+        typed = shlex.split(line.replace('eval "$(', "").replace(')"', ""))
+        assert typed[: len(path.split()) + 1] == ["taskflow", *path.split()], line
+        command.make_context(path, typed[len(path.split()) + 1 :], parent=root)  # a usage error where an option is misspelt
+        assert line in CliRunner().invoke(taskflow, [*path.split(), "--help"], prog_name="taskflow").stdout
+
+
+def test_every_command_is_listed_under_one_heading() -> None:
+    assert {path.split()[0] for path in EXAMPLES} == set(_COMMANDS), "an example of no command is left over"
+    assert sorted(name for names in taskflow.sections.values() for name in names) == sorted(_COMMANDS)
+    flow = taskflow.get_command(taskflow.make_context("taskflow", [], resilient_parsing=True), "flow")
+    assert isinstance(flow, Group)
+    assert sorted(name for names in flow.sections.values() for name in names) == sorted(flow.commands)
 
 
 @pytest.mark.parametrize(

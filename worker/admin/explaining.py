@@ -177,7 +177,7 @@ def _leaf(flow: Flow, node: Node, since: str, its: Circumstances) -> Reason:
             text = f"Waiting {since} for flow {awaited} to end ({where})."
             return Reason(kind="waits", text=text, fix=f"taskflow why {awaited}")
         case Timer(at=datetime() as at):
-            text = f"Waiting {since} for its timer at {rfc3339(to_micros(at))}, {_in(to_micros(at), its.now)} ({where})."
+            text = f"Waiting {since} for its timer at {rfc3339(to_micros(at) // SECOND * SECOND)}, {_in(to_micros(at), its.now)} ({where})."
             return Reason(kind="waits", text=text, fix=f"taskflow flow resume {flow.id} --reason 'not waiting for the timer'")
         case _:
             return Reason(kind="waits", text=f"Waiting {since} ({where}).")

@@ -11,9 +11,10 @@ import importlib
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-import rich_click as click
+import click
 from click.exceptions import Exit, NoSuchCommand
 
+from worker.cli.command import Group, first_sentence
 from worker.cli.exits import USAGE
 from worker.cli.output import say_all
 from worker.errors import Refusal
@@ -49,12 +50,20 @@ _COMMANDS = {
     "version": "Print the version.",
 }
 """Every subcommand with the first sentences of its help: to list them, none of their modules has to be loaded."""
+_SECTIONS = {
+    "Begin": ("dev", "demo", "run"),
+    "Flows": ("flow", "waits", "why", "who", "reply", "events"),
+    "What could not be delivered": ("held", "dlq"),
+    "The worker": ("top", "stats", "check", "doctor", "log"),
+    "LLM agents": ("mcp", "skill"),
+    "Set up and look after": ("provision", "db", "config", "context", "schema", "completion", "version"),
+}
 
 
-class Commands(click.RichGroup):
+class Commands(Group):
     """The subcommands, each in the module of its name, and how errors become exit codes."""
 
-    _lists_only = False
+    sections = _SECTIONS
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Name all subcommands, in the order in which a newcomer needs them."""
@@ -64,18 +73,12 @@ class Commands(click.RichGroup):
         """Load one subcommand; None when there is none of that name."""
         if cmd_name not in _COMMANDS:
             return None
-        if self._lists_only:
-            return click.RichCommand(name=cmd_name, help=_COMMANDS[cmd_name])
         command: click.Command = getattr(importlib.import_module(f"worker.cli.{cmd_name}"), cmd_name)
         return command
 
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the help, which has a line of each subcommand: a fifth of its time would be the loading of them all."""
-        self._lists_only = True
-        try:
-            super().format_help(ctx, formatter)  # type: ignore[arg-type]  # rich-click's own kinds of both
-        finally:
-            self._lists_only = False
+    def said_of(self, ctx: click.Context, name: str) -> str:  # noqa: ARG002 - the group's signature
+        """Say what a subcommand does without loading it: a fifth of the help's time would be the loading of them all."""
+        return first_sentence(_COMMANDS[name])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the subcommand; click suggests only names of commands that are loaded, and none is."""
@@ -134,7 +137,7 @@ def _only_refusals(group: BaseExceptionGroup[BaseException]) -> Refusal | None:
     return found[0]
 
 
-@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(program_version(), prog_name="taskflow")
 @click.pass_context
 def taskflow(ctx: click.Context) -> None:

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-import rich_click as click
+import click
 from click.exceptions import Exit
 
 from worker.cli import exits
+from worker.cli.command import Option
 from worker.cli.options import CLIENT, SettingsCommand, load_config
 from worker.cli.showing import Printer, printable
 
@@ -55,12 +56,11 @@ class AskCommand(SettingsCommand):
 
     def shared_options(self) -> list[click.Parameter]:
         """Give how to say it."""
-        how = click.RichOption(
+        how = Option(
             ["output", "-o", "--output"],
             type=click.Choice(["table", "json", "jsonl", "none"]),
             default="table",
             help="How to say it: for people, or for programs.",
-            panel="Options",
         )
         return [how]
 
@@ -70,17 +70,24 @@ class ReadCommand(AskCommand):
 
     def shared_options(self) -> list[click.Parameter]:
         """Add the choice of a database."""
-        place = click.RichOption(
-            ["database", "--db"], metavar="FILE", help="Read this database instead of asking a worker (read-only).", panel="Options"
-        )
+        place = Option(["database", "--db"], metavar="FILE", help="Read this database instead of asking a worker (read-only).")
         return [*super().shared_options(), place]
 
 
 def reason_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add who does it and why, which every intervention has to say."""
-    why = click.option("--reason", required=True, metavar="TEXT", help="Why; it is kept with the change.")
+    """Add who does it and why, which every intervention has to say (see `intervention`)."""
+    why = click.option("--reason", metavar="TEXT", help="Why: it is kept with the change, and has to be said.")
     who = click.option("--as", "operator", metavar="NAME", default=None, help="Who does it; your user and host where not given.")
     return why(who(function))
+
+
+def intervention(arguments: Mapping[str, Any]) -> Json:
+    """Return who does it and why, as a request says it. Raises a usage error where no reason is given, unless it is only tried."""
+    reason = arguments["reason"] or ("dry run" if arguments.get("dry_run") else None)
+    if reason is None:
+        only = "" if "dry_run" not in arguments else "; --dry-run needs none"
+        raise click.UsageError(f"say why: --reason TEXT{only}")
+    return {"operator": operator_name(arguments["operator"]), "reason": reason}
 
 
 def agent_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import rich_click as click
+import click
 from click.exceptions import Exit
 
 from worker.cli.asking import Line, ReadCommand, run

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import rich_click as click
+import click
 from click.exceptions import Exit
 
 from worker.cli import exits

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import rich_click as click
+import click
+
+from worker.cli.command import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
-def completion(ctx: click.RichContext, shell: str) -> None:
+def completion(ctx: click.Context, shell: str) -> None:
     """Print the completion script for SHELL. For bash: eval "$(taskflow completion bash)"."""
     from click.shell_completion import get_completion_class
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import rich_click as click
+import click
 
+from worker.cli.command import Group
 from worker.cli.options import SettingsCommand, load_config
 
 
-@click.group()
+@click.group(cls=Group)
 def config() -> None:
     """Show or check the settings that `taskflow run` would use, without starting anything."""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 
-import rich_click as click
+import click
+
+from worker.cli.command import Group
 
 
-@click.group()
+@click.group(cls=Group)
 def context() -> None:
     """See the contexts of the `nats` CLI. Use one with --nats-context NAME, or NATS_CONTEXT."""
 

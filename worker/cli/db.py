@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import rich_click as click
+import click
 
+from worker.cli.command import Group
 from worker.cli.db_backup import backup
 from worker.cli.db_check import check
 from worker.cli.db_upkeep import export, migrate, prune
 
 
-@click.group()
+@click.group(cls=Group)
 def db() -> None:
     """Look after the database, whether a worker runs on it or not."""
 

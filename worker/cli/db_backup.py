@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli.dev_folder import left_by_dev
 from worker.cli.options import SettingsCommand, load_config

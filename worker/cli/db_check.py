@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 from click.exceptions import Exit
 
 from worker.cli.dev_folder import left_by_dev
@@ -28,7 +28,7 @@ _VIOLATED = 1
 @click.option("--events", is_flag=True, help="Also read the events and dead letters over NATS, and compare.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
 @click.pass_context
-def check(ctx: click.RichContext, /, *, place: str | None, quick: bool, events: bool, output: str, **arguments: Any) -> None:
+def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool, output: str, **arguments: Any) -> None:
     """Check that nothing was lost, nothing happened twice and everything adds up. Read-only, also while a worker runs.
 
     Exit 0: everything holds. 1: something does not; each violation is printed with its number and what to do. 78: no taskflow database,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import rich_click as click
+import click
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
-from worker.cli.asking import AskCommand, Line, operator_name, reason_option, run
+from worker.cli.asking import AskCommand, Line, intervention, pages, reason_option, run
 from worker.cli.choosing import agreed, yes_option
 from worker.cli.dev_folder import left_by_dev
 from worker.cli.options import SettingsCommand, load_config
@@ -36,22 +36,27 @@ def _duration(_ctx: click.Context, _parameter: click.Parameter, text: str) -> st
 
 @click.command(cls=AskCommand)
 @click.option("--older-than", required=True, metavar="DURATION", callback=_duration, help="Flows that ended longer ago than this (30d).")
+@click.option("--dry-run", is_flag=True, help="Only say how many.")
 @yes_option
 @reason_option
-def prune(*, older_than: str, reason: str, operator: str | None, yes: bool, **arguments: Any) -> None:
+def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
     """Have the worker delete flows that ended long ago, with their journals; never one whose events are not published."""
     what = f"all flows that ended longer ago than {older_than}"
+    who = intervention(arguments)
 
     async def main(line: Line, printer: Printer) -> None:
         """Delete some at a time until none is left."""
         pruned = 0
+        if arguments["dry_run"]:
+            found = await _prunable(line, older_than)
+            printer.item({"would_prune": found}, [("would prune", f"{found:,} flows; nothing was done")])
+            return
         if not (yes or agreed("prune", what, "say --yes")):
             printer.note("Nothing was done.")
             return
         with progress("pruning", None, shown=printer.for_people) as tell:
             while True:
-                said = {"older_than": older_than, "limit": _AT_ONCE, "operator": operator_name(operator), "reason": reason}
-                answer = await line.ask("prune", **said)
+                answer = await line.ask("prune", older_than=older_than, limit=_AT_ONCE, **who)
                 pruned += answer["pruned"]
                 tell(answer["pruned"])
                 if not answer["more"]:
@@ -59,6 +64,20 @@ def prune(*, older_than: str, reason: str, operator: str | None, yes: bool, **ar
         printer.item({"pruned": pruned}, [("pruned", f"{pruned:,} flows")])
 
     run(arguments, main, patience=30.0)
+
+
+async def _prunable(line: Line, older_than: str) -> int:
+    """Count the flows that ended that long ago. One whose events are not published yet would be kept for now; it counts, too."""
+    count = 0
+    for status in ("finished", "failed", "cancelled"):
+        cursor: str | None = None
+        while True:
+            fields = {"status": status, "older_than": older_than, "cursor": cursor}
+            flows, cursor = await pages(line, "list", "flows", _AT_ONCE, fields)
+            count += len(flows)
+            if cursor is None:
+                break
+    return count
 
 
 @click.command(cls=SettingsCommand)
@@ -116,7 +135,7 @@ def _fields(row: sqlite3.Row) -> Iterator[tuple[str, Any]]:
 @click.option("--check", "only_check", is_flag=True, help="Only say which schema it has; exit 1 where it is not the newest.")
 @click.option("--print", "only_print", is_flag=True, help="Only print the statements that it would run.")
 @click.pass_context
-def migrate(ctx: click.RichContext, /, *, only_check: bool, only_print: bool, **arguments: Any) -> None:
+def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **arguments: Any) -> None:
     """Bring the database to this program's schema, after a backup beside it. The worker must not run; it does the same at its start."""
     from worker.cli.launch import launch
     from worker.config.tree import Log

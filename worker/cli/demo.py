@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import rich_click as click
+import click
+
+from worker.cli.command import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.pass_context
-def demo(ctx: click.RichContext, /) -> None:
+def demo(ctx: click.Context, /) -> None:
     """Show a flow survive a kill: start, delegate, SIGKILL, reply while dead, restart, resume, finish. Exits 0 when all of it came true.
 
     Uses a server, a database and ports of its own in a temporary folder, and leaves nothing behind.

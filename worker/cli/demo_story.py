@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import nats
-import rich_click as click
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 

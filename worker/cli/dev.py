@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
 from worker.cli.dev_folder import DATABASE, FOLDER
 from worker.cli.options import SettingsCommand, adopt_option, load_config
@@ -26,7 +26,7 @@ _LOOPBACK = "127.0.0.1"
 @click.command(cls=SettingsCommand)
 @adopt_option
 @click.pass_context
-def dev(ctx: click.RichContext, /, *, adopt: bool, **arguments: Any) -> None:
+def dev(ctx: click.Context, /, *, adopt: bool, **arguments: Any) -> None:
     """Run the worker with a NATS server of its own; data in ./.taskflow/.
 
     With a NATS URL or context given, that server is used instead and none is started. Everything else is as with `taskflow run`.

@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli import exits
-from worker.cli.asking import AskCommand, Line, ReadCommand, operator_name, pages, reason_option, run
+from worker.cli.asking import AskCommand, Line, ReadCommand, intervention, pages, reason_option, run
 from worker.cli.choosing import agreed, yes_option
-from worker.cli.showing import Printer, progress, since
+from worker.cli.command import Group
+from worker.cli.showing import Printer, ago, progress, since
 
 Json = dict[str, Any]
 _AT_ONCE = 100
@@ -35,7 +36,7 @@ _LETTERS = {
 }
 
 
-@click.group()
+@click.group(cls=Group)
 def dlq() -> None:
     """See dead letters, replay them, forget them."""
 
@@ -84,7 +85,7 @@ def show(*, number: int, **arguments: Any) -> None:
         lines = [
             ("number", str(letter["number"])),
             ("reason", f"{letter['reason']}: {letter['message']}"),
-            ("at", letter["at"]),
+            ("at", ago(letter["at"])),
             ("subject", letter["subject"]),
             ("stream", f"{letter['stream']} {letter['seq']}" if letter["stream"] else "—"),
             ("replayed", replayed),
@@ -132,9 +133,10 @@ def _handle(action: str, numbers: tuple[int, ...], more: Json, arguments: Mappin
         named = "name dead letters, or say which with --letter-reason, --subject, --older-than or --all"
         raise click.UsageError(f"{named}: not both" if numbers else named)
 
+    said = fields | intervention(arguments)
+
     async def main(line: Line, printer: Printer) -> int:
         """Ask, and go through them."""
-        said = {**fields, "operator": operator_name(arguments["operator"]), "reason": arguments["reason"]}
         total, up_to = len(numbers) or None, None
         if filtered and not (arguments["yes"] or arguments["dry_run"]):
             found, _, up_to = await _each(line, {**said, "dry_run": True}, numbers, None, lambda _count: None)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
 from worker.cli import exits
 from worker.cli.dev_folder import left_by_dev
@@ -23,7 +23,7 @@ _SKEW = 1.0
 @click.command(cls=SettingsCommand)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
 @click.pass_context
-def doctor(ctx: click.RichContext, /, *, output: str, **arguments: Any) -> None:
+def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
     """Look at configuration, versions, database, disk, credentials, NATS, permissions, streams, workers and clock. Changes nothing.
 
     Exit 0: nothing fails (there may be warnings). 1: something does; each line says what to do. 78: the configuration is refused.
@@ -54,7 +54,8 @@ def doctor(ctx: click.RichContext, /, *, output: str, **arguments: Any) -> None:
 
 def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
     """Print the verdicts."""
-    from worker.cli.showing import printable
+    from worker.cli.layout import wrapped
+    from worker.cli.showing import printable, screen
     from worker.config import shown
 
     if output == "json":
@@ -66,9 +67,10 @@ def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
         return
     width = max(len(verdict.name) for verdict in verdicts)
     for verdict in verdicts:
-        click.echo(f"{_SIGNS[verdict.level]} {verdict.name:<{width}}  {printable(verdict.text)}")
+        indent = " " * (width + 4)
+        click.echo(f"{_SIGNS[verdict.level]} {verdict.name:<{width}}  {wrapped(printable(verdict.text), screen(), indent)}")
         if verdict.fix:
-            click.echo(f"  {'':<{width}}  → {printable(verdict.fix)}")
+            click.echo(f"{indent}→ {wrapped(printable(verdict.fix), screen(), indent + '  ')}")
 
 
 async def _over_nats(config: Config, worker: dict[str, Any]) -> list[Verdict]:

@@ -7,10 +7,10 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
 from worker.cli.asking import AskCommand, Line, Online, run, whole_id
-from worker.cli.showing import Printer
+from worker.cli.showing import Printer, clock, short
 
 if TYPE_CHECKING:
     from worker.bus.history import Kept
@@ -83,12 +83,14 @@ def _show(line: Online, kept: Kept, printer: Printer, of: tuple[str | None, str 
     try:
         event = json.loads(kept.body)
         data = event["data"]
-        text = f"{event['time']}  {parsed[1]}  {data['kind']:<16} {data['status']:<10} {data['controller_id']}  {data['current_step']}"
+        what = f"{data['kind']:<16} {data['status']:<10} {data['controller_id']}  {data['current_step']}"
+        whole, text = f"{event['time']}  {parsed[1]}  {what}", f"{clock(event['time'])}  {short(parsed[1])}  {what}"
     except (ValueError, KeyError, TypeError):
-        event, text = {"subject": kept.subject, "unreadable": True}, f"{kept.subject}: no event that can be read"
-    if not wanted.search(text):
+        event, whole = {"subject": kept.subject, "unreadable": True}, f"{kept.subject}: no event that can be read"
+        text = whole
+    if not wanted.search(whole):
         return 0
-    printer.text(text)
+    printer.line(text)
     if not printer.for_people:
         printer.item(event, [])
     return 1

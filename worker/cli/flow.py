@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-import rich_click as click
+from typing import ClassVar
+
+import click
 
 from worker.cli import flow_acting, flow_reading, flow_steering
+from worker.cli.command import Group
 
 
-@click.group()
+class Flows(Group):
+    """The commands about flows, by who uses them."""
+
+    sections: ClassVar = {
+        "Look": ("list", "show", "history", "steps"),
+        "Act as the flow's agent": ("start", "run", "advance", "wait", "delegate", "finish"),
+        "Steer as an operator": ("resume", "cancel", "fail", "release"),
+    }
+
+
+@click.group(cls=Flows)
 def flow() -> None:
     """See flows and steer them. A FLOW is an id, or at least 6 characters of its beginning or end."""
 

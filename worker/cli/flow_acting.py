@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli.asking import AskCommand, Line, owner_of, run, whole_id
 from worker.cli.showing import Printer, mark, waits_on

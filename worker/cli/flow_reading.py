@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli.asking import Json, Line, ReadCommand, agent_options, pages, run, whole_id
 from worker.cli.choosing import filter_options, narrowed
 from worker.cli.following import followed, watch_options, watched
-from worker.cli.showing import Printer, mark, short, since, waits_on
+from worker.cli.showing import Printer, ago, clock, short, since, standing, waits_on
 
 _NONE = "No flows. Start one: taskflow flow start --agent kate --controller kate/inbox --goal 'triage the inbox'"
 
@@ -39,7 +39,7 @@ def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None
         else:
             columns = {
                 "FLOW": lambda f: short(f["id"]),
-                "STATUS": lambda f: mark(f["status"]) + (" (cancel requested)" if f["cancel_requested"] else ""),
+                "STATUS": standing,
                 "CONTROLLER": lambda f: f["controller_id"],
                 "STEP": lambda f: f["current_step"],
                 "REV": lambda f: str(f["revision"]),
@@ -73,14 +73,14 @@ def _said(found: Json, printer: Printer) -> None:
     """Say how a flow is."""
     lines = [
         ("flow", found["id"]),
-        ("status", mark(found["status"]) + (" (cancel requested)" if found["cancel_requested"] else "")),
+        ("status", standing(found)),
         ("goal", found["goal"]),
         ("controller", found["controller_id"]),
         ("owner", found["owner_session_key"]),
         ("step", found["current_step"]),
         ("revision", str(found["revision"])),
-        ("created", found["created_at"]),
-        ("changed", found["updated_at"]),
+        ("created", ago(found["created_at"])),
+        ("changed", ago(found["updated_at"])),
         ("waits on", waits_on(found["wait"])),
         ("state", json.dumps(found["state"], ensure_ascii=False, indent=2)),
     ]
@@ -103,7 +103,7 @@ def history(*, flow: str, limit: int, cursor: str | None, newest: bool, **argume
         columns = {
             "SEQ": lambda e: str(e["seq"]),
             "REV": lambda e: str(e["revision"]),
-            "AT": lambda e: e["at"],
+            "AT": lambda e: clock(e["at"]),
             "KIND": lambda e: e["kind"],
             "ACTOR": lambda e: e["actor"],
             "PAYLOAD": lambda e: json.dumps(e["payload"], ensure_ascii=False),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli import exits
-from worker.cli.asking import AskCommand, Line, Refused, agent_options, operator_name, reason_option, run
+from worker.cli.asking import AskCommand, Line, Refused, agent_options, intervention, reason_option, run
 from worker.cli.choosing import FILTERS, RATE, bulk_options, chosen, confirmed, narrowed
 from worker.cli.flow_acting import json_value
-from worker.cli.showing import Printer, mark, progress, short
+from worker.cli.showing import Printer, progress, short, standing
 
 Json = dict[str, Any]
 _REVISION = click.option("--expected-revision", type=int, metavar="N", help="Refuse if the flow is not at this revision.")
@@ -21,7 +21,7 @@ _FLOWS = click.argument("flows", nargs=-1, metavar="[FLOW…]")
 
 _COLUMNS = {
     "FLOW": lambda a: short(a["flow"]["id"]),
-    "STATUS": lambda a: mark(a["flow"]["status"]) + (" (cancel requested)" if a["flow"]["cancel_requested"] else ""),
+    "STATUS": lambda a: standing(a["flow"]),
     "REV": lambda a: str(a["flow"]["revision"]),
     "ALSO": lambda a: (
         f"{sum(a['cancelled_children'][name] for name in ('done', 'pending'))} children" if a.get("cancelled_children") else ""
@@ -31,10 +31,10 @@ _COLUMNS = {
 
 def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str, Any]) -> None:
     """Do it to each flow; one that is refused does not keep the others from it."""
+    said = fields | intervention(arguments)
 
     async def main(line: Line, printer: Printer) -> int:
         """Do it, and say what became of each."""
-        said = {**fields, "operator": operator_name(arguments["operator"]), "reason": arguments["reason"]}
         ids = await chosen(line, verb, flows, arguments)
         if arguments["dry_run"]:
             return await _shown(line, verb, ids, printer)

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli.asking import Json, Line, Main, Online
-from worker.cli.showing import Printer
+from worker.cli.showing import Printer, clock
 
 _ENDED = ("finished", "failed", "cancelled")
 
@@ -71,8 +71,8 @@ async def followed(line: Line, flow_id: str, show: Callable[[Json], None], print
             if event["data"]["revision"] <= revision and event["data"]["kind"] != "step_observed":
                 continue  # told already, or published again
             status, revision = event["data"]["status"], event["data"]["revision"]
-            said = f"{event['time']}  {event['data']['kind']:<16} {status:<10} {event['data']['current_step']}"
-            printer.text(said)
+            said = f"{clock(event['time'])}  {event['data']['kind']:<16} {status:<10} {event['data']['current_step']}"
+            printer.line(said)
             if not printer.for_people:
                 printer.item(event, [])
     finally:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import rich_click as click
+import click
 
-from worker.cli.asking import AskCommand, Line, ReadCommand, operator_name, pages, reason_option, run, whole_id
+from worker.cli.asking import AskCommand, Line, ReadCommand, intervention, pages, reason_option, run, whole_id
+from worker.cli.command import Group
 from worker.cli.flow_acting import told
 from worker.cli.showing import Printer
 from worker.cli.who import HELD
 
 
-@click.group()
+@click.group(cls=Group)
 def held() -> None:
     """See replies that nobody waits for yet; give one to a flow, or let it expire."""
 
@@ -38,12 +39,12 @@ def list_(*, topic: str | None, corr: str | None, limit: int, cursor: str | None
 @click.argument("flow")
 @click.option("--leaf", type=int, metavar="N", help="Which part of a combined wait it is for.")
 @reason_option
-def match(*, number: int, flow: str, leaf: int | None, reason: str, operator: str | None, **arguments: Any) -> None:
+def match(*, number: int, flow: str, leaf: int | None, **arguments: Any) -> None:
     """Give held reply NUMBER to FLOW, as if it had come for it."""
+    who = intervention(arguments)
 
     async def main(line: Line, printer: Printer) -> None:
         """Give it."""
-        who = {"operator": operator_name(operator), "reason": reason}
         answer = await line.ask("held", action="match", number=number, flow_id=await whole_id(line, flow), leaf=leaf, **who)
         told(answer, printer)
 
@@ -53,12 +54,13 @@ def match(*, number: int, flow: str, leaf: int | None, reason: str, operator: st
 @held.command(cls=AskCommand)
 @click.argument("number", type=int)
 @reason_option
-def expire(*, number: int, reason: str, operator: str | None, **arguments: Any) -> None:
+def expire(*, number: int, **arguments: Any) -> None:
     """Move held reply NUMBER to the dead letters now."""
+    who = intervention(arguments)
 
     async def main(line: Line, printer: Printer) -> None:
         """Let it expire."""
-        answer = await line.ask("held", action="expire", number=number, operator=operator_name(operator), reason=reason)
+        answer = await line.ask("held", action="expire", number=number, **who)
         printer.item(answer, [("held reply", f"{number} is a dead letter now")])
 
     run(arguments, main)

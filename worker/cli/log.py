@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli.asking import Line, ReadCommand, pages, run
-from worker.cli.showing import Printer
+from worker.cli.showing import Printer, clock
 
 
 @click.command(cls=ReadCommand)
@@ -20,7 +20,7 @@ def log(*, limit: int, cursor: str | None, **arguments: Any) -> None:
         """Show it."""
         items, following = await pages(line, "log", "interventions", limit, {"cursor": cursor})
         columns = {
-            "AT": lambda i: i["at"],
+            "AT": lambda i: clock(i["at"]),
             "WHO": lambda i: i["actor"],
             "DID": lambda i: i["verb"],
             "ABOUT": lambda i: i["about"],

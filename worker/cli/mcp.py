@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
 from worker.cli.options import CLIENT, SettingsCommand, load_config
 

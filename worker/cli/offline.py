@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import click
 import msgspec
-import rich_click as click
 
 from worker.admin.desk import Desk
 from worker.errors import FlowError

@@ -6,13 +6,15 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
+
+from worker.cli.command import CONNECTION, OWN, Command, Option
 
 if TYPE_CHECKING:
     from worker.config import Config, Found, Setting
 
 _PANELS = {
-    "nats": "NATS",
+    "nats": CONNECTION,
     "store": "Store",
     "engine": "Engine",
     "subjects": "Subjects and replies",
@@ -26,7 +28,9 @@ _PANELS = {
 
 
 CLIENT = ("nats", "subjects")
-"""The settings that matter to a command that only talks to the worker."""
+"""The settings that matter to a command that only talks to the worker: its connection."""
+_LETTERS = {"nats.url": ("-s", "--server")}
+"""What the `nats` command line calls a setting."""
 
 
 adopt_option = click.option(
@@ -37,7 +41,7 @@ adopt_option = click.option(
 """A flag and no setting: what is meant for one start must not stay behind in a file."""
 
 
-class SettingsCommand(click.RichCommand):
+class SettingsCommand(Command):
     """A command that takes `--config` and a flag for every setting; its callback gets them as keyword arguments.
 
     `sections`: only the settings of these sections; None: all.
@@ -45,13 +49,10 @@ class SettingsCommand(click.RichCommand):
 
     sections: tuple[str, ...] | None = None
 
-    def __init__(self, *args: Any, **extra: Any) -> None:
-        super().__init__(*args, **extra)
-        self.add_panel(click.RichOptionPanel("Options"))  # named first, so that it is shown first: not after a screen of settings
-
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Give the command's own options, then the settings. Called when parsing or helping, so that importing stays cheap."""
-        return [*super().get_params(ctx), *self.shared_options(), *_setting_options(self.sections)]
+        *own, help_option = super().get_params(ctx)
+        return [*own, *self.shared_options(), help_option, *_setting_options(self.sections)]
 
     def shared_options(self) -> list[click.Parameter]:
         """Give the options that all commands of the kind have."""
@@ -63,23 +64,23 @@ def _setting_options(sections: tuple[str, ...] | None = None) -> tuple[click.Par
     """Make the options of all settings, or of those of some sections."""
     from worker.config import settings
 
-    file = click.RichOption(
+    file = Option(
         ["config_file", "--config"],
         metavar="FILE",
         help="Read settings from this TOML file (env: TASKFLOW_CONFIG; else ./taskflow.toml and the usual places).",
-        panel="Options",
+        panel=CONNECTION if sections == CLIENT else OWN,
     )
     wanted = [setting for setting in settings() if sections is None or setting.key.partition(".")[0] in sections]
-    return (file, *(_option(setting) for setting in wanted))
+    return (file, *(_option(setting, CONNECTION if sections == CLIENT else _PANELS[setting.key.partition(".")[0]]) for setting in wanted))
 
 
-def _option(setting: Setting) -> click.Parameter:
+def _option(setting: Setting, panel: str) -> click.Parameter:
     """Make the option of one setting. Its default stays None: the configuration knows defaults, and that nothing was given."""
-    return click.RichOption(
-        [_name(setting.key), setting.flag],
+    return Option(
+        [_name(setting.key), *_LETTERS.get(setting.key, ()), setting.flag],
         metavar=_metavar(setting),
         help=setting.about.help + _remarks(setting),
-        panel=_PANELS[setting.key.partition(".")[0]],
+        panel=panel,
     )
 
 

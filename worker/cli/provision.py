@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli.options import SettingsCommand, adopt_option, load_config
 
@@ -13,7 +13,7 @@ from worker.cli.options import SettingsCommand, adopt_option, load_config
 @click.option("--database", metavar="ID", help="Write down which database the consumers serve, for a worker that may not do so itself.")
 @adopt_option
 @click.pass_context
-def provision(ctx: click.RichContext, /, *, database: str | None, adopt: bool, **arguments: Any) -> None:
+def provision(ctx: click.Context, /, *, database: str | None, adopt: bool, **arguments: Any) -> None:
     """Make what the worker needs in JetStream, then end: the streams and the durable consumer, as the settings say.
 
     Run it with credentials that may do so; the worker then runs with credentials that may not. Safe to repeat: what is there is checked,

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli.asking import AskCommand, Line, Online, run, whole_id
 from worker.cli.showing import Printer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli.options import SettingsCommand, adopt_option, load_config
 
@@ -12,7 +12,7 @@ from worker.cli.options import SettingsCommand, adopt_option, load_config
 @click.command(cls=SettingsCommand)
 @adopt_option
 @click.pass_context
-def run(ctx: click.RichContext, /, *, adopt: bool, **arguments: Any) -> None:
+def run(ctx: click.Context, /, *, adopt: bool, **arguments: Any) -> None:
     """Run the worker until it is told to stop (SIGTERM, Ctrl-C).
 
     Flags win over environment variables, these over the file, the file over the NATS context. Prints one JSON line when it is ready.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import rich_click as click
+import click
+
+from worker.cli.command import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", required=False)
 def schema(name: str | None) -> None:
     """List the message schemas, or print one: command.start, query.status, admin.list, event, asyncapi, …"""

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
+
+from worker.cli import layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rich.console import Console
-
 Json = dict[str, Any]
-_WIDE = 400
+_ELASTIC = {
+    *("CONTROLLER", "STEP", "GOAL", "WAITS ON", "OWNER", "TOPIC", "CORRELATION ID", "SUBJECT", "PAYLOAD", "MESSAGE"),
+    *("ACTOR", "WHO", "ABOUT", "WHY", "RUN", "TASK", "SESSION"),
+}
+"""Columns that may be cut short on a narrow terminal; what names a thing, counts or tells a time stays whole."""
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _MARKS = {"created": "○", "running": "▶", "waiting": "⏸", "finished": "✓", "failed": "✗", "cancelled": "⊘"}
-_STYLES = {"running": "cyan", "waiting": "yellow", "finished": "green", "failed": "red", "cancelled": "dim", "overdue": "red"}
+_STYLES: dict[str, Json] = {
+    "running": {"fg": "cyan"},
+    "waiting": {"fg": "yellow"},
+    "finished": {"fg": "green"},
+    "failed": {"fg": "red"},
+    "cancelled": {"dim": True},
+    "overdue": {"fg": "red"},
+}
 
 
 class Printer:
@@ -51,43 +64,51 @@ class Printer:
                 self.note(f"{len(items)} shown; more: --cursor {cursor}")
 
     def _table(self, items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]]) -> None:
-        """Print a table: as wide as the terminal, or as it needs to be where nobody looks."""
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        last = list(columns)[-1]
-        for name in columns:
-            table.add_column(name, no_wrap=name != last, overflow="fold")
-        for item in items:
-            cells = [printable(show(item)) for show in columns.values()]
-            table.add_row(*(Text(cell, style=_style(cell)) for cell in cells))
-        self.console().print(table)
+        """Print a table, one line a row."""
+        for line in table_lines(items, columns):
+            click.echo(line)
 
     def item(self, item: Mapping[str, Any], lines: Sequence[tuple[str, str]]) -> None:
         """Print one thing: its lines, or as it came."""
         if self.form in ("json", "jsonl"):
             click.echo(json.dumps(item, ensure_ascii=False))
         elif self.for_people:
-            width = max((len(name) for name, _ in lines), default=0)
-            for name, value in lines:
-                click.echo(f"{name:<{width}}  {printable(value)}".rstrip())
+            for line in lines_of(lines):
+                click.echo(line)
 
     def text(self, line: str) -> None:
         """Print a line for people."""
         if self.for_people:
             click.echo(printable(line))
 
+    def line(self, text: str) -> None:
+        """Print exactly one line for people, cut short where the terminal is narrow."""
+        if self.for_people:
+            flat = " ".join(printable(text).split("\n"))
+            click.echo(flat if (columns := screen()) is None else layout.cut(flat, columns))
+
     def note(self, text: str) -> None:
         """Say something besides the data, on stderr."""
         if self.for_people:
             click.echo(printable(text), err=True)
 
-    def console(self) -> Console:
-        """Return where tables go; it obeys NO_COLOR and TERM."""
-        from rich.console import Console
 
-        return Console(file=sys.stdout, highlight=False) if sys.stdout.isatty() else Console(file=sys.stdout, width=_WIDE, highlight=False)
+def screen() -> int | None:
+    """Return how many columns the terminal has that a person looks at; None where stdout is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def table_lines(items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]]) -> list[str]:
+    """Return a table's lines, coloured where that is wanted: as wide as the terminal, or as they need to be where nobody looks."""
+    shown = [[printable(show(item)) for show in columns.values()] for item in items]
+    heading, *rows = layout.table([layout.Column(name, name in _ELASTIC) for name in columns], shown, screen())
+    styled = [layout.GAP.join(cell if (style := _style(cell)) is None else paint(cell, **style) for cell in row) for row in rows]
+    return [paint(layout.GAP.join(heading).rstrip(), bold=True), *(line.rstrip() for line in styled)]
+
+
+def paint(text: str, **style: Any) -> str:
+    """Return text in a style, unless the user (NO_COLOR) or the terminal wants none; click leaves it out where there is no terminal."""
+    return text if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else click.style(text, **style)
 
 
 @contextmanager
@@ -104,6 +125,17 @@ def progress(what: str, total: int | None, *, shown: bool) -> Iterator[Callable[
         yield lambda count: bar.update(task, advance=count)
 
 
+def lines_of(named: Sequence[tuple[str, str]]) -> list[str]:
+    """Return values under each other, each behind its name; one that has several lines of its own keeps them."""
+    width = max((len(name) for name, _ in named), default=0)
+    said = []
+    for name, value in named:
+        text = printable(value)
+        shown = text if "\n" in text else layout.wrapped(text, screen(), " " * (width + 2))
+        said.append(f"{name:<{width}}  {shown}".rstrip())
+    return said
+
+
 def printable(text: str) -> str:
     """Return the text without what could steer a terminal: it may come from anybody. Lines stay lines."""
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
@@ -114,9 +146,14 @@ def mark(status: str) -> str:
     return f"{_MARKS.get(status, '?')} {status}"
 
 
+def standing(flow: Mapping[str, Any]) -> str:
+    """Return a flow's status with its sign, and whether somebody asked it to end."""
+    return mark(flow["status"]) + (" (cancelling)" if flow["cancel_requested"] else "")
+
+
 def short(flow_id: str) -> str:
     """Return the end of an id: the beginnings of those made together are alike."""
-    return flow_id[-8:] if sys.stdout.isatty() else flow_id
+    return flow_id[-8:] if screen() is not None else flow_id
 
 
 def span(seconds: float) -> str:
@@ -134,14 +171,24 @@ def since(at: str | None, now: str | None = None) -> str:
     """Say how long ago a moment was; the moment itself where nobody looks."""
     if at is None:
         return "—"
-    return span((_moment(now) - _moment(at)).total_seconds()) if sys.stdout.isatty() else at
+    return span((_moment(now) - _moment(at)).total_seconds()) if screen() is not None else at
+
+
+def clock(at: str) -> str:
+    """Say when something is in UTC, to the second; the moment itself where nobody looks."""
+    return f"{datetime.fromisoformat(at):%Y-%m-%d %H:%M:%S}" if screen() is not None else at
+
+
+def ago(at: str) -> str:
+    """Say when something was, and how long ago; the moment itself where nobody looks."""
+    return f"{clock(at)} UTC ({since(at)} ago)" if screen() is not None else at
 
 
 def until(at: str | None, now: str | None = None) -> str:
     """Say how far ahead a moment is, or that it is past; the moment itself where nobody looks."""
     if at is None:
         return "—"
-    if not sys.stdout.isatty():
+    if screen() is None:
         return at
     ahead = (_moment(at) - _moment(now)).total_seconds()
     return f"in {span(ahead)}" if ahead > 0 else f"overdue {span(ahead)} !"
@@ -155,7 +202,7 @@ def waits_on(wait: Json | None) -> str:
         case {"kind": "manual", **more}:
             return f'✋ manual "{more["prompt"]}"' if more.get("prompt") else "✋ manual"
         case {"kind": "timer", "at": at}:
-            return f"⏰ timer {at}"
+            return f"⏰ timer {clock(at)}"
         case {"kind": "flow", "flow_id": flow_id}:
             return f"⛓ flow {flow_id}"
         case {"kind": kind, "conditions": parts, **more}:
@@ -170,6 +217,6 @@ def _moment(at: str | None) -> datetime:
     return datetime.now(UTC) if at is None else datetime.fromisoformat(at)
 
 
-def _style(cell: str) -> str:
-    """Return the colour of a cell, by its words."""
-    return next((style for word, style in _STYLES.items() if word in cell.split()), "")
+def _style(cell: str) -> Json | None:
+    """Return the style of a cell, by its words."""
+    return next((style for word, style in _STYLES.items() if word in cell.split()), None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-import rich_click as click
+import click
 from click.exceptions import Exit
 
 from worker.cli import exits
+from worker.cli.command import Group
 
 NAME = "nats-taskflow"
 
@@ -18,7 +19,7 @@ def text() -> str:
     return files("worker").joinpath(".agents", "skills", NAME, "SKILL.md").read_text(encoding="utf-8")
 
 
-@click.group()
+@click.group(cls=Group)
 def skill() -> None:
     """Teach an LLM agent to use flows: the skill that comes with this version."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli.asking import Line, ReadCommand, run
 from worker.cli.showing import Printer, since
@@ -19,12 +19,12 @@ def stats(**arguments: Any) -> None:
     async def main(line: Line, printer: Printer) -> None:
         """Count."""
         found = await line.ask("stats")
-        printer.item(found, lines_of(found))
+        printer.item(found, figures(found))
 
     run(arguments, main)
 
 
-def lines_of(found: Json) -> list[tuple[str, str]]:
+def figures(found: Json) -> list[tuple[str, str]]:
     """Return the figures as lines."""
     flows = " · ".join(f"{count:,} {status}" for status, count in found["flows"].items())
     messages = " · ".join(f"{count:,} {name}" for name, count in found["messages"].items() if count) or "none yet"

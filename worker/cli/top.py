@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli.asking import Line, ReadCommand, run
-from worker.cli.showing import Printer, mark, printable, short, since, until, waits_on
-from worker.cli.stats import lines_of
-
-if TYPE_CHECKING:
-    from rich.console import Group
+from worker.cli.showing import Printer, clock, lines_of, mark, table_lines
+from worker.cli.stats import figures
+from worker.cli.waits import COLUMNS
 
 
 @click.command(cls=ReadCommand)
@@ -21,37 +22,37 @@ if TYPE_CHECKING:
 def top(*, interval: float, count: int | None, **arguments: Any) -> None:
     """Watch the worker: figures and the longest waits. Ctrl-C ends."""
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: Line, _printer: Printer) -> None:
         """Look again and again."""
         import asyncio
 
-        from rich.live import Live
-
         looks = count if count is not None else (2**62 if sys.stdout.isatty() else 1)
-        with Live(console=printer.console(), screen=sys.stdout.isatty() and count is None, auto_refresh=False) as live:
+        with _whole_screen(on=sys.stdout.isatty() and count is None) as home:
             for look in range(looks):
-                live.update(await _seen(line), refresh=True)
+                seen = await _seen(line)
+                click.echo(home + "\n".join(seen[: shutil.get_terminal_size().lines - 1] if home else seen))
                 if look + 1 < looks:
                     await asyncio.sleep(interval)
 
     run(arguments, main)
 
 
-async def _seen(line: Line) -> Group:
-    """Return what there is to see now."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
+@contextlib.contextmanager
+def _whole_screen(*, on: bool) -> Iterator[str]:
+    """Take the terminal's other screen meanwhile; gives what begins a look: back to the top, and what was there goes."""
+    if not on:
+        yield ""
+        return
+    click.echo("\x1b[?1049h", nl=False)
+    try:
+        yield "\x1b[H\x1b[2J"
+    finally:
+        click.echo("\x1b[?1049l", nl=False)
 
+
+async def _seen(line: Line) -> list[str]:
+    """Return what there is to see now, line by line."""
     stats = await line.ask("stats")
     page = await line.ask("waits", limit=20)
-    figures = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in lines_of(stats):
-        figures.add_row(Text(name, style="bold"), Text(printable(value)))
-    waits = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("FLOW", "CONTROLLER", "STEP", "SINCE", "DUE", "WAITS ON"):
-        waits.add_column(name, no_wrap=True)
-    for wait in page["waits"]:
-        cells = (short(wait["flow_id"]), wait["controller_id"], wait["current_step"], since(wait["since"], page["now"]))
-        waits.add_row(*(Text(printable(cell)) for cell in (*cells, until(wait["until"], page["now"]), waits_on(wait["wait"]))))
-    return Group(Text(f"taskflow top · {stats['now']} · {mark('waiting')} {stats['flows']['waiting']:,}"), figures, Text(""), waits)
+    title = f"taskflow top · {clock(stats['now'])} UTC · {mark('waiting')} {stats['flows']['waiting']:,}"
+    return [title, *lines_of(figures(stats)), "", *table_lines(page["waits"], COLUMNS)]

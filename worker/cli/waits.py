@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli.asking import Line, ReadCommand, agent_options, pages, run
 from worker.cli.choosing import wait_options
@@ -31,16 +31,8 @@ def waits(*, limit: int, watch: float | None, count: int | None, **arguments: An
     async def look(line: Line, printer: Printer) -> None:
         """Show them."""
         items, cursor = await pages(line, "waits", "waits", limit, fields)
-        columns = {
-            "FLOW": lambda w: short(w["flow_id"]),
-            "CONTROLLER": lambda w: w["controller_id"],
-            "STEP": lambda w: w["current_step"],
-            "SINCE": lambda w: since(w["since"]),
-            "DUE": _due,
-            "WAITS ON": lambda w: waits_on(w["wait"]),
-        }
         empty = "No wait is like that." if narrowed else "Nothing waits. Park a flow: taskflow flow wait FLOW --manual 'approve?'"
-        printer.items(items, columns, cursor=cursor, empty=empty)
+        printer.items(items, COLUMNS, cursor=cursor, empty=empty)
         if items and printer.for_people and arguments["as_agent"] is None:
             stats = await line.ask("stats")
             overdue, held = stats["waits"]["overdue"], stats["held"]
@@ -56,3 +48,13 @@ def _due(wait: dict[str, Any]) -> str:
         return "cancel requested"
     then = (wait["wait"] or {}).get("on_timeout")
     return until(wait["until"]) + (f" → {then}" if then and wait["until"] else "")
+
+
+COLUMNS = {
+    "FLOW": lambda w: short(w["flow_id"]),
+    "CONTROLLER": lambda w: w["controller_id"],
+    "STEP": lambda w: w["current_step"],
+    "SINCE": lambda w: since(w["since"]),
+    "DUE": _due,
+    "WAITS ON": lambda w: waits_on(w["wait"]),
+}

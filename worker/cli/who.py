@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import rich_click as click
+import click
 
 from worker.cli.asking import Line, ReadCommand, run
 from worker.cli.showing import Printer, short, since, until

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import rich_click as click
+import click
 
+from worker.cli import layout
 from worker.cli.asking import Line, ReadCommand, agent_options, run, whole_id
-from worker.cli.showing import Printer
+from worker.cli.showing import Printer, screen
 
 _SIGNS = {"waits": "⏸", "near": "✗", "next": "→", "state": "•"}
 
@@ -26,8 +27,8 @@ def why(*, flow: str, **arguments: Any) -> None:
             return
         printer.text(f"{found['flow_id']} is {found['status']}.")
         for said in found["sentences"]:
-            printer.text(f" {_SIGNS.get(said['kind'], '•')} {said['text']}")
+            printer.text(f" {_SIGNS.get(said['kind'], '•')} {layout.wrapped(said['text'], screen(), '   ')}")
             if said["fix"]:
-                printer.text(f"     {said['fix']}")
+                printer.text(f"     {layout.command_lines(said['fix'], screen(), '     ')}")
 
     run(arguments, main)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import rich_click as click
+import click
 
 from worker.cli import exits, taskflow
 from worker.cli.asking import AskCommand, ReadCommand
+from worker.cli.examples import EXAMPLES
 from worker.cli.options import SettingsCommand
 from worker.reference.tables import BY_HAND, page_of
 
@@ -46,6 +47,7 @@ def _described(command: click.Command, path: str, parent: click.Context) -> Iter
         return
     usage = " ".join(command.collect_usage_pieces(click.Context(command, info_name=path, parent=parent)))
     yield from (f"### {path}", "", f"`{path} {usage}`", "", _plain(command.help), "")
+    yield from ("```sh", *EXAMPLES[path.partition(" ")[2]], "```", "")
     own = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     for option in own:
         yield f"- `{_spelled(option)}`: {_plain(option.help)}" + (" *(required)*" if option.required else "")

@@ -1,0 +1,84 @@
+"""Lay text out for a terminal of so many columns: tables of one line a row, sentences and commands broken between words. Pure."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+GAP = "  "
+_NARROWEST = 8
+_TOKEN = re.compile(r"""(?:'[^']*'|"[^"]*"|\S)+""")
+
+
+class Column(NamedTuple):
+    """One column. `elastic`: it may be cut short where the terminal is narrow; the others never are."""
+
+    name: str
+    elastic: bool
+
+
+def cell_width(text: str) -> int:
+    """Count the columns that a text takes: wide letters take two, combining ones none."""
+    return sum(0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def cut(text: str, width: int) -> str:
+    """Return a text that fits, with an ellipsis where something was left out."""
+    if cell_width(text) <= width:
+        return text
+    kept, room = "", width - 1
+    for letter in text:
+        room -= cell_width(letter)
+        if room < 0:
+            break
+        kept += letter
+    return f"{kept.rstrip()}…"
+
+
+def padded(text: str, width: int) -> str:
+    """Return a text that takes exactly so many columns."""
+    return text + " " * (width - cell_width(text))
+
+
+def widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], screen: int | None) -> list[int]:
+    """Return how wide each column is: as it needs, or on a screen the elastic ones no wider than what the others leave them."""
+    wanted = [max(cell_width(cell) for cell in (column.name, *(row[at] for row in rows))) for at, column in enumerate(columns)]
+    if screen is None:
+        return wanted
+    elastic = [at for at, column in enumerate(columns) if column.elastic]
+    room = screen - sum(wanted) - len(GAP) * (len(columns) - 1) + sum(wanted[at] for at in elastic)
+    for left, at in zip(range(len(elastic), 0, -1), sorted(elastic, key=wanted.__getitem__), strict=True):
+        wanted[at] = min(wanted[at], max(room // left, _NARROWEST))
+        room -= wanted[at]
+    return wanted
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], screen: int | None) -> list[list[str]]:
+    """Return the heading and the rows as cells of the widths that fit; joined by `GAP` each is one line."""
+    flat = [[" ".join(cell.split()) for cell in row] for row in rows]
+    fitting = widths(columns, flat, screen)
+    lines = [[column.name for column in columns], *flat]
+    return [[padded(cut(cell, width), width) for cell, width in zip(line, fitting, strict=True)] for line in lines]
+
+
+def wrapped(text: str, screen: int | None, indent: str = "") -> str:
+    """Break a sentence between words; what follows the first line is indented. A word that is too long stays whole."""
+    return text if screen is None else _folded(text.split(), screen - len(indent), indent, "")
+
+
+def command_lines(command: str, screen: int | None, indent: str = "") -> str:
+    """Break a command so that it can be copied as it stands: between words, never inside quotes, with a backslash at the end."""
+    return command if screen is None else _folded(_TOKEN.findall(command), screen - len(indent) - 2, indent, " \\")
+
+
+def _folded(words: Sequence[str], room: int, indent: str, tail: str) -> str:
+    """Put as many words on each line as there is room for; the tail goes on to the next."""
+    lines: list[str] = []
+    for word in words:
+        if lines and cell_width(lines[-1]) + 1 + cell_width(word) <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return f"{tail}\n{indent}".join(lines)
