@@ -41,7 +41,7 @@ FLOW = "01900000-0000-7000-8000-000000000001"
 SERVER = {
     *("worker.engine", "worker.app", "worker.store", "worker.supervisor", "worker.telemetry", "worker.cli", "worker.config"),
     *("worker.bus.connection", "worker.bus.jetstream", "worker.bus.pull", "worker.flow.decide", "worker.manager", "worker.api"),
-    *("sqlite3", "aiosqlite", "click", "rich", "rich_click", "uvicorn", "prometheus_client", "structlog", "jsonschema", "uuid_utils"),
+    *("sqlite3", "aiosqlite", "click", "rich", "uvicorn", "prometheus_client", "structlog", "jsonschema", "uuid_utils"),
 }
 
 
