@@ -85,7 +85,7 @@ import sys
 from worker.cli import taskflow
 if ARGUMENTS != ["--help"]:
     from worker.cli import launch
-    launch.launch = lambda life: (life.close(), 0)[1]  # everything is loaded by then; nothing has to be there
+    launch.launch = lambda life, **how: (life.close(), 0)[1]  # everything is loaded by then; nothing has to be there
 evaluated = []
 sys.addaudithook(lambda event, given: evaluated.append(given) if event == "compile" else None)
 try:

@@ -166,8 +166,8 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int | None], str]:
         yield Canned()
 
     monkeypatch.setattr("worker.cli.asking._line", canned)
-    monkeypatch.setattr("worker.cli.launch.launch", asyncio.run)
-    monkeypatch.setattr("worker.telemetry.configure_logging", lambda _: None)
+    monkeypatch.setattr("worker.cli.launch.launch", lambda life, **_: asyncio.run(life))
+    monkeypatch.setattr("worker.logger.configure_at_first_use", lambda _: None)
     monkeypatch.setattr("worker.cli.showing._moment", lambda moment: NOW if moment is None else datetime.fromisoformat(moment))
 
     def run(command: str, columns: int | None) -> str:

@@ -6,21 +6,22 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.js import JetStreamContext
-from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from worker.bus import settings
 from worker.bus.base import Published, Source, Stream
 from worker.bus.connection import Connection, NatsOptions, NoAnswer
 from worker.bus.history import Kept
-from worker.bus.monitor import varz
 from worker.errors import BusLost, NotAllowed
 
+if TYPE_CHECKING:
+    from nats.js import JetStreamContext
+
+# What only some commands need (JetStream of nats-py is as large as all the rest of it) is imported where it is used.
 _SOON = 1.5
 _PATIENCE = 5.0
 
@@ -92,6 +93,8 @@ class Client:
 
     async def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> Published:
         """Store a message in its stream. Raises `Silent` where no stream takes it, or nobody says so; `NotAllowed`."""
+        from nats.js.errors import NoStreamResponseError  # noqa: PLC0415
+
         storing = self._connection.client.jetstream(timeout=_PATIENCE).publish(subject, body, headers=dict(headers))
         try:
             stored = await self._connection.permitted(storing, subject)
@@ -107,6 +110,8 @@ class Client:
 
         Raises `Silent` where the stream cannot be read, `NotAllowed` where the credentials may not.
         """
+        from nats.js.errors import APIError  # noqa: PLC0415
+
         try:
             return await self._connection.permitted(self._last(stream, count, since), f"$JS.API.STREAM.INFO.{stream}")
         except (NatsError, APIError, TimeoutError) as bad:
@@ -114,6 +119,8 @@ class Client:
 
     async def _last(self, stream: str, count: int, since: datetime | None) -> list[Kept]:
         """Read the messages. Raises what nats-py raises."""
+        from nats.js.errors import NotFoundError  # noqa: PLC0415
+
         jetstream = self._connection.client.jetstream(timeout=_PATIENCE)
         state = (await jetstream.stream_info(stream)).state
         first, end = max(state.first_seq, 1), state.last_seq + 1
@@ -146,6 +153,8 @@ class Client:
 
     async def sync_flaw(self, monitor_url: str) -> str | None:
         """Return why a power cut could lose what the server acknowledged, or None. Raises `Silent` where its monitoring does not answer."""
+        from worker.bus.monitor import varz  # noqa: PLC0415
+
         try:
             return settings.sync_warning(await asyncio.to_thread(varz, monitor_url))
         except (OSError, ValueError) as bad:
@@ -185,6 +194,8 @@ class Client:
 
 async def _first_since(jetstream: JetStreamContext, stream: str, places: range, at: datetime) -> int:
     """Return the place of the first message that was stored at a time or later; the end of `places` where there is none."""
+    from nats.js.errors import NotFoundError  # noqa: PLC0415
+
     low, high = places.start, places.stop
     while low < high:
         middle = (low + high) // 2

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-import structlog
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, SlowConsumerError
@@ -22,6 +21,7 @@ from worker.bus.outbound import Outbound
 from worker.bus.reading import ReadingClient
 from worker.bus.renewal import Renewal
 from worker.errors import NotAllowed
+from worker.logger import Logger
 
 __all__ = ["Connection", "NatsOptions", "NoAnswer", "NotPermitted", "public_address"]
 
@@ -57,7 +57,7 @@ class Connection:
         self._last_error = ""
         self._logged: dict[str, float] = {}
         self.dropped = 0
-        self._log = structlog.get_logger()
+        self._log = Logger()
 
     @property
     def connected(self) -> bool:

@@ -8,7 +8,6 @@ from typing import Self
 
 import msgspec
 from nats.errors import Error as NatsError
-from nats.js.api import AckPolicy, ConsumerConfig
 
 from worker.bus.base import Headers
 from worker.bus.connection import Connection, NatsOptions
@@ -51,6 +50,8 @@ class History:
 
     async def messages(self, stream: str) -> AsyncIterator[list[Kept]]:
         """Give the stream's messages in their order, some at a time, up to what is the last one when it is asked for."""
+        from nats.js.api import AckPolicy, ConsumerConfig  # noqa: PLC0415 - a large module, and others want only `Kept`
+
         jetstream, permitted = self._connection.client.jetstream(), self._connection.permitted
         # For a moment only: the server forgets a consumer that nobody asks.
         config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60.0, mem_storage=True)

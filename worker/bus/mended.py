@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import ParseResult, unquote
 
-import nkeys
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -92,6 +91,8 @@ class MendedClient(Client):
         if self._is_in_clear():
             raise NotEncrypted("nats: the server offers no TLS, and the connection has to be encrypted: nothing was sent")
         if self._nkeys_seed is not None:
+            import nkeys  # noqa: PLC0415 - and the cryptography behind it, for those who log in with a key
+
             key = nkeys.from_seed(bytearray(Path(self._nkeys_seed).read_bytes().strip()))
             self._public_nkey = key.public_key.decode()
             key.wipe()

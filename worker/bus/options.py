@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
-import nkeys
 
 from worker.errors import BusLost
 
@@ -94,6 +93,8 @@ def jwt_login(options: NatsOptions) -> dict[str, Any]:
 
     def sign(nonce: str) -> bytes:
         """Sign what the server sent."""
+        import nkeys  # noqa: PLC0415 - and the cryptography behind it, for those who log in with a key
+
         key = nkeys.from_seed(bytearray(seed().strip().encode()))
         signature = b64encode(key.sign(nonce.encode()))
         key.wipe()

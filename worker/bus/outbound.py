@@ -11,11 +11,11 @@ import asyncio
 from collections import deque
 from typing import NamedTuple
 
-import structlog
 from nats.aio.client import Client
 
 from worker.bus.base import NO_HEADERS, Headers, Published, PublishFailed
 from worker.bus.frames import encoded
+from worker.logger import Logger
 from worker.wire.headers import weight
 from worker.wire.subjects import is_literal
 
@@ -68,7 +68,7 @@ class Outbound:
         self._empty = asyncio.Event()
         self._empty.set()
         self._task: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger()
+        self._log = Logger()
 
     def put(self, frame: Frame) -> None:
         """Queue a frame; never blocks, never raises."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import structlog
 from nats.aio.subscription import Subscription
 
 from worker.bus.mended import MendedClient
+from worker.logger import Logger
 
 Take = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Takes a message as it came: subject, reply subject (empty: none), payload, header block (None: none). Must not block."""
@@ -23,6 +23,7 @@ class ReadingClient(MendedClient):
     def __init__(self) -> None:
         super().__init__()
         self._direct: dict[int, Take] = {}
+        self._log = Logger()
 
     async def subscribe_directly(self, subject: str, take: Take) -> Subscription:
         """Subscribe, and have `take` called from the read loop.
@@ -43,7 +44,7 @@ class ReadingClient(MendedClient):
         try:
             take(subject, reply, data, headers)
         except Exception:  # noqa: BLE001  a defect of ours must not end the read loop, and with it the connection
-            structlog.get_logger().exception("bus.take_failed")
+            self._log.exception("bus.take_failed")
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         """Forget a subscription."""

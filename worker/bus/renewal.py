@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-import structlog
 from nats.errors import Error as NatsError
 
 from worker.bus.reading import ReadingClient
+from worker.logger import Logger
 
 _EVERY = 2.0
 _TIMEOUT = 2
@@ -22,7 +22,7 @@ class Renewal:
         self._client = client
         self._denials = 0
         self._task: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger()
+        self._log = Logger()
 
     def deny(self, subject: str) -> None:
         """Note that the server drops a subscription."""

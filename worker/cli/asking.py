@@ -115,18 +115,27 @@ Main = Callable[[Line, Printer], Awaitable[int | None]]
 
 def run(arguments: Mapping[str, Any], main: Main, *, patience: float = 5.0) -> None:
     """Load the settings, open the line, and run `main`; its number, or what went wrong, is the exit code."""
-    from worker.cli.lean import load_structlog
-    from worker.config.tree import Log
-
-    load_structlog()
     from worker.cli.launch import launch
-    from worker.telemetry import configure_logging
+    from worker.cli.lean import defer_jetstream
+    from worker.logger import configure_at_first_use
 
     config = load_config(arguments)
-    configure_logging(Log(level="error"))
-    code = launch(_run(config, arguments, main, patience))
+    configure_at_first_use(_log_errors)
+    defer_jetstream()
+    code = launch(_run(config, arguments, main, patience), brief=True)
     if code:
         raise Exit(code)
+
+
+def _log_errors() -> None:
+    """Configure the log: what a person who asks should see of the connection."""
+    from worker.cli.lean import load_structlog
+
+    load_structlog()
+    from worker.config.tree import Log
+    from worker.telemetry import configure_logging
+
+    configure_logging(Log(level="error"))
 
 
 async def _run(config: Config, arguments: Mapping[str, Any], main: Main, patience: float) -> int:

@@ -28,13 +28,16 @@ until it is committed, so that each look goes through it in vain: a quarter of t
 """
 
 
-def launch(main: Coroutine[Any, Any, int]) -> int:
-    """Run `main` to its end and give its exit code. Raises `Exhausted` where the system gives no thread for it."""
+def launch(main: Coroutine[Any, Any, int], *, brief: bool = False) -> int:
+    """Run `main` to its end and give its exit code. Raises `Exhausted` where the system gives no thread for it.
+
+    `brief`: it is over before a faster loop would have been loaded.
+    """
     sys.setswitchinterval(SWITCH)
     gc.set_threshold(*COLLECT_AFTER)
     gc.freeze()  # what is imported by now stays for good: not to be looked through each time
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=None if brief else _loop_factory()) as runner:
             return runner.run(main)
     except KeyboardInterrupt:
         return INTERRUPTED
