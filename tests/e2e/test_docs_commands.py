@@ -36,6 +36,7 @@ DATA = {"", "json", "toml", "yaml", "text"}
 
 ELSEWHERE: dict[tuple[str, str], str] = {
     ("README.md", "python"): "tests/e2e/test_readme.py",
+    ("docs/cli.md", "sh"): "tests/unit/test_cli_showing.py",
     ("docs/client.md", "python"): "tests/e2e/test_client_docs.py",
     ("docs/testing.md", "python"): "tests/testing/test_docs.py",
     ("docs/waiting.md", "python"): "tests/e2e/test_docs.py",
