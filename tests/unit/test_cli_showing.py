@@ -140,6 +140,12 @@ def test_every_command_has_an_example_that_can_be_typed(path: str, tmp_path: Pat
         assert line in CliRunner().invoke(taskflow, [*path.split(), "--help"], prog_name="taskflow").stdout
 
 
+@pytest.mark.parametrize("path", ["", *sorted(all_commands())])
+def test_no_help_names_a_page_that_its_readers_do_not_have(path: str) -> None:
+    said = CliRunner().invoke(taskflow, [*path.split(), "--help"], prog_name="taskflow").stdout
+    assert re.findall(r"\b(?:SEMANTICS|CONTRACT|RELIABILITY|ARCHITECTURE|R\d+)\b", said) == []
+
+
 def test_every_command_is_listed_under_one_heading() -> None:
     assert {path.split()[0] for path in EXAMPLES} == set(_COMMANDS), "an example of no command is left over"
     assert sorted(name for names in taskflow.sections.values() for name in names) == sorted(_COMMANDS)

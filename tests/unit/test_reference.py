@@ -43,6 +43,11 @@ def test_a_generated_page_is_up_to_date(name: str, made: dict[str, str]) -> None
     assert (DOCS / name).read_text(encoding="utf-8") == made[name], "run: make docs"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_generated_page_names_no_page_that_its_readers_do_not_have(name: str, made: dict[str, str]) -> None:
+    assert re.findall(r"\b(?:SEMANTICS|CONTRACT|RELIABILITY|ARCHITECTURE|R\d+)\b", made[name]) == []
+
+
 def test_every_generated_page_is_there(made: dict[str, str]) -> None:
     assert sorted(made) == NAMES, "run: make docs"
 

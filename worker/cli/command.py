@@ -44,7 +44,7 @@ class Command(click.Command):
         panels: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and record[1]:  # arguments have none: the usage line names them, and the text says what they are
                 names = _RANGE.sub("N", record[0])
                 panels.setdefault(getattr(parameter, "panel", OWN), []).append((names, record[1]))
         for title in sorted(panels, key=lambda title: title == CONNECTION):

@@ -98,6 +98,7 @@ def _metavar(setting: Setting) -> str:
 def _remarks(setting: Setting) -> str:
     """Give the default, and the variables besides `TASKFLOW_<SECTION>_<KEY>`."""
     default = ",".join(setting.default) if isinstance(setting.default, tuple) else str(setting.default)
+    default = default.lower() if isinstance(setting.default, bool) else default
     told = [f"default: {default}"] if setting.default not in (None, "", ()) else []
     if setting.about.env:
         told.append(f"also: ${', $'.join(setting.about.env)}")
