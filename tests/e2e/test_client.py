@@ -98,6 +98,8 @@ async def test_queries_give_pages_as_one_iterator(flows: FlowClient, monkeypatch
         await made[0].observe(f"run-{number}", "look", "running")
     assert [flow.id async for flow in flows.list()] == [flow.id for flow in reversed(made)]
     assert [flow.id async for flow in flows.list(status="waiting")] == [made[0].id]
+    assert [flow.id async for flow in flows.list(status="waiting", controller="*", since="1h")] == [made[0].id]
+    assert [flow.id async for flow in flows.list(goal="no flow has this in its goal")] == []
     assert [step.run_id async for step in made[0].steps()] == [f"run-{number}" for number in range(5)]
     assert [entry.seq async for entry in made[0].history()] == list(range(1, 9))
     assert [wait.flow_id async for wait in flows.waits()] == [made[0].id]

@@ -149,9 +149,26 @@ class FlowClient:
         body = await self._doors.query("status", {"flow_id": flow_id, "session_id": self.session})
         return Flow(self, msgspec.json.decode(body, type=_Status).flow)
 
-    async def list(self, *, status: FlowStatus | str | None = None) -> AsyncGenerator[Flow, None]:
-        """Give this agent's and session's flows, newest first, page by page as they are asked for."""
-        async for page in self._pages("list_mine", {"status": status}, FlowPage):
+    async def list(
+        self,
+        *,
+        status: FlowStatus | str | None = None,
+        controller: str | None = None,
+        step: str | None = None,
+        topic: str | None = None,
+        correlation_id: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        goal: str | None = None,
+    ) -> AsyncGenerator[Flow, None]:
+        """Give this agent's and session's flows, newest first, page by page as they are asked for.
+
+        `controller` may have `*` for any text (`kate/*`), `goal` is a part of the goal. `topic`, `correlation_id`: what a flow waits for.
+        `since`, `until`: when it last changed, a duration ago (`1h`) or an RFC 3339 time.
+        """
+        waits_for = {"topic": topic, "correlation_id": correlation_id}
+        asked = {"status": status, "controller": controller, "step": step, "since": since, "until": until, "goal": goal, **waits_for}
+        async for page in self._pages("list_mine", asked, FlowPage):
             for shown in page.flows:
                 yield Flow(self, shown)
 
