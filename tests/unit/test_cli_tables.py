@@ -15,10 +15,12 @@ from click.testing import CliRunner, _NamedTextIOWrapper
 
 from tests.snapshot import assert_same
 from worker.bus.history import Kept
-from worker.cli import layout, taskflow
+from worker.cli import db_findings, doctor, layout, taskflow
 from worker.cli.asking import Online
 from worker.cli.layout import cell_width, command_lines
+from worker.cli.verdicts import Verdict
 from worker.config import Config
+from worker.invariants.findings import Findings, Violated
 from worker.wire.subjects import Subjects
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -188,6 +190,25 @@ def test_a_table_looks_as_it_should(shown: Callable[[str, int | None], str], nam
         in_json = name == "flow-show"  # its state is JSON as it is
         assert in_json or [line for line in text.splitlines() if cell_width(line) > columns and " " in line.strip()] == []
         assert ".123456" not in text
+
+
+@pytest.mark.parametrize("columns", [80, 120, 200, None])
+def test_what_the_doctor_and_the_check_found_is_broken_between_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int | None
+) -> None:
+    monkeypatch.setattr("worker.cli.showing.screen", lambda: columns)
+    monkeypatch.setattr("worker.cli.db_findings.screen", lambda: columns)
+    warned = "not known: nats.monitor_url is not set, so whether the server syncs what it acknowledges cannot be asked"
+    doctor._show(
+        [Verdict("config", "ok", "fine"), Verdict("server sync", "warn", warned, "set nats.monitor_url (http://host:8222)")],
+        Config(),
+        "text",
+    )
+    violated = Violated(number="I-8", name="the journal is the row", advice="restore a backup", count=1, sentences=[PROMPT])
+    more = {"flows": 3, "waiting": {"events": 2}, "looked_at": ["I-8"], "seconds": 0.1, "violations": [violated]}
+    found = Findings(ok=False, path="/var/lib/taskflow/flows.db", worker=7, at=at(12), **more)  # type: ignore[arg-type]  # the values fit
+    db_findings.show(found, "text")
+    assert_same(f"cli/findings.{columns or 'pipe'}.txt", capsys.readouterr().out)
 
 
 def test_what_names_a_flow_and_says_when_is_whole_however_long_the_prompt(shown: Callable[[str, int | None], str]) -> None:

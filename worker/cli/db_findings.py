@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from worker.cli.layout import wrapped
+from worker.cli.showing import paint, printable, screen
 
+if TYPE_CHECKING:
     from worker.invariants.checking import Progress
     from worker.invariants.findings import Findings, Violated
 
@@ -44,34 +45,30 @@ def show(findings: Findings, output: str) -> None:
 
         click.echo(msgspec.json.encode(findings))
         return
-    console = _console()
     if findings.worker is not None:
-        console.print(f"A worker (pid {findings.worker}) is running: this is a snapshot of {findings.at}.", markup=False)
+        _say(f"A worker (pid {findings.worker}) is running: this is a snapshot of {findings.at}.")
     for violated in findings.violations:
-        _show_one(console, violated)
+        _show_one(violated)
     waiting = ", ".join(f"{number} {outlet.replace('_', ' ')}" for outlet, number in findings.waiting.items() if number)
     if waiting:
-        console.print(f"On their way out, and no violation: {waiting}.", markup=False)
+        _say(f"On their way out, and no violation: {waiting}.")
     said = "Everything holds" if findings.ok else f"{len(findings.violations)} of {len(findings.looked_at)} invariants do not hold"
-    console.print(
-        f"{said}: {findings.flows} flows in {findings.path}, {len(findings.looked_at)} invariants, {findings.seconds:.1f} s.", markup=False
+    # One line, however long the path is: pages and people search for it.
+    click.echo(
+        printable(f"{said}: {findings.flows} flows in {findings.path}, {len(findings.looked_at)} invariants, {findings.seconds:.1f} s.")
     )
 
 
-def _show_one(console: Console, violated: Violated) -> None:
+def _show_one(violated: Violated) -> None:
     """Print one invariant that does not hold, what was found and what to do."""
-    from rich.text import Text
-
-    console.print(Text.assemble((violated.number, "bold red"), " ", (f"{violated.name} does not hold", "bold")))
+    click.echo(f"{paint(violated.number, fg='red', bold=True)} {paint(f'{violated.name} does not hold', bold=True)}")
     for sentence in violated.sentences[:_SHOWN]:
-        console.print(f"  {sentence}", markup=False)
+        _say(sentence, "  ")
     if violated.count > _SHOWN:
-        console.print(f"  … and {violated.count - _SHOWN} more", markup=False)
-    console.print(Text(f"  What to do: {violated.advice}.", style="dim"))
+        _say(f"… and {violated.count - _SHOWN} more", "  ")
+    _say(f"What to do: {violated.advice}.", "  ", dim=True)
 
 
-def _console() -> Console:
-    """Make the console: colours on a terminal, unless NO_COLOR is set; plain lines, never folded, otherwise."""
-    from rich.console import Console
-
-    return Console(soft_wrap=True, highlight=False)
+def _say(text: str, indent: str = "", **style: bool) -> None:
+    """Print a sentence, broken between words at a terminal."""
+    click.echo(indent + paint(wrapped(printable(text), screen(), indent), **style))
