@@ -55,9 +55,8 @@ from worker.wait_engine import WaitEngine
 from worker.wire import capacity
 from worker.wire.delegations import taken_for_reply
 from worker.wire.replies import Bindings
-from worker.wire.subjects import Subjects
+from worker.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects
 
-INBOUND, EVENTS, DEAD_LETTERS = "TASKFLOW_IN", "TASKFLOW_EVT", "TASKFLOW_DLQ"
 REMEMBERED_TIMES = 2.0
 """A message or id is remembered this many times as long as its stream keeps it, should somebody raise the stream's age meanwhile."""
 

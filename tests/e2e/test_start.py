@@ -31,7 +31,7 @@ OURS_UNUSED_TO_ASK = {"worker.telemetry", "worker.bus.monitor", "worker.app", "w
 ASK = "import sys; sys.argv = ['taskflow', *sys.argv[1:]]\nfrom worker.cli import main\ntry: main()\nfinally: print(*sys.modules)"
 
 
-@pytest.mark.parametrize("question", ["waits", "flow list", "stats", "top --count 1", "check"])
+@pytest.mark.parametrize("question", ["waits", "flow list", "stats", "top --count 1", "check", "events"])
 async def test_a_question_is_answered_without_loading_what_it_does_not_use(tmp_path: Path, question: str) -> None:
     """As a set of modules, since times differ from machine to machine: each of these was 3 to 30 ms of every start."""
     async with Stage(tmp_path) as stage:
@@ -42,4 +42,5 @@ async def test_a_question_is_answered_without_loading_what_it_does_not_use(tmp_p
     assert process.returncode == 0
     loaded = set(said.decode().splitlines()[-1].split())
     assert "nats.aio.client" in loaded
-    assert not loaded & (UNUSED_TO_ASK | OURS_UNUSED_TO_ASK)
+    reads_a_stream = {"nats.js.api", "nats.js.client"} if question == "events" else set()
+    assert not loaded & (UNUSED_TO_ASK | OURS_UNUSED_TO_ASK) - reads_a_stream

@@ -84,10 +84,10 @@ def _streams(config: Config, place: str) -> dict[str, Any]:
 
 async def _read(config: Config, keep: Callable[[str, Ledger], None]) -> int:
     """Read both streams into ledgers."""
-    from worker.app import DEAD_LETTERS, EVENTS
     from worker.bus.history import History
     from worker.bus.options import nats_options
     from worker.invariants import Ledger, Message
+    from worker.wire.subjects import DEAD_LETTERS, EVENTS
 
     async with History(nats_options(config.nats)) as history:
         for name, stream in (("events", EVENTS), ("letters", DEAD_LETTERS)):

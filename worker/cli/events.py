@@ -41,7 +41,7 @@ def events(*, follow: bool, last: int | None, since: str | None, pattern: str | 
 
     async def main(line: Line, printer: Printer) -> None:
         """Show the last ones, then follow."""
-        from worker.app import EVENTS
+        from worker.wire.subjects import EVENTS
 
         assert isinstance(line, Online), "events come over NATS"
         flow_id = await whole_id(line, arguments["flow"]) if arguments["flow"] else None

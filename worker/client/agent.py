@@ -39,11 +39,11 @@ from worker.client.conditions import Length, length
 from worker.client.errors import AlreadyTerminal, Forbidden, InvalidRequest, NotFound
 from worker.client.events import Event, event_in, kinds_of
 from worker.client.flow import Flow
-from worker.client.flows import EVENTS, FlowClient
+from worker.client.flows import FlowClient
 from worker.client.lanes import Lanes, Later
 from worker.client.numbering import CURRENT, Numbering
 from worker.client.transport import Deliveries, Delivery, NotPermitted
-from worker.wire.subjects import is_token
+from worker.wire.subjects import EVENTS, is_token
 
 Handler = Callable[[Flow, Event], Awaitable[None]]
 _H = TypeVar("_H", bound=Callable[[Flow, Event], Coroutine[Any, Any, None]])

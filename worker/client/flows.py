@@ -19,12 +19,11 @@ from worker.client.replying import checked_id, written
 from worker.client.transport import NotPermitted, Stored, Transport
 from worker.flow.lifecycle import FlowStatus
 from worker.wire.documents import EventPage, EventShown, FlowPage, FlowShown, StepPage, StepShown, WaitPage, WaitShown
-from worker.wire.subjects import Subjects, is_token
+from worker.wire.subjects import EVENTS, Subjects, is_token
 
 if TYPE_CHECKING:
     from nats.aio.client import Client as NatsClient
 
-EVENTS = "TASKFLOW_EVT"
 Where = Union[str, "NatsClient", Transport, None]
 """Where NATS is: a URL, the name of a context of the `nats` CLI, a connected nats-py client, a transport; None: as the settings say."""
 _PAGE = 200

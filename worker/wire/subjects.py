@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 
+INBOUND, EVENTS, DEAD_LETTERS = "TASKFLOW_IN", "TASKFLOW_EVT", "TASKFLOW_DLQ"
+"""The streams."""
+
 _TOKEN = re.compile(r"\A[A-Za-z0-9_-]{1,63}\Z")
 _LITERAL_TOKEN = re.compile(r"\A[^\s\x00-\x20\x7f.*>]+\Z")
 _LITERAL = re.compile(r"\A[^\s\x00-\x20\x7f.*>]+(?:\.[^\s\x00-\x20\x7f.*>]+)*\Z")
