@@ -166,7 +166,7 @@ class Api:
             return outcomes.flows_page(*await self._flows(query, asked, asked.status))
         after = read_number(asked.cursor) or None
         found = await self._engine.store.find_flows(wanted, limit=asked.limit, after=after)
-        return outcomes.flows_page(*_fitting(found, self._budget))
+        return outcomes.flows_page(*_fit(found, self._budget))
 
     async def _steps(self, query: Query, asked: Any) -> bytes:
         """List a flow's observed runs."""
@@ -185,7 +185,7 @@ class Api:
     async def _why(self, query: Query, asked: Any) -> bytes:
         """Explain a flow of the owner's."""
         flow = await self._owned(query, asked.flow_id)
-        return await self._operators.explained(flow, query.agent, query.request.session_id)
+        return await self._operators.explain_to_agent(flow, query.agent, query.request.session_id)
 
     async def _history(self, query: Query, asked: Any) -> bytes:
         """Show a flow's journal, in the order that is asked for."""
@@ -205,7 +205,7 @@ class Api:
         """Return a page of the owner's flows, as many as fit into an answer, and where the next page goes on."""
         after = read_number(asked.cursor) or None
         found = await self._engine.store.list_flows(owner=query.owner, status=status, limit=asked.limit, after=after)
-        return _fitting(found, self._budget)
+        return _fit(found, self._budget)
 
     async def _outcome(self, query: Query, asked: Any) -> bytes:
         """Show the stored outcome of a command of this agent, byte for byte."""
@@ -216,7 +216,7 @@ class Api:
         return row.result
 
 
-def _fitting(page: Page[Flow], budget: int) -> tuple[list[Flow], int | None]:
+def _fit(page: Page[Flow], budget: int) -> tuple[list[Flow], int | None]:
     """Return the first flows of a page, as many as fit into an answer, and where the next page goes on."""
     count = outcomes.flows_that_fit(page.items, budget=budget)
     return page.items[:count], page.next if count == len(page.rows) else page.rows[count - 1][0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from worker.admin.explaining import Circumstances, explain, for_agent, reply_leaves
+from worker.admin.explaining import Circumstances, advise_agent, explain, reply_leaves
 from worker.admin.pages import (
     STATUSES,
     by_status,
@@ -160,12 +160,12 @@ class Desk:
         said = explain(await self._circumstances(flow))
         return _ENCODE(oversight.WhyAnswer(flow_id=flow.id, status=flow.status.value, sentences=said))
 
-    async def explained(self, flow: Flow, agent: str, session: str) -> bytes:
+    async def explain_to_agent(self, flow: Flow, agent: str, session: str) -> bytes:
         """Explain a flow to its agent: only replies for what it waits for itself, and advice that its own rights are enough for."""
         circumstances = await self._circumstances(flow)
         mine = {(leaf.topic, leaf.correlation_id) for leaf in reply_leaves(flow)} | set(await self._reads.waited_for(flow.id, _PAIRS))
         circumstances.held = {n: held for n, held in circumstances.held.items() if (held.topic, held.correlation_id) in mine}
-        said = for_agent(explain(circumstances), agent, session)
+        said = advise_agent(explain(circumstances), agent, session)
         return _ENCODE(oversight.WhyAnswer(flow_id=flow.id, status=flow.status.value, sentences=said))
 
     async def _circumstances(self, flow: Flow) -> Circumstances:

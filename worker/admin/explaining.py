@@ -66,13 +66,13 @@ def explain(its: Circumstances) -> list[Reason]:
 _OF_AGENTS = ("taskflow flow run ", "taskflow flow resume ", "taskflow flow cancel ", "taskflow flow history ", "taskflow why ")
 
 
-def for_agent(said: Sequence[Reason], agent: str, session: str) -> list[Reason]:
+def advise_agent(said: Sequence[Reason], agent: str, session: str) -> list[Reason]:
     """Return the sentences with fixes that the flow's agent can carry out with its own rights; what only operators can do is left out."""
     whose = f" --agent {agent}" + (f" --session {shlex.quote(session)}" if session != "main" else "")
-    return [msgspec.structs.replace(one, fix=_fix_for_agent(one.fix, whose)) for one in said]
+    return [msgspec.structs.replace(one, fix=_advise(one.fix, whose)) for one in said]
 
 
-def _fix_for_agent(fix: str | None, whose: str) -> str | None:
+def _advise(fix: str | None, whose: str) -> str | None:
     """Return a fix as the agent `whose` flow it is runs it; None where it may not."""
     if fix is None or fix.startswith("taskflow reply "):
         return fix

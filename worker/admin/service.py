@@ -45,9 +45,9 @@ class Operators:
             self._log.info("operator_intervened", verb=verb, kind=type(asked).__name__, actor=actor_of(asked), reason=asked.reason)
         return answer
 
-    async def explained(self, flow: Flow, agent: str, session: str) -> bytes:
+    async def explain_to_agent(self, flow: Flow, agent: str, session: str) -> bytes:
         """Answer an agent why its flow stands where it stands."""
-        return await self._desk.explained(flow, agent, session)
+        return await self._desk.explain_to_agent(flow, agent, session)
 
     async def _done(self, asked: Intervention) -> bytes:
         """Carry out an intervention."""

@@ -76,7 +76,7 @@ class Commands(Group):
         command: click.Command = getattr(importlib.import_module(f"worker.cli.{cmd_name}"), cmd_name)
         return command
 
-    def said_of(self, ctx: click.Context, name: str) -> str:  # noqa: ARG002 - the group's signature
+    def describe(self, ctx: click.Context, name: str) -> str:  # noqa: ARG002 - the group's signature
         """Say what a subcommand does without loading it: a fifth of the help's time would be the loading of them all."""
         return first_sentence(_COMMANDS[name])
 

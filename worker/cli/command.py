@@ -73,9 +73,9 @@ class Group(click.Group):
         width = max((len(name) for name in self.list_commands(ctx)), default=0)
         for title, names in (self.sections or {"Commands": tuple(self.list_commands(ctx))}).items():
             with formatter.section(title):
-                formatter.write_dl([(f"{name:<{width}}", self.said_of(ctx, name)) for name in names])
+                formatter.write_dl([(f"{name:<{width}}", self.describe(ctx, name)) for name in names])
 
-    def said_of(self, ctx: click.Context, name: str) -> str:
+    def describe(self, ctx: click.Context, name: str) -> str:
         """Say in a sentence what a command does."""
         command = self.get_command(ctx, name)
         return first_sentence((command.help if command is not None else None) or "")

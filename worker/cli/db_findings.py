@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from worker.cli.layout import wrapped
+from worker.cli.layout import wrap
 from worker.cli.showing import paint, printable, screen
 
 if TYPE_CHECKING:
@@ -71,4 +71,4 @@ def _show_one(violated: Violated) -> None:
 
 def _say(text: str, indent: str = "", **style: bool) -> None:
     """Print a sentence, broken between words at a terminal."""
-    click.echo(indent + paint(wrapped(printable(text), screen(), indent), **style))
+    click.echo(indent + paint(wrap(printable(text), screen(), indent), **style))

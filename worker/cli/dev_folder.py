@@ -15,7 +15,7 @@ FOLDER = Path(".taskflow")
 DATABASE = FOLDER / "flows.db"
 
 
-def left_by_dev() -> Mapping[str, Found]:
+def find_dev_database() -> Mapping[str, Found]:
     """Presume the database that `taskflow dev` made here, where this user owns it and nobody else can have put it there."""
     from worker.config import Config, Found
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from worker.cli import exits
-from worker.cli.dev_folder import left_by_dev
+from worker.cli.dev_folder import find_dev_database
 from worker.cli.options import SettingsCommand, load_config
 from worker.cli.verdicts import Verdict
 
@@ -33,7 +33,7 @@ def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
     from worker.config.tree import Log
     from worker.telemetry import configure_logging
 
-    config = load_config(arguments, left_by_dev())
+    config = load_config(arguments, find_dev_database())
     configure_logging(Log(level="error"))
     told = "every setting can be read, secrets by this user alone (taskflow config show --origin says where each comes from)"
     distant: list[Verdict] = []
@@ -54,7 +54,7 @@ def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
 
 def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
     """Print the verdicts."""
-    from worker.cli.layout import wrapped
+    from worker.cli.layout import wrap
     from worker.cli.showing import printable, screen
     from worker.config import shown
 
@@ -68,9 +68,9 @@ def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
     width = max(len(verdict.name) for verdict in verdicts)
     for verdict in verdicts:
         indent = " " * (width + 4)
-        click.echo(f"{_SIGNS[verdict.level]} {verdict.name:<{width}}  {wrapped(printable(verdict.text), screen(), indent)}")
+        click.echo(f"{_SIGNS[verdict.level]} {verdict.name:<{width}}  {wrap(printable(verdict.text), screen(), indent)}")
         if verdict.fix:
-            click.echo(f"{indent}→ {wrapped(printable(verdict.fix), screen(), indent + '  ')}")
+            click.echo(f"{indent}→ {wrap(printable(verdict.fix), screen(), indent + '  ')}")
 
 
 async def _over_nats(config: Config, worker: dict[str, Any]) -> list[Verdict]:

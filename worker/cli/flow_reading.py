@@ -10,7 +10,7 @@ import click
 from worker.cli.asking import Json, Line, ReadCommand, agent_options, pages, run, whole_id
 from worker.cli.choosing import filter_options, narrowed
 from worker.cli.following import followed, watch_options, watched
-from worker.cli.showing import Printer, ago, clock, short, since, standing, waits_on
+from worker.cli.showing import Printer, ago, clock, short, since, status_of, waits_on
 
 _NONE = "No flows. Start one: taskflow flow start --agent kate --controller kate/inbox --goal 'triage the inbox'"
 
@@ -39,7 +39,7 @@ def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None
         else:
             columns = {
                 "FLOW": lambda f: short(f["id"]),
-                "STATUS": standing,
+                "STATUS": status_of,
                 "CONTROLLER": lambda f: f["controller_id"],
                 "STEP": lambda f: f["current_step"],
                 "REV": lambda f: str(f["revision"]),
@@ -73,7 +73,7 @@ def _said(found: Json, printer: Printer) -> None:
     """Say how a flow is."""
     lines = [
         ("flow", found["id"]),
-        ("status", standing(found)),
+        ("status", status_of(found)),
         ("goal", found["goal"]),
         ("controller", found["controller_id"]),
         ("owner", found["owner_session_key"]),

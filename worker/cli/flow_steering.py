@@ -11,7 +11,7 @@ from worker.cli import exits
 from worker.cli.asking import AskCommand, Line, Refused, agent_options, intervention, reason_option, run
 from worker.cli.choosing import FILTERS, RATE, bulk_options, chosen, confirmed, narrowed
 from worker.cli.flow_acting import json_value
-from worker.cli.showing import Printer, progress, short, standing
+from worker.cli.showing import Printer, progress, short, status_of
 
 Json = dict[str, Any]
 _REVISION = click.option("--expected-revision", type=int, metavar="N", help="Refuse if the flow is not at this revision.")
@@ -21,7 +21,7 @@ _FLOWS = click.argument("flows", nargs=-1, metavar="[FLOW…]")
 
 _COLUMNS = {
     "FLOW": lambda a: short(a["flow"]["id"]),
-    "STATUS": lambda a: standing(a["flow"]),
+    "STATUS": lambda a: status_of(a["flow"]),
     "REV": lambda a: str(a["flow"]["revision"]),
     "ALSO": lambda a: (
         f"{sum(a['cancelled_children'][name] for name in ('done', 'pending'))} children" if a.get("cancelled_children") else ""

@@ -37,7 +37,7 @@ def cut(text: str, width: int) -> str:
     return f"{kept.rstrip()}…"
 
 
-def padded(text: str, width: int) -> str:
+def pad(text: str, width: int) -> str:
     """Return a text that takes exactly so many columns."""
     return text + " " * (width - cell_width(text))
 
@@ -60,20 +60,20 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], screen: int 
     flat = [[" ".join(cell.split()) for cell in row] for row in rows]
     fitting = widths(columns, flat, screen)
     lines = [[column.name for column in columns], *flat]
-    return [[padded(cut(cell, width), width) for cell, width in zip(line, fitting, strict=True)] for line in lines]
+    return [[pad(cut(cell, width), width) for cell, width in zip(line, fitting, strict=True)] for line in lines]
 
 
-def wrapped(text: str, screen: int | None, indent: str = "") -> str:
+def wrap(text: str, screen: int | None, indent: str = "") -> str:
     """Break a sentence between words; what follows the first line is indented. A word that is too long stays whole."""
-    return text if screen is None else _folded(text.split(), screen - len(indent), indent, "")
+    return text if screen is None else _fold(text.split(), screen - len(indent), indent, "")
 
 
 def command_lines(command: str, screen: int | None, indent: str = "") -> str:
     """Break a command so that it can be copied as it stands: between words, never inside quotes, with a backslash at the end."""
-    return command if screen is None else _folded(_TOKEN.findall(command), screen - len(indent) - 2, indent, " \\")
+    return command if screen is None else _fold(_TOKEN.findall(command), screen - len(indent) - 2, indent, " \\")
 
 
-def _folded(words: Sequence[str], room: int, indent: str, tail: str) -> str:
+def _fold(words: Sequence[str], room: int, indent: str, tail: str) -> str:
     """Put as many words on each line as there is room for; the tail goes on to the next."""
     lines: list[str] = []
     for word in words:

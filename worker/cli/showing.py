@@ -131,7 +131,7 @@ def lines_of(named: Sequence[tuple[str, str]]) -> list[str]:
     said = []
     for name, value in named:
         text = printable(value)
-        shown = text if "\n" in text else layout.wrapped(text, screen(), " " * (width + 2))
+        shown = text if "\n" in text else layout.wrap(text, screen(), " " * (width + 2))
         said.append(f"{name:<{width}}  {shown}".rstrip())
     return said
 
@@ -146,7 +146,7 @@ def mark(status: str) -> str:
     return f"{_MARKS.get(status, '?')} {status}"
 
 
-def standing(flow: Mapping[str, Any]) -> str:
+def status_of(flow: Mapping[str, Any]) -> str:
     """Return a flow's status with its sign, and whether somebody asked it to end."""
     return mark(flow["status"]) + (" (cancelling)" if flow["cancel_requested"] else "")
 

@@ -27,7 +27,7 @@ def why(*, flow: str, **arguments: Any) -> None:
             return
         printer.text(f"{found['flow_id']} is {found['status']}.")
         for said in found["sentences"]:
-            printer.text(f" {_SIGNS.get(said['kind'], '•')} {layout.wrapped(said['text'], screen(), '   ')}")
+            printer.text(f" {_SIGNS.get(said['kind'], '•')} {layout.wrap(said['text'], screen(), '   ')}")
             if said["fix"]:
                 printer.text(f"     {layout.command_lines(said['fix'], screen(), '     ')}")
 

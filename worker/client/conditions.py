@@ -39,7 +39,7 @@ def timer(at: datetime | Length) -> Condition:
     """Wait until `at`: an aware datetime, or a duration from the parking. Raises `InvalidRequest` for anything else."""
     if isinstance(at, datetime):
         return {"kind": "timer", "at": _instant(at, "/wait_condition/at")}
-    return {"kind": "timer", "after": _spelled(at, "/wait_condition/after")}
+    return {"kind": "timer", "after": _spell(at, "/wait_condition/after")}
 
 
 def manual(
@@ -82,10 +82,10 @@ def at_least(
 
 def length(given: Length) -> timedelta:
     """Return a duration. Raises `InvalidRequest` for what is none, a bare number too: of what?"""
-    return timedelta(microseconds=parse_duration(_spelled(given, "/timeout")))
+    return timedelta(microseconds=parse_duration(_spell(given, "/timeout")))
 
 
-def _spelled(given: Length, path: str) -> str:
+def _spell(given: Length, path: str) -> str:
     """Return a duration as the worker reads it. Raises `InvalidRequest` for what is none."""
     try:
         if isinstance(given, timedelta):
@@ -101,7 +101,7 @@ def bounds(timeout: Length | None, deadline: datetime | None, on_timeout: OnTime
     """Return the fields that end a wait. Raises `InvalidRequest` where they cannot be right."""
     said: Condition = {}
     if timeout is not None:
-        said["timeout"] = _spelled(timeout, "/timeout")
+        said["timeout"] = _spell(timeout, "/timeout")
     if deadline is not None:
         said["deadline"] = _instant(deadline, "/deadline")
     if on_timeout != "resume":

@@ -92,9 +92,9 @@ def documents() -> dict[str, bytes]:
     """Return every file of `schemas/`: name → contents. Deterministic."""
     schemas = {name: _document(name, title, shape) for name, title, shape in _listed()}
     schemas["command.wait.json"]["properties"]["wait_condition"] = {"$ref": "wait-condition.json"}
-    schemas["wait-condition.json"]["$defs"]["Timer"]["oneOf"] = [_with("at"), _with("after")]
+    schemas["wait-condition.json"]["$defs"]["Timer"]["oneOf"] = [_require("at"), _require("after")]
     for name, (entry, suffix) in _BY_KIND.items():
-        schemas[name]["$defs"] = dict(sorted(_typed_by_kind(schemas[name]["$defs"], entry, suffix).items()))
+        schemas[name]["$defs"] = dict(sorted(_type_by_kind(schemas[name]["$defs"], entry, suffix).items()))
     for (name, field), value in _CONSTANT.items():
         schemas[name]["properties"][field] = {"const": value}
     said = "What became of a command: it took effect, or changed nothing."
@@ -155,13 +155,13 @@ def _document(name: str, title: str, shape: Any) -> Schema:
 def _schema_of(shape: Any) -> tuple[Schema, dict[str, Schema]]:
     """Return the schema of a type, and those that it refers to, by name."""
     (schema,), defs = msgspec.json.schema_components((shape,), ref_template="#/$defs/{name}")
-    spelled = {_TYPE_NAMES.get(name, name): _spelled(part) for name, part in defs.items()}
+    spelled = {_TYPE_NAMES.get(name, name): _spell(part) for name, part in defs.items()}
     if "$ref" in schema:
-        return spelled.pop(_spelled(schema)["$ref"].rpartition("/")[2]), spelled
-    return _spelled(schema), spelled
+        return spelled.pop(_spell(schema)["$ref"].rpartition("/")[2]), spelled
+    return _spell(schema), spelled
 
 
-def _typed_by_kind(defs: dict[str, Schema], name: str, suffix: str) -> dict[str, Schema]:
+def _type_by_kind(defs: dict[str, Schema], name: str, suffix: str) -> dict[str, Schema]:
     """Return definitions in which the one of this name, which has a `kind` and a `payload`, is one of several: one for each kind."""
     plain = defs[name]
     typed = dict(defs)
@@ -183,28 +183,28 @@ def _complete(schema: Schema) -> Schema:
     return schema | {"required": always} if fields else schema
 
 
-def _with(field: str) -> Schema:
+def _require(field: str) -> Schema:
     """Require a field of text that may also be absent."""
     return {"required": [field], "properties": {field: {"type": "string"}}}
 
 
-def _spelled(part: Any) -> Any:
+def _spell(part: Any) -> Any:
     r"""Spell a schema for others: patterns as ECMA 262 has them (`^…$` for Python's `\A…\Z`), their names, text for users.
 
     OpenAPI's `discriminator` goes: JSON Schema has no such keyword, and the variants name their kind themselves.
     """
     if isinstance(part, list):
-        return [_spelled(value) for value in part]
+        return [_spell(value) for value in part]
     if not isinstance(part, dict):
         return part
-    found = {key: _spelled(value) for key, value in part.items() if not (key == "discriminator" and "anyOf" in part)}
+    found = {key: _spell(value) for key, value in part.items() if not (key == "discriminator" and "anyOf" in part)}
     for key, rewrite in _REWRITES.items():
         if isinstance(found.get(key), str):
             found[key] = rewrite(found[key])
     return found
 
 
-def _renamed(text: str) -> str:
+def _rename(text: str) -> str:
     """Return a type's name, or a reference to it, as others call it."""
     before, slash, name = text.rpartition("/")
     return f"{before}{slash}{_TYPE_NAMES.get(name, name)}"
@@ -213,7 +213,7 @@ def _renamed(text: str) -> str:
 _REWRITES: dict[str, Callable[[str], str]] = {
     "pattern": lambda text: text.replace(r"\A", "^").replace(r"\Z", "$"),
     "description": lambda text: for_users(cleandoc(text)),
-    "title": _renamed,
-    "$ref": _renamed,
+    "title": _rename,
+    "$ref": _rename,
 }
 """What becomes of a keyword's text."""
