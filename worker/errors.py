@@ -231,7 +231,9 @@ class NotAllowed(Refusal):
     exit_code = 7
 
     def __init__(self, subject: str) -> None:
-        super().__init__(f"these credentials may not use {subject}: use an operator's, or with an agent's own say --agent NAME, or have it permitted")
+        super().__init__(
+            f"these credentials may not use {subject}: use an operator's, or with an agent's own say --agent NAME, or have it permitted"
+        )
 
 
 class BusLost(Refusal):
