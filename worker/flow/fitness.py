@@ -22,11 +22,12 @@ def unfit(condition: WaitCondition, flow: Flow, leaf: int, payload: Any, policy:
         flaw = policy.accepts(part.accept, payload)
         if flaw is not None:
             return flaw
-    size = len(msgspec.json.encode(payload))
-    gathered = size + len(msgspec.json.encode(flow.progress or {})) if isinstance(condition, COMPOSITES) else size
-    limit = min(2 * policy.max_state_bytes if gathered > size else gathered, policy.max_event_bytes)
-    if gathered > limit:
-        return "too_large", f"the payloads of this wait would have {gathered} bytes together; the limit is {limit}"
+    size, limit = len(msgspec.json.encode(payload)), policy.max_event_bytes
+    if isinstance(condition, COMPOSITES):
+        size += len(msgspec.json.encode(flow.progress or {}))
+        limit = min(limit, 2 * policy.max_state_bytes)
+    if size > limit:
+        return "too_large", f"the payloads of this wait would have {size} bytes together; the limit is {limit}"
     return None
 
 
