@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from worker.bus.base import Bus, Outgoing
 from worker.lanes import Letter
 from worker.relay import Fresh, Read
 from worker.store.base import Reads
 from worker.store.records import Batch, Numbered
-from worker.wire.cloudevents import Message, event_message
+from worker.wire.cloudevents import Message, event_message, is_same_event
 from worker.wire.deadletters import dead_letter_message
 from worker.wire.headers import MSG_ID
 from worker.wire.subjects import Subjects
@@ -33,7 +35,7 @@ def fresh_events(subjects: Subjects) -> Fresh:
         letters = []
         for n, event in enumerate(batch.events, batch.first_event):
             flow = flows[event.flow_id]
-            message = _outgoing(event_message(event, flow.controller_id, flow.owner_session_key, subjects))
+            message = _outgoing(event_message(event, flow.controller_id, flow.owner_session_key, subjects), is_same_event)
             letters.append(Letter(n, event.flow_id, message))
         return letters
 
@@ -44,7 +46,7 @@ def _event(row: Numbered, subjects: Subjects) -> Outgoing | None:
     """Return the event of a journal entry, if that can be read."""
     if row.event is None:
         return None
-    return _outgoing(event_message(row.event, row.controller_id, row.owner_session_key, subjects))
+    return _outgoing(event_message(row.event, row.controller_id, row.owner_session_key, subjects), is_same_event)
 
 
 def dead_letters(store: Reads, bus: Bus, subjects: Subjects) -> Read:
@@ -55,14 +57,14 @@ def dead_letters(store: Reads, bus: Bus, subjects: Subjects) -> Read:
         found = []
         for row in await store.unpublished_dead_letters(after, limit):
             message = dead_letter_message(row, subjects, max_bytes=bus.max_payload)
-            found.append(Letter(row.n, f"dead:{row.n}", _outgoing(message)))
+            found.append(Letter(row.n, f"dead:{row.n}", _outgoing(message, lambda _stored, _body: True)))
         return found
 
     return read
 
 
-def _outgoing(message: Message) -> Outgoing:
+def _outgoing(message: Message, is_same: Callable[[bytes, bytes], bool]) -> Outgoing:
     """Return the message as the bus takes it: the id has a place of its own."""
     headers = dict(message.headers)
     msg_id = headers.pop(MSG_ID)
-    return Outgoing(subject=message.subject, body=message.body, msg_id=msg_id, headers=headers)
+    return Outgoing(subject=message.subject, body=message.body, msg_id=msg_id, headers=headers, is_same=is_same)

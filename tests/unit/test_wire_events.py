@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from worker.flow.lifecycle import EventKind, FlowStatus
 from worker.flow.model import FlowEvent
-from worker.wire.cloudevents import event_message
+from worker.wire.cloudevents import event_message, is_same_event
 from worker.wire.deadletters import dead_letter_message, read_headers
 from worker.wire.headers import weight
 from worker.wire.subjects import Subjects
@@ -156,3 +156,32 @@ def test_no_header_of_a_dead_letter_breaks_its_line(text: str, subject: str, hea
     for value in message.headers.values():
         assert len((value + ".").splitlines()) == 1
         value.encode()
+
+
+@pytest.mark.parametrize(
+    "change, same",
+    [
+        ({}, True),
+        ({"time": "2027-01-01T00:00:00Z"}, True),
+        ({"data": {"kind": "resumed", "at": 2}}, True),
+        ({"causationid": "another-command"}, False),
+        ({"type": "taskflow.flow.failed.v1"}, False),
+        ({"causationid": None}, False),
+        ({"sequence": "0000000002"}, False),
+    ],
+)
+def test_an_event_that_was_decided_again_for_its_cause_is_the_same_and_another_flows_is_not(change: dict[str, Any], same: bool) -> None:
+    """A restored database decides again; a flow under a pruned one's id has other causes."""
+    told = {
+        "id": "f:1",
+        "sequence": "0000000001",
+        "type": "taskflow.flow.resumed.v1",
+        "causationid": "c",
+        "time": "2026-01-01T00:00:00Z",
+        "data": {"at": 1},
+    }
+    other = {name: value for name, value in (told | change).items() if value is not None}
+    assert is_same_event(json.dumps(told).encode(), json.dumps(other).encode()) is same
+    assert not is_same_event(b"no event", json.dumps(told).encode())
+    later = [json.dumps(told | {"sequence": "0000000002", "causationid": cause}).encode() for cause in ("reply", "timeout")]
+    assert is_same_event(*later), "what raced may end otherwise after a restore"

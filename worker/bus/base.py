@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from operator import eq
 from typing import Protocol
 
 import msgspec
@@ -63,12 +64,16 @@ Settlement = Ack | Nak | Term | InProgress
 
 
 class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
-    """A message for a stream. `msg_id` becomes `Nats-Msg-Id`: a repeat within the duplicate window is dropped by the broker."""
+    """A message for a stream. `msg_id` becomes `Nats-Msg-Id`: a repeat within the duplicate window is dropped by the broker.
+
+    `is_same(stored, body)` tells whether a body that is stored under the id is this message's.
+    """
 
     subject: str
     body: bytes
     msg_id: str
     headers: Headers = NO_HEADERS
+    is_same: Callable[[bytes, bytes], bool] = eq
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):

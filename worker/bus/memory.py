@@ -260,6 +260,6 @@ class MemoryBus:
         if published is None:
             raise PublishFailed(f"no stream takes {messages[0].subject}", refused=True)
         kept = self.broker.streams[published.stream].messages.get(published.seq) if published.duplicate else None
-        if kept is not None and (kept.subject, kept.body) != (messages[0].subject, messages[0].body):
+        if kept is not None and not (kept.subject == messages[0].subject and messages[0].is_same(kept.body, messages[0].body)):
             raise PublishFailed(f"message {kept.seq} has the id of a message on {messages[0].subject}, and is another one", unsendable=True)
         return published

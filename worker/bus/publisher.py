@@ -67,7 +67,7 @@ class _Awaited(NamedTuple):
     future: asyncio.Future[Published]
     deadline: float
     subject: str
-    body: bytes = b""
+    message: Outgoing | None = None
     batch: str = ""
     size: int = 0
     opens: bool = False
@@ -101,7 +101,7 @@ class Publisher:
         headers = {**message.headers, _MSG_ID: message.msg_id} if message.msg_id else message.headers
         future = self._future([(message, headers)])
         if not future.done():
-            reply = self._await(_Awaited(future, self._deadline(), message.subject, message.body))
+            reply = self._await(_Awaited(future, self._deadline(), message.subject, message))
             self._connection.outbound.put(Frame(message.subject, message.body, reply, headers, future))
         return future
 
@@ -194,7 +194,7 @@ class Publisher:
         try:
             raw = await self._connection.ask(f"$JS.API.STREAM.MSG.GET.{ack.stream}", b'{"seq":%d}' % ack.seq)
             stored = self._stored.decode(raw).message
-            if stored is not None and (stored.subject, b64decode(stored.data)) != (found.subject, found.body):
+            if stored is not None and found.message is not None and not _is(stored, found.message):
                 other = f"message {ack.seq} of {ack.stream} has the id of a message on {found.subject}, and is another one"
         except NotPermitted as silent:
             self._log.info("bus.duplicate_believed", reason=str(silent))
@@ -253,6 +253,11 @@ def _batched(message: Outgoing, batch: str, place: int, last: int) -> Headers:
     """Return a message's headers with its place in the batch; the last one commits it."""
     headers = {**message.headers, _MSG_ID: message.msg_id, _BATCH: batch, _PLACE: str(place)}
     return {**headers, _COMMIT: "1"} if place == last else headers
+
+
+def _is(stored: _Kept, message: Outgoing) -> bool:
+    """Tell whether a stored message is the one that was published."""
+    return stored.subject == message.subject and message.is_same(b64decode(stored.data), message.body)
 
 
 def _number(inbox: bytes) -> int:
