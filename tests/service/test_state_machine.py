@@ -177,6 +177,7 @@ class Machine(RuleBasedStateMachine):
         futures = submit()
         while self.engine.queued:
             await self.engine._step()
+            await asyncio.sleep(0)  # what is asked about a schema is found out beside it
         return [future.result() for future in futures]
 
     def carried_out(self, submit: Callable[[], list[asyncio.Future[Outcome]]], expected: Callable[[], None]) -> list[Outcome]:
