@@ -21,6 +21,7 @@ from hypothesis import is_hypothesis_test, settings
 from tests import order, tiers, zygote
 from tests.faults.report import Row, commit, table
 from tests.tiers import SIZE, Rotated, Tests, Tier, head, with_pages
+from worker.logger import _configure as put_off
 
 pytest_plugins = ["worker.testing.fixtures"]  # also where the package was installed before it had the entry point
 
@@ -113,6 +114,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> order.InGrou
         return None
     config.option.loadscopereorder = False
     return order.InGroups(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _no_logging_put_off() -> Iterator[None]:
+    """Forget the logging that a command has put off until it logs: the next test's first line would set it up, under its eyes."""
+    yield
+    put_off.clear()
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ from worker.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects
 REMEMBERED_TIMES = 2.0
 """A message or id is remembered this many times as long as its stream keeps it, should somebody raise the stream's age meanwhile."""
 
+Ready = Callable[[], Sequence[Check]]
 _BIG_ROWS = 32
 """Dead letters read at a time: each may weigh as much as a message."""
 
@@ -242,14 +243,7 @@ def _api(
 
 
 def operators(
-    store: Store,
-    bus: Bus,
-    subjects: Subjects,
-    bindings: Bindings,
-    engine: Engine,
-    counted: Counted,
-    ready: Callable[[], Sequence[Check]],
-    monitor_url: str = "",
+    store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine, counted: Counted, ready: Ready, monitor_url: str = ""
 ) -> Operators:
     """Wire what operators may ask for; `ready` says what keeps the worker from its work."""
     began = engine.clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -101,7 +102,8 @@ def test_the_list_of_commands_says_of_each_what_its_own_help_says_and_loads_none
     program = "import sys; from worker.cli import main; sys.argv = ['taskflow', '--help']\ntry: main()\nexcept SystemExit: pass\n"
     program += "print([name for name in sys.modules if name.startswith('worker.cli.')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "['worker.cli.command', 'worker.cli.exits', 'worker.cli.examples', 'worker.cli.output']"
+    loaded = {name.removeprefix("worker.cli.") for name in ast.literal_eval(done.stdout.splitlines()[-1])}
+    assert loaded == {"command", "exits", "examples", "output"}
 
 
 @pytest.mark.parametrize("command", [["waits"], ["flow", "cancel"], ["dlq", "purge"], ["reply"], ["check"], ["run"]])
