@@ -12,6 +12,7 @@ from urllib.parse import ParseResult, unquote
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
 from nats.errors import Error as NatsError
 
 from worker.bus.frames import read_headers
@@ -125,6 +126,10 @@ class MendedClient(Client):
         """Dial. nats-py leaves a connection open whose handshake has failed, with a task that reads it, and takes the next."""
         self._abort()
         await super()._select_next_server()
+        transport = self._transport
+        if isinstance(transport, TcpTransport):
+            # asyncio's `writelines` never holds a writer back in Python 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 (CVE-2024-12254).
+            transport.writelines = lambda pieces: transport.write(b"".join(pieces))  # type: ignore[method-assign, no-untyped-call]
 
     async def _process_connect_init(self) -> None:
         """Shake hands. nats-py tries again after errors of its own or the system's only, and a line that is cut off raises others."""
