@@ -354,11 +354,7 @@ async def test_row41_commands_on_an_ended_flow_are_refused_and_change_nothing(se
     assert (await set_.kate.api("cancel", {"flow_id": flow}))["ok"]
     before = await set_.kate.history(flow)
     asked: list[tuple[str, dict[str, Any]]] = [(verb, {}) for verb in ("run", "advance", "finish", "resume", "cancel")]
-    asked += [
-        ("fail", {"reason": "r"}),
-        ("wait", {"wait_condition": {"kind": "manual"}}),
-        ("observe", {"run_id": "r", "task": "t", "status": "running"}),
-    ]
+    asked += [("fail", {"reason": "r"}), ("wait", {"wait_condition": {"kind": "manual"}})]
     for verb, more in asked:
         assert (await set_.kate.api(verb, {"flow_id": flow, **more}))["error"]["code"] == "already_terminal", verb
     assert await set_.kate.history(flow) == before

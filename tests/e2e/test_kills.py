@@ -237,12 +237,13 @@ async def test_every_request_is_answered_across_an_orderly_restart_or_told_that_
 
 
 async def test_sigterm_while_the_broker_is_down_exits_0_and_loses_nothing(stage: Stage, kate: Agent, figure: Figure) -> None:
-    flow_id = await kate.parked("c-1", timeout="300ms")
+    flow_id = await kate.start()
+    assert (await kate.api("wait", {"flow_id": flow_id, "wait_condition": {"kind": "timer", "after": "300ms"}}))["ok"]
     await stage.server.kill()
     began = time.monotonic()
     await eventually(lambda: "bus.disconnected" in stage.logs()[-1].read_text(encoding="utf-8"))
     deadline = time.monotonic() + 0.5
-    await eventually(lambda: time.monotonic() > deadline)  # the wait times out while there is nobody to tell
+    await eventually(lambda: time.monotonic() > deadline)  # the timer fires while there is nobody to tell
     assert await stage.stop(within=15) == 0
     figure(f"stopped {time.monotonic() - began:.1f} s after the broker was killed")
     with stage.database() as database:

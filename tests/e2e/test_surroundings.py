@@ -47,8 +47,8 @@ async def shell(line: str, folder: Path, environment: Mapping[str, str] | None =
     return Ended(process.returncode or 0, out, err)
 
 
-SAYS = ["schema", "--help", "doctor", "skill"]
-"""Commands that say something on stdout without a worker: by click, by rich, in their help, and as an error of usage."""
+SAYS = ["schema", "--help", "doctor", "skill print"]
+"""Commands that say something on stdout without a worker: by click, by rich, in their help, and as a whole page."""
 
 
 @pytest.mark.parametrize("command", SAYS)

@@ -204,9 +204,9 @@ def fires_timers_early() -> None:
     """Time acts before it is due."""
     due, next_due = SqliteFlowStore.due, SqliteFlowStore.next_due
 
-    async def early(self: SqliteFlowStore, now: int, limit: int) -> Any:
-        """Return what is due soon."""
-        return await due(self, now + EARLY_US, limit)
+    async def early(self: SqliteFlowStore, now: int, limit: int, decided: int | None = None) -> Any:
+        """Return what is due soon, also where replies are not decided."""
+        return await due(self, now + EARLY_US, limit, None if decided is None else decided + EARLY_US)
 
     async def earlier(self: SqliteFlowStore) -> Any:
         """Return a time before the next one."""

@@ -86,8 +86,9 @@ async def second_worker(stage: Stage) -> int | None:
     try:
         return await asyncio.wait_for(process.wait(), 15)
     except TimeoutError:
-        process.kill()
         return None
-    finally:
+    finally:  # also where another case has failed, and this one is cancelled
+        if process.returncode is None:
+            process.kill()
         await process.communicate()
         log.unlink()  # it says why it was refused in a sentence for people, which is no record

@@ -109,7 +109,7 @@ class Witness:
 
         async def decided() -> bool:
             answer = await self._answer("outcome", {"command_id": command_id})
-            if answer is None or b'"not_found"' in answer:
+            if answer is None or b'"no_outcome"' in answer:
                 return False
             self._note(command_id, answer)
             return True
