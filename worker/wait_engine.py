@@ -65,7 +65,8 @@ class WaitEngine:
         self._late = late
         self._decided = decided
         self._patience = patience
-        self._held_back = False
+        self.held_back = False
+        """Whether a deadline has passed and waits for replies that are not decided."""
         self._woken = asyncio.Event()
         self._asleep_until: Micros | None = None
         self._log = structlog.get_logger("wait_engine")
@@ -110,7 +111,7 @@ class WaitEngine:
         asked = await store.due(now, _DUE_AT_ONCE, now - self._patience)
         if asked.held_back and not asked.flows:
             asked = await store.due(now, _DUE_AT_ONCE, max(await self._decided(), now - self._patience))
-        self._held_back = asked.held_back
+        self.held_back = asked.held_back
         return asked
 
     async def _pass(self, asked: DueFlows, now: Micros, report: TickReport) -> int:
@@ -202,7 +203,7 @@ class WaitEngine:
                 report = await self.tick()
                 if report.resumed or report.cancelled or report.errors:
                     self._log.debug(Said.TICK, **msgspec.structs.asdict(report))
-                await self._sleep(interval, stopping, _CALM if report.errors else _LOOK_AGAIN if self._held_back else 0)
+                await self._sleep(interval, stopping, _CALM if report.errors else _LOOK_AGAIN if self.held_back else 0)
         finally:
             stopping.cancel()
 

@@ -56,6 +56,13 @@ async def dev(tmp_path: Path) -> AsyncIterator[Dev]:
         await process.wait()
 
 
+async def test_of_two_databases_none_is_taken_for_the_other(dev: Dev) -> None:
+    (dev.folder / "taskflow.db").touch()
+    for command in ("check", "backup"):
+        assert "--store-path" in (await dev.typed("db", command, code=78)).err
+    await dev.typed("db", "check", "--store-path", ".taskflow/flows.db")
+
+
 async def test_the_doctor_has_nothing_to_warn_of(dev: Dev) -> None:
     report = (await dev.typed("doctor", "-o", "json")).json
     assert [check for check in report["checks"] if check["level"] != "ok" and check["name"] != "disk"] == []

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from worker.cli.dev_folder import find_dev_database
-from worker.cli.options import SettingsCommand, load_config
+from worker.cli.dev_folder import load_with_database
+from worker.cli.options import SettingsCommand
 
 
 @click.command(cls=SettingsCommand)
@@ -23,7 +23,7 @@ def backup(dest: Path | None, *, force: bool, **arguments: Any) -> None:
     """
     from worker.store.backup import backed_up
 
-    path = load_config(arguments, find_dev_database()).store.path
+    path = load_with_database(arguments).store.path
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by itself it would leave half a copy
     try:
         made = backed_up(path, _named(path, dest), force=force)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.exceptions import Exit
 
-from worker.cli.dev_folder import find_dev_database
-from worker.cli.options import SettingsCommand, load_config
+from worker.cli.dev_folder import load_with_database
+from worker.cli.options import SettingsCommand
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool
     from worker.invariants.findings import gather
     from worker.invariants.snapshot import snapshot
 
-    config = load_config(arguments, find_dev_database())
+    config = load_with_database(arguments)
     where = place or config.store.path
     streams = _streams(config, where) if events else {}
     with snapshot(where) as opened, db_findings.progress(shown=output == "text") as tell:

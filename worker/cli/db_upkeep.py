@@ -12,8 +12,8 @@ import click
 
 from worker.cli.asking import AskCommand, Line, intervention, pages, reason_option, run
 from worker.cli.choosing import agreed, yes_option
-from worker.cli.dev_folder import find_dev_database
-from worker.cli.options import SettingsCommand, load_config
+from worker.cli.dev_folder import load_with_database
+from worker.cli.options import SettingsCommand
 from worker.cli.showing import Printer, progress
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def export(*, place: str | None, target: Path | None, **arguments: Any) -> None:
 
     from worker.invariants.snapshot import snapshot
 
-    config = load_config(arguments, find_dev_database())
+    config = load_with_database(arguments)
     with snapshot(place or config.store.path) as opened:
         opened.database.row_factory = sqlite3.Row
         total = opened.database.execute("SELECT count(*) FROM flows").fetchone()[0]
@@ -144,7 +144,7 @@ def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **argu
     from worker.store.queries import migrations
     from worker.telemetry import configure_logging
 
-    path, newest = found(load_config(arguments, find_dev_database()).store.path), len(migrations())
+    path, newest = found(load_with_database(arguments).store.path), len(migrations())
     version = schema_of(path)
     if only_print:
         _print(version)

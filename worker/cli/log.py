@@ -9,6 +9,8 @@ import click
 from worker.cli.asking import Line, ReadCommand, pages, run
 from worker.cli.showing import Printer, clock
 
+_NOTHING = "Nobody has replayed, purged, matched, released or pruned anything yet. What was done to a flow is in `taskflow flow history`."
+
 
 @click.command(cls=ReadCommand)
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
@@ -26,6 +28,6 @@ def log(*, limit: int, cursor: str | None, **arguments: Any) -> None:
             "ABOUT": lambda i: i["about"],
             "WHY": lambda i: i["reason"],
         }
-        printer.items(items, columns, cursor=following, empty="Operators have done nothing here yet.")
+        printer.items(items, columns, cursor=following, empty=_NOTHING)
 
     run(arguments, main)

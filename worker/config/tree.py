@@ -102,9 +102,10 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     default_wait_timeout: Annotated[
         Duration | None, About(readers.duration_or_off, "Deadline of waits that name none, or off.", absent="off")
     ] = None
-    startup_drain: Annotated[Duration, About(readers.duration(), "At start, catch up on stored messages this long before timers fire.")] = (
-        Duration.parse("30s")
-    )
+    startup_drain: Annotated[
+        Duration,
+        About(readers.duration(), "How long a deadline waits, at the start and later, for replies that were stored before it."),
+    ] = Duration.parse("30s")
     drain_timeout: Annotated[Duration, About(readers.duration(), "At stop, finish what is in hand for at most this long.")] = (
         Duration.parse("10s")
     )

@@ -17,7 +17,7 @@ from worker.testing.life import Life
 from worker.testing.timing import of_worker
 from worker.times import Micros
 
-_MOST_RETRIES = 500
+_MOST_RETRIES = 1000
 """How often in a row time stops for the worker's retries. What has not gone through by then will not before somebody helps."""
 
 # What time acts on by itself: timers and deadlines, requests to delegates that nobody took, replies that nobody came for.
@@ -134,7 +134,7 @@ class MemoryWorker:
         """Tell whether the worker has something in hand that waits for time to pass: what it failed at, it tries again."""
         assert self._life is not None
         its = self._life.services
-        in_hand = its.engine.queued or its.engine.stalled or any(one.in_hand for one in its.consumers)
+        in_hand = its.waits.held_back or its.engine.queued or its.engine.stalled or any(one.in_hand for one in its.consumers)
         return bool(in_hand) or not all(relay.idle for relay in its.relays)
 
     async def broken_promises(self) -> list[str]:
