@@ -20,7 +20,7 @@ from worker.store.records import InboxKey, InboxRow, Loaded, Needs, Place
 from worker.store.upkeep import Upkeep
 from worker.times import Micros
 
-_HELD_LOOKED_AT, _HELD_AT_ONCE, _HELD_BYTES = 1000, 500, 2 * 1024 * 1024
+_HELD_LOOKED_AT, _HELD_AT_ONCE, _HELD_BYTES = 64, 32, 2 * 1024 * 1024
 """How many held replies of a pair are looked at, how many of all pairs are loaded, and about how much these may weigh."""
 
 
