@@ -103,8 +103,9 @@ class Shell:
         await self._bash.stdin.drain()
         async with asyncio.timeout(within):
             said = await self._until_done()
-        text, _, code = said.rpartition(_DONE)
-        return _KILLED.sub("", text), int(code)
+        found = re.search(rf"\n{_DONE}(\d+)\n", said)
+        assert found is not None, said
+        return _KILLED.sub("", said[: found.start()] + said[found.end() :]), int(found[1])
 
     async def _until_done(self) -> str:
         """Read the screen until the command has ended."""
