@@ -122,9 +122,11 @@ class Line:
         return self._life.over
 
     def advance(self, **parts: float) -> None:
-        """Move the clock; the broker looks for redeliveries."""
+        """Move the clock; the broker looks for redeliveries, and the wait engine, which sleeps by the real one, for what is due."""
         self.clock.advance(**parts)
         self.broker.tick()
+        if (life := getattr(self, "_life", None)) is not None:
+            life.services.waits._woken.set()
 
     async def command(self, verb: str, command_id: str | None = None, headers: dict[str, str] | None = None, **fields: Any) -> str:
         """Publish a durable command; returns its id."""
