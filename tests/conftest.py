@@ -117,10 +117,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> order.InGrou
 
 
 @pytest.fixture(autouse=True)
-def _no_logging_put_off() -> Iterator[None]:
-    """Forget the logging that a command has put off until it logs: the next test's first line would set it up, under its eyes."""
+def _logging_as_it_was() -> Iterator[None]:
+    """Forget what a test's command has set up for its process, or has put off until something is logged: the next test logs, too."""
     yield
     put_off.clear()
+    if structlog.is_configured():
+        structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ _PLAIN: dict[str, Any] = {
 """What `Popen` is told where nothing special is asked for."""
 _LOADED_LATE = (
     *("worker.app", "worker.bus.client", "worker.invariants.snapshot", "uvloop", "uvicorn.protocols.http.h11_impl", "encodings.idna"),
-    *("rich.console", "rich.table", "rich_click.rich_help_rendering"),
+    *("rich.console", "rich.table"),
 )
 """What commands import as they run."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
