@@ -61,6 +61,8 @@ class Lanes:
         self._refused: dict[int, tuple[int, int]] = {}  # number → how often it was refused, and `_through` then
         self.aside: dict[str, int] = {}
         """Lanes that are set aside: from which number on nothing of them is in here."""
+        self.behind: dict[str, None] = {}
+        """Lanes that are set aside and to be put again now: what was put of them is stored, or it is time to try."""
         self.refused: set[str] = set()
         """Lanes whose head was refused for its own sake, and has not gone through since."""
         self.open: dict[int, Outgoing] = {}
@@ -174,6 +176,8 @@ class Lanes:
         else:
             del self._lanes[letter.lane]
             self._idle.pop(letter.lane, None)
+            if letter.lane in self.aside:
+                self.behind[letter.lane] = None
 
     def _asked(self, publish: Callable[[], asyncio.Future[Published]]) -> asyncio.Future[Published]:
         """Publish. What it raises is reported, and tried again: this runs in callbacks, where it would end the lane for ever."""
@@ -220,7 +224,10 @@ class Lanes:
         self._idle.pop(letter.lane, None)
         self.refused.add(letter.lane)
         self.aside[letter.lane] = letter.n  # before what was left out already, if there was any
-        self.trouble = "" if not self._held else self.trouble
+        if self._held:
+            self._retry_later()  # this may have been the one that was to find out whether the broker takes anything
+        else:
+            self._stuck, self.trouble = False, ""
         self._stored(0, 0)
 
     def _went_through(self, letter: Letter, count: int) -> None:

@@ -99,7 +99,8 @@ class Relay:
     async def run(self) -> None:
         """Publish until cancelled."""
         self._last_read = self._marked = self._sent_up_to = await self._engine.store.published(self.outlet)
-        beside = [asyncio.create_task(self._mark_now_and_then()), asyncio.create_task(self._try_again_now_and_then())]
+        work = (self._mark_now_and_then(), self._try_again_now_and_then(), self._catch_up())
+        beside = [asyncio.create_task(one) for one in work]
         try:
             while True:
                 self._woken.clear()
@@ -179,21 +180,33 @@ class Relay:
         """Publish again what was set aside."""
         while True:
             await asyncio.sleep(_TRY_AGAIN)
-            for lane in tuple(self._lanes.aside):
-                if self._has_room and self._lanes.is_empty(lane):
-                    try:
-                        await self._try_again(lane)
-                    except Unavailable as later:
-                        self._log.warning("outlet_not_read", why=later.message)
+            self.try_again()
 
-    async def _try_again(self, lane: str) -> None:
+    def try_again(self) -> None:
+        """Publish again what was set aside, as soon as there is room."""
+        self._lanes.behind |= dict.fromkeys(self._lanes.aside)
+        self._settled.set()
+
+    async def _catch_up(self) -> None:
+        """Read on in lanes that were set aside: each time all that was read of one is stored, until it is where all others are."""
+        while True:
+            while not (self._lanes.behind and self._has_room):
+                self._settled.clear()
+                await self._settled.wait()
+            lane = next(iter(self._lanes.behind))
+            del self._lanes.behind[lane]
+            try:
+                await self._take_back(lane)
+            except Unavailable as later:
+                self._log.warning("outlet_not_read", why=later.message)
+
+    async def _take_back(self, lane: str) -> None:
         """Read a lane that was set aside, from where it was on, up to its next letters or to where all others are."""
-        own: list[Letter] = []
-        while not own and lane in self._lanes.aside:
+        while lane in self._lanes.aside and self._lanes.is_empty(lane):
             rows = await self._read(self._lanes.aside[lane] - 1, self._chunk)
-            own = [row for row in rows if row.lane == lane]
             following = rows[-1].n + 1 if rows else self._last_read + 1
             # Where it has caught up nothing is awaited before it is open again: what is committed from now on comes behind.
+            own = [row for row in rows if row.lane == lane]
             self._lanes.take_back(lane, own, following if following <= self._last_read else None)
         self._settled.set()
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.running import Running, an_input, running
 from tests.service.acting import started
 from tests.service.line import Gate, Line, SpyingBus, living, sequences
 from worker import lanes, relay
-from worker.bus.base import Stream
+from worker.bus.base import Outgoing, Published, Stream
 from worker.bus.memory import MemoryBroker
 from worker.bus.settings import stream_config
 from worker.flow.lifecycle import FlowStepStatus
@@ -48,12 +48,12 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def relaying(run: Running, bus: SpyingBus, *, window: int = 1024) -> AsyncIterator[Relay]:
+async def relaying(run: Running, bus: SpyingBus, *, window: int = 1024, chunk: int = 64) -> AsyncIterator[Relay]:
     """A relay of the events of one engine."""
     await bus.open()
     await bus.prepare((EVT,), ())
     read = events(run.store, Subjects())
-    made = Relay("events", bus, run.engine, read=read, heard=lambda batch: bool(batch.events), window=window)
+    made = Relay("events", bus, run.engine, read=read, heard=lambda batch: bool(batch.events), window=window, chunk=chunk)
     task = asyncio.create_task(made.run())
     yield made
     task.cancel()
@@ -131,22 +131,47 @@ async def test_few_events_go_out_one_by_one(path: Path) -> None:
         assert bus.batches == []
 
 
-async def test_batches_that_fail_in_every_way_leave_no_gap_and_no_other_order(path: Path) -> None:
-    """I-22, with flows that change many times within a batch."""
-    bus, chance = SpyingBus(MemoryBroker()), random.Random(11)
+class FickleBus(SpyingBus):
+    """Fails now and then, in a way that `chance` draws at each publish; None: not at all."""
+
+    def __init__(self, broker: MemoryBroker, seed: int) -> None:
+        super().__init__(broker)
+        self.chance: random.Random | None = random.Random(seed)
+
+    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+        self._draw()
+        return super().publish(message)
+
+    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+        self._draw()
+        return super().publish_all(messages)
+
+    def _draw(self) -> None:
+        if self.chance is None:
+            return
+        if self.chance.random() < 0.3:
+            self.fail_publishes(1, refused=self.chance.random() < 0.5, stored=self.chance.random() < 0.5)
+        if self.chance.random() < 0.02:
+            self.disconnect()
+            asyncio.get_running_loop().call_soon(self.reconnect)
+
+    def calm_down(self) -> None:
+        """Fail no more."""
+        self.chance = None
+        self._failures.clear()
+
+
+async def test_batches_that_fail_in_every_way_leave_no_gap_and_no_other_order(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I-22, with flows that change many times within a batch; some are set aside meanwhile, and tried again once."""
+    monkeypatch.setattr(relay, "_TRY_AGAIN", 3600.0)
+    bus = FickleBus(MemoryBroker(), seed=11)
     async with running(str(path)) as run:
         flows = await busy(run, 12, 30)
         async with relaying(run, bus, window=100) as made:
-            making = asyncio.ensure_future(busy(run, 12, 60))
-            while not making.done():
-                bus.fail_publishes(1, refused=chance.random() < 0.5, stored=chance.random() < 0.5)
-                await asyncio.sleep(0.002)
-                if chance.random() < 0.1:
-                    bus.disconnect()
-                    await asyncio.sleep(0)
-                    bus.reconnect()
-            flows += await making
-            bus._failures.clear()
+            flows += await busy(run, 12, 60)
+            bus.calm_down()
+            await eventually(lambda: made._is_sent)
+            made.try_again()
             await eventually(lambda: made.idle)
         stored = await bus.client().messages("TASKFLOW_EVT")
         found = sequences(stored)
@@ -155,6 +180,26 @@ async def test_batches_that_fail_in_every_way_leave_no_gap_and_no_other_order(pa
         assert len(bus.batches) > 10
         assert len(bus.asked) > len(stored), "something was repeated"
         assert len({(message.msg_id, message.body) for message in bus.asked}) == len({message.msg_id for message in bus.asked})
+
+
+async def test_a_lane_that_was_set_aside_is_tried_once_and_then_read_on_until_it_has_caught_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far the others have come meanwhile: one refusal that is over costs a flow no wait for each chunk of the journal."""
+    monkeypatch.setattr(relay, "_TRY_AGAIN", 3600.0)
+    bus = SpyingBus(MemoryBroker())
+    async with running(str(path)) as run, relaying(run, bus, chunk=4) as made:
+        poison = (await started(run)).id
+        await eventually(lambda: made.idle)
+        bus.refuse = poison
+        for n in range(10):
+            await run.manager.update_state(poison, {"n": n})
+            await busy(run, 2, 2)
+        await eventually(lambda: made._is_sent and made._lanes.aside)
+        bus.refuse = ""
+        made.try_again()
+        await eventually(lambda: made.idle)
+        assert sequences(await bus.client().messages("TASKFLOW_EVT"))[poison] == list(range(1, 13))
 
 
 async def test_after_a_crash_what_is_stored_goes_one_by_one_and_then_batches_again(path: Path) -> None:
@@ -455,6 +500,23 @@ async def test_one_message_that_is_refused_for_its_own_sake_holds_back_its_flow_
         bus.refuse = ""
         await eventually(lambda: made.idle)
         assert made.trouble == ""
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["while others wait", "while nobody else waits"])
+async def test_a_try_that_ends_with_its_lane_set_aside_is_followed_by_the_next_one(path: Path, before: bool) -> None:
+    """After an outage one message finds out whether the broker takes any: where that one can never go, the others are not forgotten."""
+    bus = SpyingBus(MemoryBroker())
+    async with running(str(path)) as run, relaying(run, bus) as made:
+        bus.disconnect()
+        large = (await started(run, state_json={"text": "x" * 5000})).id
+        good = [await started(run)] if before else []
+        await eventually(lambda: len(made._lanes._held) == 1 + len(good) and made._lanes._held[0].lane == large)
+        bus.max_payload = 4096
+        bus.reconnect()
+        await eventually(lambda: made._lanes.refused)
+        good = good or [await started(run)]
+        await eventually(lambda: made._is_sent)
+        assert sequences(await bus.client().messages("TASKFLOW_EVT")) == {good[0].id: [1, 2]}
 
 
 async def test_events_that_the_broker_cannot_carry_hold_back_their_flows_alone_and_go_out_once_it_can(path: Path) -> None:
