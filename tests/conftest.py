@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import compileall
 import logging
 import os
 import random
@@ -18,7 +17,7 @@ import pytest
 import structlog
 from hypothesis import is_hypothesis_test, settings
 
-from tests import order, tiers, zygote
+from tests import bytecode, order, tiers, zygote
 from tests.faults.report import Row, commit, table
 from tests.tiers import SIZE, Rotated, Tests, Tier, head, with_pages
 from worker.logger import _configure as put_off
@@ -38,17 +37,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Size hypothesis. Once, compile the worker: without bytecode each of the hundreds that the tests start would do it anew."""
+    """Size hypothesis. Once, compile what every process would compile anew, and have hypothesis write its table."""
     # An example has no deadline: on a machine that does other things too, one that took long says nothing.
     settings.register_profile(SIZE, settings(), max_examples=EXAMPLES[SIZE], deadline=None)
     settings.load_profile(SIZE)
     if not hasattr(config, "workerinput"):  # not in each process of pytest-xdist
         here = Path(__file__).parent
-        for folder in (here.parent / "worker", here / "faults"):  # and what is planted in it
-            compileall.compile_dir(folder, quiet=2)
         if not (here.parent / ".hypothesis" / "unicode_data").exists():  # two processes that begin to write it at once trip over each other
             program = "from hypothesis import strategies; strategies.text().validate()"
             subprocess.run([sys.executable, "-c", program], cwd=here.parent, check=True)
+        bytecode.compile_worker()
+        if config.getoption("numprocesses", None):
+            bytecode.rewrite_asserts()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -118,22 +118,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> order.InGrou
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
-    """Forget what a test's command has set up for its process, or has put off until something is logged: the next test logs, too."""
-    yield
-    put_off.clear()
-    if structlog.is_configured():
-        structlog.reset_defaults()
-
-
-@pytest.fixture
-def logging_restored() -> Iterator[None]:
-    """Undo what a test's command sets up for its process, which here is everybody's."""
+    """Undo what a test's command sets up for its process, which here is everybody's, or puts off until something is logged."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
+    put_off.clear()
     root.handlers = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    if structlog.is_configured():
+        structlog.reset_defaults()
 
 
 @pytest.fixture

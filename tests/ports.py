@@ -25,3 +25,11 @@ def kept_port() -> int:
             except OSError:
                 continue
             return port
+
+
+def kept_ports(count: int) -> list[int]:
+    """Choose several, each a different one."""
+    chosen: set[int] = set()
+    while len(chosen) < count:
+        chosen.add(kept_port())
+    return list(chosen)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -23,6 +21,7 @@ from nats.js import JetStreamContext
 from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, Agent, encoded
 from tests.eventually import eventually
+from tests.ports import kept_ports
 from tests.security.guarded import Guarded, Refused, filled, inbox_of
 from worker.bus.server import EmbeddedServer, find_server
 
@@ -33,22 +32,13 @@ _ELECTED = 60.0
 """Seconds for an election on a loaded machine; it takes one to five."""
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface on which nobody listens."""
-    with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in held]
-
-
 class Cluster(EmbeddedServer):
     """Three servers in the place of one. `folder` has the filled templates."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.folder = folder
-        ports = free_ports(3 * len(SERVERS))
+        ports = kept_ports(3 * len(SERVERS))
         self.clients, self.monitors, self.routes = (dict(zip(SERVERS, ports[at::3], strict=True)) for at in range(3))
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 

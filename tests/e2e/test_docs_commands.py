@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
-import socket
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Callable
@@ -28,6 +26,7 @@ from tests.e2e.stage import TOPIC, Stage
 from tests.eventually import eventually
 from tests.fixtures.living import loaded
 from tests.pages import ROOT, Block, blocks, pages
+from tests.ports import kept_port
 from worker.bus.server import find_server
 from worker.config import load
 from worker.store.queries import migrations
@@ -102,18 +101,9 @@ def clean() -> dict[str, str]:
     return {**kept, "PATH": path_with_programs(), "PYTHONPATH": str(ROOT)}
 
 
-def free_port() -> str:
-    """Return a port nobody listens on; not one of those that the system gives away to whoever asks for any."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as trial, contextlib.suppress(OSError):
-            trial.bind(("127.0.0.1", port))
-            return str(port)
-
-
 async def alone(folder: Path) -> AsyncIterator[Play]:
     """Give nothing: the page starts what it needs. Its port is a free one."""
-    port = free_port()
+    port = str(kept_port())
     more = {"NATS_URL": f"nats://127.0.0.1:{port}", "TASKFLOW_HTTP_BIND": "127.0.0.1:0", "TASKFLOW_NATS_CONNECT_TIMEOUT": "60s"}
     yield Play(clean() | more, {"4222": port, "4333": port})
 

@@ -21,8 +21,6 @@ from worker.telemetry import Said, configure_logging, logger
 from worker.wire.codec import Unusable, read_command
 from worker.wire.headers import one_line
 
-pytestmark = pytest.mark.usefixtures("logging_restored")
-
 HOSTILE = (
     "\x1b[2J\x1b[31mgone\x07",
     '\n{"event":"worker.ready","level":"info"}',

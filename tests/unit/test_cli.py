@@ -210,7 +210,6 @@ def test_dev_with_a_nats_url_starts_no_server_and_keeps_its_data_in_the_folder(f
 
 
 @pytest.mark.e2e
-@pytest.mark.usefixtures("logging_restored")
 def test_dev_without_a_nats_url_starts_a_server_of_its_own_and_stops_it(folder: Path, app: Callable[[int], Worker]) -> None:
     worker = app(0)
     result = invoke("dev")

@@ -88,7 +88,6 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_the_next_one_whole(t
     assert lines.lost == 2
 
 
-@pytest.mark.usefixtures("logging_restored")
 def test_the_next_record_that_gets_through_says_how_many_did_not() -> None:
     out = io.StringIO()
     lines = configure_logging(Log(format="json"), out)

@@ -30,7 +30,7 @@ class Served:
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logging_restored: None) -> Served:
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("TASKFLOW_CONFIG", "NATS_URL", "NATS_CONTEXT", "NATS_CREDS"):

@@ -24,8 +24,6 @@ from worker.metrics import DEAD_LETTER_REASONS, Metrics
 from worker.sparing import ALIKE, SAME, WINDOW, Sparing
 from worker.telemetry import Said, configure_logging, logger, one_line
 
-pytestmark = pytest.mark.usefixtures("logging_restored")
-
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 
 
