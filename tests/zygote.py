@@ -41,7 +41,7 @@ from typing import Any, AnyStr, ClassVar, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 SHAPING = (
-    *("PYTHON", "COV", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "PROMETHEUS_", "prometheus_"),
+    *("PYTHON", "_PYTHON", "COV", "OTEL_", "PYDANTIC_", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "PROMETHEUS_", "prometheus_"),
     *("FORCE_COLOR", "NO_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TERMINAL_WIDTH"),
 )
 """How variables begin that the interpreter, the C library or a module reads before anything runs: the zygote has read its own."""
@@ -57,7 +57,7 @@ _PLAIN: dict[str, Any] = {
 """What `Popen` is told where nothing special is asked for."""
 _LOADED_LATE = (
     *("worker.app", "worker.bus.client", "worker.invariants.snapshot", "uvloop", "uvicorn.protocols.http.h11_impl", "encodings.idna"),
-    *("rich.console", "rich.table"),
+    *("rich.console", "rich.table", "worker.mcp_server.serving"),
 )
 """What commands import as they run."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36

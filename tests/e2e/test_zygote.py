@@ -110,6 +110,7 @@ def test_every_variable_that_an_import_reads_is_compared() -> None:
     done = subprocess.run(command, cwd=zygote.ROOT, env={}, capture_output=True, text=True, check=True, timeout=60)
     names = done.stdout.split()
     assert "FORCE_COLOR" in names, "nothing was noted"
+    names.remove("HOME")  # sysconfig: where pip would install for this user, which nothing asks
     assert [name for name in names if not name.startswith(zygote.SHAPING)] == []
 
 
