@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 _ESCAPES = "taskflow-escapes"
 
 
-class NotWritten(OSError):
-    """Stdout does not take what the command says."""
+class NotWritten(Exception):
+    """Stdout does not take what the command says. No `OSError`: at a broken pipe click would end by itself, and leave a rest to Python."""
+
+    def __init__(self, failed: OSError) -> None:
+        super().__init__(failed.strerror)
+        self.gone = failed.errno == errno.EPIPE
 
 
 class _Stdout(io.FileIO):
@@ -32,7 +36,7 @@ class _Stdout(io.FileIO):
         try:
             return super().write(data)
         except OSError as failed:
-            raise NotWritten(failed.errno, failed.strerror) from failed
+            raise NotWritten(failed) from failed
 
 
 class _Stderr(io.FileIO):
@@ -59,9 +63,9 @@ def say_all(command: Callable[[], None]) -> NoReturn:
             sys.stdout.flush()
     except NotWritten as failed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python tries again at the exit to write what is left
-        if failed.errno == errno.EPIPE:
+        if failed.gone:
             sys.exit(FAILED)  # whoever read it has seen enough
-        sys.stderr.write(f"taskflow: the output cannot be written: {failed.strerror}\n")
+        sys.stderr.write(f"taskflow: the output cannot be written: {failed}\n")
         sys.exit(IO_ERROR)
     sys.exit(0)
 
