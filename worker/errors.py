@@ -231,7 +231,8 @@ class NotAllowed(Refusal):
     exit_code = 7
 
     def __init__(self, subject: str) -> None:
-        say = "use an operator's, or with an agent's own say --agent NAME, or have it permitted"
+        self.subject = subject
+        say = "use others that may, or have it permitted"
         if subject.lower().startswith("_inbox"):
             say = "say where they may hear answers; with an agent's key that is --nats-inbox-prefix _INBOX.NAME"
         super().__init__(f"these credentials may not use {subject}: {say}")

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
-from click.exceptions import Exit, NoSuchCommand
+from click.exceptions import NoSuchCommand
 
 from worker.cli.command import Group, first_sentence
-from worker.cli.exits import USAGE
+from worker.cli.exits import USAGE, Failed
 from worker.cli.output import say_all
 from worker.errors import Refusal
 from worker.version import program_version
@@ -107,23 +107,16 @@ def exit_codes() -> Iterator[None]:
         failure.exit_code = USAGE  # type: ignore[misc]  # sysexits.h; on this error only: other users of click keep their 2
         raise
     except Refusal as refusal:
-        _refuse(refusal)
+        raise Failed(str(refusal), refusal.exit_code) from refusal
     except UnicodeEncodeError as bad:  # bytes that are no text reach Python as what cannot be written
         wrong = click.UsageError(f"{bad.object[:100]!r} is no text: what a command is given has to be UTF-8")
         wrong.exit_code = USAGE  # type: ignore[misc]  # as above
         raise wrong from bad
     except BaseExceptionGroup as group:  # task groups wrap what ends them
-        refusal_in_it = _only_refusals(group)
-        if refusal_in_it is None:
+        in_it = _only_refusals(group)
+        if in_it is None:
             raise
-        _refuse(refusal_in_it)
-
-
-def _refuse(refusal: Refusal) -> NoReturn:
-    """Say why it does not run, in one line, and end."""
-    said = "".join(c if c.isprintable() else " " for c in str(refusal))  # it may quote what a server said, or a setting
-    click.echo(f"taskflow: {' '.join(said.split())}", err=True)
-    raise Exit(refusal.exit_code) from refusal
+        raise Failed(str(in_it), in_it.exit_code) from in_it
 
 
 def _only_refusals(group: BaseExceptionGroup[BaseException]) -> Refusal | None:

@@ -16,8 +16,10 @@ from click.exceptions import Exit
 
 from worker.cli import exits
 from worker.cli.command import Option
+from worker.cli.exits import Failed
 from worker.cli.options import CLIENT, SettingsCommand, load_config
-from worker.cli.showing import Printer, printable
+from worker.cli.showing import Printer
+from worker.errors import BusLost, NotAllowed
 
 if TYPE_CHECKING:
     from worker.bus.client import Client
@@ -147,15 +149,21 @@ async def _run(config: Config, arguments: Mapping[str, Any], main: Main, patienc
         async with _line(config, arguments, printer, patience) as line:
             return await main(line, printer) or 0
     except Refused as refused:
-        return _say(refused.error["message"], exits.of_error(refused.error["code"]))
+        raise Failed(str(refused), exits.of_error(refused.error["code"])) from refused
     except Silent as silent:
-        return _say(str(silent), exits.TIMED_OUT if silent.late else exits.UNAVAILABLE)
+        if silent.late:
+            raise Failed(str(silent), exits.TIMED_OUT) from silent
+        raise Failed(f"{silent}{_instead(arguments)}", exits.UNAVAILABLE) from silent
+    except BusLost as lost:
+        raise Failed(f"{lost}{_instead(arguments)}", lost.exit_code) from lost
+    except NotAllowed as denied:
+        may = arguments.get("as_agent", "") is None and ".admin." in denied.subject
+        raise Failed(f"{denied}{'; or ask as an agent, with its own: --agent NAME' if may else ''}", denied.exit_code) from denied
 
 
-def _say(why: str, code: int) -> int:
-    """Say on stderr what went wrong; returns the exit code."""
-    click.echo(f"taskflow: {' '.join(printable(why).split())}", err=True)
-    return code
+def _instead(arguments: Mapping[str, Any]) -> str:
+    """Say what a command can do where no worker can be asked."""
+    return "; or read its database: --db FILE" if "database" in arguments else ""
 
 
 @asynccontextmanager
@@ -183,20 +191,12 @@ async def _line(config: Config, arguments: Mapping[str, Any], printer: Printer, 
 
 @asynccontextmanager
 async def connected(config: Config) -> AsyncIterator[Client]:
-    """Connect to NATS. Raises `BusLost` soon, with what else can be done."""
+    """Connect to NATS. Raises `BusLost` soon."""
     from worker.bus.client import Client
     from worker.bus.options import nats_options
-    from worker.errors import BusLost
 
-    client = Client(nats_options(config.nats))
-    try:
-        await client.__aenter__()
-    except BusLost as lost:
-        raise BusLost(f"{lost}; to read a database without NATS, add --db FILE to a reading command") from lost
-    try:
+    async with Client(nats_options(config.nats)) as client:
         yield client
-    finally:
-        await client.__aexit__(None, None, None)
 
 
 class Online:
@@ -236,15 +236,14 @@ class Online:
         except Silent as silent:
             if silent.late:
                 raise
-            hint = "start one, or use --db FILE to read its database"
-            raise Silent(f"no worker answers on {subject} ({self.client.address}); {hint}") from silent
+            raise Silent(f"no worker answers on {subject} ({self.client.address}); start one") from silent
         if not answer["ok"]:
             raise Refused(answer["error"])
         return answer
 
 
 async def whole_id(line: Line, part: str) -> str:
-    """Return the one flow id that begins or ends like this. Raises `Exit` after saying which there are, or that there is none."""
+    """Return the one flow id that begins or ends like this. Raises `Failed` with those there are, or that there is none."""
     if len(part) == _WHOLE:
         return part
     if len(part) < _SHORTEST or not re.fullmatch(r"[0-9A-Fa-f-]+", part):
@@ -253,9 +252,9 @@ async def whole_id(line: Line, part: str) -> str:
     if len(ids) == 1:
         return ids[0]
     if not ids:
-        raise Exit(_say(f"no flow id begins or ends with {part}", exits.NOT_FOUND))
+        raise Failed(f"no flow id begins or ends with {part}", exits.NOT_FOUND)
     shown = ", ".join(ids[:10]) + (", …" if len(ids) > 10 else "")  # noqa: PLR2004 - ten fit a terminal
-    raise Exit(_say(f"{part} is not the only one: {shown}", exits.USAGE))
+    raise Failed(f"{part} is not the only one: {shown}", exits.USAGE)
 
 
 async def whole_ids(line: Line, parts: Sequence[str]) -> list[str]:

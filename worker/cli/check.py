@@ -10,6 +10,7 @@ import click
 from click.exceptions import Exit
 
 from worker.cli.asking import Line, ReadCommand, run
+from worker.cli.exits import Failed
 from worker.cli.showing import Printer
 from worker.errors import Refusal
 
@@ -47,21 +48,16 @@ def check(*, form: str, **arguments: Any) -> None:
         found = await line.ask("stats")
         figures = _figures(found, limits)
         level = _level(figures, found["worker"])
-        click.echo(_said(form, level, figures, found["worker"]) if said else "", nl=said)
-        return 100 + level if level else OK
+        click.echo(_said(form, level, figures, _troubles(figures, found["worker"])) if said else "", nl=said)
+        return level
 
     try:
         run(arguments, main)
-    except Exit as ended:
-        # A number of ours from 100 on is a level; any other says that nobody could be asked.
-        level = ended.exit_code - 100 if ended.exit_code > 100 else UNKNOWN  # noqa: PLR2004 - see above
-        if level == UNKNOWN:
-            click.echo(_said(form, UNKNOWN, {}, {}) if said else "", nl=said)
-        raise Exit(level) from ended
-    except Refusal as lost:
-        click.echo(_said(form, UNKNOWN, {}, {}) if said else "", nl=said)
-        click.echo(f"taskflow: {lost}", err=True)
-        raise Exit(UNKNOWN) from lost
+    except (Failed, Refusal) as failed:
+        click.echo(_said(form, UNKNOWN, {}, str(failed)) if said else "", nl=said)
+        if said and form != "prometheus":
+            raise Exit(UNKNOWN) from failed
+        raise Failed(str(failed), UNKNOWN) from failed
 
 
 def _figures(found: Mapping[str, Any], limits: Mapping[str, tuple[int, int]]) -> Figures:
@@ -84,11 +80,14 @@ def _level(figures: Figures, worker: Mapping[str, Any]) -> int:
     return WARNING if any(limit is not None and value >= limit for value, limit, _ in figures.values()) else OK
 
 
-def _said(form: str, level: int, figures: Figures, worker: Mapping[str, Any]) -> str:
-    """Spell it for the monitor."""
+def _troubles(figures: Figures, worker: Mapping[str, Any]) -> str:
+    """Say what is not well."""
     bad = [f"{value:g} {name}" for name, (value, limit, _) in figures.items() if limit is not None and value >= limit]
-    bad += worker.get("not_ready", [])
-    why = ", ".join(bad) if figures else "no worker answers"
+    return ", ".join([*bad, *worker.get("not_ready", [])])
+
+
+def _said(form: str, level: int, figures: Figures, why: str) -> str:
+    """Spell it for the monitor. Without figures nobody could be asked."""
     if form == "json":
         return json.dumps({"level": _WORDS[level].lower(), "why": why, "figures": {name: value for name, (value, _, _) in figures.items()}})
     if form == "prometheus":

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import IO, Any
+
+import click
+
 DONE, FAILED, NOT_FOUND, CONFLICT, TIMED_OUT, FORBIDDEN, PARTIAL = 0, 1, 3, 4, 6, 7, 10
 USAGE, UNAVAILABLE, IO_ERROR, TAKEN, REFUSED, INTERRUPTED = 64, 69, 74, 75, 78, 130
 
@@ -42,6 +46,19 @@ _OF_ERROR: dict[str, int] = {
     "id_mismatch": CONFLICT,
     "unavailable": UNAVAILABLE,
 }
+
+
+class Failed(click.ClickException):
+    """A command cannot do what it was asked to: one line on stderr says why, and the number how it ended."""
+
+    def __init__(self, why: str, code: int) -> None:
+        super().__init__(why)
+        self.exit_code = code  # type: ignore[misc]  # of this one only
+
+    def show(self, file: IO[Any] | None = None) -> None:  # noqa: ARG002 - click's signature
+        """Say why. It may quote what a server said, or a setting."""
+        said = "".join(c if c.isprintable() else " " for c in self.message)
+        click.echo(f"taskflow: {' '.join(said.split())}", err=True)
 
 
 def of_error(code: str) -> int:
