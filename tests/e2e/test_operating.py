@@ -56,6 +56,17 @@ async def test_a_flow_is_started_moved_parked_answered_and_finished_from_the_she
     assert '"answer": 42' in shown
 
 
+async def test_a_dry_run_of_a_reply_says_what_would_become_of_it(world: World, agent: Agent) -> None:
+    flow_id, other = await agent.parked(agent.name), await agent.start()
+    dry = ("reply", TOPIC, agent.name, "{}", "--dry-run")
+    assert (await asked(world, *dry, "--flow", flow_id)).json == {"would_resume": [flow_id]}
+    assert "dead letter" in (await command(world, *dry, "--flow", other)).out
+    assert "held" in (await command(world, "reply", TOPIC, f"{agent.name}-2", "--dry-run")).out
+    for trial in ((), ("--dry-run",)):
+        assert "no stream" in (await command(world, "reply", "nobody.takes.this", agent.name, "{}", *trial, code=69)).err
+        assert "correlation_id" in (await command(world, "reply", f"taskflow.reply.{agent.name}", "a.b", "{}", *trial, code=64)).err
+
+
 async def test_the_agents_other_verbs_work_from_the_shell(world: World, agent: Agent) -> None:
     held = (await asked(world, "flow", "start", "--agent", agent.name, "--controller", "k", "--goal", "g", "--hold")).json["flow"]["id"]
     assert (await asked(world, "flow", "run", held)).json["flow"]["status"] == "running"

@@ -99,11 +99,19 @@ class Client:
         try:
             stored = await self._connection.permitted(storing, subject)
         except NoStreamResponseError as nobody:
-            raise Silent(f"no stream takes {subject}: is it one of the worker's reply topics?") from nobody
+            raise _not_taken(subject) from nobody
         except (NatsError, TimeoutError) as bad:
             why = str(bad).removeprefix("nats: ") or "no answer"
             raise Silent(f"{subject} was not confirmed ({why})", late=True) from bad
         return Published(stored.stream, stored.seq, bool(stored.duplicate))
+
+    async def check_taken(self, subject: str) -> None:
+        """Raise `Silent` where no stream takes messages on a subject, as publishing one there would."""
+        answer: dict[str, Any] = msgspec.json.decode(await self.ask("$JS.API.STREAM.NAMES", msgspec.json.encode({"subject": subject})))
+        if "error" in answer:
+            raise Silent(f"who takes {subject} is not known: {answer['error'].get('description', 'no answer')}")
+        if not answer.get("streams"):
+            raise _not_taken(subject)
 
     async def last(self, stream: str, count: int, *, since: datetime | None = None) -> list[Kept]:
         """Return the last messages of a stream, or the first ones `since` then, at most `count`, in their order.
@@ -190,6 +198,11 @@ class Client:
                     raise NotAllowed(denied.result())
                 raise BusLost(f"NATS is lost: {self._connection.lost.result()}")
             yield coming.result()
+
+
+def _not_taken(subject: str) -> Silent:
+    """Say that nobody would keep a message."""
+    return Silent(f"no stream takes {subject}: is it one of the worker's reply topics?")
 
 
 async def _first_since(jetstream: JetStreamContext, stream: str, places: range, at: datetime) -> int:

@@ -19,7 +19,7 @@ from worker.cli.showing import Printer
 @click.option("--id", "event_id", metavar="ID", help="The reply's id: a repeat with the same one is recognised. A new one if not given.")
 @click.option("--text", "as_text", is_flag=True, help="PAYLOAD is text, whatever it looks like.")
 @click.option("--flow", "flow_id", metavar="FLOW", help="Only for this flow.")
-@click.option("--dry-run", is_flag=True, help="Only say who would be resumed.")
+@click.option("--dry-run", is_flag=True, help="Only say which flow it would resume.")
 def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, as_text: bool, **arguments: Any) -> None:
     """Publish a reply on TOPIC with correlation id CORR. PAYLOAD is JSON (or text); `-` reads it from stdin."""
     text = sys.stdin.read() if payload == "-" else payload
@@ -28,15 +28,17 @@ def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, a
     async def main(line: Line, printer: Printer) -> None:
         """Publish it, or say whom it would resume."""
         assert isinstance(line, Online), "a reply goes over NATS"
-        if arguments["dry_run"]:
-            waiters = (await line.ask("who", topic=topic, correlation_id=corr))["waiters"]
-            ids = [waiter["flow_id"] for waiter in waiters]
-            printer.item({"would_resume": ids}, [("would resume", ", ".join(ids) or "nobody: it would be held")])
-            return
         body = {"correlation_id": corr, "payload": value}
         if arguments["flow_id"]:
             body["flow_id"] = await whole_id(line, arguments["flow_id"])
         subject = _subject(line, topic, corr)
+        if arguments["dry_run"]:
+            await line.client.check_taken(subject)
+            waiters = (await line.ask("who", topic=topic, correlation_id=corr))["waiters"]
+            meant = [waiter["flow_id"] for waiter in waiters if waiter["flow_id"] == body.get("flow_id", waiter["flow_id"])]
+            nobody = "nobody: another flow waits for it, so it would be a dead letter" if waiters else "nobody: it would be held"
+            printer.item({"would_resume": meant}, [("would resume", ", ".join(meant) or nobody)])
+            return
         headers = {"Nats-Msg-Id": event_id or _new_id(), "Correlation-Id": corr}
         whole = json.dumps(body["payload"] if subject != topic else body, ensure_ascii=False).encode()
         stored = await line.client.publish(subject, whole, headers)
