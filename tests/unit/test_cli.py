@@ -80,6 +80,30 @@ def test_a_command_line_that_makes_no_sense_exits_64(arguments: tuple[str, ...])
     assert invoke(*arguments).exit_code == 64
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("-s", "nats://one:1", "--nats-user", "ann", "config", "show"),
+        ("config", "-s", "nats://one:1", "show", "--nats-user", "ann"),
+        ("--server", "nats://two:2", "config", "show", "-s", "nats://one:1", "--nats-user=ann"),
+    ],
+)
+def test_options_of_the_connection_may_stand_before_the_command(folder: Path, typed: tuple[str, ...]) -> None:
+    said = invoke(*typed)
+    assert (said.exit_code, 'nats.url = ["nats://one:1"]' in said.stdout, 'nats.user = "ann"' in said.stdout) == (0, True, True)
+
+
+@pytest.mark.parametrize("typed", [("-s", "nats://one:1", "version"), ("--store-path", "x", "run"), ("-s",), ("-s", "x", "--no-such-flag")])
+def test_what_the_command_does_not_take_is_no_better_before_it(typed: tuple[str, ...]) -> None:
+    said = invoke(*typed)
+    assert (said.exit_code, "ption" in said.stderr) == (64, True)
+
+
+def test_help_is_given_also_behind_options_of_the_connection() -> None:
+    assert invoke("-s", "nats://one:1", "--help").stdout == invoke("--help").stdout
+    assert invoke("-s", "nats://one:1").stdout == invoke("--help").stdout
+
+
 LOADED = """
 import sys
 from worker.cli import taskflow

@@ -137,6 +137,8 @@ def taskflow(ctx: click.Context) -> None:
     """Durable agent flows over NATS JetStream, stored in SQLite.
 
     Try it: `taskflow dev` starts a worker with a server of its own; `taskflow demo` tells the whole story and ends.
+
+    Where NATS is may also stand before the command: `taskflow -s nats://nats.example:4222 waits`.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

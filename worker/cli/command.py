@@ -31,8 +31,15 @@ def write_example(ctx: click.Context, formatter: click.HelpFormatter) -> None:
             formatter.write("".join(f"{' ' * formatter.current_indent}{line}\n" for line in lines))
 
 
+_LEADING = "worker.cli: options that stand before the command"
+
+
 class Command(click.Command):
     """A command with an example, and its options by heading."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse what stands behind the command, and what stands before it: what is said last counts."""
+        return super().parse_args(ctx, [*ctx.meta.get(_LEADING, ()), *args])
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what it does, and the example."""
@@ -57,6 +64,17 @@ class Group(click.Group):
 
     command_class = Command
     sections: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Leave options of the connection that stand before the command to the command: `taskflow -s URL waits`."""
+        if args and args[0].startswith("-") and not any(args[0] in option.opts for option in self.get_params(ctx)):
+            from worker.cli.options import connection_options
+
+            known = click.Command(self.name, params=[*self.get_params(ctx), *connection_options()])
+            _, rest, _ = known.make_parser(ctx).parse_args(list(args))
+            ctx.meta[_LEADING] = (*ctx.meta.get(_LEADING, ()), *args[: len(args) - len(rest)])
+            args = rest
+        return super().parse_args(ctx, args)
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what it is about, and the example."""

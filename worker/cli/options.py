@@ -59,6 +59,11 @@ class SettingsCommand(Command):
         return []
 
 
+def connection_options() -> tuple[click.Parameter, ...]:
+    """Give the options of the connection, which every command has that talks to the worker."""
+    return _setting_options(CLIENT)
+
+
 @functools.cache
 def _setting_options(sections: tuple[str, ...] | None = None) -> tuple[click.Parameter, ...]:
     """Make the options of all settings, or of those of some sections."""
