@@ -76,8 +76,11 @@ async def test_the_agents_other_verbs_work_from_the_shell(world: World, agent: A
         await heard.count(1)
     assert (await command(world, "reply", f"taskflow.reply.{agent.name}", told["flow"]["wait"]["correlation_id"], '{"sum": 3}')).code == 0
     assert (await agent.until(held, "running"))["state"]["resume_event"] == {"sum": 3}
-    await agent.api("observe", {"flow_id": held, "run_id": "r-1", "task": "t", "status": "running"})
-    assert [step["run_id"] for step in (await asked(world, "flow", "steps", held)).items] == ["r-1"]
+    for run in ("r-1", "r-2"):
+        await agent.api("observe", {"flow_id": held, "run_id": run, "task": "t", "status": "running"})
+    first = await asked(world, "flow", "steps", held, "--limit", "1")
+    following = await asked(world, "flow", "steps", held, "--cursor", first.json["next_cursor"])
+    assert [step["run_id"] for step in (*first.items, *following.items)] == ["r-1", "r-2"]
     assert "say one of" in (await command(world, "flow", "wait", held, code=64)).err
 
 

@@ -116,13 +116,14 @@ def history(*, flow: str, limit: int, cursor: str | None, newest: bool, **argume
 @click.command(cls=ReadCommand)
 @click.argument("flow")
 @click.option("--limit", default=200, show_default=True, type=click.IntRange(1, 100_000), help="At most this many runs.")
+@click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
 @agent_options
-def steps(*, flow: str, limit: int, **arguments: Any) -> None:
+def steps(*, flow: str, limit: int, cursor: str | None, **arguments: Any) -> None:
     """List the observed runs of a flow."""
 
     async def main(line: Line, printer: Printer) -> None:
         """List them."""
-        items, cursor = await pages(line, "steps", "steps", limit, {"flow_id": await whole_id(line, flow)})
+        items, following = await pages(line, "steps", "steps", limit, {"flow_id": await whole_id(line, flow), "cursor": cursor})
         columns = {
             "RUN": lambda s: s["run_id"],
             "STATUS": lambda s: s["status"],
@@ -130,7 +131,7 @@ def steps(*, flow: str, limit: int, **arguments: Any) -> None:
             "SESSION": lambda s: s["child_session_key"] or "—",
             "SEEN": lambda s: since(s["updated_at"]),
         }
-        printer.items(items, columns, cursor=cursor, empty="No runs of this flow were observed.")
+        printer.items(items, columns, cursor=following, empty="No runs of this flow were observed.")
 
     run(arguments, main)
 
