@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from worker.json_schema import Check, Misfit, Unusable, compiled
+from worker.prose import counted
 
 MAX_BYTES = 16 * 1024
 """Of a schema, which so has at most 8,192 parts: none is over `MAX_WORK` by itself."""
@@ -43,8 +44,8 @@ def accepts(schema: dict[str, Any], payload: Any) -> tuple[str, str] | None:
         return "not_accepted", f"what the wait accepts cannot be checked: {known.flaw}"
     most = MAX_WORK // known.parts
     if _parts(payload, most) > most:
-        said = f"the payload has more than {most} values; with the {known.parts} parts of what the wait accepts, a check is limited to"
-        return "too_large", f"{said} {MAX_WORK} comparisons: send less, or accept with a simpler schema"
+        bound = f"a check against {counted(known.parts, 'part')} of a schema is limited to {MAX_WORK} comparisons"
+        return "too_large", f"the payload has more than {most} values, and {bound}: send less, or accept with a simpler schema"
     misfit = known.check(payload)
     return None if misfit is None else ("not_accepted", f"the payload does not fit what the wait accepts: {_said(misfit)}")
 

@@ -19,6 +19,7 @@ import structlog
 from worker.bus.base import Ack, Bus, Delivery, InProgress, Nak, PublishFailed, Settlement, Source, Term
 from worker.engine import Engine
 from worker.errors import FlowError, Internal, Refusal, Unavailable
+from worker.prose import counted
 from worker.recovery import Recovery
 from worker.submission import Outcome, Useless
 from worker.telemetry import Said
@@ -258,5 +259,6 @@ def _place(delivery: Delivery) -> _Place:
 
 def _poison(delivery: Delivery, begun: int) -> Unusable:
     """Refuse a message that was begun too often without ever getting an outcome."""
-    error = Internal(f"begun {begun} times without an outcome: it may kill the process; look at it before you replay it", seq=delivery.seq)
+    often = f"begun {counted(begun, 'time')} without an outcome"
+    error = Internal(f"{often}: it may kill the process; look at it before you replay it", seq=delivery.seq)
     return Unusable("poison", error)

@@ -16,6 +16,7 @@ from worker.bus.base import Bus
 from worker.engine import Engine
 from worker.errors import FlowError, Refusal, Unavailable
 from worker.lanes import Lanes, Letter
+from worker.prose import counted
 from worker.store.base import Transaction
 from worker.store.records import Batch
 
@@ -76,9 +77,8 @@ class Relay:
     def trouble(self) -> str:
         """Why the broker does not take something that is committed; empty while it takes everything."""
         aside = len(self._lanes.refused)
-        refused = (
-            f"the broker refuses what {aside} flows have to say, for its own sake (the log names them); the others go on" if aside else ""
-        )
+        of = counted(aside, "flow")
+        refused = f"the broker refuses the events of {of} for their own sake (the log names them); the others go on" if aside else ""
         return "; ".join(filter(None, (self._lanes.trouble, refused)))
 
     @property

@@ -51,7 +51,7 @@ async def test_dead_letters_of_a_filter_are_replayed_only_after_a_yes_and_named_
     replay = ("dlq", "replay", "--letter-reason", "malformed", *BY)
     assert "2 dead letters" in (await command(stage, *replay, code=64)).err
     assert "would be replayed  2 dead letters" in (await command(stage, *replay, "--dry-run")).out
-    assert "replayed  1 dead letters: 1" in (await command(stage, "dlq", "replay", "1", *BY)).out
+    assert "replayed  1 dead letter: 1" in (await command(stage, "dlq", "replay", "1", *BY)).out
     await stage.dead(kate, 3)  # it is malformed still
     await eventually(lambda: published(stage), within=30)
     said = await at_terminal(stage, *replay, question="replay 2 dead letters? [y/N]:", answer=YES)
@@ -62,7 +62,7 @@ async def test_dead_letters_of_a_filter_are_replayed_only_after_a_yes_and_named_
 async def test_flows_of_a_filter_are_steered_only_after_a_yes_and_ctrl_c_ends_the_question(stage: Stage, kate: Agent) -> None:
     flow_id = await kate.parked("c-1")
     cancel = ("flow", "cancel", "--topic", TOPIC, *BY)
-    question = "cancel 1 flows? [y/N]:"
+    question = "cancel 1 flow? [y/N]:"
     for answer, code in ((NO, 0), (CTRL_C, 130)):
         assert "Nothing was done." in (await at_terminal(stage, *cancel, question=question, answer=answer, code=code)).out
     assert (await kate.flow(flow_id))["status"] == "waiting"
@@ -80,7 +80,7 @@ async def test_flows_are_pruned_only_after_a_yes(stage: Stage, kate: Agent) -> N
     assert "'soon'" in (await command(stage, "db", "prune", "--older-than", "soon", *BY, code=64)).err
     assert "Nothing was done." in (await at_terminal(stage, *prune, question=question, answer=NO)).out
     assert len((await asked(stage, "flow", "list")).items) == 1
-    assert "pruned  1 flows" in (await at_terminal(stage, *prune, question=question, answer=YES)).out
+    assert "pruned  1 flow\n" in (await at_terminal(stage, *prune, question=question, answer=YES)).out
     assert (await asked(stage, "flow", "list")).items == []
 
 

@@ -77,7 +77,7 @@ async def test_a_person_is_told_of_the_worker_and_that_everything_holds(stage: S
     await kate.parked("c-1")
     out = await checked(stage, "--quick")
     assert f"pid {stage.pid}" in out
-    assert "Everything holds: 1 flows in " in out
+    assert "Everything holds: 1 flow in " in out
     assert "\x1b" not in out
     await stage.stop()
     assert "is running" not in await checked(stage)

@@ -168,7 +168,7 @@ async def test_dead_letters_are_seen_tried_dry_replayed_with_a_rate_and_purged(s
         "dry_run": True,
     }
     assert (await kate.flow(flow_id))["current_step"] == "one"
-    assert "replayed  1 dead letters" in (await command(stage, "dlq", "replay", number, *BY)).out
+    assert "replayed  1 dead letter:" in (await command(stage, "dlq", "replay", number, *BY)).out
     await eventually(lambda: _step_is(kate, flow_id, "two"), within=20)
     assert len((await asked(stage, "dlq", "replay", "--letter-reason", "malformed", "--rate", "1", "-y", *BY)).json["done"]) == 3
     assert "name dead letters" in (await command(stage, "dlq", "replay", *BY, code=64)).err
@@ -250,8 +250,8 @@ async def test_stats_check_and_top_say_how_it_is(stage: Stage, kate: Agent) -> N
     assert "taskflow_check_up 1" in (await command(stage, "check", "--format", "prometheus")).out
     await kate.publish("taskflow.cmd.kate.start", b"{nonsense")
     await stage.dead(kate, 1)
-    assert json.loads((await command(stage, "check", "--format", "json", code=1)).out)["why"] == "1 dead_letters"
-    assert (await command(stage, "check", "--dead-letters", "1", "1", code=2)).out.startswith("TASKFLOW CRITICAL - 1 dead_letters")
+    assert json.loads((await command(stage, "check", "--format", "json", code=1)).out)["why"] == "1 dead letter"
+    assert (await command(stage, "check", "--dead-letters", "1", "1", code=2)).out.startswith("TASKFLOW CRITICAL - 1 dead letter")
     assert "⟨c-1⟩" in (await command(stage, "top", "--count", "1")).out
     await stage.stop()
     assert (await command(stage, "check", code=3)).out.startswith("TASKFLOW UNKNOWN - ")
@@ -347,7 +347,7 @@ async def test_a_copy_is_made_on_request_and_its_making_kept(stage: Stage, kate:
     (copy,) = stage.folder.glob("flows.db.*.backup")
     assert str(copy) in answer["backup"]
     assert [(one["verb"], one["about"]) for one in (await asked(stage, "log")).items] == [("backup", answer["backup"])]
-    assert "1 flows" in answer["backup"]
+    assert "1 flow," in answer["backup"]
 
 
 async def test_a_configuration_is_begun_and_never_overwritten(world: World) -> None:

@@ -12,6 +12,7 @@ from worker.engine import Engine
 from worker.errors import Conflict, InvalidRequest, NotFound
 from worker.flow.commands import Caller, CancelFlow, ExpireHeld, FailFlow, MatchHeld, RequestCancel, ResumeFlow, Stimulus
 from worker.flow.model import HeldReply
+from worker.prose import counted
 from worker.store.base import Transaction, Work
 from worker.store.overview import Intervention
 from worker.times import Micros
@@ -129,7 +130,7 @@ class Acting:
             if count < wanted:
                 break
         if pruned:
-            await self._note(asked, "prune", f"{pruned} flows that ended more than {asked.older_than} ago")
+            await self._note(asked, "prune", f"{counted(pruned, 'flow')} that ended more than {asked.older_than} ago")
         return _ENCODE(oversight.PruneAnswer(pruned=pruned, more=pruned == asked.limit and pruned > 0))
 
     async def _backup(self, asked: operators.Backup) -> bytes:

@@ -13,6 +13,7 @@ from worker.durations import format_duration
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow, FlowEvent, HeldReply
 from worker.flow.waits import Composite, ExternalEvent, FlowEnds, Manual, Node, Timer, due_times, from_value, open_nodes
+from worker.prose import counted
 from worker.store.overview import Came, SetAside
 from worker.times import SECOND, Micros, rfc3339, to_micros
 from worker.wire.oversight import Reason
@@ -145,12 +146,14 @@ def _waiting(flow: Flow, its: Circumstances) -> Iterator[Reason]:
     still = [node for node in open_nodes(condition, progress) if node.leaf is not None]
     if isinstance(condition, Composite):
         total = sum(1 for key in progress if key.isdigit())
-        yield Reason(kind="waits", text=f"Waiting {since} for a combination ({flow.wait_json['kind']}); {total} part(s) came so far.")  # type: ignore[index]  # it waits
+        kind = flow.wait_json["kind"]  # type: ignore[index]  # it waits
+        yield Reason(kind="waits", text=f"Waiting {since} for a combination ({kind}); {counted(total, 'part')} came so far.")
     for node in still:
         yield _leaf(flow, node, since, its)
     if its.outgoing is not None:
         subject, tries, again = its.outgoing
-        text = f"The request to {subject} has not been sent yet: {tries} tries, the next {_in(again, its.now)}. Does anybody listen there?"
+        tried = f"{counted(tries, 'try', 'tries')}, the next {_in(again, its.now)}"
+        text = f"The request to {subject} has not been sent yet: {tried}. Does anybody listen there?"
         yield Reason(kind="near", text=text)
     yield from _came_near(flow, still, its)
     due = due_times(condition, progress)

@@ -18,6 +18,7 @@ from worker.admin.pages import moment_before
 from worker.bus.base import Bus, Outgoing, PublishFailed
 from worker.engine import Engine
 from worker.errors import FlowError, InvalidRequest, NotFound, Unavailable
+from worker.prose import counted
 from worker.store.base import Transaction, Work
 from worker.store.overview import Intervention, Kept, WantedLetters
 from worker.store.records import DeadLetter
@@ -83,7 +84,7 @@ class Letters:
         numbers = [kept.letter.n for kept in chosen]
         if asked.dry_run or not numbers:
             return _answer(numbers, [], asked, following)
-        about = f"{len(numbers)} dead letters, {numbers[0]} to {numbers[-1]}"
+        about = f"{counted(len(numbers), 'dead letter')}, {numbers[0]} to {numbers[-1]}"
         note = Intervention(at_us=self._engine.clock(), actor=actor_of(asked), verb="dlq purge", about=about, reason=asked.reason)
         published = await self._engine.store.published("dead_letters")
 
@@ -192,6 +193,7 @@ def _new_id(kept: Kept) -> str:
 def _answer(done: list[int], failed: list[oversight.Unreplayed], asked: operators.Chosen, following: int | None) -> bytes:
     """Encode the answer. Raises `Unavailable` where nothing at all could be done: it is worth saying loudly."""
     if failed and not done and not following:
-        raise Unavailable(f"none of {len(failed)} dead letters was done: {failed[0].why}", failed=[one.number for one in failed])
+        none = f"{counted(len(failed), 'dead letter')} could not be used: {failed[0].why}"
+        raise Unavailable(none, failed=[one.number for one in failed])
     cursor = write_cursor(following) if following is not None else None
     return _ENCODE(oversight.LettersDone(done=done, failed=failed, dry_run=asked.dry_run, up_to=asked.up_to or 0, next_cursor=cursor))

@@ -13,9 +13,16 @@ from worker.cli.asking import Line, ReadCommand, run
 from worker.cli.exits import Failed
 from worker.cli.showing import Printer
 from worker.errors import Refusal
+from worker.prose import counted
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3
 _WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+_SPELLED = {
+    "overdue": ("overdue flow",),
+    "unpublished": ("event not published", "events not published"),
+    "dead_letters": ("dead letter",),
+    "set_aside": ("flow set aside", "flows set aside"),
+}
 Figures = dict[str, tuple[float, float | None, float | None]]
 """Name → value, and from where on it is a warning, or critical (None: never)."""
 
@@ -82,7 +89,7 @@ def _level(figures: Figures, worker: Mapping[str, Any]) -> int:
 
 def _troubles(figures: Figures, worker: Mapping[str, Any]) -> str:
     """Say what is not well."""
-    bad = [f"{value:g} {name}" for name, (value, limit, _) in figures.items() if limit is not None and value >= limit]
+    bad = [counted(int(value), *_SPELLED[name]) for name, (value, limit, _) in figures.items() if limit is not None and value >= limit]
     return ", ".join([*bad, *worker.get("not_ready", [])])
 
 

@@ -12,6 +12,7 @@ from click.exceptions import Exit
 
 from worker.cli import exits
 from worker.cli.asking import Line, pages, whole_ids
+from worker.prose import counted
 
 Json = dict[str, Any]
 STATUSES = ("created", "running", "waiting", "finished", "failed", "cancelled")
@@ -83,7 +84,7 @@ def confirmed(verb: str, count: int, arguments: Mapping[str, Any]) -> bool:
     """Ask whether to go on, unless names or --yes have answered that. Raises a usage error where nobody can be asked."""
     if arguments["yes"] or not narrowed(arguments) or count == 0:
         return True
-    return agreed(verb, f"{count:,} flows", "look with --dry-run, then say --yes")
+    return agreed(verb, counted(count, "flow"), "look with --dry-run, then say --yes")
 
 
 def agreed(verb: str, what: str, otherwise: str) -> bool:

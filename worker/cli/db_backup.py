@@ -11,6 +11,7 @@ import click
 
 from worker.cli.dev_folder import load_with_database
 from worker.cli.options import SettingsCommand
+from worker.prose import counted
 
 
 @click.command(cls=SettingsCommand)
@@ -31,7 +32,7 @@ def backup(dest: Path | None, *, force: bool, **arguments: Any) -> None:
         raise click.UsageError(str(there)) from there
     finally:
         signal.signal(signal.SIGTERM, before)
-    click.echo(f"{made.copy}: {made.size} bytes, {made.flows} flows, schema {made.schema}, checked, {made.seconds:.2f} s")
+    click.echo(f"{made.copy}: {made.size:,} bytes, {counted(made.flows, 'flow')}, schema {made.schema}, checked, {made.seconds:.2f} s")
 
 
 def _named(path: str, dest: Path | None) -> Path:

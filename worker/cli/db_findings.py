@@ -11,6 +11,7 @@ import click
 
 from worker.cli.layout import wrap
 from worker.cli.showing import paint, printable, screen
+from worker.prose import counted
 
 if TYPE_CHECKING:
     from worker.invariants.checking import Progress
@@ -49,14 +50,14 @@ def show(findings: Findings, output: str) -> None:
         _say(f"A worker (pid {findings.worker}) is running: this is a snapshot of {findings.at}.")
     for violated in findings.violations:
         _show_one(violated)
-    waiting = ", ".join(f"{number} {outlet.replace('_', ' ')}" for outlet, number in findings.waiting.items() if number)
+    kinds = {outlet.replace("_", " ").removesuffix("s"): number for outlet, number in findings.waiting.items() if number}
+    waiting = ", ".join(counted(number, kind) for kind, number in kinds.items())
     if waiting:
         _say(f"On their way out, and no violation: {waiting}.")
-    said = "Everything holds" if findings.ok else f"{len(findings.violations)} of {len(findings.looked_at)} invariants do not hold"
+    invariants = counted(len(findings.looked_at), "invariant")
+    said = "Everything holds" if findings.ok else f"{len(findings.violations)} of {invariants} violated"
     # One line, however long the path is: pages and people search for it.
-    click.echo(
-        printable(f"{said}: {findings.flows} flows in {findings.path}, {len(findings.looked_at)} invariants, {findings.seconds:.1f} s.")
-    )
+    click.echo(printable(f"{said}: {counted(findings.flows, 'flow')} in {findings.path}, {invariants}, {findings.seconds:.1f} s."))
 
 
 def _show_one(violated: Violated) -> None:

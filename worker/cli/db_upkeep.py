@@ -15,6 +15,7 @@ from worker.cli.choosing import agreed, yes_option
 from worker.cli.dev_folder import load_with_database
 from worker.cli.options import SettingsCommand
 from worker.cli.showing import Printer, progress
+from worker.prose import counted
 
 if TYPE_CHECKING:
     import sqlite3
@@ -49,7 +50,7 @@ def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
         pruned = 0
         if arguments["dry_run"]:
             found = await _prunable(line, older_than)
-            printer.item({"would_prune": found}, [("would prune", f"{found:,} flows; nothing was done")])
+            printer.item({"would_prune": found}, [("would prune", f"{counted(found, 'flow')}; nothing was done")])
             return
         if not (yes or agreed("prune", what, "say --yes")):
             printer.note("Nothing was done.")
@@ -61,7 +62,7 @@ def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
                 tell(answer["pruned"])
                 if not answer["more"]:
                     break
-        printer.item({"pruned": pruned}, [("pruned", f"{pruned:,} flows")])
+        printer.item({"pruned": pruned}, [("pruned", counted(pruned, "flow"))])
 
     run(arguments, main, patience=30.0)
 
@@ -103,7 +104,7 @@ def export(*, place: str | None, target: Path | None, **arguments: Any) -> None:
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
-    click.echo(f"{target}: {total:,} flows", err=True)
+    click.echo(f"{target}: {counted(total, 'flow')}", err=True)
 
 
 def _write(database: sqlite3.Connection, out: IO[str], total: int) -> None:

@@ -13,6 +13,7 @@ from worker.cli.asking import AskCommand, Line, ReadCommand, intervention, pages
 from worker.cli.choosing import agreed, yes_option
 from worker.cli.command import Group
 from worker.cli.showing import Printer, ago, progress, since
+from worker.prose import counted
 
 Json = dict[str, Any]
 _AT_ONCE = 100
@@ -141,7 +142,7 @@ def _handle(action: str, numbers: tuple[int, ...], more: Json, arguments: Mappin
         if filtered and not (arguments["yes"] or arguments["dry_run"]):
             found, _, up_to = await _each(line, {**said, "dry_run": True}, numbers, None, lambda _count: None)
             total = len(found)
-            if found and not agreed(action, f"{total:,} dead letters", "look with --dry-run, then say --yes"):
+            if found and not agreed(action, counted(total, "dead letter"), "look with --dry-run, then say --yes"):
                 printer.note("Nothing was done.")
                 return exits.DONE
         with progress(action, total, shown=printer.for_people) as tell:
@@ -187,5 +188,5 @@ def _tell(action: str, done: list[int], failed: list[Json], printer: Printer, *,
     verb = {"replay": "replayed", "purge": "forgotten"}[action]
     word = f"would be {verb}" if dry_run else verb
     printer.item(
-        {"done": done, "failed": failed, "dry_run": dry_run}, [(word, f"{len(done)} dead letters" + (f": {shown}" if done else ""))]
+        {"done": done, "failed": failed, "dry_run": dry_run}, [(word, counted(len(done), "dead letter") + (f": {shown}" if done else ""))]
     )

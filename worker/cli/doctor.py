@@ -12,6 +12,7 @@ from worker.cli import exits
 from worker.cli.dev_folder import find_dev_database
 from worker.cli.options import SettingsCommand, load_config
 from worker.cli.verdicts import Verdict
+from worker.prose import counted
 
 if TYPE_CHECKING:
     from worker.config import Config
@@ -169,9 +170,9 @@ async def _worker(line: Any, about: dict[str, Any]) -> list[Verdict]:
         ),
     ]
     verdicts += [Verdict("ready", "fail", why, "as it says; the worker goes on by itself then") for why in state.get("not_ready", ())]
-    for name, value, text, fix in _SIGNS_OF_TROUBLE:
+    for name, value, one, trouble, fix in _SIGNS_OF_TROUBLE:
         if number := value(stats):
-            verdicts.append(Verdict(name, "warn", text.format(number), fix))
+            verdicts.append(Verdict(name, "warn", f"{counted(number, one)} {trouble}".rstrip(), fix))
     return verdicts
 
 
@@ -189,12 +190,12 @@ async def _alone(line: Any) -> list[Verdict]:
     if len(ids) < 2:  # noqa: PLR2004 - one is right, and others may have a prefix of their own
         return []
     fix = "let each have streams, and a subjects.prefix, of its own; or stop all but one"
-    return [Verdict("workers", "fail", f"{len(ids)} workers answer on {ours} ({', '.join(ids)})", fix)]
+    return [Verdict("workers", "fail", f"{counted(len(ids), 'worker')} answer on {ours} ({', '.join(ids)})", fix)]
 
 
 _NTP = "let both machines keep time (chrony, systemd-timesyncd)"
-_SIGNS_OF_TROUBLE: tuple[tuple[str, Callable[[Any], int], str, str], ...] = (
-    ("set aside", lambda s: s["set_aside"], "{} flows cannot be read", "taskflow flow list --set-aside; taskflow why FLOW"),
-    ("overdue", lambda s: s["waits"]["overdue"], "{} flows are due", "wait a moment and look again; then read the worker's log"),
-    ("dead letters", lambda s: s["dead_letters"], "{} dead letters", "taskflow dlq list"),
+_SIGNS_OF_TROUBLE: tuple[tuple[str, Callable[[Any], int], str, str, str], ...] = (
+    ("set aside", lambda s: s["set_aside"], "flow", "cannot be read", "taskflow flow list --set-aside; taskflow why FLOW"),
+    ("overdue", lambda s: s["waits"]["overdue"], "flow", "overdue", "wait a moment and look again; then read the worker's log"),
+    ("dead letters", lambda s: s["dead_letters"], "dead letter", "", "taskflow dlq list"),
 )

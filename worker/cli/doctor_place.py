@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker.cli.verdicts import Verdict
+from worker.prose import counted
 
 if TYPE_CHECKING:
     from worker.config import Config
@@ -81,7 +82,7 @@ def database(config: Config, where: str) -> Iterator[Verdict]:
     fix = f"chmod 600 {path}: others may open it now" if others else ""
     yield Verdict("database file", "warn" if others else "ok", f"{path}; {runs}", fix)
     bad = ", ".join(f"{one.number} {one.name}" for one in findings.violations)
-    text = f"db check --quick: {bad} does not hold" if bad else f"db check --quick: everything holds over {findings.flows:,} flows"
+    text = f"db check --quick: {bad} does not hold" if bad else f"db check --quick: everything holds over {counted(findings.flows, 'flow')}"
     yield Verdict("invariants", "fail" if bad else "ok", text, "taskflow db check says more, and what to do" if bad else "")
     yield from _port(config, running=opened.worker is not None)
 

@@ -12,6 +12,7 @@ from worker.cli.asking import AskCommand, Line, Refused, agent_options, interven
 from worker.cli.choosing import FILTERS, RATE, bulk_options, chosen, confirmed, narrowed
 from worker.cli.flow_acting import json_value
 from worker.cli.showing import Printer, progress, short, status_of
+from worker.prose import counted
 
 Json = dict[str, Any]
 _REVISION = click.option("--expected-revision", type=int, metavar="N", help="Refuse if the flow is not at this revision.")
@@ -23,10 +24,13 @@ _COLUMNS = {
     "FLOW": lambda a: short(a["flow"]["id"]),
     "STATUS": lambda a: status_of(a["flow"]),
     "REV": lambda a: str(a["flow"]["revision"]),
-    "ALSO": lambda a: (
-        f"{sum(a['cancelled_children'][name] for name in ('done', 'pending'))} children" if a.get("cancelled_children") else ""
-    ),
+    "ALSO": lambda a: _children(**found) if (found := a.get("cancelled_children")) else "",
 }
+
+
+def _children(*, done: int, pending: int, **_: Any) -> str:
+    """Say how many children are cancelled with a flow."""
+    return counted(done + pending, "child", "children")
 
 
 def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str, Any]) -> None:
@@ -61,7 +65,7 @@ async def _shown(line: Line, verb: str, ids: Sequence[str], printer: Printer) ->
     answers = [await line.ask("show", flow_id=flow_id) for flow_id in ids]
     columns = {**_COLUMNS, "CONTROLLER": lambda a: a["flow"]["controller_id"], "STEP": lambda a: a["flow"]["current_step"]}
     printer.items(answers, columns, empty="No flow is meant.")
-    printer.note(f"{verb} would be done to {len(ids):,} flows; nothing was done.")
+    printer.note(f"{verb} would be done to {counted(len(ids), 'flow')}; nothing was done.")
     return exits.DONE
 
 

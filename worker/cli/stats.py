@@ -8,6 +8,7 @@ import click
 
 from worker.cli.asking import Line, ReadCommand, run
 from worker.cli.showing import Printer, since
+from worker.prose import counted
 
 Json = dict[str, Any]
 
@@ -32,7 +33,7 @@ def figures(found: Json) -> list[tuple[str, str]]:
     oldest = f"oldest {since(waits['oldest_since'], found['now'])} ({waits['oldest_flow']})" if waits["oldest_flow"] else "none"
     state = "not asked" if not worker else "connected" if worker["connected"] else "not connected to NATS"
     state += "".join(f", {why}" for why in worker.get("not_ready", ()))
-    unpublished = f"{found['unpublished']['events']:,} events, {found['unpublished']['dead_letters']:,} dead letters"
+    unpublished = f"{counted(found['unpublished']['events'], 'event')}, {counted(found['unpublished']['dead_letters'], 'dead letter')}"
     return [
         ("flows", flows),
         ("messages", messages),
@@ -41,6 +42,6 @@ def figures(found: Json) -> list[tuple[str, str]]:
         ("set aside", f"{found['set_aside']:,}"),
         ("dead letters", f"{found['dead_letters']:,}"),
         ("not published", unpublished),
-        ("to delegates", f"{found['outgoing']['waiting']:,} not sent, tried up to {found['outgoing']['attempts']} times"),
+        ("to delegates", f"{found['outgoing']['waiting']:,} not sent, tried up to {counted(found['outgoing']['attempts'], 'time')}"),
         ("worker", f"{state} · version {found['version']} · epoch {found['epoch']}"),
     ]

@@ -10,6 +10,7 @@ from worker.cli.asking import Line, ReadCommand, agent_options, pages, run
 from worker.cli.choosing import wait_options
 from worker.cli.following import watch_options, watched
 from worker.cli.showing import Printer, short, since, until, waits_on
+from worker.prose import counted
 
 _FILTERS = ("topic", "correlation_id", "kind", "controller", "owner", "step", "older_than", "due_within")
 
@@ -35,9 +36,9 @@ def waits(*, limit: int, watch: float | None, count: int | None, **arguments: An
         printer.items(items, COLUMNS, cursor=cursor, empty=empty)
         if items and printer.for_people and arguments["as_agent"] is None:
             stats = await line.ask("stats")
-            overdue, held = stats["waits"]["overdue"], stats["held"]
-            known = f"{stats['flows']['waiting']} waiting · {overdue} overdue · {held} held replies nobody waits for"
-            printer.note(known + (" (taskflow held list)" if held else ""))
+            overdue, held = stats["waits"]["overdue"], counted(stats["held"], "held reply", "held replies")
+            known = f"{stats['flows']['waiting']:,} waiting · {overdue:,} overdue · {held} nobody waits for"
+            printer.note(known + (" (taskflow held list)" if stats["held"] else ""))
 
     run(arguments, watched(look, watch, count))
 

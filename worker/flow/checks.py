@@ -11,6 +11,7 @@ from worker.flow.identifiers import agent_of, bad_id
 from worker.flow.model import Flow
 from worker.flow.pointing import relocate, trail
 from worker.flow.waits import MAX_DEPTH, MAX_LEAVES, AtLeast, ExternalEvent, FlowEnds, Manual, Node, Timer, WaitCondition, nodes
+from worker.prose import counted
 from worker.times import Micros, to_datetime, to_micros
 
 
@@ -45,7 +46,7 @@ def _check_node(node: Node, flow: Flow, view: View, now: Micros, policy: Policy)
         case Manual(name=name):
             bad = _check_id(name, "name") if name is not None else None
         case AtLeast(count=count, conditions=conditions) if not 1 <= count <= len(conditions):
-            bad = InvalidRequest(f"count is {count}, but there are {len(conditions)} conditions", path="/wait_condition/count")
+            bad = InvalidRequest(f"count is {count}, but there are {counted(len(conditions), 'condition')}", path="/wait_condition/count")
         case composite:
             none = not composite.conditions
             bad = InvalidRequest("a composite wait needs at least one condition", path="/wait_condition/conditions") if none else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from worker.invariants.evidence import Evidence
+from worker.prose import counted
 
 _LAST = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = ?1), 0)"
 _ABOVE = {"events": "SELECT count(*) FROM flow_events WHERE n > ?1", "dead_letters": "SELECT count(*) FROM dead_letters WHERE n > ?1"}
@@ -44,4 +45,4 @@ def nothing_unpublished_is_removed(evidence: Evidence) -> Iterator[str]:
         mark = evidence.value("SELECT n FROM published WHERE outlet = ?1", outlet) or 0
         gone = evidence.value(_LAST, table) - mark - waiting[outlet]
         if gone > 0:
-            yield f"{gone} rows of {outlet} above {mark} are gone, and were not published"
+            yield f"{counted(gone, 'row')} of {outlet} above {mark} gone without having been published"
