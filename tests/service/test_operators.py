@@ -226,7 +226,10 @@ async def test_why_of_a_late_reply_a_pending_cancel_an_end_and_a_running_flow(se
     flow_id = await parked(served, "c-1")
     assert "Nothing came near" in (await why(served, flow_id))[1]["text"]
     await served.ask("cancel", flow_id=flow_id, mode="request")
-    assert "Cancellation was requested" in (await why(served, flow_id))[0]["text"]
+    asked_for, was_for = await why(served, flow_id)
+    assert "Cancellation was requested" in asked_for["text"]
+    assert asked_for["fix"].startswith(f"taskflow flow cancel {flow_id}")
+    assert (was_for["kind"], was_for["fix"]) == ("waits", None), "no reply and nobody resumes it any more"
     await admin(served, "cancel", flow_id=flow_id, **BY)
     assert "by operator:ann: asked on the phone" in (await why(served, flow_id))[0]["text"]
     await reply(served, "c-1")

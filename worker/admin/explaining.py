@@ -56,12 +56,15 @@ def explain(its: Circumstances) -> list[Reason]:
     assert flow is not None, "a flow that is not set aside can be read"
     if flow.terminal:
         return [_ended(flow, its), *_came_after(flow, its)]
-    said = list(_not_waiting(flow, its)) if flow.status is not FlowStatus.WAITING else list(_waiting(flow, its))
-    if flow.cancel_requested:
-        how = "it goes to cancelled with the next tick" if flow.status is FlowStatus.WAITING else "its agent has to end it"
-        fix = f"taskflow flow cancel {flow.id} --reason {shlex.quote('wind-down takes too long')}"
-        said.insert(0, Reason(kind="state", text=f"Cancellation was requested: {how}; only cancelling is possible now.", fix=fix))
-    return said
+    waits = flow.status is FlowStatus.WAITING
+    said = list(_waiting(flow, its) if waits else _not_waiting(flow, its))
+    if not flow.cancel_requested:
+        return said
+    how = "it goes to cancelled with the next tick" if waits else "its agent has to end it"
+    fix = f"taskflow flow cancel {flow.id} --reason {shlex.quote('wind-down takes too long')}"
+    first = Reason(kind="state", text=f"Cancellation was requested: {how}; only cancelling is possible now.", fix=fix)
+    # What it waits for, and what it last did, is worth knowing; what would bring that about is refused now, and nothing else comes next.
+    return [first, *(msgspec.structs.replace(one, fix=None) for one in said if one.kind in ("waits", "state"))]
 
 
 _OF_AGENTS = ("taskflow flow run ", "taskflow flow resume ", "taskflow flow cancel ", "taskflow flow history ", "taskflow why ")
@@ -241,12 +244,14 @@ def _next(due: tuple[Micros, Node], its: Circumstances) -> Reason:
     """Say what time alone will do."""
     at, node = due
     part = node.condition
-    late = " (overdue: the next tick does it)" if at <= its.now else ""
+    ahead = at > its.now
     if isinstance(part, Timer):
-        return Reason(kind="next", text=f"Next: the timer fires {_in(at, its.now)}{late}.")
+        fires = f"the timer fires {_in(at, its.now)}" if ahead else f"the timer was due {_ago(at, its.now)}, and fires with the next tick"
+        return Reason(kind="next", text=f"Next: {fires}.")
     does = {"resume": "it goes on with resume_event.timed_out = true", "fail": "the flow fails (wait timed out)"}
     then = does.get(part.on_timeout, "the flow is cancelled (wait timed out)")
-    return Reason(kind="next", text=f"Next: the deadline passes {_in(at, its.now)}, then {then}{late}.")
+    when = f"the deadline passes {_in(at, its.now)}, then" if ahead else f"the deadline passed {_ago(at, its.now)}; with the next tick"
+    return Reason(kind="next", text=f"Next: {when} {then}.")
 
 
 def _for(us: Micros) -> str:
