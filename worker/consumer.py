@@ -69,6 +69,9 @@ class Consumer:
         self._drained = asyncio.Event()
         self._emptied = asyncio.Event()
         self._tells: set[asyncio.Task[None]] = set()
+        self._open = asyncio.Event()
+        self._open.set()
+        self._pulling: asyncio.Timeout | None = None
         self._log = structlog.get_logger("consumer").bind(stream=source.stream)
         engine.when_back(bus.wake)
 
@@ -95,12 +98,37 @@ class Consumer:
         return min([asked if has_all else self._latest_us, *(delivery.arrived_us for delivery in self._in_hand.values())])
 
     async def run(self) -> None:
-        """Pull until cancelled."""
+        """Pull until cancelled, but not while held."""
         keeping = asyncio.create_task(self._keep_alive())
         try:
-            await self._bus.pull(self._source, self._take, self._room)
+            while True:
+                await self._open.wait()
+                await self._pull()
         finally:
             keeping.cancel()
+
+    async def _pull(self) -> None:
+        """Pull until held."""
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._pulling = scope
+                await self._bus.pull(self._source, self._take, self._room)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+        finally:
+            self._pulling = None
+
+    def hold(self) -> None:
+        """Take nothing in until `release`: what the source delivers may not be what was sent."""
+        self._open.clear()
+        if self._pulling is not None and self._pulling.when() is None:
+            self._pulling.reschedule(asyncio.get_running_loop().time())
+
+    def release(self) -> None:
+        """Take in again."""
+        self._open.set()
 
     async def drained(self) -> None:
         """Return when everything that was in the stream at the start has its outcome (SEMANTICS R9)."""

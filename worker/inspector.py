@@ -1,7 +1,7 @@
 """Look at the broker's streams and consumers now and then: an operator may delete or change them while the worker runs.
 
 What was deleted is made again. What was changed so that it breaks a promise is reported, and makes the worker not ready, until it is
-changed back.
+changed back. From a source that may deliver what was not sent so, nothing is taken in meanwhile.
 """
 
 from __future__ import annotations
@@ -18,18 +18,26 @@ from worker.errors import Unavailable
 _EVERY = 4.0
 
 
-class Asker(Protocol):
-    """Who can have delivered again what the broker may have given up on, and returns whether it could: a consumer."""
+class Intake(Protocol):
+    """What an inspection does to a consumer."""
 
     async def ask_again(self) -> bool:
-        """Ask."""
+        """Have delivered again what the broker may have given up on; returns whether it could."""
+        ...
+
+    def hold(self) -> None:
+        """Take nothing in until `release`."""
+        ...
+
+    def release(self) -> None:
+        """Take in again."""
         ...
 
 
 class Inspector:
     """Inspects what `Bus.prepare` was given, every `every` seconds. `consumers`: those of the sources."""
 
-    def __init__(self, bus: Bus, consumers: Mapping[Source, Asker], *, every: float = _EVERY) -> None:
+    def __init__(self, bus: Bus, consumers: Mapping[Source, Intake], *, every: float = _EVERY) -> None:
         self._bus = bus
         self._consumers = consumers
         self._every = every
@@ -54,10 +62,14 @@ class Inspector:
         """Look once; what is new is logged, once."""
         try:
             found = await self._bus.inspect()
+            for source in self._bus.untrusted:
+                self._consumers[source].hold()
             self._mended |= {*self._bus.mended()}
             for source in tuple(self._mended):
                 if await self._consumers[source].ask_again():
                     self._mended.remove(source)
+            for source in self._consumers.keys() - self._bus.untrusted:
+                self._consumers[source].release()
         except (PublishFailed, Unavailable) as silent:
             if not self._silent:
                 self._log.warning("jetstream_does_not_answer", why=str(silent))

@@ -693,7 +693,38 @@ async def test_a_transform_that_is_set_later_is_found_by_an_inspection(rig: Rig,
     await rig.change_stream(
         "TASKFLOW_IN", {"subject_transform": {"src": "taskflow.cmd.kate.*", "dest": "taskflow.cmd.bob.{{wildcard(1)}}"}}
     )
-    assert sorted(flaw.split(":")[0] for flaw in await bus.inspect()) == ["stream TASKFLOW_IN", "stream THEIRS"]
+    flaws = [flaw for flaw in await bus.inspect() if flaw.startswith("stream")]
+    assert sorted(flaw.split(":")[0] for flaw in flaws) == ["stream TASKFLOW_IN", "stream THEIRS"]
+
+
+TRANSFORM = {"src": "taskflow.cmd.ana.*", "dest": "taskflow.cmd.bob.{{wildcard(1)}}"}
+
+
+@pytest.mark.parametrize(
+    "stream, consumer",
+    [
+        ({"subject_transform": TRANSFORM}, {}),
+        ({"sources": [{"name": "A", "subject_transforms": [TRANSFORM | {"src": "a.*"}]}]}, {}),
+        ({}, {"headers_only": True}),
+    ],
+)
+async def test_a_source_whose_messages_may_not_be_what_was_sent_is_untrusted_until_that_is_changed_back(
+    rig: Rig, bus: Bus, stream: dict[str, object], consumer: dict[str, object]
+) -> None:
+    other = Source(stream="TASKFLOW_EVT", consumer="other")
+    await rig.create_stream({**GOOD, "name": "A", "subjects": ["a.>"]})
+    await bus.prepare((IN, EVT), (WORKER, other))
+    await bus.inspect()
+    assert bus.untrusted == frozenset()
+    await rig.change_stream("TASKFLOW_IN", stream)
+    await rig.change_consumer(WORKER, consumer)
+    told = await bus.inspect()
+    assert [flaw for flaw in told if "nothing is taken" in flaw and "consumer worker of stream TASKFLOW_IN" in flaw], told
+    assert bus.untrusted == {WORKER}
+    await rig.change_stream("TASKFLOW_IN", dict.fromkeys(stream))
+    await rig.change_consumer(WORKER, dict.fromkeys(consumer, False))
+    assert await bus.inspect() == []
+    assert bus.untrusted == frozenset()
 
 
 HERE, THERE = (Holder(database=name, host="build-1", store=f"/srv/{name}/flows.db") for name in ("a1", "b2"))

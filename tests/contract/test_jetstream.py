@@ -18,12 +18,12 @@ from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, jetstream_ri
 from tests.eventually import eventually
 from tests.ports import kept_port
 from tests.standing import stand_still
-from worker.bus.base import Delivery, Nak, Outgoing, PublishFailed, Source, Term
+from worker.bus.base import Delivery, Holder, Nak, Outgoing, PublishFailed, Source, Term
 from worker.bus.connection import NatsOptions
 from worker.bus.endpoints import Endpoint, Request, Service
 from worker.bus.jetstream import JetStreamBus
 from worker.bus.server import EmbeddedServer, ServerRefused, find_server
-from worker.errors import BusLost, TopologyRefused
+from worker.errors import BusLost, ConsumerTaken, TopologyRefused
 
 CMD = "taskflow.cmd.ana.start"
 
@@ -259,6 +259,26 @@ async def test_a_paused_consumer_is_found_by_an_inspection_and_is_no_reason_not_
     await real.nats.api("CONSUMER.PAUSE.TASKFLOW_IN.worker", {})
     assert await bus.inspect() == []
     assert bus.mended() == (), "what is paused is not given up on"
+
+
+async def test_a_consumer_that_another_database_has_taken_meanwhile_is_neither_rewound_nor_pulled(
+    real: JetStreamRig, bus: JetStreamBus
+) -> None:
+    here, there = (Holder(database=name, host="build-1", store=f"/srv/{name}/flows.db") for name in ("a1", "b2"))
+    await bus.prepare((IN, EVT), (WORKER,), holder=here)
+    pull = asyncio.create_task(bus.pull(WORKER, lambda _: None, lambda: 10))
+    await eventually(lambda: bus.pull_requests)
+    other = real.connect()
+    await other.open()
+    await other.prepare((IN, EVT), (WORKER,), holder=there, adopt=True)
+    with pytest.raises(ConsumerTaken, match="b2"):
+        await bus._topology.recreate(WORKER)
+    await real.server.kill()
+    await real.server.start()
+    async with asyncio.timeout(20):
+        with pytest.raises(ConsumerTaken, match="b2"):
+            await pull
+    await other.close()
 
 
 async def test_somebody_who_pulls_already_is_warned_of(real: JetStreamRig, bus: JetStreamBus) -> None:

@@ -166,6 +166,38 @@ async def test_a_consumer_that_would_give_up_on_messages_makes_the_worker_unread
     record(Row(scenario="max-deliver-changed", seed=SEED, faults=1, acknowledged=3, back=[back], note=f"said after {took:.1f} s"))
 
 
+@pytest.mark.full
+@pytest.mark.scenario("bodies-left-out")
+async def test_nothing_is_taken_from_a_consumer_that_leaves_bodies_out_until_it_is_changed_back(
+    stage: Stage, kate: Agent, record: Record
+) -> None:
+    await change_consumer(kate, headers_only=True)
+    took = await unready(stage, "streams failed", "nothing is taken")
+    await kate.cmd("start", {"controller_id": "k", "goal": "g"}, "whole")
+    assert (await kate.api("outcome", {"command_id": "whole"}))["error"]["code"] == "no_outcome"
+    await change_consumer(kate, headers_only=False)
+    back = await ready(stage)
+    assert (await kate.outcome("whole"))["ok"]
+    assert await judge(stage, kate) == []
+    record(Row(scenario="bodies-left-out", seed=SEED, faults=1, acknowledged=1, back=[back], note=f"said after {took:.1f} s"))
+
+
+@pytest.mark.full
+@pytest.mark.scenario("filter-narrowed")
+async def test_what_a_narrowed_filter_has_passed_over_is_delivered_once_it_is_wide_again(stage: Stage, kate: Agent, record: Record) -> None:
+    await change_consumer(kate, filter_subject="taskflow.cmd.kate.>")
+    flow = await kate.parked("c")
+    await kate.reply(TOPIC, "c", 1)
+    await kate.cmd("start", {"controller_id": "k", "goal": "g"}, "behind")
+    assert (await kate.outcome("behind"))["ok"], "what is delivered goes on"
+    took = await unready(stage, "streams failed", "filter_subjects")
+    await change_consumer(kate, filter_subject="")
+    await kate.until(flow, "running")
+    back = await ready(stage)
+    assert await judge(stage, kate) == []
+    record(Row(scenario="filter-narrowed", seed=SEED, faults=1, acknowledged=4, back=[back], note=f"said after {took:.1f} s"))
+
+
 @pytest.mark.scenario("consumer-paused")
 async def test_a_paused_consumer_is_said_everywhere_and_a_deadline_waits_for_what_it_holds_back(
     stage: Stage, kate: Agent, record: Record

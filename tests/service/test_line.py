@@ -68,6 +68,26 @@ async def test_dead_letters_of_held_replies_are_published_without_waiting_for_an
         assert letters[1].subject == "taskflow.dlq.expired"
 
 
+async def test_nothing_is_taken_in_while_messages_may_be_from_somebody_else_and_all_of_it_afterwards(path: Path) -> None:
+    """CONTRACT 1: an operator sets a transform on the stream while the worker runs."""
+    async with living(path) as line:
+        inbound, inspector = line.broker.streams["TASKFLOW_IN"].config, line.services.inspector
+        await line.started()
+        inbound["subject_transform"] = {"src": "taskflow.cmd.kate.*", "dest": "taskflow.cmd.mallory.{{wildcard(1)}}"}
+        for _ in range(2):
+            await inspector.inspect()
+            await eventually(lambda: not line.broker.kicks)
+        name = await line.command("start", controller_id="kate/test", goal="test")
+        status, _ = await line.ask("outcome", command_id=name)
+        assert status["error"]["code"] == "no_outcome"
+        assert any("nothing is taken" in flaw for flaw in inspector.flaws)
+        inbound["subject_transform"] = None
+        await inspector.inspect()
+        assert (await line.outcome(name))["ok"]
+        inbound["subject_transform"] = {"src": ">", "dest": "x.>"}
+        await inspector.inspect()  # and it stops in the middle of that
+
+
 async def _letters(line: Line, number: int) -> list[Stored]:
     """Return the dead letters once there are this many."""
     found = await line.dead()

@@ -206,6 +206,10 @@ class Bus(Protocol):
         not answer, `ConsumerTaken` once a worker on another database has adopted a consumer.
         """
 
+    @property
+    def untrusted(self) -> frozenset[Source]:
+        """The sources that must not be pulled, as last inspected: what they deliver may not be what was sent."""
+
     def mended(self) -> tuple[Source, ...]:
         """Return the sources whose consumer's settings broke a promise and are right again, each once.
 
@@ -237,6 +241,8 @@ class Bus(Protocol):
 
     async def pull(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
         """Deliver continuously until cancelled: `take` is called on the loop for each message, and must not raise or block.
+
+        Raises `ConsumerTaken` where a worker on another database has taken the consumer over during an outage.
 
         `room()` says how many more messages the caller takes now (0: stop asking). Call `wake` after room was made.
         Survives a broker restart, a deleted consumer (created again) and a long outage; delivers in stream order.

@@ -96,6 +96,12 @@ class MemoryBroker:
                 found += settings.transform_objections(source, theirs.config)
         return found
 
+    def distrust(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> dict[Source, str]:
+        """Say of which sources what is delivered may not be what was sent."""
+        own = {stream.name: self.streams[stream.name].config for stream in streams if stream.name in self.streams}
+        said = {source: settings.distrust(source, own.get(source.stream, {}), self.consumer(source).config) for source in sources}
+        return {source: sentence for source, (sentence, *_) in ((one, found) for one, found in said.items() if found)}
+
     def prepare(
         self, streams: tuple[Stream, ...], sources: tuple[Source, ...], holder: Holder | None = None, *, adopt: bool = False
     ) -> list[str]:

@@ -117,6 +117,11 @@ class JetStreamBus:
         except NoAnswer as error:
             raise PublishFailed(str(error)) from error
 
+    @property
+    def untrusted(self) -> frozenset[Source]:
+        """The sources that may deliver what was not sent so, as last seen."""
+        return self._topology.untrusted
+
     def mended(self) -> tuple[Source, ...]:
         """Return the sources whose consumer's settings are right again, each once."""
         return self._topology.mended()

@@ -50,6 +50,7 @@ class MemoryBus:
         self._kicks: list[asyncio.Event] = []
         self._prepared: tuple[tuple[Stream, ...], tuple[Source, ...], Holder | None] = ((), (), None)
         self.trouble = ""
+        self.untrusted: frozenset[Source] = frozenset()
         self.max_payload = _MAX_PAYLOAD
         self._server = MemoryServer(self, self.broker, concurrency)
         self._log = structlog.get_logger()
@@ -110,10 +111,12 @@ class MemoryBus:
         """Make what was deleted; say what breaks a promise."""
         if not self._connected:
             raise PublishFailed("not connected")
+        distrust = self.broker.distrust(*self._prepared[:2])
+        self.untrusted = frozenset(distrust)
         try:
             self.broker.prepare(*self._prepared)
         except TopologyRefused as refused:
-            return str(refused).splitlines()
+            return [*str(refused).splitlines(), *distrust.values()]
         return []
 
     def mended(self) -> tuple[Source, ...]:

@@ -140,6 +140,18 @@ def _of_sources(config: Json) -> list[tuple[str, Json]]:
     ]
 
 
+def distrust(source: Source, stream: Json, consumer: Json) -> list[str]:
+    """Say that what is delivered may not be what was sent: from somebody else, by itself, or without its body.
+
+    `stream`: the configuration of one of the worker's own; empty for somebody else's.
+    """
+    forged = stream.get("subject_transform") or stream.get("allow_msg_schedules") or _of_sources(stream)
+    if not forged and not consumer.get("headers_only"):
+        return []
+    what = "messages may be from somebody else than their subject says" if forged else "messages come without their bodies"
+    return [f"nothing is taken from consumer {source.consumer} of stream {source.stream} until this is changed back: {what}"]
+
+
 def pauses(source: Source, info: Json) -> list[str]:
     """Say that a consumer is paused: it delivers nothing then, and says nothing about it."""
     if not info.get("paused"):

@@ -36,6 +36,7 @@ class Topology:
         self._ack_waits: dict[Source, float] = {}
         self._flawed: set[Source] = set()
         self._mended: set[Source] = set()
+        self.untrusted: frozenset[Source] = frozenset()
         self.batches = Batches(self._api.change)
         self.clock = self._api.clock
         self._log = structlog.get_logger()
@@ -73,24 +74,27 @@ class Topology:
     async def inspect(self) -> list[str]:
         """Make streams again that were deleted, and say what breaks a promise; see `Bus.inspect`. Raises `NoAnswer`."""
         found: list[str] = []
+        own: dict[str, Json] = {}
         try:
             for stream in self._streams:
-                config = await self._made_again(stream)
-                found += settings.stream_objections(stream, config) if config is not None else []
+                own[stream.name] = config = await self._made_again(stream) or {}
+                found += settings.stream_objections(stream, config) if config else []
             for source in self._sources:
                 found += await self._transforms(source)
-                found += await self._consumer_flaws(source)
+                found += await self._consumer_flaws(source, own.get(source.stream, {}))
         except TopologyRefused as refused:
             found.append(str(refused))
         return found
 
-    async def _consumer_flaws(self, source: Source) -> list[str]:
+    async def _consumer_flaws(self, source: Source, stream: Json) -> list[str]:
         """Say what breaks a promise about a consumer; note when nothing does any more. Raises `ConsumerTaken`."""
         info = await self._consumer_found(source)
         if info is None:
             return []  # the pull's business
         self._check_claim(source, info["config"])
-        found = settings.consumer_objections(source, info["config"])
+        distrust = settings.distrust(source, stream, info["config"])
+        self.untrusted = self.untrusted | {source} if distrust else self.untrusted - {source}
+        found = [*settings.consumer_objections(source, info["config"]), *distrust]
         if found:
             self._flawed.add(source)
         elif source in self._flawed:
@@ -121,8 +125,13 @@ class Topology:
         return self._ack_waits.get(source, source.ack_wait)
 
     async def recreate(self, source: Source) -> None:
-        """Make a consumer, and the worker's own streams, again where they were deleted; raises `TopologyRefused` or `NoAnswer`."""
-        if await self._consumer_found(source) is not None:
+        """Make a consumer, and the worker's own streams, again where they were deleted.
+
+        Raises `TopologyRefused`, `NoAnswer`, or `ConsumerTaken` where another database has made it.
+        """
+        info = await self._consumer_found(source)
+        if info is not None:
+            self._check_claim(source, info["config"])
             return
         for stream in self._streams:
             await self._made_again(stream)
@@ -140,8 +149,12 @@ class Topology:
         return max(first, 1)  # the server says 0 for a stream that never had a message
 
     async def resume(self, source: Source) -> None:
-        """Have what the broker believes to be in hand delivered again, after a reconnect: part of it went into the old connection."""
+        """Have what the broker believes to be in hand delivered again, after a reconnect: part of it went into the old connection.
+
+        Raises `NoAnswer`, or `ConsumerTaken` where another database has taken it over meanwhile.
+        """
         info = await self.consumer_info(source)
+        self._check_claim(source, info["config"])
         if info["num_ack_pending"]:
             await self.rewind(source)
 
