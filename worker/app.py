@@ -99,7 +99,7 @@ async def provision(config: Config, database: str | None = None, *, adopt: bool 
 
     `database`: whose consumers they are from now on.
     """
-    holder = Holder(database=database, host="?", store="?") if database else None
+    holder = Holder(database=database) if database else None
     configure_logging(config.log)
     subjects = Subjects(config.subjects.prefix)
     streams, sources = topology(config, subjects, reply_bindings(config, subjects))
@@ -170,7 +170,7 @@ async def set_up(config: Config, store: Store, bus: Bus, tracker: Tracker, clock
     subjects = Subjects(config.subjects.prefix)
     bindings = reply_bindings(config, subjects)
     streams, sources = topology(config, subjects, bindings)
-    holder = Holder(database=store.identity, host=socket.gethostname(), store=store.place)
+    holder = Holder(database=store.identity, host=socket.gethostname(), store=store.place, pid=str(os.getpid()))
     for warning in await bus.prepare(streams, sources, holder=holder, adopt=adopt):
         logger("worker").warning(Said.STREAM_AT_RISK, why=warning)
     services = compose(config, store, bus, bindings, sources, tracker, clock)

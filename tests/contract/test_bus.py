@@ -768,6 +768,55 @@ async def test_a_database_that_adopts_a_consumer_keeps_it_and_the_other_one_find
     await second.close()
 
 
+COPY = msgspec.structs.replace(HERE, host="build-2", store="/backup/flows.db", pid="22")
+
+
+async def test_a_copy_of_the_database_is_refused_while_a_worker_on_the_other_one_pulls(rig: Rig) -> None:
+    """A file system's copy has the same id."""
+    first, second = rig.connect(), rig.connect()
+    await first.open()
+    await second.open()
+    await first.prepare((IN, EVT), (WORKER,), holder=msgspec.structs.replace(HERE, pid="11"))
+    async with pulling(first, settle=ACK) as got:
+        await send(rig, 1)
+        await eventually(lambda: got)
+        with pytest.raises(ConsumerTaken, match=f"a1 .*{HERE.store} on {HERE.host}, pid 11.*--adopt"):
+            await second.prepare((IN, EVT), (WORKER,), holder=COPY)
+        assert await first.inspect() == []
+        await second.prepare((IN, EVT), (WORKER,), holder=COPY, adopt=True)
+        with pytest.raises(ConsumerTaken, match=f"{COPY.store} on {COPY.host}, pid 22"):
+            await first.inspect()
+    await first.close()
+    await second.close()
+
+
+async def test_a_database_that_was_moved_takes_its_consumer_along(rig: Rig) -> None:
+    first, second = rig.connect(), rig.connect()
+    await first.open()
+    await second.open()
+    await first.prepare((IN, EVT), (WORKER,), holder=HERE)
+    await first.close()
+    assert await second.prepare((IN, EVT), (WORKER,), holder=COPY) == []
+    assert (await rig.consumer_config(WORKER))["metadata"]["taskflow-store"] == COPY.store
+    assert await second.inspect() == []
+    await second.close()
+
+
+async def test_who_makes_streams_for_a_worker_that_is_at_work_already_is_not_warned_and_changes_nothing(rig: Rig, bus: Bus) -> None:
+    other = rig.connect()
+    await other.open()
+    await bus.prepare((IN, EVT), (WORKER,), holder=HERE)
+    noted = (await rig.consumer_config(WORKER))["metadata"]
+    async with pulling(bus, settle=ACK) as got:
+        await send(rig, 1)
+        await eventually(lambda: got)
+        for holder in (None, Holder(database="a1")):
+            assert await other.prepare((IN, EVT), (WORKER,), holder=holder) == []
+        assert await bus.inspect() == []
+    assert (await rig.consumer_config(WORKER))["metadata"] == noted
+    await other.close()
+
+
 async def test_a_consumer_from_before_such_claims_is_claimed_and_keeps_what_else_was_noted(rig: Rig, bus: Bus) -> None:
     await rig.change_consumer(WORKER, {"metadata": {"team": "platform"}})
     await bus.prepare((IN, EVT), (WORKER,), holder=HERE)

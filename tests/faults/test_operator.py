@@ -9,10 +9,11 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -230,8 +231,15 @@ async def test_a_worker_on_another_database_is_refused_until_it_adopts_the_consu
     ended = await stage.refused(**other)
     assert ended.code == 75, ended.stderr
     assert str(stage.path) in ended.stderr
+    assert f"pid {stage.pid}" in ended.stderr
     assert "--adopt" in ended.stderr
     assert str(tmp_path / "other.db") in ended.stderr, "where this one's database would be is said at the start"
+    with closing(sqlite3.connect(stage.path)) as database, closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+        database.backup(copy)
+    ended = await stage.refused(TASKFLOW_STORE_PATH=str(tmp_path / "copy.db"))
+    assert ended.code == 75, ended.stderr
+    assert f"pid {stage.pid}" in ended.stderr
+    assert "copy" in ended.stderr
     first, stage.program = stage.process, (*stage.program, "--adopt")
     adopting, _ = await stage.spawn(**other)
     try:

@@ -137,11 +137,15 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
-    """The database that a worker's consumers serve: its id, and for people the host and the path where it lies."""
+    """The database that a worker's consumers serve: its id, the host and the path where it lies, and for people the worker's process.
+
+    Whoever makes consumers for a worker knows no more than the id.
+    """
 
     database: str
-    host: str
-    store: str
+    host: str = "?"
+    store: str = "?"
+    pid: str = "?"
 
 
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):

@@ -111,7 +111,8 @@ class MemoryBroker:
             raise TopologyRefused("\n".join(found))
         for source in () if adopt else sources:
             consumer = self.consumers.get((source.stream, source.consumer))
-            if consumer is not None and (refusal := claims.refusal(source, holder, consumer.config)):
+            info = {"config": consumer.config if consumer is not None else {}, "num_waiting": len(self.kicks)}
+            if refusal := claims.refusal(source, holder, info):
                 raise ConsumerTaken(refusal)
         warnings: list[str] = []
         for stream in streams:

@@ -178,18 +178,6 @@ def config_in(info: Json | None) -> Json | None:
     return None if info is None else info["config"]
 
 
-def rival_remarks(source: Source, info: Json | None) -> list[str]:
-    """Warn where somebody pulls before this worker does: one on another database, whose lock is no obstacle, would take a part of it."""
-    if info is None or not info["num_waiting"]:
-        return []
-    return [
-        (
-            f"consumer {source.consumer} of stream {source.stream}: somebody else pulls from it. A second worker on a database of its own "
-            "takes part of every flow's messages: stop one of them, or give each a NATS account of its own"
-        )
-    ]
-
-
 def subjects_with(stream: Stream, config: Json) -> list[str] | None:
     """Return the stream's subjects with the missing ones added, or None when none is missing."""
     present: list[str] = list(config.get("subjects") or ())

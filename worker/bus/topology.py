@@ -91,7 +91,7 @@ class Topology:
         info = await self._consumer_found(source)
         if info is None:
             return []  # the pull's business
-        self._check_claim(source, info["config"])
+        self._check_claim(source, info)
         distrust = settings.distrust(source, stream, info["config"])
         self.untrusted = self.untrusted | {source} if distrust else self.untrusted - {source}
         found = [*settings.consumer_objections(source, info["config"]), *distrust]
@@ -102,9 +102,9 @@ class Topology:
             self._mended.add(source)
         return [*found, *settings.pauses(source, info)]
 
-    def _check_claim(self, source: Source, config: Json) -> None:
+    def _check_claim(self, source: Source, info: Json) -> None:
         """Raise `ConsumerTaken` where the consumer belongs to another database."""
-        refusal = claims.refusal(source, self._holder, config)
+        refusal = claims.refusal(source, self._holder, info)
         if refusal is not None:
             raise ConsumerTaken(refusal)
 
@@ -131,7 +131,7 @@ class Topology:
         """
         info = await self._consumer_found(source)
         if info is not None:
-            self._check_claim(source, info["config"])
+            self._check_claim(source, info)
             return
         for stream in self._streams:
             await self._made_again(stream)
@@ -154,7 +154,7 @@ class Topology:
         Raises `NoAnswer`, or `ConsumerTaken` where another database has taken it over meanwhile.
         """
         info = await self.consumer_info(source)
-        self._check_claim(source, info["config"])
+        self._check_claim(source, info)
         if info["num_ack_pending"]:
             await self.rewind(source)
 
@@ -187,10 +187,10 @@ class Topology:
                 found.append(f"stream {source.stream} does not exist: create it, or take the reply binding that names it out")
             elif not own or configs[source.stream] is not None:
                 found += await self._transforms(source)
-                has = settings.config_in(await self._consumer_found(source))
-                if has is not None and not adopt:
-                    self._check_claim(source, has)
-                found += settings.consumer_objections(source, has) if has is not None else []
+                info = await self._consumer_found(source)
+                if info is not None and not adopt:
+                    self._check_claim(source, info)
+                found += settings.consumer_objections(source, info["config"]) if info is not None else []
         return found
 
     async def _overlaps(self, stream: Stream) -> list[str]:
@@ -238,7 +238,7 @@ class Topology:
             await self._write_consumer(source, claims.claimed(settings.consumer_config(source), self._holder), "create")
             self._log.info("topology.consumer_created", stream=source.stream, consumer=source.consumer)
             return []
-        warnings, config = settings.rival_remarks(source, info), info["config"]
+        warnings, config = claims.rivals(source, self._holder, info), info["config"]
         if settings.lacks_filters(source, config):
             config = settings.with_filters(source, config)
             await self._write_consumer(source, config, "update")
@@ -250,13 +250,15 @@ class Topology:
 
     async def _claim(self, source: Source, config: Json) -> list[str]:
         """Write down whose the consumer is; returns a warning where that is not permitted: everything works without."""
-        wanted = claims.claimed(config, self._holder)
-        if wanted is config:
+        wanted, known = claims.claimed(config, self._holder), claims.holder_in(config)
+        if self._holder is None or wanted is config:
             return []
+        database = self._holder.database
         try:
             await self._write_consumer(source, wanted, "update")
         except TopologyRefused as refused:
-            database = self._holder.database if self._holder is not None else ""
+            if known is not None and known.database == database:
+                return []
             repair = f"run `taskflow provision --database {database}` with credentials that may"
             return [f"it cannot be written down whose the consumer is, so no worker on another database is refused: {refused}; {repair}"]
         self._log.info("topology.consumer_claimed", stream=source.stream, consumer=source.consumer)
