@@ -329,6 +329,7 @@ FORBIDDEN = {
     "events": ('{ publish: { deny: "taskflow.evt.>" }, subscribe: ">" }', "may not publish on taskflow.evt."),
     "pull": ('{ publish: { deny: "$JS.API.CONSUMER.MSG.NEXT.>" }, subscribe: ">" }', "may not publish on $JS.API.CONSUMER.MSG.NEXT"),
     "inbox": ('{ publish: ">", subscribe: { deny: "_INBOX.>" } }', "may not subscribe to _inbox."),
+    "acks": ('{ publish: { deny: "$JS.ACK.>" }, subscribe: ">" }', "may not publish on $JS.ACK.TASKFLOW_IN.worker.>"),
     "api": ('{ publish: ">", subscribe: { deny: "taskflow.api.>" } }', "may not subscribe to taskflow.api."),
 }
 

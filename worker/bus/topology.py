@@ -10,6 +10,7 @@ import asyncio
 import structlog
 
 from worker.bus import claims, settings
+from worker.bus.acks import AckRights
 from worker.bus.base import Holder, Source, Stream
 from worker.bus.batches import Batches
 from worker.bus.connection import Connection, NoAnswer, NotPermitted
@@ -37,6 +38,7 @@ class Topology:
         self._flawed: set[Source] = set()
         self._mended: set[Source] = set()
         self.untrusted: frozenset[Source] = frozenset()
+        self._ack_rights = AckRights(connection)
         self.batches = Batches(self._api.change)
         self.clock = self._api.clock
         self._log = structlog.get_logger()
@@ -100,7 +102,7 @@ class Topology:
         elif source in self._flawed:
             self._flawed.remove(source)
             self._mended.add(source)
-        return [*found, *settings.pauses(source, info)]
+        return [*found, *settings.pauses(source, info), *await self._ack_rights.objections(source)]
 
     def _check_claim(self, source: Source, info: Json) -> None:
         """Raise `ConsumerTaken` where the consumer belongs to another database."""
