@@ -42,9 +42,9 @@ def encrypting(pair: tuple[Path, Path]) -> ssl.SSLContext:
     return context
 
 
-def options(port: int, *, scheme: str = "nats", user: str = "kate", **more: str) -> NatsOptions:
+def options(port: int, *, scheme: str = "nats", user: str = "kate", **more: object) -> NatsOptions:
     """How to reach the server, with a password."""
-    return NatsOptions(servers=(f"{scheme}://127.0.0.1:{port}",), user=user, password=PASSWORD, **more)  # type: ignore[arg-type]  # texts all
+    return NatsOptions(servers=(f"{scheme}://127.0.0.1:{port}",), user=user, password=PASSWORD, **more)  # type: ignore[arg-type]  # whatever it takes
 
 
 async def by_worker(made: NatsOptions) -> None:
@@ -168,6 +168,23 @@ async def test_a_connection_that_is_encrypted_from_its_first_byte_is_encrypted(p
         await client.connect(f"tls://127.0.0.1:{server.port}", tls=context, tls_handshake_first=True, user="kate", password=PASSWORD)
         await client.close()
         assert (server.clear, server.encrypted) == (b"", 1)
+
+
+@pytest.mark.parametrize("connect", [by_worker, by_client])
+async def test_the_handshake_comes_first_where_that_is_asked_for(
+    connect: Callable[[NatsOptions], Awaitable[None]], pair: tuple[Path, Path], encrypting: ssl.SSLContext
+) -> None:
+    async with Greeter(encrypting, first=True) as server:
+        await connect(options(server.port, tls_ca=str(pair[0]), tls_first=True))
+        assert (server.clear, server.encrypted) == (b"", 1)
+
+
+@pytest.mark.parametrize("scheme", ["nats", "tls"])
+async def test_a_handshake_that_is_to_come_first_asks_for_encryption(scheme: str) -> None:
+    async with Greeter() as server:
+        with pytest.raises(BusLost, match="handshake_first"):
+            await by_worker(options(server.port, scheme=scheme, tls_first=True))
+        assert PASSWORD.encode() not in server.clear
 
 
 async def test_without_a_word_of_encryption_it_connects_in_clear() -> None:

@@ -381,6 +381,14 @@ def test_a_context_that_asks_for_more_than_the_worker_can_do_is_refused(home: Pa
     assert f"'{key}'" in refusal(home, NATS_CONTEXT="prod")
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_a_context_says_whether_the_handshake_comes_first(home: Path, said: bool) -> None:
+    context(home, "prod", url="tls://prod", tls_first=said)
+    assert configured(home, NATS_CONTEXT="prod").nats.tls_first is said
+    context(home, "prod", url="tls://prod", tls_first="often")
+    assert "'tls_first'" in refusal(home, NATS_CONTEXT="prod")
+
+
 def test_a_user_s_jwt_and_seed_come_from_a_context_and_from_the_nats_cli_s_variables(home: Path) -> None:
     context(home, "prod", url="nats://prod", user_jwt="eyJ.a.b", user_seed="SUAPROD")
     for nats in (configured(home, NATS_CONTEXT="prod").nats, configured(home, NATS_JWT="eyJ.a.b", NATS_SEED="SUAPROD").nats):

@@ -142,7 +142,8 @@ class MendedClient(Client):
 
     def _must_encrypt(self) -> bool:
         """Tell whether encryption was asked for, for one server or for all: those that a server tells of carry no scheme."""
-        return self.options.get("tls") is not None or any(server.uri.scheme in _ENCRYPTED for server in self._server_pool)
+        asked = self.options.get("tls") is not None or self.options.get("tls_handshake_first")
+        return bool(asked) or any(server.uri.scheme in _ENCRYPTED for server in self._server_pool)
 
     def _is_in_clear(self) -> bool:
         """Tell whether the connection is not encrypted although that was asked for."""

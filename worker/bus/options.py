@@ -35,6 +35,7 @@ class NatsOptions(msgspec.Struct, frozen=True, kw_only=True):
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    tls_first: bool = False
     name: str = "taskflow-worker"
     inbox_prefix: str = msgspec.field(default_factory=lambda: f"_INBOX.{secrets.token_hex(8)}")
     connect_timeout: float = 5.0
@@ -79,6 +80,7 @@ def nats_options(nats: Nats) -> NatsOptions:
         tls_ca=nats.tls_ca or None,
         tls_cert=nats.tls_cert or None,
         tls_key=_path(nats.tls_key),
+        tls_first=nats.tls_first,
         connect_timeout=nats.connect_timeout.seconds,
         monitor_url=nats.monitor_url or None,
     )

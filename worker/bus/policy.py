@@ -5,6 +5,7 @@ Light: the agents' client imports it with every connection.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import ssl
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from worker.bus.mended import NotEncrypted
 from worker.bus.options import NatsOptions, check_readable, jwt_login
-from worker.errors import BusLost
+from worker.errors import BusLost, ConfigError
 
 _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
 _REFUSED = ("authorization", "authentication")
@@ -26,7 +27,11 @@ class Denied(NamedTuple):
 
 
 def arguments(options: NatsOptions, *, reconnect_wait: float) -> dict[str, Any]:
-    """Return what `Client.connect` takes, but for the callbacks. Raises `BusLost` for files that cannot be read."""
+    """Return what `Client.connect` takes, but for the callbacks.
+
+    Raises `BusLost` for files that cannot be read, `ConfigError` for addresses that no attempt can reach: nats-py would go on trying.
+    """
+    _check_schemes(options)
     for path in (options.creds, options.nkey_seed, options.tls_ca, options.tls_cert, options.tls_key):
         check_readable(path)
     return {
@@ -39,6 +44,7 @@ def arguments(options: NatsOptions, *, reconnect_wait: float) -> dict[str, Any]:
         "nkeys_seed": options.nkey_seed,
         **jwt_login(options),
         "tls": _tls(options),
+        "tls_handshake_first": options.tls_first,
         "inbox_prefix": options.inbox_prefix,
         "connect_timeout": options.connect_timeout,
         "max_reconnect_attempts": -1,  # the default, 60, closes the client for good after two minutes
@@ -46,6 +52,18 @@ def arguments(options: NatsOptions, *, reconnect_wait: float) -> dict[str, Any]:
         "ping_interval": options.ping_interval,
         "max_outstanding_pings": 1,  # a dead peer is found within two intervals; the defaults take six minutes
     }
+
+
+def _check_schemes(options: NatsOptions) -> None:
+    """Raise `ConfigError` for addresses that nats-py cannot use."""
+    web = [url.partition("://")[0] in ("ws", "wss") for url in options.servers]
+    if any(web) and not all(web):
+        raise ConfigError("nats.url has both WebSocket addresses (ws://, wss://) and others; name one kind only")
+    if any(web) and importlib.util.find_spec("aiohttp") is None:
+        raise ConfigError(
+            "nats.url is a WebSocket address, for which the package aiohttp is missing: install it beside this program "
+            "(pip install aiohttp), or use a nats:// or tls:// address"
+        )
 
 
 def denied(said: str) -> Denied | None:
@@ -61,6 +79,8 @@ def refusal(error: BaseException) -> str | None:
             "offers no encryption, which tls://, tls_ca or tls_cert ask for; nothing was sent to it: turn TLS on at the server, "
             "or, where the way to it is safe, use nats:// without TLS files"
         )
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "answers in clear where the TLS handshake is due: take tls_first out, or set `handshake_first` in the server's tls block"
     said = reason(error)
     return f"refuses the credentials: {said}" if any(word in said.lower() for word in _REFUSED) else None
 

@@ -25,10 +25,12 @@ _KEYS = {
     "ca": "nats.tls_ca",
     "cert": "nats.tls_cert",
     "key": "nats.tls_key",
+    "tls_first": "nats.tls_first",
     "inbox_prefix": "nats.inbox_prefix",
 }
 _PATHS = frozenset({"creds", "nkey", "ca", "cert", "key"})
-_UNSUPPORTED = ("nsc", "jetstream_domain", "jetstream_api_prefix", "socks_proxy", "tls_first")
+_SWITCHES = frozenset({"tls_first"})
+_UNSUPPORTED = ("nsc", "jetstream_domain", "jetstream_api_prefix", "socks_proxy")
 _NAME = re.compile(r"\A[^/\\\x00.][^/\\\x00]*\Z")
 
 
@@ -64,8 +66,11 @@ def list_contexts(environ: Mapping[str, str]) -> tuple[list[str], str]:
 
 def _text(name: str, key: str, value: object, environ: Mapping[str, str]) -> str:
     """Give one value of a context, with `~` and variables in paths resolved as the nats CLI does."""
+    kind, what = (bool, "true or false") if key in _SWITCHES else (str, "text")
+    if not isinstance(value, kind):
+        raise ValueError(f"the NATS context {name!r} has a {key!r} that is not {what}")
     if not isinstance(value, str):
-        raise ValueError(f"the NATS context {name!r} has a {key!r} that is not text")
+        return str(value).lower()
     if key not in _PATHS:
         return value
     filled = re.sub(r"\$(\w+)|\$\{(\w+)\}", lambda found: environ.get(found[1] or found[2], ""), value)

@@ -57,6 +57,9 @@ class Nats(msgspec.Struct, frozen=True, kw_only=True):
     tls_ca: Annotated[str, About(readers.readable_file, "Certificates of the authorities to trust.", env=("NATS_CA",))] = ""
     tls_cert: Annotated[str, About(readers.readable_file, "Client certificate.", env=("NATS_CERT",))] = ""
     tls_key: Annotated[Secret | None, About(readers.secret_file, "Private key of the client certificate.", env=("NATS_KEY",))] = None
+    tls_first: Annotated[
+        bool, About(readers.yes_no, "Shake hands for TLS before the server says anything, as its `handshake_first` asks for.")
+    ] = False
     inbox_prefix: Annotated[
         str,
         About(
