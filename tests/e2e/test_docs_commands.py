@@ -239,12 +239,13 @@ def test_what_is_shown_as_json_is_json(block: Block) -> None:
 def test_what_is_shown_as_a_configuration_is_one(block: Block, tmp_path: Path) -> None:
     path = tmp_path / "taskflow.toml"
     path.write_text(block.text, encoding="utf-8")
+    path.chmod(0o600)
     secrets = [value for table in tomllib.loads(block.text).values() if isinstance(table, dict) for value in table.values()]
     for name in [value.partition(":")[2] for value in secrets if isinstance(value, str) and value.startswith("credential:")]:
         (tmp_path / name).write_text("SUAAVWRZG6M5FA5VRRGWSCIHKTOJC7EWNIT4JV3FTOIPO4OBFR5WA7X5TE", encoding="utf-8")
         (tmp_path / name).chmod(0o600)
     environ = {"HOME": str(tmp_path), "CREDENTIALS_DIRECTORY": str(tmp_path)}
-    load(flags={}, environ=environ, folder=tmp_path)
+    load(flags={}, config_file=path.name, environ=environ, folder=tmp_path)
 
 
 def test_the_page_on_moving_shows_the_settings_of_the_example() -> None:

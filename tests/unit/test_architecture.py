@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("wire",),
     ("flow",),
-    ("errors", "json_schema", "times", "durations", "futures", "logger", "prose", "version", "signal_mask"),
+    ("errors", "json_schema", "times", "durations", "futures", "logger", "prose", "version", "signal_mask", "ownership"),
 )
 ADAPTERS = ("worker.store.sqlite", "worker.bus.jetstream", "worker.bus.memory", "worker.bus.connection")
 NAMING_ADAPTERS = {"app", "cli.dev", "cli.demo_story", "testing.database", "testing.memory", "testing.chaos"}

@@ -29,10 +29,10 @@ def environ(home: Path, **variables: str) -> dict[str, str]:
 
 
 def configured(home: Path, text: str = "", *, flags: Mapping[str, str] = EMPTY, **variables: str) -> Config:
-    """Load with `text` as ./taskflow.toml."""
+    """Load with `text` as the file that somebody named: taskflow.toml."""
     if text:
-        (home / "taskflow.toml").write_text(text, encoding="utf-8")
-    return load(flags, environ=environ(home, **variables), folder=home)
+        private(home / "taskflow.toml", text)
+    return load(flags, config_file="taskflow.toml" if text else "", environ=environ(home, **variables), folder=home)
 
 
 def refusal(home: Path, text: str = "", *, flags: Mapping[str, str] = EMPTY, **variables: str) -> str:
@@ -47,7 +47,7 @@ def refusal(home: Path, text: str = "", *, flags: Mapping[str, str] = EMPTY, **v
 def context(home: Path, name: str, **content: object) -> None:
     folder = home / ".config" / "nats" / "context"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    private(folder / f"{name}.json", json.dumps(content))
 
 
 def private(path: Path, text: str = "secret") -> str:
@@ -280,10 +280,9 @@ def test_a_file_that_is_no_text_is_refused(home: Path) -> None:
 
 def test_secrets_come_from_files_variables_and_systemd(home: Path) -> None:
     private(home / "secret", "s3cret\n")
-    variables = {"CREDENTIALS_DIRECTORY": str(home), "PW": "s3cret"}
     for written in ("s3cret", f"file:{home / 'secret'}", "env:PW", "credential:secret"):
-        (home / "taskflow.toml").write_text(f'[nats]\nuser = "u"\npassword = "{written}"', encoding="utf-8")
-        config = load(environ=environ(home, **variables), folder=home)
+        text = f'[nats]\nuser = "u"\npassword = "{written}"'
+        config = configured(home, text, CREDENTIALS_DIRECTORY=str(home), PW="s3cret")
         assert config.nats.password is not None
         assert config.nats.password.reveal() == "s3cret"
 

@@ -43,7 +43,7 @@ def show(*, name: str, output: str) -> None:
     from worker.errors import ConfigError
 
     try:
-        found = read_context(name, os.environ)
+        found, _ = read_context(name, os.environ)
     except ValueError as bad:
         raise ConfigError(str(bad)) from bad
     shown = {key: _masked(key, value) for key, value in found.items()}

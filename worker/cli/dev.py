@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from worker.cli.dev_folder import DATABASE, FOLDER
+from worker.cli.dev_folder import DATABASE, STREAMS, prepare_folder
 from worker.cli.options import SettingsCommand, adopt_option, load_config
-from worker.errors import ConfigError
 from worker.line_writer import LineWriter
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
     stop.listen()
     base = _presumed()
     config = load_config(arguments, base)
-    _prepare_folder()
+    prepare_folder()
     if config.origin("nats.url") != "default" or config.nats.context:
         _tell(banner(config, f"given by {config.origin('nats.url')}", _program()))
         return await app.run(config, stop=stop, adopt=adopt)
@@ -58,12 +57,12 @@ async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
 
     configure_logging(config.log)  # before the server starts: it logs
     port = _NATS_PORT if _is_free(_NATS_PORT) else 0
-    server = EmbeddedServer(FOLDER / "nats", port)
+    server = EmbeddedServer(STREAMS, port)
     await server.start()
     try:
         served = {"nats.url": server.url, "nats.monitor_url": server.monitor_url}
         config = load_config(arguments, base | {key: Found(url, "the embedded server of taskflow dev") for key, url in served.items()})
-        told = f"embedded JetStream server, data in {FOLDER / 'nats'}"
+        told = f"embedded JetStream server, data in {STREAMS}"
         _tell(banner(config, told if port else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program()))
         return await app.run(config, stop=stop, adopt=adopt)
     finally:
@@ -85,16 +84,6 @@ def _presumed() -> dict[str, Found]:
     if usual is not None and not _is_free(usual[1]):
         base["http.bind"] = Found(f"{_LOOPBACK}:{_free_port()}", f"{origin}; port {usual[1]} is taken")
     return base
-
-
-def _prepare_folder() -> None:
-    """Make the folder, for this user's eyes only and invisible to git; raise `ConfigError` when that fails."""
-    try:
-        FOLDER.mkdir(mode=0o700, exist_ok=True)
-        (FOLDER / ".gitignore").write_text("*\n", encoding="utf-8")
-    except OSError as failure:
-        where = Path.cwd() / FOLDER
-        raise ConfigError(f"{where} cannot be made ({failure.strerror}); run `taskflow dev` in a folder that you may write to") from failure
 
 
 def _is_free(port: int) -> bool:

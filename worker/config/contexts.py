@@ -5,13 +5,14 @@ Only connection settings are taken. A context that needs something the worker ca
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from worker.config.paths import config_home, expand
+from worker.config.paths import config_home, expand, exposure
 
 _KEYS = {
     "url": "nats.url",
@@ -34,13 +35,18 @@ _UNSUPPORTED = ("nsc", "jetstream_domain", "jetstream_api_prefix", "socks_proxy"
 _NAME = re.compile(r"\A[^/\\\x00.][^/\\\x00]*\Z")
 
 
-def read_context(name: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Give the settings (`nats.url` → text) of the context `name`; raise `ValueError` when it is missing or cannot be obeyed."""
+def read_context(name: str, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """Give the settings (`nats.url` → text) of the context `name`, and why none of them is a secret (empty: only its owner reads it).
+
+    Raises `ValueError` when it is missing or cannot be obeyed.
+    """
     if not _NAME.match(name):
         raise ValueError(f"{name!r} is no name of a NATS context")
     path = config_home(environ) / "nats" / "context" / f"{name}.json"
     try:
-        content = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        with path.open("rb") as file:
+            exposed = exposure(os.fstat(file.fileno()), path)
+            content = msgspec.json.decode(file.read(), type=dict[str, Any])
     except FileNotFoundError:
         raise ValueError(f"there is no NATS context {name!r} ({path}); `nats context ls` lists them") from None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failure:
@@ -50,7 +56,7 @@ def read_context(name: str, environ: Mapping[str, str]) -> dict[str, str]:
             raise ValueError(
                 f"the NATS context {name!r} uses {key!r}, which the worker does not support; write its settings into [nats] instead"
             )
-    return {_KEYS[key]: _text(name, key, content[key], environ) for key in _KEYS if content.get(key)}
+    return {_KEYS[key]: _text(name, key, content[key], environ) for key in _KEYS if content.get(key)}, exposed
 
 
 def list_contexts(environ: Mapping[str, str]) -> tuple[list[str], str]:

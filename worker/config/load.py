@@ -14,7 +14,7 @@ import msgspec
 
 from worker.config.paths import working_folder
 from worker.config.readers import Raw
-from worker.config.secrets import Secret
+from worker.config.secrets import Secret, is_written_out
 from worker.config.sources import Found, Layer, find_file, from_context, from_environment, from_file, from_flags
 from worker.config.tree import Config, Setting, settings
 from worker.errors import ConfigError
@@ -79,10 +79,13 @@ def _read(setting: Setting, found: Found, environ: Mapping[str, str]) -> Any:
     if found.value == "" and setting.default in (None, ""):
         return setting.default
     try:
-        return setting.about.read(Raw(found.value, found.text, environ))
+        value = setting.about.read(Raw(found.value, found.text, environ))
     except ValueError as failure:
         problem = " ".join(str(failure).split())
         raise ConfigError(f"{setting.key}: {problem} ({found.origin})") from failure
+    if found.exposed and is_written_out(value):
+        raise ConfigError(f"{setting.key}: this is a secret, and {found.exposed} ({found.origin})")
+    return value
 
 
 def _user_alone_is_token(values: dict[str, Any], origins: dict[str, str]) -> None:

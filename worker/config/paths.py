@@ -12,8 +12,8 @@ from worker.errors import ConfigError
 
 def config_home(environ: Mapping[str, str]) -> Path:
     """Give the folder of the user's configuration: `$XDG_CONFIG_HOME`, else `~/.config`."""
-    given = environ.get("XDG_CONFIG_HOME")
-    return Path(given) if given else Path(environ.get("HOME") or "/") / ".config"
+    given = Path(environ.get("XDG_CONFIG_HOME", ""))  # a relative one counts as none (XDG Base Directory): it would be wherever one stands
+    return given if given.is_absolute() else Path(environ.get("HOME") or "/") / ".config"
 
 
 def expand(path: str) -> Path:
@@ -71,11 +71,17 @@ def check_private(path: str) -> str:
     A file that belongs to somebody else may be readable by its group: that is how Kubernetes hands a secret to a non-root process.
     """
     full = check_file(path)
-    status = Path(full).stat()
-    open_to_others = stat.S_IMODE(status.st_mode) & (0o077 if status.st_uid == os.geteuid() else 0o037)
-    if open_to_others:
-        raise ValueError(f"{path} can be read by other users (mode {stat.S_IMODE(status.st_mode):04o}); run: chmod 600 {path}")
+    with Path(full).open("rb") as file:
+        problem = exposure(os.fstat(file.fileno()), path)
+    if problem:
+        raise ValueError(problem)
     return full
+
+
+def exposure(status: os.stat_result, path: str | Path) -> str:
+    """Say why what stands in an open file is no secret; empty where only its owner can read it, or a group that its owner handed it to."""
+    open_to_others = stat.S_IMODE(status.st_mode) & (0o077 if status.st_uid == os.geteuid() else 0o037)
+    return f"{path} can be read by other users (mode {stat.S_IMODE(status.st_mode):04o}); run: chmod 600 {path}" if open_to_others else ""
 
 
 def reason(failure: OSError | UnicodeDecodeError) -> str:

@@ -61,6 +61,13 @@ class Secret(msgspec.Struct, frozen=True):
         return self.source or "***"
 
 
+def is_written_out(value: object) -> bool:
+    """Tell whether a value is a secret itself, not only where one is: a plain password, an address with one in it."""
+    if isinstance(value, Secret):
+        return bool(value.text) and not value.source
+    return isinstance(value, tuple) and any(isinstance(one, Url) and one.shown != one for one in value)
+
+
 def read_secret(text: str, environ: Mapping[str, str], *, plain_is_path: bool) -> Secret:
     """Find the secret that `text` names; raise `ValueError` with a sentence when it is not there or open to others.
 

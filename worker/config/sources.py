@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,10 @@ from typing import Any
 import msgspec
 
 from worker.config.contexts import read_context
-from worker.config.paths import config_home, expand, reason
-from worker.config.tree import settings
+from worker.config.paths import config_home, expand, exposure, reason
+from worker.config.tree import Guarded, settings
 from worker.errors import ConfigError
+from worker.ownership import check_folders, check_unwritable, open_own
 
 _RESERVED: Mapping[str, tuple[Any, ...]] = {
     # Keys of the documented file whose feature this version lacks: taken where they ask for nothing, refused where they would be a promise.
@@ -34,6 +36,15 @@ class Found(msgspec.Struct, frozen=True):
     value: Any
     origin: str
     text: bool = True
+    exposed: str = ""
+    """Why a secret that stands there is none: others can read the file."""
+
+
+class File(msgspec.Struct, frozen=True):
+    """A configuration file. `found`: it lies in the working directory, and nobody has named it."""
+
+    path: Path
+    found: bool = False
 
 
 Layer = Mapping[str, Found]
@@ -67,7 +78,7 @@ def _refuse_misspelt(environ: Mapping[str, str]) -> None:
                 raise ConfigError(f"environment: {name} is no setting; did you mean {near[0]}?")
 
 
-def find_file(given: str, environ: Mapping[str, str], folder: Path) -> Path | None:
+def find_file(given: str, environ: Mapping[str, str], folder: Path) -> File | None:
     """Give the file `given` by flag, or named by `$TASKFLOW_CONFIG`, else the first that exists of the usual places; None without one."""
     named = given or environ.get("TASKFLOW_CONFIG", "")
     if named:
@@ -78,33 +89,59 @@ def find_file(given: str, environ: Mapping[str, str], folder: Path) -> Path | No
             raise ConfigError(f"{failure} ({origin})") from failure
         if not path.is_file():
             raise ConfigError(f"there is no configuration file {named} ({origin}); check the path")
-        return path
-    usual = (folder / "taskflow.toml", config_home(environ) / "taskflow" / "config.toml", Path("/etc/taskflow/config.toml"))
-    return next((path for path in usual if path.is_file()), None)
+        return File(path)
+    usual = (
+        File(folder / "taskflow.toml", found=True),
+        File(config_home(environ) / "taskflow" / "config.toml"),
+        File(Path("/etc/taskflow/config.toml")),
+    )
+    return next((file for file in usual if file.path.is_file()), None)
 
 
-def from_file(path: Path) -> Layer:
-    """Give the layer of a TOML file. Raise `ConfigError` naming the file when it cannot be read or has a key we do not know."""
+def from_file(file: File) -> Layer:
+    """Give the layer of a TOML file. Raise `ConfigError` naming the file when it cannot be read or has a key that it may not have."""
+    path = file.path
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as failure:
-        raise ConfigError(f"{path} cannot be read ({reason(failure)}); check its permissions") from failure
+        text, exposed = _read(file)
+        content = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as failure:
         raise ConfigError(f"{path} is not valid TOML: {failure}") from failure
     if content.pop("version", 1) != 1:
         raise ConfigError(f"{path}: version must be 1, the only form of this file so far")
-    names = {name: setting.key for setting in settings() for name in (setting.key, *setting.about.keys)}
+    names = {name: setting for setting in settings() for name in (setting.key, *setting.about.keys)}
     layer: dict[str, Found] = {}
     for written, value in _flatten(content, path):
         if written in _RESERVED:
             _check_reserved(path, written, value)
         elif written not in names:
-            raise ConfigError(f'{_place(path, written)}: unknown key "{written}"{_near(written, [*names, *_RESERVED])}')
-        elif names[written] in layer:
-            raise ConfigError(f'{path}: "{written}" and "{names[written]}" are the same setting; keep one of them')
+            raise ConfigError(f'{_place(text, path, written)}: unknown key "{written}"{_near(written, [*names, *_RESERVED])}')
+        elif file.found and isinstance(names[written].about, Guarded):
+            raise ConfigError(
+                f'{_place(text, path, written)}: "{written}" says where to connect or listen, or as whom, and nobody named this file: '
+                f"it may have come with somebody else's folder. If it is yours, name it: --config {path.name}, or TASKFLOW_CONFIG={path}"
+            )
+        elif names[written].key in layer:
+            raise ConfigError(f'{path}: "{written}" and "{names[written].key}" are the same setting; keep one of them')
         else:
-            layer[names[written]] = Found(value, f"file {path}", text=False)
+            layer[names[written].key] = Found(value, f"file {path}", text=False, exposed=exposed)
     return layer
+
+
+def _read(file: File) -> tuple[str, str]:
+    """Give the text of a file, and why no secret can stand there (empty: only its owner reads it). A found one must be this user's."""
+    path = file.path
+    try:
+        with os.fdopen(open_own(path, os.O_RDONLY) if file.found else os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb") as opened:
+            status = os.fstat(opened.fileno())
+            if file.found:
+                check_unwritable(status, path)
+                check_folders(path.parent)
+            return opened.read().decode("utf-8"), exposure(status, path)
+    except PermissionError as failure:
+        advice = f"if you trust it, name it: --config {path.name}, or TASKFLOW_CONFIG={path}" if file.found else "check its permissions"
+        raise ConfigError(f"{path} is not read ({reason(failure)}); {advice}") from failure
+    except OSError as failure:
+        raise ConfigError(f"{path} cannot be read ({reason(failure)}); check its permissions") from failure
 
 
 def _flatten(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
@@ -122,11 +159,11 @@ def _flatten(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]
             yield from ((f"{section}.{key}", inner) for key, inner in value.items())
 
 
-def _place(path: Path, written: str) -> str:
+def _place(text: str, path: Path, written: str) -> str:
     """Return the file and the line on which a key is written, as editors take it; only the file where the line is not found."""
     wanted, _, key = written.rpartition(".")
     section = ""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if head := _HEAD.match(line):
             section = head[1]
         elif section == wanted and (one := _KEY.match(line)) and one[1] == key:
@@ -152,7 +189,7 @@ def _near(written: str, known: list[str] | set[str]) -> str:
 def from_context(name: str, environ: Mapping[str, str], named_by: str) -> Layer:
     """Give the layer of a NATS CLI context; `named_by` is the origin of the name, for the error."""
     try:
-        values = read_context(name, environ)
+        values, exposed = read_context(name, environ)
     except ValueError as failure:
         raise ConfigError(f"nats.context: {failure} ({named_by})") from failure
-    return {key: Found(value, f"NATS context {name}") for key, value in values.items()}
+    return {key: Found(value, f"NATS context {name}", exposed=exposed) for key, value in values.items()}

@@ -8,6 +8,8 @@ from worker.config.tree import settings
 _HEAD = """# Settings of taskflow, worker and command line alike. A flag wins over an environment variable, that over this file.
 # Everything is commented out and shows the default: take the # away from what you change.
 # `taskflow config validate` says whether it is right, `taskflow config show --origin` what is in force and why.
+# Name it, with --config or TASKFLOW_CONFIG: a file that merely lies in the working directory may say neither where to connect or listen,
+# nor as whom. With a password in it: chmod 600.
 """
 _REPLIES = """
 # Subjects that carry replies, with more to say than subjects.reply_topics has room for; one block for each (docs/waiting.md).

@@ -32,37 +32,43 @@ class About(msgspec.Struct, frozen=True):
     """How no value is written in the file."""
 
 
+class Guarded(About, frozen=True):
+    """The same of a setting that says who is talked to, as whom, or where is listened: a file that is merely found may not set it."""
+
+
 class Nats(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach NATS. The variables are those of the `nats` CLI."""
 
-    url: Annotated[tuple[Url, ...], About(readers.urls, "NATS servers, comma separated.", env=("NATS_URL",))] = (
+    url: Annotated[tuple[Url, ...], Guarded(readers.urls, "NATS servers, comma separated.", env=("NATS_URL",))] = (
         Url("nats://127.0.0.1:4222"),
     )
-    context: Annotated[str, About(readers.text, "Take what is not set here from this context of the nats CLI.", env=("NATS_CONTEXT",))] = ""
-    creds: Annotated[Secret | None, About(readers.secret_file, "Credentials file (JWT and NKey).", env=("NATS_CREDS",))] = None
-    nkey: Annotated[Secret | None, About(readers.secret_file, "File with an NKey seed.", env=("NATS_NKEY",))] = None
-    jwt: Annotated[Secret | None, About(readers.secret, "User JWT; better file:/path, env:NAME or credential:NAME.", env=("NATS_JWT",))] = (
-        None
-    )
-    seed: Annotated[
-        Secret | None, About(readers.secret, "NKey seed of the JWT's user; better file:/path or credential:NAME.", env=("NATS_SEED",))
+    context: Annotated[
+        str, Guarded(readers.text, "Take what is not set here from this context of the nats CLI.", env=("NATS_CONTEXT",))
+    ] = ""
+    creds: Annotated[Secret | None, Guarded(readers.secret_file, "Credentials file (JWT and NKey).", env=("NATS_CREDS",))] = None
+    nkey: Annotated[Secret | None, Guarded(readers.secret_file, "File with an NKey seed.", env=("NATS_NKEY",))] = None
+    jwt: Annotated[
+        Secret | None, Guarded(readers.secret, "User JWT; better file:/path, env:NAME or credential:NAME.", env=("NATS_JWT",))
     ] = None
-    user: Annotated[str, About(readers.text, "User name.", env=("NATS_USER",))] = ""
+    seed: Annotated[
+        Secret | None, Guarded(readers.secret, "NKey seed of the JWT's user; better file:/path or credential:NAME.", env=("NATS_SEED",))
+    ] = None
+    user: Annotated[str, Guarded(readers.text, "User name.", env=("NATS_USER",))] = ""
     password: Annotated[
-        Secret | None, About(readers.secret, "Password; better file:/path, env:NAME or credential:NAME.", env=("NATS_PASSWORD",))
+        Secret | None, Guarded(readers.secret, "Password; better file:/path, env:NAME or credential:NAME.", env=("NATS_PASSWORD",))
     ] = None
     token: Annotated[
-        Secret | None, About(readers.secret, "Token; better file:/path, env:NAME or credential:NAME.", env=("NATS_TOKEN",))
+        Secret | None, Guarded(readers.secret, "Token; better file:/path, env:NAME or credential:NAME.", env=("NATS_TOKEN",))
     ] = None
-    tls_ca: Annotated[str, About(readers.readable_file, "Certificates of the authorities to trust.", env=("NATS_CA",))] = ""
-    tls_cert: Annotated[str, About(readers.readable_file, "Client certificate.", env=("NATS_CERT",))] = ""
-    tls_key: Annotated[Secret | None, About(readers.secret_file, "Private key of the client certificate.", env=("NATS_KEY",))] = None
+    tls_ca: Annotated[str, Guarded(readers.readable_file, "Certificates of the authorities to trust.", env=("NATS_CA",))] = ""
+    tls_cert: Annotated[str, Guarded(readers.readable_file, "Client certificate.", env=("NATS_CERT",))] = ""
+    tls_key: Annotated[Secret | None, Guarded(readers.secret_file, "Private key of the client certificate.", env=("NATS_KEY",))] = None
     tls_first: Annotated[
-        bool, About(readers.yes_no, "Shake hands for TLS before the server says anything, as its `handshake_first` asks for.")
+        bool, Guarded(readers.yes_no, "Shake hands for TLS before the server says anything, as its `handshake_first` asks for.")
     ] = False
     inbox_prefix: Annotated[
         str,
-        About(
+        Guarded(
             readers.inbox_prefix,
             "Receive answers under this subject (_INBOX_worker), so that permissions can keep others out; empty: a random one.",
             env=("NATS_INBOX_PREFIX",),
@@ -72,7 +78,7 @@ class Nats(msgspec.Struct, frozen=True, kw_only=True):
         Duration, About(readers.duration(1000), "Give up when NATS cannot be reached at start within this time.", env=("NATS_TIMEOUT",))
     ] = Duration.parse("5s")
     monitor_url: Annotated[
-        str, About(readers.text, "Monitoring address of the server (http://host:8222): asked at start whether it syncs to disk.")
+        str, Guarded(readers.text, "Monitoring address of the server (http://host:8222): asked at start whether it syncs to disk.")
     ] = ""
 
 
@@ -134,7 +140,7 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
     """Health and metrics."""
 
     bind: Annotated[
-        str, About(readers.bind, "Serve health and metrics on this host:port, or off.", env=("TASKFLOW_WEB_BIND",), keys=("web.bind",))
+        str, Guarded(readers.bind, "Serve health and metrics on this host:port, or off.", env=("TASKFLOW_WEB_BIND",), keys=("web.bind",))
     ] = "127.0.0.1:8642"
 
     @property

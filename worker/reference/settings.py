@@ -25,7 +25,9 @@ The first that is there wins:
 2. an environment variable: `TASKFLOW_STORE_PATH`, then the other names in the table. One that is set but empty counts as not set, except for
    `TASKFLOW_REPLY_TOPICS`, where empty means none;
 3. the file: `--config FILE`, or `TASKFLOW_CONFIG`, or the first that exists of `./taskflow.toml`, `$XDG_CONFIG_HOME/taskflow/config.toml`
-   (`~/.config/…`) and `/etc/taskflow/config.toml`;
+   (`~/.config/…`) and `/etc/taskflow/config.toml`. A `./taskflow.toml` that nobody named may say neither where to connect or listen nor as
+   whom (`http.bind`, and all of `nats.*` but `connect_timeout`): it may have come with a folder of somebody else, who would be sent your
+   credentials. It must belong to you, as must its folder and those above it. Where it is yours and says so, name it: `--config taskflow.toml`;
 4. a context of the `nats` command line, for `nats.*` only: `nats.context`;
 5. the default.
 
@@ -62,7 +64,7 @@ What a `[[replies]]` block can say is in [Examples](../examples/README.md).
 - **A duration** is text: `500ms`, `15m`, `1h 30m`, `30d`.
 - **A list** is a TOML list in the file, and comma separated elsewhere.
 - **A secret** is best not written at all: `file:/path`, `env:NAME`, or `credential:NAME` (a file in `$CREDENTIALS_DIRECTORY`, as systemd
-  provides). A file that others may read is refused. `nats.creds`, `nats.nkey` and `nats.tls_key` also take a plain path.
+  provides). A file that others may read is refused, be it the one that is named or the one in which a secret is written out. `nats.creds`, `nats.nkey` and `nats.tls_key` also take a plain path.
 
 ## Settings
 

@@ -1,0 +1,83 @@
+"""Tell whose a file is before it is believed or written to: what merely lies there may have been put there by somebody else.
+
+Looked at on the open descriptor, never by name beforehand: between the two the name may have come to lead elsewhere. Root counts as this
+user: it owns the folders above everybody's, and needs no trick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Collection
+from pathlib import Path
+
+
+def open_own(path: Path, flags: int, owners: Collection[int] = ()) -> int:
+    """Open a file of this user, private where it is made; give the descriptor.
+
+    Raises `OSError` whose `strerror` says why not: it is a link, no ordinary file, somebody else's (`owners` are fine, too), or it is to be
+    written and has a second name.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as bad:
+        raise (_refused("it is a symbolic link", path) if bad.errno == errno.ELOOP else bad) from None
+    status = os.fstat(descriptor)
+    why = _flaw(status, owners)
+    if not why and flags & (os.O_WRONLY | os.O_RDWR) and status.st_nlink != 1:
+        why = "it has a second name (a hard link)"
+    if why:
+        os.close(descriptor)
+        raise _refused(why, path)
+    return descriptor
+
+
+def _flaw(status: os.stat_result, owners: Collection[int]) -> str:
+    """Say what is wrong with an open file; empty where nothing is."""
+    if not stat.S_ISREG(status.st_mode):
+        return "it is no ordinary file"
+    return "" if status.st_uid in {os.geteuid(), 0, *owners} else f"it belongs to {user(status.st_uid)}"
+
+
+def check_unwritable(status: os.stat_result, path: Path) -> None:
+    """Raise `OSError` where somebody else owns a file or folder, or may change it. In a sticky folder (/tmp) only owners may."""
+    if status.st_uid not in {os.geteuid(), 0}:
+        raise _refused(f"{path} belongs to {user(status.st_uid)}", path)
+    is_sticky = stat.S_ISDIR(status.st_mode) and bool(status.st_mode & stat.S_ISVTX)
+    if not is_sticky and (status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and not _is_alone_in(status.st_gid))):
+        raise _refused(f"others may write to {path} (mode {stat.S_IMODE(status.st_mode):04o})", path)
+
+
+def check_folders(folder: Path) -> None:
+    """Raise `OSError` where a folder, or one above it, is somebody else's or for others to write: they could put another file there."""
+    real = folder.resolve()
+    for one in (real, *real.parents):
+        check_unwritable(one.stat(), one)
+
+
+def _is_alone_in(group: int) -> bool:
+    """Tell whether a group has no member but this user: many systems give each user such a group, which may write what its user may."""
+    me = os.geteuid()
+    with contextlib.suppress(KeyError):
+        others = {pwd.getpwnam(name).pw_uid for name in grp.getgrgid(group).gr_mem} | {
+            one.pw_uid for one in pwd.getpwall() if one.pw_gid == group
+        }
+        return others <= {me, 0}
+    return False
+
+
+def user(number: int) -> str:
+    """Give a user's name, for people; the number where it has none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
+
+
+def _refused(why: str, path: Path) -> OSError:
+    """Make the error."""
+    return PermissionError(errno.EPERM, why, str(path))
