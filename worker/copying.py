@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import os
+import stat
+from datetime import UTC, datetime
+from pathlib import Path
 
+from worker import program
 from worker.errors import Unavailable
 from worker.futures import to_its_end
 
@@ -20,7 +24,7 @@ class Copier:
     """Copies the database at a place, one copy at a time: each is as large as the database, and reads all of it."""
 
     def __init__(self, place: str) -> None:
-        self._place = place
+        self._place = Path(place).absolute()
         self._busy = False
 
     async def copy(self) -> str:
@@ -34,10 +38,20 @@ class Copier:
             self._busy = False
 
 
-async def _copied(place: str) -> str:
+def copy_name(database: Path) -> str:
+    """Name a copy that is made now."""
+    return f"{database.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}.backup"
+
+
+async def _copied(place: Path) -> str:
     """Make a copy."""
+    copy = place.with_name(copy_name(place))
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*_command(place), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    # Apart from the working directory, which may be anybody's, and without settings: relative ones would name other places.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TASKFLOW_", "NATS_"))}
+    process = await asyncio.create_subprocess_exec(
+        *_command(place, copy), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, cwd="/", env=environment
+    )
     try:
         out, err = await asyncio.wait_for(process.communicate(), _PATIENCE)
     except TimeoutError:
@@ -48,12 +62,23 @@ async def _copied(place: str) -> str:
     if process.returncode != 0:
         why = " ".join(err.decode(errors="replace").split())[-500:]
         raise Unavailable(f"no copy was made: {why}")
+    if not await asyncio.to_thread(_is_there, copy):
+        raise Unavailable(f"no copy was made: {copy} is not there, though the program that was to make it ended well")
     return out.decode(errors="replace").strip()
 
 
-def _command(place: str) -> tuple[str, ...]:
+def _command(place: Path, copy: Path) -> tuple[str, ...]:
     """Return what makes a copy."""
-    return (sys.executable, "-m", "worker", "db", "backup", "--store-path", place)
+    return program.command("db", "backup", "--store-path", str(place), str(copy))
+
+
+def _is_there(copy: Path) -> bool:
+    """Tell whether there is a file with something in it."""
+    try:
+        status = copy.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

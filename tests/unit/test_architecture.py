@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("wire",),
     ("flow",),
-    ("errors", "json_schema", "times", "durations", "futures", "logger", "prose", "version", "signal_mask", "ownership"),
+    ("errors", "json_schema", "times", "durations", "futures", "logger", "prose", "version", "signal_mask", "ownership", "program"),
 )
 ADAPTERS = ("worker.store.sqlite", "worker.bus.jetstream", "worker.bus.memory", "worker.bus.connection")
 NAMING_ADAPTERS = {"app", "cli.dev", "cli.demo_story", "testing.database", "testing.memory", "testing.chaos"}
@@ -153,6 +153,17 @@ def test_adapters_are_named_only_in_the_composition_root() -> None:
         if imported in ADAPTERS
     ]
     assert not naming, "\n".join(naming)
+
+
+def test_one_place_says_how_this_program_is_started() -> None:
+    """`python -m worker` by hand would run a `worker` of the working directory."""
+    starting = [
+        f"worker.{name}:{node.lineno}"
+        for name, (_, tree) in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value == "-m" and name != "program"
+    ]
+    assert not starting, f"say program.command(...) instead: {starting}"
 
 
 def test_modules_and_functions_fit_the_eye() -> None:

@@ -240,7 +240,8 @@ async def test_a_commit_meanwhile_neither_begins_the_copy_anew_nor_gets_into_it(
 async def test_a_worker_makes_one_copy_at_a_time(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    monkeypatch.setattr(copying, "_command", lambda _place: (sys.executable, "-c", f"print(open({str(gate)!r}).read())"))
+    script = "import sys; said = open(sys.argv[1]).read(); open(sys.argv[2], 'w').write(said); print(said)"
+    monkeypatch.setattr(copying, "_command", lambda _place, copy: (sys.executable, "-c", script, str(gate), str(copy)))
     copier = Copier(str(path))
     first = asyncio.ensure_future(copier.copy())
     await asyncio.sleep(0)
@@ -253,6 +254,49 @@ async def test_a_worker_makes_one_copy_at_a_time(path: Path, tmp_path: Path, mon
     assert await second == "made again"
 
 
+NAMESAKES = (
+    "worker/__init__.py",
+    "worker/__main__.py",
+    "sqlite3.py",
+    "sqlite3/__init__.py",
+    "click.py",
+    "encodings.py",
+    "sitecustomize.py",
+)
+
+
+@pytest.mark.parametrize("variables", [{}, {"PYTHONPATH": os.pathsep}, {"PYTHONPATH": "."}, {"TASKFLOW_CONFIG": "mine.toml"}], ids=str)
+async def test_a_copy_on_request_runs_nothing_of_the_working_directory(
+    path: Path, tmp_path: Path, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await filled(path)
+    folder, ran = tmp_path / "cloned", tmp_path / "ran"
+    for name in NAMESAKES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"open({str(ran)!r}, 'a').write({name!r}); print('ok')\n", encoding="utf-8")
+    (folder / "mine.toml").touch()
+    monkeypatch.chdir(folder)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    line = await Copier(os.path.relpath(path)).copy()
+    assert not ran.exists(), ran.read_text()
+    (copy,) = tmp_path.glob("flows.db.*Z.backup")
+    assert f"{copy}: " in line
+    assert "3 flows" in line
+
+
+@pytest.mark.parametrize("makes", ["nothing", "an empty file", "a link"])
+async def test_a_program_that_says_ok_and_makes_no_copy_is_not_believed(
+    path: Path, tmp_path: Path, makes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await filled(path)
+    making = {"nothing": "", "an empty file": "open(sys.argv[1], 'w')", "a link": f"os.symlink({str(path)!r}, sys.argv[1])"}[makes]
+    script = f"import os, sys; {making}\nprint('ok')"
+    monkeypatch.setattr(copying, "_command", lambda _place, copy: (sys.executable, "-c", script, str(copy)))
+    with pytest.raises(Unavailable, match="no copy"):
+        await Copier(str(path)).copy()
+
+
 @pytest.mark.parametrize("deaf", [False, True])
 async def test_a_copy_that_takes_too_long_is_asked_to_end_before_it_is_killed(
     deaf: bool, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -260,7 +304,7 @@ async def test_a_copy_that_takes_too_long_is_asked_to_end_before_it_is_killed(
     said = tmp_path / "said"
     ends = f"lambda *_: (open({str(said)!r}, 'w').close(), {'None' if deaf else 'sys.exit(1)'})"
     script = f"import signal, sys\nsignal.signal(signal.SIGTERM, {ends})\nwhile True: signal.pause()"
-    monkeypatch.setattr(copying, "_command", lambda _place: (sys.executable, "-c", script))
+    monkeypatch.setattr(copying, "_command", lambda *_: (sys.executable, "-c", script))
     monkeypatch.setattr(copying, "_PATIENCE", 2.0)
     monkeypatch.setattr(copying, "_MERCY", 0.5 if deaf else 30.0)
     with pytest.raises(Unavailable, match="within 2 s"):

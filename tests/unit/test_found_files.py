@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.unit.test_config import configured, context, environ, private
+from worker.bus.server import find_server
 from worker.cli import dev_folder, taskflow
 from worker.cli.examples import EXAMPLES
 from worker.cli.options import SettingsCommand
@@ -217,6 +218,17 @@ def test_no_command_takes_the_database_of_a_dev_folder_that_others_can_enter(fol
     assert dev_folder.find_dev_database()
     (folder / ".taskflow").chmod(mode)
     assert not dev_folder.find_dev_database()
+
+
+@pytest.mark.parametrize("path", [".", "", ":", "bin"])
+def test_no_server_is_run_that_lies_in_the_working_directory(folder: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in (folder, folder / "bin"):
+        place.mkdir(exist_ok=True)
+        (place / "nats-server").write_text("#!/bin/sh\n", encoding="utf-8")
+        (place / "nats-server").chmod(0o755)
+    monkeypatch.delenv("NATS_SERVER_BIN", raising=False)
+    monkeypatch.setenv("PATH", f"{path}{os.pathsep}/nowhere")
+    assert not find_server().is_relative_to(folder), "it comes with the environment of the tests"
 
 
 # -- every door -----------------------------------------------------------------------------------------------------------------------

@@ -43,7 +43,8 @@ def find_server(path: str | None = None) -> Path:
             if Path(named).is_file() and os.access(named, os.X_OK):
                 return Path(named).resolve()
             raise ServerRefused(f"{named} is no nats-server that can be run; {_ADVICE}")
-    found = shutil.which("nats-server") or _in_wheel()
+    folders = os.pathsep.join(folder for folder in os.get_exec_path() if Path(folder).is_absolute())  # never of the working directory
+    found = shutil.which("nats-server", path=folders) or _in_wheel()
     if found is None:
         raise ServerRefused(f"there is no nats-server on this machine; {_ADVICE}")
     return Path(found).resolve()

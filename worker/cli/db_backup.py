@@ -37,12 +37,10 @@ def backup(dest: Path | None, *, force: bool, **arguments: Any) -> None:
 
 def _named(path: str, dest: Path | None) -> Path:
     """Give the copy a name, where only a folder or nothing was said."""
-    from datetime import UTC, datetime
-
     from worker.config.paths import whole
+    from worker.copying import copy_name
 
     database = whole(path)
-    name = f"{database.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}.backup"
     if dest is None:
-        return database.parent / name
-    return dest / name if dest.is_dir() else dest
+        return database.with_name(copy_name(database))
+    return dest / copy_name(database) if dest.is_dir() else dest

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +18,7 @@ import nats
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from worker import program
 from worker.bus.server import EmbeddedServer
 from worker.config import Log
 from worker.telemetry import configure_logging
@@ -155,7 +155,7 @@ class _Story:
         }
         with (self._folder / "worker.log").open("ab") as log:
             self._worker = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "worker", "run", stdout=asyncio.subprocess.PIPE, stderr=log, env=environment, cwd=self._folder
+                *program.command("run"), stdout=asyncio.subprocess.PIPE, stderr=log, env=environment, cwd=self._folder
             )
         assert self._worker.stdout is not None
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from worker import program
 from worker.bus.server import EmbeddedServer
 from worker.client.flows import FlowClient
 from worker.client.over_nats import NatsTransport
@@ -95,7 +95,7 @@ class TaskflowServer(Asserting):
         }
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "worker", "run", stdout=asyncio.subprocess.PIPE, stderr=log, env=environment, cwd=self._folder
+                *program.command("run"), stdout=asyncio.subprocess.PIPE, stderr=log, env=environment, cwd=self._folder
             )
         assert self._process.stdout is not None, "it is a pipe"
         try:
