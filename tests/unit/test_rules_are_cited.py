@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-RULES = [f"R{n}" for n in range(1, 15)]
+RULES = [f"R{n}" for n in range(15)]
 _CITED = re.compile(r"SEMANTICS (?:\d, )*(R\d+(?:(?:, | to | and )(?:\d|R\d+))*)")
 
 

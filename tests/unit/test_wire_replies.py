@@ -276,6 +276,46 @@ def test_what_does_not_match_where_is_ignored() -> None:
         assert isinstance(read(other, bindings=bindings), Ignored)
 
 
+ACKNOWLEDGEMENTS: list[Any] = [
+    {"stream": "TASKFLOW_IN", "seq": 7},
+    {"stream": "TASKFLOW_IN", "seq": 7, "duplicate": True, "domain": "hub", "val": "3", "batch": "b", "count": 2},
+    {"error": {"code": 400, "err_code": 10060, "description": "expected stream does not match"}, "stream": "TASKFLOW_IN", "seq": 0},
+    {"error": {"code": 400, "err_code": 10174, "description": "atomic publish is disabled"}},
+    {"error": {"code": 503, "err_code": 10077}},
+]
+ANSWERS: list[Any] = [
+    {"stream": "camera-3", "seq": 7, "frames": []},
+    {"stream": "TASKFLOW_IN", "seq": "7"},
+    {"stream": "TASKFLOW_IN", "seq": True},
+    {"stream": "TASKFLOW_IN"},
+    {"error": {"code": "503", "message": "out of tokens"}},
+    {"error": {"code": 404, "err_code": 10059, "description": "stream not found"}, "type": "io.nats.jetstream.api.v1.stream_info_response"},
+    {"error": {"err_code": "10060"}},
+    {"error": "10060"},
+]
+ON_EVERY_SUBJECT = ["taskflow.reply.kate.c", TOPIC, "agent.route.x", "work.c", "taskflow.resume", "no.longer.bound"]
+
+
+@pytest.mark.parametrize("subject", ON_EVERY_SUBJECT)
+@pytest.mark.parametrize("body", ACKNOWLEDGEMENTS)
+def test_what_the_broker_says_of_a_publication_is_no_reply_wherever_it_comes(subject: str, body: Any) -> None:
+    """SEMANTICS R0."""
+    bindings = Bindings([Binding(TOPIC), Binding("agent.route.*"), Binding("work.*", correlation="subject")], Subjects())
+    assert isinstance(read(body, subject=subject, bindings=bindings), Ignored)
+    assert isinstance(read(body, {"Correlation-Id": "c", "Nats-Msg-Id": "m"}, subject=subject, bindings=bindings), Ignored)
+
+
+@pytest.mark.parametrize("body", ANSWERS)
+def test_an_answer_that_only_resembles_an_acknowledgement_is_an_answer(body: Any) -> None:
+    """SEMANTICS R0."""
+    assert reply(body, subject="taskflow.reply.kate.c").payload == body
+
+
+def test_an_acknowledgement_in_an_envelope_was_put_there_by_somebody() -> None:
+    """SEMANTICS R0: the broker knows no envelopes."""
+    assert reply(ENVELOPED | {"payload": ACKNOWLEDGEMENTS[0]}, subject="taskflow.reply.kate.c").payload == ACKNOWLEDGEMENTS[0]
+
+
 def test_a_subject_that_nothing_covers_any_more_is_dead_lettered() -> None:
     assert refused({"correlation_id": "c"}, subject="old.topic").reason == "topic_not_bound"
 

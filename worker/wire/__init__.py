@@ -11,6 +11,7 @@ No clock, no randomness, no I/O, no logging; randomness comes in as a `Mint`. Re
     requests      the message types of every verb; `complaints` turns their refusals into sentences
     commands      a typed request → what happens to a flow; `codec` is the whole path: bytes → `Inbound`
     bindings      which subjects carry replies; `replies` is the whole path of a reply: bytes → `Inbound`
+    acknowledgements  what the broker says of a publication, which is no reply; `reply_message` opens what is one
     documents     the shapes of answers; `outcomes` encodes them, `cursors` says where a page goes on
     cloudevents   a journal entry → the published event;  `deadletters`: what could not be used
     schemas       JSON Schema of all of it, channels     AsyncAPI
