@@ -14,8 +14,8 @@ import structlog
 from worker.bus.base import Asked, Bus
 from worker.engine import Engine
 from worker.errors import FlowError
-from worker.flow.delegation import CORRELATION_ID, TRACEPARENT
 from worker.flow.model import Outgoing
+from worker.flow.request_headers import CORRELATION_ID, TRACEPARENT
 from worker.store.base import Transaction
 from worker.store.records import Batch, DueOutgoing
 from worker.telemetry import Said

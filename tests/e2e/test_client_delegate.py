@@ -141,6 +141,36 @@ async def test_a_cancel_notice_ends_the_handler_and_nothing_is_answered(flows: F
     assert (await agent.kinds(flow.id))[-1] == "cancelled"
 
 
+async def test_a_notice_with_somebody_elses_correlation_id_ends_nothing_of_theirs(flows: FlowClient, world: World) -> None:
+    asked: list[Asked] = []
+    cancelled: list[str | None] = []
+    go_on = asyncio.Event()
+
+    async def work(request: Asked) -> str:
+        asked.append(request)
+        try:
+            await go_on.wait()
+        except asyncio.CancelledError:
+            cancelled.append(request.agent)
+            raise
+        return "done"
+
+    mallory = f"mallory-{flows.agent}"
+    async with (
+        serve_delegate("svc.work", work, on=world.url, cancel_on="svc.work.stop"),
+        FlowClient.connect(world.url, agent=mallory) as others,
+    ):
+        hers = await delegating(flows, to="svc.work", cancel_to="svc.work.stop")
+        known = (hers.snapshot.wait or {})["correlation_id"]
+        theirs = await delegating(others, to="svc.work", cancel_to="svc.work.stop", correlation_id=known)
+        await eventually(lambda: len(asked) == 2, within=20)
+        await theirs.cancel()
+        await eventually(lambda: cancelled == [mallory], within=20)
+        go_on.set()
+        assert (await hers.resumed("20s")).payload == "done"
+    assert [(request.agent, request.correlation_id) for request in asked] == [(flows.agent, known), (mallory, known)]
+
+
 async def test_a_request_whose_notice_came_first_is_not_run(flows: FlowClient, agent: Agent) -> None:
     runs: list[Any] = []
 

@@ -11,13 +11,14 @@ import msgspec
 import pytest
 
 from tests.eventually import eventually
-from tests.running import VirtualClock
+from tests.running import VirtualClock, an_input
 from tests.serving import Refused, Served, serving
 from worker.bus.base import Asked
 from worker.bus.broker import Heard, MemoryBroker
 from worker.config import Config
 from worker.config.tree import Subjects as SubjectSettings
 from worker.dispatcher import _asked
+from worker.flow.commands import DelegateFlow
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Outgoing
 from worker.store import rows
@@ -73,6 +74,7 @@ async def test_the_request_says_what_it_is_for() -> None:
         assert headers == {
             "X-Tenant": "acme",
             "Correlation-Id": correlation_id,
+            "Taskflow-Agent": "kate",
             "Taskflow-Flow-Id": flow_id,
             "Taskflow-Hops": "1",
             "Taskflow-Deadline": rfc3339(served.run.clock.us + 900_000_000),
@@ -515,6 +517,10 @@ async def test_a_request_on_a_subject_that_also_carries_replies_is_sent_when_it_
         ({"Nats-Msg-Id": "x"}, "invalid_request"),
         ({"nats-expected-stream": "x"}, "invalid_request"),
         ({"TASKFLOW-HOPS": "0"}, "invalid_request"),
+        ({"Taskflow-Agent": "ann"}, "invalid_request"),
+        ({"taskflow-agent": "kate"}, "invalid_request"),
+        ({"From": "ann"}, "invalid_request"),
+        ({"fRoM": "ann"}, "invalid_request"),
         ({"correlation-id": "x"}, "invalid_request"),
         ({"Traceparent": TRACE}, "invalid_request"),
         ({"a b": "x"}, "invalid_request"),
@@ -532,6 +538,38 @@ async def test_headers_that_are_not_the_callers_to_set_are_refused(headers: dict
         with pytest.raises(Refused) as refused:
             await delegated(served, headers=headers)
         assert (refused.value.code, refused.value.details["path"]) == (code, "/headers")
+        assert code == "too_large" or repr(next(iter(headers))).strip("'") in str(refused.value)
+
+
+async def test_request_and_notice_say_which_agent_asks_whatever_its_correlation_id_is() -> None:
+    """SEMANTICS 5: who knows another agent's correlation id can ask under it, but not in its name."""
+    async with serving() as served:
+        asked, cancelled = await served.respond(DELEGATE, None), await served.respond("team.bob.cancel", None)
+        flows = {}
+        for agent in ("kate", "mallory"):
+            flows[agent] = await served.started(agent=agent)
+            same: dict[str, Any] = {"correlation_id": "known", "cancel_to": "team.bob.cancel"}
+            await served.ask("delegate", agent=agent, flow_id=flows[agent], to=DELEGATE, **same)
+            await served.dispatch()
+        await served.ask("cancel", agent="mallory", flow_id=flows["mallory"])
+        await served.dispatch()
+        assert [(m.headers["Taskflow-Agent"], m.headers["Taskflow-Flow-Id"]) for m in asked] == list(flows.items())
+        (notice,) = cancelled
+        assert notice.headers["Taskflow-Agent"] == "mallory"
+        assert notice.headers["Taskflow-Flow-Id"] == msgspec.json.decode(notice.body)["flow_id"] == flows["mallory"]
+
+
+async def test_a_flow_that_no_agent_owns_has_no_name_to_give() -> None:
+    """SEMANTICS 5."""
+    async with serving() as served:
+        asked = await served.respond(DELEGATE, None)
+        flow = await served.run.manager.create_mirrored(an_input(owner_session_key="somebody"))
+        done = served.run.engine.submit(
+            DelegateFlow(flow_id=flow.id, to=DELEGATE, payload=1, reply_topic="agent.delegate.reply", correlation_id="c")
+        )
+        assert (await done).error is None
+        await served.dispatch()
+        assert "Taskflow-Agent" not in asked[0].headers
 
 
 @pytest.mark.parametrize(

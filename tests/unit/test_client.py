@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 import worker
 from tests.eventually import eventually
 from worker import client, errors
-from worker.client import asked as asking
 from worker.client.asked import DelegateError, answer_error, answer_with, asked_of, reply_subject
 from worker.client.backing_off import Backoff
 from worker.client.conditions import all_of, any_of, at_least, ended, manual, reply, timer
@@ -29,11 +28,10 @@ from worker.client.lanes import Lanes, Later
 from worker.client.numbering import CURRENT, Numbering, new_id
 from worker.client.synadia import _request
 from worker.client.transport import Delivery, Message
-from worker.flow import delegation, waits
+from worker.flow import waits
 from worker.flow.lifecycle import EventKind, FlowStatus
 from worker.flow.model import FlowEvent
 from worker.wire.cloudevents import event_message
-from worker.wire.headers import HOPS
 from worker.wire.requests import COMMANDS, CommandId
 from worker.wire.subjects import Subjects
 
@@ -344,17 +342,17 @@ async def test_at_the_end_nothing_is_begun_and_what_is_handled_is_settled() -> N
 
 
 def test_a_delegate_reads_what_the_worker_writes() -> None:
-    assert (asking.CORRELATION_ID, asking.FLOW_ID) == (delegation.CORRELATION_ID, delegation.FLOW_ID)
-    assert (asking.DEADLINE, asking.REPLY_SUBJECT, HOPS) == (delegation.DEADLINE, delegation.REPLY_SUBJECT, delegation.HOPS)
     headers = {
         "Nats-Msg-Id": "f:2:request",
         "correlation-id": "c",
+        "Taskflow-Agent": "kate",
         "Taskflow-Flow-Id": "f",
         "Taskflow-Deadline": "2030-01-01T10:00:00Z",
         "Taskflow-Hops": "3",
     }
     read = asked_of(Message(subject="svc", body=b'{"a": 1}', headers=headers, reply="taskflow.reply.kate.c"))
     assert (read.id, read.correlation_id, read.flow_id, read.hops, read.payload) == ("f:2:request", "c", "f", 3, {"a": 1})
+    assert read.agent == "kate"
     assert read.deadline == datetime(2030, 1, 1, 10, tzinfo=UTC)
 
 

@@ -10,14 +10,10 @@ import msgspec
 
 from worker.client.transport import Message
 from worker.errors import FlowError
+from worker.flow.request_headers import AGENT, CORRELATION_ID, DEADLINE, FLOW_ID, HOPS, REPLY_SUBJECT, TRACEPARENT
 from worker.wire import limits
-from worker.wire.headers import HOPS, MSG_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, TRACEPARENT, find, one_line, weight
+from worker.wire.headers import MSG_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, find, one_line, weight
 
-# As `worker.flow.delegation` writes them; that module would bring the whole core with it.
-CORRELATION_ID = "Correlation-Id"
-FLOW_ID = "Taskflow-Flow-Id"
-DEADLINE = "Taskflow-Deadline"
-REPLY_SUBJECT = "Taskflow-Reply-Subject"
 _ROOM = 512  # for the message id, which is added when it is sent
 
 
@@ -37,14 +33,16 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """A request, as a handler gets it.
 
     `payload`: the JSON value; text for a body that is not JSON, `{"base64": …}` for one that is no text either. `id` recognises a repeat
-    (None: the asker gave none), `deadline` is when the answer will be in vain (None: never). `flow_id`, `correlation_id` and `hops` are
-    given where a flow asks: pass `hops` on, as header `Taskflow-Hops`, when the delegate delegates. `headers` has all of them.
+    (None: the asker gave none), `deadline` is when the answer will be in vain (None: never). `agent`, `flow_id`, `correlation_id` and
+    `hops` are given where a flow asks: `agent` is whose flow it is, as the worker says (None: nobody's, or no flow asks); believe it where
+    only the worker may publish on the subject. Pass `hops` on, as header `Taskflow-Hops`, when the delegate delegates. `headers` has all.
     """
 
     subject: str
     payload: Any
     headers: dict[str, str]
     id: str | None = None
+    agent: str | None = None
     flow_id: str | None = None
     correlation_id: str | None = None
     deadline: datetime | None = None
@@ -68,6 +66,7 @@ def asked_of(message: Message) -> Asked:
         payload=_payload(message.body),
         headers=headers,
         id=find(headers, MSG_ID),
+        agent=find(headers, AGENT),
         flow_id=find(headers, FLOW_ID),
         correlation_id=find(headers, CORRELATION_ID),
         deadline=_instant(find(headers, DEADLINE)),

@@ -12,16 +12,10 @@ from worker.flow.decision import Decision, View
 from worker.flow.ending import notice
 from worker.flow.model import Flow, Outgoing
 from worker.flow.park import park_on, with_outgoing
+from worker.flow.request_headers import DEADLINE, HOPS, REPLY_SUBJECT, asker
 from worker.flow.settling import settle
 from worker.flow.waits import ExternalEvent, parse
 from worker.times import Micros, rfc3339, to_micros
-
-CORRELATION_ID = "Correlation-Id"
-FLOW_ID = "Taskflow-Flow-Id"
-DEADLINE = "Taskflow-Deadline"
-HOPS = "Taskflow-Hops"
-REPLY_SUBJECT = "Taskflow-Reply-Subject"
-TRACEPARENT = "traceparent"
 
 
 def delegate(command: DelegateFlow, flow: Flow, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
@@ -90,13 +84,11 @@ def _reply_subject(command: DelegateFlow, policy: Policy) -> str | FlowError | N
 
 def _request(command: DelegateFlow, wait: ExternalEvent, flow: Flow, reply: str | None) -> Outgoing:
     """Write the request; what the worker says in headers, the caller's headers cannot unsay."""
-    said = {CORRELATION_ID: command.correlation_id, FLOW_ID: flow.id, HOPS: str(flow.hops + 1)}
+    said = {**asker(flow.owner_session_key, flow.id, command.correlation_id, command.caller.trace), HOPS: str(flow.hops + 1)}
     if wait.deadline is not None:
         said[DEADLINE] = rfc3339(to_micros(wait.deadline))
     if reply is not None:
         said[REPLY_SUBJECT] = reply
-    if command.caller.trace is not None:
-        said[TRACEPARENT] = command.caller.trace
     return Outgoing(
         flow_id=flow.id,
         wait_id=flow.revision + 1,

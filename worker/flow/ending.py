@@ -11,6 +11,7 @@ from worker.flow.commands import Caller
 from worker.flow.decision import Draft, OutcomeName
 from worker.flow.lifecycle import EventKind
 from worker.flow.model import Flow, Outgoing, Pair
+from worker.flow.request_headers import asker
 from worker.flow.waits import (
     COMPOSITES,
     ExternalEvent,
@@ -133,9 +134,7 @@ def _notices(flow: Flow, reason: str | None, trace: str | None) -> list[Outgoing
 def notice(flow: Flow, correlation_id: str, subject: str, reason: str | None, trace: str | None = None) -> Outgoing:
     """Write the cancel notice for one delegation."""
     told = {"flow_id": flow.id, "correlation_id": correlation_id, "reason": reason}
-    headers = {"Correlation-Id": correlation_id, "Taskflow-Flow-Id": flow.id}
-    if trace is not None:
-        headers["traceparent"] = trace
+    headers = asker(flow.owner_session_key, flow.id, correlation_id, trace)
     body = msgspec.json.encode(told)
     return Outgoing(flow_id=flow.id, wait_id=flow.wait_id or 0, kind="cancel", subject=subject, headers=headers, body=body)
 

@@ -19,6 +19,7 @@ _NAME = re.compile(r"\A[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}\Z")
 _VALUE = re.compile(r"\A[^\x00-\x1f\x7f-\x9f]*\Z")
 _GUARDED = ("$", "_INBOX", "_R_.", "_GR_.")  # the server's own, everybody's inboxes, and answers between accounts and clusters
 _OURS = ("nats-", "taskflow-", "correlation-id", "traceparent")
+_WHO = "from"  # what delegates that know nothing of us may take for the name of who asks
 
 
 def delegation(request: wire.Delegate, caller: flow.Caller, origin: Origin) -> flow.DelegateFlow:
@@ -69,7 +70,8 @@ def _check_headers(headers: dict[str, str]) -> None:
     for name, value in headers.items():
         if not _NAME.match(name) or not _VALUE.match(value):
             raise InvalidRequest(f"headers: {name!r} is no header: names are tokens, values have no control characters", path="/headers")
-        if name.lower().startswith(_OURS):
-            raise InvalidRequest(f"headers: {name} is set by the worker or by NATS: choose another name", path="/headers")
+        if name.lower().startswith(_OURS) or name.lower() == _WHO:
+            said = f"headers: {name} says who asks and for what, which only the worker and NATS may: choose another name"
+            raise InvalidRequest(said, path="/headers")
     if len(headers) > MAX_HEADERS or weight(headers) > MAX_HEADER_BYTES:
         raise TooLarge(f"headers: at most {MAX_HEADERS}, with {MAX_HEADER_BYTES} bytes together", path="/headers")
