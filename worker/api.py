@@ -51,6 +51,7 @@ class Api:
         max_payload: Callable[[], int] = lambda: WHOLE,
     ) -> None:
         self._engine = engine
+        self._reads = engine.store.queries
         self._operators = operators
         self._subjects = subjects
         self._mint = mint
@@ -137,7 +138,7 @@ class Api:
 
     async def _owned(self, query: Query, flow_id: str) -> Flow:
         """Return the flow if it is there and the asker's. Raises `NotFound` or `Forbidden`."""
-        flow = await self._engine.store.get(flow_id.lower())
+        flow = await self._reads.get(flow_id.lower())
         if flow is None:
             raise NotFound(f"there is no flow {flow_id}", flow_id=flow_id)
         if flow.owner_session_key != query.owner:
@@ -165,19 +166,19 @@ class Api:
         if wanted == Wanted(owner=query.owner, status=asked.status):
             return outcomes.flows_page(*await self._flows(query, asked, asked.status))
         after = read_number(asked.cursor) or None
-        found = await self._engine.store.find_flows(wanted, limit=asked.limit, after=after)
+        found = await self._reads.find_flows(wanted, limit=asked.limit, after=after)
         return outcomes.flows_page(*_fit(found, self._budget))
 
     async def _steps(self, query: Query, asked: Any) -> bytes:
         """List a flow's observed runs."""
         flow = await self._owned(query, asked.flow_id)
-        page = await self._engine.store.list_steps(flow.id)
-        return outcomes.steps_page(page.items, start=read_number(asked.cursor), limit=asked.limit, budget=self._budget)
+        page = await self._reads.list_steps(flow.id, limit=asked.limit, after=read_number(asked.cursor))
+        return outcomes.steps_page(page.rows, page.next, budget=self._budget)
 
     async def _step(self, query: Query, asked: Any) -> bytes:
         """Show one of a flow's observed runs."""
         flow = await self._owned(query, asked.flow_id)
-        step = await self._engine.store.get_step(flow.id, asked.run_id)
+        step = await self._reads.get_step(flow.id, asked.run_id)
         if step is None:
             raise NotFound(f"no run {asked.run_id} of flow {flow.id} was observed", flow_id=flow.id, run_id=asked.run_id)
         return outcomes.step_shown(step)
@@ -191,7 +192,7 @@ class Api:
         """Show a flow's journal, in the order that is asked for."""
         flow = await self._owned(query, asked.flow_id)
         after = None if asked.cursor is None else read_number(asked.cursor)
-        page = await self._engine.store.list_events(flow.id, limit=asked.limit, after=after, newest=asked.newest)
+        page = await self._reads.list_events(flow.id, limit=asked.limit, after=after, newest=asked.newest)
         return outcomes.events_page(page.items, page.next, budget=self._budget)
 
     async def _waits(self, query: Query, asked: Any) -> bytes:
@@ -204,12 +205,12 @@ class Api:
     async def _flows(self, query: Query, asked: Any, status: FlowStatus | None) -> tuple[list[Flow], int | None]:
         """Return a page of the owner's flows, as many as fit into an answer, and where the next page goes on."""
         after = read_number(asked.cursor) or None
-        found = await self._engine.store.list_flows(owner=query.owner, status=status, limit=asked.limit, after=after)
+        found = await self._reads.list_flows(owner=query.owner, status=status, limit=asked.limit, after=after)
         return _fit(found, self._budget)
 
     async def _outcome(self, query: Query, asked: Any) -> bytes:
         """Show the stored outcome of a command of this agent, byte for byte."""
-        row = await self._engine.store.outcome(command_scope(query.agent), asked.command_id)
+        row = await self._reads.outcome(command_scope(query.agent), asked.command_id)
         if row is None:
             message = f"no outcome is stored for command {asked.command_id}: it is not decided yet, or never came; ask again"
             raise NoOutcomeYet(message, command_id=asked.command_id)

@@ -256,7 +256,7 @@ def operators(
         where = {"store": store.place, "nats": bus.address, "monitor_url": monitor_url}
         return {"pid": os.getpid(), **where, **state, "not_ready": not_ready}
 
-    desk = Desk(store, subjects, engine.clock, version=program_version(), about=about)
+    desk = Desk(store.queries, subjects, engine.clock, version=program_version(), about=about)
     letters = Letters(engine, bus, subjects, bindings.answers_on, counted)
     return Operators(desk, Acting(engine, Randomness().command_id, Copier(store.place).copy), letters, subjects)
 

@@ -6,7 +6,9 @@ Callers in the process are trusted: no tenancy gate, free-text owners, patches o
 from __future__ import annotations
 
 import secrets
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -30,6 +32,7 @@ from worker.flow.commands import (
 from worker.flow.lifecycle import FlowStatus, FlowStepStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep
 from worker.store.base import Transaction
+from worker.store.records import ALL, Page, Row
 from worker.times import to_micros
 
 _PAGE = 500
@@ -122,21 +125,19 @@ class FlowManager:
 
     async def list_by_owner(self, owner_session_key: str) -> list[Flow]:
         """List the owner's flows, newest first."""
-        return await self._all(owner=owner_session_key)
+        return await _all(partial(self.engine.store.list_flows, owner=owner_session_key), ALL)
 
     async def list_by_status(self, status: FlowStatus) -> list[Flow]:
         """List the flows in a status, newest first."""
-        return await self._all(status=status)
+        return await _all(partial(self.engine.store.list_flows, status=status), ALL)
 
     async def list_steps(self, flow_id: str | UUID) -> list[FlowStep]:
         """List the observed runs of a flow, in the order they were first observed."""
-        return (await self.engine.store.list_steps(str(flow_id))).items
+        return await _all(partial(self.engine.store.list_steps, str(flow_id)), ALL)
 
     async def list_events(self, flow_id: str | UUID, limit: int) -> list[FlowEvent]:
         """List the first `limit` journal entries, oldest first; `limit` ≤ 0 gives none."""
-        if limit <= 0:
-            return []
-        return (await self.engine.store.list_events(str(flow_id), limit=limit)).items
+        return await _all(partial(self.engine.store.list_events, str(flow_id)), limit)
 
     async def prune_terminal_flows(self, older_than: datetime) -> int:
         """Delete flows that ended before `older_than` with their rows, in small batches; returns how many.
@@ -161,16 +162,18 @@ class FlowManager:
         assert outcome.flow is not None, "an applied command has its flow"
         return outcome.flow
 
-    async def _all(self, *, owner: str | None = None, status: FlowStatus | None = None) -> list[Flow]:
-        """Read all pages of a list."""
-        flows: list[Flow] = []
-        cursor: int | None = None
-        while True:
-            page = await self.engine.store.list_flows(owner=owner, status=status, limit=_PAGE, after=cursor)
-            flows += page.items
-            cursor = page.next
-            if cursor is None:
-                return flows
+
+async def _all(read: Callable[..., Awaitable[Page[Row]]], limit: int) -> list[Row]:
+    """Read the first `limit` rows of a list, page by page."""
+    found: list[Row] = []
+    cursor: int | None = None
+    while len(found) < limit:
+        page = await read(limit=min(limit - len(found), _PAGE), after=cursor)
+        found += page.items
+        cursor = page.next
+        if cursor is None:
+            break
+    return found
 
 
 def new_id() -> str:

@@ -236,9 +236,8 @@ class Tracing:
             return None
         try:
             for back in (1, 2 * MAX_LEAVES):
-                first = max(told.seq - 1 - back, 0)
-                page = await self._engine.store.list_events(told.flow_id, after=first, limit=told.seq - 1 - first)
-                for event in reversed(page.items):
+                page = await self._engine.store.list_events(told.flow_id, after=told.seq, limit=back, newest=True)
+                for event in page.items:
                     if event.kind is EventKind.WAITING:
                         return None if event.trace is None else Place(event.flow_id, event.seq, event.trace)
         except FlowError as bad:  # the span goes without a link: the store's own trouble is told elsewhere

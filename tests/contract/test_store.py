@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from worker.errors import Internal, Unavailable
 from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Waiter
 from worker.store.base import ConstraintViolated, LostRace, Store, Transaction
+from worker.store.overview import Wanted, WantedLetters
 from worker.store.records import Batch, DeadLetter, FlowWrite, InboxRow, Loaded, Needs
 from worker.store.sqlite import SqliteFlowStore
 
@@ -278,6 +279,90 @@ async def test_journal_entries_are_listed_oldest_first_by_their_sequence(store: 
     assert first.next == 4
     second = await store.list_events("f", limit=4, after=first.next)
     assert ([event.seq for event in second.items], second.next) == ([5, 6, 7], None)
+
+
+HEAVY = "x" * 240_000
+
+
+async def save_heavy(store: Store, count: int) -> None:
+    """Store `count` waiting flows, and of everything else that is listed `count` rows of 240 KB."""
+    flows = [waiting(f"f{n}", state_json={"text": HEAVY}, parked_us=NOW + n)[0] for n in range(count)]
+    await save(store, *flows)
+    steps = [
+        FlowStep(
+            id=f"s{n}",
+            flow_id="f0",
+            run_id=f"{n}",
+            task="t",
+            status=FlowStepStatus.RUNNING,
+            result_json=HEAVY,
+            created_us=NOW,
+            updated_us=NOW,
+        )
+        for n in range(count)
+    ]
+    changed = replace(flows[0], seq=flows[0].seq + count)
+    events = [an_event(flows[0], flows[0].seq + 1 + n, payload={"text": HEAVY}) for n in range(count)]
+    await change(store, flows[0], changed, events=events, steps=steps)
+    held = [a_held(f"k{n}", event_id=f"e{n}", payload=HEAVY) for n in range(count)]
+    letter = DeadLetter(reason="r", message="", subject="s", stream="", seq=None, headers={}, body=HEAVY.encode(), at_us=NOW)
+    await save(store, held=held, dead=[letter] * count)
+
+
+LISTS: dict[str, Callable[[Store], Callable[..., Any]]] = {
+    "list_flows": lambda store: store.list_flows,
+    "list_flows of an owner": lambda store: partial(store.list_flows, owner="owner"),
+    "list_flows of a status": lambda store: partial(store.list_flows, status=FlowStatus.WAITING),
+    "list_flows of both": lambda store: partial(store.list_flows, owner="owner", status=FlowStatus.WAITING),
+    "find_flows": lambda store: partial(store.find_flows, Wanted()),
+    "find_flows by a pattern": lambda store: partial(store.find_flows, Wanted(controller="kate/*", owner="owner")),
+    "parked": lambda store: partial(store.parked, Wanted(), parked_before=None),
+    "parked by a pattern": lambda store: partial(store.parked, Wanted(controller="kate/*"), parked_before=None),
+    "list_steps": lambda store: partial(store.list_steps, "f0"),
+    "list_events": lambda store: partial(store.list_events, "f0"),
+    "list_events, the newest": lambda store: partial(store.list_events, "f0", newest=True),
+    "held_replies": lambda store: store.held_replies,
+    "held_replies of a topic": lambda store: partial(store.held_replies, topic=PAIR[0]),
+    "held_replies of a correlation id": lambda store: partial(store.held_replies, correlation_id=PAIR[1]),
+    "held_replies of a pair": lambda store: partial(store.held_replies, topic=PAIR[0], correlation_id=PAIR[1]),
+}
+LIGHT: dict[str, Callable[[Store], Callable[..., Any]]] = {
+    "letters": lambda store: partial(store.letters, WantedLetters()),
+    "letters of a reason": lambda store: partial(store.letters, WantedLetters(reason="r")),
+    "letters by number": lambda store: partial(store.letters, WantedLetters(numbers=tuple(range(1, 9)))),
+    "held_replies without payloads": lambda store: partial(store.held_replies, payloads=False),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+async def test_a_page_stops_by_weight_and_the_next_ones_have_the_rest(store: Store, name: str) -> None:
+    await save_heavy(store, 8)
+    listed = LISTS[name](store)
+    seen, cursor, sizes = [], None, []
+    while True:
+        page = await listed(limit=250, after=cursor)
+        seen += [place for place, _ in page.rows]
+        sizes.append(sum(len(msgspec.json.encode(row)) > len(HEAVY) for _, row in page.rows))
+        if (cursor := page.next) is None:
+            break
+    assert len(seen) == len(set(seen)) >= 8, "each row once"
+    assert max(sizes) == 3, "512 KiB, and the row that goes over it"
+
+
+@pytest.mark.parametrize("name", LIGHT)
+async def test_what_a_list_does_not_show_is_not_loaded(store: Store, name: str) -> None:
+    await save_heavy(store, 8)
+    page = await LIGHT[name](store)(limit=250)
+    assert (len(page.rows), page.next) == (8, None)
+    assert len(msgspec.json.encode(page.rows)) < 8_000
+
+
+async def test_a_dead_letter_is_shown_whole_by_its_number(store: Store) -> None:
+    await save_heavy(store, 1)
+    kept = await store.letter(1)
+    assert kept is not None
+    assert (kept.letter.body, kept.size) == (HEAVY.encode(), len(HEAVY))
+    assert await store.letter(2) is None
 
 
 @pytest.mark.parametrize("limit", [0, -1])

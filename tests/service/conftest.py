@@ -22,8 +22,7 @@ async def _no_survivors(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     monkeypatch.setattr(SqliteFlowStore, "open", recording)
     yield
     for store in opened:
-        for connection in (store._reader, store._writer):
-            if connection is not None:
-                await connection.close()
+        for connection in store.connections:
+            await connection.close()
         if store._lock is not None:
             store._lock.release()

@@ -110,8 +110,7 @@ class Line:
         self.bus.disconnect()
         await self._life.cut()
         await self.bus.close()
-        for connection in (self.store._reader, self.store._writer):
-            assert connection is not None
+        for connection in self.store.connections:
             await connection.close()
         assert self.store._lock is not None
         self.store._lock.release()

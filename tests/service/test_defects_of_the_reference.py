@@ -201,7 +201,7 @@ async def effort(run: Running) -> int:
         done[0] += 1
         return 0
 
-    connections = [connection for connection in (run.store._reader, run.store._writer) if connection is not None]
+    connections = run.store.connections
     for connection in connections:
         await connection.set_progress_handler(count, 1)
     await run.waits.tick()

@@ -60,10 +60,9 @@ class Mortal:
             await self.store.close()
             return
         self.store._closed = True
-        assert self.store._reader is not None
         assert self.store._lock is not None
-        await self.store._reader.close()
-        await self.store._writer.close()
+        for connection in self.store.connections:
+            await connection.close()
         self.store._lock.release()
 
 

@@ -6,6 +6,7 @@ import contextlib
 import re
 import sqlite3
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ STATEMENTS = {f"{file}.{name}": text for file in ("load", "overview", "reads", "
 SCANS = {
     "load.held_most": {"SCAN held_tenants USING COVERING INDEX held_tenants_by_size"},  # ends after its first row
     "overview.count_outgoing": {"SCAN outgoing"},  # counts what is not sent yet
+    "overview.count_letters": {"SCAN dead_letters USING COVERING INDEX dead_letters_by_reason"},  # counts every letter
     "overview.count_set_aside": {"SCAN flows USING INDEX flows_set_aside"},  # a partial index: those set aside, and no others
     "overview.ids_by_suffix": {"SCAN flows USING COVERING INDEX sqlite_autoindex_flows_1"},  # the newest ids only
     "overview.letter_groups": {"SCAN dead_letters USING COVERING INDEX dead_letters_by_subject"},  # counts every letter
@@ -31,7 +33,7 @@ SCANS = {
 _NO_TABLE = ("VIRTUAL TABLE", "CONSTANT ROW", "(subquery")  # what the statement was given, or has made itself
 
 
-def explained(database: sqlite3.Connection, how: str, sql: str) -> list[tuple[int, str, str, str]]:
+def explained(database: sqlite3.Connection, how: str, sql: str) -> list[tuple[Any, ...]]:
     """Return the rows of a plan; the parameters do not matter to it."""
     count = max([int(number) for number in re.findall(r"\?(\d+)", sql)], default=sql.count("?"))
     return database.execute(f"{how} {sql}", [None] * count).fetchall()
@@ -51,6 +53,18 @@ async def test_no_statement_reads_a_whole_table_but_those_that_are_named(empty: 
         for name, plan in plans.items()
     }
     assert {name: steps for name, steps in scans.items() if steps} == SCANS
+
+
+PAGES = ("overview.find_flows", "overview.held", "overview.interventions", "overview.letters", "overview.set_aside", "reads.list_")
+
+
+async def test_no_page_sorts_the_rows_that_it_may_stop_before(empty: sqlite3.Connection) -> None:
+    """What is sorted has to be loaded whole; numbers that name the rows may be."""
+    pages = [name for name in STATEMENTS if name.startswith(PAGES)]
+    assert len(pages) >= 15, pages
+    for name in pages:
+        plan = explained(empty, "EXPLAIN QUERY PLAN", STATEMENTS[name])
+        assert not [step for _, parent, _, step in plan if parent == 0 and "TEMP B-TREE" in step], (name, plan)
 
 
 async def test_no_row_that_is_written_makes_a_table_of_its_own(empty: sqlite3.Connection) -> None:

@@ -185,7 +185,7 @@ EVENT = FlowEvent(
         ("reply-outcome.json", outcomes.reply_outcome("resumed", SHOWN)),
         ("reply-outcome.json", outcomes.reply_outcome("held", None)),
         ("page.flows.json", outcomes.flows_page([SHOWN], 3)),
-        ("page.steps.json", outcomes.steps_page([STEP])),
+        ("page.steps.json", outcomes.steps_page([(1, STEP)], None)),
         ("page.events.json", outcomes.events_page([EVENT], None)),
         ("page.waits.json", outcomes.waits_page([SHOWN], None)),
         ("event.json", event_message(EVENT, "c", "free", Subjects()).body),

@@ -155,19 +155,13 @@ def test_waits_show_since_when_and_until_when() -> None:
     assert (waits[1]["wait"], waits[1]["since"], waits[1]["until"]) == ({"kind": "broken"}, None, None)
 
 
-def test_steps_are_paged_by_their_place() -> None:
-    steps = [replace(STEP, run_id=str(n)) for n in range(5)]
-    seen: list[str] = []
-    cursor: str | None = None
-    while True:
-        page = json.loads(outcomes.steps_page(steps, start=cursors.read_number(cursor), limit=2))
-        seen += [step["run_id"] for step in page["steps"]]
-        cursor = page["next_cursor"]
-        if cursor is None:
-            break
-    assert seen == ["0", "1", "2", "3", "4"]
-    assert json.loads(outcomes.steps_page(steps, limit=0)) == {"ok": True, "steps": [], "next_cursor": None}
-    assert json.loads(outcomes.steps_page(steps, start=99))["steps"] == []
+def test_a_page_of_steps_that_do_not_all_fit_goes_on_after_the_last_that_did() -> None:
+    steps = [(n * 10, replace(STEP, run_id=str(n))) for n in range(5)]
+    page = json.loads(outcomes.steps_page(steps, 40, budget=1))
+    assert ([step["run_id"] for step in page["steps"]], cursors.read_number(page["next_cursor"])) == (["0"], 0)
+    page = json.loads(outcomes.steps_page(steps, 40))
+    assert ([step["run_id"] for step in page["steps"]], cursors.read_number(page["next_cursor"])) == (["0", "1", "2", "3", "4"], 40)
+    assert json.loads(outcomes.steps_page([], None)) == {"ok": True, "steps": [], "next_cursor": None}
 
 
 @given(st.lists(st.integers(1, 60), max_size=12), st.integers(0, 12), st.integers(1, 2000))

@@ -12,6 +12,7 @@ from worker.admin.pages import (
     STATUSES,
     by_status,
     cursor_of,
+    cut,
     fitting,
     moment_after,
     moment_before,
@@ -88,8 +89,8 @@ class Desk:
         after = read_number(asked.cursor) or None
         if asked.set_aside:
             aside = await self._reads.set_aside(limit=asked.limit, after=after)
-            shown = [oversight.SetAsideShown(**msgspec.structs.asdict(one)) for one in aside.items]
-            return _ENCODE(oversight.FlowPageAcross(flows=[], set_aside=shown, next_cursor=cursor_of(aside.next)))
+            shown, cursor = cut(aside, lambda one: oversight.SetAsideShown(**msgspec.structs.asdict(one)))
+            return _ENCODE(oversight.FlowPageAcross(flows=[], set_aside=shown, next_cursor=cursor))
         changed = {"changed_before": self._before(asked.older_than), "changed_since": moment_of("since", asked.since, self._clock())}
         wanted = msgspec.structs.replace(_wanted(asked), status=asked.status, goal=asked.goal, **changed)
         page = await self._reads.find_flows(wanted, limit=asked.limit, after=after)
@@ -116,8 +117,8 @@ class Desk:
     async def _steps(self, asked: operators.Steps) -> bytes:
         """List observed runs."""
         flow = await self.known(asked.flow_id)
-        page = await self._reads.list_steps(flow.id)
-        return outcomes.steps_page(page.items, start=read_number(asked.cursor), limit=asked.limit)
+        page = await self._reads.list_steps(flow.id, limit=asked.limit, after=read_number(asked.cursor))
+        return outcomes.steps_page(page.rows, page.next)
 
     async def _waits(self, asked: operators.Waits) -> bytes:
         """Show who waits for what."""
@@ -134,17 +135,18 @@ class Desk:
         waiters = await self._reads.waiters(asked.topic, asked.correlation_id, asked.limit + 1)
         held = await self._reads.held_replies(topic=asked.topic, correlation_id=asked.correlation_id, limit=asked.limit + 1)
         shown = fitting([show_held(number, reply) for number, reply in held.rows[: asked.limit]])
-        answer = oversight.WhoAnswer(
-            waiters=[
-                oversight.WaiterShown(
-                    **{name: getattr(w, name) for name in oversight.WaiterShown.__struct_fields__ if name not in ("since", "until")},
-                    since=when(w.since_us),
-                    until=when(w.due_us),
-                )
+        names = [name for name in oversight.WaiterShown.__struct_fields__ if name not in ("since", "until")]
+        parked = fitting(
+            [
+                oversight.WaiterShown(**{name: getattr(w, name) for name in names}, since=when(w.since_us), until=when(w.due_us))
                 for w in waiters[: asked.limit]
             ],
+            outcomes.PAGE_BYTES // 4,  # the held replies beside them are what weighs
+        )
+        answer = oversight.WhoAnswer(
+            waiters=parked,
             held=shown,
-            more=len(waiters) > asked.limit or len(shown) < len(held.rows),
+            more=len(parked) < len(waiters) or len(shown) < len(held.rows) or held.next is not None,
             now=rfc3339(self._clock()),
         )
         return _ENCODE(answer)
@@ -176,8 +178,8 @@ class Desk:
         if flow.status is not FlowStatus.WAITING:
             await self._add_what_came_after(circumstances, flow)
         for leaf in reply_leaves(flow):
-            same = await self._reads.held_replies(correlation_id=leaf.correlation_id, limit=_NEAR)
-            beside = await self._reads.held_replies(topic=leaf.topic, limit=_NEAR)
+            same = await self._reads.held_replies(correlation_id=leaf.correlation_id, limit=_NEAR, payloads=False)
+            beside = await self._reads.held_replies(topic=leaf.topic, limit=_NEAR, payloads=False)
             circumstances.held |= dict(same.rows) | dict(beside.rows)
             await self._add_what_came(circumstances, leaf.topic, leaf.correlation_id or "")
         return circumstances
@@ -188,7 +190,7 @@ class Desk:
             if flow.terminal:
                 await self._add_what_came(circumstances, topic, correlation_id)
             else:
-                held = await self._reads.held_replies(topic=topic, correlation_id=correlation_id, limit=_PAIRS)
+                held = await self._reads.held_replies(topic=topic, correlation_id=correlation_id, limit=_PAIRS, payloads=False)
                 circumstances.held |= dict(held.rows)
 
     async def _add_what_came(self, circumstances: Circumstances, topic: str, correlation_id: str) -> None:
@@ -209,12 +211,13 @@ class Desk:
     async def _letters(self, asked: operators.LettersList) -> bytes:
         """Count dead letters, or list them."""
         if asked.grouped:
-            return _ENCODE(oversight.LettersAnswer(groups=await self._groups(asked)))
+            return _ENCODE(oversight.LettersAnswer(groups=fitting(await self._groups(asked))))
         wanted = WantedLetters(
             reason=asked.letter_reason, subject=asked.subject, before=self._before(asked.older_than), replayed=asked.replayed
         )
         page = await self._reads.letters(wanted, limit=asked.limit, after=read_number(asked.cursor))
-        return _ENCODE(oversight.LettersAnswer(letters=[show_letter(kept) for kept in page.items], next_cursor=cursor_of(page.next)))
+        letters, cursor = cut(page, show_letter)
+        return _ENCODE(oversight.LettersAnswer(letters=letters, next_cursor=cursor))
 
     async def _groups(self, asked: operators.LettersList) -> list[oversight.GroupShown]:
         """Count by reason and subject, a built-in reply topic's correlation ids together; the largest group first."""
@@ -233,10 +236,10 @@ class Desk:
 
     async def _letter(self, asked: operators.LettersShow) -> bytes:
         """Show a dead letter whole."""
-        page = await self._reads.letters(WantedLetters(numbers=(asked.number,)), limit=1)
-        if not page.rows:
+        kept = await self._reads.letter(asked.number)
+        if kept is None:
             raise NotFound(f"there is no dead letter {asked.number}", number=asked.number)
-        return _ENCODE(oversight.LetterAnswer(letter=show_letter(page.items[0], whole=True)))
+        return _ENCODE(oversight.LetterAnswer(letter=show_letter(kept, whole=True)))
 
     async def _stats(self, _asked: operators.Stats) -> bytes:
         """Count everything."""
@@ -269,11 +272,13 @@ class Desk:
     async def _log(self, asked: operators.Log) -> bytes:
         """List what operators did."""
         page = await self._reads.interventions(limit=asked.limit, after=read_number(asked.cursor) or None)
-        shown = [
-            oversight.InterventionShown(at=rfc3339(one.at_us), actor=one.actor, verb=one.verb, about=one.about, reason=one.reason)
-            for one in page.items
-        ]
-        return _ENCODE(oversight.LogPage(interventions=shown, next_cursor=cursor_of(page.next)))
+        shown, cursor = cut(
+            page,
+            lambda one: oversight.InterventionShown(
+                at=rfc3339(one.at_us), actor=one.actor, verb=one.verb, about=one.about, reason=one.reason
+            ),
+        )
+        return _ENCODE(oversight.LogPage(interventions=shown, next_cursor=cursor))
 
     def _before(self, older_than: str | None) -> Micros | None:
         """Return the moment that a duration lies back."""

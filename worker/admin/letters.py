@@ -99,7 +99,7 @@ class Letters:
 
     async def _bounded(self, asked: Bounded) -> Bounded:
         """Leave out letters that come only now: a replay that dies again is one, and must not be replayed by the same loop."""
-        return asked if asked.up_to is not None else msgspec.structs.replace(asked, up_to=await self._engine.store.last_letter())
+        return asked if asked.up_to is not None else msgspec.structs.replace(asked, up_to=await self._engine.store.queries.last_letter())
 
     async def _chosen(self, asked: operators.Chosen, limit: int, *, replayed: bool) -> tuple[list[Kept], int | None]:
         """Return the letters that are asked for, and where the next request goes on. Raises `InvalidRequest` where nothing is named."""
@@ -109,20 +109,23 @@ class Letters:
         if asked.numbers is not None:
             numbers = [n for n in asked.numbers if n > read_number(asked.cursor)] if asked.cursor else asked.numbers
             wanted = WantedLetters(numbers=tuple(sorted(set(numbers))))
-            found = (await self._engine.store.letters(wanted, limit=limit)).items
+            found = (await self._engine.store.queries.letters(wanted, limit=limit)).items
             missing = sorted(set(numbers) - {kept.letter.n for kept in found})
             if missing:
                 raise NotFound(f"there is no dead letter {missing[0]}", number=missing[0])
             return found[:limit], found[limit - 1].letter.n if len(found) > limit else None
         before = moment_before(asked.older_than, self._engine.clock())
         wanted = WantedLetters(reason=asked.letter_reason, subject=asked.subject, before=before, replayed=replayed)
-        page = await self._engine.store.letters(wanted, limit=limit, after=read_number(asked.cursor), up_to=asked.up_to)
+        page = await self._engine.store.queries.letters(wanted, limit=limit, after=read_number(asked.cursor), up_to=asked.up_to)
         return page.items, page.next
 
     async def _replay(self, kept: Kept, asked: operators.LettersReplay) -> str | None:
         """Publish one letter, wait for the broker's word, then mark it; returns why it could not be, or None."""
+        whole = await self._engine.store.queries.letter(kept.letter.n)
+        if whole is None:
+            return "it was purged meanwhile"
         try:
-            message = replayed(kept, self._subjects, self._answers_on)
+            message = replayed(whole, self._subjects, self._answers_on)
             stored = await self._bus.publish(message)
         except FlowError as refused:
             return refused.message

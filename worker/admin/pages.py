@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow, HeldReply
 from worker.flow.waits import due_times, from_value
 from worker.store.overview import Kept
+from worker.store.records import Page, Row
 from worker.times import Micros, rfc3339, to_micros
 from worker.wire import outcomes, oversight
 from worker.wire.cursors import read_cursor, write_cursor
@@ -66,7 +67,7 @@ def show_letter(kept: Kept, *, whole: bool = False) -> oversight.LetterShown:
         stream=letter.stream,
         seq=letter.seq,
         at=rfc3339(letter.at_us),
-        bytes=len(letter.body),
+        bytes=kept.size,
         replays=kept.replays,
         replayed_at=when(kept.replayed_us),
         replayed_by=kept.replayed_by,
@@ -90,16 +91,22 @@ def cursor_of(position: int | None) -> str | None:
     return None if position is None else write_cursor(position)
 
 
-def fitting(items: Sequence[Item]) -> list[Item]:
-    """Return the first items that fit into a page; at least one."""
+def fitting(items: Sequence[Item], room: int = outcomes.PAGE_BYTES) -> list[Item]:
+    """Return the first items that fit into a page of `room` bytes; at least one."""
     weight = 0
     kept: list[Item] = []
     for item in items:
         weight += len(_ENCODE(item))
-        if kept and weight > outcomes.PAGE_BYTES:
+        if kept and weight > room:
             break
         kept.append(item)
     return kept
+
+
+def cut(page: Page[Row], show: Callable[[Row], Item]) -> tuple[list[Item], str | None]:
+    """Return the first rows of a page as they are shown, as many as fit into an answer, and the cursor of what follows."""
+    kept = fitting([show(row) for row in page.items])
+    return kept, cursor_of(page.next if len(kept) == len(page.rows) else page.rows[len(kept) - 1][0])
 
 
 def when(at: Micros | None) -> str | None:

@@ -106,7 +106,9 @@ Work = Callable[[Transaction], Result]
 
 
 class Reads(Overview, Protocol):
-    """What can be asked. Lists are keyset pages: at most `limit` rows after the cursor `after` (None: from the start)."""
+    """What can be asked. Lists are keyset pages: at most `limit` rows after the cursor `after` (None: from the start), and no more of them
+    than weigh `PAGE_BYTES` and one row: whoever wants all goes on until `next` is None.
+    """
 
     async def get(self, flow_id: str) -> Flow | None:
         """Return the flow, or None. Raises `Internal` for a row that cannot be read."""
@@ -221,6 +223,11 @@ class Store(Reads, Protocol):
     @property
     def place(self) -> str:
         """Where it is, for people."""
+        ...
+
+    @property
+    def queries(self) -> Reads:
+        """The reads for whoever asks from outside: no question of theirs delays those of the store itself, which timers and relays ask."""
         ...
 
     async def transact(self, work: Work[Result]) -> Result:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from worker.store import rows
 from worker.store.reads import SqliteReads
+from worker.store.stepping import Fetched, fetch
 
 
 class OfflineReads(SqliteReads):
@@ -18,10 +19,6 @@ class OfflineReads(SqliteReads):
         database.text_factory = rows.legible
         self._database = database
 
-    async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int) -> Fetched:
         """Run a statement."""
-        return self._database.execute(sql, parameters).fetchall()
-
-    async def room(self) -> Mapping[str, int]:
-        """Say nothing: a snapshot is only read, so how much room there is does not matter to it."""
-        return {}
+        return fetch(self._database, sql, parameters, room)

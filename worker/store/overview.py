@@ -1,7 +1,7 @@
 """The operators' half of the store port: reads across owners, every one bounded, and what they come back as.
 
-Lists are keyset pages, as in `store.base`. Where several filters are given, one of them is looked up in its index and the others are
-applied to at most `LOOK` of its flows: a page may then be short, or even empty, and still have a `next`.
+Lists are keyset pages that stop by weight, as in `store.base`. Where several filters are given, one of them is looked up in its index
+and the others are applied to at most `LOOK` of its flows: a page may then be short, or even empty, and still have a `next`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from worker.times import Micros
 
 LOOK = 5000
 """How many flows one page looks at."""
+
+SLICE = 250
+"""How many of them at a time."""
 
 FOREVER: Micros = 2**62
 """Up to when the last stretch of waits goes."""
@@ -94,9 +97,10 @@ class LetterGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter, and what operators did with it."""
+    """A dead letter, and what operators did with it. `size`: the bytes of its body, which a list leaves out with its headers."""
 
     letter: DeadLetter
+    size: int
     replays: int
     replayed_us: Micros | None
     replayed_by: str | None
@@ -189,9 +193,11 @@ class Overview(Protocol):
         ...
 
     async def held_replies(
-        self, *, topic: str | None = None, correlation_id: str | None = None, limit: int, after: int | None = None
+        self, *, topic: str | None = None, correlation_id: str | None = None, limit: int, after: int | None = None, payloads: bool = True
     ) -> Page[HeldReply]:
-        """List held replies in the order they came; of a topic, a correlation id, or both. Unreadable ones are left out."""
+        """List held replies in the order they came, with their `payloads` or without; of a topic, a correlation id, or both. Unreadable
+        ones are left out.
+        """
         ...
 
     async def held_reply(self, number: int) -> HeldReply | None:
@@ -211,7 +217,11 @@ class Overview(Protocol):
         ...
 
     async def letters(self, wanted: WantedLetters, *, limit: int, after: int | None = None, up_to: int | None = None) -> Page[Kept]:
-        """List the wanted dead letters, oldest first, those with a number above `after` and not above `up_to`."""
+        """List the wanted dead letters without headers and body, oldest first, those with a number above `after` and not above `up_to`."""
+        ...
+
+    async def letter(self, number: int) -> Kept | None:
+        """Return a dead letter whole, or None."""
         ...
 
     async def last_letter(self) -> int:

@@ -14,6 +14,7 @@ from worker.store.overview import (
     FOREVER,
     LOOK,
     NEWEST,
+    SLICE,
     Came,
     Gauges,
     Intervention,
@@ -28,6 +29,7 @@ from worker.store.overview import (
 )
 from worker.store.queries import statements
 from worker.store.records import ALL, Page
+from worker.store.stepping import PAGE_BYTES, Fetched
 from worker.times import Micros
 
 _DUE_COUNTED = 10_000
@@ -42,49 +44,73 @@ class OverviewReads(ABC):
         self._overview = statements("overview")
 
     @abstractmethod
-    async def _run(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
-        """Run a statement with SQLite's errors translated, and return its rows."""
+    async def _run(self, sql: str, parameters: Sequence[Any], room: int = ALL) -> Fetched:
+        """Run a statement with SQLite's errors translated; see `stepping.fetch`."""
+
+    @abstractmethod
+    async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
+        """Run a statement and return all its rows."""
 
     async def _seen(self, name: str, *parameters: Any) -> Sequence[Any]:
         """Run a named statement."""
-        return await self._run(self._overview[name], parameters)
+        return await self._read(self._overview[name], parameters)
+
+    async def _seen_page(self, name: str, *parameters: Any, room: int = PAGE_BYTES) -> Fetched:
+        """Run a named statement as far as its rows fit into a page."""
+        return await self._run(self._overview[name], parameters, room)
 
     async def find_flows(self, wanted: Wanted, *, limit: int, after: int | None = None) -> Page[Flow]:
         """List the wanted flows, newest first."""
         by, value = _driver(wanted)
         given = sum(value is not None for value in msgspec.structs.astuple(wanted))
         look = limit if given == (by is not None) else max(LOOK, limit)  # with nothing left to filter, each candidate is wanted
-        start = ALL if after is None else after
-        seen = await (self._seen("look", start, look) if by is None else self._seen(f"look_by_{by}", start, look, value))
-        numbers = [row[0] for row in seen]
-        found = await self._found(numbers, wanted, limit)
-        last = found if limit and len(found) == limit else seen if look and len(seen) == look else None
-        return Page(rows=_readable(found), next=last[-1][0] if last else None)
+        name, more = ("look", ()) if by is None else (f"look_by_{by}", (value,))
+        found, place = await self._sifted(name, (ALL if after is None else after,), more, wanted, limit, look)
+        return Page(rows=readable([row for _, row in found]), next=place[-1] if place else None)
 
-    async def _found(self, numbers: Sequence[int], wanted: Wanted, limit: int) -> Sequence[Any]:
+    async def parked(self, wanted: Wanted, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> Parked:
+        """List waiting flows, the longest-waiting first."""
+        look = limit if wanted == Wanted() else max(LOOK, limit)
+        until = (ALL if parked_before is None else parked_before,)
+        found, place = await self._sifted("look_parked", after or _FIRST, until, wanted, limit, look)
+        at = {row[0]: (place[0], place[1]) for place, row in found}
+        flows = [(at[n], flow) for n, flow in readable([row for _, row in found])]
+        return Parked(rows=flows, next=(place[0], place[1]) if place else None)
+
+    async def _sifted(
+        self, look: str, start: Sequence[int], more: Sequence[Any], wanted: Wanted, limit: int, left: int
+    ) -> tuple[list[tuple[Sequence[int], Any]], Sequence[int] | None]:
+        """Read the flows that all filters leave of the next `left` candidates, each with its place, and return where to go on, if anywhere.
+
+        A slice at a time: in between others have their turn on the connection, and what fills the page is the last that is looked at.
+        """
+        found: list[tuple[Sequence[int], Any]] = []
+        room = PAGE_BYTES
+        while limit and left > 0:
+            size = min(SLICE, left)
+            seen = await self._seen(look, *start, size, *more)
+            places = {place[-1]: place for place in seen}
+            page = await self._found(list(places), wanted, limit - len(found), room)
+            found += [(places[row[0]], row) for row in page.rows]
+            room -= page.weight
+            if page.cut or len(found) == limit:
+                return found, found[-1][0]
+            if len(seen) < size:
+                return found, None
+            start, left = seen[-1], left - size
+        return found, start if limit else None
+
+    async def _found(self, numbers: Sequence[int], wanted: Wanted, limit: int, room: int) -> Fetched:
         """Read the candidates that all filters leave, in the candidates' order."""
         status = wanted.status.value if wanted.status else None
         controller = _glob(wanted.controller) if wanted.controller is not None else None
         filters = (status, wanted.owner, controller, wanted.step, wanted.changed_before, wanted.topic)
         more = (wanted.correlation_id, wanted.changed_since, wanted.due_by, wanted.kind, wanted.goal)
-        return await self._seen("find_flows", msgspec.json.encode(numbers).decode(), limit, *filters, *more)
-
-    async def parked(self, wanted: Wanted, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> Parked:
-        """List waiting flows, the longest-waiting first."""
-        look = limit if wanted == Wanted() else max(LOOK, limit)
-        places = await self._seen("look_parked", *(after or _FIRST), look, ALL if parked_before is None else parked_before)
-        found = await self._found([n for _, n in places], wanted, limit)
-        at = {n: (parked, n) for parked, n in places}
-        last = None
-        if limit and len(found) == limit:
-            last = at[found[-1][0]]
-        elif limit and len(places) == look:
-            last = tuple(places[-1])
-        return Parked(rows=[(at[n], flow) for n, flow in _readable(found)], next=last)
+        return await self._seen_page("find_flows", msgspec.json.encode(numbers).decode(), limit, *filters, *more, room=room)
 
     async def set_aside(self, *, limit: int, after: int | None = None) -> Page[SetAside]:
         """List the flows that are set aside."""
-        return _page(await self._seen("set_aside", after or 0, limit), limit, _set_aside)
+        return _page(await self._seen_page("set_aside", after or 0, limit), limit, _set_aside)
 
     async def set_aside_flow(self, flow_id: str) -> SetAside | None:
         """Return the flow if it is set aside."""
@@ -110,25 +136,20 @@ class OverviewReads(ABC):
         return list(dict.fromkeys((topic, pair) for topic, pair in await self._seen("waited_for", flow_id, limit)))
 
     async def held_replies(
-        self, *, topic: str | None = None, correlation_id: str | None = None, limit: int, after: int | None = None
+        self, *, topic: str | None = None, correlation_id: str | None = None, limit: int, after: int | None = None, payloads: bool = True
     ) -> Page[HeldReply]:
         """List held replies."""
-        match (topic, correlation_id):
-            case (None, None):
-                found = await self._seen("held", after or 0, limit)
-            case (str(), None):
-                found = await self._seen("held_of_topic", after or 0, limit, topic)
-            case (None, str()):
-                found = await self._seen("held_of_correlation", after or 0, limit, correlation_id)
-            case _:
-                found = await self._seen("held_of_pair", after or 0, limit, topic, correlation_id)
-        readable = []
-        for row in found:
+        by = {(True, False): "_of_topic", (False, True): "_of_correlation", (True, True): "_of_pair"}
+        name = "held" + by.get((topic is not None, correlation_id is not None), "")
+        given = [value for value in (topic, correlation_id) if value is not None]
+        page = await self._seen_page(name, after or 0, limit, int(payloads), *given)
+        replies = []
+        for row in page.rows:
             try:
-                readable.append((row[0], rows.held(row[1:])))
+                replies.append((row[0], rows.held(row[1:])))
             except rows.Unreadable:
                 continue
-        return Page(rows=readable, next=found[-1][0] if 0 < limit == len(found) else None)
+        return Page(rows=replies, next=page.place(limit))
 
     async def held_reply(self, number: int) -> HeldReply | None:
         """Return a held reply by its number."""
@@ -158,8 +179,13 @@ class OverviewReads(ABC):
             return Page(rows=[(row[0], _kept(row)) for row in found], next=None)
         given = (after or 0, ALL if up_to is None else up_to, wanted.subject, wanted.before, int(wanted.replayed), limit)
         if wanted.reason is not None:
-            return _page(await self._seen("letters_by_reason", *given, wanted.reason), limit, _kept)
-        return _page(await self._seen("letters", *given), limit, _kept)
+            return _page(await self._seen_page("letters_by_reason", *given, wanted.reason), limit, _kept)
+        return _page(await self._seen_page("letters", *given), limit, _kept)
+
+    async def letter(self, number: int) -> Kept | None:
+        """Return a dead letter with its headers and body."""
+        found = await self._seen("letter", number)
+        return _kept(found[0]) if found else None
 
     async def last_letter(self) -> int:
         """Return the number of the newest dead letter."""
@@ -172,8 +198,8 @@ class OverviewReads(ABC):
 
     async def interventions(self, *, limit: int, after: int | None = None) -> Page[Intervention]:
         """List what operators did."""
-        found = await self._seen("interventions", ALL if after is None else after, limit)
-        return _page(found, limit, lambda r: Intervention(n=r[0], at_us=r[1], actor=r[2], verb=r[3], about=r[4], reason=r[5]))
+        page = await self._seen_page("interventions", ALL if after is None else after, limit)
+        return _page(page, limit, lambda r: Intervention(n=r[0], at_us=r[1], actor=r[2], verb=r[3], about=r[4], reason=r[5]))
 
     async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> Stretch:
         """Count a stretch of waiting flows by kind and time."""
@@ -184,13 +210,12 @@ class OverviewReads(ABC):
 
     async def gauges(self, now: Micros) -> Gauges:
         """Say how the database stands: counters, and ends of indexes."""
-        counts = dict(await self._run(statements("reads")["counts"], ()))
-        published = {name: (await self._run(statements("reads")["published"], (name,)))[0][0] for name in ("events", "dead_letters")}
-        next_due = await self._run(statements("reads")["next_due"], ())
+        counts = dict(await self._read(statements("reads")["counts"], ()))
+        published = {name: (await self._read(statements("reads")["published"], (name,)))[0][0] for name in ("events", "dead_letters")}
+        next_due = await self._read(statements("reads")["next_due"], ())
         oldest = await self._seen("oldest_parked")
         letters = await self.last_letter()
         outgoing, attempts = (await self._seen("count_outgoing"))[0]
-        groups = await self.letter_groups(ALL)
         return Gauges(
             counts=counts,
             set_aside=(await self._seen("count_set_aside"))[0][0],
@@ -199,7 +224,7 @@ class OverviewReads(ABC):
             oldest_wait=tuple(oldest[0]) if oldest else None,
             unpublished_events=max((await self._seen("last_event"))[0][0] - published["events"], 0),
             unpublished_dead_letters=max(letters - published["dead_letters"], 0),
-            dead_letters=sum(group.count for group in groups),
+            dead_letters=(await self._seen("count_letters"))[0][0],
             outgoing=outgoing,
             outgoing_attempts=attempts,
             epoch=dict(await self._seen("meta"))["epoch"],
@@ -222,20 +247,20 @@ def _glob(pattern: str) -> str:
     return "".join(f"[{letter}]" if letter in "?[" else letter for letter in pattern)
 
 
-def _readable(found: Sequence[Any]) -> list[tuple[int, Flow]]:
+def readable(found: Sequence[Any]) -> list[tuple[int, Flow]]:
     """Return the flows of the rows that can be read."""
-    readable = []
+    flows = []
     for row in found:
         try:
-            readable.append((row[0], rows.flow(row[1:])))
+            flows.append((row[0], rows.flow(row[1:])))
         except rows.Unreadable:
             continue
-    return readable
+    return flows
 
 
-def _page(found: Sequence[Any], limit: int, shown: Callable[[Any], Shown]) -> Page[Shown]:
+def _page(page: Fetched, limit: int, shown: Callable[[Any], Shown]) -> Page[Shown]:
     """Return a page of rows that begin with their position."""
-    return Page(rows=[(row[0], shown(row)) for row in found], next=found[-1][0] if 0 < limit == len(found) else None)
+    return Page(rows=[(row[0], shown(row)) for row in page.rows], next=page.place(limit))
 
 
 def _set_aside(row: Any) -> SetAside:
@@ -246,4 +271,4 @@ def _set_aside(row: Any) -> SetAside:
 
 def _kept(row: Any) -> Kept:
     """Return a dead letter with what was done to it."""
-    return Kept(letter=rows.dead_letter(row[:9]), replays=row[9], replayed_us=row[10], replayed_by=row[11])
+    return Kept(letter=rows.dead_letter(row[:9]), replays=row[9], replayed_us=row[10], replayed_by=row[11], size=row[12])

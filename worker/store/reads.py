@@ -1,10 +1,10 @@
-"""Answer questions on a connection that cannot write: each with one statement, so that no read holds a snapshot for long."""
+"""Answer questions on a connection that cannot write: each statement by itself, so that no read holds a snapshot for long."""
 
 from __future__ import annotations
 
 import sqlite3
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worker.errors import Internal
@@ -13,9 +13,10 @@ from worker.flow.model import Flow, FlowEvent, FlowStep
 from worker.flow.waits import FLOW_ENDS
 from worker.store import rows
 from worker.store.failures import translated
-from worker.store.overview_reads import OverviewReads
+from worker.store.overview_reads import OverviewReads, readable
 from worker.store.queries import statements
 from worker.store.records import ALL, DeadLetter, Due, DueFlows, DueOutgoing, InboxRow, Numbered, OpenEnd, Page
+from worker.store.stepping import PAGE_BYTES, Fetched
 from worker.times import Micros
 
 
@@ -27,17 +28,25 @@ class SqliteReads(OverviewReads):
         self._ask = statements("reads")
 
     @abstractmethod
-    async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
-        """Run a statement on the reading connection and return its rows."""
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int) -> Fetched:
+        """Run a statement on the reading connection; see `stepping.fetch`."""
 
     async def _rows(self, name: str, *parameters: Any) -> Sequence[Any]:
         """Run a named statement."""
-        return await self._run(self._ask[name], parameters)
+        return await self._read(self._ask[name], parameters)
 
-    async def _run(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
+    async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
+        """Run a statement and return all its rows."""
+        return (await self._run(sql, parameters)).rows
+
+    async def _page(self, name: str, *parameters: Any) -> Fetched:
+        """Run a named statement as far as its rows fit into a page."""
+        return await self._run(self._ask[name], parameters, PAGE_BYTES)
+
+    async def _run(self, sql: str, parameters: Sequence[Any], room: int = ALL) -> Fetched:
         """Run a statement, with SQLite's errors translated."""
         try:
-            return await self._read(sql, parameters)
+            return await self._fetch(sql, parameters, room)
         except sqlite3.Error as bad:
             raise translated(bad) from bad
 
@@ -57,19 +66,13 @@ class SqliteReads(OverviewReads):
         filters = [("owner", owner), ("status", status.value if status else None)]
         given = [(name, value) for name, value in filters if value is not None]
         name = "list_flows" + ("_by_" + "_and_".join(name for name, _ in given) if given else "")
-        found = await self._rows(name, ALL if after is None else after, limit, *(value for _, value in given))
-        readable = []
-        for row in found:
-            try:
-                readable.append((row[0], rows.flow(row[1:])))
-            except rows.Unreadable:
-                continue
-        return Page(rows=readable, next=_cursor(found, limit))
+        page = await self._page(name, ALL if after is None else after, limit, *(value for _, value in given))
+        return Page(rows=readable(page.rows), next=page.place(limit))
 
     async def list_steps(self, flow_id: str, *, limit: int = ALL, after: int | None = None) -> Page[FlowStep]:
         """List the observed runs of a flow."""
-        found = await self._rows("list_steps", flow_id, after or 0, limit)
-        return Page(rows=[(row[0], rows.step(row[1:])) for row in found], next=_cursor(found, limit))
+        page = await self._page("list_steps", flow_id, after or 0, limit)
+        return Page(rows=[(row[0], rows.step(row[1:])) for row in page.rows], next=page.place(limit))
 
     async def get_step(self, flow_id: str, run_id: str) -> FlowStep | None:
         """Return an observed run, or None."""
@@ -79,8 +82,8 @@ class SqliteReads(OverviewReads):
     async def list_events(self, flow_id: str, *, limit: int, after: int | None = None, newest: bool = False) -> Page[FlowEvent]:
         """List journal entries, in either order."""
         name, start = ("list_newest_events", ALL) if newest else ("list_events", 0)
-        found = await self._rows(name, flow_id, start if after is None else after, limit)
-        return Page(rows=[(row[1], rows.event(row)) for row in found], next=found[-1][1] if 0 < limit == len(found) else None)
+        page = await self._page(name, flow_id, start if after is None else after, limit)
+        return Page(rows=[(row[1], rows.event(row)) for row in page.rows], next=page.place(limit, at=1))
 
     async def outcome(self, scope: str, key: str) -> InboxRow | None:
         """Return what became of a message, or None."""
@@ -153,7 +156,6 @@ class SqliteReads(OverviewReads):
         """Answer, or raise."""
         await self._rows("ping")
 
-
-def _cursor(found: Sequence[Any], limit: int) -> int | None:
-    """Return the position of the last row where more may follow."""
-    return found[-1][0] if 0 < limit == len(found) else None
+    async def room(self) -> Mapping[str, int]:
+        """Say nothing: how much room there is matters to whoever writes."""
+        return {}

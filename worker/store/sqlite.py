@@ -1,4 +1,4 @@
-"""Open and close the SQLite database: placement, lock, checks, settings, migrations; then one writer and one reader.
+"""Open and close the SQLite database: placement, lock, checks, settings, migrations; then one writer and two readers.
 
 The order is the promise: nothing is written before the file is known to be ours, whole and not newer (RELIABILITY 6).
 """
@@ -15,7 +15,7 @@ import aiosqlite
 
 from worker.errors import StoreBroken, StoreLocked, Unavailable
 from worker.store import rows
-from worker.store.base import Result, Work
+from worker.store.base import Reads, Result, Work
 from worker.store.failures import translated
 from worker.store.loading import Last
 from worker.store.lock import WriterLock
@@ -23,18 +23,32 @@ from worker.store.opening import MEMORY, configured, identified, made, migrated,
 from worker.store.placement import checked, room_of
 from worker.store.queries import statements
 from worker.store.reads import SqliteReads
+from worker.store.stepping import Fetched, fetch
 from worker.store.transaction import SqliteTransaction
 
 _CLOSED = "the database is closed"
 
 
+class Queries(SqliteReads):
+    """The reads on a connection, and so a thread, of their own."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        super().__init__()
+        self.connection = connection
+
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int) -> Fetched:
+        """Read on the connection's thread."""
+        return await _fetched(self.connection, sql, parameters, room)
+
+
 class SqliteFlowStore(SqliteReads):
     """A flow database in one SQLite file (or `:memory:`). Open it with `open`; one worker at a time."""
 
-    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection | None, lock: WriterLock | None, place: str) -> None:
+    def __init__(self, writer: aiosqlite.Connection, lock: WriterLock | None, place: str) -> None:
         super().__init__()
         self._writer = writer
-        self._reader = reader
+        self._reader: aiosqlite.Connection | None = None
+        self._queries: Queries | None = None
         self._lock = lock
         self._place = place
         self._upkeep = statements("upkeep")
@@ -54,7 +68,7 @@ class SqliteFlowStore(SqliteReads):
         """
         if path == MEMORY:
             writer = await configured(await aiosqlite.connect(MEMORY, isolation_level=None), file=False)
-            store = cls(writer, None, None, MEMORY)
+            store = cls(writer, None, MEMORY)
             await store._take_over()
             return store
         file = checked(path)
@@ -79,12 +93,10 @@ class SqliteFlowStore(SqliteReads):
         writer = await _connected(str(file))
         try:
             await configured(writer, file=True)
-            store = cls(writer, None, lock, str(file))
+            store = cls(writer, lock, str(file))
             await store._take_over()
-            store._reader = await _connected(f"{file.as_uri()}?mode=ro", uri=True)
-            for pragma in ("query_only = ON", "busy_timeout = 2000", "trusted_schema = OFF", "mmap_size = 0"):
-                await store._reader.execute_fetchall(f"PRAGMA {pragma}")
-            store._reader.text_factory = rows.legible
+            store._reader = await _reading(file)
+            store._queries = Queries(await _reading(file))
         except sqlite3.Error as bad:
             await writer.close()
             raise _refused(translated(bad), file) from bad
@@ -167,14 +179,19 @@ class SqliteFlowStore(SqliteReads):
         self._last = transaction.last
         return done
 
-    async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
+    @property
+    def queries(self) -> Reads:
+        """The reads on the other reading connection; in memory there is only one connection."""
+        return self._queries or self
+
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int) -> Fetched:
         """Read on the reading connection; in memory, on the only one, whose thread does a transaction in one go."""
         if self._closed:
             raise Unavailable(_CLOSED)
-        return list(await (self._reader or self._writer).execute_fetchall(sql, parameters))
+        return await _fetched(self._reader or self._writer, sql, parameters, room)
 
     async def ping(self) -> None:
-        """Answer on the reading connection's thread, and on the writing one's: either can hang while the other answers."""
+        """Answer on the thread of each connection: any can hang while the others answer. That of the queries may be busy."""
         await super().ping()
         await self._writer.execute_fetchall("SELECT 1")
 
@@ -188,13 +205,19 @@ class SqliteFlowStore(SqliteReads):
         found: dict[str, int] = await self._reader._execute(room_of, Path(self._place))  # type: ignore[no-untyped-call]  # noqa: SLF001  # no public way
         return found
 
+    @property
+    def connections(self) -> tuple[aiosqlite.Connection, ...]:
+        """Every open connection, the writing one last."""
+        reading = (self._reader, self._queries.connection if self._queries is not None else None)
+        return (*(connection for connection in reading if connection is not None), self._writer)
+
     async def close(self) -> None:
         """Close cleanly: the log is folded into the file, and the next start need not check it."""
         if self._closed:
             return
         self._closed = True
-        if self._reader is not None:
-            await self._reader.close()
+        for connection in self.connections[:-1]:
+            await connection.close()
         try:
             # Only by the one whose database it still is: a newer worker has not left it clean.
             await self._writer.execute_fetchall(self._upkeep["leave_clean"], (self._epoch,))
@@ -205,6 +228,21 @@ class SqliteFlowStore(SqliteReads):
             await self._writer.close()
             if self._lock is not None:
                 self._lock.release()
+
+
+async def _reading(file: Path) -> aiosqlite.Connection:
+    """Connect for reading only."""
+    connection = await _connected(f"{file.as_uri()}?mode=ro", uri=True)
+    for pragma in ("query_only = ON", "busy_timeout = 2000", "trusted_schema = OFF", "mmap_size = 0"):
+        await connection.execute_fetchall(f"PRAGMA {pragma}")
+    connection.text_factory = rows.legible
+    return connection
+
+
+async def _fetched(connection: aiosqlite.Connection, sql: str, parameters: Sequence[Any], room: int) -> Fetched:
+    """Fetch on a connection's thread."""
+    found: Fetched = await connection._execute(fetch, connection._conn, sql, parameters, room)  # type: ignore[no-untyped-call]  # noqa: SLF001  # aiosqlite's own calls hop to the thread for each step
+    return found
 
 
 async def _connected(database: str, **options: Any) -> aiosqlite.Connection:

@@ -101,7 +101,7 @@ class InlineStore(SqliteFlowStore):
         if database.in_transaction:
             database.rollback()
         inline = Inline(database)
-        store = cls(cast("aiosqlite.Connection", inline), None, None, "memory")
+        store = cls(cast("aiosqlite.Connection", inline), None, "memory")
         await store._take_over()
         return store, inline
 

@@ -119,13 +119,11 @@ def waits_page(flows: Sequence[Flow], following: Position | None) -> bytes:
     return _ENCODER.encode(shapes.WaitPage(waits=[shapes.show_wait(flow) for flow in flows], next_cursor=_cursor(following)))
 
 
-def steps_page(steps: Sequence[FlowStep], *, start: int = 0, limit: int = 100, budget: int = PAGE_BYTES) -> bytes:
-    """Encode the answer to `steps`: those from the `start`th on, as far as they fit. Runs are only ever added, so places stay."""
-    wanted = steps[max(start, 0) : max(start, 0) + max(limit, 0)]
-    kept = wanted[: _fitting(wanted, shapes.show_step, budget)]
-    end = max(start, 0) + len(kept)
-    more = bool(kept) and end < len(steps)
-    return _ENCODER.encode(shapes.StepPage(steps=[shapes.show_step(step) for step in kept], next_cursor=_cursor(end if more else None)))
+def steps_page(steps: Sequence[tuple[int, FlowStep]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
+    """Encode the answer to `steps`: runs with their places, as far as they fit."""
+    count = _fitting([step for _, step in steps], shapes.show_step, budget)
+    after = following if count == len(steps) else steps[count - 1][0]
+    return _ENCODER.encode(shapes.StepPage(steps=[shapes.show_step(step) for _, step in steps[:count]], next_cursor=_cursor(after)))
 
 
 def step_shown(step: FlowStep) -> bytes:

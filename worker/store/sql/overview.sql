@@ -76,20 +76,23 @@ SELECT w.topic, w.correlation_id FROM flows AS f CROSS JOIN waiters AS w
 WHERE f.id = ?1 AND w.flow = f.n ORDER BY w.wait_id DESC, w.leaf LIMIT ?2;
 
 -- name: held
-SELECT n, topic, correlation_id, event_id, CAST(payload_json AS BLOB), arrived_us, expires_us, key, flow_id, trace, tenant
+SELECT n, topic, correlation_id, event_id, CASE WHEN ?3 THEN CAST(payload_json AS BLOB) END, arrived_us, expires_us, key, flow_id, trace, tenant
 FROM held WHERE n > ?1 ORDER BY n LIMIT ?2;
 
+-- Numbers are sorted, not payloads.
 -- name: held_of_topic
-SELECT n, topic, correlation_id, event_id, CAST(payload_json AS BLOB), arrived_us, expires_us, key, flow_id, trace, tenant
-FROM held INDEXED BY held_by_pair WHERE topic = ?3 AND n > ?1 ORDER BY n LIMIT ?2;
+SELECT n, topic, correlation_id, event_id, CASE WHEN ?3 THEN CAST(payload_json AS BLOB) END, arrived_us, expires_us, key, flow_id, trace, tenant
+FROM held WHERE n IN (SELECT n FROM held INDEXED BY held_by_pair WHERE topic = ?4 AND n > ?1 ORDER BY n LIMIT ?2) ORDER BY n;
 
 -- name: held_of_pair
-SELECT n, topic, correlation_id, event_id, CAST(payload_json AS BLOB), arrived_us, expires_us, key, flow_id, trace, tenant
-FROM held INDEXED BY held_by_pair WHERE topic = ?3 AND correlation_id = ?4 AND n > ?1 ORDER BY n LIMIT ?2;
+SELECT n, topic, correlation_id, event_id, CASE WHEN ?3 THEN CAST(payload_json AS BLOB) END, arrived_us, expires_us, key, flow_id, trace, tenant
+FROM held WHERE n IN (
+  SELECT n FROM held INDEXED BY held_by_pair WHERE topic = ?4 AND correlation_id = ?5 AND n > ?1 ORDER BY n LIMIT ?2
+) ORDER BY n;
 
 -- name: held_of_correlation
-SELECT n, topic, correlation_id, event_id, CAST(payload_json AS BLOB), arrived_us, expires_us, key, flow_id, trace, tenant
-FROM held INDEXED BY held_by_correlation WHERE correlation_id = ?3 AND n > ?1 ORDER BY n LIMIT ?2;
+SELECT n, topic, correlation_id, event_id, CASE WHEN ?3 THEN CAST(payload_json AS BLOB) END, arrived_us, expires_us, key, flow_id, trace, tenant
+FROM held INDEXED BY held_by_correlation WHERE correlation_id = ?4 AND n > ?1 ORDER BY n LIMIT ?2;
 
 -- name: held_by_number
 SELECT n, topic, correlation_id, event_id, CAST(payload_json AS BLOB), arrived_us, expires_us, key, flow_id, trace, tenant
@@ -108,20 +111,27 @@ WHERE (?2 IS NULL OR at_us < ?2)
 GROUP BY subject, reason LIMIT ?1;
 
 -- name: letters
-SELECT n, reason, message, subject, stream, seq, CAST(headers_json AS BLOB), body, at_us, replays, replayed_us, replayed_by
+SELECT n, reason, message, subject, stream, seq, CAST('{}' AS BLOB), x'', at_us, replays, replayed_us, replayed_by, length(body)
 FROM dead_letters WHERE n > ?1 AND n <= ?2 AND (?3 IS NULL OR subject = ?3) AND (?4 IS NULL OR at_us < ?4) AND (?5 OR replays = 0)
 ORDER BY n LIMIT ?6;
 
 -- name: letters_by_reason
-SELECT n, reason, message, subject, stream, seq, CAST(headers_json AS BLOB), body, at_us, replays, replayed_us, replayed_by
+SELECT n, reason, message, subject, stream, seq, CAST('{}' AS BLOB), x'', at_us, replays, replayed_us, replayed_by, length(body)
 FROM dead_letters INDEXED BY dead_letters_by_reason WHERE reason = ?7 AND n > ?1 AND n <= ?2 AND (?3 IS NULL OR subject = ?3)
   AND (?4 IS NULL OR at_us < ?4) AND (?5 OR replays = 0)
 ORDER BY n LIMIT ?6;
 
 -- name: letters_by_number
-SELECT d.n, d.reason, d.message, d.subject, d.stream, d.seq, CAST(d.headers_json AS BLOB), d.body, d.at_us, d.replays, d.replayed_us,
-  d.replayed_by
+SELECT d.n, d.reason, d.message, d.subject, d.stream, d.seq, CAST('{}' AS BLOB), x'', d.at_us, d.replays, d.replayed_us, d.replayed_by,
+  length(d.body)
 FROM json_each(?1) AS want CROSS JOIN dead_letters AS d WHERE d.n = want.value;
+
+-- name: letter
+SELECT n, reason, message, subject, stream, seq, CAST(headers_json AS BLOB), body, at_us, replays, replayed_us, replayed_by, length(body)
+FROM dead_letters WHERE n = ?1;
+
+-- name: count_letters
+SELECT count(*) FROM dead_letters;
 
 -- name: last_letter
 SELECT coalesce(max(n), 0) FROM dead_letters;

@@ -43,10 +43,14 @@ SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_
   updated_us, parent_id, hops, set_aside
 FROM flows INDEXED BY flows_by_owner WHERE owner_session_key = ?3 AND status = ?4 AND n < ?1 ORDER BY n DESC LIMIT max(?2, 0);
 
+-- Numbers are sorted, not results.
 -- name: list_steps
 SELECT s.n, s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.status, CAST(s.result_json AS BLOB), s.created_us,
   s.updated_us
-FROM flows AS f JOIN flow_steps AS s ON s.flow = f.n WHERE f.id = ?1 AND s.n > ?2 ORDER BY s.n LIMIT max(?3, 0);
+FROM flow_steps AS s CROSS JOIN flows AS f
+WHERE s.n IN (
+  SELECT n FROM flow_steps WHERE flow = (SELECT n FROM flows WHERE id = ?1) AND n > ?2 ORDER BY n LIMIT max(?3, 0)
+) AND f.n = s.flow ORDER BY s.n;
 
 -- name: get_step
 SELECT s.n, s.id, f.id, s.runtime, s.child_session_key, s.run_id, s.task, s.status, CAST(s.result_json AS BLOB), s.created_us,
