@@ -152,6 +152,9 @@ class Metrics:
         self.outbox_age = self._gauge(
             "taskflow_outbox_oldest_age_seconds", "How long ago the oldest event or dead letter was committed that is not yet published."
         )
+        self.outbox_set_aside = self._gauge(
+            "taskflow_outbox_set_aside", "Flows whose next event, and dead letters, that the broker refuses for their own sake."
+        )
         self.nats_connected = self._gauge("taskflow_nats_connected", "1 while connected to NATS.")
         self.nats_pending = self._gauge("taskflow_nats_pending_messages", "Commands and replies that lie in the streams, not yet taken.")
         self.nats_reconnects = self._counter("taskflow_nats_reconnects", "Times the connection to NATS came back.")

@@ -122,6 +122,7 @@ class WorkerProbes:
             connected=self._bus.connected,
             writable=not self._engine.stalled,
             outbox=sum(relay.in_flight for relay in self._relays),
+            set_aside=sum(relay.set_aside for relay in self._relays),
             outbox_age=_seconds_since(unpublished, now),
             published=sum(relay.stored for relay in self._relays if relay.outlet == "events"),
             reconnects=self._bus.reconnects,

@@ -74,9 +74,14 @@ class Relay:
         return len(self._lanes.open)
 
     @property
+    def set_aside(self) -> int:
+        """How many lanes have a head that the broker refuses for its own sake."""
+        return len(self._lanes.refused)
+
+    @property
     def trouble(self) -> str:
         """Why the broker does not take something that is committed; empty while it takes everything."""
-        aside = len(self._lanes.refused)
+        aside = self.set_aside
         of = counted(aside, "flow")
         refused = f"the broker refuses the events of {of} for their own sake (the log names them); the others go on" if aside else ""
         return "; ".join(filter(None, (self._lanes.trouble, refused)))

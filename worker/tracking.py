@@ -30,6 +30,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     writable: bool = True
     outbox: int = 0
     outbox_age: float = 0.0
+    set_aside: int = 0
     published: int = 0
     reconnects: int = 0
     dropped: int = 0
@@ -130,6 +131,7 @@ class Tracker:
         metrics.store_writable.set(int(look.writable))
         metrics.outbox_pending.set(look.outbox)
         metrics.outbox_age.set(look.outbox_age)
+        metrics.outbox_set_aside.set(look.set_aside)
         for name in FILES:
             if name in look.room:
                 metrics.store_size[name].set(look.room[name])

@@ -22,10 +22,14 @@ from worker.bus.base import Outgoing, Published, Stream
 from worker.bus.memory import MemoryBroker
 from worker.bus.settings import stream_config
 from worker.flow.lifecycle import FlowStepStatus
+from worker.inspector import Inspector
 from worker.lanes import Letter
 from worker.manager import StepObservation
+from worker.metrics import Metrics
 from worker.outlets import events, fresh_events
+from worker.probes import WorkerProbes
 from worker.relay import Relay
+from worker.tracking import Tracker
 from worker.wire.headers import MSG_ID
 from worker.wire.subjects import Subjects
 
@@ -549,6 +553,26 @@ async def test_events_that_the_broker_cannot_carry_hold_back_their_flows_alone_a
         stored = sequences(await bus.client().messages("TASKFLOW_EVT"))
         assert stored == {flow_id: [1, 2, 3, 4] for flow_id in large} | {more: [1, 2, 3, 4, 5]} | {f: [1, 2, 3, 4, 5] for f in others}
         assert made.trouble == ""
+
+
+async def test_flows_that_are_set_aside_have_a_metric_of_their_own(path: Path) -> None:
+    bus, metrics = SpyingBus(MemoryBroker()), Metrics()
+    async with running(str(path)) as run, relaying(run, bus) as made:
+        tracker = Tracker(metrics)
+        probes = WorkerProbes(run.store, bus, [made], (), Inspector(bus, {}), tracker, clock=run.clock, engine=run.engine)
+
+        async def shown() -> float | None:
+            tracker.looked(await probes._look(0.0))
+            return metrics.registry.get_sample_value("taskflow_outbox_set_aside")
+
+        bus.refuse = (await started(run)).id
+        for _ in range(5):
+            await busy(run, 1, 1)
+        await eventually(lambda: made.trouble)
+        assert await shown() == 1
+        bus.refuse = ""
+        await eventually(lambda: made.idle)
+        assert await shown() == 0
 
 
 async def _is_marked(run: Running, up_to: int) -> bool:

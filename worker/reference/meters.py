@@ -32,6 +32,7 @@ _MORE = {
     "taskflow_timer_lag_seconds": "What fell due while the worker was down counts in full.",
     "taskflow_store_commit_duration_seconds": "The sync to disk is most of it.",
     "taskflow_outbox_oldest_age_seconds": "Up to a second or two when all is well.",
+    "taskflow_outbox_set_aside": "Tried again every ten seconds; `flow_not_published` in the log names each.",
     "taskflow_dead_letters_total": "See [Dead letters](dead-letters.md).",
 }
 """What is worth knowing beside the help on the page itself."""
