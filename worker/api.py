@@ -72,7 +72,7 @@ class Api:
         }
 
     def service(self, version: str) -> Service:
-        """Describe the service to `nats micro`: an endpoint per verb; what no endpoint covers is answered `unsupported_verb`."""
+        """Describe the service to `nats micro`: an endpoint per verb, and one for all others: `unsupported_verb`."""
         endpoints = tuple(
             Endpoint(name=verb, subject=self._subjects.api("*", verb), metadata={"schema": f"schemas/{kind}.{verb}.json"})
             for kind, verbs in (("command", COMMANDS), ("query", QUERIES))
@@ -83,7 +83,7 @@ class Api:
             version=version,
             description="Durable flows for agents: commands and queries",
             endpoints=endpoints + self._operators.endpoints(),
-            catch_all=(self._subjects.api("*", "*"), self._operators.catch_all),
+            catch_all=(Endpoint(name="other", subject=self._subjects.api("*", "*")), self._operators.catch_all),
             guarded=self._guarded,
         )
 

@@ -20,7 +20,7 @@ SERVICE = Service(
     version="0.1.0",
     description="Durable agent flows",
     endpoints=(Endpoint(name="status", subject="taskflow.api.*.status", metadata={"schema": "status"}),),
-    catch_all=("taskflow.api.>",),
+    catch_all=(Endpoint(name="other", subject="taskflow.api.>"),),
 )
 
 

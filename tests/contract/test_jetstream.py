@@ -585,6 +585,21 @@ async def test_its_statistics_are_what_askers_see(real: JetStreamRig, bus: JetSt
     assert (status["num_requests"], status["num_errors"], status["processing_time"], status["last_error"]) == (0, 0, 0, "")
 
 
+async def test_requests_that_no_endpoint_covers_are_counted_in_an_endpoint_of_their_own(real: JetStreamRig, bus: JetStreamBus) -> None:
+    async def handler(request: Request) -> None:
+        known = request.subject.endswith(".start")
+        await request.answer(b"", {} if known else {"Nats-Service-Error-Code": "400", "Nats-Service-Error": "no such verb"})
+
+    start, other = Endpoint(name="start", subject="taskflow.api.*.start"), Endpoint(name="other", subject="taskflow.api.*.*")
+    service = Service(name="taskflow", version="0.1.0", description="Durable agent flows", endpoints=(start,), catch_all=(other,))
+    await bus.serve(service, handler)
+    for verb in ("start", "dance", "start", "sing", "sing"):
+        await real.agent.request(f"taskflow.api.kate.{verb}", b"")
+    body, _ = await real.agent.request("$SRV.STATS.taskflow", b"")
+    told = {one["name"]: (one["num_requests"], one["num_errors"], one["last_error"]) for one in json.loads(body)["endpoints"]}
+    assert told == {"start": (2, 0, ""), "other": (3, 3, "400: no such verb")}
+
+
 async def test_requests_that_find_the_queue_full_are_counted(real: JetStreamRig, bus: JetStreamBus) -> None:
     goes_on, begun = asyncio.Event(), asyncio.Event()
 

@@ -30,9 +30,9 @@ class Operators:
         )
 
     @property
-    def catch_all(self) -> str:
-        """Return the pattern of all requests, for the verbs that there are not."""
-        return self._subjects.admin("*")
+    def catch_all(self) -> Endpoint:
+        """Return the endpoint of the verbs that there are not."""
+        return Endpoint(name="admin-other", subject=self._subjects.admin("*"))
 
     async def answered(self, verb: str, body: bytes) -> bytes:
         """Carry out a request. Raises the `FlowError` to answer with."""

@@ -30,7 +30,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """The micro service (`$SRV.PING|INFO|STATS`). `catch_all`: requests on these patterns that no endpoint covers reach the handler too.
+    """The micro service (`$SRV.PING|INFO|STATS`). `catch_all`: takes requests that no other endpoint covers.
 
     `guarded`: patterns. Whoever asks chooses where the answer goes, and the worker may publish where its callers may not: a request whose
     reply subject is guarded, or is one of the server's own (`$…`), is not carried out (a confused deputy).
@@ -40,7 +40,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     description: str
     endpoints: tuple[Endpoint, ...]
-    catch_all: tuple[str, ...] = ()
+    catch_all: tuple[Endpoint, ...] = ()
     guarded: tuple[str, ...] = ()
 
     def guards(self, reply: str) -> bool:

@@ -30,7 +30,7 @@ class MemoryServer:
 
     def start(self, service: Service, handler: Handler) -> None:
         """Register the service's endpoints and its catch-all."""
-        patterns = tuple(endpoint.subject for endpoint in service.endpoints) + service.catch_all
+        patterns = tuple(endpoint.subject for endpoint in service.endpoints + service.catch_all)
         context = contextvars.copy_context()  # the worker's, whoever asks
 
         def take(heard: Heard) -> None:

@@ -16,8 +16,6 @@ from time import perf_counter_ns
 import msgspec
 import structlog
 from nats import micro
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.micro.request import Request as MicroRequest
 from nats.micro.service import EndpointStats
 from nats.micro.service import Service as MicroService
@@ -42,8 +40,9 @@ Handler = Callable[[Request], Awaitable[None]]
 
 
 class Answers(msgspec.Struct):
-    """What an endpoint has answered. `time`: nanoseconds from each request's arrival until its answer was written, waiting included."""
+    """What came to an endpoint, and was answered. `time`: nanoseconds from arrivals until answers were written, waiting included."""
 
+    requests: int = 0
     count: int = 0
     time: int = 0
     errors: int = 0
@@ -66,42 +65,45 @@ class Server:
         self._slots = asyncio.Semaphore(concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
         self._micro: MicroService | None = None
-        self._rest: list[Subscription] = []
         self._answers: defaultdict[str, Answers] = defaultdict(Answers)
         self._log = structlog.get_logger()
 
     async def start(self, service: Service, handler: Handler) -> None:
-        """Register the service's endpoints, and the catch-all beside them."""
-
-        async def accept(pattern: str, subject: str, headers: Headers | None, body: bytes, reply: str) -> None:
-            """Take a request, unless its answer would go where it must not."""
-            if service.guards(reply):
-                self._log.warning("service.answer_withheld", subject=subject, reply=reply)
-                return
-            answer = self._answering(pattern, reply)
-            await self._accept(Request(subject=subject, headers=headers or NO_HEADERS, body=body, answer=answer), handler)
+        """Register the service's endpoints."""
 
         async def on_request(pattern: str, request: MicroRequest) -> None:
-            """Take what came to an endpoint."""
-            await accept(pattern, request.subject, request.headers, request.data, _reply_of(request))
+            """Take a request, unless its answer would go where it must not."""
+            self._answers[pattern].requests += 1
+            reply = _reply_of(request)
+            if service.guards(reply):
+                self._log.warning("service.answer_withheld", subject=request.subject, reply=reply)
+                return
+            answer = self._answering(pattern, reply)
+            made = Request(subject=request.subject, headers=request.headers or NO_HEADERS, body=request.data, answer=answer)
+            await self._accept(made, handler)
 
-        async def on_rest(msg: Msg) -> None:
+        async def on_rest(pattern: str, request: MicroRequest) -> None:
             """Take what no endpoint covers."""
             # Core NATS gives the catch-all a copy of everything: what an endpoint covers is answered there.
-            if not any(covers(endpoint.subject, msg.subject) for endpoint in service.endpoints):
-                await accept("", msg.subject, msg.headers, msg.data, msg.reply)
+            if not any(covers(endpoint.subject, request.subject) for endpoint in service.endpoints):
+                await on_request(pattern, request)
 
-        client = self._connection.client
         self._micro = await micro.add_service(
-            client, name=service.name, version=service.version, description=service.description, stats_handler=self._tell
+            self._connection.client,
+            name=service.name,
+            version=service.version,
+            description=service.description,
+            stats_handler=self._tell,
         )
-        for endpoint in service.endpoints:
-            on = partial(on_request, endpoint.subject)
-            await self._micro.add_endpoint(
-                name=endpoint.name, subject=endpoint.subject, handler=on, queue_group=_QUEUE, metadata=dict(endpoint.metadata)
-            )
-        for pattern in service.catch_all:
-            self._rest.append(await client.subscribe(pattern, queue=_REST_QUEUE, cb=on_rest))
+        for endpoints, on, queue in ((service.endpoints, on_request, _QUEUE), (service.catch_all, on_rest, _REST_QUEUE)):
+            for endpoint in endpoints:
+                await self._micro.add_endpoint(
+                    name=endpoint.name,
+                    subject=endpoint.subject,
+                    handler=partial(on, endpoint.subject),
+                    queue_group=queue,
+                    metadata=dict(endpoint.metadata),
+                )
         await self._connection.flush()  # the server knows the subscriptions when this returns, so nobody is told that nobody answers
 
     async def stop(self) -> None:
@@ -109,20 +111,18 @@ class Server:
         try:
             async with asyncio.timeout(_STOP_TIMEOUT):
                 await self._take_the_last()
-                for rest in self._rest:
-                    await rest.unsubscribe()
                 if self._micro is not None:
                     await self._micro.stop()
         except Exception as error:  # noqa: BLE001  without a connection nothing can be deregistered, and nothing needs to be
             self._log.debug("service.stop_failed", reason=repr(error))
-        self._rest, self._micro = [], None
+        self._micro = None
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     async def _take_the_last(self) -> None:
         """Tell the server to send no more, and accept what it has sent: nats-py's own stop drops what is still queued, unanswered."""
         endpoints = self._micro._endpoints if self._micro is not None else []  # noqa: SLF001  micro gives no other access to them
-        subscriptions = [found for found in (*self._rest, *(endpoint._subscription for endpoint in endpoints)) if found is not None]  # noqa: SLF001
+        subscriptions = [found for found in (endpoint._subscription for endpoint in endpoints) if found is not None]  # noqa: SLF001
         for subscription in subscriptions:
             await self._connection.client._send_unsubscribe(subscription._id)  # noqa: SLF001  the public ways forget the queue
         await self._connection.flush()
@@ -150,6 +150,7 @@ class Server:
     def _tell(self, stats: EndpointStats) -> None:
         """Fill in for `$SRV.STATS` what nats-py does not see."""
         answers = self._answers[stats.subject]
+        stats.num_requests = answers.requests  # nats-py counts what comes to the catch-all as a copy, too
         stats.num_errors, stats.last_error = answers.errors, answers.last_error
         stats.processing_time, stats.average_processing_time = answers.time, answers.time // max(answers.count, 1)
 
