@@ -103,6 +103,19 @@ async def test_descendants_of_every_generation_are_reached(path: Path) -> None:
     check(path)
 
 
+async def test_of_a_chain_longer_than_a_slice_at_least_the_next_one_is_told_to_be_pending(path: Path) -> None:
+    async with counting(path) as (run, _):
+        chain = [(await start(run)).id]
+        for _ in range(AT_ONCE + 20):
+            chain += await children_of(run, await get(run, chain[-1]), 1)
+        told = outcome_of(await cancel(run, chain[0]))["cancelled_children"]
+        assert told["done"] == AT_ONCE
+        assert 1 <= told["pending"] <= 20
+        await run.waits.tick()
+        assert await statuses(run, chain) == {FlowStatus.CANCELLED}
+    check(path)
+
+
 async def test_a_family_that_fits_is_cancelled_in_one_transaction_and_leaves_nothing_to_do(path: Path) -> None:
     async with counting(path) as (run, commits):
         parent = await start(run)

@@ -16,7 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from worker.cli import _COMMANDS, exits, taskflow
+from worker.cli import _COMMANDS, exits, flow_steering, taskflow
 from worker.cli.asking import operator_name
 from worker.cli.choosing import KINDS
 from worker.cli.command import Group
@@ -227,3 +227,8 @@ def test_people_get_a_table_without_escapes_where_no_terminal_is_and_a_hint_wher
 def test_an_operators_name_is_made_of_what_a_name_may_have(given: str, name: str) -> None:
     assert operator_name(given) == name
     assert "@" in operator_name(None)
+
+
+@pytest.mark.parametrize("done, pending, shown", [(1, 0, "1 child"), (3, 0, "3 children"), (200, 1, "201 or more children")])
+def test_children_that_are_still_to_be_cancelled_are_counted_as_at_least_so_many(done: int, pending: int, shown: str) -> None:
+    assert flow_steering._children(done=done, pending=pending, ids=[]) == shown

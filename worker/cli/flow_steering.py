@@ -29,8 +29,9 @@ _COLUMNS = {
 
 
 def _children(*, done: int, pending: int, **_: Any) -> str:
-    """Say how many children are cancelled with a flow."""
-    return counted(done + pending, "child", "children")
+    """Say how many children are cancelled with a flow; what is below those that are still going to be is not counted yet."""
+    more = "or more " if pending else ""
+    return counted(done + pending, f"{more}child", f"{more}children")
 
 
 def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str, Any]) -> None:

@@ -85,8 +85,8 @@ class ErrorShown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CancelledChildren(msgspec.Struct, frozen=True, kw_only=True):
-    """Which flows are cancelled with their parent: how many were in the same transaction, how many are going to be as far as that is
-    known, and the first 100 by id.
+    """Which flows are cancelled with their parent: how many were in the same transaction, at least how many are going to be (those whose
+    parent is cancelled by now, not what is below them), and the first 100 by id.
     """
 
     done: int
