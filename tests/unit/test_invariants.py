@@ -332,7 +332,7 @@ PLANTS = (
     planted(
         "an unpublished event is deleted",
         "I-24 I-7 I-8",
-        "rows of events above",
+        "of events above",
         f"UPDATE published SET n = {LAST} - 1 WHERE outlet = 'events'",
         f"DELETE FROM flow_events WHERE n = {LAST}",
     ),

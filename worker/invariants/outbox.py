@@ -45,4 +45,4 @@ def nothing_unpublished_is_removed(evidence: Evidence) -> Iterator[str]:
         mark = evidence.value("SELECT n FROM published WHERE outlet = ?1", outlet) or 0
         gone = evidence.value(_LAST, table) - mark - waiting[outlet]
         if gone > 0:
-            yield f"{counted(gone, 'row')} of {outlet} above {mark} gone without having been published"
+            yield f"{counted(gone, 'row')} of {outlet} above {mark} gone, and not published before"
