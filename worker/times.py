@@ -30,3 +30,8 @@ def to_datetime(at: Micros) -> datetime:
 def rfc3339(at: Micros) -> str:
     """Return `at` as RFC 3339 UTC text with a `Z`, with microseconds only where there are any."""
     return to_datetime(at).isoformat().replace("+00:00", "Z")
+
+
+def to_the_second(at: Micros) -> str:
+    """Return `at` as sentences say it: RFC 3339 in UTC, without a fraction."""
+    return rfc3339(at // SECOND * SECOND)

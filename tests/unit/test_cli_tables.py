@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shlex
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from worker.config import Config
 from worker.invariants.findings import Findings, Violated
 from worker.wire.subjects import Subjects
 
+TIMES = re.compile(r"\d{4}-\d\d-\d\d[ T][\w.:+-]+")
 NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 FLOWS = [f"0193{n}c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5{n}" for n in range(4)]
 PROMPT = "Ann, please look at the refund of invoice 88 for the customer in Zürich, and say whether it may go out this week"
@@ -68,6 +70,7 @@ LETTER: dict[str, Any] = {
     "subject": "taskflow.cmd.kate.start",
 }
 LETTER |= {"at": at(11), "bytes": 7, "replays": 1, "stream": "TASKFLOW_IN", "seq": 4}
+LETTER |= {"replayed_at": at(11, 30), "replayed_by": "operator:ann@laptop", "headers": {}, "text": "rubbish"}
 STATS = {
     "now": at(12),
     "version": "0.1.0",
@@ -104,6 +107,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "dlq": {
         "groups": [LETTER | {"count": 3, "replayed": 1, "first_at": at(9), "last_at": at(11)}],
         "letters": [LETTER],
+        "letter": LETTER,
         "next_cursor": None,
     },
     "log": {
@@ -125,6 +129,7 @@ COMMANDS = {
     "held-list": "held list",
     "dlq-list": "dlq list",
     "dlq-letters": "dlq list --letters",
+    "dlq-show": "dlq show 12",
     "log": "log",
     "stats": "stats",
     "top": "top --count 1",
@@ -189,7 +194,7 @@ def test_a_table_looks_as_it_should(shown: Callable[[str, int | None], str], nam
     if columns is not None:
         in_json = name == "flow-show"  # its state is JSON as it is
         assert in_json or [line for line in text.splitlines() if cell_width(line) > columns and " " in line.strip()] == []
-        assert ".123456" not in text
+    assert [time for time in TIMES.findall(text) if not re.fullmatch(r"[\d-]{10}T[\d:]{8}Z", time)] == [], "one form, everywhere"
 
 
 @pytest.mark.parametrize("columns", [80, 120, 200, None])

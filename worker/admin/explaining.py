@@ -15,7 +15,7 @@ from worker.flow.model import Flow, FlowEvent, HeldReply
 from worker.flow.waits import Composite, ExternalEvent, FlowEnds, Manual, Node, Timer, due_times, from_value, open_nodes
 from worker.prose import counted
 from worker.store.overview import Came, SetAside
-from worker.times import SECOND, Micros, rfc3339, to_micros
+from worker.times import SECOND, Micros, to_micros, to_the_second
 from worker.wire.oversight import Reason
 
 _ALIKE = 0.75
@@ -183,7 +183,7 @@ def _leaf(flow: Flow, node: Node, since: str, its: Circumstances) -> Reason:
             text = f"Waiting {since} for flow {awaited} to end ({where})."
             return Reason(kind="waits", text=text, fix=f"taskflow why {awaited}")
         case Timer(at=datetime() as at):
-            text = f"Waiting {since} for its timer at {rfc3339(to_micros(at) // SECOND * SECOND)}, {_in(to_micros(at), its.now)} ({where})."
+            text = f"Waiting {since} for its timer at {to_the_second(to_micros(at))}, {_in(to_micros(at), its.now)} ({where})."
             return Reason(kind="waits", text=text, fix=f"taskflow flow resume {flow.id} --reason 'not waiting for the timer'")
         case _:
             return Reason(kind="waits", text=f"Waiting {since} ({where}).")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from worker.cli.layout import wrap
-from worker.cli.showing import paint, printable, screen
+from worker.cli.showing import clock, paint, printable, screen
 from worker.prose import counted
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def show(findings: Findings, output: str) -> None:
         click.echo(msgspec.json.encode(findings))
         return
     if findings.worker is not None:
-        _say(f"A worker (pid {findings.worker}) is running: this is a snapshot of {findings.at}.")
+        _say(f"A worker (pid {findings.worker}) is running: this is a snapshot of {clock(findings.at)}.")
     for violated in findings.violations:
         _show_one(violated)
     kinds = {outlet.replace("_", " ").removesuffix("s"): number for outlet, number in findings.waiting.items() if number}

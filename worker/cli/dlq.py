@@ -12,7 +12,7 @@ from worker.cli import exits
 from worker.cli.asking import AskCommand, Line, ReadCommand, intervention, pages, reason_option, run
 from worker.cli.choosing import agreed, yes_option
 from worker.cli.command import Group
-from worker.cli.showing import Printer, ago, progress, since
+from worker.cli.showing import Printer, ago, clock, progress, since
 from worker.prose import counted
 
 Json = dict[str, Any]
@@ -82,7 +82,8 @@ def show(*, number: int, **arguments: Any) -> None:
     async def main(line: Line, printer: Printer) -> None:
         """Show it."""
         letter = (await line.ask("dlq", action="show", number=number))["letter"]
-        replayed = f"{letter['replays']}× (last {letter['replayed_at']} by {letter['replayed_by']})" if letter["replays"] else "never"
+        times = letter["replays"]
+        replayed = f"{times}× (last {clock(letter['replayed_at'])} by {letter['replayed_by']})" if times else "never"
         lines = [
             ("number", str(letter["number"])),
             ("reason", f"{letter['reason']}: {letter['message']}"),

@@ -171,17 +171,17 @@ def since(at: str | None, now: str | None = None) -> str:
     """Say how long ago a moment was; the moment itself where nobody looks."""
     if at is None:
         return "—"
-    return span((_moment(now) - _moment(at)).total_seconds()) if screen() is not None else at
+    return span((_moment(now) - _moment(at)).total_seconds()) if screen() is not None else clock(at)
 
 
 def clock(at: str) -> str:
-    """Say when something is in UTC, to the second; the moment itself where nobody looks."""
-    return f"{datetime.fromisoformat(at):%Y-%m-%d %H:%M:%S}" if screen() is not None else at
+    """Say when something is, in the one form that times have here: RFC 3339 in UTC, to the second."""
+    return f"{datetime.fromisoformat(at).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def ago(at: str) -> str:
     """Say when something was, and how long ago; the moment itself where nobody looks."""
-    return f"{clock(at)} UTC ({since(at)} ago)" if screen() is not None else at
+    return f"{clock(at)} ({since(at)} ago)" if screen() is not None else clock(at)
 
 
 def until(at: str | None, now: str | None = None) -> str:
@@ -189,7 +189,7 @@ def until(at: str | None, now: str | None = None) -> str:
     if at is None:
         return "—"
     if screen() is None:
-        return at
+        return clock(at)
     ahead = (_moment(at) - _moment(now)).total_seconds()
     return f"in {span(ahead)}" if ahead > 0 else f"overdue {span(ahead)} !"
 

@@ -54,5 +54,5 @@ async def _seen(line: Line) -> list[str]:
     """Return what there is to see now, line by line."""
     stats = await line.ask("stats")
     page = await line.ask("waits", limit=20)
-    title = f"taskflow top · {clock(stats['now'])} UTC · {mark('waiting')} {stats['flows']['waiting']:,}"
+    title = f"taskflow top · {clock(stats['now'])} · {mark('waiting')} {stats['flows']['waiting']:,}"
     return [title, *lines_of(figures(stats)), "", *table_lines(page["waits"], COLUMNS)]

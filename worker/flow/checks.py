@@ -12,7 +12,7 @@ from worker.flow.model import Flow
 from worker.flow.pointing import relocate, trail
 from worker.flow.waits import MAX_DEPTH, MAX_LEAVES, AtLeast, ExternalEvent, FlowEnds, Manual, Node, Timer, WaitCondition, nodes
 from worker.prose import counted
-from worker.times import Micros, to_datetime, to_micros
+from worker.times import Micros, to_micros, to_the_second
 
 
 def check(condition: WaitCondition, flow: Flow, view: View, now: Micros, policy: Policy) -> FlowError | None:
@@ -56,7 +56,7 @@ def _check_node(node: Node, flow: Flow, view: View, now: Micros, policy: Policy)
 
 def _check_time(at: Micros, name: str, now: Micros, policy: Policy) -> FlowError | None:
     """Refuse a time that has passed or lies beyond the horizon."""
-    shown = to_datetime(at).isoformat()
+    shown = to_the_second(at)
     if at < now:
         return TimerInPast(f"{name} {shown} has passed already", path=f"/wait_condition/{name}")
     if at > now + policy.timer_horizon_us:

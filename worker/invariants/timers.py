@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from worker.durations import format_duration
 from worker.flow.ending import TIMED_OUT
 from worker.flow.lifecycle import EventKind
 from worker.flow.model import FlowEvent
 from worker.flow.waits import Timer, WaitCondition, due_times, ends_at, from_value, nodes
 from worker.invariants.evidence import Life
-from worker.times import Micros, rfc3339, to_micros
+from worker.times import Micros, to_micros, to_the_second
 
 _ENDS = {EventKind.RESUMED, EventKind.FAILED, EventKind.CANCELLED}
 
@@ -24,7 +25,8 @@ def nothing_is_early(life: Life) -> Iterator[str]:
             continue
         due = _due(event, condition)
         if due is not None and event.at_us < due:
-            yield f"{event.kind} at {rfc3339(event.at_us)} ended a wait of {life.id} before its time, {rfc3339(due)}"
+            early = format_duration(due - event.at_us)
+            yield f"{event.kind} at {to_the_second(event.at_us)} ended a wait of {life.id} {early} before its time"
         if event.kind in _ENDS:
             condition = None
 
@@ -39,7 +41,8 @@ def is_due_when_the_row_says(life: Life) -> Iterator[str]:
     if life.flow.cancel_requested and condition is not None:
         wanted = life.flow.updated_us
     if life.due_us != wanted:
-        yield f"{life.id} is due {_when(life.due_us)} by its row, {_when(wanted)} by its wait"
+        apart = "" if life.due_us is None or wanted is None else f", {format_duration(abs(life.due_us - wanted))} apart"
+        yield f"{life.id} is due {_when(life.due_us)} by its row, {_when(wanted)} by its wait{apart}"
 
 
 def _due(event: FlowEvent, condition: WaitCondition) -> Micros | None:
@@ -69,4 +72,4 @@ def _due_of_leaf(event: FlowEvent, condition: WaitCondition) -> Micros | None:
 
 def _when(at: Micros | None) -> str:
     """Write a time, or that there is none."""
-    return "at no time" if at is None else f"at {rfc3339(at)}"
+    return "at no time" if at is None else f"at {to_the_second(at)}"
