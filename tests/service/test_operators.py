@@ -100,8 +100,9 @@ async def test_bad_requests_are_refused_by_name(served: Served) -> None:
     assert (await refused(served, "invalid_request", "list", statuss="waiting"))["path"] == "/statuss"
     assert (await refused(served, "invalid_request", "list", status="sleeping"))["path"] == "/status"
     assert (await refused(served, "invalid_request", "list", older_than="soon"))["path"] == "/older_than"
-    for wrong in ("soon", "2026-11-21T12:00:00", "2026-13-01T00:00:00Z"):
-        assert (await refused(served, "invalid_request", "list", since=wrong))["path"] == "/since"
+    for wrong in ("yesterday", "2026-11-21T12:00:00", "2026-13-01T00:00:00Z"):
+        told = await refused(served, "invalid_request", "list", since=wrong)
+        assert (told["path"], "offset" in told["message"]) == ("/since", True), told
     assert (await refused(served, "invalid_request", "waits", due_within="soon"))["path"] == "/due_within"
     assert "one of timer, external_event, manual" in (await refused(served, "invalid_request", "waits", kind="person"))["message"]
     empty = {"flow_id": await served.started(), "operator": "ann", "reason": ""}

@@ -41,7 +41,7 @@ def moment_of(name: str, text: str | None, now: Micros) -> Micros | None:
     if text is None:
         return None
     try:
-        return to_micros(datetime.fromisoformat(text)) if _DATE.match(text) else now - _duration(name, text)
+        return to_micros(datetime.fromisoformat(text)) if _DATE.match(text) else now - parse_duration(text)
     except ValueError as bad:
         said = f"{name}: {text!r} is no time: write a duration (1h 30m), or a time with its offset (2026-11-22T14:00:00Z)"
         raise InvalidRequest(said, path=f"/{name}") from bad
