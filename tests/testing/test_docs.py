@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
 _BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^>]+) -->\n)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-_SETTINGS = "[pytest]\nasyncio_default_fixture_loop_scope = function\naddopts = --strict-markers\nfilterwarnings = error\n"
+_SETTINGS = re.search(r"^```toml\n(\[tool\.pytest\.ini_options\]\n.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+_STRICT = 'addopts = "--strict-markers"\nfilterwarnings = "error"\n'
 
 
 class Block(NamedTuple):
@@ -28,6 +29,7 @@ def executed(folder: Path, *command: str) -> str:
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == "", "and nothing is warned of"
     return done.stdout
 
 
@@ -35,7 +37,8 @@ def passed(folder: Path, mark: str) -> None:
     """Run all blocks of a mark in one project: a file for each."""
     blocks = [block for block in BLOCKS if block.mark == mark]
     assert blocks
-    (folder / "pytest.ini").write_text(_SETTINGS, encoding="utf-8")
+    assert _SETTINGS is not None, "the page says what a project needs for its tests to run without a warning"
+    (folder / "pyproject.toml").write_text(_SETTINGS[1] + _STRICT, encoding="utf-8")
     for number, block in enumerate(blocks):
         (folder / f"test_block_{number}.py").write_text(block.code, encoding="utf-8")
     said = executed(folder, "-m", "pytest", "-q", "-p", "worker.testing.fixtures", "-p", "no:cacheprovider")
@@ -62,6 +65,7 @@ def test_the_program_of_the_page_prints_the_story(tmp_path: Path) -> None:
     (block,) = [block for block in BLOCKS if block.mark == "program"]
     (tmp_path / "program.py").write_text(block.code, encoding="utf-8")
     said = executed(tmp_path, "program.py")
+    assert said.startswith("the story of "), "and nothing else is printed"
     assert re.search(r"4  \+30d  resumed  by worker", said), said
 
 

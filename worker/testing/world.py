@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from contextlib import AsyncExitStack
+import logging
+import sys
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+import structlog
 
 from worker.client.flows import FlowClient
 from worker.client.now import told_by
@@ -20,6 +23,20 @@ from worker.testing.chaos import Chaos, FaultyBroker, FaultyBus
 from worker.testing.clock import Clock, soon
 from worker.testing.memory import MemoryWorker
 from worker.testing.transport import MemoryTransport
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Have the worker log only what goes wrong, on stderr, unless the program has said how it logs: structlog prints all, on stdout."""
+    if structlog.is_configured():
+        yield
+        return
+    warnings = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(wrapper_class=warnings, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
 
 
 class TaskflowWorld(Asserting):
@@ -47,6 +64,7 @@ class TaskflowWorld(Asserting):
         self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        self._closing.enter_context(_quiet())
         self.clock.loop.install()
         self._closing.callback(self.clock.loop.uninstall)
         self._closing.enter_context(told_by(self.clock.now))
