@@ -1,8 +1,10 @@
 """An agent that gets a budget approved, however long that takes: a reminder each week, somebody else after two, an end after four.
 
-    python examples/month_long_approval/approval.py nats://127.0.0.1:4222
+    .venv/bin/python examples/month_long_approval/approval.py "two new servers" 12000
+    .venv/bin/python examples/month_long_approval/approval.py
 
-Every step is an event of the flow, so the agent keeps nothing in its memory: kill it, start it again a week later, and it goes on.
+The first asks for something, the second goes on with what was asked before. Every step is an event of the flow, so the agent keeps nothing
+in its memory: kill it, start it again a week later, and it goes on.
 """
 
 from __future__ import annotations
@@ -58,19 +60,27 @@ async def _ask(flow: Flow, week: int, sent: list[str]) -> None:
     await flow.advance({"sent": [*sent, approver]}, step=f"asked {week + 1}")
     answer = any_of(reply(ANSWERS, f"approval-{flow.id}"), manual(f"{approver}: do you approve {flow.state['what']}?"), timeout=WEEK)
     await flow.wait(answer)
+    print(f"{flow.state['what']}: the {approver} is asked, and has {WEEK} to answer", flush=True)
 
 
 async def _decide(flow: Flow, answer: dict[str, dict[str, object]]) -> None:
     """Finish with what was decided: by a reply (part 0 of the wait) or by hand."""
     decision = answer.get("0") or answer.get("1") or answer
-    await flow.finish({"approved": bool(decision.get("approved")), "by": decision.get("by")})
+    approved = bool(decision.get("approved"))
+    await flow.finish({"approved": approved, "by": decision.get("by")})
+    print(f"{flow.state['what']}: {'approved' if approved else 'refused'} by {decision.get('by')}", flush=True)
 
 
-async def main(url: str) -> None:
-    """Run the agent until it is stopped."""
-    async with FlowClient.connect(url, agent="finance") as flows:
+async def main(wanted: list[str]) -> None:
+    """Ask for what is wanted, if anything is, and run the agent until it is stopped."""
+    async with FlowClient.connect(agent="finance") as flows:
+        if wanted:
+            what, amount = wanted
+            flow = await ask_for_approval(flows, what, int(amount))
+            print(f"""To answer:\n  taskflow flow resume {flow.id} --patch '{{"approved": true, "by": "Ann"}}' --reason 'she said yes'""")
+        print("The agent runs; Ctrl-C ends it, and the next start goes on.", flush=True)
         await agent_for(flows).run()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1:]))

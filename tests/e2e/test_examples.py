@@ -8,7 +8,8 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -16,7 +17,8 @@ from uuid import uuid4
 import pytest
 
 from tests.e2e import checks
-from tests.e2e.stage import Stage
+from tests.e2e.commands import command
+from tests.e2e.stage import Stage, World
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
@@ -60,7 +62,7 @@ async def said(stage: Stage, *command: str, **more: str) -> str:
     return _TIME.sub("TIME", _UUID.sub("FLOW", printed.decode()))
 
 
-def environment(stage: Stage, more: Mapping[str, str]) -> dict[str, str]:
+def environment(stage: World, more: Mapping[str, str]) -> dict[str, str]:
     """The environment of a reader who follows the page; nothing of the tester's own settings comes through."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TASKFLOW_", "NATS_"))}
     nothing = stage.folder / "nothing.toml"
@@ -95,6 +97,35 @@ async def test_the_example_prints_what_the_page_shows_also_the_second_time(name:
         assert await said(stage, sys.executable, program) == SHOWN[name].output
         assert await said(stage, sys.executable, program) == SHOWN[name].output
         await sound(stage, ignored=2 if nexo else 0)  # bob's word on how far he is, in each run
+
+
+@asynccontextmanager
+async def living(world: World, program: str) -> AsyncIterator[asyncio.StreamReader]:
+    """Run a program that does not end by itself, and kill it at the end; gives what it prints."""
+    _, *arguments = shlex.split(program)
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, env=environment(world, {}), cwd=ROOT, stdout=pipe)
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            yield process.stdout
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@pytest.mark.page
+@pytest.mark.e2e
+async def test_the_approval_of_a_month_says_how_to_answer_and_goes_on_after_a_kill(world: World) -> None:
+    text = (ROOT / "examples" / "month_long_approval" / "approval.py").read_text(encoding="utf-8")
+    asks, goes_on = re.findall(r"^    \.venv/bin/python (.+)$", text, re.MULTILINE)
+    async with living(world, f"python {asks}") as printed:
+        said = (await printed.readuntil(b"Ctrl-C")).decode()
+    answer = next(line for line in said.splitlines() if "taskflow flow resume" in line)
+    async with living(world, f"python {goes_on}") as printed:
+        await printed.readuntil(b"Ctrl-C")
+        await command(world, *shlex.split(answer)[1:])
+        await printed.readuntil(b"two new servers: approved by Ann")
 
 
 @pytest.mark.page
