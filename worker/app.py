@@ -13,7 +13,6 @@ from typing import TextIO
 
 import msgspec
 
-from worker.acceptance import accepts, schema_flaw
 from worker.admin.acting import Acting
 from worker.admin.desk import Desk
 from worker.admin.letters import Counted, Letters
@@ -28,13 +27,13 @@ from worker.copying import Copier
 from worker.dispatcher import Dispatcher
 from worker.engine import Clock, Engine
 from worker.errors import ConfigError, StoreBroken, root_of
-from worker.flow.commands import Policy
 from worker.health import Check, HealthServer
 from worker.inspector import Inspector
 from worker.line_writer import LineWriter
 from worker.manager import FlowManager
 from worker.metrics import Metrics
 from worker.outlets import dead_letters, events, fresh_events
+from worker.policy import policy_of
 from worker.probes import WorkerProbes
 from worker.pruner import Pruner
 from worker.reading import Randomness, reader
@@ -53,7 +52,6 @@ from worker.tracking import Tracker
 from worker.version import program_version
 from worker.wait_engine import WaitEngine
 from worker.wire import capacity
-from worker.wire.delegations import taken_for_reply
 from worker.wire.replies import Bindings
 from worker.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects
 
@@ -259,22 +257,6 @@ def operators(
     desk = Desk(store.queries, subjects, engine.clock, version=program_version(), about=about)
     letters = Letters(engine, bus, subjects, bindings.answers_on, counted)
     return Operators(desk, Acting(engine, Randomness().command_id, Copier(store.place).copy), letters, subjects)
-
-
-def policy_of(config: Config, bindings: Bindings) -> Policy:
-    """Say what the operator and the reply bindings set about deciding."""
-    return Policy(
-        timer_horizon_us=config.engine.timer_max_horizon,
-        held_ttl_us=config.engine.held_reply_ttl,
-        default_timeout_us=config.engine.default_wait_timeout,
-        max_held=config.engine.held_replies_max,
-        max_held_of_tenant=config.engine.held_replies_max_per_owner,
-        topics=bindings.refusal,
-        answers_on=bindings.answers_on,
-        takes=partial(taken_for_reply, bindings),
-        accepts=accepts,
-        schema_flaw=schema_flaw,
-    )
 
 
 def topology(config: Config, subjects: Subjects, bindings: Bindings) -> tuple[tuple[Stream, ...], tuple[Source, ...]]:

@@ -84,7 +84,8 @@ class Guarded(Stage):
         self.keys = {name: new_key(folder, name) for name in names()}
         filled(data, self.keys)
         server = EmbeddedServer(data, kept_port(), extra_config=f'include "{permissions}"')
-        super().__init__(folder, settings={**self.credentials("worker"), **(settings or {})}, server=server)
+        listed = {"TASKFLOW_CONFIG": str(TEMPLATES / "worker.toml")}
+        super().__init__(folder, settings={**self.credentials("worker"), **listed, **(settings or {})}, server=server)
 
     def credentials(self, name: str) -> dict[str, str]:
         """Return the settings with which a worker process logs in as somebody."""

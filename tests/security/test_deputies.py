@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from nats.aio.msg import Msg
 
 from tests.e2e.stage import Agent, Sent
 from tests.eventually import eventually
@@ -113,6 +114,31 @@ async def test_a_delegation_cannot_be_aimed_at_what_is_guarded(stage: Guarded, k
             answer = await kate.api("delegate", {"flow_id": flow_id, "to": "agent.billing.pay", field: target})
             assert answer["error"]["code"] == "invalid_request", (field, target)
             assert answer["error"]["details"]["path"] == f"/{field}"
+
+
+async def test_an_agent_asks_the_delegates_that_are_listed_for_it_and_no_others(stage: Guarded, kate: Agent, ann: Agent) -> None:
+    asked = []
+    billing = await stage.connect("billing")
+
+    async def pay(request: Msg) -> None:
+        asked.append((request.headers or {})["Taskflow-Agent"])
+        await request.respond(b"{}")
+
+    await billing.subscribe("agent.billing.*", cb=pay)
+    await flushed(billing)
+    for who, to, cancel_to, path in (
+        (kate, "agent.other.pay", "agent.billing.stop", "/to"),
+        (kate, "agent.billing.pay", "agent.other.stop", "/cancel_to"),
+        (ann, "agent.billing.pay", None, "/to"),
+    ):
+        answer = await who.api("delegate", {"flow_id": await who.start(), "to": to, "cancel_to": cancel_to, "timeout": "1m"})
+        assert (answer["error"]["code"], answer["error"]["details"]["path"]) == ("forbidden", path)
+    flow_id = await kate.start()
+    answer = await kate.api("delegate", {"flow_id": flow_id, "to": "agent.billing.pay", "headers": {"From": "ann"}})
+    assert answer["error"]["code"] == "invalid_request"
+    assert (await kate.api("delegate", {"flow_id": flow_id, "to": "agent.billing.pay", "timeout": "1m"}))["ok"]
+    await kate.until(flow_id, "running")
+    assert asked == ["kate"]
 
 
 async def everything(stage: Guarded, operator: Agent) -> list[Sent]:

@@ -25,6 +25,7 @@ from worker.store import rows
 from worker.store.transaction import SqliteTransaction
 from worker.times import rfc3339
 from worker.wire.bindings import Binding
+from worker.wire.delegates import Delegate
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 DELEGATE = "team.bob.work"
@@ -539,6 +540,45 @@ async def test_headers_that_are_not_the_callers_to_set_are_refused(headers: dict
             await delegated(served, headers=headers)
         assert (refused.value.code, refused.value.details["path"]) == (code, "/headers")
         assert code == "too_large" or repr(next(iter(headers))).strip("'") in str(refused.value)
+
+
+LISTED = Config(delegates=(Delegate("team.bob.>", ("kate",)), Delegate("team.*.search"), Delegate("team.ann", ("ann", "eve"))))
+
+
+@pytest.mark.parametrize(
+    "agent, to, listed",
+    [
+        ("kate", "team.bob.ask", True),
+        ("kate", "team.bob", False),
+        ("kate", "team.ann", False),
+        ("ann", "team.bob.ask", False),
+        ("ann", "team.bob.search", True),
+        ("eve", "team.ann", True),
+        ("eve", "elsewhere", False),
+    ],
+)
+async def test_where_any_delegate_is_listed_the_rest_is_forbidden(agent: str, to: str, listed: bool) -> None:
+    """SEMANTICS 5."""
+    async with serving(config=LISTED) as served:
+        flow_id = await served.started(agent=agent)
+        if listed:
+            await served.ask("delegate", agent=agent, flow_id=flow_id, to=to, cancel_to=to)
+            assert [row.subject for row in await pending(served)] == [to]
+            return
+        for field in ("to", "cancel_to"):
+            fields: dict[str, Any] = {"to": "team.bob.search", field: to}
+            with pytest.raises(Refused) as refused:
+                await served.ask("delegate", agent=agent, flow_id=flow_id, **fields)
+            assert (refused.value.code, refused.value.details["path"]) == ("forbidden", f"/{field}")
+        assert (await served.flow(flow_id)).status is FlowStatus.RUNNING
+
+
+async def test_a_flow_within_the_process_may_ask_any_delegate() -> None:
+    """SEMANTICS 5: whoever runs in the worker's own process is trusted."""
+    async with serving(config=LISTED) as served:
+        flow = await served.run.manager.create_mirrored(an_input(owner_session_key="somebody"))
+        asked = DelegateFlow(flow_id=flow.id, to="elsewhere", payload=1, reply_topic="agent.delegate.reply", correlation_id="c")
+        assert (await served.run.engine.submit(asked)).error is None
 
 
 async def test_request_and_notice_say_which_agent_asks_whatever_its_correlation_id_is() -> None:

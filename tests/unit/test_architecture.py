@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "wait_engine",
         "api",
         "acceptance",
+        "policy",
         "outlets",
         "reading",
         "signals",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.golden import golden
@@ -14,6 +15,7 @@ from worker.config import Config, Found, load, settings, shown
 from worker.durations import Duration
 from worker.errors import ConfigError
 from worker.wire.bindings import Binding
+from worker.wire.delegates import Delegate
 
 EMPTY: dict[str, str] = {}
 
@@ -472,6 +474,32 @@ def test_bindings_may_come_as_json_from_the_environment(home: Path) -> None:
     config = configured(home, TASKFLOW_REPLIES='[{"subject": "a.b", "correlation": "header:X-Id"}]')
     assert config.replies == (Binding(subject="a.b", correlation="header:X-Id"),)
     assert "JSON" in refusal(home, TASKFLOW_REPLIES="{")
+
+
+def test_delegates_are_listed_with_whose_they_are(home: Path) -> None:
+    text = '[[delegates]]\nsubject = "agent.billing.>"\nowners = ["kate"]\n[[delegates]]\nsubject = "agent.search"'
+    config = configured(home, text)
+    assert config.delegates == (Delegate("agent.billing.>", ("kate",)), Delegate("agent.search"))
+    said = {key: value for key, value, _ in shown(config)}["delegates"]
+    assert msgspec.json.decode(said, type=tuple[Delegate, ...]) == config.delegates
+    assert configured(home, TASKFLOW_DELEGATES=said).delegates == config.delegates
+
+
+@pytest.mark.parametrize(
+    "fields,field,word",
+    [
+        ('owners = ["kate"]', "subject", "missing"),
+        ('subject = "a b"', "subject", "no NATS subject"),
+        ('subject = "a.b"\nowners = []', "owners", "nobody"),
+        ('subject = "a.b"\nowners = ["kate.x"]', "owners", "agent name"),
+        ('subject = "a.b"\nowner = ["kate"]', "owner", "unknown field"),
+    ],
+)
+def test_a_wrong_delegate_is_refused_naming_table_and_field(home: Path, fields: str, field: str, word: str) -> None:
+    line = refusal(home, f"[[delegates]]\n{fields}")
+    assert line.startswith("delegates: [[delegates]] number 1: ")
+    assert field in line
+    assert word in line
 
 
 def test_http_can_be_off_and_ipv6(home: Path) -> None:

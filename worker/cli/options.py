@@ -19,6 +19,7 @@ _PANELS = {
     "engine": "Engine",
     "subjects": "Subjects and replies",
     "replies": "Subjects and replies",
+    "delegates": "Subjects and replies",
     "http": "Health, metrics, traces",
     "metrics": "Health, metrics, traces",
     "otel": "Health, metrics, traces",

@@ -11,6 +11,7 @@ import msgspec
 from worker.config.secrets import Secret, Url
 from worker.config.tree import Config, settings
 from worker.wire.bindings import Binding
+from worker.wire.delegates import Delegate
 
 
 def shown(config: Config) -> Iterator[tuple[str, str, str]]:
@@ -33,7 +34,7 @@ def written(value: Any, absent: str = "") -> str:
             return json.dumps(value.shown)
         case tuple():
             return "[" + ", ".join(written(item) for item in value) + "]"
-        case Binding():
+        case Binding() | Delegate():
             return msgspec.json.encode(value).decode()
         case int() if type(value) is int:
             return str(value)

@@ -25,6 +25,7 @@ _RESERVED: Mapping[str, tuple[Any, ...]] = {
     "web.access": ("all", "read_only"),
     "web.hide_state": (True, False),
 }
+_TABLES = ("replies", "delegates")
 _HEAD = re.compile(r"\s*\[\s*([\w.-]+)\s*\]")
 _KEY = re.compile(r"""\s*["']?([\w-]+)["']?\s*=""")
 _CLOSE_VARIABLE = 0.9  # a typo of one of our names; a variable Kubernetes makes for a service called taskflow is further off
@@ -148,7 +149,7 @@ def _flatten(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]
     """Give (`section.key`, value) for each value in the file."""
     sections = {setting.key.partition(".")[0] for setting in settings()} | {key.partition(".")[0] for key in _RESERVED}
     for section, value in content.items():
-        if section == "replies":
+        if section in _TABLES:
             yield section, value
         elif section not in sections:
             kind = "section" if isinstance(value, dict) else "key"

@@ -11,12 +11,17 @@ _HEAD = """# Settings of taskflow, worker and command line alike. A flag wins ov
 # Name it, with --config or TASKFLOW_CONFIG: a file that merely lies in the working directory may say neither where to connect or listen,
 # nor as whom. With a password in it: chmod 600.
 """
-_REPLIES = """
+_TABLES = """
 # Subjects that carry replies, with more to say than subjects.reply_topics has room for; one block for each (docs/waiting.md).
 # [[replies]]
 # subject = "agent.route.*"
 # correlation = "auto"    # or "header:<name>", "body:<json pointer>", "subject"
 # owners = ["*"]          # agents that may wait on it
+
+# Which agents' flows may ask which delegates (`to` and `cancel_to`), one block for each. Where one is listed, all others are forbidden.
+# [[delegates]]
+# subject = "agent.billing.>"
+# owners = ["kate"]       # agents, or "*" for all
 """
 
 
@@ -33,4 +38,4 @@ def template() -> str:
             section = head
         lines.append(f"# {setting.about.help}")
         lines.append(f"# {name} = {written(setting.default, setting.about.absent)}")
-    return "\n".join(lines) + "\n" + _REPLIES
+    return "\n".join(lines) + "\n" + _TABLES

@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import msgspec
 
 from worker.config import readers
-from worker.config.replies import merge_bindings, read_replies
 from worker.config.secrets import Secret, Url
+from worker.config.tables import merge_bindings, read_delegates, read_replies
 from worker.durations import Duration
 from worker.wire.bindings import Binding
+from worker.wire.delegates import Delegate
 
 
 class About(msgspec.Struct, frozen=True):
@@ -200,6 +201,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     stream: Stream = Stream()
     replies: Annotated[
         tuple[Binding, ...], About(read_replies, "Reply bindings with options, as a JSON list; in a file: [[replies]].")
+    ] = ()
+    delegates: Annotated[
+        tuple[Delegate, ...],
+        About(read_delegates, "Which agents may ask which delegates, as a JSON list; in a file: [[delegates]]. None: all may ask all."),
     ] = ()
     origins: Mapping[str, str] = {}
 

@@ -25,9 +25,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     of one tenant `max_held_of_tenant`. `default_timeout_us`: the deadline of a wait that names none (None: no deadline).
     `max_state_bytes` bounds the state a command may leave behind, `max_event_bytes` the payload of anything that is published.
     `topics(topic, agent)` returns the refusal for a topic that this agent may not wait on, or None; `agent` is None for owners that are
-    no agent (in-process callers). `accepts(schema, payload)` returns the dead letter's reason and sentence for a payload that is not
-    accepted, `schema_flaw` says why a schema cannot be used. `answers_on(topic, correlation_id)` returns the subject on which an answer
-    reaches the topic, or why there is none. `takes(subject, headers, body)` says whether the worker would take for a reply what it
+    no agent (in-process callers). `delegates(subject, agent)` returns the refusal for a delegate that its flows may not ask.
+    `accepts(schema, payload)` returns the dead letter's reason and sentence for a payload that is not accepted, `schema_flaw` says why a
+    schema cannot be used. `answers_on(topic, correlation_id)` returns the subject on which an answer reaches the topic, or why there is
+    none. `takes(subject, headers, body)` says whether the worker would take for a reply what it
     publishes there itself. `max_hops` bounds circles of delegations.
     """
 
@@ -42,6 +43,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     accepts: Callable[[dict[str, Any], Any], tuple[str, str] | None] | None = None
     schema_flaw: Callable[[dict[str, Any]], str | None] | None = None
     answers_on: Callable[[str, str], str | FlowError] | None = None
+    delegates: Callable[[str, str | None], FlowError | None] | None = None
     takes: Callable[[str, Mapping[str, str], bytes], bool] | None = None
     max_hops: int = 16
 

@@ -10,6 +10,7 @@ from worker.errors import FlowError, Forbidden, InvalidRequest
 from worker.flow.commands import DelegateFlow, Policy
 from worker.flow.decision import Decision, View
 from worker.flow.ending import notice
+from worker.flow.identifiers import agent_of
 from worker.flow.model import Flow, Outgoing
 from worker.flow.park import park_on, with_outgoing
 from worker.flow.request_headers import DEADLINE, HOPS, REPLY_SUBJECT, asker
@@ -20,9 +21,9 @@ from worker.times import Micros, rfc3339, to_micros
 
 def delegate(command: DelegateFlow, flow: Flow, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
     """Decide a delegation by a running flow."""
-    if flow.hops >= policy.max_hops:
-        message = f"flow {flow.id} was reached by {flow.hops} delegations in a row: it may be delegating to itself through others"
-        return Forbidden(message, hops=flow.hops, limit=policy.max_hops)
+    forbidden = _forbidden(command, flow, policy)
+    if forbidden is not None:
+        return forbidden
     bounds = {"deadline": command.deadline, "timeout": command.timeout, "accept": command.accept, "cancel_to": command.cancel_to}
     wait: dict[str, Any] = {
         "kind": "external_event",
@@ -51,6 +52,20 @@ def delegate(command: DelegateFlow, flow: Flow, view: View, now: Micros, policy:
     if decision.changes[0].flow.wait_id is None:
         return decision  # a held reply has ended the wait already: a request now would be of no use, and never be dropped
     return with_outgoing(decision, request)
+
+
+def _forbidden(command: DelegateFlow, flow: Flow, policy: Policy) -> FlowError | None:
+    """Refuse a circle of delegations, and a delegate that is not listed for the flow's agent where any are."""
+    if flow.hops >= policy.max_hops:
+        message = f"flow {flow.id} was reached by {flow.hops} delegations in a row: it may be delegating to itself through others"
+        return Forbidden(message, hops=flow.hops, limit=policy.max_hops)
+    for field, subject in (("to", command.to), ("cancel_to", command.cancel_to)):
+        if subject is not None and policy.delegates is not None:
+            refusal = policy.delegates(subject, agent_of(flow.owner_session_key))
+            if refusal is not None:
+                refusal.details["path"] = f"/{field}"
+                return refusal
+    return None
 
 
 def _spoken_for_others(command: DelegateFlow, flow: Flow, request: Outgoing, policy: Policy) -> FlowError | None:

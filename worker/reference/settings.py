@@ -55,9 +55,14 @@ default_wait_timeout = "2d"
 subject = "agent.route.*"
 correlation = "body:/correlation_id"
 owners = ["kate"]
+
+[[delegates]]
+subject = "agent.billing.>"
+owners = ["kate", "ann"]
 ```
 
-What a `[[replies]]` block can say is in [Examples](../examples/README.md).
+What a `[[replies]]` block can say is in [Examples](../examples/README.md), what `[[delegates]]` are for in
+[Waiting](waiting.md#whose-delegates-are).
 
 ## How values are written
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -50,17 +50,22 @@ def check_binding(binding: Binding) -> None:
     _check_correlation(binding)
     if binding.payload:
         _check_pointer("payload", binding.payload)
-    if not binding.owners:
-        raise ValueError("owners: nobody could ever wait on it; name the agents, or *")
-    for owner in binding.owners:
-        if owner != "*" and not is_token(owner):
-            raise ValueError(f"owners: {owner!r} is no agent name (A-Z a-z 0-9 _ -, at most 63) and not *")
+    check_owners(binding.owners)
     for pointer, value in binding.where.items():
         _check_pointer("where", pointer)
         if isinstance(value, dict | list):
             raise ValueError(f"where: {pointer} must be compared with a text, a number or a switch")
     if binding.stream and not _STREAM.match(binding.stream):
         raise ValueError(f"stream: {binding.stream!r} is no stream name")
+
+
+def check_owners(owners: Sequence[str]) -> None:
+    """Raise `ValueError` where nobody is named, or somebody who cannot be an agent."""
+    if not owners:
+        raise ValueError("owners: nobody could ever use it; name the agents, or *")
+    for owner in owners:
+        if owner != "*" and not is_token(owner):
+            raise ValueError(f"owners: {owner!r} is no agent name (A-Z a-z 0-9 _ -, at most 63) and not *")
 
 
 def check_bindings(bindings: Iterable[Binding], subjects: Subjects) -> None:

@@ -1,0 +1,29 @@
+"""Say what is set about deciding: by the operator, by the reply bindings, and by whose delegates are."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from worker.acceptance import accepts, schema_flaw
+from worker.config import Config
+from worker.flow.commands import Policy
+from worker.wire.delegates import Delegates
+from worker.wire.delegations import taken_for_reply
+from worker.wire.replies import Bindings
+
+
+def policy_of(config: Config, bindings: Bindings) -> Policy:
+    """Return the policy of a worker with these settings and bindings."""
+    return Policy(
+        timer_horizon_us=config.engine.timer_max_horizon,
+        held_ttl_us=config.engine.held_reply_ttl,
+        default_timeout_us=config.engine.default_wait_timeout,
+        max_held=config.engine.held_replies_max,
+        max_held_of_tenant=config.engine.held_replies_max_per_owner,
+        topics=bindings.refusal,
+        answers_on=bindings.answers_on,
+        delegates=Delegates(config.delegates).refusal,
+        takes=partial(taken_for_reply, bindings),
+        accepts=accepts,
+        schema_flaw=schema_flaw,
+    )
