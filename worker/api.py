@@ -119,7 +119,8 @@ class Api:
         verdict = read_command(agent, verb, request.body, request.headers, self._mint, require_id=False, subjects=self._subjects)
         if isinstance(verdict, Unusable):
             raise verdict.error
-        outcome: Outcome = await self._engine.submit(verdict.stimulus, verdict.identity, source="api", request=True)
+        size = len(request.body)
+        outcome: Outcome = await self._engine.submit(verdict.stimulus, verdict.identity, source="api", size=size, request=True)
         self._timed(perf_counter() - began)
         self._watch(verb, outcome.error.code if outcome.error is not None else outcome.name)
         return outcome.result, outcome.error or outcomes.error_in(outcome.result)

@@ -91,17 +91,20 @@ class Engine:
         seq: int | None = None,
         raw: Original | None = None,
         group: int = 0,
+        size: int = 0,
         request: bool = False,
     ) -> asyncio.Future[Outcome]:
         """Queue a stimulus; the future gives its `Outcome` after the commit, or raises `Unavailable` or a `Refusal`.
 
         `identity` makes it idempotent; `source` and `seq` say where the message lies (one that has a `seq` waits out a store that takes
-        no changes: only the stop makes it `Unavailable`), `raw` what it was. `group`: it is suspected of killing the process, and is noted
-        in the store before it is begun, with at most so many other suspects. `request`: somebody waits for the answer, so it does not wait
-        behind the stream's backlog.
+        no changes: only the stop makes it `Unavailable`), `raw` what it was, `size` how long where that is not kept. `group`: it is
+        suspected of killing the process, and is noted in the store before it is begun, with at most so many other suspects. `request`:
+        somebody waits for the answer, so it does not wait behind the stream's backlog.
         """
         done = new_future()
-        it = Submission(what=what, identity=identity, source=source, seq=seq, raw=raw, group=group, done=done)
+        if raw is not None:
+            size = len(raw.body)
+        it = Submission(what=what, identity=identity, source=source, seq=seq, raw=raw, group=group, size=size, done=done)
         self._enqueue(it, request=request)
         return done
 

@@ -1,9 +1,11 @@
-"""Order what waits for its transaction: messages and housekeeping as they came, requests beside them, fairly between agents.
+"""Order what waits for its transaction: messages, requests and housekeeping side by side, fairly between agents, bounded in bytes.
 
-The stream's backlog may be long, and somebody waits for the answer to a request: so requests have half of each batch, and no flood of
-messages delays them by more than the batch that runs (RELIABILITY 4, row 53). Among requests agents take turns, so that one who asks much
-delays nobody but itself; each agent's own stay in their order. What came from a stream, timers and housekeeping keep theirs: a reply that
-arrived before a deadline is decided before it (SEMANTICS R9).
+Agents take turns, so that one who sends much delays nobody but itself; each agent's own messages stay in their order (SEMANTICS O1), and
+so do the replies of a topic, which are one agent's. Between agents there is no order (O3): a deadline that must not pass before a reply
+that came earlier waits for that by itself (R9).
+
+Somebody waits for the answer to a request: so requests have half of each batch, and no flood of messages delays them by more than the
+batch that runs (RELIABILITY 4, row 53). Housekeeping has a transaction of its own, after each batch one.
 """
 
 from __future__ import annotations
@@ -11,14 +13,21 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, final
 
 import msgspec
 
+from worker.flow.commands import Reply
 from worker.store.base import Work
 from worker.submission import Submission
 
+MAX_BYTES = 1024 * 1024
+"""How much the messages that share a transaction weigh, but for the last one of each side: it is taken whole."""
 
+_OURS, _NOBODYS = "ours", "nobody's"
+
+
+@final
 class Job(msgspec.Struct, frozen=True):
     """Housekeeping on its way to a transaction of its own."""
 
@@ -26,82 +35,141 @@ class Job(msgspec.Struct, frozen=True):
     done: asyncio.Future[Any]
 
 
+class Turns:
+    """Submissions in turn between those they come from, each one's own in their order."""
+
+    def __init__(self) -> None:
+        self._turns: deque[tuple[str, deque[Submission]]] = deque()  # who is first is next
+        self._lanes: dict[str, deque[Submission]] = {}
+        self.count = 0
+
+    def put(self, item: Submission) -> None:
+        """Append to the end of its lane."""
+        lane = _lane(item)
+        if lane in self._lanes:
+            self._lanes[lane].append(item)
+        else:
+            self._lanes[lane] = own = deque((item,))
+            self._turns.append((lane, own))
+        self.count += 1
+
+    def put_back(self, item: Submission) -> None:
+        """Put what was taken back at the head: it is next."""
+        lane = _lane(item)
+        own = self._lanes.setdefault(lane, deque())
+        if own:
+            self._turns.remove((lane, own))
+        own.appendleft(item)
+        self._turns.appendleft((lane, own))
+        self.count += 1
+
+    def take(self, batch: list[Submission], most: int, room: int) -> None:
+        """Move what is next to a batch until that has `most`, what was moved weighs `room`, or a suspect is next."""
+        for _ in range(most - len(batch)):
+            if room <= 0 or not self._turns or self._turns[0][1][0].group:
+                return
+            item = self._next()
+            room -= item.size
+            batch.append(item)
+
+    def take_suspects(self, most: int) -> list[Submission]:
+        """Where a suspect is next, take suspects from the heads, as many as the wariest of them lets share a transaction."""
+        batch: list[Submission] = []
+        passed = 0
+        while self._turns and passed < len(self._turns) and len(batch) < most:
+            head = self._turns[0][1][0]
+            most = min(most, head.group or most)
+            if not head.group and not batch:
+                return batch
+            if head.group and len(batch) < most:
+                batch.append(self._next())
+                passed = 0
+            else:
+                self._turns.rotate(-1)
+                passed += 1
+        return batch
+
+    def _next(self) -> Submission:
+        """Take the head of the first lane away; the next lane has its turn."""
+        lane, own = self._turns[0]
+        item = own.popleft()
+        self.count -= 1
+        if own:
+            self._turns.rotate(-1)
+        else:
+            self._turns.popleft()
+            del self._lanes[lane]
+        return item
+
+    def clear(self) -> list[Submission]:
+        """Forget everything; returns what there was."""
+        left = [item for _, own in self._turns for item in own]
+        self._turns.clear()
+        self._lanes.clear()
+        self.count = 0
+        return left
+
+
 class Queue:
     """What waits. `max_batch` bounds how much of it shares a transaction."""
 
     def __init__(self, max_batch: int) -> None:
         self._max_batch = max_batch
-        self._line: deque[Submission | Job] = deque()
-        self._requests: dict[str, deque[Submission]] = {}
-        self._waiting_requests = 0
+        self._line = Turns()
+        self._requests = Turns()
+        self._jobs: deque[Job] = deque()
+        self._job_is_next = True
         self._odd = False
 
     def __len__(self) -> int:
-        return len(self._line) + self._waiting_requests
+        return self._line.count + self._requests.count + len(self._jobs)
 
     def put(self, item: Submission | Job, *, request: bool = False) -> None:
-        """Append to the line, or to the requests of its agent."""
-        if request and isinstance(item, Submission):
-            scope = item.identity.scope if item.identity is not None else ""
-            self._requests.setdefault(scope, deque()).append(item)
-            self._waiting_requests += 1
+        """Append to the line, or to the requests, or to the housekeeping."""
+        if type(item) is Job:
+            self._jobs.append(item)
         else:
-            self._line.append(item)
+            (self._requests if request else self._line).put(item)
 
     def put_back(self, kept: list[Submission]) -> None:
-        """Put what was taken from the line back at its head, in its order."""
-        self._line.extendleft(reversed(kept))
+        """Put what was taken back: it is next, in its order."""
+        for item in reversed(kept):
+            self._line.put_back(item)
 
     def take(self) -> Job | list[Submission]:
         """Return the next job, or the next batch. There must be something."""
-        head = self._line[0] if self._line else None
-        if isinstance(head, Job):
-            self._line.popleft()
-            return head
-        if head is not None and head.group:
-            return self._suspects()
-        batch = self._asked(self._share())
-        while self._line and len(batch) < self._max_batch:
-            head = self._line[0]
-            if isinstance(head, Job) or head.group:
-                break
-            self._line.popleft()
-            batch.append(head)
-        return batch
-
-    def _suspects(self) -> list[Submission]:
-        """Take the suspects at the head of the line, as many as the wariest of them lets share a transaction."""
+        if self._jobs and (self._job_is_next or not (self._line.count or self._requests.count)):
+            self._job_is_next = False
+            return self._jobs.popleft()
+        self._job_is_next = True
+        if suspects := self._line.take_suspects(self._max_batch):
+            return suspects
         batch: list[Submission] = []
-        room = self._max_batch
-        while self._line and not isinstance(head := self._line[0], Job) and head.group and len(batch) < min(room, head.group):
-            room = min(room, head.group)
-            self._line.popleft()
-            batch.append(head)
+        share, room = self._share()
+        self._requests.take(batch, share, room)
+        self._line.take(batch, self._max_batch, room)
         return batch
 
-    def _share(self) -> int:
-        """Say how many requests the next batch takes: half while others wait; the odd place goes to each side in turn."""
-        if not self._line:
-            return self._max_batch
+    def _share(self) -> tuple[int, int]:
+        """Say how many requests the next batch takes, and how many bytes: half while others wait; the odd place goes round."""
+        if not (self._line.count and self._requests.count):
+            return self._max_batch, MAX_BYTES
         self._odd = not self._odd
-        return self._max_batch // 2 + (self._max_batch % 2 if self._odd else 0)
-
-    def _asked(self, share: int) -> list[Submission]:
-        """Take requests, one of each agent in turn; whoever was served goes to the end."""
-        batch: list[Submission] = []
-        while self._requests and len(batch) < share:
-            scope = next(iter(self._requests))
-            own = self._requests.pop(scope)
-            batch.append(own.popleft())
-            if own:
-                self._requests[scope] = own
-        self._waiting_requests -= len(batch)
-        return batch
+        return self._max_batch // 2 + (self._max_batch % 2 if self._odd else 0), MAX_BYTES // 2
 
     def clear(self) -> Iterable[asyncio.Future[Any]]:
         """Forget everything; returns who waits for it."""
-        waiting = [item.done for item in self._line] + [item.done for own in self._requests.values() for item in own]
-        self._line.clear()
-        self._requests.clear()
-        self._waiting_requests = 0
-        return waiting
+        waiting = [job.done for job in self._jobs]
+        self._jobs.clear()
+        return waiting + [item.done for turns in (self._line, self._requests) for item in turns.clear()]
+
+
+def _lane(item: Submission) -> str:
+    """Name whose a submission is: an agent's command, a tenant's reply, one of this process (no stream), or nobody's we know."""
+    what = item.what
+    if type(what) is Reply:
+        if what.tenant:
+            return what.tenant
+    elif item.identity is not None:
+        return item.identity.scope
+    return _OURS if item.seq is None else _NOBODYS

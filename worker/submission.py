@@ -77,7 +77,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One thing to decide, or one useless message to keep, and the future that hears of it.
 
     `raw` is what goes into the dead letters should the message come to nothing; requests that are answered have none. `group`: a message
-    that may kill the process; at most so many of them share a transaction, with nobody else. 0: it is no suspect.
+    that may kill the process; at most so many of them share a transaction, with nobody else. 0: it is no suspect. `size`: bytes that came.
     """
 
     what: Stimulus | FollowUp | Useless
@@ -87,6 +87,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     done: asyncio.Future[Any]
     raw: Original | None = None
     group: int = 0
+    size: int = 0
 
     @property
     def digest(self) -> bytes:

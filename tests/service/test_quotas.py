@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import Running, running
+from tests.running import Running, an_input, running
 from tests.service.acting import TOPIC, Inlet, dead_letters, external, started
 from worker.flow.commands import Policy
 from worker.flow.lifecycle import FlowStatus
@@ -77,9 +77,10 @@ async def test_parking_and_displacing_within_one_batch_use_a_reply_once() -> Non
         one, two = await started(run), await started(run)
         taking = asyncio.ensure_future(run.manager.set_waiting(one.id, external("a")))
         more = [asyncio.ensure_future(inlet.reply(name, correlation_id=name, event_id=name)) for name in ("c", "d")]
+        between = asyncio.ensure_future(run.manager.create_managed(an_input()))  # commands and replies take turns: `d` before `late`
         late = asyncio.ensure_future(run.manager.set_waiting(two.id, external("b")))
         assert (await taking).state_json["resume_event"] == "a"
-        await asyncio.gather(*more)
+        await asyncio.gather(between, *more)
         assert (await late).status is FlowStatus.WAITING, "it made room for d"
         assert await adds_up(run, 4) == {TOPIC: 2}
         assert [letter.body for letter in await dead_letters(run)] == [b'"b"']
