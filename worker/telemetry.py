@@ -36,6 +36,7 @@ class Said(StrEnum):
     TIMERS_FIRST = "worker.timers_first"
     STORE_NOT_CLOSED = "store.not_closed"
     STORE_UNAVAILABLE = "store_unavailable"
+    OPEN_TO_OTHERS = "store.open_to_others"
     NOT_ROLLED_BACK = "not_rolled_back"
     HELD_PASSED_OVER = "held_reply_passed_over"
     FLOW_SET_ASIDE = "flow_set_aside"

@@ -51,7 +51,20 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("wire",),
     ("flow",),
-    ("errors", "json_schema", "times", "durations", "futures", "logger", "prose", "version", "signal_mask", "ownership", "program"),
+    (
+        "errors",
+        "json_schema",
+        "times",
+        "durations",
+        "futures",
+        "logger",
+        "prose",
+        "version",
+        "signal_mask",
+        "ownership",
+        "program",
+        "atomic_file",
+    ),
 )
 ADAPTERS = ("worker.store.sqlite", "worker.bus.jetstream", "worker.bus.memory", "worker.bus.connection")
 NAMING_ADAPTERS = {"app", "cli.dev", "cli.demo_story", "testing.database", "testing.memory", "testing.chaos"}

@@ -469,7 +469,7 @@ async def test_a_new_schema_comes_after_a_backup_that_is_whole_and_private(path:
     sql(path, "INSERT INTO held VALUES (1, 't', 'c', 'e', '1', 0, 9000000000000000, 'k', NULL, NULL)")
     sql(path, "INSERT INTO counters VALUES ('held', 1)")
     backup = path.with_name("taskflow.db.schema-1.backup")
-    left_over = path.with_name("taskflow.db.schema-1.backup.part")
+    left_over = path.with_name(".taskflow.db.schema-1.backup.0a1b2c3d.taskflow-part")
     left_over.write_bytes(b"what a kill in the middle of an earlier backup left")
     async with opened(path) as store:
         assert await pragma(store._writer, "user_version") == len(migrations())

@@ -21,7 +21,9 @@ from typing import IO
 
 import structlog
 
+from worker.atomic_file import part_of, settled
 from worker.errors import Refusal
+from worker.ownership import open_own
 
 _POLL = 0.005
 _START_TIMEOUT = 10.0
@@ -105,11 +107,24 @@ class EmbeddedServer:
         await self._acquire()
         for old in self._dir.glob("*.ports"):
             old.unlink()
+        try:
+            self._run(binary)
+            await self._await_ports()
+        except BaseException:
+            await self.kill()
+            self._release()
+            raise
+        self._log.info("nats_server.started", url=self.url, pid=self.pid, data=str(self._dir))
+
+    def _run(self, binary: Path) -> None:
+        """Write the server's configuration and start it. Blocking on purpose: see below."""
         config = self._dir / "nats-server.conf"
-        config.write_text(self._config(), encoding="utf-8")
-        # Blocking on purpose: PDEATHSIG follows the thread that starts the child, and a pool thread ends before the worker does.
-        with (self._dir / "nats-server.log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: ASYNC220, S603  the binary is our own choice; see above
+        with part_of(config) as part:
+            part.write_text(self._config(), encoding="utf-8")
+            settled(part, config)
+        # Here, for PDEATHSIG follows the thread that starts the child, and a pool thread ends before the worker does.
+        with self._opened("nats-server.log") as log:
+            self._process = subprocess.Popen(  # noqa: S603  the binary is our own choice
                 [str(binary), "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -118,13 +133,6 @@ class EmbeddedServer:
                 preexec_fn=_die_with_parent(),  # noqa: PLW1509  it makes one system call
                 pass_fds=() if self._lock is None else (self._lock.fileno(),),
             )
-        try:
-            await self._await_ports()
-        except BaseException:
-            await self.kill()
-            self._release()
-            raise
-        self._log.info("nats_server.started", url=self.url, pid=self.pid, data=str(self._dir))
 
     async def stop(self) -> None:
         """Stop the server in order and free the data directory. Idempotent."""
@@ -162,7 +170,7 @@ class EmbeddedServer:
         """Lock the data directory; the server inherits the lock, so it is held as long as either of us lives. Raises `ServerTaken`."""
         if self._lock is not None:
             return
-        lock = (self._dir / "server.lock").open("a+b")
+        lock = self._opened("server.lock")
         until = asyncio.get_running_loop().time() + _STOP_TIMEOUT / 2  # a server whose worker was just killed is still on its way out
         while True:
             try:
@@ -181,6 +189,13 @@ class EmbeddedServer:
                 lock.flush()
                 self._lock = lock
                 return
+
+    def _opened(self, name: str) -> IO[bytes]:
+        """Open a file of the data directory to read, and to write to its end. Raises `ServerRefused` where somebody has put something else there."""
+        try:
+            return os.fdopen(open_own(self._dir / name, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b")
+        except OSError as bad:
+            raise ServerRefused(f"{self._dir / name} cannot be written: {bad.strerror}; move it away") from bad
 
     def _release(self) -> None:
         """Free the data directory."""

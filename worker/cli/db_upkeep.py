@@ -88,6 +88,7 @@ def export(*, place: str | None, target: Path | None, **arguments: Any) -> None:
     """Write every flow with its journal and observed runs as one JSON object a line. Read-only, one snapshot, also while a worker runs."""
     import sqlite3
 
+    from worker.atomic_file import part_of, settled
     from worker.invariants.snapshot import snapshot
 
     config = load_with_database(arguments)
@@ -97,13 +98,10 @@ def export(*, place: str | None, target: Path | None, **arguments: Any) -> None:
         if target is None:
             _write(opened.database, sys.stdout, total)
             return
-        part = target.with_name(f".{target.name}.part")
-        try:
+        with part_of(target) as part:
             with part.open("w", encoding="utf-8") as out:
                 _write(opened.database, out, total)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+            settled(part, target)
     click.echo(f"{target}: {counted(total, 'flow')}", err=True)
 
 

@@ -42,6 +42,7 @@ def print_skill() -> None:
 @click.option("--force", is_flag=True, help="Replace one that is different.")
 def install(*, folder: Path, force: bool) -> None:
     """Write the skill to DIR/nats-taskflow/SKILL.md. One that is there and different is left alone, unless --force."""
+    from worker.atomic_file import part_of, settled
     from worker.config.paths import named
 
     place = named(folder) / NAME / "SKILL.md"
@@ -55,7 +56,10 @@ def install(*, folder: Path, force: bool) -> None:
             click.echo(f"taskflow: {place} is there and different (edited, or of another version); --force replaces it", err=True)
             raise Exit(exits.CONFLICT)
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(wanted, encoding="utf-8")
+        with part_of(place) as part:
+            part.write_text(wanted, encoding="utf-8")
+            part.chmod(0o644)  # it is no secret, and agents of others may read it
+            settled(part, place)
     except OSError as failure:
         click.echo(f"taskflow: {place} cannot be written: {(failure.strerror or 'unknown').lower()}", err=True)
         raise Exit(exits.IO_ERROR) from failure

@@ -5,24 +5,19 @@ Never inside the worker's process, and never by plain `open`: closing a descript
 
 from __future__ import annotations
 
-import fcntl
-import os
-import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from worker.atomic_file import part_of, settled
 from worker.config.paths import whole
 from worker.errors import StoreRefused
-from worker.store.opening import APPLICATION_ID, refuse_newer, settled
+from worker.store.opening import APPLICATION_ID, refuse_newer
 from worker.store.placement import checked
 from worker.store.queries import statements
 
-_UNFINISHED = ".taskflow-part"
 _STEP = 1000
 """Pages copied at a time: 4 MB."""
 
@@ -51,61 +46,26 @@ def backed_up(database: str, copy: Path, *, force: bool = False) -> BackedUp:
     copy = whole(copy)
     if copy in {source.with_name(source.name + part) for part in _PARTS}:
         raise FileExistsError(f"{copy} is the database itself: name another file")
-    if copy.exists() and not force:
-        raise FileExistsError(f"{copy} exists: name another file, or say --force to replace it")
+    _refuse_existing(copy, "exists", force=force)
     began = time.monotonic()
     try:
-        with _part_of(copy) as part:
+        with part_of(copy) as part:
             flows, schema = _filled(source, part)
-            if copy.exists() and not force:
-                raise FileExistsError(f"{copy} was made meanwhile: name another file")
+            _refuse_existing(copy, "was made meanwhile", force=force)
             settled(part, copy)
     except sqlite3.Error as bad:
         raise StoreRefused(f"{source} cannot be backed up to {copy}: {bad}") from bad
+    except FileExistsError:
+        raise
+    except OSError as bad:
+        raise StoreRefused(f"{source} cannot be backed up to {copy}: {bad.strerror}") from bad
     return BackedUp(copy=copy, size=copy.stat().st_size, flows=flows, schema=schema, seconds=time.monotonic() - began)
 
 
-@contextmanager
-def _part_of(copy: Path) -> Iterator[Path]:
-    """Make the empty file that is to become the copy, and remove it at the end where it has not; first, what killed copies left.
-
-    Its lock, not SQLite's, tells for others that somebody is at work on it; it is let go when SQLite has closed the file.
-    """
-    for left in copy.parent.glob(f".*{_UNFINISHED}"):
-        _remove_left(left)
-    part = copy.with_name(f".{copy.name}.{secrets.token_hex(4)}{_UNFINISHED}")
-    try:
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as bad:
-        raise StoreRefused(f"{part} cannot be created: {bad.strerror}") from bad
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield part
-    finally:
-        _remove(part)
-        os.close(descriptor)
-
-
-def _remove_left(part: Path) -> None:
-    """Remove the part of a copy unless somebody is at work on it. One that cannot be looked at stays: it is not in the way."""
-    try:
-        descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    else:
-        _remove(part)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(part: Path) -> None:
-    """Remove a part, with what SQLite has beside it."""
-    for beside in ("", "-journal"):
-        part.with_name(part.name + beside).unlink(missing_ok=True)
+def _refuse_existing(copy: Path, what: str, *, force: bool) -> None:
+    """Raise `FileExistsError` where `copy` is there and may not be replaced."""
+    if copy.exists() and not force:
+        raise FileExistsError(f"{copy} {what}: name another file, or say --force to replace it")
 
 
 def _filled(source: Path, part: Path) -> tuple[int, int]:

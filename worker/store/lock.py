@@ -6,26 +6,29 @@ POSIX locks belong to the process and are dropped by any close.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
 
 from worker.errors import StoreBroken, StoreLocked, StoreRefused
+from worker.ownership import open_own
 
 
 class WriterLock:
     """The lock file of one database, held from `acquire` to `release`; a killed process releases it by dying."""
 
     def __init__(self, database: Path) -> None:
+        self._database = database
         self._path = database.with_name(database.name + ".lock")
         self._fd: int | None = None
 
     def acquire(self) -> None:
         """Take the lock at once or raise `StoreLocked`, naming who holds it."""
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = open_own(self._path, os.O_RDWR | os.O_CREAT, self._owners())
         except OSError as bad:
-            message = f"store.path: cannot create the lock file {self._path}: {bad.strerror}"
+            message = f"store.path: cannot lock {self._path}: {bad.strerror}"
             raise StoreRefused(message) from bad
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,6 +45,12 @@ class WriterLock:
             self.release()
             message = f"store.path: cannot write the lock file {self._path}: {bad.strerror}; make room on its disk, then start again"
             raise StoreBroken(message) from bad
+
+    def _owners(self) -> set[int]:
+        """Return whose lock it may be besides this user's: a lock is made by whoever owns the database."""
+        with contextlib.suppress(FileNotFoundError):
+            return {self._database.stat().st_uid}
+        return set()
 
     def release(self) -> None:
         """Let go. Idempotent. The file stays: removing it would let two workers lock two different files."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import stat
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 import structlog
 
+from worker.atomic_file import part_of, settled
 from worker.errors import StoreRefused
+from worker.ownership import user
 from worker.store.failures import translated
 from worker.store.queries import migrations
 
@@ -100,6 +103,40 @@ def made(file: Path) -> None:
     except OSError as bad:
         message = f"store.path: cannot create {file}: {bad.strerror}"
         raise StoreRefused(message) from bad
+
+
+def guarded(file: Path) -> None:
+    """Take the database, and what SQLite has beside it, away from others; before SQLite opens any of it (see `made`).
+
+    Modes for a group stay: a group that may read backups is the operator's business. Raises `StoreRefused` for a mode that cannot be
+    mended, and for what somebody else has put there: SQLite would take a log for its own, and follow a link.
+    """
+    owners: set[int] = {os.geteuid(), 0}
+    for part in (file, *(_beside(file, suffix) for suffix in ("-wal", "-shm", "-journal"))):
+        try:
+            status = part.lstat()
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            raise StoreRefused(f"store.path: {part} is a link or no ordinary file: SQLite keeps its own there; move it away")
+        if part is file:
+            owners.add(status.st_uid)
+        elif status.st_uid not in owners:
+            raise StoreRefused(
+                f"store.path: {part} belongs to {user(status.st_uid)}, who could put anything into the database; move it away"
+            )
+        if status.st_mode & stat.S_IRWXO:
+            _close_to_others(part, f"{stat.S_IMODE(status.st_mode):04o}")
+
+
+def _close_to_others(part: Path, mode: str) -> None:
+    """Leave a file to its owner only, and say so; raises `StoreRefused` where that cannot be."""
+    try:
+        part.chmod(0o600)
+    except OSError as bad:
+        message = f"store.path: everybody can open {part} (mode {mode}), which cannot be mended ({bad.strerror}); run: chmod 600 {part}"
+        raise StoreRefused(message) from bad
+    structlog.get_logger("store").warning("store.open_to_others", path=str(part), mode=mode)
 
 
 def _has_content(file: Path) -> bool:
@@ -231,22 +268,8 @@ async def migrated(writer: aiosqlite.Connection, place: str) -> None:
 
 async def _backed_up(writer: aiosqlite.Connection, backup: Path) -> None:
     """Keep the database as it is in `backup`, whole or not at all; one that is there already stays."""
-    part = backup.with_name(backup.name + ".part")
     if await asyncio.to_thread(backup.exists):
         return
-    await asyncio.to_thread(part.unlink, missing_ok=True)
-    await asyncio.to_thread(made, part)
-    await writer.execute_fetchall("VACUUM INTO ?", (str(part),))
-    await asyncio.to_thread(settled, part, backup)
-
-
-def settled(part: Path, backup: Path) -> None:
-    """Put a finished file under its name, on disk: `VACUUM INTO` does not sync what it writes."""
-    for place in (part, part.parent):
-        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if place is part:
-            part.rename(backup)
+    with part_of(backup) as part:
+        await writer.execute_fetchall("VACUUM INTO ?", (str(part),))
+        await asyncio.to_thread(settled, part, backup)  # `VACUUM INTO` does not sync what it writes

@@ -19,7 +19,7 @@ from worker.store.base import Reads, Result, Work
 from worker.store.failures import translated
 from worker.store.loading import Last
 from worker.store.lock import WriterLock
-from worker.store.opening import MEMORY, configured, identified, made, migrated, verified
+from worker.store.opening import MEMORY, configured, guarded, identified, made, migrated, verified
 from worker.store.placement import checked, room_of
 from worker.store.queries import statements
 from worker.store.reads import SqliteReads
@@ -86,7 +86,8 @@ class SqliteFlowStore(SqliteReads):
 
     @classmethod
     async def _open_file(cls, file: Path, lock: WriterLock) -> SqliteFlowStore:
-        """Open the locked file: identify, verify, configure, migrate, take over."""
+        """Open the locked file: guard, identify, verify, configure, migrate, take over."""
+        await asyncio.to_thread(guarded, file)
         await identified(file)
         await verified(file)
         await asyncio.to_thread(made, file)
