@@ -191,7 +191,7 @@ class EmbeddedServer:
                 return
 
     def _opened(self, name: str) -> IO[bytes]:
-        """Open a file of the data directory to read, and to write to its end. Raises `ServerRefused` where somebody has put something else there."""
+        """Open a file of the data directory to read, and to write to its end. Raises `ServerRefused` where something else is there."""
         try:
             return os.fdopen(open_own(self._dir / name, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b")
         except OSError as bad:
