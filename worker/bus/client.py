@@ -100,7 +100,7 @@ class Client:
             stored = await self._connection.permitted(storing, subject)
         except NoStreamResponseError as nobody:
             raise _not_taken(subject) from nobody
-        except (NatsError, TimeoutError) as bad:
+        except (NatsError, OSError) as bad:
             why = str(bad).removeprefix("nats: ") or "no answer"
             raise Silent(f"{subject} was not confirmed ({why})", late=True) from bad
         return Published(stored.stream, stored.seq, bool(stored.duplicate))
@@ -122,7 +122,7 @@ class Client:
 
         try:
             return await self._connection.permitted(self._last(stream, count, since), f"$JS.API.STREAM.INFO.{stream}")
-        except (NatsError, APIError, TimeoutError) as bad:
+        except (NatsError, APIError, OSError) as bad:
             raise Silent(f"stream {stream} cannot be read ({str(bad) or 'no answer'})") from bad
 
     async def _last(self, stream: str, count: int, since: datetime | None) -> list[Kept]:

@@ -120,14 +120,15 @@ class Connection:
         asked.add(denied)
         request = asyncio.ensure_future(self.client.request(subject, body, timeout=within))
         try:
-            await asyncio.wait({request, denied}, return_when=asyncio.FIRST_COMPLETED)
+            async with asyncio.timeout(within):  # nats-py counts only from when there was room to write
+                await asyncio.wait({request, denied}, return_when=asyncio.FIRST_COMPLETED)
             return (denied if denied.done() else request).result().data
         except NoRespondersError:
             raise NoAnswer(f"nobody answers on {subject}") from None
         except TimeoutError:
             raise NoAnswer(f"no answer on {subject} within {within:g} s") from None
-        except NatsError as error:
-            raise NoAnswer(f"no answer on {subject}: {error}") from error
+        except (NatsError, OSError) as error:
+            raise NoAnswer(f"no answer on {subject}: {policy.reason(error)}") from error
         finally:
             request.cancel()
             asked.discard(denied)

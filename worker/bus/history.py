@@ -44,7 +44,7 @@ class History:
         jetstream = self._connection.client.jetstream()
         try:
             state = (await self._connection.permitted(jetstream.stream_info(stream), f"$JS.API.STREAM.INFO.{stream}")).state
-        except (NatsError, TimeoutError) as bad:
+        except (NatsError, OSError) as bad:
             raise _unread(stream, bad) from bad
         return max(state.first_seq, 1)
 
@@ -67,7 +67,7 @@ class History:
                 last = kept[-1].seq
                 yield kept
             await subscription.unsubscribe()
-        except (NatsError, TimeoutError) as bad:
+        except (NatsError, OSError) as bad:
             raise _unread(stream, bad) from bad
 
 

@@ -10,18 +10,38 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import ParseResult, unquote
 
-from nats.aio.client import Client
+from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 from nats.aio.transport import TcpTransport
 from nats.errors import Error as NatsError
+from nats.errors import UnexpectedEOF
 
 from worker.bus.frames import read_headers
 
 _ENCRYPTED = ("tls", "wss")
+_WEBSOCKETS = ("ws", "wss")
 
 
 class NotEncrypted(NatsError):
     """Encryption was asked for, and the connection has none. Nothing was sent on it."""
+
+
+class Link(TcpTransport):
+    """One TCP connection, which holds its writers back, and tells them when it is gone in the same words on every event loop."""
+
+    def __bool__(self) -> bool:
+        """Tell that it exists: nats-py makes one itself in place of one that is not connected yet."""
+        return True
+
+    def write(self, payload: bytes) -> None:
+        """Write. Raises `ConnectionResetError` on a closed connection: asyncio says nothing then, uvloop raises `RuntimeError`."""
+        if self._io_writer is None or self._io_writer.is_closing():
+            raise ConnectionResetError("the connection is closed")
+        self._io_writer.write(payload)
+
+    def writelines(self, payload: list[bytes]) -> None:
+        """Write as one piece: asyncio's own never holds back in Python 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 (CVE-2024-12254)."""
+        self.write(b"".join(payload))
 
 
 class Address(ParseResult):
@@ -45,7 +65,8 @@ class MendedClient(Client):
     ends on the first error while `is_connected` stays true; the message is redelivered, so the connection would never work again.
     A PONG whose `flush` or `rtt` was given up meanwhile ends the loop the same way: nats-py sets the result of a cancelled future.
     Who is cancelled while it waits for room to write goes on in nats-py, so that a `timeout` never ends.
-    The task that reconnects must not end or hang either, or the client never connects again while its status says that it tries.
+    The task that reconnects must not end or hang either, or the client never connects again while its status says that it tries; nor may
+    one of the three that serve a connection (they read, write and ping) end before it does, or serve the next one beside its own.
     Where encryption is asked for (`tls://`, `wss://`, a TLS context), nothing is sent on a connection that has none: nats-py takes what
     the server's first line says, and that is not encrypted itself.
     The methods are private to nats-py: `tests/unit/test_mended.py`, `tests/security/test_encryption.py`, and `test_jetstream.py`,
@@ -106,10 +127,16 @@ class MendedClient(Client):
         return super()._read_creds_user_jwt(creds)
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002  see above
-        """Close. nats-py first writes what is pending to whatever it is connected to by then, encrypted or not."""
+        """Close. nats-py first writes what is pending to whatever it is connected to by then, encrypted or not, or to nothing."""
         if self._is_in_clear():
             self._abort()
-        await super()._close(status, do_cbs)
+        try:
+            await super()._close(status, do_cbs)
+        except OSError as error:
+            await self._error_cb(error)
+            self._pending, self._pending_data_size = [], 0
+            self._status = self.DISCONNECTED  # or nats-py takes it for closed, and tells nobody
+            await super()._close(status, do_cbs)
 
     async def _process_pong(self) -> None:
         """Take a PONG. They come in the order of the PINGs, so one that nobody waits for any more still counts."""
@@ -118,27 +145,62 @@ class MendedClient(Client):
         await super()._process_pong()
 
     async def _attempt_reconnect(self) -> None:
-        """Reconnect. nats-py first waits until the old connection has written its last bytes, and nobody may read them any more."""
-        self._abort()
-        await super()._attempt_reconnect()
+        """Reconnect, however often it takes. nats-py ends at errors that are neither its own nor the system's.
+
+        It would also wait until the old connection has written its last bytes, and nobody may read them any more.
+        """
+        self._leave()
+        task = asyncio.current_task()
+        while not (self.is_connected or self.is_closed or (task is not None and task.cancelling())):
+            try:
+                await super()._attempt_reconnect()
+            except Exception as error:  # noqa: BLE001  see above; it is told of, and the next attempt waits as nats-py's own do
+                self._status = self.RECONNECTING
+                await self._error_cb(error)
 
     async def _select_next_server(self) -> None:
-        """Dial. nats-py leaves a connection open whose handshake has failed, with a task that reads it, and takes the next."""
-        self._abort()
+        """Dial. nats-py leaves a connection open whose handshake has failed, with the tasks that serve it, and takes the next."""
+        self._leave()
         await super()._select_next_server()
-        transport = self._transport
-        if isinstance(transport, TcpTransport):
-            # asyncio's `writelines` never holds a writer back in Python 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 (CVE-2024-12254).
-            transport.writelines = lambda pieces: transport.write(b"".join(pieces))  # type: ignore[method-assign, no-untyped-call]
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        """Dial a server. nats-py would use one transport for all: who still writes to the last connection would write to this one."""
+        if s.uri.scheme not in _WEBSOCKETS:
+            self._transport = Link()  # type: ignore[no-untyped-call]
+        await super()._connect_to_server(s)
 
     async def _process_connect_init(self) -> None:
-        """Shake hands. nats-py tries again after errors of its own or the system's only, and a line that is cut off raises others."""
+        """Shake hands. nats-py tries again after errors of its own or the system's only, and a line that is cut off raises others.
+
+        It also goes on where the answer to its PING is cut off, or is none.
+        """
         try:
             await super()._process_connect_init()
         except (OSError, NatsError, TimeoutError):
             raise
         except Exception as error:
             raise NatsError(f"nats: the server's greeting cannot be read: {error!r}") from error
+        if not self.is_connected:
+            raise NatsError("nats: the server has not answered the first PING")
+        for task in self._serving():
+            task.add_done_callback(self._on_end)
+
+    def _serving(self) -> list[asyncio.Task[None]]:
+        """Return the tasks that serve the connection: they read, write and ping."""
+        return [task for task in (self._reading_task, self._flusher_task, self._ping_interval_task) if task is not None]
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        """Reconnect where a task has ended that still has a connection to serve. What they end of is theirs, and nats-py says nothing."""
+        error = None if task.cancelled() else task.exception()
+        if self.is_connected and task in self._serving():
+            self._ending = asyncio.ensure_future(self._process_op_err(error if isinstance(error, Exception) else UnexpectedEOF()))
+
+    def _leave(self) -> None:
+        """Leave the connection: close its socket without writing what is left, end what serves it, forget what is half read."""
+        self._abort()
+        for task in self._serving():
+            task.cancel()
+        self._ps.reset()
 
     def _must_encrypt(self) -> bool:
         """Tell whether encryption was asked for, for one server or for all: those that a server tells of carry no scheme."""

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from worker.bus.base import Headers, Outgoing, Published, PublishFailed
-from worker.bus.connection import Connection, NoAnswer, NotPermitted
+from worker.bus.connection import Connection, NotPermitted
 from worker.bus.frames import STATUS, read_headers
 from worker.bus.outbound import Frame, objection
 
@@ -190,25 +190,23 @@ class Publisher:
 
         One that is not there any more was there once; where the credentials may not look, the broker is believed.
         """
-        other = ""
+        answer: Published | PublishFailed = Published(stream=ack.stream, seq=ack.seq, duplicate=True)
         try:
             raw = await self._connection.ask(f"$JS.API.STREAM.MSG.GET.{ack.stream}", b'{"seq":%d}' % ack.seq)
             stored = self._stored.decode(raw).message
             if stored is not None and found.message is not None and not _is(stored, found.message):
                 other = f"message {ack.seq} of {ack.stream} has the id of a message on {found.subject}, and is another one"
+                answer = PublishFailed(other, unsendable=True)
         except NotPermitted as silent:
             self._log.info("bus.duplicate_believed", reason=str(silent))
-        except (NoAnswer, msgspec.MsgspecError, ValueError) as silent:
-            self._fail(found.future, PublishFailed(f"whether a message on {found.subject} is stored is not known: {silent}"))
-        if other:
-            self._fail(found.future, PublishFailed(other, unsendable=True))
-        elif not found.future.done():
-            found.future.set_result(Published(stream=ack.stream, seq=ack.seq, duplicate=True))
-
-    def _fail(self, future: asyncio.Future[Published], failure: PublishFailed) -> None:
-        """Fail a future, unless it is resolved."""
-        if not future.done():
-            future.set_exception(failure)
+        except Exception as silent:  # noqa: BLE001  whatever it is, somebody waits for the future: nothing else resolves it
+            answer = PublishFailed(f"whether a message on {found.subject} is stored is not known: {silent}")
+        if found.future.done():
+            return
+        if isinstance(answer, PublishFailed):
+            found.future.set_exception(answer)
+        else:
+            found.future.set_result(answer)
 
     def _expire(self) -> None:
         """Fail what waited too long; look again when the next one is due."""

@@ -293,5 +293,5 @@ class Pull:
             return
         try:
             await self._subscription.unsubscribe()
-        except NatsError as error:
+        except (NatsError, OSError) as error:
             self._log.debug("pull.unsubscribe_failed", reason=repr(error))
