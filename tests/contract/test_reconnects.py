@@ -15,6 +15,7 @@ from worker.bus import connection as connections
 from worker.bus.base import Outgoing, PublishFailed
 from worker.bus.connection import Connection, NatsOptions, NoAnswer
 from worker.bus.mended import Link
+from worker.bus.outbound import Frame
 from worker.bus.publisher import Publisher
 
 INFO = b'INFO {"server_id":"S","version":"2.12.0","headers":true,"max_payload":%d}\r\n'
@@ -217,6 +218,20 @@ async def test_an_error_that_nats_py_does_not_know_ends_no_reconnection(broker: 
         await eventually(lambda: not failing and connection.connected)
         await stored(publisher, b"1")
         await eventually(lambda: serving() == WHOLE)
+
+
+async def test_what_was_not_written_when_the_connection_went_is_written_only_where_it_may_be_late(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected(broker, monkeypatch) as (connection, publisher, _):
+        connection.outbound.put(Frame("evt", b"event"))
+        connection.outbound.put(Frame("ack", b"settlement", keep=True))
+        connection.client._flusher_task.cancel()  # type: ignore[union-attr]  # nobody writes what is handed over now
+        await connection.outbound.drained()
+        assert len(connection.client._pending) == 2
+        await eventually(lambda: broker.connections == 2 and connection.connected)
+        await stored(publisher, b"1")
+        assert broker.got == [b"settlement", b"1"]
 
 
 async def test_a_question_to_a_connection_that_has_just_gone_gets_no_answer(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:

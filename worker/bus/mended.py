@@ -26,6 +26,12 @@ class NotEncrypted(NatsError):
     """Encryption was asked for, and the connection has none. Nothing was sent on it."""
 
 
+class Kept(bytes):
+    """What is written after a reconnect, if it was not before. Everything else that waits to be written goes with the connection."""
+
+    __slots__ = ()
+
+
 class Link(TcpTransport):
     """One TCP connection, which holds its writers back, and tells them when it is gone in the same words on every event loop."""
 
@@ -134,7 +140,7 @@ class MendedClient(Client):
             await super()._close(status, do_cbs)
         except OSError as error:
             await self._error_cb(error)
-            self._pending, self._pending_data_size = [], 0
+            self._forget_pending()
             self._status = self.DISCONNECTED  # or nats-py takes it for closed, and tells nobody
             await super()._close(status, do_cbs)
 
@@ -147,9 +153,11 @@ class MendedClient(Client):
     async def _attempt_reconnect(self) -> None:
         """Reconnect, however often it takes. nats-py ends at errors that are neither its own nor the system's.
 
-        It would also wait until the old connection has written its last bytes, and nobody may read them any more.
+        It would also wait until the old connection has written its last bytes, and nobody may read them any more; and send on the new
+        one what was pending on the old, when its senders have given it up.
         """
         self._leave()
+        self._forget_pending()
         task = asyncio.current_task()
         while not (self.is_connected or self.is_closed or (task is not None and task.cancelling())):
             try:
@@ -201,6 +209,11 @@ class MendedClient(Client):
         for task in self._serving():
             task.cancel()
         self._ps.reset()
+
+    def _forget_pending(self) -> None:
+        """Drop what waits to be written, but for what may come late."""
+        self._pending = [piece for piece in self._pending if isinstance(piece, Kept)]
+        self._pending_data_size = sum(map(len, self._pending))
 
     def _must_encrypt(self) -> bool:
         """Tell whether encryption was asked for, for one server or for all: those that a server tells of carry no scheme."""

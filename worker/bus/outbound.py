@@ -15,6 +15,7 @@ from nats.aio.client import Client
 
 from worker.bus.base import NO_HEADERS, Headers, Published, PublishFailed
 from worker.bus.frames import encoded
+from worker.bus.mended import Kept
 from worker.logger import Logger
 from worker.wire.headers import weight
 from worker.wire.subjects import is_literal
@@ -130,6 +131,8 @@ class Outbound:
     async def _write(self, piece: list[tuple[Frame, bytes]]) -> None:
         """Hand a piece to the client's buffer; wait where more is in it than nats-py allows, until the socket has taken it.
 
+        What may not wait for a reconnect goes apart from what may: the client drops it where the connection ends before it is written.
+
         The names are private to nats-py, and what its `publish` does for one message: `tests/contract/test_outbound.py` fails when a
         release moves them.
         """
@@ -137,7 +140,10 @@ class Outbound:
         if not piece or client.is_closed:
             return
         try:
-            await client._send_command(b"".join([data for _, data in piece]))  # noqa: SLF001
+            if kept := b"".join([data for frame, data in piece if frame.keep]):
+                await client._send_command(Kept(kept))  # noqa: SLF001
+            if (rest := b"".join([data for frame, data in piece if not frame.keep])) and client.is_connected:
+                await client._send_command(rest)  # noqa: SLF001
             if client._flush_queue is not None and client._flush_queue.empty():  # noqa: SLF001
                 await client._flush_pending()  # noqa: SLF001
         except Exception as error:  # noqa: BLE001  what the client refuses must not stop what comes after it
