@@ -234,6 +234,24 @@ async def test_what_was_not_written_when_the_connection_went_is_written_only_whe
         assert broker.got == [b"settlement", b"1"]
 
 
+async def test_an_error_of_the_server_s_is_a_lost_connection_and_its_limits_are_read_anew(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.ends_with = lambda body: b"-ERR 'Maximum Payload Violation'\r\n" if len(body) > broker.max_payload else b""
+    async with connected(broker, monkeypatch) as (connection, publisher, _):
+        broker.max_payload = 100  # a reload of the server's: it tells nobody
+        message = Outgoing(subject="taskflow.evt.x", body=b"x" * 200, msg_id="m")
+        with pytest.raises(PublishFailed, match="lost") as first:
+            await publisher.publish(message)
+        assert not first.value.unsendable
+        await eventually(lambda: broker.connections == 2 and connection.connected)
+        assert connection.max_payload == 100
+        with pytest.raises(PublishFailed, match="100") as second:
+            await publisher.publish(message)
+        assert second.value.unsendable
+        assert not connection.lost.done()
+
+
 async def test_a_question_to_a_connection_that_has_just_gone_gets_no_answer(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     async with connected(broker, monkeypatch) as (connection, _, _heard):
         connection.client._flusher_task = None  # as where it has just ended: who asks writes by himself

@@ -22,6 +22,9 @@ _ENCRYPTED = ("tls", "wss")
 _WEBSOCKETS = ("ws", "wss")
 
 
+_OF_THE_CREDENTIALS = ("permissions violation", "auth", "stale connection")
+
+
 class NotEncrypted(NatsError):
     """Encryption was asked for, and the connection has none. Nothing was sent on it."""
 
@@ -112,6 +115,7 @@ class MendedClient(Client):
         """Read what the server says of itself. nats-py encrypts only where the server requires it, not where it leaves that to us."""
         if initial_connection and info.get("tls_available") and self._must_encrypt():
             info["tls_required"] = True
+        self._max_payload = info.get("max_payload", self._max_payload)
         await super()._process_info(info, initial_connection)
 
     def _connect_command(self) -> bytes:
@@ -143,6 +147,18 @@ class MendedClient(Client):
             self._forget_pending()
             self._status = self.DISCONNECTED  # or nats-py takes it for closed, and tells nobody
             await super()._close(status, do_cbs)
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Take an error, after which the server hangs up: another connection mends it, unless it is about the credentials.
+
+        nats-py closes for good. The limit on messages, for one, may have been lowered: it is read anew with the next connection.
+        """
+        if any(word in err_msg for word in _OF_THE_CREDENTIALS):
+            await super()._process_err(err_msg)
+            return
+        error = NatsError("nats: " + err_msg.strip("'"))
+        await self._error_cb(error)
+        await self._process_op_err(error)
 
     async def _process_pong(self) -> None:
         """Take a PONG. They come in the order of the PINGs, so one that nobody waits for any more still counts."""
