@@ -2,7 +2,7 @@
 
 Within a lane (a flow) nothing is sent before the broker has stored what comes before it, or takes both together, in order, all or none:
 whatever it loses or refuses, the lane has no gap. Across lanes letters are in flight side by side. What queues while a batch is under way
-goes with the next; where few wait, or a batch was not taken just now, each letter goes by itself.
+goes with the next; where few wait, a batch was not taken just now, or the broker may have it already, each letter goes by itself.
 
 A letter that is refused for its own sake (too large for the broker, say) has its lane set aside: nothing of it is kept in memory, so that
 however many there are, the other lanes go on. Whoever put the letters puts them again when it is time to try.
@@ -36,7 +36,7 @@ _FEW = 8
 """Fewer than these go one by one: a batch costs the broker more than a message, and each message would wait for all of them."""
 _BATCH_BYTES = 1024 * 1024
 _APART_FIRST, _APART_LAST = 1.0, 10.0
-"""Seconds without a batch after one that failed: until what was stored before a crash is through, or the broker is asked again."""
+"""Seconds without a batch after one that failed, until the broker is asked again."""
 
 
 class Lanes:
@@ -57,6 +57,7 @@ class Lanes:
         self._told = False
         self._apart_for = _APART_FIRST
         self._apart_until = 0.0
+        self._apart_up_to = 0  # letters up to this number go one by one
         self._through = 0
         self._refused: dict[int, tuple[int, int]] = {}  # number → how often it was refused, and `_through` then
         self.aside: dict[str, int] = {}
@@ -109,11 +110,12 @@ class Lanes:
         self._due = False
         if self._together:
             return
-        if batch := self._batch():
+        batch = self._batch()
+        if batch:
             self._send_together(batch)
-            return
-        heads = [self._lanes[lane][0] for lane in self._idle]
-        self._idle.clear()
+        heads = [self._lanes[lane][0] for lane in self._idle if not batch or self._is_apart(lane)]
+        for letter in heads:
+            del self._idle[letter.lane]
         if self._stuck:
             self._held += heads
             return
@@ -124,7 +126,7 @@ class Lanes:
         """Return what goes out together, in the order of the numbers: nothing where few letters wait, or batches are not taken."""
         if self._stuck or asyncio.get_running_loop().time() < self._apart_until:
             return []
-        waiting = [letter for lane in self._idle for letter in self._lanes[lane]]
+        waiting = [letter for lane in self._idle if not self._is_apart(lane) for letter in self._lanes[lane]]
         if len(waiting) < _FEW:
             return []
         waiting.sort(key=lambda letter: letter.n)
@@ -136,6 +138,10 @@ class Lanes:
             count += 1
         return waiting[:count]
 
+    def _is_apart(self, lane: str) -> bool:
+        """Tell whether what is next in a lane goes by itself."""
+        return self._lanes[lane][0].n <= self._apart_up_to
+
     def _send_together(self, letters: Sequence[Letter]) -> None:
         """Publish a batch."""
         self._together = True
@@ -145,17 +151,14 @@ class Lanes:
         answer.add_done_callback(partial(self._answered_together, letters))
 
     def _answered_together(self, letters: Sequence[Letter], answer: asyncio.Future[Published]) -> None:
-        """Go on when the broker has stored a batch; otherwise send its letters, and for a while all others, one by one.
+        """Go on when the broker has stored a batch; otherwise send letters one by one.
 
         Whatever the reason: the batch may be stored, then each letter is known by its id; or be stored later, then as a whole or not at
         all, and not once one of its letters is.
         """
         self._together = False
         if answer.cancelled() or answer.exception() is not None:
-            log = self._log.info if self._apart_for == _APART_FIRST else self._log.debug  # once until a batch is taken
-            log("one_by_one", count=len(letters), seconds=self._apart_for, why=_why(answer))
-            self._apart_until = asyncio.get_running_loop().time() + self._apart_for
-            self._apart_for = min(self._apart_for * 2, _APART_LAST)
+            self._part(letters, answer)
             self._idle |= dict.fromkeys(letter.lane for letter in letters)
         else:
             self._apart_for = _APART_FIRST
@@ -163,6 +166,22 @@ class Lanes:
                 self._done(letter)
             self._went_through(letters[-1], len(letters))
         self._dispatch()
+
+    def _part(self, letters: Sequence[Letter], answer: asyncio.Future[Published]) -> None:
+        """Have the letters of a batch that was not taken go one by one, and for a while all others too.
+
+        Where the broker has some of them, they were stored before a crash, and come first: the first half goes, and only that. The next
+        batch tells about the other half.
+        """
+        failure = None if answer.cancelled() else answer.exception()
+        if isinstance(failure, PublishFailed) and failure.duplicate:
+            self._apart_up_to = letters[(len(letters) - 1) // 2].n
+            self._log.info("one_by_one", up_to=self._apart_up_to, why=_why(answer))
+            return
+        log = self._log.info if self._apart_for == _APART_FIRST else self._log.debug  # once until a batch is taken
+        log("one_by_one", count=len(letters), seconds=self._apart_for, why=_why(answer))
+        self._apart_until = asyncio.get_running_loop().time() + self._apart_for
+        self._apart_for = min(self._apart_for * 2, _APART_LAST)
 
     def _done(self, letter: Letter) -> None:
         """Take the head of a lane out; what comes after it may be sent."""

@@ -57,7 +57,7 @@ async def test_nothing_is_lost_or_out_of_order_when_worker_or_broker_is_killed_i
 ) -> None:
     # Handed to the client; partly written; with nothing known about the acknowledgement; without a broker; both gone.
     every = ("publish_all.before:1:kill", "publish_all.after:1:kill", "write.after:8:kill", "", "broker", "both")
-    blows = every * (12 if SIZE is Tests.NIGHTLY else 1)  # all of them: a few may leave no batch at all, which proves nothing
+    blows = every * (12 if SIZE is Tests.NIGHTLY else 1)
     async with Stage(tmp_path, program=LAUNCHER) as stage:
         kate = await stage.agent("kate")
         load = Load([kate, await stage.agent("bob")], dice, patience=400.0)  # the worker is away most of the time
@@ -77,7 +77,7 @@ async def test_nothing_is_lost_or_out_of_order_when_worker_or_broker_is_killed_i
     note = f"{len(batches)} batches stored"
     record(found.row("kill-in-batches", back=back, faults=len(blows), note=note))
     assert found.bad == []
-    assert batches, f"invalid run: {note}"
+    assert len(batches) >= len(blows), f"invalid run: {note}"
 
 
 async def struck(stage: Stage, blow: str, dice: random.Random) -> None:

@@ -230,6 +230,39 @@ async def test_after_a_crash_what_is_stored_goes_one_by_one_and_then_batches_aga
         assert all(seqs == list(range(1, 13)) for seqs in stored.values())
 
 
+class CountingBus(SpyingBus):
+    """Remembers what was asked to be published by itself."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self.alone: set[str] = set()
+
+    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+        self.alone.add(message.msg_id)
+        return super().publish(message)
+
+
+async def test_after_a_crash_what_is_not_stored_goes_in_batches_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time is waited for, in which all would go one by one."""
+    monkeypatch.setattr(lanes, "_APART_FIRST", 3600.0)
+    bus = SpyingBus(MemoryBroker())
+    async with running(str(path)) as run:
+        await busy(run, 20, 10)
+        async with relaying(run, bus) as made:
+            await eventually(lambda: made.idle)
+        await busy(run, 40, 10)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE published SET n = 0")
+    connection.close()
+    new = CountingBus(bus.broker)
+    async with running(str(path)) as run, relaying(run, new) as made:
+        await eventually(lambda: made.idle)
+    found = sequences(await bus.client().messages("TASKFLOW_EVT"))
+    assert len(found) == 60
+    assert all(seqs == list(range(1, 13)) for seqs in found.values())
+    assert len(new.alone - {message.msg_id for message in bus.asked}) <= 40 * 12 / 4, "of what is new, most goes in batches"
+
+
 async def test_a_stream_without_batches_gets_everything_one_by_one_and_it_is_said_once(path: Path) -> None:
     bus = SpyingBus(MemoryBroker())
     bus.broker.create_stream({**stream_config(EVT, batches=False), "max_msgs": 10**6})

@@ -96,14 +96,15 @@ class Published(msgspec.Struct, frozen=True):
 class PublishFailed(Exception):
     """The message may or may not be stored: publish it again with the same `msg_id`.
 
-    `refused` is true where the broker answered with an error (the stream is full, no such stream, no permission); `unsendable`, where the
-    broker would take no such message from anybody: it is too large for it or for its stream, or its subject cannot be published on.
+    `refused`: the broker answered with an error (the stream is full, no such stream, no permission). `unsendable`: it would take no such
+    message from anybody (too large for it or its stream, no subject to publish on). `duplicate`: it has a message of the batch.
     """
 
-    def __init__(self, message: str, *, refused: bool = False, unsendable: bool = False) -> None:
+    def __init__(self, message: str, *, refused: bool = False, unsendable: bool = False, duplicate: bool = False) -> None:
         super().__init__(message)
-        self.refused = refused or unsendable
+        self.refused = refused or unsendable or duplicate
         self.unsendable = unsendable
+        self.duplicate = duplicate
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,8 @@ _BATCH, _PLACE, _COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Co
 _NO_RESPONDERS = "503"
 _TOO_LARGE = 10054
 """The broker's code for a message over its stream's `max_msg_size`."""
+_DUPLICATE = 10201
+"""The broker's code for a batch with a message that it has."""
 # Deadlines are looked at together; none is missed by more than this many seconds.
 _SWEEP = 0.05
 
@@ -174,8 +176,9 @@ class Publisher:
             return
         if ack.error is not None:
             reason = f"{ack.error.description} ({ack.error.err_code})"
-            too_large = ack.error.err_code == _TOO_LARGE
-            future.set_exception(PublishFailed(f"the broker refused a message on {subject}: {reason}", refused=True, unsendable=too_large))
+            why = f"the broker refused a message on {subject}: {reason}"
+            too_large, duplicate = ack.error.err_code == _TOO_LARGE, ack.error.err_code == _DUPLICATE
+            future.set_exception(PublishFailed(why, refused=True, unsendable=too_large, duplicate=duplicate))
         elif found.opens or (ack.batch, ack.count) != (found.batch, found.size):
             future.set_exception(PublishFailed(f"the stream of {subject} does not store messages together"))
         elif ack.duplicate:

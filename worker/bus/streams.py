@@ -64,7 +64,7 @@ class StreamStore:
         """Raise `PublishFailed` where not all of the messages would be stored: one has been, or there is no room."""
         ids = [headers[MSG_ID] for _, _, headers in messages if MSG_ID in headers]
         if len(set(ids)) < len(ids) or any(name in self._ids for name in ids):
-            raise PublishFailed("the broker refused a batch: it contains duplicate message id (10201)", refused=True)
+            raise PublishFailed("the broker refused a batch: it contains duplicate message id (10201)", duplicate=True)
         full = 0 < self.config.get("max_bytes", -1) < self._bytes + sum(len(body) for _, body, _ in messages)
         if full and self.config.get("discard") == "new":
             raise PublishFailed("the broker refused a batch: maximum bytes exceeded (10047)", refused=True)
