@@ -6,6 +6,7 @@ import copy
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from worker.errors import Internal, InvalidRequest, NotFound, RevisionMismatch
 from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep
 from worker.wire import cursors, outcomes
+from worker.wire.documents import EventPage
 
 FLOW = Flow(
     id="01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f",
@@ -223,3 +225,13 @@ def test_the_error_of_a_stored_refusal_is_found_again_so_that_a_repeat_is_answer
     assert outcomes.error_in(outcomes.applied(FLOW)) is None
     assert outcomes.error_in(b"") is None
     assert isinstance(outcomes.error_in(b'{"ok":false,"error":{"code":"gone","message":"m","details":{}}}'), Internal)
+
+
+def test_an_event_that_the_broker_cannot_carry_is_shown_without_its_payload_and_the_page_goes_on_behind_it() -> None:
+    page = outcomes.events_page([event(2, {"patch": "x" * 200_000}), event(3)], None, budget=32_000)
+    shown = json.loads(outcomes.fitting(page, 64_000))
+    assert [(event["seq"], event["kind"], event["payload_omitted"]) for event in shown["events"]] == [(2, "state_updated", True)]
+    assert shown["payload_omitted"] is True
+    assert cursors.read_number(shown["next_cursor"]) == 2
+    assert msgspec.convert(shown, EventPage).events[0].payload == {}
+    assert outcomes.fitting(page, 300_000) == page

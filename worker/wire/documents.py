@@ -49,15 +49,16 @@ class StepShown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventShown(msgspec.Struct, frozen=True, kw_only=True):
-    """One journal entry."""
+    """One journal entry. `payload_omitted`: the broker could not carry the answer with the payload in it."""
 
     seq: int
     revision: int
     kind: EventKind
-    payload: dict[str, Any]
+    payload: dict[str, Any] = {}
     at: str
     actor: str
     cause: str | None
+    payload_omitted: bool | UnsetType = UNSET
 
 
 class WaitShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,6 +153,7 @@ class EventPage(msgspec.Struct, frozen=True, kw_only=True):
     ok: bool = True
     events: list[EventShown]
     next_cursor: str | None = None
+    payload_omitted: bool | UnsetType = UNSET
 
 
 class WaitPage(msgspec.Struct, frozen=True, kw_only=True):

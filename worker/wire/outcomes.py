@@ -28,22 +28,22 @@ Row = TypeVar("Row")
 
 
 def fitting(answer: bytes, limit: int) -> bytes:
-    """Return an answer as it is, or, where it weighs more than may be sent, without its states: what has happened is no error."""
+    """Return an answer as it is, or, where it weighs more than may be sent, without states and payloads: what has happened is no error."""
     if len(answer) <= limit:
         return answer
     document = msgspec.json.decode(answer)
-    flows = [document["flow"]] if "flow" in document else document.get("flows", ())
-    for field in _HEAVY:
-        for flow in flows:
-            if flow.pop(field, None) is not None:
-                flow["state_omitted"] = document["state_omitted"] = True
+    parts = [document["flow"]] if "flow" in document else document.get("flows") or document.get("events", ())
+    for field, omitted in _HEAVY.items():
+        for part in parts:
+            if part.pop(field, None) is not None:
+                part[omitted] = document[omitted] = True
         if len(shorter := _ENCODER.encode(document)) <= limit:
             return shorter
     return answer
 
 
-_HEAVY = ("state", "wait", "goal")
-"""What is left out of a flow, in this order, until the answer fits: mostly its state is enough."""
+_HEAVY = {"payload": "payload_omitted", "state": "state_omitted", "wait": "state_omitted", "goal": "state_omitted"}
+"""What is left out of an event or a flow, in this order, until the answer fits, and how it is said: mostly the first is enough."""
 
 
 def flow_json(flow: Flow) -> dict[str, Any]:
