@@ -191,13 +191,15 @@ async def test_a_connection_that_nobody_serves_any_more_is_made_again(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, task: str, error: Exception | None
 ) -> None:
     async with connected(broker, monkeypatch) as (connection, publisher, _):
-        served = getattr(connection.client, task)
-        served.cancel()
-        if error is not None:
-            replaced = asyncio.get_running_loop().create_future()
-            replaced.set_exception(error)
-            setattr(connection.client, task, replaced)
-            replaced.add_done_callback(connection.client._on_end)  # type: ignore[arg-type]
+
+        async def end() -> None:
+            if error is not None:
+                raise error
+
+        getattr(connection.client, task).cancel()
+        other = asyncio.create_task(end())
+        setattr(connection.client, task, other)
+        other.add_done_callback(connection.client._on_end)
         await eventually(lambda: broker.connections == 2 and connection.connected)
         await stored(publisher, b"1")
         await eventually(lambda: serving() == WHOLE)
@@ -224,11 +226,14 @@ async def test_what_was_not_written_when_the_connection_went_is_written_only_whe
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with connected(broker, monkeypatch) as (connection, publisher, _):
+        client = connection.client
+        client._flusher_task.cancel()  # type: ignore[union-attr]
+        client._flusher_task = asyncio.create_task(asyncio.sleep(3600))  # nobody writes what is handed over now
         connection.outbound.put(Frame("evt", b"event"))
         connection.outbound.put(Frame("ack", b"settlement", keep=True))
-        connection.client._flusher_task.cancel()  # type: ignore[union-attr]  # nobody writes what is handed over now
         await connection.outbound.drained()
-        assert len(connection.client._pending) == 2
+        assert len(client._pending) == 2
+        broker.drop()
         await eventually(lambda: broker.connections == 2 and connection.connected)
         await stored(publisher, b"1")
         assert broker.got == [b"settlement", b"1"]

@@ -20,9 +20,8 @@ from worker.bus.frames import read_headers
 
 _ENCRYPTED = ("tls", "wss")
 _WEBSOCKETS = ("ws", "wss")
-
-
-_OF_THE_CREDENTIALS = ("permissions violation", "auth", "stale connection")
+_LEFT_TO_NATS_PY = ("permissions violation", "auth", "stale connection")
+"""What an error of the server's says where nats-py does what is right: it tells of it, ends for good, or reconnects."""
 
 
 class NotEncrypted(NatsError):
@@ -153,7 +152,7 @@ class MendedClient(Client):
 
         nats-py closes for good. The limit on messages, for one, may have been lowered: it is read anew with the next connection.
         """
-        if any(word in err_msg for word in _OF_THE_CREDENTIALS):
+        if any(word in err_msg for word in _LEFT_TO_NATS_PY):
             await super()._process_err(err_msg)
             return
         error = NatsError("nats: " + err_msg.strip("'"))
@@ -214,9 +213,9 @@ class MendedClient(Client):
         return [task for task in (self._reading_task, self._flusher_task, self._ping_interval_task) if task is not None]
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
-        """Reconnect where a task has ended that still has a connection to serve. What they end of is theirs, and nats-py says nothing."""
+        """Reconnect where a task has ended by itself that still has a connection to serve: nats-py says nothing of it."""
         error = None if task.cancelled() else task.exception()
-        if self.is_connected and task in self._serving():
+        if self.is_connected and not task.cancelling() and task in self._serving():
             self._ending = asyncio.ensure_future(self._process_op_err(error if isinstance(error, Exception) else UnexpectedEOF()))
 
     def _leave(self) -> None:
