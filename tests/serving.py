@@ -12,7 +12,7 @@ import msgspec
 from tests.eventually import eventually
 from tests.running import Running, VirtualClock
 from worker.api import Api
-from worker.app import operators, reply_bindings, topology
+from worker.app import operators
 from worker.bus.broker import Heard, MemoryBroker, MemoryClient
 from worker.bus.memory import MemoryBus
 from worker.config import Config
@@ -24,6 +24,7 @@ from worker.manager import FlowManager
 from worker.policy import policy_of
 from worker.reading import Randomness, reader
 from worker.store.sqlite import SqliteFlowStore
+from worker.stream_plan import reply_bindings, topology
 from worker.wait_engine import WaitEngine
 from worker.wire.subjects import Subjects
 

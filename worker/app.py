@@ -18,7 +18,7 @@ from worker.admin.desk import Desk
 from worker.admin.letters import Counted, Letters
 from worker.admin.service import Operators
 from worker.api import Api
-from worker.bus.base import Bus, Holder, Source, Stream
+from worker.bus.base import Bus, Holder, Source
 from worker.bus.jetstream import JetStreamBus
 from worker.bus.options import nats_options
 from worker.config import Config
@@ -26,7 +26,7 @@ from worker.consumer import Consumer, decided_until
 from worker.copying import Copier
 from worker.dispatcher import Dispatcher
 from worker.engine import Clock, Engine
-from worker.errors import ConfigError, StoreBroken, root_of
+from worker.errors import StoreBroken, root_of
 from worker.health import Check, HealthServer
 from worker.inspector import Inspector
 from worker.line_writer import LineWriter
@@ -40,9 +40,10 @@ from worker.reading import Randomness, reader
 from worker.relay import Relay
 from worker.signals import Stop
 from worker.store.base import Store
-from worker.store.opening import take_values_as_they_are
-from worker.store.placement import placed
+from worker.store.opening import MEMORY, take_values_as_they_are
+from worker.store.placement import checked, placed
 from worker.store.sqlite import SqliteFlowStore
+from worker.stream_plan import reply_bindings, topology
 from worker.supervisor import Services, Supervisor
 from worker.systemd import Systemd
 from worker.telemetry import Said, configure_logging, logger
@@ -82,14 +83,26 @@ async def run(config: Config, out: TextIO | None = None, stop: Stop | None = Non
         stop = Stop()
         stop.listen()
     take_values_as_they_are()
-    async with _closing(await SqliteFlowStore.open(config.store.path)) as store:
-        bus = JetStreamBus(nats_options(config.nats))
-        try:
-            await _serve(config, store, bus, stop, LineWriter(sys.stdout if out is None else out), metrics, adopt=adopt)
-        finally:
-            await bus.close()
+    if await stop.before(_check_broker(config, adopt=adopt)):
+        async with _closing(await SqliteFlowStore.open(config.store.path)) as store:
+            bus = JetStreamBus(nats_options(config.nats))
+            try:
+                await _serve(config, store, bus, stop, LineWriter(sys.stdout if out is None else out), metrics, adopt=adopt)
+            finally:
+                await bus.close()
     log.info(Said.STOPPED)
     return 0
+
+
+async def _check_broker(config: Config, *, adopt: bool) -> bool:
+    """Check the broker before a database is made for it; returns True.
+
+    One that no worker may use would lie around, and be taken for the one in use. Raises the `Refusal` that stands against a worker.
+    """
+    path = config.store.path
+    if path != MEMORY and not checked(path).exists():
+        await _prepare(config, Holder(database="a new one", store=placed(path)), adopt=adopt, dry_run=True)
+    return True
 
 
 async def provision(config: Config, database: str | None = None, *, adopt: bool = False) -> int:
@@ -97,19 +110,23 @@ async def provision(config: Config, database: str | None = None, *, adopt: bool 
 
     `database`: whose consumers they are from now on.
     """
-    holder = Holder(database=database) if database else None
     configure_logging(config.log)
+    for warning in await _prepare(config, Holder(database=database) if database else None, adopt=adopt):
+        logger("provision").warning(Said.STREAM_AT_RISK, why=warning)
+    logger("provision").info(Said.PROVISIONED, streams=[INBOUND, EVENTS, DEAD_LETTERS])
+    return 0
+
+
+async def _prepare(config: Config, holder: Holder | None, *, adopt: bool, dry_run: bool = False) -> list[str]:
+    """Prepare the broker on a connection of its own; returns warnings. Raises the `Refusal` that stands against a worker there."""
     subjects = Subjects(config.subjects.prefix)
     streams, sources = topology(config, subjects, reply_bindings(config, subjects))
     bus = JetStreamBus(nats_options(config.nats))
     try:
         await bus.open()
-        for warning in await bus.prepare(streams, sources, holder=holder, adopt=adopt):
-            logger("provision").warning(Said.STREAM_AT_RISK, why=warning)
-        logger("provision").info(Said.PROVISIONED, streams=[stream.name for stream in streams])
+        return await bus.prepare(streams, sources, holder=holder, adopt=adopt, dry_run=dry_run)
     finally:
         await bus.close()
-    return 0
 
 
 async def migrate(path: str) -> None:
@@ -257,25 +274,3 @@ def operators(
     desk = Desk(store.queries, subjects, engine.clock, version=program_version(), about=about)
     letters = Letters(engine, bus, subjects, bindings.answers_on, counted)
     return Operators(desk, Acting(engine, Randomness().command_id, Copier(store.place).copy), letters, subjects)
-
-
-def topology(config: Config, subjects: Subjects, bindings: Bindings) -> tuple[tuple[Stream, ...], tuple[Source, ...]]:
-    """Say which streams and consumers the worker needs (CONTRACT 1)."""
-    age, kept = config.stream.max_age.seconds, config.stream.event_max_age.seconds
-    copies = config.stream.replicas
-    inbound = subjects.inbound(bindings.topics())
-    streams = (
-        Stream(name=INBOUND, subjects=inbound, inbound=True, max_age=age, replicas=copies),
-        Stream(name=EVENTS, subjects=subjects.events(), inbound=False, max_age=kept, replicas=copies),
-        Stream(name=DEAD_LETTERS, subjects=subjects.dead_letters(), inbound=False, max_age=kept, replicas=copies),
-    )
-    elsewhere = tuple(Source(stream=name, consumer="taskflow", filters=bindings.topics(name)) for name in bindings.streams())
-    return streams, (Source(stream=INBOUND), *elsewhere)
-
-
-def reply_bindings(config: Config, subjects: Subjects) -> Bindings:
-    """Build the reply bindings. Raises `ConfigError` naming the one that cannot work."""
-    try:
-        return Bindings(config.bindings(), subjects)
-    except ValueError as bad:
-        raise ConfigError(str(bad)) from bad

@@ -91,3 +91,9 @@ async def test_a_second_one_in_the_folder_ends_as_taken_and_names_the_first(dev:
     said = await dev.typed("dev", code=75)
     assert f"pid {dev.pid}" in said.err
     assert (await dev.typed("db", "check", "-o", "json", code=0)).json["worker"] == dev.pid
+
+
+async def test_a_worker_that_is_refused_beside_it_names_it_and_leaves_no_database(dev: Dev) -> None:
+    said = await dev.typed("run", "--http-bind", "off", code=75)
+    assert f"pid {dev.pid}" in said.err
+    assert not (dev.folder / "taskflow.db").exists()

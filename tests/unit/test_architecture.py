@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "reading",
         "signals",
         "inspector",
+        "stream_plan",
         "copying",
         "systemd",
     ),

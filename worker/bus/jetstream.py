@@ -105,10 +105,16 @@ class JetStreamBus:
         await self._publisher.open()
 
     async def prepare(
-        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, holder: Holder | None = None, adopt: bool = False
+        self,
+        streams: tuple[Stream, ...],
+        sources: tuple[Source, ...],
+        *,
+        holder: Holder | None = None,
+        adopt: bool = False,
+        dry_run: bool = False,
     ) -> list[str]:
-        """Create and check streams and consumers; raises `TopologyRefused` or `ConsumerTaken`."""
-        return await self._topology.prepare(streams, sources, holder, adopt=adopt)
+        """Create and check streams and consumers, or only check them; raises `TopologyRefused` or `ConsumerTaken`."""
+        return await self._topology.prepare(streams, sources, holder, adopt=adopt, dry_run=dry_run)
 
     async def inspect(self) -> list[str]:
         """Look again at what `prepare` was given."""

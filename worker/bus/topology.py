@@ -44,24 +44,26 @@ class Topology:
         self._log = structlog.get_logger()
 
     async def prepare(
-        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], holder: Holder | None = None, *, adopt: bool = False
+        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], holder: Holder | None, *, adopt: bool, dry_run: bool
     ) -> list[str]:
         """Check everything, then create and extend what is missing; see `Bus.prepare`."""
         self._streams, self._sources, self._holder = streams, sources, holder
         try:
-            return await self._prepare(streams, sources, adopt=adopt)
+            return await self._prepare(streams, sources, adopt=adopt, dry_run=dry_run)
         except NoAnswer as error:
             raise TopologyRefused(
                 f"JetStream at {self._connection.address}: {error}; is it enabled for this account, and may these credentials "
                 f"publish on $JS.API.> and subscribe to {self._api.inbox}?"
             ) from error
 
-    async def _prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, adopt: bool) -> list[str]:
+    async def _prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, adopt: bool, dry_run: bool) -> list[str]:
         """Do what `prepare` promises; raises `NoAnswer` besides."""
         configs = {stream.name: await self._patiently(stream.name) for stream in streams}
         found = await self._objections(streams, sources, configs, adopt=adopt)
         if found:
             raise TopologyRefused("\n".join(found))
+        if dry_run:
+            return []
         remark = capacity.remark(self._connection.max_payload)
         warnings = [remark] if remark else []
         warnings += [remark for stream in streams if (has := configs[stream.name]) for remark in settings.stream_remarks(stream, has)]

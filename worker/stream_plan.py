@@ -1,0 +1,31 @@
+"""Say which streams and consumers a worker needs at the broker, and which replies it takes, by its settings (CONTRACT 1, 5)."""
+
+from __future__ import annotations
+
+from worker.bus.base import Source, Stream
+from worker.config import Config
+from worker.errors import ConfigError
+from worker.wire.replies import Bindings
+from worker.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects
+
+
+def topology(config: Config, subjects: Subjects, bindings: Bindings) -> tuple[tuple[Stream, ...], tuple[Source, ...]]:
+    """Say which streams and consumers the worker needs (CONTRACT 1)."""
+    age, kept = config.stream.max_age.seconds, config.stream.event_max_age.seconds
+    copies = config.stream.replicas
+    inbound = subjects.inbound(bindings.topics())
+    streams = (
+        Stream(name=INBOUND, subjects=inbound, inbound=True, max_age=age, replicas=copies),
+        Stream(name=EVENTS, subjects=subjects.events(), inbound=False, max_age=kept, replicas=copies),
+        Stream(name=DEAD_LETTERS, subjects=subjects.dead_letters(), inbound=False, max_age=kept, replicas=copies),
+    )
+    elsewhere = tuple(Source(stream=name, consumer="taskflow", filters=bindings.topics(name)) for name in bindings.streams())
+    return streams, (Source(stream=INBOUND), *elsewhere)
+
+
+def reply_bindings(config: Config, subjects: Subjects) -> Bindings:
+    """Build the reply bindings. Raises `ConfigError` naming the one that cannot work."""
+    try:
+        return Bindings(config.bindings(), subjects)
+    except ValueError as bad:
+        raise ConfigError(str(bad)) from bad
