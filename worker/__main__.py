@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from worker import signal_mask
+from worker.collecting import collect_rarely
 
 _WORKER = ("run", "dev")
 """The commands that stop gracefully, and answer a signal that came while they were still loading: at once, with exit code 0."""
@@ -15,13 +17,25 @@ _WORKER = ("run", "dev")
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
     _occupy_standard_streams()
-    if sys.argv[1:2] and sys.argv[1] in _WORKER:
+    collect_rarely()
+    if _command(sys.argv[1:]) in _WORKER:
         signal_mask.hold()
     else:
         signal_mask.release()
     from worker.cli import main as command_line  # noqa: PLC0415  a third of a second: see above
 
     command_line()
+
+
+def _command(words: Sequence[str]) -> str:
+    """Return the command that is typed, behind options of the connection, each of which has a value: `taskflow -s URL run`."""
+    left = iter(words)
+    for word in left:
+        if not word.startswith("-"):
+            return word
+        if "=" not in word if word.startswith("--") else len(word) == 2:  # noqa: PLR2004 - one letter: the value is the next word
+            next(left, None)
+    return ""
 
 
 def _occupy_standard_streams() -> None:

@@ -62,6 +62,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "prose",
         "version",
         "signal_mask",
+        "collecting",
         "ownership",
         "program",
         "atomic_file",

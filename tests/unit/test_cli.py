@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from worker.__main__ import _command
 from worker.cli import exit_codes, taskflow
 from worker.cli.dev import banner
 from worker.cli.launch import INTERRUPTED, launch
@@ -99,6 +100,22 @@ def test_what_the_command_does_not_take_is_no_better_before_it(typed: tuple[str,
     assert (said.exit_code, "ption" in said.stderr) == (64, True)
 
 
+@pytest.mark.parametrize(
+    "typed, command",
+    [
+        ("run", "run"),
+        ("-s nats://one:1 run", "run"),
+        ("-snats://one:1 run", "run"),
+        ("--server=nats://one:1 --nats-user run dev --adopt", "dev"),
+        ("--nats-user run flow run 0000cafe", "flow"),
+        ("-s", ""),
+        ("", ""),
+    ],
+)
+def test_a_worker_holds_signals_back_while_it_loads_wherever_its_command_stands(typed: str, command: str) -> None:
+    assert _command(typed.split()) == command
+
+
 def test_help_is_given_also_behind_options_of_the_connection() -> None:
     assert invoke("-s", "nats://one:1", "--help").stdout == invoke("--help").stdout
     assert invoke("-s", "nats://one:1").stdout == invoke("--help").stdout
@@ -135,8 +152,9 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_a_question_to_the_worker_does_not_load_the_worker(folder: Path) -> None:
-    _, modules = loaded("waits", "-o", "json")
+    _, modules = loaded("waits", "--output", "json")
     assert not modules & {"worker.app", "worker.engine", "worker.store.sqlite", "aiosqlite", "jsonschema", "prometheus_client", "uvicorn"}
+    assert not modules & {"importlib.metadata", "email", "tomllib", "difflib", "tempfile", "structlog"}, "what it would use in other cases"
 
 
 def test_the_worker_compiles_little_text_at_its_start(folder: Path) -> None:

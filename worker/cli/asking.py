@@ -118,12 +118,12 @@ Main = Callable[[Line, Printer], Awaitable[int | None]]
 def run(arguments: Mapping[str, Any], main: Main, *, patience: float = 5.0) -> None:
     """Load the settings, open the line, and run `main`; its number, or what went wrong, is the exit code."""
     from worker.cli.launch import launch
-    from worker.cli.lean import defer_jetstream
+    from worker.cli.lean import load_nats
     from worker.logger import configure_at_first_use
 
     config = load_config(arguments)
     configure_at_first_use(_log_errors)
-    defer_jetstream()
+    load_nats()
     code = launch(_run(config, arguments, main, patience), brief=True)
     if code:
         raise Exit(code)

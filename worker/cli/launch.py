@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from worker.collecting import collect_rarely
 from worker.errors import Exhausted
 
 _NO_THREAD = "can't start new thread"
@@ -22,11 +23,6 @@ SWITCH = 0.0002
 5 ms it waits that long for the busy event loop, again and again: a batch took four times as long.
 """
 
-COLLECT_AFTER = (20_000, 20, 20)
-"""How many objects more than before make Python look for cycles (by itself: 700, 10, 10). What a batch of hundreds makes is mostly alive
-until it is committed, so that each look goes through it in vain: a quarter of the time that a message took.
-"""
-
 
 def launch(main: Coroutine[Any, Any, int], *, brief: bool = False) -> int:
     """Run `main` to its end and give its exit code. Raises `Exhausted` where the system gives no thread for it.
@@ -34,7 +30,7 @@ def launch(main: Coroutine[Any, Any, int], *, brief: bool = False) -> int:
     `brief`: it is over before a faster loop would have been loaded.
     """
     sys.setswitchinterval(SWITCH)
-    gc.set_threshold(*COLLECT_AFTER)
+    collect_rarely()
     gc.freeze()  # what is imported by now stays for good: not to be looked through each time
     try:
         with asyncio.Runner(loop_factory=None if brief else _loop_factory()) as runner:

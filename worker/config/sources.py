@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +72,7 @@ def _refuse_misspelt(environ: Mapping[str, str]) -> None:
     known = {name for setting in settings() for name in setting.variables} | {"TASKFLOW_CONFIG"}
     for name in sorted(environ):
         if name.startswith("TASKFLOW_") and name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=_CLOSE_VARIABLE)
+            near = _alike(name, known, _CLOSE_VARIABLE)
             if near:
                 raise ConfigError(f"environment: {name} is no setting; did you mean {near[0]}?")
 
@@ -101,6 +99,8 @@ def find_file(given: str, environ: Mapping[str, str], folder: Path) -> File | No
 
 def from_file(file: File) -> Layer:
     """Give the layer of a TOML file. Raise `ConfigError` naming the file when it cannot be read or has a key that it may not have."""
+    import tomllib  # noqa: PLC0415 - most commands find no file, and it takes as long to load as all the settings
+
     path = file.path
     try:
         text, exposed = _read(file)
@@ -178,9 +178,16 @@ def _check_reserved(path: Path, key: str, value: object) -> None:
         raise ConfigError(f"{path}: {key} = {value!r} asks for something this version does not have; remove the line")
 
 
+def _alike(written: str, known: Collection[str], cutoff: float) -> list[str]:
+    """Return the known name that is most like this, if one is like it."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only for what is misspelt
+
+    return get_close_matches(written, sorted(known), n=1, cutoff=cutoff)
+
+
 def _near(written: str, known: list[str] | set[str]) -> str:
     """Give `; did you mean …?` when a known name is close."""
-    close = difflib.get_close_matches(written, sorted(known), n=1, cutoff=0.6)
+    close = _alike(written, known, 0.6)
     if not close:
         leaf = written.rpartition(".")[2]
         close = [name for name in sorted(known) if name.rpartition(".")[2] == leaf][:1]
