@@ -59,7 +59,7 @@ EXCEPTED: dict[tuple[str, str], str] = {
         "README.md",
         "make run     # a worker",
     ): "would make an environment; tests/e2e/test_start.py and test_story.py start the same programs",
-    ("README.md", "nats sub 'taskflow.evt.>' &"): NATS_CLI,
+    ("README.md", "nats sub 'taskflow.evt.>' & WATCH=$!"): NATS_CLI,
     ("README.md", "nats req taskflow.api.kate.wait"): NATS_CLI,
     ("README.md", "nats reply svc.add"): NATS_CLI,
     ("README.md", "pip install '.[dev]'"): "makes an environment; .ci/newcomer installs the wheel with [dev] and plays the demo",
