@@ -34,6 +34,8 @@ def figures(found: Json) -> list[tuple[str, str]]:
     state = "not asked" if not worker else "connected" if worker["connected"] else "not connected to NATS"
     state += "".join(f", {why}" for why in worker.get("not_ready", ()))
     unpublished = f"{counted(found['unpublished']['events'], 'event')}, {counted(found['unpublished']['dead_letters'], 'dead letter')}"
+    outgoing = found["outgoing"]
+    tried = f", tried up to {counted(outgoing['attempts'], 'time')}" if outgoing["waiting"] else ""
     return [
         ("flows", flows),
         ("messages", messages),
@@ -42,6 +44,6 @@ def figures(found: Json) -> list[tuple[str, str]]:
         ("set aside", f"{found['set_aside']:,}"),
         ("dead letters", f"{found['dead_letters']:,}"),
         ("not published", unpublished),
-        ("to delegates", f"{found['outgoing']['waiting']:,} not sent, tried up to {counted(found['outgoing']['attempts'], 'time')}"),
+        ("to delegates", f"{outgoing['waiting']:,} not sent{tried}"),
         ("worker", f"{state} · version {found['version']} · epoch {found['epoch']}"),
     ]
