@@ -32,7 +32,7 @@ from worker.config import load
 from worker.store.queries import migrations
 
 COMMANDS = {"sh", "console", "python"}
-DATA = {"", "json", "toml", "yaml", "text"}
+DATA = {"", "json", "toml", "yaml", "ini", "text"}
 
 ELSEWHERE: dict[tuple[str, str], str] = {
     ("README.md", "python"): "tests/e2e/test_readme.py",

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
 _BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^>]+) -->\n)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-_SETTINGS = re.search(r"^```toml\n(\[tool\.pytest\.ini_options\]\n.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-_STRICT = 'addopts = "--strict-markers"\nfilterwarnings = "error"\n'
+_SETTINGS = re.search(r"^```ini\n(\[pytest\]\n.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+_STRICT = "addopts = --strict-markers\nfilterwarnings = error\n"
 
 
 class Block(NamedTuple):
@@ -38,7 +38,7 @@ def passed(folder: Path, mark: str) -> None:
     blocks = [block for block in BLOCKS if block.mark == mark]
     assert blocks
     assert _SETTINGS is not None, "the page says what a project needs for its tests to run without a warning"
-    (folder / "pyproject.toml").write_text(_SETTINGS[1] + _STRICT, encoding="utf-8")
+    (folder / "pytest.ini").write_text(_SETTINGS[1] + _STRICT, encoding="utf-8")
     for number, block in enumerate(blocks):
         (folder / f"test_block_{number}.py").write_text(block.code, encoding="utf-8")
     said = executed(folder, "-m", "pytest", "-q", "-p", "worker.testing.fixtures", "-p", "no:cacheprovider")
