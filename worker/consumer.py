@@ -173,11 +173,13 @@ class Consumer:
         except Exception as defect:  # noqa: BLE001  # reported and tried again: one message must not end the worker for all others
             self._retry(delivery, "unusable", defect)
             return
-        if isinstance(verdict, Ignored):
-            self._done(delivery, Ack(), "ignored", "ignored")
-            return
         source, seq = delivery.stream, delivery.seq
-        if isinstance(verdict, Unusable):
+        if isinstance(verdict, Ignored):
+            if verdict.refused is None:
+                self._done(delivery, Ack(), "ignored", "ignored")
+                return
+            outcome = self._engine.submit(verdict.refused)
+        elif isinstance(verdict, Unusable):
             attributed = verdict.identity is not None and (verdict.decoded or verdict.reason not in _UNREADABLE)
             useless = Useless(error=verdict.error, reason=None if attributed else verdict.reason)
             outcome = self._engine.submit(useless, verdict.identity, raw=delivery, source=source, seq=seq)
@@ -196,9 +198,9 @@ class Consumer:
             self._begun[place] = self._suspects.pop(delivery.seq)
         return self._begun.get(place, 0) + self._failed.get(place, 0)
 
-    def _settle(self, delivery: Delivery, verdict: Inbound | Unusable, future: asyncio.Future[Outcome]) -> None:
+    def _settle(self, delivery: Delivery, verdict: Verdict, future: asyncio.Future[Outcome]) -> None:
         """Tell the broker what became of a delivery, and its sender, where an inbox was named."""
-        verb = verdict.verb if isinstance(verdict, Inbound) else "unusable"
+        verb = verdict.verb if isinstance(verdict, Inbound) else "ignored" if isinstance(verdict, Ignored) else "unusable"
         failure = future.exception()
         if isinstance(failure, Refusal):
             return  # the process ends; the broker delivers again to the next one
@@ -210,7 +212,8 @@ class Consumer:
             self._retry(delivery, verb, outcome.error)
             return
         settlement: Settlement = Term(outcome.name) if outcome.name in _TERMINATED else Ack()
-        self._done(delivery, settlement, verb, outcome.error.code if outcome.error is not None else outcome.name)
+        told = outcome.error.code if outcome.error is not None else outcome.name
+        self._done(delivery, settlement, verb, "ignored" if isinstance(verdict, Ignored) else told)
         if verdict.reply_to is not None:
             self._tell(verdict.reply_to, outcome.result)
 

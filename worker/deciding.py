@@ -201,6 +201,7 @@ class Deciding:
                 batch.closed.append((flow_id, change.closed))
             batch.satisfied.extend((flow_id, change.flow.wait_id or 0, leaf) for leaf in change.satisfied)
             batch.opened.extend((waiter, True) for waiter in change.opened)
+        batch.refused.extend(decision.refused)
         for taken in decision.taken:
             result = reply_outcome(taken.outcome, decision.flow)
             batch.taken.append((taken.held, taken.outcome, result))
@@ -288,8 +289,7 @@ class Deciding:
         self._batch.followed_up = [flow_id for flow_id in self._batch.followed_up if flow_id not in self._aftermath.unfinished]
         for flow_id, before in self._before.items():
             flow = self._loaded.world.flows[flow_id]
-            write = FlowWrite(flow=flow, was=before, due_us=due_of(flow), idempotency_key=self._keys.get(flow_id))
-            self._batch.flows.append(write)
+            self._batch.flows.append(FlowWrite(flow=flow, was=before, due_us=due_of(flow), idempotency_key=self._keys.get(flow_id)))
             if before is not None:
                 self._batch.count(f"flows.{before.status.value}", -1)
             self._batch.count(f"flows.{flow.status.value}", 1)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from worker.flow.commands import DeadlinePassed, ExpireHeld, Policy, Reply, StartFlow
+from worker.flow.commands import DeadlinePassed, ExpireHeld, Policy, Reply, RequestRefused, StartFlow
 from worker.flow.model import Flow, Pair
 from worker.flow.waits import ExternalEvent, nodes
 from worker.flow.world import World
@@ -171,7 +171,7 @@ def keys_of(submission: Submission, world: World) -> set[Hashable]:
         keys |= {what.flow_id, *_pairs(world.flows.get(what.flow_id))}
     elif identity is not None:
         keys.add(identity.scope)
-    elif not isinstance(what, Useless | StartFlow | ExpireHeld):
+    elif not isinstance(what, Useless | StartFlow | ExpireHeld | RequestRefused):
         keys.add(("", what.flow_id))  # commands within the process: those on one flow in their order
     return keys
 

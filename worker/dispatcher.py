@@ -1,7 +1,8 @@
 """Send what delegations have committed: requests and cancel notices, after the commit, at least once (SEMANTICS 5).
 
-A message is forgotten once the server has it and somebody listens. Where nobody does, it is sent again, ever later, until its wait is
-over: then the row is gone. A crash between sending and forgetting sends it twice, under the same `Nats-Msg-Id`.
+A message is sent once the server has it and somebody listens. Where nobody does, or where the stream that captures it says afterwards that
+it does not take it, it is sent again, ever later, until its wait is over: then the row is gone. A crash between sending and noting it sends
+it twice, under the same `Nats-Msg-Id`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,12 @@ import structlog
 from worker.bus.base import Asked, Bus
 from worker.engine import Engine
 from worker.errors import FlowError
-from worker.flow.model import Outgoing
 from worker.flow.request_headers import CORRELATION_ID, TRACEPARENT
 from worker.store.base import Transaction
-from worker.store.records import Batch, DueOutgoing
+from worker.store.records import AGAIN, Batch, DueOutgoing
 from worker.telemetry import Said
 from worker.times import SECOND, Micros
 
-RETRY_FIRST: Micros = SECOND // 4
-RETRY_LAST: Micros = 30 * SECOND
 _AT_ONCE = 256
 _LOOK_EVERY = 5.0
 """Seconds after which the loop looks even when nothing woke it."""
@@ -58,7 +56,7 @@ class Dispatcher:
         due = await self._engine.store.outgoing_due(self._engine.clock(), _AT_ONCE)
         if not due:
             return 0
-        results = await self._bus.send([_asked(row.message) for row in due])
+        results = await self._bus.send([_asked(row) for row in due])
         failed = [(row, why) for row, why in zip(due, results, strict=True) if why is not None]
         for row, why in failed:
             if row.attempts == 0:
@@ -70,25 +68,25 @@ class Dispatcher:
                     traceparent=row.message.headers.get(TRACEPARENT),
                     why=why,
                 )
-        sent = [row.n for row, why in zip(due, results, strict=True) if why is None]
+        sent = [row for row, why in zip(due, results, strict=True) if why is None]
         await self._settle(sent, [row for row, _ in failed])
         return len(due)
 
-    async def _settle(self, sent: Sequence[int], failed: Sequence[DueOutgoing]) -> None:
-        """Forget what was sent, postpone the rest, in one transaction."""
+    async def _settle(self, sent: Sequence[DueOutgoing], failed: Sequence[DueOutgoing]) -> None:
+        """Note what was sent, postpone the rest, in one transaction."""
         now = self._engine.clock()
-        later = [(row.n, now + min(RETRY_FIRST << min(row.attempts, 16), RETRY_LAST)) for row in failed]
 
         def settle(transaction: Transaction) -> None:
             """Write it down."""
-            transaction.settle_outgoing(sent, later)
+            done = [(row.n, row.attempts, _again(row, now)) for row in sent]
+            transaction.settle_outgoing(done, [(row.n, _again(row, now)) for row in failed])
 
         await self._engine.do(settle)
 
     async def _until_next(self) -> float:
         """Return the seconds until the next message is due, at most a few."""
         if not self._bus.connected:
-            return RETRY_FIRST / SECOND
+            return AGAIN[0] / SECOND
         due = await self._engine.store.next_outgoing()
         if due is None:
             return _LOOK_EVERY
@@ -104,11 +102,21 @@ class Dispatcher:
 
     def _heard(self, batch: Batch) -> None:
         """Wake when a commit added something to send."""
-        if batch.outgoing:
+        for flow_id, _, why in batch.refused:
+            self._log.warning(Said.DELEGATE_NOT_REACHED, flow_id=flow_id, why=f"the stream of the delegate's subject refused it: {why}")
+        if batch.outgoing or batch.refused:
             self._woken.set()
 
 
-def _asked(message: Outgoing) -> Asked:
-    """Return the message as the bus takes it; its id is the same each time it is sent."""
-    headers = {**message.headers, "Nats-Msg-Id": f"{message.flow_id}:{message.wait_id}:{message.kind}"}
+def _again(row: DueOutgoing, now: Micros) -> Micros:
+    """Return when to send a message again that has not come through."""
+    first, last = AGAIN
+    return now + min(first << min(row.attempts, 16), last)
+
+
+def _asked(row: DueOutgoing) -> Asked:
+    """Return the message as the bus takes it; its id is the same each time it is sent, and nobody can know it before."""
+    message = row.message
+    parts = [message.flow_id, str(message.wait_id), message.kind, *filter(None, [row.nonce])]
+    headers = {**message.headers, "Nats-Msg-Id": ":".join(parts)}
     return Asked(subject=message.subject, body=message.body, headers=headers, reply=message.reply)

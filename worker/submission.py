@@ -20,6 +20,7 @@ from worker.flow.commands import (
     ParkFlow,
     Policy,
     Reply,
+    RequestRefused,
     StartFlow,
     Stimulus,
 )
@@ -119,6 +120,8 @@ def _need(stimulus: Stimulus | FollowUp | Useless, needs: Needs) -> None:
             return
         case Reply():
             _need_reply(stimulus, needs)
+        case RequestRefused():
+            needs.pairs.add((stimulus.topic, stimulus.correlation_id))
         case StartFlow():
             _need_start(stimulus, needs)
         case ExpireHeld():

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.stage import TOPIC, Agent, Heard, Stage
+from tests.eventually import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("acknowledgements")]
 
@@ -131,6 +132,34 @@ async def test_a_refusal_resumes_nobody_and_is_held_for_nobody(kate: Agent, mall
     assert (await kate.flow(late))["status"] == "waiting", "nothing was held for it"
     for flow_id in (*flows, late):
         assert (await kate.api("cancel", {"flow_id": flow_id}))["ok"]
+
+
+async def test_a_request_that_the_full_stream_of_a_delegate_refuses_is_sent_again_once_there_is_room(stage: Stage, kate: Agent) -> None:
+    config = {"name": "WORK", "subjects": ["work.>"], "max_msgs": 1, "discard": "new", "storage": "memory"}
+    await asked(kate, "STREAM.CREATE.WORK", config)
+    await kate.publish("work.before", b"in the way")
+    flow_id = await kate.start()
+    assert (await kate.api("delegate", {"flow_id": flow_id, "to": "work.pay", "payload": {"eur": 3}, "timeout": "10m"}))["ok"]
+    correlation_id = (await kate.flow(flow_id))["wait"]["correlation_id"]
+
+    def refused() -> bool:
+        lines = [line for log in stage.logs() for line in log.read_text(encoding="utf-8").splitlines()]
+        return any("delegate_not_reached" in line and flow_id in line and "10077" in line for line in lines)
+
+    await eventually(refused)
+    assert (await kate.flow(flow_id))["status"] == "waiting"
+    await asked(kate, "STREAM.UPDATE.WORK", {**config, "max_msgs": 10})
+
+    async def stored() -> bool:
+        return (await kate.js.stream_info("WORK")).state.messages == 2
+
+    await eventually(stored)
+    request = await kate.js.get_msg("WORK", 2)
+    assert (request.headers or {})["Taskflow-Agent"] == "kate"
+    await kate.client.publish((request.headers or {})["Taskflow-Reply-Subject"], b'"paid"')
+    shown = await kate.until(flow_id, "running")
+    assert shown["state"]["resume_event"] == "paid"
+    assert shown["state"]["resume_meta"]["correlation_id"] == correlation_id
 
 
 async def test_a_flood_of_refusals_displaces_no_held_reply(stage: Stage, kate: Agent, mallory: Agent, ways: dict[str, Way]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -21,7 +24,7 @@ from worker.dispatcher import _asked
 from worker.flow.commands import DelegateFlow
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Outgoing
-from worker.store import rows
+from worker.store.records import DueOutgoing
 from worker.store.transaction import SqliteTransaction
 from worker.times import rfc3339
 from worker.wire.bindings import Binding
@@ -71,6 +74,7 @@ async def test_the_request_says_what_it_is_for() -> None:
         await served.dispatch()
         headers = dict(heard[0].headers)
         correlation_id = headers["Correlation-Id"]
+        assert re.fullmatch(f"{flow_id}:2:request:[0-9a-f]{{32}}", headers.pop("Nats-Msg-Id"))
         assert str(UUID(correlation_id)) == correlation_id, "an agent that parses it as a UUID writes it back the same"
         assert headers == {
             "X-Tenant": "acme",
@@ -81,7 +85,6 @@ async def test_the_request_says_what_it_is_for() -> None:
             "Taskflow-Deadline": rfc3339(served.run.clock.us + 900_000_000),
             "Taskflow-Reply-Subject": f"taskflow.reply.kate.{correlation_id}",
             "traceparent": TRACE,
-            "Nats-Msg-Id": f"{flow_id}:2:request",
         }
         assert heard[0].body == b"null"
 
@@ -125,14 +128,12 @@ async def test_a_crash_between_sending_and_forgetting_sends_it_again_under_the_s
     async with serving(path, broker=broker) as served:
         heard = await served.respond(DELEGATE, None)
         flow_id = await delegated(served)
-        row = (await served.run.store.outgoing_due(served.run.clock.us, 10))[0]
         await served.dispatch()
         first = heard[0]
     async with serving(path, broker=broker) as served:
-        # What was sent is still there after the crash: put the row back as it was.
+        # That it was sent is not known after the crash: put the row back as it was.
         def back(transaction: Any) -> None:
-            values = rows.outgoing_insert(1, row.message, served.run.clock.us)
-            transaction._each(transaction._saves["insert_outgoing"], [values])
+            transaction._database.execute("UPDATE outgoing SET is_sent = 0, next_us = 0")
 
         await served.run.engine.do(back)
         await served.dispatch()
@@ -279,7 +280,7 @@ async def test_the_delegate_hears_of_a_cancellation_however_it_came_about(how: s
         await served.dispatch()
         reasons = {"cancel": "enough", "cascade": f"parent flow {parent} was cancelled", "request": None, "timeout": "wait timed out"}
         assert [msgspec.json.decode(m.body) for m in cancelled] == [{"flow_id": child, "correlation_id": "c", "reason": reasons[how]}]
-        assert cancelled[0].headers["Nats-Msg-Id"] == f"{child}:2:cancel"
+        assert re.fullmatch(f"{child}:2:cancel:[0-9a-f]{{32}}", cancelled[0].headers["Nats-Msg-Id"])
         assert cancelled[0].reply == ""
         assert (len(asked), await pending(served)) == (1, [])
 
@@ -358,6 +359,100 @@ async def test_the_acknowledgement_of_a_stream_is_not_the_answer() -> None:
         await served.client.publish(request.headers["Taskflow-Reply-Subject"], b'{"answer":42}')
         await served.pump()
         assert (await served.flow(flow_id)).state_json["resume_event"] == {"answer": 42}
+
+
+@contextlib.contextmanager
+def room(served: Served, size: int) -> Iterator[None]:
+    """Let the stream of the delegate's subject have so much room."""
+    config = served.bus.broker.streams["WORK"].config
+    config["max_bytes"], before = size, config["max_bytes"]
+    yield
+    config["max_bytes"] = before
+
+
+def narrow(served: Served) -> None:
+    """Have a stream capture what delegates are asked, and have no room."""
+    config = {"name": "WORK", "subjects": ["team.>"], "max_age": 0, "duplicate_window": 0, "max_bytes": 1, "discard": "new"}
+    served.bus.broker.create_stream(config)
+
+
+async def test_a_request_that_the_delegates_stream_refuses_is_sent_again_ever_later() -> None:
+    """SEMANTICS 5, R0: the broker says so on the reply subject, after the request has left."""
+    async with serving() as served:
+        narrow(served)
+        flow_id = await delegated(served)
+        clock, waited = served.run.clock, []
+        for _ in range(10):
+            assert await served.dispatch() == 1
+            assert await served.dispatch() == 0, "not before its time"
+            assert (await served.flow(flow_id)).status is FlowStatus.WAITING
+            due = await served.run.store.next_outgoing()
+            assert due is not None
+            waited.append((due - clock.us) // QUARTER)
+            clock.us = due
+        assert waited == [1, 2, 4, 8, 16, 32, 64, 120, 120, 120]
+        with room(served, 1000):
+            assert await served.dispatch() == 1
+        assert await served.run.store.next_outgoing() is None
+        (request,) = await served.client.messages("WORK")
+        await served.client.publish(request.headers["Taskflow-Reply-Subject"], b"42")
+        await served.pump()
+        assert (await served.flow(flow_id)).state_json["resume_event"] == 42
+        assert (await served.run.store.counts()).keys() & {"inbox.held", "inbox.unmatched", "inbox.ignored"} == set()
+
+
+async def test_a_refusal_that_comes_before_it_is_noted_that_the_request_was_sent_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SEMANTICS 5, R0."""
+    async with serving() as served:
+        narrow(served)
+        flow_id = await delegated(served)
+        real = served.bus.send
+
+        async def slow(messages: Sequence[Asked]) -> list[str | None]:
+            told = await real(messages)
+            await served.pump()
+            return told
+
+        monkeypatch.setattr(served.bus, "send", slow)
+        assert await served.dispatch() == 1
+        assert [message.flow_id for message in await pending(served)] == [flow_id]
+        assert await served.dispatch() == 0, "not at once"
+        served.run.clock.advance(seconds=1)
+        with room(served, 1000):
+            assert await served.dispatch() == 1
+        assert len(await served.client.messages("WORK")) == 1
+
+
+@pytest.mark.parametrize("sent", [False, True])
+async def test_forged_refusals_neither_hold_a_request_back_nor_have_it_sent_more_than_now_and_then(sent: bool) -> None:
+    """SEMANTICS R0: whoever knows where a request is to be answered can aim a refusal there."""
+    refusal = b'{"error":{"code":400,"err_code":10060,"description":"expected stream does not match"},"stream":"X","seq":0}'
+    async with serving() as served:
+        heard = await served.respond(DELEGATE, None)
+        await delegated(served, correlation_id="known")
+        if sent:
+            await served.dispatch()
+        for _ in range(80):
+            await served.client.publish("taskflow.reply.kate.known", refusal)
+        await served.pump()
+        if sent:
+            assert await served.dispatch() == 0
+            served.run.clock.advance(seconds=30)
+        assert await served.dispatch() == 1
+        assert len(heard) == 1 + sent
+        assert await served.dispatch() == 0
+
+
+async def test_a_refusal_is_for_the_request_whose_reply_subject_it_came_on_and_for_no_other() -> None:
+    """SEMANTICS 5, R0: on a topic whose subject does not name the request nobody can tell whose it is."""
+    config = Config(replies=(Binding("work.results.*", correlation="subject"),))
+    async with serving(config=config) as served:
+        narrow(served)
+        for topic in ("work.results", "agent.delegate.reply"):
+            await delegated(served, reply_topic=topic, correlation_id="c")
+        await served.dispatch()
+        again = await served.run.store.outgoing_due(2**62, 10)
+        assert [row.message.reply for row in again] == ["work.results.c"]
 
 
 async def test_an_answer_that_is_not_accepted_is_not_the_answer() -> None:
@@ -683,4 +778,6 @@ async def test_the_running_dispatcher_sends_what_a_commit_adds() -> None:
 def test_a_message_to_a_delegate_keeps_its_id_each_time_it_is_sent() -> None:
     """SEMANTICS 5."""
     message = Outgoing(flow_id="f", wait_id=2, kind="request", subject="s", headers={"A": "b"}, body=b"{}", reply="r")
-    assert _asked(message) == Asked(subject="s", body=b"{}", headers={"A": "b", "Nats-Msg-Id": "f:2:request"}, reply="r") == _asked(message)
+    for nonce, name in (("secret", "f:2:request:secret"), ("", "f:2:request")):
+        row = DueOutgoing(n=1, attempts=3, nonce=nonce, message=message)
+        assert _asked(row) == Asked(subject="s", body=b"{}", headers={"A": "b", "Nats-Msg-Id": name}, reply="r")

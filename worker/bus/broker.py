@@ -179,7 +179,7 @@ class MemoryBroker:
             stored = self.publish(message.subject, message.body, message.headers, reply)
             ack: Json | None = None if stored is None else {"stream": stored.stream, "seq": stored.seq}
         except PublishFailed as failed:
-            ack = {"error": {"code": 503, "description": str(failed)}}
+            ack = {"error": {"code": 503, "err_code": 10077, "description": str(failed)}, "stream": "", "seq": 0}
         if reply and ack is not None:
             with contextlib.suppress(PublishFailed):  # nobody acknowledges an acknowledgement
                 self.publish(reply, msgspec.json.encode(ack), NO_HEADERS)

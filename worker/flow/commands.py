@@ -206,6 +206,14 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = ""
 
 
+class RequestRefused(msgspec.Struct, frozen=True):
+    """The stream that captures a delegate's subject has not taken the request that is to be answered on this pair: send it again."""
+
+    topic: str
+    correlation_id: str
+    why: str
+
+
 class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True):
     """Time may have brought something about for this generation of the flow's wait: a timer, a deadline, or a cancel intent.
 
@@ -256,5 +264,6 @@ Stimulus = (
     | MatchHeld
     | ExpireHeld
     | Reply
+    | RequestRefused
     | DeadlinePassed
 )

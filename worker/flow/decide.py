@@ -38,13 +38,14 @@ from worker.flow.commands import (
     Policy,
     Reply,
     RequestCancel,
+    RequestRefused,
     ResumeFlow,
     RunFlow,
     StartFlow,
     Stimulus,
 )
 from worker.flow.decision import Decision, Draft, View
-from worker.flow.delegation import delegate
+from worker.flow.delegation import delegate, send_again
 from worker.flow.ending import Source, cancel, fail, pass_time
 from worker.flow.fitness import too_large
 from worker.flow.fold import merged
@@ -70,8 +71,8 @@ TARGET: dict[type[Command], FlowStatus] = {
 
 def decide(stimulus: Stimulus, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
     """Return what the stimulus does at `now`, or why it is refused. Raises `Internal` for a row that cannot be read (R13)."""
-    if isinstance(stimulus, Reply):
-        return match(stimulus, view, now, policy)
+    if isinstance(stimulus, Reply | RequestRefused):
+        return match(stimulus, view, now, policy) if isinstance(stimulus, Reply) else send_again(stimulus, view)
     if isinstance(stimulus, DeadlinePassed):
         return _pass_deadline(stimulus, view, now)
     if isinstance(stimulus, StartFlow):

@@ -60,7 +60,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What to do: a value.
 
     `flow` is what the outcome shows; `hold` a reply to keep, `displaced` held ones that make room for it; `taken` held replies to use up,
-    `spoiled` ones to bury; `dead` the reason and sentence with which the message itself goes to the dead letters.
+    `spoiled` ones to bury; `refused` waits (flow, generation) whose requests are to be sent again, and why; `dead` the reason and sentence
+    with which the message itself goes to the dead letters.
     """
 
     outcome: OutcomeName
@@ -71,6 +72,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     step: FlowStep | None = None
     spoiled: tuple[Spoiled, ...] = ()
     displaced: tuple[Displaced, ...] = ()
+    refused: tuple[tuple[str, int, str], ...] = ()
     dead: tuple[str, str] | None = None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from worker.errors import FlowError, Forbidden, InvalidRequest
-from worker.flow.commands import DelegateFlow, Policy
+from worker.flow.commands import DelegateFlow, Policy, RequestRefused
 from worker.flow.decision import Decision, View
 from worker.flow.ending import notice
 from worker.flow.identifiers import agent_of
@@ -52,6 +52,12 @@ def delegate(command: DelegateFlow, flow: Flow, view: View, now: Micros, policy:
     if decision.changes[0].flow.wait_id is None:
         return decision  # a held reply has ended the wait already: a request now would be of no use, and never be dropped
     return with_outgoing(decision, request)
+
+
+def send_again(refused: RequestRefused, view: View) -> Decision:
+    """Decide what the refusal of a request brings about, which came on the request's reply subject after it was sent (SEMANTICS R0)."""
+    waiters = view.waiters((refused.topic, refused.correlation_id))
+    return Decision(outcome="unmatched", refused=tuple((waiter.flow_id, waiter.wait_id, refused.why) for waiter in waiters))
 
 
 def _forbidden(command: DelegateFlow, flow: Flow, policy: Policy) -> FlowError | None:

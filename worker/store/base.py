@@ -76,8 +76,11 @@ class Transaction(Protocol):
         """Note that a restored database has caught up."""
         ...
 
-    def settle_outgoing(self, sent: Sequence[int], later: Sequence[tuple[int, Micros]]) -> None:
-        """Forget what was sent; try the others again at their times."""
+    def settle_outgoing(self, sent: Sequence[tuple[int, int, Micros]], later: Sequence[tuple[int, Micros]]) -> None:
+        """Forget notices that were sent, and keep requests until their waits are over; try the others again at their times.
+
+        With what was sent comes how often it had been tried: one that was refused meanwhile counts once more, and goes again at its time.
+        """
         ...
 
     def release(self, flow_id: str) -> Flow | None:

@@ -121,7 +121,7 @@ class SqliteReads(OverviewReads):
     async def outgoing_due(self, now: Micros, limit: int) -> list[DueOutgoing]:
         """List the messages to delegates that are due."""
         found = await self._rows("outgoing_due", now, limit)
-        return [DueOutgoing(n=row[0], attempts=row[1], message=rows.outgoing(row[2:])) for row in found]
+        return [DueOutgoing(n=row[0], attempts=row[1], nonce=row[2], message=rows.outgoing(row[3:])) for row in found]
 
     async def next_outgoing(self) -> Micros | None:
         """Return when the next message to a delegate is due."""

@@ -9,13 +9,17 @@ import msgspec
 from worker.flow.decision import OutcomeName
 from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Pair, Waiter
 from worker.flow.world import World
-from worker.times import Micros
+from worker.times import SECOND, Micros
 
 InboxKey = tuple[str, str]
 """(scope, key): the identity of a message; scopes are `cmd:<agent>` and `reply`."""
 
 Place = tuple[str, int]
 """(stream, sequence): where a message lies."""
+
+
+AGAIN: tuple[Micros, Micros] = (SECOND // 4, 30 * SECOND)
+"""After how long a message to a delegate is sent again at first, and at last: twice as long each time."""
 
 
 class InboxRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +117,8 @@ class Batch(msgspec.Struct, kw_only=True):
     """All that a transaction writes, in the order it was decided. `displaced`: the letters of held replies that make room, by key.
 
     Once it is saved, `first_event` is the number of its first journal entry; those of the others follow without a gap.
-    `unfinished`: ends of flows that are to be followed up later; `followed_up`: flows of which there is nothing left to do of that kind.
+    `refused`: waits (flow, generation) whose requests were refused after they were sent, and why. `unfinished`: ends of flows that are to
+    be followed up later; `followed_up`: flows of which there is nothing left to do of that kind.
     `set_aside`: flows whose rows cannot be read, and why; they are taken out of the timers' way (SEMANTICS R13).
     """
 
@@ -130,6 +135,7 @@ class Batch(msgspec.Struct, kw_only=True):
     spoiled: list[tuple[HeldReply, DeadLetter, bytes]] = msgspec.field(default_factory=list)
     displaced: list[tuple[str, str]] = msgspec.field(default_factory=list)
     outgoing: list[Outgoing] = msgspec.field(default_factory=list)
+    refused: list[tuple[str, int, str]] = msgspec.field(default_factory=list)
     counts: dict[str, int] = msgspec.field(default_factory=dict)
     first_event: int = 0
     unfinished: list[OpenEnd] = msgspec.field(default_factory=list)
@@ -160,10 +166,11 @@ class Numbered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DueOutgoing(msgspec.Struct, frozen=True, kw_only=True):
-    """A message to a delegate, its row, and how often it was tried."""
+    """A message to a delegate, its row, how often it was tried, and the part of its id that only the worker and the delegate know."""
 
     n: int
     attempts: int
+    nonce: str
     message: Outgoing
 
 

@@ -9,7 +9,7 @@ from worker.errors import StoreLocked
 from worker.store import rows
 from worker.store.base import LostRace
 from worker.store.loading import Last, Loading
-from worker.store.records import Batch, FlowWrite
+from worker.store.records import AGAIN, Batch, FlowWrite
 from worker.wire.outcomes import EXPIRED
 
 
@@ -65,6 +65,7 @@ class SqliteTransaction(Loading):
         )
         self._many("keep_end", [(number[end.flow_id], int(end.cascade), end.trace) for end in batch.unfinished])
         self._many("forget_end", [(number[flow_id],) for flow_id in batch.followed_up])
+        self._many("refuse_request", [(number[flow_id], wait_id, self._now, *AGAIN) for flow_id, wait_id, _ in batch.refused])
         self._save_outgoing(batch)
         self._save_inbox(batch)
         self._many("insert_held", [rows.held_insert(held) for held in batch.held])

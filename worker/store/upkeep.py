@@ -75,9 +75,10 @@ class Upkeep:
         self._fetch(self._upkeep["forget_purged"], (source, before_seq))
         return len(found)
 
-    def settle_outgoing(self, sent: Sequence[int], later: Sequence[tuple[int, Micros]]) -> None:
+    def settle_outgoing(self, sent: Sequence[tuple[int, int, Micros]], later: Sequence[tuple[int, Micros]]) -> None:
         """Forget what was sent; postpone the rest."""
-        self._each(self._upkeep["forget_outgoing"], [(n,) for n in sent])
+        self._each(self._upkeep["forget_notices"], [(n,) for n, _, _ in sent])
+        self._each(self._upkeep["note_sent"], sent)
         self._each(self._upkeep["postpone_outgoing"], later)
 
     def mark_published(self, outlet: str, n: int) -> None:

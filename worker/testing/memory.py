@@ -23,7 +23,7 @@ _MOST_RETRIES = 1000
 # What time acts on by itself: timers and deadlines, requests to delegates that nobody took, replies that nobody came for.
 _DUE = """
 SELECT due_us AS at FROM flows WHERE due_us > ?1
-UNION ALL SELECT next_us FROM outgoing WHERE next_us > ?1
+UNION ALL SELECT next_us FROM outgoing WHERE is_sent = 0 AND next_us > ?1
 UNION ALL SELECT expires_us FROM held WHERE expires_us > ?1
 """
 _ENDED = "SELECT updated_us + ?2 + 1 AS at FROM flows WHERE status IN ('cancelled', 'finished', 'failed')"

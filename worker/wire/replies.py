@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from worker.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound
-from worker.flow.commands import Reply
+from worker.flow.commands import Reply, RequestRefused
 from worker.wire import limits, pointers
 from worker.wire.acknowledgements import acknowledgement_in
 from worker.wire.bindings import Binding, check_bindings
@@ -105,7 +105,8 @@ class Bindings:
             message = open_reply(subject, headers, body)
             acknowledged = acknowledgement_in(message.value) if message.envelope_id is None else None
             if acknowledged is not None:
-                return Ignored(f"the broker tells a publisher what became of a message: {acknowledged.refusal or 'it is stored'}")
+                why = f"the broker tells a publisher what became of a message: {acknowledged.refusal or 'it is stored'}"
+                return Ignored(why, self._request_refused_on(subject, acknowledged.refusal))
             if subject == self._subjects.resume:
                 return _resume(message, f"{stream}:{seq}", arrived_us, self._tenant)
             reading, topic = self._covering(subject)
@@ -121,6 +122,14 @@ class Bindings:
             return Unusable(NO_CORRELATION, error)
         except FlowError as error:
             return Unusable(reason_of(error), error)
+
+    def _request_refused_on(self, subject: str, why: str) -> RequestRefused | None:
+        """Name the request whose reply subject this is, where it was refused and the subject alone says which one it is."""
+        built_in = self._subjects.parse_reply(subject) is not None
+        if why and (built_in or any(r.kind == "subject" and covers(r.binding.subject, subject) for r in self._patterns)):
+            topic, _, correlation_id = subject.rpartition(".")
+            return RequestRefused(topic, correlation_id, why)
+        return None
 
     def _covering(self, subject: str) -> tuple[_Reading, str]:
         """Return the binding for a subject, and the topic. Raises `TopicNotBound` where there is none (any more)."""

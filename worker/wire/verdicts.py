@@ -8,7 +8,7 @@ from hashlib import blake2b
 import msgspec
 
 from worker.errors import FlowError, IdMismatch, InvalidRequest, TooDeep, TooLarge, TopicNotBound, UnsupportedVerb
-from worker.flow.commands import Stimulus
+from worker.flow.commands import RequestRefused, Stimulus
 from worker.wire.limits import Malformed
 
 COMMAND_ID = re.compile(r"\A[A-Za-z0-9_-]{1,64}\Z")
@@ -46,9 +46,11 @@ class Unusable(msgspec.Struct, frozen=True):
 
 
 class Ignored(msgspec.Struct, frozen=True):
-    """A message that is none of ours; `why` is a sentence for the count of ignored messages."""
+    """A message that is no reply; `why` is a sentence for people. `refused`: it says that a request of ours is not stored."""
 
     why: str
+    refused: RequestRefused | None = None
+    reply_to: None = None
 
 
 _REASONS: tuple[tuple[type[FlowError], str], ...] = (

@@ -146,10 +146,11 @@ SELECT count(*) FROM (SELECT 1 FROM flows INDEXED BY flows_by_due WHERE due_us I
 SELECT id, parked_us FROM flows INDEXED BY flows_parked WHERE parked_us IS NOT NULL ORDER BY parked_us, n LIMIT 1;
 
 -- name: count_outgoing
-SELECT count(*), coalesce(max(attempts), 0) FROM outgoing;
+SELECT count(*), coalesce(max(attempts), 0) FROM outgoing WHERE is_sent = 0;
 
 -- name: outgoing_of
-SELECT o.subject, o.attempts, o.next_us FROM flows AS f CROSS JOIN outgoing AS o WHERE f.id = ?1 AND o.flow = f.n AND o.kind = 'request' LIMIT 1;
+SELECT o.subject, o.attempts, o.next_us FROM flows AS f CROSS JOIN outgoing AS o
+WHERE f.id = ?1 AND o.flow = f.n AND o.kind = 'request' AND o.is_sent = 0 LIMIT 1;
 
 -- name: interventions
 SELECT n, at_us, actor, verb, about, reason FROM interventions WHERE n < ?1 ORDER BY n DESC LIMIT ?2;

@@ -107,11 +107,11 @@ FROM flow_events AS e CROSS JOIN flows AS f WHERE e.n > ?1 AND f.n = e.flow ORDE
 SELECT n, reason, message, subject, stream, seq, CAST(headers_json AS BLOB), body, at_us FROM dead_letters WHERE n > ?1 ORDER BY n LIMIT max(?2, 0);
 
 -- name: outgoing_due
-SELECT o.n, o.attempts, f.id, o.wait_id, o.kind, o.subject, o.headers_json, o.body, o.reply
-FROM outgoing AS o CROSS JOIN flows AS f WHERE o.next_us <= ?1 AND f.n = o.flow ORDER BY o.next_us, o.n LIMIT ?2;
+SELECT o.n, o.attempts, o.nonce, f.id, o.wait_id, o.kind, o.subject, o.headers_json, o.body, o.reply
+FROM outgoing AS o CROSS JOIN flows AS f WHERE o.is_sent = 0 AND o.next_us <= ?1 AND f.n = o.flow ORDER BY o.next_us, o.n LIMIT ?2;
 
 -- name: next_outgoing
-SELECT next_us FROM outgoing ORDER BY next_us LIMIT 1;
+SELECT next_us FROM outgoing WHERE is_sent = 0 ORDER BY next_us LIMIT 1;
 
 -- name: published
 SELECT n FROM published WHERE outlet = ?1;

@@ -28,7 +28,14 @@ UPDATE waiters SET open = 0 WHERE flow = ? AND wait_id = ? AND open = 1;
 DELETE FROM outgoing WHERE flow = ? AND wait_id = ? AND kind = 'request';
 
 -- name: insert_outgoing
-INSERT INTO outgoing (flow, wait_id, kind, subject, reply, headers_json, body, next_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO outgoing (flow, wait_id, kind, subject, reply, headers_json, body, next_us, nonce)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, lower(hex(randomblob(16))));
+
+-- One that was sent is sent again, later each time. Of one that is being sent only the try counts: `settle_outgoing` sees that.
+-- name: refuse_request
+UPDATE outgoing SET attempts = attempts + 1, is_sent = 0,
+  next_us = CASE WHEN is_sent THEN ?3 + min(?4 << min(attempts, 16), ?5) ELSE next_us END
+WHERE flow = ?1 AND wait_id = ?2 AND kind = 'request';
 
 -- name: close_leaf
 UPDATE waiters SET open = 0 WHERE flow = ? AND wait_id = ? AND leaf = ?;

@@ -52,8 +52,12 @@ DELETE FROM waiters WHERE flow = ?;
 -- name: prune_outgoing
 DELETE FROM outgoing WHERE flow = ?;
 
--- name: forget_outgoing
-DELETE FROM outgoing WHERE n = ?;
+-- name: forget_notices
+DELETE FROM outgoing WHERE n = ?1 AND kind = 'cancel';
+
+-- One that was refused while it was being sent has another number of tries by now.
+-- name: note_sent
+UPDATE outgoing SET is_sent = attempts = ?2, next_us = ?3 WHERE n = ?1;
 
 -- name: postpone_outgoing
 UPDATE outgoing SET attempts = attempts + 1, next_us = ?2 WHERE n = ?1;
