@@ -137,7 +137,8 @@ def _need_reply(reply: Reply, needs: Needs) -> None:
     if reply.flow_id is not None:
         needs.flows.add(reply.flow_id)
     if reply.hold:
-        needs.holding[reply.tenant] = needs.holding.get(reply.tenant, 0) + 1
+        sender = reply.tenant, reply.topic
+        needs.holding[sender] = needs.holding.get(sender, 0) + 1
 
 
 def _need_start(command: StartFlow, needs: Needs) -> None:

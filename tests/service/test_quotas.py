@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.running import Running, an_input, running
 from tests.service.acting import TOPIC, Inlet, dead_letters, external, started
+from tests.serving import serving
+from worker.config import Config
 from worker.flow.commands import Policy
 from worker.flow.lifecycle import FlowStatus
+from worker.wire.bindings import Binding
 
 
 async def adds_up(run: Running, taken: int) -> dict[str, int]:
@@ -20,6 +24,8 @@ async def adds_up(run: Running, taken: int) -> dict[str, int]:
     held = dict(await run.store._read("SELECT tenant, count(*) FROM held GROUP BY 1", ()))
     assert counts == rows | ({"held": sum(held.values())} if held else {})
     assert dict(await run.store._read("SELECT tenant, held FROM held_tenants", ())) == held
+    topics = "SELECT tenant, topic, count(*) FROM held GROUP BY tenant, topic"
+    assert list(await run.store._read("SELECT * FROM held_topics", ())) == list(await run.store._read(topics, ()))
     assert rows.get("inbox.held", 0) == sum(held.values())
     assert sum(rows.values()) == taken
     return held
@@ -39,6 +45,40 @@ async def test_a_flood_displaces_its_own_replies_and_nobody_elses(place: str, tm
         reason, stream, seq, _, message = letters[0]
         assert (reason, stream, seq) == ("expired", "TASKFLOW_IN", 2)
         assert "quota of 10" in message
+
+
+KATES = Config(
+    replies=(
+        Binding("agent.ship.reply", owners=("kate",)),
+        Binding("agent.bank.reply", owners=("kate",)),
+        Binding("agent.route.*"),
+        Binding("work.*", correlation="subject"),
+    )
+)
+
+
+@pytest.mark.parametrize("flooded", ["agent.bank.reply", "agent.route.bank", "work.bank", "taskflow.reply.kate.flood", "taskflow.resume"])
+@pytest.mark.parametrize("place", [":memory:", "file"])
+async def test_a_flood_on_one_delegates_topic_displaces_nothing_of_another_ones(place: str, flooded: str, tmp_path: Path) -> None:
+    """RELIABILITY 4, row 52: whatever the topics have in common, their owner or their binding."""
+    path = place if place == ":memory:" else str(tmp_path / "t.db")
+    early = ["agent.ship.reply", "agent.route.ship", *(() if flooded == "taskflow.reply.kate.flood" else ("taskflow.reply.kate",))]
+    unknown = "00000000-0000-4000-8000-000000000001"
+    async with serving(path, config=KATES, max_held_of_tenant=10) as served:
+        for topic in early:
+            for n in range(3):
+                subject = f"{topic}.c{n}" if topic == "taskflow.reply.kate" else topic
+                await served.client.publish(subject, b'{"correlation_id":"c%d","payload":%d}' % (n, n))
+        for n in range(80):
+            said = {"flow_id": unknown, "topic": "agent.bank.reply", "correlation_id": f"flood-{n}", "payload": n}
+            await served.client.publish(flooded, msgspec.json.encode(said))
+        await served.pump()
+        for topic in early:
+            for n in range(3):
+                flow_id = await served.started()
+                wait = {"kind": "external_event", "topic": topic, "correlation_id": f"c{n}"}
+                await served.ask("wait", flow_id=flow_id, wait_condition=wait)
+                assert (await served.flow(flow_id)).status is FlowStatus.RUNNING, (topic, n)
 
 
 async def dead_letters_of(run: Running) -> list[tuple[str, str, int | None, bytes, str]]:

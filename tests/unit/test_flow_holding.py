@@ -18,11 +18,14 @@ from worker.wire.subjects import Subjects
 NOW = 1_800_000_000_000_000
 
 
-def arrive(world: World, tenants: Iterable[str], policy: Policy) -> list[str]:
-    """Let a reply that nobody waits for come for each tenant in turn; return the keys of what was displaced, in order."""
+def arrive(world: World, senders: Iterable[str], policy: Policy) -> list[str]:
+    """Let a reply that nobody waits for come from each sender (`tenant` or `tenant/topic`); return the keys of what was displaced."""
     gone: list[str] = []
-    for number, tenant in enumerate(tenants):
-        reply = Reply(topic="t", correlation_id=f"c{number}", payload=1, event_id="e", arrived_us=NOW, key=str(number), tenant=tenant)
+    for number, sender in enumerate(senders):
+        tenant, _, topic = sender.partition("/")
+        reply = Reply(
+            topic=topic or "t", correlation_id=f"c{number}", payload=1, event_id="e", arrived_us=NOW, key=str(number), tenant=tenant
+        )
         decision = decide(reply, world, NOW + number, policy)
         assert isinstance(decision, Decision)
         assert decision.outcome == "held", "a new reply is always held; what it displaces is older"
@@ -48,6 +51,21 @@ def test_over_the_quota_of_all_the_tenant_that_holds_most_pays() -> None:
     assert world.holdings.of == {"bob": 2, "kate": 1, "eve": 1}
 
 
+def test_within_a_tenant_the_topic_that_holds_most_pays_so_that_a_flood_displaces_its_own() -> None:
+    world, policy = World(), Policy(max_held_of_tenant=10)
+    early = arrive(world, ["kate/ship"] * 4 + ["kate/bank"], policy)
+    flood = ["kate/flood"] * 80
+    assert early == []
+    assert len(arrive(world, flood, policy)) == 75
+    assert world.holdings.topics == {"kate": {"ship": 4, "bank": 1, "flood": 5}}
+
+
+def test_where_topics_hold_alike_the_one_that_a_new_reply_comes_on_pays() -> None:
+    world, policy = World(), Policy(max_held=4)
+    assert arrive(world, ["kate/ship", "kate/ship", "kate/bank", "bob/x", "kate/bank", "bob/x"], policy) == ["2", "0"]
+    assert world.holdings.topics == {"kate": {"ship": 1, "bank": 1}, "bob": {"x": 2}}
+
+
 def test_a_quota_that_was_lowered_is_met_by_and_by() -> None:
     world = World()
     arrive(world, ["kate"] * 6, Policy())
@@ -68,13 +86,13 @@ def test_no_quota_is_ever_exceeded_and_nobody_pays_for_a_smaller_one(tenants: li
     "topic, tenant",
     [
         ("taskflow.reply.kate.c", "agent:kate"),
-        ("team.kate", "agent:kate"),
+        ("team.kate", "team.kate"),
         ("team.both", "team.both"),
         ("agent.route.x", "agent.route.*"),
         ("agent.delegate.reply", "agent.delegate.reply"),
     ],
 )
-def test_a_reply_counts_against_the_one_owner_of_its_topic_or_else_its_binding(topic: str, tenant: str) -> None:
+def test_a_reply_counts_against_the_agent_of_the_built_in_topic_or_its_binding(topic: str, tenant: str) -> None:
     """Not against the topic: one binding may cover any number of them."""
     given = [Binding("agent.delegate.reply"), Binding("agent.route.*"), Binding("team.kate", owners=("kate",))]
     bindings = Bindings([*given, Binding("team.both", owners=("kate", "bob"))], Subjects())

@@ -120,7 +120,8 @@ def copied(world: World) -> World:
     for flow_id, pairs in world.pairs.items():
         new.pairs[flow_id] = set(pairs)
     had = world.holdings
-    new.holdings = Holdings(had.total, dict(had.of), {tenant: list(first) for tenant, first in had.first.items()})
+    topics = {tenant: dict(counts) for tenant, counts in had.topics.items()}
+    new.holdings = Holdings(had.total, dict(had.of), topics, {sender: list(first) for sender, first in had.first.items()})
     return new
 
 

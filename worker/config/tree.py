@@ -107,7 +107,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
         int, About(readers.whole(1, 1_000_000_000), "Keep at most this many replies nobody waits for yet; more displace the oldest.")
     ] = 1_000_000
     held_replies_max_per_owner: Annotated[
-        int, About(readers.whole(1, 1_000_000_000), "The same for the topics of one agent, or for one binding that several may use.")
+        int, About(readers.whole(1, 1_000_000_000), "The same for one agent's built-in topic, or for one reply binding.")
     ] = 100_000
     default_wait_timeout: Annotated[
         Duration | None, About(readers.duration_or_off, "Deadline of waits that name none, or off.", absent="off")

@@ -91,6 +91,10 @@ def outcomes_add_up(evidence: Evidence) -> Iterator[str]:
         yield f"the quota of {tenant or 'the topics that nothing covers'} counts other replies than are held"
     for (tenant,) in evidence.rows("SELECT tenant FROM held_tenants EXCEPT SELECT tenant FROM held"):
         yield f"the quota of {tenant} counts replies, and none is held"
+    topics = "SELECT tenant, topic, count(*) FROM held GROUP BY tenant, topic"
+    for way in (f"{topics} EXCEPT SELECT * FROM held_topics", f"SELECT * FROM held_topics EXCEPT {topics}"):  # noqa: S608  as above
+        for _, topic, count in evidence.rows(way):
+            yield f"of topic {topic} other replies are counted than are held: {count}"
     lost = "SELECT key FROM held EXCEPT SELECT key FROM inbox WHERE outcome = 'held' AND scope = 'reply'"
     yield from (f"a reply is held whose message does not say so: {key!r}" for (key,) in evidence.rows(lost))
     gone = "SELECT key FROM inbox WHERE outcome = 'held' AND scope = 'reply' EXCEPT SELECT key FROM held"

@@ -24,6 +24,10 @@ _HELD_LOOKED_AT, _HELD_AT_ONCE, _HELD_BYTES = 64, 32, 2 * 1024 * 1024
 """How many held replies of a pair are looked at, how many of all pairs are loaded, and about how much these may weigh."""
 
 
+_TOPICS_THAT_PAY = 2
+"""How many of the largest topics of a tenant may have to make room within one batch."""
+
+
 class Last(NamedTuple):
     """The highest row numbers that were ever used, and of each stream the last place that a message was taken from."""
 
@@ -150,22 +154,36 @@ class Loading(Upkeep):
 
     def _load_holdings(self, needs: Needs, holdings: Holdings) -> None:
         """Load how many replies are held, and those that would make room, no more than the batch can displace."""
-        for tenant, count in self._rows("held_counts", needs.holding):
+        arriving: dict[str, int] = {}
+        for (tenant, _), new in needs.holding.items():
+            arriving[tenant] = arriving.get(tenant, 0) + new
+        for tenant, count in self._rows("held_counts", arriving):
             if tenant is None:
                 holdings.total = count
             else:
                 holdings.of[tenant] = count
-        wanted = {t: holdings.of.get(t, 0) + new - needs.max_held_of_tenant for t, new in needs.holding.items()}
-        arriving = sum(needs.holding.values())
-        over = holdings.total + arriving - needs.max_held
+        wanted = {tenant: holdings.of.get(tenant, 0) + new - needs.max_held_of_tenant for tenant, new in arriving.items()}
+        over = holdings.total + sum(arriving.values()) - needs.max_held
         if over > 0:
             for tenant, count in self._database.execute(self._load["held_most"]):
                 holdings.of[tenant] = count
                 wanted[tenant] = max(wanted.get(tenant, 0), over)
         for tenant, number in wanted.items():
             if number > 0:
-                found = self._database.execute(self._load["held_first"], (tenant, min(number, AT_ONCE * arriving)))
-                holdings.first[tenant] = [rows.held_mark(row) for row in found]
+                self._load_topics(tenant, number, needs, holdings)
+
+    def _load_topics(self, tenant: str, number: int, needs: Needs, holdings: Holdings) -> None:
+        """Load of a tenant that pays what its largest topics hold, and those that replies come for: counts, and what expires first."""
+        most = min(number, AT_ONCE * sum(needs.holding.values()))
+        own = {topic: AT_ONCE * new for (owner, topic), new in needs.holding.items() if owner == tenant}
+        topics = holdings.topics.setdefault(tenant, {})
+        topics.update(self._database.execute(self._load["held_topics_most"], (tenant, _TOPICS_THAT_PAY)).fetchall())
+        largest = set(topics)
+        topics.update(self._database.execute(self._load["held_topics"], (_json(own), tenant)).fetchall())
+        for topic in topics:
+            limit = most if topic in largest else min(most, own[topic])
+            found = self._database.execute(self._load["held_first"], (tenant, topic, limit))
+            holdings.first[tenant, topic] = [rows.held_mark(row) for row in found]
 
     def _load_flows(self, flow_ids: set[str], world: World) -> None:
         """Load flows by id; a row that cannot be read is named in the world and stops nothing else (SEMANTICS R13)."""
@@ -197,8 +215,7 @@ class Loading(Upkeep):
 
     def _rows(self, name: str, wanted: Iterable[Any], *more: Any) -> Sequence[Any]:
         """Run a set-based load for the wanted ids."""
-        ids = msgspec.json.encode(list(wanted)).decode()
-        return self._database.execute(self._load[name], (ids, *more)).fetchall()
+        return self._database.execute(self._load[name], (_json(wanted), *more)).fetchall()
 
     def _legible_rows(self, name: str, wanted: Iterable[Any], *more: Any) -> Sequence[Any]:
         """Run a set-based load of flows, one of whose labels may be damaged."""
@@ -217,6 +234,11 @@ class Loading(Upkeep):
             return self._rows(name, wanted, *more)
         finally:
             self._database.text_factory = str
+
+
+def _json(wanted: Iterable[Any]) -> str:
+    """Return the wanted ids as a statement takes them."""
+    return msgspec.json.encode(list(wanted)).decode()
 
 
 def _identity(row: InboxRow) -> InboxKey:

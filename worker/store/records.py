@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from worker.flow.decision import OutcomeName
+from worker.flow.holding import Sender
 from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Pair, Waiter
 from worker.flow.world import World
 from worker.times import SECOND, Micros
@@ -59,7 +60,7 @@ class Needs(msgspec.Struct, kw_only=True):
     `pairs`: those that replies came for; `parking`: those that waits are opened for, which may take held replies;
     `watched`: flows whose watchers are wanted, `parents`: those whose children are, at most `followers` of each;
     `held`: keys of held replies that are handled by hand.
-    `holding`: how many replies of each tenant may have to be held; where that could exceed
+    `holding`: how many replies of each tenant's topics may have to be held; where that could exceed
     `max_held` or, of one tenant, `max_held_of_tenant`, the held replies that would make room are loaded.
     """
 
@@ -75,7 +76,7 @@ class Needs(msgspec.Struct, kw_only=True):
     inbox: set[InboxKey] = msgspec.field(default_factory=set)
     places: set[Place] = msgspec.field(default_factory=set)
     held: set[str] = msgspec.field(default_factory=set)
-    holding: dict[str, int] = msgspec.field(default_factory=dict)
+    holding: dict[Sender, int] = msgspec.field(default_factory=dict)
     max_held: int = 2**62
     max_held_of_tenant: int = 2**62
 

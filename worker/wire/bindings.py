@@ -31,11 +31,6 @@ class Binding(msgspec.Struct, frozen=True):
     stream: str | None = None
 
     @property
-    def tenant(self) -> str:
-        """Whose quota the replies held for it count against: its one owner's, else its own."""
-        return f"agent:{self.owners[0]}" if len(self.owners) == 1 and self.owners != ("*",) else self.subject
-
-    @property
     def topic(self) -> str:
         """What flows wait on: the subject; its last token is the correlation id where `correlation` is `subject`."""
         return self.subject.removesuffix(".*") if self.correlation == "subject" else self.subject

@@ -97,7 +97,7 @@ class Bindings:
         own = self._subjects.parse_reply(f"{topic}.x")
         if own is not None:
             return f"agent:{own[0]}"
-        return next((b.tenant for b in self.configured if covers(b.topic, topic)), "")
+        return next((b.subject for b in self.configured if covers(b.topic, topic)), "")
 
     def read(self, subject: str, headers: Headers, body: bytes, *, stream: str, seq: int, arrived_us: int) -> Inbound | Unusable | Ignored:
         """Read what arrived on a reply subject. Never raises for bad input; `stream` and `seq` name a message without an id."""
@@ -116,7 +116,7 @@ class Bindings:
             payload = _payload(message, reading, whole=reading is self._built_in)
             flow_id = None if reading is self._built_in else flow_named_by(message)
             topic = topic if subject in self._literal else checked_id(topic, "topic")
-            tenant = reading.binding.tenant if reading is not self._built_in else f"agent:{topic.rpartition('.')[2]}"
+            tenant = reading.binding.subject if reading is not self._built_in else f"agent:{topic.rpartition('.')[2]}"
             return _inbound("reply", message, (topic, correlation_id), payload, flow_id, f"{stream}:{seq}", arrived_us, tenant)
         except NoCorrelation as error:
             return Unusable(NO_CORRELATION, error)

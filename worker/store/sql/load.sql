@@ -104,4 +104,10 @@ SELECT tenant, held FROM held_tenants ORDER BY held DESC LIMIT 1;
 
 -- name: held_first
 SELECT topic, correlation_id, event_id, arrived_us, expires_us, key, tenant
-FROM held WHERE tenant = ?1 ORDER BY expires_us, n LIMIT ?2;
+FROM held WHERE tenant = ?1 AND topic = ?2 ORDER BY expires_us, n LIMIT ?3;
+
+-- name: held_topics_most
+SELECT topic, held FROM held_topics WHERE tenant = ?1 ORDER BY held DESC LIMIT ?2;
+
+-- name: held_topics
+SELECT t.topic, t.held FROM json_each(?1) AS want CROSS JOIN held_topics AS t WHERE t.tenant = ?2 AND t.topic = want.value;
