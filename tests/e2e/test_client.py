@@ -315,6 +315,25 @@ async def test_a_reply_finds_its_flow_on_a_configured_and_on_the_built_in_topic_
         await flows.reply("no.stream.takes.this", "c", 1)
 
 
+@pytest.mark.parametrize("within_a_handler", [False, True])
+async def test_a_reply_whose_id_somebody_has_used_up_arrives_all_the_same(
+    flows: FlowClient, agent: Agent, monkeypatch: pytest.MonkeyPatch, within_a_handler: bool
+) -> None:
+    """SEMANTICS R5: ids that are told or made of events can be guessed, and the broker drops what comes under one that it has seen."""
+    flow = await started(flows)
+    topic = f"taskflow.reply.{flows.agent}"
+    correlation = await flow.wait_reply(topic)
+    name = f"guessed-{correlation}"
+    await agent.publish(f"taskflow.cmd.mallory-{agent.name}.run", b"{}", {"Nats-Msg-Id": name})
+    if within_a_handler:
+        monkeypatch.setattr("worker.client.flows.new_id", lambda _verb: (name, True))
+    given = None if within_a_handler else name
+    stored = await flows.reply(topic, correlation, {"n": 1}, event_id=given)
+    assert stored.duplicate
+    assert (await flow.resumed(timeout="20s")).payload == {"n": 1}
+    assert (await agent.flow(flow.id))["state"]["resume_meta"]["event_id"] == name
+
+
 async def test_a_client_takes_a_connection_that_exists_and_leaves_it_open(world: World, agent: Agent) -> None:
     async with FlowClient.connect(agent.client, agent=agent.name) as flows:
         assert (await started(flows)).status == "running"

@@ -171,6 +171,26 @@ async def test_a_notice_with_somebody_elses_correlation_id_ends_nothing_of_their
     assert [(request.agent, request.correlation_id) for request in asked] == [(flows.agent, known), (mallory, known)]
 
 
+async def test_an_answer_arrives_though_somebody_has_used_up_its_id(flows: FlowClient, world: World, agent: Agent) -> None:
+    """Also where it is somebody who hears the requests."""
+    go_on = asyncio.Event()
+    names: list[str] = []
+
+    async def late(asked: Asked) -> str:
+        names.append(asked.id or "")
+        await go_on.wait()
+        return "all the same"
+
+    async with serve_delegate("svc.late", late, on=world.url):
+        flow = await delegating(flows, to="svc.late")
+        await eventually(lambda: names, within=20)
+        hers = f"taskflow.cmd.mallory-{agent.name}.run"
+        for name in (f"{names[0]}:reply", f"{flow.id}:{flow.revision}:request:reply"):
+            assert not (await agent.publish(hers, b"{}", {"Nats-Msg-Id": name})).duplicate
+        go_on.set()
+        assert (await flow.resumed("20s")).payload == "all the same"
+
+
 async def test_a_request_whose_notice_came_first_is_not_run(flows: FlowClient, agent: Agent) -> None:
     runs: list[Any] = []
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.client.replying import enveloped
 from worker.errors import Forbidden, InvalidRequest, TopicNotBound
 from worker.flow.commands import Reply
 from worker.flow.identifiers import bad_id
@@ -314,6 +315,28 @@ def test_an_answer_that_only_resembles_an_acknowledgement_is_an_answer(body: Any
 def test_an_acknowledgement_in_an_envelope_was_put_there_by_somebody() -> None:
     """SEMANTICS R0: the broker knows no envelopes."""
     assert reply(ENVELOPED | {"payload": ACKNOWLEDGEMENTS[0]}, subject="taskflow.reply.kate.c").payload == ACKNOWLEDGEMENTS[0]
+
+
+@pytest.mark.parametrize("subject", ["taskflow.reply.kate.c", TOPIC])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"correlation_id":"c","payload":{"a":1}}',
+        b'{"correlation_id":"c","flow_id":"%b","payload":1}' % FLOW.encode(),
+        b"[1]",
+        b"",
+        b"x\xff",
+        json.dumps(ENVELOPED | {"payload": {"a": 1}}).encode(),
+    ],
+)
+def test_a_reply_with_its_id_in_an_envelope_is_the_same_message(subject: str, body: bytes) -> None:
+    """SEMANTICS R5: a client sends it like that once more where the broker took it for a repeat."""
+    named = {"Correlation-Id": "c"}
+    first = read(body, {**named, "Nats-Msg-Id": "e"}, subject=subject)
+    again = read(enveloped(subject, body, "e"), named, subject=subject)
+    assert isinstance(first, Inbound)
+    assert isinstance(again, Inbound)
+    assert again.identity == first.identity
 
 
 def test_a_subject_that_nothing_covers_any_more_is_dead_lettered() -> None:

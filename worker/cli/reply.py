@@ -42,8 +42,13 @@ def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, a
         headers = {"Nats-Msg-Id": event_id or _new_id(), "Correlation-Id": corr}
         whole = json.dumps(body["payload"] if subject != topic else body, ensure_ascii=False).encode()
         stored = await line.client.publish(subject, whole, headers)
+        if stored.duplicate:
+            from worker.client.replying import enveloped
+
+            unnamed = {"Correlation-Id": corr}
+            await line.client.publish(subject, enveloped(subject, whole, headers["Nats-Msg-Id"]), unnamed)
         found = {"stream": stored.stream, "seq": stored.seq, "duplicate": stored.duplicate, "id": headers["Nats-Msg-Id"]}
-        again = " (known already: nothing new happens)" if stored.duplicate else ""
+        again = " (the id is known: the worker looks whether this is the same reply)" if stored.duplicate else ""
         printer.item(found, [("stored", f"{stored.stream} {stored.seq}{again}"), ("id", headers["Nats-Msg-Id"])])
 
     run(arguments, main)

@@ -26,6 +26,7 @@ from worker.client.backing_off import Backoff
 from worker.client.flows import FlowClient, Where, opened
 from worker.client.now import now
 from worker.client.remembering import Remembering
+from worker.client.replying import enveloped
 from worker.client.transport import Lost, Message, NotPermitted, NotStored, Serving, Transport, Trouble
 from worker.errors import InvalidRequest
 from worker.wire.subjects import is_pattern, is_token
@@ -216,7 +217,10 @@ class Delegate:
         backoff = Backoff(0.1, 10.0)
         while asked.deadline is None or now() < asked.deadline:
             try:
-                await self._transport.publish(subject, answer.body, answer.headers, msg_id=msg_id, timeout=_TRY)
+                stored = await self._transport.publish(subject, answer.body, answer.headers, msg_id=msg_id, timeout=_TRY)
+                if stored.duplicate:
+                    again = enveloped(subject, answer.body, msg_id)
+                    await self._transport.publish(subject, again, answer.headers, msg_id="", timeout=_TRY)
                 return
             except NotStored as later:
                 _log.warning("the answer to %s is not stored yet: %s", asked.id, later)

@@ -15,7 +15,7 @@ from worker.client.errors import Forbidden, InvalidRequest
 from worker.client.events import Event, Seen, event_in, kinds_of
 from worker.client.flow import Flow, Json
 from worker.client.numbering import new_id
-from worker.client.replying import checked_id, written
+from worker.client.replying import checked_id, enveloped, written
 from worker.client.transport import NotPermitted, Stored, Transport
 from worker.flow.lifecycle import FlowStatus
 from worker.wire.documents import EventPage, EventShown, FlowPage, FlowShown, StepPage, StepShown, WaitPage, WaitShown
@@ -227,7 +227,11 @@ class FlowClient:
         subject, body = written(self.subjects, topic, correlation_id, payload)
         if event_id is not None:
             checked_id("event_id", event_id)
-        return await self._doors.store(subject, body, {}, event_id or new_id("reply")[0])
+        name = event_id or new_id("reply")[0]
+        stored = await self._doors.store(subject, body, {}, name)
+        if stored.duplicate:
+            await self._doors.store(subject, enveloped(subject, body, name), {}, "")
+        return stored
 
     async def send(self, verb: str, fields: dict[str, Any], *, command_id: str | None = None, door: Door | None = None) -> Done:
         """Send any command in this session, its fields as on the wire, and return its outcome. `Flow` has a method for each."""

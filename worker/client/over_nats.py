@@ -92,7 +92,7 @@ class NatsTransport:
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> Stored:
         """Store once."""
-        said = {**headers, "Nats-Msg-Id": msg_id}
+        said = {**headers, "Nats-Msg-Id": msg_id} if msg_id else dict(headers)
         if flaw := self._too_large(body, said):
             raise NotStored(flaw, refused=True)
         try:

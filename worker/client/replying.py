@@ -7,8 +7,10 @@ from typing import Any
 import msgspec
 
 from worker.client.errors import InvalidRequest
+from worker.client.now import now
 from worker.flow.identifiers import bad_id
 from worker.wire import limits
+from worker.wire.reply_message import open_reply, value_of_bytes
 from worker.wire.subjects import Subjects, is_literal
 
 
@@ -26,6 +28,17 @@ def written(subjects: Subjects, topic: str, correlation_id: str, payload: Any) -
     body = msgspec.json.encode(payload if built_in else {"correlation_id": correlation_id, "payload": payload})
     limits.decode_any(body)
     return subject, body
+
+
+def enveloped(subject: str, body: bytes, event_id: str) -> bytes:
+    """Return the same reply, its id in the envelope instead of a header: the broker does not look there, and the worker does.
+
+    A broker that calls a reply a repeat has looked at its `Nats-Msg-Id` only, which anybody may have used first. So it is sent once more
+    like this: the worker knows whether it has had the reply itself (SEMANTICS R5), and nobody needs the right to look into the stream.
+    """
+    opened = open_reply(subject, {}, body)
+    value = value_of_bytes(body) if opened.value is msgspec.UNSET else opened.value
+    return msgspec.json.encode({"id": event_id, "timestamp": now().isoformat(), "topic": subject, "source": "client", "payload": value})
 
 
 def checked_id(name: str, given: str) -> None:

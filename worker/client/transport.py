@@ -119,7 +119,8 @@ class Transport(Protocol):
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> Stored:
         """Store a message in the stream that captures the subject, under `Nats-Msg-Id: msg_id`, and wait for the acknowledgement.
 
-        A repeat with the same id within the stream's duplicate window is not stored twice, whatever its body. Raises `NotStored` within
+        A repeat with the same id within the stream's duplicate window is not stored twice, whatever its body, and whoever used the id
+        first; without an id ("") every message is stored. Raises `NotStored` within
         `timeout` seconds, also while the connection is down (then it may still be sent later: hence the id); `NotPermitted`; `Lost`.
         """
 

@@ -88,7 +88,7 @@ class MemoryTransport:
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> Stored:  # noqa: ARG002  it is answered at once
         """Store a message in the stream that captures the subject."""
         self._check_open()
-        said = {**headers, MSG_ID: msg_id}
+        said = {**headers, MSG_ID: msg_id} if msg_id else dict(headers)
         if flaw := objection(subject, body, said, _MAX_PAYLOAD):
             raise NotStored(flaw, refused=True)
         try:
