@@ -1,16 +1,15 @@
 """Answer health questions and serve metrics over HTTP, inside the worker's own event loop: `/livez /readyz /startupz /healthz /metrics`.
 
 The names and the verbose form are those of Kubernetes. Losing NATS makes the worker not ready; it stays alive.
-The application is a bare ASGI callable; uvicorn, imported only when a server starts, does the HTTP.
+The application is a bare ASGI callable; `http_server` does the HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
-import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs
 
@@ -18,15 +17,15 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from worker.config.readers import split_bind
-from worker.errors import ConfigError
+from worker.http_server import listen, make_http_server, place_of
 
 if TYPE_CHECKING:
     import uvicorn
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-_CONNECTION_SECONDS = 10.0
-_MAX_CONNECTIONS = 200
+_METRICS_SECONDS = 1.0
+_ADVICE = "choose another address, port 0 for a free one, or off (TASKFLOW_HTTP_BIND)"
 _PLAIN = "text/plain; charset=utf-8"
 
 
@@ -61,6 +60,22 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
+class MetricsPage:
+    """The text of `/metrics`, made at most once a second, however many ask: it takes milliseconds in which the loop does nothing else."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._text = b""
+        self._made = float("-inf")
+
+    def text(self) -> bytes:
+        """Return what there was to say at most a second ago."""
+        if self._clock() - self._made >= _METRICS_SECONDS:
+            self._text, self._made = generate_latest(self._registry), self._clock()
+        return self._text
+
+
 class HealthApp:
     """The ASGI application: a method, a path, a Host header in; an `Answer` out. `registry` None: no `/metrics`."""
 
@@ -71,7 +86,7 @@ class HealthApp:
             "/startupz": probes.started,
             "/healthz": probes.ready,
         }
-        self._registry = registry
+        self._metrics = MetricsPage(registry) if registry is not None else None
         self._loopback_only = loopback_only
 
     async def __call__(self, scope: Mapping[str, Any], _receive: Receive, send: Send) -> None:
@@ -99,8 +114,8 @@ class HealthApp:
             return Answer(status=400, body=b"this address answers to localhost only; use http://127.0.0.1\n")
         if method not in {"GET", "HEAD"}:
             return Answer(status=405, body=b"only GET and HEAD are answered here\n", headers=((b"allow", b"GET, HEAD"),))
-        if path == "/metrics" and self._registry is not None:
-            return Answer(status=200, body=generate_latest(self._registry), content_type=CONTENT_TYPE_LATEST)
+        if path == "/metrics" and self._metrics is not None:
+            return Answer(status=200, body=self._metrics.text(), content_type=CONTENT_TYPE_LATEST)
         page = self._pages.get(path)
         if page is None:
             return Answer(status=404, body=("no such page; there are " + " ".join([*self._pages, "/metrics"]) + "\n").encode())
@@ -156,10 +171,10 @@ class HealthServer:
 
     async def start(self) -> str:
         """Begin to serve; give the address that was really taken (`127.0.0.1:8642`). Raise `ConfigError` when it cannot be had."""
-        listening = await asyncio.to_thread(_listen, self._host, self._port)  # a host name may take a look-up
-        host, port = listening.getsockname()[:2]
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._server = _make_server(self._app, self.up)
+        # In a thread: a host name may take a look-up.
+        listening = await asyncio.to_thread(listen, self._host, self._port, setting="http.bind", advice=_ADVICE)
+        self.address = place_of(listening)
+        self._server = make_http_server(self._app, self.up.set)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listening]), name="health")
         announced = asyncio.create_task(self.up.wait())
         await asyncio.wait({self._serving, announced}, return_when=asyncio.FIRST_COMPLETED)
@@ -186,89 +201,3 @@ class HealthServer:
             await asyncio.shield(self._serving)
         finally:
             await self.stop()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Take the address; raise `ConfigError` saying why it cannot be had."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        taken = socket.socket(family, kind, proto)
-    except OSError as failure:
-        raise ConfigError(
-            f"http.bind: {host}:{port} is no address of this machine ({failure.strerror}); set it to 127.0.0.1:8642 or off"
-        ) from failure
-    try:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
-        taken.listen(128)
-        taken.setblocking(False)  # noqa: FBT003 - the standard library's signature
-    except OSError as failure:
-        taken.close()
-        raise ConfigError(
-            f"http.bind: cannot listen on {host}:{port} ({(failure.strerror or 'unknown').lower()}); "
-            "choose another port, 0 for a free one, or off (TASKFLOW_HTTP_BIND)",
-        ) from failure
-    return taken
-
-
-def _make_server(app: HealthApp, up: asyncio.Event) -> uvicorn.Server:
-    """Make a uvicorn server that leaves signals and logging alone, serves plain HTTP/1.1 only, and sets `up` when it does."""
-    import uvicorn  # noqa: PLC0415 - 90 ms that a worker with health off does not pay
-
-    class Embedded(uvicorn.Server):
-        """A server in a process that handles its own signals: uvicorn would take SIGTERM away from the worker, then raise it again."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            """Capture none."""
-            yield
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            """Start, then say so."""
-            await super().startup(sockets)
-            up.set()
-
-    return Embedded(
-        uvicorn.Config(
-            app,
-            http=_connection_class(),
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            log_level="critical",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=1,
-        ),
-    )
-
-
-def _connection_class() -> type[asyncio.Protocol]:
-    """Make the class of connections that can keep nobody else out: uvicorn waits for the rest of a request for ever, and its own limit
-    counts connections that say nothing. A hundred of them, and an orchestrator whose question is refused restarts the worker.
-    """
-    from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415 - as above
-
-    class Connection(H11Protocol):
-        """An HTTP/1.1 connection that ends after some seconds, or earlier where too many came after it."""
-
-        since = 0.0
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-            """Begin; let the oldest go where there are too many."""
-            super().connection_made(transport)
-            self.since = self.loop.time()
-            self._end = self.loop.call_later(_CONNECTION_SECONDS, self.shutdown)
-            if len(self.connections) > _MAX_CONNECTIONS:
-                oldest = min(self.connections, key=lambda one: getattr(one, "since", 0.0))
-                oldest.transport.abort()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            """End."""
-            self._end.cancel()
-            super().connection_lost(exc)
-
-    return Connection

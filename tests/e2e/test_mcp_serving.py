@@ -127,7 +127,9 @@ async def test_over_http_only_this_machine_is_answered(world: World, agent: Agen
     async with served(world, agent, tmp_path, "--http", "127.0.0.1:0") as (url, _):
         port = url.split(":")[2].split("/")[0]
         assert await answered(url) == 200
-        assert await answered(url, Host=f"localhost:{port}", Origin=f"http://localhost:{port}") == 200
+        assert await answered(url, Host=f"localhost:{port}") == 200
+        for page in (f"http://localhost:{port}", "http://localhost:3000", f"http://127.0.0.1:{port}", "http://[::1]:3000"):
+            assert await answered(url, Origin=page) == 403, "a page of this machine is let in where it is listed only"
         assert await answered(url, Host="evil.example.com") == 421
         assert await answered(url, Host=f"evil.example.com:{port}") == 421
         assert await answered(url, Host=f"127.0.0.1.evil.example.com:{port}") == 421
@@ -137,11 +139,34 @@ async def test_over_http_only_this_machine_is_answered(world: World, agent: Agen
 
 
 async def test_over_http_a_host_and_an_origin_can_be_let_in(world: World, agent: Agent, tmp_path: Path) -> None:
-    more = ("--allow-host", "flows.example.com", "--allow-origin", "https://chat.example.com")
+    listed = ("--allow-origin", "https://chat.example.com", "--allow-origin", "http://localhost:3000")
+    more = ("--allow-host", "flows.example.com", *listed)
     async with served(world, agent, tmp_path, "--http", "127.0.0.1:0", *more) as (url, _):
         assert await answered(url, Host="flows.example.com", Origin="https://chat.example.com") == 200
+        assert await answered(url, Origin="http://localhost:3000") == 200
+        assert await answered(url, Origin="http://localhost:3001") == 403
         assert await answered(url, Host="flows.example.com:1") == 421
         assert await answered(url, Origin="https://chat.example.com.evil.org") == 403
+
+
+async def test_connections_that_never_come_to_an_end_keep_no_agent_out(world: World, agent: Agent, tmp_path: Path) -> None:
+    head = b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    begun = (
+        b"",
+        head,
+        head + b"Content-Length: 100000\r\n\r\n{",
+        b"GET /mcp HTTP/1.1\r\nHost: localhost:1\r\nAccept: text/event-stream\r\n\r\n",
+    )
+    async with served(world, agent, tmp_path, "--http", "127.0.0.1:0") as (url, _):
+        port = int(url.split(":")[2].split("/")[0])
+        for what in begun:
+            held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(230)]
+            for _, writer in held:
+                writer.write(what)
+            await asyncio.gather(*(writer.drain() for _, writer in held), return_exceptions=True)
+            assert [await answered(url) for _ in range(5)] == [200] * 5, what
+            for _, writer in held:
+                writer.close()
 
 
 async def test_over_http_beyond_loopback_only_the_token_and_the_name_let_in(world: World, agent: Agent, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("app", "mcp_server"),
     ("invariants",),
     ("client", "__init__"),
-    ("supervisor", "bus", "store", "health", "probes"),
+    ("supervisor", "bus", "store", "health", "probes", "http_server", "http_connection", "http_bounds"),
     (
         "tracking",
         "census",

@@ -8,9 +8,10 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
+from prometheus_client.metrics_core import Metric
 
 from worker.errors import ConfigError
-from worker.health import Check, HealthServer, is_loopback, names_loopback
+from worker.health import Check, HealthServer, MetricsPage, is_loopback, names_loopback
 from worker.metrics import Metrics
 
 
@@ -92,6 +93,36 @@ async def test_metrics_are_served_in_the_text_format(address: str) -> None:
     assert headers["content-type"].startswith("text/plain; version=")
     assert "taskflow_build_info{" in body
     assert 'taskflow_flows{status="waiting"} 0.0' in body
+
+
+class Counted:
+    """A registry that counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def collect(self) -> list[Metric]:
+        self.asked += 1
+        return []
+
+
+def test_the_metrics_are_made_at_most_once_a_second_however_many_ask() -> None:
+    registry, now = Counted(), 100.0
+    page = MetricsPage(registry, lambda: now)  # type: ignore[arg-type]  # as far as it is asked
+    for _ in range(1000):
+        page.text()
+        now += 0.01
+    assert registry.asked == 10
+
+
+async def test_every_scraper_has_the_same_page_within_a_second(patient: Patient) -> None:
+    registry = Counted()
+    server = HealthServer("127.0.0.1:0", patient, registry)  # type: ignore[arg-type]  # as above
+    address = await server.start()
+    answers = [await ask(address, "/metrics") for _ in range(20)]
+    assert {status for status, *_ in answers} == {200}
+    assert registry.asked < len(answers) / 2
+    await server.stop()
 
 
 async def test_without_a_registry_there_is_no_metrics_page(patient: Patient) -> None:

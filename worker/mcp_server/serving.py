@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import json
 import signal
-import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import uvicorn
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.lowlevel.server import Server
@@ -25,6 +22,7 @@ from worker.bus.options import NatsOptions, nats_options
 from worker.client.over_nats import NatsTransport
 from worker.errors import ConfigError
 from worker.health import is_loopback
+from worker.http_server import Application, listen, make_http_server, place_of
 from worker.mcp_server.line import Line, Owner
 from worker.mcp_server.server import make_server
 
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
 PATH = "/mcp"
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-_CONNECTIONS = 200
 SHORTEST_TOKEN = 16
 """Characters: an empty file must not let everybody in."""
 
@@ -81,9 +78,8 @@ async def _stdio(server: Server[None]) -> None:
 
 async def _http(server: Server[None], http: Http, owner: Owner) -> None:
     """Serve HTTP until SIGTERM or SIGINT; says on stdout where, once it listens."""
-    listening = _listen(http)
-    host, port = listening.getsockname()[:2]
-    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    listening = listen(http.host, http.port, setting="--http", advice="choose another port, or 0 for a free one")
+    place = place_of(listening)
     app = server.streamable_http_app(
         streamable_http_path=PATH,
         stateless_http=True,  # as MCP 2026-07-28 is; for older clients it saves sessions that nobody closes
@@ -93,46 +89,38 @@ async def _http(server: Server[None], http: Http, owner: Owner) -> None:
         token_verifier=_Verifier(http.token) if http.token is not None else None,
         auth=_AUTH if http.token is not None else None,
     )
-    running = _Embedded(
-        uvicorn.Config(
-            app,
-            ws="none",
-            log_config=None,
-            log_level="critical",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=_CONNECTIONS,
-            timeout_graceful_shutdown=2,
-        )
-    )
+    ready = json.dumps({"event": "ready", "url": f"http://{place}{PATH}", "owner": str(owner)})
+
+    def tell() -> None:
+        """Say where."""
+        sys.stdout.write(f"{ready}\n")
+        sys.stdout.flush()
+
+    running = make_http_server(_answering(app), tell, lifespan=True, grace_seconds=2)
+
+    def stop() -> None:
+        """Stop: the second time at once."""
+        running.force_exit = running.should_exit
+        running.should_exit = True
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, running.stop)
-    running.ready = {"event": "ready", "url": f"http://{place}{PATH}", "owner": str(owner)}
+        loop.add_signal_handler(number, stop)
     await running.serve(sockets=[listening])
 
 
-class _Embedded(uvicorn.Server):
-    """uvicorn would take the signals and raise them again once it has stopped: the process would not end with 0."""
+def _answering(app: Application) -> Application:
+    """Have GET refused, as a server may that has nothing to say by itself: each would hold a connection for ever, and hear nothing."""
 
-    ready: dict[str, str]
+    async def answer(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        """Serve one request (ASGI 3)."""
+        if scope["type"] != "http" or scope["method"] != "GET":
+            await app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 405, "headers": [(b"allow", b"POST"), (b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say so."""
-        await super().startup(sockets)
-        sys.stdout.write(json.dumps(self.ready) + "\n")
-        sys.stdout.flush()
-
-    def stop(self) -> None:
-        """Stop: the second time at once."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
+    return answer
 
 
 class _Verifier:
@@ -162,17 +150,5 @@ def _security(http: Http, place: str) -> TransportSecuritySettings:
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
         allowed_hosts=[place, *(f"{name}:*" for name in names), *http.hosts],
-        allowed_origins=[*(f"http://{name}:*" for name in names), *http.origins],
+        allowed_origins=list(http.origins),  # no page by itself, of this machine neither: what runs on some port of it is not asked for
     )
-
-
-def _listen(http: Http) -> socket.socket:
-    """Take the address. Raises `ConfigError`."""
-    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
-    try:
-        return socket.create_server((http.host, http.port), family=family, reuse_port=False)
-    except OSError as failure:
-        why = (failure.strerror or "unknown").lower()
-        raise ConfigError(
-            f"--http: cannot listen on {http.host}:{http.port} ({why}); choose another port, or 0 for a free one"
-        ) from failure
