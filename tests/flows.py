@@ -145,7 +145,10 @@ async def kinds(run: Running, flow_id: str) -> list[str]:
 
 async def buried(run: Running) -> list[DeadLetter]:
     """List the dead letters."""
-    return await run.store.unpublished_dead_letters(0, 1000)
+    letters: list[DeadLetter] = []
+    while more := await run.store.unpublished_dead_letters(letters[-1].n if letters else 0, 1000):
+        letters += more
+    return letters
 
 
 async def counted(run: Running) -> dict[str, int]:

@@ -21,7 +21,7 @@ def events(store: Reads, subjects: Subjects) -> Read:
     async def read(after: int, limit: int) -> list[Letter]:
         """Return the entries after `after`, at most `limit`."""
         rows = await store.unpublished_events(after, limit)
-        return [Letter(row.n, row.flow_id, _event(row, subjects)) for row in rows]
+        return [Letter(row.n, row.flow_id, _event(row, subjects), row.owner_session_key) for row in rows]
 
     return read
 
@@ -36,7 +36,7 @@ def fresh_events(subjects: Subjects) -> Fresh:
         for n, event in enumerate(batch.events, batch.first_event):
             flow = flows[event.flow_id]
             message = _outgoing(event_message(event, flow.controller_id, flow.owner_session_key, subjects), is_same_event)
-            letters.append(Letter(n, event.flow_id, message))
+            letters.append(Letter(n, event.flow_id, message, flow.owner_session_key))
         return letters
 
     return fresh
@@ -57,7 +57,8 @@ def dead_letters(store: Reads, bus: Bus, subjects: Subjects) -> Read:
         found = []
         for row in await store.unpublished_dead_letters(after, limit):
             message = dead_letter_message(row, subjects, max_bytes=bus.max_payload)
-            found.append(Letter(row.n, f"dead:{row.n}", _outgoing(message, lambda _stored, _body: True)))
+            sender = row.subject.rpartition(".")[0]  # `taskflow.cmd.kate`: each agent has subjects of its own
+            found.append(Letter(row.n, f"dead:{row.n}", _outgoing(message, lambda _stored, _body: True), sender))
         return found
 
     return read

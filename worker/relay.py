@@ -160,7 +160,7 @@ class Relay:
             return
         finally:
             self._reading = False
-        self._more = self._more or len(letters) == asked
+        self._more = self._more or bool(letters)  # those that weigh much come in smaller numbers than asked for
         for letter in letters:
             self._last_read = letter.n
             self._line_up(letter)
@@ -185,7 +185,8 @@ class Relay:
         """Publish again what was set aside."""
         while True:
             await asyncio.sleep(_TRY_AGAIN)
-            self.try_again()
+            if not self._lanes.behind:  # however long one round takes, there is a rest before the next
+                self.try_again()
 
     def try_again(self) -> None:
         """Publish again what was set aside, as soon as there is room."""

@@ -21,14 +21,15 @@ from worker.flow.identifiers import bad_id
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
 from worker.manager import FlowManager, new_id
-from worker.store.records import Batch, DueFlows
+from worker.store.records import ALL, Batch, Due, DueFlows
 from worker.submission import Outcome, Raw
 from worker.telemetry import Said
 from worker.times import SECOND, Micros, to_micros
 from worker.wire.headers import MSG_ID
 from worker.wire.verdicts import Identity, digest
 
-_DUE_AT_ONCE = 500
+_DUE_AT_ONCE = 250
+"""How many flows are moved before it is asked again who is due, and before others have their turn."""
 _CALM: Micros = SECOND
 """How long the loop rests after an error, so that a database that refuses is not asked in a circle."""
 _LOOK_AGAIN: Micros = SECOND // 20
@@ -69,39 +70,52 @@ class WaitEngine:
         """Whether a deadline has passed and waits for replies that are not decided."""
         self._woken = asyncio.Event()
         self._asleep_until: Micros | None = None
+        self._passed: list[Due] = []
+        self._refused = False
         self._log = structlog.get_logger("wait_engine")
         self._engine.listen(self._heard)
 
-    async def tick(self) -> TickReport:
-        """Let everything due by now happen."""
-        return await self._tick(self._engine.clock())
+    async def tick(self, passes: int = ALL) -> TickReport:
+        """Let everything due by now happen, or so many slices of it."""
+        return await self._tick(self._engine.clock(), passes)
 
     async def tick_at(self, now: datetime) -> TickReport:
         """Let everything due by `now` (aware) happen."""
-        return await self._tick(to_micros(now))
+        return await self._tick(to_micros(now), ALL)
 
-    async def _tick(self, now: Micros) -> TickReport:
-        """Submit what is due, in batches, and count what became of it."""
+    async def _tick(self, now: Micros, passes: int) -> TickReport:
+        """Submit what is due, in slices, and count what became of it."""
         report = TickReport()
-        left = 0
+        left, self._refused = 0, False
         try:
             asked = await self._due(now)
             report.scanned = asked.waiting
-            while asked.flows or asked.ends:
+            while (asked.flows or asked.ends) and not self._is_stuck(asked, report):
                 left += await self._pass(asked, now, report)
+                passes -= 1
                 is_last = len(asked.flows) < _DUE_AT_ONCE and not asked.ends and not asked.held_back
-                if is_last or report.errors:
+                if is_last or self._refused or not passes:
                     break
-                before, asked = asked.flows, await self._due(now)
-                if before and asked.flows == before:
-                    self._log.warning("wait_not_moved", why=f"flow {before[0].flow_id} stays due whatever is done: run `taskflow db check`")
-                    report.errors += 1
-                    break
+                asked = await self._due(now)
         except FlowError as bad:
             self._log.warning("tick_failed", why=bad.message)
-            report.errors += 1
+            self._refuse(report)
         report.still_waiting = max(report.scanned - left, 0)
         return report
+
+    def _is_stuck(self, asked: DueFlows, report: TickReport) -> bool:
+        """Tell whether what was done last is due again, though nothing went wrong: it would be, whatever is done."""
+        before, self._passed = self._passed, asked.flows
+        if not before or asked.flows != before:
+            return False
+        self._log.warning("wait_not_moved", why=f"flow {before[0].flow_id} stays due whatever is done: run `taskflow db check`")
+        self._refuse(report)
+        return True
+
+    def _refuse(self, report: TickReport) -> None:
+        """Count an error after which what is due may be due still: no more is tried in this tick, and the loop rests."""
+        report.errors += 1
+        self._refused, self._passed = True, []
 
     async def _due(self, now: Micros) -> DueFlows:
         """Ask what is due, and not only held back by replies; where nothing else is, ask how far those are decided by now."""
@@ -131,9 +145,9 @@ class WaitEngine:
             if not isinstance(outcome, FlowError):
                 raise outcome
             self._log.warning("wait_not_moved", why=outcome.message)
-            report.errors += 1
+            self._refuse(report)
             return 0
-        if outcome.error is not None:
+        if outcome.error is not None:  # its row cannot be read: it is set aside, and due no more
             report.errors += 1
             return 1
         if outcome.name == "applied":
@@ -200,10 +214,10 @@ class WaitEngine:
         try:
             while not shutdown.is_set():
                 self._woken.clear()
-                report = await self.tick()
+                report = await self.tick(1)  # who becomes due meanwhile has a turn in the next one
                 if report.resumed or report.cancelled or report.errors:
                     self._log.debug(Said.TICK, **msgspec.structs.asdict(report))
-                await self._sleep(interval, stopping, _CALM if report.errors else _LOOK_AGAIN if self.held_back else 0)
+                await self._sleep(interval, stopping, _CALM if self._refused else _LOOK_AGAIN if self.held_back else 0)
         finally:
             stopping.cancel()
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from worker.errors import Internal, Unavailable
 from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
-from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Waiter
+from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Waiter
 from worker.store.base import ConstraintViolated, LostRace, Store, Transaction
 from worker.store.overview import Wanted, WantedLetters
 from worker.store.records import Batch, DeadLetter, FlowWrite, InboxRow, Loaded, Needs
@@ -390,6 +390,42 @@ async def test_due_flows_come_earliest_first_and_only_those(store: Store) -> Non
     flow, _ = waiting("early")
     await change(store, flow, replace(flow, status=FlowStatus.RUNNING, wait_json=None, wait_id=None, revision=3))
     assert await store.next_due() == 20
+
+
+async def test_agents_take_turns_with_what_is_due(store: Store) -> None:
+    """RELIABILITY 9: by agent, and not by session."""
+    mallory = [waiting(f"m{n}", due=n, owner_session_key=f"agent:mallory:session:{n}") for n in range(5)]
+    kate = [waiting(f"k{n}", due=10 + n, owner_session_key="agent:kate:session:main") for n in range(2)]
+    await save(store, *mallory, *kate, waiting("free", due=20, owner_session_key="somebody else: no agent"))
+    assert [due.flow_id for due in (await store.due(30, 100)).flows] == ["m0", "k0", "free", "m1", "k1", "m2", "m3", "m4"]
+    assert [due.flow_id for due in (await store.due(30, 3)).flows] == ["m0", "k0", "free"]
+
+
+async def test_agents_take_turns_with_requests_to_delegates_of_which_a_page_is_read_at_once(store: Store) -> None:
+    """RELIABILITY 9: sixty requests of 240 KB neither hold another agent's up nor are all in memory."""
+    flows = [waiting(f"{agent}{n}", owner_session_key=f"agent:{agent}:session:{n}")[0] for n in range(9) for agent in ("mallory", "kate")]
+    size = {"m": 240 * 1024, "k": 100}
+    outgoing = [
+        Outgoing(flow_id=flow.id, wait_id=2, kind="request", subject="d", headers={}, body=b"x" * size[flow.id[0]])
+        for flow in sorted(flows, key=lambda flow: flow.id, reverse=True)
+    ]
+    await save(store, *flows, outgoing=outgoing)
+    page = await store.outgoing_due(2**60, 256)
+    assert [row.message.flow_id for row in page] == ["mallory8", "kate8", "mallory7", "kate7", "mallory6"]
+
+
+async def test_what_is_to_be_published_is_read_a_page_at_a_time(store: Store) -> None:
+    """RELIABILITY 9: a chunk of sixty-four events weighed 16 MB."""
+    flow, large = a_flow(), {"patch": {"text": "x" * 200 * 1024}}
+    letter = DeadLetter(reason="r", message="", subject="s", stream="", seq=None, headers={}, body=b"x" * 200 * 1024, at_us=NOW)
+    await save(store, flow)
+    await change(store, flow, flow, events=[an_event(flow, seq, payload=large) for seq in range(2, 9)], dead=[letter] * 7)
+    places, after = [], 0
+    while rows := await store.unpublished_events(after, 64):
+        places.append([row.n for row in rows])
+        after = rows[-1].n
+    assert places == [[1, 2, 3, 4], [5, 6, 7], [8]]
+    assert [row.n for row in await store.unpublished_dead_letters(0, 64)] == [1, 2, 3]
 
 
 async def test_a_flow_set_aside_is_due_no_more_and_says_why(store: Store) -> None:

@@ -12,6 +12,8 @@ from tests.running import Running, an_input, running
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
 from worker.flow.waits import Timer, from_value, to_value
+from worker.store.records import ALL
+from worker.wait_engine import TickReport
 
 
 async def put_into_waiting(run: Running, condition: dict[str, Any]) -> Flow:
@@ -96,10 +98,10 @@ async def test_run_loop_can_be_shut_down() -> None:
         ticks = 0
         tick = run.waits.tick
 
-        async def counted() -> Any:
+        async def counted(passes: int = ALL) -> TickReport:
             nonlocal ticks
             ticks += 1
-            return await tick()
+            return await tick(passes)
 
         run.waits.tick = counted  # type: ignore[method-assign]
         shutdown = asyncio.Event()

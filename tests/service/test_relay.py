@@ -127,6 +127,40 @@ async def test_many_events_go_out_together_in_the_order_of_their_commits(path: P
         assert [message.headers[MSG_ID] for message in stored] == [f"{row.flow_id}:{row.event.seq}" for row in committed if row.event]
 
 
+class SlowBus(SpyingBus):
+    """Tells of no batch that it is stored before `told` is set."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self.told = asyncio.Event()
+
+    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+        return asyncio.ensure_future(self._tell(super().publish_all(messages)))
+
+    async def _tell(self, answer: asyncio.Future[Published]) -> Published:
+        await self.told.wait()
+        return await answer
+
+
+async def test_where_more_waits_than_a_batch_takes_agents_take_turns(path: Path) -> None:
+    """RELIABILITY 9: what one agent has much of delays no other's events."""
+    bus = SlowBus(MemoryBroker())
+    async with running(str(path)) as run:
+        for number in range(60):
+            owner = f"agent:mallory:session:{number}"
+            await run.manager.create_managed(an_input(owner_session_key=owner, state_json={"text": "x" * 60_000}))
+        hers = await run.manager.create_managed(an_input(owner_session_key="agent:kate:session:main"))
+        async with relaying(run, bus) as made:
+            await eventually(lambda: made.in_flight == 61)
+            bus.told.set()
+            await eventually(lambda: made.idle)
+        first, second, *_ = bus.batches
+        assert first < 20, "what was read when it had to begin"
+        batch = bus.asked[first : first + second]
+        assert batch[-1].msg_id == f"{hers.id}:1", "hers is committed last, and goes with the first batch that can have it"
+        assert sum(len(message.body) for message in batch) < 1024 * 1024 + 61_000
+
+
 async def test_few_events_go_out_one_by_one(path: Path) -> None:
     bus = SpyingBus(MemoryBroker())
     async with running(str(path)) as run, relaying(run, bus) as made:

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from tests.eventually import eventually
-from tests.running import Running, VirtualClock, running
+from tests.running import Running, VirtualClock, an_input, running
 from tests.service.acting import external, now, parked, started
 from worker import wait_engine
 from worker.errors import Unavailable
 from worker.flow.lifecycle import EventKind, FlowStatus
 from worker.flow.model import Flow
-from worker.store.records import Due, DueFlows
+from worker.store.records import ALL, Batch, Due, DueFlows
+from worker.wait_engine import TickReport
 
 
 class WallClock(VirtualClock):
@@ -38,9 +39,9 @@ class Loop:
         self._tick = run.waits.tick
         run.waits.tick = self._counted  # type: ignore[method-assign]  # counted, then done
 
-    async def _counted(self) -> Any:
+    async def _counted(self, passes: int = ALL) -> TickReport:
         self.ticks += 1
-        return await self._tick()
+        return await self._tick(passes)
 
 
 @contextlib.asynccontextmanager
@@ -195,6 +196,83 @@ async def test_the_loop_stops_at_once_however_long_it_would_sleep() -> None:
         shutdown.set()
         await asyncio.wait_for(task, 20)
         assert loop.ticks == 1
+
+
+async def owned(run: Running, agent: str, count: int) -> list[Flow]:
+    """Start flows of an agent, each in a session of its own."""
+    inputs = [an_input(owner_session_key=f"agent:{agent}:session:{n}") for n in range(count)]
+    made = await asyncio.gather(*[run.manager.create_managed(one) for one in inputs])
+    return await asyncio.gather(*[run.manager.start_running(flow.id) for flow in made])
+
+
+async def timed(run: Running, flows: list[Flow], seconds: float) -> None:
+    """Park flows on timers."""
+    at = (run.clock.now + timedelta(seconds=seconds)).isoformat()
+    await asyncio.gather(*[run.manager.set_waiting(flow.id, {"kind": "timer", "at": at}) for flow in flows])
+
+
+async def test_agents_take_turns_with_timers_and_others_between_slices() -> None:
+    """RELIABILITY 9: with thousands of timers due just before another agent's, hers is in the first slice all the same."""
+    async with running() as run:
+        many, (hers,) = await owned(run, "mallory", 700), await owned(run, "kate", 1)
+        await timed(run, many, 1)
+        await timed(run, [hers], 2)
+        run.clock.advance(seconds=3)
+        slices: list[list[str]] = []
+        run.engine.listen(lambda batch: slices.append([write.flow.id for write in batch.flows]))
+        report = await run.waits.tick()
+        assert (report.resumed, report.errors) == (701, 0)
+        assert [len(one) for one in slices] == [250, 250, 201]
+        assert slices[0].index(hers.id) <= 1
+
+
+async def test_a_timer_that_becomes_due_while_thousands_are_worked_off_is_in_the_next_slice() -> None:
+    async with running() as run:
+        many, (hers,) = await owned(run, "mallory", 700), await owned(run, "kate", 1)
+        await timed(run, many, 1)
+        await timed(run, [hers], 2)
+        run.clock.advance(seconds=1)
+        slices: list[list[str]] = []
+
+        def noted(batch: Batch) -> None:
+            slices.append([write.flow.id for write in batch.flows])
+            run.clock.advance(seconds=1)
+
+        run.engine.listen(noted)
+        shutdown = asyncio.Event()
+        loop = asyncio.create_task(run.waits.run(timedelta(seconds=60), shutdown))
+        await eventually(lambda: sum(map(len, slices)) == 701)
+        shutdown.set()
+        await loop
+        assert hers.id in slices[1]
+
+
+async def test_rows_that_cannot_be_read_do_not_end_a_tick_for_those_behind_them(tmp_path: Path) -> None:
+    """SEMANTICS R13: each is set aside as it comes, so nothing is tried in a circle, and the loop need not rest."""
+    path = str(tmp_path / "t.db")
+    async with running(path) as run:
+        bad, (good,) = await owned(run, "kate", 300), await owned(run, "kate", 1)
+        await timed(run, bad, 1)
+        await timed(run, [good], 2)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.executemany('UPDATE flows SET wait_json = \'{"kind":"?"}\' WHERE id = ?', [(flow.id,) for flow in bad])
+    async with running(path) as run:
+        run.clock.advance(seconds=3)
+        report = await run.waits.tick()
+        assert (report.errors, report.resumed) == (300, 1)
+
+
+async def test_a_cancellation_takes_its_turn_before_a_flood_of_timers() -> None:
+    async with running() as run:
+        many, (hers,) = await owned(run, "mallory", 300), await owned(run, "kate", 1)
+        await timed(run, many, 1)
+        await timed(run, [hers], 3600)
+        await run.manager.request_cancel(hers.id)
+        run.clock.advance(seconds=2)
+        slices: list[list[str]] = []
+        run.engine.listen(lambda batch: slices.append([write.flow.id for write in batch.flows]))
+        assert (await run.waits.tick()).cancelled == 1
+        assert hers.id in slices[0]
 
 
 async def test_a_tick_ends_and_mends_rows_whose_due_time_disagrees_with_their_wait(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ SCANS = {
     "overview.letter_groups": {"SCAN dead_letters USING COVERING INDEX dead_letters_by_subject"},  # counts every letter
     "overview.meta": {"SCAN meta"},  # a handful of rows
     "reads.counts": {"SCAN counters"},  # a row for each counter
-    "reads.due": {"SCAN e"},  # ends of flows to follow up, twenty at a time
+    "reads.due": {"SCAN e", "SCAN t"},  # ends of flows to follow up, twenty at a time; and what is due, a slice of it
     "reads.next_outgoing": {"SCAN outgoing USING INDEX outgoing_by_time"},  # ends after its first row
+    "reads.outgoing_due": {"SCAN t"},  # what is due, as much of it as is sent at once
     "upkeep.last_numbers": {"SCAN sqlite_sequence"},  # a row for each numbered table
 }
 """Every scan of a table or an index that there is, and why it is bounded."""

@@ -142,6 +142,8 @@ class Reads(Overview, Protocol):
     async def due(self, now: Micros, limit: int, decided: Micros | None = None) -> DueFlows:
         """List the flows due by `now`, at most `limit`, and count those that wait, in one question: a tick has nothing else to ask.
 
+        Agents take turns: each one's earliest comes before anybody's second.
+
         `decided`: every reply that came until then is decided. A flow that is due since later, and that a reply could still resume, is
         not listed. None: every reply is.
         """
@@ -156,15 +158,18 @@ class Reads(Overview, Protocol):
         ...
 
     async def unpublished_events(self, after: int, limit: int) -> list[Numbered]:
-        """List journal entries with a number above `after`, in order."""
+        """List journal entries with a number above `after`, in order: at most `limit`, and fewer where they weigh more than a page may."""
         ...
 
     async def unpublished_dead_letters(self, after: int, limit: int) -> list[DeadLetter]:
-        """List dead letters with a number above `after`, in order."""
+        """List dead letters with a number above `after`, in order; bounded as `unpublished_events` is."""
         ...
 
     async def outgoing_due(self, now: Micros, limit: int) -> list[DueOutgoing]:
-        """List the messages to delegates that are to be sent by `now`, in the order they were committed."""
+        """List the messages to delegates that are to be sent by `now`: in turns between agents, each one's in the order of their commits.
+
+        At most `limit`, and fewer where they weigh more than a page may.
+        """
         ...
 
     async def next_outgoing(self) -> Micros | None:

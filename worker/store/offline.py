@@ -19,6 +19,6 @@ class OfflineReads(SqliteReads):
         database.text_factory = rows.legible
         self._database = database
 
-    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int) -> Fetched:
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
         """Run a statement."""
-        return fetch(self._database, sql, parameters, room)
+        return fetch(self._database, sql, parameters, room, heavy)

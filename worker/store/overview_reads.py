@@ -44,7 +44,7 @@ class OverviewReads(ABC):
         self._overview = statements("overview")
 
     @abstractmethod
-    async def _run(self, sql: str, parameters: Sequence[Any], room: int = ALL) -> Fetched:
+    async def _run(self, sql: str, parameters: Sequence[Any], room: int = ALL, heavy: int | None = None) -> Fetched:
         """Run a statement with SQLite's errors translated; see `stepping.fetch`."""
 
     @abstractmethod

@@ -19,6 +19,9 @@ from worker.store.records import ALL, DeadLetter, Due, DueFlows, DueOutgoing, In
 from worker.store.stepping import PAGE_BYTES, Fetched
 from worker.times import Micros
 
+_TURNS_AMONG = 5000
+"""Agents take turns among so many rows that are due: looking at a row costs a hundredth of acting on it."""
+
 
 class SqliteReads(OverviewReads):
     """The reading half of the store; a subclass says on which connection (`_read`)."""
@@ -28,7 +31,7 @@ class SqliteReads(OverviewReads):
         self._ask = statements("reads")
 
     @abstractmethod
-    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int) -> Fetched:
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
         """Run a statement on the reading connection; see `stepping.fetch`."""
 
     async def _rows(self, name: str, *parameters: Any) -> Sequence[Any]:
@@ -39,14 +42,14 @@ class SqliteReads(OverviewReads):
         """Run a statement and return all its rows."""
         return (await self._run(sql, parameters)).rows
 
-    async def _page(self, name: str, *parameters: Any) -> Fetched:
-        """Run a named statement as far as its rows fit into a page."""
-        return await self._run(self._ask[name], parameters, PAGE_BYTES)
+    async def _page(self, name: str, *parameters: Any, heavy: int | None = None) -> Fetched:
+        """Run a named statement as far as its rows fit into a page; `heavy`: the column that has their weight."""
+        return await self._run(self._ask[name], parameters, PAGE_BYTES, heavy)
 
-    async def _run(self, sql: str, parameters: Sequence[Any], room: int = ALL) -> Fetched:
+    async def _run(self, sql: str, parameters: Sequence[Any], room: int = ALL, heavy: int | None = None) -> Fetched:
         """Run a statement, with SQLite's errors translated."""
         try:
-            return await self._fetch(sql, parameters, room)
+            return await self._fetch(sql, parameters, room, heavy)
         except sqlite3.Error as bad:
             raise translated(bad) from bad
 
@@ -92,10 +95,11 @@ class SqliteReads(OverviewReads):
 
     async def due(self, now: Micros, limit: int, decided: Micros | None = None) -> DueFlows:
         """List the flows due by `now`: an index look-up, whatever the number of waiting flows."""
-        (_, held_back, waiting, _, _), *found = await self._rows("due", now, limit, now if decided is None else decided, FLOW_ENDS)
+        until = now if decided is None else decided
+        (_, held_back, waiting, _, _), *found = await self._rows("due", now, limit, until, FLOW_ENDS, _TURNS_AMONG)
         flows = [Due(flow_id=row[1], wait_id=row[2], due_us=row[3]) for row in found if row[0] == 1]
         ends = [OpenEnd(flow_id=row[1], cascade=bool(row[2]), trace=row[4]) for row in found if row[0] != 1]
-        return DueFlows(waiting=waiting, flows=flows[:limit], held_back=bool(held_back), ends=ends)
+        return DueFlows(waiting=waiting, flows=flows, held_back=bool(held_back), ends=ends)
 
     async def next_due(self) -> Micros | None:
         """Return when the next flow is due, or None."""
@@ -108,20 +112,21 @@ class SqliteReads(OverviewReads):
 
     async def unpublished_events(self, after: int, limit: int) -> list[Numbered]:
         """List journal entries above `after`, in the order they were committed."""
-        found = await self._rows("unpublished_events", after, limit)
+        page = await self._page("unpublished_events", after, limit, heavy=7)
         return [
             Numbered(n=row[0], controller_id=row[1], owner_session_key=row[2], flow_id=row[3], event=rows.maybe_event(row[3:]))
-            for row in found
+            for row in page.rows
         ]
 
     async def unpublished_dead_letters(self, after: int, limit: int) -> list[DeadLetter]:
         """List dead letters above `after`, in order."""
-        return [rows.dead_letter(row) for row in await self._rows("unpublished_dead_letters", after, limit)]
+        page = await self._page("unpublished_dead_letters", after, limit, heavy=7)
+        return [rows.dead_letter(row) for row in page.rows]
 
     async def outgoing_due(self, now: Micros, limit: int) -> list[DueOutgoing]:
         """List the messages to delegates that are due."""
-        found = await self._rows("outgoing_due", now, limit)
-        return [DueOutgoing(n=row[0], attempts=row[1], nonce=row[2], message=rows.outgoing(row[3:])) for row in found]
+        page = await self._page("outgoing_due", now, limit, _TURNS_AMONG, heavy=8)
+        return [DueOutgoing(n=row[0], attempts=row[1], nonce=row[2], message=rows.outgoing(row[3:])) for row in page.rows]
 
     async def next_outgoing(self) -> Micros | None:
         """Return when the next message to a delegate is due."""

@@ -184,8 +184,8 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DueFlows(msgspec.Struct, frozen=True, kw_only=True):
-    """What a tick asks: how many flows wait at all, those that are due, earliest first, whether others are due but `held_back`, and ends
-    of flows to follow up.
+    """What a tick asks: how many flows wait at all, those that are due, in turns between agents and of each the earliest first, whether
+    others are due but `held_back`, and ends of flows to follow up.
     """
 
     waiting: int

@@ -36,9 +36,9 @@ class Queries(SqliteReads):
         super().__init__()
         self.connection = connection
 
-    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int) -> Fetched:
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
         """Read on the connection's thread."""
-        return await _fetched(self.connection, sql, parameters, room)
+        return await _fetched(self.connection, sql, parameters, room, heavy)
 
 
 class SqliteFlowStore(SqliteReads):
@@ -185,11 +185,11 @@ class SqliteFlowStore(SqliteReads):
         """The reads on the other reading connection; in memory there is only one connection."""
         return self._queries or self
 
-    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int) -> Fetched:
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
         """Read on the reading connection; in memory, on the only one, whose thread does a transaction in one go."""
         if self._closed:
             raise Unavailable(_CLOSED)
-        return await _fetched(self._reader or self._writer, sql, parameters, room)
+        return await _fetched(self._reader or self._writer, sql, parameters, room, heavy)
 
     async def ping(self) -> None:
         """Answer on the thread of each connection: any can hang while the others answer. That of the queries may be busy."""
@@ -240,9 +240,9 @@ async def _reading(file: Path) -> aiosqlite.Connection:
     return connection
 
 
-async def _fetched(connection: aiosqlite.Connection, sql: str, parameters: Sequence[Any], room: int) -> Fetched:
+async def _fetched(connection: aiosqlite.Connection, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
     """Fetch on a connection's thread."""
-    found: Fetched = await connection._execute(fetch, connection._conn, sql, parameters, room)  # type: ignore[no-untyped-call]  # noqa: SLF001  # aiosqlite's own calls hop to the thread for each step
+    found: Fetched = await connection._execute(fetch, connection._conn, sql, parameters, room, heavy)  # type: ignore[no-untyped-call]  # noqa: SLF001  # aiosqlite's own calls hop to the thread for each step
     return found
 
 

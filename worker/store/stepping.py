@@ -31,8 +31,11 @@ class Fetched(NamedTuple):
         return self.rows[-1][at] if self.rows and (self.cut or len(self.rows) == limit) else None
 
 
-def fetch(database: Executes, sql: str, parameters: Sequence[Any], room: int) -> Fetched:
-    """Run a statement and return its rows, up to the one with which they weigh `room` bytes. `ALL`: every row."""
+def fetch(database: Executes, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+    """Run a statement and return its rows, up to the one with which they weigh `room` bytes. `ALL`: every row.
+
+    `heavy`: the column that is weighed, where that is known, for rows that are read by the thousand; it is text or a blob.
+    """
     cursor = database.execute(sql, parameters)
     if room == ALL:
         return Fetched(cursor.fetchall())
@@ -40,7 +43,7 @@ def fetch(database: Executes, sql: str, parameters: Sequence[Any], room: int) ->
     weight = 0
     for row in cursor:
         found.append(row)
-        weight += sum(len(value) for value in row if isinstance(value, bytes | str))
+        weight += len(row[heavy]) if heavy is not None else sum(len(value) for value in row if isinstance(value, bytes | str))
         if weight >= room:
             cursor.close()  # or it would keep its snapshot, and the log could not be folded into the file
             return Fetched(found, weight, cut=True)
