@@ -18,23 +18,21 @@ from typing import Any
 
 import structlog
 
-from worker.deciding import Deciding
-from worker.deferral import Before, Deferrals
+from worker.deferral import Deferrals
 from worker.errors import FlowError, Internal, Refusal, RevisionMismatch, Unavailable
 from worker.flow.commands import FollowUp, Policy, Stimulus
 from worker.futures import fail, fail_all, new_future, resolve, to_its_end
+from worker.portion import decided
 from worker.queueing import Job, Queue
-from worker.store.base import LostRace, Store, Transaction, Work
+from worker.store.base import LostRace, Store, Work
 from worker.store.records import Batch
-from worker.submission import Original, Outcome, Submission, Useless, needs_of, needs_of_ends
+from worker.submission import Original, Outcome, Submission, Useless
 from worker.times import Micros
 from worker.wire.codec import Identity
 
 _RACE_BUDGET = 3
 _STALL = 1.0
 """Seconds without a try after the store could not take a change (a full disk)."""
-_LONG = 0.04
-"""Seconds of work after which a transaction takes no more decisions: what is left of its batch is next."""
 Clock = Callable[[], Micros]
 Listener = Callable[[Batch], None]
 
@@ -247,7 +245,7 @@ class Engine:
     async def _transact(self, submissions: list[Submission]) -> None:
         """Decide and commit one batch, then resolve its futures."""
         now, began = self.clock(), time.monotonic()
-        work = partial(_decided, submissions, now, self.policy, self._deferrals.before)
+        work = partial(decided, submissions, now, self.policy, self._deferrals.before)
         deciding, batch = await self.store.transact(work)
         self._timed(time.monotonic() - began)
         for flow_id, why in batch.set_aside.items():
@@ -266,23 +264,6 @@ class Engine:
                 listener(batch)
             except Exception:  # noqa: BLE001  # logged with its traceback: it is a defect, and not of this batch
                 self._log.exception("listener_failed")
-
-
-def _decided(
-    submissions: list[Submission], now: Micros, policy: Policy, before: Before, transaction: Transaction
-) -> tuple[Deciding, Batch]:
-    """Load, decide and save one batch, on the database's thread; returns what was decided and what was written."""
-    deciding = Deciding(transaction.load(needs_of(submissions, policy), now), now, policy, before)
-    began = time.thread_time()
-    for submission in submissions:
-        deciding.decide(submission)
-        if time.thread_time() - began > _LONG and not submission.group:
-            break
-    while ends := deciding.ends():
-        deciding.follow(ends, transaction.load(needs_of_ends(ends, deciding.room), now))
-    batch = deciding.finished()
-    transaction.save(batch)
-    return deciding, batch
 
 
 def _stopping() -> Unavailable:

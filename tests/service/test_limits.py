@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,7 +15,7 @@ import pytest
 
 from tests.flows import arrives, buried, counted, did, ends, external, get, kinds, park, parking, refused, start
 from tests.running import Running, running
-from worker import engine
+from worker import portion
 from worker.acceptance import accepts, schema_flaw
 from worker.aftermath import AT_ONCE
 from worker.deferral import Deferrals
@@ -20,9 +23,10 @@ from worker.errors import Unavailable, WaitConflict
 from worker.flow import park as parks
 from worker.flow.commands import AdvanceFlow, DelegateFlow, FinishFlow, Policy
 from worker.flow.lifecycle import FlowStatus
-from worker.store.records import Batch, Loaded
+from worker.store.records import Batch, Loaded, Needs
 from worker.store.transaction import SqliteTransaction
 from worker.submission import Submission
+from worker.wire.codec import Identity
 
 CHECKING = Policy(accepts=accepts, schema_flaw=schema_flaw)
 LARGE = {"x": "y" * 250_000}
@@ -146,7 +150,7 @@ async def test_a_batch_of_costly_messages_is_cut_where_it_has_worked_long_enough
         seen = Transactions(run)
         flows = [await start(run) for _ in range(4)]
         seen.clear()
-        monkeypatch.setattr(engine, "_LONG", -1.0)  # every message is too much
+        monkeypatch.setattr(portion, "_LONG", -1.0)  # every message is too much
         advances = [AdvanceFlow(flow_id=flow.id, patch={"n": n}) for n in range(3) for flow in flows]
         outcomes = await asyncio.gather(*[run.engine.submit(what) for what in advances])
         assert seen.flows == [1] * 12
@@ -155,6 +159,68 @@ async def test_a_batch_of_costly_messages_is_cut_where_it_has_worked_long_enough
         seen.clear()
         await asyncio.gather(*[run.engine.submit(what) for what in advances])
         assert seen.flows == [4]
+
+
+@contextlib.contextmanager
+def weighed() -> Iterator[list[int]]:
+    """Note how many bytes of states each load gives."""
+    seen: list[int] = []
+    real = SqliteTransaction.load
+
+    def noted(self: SqliteTransaction, needs: Needs, now: int) -> Loaded:
+        loaded = real(self, needs, now)
+        seen.append(sum(len(msgspec.json.encode(flow.state_json)) for flow in loaded.world.flows.values()))
+        return loaded
+
+    with patch.object(SqliteTransaction, "load", noted):
+        yield seen
+
+
+async def test_a_transaction_takes_as_many_messages_as_it_can_load_the_flows_of(tmp_path: Path) -> None:
+    """RELIABILITY 9: 500 messages of 75 bytes named 120 MB of flows. What is left is next, in its order."""
+    async with running(str(tmp_path / "t.db")) as run:
+        flows = [await start(run, state_json={"text": "x" * 240_000}) for _ in range(40)]
+        commits: list[list[str]] = []
+        run.engine.listen(lambda batch: commits.append([write.flow.id for write in batch.flows]))
+        with weighed() as loads:
+            advances = [AdvanceFlow(flow_id=flow.id, patch={"n": n}) for n in range(2) for flow in flows]
+            outcomes = await asyncio.gather(*[run.engine.submit(what) for what in advances])
+        assert all(outcome.name == "applied" for outcome in outcomes)
+        assert [one for commit in commits for one in commit] == [flow.id for flow in flows] * 2
+        assert max(loads) < 3 * 1024 * 1024
+        assert max(map(len, commits)) > 1
+
+
+async def test_agents_with_large_flows_delay_no_other_by_more_than_a_transaction(tmp_path: Path) -> None:
+    async with running(str(tmp_path / "t.db")) as run:
+        flows = [await start(run, state_json={"text": "x" * 240_000}) for _ in range(30)]
+        hers = await start(run)
+        commits: list[list[str]] = []
+        run.engine.listen(lambda batch: commits.append([write.flow.id for write in batch.flows]))
+        wanted = [("mallory", flow) for flow in flows] + [("kate", hers)]
+        await asyncio.gather(
+            *[
+                run.engine.submit(AdvanceFlow(flow_id=flow.id, patch={"n": 1}), Identity(f"cmd:{agent}", flow.id, b""), source="S", seq=n)
+                for n, (agent, flow) in enumerate(wanted, 1)
+            ]
+        )
+        assert hers.id in commits[0]
+        assert len(commits) > 3
+
+
+async def test_large_flows_that_wait_for_another_to_end_are_moved_a_few_at_a_time(tmp_path: Path) -> None:
+    async with running(str(tmp_path / "t.db")) as run:
+        awaited = await start(run)
+        flows = [await start(run, state_json={"text": "x" * 240_000}) for _ in range(20)]
+        for flow in flows:
+            await park(run, {"kind": "flow", "flow_id": awaited.id}, flow.id)
+        commits: list[list[str]] = []
+        run.engine.listen(lambda batch: commits.append([write.flow.id for write in batch.flows]))
+        with weighed() as loads:
+            await did(run, FinishFlow(flow_id=awaited.id))
+            await run.waits.tick()
+        assert sorted(itertools.chain(*commits)) == sorted([awaited.id, *(flow.id for flow in flows)])
+        assert max(loads) < 3 * 1024 * 1024
 
 
 async def test_a_message_with_everything_at_its_limit_moves_one_flow_in_few_transactions() -> None:

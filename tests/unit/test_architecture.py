@@ -45,7 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lanes",),
     ("admin",),
     ("manager",),
-    ("engine", "deciding", "deferral", "aftermath", "burial", "dedupe", "queueing", "submission"),
+    ("engine", "deciding", "deferral", "aftermath", "burial", "dedupe", "portion", "queueing", "submission"),
     (
         *("bus.base", "bus.endpoints", "store.base", "store.overview", "store.records"),
         *("telemetry", "sparing", "line_writer", "metrics", "timings", "config"),

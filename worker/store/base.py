@@ -25,11 +25,18 @@ class LostRace(ConstraintViolated):
     """A flow is not as the batch saw it: another process changed it. Load it again."""
 
 
+class TooHeavy(Exception):
+    """What was to be loaded weighs more than it may. Nothing was changed: load less."""
+
+
 class Transaction(Protocol):
     """What a piece of work can do in the one write transaction. It runs on the connection's own thread."""
 
     def load(self, needs: Needs, now: Micros) -> Loaded:
-        """Load what is named, and what hangs on it: waiters' flows, held replies. Rows that cannot be read are named in the world."""
+        """Load what is named, and what hangs on it: waiters' flows, held replies. Rows that cannot be read are named in the world.
+
+        Raises `TooHeavy` as soon as states and stored outcomes weigh more than `needs.max_bytes`.
+        """
         ...
 
     def save(self, batch: Batch) -> None:

@@ -15,15 +15,17 @@ from worker.flow.model import Waiter
 from worker.flow.waits import FLOW_ENDS
 from worker.flow.world import World
 from worker.store import rows
+from worker.store.base import TooHeavy
 from worker.store.queries import statements
-from worker.store.records import InboxKey, InboxRow, Loaded, Needs, Place
+from worker.store.records import ALL, InboxKey, InboxRow, Loaded, Needs, Place
+from worker.store.stepping import fetch
 from worker.store.upkeep import Upkeep
 from worker.times import Micros
 
 _HELD_LOOKED_AT, _HELD_AT_ONCE, _HELD_BYTES = 64, 32, 2 * 1024 * 1024
 """How many held replies of a pair are looked at, how many of all pairs are loaded, and about how much these may weigh."""
-
-
+_RESULT, _STATE, _WAITERS_STATE = 4, 9, 14
+"""Columns that weigh: of a message taken in, of a flow, and of a wait with its flow."""
 _TOPICS_THAT_PAY = 2
 """How many of the largest topics of a tenant may have to make room within one batch."""
 
@@ -47,10 +49,11 @@ class Loading(Upkeep):
         self._places: dict[str, int] = {}
         self._cancelling: dict[int, str] = {}
         self._now: Micros = 0
+        self._room = ALL
 
     def load(self, needs: Needs, now: Micros) -> Loaded:
         """Load what the batch looks at into a fresh world."""
-        self._now = now
+        self._now, self._room = now, needs.max_bytes
         loaded = Loaded(world=World())
         self._load_inbox(needs, loaded)
         self._load_pairs(needs, loaded, now)
@@ -77,12 +80,12 @@ class Loading(Upkeep):
     def _load_inbox(self, needs: Needs, loaded: Loaded) -> None:
         """Load the messages known by identity or place."""
         if needs.inbox:
-            for row in self._rows("inbox_by_key", needs.inbox):
+            for row in self._rows("inbox_by_key", needs.inbox, heavy=_RESULT):
                 known = rows.inbox(row)
                 loaded.inbox[_identity(known)] = known
         taken = {(stream, seq) for stream, seq in needs.places if seq <= self._taken_up_to(stream)}
         if taken:
-            for row in self._rows("inbox_by_place", taken):
+            for row in self._rows("inbox_by_place", taken, heavy=_RESULT):
                 known = rows.inbox(row)
                 loaded.places.setdefault(_place(known), []).append(known)
 
@@ -99,7 +102,7 @@ class Loading(Upkeep):
         world, pairs = loaded.world, needs.pairs | needs.parking
         if not pairs:
             return
-        for wait_id, leaf, topic, correlation_id, mode, *flow in self._legible_rows("waiters_by_pair", pairs):
+        for wait_id, leaf, topic, correlation_id, mode, *flow in self._legible_rows("waiters_by_pair", pairs, heavy=_WAITERS_STATE):
             waiter = Waiter(flow_id=flow[1], wait_id=wait_id, leaf=leaf, topic=topic, correlation_id=correlation_id, mode=mode)
             world.add_waiter(waiter)
             self._take_flow(flow, world)
@@ -113,7 +116,7 @@ class Loading(Upkeep):
 
     def _load_followers(self, needs: Needs, loaded: Loaded) -> None:
         """Load who waits for flows to end and the children of flows, as many as may be moved, and say how many there are besides."""
-        found = self._legible_rows("watchers_by_flow", needs.watched, FLOW_ENDS, needs.followers + 1)
+        found = self._legible_rows("watchers_by_flow", needs.watched, FLOW_ENDS, needs.followers + 1, heavy=_WAITERS_STATE)
         loaded.more_watchers = len(found) > needs.followers
         for wait_id, leaf, topic, awaited, mode, *flow in found[: needs.followers]:
             loaded.world.add_waiter(Waiter(flow_id=flow[1], wait_id=wait_id, leaf=leaf, topic=topic, correlation_id=awaited, mode=mode))
@@ -189,7 +192,7 @@ class Loading(Upkeep):
         """Load flows by id; a row that cannot be read is named in the world and stops nothing else (SEMANTICS R13)."""
         wanted = flow_ids - world.flows.keys() - world.unreadable.keys()
         if wanted:
-            for row in self._legible_rows("flows_by_id", wanted):
+            for row in self._legible_rows("flows_by_id", wanted, heavy=_STATE):
                 self._take_flow(row, world)
 
     def _take_flow(self, row: Sequence[Any], world: World) -> None:
@@ -213,25 +216,34 @@ class Loading(Upkeep):
                 world.cancel_reasons[self._cancelling[number]] = reason
             self._cancelling = {}
 
-    def _rows(self, name: str, wanted: Iterable[Any], *more: Any) -> Sequence[Any]:
-        """Run a set-based load for the wanted ids."""
-        return self._database.execute(self._load[name], (_json(wanted), *more)).fetchall()
+    def _rows(self, name: str, wanted: Iterable[Any], *more: Any, heavy: int | None = None) -> Sequence[Any]:
+        """Run a set-based load for the wanted ids; `heavy`: the column that counts. Raises `TooHeavy`."""
+        ids = _json(wanted)
+        if heavy is None:
+            return self._database.execute(self._load[name], (ids, *more)).fetchall()
+        found = fetch(self._database, self._load[name], (ids, *more), self._room, heavy)
+        if found.cut:
+            raise TooHeavy
+        self._room -= found.weight
+        return found.rows
 
-    def _legible_rows(self, name: str, wanted: Iterable[Any], *more: Any) -> Sequence[Any]:
+    def _legible_rows(self, name: str, wanted: Iterable[Any], *more: Any, heavy: int | None = None) -> Sequence[Any]:
         """Run a set-based load of flows, one of whose labels may be damaged."""
         try:
-            return self._rows(name, wanted, *more)
+            return self._rows(name, wanted, *more, heavy=heavy)
         except sqlite3.OperationalError as bad:
             if "UTF-8" not in str(bad):
                 raise
-            return self._legibly(name, wanted, more, bad)
+            return self._legibly(name, wanted, more, heavy, bad)
 
-    def _legibly(self, name: str, wanted: Iterable[Any], more: Sequence[Any], refused: sqlite3.OperationalError) -> Sequence[Any]:
+    def _legibly(
+        self, name: str, wanted: Iterable[Any], more: Sequence[Any], heavy: int | None, refused: sqlite3.OperationalError
+    ) -> Sequence[Any]:
         """Load again after one damaged label made the driver refuse the whole result; not always so, for it costs on every text."""
         traceback.clear_frames(refused.__traceback__)  # the cursor in there would keep its statement, and so the checkpoint, open
         self._database.text_factory = rows.legible
         try:
-            return self._rows(name, wanted, *more)
+            return self._rows(name, wanted, *more, heavy=heavy)
         finally:
             self._database.text_factory = str
 

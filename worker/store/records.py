@@ -62,6 +62,7 @@ class Needs(msgspec.Struct, kw_only=True):
     `held`: keys of held replies that are handled by hand.
     `holding`: how many replies of each tenant's topics may have to be held; where that could exceed
     `max_held` or, of one tenant, `max_held_of_tenant`, the held replies that would make room are loaded.
+    `max_bytes`: how much the states and outcomes that are loaded may weigh.
     """
 
     flows: set[str] = msgspec.field(default_factory=set)
@@ -79,6 +80,7 @@ class Needs(msgspec.Struct, kw_only=True):
     holding: dict[Sender, int] = msgspec.field(default_factory=dict)
     max_held: int = 2**62
     max_held_of_tenant: int = 2**62
+    max_bytes: int = 2**62
 
 
 class Loaded(msgspec.Struct, kw_only=True):
