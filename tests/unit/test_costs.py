@@ -26,6 +26,7 @@ import pytest
 from tests.flows import KATE, TOPIC, external, parking
 from tests.running import Running, VirtualClock, running
 from tests.service.line import living
+from worker import portion
 from worker.bus.base import Bus, Delivery, Outgoing, Published
 from worker.engine import Engine
 from worker.flow.commands import Policy, Reply, StartFlow
@@ -127,7 +128,8 @@ async def inline() -> AsyncIterator[tuple[Running, sqlite3.Connection]]:
     manager = FlowManager(engine)
     committing = asyncio.create_task(engine.run())
     try:
-        yield Running(store, engine, manager, WaitEngine(manager), clock), database
+        with patch.object(portion, "_LONG", 3600.0):  # a busy machine must not cut a batch in two
+            yield Running(store, engine, manager, WaitEngine(manager), clock), database
     finally:
         engine.close()
         await committing
