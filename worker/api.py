@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from time import perf_counter
 from typing import Any
 
@@ -19,11 +20,12 @@ from worker.store.overview import Wanted
 from worker.store.records import Page
 from worker.submission import Outcome
 from worker.telemetry import Said
+from worker.turnstile import Turns
 from worker.wire import outcomes
 from worker.wire.capacity import WHOLE, page_bytes
 from worker.wire.codec import Mint, Query, Unusable, read_command, read_query, stray
 from worker.wire.cursors import read_number
-from worker.wire.headers import trace_of, weight
+from worker.wire.headers import Headers, trace_of, weight
 from worker.wire.requests import COMMANDS, QUERIES
 from worker.wire.subjects import Subjects
 from worker.wire.verdicts import command_scope
@@ -31,6 +33,9 @@ from worker.wire.verdicts import command_scope
 Answer = Callable[[Query, Any], Awaitable[bytes]]
 Watcher = Callable[[str, str], None]
 Timer = Callable[[float], None]
+Turn = Callable[[], Awaitable[None]]
+_TURNS, _TURNS_EACH = 8, 2
+"""How many questions are read and answered at a time, and of one agent: each answer may weigh a page and a row."""
 
 
 class Api:
@@ -58,6 +63,7 @@ class Api:
         self._watch = watch
         self._timed = timed
         self._max_payload = max_payload
+        self._turns = Turns(_TURNS, _TURNS_EACH)
         self._guarded = (f"{subjects.prefix}.>", *reply_topics)
         self._log = structlog.get_logger("api")
         self._queries: dict[str, Answer] = {
@@ -85,12 +91,24 @@ class Api:
             endpoints=endpoints + self._operators.endpoints(),
             catch_all=(Endpoint(name="other", subject=self._subjects.api("*", "*")), self._operators.catch_all),
             guarded=self._guarded,
+            whose=self._subjects.asker,
         )
 
     async def handle(self, request: Request) -> None:
-        """Answer one request. Never raises: what goes wrong is the answer."""
+        """Answer one request. Never raises: what goes wrong is the answer. A turn that was taken for it is over when it has left."""
+        async with AsyncExitStack() as taken:
+
+            async def turn() -> None:
+                """Wait until it is the asker's turn to have something large read and answered."""
+                await taken.enter_async_context(self._turns.of(self._subjects.asker(request.subject)))
+
+            body, headers = await self._answer_to(request, turn)
+            await request.answer(body, headers)
+
+    async def _answer_to(self, request: Request, turn: Turn) -> tuple[bytes, Headers]:
+        """Return the answer to a request."""
         try:
-            body, error = await self._handled(request)
+            body, error = await self._handled(request, turn)
         except FlowError as refusal:
             body, error = outcomes.refused(refusal), refusal
         except Refusal:
@@ -101,18 +119,19 @@ class Api:
             error = Internal("the worker has a defect; its log says more: repeat with the same command id")
             body = outcomes.refused(error)
         headers = outcomes.error_headers(error) if error is not None else {}
-        await request.answer(outcomes.fitting(body, self._max_payload() - weight(headers)), headers)
+        return outcomes.fitting(body, self._max_payload() - weight(headers)), headers
 
-    async def _handled(self, request: Request) -> tuple[bytes, FlowError | None]:
+    async def _handled(self, request: Request, turn: Turn) -> tuple[bytes, FlowError | None]:
         """Carry out a command or answer a query. Raises the `FlowError` to answer with."""
         operation = self._subjects.parse_admin(request.subject)
         if operation is not None:
-            return await self._operators.answered(operation, request.body), None
+            return await self._operators.answered(operation, request.body, turn), None
         parsed = self._subjects.parse_api(request.subject)
         if parsed is None:
             raise stray(request.subject).error
         agent, verb = parsed
         if verb in QUERIES:
+            await turn()
             answer = await self._answered(agent, verb, request.body)
             return answer, outcomes.error_in(answer)  # a stored refusal, with the headers of its first answer
         began = perf_counter()

@@ -159,7 +159,7 @@ class Metrics:
         self.nats_pending = self._gauge("taskflow_nats_pending_messages", "Commands and replies that lie in the streams, not yet taken.")
         self.nats_reconnects = self._counter("taskflow_nats_reconnects", "Times the connection to NATS came back.")
         self.nats_dropped = self._counter(
-            "taskflow_nats_slow_consumer", "Requests on api and admin that were dropped unread, because too many waited before them."
+            "taskflow_nats_slow_consumer", "Requests on api and admin that were refused unread, because too many waited before them."
         )
         spans = self._counter("taskflow_spans", "Spans of traces, by what became of them.", "outcome")
         self.spans: Children[str, Counter] = Children(spans, SPAN_OUTCOMES)

@@ -10,7 +10,8 @@ import pytest
 
 from tests.contract.rigs import ACK, EVT, IN, WORKER, Rig, pulling
 from tests.eventually import eventually
-from worker.bus.base import Bus, Delivery, Holder, InProgress, Nak, Outgoing, PublishFailed, Source, Stream, Term
+from worker.bus.admission import OF_ONE, WAITING
+from worker.bus.base import Bus, Delivery, Headers, Holder, InProgress, Nak, Outgoing, PublishFailed, Source, Stream, Term
 from worker.bus.endpoints import Endpoint, Request, Service
 from worker.errors import ConsumerTaken, TopologyRefused
 
@@ -524,6 +525,72 @@ async def test_stop_serving_waits_for_the_requests_in_hand(rig: Rig, bus: Bus) -
     await stopping
     with pytest.raises(ConnectionError):
         await rig.agent.request("taskflow.api.ana.status", b"")
+
+
+class Held:
+    """A service whose handler keeps every request in hand until `goes_on`; `begun` has their subjects."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.goes_on = asyncio.Event()
+
+    async def serve(self, bus: Bus) -> None:
+        await bus.serve(msgspec.structs.replace(SERVICE, whose=lambda subject: subject.split(".")[2]), self._handle)
+
+    async def _handle(self, request: Request) -> None:
+        self.begun.append(request.subject)
+        await self.goes_on.wait()
+        await request.answer(b"{}", {})
+
+
+def flood(rig: Rig, count: int, body: bytes = b"") -> list[asyncio.Task[tuple[bytes, Headers]]]:
+    """Have mallory send so many requests."""
+    return [asyncio.create_task(rig.agent.request("taskflow.api.mallory.status", body, within=60)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("count, body, share", [(400, b"", OF_ONE.places), (40, b"x" * 240_000, OF_ONE.weight // 241_024)])
+async def test_one_agent_has_a_share_of_what_is_in_hand(rig: Rig, bus: Bus, count: int, body: bytes, share: int) -> None:
+    held = Held()
+    await held.serve(bus)
+    floods = flood(rig, count, body)
+    await eventually(lambda: len(held.begun) == share)
+    quiet = asyncio.create_task(rig.agent.request("taskflow.api.kate.status", b"", within=60))
+    await eventually(lambda: len(held.begun) > share)
+    assert held.begun[share:] == ["taskflow.api.kate.status"], "hers is in hand at once, all else waits"
+    held.goes_on.set()
+    await asyncio.gather(quiet, *floods)
+    assert len(held.begun) == count + 1
+    await bus.stop_serving()
+
+
+async def test_what_waits_is_bounded_and_who_has_most_waiting_is_refused_its_newest(rig: Rig, bus: Bus) -> None:
+    held = Held()
+    await held.serve(bus)
+    floods = flood(rig, 100, b"x" * 240_000)
+    in_hand, waiting = OF_ONE.weight // 241_024, WAITING // 241_024
+    await eventually(lambda: bus.dropped == 100 - in_hand - waiting)
+    quiet = asyncio.create_task(rig.agent.request("taskflow.api.kate.status", b"", within=60))
+    await eventually(lambda: "taskflow.api.kate.status" in held.begun)
+    held.goes_on.set()
+    answers = await asyncio.gather(*floods)
+    refused = [headers for body, headers in answers if body != b"{}"]
+    assert (await quiet)[0] == b"{}"
+    assert len(refused) == bus.dropped
+    assert {headers["Nats-Service-Error-Code"] for headers in refused} == {"503"}
+    await bus.stop_serving()
+
+
+async def test_stop_serving_refuses_what_waits(rig: Rig, bus: Bus) -> None:
+    held = Held()
+    await held.serve(bus)
+    floods = flood(rig, OF_ONE.places + 10)
+    await eventually(lambda: len(held.begun) == OF_ONE.places)
+    stopping = asyncio.create_task(bus.stop_serving())
+    await asyncio.wait(floods, return_when=asyncio.FIRST_COMPLETED)
+    held.goes_on.set()
+    answers = await asyncio.gather(*floods)
+    assert sum(body != b"{}" for body, _ in answers) == 10
+    await stopping
 
 
 # --- topology -----------------------------------------------------------------------------------------------------------------

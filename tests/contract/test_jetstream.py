@@ -18,6 +18,7 @@ from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, jetstream_ri
 from tests.eventually import eventually
 from tests.ports import kept_port
 from tests.standing import stand_still
+from worker.bus.admission import OF_ONE
 from worker.bus.base import Delivery, Holder, Nak, Outgoing, PublishFailed, Source, Term
 from worker.bus.connection import NatsOptions
 from worker.bus.endpoints import Endpoint, Request, Service
@@ -600,26 +601,29 @@ async def test_requests_that_no_endpoint_covers_are_counted_in_an_endpoint_of_th
     assert told == {"start": (2, 0, ""), "other": (3, 3, "400: no such verb")}
 
 
-async def test_requests_that_find_the_queue_full_are_counted(real: JetStreamRig, bus: JetStreamBus) -> None:
-    goes_on, begun = asyncio.Event(), asyncio.Event()
+async def test_a_place_is_free_when_the_answer_has_left(real: JetStreamRig, bus: JetStreamBus) -> None:
+    begun, goes_on = 0, asyncio.Event()
 
     async def handler(request: Request) -> None:
-        begun.set()
+        nonlocal begun
+        begun += 1
         await goes_on.wait()
-        await request.answer(b"done", {})
+        await request.answer(b"x" * 100_000, {})
 
     endpoint = Endpoint(name="status", subject="taskflow.api.*.status")
     await bus.serve(Service(name="taskflow", version="0.1.0", description="Durable agent flows", endpoints=(endpoint,)), handler)
-    assert bus._server is not None
-    bus._server._slots = asyncio.Semaphore(1)  # 512 are in hand otherwise,
-    for subscription in bus._connection.client._subs.values():
-        subscription._pending_queue._maxsize = 1  # type: ignore[attr-defined]  # and half a million may wait
-    assert bus.dropped == 0
-    for _ in range(10):
+    in_hand = OF_ONE.places
+    for _ in range(2 * in_hand):
         await real.nats.client.publish("taskflow.api.kate.status", b"{}", reply="_INBOX.nobody")
-    await begun.wait()
-    await eventually(lambda: bus.dropped > 0)
+    await eventually(lambda: begun == in_hand)
+    assert real.server.pid is not None
+    await stand_still(real.server.pid)
     goes_on.set()
+    client = bus._connection.client
+    await eventually(lambda: client.pending_data_size > client._max_pending_size)
+    assert begun < 2 * in_hand, "the socket takes nothing more, and what it has not taken keeps its place"
+    os.kill(real.server.pid, signal.SIGCONT)
+    await eventually(lambda: begun == 2 * in_hand, within=30)
     await bus.stop_serving()
 
 

@@ -58,6 +58,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "times",
         "durations",
         "futures",
+        "turnstile",
         "logger",
         "prose",
         "version",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import structlog
 
 from worker.admin.acting import Acting, actor_of
@@ -34,10 +36,11 @@ class Operators:
         """Return the endpoint of the verbs that there are not."""
         return Endpoint(name="admin-other", subject=self._subjects.admin("*"))
 
-    async def answered(self, verb: str, body: bytes) -> bytes:
-        """Carry out a request. Raises the `FlowError` to answer with."""
+    async def answered(self, verb: str, body: bytes, turn: Callable[[], Awaitable[None]]) -> bytes:
+        """Carry out a request; a question when it is its `turn`. Raises the `FlowError` to answer with."""
         asked = read_operation(verb, body)
         if self._desk.answers(asked):
+            await turn()
             return await self._desk.answer(asked)
         assert isinstance(asked, Intervention), "what is no question is an intervention"
         answer = await self._done(asked)

@@ -177,7 +177,7 @@ class Bus(Protocol):
 
     @property
     def dropped(self) -> int:
-        """How many messages came and were dropped unread, because those before them were taken too slowly."""
+        """How many messages came and were refused or dropped unread, because too many waited before them."""
 
     @property
     def max_payload(self) -> int:

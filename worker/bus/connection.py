@@ -49,7 +49,7 @@ class Connection:
         self.outbound = Outbound(self.client)
         self.renewal = Renewal(self.client)
         self.on_up: list[Callable[[], None]] = []
-        self.on_down: list[Callable[[], None]] = []
+        self.on_down: list[Callable[[], None]] = [self.outbound.wake]
         self.on_denied: list[Callable[[str], None]] = []
         self._lost: asyncio.Future[str] | None = None
         self._asked: dict[str, set[asyncio.Future[Msg]]] = {}

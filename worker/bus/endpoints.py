@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import msgspec
 
@@ -12,13 +13,18 @@ from worker.wire.subjects import covers
 NO_METADATA: Headers = {}
 
 
+def _whoever(_subject: str) -> str:
+    """Tell nobody from anybody."""
+    return ""
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A core request on a service endpoint. `answer` publishes the reply; it never raises."""
+    """A core request on a service endpoint. `answer` publishes the reply and returns when it has left, or never will; it never raises."""
 
     subject: str
     headers: Headers
     body: bytes
-    answer: Callable[[bytes, Headers], Awaitable[None]]
+    answer: Callable[[bytes, Headers], Coroutine[Any, Any, None]]
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +40,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
     `guarded`: patterns. Whoever asks chooses where the answer goes, and the worker may publish where its callers may not: a request whose
     reply subject is guarded, or is one of the server's own (`$…`), is not carried out (a confused deputy).
+    `whose`: who asks, by the subject; they take turns.
     """
 
     name: str
@@ -42,6 +49,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: tuple[Endpoint, ...]
     catch_all: tuple[Endpoint, ...] = ()
     guarded: tuple[str, ...] = ()
+    whose: Callable[[str], str] = _whoever
 
     def guards(self, reply: str) -> bool:
         """Tell whether no answer may go to the subject."""

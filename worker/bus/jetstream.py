@@ -72,8 +72,8 @@ class JetStreamBus:
 
     @property
     def dropped(self) -> int:
-        """How many messages were dropped unread."""
-        return self._connection.dropped
+        """How many messages were dropped unread, or refused so."""
+        return self._connection.dropped + (self._server.refused if self._server is not None else 0)
 
     def _count_reconnect(self) -> None:
         """Count one more."""

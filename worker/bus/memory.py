@@ -42,9 +42,9 @@ _YIELD_EVERY = 256
 class MemoryBus:
     """See `worker.bus.base.Bus` for every promise; the rest are switches for tests."""
 
-    def __init__(self, broker: MemoryBroker | None = None, *, concurrency: int = 512) -> None:
+    def __init__(self, broker: MemoryBroker | None = None) -> None:
         self.broker = broker or MemoryBroker()
-        self._connected, self.reconnects, self.dropped, self.offset = False, 0, 0, 0
+        self._connected, self.reconnects, self.offset = False, 0, 0
         self._lost: asyncio.Future[str] | None = None
         self._failures: list[tuple[PublishFailed, bool]] = []
         self._kicks: list[asyncio.Event] = []
@@ -52,8 +52,13 @@ class MemoryBus:
         self.trouble = ""
         self.untrusted: frozenset[Source] = frozenset()
         self.max_payload = _MAX_PAYLOAD
-        self._server = MemoryServer(self, self.broker, concurrency)
+        self._server = MemoryServer(self, self.broker)
         self._log = structlog.get_logger()
+
+    @property
+    def dropped(self) -> int:
+        """How many requests were refused, because too many waited."""
+        return self._server.refused
 
     @property
     def connected(self) -> bool:

@@ -22,6 +22,8 @@ from worker.wire.subjects import is_literal
 
 # What is written in one piece. A burst may queue thousands of frames: readers and timers have the loop in between.
 _PIECE_FRAMES, _PIECE_BYTES = 256, 128 * 1024
+_LITTLE = 64 * 1024
+"""How much may be left to write while nobody waits for it to leave."""
 
 
 class Frame(NamedTuple):
@@ -68,12 +70,16 @@ class Outbound:
         self._some = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._size = 0  # of the frames
+        self._leaving: list[asyncio.Future[None]] = []
+        self._hurried = False
         self._task: asyncio.Task[None] | None = None
         self._log = Logger()
 
     def put(self, frame: Frame) -> None:
         """Queue a frame; never blocks, never raises."""
         self._frames.append(frame)
+        self._size += len(frame.body)
         self._empty.clear()
         self._some.set()
 
@@ -83,10 +89,33 @@ class Outbound:
 
     async def stop(self) -> None:
         """Stop the writing task; what is still queued is dropped."""
+        self.hurry()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait({task})
+
+    async def left(self) -> None:
+        """Wait until little is left to write: what was put before has gone, or nearly; or is not going to."""
+        client = self._client
+        while not self._hurried and client.is_connected and max(self._size, client.pending_data_size) > _LITTLE:
+            if self._size <= _LITTLE:
+                (await client._flush_pending()).add_done_callback(self.wake)  # noqa: SLF001  see `_write`
+            leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._leaving.append(leaving)
+            await leaving
+
+    def hurry(self) -> None:
+        """Let nobody wait for what leaves, from now on."""
+        self._hurried = True
+        self.wake()
+
+    def wake(self, _written: object = None) -> None:
+        """Have those that wait look again whether what they wait for has left."""
+        leaving, self._leaving = self._leaving, []
+        for future in leaving:
+            if not future.done():
+                future.set_result(None)
 
     async def drained(self) -> None:
         """Wait until everything queued so far is handed to the client."""
@@ -98,6 +127,7 @@ class Outbound:
             await self._some.wait()
             while self._frames:
                 await self._write(self._piece())
+                self.wake()
                 if self._frames:
                     await asyncio.sleep(0)
             self._some.clear()
@@ -111,6 +141,7 @@ class Outbound:
         size = 0
         while self._frames and len(piece) < _PIECE_FRAMES and size < _PIECE_BYTES:
             frame = self._frames.popleft()
+            self._size -= len(frame.body)
             if frame.waiting is not None and frame.waiting.done():
                 continue
             # The client would buffer and send it after the reconnect, when its sender has long given it up.

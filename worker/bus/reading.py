@@ -32,8 +32,12 @@ class ReadingClient(MendedClient):
         Nothing may be published on the subject before this returns.
         """
         subscription = await self.subscribe(subject)
-        self._direct[subscription._id] = take  # noqa: SLF001  the number that the server names in each message
+        self.read_directly(subscription, take)
         return subscription
+
+    def read_directly(self, subscription: Subscription, take: Take) -> None:
+        """Have `take` called from the read loop with what comes to a subscription from now on."""
+        self._direct[subscription._id] = take  # noqa: SLF001  the number that the server names in each message
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> None:
         """Give a message to whom it is for."""

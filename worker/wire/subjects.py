@@ -63,6 +63,11 @@ class Subjects:
         """Return (agent, verb) of a request's subject, or None when it is not one."""
         return _two_tokens(subject, self._api)
 
+    def asker(self, subject: str) -> str:
+        """Return which agent asks on a request's subject; empty for operators, and for what is no request."""
+        parsed = self.parse_api(subject)
+        return parsed[0] if parsed is not None else ""
+
     def parse_admin(self, subject: str) -> str | None:
         """Return the verb of an operator's request, or None when the subject is not one."""
         verb = subject[len(self._admin) :]
