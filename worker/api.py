@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from time import perf_counter
 from typing import Any
 
@@ -16,6 +15,7 @@ from worker.engine import Engine
 from worker.errors import FlowError, Forbidden, Internal, NoOutcomeYet, NotFound, Refusal, Unavailable
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
+from worker.recall import Recall, Turn
 from worker.store.overview import Wanted
 from worker.store.records import Page
 from worker.submission import Outcome
@@ -33,7 +33,6 @@ from worker.wire.verdicts import command_scope
 Answer = Callable[[Query, Any], Awaitable[bytes]]
 Watcher = Callable[[str, str], None]
 Timer = Callable[[float], None]
-Turn = Callable[[], Awaitable[None]]
 _TURNS, _TURNS_EACH = 8, 2
 """How many questions are read and answered at a time, and of one agent: each answer may weigh a page and a row."""
 
@@ -57,6 +56,7 @@ class Api:
     ) -> None:
         self._engine = engine
         self._reads = engine.store.queries
+        self._recall = Recall(self._reads)
         self._operators = operators
         self._subjects = subjects
         self._mint = mint
@@ -96,12 +96,7 @@ class Api:
 
     async def handle(self, request: Request) -> None:
         """Answer one request. Never raises: what goes wrong is the answer. A turn that was taken for it is over when it has left."""
-        async with AsyncExitStack() as taken:
-
-            async def turn() -> None:
-                """Wait until it is the asker's turn to have something large read and answered."""
-                await taken.enter_async_context(self._turns.of(self._subjects.asker(request.subject)))
-
+        async with self._turns.on_demand(self._subjects.asker(request.subject)) as turn:
             body, headers = await self._answer_to(request, turn)
             await request.answer(body, headers)
 
@@ -142,7 +137,7 @@ class Api:
         outcome: Outcome = await self._engine.submit(verdict.stimulus, verdict.identity, source="api", size=size, request=True)
         self._timed(perf_counter() - began)
         self._watch(verb, outcome.error.code if outcome.error is not None else outcome.name)
-        return outcome.result, outcome.error or outcomes.error_in(outcome.result)
+        return await self._recall.told(outcome, turn), outcome.error or outcomes.error_in(outcome.result)
 
     async def _answered(self, agent: str, verb: str, body: bytes) -> bytes:
         """Answer a query."""
@@ -234,7 +229,7 @@ class Api:
         if row is None:
             message = f"no outcome is stored for command {asked.command_id}: it is not decided yet, or never came; ask again"
             raise NoOutcomeYet(message, command_id=asked.command_id)
-        return row.result
+        return await self._recall.whole(row.result)
 
 
 def _fit(page: Page[Flow], budget: int) -> tuple[list[Flow], int | None]:

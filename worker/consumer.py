@@ -19,14 +19,15 @@ import structlog
 from worker.bus.base import Ack, Bus, Delivery, InProgress, Nak, PublishFailed, Settlement, Source, Term
 from worker.engine import Engine
 from worker.errors import FlowError, Internal, Refusal, Unavailable
+from worker.outcome_sender import OutcomeSender
 from worker.prose import counted
+from worker.recall import Recall
 from worker.recovery import Recovery
 from worker.submission import Outcome, Useless
 from worker.telemetry import Said
 from worker.times import Micros
 from worker.wire.codec import Ignored, Inbound, Unusable
 from worker.wire.headers import trace_of
-from worker.wire.outcomes import fitting
 
 MAX_ATTEMPTS = 5
 MAX_BYTES_IN_HAND = 4 * 1024 * 1024
@@ -68,10 +69,10 @@ class Consumer:
         self._to_drain = 0
         self._drained = asyncio.Event()
         self._emptied = asyncio.Event()
-        self._tells: set[asyncio.Task[None]] = set()
         self._open = asyncio.Event()
         self._open.set()
         self._pulling: asyncio.Timeout | None = None
+        self._sender = OutcomeSender(bus, Recall(engine.store.queries))
         self._log = structlog.get_logger("consumer").bind(stream=source.stream)
         engine.when_back(bus.wake)
 
@@ -143,8 +144,7 @@ class Consumer:
         for delivery in tuple(self._in_hand.values()):
             self._bus.settle(delivery, Nak(0.0))
         self._in_hand.clear()
-        if self._tells:
-            await asyncio.wait(self._tells, timeout=1.0)
+        await self._sender.finish(1.0)
 
     @property
     def in_hand(self) -> int:
@@ -215,7 +215,7 @@ class Consumer:
         told = outcome.error.code if outcome.error is not None else outcome.name
         self._done(delivery, settlement, verb, "ignored" if isinstance(verdict, Ignored) else told)
         if verdict.reply_to is not None:
-            self._tell(verdict.reply_to, outcome.result)
+            self._sender.send(verdict.reply_to, verdict.identity.scope if verdict.identity is not None else "", outcome)
 
     def _retry(self, delivery: Delivery, verb: str, failure: BaseException) -> None:
         """Give a delivery back for later: at once when we stop, ever later when we fail."""
@@ -251,12 +251,6 @@ class Consumer:
             if self._to_drain <= 0:
                 self._drained.set()
         self._bus.wake()
-
-    def _tell(self, inbox: str, result: bytes) -> None:
-        """Publish an outcome to the inbox that asked for it."""
-        task = asyncio.get_running_loop().create_task(self._bus.tell(inbox, fitting(result, self._bus.max_payload)))
-        self._tells.add(task)
-        task.add_done_callback(self._tells.discard)
 
     async def _keep_alive(self) -> None:
         """Tell the broker that what is long in hand is still worked on, so that it is not delivered a second time."""

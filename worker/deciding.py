@@ -25,7 +25,7 @@ from worker.flow.size import bounded
 from worker.store.records import Batch, FlowWrite, InboxRow, Loaded
 from worker.submission import Outcome, Submission, Useless
 from worker.times import Micros
-from worker.wire.outcomes import EXPIRED, applied, refused, reply_outcome
+from worker.wire.outcomes import EXPIRED, kept, refused, reply_outcome
 
 
 class Deciding:
@@ -180,7 +180,7 @@ class Deciding:
             if isinstance(submission.what, Reply):
                 result = reply_outcome(decision.outcome, decision.flow)
             elif decision.flow is not None:
-                result = applied(decision.flow, decision.step)
+                result = kept(decision.flow, decision.step)
         return Outcome(name=decision.outcome, result=result, flow=decision.flow, step=decision.step)
 
     def _apply(self, decision: Decision) -> None:
@@ -268,7 +268,7 @@ class Deciding:
             told = changed.get((submission.digest, outcome.result))
             if told is None and isinstance(submission.what, CancelFlow) and outcome.flow is not None and outcome.error is None:
                 children = self._aftermath.children_of(submission.what.flow_id)
-                told = applied(outcome.flow, cancelled_children=children) if children is not None else None
+                told = kept(outcome.flow, cancelled_children=children) if children is not None else None
                 if told is not None and submission.identity is not None:
                     changed[submission.digest, outcome.result] = told
             if told is not None:

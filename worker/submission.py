@@ -33,7 +33,7 @@ from worker.wire.verdicts import Identity, digest
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a submission. `result` is the answer in bytes, for whoever asked over the wire; `repeat`: it was known."""
+    """What became of a submission. `result` is what is stored of it, in bytes, and `Recall` makes the answer; `repeat`: it was known."""
 
     name: OutcomeName
     result: bytes = b""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Generic, NamedTuple, TypeVar
 
 from worker.futures import new_future
@@ -121,6 +121,17 @@ class Turns:
         finally:
             if turn.done() and not turn.cancelled():
                 self._turnstile.leave(name)
+
+    @asynccontextmanager
+    async def on_demand(self, name: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Give a function that waits for a turn, once; if it was called, the turn is over at the end."""
+        async with AsyncExitStack() as taken:
+
+            async def turn() -> None:
+                """Wait for it."""
+                await taken.enter_async_context(self.of(name))
+
+            yield turn
 
     def _let_in(self, item: tuple[str, asyncio.Future[None]]) -> None:
         """Tell whoever waits; it may be gone."""

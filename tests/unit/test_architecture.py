@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "tracing",
         "spans",
         "consumer",
+        "outcome_sender",
         "recovery",
         "relay",
         "pruner",
@@ -45,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lanes",),
     ("admin",),
     ("manager",),
-    ("engine", "deciding", "deferral", "aftermath", "burial", "dedupe", "portion", "queueing", "submission"),
+    ("engine", "deciding", "deferral", "aftermath", "burial", "dedupe", "portion", "queueing", "submission", "recall"),
     (
         *("bus.base", "bus.endpoints", "store.base", "store.overview", "store.records"),
         *("telemetry", "sparing", "line_writer", "metrics", "timings", "config"),

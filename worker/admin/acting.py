@@ -13,8 +13,10 @@ from worker.errors import Conflict, InvalidRequest, NotFound
 from worker.flow.commands import Caller, CancelFlow, ExpireHeld, FailFlow, MatchHeld, RequestCancel, ResumeFlow, Stimulus
 from worker.flow.model import HeldReply
 from worker.prose import counted
+from worker.recall import Recall, Turn
 from worker.store.base import Transaction, Work
 from worker.store.overview import Intervention
+from worker.submission import Outcome
 from worker.times import Micros
 from worker.wire import operators, oversight
 from worker.wire.documents import show_flow
@@ -36,10 +38,8 @@ class Acting:
         self._engine = engine
         self._mint = mint
         self._copy = copy
+        self._recall = Recall(engine.store.queries)
         self._does: dict[type[Asked], Callable[[Any], Awaitable[bytes]]] = {
-            operators.Resume: self._steer,
-            operators.Cancel: self._steer,
-            operators.Fail: self._steer,
             operators.HeldMatch: self._match,
             operators.HeldExpire: self._expire,
             operators.Release: self._release,
@@ -47,21 +47,25 @@ class Acting:
             operators.Backup: self._backup,
         }
 
-    async def do(self, asked: Asked) -> bytes:
-        """Carry out an intervention. Raises the `FlowError` that refuses it."""
+    async def do(self, asked: Asked, turn: Turn) -> bytes:
+        """Carry out an intervention; with a flow in the answer when it is the asker's `turn`. Raises the `FlowError` that refuses it."""
+        if isinstance(asked, operators.Resume | operators.Cancel | operators.Fail):
+            return await self._recall.told(await self._steer(asked), turn)
+        if isinstance(asked, operators.HeldMatch | operators.Release):
+            await turn()
         return await self._does[type(asked)](asked)
 
-    async def _steer(self, asked: operators.Resume | operators.Cancel | operators.Fail) -> bytes:
+    async def _steer(self, asked: operators.Resume | operators.Cancel | operators.Fail) -> Outcome:
         """Resume, cancel or fail a flow; a repeat with the same command id has the same answer, byte for byte."""
         key = asked.command_id or self._mint()
         caller = Caller(actor=actor_of(asked), cause=key)
         said = {name: value for name, value in msgspec.structs.asdict(asked).items() if name != "command_id"}
         mark = digest(type(asked).__name__.encode(), _CANONICAL.encode(said))
         identity = Identity(f"admin:{asked.operator}", key, mark)
-        outcome = await self._engine.submit(_command(asked, caller), identity, source="admin", request=True)
+        outcome: Outcome = await self._engine.submit(_command(asked, caller), identity, source="admin", request=True)
         if outcome.error is not None:
             raise outcome.error
-        return outcome.result
+        return outcome
 
     async def _match(self, asked: operators.HeldMatch) -> bytes:
         """Give a held reply to a flow."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 import structlog
 
 from worker.admin.acting import Acting, actor_of
@@ -11,6 +9,7 @@ from worker.admin.desk import Desk
 from worker.admin.letters import Letters
 from worker.bus.endpoints import Endpoint
 from worker.flow.model import Flow
+from worker.recall import Turn
 from worker.wire.operators import OPERATIONS, Intervention, LettersPurge, LettersReplay, read_operation
 from worker.wire.subjects import Subjects
 
@@ -36,14 +35,14 @@ class Operators:
         """Return the endpoint of the verbs that there are not."""
         return Endpoint(name="admin-other", subject=self._subjects.admin("*"))
 
-    async def answered(self, verb: str, body: bytes, turn: Callable[[], Awaitable[None]]) -> bytes:
+    async def answered(self, verb: str, body: bytes, turn: Turn) -> bytes:
         """Carry out a request; a question when it is its `turn`. Raises the `FlowError` to answer with."""
         asked = read_operation(verb, body)
         if self._desk.answers(asked):
             await turn()
             return await self._desk.answer(asked)
         assert isinstance(asked, Intervention), "what is no question is an intervention"
-        answer = await self._done(asked)
+        answer = await self._done(asked, turn)
         if not (isinstance(asked, LettersReplay | LettersPurge) and asked.dry_run):
             self._log.info("operator_intervened", verb=verb, kind=type(asked).__name__, actor=actor_of(asked), reason=asked.reason)
         return answer
@@ -52,13 +51,13 @@ class Operators:
         """Answer an agent why its flow stands where it stands."""
         return await self._desk.explain_to_agent(flow, agent, session)
 
-    async def _done(self, asked: Intervention) -> bytes:
+    async def _done(self, asked: Intervention, turn: Turn) -> bytes:
         """Carry out an intervention."""
         if isinstance(asked, LettersReplay):
             return await self._letters.replay(asked)
         if isinstance(asked, LettersPurge):
             return await self._letters.purge(asked)
-        return await self._acting.do(asked)
+        return await self._acting.do(asked, turn)
 
 
 def _schema(verb: str) -> str:

@@ -203,6 +203,7 @@ class JetStreamBus:
             self._log.warning("bus.not_told", reason=refusal)
             return
         self._connection.outbound.put(Frame(subject, body, headers=headers))
+        await self._connection.outbound.left()
 
     async def send(self, messages: Sequence[Asked]) -> list[str | None]:
         """Publish core messages whose answers come elsewhere; say of each why it did not reach anybody."""

@@ -14,7 +14,9 @@ from worker.times import rfc3339
 
 
 class FlowShown(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow as clients see it (CONTRACT 3). `state_omitted`: the broker could not carry the answer with the state in it."""
+    """A flow as clients see it (CONTRACT 3). `state_omitted`: the broker could not carry the answer with the state in it, or it is
+    an old one that is told again, and what it had is too far back in the journal.
+    """
 
     id: str
     controller_id: str

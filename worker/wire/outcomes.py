@@ -1,6 +1,6 @@
 """Encode answers: the outcome of a command, the answer to a query, the headers of an error (CONTRACT 3).
 
-A stored outcome is these bytes; a repeat of the command gets them again, byte for byte (SEMANTICS 6).
+A repeat of a command gets the bytes of its first answer again; stored are they, or what they can be made of again (SEMANTICS 6).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from worker.errors import FlowError, error_of
 from worker.flow.decision import OutcomeName
@@ -68,6 +69,55 @@ def applied(
             cancelled_children=cancelled_children if cancelled_children is not None else UNSET,
         )
     )
+
+
+KEPT_BYTES = 4096
+"""What of an outcome weighs more is not stored with it."""
+_APPLIED = msgspec.json.Decoder(shapes.Applied)
+
+
+def kept(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes.CancelledChildren | None = None) -> bytes:
+    """Encode the outcome of a command that took effect as it is stored: as it is told, or `light`."""
+    told = applied(flow, step, cancelled_children=cancelled_children)
+    if len(told) <= KEPT_BYTES:
+        return told
+    shown = shapes.show_flow(flow)
+    heavy: dict[str, Any] = {name: UNSET for name in ("state", "wait") if _is_heavy(getattr(shown, name))}
+    is_step_heavy = step is not None and _is_heavy(step.result_json)
+    if not heavy and not is_step_heavy:
+        return told
+    return _ENCODER.encode(
+        shapes.Applied(
+            flow=replace(shown, state_omitted=True, **heavy),
+            step=UNSET if step is None else shapes.show_step(replace(step, result_json=None) if is_step_heavy else step),
+            cancelled_children=cancelled_children if cancelled_children is not None else UNSET,
+            state_omitted=True,
+        )
+    )
+
+
+def light(result: bytes) -> shapes.Applied | None:
+    """Return the stored outcome if something was left out of it, else None."""
+    return _APPLIED.decode(result) if result.endswith(_OMITTED) else None
+
+
+_OMITTED = b'"state_omitted":true}'
+
+
+def refilled(outcome: shapes.Applied, flow: Flow, step: FlowStep | None) -> bytes:
+    """Encode a `light` outcome with its flow and observed run whole: the bytes that `applied` made of them."""
+    shown = shapes.show_step(step) if step is not None else UNSET
+    return _ENCODER.encode(replace(outcome, flow=shapes.show_flow(flow), step=shown, state_omitted=UNSET))
+
+
+def is_of(shown: shapes.StepShown, step: FlowStep) -> bool:
+    """Tell whether an observed run is still as it was shown."""
+    return replace(shapes.show_step(step), result=shown.result) == shown
+
+
+def _is_heavy(value: Any) -> bool:
+    """Tell whether a value is too heavy to be stored once more."""
+    return len(_ENCODER.encode(value)) > KEPT_BYTES
 
 
 def refused(error: FlowError) -> bytes:

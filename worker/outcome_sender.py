@@ -1,0 +1,56 @@
+"""Publish outcomes to the inboxes that asked for them: by turns of who asked, and with what is large in them as long as few wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from worker.bus.base import Bus
+from worker.recall import Recall
+from worker.submission import Outcome
+from worker.turnstile import Turns
+from worker.wire.outcomes import fitting
+
+_TURNS, _TURNS_EACH = 8, 2
+_MOST = 64
+"""Of one agent so many wait at most; what comes then is told at once, without what it is stored without."""
+
+
+class OutcomeSender:
+    """Sends outcomes of commands that nobody waits for on a request."""
+
+    def __init__(self, bus: Bus, recall: Recall) -> None:
+        self._bus = bus
+        self._recall = recall
+        self._turns = Turns(_TURNS, _TURNS_EACH)
+        self._waiting: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, inbox: str, whose: str, outcome: Outcome) -> None:
+        """Publish an outcome of one of `whose` commands; does not wait."""
+        task = asyncio.get_running_loop().create_task(self._send(inbox, whose, outcome))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def finish(self, timeout: float) -> None:
+        """Wait until everything is sent, at most `timeout` seconds."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+
+    async def _send(self, inbox: str, whose: str, outcome: Outcome) -> None:
+        """Send one."""
+        if self._waiting[whose] >= _MOST:
+            await self._publish(inbox, outcome.result)
+            return
+        self._waiting[whose] += 1
+        try:
+            async with self._turns.on_demand(whose) as turn:
+                await self._publish(inbox, await self._recall.told(outcome, turn))
+        finally:
+            self._waiting[whose] -= 1
+            if not self._waiting[whose]:
+                del self._waiting[whose]
+
+    async def _publish(self, inbox: str, body: bytes) -> None:
+        """Publish, within what the broker carries."""
+        await self._bus.tell(inbox, fitting(body, self._bus.max_payload))
