@@ -6,12 +6,14 @@ import json
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import FlowError, InvalidRequest, TooDeep, TooLarge
-from worker.wire import envelope, limits
+from worker.reading import Randomness
+from worker.wire import codec, envelope, limits, pointers
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -163,3 +165,64 @@ def test_a_key_given_twice_inside_the_envelope_is_refused() -> None:
     for read in (envelope.open_request, envelope.open_value):
         with pytest.raises(InvalidRequest, match="twice"):
             read(body)
+
+
+class Counted:
+    """A decoder that counts the bytes it is given."""
+
+    def __init__(self, decoder: msgspec.json.Decoder[Any], counts: list[int]) -> None:
+        self._decoder = decoder
+        self._counts = counts
+
+    def decode(self, body: bytes) -> Any:
+        self._counts.append(len(body))
+        return self._decoder.decode(body)
+
+
+FLOW = "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f"
+WHOLE = json.dumps({"flow_id": FLOW, "patch": {"text": 'x\n"' * 40_000}}).encode()
+SPOILT = {
+    "ends too early": WHOLE[:-1],
+    "two commas": WHOLE[:-1] + b",,}",
+    "NaN": WHOLE[:-2] + b', "n": NaN}}',
+    "half a pair": WHOLE[:-2] + b', "n": "\\ud800"}}',
+    "no UTF-8": WHOLE[:-2] + b', "n": "\xff"}}',
+    "a key twice": WHOLE[:-1] + b', "flow_id": "x"}',
+    "an unknown field": WHOLE[:-1] + b', "flow": "x"}',
+    "a wrong type": WHOLE[:-1] + b', "current_step": 7}',
+    "too deep": WHOLE[:-2] + b', "n": ' + b"[" * 40 + b"]" * 40 + b"}}",
+    "a number out of range": WHOLE[:-2] + b', "n": 1e999}}',
+}
+
+
+@pytest.mark.parametrize("headers", [{"Nats-Msg-Id": "one"}, {}], ids=["with an id", "without"])
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_a_large_body_is_not_read_more_often_to_be_refused_than_to_be_accepted(
+    monkeypatch: pytest.MonkeyPatch, spoilt: str, headers: dict[str, str]
+) -> None:
+    counts: list[int] = []
+    for name in ("_ANY", "_TOP"):
+        monkeypatch.setattr(limits, name, Counted(getattr(limits, name), counts))
+    assert isinstance(codec.read_command("kate", "advance", WHOLE, headers, Randomness(), require_id=False), codec.Inbound)
+    accepted, counts[:] = sum(counts), []
+    assert isinstance(codec.read_command("kate", "advance", SPOILT[spoilt], headers, Randomness(), require_id=False), codec.Unusable)
+    assert sum(counts) <= accepted + 1024
+    assert not hasattr(limits, "json"), "the slow parser is not even there"
+
+
+KEYS = st.sampled_from(["a", "b", "", 'q"', "\\", "é", "\n", "a b", "{", ","])
+VALUES = st.sampled_from(["1", "12", '"x"', '"x,y"', "{}", '{"a": 1, "a": 2}', "[1, 2]", "null", '"\\"}"', "-0.5e3"])
+BLANKS = st.sampled_from(["", " ", "\n\t", "  "])
+
+
+@given(st.lists(st.tuples(KEYS, VALUES, BLANKS, BLANKS), max_size=24), st.booleans())
+def test_a_key_that_is_given_twice_is_found_however_it_is_written(fields: list[tuple[str, str, str, str]], ascii_only: bool) -> None:
+    pairs = (f"{one}{json.dumps(key, ensure_ascii=ascii_only)}{two}:{one}{value}{two}" for key, value, one, two in fields)
+    body = ("{" + ",".join(pairs) + "}").encode()
+    keys = [key for key, *_ in fields]
+    if len(set(keys)) == len(keys):
+        assert list(limits.top_level(body)) == keys
+    else:
+        with pytest.raises(InvalidRequest, match="twice") as caught:
+            limits.top_level(body)
+        assert keys.count(pointers.parse(caught.value.details["path"])[0]) > 1

@@ -115,7 +115,7 @@ def _attributed(agent: str, verb: str, body: bytes, headers: Headers, opened: Op
     """Return the identity of a bad message that still names a valid command id; the header's first: the stream knows it by that."""
     given = _given_id(agent, headers)
     if given is None:
-        given = _body_id(body, opened)
+        given = _body_id(body, opened) if opened is not None or verb not in COMMANDS else None  # what could not be opened still cannot be
     if given is None or not COMMAND_ID.match(given):
         return None
     return Identity(command_scope(agent), given, digest(verb.encode(), body))
