@@ -14,7 +14,7 @@ from worker.errors import FlowError
 from worker.health import Check
 from worker.inspector import Inspector
 from worker.relay import Relay
-from worker.store.base import Reads
+from worker.store.base import Store
 from worker.telemetry import Said
 from worker.times import SECOND, Micros
 from worker.tracking import Look, Survey, Tracker
@@ -35,7 +35,7 @@ class WorkerProbes:
 
     def __init__(
         self,
-        store: Reads,
+        store: Store,
         bus: Bus,
         relays: Sequence[Relay],
         sources: Sequence[Source],
@@ -95,14 +95,14 @@ class WorkerProbes:
 
     async def _survey(self) -> Survey:
         """Look at the ends of what is kept: waits, timers, held replies, dead letters."""
-        now = self._clock()
-        found = await self._store.gauges(now)
+        now, reads = self._clock(), self._store.queries  # what takes long must not keep a timer waiting
+        found = await reads.gauges(now)
         census = self._tracker.census
         if not census.known:
-            await census.take(self._store)
-        held = (await self._store.held_replies(limit=1)).items
+            await census.take(reads)
+        held = (await reads.held_replies(limit=1, payloads=False)).items
         letters: dict[str, int] = {}
-        for group in await self._store.letter_groups(_GROUPS):
+        for group in await reads.letter_groups(_GROUPS):
             letters[group.reason] = letters.get(group.reason, 0) + group.count - group.replayed
         return Survey(
             overdue=found.due,

@@ -8,23 +8,41 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Line
+from worker.admin import explaining
 from worker.api import _TURNS_EACH
 from worker.bus.base import NO_HEADERS, Headers
 from worker.bus.broker import MemoryClient
+from worker.flow.lifecycle import FlowStatus
+from worker.flow.model import Flow, HeldReply
 from worker.store.sqlite import Queries
 from worker.store.stepping import PAGE_BYTES, Fetched
 from worker.wire.operators import OPERATIONS
 from worker.wire.requests import QUERIES
 
 MANY = 8
+FLOW = Flow(
+    id="f",
+    controller_id="mallory/x",
+    goal="g",
+    owner_session_key="agent:mallory:session:main",
+    requester_origin="",
+    current_step="init",
+    status=FlowStatus.WAITING,
+    created_us=0,
+    updated_us=0,
+    wait_id=1,
+    parked_us=0,
+)
 HEAVY = "x" * 240_000
 ROW = 256 * 1024
 BY = {"operator": "ann", "reason": "r" * 4096}
@@ -53,6 +71,9 @@ class Socket:
             self.in_flight.append(len(body))
             await self._flows.wait()
         await self._tell(subject, body, headers)
+
+    def holds(self, count: int) -> bool:
+        return len(self.in_flight) >= count
 
     def flow(self) -> None:
         self._flows.set()
@@ -162,7 +183,7 @@ async def test_no_verb_at_its_limits_takes_from_a_neighbour(line: Line, monkeypa
         with monkeypatch.context() as patched:
             patched.setattr(line.bus, "tell", socket.tell)
             flood = [asyncio.create_task(ask(mallory, subject, **make(its))) for _ in range(MANY)]
-            await eventually(lambda socket=socket: len(socket.in_flight) >= _TURNS_EACH)
+            await eventually(partial(socket.holds, _TURNS_EACH))
             for _ in range(3):
                 assert (await ask(neighbour, "api.kate.status", flow_id=hers))["ok"], subject
                 assert (await ask(neighbour, "api.kate.advance", flow_id=hers))["ok"], subject
@@ -172,4 +193,22 @@ async def test_no_verb_at_its_limits_takes_from_a_neighbour(line: Line, monkeypa
         assert all(answer["ok"] for answer in answers), (subject, answers[0])
         assert len(in_flight) == _TURNS_EACH, (subject, "what is made waits for what has not left")
         assert sum(in_flight) <= _TURNS_EACH * (PAGE_BYTES + ROW), subject
+        assert len(loaded) <= MANY * 150, (subject, "statements")
         assert max(loaded, default=0) <= PAGE_BYTES + ROW + ROW, (subject, "by one statement, its state and its wait")
+
+
+def test_an_explanation_compares_ids_only_until_it_has_said_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    near = explaining._nearness
+
+    def counted(held: HeldReply, *more: Any) -> str | None:
+        compared.append(held.event_id)
+        return near(held, *more)
+
+    monkeypatch.setattr(explaining, "_nearness", counted)
+    leaves = [{"kind": "external_event", "topic": TOPIC, "correlation_id": f"{'a' * 250}{leaf:02}"} for leaf in range(64)]
+    flow = replace(FLOW, wait_json={"kind": "any_of", "conditions": leaves})
+    reply = HeldReply(topic=TOPIC, correlation_id="", event_id="", arrived_us=0, expires_us=1, key="", payload=None)
+    held = {n: replace(reply, correlation_id=f"{'a' * 250}x{n}", event_id=f"{n}") for n in range(500)}
+    said = explaining.explain(explaining.Circumstances(now=0, flow_id=flow.id, flow=flow, held=held))
+    assert sum(one.kind == "near" for one in said) == len(compared) == 5

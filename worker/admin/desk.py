@@ -38,7 +38,7 @@ from worker.wire.subjects import Subjects
 _ENCODE = msgspec.json.Encoder().encode
 _CANDIDATES = 11
 _GROUPS = 5000
-_NEAR = 100
+_NEAR = 20
 _PAIRS = 20
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from difflib import SequenceMatcher
 
 import msgspec
 
@@ -18,7 +17,7 @@ from worker.store.overview import Came, SetAside
 from worker.times import SECOND, Micros, to_micros, to_the_second
 from worker.wire.oversight import Reason
 
-_ALIKE = 0.75
+_ALIKE = 0.6
 _SHOWN = 5
 
 
@@ -201,8 +200,11 @@ def _came_near(flow: Flow, still: Sequence[Node], its: Circumstances) -> Iterato
             named = f" --leaf {node.leaf}" if len(leaves) > 1 else ""
             fix = f"taskflow held match {number} {flow.id}{named} --reason 'meant for this flow'"
             near += 1
-            if near <= _SHOWN:
-                yield Reason(kind="near", text=text, fix=fix)
+            yield Reason(kind="near", text=text, fix=fix)
+            if near == _SHOWN:
+                break
+        if near == _SHOWN:
+            break
     for topic, correlation_id, one, letter in its.came[:_SHOWN]:
         if one.outcome in ("resumed", "progressed", "applied", "held"):
             continue
@@ -235,9 +237,17 @@ def _nearness(held: HeldReply, leaf: ExternalEvent, flow: Flow, now: Micros) -> 
     if held.correlation_id == wanted:
         other = f" and names flow {held.flow_id}" if held.flow_id not in (None, flow.id) else ""
         return f"A reply for exactly this pair came {came}{other}; it is held, not taken."
-    if SequenceMatcher(None, held.correlation_id.casefold(), wanted.casefold()).ratio() >= _ALIKE:
+    if _is_like(held.correlation_id.casefold(), wanted.casefold()):
         return f'A reply on this topic came {came} with a similar correlation id, "{held.correlation_id}"; ids match byte for byte.'
     return None
+
+
+def _is_like(one: str, other: str) -> bool:
+    """Tell whether two ids have most of their beginning and end in common. Linear: both come from messages, and there are thousands."""
+    shorter = min(len(one), len(other))
+    beginning = next((at for at in range(shorter) if one[at] != other[at]), shorter)
+    end = next((at for at in range(shorter - beginning) if one[-1 - at] != other[-1 - at]), shorter - beginning)
+    return 2 * (beginning + end) >= _ALIKE * (len(one) + len(other))
 
 
 def _next(due: tuple[Micros, Node], its: Circumstances) -> Reason:
