@@ -24,7 +24,7 @@ from worker.manager import FlowManager
 from worker.policy import policy_of
 from worker.reading import Randomness, reader
 from worker.store.sqlite import SqliteFlowStore
-from worker.stream_plan import reply_bindings, topology
+from worker.topology import reply_bindings, topology
 from worker.wait_engine import WaitEngine
 from worker.wire.subjects import Subjects
 

@@ -43,18 +43,18 @@ from worker.store.base import Store
 from worker.store.opening import MEMORY, take_values_as_they_are
 from worker.store.placement import checked, placed
 from worker.store.sqlite import SqliteFlowStore
-from worker.stream_plan import reply_bindings, topology
 from worker.supervisor import Services, Supervisor
 from worker.systemd import Systemd
 from worker.telemetry import Said, configure_logging, logger
 from worker.times import SECOND, Micros
+from worker.topology import reply_bindings, topology
 from worker.tracing import Tracing, open_spans
 from worker.tracking import Tracker
 from worker.version import program_version
 from worker.wait_engine import WaitEngine
 from worker.wire import capacity
 from worker.wire.replies import Bindings
-from worker.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects
+from worker.wire.subjects import Subjects
 
 REMEMBERED_TIMES = 2.0
 """A message or id is remembered this many times as long as its stream keeps it, should somebody raise the stream's age meanwhile."""
@@ -215,7 +215,8 @@ def compose(
     consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
     told, buried = _relays(store, bus, subjects, engine)
     relays = [told, buried]
-    decided, first_kept = partial(decided_until, consumers), partial(_first_kept, bus, sources)
+    deciders = [consumer for consumer, source in zip(consumers, sources, strict=True) if source.ends_waits]
+    decided, first_kept = partial(decided_until, deciders), partial(_first_kept, bus, sources)
     inspector = Inspector(bus, dict(zip(sources, consumers, strict=True)))
     probes = WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=clock, engine=engine)
     remembered, ids = (int(age * REMEMBERED_TIMES) for age in (config.stream.max_age, config.stream.event_max_age))

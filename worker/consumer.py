@@ -23,6 +23,7 @@ from worker.outcome_sender import OutcomeSender
 from worker.prose import counted
 from worker.recall import Recall
 from worker.recovery import Recovery
+from worker.store.records import NO_SUSPECTS
 from worker.submission import Outcome, Useless
 from worker.telemetry import Said
 from worker.times import Micros
@@ -63,7 +64,7 @@ class Consumer:
         self._heard_of: dict[_Place, float] = {}
         self._bytes_in_hand = 0
         self._latest = self._latest_us = 0
-        self._suspects: dict[int, int] = {}
+        self._suspects = NO_SUSPECTS
         self._begun: dict[_Place, int] = {}
         self._failed: dict[_Place, int] = {}
         self._to_drain = 0
@@ -73,7 +74,7 @@ class Consumer:
         self._open.set()
         self._pulling: asyncio.Timeout | None = None
         self._sender = OutcomeSender(bus, Recall(engine.store.queries))
-        self._log = structlog.get_logger("consumer").bind(stream=source.stream)
+        self._log = structlog.get_logger("consumer").bind(stream=source.stream, consumer=source.consumer)
         engine.when_back(bus.wake)
 
     async def recover(self) -> None:
@@ -194,8 +195,8 @@ class Consumer:
         Not as the broker counts: to be delivered again because the store was full, or with what another message killed, is no fault.
         """
         place = _place(delivery)
-        if delivery.seq in self._suspects:
-            self._begun[place] = self._suspects.pop(delivery.seq)
+        if begun := self._suspects.begun(delivery.seq):
+            self._begun[place] = begun
         return self._begun.get(place, 0) + self._failed.get(place, 0)
 
     def _settle(self, delivery: Delivery, verdict: Verdict, future: asyncio.Future[Outcome]) -> None:

@@ -27,6 +27,7 @@ MESSAGE_OUTCOMES = (
 WAIT_KINDS = ("timer", "external_event", "flow", "manual", "any_of", "all_of", "at_least")
 RESUME_CAUSES = ("event", "timer", "timeout", "manual")
 TRANSITIONS = tuple((was.value, then.value) for was, following in NEXT.items() for then in sorted(following))
+CONSUMERS = ("worker", "replies", "taskflow")
 OUTLETS = ("events", "dead_letters")
 FILES = ("db", "wal")
 REPLAY_OUTCOMES = ("done", "failed")
@@ -156,7 +157,12 @@ class Metrics:
             "taskflow_outbox_set_aside", "Flows whose next event, and dead letters, that the broker refuses for their own sake."
         )
         self.nats_connected = self._gauge("taskflow_nats_connected", "1 while connected to NATS.")
-        self.nats_pending = self._gauge("taskflow_nats_pending_messages", "Commands and replies that lie in the streams, not yet taken.")
+        pending = self._gauge(
+            "taskflow_nats_pending_messages",
+            "Commands (worker) and replies (the others) that lie in the streams, not yet taken.",
+            "consumer",
+        )
+        self.nats_pending: Children[str, Gauge] = Children(pending, CONSUMERS)
         self.nats_reconnects = self._counter("taskflow_nats_reconnects", "Times the connection to NATS came back.")
         self.nats_dropped = self._counter(
             "taskflow_nats_slow_consumer", "Requests on api and admin that were refused unread, because too many waited before them."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -78,8 +79,11 @@ class WorkerProbes:
     async def watch_backlog(self) -> None:
         """Ask the broker now and then how much waits in the streams, until cancelled. Apart from `run`: it may be slow to answer."""
         while True:
+            pending = Counter[str]()
             try:
-                self._tracker.backlog(sum([(await self._bus.backlog(source)).pending for source in self._sources]))
+                for source in self._sources:
+                    pending[source.consumer] += (await self._bus.backlog(source)).pending
+                self._tracker.backlog(pending)
             except PublishFailed as silent:  # what was last known stands; whether it is connected is on the page too
                 self._log.debug("backlog_unknown", why=str(silent))
             await asyncio.sleep(_BACKLOG_EVERY)

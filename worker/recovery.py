@@ -8,9 +8,7 @@ from worker.bus.base import Backlog, Bus, Source
 from worker.engine import Engine
 from worker.errors import TopologyRefused
 from worker.store.base import Transaction
-
-Suspects = dict[int, int]
-"""Messages that may have been begun by a run that was killed: sequence → how often."""
+from worker.store.records import NO_SUSPECTS, Suspects
 
 
 class Recovery:
@@ -21,7 +19,7 @@ class Recovery:
         self._engine = engine
         self._source = source
         self._recovered = recovered
-        self._log = structlog.get_logger("consumer").bind(stream=source.stream)
+        self._log = structlog.get_logger("consumer").bind(stream=source.stream, consumer=source.consumer)
 
     async def begin(self) -> tuple[Suspects, Backlog]:
         """Find out what the last run had in hand, and have it delivered again at once instead of after `ack_wait`.
@@ -30,7 +28,7 @@ class Recovery:
         does not know either which of them was begun. Returns them, and where the consumer stands then.
         """
         before = await self._bus.backlog(self._source)
-        suspects: Suspects = {}
+        suspects = NO_SUSPECTS
         if before.delivered > before.floor and self._recovered:
             suspects = await self._find_suspects(before)
         missing = await self._first_missing(before.floor)
@@ -56,14 +54,17 @@ class Recovery:
         """Return the first message that the broker was told is done and this database does not know: it is an older copy then.
 
         A copy made by `taskflow db backup` says that it is one, and is searched for the first hole. Any other is known by its end only,
-        where messages that a binding ignores look the same. A database that knows nothing is a new one, and does nothing again.
+        where messages that a binding ignores look the same: of what this consumer takes, for the stream's other one is further on or
+        behind. A database that knows nothing is a new one, and does nothing again.
         """
         store, stream = self._engine.store, self._source.stream
-        last = await store.last_taken(stream)
-        if not store.restored and (last is None or last >= floor):
+        if store.restored:
+            missing = await store.first_not_taken(stream, await self._bus.first_kept(stream))
+        elif floor == 0 or await store.is_taken(stream, floor) or await store.last_taken(stream) is None:
             return None
-        kept = await self._bus.first_kept(stream)
-        missing = await store.first_not_taken(stream, kept) if store.restored else max(kept, (last or 0) + 1)
+        else:
+            last = await store.last_taken_of(stream, replies=self._source.ends_waits)
+            missing = max(await self._bus.first_kept(stream), (last or 0) + 1)
         return missing if missing <= floor else None
 
     async def _catch_up(self, missing: int, floor: int) -> None:
@@ -80,13 +81,16 @@ class Recovery:
         raise TopologyRefused(message)
 
     async def _find_suspects(self, before: Backlog) -> Suspects:
-        """Note what a killed run had in hand."""
+        """Find out what a killed run had in hand."""
+        stream, replies = self._source.stream, self._source.ends_waits
+        born = await self._bus.born(stream)
 
-        def note(transaction: Transaction) -> Suspects:
-            """Note them all."""
-            return transaction.suspect(self._source.stream, before.floor, before.delivered, before.born)
+        def find(transaction: Transaction) -> Suspects:
+            """Look what of it is decided."""
+            return transaction.suspects(stream, before.floor, before.delivered, born, replies=replies)
 
-        suspects: Suspects = await self._engine.do(note)
-        if suspects:
-            self._log.info("suspects_found", count=len(suspects), attempts=max(suspects.values()))
+        suspects = await self._engine.do(find)
+        assert isinstance(suspects, Suspects)
+        attempts = max(suspects.counts.values(), default=1)
+        self._log.info("suspects_found", above=suspects.above, up_to=suspects.up_to, decided=len(suspects.known), attempts=attempts)
         return suspects

@@ -168,9 +168,10 @@ class Tracker:
         """Count spans by what became of them. May be called on another thread."""
         self._metrics.spans[outcome].inc(by)
 
-    def backlog(self, pending: int) -> None:
-        """Note how many messages wait in the streams."""
-        self._metrics.nats_pending.set(pending)
+    def backlog(self, pending: Mapping[str, int]) -> None:
+        """Note how many messages wait in the streams, by the name of the consumer."""
+        for consumer, count in pending.items():
+            self._metrics.nats_pending[consumer].set(count)
 
 
 def _kind(flow: Flow) -> str:

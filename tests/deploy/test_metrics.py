@@ -106,8 +106,8 @@ async def test_what_piled_up_in_the_stream_is_seen(stage: Stage, kate: Agent) ->
         await kate.reply(TOPIC, f"c-{n}", {})
     await stage.start()
     page = await shows(stage, lambda page: page["taskflow_replies_unmatched"] == 50)
-    assert page["taskflow_nats_pending_messages"] in range(51)
-    await shows(stage, lambda page: page["taskflow_nats_pending_messages"] == 0)
+    assert page['taskflow_nats_pending_messages{consumer="worker"}'] in range(51)
+    await shows(stage, lambda page: page['taskflow_nats_pending_messages{consumer="worker"}'] == 0)
 
 
 async def test_a_timer_that_nobody_acts_on_is_overdue(metrics: Metrics) -> None:
@@ -168,12 +168,14 @@ async def test_what_waits_in_the_streams_is_asked_of_the_broker(metrics: Metrics
             return Backlog(floor=0, delivered=0, pending=7)
 
     async with running() as run:
-        probes = probes_of(run, metrics, bus=Piled(), sources=(Source(stream="A"), Source(stream="B")))
+        elsewhere = [Source(stream=name, consumer="taskflow") for name in ("A", "B")]
+        probes = probes_of(run, metrics, bus=Piled(), sources=(Source(stream="IN"), *elsewhere))
         looking = asyncio.create_task(probes.watch_backlog())
         await asyncio.sleep(0)
         looking.cancel()
         await asyncio.wait({looking})
-    assert value(metrics, "taskflow_nats_pending_messages") == 14
+    assert value(metrics, 'taskflow_nats_pending_messages{consumer="worker"}') == 7
+    assert value(metrics, 'taskflow_nats_pending_messages{consumer="taskflow"}') == 14
 
 
 async def test_a_flow_that_cannot_be_read_is_counted_when_it_is_set_aside(tmp_path: Path, metrics: Metrics) -> None:

@@ -37,6 +37,7 @@ from worker.bus.server import EmbeddedServer
 Json = dict[str, Any]
 TOPIC = "agent.delegate.reply"
 INBOUND, EVENTS, DEAD_LETTERS = "TASKFLOW_IN", "TASKFLOW_EVT", "TASKFLOW_DLQ"
+CONSUMERS = ("worker", "replies")
 _ROOT = Path(__file__).parents[2]
 _PATIENCE = 40.0
 _SHOWN, _LOGS = 40, 5
@@ -182,12 +183,12 @@ class Agent:
 
         return await eventually(stored, within=within)
 
-    async def consumer(self, *, within: float = _PATIENCE) -> ConsumerInfo:
-        """Ask the broker how far the worker's consumer is; one that was started a moment ago may let the first requests wait."""
+    async def consumer(self, name: str = "worker", *, within: float = _PATIENCE) -> ConsumerInfo:
+        """Ask the broker how far one of the worker's consumers is; one that was started a moment ago may let the first requests wait."""
 
         async def told() -> ConsumerInfo | None:
             with suppress(TimeoutError, NoRespondersError, ServiceUnavailableError):
-                info: ConsumerInfo = await self.js.consumer_info(INBOUND, "worker")
+                info: ConsumerInfo = await self.js.consumer_info(INBOUND, name)
                 return info
             return None
 
@@ -197,8 +198,15 @@ class Agent:
 
     async def nothing_pending(self) -> bool:
         """Tell whether everything in the inbound stream was delivered and acknowledged."""
-        info = await self.consumer()
-        return not info.num_pending and not info.num_ack_pending
+        infos = [await self.consumer(name) for name in CONSUMERS]
+        return not any(info.num_pending or info.num_ack_pending for info in infos)
+
+    async def settled_up_to(self) -> int:
+        """Ask up to which message of the inbound stream everything is acknowledged: a consumer with nothing left is not behind."""
+        last = (await self.js.stream_info(INBOUND)).state.last_seq
+        infos = [await self.consumer(name) for name in CONSUMERS]
+        behind = [info.ack_floor.stream_seq if info.ack_floor else 0 for info in infos if info.num_pending or info.num_ack_pending]
+        return min([last, *behind])
 
     async def reply(self, topic: str, correlation_id: str, payload: Any, event_id: str | None = None) -> PubAck:
         """Publish a reply as the usual body; `event_id` goes into the header `Nats-Msg-Id`."""

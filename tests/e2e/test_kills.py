@@ -24,7 +24,7 @@ import pytest
 from nats.errors import NoRespondersError
 
 from tests.e2e import checks
-from tests.e2e.stage import TOPIC, Agent, Heard, Json, Stage, encoded, event, in_order, new_id
+from tests.e2e.stage import CONSUMERS, TOPIC, Agent, Heard, Json, Stage, encoded, event, in_order, new_id
 from tests.eventually import eventually
 from tests.ports import kept_port
 from worker.bus.server import EmbeddedServer
@@ -387,7 +387,8 @@ async def test_a_consumer_that_is_deleted_live_comes_back_and_nothing_happens_tw
     for number in range(10):
         await kate.reply(TOPIC, f"c-{number}", number)
     await in_order([partial(kate.until, flow, "running") for flow in flows[:10]])
-    await kate.js.delete_consumer("TASKFLOW_IN", "worker")
+    for consumer in CONSUMERS:
+        await kate.js.delete_consumer("TASKFLOW_IN", consumer)
     began = time.monotonic()
     for number in range(10, 20):
         await kate.reply(TOPIC, f"c-{number}", number)
@@ -418,8 +419,7 @@ async def test_a_database_that_is_put_back_from_a_copy_reads_the_backlog_again(s
 
 async def settled_all(agent: Agent, seq: int) -> bool:
     """Tell whether the worker has settled everything up to this message."""
-    floor = (await agent.consumer()).ack_floor
-    return floor is not None and floor.stream_seq >= seq
+    return await agent.settled_up_to() >= seq
 
 
 async def answered(agent: Agent, number: int) -> None:

@@ -558,6 +558,6 @@ async def settled(agent: Agent, seq: int) -> None:
     """Return once the worker has settled everything up to this message."""
 
     async def acked() -> bool:
-        return bool((floor := (await agent.consumer()).ack_floor) and floor.stream_seq >= seq)
+        return await agent.settled_up_to() >= seq
 
     await eventually(acked)

@@ -15,7 +15,7 @@ from typing import TypeVar, cast
 
 from nats.errors import Error as NatsError
 
-from tests.e2e.stage import INBOUND, Agent, Stage, encoded, new_id
+from tests.e2e.stage import CONSUMERS, INBOUND, Agent, Stage, encoded, new_id
 from tests.eventually import eventually
 from tests.faults.ledger import Ledger
 from tests.faults.load import PARTS, Load
@@ -97,12 +97,12 @@ def holding(path: Path, begin: str) -> Iterator[sqlite3.Connection]:
 
 async def hasten(agent: Agent, ack_wait: float) -> None:
     """Have the broker deliver again what is not settled within these seconds, instead of 30."""
-    consumer = f"{INBOUND}.worker"
-    info = json.loads((await agent.client.request(f"$JS.API.CONSUMER.INFO.{consumer}")).data)
-    config = {**info["config"], "ack_wait": int(ack_wait * 1_000_000_000)}
-    body = encoded({"stream_name": INBOUND, "config": config, "action": "update"})
-    answer = json.loads((await agent.client.request(f"$JS.API.CONSUMER.CREATE.{consumer}", body)).data)
-    assert "error" not in answer, answer
+    for consumer in CONSUMERS:
+        info = json.loads((await agent.client.request(f"$JS.API.CONSUMER.INFO.{INBOUND}.{consumer}")).data)
+        config = {**info["config"], "ack_wait": int(ack_wait * 1_000_000_000)}
+        body = encoded({"stream_name": INBOUND, "config": config, "action": "update"})
+        answer = json.loads((await agent.client.request(f"$JS.API.CONSUMER.CREATE.{INBOUND}.{consumer}", body)).data)
+        assert "error" not in answer, answer
 
 
 def epochs_overlap(database: sqlite3.Connection) -> list[str]:

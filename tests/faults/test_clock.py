@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import checks
-from tests.e2e.stage import INBOUND, TOPIC, Agent, Json, Stage
+from tests.e2e.stage import CONSUMERS, INBOUND, TOPIC, Agent, Json, Stage
 from tests.eventually import eventually
 from tests.faults.disturbing import loaded
 from tests.faults.launcher import LAUNCHER
@@ -151,7 +151,8 @@ async def test_ten_years_ahead_the_worker_still_recognises_what_the_stream_keeps
     assert await agent.outcome_bytes("s-1") == first
     assert (await agent.flow(waiting))["status"] == "waiting"
     assert json.loads(first)["ok"]
-    await agent.client.request("$JS.API.CONSUMER.RESET.TASKFLOW_IN.worker", b'{"seq":1}')
+    for consumer in CONSUMERS:
+        await agent.client.request(f"$JS.API.CONSUMER.RESET.TASKFLOW_IN.{consumer}", b'{"seq":1}')
     clock.jump(0)
     await agent.reply(TOPIC, "c-1", 1)
     await agent.until(waiting, "running")

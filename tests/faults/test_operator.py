@@ -205,17 +205,17 @@ async def test_a_paused_consumer_is_said_everywhere_and_a_deadline_waits_for_wha
 ) -> None:
     flow = await kate.parked("c", timeout="6s")
     until = (datetime.now(UTC) + timedelta(days=30)).isoformat()
-    await api(kate, f"CONSUMER.PAUSE.{INBOUND}.worker", {"pause_until": until})
+    await api(kate, f"CONSUMER.PAUSE.{INBOUND}.replies", {"pause_until": until})
     await kate.reply(TOPIC, "c", 1)
     took = await unready(stage, "streams failed", "paused")
     assert "TASKFLOW CRITICAL" in (await command(stage, "check", code=2)).out
     told = json.loads((await command(stage, "doctor", "-o", "json", code=1)).out)["checks"]
-    assert {"ready", "consumer worker"} <= {check["name"] for check in told if check["level"] == "fail" and "paused" in check["text"]}
+    assert {"ready", "consumer replies"} <= {check["name"] for check in told if check["level"] == "fail" and "paused" in check["text"]}
     assert "stream_breaks_a_promise" in stage.logs()[-1].read_text()
     due = (await kate.flow(flow))["wait"]["deadline"]
     await eventually(lambda: datetime.now(UTC) > datetime.fromisoformat(due) + timedelta(seconds=1))
     assert (await kate.flow(flow))["status"] == "waiting"
-    await api(kate, f"CONSUMER.PAUSE.{INBOUND}.worker", {})
+    await api(kate, f"CONSUMER.PAUSE.{INBOUND}.replies", {})
     assert (await kate.until(flow, "running"))["state"]["resume_event"] == 1
     back = await ready(stage)
     assert await judge(stage, kate) == []

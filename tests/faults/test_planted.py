@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SEED
-from tests.e2e.stage import INBOUND, Stage
+from tests.e2e.stage import CONSUMERS, INBOUND, Stage
 from tests.faults.disturbing import side_by_side
 from tests.faults.launcher import LAUNCHER
 from tests.faults.load import Load
@@ -71,7 +71,8 @@ async def gauntlet(folder: Path, name: str, pattern: str) -> list[str]:
         if pattern and any(re.search(pattern, line) for line in told):
             return told
         await stage.start()
-        await kate.js.delete_consumer(INBOUND, "worker")
+        for consumer in CONSUMERS:
+            await kate.js.delete_consumer(INBOUND, consumer)
         return told + (await verdict(stage, load, kate, at_least=100, within=REST, still=still)).bad
 
 

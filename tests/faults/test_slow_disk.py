@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SEED
+from tests.e2e.stage import CONSUMERS, INBOUND
 from tests.faults import canonical
 from tests.faults.house import House
 from tests.faults.report import Row
@@ -36,9 +37,8 @@ async def test_a_slow_disk_slows_the_worker_down_and_nothing_is_delivered_twice(
     stage.under = [tracing(log, "fdatasync", only=files(stage), inject=f"delay_exit={delay * 1000}")]
     bad = await house.perform(stage, within=180)
     syncs = len(logged(log))
-    held = await house.agent.consumer()
-    assert held.delivered is not None
-    again = held.delivered.consumer_seq - held.delivered.stream_seq
+    held = [(await house.agent.consumer(name)).delivered for name in CONSUMERS]
+    again = sum(one.consumer_seq for one in held if one is not None) - (await house.agent.js.stream_info(INBOUND)).state.last_seq
     note = f"{syncs} syncs of {delay} ms; {again} redelivered"
     record(Row(scenario="slow-disk", seed=SEED, faults=syncs, acknowledged=house.published, lost=len(bad), duplicated=again, note=note))
     assert bad == []

@@ -136,8 +136,7 @@ class Witness:
 
     async def floor(self) -> int:
         """Ask the broker up to which message the worker has acknowledged everything."""
-        held = (await self._agent.consumer()).ack_floor
-        return held.stream_seq if held is not None else 0
+        return await self._agent.settled_up_to()
 
     def missing(self, database: sqlite3.Connection, floor: int) -> list[str]:
         """Say what clients and broker were told that the database does not know: I-4, I-21."""

@@ -65,7 +65,12 @@ async def test_the_worker_answers_no_request_on_a_subject_that_is_not_the_askers
 
 @pytest.mark.parametrize(
     "reply",
-    ["$JS.ACK.TASKFLOW_IN.worker.1.1.1.1.0", "$JS.ACK._.hash.TASKFLOW_IN.worker.1.1.1.1.0.r", "_R_.abcdef.ghijkl"],
+    [
+        "$JS.ACK.TASKFLOW_IN.worker.1.1.1.1.0",
+        "$JS.ACK.TASKFLOW_IN.replies.1.1.1.1.0",
+        "$JS.ACK._.hash.TASKFLOW_IN.worker.1.1.1.1.0.r",
+        "_R_.abcdef.ghijkl",
+    ],
 )
 async def test_the_server_lets_nobody_make_its_answers_an_acknowledgement(stage: Guarded, reply: str) -> None:
     # A pull that finds nothing is answered with an empty body, and an empty body on an ack subject is an ack.

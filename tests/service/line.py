@@ -173,19 +173,27 @@ class Line:
 
     async def settled(self) -> None:
         """Wait until every message has its outcome and every row is published."""
-        source = self.services.consumers[0]._source
-        consumer, stream = self.broker.consumer(source), self.broker.streams["TASKFLOW_IN"]
-        await eventually(lambda: consumer.floor == stream.last_seq and all(relay.idle for relay in self.services.relays))
+        await eventually(lambda: self._decided and all(relay.idle for relay in self.services.relays))
+
+    @property
+    def _decided(self) -> bool:
+        """Whether nothing is left to take in, nor in hand."""
+        stands = [self.broker.consumer(consumer._source).backlog() for consumer in self.services.consumers]
+        return all(one.pending == 0 and one.floor == one.delivered for one in stands)
 
     async def tried(self, seq: int) -> None:
         """Wait until the message has been delivered and given back or settled."""
-        source = self.services.consumers[0]._source
-        await eventually(lambda: self.broker.consumer(source).backlog().delivered >= seq and self.services.consumers[0].in_hand == 0)
+        its = self.services.consumers
+        await eventually(
+            lambda: max(self.broker.consumer(one._source).backlog().delivered for one in its) >= seq and not any(one.in_hand for one in its)
+        )
 
     @property
     def floor(self) -> int:
         """Up to which message everything is settled at the broker."""
-        return self.broker.consumer(self.services.consumers[0]._source).floor
+        stands = [self.broker.consumer(consumer._source) for consumer in self.services.consumers]
+        open_, last = [one.next_open for one in stands], self.broker.streams["TASKFLOW_IN"].last_seq
+        return min(open_ or [last + 1]) - 1
 
     async def events(self) -> list[Stored]:
         return await self.agent.messages("TASKFLOW_EVT")

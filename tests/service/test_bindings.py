@@ -190,7 +190,7 @@ async def test_replies_are_consumed_from_a_stream_that_exists_already(tmp_path: 
         await published(served, "taskflow.reply.kate.y", b"2")
         await published(served, "jobs.done", b'{"id":"c","n":2}')
         assert await told(served, flow_id) == {"id": "c", "n": 2}
-        assert [source for source, _ in broker.consumers] == ["TASKFLOW_IN", "JOBS"]
+        assert [source for source, _ in broker.consumers] == ["TASKFLOW_IN", "TASKFLOW_IN", "JOBS"]
         assert "jobs.done" not in broker.streams["TASKFLOW_IN"].config["subjects"]
     async with serving(path, config=bound(ELSEWHERE), broker=broker, clock=clock) as served:
         await served.pump()

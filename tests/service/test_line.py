@@ -445,11 +445,35 @@ async def test_what_kills_the_process_is_found_among_many_after_five_kills(path:
             await line.kill()
             killing.rearm()
             await line.start()
-            suspects = line.services.consumers[0]._suspects or line.services.consumers[0]._begun
-            assert max(suspects.values(), default=0) in {life, 0}
+            suspects = line.services.consumers[0]._suspects
+            assert max(map(suspects.begun, range(121)), default=0) in {life, 0}
         await line.settled()
     assert [(await line.outcome(name))["ok"] for name in names if name != "culprit"] == [True] * 119
     assert [letter.subject for letter in await line.dead()] == ["taskflow.dlq.poison"]
+    await line.stop()
+
+
+async def test_what_two_consumers_had_in_hand_at_a_kill_is_counted_for_both(path: Path) -> None:
+    """They share a stream: what one of them notes must not be forgotten by the other, nor taken for its own."""
+    line = Line(path)
+    killing = Killing()
+    with killing.armed():
+        await line.start()
+        early = [f"c-{n}" for n in range(60)]
+        for n, correlation_id in enumerate(early):
+            await line.command("start", "culprit" if n == 30 else None, controller_id="c", goal=str(n))
+            await line.reply({}, correlation_id)
+        for life in range(1, 6):
+            await killing.reached.wait()
+            killing.drop()
+            await line.kill()
+            killing.rearm()
+            await line.start()
+            assert line.services.consumers[0]._suspects.begun(61) in {life, 0}
+        await line.settled()
+    assert [letter.subject for letter in await line.dead()] == ["taskflow.dlq.poison"]
+    counts = await line.store.counts()
+    assert (counts["inbox.applied"], counts["held"]) == (59, 60)
     await line.stop()
 
 
@@ -507,7 +531,7 @@ async def test_a_graceful_stop_makes_nobody_a_suspect(path: Path) -> None:
     assert line.floor == 1
     await line.stop()
     await line.start()
-    assert line.services.consumers[0]._suspects == {}
+    assert line.services.consumers[0]._suspects.up_to == 0
     assert (await line.outcome("given-back"))["ok"]
     await line.stop()
 
@@ -565,8 +589,10 @@ async def test_timers_do_not_wait_for_a_backlog_that_never_ends(path: Path, monk
 @contextlib.contextmanager
 def paused(line: Line) -> Iterator[None]:
     """Have the broker store messages and deliver none, as a paused consumer does."""
-    state = line.broker.consumer(line.services.consumers[0]._source)
-    with patch.object(state, "deliver", lambda _now: None):
+    states = [line.broker.consumer(consumer._source) for consumer in line.services.consumers]
+    with contextlib.ExitStack() as pauses:
+        for state in states:
+            pauses.enter_context(patch.object(state, "deliver", lambda _now: None))
         yield
     line.broker.tick()
 
@@ -590,12 +616,31 @@ async def test_a_deadline_waits_for_a_reply_that_the_broker_stored_before_it(pat
         assert (await line.flow(silent)).state_json["resume_event"] == {"timed_out": True}
 
 
+async def test_a_reply_in_time_wins_though_a_flood_of_commands_stands_before_it(path: Path) -> None:
+    """SEMANTICS R9: the commands are another agent's, and none of them is decided before the deadline."""
+    async with living(path) as line:
+        answered, silent = await line.parked("c-1", timeout="10s"), await line.parked("c-2", timeout="10s")
+        await line.settled()
+        commands = line.broker.consumer(line.services.consumers[0]._source)
+        with patch.object(commands, "deliver", lambda _now: None):
+            flood = [await line.command("start", controller_id="mallory", goal=str(n)) for n in range(1000)]
+            line.clock.advance(seconds=5)
+            await line.reply({"n": 1})
+            await eventually(lambda: _is_running(line, answered))
+            line.clock.advance(seconds=5)
+            await line.services.waits.tick()
+            assert await _is_running(line, silent), "no reply is undecided, so its deadline waits for nothing"
+            assert commands.backlog().pending == len(flood)
+        assert (await line.flow(answered)).state_json["resume_event"] == {"n": 1}
+        assert (await line.flow(silent)).state_json["resume_event"] == {"timed_out": True}
+
+
 async def test_a_reply_that_is_in_hand_is_not_decided_yet(path: Path) -> None:
     """SEMANTICS R9: a deadline after it waits for its commit."""
     async with living(path) as line:
         await line.parked("c-1", timeout="10s")
         await line.settled()
-        (consumer,), gate = line.services.consumers, Gate()
+        (_, consumer), gate = line.services.consumers, Gate()
         line.clock.advance(seconds=5)
         arrived = line.clock.us
         with gate.closed():
@@ -745,11 +790,11 @@ async def test_a_store_that_is_full_when_the_suspects_are_noted_ends_the_start_w
         gate.drop()
         await line.kill()
 
-    def full(*_: object) -> dict[int, int]:
+    def full(*_: object, **__: object) -> dict[int, int]:
         raise Unavailable("the database cannot take the change now: database or disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(SqliteTransaction, "suspect", full)
+        patched.setattr(SqliteTransaction, "suspects", full)
         with pytest.raises(BaseExceptionGroup) as ended:
             await line.start()
     (refusal,) = ended.value.exceptions

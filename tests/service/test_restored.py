@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -91,6 +92,36 @@ async def test_a_plain_copy_of_a_stopped_database_is_caught_up_too(path: Path) -
         await line.start()
         await line.outcome("second")
         await line.settled()
+
+
+async def test_a_plain_copy_whose_commands_were_ahead_of_its_replies_is_caught_up_too(path: Path) -> None:
+    """Each consumer of the stream has its own place in it."""
+    async with living(path) as line:
+        waiting, *others = [await line.parked(name) for name in ("c-1", "c-2")]
+        replies = line.broker.consumer(line.services.consumers[1]._source)
+        with patch.object(replies, "deliver", lambda _now: None):
+            await line.reply({"n": 1}, "c-1")
+            await line.done("advance", flow_id=others[0], patch={"ahead": True}, expected_revision=2)
+            await line.stop()
+        copy = path.with_name("copy.db")
+        shutil.copy(path, copy)
+        await line.start()
+        await eventually(lambda: resumed(line, waiting))
+        await line.stop()
+        put_back(copy, path)
+        assert not await copy_knows(copy, "resumed")
+        await line.start()
+        await eventually(lambda: resumed(line, waiting))
+        await line.settled()
+
+
+async def resumed(line: Line, flow_id: str) -> bool:
+    return (await line.flow(flow_id)).status == "running"
+
+
+async def copy_knows(copy: Path, outcome: str) -> bool:
+    with closing(sqlite3.connect(copy)) as database:
+        return bool(database.execute("SELECT 1 FROM inbox WHERE outcome = ?", (outcome,)).fetchone())
 
 
 async def test_a_new_database_does_not_do_again_what_an_older_one_did(path: Path) -> None:

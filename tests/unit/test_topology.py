@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.bus import settings
+from worker.bus import filters, settings
 from worker.bus.base import Source, Stream
 from worker.bus.outbound import objection
 from worker.wire.subjects import covers, is_literal
@@ -73,8 +73,11 @@ def test_what_we_create_is_what_we_accept() -> None:
         assert settings.stream_objections(stream, config) == []
         assert settings.stream_remarks(stream, config) == []
         assert settings.subjects_with(stream, config) is None
-    for source in (WORKER, Source(stream="IN", filters=("cmd.a.*",))):
-        assert settings.consumer_objections(source, settings.consumer_config(source)) == []
+    for source in (WORKER, Source(stream="IN", filters=("cmd.a.*",)), Source(stream="IN", filters=("re.*",), all_but=("cmd.*.*",))):
+        asked = filters.wanted(source, ("cmd.*.*", "re.*", "old.topic"))
+        config = settings.consumer_config(source, asked)
+        assert settings.consumer_objections(source, config) == []
+        assert filters.objections(source, config, asked) == []
 
 
 def test_a_setting_the_server_leaves_out_means_its_default() -> None:
@@ -98,10 +101,31 @@ def test_the_outbound_streams_may_discard_old_messages_and_roll_up() -> None:
 
 def test_a_single_filter_counts_as_filters() -> None:
     wanted = Source(stream="IN", filters=("a", "b"))
-    assert settings.consumer_objections(wanted, settings.consumer_config(WORKER) | {"filter_subject": "a"}) == []
-    assert settings.lacks_filters(wanted, {"filter_subject": "a"})
-    assert not settings.lacks_filters(wanted, {"filter_subjects": ["b", "a"]})
-    assert settings.consumer_objections(wanted, settings.consumer_config(WORKER))  # it takes everything
+    assert filters.is_adaptable(wanted, {"filter_subject": "a"}, ("a", "b"), own=False)
+    assert filters.objections(wanted, {"filter_subject": "a"}, ("a", "b"))
+    assert not filters.objections(wanted, {"filter_subjects": ["b", "a"]}, ("a", "b"))
+
+
+def test_a_consumer_that_takes_everything_is_narrowed_on_the_workers_own_stream_only() -> None:
+    wanted = Source(stream="IN", filters=("a", "b"))
+    assert [filters.is_adaptable(wanted, {}, ("a", "b"), own=own) for own in (True, False)] == [True, False]
+    assert not filters.is_adaptable(wanted, {"filter_subject": "c"}, ("a", "b"), own=True), "somebody has set it, for reasons of theirs"
+
+
+@pytest.mark.parametrize(
+    "subjects,taken",
+    [
+        (("cmd.*.*", "resume", "reply.*.*"), {"resume", "reply.*.*"}),
+        (("cmd.*.*", "resume", "reply.*.*", "no.longer.bound"), {"resume", "reply.*.*", "no.longer.bound"}),
+        (("cmd.*.*", "resume", "reply.>"), {"resume", "reply.>"}),
+        ((">",), {"resume", "reply.*.*"}),
+        ((), {"resume", "reply.*.*"}),
+    ],
+)
+def test_what_is_no_command_is_taken_whoever_has_the_stream_capture_it(subjects: tuple[str, ...], taken: set[str]) -> None:
+    """Its publisher is told that it is stored."""
+    source = Source(stream="IN", consumer="replies", filters=("resume", "reply.*.*"), all_but=("cmd.*.*",))
+    assert set(filters.wanted(source, subjects)) == taken
 
 
 @pytest.mark.parametrize(

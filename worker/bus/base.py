@@ -110,7 +110,7 @@ class PublishFailed(Exception):
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
     """A stream the worker needs (CONTRACT 1). `inbound`: agents write to it, so what could erase or forge messages is refused.
 
-    `max_age` and `duplicate_window` are seconds; `max_bytes` -1 is unlimited.
+    `max_age` and `duplicate_window` are seconds; -1 bytes are unlimited.
     """
 
     name: str
@@ -125,13 +125,16 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Where deliveries come from: a durable pull consumer on a stream.
 
-    `filters`: only these subjects (all when empty). `ack_wait` is seconds; `max_ack_pending` bounds what is in hand by count,
-    `max_bytes` bounds one pull request's bytes.
+    `filters`: only these subjects (all when empty). `all_but`: not only these, but all that the stream captures, except what these cover.
+    `ends_waits`: what it delivers can end a wait, so that deadlines wait for it (SEMANTICS R9). `ack_wait` is seconds; `max_ack_pending`
+    bounds what is in hand by count, `max_bytes` bounds one pull request's bytes.
     """
 
     stream: str
     consumer: str = "worker"
     filters: tuple[str, ...] = ()
+    all_but: tuple[str, ...] = ()
+    ends_waits: bool = False
     ack_wait: float = 30.0
     max_ack_pending: int = 2000
     max_bytes: int = 4 * 1024 * 1024
@@ -150,14 +153,11 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
-    """What a source looked like at one moment: `floor` (all up to this sequence are settled), `delivered` (the highest
-    sequence ever handed out) and `pending` (messages not handed out yet). `born` tells one consumer of a name from the next.
-    """
+    """Where a source stands: all up to `floor` are settled, `delivered` was handed out last, `pending` messages not yet."""
 
     floor: int
     delivered: int
     pending: int
-    born: str = ""
 
 
 class Bus(Protocol):
@@ -216,10 +216,7 @@ class Bus(Protocol):
         """The sources that must not be pulled, as last inspected: what they deliver may not be what was sent."""
 
     def mended(self) -> tuple[Source, ...]:
-        """Return the sources whose consumer's settings broke a promise and are right again, each once.
-
-        Meanwhile the broker may have given up on messages: with `max_deliver`, say, it would never deliver them again by itself.
-        """
+        """Return the sources whose consumer's settings broke a promise, so that it may have given up on messages, and are right again."""
 
     def ack_wait(self, source: Source) -> float:
         """Return the seconds after which the broker delivers again, as last seen: an operator may have set another than `Source` asks."""
@@ -236,6 +233,9 @@ class Bus(Protocol):
 
         Raises `PublishFailed` when the broker does not answer.
         """
+
+    async def born(self, stream: str) -> str:
+        """Say when the stream was made: it tells one stream of a name from the next. Raises `PublishFailed` as `first_kept` does."""
 
     async def rewind(self, source: Source, to: int | None = None) -> bool:
         """Make the broker deliver everything above the ack floor at once, instead of after `ack_wait`.

@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from worker.bus import claims, settings
-from worker.bus.base import NO_HEADERS, NO_RESPONDERS, Asked, Headers, Holder, Published, PublishFailed, Source, Stream
+from worker.bus import filters, settings
+from worker.bus.base import NO_HEADERS, NO_RESPONDERS, Asked, Headers, Published, PublishFailed, Source
 from worker.bus.settings import Json
 from worker.bus.streams import ConsumerState, Spelled, Stored, StreamStore
-from worker.errors import ConsumerTaken, TopologyRefused
 from worker.wire.subjects import covers
 
 
@@ -67,63 +66,14 @@ class MemoryBroker:
         """Return the source's consumer, made if need be (a deleted one is made again and starts at the beginning)."""
         key = (source.stream, source.consumer)
         if key not in self.consumers:
-            self.consumers[key] = self.made(self.streams[source.stream], settings.consumer_config(source))
+            stream = self.streams[source.stream]
+            asked = filters.wanted(source, stream.config.get("subjects") or ())
+            self.consumers[key] = self.made(stream, settings.consumer_config(source, asked))
         return self.consumers[key]
 
     def made(self, stream: StreamStore, config: Json) -> ConsumerState:
         """Make a consumer."""
         return ConsumerState(stream, config)
-
-    def objections(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> list[str]:
-        """Say what stands against running on what is there, in the same words as JetStream's topology."""
-        found = []
-        for stream in streams:
-            if (has := self.streams.get(stream.name)) is not None:
-                found += settings.stream_objections(stream, has.config)
-            for other in self.streams.values():
-                if other.config["name"] != stream.name and _overlap(other.config["subjects"], stream.subjects):
-                    found.append(f"stream {stream.name}: one of its subjects is already taken by stream {other.config['name']}")
-        for source in sources:
-            consumer = self.consumers.get((source.stream, source.consumer))
-            if consumer is not None:
-                found += settings.consumer_objections(source, consumer.config)
-            theirs = self.streams.get(source.stream)
-            if source.stream in {stream.name for stream in streams}:
-                continue
-            if theirs is None:
-                found.append(f"stream {source.stream} does not exist: create it, or take the reply binding that names it out")
-            else:
-                found += settings.transform_objections(source, theirs.config)
-        return found
-
-    def distrust(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> dict[Source, str]:
-        """Say of which sources what is delivered may not be what was sent."""
-        own = {stream.name: self.streams[stream.name].config for stream in streams if stream.name in self.streams}
-        said = {source: settings.distrust(source, own.get(source.stream, {}), self.consumer(source).config) for source in sources}
-        return {source: sentence for source, (sentence, *_) in ((one, found) for one, found in said.items() if found)}
-
-    def prepare(
-        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], holder: Holder | None = None, *, adopt: bool = False
-    ) -> list[str]:
-        """Create and check streams and consumers, as `Bus.prepare` promises."""
-        found = self.objections(streams, sources)
-        if found:
-            raise TopologyRefused("\n".join(found))
-        for source in () if adopt else sources:
-            consumer = self.consumers.get((source.stream, source.consumer))
-            info = {"config": consumer.config if consumer is not None else {}, "num_waiting": len(self.kicks)}
-            if refusal := claims.refusal(source, holder, info):
-                raise ConsumerTaken(refusal)
-        warnings: list[str] = []
-        for stream in streams:
-            has = self.streams.get(stream.name) or self.create_stream(settings.stream_config(stream))
-            warnings += settings.stream_remarks(stream, has.config)
-            has.config["subjects"] = settings.subjects_with(stream, has.config) or has.config["subjects"]
-            has.config |= {settings.BATCHES: True} if settings.lacks_batches(stream, has.config) else {}
-        for source in sources:
-            consumer = self.consumer(source)
-            consumer.config = claims.claimed(consumer.config, holder)
-        return warnings
 
     def client(self) -> MemoryClient:
         """Return an agent's connection."""
@@ -262,8 +212,3 @@ class MemoryClient:
     async def messages(self, stream: str) -> list[Stored]:
         """Return what the stream holds, in order."""
         return list(self._broker.streams[stream].messages.values())
-
-
-def _overlap(some: list[str], others: tuple[str, ...]) -> bool:
-    """Tell whether a pattern of one side covers a pattern of the other."""
-    return any(covers(one, other) or covers(other, one) for one in some for other in others)

@@ -12,7 +12,7 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from worker.bus import settings
+from worker.bus import filters, settings
 from worker.bus.base import Published, Source, Stream
 from worker.bus.connection import Connection, NatsOptions, NoAnswer
 from worker.bus.history import Kept
@@ -157,7 +157,10 @@ class Client:
         answer: dict[str, Any] = msgspec.json.decode(await self.ask(f"$JS.API.CONSUMER.INFO.{source.stream}.{source.consumer}", b""))
         if "error" in answer:
             raise Silent(f"consumer {source.consumer} of stream {source.stream}: {answer['error'].get('description', 'not there')}")
-        return settings.consumer_objections(source, answer["config"]) + settings.pauses(source, answer)
+        stream = msgspec.json.decode(await self.ask(f"$JS.API.STREAM.INFO.{source.stream}", b""))
+        asked = filters.wanted(source, stream.get("config", {}).get("subjects") or ())
+        taken = filters.objections(source, answer["config"], asked)
+        return [*settings.consumer_objections(source, answer["config"]), *taken, *settings.pauses(source, answer)]
 
     async def sync_flaw(self, monitor_url: str) -> str | None:
         """Return why a power cut could lose what the server acknowledged, or None. Raises `Silent` where its monitoring does not answer."""

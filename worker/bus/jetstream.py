@@ -32,6 +32,7 @@ from worker.bus.outbound import Frame, objection
 from worker.bus.publisher import Publisher
 from worker.bus.pull import Pull
 from worker.bus.service import Server
+from worker.bus.settings import Json
 from worker.bus.topology import Topology
 
 __all__ = ["Endpoint", "JetStreamBus", "NatsOptions"]
@@ -151,13 +152,22 @@ class JetStreamBus:
             floor=info["ack_floor"]["stream_seq"],
             delivered=info["delivered"]["stream_seq"],
             pending=info["num_pending"],
-            born=info["created"],
         )
 
     async def first_kept(self, stream: str) -> int:
         """Return the lowest sequence that the stream still keeps."""
+        first: int = (await self._stream_info(stream))["state"]["first_seq"]
+        return max(first, 1)  # the server says 0 for a stream that never had a message
+
+    async def born(self, stream: str) -> str:
+        """Say when the stream was made."""
+        created: str = (await self._stream_info(stream))["created"]
+        return created
+
+    async def _stream_info(self, stream: str) -> Json:
+        """Return all that is told of a stream. Raises `PublishFailed`."""
         try:
-            return await self._topology.first_kept(stream)
+            return await self._topology.stream_info(stream)
         except NoAnswer as error:
             raise PublishFailed(str(error)) from error
 

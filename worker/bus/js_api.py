@@ -78,7 +78,7 @@ class JetStreamApi:
         except NotPermitted:
             raise TopologyRefused(
                 f"the NATS credentials lack a permission: publish on $JS.API.{verb}, or subscribe to {self.inbox}; "
-                "grant it, or create the streams and consumers with other credentials first"
+                "grant it, or run `taskflow provision` with credentials that have it, then start again"
             ) from None
 
 

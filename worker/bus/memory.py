@@ -28,6 +28,7 @@ from worker.bus.base import (
 from worker.bus.broker import Heard, MemoryBroker, MemoryClient
 from worker.bus.endpoints import Request, Service
 from worker.bus.memory_service import MemoryServer
+from worker.bus.memory_topology import MemoryTopology
 from worker.bus.outbound import objection
 from worker.bus.streams import MSG_ID, Spelled, Stored
 from worker.errors import BusLost, TopologyRefused
@@ -44,6 +45,7 @@ class MemoryBus:
 
     def __init__(self, broker: MemoryBroker | None = None) -> None:
         self.broker = broker or MemoryBroker()
+        self._topology = MemoryTopology(self.broker)
         self._connected, self.reconnects, self.offset = False, 0, 0
         self._lost: asyncio.Future[str] | None = None
         self._failures: list[tuple[PublishFailed, bool]] = []
@@ -110,16 +112,16 @@ class MemoryBus:
     ) -> list[str]:
         """Create and check streams and consumers; raises `TopologyRefused` or `ConsumerTaken`."""
         self._prepared = (streams, sources, holder)
-        return self.broker.prepare(streams, sources, holder, adopt=adopt)
+        return self._topology.prepare(streams, sources, holder, adopt=adopt)
 
     async def inspect(self) -> list[str]:
         """Make what was deleted; say what breaks a promise."""
         if not self._connected:
             raise PublishFailed("not connected")
-        distrust = self.broker.distrust(*self._prepared[:2])
+        distrust = self._topology.distrust(*self._prepared[:2])
         self.untrusted = frozenset(distrust)
         try:
-            self.broker.prepare(*self._prepared)
+            self._topology.prepare(*self._prepared, live=True)
         except TopologyRefused as refused:
             return [*str(refused).splitlines(), *distrust.values()]
         return []
@@ -144,6 +146,12 @@ class MemoryBus:
             raise PublishFailed("not connected")
         has = self.broker.streams[stream]
         return min(has.messages, default=has.last_seq + 1)
+
+    async def born(self, stream: str) -> str:
+        """Say when the stream was made."""
+        if not self._connected:
+            raise PublishFailed("not connected")
+        return self.broker.streams[stream].born
 
     async def rewind(self, source: Source, to: int | None = None) -> bool:
         """Deliver everything above the ack floor, or from `to` on, again, at once."""

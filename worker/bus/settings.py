@@ -86,8 +86,8 @@ def lacks_batches(stream: Stream, config: Json) -> bool:
     return bool(ours.get(BATCHES)) and not config.get(BATCHES) and all(config.get(name) == ours[name] for name in ours if name != BATCHES)
 
 
-def consumer_config(source: Source) -> Json:
-    """Spell the consumer out for `CONSUMER.CREATE`."""
+def consumer_config(source: Source, filters: tuple[str, ...] = ()) -> Json:
+    """Spell the consumer out for `CONSUMER.CREATE`; `filters`: what it takes of its stream, everything where there are none."""
     config: Json = {
         "name": source.consumer,
         "durable_name": source.consumer,
@@ -98,8 +98,8 @@ def consumer_config(source: Source) -> Json:
         "deliver_policy": "all",
         "replay_policy": "instant",
     }
-    if source.filters:
-        config["filter_subjects"] = list(source.filters)
+    if filters:
+        config["filter_subjects"] = list(filters)
     return config
 
 
@@ -189,7 +189,7 @@ def subjects_with(stream: Stream, config: Json) -> list[str] | None:
 
 
 def consumer_objections(source: Source, config: Json) -> list[str]:
-    """List the settings of an existing consumer that would break a promise, one sentence each."""
+    """List the settings of an existing consumer that would break a promise, one sentence each; for what it takes see `filters`."""
     where = f"consumer {source.consumer} of stream {source.stream}"
     repair = f"remove it with `nats consumer rm {source.stream} {source.consumer}` while the worker is stopped; it is created again"
     found = [
@@ -199,20 +199,7 @@ def consumer_objections(source: Source, config: Json) -> list[str]:
     wait = config.get("ack_wait") or 0
     if wait < _NS:
         found.append(f"{where}: ack_wait is {wait / _NS:g} s, it must be at least 1 s; {repair}")
-    if not _filters(config) <= set(source.filters) or (source.filters and not _filters(config)):
-        has, wanted = sorted(_filters(config)), sorted(source.filters)
-        found.append(f"{where}: filter_subjects is {_shown(has)}, it must be {_shown(wanted)}; {repair}")
     return found
-
-
-def with_filters(source: Source, config: Json) -> Json:
-    """Return a consumer's configuration with all filters that are wanted."""
-    return {name: value for name, value in config.items() if name != "filter_subject"} | {"filter_subjects": list(source.filters)}
-
-
-def lacks_filters(source: Source, config: Json) -> bool:
-    """Tell whether the consumer's filters have to be extended."""
-    return _filters(config) < set(source.filters)
 
 
 def sync_warning(varz: Json) -> str | None:
@@ -257,13 +244,6 @@ def _differences(table: tuple[tuple[str, Any, Any, str], ...], config: Json) -> 
         if (actual or None) != (wanted or None):
             found.append((setting, wanted, actual, repair))
     return found
-
-
-def _filters(config: Json) -> set[str]:
-    """Return a consumer's filters: the server keeps a single one apart."""
-    several = set(config.get("filter_subjects") or ())
-    single = config.get("filter_subject")
-    return several | {single} if single else several
 
 
 def _window(stream: Stream) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
 from worker.bus.base import Ack, Backlog, Delivery, Headers, InProgress, Nak, Published, PublishFailed, Settlement, Term
+from worker.bus.filters import filters_in
 from worker.bus.settings import Json
 from worker.wire.subjects import covers
 
@@ -35,8 +37,18 @@ class StreamStore:
         self.config = config
         self.messages: dict[int, Stored] = {}
         self.last_seq = 0
+        self.born = f"stream {next(_BORN)}"
         self._bytes = 0
         self._ids: dict[str, tuple[int, int]] = {}
+
+    @property
+    def first(self) -> int:
+        """The lowest sequence that is kept; one past the last where nothing is."""
+        return next(iter(self.messages), self.last_seq + 1)
+
+    def since(self, seq: int) -> Iterator[Stored]:
+        """Give the messages behind a place, in order."""
+        return (self.messages[at] for at in range(max(seq + 1, self.first), self.last_seq + 1) if at in self.messages)
 
     def takes(self, subject: str) -> bool:
         """Tell whether the stream captures the subject."""
@@ -90,18 +102,27 @@ class ConsumerState:
         self.config = config
         self._stream = stream
         self._name: str = config["name"]
-        self._filters: list[str] = config.get("filter_subjects") or []
         self._ack_wait = int(config["ack_wait"]) // _NS_PER_US
-        self._next = 1
-        self._born = f"consumer {next(_BORN)}"
+        self._next, self._rewound = 1, 0
+        self._wanted: list[int] = []  # in order, of the first `_seen` messages; by the filters `_by`
+        self._seen, self._by = 0, frozenset[str]()
         self._due: dict[int, int] = {}  # unsettled sequence → when it is delivered again, in microseconds
         self._attempts: dict[int, int] = {}
         self._heap: list[tuple[int, int]] = []  # (due, seq); an entry counts only while `_due` agrees
 
     @property
     def floor(self) -> int:
-        """The sequence up to which everything is settled."""
-        return min(self._due, default=self._next) - 1
+        """The last message up to which everything is settled, as the server tells it: one that the filters let through."""
+        wanted = self._look()
+        at = bisect_left(wanted, min(self._due, default=self._next))
+        return max(wanted[at - 1] if at else 0, self._rewound)
+
+    @property
+    def next_open(self) -> int:
+        """The first message that is not settled, or not yet there; of those that the filters let through."""
+        wanted = self._look()
+        at = bisect_left(wanted, min(self._due, default=self._next))
+        return wanted[at] if at < len(wanted) else self._stream.last_seq + 1
 
     def deliver(self, now: int) -> Delivery | None:
         """Hand out what is due again, else the next new message; None when there is nothing, or too much is unsettled."""
@@ -110,12 +131,12 @@ class ConsumerState:
             return self._hand_out(heapq.heappop(self._heap)[1], now)
         if len(self._due) >= self.config["max_ack_pending"]:
             return None
-        while self._next <= self._stream.last_seq:
-            seq = self._next
-            self._next += 1
-            if seq in self._stream.messages and self._wants(seq):
-                return self._hand_out(seq, now)
-        return None
+        wanted = self._look()
+        at = bisect_left(wanted, max(self._next, self._stream.first))
+        if at == len(wanted):
+            return None
+        self._next = wanted[at] + 1
+        return self._hand_out(wanted[at], now)
 
     def settle(self, seq: int, settlement: Settlement, now: int) -> None:
         """Take a verdict; one on a delivery that is already settled changes nothing."""
@@ -132,7 +153,8 @@ class ConsumerState:
 
     def rewind(self, to: int | None = None) -> None:
         """Go back to the floor, or to `to`. Attempts start from 1 again, as on the server."""
-        self._next = self.floor + 1 if to is None else to
+        self._rewound = self.floor if to is None else to - 1
+        self._next = self._rewound + 1
         self._due.clear()
         self._attempts.clear()
         self._heap.clear()
@@ -145,7 +167,7 @@ class ConsumerState:
 
     def backlog(self) -> Backlog:
         """Tell where it stands."""
-        return Backlog(floor=self.floor, delivered=self._next - 1, pending=self._undelivered(), born=self._born)
+        return Backlog(floor=self.floor, delivered=self._next - 1, pending=self._undelivered())
 
     def _hand_out(self, seq: int, now: int) -> Delivery | None:
         """Make a delivery; a message that has left the stream meanwhile is settled."""
@@ -173,12 +195,18 @@ class ConsumerState:
         self._due[seq] = at_us
         heapq.heappush(self._heap, (at_us, seq))
 
-    def _wants(self, seq: int) -> bool:
-        """Tell whether the filters let the message through."""
-        return not self._filters or any(covers(one, self._stream.messages[seq].subject) for one in self._filters)
+    def _look(self) -> list[int]:
+        """Return which messages the filters let through, in order."""
+        by = frozenset(filters_in(self.config))
+        if by != self._by:
+            self._wanted, self._seen, self._by = [], 0, by
+        for message in self._stream.since(self._seen):
+            if not by or any(covers(one, message.subject) for one in by):
+                self._wanted.append(message.seq)
+            self._seen = message.seq
+        return self._wanted
 
     def _undelivered(self) -> int:
         """Count the messages not handed out yet."""
-        if not self._filters:
-            return self._stream.last_seq - self._next + 1
-        return sum(1 for seq in range(self._next, self._stream.last_seq + 1) if seq in self._stream.messages and self._wants(seq))
+        wanted = self._look()
+        return len(wanted) - bisect_left(wanted, max(self._next, self._stream.first))

@@ -9,11 +9,12 @@ import asyncio
 
 import structlog
 
-from worker.bus import claims, settings
+from worker.bus import claims, filters, settings
 from worker.bus.acks import AckRights
 from worker.bus.base import Holder, Source, Stream
 from worker.bus.batches import Batches
 from worker.bus.connection import Connection, NoAnswer, NotPermitted
+from worker.bus.consumers import Consumers
 from worker.bus.js_api import JetStreamApi, described
 from worker.bus.monitor import sync_warnings
 from worker.bus.settings import Json
@@ -39,6 +40,7 @@ class Topology:
         self._mended: set[Source] = set()
         self.untrusted: frozenset[Source] = frozenset()
         self._ack_rights = AckRights(connection)
+        self._consumers = Consumers(self._api, find=self._consumer_found, rewind=self.rewind)
         self.batches = Batches(self._api.change)
         self.clock = self._api.clock
         self._log = structlog.get_logger()
@@ -69,8 +71,7 @@ class Topology:
         warnings += [remark for stream in streams if (has := configs[stream.name]) for remark in settings.stream_remarks(stream, has)]
         for stream in streams:
             await self._ensure_stream(stream, configs[stream.name])
-        for source in sources:
-            warnings += await self._ensure_consumer(source)
+        warnings += await self._consumers.ensure(sources, self._holder)
         if any((configs[stream.name] or {}).get("num_replicas", stream.replicas) == 1 for stream in streams):
             warnings += await sync_warnings(self._monitor_url)
         return warnings
@@ -98,7 +99,8 @@ class Topology:
         self._check_claim(source, info)
         distrust = settings.distrust(source, stream, info["config"])
         self.untrusted = self.untrusted | {source} if distrust else self.untrusted - {source}
-        found = [*settings.consumer_objections(source, info["config"]), *distrust]
+        taken = filters.objections(source, info["config"], await self._consumers.filters(source))
+        found = [*settings.consumer_objections(source, info["config"]), *taken, *distrust]
         if found:
             self._flawed.add(source)
         elif source in self._flawed:
@@ -139,7 +141,7 @@ class Topology:
             return
         for stream in self._streams:
             await self._made_again(stream)
-        await self._ensure_consumer(source)
+        await self._consumers.ensure((source,), self._holder)
         # It starts at the beginning of the stream; the store's inbox recognises what was done already.
         self._log.warning("topology.consumer_created_again", stream=source.stream, consumer=source.consumer, reason="it was deleted")
 
@@ -147,10 +149,9 @@ class Topology:
         """Return `CONSUMER.INFO`'s answer; raises `NoAnswer`, also where there is no such consumer."""
         return await self._api.got(f"CONSUMER.INFO.{source.stream}.{source.consumer}")
 
-    async def first_kept(self, stream: str) -> int:
-        """Return the stream's first sequence. Raises `NoAnswer`."""
-        first: int = (await self._api.got(f"STREAM.INFO.{stream}"))["state"]["first_seq"]
-        return max(first, 1)  # the server says 0 for a stream that never had a message
+    async def stream_info(self, stream: str) -> Json:
+        """Return `STREAM.INFO`'s answer; raises `NoAnswer`, also where there is no such stream."""
+        return await self._api.got(f"STREAM.INFO.{stream}")
 
     async def resume(self, source: Source) -> None:
         """Have what the broker believes to be in hand delivered again, after a reconnect: part of it went into the old connection.
@@ -194,8 +195,14 @@ class Topology:
                 info = await self._consumer_found(source)
                 if info is not None and not adopt:
                     self._check_claim(source, info)
-                found += settings.consumer_objections(source, info["config"]) if info is not None else []
+                found += await self._consumer_objections(source, info["config"], own=own) if info is not None else []
         return found
+
+    async def _consumer_objections(self, source: Source, config: Json, *, own: bool) -> list[str]:
+        """List what stands against an existing consumer, but for what can be brought up to date."""
+        asked = await self._consumers.filters(source)
+        taken = [] if filters.is_adaptable(source, config, asked, own=own) else filters.objections(source, config, asked)
+        return [*settings.consumer_objections(source, config), *taken]
 
     async def _overlaps(self, stream: Stream) -> list[str]:
         """Find other streams that already take the stream's subjects: the server lets a subject be in one stream only."""
@@ -234,45 +241,6 @@ class Topology:
             await self._api.change(f"STREAM.UPDATE.{stream.name}", config, f"stream {stream.name}")
             self._log.info("topology.stream_extended", stream=stream.name, subjects=subjects)
         await self.batches.see(stream, config, allow=batches)
-
-    async def _ensure_consumer(self, source: Source) -> list[str]:
-        """Create the consumer, or add its missing filters and whose it is; returns warnings about filters, and somebody who pulls."""
-        info = await self._consumer_found(source)
-        if info is None:
-            await self._write_consumer(source, claims.claimed(settings.consumer_config(source), self._holder), "create")
-            self._log.info("topology.consumer_created", stream=source.stream, consumer=source.consumer)
-            return []
-        warnings, config = claims.rivals(source, self._holder, info), info["config"]
-        if settings.lacks_filters(source, config):
-            config = settings.with_filters(source, config)
-            await self._write_consumer(source, config, "update")
-            name = f"consumer {source.consumer} of stream {source.stream}"
-            warnings.append(
-                f"{name}: filter_subjects was extended; messages that were stored before on the new subjects may not be delivered"
-            )
-        return [*warnings, *await self._claim(source, config)]
-
-    async def _claim(self, source: Source, config: Json) -> list[str]:
-        """Write down whose the consumer is; returns a warning where that is not permitted: everything works without."""
-        wanted, known = claims.claimed(config, self._holder), claims.holder_in(config)
-        if self._holder is None or wanted is config:
-            return []
-        database = self._holder.database
-        try:
-            await self._write_consumer(source, wanted, "update")
-        except TopologyRefused as refused:
-            if known is not None and known.database == database:
-                return []
-            repair = f"run `taskflow provision --database {database}` with credentials that may"
-            return [f"it cannot be written down whose the consumer is, so no worker on another database is refused: {refused}; {repair}"]
-        self._log.info("topology.consumer_claimed", stream=source.stream, consumer=source.consumer)
-        return []
-
-    async def _write_consumer(self, source: Source, config: Json, action: str) -> None:
-        """Create or update a consumer; raises `TopologyRefused`."""
-        body = {"stream_name": source.stream, "config": config, "action": action}
-        what = f"consumer {source.consumer} of stream {source.stream}"
-        await self._api.change(f"CONSUMER.CREATE.{source.stream}.{source.consumer}", body, what)
 
     async def _stream(self, name: str) -> Json | None:
         """Return a stream's configuration, or None."""

@@ -103,11 +103,11 @@ async def _over_nats(config: Config, worker: dict[str, Any]) -> list[Verdict]:
 
 async def _streams(config: Config, line: Any) -> list[Verdict]:
     """Look at the settings of the streams and consumers, and whether these credentials may see them."""
-    from worker import stream_plan
     from worker.bus.client import Silent
     from worker.errors import Refusal
+    from worker.topology import reply_bindings, topology
 
-    streams, sources = stream_plan.topology(config, line.subjects, stream_plan.reply_bindings(config, line.subjects))
+    streams, sources = topology(config, line.subjects, reply_bindings(config, line.subjects))
     verdicts = []
     for stream in streams:
         try:

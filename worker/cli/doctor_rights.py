@@ -84,10 +84,10 @@ def permitted(rule: Mapping[str, Sequence[str]] | None, subject: str) -> bool:
 
 def _needed(config: Config, subjects: Subjects) -> dict[str, Needs]:
     """List what each role needs of these settings (docs/securing.md)."""
-    from worker import stream_plan
+    from worker.topology import reply_bindings, topology
 
-    bindings = stream_plan.reply_bindings(config, subjects)
-    streams, sources = stream_plan.topology(config, subjects, bindings)
+    bindings = reply_bindings(config, subjects)
+    streams, sources = topology(config, subjects, bindings)
     prefix, inbox = subjects.prefix, f"{config.nats.inbox_prefix or '_INBOX'}.>"
     infos = tuple(f"$JS.API.STREAM.INFO.{stream.name}" for stream in streams)
     pulls = tuple(

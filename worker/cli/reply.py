@@ -68,10 +68,10 @@ def _value(text: str | None) -> Any:
 
 def _subject(line: Online, topic: str, corr: str) -> str:
     """Return the subject on which a reply reaches the topic: a built-in topic's has the correlation id as its last token."""
-    from worker import stream_plan
     from worker.errors import FlowError
+    from worker.topology import reply_bindings
 
-    subject = stream_plan.reply_bindings(line.config, line.subjects).answers_on(topic, corr)
+    subject = reply_bindings(line.config, line.subjects).answers_on(topic, corr)
     if isinstance(subject, FlowError):
         raise click.UsageError(subject.message)
     return subject

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep
 from worker.store.overview import Intervention, Overview
-from worker.store.records import ALL, Batch, DeadLetter, DueFlows, DueOutgoing, InboxRow, Loaded, Needs, Numbered, Page
+from worker.store.records import ALL, Batch, DeadLetter, DueFlows, DueOutgoing, InboxRow, Loaded, Needs, Numbered, Page, Suspects
 from worker.times import Micros
 
 
@@ -68,10 +68,10 @@ class Transaction(Protocol):
         """Note that everything of the outlet (`events`, `dead_letters`) up to row `n` is stored by the broker."""
         ...
 
-    def suspect(self, source: str, above: int, up_to: int, born: str) -> dict[int, int]:
-        """Note that every message of `source` in (above, up_to] that has no outcome may have been begun; returns seq → attempts.
+    def suspects(self, source: str, above: int, up_to: int, born: str, *, replies: bool) -> Suspects:
+        """Say which messages of a source in (above, up_to], replies or others, have no outcome, so that they may have been begun.
 
-        What was noted while the source had another `born` is forgotten: it was of other messages.
+        Attempts that were noted while the source had another `born` are forgotten: they were of other messages.
         """
         ...
 
@@ -185,6 +185,14 @@ class Reads(Overview, Protocol):
 
     async def was_restored(self) -> bool:
         """Tell whether this is a copy of a database whose worker has not caught up with the broker yet."""
+        ...
+
+    async def is_taken(self, source: str, seq: int) -> bool:
+        """Tell whether a message was taken in from this place of the stream, and is remembered."""
+        ...
+
+    async def last_taken_of(self, source: str, *, replies: bool) -> int | None:
+        """Return the highest sequence of the stream that a reply, or a command, was taken from, and is remembered; repeats do not count."""
         ...
 
     async def last_taken(self, source: str) -> int | None:

@@ -142,6 +142,15 @@ class SqliteReads(OverviewReads):
         """Tell whether this is a copy whose worker has not caught up yet."""
         return bool(await self._rows("was_restored"))
 
+    async def is_taken(self, source: str, seq: int) -> bool:
+        """Tell whether a message was taken in from this place."""
+        return bool(await self._rows("is_taken", source, seq))
+
+    async def last_taken_of(self, source: str, *, replies: bool) -> int | None:
+        """Return the highest sequence that a reply, or a command, was taken from."""
+        found = await self._rows("last_taken_of", source, replies)
+        return found[0][0] if found else None
+
     async def last_taken(self, source: str) -> int | None:
         """Return the highest sequence of the stream that was taken in."""
         found = await self._rows("last_taken", source)

@@ -116,6 +116,25 @@ class OpenEnd(msgspec.Struct, frozen=True, kw_only=True):
     trace: str | None = None
 
 
+class Suspects(msgspec.Struct, frozen=True, kw_only=True):
+    """The window of a consumer in which messages may have been begun by a run that was killed.
+
+    `known`: have their outcome; `counts`: how often those were begun that were noted.
+    """
+
+    above: int
+    up_to: int
+    known: set[int]
+    counts: dict[int, int]
+
+    def begun(self, seq: int) -> int:
+        """Say how often a message may have been begun; 0: it is no suspect."""
+        return self.counts.get(seq, 1) if self.above < seq <= self.up_to and seq not in self.known else 0
+
+
+NO_SUSPECTS = Suspects(above=0, up_to=0, known=set(), counts={})
+
+
 class Batch(msgspec.Struct, kw_only=True):
     """All that a transaction writes, in the order it was decided. `displaced`: the letters of held replies that make room, by key.
 

@@ -15,6 +15,7 @@ from worker.flow.model import Flow
 from worker.store import rows
 from worker.store.overview import Intervention
 from worker.store.queries import statements
+from worker.store.records import Suspects
 from worker.times import Micros
 from worker.wire.outcomes import EXPIRED
 
@@ -89,15 +90,13 @@ class Upkeep:
         """Note that a restored database has caught up."""
         self._fetch(self._upkeep["forget_restored"])
 
-    def suspect(self, source: str, above: int, up_to: int, born: str) -> dict[int, int]:
-        """Note every message in the window that has no outcome yet; what was noted before keeps its count."""
-        self._fetch(self._upkeep["forget_attempts"], (source, above, born))
-        window = (source, above, up_to)
-        known = {seq for (seq,) in self._fetch(self._upkeep["known_places"], window)}
-        unknown = [(source, seq, born) for seq in range(above + 1, up_to + 1) if seq not in known]
-        self._each(self._upkeep["suspect"], unknown)
-        counted = self._fetch(self._upkeep["attempts"], window)
-        return {seq: attempts for seq, attempts in counted if seq not in known}
+    def suspects(self, source: str, above: int, up_to: int, born: str, *, replies: bool) -> Suspects:
+        """Say what in the window may have been begun: what has no outcome yet."""
+        self._fetch(self._upkeep["forget_attempts"], (source, born))
+        self._fetch(self._upkeep["note_born"], (source, born))
+        known = {seq for (seq,) in self._fetch(self._upkeep["known_places"], (source, above, up_to, replies))}
+        counts = dict(self._fetch(self._upkeep["attempts"], (source, above, up_to)))
+        return Suspects(above=above, up_to=up_to, known=known, counts=counts)
 
     def note_attempts(self, places: Sequence[tuple[str, int]]) -> None:
         """Count one more attempt of each suspect."""

@@ -97,7 +97,15 @@ class Subjects:
 
     def inbound(self, reply_topics: tuple[str, ...] = ()) -> tuple[str, ...]:
         """Give what `TASKFLOW_IN` captures. Token counts are fixed: nothing under the prefix is captured by accident."""
-        return (f"{self._cmd}*.*", self.resume, f"{self._reply}*.*", *reply_topics)
+        return (*self.commands(), *self.replies(reply_topics))
+
+    def commands(self) -> tuple[str, ...]:
+        """Give what carries commands."""
+        return (f"{self._cmd}*.*",)
+
+    def replies(self, reply_topics: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Give what carries all that can end a wait."""
+        return (self.resume, f"{self._reply}*.*", *reply_topics)
 
     def events(self) -> tuple[str, ...]:
         """Give what `TASKFLOW_EVT` captures."""

@@ -137,6 +137,12 @@ SELECT value FROM meta WHERE name = 'restored';
 -- name: last_taken
 SELECT max(source_seq) FROM inbox WHERE source = ?1 AND source_seq IS NOT NULL;
 
+-- name: is_taken
+SELECT 1 FROM inbox WHERE source = ?1 AND source_seq = ?2 LIMIT 1;
+
+-- name: last_taken_of
+SELECT source_seq FROM inbox WHERE source = ?1 AND source_seq IS NOT NULL AND (scope = 'reply') = ?2 ORDER BY source_seq DESC LIMIT 1;
+
 -- The first of the stream's places, from ?2 on, that no message was taken from: one step through the index for each that was.
 -- name: first_not_taken
 SELECT CASE WHEN EXISTS (SELECT 1 FROM inbox WHERE source = ?1 AND source_seq = ?2) THEN (

@@ -81,20 +81,26 @@ UPDATE flows SET set_aside = ?2, due_us = NULL WHERE id = ?1 AND set_aside IS NU
 -- name: mark_published
 UPDATE published SET n = ?2 WHERE outlet = ?1 AND n < ?2;
 
+-- Of those that a consumer takes: replies, or what is none. Of repeats and of what could not be read it is not known.
 -- name: known_places
-SELECT source_seq FROM inbox WHERE source = ?1 AND source_seq > ?2 AND source_seq <= ?3;
+SELECT source_seq FROM inbox WHERE source = ?1 AND source_seq > ?2 AND source_seq <= ?3 AND (scope IS NULL OR (scope = 'reply') = ?4);
 
--- name: suspect
-INSERT INTO attempts (source, seq, attempts, born) VALUES (?, ?, 1, ?) ON CONFLICT (source, seq) DO NOTHING;
+-- Place 0 says of which generation of the source the others are.
+-- name: note_born
+INSERT INTO attempts (source, seq, attempts, born) VALUES (?1, 0, 0, ?2) ON CONFLICT (source, seq) DO UPDATE SET born = ?2;
 
+-- It was begun once before it was noted at all.
 -- name: note_attempt
-UPDATE attempts SET attempts = attempts + 1 WHERE source = ? AND seq = ?;
+INSERT INTO attempts (source, seq, attempts, born)
+SELECT ?1, ?2, 2, coalesce((SELECT born FROM attempts WHERE source = ?1 AND seq = 0), '') WHERE true
+ON CONFLICT (source, seq) DO UPDATE SET attempts = attempts + 1;
 
 -- name: attempts
 SELECT seq, attempts FROM attempts WHERE source = ?1 AND seq > ?2 AND seq <= ?3;
 
 -- name: forget_attempts
-DELETE FROM attempts WHERE source = ?1 AND (seq <= ?2 OR born <> ?3);
+DELETE FROM attempts WHERE source = ?1
+  AND (born <> ?2 OR EXISTS (SELECT 1 FROM inbox AS i WHERE i.source = ?1 AND i.source_seq = attempts.seq));
 
 -- name: set_aside_row
 SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,

@@ -19,8 +19,15 @@ def topology(config: Config, subjects: Subjects, bindings: Bindings) -> tuple[tu
         Stream(name=EVENTS, subjects=subjects.events(), inbound=False, max_age=kept, replicas=copies),
         Stream(name=DEAD_LETTERS, subjects=subjects.dead_letters(), inbound=False, max_age=kept, replicas=copies),
     )
-    elsewhere = tuple(Source(stream=name, consumer="taskflow", filters=bindings.topics(name)) for name in bindings.streams())
-    return streams, (Source(stream=INBOUND), *elsewhere)
+    elsewhere = tuple(
+        Source(stream=name, consumer="taskflow", filters=bindings.topics(name), ends_waits=True) for name in bindings.streams()
+    )
+    commands, replies = subjects.commands(), subjects.replies(bindings.topics())
+    own = (
+        Source(stream=INBOUND, consumer="worker", filters=commands),
+        Source(stream=INBOUND, consumer="replies", filters=replies, all_but=commands, ends_waits=True),
+    )
+    return streams, (*own, *elsewhere)
 
 
 def reply_bindings(config: Config, subjects: Subjects) -> Bindings:
