@@ -54,7 +54,7 @@ from worker.version import program_version
 from worker.wait_engine import WaitEngine
 from worker.wire import capacity
 from worker.wire.replies import Bindings
-from worker.wire.subjects import Subjects
+from worker.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects
 
 REMEMBERED_TIMES = 2.0
 """A message or id is remembered this many times as long as its stream keeps it, should somebody raise the stream's age meanwhile."""
@@ -105,26 +105,26 @@ async def _check_broker(config: Config, *, adopt: bool) -> bool:
     return True
 
 
-async def provision(config: Config, database: str | None = None, *, adopt: bool = False) -> int:
+async def provision(config: Config, database: str | None = None, *, adopt: bool = False, enforced: bool = False) -> int:
     """Make the streams and consumers that `run` needs, and end; returns the exit code 0 or raises the `Refusal` with another.
 
-    `database`: whose consumers they are from now on.
+    `database`: whose consumers they are from now on. `enforced`: streams that are there get the limits of the settings, too.
     """
     configure_logging(config.log)
-    for warning in await _prepare(config, Holder(database=database) if database else None, adopt=adopt):
+    for warning in await _prepare(config, Holder(database=database) if database else None, adopt=adopt, enforced=enforced):
         logger("provision").warning(Said.STREAM_AT_RISK, why=warning)
     logger("provision").info(Said.PROVISIONED, streams=[INBOUND, EVENTS, DEAD_LETTERS])
     return 0
 
 
-async def _prepare(config: Config, holder: Holder | None, *, adopt: bool, dry_run: bool = False) -> list[str]:
+async def _prepare(config: Config, holder: Holder | None, *, adopt: bool, dry_run: bool = False, enforced: bool = False) -> list[str]:
     """Prepare the broker on a connection of its own; returns warnings. Raises the `Refusal` that stands against a worker there."""
     subjects = Subjects(config.subjects.prefix)
     streams, sources = topology(config, subjects, reply_bindings(config, subjects))
     bus = JetStreamBus(nats_options(config.nats))
     try:
         await bus.open()
-        return await bus.prepare(streams, sources, holder=holder, adopt=adopt, dry_run=dry_run)
+        return await bus.prepare(streams, sources, holder=holder, adopt=adopt, dry_run=dry_run, enforced=enforced)
     finally:
         await bus.close()
 

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from worker.bus.base import Source, Stream
 from worker.config import Config
 from worker.errors import ConfigError
+from worker.wire import limits
 from worker.wire.replies import Bindings
 from worker.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects
+
+_SHARE, _SMALL_SHARE = 1 / 4, 1 / 32
+"""What of the broker's storage a stream gets where the settings do not say: near half of it is left to others."""
+_AROUND = 64 * 1024
+"""The most that headers may add to a body."""
 
 
 def topology(config: Config, subjects: Subjects, bindings: Bindings) -> tuple[tuple[Stream, ...], tuple[Source, ...]]:
     """Say which streams and consumers the worker needs (CONTRACT 1)."""
-    age, kept = config.stream.max_age.seconds, config.stream.event_max_age.seconds
-    copies = config.stream.replicas
-    inbound = subjects.inbound(bindings.topics())
-    streams = (
-        Stream(name=INBOUND, subjects=inbound, inbound=True, max_age=age, replicas=copies),
-        Stream(name=EVENTS, subjects=subjects.events(), inbound=False, max_age=kept, replicas=copies),
-        Stream(name=DEAD_LETTERS, subjects=subjects.dead_letters(), inbound=False, max_age=kept, replicas=copies),
+    its = config.stream
+    kept = partial(Stream, inbound=False, max_age=its.event_max_age.seconds, replicas=its.replicas)
+    inbound = Stream(
+        name=INBOUND,
+        subjects=subjects.inbound(bindings.topics()),
+        inbound=True,
+        max_age=its.max_age.seconds,
+        max_bytes=its.max_bytes or -1,
+        share=_SHARE,
+        max_msg_size=limits.MAX_BYTES + _AROUND,
+        replicas=its.replicas,
     )
+    events, letters = subjects.events(), subjects.dead_letters()
+    streams = (
+        inbound,
+        kept(name=EVENTS, subjects=events, max_bytes=its.event_max_bytes or -1, share=_SHARE),
+        kept(name=DEAD_LETTERS, subjects=letters, max_bytes=its.dead_letter_max_bytes or -1, share=_SMALL_SHARE),
+    )
+    commands, replies = subjects.commands(), subjects.replies(bindings.topics())
     elsewhere = tuple(
         Source(stream=name, consumer="taskflow", filters=bindings.topics(name), ends_waits=True) for name in bindings.streams()
     )
-    commands, replies = subjects.commands(), subjects.replies(bindings.topics())
     own = (
         Source(stream=INBOUND, consumer="worker", filters=commands),
         Source(stream=INBOUND, consumer="replies", filters=replies, all_but=commands, ends_waits=True),

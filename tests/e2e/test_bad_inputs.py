@@ -162,7 +162,7 @@ UNREADABLE = (
     unreadable(6, "an envelope that is no text", ENVELOPED % b'"\xff"'),
     unreadable(4, "a good command and a NUL", b'{"controller_id":"k","goal":"g"}\0'),
     unreadable(21, "objects nested 33 deep", b'{"controller_id":"k","goal":"g","state":' + b'{"a":' * 32 + b"1" + b"}" * 33, "too_deep"),
-    unreadable(24, "600 KiB of garbage", b"\x00" * 600_000, "too_large"),
+    unreadable(24, "300 KB of garbage", b"\x00" * 300_000, "too_large"),
 )
 REFUSED = (
     case(23, "more than 10,000 keys", "start", {str(n): 0 for n in range(15_000)}, path=""),

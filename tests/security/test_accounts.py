@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
@@ -99,6 +101,19 @@ async def test_an_acknowledgement_cannot_be_put_among_another_tenants_events(sta
 
     await eventually(stored, within=20.0)
     assert where not in {sent.subject for sent in await stage.stream("TASKFLOW_EVT", operator)}
+
+
+async def test_a_tenant_uses_up_its_own_connections_and_nobody_elses(stage: Guarded, kate: Agent) -> None:
+    """Issue 14, C16: `limits` of accounts.conf."""
+    theirs = [await stage.connect("kate") for _ in range(99)]
+    assert kate.client.is_connected
+    one_more = Client()
+    with pytest.raises(NatsError, match="maximum account active connections exceeded"):
+        await one_more.connect(stage.server.url, nkeys_seed=str(stage.keys["kate"].seed), allow_reconnect=False, error_cb=Refused().take)
+    await one_more.close()
+    assert (await (await stage.agent("ann")).api("list_mine"))["ok"]
+    for client in theirs:
+        await client.close()
 
 
 async def test_the_worker_is_killed_and_keeps_its_promises(stage: Guarded, kate: Agent) -> None:

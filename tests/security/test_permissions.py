@@ -86,6 +86,7 @@ PUBLISH: dict[str, tuple[str, ...]] = {
     "$JS.API.CONSUMER.PAUSE.TASKFLOW_IN.worker": (),
     "$JS.API.CONSUMER.PAUSE.TASKFLOW_IN.replies": (),
     "$JS.API.STREAM.CREATE.TASKFLOW_IN": ("provisioner",),
+    "$JS.API.INFO": ("provisioner", "operator"),
     "$JS.API.STREAM.UPDATE.TASKFLOW_IN": ("provisioner",),
     "$JS.API.STREAM.CREATE.MINE": (),
     "$JS.API.STREAM.INFO.TASKFLOW_IN": ("worker", "operator", "provisioner"),

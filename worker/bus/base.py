@@ -110,7 +110,7 @@ class PublishFailed(Exception):
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
     """A stream the worker needs (CONTRACT 1). `inbound`: agents write to it, so what could erase or forge messages is refused.
 
-    `max_age` and `duplicate_window` are seconds; -1 bytes are unlimited.
+    `max_age` and `duplicate_window` are seconds; `share` is its part of what the broker grants where `max_bytes` is -1 (0: unlimited).
     """
 
     name: str
@@ -119,15 +119,16 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     max_age: float
     duplicate_window: float = 600.0
     max_bytes: int = -1
+    share: float = 0.0
+    max_msg_size: int = -1
     replicas: int = 1
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Where deliveries come from: a durable pull consumer on a stream.
 
-    `filters`: only these subjects (all when empty). `all_but`: not only these, but all that the stream captures, except what these cover.
-    `ends_waits`: what it delivers can end a wait, so that deadlines wait for it (SEMANTICS R9). `ack_wait` is seconds; `max_ack_pending`
-    bounds what is in hand by count, `max_bytes` bounds one pull request's bytes.
+    `filters`: only these subjects (all when empty); with `all_but`, also all else that the stream captures, except what that covers.
+    `ends_waits`: deadlines wait for what it delivers (SEMANTICS R9). `ack_wait` is seconds; `max_bytes` bounds one pull request's bytes.
     """
 
     stream: str

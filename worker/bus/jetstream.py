@@ -113,9 +113,13 @@ class JetStreamBus:
         holder: Holder | None = None,
         adopt: bool = False,
         dry_run: bool = False,
+        enforced: bool = False,
     ) -> list[str]:
-        """Create and check streams and consumers, or only check them; raises `TopologyRefused` or `ConsumerTaken`."""
-        return await self._topology.prepare(streams, sources, holder, adopt=adopt, dry_run=dry_run)
+        """Create and check streams and consumers; raises `TopologyRefused` or `ConsumerTaken`.
+
+        `dry_run`: only check them. `enforced`: also give streams that are there the limits asked for, whatever they then no longer keep.
+        """
+        return await self._topology.prepare(streams, sources, holder, adopt=adopt, dry_run=dry_run, enforced=enforced)
 
     async def inspect(self) -> list[str]:
         """Look again at what `prepare` was given."""

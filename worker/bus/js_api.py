@@ -14,6 +14,7 @@ from worker.errors import TopologyRefused
 
 _NO_STREAM = 10059
 _NO_CONSUMER = 10014
+_NO_ROOM = frozenset({10047, 10005, 10028})
 _ABSENT = frozenset({_NO_STREAM, _NO_CONSUMER})
 # JetStream is starting or electing: the server says so, or nobody answers yet.
 _NOT_YET = frozenset({503})
@@ -69,7 +70,12 @@ class JetStreamApi:
         """Create or update something; raises `TopologyRefused` with the server's reason."""
         answer = await self._permitted(verb, body)
         if "error" in answer:
-            raise TopologyRefused(f"{what} cannot be created or changed: {described(answer)}")
+            room = (
+                "; give the broker more room: max_file_store in its jetstream block, or the account's max_file"
+                if has_no_room(answer)
+                else ""
+            )
+            raise TopologyRefused(f"{what} cannot be created or changed: {described(answer)}{room}")
 
     async def _permitted(self, verb: str, body: Json | None = None) -> Json:
         """Ask, and name the permission where it is missing."""
@@ -80,6 +86,11 @@ class JetStreamApi:
                 f"the NATS credentials lack a permission: publish on $JS.API.{verb}, or subscribe to {self.inbox}; "
                 "grant it, or run `taskflow provision` with credentials that have it, then start again"
             ) from None
+
+
+def has_no_room(answer: Json) -> bool:
+    """Tell whether the answer says that the server, the cluster or the account has not the storage that was asked for."""
+    return (answer.get("error") or {}).get("err_code") in _NO_ROOM
 
 
 def described(answer: Json) -> str:

@@ -75,6 +75,8 @@ class MemoryTopology:
             has = self._broker.streams.get(stream.name) or self._broker.create_stream(settings.stream_config(stream))
             warnings += settings.stream_remarks(stream, has.config)
             has.config["subjects"] = settings.subjects_with(stream, has.config) or has.config["subjects"]
+            unset = [name for name in settings.SIZES if settings.is_unlimited(has.config, name)]
+            has.config |= {name: value for name, value in settings.limits_of(stream).items() if name in unset}
             has.config |= {settings.BATCHES: True} if settings.lacks_batches(stream, has.config) else {}
         states = {source: self._broker.consumers.get((source.stream, source.consumer)) for source in sources}
         present = {source: state for source, state in states.items() if state is not None}

@@ -12,6 +12,8 @@ _NS = 1_000_000_000
 _NOT_EDITABLE = "it cannot be edited: move the messages to a new stream, or remove this one with `nats stream rm {name}`"
 _OLDEST_SERVER = (2, 10, 23)
 _BATCHING_SERVER = (2, 12, 0)
+SIZES = ("max_bytes", "max_msg_size")
+"""The limits of a stream that are given to one that has none."""
 BATCHES = "allow_atomic"
 """The setting of a stream that takes atomic batches (ADR-50)."""
 
@@ -66,6 +68,7 @@ def stream_config(stream: Stream, *, batches: bool = True) -> Json:
         "discard": "new" if stream.inbound else "old",
         "max_age": int(stream.max_age * _NS),
         "max_bytes": stream.max_bytes,
+        "max_msg_size": stream.max_msg_size,
         "max_msgs": -1,
         "max_msgs_per_subject": -1,
         "duplicate_window": int(_window(stream) * _NS),
@@ -83,7 +86,20 @@ def stream_config(stream: Stream, *, batches: bool = True) -> Json:
 def lacks_batches(stream: Stream, config: Json) -> bool:
     """Tell whether the stream is as an older worker made it, which knew no batches. What an operator made or changed is left alone."""
     ours = stream_config(stream)
-    return bool(ours.get(BATCHES)) and not config.get(BATCHES) and all(config.get(name) == ours[name] for name in ours if name != BATCHES)
+    same = (config.get(name) == ours[name] for name in ours if name not in (BATCHES, *SIZES))
+    return bool(ours.get(BATCHES)) and not config.get(BATCHES) and all(same)
+
+
+def is_unlimited(config: Json, setting: str) -> bool:
+    """Tell whether a stream has no limit of this kind; older servers write that as 0."""
+    return int(config.get(setting) or -1) < 0
+
+
+def limits_of(stream: Stream) -> Json:
+    """Spell out the limits that are asked for, but for a share."""
+    ours = stream_config(stream)
+    names = ["max_age", "duplicate_window", *(name for name in SIZES if not is_unlimited(ours, name))]
+    return {name: ours[name] for name in names}
 
 
 def consumer_config(source: Source, filters: tuple[str, ...] = ()) -> Json:
@@ -170,6 +186,10 @@ def stream_remarks(stream: Stream, config: Json) -> list[str]:
     window = config.get("duplicate_window") or 0
     if window < _window(stream) * _NS:
         remarks.append(f"stream {stream.name}: duplicate_window is {window / _NS:g} s, {_window(stream):g} s were asked for")
+    for name in SIZES:
+        has, asked = config.get(name) or -1, stream_config(stream)[name]
+        if 0 < has < asked:
+            remarks.append(f"stream {stream.name}: {name} is {has:,}, {asked:,} were asked for")
     return remarks
 
 

@@ -60,6 +60,8 @@ class StreamStore:
         msg_id = headers.get(MSG_ID)
         if msg_id in self._ids:
             return Published(stream=self.config["name"], seq=self._ids[msg_id][0], duplicate=True)
+        if 0 < self.config.get("max_msg_size", -1) < len(body):
+            raise PublishFailed(f"the broker refused a message on {subject}: message size exceeds maximum allowed (10054)", refused=True)
         limit = self.config.get("max_bytes", -1)
         while 0 < limit < self._bytes + len(body):
             if self.config.get("discard") == "new" or not self.messages:

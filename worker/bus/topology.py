@@ -11,6 +11,7 @@ import structlog
 
 from worker.bus import claims, filters, settings
 from worker.bus.acks import AckRights
+from worker.bus.allotment import Allotment
 from worker.bus.base import Holder, Source, Stream
 from worker.bus.batches import Batches
 from worker.bus.connection import Connection, NoAnswer, NotPermitted
@@ -41,24 +42,34 @@ class Topology:
         self.untrusted: frozenset[Source] = frozenset()
         self._ack_rights = AckRights(connection)
         self._consumers = Consumers(self._api, find=self._consumer_found, rewind=self.rewind)
+        self._allotment = Allotment(self._api)
         self.batches = Batches(self._api.change)
         self.clock = self._api.clock
         self._log = structlog.get_logger()
 
     async def prepare(
-        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], holder: Holder | None, *, adopt: bool, dry_run: bool
+        self,
+        streams: tuple[Stream, ...],
+        sources: tuple[Source, ...],
+        holder: Holder | None = None,
+        *,
+        adopt: bool = False,
+        dry_run: bool = False,
+        enforced: bool = False,
     ) -> list[str]:
-        """Check everything, then create and extend what is missing; see `Bus.prepare`."""
+        """Check everything, then create and extend what is missing; see `Bus.prepare`. `enforced`: set limits also where there are some."""
         self._streams, self._sources, self._holder = streams, sources, holder
         try:
-            return await self._prepare(streams, sources, adopt=adopt, dry_run=dry_run)
+            return await self._prepare(streams, sources, adopt=adopt, dry_run=dry_run, enforced=enforced)
         except NoAnswer as error:
             raise TopologyRefused(
                 f"JetStream at {self._connection.address}: {error}; is it enabled for this account, and may these credentials "
                 f"publish on $JS.API.> and subscribe to {self._api.inbox}?"
             ) from error
 
-    async def _prepare(self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, adopt: bool, dry_run: bool) -> list[str]:
+    async def _prepare(
+        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, adopt: bool, dry_run: bool, enforced: bool
+    ) -> list[str]:
         """Do what `prepare` promises; raises `NoAnswer` besides."""
         configs = {stream.name: await self._patiently(stream.name) for stream in streams}
         found = await self._objections(streams, sources, configs, adopt=adopt)
@@ -71,6 +82,7 @@ class Topology:
         warnings += [remark for stream in streams if (has := configs[stream.name]) for remark in settings.stream_remarks(stream, has)]
         for stream in streams:
             await self._ensure_stream(stream, configs[stream.name])
+            warnings += await self._limited(stream, enforced=enforced)
         warnings += await self._consumers.ensure(sources, self._holder)
         if any((configs[stream.name] or {}).get("num_replicas", stream.replicas) == 1 for stream in streams):
             warnings += await sync_warnings(self._monitor_url)
@@ -99,7 +111,7 @@ class Topology:
         self._check_claim(source, info)
         distrust = settings.distrust(source, stream, info["config"])
         self.untrusted = self.untrusted | {source} if distrust else self.untrusted - {source}
-        taken = filters.objections(source, info["config"], await self._consumers.filters(source))
+        taken = filters.objections(source, info["config"], filters.wanted(source, stream.get("subjects") or ()))
         found = [*settings.consumer_objections(source, info["config"]), *taken, *distrust]
         if found:
             self._flawed.add(source)
@@ -226,13 +238,21 @@ class Topology:
         if config is None:
             self._log.warning("topology.stream_created_again", stream=stream.name, reason="it was deleted while the worker ran")
         await self._ensure_stream(stream, config)
+        if config is None:
+            await self._limited(stream, enforced=False)
         return config
+
+    async def _limited(self, stream: Stream, *, enforced: bool) -> list[str]:
+        """Give a stream the limits that it has not; `enforced`: also in place of those it has. Returns warnings."""
+        config = await self._stream(stream.name)
+        assert config is not None, "it was made a moment ago"
+        return await self._allotment.limit(stream, config, enforced=enforced)
 
     async def _ensure_stream(self, stream: Stream, config: Json | None) -> None:
         """Create the stream, or add its missing subjects; note whether it takes batches."""
         batches = settings.knows_batches(self._api.version)
         if config is None:
-            config = settings.stream_config(stream, batches=batches)
+            config = self._allotment.begun(stream, settings.stream_config(stream, batches=batches))
             await self._api.change(f"STREAM.CREATE.{stream.name}", config, f"stream {stream.name}")
             self._log.info("topology.stream_created", stream=stream.name)
         subjects = settings.subjects_with(stream, config)

@@ -134,6 +134,22 @@ def duration_or_off(raw: Raw) -> Duration | None:
     return duration(1)(raw)
 
 
+def size_or_auto(raw: Raw) -> int | None:
+    """Read a number of bytes, alone or with a unit (KiB, MiB, GiB, TiB), or the word `auto` (None)."""
+    if raw.value == "auto":
+        return None
+    found = _SIZE.match(str(raw.value).strip())
+    size = int(found[1]) << _UNITS[found[2].lower()] if found is not None else 0
+    if not _LEAST_SIZE <= size < 1 << 63:
+        raise ValueError(f"must be a size of at least 1MiB, like 512MiB or 8GiB, or auto, got {_shown(raw.value)}")
+    return size
+
+
+_SIZE = re.compile(r"\A([0-9]{1,18}) ?(|KiB|MiB|GiB|TiB)\Z", re.IGNORECASE)
+_UNITS = {"": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
+_LEAST_SIZE = 1 << 20
+
+
 def urls(raw: Raw) -> tuple[Url, ...]:
     """Read one or more server addresses; an address without a scheme gets `nats://`, as with the nats CLI."""
     found = tuple(Url(item if "://" in item else f"nats://{item}") for item in _items(raw))

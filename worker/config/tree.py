@@ -176,7 +176,7 @@ class Otel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
-    """How long and how often JetStream keeps messages. Only used for streams the worker creates."""
+    """How long, how much and how often JetStream keeps messages. Used for streams the worker creates, and sizes for those without."""
 
     max_age: Annotated[Duration, About(readers.duration(60_000_000), "Keep commands and replies in the inbound stream this long.")] = (
         Duration.parse("7d")
@@ -184,6 +184,16 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     event_max_age: Annotated[Duration, About(readers.duration(60_000_000), "Keep events and dead letters this long.")] = Duration.parse(
         "30d"
     )
+    max_bytes: Annotated[
+        int | None,
+        About(readers.size_or_auto, "The most that commands and replies may take, as 4GiB; auto: a share of the broker's.", absent="auto"),
+    ] = None
+    event_max_bytes: Annotated[int | None, About(readers.size_or_auto, "The same for events; more displace the oldest.", absent="auto")] = (
+        None
+    )
+    dead_letter_max_bytes: Annotated[
+        int | None, About(readers.size_or_auto, "The same for dead letters; more displace the oldest.", absent="auto")
+    ] = None
     replicas: Annotated[int, About(readers.whole(1, 5), "Copies of each stream in a cluster (1, 3 or 5).")] = 1
 
 
