@@ -15,6 +15,7 @@ from worker.engine import Engine
 from worker.errors import FlowError, Forbidden, Internal, NoOutcomeYet, NotFound, Refusal, Unavailable
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow
+from worker.quota import UNMETERED, Meter
 from worker.recall import Recall, Turn
 from worker.store.overview import Wanted
 from worker.store.records import Page
@@ -53,6 +54,7 @@ class Api:
         timed: Timer = lambda _seconds: None,
         reply_topics: tuple[str, ...] = (),
         max_payload: Callable[[], int] = lambda: WHOLE,
+        meter: Meter = UNMETERED,
     ) -> None:
         self._engine = engine
         self._reads = engine.store.queries
@@ -64,6 +66,7 @@ class Api:
         self._timed = timed
         self._max_payload = max_payload
         self._turns = Turns(_TURNS, _TURNS_EACH)
+        self._meter = meter
         self._guarded = (f"{subjects.prefix}.>", *reply_topics)
         self._log = structlog.get_logger("api")
         self._queries: dict[str, Answer] = {
@@ -130,6 +133,9 @@ class Api:
             answer = await self._answered(agent, verb, request.body)
             return answer, outcomes.error_in(answer)  # a stored refusal, with the headers of its first answer
         began = perf_counter()
+        if beyond := self._meter.refusal(agent, len(request.body), self._engine.clock()):
+            self._watch(verb, beyond.code)
+            raise beyond
         verdict = read_command(agent, verb, request.body, request.headers, self._mint, require_id=False, subjects=self._subjects)
         if isinstance(verdict, Unusable):
             raise verdict.error

@@ -33,7 +33,7 @@ from worker.line_writer import LineWriter
 from worker.manager import FlowManager
 from worker.metrics import Metrics
 from worker.outlets import dead_letters, events, fresh_events
-from worker.policy import policy_of
+from worker.policy import meter_of, policy_of
 from worker.probes import WorkerProbes
 from worker.pruner import Pruner
 from worker.reading import Randomness, reader
@@ -211,7 +211,7 @@ def compose(
     mint, subjects = Randomness(), Subjects(config.subjects.prefix)
     engine = Engine(store, clock=clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
     engine.listen(tracker.committed)
-    read = reader(subjects, bindings, mint, lambda: bus.offset)
+    read = reader(subjects, bindings, mint, lambda: bus.offset, meter_of(config))
     consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
     told, buried = _relays(store, bus, subjects, engine)
     relays = [told, buried]
@@ -228,7 +228,7 @@ def compose(
         relays=relays,
         pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, expired=buried.hear),
         inspector=inspector,
-        api=_api(store, bus, bindings, engine, tracker, probes, subjects, config.nats.monitor_url),
+        api=_api(store, bus, bindings, engine, tracker, probes, subjects, config),
         dispatcher=Dispatcher(bus, engine),
         probes=probes,
         systemd=Systemd(os.environ, store.ping),
@@ -249,13 +249,13 @@ async def _first_kept(bus: Bus, sources: Sequence[Source]) -> Mapping[str, int]:
 
 
 def _api(
-    store: Store, bus: Bus, bindings: Bindings, engine: Engine, tracker: Tracker, probes: WorkerProbes, subjects: Subjects, monitor: str
+    store: Store, bus: Bus, bindings: Bindings, engine: Engine, tracker: Tracker, probes: WorkerProbes, subjects: Subjects, config: Config
 ) -> Api:
     """Wire the micro service, for agents and operators."""
-    across = operators(store, bus, subjects, bindings, engine, tracker.replayed, probes.ready, monitor)
+    across = operators(store, bus, subjects, bindings, engine, tracker.replayed, probes.ready, config.nats.monitor_url)
     carriers = tuple(binding.subject for binding in bindings.configured)
-    size, settled, answered = partial(getattr, bus, "max_payload"), tracker.settled, tracker.answered
-    return Api(engine, subjects, Randomness(), across, watch=settled, timed=answered, reply_topics=carriers, max_payload=size)
+    size, settled, answered, meter = partial(getattr, bus, "max_payload"), tracker.settled, tracker.answered, meter_of(config)
+    return Api(engine, subjects, Randomness(), across, watch=settled, timed=answered, reply_topics=carriers, max_payload=size, meter=meter)
 
 
 def operators(

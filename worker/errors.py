@@ -157,6 +157,13 @@ class IdMismatch(FlowError):
     http = 409
 
 
+class QuotaExceeded(FlowError):
+    """The agent has used up what it may ask for; `details.retry_after` says in how many seconds it may again."""
+
+    code = "quota_exceeded"
+    http = 429
+
+
 class Unavailable(FlowError):
     """The store or the broker cannot answer now; repeat with the same command id."""
 

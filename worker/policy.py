@@ -7,9 +7,15 @@ from functools import partial
 from worker.acceptance import accepts, schema_flaw
 from worker.config import Config
 from worker.flow.commands import Policy
+from worker.quota import Meter
 from worker.wire.delegates import Delegates
 from worker.wire.delegations import taken_for_reply
 from worker.wire.replies import Bindings
+
+
+def meter_of(config: Config) -> Meter:
+    """Return a meter of the commands of one door, by the quotas that are set."""
+    return Meter(commands=config.quotas.commands_per_second, size=config.quotas.command_bytes_per_second)
 
 
 def policy_of(config: Config, bindings: Bindings) -> Policy:

@@ -9,10 +9,12 @@ from uuid import UUID
 from worker.bus.base import Delivery
 from worker.consumer import Reader, Verdict
 from worker.manager import new_id
+from worker.quota import UNMETERED, Meter
 from worker.times import Micros
 from worker.wire.codec import read_command, stray
 from worker.wire.replies import Bindings
 from worker.wire.subjects import Subjects
+from worker.wire.verdicts import refused_verdict
 
 
 class Randomness:
@@ -31,8 +33,10 @@ class Randomness:
         return secrets.token_hex(16)
 
 
-def reader(subjects: Subjects, bindings: Bindings, mint: Randomness, offset: Callable[[], Micros] = lambda: 0) -> Reader:
-    """Return what turns a delivery into a verdict.
+def reader(
+    subjects: Subjects, bindings: Bindings, mint: Randomness, offset: Callable[[], Micros] = lambda: 0, meter: Meter = UNMETERED
+) -> Reader:
+    """Return what turns a delivery into a verdict. Commands count against their agent's quota by when they were stored, not when read.
 
     `offset` says how far the broker's clock is ahead of ours: a reply arrived by its clock, and deadlines are by ours (SEMANTICS R9).
     """
@@ -45,7 +49,9 @@ def reader(subjects: Subjects, bindings: Bindings, mint: Randomness, offset: Cal
             parsed = subjects.parse_command(subject)
             if parsed is None:
                 return stray(subject)
-            return read_command(*parsed, delivery.body, delivery.headers, mint, require_id=True, subjects=subjects)
+            verdict = read_command(*parsed, delivery.body, delivery.headers, mint, require_id=True, subjects=subjects)
+            beyond = meter.refusal(parsed[0], len(delivery.body), delivery.arrived_us)
+            return verdict if beyond is None else refused_verdict(verdict, beyond)
         place = {"stream": delivery.stream, "seq": delivery.seq, "arrived_us": delivery.arrived_us - offset()}
         return bindings.read(subject, delivery.headers, delivery.body, **place)  # type: ignore[arg-type]  # place's values fit
 

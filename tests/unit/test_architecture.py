@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lanes",),
     ("admin",),
     ("manager",),
-    ("engine", "deciding", "deferral", "aftermath", "burial", "dedupe", "portion", "queueing", "submission", "recall"),
+    ("engine", "deciding", "deferral", "aftermath", "burial", "dedupe", "portion", "queueing", "submission", "recall", "quota"),
     (
         *("bus.base", "bus.endpoints", "store.base", "store.overview", "store.records"),
         *("telemetry", "sparing", "line_writer", "metrics", "timings", "config"),

@@ -25,6 +25,7 @@ _PANELS = {
     "otel": "Health, metrics, traces",
     "log": "Log",
     "stream": "Streams",
+    "quotas": "Quotas",
 }
 
 
@@ -92,9 +93,10 @@ def _option(setting: Setting, panel: str) -> click.Parameter:
 
 def _metavar(setting: Setting) -> str:
     """Say what kind of value the flag takes."""
+    from worker.config.readers import duration_or_off
     from worker.durations import Duration
 
-    if setting.about.absent == "off" or isinstance(setting.default, Duration):
+    if setting.about.read is duration_or_off or isinstance(setting.default, Duration):
         return "DURATION"
     if isinstance(setting.default, bool):
         return "true|false"

@@ -9,6 +9,7 @@
 | `illegal_transition` `already_terminal` `cancel_pending` | `IllegalTransition` `AlreadyTerminal` `CancelPending` | look where it is |
 | `revision_mismatch` | `RevisionMismatch` | `refresh()`, decide again |
 | `wait_conflict` `conflict` `id_mismatch` | `WaitConflict` `Conflict` `IdMismatch` | use another id |
+| `quota_exceeded` | `QuotaExceeded` | again after `details["retry_after"]` seconds, on `cmd` under a new id |
 | `unavailable` `internal` | `Unavailable` `Internal` | the same command id again, later |
 
 Each has `.code`, `.message` (one sentence) and `.details` (a JSON object), and nothing changed; the last row alone may leave a doubt.
@@ -32,6 +33,7 @@ from worker.errors import (
     InvalidRequest,
     NoOutcomeYet,
     NotFound,
+    QuotaExceeded,
     RevisionMismatch,
     TimerInPast,
     TooDeep,
@@ -58,6 +60,7 @@ __all__ = [
     "NoOutcome",
     "NoOutcomeYet",
     "NotFound",
+    "QuotaExceeded",
     "RevisionMismatch",
     "TimerInPast",
     "TooDeep",
@@ -90,6 +93,7 @@ BY_CODE: dict[str, type[FlowError]] = {
     "wait_conflict": WaitConflict,
     "conflict": Conflict,
     "id_mismatch": IdMismatch,
+    "quota_exceeded": QuotaExceeded,
     "unavailable": Unavailable,
     "internal": Internal,
 }

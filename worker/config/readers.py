@@ -134,15 +134,26 @@ def duration_or_off(raw: Raw) -> Duration | None:
     return duration(1)(raw)
 
 
-def size_or_auto(raw: Raw) -> int | None:
-    """Read a number of bytes, alone or with a unit (KiB, MiB, GiB, TiB), or the word `auto` (None)."""
-    if raw.value == "auto":
-        return None
+def optional(word: str, read: Reader[int]) -> Reader[int | None]:
+    """Make a reader that also takes a word, for no number at all."""
+
+    def either(raw: Raw) -> int | None:
+        """Read the word (None) or the number."""
+        try:
+            return None if raw.value == word else read(raw)
+        except ValueError as bad:
+            raise ValueError(f"{bad}; or {word}") from bad
+
+    return either
+
+
+def size(raw: Raw) -> int:
+    """Read a number of bytes, alone or with a unit (KiB, MiB, GiB, TiB)."""
     found = _SIZE.match(str(raw.value).strip())
-    size = int(found[1]) << _UNITS[found[2].lower()] if found is not None else 0
-    if not _LEAST_SIZE <= size < 1 << 63:
-        raise ValueError(f"must be a size of at least 1MiB, like 512MiB or 8GiB, or auto, got {_shown(raw.value)}")
-    return size
+    number = int(found[1]) << _UNITS[found[2].lower()] if found is not None else 0
+    if not _LEAST_SIZE <= number < 1 << 63:
+        raise ValueError(f"must be a size of at least 1MiB, like 512MiB or 8GiB, got {_shown(raw.value)}")
+    return number
 
 
 _SIZE = re.compile(r"\A([0-9]{1,18}) ?(|KiB|MiB|GiB|TiB)\Z", re.IGNORECASE)

@@ -186,15 +186,32 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     )
     max_bytes: Annotated[
         int | None,
-        About(readers.size_or_auto, "The most that commands and replies may take, as 4GiB; auto: a share of the broker's.", absent="auto"),
+        About(
+            readers.optional("auto", readers.size),
+            "The most that commands and replies may take, as 4GiB; auto: a share of the broker's.",
+            absent="auto",
+        ),
     ] = None
-    event_max_bytes: Annotated[int | None, About(readers.size_or_auto, "The same for events; more displace the oldest.", absent="auto")] = (
-        None
-    )
+    event_max_bytes: Annotated[
+        int | None, About(readers.optional("auto", readers.size), "The same for events; more displace the oldest.", absent="auto")
+    ] = None
     dead_letter_max_bytes: Annotated[
-        int | None, About(readers.size_or_auto, "The same for dead letters; more displace the oldest.", absent="auto")
+        int | None, About(readers.optional("auto", readers.size), "The same for dead letters; more displace the oldest.", absent="auto")
     ] = None
     replicas: Annotated[int, About(readers.whole(1, 5), "Copies of each stream in a cluster (1, 3 or 5).")] = 1
+
+
+class Quotas(msgspec.Struct, frozen=True, kw_only=True):
+    """What each agent may ask for, on `cmd` and on `api` each: what is beyond is refused (`quota_exceeded`)."""
+
+    commands_per_second: Annotated[
+        int | None,
+        About(readers.optional("off", readers.whole(1, 1_000_000)), "Commands a second, ten times as many at once.", absent="off"),
+    ] = None
+    command_bytes_per_second: Annotated[
+        int | None,
+        About(readers.optional("off", readers.size), "Bytes of commands a second, as 1MiB; ten times as many at once.", absent="off"),
+    ] = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,6 +226,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Metrics = Metrics()
     otel: Otel = Otel()
     stream: Stream = Stream()
+    quotas: Quotas = Quotas()
     replies: Annotated[
         tuple[Binding, ...], About(read_replies, "Reply bindings with options, as a JSON list; in a file: [[replies]].")
     ] = ()

@@ -46,6 +46,7 @@ _ADVICE: dict[str, str] = {
     "wait_conflict": "Use another correlation id (leave it out, and the worker makes one), or `mode` `all` in every wait for the pair.",
     "conflict": "Use a new id. The first one counts and has its outcome.",
     "id_mismatch": "Send the id once, or the same in both places.",
+    "quota_exceeded": "Wait for `details.retry_after` seconds, then send it again; on `cmd` under a new id, for the refusal is the old one's outcome.",
     "unavailable": "Send the same again, with the same command id. `/readyz?verbose` says what is not well.",
     "internal": "Send the same again. The worker's log says more; if it goes on, report it.",
 }

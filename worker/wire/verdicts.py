@@ -45,6 +45,13 @@ class Unusable(msgspec.Struct, frozen=True):
     decoded: bool = False
 
 
+def refused_verdict(verdict: Inbound | Unusable, error: FlowError) -> Inbound | Unusable:
+    """Return the verdict on a message that could be carried out and is refused; its id is known as it would be otherwise."""
+    if isinstance(verdict, Unusable):
+        return verdict
+    return Unusable(reason_of(error), error, verdict.identity, verdict.reply_to, decoded=True)
+
+
 class Ignored(msgspec.Struct, frozen=True):
     """A message that is no reply; `why` is a sentence for people. `refused`: it says that a request of ours is not stored."""
 
