@@ -186,7 +186,7 @@ class House:
                 accepted += await canonical.played(self.agent, heard, within=within)
                 over.set()
             assert await stage.end() == 0
-            self.published = len(canonical.first_act()) + len(canonical.second_act())
+            self.published = sum(len(act) for act in (canonical.first_act(), *canonical.later_acts()))
             bad = await checks.violations(stage, self.agent, accepted=accepted, clean_logs=clean_logs)
             with stage.database() as database:
                 bad += canonical.verdict(database)
