@@ -27,7 +27,7 @@ from worker.config import Config
 from worker.errors import ConsumerTaken, TopologyRefused
 from worker.store.sqlite import SqliteFlowStore
 from worker.testing.life import Life
-from worker.topology import topology
+from worker.topology import reply_bindings, topology
 from worker.wire.subjects import Subjects
 
 WORKER, REPLIES = Source(stream="TASKFLOW_IN"), Source(stream="TASKFLOW_IN", consumer="replies")
@@ -183,7 +183,7 @@ async def test_a_worker_that_may_not_divide_the_consumer_says_what_to_run_and_ch
     server = EmbeddedServer(tmp_path / "nats", kept_port(), sync_always=False, extra_config=MAY_NOT_MAKE)
     await server.start()
     boss, worker = (JetStreamBus(NatsOptions(servers=(server.url,), user=user, password="secret")) for user in ("boss", "worker"))
-    settings = Config(), Subjects(), app.reply_bindings(Config(), Subjects())
+    settings = Config(), Subjects(), reply_bindings(Config(), Subjects())
     await boss.open()
     await worker.open()
     await boss.prepare(*of_before(*settings), holder=Holder(database="a1", host="h", store="/a1"))

@@ -14,7 +14,6 @@ from nats.js.errors import APIError
 from tests.contract.rigs import Json, NatsAgent
 from tests.eventually import eventually
 from tests.ports import kept_port
-from worker import app
 from worker.bus.base import Outgoing, Source, Stream
 from worker.bus.connection import NatsOptions
 from worker.bus.jetstream import JetStreamBus
@@ -22,7 +21,7 @@ from worker.bus.server import EmbeddedServer
 from worker.config import Config, load
 from worker.durations import Duration
 from worker.errors import TopologyRefused
-from worker.topology import topology
+from worker.topology import reply_bindings, topology
 from worker.wire.limits import MAX_BYTES
 from worker.wire.subjects import Subjects
 
@@ -33,7 +32,7 @@ LIMITED = "accounts {{ A: {{ jetstream: {{ max_file: {size} }}, users: [{{ user:
 
 def needs(config: Config | None = None) -> tuple[tuple[Stream, ...], tuple[Source, ...]]:
     chosen = config or Config()
-    return topology(chosen, Subjects(), app.reply_bindings(chosen, Subjects()))
+    return topology(chosen, Subjects(), reply_bindings(chosen, Subjects()))
 
 
 class Broker:
