@@ -64,6 +64,17 @@ async def test_a_peer_that_reads_nothing_holds_the_writer_back_and_gets_everythi
     assert [int(heard.get_nowait().body) for _ in range(400)] == list(range(400))
 
 
+async def test_who_waits_for_what_is_left_to_write_goes_on_when_the_socket_has_taken_it(real: JetStreamRig, bus: JetStreamBus) -> None:
+    client, outbound = bus._connection.client, bus._connection.outbound
+    waiting = []
+    for number in range(40):
+        outbound.put(Frame("plain.text", b"%-100000d" % number))
+        waiting.append(asyncio.create_task(outbound.left()))
+    await asyncio.wait_for(asyncio.gather(*waiting), 20)
+    assert not outbound._frames
+    assert client.pending_data_size <= 64 * 1024
+
+
 async def test_what_waits_for_a_reconnect_is_bounded_by_the_clients_buffer(real: JetStreamRig, bus: JetStreamBus) -> None:
     client, outbound = bus._connection.client, bus._connection.outbound
     await real.server.kill()

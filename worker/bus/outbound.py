@@ -97,12 +97,14 @@ class Outbound:
 
     async def left(self) -> None:
         """Wait until little is left to write: what was put before has gone, or nearly; or is not going to."""
-        client = self._client
+        client, loop = self._client, asyncio.get_running_loop()
         while not self._hurried and client.is_connected and max(self._size, client.pending_data_size) > _LITTLE:
-            if self._size <= _LITTLE:
-                (await client._flush_pending()).add_done_callback(self.wake)  # noqa: SLF001  see `_write`
-            leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            leaving: asyncio.Future[None] = loop.create_future()
             self._leaving.append(leaving)
+            if self._size <= _LITTLE and client._flush_queue is not None:  # noqa: SLF001  see `_write`
+                written: asyncio.Future[None] = loop.create_future()
+                written.add_done_callback(self.wake)
+                await client._flush_queue.put(written)  # noqa: SLF001
             await leaving
 
     def hurry(self) -> None:
