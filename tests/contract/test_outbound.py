@@ -66,10 +66,13 @@ async def test_a_peer_that_reads_nothing_holds_the_writer_back_and_gets_everythi
 
 async def test_who_waits_for_what_is_left_to_write_goes_on_when_the_socket_has_taken_it(real: JetStreamRig, bus: JetStreamBus) -> None:
     client, outbound = bus._connection.client, bus._connection.outbound
-    waiting = []
-    for number in range(40):
+    assert real.server.pid is not None
+    await stand_still(real.server.pid)
+    for number in range(200):
         outbound.put(Frame("plain.text", b"%-100000d" % number))
-        waiting.append(asyncio.create_task(outbound.left()))
+    await eventually(lambda: client.pending_data_size > client._max_pending_size)
+    waiting = [asyncio.create_task(outbound.left()) for _ in range(3)]
+    os.kill(real.server.pid, signal.SIGCONT)
     await asyncio.wait_for(asyncio.gather(*waiting), 20)
     assert not outbound._frames
     assert client.pending_data_size <= 64 * 1024

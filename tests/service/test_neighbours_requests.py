@@ -168,8 +168,8 @@ async def test_no_verb_at_its_limits_takes_from_a_neighbour(line: Line, monkeypa
     loaded: list[int] = []
     fetch = Queries._fetch
 
-    async def spied(self: Queries, sql: str, parameters: Sequence[Any], room: int) -> Fetched:
-        page = await fetch(self, sql, parameters, room)
+    async def spied(self: Queries, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+        page = await fetch(self, sql, parameters, room, heavy)
         loaded.append(sum(len(value) for row in page.rows for value in row if isinstance(value, bytes | str)))
         return page
 
