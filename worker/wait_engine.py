@@ -147,8 +147,9 @@ class WaitEngine:
             self._log.warning("wait_not_moved", why=outcome.message)
             self._refuse(report)
             return 0
-        if outcome.error is not None:  # its row cannot be read: it is set aside, and due no more
+        if outcome.error is not None:  # its row cannot be read: it is set aside, and due again once an operator has released it
             report.errors += 1
+            self._passed = []
             return 1
         if outcome.name == "applied":
             self._late(max(self._engine.clock() - due, 0) / SECOND)
