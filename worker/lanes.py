@@ -12,38 +12,20 @@ however many there are, the other lanes go on. Whoever put the letters puts them
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
-from operator import attrgetter
 
-import msgspec
 from structlog.typing import FilteringBoundLogger
 
-from worker.bus.base import MOST_TOGETHER, Bus, Outgoing, Published, PublishFailed
-from worker.flow.identifiers import agent_of
-
-
-class Letter(msgspec.Struct, frozen=True):
-    """A row on its way out: its number in the outlet, its lane, and the message; None where the row cannot be read.
-
-    `owner`: of the flow, or who sent what is dead. What is about one agent delays nobody else's.
-    """
-
-    n: int
-    lane: str
-    message: Outgoing | None
-    owner: str = ""
-
+from worker.bus.base import Bus, Outgoing, Published, PublishFailed
+from worker.letters import Letter, together
 
 _RETRY_FIRST, _RETRY_LAST = 0.1, 1.0
 _OWN_FAULT = 3
 """So often refused, each time after others went through, a letter is refused for its own sake."""
 _FEW = 8
 """Fewer than these go one by one: a batch costs the broker more than a message, and each message would wait for all of them."""
-_BATCH_BYTES = 1024 * 1024
-"""A batch takes no more once it weighs this much."""
 _APART_FIRST, _APART_LAST = 1.0, 10.0
 """Seconds without a batch after one that failed, until the broker is asked again."""
 
@@ -138,22 +120,7 @@ class Lanes:
         waiting = [letter for lane in self._idle if not self._is_apart(lane) for letter in self._lanes[lane]]
         if len(waiting) < _FEW:
             return []
-        waiting.sort(key=_number)
-        taken = [*self._fitting(waiting)]
-        if len(taken) < len(waiting):
-            turns: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
-            waiting.sort(key=lambda letter: next(turns[agent_of(letter.owner) or letter.owner]))
-            taken = sorted(self._fitting(waiting), key=_number)
-        return taken
-
-    def _fitting(self, waiting: Sequence[Letter]) -> Iterator[Letter]:
-        """Give the first letters, as many as fit into a batch."""
-        size = 0
-        for letter in waiting[:MOST_TOGETHER]:
-            yield letter
-            size += len(self.open[letter.n].body)
-            if size >= _BATCH_BYTES:
-                return
+        return together(waiting, lambda letter: len(self.open[letter.n].body))
 
     def _is_apart(self, lane: str) -> bool:
         """Tell whether what is next in a lane goes by itself."""
@@ -305,9 +272,6 @@ class Lanes:
         self._retrying = False
         for _ in range(min(1, len(self._held)) if self._stuck else len(self._held)):
             self._send(self._held.popleft())
-
-
-_number = attrgetter("n")
 
 
 def _why(answer: asyncio.Future[Published]) -> str:

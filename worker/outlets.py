@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from worker.bus.base import Bus, Outgoing
-from worker.lanes import Letter
+from worker.letters import Letter
 from worker.relay import Fresh, Read
 from worker.store.base import Reads
 from worker.store.records import Batch, Numbered

@@ -15,7 +15,8 @@ import structlog
 from worker.bus.base import Bus
 from worker.engine import Engine
 from worker.errors import FlowError, Refusal, Unavailable
-from worker.lanes import Lanes, Letter
+from worker.lanes import Lanes
+from worker.letters import Letter
 from worker.prose import counted
 from worker.store.base import Transaction
 from worker.store.records import Batch

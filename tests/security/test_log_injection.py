@@ -8,12 +8,12 @@ import logging
 import unicodedata
 
 import pytest
-from click.exceptions import Exit
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.e2e.stage import encoded
 from worker.cli import exit_codes
+from worker.cli.exits import Failed
 from worker.config import Log
 from worker.errors import BusLost, FlowError, InvalidRequest
 from worker.reading import Randomness
@@ -103,8 +103,9 @@ def test_a_traceback_on_a_terminal_has_lines_but_nothing_else_that_moves_the_cur
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_refusal_at_the_start_is_one_printable_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(Exit), exit_codes():
+    with pytest.raises(Failed) as failed, exit_codes():
         raise BusLost(f"the server said {text.encode('utf-8', 'replace').decode()} and hung up")
+    failed.value.show()
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1
     assert controls(told) == set()

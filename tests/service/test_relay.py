@@ -23,7 +23,7 @@ from worker.bus.memory import MemoryBroker
 from worker.bus.settings import stream_config
 from worker.flow.lifecycle import FlowStepStatus
 from worker.inspector import Inspector
-from worker.lanes import Letter
+from worker.letters import Letter
 from worker.manager import StepObservation
 from worker.metrics import Metrics
 from worker.outlets import events, fresh_events

@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "systemd",
         "topology",
     ),
-    ("lanes",),
+    ("lanes", "letters"),
     ("admin",),
     ("manager",),
     ("engine", "deciding", "deferral", "aftermath", "burial", "dedupe", "portion", "queueing", "submission", "recall", "quota"),

@@ -55,7 +55,10 @@ def refused(folder: Path, text: str, **variables: str) -> str:
 
 
 # What a found file may not set: its key, and what a file would say.
-ADDRESSES = ("nats.url", "nats.context", "nats.monitor_url", "nats.inbox_prefix", "nats.tls_ca", "nats.tls_cert", "http.bind", "web.bind")
+ADDRESSES = (
+    *("nats.url", "nats.context", "nats.monitor_url", "nats.inbox_prefix", "nats.tls_ca", "nats.tls_cert", "nats.tls_first"),
+    *("http.bind", "web.bind"),
+)
 SECRETS = ("nats.creds", "nats.nkey", "nats.jwt", "nats.seed", "nats.user", "nats.password", "nats.token", "nats.tls_key")
 VALUES = ("plain", "env:HOME", "file:/etc/hostname", "credential:nats.creds", "")
 

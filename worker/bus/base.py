@@ -24,9 +24,8 @@ NO_RESPONDERS = "no responders"  # what `Bus.send` says of a message that nobody
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """One message as a stream's consumer handed it over.
 
-    `seq` is the stream sequence; `attempt` counts deliveries from 1; `arrived_us` is when the broker stored it
-    (microseconds since the epoch, the broker's clock); `token` is the adapter's handle for `Bus.settle`;
-    `pending` is how many messages of the source were still undelivered behind this one.
+    `seq` is the stream sequence; `attempt` counts deliveries from 1; `arrived_us` is when the broker stored it (microseconds since the
+    epoch, its clock); `token` is the adapter's handle for `Bus.settle`; `pending`: how many of the source's were undelivered behind it.
     """
 
     subject: str

@@ -42,7 +42,7 @@ _COMMANDS = {
     "mcp": "Serve durable flows to an LLM agent by the Model Context Protocol: the tool `taskflow`, flows and waits as resources.",
     "skill": "Teach an LLM agent to use flows: the skill that comes with this version.",
     "db": "Look after the database, whether a worker runs on it or not.",
-    "provision": "Make what the worker needs in JetStream, then end: the streams and the durable consumer, as the settings say.",
+    "provision": "Make what the worker needs in JetStream, then end: the streams and the durable consumers, as the settings say.",
     "config": "Show or check the settings that `taskflow run` would use, without starting anything.",
     "context": "See the contexts of the `nats` CLI. Use one with --nats-context NAME, or NATS_CONTEXT.",
     "schema": "List the message schemas, or print one: command.start, query.status, admin.list, event, asyncapi, …",

@@ -44,6 +44,7 @@ _OF_ERROR: dict[str, int] = {
     "wait_conflict": CONFLICT,
     "conflict": CONFLICT,
     "id_mismatch": CONFLICT,
+    "quota_exceeded": UNAVAILABLE,
     "unavailable": UNAVAILABLE,
 }
 
