@@ -32,7 +32,7 @@ pytestmark = pytest.mark.e2e
 
 Json = dict[str, Any]
 KATE = Owner("kate")
-NOT_PROVOKED = {"no_outcome", "unsupported_verb", "revision_mismatch", "id_mismatch", "internal"}
+NOT_PROVOKED = {"no_outcome", "quota_exceeded", "unsupported_verb", "revision_mismatch", "id_mismatch", "internal"}
 """A worker of this version never answers so to a call of this tool; tests/unit/test_mcp.py shows what would be said."""
 
 
