@@ -123,7 +123,8 @@ class Deciding:
     def _part_of(self, what: Stimulus, decision: Decision) -> Decision | None:
         """Return the part that fits into this transaction, where that is not all: the rest is decided in the next one.
 
-        A reply may be for many flows; and a wait that accepts none of the held replies that were loaded may accept one that was not.
+        A reply may be for many flows; and a wait that accepts none of the held replies that were loaded may accept one that was not. Where
+        none was loaded the wait begins in the next one.
         """
         if isinstance(what, Reply):
             part = (
@@ -131,7 +132,7 @@ class Deciding:
             )
             return replace(part, dead=None, hold=None, displaced=()) if len(part.changes) < len(decision.changes) else None
         opened = {waiter.pair for change in decision.changes for waiter in change.opened if change.still_open(waiter)}
-        if decision.spoiled and opened & self._loaded.more_held:
+        if opened & (self._loaded.more_held if decision.spoiled else self._loaded.unseen):
             return Decision(outcome="applied", spoiled=decision.spoiled)
         return None
 

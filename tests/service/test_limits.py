@@ -144,6 +144,17 @@ async def test_a_wait_looks_at_no_more_held_replies_at_once_than_it_should() -> 
         assert await kinds(run, flow.id) == ["created", "started", "waiting", "resumed"]
 
 
+@pytest.mark.parametrize("payload", ["small", LARGE])
+async def test_however_many_waits_begin_at_once_each_finds_the_reply_that_was_there_before_it(payload: Any) -> None:
+    async with running(policy=CHECKING) as run:
+        flows = [await start(run) for _ in range(100)]
+        for number in range(100):
+            await arrives(run, f"c{number}", payload, event_id=f"e{number}")
+        parked = await asyncio.gather(*[did(run, parking(flow.id, external(f"c{number}"))) for number, flow in enumerate(flows)])
+        assert [flow.status for flow in parked] == [FlowStatus.RUNNING] * 100
+        assert [await kinds(run, flow.id) for flow in flows] == [["created", "started", "waiting", "resumed"]] * 100
+
+
 async def test_a_batch_of_costly_messages_is_cut_where_it_has_worked_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """And goes on in its order: 500 changes of a state of 17,000 keys took one transaction of 0.6 s."""
     async with running() as run:

@@ -23,7 +23,7 @@ from worker.store.upkeep import Upkeep
 from worker.times import Micros
 
 _HELD_LOOKED_AT, _HELD_AT_ONCE, _HELD_BYTES = 64, 32, 2 * 1024 * 1024
-"""How many held replies of a pair are looked at, how many of all pairs are loaded, and about how much these may weigh."""
+"""How many held replies of a pair are looked at, after how many of all pairs no second one is loaded, and about how much they weigh."""
 _RESULT, _STATE, _WAITERS_STATE = 4, 9, 14
 """Columns that weigh: of a message taken in, of a flow, and of a wait with its flow."""
 _TOPICS_THAT_PAY = 2
@@ -130,15 +130,17 @@ class Loading(Upkeep):
                 needs.flows.add(child)
 
     def _load_held(self, pairs: Iterable[Any], loaded: Loaded, now: Micros) -> None:
-        """Load the oldest held replies of the pairs, in turn, as long as they do not weigh too much together; of one at least one."""
+        """Load the oldest held replies of the pairs, in turn: the first of each, then some more, as long as they do not weigh too much."""
         lines: dict[Any, list[int]] = {}
         for topic, correlation_id, number in self._rows("held_by_pair", pairs, _HELD_LOOKED_AT):
             lines.setdefault((topic, correlation_id), []).append(number)
         in_turn = sorted((rank, pair, number) for pair, line in lines.items() for rank, number in enumerate(line))
         count = weight = 0
-        for _, pair, number in in_turn:
-            if count == _HELD_AT_ONCE or weight > _HELD_BYTES:
+        for rank, pair, number in in_turn:
+            if weight > _HELD_BYTES or (rank and count >= _HELD_AT_ONCE):
                 loaded.more_held.add(pair)
+                if not rank:
+                    loaded.unseen.add(pair)
                 continue
             for row in self._database.execute(self._load["held_by_number"], (number, now)).fetchall():  # none where it has expired
                 count, weight = count + 1, weight + len(row[3])

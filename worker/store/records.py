@@ -84,15 +84,17 @@ class Needs(msgspec.Struct, kw_only=True):
 
 
 class Loaded(msgspec.Struct, kw_only=True):
-    """What was found: the world to decide on, and the messages known by identity and by place; `more_held`: pairs for which
-    more replies are held than were loaded. Where flows ended: whether
-    there are more watchers of them than were loaded, and how many more children of which parent.
+    """What was found: the world to decide on, and the messages known by identity and by place.
+
+    `more_held`: pairs for which more replies are held than were loaded; `unseen`: those for which none was loaded. Where flows ended:
+    whether there are more watchers of them than were loaded, and how many more children of which parent.
 
     A place may have held two messages: a stream that was deleted and made again counts from 1 once more.
     """
 
     world: World
     more_held: set[Pair] = msgspec.field(default_factory=set)
+    unseen: set[Pair] = msgspec.field(default_factory=set)
     more_watchers: bool = False
     children_left: dict[str, int] = msgspec.field(default_factory=dict)
     inbox: dict[InboxKey, InboxRow] = msgspec.field(default_factory=dict)
