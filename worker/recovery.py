@@ -70,7 +70,9 @@ class Recovery:
     async def _catch_up(self, missing: int, floor: int) -> None:
         """Have everything delivered again from the first missing message on; what is known is recognised. Raises `TopologyRefused`."""
         restored = self._engine.store.restored
-        self._log.warning("acknowledged_but_not_known", missing=missing, acknowledged=floor, restored=restored)
+        # After a kill the place may be one of the other consumer's, which nobody has decided yet.
+        log = self._log.info if self._recovered and not restored else self._log.warning
+        log("acknowledged_but_not_known", missing=missing, acknowledged=floor, restored=restored)
         if await self._bus.rewind(self._source, missing) or not restored:
             return
         stream, consumer = self._source.stream, self._source.consumer
