@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from unittest.mock import Mock
 
 import pytest
 from structlog.testing import capture_logs
@@ -47,6 +48,22 @@ async def test_a_frame_that_cannot_be_written_stops_no_other(real: JetStreamRig,
     with pytest.raises(PublishFailed, match="not sent"):
         await asyncio.wait_for(failing, 5)
     await eventually(lambda: heard.qsize() == 1)
+
+
+@pytest.mark.parametrize("trouble", [MemoryError(), asyncio.CancelledError(), RuntimeError("the handler is closed")])
+@pytest.mark.parametrize("where", ["_piece", "_write"])
+async def test_whatever_goes_wrong_while_it_writes_what_comes_next_is_written(
+    real: JetStreamRig, bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch, where: str, trouble: BaseException
+) -> None:
+    heard = await real.agent.subscribe("plain.>")
+    outbound = bus._connection.outbound
+    with monkeypatch.context() as patched:
+        failing = Mock(side_effect=trouble)
+        patched.setattr(outbound, where, failing)
+        outbound.put(Frame("plain.text", b"not now"))
+        await eventually(lambda: failing.called)
+    outbound.put(Frame("plain.text", b"good"))
+    await eventually(lambda: b"good" in [heard.get_nowait().body for _ in range(heard.qsize())])
 
 
 async def test_a_peer_that_reads_nothing_holds_the_writer_back_and_gets_everything_later(real: JetStreamRig, bus: JetStreamBus) -> None:

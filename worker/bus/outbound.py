@@ -22,6 +22,8 @@ from worker.wire.subjects import is_literal
 
 # What is written in one piece. A burst may queue thousands of frames: readers and timers have the loop in between.
 _PIECE_FRAMES, _PIECE_BYTES = 256, 128 * 1024
+_REST = 0.05
+"""Seconds before the next try, where writing goes wrong."""
 _LITTLE = 64 * 1024
 """How much may be left to write while nobody waits for it to leave."""
 
@@ -124,16 +126,30 @@ class Outbound:
         await self._empty.wait()
 
     async def _run(self) -> None:
-        """Write frames as they come, for ever."""
+        """Write frames as they come, for ever: whatever goes wrong with some, for want of memory, say, nobody else writes the next."""
+        task = asyncio.current_task()
         while True:
-            await self._some.wait()
-            while self._frames:
-                await self._write(self._piece())
-                self.wake()
-                if self._frames:
-                    await asyncio.sleep(0)
-            self._some.clear()
-            self._empty.set()
+            try:
+                await self._write_all()
+            except asyncio.CancelledError:
+                if task is None or task.cancelling():  # and not something that nats-py waited for
+                    raise
+            except Exception as error:  # noqa: BLE001  see above
+                self._log.warning("bus.write_failed", reason=repr(error))
+            else:
+                continue
+            await asyncio.sleep(_REST)
+
+    async def _write_all(self) -> None:
+        """Wait for frames, and write them until there are none."""
+        await self._some.wait()
+        while self._frames:
+            await self._write(self._piece())
+            self.wake()
+            if self._frames:
+                await asyncio.sleep(0)
+        self._some.clear()
+        self._empty.set()
 
     def _piece(self) -> list[tuple[Frame, bytes]]:
         """Spell what is next, as much as is written at once, without what would come too late or cannot be written."""
@@ -151,7 +167,7 @@ class Outbound:
                 continue
             try:
                 data = encoded(frame.subject, frame.body, frame.reply, frame.headers)
-            except ValueError as error:
+            except (ValueError, MemoryError) as error:
                 self._refuse(frame, error)
                 continue
             if not connected and size + len(data) > room:
