@@ -1,7 +1,6 @@
 """Decide a batch in memory: from submissions and what was loaded to what is written and what each is told.
 
-Pure but for the order it keeps: nothing here waits. Deduplication comes first (SEMANTICS R5, 6), then `flow.decide`, then the record of
-what became of the message (R14), and last what follows from flows that ended.
+Nothing here waits. First deduplication (SEMANTICS R5, 6), then `flow.decide`, the record of the message (R14), what follows from ends.
 """
 
 from __future__ import annotations
