@@ -39,7 +39,7 @@ class Deciding:
         self._questions = Questions(policy)
         self._policy = self._questions.policy
         self._answers, self._blocked = before.answers, set(before.keys)
-        self._batch = Batch()
+        self._batch = Batch(usages=loaded.world.usages.changed)
         self._before: dict[str, Flow | None] = {}
         self._keys: dict[str, str] = {}
         self._aftermath = Aftermath()

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from worker.errors import Internal, Unavailable
 from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Waiter
+from worker.flow.usage import Usage
 from worker.store.base import ConstraintViolated, LostRace, Store, Transaction
 from worker.store.overview import Wanted, WantedLetters
 from worker.store.records import Batch, DeadLetter, FlowWrite, InboxRow, Loaded, Needs, Suspects
@@ -731,6 +732,19 @@ async def test_only_ended_published_old_flows_are_pruned(store: Store) -> None:
     assert await upkeep(store, "prune_flows", NOW + 5, 10) == 1
     assert [flow.id for flow in (await store.list_flows(limit=10)).items] == ["young", "cancelled", "running"]
     assert (await store.counts())["flows.failed"] == 0
+
+
+async def test_what_an_agents_flows_take_is_counted_until_they_are_pruned(store: Store) -> None:
+    def usage(transaction: Transaction) -> dict[str, Usage]:
+        return transaction.load(Needs(agents={"kate", "bob"}), NOW).world.usages.stored
+
+    ended = a_flow(owner_session_key="agent:kate:session:main", status=FlowStatus.FINISHED, state_json={"é": 1})
+    await save(store, ended, usages={"kate": Usage(0, 8), "bob": Usage(1, 2)})
+    await save(store, usages={"bob": Usage(1, -1)})
+    assert await store.transact(usage) == {"kate": Usage(0, 8), "bob": Usage(2, 1)}
+    await upkeep(store, "mark_published", "events", 9)
+    assert await upkeep(store, "prune_flows", NOW + 1, 10) == 1
+    assert await store.transact(usage) == {"bob": Usage(2, 1)}
 
 
 async def test_only_messages_that_their_stream_forgot_are_pruned(store: Store) -> None:

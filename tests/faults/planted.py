@@ -249,7 +249,8 @@ def prunes_too_much() -> None:
     def greedy(self: Any, older_than: int, limit: int) -> int:
         """Prune whatever has ended."""
         self._upkeep = dict(self._upkeep)
-        self._upkeep["prunable_flows"] = "SELECT n, status FROM flows WHERE status IN ('cancelled', 'finished', 'failed') LIMIT ?2 + 0 * ?1"
+        self._upkeep["prunable_flows"] = """SELECT n, status, owner_session_key, length(CAST(state_json AS BLOB)) FROM flows
+          WHERE status IN ('cancelled', 'finished', 'failed') LIMIT ?2 + 0 * ?1"""
         return prune(self, older_than, limit)
 
     _Upkeep.prune_flows = greedy

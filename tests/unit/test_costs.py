@@ -47,7 +47,7 @@ from worker.wire.subjects import Subjects
 BOUNDS: dict[str, float] = {
     "calls_to_read": 82,
     "calls_to_resume": 212,
-    "calls_to_start": 170,
+    "calls_to_start": 180,
     "calls_to_tell": 20,
     "calls_to_read_back": 30,
     "hops_of_resumes": 1,

@@ -221,8 +221,10 @@ PLANTS = (
         "lacks the places",
         f"DELETE FROM flow_events WHERE flow = {N['done']} AND kind = 'finished'",
     ),
-    planted("a state is changed past the journal", "I-8", "state_json", f"UPDATE flows SET state_json = '{{{{}}}}' WHERE n = {N['done']}"),
-    planted("a row cannot be read", "I-8", "cannot be read", f"UPDATE flows SET state_json = '{{{{' WHERE n = {N['done']}"),
+    planted(
+        "a state is changed past the journal", "I-8 I-16", "state_json", f"UPDATE flows SET state_json = '{{{{}}}}' WHERE n = {N['done']}"
+    ),
+    planted("a row cannot be read", "I-8 I-16", "cannot be read", f"UPDATE flows SET state_json = '{{{{' WHERE n = {N['done']}"),
     planted(
         "a journal row cannot be read",
         "I-8",
@@ -295,6 +297,9 @@ PLANTS = (
     planted("a quota is off", "I-16", "counts other replies than are held", "UPDATE held_tenants SET held = held + 1"),
     planted("a topic's share is off", "I-16", "other replies are counted than are held", "UPDATE held_topics SET held = held + 1"),
     planted("a quota counts nothing", "I-16", "and none is held", "INSERT INTO held_tenants (tenant, held) VALUES ('agent:nobody', 1)"),
+    planted("an agent's flows are miscounted", "I-16", "open flows of agent", "UPDATE usage SET open_flows = open_flows + 1"),
+    planted("an agent's states are miscounted", "I-16", "bytes of states", "UPDATE usage SET state_bytes = state_bytes + 1"),
+    planted("an agent without flows is counted", "I-16", "agent nobody", "INSERT INTO usage VALUES ('nobody', 0, 1)"),
     planted("a held reply is lost", "I-16", "the counter held says", "DELETE FROM held WHERE correlation_id = 'c-99'"),
     planted(
         "a timer fires early",

@@ -12,6 +12,7 @@ from worker.flow.fold import fold
 from worker.flow.holding import Displaced, Holdings
 from worker.flow.lifecycle import STATUS_AFTER, EventKind
 from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Pair, Waiter
+from worker.flow.usage import Usage
 from worker.times import Micros
 
 OutcomeName = Literal[
@@ -82,6 +83,10 @@ class View(Protocol):
     @property
     def holdings(self) -> Holdings:
         """How many replies are held, and which would make room first."""
+        ...
+
+    def usage(self, agent: str) -> Usage:
+        """Return what the agent's flows take, of those agents whose quota a stimulus may exceed."""
         ...
 
     def flow(self, flow_id: str) -> Flow | None:

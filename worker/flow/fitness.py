@@ -39,8 +39,8 @@ def too_large(command: Command, before: Flow, after: Flow, policy: Policy) -> Fl
     field = _BRINGS.get(type(command))
     if field is None or getattr(command, field) is None or after.state_json is before.state_json:
         return None
-    size = len(msgspec.json.encode(after.state_json))
-    if size <= policy.max_state_bytes or size <= len(msgspec.json.encode(before.state_json)):
+    size = len(after.state_stored)
+    if size <= policy.max_state_bytes or size <= len(before.state_stored):
         return None
     message = f"the state would have {size} bytes; the limit is {policy.max_state_bytes}"
     return TooLarge(message, path=f"/{field}", size=size, limit=policy.max_state_bytes)

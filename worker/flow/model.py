@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -14,6 +14,20 @@ from worker.times import Micros, to_datetime
 
 Pair = tuple[str, str]
 """(topic, correlation_id): what a reply is matched by, byte for byte (SEMANTICS R1)."""
+
+
+T = TypeVar("T")
+
+
+class Lazy(Generic[T]):
+    """Compute an attribute when it is first read, and keep it: `functools.cached_property` without the lock of Python 3.11."""
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute = compute
+
+    def __get__(self, instance: Any, _: type) -> T:
+        value = instance.__dict__[self._compute.__name__] = self._compute(instance)
+        return value
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -44,10 +58,15 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     parent_flow_id: str | None = None
     hops: int = 0
 
-    @cached_property
+    @Lazy
     def condition(self) -> WaitCondition:
-        """What a waiting flow waits for, read once: a reply asks five times. Raises `msgspec.ValidationError` where that is unreadable."""
+        """Read what a waiting flow waits for: a reply asks five times. Raises `msgspec.ValidationError` where that is unreadable."""
         return parse(self.wait_json)
+
+    @Lazy
+    def state_stored(self) -> bytes:
+        """Write the state as it is stored; what was loaded is there already."""
+        return msgspec.json.encode(self.state_json)
 
     @property
     def created_at(self) -> datetime:

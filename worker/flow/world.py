@@ -13,6 +13,7 @@ from worker.flow.decision import Change, Decision
 from worker.flow.holding import Holdings
 from worker.flow.lifecycle import EventKind
 from worker.flow.model import Flow, FlowStep, HeldReply, Pair, Waiter
+from worker.flow.usage import Usage, Usages
 
 
 class World:
@@ -31,6 +32,11 @@ class World:
         self.pruned: set[str] = set()
         self.families: dict[str, list[str]] = defaultdict(list)
         self.holdings = Holdings()
+        self.usages = Usages()
+
+    def usage(self, agent: str) -> Usage:
+        """Return what the agent's flows take."""
+        return self.usages.of(agent)
 
     def flow(self, flow_id: str) -> Flow | None:
         """Return the flow, or None. Raises `Internal` for a row that cannot be read (SEMANTICS R13)."""
@@ -119,8 +125,10 @@ class World:
     def _apply(self, change: Change) -> None:
         """Carry out what happened to one flow."""
         flow = change.flow
-        if flow.id not in self.flows and flow.parent_flow_id is not None:
+        before = self.flows.get(flow.id)
+        if before is None and flow.parent_flow_id is not None:
             self.families[flow.parent_flow_id].append(flow.id)
+        self.usages.note(before, flow)
         self.flows[flow.id] = flow
         for event in change.events:
             if event.kind is EventKind.CANCEL_REQUESTED:

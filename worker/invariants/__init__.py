@@ -2,8 +2,8 @@
 
 `table` lists every invariant with its functions; `checking.violations` runs them all over the `evidence`: a snapshot of the database
 (`snapshot` opens one, read-only), and, where there are any, what was published (`ledger`) and what clients were told (`record`).
-The other modules are the functions: `journal`, `waits`, `timers`, `inbox`, `outbox`, `file`, `damage` and `tenancy` look at the database,
-`published` at the streams beside it, `client` at the clients' record.
+The other modules are the functions: `journal`, `waits`, `timers`, `inbox`, `outbox`, `usage`, `file`, `damage` and `tenancy` look at the
+database, `published` at the streams beside it, `client` at the clients' record.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from worker.invariants import client, damage, file, inbox, journal, outbox, published, tenancy, timers, waits
+from worker.invariants import client, damage, file, inbox, journal, outbox, published, tenancy, timers, usage, waits
 from worker.invariants.evidence import Evidence, Life
 from worker.invariants.ledger import Ledger
 from worker.invariants.record import ClientRecord
@@ -163,8 +163,8 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(
         "I-16",
         "outcomes add up",
-        "the counters say what the rows say, and what is held is held by both",
-        (Whole(inbox.outcomes_add_up),),
+        "the counters say what the rows say, of each agent too, and what is held is held by both",
+        (Whole(inbox.outcomes_add_up), Whole(usage.adds_up)),
     ),
     Invariant(
         "I-17",

@@ -12,6 +12,7 @@ import msgspec
 
 from worker.flow.holding import AT_ONCE, Holdings
 from worker.flow.model import Waiter
+from worker.flow.usage import Usage
 from worker.flow.waits import FLOW_ENDS
 from worker.flow.world import World
 from worker.store import rows
@@ -71,6 +72,9 @@ class Loading(Upkeep):
         if needs.holding:
             self._load_holdings(needs, loaded.world.holdings)
         self._load_cancel_reasons(loaded.world)
+        if needs.agents:
+            stored = {agent: Usage(*used) for agent, *used in self._rows("usage_by_agent", needs.agents)}
+            loaded.world.usages.stored = stored
         if needs.steps:
             for row in self._rows("steps_by_run", needs.steps):
                 step = rows.step(row)

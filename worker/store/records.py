@@ -9,6 +9,7 @@ import msgspec
 from worker.flow.decision import OutcomeName
 from worker.flow.holding import Sender
 from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Pair, Waiter
+from worker.flow.usage import Usage
 from worker.flow.world import World
 from worker.times import SECOND, Micros
 
@@ -62,6 +63,7 @@ class Needs(msgspec.Struct, kw_only=True):
     `held`: keys of held replies that are handled by hand.
     `holding`: how many replies of each tenant's topics may have to be held; where that could exceed
     `max_held` or, of one tenant, `max_held_of_tenant`, the held replies that would make room are loaded.
+    `agents`: those whose quotas of open flows and of states may be exceeded.
     `max_bytes`: how much the states and outcomes that are loaded may weigh.
     """
 
@@ -80,6 +82,7 @@ class Needs(msgspec.Struct, kw_only=True):
     holding: dict[Sender, int] = msgspec.field(default_factory=dict)
     max_held: int = 2**62
     max_held_of_tenant: int = 2**62
+    agents: set[str] = msgspec.field(default_factory=set)
     max_bytes: int = 2**62
 
 
@@ -140,6 +143,7 @@ NO_SUSPECTS = Suspects(above=0, up_to=0, known=set(), counts={})
 class Batch(msgspec.Struct, kw_only=True):
     """All that a transaction writes, in the order it was decided. `displaced`: the letters of held replies that make room, by key.
 
+    `usages`: by agent, how much more its flows take.
     Once it is saved, `first_event` is the number of its first journal entry; those of the others follow without a gap.
     `refused`: waits (flow, generation) whose requests were refused after they were sent, and why. `unfinished`: ends of flows that are to
     be followed up later; `followed_up`: flows of which there is nothing left to do of that kind.
@@ -161,6 +165,7 @@ class Batch(msgspec.Struct, kw_only=True):
     outgoing: list[Outgoing] = msgspec.field(default_factory=list)
     refused: list[tuple[str, int, str]] = msgspec.field(default_factory=list)
     counts: dict[str, int] = msgspec.field(default_factory=dict)
+    usages: dict[str, Usage] = msgspec.field(default_factory=dict)
     first_event: int = 0
     unfinished: list[OpenEnd] = msgspec.field(default_factory=list)
     followed_up: list[str] = msgspec.field(default_factory=list)

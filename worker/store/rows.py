@@ -71,6 +71,7 @@ def flow(row: Row) -> Flow:
         if loaded.wait_json is not None:
             # A wait that only fails when it is due would hide until then.
             _ = loaded.condition
+        loaded.__dict__["state_stored"] = row[8]
     except (ValueError, RecursionError) as bad:
         message = f"flow {row[0]}: {bad}"
         raise Unreadable(message) from bad
@@ -91,7 +92,7 @@ def flow_update(n: int, it: Flow, was: Flow, due_us: int | None) -> tuple[Any, .
 def _present(it: Flow) -> tuple[Any, ...]:
     """Return what changes in a flow's life, in the order both statements have it."""
     waiting = (maybe(it.wait_json), it.wait_id, it.parked_us, maybe(it.progress))
-    return (it.current_step, _SPELLED[it.status], int(it.cancel_requested), text(it.state_json), *waiting)
+    return (it.current_step, _SPELLED[it.status], int(it.cancel_requested), it.state_stored.decode(), *waiting)
 
 
 def event(row: Row) -> FlowEvent:

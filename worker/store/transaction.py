@@ -79,6 +79,8 @@ class SqliteTransaction(Loading):
         letters = [*batch.dead, *(letter for _, letter, _ in batch.spoiled)]
         self._many("insert_dead_letter", [rows.dead_letter_insert(letter) for letter in letters])
         self._many("count", [(name, by) for name, by in batch.counts.items() if by])
+        changed = [(agent, more.open_flows, more.state_bytes) for agent, more in batch.usages.items()]
+        self._many("count_usage", [usage for usage in changed if any(usage[1:])])
 
     def _save_events(self, batch: Batch) -> None:
         """Append to the journal, numbered in the order of the batch."""

@@ -11,6 +11,7 @@ import structlog
 
 from worker.errors import Conflict, Internal
 from worker.flow.ending import due_of
+from worker.flow.identifiers import agent_of
 from worker.flow.model import Flow
 from worker.store import rows
 from worker.store.overview import Intervention
@@ -59,10 +60,13 @@ class Upkeep:
     def prune_flows(self, older_than: Micros, limit: int) -> int:
         """Delete ended flows whose events are all published, with everything that hangs on them."""
         found = self._fetch(self._upkeep["prunable_flows"], (older_than, limit))
-        numbers = [(n,) for n, _ in found]
+        numbers = [(n,) for n, *_ in found]
         for name in ("bury_flow", "prune_events", "prune_steps", "prune_waiters", "prune_outgoing", "prune_flow"):
             self._each(self._upkeep[name], numbers)
-        self._each(self._saves["count"], [(f"flows.{status}", -1) for _, status in found])
+        self._each(self._saves["count"], [(f"flows.{status}", -1) for _, status, *_ in found])
+        freed = [(agent, 0, -size) for _, _, owner, size in found if (agent := agent_of(owner)) is not None]
+        self._each(self._saves["count_usage"], freed)
+        self._each(self._upkeep["forget_usage"], {(agent,) for agent, *_ in freed})
         return len(found)
 
     def prune_tombstones(self, before: Micros, limit: int) -> int:

@@ -95,6 +95,9 @@ WHERE f.parent_id = want.value AND f.parent_id IS NOT NULL AND (f.status = 'crea
   AND f.set_aside IS NULL
 ORDER BY f.n LIMIT ?2;
 
+-- name: usage_by_agent
+SELECT u.agent, u.open_flows, u.state_bytes FROM json_each(?1) AS want CROSS JOIN usage AS u WHERE u.agent = want.value;
+
 -- name: held_counts
 SELECT t.tenant, t.held FROM json_each(?1) AS want CROSS JOIN held_tenants AS t WHERE t.tenant = want.value
 UNION ALL SELECT NULL, c.value FROM counters AS c WHERE c.name = 'held';

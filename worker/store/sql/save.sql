@@ -75,3 +75,7 @@ INSERT INTO dead_letters (reason, message, subject, stream, seq, headers_json, b
 
 -- name: count
 INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
+
+-- name: count_usage
+INSERT INTO usage (agent, open_flows, state_bytes) VALUES (?, ?, ?)
+ON CONFLICT (agent) DO UPDATE SET open_flows = open_flows + excluded.open_flows, state_bytes = state_bytes + excluded.state_bytes;

@@ -28,7 +28,7 @@ FROM held WHERE expires_us <= ?1 ORDER BY expires_us LIMIT ?2;
 SELECT source, source_seq FROM inbox WHERE scope = 'reply' AND key = ?1 AND key IS NOT NULL;
 
 -- name: prunable_flows
-SELECT f.n, f.status FROM flows AS f INDEXED BY flows_ended
+SELECT f.n, f.status, f.owner_session_key, length(CAST(f.state_json AS BLOB)) FROM flows AS f INDEXED BY flows_ended
 WHERE (f.status = 'cancelled' OR f.status = 'finished' OR f.status = 'failed') AND f.updated_us < ?1
   AND (SELECT max(e.n) FROM flow_events AS e WHERE e.flow = f.n) <= (SELECT p.n FROM published AS p WHERE p.outlet = 'events')
   AND NOT EXISTS (SELECT 1 FROM ends AS e WHERE e.flow = f.n)
@@ -64,6 +64,9 @@ UPDATE outgoing SET attempts = attempts + 1, next_us = ?2 WHERE n = ?1;
 
 -- name: prune_flow
 DELETE FROM flows WHERE n = ?;
+
+-- name: forget_usage
+DELETE FROM usage WHERE agent = ? AND open_flows = 0 AND state_bytes = 0;
 
 -- name: prunable_inbox
 SELECT n, outcome FROM (
