@@ -133,8 +133,9 @@ def parts_of(condition: dict[str, Any]) -> list[Part]:
 class Model:
     """All flows, waits and messages."""
 
-    def __init__(self, held_ttl: int) -> None:
+    def __init__(self, held_ttl: int, open_flows: int) -> None:
         self.held_ttl = held_ttl
+        self.open_flows = open_flows
         self.now = 0
         self.flows: dict[str, ModelFlow] = {}
         self.opened: list[Opened] = []
@@ -150,6 +151,10 @@ class Model:
         counts.update(f"inbox.{entry.outcome}" for entry in self.taken_in)
         counts["held"] = len(self.held)
         return {name: count for name, count in counts.items() if count}
+
+    def open_of(self, owner: str) -> int:
+        """Say how many flows of an owner have not ended."""
+        return sum(flow.owner == owner and flow.status not in TERMINAL for flow in self.flows.values())
 
     def waiters(self, pair: Pair) -> list[Opened]:
         return [opened for opened in self.opened if opened.part.pair == pair and opened.is_open]
@@ -228,6 +233,8 @@ class Model:
                 return "forbidden"
             if refusal := self.not_now(parent):
                 return refusal
+        if self.open_of(owner) >= self.open_flows:
+            return "quota_exceeded"
         self.flows[flow_id] = ModelFlow(flow_id, owner, parent, "created" if hold else "running", 0 if hold else 1, self.now)
         return None
 

@@ -14,7 +14,7 @@ from worker.aftermath import Aftermath, End
 from worker.burial import letter_of, letter_of_held
 from worker.dedupe import same_message, shown_id
 from worker.deferral import NO_ANSWERS, NOTHING_BEFORE, Before, Deferral, Questions, keys_of
-from worker.errors import Conflict, FlowError, Internal
+from worker.errors import Conflict, FlowError, Internal, QuotaExceeded
 from worker.flow.commands import CancelFlow, FollowUp, ParentCancelled, Policy, Reply, Stimulus
 from worker.flow.decide import decide
 from worker.flow.decision import Decision, OutcomeName, Spoiled
@@ -236,8 +236,8 @@ class Deciding:
                 rows[:] = [told if known is row else known for known in rows]
 
     def _record(self, submission: Submission, outcome: Outcome) -> Outcome:
-        """Store the message's one outcome under its identity."""
-        if submission.identity is not None or submission.seq is not None:
+        """Store the message's one outcome under its identity; a request beyond a quota leaves nothing behind, and may be sent again."""
+        if submission.seq is not None or (submission.identity is not None and not isinstance(outcome.error, QuotaExceeded)):
             self._note(submission, outcome.name, outcome.result, first=True)
         return outcome
 

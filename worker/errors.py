@@ -158,7 +158,7 @@ class IdMismatch(FlowError):
 
 
 class QuotaExceeded(FlowError):
-    """The agent has used up what it may ask for; `details.retry_after` says in how many seconds it may again."""
+    """The agent has used up what it may ask for, or what its flows may take; `details` has the `quota`, and `retry_after` in seconds."""
 
     code = "quota_exceeded"
     http = 429

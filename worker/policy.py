@@ -26,6 +26,8 @@ def policy_of(config: Config, bindings: Bindings) -> Policy:
         default_timeout_us=config.engine.default_wait_timeout,
         max_held=config.engine.held_replies_max,
         max_held_of_tenant=config.engine.held_replies_max_per_owner,
+        max_open_flows=config.quotas.open_flows,
+        max_state_bytes_of_agent=config.quotas.state_bytes,
         topics=bindings.refusal,
         answers_on=bindings.answers_on,
         delegates=Delegates(config.delegates).refusal,

@@ -10,6 +10,7 @@ import msgspec
 
 from worker.errors import FlowError
 from worker.flow.commands import (
+    AdvanceFlow,
     DelegateFlow,
     ExpireHeld,
     FlowEnded,
@@ -21,11 +22,13 @@ from worker.flow.commands import (
     Policy,
     Reply,
     RequestRefused,
+    ResumeFlow,
     StartFlow,
     Stimulus,
 )
 from worker.flow.decision import OutcomeName
 from worker.flow.model import Flow, FlowStep
+from worker.flow.quota import bounded_agent
 from worker.flow.waits import ExternalEvent, FlowEnds, from_value, nodes
 from worker.store.records import Needs
 from worker.wire.headers import Headers
@@ -110,6 +113,11 @@ def needs_of(submissions: list[Submission], policy: Policy) -> Needs:
         if submission.seq is not None:
             needs.places.add((submission.source, submission.seq))
         _need(submission.what, needs)
+        match submission.what:
+            case StartFlow() | AdvanceFlow() | ResumeFlow() as command if (agent := bounded_agent(command, policy)) is not None:
+                needs.agents.add(agent)
+            case _:
+                pass
     return needs
 
 

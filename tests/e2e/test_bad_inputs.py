@@ -677,6 +677,27 @@ async def test_row61_a_taken_http_port_is_refused_by_name(set_: Set, tmp_path: P
     await eventually(lambda: set_.stage.running)
 
 
+async def test_an_agent_that_stores_beyond_its_quotas_is_refused_at_both_doors_and_its_neighbour_is_not(tmp_path: Path) -> None:
+    """RELIABILITY 9, "a neighbour stores": also after a kill."""
+    async with Stage(tmp_path, settings={"TASKFLOW_QUOTAS_OPEN_FLOWS": "5", "TASKFLOW_QUOTAS_STATE_BYTES": "1MiB"}) as stage:
+        mallory, bob = await stage.agent("mallory"), await stage.agent("bob")
+        big = {"controller_id": "c", "goal": "g", "state": {"text": "x" * 240_000}}
+        flows = [await mallory.start(state=big["state"]) for _ in range(4)]
+        refused = await mallory.api("start", big)
+        assert (refused["error"]["code"], refused["error"]["details"]["quota"]) == ("quota_exceeded", "state_bytes")
+        await mallory.start()
+        await stage.kill()
+        await stage.start()
+        refused = await mallory.api("start", {"controller_id": "c", "goal": "g"})
+        assert (refused["error"]["code"], refused["error"]["details"]["quota"]) == ("quota_exceeded", "open_flows")
+        await mallory.cmd("start", {"controller_id": "c", "goal": "g"}, "sixth")
+        assert (await mallory.outcome("sixth"))["error"]["code"] == "quota_exceeded"
+        await bob.start(state=big["state"])
+        assert (await mallory.api("finish", {"flow_id": flows[0]}))["ok"]
+        await mallory.start()
+        assert await checks.violations(stage, bob) == []
+
+
 async def test_row52_a_flood_of_replies_that_nobody_waits_for_stays_within_its_quota(tmp_path: Path) -> None:
     """Other tenants keep theirs, every reply has its outcome, and what made room is in the dead letters."""
     settings = {"TASKFLOW_ENGINE_HELD_REPLIES_MAX_PER_OWNER": "50", "TASKFLOW_ENGINE_HELD_REPLIES_MAX": "60"}

@@ -24,6 +24,7 @@ from tests.tiers import SIZE, Tests, head
 from worker.engine import Engine
 from worker.flow.commands import (
     AdvanceFlow,
+    Caller,
     CancelFlow,
     DeadlinePassed,
     FailFlow,
@@ -64,7 +65,8 @@ def accepts(_: dict[str, Any], payload: Any) -> tuple[str, str] | None:
     return None if payload == "ok" else ("not_accepted", "it is not ok")
 
 
-POLICY = Policy(held_ttl_us=TTL, accepts=accepts, schema_flaw=lambda _: None)
+OPEN_FLOWS = 3
+POLICY = Policy(held_ttl_us=TTL, accepts=accepts, schema_flaw=lambda _: None, max_open_flows=OPEN_FLOWS)
 
 # What waits look like. Times are seconds from the parking, flows are numbers: both are filled in when a flow parks.
 bounds: st.SearchStrategy[dict[str, Any]] = st.one_of(
@@ -137,7 +139,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = VirtualClock()
-        self.model = Model(TTL)
+        self.model = Model(TTL, OPEN_FLOWS)
         self.model.now = self.clock.us
         self.seq = 0
         self.names: list[str] = []
@@ -255,7 +257,8 @@ class Machine(RuleBasedStateMachine):
         flow_id = f"flow-{len(self.names)}"
         above = self.flow(parent) if parent is not None and self.names else None
         self.names.append(flow_id)
-        new = StartFlow(flow_id=flow_id, controller_id="k", goal="g", owner_session_key=owner, parent_flow_id=above, hold=hold)
+        about: dict[str, Any] = {"owner_session_key": owner, "parent_flow_id": above, "hold": hold}
+        new = StartFlow(flow_id=flow_id, controller_id="k", goal="g", caller=Caller(actor="agent", owner=owner), **about)
         self.told(new, self.command_identity(), lambda: self.model.start(flow_id, owner, above, hold=hold))
 
     @rule(number=flows, verb=st.sampled_from(COMMANDS), which=revisions, cascade=st.booleans())
@@ -504,6 +507,10 @@ class Machine(RuleBasedStateMachine):
         assert held == [(held.pair, held.arrived) for held in self.model.held]
         counted = {name: value for name, value in database.execute("SELECT name, value FROM counters") if value}
         assert counted == self.model.counts()
+        owners = {flow.owner for flow in self.model.flows.values()}
+        sizes = {owner: sum(len(row[8].encode()) for row in stored.values() if row[3] == owner) for owner in owners}
+        usage = {f"agent:{row[0]}:session:main": row[1:] for row in database.execute("SELECT agent, open_flows, state_bytes FROM usage")}
+        assert usage == {owner: (self.model.open_of(owner), sizes[owner]) for owner in owners}
         taken_in = sum(value for name, value in counted.items() if name.startswith("inbox."))
         assert taken_in == len(self.model.taken_in) == database.execute("SELECT count(*) FROM inbox").fetchone()[0]
         assert database.execute("SELECT count(*) FROM dead_letters").fetchone()[0] == self.model.buried

@@ -9,7 +9,7 @@
 | `illegal_transition` `already_terminal` `cancel_pending` | `IllegalTransition` `AlreadyTerminal` `CancelPending` | look where it is |
 | `revision_mismatch` | `RevisionMismatch` | `refresh()`, decide again |
 | `wait_conflict` `conflict` `id_mismatch` | `WaitConflict` `Conflict` `IdMismatch` | use another id |
-| `quota_exceeded` | `QuotaExceeded` | again after `details["retry_after"]` seconds, on `cmd` under a new id |
+| `quota_exceeded` | `QuotaExceeded` | after `details["retry_after"]` seconds, on `cmd` under a new id; make room in `details["quota"]` |
 | `unavailable` `internal` | `Unavailable` `Internal` | the same command id again, later |
 
 Each has `.code`, `.message` (one sentence) and `.details` (a JSON object), and nothing changed; the last row alone may leave a doubt.

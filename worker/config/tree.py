@@ -201,16 +201,24 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     replicas: Annotated[int, About(readers.whole(1, 5), "Copies of each stream in a cluster (1, 3 or 5).")] = 1
 
 
+_or_off = functools.partial(readers.optional, "off")
+
+
 class Quotas(msgspec.Struct, frozen=True, kw_only=True):
-    """What each agent may ask for, on `cmd` and on `api` each: what is beyond is refused (`quota_exceeded`)."""
+    """What each agent may ask for, and what its flows may take: what is beyond is refused (`quota_exceeded`)."""
 
     commands_per_second: Annotated[
-        int | None,
-        About(readers.optional("off", readers.whole(1, 1_000_000)), "Commands a second, ten times as many at once.", absent="off"),
+        int | None, About(_or_off(readers.whole(1, 1_000_000)), "Commands a second at each door, ten times as many at once.", absent="off")
     ] = None
     command_bytes_per_second: Annotated[
         int | None,
-        About(readers.optional("off", readers.size), "Bytes of commands a second, as 1MiB; ten times as many at once.", absent="off"),
+        About(_or_off(readers.size), "Bytes of commands a second at each door, as 1MiB, ten times as many at once.", absent="off"),
+    ] = None
+    open_flows: Annotated[
+        int | None, About(_or_off(readers.whole(1, 1 << 40)), "Flows that have not ended; beyond it none is started.", absent="off")
+    ] = 10_000_000
+    state_bytes: Annotated[
+        int | None, About(_or_off(readers.size), "Bytes of all its flows' states, ended ones' too; no command adds beyond.", absent="off")
     ] = None
 
 

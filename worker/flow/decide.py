@@ -54,6 +54,7 @@ from worker.flow.lifecycle import NEXT, EventKind, FlowStatus
 from worker.flow.match import match
 from worker.flow.model import Flow, FlowStep
 from worker.flow.park import park
+from worker.flow.quota import within_quota
 from worker.flow.watching import cancel_children, resume_watchers
 from worker.times import Micros
 
@@ -76,7 +77,7 @@ def decide(stimulus: Stimulus, view: View, now: Micros, policy: Policy) -> Decis
     if isinstance(stimulus, DeadlinePassed):
         return _pass_deadline(stimulus, view, now)
     if isinstance(stimulus, StartFlow):
-        return _start(stimulus, view, now)
+        return within_quota(stimulus, _start(stimulus, view, now), view, policy)
     if isinstance(stimulus, FlowEnded):
         return resume_watchers(stimulus, view, now, policy)
     if isinstance(stimulus, ParentCancelled):
@@ -85,7 +86,8 @@ def decide(stimulus: Stimulus, view: View, now: Micros, policy: Policy) -> Decis
         return match_held(stimulus, view, now, policy)
     if isinstance(stimulus, ExpireHeld):
         return expire_held(stimulus, view)
-    return _command(stimulus, view, now, policy)
+    decision = _command(stimulus, view, now, policy)
+    return within_quota(stimulus, decision, view, policy) if isinstance(stimulus, AdvanceFlow | ResumeFlow) else decision
 
 
 def _command(command: Command, view: View, now: Micros, policy: Policy) -> Decision | FlowError:

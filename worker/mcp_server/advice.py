@@ -34,8 +34,9 @@ NEXT: dict[str, str] = {
     "conflict": "This idempotency_key was used before for a call with other arguments. To repeat that call, use exactly its arguments; "
     "for a new one, take a new key. Nothing was changed.",
     "id_mismatch": "This should not happen: tell your user that the MCP server and the worker do not fit together. Nothing was changed.",
-    "quota_exceeded": "You send faster than your quota allows. Wait as many seconds as details.retry_after says, then repeat the same call "
-    "with the same arguments. Nothing was changed.",
+    "quota_exceeded": "You send faster than you may, or your flows take more than they may: details.quota says which. Where it is "
+    "open_flows, finish or cancel flows that you do not need; where it is state_bytes, replace large content in states by references. "
+    "Wait as many seconds as details.retry_after says, then repeat the same call with the same arguments. Nothing was changed.",
     "unavailable": "Nothing can be done at the moment. Wait a little and repeat the same call with the same arguments; after two or three "
     "tries tell your user that the worker cannot be reached (`taskflow doctor` says why).",
     "internal": "Repeat the same call once with the same arguments: it is done at most once. If it fails again, tell your user, "

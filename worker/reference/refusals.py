@@ -46,7 +46,8 @@ _ADVICE: dict[str, str] = {
     "wait_conflict": "Use another correlation id (leave it out, and the worker makes one), or `mode` `all` in every wait for the pair.",
     "conflict": "Use a new id. The first one counts and has its outcome.",
     "id_mismatch": "Send the id once, or the same in both places.",
-    "quota_exceeded": "Wait for `details.retry_after` seconds, then send it again; on `cmd` under a new id, for the refusal is the old one's outcome.",
+    "quota_exceeded": "Wait for `details.retry_after` seconds, then send it again; on `cmd` under a new id, for the refusal is the old one's "
+    "outcome. Where `details.quota` is `open_flows` or `state_bytes`, end flows or shrink their states first.",
     "unavailable": "Send the same again, with the same command id. `/readyz?verbose` says what is not well.",
     "internal": "Send the same again. The worker's log says more; if it goes on, report it.",
 }
