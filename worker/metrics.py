@@ -24,6 +24,7 @@ MESSAGE_OUTCOMES = (
     *("applied", "resumed", "progressed", "held", "duplicate", "conflict", "late", "expired", "flow_mismatch", "rejected", "dead"),
     *("unmatched", "ignored", "retried"),
 )
+QUOTAS = ("open_flows", "state_bytes")
 WAIT_KINDS = ("timer", "external_event", "flow", "manual", "any_of", "all_of", "at_least")
 RESUME_CAUSES = ("event", "timer", "timeout", "manual")
 TRANSITIONS = tuple((was.value, then.value) for was, following in NEXT.items() for then in sorted(following))
@@ -113,6 +114,8 @@ class Metrics:
             self.flows[status].set(0)
         moves = self._counter("taskflow_transitions", "Flows that went from one status to another.", "from", "to")
         self.transitions: Children[tuple[str, str], Counter] = Children(moves, TRANSITIONS)
+        most = self._gauge("taskflow_agent_usage_max", "What the flows of one agent take at most, by quota.", "quota")
+        self.usage_max: Children[str, Gauge] = Children(most, QUOTAS)
         self.set_aside = self._counter("taskflow_flows_set_aside", "Flows whose row could not be read, taken out of the timers' way.")
         self.replies_unmatched = self._gauge("taskflow_replies_unmatched", "Replies held because nobody waits for them yet.")
         self.replies_age = self._gauge(

@@ -113,6 +113,7 @@ class WorkerProbes:
             waits={kind or "other": (count, _seconds_since(first, now)) for kind, (count, first) in census.waiting().items()},
             held_age=_seconds_since(held[0].arrived_us if held else None, now),
             letters=letters,
+            most={quota: used for quota, (_, used) in found.most.items()},
         )
 
     async def _look(self, lag: float) -> Look:

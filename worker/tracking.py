@@ -9,7 +9,7 @@ import msgspec
 from worker.census import Census
 from worker.flow.lifecycle import EventKind
 from worker.flow.model import Flow
-from worker.metrics import ACTIONS, FILES, WAIT_KINDS, Metrics
+from worker.metrics import ACTIONS, FILES, QUOTAS, WAIT_KINDS, Metrics
 from worker.store.records import Batch
 from worker.times import SECOND
 
@@ -41,13 +41,15 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
     """What was found in the database at one of the slower looks. Ages are seconds.
 
-    `waits`: how many flows wait and how long the first of them has, by kind; `letters`: those not replayed, by reason.
+    `waits`: how many flows wait and how long the first of them has, by kind; `letters`: those not replayed, by reason; `most`: what one
+    agent's flows take at most, by quota.
     """
 
     overdue: int = 0
     waits: Mapping[str, tuple[int, float]] = {}
     held_age: float = 0.0
     letters: Mapping[str, int] = {}
+    most: Mapping[str, int] = {}
 
 
 class Tracker:
@@ -154,6 +156,8 @@ class Tracker:
         metrics.replies_age.set(survey.held_age)
         for reason in {*metrics.dead_letters_kept, *survey.letters}:
             metrics.dead_letters_kept[reason].set(survey.letters.get(reason, 0))
+        for quota in QUOTAS:
+            metrics.usage_max[quota].set(survey.most.get(quota, 0))
 
     def answered(self, seconds: float) -> None:
         """Note how long a command on `api` took."""

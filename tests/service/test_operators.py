@@ -483,6 +483,7 @@ async def test_stats_count_everything(served: Served) -> None:
     served.run.clock.advance(minutes=6)
     told = await admin(served, "stats")
     assert (told["flows"]["waiting"], told["held"], told["waits"]["overdue"]) == (1, 1, 1)
+    assert told["most"] == {"open_flows": {"agent": "kate", "used": 1}, "state_bytes": {"agent": "kate", "used": len("{}")}}
     assert (told["waits"]["oldest_since"], told["messages"]["held"], told["worker"]["connected"]) == ("2026-11-21T10:00:00Z", 1, True)
 
 

@@ -84,6 +84,7 @@ STATS = {
     "waits": {"oldest_flow": FLOWS[0], "oldest_since": at(9, 46), "overdue": 1},
     "unpublished": {"events": 0, "dead_letters": 0},
     "outgoing": {"waiting": 0, "attempts": 0},
+    "most": {"open_flows": {"agent": "kate", "used": 41}, "state_bytes": {"agent": "bob", "used": 524288}},
 }
 SENTENCES: list[dict[str, Any]] = [
     {"kind": "waits", "text": f'Waiting 2h 13m for a person: "{PROMPT}" (parked at step "collect", revision 3).', "fix": None},

@@ -23,6 +23,7 @@ SCANS = {
     "overview.ids_by_suffix": {"SCAN flows USING COVERING INDEX sqlite_autoindex_flows_1"},  # the newest ids only
     "overview.letter_groups": {"SCAN dead_letters USING COVERING INDEX dead_letters_by_subject"},  # counts every letter
     "overview.meta": {"SCAN meta"},  # a handful of rows
+    "overview.most_used": {"SCAN usage"},  # a row for each agent
     "reads.counts": {"SCAN counters"},  # a row for each counter
     "reads.due": {"SCAN e", "SCAN t"},  # ends of flows to follow up, twenty at a time; and what is due, a slice of it
     "reads.next_outgoing": {"SCAN outgoing USING INDEX outgoing_by_time"},  # ends after its first row

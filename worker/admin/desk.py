@@ -266,6 +266,7 @@ class Desk:
             unpublished={"events": gauges.unpublished_events, "dead_letters": gauges.unpublished_dead_letters},
             outgoing={"waiting": gauges.outgoing, "attempts": gauges.outgoing_attempts},
             epoch=gauges.epoch,
+            most={quota: oversight.MostUsed(agent=agent, used=used) for quota, (agent, used) in gauges.most.items()},
         )
         return _ENCODE(answer)
 

@@ -44,6 +44,13 @@ def figures(found: Json) -> list[tuple[str, str]]:
         ("set aside", f"{found['set_aside']:,}"),
         ("dead letters", f"{found['dead_letters']:,}"),
         ("not published", unpublished),
+        ("largest use", _most(found.get("most", {}))),
         ("to delegates", f"{outgoing['waiting']:,} not sent{tried}"),
         ("worker", f"{state} · version {found['version']} · epoch {found['epoch']}"),
     ]
+
+
+def _most(most: Json) -> str:
+    """Say whose flows take most of what the quotas bound; a worker of an older version does not tell."""
+    units = {"open_flows": ("open flow", ""), "state_bytes": ("byte of state", "bytes of state")}
+    return " · ".join(f"{counted(one['used'], *units[quota])} ({one['agent']})" for quota, one in most.items() if quota in units) or "none"

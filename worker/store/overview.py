@@ -135,7 +135,10 @@ class Parked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True):
-    """How the database stands at one moment. `due`: flows that time is due to act on (counted up to 10,000)."""
+    """How the database stands at one moment. `due`: flows that time is due to act on (counted up to 10,000).
+
+    `most`: by quota, the agent whose flows take most of it, and how much.
+    """
 
     counts: dict[str, int]
     set_aside: int
@@ -148,6 +151,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     outgoing: int
     outgoing_attempts: int
     epoch: int
+    most: dict[str, tuple[str, int]]
 
 
 class Stretch(msgspec.Struct, frozen=True, kw_only=True):

@@ -228,6 +228,7 @@ class OverviewReads(ABC):
             outgoing=outgoing,
             outgoing_attempts=attempts,
             epoch=dict(await self._seen("meta"))["epoch"],
+            most={quota: (agent, used) for quota, agent, used in await self._seen("most_used")},
         )
 
 

@@ -204,8 +204,15 @@ class LettersDone(Answer, frozen=True, kw_only=True):
     next_cursor: str | None = None
 
 
+class MostUsed(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent whose flows take most of what a quota bounds."""
+
+    agent: str
+    used: int
+
+
 class StatsAnswer(Answer, frozen=True, kw_only=True):
-    """The answer to `stats`."""
+    """The answer to `stats`. `most`: by quota (`open_flows`, `state_bytes`), who takes most of it."""
 
     now: str
     version: str
@@ -219,6 +226,7 @@ class StatsAnswer(Answer, frozen=True, kw_only=True):
     unpublished: dict[str, int]
     outgoing: dict[str, int]
     epoch: int
+    most: dict[str, MostUsed] = {}
 
 
 class PruneAnswer(Answer, frozen=True, kw_only=True):

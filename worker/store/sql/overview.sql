@@ -130,6 +130,11 @@ FROM json_each(?1) AS want CROSS JOIN dead_letters AS d WHERE d.n = want.value;
 SELECT n, reason, message, subject, stream, seq, CAST(headers_json AS BLOB), body, at_us, replays, replayed_us, replayed_by, length(body)
 FROM dead_letters WHERE n = ?1;
 
+-- There are as many rows as agents.
+-- name: most_used
+SELECT * FROM (SELECT 'open_flows', agent, open_flows FROM usage ORDER BY open_flows DESC LIMIT 1)
+UNION ALL SELECT * FROM (SELECT 'state_bytes', agent, state_bytes FROM usage ORDER BY state_bytes DESC LIMIT 1);
+
 -- name: count_letters
 SELECT count(*) FROM dead_letters;
 
