@@ -97,7 +97,7 @@ docs: $(READY) ## Write the reference pages of docs/ again: commands, settings, 
 schemas: $(READY) ## Write schemas/ again from the message types
 	@$(BIN)/python -m worker.schema_files schemas
 
-deploy-check: $(JUDGES)/.ready ## Have hadolint, kubernetes-validate and checkov judge deploy/ (a minute more the first time)
+deploy-check: $(JUDGES)/.ready ## Have hadolint, kubernetes-validate, checkov and bandit judge deploy/ and the code (a minute more the first time)
 	@$(JUDGES)/bin/python deploy/check.py
 
 check: ## Everything above, as .ci/run does it before a change is merged

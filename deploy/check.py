@@ -1,5 +1,7 @@
 """Have others judge deploy/: hadolint the Containerfile, kubernetes-validate and checkov the manifests, promql-parser the queries.
 
+And bandit the code that ships: what it finds of weight is mended, or says `nosec` where it stands and why it may.
+
 `make deploy-check` runs it.
 
 The judges come from requirements-check.txt in an environment of their own. Overlays are rendered where there is kustomize or kubectl.
@@ -34,7 +36,8 @@ SKIPPED = {
 
 def main() -> int:
     """Judge everything; returns how many judgements were bad."""
-    bad = said("hadolint Containerfile", judged("hadolint", str(HERE / "container" / "Containerfile")))
+    bad = said("bandit worker", judged("bandit", "--quiet", "--severity-level", "medium", "--recursive", str(HERE.parent / "worker")))
+    bad += said("hadolint Containerfile", judged("hadolint", str(HERE / "container" / "Containerfile")))
     bad += said("promql-parser alerts and dashboard", asked())
     bad += said("compose.yaml", composed())
     with tempfile.TemporaryDirectory() as folder:

@@ -232,7 +232,7 @@ def split_bind(given: str) -> tuple[str, int]:
         colon = ""
     if not colon or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > _HIGHEST_PORT:
         raise ValueError(f"{given!r} is no address to listen on; write host:port like 127.0.0.1:8642, port 0 for a free one, or off")
-    return host or "0.0.0.0", int(port)  # noqa: S104 - asked for by leaving the host out, as in ":8642"
+    return host or "0.0.0.0", int(port)  # noqa: S104 - asked for by leaving the host out, as in ":8642"  # nosec B104
 
 
 def _items(raw: Raw) -> list[str]:

@@ -21,14 +21,19 @@ _MOST_RETRIES = 1000
 """How often in a row time stops for the worker's retries. What has not gone through by then will not before somebody helps."""
 
 # What time acts on by itself: timers and deadlines, requests to delegates that nobody took, replies that nobody came for.
-_DUE = """
-SELECT due_us AS at FROM flows WHERE due_us > ?1
-UNION ALL SELECT next_us FROM outgoing WHERE is_sent = 0 AND next_us > ?1
-UNION ALL SELECT expires_us FROM held WHERE expires_us > ?1
+_NEXT = """
+WITH ended (at) AS (SELECT updated_us + ?2 + 1 FROM flows WHERE status IN ('cancelled', 'finished', 'failed'))
+SELECT min(at) FROM (
+  SELECT due_us AS at FROM flows
+  UNION ALL SELECT next_us FROM outgoing WHERE is_sent = 0
+  UNION ALL SELECT expires_us FROM held
+  UNION ALL SELECT at FROM ended
+) WHERE at > ?1
 """
-_ENDED = "SELECT updated_us + ?2 + 1 AS at FROM flows WHERE status IN ('cancelled', 'finished', 'failed')"
-_NEXT = f"SELECT min(at) FROM ({_DUE} UNION ALL SELECT at FROM ({_ENDED}) WHERE at > ?1)"  # noqa: S608  nothing in it comes from outside
-_SERVED = f"SELECT 1 FROM held WHERE expires_us <= ?1 UNION ALL SELECT 1 FROM ({_ENDED}) WHERE at <= ?1 LIMIT 1"  # noqa: S608  as above
+_SERVED = """
+WITH ended (at) AS (SELECT updated_us + ?2 + 1 FROM flows WHERE status IN ('cancelled', 'finished', 'failed'))
+SELECT 1 FROM held WHERE expires_us <= ?1 UNION ALL SELECT 1 FROM ended WHERE at <= ?1 LIMIT 1
+"""
 
 
 class MemoryWorker:
