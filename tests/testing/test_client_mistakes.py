@@ -221,3 +221,34 @@ async def test_an_outcome_that_does_not_come_names_the_id_to_repeat(taskflow: Ta
         await starting
     assert (none.value.command_id, none.value.accepted) == ("c-1", True)
     await taskflow.chaos.restart()
+
+
+async def test_what_anybody_can_send_to_agents_and_delegates_is_a_line_a_minute(
+    taskflow: TaskflowWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A publisher says where the broker's acknowledgement goes: on another agent's events, or to a delegate's notices."""
+    kate, handled = await taskflow.client("kate"), list[str]()
+    agent = Agent(kate, name="loop")
+
+    @agent.on("started")
+    async def handle(flow: Flow, event: Event) -> None:
+        handled.append(event.flow_id)
+
+    taskflow.run(agent.run())
+    mallory = taskflow.transport()
+
+    async def answer(asked: Asked) -> None: ...
+
+    async with serve_delegate("svc.add", answer, on=taskflow.transport(), cancel_on="svc.cancel"):
+        for lines in (1, 2):
+            for _ in range(300):
+                await mallory.publish("taskflow.evt.kate.x.started", b'{"stream":"TASKFLOW_IN","seq":1}', msg_id="", timeout=1)
+                await mallory.tell("svc.cancel", b"garbage")
+            flow = await kate.start(controller="kate/x", goal="be handled")
+            await taskflow.settled()
+            assert handled.pop() == flow.id
+            for name in ("agent", "delegate"):
+                told = [record.getMessage() for record in caplog.records if record.name == f"worker.client.{name}"]
+                assert len(told) == lines, told[:3]
+                assert lines == 1 or "300" in told[-1]
+            await taskflow.clock.advance("1m")

@@ -41,6 +41,7 @@ from worker.client.events import Event, event_in, kinds_of
 from worker.client.flow import Flow
 from worker.client.flows import FlowClient
 from worker.client.lanes import Lanes, Later
+from worker.client.litter import Litter
 from worker.client.numbering import CURRENT, Numbering
 from worker.client.transport import Deliveries, Delivery, NotPermitted
 from worker.wire.subjects import EVENTS, is_token
@@ -108,6 +109,7 @@ class Agent:
         self._ack_wait = ack_wait
         self._retry = (retry_first, retry_last)
         self._rules: list[_Rule] = []
+        self._litter = Litter(_log, "event")
         self._lanes: Lanes | None = None
         self._stopping = asyncio.Event()
         self._late = asyncio.Event()
@@ -210,7 +212,7 @@ class Agent:
         """Put a delivery into its flow's lane, unless it is for nobody."""
         event = event_in(delivery.message)
         if event is None:
-            _log.warning("no event, left out: %s", delivery.message.subject)
+            self._litter.add(delivery.message.subject)
         if event is not None and any(rule.covers(event) for rule in self._rules):
             await lanes.put(event, delivery)
         else:

@@ -24,6 +24,7 @@ import msgspec
 from worker.client.asked import Answer, Asked, DelegateError, answer_error, answer_with, asked_of, flaw_of, reply_subject
 from worker.client.backing_off import Backoff
 from worker.client.flows import FlowClient, Where, opened
+from worker.client.litter import Litter
 from worker.client.now import now
 from worker.client.remembering import Remembering
 from worker.client.replying import enveloped
@@ -79,6 +80,7 @@ class Delegate:
         self._grace = grace
         self._stack = AsyncExitStack()
         self._transport: Transport
+        self._litter = Litter(_log, "cancel notice")
         self._runs: OrderedDict[str, asyncio.Task[Answer | None]] = OrderedDict()
         self._cancelled: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._of_flows: dict[tuple[str, str], asyncio.Task[Answer | None]] = {}
@@ -196,7 +198,7 @@ class Delegate:
         try:
             notice = msgspec.json.decode(message.body, type=_Notice)
         except msgspec.DecodeError:
-            _log.warning("no cancel notice, left out: %s", message.subject)
+            self._litter.add(message.subject)
             return
         key = (notice.flow_id, notice.correlation_id)
         self._cancelled[key] = notice.reason or ""
