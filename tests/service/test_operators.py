@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 
 from tests.serving import Json, Refused, Served, serving
 from worker.admin.letters import replayed
-from worker.store.overview import WantedLetters
+from worker.bus.base import Outgoing
+from worker.store.overview import Kept, WantedLetters
 from worker.wire.subjects import Subjects
 
 TOPIC = "agent.delegate.reply"
@@ -393,10 +394,15 @@ async def test_a_replayed_command_is_decided_anew_although_its_body_names_the_ol
 async def test_the_same_replay_has_the_same_id_until_it_is_marked(served: Served) -> None:
     await conflicting(served)
     (kept,) = (await served.run.store.letters(WantedLetters(), limit=1)).items
-    message = replayed(kept, Subjects(), lambda topic, _: topic)
-    assert message == replayed(kept, Subjects(), lambda topic, _: topic)
+
+    def again(letter: Kept = kept, database: str = served.run.store.identity) -> Outgoing:
+        return replayed(letter, database, Subjects(), lambda topic, _: topic)
+
+    message = again()
+    assert message == again()
     assert (b"command_id" in message.body, "Nats-Msg-Id" in message.headers) == (False, False)
-    assert replayed(msgspec.structs.replace(kept, replays=1), Subjects(), lambda topic, _: topic).msg_id != message.msg_id
+    assert again(msgspec.structs.replace(kept, replays=1)).msg_id != message.msg_id
+    assert again(database="another").msg_id != message.msg_id, "who knows the letter does not know its id, and cannot use it up first"
 
 
 async def test_what_is_replayed_and_dies_again_is_not_replayed_by_the_same_loop(served: Served) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -77,6 +78,15 @@ async def test_a_flow_is_resumed_by_what_was_kept(taskflow: TaskflowWorld) -> No
         await flow.delegate("svc.pay", {"invoice": 7}, timeout="1h")
         await taskflow.assert_running(flow, state={"resume_event": {"paid": 1}})
     assert pay.paid == 1
+
+
+async def test_an_answer_is_kept_though_somebody_has_used_its_key_as_an_id(taskflow: TaskflowWorld) -> None:
+    pay = Paying()
+    for _ in range(2):
+        async with serve_delegate("svc.pay", pay, on=taskflow.transport(), memory="billing"):
+            key = sha256(b"svc.pay\ninvoice-7").hexdigest()
+            await taskflow.transport().publish("$KV.billing.another", b"", msg_id=key, timeout=5)
+            assert (await asked(taskflow, "invoice-7")).body == b'{"paid":1}'
 
 
 class Away(MemoryTransport):

@@ -1,7 +1,8 @@
 """Replay and purge dead letters: publish where they came from, confirm, then mark; so that none is lost and none replayed unseen.
 
 A replay has a new message id, or it would be a repeat of the first. The id is made of the letter and how often it was replayed: when the
-worker dies between the broker's word and the mark, the next replay has the same id, and the broker or the inbox knows it.
+worker dies between the broker's word and the mark, the next replay has the same id, and the broker or the inbox knows it. It is made of the
+database's id, too: who knows the letter cannot use the id up first, and so a `duplicate` means a replay of ours.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class Letters:
         if whole is None:
             return "it was purged meanwhile"
         try:
-            message = replayed(whole, self._subjects, self._answers_on)
+            message = replayed(whole, self._engine.store.identity, self._subjects, self._answers_on)
             stored = await self._bus.publish(message)
         except FlowError as refused:
             return refused.message
@@ -148,14 +149,14 @@ def _marking(number: int, actor: str, now: Micros, about: str, reason: str) -> W
     return mark
 
 
-def replayed(kept: Kept, subjects: Subjects, answers_on: AnswersOn) -> Outgoing:
+def replayed(kept: Kept, database: str, subjects: Subjects, answers_on: AnswersOn) -> Outgoing:
     """Return the message that a dead letter becomes again. Raises `FlowError` where it cannot be published."""
     letter = kept.letter
     subject, headers = _destination(letter, answers_on), _without_ids(letter.headers)
     if not is_literal(subject):
         raise InvalidRequest(f"dead letter {letter.n} came from no subject that can be published to: {subject!r}")
     body = _without_command_id(letter.body) if subjects.parse_command(subject) is not None else letter.body
-    return Outgoing(subject=subject, body=body, msg_id=_new_id(kept), headers=headers)
+    return Outgoing(subject=subject, body=body, msg_id=_new_id(kept, database), headers=headers)
 
 
 def _destination(letter: DeadLetter, answers_on: AnswersOn) -> str:
@@ -185,10 +186,10 @@ def _without_command_id(body: bytes) -> bytes:
     return msgspec.json.encode({name: value for name, value in fields.items() if name != "command_id"})
 
 
-def _new_id(kept: Kept) -> str:
+def _new_id(kept: Kept, database: str) -> str:
     """Return the id of the next replay: the same until it is marked."""
     letter = kept.letter
-    parts = (letter.n, letter.at_us, letter.subject, kept.replays, letter.headers.get(MSG_ID, ""))
+    parts = (database, letter.n, letter.at_us, letter.subject, kept.replays, letter.headers.get(MSG_ID, ""))
     made = blake2b(msgspec.json.encode(parts) + letter.body, digest_size=12).hexdigest()
     return f"replay-{made}"
 

@@ -148,7 +148,7 @@ class NatsTransport:
 
     async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
         """Write a key."""
-        await self.publish(buckets.subject_of(bucket, key), value, msg_id=key, timeout=timeout)
+        await self.publish(buckets.subject_of(bucket, key), value, msg_id="", timeout=timeout)
 
     async def serve(self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = "") -> Serving:
         """Subscribe."""
