@@ -272,6 +272,10 @@ def operators(
         where = {"store": store.place, "nats": bus.address, "monitor_url": monitor_url}
         return {"pid": os.getpid(), **where, **state, "not_ready": not_ready}
 
-    desk = Desk(store.queries, subjects, engine.clock, version=program_version(), about=about)
+    def room() -> int:
+        """Say how much an answer may weigh."""
+        return capacity.page_bytes(bus.max_payload)
+
+    desk = Desk(store.queries, subjects, engine.clock, version=program_version(), about=about, room=room)
     letters = Letters(engine, bus, subjects, bindings.answers_on, counted)
     return Operators(desk, Acting(engine, Randomness().command_id, Copier(store.place).copy), letters, subjects)

@@ -18,6 +18,7 @@ from worker.admin.pages import (
     moment_before,
     moment_of,
     place,
+    show_groups,
     show_held,
     show_letter,
     show_wait,
@@ -43,16 +44,26 @@ _PAIRS = 20
 
 
 class Desk:
-    """Answers questions. `about` says what the asked worker knows of itself; empty where a database is read without one."""
+    """Answers questions. `about` says what the asked worker knows of itself; empty where a database is read without one. `room`: bytes of a
+    page, as many as can be sent.
+    """
 
     def __init__(
-        self, reads: Reads, subjects: Subjects, clock: Callable[[], Micros], *, version: str, about: Callable[[], dict[str, Any]] = dict
+        self,
+        reads: Reads,
+        subjects: Subjects,
+        clock: Callable[[], Micros],
+        *,
+        version: str,
+        about: Callable[[], dict[str, Any]] = dict,
+        room: Callable[[], int] = lambda: outcomes.PAGE_BYTES,
     ) -> None:
         self._reads = reads
         self._subjects = subjects
         self._clock = clock
         self._version = version
         self._about = about
+        self._room = room
         self._answers: dict[type[Asked], Callable[[Any], Awaitable[bytes]]] = {
             operators.List: self._list,
             operators.Show: self._show,
@@ -89,12 +100,12 @@ class Desk:
         after = read_number(asked.cursor) or None
         if asked.set_aside:
             aside = await self._reads.set_aside(limit=asked.limit, after=after)
-            shown, cursor = cut(aside, lambda one: oversight.SetAsideShown(**msgspec.structs.asdict(one)))
+            shown, cursor = cut(aside, lambda one: oversight.SetAsideShown(**msgspec.structs.asdict(one)), self._room())
             return _ENCODE(oversight.FlowPageAcross(flows=[], set_aside=shown, next_cursor=cursor))
         changed = {"changed_before": self._before(asked.older_than), "changed_since": moment_of("since", asked.since, self._clock())}
         wanted = msgspec.structs.replace(_wanted(asked), status=asked.status, goal=asked.goal, **changed)
         page = await self._reads.find_flows(wanted, limit=asked.limit, after=after)
-        kept = outcomes.flows_that_fit(page.items)
+        kept = outcomes.flows_that_fit(page.items, budget=self._room())
         following = page.next if kept == len(page.rows) else page.rows[kept - 1][0]
         return _ENCODE(oversight.FlowPageAcross(flows=[show_flow(f) for f in page.items[:kept]], next_cursor=cursor_of(following)))
 
@@ -112,20 +123,20 @@ class Desk:
         page = await self._reads.list_events(asked.flow_id.lower(), limit=asked.limit, after=after, newest=asked.newest)
         if not page.rows and asked.cursor is None:
             await self.known(asked.flow_id)
-        return outcomes.events_page(page.items, page.next)
+        return outcomes.events_page(page.items, page.next, budget=self._room())
 
     async def _steps(self, asked: operators.Steps) -> bytes:
         """List observed runs."""
         flow = await self.known(asked.flow_id)
         page = await self._reads.list_steps(flow.id, limit=asked.limit, after=read_number(asked.cursor))
-        return outcomes.steps_page(page.rows, page.next)
+        return outcomes.steps_page(page.rows, page.next, budget=self._room())
 
     async def _waits(self, asked: operators.Waits) -> bytes:
         """Show who waits for what."""
         wanted = msgspec.structs.replace(_wanted(asked), due_by=moment_after(asked.due_within, self._clock()))
         older = self._before(asked.older_than)
         page = await self._reads.parked(wanted, parked_before=older, limit=asked.limit, after=place(asked.cursor))
-        kept = fitting([show_wait(flow) for _, flow in page.rows])
+        kept = fitting([show_wait(flow) for _, flow in page.rows], self._room())
         following = page.next if len(kept) == len(page.rows) else page.rows[len(kept) - 1][0]
         cursor = None if following is None else write_cursor(list(following))
         return _ENCODE(oversight.WaitPageAcross(waits=kept, now=rfc3339(self._clock()), next_cursor=cursor))
@@ -134,14 +145,14 @@ class Desk:
         """Show who waits for a topic or pair, and what is held for it."""
         waiters = await self._reads.waiters(asked.topic, asked.correlation_id, asked.limit + 1)
         held = await self._reads.held_replies(topic=asked.topic, correlation_id=asked.correlation_id, limit=asked.limit + 1)
-        shown = fitting([show_held(number, reply) for number, reply in held.rows[: asked.limit]])
+        shown = fitting([show_held(number, reply) for number, reply in held.rows[: asked.limit]], self._room())
         names = [name for name in oversight.WaiterShown.__struct_fields__ if name not in ("since", "until")]
         parked = fitting(
             [
                 oversight.WaiterShown(**{name: getattr(w, name) for name in names}, since=when(w.since_us), until=when(w.due_us))
                 for w in waiters[: asked.limit]
             ],
-            outcomes.PAGE_BYTES // 4,  # the held replies beside them are what weighs
+            self._room() // 4,  # the held replies beside them are what weighs
         )
         answer = oversight.WhoAnswer(
             waiters=parked,
@@ -204,35 +215,21 @@ class Desk:
         page = await self._reads.held_replies(
             topic=asked.topic, correlation_id=asked.correlation_id, limit=asked.limit, after=read_number(asked.cursor)
         )
-        kept = fitting([show_held(number, reply) for number, reply in page.rows])
+        kept = fitting([show_held(number, reply) for number, reply in page.rows], self._room())
         following = page.next if len(kept) == len(page.rows) else kept[-1].number
         return _ENCODE(oversight.HeldPage(held=kept, now=rfc3339(self._clock()), next_cursor=cursor_of(following)))
 
     async def _letters(self, asked: operators.LettersList) -> bytes:
         """Count dead letters, or list them."""
         if asked.grouped:
-            return _ENCODE(oversight.LettersAnswer(groups=fitting(await self._groups(asked))))
+            groups = await self._reads.letter_groups(_GROUPS, self._before(asked.older_than))
+            return _ENCODE(oversight.LettersAnswer(groups=fitting(show_groups(groups, asked, self._subjects), self._room())))
         wanted = WantedLetters(
             reason=asked.letter_reason, subject=asked.subject, before=self._before(asked.older_than), replayed=asked.replayed
         )
         page = await self._reads.letters(wanted, limit=asked.limit, after=read_number(asked.cursor))
-        letters, cursor = cut(page, show_letter)
+        letters, cursor = cut(page, show_letter, self._room())
         return _ENCODE(oversight.LettersAnswer(letters=letters, next_cursor=cursor))
-
-    async def _groups(self, asked: operators.LettersList) -> list[oversight.GroupShown]:
-        """Count by reason and subject, a built-in reply topic's correlation ids together; the largest group first."""
-        found: dict[tuple[str, str], list[int]] = {}
-        for group in await self._reads.letter_groups(_GROUPS, self._before(asked.older_than)):
-            reply = self._subjects.parse_reply(group.subject)
-            subject = f"{self._subjects.reply_topic(reply[0])}.*" if reply is not None else group.subject
-            if asked.letter_reason not in (None, group.reason) or asked.subject not in (None, group.subject):
-                continue
-            known = found.setdefault((group.reason, subject), [0, 0, group.first_us, group.last_us])
-            known[:] = [known[0] + group.count, known[1] + group.replayed, min(known[2], group.first_us), max(known[3], group.last_us)]
-        return [
-            oversight.GroupShown(reason=r, subject=s, count=c, replayed=again, first_at=rfc3339(first), last_at=rfc3339(last))
-            for (r, s), (c, again, first, last) in sorted(found.items(), key=lambda item: -item[1][0])
-        ]
 
     async def _letter(self, asked: operators.LettersShow) -> bytes:
         """Show a dead letter whole."""
@@ -278,6 +275,7 @@ class Desk:
             lambda one: oversight.InterventionShown(
                 at=rfc3339(one.at_us), actor=one.actor, verb=one.verb, about=one.about, reason=one.reason
             ),
+            self._room(),
         )
         return _ENCODE(oversight.LogPage(interventions=shown, next_cursor=cursor))
 

@@ -15,11 +15,12 @@ from worker.errors import InvalidRequest
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow, HeldReply
 from worker.flow.waits import due_times, from_value
-from worker.store.overview import Kept
+from worker.store.overview import Kept, LetterGroup
 from worker.store.records import Page, Row
 from worker.times import Micros, rfc3339, to_micros
-from worker.wire import outcomes, oversight
+from worker.wire import operators, oversight
 from worker.wire.cursors import read_cursor, write_cursor
+from worker.wire.subjects import Subjects
 
 _ENCODE = msgspec.json.Encoder().encode
 _DATE = re.compile(r"\A\d{4}-")
@@ -91,7 +92,7 @@ def cursor_of(position: int | None) -> str | None:
     return None if position is None else write_cursor(position)
 
 
-def fitting(items: Sequence[Item], room: int = outcomes.PAGE_BYTES) -> list[Item]:
+def fitting(items: Sequence[Item], room: int) -> list[Item]:
     """Return the first items that fit into a page of `room` bytes; at least one."""
     weight = 0
     kept: list[Item] = []
@@ -103,9 +104,9 @@ def fitting(items: Sequence[Item], room: int = outcomes.PAGE_BYTES) -> list[Item
     return kept
 
 
-def cut(page: Page[Row], show: Callable[[Row], Item]) -> tuple[list[Item], str | None]:
-    """Return the first rows of a page as they are shown, as many as fit into an answer, and the cursor of what follows."""
-    kept = fitting([show(row) for row in page.items])
+def cut(page: Page[Row], show: Callable[[Row], Item], room: int) -> tuple[list[Item], str | None]:
+    """Return the first rows of a page as they are shown, as many as fit into `room` bytes, and the cursor of what follows."""
+    kept = fitting([show(row) for row in page.items], room)
     return kept, cursor_of(page.next if len(kept) == len(page.rows) else page.rows[len(kept) - 1][0])
 
 
@@ -162,3 +163,19 @@ def by_status(counts: Iterable[tuple[str, int]], prefix: str, names: Sequence[st
 
 
 STATUSES = tuple(status.value for status in FlowStatus)
+
+
+def show_groups(groups: Sequence[LetterGroup], asked: operators.LettersList, subjects: Subjects) -> list[oversight.GroupShown]:
+    """Count by reason and subject, a built-in reply topic's correlation ids together; the largest group first."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for group in groups:
+        reply = subjects.parse_reply(group.subject)
+        subject = f"{subjects.reply_topic(reply[0])}.*" if reply is not None else group.subject
+        if asked.letter_reason not in (None, group.reason) or asked.subject not in (None, group.subject):
+            continue
+        known = found.setdefault((group.reason, subject), [0, 0, group.first_us, group.last_us])
+        known[:] = [known[0] + group.count, known[1] + group.replayed, min(known[2], group.first_us), max(known[3], group.last_us)]
+    return [
+        oversight.GroupShown(reason=r, subject=s, count=c, replayed=again, first_at=rfc3339(first), last_at=rfc3339(last))
+        for (r, s), (c, again, first, last) in sorted(found.items(), key=lambda item: -item[1][0])
+    ]
