@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 from referencing import Registry, Resource
 
@@ -197,6 +198,34 @@ def test_the_schema_takes_what_the_worker_writes_and_nothing_with_a_field_less(n
     optional = {"step", "flow_id", "revision", "correlationid", "causationid"}
     for field in value.keys() - optional:
         assert not accepts(name, {key: kept for key, kept in value.items() if key != field}), field
+
+
+HEAVY = msgspec.structs.replace(SHOWN, state_json={"text": "x" * 5000})
+STARTED = msgspec.structs.replace(
+    EVENT, kind=EventKind.CREATED, payload=examples()[EventKind.CREATED]["data"]["payload"] | {"goal": "x" * 5000}
+)
+
+
+@pytest.mark.parametrize(
+    "name, written, at, omitted",
+    [
+        ("applied.json", outcomes.kept(HEAVY), ("flow",), "state_omitted"),
+        ("applied.json", outcomes.fitting(outcomes.applied(HEAVY), 1000), ("flow",), "state_omitted"),
+        ("page.flows.json", outcomes.fitting(outcomes.flows_page([HEAVY], None), 1000), ("flows", 0), "state_omitted"),
+        ("page.events.json", outcomes.fitting(outcomes.events_page([STARTED], None), 1000), ("events", 0), "payload_omitted"),
+    ],
+)
+def test_what_could_not_be_carried_may_be_missing_where_that_is_said_and_only_there(
+    name: str, written: bytes, at: tuple[str | int, ...], omitted: str
+) -> None:
+    value = json.loads(written)
+    part = value
+    for key in at:
+        part = part[key]
+    assert part[omitted]
+    assert accepts(name, written)
+    del part[omitted]
+    assert not accepts(name, value)
 
 
 @pytest.mark.parametrize("kind", list(EventKind))

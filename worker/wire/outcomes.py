@@ -34,7 +34,7 @@ def fitting(answer: bytes, limit: int) -> bytes:
         return answer
     document = msgspec.json.decode(answer)
     parts = [document["flow"]] if "flow" in document else document.get("flows") or document.get("events", ())
-    for field, omitted in _HEAVY.items():
+    for field, omitted in HEAVY.items():
         for part in parts:
             if part.pop(field, None) is not None:
                 part[omitted] = document[omitted] = True
@@ -43,7 +43,7 @@ def fitting(answer: bytes, limit: int) -> bytes:
     return answer
 
 
-_HEAVY = {"payload": "payload_omitted", "state": "state_omitted", "wait": "state_omitted", "goal": "state_omitted"}
+HEAVY = {"payload": "payload_omitted", "state": "state_omitted", "wait": "state_omitted", "goal": "state_omitted"}
 """What is left out of an event or a flow, in this order, until the answer fits, and how it is said: mostly the first is enough."""
 
 

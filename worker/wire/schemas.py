@@ -19,6 +19,7 @@ from worker.wire import documents as shapes
 from worker.wire.cloudevents import CloudEvent
 from worker.wire.journal import PAYLOADS
 from worker.wire.operators import OPERATIONS
+from worker.wire.outcomes import HEAVY
 from worker.wire.oversight import ANSWERS
 from worker.wire.requests import COMMANDS, QUERIES, FlowId, Key
 
@@ -177,10 +178,20 @@ def _type_by_kind(defs: dict[str, Schema], name: str, suffix: str) -> dict[str, 
 
 
 def _complete(schema: Schema) -> Schema:
-    """Require what is always written: a default only says what the worker writes, not that it may be missing."""
+    """Require what is always written: a default only says what the worker writes, not that it may be missing.
+
+    What may be too heavy for the broker is there unless it is said to be left out.
+    """
     fields = schema.get("properties", {})
-    always = [name for name, part in fields.items() if "default" in part or name in schema.get("required", ())]
-    return schema | {"required": always} if fields else schema
+    written = [name for name, part in fields.items() if "default" in part or name in schema.get("required", ())]
+    heavy = [name for name in written if HEAVY.get(name) in fields]
+    always = {"required": [name for name in written if name not in heavy]} if fields else {}
+    return schema | always | ({"anyOf": [_present(heavy), _present([HEAVY[heavy[0]]])]} if heavy else {})
+
+
+def _present(names: list[str]) -> Schema:
+    """Require fields that may be absent otherwise."""
+    return {"required": names, "properties": {name: {} for name in names}}
 
 
 def _require(field: str) -> Schema:
