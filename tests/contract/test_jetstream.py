@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import nats
 import pytest
 from structlog.testing import capture_logs
 
 from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, jetstream_rig, pulling
 from tests.eventually import eventually
 from tests.ports import kept_port
+from tests.reloading import reload
 from tests.standing import stand_still
 from worker.bus.admission import OF_ONE
 from worker.bus.base import Delivery, Holder, Nak, Outgoing, PublishFailed, Source, Term
@@ -221,6 +223,26 @@ async def test_limits_set_on_the_consumer_are_kept(real: JetStreamRig, bus: JetS
     async with pulling(bus, source, settle=ACK) as got:
         await eventually(lambda: len(got) == 40)
         assert bus.pull_requests < 40
+
+
+async def test_a_message_is_pulled_that_was_too_large_for_the_broker_when_the_pull_began(tmp_path: Path) -> None:
+    """A server that is told to carry more tells nobody; its new connections are told."""
+    server = EmbeddedServer(tmp_path / "raised", kept_port(), sync_always=False, max_payload=64 * 1024)
+    await server.start()
+    bus = JetStreamBus(NatsOptions(servers=(server.url,)))
+    await bus.open()
+    source = Source(stream="TASKFLOW_IN", max_bytes=100_000)
+    await bus.prepare((IN, EVT), (source,))
+    async with pulling(bus, source, settle=ACK) as got:
+        await eventually(lambda: bus.pull_requests)
+        await reload(server, "max_payload: 1MB")
+        agent = await nats.connect(server.url)
+        await agent.jetstream().publish(CMD, b"x" * 900_000)
+        await agent.jetstream().publish(CMD, b"next")
+        await eventually(lambda: [len(one.body) for one in got] == [900_000, 4])
+        await agent.close()
+    await bus.close()
+    await server.stop()
 
 
 async def test_what_a_changed_consumer_gave_up_on_comes_again_once_it_is_changed_back(real: JetStreamRig, bus: JetStreamBus) -> None:

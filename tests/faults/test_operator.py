@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import random
-import signal
 import sqlite3
 import time
 import urllib.request
@@ -31,6 +30,7 @@ from tests.faults.disturbing import side_by_side
 from tests.faults.readiness import readiness, ready, unready
 from tests.faults.report import Row
 from tests.ports import kept_port
+from tests.reloading import reload
 from tests.tiers import Rotated
 from worker.bus.server import EmbeddedServer
 
@@ -305,17 +305,6 @@ def users(permissions: str = EVERYTHING) -> str:
     return f"""authorization {{ users: [
         {{ user: worker, password: w, permissions: {permissions} }}
         {{ user: kate, password: k }} ] }}"""
-
-
-async def reload(server: EmbeddedServer, extra: str) -> None:
-    """Change the server's configuration while it runs."""
-    server.extra_config = extra
-    (server._dir / "nats-server.conf").write_text(server._config(), encoding="utf-8")
-    log = server._dir / "nats-server.log"
-    seen = log.read_text(encoding="utf-8").count("Reloaded server configuration")
-    assert server.pid is not None
-    os.kill(server.pid, signal.SIGHUP)
-    await eventually(lambda: log.read_text(encoding="utf-8").count("Reloaded server configuration") > seen, within=10)
 
 
 @asynccontextmanager

@@ -58,7 +58,8 @@ class Pull:
         self._heartbeat = heartbeat
         self._expires = expires
         self._next_subject = f"$JS.API.CONSUMER.MSG.NEXT.{source.stream}.{source.consumer}"
-        # The server ends a request whose next message is larger than max_bytes: no single message may be, or it blocks for ever.
+        # The server ends a request whose next message is larger than max_bytes: no single message may be, or it blocks for ever. It tells
+        # nobody when it carries more from now on; that shows in a request of which nothing comes (`_on_end`).
         self._max_bytes = max(source.max_bytes, connection.max_payload + 64 * 1024)
         self._batch_max = source.max_ack_pending
         self._inbox = ""
@@ -66,7 +67,7 @@ class Pull:
         self._kick = asyncio.Event()
         self._outstanding = 0
         self._low = 0
-        self._request = 0
+        self._request = self._want = 0
         self._valid_from = 1
         self._asked_at = self._heard_at = 0.0
         self._delay = self._not_before = 0.0
@@ -138,7 +139,7 @@ class Pull:
         if want <= 0 or self._outstanding * 2 > target:
             self._low = 0  # nothing can be asked before all of it has come, or `wake`
             return
-        self._request += 1
+        self._request, self._want = self._request + 1, want
         self.requests += 1
         self._outstanding += want
         self._low = target // 2
@@ -186,7 +187,7 @@ class Pull:
         if request_of(subject) < self._valid_from or reason == "Batch Completed":
             return
         if status in ("404", "408") or (status == "409" and reason.startswith("Message Size Exceeds")):
-            self._on_end(headers)
+            self._on_end(request_of(subject), headers)
             return
         if status == "409" and "Deleted" in reason:
             self._missing = True
@@ -197,13 +198,15 @@ class Pull:
         self._log.warning("pull.interrupted", status=status, reason=reason)
         self._forget()
 
-    def _on_end(self, headers: Mapping[str, str]) -> None:
-        """Account for a request that ended by itself with part of its batch undelivered."""
+    def _on_end(self, request: int, headers: Mapping[str, str]) -> None:
+        """Account for a request that ended by itself with part of its batch undelivered: all of it where its first message is too large."""
         left = headers.get(_PENDING_LEFT, "")
         if not left.isdigit():
             self._forget()
             return
         self._outstanding = max(0, self._outstanding - int(left))
+        if headers.get(STATUS) == "409" and request == self._request and int(left) == self._want:
+            self._max_bytes *= 2
         if self._loop.time() - self._asked_at < _TOO_SOON:
             self._back_off()
         self._kick.set()
