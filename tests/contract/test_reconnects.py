@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.eventually import eventually
 from worker.bus import connection as connections
@@ -44,6 +46,7 @@ class Broker:
         self.reset = False
         self.max_payload = 1_000_000
         self.ends_with: Callable[[bytes], bytes] = lambda _: b""  # what to say before it hangs up for a message
+        self.refuses: Callable[[], None] | None = None  # called for each subscription that is over the limit
         self.acknowledges = b'{"stream":"S","seq":1}'
         self.got: list[bytes] = []
         self.connections = 0
@@ -88,6 +91,10 @@ class Broker:
         while line := await reader.readline():
             verb, *words = line.split()
             if verb == last.encode():
+                return
+            if verb == b"SUB" and self.refuses is not None:
+                self.refuses()
+                writer.write(b"-ERR 'maximum subscriptions exceeded'\r\n")
                 return
             if verb == b"SUB":
                 subscriptions[words[0]] = words[1]
@@ -254,6 +261,24 @@ async def test_an_error_of_the_server_s_is_a_lost_connection_and_its_limits_are_
         with pytest.raises(PublishFailed, match="100") as second:
             await publisher.publish(message)
         assert second.value.unsendable
+        assert not connection.lost.done()
+
+
+async def test_a_server_that_ends_each_connection_with_an_error_is_asked_ever_later(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does whose limit on subscriptions was lowered: it would be twice a second, for ever."""
+    times: list[float] = []
+    async with connected(broker, monkeypatch) as (connection, _, _heard):
+        broker.refuses = lambda: times.append(asyncio.get_running_loop().time())
+        broker.drop()
+        with capture_logs() as logs:
+            await eventually(lambda: len(times) == 4)
+        waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+        assert [wait >= least for wait, least in zip(waits, (0.1, 0.2, 0.4), strict=True)] == [True] * 3, waits
+        assert "maximum subscriptions exceeded" in {log["reason"] for log in logs if log["event"] == "bus.error"}
+        broker.refuses = None
+        await eventually(lambda: connection.connected)
         assert not connection.lost.done()
 
 

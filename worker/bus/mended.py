@@ -24,6 +24,11 @@ _LEFT_TO_NATS_PY = ("permissions violation", "auth", "stale connection")
 """What an error of the server's says where nats-py does what is right: it tells of it, ends for good, or reconnects."""
 
 
+_LASTS = 10.0
+"""Seconds: a connection that the server ends sooner by an error was made in vain, and so will the next one be."""
+_FIRST_DELAY, _LAST_DELAY = 0.1, 15.0
+
+
 class NotEncrypted(NatsError):
     """Encryption was asked for, and the connection has none. Nothing was sent on it."""
 
@@ -80,6 +85,8 @@ class MendedClient(Client):
     The methods are private to nats-py: `tests/unit/test_mended.py`, `tests/security/test_encryption.py`, and `test_jetstream.py`,
     `test_send.py`, `test_outbound.py` and `test_network_faults.py` in `tests/contract` fail when a release moves them.
     """
+
+    _made_at = _delay = 0.0
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:  # noqa: FBT001, FBT002  nats-py's own signature
         """Have what is pending written."""
@@ -150,11 +157,14 @@ class MendedClient(Client):
     async def _process_err(self, err_msg: str) -> None:
         """Take an error, after which the server hangs up: another connection mends it, unless it is about the credentials.
 
-        nats-py closes for good. The limit on messages, for one, may have been lowered: it is read anew with the next connection.
+        nats-py closes for good. The limit on messages, for one, may have been lowered: it is read anew with the next connection. Others
+        end the next one, too (that on subscriptions), which is therefore made ever later.
         """
         if any(word in err_msg for word in _LEFT_TO_NATS_PY):
             await super()._process_err(err_msg)
             return
+        in_vain = asyncio.get_running_loop().time() - self._made_at < _LASTS
+        self._delay = min(max(self._delay * 2, _FIRST_DELAY), _LAST_DELAY) if in_vain else 0.0
         error = NatsError("nats: " + err_msg.strip("'"))
         await self._error_cb(error)
         await self._process_op_err(error)
@@ -174,6 +184,7 @@ class MendedClient(Client):
         self._leave()
         self._forget_pending()
         task = asyncio.current_task()
+        await asyncio.sleep(self._delay)
         while not (self.is_connected or self.is_closed or (task is not None and task.cancelling())):
             try:
                 await super()._attempt_reconnect()
@@ -205,6 +216,7 @@ class MendedClient(Client):
             raise NatsError(f"nats: the server's greeting cannot be read: {error!r}") from error
         if not self.is_connected:
             raise NatsError("nats: the server has not answered the first PING")
+        self._made_at = asyncio.get_running_loop().time()
         for task in self._serving():
             task.add_done_callback(self._on_end)
 
