@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nats
 import pytest
+from nats.errors import FlushTimeoutError
 from structlog.testing import capture_logs
 
 from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, jetstream_rig, pulling
@@ -566,6 +567,22 @@ async def test_term_gives_its_reason_to_the_advisory(real: JetStreamRig, bus: Je
     async with pulling(bus, settle=Term(reason="not JSON")):
         advisory = await asyncio.wait_for(heard.get(), 20)
     assert json.loads(advisory.body)["reason"] == "not JSON"
+
+
+async def test_subscriptions_that_the_server_does_not_take_end_the_start_with_a_sentence(
+    bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its limit on them is too low, or it goes at that moment."""
+
+    async def flush() -> None:
+        raise FlushTimeoutError
+
+    async def handle(_: Request) -> None: ...
+
+    monkeypatch.setattr(bus._connection, "flush", flush)
+    with pytest.raises(BusLost, match="subscriptions") as ended:
+        await bus.serve(Service(name="t", version="1.0.0", description="d", endpoints=()), handle)
+    assert ended.value.exit_code == 69
 
 
 async def test_the_service_can_be_discovered(real: JetStreamRig, bus: JetStreamBus) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
+from nats.errors import Error as NatsError
 
 from worker.bus.asking import Asking
 from worker.bus.base import (
@@ -29,11 +30,13 @@ from worker.bus.base import (
 from worker.bus.connection import Connection, NatsOptions, NoAnswer
 from worker.bus.endpoints import Endpoint, Request, Service
 from worker.bus.outbound import Frame, objection
+from worker.bus.policy import reason
 from worker.bus.publisher import Publisher
 from worker.bus.pull import Pull
 from worker.bus.service import Server
 from worker.bus.settings import Json
 from worker.bus.topology import Topology
+from worker.errors import BusLost
 
 __all__ = ["Endpoint", "JetStreamBus", "NatsOptions"]
 
@@ -224,9 +227,14 @@ class JetStreamBus:
         return await self._asking.send(messages)
 
     async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
-        """Register the micro service."""
+        """Register the micro service. Raises `BusLost`."""
         self._server = Server(self._connection)
-        await self._server.start(service, handler)
+        try:
+            await self._server.start(service, handler)
+        except (NatsError, OSError) as error:
+            why = f"{reason(error)}; the last error of the connection is bus.error in the log"
+            message = f"NATS did not take the subscriptions for requests ({why}): does it limit them (max_subscriptions)? Start again"
+            raise BusLost(message) from error
 
     async def stop_serving(self) -> None:
         """Deregister the service and wait for the requests in hand."""
