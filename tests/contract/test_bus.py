@@ -794,6 +794,20 @@ async def test_a_source_whose_messages_may_not_be_what_was_sent_is_untrusted_unt
     assert bus.untrusted == frozenset()
 
 
+async def test_a_stream_that_was_made_again_so_that_messages_may_send_themselves_is_untrusted(rig: Rig, bus: Bus) -> None:
+    """A broker sets schedules on no stream of ours (it has deny_purge), only on one that takes its place."""
+    await bus.prepare((IN, EVT), (WORKER,))
+    consumer = await rig.consumer_config(WORKER)
+    await rig.delete_stream("TASKFLOW_IN")
+    again = GOOD | {"name": "TASKFLOW_IN", "subjects": list(IN.subjects), "deny_purge": False, "discard": "old", "allow_msg_schedules": True}
+    await rig.create_stream(again)
+    await rig.create_consumer("TASKFLOW_IN", consumer)
+    told = await bus.inspect()
+    assert [flaw for flaw in told if "allow_msg_schedules" in flaw], told
+    assert [flaw for flaw in told if "nothing is taken" in flaw], told
+    assert bus.untrusted == {WORKER}
+
+
 HERE, THERE = (Holder(database=name, host="build-1", store=f"/srv/{name}/flows.db") for name in ("a1", "b2"))
 
 
