@@ -640,6 +640,29 @@ async def test_requests_that_no_endpoint_covers_are_counted_in_an_endpoint_of_th
     assert told == {"start": (2, 0, ""), "other": (3, 3, "400: no such verb")}
 
 
+async def test_the_server_sends_each_request_once_though_a_catch_all_covers_it_too(
+    real: JetStreamRig, bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, came = bus._connection.client, list[bytes]()
+    process = client._process_msg
+
+    async def counted(sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        came.append(bytes(subject))
+        await process(sid, subject, reply, data, headers)
+
+    async def handler(request: Request) -> None:
+        await request.answer(b"", {})
+
+    start, other = Endpoint(name="start", subject="taskflow.api.*.start"), Endpoint(name="other", subject="taskflow.api.*.*")
+    service = Service(name="taskflow", version="0.1.0", description="Durable agent flows", endpoints=(start,), catch_all=(other,))
+    await bus.serve(service, handler)
+    monkeypatch.setattr(client, "_process_msg", counted)
+    for verb in ("start", "dance"):
+        await real.agent.request(f"taskflow.api.kate.{verb}", b"")
+    await real.agent.request("$SRV.PING.taskflow", b"")  # the server has passed them on before this
+    assert came == [b"taskflow.api.kate.start", b"taskflow.api.kate.dance", b"$SRV.PING.taskflow"]
+
+
 async def test_a_place_is_free_when_the_answer_has_left(real: JetStreamRig, bus: JetStreamBus) -> None:
     begun, goes_on = 0, asyncio.Event()
 

@@ -51,6 +51,12 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     guarded: tuple[str, ...] = ()
     whose: Callable[[str], str] = _whoever
 
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """What is subscribed to, so that each request comes once: the catch-alls, and the endpoints that none of them covers."""
+        rest = tuple(endpoint.subject for endpoint in self.catch_all)
+        return rest + tuple(each.subject for each in self.endpoints if not any(covers(pattern, each.subject) for pattern in rest))
+
     def guards(self, reply: str) -> bool:
         """Tell whether no answer may go to the subject."""
         return reply.startswith("$") or any(covers(pattern, reply) for pattern in self.guarded)

@@ -26,7 +26,6 @@ class MemoryServer:
 
     def start(self, service: Service, handler: Handler) -> None:
         """Register the service's endpoints and its catch-all."""
-        patterns = tuple(endpoint.subject for endpoint in service.endpoints + service.catch_all)
         admission = self._admission = Admission(handler, service.whose)
 
         def take(heard: Heard) -> None:
@@ -35,7 +34,7 @@ class MemoryServer:
                 answer = partial(self._answer, heard.reply)
                 admission.put(Request(subject=heard.subject, headers=heard.headers, body=heard.body, answer=answer))
 
-        self._served = Subscriber(patterns, take)
+        self._served = Subscriber(service.patterns, take)
         self._broker.subscribers.append(self._served)
 
     async def stop(self) -> None:

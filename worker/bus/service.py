@@ -10,22 +10,24 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import lru_cache, partial
+from functools import lru_cache
 from time import perf_counter_ns
 from typing import Any
 
 import msgspec
 import structlog
 from nats import micro
+from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.micro.request import Request as MicroRequest
-from nats.micro.service import EndpointStats
+from nats.micro.service import Endpoint as MicroEndpoint
+from nats.micro.service import EndpointConfig, EndpointStats
 from nats.micro.service import Service as MicroService
 
 from worker.bus.admission import Admission
 from worker.bus.base import NO_HEADERS, Headers
 from worker.bus.connection import Connection
-from worker.bus.endpoints import Request, Service
+from worker.bus.endpoints import Endpoint, Request, Service
 from worker.bus.frames import read_headers
 from worker.bus.outbound import Frame, objection
 from worker.wire.subjects import covers
@@ -35,12 +37,9 @@ ERROR_CODE = "Nats-Service-Error-Code"
 TOO_LARGE = b'{"ok":false,"error":{"code":"too_large","message":"the answer is larger than the broker takes; ask for less"}}'
 _STOP_TIMEOUT = 2.0
 _QUEUE = "q"
-# Not the endpoints' queue: the server picks one subscription per queue name, whatever their patterns, and half the requests for an
-# endpoint would come to the catch-all only.
-_REST_QUEUE = "q-rest"
 
 Handler = Callable[[Request], Awaitable[None]]
-Accept = Callable[[str, str, str, bytes, Headers | None], None]
+Accept = Callable[[str, str, bytes, Headers | None], None]
 
 
 class Answers(msgspec.Struct):
@@ -61,6 +60,25 @@ class Answers(msgspec.Struct):
             self.last_error = f"{headers[ERROR_CODE]}: {headers.get(ERROR, '')}"
 
 
+class Listed(MicroEndpoint):
+    """An endpoint that `$SRV.INFO` and `$SRV.STATS` tell of, and that hears nothing: one subscription hears for all that it covers.
+
+    Where each had its own, the server sent the catch-all a copy of every request.
+    """
+
+    def __init__(self, service: MicroService, endpoint: Endpoint) -> None:
+        metadata = dict(endpoint.metadata)
+        config = EndpointConfig(name=endpoint.name, handler=_unheard, queue_group=_QUEUE, subject=endpoint.subject, metadata=metadata)
+        super().__init__(service, config)
+
+    async def _stop(self) -> None:
+        """Stop what was never started."""
+
+
+async def _unheard(_request: MicroRequest) -> None:
+    """Take what comes to an endpoint's own subscription: there is none."""
+
+
 class Server:
     """Serve one `Service` on a connection; see `Admission` for what is in hand at a time."""
 
@@ -68,6 +86,7 @@ class Server:
         self._connection = connection
         self._admission: Admission | None = None
         self._micro: MicroService | None = None
+        self._subscriptions: list[Subscription] = []
         self._answers: defaultdict[str, Answers] = defaultdict(Answers)
         self._log = structlog.get_logger()
 
@@ -76,47 +95,39 @@ class Server:
         self._admission = Admission(handler, service.whose)
         accept = self._accepting(service, self._admission)
 
-        def take(pattern: str, subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> None:
+        def take(subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> None:
             """Take a request in the read loop: nats-py's queue would have everybody's in one line."""
             of = read_headers(headers) if headers else None
-            accept(pattern, subject.decode("utf-8", "replace"), reply.decode("utf-8", "replace"), body, of)
+            accept(subject.decode("utf-8", "replace"), reply.decode("utf-8", "replace"), body, of)
 
-        async def on_request(pattern: str, request: MicroRequest) -> None:
+        async def on_message(msg: Msg) -> None:
             """Take what came before the subscription was read directly."""
-            msg = request._msg  # noqa: SLF001  micro shows no reply subject
-            accept(pattern, msg.subject, msg.reply, msg.data, msg.headers)
+            accept(msg.subject, msg.reply, msg.data, msg.headers)
 
         client = self._connection.client
         self._micro = await micro.add_service(
             client, name=service.name, version=service.version, description=service.description, stats_handler=self._tell
         )
-        for endpoints, queue in ((service.endpoints, _QUEUE), (service.catch_all, _REST_QUEUE)):
-            for endpoint in endpoints:
-                await self._micro.add_endpoint(
-                    name=endpoint.name,
-                    subject=endpoint.subject,
-                    handler=partial(on_request, endpoint.subject),
-                    queue_group=queue,
-                    metadata=dict(endpoint.metadata),
-                )
-        for subscription in self._subscriptions():
-            client.read_directly(subscription, partial(take, subscription.subject))
+        listed = [Listed(self._micro, endpoint) for endpoint in service.endpoints + service.catch_all]
+        self._micro._endpoints.extend(listed)  # noqa: SLF001  its `add_endpoint` subscribes
+        for pattern in service.patterns:
+            subscription = await client.subscribe(pattern, queue=_QUEUE, cb=on_message)
+            client.read_directly(subscription, take)
+            self._subscriptions.append(subscription)
         await self._connection.flush()  # the server knows the subscriptions when this returns, so nobody is told that nobody answers
 
     def _accepting(self, service: Service, admission: Admission) -> Accept:
-        """Make what takes a request from the subscription on a pattern."""
-        rest = {endpoint.subject for endpoint in service.catch_all}
+        """Make what takes a request."""
 
         @lru_cache(maxsize=1024)
-        def has_endpoint(subject: str) -> bool:
-            """Tell whether an endpoint covers the subject."""
-            return any(covers(endpoint.subject, subject) for endpoint in service.endpoints)
+        def pattern_of(subject: str) -> str:
+            """Return the pattern of the endpoint that covers the subject."""
+            listed = service.endpoints + service.catch_all
+            return next(endpoint.subject for endpoint in listed if covers(endpoint.subject, subject))
 
-        def accept(pattern: str, subject: str, reply: str, body: bytes, headers: Headers | None) -> None:
+        def accept(subject: str, reply: str, body: bytes, headers: Headers | None) -> None:
             """Take a request, unless its answer would go where it must not."""
-            # Core NATS gives the catch-all a copy of everything: what an endpoint covers is answered there.
-            if pattern in rest and has_endpoint(subject):
-                return
+            pattern = pattern_of(subject)
             self._answers[pattern].requests += 1
             if service.guards(reply):
                 self._log.warning("service.answer_withheld", subject=subject, reply=reply)
@@ -147,14 +158,12 @@ class Server:
 
     async def _take_the_last(self) -> None:
         """Tell the server to send no more, and take what it has sent: nats-py forgets a subscription before that has come."""
-        for subscription in self._subscriptions():
-            await self._connection.client._send_unsubscribe(subscription._id)  # noqa: SLF001  the public ways forget it at once
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            await self._connection.client._send_unsubscribe(subscription._id)  # noqa: SLF001  the public way forgets it at once
         await self._connection.flush()
-
-    def _subscriptions(self) -> list[Subscription]:
-        """List what is subscribed."""
-        endpoints = self._micro._endpoints if self._micro is not None else []  # noqa: SLF001  micro gives no other access to them
-        return [endpoint._subscription for endpoint in endpoints if endpoint._subscription is not None]  # noqa: SLF001
+        for subscription in subscriptions:
+            await subscription.unsubscribe()
 
     def _answering(self, pattern: str, reply: str) -> Callable[[bytes, Headers], Coroutine[Any, Any, None]]:
         """Make what answers a request that has just come to the endpoint on `pattern`."""
