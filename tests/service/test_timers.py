@@ -226,6 +226,22 @@ async def test_agents_take_turns_with_timers_and_others_between_slices() -> None
         assert slices[0].index(hers.id) <= 1
 
 
+async def test_a_timer_due_behind_more_of_another_agents_than_are_looked_at_has_its_turn_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.store.reads._TURNS_AMONG", 300)
+    async with running() as run:
+        many, (hers,) = await owned(run, "mallory", 700), await owned(run, "kate", 1)
+        await timed(run, many, 1)
+        await timed(run, [hers], 2)
+        run.clock.advance(seconds=3)
+        slices: list[list[str]] = []
+        run.engine.listen(lambda batch: slices.append([write.flow.id for write in batch.flows]))
+        assert (await run.waits.tick()).resumed == 701
+        assert hers.id in slices[0]
+        assert len({flow for each in slices for flow in each}) == sum(map(len, slices)) == 701
+
+
 async def test_a_timer_that_becomes_due_while_thousands_are_worked_off_is_in_the_next_slice() -> None:
     async with running() as run:
         many, (hers,) = await owned(run, "mallory", 700), await owned(run, "kate", 1)

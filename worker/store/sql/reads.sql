@@ -72,7 +72,8 @@ SELECT scope, key, digest, outcome, result, source, source_seq, at_us FROM inbox
 
 -- What a reply could still resume is due by ?1 only as far as every reply until then is decided (?3); ?4 is no topic of replies. Flows
 -- whose cancellation was requested are due whatever the clock says. Last come ends to follow up, some at a time. Agents take turns among
--- the first ?5 that are due: an owner up to its second colon is an agent's.
+-- the first ?5 that are due and, where there are more, the last ?5: what becomes due while one agent has many is among those. An owner up
+-- to its second colon is an agent's.
 -- name: due
 SELECT 0, EXISTS (
   SELECT 1 FROM flows AS f WHERE f.due_us IS NOT NULL AND f.due_us <= ?1 AND f.due_us > ?3 AND f.cancel_requested = 0
@@ -89,6 +90,14 @@ SELECT * FROM (
         WHERE f.due_us IS NOT NULL AND f.due_us <= ?1 AND (f.due_us <= ?3 OR f.cancel_requested = 1
           OR NOT EXISTS (SELECT 1 FROM waiters AS w WHERE w.flow = f.n AND w.wait_id = f.wait_id AND w.open = 1 AND w.topic <> ?4))
         ORDER BY f.due_us LIMIT ?5
+      )
+      UNION
+      SELECT * FROM (
+        SELECT f.n, f.due_us, f.owner_session_key FROM flows AS f
+        WHERE f.due_us > (SELECT due_us FROM flows WHERE due_us IS NOT NULL AND due_us <= ?1 ORDER BY due_us LIMIT 1 OFFSET ?5)
+          AND f.due_us <= ?1 AND (f.due_us <= ?3 OR f.cancel_requested = 1
+          OR NOT EXISTS (SELECT 1 FROM waiters AS w WHERE w.flow = f.n AND w.wait_id = f.wait_id AND w.open = 1 AND w.topic <> ?4))
+        ORDER BY f.due_us DESC LIMIT ?5
       )
       UNION ALL
       SELECT * FROM (
@@ -115,13 +124,22 @@ FROM flow_events AS e CROSS JOIN flows AS f WHERE e.n > ?1 AND f.n = e.flow ORDE
 -- name: unpublished_dead_letters
 SELECT n, reason, message, subject, stream, seq, CAST(headers_json AS BLOB), body, at_us FROM dead_letters WHERE n > ?1 ORDER BY n LIMIT max(?2, 0);
 
--- Agents take turns among the first ?3, as in `due`.
+-- Agents take turns among the first ?3 and the last, as in `due`.
 -- name: outgoing_due
 SELECT o.n, o.attempts, o.nonce, f.id, o.wait_id, o.kind, o.subject, o.headers_json, o.body, o.reply
 FROM (
   SELECT n, next_us, row_number() OVER (PARTITION BY substr(owner, 1, 6 + instr(substr(owner, 7), ':')) ORDER BY next_us, n) AS turn FROM (
-    SELECT o.n, o.next_us, f.owner_session_key AS owner FROM outgoing AS o CROSS JOIN flows AS f
-    WHERE o.is_sent = 0 AND o.next_us <= ?1 AND f.n = o.flow ORDER BY o.next_us, o.n LIMIT ?3
+    SELECT * FROM (
+      SELECT o.n, o.next_us, f.owner_session_key AS owner FROM outgoing AS o CROSS JOIN flows AS f
+      WHERE o.is_sent = 0 AND o.next_us <= ?1 AND f.n = o.flow ORDER BY o.next_us, o.n LIMIT ?3
+    )
+    UNION
+    SELECT * FROM (
+      SELECT o.n, o.next_us, f.owner_session_key FROM outgoing AS o CROSS JOIN flows AS f
+      WHERE o.is_sent = 0 AND o.next_us <= ?1 AND f.n = o.flow
+        AND o.next_us > (SELECT next_us FROM outgoing WHERE is_sent = 0 AND next_us <= ?1 ORDER BY next_us LIMIT 1 OFFSET ?3)
+      ORDER BY o.next_us DESC, o.n DESC LIMIT ?3
+    )
   ) ORDER BY turn, next_us, n LIMIT ?2
 ) AS t CROSS JOIN outgoing AS o ON o.n = t.n CROSS JOIN flows AS f ON f.n = o.flow;
 
