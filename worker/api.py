@@ -108,7 +108,8 @@ class Api:
         try:
             body, error = await self._handled(request, turn)
         except FlowError as refusal:
-            body, error = outcomes.refused(refusal), refusal
+            error = refusal.bare()
+            body = outcomes.refused(error)
         except Refusal:
             error = Unavailable("the worker is stopping: repeat with the same command id")
             body = outcomes.refused(error)

@@ -6,7 +6,7 @@ A `Refusal` of the surroundings (`ConfigError`, `StoreRefused`, `BusLost`) ends 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class FlowError(Exception):
@@ -22,6 +22,11 @@ class FlowError(Exception):
         super().__init__(message)
         self.message = message
         self.details: dict[str, Any] = details
+
+    def bare(self) -> Self:
+        """Forget where it was raised, and why: those frames hold the request, and often the error itself, until cycles are looked for."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)

@@ -7,6 +7,7 @@ that wait at the broker's side are those of a socket that takes nothing more.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from worker.admin import explaining
 from worker.api import _TURNS_EACH
 from worker.bus.base import NO_HEADERS, Headers
 from worker.bus.broker import MemoryClient
+from worker.errors import FlowError
 from worker.flow.lifecycle import FlowStatus
 from worker.flow.model import Flow, HeldReply
 from worker.store.sqlite import Queries
@@ -91,6 +93,22 @@ async def ask(client: MemoryClient, subject: str, **fields: Any) -> dict[str, An
     body, _ = await client.request(f"taskflow.{subject}", msgspec.json.encode(fields), within=60)
     answer: dict[str, Any] = msgspec.json.decode(body)
     return answer
+
+
+@pytest.mark.parametrize("subject", ["api.mallory.advance", "api.mallory.status", "api.mallory.dance", "admin.list", "admin.cancel"])
+@pytest.mark.parametrize("body", [b'{"a":1,,}', b"{}", b'{"flow_id":"none","patch":{}}'])
+async def test_a_refused_request_is_forgotten_at_once_and_not_when_cycles_are_looked_for(line: Line, subject: str, body: bytes) -> None:
+    def refusals() -> list[str]:
+        return [repr(one) for one in gc.get_objects() if isinstance(one, FlowError)]
+
+    before = refusals()
+    gc.disable()
+    try:
+        await line.agent.request(f"taskflow.{subject}", body, within=60)
+        await eventually(lambda: line.bus._server._admission is not None and not line.bus._server._admission._tasks)
+        assert refusals() == before
+    finally:
+        gc.enable()
 
 
 async def seeded(line: Line) -> Seeded:
