@@ -8,6 +8,7 @@ had in time is decided only afterwards. Every history is walked to its end, refu
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -119,6 +120,7 @@ def copied(world: World) -> World:
         new.replies[pair] = list(held)
     for flow_id, pairs in world.pairs.items():
         new.pairs[flow_id] = set(pairs)
+    new.usages = copy.deepcopy(world.usages)
     had = world.holdings
     topics = {tenant: dict(counts) for tenant, counts in had.topics.items()}
     new.holdings = Holdings(had.total, dict(had.of), topics, {sender: list(first) for sender, first in had.first.items()})
