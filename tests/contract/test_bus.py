@@ -799,7 +799,13 @@ async def test_a_stream_that_was_made_again_so_that_messages_may_send_themselves
     await bus.prepare((IN, EVT), (WORKER,))
     consumer = await rig.consumer_config(WORKER)
     await rig.delete_stream("TASKFLOW_IN")
-    again = GOOD | {"name": "TASKFLOW_IN", "subjects": list(IN.subjects), "deny_purge": False, "discard": "old", "allow_msg_schedules": True}
+    again = GOOD | {
+        "name": "TASKFLOW_IN",
+        "subjects": list(IN.subjects),
+        "deny_purge": False,
+        "discard": "old",
+        "allow_msg_schedules": True,
+    }
     await rig.create_stream(again)
     await rig.create_consumer("TASKFLOW_IN", consumer)
     told = await bus.inspect()
