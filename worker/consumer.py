@@ -167,7 +167,7 @@ class Consumer:
         self._heard_of[place] = asyncio.get_running_loop().time()
         if again:
             return  # the broker's patience was too short; what comes of the first delivery settles this one
-        self._bytes_in_hand += len(delivery.body)
+        self._bytes_in_hand += delivery.size
         begun = self._begun_before(delivery)
         try:
             verdict = _poison(delivery, begun) if begun >= MAX_ATTEMPTS else self._read(delivery)
@@ -239,7 +239,7 @@ class Consumer:
         if latest is None:
             return
         self._heard_of.pop(_place(delivery), None)
-        self._bytes_in_hand -= len(delivery.body)
+        self._bytes_in_hand -= delivery.size
         self._bus.settle(latest, settlement)
         self._watch(verb, outcome)
         if not self._in_hand:

@@ -431,6 +431,7 @@ REPLIES: tuple[tuple[str, str, Any, dict[str, str], str], ...] = (
     ("row21-too-deep", TOPIC, nested(33), {"Correlation-Id": "c"}, "too_deep"),
     ("row24-too-large", TOPIC, b'{"correlation_id":"c","payload":"%b"}' % (b"x" * LIMIT), {}, "too_large"),
     ("row24-too-large,-no-JSON", "taskflow.reply.kate.c", b"x" * (LIMIT + 1), {}, "too_large"),
+    ("row24-two-thousand-headers", TOPIC, {"payload": 1}, {"Correlation-Id": "c", **{f"H-{n}": "" for n in range(2000)}}, "too_large"),
     ("row13-a-resume-message-without-flow", "taskflow.resume", {"topic": TOPIC, "correlation_id": "c"}, {}, "invalid_request"),
     ("row14-one-whose-flow-is-no-id", "taskflow.resume", {"flow_id": "7", "topic": TOPIC, "correlation_id": "c"}, {}, "invalid_request"),
     ("row13-one-without-a-topic", "taskflow.resume", {"flow_id": FLOW, "correlation_id": "c"}, {}, "invalid_request"),

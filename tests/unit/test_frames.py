@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.errors import BadHeaderError
 
+from worker.bus import frames
 from worker.bus.frames import encoded, read_headers
 from worker.bus.mended import MendedClient
+from worker.wire.headers import MOST_HEADERS, UNREAD
 
 SUBJECTS = st.text(st.characters(exclude_characters=" \t\r\n", exclude_categories=["Cs"]), min_size=1)
 NAMES = st.text(st.sampled_from("aZ0-_.!"), min_size=1) | st.sampled_from(["", "  ", " padded ", "content-type"])
@@ -87,3 +90,27 @@ def test_a_status_is_read_as_nats_py_reads_it(raw: bytes) -> None:
 @given(st.binary())
 def test_no_header_block_is_too_broken_to_be_read(raw: bytes) -> None:
     assert all(isinstance(name, str) for name in read_headers(raw))
+
+
+def block(number: int) -> bytes:
+    return b"NATS/1.0\r\n" + b"".join(b"H-%d: x\r\n" % n for n in range(number)) + b"\r\n"
+
+
+def test_as_many_headers_as_are_allowed_are_read_whole() -> None:
+    assert len(read_headers(block(MOST_HEADERS))) == MOST_HEADERS
+
+
+@pytest.mark.parametrize("number", [MOST_HEADERS + 1, 100_000])
+def test_of_too_many_headers_no_more_are_read_than_of_enough_and_it_is_said(number: int) -> None:
+    with patch.object(frames, "_read_name", wraps=frames._read_name) as read:
+        found = read_headers(block(number))
+    assert read.call_count == MOST_HEADERS
+    left = len(block(number)) - len(block(MOST_HEADERS)) + len(b"\r\n")
+    assert int(found.pop(UNREAD)) == left
+    assert found == read_headers(block(MOST_HEADERS))
+
+
+def test_a_name_that_is_longer_than_any_that_counts_is_passed_over_and_not_kept() -> None:
+    kept = frames._read_name.cache_info().currsize
+    assert read_headers(b"NATS/1.0\r\n" + b"n" * 60_000 + b": x\r\nA: 1\r\n\r\n") == {"A": "1"}
+    assert frames._read_name.cache_info().currsize <= kept + 2

@@ -17,6 +17,7 @@ from worker.flow import commands as flow
 from worker.flow.lifecycle import FlowStatus, FlowStepStatus
 from worker.wire import requests
 from worker.wire.codec import Inbound, Query, Unusable, read_command, read_query, stray
+from worker.wire.headers import UNREAD
 from worker.wire.requests import COMMANDS, QUERIES
 from worker.wire.verdicts import REASONS
 
@@ -194,6 +195,12 @@ def test_any_request_may_begin_with_a_byte_order_mark(wrapped: bool) -> None:
 def test_the_envelope_id_is_no_command_id() -> None:
     envelope = {"id": "e", "timestamp": "t", "topic": "x", "source": "y", "payload": OF_FLOW}
     assert refused("run", envelope, {}).error.details["path"] == "/command_id"
+
+
+def test_a_message_with_more_headers_than_are_read_is_refused_under_its_id() -> None:
+    verdict = refused("start", START, {**ID, UNREAD: "900000"})
+    assert (verdict.reason, verdict.error.details["path"]) == ("too_large", "/headers")
+    assert verdict.identity is not None
 
 
 def test_header_id_and_body_id_are_the_same_identity() -> None:

@@ -18,7 +18,7 @@ from worker.flow.lifecycle import EventKind, FlowStatus
 from worker.flow.model import FlowEvent
 from worker.wire.cloudevents import event_message, is_same_event
 from worker.wire.deadletters import dead_letter_message, read_headers
-from worker.wire.headers import weight
+from worker.wire.headers import UNREAD, weight
 from worker.wire.subjects import Subjects
 
 FLOW = "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f"
@@ -110,6 +110,11 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     seq: int | None = 12
     headers: dict[str, str] = {}
     body: bytes = b'{"a"'
+
+
+def test_a_dead_letter_of_a_message_with_too_many_headers_keeps_those_that_were_read_and_says_so() -> None:
+    message = dead_letter_message(Letter(headers={"X": "1", UNREAD: "900000"}), Subjects(), max_bytes=1_048_576)
+    assert (read_headers(message.headers["Taskflow-Headers"]), message.headers["Taskflow-Truncated"]) == ({"X": "1"}, "true")
 
 
 def test_a_dead_letter_keeps_the_message_and_says_where_it_came_from() -> None:

@@ -21,6 +21,7 @@ def delivery_of(subject: bytes, reply: bytes, body: bytes, headers: bytes | None
         subject=subject.decode("utf-8", "replace"),
         headers=read_headers(headers) if headers else NO_HEADERS,
         body=body,
+        size=len(body) + len(headers or b""),
         stream=fields[at],
         attempt=int(fields[at + 2]),
         seq=int(fields[at + 3]),

@@ -17,7 +17,7 @@ import structlog
 from worker.bus.endpoints import Request
 from worker.errors import FlowError, Unavailable
 from worker.turnstile import Share, Turnstile
-from worker.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE
+from worker.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, weight
 from worker.wire.outcomes import error_headers, refused
 
 INTERNAL = b'{"ok":false,"error":{"code":"internal","message":"the request failed; nothing is known about its effect"}}'
@@ -85,4 +85,4 @@ class Admission:
 
 def _weight(request: Request) -> int:
     """Return about how much memory a request keeps."""
-    return AROUND + len(request.body)
+    return AROUND + len(request.body) + weight(request.headers)

@@ -1,7 +1,6 @@
 """The bus port: what the worker needs of a broker, with every promise written down.
 
-Adapters: `bus.jetstream` (NATS JetStream) and `bus.memory` (in the process; ships as the test kit's broker).
-Both pass `tests/contract/test_bus.py` and `test_send.py`. Nothing of nats-py shows in this module.
+Adapters: `bus.jetstream` and `bus.memory` (the test kit's broker); both pass `tests/contract`. Nothing of nats-py shows here.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """One message as a stream's consumer handed it over.
 
     `seq` is the stream sequence; `attempt` counts deliveries from 1; `arrived_us` is when the broker stored it (microseconds since the
-    epoch, its clock); `token` is the adapter's handle for `Bus.settle`; `pending`: how many of the source's were undelivered behind it.
+    epoch, its clock); `token` is the adapter's handle for `Bus.settle`; `pending`: how many were undelivered behind it; `size`: in bytes.
     """
 
     subject: str
@@ -37,6 +36,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     arrived_us: int
     token: str
     pending: int = 0
+    size: int = 0
 
 
 class Ack(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ import re
 from functools import lru_cache
 
 from worker.bus.base import Headers
+from worker.wire.headers import MOST_HEADERS, UNREAD
 
 STATUS, DESCRIPTION = "Status", "Description"
 """The names under which `read_headers` gives the status line of a message that the server itself wrote."""
@@ -17,7 +18,9 @@ _VERSION = b"NATS/1.0"
 # Whoever could put one of these into a subject would write protocol of his own.
 _BREAK = re.compile(r"[ \t\r\n]")
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_NO_NAME = re.compile(rb"[\x09-\x0d\x1c-\x20\x80-\xff]")
 _STATUS_LENGTH = 3
+_LONGEST_NAME = 256
 
 
 def encoded(subject: str, body: bytes, reply: str, headers: Headers) -> bytes:
@@ -33,14 +36,18 @@ def encoded(subject: str, body: bytes, reply: str, headers: Headers) -> bytes:
 def read_headers(raw: bytes) -> dict[str, str]:
     """Read a header block; what is no text becomes U+FFFD, and a name that is none is passed over.
 
-    Of two headers with one name the first counts, as with the clients of other languages; nats-py would have the last.
+    Of two headers with one name the first counts, as with the clients of other languages; nats-py would have the last. Beyond
+    `MOST_HEADERS` nothing is read: `UNREAD` says so, and `limits.check_headers` refuses the message.
     """
-    lines = raw.split(b"\r\n")
+    lines = raw.split(b"\r\n", MOST_HEADERS + 1)
     found = _status(lines[0][len(_VERSION) :]) if lines[0] != _VERSION else {}
+    rest = lines.pop() if len(lines) > MOST_HEADERS + 1 else b""
     for line in lines[1:]:
         name, colon, value = line.partition(b":")
         if colon and (known := _read_name(name)) is not None:
             found.setdefault(known, value.strip().decode("utf-8", "replace"))
+    if rest.strip():
+        found[UNREAD] = str(len(rest))
     return found
 
 
@@ -67,9 +74,9 @@ def _written_name(name: str) -> bytes:
 
 @lru_cache(maxsize=256)
 def _read_name(name: bytes) -> str | None:
-    """Return a header's name, or None for what is none."""
-    text = name.strip().decode("ascii", "replace")
-    return None if "\ufffd" in text or any(character.isspace() for character in text) else text
+    """Return a header's name, or None for what is none, or longer than any that counts: names are kept."""
+    token = name.strip()
+    return None if len(token) > _LONGEST_NAME or _NO_NAME.search(token) else token.decode("ascii")
 
 
 def _status(line: bytes) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from worker.bus.base import Ack, Backlog, Delivery, Headers, InProgress, Nak, Published, PublishFailed, Settlement, Term
 from worker.bus.filters import filters_in
 from worker.bus.settings import Json
+from worker.wire.headers import weight
 from worker.wire.subjects import covers
 
 MSG_ID = "Nats-Msg-Id"
@@ -190,6 +191,7 @@ class ConsumerState:
             arrived_us=message.at_us,
             token=f"{stream} {self._name} {seq}",
             pending=self._undelivered(),
+            size=len(message.body) + weight(message.headers),
         )
 
     def _deliver_again(self, seq: int, at_us: int) -> None:

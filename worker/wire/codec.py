@@ -16,7 +16,7 @@ from worker.wire import complaints
 from worker.wire.commands import build, owner_of
 from worker.wire.envelope import Opened, open_request
 from worker.wire.headers import MSG_ID, Headers, find, hops_of, inbox_of, trace_of
-from worker.wire.limits import shown
+from worker.wire.limits import check_headers, shown
 from worker.wire.origin import Mint, Origin
 from worker.wire.requests import COMMANDS, EXPECTED, QUERIES, Request
 from worker.wire.subjects import Subjects, is_token
@@ -48,6 +48,7 @@ def read_command(
     opened: Opened | None = None
     request: Request | None = None
     try:
+        check_headers(headers)
         if verb not in COMMANDS:
             raise complaints.unsupported(verb, COMMANDS if require_id else complaints.ALL_VERBS)  # who asks on `api` may also query
         opened = open_request(body)

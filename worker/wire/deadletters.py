@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from worker.wire.cloudevents import Message
-from worker.wire.headers import MSG_ID, Headers, one_line, weight
+from worker.wire.headers import MSG_ID, UNREAD, Headers, one_line, weight
 from worker.wire.subjects import Subjects, is_token
 
 REASON = "Taskflow-Reason"
@@ -104,6 +104,8 @@ def _headers_text(headers: Headers, room: int) -> tuple[str, bool]:
     kept: dict[str, str] = {}
     length = 2
     for name, value in headers.items():
+        if name == UNREAD:
+            return json.dumps(kept, separators=(",", ":")), True
         length += len(json.dumps(name)) + len(json.dumps(value)) + 2
         if length > room:
             return json.dumps(kept, separators=(",", ":")), True

@@ -13,6 +13,7 @@ import msgspec
 
 from worker.errors import FlowError, InvalidRequest, TooDeep, TooLarge
 from worker.wire import pointers
+from worker.wire.headers import MOST_HEADERS, UNREAD, Headers
 
 MAX_BYTES = 262_144
 MAX_DEPTH = 32
@@ -80,6 +81,16 @@ def check_size(body: bytes) -> None:
     """Refuse a body over the limit, undecoded. Raises `TooLarge`."""
     if len(body) > MAX_BYTES:
         raise TooLarge(f"the body has {len(body)} bytes; the limit is {MAX_BYTES}", size=len(body), limit=MAX_BYTES)
+
+
+def check_headers(headers: Headers) -> None:
+    """Refuse a message with more headers than are read. Raises `TooLarge`."""
+    if UNREAD in headers:
+        raise TooLarge(
+            f"the message has more than {MOST_HEADERS} headers; what was sent beyond them, {headers[UNREAD]} bytes, is not read",
+            path="/headers",
+            limit=MOST_HEADERS,
+        )
 
 
 def top_level(body: bytes) -> TopLevel:

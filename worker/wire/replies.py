@@ -102,6 +102,7 @@ class Bindings:
     def read(self, subject: str, headers: Headers, body: bytes, *, stream: str, seq: int, arrived_us: int) -> Inbound | Unusable | Ignored:
         """Read what arrived on a reply subject. Never raises for bad input; `stream` and `seq` name a message without an id."""
         try:
+            limits.check_headers(headers)
             message = open_reply(subject, headers, body)
             acknowledged = acknowledgement_in(message.value) if message.envelope_id is None else None
             if acknowledged is not None:
