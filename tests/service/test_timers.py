@@ -222,7 +222,8 @@ async def test_agents_take_turns_with_timers_and_others_between_slices() -> None
         run.engine.listen(lambda batch: slices.append([write.flow.id for write in batch.flows]))
         report = await run.waits.tick()
         assert (report.resumed, report.errors) == (701, 0)
-        assert [len(one) for one in slices] == [250, 250, 201]
+        assert sum(map(len, slices)) == 701
+        assert max(map(len, slices)) == 250  # fewer where a transaction has had its time
         assert slices[0].index(hers.id) <= 1
 
 
