@@ -26,7 +26,7 @@ from worker.consumer import Consumer, decided_until
 from worker.copying import Copier
 from worker.dispatcher import Dispatcher
 from worker.engine import Clock, Engine
-from worker.errors import StoreBroken, root_of
+from worker.errors import Defect, Refusal, StoreBroken, root_of
 from worker.health import Check, HealthServer
 from worker.inspector import Inspector
 from worker.line_writer import LineWriter
@@ -45,6 +45,7 @@ from worker.store.placement import checked, placed
 from worker.store.sqlite import SqliteFlowStore
 from worker.supervisor import Services, Supervisor
 from worker.systemd import Systemd
+from worker.tasks import LastResort
 from worker.telemetry import Said, configure_logging, logger
 from worker.times import SECOND, Micros
 from worker.topology import reply_bindings, topology
@@ -84,12 +85,13 @@ async def run(config: Config, out: TextIO | None = None, stop: Stop | None = Non
         stop.listen()
     take_values_as_they_are()
     if await stop.before(_check_broker(config, adopt=adopt)):
-        async with _closing(await SqliteFlowStore.open(config.store.path)) as store:
-            bus = JetStreamBus(nats_options(config.nats))
-            try:
-                await _serve(config, store, bus, stop, LineWriter(sys.stdout if out is None else out), metrics, adopt=adopt)
-            finally:
-                await bus.close()
+        with LastResort():
+            async with _closing(await SqliteFlowStore.open(config.store.path)) as store:
+                bus = JetStreamBus(nats_options(config.nats))
+                try:
+                    await _serve(config, store, bus, stop, LineWriter(sys.stdout if out is None else out), metrics, adopt=adopt)
+                finally:
+                    await bus.close()
     log.info(Said.STOPPED)
     return 0
 
@@ -171,11 +173,19 @@ async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: LineWr
     try:
         await supervisor.run(stop, ready)
     except BaseExceptionGroup as group:
-        raise root_of(group) from group
+        raise _told(root_of(group)) from group
     finally:
         services.systemd.close()
         if health is not None:
             await health.stop()
+
+
+def _told(failure: BaseException) -> BaseException:
+    """Return the refusal that ends the worker; a defect is logged with its traceback, and one line says where to look."""
+    if isinstance(failure, Refusal) and not isinstance(failure, Defect):
+        return failure
+    logger("worker").error(Said.FAILED, why=repr(failure), exc_info=failure)
+    return Defect(f"the worker has failed: {failure}; the log has the traceback: please report it, and start the worker again")
 
 
 async def set_up(config: Config, store: Store, bus: Bus, tracker: Tracker, clock: Clock, *, adopt: bool = False) -> Services:

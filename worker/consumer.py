@@ -25,6 +25,7 @@ from worker.recall import Recall
 from worker.recovery import Recovery
 from worker.store.records import NO_SUSPECTS
 from worker.submission import Outcome, Useless
+from worker.tasks import Tasks, repeat
 from worker.telemetry import Said
 from worker.times import Micros
 from worker.wire.codec import Ignored, Inbound, Unusable
@@ -101,16 +102,13 @@ class Consumer:
 
     async def run(self) -> None:
         """Pull until cancelled, but not while held."""
-        keeping = asyncio.create_task(self._keep_alive())
-        try:
-            while True:
-                await self._open.wait()
-                await self._pull()
-        finally:
-            keeping.cancel()
+        async with Tasks() as tasks:
+            tasks.start(repeat(self._keep_alive, "keep alive"), "keep alive")
+            tasks.start(repeat(self._pull, "pull"), "pull")
 
     async def _pull(self) -> None:
-        """Pull until held."""
+        """Pull until held, once that is over."""
+        await self._open.wait()
         scope = asyncio.timeout(None)
         try:
             async with scope:
@@ -256,13 +254,12 @@ class Consumer:
     async def _keep_alive(self) -> None:
         """Tell the broker that what is long in hand is still worked on, so that it is not delivered a second time."""
         loop = asyncio.get_running_loop()
-        while True:
-            patience = self._bus.ack_wait(self._source) / 3
-            await asyncio.sleep(min(patience, _LOOK_EVERY))
-            for place, delivery in self._in_hand.items():
-                if loop.time() - self._heard_of[place] >= patience:
-                    self._bus.settle(delivery, InProgress())
-                    self._heard_of[place] = loop.time()
+        patience = self._bus.ack_wait(self._source) / 3
+        await asyncio.sleep(min(patience, _LOOK_EVERY))
+        for place, delivery in self._in_hand.items():
+            if loop.time() - self._heard_of[place] >= patience:
+                self._bus.settle(delivery, InProgress())
+                self._heard_of[place] = loop.time()
 
 
 async def decided_until(consumers: Iterable[Consumer]) -> Micros:

@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from worker.errors import Defect
 from worker.flow.commands import DeadlinePassed, ExpireHeld, Policy, Reply, RequestRefused, StartFlow
 from worker.flow.model import Flow, Pair
 from worker.flow.waits import ExternalEvent, nodes
 from worker.flow.world import World
 from worker.submission import Submission, Useless
+from worker.tasks import heed_cancellation, keep
 
 Question = tuple[bytes, bytes | None]
 """A schema, and a payload to check against it; None: whether the schema can be used at all."""
@@ -115,7 +117,7 @@ class Deferrals:
             self.answers.setdefault(deferral.submission, {})
             self._waiting[deferral.submission] = deferral
             if deferral.questions:
-                self._finding[deferral.submission] = asyncio.ensure_future(self._find(deferral))
+                self._finding[deferral.submission] = keep(self._find(deferral), "schema")
             if deferral.again:
                 self.ready = True
                 self._woken()
@@ -130,7 +132,9 @@ class Deferrals:
         try:
             for question, find in deferral.questions.items():
                 known[question] = await loop.run_in_executor(self._thread, find)
-        except Exception as defect:  # noqa: BLE001  # told to whoever submitted it: the others go on
+        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # told to whoever submitted it: the others go on
+            heed_cancellation()
+            defect = failure if isinstance(failure, Exception) else Defect("a look at a schema was cancelled")
             del self._waiting[deferral.submission]
             self.forget(deferral.submission)
             self._lost(deferral.submission, defect)

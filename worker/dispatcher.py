@@ -18,6 +18,7 @@ from worker.errors import FlowError
 from worker.flow.request_headers import CORRELATION_ID, TRACEPARENT
 from worker.store.base import Transaction
 from worker.store.records import AGAIN, Batch, DueOutgoing
+from worker.tasks import repeat
 from worker.telemetry import Said
 from worker.times import SECOND, Micros
 
@@ -38,16 +39,19 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Send until cancelled."""
-        while True:
-            self._woken.clear()
-            try:
-                sent = await self.dispatch()
-                wait = 0.0 if sent else await self._until_next()
-            except FlowError as later:
-                self._log.warning("dispatch_postponed", why=later.message)
-                wait = 1.0
-            if wait > 0:
-                await self._sleep(wait)
+        await repeat(self._step, "dispatcher")
+
+    async def _step(self) -> None:
+        """Send what is due, and sleep until more is."""
+        self._woken.clear()
+        try:
+            sent = await self.dispatch()
+            wait = 0.0 if sent else await self._until_next()
+        except FlowError as later:
+            self._log.warning("dispatch_postponed", why=later.message)
+            wait = 1.0
+        if wait > 0:
+            await self._sleep(wait)
 
     async def dispatch(self) -> int:
         """Send what is due, once; returns how many messages were due."""

@@ -231,6 +231,12 @@ class Exhausted(Refusal):
     exit_code = 74
 
 
+class Defect(Refusal):
+    """Something in the worker has failed that nobody goes on without: the log has the traceback."""
+
+    exit_code = 70
+
+
 class TopologyRefused(Refusal):
     """A stream or consumer exists whose settings would break a promise; the message names the setting."""
 

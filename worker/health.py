@@ -18,6 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from worker.config.readers import split_bind
 from worker.http_server import listen, make_http_server, place_of
+from worker.tasks import keep
 
 if TYPE_CHECKING:
     import uvicorn
@@ -175,8 +176,8 @@ class HealthServer:
         listening = await asyncio.to_thread(listen, self._host, self._port, setting="http.bind", advice=_ADVICE)
         self.address = place_of(listening)
         self._server = make_http_server(self._app, self.up.set)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listening]), name="health")
-        announced = asyncio.create_task(self.up.wait())
+        self._serving = keep(self._server.serve(sockets=[listening]), "health")
+        announced = asyncio.ensure_future(self.up.wait())
         await asyncio.wait({self._serving, announced}, return_when=asyncio.FIRST_COMPLETED)
         announced.cancel()
         if self._serving.done():

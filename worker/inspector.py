@@ -14,6 +14,7 @@ import structlog
 
 from worker.bus.base import Bus, PublishFailed, Source
 from worker.errors import Unavailable
+from worker.tasks import repeat
 
 _EVERY = 4.0
 
@@ -53,10 +54,13 @@ class Inspector:
 
     async def run(self) -> None:
         """Inspect until cancelled. Raises `ConsumerTaken` once another database has a consumer."""
-        while True:
-            if self._bus.connected:
-                await self.inspect()
-            await asyncio.sleep(self._every)
+        await repeat(self._step, "inspector")
+
+    async def _step(self) -> None:
+        """Look, and rest."""
+        if self._bus.connected:
+            await self.inspect()
+        await asyncio.sleep(self._every)
 
     async def inspect(self) -> None:
         """Look once; what is new is logged, once."""

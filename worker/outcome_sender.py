@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 
 from worker.bus.base import Bus
 from worker.recall import Recall
 from worker.submission import Outcome
+from worker.tasks import Errands
 from worker.turnstile import Turns
 from worker.wire.outcomes import fitting
 
@@ -24,18 +24,15 @@ class OutcomeSender:
         self._recall = recall
         self._turns = Turns(_TURNS, _TURNS_EACH)
         self._waiting: Counter[str] = Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._errands = Errands()
 
     def send(self, inbox: str, whose: str, outcome: Outcome) -> None:
         """Publish an outcome of one of `whose` commands; does not wait."""
-        task = asyncio.get_running_loop().create_task(self._send(inbox, whose, outcome))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._errands.start(self._send(inbox, whose, outcome), "outcome")
 
     async def finish(self, timeout: float) -> None:
         """Wait until everything is sent, at most `timeout` seconds."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
+        await self._errands.finish(timeout)
 
     async def _send(self, inbox: str, whose: str, outcome: Outcome) -> None:
         """Send one."""

@@ -16,6 +16,7 @@ from worker.health import Check
 from worker.inspector import Inspector
 from worker.relay import Relay
 from worker.store.base import Store
+from worker.tasks import repeat
 from worker.telemetry import Said
 from worker.times import SECOND, Micros
 from worker.tracking import Look, Survey, Tracker
@@ -62,40 +63,49 @@ class WorkerProbes:
 
     async def run(self) -> None:
         """Look once a second until cancelled."""
+        await repeat(self._step, "probes")
+
+    async def _step(self) -> None:
+        """Rest, then look."""
         loop = asyncio.get_running_loop()
-        while True:
-            began = loop.time()
-            await asyncio.sleep(_EVERY)
-            self._watch_clock()
-            lag = max(loop.time() - began - _EVERY, 0.0)
-            try:
-                look = await self._look(lag)
-            except FlowError as bad:
-                self._log.warning("store_unavailable", why=bad.message)
-                continue
-            self._answered = loop.time()
-            self._tracker.looked(msgspec.structs.replace(look, ready=all(check.ok for check in self.ready())))
+        began = loop.time()
+        await asyncio.sleep(_EVERY)
+        self._watch_clock()
+        lag = max(loop.time() - began - _EVERY, 0.0)
+        try:
+            look = await self._look(lag)
+        except FlowError as bad:
+            self._log.warning("store_unavailable", why=bad.message)
+            return
+        self._answered = loop.time()
+        self._tracker.looked(msgspec.structs.replace(look, ready=all(check.ok for check in self.ready())))
 
     async def watch_backlog(self) -> None:
         """Ask the broker now and then how much waits in the streams, until cancelled. Apart from `run`: it may be slow to answer."""
-        while True:
-            pending = Counter[str]()
-            try:
-                for source in self._sources:
-                    pending[source.consumer] += (await self._bus.backlog(source)).pending
-                self._tracker.backlog(pending)
-            except PublishFailed as silent:  # what was last known stands; whether it is connected is on the page too
-                self._log.debug("backlog_unknown", why=str(silent))
-            await asyncio.sleep(_BACKLOG_EVERY)
+        await repeat(self._look_at_backlog, "backlog")
+
+    async def _look_at_backlog(self) -> None:
+        """Ask the broker, and rest."""
+        pending = Counter[str]()
+        try:
+            for source in self._sources:
+                pending[source.consumer] += (await self._bus.backlog(source)).pending
+            self._tracker.backlog(pending)
+        except PublishFailed as silent:  # what was last known stands; whether it is connected is on the page too
+            self._log.debug("backlog_unknown", why=str(silent))
+        await asyncio.sleep(_BACKLOG_EVERY)
 
     async def watch_store(self) -> None:
         """Ask the database now and then what takes it longer to say, until cancelled."""
-        while True:
-            try:
-                self._tracker.surveyed(await self._survey())
-            except FlowError as bad:  # what was last known stands; `run` says that the database does not answer
-                self._log.debug("survey_failed", why=bad.message)
-            await asyncio.sleep(_SURVEY_EVERY)
+        await repeat(self._look_at_store, "survey")
+
+    async def _look_at_store(self) -> None:
+        """Ask the database, and rest."""
+        try:
+            self._tracker.surveyed(await self._survey())
+        except FlowError as bad:  # what was last known stands; `run` says that the database does not answer
+            self._log.debug("survey_failed", why=bad.message)
+        await asyncio.sleep(_SURVEY_EVERY)
 
     async def _survey(self) -> Survey:
         """Look at the ends of what is kept: waits, timers, held replies, dead letters."""

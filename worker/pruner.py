@@ -12,8 +12,9 @@ import structlog
 
 from worker.bus.base import PublishFailed
 from worker.engine import Engine
-from worker.errors import Refusal, Unavailable
+from worker.errors import Unavailable
 from worker.store.base import Work
+from worker.tasks import repeat
 from worker.times import Micros
 
 FirstKept = Callable[[], Awaitable[Mapping[str, int]]]
@@ -51,16 +52,15 @@ class Pruner:
 
     async def run(self) -> None:
         """Prune until cancelled."""
-        while True:
-            try:
-                await self.prune()
-            except (Unavailable, PublishFailed) as later:
-                self._log.warning("prune_postponed", why=str(later))
-            except Refusal:
-                raise
-            except Exception:  # noqa: BLE001  # reported: what cannot be deleted is no reason to stop working
-                self._log.exception("prune_failed")
-            await asyncio.sleep(self._interval)
+        await repeat(self._step, "pruner", rest=self._interval)
+
+    async def _step(self) -> None:
+        """Prune, and rest."""
+        try:
+            await self.prune()
+        except (Unavailable, PublishFailed) as later:
+            self._log.warning("prune_postponed", why=str(later))
+        await asyncio.sleep(self._interval)
 
     async def prune(self) -> dict[str, int]:
         """Prune once, everything there is to prune; returns how many rows of each kind went."""

@@ -20,6 +20,7 @@ from worker.letters import Letter
 from worker.prose import counted
 from worker.store.base import Transaction
 from worker.store.records import Batch
+from worker.tasks import Tasks, repeat
 
 Read = Callable[[int, int], Awaitable[list[Letter]]]
 Fresh = Callable[[Batch], list[Letter]]
@@ -105,18 +106,17 @@ class Relay:
     async def run(self) -> None:
         """Publish until cancelled."""
         self._last_read = self._marked = self._sent_up_to = await self._engine.store.published(self.outlet)
-        work = (self._mark_now_and_then(), self._try_again_now_and_then(), self._catch_up())
-        beside = [asyncio.create_task(one) for one in work]
-        try:
-            while True:
-                self._woken.clear()
-                if self._more and self._has_room:
-                    await self._fill()
-                else:
-                    await self._woken.wait()
-        finally:
-            for task in beside:
-                task.cancel()
+        async with Tasks() as tasks:
+            for step in (self._publish, self._mark_later, self._try_again_later, self._catch_up):
+                tasks.start(repeat(step, f"relay of {self.outlet}"), f"relay of {self.outlet}")
+
+    async def _publish(self) -> None:
+        """Read what is committed, or wait for more."""
+        self._woken.clear()
+        if self._more and self._has_room:
+            await self._fill()
+        else:
+            await self._woken.wait()
 
     async def drain(self, timeout: float) -> bool:
         """Wait until everything committed is published, at most `timeout` seconds; then note how far it came. True: all of it."""
@@ -143,9 +143,13 @@ class Relay:
         if self._fresh is None or not kept_up or batch.first_event != self._last_read + 1:
             self.hear()
             return
-        for letter in self._fresh(batch):
-            self._last_read = letter.n
-            self._line_up(letter)
+        try:
+            for letter in self._fresh(batch):
+                self._line_up(letter)
+                self._last_read = letter.n
+        except Exception:
+            self.hear()  # what is missing is read
+            raise
 
     async def _fill(self) -> None:
         """Read more rows into their lanes and start the lanes that were empty."""
@@ -159,12 +163,15 @@ class Relay:
             self._more = True
             await asyncio.sleep(_RETRY)
             return
+        except BaseException:
+            self._more = True
+            raise
         finally:
             self._reading = False
         self._more = self._more or bool(letters)  # those that weigh much come in smaller numbers than asked for
         for letter in letters:
-            self._last_read = letter.n
             self._line_up(letter)
+            self._last_read = letter.n
         self._settled.set()
 
     def _line_up(self, letter: Letter) -> None:
@@ -182,12 +189,11 @@ class Relay:
         self._woken.set()
         self._settled.set()
 
-    async def _try_again_now_and_then(self) -> None:
-        """Publish again what was set aside."""
-        while True:
-            await asyncio.sleep(_TRY_AGAIN)
-            if not self._lanes.behind:  # however long one round takes, there is a rest before the next
-                self.try_again()
+    async def _try_again_later(self) -> None:
+        """Rest, then publish again what was set aside."""
+        await asyncio.sleep(_TRY_AGAIN)
+        if not self._lanes.behind:  # however long one round takes, there is a rest before the next
+            self.try_again()
 
     def try_again(self) -> None:
         """Publish again what was set aside, as soon as there is room."""
@@ -195,17 +201,16 @@ class Relay:
         self._settled.set()
 
     async def _catch_up(self) -> None:
-        """Read on in lanes that were set aside: each time all that was read of one is stored, until it is where all others are."""
-        while True:
-            while not (self._lanes.behind and self._has_room):
-                self._settled.clear()
-                await self._settled.wait()
-            lane = next(iter(self._lanes.behind))
-            del self._lanes.behind[lane]
-            try:
-                await self._take_back(lane)
-            except Unavailable as later:
-                self._log.warning("outlet_not_read", why=later.message)
+        """Read on in a lane that was set aside: each time all that was read of one is stored, until it is where all others are."""
+        while not (self._lanes.behind and self._has_room):
+            self._settled.clear()
+            await self._settled.wait()
+        lane = next(iter(self._lanes.behind))
+        del self._lanes.behind[lane]
+        try:
+            await self._take_back(lane)
+        except Unavailable as later:
+            self._log.warning("outlet_not_read", why=later.message)
 
     async def _take_back(self, lane: str) -> None:
         """Read a lane that was set aside, from where it was on, up to its next letters or to where all others are."""
@@ -217,11 +222,10 @@ class Relay:
             self._lanes.take_back(lane, own, following if following <= self._last_read else None)
         self._settled.set()
 
-    async def _mark_now_and_then(self) -> None:
-        """Note progress while there is any."""
-        while True:
-            await asyncio.sleep(_MARK_EVERY)
-            await self._mark()
+    async def _mark_later(self) -> None:
+        """Rest, then note progress where there is any."""
+        await asyncio.sleep(_MARK_EVERY)
+        await self._mark()
 
     async def _mark(self) -> None:
         """Note up to which row everything is published: the last one before the first that is not."""

@@ -1,4 +1,4 @@
-"""Give the services their life: start them in order in one TaskGroup, wait for the end, stop them in the order that loses nothing."""
+"""Give the services their life: start them in order in one group, wait for the end, stop them in the order that loses nothing."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from worker.pruner import Pruner
 from worker.relay import Relay
 from worker.signals import Stop
 from worker.systemd import Systemd
+from worker.tasks import Tasks, heed_cancellation
 from worker.telemetry import Said
 from worker.tracing import Tracing
 from worker.wait_engine import WaitEngine
@@ -63,23 +64,23 @@ class Supervisor:
     async def run(self, stop: Stop, ready: Callable[[], None]) -> None:
         """Run until `stop` is asked. Raises the `Refusal` that ended it otherwise (`BusLost`, `StoreBroken`, …)."""
         its = self._services
-        async with asyncio.TaskGroup() as group:
-            committing = group.create_task(its.engine.run(), name="engine")
-            background = [group.create_task(its.probes.run(), name="probes"), group.create_task(its.systemd.watch(), name="watchdog")]
-            background += [group.create_task(relay.run(), name="relay") for relay in its.relays]
-            background.append(group.create_task(its.probes.watch_backlog(), name="backlog"))
-            background.append(group.create_task(its.probes.watch_store(), name="survey"))
+        async with Tasks() as tasks:
+            committing = tasks.start(its.engine.run(), "engine")
+            background = [tasks.start(its.probes.run(), "probes"), tasks.start(its.systemd.watch(), "watchdog")]
+            background += [tasks.start(relay.run(), "relay") for relay in its.relays]
+            background.append(tasks.start(its.probes.watch_backlog(), "backlog"))
+            background.append(tasks.start(its.probes.watch_store(), "survey"))
             if its.tracing is not None:
-                background.append(group.create_task(its.tracing.run(), name="tracing"))
+                background.append(tasks.start(its.tracing.run(), "tracing"))
             await self._recover()
-            pulls = [group.create_task(consumer.run(), name="consumer") for consumer in its.consumers]
-            timers = group.create_task(self._run_timers(), name="timers")
-            background.append(group.create_task(self._caught_up(), name="catching up"))
-            background.append(group.create_task(its.dispatcher.run(), name="dispatcher"))
-            background.append(group.create_task(its.pruner.run(), name="pruner"))
-            background.append(group.create_task(its.inspector.run(), name="inspector"))
+            pulls = [tasks.start(consumer.run(), "consumer") for consumer in its.consumers]
+            timers = tasks.start(self._run_timers(), "timers")
+            background.append(tasks.start(self._caught_up(), "catching up"))
+            background.append(tasks.start(its.dispatcher.run(), "dispatcher"))
+            background.append(tasks.start(its.pruner.run(), "pruner"))
+            background.append(tasks.start(its.inspector.run(), "inspector"))
             await its.bus.serve(its.api.service(self._version), its.api.handle)
-            _heed_cancellation()
+            heed_cancellation()  # a failure, which cancels this too: it would say that the worker is ready while nothing of it runs
             its.probes.is_started = True
             ready()
             its.systemd.ready(f"Deciding what comes from {its.bus.address}")
@@ -163,14 +164,3 @@ class Supervisor:
         for relay in its.relays:
             await relay.drain(self._drain if its.bus.connected else _BROKER_AWAY)
         await its.bus.flush()
-
-
-def _heed_cancellation() -> None:
-    """Raise the cancellation that something awaited has swallowed: nats-py does, now and then.
-
-    A service that fails cancels all others and the task that started them. Would that one go on, it would say that the worker is ready
-    while nothing of it runs.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

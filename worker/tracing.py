@@ -27,6 +27,7 @@ from worker.flow.model import FlowEvent
 from worker.flow.waits import MAX_LEAVES
 from worker.futures import new_future, resolve
 from worker.store.records import Batch
+from worker.tasks import repeat
 from worker.telemetry import Said
 from worker.times import SECOND
 from worker.tracking import Tracker
@@ -170,12 +171,15 @@ class Tracing:
 
     async def run(self) -> None:
         """Make spans until cancelled."""
-        while True:
-            await self._arrived.wait()
+        await repeat(self._step, "tracing")
+
+    async def _step(self) -> None:
+        """Wait for something to tell, and make spans of some of it."""
+        if not self._queue:
             self._arrived.clear()
-            while self._queue:
-                await asyncio.sleep(_FULL if self._spans.full else 0)
-                await self._write_some()
+            await self._arrived.wait()
+        await asyncio.sleep(_FULL if self._spans.full else 0)
+        await self._write_some()
 
     async def close(self) -> None:
         """Make spans of what is left and have them sent, within a few seconds. Call it when `run` has ended."""

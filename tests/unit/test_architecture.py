@@ -55,6 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("flow",),
     (
         "errors",
+        "tasks",
         "json_schema",
         "times",
         "durations",
@@ -182,6 +183,36 @@ def test_one_place_says_how_this_program_is_started() -> None:
         if isinstance(node, ast.Constant) and node.value == "-m" and name != "program"
     ]
     assert not starting, f"say program.command(...) instead: {starting}"
+
+
+def test_no_task_can_end_in_silence() -> None:
+    """`worker.tasks` starts what goes on for ever. What is started elsewhere is awaited by the function that starts it."""
+    silent = [
+        f"worker.{name}:{node.lineno}"
+        for name, (_, tree) in modules().items()
+        if name != "tasks" and name.split(".")[0] != "testing"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in {"create_task", "TaskGroup"}
+    ]
+    silent += [
+        f"worker.{name}:{call.lineno}"
+        for name, (_, tree) in modules().items()
+        if name != "mcp_server.line"  # each call awaits it
+        for call in calls_of(tree, "ensure_future") - kept_by_their_functions(tree)
+    ]
+    assert not silent, f"start them by worker.tasks: {silent}"
+
+
+def calls_of(tree: ast.AST, name: str) -> set[ast.Call]:
+    """Return the calls of a function or method."""
+    calls = {node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return {call for call in calls if getattr(call.func, "attr", getattr(call.func, "id", "")) == name}
+
+
+def kept_by_their_functions(tree: ast.AST) -> set[ast.Call]:
+    """Return the calls whose results local variables have."""
+    local = [node for node in ast.walk(tree) if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name | ast.Tuple)]
+    return {call for node in local for call in ast.walk(node.value) if isinstance(call, ast.Call)}
 
 
 def test_modules_and_functions_fit_the_eye() -> None:

@@ -7,7 +7,6 @@ too: over that, the agent that has most waiting is refused its newest, at the pr
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -16,6 +15,7 @@ import structlog
 
 from worker.bus.endpoints import Request
 from worker.errors import FlowError, Unavailable
+from worker.tasks import Errands
 from worker.turnstile import Share, Turnstile
 from worker.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, weight
 from worker.wire.outcomes import error_headers, refused
@@ -39,7 +39,7 @@ class Admission:
         self._handler = handler
         self._whose = whose
         self._turnstile: Turnstile[Request] = Turnstile(IN_HAND, OF_ONE, self._begin)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._errands = Errands()
         self._context = contextvars.copy_context()  # the worker's, whoever asks
         self._log = structlog.get_logger()
         self.refused = 0
@@ -55,8 +55,7 @@ class Admission:
         """Refuse what waits, and wait for the requests in hand."""
         while self._turnstile.waiting:
             self._refuse(self._turnstile.take_back(), STOPPING)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._errands.finish()
 
     def _begin(self, request: Request) -> None:
         """Hand a request that was admitted to its own task."""
@@ -68,9 +67,7 @@ class Admission:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task until its end."""
-        task = asyncio.get_running_loop().create_task(work, context=self._context.copy())
-        self._tasks.add(task)  # the loop keeps weak references only
-        task.add_done_callback(self._tasks.discard)
+        self._errands.start(work, "request", context=self._context.copy())
 
     async def _handle(self, request: Request) -> None:
         """Run the handler, then make room; what it raises is a defect and stays inside."""

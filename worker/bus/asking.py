@@ -18,6 +18,7 @@ from nats.aio.subscription import Subscription
 from worker.bus.base import NO_RESPONDERS, Asked
 from worker.bus.connection import Connection
 from worker.bus.outbound import objection
+from worker.tasks import Errands
 from worker.wire.subjects import is_literal
 
 NOT_CONNECTED = "not connected to NATS"
@@ -49,7 +50,7 @@ class Asking:
         self._timeout = timeout
         self._turn = asyncio.Lock()
         self._batch: _Batch | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._errands = Errands()
         self._log = structlog.get_logger()
         connection.on_down.append(self._on_down)
         connection.on_denied.append(self._on_denied)
@@ -60,9 +61,7 @@ class Asking:
         if not batch.worth_sending:
             return batch.verdicts(self._timeout)
         # A task of its own, and not a timeout around it: nats-py swallows cancellations in places, and subscriptions must not stay.
-        task = asyncio.create_task(self._run(batch), name="bus-send")
-        self._tasks.add(task)  # the loop keeps weak references only
-        task.add_done_callback(self._tasks.discard)
+        task = self._errands.start(self._run(batch), "bus-send")
         try:
             await asyncio.wait({task, batch.dropped}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
             return batch.verdicts(self._timeout)

@@ -19,6 +19,7 @@ from worker.bus import filters, settings
 from worker.bus.base import NO_HEADERS, NO_RESPONDERS, Asked, Headers, Published, PublishFailed, Source
 from worker.bus.settings import Json
 from worker.bus.streams import ConsumerState, Spelled, Stored, StreamStore
+from worker.tasks import Errands
 from worker.wire.subjects import covers
 
 
@@ -142,7 +143,7 @@ class MemoryClient:
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
         self._inboxes = 0
-        self._answering: set[asyncio.Task[None]] = set()
+        self._answering = Errands()
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> Published:
         """Publish into a stream; raises `PublishFailed` where none takes the subject, or it is full."""
@@ -191,9 +192,7 @@ class MemoryClient:
 
         def take(heard: Heard) -> None:
             """Hand a request to its own task."""
-            task = asyncio.get_running_loop().create_task(answer(heard), context=context.copy())
-            self._answering.add(task)  # the loop keeps weak references only
-            task.add_done_callback(self._answering.discard)
+            self._answering.start(answer(heard), "delegate", context=context.copy())
 
         async def stop() -> None:
             """Stop listening; what is in hand is still answered."""

@@ -17,6 +17,7 @@ from nats.errors import Error as NatsError
 from nats.errors import UnexpectedEOF
 
 from worker.bus.frames import read_headers
+from worker.tasks import heed_cancellation, keep, watch
 
 _ENCRYPTED = ("tls", "wss")
 _WEBSOCKETS = ("ws", "wss")
@@ -188,9 +189,16 @@ class MendedClient(Client):
         while not (self.is_connected or self.is_closed or (task is not None and task.cancelling())):
             try:
                 await super()._attempt_reconnect()
-            except Exception as error:  # noqa: BLE001  see above; it is told of, and the next attempt waits as nats-py's own do
+            except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  see above; the next attempt waits as nats-py's own do
+                heed_cancellation()
                 self._status = self.RECONNECTING
-                await self._error_cb(error)
+                await self._error_cb(failure if isinstance(failure, Exception) else NatsError("nats: the attempt was cancelled"))
+
+    async def _process_op_err(self, e: Exception) -> None:
+        """Reconnect after an error. The task that does so must not end before it has."""
+        await super()._process_op_err(e)
+        if self._reconnection_task is not None:
+            watch(self._reconnection_task)
 
     async def _select_next_server(self) -> None:
         """Dial. nats-py leaves a connection open whose handshake has failed, with the tasks that serve it, and takes the next."""
@@ -228,7 +236,7 @@ class MendedClient(Client):
         """Reconnect where a task has ended by itself that still has a connection to serve: nats-py says nothing of it."""
         error = None if task.cancelled() else task.exception()
         if self.is_connected and not task.cancelling() and task in self._serving():
-            self._ending = asyncio.ensure_future(self._process_op_err(error if isinstance(error, Exception) else UnexpectedEOF()))
+            self._ending = keep(self._process_op_err(error if isinstance(error, Exception) else UnexpectedEOF()), "bus-end")
 
     def _leave(self) -> None:
         """Leave the connection: close its socket without writing what is left, end what serves it, forget what is half read."""

@@ -17,6 +17,7 @@ from worker.bus.base import NO_HEADERS, Headers, Published, PublishFailed
 from worker.bus.frames import encoded
 from worker.bus.mended import Kept
 from worker.logger import Logger
+from worker.tasks import keep, repeat
 from worker.wire.headers import weight
 from worker.wire.subjects import is_literal
 
@@ -87,7 +88,7 @@ class Outbound:
 
     def start(self) -> None:
         """Start the writing task."""
-        self._task = asyncio.create_task(self._run(), name="bus-outbound")
+        self._task = keep(repeat(self._run, "bus-outbound", rest=_REST), "bus-outbound")
 
     async def stop(self) -> None:
         """Stop the writing task; what is still queued is dropped."""
@@ -126,21 +127,6 @@ class Outbound:
         await self._empty.wait()
 
     async def _run(self) -> None:
-        """Write frames as they come, for ever: whatever goes wrong with some, for want of memory, say, nobody else writes the next."""
-        task = asyncio.current_task()
-        while True:
-            try:
-                await self._write_all()
-            except asyncio.CancelledError:
-                if task is None or task.cancelling():  # and not something that nats-py waited for
-                    raise
-            except Exception as error:  # noqa: BLE001  see above
-                self._log.warning("bus.write_failed", reason=repr(error))
-            else:
-                continue
-            await asyncio.sleep(_REST)
-
-    async def _write_all(self) -> None:
         """Wait for frames, and write them until there are none."""
         await self._some.wait()
         while self._frames:

@@ -19,6 +19,7 @@ from worker.bus.base import Headers, Outgoing, Published, PublishFailed
 from worker.bus.connection import Connection, NotPermitted
 from worker.bus.frames import STATUS, read_headers
 from worker.bus.outbound import Frame, objection
+from worker.tasks import Errands
 
 _MSG_ID = "Nats-Msg-Id"
 # ADR-50: an atomic batch. They stay in the stored messages, where subscribers see them.
@@ -88,7 +89,7 @@ class Publisher:
         self._sweep: asyncio.TimerHandle | None = None
         self._decoder = msgspec.json.Decoder(_PubAck)
         self._stored = msgspec.json.Decoder(_Found)
-        self._looking: set[asyncio.Task[None]] = set()
+        self._looks = Errands()
         self._log = structlog.get_logger()
 
     async def open(self) -> None:
@@ -182,9 +183,7 @@ class Publisher:
         elif found.opens or (ack.batch, ack.count) != (found.batch, found.size):
             future.set_exception(PublishFailed(f"the stream of {subject} does not store messages together"))
         elif ack.duplicate:
-            task = asyncio.get_running_loop().create_task(self._believe(found, ack))
-            self._looking.add(task)  # the loop keeps weak references only
-            task.add_done_callback(self._looking.discard)
+            self._looks.start(self._believe(found, ack), "look")
         else:
             future.set_result(Published(stream=ack.stream, seq=ack.seq))
 

@@ -22,6 +22,7 @@ from worker.bus.base import NO_HEADERS, Delivery, Source
 from worker.bus.connection import Connection, NoAnswer, NotPermitted
 from worker.bus.frames import DESCRIPTION, STATUS, read_headers
 from worker.bus.outbound import Frame
+from worker.tasks import repeat
 
 _PENDING_LEFT = "Nats-Pending-Messages"
 _FIRST_DELAY = 0.1
@@ -89,14 +90,17 @@ class Pull:
         connection.on_up.append(self._on_up)
         connection.on_denied.append(self._on_denied)
         try:
-            while True:
-                self._kick.clear()
-                await self._look()
-                await self._pause()
+            await repeat(self._step, "pull")
         finally:
             connection.on_up.remove(self._on_up)
             connection.on_denied.remove(self._on_denied)
             await self._unsubscribe()
+
+    async def _step(self) -> None:
+        """Look, then wait until there is something to look at."""
+        self._kick.clear()
+        await self._look()
+        await self._pause()
 
     async def _look(self) -> None:
         """Do whatever is due: make the consumer again, notice a stall, ask for more."""
@@ -223,8 +227,7 @@ class Pull:
 
     def _forget(self) -> None:
         """Give the credit up and ask again after the back-off; answers to older requests no longer count."""
-        self._outstanding = 0
-        self._low = 0
+        self._outstanding = self._low = 0
         self._valid_from = self._request + 1
         self._back_off()
         self._kick.set()

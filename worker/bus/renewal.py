@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from nats.errors import Error as NatsError
-
 from worker.bus.reading import ReadingClient
 from worker.logger import Logger
+from worker.tasks import keep
 
 _EVERY = 2.0
 _TIMEOUT = 2
@@ -29,7 +28,7 @@ class Renewal:
         self._denials += 1
         self.unheard = f"the credentials may not subscribe to {subject}"
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="bus-renewal")
+            self._task = keep(self._run(), "bus-renewal")
 
     def stop(self) -> None:
         """Ask no more."""
@@ -46,7 +45,7 @@ class Renewal:
             try:
                 await self._client.subscribe_again()
                 await self._client.rtt(timeout=_TIMEOUT)  # what the server has to say about them comes first
-            except (NatsError, OSError) as error:
+            except Exception as error:  # noqa: BLE001  nats-py raises what it likes on a connection that is about to go
                 self._log.debug("bus.not_renewed", reason=repr(error))
                 continue
             if self._denials == before:

@@ -7,7 +7,7 @@ from typing import IO, Any
 import click
 
 DONE, FAILED, NOT_FOUND, CONFLICT, TIMED_OUT, FORBIDDEN, PARTIAL = 0, 1, 3, 4, 6, 7, 10
-USAGE, UNAVAILABLE, IO_ERROR, TAKEN, REFUSED, INTERRUPTED = 64, 69, 74, 75, 78, 130
+USAGE, UNAVAILABLE, DEFECT, IO_ERROR, TAKEN, REFUSED, INTERRUPTED = 64, 69, 70, 74, 75, 78, 130
 
 MEANINGS: dict[int, str] = {
     DONE: "done",
@@ -19,6 +19,7 @@ MEANINGS: dict[int, str] = {
     PARTIAL: "done for some, not for all",
     USAGE: "the command line, or a value in it, makes no sense",
     UNAVAILABLE: "NATS cannot be reached, nobody answers, or the worker cannot do it now",
+    DEFECT: "the worker has failed, by a defect or for want of memory: its log says where; the next start goes on where it was",
     IO_ERROR: "the disk fails, or the system gives less than it needs",
     TAKEN: "another worker holds the database, or the consumer belongs to another database (`--adopt` takes it over)",
     REFUSED: "the configuration or the database is refused",

@@ -58,8 +58,8 @@ async def followed(line: Line, flow_id: str, show: Callable[[Json], None], print
             heard.put_nowait(json.loads(kept.body))
 
     # It listens before it asks, or what happens between the two would be missed.
-    hearing = asyncio.create_task(listen())
-    ready = asyncio.create_task(listening.wait())
+    hearing = asyncio.ensure_future(listen())
+    ready = asyncio.ensure_future(listening.wait())
     try:
         await asyncio.wait({hearing, ready}, return_when=asyncio.FIRST_COMPLETED)
         flow = (await line.ask("show", flow_id=flow_id))["flow"]

@@ -44,6 +44,7 @@ from worker.client.lanes import Lanes, Later
 from worker.client.litter import Litter
 from worker.client.numbering import CURRENT, Numbering
 from worker.client.transport import Deliveries, Delivery, NotPermitted
+from worker.tasks import heed_cancellation
 from worker.wire.subjects import EVENTS, is_token
 
 Handler = Callable[[Flow, Event], Awaitable[None]]
@@ -228,7 +229,8 @@ class Agent:
                 raise Later(str(over)) from over
             # Nothing will ever change this flow again: to call the handler again would be in vain, and for ever.
             _log.info("event %s is settled, for its flow has ended: %s", event.id, over)
-        except Exception as failed:
+        except (Exception, asyncio.CancelledError) as failed:
+            heed_cancellation()  # and not one of what the handler waited for
             _log.exception("a handler failed on event %s (%s of %s): again later", event.id, event.kind, event.controller_id)
             raise Later(str(failed)) from failed
         finally:

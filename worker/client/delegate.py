@@ -30,6 +30,7 @@ from worker.client.remembering import Remembering
 from worker.client.replying import enveloped
 from worker.client.transport import Lost, Message, NotPermitted, NotStored, Serving, Transport, Trouble
 from worker.errors import InvalidRequest
+from worker.tasks import heed_cancellation
 from worker.wire.subjects import is_pattern, is_token
 
 Handler = Callable[[Asked], Awaitable[Any]]
@@ -173,7 +174,8 @@ class Delegate:
             return self._checked(answer_with(await self._result(asked), asked), asked)
         except DelegateError as error:
             return answer_error(error, asked)
-        except Exception as failed:  # noqa: BLE001  whatever the handler's defect is, the flow gets an answer and the log the traceback
+        except (Exception, asyncio.CancelledError) as failed:  # noqa: BLE001  whatever the defect is, the flow gets an answer and the log the traceback
+            heed_cancellation()  # and not one of what the handler waited for
             if asked.deadline is None or now() < asked.deadline:
                 _log.exception("the handler of %s failed", self.subject)
             return answer_error(DelegateError("500", f"the delegate failed: {type(failed).__name__}"), asked)

@@ -10,6 +10,7 @@ from typing import Self
 
 from worker.client.events import Event
 from worker.client.transport import Delivery
+from worker.tasks import keep, repeat
 
 _REMEMBERED = 100_000
 _ACK_WAITS = 2
@@ -53,7 +54,7 @@ class Lanes:
         self._finishing = False
 
     async def __aenter__(self) -> Self:
-        self._alive = asyncio.ensure_future(self._keep_alive())
+        self._alive = keep(repeat(self._keep_alive, "keep alive"), "keep alive")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -96,8 +97,8 @@ class Lanes:
             lane.blocked = lane.tries = 0
         lane.waiting.append((event, delivery))
         self._in_hand.set()
-        if lane.task is None:
-            lane.task = asyncio.ensure_future(self._work(event.flow_id, lane))
+        if lane.task is None or lane.task.done():
+            lane.task = keep(self._work(event.flow_id, lane), "lane")
 
     async def _work(self, flow_id: str, lane: _Lane) -> None:
         """Handle what is lined up; ends when nothing is."""
@@ -138,11 +139,10 @@ class Lanes:
 
     async def _keep_alive(self) -> None:
         """Tell the broker of everything in hand that it is worked on. An idle agent sleeps."""
-        while True:
-            await self._in_hand.wait()
-            await asyncio.sleep(self._alive_every)
-            if not any(lane.waiting for lane in self._lanes.values()):
-                self._in_hand.clear()
-            for lane in list(self._lanes.values()):
-                for _, delivery in list(lane.waiting):
-                    await delivery.in_progress()
+        await self._in_hand.wait()
+        await asyncio.sleep(self._alive_every)
+        if not any(lane.waiting for lane in self._lanes.values()):
+            self._in_hand.clear()
+        for lane in list(self._lanes.values()):
+            for _, delivery in list(lane.waiting):
+                await delivery.in_progress()

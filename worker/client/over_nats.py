@@ -35,6 +35,7 @@ from worker.client.transport import (
     Stored,
     Trouble,
 )
+from worker.tasks import Errands
 from worker.wire.headers import weight
 
 
@@ -47,7 +48,7 @@ class NatsTransport:
         self._client = client
         self._owned = owned
         self._permissions = Permissions()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._errands = Errands()
         self._consuming = Consuming(client, self._permissions)
 
     @classmethod
@@ -155,9 +156,7 @@ class NatsTransport:
 
         async def take(message: Msg) -> None:
             """Give the message a task of its own: nats-py waits for the callback before it looks at the next message."""
-            task = asyncio.ensure_future(_call(handler, message_of(message)))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._errands.start(_call(handler, message_of(message)), subject)
 
         return _Subscribed(self._client, await self._subscribe(subject, take, queue), subject)
 

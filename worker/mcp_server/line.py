@@ -37,7 +37,7 @@ class Line:
     async def flows(self) -> FlowClient:
         """Return the client, connected. Raises `Unavailable` where NATS cannot be reached, `Forbidden` where the inbox may not be used."""
         if self._opening is None or (self._opening.done() and (self._opening.cancelled() or self._opening.exception() is not None)):
-            self._opening = asyncio.create_task(self._open(), name="dial")
+            self._opening = asyncio.ensure_future(self._open())
         # Shielded: several calls wait for one connection, and one that is cancelled must not take it from the others.
         return await asyncio.shield(self._opening)
 

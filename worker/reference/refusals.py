@@ -73,6 +73,7 @@ _ENDS: dict[str, str] = {
     "StoreLocked": "Find the other worker (`fuser FILE.lock`). One database has one worker.",
     "ConsumerTaken": "Start the worker on that database, give this one a NATS account of its own, or take the consumer over with `--adopt`.",
     "StoreBroken": "Look at the disk (`dmesg`), then start again: the worker reads what is on disk and goes on from there.",
+    "Defect": "Nothing to hurry: whatever runs it starts it again. Read the log for `worker.failed`; for `MemoryError` give it more memory.",
     "Exhausted": "Give it what the message names: room on the disk, files, memory.",
     "TopologyRefused": "Change the stream back as the message says, or let `taskflow provision` make it.",
     "NotAllowed": "Only of commands: compare with `deploy/nats/permissions.conf`; `taskflow doctor` says what the credentials are enough for.",
