@@ -188,10 +188,15 @@ class HealthServer:
         """Close every connection and end; safe to call twice, and before `start`."""
         if self._server is None or self._serving is None:
             return
-        self._server.should_exit = True
-        await self._serving
+        server, serving = self._server, self._serving
         self._server = self._serving = None
         self.up.clear()
+        server.should_exit = True
+        try:
+            await serving
+        finally:
+            for listening in server.servers:
+                listening.close()  # which uvicorn does not where it has failed
 
     async def run(self) -> None:
         """Serve until cancelled. Raise when the server ends by itself."""
