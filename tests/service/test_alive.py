@@ -39,7 +39,7 @@ from worker.relay import Relay
 from worker.signals import Stop
 from worker.wait_engine import WaitEngine
 
-TROUBLES = (MemoryError, RuntimeError, asyncio.CancelledError)
+TROUBLES = (MemoryError, pytest.param(RuntimeError, marks=pytest.mark.full), pytest.param(asyncio.CancelledError, marks=pytest.mark.full))
 TOPIC = "agent.delegate.reply"
 AT_ONCE = 0.02
 """Seconds between rounds of what a worker does now and then."""
@@ -195,7 +195,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, place: Place, trouble: type[BaseExc
     return calls
 
 
-@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("trouble", TROUBLES, ids=["MemoryError", "RuntimeError", "CancelledError"])
 @pytest.mark.parametrize("place", PLACES, ids=str)
 async def test_the_worker_goes_on_or_ends(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], place: Place, trouble: type[BaseException]

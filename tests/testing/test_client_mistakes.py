@@ -155,6 +155,45 @@ async def test_a_delegate_that_is_not_async_is_named_in_the_log(taskflow: Taskfl
     assert "svc.add has to be an async function" in caplog.text
 
 
+async def cancelled_by_what_it_awaits() -> None:
+    """As where a handler awaits a task that somebody else cancels."""
+    gone = asyncio.get_running_loop().create_future()
+    gone.cancel()
+    await gone
+
+
+async def test_a_handler_whose_own_task_is_cancelled_is_called_again(taskflow: TaskflowWorld) -> None:
+    kate = await taskflow.client("kate")
+    agent, calls = Agent(kate, name="loop"), list[str]()
+
+    @agent.on("started")
+    async def handle(flow: Flow, event: Event) -> None:
+        calls.append(event.id)
+        if len(calls) == 1:
+            await cancelled_by_what_it_awaits()
+        await flow.finish()
+
+    taskflow.run(agent.run())
+    flow = await kate.start(controller="kate/x", goal="be handled")
+    await taskflow.settled()
+    await taskflow.clock.advance(timedelta(minutes=5))
+    await taskflow.assert_finished(flow)
+    assert len(calls) == 2
+
+
+async def test_a_delegate_whose_own_task_is_cancelled_answers_that_it_failed(taskflow: TaskflowWorld) -> None:
+    kate = await taskflow.client("kate")
+
+    async def answer(asked: Asked) -> None:
+        await cancelled_by_what_it_awaits()
+
+    async with serve_delegate("svc.add", answer, on=kate):
+        flow = await kate.start(controller="kate/x", goal="add")
+        await flow.delegate("svc.add", {}, timeout="1h")
+        error = {"code": "500", "message": "the delegate failed: CancelledError"}
+        await taskflow.assert_running(flow, state={"resume_event": {"error": error}})
+
+
 @pytest.mark.parametrize(
     "answer, said",
     [
