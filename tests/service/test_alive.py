@@ -59,7 +59,7 @@ class Place(NamedTuple):
 PLACES = (
     Place(Engine, "_step"),
     Place(Consumer, "_pull", at_start=True),
-    Place(JetStreamBus, "ack_wait"),
+    Place(Consumer, "_keep_alive"),
     Place(Pull, "_look"),
     Place(Pull, "_refill"),
     Place(Relay, "_fill", at_start=True),
@@ -177,14 +177,14 @@ async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     await server.stop()
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, place: Place, trouble: type[BaseException], armed: Callable[[], bool]) -> list[bool]:
-    """Have the function raise once when it is armed; returns what tells of each call from then on whether it failed."""
-    genuine, calls = getattr(place.owner, place.name), list[bool]()
+def failing(monkeypatch: pytest.MonkeyPatch, place: Place, trouble: type[BaseException], armed: Callable[[], bool]) -> list[object]:
+    """Have the function raise once when it is armed; returns whose it was at that call, and at each later one of the same."""
+    genuine, calls = getattr(place.owner, place.name), list[object]()
 
     def called(*args: Any, **kwargs: Any) -> Any:
-        if armed():
-            calls.append(not calls)
-            if calls == [True]:
+        if armed() and (not calls or calls[0] is args[0] or place.owner is systemd):
+            calls.append(args[0])
+            if len(calls) == 1:
                 raise trouble
         return genuine(*args, **kwargs)
 
