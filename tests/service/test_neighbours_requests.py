@@ -105,7 +105,7 @@ async def test_a_refused_request_is_forgotten_at_once_and_not_when_cycles_are_lo
     gc.disable()
     try:
         await line.agent.request(f"taskflow.{subject}", body, within=60)
-        await eventually(lambda: line.bus._server._admission is not None and not line.bus._server._admission._tasks)
+        await eventually(lambda: line.bus._server._admission is not None and not line.bus._server._admission._errands)
         assert refusals() == before
     finally:
         gc.enable()

@@ -274,13 +274,12 @@ class Pull:
             await self._recreate(self._source)
         except NoAnswer as error:
             self._complain("waiting", str(error))
-            self._back_off()
-            return
         except Exception as error:  # noqa: BLE001  whatever is wrong with it, the loop goes on trying: an operator may repair it
             self._complain("not_recreated", str(error))
-            self._back_off()
+        else:
+            self._missing = False
             return
-        self._missing = False
+        self._back_off()
 
     async def _take_up(self) -> None:
         """Have delivered again what may not have come; the broker would wait for its `ack_wait`."""
