@@ -15,7 +15,7 @@ COMPILE  = $(BIN)/python -m uv pip compile --quiet --universal --python-version 
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo test test-all test-rest test-fast test-pythons newcomer durations snapshots faults faults-nightly fuzz \
-	bench bench-peers lint format type drift schemas docs deploy-check check lock deploy-lock peers-lock clean
+	bench bench-neighbours bench-peers lint format type drift schemas docs deploy-check check lock deploy-lock peers-lock clean
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules
 
@@ -70,6 +70,9 @@ fuzz: $(READY) ## Read a million spoilt messages, nothing may be raised (make fu
 
 bench: $(READY) ## Measure the worker against disk, SQLite and broker: some 5 minutes (ARGS=--full: also a million waiting flows)
 	@$(BIN)/python -m bench.run $(ARGS)
+
+bench-neighbours: $(READY) ## Measure a quiet agent beside each flood of another's (ARGS='--only status': --help lists them)
+	@$(BIN)/python -m bench.neighbours $(ARGS)
 
 bench-peers: $(READY) ## Measure the worker beside other programs of its kind, which go into bench/.venv-peers
 	@$(BIN)/python -m bench.run --peers $(ARGS)

@@ -6,13 +6,20 @@ import json
 import shutil
 import socket
 import sqlite3
+from math import inf
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from bench import waiting
 from bench.figures import Figure, Target, ratio, table, written
+from bench.kate import Spread, Taken, spread
 from bench.load import Order, Wire, flow_id, frames, reply
+from bench.mallory import FLOODS, Mallory
+from bench.neighbours import Row, verdict
+from bench.neighbours import table as compared_trees
 from bench.peers.ledger import opened, resumed
 from tests.running import START
 from worker.invariants import Evidence, violations
@@ -132,3 +139,31 @@ def test_the_results_say_why_a_figure_is_missing(tmp_path: Path) -> None:
     assert "no network" in table(FIGURES, ())
     assert json.loads(paths[0].read_text(encoding="utf-8"))["figures"][1]["ratio"] == 0.5
     assert paths[2].read_text(encoding="utf-8").count("<rect") == 2
+
+
+def run_of(**changes: Any) -> Row:
+    calm = Taken(api=Spread(1.0, 2.0, 3.0), events=Spread(1.0, 2.0, 3.0), late=1.0, lost=0)
+    row = Row(tree="/t", flood="status", alone=calm, beside=calm, memory=1.0, database=0.0, rounds=1, seconds=5.0, load=0.0)
+    return msgspec.structs.replace(row, **changes)
+
+
+def test_a_neighbours_flood_breaks_a_bound_or_none() -> None:
+    slow = Taken(api=Spread(1.0, 101.0, 200.0), events=Spread(1.0, 2.0, 3.0), late=251.0, lost=2)
+    assert verdict(run_of()) == "within"
+    assert [part.split(" ")[0] for part in verdict(run_of(beside=slow, memory=51.0)).split(", ")] == ["p99", "p99", "timer", "RSS", "2"]
+
+
+def test_the_table_of_neighbours_has_the_run_that_was_disturbed_least() -> None:
+    slow = msgspec.structs.replace(run_of().beside, api=Spread(1.0, 50.0, 99.0))
+    lines = compared_trees([run_of(beside=slow), run_of(), run_of(tree="/other")]).splitlines()
+    assert len(lines) == 4
+    assert all("99.0" not in line for line in lines)
+
+
+def test_percentiles_of_nothing_are_endless() -> None:
+    assert spread([]).p99 == inf
+    assert spread([float(n) for n in range(1, 101)]) == Spread(51.0, 100.0, 100.0)
+
+
+def test_every_flood_that_is_named_can_be_made() -> None:
+    assert [name for name in FLOODS if not callable(getattr(Mallory, name, None))] == []
