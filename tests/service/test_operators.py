@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 from tests.serving import Json, Refused, Served, serving
 from worker.admin.letters import replayed
 from worker.bus.base import Outgoing
-from worker.store.overview import Kept, WantedLetters
+from worker.store.overview import COUNTED, Kept, WantedLetters
+from worker.times import SECOND
 from worker.wire.subjects import Subjects
 
 TOPIC = "agent.delegate.reply"
@@ -175,7 +176,9 @@ async def test_a_flow_is_shown_with_its_history_and_steps(served: Served) -> Non
     assert [s["run_id"] for s in (await admin(served, "steps", flow_id=flow_id))["steps"]] == ["r-1"]
 
 
-async def test_ids_are_found_by_their_beginning_and_their_end(served: Served) -> None:
+@pytest.mark.parametrize("counted", [1, 2, COUNTED])
+async def test_ids_are_found_by_their_beginning_and_their_end(served: Served, monkeypatch: pytest.MonkeyPatch, counted: int) -> None:
+    monkeypatch.setattr("worker.store.overview_reads.COUNTED", counted)
     # Named, not made: those of two flows begin alike within the same 65 s of the wall clock only.
     one, two = [await served.started(flow_id=f"0197a4b0-{end}") for end in ("1000-7000-8000-00000000000a", "2000-7000-8000-00000000000b")]
     assert (await admin(served, "find", part=one[-8:]))["ids"] == [one]
@@ -475,6 +478,29 @@ async def test_the_log_tells_of_what_was_done_and_not_of_what_was_only_looked_at
             await admin(served, "dlq", action="replay", all=True, dry_run=dry_run, **BY)
     told = [(log["kind"], log["actor"]) for log in logs if log["event"] == "operator_intervened"]
     assert told == [("LettersReplay", "operator:ann")]
+
+
+@pytest.mark.parametrize("counted", [1, 2, 5, COUNTED])
+async def test_groups_of_dead_letters_are_whole_whatever_slices_they_are_counted_in(
+    served: Served, monkeypatch: pytest.MonkeyPatch, counted: int
+) -> None:
+    monkeypatch.setattr("worker.store.overview_reads.COUNTED", counted)
+    began = served.run.clock()
+    for verb in ("start", "start", "dance", "start", "finish"):
+        served.run.clock.advance(hours=1)
+        await served.client.publish(f"taskflow.cmd.kate.{verb}", b"{nonsense")
+        await served.pump()
+    groups = await served.run.engine.store.queries.letter_groups(10)
+    told = {
+        group.subject.rpartition(".")[2]: (
+            group.count,
+            (group.first_us - began) // (3600 * SECOND),
+            (group.last_us - began) // (3600 * SECOND),
+        )
+        for group in groups
+    }
+    assert told == {"start": (3, 1, 4), "dance": (1, 3, 3), "finish": (1, 5, 5)}
+    assert [group.count for group in await served.run.engine.store.queries.letter_groups(2)] == [1, 1]
 
 
 async def test_groups_of_dead_letters_count_only_those_of_the_filter(served: Served) -> None:

@@ -20,8 +20,6 @@ SCANS = {
     "overview.count_outgoing": {"SCAN outgoing USING INDEX outgoing_by_time"},  # counts what is not sent yet
     "overview.count_letters": {"SCAN dead_letters USING COVERING INDEX dead_letters_by_reason"},  # counts every letter
     "overview.count_set_aside": {"SCAN flows USING INDEX flows_set_aside"},  # a partial index: those set aside, and no others
-    "overview.ids_by_suffix": {"SCAN flows USING COVERING INDEX sqlite_autoindex_flows_1"},  # the newest ids only
-    "overview.letter_groups": {"SCAN dead_letters USING COVERING INDEX dead_letters_by_subject"},  # counts every letter
     "overview.meta": {"SCAN meta"},  # a handful of rows
     "overview.most_used": {"SCAN usage"},  # a row for each agent
     "reads.counts": {"SCAN counters"},  # a row for each counter

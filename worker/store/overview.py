@@ -21,6 +21,9 @@ LOOK = 5000
 SLICE = 250
 """How many of them at a time."""
 
+COUNTED = 20_000
+"""How many entries of an index one statement goes through."""
+
 FOREVER: Micros = 2**62
 """Up to when the last stretch of waits goes."""
 
@@ -94,6 +97,17 @@ class LetterGroup(msgspec.Struct, frozen=True, kw_only=True):
     replayed: int
     first_us: Micros
     last_us: Micros
+
+    def plus(self, other: LetterGroup) -> LetterGroup:
+        """Count another slice of the group in."""
+        return LetterGroup(
+            reason=self.reason,
+            subject=self.subject,
+            count=self.count + other.count,
+            replayed=self.replayed + other.replayed,
+            first_us=min(self.first_us, other.first_us),
+            last_us=max(self.last_us, other.last_us),
+        )
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):

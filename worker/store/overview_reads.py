@@ -11,6 +11,7 @@ import msgspec
 from worker.flow.model import Flow, HeldReply
 from worker.store import rows
 from worker.store.overview import (
+    COUNTED,
     FOREVER,
     LOOK,
     NEWEST,
@@ -34,6 +35,8 @@ from worker.times import Micros
 
 _DUE_COUNTED = 10_000
 _FIRST = (-(2**62), 0)
+_FIRST_LETTER, _AFTER_LETTERS = ("", "", 0, 0, 0), (b"", "", 0, 0, 0)  # bytes come after any text
+_AFTER_IDS = "~"
 Shown = TypeVar("Shown")
 
 
@@ -120,7 +123,14 @@ class OverviewReads(ABC):
     async def ids_like(self, part: str, limit: int) -> list[str]:
         """List ids that begin or end like this."""
         found = [row[0] for row in await self._seen("ids_by_prefix", part, limit)]
-        found += [row[0] for row in await self._seen("ids_by_suffix", part, limit, NEWEST)]
+        above = _AFTER_IDS
+        for _ in range(NEWEST // COUNTED):
+            last = await self._seen("id_before", above, COUNTED - 1)
+            start = last[0][0] if last else ""
+            found += [row[0] for row in await self._seen("ids_by_suffix", start, above, part, limit)]
+            if not last or len(found) >= 2 * limit:
+                break
+            above = start
         return list(dict.fromkeys(found))
 
     async def waiters(self, topic: str, correlation_id: str | None, limit: int) -> list[WaiterRow]:
@@ -168,9 +178,20 @@ class OverviewReads(ABC):
         return found[0][0] if found else None
 
     async def letter_groups(self, limit: int, before: Micros | None = None) -> list[LetterGroup]:
-        """Count by reason and subject, in one index."""
-        found = await self._seen("letter_groups", limit, before)
-        return [LetterGroup(**dict(zip(LetterGroup.__struct_fields__, row, strict=True))) for row in found]
+        """Count by reason and subject, in one index, a slice of it at a time."""
+        groups: dict[tuple[str, str], LetterGroup] = {}
+        start: Sequence[Any] = _FIRST_LETTER
+        while len(groups) <= limit:
+            last = await self._seen("letter_after", *start, COUNTED - 1)
+            end = last[0] if last else _AFTER_LETTERS
+            for row in await self._seen("letter_groups", *start, *end, before):
+                group = LetterGroup(**dict(zip(LetterGroup.__struct_fields__, row, strict=True)))
+                key = group.subject, group.reason
+                groups[key] = groups[key].plus(group) if key in groups else group
+            if not last:
+                break
+            start = end
+        return list(groups.values())[:limit]
 
     async def letters(self, wanted: WantedLetters, *, limit: int, after: int | None = None, up_to: int | None = None) -> Page[Kept]:
         """List dead letters, oldest first."""

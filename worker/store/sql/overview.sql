@@ -56,9 +56,12 @@ SELECT count(*) FROM flows INDEXED BY flows_set_aside WHERE set_aside IS NOT NUL
 -- name: ids_by_prefix
 SELECT id FROM flows WHERE id >= ?1 AND id < ?1 || '~' ORDER BY id DESC LIMIT ?2;
 
--- Only ids are read, the newest first (UUIDv7); no index could serve an end.
+-- Only ids are read, the newest first (UUIDv7), so many at a time; no index could serve an end.
+-- name: id_before
+SELECT id FROM flows WHERE id < ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2;
+
 -- name: ids_by_suffix
-SELECT id FROM (SELECT id FROM flows ORDER BY id DESC LIMIT ?3) WHERE substr(id, -length(?1)) = ?1 LIMIT ?2;
+SELECT id FROM flows WHERE id >= ?1 AND id < ?2 AND substr(id, -length(?3)) = ?3 ORDER BY id DESC LIMIT ?4;
 
 -- name: waiters_of_pair
 SELECT f.id, f.controller_id, f.owner_session_key, f.current_step, w.leaf, w.topic, w.correlation_id, w.mode, f.parked_us, f.due_us
@@ -105,10 +108,16 @@ WHERE scope = 'reply' AND key >= ?1 AND key < ?2 AND key IS NOT NULL ORDER BY ke
 -- name: letter_at
 SELECT n FROM dead_letters WHERE stream = ?1 AND seq = ?2 AND seq IS NOT NULL ORDER BY n DESC LIMIT 1;
 
+-- So many at a time, in the order of their index; where one slice ends, the next begins.
+-- name: letter_after
+SELECT subject, reason, replays, at_us, n FROM dead_letters INDEXED BY dead_letters_by_subject
+WHERE (subject, reason, replays, at_us, n) > (?1, ?2, ?3, ?4, ?5) ORDER BY subject, reason, replays, at_us, n LIMIT 1 OFFSET ?6;
+
 -- name: letter_groups
 SELECT reason, subject, count(*), sum(replays > 0), min(at_us), max(at_us) FROM dead_letters INDEXED BY dead_letters_by_subject
-WHERE (?2 IS NULL OR at_us < ?2)
-GROUP BY subject, reason LIMIT ?1;
+WHERE (subject, reason, replays, at_us, n) > (?1, ?2, ?3, ?4, ?5) AND (subject, reason, replays, at_us, n) <= (?6, ?7, ?8, ?9, ?10)
+  AND (?11 IS NULL OR at_us < ?11)
+GROUP BY subject, reason;
 
 -- name: letters
 SELECT n, reason, message, subject, stream, seq, CAST('{}' AS BLOB), x'', at_us, replays, replayed_us, replayed_by, length(body)
