@@ -1,9 +1,9 @@
 """Pull messages from a durable consumer without a pause, and start again after whatever can happen to the broker.
 
-nats-py has no continuous consume. One loop per source keeps credit at the server: `_outstanding` is how many messages were asked for
-and have not come. A request is topped up as soon as half is used, from the message callback itself. Everything else (an error, a
-reconnect, missed heartbeats) forgets the credit and asks again after a back-off, so the loop cannot spin. Forgetting may ask twice
-for the same room: the caller can get one batch more than it had room for, and `max_ack_pending` bounds that at the server.
+nats-py has no continuous consume. One loop per source keeps credit at the server: `_outstanding` is how many messages were asked for and
+have not come. A request is topped up as soon as half is used, from the message callback itself. Everything else (an error, a reconnect,
+missed heartbeats) forgets the credit and asks again after a back-off, so the loop cannot spin. Forgetting may ask twice for the same
+room: the caller gets at most a batch more than it had room for, which `max_ack_pending` bounds.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from worker.bus.outbound import Frame
 from worker.tasks import repeat
 
 _PENDING_LEFT = "Nats-Pending-Messages"
-_FIRST_DELAY = 0.1
-_LAST_DELAY = 3.0
+_FIRST_DELAY, _LAST_DELAY = 0.1, 3.0
 # A request that ends sooner than this without a message is counted as an error, whatever status it ends with.
 _TOO_SOON = 0.2
 _NS = 1_000_000_000
@@ -241,8 +240,7 @@ class Pull:
         """Ask at once after a reconnect: the server has forgotten the requests, and delivered to the old connection till its end."""
         self._resuming = True
         self._forget()
-        self._delay = 0.0
-        self._not_before = 0.0
+        self._delay = self._not_before = 0.0
 
     def _on_denied(self, subject: str) -> None:
         """Slow down where the credentials may not pull any more (`subject` in lower case)."""
