@@ -92,6 +92,24 @@ def test_an_async_test_of_somebody_elses_is_left_as_it_is(tmp_path: Path) -> Non
     assert "async def functions are not natively supported" in said, said
 
 
+@pytest.mark.parametrize("strict", [(), ("-W", "error")], ids=["in the ini", "on the command line"])
+def test_where_warnings_are_errors_pythons_false_alarm_of_numbered_parameters_is_none(tmp_path: Path, strict: tuple[str, ...]) -> None:
+    # As Python 3.12.0 to 3.12.3 word it, for the Python that runs this may be another.
+    code = """
+import warnings
+
+def test_sqlite():
+    said = "Binding 1 ('?1') is a named parameter, but you supplied a sequence which requires nameless (qmark) placeholders."
+    warnings.warn(said, DeprecationWarning)
+
+def test_something_else():
+    warnings.warn("Binding is done by hand", DeprecationWarning)
+"""
+    said = run(tmp_path, *NAMED, *strict, code=code).stdout
+    assert "1 failed, 1 passed" in said, said
+    assert "FAILED test_agent.py::test_something_else" in said, said
+
+
 def test_the_plugin_is_cheap_to_load_and_leaves_other_tests_alone(tmp_path: Path) -> None:
     code = """
 import sys
