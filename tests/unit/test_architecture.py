@@ -69,6 +69,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "ownership",
         "program",
         "atomic_file",
+        "secrecy",
     ),
 )
 ADAPTERS = ("worker.store.sqlite", "worker.bus.jetstream", "worker.bus.memory", "worker.bus.connection")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -297,6 +298,19 @@ def test_a_secret_pasted_where_its_file_belongs_is_refused_without_repeating_it(
         assert "path" in line
         assert seed not in line
     assert "path" in refusal(home, NATS_NKEY="env:SEED", SEED=seed)
+
+
+@pytest.mark.parametrize("setting", ["CREDS", "NKEY", "JWT", "SEED", "PASSWORD", "TOKEN", "KEY", "CA", "CERT"])
+def test_no_setting_repeats_a_secret_that_is_pasted_where_a_place_belongs(home: Path, setting: str) -> None:
+    seed = "SUA" + "B" * 55
+    for scheme in ("file:", "env:", "credential:"):
+        variables: dict[str, Any] = {f"NATS_{setting}": f"{scheme}{seed}"}
+        line = refusal(home, CREDENTIALS_DIRECTORY=str(home), **variables)
+        assert seed not in line
+        assert "path" in line
+
+
+def test_a_number_for_a_password_is_not_repeated(home: Path) -> None:
     assert "12345" not in refusal(home, "[nats]\npassword = 12345")
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
 
 from worker.bus.dial import dial
 from worker.bus.options import NatsOptions
+from worker.client import FlowClient, Lost
 from worker.errors import ConfigError
 
 
@@ -46,3 +48,20 @@ async def test_addresses_that_no_attempt_can_reach_are_refused_at_once(
     with pytest.raises(ConfigError, match=word) as refused:
         await dial(Client(), NatsOptions(servers=servers), ignored, reconnect_wait=0.1)
     assert refused.value.exit_code == 78
+
+
+@pytest.mark.parametrize("field", ["creds", "nkey_seed", "tls_ca", "tls_cert", "tls_key"])
+async def test_a_secret_in_the_place_of_its_file_is_refused_by_the_fields_name_and_not_repeated(field: str) -> None:
+    seed = "SUA" + "B" * 55
+    for pasted in (seed, f"-----BEGIN USER NKEY SEED-----\n{seed}\n"):
+        options: dict[str, Any] = {field: pasted}
+        with pytest.raises(Lost, match=f"^{field}: .*path") as refused:
+            async with FlowClient.connect("nats://127.0.0.1:4222", agent="kate", **options):
+                pass
+        assert seed not in str(refused.value)
+
+
+async def test_a_credential_file_that_is_not_there_is_refused_by_the_fields_name() -> None:
+    with pytest.raises(Lost, match=r"^creds: .*/nowhere/kate\.creds"):
+        async with FlowClient.connect("nats://127.0.0.1:4222", agent="kate", creds="/nowhere/kate.creds"):
+            pass

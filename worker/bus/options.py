@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from worker.errors import BusLost
+from worker.errors import BusLost, ConfigError
+from worker.secrecy import check_path
 
 if TYPE_CHECKING:
     from worker.config import Nats, Secret
@@ -55,15 +56,19 @@ def public_address(url: str) -> str:
     return f"{parts.scheme}://{host}:{parts.port or 4222}"
 
 
-def check_readable(path: str | None) -> None:
-    """Refuse a credential file that cannot be read: nats-py would try it again for ever."""
+def check_readable(field: str, path: str | None) -> None:
+    """Refuse a credential file that cannot be read: nats-py would try it again for ever. `field`: what names it."""
     if path is None:
         return
+    try:
+        check_path(str(path))
+    except ValueError as pasted:
+        raise ConfigError(f"{field}: {pasted}") from pasted
     try:
         with Path(path).open("rb"):
             pass
     except OSError as error:
-        raise BusLost(f"the credential file {path} cannot be read: {error.strerror}") from error
+        raise BusLost(f"{field}: the credential file {path} cannot be read: {error.strerror}; check its path and permissions") from error
 
 
 def nats_options(nats: Nats) -> NatsOptions:

@@ -29,11 +29,12 @@ class Denied(NamedTuple):
 def arguments(options: NatsOptions, *, reconnect_wait: float) -> dict[str, Any]:
     """Return what `Client.connect` takes, but for the callbacks.
 
-    Raises `BusLost` for files that cannot be read, `ConfigError` for addresses that no attempt can reach: nats-py would go on trying.
+    Raises `BusLost` for files that cannot be read, `ConfigError` for addresses that no attempt can reach and
+    for secrets in the place of their files: nats-py would go on trying.
     """
     _check_schemes(options)
-    for path in (options.creds, options.nkey_seed, options.tls_ca, options.tls_cert, options.tls_key):
-        check_readable(path)
+    for field in ("creds", "nkey_seed", "tls_ca", "tls_cert", "tls_key"):
+        check_readable(field, getattr(options, field))
     return {
         "servers": list(options.servers),
         "name": options.name,

@@ -78,8 +78,8 @@ class FlowClient:
         `where`: a URL, the name of a context of the `nats` CLI, a connected nats-py client or a `Transport` (both stay open), or None: as
         environment, `taskflow.toml` and context say, like the command line. `prefix` is the worker's `subjects.prefix`. `door` is the one
         that commands go through unless they say otherwise. `patience`: seconds that a command or query is tried for, outages included,
-        before it raises `NoOutcome` or `Unavailable`. `options`: fields of `NatsOptions`, such as `creds`, `nkey_seed`, `user`,
-        `password`, `token`, `tls_ca`, `inbox_prefix`.
+        before it raises `NoOutcome` or `Unavailable`. `options`: fields of `NatsOptions`, such as `user`,
+        `password`, `token`, `inbox_prefix`; `creds`, `nkey_seed` and `tls_ca` are the paths of files.
 
         Raises `Lost` where NATS cannot be reached or refuses the credentials, `Forbidden` where they may not use their inbox.
         """

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from worker.errors import ConfigError
+from worker.secrecy import check_path
 
 
 def config_home(environ: Mapping[str, str]) -> Path:
@@ -55,6 +56,7 @@ def no_folder() -> ConfigError:
 
 def check_file(path: str) -> str:
     """Give the path of a file that exists and can be read, `~` resolved; raise `ValueError` otherwise."""
+    check_path(path)
     full = expand(path)
     try:
         if not full.is_file():

@@ -14,8 +14,8 @@ import msgspec
 
 from worker.config.paths import check_file, check_private, reason
 from worker.errors import ConfigError
+from worker.secrecy import check_path
 
-_CONTENT = re.compile(r"\n|-----BEGIN|\AS[A-Z2-7]{50,}\Z|\AeyJ")  # pasted credentials: the error must not repeat them
 _USERINFO = re.compile(r"//(.*)@")
 
 
@@ -75,26 +75,21 @@ def read_secret(text: str, environ: Mapping[str, str], *, plain_is_path: bool) -
     `env:NAME` a variable that holds the path.
     """
     scheme, _, rest = text.partition(":")
+    if scheme in ("env", "credential"):
+        check_path(rest)
     if scheme == "env":
         if not environ.get(rest):
             raise ValueError(f"the environment variable {rest or '(no name)'} is not set; set it, or name another source")
         if plain_is_path:
-            return Secret(path=_secret_file(environ[rest]), source=text)
+            return Secret(path=check_private(environ[rest]), source=text)
         return Secret(text=environ[rest], source=text)
     if scheme == "credential":
         return Secret(path=_credential(rest, environ), source=text)
     if scheme == "file":
         return Secret(path=check_private(rest), source=text)
     if plain_is_path:
-        return Secret(path=_secret_file(text), source=f"file:{text}")
+        return Secret(path=check_private(text), source=f"file:{text}")
     return Secret(text=text)
-
-
-def _secret_file(path: str) -> str:
-    """Check the file of a secret; refuse the secret itself in the place of its path, without repeating it."""
-    if _CONTENT.search(path):
-        raise ValueError("must be the path of a file, not the secret itself; write it into a file and name that")
-    return check_private(path)
 
 
 def _credential(name: str, environ: Mapping[str, str]) -> str:
