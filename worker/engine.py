@@ -250,12 +250,23 @@ class Engine:
         self._timed(time.monotonic() - began)
         for flow_id, why in batch.set_aside.items():
             self._log.error("flow_set_aside", flow_id=flow_id, why=why)
+        if batch.buries:
+            self._tell_of_letters(batch)
         self._announce(batch)
         self._queue.put_back(submissions[len(deciding.decided) + len(deciding.deferrals) :])
         self._deferrals.put(deciding.deferrals)
         for submission, outcome in zip(deciding.decided, deciding.outcomes, strict=True):
             self._deferrals.forget(submission)
             resolve(submission.done, outcome)
+
+    def _tell_of_letters(self, batch: Batch) -> None:
+        """Log what could not be used: whoever sent it may hear of it nowhere else."""
+        for letter in batch.letters:
+            self._log.warning(
+                "dead_lettered", reason=letter.reason, subject=letter.subject, stream=letter.stream, seq=letter.seq, why=letter.message
+            )
+        for _, why in batch.displaced:
+            self._log.warning("dead_lettered", reason="expired", why=why)
 
     def _announce(self, batch: Batch) -> None:
         """Tell the listeners of a commit. It is one, whatever they do: a defect of theirs must not have the batch decided again."""

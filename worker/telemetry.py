@@ -43,6 +43,7 @@ class Said(StrEnum):
     NOT_ROLLED_BACK = "not_rolled_back"
     HELD_PASSED_OVER = "held_reply_passed_over"
     FLOW_SET_ASIDE = "flow_set_aside"
+    DEAD_LETTERED = "dead_lettered"
     PRUNED = "pruned"
     PRUNE_POSTPONED = "prune_postponed"
     PROVISIONED = "topology.provisioned"

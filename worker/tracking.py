@@ -71,7 +71,7 @@ class Tracker:
         if batch.set_aside:
             metrics.set_aside.inc(len(batch.set_aside))
         self._moved(batch)
-        for letter in (*batch.dead, *(letter for _, letter, _ in batch.spoiled)):
+        for letter in batch.letters:
             metrics.dead_letters[letter.reason].inc()
         if batch.displaced:
             metrics.dead_letters["expired"].inc(len(batch.displaced))

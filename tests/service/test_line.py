@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from tests.eventually import eventually
 from tests.running import an_input
@@ -174,6 +175,25 @@ async def test_what_cannot_be_read_is_dead_lettered_whole_and_the_next_message_i
         assert "X" in first.headers["Taskflow-Headers"]
         assert second.subject == "taskflow.dlq.no_correlation"
         assert line.floor == 3
+
+
+async def test_the_log_names_what_became_a_dead_letter_and_why_without_the_payload(path: Path) -> None:
+    """Whoever published it hears of it nowhere else: the broker has stored it, and no outcome has its name."""
+    async with living(path) as line:
+        with capture_logs() as logs:
+            await line.agent.publish("taskflow.cmd.kate.start", b'{"goal": "s3cret", "controller_id": "c"}', {})
+            await line.agent.publish(TOPIC, b'{"no": "correlation", "payload": "s3cret"}')
+            await line.agent.publish("taskflow.cmd.kate.dance", b"{}")
+            await line.reply("s3cret", "spoils", event_id="e2")
+            await line.settled()
+            await line.parked("spoils", accept={"type": "number"})
+            letters = await eventually(lambda: _letters(line, 4))
+        told = [entry for entry in logs if entry["event"] == "dead_lettered"]
+        assert sorted(f"taskflow.dlq.{entry['reason']}" for entry in told) == sorted(letter.subject for letter in letters)
+        assert {entry["subject"] for entry in told} == {"taskflow.cmd.kate.start", "taskflow.cmd.kate.dance", TOPIC}
+        assert {entry["log_level"] for entry in told} == {"warning"}
+        assert all(entry["why"] for entry in told)
+        assert "s3cret" not in str(told)
 
 
 async def test_a_refusal_is_an_outcome_and_no_dead_letter(path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from tests.running import Running, an_input, running
 from tests.service.acting import TOPIC, Inlet, dead_letters, external, started
@@ -100,7 +101,9 @@ async def test_a_displaced_reply_resumes_nobody_and_its_repeat_is_told_that_it_e
     async with running(policy=Policy(max_held_of_tenant=1)) as run:
         inlet = Inlet(run)
         await inlet.reply("old", correlation_id="old", event_id="e1")
-        await inlet.reply("new", correlation_id="new", event_id="e2")
+        with capture_logs() as logs:
+            await inlet.reply("new", correlation_id="new", event_id="e2")
+        assert [(entry["event"], entry["reason"]) for entry in logs] == [("dead_lettered", "expired")]
         flow = await started(run)
         assert (await run.manager.set_waiting(flow.id, external("old"))).status is FlowStatus.WAITING
         again = await inlet.reply("old", correlation_id="old", event_id="e1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 import msgspec
@@ -170,6 +171,13 @@ class Batch(msgspec.Struct, kw_only=True):
     unfinished: list[OpenEnd] = msgspec.field(default_factory=list)
     followed_up: list[str] = msgspec.field(default_factory=list)
     set_aside: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def letters(self) -> Iterator[DeadLetter]:
+        """What becomes dead letters of messages that came, and of held replies that their waits do not accept."""
+        yield from self.dead
+        for _, letter, _ in self.spoiled:
+            yield letter
 
     @property
     def buries(self) -> bool:
