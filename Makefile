@@ -127,6 +127,13 @@ $(JUDGES)/.ready: deploy/requirements-check.txt | $(READY)
 	@$(JUDGES)/bin/python -m pip check --disable-pip-version-check
 	@touch $@
 
+# Another PYTHON than that of .venv makes it anew.
+ifneq ($(PYTHON),)
+ifneq ($(shell $(PYTHON) -V 2>&1),$(shell $(BIN)/python -V 2>&1))
+.PHONY: $(READY)
+endif
+endif
+
 $(READY): requirements.lock pyproject.toml
 	@.ci/environment $(VENV) $(PYTHON)
 
