@@ -145,6 +145,38 @@ def test_what_could_never_happen_is_refused_at_once_and_by_name(condition: Any, 
     assert refusal(condition) == (code, path)
 
 
+@pytest.mark.parametrize(
+    "condition, path, named",
+    [
+        ({"kind": "tmer"}, "/kind", "did you mean timer"),
+        ({"kind": "sunset"}, "/kind", "external_event"),
+        ({"kind": 5}, "/kind", "external_event"),
+        ({}, "/kind", "external_event"),
+        ({"kind": "timer", "att": at(5)}, "/att", "did you mean at?"),
+        ({"kind": "timer", "timeout": "1s"}, "/timeout", "it takes at, after"),
+        (external(wanted=1), "/wanted", "correlation_id"),
+        ({"kind": "external_event"}, "/topic", "topic"),
+        ({"kind": "timer", "at": "tomorrow"}, "/at", "2027-01-31T09:00:00Z"),
+        ({"kind": "timer", "at": 5}, "/at", "2027-01-31T09:00:00Z"),
+        ({"kind": "timer", "at": "2027-01-01T00:00:00"}, "/at", "zone"),
+        (manual(deadline="soon"), "/deadline", "zone"),
+        (external(mode="some"), "/mode", "one, all"),
+        (external(mode=5), "/mode", "one, all"),
+        (any_of(manual(on_timeout="shrug")), "/conditions/0/on_timeout", "resume, fail, cancel"),
+        (any_of(manual(), manual(prompt=5)), "/conditions/1/prompt", "text"),
+        ({"kind": "any_of", "conditions": {"kind": "timer"}}, "/conditions", "a list, not an object"),
+        ({"kind": "any_of", "conditions": [None]}, "/conditions/0", "an object, not null"),
+        (external(accept=1.5), "/accept", "an object, not a number"),
+        ([], "", "an object, not a list"),
+    ],
+)
+def test_what_is_misspelled_is_refused_with_what_would_be_right(condition: Any, path: str, named: str) -> None:
+    refused = parked(condition)
+    assert (refused.code, refused.details["path"]) == ("invalid_request", f"/wait_condition{path}")
+    assert named in refused.message
+    assert "`" not in refused.message  # as the decoder words it
+
+
 def test_a_timeout_becomes_a_deadline_from_the_parking() -> None:
     wait = waits(any_of(external(timeout="15m"), manual(timeout="1h 30m"), timeout="2h")).wait_json
     assert wait is not None

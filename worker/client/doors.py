@@ -31,6 +31,7 @@ from worker.client.errors import (
 )
 from worker.client.transport import Inbox, Lost, Message, NoAnswer, NotPermitted, NotStored, Stored, Transport
 from worker.errors import FlowError
+from worker.prose import shown
 from worker.wire import limits
 from worker.wire.documents import CancelledChildren, ErrorShown, FlowShown, StepShown
 from worker.wire.headers import MSG_ID, REPLY_TO
@@ -227,7 +228,7 @@ class Doors:
 def checked(verb: str, fields: dict[str, Any]) -> bytes:
     """Return the body of a request, held against the limits and the verb's type before it costs a round trip. Raises the refusal."""
     if verb not in _SHAPES:
-        raise UnsupportedVerb(f"there is no verb {limits.shown(verb)}: verbs are {', '.join(_SHAPES)}", verb=verb)
+        raise UnsupportedVerb(f"there is no verb {shown(verb)}: verbs are {', '.join(_SHAPES)}", verb=verb)
     body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
     top = limits.check(body)
     try:

@@ -9,6 +9,7 @@ import msgspec
 from worker.client.errors import InvalidRequest
 from worker.client.now import now
 from worker.flow.identifiers import bad_id
+from worker.prose import shown
 from worker.wire import limits
 from worker.wire.reply_message import open_reply, value_of_bytes
 from worker.wire.subjects import Subjects, is_literal
@@ -21,10 +22,10 @@ def written(subjects: Subjects, topic: str, correlation_id: str, payload: Any) -
     built_in = subjects.parse_reply(f"{topic}.x") is not None
     subject = f"{topic}.{correlation_id}" if built_in else topic
     if not is_literal(topic):
-        raise InvalidRequest(f"the topic is no subject that can be published to: {limits.shown(topic)}", path="/topic")
+        raise InvalidRequest(f"the topic is no subject that can be published to: {shown(topic)}", path="/topic")
     if built_in and ("." in correlation_id or not is_literal(subject)):
         said = f"on {topic} the correlation id is the last part of the subject, without dots, blanks and wildcards"
-        raise InvalidRequest(f"{said}, not {limits.shown(correlation_id)}", path="/correlation_id")
+        raise InvalidRequest(f"{said}, not {shown(correlation_id)}", path="/correlation_id")
     body = msgspec.json.encode(payload if built_in else {"correlation_id": correlation_id, "payload": payload})
     limits.decode_any(body)
     return subject, body

@@ -27,7 +27,7 @@ def park(command: ParkFlow, flow: Flow, view: View, now: Micros, policy: Policy)
     try:
         condition = settle(parse(command.condition), now, policy, command.nonce)
     except msgspec.ValidationError as bad:
-        return misspelled(bad)
+        return misspelled(bad, command.condition)
     except FlowError as refused:
         return refused
     for node in nodes(condition):

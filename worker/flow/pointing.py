@@ -5,28 +5,67 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import islice
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 
 from worker.errors import FlowError, InvalidRequest
-from worker.flow.waits import COMPOSITES, WaitCondition
+from worker.flow.waits import COMPOSITES, KINDS, Mode, OnTimeout, WaitCondition
+from worker.prose import TYPES, meant, shown
 
 _WHOLE = "/wait_condition"
-_KINDS = ", ".join(str(kind.__struct_config__.tag) for kind in get_args(WaitCondition))
-_FIELD = re.compile(r"\AObject (?:contains unknown|missing required) field `(.*)`\Z", re.DOTALL)
+_FIELD = re.compile(r"\AObject (contains unknown|missing required) field `(.*)`\Z", re.DOTALL)
+_TYPE = re.compile(r"\AExpected `(\w+)")
+_TIME = "a time with its zone, like 2027-01-31T09:00:00Z"
+_TAKES = {
+    "kind": f"one of {', '.join(KINDS)}",
+    "at": _TIME,
+    "deadline": _TIME,
+    "mode": f"one of {', '.join(get_args(Mode))}",
+    "on_timeout": f"one of {', '.join(get_args(OnTimeout))}",
+}
+"""What a field takes, for those whose type does not say it all."""
 
 
-def misspelled(bad: msgspec.ValidationError) -> InvalidRequest:
-    """Refuse what spells no condition, and point to the place that msgspec names (`… - at `$.conditions[0].at``)."""
+def misspelled(bad: msgspec.ValidationError, value: Any) -> InvalidRequest:
+    """Refuse a value that spells no condition, and point to the place that msgspec names (`… - at `$.conditions[0].at``)."""
     said, _, place = str(bad).rpartition(" - at `$")
     tokens = [token for token in place.removesuffix("`").replace("[", ".").replace("]", "").split(".") if token]
-    if named := _FIELD.match(said):
-        tokens.append(named[1].replace("~", "~0").replace("/", "~1"))  # what a caller calls a field may be any text
-    path = "/".join([_WHOLE, *tokens])
-    if tokens[-1:] == ["kind"]:
-        return InvalidRequest(f"{path[1:]} must be one of {_KINDS}", path=path)
-    return InvalidRequest(f"wait_condition: {bad}", path=path)
+    named = _FIELD.match(said)
+    path, given = "/".join([_WHOLE, *tokens]), _at(value, tokens)
+    if named is not None:
+        below = f"{path}/{named[2].replace('~', '~0').replace('/', '~1')}"  # what a caller calls a field may be any text
+        misnamed = _unknown(named[2], given["kind"]) if named[1] == "contains unknown" else _missing(named[2])
+        return InvalidRequest(f"{path[1:]} {misnamed}", path=below)
+    field = (tokens or [""])[-1]
+    typed = _TYPE.match(said)
+    takes = _TAKES.get(field) or (TYPES.get(typed[1]) if typed is not None else None) or said
+    got = shown(given) if isinstance(given, str) else TYPES.get(_json_type(given), "null")
+    hint = meant(given, KINDS) if field == "kind" and isinstance(given, str) else ""
+    return InvalidRequest(f"{path[1:]} must be {takes}, not {got}{hint}", path=path)
+
+
+def _missing(name: str) -> str:
+    """Say which field a part needs, and what it takes where that is not plain."""
+    return f"needs the field {name}" + (f": {_TAKES[name]}" if name in _TAKES else "")
+
+
+def _unknown(name: str, kind: str) -> str:
+    """Say that a part has no such field, and which one was probably meant, or which it has."""
+    known = [field for field in KINDS[kind].__struct_fields__ if field not in ("to", "cancel_to")]  # these are set by `delegate`
+    return f"({kind}) has no field {shown(name)}" + (meant(name, known) or f"; it takes {', '.join(known)}")
+
+
+def _at(value: Any, tokens: list[str]) -> Any:
+    """Return what stands at the place that msgspec named: it was there."""
+    for token in tokens:
+        value = value[int(token)] if isinstance(value, list) else value[token]
+    return value
+
+
+def _json_type(value: Any) -> str:
+    """Name the JSON type of a value as the decoder does."""
+    return "object" if isinstance(value, dict) else "array" if isinstance(value, list) else type(value).__name__
 
 
 def relocate(refused: FlowError, below: str) -> FlowError:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from itertools import count
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
 from worker.times import Micros, to_micros
 
 OnTimeout = Literal["resume", "fail", "cancel"]
+Mode = Literal["one", "all"]
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 
 MAX_DEPTH = 4
@@ -58,7 +59,7 @@ class ExternalEvent(
 
     topic: str
     correlation_id: str | None = None
-    mode: Literal["one", "all"] = "one"
+    mode: Mode = "one"
     accept: dict[str, Any] | None = None
     to: str | None = None
     cancel_to: str | None = None
@@ -92,6 +93,7 @@ class AtLeast(Bounded, frozen=True, kw_only=True, omit_defaults=True, tag_field=
 
 WaitCondition = Timer | ExternalEvent | FlowEnds | Manual | AnyOf | AllOf | AtLeast
 Composite = AnyOf | AllOf | AtLeast
+KINDS: dict[str, type[msgspec.Struct]] = {str(kind.__struct_config__.tag): kind for kind in get_args(WaitCondition)}
 COMPOSITES = (AnyOf, AllOf, AtLeast)
 """The same for `isinstance`, which takes four times as long with a union."""
 

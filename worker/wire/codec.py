@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 
 from worker.errors import FlowError, IdMismatch, InvalidRequest
+from worker.prose import shown
 from worker.wire import complaints
 from worker.wire.commands import build, owner_of
 from worker.wire.envelope import Opened, open_request
 from worker.wire.headers import MSG_ID, Headers, find, hops_of, inbox_of, trace_of
-from worker.wire.limits import check_headers, shown
+from worker.wire.limits import check_headers
 from worker.wire.origin import Mint, Origin
 from worker.wire.requests import COMMANDS, EXPECTED, QUERIES, Request
 from worker.wire.subjects import Subjects, is_token

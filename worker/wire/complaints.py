@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from enum import StrEnum
 
 import msgspec
 
 from worker.errors import FlowError, InvalidRequest, UnsupportedVerb
 from worker.flow.lifecycle import FlowStatus, FlowStepStatus
+from worker.prose import TYPES, meant, shown
 from worker.wire import limits, pointers
 from worker.wire.requests import COMMANDS, EXPECTED, QUERIES, ListMine, Observe
 
@@ -41,9 +41,7 @@ def refusal(
 
 def _unknown(name: str, verb: str, known: Iterable[str]) -> InvalidRequest:
     """Refuse a field the verb does not have, with the one that was probably meant."""
-    near = get_close_matches(name[:64], list(known), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return InvalidRequest(f"{verb} has no field {limits.shown(name)}{hint}", path=pointers.spell(name[:64]))
+    return InvalidRequest(f"{verb} has no field {shown(name)}{meant(name, known)}", path=pointers.spell(name[:64]))
 
 
 def _mistyped(text: str, shape: type[msgspec.Struct], expected: Mapping[str, str]) -> InvalidRequest:
@@ -51,14 +49,14 @@ def _mistyped(text: str, shape: type[msgspec.Struct], expected: Mapping[str, str
     path = limits.place(text)
     name = path[1:].partition("/")[0]
     got = text.partition(", got `")[2].partition("`")[0]
-    given = f", not {limits.TYPES.get(got, got)}" if got else ""
+    given = f", not {TYPES.get(got, got)}" if got else ""
     kind = _ENUMS.get((shape, name)) or (FlowStatus if name == "status" else None)
     if kind is not None:
         wanted = "one of " + ", ".join(member.value for member in kind)
     elif path == pointers.spell(name) and name in expected:
         wanted = expected[name]
     else:
-        wanted = limits.TYPES.get(text.partition("Expected `")[2].partition("`")[0].partition(" |")[0], "")
+        wanted = TYPES.get(text.partition("Expected `")[2].partition("`")[0].partition(" |")[0], "")
     sentence = f"{name} must be {wanted}{given}" if name and wanted else f"{name or 'the body'}: {text.partition(' - at ')[0]}"
     return InvalidRequest(sentence, path=path)
 
@@ -68,9 +66,8 @@ def unsupported(verb: str, known: Iterable[str]) -> UnsupportedVerb:
     verbs = sorted(known)
     if verb in QUERIES and verb not in verbs:
         return UnsupportedVerb(f"{verb} is a query: ask it on the api subject", verb=verb)
-    near = get_close_matches(verb[:64].lower(), verbs, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(verbs)}"
-    return UnsupportedVerb(f"this worker has no verb {limits.shown(verb)}; {hint}", verb=verb[:64])
+    hint = meant(verb.lower(), verbs) or f"; known are {', '.join(verbs)}"
+    return UnsupportedVerb(f"this worker has no verb {shown(verb)}{hint}", verb=verb[:64])
 
 
 ALL_VERBS = frozenset(COMMANDS) | frozenset(QUERIES)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from worker.errors import FlowError, InvalidRequest, TooDeep, TooLarge
+from worker.prose import TYPES, shown
 from worker.wire import pointers
 from worker.wire.headers import MOST_HEADERS, UNREAD, Headers
 
@@ -20,8 +21,6 @@ MAX_DEPTH = 32
 MAX_KEYS = 10_000
 MAX_KEY_LENGTH = 1024
 _FEW_KEYS = 16
-TYPES = {"str": "text", "int": "a whole number", "bool": "true or false", "object": "an object", "array": "a list", "float": "a number"}
-"""What the decoder calls types, in words."""
 
 TopLevel = dict[str, msgspec.Raw]
 
@@ -155,11 +154,6 @@ def _measure(value: Any) -> None:
                 level.extend(part)
     if keys > MAX_KEYS:
         raise InvalidRequest(f"the JSON has {keys} keys; the limit is {MAX_KEYS}", path="", limit=MAX_KEYS)
-
-
-def shown(text: str) -> str:
-    """Quote foreign text for a message: escaped, and not longer than a line."""
-    return repr(text if len(text) <= 64 else text[:63] + "…")  # noqa: PLR2004 - enough to recognise it
 
 
 def explain(body: bytes, failure: Exception) -> FlowError:

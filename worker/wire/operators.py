@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from msgspec import Meta
 
 from worker.errors import InvalidRequest, UnsupportedVerb
 from worker.flow.lifecycle import FlowStatus
+from worker.prose import meant, shown
 from worker.wire import complaints, limits, requests
 from worker.wire.envelope import open_request
 from worker.wire.requests import DEFAULT_LIMIT, EXPECTED, MAX_LIMIT, CommandId, Cursor, FlowId, Key, Label, Limit, Name, Object, Revision
@@ -277,9 +277,8 @@ def _decoder(shape: type[Asked]) -> msgspec.json.Decoder[Any]:
 def read_operation(verb: str, body: bytes) -> Asked:
     """Read an operator's request; an empty body asks with every default. Raises the `FlowError` that refuses it."""
     if verb not in OPERATIONS:
-        near = get_close_matches(verb[:64], list(OPERATIONS), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(OPERATIONS)}"
-        raise UnsupportedVerb(f"this worker has no operator verb {limits.shown(verb)}; {hint}", verb=verb[:64])
+        hint = meant(verb, OPERATIONS) or f"; known are {', '.join(OPERATIONS)}"
+        raise UnsupportedVerb(f"this worker has no operator verb {shown(verb)}{hint}", verb=verb[:64])
     opened = open_request(body or b"{}")
     shape = _shape(verb, opened.top)
     try:
@@ -296,5 +295,5 @@ def _shape(verb: str, top: limits.TopLevel) -> type[Asked]:
         return next(iter(shapes.values()))
     given = bytes(top["action"]).strip(b'"').decode("utf-8", "replace")
     if given not in shapes:
-        raise InvalidRequest(f"the action of {verb} is one of {', '.join(shapes)}, not {limits.shown(given)}", path="/action")
+        raise InvalidRequest(f"the action of {verb} is one of {', '.join(shapes)}, not {shown(given)}", path="/action")
     return shapes[given]
