@@ -384,6 +384,22 @@ def test_a_flow_waits_only_on_topics_that_are_bound_and_its_owners(topic: str, a
     assert (type(found) if found else None) is refusal
 
 
+def test_a_topic_that_is_not_bound_is_refused_with_those_that_the_agent_may_wait_on_and_with_where_to_add_it() -> None:
+    bindings = Bindings([Binding(TOPIC), Binding("ana.private", owners=("ana",)), Binding("jobs.*", owners=("kate", "ana"))], Subjects())
+    refused = bindings.refusal("agent.delegat.reply", "kate")
+    assert isinstance(refused, TopicNotBound)
+    for named in (TOPIC, "jobs.*", "taskflow.reply.kate", "TASKFLOW_REPLY_TOPICS"):
+        assert named in refused.message
+    assert "ana" not in refused.message
+    trusted = bindings.refusal("agent.delegat.reply", None)
+    assert trusted is not None
+    assert "ana.private" in str(trusted)
+
+
+def test_the_dead_letter_of_a_subject_that_is_bound_no_more_says_where_to_add_it() -> None:
+    assert "TASKFLOW_REPLY_TOPICS" in refused({"correlation_id": "c"}, subject="old.topic").error.message
+
+
 def test_bindings_know_which_stream_carries_them() -> None:
     bindings = Bindings([Binding(TOPIC), Binding("jobs.done", stream="JOBS"), Binding("jobs.lost", stream="JOBS")], Subjects())
     assert bindings.topics() == (TOPIC,)

@@ -39,6 +39,10 @@ class _Reading(msgspec.Struct, frozen=True):
     where: tuple[tuple[pointers.Tokens, Any], ...]
 
 
+_MOST_NAMED = 10
+"""Topics that a refusal names."""
+
+
 class Bindings:
     """Every subject that carries replies: the configured ones, `<prefix>.reply.*.*` and `<prefix>.resume`.
 
@@ -68,10 +72,16 @@ class Bindings:
         """Say why `agent` may not wait on `topic`, or None (SEMANTICS 3 and R3). `agent` None: in-process, trusted with any topic."""
         owners = self._owners(topic)
         if owners is None:
-            return TopicNotBound("no reply binding covers the topic: a reply on it could never arrive", topic=topic)
+            return TopicNotBound(f"no reply binding covers the topic: a reply on it could never arrive; {self._remedy(agent)}", topic=topic)
         if agent is None or agent in owners or "*" in owners:
             return None
         return Forbidden(f"agent {agent} may not wait on this topic", topic=topic)
+
+    def _remedy(self, agent: str | None) -> str:
+        """Say what to wait on instead, of the topics that the agent may know, and where a topic is added."""
+        bound = [b.topic for b in self.configured if agent is None or agent in b.owners or "*" in b.owners][:_MOST_NAMED]
+        own = self._subjects.reply_topic(agent if agent is not None else "<agent>")
+        return f"wait on {', '.join([*bound, own])}, or have it added to the worker's subjects.reply_topics (TASKFLOW_REPLY_TOPICS)"
 
     def answers_on(self, topic: str, correlation_id: str) -> str | FlowError:
         """Return the subject on which an answer to `correlation_id` reaches `topic`, or the refusal of an id that cannot be part of it."""
@@ -140,7 +150,8 @@ class Bindings:
         if reading is None:
             reading = next((r for r in self._patterns if covers(r.binding.subject, subject)), None)
         if reading is None:
-            raise TopicNotBound("no reply binding covers the subject this message arrived on", topic=subject)
+            said = "no reply binding covers the subject this message arrived on: add it to subjects.reply_topics (TASKFLOW_REPLY_TOPICS)"
+            raise TopicNotBound(said, topic=subject)
         return reading, subject.rpartition(".")[0] if reading.kind == "subject" else subject
 
     def _correlation(self, message: ReplyMessage, reading: _Reading) -> Any:
