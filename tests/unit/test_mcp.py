@@ -119,6 +119,8 @@ def test_a_call_without_an_outcome_is_told_its_key(stored: bool, says: str) -> N
         ("stat", {}, "did you mean start?"),
         ("resume", {}, "action must be one of"),
         (7, {}, "action must be one of"),
+        ("start", {"controller": "kate/x", "goal": "g"}, "did you mean controller_id?"),
+        ("advance", {"flowid": "f"}, "did you mean flow_id?"),
         ("start", {"goal": "g"}, "start needs controller_id, goal; controller_id is missing"),
         ("status", {"flow_id": "f", "goal": "g"}, "status takes flow_id; leave out goal"),
         ("status", {"flow_id": "f", KEY: "k"}, "leave out idempotency_key"),

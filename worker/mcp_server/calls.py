@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from typing import Any
 
 import msgspec
@@ -16,6 +15,7 @@ from worker.mcp_server.advice import DOUBTFUL, NEXT, STORED, next_for
 from worker.mcp_server.line import Line
 from worker.mcp_server.once import Doubts, command_id
 from worker.mcp_server.schema import ACTIONS, ALL, KEY, MOST, Action, needed
+from worker.prose import meant
 from worker.wire.documents import FlowShown
 from worker.wire.protocols import mcp_task, waiting_for
 
@@ -90,14 +90,14 @@ class Calls:
 def checked(action: object, given: Json, *, keys: bool) -> None:
     """Hold a call against what its action takes. Raises `InvalidRequest`, which says what that is."""
     if not isinstance(action, str) or action not in ACTIONS:
-        near = get_close_matches(str(action), ACTIONS, n=1)
-        meant = f"; did you mean {near[0]}?" if near and action is not None else ""
-        raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}{meant}", path="/action")
+        hint = meant(str(action), ACTIONS) if action is not None else ""
+        raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}{hint}", path="/action")
     kind: Action = ACTIONS[action]
     must = needed(kind, keys=keys)
     for name in given:
         if name not in kind.parameters:
-            raise InvalidRequest(f"{action} takes {', '.join(kind.parameters)}; leave out {name[:64]}", path=f"/{name[:64]}")
+            hint = meant(name, kind.parameters) or f"; leave out {name[:64]}"
+            raise InvalidRequest(f"{action} takes {', '.join(kind.parameters)}{hint}", path=f"/{name[:64]}")
     for name in must:
         if name not in given:
             raise InvalidRequest(f"{action} needs {', '.join(must)}; {name} is missing", path=f"/{name}")
