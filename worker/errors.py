@@ -262,6 +262,10 @@ class BusLost(Refusal):
     exit_code = 69
 
 
+class TurnedAway(BusLost):
+    """The NATS server answered, and refuses what no further attempt can mend; the message says what to change."""
+
+
 def root_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return what a group of failures comes down to: the refusal that decides the exit code, else the first defect."""
     flat: list[BaseException] = []

@@ -412,6 +412,7 @@ async def test_a_wrong_password_is_said_at_once(guarded: EmbeddedServer) -> None
     assert await clocked(opening) < 1
     with pytest.raises(BusLost, match="refuses the credentials") as lost:
         opening.result()
+    assert "nats.user" in str(lost.value)
     assert "hunter2" not in str(lost.value)
     assert not bus.lost.done()
 

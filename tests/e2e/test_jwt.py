@@ -101,6 +101,14 @@ async def test_worker_and_commands_log_in_with_jwt_and_seed_and_again_after_an_o
 async def test_another_s_seed_and_half_of_the_pair_are_refused(stage: Decentral) -> None:
     wrong = await command(stage, "waits", code=69, NATS_SEED=stage.stranger.seed)
     assert "refuses the credentials" in wrong.err
+    assert "nats.creds" in wrong.err
+    (verdict,) = [
+        check
+        for check in (await command(stage, "doctor", "-o", "json", code=1, NATS_SEED=stage.stranger.seed)).json["checks"]
+        if check["name"] == "nats"
+    ]
+    assert "nats.creds" in verdict["text"]
+    assert "start" not in verdict["fix"]
     assert stage.stranger.seed not in wrong.err
     assert "nats.seed" in (await command(stage, "waits", code=78, NATS_SEED="")).err
     assert "different ways to log in" in (await command(stage, "waits", code=78, NATS_TOKEN="t")).err

@@ -13,14 +13,14 @@ from nats.aio.client import Client
 
 from worker.bus import policy
 from worker.bus.options import NatsOptions, public_address
-from worker.errors import BusLost
+from worker.errors import BusLost, TurnedAway
 
 _CLOSE_TIMEOUT = 3.0
 Noting = Callable[[Exception], Awaitable[None]]
 
 
 async def dial(client: Client, options: NatsOptions, error_cb: Noting, *, reconnect_wait: float, **callbacks: Any) -> None:
-    """Connect for good: every later outage is survived. Raises `BusLost` within `connect_timeout` with one sentence.
+    """Connect for good: every later outage is survived. Raises `BusLost` within `connect_timeout` with one sentence, `TurnedAway` sooner.
 
     `error_cb` and `callbacks` are those of nats-py; they must not raise. Who is cancelled leaves nothing behind that goes on dialling.
     """
@@ -51,7 +51,8 @@ async def dial(client: Client, options: NatsOptions, error_cb: Noting, *, reconn
             await asyncio.gather(connecting, return_exceptions=True)
             await hang_up(client)
     if not connected:
-        raise BusLost(f"NATS at {', '.join(map(public_address, options.servers))} {why}")
+        kind = TurnedAway if refused.done() else BusLost
+        raise kind(f"NATS at {', '.join(map(public_address, options.servers))} {why}")
 
 
 async def hang_up(client: Client) -> Exception | None:

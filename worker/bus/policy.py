@@ -83,7 +83,8 @@ def refusal(error: BaseException) -> str | None:
     if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
         return "answers in clear where the TLS handshake is due: take tls_first out, or set `handshake_first` in the server's tls block"
     said = reason(error)
-    return f"refuses the credentials: {said}" if any(word in said.lower() for word in _REFUSED) else None
+    remedy = "check nats.creds, nats.nkey, nats.user and nats.password, nats.token or nats.jwt"
+    return f"refuses the credentials: {said}; {remedy}" if any(word in said.lower() for word in _REFUSED) else None
 
 
 def reason(error: BaseException) -> str:

@@ -79,7 +79,7 @@ async def _over_nats(config: Config, worker: dict[str, Any]) -> list[Verdict]:
     from worker.bus.client import Silent
     from worker.cli.asking import Online, connected
     from worker.cli.doctor_rights import rights
-    from worker.errors import Refusal
+    from worker.errors import Refusal, TurnedAway
     from worker.wire import capacity
     from worker.wire.subjects import Subjects
 
@@ -97,8 +97,8 @@ async def _over_nats(config: Config, worker: dict[str, Any]) -> list[Verdict]:
             verdicts.append(await _sync(config.nats.monitor_url or worker.get("monitor_url", ""), line))
             return [*verdicts, *answered, *await _alone(line)]
     except (Refusal, Silent) as lost:
-        prefix = Subjects(config.subjects.prefix).prefix
-        return [Verdict("nats", "fail", str(lost), f"start the server, or set nats.url; the worker answers on {prefix}.admin.*")]
+        start = f"start the server, or set nats.url; the worker answers on {Subjects(config.subjects.prefix).prefix}.admin.*"
+        return [Verdict("nats", "fail", str(lost), "as it says" if isinstance(lost, TurnedAway) else start)]
 
 
 async def _streams(config: Config, line: Any) -> list[Verdict]:
