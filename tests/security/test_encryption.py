@@ -10,6 +10,7 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests.security.greeting import Greeter, certificate
 from worker.bus.connection import Connection
 from worker.bus.mended import MendedClient
 from worker.bus.options import NatsOptions
-from worker.client import Agent, FlowClient, serve_delegate
+from worker.client import Agent, Asked, FlowClient, serve_delegate
 from worker.client.errors import Unavailable
 from worker.client.over_nats import NatsTransport
 from worker.client.transport import Lost
@@ -86,8 +87,12 @@ async def test_agents_and_delegates_refuse_as_the_client_does() -> None:
         with pytest.raises(Lost, match="encryption"):
             async with FlowClient.connect(where, agent="kate"):
                 pass
+
+        async def pay(asked: Asked) -> Any:
+            return asked.payload
+
         with pytest.raises(Lost, match="encryption"):
-            async with serve_delegate("svc.pay", lambda asked: asked.payload, on=where):
+            async with serve_delegate("svc.pay", pay, on=where):
                 pass
         with pytest.raises(Lost, match="encryption"):
             await Agent(where, name="kates-loop", agent="kate").run()

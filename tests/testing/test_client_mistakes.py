@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from datetime import timedelta
 from typing import Any
@@ -115,17 +116,61 @@ async def test_a_handler_that_would_never_be_called_is_refused(taskflow: Taskflo
         agent.on(handle)  # type: ignore[arg-type]
 
 
-async def test_a_handler_that_is_not_async_is_named_in_the_log(taskflow: TaskflowWorld, caplog: pytest.LogCaptureFixture) -> None:
+def plain(*_: object) -> None: ...
+
+
+async def takes_nothing() -> None: ...
+
+
+async def takes_more(one: object, two: object, three: object) -> None: ...
+
+
+async def takes_all(*_: object) -> None: ...
+
+
+@pytest.mark.parametrize("handler, said", [(plain, "async"), (takes_nothing, "does not take"), (takes_more, "does not take"), (7, "async")])
+async def test_a_handler_that_could_only_fail_is_refused_where_it_is_named(taskflow: TaskflowWorld, handler: Any, said: str) -> None:
+    kate = await taskflow.client("kate")
+    with pytest.raises(TypeError, match=said) as refused:
+        Agent(kate, name="loop").on("started")(handler)
+    assert "async def handler(flow, event)" in str(refused.value) or "(flow, event)" in str(refused.value)
+    with pytest.raises(TypeError, match=said) as refused:
+        serve_delegate("svc.add", handler, on=kate)
+    assert "svc.add" in str(refused.value)
+
+
+async def test_a_handler_may_be_whatever_is_called_and_awaited(taskflow: TaskflowWorld) -> None:
+    class Called:
+        async def __call__(self, flow: Flow, event: Event) -> None: ...
+
+        async def method(self, flow: Flow, event: Event) -> None: ...
+
+    @functools.wraps(takes_all)
+    def wrapped(*given: object) -> Any:
+        return takes_all(*given)
+
+    agent = Agent(await taskflow.client("kate"), name="loop")
+    for handler in (Called(), Called().method, functools.partial(takes_more, 1), takes_all, wrapped):
+        agent.on("started")(handler)
+
+
+async def test_a_handler_that_fails_again_and_again_is_told_with_one_traceback(
+    taskflow: TaskflowWorld, caplog: pytest.LogCaptureFixture
+) -> None:
     kate = await taskflow.client("kate")
     agent = Agent(kate, name="loop")
 
-    @agent.on("started")  # type: ignore[type-var]
-    def handle(flow: Flow, event: Event) -> None: ...
+    @agent.on("created")
+    async def handle(flow: Flow, event: Event) -> None:
+        raise ValueError("always")
 
     taskflow.run(agent.run())
     await kate.start(controller="kate/x", goal="be handled")
-    await taskflow.settled()
-    assert "async" in caplog.text
+    await taskflow.clock.advance("1h")
+    told = [record for record in caplog.records if record.name == "worker.client.agent"]
+    assert len(told) > 10
+    assert all("always" in record.getMessage() for record in told)
+    assert [bool(record.exc_info) for record in told] == [True] + [False] * (len(told) - 1)
 
 
 async def test_a_delegate_that_cannot_work_is_refused_before_it_serves(taskflow: TaskflowWorld) -> None:
@@ -138,21 +183,6 @@ async def test_a_delegate_that_cannot_work_is_refused_before_it_serves(taskflow:
             serve_delegate(subject, answer, on=kate)
     with pytest.raises(InvalidRequest, match="cancel_on"):
         serve_delegate("svc.x", answer, on=kate, cancel_on="svc..x")
-    with pytest.raises(TypeError, match="async function, not None"):
-        serve_delegate("svc.x", None, on=kate)  # type: ignore[arg-type]
-
-
-async def test_a_delegate_that_is_not_async_is_named_in_the_log(taskflow: TaskflowWorld, caplog: pytest.LogCaptureFixture) -> None:
-    kate = await taskflow.client("kate")
-
-    def answer(asked: Asked) -> Any:
-        return {"sum": 3}
-
-    async with serve_delegate("svc.add", answer, on=kate):
-        flow = await kate.start(controller="kate/x", goal="add")
-        await flow.delegate("svc.add", {}, timeout="1h")
-        await taskflow.assert_running(flow, state={"resume_event": {"error": {"code": "500", "message": "the delegate failed: TypeError"}}})
-    assert "svc.add has to be an async function" in caplog.text
 
 
 async def cancelled_by_what_it_awaits() -> None:

@@ -30,7 +30,6 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from fnmatch import fnmatchcase
-from inspect import isawaitable
 from typing import Any, TypeVar
 
 import msgspec
@@ -40,6 +39,7 @@ from worker.client.errors import AlreadyTerminal, Forbidden, InvalidRequest, Not
 from worker.client.events import Event, event_in, kinds_of
 from worker.client.flow import Flow
 from worker.client.flows import FlowClient
+from worker.client.handlers import check_handler
 from worker.client.lanes import Lanes, Later
 from worker.client.litter import Litter
 from worker.client.numbering import CURRENT, Numbering
@@ -111,6 +111,7 @@ class Agent:
         self._retry = (retry_first, retry_last)
         self._rules: list[_Rule] = []
         self._litter = Litter(_log, "event")
+        self._failing: dict[str, type[BaseException]] = {}
         self._lanes: Lanes | None = None
         self._stopping = asyncio.Event()
         self._late = asyncio.Event()
@@ -120,7 +121,8 @@ class Agent:
     def on(self, *kinds: str, controller: str = "*") -> Callable[[_H], _H]:
         """Have the function called with (flow, event) for events of these kinds (none: all) of flows whose controller matches.
 
-        Raises `InvalidRequest` for a kind that there is not, `TypeError` for `@agent.on` without parentheses.
+        Raises `InvalidRequest` for a kind that there is not, `TypeError` for `@agent.on` without parentheses and for a function that is
+        not async or does not take the two.
         """
         if any(map(callable, kinds)):
             raise TypeError("write @agent.on() with parentheses: as it is, the function would never be called")
@@ -128,6 +130,7 @@ class Agent:
 
         def add(handler: _H) -> _H:
             """Keep the handler; it stays callable by itself."""
+            check_handler(handler, "@agent.on", "flow", "event")
             self._rules.append(_Rule(wanted, controller, handler))
             return handler
 
@@ -222,6 +225,7 @@ class Agent:
     async def _handle(self, flows: FlowClient, event: Event) -> None:
         """Call the handlers of one event, in the order in which they were added. Raises `Later` where it has to be tried again."""
         numbering = CURRENT.set(Numbering(event, self.name))
+        before = self._failing.pop(event.id, None)
         try:
             await self._call(flows, event)
         except AlreadyTerminal as over:
@@ -231,7 +235,11 @@ class Agent:
             _log.info("event %s is settled, for its flow has ended: %s", event.id, over)
         except (Exception, asyncio.CancelledError) as failed:
             heed_cancellation()  # and not one of what the handler waited for
-            _log.exception("a handler failed on event %s (%s of %s): again later", event.id, event.kind, event.controller_id)
+            self._failing[event.id] = type(failed)
+            told = None if isinstance(failed, before or ()) else failed  # the traceback once, not with every try
+            _log.error(
+                "a handler failed on event %s (%s of %s): %r; again later", event.id, event.kind, event.controller_id, failed, exc_info=told
+            )
             raise Later(str(failed)) from failed
         finally:
             CURRENT.reset(numbering)
@@ -245,7 +253,4 @@ class Agent:
             return
         for rule in self._rules:
             if rule.covers(event):
-                handling: object = rule.handler(flow, event)
-                if not isawaitable(handling):
-                    raise TypeError(f"a handler has to be an async function: {rule.handler!r} returned {handling!r}")
-                await handling
+                await rule.handler(flow, event)

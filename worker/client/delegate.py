@@ -16,7 +16,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from inspect import isawaitable
 from typing import Any, Self
 
 import msgspec
@@ -24,6 +23,7 @@ import msgspec
 from worker.client.asked import Answer, Asked, DelegateError, answer_error, answer_with, asked_of, flaw_of, reply_subject
 from worker.client.backing_off import Backoff
 from worker.client.flows import FlowClient, Where, opened
+from worker.client.handlers import check_handler
 from worker.client.litter import Litter
 from worker.client.now import now
 from worker.client.remembering import Remembering
@@ -67,8 +67,7 @@ class Delegate:
         for name, given in (("subject", subject), ("cancel_on", cancel_on)):
             if given is not None and not is_pattern(given):
                 raise InvalidRequest(f"{name} is no subject that can be listened to: {given!r}", path=f"/{name}")
-        if not callable(handler):
-            raise TypeError(f"the handler of {subject} has to be an async function, not {handler!r}")
+        check_handler(handler, f"the delegate of {subject}", "asked")
         self.subject = subject
         self._handler = handler
         self._on = on
@@ -171,7 +170,7 @@ class Delegate:
     async def _made(self, asked: Asked) -> Answer:
         """Have the handler make the answer. Never raises but for a cancellation."""
         try:
-            return self._checked(answer_with(await self._result(asked), asked), asked)
+            return self._checked(answer_with(await self._handler(asked), asked), asked)
         except DelegateError as error:
             return answer_error(error, asked)
         except (Exception, asyncio.CancelledError) as failed:  # noqa: BLE001  whatever the defect is, the flow gets an answer and the log the traceback
@@ -179,13 +178,6 @@ class Delegate:
             if asked.deadline is None or now() < asked.deadline:
                 _log.exception("the handler of %s failed", self.subject)
             return answer_error(DelegateError("500", f"the delegate failed: {type(failed).__name__}"), asked)
-
-    async def _result(self, asked: Asked) -> Any:
-        """Call the handler."""
-        handling: object = self._handler(asked)
-        if not isawaitable(handling):
-            raise TypeError(f"the handler of {self.subject} has to be an async function: it returned {type(handling).__name__}")
-        return await handling
 
     def _checked(self, answer: Answer, asked: Asked) -> Answer:
         """Return the answer, or the error that stands for one which could not arrive. Raises `DelegateError`."""
@@ -268,6 +260,7 @@ def serve_delegate(
     notice cancels the handler of its request. `remember`: how many answers are kept for repeats, in this process; `memory`: a key-value
     bucket of NATS that keeps them for all instances and later processes, made where it is missing. `grace`: seconds that what is in hand
     gets at the end. Requests run side by side. An answer that is too large for a flow or for the broker becomes error 413. Raises
-    `InvalidRequest` for a subject that is none; `NotPermitted`, `NoAnswer` (no bucket) or `Lost` at the beginning.
+    `InvalidRequest` for a subject that is none, `TypeError` for a handler that is not async or does not take one argument;
+    `NotPermitted`, `NoAnswer` (no bucket) or `Lost` at the beginning.
     """
     return Delegate(subject, handler, on, queue=queue, cancel_on=cancel_on, remember=remember, memory=memory, grace=grace, **options)

@@ -1,0 +1,21 @@
+"""Hold a handler against how it will be called, before it is: what cannot work would fail on every message, in the log only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import iscoroutinefunction, signature, unwrap
+from typing import Any
+
+
+def check_handler(handler: Callable[..., Any], where: str, *parameters: str) -> None:
+    """Raise `TypeError` unless the handler is an async function that takes these parameters by position; `where` names what it is for."""
+    wanted = f"async def handler({', '.join(parameters)})"
+    if not callable(handler):
+        raise TypeError(f"{where} needs an async function, not {handler!r}: write {wanted}")
+    inner = unwrap(handler)
+    if not iscoroutinefunction(inner) and not iscoroutinefunction(getattr(inner, "__call__", None)):  # noqa: B004 - it is looked into
+        raise TypeError(f"{where} needs an async function, and {handler!r} is none: write {wanted}")
+    try:
+        signature(handler).bind(*parameters)
+    except TypeError as wrong:
+        raise TypeError(f"{where} calls its handler with ({', '.join(parameters)}), which {handler!r} does not take: {wrong}") from None
