@@ -345,3 +345,27 @@ def test_version_tells_the_parts_on_request() -> None:
     detailed = invoke("version", "-v").stdout
     for part in ("wire protocol", "sqlite", "nats-py"):
         assert part in detailed
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [
+        ("flow list --json", "-o json"),
+        ("doctor --json", "-o json"),
+        ("run --store x", "--store-path"),
+        ("flow wait 7be90d15 --after 5m", "--timer"),
+        ("flow cancel 7be90d15 --if-revision 3", "--expected-revision"),
+        ("flow list --sesion x", "--session"),
+    ],
+)
+def test_an_option_that_is_called_so_elsewhere_or_misspelt_is_answered_with_its_name_here(typed: str, meant: str) -> None:
+    result = invoke(*typed.split())
+    assert result.exit_code == 64
+    assert f"Did you mean '{meant}'?" in result.stderr
+
+
+def test_an_option_that_is_like_no_other_is_answered_without_a_guess() -> None:
+    result = invoke("dlq", "list", "--after", "1h")
+    assert result.exit_code == 64
+    assert "--after" in result.stderr
+    assert "Did you mean" not in result.stderr

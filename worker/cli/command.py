@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import click
@@ -13,12 +13,35 @@ _RANGE = re.compile(r"(?:INTEGER|FLOAT)(?: RANGE)?\b")
 """What click calls a number."""
 
 
+_NEAR = 0.75
+_ELSEWHERE = {
+    "--json": ("--output", "-o json"),
+    "--jsonl": ("--output", "-o jsonl"),
+    "--format": ("--output", "-o"),
+    "--after": ("--timer", "--timer"),
+    "--if-revision": ("--expected-revision", "--expected-revision"),
+    "--revision": ("--expected-revision", "--expected-revision"),
+}
+"""What other command lines call an option: what it is here, and how that is typed."""
+
+
 class Option(click.Option):
     """An option that help shows under a heading of its own."""
 
     def __init__(self, *args: Any, panel: str = OWN, **extra: Any) -> None:
         super().__init__(*args, **extra)
         self.panel = panel
+
+
+def meant(written: str, known: Sequence[str]) -> list[str]:
+    """Name the options that were probably meant. Nothing is better than far-fetched: `--session` for `--json` leads astray."""
+    from difflib import get_close_matches
+
+    other, instead = _ELSEWHERE.get(written, ("", ""))
+    if other in known:
+        return [instead]
+    longer = [name for name in known if name.startswith(written) or written.startswith(name)]
+    return longer or get_close_matches(written, known, cutoff=_NEAR)
 
 
 def write_example(ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -39,7 +62,11 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse what stands behind the command, and what stands before it: what is said last counts."""
-        return super().parse_args(ctx, [*ctx.meta.get(_LEADING, ()), *args])
+        try:
+            return super().parse_args(ctx, [*ctx.meta.get(_LEADING, ()), *args])
+        except click.NoSuchOption as unknown:
+            known = [name for parameter in self.get_params(ctx) for name in parameter.opts if name.startswith("--")]
+            raise click.NoSuchOption(unknown.option_name, possibilities=meant(unknown.option_name, known), ctx=ctx) from None
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what it does, and the example."""
