@@ -24,7 +24,7 @@ Reason = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"\A[^\x00]*
 Number = Annotated[int, Meta(ge=1, le=2**62)]
 Part = Annotated[str, Meta(min_length=1, max_length=36, pattern=r"\A[0-9A-Fa-f-]+\Z")]
 MAX_LETTERS = 100
-_EXPECTED = EXPECTED | {"reason": "1 to 1024 characters without NUL"}
+_EXPECTED = EXPECTED | {"reason": "text of 1 to 1024 characters without NUL"}
 """What a field takes, in words: an operator has to give a reason, an agent need not."""
 
 
