@@ -55,6 +55,27 @@ async def test_a_reply_that_could_never_be_used_is_refused_and_not_sent(
         await kate.reply(TOPIC, "c", {}, event_id="a\nb")
 
 
+@pytest.mark.parametrize(
+    "value, path",
+    [
+        (object(), "/patch/a"),
+        ({"b": [1, {2, 3}, object()]}, "/patch/a/b/2"),
+        ({(1, 2): 3}, "/patch/a"),
+        ("\ud800", "/patch/a"),
+    ],
+)
+async def test_what_json_does_not_have_is_refused_by_its_place(taskflow: TaskflowWorld, value: Any, path: str) -> None:
+    kate = await taskflow.client("kate")
+    flow = await kate.start(controller="kate/x", goal="hold a value")
+    with pytest.raises(InvalidRequest, match="JSON") as refused:
+        await flow.advance({"a": value})
+    assert refused.value.details["path"] == path
+    for topic in (TOPIC, "taskflow.reply.kate"):
+        with pytest.raises(InvalidRequest, match="JSON") as refused:
+            await kate.reply(topic, "c", {"a": value})
+        assert refused.value.details["path"] == path.replace("patch", "payload")
+
+
 async def test_a_reply_beyond_the_limit_is_refused_at_once_for_it_would_become_a_dead_letter(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate")
     with pytest.raises(TooLarge):

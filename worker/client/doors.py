@@ -18,6 +18,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from worker.client.backing_off import Backoff
+from worker.client.encoding import encoded
 from worker.client.errors import (
     Conflict,
     Forbidden,
@@ -229,7 +230,7 @@ def checked(verb: str, fields: dict[str, Any]) -> bytes:
     """Return the body of a request, held against the limits and the verb's type before it costs a round trip. Raises the refusal."""
     if verb not in _SHAPES:
         raise UnsupportedVerb(f"there is no verb {shown(verb)}: verbs are {', '.join(_SHAPES)}", verb=verb)
-    body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+    body = encoded({name: value for name, value in fields.items() if value is not None})
     top = limits.check(body)
     try:
         _decoder(verb).decode(body)

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from worker.client.encoding import encoded
 from worker.client.errors import InvalidRequest
 from worker.client.now import now
 from worker.flow.identifiers import bad_id
@@ -26,7 +27,8 @@ def written(subjects: Subjects, topic: str, correlation_id: str, payload: Any) -
     if built_in and ("." in correlation_id or not is_literal(subject)):
         said = f"on {topic} the correlation id is the last part of the subject, without dots, blanks and wildcards"
         raise InvalidRequest(f"{said}, not {shown(correlation_id)}", path="/correlation_id")
-    body = msgspec.json.encode(payload if built_in else {"correlation_id": correlation_id, "payload": payload})
+    envelope = encoded({"correlation_id": correlation_id, "payload": payload})
+    body = msgspec.json.encode(payload) if built_in else envelope
     limits.decode_any(body)
     return subject, body
 
