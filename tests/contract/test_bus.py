@@ -613,6 +613,19 @@ async def test_a_created_inbound_stream_cannot_lose_or_forge_messages(rig: Rig, 
     assert config["max_age"] == 7 * 86400 * 1_000_000_000
 
 
+@pytest.mark.parametrize("missing", [("deny_delete",), ("deny_purge",), ("deny_delete", "deny_purge")])
+async def test_no_message_can_be_removed_from_a_stream_of_ours_whoever_made_it(rig: Rig, bus: Bus, missing: tuple[str, ...]) -> None:
+    """The broker acknowledges wherever a publisher says, with every right: also to its own API."""
+    made = await rig.stream_config("TASKFLOW_EVT")
+    assert made["deny_delete"]
+    assert made["deny_purge"]
+    older = {name: value for name, value in made.items() if name not in missing} | {"name": "OLD", "subjects": ["old.>"]}
+    await rig.create_stream(older)
+    assert await bus.prepare((IN, EVT, Stream(name="OLD", subjects=("old.>",), inbound=False, max_age=EVT.max_age)), (WORKER,)) == []
+    has = await rig.stream_config("OLD")
+    assert (has["deny_delete"], has["deny_purge"]) == (True, True)
+
+
 async def test_missing_subjects_are_added(rig: Rig, bus: Bus) -> None:
     wider = Stream(name="TASKFLOW_IN", subjects=("taskflow.cmd.*.*", "agent.route.*"), inbound=True, max_age=IN.max_age)
     await bus.prepare((wider, EVT), (WORKER,))

@@ -22,7 +22,7 @@ from tests.ports import kept_port
 from tests.reloading import reload
 from tests.standing import stand_still
 from worker.bus.admission import OF_ONE
-from worker.bus.base import Delivery, Holder, Nak, Outgoing, PublishFailed, Source, Term
+from worker.bus.base import Delivery, Holder, Nak, Outgoing, PublishFailed, Source, Stream, Term
 from worker.bus.connection import NatsOptions
 from worker.bus.endpoints import Endpoint, Request, Service
 from worker.bus.jetstream import JetStreamBus
@@ -209,6 +209,14 @@ async def test_a_deleted_stream_is_made_again(real: JetStreamRig, bus: JetStream
         await eventually(exists)
         await real.agent.publish(CMD, b"1")
         await eventually(lambda: got)
+
+
+async def test_a_stream_that_may_not_keep_its_messages_from_being_removed_is_warned_of(real: JetStreamRig, bus: JetStreamBus) -> None:
+    """As an operator made it: the server lets no stream with roll-ups refuse a purge."""
+    await real.create_stream({"name": "E", "subjects": ["e.>"], "storage": "file", "allow_rollup_hdrs": True, "deny_delete": True})
+    (warned,) = await bus.prepare((Stream(name="E", subjects=("e.>",), inbound=False, max_age=60),), ())
+    assert "stream E: deny_purge" in warned
+    assert "provision" in warned
 
 
 async def test_limits_set_on_the_consumer_are_kept(real: JetStreamRig, bus: JetStreamBus) -> None:

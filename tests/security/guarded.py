@@ -78,12 +78,15 @@ class Refused:
 class Guarded(Stage):
     """The stage behind permissions. Nothing is running after construction; `async with` starts server, provisioner and worker."""
 
-    def __init__(self, folder: Path, *, permissions: str = "permissions.conf", settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, permissions: str = "permissions.conf", settings: Mapping[str, str] | None = None, jetstream: str = ""
+    ) -> None:
         data = folder / "nats"
         data.mkdir(parents=True)
         self.keys = {name: new_key(folder, name) for name in names()}
         filled(data, self.keys)
-        server = EmbeddedServer(data, kept_port(), extra_config=f'include "{permissions}"')
+        block = f'jetstream {{ store_dir: "{data / "jetstream"}", {jetstream} }}\n' if jetstream else ""  # in place of the one before it
+        server = EmbeddedServer(data, kept_port(), extra_config=f'{block}include "{permissions}"')
         listed = {"TASKFLOW_CONFIG": str(TEMPLATES / "worker.toml")}
         super().__init__(folder, settings={**self.credentials("worker"), **listed, **(settings or {})}, server=server)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from nats.aio.msg import Msg
 
-from tests.e2e.stage import Agent, Sent
+from tests.e2e.stage import Agent, Sent, encoded
 from tests.eventually import eventually
 from tests.security.guarded import Guarded, Refused, flushed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("deputies")]
 
+THREE = ("TASKFLOW_EVT", "TASKFLOW_DLQ", "TASKFLOW_IN")
 GUESSED = "a-correlation-id-that-was-guessed"
 FORGED = (
     *("taskflow.evt.ann.{flow}.finished", "taskflow.dlq.forged", "agent.delegate.reply", f"taskflow.reply.ann.{GUESSED}"),
@@ -111,6 +113,45 @@ async def test_an_acknowledgement_is_all_that_can_be_put_among_somebody_elses_ev
     assert forged[0].headers == {}
 
 
+ERASING = [f"STREAM.{verb}.{name}" for verb in ("PURGE", "MSG.DELETE", "DELETE", "UPDATE") for name in THREE]
+CHANGING = [f"CONSUMER.{verb}.TASKFLOW_IN.{name}" for verb in ("DELETE", "PAUSE", "RESET", "CREATE") for name in ("worker", "replies")]
+
+
+@pytest.mark.parametrize("server", ["strict by default", "strict: false"])
+async def test_an_acknowledgement_that_is_sent_to_the_brokers_own_api_changes_no_stream_and_no_consumer(
+    tmp_path: Path, server: str
+) -> None:
+    """With `strict: false`, as before 2.12, `{"stream": …, "seq": …}` is taken for a request to purge or to remove that message."""
+    async with Guarded(tmp_path, jetstream="" if server == "strict by default" else server) as stage:
+        kate, operator = await stage.agent("kate"), await stage.agent("operator")
+        await kate.start()
+        await kate.client.publish("taskflow.cmd.kate.start", b"no command", headers={"Nats-Msg-Id": "a-dead-letter"})
+        await eventually(lambda: has_all(operator), within=20.0)
+        before = [await operator.js.stream_info(name) for name in THREE]
+        taken = [await operator.js.consumer_info("TASKFLOW_IN", name) for name in ("worker", "replies")]
+        for at, verb in enumerate(aimed := [*ERASING, *CHANGING]):
+            await kate.client.publish(
+                "taskflow.cmd.kate.start",
+                encoded({"controller_id": "kate/more", "goal": "more"}),
+                reply=f"$JS.API.{verb}",
+                headers={"Nats-Msg-Id": f"aimed-{at}"},
+            )
+        assert (await kate.outcome(f"aimed-{len(aimed) - 1}"))["ok"]  # decided in the order of the stream: every PubAck was sent before
+        for was in before:
+            now = await operator.js.stream_info(was.config.name or "")
+            assert (now.state.first_seq, now.created) == (was.state.first_seq, was.created), was.config.name
+            assert now.state.messages == now.state.last_seq >= was.state.messages, was.config.name
+            assert now.config == was.config
+        for had in taken:
+            has = await operator.js.consumer_info("TASKFLOW_IN", had.name)
+            assert (has.created, has.config) == (had.created, had.config)
+
+
+async def has_all(operator: Agent) -> bool:
+    """Tell whether each stream has something that could be lost."""
+    return all([(await operator.js.stream_info(name)).state.messages for name in THREE])
+
+
 async def test_a_delegation_cannot_be_aimed_at_what_is_guarded(stage: Guarded, kate: Agent) -> None:
     flow_id = await kate.start()
     targets = ["taskflow.cmd.ann.cancel", "taskflow.evt.ann.x.y", "$JS.API.STREAM.PURGE.TASKFLOW_EVT", "_INBOX.ann.x", "_INBOX_worker.x.1"]
@@ -148,7 +189,7 @@ async def test_an_agent_asks_the_delegates_that_are_listed_for_it_and_no_others(
 
 async def everything(stage: Guarded, operator: Agent) -> list[Sent]:
     """Return what lies in all three streams."""
-    return [sent for name in ("TASKFLOW_EVT", "TASKFLOW_DLQ", "TASKFLOW_IN") for sent in await stage.stream(name, operator)]
+    return [sent for name in THREE for sent in await stage.stream(name, operator)]
 
 
 async def started(stage: Guarded, operator: Agent, flow_id: str) -> bool:

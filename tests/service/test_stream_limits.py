@@ -166,7 +166,8 @@ async def test_a_worker_that_may_not_limit_a_stream_says_what_to_run_and_goes_on
     async with small(LIMITED.format(size="64MB", rights=MAY_NOT)) as broker:
         await older(broker)
         said = await broker.bus.prepare(*needs())
-        assert sum("taskflow provision" in one for one in said) == 3
+        assert sum("taskflow provision" in one and "deny_" not in one for one in said) == 3
+        assert [one.split(":")[0] for one in said if "deny_purge" in one] == ["stream TASKFLOW_EVT", "stream TASKFLOW_DLQ"]
 
 
 async def test_an_operator_can_shorten_what_the_stream_keeps_and_lengthen_it_again(small: Small) -> None:

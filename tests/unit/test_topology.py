@@ -96,6 +96,8 @@ def test_an_objection_names_stream_setting_value_and_repair() -> None:
 def test_the_outbound_streams_may_discard_old_messages_and_roll_up() -> None:
     config = settings.stream_config(OUT) | {"discard": "old", "allow_rollup_hdrs": True, "deny_purge": False}
     assert settings.stream_objections(OUT, config) == []
+    (remark,) = settings.stream_remarks(OUT, config)
+    assert "nats stream edit OUT --deny-purge" in remark
     assert settings.stream_objections(OUT, config | {"storage": "memory"})
 
 

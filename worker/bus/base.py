@@ -107,7 +107,7 @@ class PublishFailed(Exception):
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
-    """A stream the worker needs (CONTRACT 1). `inbound`: agents write to it, so what could erase or forge messages is refused.
+    """A stream the worker needs (CONTRACT 1). `inbound`: agents write to it, so what could forge messages, or throw them away, is refused.
 
     `max_age` and `duplicate_window` are seconds; `share` is its part of what the broker grants where `max_bytes` is -1 (0: unlimited).
     """

@@ -8,16 +8,14 @@ import structlog
 
 from worker.bus import settings
 from worker.bus.base import Stream
-from worker.bus.connection import NoAnswer
 from worker.bus.settings import BATCHES, Json
-from worker.errors import TopologyRefused
 from worker.wire.subjects import covers
 
 
 class Batches:
-    """What is known of the streams. `change(verb, body, what)` asks the broker's API; it raises `TopologyRefused` or `NoAnswer`."""
+    """What is known of the streams. `change(verb, body, what)` asks the broker's API; it returns why not."""
 
-    def __init__(self, change: Callable[[str, Json, str], Awaitable[None]]) -> None:
+    def __init__(self, change: Callable[[str, Json, str], Awaitable[str]]) -> None:
         self._change = change
         self._taking: dict[str, Stream] = {}
         self._log = structlog.get_logger()
@@ -35,10 +33,9 @@ class Batches:
 
     async def _allow(self, stream: Stream, config: Json) -> bool:
         """Let a stream take batches; False where that is not permitted: everything works without."""
-        try:
-            await self._change(f"STREAM.UPDATE.{stream.name}", {**config, BATCHES: True}, f"stream {stream.name}")
-        except (TopologyRefused, NoAnswer) as refused:
-            self._log.info("topology.no_batches", stream=stream.name, reason=str(refused))
+        refused = await self._change(f"STREAM.UPDATE.{stream.name}", {**config, BATCHES: True}, f"stream {stream.name}")
+        if refused:
+            self._log.info("topology.no_batches", stream=stream.name, reason=refused)
             return False
         self._log.info("topology.batches_allowed", stream=stream.name)
         return True

@@ -77,6 +77,14 @@ class JetStreamApi:
             )
             raise TopologyRefused(f"{what} cannot be created or changed: {described(answer)}{room}")
 
+    async def try_to_change(self, verb: str, body: Json, what: str) -> str:
+        """Update something that everything works without; returns why that cannot be, nothing where it is done."""
+        try:
+            await self.change(verb, body, what)
+        except (TopologyRefused, NoAnswer) as refused:
+            return str(refused)
+        return ""
+
     async def _permitted(self, verb: str, body: Json | None = None) -> Json:
         """Ask, and name the permission where it is missing."""
         try:

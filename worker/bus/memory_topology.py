@@ -73,6 +73,7 @@ class MemoryTopology:
         warnings: list[str] = []
         for stream in streams:
             has = self._broker.streams.get(stream.name) or self._broker.create_stream(settings.stream_config(stream))
+            has.config |= settings.guards_missing(has.config)
             warnings += settings.stream_remarks(stream, has.config)
             has.config["subjects"] = settings.subjects_with(stream, has.config) or has.config["subjects"]
             unset = [name for name in settings.SIZES if settings.is_unlimited(has.config, name)]

@@ -35,11 +35,16 @@ _EVERY_STREAM: tuple[tuple[str, Any, Any, str], ...] = (
     # The subject says who a message is from, and whom an event is for.
     ("subject_transform", None, None, "take it out with `nats stream edit {name} --interactive`"),
 )
+# The server's PubAck goes, with the server's rights, wherever a publisher says: also to its own API, where older servers, and such with
+# `strict: false`, take `{"stream": …, "seq": …}` for a request to purge, or to remove that message.
+_GUARDS: tuple[tuple[str, Any, Any, str], ...] = (
+    ("deny_delete", True, False, "`nats stream edit {name} --deny-delete`"),
+    ("deny_purge", True, False, "`nats stream edit {name} --deny-purge`"),
+)
 # Agents publish here. Each of these lets a publisher, or a full stream, erase or forge what others were promised is stored.
 _INBOUND_STREAM: tuple[tuple[str, Any, Any, str], ...] = (
     ("discard", "new", "old", "`nats stream edit {name} --discard new`"),
-    ("deny_delete", True, False, "`nats stream edit {name} --deny-delete`"),
-    ("deny_purge", True, False, "`nats stream edit {name} --deny-purge`"),
+    *_GUARDS,
     ("allow_rollup_hdrs", False, False, "`nats stream edit {name} --no-allow-rollup`"),
     ("allow_msg_schedules", False, False, _NOT_EDITABLE),
     ("allow_msg_ttl", False, False, _NOT_EDITABLE),
@@ -73,14 +78,18 @@ def stream_config(stream: Stream, *, batches: bool = True) -> Json:
         "max_msgs_per_subject": -1,
         "duplicate_window": int(_window(stream) * _NS),
         "num_replicas": stream.replicas,
-        "deny_delete": stream.inbound,
-        "deny_purge": stream.inbound,
+        **guards_missing({}),
         "allow_rollup_hdrs": False,
         "allow_direct": True,
     }
     if batches and not stream.inbound:  # agents need none, and the server keeps a few open for each stream only
         config[BATCHES] = True
     return config
+
+
+def guards_missing(config: Json) -> Json:
+    """Return the settings that keep messages from being removed, where a stream has them not."""
+    return {setting: wanted for setting, wanted, *_ in _differences(_GUARDS, config)}
 
 
 def lacks_batches(stream: Stream, config: Json) -> bool:
@@ -190,6 +199,13 @@ def stream_remarks(stream: Stream, config: Json) -> list[str]:
         has, asked = config.get(name) or -1, stream_config(stream)[name]
         if 0 < has < asked:
             remarks.append(f"stream {stream.name}: {name} is {has:,}, {asked:,} were asked for")
+    lacking = () if stream.inbound else tuple(guards_missing(config))  # of an inbound one they are objections
+    if lacking:
+        flags = " ".join("--" + name.replace("_", "-") for name in lacking)
+        remarks.append(
+            f"stream {stream.name}: {' and '.join(lacking)} must be true, or agents can have messages of it removed by a server before "
+            f"2.12, or with `strict: false`: run `taskflow provision`, or `nats stream edit {stream.name} {flags}`"
+        )
     return remarks
 
 

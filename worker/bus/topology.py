@@ -43,7 +43,7 @@ class Topology:
         self._ack_rights = AckRights(connection)
         self._consumers = Consumers(self._api, find=self._consumer_found, rewind=self.rewind)
         self._allotment = Allotment(self._api)
-        self.batches = Batches(self._api.change)
+        self.batches = Batches(self._api.try_to_change)
         self.clock = self._api.clock
         self._log = structlog.get_logger()
 
@@ -79,9 +79,12 @@ class Topology:
             return []
         remark = capacity.remark(self._connection.max_payload)
         warnings = [remark] if remark else []
-        warnings += [remark for stream in streams if (has := configs[stream.name]) for remark in settings.stream_remarks(stream, has)]
         for stream in streams:
-            await self._ensure_stream(stream, configs[stream.name])
+            config = configs[stream.name]
+            if config is not None:
+                config = await self._guarded(stream, config)
+                warnings += settings.stream_remarks(stream, config)
+            await self._ensure_stream(stream, config)
             warnings += await self._limited(stream, enforced=enforced)
         warnings += await self._consumers.ensure(sources, self._holder)
         if any((configs[stream.name] or {}).get("num_replicas", stream.replicas) == 1 for stream in streams):
@@ -261,6 +264,15 @@ class Topology:
             await self._api.change(f"STREAM.UPDATE.{stream.name}", config, f"stream {stream.name}")
             self._log.info("topology.stream_extended", stream=stream.name, subjects=subjects)
         await self.batches.see(stream, config, allow=batches)
+
+    async def _guarded(self, stream: Stream, config: Json) -> Json:
+        """Have a stream that an older worker made keep its messages from being removed; it stays as it is where that is not permitted."""
+        missing = settings.guards_missing(config)
+        if not missing:
+            return config
+        refused = await self._api.try_to_change(f"STREAM.UPDATE.{stream.name}", config | missing, f"stream {stream.name}")
+        self._log.info("topology.not_guarded" if refused else "topology.stream_guarded", stream=stream.name, reason=refused)
+        return config if refused else config | missing
 
     async def _stream(self, name: str) -> Json | None:
         """Return a stream's configuration, or None."""
