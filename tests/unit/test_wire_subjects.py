@@ -27,6 +27,22 @@ def test_what_is_formatted_parses_back(agent: str, other: str, prefix: str) -> N
     assert subjects.parse_dead_letter(subjects.dead_letter(other)) == other
 
 
+@pytest.mark.parametrize(
+    "subject,whose",
+    [
+        ("taskflow.api.kate.start", "kate"),
+        ("taskflow.api.kate.no!verb", "kate"),
+        ("taskflow.api.k@te.start", "k@te"),
+        ("taskflow.api.k@te.no!verb", "k@te"),
+        (f"taskflow.api.{'k' * 64}.start", "k" * 64),
+        ("taskflow.admin.stats", ""),
+        ("taskflow.admin.no!verb", ""),
+    ],
+)
+def test_what_is_no_request_is_its_askers_all_the_same_and_takes_nothing_from_operators(subject: str, whose: str) -> None:
+    assert Subjects().asker(subject) == whose
+
+
 @given(TOKENS, TOKENS)
 def test_everything_the_worker_publishes_or_reads_is_captured_by_exactly_one_stream(agent: str, other: str) -> None:
     subjects = Subjects()

@@ -64,9 +64,8 @@ class Subjects:
         return _two_tokens(subject, self._api)
 
     def asker(self, subject: str) -> str:
-        """Return which agent asks on a request's subject; empty for operators, and for what is no request."""
-        parsed = self.parse_api(subject)
-        return parsed[0] if parsed is not None else ""
+        """Return whose turn a request takes: the agent its subject names, however odd the name or the verb; empty for operators."""
+        return subject[len(self._api) :].partition(".")[0] if subject.startswith(self._api) else ""
 
     def parse_admin(self, subject: str) -> str | None:
         """Return the verb of an operator's request, or None when the subject is not one."""
