@@ -43,10 +43,15 @@ def _flaw(status: os.stat_result, owners: Collection[int]) -> str:
     return "" if status.st_uid in {os.geteuid(), 0, *owners} else f"it belongs to {user(status.st_uid)}"
 
 
-def check_unwritable(status: os.stat_result, path: Path) -> None:
-    """Raise `OSError` where somebody else owns a file or folder, or may change it. In a sticky folder (/tmp) only owners may."""
+def check_own(status: os.stat_result, path: Path) -> None:
+    """Raise `OSError` where somebody else owns a file, a folder or a link."""
     if status.st_uid not in {os.geteuid(), 0}:
         raise _refused(f"{path} belongs to {user(status.st_uid)}", path)
+
+
+def check_unwritable(status: os.stat_result, path: Path) -> None:
+    """Raise `OSError` where somebody else owns a file or folder, or may change it. In a sticky folder (/tmp) only owners may."""
+    check_own(status, path)
     is_sticky = stat.S_ISDIR(status.st_mode) and bool(status.st_mode & stat.S_ISVTX)
     if not is_sticky and (status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and not _is_alone_in(status.st_gid))):
         raise _refused(f"others may write to {path} (mode {stat.S_IMODE(status.st_mode):04o})", path)

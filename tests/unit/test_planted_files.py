@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 import stat
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,62 @@ async def test_a_lock_that_is_held_still_names_its_holder(path: Path) -> None:
 # -- the database and what lies beside it ---------------------------------------------------------------------------------------------
 
 
+@ROOT_ONLY
+@pytest.mark.parametrize("plant", ["a link", "a link to nothing"])
+@pytest.mark.parametrize("where", ["file", "folder"])
+async def test_a_link_that_somebody_else_has_planted_is_not_followed(
+    tmp_path: Path, precious: Path, plant: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is anything left where it leads: no database, no lock, no other mode."""
+    precious.chmod(0o644)
+    (folder := tmp_path / "open").mkdir()
+    target = precious if plant == "a link" else precious.with_name("nothing")
+    link = folder / (target.name if where == "file" else "in")
+    link.symlink_to(target if where == "file" else target.parent)
+    given_away(link, monkeypatch)
+    folder.chmod(0o1777)
+    with pytest.raises(StoreRefused, match="belongs to"):
+        await SqliteFlowStore.open(str(link if where == "file" else link / target.name))
+    assert [file.name for file in precious.parent.iterdir()] == ["precious"]
+    assert precious.read_text(encoding="utf-8") == PRECIOUS
+    assert mode(precious) == 0o644
+
+
+async def test_a_link_that_anybody_could_have_planted_is_not_followed(tmp_path: Path, precious: Path) -> None:
+    (folder := tmp_path / "open").mkdir()
+    (link := folder / "flows.db").symlink_to(precious.with_name("nothing"))
+    folder.chmod(0o777)
+    with pytest.raises(StoreRefused, match="0777"):
+        await SqliteFlowStore.open(str(link))
+    assert [file.name for file in precious.parent.iterdir()] == ["precious"]
+    folder.chmod(0o1777)
+    async with running(str(link)) as run:
+        await started(run)
+    assert precious.with_name("nothing").exists(), "only its owner can have put it there"
+
+
+async def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    for one, other in (("a.db", "b.db"), ("b.db", "a.db")):
+        (tmp_path / one).symlink_to(tmp_path / other)
+    with pytest.raises(StoreRefused, match="links"):
+        await SqliteFlowStore.open(str(tmp_path / "a.db"))
+
+
+@pytest.mark.parametrize("content", [PRECIOUS.encode(), None], ids=["a text", "another program's database"])
+async def test_a_file_that_is_no_database_of_ours_keeps_its_mode_and_gets_no_lock(path: Path, content: bytes | None) -> None:
+    if content is None:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("CREATE TABLE theirs (id)")
+    else:
+        path.write_bytes(content)
+    path.chmod(0o644)
+    was = path.read_bytes()
+    with pytest.raises(StoreRefused, match="untouched"):
+        await SqliteFlowStore.open(str(path))
+    assert (mode(path), path.read_bytes()) == (0o644, was)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
 @pytest.mark.parametrize("was", [0o644, 0o604, 0o666, 0o601])
 async def test_a_database_that_everybody_can_open_is_mended_and_it_is_said(path: Path, was: int) -> None:
     await filled(path)
@@ -135,7 +193,7 @@ async def test_a_mode_that_cannot_be_mended_is_refused_with_the_command(path: Pa
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "chmod", denied)
+    monkeypatch.setattr(os, "fchmod", denied)
     with pytest.raises(StoreRefused, match=r"chmod 600 .*flows\.db"):
         await SqliteFlowStore.open(str(path))
 

@@ -482,12 +482,18 @@ async def test_a_new_schema_comes_after_a_backup_that_is_whole_and_private(path:
 # the file belongs to SQLite
 
 
-async def test_the_worker_never_opens_the_database_file_itself(path: Path) -> None:
+async def test_the_worker_never_opens_the_database_file_itself_once_sqlite_has(path: Path) -> None:
     """ARCHITECTURE 3: closing any descriptor of it drops SQLite's locks."""
     program = """
 import asyncio, os, sys
-opened = []
-sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event in ("open", "os.open", "shutil.copyfile") else None)
+opened, connected, touched = [], [], []
+def heard(event, args):
+    if event == "sqlite3.connect" and args[0] == sys.argv[1]:  # the writer: from now on there are locks to lose
+        opened.clear()
+        connected.append(args[0])
+    if event in ("open", "os.open", "shutil.copyfile"):
+        opened.append(os.path.basename(str(args[0])))
+sys.addaudithook(heard)
 from tests.fixtures.living import loaded
 from tests.running import running
 from tests.service.acting import started, parked, external, Inlet
@@ -498,10 +504,8 @@ async def main():
             await Inlet(run, stream=f"S{run.store.epoch}").reply({"n": 1})
             await run.waits.tick()
             await run.manager.list_by_owner("owner")
-            opened.append("-- closing")
-    touched = [name for name in opened if os.path.basename(name) == os.path.basename(sys.argv[1])]
-    first = opened.index("-- closing")
-    print(len(touched), any(os.path.basename(n) == os.path.basename(sys.argv[1]) for n in opened[first:]), flush=True)
+        touched += [name for name in opened if name == os.path.basename(sys.argv[1])]
+    print(len(connected), len(touched), flush=True)
 asyncio.run(main())
 """
     done = await asyncio.to_thread(
@@ -512,9 +516,7 @@ asyncio.run(main())
         check=True,
         cwd=Path(__file__).parents[2],
     )
-    times, again = done.stdout.split()
-    assert int(times) <= 1, "at most to make it, before SQLite opens it"
-    assert again == "False"
+    assert done.stdout.split() == ["2", "0"]
 
 
 @pytest.mark.skipif(shutil.which("python3") is None, reason="another process is needed")

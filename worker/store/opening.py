@@ -14,7 +14,7 @@ import structlog
 
 from worker.atomic_file import part_of, settled
 from worker.errors import StoreRefused
-from worker.ownership import user
+from worker.ownership import open_own
 from worker.store.failures import translated
 from worker.store.queries import migrations
 
@@ -108,31 +108,38 @@ def made(file: Path) -> None:
 def guarded(file: Path) -> None:
     """Take the database, and what SQLite has beside it, away from others; before SQLite opens any of it (see `made`).
 
-    Modes for a group stay: a group that may read backups is the operator's business. Raises `StoreRefused` for a mode that cannot be
-    mended, and for what somebody else has put there: SQLite would take a log for its own, and follow a link.
+    Only once the file is known to be ours. Modes for a group stay: a group that may read backups is the operator's business. Raises
+    `StoreRefused` for a mode that cannot be mended, and for what somebody else has put there: SQLite would take a log for its own, and
+    follow a link.
     """
-    owners: set[int] = {os.geteuid(), 0}
+    try:
+        owners = {file.lstat().st_uid}
+    except FileNotFoundError:
+        owners = set()
     for part in (file, *(_beside(file, suffix) for suffix in ("-wal", "-shm", "-journal"))):
         try:
-            status = part.lstat()
+            descriptor = open_own(part, os.O_RDWR, owners)
         except FileNotFoundError:
             continue
-        if not stat.S_ISREG(status.st_mode):
-            raise StoreRefused(f"store.path: {part} is a link or no ordinary file: SQLite keeps its own there; move it away")
-        if part is file:
-            owners.add(status.st_uid)
-        elif status.st_uid not in owners:
-            raise StoreRefused(
-                f"store.path: {part} belongs to {user(status.st_uid)}, who could put anything into the database; move it away"
+        except OSError as bad:
+            message = (
+                f"store.path: {part} cannot be used ({bad.strerror}): SQLite keeps its own there; move away what somebody has put there"
             )
-        if status.st_mode & stat.S_IRWXO:
-            _close_to_others(part, f"{stat.S_IMODE(status.st_mode):04o}")
+            raise StoreRefused(message) from bad
+        try:
+            _close_to_others(part, descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def _close_to_others(part: Path, mode: str) -> None:
-    """Leave a file to its owner only, and say so; raises `StoreRefused` where that cannot be."""
+def _close_to_others(part: Path, descriptor: int) -> None:
+    """Leave an open file to its owner only, and say so; raises `StoreRefused` where that cannot be."""
+    found = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    if not found & stat.S_IRWXO:
+        return
+    mode = f"{found:04o}"
     try:
-        part.chmod(0o600)
+        os.fchmod(descriptor, 0o600)
     except OSError as bad:
         message = f"store.path: everybody can open {part} (mode {mode}), which cannot be mended ({bad.strerror}); run: chmod 600 {part}"
         raise StoreRefused(message) from bad

@@ -6,8 +6,9 @@ import contextlib
 import os
 from pathlib import Path
 
-from worker.config.paths import whole
+from worker.config.paths import named, whole
 from worker.errors import StoreRefused
+from worker.ownership import check_own, check_unwritable
 from worker.store.opening import MEMORY
 
 REMOTE = frozenset(
@@ -15,12 +16,15 @@ REMOTE = frozenset(
 )
 """File systems on which SQLite's write-ahead log cannot work: its shared memory needs one host."""
 
+_MOST_LINKS = 40
+"""As many as the kernel follows."""
 _MOUNT_POINT = 4
 """Which field of a mountinfo line names the mount point, counted from 0."""
 
 
 def checked(path: str) -> Path:
     """Return the real path of the database, or raise `StoreRefused` with what to change. Touches nothing."""
+    _check_links(named(path))
     real = whole(path)
     if not real.parent.is_dir():
         message = f"store.path: the folder {real.parent} does not exist: create it, or set another path"
@@ -44,6 +48,29 @@ def checked(path: str) -> Path:
         message = f"store.path: {real} lies on {kind}: SQLite's write-ahead log needs a local file system"
         raise StoreRefused(message)
     return real
+
+
+def _check_links(path: Path) -> None:
+    """Raise `StoreRefused` for a link on the way that somebody else may have put there: it leads wherever they like.
+
+    Links of this user's or root's are followed, where nobody else can have put them: the database may well be on another disk.
+    """
+    place = path.absolute()
+    for _ in range(_MOST_LINKS):
+        link = next((one for one in (*reversed(place.parents), place) if one.is_symlink()), None)
+        if link is None:
+            return
+        try:
+            check_own(link.lstat(), link)
+            check_unwritable(link.parent.stat(), link.parent)
+        except OSError as bad:
+            message = (
+                f"store.path: {path} leads over the link {link}, which is not followed: {bad.strerror}; "
+                f"set the path that you mean ({path.resolve()}?), or move the link away"
+            )
+            raise StoreRefused(message) from bad
+        place = link.parent / link.readlink() / place.relative_to(link)
+    raise StoreRefused(f"store.path: {path} leads over more than {_MOST_LINKS} links, or in a circle: set another path")
 
 
 def placed(path: str) -> str:

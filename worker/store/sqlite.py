@@ -72,6 +72,7 @@ class SqliteFlowStore(SqliteReads):
             await store._take_over()
             return store
         file = checked(path)
+        await identified(file)  # before anything is left beside it
         lock = WriterLock(file)
         lock.acquire()
         try:
@@ -86,9 +87,8 @@ class SqliteFlowStore(SqliteReads):
 
     @classmethod
     async def _open_file(cls, file: Path, lock: WriterLock) -> SqliteFlowStore:
-        """Open the locked file: guard, identify, verify, configure, migrate, take over."""
+        """Open the locked file: guard, verify, configure, migrate, take over."""
         await asyncio.to_thread(guarded, file)
-        await identified(file)
         await verified(file)
         await asyncio.to_thread(made, file)
         writer = await _connected(str(file))
