@@ -21,7 +21,7 @@ from worker.store.overview import Wanted
 from worker.store.records import Page
 from worker.submission import Outcome
 from worker.telemetry import Said
-from worker.turnstile import Turns
+from worker.turnstile import Share, Turns
 from worker.wire import outcomes
 from worker.wire.capacity import WHOLE, page_bytes
 from worker.wire.codec import Mint, Query, Unusable, read_command, read_query, stray
@@ -34,8 +34,12 @@ from worker.wire.verdicts import command_scope
 Answer = Callable[[Query, Any], Awaitable[bytes]]
 Watcher = Callable[[str, str], None]
 Timer = Callable[[float], None]
-_TURNS, _TURNS_EACH = 8, 2
-"""How many questions are read and answered at a time, and of one agent: each answer may weigh a page and a row."""
+_HEAVY = 768 * 1024
+"""What an answer may weigh: a page and a row."""
+_TURNS, _TURNS_EACH = Share(64, 8 * _HEAVY), Share(32, 2 * _HEAVY)
+"""How much is read and answered at a time, and of one agent, by what the last answers on the subject weighed."""
+_SUBJECTS = 4096
+"""Of how many subjects that is known."""
 
 
 class Api:
@@ -66,6 +70,7 @@ class Api:
         self._timed = timed
         self._max_payload = max_payload
         self._turns = Turns(_TURNS, _TURNS_EACH)
+        self._weights: dict[str, int] = {}
         self._meter = meter
         self._guarded = (f"{subjects.prefix}.>", *reply_topics)
         self._log = structlog.get_logger("api")
@@ -99,9 +104,18 @@ class Api:
 
     async def handle(self, request: Request) -> None:
         """Answer one request. Never raises: what goes wrong is the answer. A turn that was taken for it is over when it has left."""
-        async with self._turns.on_demand(self._subjects.asker(request.subject)) as turn:
+        subject = request.subject
+        async with self._turns.on_demand(self._subjects.asker(subject), self._weights.get(subject, _HEAVY)) as turn:
             body, headers = await self._answer_to(request, turn)
+            self._weigh(subject, len(body))
             await request.answer(body, headers)
+
+    def _weigh(self, subject: str, size: int) -> None:
+        """Expect the next answer on the subject to weigh as much, but no less than half of what was expected of this one."""
+        expected = self._weights.pop(subject, _HEAVY)
+        if len(self._weights) >= _SUBJECTS:
+            self._weights.clear()
+        self._weights[subject] = max(size, expected // 2)
 
     async def _answer_to(self, request: Request, turn: Turn) -> tuple[bytes, Headers]:
         """Return the answer to a request."""

@@ -8,7 +8,7 @@ from worker.bus.base import Bus
 from worker.recall import Recall
 from worker.submission import Outcome
 from worker.tasks import Errands
-from worker.turnstile import Turns
+from worker.turnstile import Share, Turns
 from worker.wire.outcomes import fitting
 
 _TURNS, _TURNS_EACH = 8, 2
@@ -22,7 +22,7 @@ class OutcomeSender:
     def __init__(self, bus: Bus, recall: Recall) -> None:
         self._bus = bus
         self._recall = recall
-        self._turns = Turns(_TURNS, _TURNS_EACH)
+        self._turns = Turns(Share(_TURNS), Share(_TURNS_EACH))
         self._waiting: Counter[str] = Counter()
         self._errands = Errands()
 

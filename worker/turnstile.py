@@ -105,38 +105,38 @@ class Turnstile(Generic[Item]):
 
 
 class Turns:
-    """Turns to do something, one of each name in turn: at most `total` at a time, and of one name at most `each`."""
+    """Turns to do something, one of each name in turn: within `total` at a time, and of one name within `each`."""
 
-    def __init__(self, total: int, each: int) -> None:
-        self._turnstile: Turnstile[tuple[str, asyncio.Future[None]]] = Turnstile(Share(total), Share(each), self._let_in)
+    def __init__(self, total: Share, each: Share) -> None:
+        self._turnstile: Turnstile[tuple[str, asyncio.Future[None], int]] = Turnstile(total, each, self._let_in)
 
     @asynccontextmanager
-    async def of(self, name: str) -> AsyncIterator[None]:
+    async def of(self, name: str, weight: int = 0) -> AsyncIterator[None]:
         """Wait for a turn, and have it until the end."""
         turn: asyncio.Future[None] = new_future()
-        self._turnstile.enter(name, (name, turn))
+        self._turnstile.enter(name, (name, turn, weight), weight)
         try:
             await turn
             yield
         finally:
             if turn.done() and not turn.cancelled():
-                self._turnstile.leave(name)
+                self._turnstile.leave(name, weight)
 
     @asynccontextmanager
-    async def on_demand(self, name: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    async def on_demand(self, name: str, weight: int = 0) -> AsyncIterator[Callable[[], Awaitable[None]]]:
         """Give a function that waits for a turn, once; if it was called, the turn is over at the end."""
         async with AsyncExitStack() as taken:
 
             async def turn() -> None:
                 """Wait for it."""
-                await taken.enter_async_context(self.of(name))
+                await taken.enter_async_context(self.of(name, weight))
 
             yield turn
 
-    def _let_in(self, item: tuple[str, asyncio.Future[None]]) -> None:
+    def _let_in(self, item: tuple[str, asyncio.Future[None], int]) -> None:
         """Tell whoever waits; it may be gone."""
-        name, turn = item
+        name, turn, weight = item
         if turn.done():
-            self._turnstile.leave(name)
+            self._turnstile.leave(name, weight)
         else:
             turn.set_result(None)

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Line
 from worker.admin import explaining
-from worker.api import _TURNS_EACH
+from worker.api import _HEAVY, _TURNS_EACH, Api
 from worker.bus.base import NO_HEADERS, Headers
 from worker.bus.broker import MemoryClient
 from worker.errors import FlowError
@@ -47,6 +47,7 @@ FLOW = Flow(
 )
 HEAVY = "x" * 240_000
 ROW = 256 * 1024
+AT_ONCE = _TURNS_EACH.weight // _HEAVY
 BY = {"operator": "ann", "reason": "r" * 4096}
 
 
@@ -192,6 +193,7 @@ async def test_no_verb_at_its_limits_takes_from_a_neighbour(line: Line, monkeypa
         return page
 
     monkeypatch.setattr(Queries, "_fetch", spied)
+    monkeypatch.setattr(Api, "_weigh", lambda *_: None)  # as if nothing was known of any answer
     its, neighbour = await seeded(line), line.broker.client()
     hers = (await ask(neighbour, "api.kate.start", controller_id="kate/x", goal="g"))["flow"]["id"]
     for subject, make in FLOODS:
@@ -201,7 +203,7 @@ async def test_no_verb_at_its_limits_takes_from_a_neighbour(line: Line, monkeypa
         with monkeypatch.context() as patched:
             patched.setattr(line.bus, "tell", socket.tell)
             flood = [asyncio.create_task(ask(mallory, subject, **make(its))) for _ in range(MANY)]
-            await eventually(partial(socket.holds, _TURNS_EACH))
+            await eventually(partial(socket.holds, AT_ONCE))
             for _ in range(3):
                 assert (await ask(neighbour, "api.kate.status", flow_id=hers))["ok"], subject
                 assert (await ask(neighbour, "api.kate.advance", flow_id=hers))["ok"], subject
@@ -209,8 +211,8 @@ async def test_no_verb_at_its_limits_takes_from_a_neighbour(line: Line, monkeypa
             socket.flow()
             answers = await asyncio.gather(*flood)
         assert all(answer["ok"] for answer in answers), (subject, answers[0])
-        assert len(in_flight) == _TURNS_EACH, (subject, "what is made waits for what has not left")
-        assert sum(in_flight) <= _TURNS_EACH * (PAGE_BYTES + ROW), subject
+        assert len(in_flight) == AT_ONCE, (subject, "what is made waits for what has not left")
+        assert sum(in_flight) <= AT_ONCE * (PAGE_BYTES + ROW), subject
         assert len(loaded) <= MANY * 150, (subject, "statements")
         assert max(loaded, default=0) <= PAGE_BYTES + ROW + ROW, (subject, "by one statement, its state and its wait")
 
@@ -230,3 +232,27 @@ def test_an_explanation_compares_ids_only_until_it_has_said_enough(monkeypatch: 
     held = {n: replace(reply, correlation_id=f"{'a' * 250}x{n}", event_id=f"{n}") for n in range(500)}
     said = explaining.explain(explaining.Circumstances(now=0, flow_id=flow.id, flow=flow, held=held))
     assert sum(one.kind == "near" for one in said) == len(compared) == 5
+
+
+async def test_answers_take_turns_by_what_the_last_ones_weighed(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    mallory, neighbour = line.broker.client(), line.broker.client()
+    small, hers = [(await ask(neighbour, f"api.{agent}.start", controller_id="x", goal="g"))["flow"]["id"] for agent in ("mallory", "kate")]
+    large = (await ask(neighbour, "api.mallory.start", controller_id="x", goal="g", state={"text": HEAVY}))["flow"]["id"]
+
+    async def at_once(flow_id: str) -> int:
+        socket = Socket(line, mallory)
+        with monkeypatch.context() as patched:
+            patched.setattr(line.bus, "tell", socket.tell)
+            flood = [asyncio.create_task(ask(mallory, "api.mallory.status", flow_id=flow_id)) for _ in range(4 * _TURNS_EACH.places)]
+            await eventually(partial(socket.holds, AT_ONCE))
+            for _ in range(3):
+                assert (await ask(neighbour, "api.kate.status", flow_id=hers))["ok"]
+            count = len(socket.in_flight)
+            socket.flow()
+            await asyncio.gather(*flood)
+        return count
+
+    assert await at_once(small) == AT_ONCE, "nothing is known yet"
+    assert await at_once(small) == _TURNS_EACH.places
+    assert await at_once(large) == _TURNS_EACH.places, "they were small until now"
+    assert await at_once(large) * len(HEAVY) <= _TURNS_EACH.weight

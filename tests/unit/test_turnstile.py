@@ -73,7 +73,7 @@ def test_everybody_is_let_in_once_in_order_and_never_beyond_a_share(items: list[
 
 
 async def test_a_turn_that_was_given_up_is_nobodys() -> None:
-    turns = Turns(1, 1)
+    turns = Turns(Share(1), Share(1))
     order: list[str] = []
 
     async def take(name: str, until: asyncio.Event) -> None:
