@@ -2,7 +2,7 @@
 
 A page that is played has its `sh` and `console` blocks typed in their order, on a stage that is made for it; what a `console` block shows
 must come back. The comment above a block says more: `look again` types the block until it shows what it should, `file NAME` saves the
-block under this name.
+block under this name. A `terminal` goes on until it is stopped: it is typed in a terminal of its own.
 """
 
 from __future__ import annotations
@@ -57,13 +57,16 @@ LONG = "runs for minutes or hours, and runs tests itself; tests/faults and tests
 EXCEPTED: dict[tuple[str, str], str] = {
     (
         "README.md",
-        "make run     # a worker",
+        "make demo",
     ): "would make an environment; tests/e2e/test_start.py and test_story.py start the same programs",
-    ("README.md", "nats sub 'taskflow.evt.>' & WATCH=$!"): NATS_CLI,
+    ("README.md", "nats sub 'taskflow.evt.>'"): NATS_CLI,
+    ("README.md", "FLOW=$("): NATS_CLI,
     ("README.md", "nats req taskflow.api.kate.wait"): NATS_CLI,
     ("README.md", "nats reply svc.add"): NATS_CLI,
+    ("README.md", "SUM=$("): NATS_CLI,
     ("README.md", "pip install '.[dev]'"): "makes an environment; .ci/newcomer installs the wheel with [dev] and plays the demo",
-    ("bench/README.md", "make bench "): LONG,
+    ("bench/README.md", "make bench\n"): LONG,
+    ("bench/README.md", "make bench-neighbours"): LONG,
     ("deploy/systemd/README.md", "python3 -m venv /opt/taskflow"): REGISTRY,
     ("deploy/systemd/README.md", "install -m 0644 sysusers.d/taskflow.conf"): SYSTEMD,
     ("deploy/systemd/README.md", "install -m 0600 worker.nk"): SYSTEMD,

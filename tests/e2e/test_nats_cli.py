@@ -14,6 +14,7 @@ import pytest
 from tests.e2e.shell import Shell
 from tests.e2e.stage import Stage
 from tests.e2e.test_docs_commands import path_with_programs
+from tests.eventually import eventually
 from tests.pages import ROOT, blocks
 
 pytestmark = [
@@ -34,16 +35,22 @@ async def shell(stage: Stage, tmp_path: Path) -> AsyncIterator[Shell]:
 
 
 async def test_the_readme_parks_and_resumes_and_delegates_as_printed(shell: Shell) -> None:
-    lines = [block.text for block in blocks("README.md") if block.language == "sh" and re.search("^nats ", block.text, re.MULTILINE)]
     said = ""
-    for line in lines:
-        printed, code = await shell.run(f"set -e\n{line}\nset +e")
+    for block in [one for one in blocks("README.md") if one.language == "sh" and re.search("^nats ", one.text, re.MULTILINE)]:
+        beside = block.mark == "terminal"  # it goes on, in a terminal of its own
+        typed = f"{{ {block.text}}} >> beside.txt 2>&1 &" if beside else f"set -e\n{block.text}\nset +e"
+        printed, code = await shell.run(typed)
         assert code == 0, printed
         said += printed
     heard = [json.loads(found) for found in _OBJECT.findall(said)]
     assert all(answer["ok"] for answer in heard if "ok" in answer), said
     resumed = [event["data"]["payload"]["patch"]["resume_event"] for event in heard if event.get("type") == "taskflow.flow.resumed.v1"]
     assert list({json.dumps(event): event for event in resumed}.values()) == [{"answer": 42}, {"sum": 3}], said
+
+    async def watched() -> bool:
+        return ".finished" in (await shell.run("cat beside.txt"))[0]
+
+    await eventually(watched, within=30)
 
 
 async def test_the_agent_in_shell_prints_what_it_says(shell: Shell) -> None:

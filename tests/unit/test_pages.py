@@ -1,0 +1,45 @@
+"""What the pages have people copy can be pasted into the shell that they have: bash, and zsh as macOS has it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.shell import typed
+from tests.pages import blocks, pages
+
+SKILL = "worker/.agents/skills/nats-taskflow/SKILL.md"
+_QUOTED = re.compile(r"'[^']*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
+_COMMENT = re.compile(r"(?:^|\s)#", re.MULTILINE)
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Give whatever people copy into a shell, each with its place."""
+    for block in (found for page in [*pages(), SKILL] for found in blocks(page)):
+        if block.language == "sh":
+            yield f"{block.page}:{block.line}", block.text
+        elif block.language == "console":
+            yield from ((f"{block.page}:{block.line}", command) for command, _ in typed(block.text))
+
+
+def unfit(text: str) -> bool:
+    """Tell whether zsh, which at a prompt knows no comments, does something else than is meant."""
+    bare = _QUOTED.sub("_", text)
+    return "`" in bare or _COMMENT.search(bare) is not None
+
+
+@pytest.mark.parametrize("text", ["make run  # a worker", "# first\nmake run", "echo `date`"])
+def test_a_comment_or_a_backtick_among_commands_is_found(text: str) -> None:
+    assert unfit(text)
+
+
+def test_what_is_quoted_is_no_comment() -> None:
+    assert not unfit("python3 -c 'x = 1  # one'\necho $#")
+
+
+def test_no_command_to_copy_has_a_comment_or_a_backtick() -> None:
+    found = list(commands())
+    assert {"README.md", "docs", "examples", "bench", "deploy", "worker"} == {place.split(":")[0].split("/")[0] for place, _ in found}
+    assert [place for place, text in found if unfit(text)] == []
