@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.shell import typed
-from tests.pages import blocks, pages
+from tests.pages import ROOT, blocks, pages
 
 SKILL = "worker/.agents/skills/nats-taskflow/SKILL.md"
 _QUOTED = re.compile(r"'[^']*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
@@ -43,3 +43,13 @@ def test_no_command_to_copy_has_a_comment_or_a_backtick() -> None:
     found = list(commands())
     assert {"README.md", "docs", "examples", "bench", "deploy", "worker"} == {place.split(":")[0].split("/")[0] for place, _ in found}
     assert [place for place, text in found if unfit(text)] == []
+
+
+def test_what_the_pages_have_people_make_in_the_clone_is_ignored_by_git() -> None:
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    saved = re.findall(r"Save it as `([\w.]+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    folders = [found for _, text in commands() for found in re.findall(r"^mkdir (\w+) && cd \1$", text, re.MULTILINE)]
+    assert len(saved) == 2, "each program of the README says how to run it"
+    assert folders == ["tutorial"]
+    assert [name for name in saved if f"/{name}" not in ignored] == []
+    assert [name for name in folders if f"/{name}/" not in ignored] == []
