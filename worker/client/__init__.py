@@ -46,10 +46,9 @@ from worker.client.errors import (
     UnsupportedVerb,
     WaitConflict,
 )
-from worker.client.events import Event
+from worker.client.events import Event, Resumed
 from worker.client.flow import Flow
 from worker.client.flows import FlowClient
-from worker.client.resuming import Resumed
 from worker.client.sync import FlowClientSync, FlowSync, flows_sync
 from worker.client.transport import Lost, NotPermitted, Transport
 

@@ -6,7 +6,7 @@
     async def go_on(flow: Flow, event: Event) -> None:
         await flow.finish({"answer": event.reply})
 
-    asyncio.run(agent.run())
+    asyncio.run(agent.run(stop_on=[signal.SIGTERM, signal.SIGINT]))
 
 What is promised. Every event that the stream keeps is handled at least once, those of one flow one after another in their order, those
 of different flows side by side. An event is settled when its handlers have returned; a handler that raised is called again, later and

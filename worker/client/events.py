@@ -45,12 +45,32 @@ class _Cloud(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Cloud)
 
 
+class Resumed(msgspec.Struct, frozen=True, kw_only=True):
+    """What made a flow run again.
+
+    `cause`: `event` (a reply), `timer`, `timeout` or `manual`. `payload`: the reply's payload; for composite waits an object keyed by the
+    number of the leaf; the patch of a person; None for a timer. `revision` is the flow's after the resume.
+    """
+
+    cause: str
+    payload: Any = None
+    topic: str | None = None
+    correlation_id: str | None = None
+    reason: str | None = None
+    revision: int = 0
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the wait's own time ran out."""
+        return self.cause == "timeout"
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One accepted change of a flow.
 
     `seq` counts the flow's events from 1 without gaps, `revision` its changes; `id` is `<flow_id>:<seq>`. `status` and `current_step` are
-    the flow's after the change, `payload` is the journal's. `cause` is the id of the command or reply behind it. `stream_seq` is its place
-    in the stream: `flows.events(after=…)` goes on behind it.
+    the flow's after the change, `payload` is the journal's. `cause` is the id of the command or reply behind it; whether that was a
+    reply, a person or time, says `resumed`. `stream_seq` is its place in the stream: `flows.events(after=…)` goes on behind it.
     """
 
     id: str
@@ -80,15 +100,32 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
         For composite waits an object keyed by the number of the leaf, `{"0": …}`.
         """
-        patch = self.payload.get("patch") or {}
-        if "resume_event" in patch:
-            return patch["resume_event"]
-        return {key: value for key, value in patch.items() if key != "resume_meta"} or None
+        return resume_in(self.payload, self.revision).payload
+
+    @property
+    def resumed(self) -> Resumed | None:
+        """What made the flow run again, as `flow.resumed()` returns it; None for an event of another kind."""
+        return resume_in(self.payload, self.revision) if self.kind == "resumed" else None
 
     @property
     def session(self) -> str:
         """The session that the flow belongs to."""
         return self.owner_session_key.partition(":session:")[2]
+
+
+def resume_in(payload: dict[str, Any], revision: int) -> Resumed:
+    """Read the journal's payload of a resume."""
+    patch = dict(payload.get("patch") or {})
+    meta = patch.pop("resume_meta", None) or {}
+    shown = patch.get("resume_event") if "resume_event" in patch else (patch or None)
+    return Resumed(
+        cause=meta.get("cause") or payload.get("cause") or "timer",
+        payload=shown,
+        topic=meta.get("topic"),
+        correlation_id=meta.get("correlation_id"),
+        reason=payload.get("reason"),
+        revision=revision,
+    )
 
 
 def kinds_of(named: Iterable[str]) -> frozenset[str]:

@@ -11,9 +11,9 @@ from worker.client import conditions
 from worker.client.conditions import Condition, Length, OnTimeout
 from worker.client.doors import Done, Door
 from worker.client.errors import Forbidden
-from worker.client.events import Event
+from worker.client.events import Event, Resumed
 from worker.client.listening import heard
-from worker.client.resuming import Resumed, resumed
+from worker.client.resuming import resumed
 from worker.wire.documents import EventShown, FlowShown, StepShown, WaitShown
 
 if TYPE_CHECKING:

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from worker.client.backing_off import Backoff
 from worker.client.errors import FlowEnded
-from worker.client.events import TERMINAL
+from worker.client.events import TERMINAL, Resumed, resume_in
 
 if TYPE_CHECKING:
     from worker.client.flows import FlowClient
     from worker.client.transport import Message
-
-
-class Resumed(msgspec.Struct, frozen=True, kw_only=True):
-    """What made a flow run again.
-
-    `cause`: `event` (a reply), `timer`, `timeout` or `manual`. `payload`: the reply's payload; for composite waits an object keyed by the
-    number of the leaf; the patch of a person; None for a timer. `revision` is the flow's after the resume.
-    """
-
-    cause: str
-    payload: Any = None
-    topic: str | None = None
-    correlation_id: str | None = None
-    reason: str | None = None
-    revision: int = 0
-
-    @property
-    def timed_out(self) -> bool:
-        """Whether the wait's own time ran out."""
-        return self.cause == "timeout"
 
 
 async def resumed(flows: FlowClient, flow_id: str, since: int, within: float | None) -> Resumed:
@@ -82,22 +60,7 @@ async def _look(flows: FlowClient, flow_id: str, since: int) -> Resumed | None:
         return None
     async for entry in flows.history(flow_id):
         if entry.revision > since and entry.kind == "resumed":
-            return _read(entry.payload, entry.revision)
+            return resume_in(entry.payload, entry.revision)
         if entry.revision > since and entry.kind in TERMINAL:
             raise FlowEnded(flow_id, entry.kind.value, entry.payload.get("reason"))
     return None
-
-
-def _read(payload: dict[str, Any], revision: int) -> Resumed:
-    """Read the journal's payload of a resume."""
-    patch = dict(payload.get("patch") or {})
-    meta = patch.pop("resume_meta", None) or {}
-    shown = patch.get("resume_event") if "resume_event" in patch else (patch or None)
-    return Resumed(
-        cause=meta.get("cause") or payload.get("cause") or "timer",
-        payload=shown,
-        topic=meta.get("topic"),
-        correlation_id=meta.get("correlation_id"),
-        reason=payload.get("reason"),
-        revision=revision,
-    )
