@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 
 import nats
 from nats import micro
@@ -23,7 +24,11 @@ async def main() -> None:
     nc = await nats.connect(os.environ.get("NATS_URL", "nats://127.0.0.1:4222"))
     service = await micro.add_service(nc, name="adder", version="1.0.0")
     await service.add_endpoint(name="add", subject="svc.add", handler=add)
-    await asyncio.Event().wait()
+    stop = asyncio.Event()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(one, stop.set)
+    await stop.wait()
+    await nc.drain()
 
 
 asyncio.run(main())

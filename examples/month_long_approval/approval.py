@@ -10,6 +10,7 @@ in its memory: kill it, start it again a week later, and it goes on.
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 
 from worker.client import Agent, Event, Flow, FlowClient, any_of, manual, reply
@@ -79,7 +80,7 @@ async def main(wanted: list[str]) -> None:
             flow = await ask_for_approval(flows, what, int(amount))
             print(f"""To answer:\n  taskflow flow resume {flow.id} --patch '{{"approved": true, "by": "Ann"}}' --reason 'she said yes'""")
         print("The agent runs; Ctrl-C ends it, and the next start goes on.", flush=True)
-        await agent_for(flows).run()
+        await agent_for(flows).run(stop_on=[signal.SIGTERM, signal.SIGINT])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from typing import NamedTuple
 
@@ -52,3 +53,15 @@ async def command(stage: World, *arguments: str, code: int = 0, stdin: str = "",
 async def asked(stage: World, *arguments: str, code: int = 0) -> Said:
     """Run a command that answers in JSON."""
     return await command(stage, *arguments, "-o", "json", code=code)
+
+
+async def ended_quietly(process: asyncio.subprocess.Process) -> None:
+    """Interrupt a program, which then ends by itself and says nothing."""
+    try:
+        process.send_signal(signal.SIGINT)
+        _, said = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert (process.returncode, said.decode()) == (0, "")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.commands import ended_quietly
 from tests.e2e.stage import Stage
 
 pytestmark = pytest.mark.e2e
@@ -66,14 +67,15 @@ async def run(stage: Stage, folder: Path, text: str) -> str:
 
 @asynccontextmanager
 async def served(stage: Stage, folder: Path, text: str) -> AsyncIterator[None]:
-    """Run a program beside the others."""
-    process = await asyncio.create_subprocess_exec(*program(folder, text), env=environment(stage), cwd=folder)
+    """Run a program beside the others, and end it with Ctrl-C, as a reader does."""
+    process = await asyncio.create_subprocess_exec(
+        *program(folder, text), env=environment(stage), cwd=folder, stderr=asyncio.subprocess.PIPE
+    )
     try:
         yield
     finally:
         assert process.returncode is None, f"it ended by itself:\n{text}"
-        process.kill()
-        await process.wait()
+        await ended_quietly(process)
 
 
 @pytest.mark.page

@@ -32,6 +32,7 @@ import pytest_asyncio
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
+from tests.e2e.commands import ended_quietly
 from tests.eventually import eventually
 from tests.pages import pages as every_page
 from tests.ports import kept_port
@@ -93,6 +94,8 @@ class Story:
                 self._heard[subject] = await self._client.subscribe(subject)
             for block in section.blocks:
                 await self._block(block)
+            for program in self._programs:
+                await ended_quietly(program)
         finally:
             for subscription in self._heard.values():
                 await subscription.unsubscribe()
@@ -168,7 +171,9 @@ class Story:
         path = self._folder / f"program_{len(self._programs)}.py"
         path.write_text(program, encoding="utf-8")
         environment = {**os.environ, "NATS_URL": self._url}
-        self._programs.append(await asyncio.create_subprocess_exec(sys.executable, str(path), env=environment))
+        self._programs.append(
+            await asyncio.create_subprocess_exec(sys.executable, str(path), env=environment, stderr=asyncio.subprocess.PIPE)
+        )
 
     def _filled(self, text: str) -> str:
         return _PLACEHOLDER.sub(lambda found: self._value(found[0]), text)

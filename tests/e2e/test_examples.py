@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 
 from tests.e2e import checks
-from tests.e2e.commands import command
+from tests.e2e.commands import command, ended_quietly
 from tests.e2e.stage import Stage, World
 
 ROOT = Path(__file__).parents[2]
@@ -100,18 +100,23 @@ async def test_the_example_prints_what_the_page_shows_also_the_second_time(name:
 
 
 @asynccontextmanager
-async def living(world: World, program: str) -> AsyncIterator[asyncio.StreamReader]:
-    """Run a program that does not end by itself, and kill it at the end; gives what it prints."""
+async def living(world: World, program: str, *, interrupted: bool = False) -> AsyncIterator[asyncio.StreamReader]:
+    """Run a program that does not end by itself, and kill it at the end, or press Ctrl-C; gives what it prints."""
     _, *arguments = shlex.split(program)
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, env=environment(world, {}), cwd=ROOT, stdout=pipe)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, env=environment(world, {}), cwd=ROOT, stdout=pipe, stderr=pipe
+    )
     assert process.stdout is not None
     try:
         async with asyncio.timeout(_PATIENCE):
             yield process.stdout
+        if interrupted:
+            await ended_quietly(process)
     finally:
-        process.kill()
-        await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 @pytest.mark.page
@@ -122,7 +127,7 @@ async def test_the_approval_of_a_month_says_how_to_answer_and_goes_on_after_a_ki
     async with living(world, f"python {asks}") as printed:
         said = (await printed.readuntil(b"Ctrl-C")).decode()
     answer = next(line for line in said.splitlines() if "taskflow flow resume" in line)
-    async with living(world, f"python {goes_on}") as printed:
+    async with living(world, f"python {goes_on}", interrupted=True) as printed:
         await printed.readuntil(b"Ctrl-C")
         await command(world, *shlex.split(answer)[1:])
         await printed.readuntil(b"two new servers: approved by Ann")

@@ -53,3 +53,11 @@ def test_what_the_pages_have_people_make_in_the_clone_is_ignored_by_git() -> Non
     assert folders == ["tutorial"]
     assert [name for name in saved if f"/{name}" not in ignored] == []
     assert [name for name in folders if f"/{name}/" not in ignored] == []
+
+
+def test_no_program_to_copy_answers_ctrl_c_with_a_traceback() -> None:
+    shown = [(f"{one.page}:{one.line}", one.text) for page in pages() for one in blocks(page) if one.language == "python"]
+    kept = [(path.name, path.read_text(encoding="utf-8")) for path in (ROOT / "examples").rglob("*.py") if ".venv" not in path.parts]
+    endless = re.compile(r"asyncio\.Event\(\)\.wait\(\)|(?:asyncio\.run\(|await )\w+(?:\(\w*\))?\.run\(\)|stop_on=(?!.*SIGINT)")
+    assert any("stop_on=" in text for _, text in shown)
+    assert [place for place, text in shown + kept if endless.search(text)] == []
