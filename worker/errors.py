@@ -242,6 +242,10 @@ class TopologyRefused(Refusal):
 
     exit_code = 78
 
+    def __init__(self, why: str, repair: str = "") -> None:
+        super().__init__(f"{why}; {repair}" if repair else why)
+        self.why = why  # without what to do, for who knows better what that is
+
 
 class NotAllowed(Refusal):
     """The credentials may not use a subject that a command needs; the message names it."""

@@ -10,7 +10,8 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from tests.eventually import eventually
 from tests.ports import kept_port
 from tests.security.guarded import TEMPLATES, Guarded, new_key
-from worker.bus.server import EmbeddedServer, find_server
+from worker.bus.server import find_server
 
 pytestmark = pytest.mark.e2e
 
@@ -56,28 +57,57 @@ def environment(**more: str) -> dict[str, str]:
     return {**clean, "PATH": f"{Path(sys.executable).parent}:{find_server().parent}:{clean['PATH']}", **more}
 
 
+@asynccontextmanager
+async def serving(commands: str, folder: Path, environment: Mapping[str, str]) -> AsyncIterator[None]:
+    """Run a server of the README meanwhile."""
+    process = await shell(f"exec {commands}", folder, environment)
+    try:
+        yield
+    finally:
+        process.terminate()
+        await process.communicate()
+
+
+async def warned(commands: str, folder: Path, environment: Mapping[str, str]) -> list[str]:
+    """Start the worker of the README, and stop it once it is ready; return its warnings."""
+    worker = await shell(f"exec env {commands}", folder, environment)
+    assert worker.stdout is not None
+    async with asyncio.timeout(_PATIENCE):
+        ready = await worker.stdout.readline()
+        if ready:
+            worker.send_signal(signal.SIGTERM)
+        _, told = await worker.communicate()
+    assert worker.returncode == 0, told.decode()
+    assert json.loads(ready)["event"] == "ready"
+    return [line for line in told.decode().splitlines() if json.loads(line)["level"] not in {"debug", "info"}]
+
+
 @pytest.mark.page
-async def test_the_steps_of_the_readme_lead_to_a_running_worker(tmp_path: Path) -> None:
+async def test_the_steps_of_the_readme_lead_to_a_worker_that_warns_of_nothing(tmp_path: Path) -> None:
     folder = shutil.copytree(TEMPLATES, tmp_path / "copy")
-    keys, check, provision, run = steps()
+    nats, monitor, streams = f"127.0.0.1:{kept_port()}", f"127.0.0.1:{kept_port()}", str(tmp_path / "jetstream")
+    conf = folder / "nats-server.conf"
+    text = conf.read_text(encoding="utf-8").replace("127.0.0.1:4222", nats).replace("127.0.0.1:8222", monitor)
+    conf.write_text(text.replace("/var/lib/nats/jetstream", streams), encoding="utf-8")
+    keys, check, place, serve, provision, run, claim = steps()
     await done(keys, folder, environment())
     assert "REPLACE" not in (folder / "nkeys.conf").read_text(encoding="utf-8")
     assert {path.stat().st_mode & 0o777 for path in folder.glob("*.nk")} == {0o600}
+    await done(place.replace("sudo ", "").replace("/var/lib/nats/jetstream", streams), folder, environment())
     await done(check, folder, environment())
-    server = EmbeddedServer(folder, kept_port(), extra_config='include "permissions.conf"')
-    await server.start()
-    try:
-        settings = environment(TASKFLOW_NATS_URL=server.url, TASKFLOW_HTTP_BIND="off", TASKFLOW_STORE_PATH=str(tmp_path / "flows.db"))
+    settings = environment(
+        TASKFLOW_NATS_URL=f"nats://{nats}",
+        TASKFLOW_NATS_CONNECT_TIMEOUT="60s",
+        TASKFLOW_HTTP_BIND="off",
+        TASKFLOW_STORE_PATH=str(tmp_path / "flows.db"),
+    )
+    async with serving(serve, folder, settings):
         await done(provision, folder, settings)
-        worker = await shell(f"exec env {run}", folder, settings)
-        assert worker.stdout is not None
-        async with asyncio.timeout(_PATIENCE):
-            assert json.loads(await worker.stdout.readline())["event"] == "ready"
-            worker.send_signal(signal.SIGTERM)
-            _, told = await worker.communicate()
-        assert worker.returncode == 0, told.decode()
-    finally:
-        await server.stop()
+        told = await warned(run, folder, settings)
+        advice = re.findall(r"taskflow provision[^`]*", "".join(told))
+        (database,) = {one.removeprefix("taskflow provision --database ") for one in advice}
+        await done(claim.replace("DATABASE=ID", f"DATABASE={database}"), folder, settings)
+        assert await warned(run, folder, settings) == []
 
 
 @pytest.mark.page

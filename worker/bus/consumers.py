@@ -82,7 +82,7 @@ class Consumers:
                 return []
             what = f"whose consumer {source.consumer} of stream {source.stream} is"
             repair = f"`taskflow provision --database {database}` with credentials that may does it for this worker"
-            return [f"it cannot be written down {what}, so no worker on another database is refused: {refused}; {repair}"]
+            return [f"it cannot be written down {what}, so no worker on another database is refused: {refused.why}; {repair}"]
         self._log.info("topology.consumer_claimed", stream=source.stream, consumer=source.consumer)
         return []
 

@@ -91,8 +91,8 @@ class JetStreamApi:
             return await self.ask(verb, body)
         except NotPermitted:
             raise TopologyRefused(
-                f"the NATS credentials lack a permission: publish on $JS.API.{verb}, or subscribe to {self.inbox}; "
-                "grant it, or run `taskflow provision` with credentials that have it, then start again"
+                f"the NATS credentials lack a permission: publish on $JS.API.{verb}, or subscribe to {self.inbox}",
+                "grant it, or run `taskflow provision` with credentials that have it, then start again",
             ) from None
 
 
