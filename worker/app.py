@@ -70,11 +70,13 @@ def wall_clock() -> Micros:
     return time.time_ns() // 1000
 
 
-async def run(config: Config, out: TextIO | None = None, stop: Stop | None = None, *, adopt: bool = False) -> int:
+async def run(
+    config: Config, out: TextIO | None = None, stop: Stop | None = None, *, adopt: bool = False, greet: Callable[[], None] = lambda: None
+) -> int:
     """Run the worker until a signal stops it; returns the exit code 0 or raises the `Refusal` with another.
 
     `out`: where the line goes that says that it is ready (stdout). `stop`: one that listens already. `adopt`: also where the consumers
-    belong to another database; they are this one's then.
+    belong to another database; they are this one's then. `greet` is called when the worker is ready and has said so.
     """
     metrics = Metrics()
     configure_logging(config.log).count(metrics.log_records_lost.inc)
@@ -84,12 +86,13 @@ async def run(config: Config, out: TextIO | None = None, stop: Stop | None = Non
         stop = Stop()
         stop.listen()
     take_values_as_they_are()
+    lines = LineWriter(sys.stdout if out is None else out)
     if await stop.before(_check_broker(config, adopt=adopt)):
         with LastResort():
             async with _closing(await SqliteFlowStore.open(config.store.path)) as store:
                 bus = JetStreamBus(nats_options(config.nats))
                 try:
-                    await _serve(config, store, bus, stop, LineWriter(sys.stdout if out is None else out), metrics, adopt=adopt)
+                    await _serve(config, store, bus, stop, lines, metrics, adopt=adopt, greet=greet)
                 finally:
                     await bus.close()
     log.info(Said.STOPPED)
@@ -151,7 +154,9 @@ async def _closing(store: Store) -> AsyncIterator[Store]:
     await store.close()
 
 
-async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: LineWriter, metrics: Metrics, *, adopt: bool) -> None:
+async def _serve(
+    config: Config, store: Store, bus: Bus, stop: Stop, out: LineWriter, metrics: Metrics, *, adopt: bool, greet: Callable[[], None]
+) -> None:
     """Connect, compose and supervise; the health server spans all of it."""
     services = await stop.before(set_up(config, store, bus, Tracker(metrics), wall_clock, adopt=adopt))
     if services is None:
@@ -169,6 +174,7 @@ async def _serve(config: Config, store: Store, bus: Bus, stop: Stop, out: LineWr
         if out.lost:
             logger("worker").warning(Said.READY_NOT_TOLD)
         logger("worker").info(Said.READY, **{k: v for k, v in line.items() if k != "event"})
+        greet()
 
     try:
         await supervisor.run(stop, ready)

@@ -139,11 +139,14 @@ def configure_logging(log: Log, stream: TextIO | None = None) -> LineWriter:
         name_logger,
         name_error,
         split_trace,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
+        structlog.processors.TimeStamper(fmt="%H:%M:%SZ" if form == "console" else "iso", utc=True, key="timestamp"),
         structlog.processors.StackInfoRenderer(),
     ]
     shown: list[structlog.typing.Processor] = (
-        [printable, structlog.dev.ConsoleRenderer(colors=_coloured(out), exception_formatter=printable_traceback)]
+        [
+            printable,
+            structlog.dev.ConsoleRenderer(pad_event_to=0, pad_level=False, colors=_coloured(out), exception_formatter=printable_traceback),
+        ]
         if form == "console"
         else [name_instance(socket.gethostname()), structlog.processors.format_exc_info, journal_line if form == "journald" else one_line]
     )

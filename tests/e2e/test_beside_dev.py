@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.commands import Said
+from tests.eventually import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -56,6 +57,21 @@ async def dev(tmp_path: Path) -> AsyncIterator[Dev]:
     finally:
         process.terminate()
         await process.wait()
+
+
+async def test_what_a_newcomer_needs_is_said_last_and_in_one_piece(dev: Dev) -> None:
+    async def said() -> list[str]:
+        return (dev.folder / "dev.log").read_text(encoding="utf-8").splitlines()
+
+    async def greeted() -> bool:
+        return any("Stop: Ctrl-C" in line for line in await said())
+
+    await eventually(greeted, within=30)
+    lines = await said()
+    logged = [at for at, line in enumerate(lines) if line.startswith("{")]
+    begun, ended = (next(at for at, line in enumerate(lines) if word in line and at not in logged) for word in ("NATS", "Stop: Ctrl-C"))
+    assert next(at for at in logged if json.loads(lines[at])["event"] == "worker.ready") < begun
+    assert [at for at in logged if begun < at < ended] == []
 
 
 async def test_of_two_databases_none_is_taken_for_the_other(dev: Dev) -> None:

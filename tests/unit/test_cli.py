@@ -48,10 +48,11 @@ class Worker:
         self.config: Config | None = None
         self.adopts = False
 
-    async def run(self, config: Config, *, adopt: bool = False, **_: object) -> int:
+    async def run(self, config: Config, *, adopt: bool = False, greet: Callable[[], None] = lambda: None, **_: object) -> int:
         self.config, self.adopts = config, adopt
         if isinstance(self.outcome, BaseException):
             raise self.outcome
+        greet()
         return self.outcome
 
 
@@ -288,7 +289,8 @@ def test_the_banner_shows_where_everything_is_and_commands_to_copy_but_no_passwo
     assert "    export NATS_URL=nats://u:***@h:4222\n    export TASKFLOW_SUBJECTS_PREFIX=tf\n    taskflow flow start --agent" in text
     assert "export" not in banner(load(environ={}), "embedded")
     for line in re.findall(r"^    taskflow (.*)", text, re.MULTILINE):  # what is suggested is there
-        words = shlex.split(line.partition("   (")[0])
+        words = shlex.split(line)
+        assert "(" not in line, "it can be copied whole"
         assert invoke(*words[: 2 if words[0] == "flow" else 1], "--help").exit_code == 0
         assert "No such option" not in invoke(*words, "--nats-url", "nats://127.0.0.1:1").stderr
     for body in re.findall(r"'(\{.*\})'", text):

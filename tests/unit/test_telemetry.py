@@ -320,3 +320,11 @@ def test_a_terminal_gets_colours_where_nobody_minds(monkeypatch: pytest.MonkeyPa
     configure_logging(Log(), out)
     logger("test").warning("told", why="because")
     assert "\x1b" in out.getvalue()
+
+
+def test_a_record_of_the_start_fits_into_a_line_of_100_columns_on_a_terminal() -> None:
+    out = io.StringIO()
+    configure_logging(Log(format="console"), out)
+    logger("topology").info("topology.stream_limited", stream="TASKFLOW_EVT", max_bytes=8_589_934_592)
+    (line,) = out.getvalue().splitlines()
+    assert len(line) <= 100

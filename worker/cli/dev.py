@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,8 @@ async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
     config = load_config(arguments, base)
     prepare_folder()
     if config.origin("nats.url") != "default" or config.nats.context:
-        _tell(banner(config, f"given by {config.origin('nats.url')}", _program()))
-        return await app.run(config, stop=stop, adopt=adopt)
+        greeting = banner(config, f"given by {config.origin('nats.url')}", _program())
+        return await app.run(config, stop=stop, adopt=adopt, greet=partial(_tell, greeting))
 
     from worker.bus.server import EmbeddedServer
     from worker.config import Found
@@ -63,8 +64,8 @@ async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
         served = {"nats.url": server.url, "nats.monitor_url": server.monitor_url}
         config = load_config(arguments, base | {key: Found(url, "the embedded server of taskflow dev") for key, url in served.items()})
         told = f"embedded JetStream server, data in {STREAMS}"
-        _tell(banner(config, told if port else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program()))
-        return await app.run(config, stop=stop, adopt=adopt)
+        greeting = banner(config, told if port else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program())
+        return await app.run(config, stop=stop, adopt=adopt, greet=partial(_tell, greeting))
     finally:
         await server.stop()
 
@@ -122,10 +123,10 @@ def banner(config: Config, nats: str, program: str = "taskflow") -> str:
         f"  Store   {placed(config.store.path)}",
         f"  Health  {health}",
         "",
-        "  Try, in another terminal:",
+        "  Try, in another terminal (of the id, for FLOW, the end is enough):",
         *_settings(url, prefix),
         f"    {program} flow start --agent kate --controller kate/inbox --goal 'triage the inbox'",
-        f"    {program} flow wait FLOW --manual 'approve?'     (the end of the id is enough)",
+        f"    {program} flow wait FLOW --manual 'approve?'",
         f"    {program} waits",
         "",
         "  The same with the nats command line, which is what an agent does:",
