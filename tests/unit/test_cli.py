@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,12 +14,14 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from worker.__main__ import _command
 from worker.cli import exit_codes, taskflow
 from worker.cli.dev import banner
+from worker.cli.flow import flow
 from worker.cli.launch import INTERRUPTED, launch
 from worker.config import Config, load
 from worker.errors import BusLost, ConfigError, StoreLocked
@@ -371,3 +374,29 @@ def test_an_option_that_is_like_no_other_is_answered_without_a_guess() -> None:
     assert result.exit_code == 64
     assert "--after" in result.stderr
     assert "Did you mean" not in result.stderr
+
+
+DASHES = [
+    "start --agent kate --controller kate/x --goal x --state -",
+    "advance FLOW --patch -",
+    "wait FLOW --condition -",
+    "delegate FLOW --to svc.add --payload -",
+    "finish FLOW --state -",
+    "resume FLOW --reason asked --patch -",
+]
+
+
+@pytest.mark.parametrize("words", DASHES)
+def test_json_that_a_command_asks_for_is_read_from_stdin_for_a_dash(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *arguments = words.split()
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"a": "é"}'))
+    assert {"a": "é"} in flow.commands[name].make_context(name, arguments).params.values()
+    monkeypatch.setattr("sys.stdin", io.StringIO("nonsense"))
+    with pytest.raises(click.BadParameter, match="nonsense"):
+        flow.commands[name].make_context(name, arguments)
+
+
+def test_no_command_asks_for_json_and_does_not_take_it_from_stdin() -> None:
+    asked = [(name, one) for name, command in flow.commands.items() for one in command.params if (one.metavar or "").startswith("JSON")]
+    assert sorted(name for name, _ in asked) == sorted(words.split()[0] for words in DASHES)
+    assert {one.metavar for _, one in asked} == {"JSON|-"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,13 +24,14 @@ def _agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def json_value(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> Any:
-    """Read an option's JSON; a usage error names what is wrong."""
+    """Read an option's JSON, for `-` that on stdin; a usage error names what is wrong."""
     if text is None:
         return None
+    given = sys.stdin.read() if text == "-" else text
     try:
-        return json.loads(text)
+        return json.loads(given)
     except ValueError as bad:
-        raise click.BadParameter(f"{text[:60]!r} is no JSON: {bad}") from bad
+        raise click.BadParameter(f"{given[:60]!r} is no JSON: {bad}") from bad
 
 
 def told(answer: Mapping[str, Any], printer: Printer) -> None:
@@ -59,7 +61,7 @@ def _act(verb: str, flow: str, fields: Json, arguments: Mapping[str, Any]) -> No
 @click.option("--session", metavar="ID", default="main", show_default=True, help="The agent's session.")
 @click.option("--controller", metavar="ID", required=True, help="Who asks for it, logically (kate/inbox-triage).")
 @click.option("--goal", metavar="TEXT", required=True, help="What it is for, for people.")
-@click.option("--state", metavar="JSON", callback=json_value, help="The state to begin with.")
+@click.option("--state", metavar="JSON|-", callback=json_value, help="The state to begin with.")
 @click.option("--step", metavar="LABEL", help="The step to begin with.")
 @click.option("--id", "flow_id", metavar="UUID", help="The flow's id; a new one where not given.")
 @click.option("--hold", is_flag=True, help="Do not run it yet.")
@@ -86,7 +88,7 @@ def run_(*, flow: str, **arguments: Any) -> None:
 
 @click.command(cls=AskCommand)
 @click.argument("flow")
-@click.option("--patch", metavar="JSON", callback=json_value, help="Merge this object into the state.")
+@click.option("--patch", metavar="JSON|-", callback=json_value, help="Merge this object into the state.")
 @click.option("--step", metavar="LABEL", help="Name the next step.")
 @_agent_options
 def advance(*, flow: str, patch: Any, step: str | None, **arguments: Any) -> None:
@@ -100,7 +102,7 @@ def advance(*, flow: str, patch: Any, step: str | None, **arguments: Any) -> Non
 @click.option("--topic", metavar="TOPIC", help="For a reply on this topic.")
 @click.option("--corr", metavar="ID", help="With this correlation id; the worker makes one where not given.")
 @click.option("--manual", metavar="PROMPT", help="For a person, who is asked this.")
-@click.option("--condition", metavar="JSON", callback=json_value, help="For any wait condition (docs/waiting.md).")
+@click.option("--condition", metavar="JSON|-", callback=json_value, help="For any wait condition (docs/waiting.md).")
 @click.option("--timeout", metavar="DURATION", help="Not longer than this.")
 @click.option("--on-timeout", type=click.Choice(["resume", "fail", "cancel"]), help="What then.")
 @_agent_options
@@ -135,7 +137,7 @@ def _condition(given: Mapping[str, Any]) -> Json:
 @click.command(cls=AskCommand)
 @click.argument("flow")
 @click.option("--to", required=True, metavar="SUBJECT", help="Whom to ask: any NATS responder.")
-@click.option("--payload", metavar="JSON", callback=json_value, help="What to ask.")
+@click.option("--payload", metavar="JSON|-", callback=json_value, help="What to ask.")
 @click.option("--timeout", metavar="DURATION", help="Wait not longer than this.")
 @click.option("--on-timeout", type=click.Choice(["resume", "fail", "cancel"]), help="What then.")
 @_agent_options
@@ -146,7 +148,7 @@ def delegate(*, flow: str, to: str, payload: Any, timeout: str | None, on_timeou
 
 @click.command(cls=AskCommand)
 @click.argument("flow")
-@click.option("--state", metavar="JSON", callback=json_value, help="Merge this object into the state at the end.")
+@click.option("--state", metavar="JSON|-", callback=json_value, help="Merge this object into the state at the end.")
 @_agent_options
 def finish(*, flow: str, state: Any, **arguments: Any) -> None:
     """End a flow well."""

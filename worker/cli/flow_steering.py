@@ -95,7 +95,7 @@ async def _each(
 @click.command(cls=AskCommand)
 @_FLOWS
 @bulk_options
-@click.option("--patch", metavar="JSON", callback=json_value, help="Merge this object into the state.")
+@click.option("--patch", metavar="JSON|-", callback=json_value, help="Merge this object into the state.")
 @click.option("--leaf", metavar="NAME", help="Answer only this part of a combined wait.")
 @_REVISION
 @_COMMAND

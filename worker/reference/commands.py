@@ -17,7 +17,8 @@ _HEAD = f"""# The command line
 {BY_HAND}
 
 Data goes to stdout, everything else to stderr. `-o json` prints lists as `{{"items": […], "next_cursor": …}}`, `-o jsonl` an item a line.
-A FLOW is an id, or at least 6 characters of its beginning or end; `-` reads ids from stdin where several may be given. Tables on a
+A FLOW is an id, or at least 6 characters of its beginning or end; `-` reads ids from stdin where several may be given, and JSON where
+that is asked (`JSON|-`). Tables on a
 terminal end ids to their last 8 digits; elsewhere they are whole. `NO_COLOR` is obeyed. Commands that ask a worker do so over NATS, with
 the settings of `taskflow run` ([file, environment, flags, contexts](configuration.md)), which may also stand before the command
 (`taskflow -s URL waits`); the reading ones take `--db FILE` where no worker runs.
