@@ -89,6 +89,13 @@ async def test_operators_steer_flows_and_are_refused_with_a_code_of_its_own_for_
     assert (await asked(world, "flow", "resume", one, *BY, "--patch", '{"ok": 1}')).items[0]["flow"]["status"] == "running"
     assert (await asked(world, "flow", "fail", two, *BY)).items[0]["flow"]["state"]["failure"]["reason"] == "asked on the phone"
     assert (await asked(world, "flow", "cancel", three, *BY)).items[0]["flow"]["status"] == "cancelled"
+    four, five = [await agent.parked(f"{agent.name}-e-{n}") for n in range(2)]
+    tried = (await command(world, "flow", "cancel", four, five, "--dry-run", *BY)).out
+    assert "STATUS" in tried
+    assert "ALSO" not in tried, "an empty column tells nobody anything"
+    card = (await command(world, "flow", "cancel", four, *BY)).out
+    assert four in card, "a card, like that of its sister commands, has the whole id"
+    assert "revision" in card
     last = (await agent.history(three))[-1]
     assert (last["actor"], last["payload"]["reason"]) == ("operator:ann", "asked on the phone")
     assert "already" in (await command(world, "flow", "cancel", three, *BY, code=4)).err

@@ -16,11 +16,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from worker.cli import _COMMANDS, exits, flow_steering, taskflow
+from worker.cli import _COMMANDS, exits, taskflow
 from worker.cli.asking import operator_name
 from worker.cli.choosing import KINDS
 from worker.cli.command import Group
 from worker.cli.examples import EXAMPLES
+from worker.cli.flow_acting import children_of
 from worker.cli.options import SettingsCommand
 from worker.cli.showing import Printer, mark, printable, span, waits_on
 from worker.errors import FlowError
@@ -231,4 +232,4 @@ def test_an_operators_name_is_made_of_what_a_name_may_have(given: str, name: str
 
 @pytest.mark.parametrize("done, pending, shown", [(1, 0, "1 child"), (3, 0, "3 children"), (200, 1, "201 or more children")])
 def test_children_that_are_still_to_be_cancelled_are_counted_as_at_least_so_many(done: int, pending: int, shown: str) -> None:
-    assert flow_steering._children(done=done, pending=pending, ids=[]) == shown
+    assert children_of({"cancelled_children": {"done": done, "pending": pending, "ids": []}}) == shown

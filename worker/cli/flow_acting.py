@@ -11,6 +11,7 @@ import click
 
 from worker.cli.asking import AskCommand, Line, owner_of, run, whole_id
 from worker.cli.showing import Printer, mark, waits_on
+from worker.prose import counted
 
 Json = dict[str, Any]
 
@@ -34,12 +35,23 @@ def json_value(_ctx: click.Context, _parameter: click.Parameter, text: str | Non
         raise click.BadParameter(f"{given[:60]!r} is no JSON: {bad}") from bad
 
 
+def children_of(answer: Mapping[str, Any]) -> str:
+    """Say how many children are cancelled with the flow, if any; what is below those that are still going to be is not counted yet."""
+    found = answer.get("cancelled_children")
+    if not found:
+        return ""
+    more = "or more " if found["pending"] else ""
+    return counted(found["done"] + found["pending"], f"{more}child", f"{more}children")
+
+
 def told(answer: Mapping[str, Any], printer: Printer) -> None:
     """Say how the flow is now."""
     flow = answer["flow"]
     lines = [("flow", flow["id"]), ("status", mark(flow["status"])), ("step", flow["current_step"]), ("revision", str(flow["revision"]))]
     if flow["wait"]:
         lines.append(("waits on", waits_on(flow["wait"])))
+    if also := children_of(answer):
+        lines.append(("also", also))
     printer.item(answer, lines)
 
 

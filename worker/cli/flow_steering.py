@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -10,7 +10,7 @@ import click
 from worker.cli import exits
 from worker.cli.asking import AskCommand, Line, Refused, agent_options, intervention, reason_option, run
 from worker.cli.choosing import FILTERS, RATE, bulk_options, chosen, confirmed, narrowed
-from worker.cli.flow_acting import json_value
+from worker.cli.flow_acting import children_of, json_value, told
 from worker.cli.showing import Printer, progress, short, status_of
 from worker.prose import counted
 
@@ -20,18 +20,17 @@ _COMMAND = click.option("--command-id", metavar="ID", help="Repeat with the same
 _FLOWS = click.argument("flows", nargs=-1, metavar="[FLOW…]")
 
 
-_COLUMNS = {
+_COLUMNS: dict[str, Callable[[Json], str]] = {
     "FLOW": lambda a: short(a["flow"]["id"]),
     "STATUS": lambda a: status_of(a["flow"]),
     "REV": lambda a: str(a["flow"]["revision"]),
-    "ALSO": lambda a: _children(**found) if (found := a.get("cancelled_children")) else "",
+    "ALSO": children_of,
 }
 
 
-def _children(*, done: int, pending: int, **_: Any) -> str:
-    """Say how many children are cancelled with a flow; what is below those that are still going to be is not counted yet."""
-    more = "or more " if pending else ""
-    return counted(done + pending, f"{more}child", f"{more}children")
+def _filled(columns: Mapping[str, Callable[[Json], str]], answers: Sequence[Json]) -> dict[str, Callable[[Json], str]]:
+    """Leave out the columns in which nothing stands."""
+    return {name: show for name, show in columns.items() if any(map(show, answers))}
 
 
 def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str, Any]) -> None:
@@ -53,7 +52,10 @@ def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str
             refused: list[Refused] = []
         else:
             answers, refused = await _each(line, verb, ids, said, printer, rate=arguments["rate"])
-        printer.items(answers, _COLUMNS, empty="None was done.")
+        if printer.for_people and len(answers) == 1:
+            told(answers[0], printer)
+        else:
+            printer.items(answers, _filled(_COLUMNS, answers), empty="None was done.")
         if not refused:
             return exits.DONE
         return exits.PARTIAL if answers else exits.of_error(refused[0].error["code"])
@@ -65,7 +67,7 @@ async def _shown(line: Line, verb: str, ids: Sequence[str], printer: Printer) ->
     """Say to which flows it would be done."""
     answers = [await line.ask("show", flow_id=flow_id) for flow_id in ids]
     columns = {**_COLUMNS, "CONTROLLER": lambda a: a["flow"]["controller_id"], "STEP": lambda a: a["flow"]["current_step"]}
-    printer.items(answers, columns, empty="No flow is meant.")
+    printer.items(answers, _filled(columns, answers), empty="No flow is meant.")
     printer.note(f"{verb} would be done to {counted(len(ids), 'flow')}; nothing was done.")
     return exits.DONE
 
