@@ -92,6 +92,22 @@ def test_an_async_test_of_somebody_elses_is_left_as_it_is(tmp_path: Path) -> Non
     assert "async def functions are not natively supported" in said, said
 
 
+@pytest.mark.parametrize("fixture, written, said", [("taskflow", "sede", "did you mean seed"), ("taskflow_nats", "at", "reply_topics")])
+def test_a_setting_that_there_is_not_is_named_in_one_sentence(tmp_path: Path, fixture: str, written: str, said: str) -> None:
+    code = f"""
+import pytest
+
+@pytest.mark.taskflow({written}=7)
+async def test_it({fixture}):
+    pass
+"""
+    out = run(tmp_path, *NAMED, code=code).stdout
+    assert said in out, out
+    assert written in out
+    assert "Traceback" not in out
+    assert "fixtures.py" not in out
+
+
 @pytest.mark.parametrize("strict", [(), ("-W", "error")], ids=["in the ini", "on the command line"])
 def test_where_warnings_are_errors_pythons_false_alarm_of_numbered_parameters_is_none(tmp_path: Path, strict: tuple[str, ...]) -> None:
     # As Python 3.12.0 to 3.12.3 word it, for the Python that runs this may be another.

@@ -64,6 +64,19 @@ def _settings(request: pytest.FixtureRequest) -> dict[str, Any]:
     return settings
 
 
+def _checked(request: pytest.FixtureRequest, made: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings. Fails the test, in a sentence, for one that there is not."""
+    takes = [name for name in inspect.signature(made).parameters if name != "self"]
+    for name in settings:
+        if name not in takes:
+            from worker.prose import meant  # noqa: PLC0415  see above
+
+            hint = meant(name, takes) or f"; it takes {', '.join(takes)}"
+            said = f"@pytest.mark.taskflow has no setting {name!r} for the fixture {request.fixturename}{hint}"
+            pytest.fail(said, pytrace=False)
+    return settings
+
+
 @_fixture
 async def taskflow(request: pytest.FixtureRequest) -> AsyncIterator[TaskflowWorld]:
     """Give the whole worker in memory, with a virtual clock: `worker.testing.TaskflowWorld`."""
@@ -71,7 +84,7 @@ async def taskflow(request: pytest.FixtureRequest) -> AsyncIterator[TaskflowWorl
 
     # The same test has the same chaos in every run, and another one than its neighbours.
     settings = {"seed": zlib.crc32(request.node.nodeid.encode()), **_settings(request)}
-    async with TaskflowWorld(**settings) as world:
+    async with TaskflowWorld(**_checked(request, TaskflowWorld, settings)) as world:
         yield world
 
 
@@ -92,5 +105,5 @@ async def taskflow_nats(request: pytest.FixtureRequest) -> AsyncIterator[Taskflo
     """Give a real nats-server with a real worker process on it: `worker.testing.TaskflowServer`."""
     from worker.testing.server import TaskflowServer  # noqa: PLC0415  see above
 
-    async with TaskflowServer(**_settings(request)) as server:
+    async with TaskflowServer(**_checked(request, TaskflowServer, _settings(request))) as server:
         yield server
