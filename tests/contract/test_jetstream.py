@@ -23,11 +23,13 @@ from tests.reloading import reload
 from tests.standing import stand_still
 from worker.bus.admission import OF_ONE
 from worker.bus.base import Delivery, Holder, Nak, Outgoing, PublishFailed, Source, Stream, Term
+from worker.bus.client import Client
 from worker.bus.connection import NatsOptions
 from worker.bus.endpoints import Endpoint, Request, Service
+from worker.bus.history import History
 from worker.bus.jetstream import JetStreamBus
 from worker.bus.server import EmbeddedServer, ServerRefused, ServerTaken, find_server
-from worker.errors import BusLost, ConsumerTaken, TopologyRefused
+from worker.errors import BusLost, ConsumerTaken, NotAllowed, TopologyRefused
 
 CMD = "taskflow.cmd.ana.start"
 
@@ -35,6 +37,7 @@ AUTH = """
 authorization { users: [
   { user: boss, password: secret }
   { user: poor, password: secret, permissions: { publish: ["taskflow.evt.ok.>", "$JS.API.STREAM.INFO.*"], subscribe: [">"] } }
+  { user: ears, password: secret, permissions: { publish: [], subscribe: ["_INBOX_Ears.>"] } }
 ] }
 """
 
@@ -506,6 +509,23 @@ async def test_missing_permissions_are_named_in_bounded_time(guarded: EmbeddedSe
     with pytest.raises(TopologyRefused, match=r"lack a permission: publish on \$JS\.API\.STREAM\.CREATE\.TASKFLOW_IN"):
         preparing.result()
     await bus.close()
+
+
+async def test_a_command_is_told_a_subject_that_it_may_not_use_as_it_is_written(guarded: EmbeddedServer) -> None:
+    """nats-py gives what the server says in lower case, and subjects are not the same in it."""
+    boss = JetStreamBus(NatsOptions(servers=(guarded.url,), user="boss", password="secret"))
+    await boss.open()
+    await boss.prepare((IN, EVT), (WORKER,))
+    await boss.publish(event(1))
+    await boss.close()
+    async with History(NatsOptions(servers=(guarded.url,), user="poor", password="secret")) as history:
+        with pytest.raises(NotAllowed) as denied:
+            await anext(aiter(history.messages(EVT.name)))
+    assert denied.value.subject.startswith(f"$JS.API.CONSUMER.CREATE.{EVT.name}")
+    async with Client(NatsOptions(servers=(guarded.url,), user="ears", password="secret", inbox_prefix="_INBOX_Ears")) as client:
+        with pytest.raises(NotAllowed) as denied:
+            await anext(client.heard("Taskflow.Evt.>"))
+        assert denied.value.subject == "Taskflow.Evt.>"
 
 
 async def test_a_publish_without_permission_is_refused_at_once(guarded: EmbeddedServer) -> None:

@@ -198,7 +198,7 @@ class Client:
             if not coming.done():
                 coming.cancel()
                 if denied.done():
-                    raise NotAllowed(denied.result())
+                    raise NotAllowed(self._connection.as_written(denied.result(), pattern))
                 raise BusLost(f"NATS is lost: {self._connection.lost.result()}")
             yield coming.result()
 

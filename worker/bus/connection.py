@@ -137,7 +137,7 @@ class Connection:
         """Await an answer. Raises `NotAllowed` as soon as the server denies a subject meanwhile, which is silence otherwise.
 
         For a connection that does one thing at a time: nobody can tell for whom the server has said it. nats-py gives subjects in lower
-        case; `subjects` are named as they are written.
+        case; `subjects`, and what begins with one of them, are named as they are written.
         """
         denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -152,12 +152,19 @@ class Connection:
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if denied.done():
-                raise NotAllowed({subject.lower(): subject for subject in subjects}.get(denied.result(), denied.result()))
+                raise NotAllowed(self.as_written(denied.result(), *subjects))
             return task.result()
         finally:
             self.on_denied.remove(deny)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    def as_written(self, denied: str, *beginnings: str) -> str:
+        """Return a denied subject, which nats-py gives in lower case, as far as it is known how it is written."""
+        for known in (*beginnings, self.options.inbox_prefix):
+            if denied.startswith(known.lower()):
+                return known + denied[len(known) :]
+        return denied
 
     async def _close_client(self) -> None:
         """Close the client."""

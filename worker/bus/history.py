@@ -59,10 +59,10 @@ class History:
             state = (await permitted(jetstream.stream_info(stream), f"$JS.API.STREAM.INFO.{stream}")).state
             if state.messages == 0:
                 return
-            subscription = await permitted(jetstream.pull_subscribe("", stream=stream, config=config))
+            subscription = await permitted(jetstream.pull_subscribe("", stream=stream, config=config), f"$JS.API.CONSUMER.CREATE.{stream}")
             last = 0
             while last < state.last_seq:
-                found = await permitted(subscription.fetch(_AT_ONCE, timeout=_PATIENCE))
+                found = await permitted(subscription.fetch(_AT_ONCE, timeout=_PATIENCE), f"$JS.API.CONSUMER.MSG.NEXT.{stream}")
                 kept = [Kept(m.metadata.sequence.stream, m.subject, dict(m.headers or {}), m.data) for m in found]
                 last = kept[-1].seq
                 yield kept
