@@ -1,9 +1,11 @@
-"""Say what a connection, and the requests of one address, may take of a server, and who has to go where there are too many."""
+"""Say what connections and requests, of one peer and of all, may take of a server, and who has to go where there are too many."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from functools import lru_cache
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -17,7 +19,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 256
     """All together."""
     of_peer: int = 200
-    """Of one address: the rest is for others."""
+    """Of one peer (`peer_of`): the rest is for others."""
     request_seconds: float = 10.0
     """From the first to the last byte of a request, or from the connection's begin."""
     answer_seconds: float = 10.0
@@ -25,12 +27,28 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     idle_seconds: int = 5
     """Between two requests of a connection."""
     requests_a_second: float = 100.0
-    """Of one address; who asks more often waits, after as many at once."""
+    """Of one peer; who asks more often waits, after as many at once."""
+    all_a_second: float = 400.0
+    """Of all peers together: as many as one gets that asks on all its connections, and waits each time."""
     longest_wait: float = 0.5
     """Seconds: a probe from the address of somebody who asks for ever gets its answer all the same."""
 
 
 BOUNDS = Bounds()
+
+
+@lru_cache(_PEERS_REMEMBERED)
+def peer_of(address: str) -> str:
+    """Return whom an address counts with: all of loopback is one machine, and so is a /64 of IPv6, for one machine has that many."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, IPv6Address):
+        ip = ip.ipv4_mapped or ip
+    if ip.is_loopback:
+        return "loopback"
+    return str(IPv6Network((int(ip), 64), strict=False)) if isinstance(ip, IPv6Address) else str(ip)
 
 
 class Peer(Protocol):

@@ -10,7 +10,7 @@ from typing import cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from worker.http_bounds import BOUNDS, one_too_many
+from worker.http_bounds import BOUNDS, one_too_many, peer_of
 
 
 class _Deadline:
@@ -49,7 +49,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin; let another one go where there are too many."""
         super().connection_made(transport)
-        self.since, self.peer = self.loop.time(), self.client[0] if self.client else ""
+        self.since, self.peer = self.loop.time(), peer_of(self.client[0] if self.client else "")
         self._request, self._answer = _Deadline(self.loop, transport), _Deadline(self.loop, transport)
         self._request.begin(self.bounds.request_seconds)
         everybody = cast("set[Connection]", self.connections)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from worker.errors import ConfigError
-from worker.http_bounds import BOUNDS, Bounds, Pace
+from worker.http_bounds import BOUNDS, Bounds, Pace, peer_of
 
 if TYPE_CHECKING:
     import uvicorn
@@ -74,7 +74,7 @@ def make_http_server(
 
     return Embedded(
         uvicorn.Config(
-            _paced(app, Pace(bounds.requests_a_second, bounds.longest_wait)),
+            _paced(app, bounds),
             http=type("Bounded", (Connection,), {"bounds": bounds}),
             ws="none",
             lifespan="on" if lifespan else "off",
@@ -90,14 +90,17 @@ def make_http_server(
     )
 
 
-def _paced(app: Application, pace: Pace) -> Application:
-    """Have an application answer each peer at the pace that it may have."""
+def _paced(app: Application, bounds: Bounds) -> Application:
+    """Have an application answer each peer, and all of them together, at the pace that they may have."""
+    each, everybody = (Pace(a_second, bounds.longest_wait) for a_second in (bounds.requests_a_second, bounds.all_a_second))
 
     async def answer(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         """Serve one request (ASGI 3)."""
         if scope["type"] == "http":
-            wait = pace.wait((scope["client"] or ("",))[0], asyncio.get_running_loop().time())
-            if wait:
+            now = asyncio.get_running_loop().time
+            if wait := each.wait(peer_of((scope["client"] or ("",))[0]), now()):
+                await asyncio.sleep(wait)
+            if wait := everybody.wait("", now()):  # only now: what waits for its own turn takes none of the others
                 await asyncio.sleep(wait)
         await app(scope, receive, send)
 

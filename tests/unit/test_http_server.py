@@ -13,8 +13,9 @@ import msgspec
 import pytest
 
 from tests.eventually import eventually
+from worker import http_connection, http_server
 from worker.errors import ConfigError
-from worker.http_bounds import BOUNDS, Bounds, Pace, one_too_many
+from worker.http_bounds import BOUNDS, Bounds, Pace, one_too_many, peer_of
 from worker.http_server import listen, make_http_server, place_of
 
 SMALL = Bounds(connections=12, of_peer=8)
@@ -40,6 +41,13 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     body = b"x" * LARGE if scope["path"] == "/large" else b"ok"
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
     await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+def many_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each address of this machine stand for a machine of its own."""
+    for module in (http_server, http_connection):
+        monkeypatch.setattr(module, "peer_of", str)
 
 
 @asynccontextmanager
@@ -154,6 +162,7 @@ async def test_a_large_answer_arrives_whole() -> None:
         writer.close()
 
 
+@pytest.mark.usefixtures("many_machines")
 async def test_one_peer_with_too_many_keeps_no_other_out_and_loses_what_does_nothing_first() -> None:
     async with serving(SMALL) as (port, server):
         working = asyncio.create_task(answered(port, "127.0.0.3", "/never"))
@@ -192,6 +201,7 @@ def test_who_asks_too_often_waits_and_nobody_else() -> None:
     assert len(pace._due) <= 1002
 
 
+@pytest.mark.usefixtures("many_machines")
 async def test_a_peer_that_asks_too_often_is_answered_later_and_others_at_once() -> None:
     async with serving(msgspec.structs.replace(SMALL, requests_a_second=0.01, longest_wait=1000.0)) as (port, _):
         assert await answered(port, "127.0.0.2")
@@ -201,8 +211,66 @@ async def test_a_peer_that_asks_too_often_is_answered_later_and_others_at_once()
         late.cancel()
 
 
+@pytest.mark.parametrize(
+    "address,other,one",
+    [
+        ("127.0.0.1", "127.255.255.254", True),
+        ("127.0.0.1", "::1", True),
+        ("127.0.0.1", "::ffff:127.0.0.9", True),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("2001:db8::1", "2001:db8::ffff:ffff:ffff:ffff", True),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("127.0.0.1", "192.0.2.1", False),
+        ("127.0.0.1", "", False),
+    ],
+)
+def test_the_addresses_that_one_machine_has_many_of_are_one_peer(address: str, other: str, one: bool) -> None:
+    assert (peer_of(address) == peer_of(other)) is one
+
+
+async def test_another_address_of_the_same_machine_has_no_pace_and_no_connections_of_its_own() -> None:
+    async with serving(msgspec.structs.replace(SMALL, requests_a_second=0.01, longest_wait=1000.0)) as (port, server):
+        assert await answered(port, "127.0.0.2")
+        late = asyncio.create_task(answered(port, "127.1.2.3"))
+        held = [await opened(port, peer=f"127.0.1.{number}") for number in range(1, 2 * SMALL.of_peer)]
+        await eventually(lambda: len(server.server_state.connections) == SMALL.of_peer)
+        assert not late.done()
+        late.cancel()
+        for _, writer in held:
+            writer.close()
+
+
+async def test_all_peers_together_have_a_pace_and_what_waits_for_its_own_turn_takes_none_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+
+    async def waited(seconds: float) -> None:
+        waits.append(round(seconds, 6))
+        await asyncio.Event().wait()
+
+    async def nothing(*_: Any) -> None:
+        """Answer."""
+
+    def at_once(peer: str) -> bool:
+        """Ask, as far as that goes without a wait, and tell whether it was answered."""
+        return next(served({"type": "http", "client": (peer, 1)}, None, None).__await__(), "answered") == "answered"
+
+    monkeypatch.setattr(asyncio, "sleep", waited)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 5.0)
+    served = http_server._paced(nothing, Bounds(requests_a_second=10, all_a_second=20))
+    assert [at_once("192.0.2.1") for _ in range(13)] == [True] * 10 + [False] * 3
+    assert [at_once("192.0.2.2") for _ in range(10)] == [True] * 10
+    assert waits == [0.1, 0.2, 0.3]
+    assert not at_once("192.0.2.3")
+    assert waits[3:] == [0.05]
+
+
 def test_there_is_room_for_others_beside_one_peer() -> None:
     assert 0 < BOUNDS.of_peer < BOUNDS.connections
+    assert BOUNDS.of_peer / BOUNDS.longest_wait <= BOUNDS.all_a_second, "the most that one gets by asking on all it has, and waiting"
 
 
 def test_an_address_that_cannot_be_had_names_the_setting_and_what_to_do() -> None:
