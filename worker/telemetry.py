@@ -52,6 +52,7 @@ class Said(StrEnum):
     STREAM_CREATED_AGAIN = "topology.stream_created_again"
     STREAM_EXTENDED = "topology.stream_extended"
     STREAM_LIMITED = "topology.stream_limited"
+    STREAM_GUARDED = "topology.stream_guarded"
     CONSUMER_CREATED = "topology.consumer_created"
     CONSUMER_CREATED_AGAIN = "topology.consumer_created_again"
     CONSUMER_CLAIMED = "topology.consumer_claimed"

@@ -271,8 +271,10 @@ class Topology:
         if not missing:
             return config
         refused = await self._api.try_to_change(f"STREAM.UPDATE.{stream.name}", config | missing, f"stream {stream.name}")
-        self._log.info("topology.not_guarded" if refused else "topology.stream_guarded", stream=stream.name, reason=refused)
-        return config if refused else config | missing
+        if refused:
+            return config  # `stream_remarks` says what to do
+        self._log.info("topology.stream_guarded", stream=stream.name)
+        return config | missing
 
     async def _stream(self, name: str) -> Json | None:
         """Return a stream's configuration, or None."""
