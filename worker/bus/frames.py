@@ -21,6 +21,7 @@ _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NO_NAME = re.compile(rb"[\x09-\x0d\x1c-\x20\x80-\xff]")
 _STATUS_LENGTH = 3
 _LONGEST_NAME = 256
+_FIRST_FEW = 32
 
 
 def encoded(subject: str, body: bytes, reply: str, headers: Headers) -> bytes:
@@ -36,18 +37,19 @@ def encoded(subject: str, body: bytes, reply: str, headers: Headers) -> bytes:
 def read_headers(raw: bytes) -> dict[str, str]:
     """Read a header block; what is no text becomes U+FFFD, and a name that is none is passed over.
 
-    Of two headers with one name the first counts, as with the clients of other languages; nats-py would have the last. Beyond
-    `MOST_HEADERS` nothing is read: `UNREAD` says so, and `limits.check_headers` refuses the message.
+    Of two headers with one name the first counts, as with the clients of other languages; nats-py would have the last. Of more than
+    `MOST_HEADERS` the first few are read, which usually name the message: `UNREAD` says so, and `limits.check_headers` refuses it.
     """
     lines = raw.split(b"\r\n", MOST_HEADERS + 1)
     found = _status(lines[0][len(_VERSION) :]) if lines[0] != _VERSION else {}
     rest = lines.pop() if len(lines) > MOST_HEADERS + 1 else b""
+    if rest.strip():
+        found[UNREAD] = str(len(raw))
+        del lines[_FIRST_FEW + 1 :]
     for line in lines[1:]:
         name, colon, value = line.partition(b":")
         if colon and (known := _read_name(name)) is not None:
             found.setdefault(known, value.strip().decode("utf-8", "replace"))
-    if rest.strip():
-        found[UNREAD] = str(len(rest))
     return found
 
 

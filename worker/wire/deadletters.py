@@ -105,9 +105,9 @@ def _headers_text(headers: Headers, room: int) -> tuple[str, bool]:
     length = 2
     for name, value in headers.items():
         if name == UNREAD:
-            return json.dumps(kept, separators=(",", ":")), True
+            continue
         length += len(json.dumps(name)) + len(json.dumps(value)) + 2
         if length > room:
             return json.dumps(kept, separators=(",", ":")), True
         kept[name] = value
-    return json.dumps(kept, separators=(",", ":")), False
+    return json.dumps(kept, separators=(",", ":")), UNREAD in headers

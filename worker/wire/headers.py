@@ -17,7 +17,7 @@ CONTENT_TYPE = "content-type"
 MOST_HEADERS = 1024
 """How many headers of a message are read. One message may carry a hundred thousand, and reading them would take seconds from everybody."""
 UNREAD = "\n"
-"""Under this name, which no header can have, stands how many bytes of a message's headers were left unread."""
+"""Under this name, which no header can have, stands how many bytes of headers a message has that were not all read."""
 
 _TRACEPARENT = re.compile(r"\A(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _INBOX = re.compile(r"\A(?=.{8,255}\Z)_INBOX(?:\.[!-)+\-/-=?-~]+)+\Z")  # printable ASCII but `*`, `.` and `>` in each token

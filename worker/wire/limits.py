@@ -86,7 +86,7 @@ def check_headers(headers: Headers) -> None:
     """Refuse a message with more headers than are read. Raises `TooLarge`."""
     if UNREAD in headers:
         raise TooLarge(
-            f"the message has more than {MOST_HEADERS} headers; what was sent beyond them, {headers[UNREAD]} bytes, is not read",
+            f"the message has more than {MOST_HEADERS} headers, {headers[UNREAD]} bytes of them",
             path="/headers",
             limit=MOST_HEADERS,
         )
