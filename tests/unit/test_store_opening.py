@@ -504,7 +504,7 @@ async def main():
             await Inlet(run, stream=f"S{run.store.epoch}").reply({"n": 1})
             await run.waits.tick()
             await run.manager.list_by_owner("owner")
-        touched += [name for name in opened if name == os.path.basename(sys.argv[1])]
+        touched.extend(name for name in opened if name == os.path.basename(sys.argv[1]))
     print(len(connected), len(touched), flush=True)
 asyncio.run(main())
 """
