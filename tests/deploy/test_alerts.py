@@ -28,7 +28,7 @@ _ALERT = re.compile(
 _METRIC = re.compile(r"\b(?:taskflow|process)_[a-z_]+\b")
 _TARGETS = {"instance", "job"}
 """Labels that Prometheus adds."""
-CLOSED = {"action", "cause", "consumer", "file", "from", "kind", "outcome", "reason", "status", "to"}
+CLOSED = {"action", "cause", "consumer", "file", "from", "kind", "outcome", "quota", "reason", "status", "to"}
 """Labels whose values come from a closed set; `le` is a histogram's."""
 
 

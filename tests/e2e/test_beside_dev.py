@@ -28,7 +28,7 @@ class Dev:
     @property
     def environment(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("TASKFLOW_", "NATS_"))}
-        return clean | {"HOME": str(self.folder)} | ({"NATS_URL": self.url} if self.url else {})
+        return clean | {"HOME": str(self.folder), "TASKFLOW_HTTP_BIND": "127.0.0.1:0"} | ({"NATS_URL": self.url} if self.url else {})
 
     async def typed(self, *arguments: str, code: int = 0) -> Said:
         pipe = asyncio.subprocess.PIPE

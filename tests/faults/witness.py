@@ -136,7 +136,16 @@ class Witness:
 
     async def floor(self) -> int:
         """Ask the broker up to which message the worker has acknowledged everything."""
-        return await self._agent.settled_up_to()
+
+        async def asked() -> tuple[int] | None:
+            """Ask once; right after its start, and beside others, it may take its time."""
+            with suppress(*_AWAY):
+                return (await self._agent.settled_up_to(),)
+            return None
+
+        found = await eventually(asked, within=60)
+        assert found is not None
+        return found[0]
 
     def missing(self, database: sqlite3.Connection, floor: int) -> list[str]:
         """Say what clients and broker were told that the database does not know: I-4, I-21."""

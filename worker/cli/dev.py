@@ -17,6 +17,7 @@ from worker.cli.options import SettingsCommand, adopt_option, load_config
 from worker.line_writer import LineWriter
 
 if TYPE_CHECKING:
+    from worker.bus.server import EmbeddedServer
     from worker.config import Config, Found
 
 _NATS_PORT = 4222
@@ -52,22 +53,38 @@ async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
         greeting = banner(config, f"given by {config.origin('nats.url')}", _program())
         return await app.run(config, stop=stop, adopt=adopt, greet=partial(_tell, greeting))
 
-    from worker.bus.server import EmbeddedServer
     from worker.config import Found
     from worker.telemetry import configure_logging
 
     configure_logging(config.log)  # before the server starts: it logs
-    port = _NATS_PORT if _is_free(_NATS_PORT) else 0
-    server = EmbeddedServer(STREAMS, port)
-    await server.start()
+    server, usual = await _started()
     try:
+        base = _presumed()  # once more: another one may have taken the port meanwhile
         served = {"nats.url": server.url, "nats.monitor_url": server.monitor_url}
         config = load_config(arguments, base | {key: Found(url, "the embedded server of taskflow dev") for key, url in served.items()})
         told = f"embedded JetStream server, data in {STREAMS}"
-        greeting = banner(config, told if port else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program())
+        greeting = banner(config, told if usual else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program())
         return await app.run(config, stop=stop, adopt=adopt, greet=partial(_tell, greeting))
     finally:
         await server.stop()
+
+
+async def _started() -> tuple[EmbeddedServer, bool]:
+    """Start the server, on NATS's usual port where that is free; returns whether it was."""
+    from worker.bus.server import EmbeddedServer, ServerRefused
+
+    if _is_free(_NATS_PORT):
+        server = EmbeddedServer(STREAMS, _NATS_PORT)
+        try:
+            await server.start()
+        except ServerRefused:
+            if _is_free(_NATS_PORT):
+                raise
+        else:
+            return server, True
+    server = EmbeddedServer(STREAMS, 0)
+    await server.start()
+    return server, False
 
 
 def _tell(text: str) -> None:
