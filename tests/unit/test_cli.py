@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from worker.__main__ import _command
-from worker.cli import exit_codes, taskflow
+from worker.cli import dev, exit_codes, taskflow
 from worker.cli.dev import banner
 from worker.cli.flow import flow
 from worker.cli.launch import INTERRUPTED, launch
@@ -269,6 +269,21 @@ def test_dev_without_a_nats_url_starts_a_server_of_its_own_and_stops_it(folder: 
     assert (folder / ".taskflow" / "nats").is_dir()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(worker.config.nats.url[0].rpartition(":")[2]))) != 0
+
+
+@pytest.mark.e2e
+def test_dev_takes_another_port_for_nats_when_the_usual_one_goes_between_look_and_start(
+    folder: Path, app: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = app(0)
+    genuine, looks = dev._is_free, [True]
+    monkeypatch.setattr(dev, "_is_free", lambda port: looks.pop() if looks and port == dev._NATS_PORT else genuine(port))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setattr(dev, "_NATS_PORT", other.getsockname()[1])
+        result = invoke("dev")
+        assert (result.exit_code, looks) == (0, [])
+        assert worker.config is not None
+        assert not worker.config.nats.url[0].endswith(f":{other.getsockname()[1]}")
 
 
 def test_dev_takes_another_health_port_when_the_usual_one_is_taken(
