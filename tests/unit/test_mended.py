@@ -76,3 +76,22 @@ async def test_nats_py_still_swallows_it_or_this_module_can_go() -> None:
     await task
     assert task.cancelling() == 1
     assert not task.cancelled()
+
+
+async def test_who_is_cancelled_while_it_dials_ends_though_the_cancellation_was_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `asyncio.wait_for` of Python 3.11 does where what it waits for fails at the same moment."""
+    dialling = asyncio.Event()
+
+    async def swallow(_client: Client, _server: object) -> None:
+        dialling.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ConnectionRefusedError from None
+
+    monkeypatch.setattr(Client, "_connect_to_server", swallow)
+    connecting = asyncio.create_task(MendedClient().connect("nats://127.0.0.1:1", reconnect_time_wait=0, max_reconnect_attempts=-1))
+    await dialling.wait()
+    connecting.cancel()
+    await asyncio.wait({connecting}, timeout=10)
+    assert connecting.cancelled()

@@ -209,7 +209,10 @@ class MendedClient(Client):
         """Dial a server. nats-py would use one transport for all: who still writes to the last connection would write to this one."""
         if s.uri.scheme not in _WEBSOCKETS:
             self._transport = Link()  # type: ignore[no-untyped-call]
-        await super()._connect_to_server(s)
+        try:
+            await super()._connect_to_server(s)
+        finally:
+            heed_cancellation()  # Python 3.11's `wait_for` raises what came at the same moment in its place, and nats-py dials on for ever
 
     async def _process_connect_init(self) -> None:
         """Shake hands. nats-py tries again after errors of its own or the system's only, and a line that is cut off raises others.
