@@ -80,6 +80,17 @@ async def test_a_reply_wins_only_if_it_comes_before_the_deadline(taskflow: Taskf
     assert it["state"]["resume_meta"]["cause"] == cause
 
 
+async def test_a_timer_fires_at_its_time_however_long_the_machine_took_to_set_it(taskflow: TaskflowWorld) -> None:
+    loop, fired = asyncio.get_running_loop(), list[datetime]()
+    begun = taskflow.clock.now()
+    when = loop.time() + 5400
+    time.sleep(0.01)  # noqa: ASYNC251  another process has the processor
+    assert when > loop.time()
+    loop.call_at(when, lambda: fired.append(taskflow.clock.now()))
+    await taskflow.clock.advance("1d")
+    assert fired == [begun + timedelta(seconds=5400)]
+
+
 async def test_sleeps_and_timeouts_of_the_code_under_test_follow_the_clock_in_order(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate")
     flow = await started(kate)

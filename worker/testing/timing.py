@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ _OF_WORKER: contextvars.ContextVar[bool] = contextvars.ContextVar("taskflow_of_w
 _Timer = tuple[Micros, int, asyncio.TimerHandle]
 _REPLACED = ("time", "call_at", "call_later", "run_in_executor")
 _TURNS = 100_000
+_TOLD = 8
+"""How many readings of the loop's time are remembered."""
 """Turns of the loop after which something must be turning in a circle."""
 
 
@@ -35,6 +38,7 @@ class LoopTime:
         self._now = now
         self._loop: asyncio.BaseEventLoop
         self._ahead = 0.0
+        self._told: deque[float] = deque(maxlen=_TOLD)
         self._numbers = itertools.count()
         self._timers: dict[bool, list[_Timer]] = {True: [], False: []}
         self._threads: set[asyncio.Future[Any]] = set()
@@ -93,15 +97,19 @@ class LoopTime:
 
     def _time(self) -> float:
         """Return the loop's time."""
-        return type(self._loop).time(self._loop) + self._ahead
+        told = type(self._loop).time(self._loop) + self._ahead
+        self._told.append(told)
+        return told
 
     def _call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
         """Note a timer that fires after `delay` seconds, by the loop as by the clock."""
         return self._timer(delay, self._loop.time() + delay, callback, args, context)
 
     def _call_at(self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
-        """Note a timer that fires at a time of the loop, which was told a moment ago: it meant whole milliseconds from then on."""
-        return self._timer(round(when - self._loop.time(), 3), when, callback, args, context)
+        """Note a timer for a time of the loop: whole milliseconds after one that was told a moment ago, or longer on a busy machine."""
+        self._loop.time()
+        delay = min((when - told for told in self._told), key=lambda one: abs(one - round(one, 3)))
+        return self._timer(round(delay, 3), when, callback, args, context)
 
     def _timer(
         self, delay: float, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None
