@@ -187,7 +187,9 @@ async def test_the_handshake_comes_first_where_that_is_asked_for(
 @pytest.mark.parametrize("scheme", ["nats", "tls"])
 async def test_a_handshake_that_is_to_come_first_asks_for_encryption(scheme: str) -> None:
     async with Greeter() as server:
-        with pytest.raises(BusLost, match="handshake_first"):
+        with pytest.raises(
+            BusLost, match="handshake_first" if sys.version_info >= (3, 12) else "no answer"
+        ):  # 3.11's asyncio does not say why
             await by_worker(options(server.port, scheme=scheme, tls_first=True))
         assert PASSWORD.encode() not in server.clear
 
