@@ -38,7 +38,7 @@ class Admission:
     def __init__(self, handler: Handler, whose: Callable[[str], str]) -> None:
         self._handler = handler
         self._whose = whose
-        self._turnstile: Turnstile[Request] = Turnstile(IN_HAND, OF_ONE, self._begin)
+        self._turnstile: Turnstile[tuple[Request, int]] = Turnstile(IN_HAND, OF_ONE, self._begin)
         self._errands = Errands()
         self._context = contextvars.copy_context()  # the worker's, whoever asks
         self._log = structlog.get_logger()
@@ -46,20 +46,21 @@ class Admission:
 
     def put(self, request: Request) -> None:
         """Admit a request when it is its turn."""
-        self._turnstile.enter(self._whose(request.subject), request, _weight(request))
+        weight = _weight(request)
+        self._turnstile.enter(self._whose(request.subject), (request, weight), weight)
         while self._turnstile.waiting > WAITING:
             self.refused += 1
-            self._refuse(self._turnstile.take_back(), BUSY)
+            self._refuse(self._turnstile.take_back()[0], BUSY)
 
     async def finish(self) -> None:
         """Refuse what waits, and wait for the requests in hand."""
         while self._turnstile.waiting:
-            self._refuse(self._turnstile.take_back(), STOPPING)
+            self._refuse(self._turnstile.take_back()[0], STOPPING)
         await self._errands.finish()
 
-    def _begin(self, request: Request) -> None:
-        """Hand a request that was admitted to its own task."""
-        self._spawn(self._handle(request))
+    def _begin(self, admitted: tuple[Request, int]) -> None:
+        """Hand a request that was admitted, with its weight, to its own task."""
+        self._spawn(self._handle(*admitted))
 
     def _refuse(self, request: Request, why: FlowError) -> None:
         """Answer a request that is not carried out."""
@@ -69,7 +70,7 @@ class Admission:
         """Run a task until its end."""
         self._errands.start(work, "request", context=self._context.copy())
 
-    async def _handle(self, request: Request) -> None:
+    async def _handle(self, request: Request, weight: int) -> None:
         """Run the handler, then make room; what it raises is a defect and stays inside."""
         try:
             await self._handler(request)
@@ -77,7 +78,7 @@ class Admission:
             self._log.exception("service.handler_failed", subject=request.subject)
             await request.answer(INTERNAL, {SERVICE_ERROR: "the request failed", SERVICE_ERROR_CODE: "500"})
         finally:
-            self._turnstile.leave(self._whose(request.subject), _weight(request))
+            self._turnstile.leave(self._whose(request.subject), weight)
 
 
 def _weight(request: Request) -> int:
