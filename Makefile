@@ -90,15 +90,15 @@ type: $(READY) ## Check types: mypy --strict over worker and tests
 
 drift: $(READY) ## Check that the lock satisfies pyproject.toml, and that schemas/ and docs/ are what the code generates
 	@$(BIN)/python -m pip check --disable-pip-version-check
-	@$(BIN)/python -m worker.schema_files --check schemas
-	@$(BIN)/python -m worker.reference --check docs
+	@$(BIN)/python -m nats_taskflow.schema_files --check schemas
+	@$(BIN)/python -m nats_taskflow.reference --check docs
 	@$(BIN)/python deploy/container/locks.py --check
 
 docs: $(READY) ## Write the reference pages of docs/ again: commands, settings, metrics, errors, events, dead letters, log
-	@$(BIN)/python -m worker.reference docs
+	@$(BIN)/python -m nats_taskflow.reference docs
 
 schemas: $(READY) ## Write schemas/ again from the message types
-	@$(BIN)/python -m worker.schema_files schemas
+	@$(BIN)/python -m nats_taskflow.schema_files schemas
 
 deploy-check: $(JUDGES)/.ready ## Have hadolint, kubernetes-validate, checkov and bandit judge deploy/ and the code (a minute more the first time)
 	@$(JUDGES)/bin/python deploy/check.py

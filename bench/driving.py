@@ -17,8 +17,8 @@ import msgspec
 
 from bench.load import Order
 from bench.machine import cpu_seconds
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.e2e.stage import Stage
-from worker.bus.server import EmbeddedServer
 
 ROOT = Path(__file__).parents[1]
 QUIET = {"TASKFLOW_LOG_LEVEL": "warning"}

@@ -20,12 +20,12 @@ from bench import waiting
 from bench.driving import driven
 from bench.figures import Figure
 from bench.load import TOPIC, Order, flow_id, reply
+from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.flow.commands import Reply
+from nats_taskflow.store.queries import statements
+from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.wire.codec import Identity
 from tests.running import Running, running
-from worker.bus.server import EmbeddedServer
-from worker.flow.commands import Reply
-from worker.store.queries import statements
-from worker.store.transaction import SqliteTransaction
-from worker.wire.codec import Identity
 
 ROWS, SINGLE, BATCH = 5_000, 300, 500
 MESSAGES, SYNCS = 10_000, 300

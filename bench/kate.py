@@ -15,8 +15,8 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from nats_taskflow.times import rfc3339
 from tests.e2e.stage import Agent
-from worker.times import rfc3339
 
 PATIENCE = 240.0
 _ASKS, _SENDS, _DUE, _TIMERS, _SILENCE = 0.02, 0.1, 0.2, 200, 10.0

@@ -10,8 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from worker.bus.server import find_server
-from worker.version import program_version
+from nats_taskflow.bus.server import find_server
+from nats_taskflow.version import program_version
 
 
 def facts(folder: Path) -> dict[str, Any]:

@@ -30,8 +30,8 @@ from bench.driving import QUIET, ROOT
 from bench.kate import PATIENCE, Kate, Taken, by_mcp
 from bench.machine import load, resident
 from bench.mallory import FLOODS, Order
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.e2e.stage import Stage
-from worker.bus.server import EmbeddedServer
 
 _ALONE, _BESIDE = 4.0, 5.0
 _TIMES, _API_MS, _LATE_MS, _MEMORY_MB = 2.0, 100.0, 250.0, 50.0
@@ -96,7 +96,7 @@ async def measure(tree: Path, name: str, folder: Path) -> Row:
     """Measure a tree's worker beside one flood."""
     python = str(tree / ".venv/bin/python")
     settings = {**QUIET, "PYTHONPATH": str(tree)}
-    worker = ("setsid", python, "-m", "worker", "run")
+    worker = ("setsid", python, "-m", "nats_taskflow", "run")
     async with AsyncExitStack() as ends:
         place = Path(ends.enter_context(tempfile.TemporaryDirectory(dir=folder)))
         ends.enter_context(contextlib.redirect_stdout(sys.stderr))  # the stage shows the end of the worker's log
@@ -106,7 +106,7 @@ async def measure(tree: Path, name: str, folder: Path) -> Row:
         await kate.begin()
         mcp = ""
         if name == "halves":
-            command = (python, "-m", "worker", "mcp", "--agent", "kate", "--http", "127.0.0.1:0")
+            command = (python, "-m", "nats_taskflow", "mcp", "--agent", "kate", "--http", "127.0.0.1:0")
             environment = {**stage.environment(), "NATS_URL": stage.url}
             mcp = (await line(await ends.enter_async_context(started(*command, cwd=place, env=environment))))["url"]
             kate.ask = partial(by_mcp, mcp)

@@ -11,10 +11,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from bench.load import TOPIC, flow_id
+from nats_taskflow.flow.commands import Caller, ParkFlow, StartFlow
+from nats_taskflow.times import rfc3339, to_micros
+from nats_taskflow.wire.verdicts import Identity
 from tests.running import Running, VirtualClock, running
-from worker.flow.commands import Caller, ParkFlow, StartFlow
-from worker.times import rfc3339, to_micros
-from worker.wire.verdicts import Identity
 
 OWNER = "agent:kate:session:main"
 DUE, ROUNDS = 100, 10

@@ -17,12 +17,12 @@ import pytest
 import structlog
 from hypothesis import is_hypothesis_test, settings
 
+from nats_taskflow.logger import _configure as put_off
 from tests import bytecode, order, tiers, zygote
 from tests.faults.report import Row, commit, table
 from tests.tiers import SIZE, Rotated, Tests, Tier, head, with_pages
-from worker.logger import _configure as put_off
 
-pytest_plugins = ["worker.testing.fixtures"]  # also where the package was installed before it had the entry point
+pytest_plugins = ["nats_taskflow.testing.fixtures"]  # also where the package was installed before it had the entry point
 
 SEED = int(os.environ.get("TASKFLOW_SEED", "20261121"))
 EXAMPLES = {Tests.QUICK: 25, Tests.REST: 100, Tests.ALL: 100, Tests.NIGHTLY: 1000}
@@ -90,7 +90,7 @@ def belongs(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def _zygote() -> Iterator[None]:
-    """Have every `python -m worker` forked by the zygote."""
+    """Have every `python -m nats_taskflow` forked by the zygote."""
     with zygote.forks():
         yield
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import msgspec
 
+from nats_taskflow.flow.commands import Caller, CancelFlow, ParkFlow, Reply, ResumeFlow, StartFlow, Stimulus
+from nats_taskflow.flow.fold import folded
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.manager import new_id
+from nats_taskflow.store.records import DeadLetter
+from nats_taskflow.submission import Outcome, Raw
+from nats_taskflow.times import rfc3339
+from nats_taskflow.wire.codec import Identity
 from tests.running import Running
-from worker.flow.commands import Caller, CancelFlow, ParkFlow, Reply, ResumeFlow, StartFlow, Stimulus
-from worker.flow.fold import folded
-from worker.flow.model import Flow
-from worker.manager import new_id
-from worker.store.records import DeadLetter
-from worker.submission import Outcome, Raw
-from worker.times import rfc3339
-from worker.wire.codec import Identity
 
 KATE, BOB = "agent:kate:session:main", "agent:bob:session:main"
 TOPIC = "agent.delegate.reply"

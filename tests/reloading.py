@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.eventually import eventually
-from worker.bus.server import EmbeddedServer
 
 
 async def reload(server: EmbeddedServer, extra: str) -> None:

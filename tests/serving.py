@@ -9,24 +9,24 @@ from typing import Any
 
 import msgspec
 
+from nats_taskflow.api import Api
+from nats_taskflow.app import operators
+from nats_taskflow.bus.broker import Heard, MemoryBroker, MemoryClient
+from nats_taskflow.bus.memory import MemoryBus
+from nats_taskflow.config import Config
+from nats_taskflow.consumer import Consumer
+from nats_taskflow.dispatcher import Dispatcher
+from nats_taskflow.engine import Engine
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.manager import FlowManager
+from nats_taskflow.policy import policy_of
+from nats_taskflow.reading import Randomness, reader
+from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.topology import reply_bindings, topology
+from nats_taskflow.wait_engine import WaitEngine
+from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually
 from tests.running import Running, VirtualClock
-from worker.api import Api
-from worker.app import operators
-from worker.bus.broker import Heard, MemoryBroker, MemoryClient
-from worker.bus.memory import MemoryBus
-from worker.config import Config
-from worker.consumer import Consumer
-from worker.dispatcher import Dispatcher
-from worker.engine import Engine
-from worker.flow.model import Flow
-from worker.manager import FlowManager
-from worker.policy import policy_of
-from worker.reading import Randomness, reader
-from worker.store.sqlite import SqliteFlowStore
-from worker.topology import reply_bindings, topology
-from worker.wait_engine import WaitEngine
-from worker.wire.subjects import Subjects
 
 Json = dict[str, Any]
 

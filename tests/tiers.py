@@ -11,16 +11,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from worker.version import __version__
+from nats_taskflow.version import __version__
 
 ROOT = Path(__file__).parents[1]
 BEHIND_PAGES = (
     "examples/",
     "deploy/",
-    "worker/cli/",
-    "worker/client/",
-    "worker/testing/",
-    "worker/reference/",
+    "worker/nats_taskflow/cli/",
+    "worker/nats_taskflow/client/",
+    "worker/nats_taskflow/testing/",
+    "worker/nats_taskflow/reference/",
     "tests/e2e/",
     "tests/testing/",
 )

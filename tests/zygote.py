@@ -1,4 +1,4 @@
-"""Start `python -m worker …` by a fork of a process that has imported it already: most of what a start costs is imports.
+"""Start `python -m nats_taskflow …` by a fork of a process that has imported it already: most of what a start costs is imports.
 
 The tests start some 700 workers and command lines. `forks()` puts `Popen` in the place of `subprocess.Popen`, on which asyncio's
 subprocesses stand too, so that no test has to know: a module of this checkout that this interpreter is to run is forked, whatever else
@@ -56,8 +56,15 @@ _PLAIN: dict[str, Any] = {
 }
 """What `Popen` is told where nothing special is asked for."""
 _LOADED_LATE = (
-    *("worker.app", "worker.bus.client", "worker.invariants.snapshot", "uvloop", "uvicorn.protocols.http.h11_impl", "encodings.idna"),
-    *("rich.console", "rich.table", "worker.mcp_server.serving"),
+    *(
+        "nats_taskflow.app",
+        "nats_taskflow.bus.client",
+        "nats_taskflow.invariants.snapshot",
+        "uvloop",
+        "uvicorn.protocols.http.h11_impl",
+        "encodings.idna",
+    ),
+    *("rich.console", "rich.table", "nats_taskflow.mcp_server.serving"),
 )
 """What commands import as they run."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -148,7 +155,7 @@ def _request(told: Mapping[str, Any]) -> Request | None:
     if not isinstance(told["args"], (list, tuple)) or any(told[name] != plain for name, plain in _PLAIN.items()):
         return None
     program, option, module, *arguments = (*map(os.fsdecode, told["args"]), "", "", "")[: max(3, len(told["args"]))]
-    if (program, option) != (sys.executable, "-m") or module.partition(".")[0] not in {"worker", "tests"}:
+    if (program, option) != (sys.executable, "-m") or module.partition(".")[0] not in {"nats_taskflow", "tests"}:
         return None
     folder = Path(os.fsdecode(told["cwd"] or "")).absolute()
     if not folder.is_dir():  # a full start says so
@@ -205,11 +212,11 @@ def main() -> None:
 
 def import_worker() -> None:
     """Import what most starts load; the rest they load by themselves."""
-    from worker import cli
-    from worker.cli.lean import load_structlog
+    from nats_taskflow import cli
+    from nats_taskflow.cli.lean import load_structlog
 
     load_structlog()
-    for module in (*(f"worker.cli.{each.name}" for each in pkgutil.iter_modules(cli.__path__)), *_LOADED_LATE):
+    for module in (*(f"nats_taskflow.cli.{each.name}" for each in pkgutil.iter_modules(cli.__path__)), *_LOADED_LATE):
         importlib.import_module(module)
     gc.freeze()  # a collection in a fork is not to copy what all share
 

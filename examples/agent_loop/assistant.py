@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from worker import Agent, Event, Flow, FlowClient
+from nats_taskflow import Agent, Event, Flow, FlowClient
 
 CONTROLLER = "kate/assistant"
 Talk = list[dict[str, Any]]

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from assistant import CONTROLLER, Talk, assistant
 
-from worker import Asked, Flow, FlowClient, serve_delegate
+from nats_taskflow import Asked, Flow, FlowClient, serve_delegate
 
 FLIGHTS = ["flight A", "flight B", "flight C"]
 

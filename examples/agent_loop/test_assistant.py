@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from assistant import CONTROLLER, Talk, assistant
 
-from worker.client import Asked, Flow, serve_delegate
-from worker.testing import TaskflowWorld
+from nats_taskflow.client import Asked, Flow, serve_delegate
+from nats_taskflow.testing import TaskflowWorld
 
 FLIGHTS = ["flight A", "flight B", "flight C"]
 Call = Callable[..., Awaitable[Any]]

@@ -12,8 +12,8 @@ import json
 import shlex
 import sys
 
-from worker import Flow, FlowClient
-from worker.client import FlowEnded
+from nats_taskflow import Flow, FlowClient
+from nats_taskflow.client import FlowEnded
 
 
 async def ask(flows: FlowClient, mail: str, *, within: str) -> Flow:
@@ -37,7 +37,7 @@ async def ann(flow: Flow, reason: str, *, approved: bool) -> None:
     """Do what Ann does: `taskflow waits` shows her what is asked, and this answers it. A program would call `flow.resume`."""
     said = ["flow", "resume", flow.id, "--as", "ann", "--reason", reason, "--patch", json.dumps({"approved": approved})]
     print(f"  $ taskflow {shlex.join(said)}")
-    taskflow = await asyncio.create_subprocess_exec(sys.executable, "-m", "worker", *said, stdout=asyncio.subprocess.DEVNULL)
+    taskflow = await asyncio.create_subprocess_exec(sys.executable, "-m", "nats_taskflow", *said, stdout=asyncio.subprocess.DEVNULL)
     assert await taskflow.wait() == 0
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from approve import ask, go_on
 
-from worker.client import Flow
-from worker.testing import TaskflowWorld
+from nats_taskflow.client import Flow
+from nats_taskflow.testing import TaskflowWorld
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import json
 from contextlib import AsyncExitStack
 from typing import Any
 
-from worker import Asked, Flow, FlowClient, serve_delegate
-from worker.client import at_least, reply
+from nats_taskflow import Asked, Flow, FlowClient, serve_delegate
+from nats_taskflow.client import at_least, reply
 
 CARRIERS = ("rail", "road", "sea")
 ANSWERS = "taskflow.reply.kate"

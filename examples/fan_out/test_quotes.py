@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 
 from quotes import CARRIERS, ask, choose, late_replies
 
-from worker.client import Asked, Flow, FlowClient, serve_delegate
-from worker.testing import TaskflowWorld
+from nats_taskflow.client import Asked, Flow, FlowClient, serve_delegate
+from nats_taskflow.testing import TaskflowWorld
 
 
 async def carriers(serving: AsyncExitStack, flows: FlowClient, **minutes: int) -> None:

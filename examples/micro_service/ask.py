@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from worker import FlowClient
+from nats_taskflow import FlowClient
 
 SERVICE = Path(__file__).with_name("service.py")
 

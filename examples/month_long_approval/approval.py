@@ -13,7 +13,7 @@ import asyncio
 import signal
 import sys
 
-from worker.client import Agent, Event, Flow, FlowClient, any_of, manual, reply
+from nats_taskflow.client import Agent, Event, Flow, FlowClient, any_of, manual, reply
 
 CONTROLLER = "finance/approval"
 ANSWERS = "agent.delegate.reply"

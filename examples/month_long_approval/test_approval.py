@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from approval import ANSWERS, APPROVERS, agent_for, ask_for_approval
 
-from worker.client import Flow
-from worker.testing import Chaos, TaskflowWorld
+from nats_taskflow.client import Flow
+from nats_taskflow.testing import Chaos, TaskflowWorld
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import json
 import uuid
 from typing import Any
 
-from worker import Flow, FlowClient
+from nats_taskflow import Flow, FlowClient
 
 TOPIC = "agent.route.kate"
 

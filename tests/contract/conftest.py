@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.bus.base import Bus
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig, jetstream_rig, memory_rig
-from worker.bus.base import Bus
 
 
 @pytest.fixture(params=[memory_rig, jetstream_rig], ids=["memory", "jetstream"])

@@ -14,13 +14,13 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 
+from nats_taskflow.bus.base import NO_HEADERS, Ack, Bus, Delivery, Headers, Published, Settlement, Source, Stream
+from nats_taskflow.bus.broker import Heard, MemoryBroker
+from nats_taskflow.bus.connection import NatsOptions
+from nats_taskflow.bus.jetstream import JetStreamBus
+from nats_taskflow.bus.memory import MemoryBus
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.ports import kept_port
-from worker.bus.base import NO_HEADERS, Ack, Bus, Delivery, Headers, Published, Settlement, Source, Stream
-from worker.bus.broker import Heard, MemoryBroker
-from worker.bus.connection import NatsOptions
-from worker.bus.jetstream import JetStreamBus
-from worker.bus.memory import MemoryBus
-from worker.bus.server import EmbeddedServer
 
 Json = dict[str, Any]
 

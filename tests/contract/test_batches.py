@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from nats_taskflow.bus.base import MOST_TOGETHER, Bus, Outgoing, PublishFailed
+from nats_taskflow.bus.connection import NatsOptions
+from nats_taskflow.bus.jetstream import JetStreamBus
+from nats_taskflow.bus.settings import BATCHES, stream_config
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig
 from tests.eventually import eventually
 from tests.standing import stand_still
-from worker.bus.base import MOST_TOGETHER, Bus, Outgoing, PublishFailed
-from worker.bus.connection import NatsOptions
-from worker.bus.jetstream import JetStreamBus
-from worker.bus.settings import BATCHES, stream_config
 
 
 def event(number: int, *, body: bytes | None = None, subject: str = "taskflow.evt.ana.f1.started") -> Outgoing:

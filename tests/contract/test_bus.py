@@ -1,4 +1,4 @@
-"""What `worker.bus.base.Bus` promises, asked of both adapters."""
+"""What `nats_taskflow.bus.base.Bus` promises, asked of both adapters."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import json
 import msgspec
 import pytest
 
+from nats_taskflow.bus.admission import OF_ONE, WAITING
+from nats_taskflow.bus.base import Bus, Delivery, Headers, Holder, InProgress, Nak, Outgoing, PublishFailed, Source, Stream, Term
+from nats_taskflow.bus.endpoints import Endpoint, Request, Service
+from nats_taskflow.errors import ConsumerTaken, TopologyRefused
 from tests.contract.rigs import ACK, EVT, IN, WORKER, Rig, pulling
 from tests.eventually import eventually
-from worker.bus.admission import OF_ONE, WAITING
-from worker.bus.base import Bus, Delivery, Headers, Holder, InProgress, Nak, Outgoing, PublishFailed, Source, Stream, Term
-from worker.bus.endpoints import Endpoint, Request, Service
-from worker.errors import ConsumerTaken, TopologyRefused
 
 CMD = "taskflow.cmd.ana.start"
 SERVICE = Service(

@@ -16,20 +16,20 @@ import pytest
 from nats.errors import FlushTimeoutError
 from structlog.testing import capture_logs
 
+from nats_taskflow.bus.admission import OF_ONE
+from nats_taskflow.bus.base import Delivery, Holder, Nak, Outgoing, PublishFailed, Source, Stream, Term
+from nats_taskflow.bus.client import Client
+from nats_taskflow.bus.connection import NatsOptions
+from nats_taskflow.bus.endpoints import Endpoint, Request, Service
+from nats_taskflow.bus.history import History
+from nats_taskflow.bus.jetstream import JetStreamBus
+from nats_taskflow.bus.server import EmbeddedServer, ServerRefused, ServerTaken, find_server
+from nats_taskflow.errors import BusLost, ConsumerTaken, NotAllowed, TopologyRefused
 from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, jetstream_rig, pulling
 from tests.eventually import eventually
 from tests.ports import kept_port
 from tests.reloading import reload
 from tests.standing import stand_still
-from worker.bus.admission import OF_ONE
-from worker.bus.base import Delivery, Holder, Nak, Outgoing, PublishFailed, Source, Stream, Term
-from worker.bus.client import Client
-from worker.bus.connection import NatsOptions
-from worker.bus.endpoints import Endpoint, Request, Service
-from worker.bus.history import History
-from worker.bus.jetstream import JetStreamBus
-from worker.bus.server import EmbeddedServer, ServerRefused, ServerTaken, find_server
-from worker.errors import BusLost, ConsumerTaken, NotAllowed, TopologyRefused
 
 CMD = "taskflow.cmd.ana.start"
 

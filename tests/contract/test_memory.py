@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from nats_taskflow.bus.base import Nak, Outgoing, PublishFailed
+from nats_taskflow.bus.memory import MemoryBroker, MemoryBus
+from nats_taskflow.errors import BusLost
 from tests.contract.rigs import ACK, EVT, IN, WORKER, pulling
 from tests.eventually import eventually
-from worker.bus.base import Nak, Outgoing, PublishFailed
-from worker.bus.memory import MemoryBroker, MemoryBus
-from worker.errors import BusLost
 
 CMD = "taskflow.cmd.ana.start"
 EVENT = Outgoing(subject="taskflow.evt.ana.f.x", body=b"1", msg_id="f:1")

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.bus.base import Delivery, Outgoing, PublishFailed, Source
+from nats_taskflow.bus.connection import NatsOptions
+from nats_taskflow.bus.jetstream import JetStreamBus
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.contract.rigs import EVT, IN, WORKER
 from tests.eventually import eventually
 from tests.faults.proxy import DOWN, UP, Cut, Proxy, Way
 from tests.ports import kept_port
-from worker.bus.base import Delivery, Outgoing, PublishFailed, Source
-from worker.bus.connection import NatsOptions
-from worker.bus.jetstream import JetStreamBus
-from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e]
 

@@ -11,13 +11,13 @@ from unittest.mock import Mock
 import pytest
 from structlog.testing import capture_logs
 
+from nats_taskflow.bus.base import PublishFailed
+from nats_taskflow.bus.jetstream import JetStreamBus
+from nats_taskflow.bus.outbound import Frame
+from nats_taskflow.bus.reading import ReadingClient
 from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, pulling
 from tests.eventually import eventually
 from tests.standing import stand_still
-from worker.bus.base import PublishFailed
-from worker.bus.jetstream import JetStreamBus
-from worker.bus.outbound import Frame
-from worker.bus.reading import ReadingClient
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from contextlib import asynccontextmanager
 import pytest
 from structlog.testing import capture_logs
 
+from nats_taskflow.bus import connection as connections
+from nats_taskflow.bus.base import Outgoing, PublishFailed
+from nats_taskflow.bus.connection import Connection, NatsOptions, NoAnswer
+from nats_taskflow.bus.mended import Link
+from nats_taskflow.bus.outbound import Frame
+from nats_taskflow.bus.publisher import Publisher
 from tests.eventually import eventually
-from worker.bus import connection as connections
-from worker.bus.base import Outgoing, PublishFailed
-from worker.bus.connection import Connection, NatsOptions, NoAnswer
-from worker.bus.mended import Link
-from worker.bus.outbound import Frame
-from worker.bus.publisher import Publisher
 
 INFO = b'INFO {"server_id":"S","version":"2.12.0","headers":true,"max_payload":%d}\r\n'
 STEPS = (

@@ -13,18 +13,18 @@ import pytest
 from nats import micro
 from nats.micro.request import Request as MicroRequest
 
+from nats_taskflow.bus.asking import LOST, NOT_CONNECTED
+from nats_taskflow.bus.base import NO_RESPONDERS, Asked, Bus, Source, Stream
+from nats_taskflow.bus.broker import Heard
+from nats_taskflow.bus.connection import NatsOptions
+from nats_taskflow.bus.endpoints import Endpoint, Request, Service
+from nats_taskflow.bus.jetstream import JetStreamBus
+from nats_taskflow.bus.memory import MemoryBus
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig, pulling
 from tests.eventually import eventually
 from tests.ports import kept_port
 from tests.standing import stand_still
-from worker.bus.asking import LOST, NOT_CONNECTED
-from worker.bus.base import NO_RESPONDERS, Asked, Bus, Source, Stream
-from worker.bus.broker import Heard
-from worker.bus.connection import NatsOptions
-from worker.bus.endpoints import Endpoint, Request, Service
-from worker.bus.jetstream import JetStreamBus
-from worker.bus.memory import MemoryBus
-from worker.bus.server import EmbeddedServer
 
 REPLY = Stream(name="TASKFLOW_REPLY", subjects=("taskflow.reply.*.*",), inbound=True, max_age=86400.0)
 REPLIES = Source(stream="TASKFLOW_REPLY")

@@ -1,4 +1,4 @@
-"""The store port (worker/store/base.py), held against its adapter in memory and in a file. Nothing of SQLite shows here."""
+"""The store port (worker/nats_taskflow/store/base.py), held against its adapter in memory and in a file. Nothing of SQLite shows here."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from worker.errors import Internal, Unavailable
-from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
-from worker.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Waiter
-from worker.flow.usage import Usage
-from worker.store.base import ConstraintViolated, LostRace, Store, Transaction
-from worker.store.overview import Wanted, WantedLetters
-from worker.store.records import Batch, DeadLetter, FlowWrite, InboxRow, Loaded, Needs, Suspects
-from worker.store.sqlite import SqliteFlowStore
+from nats_taskflow.errors import Internal, Unavailable
+from nats_taskflow.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
+from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Waiter
+from nats_taskflow.flow.usage import Usage
+from nats_taskflow.store.base import ConstraintViolated, LostRace, Store, Transaction
+from nats_taskflow.store.overview import Wanted, WantedLetters
+from nats_taskflow.store.records import Batch, DeadLetter, FlowWrite, InboxRow, Loaded, Needs, Suspects
+from nats_taskflow.store.sqlite import SqliteFlowStore
 
 NOW = 1_800_000_000_000_000
 PAIR = ("t", "c")

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
+from nats_taskflow.metrics import Metrics
+from nats_taskflow.timings import Timings
 from tests.deploy.scraping import families
 from tests.e2e.stage import Stage
-from worker.metrics import Metrics
-from worker.timings import Timings
 
 ROOT = Path(__file__).parents[2]
 ALERTS = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8")

@@ -18,12 +18,12 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
+from nats_taskflow.bus.server import EmbeddedServer, find_server
 from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, Agent, encoded
 from tests.eventually import eventually
 from tests.ports import kept_ports
 from tests.security.guarded import Guarded, Refused, filled, inbox_of
-from worker.bus.server import EmbeddedServer, find_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 

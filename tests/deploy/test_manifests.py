@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.bus.server import find_server
+from nats_taskflow.config.tree import settings
 from tests.security.guarded import TEMPLATES, filled, names, new_key
-from worker.bus.server import find_server
-from worker.config.tree import settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 STATEFUL_SET = (DEPLOY / "kubernetes" / "base" / "statefulset.yaml").read_text(encoding="utf-8")
@@ -80,7 +80,7 @@ def test_a_secret_of_a_pod_is_taken_although_its_group_may_read_it(tmp_path: Pat
     for written, code in (("credential:password", 0), (f"file:{tmp_path / 'password'}", 78)):
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("TASKFLOW_", "NATS_"))}
         environment = {**clean, "CREDENTIALS_DIRECTORY": str(tmp_path), "TASKFLOW_NATS_USER": "w", "TASKFLOW_NATS_PASSWORD": written}
-        command = (sys.executable, "-m", "worker", "config", "show")
+        command = (sys.executable, "-m", "nats_taskflow", "config", "show")
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == code, done.stderr
 

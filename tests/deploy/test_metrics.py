@@ -13,6 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
 
+from nats_taskflow.bus.base import Backlog, Source
+from nats_taskflow.bus.memory import MemoryBus
+from nats_taskflow.flow.commands import Reply
+from nats_taskflow.inspector import Inspector
+from nats_taskflow.metrics import _ANSWERS, Metrics
+from nats_taskflow.probes import WorkerProbes
+from nats_taskflow.timings import Timings
+from nats_taskflow.tracking import Survey, Tracker
 from tests.deploy.scraping import shows
 from tests.e2e.stage import TOPIC, Agent, Stage
 from tests.eventually import eventually
@@ -20,14 +28,6 @@ from tests.faults.disturbing import holding
 from tests.running import Running, running
 from tests.service.acting import external, parked, timer
 from tests.service.test_rules_of_damage import damage
-from worker.bus.base import Backlog, Source
-from worker.bus.memory import MemoryBus
-from worker.flow.commands import Reply
-from worker.inspector import Inspector
-from worker.metrics import _ANSWERS, Metrics
-from worker.probes import WorkerProbes
-from worker.timings import Timings
-from worker.tracking import Survey, Tracker
 
 
 @pytest.fixture

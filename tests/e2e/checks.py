@@ -1,4 +1,4 @@
-"""Check what a stage leaves behind against `worker.invariants`: a copy of the database after the worker has ended, and its streams."""
+"""Check what a stage leaves behind against `nats_taskflow.invariants`: a copy of the database after the worker has ended, and its streams."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from nats_taskflow.flow.model import FlowEvent
+from nats_taskflow.invariants import INVARIANTS, ClientRecord, Evidence, Ledger, Message, Operation, Sets, Taken, command
+from nats_taskflow.invariants import violations as found_in
+from nats_taskflow.invariants.client import sets
+from nats_taskflow.store import rows
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, Agent, Sent, Stage
-from worker.flow.model import FlowEvent
-from worker.invariants import INVARIANTS, ClientRecord, Evidence, Ledger, Message, Operation, Sets, Taken, command
-from worker.invariants import violations as found_in
-from worker.invariants.client import sets
-from worker.store import rows
 
 Violations = list[str]
 Database = sqlite3.Connection

@@ -34,7 +34,7 @@ class Said(NamedTuple):
 async def command(stage: World, *arguments: str, code: int = 0, stdin: str = "", **changes: str) -> Said:
     """Run a command to its end, which has to be `code`."""
     pipe = asyncio.subprocess.PIPE
-    whole = (sys.executable, "-m", "worker", *arguments)
+    whole = (sys.executable, "-m", "nats_taskflow", *arguments)
     environment = stage.environment(**changes) | {"COLUMNS": "200"}
     process = await asyncio.create_subprocess_exec(*whole, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, cwd=stage.folder)
     try:

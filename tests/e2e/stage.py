@@ -1,6 +1,6 @@
 """The stage of the end-to-end tests: a real nats-server, a real worker process, and agents that speak only CONTRACT.md.
 
-The worker is whatever `python -m worker run` is; the test kills, stops and starts it. Once it is stopped, a copy of its database shows
+The worker is whatever `python -m nats_taskflow run` is; the test kills, stops and starts it. Once it is stopped, a copy of its database shows
 what really happened.
 """
 
@@ -30,9 +30,9 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, ConsumerInfo, DeliverPolicy, PubAck
 from nats.js.errors import ServiceUnavailableError
 
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.eventually import eventually
 from tests.ports import kept_port
-from worker.bus.server import EmbeddedServer
 
 Json = dict[str, Any]
 TOPIC = "agent.delegate.reply"
@@ -41,7 +41,7 @@ CONSUMERS = ("worker", "replies")
 _ROOT = Path(__file__).parents[2]
 _PATIENCE = 40.0
 _SHOWN, _LOGS = 40, 5
-WORKER = (sys.executable, "-m", "worker", "run")
+WORKER = (sys.executable, "-m", "nats_taskflow", "run")
 _CHUNK = 100
 
 

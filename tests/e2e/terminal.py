@@ -27,7 +27,7 @@ async def at_terminal(stage: Stage, *arguments: str, question: str = "", answer:
     """
     screen, terminal = pty.openpty()
     environment = stage.environment() | {"COLUMNS": "120", "LINES": "50", "TERM": "xterm", "NO_COLOR": "1"}
-    command = (sys.executable, "-c", _SITS_DOWN, sys.executable, "-m", "worker", *arguments)
+    command = (sys.executable, "-c", _SITS_DOWN, sys.executable, "-m", "nats_taskflow", *arguments)
     process = await asyncio.create_subprocess_exec(
         *command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, cwd=stage.folder
     )

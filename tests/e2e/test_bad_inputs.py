@@ -27,10 +27,10 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, TOPIC, Agent, Heard, Stage, encoded, in_order, new_id
 from tests.eventually import eventually
-from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("bad_inputs"), pytest.mark.timeout(120)]
 

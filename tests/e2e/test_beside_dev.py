@@ -33,7 +33,7 @@ class Dev:
     async def typed(self, *arguments: str, code: int = 0) -> Said:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "worker", *arguments, stdout=pipe, stderr=pipe, env=self.environment, cwd=self.folder
+            sys.executable, "-m", "nats_taskflow", *arguments, stdout=pipe, stderr=pipe, env=self.environment, cwd=self.folder
         )
         async with asyncio.timeout(60):
             out, err = await process.communicate()
@@ -47,7 +47,7 @@ async def dev(tmp_path: Path) -> AsyncIterator[Dev]:
     pipe = asyncio.subprocess.PIPE
     with (tmp_path / "dev.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "worker", "dev", stdout=pipe, stderr=log, env=Dev(tmp_path).environment, cwd=tmp_path
+            sys.executable, "-m", "nats_taskflow", "dev", stdout=pipe, stderr=log, env=Dev(tmp_path).environment, cwd=tmp_path
         )
     try:
         assert process.stdout is not None

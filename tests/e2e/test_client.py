@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.stage import TOPIC, Agent, World
-from worker.client import (
+from nats_taskflow.client import (
     AlreadyTerminal,
     Conflict,
     FlowClient,
@@ -39,9 +38,10 @@ from worker.client import (
     reply,
     timer,
 )
-from worker.client.doors import Door
-from worker.client.listening import heard
-from worker.client.transport import Message
+from nats_taskflow.client.doors import Door
+from nats_taskflow.client.listening import heard
+from nats_taskflow.client.transport import Message
+from tests.e2e.stage import TOPIC, Agent, World
 
 pytestmark = pytest.mark.e2e
 
@@ -91,7 +91,7 @@ async def test_every_verb_works_through_both_doors(flows: FlowClient, agent: Age
 
 
 async def test_queries_give_pages_as_one_iterator(flows: FlowClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.client.flows._PAGE", 2)
+    monkeypatch.setattr("nats_taskflow.client.flows._PAGE", 2)
     made = [await started(flows) for _ in range(5)]
     await made[0].wait_manual("Ann?")
     for number in range(5):
@@ -216,7 +216,7 @@ async def test_an_id_that_differs_from_the_headers_is_a_mismatch(flows: FlowClie
     flow = await started(flows)
     body = json.dumps({"flow_id": flow.id, "command_id": "one"}).encode()
     answer = await flows.transport.request(f"taskflow.api.{flows.agent}.advance", body, {"Nats-Msg-Id": "two"}, timeout=10)
-    from worker.client.doors import done
+    from nats_taskflow.client.doors import done
 
     with pytest.raises(IdMismatch):
         done(answer.body)
@@ -326,7 +326,7 @@ async def test_a_reply_whose_id_somebody_has_used_up_arrives_all_the_same(
     name = f"guessed-{correlation}"
     await agent.publish(f"taskflow.cmd.mallory-{agent.name}.run", b"{}", {"Nats-Msg-Id": name})
     if within_a_handler:
-        monkeypatch.setattr("worker.client.flows.new_id", lambda _verb: (name, True))
+        monkeypatch.setattr("nats_taskflow.client.flows.new_id", lambda _verb: (name, True))
     given = None if within_a_handler else name
     stored = await flows.reply(topic, correlation, {"n": 1}, event_id=given)
     assert stored.duplicate

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow.client import Agent, Event, Flow, FlowClient, IllegalTransition, InvalidRequest
+from nats_taskflow.client.doors import Door
+from nats_taskflow.client.numbering import CURRENT, Numbering
 from tests.e2e.stage import TOPIC, Stage, World
 from tests.e2e.stage import Agent as Plain
 from tests.eventually import eventually
-from worker.client import Agent, Event, Flow, FlowClient, IllegalTransition, InvalidRequest
-from worker.client.doors import Door
-from worker.client.numbering import CURRENT, Numbering
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]

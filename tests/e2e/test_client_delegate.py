@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
+from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.client import Asked, DelegateError, Flow, FlowClient, FlowEnded, NotPermitted, serve_delegate, synadia
+from nats_taskflow.client.over_nats import NatsTransport
 from tests.e2e.stage import Agent, Stage, World
 from tests.eventually import eventually
-from worker.bus.server import EmbeddedServer
-from worker.client import Asked, DelegateError, Flow, FlowClient, FlowEnded, NotPermitted, serve_delegate, synadia
-from worker.client.over_nats import NatsTransport
 
 pytestmark = pytest.mark.e2e
 

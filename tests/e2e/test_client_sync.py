@@ -7,8 +7,8 @@ from itertools import islice
 
 import pytest
 
+from nats_taskflow.client import AlreadyTerminal, Flow, FlowClient, FlowClientSync, FlowSync, Lost, flows_sync
 from tests.e2e.stage import TOPIC, Agent, World
-from worker.client import AlreadyTerminal, Flow, FlowClient, FlowClientSync, FlowSync, Lost, flows_sync
 
 pytestmark = pytest.mark.e2e
 

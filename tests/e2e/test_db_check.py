@@ -22,7 +22,7 @@ LOADS = 2
 
 async def checked(stage: Stage, *arguments: str, code: int = 0) -> str:
     """Run the command with the worker's settings; return its stdout, once it has ended as it should."""
-    command = (sys.executable, "-m", "worker", "db", "check", *arguments)
+    command = (sys.executable, "-m", "nats_taskflow", "db", "check", *arguments)
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, env=stage.environment(), cwd=stage.folder)
     out, err = await process.communicate()

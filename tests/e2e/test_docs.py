@@ -32,11 +32,11 @@ import pytest_asyncio
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.e2e.commands import ended_quietly
 from tests.eventually import eventually
 from tests.pages import pages as every_page
 from tests.ports import kept_port
-from worker.bus.server import EmbeddedServer
 
 ROOT = Path(__file__).parents[2]
 WAITING = ROOT / "docs" / "waiting.md"
@@ -227,7 +227,7 @@ async def running(folder: Path) -> AsyncIterator[Running]:
     }
     with (folder / "worker.log").open("wb") as log:
         worker = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "worker", "run", stdout=asyncio.subprocess.PIPE, stderr=log, env=environment, cwd=folder
+            sys.executable, "-m", "nats_taskflow", "run", stdout=asyncio.subprocess.PIPE, stderr=log, env=environment, cwd=folder
         )
     try:
         assert worker.stdout is not None

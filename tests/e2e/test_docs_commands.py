@@ -20,6 +20,9 @@ from typing import NamedTuple
 
 import pytest
 
+from nats_taskflow.bus.server import find_server
+from nats_taskflow.config import load
+from nats_taskflow.store.queries import migrations
 from tests.e2e.commands import asked
 from tests.e2e.shell import Shell, shows, typed
 from tests.e2e.stage import TOPIC, Stage
@@ -27,9 +30,6 @@ from tests.eventually import eventually
 from tests.fixtures.living import loaded
 from tests.pages import ROOT, Block, blocks, pages
 from tests.ports import kept_port
-from worker.bus.server import find_server
-from worker.config import load
-from worker.store.queries import migrations
 
 COMMANDS = {"sh", "console", "python"}
 DATA = {"", "json", "toml", "yaml", "ini", "text"}

@@ -22,7 +22,7 @@ from tests.e2e.stage import Stage, World
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-DEV = (sys.executable, "-m", "worker", "dev")
+DEV = (sys.executable, "-m", "nats_taskflow", "dev")
 NEXO = {"TASKFLOW_CONFIG": str(ROOT / "examples" / "nexo-taskflow.toml"), "TASKFLOW_REPLY_TOPICS": ""}
 _SHOWN = re.compile(r"^```sh\n(?P<command>[^\n]+)\n```\n\n```text\n(?P<output>.*?)^```$", re.MULTILINE | re.DOTALL)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

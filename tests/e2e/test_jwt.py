@@ -12,10 +12,10 @@ from typing import Any
 import nkeys
 import pytest
 
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.e2e.commands import command
 from tests.e2e.stage import Stage
 from tests.eventually import eventually
-from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -23,11 +23,11 @@ import msgspec
 import pytest
 from nats.errors import NoRespondersError
 
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.e2e import checks
 from tests.e2e.stage import CONSUMERS, TOPIC, Agent, Heard, Json, Stage, encoded, event, in_order, new_id
 from tests.eventually import eventually
 from tests.ports import kept_port
-from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 

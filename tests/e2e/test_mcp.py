@@ -16,17 +16,17 @@ import pytest
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 
+from nats_taskflow.bus.options import NatsOptions
+from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.client.errors import BY_CODE
+from nats_taskflow.client.over_nats import NatsTransport
+from nats_taskflow.mcp_server.advice import NEXT
+from nats_taskflow.mcp_server.line import Line, Owner
+from nats_taskflow.mcp_server.schema import ACTIONS
+from nats_taskflow.mcp_server.server import make_server
 from tests.e2e.stage import TOPIC, Agent, Stage, World, new_id
 from tests.eventually import eventually
 from tests.golden import golden
-from worker.bus.options import NatsOptions
-from worker.bus.server import EmbeddedServer
-from worker.client.errors import BY_CODE
-from worker.client.over_nats import NatsTransport
-from worker.mcp_server.advice import NEXT
-from worker.mcp_server.line import Line, Owner
-from worker.mcp_server.schema import ACTIONS
-from worker.mcp_server.server import make_server
 
 pytestmark = pytest.mark.e2e
 

@@ -21,9 +21,9 @@ from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
+from nats_taskflow.cli import taskflow
 from tests.e2e.stage import TOPIC, Agent, World
 from tests.security.guarded import Guarded
-from worker.cli import taskflow
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -46,7 +46,7 @@ def environment(world: World, **more: str) -> dict[str, str]:
 
 def started_by_a_client(world: World, folder: Path, *arguments: str) -> StdioServerParameters:
     """The server as a client starts it."""
-    return StdioServerParameters(command=sys.executable, args=["-m", "worker", *arguments], env=environment(world), cwd=folder)
+    return StdioServerParameters(command=sys.executable, args=["-m", "nats_taskflow", *arguments], env=environment(world), cwd=folder)
 
 
 @asynccontextmanager
@@ -55,7 +55,7 @@ async def served(
 ) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
     """The server over HTTP, as a process; gives its URL."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "worker", "mcp", "--agent", agent.name, *arguments),
+        *(sys.executable, "-m", "nats_taskflow", "mcp", "--agent", agent.name, *arguments),
         env=environment(world, **more),
         cwd=folder,
         stdout=asyncio.subprocess.PIPE,
@@ -97,7 +97,7 @@ async def test_the_whole_story_over_stdio(world: World, agent: Agent, tmp_path: 
 
 async def test_over_stdio_it_ends_with_0_when_the_client_closes_stdin(world: World, tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "worker", "mcp", "--agent", "kate"),
+        *(sys.executable, "-m", "nats_taskflow", "mcp", "--agent", "kate"),
         env=environment(world),
         cwd=tmp_path,
         stdin=asyncio.subprocess.PIPE,
@@ -189,7 +189,7 @@ async def test_over_http_beyond_loopback_only_the_token_and_the_name_let_in(worl
 async def test_over_http_a_port_that_is_taken_is_said_in_one_line(world: World, agent: Agent, tmp_path: Path) -> None:
     async with served(world, agent, tmp_path, "--http", "127.0.0.1:0") as (url, _):
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "worker", "mcp", "--agent", "kate", "--http", url.removeprefix("http://").removesuffix("/mcp")),
+            *(sys.executable, "-m", "nats_taskflow", "mcp", "--agent", "kate", "--http", url.removeprefix("http://").removesuffix("/mcp")),
             env=environment(world),
             cwd=tmp_path,
             stderr=asyncio.subprocess.PIPE,

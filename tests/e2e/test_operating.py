@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.store.queries import migrations
 from tests.e2e import checks
 from tests.e2e.commands import asked, command
 from tests.e2e.stage import TOPIC, Agent, Stage, World
 from tests.eventually import eventually
-from worker.store.queries import migrations
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 

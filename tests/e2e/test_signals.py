@@ -22,7 +22,7 @@ ALL = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 CONTAINERFILE = Path(__file__).parents[2] / "deploy" / "container" / "Containerfile"
 SENDS = """
 import os, signal, sys
-import worker.__main__
+import nats_taskflow.__main__
 
 class Sender:
     def find_spec(self, name, path=None, target=None):
@@ -31,7 +31,7 @@ class Sender:
 
 sys.argv = ["taskflow", "run"]
 sys.meta_path.insert(0, Sender())
-worker.__main__.main()
+nats_taskflow.__main__.main()
 """
 """A worker that gets a signal at the moment at which it begins to load a module."""
 
@@ -91,7 +91,7 @@ async def test_it_stops_while_it_looks_for_the_broker(number: signal.Signals, tm
     assert not (tmp_path / "flows.db-wal").exists()
 
 
-@pytest.mark.parametrize("module", ["worker.cli", "worker.config", "worker.app", "nats"])
+@pytest.mark.parametrize("module", ["nats_taskflow.cli", "nats_taskflow.config", "nats_taskflow.app", "nats"])
 @pytest.mark.parametrize("number", ALL)
 async def test_a_signal_that_comes_while_it_loads_is_answered(
     number: signal.Signals, module: str, tmp_path: Path, silence: Silence
@@ -104,14 +104,14 @@ async def test_a_signal_that_comes_while_it_loads_is_answered(
 
 @pytest.mark.parametrize("command", ["run", "dev"])
 async def test_a_signal_from_before_the_program_began_is_answered(command: str, tmp_path: Path, silence: Silence) -> None:
-    held = ("env", "--block-signal=TERM", "sh", "-c", f'kill -TERM $$; exec "{sys.executable}" -m worker {command}')
+    held = ("env", "--block-signal=TERM", "sh", "-c", f'kill -TERM $$; exec "{sys.executable}" -m nats_taskflow {command}')
     code, log = await end(await started(tmp_path, silence.url, *held))
     assert code == 0, log
     assert "worker.stopped" in log
 
 
 async def test_other_commands_end_at_once_by_a_signal_that_was_held_back(tmp_path: Path, silence: Silence) -> None:
-    held = ("env", "--block-signal=TERM", "sh", "-c", f'kill -TERM $$; exec "{sys.executable}" -m worker waits')
+    held = ("env", "--block-signal=TERM", "sh", "-c", f'kill -TERM $$; exec "{sys.executable}" -m nats_taskflow waits')
     code, log = await end(await started(tmp_path, silence.url, *held))
     assert code == -signal.SIGTERM, log
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.e2e import checks
 from tests.e2e.commands import command
 from tests.e2e.stage import EVENTS, TOPIC, Agent, Json, Stage, in_order
 from tests.eventually import eventually
 from tests.faults.readiness import readiness, ready
 from tests.ports import kept_port
-from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 

@@ -14,21 +14,27 @@ from tests.e2e.stage import Stage
 pytestmark = pytest.mark.e2e
 
 UNUSED = ("jsonschema", "referencing", "attr", "rich.console", "rich.traceback", "pygments", "uvicorn", "h11", "multiprocessing")
-UNUSED_OF_OURS = ("worker.cli.asking", "worker.cli.demo_story", "worker.invariants", "worker.bus.server", "worker.store.offline")
+UNUSED_OF_OURS = (
+    "nats_taskflow.cli.asking",
+    "nats_taskflow.cli.demo_story",
+    "nats_taskflow.invariants",
+    "nats_taskflow.bus.server",
+    "nats_taskflow.store.offline",
+)
 
 
 async def test_a_worker_without_http_loads_nothing_that_it_does_not_use(tmp_path: Path) -> None:
-    program = (sys.executable, "-X", "importtime", "-m", "worker", "run")
+    program = (sys.executable, "-X", "importtime", "-m", "nats_taskflow", "run")
     async with Stage(tmp_path, program=program, settings={"TASKFLOW_HTTP_BIND": "off"}) as stage:
         assert stage.ready["http"] == "off"
         loaded = set(re.findall(r"^import time: .*\| +(\S+)$", stage.logs()[0].read_text(), re.MULTILINE))
-    assert {"nats", "structlog", "worker.app"} <= loaded, "the list of modules was not read"
+    assert {"nats", "structlog", "nats_taskflow.app"} <= loaded, "the list of modules was not read"
     assert not loaded & {*UNUSED, *UNUSED_OF_OURS}
 
 
 UNUSED_TO_ASK = {"structlog", "nats.js.api", "nats.js.client", "rich", "uvloop", "nkeys", "nacl", "sqlite3"}
-OURS_UNUSED_TO_ASK = {"worker.telemetry", "worker.bus.monitor", "worker.app", "worker.engine"}
-ASK = "import sys; sys.argv = ['taskflow', *sys.argv[1:]]\nfrom worker.cli import main\ntry: main()\nfinally: print(*sys.modules)"
+OURS_UNUSED_TO_ASK = {"nats_taskflow.telemetry", "nats_taskflow.bus.monitor", "nats_taskflow.app", "nats_taskflow.engine"}
+ASK = "import sys; sys.argv = ['taskflow', *sys.argv[1:]]\nfrom nats_taskflow.cli import main\ntry: main()\nfinally: print(*sys.modules)"
 
 
 @pytest.mark.parametrize("question", ["waits", "flow list", "stats", "top --count 1", "check", "events"])

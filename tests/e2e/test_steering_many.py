@@ -69,7 +69,7 @@ async def test_a_rate_is_kept(stage: Stage, kate: Agent) -> None:
 async def test_a_flow_is_followed_until_it_ends(world: World, agent: Agent) -> None:
     flow_id = await agent.parked(agent.name)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "worker", "flow", "show", flow_id[-8:], "--follow", "-o", "jsonl"),
+        *(sys.executable, "-m", "nats_taskflow", "flow", "show", flow_id[-8:], "--follow", "-o", "jsonl"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=world.environment(),

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow.client import FlowClient
 from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, TOPIC, Agent, Json, Stage, World, encoded, event, in_order, new_id
 from tests.eventually import eventually
-from worker.client import FlowClient
 
 pytestmark = [pytest.mark.e2e]
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
+from nats_taskflow.cli import asking
 from tests.e2e.stage import Agent, Stage
-from worker.cli import asking
 
 pytestmark = pytest.mark.e2e
 

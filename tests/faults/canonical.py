@@ -19,9 +19,9 @@ from uuid import NAMESPACE_URL, uuid5
 import msgspec
 from nats.aio.msg import Msg
 
+from nats_taskflow.flow.fold import folded
 from tests.e2e import checks
 from tests.e2e.stage import TOPIC, Agent, Heard, Json, encoded, event
-from worker.flow.fold import folded
 
 AGENT = "kate"
 DELEGATE = "svc.canonical"

@@ -16,42 +16,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from worker.errors import StoreBroken, Unavailable
+from nats_taskflow.errors import StoreBroken, Unavailable
 
 STEPS = {
     # start
-    "store_open": "worker.store.sqlite:SqliteFlowStore._open_file",
-    "migrate": "worker.store.sqlite:migrated",
-    "take_over": "worker.store.sqlite:SqliteFlowStore._take_over",
-    "connect": "worker.bus.jetstream:JetStreamBus.open",
-    "prepare": "worker.bus.jetstream:JetStreamBus.prepare",
-    "recover": "worker.consumer:Consumer.recover",
-    "rewind": "worker.bus.jetstream:JetStreamBus.rewind",
+    "store_open": "nats_taskflow.store.sqlite:SqliteFlowStore._open_file",
+    "migrate": "nats_taskflow.store.sqlite:migrated",
+    "take_over": "nats_taskflow.store.sqlite:SqliteFlowStore._take_over",
+    "connect": "nats_taskflow.bus.jetstream:JetStreamBus.open",
+    "prepare": "nats_taskflow.bus.jetstream:JetStreamBus.prepare",
+    "recover": "nats_taskflow.consumer:Consumer.recover",
+    "rewind": "nats_taskflow.bus.jetstream:JetStreamBus.rewind",
     # a message
-    "take": "worker.consumer:Consumer._take",
-    "begin": "worker.store.transaction:SqliteTransaction.begin",
-    "load": "worker.store.transaction:SqliteTransaction.load",
-    "decide": "worker.deciding:Deciding.decide",
-    "save": "worker.store.transaction:SqliteTransaction.save",
-    "save_flows": "worker.store.transaction:SqliteTransaction._save_flows",
-    "commit": "worker.store.transaction:SqliteTransaction.commit",
-    "announce": "worker.engine:Engine._announce",
-    "settle": "worker.bus.jetstream:JetStreamBus.settle",
-    "answer": "worker.api:Api.handle",
+    "take": "nats_taskflow.consumer:Consumer._take",
+    "begin": "nats_taskflow.store.transaction:SqliteTransaction.begin",
+    "load": "nats_taskflow.store.transaction:SqliteTransaction.load",
+    "decide": "nats_taskflow.deciding:Deciding.decide",
+    "save": "nats_taskflow.store.transaction:SqliteTransaction.save",
+    "save_flows": "nats_taskflow.store.transaction:SqliteTransaction._save_flows",
+    "commit": "nats_taskflow.store.transaction:SqliteTransaction.commit",
+    "announce": "nats_taskflow.engine:Engine._announce",
+    "settle": "nats_taskflow.bus.jetstream:JetStreamBus.settle",
+    "answer": "nats_taskflow.api:Api.handle",
     # what follows from it
-    "read_outbox": "worker.store.reads:SqliteReads.unpublished_events",
-    "publish": "worker.bus.jetstream:JetStreamBus.publish",
-    "publish_all": "worker.bus.jetstream:JetStreamBus.publish_all",
-    "write": "worker.bus.outbound:Outbound._write",
-    "mark_published": "worker.store.upkeep:Upkeep.mark_published",
-    "send": "worker.bus.jetstream:JetStreamBus.send",
-    "settle_outgoing": "worker.store.upkeep:Upkeep.settle_outgoing",
-    "due": "worker.store.reads:SqliteReads.due",
+    "read_outbox": "nats_taskflow.store.reads:SqliteReads.unpublished_events",
+    "publish": "nats_taskflow.bus.jetstream:JetStreamBus.publish",
+    "publish_all": "nats_taskflow.bus.jetstream:JetStreamBus.publish_all",
+    "write": "nats_taskflow.bus.outbound:Outbound._write",
+    "mark_published": "nats_taskflow.store.upkeep:Upkeep.mark_published",
+    "send": "nats_taskflow.bus.jetstream:JetStreamBus.send",
+    "settle_outgoing": "nats_taskflow.store.upkeep:Upkeep.settle_outgoing",
+    "due": "nats_taskflow.store.reads:SqliteReads.due",
     # the end
-    "finish": "worker.consumer:Consumer.finish",
-    "flush": "worker.bus.jetstream:JetStreamBus.flush",
-    "bus_close": "worker.bus.jetstream:JetStreamBus.close",
-    "store_close": "worker.store.sqlite:SqliteFlowStore.close",
+    "finish": "nats_taskflow.consumer:Consumer.finish",
+    "flush": "nats_taskflow.bus.jetstream:JetStreamBus.flush",
+    "bus_close": "nats_taskflow.bus.jetstream:JetStreamBus.close",
+    "store_close": "nats_taskflow.store.sqlite:SqliteFlowStore.close",
 }
 POINTS = tuple(f"{step}.{side}" for step in STEPS for side in ("before", "after"))
 ACTIONS = ("kill", "raise", "hang")

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, WORKER, Agent, Json, Stage, encoded
 from tests.eventually import eventually
 from tests.faults import canonical
 from tests.ports import kept_port
-from worker.bus.server import EmbeddedServer
 
 SETTINGS = {"TASKFLOW_ENGINE_MAX_BATCH": "2", "TASKFLOW_ENGINE_TICK_INTERVAL": "1s"}
 """Small batches: many commits in one scenario, so that a fault can come between any two changes."""

@@ -1,4 +1,4 @@
-"""The worker with something wrong in it: `python -m tests.faults.launcher run`, as `python -m worker run`, plus what the environment says.
+"""The worker with something wrong in it: `python -m tests.faults.launcher run`, as `python -m nats_taskflow run`, plus what the environment says.
 
 `FLOW_FAILPOINT=point:nth:action` does something at the nth time a point is reached (`tests.faults.failpoints`), `FLOW_PLANTED=name` plants
 a bug that the checks have to find (`tests.faults.planted`), `FLOW_CLOCK=file` adds the seconds in the file to the wall clock,
@@ -19,7 +19,7 @@ LAUNCHER = (sys.executable, "-m", "tests.faults.launcher", "run")
 
 def shift_clock(file: Path) -> None:
     """Have the worker's wall clock run as many seconds ahead of the real one (behind it, where negative) as the file says, live."""
-    from worker import app
+    from nats_taskflow import app
 
     real = app.wall_clock
 
@@ -32,7 +32,7 @@ def shift_clock(file: Path) -> None:
 
 def loosen(synchronous: str) -> None:
     """Open the database with a setting that loses commits at a power cut: the negative control of the harness."""
-    from worker.store import opening
+    from nats_taskflow.store import opening
 
     value = ("OFF", "NORMAL").index(synchronous)
     opening._SETTINGS = tuple(
@@ -50,7 +50,7 @@ def main() -> None:
         shift_clock(Path(file))
     if synchronous := os.environ.get("FLOW_SYNCHRONOUS"):
         loosen(synchronous)
-    from worker.cli import main as cli
+    from nats_taskflow.cli import main as cli
 
     cli()
 

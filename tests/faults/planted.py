@@ -13,23 +13,23 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from worker import app, deciding
-from worker.bus.base import Ack, Outgoing
-from worker.bus.jetstream import JetStreamBus
-from worker.consumer import Consumer
-from worker.deciding import Deciding
-from worker.flow.commands import CancelFlow, DeadlinePassed, Reply
-from worker.flow.lifecycle import EventKind, FlowStatus
-from worker.flow.model import Waiter
-from worker.store.lock import WriterLock
-from worker.store.records import Batch
-from worker.store.sqlite import SqliteFlowStore
-from worker.store.transaction import SqliteTransaction
-from worker.store.upkeep import Upkeep
-from worker.wait_engine import WaitEngine
-from worker.wire.cloudevents import event_message
-from worker.wire.headers import MSG_ID
-from worker.wire.subjects import Subjects
+from nats_taskflow import app, deciding
+from nats_taskflow.bus.base import Ack, Outgoing
+from nats_taskflow.bus.jetstream import JetStreamBus
+from nats_taskflow.consumer import Consumer
+from nats_taskflow.deciding import Deciding
+from nats_taskflow.flow.commands import CancelFlow, DeadlinePassed, Reply
+from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
+from nats_taskflow.flow.model import Waiter
+from nats_taskflow.store.lock import WriterLock
+from nats_taskflow.store.records import Batch
+from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.store.upkeep import Upkeep
+from nats_taskflow.wait_engine import WaitEngine
+from nats_taskflow.wire.cloudevents import event_message
+from nats_taskflow.wire.headers import MSG_ID
+from nats_taskflow.wire.subjects import Subjects
 
 _Store: Any = SqliteFlowStore
 _Transaction: Any = SqliteTransaction

@@ -37,7 +37,7 @@ time-out between two waits is not waited for again."""
 async def backed_up(stage: Stage, copy: Path) -> None:
     """Back up as an operator does."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "worker", "db", "backup", str(copy)),
+        *(sys.executable, "-m", "nats_taskflow", "db", "backup", str(copy)),
         env=stage.environment(),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.errors import FlowError, Refusal
+from nats_taskflow.flow.model import FlowEvent
+from nats_taskflow.store.rows import Unreadable
 from tests.conftest import SEED
 from tests.e2e import checks
 from tests.faults.report import Row
@@ -21,9 +24,6 @@ from tests.faults.test_backed_up import flaws
 from tests.running import Running, running
 from tests.service.acting import external, started
 from tests.tiers import Tier
-from worker.errors import FlowError, Refusal
-from worker.flow.model import FlowEvent
-from worker.store.rows import Unreadable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -108,7 +108,7 @@ async def test_backups_from_the_command_line_while_the_worker_works_leave_its_lo
     async with loaded(stage, dice, kate, rate=6) as load:
         for _ in range(runs):
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "worker", "db", "backup", "--force", str(tmp_path / "copy.db")),
+                *(sys.executable, "-m", "nats_taskflow", "db", "backup", "--force", str(tmp_path / "copy.db")),
                 env=stage.environment(),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,

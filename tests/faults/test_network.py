@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.conftest import SEED
 from tests.e2e import checks
 from tests.e2e.stage import EVENTS, TOPIC, Agent, Heard, Stage, encoded, event, in_order, new_id
@@ -24,7 +25,6 @@ from tests.faults.report import Row
 from tests.faults.verdict import verdict
 from tests.ports import kept_port
 from tests.tiers import SIZE, Rotated, Tests, Tier
-from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 

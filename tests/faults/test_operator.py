@@ -21,6 +21,7 @@ from typing import Any
 import nkeys
 import pytest
 
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.conftest import SEED
 from tests.e2e import checks
 from tests.e2e.commands import command
@@ -32,7 +33,6 @@ from tests.faults.report import Row
 from tests.ports import kept_port
 from tests.reloading import reload
 from tests.tiers import Rotated
-from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 Record = Callable[[Row], None]

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.conftest import SEED
 from tests.e2e import checks
 from tests.e2e.stage import WORKER, Stage
@@ -25,7 +26,6 @@ from tests.faults.witness import Witness
 from tests.ports import kept_port
 from tests.standing import stand_still
 from tests.tiers import Tier
-from worker.bus.server import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("disk")]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.store.queries import migrations
 from tests.conftest import SEED
 from tests.e2e.stage import Agent, Stage
 from tests.faults.disturbing import ended, loaded
@@ -20,7 +21,6 @@ from tests.faults.opening import MOST
 from tests.faults.report import Row
 from tests.faults.verdict import verdict
 from tests.tiers import Rotated, Tier
-from worker.store.queries import migrations
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 

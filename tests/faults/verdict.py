@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 from nats.errors import Error as NatsError
 
+from nats_taskflow.flow.lifecycle import EventKind
+from nats_taskflow.flow.model import FlowEvent
 from tests.conftest import SEED
 from tests.e2e import checks
 from tests.e2e.stage import EVENTS, Agent, Sent, Stage
 from tests.eventually import eventually
 from tests.faults.load import ENDS, Load, Part
 from tests.faults.report import Row
-from worker.flow.lifecycle import EventKind
-from worker.flow.model import FlowEvent
 
 
 class Verdict(msgspec.Struct, kw_only=True):

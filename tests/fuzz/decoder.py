@@ -1,6 +1,6 @@
 """Push spoilt messages through everything that reads them; nothing may be raised. `python -m tests.fuzz.decoder --inputs 1000000 --seed 1`.
 
-Each input takes the whole way of a delivery (`worker.reading`), of a request on `api` and of a query; whatever comes out must be fit to
+Each input takes the whole way of a delivery (`nats_taskflow.reading`), of a request on `api` and of a query; whatever comes out must be fit to
 be stored, answered and published. Every so many go on through a real engine with a database in memory, where a defect shows as
 `internal`. What goes wrong is printed as bytes that repeat it.
 """
@@ -21,24 +21,24 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
+from nats_taskflow.acceptance import accepts, schema_flaw
+from nats_taskflow.bus.base import Delivery
+from nats_taskflow.consumer import Verdict
+from nats_taskflow.engine import Engine
+from nats_taskflow.errors import FlowError, Internal
+from nats_taskflow.flow.commands import Policy, Reply, StartFlow
+from nats_taskflow.reading import reader
+from nats_taskflow.store.records import DeadLetter
+from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.submission import Outcome, Raw, Useless
+from nats_taskflow.wire import outcomes
+from nats_taskflow.wire.codec import Ignored, Inbound, Query, Unusable, read_command, read_query
+from nats_taskflow.wire.deadletters import dead_letter_message
+from nats_taskflow.wire.replies import Bindings
+from nats_taskflow.wire.requests import COMMANDS, QUERIES
+from nats_taskflow.wire.subjects import Subjects, is_token
 from tests.fuzz.corpus import BINDINGS, FLOW, Message, corpus
 from tests.fuzz.mutator import Mutator
-from worker.acceptance import accepts, schema_flaw
-from worker.bus.base import Delivery
-from worker.consumer import Verdict
-from worker.engine import Engine
-from worker.errors import FlowError, Internal
-from worker.flow.commands import Policy, Reply, StartFlow
-from worker.reading import reader
-from worker.store.records import DeadLetter
-from worker.store.sqlite import SqliteFlowStore
-from worker.submission import Outcome, Raw, Useless
-from worker.wire import outcomes
-from worker.wire.codec import Ignored, Inbound, Query, Unusable, read_command, read_query
-from worker.wire.deadletters import dead_letter_message
-from worker.wire.replies import Bindings
-from worker.wire.requests import COMMANDS, QUERIES
-from worker.wire.subjects import Subjects, is_token
 
 NOW = 1_795_255_200_000_000  # 2026-11-21T10:00:00Z: the waits of the corpus lie ahead
 STREAM = "TASKFLOW_IN"

@@ -11,13 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from referencing import Registry, Resource
 
+from nats_taskflow.wire.codec import Inbound, Unusable
+from nats_taskflow.wire.schemas import documents
 from tests.fuzz import decoder
 from tests.fuzz.corpus import BINDINGS, COMMANDS, QUERIES, Message, corpus
 from tests.fuzz.decoder import Crash, Target, fuzz, inputs
 from tests.fuzz.mutator import Mutator
 from tests.tiers import Tier
-from worker.wire.codec import Inbound, Unusable
-from worker.wire.schemas import documents
 
 SCHEMAS = {name: json.loads(text) for name, text in documents().items() if name != "asyncapi.json"}
 REGISTRY: Registry[Any] = Registry().with_resources((name, Resource.from_contents(schema)) for name, schema in SCHEMAS.items())

@@ -16,9 +16,9 @@ import nkeys
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.e2e.stage import Agent, Ended, Sent, Stage
 from tests.ports import kept_port
-from worker.bus.server import EmbeddedServer
 
 TEMPLATES = Path(__file__).parents[2] / "deploy" / "nats"
 INBOXES = {"worker": "_INBOX_worker", "provisioner": "_INBOX_provisioner"}
@@ -104,7 +104,7 @@ class Guarded(Stage):
     async def provision(self, name: str = "provisioner") -> Ended:
         """Run `taskflow provision` to its end."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "worker", "provision"),
+            *(sys.executable, "-m", "nats_taskflow", "provision"),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=self.environment(**self.credentials(name)),

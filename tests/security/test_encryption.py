@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow.bus.connection import Connection
+from nats_taskflow.bus.mended import MendedClient
+from nats_taskflow.bus.options import NatsOptions
+from nats_taskflow.client import Agent, Asked, FlowClient, serve_delegate
+from nats_taskflow.client.errors import Unavailable
+from nats_taskflow.client.over_nats import NatsTransport
+from nats_taskflow.client.transport import Lost
+from nats_taskflow.errors import BusLost
+from nats_taskflow.mcp_server.line import Line, Owner
 from tests.eventually import eventually
 from tests.security.greeting import Greeter, certificate
-from worker.bus.connection import Connection
-from worker.bus.mended import MendedClient
-from worker.bus.options import NatsOptions
-from worker.client import Agent, Asked, FlowClient, serve_delegate
-from worker.client.errors import Unavailable
-from worker.client.over_nats import NatsTransport
-from worker.client.transport import Lost
-from worker.errors import BusLost
-from worker.mcp_server.line import Line, Owner
 
 PASSWORD = "pa55-in-clear"
 
@@ -104,7 +104,7 @@ async def test_agents_and_delegates_refuse_as_the_client_does() -> None:
 async def test_every_command_exits_as_not_connected_and_says_nothing(command: tuple[str, ...], tmp_path: Path) -> None:
     async with Greeter() as server:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "worker", *command),
+            *(sys.executable, "-m", "nats_taskflow", *command),
             *("--nats-url", f"tls://kate:{PASSWORD}@127.0.0.1:{server.port}"),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

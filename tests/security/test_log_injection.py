@@ -11,15 +11,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from nats_taskflow.cli import errors_as_exit_codes
+from nats_taskflow.cli.exits import Failed
+from nats_taskflow.config import Log
+from nats_taskflow.errors import BusLost, FlowError, InvalidRequest
+from nats_taskflow.reading import Randomness
+from nats_taskflow.telemetry import Said, configure_logging, logger
+from nats_taskflow.wire.codec import Unusable, read_command
+from nats_taskflow.wire.headers import one_line
 from tests.e2e.stage import encoded
-from worker.cli import exit_codes
-from worker.cli.exits import Failed
-from worker.config import Log
-from worker.errors import BusLost, FlowError, InvalidRequest
-from worker.reading import Randomness
-from worker.telemetry import Said, configure_logging, logger
-from worker.wire.codec import Unusable, read_command
-from worker.wire.headers import one_line
 
 HOSTILE = (
     "\x1b[2J\x1b[31mgone\x07",
@@ -103,7 +103,7 @@ def test_a_traceback_on_a_terminal_has_lines_but_nothing_else_that_moves_the_cur
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_refusal_at_the_start_is_one_printable_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(Failed) as failed, exit_codes():
+    with pytest.raises(Failed) as failed, errors_as_exit_codes():
         raise BusLost(f"the server said {text.encode('utf-8', 'replace').decode()} and hung up")
     failed.value.show()
     told = capsys.readouterr().err

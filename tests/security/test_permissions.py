@@ -14,13 +14,13 @@ import pytest_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from nats_taskflow.bus.server import find_server
+from nats_taskflow.client import Agent as Loop
+from nats_taskflow.client import Event, Flow, FlowClient, Forbidden
 from tests.e2e import checks
 from tests.e2e.stage import Json, Stage, new_id
 from tests.eventually import eventually
 from tests.security.guarded import TEMPLATES, Guarded, Refused, filled, flushed, names, new_key
-from worker.bus.server import find_server
-from worker.client import Agent as Loop
-from worker.client import Event, Flow, FlowClient, Forbidden
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("permissions")]
 

@@ -14,10 +14,10 @@ import nkeys
 import pytest
 from nats.errors import Error as NatsError
 
+from nats_taskflow.bus.server import EmbeddedServer
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, TOPIC, Agent, Json, Stage, encoded, event
 from tests.eventually import eventually
 from tests.ports import kept_port
-from worker.bus.server import EmbeddedServer
 
 pytestmark = pytest.mark.e2e
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.bus.server import find_server
 from tests.eventually import eventually
 from tests.ports import kept_port
 from tests.security.guarded import TEMPLATES, Guarded, new_key
-from worker.bus.server import find_server
 
 pytestmark = pytest.mark.e2e
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import msgspec
 
+from nats_taskflow.errors import FlowError
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.flow.waits import Timer, to_value
+from nats_taskflow.store.records import DeadLetter
+from nats_taskflow.submission import Outcome, Raw, Useless
+from nats_taskflow.wire.codec import Ignored, Unusable
+from nats_taskflow.wire.replies import Binding, Bindings
+from nats_taskflow.wire.subjects import Subjects
 from tests.running import Running, an_input
-from worker.errors import FlowError
-from worker.flow.model import Flow
-from worker.flow.waits import Timer, to_value
-from worker.store.records import DeadLetter
-from worker.submission import Outcome, Raw, Useless
-from worker.wire.codec import Ignored, Unusable
-from worker.wire.replies import Binding, Bindings
-from worker.wire.subjects import Subjects
 
 TOPIC = "agent.delegate.reply"
 BINDINGS = Bindings([Binding(TOPIC), Binding("agent.route.*"), Binding("team.kate", owners=("kate",))], Subjects())

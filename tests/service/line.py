@@ -16,18 +16,18 @@ from unittest.mock import patch
 
 import msgspec
 
+from nats_taskflow.bus.base import Delivery, Outgoing, Published, PublishFailed, Settlement
+from nats_taskflow.bus.memory import MemoryBroker, MemoryBus, Stored
+from nats_taskflow.config import Config
+from nats_taskflow.durations import Duration
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.supervisor import Services
+from nats_taskflow.testing.life import Life
+from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually
 from tests.running import VirtualClock
-from worker.bus.base import Delivery, Outgoing, Published, PublishFailed, Settlement
-from worker.bus.memory import MemoryBroker, MemoryBus, Stored
-from worker.config import Config
-from worker.durations import Duration
-from worker.flow.model import Flow
-from worker.store.sqlite import SqliteFlowStore
-from worker.store.transaction import SqliteTransaction
-from worker.supervisor import Services
-from worker.testing.life import Life
-from worker.wire.subjects import Subjects
 
 TOPIC = "agent.delegate.reply"
 

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from nats_taskflow.acceptance import accepts, schema_flaw
+from nats_taskflow.errors import InvalidRequest
+from nats_taskflow.flow.commands import Policy
+from nats_taskflow.flow.lifecycle import FlowStatus
 from tests.flows import all_of, any_of, arrives, buried, counted, external, get, park, refused
 from tests.running import running
-from worker.acceptance import accepts, schema_flaw
-from worker.errors import InvalidRequest
-from worker.flow.commands import Policy
-from worker.flow.lifecycle import FlowStatus
 
 CHECKING = Policy(accepts=accepts, schema_flaw=schema_flaw)
 RESULT = {"type": "object", "properties": {"kind": {"const": "result"}}, "required": ["kind"]}

@@ -12,32 +12,32 @@ from typing import Any, NamedTuple
 import pytest
 import uvicorn
 
+from nats_taskflow import app, systemd, tasks
+from nats_taskflow.bus.jetstream import JetStreamBus
+from nats_taskflow.bus.mended import MendedClient
+from nats_taskflow.bus.outbound import Outbound
+from nats_taskflow.bus.publisher import Publisher
+from nats_taskflow.bus.pull import Pull
+from nats_taskflow.bus.renewal import Renewal
+from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.client.flows import FlowClient
+from nats_taskflow.config import Config
+from nats_taskflow.config.secrets import Url
+from nats_taskflow.config.tree import Http, Nats
+from nats_taskflow.config.tree import Store as StoreSettings
+from nats_taskflow.consumer import Consumer
+from nats_taskflow.deferral import Deferrals
+from nats_taskflow.dispatcher import Dispatcher
+from nats_taskflow.engine import Engine
+from nats_taskflow.inspector import Inspector
+from nats_taskflow.lanes import Lanes
+from nats_taskflow.probes import WorkerProbes
+from nats_taskflow.pruner import Pruner
+from nats_taskflow.relay import Relay
+from nats_taskflow.signals import Stop
+from nats_taskflow.wait_engine import WaitEngine
 from tests.eventually import eventually
 from tests.ports import kept_port
-from worker import app, systemd, tasks
-from worker.bus.jetstream import JetStreamBus
-from worker.bus.mended import MendedClient
-from worker.bus.outbound import Outbound
-from worker.bus.publisher import Publisher
-from worker.bus.pull import Pull
-from worker.bus.renewal import Renewal
-from worker.bus.server import EmbeddedServer
-from worker.client.flows import FlowClient
-from worker.config import Config
-from worker.config.secrets import Url
-from worker.config.tree import Http, Nats
-from worker.config.tree import Store as StoreSettings
-from worker.consumer import Consumer
-from worker.deferral import Deferrals
-from worker.dispatcher import Dispatcher
-from worker.engine import Engine
-from worker.inspector import Inspector
-from worker.lanes import Lanes
-from worker.probes import WorkerProbes
-from worker.pruner import Pruner
-from worker.relay import Relay
-from worker.signals import Stop
-from worker.wait_engine import WaitEngine
 
 TROUBLES = (MemoryError, pytest.param(RuntimeError, marks=pytest.mark.full), pytest.param(asyncio.CancelledError, marks=pytest.mark.full))
 TOPIC = "agent.delegate.reply"

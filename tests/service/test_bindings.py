@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from nats_taskflow.bus.broker import MemoryBroker
+from nats_taskflow.config import Config, load
+from nats_taskflow.config.tree import Subjects as SubjectSettings
+from nats_taskflow.errors import ConfigError, TopologyRefused
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.wire.bindings import Binding
 from tests.running import VirtualClock
 from tests.serving import Refused, Served, serving
-from worker.bus.broker import MemoryBroker
-from worker.config import Config, load
-from worker.config.tree import Subjects as SubjectSettings
-from worker.errors import ConfigError, TopologyRefused
-from worker.flow.lifecycle import FlowStatus
-from worker.wire.bindings import Binding
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "nexo-taskflow.toml"
 

@@ -8,19 +8,19 @@ from unittest.mock import patch
 
 import pytest
 
+from nats_taskflow import census as census_module
+from nats_taskflow.census import PER, Census
+from nats_taskflow.errors import Unavailable
+from nats_taskflow.flow.commands import CancelFlow, ResumeFlow
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.metrics import Metrics
+from nats_taskflow.store.overview import FOREVER, Stretch
+from nats_taskflow.store.records import Batch
+from nats_taskflow.times import Micros
+from nats_taskflow.tracking import Tracker
 from tests.running import Running, running
 from tests.service.acting import external, parked, timer
 from tests.service.test_rules_of_damage import damage
-from worker import census as census_module
-from worker.census import PER, Census
-from worker.errors import Unavailable
-from worker.flow.commands import CancelFlow, ResumeFlow
-from worker.flow.model import Flow
-from worker.metrics import Metrics
-from worker.store.overview import FOREVER, Stretch
-from worker.store.records import Batch
-from worker.times import Micros
-from worker.tracking import Tracker
 
 
 async def fresh(run: Running) -> Census:

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow.errors import AlreadyTerminal, CancelPending, FlowError, Forbidden, InvalidRequest, NotFound, WaitConflict
+from nats_taskflow.flow.commands import CancelFlow, FailFlow, FinishFlow, ResumeFlow, StartFlow, Stimulus
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.manager import new_id
 from tests.flows import (
     BOB,
     all_of,
@@ -34,10 +38,6 @@ from tests.flows import (
     timer,
 )
 from tests.running import running
-from worker.errors import AlreadyTerminal, CancelPending, FlowError, Forbidden, InvalidRequest, NotFound, WaitConflict
-from worker.flow.commands import CancelFlow, FailFlow, FinishFlow, ResumeFlow, StartFlow, Stimulus
-from worker.flow.lifecycle import FlowStatus
-from worker.manager import new_id
 
 CANCELLED, FINISHED, RUNNING, WAITING = FlowStatus.CANCELLED, FlowStatus.FINISHED, FlowStatus.RUNNING, FlowStatus.WAITING
 

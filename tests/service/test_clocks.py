@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from nats_taskflow.bus.clock import ClockOffset
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.times import SECOND
 from tests.eventually import eventually
 from tests.running import VirtualClock
 from tests.service.line import Line
-from worker.bus.clock import ClockOffset
-from worker.flow.lifecycle import FlowStatus
-from worker.flow.model import Flow
-from worker.times import SECOND
 
 
 async def apart(path: Path, seconds: int) -> Line:

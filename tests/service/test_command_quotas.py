@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from nats_taskflow.config import Config
+from nats_taskflow.config.tree import Quotas
 from tests.service.line import Line, living
-from worker.config import Config
-from worker.config.tree import Quotas
 
 QUOTED = Config(quotas=Quotas(commands_per_second=2))
 BEGIN = {"controller_id": "c", "goal": "g"}

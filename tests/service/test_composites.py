@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow.errors import IllegalTransition, InvalidRequest, TooLarge
+from nats_taskflow.flow.commands import Policy, ResumeFlow
+from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
+from nats_taskflow.times import rfc3339
 from tests.flows import TOPIC, all_of, answer, any_of, arrives, at_least, buried, counted, external, get, kinds, later, manual, park, timer
 from tests.running import VirtualClock, an_input, running
-from worker.errors import IllegalTransition, InvalidRequest, TooLarge
-from worker.flow.commands import Policy, ResumeFlow
-from worker.flow.lifecycle import EventKind, FlowStatus
-from worker.times import rfc3339
 
 
 async def test_any_of_resumes_on_the_first_and_closes_the_others() -> None:

@@ -15,19 +15,19 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from nats_taskflow.config import Config
+from nats_taskflow.errors import Internal, TopologyRefused
+from nats_taskflow.flow.commands import Caller, CancelFlow, DeadlinePassed, RequestCancel
+from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
+from nats_taskflow.manager import StepObservation
+from nats_taskflow.store.base import LostRace
+from nats_taskflow.store.records import Batch
+from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.wire.bindings import Binding
 from tests.eventually import eventually
 from tests.running import Running, an_input, running
 from tests.service.acting import Inlet, external, journal, now, parked, started, timer
 from tests.service.line import TOPIC, Line, living, sequences
-from worker.config import Config
-from worker.errors import Internal, TopologyRefused
-from worker.flow.commands import Caller, CancelFlow, DeadlinePassed, RequestCancel
-from worker.flow.lifecycle import FlowStatus, FlowStepStatus
-from worker.manager import StepObservation
-from worker.store.base import LostRace
-from worker.store.records import Batch
-from worker.store.transaction import SqliteTransaction
-from worker.wire.bindings import Binding
 
 
 @pytest.fixture

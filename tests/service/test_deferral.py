@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow import acceptance
+from nats_taskflow.errors import Internal, Unavailable
+from nats_taskflow.flow.commands import AdvanceFlow, Caller, CancelFlow, ParkFlow, Policy, ResumeFlow
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.submission import Outcome
 from tests.eventually import eventually
 from tests.flows import BOB, KATE, arrives, buried, did, external, get, kinds, park, parking, said, start
 from tests.running import Running, running
-from worker import acceptance
-from worker.errors import Internal, Unavailable
-from worker.flow.commands import AdvanceFlow, Caller, CancelFlow, ParkFlow, Policy, ResumeFlow
-from worker.flow.lifecycle import FlowStatus
-from worker.store.sqlite import SqliteFlowStore
-from worker.submission import Outcome
 
 NUMBER = {"type": "number"}
 

@@ -13,22 +13,22 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from nats_taskflow.bus.base import Asked
+from nats_taskflow.bus.broker import Heard, MemoryBroker
+from nats_taskflow.config import Config
+from nats_taskflow.config.tree import Subjects as SubjectSettings
+from nats_taskflow.dispatcher import _asked
+from nats_taskflow.flow.commands import DelegateFlow
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.model import Outgoing
+from nats_taskflow.store.records import DueOutgoing
+from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.times import rfc3339
+from nats_taskflow.wire.bindings import Binding
+from nats_taskflow.wire.delegates import Delegate
 from tests.eventually import eventually
 from tests.running import VirtualClock, an_input
 from tests.serving import Refused, Served, serving
-from worker.bus.base import Asked
-from worker.bus.broker import Heard, MemoryBroker
-from worker.config import Config
-from worker.config.tree import Subjects as SubjectSettings
-from worker.dispatcher import _asked
-from worker.flow.commands import DelegateFlow
-from worker.flow.lifecycle import FlowStatus
-from worker.flow.model import Outgoing
-from worker.store.records import DueOutgoing
-from worker.store.transaction import SqliteTransaction
-from worker.times import rfc3339
-from worker.wire.bindings import Binding
-from worker.wire.delegates import Delegate
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 DELEGATE = "team.bob.work"

@@ -11,27 +11,19 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow.engine import Engine
+from nats_taskflow.errors import AlreadyTerminal, FlowError, Internal, RevisionMismatch, StoreBroken, StoreLocked, Unavailable
+from nats_taskflow.flow.commands import AdvanceFlow, CancelFlow, FinishFlow, Policy, StartFlow
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.store.base import LostRace, Transaction
+from nats_taskflow.store.records import Batch
+from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.submission import Outcome
+from nats_taskflow.wire.codec import Identity
 from tests.eventually import eventually
 from tests.running import Running, VirtualClock, an_input, running
 from tests.service.acting import TOPIC, Inlet, external, journal, now, parked, started
-from worker.engine import Engine
-from worker.errors import (
-    AlreadyTerminal,
-    FlowError,
-    Internal,
-    RevisionMismatch,
-    StoreBroken,
-    StoreLocked,
-    Unavailable,
-)
-from worker.flow.commands import AdvanceFlow, CancelFlow, FinishFlow, Policy, StartFlow
-from worker.flow.lifecycle import FlowStatus
-from worker.store.base import LostRace, Transaction
-from worker.store.records import Batch
-from worker.store.sqlite import SqliteFlowStore
-from worker.store.transaction import SqliteTransaction
-from worker.submission import Outcome
-from worker.wire.codec import Identity
 
 
 class Statements:

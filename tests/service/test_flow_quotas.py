@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from nats_taskflow.config import Config
+from nats_taskflow.config.tree import Quotas
 from tests.e2e import checks
 from tests.eventually import eventually
 from tests.service.line import Line, living
 from tests.service.test_restored import copied, put_back
-from worker.config import Config
-from worker.config.tree import Quotas
 
 FEW = Config(quotas=Quotas(open_flows=3))
 MEGABYTE = 1024 * 1024

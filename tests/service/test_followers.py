@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow.aftermath import AT_ONCE
+from nats_taskflow.flow.commands import CancelFlow, FinishFlow, StartFlow
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.manager import new_id
+from nats_taskflow.store.records import Batch
 from tests.e2e.checks import of_database
 from tests.flows import BOB, cancel, counted, did, ends, get, outcome_of, park, said, start
 from tests.running import Running, running
-from worker.aftermath import AT_ONCE
-from worker.flow.commands import CancelFlow, FinishFlow, StartFlow
-from worker.flow.lifecycle import FlowStatus
-from worker.flow.model import Flow
-from worker.manager import new_id
-from worker.store.records import Batch
 
 MANY = 2 * AT_ONCE + 50
 OWNER = "agent:kate:session:main"

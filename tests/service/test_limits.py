@@ -13,20 +13,20 @@ from unittest.mock import patch
 import msgspec
 import pytest
 
+from nats_taskflow import portion
+from nats_taskflow.acceptance import accepts, schema_flaw
+from nats_taskflow.aftermath import AT_ONCE
+from nats_taskflow.deferral import Deferrals
+from nats_taskflow.errors import Unavailable, WaitConflict
+from nats_taskflow.flow import park as parks
+from nats_taskflow.flow.commands import AdvanceFlow, DelegateFlow, FinishFlow, Policy
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.store.records import Batch, Loaded, Needs
+from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.submission import Submission
+from nats_taskflow.wire.codec import Identity
 from tests.flows import arrives, buried, counted, did, ends, external, get, kinds, park, parking, refused, start
 from tests.running import Running, running
-from worker import portion
-from worker.acceptance import accepts, schema_flaw
-from worker.aftermath import AT_ONCE
-from worker.deferral import Deferrals
-from worker.errors import Unavailable, WaitConflict
-from worker.flow import park as parks
-from worker.flow.commands import AdvanceFlow, DelegateFlow, FinishFlow, Policy
-from worker.flow.lifecycle import FlowStatus
-from worker.store.records import Batch, Loaded, Needs
-from worker.store.transaction import SqliteTransaction
-from worker.submission import Submission
-from worker.wire.codec import Identity
 
 CHECKING = Policy(accepts=accepts, schema_flaw=schema_flaw)
 LARGE = {"x": "y" * 250_000}

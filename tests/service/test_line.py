@@ -16,21 +16,21 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from nats_taskflow import consumer, engine, lanes, relay
+from nats_taskflow.bus.base import Delivery, InProgress, Source
+from nats_taskflow.bus.memory import Stored
+from nats_taskflow.consumer import Verdict
+from nats_taskflow.errors import ConsumerTaken, StoreBroken, Unavailable
+from nats_taskflow.flow.commands import FinishFlow
+from nats_taskflow.flow.decide import decide
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.store.records import Batch
+from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.times import rfc3339
+from nats_taskflow.wire.headers import MSG_ID
 from tests.eventually import eventually
 from tests.running import an_input
 from tests.service.line import TOPIC, Gate, Line, living, sequences
-from worker import consumer, engine, lanes, relay
-from worker.bus.base import Delivery, InProgress, Source
-from worker.bus.memory import Stored
-from worker.consumer import Verdict
-from worker.errors import ConsumerTaken, StoreBroken, Unavailable
-from worker.flow.commands import FinishFlow
-from worker.flow.decide import decide
-from worker.flow.lifecycle import FlowStatus
-from worker.store.records import Batch
-from worker.store.transaction import SqliteTransaction
-from worker.times import rfc3339
-from worker.wire.headers import MSG_ID
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ async def test_what_failed_before_a_kill_and_after_it_is_counted_together(path: 
             raise RuntimeError("a defect of the core")
         return decide(stimulus, *view)
 
-    monkeypatch.setattr("worker.deciding.decide", failing)
+    monkeypatch.setattr("nats_taskflow.deciding.decide", failing)
     await line.start()
     await line.command("finish", flow_id=str(uuid.uuid4()))
     await line.tried(1)
@@ -364,7 +364,7 @@ async def test_a_message_that_kills_the_worker_five_times_is_dead_lettered_befor
             raise asyncio.CancelledError
         return decide(stimulus, *view)
 
-    monkeypatch.setattr("worker.deciding.decide", killing)
+    monkeypatch.setattr("nats_taskflow.deciding.decide", killing)
     await line.start()
     await line.stop()
     first = await line.command("start", controller_id="c", goal="before")

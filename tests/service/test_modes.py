@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.errors import WaitConflict
+from nats_taskflow.flow.commands import CancelFlow
+from nats_taskflow.flow.lifecycle import FlowStatus
 from tests.flows import (
     BOB,
     KATE,
@@ -26,9 +29,6 @@ from tests.flows import (
     start,
 )
 from tests.running import running
-from worker.errors import WaitConflict
-from worker.flow.commands import CancelFlow
-from worker.flow.lifecycle import FlowStatus
 
 
 @pytest.mark.parametrize("first, second", [("one", "one"), ("one", "all"), ("all", "one")])

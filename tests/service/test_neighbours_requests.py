@@ -17,19 +17,19 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from nats_taskflow.admin import explaining
+from nats_taskflow.api import _HEAVY, _TURNS_EACH, Api
+from nats_taskflow.bus.base import NO_HEADERS, Headers
+from nats_taskflow.bus.broker import MemoryClient
+from nats_taskflow.errors import FlowError
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.model import Flow, HeldReply
+from nats_taskflow.store.sqlite import Queries
+from nats_taskflow.store.stepping import PAGE_BYTES, Fetched
+from nats_taskflow.wire.operators import OPERATIONS
+from nats_taskflow.wire.requests import QUERIES
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Line
-from worker.admin import explaining
-from worker.api import _HEAVY, _TURNS_EACH, Api
-from worker.bus.base import NO_HEADERS, Headers
-from worker.bus.broker import MemoryClient
-from worker.errors import FlowError
-from worker.flow.lifecycle import FlowStatus
-from worker.flow.model import Flow, HeldReply
-from worker.store.sqlite import Queries
-from worker.store.stepping import PAGE_BYTES, Fetched
-from worker.wire.operators import OPERATIONS
-from worker.wire.requests import QUERIES
 
 MANY = 8
 FLOW = Flow(

@@ -10,25 +10,25 @@ from unittest.mock import patch
 import msgspec
 import pytest
 
+from nats_taskflow import app
+from nats_taskflow.app import wall_clock
+from nats_taskflow.bus import claims
+from nats_taskflow.bus.base import Holder, Source, Stream
+from nats_taskflow.bus.connection import NatsOptions
+from nats_taskflow.bus.consumers import Consumers
+from nats_taskflow.bus.filters import filters_in
+from nats_taskflow.bus.jetstream import JetStreamBus
+from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.config import Config
+from nats_taskflow.errors import ConsumerTaken, TopologyRefused
+from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.testing.life import Life
+from nats_taskflow.topology import reply_bindings, topology
+from nats_taskflow.wire.subjects import Subjects
 from tests.contract.rigs import JetStreamRig, jetstream_rig
 from tests.eventually import eventually
 from tests.ports import kept_port
 from tests.service.line import TOPIC, Gate
-from worker import app
-from worker.app import wall_clock
-from worker.bus import claims
-from worker.bus.base import Holder, Source, Stream
-from worker.bus.connection import NatsOptions
-from worker.bus.consumers import Consumers
-from worker.bus.filters import filters_in
-from worker.bus.jetstream import JetStreamBus
-from worker.bus.server import EmbeddedServer
-from worker.config import Config
-from worker.errors import ConsumerTaken, TopologyRefused
-from worker.store.sqlite import SqliteFlowStore
-from worker.testing.life import Life
-from worker.topology import reply_bindings, topology
-from worker.wire.subjects import Subjects
 
 WORKER, REPLIES = Source(stream="TASKFLOW_IN"), Source(stream="TASKFLOW_IN", consumer="replies")
 

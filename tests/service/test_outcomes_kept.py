@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from nats_taskflow.recall import _PAGES
+from nats_taskflow.store.stepping import PAGE_BYTES
 from tests.service.line import Line
-from worker.recall import _PAGES
-from worker.store.stepping import PAGE_BYTES
 
 HEAVY = {"text": "x" * 240_000}
 

@@ -7,14 +7,14 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+from nats_taskflow.bus.base import PublishFailed
+from nats_taskflow.errors import Conflict, Unavailable
+from nats_taskflow.flow.commands import StartFlow
+from nats_taskflow.pruner import Pruner
+from nats_taskflow.submission import Outcome
 from tests.eventually import eventually
 from tests.running import Running, running
 from tests.service.acting import Inlet, external, parked, started, timer
-from worker.bus.base import PublishFailed
-from worker.errors import Conflict, Unavailable
-from worker.flow.commands import StartFlow
-from worker.pruner import Pruner
-from worker.submission import Outcome
 
 DAY = 86_400 * 1_000_000
 

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from nats_taskflow.config import Config
+from nats_taskflow.flow.commands import Policy
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.wire.bindings import Binding
 from tests.running import Running, an_input, running
 from tests.service.acting import TOPIC, Inlet, dead_letters, external, started
 from tests.serving import serving
-from worker.config import Config
-from worker.flow.commands import Policy
-from worker.flow.lifecycle import FlowStatus
-from worker.wire.bindings import Binding
 
 
 async def adds_up(run: Running, taken: int) -> dict[str, int]:

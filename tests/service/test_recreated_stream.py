@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from nats_taskflow.errors import InvalidRequest
+from nats_taskflow.flow.commands import StartFlow
+from nats_taskflow.manager import new_id
+from nats_taskflow.submission import Outcome, Raw, Useless
+from nats_taskflow.wire.verdicts import Identity
 from tests.running import Running, running
-from worker.errors import InvalidRequest
-from worker.flow.commands import StartFlow
-from worker.manager import new_id
-from worker.submission import Outcome, Raw, Useless
-from worker.wire.verdicts import Identity
 
 
 async def started(run: Running, command_id: str, *, seq: int, raw: Raw | None = None) -> Outcome:

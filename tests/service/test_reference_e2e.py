@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.errors import RevisionMismatch
+from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
+from nats_taskflow.manager import CreateManagedInput, StepObservation
 from tests.running import an_input, running
-from worker.errors import RevisionMismatch
-from worker.flow.lifecycle import FlowStatus, FlowStepStatus
-from worker.manager import CreateManagedInput, StepObservation
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.flow.waits import Timer, from_value, to_value
+from nats_taskflow.store.records import ALL
+from nats_taskflow.wait_engine import TickReport
 from tests.eventually import eventually
 from tests.running import Running, an_input, running
-from worker.flow.lifecycle import FlowStatus
-from worker.flow.model import Flow
-from worker.flow.waits import Timer, from_value, to_value
-from worker.store.records import ALL
-from worker.wait_engine import TickReport
 
 
 async def put_into_waiting(run: Running, condition: dict[str, Any]) -> Flow:

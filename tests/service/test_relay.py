@@ -13,25 +13,25 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from nats_taskflow import lanes, relay
+from nats_taskflow.bus.base import Outgoing, Published, Stream
+from nats_taskflow.bus.memory import MemoryBroker
+from nats_taskflow.bus.settings import stream_config
+from nats_taskflow.flow.lifecycle import FlowStepStatus
+from nats_taskflow.inspector import Inspector
+from nats_taskflow.letters import Letter
+from nats_taskflow.manager import StepObservation
+from nats_taskflow.metrics import Metrics
+from nats_taskflow.outlets import events, fresh_events
+from nats_taskflow.probes import WorkerProbes
+from nats_taskflow.relay import Relay
+from nats_taskflow.tracking import Tracker
+from nats_taskflow.wire.headers import MSG_ID
+from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually
 from tests.running import Running, an_input, running
 from tests.service.acting import started
 from tests.service.line import Gate, Line, SpyingBus, living, sequences
-from worker import lanes, relay
-from worker.bus.base import Outgoing, Published, Stream
-from worker.bus.memory import MemoryBroker
-from worker.bus.settings import stream_config
-from worker.flow.lifecycle import FlowStepStatus
-from worker.inspector import Inspector
-from worker.letters import Letter
-from worker.manager import StepObservation
-from worker.metrics import Metrics
-from worker.outlets import events, fresh_events
-from worker.probes import WorkerProbes
-from worker.relay import Relay
-from worker.tracking import Tracker
-from worker.wire.headers import MSG_ID
-from worker.wire.subjects import Subjects
 
 EVT = Stream(name="TASKFLOW_EVT", subjects=("taskflow.evt.>",), inbound=False, max_age=86400.0)
 

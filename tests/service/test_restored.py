@@ -11,11 +11,11 @@ from unittest.mock import patch
 
 import pytest
 
+from nats_taskflow.bus.memory import MemoryBus
+from nats_taskflow.errors import TopologyRefused
+from nats_taskflow.store.backup import backed_up
 from tests.eventually import eventually
 from tests.service.line import Line, living, sequences
-from worker.bus.memory import MemoryBus
-from worker.errors import TopologyRefused
-from worker.store.backup import backed_up
 
 PARTS = ("", "-wal", "-shm")
 

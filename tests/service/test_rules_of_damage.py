@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.errors import Internal, WaitConflict
+from nats_taskflow.flow.lifecycle import FlowStatus
 from tests.running import Running, running
 from tests.service.acting import TOPIC, Inlet, external, now, parked, started, timer
-from worker.errors import Internal, WaitConflict
-from worker.flow.lifecycle import FlowStatus
 
 GARBAGE = {
     "not json": "'{'",

@@ -7,9 +7,9 @@ import uuid
 
 import pytest
 
+from nats_taskflow.flow.lifecycle import FlowStatus
 from tests.running import Running, running
 from tests.service.acting import TOPIC, Inlet, dead_letters, external, journal, now, parked, started
-from worker.flow.lifecycle import FlowStatus
 
 HOUR = 3600
 

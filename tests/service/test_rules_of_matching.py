@@ -9,14 +9,14 @@ from unittest.mock import patch
 import msgspec
 import pytest
 
+from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound, WaitConflict
+from nats_taskflow.flow.commands import Caller, ParkFlow, Policy
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.submission import Outcome
+from nats_taskflow.wire.replies import Bindings
+from nats_taskflow.wire.subjects import Subjects
 from tests.running import running
 from tests.service.acting import BINDINGS, TOPIC, Inlet, dead_letters, external, journal, now, parked, started, timer
-from worker.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound, WaitConflict
-from worker.flow.commands import Caller, ParkFlow, Policy
-from worker.flow.lifecycle import FlowStatus
-from worker.submission import Outcome
-from worker.wire.replies import Bindings
-from worker.wire.subjects import Subjects
 
 STRICT = Policy(topics=BINDINGS.refusal)
 

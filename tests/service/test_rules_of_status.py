@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow.flow.commands import CancelFlow, FailFlow, FinishFlow, ObserveStep, ResumeFlow, Stimulus
+from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
 from tests.e2e.checks import of_database
 from tests.flows import arrives, cancel, counted, did, ends, external, get, kinds, park, start
 from tests.running import running
-from worker.flow.commands import CancelFlow, FailFlow, FinishFlow, ObserveStep, ResumeFlow, Stimulus
-from worker.flow.lifecycle import FlowStatus, FlowStepStatus
 
 
 def observed(flow_id: str, status: FlowStepStatus) -> ObserveStep:

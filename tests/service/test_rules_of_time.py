@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow.errors import FlowError, HorizonExceeded, IllegalTransition, InvalidRequest, TimerInPast
+from nats_taskflow.flow.commands import DeadlinePassed, Policy, ResumeFlow
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.times import rfc3339
 from tests.running import Running, running
 from tests.service.acting import Inlet, external, journal, now, parked, started, timer
-from worker.errors import FlowError, HorizonExceeded, IllegalTransition, InvalidRequest, TimerInPast
-from worker.flow.commands import DeadlinePassed, Policy, ResumeFlow
-from worker.flow.lifecycle import FlowStatus
-from worker.flow.model import Flow
-from worker.times import rfc3339
 
 SECOND = 1_000_000
 

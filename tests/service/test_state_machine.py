@@ -18,11 +18,8 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.modelled import Entry, Model
-from tests.running import VirtualClock
-from tests.tiers import SIZE, Tests, head
-from worker.engine import Engine
-from worker.flow.commands import (
+from nats_taskflow.engine import Engine
+from nats_taskflow.flow.commands import (
     AdvanceFlow,
     Caller,
     CancelFlow,
@@ -38,15 +35,18 @@ from worker.flow.commands import (
     StartFlow,
     Stimulus,
 )
-from worker.flow.fold import fold, folded
-from worker.flow.model import Flow
-from worker.store import rows
-from worker.store.base import Transaction, Work
-from worker.store.sqlite import SqliteFlowStore
-from worker.submission import Outcome, Raw
-from worker.testing.database import InlineStore, Killed, fresh
-from worker.times import SECOND, rfc3339
-from worker.wire.codec import Identity
+from nats_taskflow.flow.fold import fold, folded
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.store import rows
+from nats_taskflow.store.base import Transaction, Work
+from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.submission import Outcome, Raw
+from nats_taskflow.testing.database import InlineStore, Killed, fresh
+from nats_taskflow.times import SECOND, rfc3339
+from nats_taskflow.wire.codec import Identity
+from tests.modelled import Entry, Model
+from tests.running import VirtualClock
+from tests.tiers import SIZE, Tests, head
 
 LONG = SIZE is Tests.NIGHTLY
 SHARE = 4 if SIZE is Tests.QUICK else 1

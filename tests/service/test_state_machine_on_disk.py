@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from nats_taskflow.engine import Engine
+from nats_taskflow.store.base import Work
+from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.testing.database import Killed
 from tests.service.test_state_machine import LONG, POLICY, SHARE, Machine, shared
-from worker.engine import Engine
-from worker.store.base import Work
-from worker.store.sqlite import SqliteFlowStore
-from worker.store.transaction import SqliteTransaction
-from worker.testing.database import Killed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if LONG else 120)]
 

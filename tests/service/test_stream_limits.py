@@ -11,19 +11,19 @@ import nats
 import pytest
 from nats.js.errors import APIError
 
+from nats_taskflow.bus.base import Outgoing, Source, Stream
+from nats_taskflow.bus.connection import NatsOptions
+from nats_taskflow.bus.jetstream import JetStreamBus
+from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.config import Config, load
+from nats_taskflow.durations import Duration
+from nats_taskflow.errors import TopologyRefused
+from nats_taskflow.topology import reply_bindings, topology
+from nats_taskflow.wire.limits import MAX_BYTES
+from nats_taskflow.wire.subjects import Subjects
 from tests.contract.rigs import Json, NatsAgent
 from tests.eventually import eventually
 from tests.ports import kept_port
-from worker.bus.base import Outgoing, Source, Stream
-from worker.bus.connection import NatsOptions
-from worker.bus.jetstream import JetStreamBus
-from worker.bus.server import EmbeddedServer
-from worker.config import Config, load
-from worker.durations import Duration
-from worker.errors import TopologyRefused
-from worker.topology import reply_bindings, topology
-from worker.wire.limits import MAX_BYTES
-from worker.wire.subjects import Subjects
 
 MIB = 1 << 20
 CMD, EVENT, LETTER = "taskflow.cmd.mallory.start", "taskflow.evt.kate.f.started", "taskflow.dlq.malformed"

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow import wait_engine
+from nats_taskflow.errors import Unavailable
+from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.store.records import ALL, Batch, Due, DueFlows
+from nats_taskflow.wait_engine import TickReport
 from tests.eventually import eventually
 from tests.running import Running, VirtualClock, an_input, running
 from tests.service.acting import external, now, parked, started
-from worker import wait_engine
-from worker.errors import Unavailable
-from worker.flow.lifecycle import EventKind, FlowStatus
-from worker.flow.model import Flow
-from worker.store.records import ALL, Batch, Due, DueFlows
-from worker.wait_engine import TickReport
 
 
 class WallClock(VirtualClock):
@@ -230,7 +230,7 @@ async def test_agents_take_turns_with_timers_and_others_between_slices() -> None
 async def test_a_timer_due_behind_more_of_another_agents_than_are_looked_at_has_its_turn_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.store.reads._TURNS_AMONG", 300)
+    monkeypatch.setattr("nats_taskflow.store.reads._TURNS_AMONG", 300)
     async with running() as run:
         many, (hers,) = await owned(run, "mallory", 700), await owned(run, "kate", 1)
         await timed(run, many, 1)

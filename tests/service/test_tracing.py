@@ -19,16 +19,16 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import generate_latest
 
+from nats_taskflow import app, tracing
+from nats_taskflow.config import Config
+from nats_taskflow.config.tree import Otel
+from nats_taskflow.errors import ConfigError, Unavailable
+from nats_taskflow.metrics import Metrics
+from nats_taskflow.spans import Counting, OtelSpans, connect, span_id
+from nats_taskflow.tracing import Spans
+from nats_taskflow.tracking import Tracker
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Line, living
-from worker import app, tracing
-from worker.config import Config
-from worker.config.tree import Otel
-from worker.errors import ConfigError, Unavailable
-from worker.metrics import Metrics
-from worker.spans import Counting, OtelSpans, connect, span_id
-from worker.tracing import Spans
-from worker.tracking import Tracker
 
 ON = Config(otel=Otel(enabled=True))
 
@@ -241,7 +241,7 @@ async def test_where_tracing_is_off_nobody_listens() -> None:
 
 
 def test_where_tracing_is_off_not_a_line_of_the_sdk_is_loaded() -> None:
-    program = "import sys, worker.app; sys.exit(bool([m for m in sys.modules if m.startswith('opentelemetry') or m == 'worker.spans']))"
+    program = "import sys, nats_taskflow.app; sys.exit(bool([m for m in sys.modules if m.startswith('opentelemetry') or m == 'nats_taskflow.spans']))"
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
 
 
@@ -250,7 +250,7 @@ def test_without_the_extra_the_refusal_names_what_to_install() -> None:
         patch.dict(sys.modules, {"opentelemetry.sdk.trace": None, "opentelemetry.sdk": None}),
         patch.dict(sys.modules) as modules,
     ):
-        modules.pop("worker.spans", None)
+        modules.pop("nats_taskflow.spans", None)
         with pytest.raises(ConfigError, match=r"pip install 'nats-taskflow\[otel\]'"):
             tracing.open_spans(Tracker(Metrics()))
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.bus.broker import Heard
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.store.queries import migrations
 from tests.e2e import checks
 from tests.eventually import eventually
 from tests.fixtures.living import DELEGATE, FOLDER, loaded
 from tests.service.line import TOPIC, Line
-from worker.bus.broker import Heard
-from worker.flow.lifecycle import FlowStatus
-from worker.store.queries import migrations
 
 SCHEMAS = sorted(int(file.stem.partition("-")[2]) for file in FOLDER.glob("schema-*.sql"))
 
@@ -108,7 +108,7 @@ async def test_an_older_program_refuses_a_newer_database_with_78_and_leaves_it_a
     database.close()
     content = path.read_bytes()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "worker", "run", "--store-path", str(path)),
+        *(sys.executable, "-m", "nats_taskflow", "run", "--store-path", str(path)),
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stderr=asyncio.subprocess.PIPE,
         cwd=tmp_path,

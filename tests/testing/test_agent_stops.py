@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from worker.client import Agent, Event, Flow, FlowClient, InvalidRequest
-from worker.testing import TaskflowWorld
+from nats_taskflow.client import Agent, Event, Flow, FlowClient, InvalidRequest
+from nats_taskflow.testing import TaskflowWorld
 
 
 class Loop:

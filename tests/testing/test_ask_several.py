@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from worker.client import Agent, Asked, FlowClient, serve_delegate
-from worker.testing import TaskflowWorld
+from nats_taskflow.client import Agent, Asked, FlowClient, serve_delegate
+from nats_taskflow.testing import TaskflowWorld
 
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
 RECIPE = next(block for block in re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL) if "async def ask_all" in block)

@@ -6,10 +6,18 @@ import re
 
 import pytest
 
-from worker.client import Flow, all_of, manual, reply, timer
-from worker.errors import BusLost
-from worker.testing import TaskflowWorld, assert_cancelled, assert_events, assert_failed, assert_finished, assert_running, assert_waiting
-from worker.testing.clock import Clock
+from nats_taskflow.client import Flow, all_of, manual, reply, timer
+from nats_taskflow.errors import BusLost
+from nats_taskflow.testing import (
+    TaskflowWorld,
+    assert_cancelled,
+    assert_events,
+    assert_failed,
+    assert_finished,
+    assert_running,
+    assert_waiting,
+)
+from nats_taskflow.testing.clock import Clock
 
 TOPIC = "agent.delegate.reply"
 

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from nats_taskflow.client import Agent, Event, Flow, FlowClient, serve_delegate
+from nats_taskflow.client.asked import Asked
+from nats_taskflow.testing import Chaos, TaskflowWorld
 from tests.tiers import Rotated
-from worker.client import Agent, Event, Flow, FlowClient, serve_delegate
-from worker.client.asked import Asked
-from worker.testing import Chaos, TaskflowWorld
 
 TOPIC = "agent.delegate.reply"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from worker.client import (
+from nats_taskflow.client import (
     Agent,
     Asked,
     Event,
@@ -25,7 +25,7 @@ from worker.client import (
     serve_delegate,
     timer,
 )
-from worker.testing import TaskflowWorld
+from nats_taskflow.testing import TaskflowWorld
 
 TOPIC = "agent.delegate.reply"
 
@@ -188,7 +188,7 @@ async def test_a_handler_that_fails_again_and_again_is_told_with_one_traceback(
     taskflow.run(agent.run())
     await kate.start(controller="kate/x", goal="be handled")
     await taskflow.clock.advance("1h")
-    told = [record for record in caplog.records if record.name == "worker.client.agent"]
+    told = [record for record in caplog.records if record.name == "nats_taskflow.client.agent"]
     assert len(told) > 10
     assert all("always" in record.getMessage() for record in told)
     assert [bool(record.exc_info) for record in told] == [True] + [False] * (len(told) - 1)
@@ -338,7 +338,7 @@ async def test_what_anybody_can_send_to_agents_and_delegates_is_a_line_a_minute(
             await taskflow.settled()
             assert handled.pop() == flow.id
             for name in ("agent", "delegate"):
-                told = [record.getMessage() for record in caplog.records if record.name == f"worker.client.{name}"]
+                told = [record.getMessage() for record in caplog.records if record.name == f"nats_taskflow.client.{name}"]
                 assert len(told) == lines, told[:3]
                 assert lines == 1 or "300" in told[-1]
             await taskflow.clock.advance("1m")

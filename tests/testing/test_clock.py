@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from worker.client import Agent, Event, Flow, FlowClient, any_of, manual, reply, serve_delegate, timer
-from worker.client.asked import Asked
-from worker.testing import TaskflowWorld
-from worker.testing.timing import Restless
+from nats_taskflow.client import Agent, Event, Flow, FlowClient, any_of, manual, reply, serve_delegate, timer
+from nats_taskflow.client.asked import Asked
+from nats_taskflow.testing import TaskflowWorld
+from nats_taskflow.testing.timing import Restless
 
 TOPIC = "agent.delegate.reply"
 NEW_YEAR = datetime(2027, 1, 1, tzinfo=UTC)

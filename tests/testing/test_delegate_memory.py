@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from worker.client import Asked, DelegateError, InvalidRequest, serve_delegate
-from worker.client.transport import Message, NoAnswer, NotPermitted, NotStored, Trouble
-from worker.testing import TaskflowWorld
-from worker.testing.transport import MemoryTransport
+from nats_taskflow.client import Asked, DelegateError, InvalidRequest, serve_delegate
+from nats_taskflow.client.transport import Message, NoAnswer, NotPermitted, NotStored, Trouble
+from nats_taskflow.testing import TaskflowWorld
+from nats_taskflow.testing.transport import MemoryTransport
 
 
 class Paying:

@@ -41,7 +41,7 @@ def passed(folder: Path, mark: str) -> None:
     (folder / "pytest.ini").write_text(_SETTINGS[1] + _STRICT, encoding="utf-8")
     for number, block in enumerate(blocks):
         (folder / f"test_block_{number}.py").write_text(block.code, encoding="utf-8")
-    said = executed(folder, "-m", "pytest", "-q", "-p", "worker.testing.fixtures", "-p", "no:cacheprovider")
+    said = executed(folder, "-m", "pytest", "-q", "-p", "nats_taskflow.testing.fixtures", "-p", "no:cacheprovider")
     assert f"{len(blocks)} passed" in said, said
 
 
@@ -70,7 +70,7 @@ def test_the_program_of_the_page_prints_the_story(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_assert_and_fixture() -> None:
-    from worker.testing.asserting import Asserting
+    from nats_taskflow.testing.asserting import Asserting
 
     for name in [name for name in vars(Asserting) if name.startswith("assert_")]:
         assert f"`{name}(" in PAGE, name

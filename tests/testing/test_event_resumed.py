@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from worker.client import Agent, Event, Flow, Resumed
-from worker.testing import TaskflowWorld
+from nats_taskflow.client import Agent, Event, Flow, Resumed
+from nats_taskflow.testing import TaskflowWorld
 
 
 @pytest.mark.parametrize("cause", ["event", "timer", "timeout", "manual"])

@@ -37,7 +37,7 @@ def test_a_copied_example_is_tested_as_well(name: str, tmp_path: Path) -> None:
 def run_pytest(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run pytest in a folder, as somebody does who has the worker installed."""
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    whole = [sys.executable, "-m", *command, "-p", "worker.testing.fixtures", "-p", "no:cacheprovider"]
+    whole = [sys.executable, "-m", *command, "-p", "nats_taskflow.testing.fixtures", "-p", "no:cacheprovider"]
     return subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=100)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMED = ("-p", "worker.testing.fixtures")
+NAMED = ("-p", "nats_taskflow.testing.fixtures")
 
 _SETTINGS = "[pytest]\naddopts = --strict-markers\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
 _TESTS = """
@@ -47,7 +47,7 @@ def run(folder: Path, *arguments: str, code: str = _TESTS, installed: bool = Fal
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: agents\nVersion: 0\n", encoding="utf-8")
     if installed:
-        (about / "entry_points.txt").write_text("[pytest11]\ntaskflow = worker.testing.plugin\n", encoding="utf-8")
+        (about / "entry_points.txt").write_text("[pytest11]\ntaskflow = nats_taskflow.testing.plugin\n", encoding="utf-8")
     environment = {"PYTHONPATH": f"{ROOT}:{folder / 'site'}", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=100)
@@ -63,7 +63,7 @@ def test_a_conftest_may_name_it_whether_it_is_installed_or_not(tmp_path: Path) -
     for installed in (True, False):
         folder = tmp_path / str(installed)
         folder.mkdir()
-        (folder / "conftest.py").write_text("pytest_plugins = ['worker.testing.fixtures']\n", encoding="utf-8")
+        (folder / "conftest.py").write_text("pytest_plugins = ['nats_taskflow.testing.fixtures']\n", encoding="utf-8")
         said = run(folder, "-o", "asyncio_mode=auto", "-k", "an_hour", installed=installed)
         assert "1 passed" in said.stdout, said.stdout + said.stderr
 
@@ -131,8 +131,8 @@ def test_the_plugin_is_cheap_to_load_and_leaves_other_tests_alone(tmp_path: Path
 import sys
 
 def test_nothing_of_the_worker_is_loaded():
-    loaded = [name for name in sys.modules if name.startswith("worker.")]
-    assert set(loaded) == {"worker.testing", "worker.testing.plugin", "worker.testing.fixtures"}, loaded
+    loaded = [name for name in sys.modules if name.startswith("nats_taskflow.")]
+    assert set(loaded) == {"nats_taskflow.testing", "nats_taskflow.testing.plugin", "nats_taskflow.testing.fixtures"}, loaded
     assert not {"nats", "aiosqlite", "structlog", "msgspec"} & sys.modules.keys()
 """
     done = run(tmp_path, code=code, installed=True)
@@ -144,7 +144,7 @@ def test_without_pytest_asyncio_other_tests_run_all_the_same(tmp_path: Path) -> 
     blocked = tmp_path / "blocked"
     blocked.mkdir()
     (blocked / "pytest_asyncio.py").write_text("raise ImportError\n", encoding="utf-8")
-    program = "import sys; sys.path.insert(0, 'blocked'); import worker.testing.fixtures as p; print(p.taskflow)"
+    program = "import sys; sys.path.insert(0, 'blocked'); import nats_taskflow.testing.fixtures as p; print(p.taskflow)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
@@ -153,10 +153,10 @@ def test_without_pytest_asyncio_other_tests_run_all_the_same(tmp_path: Path) -> 
 
 def test_the_entry_point_names_the_plugin() -> None:
     declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert '[project.entry-points.pytest11]\ntaskflow = "worker.testing.plugin"\n' in declared
+    assert '[project.entry-points.pytest11]\ntaskflow = "nats_taskflow.testing.plugin"\n' in declared
 
 
 def test_pytest_is_no_dependency_of_the_worker() -> None:
-    program = "import sys; import worker.testing.world, worker.testing.server; assert not {'pytest', '_pytest'} & sys.modules.keys()"
+    program = "import sys; import nats_taskflow.testing.world, nats_taskflow.testing.server; assert not {'pytest', '_pytest'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

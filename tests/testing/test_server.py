@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.testing import TaskflowServer
+from nats_taskflow.testing import TaskflowServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 

@@ -1,4 +1,4 @@
-"""The client's port in memory keeps what `worker.client.transport` promises."""
+"""The client's port in memory keeps what `nats_taskflow.client.transport` promises."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from worker.client.transport import Lost, Message, NoAnswer, NotStored, Trouble
-from worker.testing import TaskflowWorld
-from worker.testing.transport import MemoryTransport
+from nats_taskflow.client.transport import Lost, Message, NoAnswer, NotStored, Trouble
+from nats_taskflow.testing import TaskflowWorld
+from nats_taskflow.testing.transport import MemoryTransport
 
 EVENTS = "TASKFLOW_EVT"
 COMMAND = "taskflow.cmd.kate.start"

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, SchemaError
 
-from worker import acceptance, json_schema
-from worker.acceptance import MAX_BYTES, MAX_WORK, accepts, schema_flaw
-from worker.json_schema import KEYWORDS
+from nats_taskflow import acceptance, json_schema
+from nats_taskflow.acceptance import MAX_BYTES, MAX_WORK, accepts, schema_flaw
+from nats_taskflow.json_schema import KEYWORDS
 
 RESULT = {
     "type": "object",

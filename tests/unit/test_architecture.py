@@ -72,7 +72,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "secrecy",
     ),
 )
-ADAPTERS = ("worker.store.sqlite", "worker.bus.jetstream", "worker.bus.memory", "worker.bus.connection")
+ADAPTERS = ("nats_taskflow.store.sqlite", "nats_taskflow.bus.jetstream", "nats_taskflow.bus.memory", "nats_taskflow.bus.connection")
 NAMING_ADAPTERS = {"app", "cli.dev", "cli.demo_story", "testing.database", "testing.memory", "testing.chaos"}
 IMPURE = {
     "asyncio",
@@ -93,14 +93,14 @@ MAX_MODULE, MAX_FUNCTION = 300, 40
 
 
 def name_of(path: Path) -> str:
-    parts = path.relative_to(ROOT / "worker").with_suffix("").parts
+    parts = path.relative_to(ROOT / "worker" / "nats_taskflow").with_suffix("").parts
     return ".".join(parts if parts[-1] != "__init__" or len(parts) == 1 else parts[:-1])
 
 
 @cache
 def modules() -> dict[str, tuple[str, ast.Module]]:
     """Return every module's text and tree, by its name."""
-    texts = {name_of(path): path.read_text(encoding="utf-8") for path in sorted((ROOT / "worker").rglob("*.py"))}
+    texts = {name_of(path): path.read_text(encoding="utf-8") for path in sorted((ROOT / "worker" / "nats_taskflow").rglob("*.py"))}
     return {name: (text, ast.parse(text)) for name, text in texts.items()}
 
 
@@ -142,7 +142,7 @@ def test_a_module_imports_only_from_its_layer_and_below() -> None:
         f"worker.{name} imports {imported}"
         for name, (_, tree) in modules().items()
         for imported, _ in imports(tree)
-        if imported.startswith("worker.") and layers.get(imported.removeprefix("worker."), layers[name]) < layers[name]
+        if imported.startswith("nats_taskflow.") and layers.get(imported.removeprefix("worker."), layers[name]) < layers[name]
     ]
     assert not upward, "\n".join(upward)
 
@@ -176,7 +176,7 @@ def test_adapters_are_named_only_in_the_composition_root() -> None:
 
 
 def test_one_place_says_how_this_program_is_started() -> None:
-    """`python -m worker` by hand would run a `worker` of the working directory."""
+    """`python -m nats_taskflow` by hand would run a `worker` of the working directory."""
     starting = [
         f"worker.{name}:{node.lineno}"
         for name, (_, tree) in modules().items()
@@ -187,7 +187,7 @@ def test_one_place_says_how_this_program_is_started() -> None:
 
 
 def test_no_task_can_end_in_silence() -> None:
-    """`worker.tasks` starts what goes on for ever. What is started elsewhere is awaited by the function that starts it."""
+    """`nats_taskflow.tasks` starts what goes on for ever. What is started elsewhere is awaited by the function that starts it."""
     silent = [
         f"worker.{name}:{node.lineno}"
         for name, (_, tree) in modules().items()
@@ -201,7 +201,7 @@ def test_no_task_can_end_in_silence() -> None:
         if name != "mcp_server.line"  # each call awaits it
         for call in calls_of(tree, "ensure_future") - kept_by_their_functions(tree)
     ]
-    assert not silent, f"start them by worker.tasks: {silent}"
+    assert not silent, f"start them by nats_taskflow.tasks: {silent}"
 
 
 def calls_of(tree: ast.AST, name: str) -> set[ast.Call]:

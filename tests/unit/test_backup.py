@@ -18,17 +18,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from nats_taskflow import copying
+from nats_taskflow.cli import taskflow
+from nats_taskflow.copying import Copier
+from nats_taskflow.errors import StoreRefused, Unavailable
+from nats_taskflow.store import backup
+from nats_taskflow.store.backup import backed_up
+from nats_taskflow.store.opening import APPLICATION_ID
+from nats_taskflow.store.queries import migrations
+from nats_taskflow.store.sqlite import SqliteFlowStore
 from tests.running import running
 from tests.service.acting import started
-from worker import copying
-from worker.cli import taskflow
-from worker.copying import Copier
-from worker.errors import StoreRefused, Unavailable
-from worker.store import backup
-from worker.store.backup import backed_up
-from worker.store.opening import APPLICATION_ID
-from worker.store.queries import migrations
-from worker.store.sqlite import SqliteFlowStore
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def names(folder: Path) -> set[str]:
 async def command(*arguments: str, path: Path) -> tuple[int, str, str]:
     """Run the command line as a user does, in a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "worker", "db", "backup", "--store-path", str(path), *arguments),
+        *(sys.executable, "-m", "nats_taskflow", "db", "backup", "--store-path", str(path), *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=path.parent,
@@ -179,7 +179,7 @@ async def test_what_killed_copies_left_is_removed_and_what_is_at_work_stays(path
 
 STOPPED_IN_THE_MIDDLE = """
 import sqlite3, sys
-from worker.store import backup
+from nats_taskflow.store import backup
 
 class Copied(sqlite3.Connection):
     def backup(self, target, *, progress, **how):
@@ -192,7 +192,7 @@ class Copied(sqlite3.Connection):
 real = sqlite3.connect
 sqlite3.connect = lambda *given, **how: real(*given, factory=Copied, **how)
 sys.argv = ["taskflow", "db", "backup", "--store-path", sys.argv[1], "copy.db"]
-from worker.__main__ import main
+from nats_taskflow.__main__ import main
 main()
 """
 
@@ -255,8 +255,8 @@ async def test_a_worker_makes_one_copy_at_a_time(path: Path, tmp_path: Path, mon
 
 
 NAMESAKES = (
-    "worker/__init__.py",
-    "worker/__main__.py",
+    "worker/nats_taskflow/__init__.py",
+    "worker/nats_taskflow/__main__.py",
     "sqlite3.py",
     "sqlite3/__init__.py",
     "click.py",

@@ -21,9 +21,9 @@ from bench.mallory import FLOODS, Mallory
 from bench.neighbours import Row, verdict
 from bench.neighbours import table as compared_trees
 from bench.peers.ledger import opened, resumed
+from nats_taskflow.invariants import Evidence, violations
+from nats_taskflow.times import to_micros
 from tests.running import START
-from worker.invariants import Evidence, violations
-from worker.times import to_micros
 
 TOPIC = "agent.delegate.reply"
 

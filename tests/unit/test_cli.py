@@ -18,15 +18,26 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from worker.__main__ import _command
-from worker.cli import dev, exit_codes, taskflow
-from worker.cli.dev import banner
-from worker.cli.flow import flow
-from worker.cli.launch import INTERRUPTED, launch
-from worker.config import Config, load
-from worker.errors import BusLost, ConfigError, StoreLocked
+from nats_taskflow.__main__ import _command
+from nats_taskflow.cli import dev, errors_as_exit_codes, taskflow
+from nats_taskflow.cli.dev import banner
+from nats_taskflow.cli.flow import flow
+from nats_taskflow.cli.launch import INTERRUPTED, launch
+from nats_taskflow.config import Config, load
+from nats_taskflow.errors import BusLost, ConfigError, StoreLocked
 
-HEAVY = ("nats", "structlog", "uvicorn", "aiosqlite", "prometheus_client", "mcp", "pydantic", "worker.app", "worker.config", "msgspec")
+HEAVY = (
+    "nats",
+    "structlog",
+    "uvicorn",
+    "aiosqlite",
+    "prometheus_client",
+    "mcp",
+    "pydantic",
+    "nats_taskflow.app",
+    "nats_taskflow.config",
+    "msgspec",
+)
 
 
 @pytest.fixture
@@ -44,7 +55,7 @@ def invoke(*arguments: str) -> Result:
 
 
 class Worker:
-    """Stands in for worker.app: takes the configuration and gives an exit code, or raises."""
+    """Stands in for nats_taskflow.app: takes the configuration and gives an exit code, or raises."""
 
     def __init__(self, outcome: int | BaseException) -> None:
         self.outcome = outcome
@@ -63,10 +74,10 @@ class Worker:
 def app(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | BaseException], Worker]:
     def replace(outcome: int | BaseException) -> Worker:
         worker = Worker(outcome)
-        module = types.ModuleType("worker.app")
+        module = types.ModuleType("nats_taskflow.app")
         module.run = worker.run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "worker.app", module)
-        monkeypatch.setattr("worker.app", module, raising=False)
+        monkeypatch.setitem(sys.modules, "nats_taskflow.app", module)
+        monkeypatch.setattr("nats_taskflow.app", module, raising=False)
         return worker
 
     return replace
@@ -128,9 +139,9 @@ def test_help_is_given_also_behind_options_of_the_connection() -> None:
 
 LOADED = """
 import sys
-from worker.cli import taskflow
+from nats_taskflow.cli import taskflow
 if ARGUMENTS != ["--help"]:
-    from worker.cli import launch
+    from nats_taskflow.cli import launch
     launch.launch = lambda life, **how: (life.close(), 0)[1]  # everything is loaded by then; nothing has to be there
 evaluated = []
 sys.addaudithook(lambda event, given: evaluated.append(given) if event == "compile" else None)
@@ -159,7 +170,15 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_a_question_to_the_worker_does_not_load_the_worker(folder: Path) -> None:
     _, modules = loaded("waits", "--output", "json")
-    assert not modules & {"worker.app", "worker.engine", "worker.store.sqlite", "aiosqlite", "jsonschema", "prometheus_client", "uvicorn"}
+    assert not modules & {
+        "nats_taskflow.app",
+        "nats_taskflow.engine",
+        "nats_taskflow.store.sqlite",
+        "aiosqlite",
+        "jsonschema",
+        "prometheus_client",
+        "uvicorn",
+    }
     others = {"importlib.metadata", "email", "tomllib", "difflib", "tempfile", "structlog"}
     assert modules & others == set(), "what it would use in other cases"
 
@@ -167,12 +186,12 @@ def test_a_question_to_the_worker_does_not_load_the_worker(folder: Path) -> None
 def test_the_worker_compiles_little_text_at_its_start(folder: Path) -> None:
     """Annotations that msgspec and typing evaluate, one by one, and the methods of dataclasses: 620 at the time of writing."""
     number, modules = loaded("run", "--http-bind", "off")
-    assert "worker.app" in modules
+    assert "nats_taskflow.app" in modules
     assert number <= 650
 
 
 def test_python_m_worker_is_the_same_command() -> None:
-    ended = subprocess.run([sys.executable, "-m", "worker", "nonsense"], capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run([sys.executable, "-m", "nats_taskflow", "nonsense"], capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == 64
     assert "Usage: taskflow" in ended.stderr
 
@@ -225,7 +244,7 @@ def test_a_refusal_is_one_line_on_stderr_with_its_exit_code(
 
 
 def test_a_defect_beside_a_refusal_is_not_hidden() -> None:
-    with pytest.raises(ExceptionGroup), exit_codes():
+    with pytest.raises(ExceptionGroup), errors_as_exit_codes():
         raise ExceptionGroup("tasks", [BusLost("gone"), KeyError("bug")])
 
 
@@ -265,7 +284,7 @@ def test_dev_without_a_nats_url_starts_a_server_of_its_own_and_stops_it(folder: 
     assert result.exit_code == 0
     assert worker.config is not None
     assert worker.config.origin("nats.url") == "the embedded server of taskflow dev"
-    assert f"{worker.config.nats.url[0]}   (embedded JetStream server, data in .taskflow/nats" in result.stderr
+    assert f"{nats_taskflow.config.nats.url[0]}   (embedded JetStream server, data in .taskflow/nats" in result.stderr
     assert (folder / ".taskflow" / "nats").is_dir()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(worker.config.nats.url[0].rpartition(":")[2]))) != 0
@@ -289,7 +308,7 @@ def test_dev_takes_another_port_for_nats_when_the_usual_one_goes_between_look_an
 def test_dev_takes_another_health_port_when_the_usual_one_is_taken(
     folder: Path, app: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.cli.dev._is_free", lambda _port: False)
+    monkeypatch.setattr("nats_taskflow.cli.dev._is_free", lambda _port: False)
     worker = app(0)
     result = invoke("dev", "--nats-url", "nats://127.0.0.1:1")
     assert worker.config is not None

@@ -14,12 +14,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from nats_taskflow.bus.client import Silent
+from nats_taskflow.cli import asking, taskflow
+from nats_taskflow.cli.asking import AskCommand
+from nats_taskflow.cli.examples import EXAMPLES
+from nats_taskflow.errors import BusLost, NotAllowed
 from tests.unit.test_cli_showing import all_commands
-from worker.bus.client import Silent
-from worker.cli import asking, taskflow
-from worker.cli.asking import AskCommand
-from worker.cli.examples import EXAMPLES
-from worker.errors import BusLost, NotAllowed
 
 COMMANDS = all_commands()
 ASKING = sorted(path for path, command in COMMANDS.items() if isinstance(command, AskCommand))

@@ -16,25 +16,27 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from worker.cli import _COMMANDS, exits, taskflow
-from worker.cli.asking import operator_name
-from worker.cli.choosing import KINDS
-from worker.cli.command import Group
-from worker.cli.examples import EXAMPLES
-from worker.cli.flow_acting import children_of
-from worker.cli.options import SettingsCommand
-from worker.cli.showing import Printer, mark, printable, span, waits_on
-from worker.errors import FlowError
-from worker.flow.waits import WaitCondition
-from worker.metrics import WAIT_KINDS
-from worker.wire.requests import WaitKind
+from nats_taskflow.cli import _COMMANDS, exits, taskflow
+from nats_taskflow.cli.asking import operator_name
+from nats_taskflow.cli.choosing import KINDS
+from nats_taskflow.cli.command import Group
+from nats_taskflow.cli.examples import EXAMPLES
+from nats_taskflow.cli.flow_acting import children_of
+from nats_taskflow.cli.options import SettingsCommand
+from nats_taskflow.cli.showing import Printer, mark, printable, span, waits_on
+from nats_taskflow.errors import FlowError
+from nats_taskflow.flow.waits import WaitCondition
+from nats_taskflow.metrics import WAIT_KINDS
+from nats_taskflow.wire.requests import WaitKind
 
 HEAVY = {"nats", "structlog", "uvicorn", "aiosqlite", "prometheus_client", "msgspec", "rich.table", "sqlite3"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["flow", "--help"], ["dlq", "--help"], ["held", "-h"], ["db", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    program = f"import sys; sys.argv = ['taskflow', *{arguments!r}]; from worker.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    program = (
+        f"import sys; sys.argv = ['taskflow', *{arguments!r}]; from nats_taskflow.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    )
     program += f"print('HEAVY', sorted({HEAVY - {'rich.table'}!r} & sys.modules.keys()), len(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     last = done.stdout.splitlines()[-1]
@@ -100,10 +102,10 @@ def test_the_list_of_commands_says_of_each_what_its_own_help_says_and_loads_none
         command = taskflow.get_command(context, name)
         assert command is not None
         assert " ".join((command.help or "").partition("\n\n")[0].split()) == said, name
-    program = "import sys; from worker.cli import main; sys.argv = ['taskflow', '--help']\ntry: main()\nexcept SystemExit: pass\n"
-    program += "print([name for name in sys.modules if name.startswith('worker.cli.')])"
+    program = "import sys; from nats_taskflow.cli import main; sys.argv = ['taskflow', '--help']\ntry: main()\nexcept SystemExit: pass\n"
+    program += "print([name for name in sys.modules if name.startswith('nats_taskflow.cli.')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    loaded = {name.removeprefix("worker.cli.") for name in ast.literal_eval(done.stdout.splitlines()[-1])}
+    loaded = {name.removeprefix("nats_taskflow.cli.") for name in ast.literal_eval(done.stdout.splitlines()[-1])}
     assert loaded == {"command", "exits", "examples", "output"}
 
 

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, _NamedTextIOWrapper
 
+from nats_taskflow.bus.history import Kept
+from nats_taskflow.cli import db_findings, doctor, layout, taskflow
+from nats_taskflow.cli.asking import Online
+from nats_taskflow.cli.layout import cell_width, command_lines
+from nats_taskflow.cli.verdicts import Verdict
+from nats_taskflow.config import Config
+from nats_taskflow.invariants.findings import Findings, Violated
+from nats_taskflow.wire.subjects import Subjects
 from tests.snapshot import assert_same
-from worker.bus.history import Kept
-from worker.cli import db_findings, doctor, layout, taskflow
-from worker.cli.asking import Online
-from worker.cli.layout import cell_width, command_lines
-from worker.cli.verdicts import Verdict
-from worker.config import Config
-from worker.invariants.findings import Findings, Violated
-from worker.wire.subjects import Subjects
 
 TIMES = re.compile(r"\d{4}-\d\d-\d\d[ T][\w.:+-]+")
 NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -173,10 +173,10 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int | None], str]:
     async def canned(*_: Any) -> AsyncIterator[Canned]:
         yield Canned()
 
-    monkeypatch.setattr("worker.cli.asking._line", canned)
-    monkeypatch.setattr("worker.cli.launch.launch", lambda life, **_: asyncio.run(life))
-    monkeypatch.setattr("worker.logger.configure_at_first_use", lambda _: None)
-    monkeypatch.setattr("worker.cli.showing._moment", lambda moment: NOW if moment is None else datetime.fromisoformat(moment))
+    monkeypatch.setattr("nats_taskflow.cli.asking._line", canned)
+    monkeypatch.setattr("nats_taskflow.cli.launch.launch", lambda life, **_: asyncio.run(life))
+    monkeypatch.setattr("nats_taskflow.logger.configure_at_first_use", lambda _: None)
+    monkeypatch.setattr("nats_taskflow.cli.showing._moment", lambda moment: NOW if moment is None else datetime.fromisoformat(moment))
 
     def run(command: str, columns: int | None) -> str:
         monkeypatch.setattr(_NamedTextIOWrapper, "isatty", lambda _: columns is not None, raising=False)
@@ -202,8 +202,8 @@ def test_a_table_looks_as_it_should(shown: Callable[[str, int | None], str], nam
 def test_what_the_doctor_and_the_check_found_is_broken_between_words(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int | None
 ) -> None:
-    monkeypatch.setattr("worker.cli.showing.screen", lambda: columns)
-    monkeypatch.setattr("worker.cli.db_findings.screen", lambda: columns)
+    monkeypatch.setattr("nats_taskflow.cli.showing.screen", lambda: columns)
+    monkeypatch.setattr("nats_taskflow.cli.db_findings.screen", lambda: columns)
     warned = "not known: nats.monitor_url is not set, so whether the server syncs what it acknowledges cannot be asked"
     doctor._show(
         [Verdict("config", "ok", "fine"), Verdict("server sync", "warn", warned, "set nats.monitor_url (http://host:8222)")],

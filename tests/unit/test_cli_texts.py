@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from nats_taskflow.cli import taskflow
+from nats_taskflow.flow.commands import Caller, CancelFlow, FailFlow, FinishFlow, ParkFlow, RequestCancel, StartFlow
 from tests.flows import KATE, TOPIC, any_of, arrives, did, external, manual, timer
 from tests.golden import golden
 from tests.running import VirtualClock, running
-from worker.cli import taskflow
-from worker.flow.commands import Caller, CancelFlow, FailFlow, FinishFlow, ParkFlow, RequestCancel, StartFlow
 
 NAMES = ("near", "overdue", "asks", "sleeps", "chooses", "runs", "done", "gone wrong", "late", "winds down")
 IDS = {name: f"01990000-0000-7000-8000-{number:012x}" for number, name in enumerate(NAMES, 0xA1)}

@@ -15,30 +15,45 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import worker
+import nats_taskflow
+from nats_taskflow import client, errors
+from nats_taskflow.client.asked import DelegateError, answer_error, answer_with, asked_of, reply_subject
+from nats_taskflow.client.backing_off import Backoff
+from nats_taskflow.client.conditions import all_of, any_of, at_least, ended, manual, reply, timer
+from nats_taskflow.client.doors import checked, done
+from nats_taskflow.client.errors import BY_CODE, FlowRefused, Internal, InvalidRequest, NoOutcome, error_of
+from nats_taskflow.client.events import Event, Seen, event_in
+from nats_taskflow.client.lanes import Lanes, Later
+from nats_taskflow.client.numbering import CURRENT, Numbering, new_id
+from nats_taskflow.client.synadia import _request
+from nats_taskflow.client.transport import Delivery, Message
+from nats_taskflow.flow import waits
+from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
+from nats_taskflow.flow.model import FlowEvent
+from nats_taskflow.wire.cloudevents import event_message
+from nats_taskflow.wire.requests import COMMANDS, CommandId
+from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually
-from worker import client, errors
-from worker.client.asked import DelegateError, answer_error, answer_with, asked_of, reply_subject
-from worker.client.backing_off import Backoff
-from worker.client.conditions import all_of, any_of, at_least, ended, manual, reply, timer
-from worker.client.doors import checked, done
-from worker.client.errors import BY_CODE, FlowRefused, Internal, InvalidRequest, NoOutcome, error_of
-from worker.client.events import Event, Seen, event_in
-from worker.client.lanes import Lanes, Later
-from worker.client.numbering import CURRENT, Numbering, new_id
-from worker.client.synadia import _request
-from worker.client.transport import Delivery, Message
-from worker.flow import waits
-from worker.flow.lifecycle import EventKind, FlowStatus
-from worker.flow.model import FlowEvent
-from worker.wire.cloudevents import event_message
-from worker.wire.requests import COMMANDS, CommandId
-from worker.wire.subjects import Subjects
 
 FLOW = "01900000-0000-7000-8000-000000000001"
 SERVER = {
-    *("worker.engine", "worker.app", "worker.store", "worker.supervisor", "worker.telemetry", "worker.cli", "worker.config"),
-    *("worker.bus.connection", "worker.bus.jetstream", "worker.bus.pull", "worker.flow.decide", "worker.manager", "worker.api"),
+    *(
+        "nats_taskflow.engine",
+        "nats_taskflow.app",
+        "nats_taskflow.store",
+        "nats_taskflow.supervisor",
+        "nats_taskflow.telemetry",
+        "nats_taskflow.cli",
+        "nats_taskflow.config",
+    ),
+    *(
+        "nats_taskflow.bus.connection",
+        "nats_taskflow.bus.jetstream",
+        "nats_taskflow.bus.pull",
+        "nats_taskflow.flow.decide",
+        "nats_taskflow.manager",
+        "nats_taskflow.api",
+    ),
     *("sqlite3", "aiosqlite", "click", "rich", "uvicorn", "prometheus_client", "structlog", "jsonschema", "uuid_utils"),
 }
 
@@ -49,19 +64,21 @@ def loaded(statement: str) -> set[str]:
     return set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
 
 
-@pytest.mark.parametrize("statement", ["import worker.client", "from worker import FlowClient", "from worker import Agent, serve_delegate"])
+@pytest.mark.parametrize(
+    "statement", ["import nats_taskflow.client", "from worker import FlowClient", "from worker import Agent, serve_delegate"]
+)
 def test_the_client_loads_no_part_of_the_server_and_nats_only_to_connect(statement: str) -> None:
     modules = loaded(statement)
-    assert "worker.client.flows" in modules
+    assert "nats_taskflow.client.flows" in modules
     assert modules & (SERVER | {"nats"}) == set()
 
 
 def test_the_connection_loads_no_part_of_the_server_either() -> None:
-    assert loaded("import worker.client.over_nats") & SERVER == set()
+    assert loaded("import nats_taskflow.client.over_nats") & SERVER == set()
 
 
 def test_the_worker_does_not_load_the_client() -> None:
-    assert not {name for name in loaded("import worker.app") if name.startswith("worker.client")}
+    assert not {name for name in loaded("import nats_taskflow.app") if name.startswith("nats_taskflow.client")}
 
 
 def test_the_client_starts_quickly() -> None:
@@ -77,13 +94,15 @@ def test_the_client_starts_quickly() -> None:
 
 
 def test_public_names_are_loaded_from_the_package_and_no_others() -> None:
-    assert {name: getattr(worker, name) for name in worker.__all__} == {name: getattr(client, name) for name in worker.__all__}
+    assert {name: getattr(nats_taskflow, name) for name in nats_taskflow.__all__} == {
+        name: getattr(client, name) for name in nats_taskflow.__all__
+    }
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
-        _ = worker.Nonsense
+        _ = nats_taskflow.Nonsense
 
 
 def test_there_is_an_exception_for_each_code_and_each_is_the_workers_own() -> None:
-    assert set(BY_CODE.values()) == {kind for kind in errors.FlowError.__subclasses__() if kind.__module__ == "worker.errors"}
+    assert set(BY_CODE.values()) == {kind for kind in errors.FlowError.__subclasses__() if kind.__module__ == "nats_taskflow.errors"}
     for code, kind in BY_CODE.items():
         made = error_of(code, "why", {"path": "/x"})
         assert (type(made), made.code, made.message, made.details) == (kind, code, "why", {"path": "/x"})

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from nats_taskflow.bus.options import nats_options
+from nats_taskflow.config import Config, Found, load, settings, shown
+from nats_taskflow.durations import Duration
+from nats_taskflow.errors import ConfigError
+from nats_taskflow.wire.bindings import Binding
+from nats_taskflow.wire.delegates import Delegate
 from tests.golden import golden
-from worker.bus.options import nats_options
-from worker.config import Config, Found, load, settings, shown
-from worker.durations import Duration
-from worker.errors import ConfigError
-from worker.wire.bindings import Binding
-from worker.wire.delegates import Delegate
 
 EMPTY: dict[str, str] = {}
 

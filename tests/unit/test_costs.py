@@ -23,26 +23,26 @@ import aiosqlite
 import msgspec
 import pytest
 
+from nats_taskflow import portion
+from nats_taskflow.bus.base import Bus, Delivery, Outgoing, Published
+from nats_taskflow.engine import Engine
+from nats_taskflow.flow.commands import Policy, Reply, StartFlow
+from nats_taskflow.manager import FlowManager
+from nats_taskflow.outlets import events, fresh_events
+from nats_taskflow.reading import Randomness, reader
+from nats_taskflow.relay import Relay
+from nats_taskflow.store.opening import take_values_as_they_are
+from nats_taskflow.store.records import Batch
+from nats_taskflow.submission import Outcome
+from nats_taskflow.testing.database import InlineStore, fresh
+from nats_taskflow.times import rfc3339
+from nats_taskflow.wait_engine import WaitEngine
+from nats_taskflow.wire.codec import Identity, Inbound
+from nats_taskflow.wire.replies import Binding, Bindings
+from nats_taskflow.wire.subjects import Subjects
 from tests.flows import KATE, TOPIC, external, parking
 from tests.running import Running, VirtualClock, running
 from tests.service.line import living
-from worker import portion
-from worker.bus.base import Bus, Delivery, Outgoing, Published
-from worker.engine import Engine
-from worker.flow.commands import Policy, Reply, StartFlow
-from worker.manager import FlowManager
-from worker.outlets import events, fresh_events
-from worker.reading import Randomness, reader
-from worker.relay import Relay
-from worker.store.opening import take_values_as_they_are
-from worker.store.records import Batch
-from worker.submission import Outcome
-from worker.testing.database import InlineStore, fresh
-from worker.times import rfc3339
-from worker.wait_engine import WaitEngine
-from worker.wire.codec import Identity, Inbound
-from worker.wire.replies import Binding, Bindings
-from worker.wire.subjects import Subjects
 
 # Some ten per cent above what it is today; what is exact has no room. Python 3.12 and later call less (inlined comprehensions).
 BOUNDS: dict[str, float] = {

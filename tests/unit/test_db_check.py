@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from nats_taskflow.cli import taskflow
+from nats_taskflow.invariants.findings import KEPT
+from nats_taskflow.store.lock import WriterLock, holder
 from tests.running import running
 from tests.service.acting import external, parked
-from worker.cli import taskflow
-from worker.invariants.findings import KEPT
-from worker.store.lock import WriterLock, holder
 
 
 def check(*arguments: str) -> Result:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
-from worker.bus.dial import dial
-from worker.bus.options import NatsOptions
-from worker.client import FlowClient, Lost
-from worker.errors import ConfigError
+from nats_taskflow.bus.dial import dial
+from nats_taskflow.bus.options import NatsOptions
+from nats_taskflow.client import FlowClient, Lost
+from nats_taskflow.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ import msgspec
 import pytest
 from referencing import Registry, Resource
 
-from worker.errors import FlowError
-from worker.wire.codec import Inbound, Query, read_command, read_query
-from worker.wire.operators import read_operation
-from worker.wire.origin import Mint
-from worker.wire.schemas import _listed, documents
+from nats_taskflow.errors import FlowError
+from nats_taskflow.wire.codec import Inbound, Query, read_command, read_query
+from nats_taskflow.wire.operators import read_operation
+from nats_taskflow.wire.origin import Mint
+from nats_taskflow.wire.schemas import _listed, documents
 
 FOLDER = Path(__file__).parents[2] / "schemas" / "examples"
 SCHEMAS: dict[str, Any] = {name: json.loads(text) for name, text in documents().items() if name != "asyncapi.json"}

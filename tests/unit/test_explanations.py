@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow.acceptance import accepts, schema_flaw
+from nats_taskflow.errors import FlowError
+from nats_taskflow.flow.commands import CancelFlow as Cancel
+from nats_taskflow.flow.commands import ParkFlow, Policy, Reply, RequestCancel, StartFlow, Stimulus
+from nats_taskflow.flow.decide import decide
+from nats_taskflow.flow.decision import Decision
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.world import World
+from nats_taskflow.times import SECOND, Micros, to_datetime
 from tests.pages import ROOT, pages
-from worker.acceptance import accepts, schema_flaw
-from worker.errors import FlowError
-from worker.flow.commands import CancelFlow as Cancel
-from worker.flow.commands import ParkFlow, Policy, Reply, RequestCancel, StartFlow, Stimulus
-from worker.flow.decide import decide
-from worker.flow.decision import Decision
-from worker.flow.lifecycle import FlowStatus
-from worker.flow.world import World
-from worker.times import SECOND, Micros, to_datetime
 
 TOPIC = "agent.delegate.reply"
 A, B = (f"01990000-0000-7000-8000-00000000000{n}" for n in (1, 2))

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from worker.errors import AlreadyTerminal, CancelPending, FlowError
-from worker.flow.commands import (
+from nats_taskflow.errors import AlreadyTerminal, CancelPending, FlowError
+from nats_taskflow.flow.commands import (
     AdvanceFlow,
     CancelFlow,
     DeadlinePassed,
@@ -31,15 +31,15 @@ from worker.flow.commands import (
     StartFlow,
     Stimulus,
 )
-from worker.flow.decide import decide
-from worker.flow.decision import Decision
-from worker.flow.fold import fold, folded
-from worker.flow.lifecycle import NEXT, TERMINAL, EventKind, FlowStatus, FlowStepStatus
-from worker.flow.model import Flow, FlowEvent
-from worker.flow.waits import ExternalEvent, nodes, parse
-from worker.flow.world import World
-from worker.times import SECOND, rfc3339
-from worker.wire.journal import PAYLOADS
+from nats_taskflow.flow.decide import decide
+from nats_taskflow.flow.decision import Decision
+from nats_taskflow.flow.fold import fold, folded
+from nats_taskflow.flow.lifecycle import NEXT, TERMINAL, EventKind, FlowStatus, FlowStepStatus
+from nats_taskflow.flow.model import Flow, FlowEvent
+from nats_taskflow.flow.waits import ExternalEvent, nodes, parse
+from nats_taskflow.flow.world import World
+from nats_taskflow.times import SECOND, rfc3339
+from nats_taskflow.wire.journal import PAYLOADS
 
 NOW = 1_800_000_000 * SECOND
 POLICY = Policy()

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.flow.commands import Policy, Reply
-from worker.flow.decide import decide
-from worker.flow.decision import Decision
-from worker.flow.world import World
-from worker.wire.replies import Binding, Bindings
-from worker.wire.subjects import Subjects
+from nats_taskflow.flow.commands import Policy, Reply
+from nats_taskflow.flow.decide import decide
+from nats_taskflow.flow.decision import Decision
+from nats_taskflow.flow.world import World
+from nats_taskflow.wire.replies import Binding, Bindings
+from nats_taskflow.wire.subjects import Subjects
 
 NOW = 1_800_000_000_000_000
 

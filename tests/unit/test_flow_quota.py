@@ -7,9 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.flows import BOB, KATE, TOPIC, any_of, external, manual
-from worker.errors import FlowError, QuotaExceeded
-from worker.flow.commands import (
+from nats_taskflow.errors import FlowError, QuotaExceeded
+from nats_taskflow.flow.commands import (
     AdvanceFlow,
     Caller,
     CancelFlow,
@@ -24,11 +23,12 @@ from worker.flow.commands import (
     StartFlow,
     Stimulus,
 )
-from worker.flow.decide import decide
-from worker.flow.decision import Decision
-from worker.flow.usage import Usage
-from worker.flow.world import World
-from worker.times import SECOND, rfc3339
+from nats_taskflow.flow.decide import decide
+from nats_taskflow.flow.decision import Decision
+from nats_taskflow.flow.usage import Usage
+from nats_taskflow.flow.world import World
+from nats_taskflow.times import SECOND, rfc3339
+from tests.flows import BOB, KATE, TOPIC, any_of, external, manual
 
 NOW = 1_800_000_000 * SECOND
 BY_KATE = Caller(actor="agent:kate", owner=KATE)

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.errors import FlowError, InvalidRequest
-from worker.flow.commands import ParkFlow, Policy
-from worker.flow.decide import decide
-from worker.flow.ending import due_of
-from worker.flow.identifiers import agent_of
-from worker.flow.lifecycle import FlowStatus
-from worker.flow.model import Flow
-from worker.flow.waits import (
+from nats_taskflow.errors import FlowError, InvalidRequest
+from nats_taskflow.flow.commands import ParkFlow, Policy
+from nats_taskflow.flow.decide import decide
+from nats_taskflow.flow.ending import due_of
+from nats_taskflow.flow.identifiers import agent_of
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.flow.waits import (
     AllOf,
     AnyOf,
     AtLeast,
@@ -36,8 +36,8 @@ from worker.flow.waits import (
     parse,
     to_value,
 )
-from worker.flow.world import World
-from worker.times import to_micros
+from nats_taskflow.flow.world import World
+from nats_taskflow.times import to_micros
 
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
 
@@ -207,7 +207,7 @@ def test_a_flow_that_does_not_wait_is_never_due() -> None:
 
 RACE = """
 import os, sys, threading
-from worker.flow import waits
+from nats_taskflow.flow import waits
 
 def read_by_many_at_once():
     sys.setswitchinterval(1e-7)

@@ -12,15 +12,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from nats_taskflow.bus.server import find_server
+from nats_taskflow.cli import dev_folder, taskflow
+from nats_taskflow.cli.examples import EXAMPLES
+from nats_taskflow.cli.options import SettingsCommand
+from nats_taskflow.client import FlowClient, Lost
+from nats_taskflow.config import load, readers, settings
+from nats_taskflow.config.tree import Guarded
+from nats_taskflow.errors import ConfigError
 from tests.unit.test_config import configured, context, environ, private
-from worker.bus.server import find_server
-from worker.cli import dev_folder, taskflow
-from worker.cli.examples import EXAMPLES
-from worker.cli.options import SettingsCommand
-from worker.client import FlowClient, Lost
-from worker.config import load, readers, settings
-from worker.config.tree import Guarded
-from worker.errors import ConfigError
 
 STRANGER = 65533
 

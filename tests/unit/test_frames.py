@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.errors import BadHeaderError
 
-from worker.bus import frames
-from worker.bus.frames import encoded, read_headers
-from worker.bus.mended import MendedClient
-from worker.wire.headers import MOST_HEADERS, UNREAD
+from nats_taskflow.bus import frames
+from nats_taskflow.bus.frames import encoded, read_headers
+from nats_taskflow.bus.mended import MendedClient
+from nats_taskflow.wire.headers import MOST_HEADERS, UNREAD
 
 SUBJECTS = st.text(st.characters(exclude_characters=" \t\r\n", exclude_categories=["Cs"]), min_size=1)
 NAMES = st.text(st.sampled_from("aZ0-_.!"), min_size=1) | st.sampled_from(["", "  ", " padded ", "content-type"])

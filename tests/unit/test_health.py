@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from prometheus_client.metrics_core import Metric
 
-from worker.errors import ConfigError
-from worker.health import Check, HealthServer, MetricsPage, is_loopback, names_loopback
-from worker.metrics import Metrics
+from nats_taskflow.errors import ConfigError
+from nats_taskflow.health import Check, HealthServer, MetricsPage, is_loopback, names_loopback
+from nats_taskflow.metrics import Metrics
 
 
 class Patient:

@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from nats_taskflow import http_connection, http_server
+from nats_taskflow.errors import ConfigError
+from nats_taskflow.http_bounds import BOUNDS, Bounds, Pace, one_too_many, peer_of
+from nats_taskflow.http_server import listen, make_http_server, place_of
 from tests.eventually import eventually
-from worker import http_connection, http_server
-from worker.errors import ConfigError
-from worker.http_bounds import BOUNDS, Bounds, Pace, one_too_many, peer_of
-from worker.http_server import listen, make_http_server, place_of
 
 SMALL = Bounds(connections=12, of_peer=8)
 HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\n"

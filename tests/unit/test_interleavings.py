@@ -17,20 +17,20 @@ from typing import Any, NamedTuple, cast
 import msgspec
 import pytest
 
-from worker.deciding import Deciding
-from worker.errors import FlowError
-from worker.flow.commands import CancelFlow, DeadlinePassed, ParkFlow, Policy, Reply, ResumeFlow, StartFlow, Stimulus
-from worker.flow.decide import decide
-from worker.flow.decision import Decision
-from worker.flow.fold import fold
-from worker.flow.holding import Holdings
-from worker.flow.lifecycle import EventKind, FlowStatus
-from worker.flow.model import Flow, FlowEvent
-from worker.flow.world import World
-from worker.store.records import InboxKey, InboxRow, Loaded
-from worker.submission import Outcome, Submission
-from worker.times import SECOND
-from worker.wire.codec import Identity
+from nats_taskflow.deciding import Deciding
+from nats_taskflow.errors import FlowError
+from nats_taskflow.flow.commands import CancelFlow, DeadlinePassed, ParkFlow, Policy, Reply, ResumeFlow, StartFlow, Stimulus
+from nats_taskflow.flow.decide import decide
+from nats_taskflow.flow.decision import Decision
+from nats_taskflow.flow.fold import fold
+from nats_taskflow.flow.holding import Holdings
+from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
+from nats_taskflow.flow.model import Flow, FlowEvent
+from nats_taskflow.flow.world import World
+from nats_taskflow.store.records import InboxKey, InboxRow, Loaded
+from nats_taskflow.submission import Outcome, Submission
+from nats_taskflow.times import SECOND
+from nats_taskflow.wire.codec import Identity
 
 FLOW, PAIR = "f", ("t", "c")
 NOW = 1_800_000_000 * SECOND

@@ -17,12 +17,24 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from nats_taskflow import invariants
+from nats_taskflow.invariants import (
+    INVARIANTS,
+    ClientRecord,
+    Evidence,
+    Ledger,
+    Message,
+    Operation,
+    Taken,
+    client,
+    command,
+    looked_at,
+    violations,
+)
+from nats_taskflow.invariants.client import sets, time_goes_forward
+from nats_taskflow.reference.promises import over
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Line, living
-from worker import invariants
-from worker.invariants import INVARIANTS, ClientRecord, Evidence, Ledger, Message, Operation, Taken, client, command, looked_at, violations
-from worker.invariants.client import sets, time_goes_forward
-from worker.reference.promises import over
 
 ROOT = Path(__file__).parents[2]
 SECOND = 1_000_000

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-from worker.config import Log
-from worker.line_writer import LineWriter
-from worker.telemetry import Said, configure_logging
+from nats_taskflow.config import Log
+from nats_taskflow.line_writer import LineWriter
+from nats_taskflow.telemetry import Said, configure_logging
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="sizes of pipes")
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from worker.cli import taskflow
-from worker.mcp_server import serving
-from worker.mcp_server.line import Owner
+from nats_taskflow.cli import taskflow
+from nats_taskflow.mcp_server import serving
+from nats_taskflow.mcp_server.line import Owner
 
 TOKEN = "correct-horse-battery"
 
@@ -113,7 +113,7 @@ def test_a_token_is_read_from_a_private_file(served: Served, tmp_path: Path) -> 
 
 
 async def test_a_rotated_token_counts_at_once_and_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
-    from worker.config.secrets import Secret
+    from nats_taskflow.config.secrets import Secret
 
     file = tmp_path / "token"
     verifier = serving._Verifier(Secret(path=str(file), source="file:token"))
@@ -142,7 +142,7 @@ def test_without_the_sdk_it_says_what_to_install_and_exits_78(served: Served, mo
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mcp", None)
     monkeypatch.setitem(sys.modules, "mcp_types", None)
-    for name in ("worker.mcp_server.serving", "worker.mcp_server.server"):
+    for name in ("nats_taskflow.mcp_server.serving", "nats_taskflow.mcp_server.server"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     refused = invoke("--agent", "kate")
     assert refused.exit_code == 78

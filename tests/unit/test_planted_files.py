@@ -16,17 +16,17 @@ import pytest
 from click.testing import CliRunner
 from structlog.testing import capture_logs
 
+from nats_taskflow.bus.server import EmbeddedServer, ServerRefused
+from nats_taskflow.cli import taskflow
+from nats_taskflow.errors import StoreLocked, StoreRefused
+from nats_taskflow.ownership import open_own
+from nats_taskflow.store.lock import WriterLock
+from nats_taskflow.store.opening import schema_of
+from nats_taskflow.store.sqlite import SqliteFlowStore
 from tests.fixtures.living import loaded
 from tests.running import running
 from tests.service.acting import started
 from tests.unit.test_found_files import given_away
-from worker.bus.server import EmbeddedServer, ServerRefused
-from worker.cli import taskflow
-from worker.errors import StoreLocked, StoreRefused
-from worker.ownership import open_own
-from worker.store.lock import WriterLock
-from worker.store.opening import schema_of
-from worker.store.sqlite import SqliteFlowStore
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 PRECIOUS = "mine, and nobody else's"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import worker
-from worker.prose import counted
+import nats_taskflow
+from nats_taskflow.prose import counted
 
 NOUNS = "flows events letters replies children rows times tries parts messages workers conditions invariants"
 PLURAL = re.compile(rf" (?:\(s\)|(?:(?:dead|held|open|settled) )?(?:{'|'.join(NOUNS.split())})\b)")
@@ -50,7 +50,7 @@ def said(of: Callable[[ast.expr], Iterator[str]]) -> list[str]:
     """Return what is found in the expressions of the program, each with its place."""
     return [
         f"{path.name}:{node.lineno}: {one}"
-        for path in Path(worker.__file__).parent.rglob("*.py")
+        for path in Path(nats_taskflow.__file__).parent.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.expr)
         for one in of(node)

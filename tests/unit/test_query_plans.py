@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from worker.store.queries import statements
-from worker.testing.database import fresh
+from nats_taskflow.store.queries import statements
+from nats_taskflow.testing.database import fresh
 
 STATEMENTS = {f"{file}.{name}": text for file in ("load", "overview", "reads", "save", "upkeep") for name, text in statements(file).items()}
 

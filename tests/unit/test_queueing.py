@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.flow.commands import Reply, RunFlow
-from worker.queueing import MAX_BYTES, Job, Queue
-from worker.submission import Submission
-from worker.wire.codec import Identity
+from nats_taskflow.flow.commands import Reply, RunFlow
+from nats_taskflow.queueing import MAX_BYTES, Job, Queue
+from nats_taskflow.submission import Submission
+from nats_taskflow.wire.codec import Identity
 
 NOBODY = cast("asyncio.Future[Any]", None)
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.errors import QuotaExceeded
-from worker.quota import BURST, Meter
-from worker.times import SECOND
+from nats_taskflow.errors import QuotaExceeded
+from nats_taskflow.quota import BURST, Meter
+from nats_taskflow.times import SECOND
 
 
 def taken(meter: Meter, count: int, at: int, agent: str = "mallory", size: int = 0) -> int:

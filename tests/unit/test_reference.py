@@ -12,21 +12,21 @@ import pytest
 from click.testing import CliRunner
 from referencing import Registry, Resource
 
-import worker
+import nats_taskflow
+from nats_taskflow import client, testing
+from nats_taskflow.cli import exits, taskflow
+from nats_taskflow.config import settings
+from nats_taskflow.errors import FlowError
+from nats_taskflow.flow.lifecycle import EventKind
+from nats_taskflow.metrics import DEAD_LETTER_REASONS
+from nats_taskflow.reference import events, letters, pages, refusals
+from nats_taskflow.reference.__main__ import main
+from nats_taskflow.reference.tables import BY_HAND
+from nats_taskflow.wire import deadletters, headers
+from nats_taskflow.wire.cloudevents import CloudEvent, EventData
+from nats_taskflow.wire.schemas import documents
 from tests.pages import ROOT
 from tests.pages import pages as every_page
-from worker import client, testing
-from worker.cli import exits, taskflow
-from worker.config import settings
-from worker.errors import FlowError
-from worker.flow.lifecycle import EventKind
-from worker.metrics import DEAD_LETTER_REASONS
-from worker.reference import events, letters, pages, refusals
-from worker.reference.__main__ import main
-from worker.reference.tables import BY_HAND
-from worker.wire import deadletters, headers
-from worker.wire.cloudevents import CloudEvent, EventData
-from worker.wire.schemas import documents
 
 DOCS = Path(__file__).parents[2] / "docs"
 NAMES = sorted(path.name for path in DOCS.glob("*.md") if BY_HAND in path.read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ def test_no_page_for_users_sends_them_to_a_page_that_only_the_authors_have() -> 
     assert found == []
 
 
-@pytest.mark.parametrize("module", [worker, client, testing])
+@pytest.mark.parametrize("module", [nats_taskflow, client, testing])
 def test_the_page_on_python_has_every_public_name(module: ModuleType, made: dict[str, str]) -> None:
     page = made["python.md"]
     names = {name for name in module.__all__ if name != "BY_CODE"}
@@ -77,7 +77,7 @@ def test_describing_the_commands_leaves_them_as_they_are(made: dict[str, str]) -
 def test_drift_is_seen_and_repaired(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, made: dict[str, str]
 ) -> None:
-    monkeypatch.setattr("worker.reference.__main__.pages", lambda: made)
+    monkeypatch.setattr("nats_taskflow.reference.__main__.pages", lambda: made)
     assert main([str(tmp_path)]) == 0
     assert main(["--check", str(tmp_path)]) == 0
     (tmp_path / "errors.md").write_text("none", encoding="utf-8")
@@ -95,7 +95,7 @@ def test_every_setting_has_its_row_with_variable_and_flag(made: dict[str, str]) 
 
 def test_every_error_is_explained_and_none_that_is_not_there(made: dict[str, str]) -> None:
     codes = {kind.code for kind in FlowError.__subclasses__()}
-    assert refusals._ADVICE.keys() == codes, "worker/reference/refusals.py says what to do about each code"
+    assert refusals._ADVICE.keys() == codes, "worker/nats_taskflow/reference/refusals.py says what to do about each code"
     for kind in FlowError.__subclasses__():
         assert f"| `{kind.code}` | {kind.http} |" in made["errors.md"]
     for code in exits.MEANINGS:

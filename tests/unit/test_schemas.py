@@ -11,17 +11,17 @@ import msgspec
 import pytest
 from referencing import Registry, Resource
 
-from worker.errors import InvalidRequest
-from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
-from worker.flow.model import Flow, FlowEvent, FlowStep
-from worker.reference.events import examples
-from worker.schema_files import drift, main
-from worker.wire import outcomes
-from worker.wire.cloudevents import event_message
-from worker.wire.codec import Inbound, Query, read_command, read_query
-from worker.wire.journal import PAYLOADS
-from worker.wire.schemas import documents
-from worker.wire.subjects import Subjects
+from nats_taskflow.errors import InvalidRequest
+from nats_taskflow.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
+from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
+from nats_taskflow.reference.events import examples
+from nats_taskflow.schema_files import drift, main
+from nats_taskflow.wire import outcomes
+from nats_taskflow.wire.cloudevents import event_message
+from nats_taskflow.wire.codec import Inbound, Query, read_command, read_query
+from nats_taskflow.wire.journal import PAYLOADS
+from nats_taskflow.wire.schemas import documents
+from nats_taskflow.wire.subjects import Subjects
 
 FOLDER = Path(__file__).parents[2] / "schemas"
 FILES: dict[str, Any] = {name: json.loads(text) for name, text in documents().items()}
@@ -47,7 +47,7 @@ class Fixed:
 
 
 def test_the_checked_in_schemas_are_up_to_date() -> None:
-    assert drift(FOLDER) == [], "run: python -m worker.schema_files schemas"
+    assert drift(FOLDER) == [], "run: python -m nats_taskflow.schema_files schemas"
 
 
 def test_the_writer_writes_checks_and_tidies_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 import pytest
 from click.testing import CliRunner, Result
 
-from worker.cli import taskflow
-from worker.cli.skill import NAME, text
-from worker.flow.waits import from_value
-from worker.mcp_server.calls import checked
-from worker.mcp_server.schema import ACTIONS
+from nats_taskflow.cli import taskflow
+from nats_taskflow.cli.skill import NAME, text
+from nats_taskflow.flow.waits import from_value
+from nats_taskflow.mcp_server.calls import checked
+from nats_taskflow.mcp_server.schema import ACTIONS
 
 ROOT = Path(__file__).parents[2]
 _LINK = re.compile(r"\[[^\]]+\]\(([^)]+)\)")

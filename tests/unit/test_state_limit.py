@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from worker.errors import FlowError, TooLarge
-from worker.flow.commands import AdvanceFlow, Command, FailFlow, FinishFlow, ParkFlow, Policy, ResumeFlow, StartFlow, Stimulus
-from worker.flow.decide import decide
-from worker.flow.decision import Decision
-from worker.flow.lifecycle import FlowStatus
-from worker.flow.world import World
-from worker.times import SECOND
+from nats_taskflow.errors import FlowError, TooLarge
+from nats_taskflow.flow.commands import AdvanceFlow, Command, FailFlow, FinishFlow, ParkFlow, Policy, ResumeFlow, StartFlow, Stimulus
+from nats_taskflow.flow.decide import decide
+from nats_taskflow.flow.decision import Decision
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.world import World
+from nats_taskflow.times import SECOND
 
 NOW = 1_800_000_000 * SECOND
 POLICY = Policy(max_state_bytes=1000)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.errors import StoreBroken, Unavailable
-from worker.store import sqlite
-from worker.store.lock import WriterLock
+from nats_taskflow.errors import StoreBroken, Unavailable
+from nats_taskflow.store import sqlite
+from nats_taskflow.store.lock import WriterLock
 
 
 def test_a_lock_file_that_cannot_be_written_says_so_and_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from worker.errors import StoreBroken
-from worker.signals import Stop
-from worker.supervisor import Supervisor
+from nats_taskflow.errors import StoreBroken
+from nats_taskflow.signals import Stop
+from nats_taskflow.supervisor import Supervisor
 
 
 async def for_ever(*_: Any) -> None:

@@ -13,8 +13,8 @@ from uuid import uuid4
 
 import pytest
 
+from nats_taskflow.systemd import MAX_LAG, Systemd, _ailment
 from tests.eventually import eventually
-from worker.systemd import MAX_LAG, Systemd, _ailment
 
 
 class Manager:

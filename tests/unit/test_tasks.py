@@ -11,9 +11,9 @@ from contextlib import suppress
 import pytest
 from structlog.testing import capture_logs
 
+from nats_taskflow.errors import Defect, StoreBroken
+from nats_taskflow.tasks import Errands, LastResort, Tasks, keep, repeat
 from tests.eventually import eventually
-from worker.errors import Defect, StoreBroken
-from worker.tasks import Errands, LastResort, Tasks, keep, repeat
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.bus import filters, settings
-from worker.bus.base import Source, Stream
-from worker.bus.outbound import objection
-from worker.wire.subjects import covers, is_literal
+from nats_taskflow.bus import filters, settings
+from nats_taskflow.bus.base import Source, Stream
+from nats_taskflow.bus.outbound import objection
+from nats_taskflow.wire.subjects import covers, is_literal
 
 IN = Stream(name="IN", subjects=("cmd.*.*", "resume"), inbound=True, max_age=3600)
 OUT = Stream(name="OUT", subjects=("evt.>",), inbound=False, max_age=3600)

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.flow.commands import ParkFlow, Policy, StartFlow
-from worker.flow.decide import decide
-from worker.flow.decision import Decision
-from worker.flow.model import Flow
-from worker.flow.waits import MAX_LEAVES, due_times, from_value, holds, nodes, open_nodes, parse, to_value
-from worker.flow.world import World
-from worker.times import SECOND, rfc3339
+from nats_taskflow.flow.commands import ParkFlow, Policy, StartFlow
+from nats_taskflow.flow.decide import decide
+from nats_taskflow.flow.decision import Decision
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.flow.waits import MAX_LEAVES, due_times, from_value, holds, nodes, open_nodes, parse, to_value
+from nats_taskflow.flow.world import World
+from nats_taskflow.times import SECOND, rfc3339
 
 NOW = 1_800_000_000 * SECOND
 OWNER = "agent:kate:session:main"

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nats_taskflow.errors import FlowError, IdMismatch, InvalidRequest, UnsupportedVerb
+from nats_taskflow.flow import commands as flow
+from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
+from nats_taskflow.wire import requests
+from nats_taskflow.wire.codec import Inbound, Query, Unusable, read_command, read_query, stray
+from nats_taskflow.wire.headers import UNREAD
+from nats_taskflow.wire.requests import COMMANDS, QUERIES
+from nats_taskflow.wire.verdicts import REASONS
 from tests.golden import golden
-from worker.errors import FlowError, IdMismatch, InvalidRequest, UnsupportedVerb
-from worker.flow import commands as flow
-from worker.flow.lifecycle import FlowStatus, FlowStepStatus
-from worker.wire import requests
-from worker.wire.codec import Inbound, Query, Unusable, read_command, read_query, stray
-from worker.wire.headers import UNREAD
-from worker.wire.requests import COMMANDS, QUERIES
-from worker.wire.verdicts import REASONS
 
 FLOW = "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from worker.flow.lifecycle import EventKind, FlowStatus
-from worker.flow.model import FlowEvent
-from worker.wire.cloudevents import event_message, is_same_event
-from worker.wire.deadletters import dead_letter_message, read_headers
-from worker.wire.headers import UNREAD, weight
-from worker.wire.subjects import Subjects
+from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
+from nats_taskflow.flow.model import FlowEvent
+from nats_taskflow.wire.cloudevents import event_message, is_same_event
+from nats_taskflow.wire.deadletters import dead_letter_message, read_headers
+from nats_taskflow.wire.headers import UNREAD, weight
+from nats_taskflow.wire.subjects import Subjects
 
 FLOW = "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.errors import FlowError, InvalidRequest, TooDeep, TooLarge
-from worker.reading import Randomness
-from worker.wire import codec, envelope, limits, pointers
+from nats_taskflow.errors import FlowError, InvalidRequest, TooDeep, TooLarge
+from nats_taskflow.reading import Randomness
+from nats_taskflow.wire import codec, envelope, limits, pointers
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

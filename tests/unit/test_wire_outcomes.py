@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from worker import errors
-from worker.errors import Internal, InvalidRequest, NotFound, RevisionMismatch
-from worker.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
-from worker.flow.model import Flow, FlowEvent, FlowStep
-from worker.wire import cursors, outcomes
-from worker.wire.documents import EventPage
+from nats_taskflow import errors
+from nats_taskflow.errors import Internal, InvalidRequest, NotFound, RevisionMismatch
+from nats_taskflow.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
+from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
+from nats_taskflow.wire import cursors, outcomes
+from nats_taskflow.wire.documents import EventPage
 
 FLOW = Flow(
     id="01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f",

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.client.replying import enveloped
-from worker.errors import Forbidden, InvalidRequest, TopicNotBound
-from worker.flow.commands import Reply
-from worker.flow.identifiers import bad_id
-from worker.wire.replies import Binding, Bindings, check_bindings
-from worker.wire.subjects import Subjects
-from worker.wire.verdicts import REASONS, Ignored, Inbound, Unusable
+from nats_taskflow.client.replying import enveloped
+from nats_taskflow.errors import Forbidden, InvalidRequest, TopicNotBound
+from nats_taskflow.flow.commands import Reply
+from nats_taskflow.flow.identifiers import bad_id
+from nats_taskflow.wire.replies import Binding, Bindings, check_bindings
+from nats_taskflow.wire.subjects import Subjects
+from nats_taskflow.wire.verdicts import REASONS, Ignored, Inbound, Unusable
 
 FLOW = "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.wire import headers, pointers
-from worker.wire.subjects import Subjects, covers, is_literal, is_pattern, is_token, overlap
+from nats_taskflow.wire import headers, pointers
+from nats_taskflow.wire.subjects import Subjects, covers, is_literal, is_pattern, is_token, overlap
 
 TOKENS = st.from_regex(r"\A[A-Za-z0-9_-]{1,63}\Z")
 FLOW = "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f"

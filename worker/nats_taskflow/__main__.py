@@ -1,0 +1,51 @@
+"""Run the command line, as `taskflow` and as `python -m nats_taskflow`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from nats_taskflow import signal_mask
+from nats_taskflow.collecting import collect_rarely
+
+_WORKER = ("run", "dev")
+"""The commands that stop gracefully, and answer a signal that came while they were still loading: at once, with exit code 0."""
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    _occupy_standard_streams()
+    collect_rarely()
+    if _command(sys.argv[1:]) in _WORKER:
+        signal_mask.hold()
+    else:
+        signal_mask.release()
+    from nats_taskflow.cli import main as command_line  # noqa: PLC0415  a third of a second: see above
+
+    command_line()
+
+
+def _command(words: Sequence[str]) -> str:
+    """Return the command that is typed, behind options of the connection, each of which has a value: `taskflow -s URL run`."""
+    left = iter(words)
+    for word in left:
+        if not word.startswith("-"):
+            return word
+        if "=" not in word if word.startswith("--") else len(word) == 2:  # noqa: PLR2004 - one letter: the value is the next word
+            next(left, None)
+    return ""
+
+
+def _occupy_standard_streams() -> None:
+    """Have descriptors 0 to 2 lead somewhere: a closed one would go to the next file, the database, and what is said be written there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # takes the lowest number that is free; what is written there fails as on a closed one
+
+
+if __name__ == "__main__":
+    main()

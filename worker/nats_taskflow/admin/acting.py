@@ -1,0 +1,179 @@
+"""Steer flows and held replies for an operator: each change goes through the engine, with who and why in the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from nats_taskflow.admin.pages import moment_before
+from nats_taskflow.engine import Engine
+from nats_taskflow.errors import Conflict, InvalidRequest, NotFound
+from nats_taskflow.flow.commands import Caller, CancelFlow, ExpireHeld, FailFlow, MatchHeld, RequestCancel, ResumeFlow, Stimulus
+from nats_taskflow.flow.model import HeldReply
+from nats_taskflow.prose import counted
+from nats_taskflow.recall import Recall, Turn
+from nats_taskflow.store.base import Transaction, Work
+from nats_taskflow.store.overview import Intervention
+from nats_taskflow.submission import Outcome
+from nats_taskflow.times import Micros
+from nats_taskflow.wire import operators, oversight
+from nats_taskflow.wire.documents import show_flow
+from nats_taskflow.wire.operators import Asked
+from nats_taskflow.wire.verdicts import Identity, digest
+
+_ENCODE = msgspec.json.Encoder().encode
+_CANONICAL = msgspec.json.Encoder(order="sorted")
+_BATCH = 200
+
+
+class Acting:
+    """Carries interventions out.
+
+    `mint` makes ids for requests that come without one; `copy` makes a backup and says in one line where it is (raises `Unavailable`).
+    """
+
+    def __init__(self, engine: Engine, mint: Callable[[], str], copy: Callable[[], Awaitable[str]]) -> None:
+        self._engine = engine
+        self._mint = mint
+        self._copy = copy
+        self._recall = Recall(engine.store.queries)
+        self._does: dict[type[Asked], Callable[[Any], Awaitable[bytes]]] = {
+            operators.HeldMatch: self._match,
+            operators.HeldExpire: self._expire,
+            operators.Release: self._release,
+            operators.Prune: self._prune,
+            operators.Backup: self._backup,
+        }
+
+    async def do(self, asked: Asked, turn: Turn) -> bytes:
+        """Carry out an intervention; with a flow in the answer when it is the asker's `turn`. Raises the `FlowError` that refuses it."""
+        if isinstance(asked, operators.Resume | operators.Cancel | operators.Fail):
+            return await self._recall.told(await self._steer(asked), turn)
+        if isinstance(asked, operators.HeldMatch | operators.Release):
+            await turn()
+        return await self._does[type(asked)](asked)
+
+    async def _steer(self, asked: operators.Resume | operators.Cancel | operators.Fail) -> Outcome:
+        """Resume, cancel or fail a flow; a repeat with the same command id has the same answer, byte for byte."""
+        key = asked.command_id or self._mint()
+        caller = Caller(actor=actor_of(asked), cause=key)
+        said = {name: value for name, value in msgspec.structs.asdict(asked).items() if name != "command_id"}
+        mark = digest(type(asked).__name__.encode(), _CANONICAL.encode(said))
+        identity = Identity(f"admin:{asked.operator}", key, mark)
+        outcome: Outcome = await self._engine.submit(_command(asked, caller), identity, source="admin", request=True)
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome
+
+    async def _match(self, asked: operators.HeldMatch) -> bytes:
+        """Give a held reply to a flow."""
+        held = await self._held(asked.number)
+        command = MatchHeld(
+            key=held.key,
+            flow_id=asked.flow_id.lower(),
+            caller=Caller(actor=actor_of(asked), cause=asked.command_id or self._mint()),
+            reason=asked.reason,
+            leaf=asked.leaf,
+            expected_revision=asked.expected_revision,
+        )
+        outcome = await self._engine.submit(command, source="admin", request=True)
+        if outcome.error is not None:
+            raise outcome.error
+        await self._note(asked, "held match", f"held reply {asked.number} ({held.topic}, {held.correlation_id}) to flow {command.flow_id}")
+        assert outcome.flow is not None, "a reply that was matched has its flow"
+        return _ENCODE(oversight.Done(outcome=outcome.name, flow=show_flow(outcome.flow)))
+
+    async def _expire(self, asked: operators.HeldExpire) -> bytes:
+        """Let a held reply expire now."""
+        held = await self._held(asked.number)
+        caller = Caller(actor=actor_of(asked), cause=asked.command_id)
+        outcome = await self._engine.submit(ExpireHeld(key=held.key, caller=caller, reason=asked.reason), source="admin", request=True)
+        if outcome.error is not None:
+            raise outcome.error
+        await self._note(asked, "held expire", f"held reply {asked.number} ({held.topic}, {held.correlation_id})")
+        return _ENCODE(oversight.Done(outcome="expired"))
+
+    async def _held(self, number: int) -> HeldReply:
+        """Return a held reply by its number. Raises `NotFound`."""
+        held = await self._engine.store.held_reply(number)
+        if held is None:
+            raise NotFound(f"no reply is held under the number {number}: it was taken, has expired, or never was", number=number)
+        return held
+
+    async def _release(self, asked: operators.Release) -> bytes:
+        """Set a flow free again; one transaction with the note of who did it."""
+        flow_id = asked.flow_id.lower()
+        note = self._noted(asked, "release", f"flow {flow_id}")
+
+        def release(transaction: Transaction) -> Any:
+            """Read the row again."""
+            flow = transaction.release(flow_id)
+            if flow is not None:
+                transaction.note_intervention(note)
+            return flow
+
+        flow = await self._engine.do(release)
+        if flow is None:
+            known = await self._engine.store.get(flow_id)
+            if known is None:
+                raise NotFound(f"there is no flow {asked.flow_id}", flow_id=asked.flow_id)
+            raise Conflict(f"flow {flow_id} is not set aside: it is {known.status}", flow_id=flow_id, status=known.status.value)
+        return _ENCODE(oversight.Done(outcome="released", flow=show_flow(flow)))
+
+    async def _prune(self, asked: operators.Prune) -> bytes:
+        """Delete ended flows in small transactions, the note of it with the first."""
+        before = moment_before(asked.older_than, self._engine.clock())
+        assert before is not None, "older_than is required"
+        pruned = 0
+        while pruned < asked.limit:
+            wanted = min(_BATCH, asked.limit - pruned)
+            count: int = await self._engine.do(_pruning(before, wanted))
+            pruned += count
+            if count < wanted:
+                break
+        if pruned:
+            await self._note(asked, "prune", f"{counted(pruned, 'flow')} that ended more than {asked.older_than} ago")
+        return _ENCODE(oversight.PruneAnswer(pruned=pruned, more=pruned == asked.limit and pruned > 0))
+
+    async def _backup(self, asked: operators.Backup) -> bytes:
+        """Copy the database."""
+        said = await self._copy()
+        await self._note(asked, "backup", said)
+        return _ENCODE(oversight.BackupAnswer(backup=said))
+
+    def _noted(self, asked: operators.Intervention, verb: str, about: str) -> Intervention:
+        """Write down who does what and why."""
+        return Intervention(at_us=self._engine.clock(), actor=actor_of(asked), verb=verb, about=about, reason=asked.reason)
+
+    async def _note(self, asked: operators.Intervention, verb: str, about: str) -> None:
+        """Keep what was done."""
+        note = self._noted(asked, verb, about)
+        await self._engine.do(lambda transaction: transaction.note_intervention(note))
+
+
+def actor_of(asked: operators.Intervention) -> str:
+    """Return who the journal names."""
+    return f"operator:{asked.operator}"
+
+
+def _command(asked: operators.Resume | operators.Cancel | operators.Fail, caller: Caller) -> Stimulus:
+    """Return what is to happen to the flow. Raises `InvalidRequest` for fields that exclude each other."""
+    at: dict[str, Any] = {"flow_id": asked.flow_id.lower(), "caller": caller, "expected_revision": asked.expected_revision}
+    match asked:
+        case operators.Resume():
+            return ResumeFlow(**at, patch=asked.patch, reason=asked.reason, leaf=asked.leaf)
+        case operators.Fail():
+            return FailFlow(**at, reason=asked.reason)
+        case operators.Cancel():
+            if asked.mode == "now":
+                return CancelFlow(**at, reason=asked.reason, cascade=asked.cascade)
+            if not asked.cascade:
+                raise InvalidRequest("a cancellation that is only requested takes the children along: leave out cascade", path="/cascade")
+            return RequestCancel(**at, reason=asked.reason)
+
+
+def _pruning(before: Micros, limit: int) -> Work[int]:
+    """Return the chore that deletes some ended flows."""
+    return lambda transaction: transaction.prune_flows(before, limit)

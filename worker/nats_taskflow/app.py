@@ -1,0 +1,297 @@
+"""The composition root: the one place that names the adapters and wires them to the services (CONTRACT 7, 8)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TextIO
+
+import msgspec
+
+from nats_taskflow.admin.acting import Acting
+from nats_taskflow.admin.desk import Desk
+from nats_taskflow.admin.letters import Counted, Letters
+from nats_taskflow.admin.service import Operators
+from nats_taskflow.api import Api
+from nats_taskflow.bus.base import Bus, Holder, Source
+from nats_taskflow.bus.jetstream import JetStreamBus
+from nats_taskflow.bus.options import nats_options
+from nats_taskflow.config import Config
+from nats_taskflow.consumer import Consumer, decided_until
+from nats_taskflow.copying import Copier
+from nats_taskflow.dispatcher import Dispatcher
+from nats_taskflow.engine import Clock, Engine
+from nats_taskflow.errors import Defect, Refusal, StoreBroken, root_of
+from nats_taskflow.health import Check, HealthServer
+from nats_taskflow.inspector import Inspector
+from nats_taskflow.line_writer import LineWriter
+from nats_taskflow.manager import FlowManager
+from nats_taskflow.metrics import Metrics
+from nats_taskflow.outlets import dead_letters, events, fresh_events
+from nats_taskflow.policy import meter_of, policy_of
+from nats_taskflow.probes import WorkerProbes
+from nats_taskflow.pruner import Pruner
+from nats_taskflow.reading import Randomness, reader
+from nats_taskflow.relay import Relay
+from nats_taskflow.signals import Stop
+from nats_taskflow.store.base import Store
+from nats_taskflow.store.opening import MEMORY, take_values_as_they_are
+from nats_taskflow.store.placement import checked, placed
+from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.supervisor import Services, Supervisor
+from nats_taskflow.systemd import Systemd
+from nats_taskflow.tasks import LastResort
+from nats_taskflow.telemetry import Said, configure_logging, logger
+from nats_taskflow.times import SECOND, Micros
+from nats_taskflow.topology import reply_bindings, topology
+from nats_taskflow.tracing import Tracing, open_spans
+from nats_taskflow.tracking import Tracker
+from nats_taskflow.version import program_version
+from nats_taskflow.wait_engine import WaitEngine
+from nats_taskflow.wire import capacity
+from nats_taskflow.wire.replies import Bindings
+from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects
+
+REMEMBERED_TIMES = 2.0
+"""A message or id is remembered this many times as long as its stream keeps it, should somebody raise the stream's age meanwhile."""
+
+Ready = Callable[[], Sequence[Check]]
+_BIG_ROWS = 32
+"""Dead letters read at a time: each may weigh as much as a message."""
+
+
+def wall_clock() -> Micros:
+    """Return the time in microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+async def run(
+    config: Config, out: TextIO | None = None, stop: Stop | None = None, *, adopt: bool = False, greet: Callable[[], None] = lambda: None
+) -> int:
+    """Run the worker until a signal stops it; returns the exit code 0 or raises the `Refusal` with another.
+
+    `out`: where the line goes that says that it is ready (stdout). `stop`: one that listens already. `adopt`: also where the consumers
+    belong to another database; they are this one's then. `greet` is called when the worker is ready and has said so.
+    """
+    metrics = Metrics()
+    configure_logging(config.log).count(metrics.log_records_lost.inc)
+    log = logger("worker")
+    log.info(Said.STARTING, version=program_version(), pid=os.getpid(), store=placed(config.store.path))
+    if stop is None:
+        stop = Stop()
+        stop.listen()
+    take_values_as_they_are()
+    lines = LineWriter(sys.stdout if out is None else out)
+    if await stop.before(_check_broker(config, adopt=adopt)):
+        with LastResort():
+            async with _closing(await SqliteFlowStore.open(config.store.path)) as store:
+                bus = JetStreamBus(nats_options(config.nats))
+                try:
+                    await _serve(config, store, bus, stop, lines, metrics, adopt=adopt, greet=greet)
+                finally:
+                    await bus.close()
+    log.info(Said.STOPPED)
+    return 0
+
+
+async def _check_broker(config: Config, *, adopt: bool) -> bool:
+    """Check the broker before a database is made for it; returns True.
+
+    One that no worker may use would lie around, and be taken for the one in use. Raises the `Refusal` that stands against a worker.
+    """
+    path = config.store.path
+    if path != MEMORY and not checked(path).exists():
+        await _prepare(config, Holder(database="a new one", store=placed(path)), adopt=adopt, dry_run=True)
+    return True
+
+
+async def provision(config: Config, database: str | None = None, *, adopt: bool = False, enforced: bool = False) -> int:
+    """Make the streams and consumers that `run` needs, and end; returns the exit code 0 or raises the `Refusal` with another.
+
+    `database`: whose consumers they are from now on. `enforced`: streams that are there get the limits of the settings, too.
+    """
+    configure_logging(config.log)
+    for warning in await _prepare(config, Holder(database=database) if database else None, adopt=adopt, enforced=enforced):
+        logger("provision").warning(Said.STREAM_AT_RISK, why=warning)
+    logger("provision").info(Said.PROVISIONED, streams=[INBOUND, EVENTS, DEAD_LETTERS])
+    return 0
+
+
+async def _prepare(config: Config, holder: Holder | None, *, adopt: bool, dry_run: bool = False, enforced: bool = False) -> list[str]:
+    """Prepare the broker on a connection of its own; returns warnings. Raises the `Refusal` that stands against a worker there."""
+    subjects = Subjects(config.subjects.prefix)
+    streams, sources = topology(config, subjects, reply_bindings(config, subjects))
+    bus = JetStreamBus(nats_options(config.nats))
+    try:
+        await bus.open()
+        return await bus.prepare(streams, sources, holder=holder, adopt=adopt, dry_run=dry_run, enforced=enforced)
+    finally:
+        await bus.close()
+
+
+async def migrate(path: str) -> None:
+    """Bring the database at `path` to the newest schema, and leave it closed. Raises the `Refusal` that keeps a worker from it, too."""
+    async with _closing(await SqliteFlowStore.open(path)):
+        pass
+
+
+@asynccontextmanager
+async def _closing(store: Store) -> AsyncIterator[Store]:
+    """Close the store at the end. What has ended the worker is its reason, also where the store then cannot be closed for it."""
+    try:
+        yield store
+    except BaseException:
+        try:
+            await store.close()
+        except StoreBroken as too:
+            logger("worker").warning(Said.STORE_NOT_CLOSED, why=str(too))
+        raise
+    await store.close()
+
+
+async def _serve(
+    config: Config, store: Store, bus: Bus, stop: Stop, out: LineWriter, metrics: Metrics, *, adopt: bool, greet: Callable[[], None]
+) -> None:
+    """Connect, compose and supervise; the health server spans all of it."""
+    services = await stop.before(set_up(config, store, bus, Tracker(metrics), wall_clock, adopt=adopt))
+    if services is None:
+        return
+    supervisor = supervised(config, services)
+    registry = metrics.registry if config.metrics.enabled else None
+    health = HealthServer(config.http.bind, services.probes, registry) if config.http.address is not None else None
+    address = await health.start() if health is not None else None
+
+    def ready() -> None:
+        """Print the one line that says where everything is (CONTRACT 8)."""
+        facts = {"event": "ready", "pid": os.getpid(), "nats": bus.address, "store": store.place}
+        line = {**facts, "http": f"http://{address}" if address is not None else "off"}
+        out.write(msgspec.json.encode(line).decode() + "\n")
+        if out.lost:
+            logger("worker").warning(Said.READY_NOT_TOLD)
+        logger("worker").info(Said.READY, **{k: v for k, v in line.items() if k != "event"})
+        greet()
+
+    try:
+        await supervisor.run(stop, ready)
+    except BaseExceptionGroup as group:
+        raise _told(root_of(group)) from group
+    finally:
+        services.systemd.close()
+        if health is not None:
+            await health.stop()
+
+
+def _told(failure: BaseException) -> BaseException:
+    """Return the refusal that ends the worker; a defect is logged with its traceback, and one line says where to look."""
+    if isinstance(failure, Refusal) and not isinstance(failure, Defect):
+        return failure
+    logger("worker").error(Said.FAILED, why=repr(failure), exc_info=failure)
+    return Defect(f"the worker has failed: {failure}; the log has the traceback: please report it, and start the worker again")
+
+
+async def set_up(config: Config, store: Store, bus: Bus, tracker: Tracker, clock: Clock, *, adopt: bool = False) -> Services:
+    """Connect, make what the worker needs at the broker, and wire the services to store and bus, whichever adapters these are."""
+    spans = open_spans(tracker) if config.otel.enabled else None
+    await bus.open()
+    subjects = Subjects(config.subjects.prefix)
+    bindings = reply_bindings(config, subjects)
+    streams, sources = topology(config, subjects, bindings)
+    holder = Holder(database=store.identity, host=socket.gethostname(), store=store.place, pid=str(os.getpid()))
+    for warning in await bus.prepare(streams, sources, holder=holder, adopt=adopt):
+        logger("worker").warning(Said.STREAM_AT_RISK, why=warning)
+    services = compose(config, store, bus, bindings, sources, tracker, clock)
+    return services if spans is None else msgspec.structs.replace(services, tracing=Tracing(services.engine, spans, tracker))
+
+
+def supervised(config: Config, services: Services) -> Supervisor:
+    """Return who gives the services their life."""
+    return Supervisor(
+        services,
+        version=program_version(),
+        tick_interval=config.engine.tick_interval.seconds,
+        startup_drain=config.engine.startup_drain.seconds,
+        drain=config.engine.drain_timeout.seconds,
+    )
+
+
+def compose(
+    config: Config, store: Store, bus: Bus, bindings: Bindings, sources: tuple[Source, ...], tracker: Tracker, clock: Clock
+) -> Services:
+    """Wire the services to their adapters."""
+    policy = capacity.lowered(policy_of(config, bindings), bus.max_payload)
+    mint, subjects = Randomness(), Subjects(config.subjects.prefix)
+    engine = Engine(store, clock=clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
+    engine.listen(tracker.committed)
+    read = reader(subjects, bindings, mint, lambda: bus.offset, meter_of(config))
+    consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
+    told, buried = _relays(store, bus, subjects, engine)
+    relays = [told, buried]
+    deciders = [consumer for consumer, source in zip(consumers, sources, strict=True) if source.ends_waits]
+    decided, first_kept = partial(decided_until, deciders), partial(_first_kept, bus, sources)
+    inspector = Inspector(bus, dict(zip(sources, consumers, strict=True)))
+    probes = WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=clock, engine=engine)
+    remembered, ids = (int(age * REMEMBERED_TIMES) for age in (config.stream.max_age, config.stream.event_max_age))
+    return Services(
+        engine=engine,
+        bus=bus,
+        waits=WaitEngine(FlowManager(engine), late=tracker.late, decided=decided, patience=int(config.engine.startup_drain)),
+        consumers=consumers,
+        relays=relays,
+        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, expired=buried.hear),
+        inspector=inspector,
+        api=_api(store, bus, bindings, engine, tracker, probes, subjects, config),
+        dispatcher=Dispatcher(bus, engine),
+        probes=probes,
+        systemd=Systemd(os.environ, store.ping),
+    )
+
+
+def _relays(store: Store, bus: Bus, subjects: Subjects, engine: Engine) -> tuple[Relay, Relay]:
+    """Wire what is published: events, and dead letters."""
+    read = events(store, subjects)
+    told = Relay("events", bus, engine, read=read, heard=lambda batch: bool(batch.events), fresh=fresh_events(subjects))
+    letters, few = dead_letters(store, bus, subjects), _BIG_ROWS
+    return told, Relay("dead_letters", bus, engine, read=letters, heard=lambda batch: batch.buries, window=2 * few, chunk=few)
+
+
+async def _first_kept(bus: Bus, sources: Sequence[Source]) -> Mapping[str, int]:
+    """Ask which messages the inbound streams still keep."""
+    return {source.stream: await bus.first_kept(source.stream) for source in sources}
+
+
+def _api(
+    store: Store, bus: Bus, bindings: Bindings, engine: Engine, tracker: Tracker, probes: WorkerProbes, subjects: Subjects, config: Config
+) -> Api:
+    """Wire the micro service, for agents and operators."""
+    across = operators(store, bus, subjects, bindings, engine, tracker.replayed, probes.ready, config.nats.monitor_url)
+    carriers = tuple(binding.subject for binding in bindings.configured)
+    size, settled, answered, meter = partial(getattr, bus, "max_payload"), tracker.settled, tracker.answered, meter_of(config)
+    return Api(engine, subjects, Randomness(), across, watch=settled, timed=answered, reply_topics=carriers, max_payload=size, meter=meter)
+
+
+def operators(
+    store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine, counted: Counted, ready: Ready, monitor_url: str = ""
+) -> Operators:
+    """Wire what operators may ask for; `ready` says what keeps the worker from its work."""
+    began = engine.clock()
+
+    def about() -> dict[str, object]:
+        """Say how this worker is."""
+        up = (engine.clock() - began) // SECOND
+        state = {"connected": bus.connected, "stalled": engine.stalled, "queued": engine.queued, "up_seconds": up}
+        not_ready = [f"{check.name}: {check.reason}" for check in ready() if not check.ok]
+        where = {"store": store.place, "nats": bus.address, "monitor_url": monitor_url}
+        return {"pid": os.getpid(), **where, **state, "not_ready": not_ready}
+
+    def room() -> int:
+        """Say how much an answer may weigh."""
+        return capacity.page_bytes(bus.max_payload)
+
+    desk = Desk(store.queries, subjects, engine.clock, version=program_version(), about=about, room=room)
+    letters = Letters(engine, bus, subjects, bindings.answers_on, counted)
+    return Operators(desk, Acting(engine, Randomness().command_id, Copier(store.place).copy), letters, subjects)

@@ -1,0 +1,39 @@
+"""Make dead letters: of a message as it came, and of a held reply that its wait does not accept."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nats_taskflow.flow.decision import Spoiled
+from nats_taskflow.store.records import DeadLetter
+from nats_taskflow.submission import Original, Submission
+from nats_taskflow.times import Micros
+
+
+def letter_of(submission: Submission, raw: Original, reason: str, message: str, now: Micros) -> DeadLetter:
+    """Make the dead letter of a whole message."""
+    return DeadLetter(
+        reason=reason,
+        message=message,
+        subject=raw.subject,
+        stream=submission.source,
+        seq=submission.seq,
+        headers=dict(raw.headers),
+        body=raw.body,
+        at_us=now,
+    )
+
+
+def letter_of_held(spoiled: Spoiled, now: Micros) -> DeadLetter:
+    """Make the dead letter of a held reply."""
+    held = spoiled.held
+    return DeadLetter(
+        reason=spoiled.reason,
+        message=spoiled.message,
+        subject=held.topic,
+        stream="",
+        seq=None,
+        headers={"Correlation-Id": held.correlation_id, "Event-Id": held.event_id},
+        body=b"" if held.payload is msgspec.UNSET else msgspec.json.encode(held.payload),
+        at_us=now,
+    )

@@ -1,0 +1,149 @@
+"""The command `taskflow`: one module for each subcommand, loaded when it is used.
+
+Exit codes are those of `exits`, the worker's own (CONTRACT 7) among them. Nothing heavy (nats, structlog, uvicorn, the worker itself)
+is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import click
+from click.exceptions import NoSuchCommand
+
+from nats_taskflow.cli.command import Group, first_sentence
+from nats_taskflow.cli.exits import USAGE, Failed
+from nats_taskflow.cli.output import say_all
+from nats_taskflow.errors import Refusal
+from nats_taskflow.version import program_version
+
+_COMMANDS = {
+    "run": "Run the worker until it is told to stop (SIGTERM, Ctrl-C).",
+    "dev": "Run the worker with a NATS server of its own; data in ./.taskflow/.",
+    "demo": "Show a flow survive a kill: start, delegate, SIGKILL, reply while dead, restart, resume, finish. "
+    "Exits 0 when all of it came true.",
+    "flow": "See flows and steer them. A FLOW is an id, or at least 6 characters of its beginning or end.",
+    "waits": "Show who waits for what, since when and until when; the longest-waiting first.",
+    "who": "Show who waits for TOPIC (and correlation id CORR), and which replies are held for it.",
+    "why": "Explain FLOW: what it waits for, what came near, what happens next, and what to do.",
+    "reply": "Publish a reply on TOPIC with correlation id CORR. PAYLOAD is JSON (or text); `-` reads it from stdin.",
+    "held": "See replies that nobody waits for yet; give one to a flow, or let it expire.",
+    "dlq": "See dead letters, replay them, forget them.",
+    "events": "Show state changes from the stream of events, in the order they were published.",
+    "top": "Watch the worker: figures and the longest waits. Ctrl-C ends.",
+    "stats": "Count flows, messages, waits, held replies and dead letters.",
+    "check": "Say whether it is well. Exit 0 ok, 1 warning, 2 critical, 3 unknown (nobody answers), as Nagios has it.",
+    "doctor": "Look at configuration, versions, database, disk, credentials, NATS, permissions, streams, workers and clock. "
+    "Changes nothing.",
+    "log": "Show who replayed, purged, matched, released or pruned what, and why; newest first.",
+    "mcp": "Serve durable flows to an LLM agent by the Model Context Protocol: the tool `taskflow`, flows and waits as resources.",
+    "skill": "Teach an LLM agent to use flows: the skill that comes with this version.",
+    "db": "Look after the database, whether a worker runs on it or not.",
+    "provision": "Make what the worker needs in JetStream, then end: the streams and the durable consumers, as the settings say.",
+    "config": "Show or check the settings that `taskflow run` would use, without starting anything.",
+    "context": "See the contexts of the `nats` CLI. Use one with --nats-context NAME, or NATS_CONTEXT.",
+    "schema": "List the message schemas, or print one: command.start, query.status, admin.list, event, asyncapi, …",
+    "completion": 'Print the completion script for SHELL. For bash: eval "$(taskflow completion bash)".',
+    "version": "Print the version.",
+}
+"""Every subcommand with the first sentences of its help: to list them, none of their modules has to be loaded."""
+_SECTIONS = {
+    "Begin": ("dev", "demo", "run"),
+    "Flows": ("flow", "waits", "why", "who", "reply", "events"),
+    "What could not be delivered": ("held", "dlq"),
+    "The worker": ("top", "stats", "check", "doctor", "log"),
+    "LLM agents": ("mcp", "skill"),
+    "Set up and look after": ("provision", "db", "config", "context", "schema", "completion", "version"),
+}
+
+
+class Commands(Group):
+    """The subcommands, each in the module of its name, and how errors become exit codes."""
+
+    sections = _SECTIONS
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Name all subcommands, in the order in which a newcomer needs them."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Load one subcommand; None when there is none of that name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"nats_taskflow.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def describe(self, ctx: click.Context, name: str) -> str:  # noqa: ARG002 - the group's signature
+        """Say what a subcommand does without loading it: a fifth of the help's time would be the loading of them all."""
+        return first_sentence(_COMMANDS[name])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand; click suggests only names of commands that are loaded, and none is."""
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as unknown:
+            raise NoSuchCommand(unknown.command_name, possibilities=_COMMANDS, ctx=ctx) from None
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the options before the subcommand."""
+        with errors_as_exit_codes():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Parse and run the subcommand."""
+        with errors_as_exit_codes():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def errors_as_exit_codes() -> Iterator[None]:
+    """Turn a refusal into one line on stderr and its exit code, and usage errors into 64."""
+    try:
+        yield
+    except click.UsageError as failure:
+        failure.exit_code = USAGE  # type: ignore[misc]  # sysexits.h; on this error only: other users of click keep their 2
+        raise
+    except Refusal as refusal:
+        raise Failed(str(refusal), refusal.exit_code) from refusal
+    except UnicodeEncodeError as bad:  # bytes that are no text reach Python as what cannot be written
+        wrong = click.UsageError(f"{bad.object[:100]!r} is no text: what a command is given has to be UTF-8")
+        wrong.exit_code = USAGE  # type: ignore[misc]  # as above
+        raise wrong from bad
+    except BaseExceptionGroup as group:  # task groups wrap what ends them
+        in_it = _only_refusals(group)
+        if in_it is None:
+            raise
+        raise Failed(str(in_it), in_it.exit_code) from in_it
+
+
+def _only_refusals(group: BaseExceptionGroup[BaseException]) -> Refusal | None:
+    """Give the first refusal of a group that holds nothing else; None when there is a defect among them."""
+    found: list[Refusal] = []
+    for one in group.exceptions:
+        inner = _only_refusals(one) if isinstance(one, BaseExceptionGroup) else one
+        if not isinstance(inner, Refusal):
+            return None
+        found.append(inner)
+    return found[0]
+
+
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(program_version(), prog_name="taskflow")
+@click.pass_context
+def taskflow(ctx: click.Context) -> None:
+    """Durable agent flows over NATS JetStream, stored in SQLite.
+
+    Try it: `taskflow dev` starts a worker with a server of its own; `taskflow demo` tells the whole story and ends.
+
+    Where NATS is may also stand before the command: `taskflow -s nats://nats.example:4222 waits`.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    say_all(lambda: taskflow(prog_name="taskflow"))

@@ -1,0 +1,102 @@
+"""Say which flows are meant, by name or by a filter; many are counted and asked about before anything is done to them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+from click.exceptions import Exit
+
+from nats_taskflow.cli import exits
+from nats_taskflow.cli.asking import Line, pages, whole_ids
+from nats_taskflow.prose import counted
+
+Json = dict[str, Any]
+STATUSES = ("created", "running", "waiting", "finished", "failed", "cancelled")
+KINDS = ("timer", "external_event", "manual", "flow", "any_of", "all_of", "at_least")
+FILTERS = ("status", "controller", "owner", "step", "topic", "correlation_id", "kind", "older_than", "since", "goal")
+RATE = 50.0
+_MOST = 1_000_000
+_CAN = {"resume": ("waiting",), "cancel": ("created", "running", "waiting"), "fail": ("running", "waiting")}
+"""The statuses in which a flow can be steered so: a filter leaves out the others."""
+
+
+def filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what narrows a list of flows down."""
+    options = (
+        click.option("--status", type=click.Choice(STATUSES), help="Only flows in this status."),
+        click.option("--older-than", metavar="DURATION", help="Only flows that last changed longer ago than this (1h 30m)."),
+        click.option("--since", metavar="TIME", help="Only flows that changed since then: a duration ago (1h), or an RFC 3339 time."),
+        click.option("--goal", metavar="TEXT", help="Only flows with this in their goal."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return wait_options(function)
+
+
+def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add whose flows are meant, and what they wait for."""
+    options = (
+        click.option("--controller", metavar="ID", help="Only flows of this controller; * is any text (kate/*)."),
+        click.option("--owner", metavar="KEY", help="Only flows of this owner (agent:kate:session:main)."),
+        click.option("--step", metavar="LABEL", help="Only flows at this step."),
+        click.option("--topic", metavar="TOPIC", help="Only flows that wait for a reply on this topic."),
+        click.option("--corr", "correlation_id", metavar="ID", help="Only flows that wait for a reply with this correlation id."),
+        click.option("--kind", type=click.Choice(KINDS), metavar="KIND", help=f"Only flows with this kind of wait: {', '.join(KINDS)}."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask before it is done to all that the filter finds.")
+
+
+def bulk_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add a filter instead of names, and what makes it safe to use one."""
+    function = yes_option(function)
+    rate = click.option("--rate", default=RATE, show_default=True, type=click.FloatRange(0.01, 1000), help="At most so many in a second.")
+    return filter_options(click.option("--dry-run", is_flag=True, help="Only say which.")(rate(function)))
+
+
+def narrowed(arguments: Mapping[str, Any]) -> Json:
+    """Return the filter that was given."""
+    return {name: arguments[name] for name in FILTERS if arguments[name] is not None}
+
+
+async def chosen(line: Line, verb: str, flows: Sequence[str], arguments: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the flows that are meant: those named, or those of the filter that can be steered so."""
+    by = narrowed(arguments)
+    if by and flows:
+        raise click.UsageError("name flows, or say which with a filter: not both")
+    if flows:
+        return await whole_ids(line, flows)
+    if not by:
+        raise click.UsageError(f"which flows? Name them, or give a filter such as --status waiting (taskflow flow {verb} --help)")
+    found, _ = await pages(line, "list", "flows", _MOST, by)
+    return [flow["id"] for flow in found if flow["status"] in _CAN[verb]]
+
+
+def confirmed(verb: str, count: int, arguments: Mapping[str, Any]) -> bool:
+    """Ask whether to go on, unless names or --yes have answered that. Raises a usage error where nobody can be asked."""
+    if arguments["yes"] or not narrowed(arguments) or count == 0:
+        return True
+    return agreed(verb, counted(count, "flow"), "look with --dry-run, then say --yes")
+
+
+def agreed(verb: str, what: str, otherwise: str) -> bool:
+    """Ask whether to do it. Raises a usage error with what to do otherwise where nobody can be asked, `Exit` on Ctrl-C and Ctrl-D."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise click.UsageError(f"{verb} would be done to {what}: {otherwise}")
+    # While it is asked, the event loop stands still, and its handler of Ctrl-C, which asks the loop to end, would be heard by nobody.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return click.confirm(f"{verb} {what}?", err=True)
+    except click.Abort:
+        click.echo("\nNothing was done.", err=True)
+        raise Exit(exits.INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, before)

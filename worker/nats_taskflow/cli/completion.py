@@ -1,0 +1,19 @@
+"""`taskflow completion SHELL`: what a shell needs to complete the command line."""
+
+from __future__ import annotations
+
+import click
+
+from nats_taskflow.cli.command import Command
+
+
+@click.command(cls=Command)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the completion script for SHELL. For bash: eval "$(taskflow completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None, "click knows the shells that it offers"
+    click.echo(kind(ctx.find_root().command, {}, "taskflow", "_TASKFLOW_COMPLETE").source())

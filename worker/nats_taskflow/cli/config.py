@@ -1,0 +1,60 @@
+"""`taskflow config`: what is in force, where it came from, and whether it is right."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from nats_taskflow.cli.command import Group
+from nats_taskflow.cli.options import SettingsCommand, load_config
+
+
+@click.group(cls=Group)
+def config() -> None:
+    """Show or check the settings that `taskflow run` would use, without starting anything."""
+
+
+@config.command(cls=SettingsCommand)
+@click.option("--origin", is_flag=True, help="Also say where each value came from.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
+def show(*, origin: bool, output: str, **arguments: Any) -> None:
+    """Print every setting as it is in force, in the form of the configuration file; secrets are masked."""
+    from nats_taskflow.config import shown
+
+    if output == "json":
+        found = {key: {"value": value, "origin": source} for key, value, source in shown(load_config(arguments))}
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    rows = [(f"{key} = {value}", source) for key, value, source in shown(load_config(arguments))]
+    width = max(len(line) for line, _ in rows)
+    for line, source in rows:
+        click.echo(f"{line:<{min(width, 60)}}  # {source}" if origin else line)
+
+
+@config.command(cls=SettingsCommand)
+def validate(**arguments: Any) -> None:
+    """Exit 0 when the settings are right; otherwise say in one line which is not, and exit 78."""
+    found = load_config(arguments)
+    said = ", ".join(sorted(set(found.origins.values()) - {"default"}))
+    click.echo(f"The configuration is valid ({said or 'every setting at its default'}).")
+
+
+@config.command()
+@click.argument("file", default="taskflow.toml", type=click.Path(dir_okay=False))
+def init(file: str) -> None:
+    """Write FILE with every setting at its default, commented out and explained. Never overwrites."""
+    from pathlib import Path
+
+    from nats_taskflow.config.template import template
+    from nats_taskflow.errors import ConfigError
+
+    try:
+        with Path(file).open("x", encoding="utf-8") as out:
+            out.write(template())
+    except FileExistsError as there:
+        raise ConfigError(f"{file} exists and is left as it is: name another file, or move it away") from there
+    except OSError as bad:
+        raise ConfigError(f"{file} cannot be written: {bad.strerror}") from bad
+    click.echo(f"{file} is written; take the # away from what you change, then: taskflow config validate --config {file}")

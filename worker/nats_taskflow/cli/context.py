@@ -1,0 +1,64 @@
+"""`taskflow context`: the connection contexts of the `nats` CLI (NATS ADR-21), as this program reads them. It never writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import click
+
+from nats_taskflow.cli.command import Group
+
+
+@click.group(cls=Group)
+def context() -> None:
+    """See the contexts of the `nats` CLI. Use one with --nats-context NAME, or NATS_CONTEXT."""
+
+
+_OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
+
+
+@context.command()
+@_OUTPUT
+def ls(*, output: str) -> None:
+    """List the contexts; * marks the one that `nats context select` chose."""
+    from nats_taskflow.config.contexts import list_contexts
+
+    names, chosen = list_contexts(os.environ)
+    if output == "json":
+        click.echo(json.dumps({"items": [{"name": name, "selected": name == chosen} for name in names], "next_cursor": None}))
+        return
+    for name in names:
+        click.echo(f"{'*' if name == chosen else ' '} {name}")
+    if not names:
+        click.echo("There are no contexts; `nats context add NAME` makes one.", err=True)
+
+
+@context.command()
+@click.argument("name")
+@_OUTPUT
+def show(*, name: str, output: str) -> None:
+    """Show what context NAME sets, and which setting of ours each becomes; secrets are masked."""
+    from nats_taskflow.config.contexts import read_context
+    from nats_taskflow.errors import ConfigError
+
+    try:
+        found, _ = read_context(name, os.environ)
+    except ValueError as bad:
+        raise ConfigError(str(bad)) from bad
+    shown = {key: _masked(key, value) for key, value in found.items()}
+    if output == "json":
+        click.echo(json.dumps(shown))
+        return
+    width = max(map(len, shown), default=0)
+    for key, value in shown.items():
+        click.echo(f"{key:<{width}} = {json.dumps(value, ensure_ascii=False)}")
+
+
+def _masked(key: str, value: str) -> str:
+    """Return a value without what must not be shown."""
+    from nats_taskflow.bus.options import public_address
+
+    if key in ("nats.password", "nats.token"):
+        return "********"
+    return ",".join(public_address(one) for one in value.split(",")) if key == "nats.url" else value

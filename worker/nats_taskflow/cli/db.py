@@ -1,0 +1,22 @@
+"""`taskflow db`: what can be done with the database file; one module for each subcommand."""
+
+from __future__ import annotations
+
+import click
+
+from nats_taskflow.cli.command import Group
+from nats_taskflow.cli.db_backup import backup
+from nats_taskflow.cli.db_check import check
+from nats_taskflow.cli.db_upkeep import export, migrate, prune
+
+
+@click.group(cls=Group)
+def db() -> None:
+    """Look after the database, whether a worker runs on it or not."""
+
+
+db.add_command(check)
+db.add_command(backup)
+db.add_command(prune)
+db.add_command(export)
+db.add_command(migrate)

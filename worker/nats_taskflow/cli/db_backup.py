@@ -1,0 +1,46 @@
+"""`taskflow db backup`: copy the database while a worker uses it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nats_taskflow.cli.dev_folder import load_with_database
+from nats_taskflow.cli.options import SettingsCommand
+from nats_taskflow.prose import counted
+
+
+@click.command(cls=SettingsCommand)
+@click.argument("dest", required=False, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace DEST if it exists.")
+def backup(dest: Path | None, *, force: bool, **arguments: Any) -> None:
+    """Copy the database to DEST: whole, checked and on disk, or not at all. The worker may run meanwhile.
+
+    DEST is a file or a folder; without it the copy gets a name with the time, beside the database. docs/backing-up.md says how to go back.
+    """
+    from nats_taskflow.store.backup import backed_up
+
+    path = load_with_database(arguments).store.path
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by itself it would leave half a copy
+    try:
+        made = backed_up(path, _named(path, dest), force=force)
+    except FileExistsError as there:
+        raise click.UsageError(str(there)) from there
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    click.echo(f"{made.copy}: {made.size:,} bytes, {counted(made.flows, 'flow')}, schema {made.schema}, checked, {made.seconds:.2f} s")
+
+
+def _named(path: str, dest: Path | None) -> Path:
+    """Give the copy a name, where only a folder or nothing was said."""
+    from nats_taskflow.config.paths import whole
+    from nats_taskflow.copying import copy_name
+
+    database = whole(path)
+    if dest is None:
+        return database.with_name(copy_name(database))
+    return dest / copy_name(database) if dest.is_dir() else dest

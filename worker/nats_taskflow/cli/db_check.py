@@ -1,0 +1,98 @@
+"""`taskflow db check`: whether everything holds that the worker promises, over a database that is live or a copy."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.exceptions import Exit
+
+from nats_taskflow.cli.dev_folder import load_with_database
+from nats_taskflow.cli.options import SettingsCommand
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nats_taskflow.config import Config
+    from nats_taskflow.invariants import Evidence, Ledger
+    from nats_taskflow.invariants.findings import Findings
+
+_VIOLATED = 1
+"""The exit code where something does not hold."""
+
+
+@click.command(cls=SettingsCommand)
+@click.option("--db", "place", metavar="FILE", help="Check this file instead of `store.path`.")
+@click.option("--quick", is_flag=True, help="Leave out SQLite's own check of every page.")
+@click.option("--events", is_flag=True, help="Also read the events and dead letters over NATS, and compare.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
+@click.pass_context
+def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool, output: str, **arguments: Any) -> None:
+    """Check that nothing was lost, nothing happened twice and everything adds up. Read-only, also while a worker runs.
+
+    Exit 0: everything holds. 1: something does not; each violation is printed with its number and what to do. 78: no taskflow database,
+    or one of another schema. 74: it cannot be read now. 69: --events, and NATS cannot be reached.
+    """
+    from nats_taskflow.cli import db_findings
+    from nats_taskflow.invariants.findings import gather
+    from nats_taskflow.invariants.snapshot import snapshot
+
+    config = load_with_database(arguments)
+    where = place or config.store.path
+    streams = _streams(config, where) if events else {}
+    with snapshot(where) as opened, db_findings.progress(shown=output == "text") as tell:
+        tell("opening", 0)
+        evidence = evidence_of(config, opened.database, streams)
+        findings = gather(evidence, path=str(opened.path), worker=opened.worker, quick=quick, progress=tell)
+    db_findings.show(findings, output)
+    ctx.exit(_exit_code(findings))
+
+
+def _exit_code(findings: Findings) -> int:
+    """Say in a number whether everything holds."""
+    return _VIOLATED if findings.violations else 0
+
+
+def evidence_of(config: Config, database: Any, streams: dict[str, Any] | None = None) -> Evidence:
+    """Put together what is looked at."""
+    from nats_taskflow.app import REMEMBERED_TIMES
+    from nats_taskflow.invariants import Evidence
+    from nats_taskflow.wire.subjects import Subjects
+
+    remembered = int(config.stream.max_age * REMEMBERED_TIMES)
+    subjects = Subjects(config.subjects.prefix)
+    return Evidence(database, now=time.time_ns() // 1000, remembered=remembered, subjects=subjects, **(streams or {}))
+
+
+def _streams(config: Config, place: str) -> dict[str, Any]:
+    """Read what was published, and before that how far it was known to be: what a worker does meanwhile is no violation."""
+    from nats_taskflow.cli.launch import launch
+    from nats_taskflow.invariants.evidence import marks
+    from nats_taskflow.invariants.snapshot import snapshot
+    from nats_taskflow.telemetry import configure_logging
+
+    with snapshot(place) as opened:
+        published = marks(opened.database)
+    ledgers: dict[str, Ledger] = {}
+    configure_logging(config.log)
+    interrupted = launch(_read(config, ledgers.__setitem__))
+    if interrupted:
+        raise Exit(interrupted)
+    return {"marks": published, **ledgers}
+
+
+async def _read(config: Config, keep: Callable[[str, Ledger], None]) -> int:
+    """Read both streams into ledgers."""
+    from nats_taskflow.bus.history import History
+    from nats_taskflow.bus.options import nats_options
+    from nats_taskflow.invariants import Ledger, Message
+    from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS
+
+    async with History(nats_options(config.nats)) as history:
+        for name, stream in (("events", EVENTS), ("letters", DEAD_LETTERS)):
+            ledger = Ledger(first=await history.first(stream))
+            async for some in history.messages(stream):
+                ledger.add(Message(one.seq, one.subject, one.headers, one.body) for one in some)
+            keep(name, ledger)
+    return 0

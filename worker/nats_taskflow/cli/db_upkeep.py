@@ -1,0 +1,177 @@
+"""`taskflow db prune|export|migrate`: delete what is long over, write everything down as JSON lines, bring the schema up to date."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from nats_taskflow.cli.asking import AskCommand, Line, intervention, pages, reason_option, run
+from nats_taskflow.cli.choosing import agreed, yes_option
+from nats_taskflow.cli.dev_folder import load_with_database
+from nats_taskflow.cli.options import SettingsCommand
+from nats_taskflow.cli.showing import Printer, progress
+from nats_taskflow.prose import counted
+
+if TYPE_CHECKING:
+    import sqlite3
+
+_AT_ONCE = 1000
+_COLUMNS = {"state_json": "state", "wait_json": "wait", "progress_json": "progress", "payload_json": "payload", "result_json": "result"}
+
+
+def _duration(_ctx: click.Context, _parameter: click.Parameter, text: str) -> str:
+    """Refuse what is no duration before anybody is asked whether to go on."""
+    from nats_taskflow.durations import parse_duration
+
+    try:
+        parse_duration(text)
+    except ValueError as bad:
+        raise click.BadParameter(str(bad)) from bad
+    return text
+
+
+@click.command(cls=AskCommand)
+@click.option("--older-than", required=True, metavar="DURATION", callback=_duration, help="Flows that ended longer ago than this (30d).")
+@click.option("--dry-run", is_flag=True, help="Only say how many.")
+@yes_option
+@reason_option
+def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
+    """Have the worker delete flows that ended long ago, with their journals; never one whose events are not published."""
+    what = f"all flows that ended longer ago than {older_than}"
+    who = intervention(arguments)
+
+    async def main(line: Line, printer: Printer) -> None:
+        """Delete some at a time until none is left."""
+        pruned = 0
+        if arguments["dry_run"]:
+            found = await _prunable(line, older_than)
+            printer.item({"would_prune": found}, [("would prune", f"{counted(found, 'flow')}; nothing was done")])
+            return
+        if not (yes or agreed("prune", what, "say --yes")):
+            printer.note("Nothing was done.")
+            return
+        with progress("pruning", None, shown=printer.for_people) as tell:
+            while True:
+                answer = await line.ask("prune", older_than=older_than, limit=_AT_ONCE, **who)
+                pruned += answer["pruned"]
+                tell(answer["pruned"])
+                if not answer["more"]:
+                    break
+        printer.item({"pruned": pruned}, [("pruned", counted(pruned, "flow"))])
+
+    run(arguments, main, patience=30.0)
+
+
+async def _prunable(line: Line, older_than: str) -> int:
+    """Count the flows that ended that long ago. One whose events are not published yet would be kept for now; it counts, too."""
+    count = 0
+    for status in ("finished", "failed", "cancelled"):
+        cursor: str | None = None
+        while True:
+            fields = {"status": status, "older_than": older_than, "cursor": cursor}
+            flows, cursor = await pages(line, "list", "flows", _AT_ONCE, fields)
+            count += len(flows)
+            if cursor is None:
+                break
+    return count
+
+
+@click.command(cls=SettingsCommand)
+@click.option("--db", "place", metavar="FILE", help="Export this file instead of `store.path`.")
+@click.option("--to", "target", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Write here; stdout if not given.")
+def export(*, place: str | None, target: Path | None, **arguments: Any) -> None:
+    """Write every flow with its journal and observed runs as one JSON object a line. Read-only, one snapshot, also while a worker runs."""
+    import sqlite3
+
+    from nats_taskflow.atomic_file import part_of, settled
+    from nats_taskflow.invariants.snapshot import snapshot
+
+    config = load_with_database(arguments)
+    with snapshot(place or config.store.path) as opened:
+        opened.database.row_factory = sqlite3.Row
+        total = opened.database.execute("SELECT count(*) FROM flows").fetchone()[0]
+        if target is None:
+            _write(opened.database, sys.stdout, total)
+            return
+        with part_of(target) as part:
+            with part.open("w", encoding="utf-8") as out:
+                _write(opened.database, out, total)
+            settled(part, target)
+    click.echo(f"{target}: {counted(total, 'flow')}", err=True)
+
+
+def _write(database: sqlite3.Connection, out: IO[str], total: int) -> None:
+    """Write the flows in the order they were made."""
+    with progress("exporting", total, shown=out.name != "<stdout>") as tell:
+        for row in database.execute("SELECT * FROM flows ORDER BY n"):
+            flow = _plain(row)
+            flow["history"] = [_plain(r) for r in database.execute("SELECT * FROM flow_events WHERE flow = ? ORDER BY seq", (row["n"],))]
+            flow["steps"] = [_plain(r) for r in database.execute("SELECT * FROM flow_steps WHERE flow = ? ORDER BY n", (row["n"],))]
+            out.write(json.dumps(flow, ensure_ascii=False) + "\n")
+            tell(1)
+
+
+def _plain(row: sqlite3.Row) -> dict[str, Any]:
+    """Return a row under its columns' names, JSON as what it says, without the numbers that only tables know."""
+    return dict(_fields(row))
+
+
+def _fields(row: sqlite3.Row) -> Iterator[tuple[str, Any]]:
+    """Give the fields of a row."""
+    for name in row.keys():  # noqa: SIM118 - iterating a row gives its values
+        if name in ("n", "flow", "epoch"):
+            continue
+        value = row[name]
+        yield _COLUMNS.get(name, name), json.loads(value) if name in _COLUMNS and value is not None else value
+
+
+@click.command(cls=SettingsCommand)
+@click.option("--check", "only_check", is_flag=True, help="Only say which schema it has; exit 1 where it is not the newest.")
+@click.option("--print", "only_print", is_flag=True, help="Only print the statements that it would run.")
+@click.pass_context
+def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **arguments: Any) -> None:
+    """Bring the database to this program's schema, after a backup beside it. The worker must not run; it does the same at its start."""
+    from nats_taskflow.cli.launch import launch
+    from nats_taskflow.config.tree import Log
+    from nats_taskflow.invariants.snapshot import found
+    from nats_taskflow.store.opening import schema_of
+    from nats_taskflow.store.queries import migrations
+    from nats_taskflow.telemetry import configure_logging
+
+    path, newest = found(load_with_database(arguments).store.path), len(migrations())
+    version = schema_of(path)
+    if only_print:
+        _print(version)
+        return
+    if version == newest or only_check:
+        click.echo(f"{path}: schema {version}, this program's is {newest}")
+        ctx.exit(0 if version == newest else 1)
+    configure_logging(Log(level="error"))
+
+    async def open_and_close() -> int:
+        """Let the store do what it does at every start."""
+        from nats_taskflow import app
+
+        await app.migrate(str(path))
+        return 0
+
+    code = launch(open_and_close())
+    if code == 0:
+        click.echo(f"{path}: schema {version} → {newest}; the backup is {path}.schema-{version}.backup")
+    ctx.exit(code)
+
+
+def _print(version: int) -> None:
+    """Print what leads from a schema to the newest, as SQL that says the same."""
+    from nats_taskflow.store.queries import migrations
+
+    for number, statements in enumerate(migrations()[version:], version):
+        click.echo(f"-- schema {number} → {number + 1}")
+        for statement in statements:
+            click.echo(f"{statement};")
+        click.echo(f"PRAGMA user_version = {number + 1};")

@@ -1,0 +1,19 @@
+"""`taskflow demo`: the whole story on real parts, told in the terminal."""
+
+from __future__ import annotations
+
+import click
+
+from nats_taskflow.cli.command import Command
+
+
+@click.command(cls=Command)
+@click.pass_context
+def demo(ctx: click.Context, /) -> None:
+    """Show a flow survive a kill: start, delegate, SIGKILL, reply while dead, restart, resume, finish. Exits 0 when all of it came true.
+
+    Uses a server, a database and ports of its own in a temporary folder, and leaves nothing behind.
+    """
+    from nats_taskflow.cli import demo_story
+
+    ctx.exit(demo_story.run())

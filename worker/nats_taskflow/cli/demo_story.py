@@ -1,0 +1,209 @@
+"""Tell the whole story on real parts: a flow is parked, the worker killed, the reply sent while it is dead, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import nats
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from nats_taskflow import program
+from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.config import Log
+from nats_taskflow.telemetry import configure_logging
+
+TOPIC, CORRELATION = "agent.delegate.reply", "corr-42"
+_PATIENCE = 10.0
+
+
+class Broken(Exception):
+    """The story did not go as it must; the message says where."""
+
+
+def run() -> int:
+    """Tell the story; return 0 when all of it came true, 1 otherwise."""
+    configure_logging(Log(level="error"))
+    with tempfile.TemporaryDirectory(prefix="taskflow-demo-") as folder:
+        try:
+            asyncio.run(_Story(Path(folder)).tell())
+        except Broken as bad:
+            click.secho(f"\n  The demo failed: {bad}", fg="red", err=True)
+            log = Path(folder) / "worker.log"
+            click.echo(log.read_text(encoding="utf-8") if log.exists() else "", err=True)
+            return 1
+    return 0
+
+
+class _Story:
+    """The demo's parts: a broker, a worker process that can be killed, and an agent's connection."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._server = EmbeddedServer(folder / "nats")
+        self._worker: asyncio.subprocess.Process | None = None
+        self._began = time.monotonic()
+        self._chapter = 0
+
+    async def tell(self) -> None:
+        """Tell it, from start to end."""
+        click.secho("\n  nats-taskflow: a flow that survives kill -9\n", bold=True)
+        async with self._broker(), self._agent() as agent:
+            await self._begin()
+            flow = await self._park(agent)
+            await self._die_and_reply(agent)
+            await self._return(agent, flow)
+            await self._end(agent, flow)
+        click.secho(f"\n  Done in {time.monotonic() - self._began:.1f} s. Nothing was lost, nothing happened twice.", bold=True)
+        click.echo("  Play with it yourself: make run\n")
+
+    @asynccontextmanager
+    async def _broker(self) -> AsyncIterator[None]:
+        """Run a JetStream server, and make sure that nothing is left running."""
+        await self._server.start()
+        try:
+            yield
+        finally:
+            if self._worker is not None and self._worker.returncode is None:
+                self._worker.kill()
+                await self._worker.wait()
+            await self._server.stop()
+
+    @asynccontextmanager
+    async def _agent(self) -> AsyncIterator[Client]:
+        """Connect as the agent would: a plain NATS client."""
+        client = await nats.connect(self._server.url)
+        try:
+            yield client
+        finally:
+            await client.close()
+
+    async def _begin(self) -> None:
+        """Start the worker."""
+        self._say("A JetStream server and a worker start.")
+        self._show("nats", f"{self._server.url}  (sync_interval: always)")
+        pid = await self._start_worker()
+        self._show("worker", f"pid {pid}, flows in SQLite")
+
+    async def _park(self, agent: Client) -> str:
+        """Start a flow and park it on a delegate's reply."""
+        self._say("Agent kate starts a flow and parks it until a delegate answers.")
+        started = await _ask(agent, "start", {"controller_id": "kate/inbox-triage", "goal": "triage the inbox", "state": {"mails": 3}})
+        flow: str = started["flow"]["id"]
+        self._show("start", f"flow {flow} is {started['flow']['status']}")
+        wait = {"kind": "external_event", "topic": TOPIC, "correlation_id": CORRELATION}
+        parked = await _ask(agent, "wait", {"flow_id": flow, "wait_condition": wait})
+        self._show("wait", f"{parked['flow']['status']} for ({TOPIC}, {CORRELATION}), revision {parked['flow']['revision']}")
+        return flow
+
+    async def _die_and_reply(self, agent: Client) -> None:
+        """Kill the worker, and let the reply come while it is dead."""
+        self._say("The worker is killed with SIGKILL. The delegate answers while it is dead.")
+        assert self._worker is not None
+        self._worker.send_signal(signal.SIGKILL)
+        code = await self._worker.wait()
+        self._show("kill -9", f"worker gone (exit {code})")
+        reply = {"correlation_id": CORRELATION, "payload": {"answer": 42}}
+        stored = await agent.jetstream().publish(TOPIC, json.dumps(reply).encode())
+        self._show("reply", f"{json.dumps(reply)}")
+        self._show("", f"stored by {stored.stream} as message {stored.seq}; nobody is there to read it")
+
+    async def _return(self, agent: Client, flow: str) -> None:
+        """Start the worker again and see the flow resume."""
+        self._say("A new worker starts on the same database. The flow resumes by itself.")
+        pid = await self._start_worker()
+        self._show("worker", f"pid {pid}, recovered")
+        resumed = await self._until(agent, flow, lambda shown: shown["status"] == "running")
+        self._show("resumed", f"state {json.dumps(resumed['state']['resume_event'])} after revision {resumed['revision']}")
+        if resumed["state"]["resume_event"] != {"answer": 42}:
+            raise Broken("the flow resumed with another payload than the delegate sent")
+
+    async def _end(self, agent: Client, flow: str) -> None:
+        """Finish the flow, and show journal and events side by side."""
+        self._say("Kate finishes the flow. Its journal, and the events every subscriber got:")
+        finished = await _ask(agent, "finish", {"flow_id": flow, "final_state": {"triaged": True}})
+        if finished["flow"]["status"] != "finished":
+            raise Broken("the flow did not finish")
+        journal = (await _ask(agent, "history", {"flow_id": flow}))["events"]
+        published = await self._events(agent, flow, len(journal))
+        click.echo("       seq  revision  journal    by                          event in TASKFLOW_EVT")
+        for entry, (subject, event) in zip(journal, published, strict=True):
+            kind = subject.rsplit(".", 1)[1]
+            if (entry["seq"], entry["kind"]) != (int(event["sequence"]), kind):
+                raise Broken(f"the journal says {entry['kind']} where the event says {kind}")
+            click.echo(f"       {entry['seq']:<4} {entry['revision']:<9} {entry['kind']:<10} {entry['actor']:<27} {event['type']}")
+
+    async def _start_worker(self) -> int:
+        """Start a worker process and wait for its ready line."""
+        environment = {
+            **os.environ,
+            "TASKFLOW_NATS_URL": self._server.url,
+            "TASKFLOW_STORE_PATH": str(self._folder / "flows.db"),
+            "TASKFLOW_HTTP_BIND": "off",
+            "TASKFLOW_SUBJECTS_PREFIX": "taskflow",
+            "TASKFLOW_REPLY_TOPICS": TOPIC,
+        }
+        with (self._folder / "worker.log").open("ab") as log:
+            self._worker = await asyncio.create_subprocess_exec(
+                *program.command("run"), stdout=asyncio.subprocess.PIPE, stderr=log, env=environment, cwd=self._folder
+            )
+        assert self._worker.stdout is not None
+        try:
+            line = await asyncio.wait_for(self._worker.stdout.readline(), _PATIENCE)
+        except TimeoutError as late:
+            raise Broken(f"the worker was not ready within {_PATIENCE:.0f} s") from late
+        if not line:
+            raise Broken("the worker ended instead of starting")
+        return int(json.loads(line)["pid"])
+
+    async def _until(self, agent: Client, flow: str, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Ask for the flow until something is true of it."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            shown: dict[str, Any] = (await _ask(agent, "status", {"flow_id": flow}))["flow"]
+            if true(shown):
+                return shown
+            if time.monotonic() > deadline:
+                raise Broken(f"the flow stayed {shown['status']}")
+            await asyncio.sleep(0.02)
+
+    async def _events(self, agent: Client, flow: str, count: int) -> list[tuple[str, dict[str, Any]]]:
+        """Read the flow's events from the stream, as many as the journal has entries."""
+        subscription = await agent.jetstream().subscribe(f"taskflow.evt.kate.{flow}.*", ordered_consumer=True)
+        try:
+            found = [await subscription.next_msg(timeout=_PATIENCE) for _ in range(count)]
+        except NatsError as missing:
+            raise Broken(f"not all {count} events came: {missing}") from missing
+        return [(message.subject, json.loads(message.data)) for message in found]
+
+    def _say(self, text: str) -> None:
+        """Begin a chapter."""
+        self._chapter += 1
+        click.echo()
+        click.secho(f"  {self._chapter}. {text}", fg="cyan")
+
+    def _show(self, what: str, text: str) -> None:
+        """Show one thing that happened."""
+        click.echo(f"     {what:<8} {text}")
+
+
+async def _ask(agent: Client, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Send a request as kate and return the answer. Raises `Broken` for a refusal."""
+    try:
+        answer = await agent.request(f"taskflow.api.kate.{verb}", json.dumps(body).encode(), timeout=_PATIENCE)
+    except NatsError as silent:
+        raise Broken(f"{verb} was not answered: {silent}") from silent
+    decoded: dict[str, Any] = json.loads(answer.data)
+    if not decoded["ok"]:
+        raise Broken(f"{verb} was refused: {decoded['error']['message']}")
+    return decoded

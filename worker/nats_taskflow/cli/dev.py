@@ -1,0 +1,175 @@
+"""`taskflow dev`: the worker with a JetStream server of its own, for a machine where nothing is installed."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nats_taskflow.cli.dev_folder import DATABASE, STREAMS, prepare_folder
+from nats_taskflow.cli.options import SettingsCommand, adopt_option, load_config
+from nats_taskflow.line_writer import LineWriter
+
+if TYPE_CHECKING:
+    from nats_taskflow.bus.server import EmbeddedServer
+    from nats_taskflow.config import Config, Found
+
+_NATS_PORT = 4222
+_LOOPBACK = "127.0.0.1"
+
+
+@click.command(cls=SettingsCommand)
+@adopt_option
+@click.pass_context
+def dev(ctx: click.Context, /, *, adopt: bool, **arguments: Any) -> None:
+    """Run the worker with a NATS server of its own; data in ./.taskflow/.
+
+    With a NATS URL or context given, that server is used instead and none is started. Everything else is as with `taskflow run`.
+    """
+    from nats_taskflow.cli.launch import launch
+    from nats_taskflow.cli.lean import load_structlog
+
+    load_structlog()
+    ctx.exit(launch(_live(arguments, adopt=adopt)))
+
+
+async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
+    """Run the worker, and a server where none is given; give the worker's exit code."""
+    from nats_taskflow import app
+    from nats_taskflow.signals import Stop
+
+    stop = Stop()
+    stop.listen()
+    base = _presumed()
+    config = load_config(arguments, base)
+    prepare_folder()
+    if config.origin("nats.url") != "default" or config.nats.context:
+        greeting = banner(config, f"given by {config.origin('nats.url')}", _program())
+        return await app.run(config, stop=stop, adopt=adopt, greet=partial(_tell, greeting))
+
+    from nats_taskflow.config import Found
+    from nats_taskflow.telemetry import configure_logging
+
+    configure_logging(config.log)  # before the server starts: it logs
+    server, usual = await _started()
+    try:
+        base = _presumed()  # once more: another one may have taken the port meanwhile
+        served = {"nats.url": server.url, "nats.monitor_url": server.monitor_url}
+        config = load_config(arguments, base | {key: Found(url, "the embedded server of taskflow dev") for key, url in served.items()})
+        told = f"embedded JetStream server, data in {STREAMS}"
+        greeting = banner(config, told if usual else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program())
+        return await app.run(config, stop=stop, adopt=adopt, greet=partial(_tell, greeting))
+    finally:
+        await server.stop()
+
+
+async def _started() -> tuple[EmbeddedServer, bool]:
+    """Start the server, on NATS's usual port where that is free; returns whether it was."""
+    from nats_taskflow.bus.server import EmbeddedServer, ServerRefused
+
+    if _is_free(_NATS_PORT):
+        server = EmbeddedServer(STREAMS, _NATS_PORT)
+        try:
+            await server.start()
+        except ServerRefused:
+            if _is_free(_NATS_PORT):
+                raise
+        else:
+            return server, True
+    server = EmbeddedServer(STREAMS, 0)
+    await server.start()
+    return server, False
+
+
+def _tell(text: str) -> None:
+    """Say something to whoever started it, if somebody listens: the worker runs all the same."""
+    LineWriter(sys.stderr).write(f"{text}\n")
+
+
+def _presumed() -> dict[str, Found]:
+    """Give what `dev` presumes where nothing is said: a database in the folder, a free port for health if the usual one is taken."""
+    from nats_taskflow.config import Config, Found
+
+    origin = "presumed by taskflow dev"
+    base = {"store.path": Found(str(DATABASE), origin)}
+    usual = Config().http.address
+    if usual is not None and not _is_free(usual[1]):
+        base["http.bind"] = Found(f"{_LOOPBACK}:{_free_port()}", f"{origin}; port {usual[1]} is taken")
+    return base
+
+
+def _is_free(port: int) -> bool:
+    """Tell whether nobody listens on the port on loopback."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((_LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def _free_port() -> int:
+    """Give a port nobody listens on."""
+    with socket.socket() as trial:
+        trial.bind((_LOOPBACK, 0))
+        return int(trial.getsockname()[1])
+
+
+def banner(config: Config, nats: str, program: str = "taskflow") -> str:
+    """Write what a newcomer needs: where everything is, commands to copy, how to stop. `nats` says where the server comes from."""
+    from nats_taskflow.store.placement import placed
+
+    url = ",".join(address.shown for address in config.nats.url)
+    cli, prefix = f"nats -s {url}", config.subjects.prefix
+    start = '{"controller_id":"kate/inbox","goal":"triage the inbox"}'
+    reply = '{"correlation_id":"corr-42","payload":{"answer":42}}'
+    bindings = config.bindings()
+    health = "off" if config.http.bind == "off" else f"http://{config.http.bind}/readyz"
+    if config.origin("http.bind").endswith("is taken"):
+        health += f"   ({config.origin('http.bind').partition('; ')[2]}, so this is a free one)"
+    lines = [
+        "",
+        f"  NATS    {url}   ({nats})",
+        f"  Store   {placed(config.store.path)}",
+        f"  Health  {health}",
+        "",
+        "  Try, in another terminal (of the id, for FLOW, the end is enough):",
+        *_settings(url, prefix),
+        f"    {program} flow start --agent kate --controller kate/inbox --goal 'triage the inbox'",
+        f"    {program} flow wait FLOW --manual 'approve?'",
+        f"    {program} waits",
+        "",
+        "  The same with the nats command line, which is what an agent does:",
+        f"    {cli} req {prefix}.api.kate.start '{start}'",
+        f"    {cli} req {prefix}.api.kate.list_mine '{{}}'",
+        f"    {cli} sub '{prefix}.evt.>'",
+        *([f"    {cli} pub {bindings[0].subject} '{reply}'"] if bindings and "*" not in bindings[0].subject else []),
+        f"    {cli} micro ls",
+        f"    claude mcp add taskflow -- {program} mcp --agent kate --nats-url {url}"
+        + (f" --subjects-prefix {prefix}" if prefix != "taskflow" else ""),
+        "",
+        "  Stop: Ctrl-C (everything is kept; the next start goes on from here)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _program() -> str:
+    """Return how this program is called from here: `make run` has it in a place that shells do not look in."""
+    beside = Path(sys.executable).with_name("taskflow")
+    if shutil.which("taskflow") is not None or not beside.is_file():
+        return "taskflow"
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
+
+
+def _settings(url: str, prefix: str) -> list[str]:
+    """Give what the commands have to be told, where it is not what they presume."""
+    told = {"NATS_URL": (url, f"nats://{_LOOPBACK}:{_NATS_PORT}"), "TASKFLOW_SUBJECTS_PREFIX": (prefix, "taskflow")}
+    return [f"    export {name}={value}" for name, (value, usual) in told.items() if value != usual]

@@ -1,0 +1,79 @@
+"""Know where `taskflow dev` keeps its data, so that commands in the same folder find it without being told.
+
+What lies there may have come with a folder of somebody else, a clone or an archive: only what `taskflow dev` itself makes is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nats_taskflow.ownership import user
+
+if TYPE_CHECKING:
+    from nats_taskflow.config import Config, Found
+
+FOLDER = Path(".taskflow")
+DATABASE = FOLDER / "flows.db"
+STREAMS = FOLDER / "nats"
+_TO_ENTER, _TO_WRITE = 0o077, 0o022
+
+
+def find_dev_database() -> Mapping[str, Found]:
+    """Presume the database that `taskflow dev` made here."""
+    from nats_taskflow.config import Config, Found
+
+    usual = Path(Config().store.path)
+    if usual.exists() or not DATABASE.exists() or flaw():
+        return {}
+    return {"store.path": Found(str(DATABASE), f"left by taskflow dev in ./{FOLDER}")}
+
+
+def load_with_database(arguments: Mapping[str, Any]) -> Config:
+    """Load the settings of a command that works on a database: the one that is named, else the only one here.
+
+    Raises `ConfigError` where nobody has said which of two is meant: to check or copy the wrong one would look like a success.
+    """
+    from nats_taskflow.cli.options import load_config
+    from nats_taskflow.errors import ConfigError
+
+    config = load_config(arguments, find_dev_database())
+    usual = Path(config.store.path)
+    if config.origin("store.path") == "default" and usual.exists() and DATABASE.exists() and not flaw():
+        raise ConfigError(f"there are two databases here, {usual} and {DATABASE}: say which one is meant, with --store-path")
+    return config
+
+
+def prepare_folder() -> None:
+    """Make the folder, for this user's eyes only and invisible to git; raise `ConfigError` when that fails, or one is there of another."""
+    from nats_taskflow.errors import ConfigError
+
+    try:
+        FOLDER.mkdir(mode=0o700, exist_ok=True)
+        if why := flaw():
+            raise ConfigError(f"{Path.cwd() / why}; it was not made by `taskflow dev`: move {FOLDER} away, or start in another folder")
+        ignore = FOLDER / ".gitignore"
+        if not os.path.lexists(ignore):
+            ignore.write_text("*\n", encoding="utf-8")
+    except OSError as failure:
+        where = Path.cwd() / FOLDER
+        raise ConfigError(f"{where} cannot be made ({failure.strerror}); run `taskflow dev` in a folder that you may write to") from failure
+
+
+def flaw() -> str:
+    """Say what is not as `taskflow dev` makes it: somebody else's, a link to elsewhere, for others to enter. Empty where all is well."""
+    for path, forbidden in ((FOLDER, _TO_ENTER), (DATABASE, _TO_WRITE), (STREAMS, 0)):
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            continue
+        if stat.S_ISLNK(status.st_mode):
+            return f"{path} is a symbolic link"
+        if status.st_uid != os.geteuid():
+            return f"{path} belongs to {user(status.st_uid)}"
+        if status.st_mode & forbidden:
+            return f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):04o})"
+    return ""

@@ -1,0 +1,105 @@
+"""What `taskflow doctor` finds out about credentials: what they may publish and hear, measured against what each role needs.
+
+The server itself is asked (`$SYS.REQ.USER.INFO`): trying it out would publish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nats_taskflow.cli.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from nats_taskflow.config import Config
+    from nats_taskflow.wire.subjects import Subjects
+
+Json = dict[str, Any]
+Needs = tuple[tuple[str, ...], tuple[str, ...]]
+"""What a role publishes, and what it hears."""
+ASK = "$SYS.REQ.USER.INFO"
+_DAY = 86400.0
+_SOON = 7 * _DAY
+
+
+async def rights(config: Config, line: Any) -> list[Verdict]:
+    """Say for which of the roles these credentials are enough, what they lack, and when they end."""
+    import msgspec
+
+    from nats_taskflow.bus.client import Silent
+    from nats_taskflow.errors import Refusal
+
+    try:
+        answer: Json = msgspec.json.decode(await line.client.ask(ASK, b"", within=2.0))
+    except (Silent, Refusal) as no:
+        fix = f'let these credentials publish "{ASK}": it tells only about themselves'
+        return [Verdict("permissions", "warn", f"not known: {no}", fix)]
+    found: Json = answer.get("data") or {}
+    return [*_ending(found), _enough(found, _needed(config, line.subjects))]
+
+
+def _ending(found: Mapping[str, Any]) -> Iterator[Verdict]:
+    """Say when the credentials end, where they do."""
+    left = found.get("expires", 0) / 1e9
+    if left:
+        fix = "make new ones, and put them where the old ones are (nats.creds)" if left < _SOON else ""
+        yield Verdict("credentials", "warn" if fix else "ok", f"{found.get('user', '')} ends in {left / _DAY:.1f} days", fix)
+
+
+def _enough(found: Mapping[str, Any], needed: Mapping[str, Needs]) -> Verdict:
+    """Compare what is permitted with what each role needs. Only who has no whole role is warned."""
+    who = str(found.get("user", ""))
+    permissions: Mapping[str, Any] | None = found.get("permissions")
+    if permissions is None:
+        return Verdict("permissions", "ok", f"{who or 'anybody'}: everything, in account {found.get('account', '$G')}")
+    lacking = {
+        role: [
+            *(f"publish {subject}" for subject in publish if not permitted(permissions.get("publish"), subject)),
+            *(f"subscribe {subject}" for subject in hear if not permitted(permissions.get("subscribe"), subject)),
+        ]
+        for role, (publish, hear) in needed.items()
+    }
+    whole = [role for role, missing in lacking.items() if not missing]
+    if whole:
+        without = "; ".join(f"not to {role} (no {missing[0]})" for role, missing in lacking.items() if missing)
+        return Verdict("permissions", "ok", f"{who}: enough to {', '.join(whole)}" + (f"; {without}" if without else ""))
+    role, missing = min(lacking.items(), key=lambda one: len(one[1]))
+    return Verdict("permissions", "warn", f"{who}: not enough for any role; to {role} it lacks {', '.join(missing)}", _FIX)
+
+
+_FIX = "compare with deploy/nats/permissions.conf; the worker's own log says what it was refused"
+
+
+def permitted(rule: Mapping[str, Sequence[str]] | None, subject: str) -> bool:
+    """Tell whether a rule permits all of a subject: something allows it, nothing denies any of it. No rule permits everything."""
+    from nats_taskflow.wire.subjects import covers, overlap
+
+    if not rule:
+        return True
+    allow = rule.get("allow")
+    # A subscription may be permitted for one queue group only: "subject group".
+    allowed = allow is None or any(covers(one.split(" ")[0], subject) for one in allow)
+    return allowed and not any(overlap(one.split(" ")[0], subject) for one in rule.get("deny") or ())
+
+
+def _needed(config: Config, subjects: Subjects) -> dict[str, Needs]:
+    """List what each role needs of these settings (docs/securing.md)."""
+    from nats_taskflow.topology import reply_bindings, topology
+
+    bindings = reply_bindings(config, subjects)
+    streams, sources = topology(config, subjects, bindings)
+    prefix, inbox = subjects.prefix, f"{config.nats.inbox_prefix or '_INBOX'}.>"
+    infos = tuple(f"$JS.API.STREAM.INFO.{stream.name}" for stream in streams)
+    pulls = tuple(
+        f"{start}{source.stream}.{source.consumer}{end}"
+        for source in sources
+        for start, end in (("$JS.API.CONSUMER.INFO.", ""), ("$JS.API.CONSUMER.MSG.NEXT.", ""), ("$JS.ACK.", ".>"))
+    )
+    making = tuple(f"$JS.API.STREAM.{verb}.{stream.name}" for stream in streams for verb in ("CREATE", "UPDATE"))
+    consumers = tuple(f"$JS.API.CONSUMER.CREATE.{source.stream}.{source.consumer}" for source in sources)
+    work = (*subjects.events(), *subjects.dead_letters(), "_INBOX.>", *infos, *pulls)
+    return {
+        "run the worker": (work, (inbox, f"{prefix}.api.*.*", f"{prefix}.admin.*", f"{prefix}.reply.*.*", "$SRV.>")),
+        "operate it": ((f"{prefix}.admin.*",), (inbox,)),
+        "provision": ((*making, *infos, *consumers), (inbox,)),
+    }

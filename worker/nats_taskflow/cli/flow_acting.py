@@ -1,0 +1,170 @@
+"""`taskflow flow start|run|advance|wait|delegate|finish`: do what the flow's agent would do, on the agent's own subject."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from nats_taskflow.cli.asking import AskCommand, Line, owner_of, run, whole_id
+from nats_taskflow.cli.showing import Printer, mark, waits_on
+from nats_taskflow.prose import counted
+
+Json = dict[str, Any]
+
+
+def _agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add whose subject it is asked on, and what makes a repeat safe."""
+    agent = click.option("--agent", "as_agent", metavar="NAME", help="Act as this agent; the flow's owner where not given.")
+    session = click.option("--session", metavar="ID", help="The agent's session; the owner's, or main.")
+    command = click.option("--command-id", metavar="ID", help="Repeat with the same id: the same outcome, done once.")
+    return agent(session(command(function)))
+
+
+def json_value(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> Any:
+    """Read an option's JSON, for `-` that on stdin; a usage error names what is wrong."""
+    if text is None:
+        return None
+    given = sys.stdin.read() if text == "-" else text
+    try:
+        return json.loads(given)
+    except ValueError as bad:
+        raise click.BadParameter(f"{given[:60]!r} is no JSON: {bad}") from bad
+
+
+def children_of(answer: Mapping[str, Any]) -> str:
+    """Say how many children are cancelled with the flow, if any; what is below those that are still going to be is not counted yet."""
+    found = answer.get("cancelled_children")
+    if not found:
+        return ""
+    more = "or more " if found["pending"] else ""
+    return counted(found["done"] + found["pending"], f"{more}child", f"{more}children")
+
+
+def told(answer: Mapping[str, Any], printer: Printer) -> None:
+    """Say how the flow is now."""
+    flow = answer["flow"]
+    lines = [("flow", flow["id"]), ("status", mark(flow["status"])), ("step", flow["current_step"]), ("revision", str(flow["revision"]))]
+    if flow["wait"]:
+        lines.append(("waits on", waits_on(flow["wait"])))
+    if also := children_of(answer):
+        lines.append(("also", also))
+    printer.item(answer, lines)
+
+
+def _act(verb: str, flow: str, fields: Json, arguments: Mapping[str, Any]) -> None:
+    """Ask as the flow's agent."""
+
+    async def main(line: Line, printer: Printer) -> None:
+        """Ask, and say how the flow is now."""
+        flow_id = await whole_id(line, flow)
+        agent, session = await owner_of(line, flow_id, arguments["as_agent"], arguments["session"])
+        given = {"flow_id": flow_id, "session_id": session, "command_id": arguments["command_id"], **fields}
+        told(await line.as_agent(agent, verb, **given), printer)
+
+    run(arguments, main)
+
+
+@click.command(cls=AskCommand)
+@click.option("--agent", metavar="NAME", required=True, help="The agent that the flow will belong to.")
+@click.option("--session", metavar="ID", default="main", show_default=True, help="The agent's session.")
+@click.option("--controller", metavar="ID", required=True, help="Who asks for it, logically (kate/inbox-triage).")
+@click.option("--goal", metavar="TEXT", required=True, help="What it is for, for people.")
+@click.option("--state", metavar="JSON|-", callback=json_value, help="The state to begin with.")
+@click.option("--step", metavar="LABEL", help="The step to begin with.")
+@click.option("--id", "flow_id", metavar="UUID", help="The flow's id; a new one where not given.")
+@click.option("--hold", is_flag=True, help="Do not run it yet.")
+@click.option("--command-id", metavar="ID", help="Repeat with the same id: the same outcome, done once.")
+def start(*, agent: str, session: str, controller: str, goal: str, state: Any, **arguments: Any) -> None:
+    """Start a flow for an agent."""
+
+    async def main(line: Line, printer: Printer) -> None:
+        """Start it."""
+        fields = {"controller_id": controller, "goal": goal, "state": state, "current_step": arguments["step"], "session_id": session}
+        more = {"flow_id": arguments["flow_id"], "hold": arguments["hold"], "command_id": arguments["command_id"]}
+        told(await line.as_agent(agent, "start", **fields, **more), printer)
+
+    run(arguments, main)
+
+
+@click.command("run", cls=AskCommand)
+@click.argument("flow")
+@_agent_options
+def run_(*, flow: str, **arguments: Any) -> None:
+    """Run a flow that was started with --hold."""
+    _act("run", flow, {}, arguments)
+
+
+@click.command(cls=AskCommand)
+@click.argument("flow")
+@click.option("--patch", metavar="JSON|-", callback=json_value, help="Merge this object into the state.")
+@click.option("--step", metavar="LABEL", help="Name the next step.")
+@_agent_options
+def advance(*, flow: str, patch: Any, step: str | None, **arguments: Any) -> None:
+    """Merge into a flow's state, and name the next step."""
+    _act("advance", flow, {"patch": patch, "current_step": step}, arguments)
+
+
+@click.command(cls=AskCommand)
+@click.argument("flow")
+@click.option("--timer", metavar="TIME", help="Until this time (RFC 3339), or so long from now on (2h).")
+@click.option("--topic", metavar="TOPIC", help="For a reply on this topic.")
+@click.option("--corr", metavar="ID", help="With this correlation id; the worker makes one where not given.")
+@click.option("--manual", metavar="PROMPT", help="For a person, who is asked this.")
+@click.option("--condition", metavar="JSON|-", callback=json_value, help="For any wait condition (docs/waiting.md).")
+@click.option("--timeout", metavar="DURATION", help="Not longer than this.")
+@click.option("--on-timeout", type=click.Choice(["resume", "fail", "cancel"]), help="What then.")
+@_agent_options
+def wait(*, flow: str, **arguments: Any) -> None:
+    """Park a flow until something happens."""
+    _act("wait", flow, {"wait_condition": _condition(arguments)}, arguments)
+
+
+def _condition(given: Mapping[str, Any]) -> Json:
+    """Return the one wait condition that the options describe."""
+    chosen = [name for name in ("timer", "topic", "manual", "condition") if given[name] is not None]
+    if len(chosen) != 1:
+        raise click.UsageError("say one of --timer, --topic, --manual and --condition")
+    bounds = {name: given[name] for name in ("timeout", "on_timeout") if given[name] is not None}
+    if given["corr"] is not None and chosen[0] != "topic":
+        raise click.UsageError("--corr goes with --topic")
+    match chosen[0]:
+        case "timer":
+            if bounds:
+                raise click.UsageError("a timer ends by itself: --timeout and --on-timeout go with what may not come")
+            return {"kind": "timer", "at" if given["timer"][4:5] == "-" else "after": given["timer"]}
+        case "topic":
+            pair = {"topic": given["topic"]} | ({"correlation_id": given["corr"]} if given["corr"] is not None else {})
+            return {"kind": "external_event", **pair, **bounds}
+        case "manual":
+            return {"kind": "manual", "prompt": given["manual"], **bounds}
+        case _:
+            condition = given["condition"]
+            return {**condition, **bounds} if isinstance(condition, dict) else condition
+
+
+@click.command(cls=AskCommand)
+@click.argument("flow")
+@click.option("--to", required=True, metavar="SUBJECT", help="Whom to ask: any NATS responder.")
+@click.option("--payload", metavar="JSON|-", callback=json_value, help="What to ask.")
+@click.option("--timeout", metavar="DURATION", help="Wait not longer than this.")
+@click.option("--on-timeout", type=click.Choice(["resume", "fail", "cancel"]), help="What then.")
+@_agent_options
+def delegate(*, flow: str, to: str, payload: Any, timeout: str | None, on_timeout: str | None, **arguments: Any) -> None:
+    """Ask a delegate and park the flow until the answer comes, atomically."""
+    _act("delegate", flow, {"to": to, "payload": payload, "timeout": timeout, "on_timeout": on_timeout}, arguments)
+
+
+@click.command(cls=AskCommand)
+@click.argument("flow")
+@click.option("--state", metavar="JSON|-", callback=json_value, help="Merge this object into the state at the end.")
+@_agent_options
+def finish(*, flow: str, state: Any, **arguments: Any) -> None:
+    """End a flow well."""
+    _act("finish", flow, {"final_state": state}, arguments)
+
+
+COMMANDS = (start, run_, advance, wait, delegate, finish)

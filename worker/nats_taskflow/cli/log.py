@@ -1,0 +1,33 @@
+"""`taskflow log`: what operators did besides changing flows, whose own history tells that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from nats_taskflow.cli.asking import Line, ReadCommand, pages, run
+from nats_taskflow.cli.showing import Printer, clock
+
+_NOTHING = "Nobody has replayed, purged, matched, released or pruned anything yet. What was done to a flow is in `taskflow flow history`."
+
+
+@click.command(cls=ReadCommand)
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
+@click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
+def log(*, limit: int, cursor: str | None, **arguments: Any) -> None:
+    """Show who replayed, purged, matched, released or pruned what, and why; newest first."""
+
+    async def main(line: Line, printer: Printer) -> None:
+        """Show it."""
+        items, following = await pages(line, "log", "interventions", limit, {"cursor": cursor})
+        columns = {
+            "AT": lambda i: clock(i["at"]),
+            "WHO": lambda i: i["actor"],
+            "DID": lambda i: i["verb"],
+            "ABOUT": lambda i: i["about"],
+            "WHY": lambda i: i["reason"],
+        }
+        printer.items(items, columns, cursor=following, empty=_NOTHING)
+
+    run(arguments, main)

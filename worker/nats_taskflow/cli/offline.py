@@ -1,0 +1,57 @@
+"""Let a database answer questions while no worker runs: what `--db` opens, read-only, and says so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from nats_taskflow.admin.desk import Desk
+from nats_taskflow.errors import FlowError
+from nats_taskflow.invariants.snapshot import snapshot
+from nats_taskflow.store.offline import OfflineReads
+from nats_taskflow.version import program_version
+from nats_taskflow.wire.operators import read_operation
+from nats_taskflow.wire.subjects import Subjects
+
+if TYPE_CHECKING:
+    from nats_taskflow.cli.showing import Printer
+    from nats_taskflow.config import Config
+
+
+class Offline:
+    """A database that answers questions, and refuses everything else."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
+        """Answer a question as the worker would."""
+        from nats_taskflow.cli.asking import Refused
+
+        try:
+            asked = read_operation(verb, msgspec.json.encode({name: value for name, value in fields.items() if value is not None}))
+            if not self._desk.answers(asked):
+                raise click.UsageError(f"{verb} changes something: it needs a worker, not --db")
+            answer: dict[str, Any] = msgspec.json.decode(await self._desk.answer(asked))
+        except FlowError as refusal:
+            raise Refused({"code": refusal.code, "message": refusal.message, "details": refusal.details}) from refusal
+        return answer
+
+    async def as_agent(self, agent: str, verb: str, **fields: Any) -> dict[str, Any]:  # noqa: ARG002 - the line's signature
+        """Refuse: agents' requests change flows."""
+        raise click.UsageError(f"{verb} needs a worker, not --db")
+
+
+@contextmanager
+def offline(config: Config, place: str, printer: Printer) -> Iterator[Offline]:
+    """Open the database at `place` as one snapshot."""
+    with snapshot(place) as opened:
+        running = f"; a worker (pid {opened.worker}) runs on it" if opened.worker is not None else "; no worker runs on it"
+        printer.note(f"read-only snapshot of {opened.path}{running}")
+        reads = OfflineReads(opened.database)
+        yield Offline(Desk(reads, Subjects(config.subjects.prefix), lambda: time.time_ns() // 1000, version=program_version()))

@@ -1,0 +1,84 @@
+"""`taskflow reply TOPIC CORR [PAYLOAD]`: answer by hand what a flow waits for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from nats_taskflow.cli.asking import AskCommand, Line, Online, run, whole_id
+from nats_taskflow.cli.showing import Printer
+
+
+@click.command(cls=AskCommand)
+@click.argument("topic")
+@click.argument("corr")
+@click.argument("payload", required=False)
+@click.option("--id", "event_id", metavar="ID", help="The reply's id: a repeat with the same one is recognised. A new one if not given.")
+@click.option("--text", "as_text", is_flag=True, help="PAYLOAD is text, whatever it looks like.")
+@click.option("--flow", "flow_id", metavar="FLOW", help="Only for this flow.")
+@click.option("--dry-run", is_flag=True, help="Only say which flow it would resume.")
+def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, as_text: bool, **arguments: Any) -> None:
+    """Publish a reply on TOPIC with correlation id CORR. PAYLOAD is JSON (or text); `-` reads it from stdin."""
+    text = sys.stdin.read() if payload == "-" else payload
+    value = text if as_text else _value(text)
+
+    async def main(line: Line, printer: Printer) -> None:
+        """Publish it, or say whom it would resume."""
+        assert isinstance(line, Online), "a reply goes over NATS"
+        body = {"correlation_id": corr, "payload": value}
+        if arguments["flow_id"]:
+            body["flow_id"] = await whole_id(line, arguments["flow_id"])
+        subject = _subject(line, topic, corr)
+        if arguments["dry_run"]:
+            await line.client.check_taken(subject)
+            waiters = (await line.ask("who", topic=topic, correlation_id=corr))["waiters"]
+            meant = [waiter["flow_id"] for waiter in waiters if waiter["flow_id"] == body.get("flow_id", waiter["flow_id"])]
+            nobody = "nobody: another flow waits for it, so it would be a dead letter" if waiters else "nobody: it would be held"
+            printer.item({"would_resume": meant}, [("would resume", ", ".join(meant) or nobody)])
+            return
+        headers = {"Nats-Msg-Id": event_id or _new_id(), "Correlation-Id": corr}
+        whole = json.dumps(body["payload"] if subject != topic else body, ensure_ascii=False).encode()
+        stored = await line.client.publish(subject, whole, headers)
+        if stored.duplicate:
+            from nats_taskflow.client.replying import enveloped
+
+            unnamed = {"Correlation-Id": corr}
+            await line.client.publish(subject, enveloped(subject, whole, headers["Nats-Msg-Id"]), unnamed)
+        found = {"stream": stored.stream, "seq": stored.seq, "duplicate": stored.duplicate, "id": headers["Nats-Msg-Id"]}
+        again = " (the id is known: the worker looks whether this is the same reply)" if stored.duplicate else ""
+        printer.item(found, [("stored", f"{stored.stream} {stored.seq}{again}"), ("id", headers["Nats-Msg-Id"])])
+
+    run(arguments, main)
+
+
+def _value(text: str | None) -> Any:
+    """Return the payload: JSON, or the text itself. Refuses what begins like JSON and is none: a flow would go on with half an object."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as bad:
+        if text.lstrip()[:1] in ("{", "[", '"'):
+            raise click.UsageError(f"PAYLOAD looks like JSON and is none ({bad}); correct it, or say --text") from bad
+        return text
+
+
+def _subject(line: Online, topic: str, corr: str) -> str:
+    """Return the subject on which a reply reaches the topic: a built-in topic's has the correlation id as its last token."""
+    from nats_taskflow.errors import FlowError
+    from nats_taskflow.topology import reply_bindings
+
+    subject = reply_bindings(line.config, line.subjects).answers_on(topic, corr)
+    if isinstance(subject, FlowError):
+        raise click.UsageError(subject.message)
+    return subject
+
+
+def _new_id() -> str:
+    """Return an id that nobody has used."""
+    import secrets
+
+    return f"cli-{secrets.token_hex(12)}"

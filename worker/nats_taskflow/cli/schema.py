@@ -1,0 +1,28 @@
+"""`taskflow schema [NAME]`: the messages' JSON Schemas, without a network."""
+
+from __future__ import annotations
+
+import click
+
+from nats_taskflow.cli.command import Command
+
+
+@click.command(cls=Command)
+@click.argument("name", required=False)
+def schema(name: str | None) -> None:
+    """List the message schemas, or print one: command.start, query.status, admin.list, event, asyncapi, …"""
+    from nats_taskflow.wire.schemas import documents
+
+    found = documents()
+    if name is None:
+        for file in found:
+            click.echo(file.removesuffix(".json"))
+        return
+    file = name.removesuffix(".json") + ".json"
+    if file not in found:
+        from difflib import get_close_matches
+
+        near = get_close_matches(file, found, n=1)
+        hint = f"did you mean {near[0].removesuffix('.json')}?" if near else "`taskflow schema` lists them"
+        raise click.UsageError(f"there is no schema {name!r}; {hint}")
+    click.echo(found[file].decode(), nl=False)

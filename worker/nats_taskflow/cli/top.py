@@ -1,0 +1,58 @@
+"""`taskflow top`: the figures and the longest waits, looked at again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from nats_taskflow.cli.asking import Line, ReadCommand, run
+from nats_taskflow.cli.showing import Printer, clock, lines_of, mark, table_lines
+from nats_taskflow.cli.stats import figures
+from nats_taskflow.cli.waits import COLUMNS
+
+
+@click.command(cls=ReadCommand)
+@click.option("--interval", default=2.0, show_default=True, type=click.FloatRange(0.2, 3600), help="Seconds between two looks.")
+@click.option("--count", type=click.IntRange(1), help="End after this many looks.")
+def top(*, interval: float, count: int | None, **arguments: Any) -> None:
+    """Watch the worker: figures and the longest waits. Ctrl-C ends."""
+
+    async def main(line: Line, _printer: Printer) -> None:
+        """Look again and again."""
+        import asyncio
+
+        looks = count if count is not None else (2**62 if sys.stdout.isatty() else 1)
+        with _whole_screen(on=sys.stdout.isatty() and count is None) as home:
+            for look in range(looks):
+                seen = await _seen(line)
+                click.echo(home + "\n".join(seen[: shutil.get_terminal_size().lines - 1] if home else seen))
+                if look + 1 < looks:
+                    await asyncio.sleep(interval)
+
+    run(arguments, main)
+
+
+@contextlib.contextmanager
+def _whole_screen(*, on: bool) -> Iterator[str]:
+    """Take the terminal's other screen meanwhile; gives what begins a look: back to the top, and what was there goes."""
+    if not on:
+        yield ""
+        return
+    click.echo("\x1b[?1049h", nl=False)
+    try:
+        yield "\x1b[H\x1b[2J"
+    finally:
+        click.echo("\x1b[?1049l", nl=False)
+
+
+async def _seen(line: Line) -> list[str]:
+    """Return what there is to see now, line by line."""
+    stats = await line.ask("stats")
+    page = await line.ask("waits", limit=20)
+    title = f"taskflow top · {clock(stats['now'])} · {mark('waiting')} {stats['flows']['waiting']:,}"
+    return [title, *lines_of(figures(stats)), "", *table_lines(page["waits"], COLUMNS)]

@@ -1,0 +1,61 @@
+"""`taskflow waits`: who waits for what, since when, until when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from nats_taskflow.cli.asking import Line, ReadCommand, agent_options, pages, run
+from nats_taskflow.cli.choosing import wait_options
+from nats_taskflow.cli.following import watch_options, watched
+from nats_taskflow.cli.showing import Printer, short, since, until, waits_on
+from nats_taskflow.prose import counted
+
+_FILTERS = ("topic", "correlation_id", "kind", "controller", "owner", "step", "older_than", "due_within")
+
+
+@click.command(cls=ReadCommand)
+@wait_options
+@click.option("--older-than", metavar="DURATION", help="Only those that wait longer than this (10m).")
+@click.option("--due-within", metavar="DURATION", help="Only those that a timer or deadline acts on within this (10m), or should have.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
+@click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
+@watch_options
+@agent_options
+def waits(*, limit: int, watch: float | None, count: int | None, **arguments: Any) -> None:
+    """Show who waits for what, since when and until when; the longest-waiting first."""
+    fields = {name: arguments[name] for name in _FILTERS}
+    narrowed = any(value is not None for value in fields.values())
+    fields["cursor"] = arguments["cursor"]
+
+    async def look(line: Line, printer: Printer) -> None:
+        """Show them."""
+        items, cursor = await pages(line, "waits", "waits", limit, fields)
+        empty = "No wait is like that." if narrowed else "Nothing waits. Park a flow: taskflow flow wait FLOW --manual 'approve?'"
+        printer.items(items, COLUMNS, cursor=cursor, empty=empty)
+        if items and printer.for_people and arguments["as_agent"] is None:
+            stats = await line.ask("stats")
+            overdue, held = stats["waits"]["overdue"], counted(stats["held"], "held reply", "held replies")
+            known = f"{stats['flows']['waiting']:,} waiting · {overdue:,} overdue · {held} nobody waits for"
+            printer.note(known + (" (taskflow held list)" if stats["held"] else ""))
+
+    run(arguments, watched(look, watch, count))
+
+
+def _due(wait: dict[str, Any]) -> str:
+    """Say until when, and what then."""
+    if wait.get("cancel_requested"):
+        return "cancel requested"
+    then = (wait["wait"] or {}).get("on_timeout")
+    return until(wait["until"]) + (f" → {then}" if then and wait["until"] else "")
+
+
+COLUMNS = {
+    "FLOW": lambda w: short(w["flow_id"]),
+    "CONTROLLER": lambda w: w["controller_id"],
+    "STEP": lambda w: w["current_step"],
+    "SINCE": lambda w: since(w["since"]),
+    "DUE": _due,
+    "WAITS ON": lambda w: waits_on(w["wait"]),
+}

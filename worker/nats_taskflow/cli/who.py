@@ -1,0 +1,50 @@
+"""`taskflow who TOPIC [CORR]`: who waits for a reply, and which replies are held for it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from nats_taskflow.cli.asking import Line, ReadCommand, run
+from nats_taskflow.cli.showing import Printer, short, since, until
+
+
+@click.command(cls=ReadCommand)
+@click.argument("topic")
+@click.argument("corr", required=False)
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000), help="At most this many of each.")
+def who(*, topic: str, corr: str | None, limit: int, **arguments: Any) -> None:
+    """Show who waits for TOPIC (and correlation id CORR), and which replies are held for it."""
+
+    async def main(line: Line, printer: Printer) -> None:
+        """Show both."""
+        found = await line.ask("who", topic=topic, correlation_id=corr, limit=limit)
+        if not printer.for_people:
+            printer.item(found, [])
+            return
+        waiters = {
+            "FLOW": lambda w: short(w["flow_id"]),
+            "CONTROLLER": lambda w: w["controller_id"],
+            "STEP": lambda w: w["current_step"],
+            "CORRELATION ID": lambda w: w["correlation_id"],
+            "SINCE": lambda w: since(w["since"]),
+            "DUE": lambda w: until(w["until"]),
+        }
+        printer.items(found["waiters"], waiters, empty="Nobody waits for it.")
+        printer.items(found["held"], HELD, empty="No reply is held for it.")
+        if found["more"]:
+            printer.note(f"there is more than {limit}: name the correlation id, or raise --limit")
+
+    run(arguments, main)
+
+
+HELD = {
+    "HELD": lambda h: str(h["number"]),
+    "TOPIC": lambda h: h["topic"],
+    "CORRELATION ID": lambda h: h["correlation_id"],
+    "CAME": lambda h: since(h["arrived_at"]),
+    "EXPIRES": lambda h: until(h["expires_at"]),
+    "PAYLOAD": lambda h: json.dumps(h["payload"], ensure_ascii=False)[:120],
+}

@@ -1,0 +1,34 @@
+"""`taskflow why FLOW`: why a flow stands where it stands, in sentences, with a fix to copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from nats_taskflow.cli import layout
+from nats_taskflow.cli.asking import Line, ReadCommand, agent_options, run, whole_id
+from nats_taskflow.cli.showing import Printer, screen
+
+_SIGNS = {"waits": "⏸", "near": "✗", "next": "→", "state": "•"}
+
+
+@click.command(cls=ReadCommand)
+@click.argument("flow")
+@agent_options
+def why(*, flow: str, **arguments: Any) -> None:
+    """Explain FLOW: what it waits for, what came near, what happens next, and what to do."""
+
+    async def main(line: Line, printer: Printer) -> None:
+        """Explain it."""
+        found = await line.ask("why", flow_id=await whole_id(line, flow))
+        if not printer.for_people:
+            printer.item(found, [])
+            return
+        printer.text(f"{found['flow_id']} is {found['status']}.")
+        for said in found["sentences"]:
+            printer.text(f" {_SIGNS.get(said['kind'], '•')} {layout.wrap(said['text'], screen(), '   ')}")
+            if said["fix"]:
+                printer.text(f"     {layout.command_lines(said['fix'], screen(), '     ')}")
+
+    run(arguments, main)

@@ -1,0 +1,135 @@
+"""Read what a delegate is asked (docs/waiting.md, "Ask and wait: delegate"), and write what it answers (CONTRACT 5)."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from nats_taskflow.client.transport import Message
+from nats_taskflow.errors import FlowError
+from nats_taskflow.flow.request_headers import AGENT, CORRELATION_ID, DEADLINE, FLOW_ID, HOPS, REPLY_SUBJECT, TRACEPARENT
+from nats_taskflow.wire import limits
+from nats_taskflow.wire.headers import MSG_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, find, one_line, weight
+
+_ROOM = 512  # for the message id, which is added when it is sent
+
+
+class DelegateError(Exception):
+    """What a handler raises to answer with an error: `code` is text of digits, HTTP-like (`"422"`), `message` one sentence.
+
+    The flow that asked resumes with `{"error": {"code", "message"}}`.
+    """
+
+    def __init__(self, code: str | int, message: str) -> None:
+        super().__init__(message)
+        self.code = str(code)
+        self.message = message
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A request, as a handler gets it.
+
+    `payload`: the JSON value; text for a body that is not JSON, `{"base64": …}` for one that is no text either. `id` recognises a repeat
+    (None: the asker gave none), `deadline` is when the answer will be in vain (None: never). `agent`, `flow_id`, `correlation_id` and
+    `hops` are given where a flow asks: `agent` is whose flow it is, as the worker says (None: nobody's, or no flow asks); believe it where
+    only the worker may publish on the subject. Pass `hops` on, as header `Taskflow-Hops`, when the delegate delegates. `headers` has all.
+    """
+
+    subject: str
+    payload: Any
+    headers: dict[str, str]
+    id: str | None = None
+    agent: str | None = None
+    flow_id: str | None = None
+    correlation_id: str | None = None
+    deadline: datetime | None = None
+    hops: int = 0
+    trace: str | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What goes back."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
+def asked_of(message: Message) -> Asked:
+    """Read a request. Headers that cannot be read count as not there."""
+    headers = dict(message.headers)
+    hops = find(headers, HOPS) or "0"
+    return Asked(
+        subject=message.subject,
+        payload=_payload(message.body),
+        headers=headers,
+        id=find(headers, MSG_ID),
+        agent=find(headers, AGENT),
+        flow_id=find(headers, FLOW_ID),
+        correlation_id=find(headers, CORRELATION_ID),
+        deadline=_instant(find(headers, DEADLINE)),
+        hops=int(hops) if hops.isascii() and hops.isdigit() else 0,
+        trace=find(headers, TRACEPARENT),
+    )
+
+
+def reply_subject(message: Message) -> str:
+    """Return where the answer goes: the reply subject, or, for a request that came by way of a stream, what a header says."""
+    return message.reply or find(message.headers, REPLY_SUBJECT) or ""
+
+
+def answer_with(value: Any, asked: Asked) -> Answer:
+    """Write an answer: bytes as they are, anything else as JSON. Raises `TypeError` for what JSON does not have."""
+    body = bytes(value) if isinstance(value, bytes | bytearray) else msgspec.json.encode(value)
+    return Answer(body, _said(asked))
+
+
+def answer_error(error: DelegateError, asked: Asked) -> Answer:
+    """Write an error, as NATS micro services do (ADR-32), with the payload that the flow will see as the body."""
+    said = {SERVICE_ERROR: one_line(error.message), SERVICE_ERROR_CODE: one_line(error.code)}
+    body = msgspec.json.encode({"error": {"code": error.code, "message": error.message}})
+    return Answer(body, {**_said(asked), **said})
+
+
+def flaw_of(answer: Answer, asked: Asked, max_payload: int) -> str:
+    """Say why an answer cannot reach who asked, or nothing: the worker makes a dead letter of a reply beyond its limits, without a word."""
+    size = len(answer.body) + weight(answer.headers) + _ROOM
+    if size > max_payload:
+        return f"the answer has {len(answer.body)} bytes; the broker takes {max_payload}"
+    try:
+        if asked.flow_id is not None:
+            limits.decode_any(answer.body)
+    except limits.NotJson:
+        return ""  # a bare responder's text or bytes, which the flow gets as such
+    except FlowError as refused:
+        return f"the flow cannot take the answer: {refused.message}"
+    return ""
+
+
+def _said(asked: Asked) -> dict[str, str]:
+    """Say what is answered: the correlation id finds the flow on every reply topic, the trace goes on."""
+    said = {} if asked.correlation_id is None else {CORRELATION_ID: asked.correlation_id}
+    return said if asked.trace is None else {**said, TRACEPARENT: asked.trace}
+
+
+def _payload(body: bytes) -> Any:
+    """Read a body."""
+    try:
+        return msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return {"base64": b64encode(body).decode()}
+
+
+def _instant(text: str | None) -> datetime | None:
+    """Read a time."""
+    try:
+        at = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return at if at is not None and at.tzinfo is not None else None

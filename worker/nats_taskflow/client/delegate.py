@@ -1,0 +1,266 @@
+"""`serve_delegate`: answer the requests of flows, and of anybody else, with a function.
+
+    async with serve_delegate("svc.billing", pay, on="nats://127.0.0.1:4222"):
+        await asyncio.Event().wait()
+
+A flow's request is sent at least once; the function runs once for each request id, as far as this process remembers (with `memory`: as far
+as any process does), and a repeat gets the same answer. The answer goes to the stream under an id of its own, until the stream has it: then
+it resumes the flow, whether the worker runs or not. A request is *not* sent again once somebody has it: if this process dies over it,
+nothing answers, so flows set a timeout. Callers that are not flows get an ordinary NATS response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any, Self
+
+import msgspec
+
+from nats_taskflow.client.asked import Answer, Asked, DelegateError, answer_error, answer_with, asked_of, flaw_of, reply_subject
+from nats_taskflow.client.backing_off import Backoff
+from nats_taskflow.client.flows import FlowClient, Where, opened
+from nats_taskflow.client.handlers import check_handler
+from nats_taskflow.client.litter import Litter
+from nats_taskflow.client.now import now
+from nats_taskflow.client.remembering import Remembering
+from nats_taskflow.client.replying import enveloped
+from nats_taskflow.client.transport import Lost, Message, NotPermitted, NotStored, Serving, Transport, Trouble
+from nats_taskflow.errors import InvalidRequest
+from nats_taskflow.tasks import heed_cancellation
+from nats_taskflow.wire.subjects import is_pattern, is_token
+
+Handler = Callable[[Asked], Awaitable[Any]]
+_TRY = 5.0
+_log = logging.getLogger("nats_taskflow.client.delegate")
+
+
+class _Notice(msgspec.Struct):
+    """A cancel notice."""
+
+    flow_id: str
+    correlation_id: str
+    reason: str | None = None
+
+
+class Delegate:
+    """Answers what comes on a subject while the `async with` block lasts. `serve_delegate` makes one."""
+
+    def __init__(
+        self,
+        subject: str,
+        handler: Handler,
+        on: Where | FlowClient = None,
+        *,
+        queue: str | None = None,
+        cancel_on: str | None = None,
+        remember: int = 10_000,
+        memory: str | None = None,
+        grace: float = 10.0,
+        **options: Any,
+    ) -> None:
+        if memory is not None and not is_token(memory):
+            raise InvalidRequest(f"memory is a bucket's name, of A-Z a-z 0-9 _ -, not {memory!r}", path="/memory")
+        for name, given in (("subject", subject), ("cancel_on", cancel_on)):
+            if given is not None and not is_pattern(given):
+                raise InvalidRequest(f"{name} is no subject that can be listened to: {given!r}", path=f"/{name}")
+        check_handler(handler, f"the delegate of {subject}", "asked")
+        self.subject = subject
+        self._handler = handler
+        self._on = on
+        self._options = options
+        self._queue = subject if queue is None else queue
+        self._cancel_on = cancel_on
+        self._remember = remember
+        self._bucket = memory
+        self._memory: Remembering | None = None
+        self._grace = grace
+        self._stack = AsyncExitStack()
+        self._transport: Transport
+        self._litter = Litter(_log, "cancel notice")
+        self._runs: OrderedDict[str, asyncio.Task[Answer | None]] = OrderedDict()
+        self._cancelled: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._of_flows: dict[tuple[str, str], asyncio.Task[Answer | None]] = {}
+        self._busy: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._transport = await self._stack.enter_async_context(opened(self._on, self._options))
+        try:
+            await self._begin()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def _begin(self) -> None:
+        """Serve."""
+        if self._bucket is not None:
+            self._memory = Remembering(self._transport, self._bucket)
+            await self._memory.open()
+        self._stack.push_async_callback(self._finish)
+        if self._cancel_on is not None:
+            # Without a queue group: the notice has to reach the one that works on it, whichever that is.
+            self._stack.push_async_callback((await self._transport.serve(self._cancel_on, self._on_notice)).close)
+        serving: Serving = await self._transport.serve(self.subject, self._on_request, queue=self._queue)
+        self._stack.push_async_callback(serving.close)
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    async def _on_request(self, message: Message) -> None:
+        """Answer a message. Never raises."""
+        task = asyncio.current_task()
+        assert task is not None, "the transport gives each message a task"
+        self._busy.add(task)
+        asked = asked_of(message)
+        try:
+            answer = await self._answered(asked)
+            if answer is not None:
+                await self._send(asked, reply_subject(message), answer)
+        except (NotPermitted, Lost) as failed:
+            _log.error("the answer to %s is lost: %s", asked.id or asked.subject, failed)
+        finally:
+            self._busy.discard(task)
+
+    async def _answered(self, asked: Asked) -> Answer | None:
+        """Return the answer, run once for each id; None where nobody wants one any more."""
+        run = self._runs.get(asked.id) if asked.id is not None else None
+        if run is None:
+            run = asyncio.ensure_future(self._run(asked))
+            if asked.id is not None:
+                self._runs[asked.id] = run
+                self._forget()
+        # Shielded: the run belongs to all who ask the same; only its deadline or a notice ends it.
+        await asyncio.wait({run})
+        if not run.cancelled() and run.exception() is not None and asked.id is not None:
+            self._runs.pop(asked.id, None)  # the memory could not be read: a repeat may try again
+        return None if run.cancelled() else run.result()
+
+    def _forget(self) -> None:
+        """Forget the oldest answers when there are too many; what runs is kept."""
+        for name in list(self._runs)[: max(0, len(self._runs) - self._remember)]:
+            if self._runs[name].done():
+                del self._runs[name]
+
+    async def _run(self, asked: Asked) -> Answer | None:
+        """Have the answer within the deadline. Raises `NotPermitted` or `Lost` where the memory cannot be used any more."""
+        key = (asked.flow_id or "", asked.correlation_id or "")
+        if key in self._cancelled:
+            _log.info("request %s was cancelled before it came", asked.id)
+            return None
+        left = None if asked.deadline is None else (asked.deadline - now()).total_seconds()
+        bound = asyncio.timeout(left)
+        run = asyncio.current_task()
+        assert run is not None, "a run is a task"
+        if asked.flow_id is not None:
+            self._of_flows[key] = run
+        try:
+            async with bound:
+                if left is not None and left <= 0:
+                    return None
+                return await (self._made(asked) if self._memory is None else self._memory.answered(asked, self._made))
+        except TimeoutError:
+            return None  # the flow has gone on without: whatever came now would be in vain
+        finally:
+            self._of_flows.pop(key, None)
+
+    async def _made(self, asked: Asked) -> Answer:
+        """Have the handler make the answer. Never raises but for a cancellation."""
+        try:
+            return self._checked(answer_with(await self._handler(asked), asked), asked)
+        except DelegateError as error:
+            return answer_error(error, asked)
+        except (Exception, asyncio.CancelledError) as failed:  # noqa: BLE001  whatever the defect is, the flow gets an answer and the log the traceback
+            heed_cancellation()  # and not one of what the handler waited for
+            if asked.deadline is None or now() < asked.deadline:
+                _log.exception("the handler of %s failed", self.subject)
+            return answer_error(DelegateError("500", f"the delegate failed: {type(failed).__name__}"), asked)
+
+    def _checked(self, answer: Answer, asked: Asked) -> Answer:
+        """Return the answer, or the error that stands for one which could not arrive. Raises `DelegateError`."""
+        flaw = flaw_of(answer, asked, self._transport.max_payload)
+        if flaw:
+            _log.error("the handler of %s returned what cannot be sent: %s", self.subject, flaw)
+            raise DelegateError(413, flaw)
+        return answer
+
+    async def _on_notice(self, message: Message) -> None:
+        """End the work on a request whose flow was cancelled. Never raises."""
+        try:
+            notice = msgspec.json.decode(message.body, type=_Notice)
+        except msgspec.DecodeError:
+            self._litter.add(message.subject)
+            return
+        key = (notice.flow_id, notice.correlation_id)
+        self._cancelled[key] = notice.reason or ""
+        while len(self._cancelled) > self._remember:
+            self._cancelled.popitem(last=False)
+        run = self._of_flows.get(key)
+        if run is not None:
+            run.cancel()
+
+    async def _send(self, asked: Asked, subject: str, answer: Answer) -> None:
+        """Send an answer: to the stream, until it has it, where a flow asks; as a plain response where anybody else does."""
+        if not subject:
+            return  # nobody wants to know
+        if asked.flow_id is None:
+            await self._respond(subject, answer)
+            return
+        msg_id = f"{asked.id or f'{asked.flow_id}:{asked.correlation_id}'}:reply"
+        backoff = Backoff(0.1, 10.0)
+        while asked.deadline is None or now() < asked.deadline:
+            try:
+                stored = await self._transport.publish(subject, answer.body, answer.headers, msg_id=msg_id, timeout=_TRY)
+                if stored.duplicate:
+                    again = enveloped(subject, answer.body, msg_id)
+                    await self._transport.publish(subject, again, answer.headers, msg_id="", timeout=_TRY)
+                return
+            except NotStored as later:
+                _log.warning("the answer to %s is not stored yet: %s", asked.id, later)
+                await asyncio.sleep(backoff.next())
+
+    async def _respond(self, subject: str, answer: Answer) -> None:
+        """Publish a response."""
+        try:
+            await self._transport.tell(subject, answer.body, answer.headers)
+        except Trouble as failed:
+            _log.warning("a response is lost: %s", failed)
+
+    async def _finish(self) -> None:
+        """Let what is in hand finish for `grace` seconds, then end it."""
+        if self._busy:
+            await asyncio.wait(set(self._busy), timeout=self._grace)
+        left = {*self._busy, *(run for run in self._runs.values() if not run.done()), *self._of_flows.values()}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+
+
+def serve_delegate(
+    subject: str,
+    handler: Handler,
+    *,
+    on: Where | FlowClient = None,
+    queue: str | None = None,
+    cancel_on: str | None = None,
+    remember: int = 10_000,
+    memory: str | None = None,
+    grace: float = 10.0,
+    **options: Any,
+) -> Delegate:
+    """Answer requests on `subject` with what `handler` returns (a JSON value, or bytes), as an async context manager.
+
+    `handler` raises `DelegateError` to answer with an error; any other exception becomes code 500. `on`: a URL, a context of the `nats`
+    CLI, a nats-py client, an open `FlowClient` or a `Transport`; None: as the settings say; `options` as for `FlowClient.connect`.
+    Instances with the same `queue` (the subject by default) share the requests. `cancel_on`: the subject that flows name in `cancel_to`: a
+    notice cancels the handler of its request. `remember`: how many answers are kept for repeats, in this process; `memory`: a key-value
+    bucket of NATS that keeps them for all instances and later processes, made where it is missing. `grace`: seconds that what is in hand
+    gets at the end. Requests run side by side. An answer that is too large for a flow or for the broker becomes error 413. Raises
+    `InvalidRequest` for a subject that is none, `TypeError` for a handler that is not async or does not take one argument;
+    `NotPermitted`, `NoAnswer` (no bucket) or `Lost` at the beginning.
+    """
+    return Delegate(subject, handler, on, queue=queue, cancel_on=cancel_on, remember=remember, memory=memory, grace=grace, **options)

@@ -1,0 +1,275 @@
+"""Send an agent's commands through one of the two doors, again and again under the same id, until there is an outcome (CONTRACT 1 to 3).
+
+`cmd`: JetStream stores the command, and says so; the outcome comes to our inbox, and where it does not (the worker was killed, the
+connection was away), it is asked for by the command's id. `api`: a request, answered after the commit. Either way a command that was
+accepted is never applied twice: the id is its identity, whatever door, try or process it comes through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from secrets import token_hex
+from typing import Any, Literal, get_args
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from nats_taskflow.client.backing_off import Backoff
+from nats_taskflow.client.encoding import encoded
+from nats_taskflow.client.errors import (
+    Conflict,
+    Forbidden,
+    Internal,
+    InvalidRequest,
+    NoOutcome,
+    NoOutcomeYet,
+    Unavailable,
+    UnsupportedVerb,
+    error_of,
+)
+from nats_taskflow.client.transport import Inbox, Lost, Message, NoAnswer, NotPermitted, NotStored, Stored, Transport
+from nats_taskflow.errors import FlowError
+from nats_taskflow.prose import shown
+from nats_taskflow.wire import limits
+from nats_taskflow.wire.documents import CancelledChildren, ErrorShown, FlowShown, StepShown
+from nats_taskflow.wire.headers import MSG_ID, REPLY_TO
+from nats_taskflow.wire.requests import COMMANDS, QUERIES
+from nats_taskflow.wire.subjects import Subjects
+
+Door = Literal["cmd", "api"]
+_TRY = 5.0
+_LISTEN_FIRST = 1.0
+_SHAPES = COMMANDS | QUERIES
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of a command that took effect, or had taken effect before. `flow` is the flow then."""
+
+    outcome: str
+    flow: FlowShown
+    step: StepShown | None = None
+    cancelled_children: CancelledChildren | None = None
+
+
+class _Answer(msgspec.Struct):
+    """An answer before it is known to be one."""
+
+    ok: bool
+    outcome: str = ""
+    flow: FlowShown | None = None
+    step: StepShown | None = None
+    cancelled_children: CancelledChildren | None = None
+    error: ErrorShown | UnsetType = UNSET
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+class Doors:
+    """The doors of one agent. `patience`: how many seconds a command or a query is tried for."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, agent: str, *, patience: float) -> None:
+        self.transport = transport
+        self.subjects = subjects
+        self.agent = agent
+        self.patience = patience
+        self._inbox: Inbox | None = None
+        self._awaited: dict[str, asyncio.Future[bytes]] = {}
+
+    async def open(self) -> None:
+        """Open the inbox that outcomes come to."""
+        self._inbox = await self.transport.open_inbox(self._heard)
+
+    async def close(self) -> None:
+        """Close the inbox."""
+        if self._inbox is not None:
+            await self._inbox.close()
+
+    async def command(self, verb: str, fields: dict[str, Any], command_id: str, *, door: Door = "cmd", again: bool = False) -> Done:
+        """Have a command decided, and return its outcome.
+
+        `again`: the id is one that a second run gives again, so that a stored outcome counts even if this body differs (a time, say).
+        Raises the refusal (a `FlowRefused`), or `NoOutcome` when there is none within `patience`.
+        """
+        if door not in get_args(Door):
+            raise InvalidRequest(f"door is 'cmd' (durable) or 'api' (a request), not {door!r}", path="/door")
+        body = checked(verb, {**fields, "command_id": command_id})
+        try:
+            answer = await (self._durable if door == "cmd" else self._direct)(verb, body, command_id)
+            return done(answer)
+        except Conflict:
+            if not again:
+                raise
+            return done(await self.query("outcome", {"command_id": command_id}))
+
+    async def query(self, verb: str, fields: dict[str, Any]) -> bytes:
+        """Return the answer to a query. Raises the refusal, or `Unavailable` when nobody answers within `patience`."""
+        body = checked(verb, fields)
+        try:
+            async with asyncio.timeout(self.patience):
+                answer = await self._asked(verb, body, {})
+        except TimeoutError:
+            raise Unavailable(f"nobody answers {verb} within {self.patience:g} s: does a worker run?") from None
+        except Lost as lost:
+            raise Unavailable(str(lost)) from lost
+        return answer
+
+    async def store(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str) -> Stored:
+        """Publish to a stream until it has the message. Raises `Unavailable` when it does not within `patience`, `Forbidden`."""
+        last: list[str] = []
+        try:
+            async with asyncio.timeout(self.patience):
+                return await self._stored(subject, body, headers, msg_id, last)
+        except Lost as lost:
+            raise Unavailable(f"{subject} was not stored: {lost}", event_id=msg_id) from lost
+        except TimeoutError as late:
+            why = f" ({last[-1]})" if last else ""
+            said = f"{subject} was not stored within {self.patience:g} s{why}; repeat it with the same id"
+            raise Unavailable(said, event_id=msg_id) from late
+
+    async def _durable(self, verb: str, body: bytes, command_id: str) -> bytes:
+        """Store the command, then wait for its outcome, then ask for it. Raises `NoOutcome`."""
+        accepted = False
+        last: list[str] = []
+        try:
+            async with asyncio.timeout(self.patience):
+                with self._outcome_of() as (address, outcome):
+                    # The broker drops a repeated id of anybody: with the agent's name before it, of this agent only.
+                    named = f"{self.agent}/{command_id}"
+                    stored = await self._stored(self.subjects.command(self.agent, verb), body, {REPLY_TO: address}, named, last)
+                    accepted = True
+                    if stored.duplicate:
+                        # The stream has had this id before and has not looked at the body: the other door tells a repeat from a conflict.
+                        return await self._asked(verb, body, {MSG_ID: command_id})
+                    return await self._outcome(command_id, outcome, _LISTEN_FIRST)
+        except (TimeoutError, Lost) as failed:
+            why = str(failed) or ("" if accepted else "".join(last[-1:]))
+            raise no_outcome(verb, command_id, accepted=accepted, why=why) from failed
+
+    async def _direct(self, verb: str, body: bytes, command_id: str) -> bytes:
+        """Ask for the command to be carried out. Raises `NoOutcome`."""
+        try:
+            async with asyncio.timeout(self.patience):
+                return await self._asked(verb, body, {MSG_ID: command_id})
+        except (TimeoutError, Lost) as failed:
+            raise no_outcome(verb, command_id, accepted=False, why=str(failed)) from failed
+
+    async def _stored(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str, last: list[str]) -> Stored:
+        """Publish until the stream has it; `last` gets why it has not yet. Raises `Forbidden` where the credentials may not."""
+        backoff = Backoff()
+        while True:
+            try:
+                return await self.transport.publish(subject, body, headers, msg_id=msg_id, timeout=_TRY)
+            except NotStored as later:  # also where the stream says no: it may be full for a while, or not made yet
+                last.append(str(later))
+                await asyncio.sleep(backoff.next())
+            except NotPermitted as denied:
+                raise Forbidden(str(denied), subject=subject) from denied
+
+    async def _outcome(self, command_id: str, outcome: asyncio.Future[bytes], listen: float) -> bytes:
+        """Return what comes to the inbox; after `listen` seconds ask as well, ever less often."""
+        backoff = Backoff(0.2, 5.0)
+        asking = msgspec.json.encode({"command_id": command_id})
+        while True:
+            done_, _ = await asyncio.wait({outcome}, timeout=listen)
+            if done_:
+                return outcome.result()
+            try:
+                return await self._asked("outcome", asking, {}, tries=1)
+            except NoOutcomeYet:
+                pass
+            except Unavailable:
+                pass  # nobody answers: the worker is on its way back, and will take the command from the stream
+            listen = backoff.next()
+
+    async def _asked(self, verb: str, body: bytes, headers: dict[str, str], *, tries: int = 0) -> bytes:
+        """Ask on `api` until there is an answer, `tries` times (0: for ever). Raises the refusal that it is."""
+        subject = self.subjects.api(self.agent, verb)
+        backoff = Backoff()
+        while True:
+            tries -= 1
+            try:
+                answer = (await self.transport.request(subject, body, headers, timeout=_TRY)).body
+                if not answer.startswith(b'{"ok":false'):
+                    return answer
+                refusal = _refusal(answer)
+                # `outcome` gives back what is stored: a refused command's refusal is an answer too.
+                if not isinstance(refusal, Unavailable) or not tries:
+                    raise refusal
+            except NoAnswer as silent:
+                if not tries:
+                    raise Unavailable(str(silent)) from silent
+            except NotPermitted as denied:
+                raise Forbidden(str(denied), subject=subject) from denied
+            await asyncio.sleep(backoff.next())
+
+    @contextmanager
+    def _outcome_of(self) -> Iterator[tuple[str, asyncio.Future[bytes]]]:
+        """Give an address of our own, and what will come to it."""
+        assert self._inbox is not None, "the doors are not open"
+        token = token_hex(8)
+        outcome: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._awaited[token] = outcome
+        try:
+            yield f"{self._inbox.subject}.{token}", outcome
+        finally:
+            del self._awaited[token]
+            outcome.cancel()
+
+    def _heard(self, message: Message) -> None:
+        """Hand an outcome to whoever waits for it."""
+        outcome = self._awaited.get(message.subject.rpartition(".")[2])
+        if outcome is not None and not outcome.done():
+            outcome.set_result(message.body)
+
+
+def checked(verb: str, fields: dict[str, Any]) -> bytes:
+    """Return the body of a request, held against the limits and the verb's type before it costs a round trip. Raises the refusal."""
+    if verb not in _SHAPES:
+        raise UnsupportedVerb(f"there is no verb {shown(verb)}: verbs are {', '.join(_SHAPES)}", verb=verb)
+    body = encoded({name: value for name, value in fields.items() if value is not None})
+    top = limits.check(body)
+    try:
+        _decoder(verb).decode(body)
+    except (ValueError, RecursionError) as failure:
+        from nats_taskflow.wire import complaints  # noqa: PLC0415 - most programs never need it, and all would wait for it
+
+        raise complaints.refusal(failure, body, top, verb, _SHAPES[verb]) from None
+    return body
+
+
+@cache
+def _decoder(verb: str) -> msgspec.json.Decoder[Any]:
+    """Make the decoder of a verb's body when it is first needed: a script uses a few of them, and has to start soon."""
+    return msgspec.json.Decoder(_SHAPES[verb])
+
+
+def done(body: bytes) -> Done:
+    """Read an outcome. Raises the refusal that it is."""
+    answer = _ANSWER.decode(body)
+    if answer.error is not UNSET:
+        raise error_of(answer.error.code, answer.error.message, answer.error.details)
+    if answer.flow is None:
+        raise Internal("the worker answered without a flow", answer=body[:256].decode(errors="replace"))
+    return Done(outcome=answer.outcome, flow=answer.flow, step=answer.step, cancelled_children=answer.cancelled_children)
+
+
+def no_outcome(verb: str, command_id: str, *, accepted: bool, why: str) -> NoOutcome:
+    """Make the error for a command that may or may not have been applied."""
+    said = "is stored and will be decided" if accepted else "may or may not have arrived"
+    reason = f" ({why})" if why else ""
+    return NoOutcome(
+        f"no outcome of {verb} in time: it {said}{reason}; repeat it with command_id={command_id!r}",
+        command_id=command_id,
+        accepted=accepted,
+    )
+
+
+def _refusal(body: bytes) -> FlowError:
+    """Read a refusal."""
+    answer = _ANSWER.decode(body)
+    assert answer.error is not UNSET, "a refusal has an error"
+    return error_of(answer.error.code, answer.error.message, answer.error.details)

@@ -1,0 +1,45 @@
+"""Write what a caller gave as JSON, or say which field of it JSON does not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nats_taskflow.errors import InvalidRequest
+from nats_taskflow.wire import pointers
+from nats_taskflow.wire.limits import MAX_DEPTH
+
+_UNWRITABLE = (TypeError, ValueError, RecursionError)
+
+
+def encoded(fields: dict[str, Any]) -> bytes:
+    """Return the fields as JSON. Raises `InvalidRequest` naming the place of what JSON does not have."""
+    try:
+        return msgspec.json.encode(fields)
+    except _UNWRITABLE as bad:
+        path = pointers.spell(*_place_of_unwritable(fields))
+        said = f"{path[1:]} cannot be written as JSON ({bad}): give text, numbers, True, False, None, lists and dicts of these"
+        raise InvalidRequest(said, path=path) from None
+
+
+def _place_of_unwritable(value: Any) -> list[str | int]:
+    """Return the way to the innermost value that cannot be written, as far down as a body may nest."""
+    way: list[str | int] = []
+    while len(way) < MAX_DEPTH:
+        below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+        culprit = next(((key, part) for key, part in below if not _is_writable(part)), None)
+        if culprit is None:
+            break
+        way.append(culprit[0])
+        value = culprit[1]
+    return way
+
+
+def _is_writable(value: Any) -> bool:
+    """Tell whether JSON has the value."""
+    try:
+        msgspec.json.encode(value)
+    except _UNWRITABLE:
+        return False
+    return True

@@ -1,0 +1,135 @@
+"""Name what can go wrong for an agent: the refusals of CONTRACT 3, which are the worker's own classes, and no answer at all.
+
+| code | class | what to do |
+|---|---|---|
+| `invalid_request` `too_large` `too_deep` `unsupported_verb` | `InvalidRequest` `TooLarge` `TooDeep` `UnsupportedVerb` | correct the call |
+| `topic_not_bound` `timer_in_past` `horizon_exceeded` | `TopicNotBound` `TimerInPast` `HorizonExceeded` | wait for something else |
+| `forbidden` `not_found` | `Forbidden` `NotFound` | look at agent, session and id |
+| `no_outcome` | `NoOutcomeYet` | ask again |
+| `illegal_transition` `already_terminal` `cancel_pending` | `IllegalTransition` `AlreadyTerminal` `CancelPending` | look where it is |
+| `revision_mismatch` | `RevisionMismatch` | `refresh()`, decide again |
+| `wait_conflict` `conflict` `id_mismatch` | `WaitConflict` `Conflict` `IdMismatch` | use another id |
+| `quota_exceeded` | `QuotaExceeded` | after `details["retry_after"]` seconds, on `cmd` under a new id; make room in `details["quota"]` |
+| `unavailable` `internal` | `Unavailable` `Internal` | the same command id again, later |
+
+Each has `.code`, `.message` (one sentence) and `.details` (a JSON object), and nothing changed; the last row alone may leave a doubt.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nats_taskflow import errors
+from nats_taskflow.errors import (
+    AlreadyTerminal,
+    CancelPending,
+    Conflict,
+    FlowError,
+    Forbidden,
+    HorizonExceeded,
+    IdMismatch,
+    IllegalTransition,
+    Internal,
+    InvalidRequest,
+    NoOutcomeYet,
+    NotFound,
+    QuotaExceeded,
+    RevisionMismatch,
+    TimerInPast,
+    TooDeep,
+    TooLarge,
+    TopicNotBound,
+    Unavailable,
+    UnsupportedVerb,
+    WaitConflict,
+)
+
+__all__ = [
+    "BY_CODE",
+    "AlreadyTerminal",
+    "CancelPending",
+    "Conflict",
+    "FlowEnded",
+    "FlowRefused",
+    "Forbidden",
+    "HorizonExceeded",
+    "IdMismatch",
+    "IllegalTransition",
+    "Internal",
+    "InvalidRequest",
+    "NoOutcome",
+    "NoOutcomeYet",
+    "NotFound",
+    "QuotaExceeded",
+    "RevisionMismatch",
+    "TimerInPast",
+    "TooDeep",
+    "TooLarge",
+    "TopicNotBound",
+    "Unavailable",
+    "UnsupportedVerb",
+    "WaitConflict",
+    "error_of",
+]
+
+FlowRefused = FlowError
+"""What every refusal is: the worker's own class, so that code over NATS and code beside a `FlowManager` catch the same."""
+
+BY_CODE: dict[str, type[FlowError]] = {
+    "invalid_request": InvalidRequest,
+    "unsupported_verb": UnsupportedVerb,
+    "topic_not_bound": TopicNotBound,
+    "timer_in_past": TimerInPast,
+    "horizon_exceeded": HorizonExceeded,
+    "too_large": TooLarge,
+    "too_deep": TooDeep,
+    "forbidden": Forbidden,
+    "not_found": NotFound,
+    "no_outcome": NoOutcomeYet,
+    "illegal_transition": IllegalTransition,
+    "already_terminal": AlreadyTerminal,
+    "cancel_pending": CancelPending,
+    "revision_mismatch": RevisionMismatch,
+    "wait_conflict": WaitConflict,
+    "conflict": Conflict,
+    "id_mismatch": IdMismatch,
+    "quota_exceeded": QuotaExceeded,
+    "unavailable": Unavailable,
+    "internal": Internal,
+}
+"""CONTRACT 3, as a table."""
+
+
+class NoOutcome(Unavailable):
+    """No outcome came in time. Repeat with the same `command_id`: it is applied once, however often it is sent.
+
+    `accepted`: the stream has the command, so it *will* be decided, and `flows.outcome(command_id)` will tell. Otherwise nobody knows
+    whether it arrived. `details` has both.
+    """
+
+    @property
+    def command_id(self) -> str:
+        """The command's id."""
+        return str(self.details["command_id"])
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the stream is known to have the command."""
+        return bool(self.details["accepted"])
+
+
+class FlowEnded(Exception):
+    """A flow that was waited for will not run again: it has ended, as `status` says; `reason` where there is one."""
+
+    def __init__(self, flow_id: str, status: str, reason: str | None) -> None:
+        super().__init__(f"flow {flow_id} is {status}" + (f": {reason}" if reason else ""))
+        self.flow_id = flow_id
+        self.status = status
+        self.reason = reason
+
+
+def error_of(code: str, message: str, details: dict[str, Any]) -> FlowError:
+    """Return the exception that a refusal on the wire stands for; a code that this version does not know keeps it in `details`."""
+    if code not in BY_CODE:
+        return Internal(message, **{**details, "code": code})
+    return errors.error_of(code, message, details)

@@ -1,0 +1,285 @@
+"""Steer one flow: the handle that `flows.start` and `flows.get` return."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from nats_taskflow.client import conditions
+from nats_taskflow.client.conditions import Condition, Length, OnTimeout
+from nats_taskflow.client.doors import Done, Door
+from nats_taskflow.client.errors import Forbidden
+from nats_taskflow.client.events import Event, Resumed
+from nats_taskflow.client.listening import heard
+from nats_taskflow.client.resuming import resumed
+from nats_taskflow.wire.documents import EventShown, FlowShown, StepShown, WaitShown
+
+if TYPE_CHECKING:
+    from nats_taskflow.client.flows import FlowClient
+
+Json = Mapping[str, Any]
+
+
+class Flow:
+    """One flow of this agent, as it was last seen.
+
+    Every command returns the flow as it is after it, which `snapshot` keeps too; a refusal raises a `FlowRefused` and changes nothing.
+    All commands take `command_id` (a random one by default: give your own to be able to repeat the call after a crash of your program),
+    `door` (`cmd`, durable, by default; `api` answers a little sooner, and needs a worker that runs) and `if_unchanged`: refuse with
+    `RevisionMismatch` if the flow has changed since it was last seen. `flows` is the client it came from.
+    """
+
+    def __init__(self, flows: FlowClient, snapshot: FlowShown) -> None:
+        self.flows = flows
+        self._since: int | None = snapshot.revision if snapshot.wait is not None else None
+        self.snapshot = snapshot
+
+    def __repr__(self) -> str:
+        return f"<Flow {self.id} {self.status} revision {self.revision} step {self.snapshot.current_step!r}>"
+
+    @property
+    def id(self) -> str:
+        """The flow's id, a UUID."""
+        return self.snapshot.id
+
+    @property
+    def status(self) -> str:
+        """`created`, `running`, `waiting`, `finished`, `failed` or `cancelled`, when last seen."""
+        return self.snapshot.status.value
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The flow's state, when last seen."""
+        state: dict[str, Any] = self.snapshot.state
+        return state
+
+    @property
+    def current_step(self) -> str:
+        """The label of the present phase, when last seen."""
+        return self.snapshot.current_step
+
+    @property
+    def revision(self) -> int:
+        """How many changes were accepted, when last seen."""
+        return self.snapshot.revision
+
+    async def refresh(self) -> FlowShown:
+        """Look at the flow again."""
+        self.snapshot = (await self.flows.get(self.id)).snapshot
+        return self.snapshot
+
+    async def run(self, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False) -> FlowShown:
+        """Let a flow that was started with `hold` run."""
+        return (await self._send("run", {}, command_id, door, if_unchanged)).flow
+
+    async def advance(
+        self,
+        patch: Json | None = None,
+        *,
+        step: str | None = None,
+        command_id: str | None = None,
+        door: Door | None = None,
+        if_unchanged: bool = False,
+    ) -> FlowShown:
+        """Merge `patch` into the state, key by key at the top level, and name the next step."""
+        return (await self._send("advance", {"patch": patch, "current_step": step}, command_id, door, if_unchanged)).flow
+
+    async def wait(
+        self, condition: Condition, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False
+    ) -> FlowShown:
+        """Park on a condition: `nats_taskflow.client.conditions` has a function for each kind. `resumed` then waits for the end of it."""
+        return await self._park("wait", {"wait_condition": condition}, command_id, door, if_unchanged)
+
+    async def wait_reply(
+        self,
+        topic: str,
+        correlation_id: str | None = None,
+        *,
+        timeout: Length | None = None,
+        deadline: datetime | None = None,
+        on_timeout: OnTimeout = "resume",
+        accept: dict[str, Any] | None = None,
+        command_id: str | None = None,
+        door: Door | None = None,
+        if_unchanged: bool = False,
+    ) -> str:
+        """Park until a reply to (topic, correlation id) comes, and return the correlation id: give it to whoever is to reply.
+
+        Without one the worker makes an id that nobody can guess. A reply that came before is taken at once.
+        """
+        wanted = conditions.reply(topic, correlation_id, accept=accept, timeout=timeout, deadline=deadline, on_timeout=on_timeout)
+        parked = await self.wait(wanted, command_id=command_id, door=door, if_unchanged=if_unchanged)
+        wait = parked.wait or {}
+        return correlation_id or str(wait.get("correlation_id", ""))
+
+    async def wait_timer(
+        self, at: datetime | Length, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False
+    ) -> FlowShown:
+        """Park until `at`: an aware datetime, or a duration from the parking (`"3d"`)."""
+        return await self.wait(conditions.timer(at), command_id=command_id, door=door, if_unchanged=if_unchanged)
+
+    async def wait_manual(
+        self,
+        prompt: str | None = None,
+        *,
+        timeout: Length | None = None,
+        deadline: datetime | None = None,
+        on_timeout: OnTimeout = "resume",
+        command_id: str | None = None,
+        door: Door | None = None,
+        if_unchanged: bool = False,
+    ) -> FlowShown:
+        """Park until somebody resumes the flow; `prompt` says what is asked of whom."""
+        wanted = conditions.manual(prompt, timeout=timeout, deadline=deadline, on_timeout=on_timeout)
+        return await self.wait(wanted, command_id=command_id, door=door, if_unchanged=if_unchanged)
+
+    async def delegate(
+        self,
+        to: str,
+        payload: Any = None,
+        *,
+        timeout: Length | None = None,
+        deadline: datetime | None = None,
+        on_timeout: OnTimeout = "resume",
+        headers: Mapping[str, str] | None = None,
+        reply_topic: str | None = None,
+        correlation_id: str | None = None,
+        accept: dict[str, Any] | None = None,
+        cancel_to: str | None = None,
+        command_id: str | None = None,
+        door: Door | None = None,
+        if_unchanged: bool = False,
+    ) -> FlowShown:
+        """Send a request to whoever answers on the subject `to`, and park until the answer comes: one transaction.
+
+        Any NATS responder can be the delegate. `payload` is a JSON value. `cancel_to` is told when the flow is cancelled meanwhile.
+        """
+        fields = {
+            "to": to,
+            "payload": payload,
+            "headers": dict(headers) if headers else None,
+            "reply_topic": reply_topic,
+            "correlation_id": correlation_id,
+            "accept": accept,
+            "cancel_to": cancel_to,
+            **conditions.bounds(timeout, deadline, on_timeout),
+        }
+        return await self._park("delegate", fields, command_id, door, if_unchanged)
+
+    async def resume(
+        self,
+        patch: Json | None = None,
+        *,
+        reason: str | None = None,
+        leaf: int | str | None = None,
+        command_id: str | None = None,
+        door: Door | None = None,
+        if_unchanged: bool = False,
+    ) -> FlowShown:
+        """End the wait, whatever it is for, and merge `patch`; with `leaf` answer only that manual part of a composite wait."""
+        return (await self._send("resume", {"patch": patch, "reason": reason, "leaf": leaf}, command_id, door, if_unchanged)).flow
+
+    async def finish(
+        self, final_state: Json | None = None, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False
+    ) -> FlowShown:
+        """End the flow well; `final_state` is merged first."""
+        return (await self._send("finish", {"final_state": final_state}, command_id, door, if_unchanged)).flow
+
+    async def fail(self, reason: str, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False) -> FlowShown:
+        """End the flow badly."""
+        return (await self._send("fail", {"reason": reason}, command_id, door, if_unchanged)).flow
+
+    async def cancel(
+        self,
+        reason: str | None = None,
+        *,
+        mode: Literal["now", "request"] = "now",
+        cascade: bool = True,
+        command_id: str | None = None,
+        door: Door | None = None,
+        if_unchanged: bool = False,
+    ) -> FlowShown:
+        """Cancel, with all child flows unless `cascade` is false; or `request` that the flow winds down."""
+        fields = {"reason": reason, "mode": mode, "cascade": None if cascade else False}
+        return (await self._send("cancel", fields, command_id, door, if_unchanged)).flow
+
+    async def observe(
+        self,
+        run_id: str,
+        task: str,
+        status: Literal["pending", "running", "succeeded", "failed", "cancelled"],
+        *,
+        result: Any = None,
+        child_session_key: str | None = None,
+        command_id: str | None = None,
+        door: Door | None = None,
+    ) -> StepShown:
+        """Record what is known of one run; the same `run_id` updates in place."""
+        fields = {"run_id": run_id, "task": task, "status": status, "result": result, "child_session_key": child_session_key}
+        step = (await self._send("observe", fields, command_id, door, if_unchanged=False)).step
+        assert step is not None, "the outcome of observe has a step"
+        return step
+
+    async def resumed(self, timeout: Length | None = None) -> Resumed:
+        """Wait until the flow runs again, and return what resumed it; the snapshot is then the present one.
+
+        `timeout` bounds the waiting of this call, not the wait of the flow. Raises `TimeoutError` after it, `FlowEnded` when the flow
+        ended instead, `ValueError` for a flow that was not seen waiting.
+        """
+        if self._since is None and (await self.refresh()).wait is None:
+            raise ValueError(f"flow {self.id} is {self.status}, not waiting: park it first")
+        since = self.revision if self._since is None else self._since
+        found = await resumed(self.flows, self.id, since, None if timeout is None else conditions.length(timeout).total_seconds())
+        await self.refresh()
+        self._since = None if self.snapshot.wait is None else self.revision
+        return found
+
+    async def events(self, *, after: int = 0) -> AsyncGenerator[Event, None]:
+        """Give the flow's events, from the first that is kept and then live, without a gap; ends after the one that ends the flow.
+
+        `after` skips events up to that `seq`. Where the credentials may not read the stream, they are heard live and read from the journal;
+        then `stream_seq` is 0.
+        """
+        try:
+            async with aclosing(self.flows.events(flow_id=self.id)) as events:
+                async for event in events:
+                    if event.seq > after:
+                        after = event.seq
+                        yield event
+                    if event.terminal:
+                        return
+        except Forbidden:
+            async with aclosing(heard(self.flows, self.snapshot, after)) as events:
+                async for event in events:
+                    yield event
+                    if event.terminal:
+                        return
+
+    def history(self) -> AsyncGenerator[EventShown, None]:
+        """Give the journal, oldest first."""
+        return self.flows.history(self.id)
+
+    def steps(self) -> AsyncGenerator[StepShown, None]:
+        """Give the observed runs."""
+        return self.flows.steps(self.id)
+
+    async def waits(self) -> WaitShown | None:
+        """Tell what the flow waits for, since when, until when, and what has come so far; None when it does not wait."""
+        return await anext(self.flows.waits(self.id), None)
+
+    async def _park(self, verb: str, fields: dict[str, Any], command_id: str | None, door: Door | None, if_unchanged: bool) -> FlowShown:  # noqa: FBT001 - handed on
+        """Send a command that parks, and note from which revision on a resume counts: a held reply may have resumed it already."""
+        flow = (await self._send(verb, fields, command_id, door, if_unchanged)).flow
+        self._since = flow.revision if flow.wait is not None else flow.revision - 1
+        return flow
+
+    async def _send(self, verb: str, fields: dict[str, Any], command_id: str | None, door: Door | None, if_unchanged: bool) -> Done:  # noqa: FBT001 - handed on
+        """Send a command and keep the flow that comes back."""
+        expected = self.revision if if_unchanged else None
+        answer = await self.flows.send(
+            verb, {"flow_id": self.id, "expected_revision": expected, **fields}, command_id=command_id, door=door
+        )
+        self.snapshot = answer.flow
+        return answer

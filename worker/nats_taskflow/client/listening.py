@@ -1,0 +1,85 @@
+"""Give one flow's events without any rights on streams: hear them live, and read the journal for what was before and what was missed.
+
+A flow's events are numbered without gaps, so that a missed one shows in the next; after a silence the flow is looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from nats_taskflow.client.events import Event, event_in
+from nats_taskflow.flow.lifecycle import STATUS_AFTER
+
+if TYPE_CHECKING:
+    from nats_taskflow.client.flows import FlowClient
+    from nats_taskflow.client.transport import Message
+    from nats_taskflow.wire.documents import EventShown, FlowShown
+
+_SILENCE = 15.0
+
+
+async def heard(flows: FlowClient, flow: FlowShown, after: int) -> AsyncGenerator[Event, None]:
+    """Give the flow's events behind `seq` `after`, in order, each once. Raises what queries raise. Never ends by itself."""
+    queue: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def take(message: Message) -> None:
+        """Queue a message."""
+        queue.put_nowait(message)
+
+    hearing = await flows.transport.serve(flows.subjects.event(flows.agent, flow.id, "*"), take)
+    last = revision = 0
+    try:
+        while True:
+            event: Event | None = None
+            async for entry in flows.history(flow.id):
+                event = _event(entry, flow, event)
+                if event.seq > last:
+                    last, revision = event.seq, event.revision
+                    if last > after:
+                        yield event
+            while (event := await _next(flows, flow.id, queue, last, revision)) is not None:
+                last, revision = event.seq, event.revision
+                if last > after:
+                    yield event
+    finally:
+        await hearing.close()
+
+
+async def _next(flows: FlowClient, flow_id: str, queue: asyncio.Queue[Message], last: int, revision: int) -> Event | None:
+    """Return the event that follows `last`, or None where something was missed."""
+    while True:
+        try:
+            async with asyncio.timeout(_SILENCE):
+                event = event_in(await queue.get())
+        except TimeoutError:
+            if (await flows.get(flow_id)).revision > revision:
+                return None
+            continue
+        if event is not None and event.seq > last:
+            return event if event.seq == last + 1 else None
+
+
+def _event(entry: EventShown, flow: FlowShown, before: Event | None) -> Event:
+    """Return a journal entry as the event that was published of it; the journal does not know its place in the stream."""
+    previous = before.status if before is not None else None
+    status = STATUS_AFTER.get(entry.kind)
+    return Event(
+        id=f"{flow.id}:{entry.seq}",
+        flow_id=flow.id,
+        seq=entry.seq,
+        kind=entry.kind.value,
+        revision=entry.revision,
+        status=status.value if status is not None else (previous or ""),
+        previous_status=previous,
+        controller_id=flow.controller_id,
+        owner_session_key=flow.owner_session_key,
+        current_step=entry.payload.get("current_step") or (before.current_step if before is not None else ""),
+        payload=entry.payload,
+        at=datetime.fromisoformat(entry.at),
+        cause=entry.cause,
+        correlation_id=None,
+        stream_seq=0,
+    )

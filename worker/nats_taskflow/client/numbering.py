@@ -1,0 +1,41 @@
+"""Give commands their ids: random ones, or, inside an agent's handler, ones that a second run of the handler gives again.
+
+A handler may be killed half-way and run again for the same event. Its nth command then has the id it had the first time, so that the
+worker answers with the stored outcome instead of applying it twice (SEMANTICS 6).
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from hashlib import sha256
+from secrets import token_hex
+
+from nats_taskflow.client.events import Event
+
+
+class Numbering:
+    """Ids for what one run of a handler sends: `<flow>-<seq>-<n>-<verb>-<loop>`, at most 64 characters of `A-Z a-z 0-9 _ -`.
+
+    The verb is part of it, so that a handler which decides otherwise in its second run does not get another verb's outcome. `loop`
+    tells agents apart that handle the same events.
+    """
+
+    def __init__(self, event: Event, loop: str) -> None:
+        self._begin = f"{event.flow_id.replace('-', '')}-{event.seq}"
+        self._loop = sha256(loop.encode()).hexdigest()[:6]
+        self._count = 0
+
+    def next(self, verb: str) -> str:
+        """Return the next id."""
+        self._count += 1
+        return f"{self._begin}-{self._count}-{verb}-{self._loop}"
+
+
+CURRENT: ContextVar[Numbering | None] = ContextVar("nats_taskflow.client.numbering", default=None)
+"""The numbering of the handler that runs, None outside of handlers."""
+
+
+def new_id(verb: str) -> tuple[str, bool]:
+    """Return the id of the next command, and whether a second run would give it again."""
+    numbering = CURRENT.get()
+    return (token_hex(16), False) if numbering is None else (numbering.next(verb), True)

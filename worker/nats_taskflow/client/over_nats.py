@@ -1,0 +1,243 @@
+"""The client's port over NATS, by nats-py. What is promised stands in `nats_taskflow.client.transport`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Self
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import ConnectionClosedError, NoRespondersError
+from nats.errors import Error as NatsError
+from nats.js.errors import APIError, NoStreamResponseError
+
+from nats_taskflow.bus.dial import hang_up
+from nats_taskflow.bus.mended import MendedClient
+from nats_taskflow.bus.options import NatsOptions
+from nats_taskflow.bus.policy import reason
+from nats_taskflow.client import buckets
+from nats_taskflow.client.consuming import Consuming
+from nats_taskflow.client.dialling import dial, options_for
+from nats_taskflow.client.permissions import Permissions
+from nats_taskflow.client.transport import (
+    NO_HEADERS,
+    Deliveries,
+    Headers,
+    Inbox,
+    Lost,
+    Message,
+    Messages,
+    NoAnswer,
+    NotStored,
+    Serving,
+    Stored,
+    Trouble,
+)
+from nats_taskflow.tasks import Errands
+from nats_taskflow.wire.headers import weight
+
+
+class NatsTransport:
+    """One NATS connection: made by `connect`, or one that exists already (then it is not closed, and what its credentials do not permit
+    looks like silence: its error callback is not ours).
+    """
+
+    def __init__(self, client: Client, *, owned: bool = False) -> None:
+        self._client = client
+        self._owned = owned
+        self._permissions = Permissions()
+        self._errands = Errands()
+        self._consuming = Consuming(client, self._permissions)
+
+    @classmethod
+    async def connect(cls, where: str | None = None, **options: Any) -> Self:
+        """Connect to a URL, a context of the `nats` CLI, or where the settings say (None); `options` are fields of `NatsOptions`.
+
+        Raises `Lost` with one sentence: unreachable within `connect_timeout`, refused credentials, settings that cannot be right.
+        """
+        return await cls.reach(options_for(where, **options))
+
+    @classmethod
+    async def reach(cls, options: NatsOptions) -> Self:
+        """Connect as the options say, for a program that has read its own settings. Raises `Lost` as `connect` does."""
+        client = MendedClient()
+        made = cls(client, owned=True)
+        await dial(client, options, made._on_error, made._on_up)
+        return made
+
+    @property
+    def max_payload(self) -> int:
+        """The most bytes the broker takes in one message."""
+        return int(self._client.max_payload)
+
+    @property
+    def lossless(self) -> bool:
+        """A connection that breaks misses what is published meanwhile."""
+        return False
+
+    async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, timeout: float) -> Message:
+        """Ask once."""
+        if flaw := self._too_large(body, headers):
+            raise NoAnswer(flaw, nobody=True)
+        try:
+            asking = self._client.request(subject, body, timeout=timeout, headers=dict(headers) or None)
+            return message_of(await self._permissions.needed(subject, asking))
+        except NoRespondersError:
+            raise NoAnswer(f"nobody answers on {subject}", nobody=True) from None
+        except ConnectionClosedError as closed:
+            raise Lost("the connection to NATS is closed") from closed
+        except (NatsError, OSError, TimeoutError) as failed:
+            raise NoAnswer(f"no answer on {subject} within {timeout:g} s ({reason(failed)})") from failed
+
+    async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> Stored:
+        """Store once."""
+        said = {**headers, "Nats-Msg-Id": msg_id} if msg_id else dict(headers)
+        if flaw := self._too_large(body, said):
+            raise NotStored(flaw, refused=True)
+        try:
+            storing = self._client.jetstream().publish(subject, body, timeout=timeout, headers=said)
+            stored = await self._permissions.needed(subject, storing)
+        except NoStreamResponseError:
+            raise NotStored(f"no stream takes {subject}", refused=True) from None
+        except APIError as refused:
+            raise NotStored(f"the stream refused {subject}: {refused.description} ({refused.err_code})", refused=True) from refused
+        except ConnectionClosedError as closed:
+            raise Lost("the connection to NATS is closed") from closed
+        except (NatsError, OSError, TimeoutError) as failed:
+            raise NotStored(f"{subject} was not confirmed within {timeout:g} s ({reason(failed)})") from failed
+        return Stored(stored.stream, stored.seq, bool(stored.duplicate))
+
+    async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, reply: str = "") -> None:
+        """Publish."""
+        if flaw := self._too_large(body, headers):
+            raise Trouble(flaw)
+        try:
+            await self._client.publish(subject, body, reply=reply, headers=dict(headers) or None)
+        except (NatsError, OSError) as failed:
+            raise Trouble(f"{subject} could not be written: {reason(failed)}") from failed
+
+    def follow(self, subject: str, *, stream: str, after: int = 0) -> Messages:
+        """Read a stream, by ephemeral pull consumers without acknowledgements, each beginning where the last one broke."""
+        return self._consuming.follow(subject, stream, after)
+
+    def consume(self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100) -> Deliveries:
+        """Read a durable pull consumer."""
+        return self._consuming.consume(subject, stream, durable, ack_wait, at_most)
+
+    async def open_bucket(self, bucket: str, *, keep: float, timeout: float) -> None:
+        """Look for a bucket, and make it."""
+        try:
+            await self.recall(bucket, "is-it-there", timeout=timeout)
+            return
+        except NoAnswer as missing:
+            if not missing.nobody:
+                raise
+        making = self._client.jetstream(timeout=timeout).create_key_value(bucket=bucket, ttl=keep)
+        try:
+            await self._permissions.needed(f"$JS.API.STREAM.CREATE.{buckets.stream_of(bucket)}", making)
+        except ConnectionClosedError as closed:
+            raise Lost("the connection to NATS is closed") from closed
+        except (NatsError, OSError, TimeoutError) as failed:
+            raise NoAnswer(f"the bucket {bucket} cannot be made ({reason(failed)})") from failed
+
+    async def recall(self, bucket: str, key: str, *, timeout: float) -> bytes | None:
+        """Read a key."""
+        answer = await self.request(buckets.asked_at(bucket), buckets.asking(bucket, key), timeout=timeout)
+        return buckets.value_in(answer.body, bucket)
+
+    async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
+        """Write a key."""
+        await self.publish(buckets.subject_of(bucket, key), value, msg_id="", timeout=timeout)
+
+    async def serve(self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = "") -> Serving:
+        """Subscribe."""
+
+        async def take(message: Msg) -> None:
+            """Give the message a task of its own: nats-py waits for the callback before it looks at the next message."""
+            self._errands.start(_call(handler, message_of(message)), subject)
+
+        return _Subscribed(self._client, await self._subscribe(subject, take, queue), subject)
+
+    async def open_inbox(self, take: Callable[[Message], None]) -> Inbox:
+        """Subscribe to everything below a new inbox."""
+
+        async def hand_over(message: Msg) -> None:
+            """Hand a message over."""
+            take(message_of(message))
+
+        inbox = self._client.new_inbox()
+        return _Subscribed(self._client, await self._subscribe(f"{inbox}.*", hand_over, ""), inbox)
+
+    async def close(self) -> None:
+        """Close, where the connection is ours."""
+        if self._owned and not self._client.is_closed:
+            await hang_up(self._client)
+
+    async def _subscribe(self, subject: str, take: Callable[[Msg], Awaitable[None]], queue: str) -> Subscription:
+        """Subscribe, and return once the server has read it and said nothing against it."""
+        try:
+            subscription = await self._client.subscribe(subject, queue=queue, cb=take)
+            try:
+                await self._permissions.needed(subject, self._flushed())
+            except BaseException:
+                # nats-py would ask for it again with every new connection.
+                await _Subscribed(self._client, subscription, subject).close()
+                raise
+        except ConnectionClosedError as closed:
+            raise Lost("the connection to NATS is closed") from closed
+        return subscription
+
+    async def _flushed(self) -> None:
+        """Return once the server has read everything written; while the connection is down, once it is back, for that subscribes again."""
+        while True:
+            try:
+                await self._client.flush()
+                await self._client.flush()  # nats-py writes the first PING past its own buffer
+                return
+            except ConnectionClosedError:
+                raise
+            except (NatsError, OSError):
+                await asyncio.sleep(0.1)
+
+    async def _on_error(self, error: Exception) -> None:
+        """Find out what a permission is missing for; must not raise, or nats-py stops reading."""
+        self._permissions.note(error)
+
+    async def _on_up(self) -> None:
+        """Have pulls that were broken by the outage begin again at once."""
+        self._consuming.wake()
+
+    def _too_large(self, body: bytes, headers: Headers) -> str:
+        """Say why the message cannot be sent: nats-py checks the body only, and the server hangs up for good."""
+        size = len(body) + weight(headers)
+        return f"the message has {size} bytes; the broker takes {self.max_payload}" if size > self.max_payload else ""
+
+
+class _Subscribed:
+    """A subscription that can be closed."""
+
+    def __init__(self, client: Client, subscription: Subscription, subject: str) -> None:
+        self._client = client
+        self._subscription = subscription
+        self.subject = subject
+
+    async def close(self) -> None:
+        """Unsubscribe."""
+        if self._client.is_closed:
+            return
+        try:
+            await self._subscription.unsubscribe()
+        except (NatsError, OSError, ValueError):
+            return  # it ended before us
+
+
+async def _call(handler: Callable[[Message], Awaitable[None]], message: Message) -> None:
+    """Call a handler, as a coroutine that a task can take."""
+    await handler(message)
+
+
+def message_of(message: Msg) -> Message:
+    """Return a message as the port has it."""
+    return Message(subject=message.subject, body=message.data, headers=dict(message.headers or {}), reply=message.reply or "")

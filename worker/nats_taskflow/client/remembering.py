@@ -1,0 +1,74 @@
+"""Keep a delegate's answers in a key-value bucket, so that a repeat is answered without the handler, by whichever process gets it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from hashlib import sha256
+
+import msgspec
+
+from nats_taskflow.client.asked import Answer, Asked
+from nats_taskflow.client.backing_off import Backoff
+from nats_taskflow.client.transport import NoAnswer, NotPermitted, NotStored, Transport
+
+KEPT_FOR = 7 * 86_400.0
+"""Seconds; as long as `TASKFLOW_IN` keeps what a repeat could come from."""
+_TRY = 5.0
+_log = logging.getLogger("nats_taskflow.client.delegate")
+_ANSWER = msgspec.json.Decoder(Answer)
+
+
+class Remembering:
+    """The answers of a delegate, in a bucket that other instances and later processes read, too."""
+
+    def __init__(self, transport: Transport, bucket: str) -> None:
+        self._transport = transport
+        self._bucket = bucket
+
+    async def open(self) -> None:
+        """Make the bucket where it is missing. Raises `Trouble`."""
+        await self._transport.open_bucket(self._bucket, keep=KEPT_FOR, timeout=_TRY)
+
+    async def answered(self, asked: Asked, work: Callable[[Asked], Awaitable[Answer]]) -> Answer:
+        """Return the answer that was given before, or have it made, and keep it before anybody hears of it.
+
+        While the bucket cannot be read nothing is made: it might have been. Raises `NotPermitted`, `Lost`.
+        """
+        if asked.id is None:
+            return await work(asked)  # who gives no id asks something new each time
+        key = sha256(f"{asked.subject}\n{asked.id}".encode()).hexdigest()
+        known = await self._recalled(key)
+        if known is not None:
+            return known
+        answer = await work(asked)
+        await self._keep(key, answer)
+        return answer
+
+    async def _recalled(self, key: str) -> Answer | None:
+        """Return what was kept."""
+        backoff = Backoff(0.1, 10.0)
+        while True:
+            try:
+                kept = await self._transport.recall(self._bucket, key, timeout=_TRY)
+                return None if kept is None else _ANSWER.decode(kept)
+            except NoAnswer as later:
+                _log.warning("the bucket %s cannot be read: %s", self._bucket, later)
+                await asyncio.sleep(backoff.next())
+            except msgspec.DecodeError:
+                _log.error("what the bucket %s has under %s is no answer of ours: made anew", self._bucket, key)
+                return None
+
+    async def _keep(self, key: str, answer: Answer) -> None:
+        """Keep an answer; where the bucket refuses it, a repeat will run the handler again, but the asker has to have it."""
+        backoff = Backoff(0.1, 10.0)
+        while True:
+            try:
+                await self._transport.keep(self._bucket, key, msgspec.json.encode(answer), timeout=_TRY)
+                return
+            except (NotStored, NotPermitted) as failed:
+                _log.error("an answer is not kept in the bucket %s: %s", self._bucket, failed)
+                if isinstance(failed, NotPermitted) or failed.refused:
+                    return
+                await asyncio.sleep(backoff.next())

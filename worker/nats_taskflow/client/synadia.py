@@ -1,0 +1,120 @@
+"""Let an agent of the Synadia Agent Protocol (0.3) be a delegate: prompt it, collect the chunks it streams, answer with the whole.
+
+The protocol: a request `{"prompt": …}` on `agents.prompt.<agent>.<owner>.<session>` is answered on its reply subject by messages
+`{"type": "response" | "status" | "query", "data": …}`, and an empty message ends it. It is core NATS: what is lost is lost, so a silence
+that is too long ends the prompt with an error, and the flow's own timeout is the last word.
+
+    ask = synadia.handler(flows.transport, "agents.prompt.researcher.acme.main")
+    async with serve_delegate("svc.research", ask, on=flows): ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from nats_taskflow.client.asked import Asked, DelegateError
+from nats_taskflow.client.transport import Message, Transport, Trouble
+from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, find
+
+Answering = Callable[[str], Awaitable[str]]
+"""Answers a question of the agent (its `prompt`) with text."""
+
+
+class Chunk(msgspec.Struct):
+    """One message of the stream. `data` is text, or an object with `text`; of a `query` an object with `prompt` and `reply_subject`."""
+
+    type: str
+    data: Any = None
+
+
+class Prompted(msgspec.Struct, frozen=True):
+    """What an agent answered: all of its `response` chunks as one text, and how many there were."""
+
+    text: str
+    chunks: int
+
+
+def handler(
+    transport: Transport, subject: str, *, silence: float = 60.0, answering: Answering | None = None
+) -> Callable[[Asked], Awaitable[Prompted]]:
+    """Return a handler for `serve_delegate` that prompts the agent on `subject` with the payload (text, or an object with `prompt`)."""
+
+    async def ask(asked: Asked) -> Prompted:
+        """Prompt, and return the whole answer."""
+        return await prompt(transport, subject, asked.payload, silence=silence, answering=answering)
+
+    return ask
+
+
+async def prompt(transport: Transport, subject: str, said: Any, *, silence: float = 60.0, answering: Answering | None = None) -> Prompted:
+    """Prompt an agent and collect its answer until the terminator.
+
+    `said`: text, an object with `prompt` (and `attachments`) which is sent as it is, or any JSON value. `silence`: seconds without a chunk
+    after which it is given up; status chunks count as life. `answering` answers its queries. Raises `DelegateError`: with the agent's
+    own code and message, `503` where nobody listens or nothing comes, `422` for a query that nobody answers here, `502` for what is no
+    chunk.
+    """
+    chunks: asyncio.Queue[Message] = asyncio.Queue()
+    inbox = await transport.open_inbox(chunks.put_nowait)
+    parts: list[str] = []
+    try:
+        await transport.tell(subject, _request(said), reply=f"{inbox.subject}.chunk")
+        while True:
+            chunk = await _next(chunks, silence, subject)
+            if chunk is None:
+                return Prompted("".join(parts), len(parts))
+            if chunk.type == "response":
+                parts.append(_text(chunk.data))
+            elif chunk.type == "query":
+                await _answer(transport, chunk.data, answering)
+    except Trouble as failed:
+        raise DelegateError("503", str(failed)) from failed
+    finally:
+        await inbox.close()
+
+
+async def _next(chunks: asyncio.Queue[Message], silence: float, subject: str) -> Chunk | None:
+    """Return the next chunk, None at the end. Raises `DelegateError`."""
+    try:
+        async with asyncio.timeout(silence):
+            message = await chunks.get()
+    except TimeoutError:
+        raise DelegateError("503", f"{subject} said nothing for {silence:g} s") from None
+    code = find(message.headers, SERVICE_ERROR_CODE)
+    if code is not None:
+        raise DelegateError(code, find(message.headers, SERVICE_ERROR) or "the agent failed")
+    if find(message.headers, "Status") == "503":
+        raise DelegateError("503", f"nobody listens on {subject}")
+    if not message.body:
+        return None
+    try:
+        return msgspec.json.decode(message.body, type=Chunk)
+    except (ValueError, RecursionError):
+        raise DelegateError("502", f"{subject} sent what is no chunk of the protocol") from None
+
+
+async def _answer(transport: Transport, query: Any, answering: Answering | None) -> None:
+    """Answer a query. Raises `DelegateError` where nobody can."""
+    asked = query if isinstance(query, dict) else {}
+    to, question = asked.get("reply_subject"), str(asked.get("prompt", ""))
+    if answering is None or not isinstance(to, str):
+        raise DelegateError("422", f"the agent asks back, and nobody answers here: {question}")
+    await transport.tell(to, msgspec.json.encode({"prompt": await answering(question)}))
+
+
+def _request(said: Any) -> bytes:
+    """Write a prompt."""
+    if isinstance(said, dict) and isinstance(said.get("prompt"), str):
+        return msgspec.json.encode(said)
+    return msgspec.json.encode({"prompt": said if isinstance(said, str) else msgspec.json.encode(said).decode()})
+
+
+def _text(data: Any) -> str:
+    """Return the text of a response."""
+    if isinstance(data, dict) and isinstance(data.get("text"), str):
+        return str(data["text"])
+    return data if isinstance(data, str) else msgspec.json.encode(data).decode()

@@ -1,0 +1,31 @@
+"""Know every setting: its type and default (`tree`), where its value came from (`sources`), and whether all of them make sense (`load`).
+
+`load()` gives a frozen `Config`; everything else in the worker takes that tree, or one of its sections, and asks nobody else.
+"""
+
+from __future__ import annotations
+
+from nats_taskflow.config.load import load
+from nats_taskflow.config.secrets import Secret, Url
+from nats_taskflow.config.show import shown
+from nats_taskflow.config.sources import Found
+from nats_taskflow.config.tree import Config, Engine, Http, Log, Metrics, Nats, Setting, Store, Stream, Subjects, settings
+
+__all__ = [
+    "Config",
+    "Engine",
+    "Found",
+    "Http",
+    "Log",
+    "Metrics",
+    "Nats",
+    "Secret",
+    "Setting",
+    "Store",
+    "Stream",
+    "Subjects",
+    "Url",
+    "load",
+    "settings",
+    "shown",
+]

@@ -1,0 +1,42 @@
+"""Write the configuration down for people: every key, its value with secrets masked, and where the value came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from nats_taskflow.config.secrets import Secret, Url
+from nats_taskflow.config.tree import Config, settings
+from nats_taskflow.wire.bindings import Binding
+from nats_taskflow.wire.delegates import Delegate
+
+
+def shown(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Give (key, value as it would be written in the file, origin) for every setting; no secret is ever among them."""
+    for setting in settings():
+        value = config.value(setting.key)
+        yield setting.key, written(value, setting.about.absent), config.origin(setting.key)
+
+
+def written(value: Any, absent: str = "") -> str:
+    """Write one value as TOML would have it."""
+    match value:
+        case None:
+            return json.dumps(absent)
+        case bool():
+            return "true" if value else "false"
+        case Secret():
+            return json.dumps(str(value))
+        case Url():
+            return json.dumps(value.shown)
+        case tuple():
+            return "[" + ", ".join(written(item) for item in value) + "]"
+        case Binding() | Delegate():
+            return msgspec.json.encode(value).decode()
+        case int() if type(value) is int:
+            return str(value)
+        case _:
+            return json.dumps(str(value), ensure_ascii=False)

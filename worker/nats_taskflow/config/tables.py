@@ -1,0 +1,64 @@
+"""Read the tables of the configuration, `[[replies]]` and `[[delegates]]`; what they mean is for `wire.bindings` and `wire.delegates`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from nats_taskflow.config.readers import Raw
+from nats_taskflow.wire.bindings import Binding, check_binding, check_bindings
+from nats_taskflow.wire.delegates import Delegate, check_delegate
+from nats_taskflow.wire.subjects import Subjects
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+def read_replies(raw: Raw) -> tuple[Binding, ...]:
+    """Read the reply bindings."""
+    return _read("replies", raw, Binding, check_binding)
+
+
+def read_delegates(raw: Raw) -> tuple[Delegate, ...]:
+    """Read whose delegates are."""
+    return _read("delegates", raw, Delegate, check_delegate)
+
+
+def _read(section: str, raw: Raw, kind: type[_T], check: Callable[[_T], None]) -> tuple[_T, ...]:
+    """Read an array of tables, or the same as JSON text. Raise `ValueError` naming the table and the field."""
+    tables = raw.value
+    if raw.text:
+        try:
+            tables = msgspec.json.decode(raw.value)
+        except (msgspec.DecodeError, RecursionError) as failure:
+            raise ValueError(f'must be a JSON list of tables, like [{{"subject": "agent.reply"}}] ({failure})') from failure
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ValueError(f"must be tables written as [[{section}]], each with a subject")
+    return tuple(_read_one(f"[[{section}]] number {at}", table, kind, check) for at, table in enumerate(tables, start=1))
+
+
+def _read_one(name: str, table: dict[str, Any], kind: type[_T], check: Callable[[_T], None]) -> _T:
+    """Read one table; `name` says which in errors."""
+    known = kind.__struct_fields__
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise ValueError(f"{name}: unknown field {unknown[0]!r}; known are {', '.join(known)}")
+    try:
+        read = msgspec.convert(table, kind)
+        check(read)
+    except ValueError as failure:
+        raise ValueError(f"{name}: {failure}") from failure
+    return read
+
+
+def merge_bindings(topics: Iterable[str], explicit: Iterable[Binding], prefix: str) -> tuple[Binding, ...]:
+    """Give every binding: the explicit ones, then one with the defaults for each topic that none of them names exactly.
+
+    Raise `ValueError` where they cannot work together, or catch the worker's own subjects.
+    """
+    given = list(explicit)
+    named = {binding.subject for binding in given}
+    given += [Binding(topic) for topic in dict.fromkeys(topics) if topic not in named]
+    check_bindings(given, Subjects(prefix))
+    return tuple(given)

@@ -1,0 +1,287 @@
+"""Take deliveries in and settle them: read the bytes, submit, and tell the broker only after the commit what became of them.
+
+A message is acked when its outcome is stored, terminated when it went to the dead letters, and asked for again (1, 5, 30, 120 s) after
+a failure of ours. While the store takes no changes (a full disk), nothing is pulled, and what is in hand waits in its order. A message
+that was begun five times without an outcome is dead-lettered unread: it is what kills the process. After a kill all that was in hand is
+suspect; suspects run in groups, each noted in the store before it is begun. With every kill the group it was in shrinks, so that it is
+found after few of them, and thousands of innocents are through in a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import structlog
+
+from nats_taskflow.bus.base import Ack, Bus, Delivery, InProgress, Nak, PublishFailed, Settlement, Source, Term
+from nats_taskflow.engine import Engine
+from nats_taskflow.errors import FlowError, Internal, Refusal, Unavailable
+from nats_taskflow.outcome_sender import OutcomeSender
+from nats_taskflow.prose import counted
+from nats_taskflow.recall import Recall
+from nats_taskflow.recovery import Recovery
+from nats_taskflow.store.records import NO_SUSPECTS
+from nats_taskflow.submission import Outcome, Useless
+from nats_taskflow.tasks import Tasks, repeat
+from nats_taskflow.telemetry import Said
+from nats_taskflow.times import Micros
+from nats_taskflow.wire.codec import Ignored, Inbound, Unusable
+from nats_taskflow.wire.headers import trace_of
+
+MAX_ATTEMPTS = 5
+MAX_BYTES_IN_HAND = 4 * 1024 * 1024
+RETRY_DELAYS = (1.0, 5.0, 30.0, 120.0)
+_LOOK_EVERY = 1.0
+"""Seconds between looks at what is long in hand: an operator may shorten the broker's patience at any time."""
+
+_GROUPS = (0, 100, 10, 1)
+"""How many suspects share a transaction, by how often they were begun: one kill more, and the group in which it was is a tenth."""
+
+_Place = tuple[int, int]
+"""Where a message lies in its stream, and since when: a stream that is made again counts from 1 once more."""
+
+Verdict = Inbound | Unusable | Ignored
+Reader = Callable[[Delivery], Verdict]
+Watcher = Callable[[str, str], None]
+
+
+class Consumer:
+    """Consumes one source. `read` turns a delivery into a verdict; `watch(verb, outcome)` counts what became of it."""
+
+    def __init__(
+        self, bus: Bus, engine: Engine, source: Source, *, read: Reader, watch: Watcher, recovered: bool, room: int = 2000
+    ) -> None:
+        self._bus = bus
+        self._engine = engine
+        self._source = source
+        self._read = read
+        self._watch = watch
+        self._recovery = Recovery(bus, engine, source, recovered=recovered)
+        self._room_in_hand = room
+        self._in_hand: dict[_Place, Delivery] = {}
+        self._heard_of: dict[_Place, float] = {}
+        self._bytes_in_hand = 0
+        self._latest = self._latest_us = 0
+        self._suspects = NO_SUSPECTS
+        self._begun: dict[_Place, int] = {}
+        self._failed: dict[_Place, int] = {}
+        self._to_drain = 0
+        self._drained = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._open = asyncio.Event()
+        self._open.set()
+        self._pulling: asyncio.Timeout | None = None
+        self._sender = OutcomeSender(bus, Recall(engine.store.queries))
+        self._log = structlog.get_logger("consumer").bind(stream=source.stream, consumer=source.consumer)
+        engine.when_back(bus.wake)
+
+    async def recover(self) -> None:
+        """Find out what the last run had in hand, and have it delivered again at once; see `Recovery.begin`."""
+        self._suspects, stands = await self._recovery.begin()
+        self._latest = stands.delivered
+        self._to_drain = stands.pending
+        if self._to_drain == 0:
+            self._drained.set()
+
+    async def ask_again(self) -> bool:
+        """Have delivered again what the broker may have given up on; see `Recovery.ask_again`."""
+        return await self._recovery.ask_again()
+
+    async def decided_until(self) -> Micros:
+        """Return the time up to which every message that the broker has stored is decided (SEMANTICS R9). Raises `PublishFailed`.
+
+        Messages come in the order in which they were stored: the latest one, and the oldest in hand, say how far it is.
+        """
+        asked = self._engine.clock()
+        stands = await self._bus.backlog(self._source)
+        has_all = stands.pending == 0 and stands.delivered <= self._latest
+        return min([asked if has_all else self._latest_us, *(delivery.arrived_us for delivery in self._in_hand.values())])
+
+    async def run(self) -> None:
+        """Pull until cancelled, but not while held."""
+        async with Tasks() as tasks:
+            tasks.start(repeat(self._keep_alive, "keep alive"), "keep alive")
+            tasks.start(repeat(self._pull, "pull"), "pull")
+
+    async def _pull(self) -> None:
+        """Pull until held, once that is over."""
+        await self._open.wait()
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._pulling = scope
+                await self._bus.pull(self._source, self._take, self._room)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+        finally:
+            self._pulling = None
+
+    def hold(self) -> None:
+        """Take nothing in until `release`: what the source delivers may not be what was sent."""
+        self._open.clear()
+        if self._pulling is not None and self._pulling.when() is None:
+            self._pulling.reschedule(asyncio.get_running_loop().time())
+
+    def release(self) -> None:
+        """Take in again."""
+        self._open.set()
+
+    async def drained(self) -> None:
+        """Return when everything that was in the stream at the start has its outcome (SEMANTICS R9)."""
+        await self._drained.wait()
+
+    async def finish(self, timeout: float) -> None:
+        """Wait until nothing is in hand, at most `timeout` seconds; what is left then is given back to the broker."""
+        if self._in_hand:
+            self._emptied.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), timeout)
+        for delivery in tuple(self._in_hand.values()):
+            self._bus.settle(delivery, Nak(0.0))
+        self._in_hand.clear()
+        await self._sender.finish(1.0)
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries have no outcome yet."""
+        return len(self._in_hand)
+
+    def _room(self) -> int:
+        """Say how many more deliveries may be taken."""
+        full = self._engine.stalled or self._bytes_in_hand > MAX_BYTES_IN_HAND
+        return 0 if full else max(self._room_in_hand - len(self._in_hand), 0)
+
+    def _take(self, delivery: Delivery) -> None:
+        """Read one delivery and submit it; the outcome comes to `_settle`."""
+        place = _place(delivery)
+        again = place in self._in_hand
+        self._in_hand[place] = delivery
+        if delivery.arrived_us >= self._latest_us:
+            self._latest, self._latest_us = delivery.seq, delivery.arrived_us
+        self._heard_of[place] = asyncio.get_running_loop().time()
+        if again:
+            return  # the broker's patience was too short; what comes of the first delivery settles this one
+        self._bytes_in_hand += delivery.size
+        begun = self._begun_before(delivery)
+        try:
+            verdict = _poison(delivery, begun) if begun >= MAX_ATTEMPTS else self._read(delivery)
+        except Exception as defect:  # noqa: BLE001  # reported and tried again: one message must not end the worker for all others
+            self._retry(delivery, "unusable", defect)
+            return
+        source, seq = delivery.stream, delivery.seq
+        if isinstance(verdict, Ignored):
+            if verdict.refused is None:
+                self._done(delivery, Ack(), "ignored", "ignored")
+                return
+            outcome = self._engine.submit(verdict.refused)
+        elif isinstance(verdict, Unusable):
+            attributed = verdict.identity is not None and (verdict.decoded or verdict.reason not in _UNREADABLE)
+            useless = Useless(error=verdict.error, reason=None if attributed else verdict.reason)
+            outcome = self._engine.submit(useless, verdict.identity, raw=delivery, source=source, seq=seq)
+        else:
+            group = _GROUPS[min(begun, len(_GROUPS) - 1)] if place in self._begun else 0
+            outcome = self._engine.submit(verdict.stimulus, verdict.identity, raw=delivery, source=source, seq=seq, group=group)
+        outcome.add_done_callback(partial(self._settle, delivery, verdict))
+
+    def _begun_before(self, delivery: Delivery) -> int:
+        """Say how often the message was begun before: by runs that were killed, and by this one.
+
+        Not as the broker counts: to be delivered again because the store was full, or with what another message killed, is no fault.
+        """
+        place = _place(delivery)
+        if begun := self._suspects.begun(delivery.seq):
+            self._begun[place] = begun
+        return self._begun.get(place, 0) + self._failed.get(place, 0)
+
+    def _settle(self, delivery: Delivery, verdict: Verdict, future: asyncio.Future[Outcome]) -> None:
+        """Tell the broker what became of a delivery, and its sender, where an inbox was named."""
+        verb = verdict.verb if isinstance(verdict, Inbound) else "ignored" if isinstance(verdict, Ignored) else "unusable"
+        failure = future.exception()
+        if isinstance(failure, Refusal):
+            return  # the process ends; the broker delivers again to the next one
+        if failure is not None:
+            self._retry(delivery, verb, failure)
+            return
+        outcome = future.result()
+        if isinstance(outcome.error, Internal) and outcome.name == "rejected":
+            self._retry(delivery, verb, outcome.error)
+            return
+        settlement: Settlement = Term(outcome.name) if outcome.name in _TERMINATED else Ack()
+        told = outcome.error.code if outcome.error is not None else outcome.name
+        self._done(delivery, settlement, verb, "ignored" if isinstance(verdict, Ignored) else told)
+        if verdict.reply_to is not None:
+            self._sender.send(verdict.reply_to, verdict.identity.scope if verdict.identity is not None else "", outcome)
+
+    def _retry(self, delivery: Delivery, verb: str, failure: BaseException) -> None:
+        """Give a delivery back for later: at once when we stop, ever later when we fail."""
+        if isinstance(failure, Unavailable):
+            delay = 0.0
+        else:
+            place = _place(delivery)
+            self._failed[place] = failed = self._failed.get(place, 0) + 1
+            delay = RETRY_DELAYS[min(failed, len(RETRY_DELAYS)) - 1]
+            why = failure.message if isinstance(failure, FlowError) else repr(failure)
+            trace = trace_of(delivery.headers)
+            self._log.error(
+                Said.DELIVERY_FAILED, action=verb, seq=delivery.seq, attempt=delivery.attempt, retry_in=delay, why=why, traceparent=trace
+            )
+        self._done(delivery, Nak(delay), verb, "retried", final=False)
+
+    def _done(self, delivery: Delivery, settlement: Settlement, verb: str, outcome: str, *, final: bool = True) -> None:
+        """Settle, make room, and note how far the start's backlog has come."""
+        latest = self._in_hand.pop(_place(delivery), None)
+        if latest is None:
+            return
+        self._heard_of.pop(_place(delivery), None)
+        self._bytes_in_hand -= delivery.size
+        self._bus.settle(latest, settlement)
+        self._watch(verb, outcome)
+        if not self._in_hand:
+            self._emptied.set()
+        if final:
+            self._failed.pop(_place(delivery), None)
+            self._begun.pop(_place(delivery), None)
+        if final and not self._drained.is_set():
+            self._to_drain -= 1
+            if self._to_drain <= 0:
+                self._drained.set()
+        self._bus.wake()
+
+    async def _keep_alive(self) -> None:
+        """Tell the broker that what is long in hand is still worked on, so that it is not delivered a second time."""
+        loop = asyncio.get_running_loop()
+        patience = self._bus.ack_wait(self._source) / 3
+        await asyncio.sleep(min(patience, _LOOK_EVERY))
+        for place, delivery in self._in_hand.items():
+            if loop.time() - self._heard_of[place] >= patience:
+                self._bus.settle(delivery, InProgress())
+                self._heard_of[place] = loop.time()
+
+
+async def decided_until(consumers: Iterable[Consumer]) -> Micros:
+    """Return the time up to which every reply is decided, whoever takes it; as long as the broker does not say, it may have any."""
+    try:
+        return min([await consumer.decided_until() for consumer in consumers])
+    except PublishFailed:
+        return 0
+
+
+_UNREADABLE = frozenset({"malformed", "too_large", "too_deep", "poison"})
+"""Reasons for the dead letters even where the header names a command: nothing could be decoded."""
+_TERMINATED = frozenset({"dead", "conflict", "flow_mismatch"})
+
+
+def _place(delivery: Delivery) -> _Place:
+    """Return where the message lies, the same for each delivery of it."""
+    return delivery.seq, delivery.arrived_us
+
+
+def _poison(delivery: Delivery, begun: int) -> Unusable:
+    """Refuse a message that was begun too often without ever getting an outcome."""
+    often = f"begun {counted(begun, 'time')} without an outcome"
+    error = Internal(f"{often}: it may kill the process; look at it before you replay it", seq=delivery.seq)
+    return Unusable("poison", error)

@@ -1,0 +1,212 @@
+"""Record changes while deciding: the draft that turns a flow and journal entries into a `Decision`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from nats_taskflow.flow.commands import Caller
+from nats_taskflow.flow.fold import fold
+from nats_taskflow.flow.holding import Displaced, Holdings
+from nats_taskflow.flow.lifecycle import STATUS_AFTER, EventKind
+from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Pair, Waiter
+from nats_taskflow.flow.usage import Usage
+from nats_taskflow.times import Micros
+
+OutcomeName = Literal[
+    "applied", "resumed", "progressed", "held", "duplicate", "conflict", "late", "expired", "flow_mismatch", "rejected", "dead", "unmatched"
+]
+"""What became of a message (SEMANTICS R14). `unmatched` is for in-process replies that nobody waits for and that are not held."""
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A held reply that found its wait, and the outcome its message has from now on."""
+
+    held: HeldReply
+    outcome: OutcomeName
+
+
+class Spoiled(msgspec.Struct, frozen=True):
+    """A held reply that its wait does not accept: it goes to the dead letters."""
+
+    held: HeldReply
+    reason: str
+    message: str
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened to one flow: its row afterwards, its new journal entries, and what became of its waits.
+
+    `opened` lists every wait that was opened, also those that a held reply ended at once; `closed` is the generation that ended,
+    `satisfied` the leaves that are closed, by a reply or by a sibling that won, while the rest of the present generation goes on.
+    """
+
+    flow: Flow
+    events: tuple[FlowEvent, ...]
+    opened: tuple[Waiter, ...] = ()
+    closed: int | None = None
+    satisfied: tuple[int, ...] = ()
+    step: FlowStep | None = None
+    idempotency_key: str | None = None
+    outgoing: tuple[Outgoing, ...] = ()
+
+    def still_open(self, waiter: Waiter) -> bool:
+        """Tell whether a wait opened by this change is still open after it."""
+        return waiter.wait_id == self.flow.wait_id and waiter.leaf not in self.satisfied
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do: a value.
+
+    `flow` is what the outcome shows; `hold` a reply to keep, `displaced` held ones that make room for it; `taken` held replies to use up,
+    `spoiled` ones to bury; `refused` waits (flow, generation) whose requests are to be sent again, and why; `dead` the reason and sentence
+    with which the message itself goes to the dead letters.
+    """
+
+    outcome: OutcomeName
+    flow: Flow | None = None
+    changes: tuple[Change, ...] = ()
+    taken: tuple[Taken, ...] = ()
+    hold: HeldReply | None = None
+    step: FlowStep | None = None
+    spoiled: tuple[Spoiled, ...] = ()
+    displaced: tuple[Displaced, ...] = ()
+    refused: tuple[tuple[str, int, str], ...] = ()
+    dead: tuple[str, str] | None = None
+
+
+class View(Protocol):
+    """What may be looked at while deciding. Everything a stimulus needs has been loaded; looking never waits."""
+
+    @property
+    def holdings(self) -> Holdings:
+        """How many replies are held, and which would make room first."""
+        ...
+
+    def usage(self, agent: str) -> Usage:
+        """Return what the agent's flows take, of those agents whose quota a stimulus may exceed."""
+        ...
+
+    def flow(self, flow_id: str) -> Flow | None:
+        """Return the flow, or None. Raises `Internal` for a row that cannot be read (SEMANTICS R13)."""
+        ...
+
+    def was_pruned(self, flow_id: str) -> bool:
+        """Tell whether there was a flow of this id, which is deleted while its events may still be read."""
+        ...
+
+    def by_key(self, owner: str, key: str) -> Flow | None:
+        """Return the flow that this owner started under this idempotency key, or None."""
+        ...
+
+    def step(self, flow_id: str, run_id: str) -> FlowStep | None:
+        """Return the observed run, or None."""
+        ...
+
+    def waiters(self, pair: Pair) -> tuple[Waiter, ...]:
+        """List the open waits for the pair."""
+        ...
+
+    def held(self, pair: Pair) -> Iterable[HeldReply]:
+        """List the held replies for the pair, oldest arrival first, expired ones included."""
+        ...
+
+    def held_by_key(self, key: str) -> HeldReply | None:
+        """Return the held reply of this key, or None."""
+        ...
+
+    def children(self, flow_id: str) -> Iterable[str]:
+        """List the ids of the flows started with this one as parent, as far as they have not ended."""
+        ...
+
+    def last_flow(self, pair: Pair) -> str | None:
+        """Return the id of the flow that last waited for the pair, or None."""
+        ...
+
+    def cancel_reason(self, flow_id: str) -> str | None:
+        """Return why the flow's cancellation was requested, or None where no reason was given."""
+        ...
+
+
+class Draft:
+    """A flow in the making: append journal entries, read the flow they give, then take the `Change`."""
+
+    def __init__(self, flow: Flow | None, caller: Caller, now: Micros) -> None:
+        self._flow = flow
+        self._caller = caller
+        self._now = now
+        self._events: list[FlowEvent] = []
+        self.opened: list[Waiter] = []
+        self.satisfied: list[int] = []
+        self.step: FlowStep | None = None
+        self.idempotency_key: str | None = None
+        self.outgoing: list[Outgoing] = []
+        self._generation = flow.wait_id if flow is not None else None
+
+    @property
+    def flow(self) -> Flow:
+        """The flow as the entries so far leave it."""
+        assert self._flow is not None, "a draft starts with a flow or with `created`"
+        return self._flow
+
+    @property
+    def now(self) -> Micros:
+        """When the entries happen: the clock, held back to the flow's last change so that `updated_at` never decreases."""
+        return self._now if self._flow is None else max(self._now, self._flow.updated_us)
+
+    @property
+    def trace(self) -> str | None:
+        """The traceparent of what brings the entries about."""
+        return self._caller.trace
+
+    def add(
+        self, kind: EventKind, payload: dict[str, Any], *, flow_id: str = "", pair: Pair | None = None, caller: Caller | None = None
+    ) -> Flow:
+        """Append one entry and return the flow after it.
+
+        `flow_id` is needed for `created` only; `pair` is what the entry is about; `caller` stands in for the draft's where
+        another message brought the entry about.
+        """
+        before, by = self._flow, caller or self._caller
+        event = FlowEvent(
+            flow_id=before.id if before else flow_id,
+            seq=before.seq + 1 if before else 1,
+            revision=_revision_after(before, kind),
+            kind=kind,
+            payload=payload,
+            at_us=self.now,
+            actor=by.actor,
+            status=STATUS_AFTER[kind] if kind in STATUS_AFTER or before is None else before.status,
+            previous_status=before.status if before else None,
+            current_step=payload.get("current_step") or (before.current_step if before else ""),
+            cause=by.cause,
+            correlation_id=pair[1] if pair else None,
+            trace=by.trace,
+        )
+        self._events.append(event)
+        self._flow = fold(before, event)
+        return self._flow
+
+    def change(self) -> Change:
+        """Return what was drafted."""
+        still = self.flow.wait_id == self._generation
+        return Change(
+            flow=self.flow,
+            events=tuple(self._events),
+            opened=tuple(self.opened),
+            closed=None if still else self._generation,
+            # Leaves may also close while the wait opens: held replies are taken in the same change (SEMANTICS R4, R10).
+            satisfied=tuple(self.satisfied) if self.flow.wait_id is not None else (),
+            step=self.step,
+            idempotency_key=self.idempotency_key,
+            outgoing=tuple(self.outgoing),
+        )
+
+
+def _revision_after(before: Flow | None, kind: EventKind) -> int:
+    """Count accepted mutations: a step observation is journaled without being one (SEMANTICS 1)."""
+    if before is None:
+        return 0
+    return before.revision if kind is EventKind.STEP_OBSERVED else before.revision + 1

@@ -1,0 +1,178 @@
+"""End waits and flows: satisfy a leaf, resume, time out, fail, cancel. Whoever wins closes every sibling leaf (SEMANTICS R10)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from nats_taskflow.errors import Internal
+from nats_taskflow.flow.commands import Caller
+from nats_taskflow.flow.decision import Draft, OutcomeName
+from nats_taskflow.flow.lifecycle import EventKind
+from nats_taskflow.flow.model import Flow, Outgoing, Pair
+from nats_taskflow.flow.request_headers import asker
+from nats_taskflow.flow.waits import (
+    COMPOSITES,
+    ExternalEvent,
+    Node,
+    Timer,
+    WaitCondition,
+    due_times,
+    from_value,
+    holds,
+    nodes,
+    open_nodes,
+    to_value,
+)
+from nats_taskflow.times import Micros, rfc3339
+
+TIMED_OUT = "wait timed out"
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """What ended a wait, or satisfied a leaf of it: becomes `state_json.resume_meta` (SEMANTICS R12). `reason` goes into the journal.
+
+    `matched`: what the reply had come for, where a person gave it to another wait.
+    """
+
+    cause: Literal["event", "timer", "timeout", "manual"]
+    pair: Pair | None = None
+    event_id: str | None = None
+    caller: Caller | None = None
+    reason: str | None = None
+    matched: Pair | None = None
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What the journal entry says besides: the reason, where a person gave one; what the reply had come for, where it was another."""
+        reason = {} if self.reason is None else {"reason": self.reason}
+        return reason if self.matched is None else reason | {"matched": {"topic": self.matched[0], "correlation_id": self.matched[1]}}
+
+    def meta(self, at: Micros) -> dict[str, Any]:
+        """Return the `resume_meta` object."""
+        topic, correlation_id = self.pair or (None, None)
+        return {"cause": self.cause, "topic": topic, "correlation_id": correlation_id, "event_id": self.event_id, "at": rfc3339(at)}
+
+
+def condition_of(flow: Flow) -> WaitCondition:
+    """Return what a waiting flow waits for. Raises `Internal` where the stored condition cannot be read (SEMANTICS R13)."""
+    try:
+        return flow.condition
+    except msgspec.ValidationError as bad:
+        message = f"the stored wait condition of flow {flow.id} cannot be read: {bad}"
+        raise Internal(message, flow_id=flow.id) from bad
+
+
+def due_of(flow: Flow) -> Micros | None:
+    """Return when time alone next acts on the flow: a timer, a deadline, or at once for a pending cancel (SEMANTICS 2, 3)."""
+    if flow.wait_json is None:
+        return None
+    if flow.cancel_requested:
+        return flow.updated_us
+    due = due_times(condition_of(flow), flow.progress or {})
+    return due[0][0] if due else None
+
+
+def satisfy(draft: Draft, leaf: int, payload: Any, source: Source) -> OutcomeName:
+    """Satisfy one leaf: resume a single wait; note progress of a composite and resume it once it holds (SEMANTICS R11)."""
+    flow = draft.flow
+    condition = condition_of(flow)
+    if not isinstance(condition, COMPOSITES):
+        resume(draft, payload, source)
+        return "resumed"
+    shown = None if payload is msgspec.UNSET else payload
+    flow = draft.add(
+        EventKind.WAIT_PROGRESSED, {"leaf": str(leaf), "payload": shown, **source.said}, pair=source.pair, caller=source.caller
+    )
+    return _resume_if_held(draft, condition, flow.progress or {}, source)
+
+
+def _resume_if_held(draft: Draft, condition: WaitCondition, progress: dict[str, Any], source: Source) -> OutcomeName:
+    """Resume a composite wait that holds, with the payloads of its leaves keyed by their index (SEMANTICS R12).
+
+    Where it does not hold yet, every leaf below a part that does is closed: its losers too (R10).
+    """
+    if not holds(condition, progress):
+        still = {node.leaf for node in open_nodes(condition, progress)}
+        draft.satisfied = [node.leaf for node in nodes(condition) if node.leaf is not None and node.leaf not in still]
+        return "progressed"
+    resume(draft, {key: value for key, value in progress.items() if key.isdigit()}, source)
+    return "resumed"
+
+
+def resume(draft: Draft, payload: Any, source: Source) -> Flow:
+    """Move the flow from waiting to running. A plain timer leaves the state alone (SEMANTICS R12)."""
+    entry: dict[str, Any] = {"cause": source.cause, **source.said}
+    if source.cause != "timer" or payload is not msgspec.UNSET:
+        event = {} if payload is msgspec.UNSET else {"resume_event": payload}
+        entry["patch"] = {**event, "resume_meta": source.meta(draft.now)}
+    return draft.add(EventKind.RESUMED, entry, pair=source.pair, caller=source.caller)
+
+
+def fail(draft: Draft, reason: str) -> Flow:
+    """End the flow as failed, with the reason in its state (SEMANTICS 2)."""
+    failure = {"reason": reason, "at": rfc3339(draft.now)}
+    return draft.add(EventKind.FAILED, {"reason": reason, "patch": {"failure": failure}})
+
+
+def cancel(draft: Draft, reason: str | None, *, cascade: bool = True) -> Flow:
+    """End the flow as cancelled, and tell the delegate it waits for, where that one wants to know (SEMANTICS 5)."""
+    draft.outgoing.extend(_notices(draft.flow, reason, draft.trace))
+    return draft.add(EventKind.CANCELLED, {"reason": reason} if cascade else {"reason": reason, "cascade": False})
+
+
+def _notices(flow: Flow, reason: str | None, trace: str | None) -> list[Outgoing]:
+    """Write the cancel notices for the delegations that the flow still waits for; `trace` of what cancels, where that has one."""
+    condition = from_value(flow.wait_json) if flow.wait_json is not None else None
+    leaf = condition if isinstance(condition, ExternalEvent) else None
+    if leaf is None or leaf.cancel_to is None:
+        return []
+    return [notice(flow, leaf.correlation_id or "", leaf.cancel_to, reason, trace)]
+
+
+def notice(flow: Flow, correlation_id: str, subject: str, reason: str | None, trace: str | None = None) -> Outgoing:
+    """Write the cancel notice for one delegation."""
+    told = {"flow_id": flow.id, "correlation_id": correlation_id, "reason": reason}
+    headers = asker(flow.owner_session_key, flow.id, correlation_id, trace)
+    body = msgspec.json.encode(told)
+    return Outgoing(flow_id=flow.id, wait_id=flow.wait_id or 0, kind="cancel", subject=subject, headers=headers, body=body)
+
+
+def pass_time(draft: Draft, now: Micros) -> OutcomeName:
+    """Let everything due by `now` happen to a waiting flow, earliest first, until it no longer waits for this.
+
+    Returns `applied` when the flow stopped waiting, `progressed` when a composite still waits, `unmatched` when nothing was due.
+    """
+    flow = draft.flow
+    condition = condition_of(flow)
+    done: OutcomeName = "unmatched"
+    # Asked anew each time: what one deadline closes is not due any more (R10).
+    while (due := due_times(condition, draft.flow.progress or {})) and due[0][0] <= now:
+        _fire(draft, condition, due[0][1])
+        done = "progressed"
+        if draft.flow.wait_id != flow.wait_id:
+            return "applied"
+    return done
+
+
+def _fire(draft: Draft, condition: WaitCondition, node: Node) -> None:
+    """Bring about what is due at one node: a timer satisfies its leaf, a deadline does what `on_timeout` says."""
+    part, root = node.condition, node.number == 0
+    if isinstance(part, Timer):
+        payload = msgspec.UNSET if root else {"at": to_value(part)["at"]}
+        satisfy(draft, node.leaf or 0, payload, Source(cause="timer"))
+        return
+    pair = (part.topic, part.correlation_id or "") if isinstance(part, ExternalEvent) else None
+    source = Source(cause="timeout", pair=pair)
+    if part.on_timeout == "fail":
+        fail(draft, TIMED_OUT)
+    elif part.on_timeout == "cancel":
+        cancel(draft, TIMED_OUT)
+    elif root:
+        resume(draft, {"timed_out": True}, source)
+    elif node.leaf is not None:
+        satisfy(draft, node.leaf, {"timed_out": True}, source)
+    else:
+        flow = draft.add(EventKind.WAIT_PROGRESSED, {"leaf": f"node:{node.number}", "payload": {"timed_out": True}})
+        _resume_if_held(draft, condition, flow.progress or {}, source)

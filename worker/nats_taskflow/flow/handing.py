@@ -1,0 +1,75 @@
+"""Handle held replies by hand: give one to a flow that waits for something else, or let one expire before its time."""
+
+from __future__ import annotations
+
+from nats_taskflow.errors import Conflict, FlowError, IllegalTransition, InvalidRequest, NotFound, RevisionMismatch
+from nats_taskflow.flow.commands import ExpireHeld, MatchHeld, Policy
+from nats_taskflow.flow.decision import Decision, Draft, Taken, View
+from nats_taskflow.flow.ending import Source, condition_of, satisfy
+from nats_taskflow.flow.fitness import unfit
+from nats_taskflow.flow.holding import Displaced
+from nats_taskflow.flow.model import Flow, Pair
+from nats_taskflow.flow.waits import ExternalEvent, leaf_at, open_nodes
+from nats_taskflow.times import Micros
+
+
+def match_held(command: MatchHeld, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
+    """Let a held reply satisfy an open leaf of a flow as if it had come for it; the reply is used up in the same transaction."""
+    held = view.held_by_key(command.key)
+    if held is None:
+        return _gone(command.key)
+    flow = view.flow(command.flow_id)
+    if flow is None:
+        return NotFound(f"there is no flow {command.flow_id}", flow_id=command.flow_id)
+    if command.expected_revision is not None and command.expected_revision != flow.revision:
+        said = f"flow {flow.id} is at revision {flow.revision}, not {command.expected_revision}: read it again"
+        return RevisionMismatch(said, expected=command.expected_revision, actual=flow.revision)
+    if flow.wait_json is None or flow.cancel_requested:
+        doing = "being cancelled" if flow.cancel_requested and not flow.terminal else flow.status.value
+        return IllegalTransition(f"flow {flow.id} waits for no reply: it is {doing}", flow_id=flow.id, status=flow.status.value)
+    leaf = _leaf(command, flow)
+    if isinstance(leaf, FlowError):
+        return leaf
+    flaw = unfit(condition_of(flow), flow, leaf, held.payload, policy)
+    if flaw is not None:
+        return Conflict(f"the held reply cannot resume flow {flow.id}: {flaw[1]}", flow_id=flow.id)
+    draft = Draft(flow, command.caller, now)
+    source = Source(cause="event", pair=_pair_at(flow, leaf), event_id=held.event_id or None, reason=command.reason, matched=held.pair)
+    outcome = satisfy(draft, leaf, held.payload, source)
+    return Decision(outcome=outcome, flow=draft.flow, changes=(draft.change(),), taken=(Taken(held, outcome),))
+
+
+def expire_held(command: ExpireHeld, view: View) -> Decision | FlowError:
+    """Move a held reply to the dead letters now."""
+    held = view.held_by_key(command.key)
+    if held is None:
+        return _gone(command.key)
+    said = f"{command.caller.actor} let it expire before its time: {command.reason}"
+    return Decision(outcome="applied", displaced=(Displaced(held, said),))
+
+
+def _leaf(command: MatchHeld, flow: Flow) -> int | FlowError:
+    """Return the leaf that the reply is for: the one named, or the only one that waits for a reply."""
+    still = open_nodes(condition_of(flow), flow.progress or {})
+    leaves = [node.leaf for node in still if isinstance(node.condition, ExternalEvent) and node.leaf is not None]
+    if command.leaf is not None:
+        if command.leaf not in leaves:
+            return InvalidRequest(f"leaf {command.leaf} of flow {flow.id} waits for no reply; these do: {leaves}", path="/leaf")
+        return command.leaf
+    if len(leaves) != 1:
+        said = f"flow {flow.id} waits for {len(leaves)} replies: name the leaf" if leaves else f"flow {flow.id} waits for no reply"
+        return InvalidRequest(said, path="/leaf", leaves=leaves)
+    return leaves[0]
+
+
+def _pair_at(flow: Flow, leaf: int) -> Pair:
+    """Return what a leaf waits for: its agent is told of the reply it expects, the journal of the one that came."""
+    part = leaf_at(condition_of(flow), leaf)
+    assert isinstance(part, ExternalEvent), "the leaf waits for a reply"
+    return part.topic, part.correlation_id or ""
+
+
+def _gone(key: str) -> NotFound:
+    """Say that the reply is not held (any more)."""
+    topic, _, correlation_id = key.partition("\n")
+    return NotFound(f"no reply of ({topic}, {correlation_id.partition(chr(10))[0]}) is held under this number any more")

@@ -1,0 +1,119 @@
+"""Match a reply to the flows that wait for it, or say what becomes of it instead (SEMANTICS 4).
+
+The order of questions is the order of the rules: who waits for the pair now (R1, R6), does the reply name another flow (R2), did it
+come in time (R9), and if nobody waits: did the flow that waited last end (late, R7), or is it early (held, R4)?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nats_taskflow.errors import Internal
+from nats_taskflow.flow.commands import WORKER, Caller, Policy, Reply
+from nats_taskflow.flow.decision import Change, Decision, Draft, OutcomeName, View
+from nats_taskflow.flow.ending import Source, cancel, condition_of, pass_time, satisfy
+from nats_taskflow.flow.fitness import unfit
+from nats_taskflow.flow.holding import displaced_by
+from nats_taskflow.flow.model import Flow, HeldReply, Waiter
+from nats_taskflow.flow.waits import deadline_of
+from nats_taskflow.times import Micros
+
+_RANK: dict[OutcomeName, int] = {"late": 0, "progressed": 1, "resumed": 2}
+"""With several waiters the message's one outcome is the strongest of what it did."""
+
+
+_MISMATCH = ("flow_mismatch", "the reply names another flow than the one that waits for it")
+
+
+def match(reply: Reply, view: View, now: Micros, policy: Policy) -> Decision:
+    """Decide a reply. Never refuses: every reply has an outcome (SEMANTICS R14)."""
+    waiters = _readable(view.waiters((reply.topic, reply.correlation_id)), view)
+    if reply.flow_id is not None and waiters:
+        named = [(waiter, flow) for waiter, flow in waiters if waiter.flow_id == reply.flow_id]
+        if not named:
+            return Decision(outcome="flow_mismatch", dead=_MISMATCH)
+        waiters = named
+    changes: list[Change] = []
+    outcome: OutcomeName | None = None
+    shown: Flow | None = None
+    flaw: tuple[str, str] | None = None
+    for waiter, flow in waiters:
+        misfit = unfit(condition_of(flow), flow, waiter.leaf, reply.payload, policy)
+        if misfit is not None and not flow.cancel_requested:
+            flaw = misfit
+            continue
+        draft, did = _meet(flow, waiter, reply, view, now)
+        if draft.flow is not flow:
+            changes.append(draft.change())
+        if did is not None and (outcome is None or _RANK[did] > _RANK[outcome]):
+            outcome, shown = did, draft.flow
+    if outcome is not None:
+        return Decision(outcome=outcome, flow=shown, changes=tuple(changes))
+    if flaw is not None:
+        return Decision(outcome="rejected", changes=tuple(changes), dead=flaw)
+    return _elsewhere(reply, view, now, policy, tuple(changes))
+
+
+def _readable(waiters: Iterable[Waiter], view: View) -> list[tuple[Waiter, Flow]]:
+    """Pair open waits with their flows; one whose row cannot be read is set aside by the engine and waits for nobody here (R13)."""
+    found = []
+    for waiter in waiters:
+        try:
+            flow = view.flow(waiter.flow_id)
+            if flow is not None and flow.wait_id == waiter.wait_id:
+                condition_of(flow)
+                found.append((waiter, flow))
+        except Internal:
+            continue
+    return found
+
+
+def _meet(flow: Flow, waiter: Waiter, reply: Reply, view: View, now: Micros) -> tuple[Draft, OutcomeName | None]:
+    """Let the reply meet one open wait. None: the wait's time was up before the reply came, so the reply is nobody's (R9)."""
+    by = Caller(actor=f"topic:{reply.topic}", cause=reply.event_id or None, trace=reply.trace)
+    draft = Draft(flow, by, now)
+    if flow.cancel_requested:
+        cancel(draft, view.cancel_reason(flow.id))
+        return draft, "late"
+    deadline = deadline_of(condition_of(flow), waiter.leaf)
+    if deadline is not None and reply.arrived_us >= deadline:
+        timed_out = Draft(flow, WORKER, now)
+        pass_time(timed_out, now)
+        return timed_out, None
+    source = Source(cause="event", pair=waiter.pair, event_id=reply.event_id or None)
+    return draft, satisfy(draft, waiter.leaf, reply.payload, source)
+
+
+def _elsewhere(reply: Reply, view: View, now: Micros, policy: Policy, changes: tuple[Change, ...]) -> Decision:
+    """Decide a reply that nobody waits for at the moment: late when its flow has ended, else held (R4, R7)."""
+    ended = {change.flow.id: change.flow for change in changes}
+    target = reply.flow_id or view.last_flow((reply.topic, reply.correlation_id))
+    flow = ended.get(target or "") or _flow(view, target)
+    if flow is not None and (flow.terminal or flow.cancel_requested):
+        return Decision(outcome="late", flow=flow, changes=changes)
+    if not reply.hold:
+        return Decision(outcome="unmatched", flow=flow, changes=changes)
+    unbound = policy.topics(reply.topic, None) if policy.topics is not None else None
+    if unbound is not None:  # named by a resume message; no flow may wait on it, so nobody would ever come
+        return Decision(outcome="rejected", changes=changes, dead=(unbound.code, unbound.message))
+    held = HeldReply(
+        topic=reply.topic,
+        correlation_id=reply.correlation_id,
+        event_id=reply.event_id,
+        payload=reply.payload,
+        arrived_us=reply.arrived_us,
+        expires_us=now + policy.held_ttl_us,
+        key=reply.key,
+        flow_id=reply.flow_id,
+        trace=reply.trace,
+        tenant=reply.tenant,
+    )
+    return Decision(outcome="held", changes=changes, hold=held, displaced=displaced_by(held, view.holdings, policy))
+
+
+def _flow(view: View, flow_id: str | None) -> Flow | None:
+    """Return the flow if there is one that can be read."""
+    try:
+        return view.flow(flow_id) if flow_id is not None else None
+    except Internal:
+        return None

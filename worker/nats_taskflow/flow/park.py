@@ -1,0 +1,161 @@
+"""Park a flow: settle and check its wait condition, open the waits, and take the oldest held match (SEMANTICS 3, R3, R4, R6)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nats_taskflow.errors import FlowError, Internal, InvalidRequest, WaitConflict
+from nats_taskflow.flow.checks import check
+from nats_taskflow.flow.commands import Caller, Command, ParkFlow, Policy
+from nats_taskflow.flow.decision import Decision, Draft, Spoiled, Taken, View
+from nats_taskflow.flow.ending import Source, satisfy
+from nats_taskflow.flow.fitness import unfit
+from nats_taskflow.flow.lifecycle import EventKind
+from nats_taskflow.flow.model import Flow, HeldReply, Outgoing, Waiter
+from nats_taskflow.flow.pointing import misspelled
+from nats_taskflow.flow.settling import settle
+from nats_taskflow.flow.waits import FLOW_ENDS, ExternalEvent, FlowEnds, WaitCondition, deadline_of, nodes, parse, to_value
+from nats_taskflow.flow.watching import end_of
+from nats_taskflow.times import Micros
+
+MAX_WAITERS = 500
+"""How many flows may wait for one pair, all of which one reply resumes."""
+
+
+def park(command: ParkFlow, flow: Flow, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
+    """Decide `set_waiting` for a running flow."""
+    try:
+        condition = settle(parse(command.condition), now, policy, command.nonce)
+    except msgspec.ValidationError as bad:
+        return misspelled(bad, command.condition)
+    except FlowError as refused:
+        return refused
+    for node in nodes(condition):
+        if isinstance(node.condition, ExternalEvent) and (node.condition.to or node.condition.cancel_to):
+            return InvalidRequest("`to` and `cancel_to` belong to `delegate`, which sends the request too", path="/wait_condition")
+    return park_on(condition, command, flow, view, now, policy)
+
+
+def park_on(condition: WaitCondition, command: Command, flow: Flow, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
+    """Park a running flow on a settled condition, and let what is there already satisfy it."""
+    refusal = check(condition, flow, view, now, policy) or _conflict(condition, flow, view)
+    if refusal is not None:
+        return refusal
+    draft = Draft(flow, command.caller, now)
+    first = next((n.condition for n in nodes(condition) if isinstance(n.condition, ExternalEvent)), None)
+    pair = (first.topic, first.correlation_id or "") if first is not None else None
+    draft.add(EventKind.WAITING, {"wait": to_value(condition)}, pair=pair)
+    draft.opened.extend(_waiters(condition, draft.flow))
+    _meet_ended(draft, view, condition, policy)
+    taken, spoiled = _take_held(draft, view, condition, now, policy)
+    return Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),), taken=taken, spoiled=spoiled)
+
+
+def with_outgoing(decision: Decision, outgoing: Outgoing) -> Decision:
+    """Add a message to what the decision's one change sends."""
+    change = msgspec.structs.replace(decision.changes[0], outgoing=(*decision.changes[0].outgoing, outgoing))
+    return msgspec.structs.replace(decision, changes=(change,))
+
+
+def _waiters(condition: WaitCondition, flow: Flow) -> list[Waiter]:
+    """List the waits that the condition opens, for replies and for the ends of flows."""
+    replies = [
+        Waiter(
+            flow_id=flow.id,
+            wait_id=flow.wait_id or 0,
+            leaf=node.leaf or 0,
+            topic=node.condition.topic,
+            correlation_id=node.condition.correlation_id or "",
+            mode=node.condition.mode,
+        )
+        for node in nodes(condition)
+        if isinstance(node.condition, ExternalEvent)
+    ]
+    ends = [
+        Waiter(
+            flow_id=flow.id, wait_id=flow.wait_id or 0, leaf=n.leaf or 0, topic=FLOW_ENDS, correlation_id=n.condition.flow_id, mode="all"
+        )
+        for n in nodes(condition)
+        if isinstance(n.condition, FlowEnds)
+    ]
+    return replies + ends
+
+
+def _conflict(condition: WaitCondition, flow: Flow, view: View) -> FlowError | None:
+    """Refuse a pair that another wait holds, unless both are `all` (SEMANTICS R6). The holder is named to its owner only."""
+    seen: set[tuple[str, str]] = set()
+    for waiter in _waiters(condition, flow):
+        if waiter.pair in seen:
+            return InvalidRequest("two leaves of one wait name the same topic and correlation_id", path="/wait_condition/conditions")
+        seen.add(waiter.pair)
+        others = view.waiters(waiter.pair)
+        if len(others) >= MAX_WAITERS:
+            message = f"{len(others)} flows wait for this topic and correlation_id already, and no more may: use several correlation ids"
+            return WaitConflict(message, topic=waiter.topic, correlation_id=waiter.correlation_id, limit=MAX_WAITERS)
+        for other in others:
+            if waiter.mode == "all" and other.mode == "all":
+                continue
+            named = {"flow_id": other.flow_id} if _owner(view, other.flow_id) == flow.owner_session_key else {}
+            details = {"topic": waiter.topic, "correlation_id": waiter.correlation_id, **named}
+            return WaitConflict("another flow waits for this topic and correlation_id already", **details)
+    return None
+
+
+def _owner(view: View, flow_id: str) -> str | None:
+    """Return whose the flow is; None where its row cannot be read: it holds its waits all the same (SEMANTICS R13)."""
+    try:
+        flow = view.flow(flow_id)
+    except Internal:
+        return None
+    return flow.owner_session_key if flow is not None else None
+
+
+def _meet_ended(draft: Draft, view: View, condition: WaitCondition, policy: Policy) -> None:
+    """Satisfy the leaves that wait for the end of a flow that has ended already."""
+    generation = draft.flow.wait_id
+    for node in nodes(condition):
+        if not isinstance(node.condition, FlowEnds) or draft.flow.wait_id != generation or node.leaf in draft.satisfied:
+            continue
+        ended = view.flow(node.condition.flow_id)
+        if ended is not None and ended.terminal:
+            satisfy(draft, node.leaf or 0, end_of(ended, draft.flow, policy), _end_source(ended))
+
+
+def _end_source(ended: Flow) -> Source:
+    """Name the end of a flow as what satisfied a leaf; its last journal entry is the event."""
+    by = Caller(actor="worker", cause=f"{ended.id}:{ended.seq}")
+    return Source(cause="event", pair=("flow", ended.id), event_id=by.cause, caller=by)
+
+
+def _take_held(
+    draft: Draft, view: View, condition: WaitCondition, now: Micros, policy: Policy
+) -> tuple[tuple[Taken, ...], tuple[Spoiled, ...]]:
+    """Satisfy the opened waits from the held replies, oldest arrival first (SEMANTICS R4). Expiry is decided here."""
+    generation = draft.flow.wait_id
+    if generation is None:
+        return (), ()  # a flow that has ended already has met the wait: it is over, and consumes nothing (R10)
+    candidates = [
+        (held.arrived_us, waiter.leaf, waiter, held)
+        for waiter in tuple(draft.opened)
+        for held in view.held(waiter.pair)
+        if held.expires_us > now and held.flow_id in (None, draft.flow.id) and _in_time(held, condition, waiter.leaf)
+    ]
+    taken: list[Taken] = []
+    spoiled: list[Spoiled] = []
+    for _, leaf, waiter, held in sorted(candidates, key=lambda c: c[:2]):
+        if draft.flow.wait_id != generation or leaf in draft.satisfied:
+            continue
+        flaw = unfit(condition, draft.flow, leaf, held.payload, policy)
+        if flaw is not None:
+            spoiled.append(Spoiled(held, *flaw))
+            continue
+        by = Caller(actor=f"topic:{held.topic}", cause=held.event_id, trace=held.trace)
+        source = Source(cause="event", pair=waiter.pair, event_id=held.event_id, caller=by)
+        taken.append(Taken(held, satisfy(draft, leaf, held.payload, source)))
+    return tuple(taken), tuple(spoiled)
+
+
+def _in_time(held: HeldReply, condition: WaitCondition, leaf: int) -> bool:
+    """Tell whether the reply reached the broker before the leaf's deadline (SEMANTICS R9)."""
+    deadline = deadline_of(condition, leaf)
+    return deadline is None or held.arrived_us < deadline

@@ -1,0 +1,46 @@
+"""Bound what an agent's flows take (RELIABILITY 9, "a neighbour stores").
+
+Everything is counted, but refused is only what an agent asks for and has its flows take more: to start one, or to let a state grow. What
+ends or shrinks a flow, replies, time and operators are not: nothing may be lost, and whoever is over a quota must be able to get below it.
+"""
+
+from __future__ import annotations
+
+from nats_taskflow.errors import FlowError, QuotaExceeded
+from nats_taskflow.flow.commands import AdvanceFlow, Policy, ResumeFlow, StartFlow
+from nats_taskflow.flow.decision import Decision, View
+from nats_taskflow.flow.identifiers import agent_of
+from nats_taskflow.flow.usage import Usages
+
+Bounded = StartFlow | AdvanceFlow | ResumeFlow
+"""The commands that may be refused."""
+RETRY_AFTER = 60
+"""Seconds: how often what has served is deleted. Room that the agent itself makes is there at once."""
+
+
+def bounded_agent(command: Bounded, policy: Policy) -> str | None:
+    """Return the agent whose quota a command may exceed; None where there is no quota, or nobody who has one asks."""
+    if policy.max_open_flows is None and policy.max_state_bytes_of_agent is None:
+        return None
+    if command.caller.owner is None or (isinstance(command, ResumeFlow) and command.patch is None):
+        return None
+    return agent_of(command.caller.owner)
+
+
+def within_quota(command: Bounded, decision: Decision | FlowError, view: View, policy: Policy) -> Decision | FlowError:
+    """Return the decision, or the refusal of one that has the agent's flows take more than they may."""
+    agent = bounded_agent(command, policy)
+    if agent is None or isinstance(decision, FlowError):
+        return decision
+    growth = Usages()
+    for change in decision.changes:
+        growth.note(view.flow(change.flow.id), change.flow)
+    more, used = growth.of(agent), view.usage(agent)
+    for quota, what, remedy, limit, has, adds in (
+        ("open_flows", "the open flows", "end some", policy.max_open_flows, used.open_flows, more.open_flows),
+        ("state_bytes", "the bytes of all states", "shrink some", policy.max_state_bytes_of_agent, used.state_bytes, more.state_bytes),
+    ):
+        if limit is not None and adds > 0 and has + adds > limit:
+            said = f"{what} of this agent would be {has + adds:,} and may be {limit:,}: {remedy}, or ask the operator for more"
+            return QuotaExceeded(f"{said} (quotas.{quota})", quota=quota, limit=limit, used=has, retry_after=RETRY_AFTER)
+    return decision

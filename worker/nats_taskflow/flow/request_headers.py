@@ -1,0 +1,21 @@
+"""Name the headers of what the worker sends to delegates: they are its own, and no caller can set one (SEMANTICS 5)."""
+
+from __future__ import annotations
+
+from nats_taskflow.flow.identifiers import agent_of
+
+CORRELATION_ID = "Correlation-Id"
+FLOW_ID = "Taskflow-Flow-Id"
+AGENT = "Taskflow-Agent"
+DEADLINE = "Taskflow-Deadline"
+HOPS = "Taskflow-Hops"
+REPLY_SUBJECT = "Taskflow-Reply-Subject"
+TRACEPARENT = "traceparent"
+
+
+def asker(owner_session_key: str, flow_id: str, correlation_id: str, trace: str | None) -> dict[str, str]:
+    """Return the headers that say who asks, and for what; a flow that no agent owns has no name to give."""
+    agent = agent_of(owner_session_key)
+    named = {} if agent is None else {AGENT: agent}
+    traced = {} if trace is None else {TRACEPARENT: trace}
+    return {CORRELATION_ID: correlation_id, FLOW_ID: flow_id, **named, **traced}

@@ -1,0 +1,74 @@
+"""Follow the end of a flow: resume those that wait for it, and cancel its children where it was cancelled (SEMANTICS 3, 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nats_taskflow.errors import Internal
+from nats_taskflow.flow.commands import Caller, FlowEnded, ParentCancelled, Policy
+from nats_taskflow.flow.decision import Change, Decision, Draft, View
+from nats_taskflow.flow.ending import Source, cancel, satisfy
+from nats_taskflow.flow.model import Flow, Waiter
+from nats_taskflow.flow.waits import FLOW_ENDS, from_value, open_nodes
+from nats_taskflow.times import Micros
+
+_NAMES = 1024
+"""Room for what is told beside the state."""
+
+
+def end_of(flow: Flow, watcher: Flow, policy: Policy) -> dict[str, Any]:
+    """Return what a waiting flow is told of the end of another: its state, as far as that can be told together with what came before."""
+    told = {"flow_id": flow.id, "status": flow.status.value}
+    gathered = len(msgspec.json.encode(flow.state_json)) + len(msgspec.json.encode(watcher.progress or {}))
+    return told | ({"state": flow.state_json} if gathered <= policy.max_event_bytes - _NAMES else {"state_omitted": True})
+
+
+def resume_watchers(ended: FlowEnded, view: View, now: Micros, policy: Policy) -> Decision:
+    """Satisfy every open wait for the end of this flow."""
+    flow = view.flow(ended.flow_id)
+    if flow is None or not flow.terminal:
+        return Decision(outcome="unmatched", flow=flow)
+    by = Caller(actor="worker", cause=f"{flow.id}:{flow.seq}", trace=ended.trace)
+    changes: list[Change] = []
+    for waiter in view.waiters((FLOW_ENDS, flow.id)):
+        watcher = _readable(view, waiter.flow_id)
+        if watcher is None or watcher.cancel_requested or not _still_waits(watcher, waiter):
+            continue
+        draft = Draft(watcher, by, now)
+        satisfy(draft, waiter.leaf, end_of(flow, watcher, policy), Source(cause="event", pair=("flow", flow.id), event_id=by.cause))
+        changes.append(draft.change())
+    return Decision(outcome="applied", flow=flow, changes=tuple(changes))
+
+
+def _still_waits(watcher: Flow, waiter: Waiter) -> bool:
+    """Tell whether the leaf is open still: what was loaded for an end may be older than what the batch did. A condition that cannot
+    be read waits for nothing here (SEMANTICS R13).
+    """
+    condition = from_value(watcher.wait_json)
+    if watcher.wait_id != waiter.wait_id or condition is None:
+        return False
+    return any(node.leaf == waiter.leaf for node in open_nodes(condition, watcher.progress or {}))
+
+
+def cancel_children(parent: ParentCancelled, view: View, now: Micros) -> Decision:
+    """Cancel the children that have not ended."""
+    flow = view.flow(parent.flow_id)
+    by = Caller(actor="worker", cause=f"{parent.flow_id}:{flow.seq}" if flow is not None else None, trace=parent.trace)
+    changes: list[Change] = []
+    for child_id in view.children(parent.flow_id):
+        child = _readable(view, child_id)
+        if child is not None and not child.terminal:
+            draft = Draft(child, by, now)
+            cancel(draft, f"parent flow {parent.flow_id} was cancelled")
+            changes.append(draft.change())
+    return Decision(outcome="applied", flow=flow, changes=tuple(changes))
+
+
+def _readable(view: View, flow_id: str) -> Flow | None:
+    """Return the flow if its row can be read; one that cannot is set aside by the engine (SEMANTICS R13)."""
+    try:
+        return view.flow(flow_id)
+    except Internal:
+        return None

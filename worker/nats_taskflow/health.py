@@ -1,0 +1,209 @@
+"""Answer health questions and serve metrics over HTTP, inside the worker's own event loop: `/livez /readyz /startupz /healthz /metrics`.
+
+The names and the verbose form are those of Kubernetes. Losing NATS makes the worker not ready; it stays alive.
+The application is a bare ASGI callable; `http_server` does the HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import parse_qs
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from nats_taskflow.config.readers import split_bind
+from nats_taskflow.http_server import listen, make_http_server, place_of
+from nats_taskflow.tasks import keep
+
+if TYPE_CHECKING:
+    import uvicorn
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+_METRICS_SECONDS = 1.0
+_ADVICE = "choose another address, port 0 for a free one, or off (TASKFLOW_HTTP_BIND)"
+_PLAIN = "text/plain; charset=utf-8"
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing that was looked at; `reason` says in a few words why it is not well, `remark` what is worth knowing all the same."""
+
+    name: str
+    ok: bool
+    reason: str = ""
+    remark: str = ""
+
+
+class Probes(Protocol):
+    """Whoever knows how the worker is. Each call looks now, returns at once and never raises."""
+
+    def live(self) -> Sequence[Check]:
+        """Tell whether the process works at all; not well means: restart it."""
+
+    def ready(self) -> Sequence[Check]:
+        """Tell whether it does its work now (NATS connected, store writable, not stopping)."""
+
+    def started(self) -> Sequence[Check]:
+        """Tell whether starting is over."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """An HTTP answer."""
+
+    status: int
+    body: bytes
+    content_type: str = _PLAIN
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class MetricsPage:
+    """The text of `/metrics`, made at most once a second, however many ask: it takes milliseconds in which the loop does nothing else."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._text = b""
+        self._made = float("-inf")
+
+    def text(self) -> bytes:
+        """Return what there was to say at most a second ago."""
+        if self._clock() - self._made >= _METRICS_SECONDS:
+            self._text, self._made = generate_latest(self._registry), self._clock()
+        return self._text
+
+
+class HealthApp:
+    """The ASGI application: a method, a path, a Host header in; an `Answer` out. `registry` None: no `/metrics`."""
+
+    def __init__(self, probes: Probes, registry: CollectorRegistry | None, *, loopback_only: bool) -> None:
+        self._pages: Mapping[str, Callable[[], Sequence[Check]]] = {
+            "/livez": probes.live,
+            "/readyz": probes.ready,
+            "/startupz": probes.started,
+            "/healthz": probes.ready,
+        }
+        self._metrics = MetricsPage(registry) if registry is not None else None
+        self._loopback_only = loopback_only
+
+    async def __call__(self, scope: Mapping[str, Any], _receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI 3)."""
+        if scope["type"] != "http":  # uvicorn is set up to offer nothing else
+            return
+        headers = dict(scope["headers"])
+        answer = self.answer(
+            scope["method"], scope["path"], scope["query_string"].decode("latin-1"), headers.get(b"host", b"").decode("latin-1")
+        )
+        told = [
+            (b"content-type", answer.content_type.encode()),
+            (b"content-length", str(len(answer.body)).encode()),
+            (b"cache-control", b"no-store"),
+            (b"x-content-type-options", b"nosniff"),
+            *answer.headers,
+        ]
+        await send({"type": "http.response.start", "status": answer.status, "headers": told})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
+
+    def answer(self, method: str, path: str, query: str, host: str) -> Answer:
+        """Decide what a request is answered with."""
+        if self._loopback_only and not names_loopback(host):
+            # A web page may have its own name point to 127.0.0.1 (DNS rebinding); its requests carry that name.
+            return Answer(status=400, body=b"this address answers to localhost only; use http://127.0.0.1\n")
+        if method not in {"GET", "HEAD"}:
+            return Answer(status=405, body=b"only GET and HEAD are answered here\n", headers=((b"allow", b"GET, HEAD"),))
+        if path == "/metrics" and self._metrics is not None:
+            return Answer(status=200, body=self._metrics.text(), content_type=CONTENT_TYPE_LATEST)
+        page = self._pages.get(path)
+        if page is None:
+            return Answer(status=404, body=("no such page; there are " + " ".join([*self._pages, "/metrics"]) + "\n").encode())
+        return _report(path, page(), verbose="verbose" in parse_qs(query, keep_blank_values=True))
+
+
+def _line(check: Check) -> str:
+    """Write what one check found."""
+    if not check.ok:
+        return f"[-]{check.name} failed: {check.reason}"
+    return f"[+]{check.name} ok" + (f": {check.remark}" if check.remark else "")
+
+
+def _report(path: str, checks: Sequence[Check], *, verbose: bool) -> Answer:
+    """Write what the checks found: `ok`, or every reason; with `verbose` a line for each check."""
+    well = all(check.ok for check in checks)
+    if well and not verbose:
+        return Answer(status=200, body=b"ok\n")
+    lines = [_line(check) for check in checks if verbose or not check.ok]
+    lines.append(f"{path[1:]} check {'passed' if well else 'failed'}")
+    return Answer(status=200 if well else 503, body=("\n".join(lines) + "\n").encode())
+
+
+def names_loopback(host: str) -> bool:
+    """Tell whether a Host header names this machine's loopback: `localhost`, 127.0.0.0/8 or `[::1]`, with or without a port."""
+    name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
+    return name.lower().rstrip(".") == "localhost" or is_loopback(name)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address is a loopback address; names other than `localhost` are not."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class HealthServer:
+    """Serves health and metrics on `bind` (`host:port` or the pair, port 0 for a free one) until it is stopped.
+
+    `registry` None: no `/metrics`. Either `start` and `stop`, or `run` as a task that is cancelled.
+    """
+
+    def __init__(self, bind: str | tuple[str, int], probes: Probes, registry: CollectorRegistry | None) -> None:
+        self._host, self._port = split_bind(bind) if isinstance(bind, str) else bind
+        self._app = HealthApp(probes, registry, loopback_only=is_loopback(self._host))
+        self._server: uvicorn.Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self.address = ""
+        """The address that was really taken (`127.0.0.1:8642`); empty before `start`."""
+        self.up = asyncio.Event()
+        """Set once requests are answered."""
+
+    async def start(self) -> str:
+        """Begin to serve; give the address that was really taken (`127.0.0.1:8642`). Raise `ConfigError` when it cannot be had."""
+        # In a thread: a host name may take a look-up.
+        listening = await asyncio.to_thread(listen, self._host, self._port, setting="http.bind", advice=_ADVICE)
+        self.address = place_of(listening)
+        self._server = make_http_server(self._app, self.up.set)
+        self._serving = keep(self._server.serve(sockets=[listening]), "health")
+        announced = asyncio.ensure_future(self.up.wait())
+        await asyncio.wait({self._serving, announced}, return_when=asyncio.FIRST_COMPLETED)
+        announced.cancel()
+        if self._serving.done():
+            self._serving.result()
+        return self.address
+
+    async def stop(self) -> None:
+        """Close every connection and end; safe to call twice, and before `start`."""
+        if self._server is None or self._serving is None:
+            return
+        server, serving = self._server, self._serving
+        self._server = self._serving = None
+        self.up.clear()
+        server.should_exit = True
+        try:
+            await serving
+        finally:
+            for listening in server.servers:
+                listening.close()  # which uvicorn does not where it has failed
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raise when the server ends by itself."""
+        await self.start()
+        if self._serving is None:
+            return
+        try:
+            await asyncio.shield(self._serving)
+        finally:
+            await self.stop()

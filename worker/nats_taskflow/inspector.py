@@ -1,0 +1,88 @@
+"""Look at the broker's streams and consumers now and then: an operator may delete or change them while the worker runs.
+
+What was deleted is made again. What was changed so that it breaks a promise is reported, and makes the worker not ready, until it is
+changed back. From a source that may deliver what was not sent so, nothing is taken in meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+import structlog
+
+from nats_taskflow.bus.base import Bus, PublishFailed, Source
+from nats_taskflow.errors import Unavailable
+from nats_taskflow.tasks import repeat
+
+_EVERY = 4.0
+
+
+class Intake(Protocol):
+    """What an inspection does to a consumer."""
+
+    async def ask_again(self) -> bool:
+        """Have delivered again what the broker may have given up on; returns whether it could."""
+        ...
+
+    def hold(self) -> None:
+        """Take nothing in until `release`."""
+        ...
+
+    def release(self) -> None:
+        """Take in again."""
+        ...
+
+
+class Inspector:
+    """Inspects what `Bus.prepare` was given, every `every` seconds. `consumers`: those of the sources."""
+
+    def __init__(self, bus: Bus, consumers: Mapping[Source, Intake], *, every: float = _EVERY) -> None:
+        self._bus = bus
+        self._consumers = consumers
+        self._every = every
+        self._log = structlog.get_logger("inspector")
+        self._flaws: list[str] = []
+        self._silent = ""
+        self._mended: set[Source] = set()
+
+    @property
+    def flaws(self) -> list[str]:
+        """What breaks a promise at the moment, a sentence each."""
+        return [*self._flaws, *([f"JetStream does not answer: {self._silent}"] if self._silent else [])]
+
+    async def run(self) -> None:
+        """Inspect until cancelled. Raises `ConsumerTaken` once another database has a consumer."""
+        await repeat(self._step, "inspector")
+
+    async def _step(self) -> None:
+        """Look, and rest."""
+        if self._bus.connected:
+            await self.inspect()
+        await asyncio.sleep(self._every)
+
+    async def inspect(self) -> None:
+        """Look once; what is new is logged, once."""
+        try:
+            found = await self._bus.inspect()
+            for source in self._bus.untrusted:
+                self._consumers[source].hold()
+            self._mended |= {*self._bus.mended()}
+            for source in tuple(self._mended):
+                if await self._consumers[source].ask_again():
+                    self._mended.remove(source)
+            for source in self._consumers.keys() - self._bus.untrusted:
+                self._consumers[source].release()
+        except (PublishFailed, Unavailable) as silent:
+            if not self._silent:
+                self._log.warning("jetstream_does_not_answer", why=str(silent))
+            self._silent = str(silent)
+            return
+        self._silent = ""
+        for flaw in found:
+            if flaw not in self._flaws:
+                self._log.error("stream_breaks_a_promise", why=flaw)
+        if self._flaws and not found:
+            self._log.info("streams_are_well_again")
+        self._flaws = found

@@ -1,0 +1,50 @@
+"""Rows on their way to the broker, and which of those that wait go out together."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
+
+import msgspec
+
+from nats_taskflow.bus.base import MOST_TOGETHER, Outgoing
+from nats_taskflow.flow.identifiers import agent_of
+
+_BATCH_BYTES = 1024 * 1024
+"""A batch takes no more once it weighs this much."""
+_number = attrgetter("n")
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """A row on its way out: its number in the outlet, its lane, and the message; None where the row cannot be read.
+
+    `owner`: of the flow, or who sent what is dead. What is about one agent delays nobody else's.
+    """
+
+    n: int
+    lane: str
+    message: Outgoing | None
+    owner: str = ""
+
+
+def together(waiting: list[Letter], weigh: Callable[[Letter], int]) -> list[Letter]:
+    """Choose what goes out as one batch, in the order of the numbers: all, or where that is too much, what agents have by turns."""
+    waiting.sort(key=_number)
+    taken = [*_fitting(waiting, weigh)]
+    if len(taken) < len(waiting):
+        turns: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
+        waiting.sort(key=lambda letter: next(turns[agent_of(letter.owner) or letter.owner]))
+        taken = sorted(_fitting(waiting, weigh), key=_number)
+    return taken
+
+
+def _fitting(waiting: Sequence[Letter], weigh: Callable[[Letter], int]) -> Iterator[Letter]:
+    """Give the first letters, as many as fit into a batch."""
+    size = 0
+    for letter in waiting[:MOST_TOGETHER]:
+        yield letter
+        size += weigh(letter)
+        if size >= _BATCH_BYTES:
+            return

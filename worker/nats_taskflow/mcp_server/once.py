@@ -1,0 +1,72 @@
+"""Have a call that is repeated done once.
+
+A tool call has no identity of its own: a model, or the program around it, that waited in vain sends the same arguments under a new request
+id. So every command gets a key. Given by the caller (`idempotency_key`), it says "the same" across processes, for as long as the worker
+remembers (SEMANTICS 6). Where none is given, one is made; and as long as a call has no outcome (it runs, it was cancelled, nobody
+answered), the same arguments are the same call, for `LIFETIME` seconds. The command id on the wire is made from the key and what it is
+used for, so that nothing needs to be kept here for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from secrets import token_hex
+from typing import Any
+
+import msgspec
+
+from nats_taskflow.client.errors import Internal, Unavailable
+
+LIFETIME = 600.0
+"""Seconds for which a call without an outcome is remembered: longer than anybody repeats, shorter than somebody means it anew."""
+_AT_MOST = 1000
+
+
+def command_id(session: str, action: str, flow_id: str | None, key: str) -> str:
+    """Return the command's id: the key is a name within one session, flow and action; ids are an agent's."""
+    return "mcp-" + _digest([session, action, flow_id, key])[:40]
+
+
+class Doubts:
+    """The calls without a key that have no outcome yet. `clock` gives seconds."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._open: dict[str, tuple[str, float]] = {}
+
+    @contextmanager
+    def key_for(self, action: str, arguments: dict[str, Any]) -> Iterator[str]:
+        """Give the key of a call: a new one, or that of the same call before, if it is in doubt what became of that.
+
+        An error inside that leaves the outcome open keeps it; so does being cancelled.
+        """
+        call = _digest([action, arguments])
+        key = self._known(call)
+        try:
+            yield key
+        except (Unavailable, Internal):
+            raise  # it may have been done, or be done later
+        except Exception:
+            self._open.pop(call, None)
+            raise
+        else:
+            self._open.pop(call, None)
+
+    def _known(self, call: str) -> str:
+        """Return the call's key, and forget what is old."""
+        now = self._clock()
+        for old in [one for one, (_, since) in self._open.items() if now - since > LIFETIME]:
+            del self._open[old]
+        key, _ = self._open.pop(call, (f"auto-{token_hex(12)}", now))
+        self._open[call] = (key, now)
+        if len(self._open) > _AT_MOST:
+            del self._open[next(iter(self._open))]
+        return key
+
+
+def _digest(value: Any) -> str:
+    """Return a digest of a JSON value, whatever the order of its keys."""
+    return sha256(msgspec.json.encode(value, order="sorted")).hexdigest()

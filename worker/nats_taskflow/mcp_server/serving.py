@@ -1,0 +1,154 @@
+"""Run the server: on stdin and stdout, or as streamable HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.settings import AuthSettings
+from mcp.server.lowlevel.server import Server
+from mcp.server.stdio import stdio_server
+from mcp.server.transport_security import TransportSecuritySettings
+from pydantic import AnyHttpUrl
+
+from nats_taskflow.bus.options import NatsOptions, nats_options
+from nats_taskflow.client.over_nats import NatsTransport
+from nats_taskflow.errors import ConfigError
+from nats_taskflow.health import is_loopback
+from nats_taskflow.http_server import Application, listen, make_http_server, place_of
+from nats_taskflow.mcp_server.line import Line, Owner
+from nats_taskflow.mcp_server.server import make_server
+
+if TYPE_CHECKING:
+    from nats_taskflow.config import Config, Secret
+
+PATH = "/mcp"
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+SHORTEST_TOKEN = 16
+"""Characters: an empty file must not let everybody in."""
+
+
+class Http(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to listen and whom to answer. `hosts`, `origins`: headers that are accepted besides the address's own and the loopback's."""
+
+    host: str
+    port: int
+    token: Secret | None = None
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+
+
+async def serve(config: Config, owner: Owner, *, http: Http | None, split: bool, keys: bool, patience: float) -> int:
+    """Serve until the client closes stdin, or the process is told to stop; returns the exit code."""
+    options = msgspec.structs.replace(nats_options(config.nats), name="taskflow-mcp")
+    line = Line(owner, _dialling(options), prefix=config.subjects.prefix, patience=patience)
+    server = make_server(line, split=split, keys=keys)
+    try:
+        await (_stdio(server) if http is None else _http(server, http, owner))
+    finally:
+        await line.drop()
+    return 0
+
+
+def _dialling(options: NatsOptions) -> Any:
+    """Return what connects."""
+
+    async def dial() -> NatsTransport:
+        """Connect once."""
+        return await NatsTransport.reach(options)
+
+    return dial
+
+
+async def _stdio(server: Server[None]) -> None:
+    """Serve the process that started this one."""
+    # The SDK reads stdin in a thread that nothing can interrupt: a graceful stop would wait for the next line. There is nothing to be
+    # graceful about: what was accepted is JetStream's, and a call that is cut off may be repeated.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    async with stdio_server() as (reading, writing):
+        await server.run(reading, writing, server.create_initialization_options())
+
+
+async def _http(server: Server[None], http: Http, owner: Owner) -> None:
+    """Serve HTTP until SIGTERM or SIGINT; says on stdout where, once it listens."""
+    listening = listen(http.host, http.port, setting="--http", advice="choose another port, or 0 for a free one")
+    place = place_of(listening)
+    app = server.streamable_http_app(
+        streamable_http_path=PATH,
+        stateless_http=True,  # as MCP 2026-07-28 is; for older clients it saves sessions that nobody closes
+        json_response=True,
+        host=http.host,
+        transport_security=_security(http, place),
+        token_verifier=_Verifier(http.token) if http.token is not None else None,
+        auth=_AUTH if http.token is not None else None,
+    )
+    ready = json.dumps({"event": "ready", "url": f"http://{place}{PATH}", "owner": str(owner)})
+
+    def tell() -> None:
+        """Say where."""
+        sys.stdout.write(f"{ready}\n")
+        sys.stdout.flush()
+
+    running = make_http_server(_answering(app), tell, lifespan=True, grace_seconds=2)
+
+    def stop() -> None:
+        """Stop: the second time at once."""
+        running.force_exit = running.should_exit
+        running.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    await running.serve(sockets=[listening])
+
+
+def _answering(app: Application) -> Application:
+    """Have GET refused, as a server may that has nothing to say by itself: each would hold a connection for ever, and hear nothing."""
+
+    async def answer(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        """Serve one request (ASGI 3)."""
+        if scope["type"] != "http" or scope["method"] != "GET":
+            await app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 405, "headers": [(b"allow", b"POST"), (b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    return answer
+
+
+class _Verifier:
+    """Compares the bearer token with the secret, which is read afresh each time: a rotated file counts at once."""
+
+    def __init__(self, secret: Secret) -> None:
+        self._secret = secret
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """Return who it is, None for a wrong token."""
+        try:
+            secret = self._secret.reveal()
+        except ConfigError:
+            return None  # the file is gone: nobody can show the right token
+        if len(secret) < SHORTEST_TOKEN or not hmac.compare_digest(token.encode(), secret.encode()):
+            return None
+        return AccessToken(token=token, client_id="taskflow", scopes=[])
+
+
+_AUTH = AuthSettings(issuer_url=AnyHttpUrl("http://127.0.0.1"), resource_server_url=None)
+"""The SDK asks for it beside a verifier. Nobody issues our token: it is a shared secret; so no metadata are served."""
+
+
+def _security(http: Http, place: str) -> TransportSecuritySettings:
+    """Say which `Host` and `Origin` are answered: a web page may have its own name point to this address (DNS rebinding)."""
+    names = _LOOPBACK if is_loopback(http.host) else ()
+    return TransportSecuritySettings(
+        enable_dns_rebinding_protection=True,
+        allowed_hosts=[place, *(f"{name}:*" for name in names), *http.hosts],
+        allowed_origins=list(http.origins),  # no page by itself, of this machine neither: what runs on some port of it is not asked for
+    )

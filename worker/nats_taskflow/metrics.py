@@ -1,0 +1,186 @@
+"""Count what happens, for machines: every metric of the worker. `Metrics` is made by the composition root.
+
+Label sets are closed and their children kept, since a label look-up costs more than the counting.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Hashable, Iterable
+from typing import Generic, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, disable_created_metrics
+from prometheus_client.metrics import MetricWrapperBase
+
+from nats_taskflow.errors import FlowError
+from nats_taskflow.flow.lifecycle import NEXT
+from nats_taskflow.timings import Timings
+from nats_taskflow.version import program_revision, program_version
+from nats_taskflow.wire.verdicts import REASONS
+
+FLOW_STATUSES = ("created", "running", "waiting", "cancelled", "finished", "failed")
+ACTIONS = ("start", "run", "advance", "wait", "delegate", "resume", "finish", "fail", "cancel", "observe")
+MESSAGE_OUTCOMES = (
+    *("applied", "resumed", "progressed", "held", "duplicate", "conflict", "late", "expired", "flow_mismatch", "rejected", "dead"),
+    *("unmatched", "ignored", "retried"),
+)
+QUOTAS = ("open_flows", "state_bytes")
+WAIT_KINDS = ("timer", "external_event", "flow", "manual", "any_of", "all_of", "at_least")
+RESUME_CAUSES = ("event", "timer", "timeout", "manual")
+TRANSITIONS = tuple((was.value, then.value) for was, following in NEXT.items() for then in sorted(following))
+CONSUMERS = ("worker", "replies", "taskflow")
+OUTLETS = ("events", "dead_letters")
+FILES = ("db", "wal")
+REPLAY_OUTCOMES = ("done", "failed")
+SPAN_OUTCOMES = ("exported", "failed", "dropped")
+DEAD_LETTER_REASONS = (*REASONS, "poison", "conflict", "flow_mismatch", "expired", "not_accepted")
+_ANSWERS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_LAGS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0)
+_WAITS = (1.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 7 * 86400.0, 30 * 86400.0)
+_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+
+K = TypeVar("K", bound=Hashable)
+M = TypeVar("M", bound=MetricWrapperBase)
+
+
+class Children(dict[K, M], Generic[K, M]):
+    """The children of a metric by label value, each bound once; a value outside the closed set counts under `other`.
+
+    A child is made when it is first counted: the page shows what happened, not all that could (RELIABILITY 4, row 56). `shown`: it is there
+    from the start, for alerts, since Prometheus sees no increase in a series that begins with 1.
+    """
+
+    def __init__(self, metric: M, values: Iterable[K], *, shown: bool = False) -> None:
+        super().__init__()
+        self._metric = metric
+        self.closed = frozenset(values)
+        self.name: str = next(iter(metric.describe())).name + ("_total" if isinstance(metric, Counter) else "")
+        self.labels: tuple[str, ...] = tuple(metric._labelnames)  # noqa: SLF001 - there is no public name for it
+        self._other = tuple("other" for _ in self.labels)
+        if shown:
+            for value in self.closed:
+                self.__missing__(value)
+
+    def __missing__(self, key: K) -> M:
+        if key not in self.closed:
+            return self._metric.labels(*self._other)
+        self[key] = child = self._metric.labels(*(key if isinstance(key, tuple) else (key,)))
+        return child
+
+
+class Metrics:
+    """Every metric of the worker on a registry of its own. Attributes are ready to use: `metrics.messages["applied"].inc()`."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every first one, which nobody reads
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        Info("taskflow_build", "The running program.", registry=self.registry).info(
+            {"version": program_version(), "revision": program_revision(), "python": platform.python_version()},
+        )
+        # Our own, since the unit of deploy/systemd hides /proc/stat, and with it process_start_time_seconds.
+        self._gauge("taskflow_start_time_seconds", "When the worker started, in seconds since the epoch.").set_to_current_time()
+        self.ready = self._gauge("taskflow_ready", "1 while /readyz says ok.")
+        self._count_messages()
+        self._watch_engine()
+        self._watch_bus()
+
+    def _count_messages(self) -> None:
+        """Make the metrics of what came in and what became of it."""
+        outcomes = ("applied", "duplicate", *(kind.code for kind in FlowError.__subclasses__()))
+        commands = self._counter("taskflow_commands", "Commands by verb and outcome.", "action", "outcome")
+        self.commands: Children[tuple[str, str], Counter] = Children(
+            commands, [(verb, outcome) for verb in ACTIONS for outcome in outcomes]
+        )
+        self.command_duration = Timings(
+            "taskflow_command_duration_seconds", "Commands on api, from the request to its answer.", _ANSWERS, self.registry
+        )
+        messages = self._counter("taskflow_messages", "Messages taken from streams, by the one outcome each has.", "outcome")
+        self.messages: Children[str, Counter] = Children(messages, MESSAGE_OUTCOMES)
+        resumes = self._counter("taskflow_resumes", "Flows that resumed, by what ended the wait.", "cause")
+        self.resumes: Children[str, Counter] = Children(resumes, RESUME_CAUSES)
+        dead = self._counter("taskflow_dead_letters", "Messages dead-lettered, by reason.", "reason")
+        self.dead_letters: Children[str, Counter] = Children(dead, DEAD_LETTER_REASONS, shown=True)
+        kept = self._gauge("taskflow_dead_letters_kept", "Dead letters there are and nobody has replayed, by reason.", "reason")
+        self.dead_letters_kept: Children[str, Gauge] = Children(kept, DEAD_LETTER_REASONS)
+        replays = self._counter("taskflow_dead_letter_replays", "Dead letters that an operator had replayed, by outcome.", "outcome")
+        self.replays: Children[str, Counter] = Children(replays, REPLAY_OUTCOMES)
+
+    def _watch_engine(self) -> None:
+        """Make the metrics of flows, timers and the store."""
+        self.flows: Children[str, Gauge] = Children(self._gauge("taskflow_flows", "Flows by status.", "status"), FLOW_STATUSES)
+        for status in FLOW_STATUSES:
+            self.flows[status].set(0)
+        moves = self._counter("taskflow_transitions", "Flows that went from one status to another.", "from", "to")
+        self.transitions: Children[tuple[str, str], Counter] = Children(moves, TRANSITIONS)
+        most = self._gauge("taskflow_agent_usage_max", "What the flows of one agent take at most, by quota.", "quota")
+        self.usage_max: Children[str, Gauge] = Children(most, QUOTAS)
+        self.set_aside = self._counter("taskflow_flows_set_aside", "Flows whose row could not be read, taken out of the timers' way.")
+        self.replies_unmatched = self._gauge("taskflow_replies_unmatched", "Replies held because nobody waits for them yet.")
+        self.replies_age = self._gauge(
+            "taskflow_replies_unmatched_oldest_age_seconds", "How long ago the oldest reply came that nobody waits for yet."
+        )
+        waits = self._gauge("taskflow_waits", "Flows that wait, by the kind of their wait.", "kind")
+        self.waits: Children[str, Gauge] = Children(waits, WAIT_KINDS)
+        ages = self._gauge("taskflow_wait_oldest_age_seconds", "How long the flow has waited that waits longest, to the minute.", "kind")
+        self.wait_age: Children[str, Gauge] = Children(ages, WAIT_KINDS)
+        self.wait_duration = Timings(
+            "taskflow_wait_duration_seconds", "How long flows waited whose wait is over.", _WAITS, self.registry, label="kind"
+        )
+        self.timers_overdue = self._gauge("taskflow_timers_overdue", "Flows that time is due to act on, counted up to 10,000.")
+        self.timer_lag = self._histogram("taskflow_timer_lag_seconds", "How late timers and deadlines were acted on.", _LAGS)
+        self.timer_overdue = self._gauge(
+            "taskflow_timer_overdue_seconds", "How long the earliest timer or deadline that was not acted on has been due."
+        )
+        self.commit_duration = self._histogram(
+            "taskflow_store_commit_duration_seconds", "Duration of one transaction, commit included.", _SHORT
+        )
+        self.batch_size = self._histogram("taskflow_store_batch_size", "Changes in one transaction.", _SIZES)
+        self.store_writable = self._gauge("taskflow_store_writable", "1 while the database takes changes (0: the disk is full).")
+        self.store_busy = self._counter(
+            "taskflow_store_busy", "Transactions that the database did not take, so that they were put off: locked by others, or full."
+        )
+        size = self._gauge("taskflow_store_size_bytes", "Size of the database and of its log.", "file")
+        self.store_size: Children[str, Gauge] = Children(size, FILES)
+        self.store_free = self._gauge("taskflow_store_free_bytes", "Room left on the database's disk for the worker.")
+        self.log_records_lost = self._counter("taskflow_log_records_lost", "Records that the log's stream did not take.")
+        self.event_loop_lag = self._gauge("taskflow_event_loop_lag_seconds", "How late the event loop woke at the last look.")
+
+    def _watch_bus(self) -> None:
+        """Make the metrics of NATS and of what is sent."""
+        self.events_published = self._counter("taskflow_events_published", "State-change events the broker has stored.")
+        self.outbox_pending = self._gauge(
+            "taskflow_outbox_pending", "Events and dead letters given to the broker and not yet stored there (a window: see the age)."
+        )
+        self.outbox_age = self._gauge(
+            "taskflow_outbox_oldest_age_seconds", "How long ago the oldest event or dead letter was committed that is not yet published."
+        )
+        self.outbox_set_aside = self._gauge(
+            "taskflow_outbox_set_aside", "Flows whose next event, and dead letters, that the broker refuses for their own sake."
+        )
+        self.nats_connected = self._gauge("taskflow_nats_connected", "1 while connected to NATS.")
+        pending = self._gauge(
+            "taskflow_nats_pending_messages",
+            "Commands (worker) and replies (the others) that lie in the streams, not yet taken.",
+            "consumer",
+        )
+        self.nats_pending: Children[str, Gauge] = Children(pending, CONSUMERS)
+        self.nats_reconnects = self._counter("taskflow_nats_reconnects", "Times the connection to NATS came back.")
+        self.nats_dropped = self._counter(
+            "taskflow_nats_slow_consumer", "Requests on api and admin that were refused unread, because too many waited before them."
+        )
+        spans = self._counter("taskflow_spans", "Spans of traces, by what became of them.", "outcome")
+        self.spans: Children[str, Counter] = Children(spans, SPAN_OUTCOMES)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        """Make a counter; `_total` is added to its name."""
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        """Make a gauge."""
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        """Make a histogram."""
+        return Histogram(name, text, buckets=buckets, registry=self.registry)

@@ -1,0 +1,53 @@
+"""Publish outcomes to the inboxes that asked for them: by turns of who asked, and with what is large in them as long as few wait."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from nats_taskflow.bus.base import Bus
+from nats_taskflow.recall import Recall
+from nats_taskflow.submission import Outcome
+from nats_taskflow.tasks import Errands
+from nats_taskflow.turnstile import Share, Turns
+from nats_taskflow.wire.outcomes import fitting
+
+_TURNS, _TURNS_EACH = 8, 2
+_MOST = 64
+"""Of one agent so many wait at most; what comes then is told at once, without what it is stored without."""
+
+
+class OutcomeSender:
+    """Sends outcomes of commands that nobody waits for on a request."""
+
+    def __init__(self, bus: Bus, recall: Recall) -> None:
+        self._bus = bus
+        self._recall = recall
+        self._turns = Turns(Share(_TURNS), Share(_TURNS_EACH))
+        self._waiting: Counter[str] = Counter()
+        self._errands = Errands()
+
+    def send(self, inbox: str, whose: str, outcome: Outcome) -> None:
+        """Publish an outcome of one of `whose` commands; does not wait."""
+        self._errands.start(self._send(inbox, whose, outcome), "outcome")
+
+    async def finish(self, timeout: float) -> None:
+        """Wait until everything is sent, at most `timeout` seconds."""
+        await self._errands.finish(timeout)
+
+    async def _send(self, inbox: str, whose: str, outcome: Outcome) -> None:
+        """Send one."""
+        if self._waiting[whose] >= _MOST:
+            await self._publish(inbox, outcome.result)
+            return
+        self._waiting[whose] += 1
+        try:
+            async with self._turns.on_demand(whose) as turn:
+                await self._publish(inbox, await self._recall.told(outcome, turn))
+        finally:
+            self._waiting[whose] -= 1
+            if not self._waiting[whose]:
+                del self._waiting[whose]
+
+    async def _publish(self, inbox: str, body: bytes) -> None:
+        """Publish, within what the broker carries."""
+        await self._bus.tell(inbox, fitting(body, self._bus.max_payload))

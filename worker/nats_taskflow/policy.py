@@ -1,0 +1,37 @@
+"""Say what is set about deciding: by the operator, by the reply bindings, and by whose delegates are."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from nats_taskflow.acceptance import accepts, schema_flaw
+from nats_taskflow.config import Config
+from nats_taskflow.flow.commands import Policy
+from nats_taskflow.quota import Meter
+from nats_taskflow.wire.delegates import Delegates
+from nats_taskflow.wire.delegations import taken_for_reply
+from nats_taskflow.wire.replies import Bindings
+
+
+def meter_of(config: Config) -> Meter:
+    """Return a meter of the commands of one door, by the quotas that are set."""
+    return Meter(commands=config.quotas.commands_per_second, size=config.quotas.command_bytes_per_second)
+
+
+def policy_of(config: Config, bindings: Bindings) -> Policy:
+    """Return the policy of a worker with these settings and bindings."""
+    return Policy(
+        timer_horizon_us=config.engine.timer_max_horizon,
+        held_ttl_us=config.engine.held_reply_ttl,
+        default_timeout_us=config.engine.default_wait_timeout,
+        max_held=config.engine.held_replies_max,
+        max_held_of_tenant=config.engine.held_replies_max_per_owner,
+        max_open_flows=config.quotas.open_flows,
+        max_state_bytes_of_agent=config.quotas.state_bytes,
+        topics=bindings.refusal,
+        answers_on=bindings.answers_on,
+        delegates=Delegates(config.delegates).refusal,
+        takes=partial(taken_for_reply, bindings),
+        accepts=accepts,
+        schema_flaw=schema_flaw,
+    )

@@ -1,0 +1,92 @@
+"""Delete what has served: ended flows after their retention, expired held replies, inbox rows whose stream has forgotten them.
+
+Deletions come in small transactions, so that they never stand in the way of a message for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+
+from nats_taskflow.bus.base import PublishFailed
+from nats_taskflow.engine import Engine
+from nats_taskflow.errors import Unavailable
+from nats_taskflow.store.base import Work
+from nats_taskflow.tasks import repeat
+from nats_taskflow.times import Micros
+
+FirstKept = Callable[[], Awaitable[Mapping[str, int]]]
+"""Asks the broker for the first sequence that each inbound stream still keeps."""
+
+
+class Pruner:
+    """Prunes every `interval` seconds.
+
+    `retain_us`: how long an ended flow is kept; `ids_us`: how long its id is known since its last change; `inbox_us`: how long a message
+    is remembered at least; `expired` is called when held replies became dead letters, which are then to be published.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        first_kept: FirstKept,
+        *,
+        retain_us: Micros,
+        ids_us: Micros,
+        inbox_us: Micros,
+        expired: Callable[[], None] = lambda: None,
+        interval: float = 60.0,
+        batch: int = 200,
+    ) -> None:
+        self._engine = engine
+        self._first_kept = first_kept
+        self._retain_us = retain_us
+        self._ids_us = ids_us
+        self._inbox_us = inbox_us
+        self._expired = expired
+        self._interval = interval
+        self._batch = batch
+        self._log = structlog.get_logger("pruner")
+
+    async def run(self) -> None:
+        """Prune until cancelled."""
+        await repeat(self._step, "pruner", rest=self._interval)
+
+    async def _step(self) -> None:
+        """Prune, and rest."""
+        try:
+            await self.prune()
+        except (Unavailable, PublishFailed) as later:
+            self._log.warning("prune_postponed", why=str(later))
+        await asyncio.sleep(self._interval)
+
+    async def prune(self) -> dict[str, int]:
+        """Prune once, everything there is to prune; returns how many rows of each kind went."""
+        now = self._engine.clock()
+        held = await self._all(lambda t: t.expire_held(now, self._batch))
+        if held:
+            self._expired()
+        pruned = {
+            "held": held,
+            "flows": await self._all(lambda t: t.prune_flows(now - self._retain_us, self._batch)),
+            "ids": await self._all(lambda t: t.prune_tombstones(now - self._ids_us, self._batch)),
+            "inbox": 0,
+        }
+        for stream, first in (await self._first_kept()).items():
+            pruned["inbox"] += await self._all(self._of_inbox(stream, first, now - self._inbox_us))
+        if any(pruned.values()):
+            self._log.info("pruned", **pruned)
+        return pruned
+
+    def _of_inbox(self, stream: str, first: int, before: Micros) -> Work[int]:
+        """Return the deletion of what the stream has forgotten."""
+        return lambda transaction: transaction.prune_inbox(stream, first, before, self._batch)
+
+    async def _all(self, part: Work[int]) -> int:
+        """Repeat a bounded deletion until nothing is left to delete."""
+        total = 0
+        while count := await self._engine.do(part):
+            total += count
+        return total

@@ -1,0 +1,175 @@
+"""Order what waits for its transaction: messages, requests and housekeeping side by side, fairly between agents, bounded in bytes.
+
+Agents take turns, so that one who sends much delays nobody but itself; each agent's own messages stay in their order (SEMANTICS O1), and
+so do the replies of a topic, which are one agent's. Between agents there is no order (O3): a deadline that must not pass before a reply
+that came earlier waits for that by itself (R9).
+
+Somebody waits for the answer to a request: so requests have half of each batch, and no flood of messages delays them by more than the
+batch that runs (RELIABILITY 4, row 53). Housekeeping has a transaction of its own, after each batch one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, final
+
+import msgspec
+
+from nats_taskflow.flow.commands import Reply
+from nats_taskflow.store.base import Work
+from nats_taskflow.submission import Submission
+
+MAX_BYTES = 1024 * 1024
+"""How much the messages that share a transaction weigh, but for the last one of each side: it is taken whole."""
+
+_OURS, _NOBODYS = "ours", "nobody's"
+
+
+@final
+class Job(msgspec.Struct, frozen=True):
+    """Housekeeping on its way to a transaction of its own."""
+
+    work: Work[Any]
+    done: asyncio.Future[Any]
+
+
+class Turns:
+    """Submissions in turn between those they come from, each one's own in their order."""
+
+    def __init__(self) -> None:
+        self._turns: deque[tuple[str, deque[Submission]]] = deque()  # who is first is next
+        self._lanes: dict[str, deque[Submission]] = {}
+        self.count = 0
+
+    def put(self, item: Submission) -> None:
+        """Append to the end of its lane."""
+        lane = _lane(item)
+        if lane in self._lanes:
+            self._lanes[lane].append(item)
+        else:
+            self._lanes[lane] = own = deque((item,))
+            self._turns.append((lane, own))
+        self.count += 1
+
+    def put_back(self, item: Submission) -> None:
+        """Put what was taken back at the head: it is next."""
+        lane = _lane(item)
+        own = self._lanes.setdefault(lane, deque())
+        if own:
+            self._turns.remove((lane, own))
+        own.appendleft(item)
+        self._turns.appendleft((lane, own))
+        self.count += 1
+
+    def take(self, batch: list[Submission], most: int, room: int) -> None:
+        """Move what is next to a batch until that has `most`, what was moved weighs `room`, or a suspect is next."""
+        for _ in range(most - len(batch)):
+            if room <= 0 or not self._turns or self._turns[0][1][0].group:
+                return
+            item = self._next()
+            room -= item.size
+            batch.append(item)
+
+    def take_suspects(self, most: int) -> list[Submission]:
+        """Where a suspect is next, take suspects from the heads, as many as the wariest of them lets share a transaction."""
+        batch: list[Submission] = []
+        passed = 0
+        while self._turns and passed < len(self._turns) and len(batch) < most:
+            head = self._turns[0][1][0]
+            most = min(most, head.group or most)
+            if not head.group and not batch:
+                return batch
+            if head.group and len(batch) < most:
+                batch.append(self._next())
+                passed = 0
+            else:
+                self._turns.rotate(-1)
+                passed += 1
+        return batch
+
+    def _next(self) -> Submission:
+        """Take the head of the first lane away; the next lane has its turn."""
+        lane, own = self._turns[0]
+        item = own.popleft()
+        self.count -= 1
+        if own:
+            self._turns.rotate(-1)
+        else:
+            self._turns.popleft()
+            del self._lanes[lane]
+        return item
+
+    def clear(self) -> list[Submission]:
+        """Forget everything; returns what there was."""
+        left = [item for _, own in self._turns for item in own]
+        self._turns.clear()
+        self._lanes.clear()
+        self.count = 0
+        return left
+
+
+class Queue:
+    """What waits. `max_batch` bounds how much of it shares a transaction."""
+
+    def __init__(self, max_batch: int) -> None:
+        self._max_batch = max_batch
+        self._line = Turns()
+        self._requests = Turns()
+        self._jobs: deque[Job] = deque()
+        self._job_is_next = True
+        self._odd = False
+
+    def __len__(self) -> int:
+        return self._line.count + self._requests.count + len(self._jobs)
+
+    def put(self, item: Submission | Job, *, request: bool = False) -> None:
+        """Append to the line, or to the requests, or to the housekeeping."""
+        if type(item) is Job:
+            self._jobs.append(item)
+        else:
+            (self._requests if request else self._line).put(item)
+
+    def put_back(self, kept: list[Submission]) -> None:
+        """Put what was taken back: it is next, in its order."""
+        for item in reversed(kept):
+            self._line.put_back(item)
+
+    def take(self) -> Job | list[Submission]:
+        """Return the next job, or the next batch. There must be something."""
+        if self._jobs and (self._job_is_next or not (self._line.count or self._requests.count)):
+            self._job_is_next = False
+            return self._jobs.popleft()
+        self._job_is_next = True
+        if suspects := self._line.take_suspects(self._max_batch):
+            return suspects
+        batch: list[Submission] = []
+        share, room = self._share()
+        self._requests.take(batch, share, room)
+        self._line.take(batch, self._max_batch, room)
+        return batch
+
+    def _share(self) -> tuple[int, int]:
+        """Say how many requests the next batch takes, and how many bytes: half while others wait; the odd place goes round."""
+        if not (self._line.count and self._requests.count):
+            return self._max_batch, MAX_BYTES
+        self._odd = not self._odd
+        return self._max_batch // 2 + (self._max_batch % 2 if self._odd else 0), MAX_BYTES // 2
+
+    def clear(self) -> Iterable[asyncio.Future[Any]]:
+        """Forget everything; returns who waits for it."""
+        waiting = [job.done for job in self._jobs]
+        self._jobs.clear()
+        return waiting + [item.done for turns in (self._line, self._requests) for item in turns.clear()]
+
+
+def _lane(item: Submission) -> str:
+    """Name whose a submission is: an agent's command, a tenant's reply, one of this process (no stream), or nobody's we know."""
+    what = item.what
+    if type(what) is Reply:
+        if what.tenant:
+            return what.tenant
+    elif item.identity is not None:
+        return item.identity.scope
+    return _OURS if item.seq is None else _NOBODYS

@@ -1,0 +1,69 @@
+"""Put back into outcomes what they are stored without: a stored one has a bounded size, whatever its flow weighs (SEMANTICS 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from nats_taskflow.flow.fold import fold
+from nats_taskflow.flow.model import Flow, FlowStep
+from nats_taskflow.store.base import Reads
+from nats_taskflow.submission import Outcome
+from nats_taskflow.wire import outcomes
+from nats_taskflow.wire.documents import Applied
+
+Turn = Callable[[], Awaitable[None]]
+_AT_ONCE = 1000
+_PAGES = 8
+"""How much of a journal is folded for one answer, each page of 512 KiB: with more before it, an outcome is told as it is stored."""
+
+
+class Recall:
+    """Tells outcomes whole: a repeat as it was told the first time, byte for byte."""
+
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
+
+    async def told(self, outcome: Outcome, turn: Turn) -> bytes:
+        """Return what whoever asked is told of an outcome; with what is large in it when it is their turn."""
+        light = outcomes.light(outcome.result)
+        if light is None:
+            return outcome.result
+        await turn()
+        if outcome.flow is not None:
+            return outcomes.refilled(light, outcome.flow, outcome.step)
+        return await self.whole(outcome.result)
+
+    async def whole(self, result: bytes) -> bytes:
+        """Return a stored outcome as it was first told; where what it was made of is gone or too long to go through, as it is stored."""
+        light = outcomes.light(result)
+        if light is None:
+            return result
+        flow = await self._flow_at(light.flow.id, light.flow.revision)
+        step = await self._step_of(light)
+        if flow is None or (step is None and light.step):
+            return result
+        return outcomes.refilled(light, flow, step)
+
+    async def _flow_at(self, flow_id: str, revision: int) -> Flow | None:
+        """Return the flow as it was at a revision: its row, or what its journal adds up to until then."""
+        now = await self._reads.get(flow_id)
+        if now is None or now.revision == revision:
+            return now
+        flow, place = None, None
+        for _ in range(_PAGES):
+            page = await self._reads.list_events(flow_id, limit=_AT_ONCE, after=place)
+            for event in page.items:
+                if event.revision > revision:
+                    return flow
+                flow = fold(flow, event)
+            if page.next is None:
+                return flow
+            place = page.next
+        return None
+
+    async def _step_of(self, light: Applied) -> FlowStep | None:
+        """Return the observed run that an outcome tells of, unless it was observed again since."""
+        if not light.step:
+            return None
+        step = await self._reads.get_step(light.flow.id, light.step.run_id)
+        return step if step is not None and outcomes.is_of(light.step, step) else None

@@ -1,0 +1,35 @@
+"""Write the reference pages into a folder, or check that they are up to date: `python -m nats_taskflow.reference [--check] docs`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nats_taskflow.reference import pages
+
+
+def drift(folder: Path) -> dict[str, str]:
+    """Return the pages that are missing or say something else than the program does, as they should be."""
+    return {
+        name: text for name, text in pages().items() if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 1 when `--check` finds a difference."""
+    parser = argparse.ArgumentParser(prog="python -m nats_taskflow.reference", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page differs")
+    parser.add_argument("folder", type=Path, help="where the pages are, usually docs")
+    given = parser.parse_args(arguments)
+    changed = drift(given.folder)
+    for name, text in changed.items():
+        if not given.check:
+            (given.folder / name).write_text(text, encoding="utf-8")
+        sys.stdout.write(f"{'differs' if given.check else 'written'}: {given.folder / name}\n")
+    return 1 if given.check and changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

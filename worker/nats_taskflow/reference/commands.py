@@ -1,0 +1,85 @@
+"""Describe the command line, from the commands themselves: docs/cli.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from nats_taskflow.cli import exits, taskflow
+from nats_taskflow.cli.asking import AskCommand, ReadCommand
+from nats_taskflow.cli.examples import EXAMPLES
+from nats_taskflow.cli.options import SettingsCommand
+from nats_taskflow.reference.tables import BY_HAND, page_of
+
+_HEAD = f"""# The command line
+
+{BY_HAND}
+
+Data goes to stdout, everything else to stderr. `-o json` prints lists as `{{"items": […], "next_cursor": …}}`, `-o jsonl` an item a line.
+A FLOW is an id, or at least 6 characters of its beginning or end; `-` reads ids from stdin where several may be given, and JSON where
+that is asked (`JSON|-`). Tables on a
+terminal end ids to their last 8 digits; elsewhere they are whole. `NO_COLOR` is obeyed. Commands that ask a worker do so over NATS, with
+the settings of `taskflow run` ([file, environment, flags, contexts](configuration.md)), which may also stand before the command
+(`taskflow -s URL waits`); the reading ones take `--db FILE` where no worker runs.
+Every intervention needs `--reason`; it is journaled with `operator:<--as>`.
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    lines = [_HEAD, "## Exit codes", "", "| code | meaning |", "|---|---|"]
+    lines += [f"| {code} | {meaning} |" for code, meaning in sorted(exits.MEANINGS.items())]
+    lines += ["", "`taskflow check` exits as Nagios has it: 0 ok, 1 warning, 2 critical, 3 unknown.", ""]
+    # With the settings, and as a parent below: click keeps the help option that it finds first, for the rest of the process.
+    context = click.Context(taskflow, info_name="taskflow", **taskflow.context_settings)
+    for name in taskflow.list_commands(context):
+        command = taskflow.get_command(context, name)
+        assert command is not None, "what is listed is there"
+        lines += _described(command, f"taskflow {name}", context)
+    return page_of(lines)
+
+
+def _described(command: click.Command, path: str, parent: click.Context) -> Iterator[str]:
+    """Describe a command, or those of a group."""
+    if isinstance(command, click.Group):
+        yield from (f"## {path}", "", _plain(command.help), "")
+        for name, part in command.commands.items():
+            yield from _described(part, f"{path} {name}", parent)
+        return
+    usage = " ".join(command.collect_usage_pieces(click.Context(command, info_name=path, parent=parent)))
+    yield from (f"### {path}", "", f"`{path} {usage}`", "", _plain(command.help), "")
+    yield from ("```sh", *EXAMPLES[path.partition(" ")[2]], "```", "")
+    own = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    for option in own:
+        yield f"- `{_spelled(option)}`: {_plain(option.help)}" + (" *(required)*" if option.required else "")
+    if isinstance(command, SettingsCommand):
+        sections = (
+            "all [settings](configuration.md)"
+            if command.sections is None
+            else "the [settings](configuration.md) " + ", ".join(f"`{one}.*`" for one in command.sections)
+        )
+        yield f"- and {sections}, `--config FILE`{_also(command)}"
+    yield ""
+
+
+def _also(command: SettingsCommand) -> str:
+    """Name the options that a kind of command has."""
+    also = ", `-o table|json|jsonl|none`" if isinstance(command, AskCommand) else ""
+    return also + (", `--db FILE`" if isinstance(command, ReadCommand) else "")
+
+
+def _spelled(option: click.Option) -> str:
+    """Spell an option as it is typed."""
+    names = ", ".join(option.opts)
+    if option.is_flag:
+        return names
+    kinds = option.type.choices if isinstance(option.type, click.Choice) else None
+    value = "|".join(map(str, kinds)) if kinds else option.metavar or option.type.name.upper().removesuffix(" RANGE")
+    return f"{names} {value}" + (" " + value if option.nargs > 1 else "")
+
+
+def _plain(text: str | None) -> str:
+    """Return help as one paragraph a blank line."""
+    paragraphs = (text or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs).replace("|", "\\|")

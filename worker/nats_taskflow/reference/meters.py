@@ -1,0 +1,80 @@
+"""Describe every metric, from the registry that `/metrics` shows: docs/metrics.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.metrics import MetricWrapperBase
+
+from nats_taskflow.metrics import Children, Metrics
+from nats_taskflow.reference.tables import BY_HAND, cell, code, page_of, table
+from nats_taskflow.timings import Timings
+
+_HEAD = f"""# Metrics
+
+{BY_HAND}
+
+What `/metrics` shows, on the health address (`http.bind`, `127.0.0.1:8642`), in the text form of Prometheus. What to watch, and what to do
+when it moves, is in [Monitoring](monitoring.md).
+
+No label can grow: verbs, outcomes, reasons and statuses come from closed sets, and what is not in them counts as `other`. No flow, agent or
+topic is a label; ask the worker for those (`taskflow waits`, `taskflow flow list`). A page has at most 200 series; most of a counter's appear
+when they are first counted. Gauges are set once a second; what takes the database longer to find out (the oldest wait and held reply, timers
+that are overdue, dead letters kept) every fifteen, and what the broker is asked for (`taskflow_nats_pending_messages`) every ten.
+Beside these are Prometheus' own `process_*`.
+"""
+
+_MORE = {
+    "taskflow_start_time_seconds": "`process_start_time_seconds` is missing under the unit's `ProcSubset=pid`.",
+    "taskflow_messages_total": "See [Guarantees](guarantees.md) and [Errors](errors.md#outcomes-of-messages).",
+    "taskflow_flows": "`waiting` is the number of waits.",
+    "taskflow_replies_unmatched_oldest_age_seconds": "At `engine.held_reply_ttl` (24 hours) they become dead letters.",
+    "taskflow_timer_lag_seconds": "What fell due while the worker was down counts in full.",
+    "taskflow_store_commit_duration_seconds": "The sync to disk is most of it.",
+    "taskflow_outbox_oldest_age_seconds": "Up to a second or two when all is well.",
+    "taskflow_outbox_set_aside": "Tried again every ten seconds; `flow_not_published` in the log names each.",
+    "taskflow_dead_letters_total": "See [Dead letters](dead-letters.md).",
+}
+"""What is worth knowing beside the help on the page itself."""
+
+
+def page() -> str:
+    """Return the page."""
+    return page_of(_lines())
+
+
+def _lines() -> Iterator[str]:
+    """Give the page's lines."""
+    metrics = Metrics()
+    found = [metric for metric in metrics.registry._collector_to_names if isinstance(metric, MetricWrapperBase | Timings)]  # noqa: SLF001
+    closed = _closed(metrics)
+    yield _HEAD
+    yield from table(("metric", "type", "labels", "what"), (_row(metric, closed) for metric in found))
+    yield from ("## Labels", "", "What each can be, beside `other`.", "")
+    for name in sorted(closed):
+        for label, values in closed[name]:
+            yield f"- `{name}`, `{label}`: {', '.join(code(value) for value in values)}"
+
+
+def _row(metric: MetricWrapperBase | Timings, closed: dict[str, list[tuple[str, list[str]]]]) -> tuple[str, ...]:
+    """Describe one metric under the name that its samples have."""
+    family = next(iter(metric.describe()))
+    suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+    name = family.name + suffix
+    labels = [label for label, _ in closed.get(name, ())]
+    if family.type == "info":
+        labels = ["version", "python"]
+    kind = "gauge" if family.type == "info" else family.type
+    more = f" {_MORE[name]}" if name in _MORE else ""
+    return code(name), kind, ", ".join(code(label) for label in labels), cell(family.documentation) + more
+
+
+def _closed(metrics: Metrics) -> dict[str, list[tuple[str, list[str]]]]:
+    """Return the labels of each metric, each with the values it can have."""
+    found = {}
+    for children in vars(metrics).values():
+        if isinstance(children, Children):
+            values = [value if isinstance(value, tuple) else (value,) for value in children.closed]
+            labels = [(label, sorted({value[at] for value in values})) for at, label in enumerate(children.labels)]
+            found[children.name] = labels
+    return found

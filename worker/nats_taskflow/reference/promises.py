@@ -1,0 +1,49 @@
+"""Describe every invariant, from the table that `db check` and the tests go by: docs/invariants.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nats_taskflow.invariants import INVARIANTS
+from nats_taskflow.invariants.table import Client, Each, EachStream, Invariant, Stream, Whole
+from nats_taskflow.reference.tables import BY_HAND, cell, page_of, table
+
+_HEAD = f"""# Invariants
+
+{BY_HAND}
+
+What always holds. `taskflow db check` looks whether it does ([Checking](checking.md)); tests and fault runs check the same table
+(`worker/nats_taskflow/invariants/table.py`): over the database, over the streams (with `--events`), and over what clients know was acknowledged (in tests and
+fault runs only). What no database can show is shown by tests.
+"""
+_OVER = {Whole: "database", Each: "database", Stream: "streams", EachStream: "streams", Client: "clients"}
+
+
+def page() -> str:
+    """Return the page."""
+    return page_of(_lines())
+
+
+def _lines() -> Iterator[str]:
+    """Give the page's lines."""
+    yield _HEAD
+    yield from table(
+        ("", "name", "what always holds", "over"), ((one.number, one.name, cell(one.promise), over(one)) for one in INVARIANTS)
+    )
+    yield "I-4 (which needs to know what the worker ignores) and what only clients can know (I-6, I-10, and parts of I-1, I-2 and I-11) are checked in"
+    yield from (
+        "tests and fault runs, not by the command.",
+        "",
+        "## What to do",
+        "",
+        "Where one does not hold, as the command says it:",
+        "",
+    )
+    for advice in dict.fromkeys(one.advice for one in INVARIANTS if one.checks):
+        yield f"- {', '.join(one.number for one in INVARIANTS if one.checks and one.advice == advice)}: {advice}."
+
+
+def over(one: Invariant) -> str:
+    """Say what an invariant is checked over."""
+    named = ["streams" if check.look.__name__ == "everything_is_taken_in" else _OVER[type(check)] for check in one.checks]
+    return ", ".join(dict.fromkeys(named)) or "tests"

@@ -1,0 +1,59 @@
+"""Turn SIGTERM, SIGINT and SIGHUP into a stop: the first asks for it, the second ends the process at once (CONTRACT 7)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import structlog
+
+from nats_taskflow import signal_mask
+from nats_taskflow.telemetry import Said
+
+T = TypeVar("T")
+
+
+class Stop:
+    """`asked` is set by the first signal, or by `ask`."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self._insisted = False
+        self._log = structlog.get_logger("signals")
+
+    def listen(self) -> None:
+        """Handle the signals on the running loop, those that were held back since the process began included."""
+        loop = asyncio.get_running_loop()
+        for number in signal_mask.STOPS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started by nohup(1), to outlive the terminal
+            loop.add_signal_handler(number, self._signalled, number)
+        signal_mask.release()
+
+    def ask(self) -> None:
+        """Ask for the stop."""
+        self.asked.set()
+
+    async def before(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Do the work and return its result; None where a stop is asked first: then the work is cancelled, and has ended."""
+        doing = asyncio.ensure_future(work)
+        asked = asyncio.ensure_future(self.asked.wait())
+        try:
+            await asyncio.wait({doing, asked}, return_when=asyncio.FIRST_COMPLETED)
+            return doing.result() if doing.done() else None
+        finally:
+            asked.cancel()
+            doing.cancel()
+            await asyncio.gather(doing, return_exceptions=True)
+
+    def _signalled(self, number: int) -> None:
+        """Stop gracefully the first time; the second time somebody wants it now, and everything committed is safe anyway."""
+        if number != signal.SIGHUP:  # a terminal that closes may send it twice, or beside a SIGTERM
+            if self._insisted:
+                self._log.warning(Said.STOPPED_AT_ONCE, signal=signal.Signals(number).name)
+                os._exit(128 + number)
+            self._insisted = True
+        self.asked.set()

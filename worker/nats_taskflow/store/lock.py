@@ -1,0 +1,89 @@
+"""Hold the single-writer lock: `flock` on `<db>.lock`, for the life of the worker.
+
+Not on the database itself: closing any descriptor of it in this process would drop SQLite's own locks (ARCHITECTURE 3). Not `lockf`:
+POSIX locks belong to the process and are dropped by any close.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from nats_taskflow.errors import StoreBroken, StoreLocked, StoreRefused
+from nats_taskflow.ownership import open_own
+
+
+class WriterLock:
+    """The lock file of one database, held from `acquire` to `release`; a killed process releases it by dying."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._path = database.with_name(database.name + ".lock")
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock at once or raise `StoreLocked`, naming who holds it."""
+        try:
+            fd = open_own(self._path, os.O_RDWR | os.O_CREAT, self._owners())
+        except OSError as bad:
+            message = f"store.path: cannot lock {self._path}: {bad.strerror}"
+            raise StoreRefused(message) from bad
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as bad:
+            holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            message = f"another worker (pid {holder}) holds the database {self._path.with_suffix('')}: stop it first, or set store.path"
+            raise StoreLocked(message) from bad
+        self._fd = fd
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as bad:
+            self.release()
+            message = f"store.path: cannot write the lock file {self._path}: {bad.strerror}; make room on its disk, then start again"
+            raise StoreBroken(message) from bad
+
+    def _owners(self) -> set[int]:
+        """Return whose lock it may be besides this user's: a lock is made by whoever owns the database."""
+        with contextlib.suppress(FileNotFoundError):
+            return {self._database.stat().st_uid}
+        return set()
+
+    def release(self) -> None:
+        """Let go. Idempotent. The file stays: removing it would let two workers lock two different files."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def holder(database: Path) -> int | None:
+    """Return the process that holds the lock of `database`; None where nobody does.
+
+    Without trying the lock: to hold it even for a moment would keep a worker from starting. Where the kernel does not list locks, the
+    process that wrote the file counts for as long as it lives.
+    """
+    path = database.with_name(database.name + ".lock")
+    try:
+        inode, written = path.stat().st_ino, path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+    try:
+        table = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return int(written) if written.isdecimal() and _lives(int(written)) else None
+    held = any(fields[1] == "FLOCK" and fields[-3].rpartition(":")[2] == str(inode) for fields in map(str.split, table.splitlines()))
+    return int(written) if held and written.isdecimal() else None
+
+
+def _lives(pid: int) -> bool:
+    """Tell whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

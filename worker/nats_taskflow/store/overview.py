@@ -1,0 +1,266 @@
+"""The operators' half of the store port: reads across owners, every one bounded, and what they come back as.
+
+Lists are keyset pages that stop by weight, as in `store.base`. Where several filters are given, one of them is looked up in its index
+and the others are applied to at most `LOOK` of its flows: a page may then be short, or even empty, and still have a `next`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.model import Flow, HeldReply
+from nats_taskflow.store.records import DeadLetter, Page
+from nats_taskflow.times import Micros
+
+LOOK = 5000
+"""How many flows one page looks at."""
+
+SLICE = 250
+"""How many of them at a time."""
+
+COUNTED = 20_000
+"""How many entries of an index one statement goes through."""
+
+FOREVER: Micros = 2**62
+"""Up to when the last stretch of waits goes."""
+
+NEWEST = 200_000
+"""Among how many flows, the newest, the end of an id is looked for."""
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which flows are asked for; None: any. `topic`, `correlation_id`: those with an open wait on it, for it, for both in one.
+
+    `controller` may have `*` for any text; `goal` is a part of the goal's text, in any case (of ASCII).
+
+    `changed_before`, `changed_since`: last changed then; `due_by`: time acts on them by then; `kind`: the kind of their wait.
+    """
+
+    status: FlowStatus | None = None
+    owner: str | None = None
+    controller: str | None = None
+    step: str | None = None
+    topic: str | None = None
+    changed_before: Micros | None = None
+    correlation_id: str | None = None
+    changed_since: Micros | None = None
+    due_by: Micros | None = None
+    kind: str | None = None
+    goal: str | None = None
+
+
+class SetAside(msgspec.Struct, frozen=True, kw_only=True):
+    """A flow whose row cannot be read, as far as its labels go, and why (SEMANTICS R13)."""
+
+    flow_id: str
+    controller_id: str
+    owner_session_key: str
+    current_step: str
+    status: str
+    why: str
+
+
+class WaiterRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An open wait for a reply and whose it is. `since_us`: when the flow parked; `due_us`: when time next acts on it."""
+
+    flow_id: str
+    controller_id: str
+    owner_session_key: str
+    current_step: str
+    leaf: int
+    topic: str
+    correlation_id: str
+    mode: str
+    since_us: Micros | None
+    due_us: Micros | None
+
+
+class Came(msgspec.Struct, frozen=True, kw_only=True):
+    """A reply that was taken in for a pair, what became of it, and where its message lies."""
+
+    event_id: str
+    outcome: str
+    source: str
+    source_seq: int | None
+    at_us: Micros
+
+
+class LetterGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Dead letters of one reason and subject: how many, how many of them were replayed, and the times of the first and the last."""
+
+    reason: str
+    subject: str
+    count: int
+    replayed: int
+    first_us: Micros
+    last_us: Micros
+
+    def plus(self, other: LetterGroup) -> LetterGroup:
+        """Count another slice of the group in."""
+        return LetterGroup(
+            reason=self.reason,
+            subject=self.subject,
+            count=self.count + other.count,
+            replayed=self.replayed + other.replayed,
+            first_us=min(self.first_us, other.first_us),
+            last_us=max(self.last_us, other.last_us),
+        )
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """A dead letter, and what operators did with it. `size`: the bytes of its body, which a list leaves out with its headers."""
+
+    letter: DeadLetter
+    size: int
+    replays: int
+    replayed_us: Micros | None
+    replayed_by: str | None
+
+
+class WantedLetters(msgspec.Struct, frozen=True, kw_only=True):
+    """Which dead letters are asked for; None: any. `replayed`: also those that were published again."""
+
+    reason: str | None = None
+    subject: str | None = None
+    before: Micros | None = None
+    replayed: bool = True
+    numbers: tuple[int, ...] | None = None
+
+
+class Intervention(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator did besides changing a flow, which the flow's own journal tells."""
+
+    at_us: Micros
+    actor: str
+    verb: str
+    about: str
+    reason: str
+    n: int = 0
+
+
+class Parked(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of waiting flows with their places (when they parked, their number); `next` is the place that the next page goes on from."""
+
+    rows: list[tuple[tuple[int, int], Flow]]
+    next: tuple[int, int] | None
+
+
+class Gauges(msgspec.Struct, frozen=True, kw_only=True):
+    """How the database stands at one moment. `due`: flows that time is due to act on (counted up to 10,000).
+
+    `most`: by quota, the agent whose flows take most of it, and how much.
+    """
+
+    counts: dict[str, int]
+    set_aside: int
+    due: int
+    next_due: Micros | None
+    oldest_wait: tuple[str, Micros] | None
+    unpublished_events: int
+    unpublished_dead_letters: int
+    dead_letters: int
+    outgoing: int
+    outgoing_attempts: int
+    epoch: int
+    most: dict[str, tuple[str, int]]
+
+
+class Stretch(msgspec.Struct, frozen=True, kw_only=True):
+    """The flows that parked up to a time and wait: how many by kind of wait and by when, in whole units of time since the epoch.
+
+    `last_event`: the last journal entry there was when they were counted. The kind of a wait that cannot be read is empty.
+    """
+
+    up_to: Micros
+    last_event: int
+    counts: dict[tuple[str, int], int]
+
+
+class Overview(Protocol):
+    """What operators can ask."""
+
+    async def find_flows(self, wanted: Wanted, *, limit: int, after: int | None = None) -> Page[Flow]:
+        """List the wanted flows, newest first. Rows that cannot be read are left out: see `set_aside`."""
+        ...
+
+    async def parked(self, wanted: Wanted, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> Parked:
+        """List waiting flows, the longest-waiting first."""
+        ...
+
+    async def set_aside(self, *, limit: int, after: int | None = None) -> Page[SetAside]:
+        """List the flows that are set aside."""
+        ...
+
+    async def set_aside_flow(self, flow_id: str) -> SetAside | None:
+        """Return the flow if it is set aside, else None."""
+        ...
+
+    async def ids_like(self, part: str, limit: int) -> list[str]:
+        """List flow ids that begin with `part`, or end with it (among the newest `NEWEST`), at most `limit` of each."""
+        ...
+
+    async def waiters(self, topic: str, correlation_id: str | None, limit: int) -> list[WaiterRow]:
+        """List the open waits on a topic, or for a pair, at most `limit`."""
+        ...
+
+    async def waited_for(self, flow_id: str, limit: int) -> list[tuple[str, str]]:
+        """List the pairs (topic, correlation id) that a flow waits for or has waited for, the newest first, each once, of `limit` waits."""
+        ...
+
+    async def held_replies(
+        self, *, topic: str | None = None, correlation_id: str | None = None, limit: int, after: int | None = None, payloads: bool = True
+    ) -> Page[HeldReply]:
+        """List held replies in the order they came, with their `payloads` or without; of a topic, a correlation id, or both. Unreadable
+        ones are left out.
+        """
+        ...
+
+    async def held_reply(self, number: int) -> HeldReply | None:
+        """Return a held reply by its number, or None."""
+        ...
+
+    async def came_for(self, topic: str, correlation_id: str, limit: int) -> list[Came]:
+        """List replies that were taken in for the pair, at most `limit`."""
+        ...
+
+    async def letter_at(self, stream: str, seq: int) -> int | None:
+        """Return the number of the dead letter that was this message of a stream, or None."""
+        ...
+
+    async def letter_groups(self, limit: int, before: Micros | None = None) -> list[LetterGroup]:
+        """Count the dead letters, or those that died before a time, by reason and subject, at most `limit` groups."""
+        ...
+
+    async def letters(self, wanted: WantedLetters, *, limit: int, after: int | None = None, up_to: int | None = None) -> Page[Kept]:
+        """List the wanted dead letters without headers and body, oldest first, those with a number above `after` and not above `up_to`."""
+        ...
+
+    async def letter(self, number: int) -> Kept | None:
+        """Return a dead letter whole, or None."""
+        ...
+
+    async def last_letter(self) -> int:
+        """Return the number of the newest dead letter, 0 where there is none."""
+        ...
+
+    async def outgoing_of(self, flow_id: str) -> tuple[str, int, Micros] | None:
+        """Return subject, tries so far and next try of a request to a delegate that was not sent yet, or None."""
+        ...
+
+    async def interventions(self, *, limit: int, after: int | None = None) -> Page[Intervention]:
+        """List what operators did, newest first."""
+        ...
+
+    async def gauges(self, now: Micros) -> Gauges:
+        """Say how the database stands."""
+        ...
+
+    async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> Stretch:
+        """Count waiting flows that parked later than `after`: about `limit` of them, by kind and by `per` microseconds.
+
+        The last stretch goes up to `FOREVER`. Many short ones, so that nobody waits long for the reading connection.
+        """
+        ...

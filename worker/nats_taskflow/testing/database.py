@@ -1,0 +1,129 @@
+"""A database in the memory of the process, on no thread: quick enough for thousands of examples, and killed in any statement.
+
+The worker's own store runs on it, with every migration, constraint and statement it has on a file. Two things differ on purpose: the
+database outlives the worker that is killed on it, as a file would; and a statement is over when it returns, so that a test can tell when
+nothing is under way any more. (A shared cache or a file in memory would need SQLite's threads, and nothing then says when they are done.)
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import aiosqlite
+
+from nats_taskflow.store.opening import APPLICATION_ID, migrated
+from nats_taskflow.store.sqlite import SqliteFlowStore
+
+
+class Killed(BaseException):
+    """The worker was killed: nothing that catches errors may notice."""
+
+
+class Inline:
+    """What the store uses of aiosqlite, on a plain connection. `fuse`: statements until the kill, None for never.
+
+    With `after_commit` the kill comes right after the next COMMIT instead. `killed` hears of it, once.
+    """
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self.database = database
+        self.fuse: int | None = None
+        self.after_commit = False
+        self.dead = False
+        self.killed: Callable[[], None] = lambda: None
+
+    async def execute_fetchall(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """Run a statement and return its rows."""
+        return self._conn.execute(sql, parameters).fetchall()
+
+    @property
+    def _conn(self) -> _Burning:
+        """The connection that pieces of work get: it counts their statements, too."""
+        return _Burning(self)
+
+    async def _execute(self, work: Callable[..., Any], *given: Any) -> Any:
+        """Run a piece of work."""
+        if self.dead:
+            self.die()
+        return work(*given)
+
+    async def close(self) -> None:
+        """Keep the database: another worker will open it."""
+
+    def burn(self) -> None:
+        """Count a statement; raises `Killed` when it is not reached any more."""
+        if self.fuse is not None:
+            self.fuse -= 1
+        if self.dead or (self.fuse is not None and self.fuse < 0):
+            self.die()
+
+    def die(self) -> None:
+        """Let no statement be reached any more; raises `Killed`."""
+        was_dead, self.dead = self.dead, True
+        if not was_dead:
+            self.killed()
+        raise Killed
+
+
+class _Burning:
+    """A plain connection that may be killed at each statement."""
+
+    def __init__(self, inline: Inline) -> None:
+        self._inline = inline
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Run a statement."""
+        self._inline.burn()
+        cursor = self._inline.database.execute(sql, parameters)
+        if self._inline.after_commit and sql == "COMMIT":
+            self._inline.die()
+        return cursor
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether something is begun that a rollback would undo."""
+        return self._inline.database.in_transaction
+
+    def executemany(self, sql: str, values: Iterable[Sequence[Any]]) -> sqlite3.Cursor:
+        """Run a statement for each of the values."""
+        self._inline.burn()
+        return self._inline.database.executemany(sql, values)
+
+
+class InlineStore(SqliteFlowStore):
+    """The worker's store on a database of the process."""
+
+    @classmethod
+    async def on(cls, database: sqlite3.Connection) -> tuple[InlineStore, Inline]:
+        """Open the store as a new worker does: what was not committed is gone."""
+        if database.in_transaction:
+            database.rollback()
+        inline = Inline(database)
+        store = cls(cast("aiosqlite.Connection", inline), None, "memory")
+        await store._take_over()
+        return store, inline
+
+
+_TEMPLATE: list[bytes] = []
+
+
+async def fresh() -> sqlite3.Connection:
+    """Return a migrated database; migrated once, copied ever after."""
+    database = sqlite3.connect(":memory:", isolation_level=None)
+    if _TEMPLATE:
+        database.deserialize(_TEMPLATE[0])
+    else:
+        await migrated(cast("aiosqlite.Connection", Inline(database)), "memory")
+        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        _TEMPLATE.append(database.serialize())
+    database.execute("PRAGMA foreign_keys = ON")
+    return database
+
+
+def copied(database: sqlite3.Connection) -> sqlite3.Connection:
+    """Return a copy, to look at without being seen."""
+    copy = sqlite3.connect(":memory:", isolation_level=None)
+    copy.deserialize(database.serialize())
+    return copy

@@ -1,0 +1,109 @@
+"""The pytest fixtures `taskflow`, `clock`, `chaos` and `taskflow_nats`.
+
+Pytest loads it in every run of everybody who has the worker installed, so it imports nothing but pytest: what a fixture needs it imports
+when a test asks for it. The fixtures are asynchronous, and so need pytest-asyncio. Async tests that ask for one of them need no mark and
+no `asyncio_mode`: they get the mark here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import zlib
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+_fixture: Callable[..., Any] = pytest.fixture
+with contextlib.suppress(ImportError):  # somebody's tests who has no use for us: they must run all the same
+    from pytest_asyncio import fixture as _fixture
+
+if TYPE_CHECKING:
+    from nats_taskflow.testing import Chaos, Clock, TaskflowServer, TaskflowWorld
+
+_OURS = frozenset({"taskflow", "taskflow_nats", "clock", "chaos"})
+_LOOPS = ("asyncio", "anyio", "trio")
+_NUMBERED = r"ignore:Binding \d+ \('\?\d+'\) is a named parameter:DeprecationWarning"
+"""Python 3.12.0 to 3.12.3 take `?1` for a name (python/cpython#117995)."""
+_MARK = "taskflow(reply_topics=..., ...): what the fixtures taskflow (TaskflowWorld) and taskflow_nats (TaskflowServer) are made with"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the mark known."""
+    config.addinivalue_line("markers", _MARK)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a false alarm of Python's sqlite3 out of every test, whoever makes the world in it; a mark holds against `-W error`, too."""
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings(_NUMBERED))
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # the innermost: pytest-asyncio's looks for the mark right after it
+def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
+    """Have pytest-asyncio run the async tests that use our fixtures, also where its mode is `strict`, which is its default."""
+    made = yield
+    for item in made if isinstance(made, list) else [made]:
+        if isinstance(item, pytest.Function) and _needs_mark(item):
+            item.add_marker("asyncio")
+    return made
+
+
+def _needs_mark(test: pytest.Function) -> bool:
+    """Tell whether a test is asynchronous, uses a fixture of ours, and has not said itself who runs it."""
+    ours = inspect.iscoroutinefunction(test.obj) and not _OURS.isdisjoint(test.fixturenames)
+    return ours and not any(test.get_closest_marker(loop) for loop in _LOOPS)
+
+
+def _settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return what the test's marks say, the nearest first."""
+    settings: dict[str, Any] = {}
+    for mark in request.node.iter_markers("taskflow"):
+        settings = {**mark.kwargs, **settings}
+    return settings
+
+
+def _checked(request: pytest.FixtureRequest, made: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings. Fails the test, in a sentence, for one that there is not."""
+    takes = [name for name in inspect.signature(made).parameters if name != "self"]
+    for name in settings:
+        if name not in takes:
+            from nats_taskflow.prose import meant  # noqa: PLC0415  see above
+
+            hint = meant(name, takes) or f"; it takes {', '.join(takes)}"
+            said = f"@pytest.mark.taskflow has no setting {name!r} for the fixture {request.fixturename}{hint}"
+            pytest.fail(said, pytrace=False)
+    return settings
+
+
+@_fixture
+async def taskflow(request: pytest.FixtureRequest) -> AsyncIterator[TaskflowWorld]:
+    """Give the whole worker in memory, with a virtual clock: `nats_taskflow.testing.TaskflowWorld`."""
+    from nats_taskflow.testing.world import TaskflowWorld  # noqa: PLC0415  see above
+
+    # The same test has the same chaos in every run, and another one than its neighbours.
+    settings = {"seed": zlib.crc32(request.node.nodeid.encode()), **_settings(request)}
+    async with TaskflowWorld(**_checked(request, TaskflowWorld, settings)) as world:
+        yield world
+
+
+@pytest.fixture
+def clock(taskflow: TaskflowWorld) -> Clock:
+    """Give the clock of `taskflow`, which the test moves: `await clock.advance("3d")`."""
+    return taskflow.clock
+
+
+@pytest.fixture
+def chaos(taskflow: TaskflowWorld) -> Chaos:
+    """Give the dials that disturb the worker of `taskflow`; after the test its promises are checked."""
+    return taskflow.chaos
+
+
+@_fixture
+async def taskflow_nats(request: pytest.FixtureRequest) -> AsyncIterator[TaskflowServer]:
+    """Give a real nats-server with a real worker process on it: `nats_taskflow.testing.TaskflowServer`."""
+    from nats_taskflow.testing.server import TaskflowServer  # noqa: PLC0415  see above
+
+    async with TaskflowServer(**_checked(request, TaskflowServer, _settings(request))) as server:
+        yield server

@@ -1,0 +1,74 @@
+"""One life of the whole worker in this process: from its start on a store and a bus to its stop, or its kill."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+
+from nats_taskflow import app
+from nats_taskflow.bus.base import Bus
+from nats_taskflow.config import Config
+from nats_taskflow.engine import Clock
+from nats_taskflow.errors import root_of
+from nats_taskflow.metrics import Metrics
+from nats_taskflow.signals import Stop
+from nats_taskflow.store.base import Store
+from nats_taskflow.supervisor import Services
+from nats_taskflow.tracking import Tracker
+
+_PATIENCE = 10.0
+
+
+class Life:
+    """A worker, wired as `app` wires it. `store` is open already; who opened it closes it. `clock` is its time."""
+
+    def __init__(self, config: Config, store: Store, bus: Bus, *, clock: Clock) -> None:
+        self._config = config
+        self._store = store
+        self._bus = bus
+        self._clock = clock
+        self._stop = Stop()
+        self._task: asyncio.Task[None] | None = None
+        self.services: Services
+
+    async def begin(self, *, context: contextvars.Context | None = None, adopt: bool = False) -> None:
+        """Start it, and return when it is ready; raises what keeps it from that. `adopt`: as with `taskflow run --adopt`."""
+        self.services = await app.set_up(self._config, self._store, self._bus, Tracker(Metrics()), self._clock, adopt=adopt)
+        is_ready = asyncio.Event()
+        living = app.supervised(self._config, self.services).run(self._stop, is_ready.set)
+        self._task = asyncio.get_running_loop().create_task(living, context=context)
+        ready = asyncio.ensure_future(is_ready.wait())
+        await asyncio.wait({ready, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if self._task.done():
+            await self._task
+
+    @property
+    def over(self) -> bool:
+        """Whether the worker has ended, by itself or not."""
+        return self._task is None or self._task.done()
+
+    @property
+    def died_of(self) -> BaseException | None:
+        """What ended it before it was asked to stop; None while it lives, and where nothing did."""
+        if self._task is None or not self._task.done() or self._task.cancelled():
+            return None
+        failure = self._task.exception()
+        return root_of(failure) if isinstance(failure, BaseExceptionGroup) else failure
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM."""
+        self._stop.ask()
+
+    async def ended(self) -> None:
+        """Return when the worker has ended by itself; raises what ended it."""
+        if self._task is not None:
+            await asyncio.wait_for(self._task, _PATIENCE)
+
+    async def cut(self) -> None:
+        """SIGKILL: whatever it does while it falls, it cannot reach store and bus any more if they are cut off before."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            if not self._task.cancelled():
+                self._task.exception()  # it is dead, and nobody asks of what

@@ -1,0 +1,83 @@
+"""Tell the story of a flow, for an assert that fails: what happened when, where the flow is now, and what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from nats_taskflow.testing.clock import shown
+from nats_taskflow.times import Micros, to_micros
+
+Json = dict[str, Any]
+_TELLING = ("wait", "patch", "reason", "final_state")
+_WIDTH = 120
+
+
+def story(flow: Json, events: list[Json], sentences: list[Json]) -> str:
+    """Return the story of a flow as the worker shows it (`status`, `history`, `why`)."""
+    return "\n".join(_lines(flow, events, sentences))
+
+
+def said(condition: Json | None) -> str:
+    """Say what a flow waits for."""
+    if condition is None:
+        return "nothing"
+    match condition:
+        case {"kind": "external_event"}:
+            text = f"a reply on {condition['topic']} for {condition.get('correlation_id')}"
+        case {"kind": "timer"}:
+            text = f"the time {condition['at']}"
+        case {"kind": "flow"}:
+            text = f"flow {condition['flow_id']}"
+        case {"kind": str(kind), "conditions": list(parts)}:
+            count = f" {condition['count']}" if "count" in condition else ""
+            text = f"{kind}{count} of ({'; '.join(said(part) for part in parts)})"
+        case _:
+            text = str(condition.get("kind"))
+    return f"{text}, until {condition['deadline']}" if condition.get("deadline") else text
+
+
+def leaves(condition: Json | None) -> Iterator[Json]:
+    """Give the replies that a condition waits for."""
+    if condition is None:
+        return
+    if condition.get("kind") == "external_event":
+        yield condition
+    for part in condition.get("conditions", ()):
+        yield from leaves(part)
+
+
+def _lines(flow: Json, events: list[Json], sentences: list[Json]) -> Iterator[str]:
+    """Give the lines."""
+    yield f"the story of {flow['id']} ({flow['controller_id']}: {flow['goal']!r})"
+    began = _at(events[0]) if events else 0
+    rows = [(str(e["seq"]), f"+{shown(_at(e) - began)}", e["kind"], f"by {e['actor']}", _about(e)) for e in events]
+    widths = [max((len(row[at]) for row in rows), default=0) for at in range(4)]
+    for row in rows:
+        fixed = "  ".join(part.ljust(width) for part, width in zip(row[:4], widths, strict=True))
+        yield f"  {fixed}  {row[4]}".rstrip()
+    yield f"  now {flow['status']}, step {flow['current_step']!r}, revision {flow['revision']}, state {_short(flow['state'])}"
+    yield from (f"  {sentence['text']}" for sentence in sentences)
+
+
+def _about(event: Json) -> str:
+    """Say what an event is about."""
+    payload = event["payload"]
+    told = {name: payload[name] for name in _TELLING if payload.get(name) is not None}
+    if list(told) == ["wait"] and isinstance(told["wait"], dict):
+        return f"for {said(told['wait'])}"
+    return _short(told) if told else ""
+
+
+def _short(value: Any) -> str:
+    """Write a value on the rest of a line."""
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+
+
+def _at(event: Json) -> Micros:
+    """Return when an event was, in microseconds."""
+    return to_micros(datetime.fromisoformat(event["at"]))

@@ -1,0 +1,173 @@
+"""The world of a test: the whole worker in memory, a clock that the test moves, chaos by seed, and the asserts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import structlog
+
+from nats_taskflow.client.flows import FlowClient
+from nats_taskflow.client.now import told_by
+from nats_taskflow.client.transport import Stored, Transport
+from nats_taskflow.config import Config
+from nats_taskflow.testing.asserting import Asserting
+from nats_taskflow.testing.chaos import Chaos, FaultyBroker, FaultyBus
+from nats_taskflow.testing.clock import Clock, soon
+from nats_taskflow.testing.memory import MemoryWorker
+from nats_taskflow.testing.transport import MemoryTransport
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Have the worker log only what goes wrong, on stderr, unless the program has said how it logs: structlog prints all, on stdout."""
+    if structlog.is_configured():
+        yield
+        return
+    warnings = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(wrapper_class=warnings, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
+
+
+class TaskflowWorld(Asserting):
+    """`async with TaskflowWorld() as world:` runs the worker in memory. Everything in it is gone at the end.
+
+    `reply_topics`: subjects that carry replies, as `subjects.reply_topics`; `config` for all other settings. `at`: when it begins
+    (now); `seed`: of the chaos. The worker's promises are checked at the end of every test that disturbed it.
+    """
+
+    def __init__(
+        self, config: Config | None = None, *, reply_topics: Sequence[str] | None = None, at: datetime | None = None, seed: int = 0
+    ) -> None:
+        config = config or Config()
+        if reply_topics is not None:
+            subjects = msgspec.structs.replace(config.subjects, reply_topics=tuple(reply_topics))
+            config = msgspec.structs.replace(config, subjects=subjects)
+        super().__init__(prefix=config.subjects.prefix)
+        self.clock = Clock(at or soon(), self)
+        self.broker = FaultyBroker(clock=self.clock)
+        self.chaos = self.broker.chaos = Chaos(seed, kill=self._kill, restart=self._restart)
+        self._worker = MemoryWorker(config, self.clock, self.broker)
+        self._own = MemoryTransport(self.broker)
+        self._prefix = config.subjects.prefix
+        self._beside: set[asyncio.Task[Any]] = set()
+        self._closing = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._closing.enter_context(_quiet())
+        self.clock.loop.install()
+        self._closing.callback(self.clock.loop.uninstall)
+        self._closing.enter_context(told_by(self.clock.now))
+        self._closing.push_async_callback(self._end)
+        try:
+            await self._worker.create()
+            self.begin()
+            self._closing.callback(self.end)
+            await self._worker.start(FaultyBus(self.broker))
+            await self.settled()
+        except BaseException:
+            await self._closing.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, bad: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self.check_all_awaited()
+                await self.settled()
+                if self.chaos.done:
+                    await self.assert_promises()
+        finally:
+            await self._closing.aclose()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker runs: False after a kill."""
+        return self._worker.alive
+
+    @property
+    def _transport(self) -> Transport:
+        """The connection of the asserts, which nothing disturbs."""
+        return self._own
+
+    def transport(self) -> MemoryTransport:
+        """Return a new connection to the broker, as the client, agents and delegates take it. It is closed at the end."""
+        made = MemoryTransport(self.broker, disturbed=lambda: self.chaos.does("drop"))
+        self._closing.push_async_callback(made.close)
+        return made
+
+    async def client(self, agent: str, **options: Any) -> FlowClient:
+        """Return a new client of this agent, on a connection of its own, as `FlowClient` takes `options`. It is closed at the end."""
+        flows = FlowClient(self.transport(), agent=agent, prefix=self._prefix, **options)
+        await flows.open()
+        self._closing.push_async_callback(flows.close)
+        return flows
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run something beside the test, an agent's loop for one, until the end. If it fails, so does the test."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._beside.add(task)
+        return task
+
+    async def publish(self, subject: str, payload: object, *, msg_id: str) -> Stored:
+        """Publish JSON into the stream that takes the subject, as anybody may who knows nothing of this kit."""
+        return await self._own.publish(subject, msgspec.json.encode(payload), msg_id=msg_id, timeout=5.0)
+
+    async def settled(self) -> None:
+        """Return when nothing more happens without time passing: every message has its outcome, every event is published.
+
+        What failed is tried again when time passes: `clock.advance`. Raises what ended the worker, where it was not killed.
+        """
+        await self._worker.settled()
+        for task in [one for one in self._beside if one.done()]:
+            self._beside.discard(task)
+            if not task.cancelled():
+                task.result()
+
+    async def assert_promises(self) -> None:
+        """Assert everything that always holds of the database and of what was published, as `taskflow db check` does."""
+        await self.settled()
+        broken = await self._worker.broken_promises()
+        assert not broken, f"the worker broke its promises ({self.chaos!r}):\n" + "\n".join(broken)
+
+    def next_due(self) -> int | None:
+        """Return when the next thing is due, in microseconds since the epoch; None for never."""
+        return self._worker.next_due()
+
+    async def arrived(self) -> None:
+        """Begin what is due now; the clock calls it."""
+        await self._worker.arrived()
+
+    async def _kill(self, after: int | None) -> None:
+        """Kill the worker, at once or after so many statements."""
+        if after is None:
+            await self._worker.kill()
+        else:
+            self._worker.kill_after(after)
+
+    async def _restart(self) -> None:
+        """Start the next worker."""
+        await self._worker.kill()
+        await self._worker.start(FaultyBus(self.broker))
+        await self.settled()
+
+    async def _end(self) -> None:
+        """End what runs beside the test, and the worker."""
+        for task in self._beside:
+            task.cancel()
+        if self._beside:
+            await asyncio.wait(self._beside)
+        await self._own.close()
+        await self._worker.kill()
+        await self.clock.loop.rest()
+        self._worker.close()

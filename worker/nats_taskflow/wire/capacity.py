@@ -1,0 +1,44 @@
+"""Say what the largest message that the broker carries (`max_payload`) leaves room for: nothing that cannot be sent may come into being."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nats_taskflow.flow.commands import Policy
+
+WHOLE = 512 * 1024
+"""A broker that carries this much carries everything that the contract allows."""
+LEAST = 64 * 1024
+"""With less, a flow's own names could fill a message."""
+AROUND = 16 * 1024
+"""The most that an event, answer or request has around what a caller brings: names, ids, subject and headers."""
+_PAGE = 512 * 1024
+
+
+def lowered(policy: Policy, max_payload: int) -> Policy:
+    """Return the policy with its bounds lowered to what events and requests to delegates can carry."""
+    room = max_payload - AROUND
+    return msgspec.structs.replace(policy, max_event_bytes=room, max_state_bytes=min(policy.max_state_bytes, room))
+
+
+def page_bytes(max_payload: int) -> int:
+    """Return how much a page of an answer may weigh, so that one more item of the largest size still fits."""
+    return min(_PAGE, max_payload // 2)
+
+
+def remark(max_payload: int) -> str:
+    """Say what a small `max_payload` lowers; empty where it lowers nothing."""
+    if max_payload >= WHOLE:
+        return ""
+    room = max_payload - AROUND
+    return (
+        f"the broker carries messages of {max_payload:,} bytes: patches, states and payloads over {room:,} bytes are refused (too_large), "
+        f"an answer that would be larger comes without its state; a max_payload of {WHOLE:,} bytes or more lowers nothing"
+    )
+
+
+def objection(max_payload: int) -> str | None:
+    """Say why the worker cannot run on a broker, or None."""
+    if max_payload >= LEAST:
+        return None
+    return f"the broker carries messages of {max_payload:,} bytes only: set max_payload in its configuration to {LEAST:,} at least"

@@ -1,0 +1,154 @@
+"""Read requests: bytes and headers → `Inbound`, `Unusable` or a `Query` (CONTRACT 2). Nothing here raises for bad input.
+
+The command id is the message's identity: header `Nats-Msg-Id` (`<id>` or `<agent>/<id>`) or body `command_id`, equal if both are there.
+The digest beside it is over the typed request without its id, so that all forms, and any spelling of the same JSON, are one command
+(SEMANTICS 6).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nats_taskflow.errors import FlowError, IdMismatch, InvalidRequest
+from nats_taskflow.prose import shown
+from nats_taskflow.wire import complaints
+from nats_taskflow.wire.commands import build, owner_of
+from nats_taskflow.wire.envelope import Opened, open_request
+from nats_taskflow.wire.headers import MSG_ID, Headers, find, hops_of, inbox_of, trace_of
+from nats_taskflow.wire.limits import check_headers
+from nats_taskflow.wire.origin import Mint, Origin
+from nats_taskflow.wire.requests import COMMANDS, EXPECTED, QUERIES, Request
+from nats_taskflow.wire.subjects import Subjects, is_token
+from nats_taskflow.wire.verdicts import COMMAND_ID, Identity, Ignored, Inbound, Unusable, command_scope, digest, reason_of
+
+__all__ = ["Identity", "Ignored", "Inbound", "Mint", "Query", "Unusable", "read_command", "read_query", "stray"]
+
+_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {verb: msgspec.json.Decoder(shape) for verb, shape in (COMMANDS | QUERIES).items()}
+_PLAIN = Subjects()
+_CANONICAL = msgspec.json.Encoder(order="sorted")
+
+
+class Query(msgspec.Struct, frozen=True):
+    """A question of an agent's session, on `api` only."""
+
+    owner: str
+    agent: str
+    verb: str
+    request: Request
+
+
+def read_command(
+    agent: str, verb: str, body: bytes, headers: Headers, mint: Mint, *, require_id: bool, subjects: Subjects = _PLAIN
+) -> Inbound | Unusable:
+    """Read a command that came on the subject of `agent` and `verb`. Never raises for bad input.
+
+    `require_id`: a message from a stream needs an id, or its redelivery would be a second command; a request on `api` gets one.
+    """
+    opened: Opened | None = None
+    request: Request | None = None
+    try:
+        check_headers(headers)
+        if verb not in COMMANDS:
+            raise complaints.unsupported(verb, COMMANDS if require_id else complaints.ALL_VERBS)  # who asks on `api` may also query
+        opened = open_request(body)
+        request = _typed(verb, COMMANDS[verb], opened)
+        key = _command_id(agent, headers, request, mint, require_id=require_id)
+        command = build(request, Origin(agent, key, trace_of(headers), mint, subjects, hops_of(headers)))
+    except FlowError as error:
+        identity = _attributed(agent, verb, body, headers, opened)
+        return Unusable(reason_of(error), error, identity, inbox_of(headers), decoded=request is not None)
+    return Inbound(command, Identity(command_scope(agent), key, _digest(verb, request)), verb, inbox_of(headers))
+
+
+def read_query(agent: str, verb: str, body: bytes) -> Query | FlowError:
+    """Read a query; an empty body asks with every default. Never raises for bad input."""
+    try:
+        if verb not in QUERIES:
+            raise complaints.unsupported(verb, complaints.ALL_VERBS)
+        request = _typed(verb, QUERIES[verb], open_request(body or b"{}"))
+    except FlowError as error:
+        return error
+    return Query(owner_of(agent, request.session_id), agent, verb, request)
+
+
+def stray(subject: str) -> Unusable:
+    """Refuse a message whose subject names no agent and verb: its tokens are not `[A-Za-z0-9_-]{1,63}`."""
+    error = InvalidRequest(f"the subject {shown(subject)} names no agent and verb of 1 to 63 characters A-Z a-z 0-9 _ -", path="")
+    return Unusable(reason_of(error), error)
+
+
+def _typed(verb: str, shape: type[Request], opened: Opened) -> Request:
+    """Decode the body as the verb's type. Raises `InvalidRequest` (or one of its kinds) naming the field."""
+    try:
+        request: Request = _DECODERS[verb].decode(opened.body)
+    except (ValueError, RecursionError) as failure:
+        raise complaints.refusal(failure, opened.body, opened.top, verb, shape) from None
+    return request
+
+
+def _given_id(agent: str, headers: Headers) -> str | None:
+    """Return the id in the header, which may have the agent's name before it: the broker drops a repeated one of anybody."""
+    given = find(headers, MSG_ID)
+    return given.removeprefix(f"{agent}/") if given is not None else None
+
+
+def _command_id(agent: str, headers: Headers, request: Request, mint: Mint, *, require_id: bool) -> str:
+    """Return the command id. Raises `InvalidRequest` for a bad or missing one, `IdMismatch` where header and body or subject differ."""
+    given = _given_id(agent, headers)
+    if given is None:
+        if request.command_id is not None:
+            return request.command_id
+        if require_id:
+            raise InvalidRequest(f"a command needs an id: header {MSG_ID} or field command_id", path="/command_id")
+        return mint.command_id()
+    other, slash, rest = given.partition("/")
+    if slash and is_token(other) and COMMAND_ID.match(rest):
+        raise IdMismatch(f"header {MSG_ID} names another agent than the subject", path="/command_id", header=given, agent=agent)
+    if not COMMAND_ID.match(given):
+        raise InvalidRequest(f"the header {MSG_ID} must be {EXPECTED['command_id']}", path="/command_id", header=MSG_ID)
+    if request.command_id not in (None, given):
+        raise IdMismatch(f"header {MSG_ID} and field command_id differ", path="/command_id", header=given, body=request.command_id)
+    return given
+
+
+def _attributed(agent: str, verb: str, body: bytes, headers: Headers, opened: Opened | None) -> Identity | None:
+    """Return the identity of a bad message that still names a valid command id; the header's first: the stream knows it by that."""
+    given = _given_id(agent, headers)
+    if given is None:
+        given = _body_id(body, opened) if opened is not None or verb not in COMMANDS else None  # what could not be opened still cannot be
+    if given is None or not COMMAND_ID.match(given):
+        return None
+    return Identity(command_scope(agent), given, digest(verb.encode(), body))
+
+
+def _body_id(body: bytes, opened: Opened | None) -> str | None:
+    """Return the body's `command_id` as far as the body can be read."""
+    try:
+        top = (opened or open_request(body)).top
+        given = msgspec.json.decode(top["command_id"]) if "command_id" in top else None
+    except (FlowError, ValueError, RecursionError):
+        return None
+    return given if isinstance(given, str) else None
+
+
+def _digest(verb: str, request: Request) -> bytes:
+    """Return the digest of what the request asks for, whatever way its id travelled.
+
+    Defaults are left out, written or not: a field that a later version adds does not make a repeat another command.
+    """
+    said = {name: value for name, default in _FIELDS[type(request)] if (value := getattr(request, name)) != default}
+    return digest(verb.encode(), _CANONICAL.encode(said))
+
+
+def _defaults(shape: type[Request]) -> tuple[tuple[str, Any], ...]:
+    """List a type's fields but the id, each with its default (NODEFAULT, which equals nothing, where there is none)."""
+    return tuple(
+        (field.encode_name, field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default)
+        for field in msgspec.structs.fields(shape)
+        if field.name != "command_id"
+    )
+
+
+_FIELDS = {shape: _defaults(shape) for shape in COMMANDS.values()}

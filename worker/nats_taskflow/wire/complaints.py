@@ -1,0 +1,73 @@
+"""Turn what the decoder says about a request into one clear sentence and a pointer to the field (CONTRACT 3, `invalid_request`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+import msgspec
+
+from nats_taskflow.errors import FlowError, InvalidRequest, UnsupportedVerb
+from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
+from nats_taskflow.prose import TYPES, meant, shown
+from nats_taskflow.wire import limits, pointers
+from nats_taskflow.wire.requests import COMMANDS, EXPECTED, QUERIES, ListMine, Observe
+
+_ENUMS: dict[tuple[type[msgspec.Struct], str], type[StrEnum]] = {(Observe, "status"): FlowStepStatus, (ListMine, "status"): FlowStatus}
+
+
+def refusal(
+    failure: Exception,
+    body: bytes,
+    top: limits.TopLevel,
+    verb: str,
+    shape: type[msgspec.Struct],
+    expected: Mapping[str, str] = EXPECTED,
+) -> FlowError:
+    """Return the refusal of a body that the verb's type did not take. `expected`: what its fields take, in words."""
+    if not isinstance(failure, msgspec.ValidationError):
+        return limits.explain(body, failure)
+    text = str(failure)
+    unknown = [key for key in top if key not in shape.__struct_fields__]
+    if text.startswith("Object missing required field `"):
+        name = text.split("`")[1]
+        return InvalidRequest(f"{verb} needs the field {name}", path=pointers.spell(name))
+    if text.startswith("Object contains unknown field") and unknown:
+        return _unknown(unknown[0], verb, shape.__struct_fields__)
+    if "out of range" in text and "`$." in text:
+        return limits.explain(body, failure)
+    return _mistyped(text, shape, expected)
+
+
+def _unknown(name: str, verb: str, known: Iterable[str]) -> InvalidRequest:
+    """Refuse a field the verb does not have, with the one that was probably meant."""
+    return InvalidRequest(f"{verb} has no field {shown(name)}{meant(name, known)}", path=pointers.spell(name[:64]))
+
+
+def _mistyped(text: str, shape: type[msgspec.Struct], expected: Mapping[str, str]) -> InvalidRequest:
+    """Say what the field takes."""
+    path = limits.place(text)
+    name = path[1:].partition("/")[0]
+    got = text.partition(", got `")[2].partition("`")[0]
+    given = f", not {TYPES.get(got, got)}" if got else ""
+    kind = _ENUMS.get((shape, name)) or (FlowStatus if name == "status" else None)
+    if kind is not None:
+        wanted = "one of " + ", ".join(member.value for member in kind)
+    elif path == pointers.spell(name) and name in expected:
+        wanted = expected[name]
+    else:
+        wanted = TYPES.get(text.partition("Expected `")[2].partition("`")[0].partition(" |")[0], "")
+    sentence = f"{name} must be {wanted}{given}" if name and wanted else f"{name or 'the body'}: {text.partition(' - at ')[0]}"
+    return InvalidRequest(sentence, path=path)
+
+
+def unsupported(verb: str, known: Iterable[str]) -> UnsupportedVerb:
+    """Refuse a verb, with the one that was probably meant."""
+    verbs = sorted(known)
+    if verb in QUERIES and verb not in verbs:
+        return UnsupportedVerb(f"{verb} is a query: ask it on the api subject", verb=verb)
+    hint = meant(verb.lower(), verbs) or f"; known are {', '.join(verbs)}"
+    return UnsupportedVerb(f"this worker has no verb {shown(verb)}{hint}", verb=verb[:64])
+
+
+ALL_VERBS = frozenset(COMMANDS) | frozenset(QUERIES)

@@ -1,0 +1,113 @@
+"""Publish what could not be used, with everything needed to understand and replay it (CONTRACT 1, `taskflow.dlq.<reason>`)."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import Protocol
+
+import msgspec
+
+from nats_taskflow.wire.cloudevents import Message
+from nats_taskflow.wire.headers import MSG_ID, UNREAD, Headers, one_line, weight
+from nats_taskflow.wire.subjects import Subjects, is_token
+
+REASON = "Taskflow-Reason"
+MESSAGE = "Taskflow-Message"
+ORIGIN_SUBJECT = "Taskflow-Origin-Subject"
+ORIGIN_STREAM = "Taskflow-Origin-Stream"
+ORIGIN_SEQUENCE = "Taskflow-Origin-Sequence"
+ORIGIN_HEADERS = "Taskflow-Headers"
+SHA256 = "Taskflow-Sha256"
+TRUNCATED = "Taskflow-Truncated"
+MAX_HEADERS = 16 * 1024
+_SPARE = 256  # for `Taskflow-Truncated` and for what a broker adds
+
+
+class Letter(Protocol):
+    """A message that could not be used, as it came (the store's `DeadLetter`). `n` is its row's: a repeat publishes under the same id."""
+
+    @property
+    def n(self) -> int:
+        """Its number among the dead letters."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it could not be used, as a subject token."""
+        ...
+
+    @property
+    def message(self) -> str:
+        """Why it could not be used, as a sentence."""
+        ...
+
+    @property
+    def subject(self) -> str:
+        """Where it was published."""
+        ...
+
+    @property
+    def stream(self) -> str:
+        """The stream it came from; empty when it came from none."""
+        ...
+
+    @property
+    def seq(self) -> int | None:
+        """Its sequence in the stream."""
+        ...
+
+    @property
+    def headers(self) -> Headers:
+        """Its headers."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """Its body, whole."""
+        ...
+
+
+def dead_letter_message(letter: Letter, subjects: Subjects, *, max_bytes: int) -> Message:
+    """Return the message that publishes a dead letter: the raw body, and what is known of it in headers.
+
+    Headers and body together stay below `max_bytes` (the broker's max_payload: over it the client closes for good); what is cut
+    shows in `Taskflow-Truncated: true`, and the digest is of the whole body.
+    """
+    origin, cut = _headers_text(letter.headers, min(MAX_HEADERS, max_bytes // 4))
+    headers = {
+        MSG_ID: f"dlq:{letter.n}",
+        REASON: one_line(letter.reason),
+        MESSAGE: one_line(letter.message),
+        ORIGIN_SUBJECT: one_line(letter.subject, 1024),
+        ORIGIN_STREAM: one_line(letter.stream),
+        ORIGIN_HEADERS: origin,
+        SHA256: sha256(letter.body).hexdigest(),
+    }
+    if letter.seq is not None:
+        headers[ORIGIN_SEQUENCE] = str(letter.seq)
+    room = max(max_bytes - weight(headers) - _SPARE, 0)
+    if cut or len(letter.body) > room:
+        headers[TRUNCATED] = "true"
+    reason = letter.reason if is_token(letter.reason) else "other"
+    return Message(subjects.dead_letter(reason), letter.body[:room], headers)
+
+
+def read_headers(text: str) -> dict[str, str]:
+    """Return the original headers that `Taskflow-Headers` holds. Raises `ValueError` when it holds none."""
+    headers: dict[str, str] = msgspec.json.decode(text, type=dict[str, str])
+    return headers
+
+
+def _headers_text(headers: Headers, room: int) -> tuple[str, bool]:
+    """Spell headers as one line of ASCII JSON, leaving out from the end what does not fit. Returns whether anything was left out."""
+    kept: dict[str, str] = {}
+    length = 2
+    for name, value in headers.items():
+        if name == UNREAD:
+            continue
+        length += len(json.dumps(name)) + len(json.dumps(value)) + 2
+        if length > room:
+            return json.dumps(kept, separators=(",", ":")), True
+        kept[name] = value
+    return json.dumps(kept, separators=(",", ":")), UNREAD in headers

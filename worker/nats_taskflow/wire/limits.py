@@ -1,0 +1,193 @@
+"""Check what a body may be before anybody believes it: size before decoding, then depth, keys and duplicates (CONTRACT 2).
+
+The decoder stops at the first offence and is fast; *why* a body is not JSON is told by what stands there: no body is parsed again to be
+refused, or refusing would cost more than accepting.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from nats_taskflow.errors import FlowError, InvalidRequest, TooDeep, TooLarge
+from nats_taskflow.prose import TYPES, shown
+from nats_taskflow.wire import pointers
+from nats_taskflow.wire.headers import MOST_HEADERS, UNREAD, Headers
+
+MAX_BYTES = 262_144
+MAX_DEPTH = 32
+MAX_KEYS = 10_000
+MAX_KEY_LENGTH = 1024
+_FEW_KEYS = 16
+
+TopLevel = dict[str, msgspec.Raw]
+
+_ANY = msgspec.json.Decoder()
+_TOP = msgspec.json.Decoder(TopLevel)
+_ENCODER = msgspec.json.Encoder()
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_CUT = 16
+"""With half of a pair so near the end, the decoder misses the other half and calls the body truncated."""
+_PLACE = re.compile(r"\(byte (\d+)\)")
+_CONSTANT = re.compile(rb"-?(?:NaN|Infinity)")
+_KEY = re.compile(rb'[ \t\n\r]*("(?:[^"\\]|\\.)*")[ \t\n\r]*:[ \t\n\r]*')
+_BLANKS = re.compile(rb"[ \t\n\r]*")
+
+
+class Malformed(InvalidRequest):
+    """The bytes are no message: not JSON, or JSON that cannot be represented, or no object where one is needed."""
+
+
+class NotJson(Malformed):
+    """The bytes break the grammar of JSON (RFC 8259) or are not UTF-8."""
+
+
+def decode_any(body: bytes) -> Any:
+    """Return the JSON value within the limits. Raises `TooLarge`, `TooDeep`, `NotJson`, `Malformed` or `InvalidRequest`."""
+    check_size(body)
+    try:
+        value = _ANY.decode(body)
+    except (ValueError, RecursionError) as failure:
+        raise explain(body, failure) from None
+    if _wants_measuring(body):
+        _measure(value)
+    return value
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object within the limits, without duplicate keys at its top level. Raises as `decode_any` does."""
+    value = decode_any(body)
+    if not isinstance(value, dict):
+        raise Malformed("the body must be a JSON object", path="")
+    top_level(body)
+    return value
+
+
+def check(body: bytes) -> TopLevel:
+    """Hold the body against every limit and return its top level undecoded, for a typed decoder to read. Raises as `decode_any` does.
+
+    The values are not looked into (bad UTF-8 in them shows when they are decoded) unless the body is big enough to break a limit.
+    """
+    check_size(body)
+    if _wants_measuring(body):
+        decode_any(body)
+    return top_level(body)
+
+
+def check_size(body: bytes) -> None:
+    """Refuse a body over the limit, undecoded. Raises `TooLarge`."""
+    if len(body) > MAX_BYTES:
+        raise TooLarge(f"the body has {len(body)} bytes; the limit is {MAX_BYTES}", size=len(body), limit=MAX_BYTES)
+
+
+def check_headers(headers: Headers) -> None:
+    """Refuse a message with more headers than are read. Raises `TooLarge`."""
+    if UNREAD in headers:
+        raise TooLarge(
+            f"the message has more than {MOST_HEADERS} headers, {headers[UNREAD]} bytes of them",
+            path="/headers",
+            limit=MOST_HEADERS,
+        )
+
+
+def top_level(body: bytes) -> TopLevel:
+    """Return the undecoded fields of a JSON object. Raises `Malformed` for anything else, `InvalidRequest` for a key given twice."""
+    try:
+        top = _TOP.decode(body)
+    except (ValueError, RecursionError) as failure:
+        raise explain(body, failure) from None
+    # Written without blanks, a body without duplicates is as long as what was read from it; a lost duplicate makes it shorter.
+    if not _each_once(body, top) and len(_ENCODER.encode(top)) != len(body):
+        _refuse_duplicates(body, top)
+    return top
+
+
+def _each_once(body: bytes, top: TopLevel) -> bool:
+    """Tell cheaply that every key is there once, without false alarms being wrong: False only means to look closer."""
+    if len(top) > _FEW_KEYS or b"\\" in body:
+        return False
+    for key in top:  # noqa: SIM110  # runs for every message, and a generator costs more than what it does here
+        if body.count(b'"%b"' % key.encode()) != 1:
+            return False
+    return True
+
+
+def _refuse_duplicates(body: bytes, top: TopLevel) -> None:
+    """Go along the top level, from value to value as it was read: of a key that is given twice only the last value was, so the first one
+    leads astray. Raises `InvalidRequest` naming it. Nothing is parsed again, however large the values are.
+    """
+    seen: set[str] = set()
+    at = body.index(b"{") + 1
+    while (found := _KEY.match(body, at)) is not None:
+        key: str = _ANY.decode(found[1])
+        value = bytes(top[key])
+        at = _BLANKS.match(body, found.end() + len(value)).end()  # type: ignore[union-attr]  # it matches nothing, too
+        if key in seen or not body.startswith(value, found.end()) or body[at : at + 1] not in (b",", b"}"):
+            raise InvalidRequest(f"the field {shown(key)} is given twice: which one counts?", path=pointers.spell(key[:64]))
+        seen.add(key)
+        at += 1
+
+
+def _wants_measuring(body: bytes) -> bool:
+    """Tell whether the body could break a limit at all; most are too small to."""
+    return len(body) > MAX_KEY_LENGTH or body.count(b"{") + body.count(b"[") > MAX_DEPTH
+
+
+def _measure(value: Any) -> None:
+    """Walk the value level by level. Raises `TooDeep`, or `InvalidRequest` for too many or too long keys."""
+    depth = keys = 0
+    level = [value]
+    while containers := [part for part in level if isinstance(part, dict | list)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise TooDeep(f"the JSON nests deeper than {MAX_DEPTH} levels", limit=MAX_DEPTH)
+        level = []
+        for part in containers:
+            if isinstance(part, dict):
+                keys += len(part)
+                if any(len(key) > MAX_KEY_LENGTH for key in part):
+                    raise InvalidRequest(f"a key is longer than {MAX_KEY_LENGTH} characters", path="", limit=MAX_KEY_LENGTH)
+                level.extend(part.values())
+            else:
+                level.extend(part)
+    if keys > MAX_KEYS:
+        raise InvalidRequest(f"the JSON has {keys} keys; the limit is {MAX_KEYS}", path="", limit=MAX_KEYS)
+
+
+def explain(body: bytes, failure: Exception) -> FlowError:
+    """Say in one clear sentence why the bytes could not be decoded."""
+    if isinstance(failure, RecursionError):
+        return TooDeep(f"the JSON nests deeper than {MAX_DEPTH} levels", limit=MAX_DEPTH)
+    if not body.strip():
+        return NotJson("the body is empty: a JSON object is needed", path="")
+    if isinstance(failure, UnicodeDecodeError):
+        return NotJson("the body is not valid UTF-8", path="")
+    text = str(failure)
+    if text.startswith("Expected `object`, got `"):
+        got = text.removeprefix("Expected `object`, got `").partition("`")[0]
+        return Malformed(f"the body must be a JSON object, not {TYPES.get(got, got)}", path="")
+    if isinstance(failure, msgspec.ValidationError):
+        return Malformed(f"a number is too large to be represented: {text}", path=place(text))
+    return _diagnose(body, text)
+
+
+def _diagnose(body: bytes, text: str) -> FlowError:
+    """Name the usual mistakes, which the strict decoder reports in other words, by what stands where it stopped."""
+    named = _PLACE.search(text)
+    at = int(named[1]) if named is not None else len(body)
+    constant = _CONSTANT.match(body, max(at - 1, 0)) or _CONSTANT.match(body, at)
+    if constant is not None:
+        return NotJson(f"the body is not JSON: {constant[0].decode()} is no JSON number", path="")
+    is_whole = named is None and body.rstrip().endswith((b"}", b"]", b'"'))
+    if "surrogate" in text or (is_whole and _SURROGATE.search(body, len(body) - _CUT) is not None):
+        return Malformed("a \\u escape names half of a surrogate pair, which is no character", path="")
+    detail = "it ends too early" if named is None else text.removeprefix("JSON is malformed: ")
+    return NotJson(f"the body is not JSON: {detail}", path="")
+
+
+def place(text: str) -> str:
+    """Turn the place in a msgspec message (… - at `$.patch[...]`) into a JSON pointer, as far as the message names it."""
+    named = text.rpartition("`$")[2].removesuffix("`").partition("[...]")[0] if "`$" in text else ""
+    return pointers.spell(*(token for token in named.replace("[", ".").replace("]", "").split(".") if token))

@@ -1,0 +1,312 @@
+"""Type and read the body of every operator verb (CONTRACT 6, `taskflow.admin.<verb>`). Unknown fields are refused by name.
+
+`held` and `dlq` do several things: the field `action` says which. Whatever changes something needs `operator` (who; the journal shows
+`operator:<name>`) and `reason`. NATS permissions decide who may ask at all; the name is what the operator says.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from nats_taskflow.errors import InvalidRequest, UnsupportedVerb
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.prose import meant, shown
+from nats_taskflow.wire import complaints, limits, requests
+from nats_taskflow.wire.envelope import open_request
+from nats_taskflow.wire.requests import (
+    DEFAULT_LIMIT,
+    EXPECTED,
+    MAX_LIMIT,
+    CommandId,
+    Cursor,
+    FlowId,
+    Key,
+    Label,
+    Limit,
+    Name,
+    Object,
+    Revision,
+)
+
+Operator = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.@-]{1,63}\Z")]
+Reason = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"\A[^\x00]*\Z")]
+Number = Annotated[int, Meta(ge=1, le=2**62)]
+Part = Annotated[str, Meta(min_length=1, max_length=36, pattern=r"\A[0-9A-Fa-f-]+\Z")]
+MAX_LETTERS = 100
+_EXPECTED = EXPECTED | {"reason": "text of 1 to 1024 characters without NUL"}
+"""What a field takes, in words: an operator has to give a reason, an agent need not."""
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What every operator request may carry."""
+
+    command_id: CommandId | None = None
+
+
+class Paged(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A list, page by page: `cursor` is the `next_cursor` of the page before. A page may be short and still have a next one."""
+
+    limit: Limit = DEFAULT_LIMIT
+    cursor: Cursor | None = None
+
+
+class Intervention(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A request that changes something: who, and why."""
+
+    operator: Operator
+    reason: Reason
+
+
+class List(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """List flows of all owners, newest first, filtered as `list_mine` is. `older_than`: last changed before; `set_aside`: only those."""
+
+    status: FlowStatus | None = None
+    controller: Name | None = None
+    owner: Name | None = None
+    step: Label | None = None
+    topic: Key | None = None
+    correlation_id: Key | None = None
+    kind: requests.WaitKind | None = None
+    older_than: Key | None = None
+    since: Key | None = None
+    goal: Key | None = None
+    set_aside: bool = False
+
+
+class Show(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show one flow."""
+
+    flow_id: FlowId
+
+
+class Find(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """List the ids that begin or end with `part`."""
+
+    part: Part
+
+
+class History(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show the journal of one flow, oldest first, or with `newest` the newest first."""
+
+    flow_id: FlowId
+    newest: bool = False
+
+
+class Steps(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """List the observed runs of one flow."""
+
+    flow_id: FlowId
+
+
+class Waits(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show who waits for what, the longest-waiting first. `older_than`: for longer; `due_within`: time acts on them by then."""
+
+    controller: Name | None = None
+    owner: Name | None = None
+    step: Label | None = None
+    topic: Key | None = None
+    correlation_id: Key | None = None
+    kind: requests.WaitKind | None = None
+    older_than: Key | None = None
+    due_within: Key | None = None
+
+
+class Who(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show who waits for a topic, or for one correlation id on it, and which replies are held for it."""
+
+    topic: Key
+    correlation_id: Key | None = None
+    limit: Limit = DEFAULT_LIMIT
+
+
+class Why(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Explain one flow in sentences."""
+
+    flow_id: FlowId
+
+
+class HeldList(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """List held replies, in the order they came."""
+
+    action: Literal["list"] = "list"
+    topic: Key | None = None
+    correlation_id: Key | None = None
+
+
+class HeldMatch(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Give a held reply to a flow as if it had come for it; `leaf` says which part of a combined wait."""
+
+    action: Literal["match"]
+    number: Number
+    flow_id: FlowId
+    leaf: int | None = None
+    expected_revision: Revision | None = None
+
+
+class HeldExpire(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Move a held reply to the dead letters now."""
+
+    action: Literal["expire"]
+    number: Number
+
+
+class Resume(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Resume a waiting flow whatever it waits for; with `leaf` answer only that manual leaf."""
+
+    flow_id: FlowId
+    patch: Object | None = None
+    leaf: int | Key | None = None
+    expected_revision: Revision | None = None
+
+
+class Cancel(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Cancel a flow `now`, its children with it unless `cascade` is false, or `request` that it winds down."""
+
+    flow_id: FlowId
+    mode: Literal["now", "request"] = "now"
+    cascade: bool = True
+    expected_revision: Revision | None = None
+
+
+class Fail(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """End a flow badly; the reason is the failure's."""
+
+    flow_id: FlowId
+    expected_revision: Revision | None = None
+
+
+class Release(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Set a flow free again that was set aside, once its row can be read."""
+
+    flow_id: FlowId
+
+
+class LettersList(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Count dead letters by reason and subject (`grouped`), or list them, oldest first."""
+
+    action: Literal["list"] = "list"
+    grouped: bool = True
+    letter_reason: Name | None = None
+    subject: Key | None = None
+    older_than: Key | None = None
+    replayed: bool = True
+
+
+class LettersShow(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Show one dead letter whole."""
+
+    action: Literal["show"]
+    number: Number
+
+
+class Chosen(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """An intervention on dead letters: those of `numbers`, or of a reason, a subject, an age; `all` where none is given.
+
+    At most `limit` in one request; `cursor` goes on, up to letter `up_to` (the first answer says it): what was replayed and died again
+    is a new letter, and a loop over all would never end. `dry_run` only says which.
+    """
+
+    numbers: Annotated[list[Number], Meta(max_length=MAX_LETTERS)] | None = None
+    letter_reason: Name | None = None
+    subject: Key | None = None
+    older_than: Key | None = None
+    all: bool = False
+    dry_run: bool = False
+    limit: Annotated[int, Meta(ge=1, le=MAX_LETTERS)] = MAX_LETTERS
+    cursor: Cursor | None = None
+    up_to: Annotated[int, Meta(ge=0, le=2**62)] | None = None
+
+
+class LettersReplay(Chosen, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Publish dead letters again where they came from, each under a new id: publish, confirm, then mark. `rate`: at most per second.
+
+    `again`: also those that were replayed before.
+    """
+
+    action: Literal["replay"]
+    rate: Annotated[float, Meta(gt=0, le=1000)] = 50.0
+    again: bool = False
+
+
+class LettersPurge(Chosen, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Forget dead letters in the database; what the stream keeps of them stays. `replayed`: only those that were replayed."""
+
+    action: Literal["purge"]
+    replayed: bool = False
+
+
+class Stats(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Count everything."""
+
+
+class Prune(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Delete flows that ended longer ago than `older_than`, at most `limit`, never one whose events are not published."""
+
+    older_than: Key
+    limit: Limit = MAX_LIMIT
+
+
+class Backup(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Copy the database, whole and checked, to a new file beside it, on the worker's machine."""
+
+
+class Log(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """List what operators did besides changing flows, newest first."""
+
+
+OPERATIONS: dict[str, dict[str, type[Asked]]] = {
+    "list": {"": List},
+    "show": {"": Show},
+    "find": {"": Find},
+    "history": {"": History},
+    "steps": {"": Steps},
+    "waits": {"": Waits},
+    "who": {"": Who},
+    "why": {"": Why},
+    "held": {"list": HeldList, "match": HeldMatch, "expire": HeldExpire},
+    "resume": {"": Resume},
+    "cancel": {"": Cancel},
+    "fail": {"": Fail},
+    "release": {"": Release},
+    "dlq": {"list": LettersList, "show": LettersShow, "replay": LettersReplay, "purge": LettersPurge},
+    "stats": {"": Stats},
+    "prune": {"": Prune},
+    "backup": {"": Backup},
+    "log": {"": Log},
+}
+"""What each verb takes, by its `action` where it has several; the first is the one without."""
+
+
+@cache
+def _decoder(shape: type[Asked]) -> msgspec.json.Decoder[Any]:
+    """Make the decoder of a shape when it is first asked for: an operator is in no hurry, a start that makes two dozen is."""
+    return msgspec.json.Decoder(shape)
+
+
+def read_operation(verb: str, body: bytes) -> Asked:
+    """Read an operator's request; an empty body asks with every default. Raises the `FlowError` that refuses it."""
+    if verb not in OPERATIONS:
+        hint = meant(verb, OPERATIONS) or f"; known are {', '.join(OPERATIONS)}"
+        raise UnsupportedVerb(f"this worker has no operator verb {shown(verb)}{hint}", verb=verb[:64])
+    opened = open_request(body or b"{}")
+    shape = _shape(verb, opened.top)
+    try:
+        asked: Asked = _decoder(shape).decode(opened.body)
+    except (ValueError, RecursionError) as failure:
+        raise complaints.refusal(failure, opened.body, opened.top, verb, shape, _EXPECTED) from None
+    return asked
+
+
+def _shape(verb: str, top: limits.TopLevel) -> type[Asked]:
+    """Return what the body has to be, by its `action`. Raises `InvalidRequest` for one that the verb does not have."""
+    shapes = OPERATIONS[verb]
+    if "action" not in top or "" in shapes:
+        return next(iter(shapes.values()))
+    given = bytes(top["action"]).strip(b'"').decode("utf-8", "replace")
+    if given not in shapes:
+        raise InvalidRequest(f"the action of {verb} is one of {', '.join(shapes)}, not {shown(given)}", path="/action")
+    return shapes[given]

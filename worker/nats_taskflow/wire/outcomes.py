@@ -1,0 +1,208 @@
+"""Encode answers: the outcome of a command, the answer to a query, the headers of an error (CONTRACT 3).
+
+A repeat of a command gets the bytes of its first answer again; stored are they, or what they can be made of again (SEMANTICS 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from nats_taskflow.errors import FlowError, error_of
+from nats_taskflow.flow.decision import OutcomeName
+from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
+from nats_taskflow.wire import documents as shapes
+from nats_taskflow.wire.cursors import Position, write_cursor
+from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, one_line
+
+_ENCODER = msgspec.json.Encoder(enc_hook=str)  # details of an error may name anything; an outcome must never fail to encode
+_REFUSED = msgspec.json.Decoder(shapes.Refused)
+PAGE_BYTES = 512 * 1024
+"""How much a page may weigh: half of NATS' default max_payload, so that one more item of the largest size still fits."""
+
+_EFFECTIVE: frozenset[OutcomeName] = frozenset({"applied", "resumed", "progressed", "held", "duplicate"})
+Row = TypeVar("Row")
+
+
+def fitting(answer: bytes, limit: int) -> bytes:
+    """Return an answer as it is, or, where it weighs more than may be sent, without states and payloads: what has happened is no error."""
+    if len(answer) <= limit:
+        return answer
+    document = msgspec.json.decode(answer)
+    parts = [document["flow"]] if "flow" in document else document.get("flows") or document.get("events", ())
+    for field, omitted in HEAVY.items():
+        for part in parts:
+            if part.pop(field, None) is not None:
+                part[omitted] = document[omitted] = True
+        if len(shorter := _ENCODER.encode(document)) <= limit:
+            return shorter
+    return answer
+
+
+HEAVY = {"payload": "payload_omitted", "state": "state_omitted", "wait": "state_omitted", "goal": "state_omitted"}
+"""What is left out of an event or a flow, in this order, until the answer fits, and how it is said: mostly the first is enough."""
+
+
+def flow_json(flow: Flow) -> dict[str, Any]:
+    """Return FLOW of CONTRACT 3 as a JSON object."""
+    shown: dict[str, Any] = msgspec.to_builtins(shapes.show_flow(flow))
+    return shown
+
+
+def applied(
+    flow: Flow,
+    step: FlowStep | None = None,
+    outcome: OutcomeName = "applied",
+    *,
+    cancelled_children: shapes.CancelledChildren | None = None,
+) -> bytes:
+    """Encode the outcome of a command that took effect."""
+    return _ENCODER.encode(
+        shapes.Applied(
+            outcome=outcome,
+            flow=shapes.show_flow(flow),
+            step=shapes.show_step(step) if step is not None else UNSET,
+            cancelled_children=cancelled_children if cancelled_children is not None else UNSET,
+        )
+    )
+
+
+KEPT_BYTES = 4096
+"""What of an outcome weighs more is not stored with it."""
+_APPLIED = msgspec.json.Decoder(shapes.Applied)
+
+
+def kept(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes.CancelledChildren | None = None) -> bytes:
+    """Encode the outcome of a command that took effect as it is stored: as it is told, or `light`."""
+    told = applied(flow, step, cancelled_children=cancelled_children)
+    if len(told) <= KEPT_BYTES:
+        return told
+    shown = shapes.show_flow(flow)
+    heavy: dict[str, Any] = {name: UNSET for name in ("state", "wait") if _is_heavy(getattr(shown, name))}
+    is_step_heavy = step is not None and _is_heavy(step.result_json)
+    if not heavy and not is_step_heavy:
+        return told
+    return _ENCODER.encode(
+        shapes.Applied(
+            flow=replace(shown, state_omitted=True, **heavy),
+            step=UNSET if step is None else shapes.show_step(replace(step, result_json=None) if is_step_heavy else step),
+            cancelled_children=cancelled_children if cancelled_children is not None else UNSET,
+            state_omitted=True,
+        )
+    )
+
+
+def light(result: bytes) -> shapes.Applied | None:
+    """Return the stored outcome if something was left out of it, else None."""
+    return _APPLIED.decode(result) if result.endswith(_OMITTED) else None
+
+
+_OMITTED = b'"state_omitted":true}'
+
+
+def refilled(outcome: shapes.Applied, flow: Flow, step: FlowStep | None) -> bytes:
+    """Encode a `light` outcome with its flow and observed run whole: the bytes that `applied` made of them."""
+    shown = shapes.show_step(step) if step is not None else UNSET
+    return _ENCODER.encode(replace(outcome, flow=shapes.show_flow(flow), step=shown, state_omitted=UNSET))
+
+
+def is_of(shown: shapes.StepShown, step: FlowStep) -> bool:
+    """Tell whether an observed run is still as it was shown."""
+    return replace(shapes.show_step(step), result=shown.result) == shown
+
+
+def _is_heavy(value: Any) -> bool:
+    """Tell whether a value is too heavy to be stored once more."""
+    return len(_ENCODER.encode(value)) > KEPT_BYTES
+
+
+def refused(error: FlowError) -> bytes:
+    """Encode the outcome of a command that was refused."""
+    return _ENCODER.encode(shapes.Refused(error=shapes.ErrorShown(code=error.code, message=error.message, details=error.details)))
+
+
+def reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:
+    """Encode what became of a reply. Small: one is stored for each of them."""
+    ok = outcome in _EFFECTIVE
+    if flow is None:
+        return _ENCODER.encode(shapes.ReplyOutcome(ok=ok, outcome=outcome))
+    return _ENCODER.encode(shapes.ReplyOutcome(ok=ok, outcome=outcome, flow_id=flow.id, revision=flow.revision))
+
+
+EXPIRED = reply_outcome("expired", None)
+"""What becomes of a held reply that nobody came for, or that made room."""
+
+
+def shown(flow: Flow) -> bytes:
+    """Encode the answer to `status`."""
+    return _ENCODER.encode({"ok": True, "flow": shapes.show_flow(flow)})
+
+
+def error_in(result: bytes) -> FlowError | None:
+    """Return the error that a stored outcome tells of, None where it tells of success: a repeat is answered with the bytes alone."""
+    if not result.startswith(b'{"ok":false,"error":'):
+        return None
+    shown = _REFUSED.decode(result).error
+    return error_of(shown.code, shown.message, shown.details)
+
+
+def error_headers(error: FlowError) -> dict[str, str]:
+    """Return the micro service headers of an error (ADR-32): one line of text, and the HTTP-like code."""
+    return {SERVICE_ERROR: one_line(f"{error.code}: {error.message}"), SERVICE_ERROR_CODE: str(error.http)}
+
+
+def flows_page(flows: Sequence[Flow], following: Position | None) -> bytes:
+    """Encode the answer to `list_mine`. `following`: where the next page goes on, None when there is none.
+
+    Ask `flows_that_fit` first: a page of large flows can weigh more than a message may.
+    """
+    kept = [shapes.show_flow(flow) for flow in flows]
+    return _ENCODER.encode(shapes.FlowPage(count=len(kept), flows=kept, next_cursor=_cursor(following)))
+
+
+def waits_page(flows: Sequence[Flow], following: Position | None) -> bytes:
+    """Encode the answer to `waits`; the rest is as for `flows_page`."""
+    return _ENCODER.encode(shapes.WaitPage(waits=[shapes.show_wait(flow) for flow in flows], next_cursor=_cursor(following)))
+
+
+def steps_page(steps: Sequence[tuple[int, FlowStep]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
+    """Encode the answer to `steps`: runs with their places, as far as they fit."""
+    count = _fitting([step for _, step in steps], shapes.show_step, budget)
+    after = following if count == len(steps) else steps[count - 1][0]
+    return _ENCODER.encode(shapes.StepPage(steps=[shapes.show_step(step) for _, step in steps[:count]], next_cursor=_cursor(after)))
+
+
+def step_shown(step: FlowStep) -> bytes:
+    """Encode the answer to `step`."""
+    return _ENCODER.encode(shapes.StepAnswer(step=shapes.show_step(step)))
+
+
+def events_page(events: Sequence[FlowEvent], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
+    """Encode the answer to `history`, in the order given. What does not fit is left to the next page: the cursor is a `seq`."""
+    kept = events[: _fitting(events, shapes.show_event, budget)]
+    after = following if len(kept) == len(events) else kept[-1].seq
+    return _ENCODER.encode(shapes.EventPage(events=[shapes.show_event(event) for event in kept], next_cursor=_cursor(after)))
+
+
+def flows_that_fit(flows: Sequence[Flow], *, budget: int = PAGE_BYTES) -> int:
+    """Count how many of the first flows fit in one page; at least one, if there is one. The rest has to be asked for again."""
+    return _fitting(flows, shapes.show_flow, budget)
+
+
+def _cursor(position: Position | None) -> str | None:
+    """Return the cursor of a position, if there is one."""
+    return None if position is None else write_cursor(position)
+
+
+def _fitting(rows: Sequence[Row], show: Callable[[Row], Any], budget: int) -> int:
+    """Count the first rows that together weigh at most `budget` bytes; the first is always counted: progress must be possible."""
+    weight = 0
+    for at, row in enumerate(rows):
+        weight += len(_ENCODER.encode(show(row)))
+        if at and weight > budget:
+            return at
+    return len(rows)

@@ -1,0 +1,242 @@
+"""Read replies: subject, headers and bytes → a `Reply` for its (topic, correlation id), as the subject's binding says (CONTRACT 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound
+from nats_taskflow.flow.commands import Reply, RequestRefused
+from nats_taskflow.wire import limits, pointers
+from nats_taskflow.wire.acknowledgements import acknowledgement_in
+from nats_taskflow.wire.bindings import Binding, check_bindings
+from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, find, trace_of
+from nats_taskflow.wire.reply_message import ReplyMessage, checked_id, encodable, event_id_of, flow_named_by, open_reply, value_of_bytes
+from nats_taskflow.wire.requests import UUID
+from nats_taskflow.wire.subjects import Subjects, covers, is_literal, is_token
+from nats_taskflow.wire.verdicts import Identity, Ignored, Inbound, Unusable, digest, reason_of
+
+__all__ = ["Binding", "Bindings", "check_bindings"]
+
+_CANONICAL = msgspec.json.Encoder(order="sorted")
+NO_CORRELATION = "no_correlation"
+
+
+class NoCorrelation(InvalidRequest):
+    """The reply does not say what it answers."""
+
+
+class _Reading(msgspec.Struct, frozen=True):
+    """A binding made ready: its pointers parsed, its correlation rule taken apart."""
+
+    binding: Binding
+    kind: str
+    correlation_header: str
+    correlation_at: pointers.Tokens
+    payload_at: pointers.Tokens | None
+    where: tuple[tuple[pointers.Tokens, Any], ...]
+
+
+_MOST_NAMED = 10
+"""Topics that a refusal names."""
+
+
+class Bindings:
+    """Every subject that carries replies: the configured ones, `<prefix>.reply.*.*` and `<prefix>.resume`.
+
+    Raises `ValueError` naming binding and key when the bindings cannot work, alone or together.
+    """
+
+    def __init__(
+        self, bindings: Iterable[Binding], subjects: Subjects, *, correlation_headers: tuple[str, ...] = ("Correlation-Id",)
+    ) -> None:
+        self.configured = tuple(bindings)
+        check_bindings(self.configured, subjects)
+        self._subjects = subjects
+        self._headers = correlation_headers
+        self._literal = {b.subject: _ready(b) for b in self.configured if "*" not in b.subject and ">" not in b.subject}
+        self._patterns = tuple(_ready(b) for b in self.configured if b.subject not in self._literal)
+        self._built_in = _ready(Binding(f"{subjects.reply_topic('*')}.*", correlation="subject", payload=None))
+
+    def topics(self, stream: str | None = None) -> tuple[str, ...]:
+        """Give the configured subjects to consume from `stream`; None: from the worker's own."""
+        return tuple(b.subject for b in self.configured if (b.stream or None) == stream)
+
+    def streams(self) -> tuple[str, ...]:
+        """Give the existing streams that some binding consumes from."""
+        return tuple(dict.fromkeys(b.stream for b in self.configured if b.stream))
+
+    def refusal(self, topic: str, agent: str | None) -> FlowError | None:
+        """Say why `agent` may not wait on `topic`, or None (SEMANTICS 3 and R3). `agent` None: in-process, trusted with any topic."""
+        owners = self._owners(topic)
+        if owners is None:
+            return TopicNotBound(f"no reply binding covers the topic: a reply on it could never arrive; {self._remedy(agent)}", topic=topic)
+        if agent is None or agent in owners or "*" in owners:
+            return None
+        return Forbidden(f"agent {agent} may not wait on this topic", topic=topic)
+
+    def _remedy(self, agent: str | None) -> str:
+        """Say what to wait on instead, of the topics that the agent may know, and where a topic is added."""
+        bound = [b.topic for b in self.configured if agent is None or agent in b.owners or "*" in b.owners][:_MOST_NAMED]
+        own = self._subjects.reply_topic(agent if agent is not None else "<agent>")
+        return f"wait on {', '.join([*bound, own])}, or have it added to the worker's subjects.reply_topics (TASKFLOW_REPLY_TOPICS)"
+
+    def answers_on(self, topic: str, correlation_id: str) -> str | FlowError:
+        """Return the subject on which an answer to `correlation_id` reaches `topic`, or the refusal of an id that cannot be part of it."""
+        built_in = self._subjects.parse_reply(f"{topic}.x") is not None
+        if not built_in and not any(b.correlation == "subject" and covers(b.topic, topic) for b in self.configured):
+            return topic
+        if not is_token(correlation_id):
+            said = "correlation_id becomes part of the reply's subject: 1 to 63 characters A-Z a-z 0-9 _ -"
+            return InvalidRequest(said, path="/correlation_id")
+        return f"{topic}.{correlation_id}"
+
+    def _owners(self, topic: str) -> tuple[str, ...] | None:
+        """Return who may wait on the topic, or None when nothing covers it."""
+        if not is_literal(topic):
+            return None
+        own = self._subjects.parse_reply(f"{topic}.x")
+        if own is not None:
+            return (own[0],)
+        return next((b.owners for b in self.configured if covers(b.topic, topic)), None)
+
+    def _tenant(self, topic: str) -> str:
+        """Return whose quota a reply held for the topic counts against; all that nothing covers share one."""
+        own = self._subjects.parse_reply(f"{topic}.x")
+        if own is not None:
+            return f"agent:{own[0]}"
+        return next((b.subject for b in self.configured if covers(b.topic, topic)), "")
+
+    def read(self, subject: str, headers: Headers, body: bytes, *, stream: str, seq: int, arrived_us: int) -> Inbound | Unusable | Ignored:
+        """Read what arrived on a reply subject. Never raises for bad input; `stream` and `seq` name a message without an id."""
+        try:
+            limits.check_headers(headers)
+            message = open_reply(subject, headers, body)
+            acknowledged = acknowledgement_in(message.value) if message.envelope_id is None else None
+            if acknowledged is not None:
+                why = f"the broker tells a publisher what became of a message: {acknowledged.refusal or 'it is stored'}"
+                return Ignored(why, self._request_refused_on(subject, acknowledged.refusal))
+            if subject == self._subjects.resume:
+                return _resume(message, f"{stream}:{seq}", arrived_us, self._tenant)
+            reading, topic = self._covering(subject)
+            if reading.where and not all(_same(pointers.look(message.value, at), wanted) for at, wanted in reading.where):
+                return Ignored(f"the reply does not match `where` of the binding {reading.binding.subject}")
+            correlation_id = checked_id(self._correlation(message, reading), "correlation_id")
+            payload = _payload(message, reading, whole=reading is self._built_in)
+            flow_id = None if reading is self._built_in else flow_named_by(message)
+            topic = topic if subject in self._literal else checked_id(topic, "topic")
+            tenant = reading.binding.subject if reading is not self._built_in else f"agent:{topic.rpartition('.')[2]}"
+            return _inbound("reply", message, (topic, correlation_id), payload, flow_id, f"{stream}:{seq}", arrived_us, tenant)
+        except NoCorrelation as error:
+            return Unusable(NO_CORRELATION, error)
+        except FlowError as error:
+            return Unusable(reason_of(error), error)
+
+    def _request_refused_on(self, subject: str, why: str) -> RequestRefused | None:
+        """Name the request whose reply subject this is, where it was refused and the subject alone says which one it is."""
+        built_in = self._subjects.parse_reply(subject) is not None
+        if why and (built_in or any(r.kind == "subject" and covers(r.binding.subject, subject) for r in self._patterns)):
+            topic, _, correlation_id = subject.rpartition(".")
+            return RequestRefused(topic, correlation_id, why)
+        return None
+
+    def _covering(self, subject: str) -> tuple[_Reading, str]:
+        """Return the binding for a subject, and the topic. Raises `TopicNotBound` where there is none (any more)."""
+        reading = self._literal.get(subject)
+        if reading is None and self._subjects.parse_reply(subject) is not None:
+            reading = self._built_in
+        if reading is None:
+            reading = next((r for r in self._patterns if covers(r.binding.subject, subject)), None)
+        if reading is None:
+            said = "no reply binding covers the subject this message arrived on: add it to subjects.reply_topics (TASKFLOW_REPLY_TOPICS)"
+            raise TopicNotBound(said, topic=subject)
+        return reading, subject.rpartition(".")[0] if reading.kind == "subject" else subject
+
+    def _correlation(self, message: ReplyMessage, reading: _Reading) -> Any:
+        """Return the correlation id, wherever the binding says it is. Raises `NoCorrelation`."""
+        found: Any = None
+        match reading.kind:
+            case "subject":
+                found = message.subject.rpartition(".")[2]
+            case "header":
+                found = find(message.headers, reading.correlation_header)
+            case "body":
+                found = pointers.look(message.value, reading.correlation_at)
+            case _:
+                named = [value for name in self._headers if (value := find(message.headers, name)) is not None]
+                found = named[0] if named else message.field("correlation_id")
+        if found is None or found is msgspec.UNSET:
+            sought = reading.binding.correlation
+            raise NoCorrelation(f"the reply has no correlation id (binding: {sought}){message.flaw}", path="/correlation_id")
+        return found
+
+
+def _ready(binding: Binding) -> _Reading:
+    """Take the binding's rules apart once."""
+    kind, _, rest = binding.correlation.partition(":")
+    return _Reading(
+        binding=binding,
+        kind=kind,
+        correlation_header=rest if kind == "header" else "",
+        correlation_at=pointers.parse(rest) if kind == "body" else (),
+        payload_at=pointers.parse(binding.payload) if binding.payload else None,
+        where=tuple((pointers.parse(pointer), value) for pointer, value in binding.where.items()),
+    )
+
+
+def _resume(message: ReplyMessage, name: str, arrived_us: int, tenant: Callable[[str], str]) -> Inbound:
+    """Read the reference's resume message `{flow_id, topic, correlation_id, payload}`; other fields are left to their senders."""
+    if not isinstance(message.value, dict):
+        raise limits.Malformed("a resume message is an object {flow_id, topic, correlation_id, payload}" + message.flaw, path="")
+    flow_id = message.field("flow_id")
+    if not isinstance(flow_id, str) or not UUID.match(flow_id):
+        raise InvalidRequest("flow_id must be a UUID", path="/flow_id")
+    pair = (checked_id(message.field("topic"), "topic"), checked_id(message.field("correlation_id"), "correlation_id"))
+    payload = message.value.get("payload", msgspec.UNSET)
+    return _inbound("resume", message, pair, payload, flow_id.lower(), name, arrived_us, tenant(pair[0]))
+
+
+def _inbound(
+    verb: str, message: ReplyMessage, pair: tuple[str, str], payload: Any, flow_id: str | None, name: str, arrived_us: int, tenant: str
+) -> Inbound:
+    """Make the stimulus and its identity. Control characters are refused in ids, so that newlines part them without ambiguity."""
+    topic, correlation_id = pair
+    event_id = event_id_of(message, name)
+    key = f"{topic}\n{correlation_id}\n{event_id}"
+    shape = b"" if payload is msgspec.UNSET else _CANONICAL.encode(payload)
+    reply = Reply(
+        topic=topic,
+        correlation_id=correlation_id,
+        payload=payload,
+        event_id=event_id,
+        arrived_us=arrived_us,
+        key=key,
+        flow_id=flow_id,
+        trace=trace_of(message.headers),
+        tenant=tenant,
+    )
+    return Inbound(reply, Identity("reply", key, digest(shape, (flow_id or "").encode())), verb)
+
+
+def _payload(message: ReplyMessage, reading: _Reading, *, whole: bool) -> Any:
+    """Return what the flow gets to see. Raises `InvalidRequest` where the binding's pointer finds nothing."""
+    code = find(message.headers, SERVICE_ERROR_CODE)
+    if code is not None:
+        return {"error": {"code": encodable(code), "message": encodable(find(message.headers, SERVICE_ERROR) or "")}}
+    if message.value is msgspec.UNSET:
+        return value_of_bytes(message.body)
+    if reading.payload_at is not None:
+        found = pointers.look(message.value, reading.payload_at)
+        if found is msgspec.UNSET:
+            raise InvalidRequest(f"the reply has nothing at {reading.binding.payload}", path=reading.binding.payload)
+        return found
+    value = message.value
+    wrapped = not whole and isinstance(value, dict) and "correlation_id" in value and "payload" in value
+    return value["payload"] if wrapped else value
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    """Compare as JSON does: true is not 1, but 1 is 1.0."""
+    return isinstance(found, bool) == isinstance(wanted, bool) and bool(found == wanted)

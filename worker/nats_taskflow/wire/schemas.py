@@ -1,0 +1,230 @@
+"""Describe every message as JSON Schema 2020-12, from the very types that read and write them (`schemas/` in the project).
+
+`documents` gives all files; `nats_taskflow.schema_files` writes them, and a test fails when they drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from inspect import cleandoc
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from nats_taskflow.flow.waits import WaitCondition
+from nats_taskflow.prose import for_users
+from nats_taskflow.wire import channels
+from nats_taskflow.wire import documents as shapes
+from nats_taskflow.wire.cloudevents import CloudEvent
+from nats_taskflow.wire.journal import PAYLOADS
+from nats_taskflow.wire.operators import OPERATIONS
+from nats_taskflow.wire.outcomes import HEAVY
+from nats_taskflow.wire.oversight import ANSWERS
+from nats_taskflow.wire.requests import COMMANDS, QUERIES, FlowId, Key
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+Schema = dict[str, Any]
+_READ = ("command.", "query.", "admin.", "wait-condition", "reply.json", "resume.json", "envelope.json")
+"""Files of what the worker reads; the others it writes."""
+_CONSTANT: dict[tuple[str, str], Any] = {
+    ("applied.json", "ok"): True,
+    ("refused.json", "ok"): False,
+    ("page.flows.json", "ok"): True,
+    ("page.steps.json", "ok"): True,
+    ("page.events.json", "ok"): True,
+    ("step.json", "ok"): True,
+    ("page.waits.json", "ok"): True,
+    ("event.json", "specversion"): "1.0",
+} | {(f"answer.{name}.json", "ok"): True for name in ANSWERS}
+"""Fields with one value only, which their types cannot say."""
+_TYPE_NAMES = {
+    "FlowShown": "Flow",
+    "StepShown": "Step",
+    "EventShown": "JournalEntry",
+    "ErrorShown": "ErrorInfo",
+    "WaitShown": "Wait",
+    "WaitAcross": "OwnedWait",
+    "WaiterShown": "Waiter",
+    "HeldShown": "HeldReply",
+    "LetterShown": "DeadLetter",
+    "GroupShown": "DeadLetterGroup",
+    "InterventionShown": "Intervention",
+    "SetAsideShown": "SetAsideFlow",
+}
+"""What generators of code call a type, where our own name says which side of the wire it is on. Not `Error`: JavaScript has one."""
+_BY_KIND = {"event.json": ("EventData", "Data"), "page.events.json": ("JournalEntry", "Entry")}
+"""Definitions with a payload that differs from kind to kind, and what the definition for one kind is called after it."""
+
+
+class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A reply on a configured topic, when headers do not say it all. `flow_id` is a filter: the reply is for that flow only.
+
+    Where header `Correlation-Id` or the subject carries the correlation id, the whole body may be the payload instead.
+    """
+
+    correlation_id: Key
+    payload: Any = None
+    event_id: Key | UnsetType = UNSET
+    flow_id: FlowId | UnsetType = UNSET
+
+
+class ResumeMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The reference's message on `taskflow.resume`: a reply for one flow, whatever subject it would have come on."""
+
+    flow_id: FlowId
+    topic: Key
+    correlation_id: Key
+    payload: Any | UnsetType = UNSET
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The reference system's bus envelope, taken off every inbound message; `payload` is the message itself."""
+
+    id: str
+    timestamp: str
+    topic: str
+    source: str
+    session_id: str | UnsetType | None = UNSET
+    payload: Any
+
+
+def documents() -> dict[str, bytes]:
+    """Return every file of `schemas/`: name → contents. Deterministic."""
+    schemas = {name: _document(name, title, shape) for name, title, shape in _listed()}
+    schemas["command.wait.json"]["properties"]["wait_condition"] = {"$ref": "wait-condition.json"}
+    schemas["wait-condition.json"]["$defs"]["Timer"]["oneOf"] = [_require("at"), _require("after")]
+    for name, (entry, suffix) in _BY_KIND.items():
+        schemas[name]["$defs"] = dict(sorted(_type_by_kind(schemas[name]["$defs"], entry, suffix).items()))
+    for (name, field), value in _CONSTANT.items():
+        schemas[name]["properties"][field] = {"const": value}
+    said = "What became of a command: it took effect, or changed nothing."
+    whole = {"$schema": _DIALECT, "$id": "outcome.json", "title": "Outcome", "description": said}
+    schemas["outcome.json"] = whole | {"oneOf": [{"$ref": "applied.json"}, {"$ref": "refused.json"}]}
+    files = schemas | {"asyncapi.json": channels.asyncapi(sorted(COMMANDS), sorted(QUERIES), _operations(), sorted(ANSWERS))}
+    return {name: msgspec.json.format(msgspec.json.encode(files[name]), indent=2) + b"\n" for name in sorted(files)}
+
+
+def _operations() -> list[str]:
+    """Name the operators' requests."""
+    return sorted(f"{verb}.{action}" if action else verb for verb, actions in OPERATIONS.items() for action in actions)
+
+
+def _listed() -> Iterable[tuple[str, str, Any]]:
+    """List the files: name, title (which generators of code make the name of a type), type."""
+    for verb, shape in COMMANDS.items():
+        yield f"command.{verb}.json", f"{_camel(verb)}Command", shape
+    for verb, shape in QUERIES.items():
+        yield f"query.{verb}.json", f"{_camel(verb)}Query", shape
+    for verb, actions in OPERATIONS.items():
+        for action, asked in actions.items():
+            name = f"{verb}.{action}" if action else verb
+            yield f"admin.{name}.json", f"Admin{_camel(name)}Request", asked
+    for name, answer in ANSWERS.items():
+        yield f"answer.{name}.json", f"Admin{_camel(name)}Answer", answer
+    yield "wait-condition.json", "WaitCondition", WaitCondition
+    yield "flow.json", "Flow", shapes.FlowShown
+    yield "error.json", "ErrorInfo", shapes.ErrorShown
+    yield "applied.json", "Applied", shapes.Applied
+    yield "refused.json", "Refused", shapes.Refused
+    yield "reply-outcome.json", "ReplyOutcome", shapes.ReplyOutcome
+    yield "page.flows.json", "FlowPage", shapes.FlowPage
+    yield "page.steps.json", "StepPage", shapes.StepPage
+    yield "step.json", "StepAnswer", shapes.StepAnswer
+    yield "page.events.json", "JournalPage", shapes.EventPage
+    yield "page.waits.json", "WaitPage", shapes.WaitPage
+    yield "event.json", "FlowEvent", CloudEvent
+    yield "reply.json", "ReplyMessage", ReplyMessage
+    yield "resume.json", "ResumeMessage", ResumeMessage
+    yield "envelope.json", "Envelope", Envelope
+
+
+def _camel(name: str) -> str:
+    """Spell a name as a type's: `dlq.list` → `DlqList`."""
+    return "".join(word.capitalize() for word in name.replace("_", ".").split("."))
+
+
+def _document(name: str, title: str, shape: Any) -> Schema:
+    """Make one file: the schema of a type, with what it refers to under `$defs`."""
+    top, defs = _schema_of(shape)
+    if not name.startswith(_READ):
+        top, defs = _complete(top), {key: _complete(part) for key, part in defs.items()}
+    whole: Schema = {"$schema": _DIALECT, "$id": name, **top, "title": title}
+    return whole | ({"$defs": dict(sorted(defs.items()))} if defs else {})
+
+
+def _schema_of(shape: Any) -> tuple[Schema, dict[str, Schema]]:
+    """Return the schema of a type, and those that it refers to, by name."""
+    (schema,), defs = msgspec.json.schema_components((shape,), ref_template="#/$defs/{name}")
+    spelled = {_TYPE_NAMES.get(name, name): _spell(part) for name, part in defs.items()}
+    if "$ref" in schema:
+        return spelled.pop(_spell(schema)["$ref"].rpartition("/")[2]), spelled
+    return _spell(schema), spelled
+
+
+def _type_by_kind(defs: dict[str, Schema], name: str, suffix: str) -> dict[str, Schema]:
+    """Return definitions in which the one of this name, which has a `kind` and a `payload`, is one of several: one for each kind."""
+    plain = defs[name]
+    typed = dict(defs)
+    for kind, shape in PAYLOADS.items():
+        payload, more = _schema_of(shape)
+        said = {"title": f"{_camel(kind.value)}{suffix}", "description": f"{plain['description']} Its kind: {kind.value}."}
+        fields = plain["properties"] | {"kind": {"const": kind.value}, "payload": {"$ref": f"#/$defs/{payload['title']}"}}
+        typed |= {said["title"]: plain | said | {"properties": fields}, payload["title"]: payload, **more}
+    typed["WaitingPayload"]["properties"]["wait"] = {"$ref": "wait-condition.json"}
+    refs = [{"$ref": f"#/$defs/{_camel(kind.value)}{suffix}"} for kind in PAYLOADS]
+    del typed["EventKind"]
+    return typed | {name: {"title": name, "description": plain["description"], "oneOf": refs}}
+
+
+def _complete(schema: Schema) -> Schema:
+    """Require what is always written: a default only says what the worker writes, not that it may be missing.
+
+    What may be too heavy for the broker is there unless it is said to be left out.
+    """
+    fields = schema.get("properties", {})
+    written = [name for name, part in fields.items() if "default" in part or name in schema.get("required", ())]
+    heavy = [name for name in written if HEAVY.get(name) in fields]
+    always = {"required": [name for name in written if name not in heavy]} if fields else {}
+    return schema | always | ({"anyOf": [_present(heavy), _present([HEAVY[heavy[0]]])]} if heavy else {})
+
+
+def _present(names: list[str]) -> Schema:
+    """Require fields that may be absent otherwise."""
+    return {"required": names, "properties": {name: {} for name in names}}
+
+
+def _require(field: str) -> Schema:
+    """Require a field of text that may also be absent."""
+    return {"required": [field], "properties": {field: {"type": "string"}}}
+
+
+def _spell(part: Any) -> Any:
+    r"""Spell a schema for others: patterns as ECMA 262 has them (`^…$` for Python's `\A…\Z`), their names, text for users.
+
+    OpenAPI's `discriminator` goes: JSON Schema has no such keyword, and the variants name their kind themselves.
+    """
+    if isinstance(part, list):
+        return [_spell(value) for value in part]
+    if not isinstance(part, dict):
+        return part
+    found = {key: _spell(value) for key, value in part.items() if not (key == "discriminator" and "anyOf" in part)}
+    for key, rewrite in _REWRITES.items():
+        if isinstance(found.get(key), str):
+            found[key] = rewrite(found[key])
+    return found
+
+
+def _rename(text: str) -> str:
+    """Return a type's name, or a reference to it, as others call it."""
+    before, slash, name = text.rpartition("/")
+    return f"{before}{slash}{_TYPE_NAMES.get(name, name)}"
+
+
+_REWRITES: dict[str, Callable[[str], str]] = {
+    "pattern": lambda text: text.replace(r"\A", "^").replace(r"\Z", "$"),
+    "description": lambda text: for_users(cleandoc(text)),
+    "title": _rename,
+    "$ref": _rename,
+}
+"""What becomes of a keyword's text."""

@@ -1,0 +1,88 @@
+"""Say what reading a message gave: something to do (`Inbound`), something of no use (`Unusable`), or nothing (`Ignored`)."""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+
+import msgspec
+
+from nats_taskflow.errors import FlowError, IdMismatch, InvalidRequest, TooDeep, TooLarge, TopicNotBound, UnsupportedVerb
+from nats_taskflow.flow.commands import RequestRefused, Stimulus
+from nats_taskflow.wire.limits import Malformed
+
+COMMAND_ID = re.compile(r"\A[A-Za-z0-9_-]{1,64}\Z")
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What makes two messages the same: one key per scope; the digest tells a repeat from a conflict (SEMANTICS R5 and 6)."""
+
+    scope: str
+    key: str
+    digest: bytes
+
+
+class Inbound(msgspec.Struct, frozen=True):
+    """A message that was understood. `verb` names it for logs and metrics; `reply_to` is an inbox that wants the outcome."""
+
+    stimulus: Stimulus
+    identity: Identity
+    verb: str
+    reply_to: str | None = None
+
+
+class Unusable(msgspec.Struct, frozen=True):
+    """A message nothing can be done with: `reason` is the token of its dead letter's subject.
+
+    `identity` is set when the message can be attributed to a valid command id, under which the refusal can then be looked up.
+    `decoded`: it could be read; what is wrong is what it asks for.
+    """
+
+    reason: str
+    error: FlowError
+    identity: Identity | None = None
+    reply_to: str | None = None
+    decoded: bool = False
+
+
+def refused_verdict(verdict: Inbound | Unusable, error: FlowError) -> Inbound | Unusable:
+    """Return the verdict on a message that could be carried out and is refused; its id is known as it would be otherwise."""
+    if isinstance(verdict, Unusable):
+        return verdict
+    return Unusable(reason_of(error), error, verdict.identity, verdict.reply_to, decoded=True)
+
+
+class Ignored(msgspec.Struct, frozen=True):
+    """A message that is no reply; `why` is a sentence for people. `refused`: it says that a request of ours is not stored."""
+
+    why: str
+    refused: RequestRefused | None = None
+    reply_to: None = None
+
+
+_REASONS: tuple[tuple[type[FlowError], str], ...] = (
+    (Malformed, "malformed"),
+    (TooLarge, "too_large"),
+    (TooDeep, "too_deep"),
+    (UnsupportedVerb, "unsupported_verb"),
+    (IdMismatch, "id_mismatch"),
+    (TopicNotBound, "topic_not_bound"),
+    (InvalidRequest, "invalid_request"),
+)
+REASONS = (*(reason for _, reason in _REASONS), "no_correlation")
+"""Every reason that reading gives."""
+
+
+def reason_of(error: FlowError) -> str:
+    """Return the dead letter's reason for an error of reading."""
+    return next((reason for kind, reason in _REASONS if isinstance(error, kind)), error.code)
+
+
+def digest(*parts: bytes) -> bytes:
+    """Return the 16-byte digest of the parts, NUL between them (JSON has no raw NUL, and verbs and ids neither)."""
+    return blake2b(b"\0".join(parts), digest_size=16).digest()
+
+
+def command_scope(agent: str) -> str:
+    """Name the key space of an agent's command ids, which `cmd` and `api` share (CONTRACT 3)."""
+    return f"cmd:{agent}"
