@@ -15,7 +15,7 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from nats_taskflow.times import rfc3339
+from nats_taskflow.units import rfc3339
 from tests.e2e.stage import Agent
 
 PATIENCE = 240.0

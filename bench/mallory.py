@@ -23,7 +23,7 @@ from uuid import uuid4
 import msgspec
 
 from bench.load import Wire
-from nats_taskflow.times import rfc3339
+from nats_taskflow.units import rfc3339
 
 BIG = "x" * 240_000
 _PATIENCE = 180.0

@@ -12,7 +12,7 @@ from nats_taskflow.flow.model import Flow
 from nats_taskflow.manager import new_id
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.submission import Outcome, Raw
-from nats_taskflow.times import rfc3339
+from nats_taskflow.units import rfc3339
 from nats_taskflow.wire.codec import Identity
 from tests.running import Running
 

@@ -13,7 +13,7 @@ from nats_taskflow.engine import Engine
 from nats_taskflow.flow.commands import Policy
 from nats_taskflow.manager import CreateManagedInput, FlowManager
 from nats_taskflow.store.sqlite import SqliteFlowStore
-from nats_taskflow.times import Micros, to_datetime, to_micros
+from nats_taskflow.units import Micros, to_datetime, to_micros
 from nats_taskflow.wait_engine import WaitEngine
 
 START = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)

@@ -16,8 +16,8 @@ from nats_taskflow.flow.model import Flow
 from nats_taskflow.metrics import Metrics
 from nats_taskflow.store.overview import FOREVER, Stretch
 from nats_taskflow.store.records import Batch
-from nats_taskflow.times import Micros
 from nats_taskflow.tracking import Tracker
+from nats_taskflow.units import Micros
 from tests.running import Running, running
 from tests.service.acting import external, parked, timer
 from tests.service.test_rules_of_damage import damage

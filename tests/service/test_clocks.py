@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from nats_taskflow.bus.clock import ClockOffset
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.times import SECOND
+from nats_taskflow.units import SECOND
 from tests.eventually import eventually
 from tests.running import VirtualClock
 from tests.service.line import Line

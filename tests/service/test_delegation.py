@@ -23,7 +23,7 @@ from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Outgoing
 from nats_taskflow.store.records import DueOutgoing
 from nats_taskflow.store.transaction import SqliteTransaction
-from nats_taskflow.times import rfc3339
+from nats_taskflow.units import rfc3339
 from nats_taskflow.wire.bindings import Binding
 from nats_taskflow.wire.delegates import Delegate
 from tests.eventually import eventually

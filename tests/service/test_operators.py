@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from nats_taskflow.admin.letters import replayed
 from nats_taskflow.bus.base import Outgoing
 from nats_taskflow.store.overview import COUNTED, Kept, WantedLetters
-from nats_taskflow.times import SECOND
+from nats_taskflow.units import SECOND
 from nats_taskflow.wire.subjects import Subjects
 from tests.serving import Json, Refused, Served, serving
 

@@ -12,7 +12,7 @@ from nats_taskflow.errors import FlowError, HorizonExceeded, IllegalTransition, 
 from nats_taskflow.flow.commands import DeadlinePassed, Policy, ResumeFlow
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.times import rfc3339
+from nats_taskflow.units import rfc3339
 from tests.running import Running, running
 from tests.service.acting import Inlet, external, journal, now, parked, started, timer
 

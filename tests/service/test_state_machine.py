@@ -42,7 +42,7 @@ from nats_taskflow.store.base import Transaction, Work
 from nats_taskflow.store.sqlite import SqliteFlowStore
 from nats_taskflow.submission import Outcome, Raw
 from nats_taskflow.testing.database import InlineStore, Killed, fresh
-from nats_taskflow.times import SECOND, rfc3339
+from nats_taskflow.units import SECOND, rfc3339
 from nats_taskflow.wire.codec import Identity
 from tests.modelled import Entry, Model
 from tests.running import VirtualClock

@@ -22,7 +22,7 @@ from bench.neighbours import Row, verdict
 from bench.neighbours import table as compared_trees
 from bench.peers.ledger import opened, resumed
 from nats_taskflow.invariants import Evidence, violations
-from nats_taskflow.times import to_micros
+from nats_taskflow.units import to_micros
 from tests.running import START
 
 TOPIC = "agent.delegate.reply"

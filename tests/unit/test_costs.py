@@ -35,7 +35,7 @@ from nats_taskflow.store.opening import take_values_as_they_are
 from nats_taskflow.store.records import Batch
 from nats_taskflow.submission import Outcome
 from nats_taskflow.testing.database import InlineStore, fresh
-from nats_taskflow.times import rfc3339
+from nats_taskflow.units import rfc3339
 from nats_taskflow.wait_engine import WaitEngine
 from nats_taskflow.wire.codec import Identity, Inbound
 from nats_taskflow.wire.replies import Binding, Bindings

@@ -16,7 +16,7 @@ from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.world import World
-from nats_taskflow.times import SECOND, Micros, to_datetime
+from nats_taskflow.units import SECOND, Micros, to_datetime
 from tests.pages import ROOT, pages
 
 TOPIC = "agent.delegate.reply"

@@ -38,7 +38,7 @@ from nats_taskflow.flow.lifecycle import NEXT, TERMINAL, EventKind, FlowStatus, 
 from nats_taskflow.flow.model import Flow, FlowEvent
 from nats_taskflow.flow.waits import ExternalEvent, nodes, parse
 from nats_taskflow.flow.world import World
-from nats_taskflow.times import SECOND, rfc3339
+from nats_taskflow.units import SECOND, rfc3339
 from nats_taskflow.wire.journal import PAYLOADS
 
 NOW = 1_800_000_000 * SECOND

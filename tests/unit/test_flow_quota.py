@@ -27,7 +27,7 @@ from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.usage import Usage
 from nats_taskflow.flow.world import World
-from nats_taskflow.times import SECOND, rfc3339
+from nats_taskflow.units import SECOND, rfc3339
 from tests.flows import BOB, KATE, TOPIC, any_of, external, manual
 
 NOW = 1_800_000_000 * SECOND

@@ -37,7 +37,7 @@ from nats_taskflow.flow.waits import (
     to_value,
 )
 from nats_taskflow.flow.world import World
-from nats_taskflow.times import to_micros
+from nats_taskflow.units import to_micros
 
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
 

@@ -29,7 +29,7 @@ from nats_taskflow.flow.model import Flow, FlowEvent
 from nats_taskflow.flow.world import World
 from nats_taskflow.store.records import InboxKey, InboxRow, Loaded
 from nats_taskflow.submission import Outcome, Submission
-from nats_taskflow.times import SECOND
+from nats_taskflow.units import SECOND
 from nats_taskflow.wire.codec import Identity
 
 FLOW, PAIR = "f", ("t", "c")

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from nats_taskflow.bus.server import EmbeddedServer, ServerRefused
 from nats_taskflow.cli import taskflow
 from nats_taskflow.errors import StoreLocked, StoreRefused
-from nats_taskflow.ownership import open_own
+from nats_taskflow.files import open_own
 from nats_taskflow.store.lock import WriterLock
 from nats_taskflow.store.opening import schema_of
 from nats_taskflow.store.sqlite import SqliteFlowStore

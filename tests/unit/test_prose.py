@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import nats_taskflow
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 NOUNS = "flows events letters replies children rows times tries parts messages workers conditions invariants"
 PLURAL = re.compile(rf" (?:\(s\)|(?:(?:dead|held|open|settled) )?(?:{'|'.join(NOUNS.split())})\b)")

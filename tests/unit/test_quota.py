@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nats_taskflow.errors import QuotaExceeded
 from nats_taskflow.quota import BURST, Meter
-from nats_taskflow.times import SECOND
+from nats_taskflow.units import SECOND
 
 
 def taken(meter: Meter, count: int, at: int, agent: str = "mallory", size: int = 0) -> int:

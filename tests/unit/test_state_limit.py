@@ -13,7 +13,7 @@ from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.world import World
-from nats_taskflow.times import SECOND
+from nats_taskflow.units import SECOND
 
 NOW = 1_800_000_000 * SECOND
 POLICY = Policy(max_state_bytes=1000)

@@ -7,7 +7,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_taskflow.turnstile import Share, Turns, Turnstile
+from nats_taskflow.turns import Share, Turns, Turnstile
 
 
 def test_whoever_has_much_waiting_is_served_in_turn_with_the_others() -> None:

@@ -16,7 +16,7 @@ from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.waits import MAX_LEAVES, due_times, from_value, holds, nodes, open_nodes, parse, to_value
 from nats_taskflow.flow.world import World
-from nats_taskflow.times import SECOND, rfc3339
+from nats_taskflow.units import SECOND, rfc3339
 
 NOW = 1_800_000_000 * SECOND
 OWNER = "agent:kate:session:main"

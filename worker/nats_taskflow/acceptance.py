@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.json_schema import Check, Misfit, Unusable, compiled
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 MAX_BYTES = 16 * 1024
 """Of a schema, which so has at most 8,192 parts: none is over `MAX_WORK` by itself."""

@@ -21,7 +21,7 @@ from nats_taskflow.store.overview import Wanted
 from nats_taskflow.store.records import Page
 from nats_taskflow.submission import Outcome
 from nats_taskflow.telemetry import Said
-from nats_taskflow.turnstile import Share, Turns
+from nats_taskflow.turns import Share, Turns
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.capacity import WHOLE, page_bytes
 from nats_taskflow.wire.codec import Mint, Query, Unusable, read_command, read_query, stray

@@ -47,10 +47,10 @@ from nats_taskflow.supervisor import Services, Supervisor
 from nats_taskflow.systemd import Systemd
 from nats_taskflow.tasks import LastResort
 from nats_taskflow.telemetry import Said, configure_logging, logger
-from nats_taskflow.times import SECOND, Micros
 from nats_taskflow.topology import reply_bindings, topology
 from nats_taskflow.tracing import Tracing, open_spans
 from nats_taskflow.tracking import Tracker
+from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.version import program_version
 from nats_taskflow.wait_engine import WaitEngine
 from nats_taskflow.wire import capacity

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from nats_taskflow.ownership import open_own
+from nats_taskflow.files import open_own
 
 _UNFINISHED = ".taskflow-part"
 

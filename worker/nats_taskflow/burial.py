@@ -7,7 +7,7 @@ import msgspec
 from nats_taskflow.flow.decision import Spoiled
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.submission import Original, Submission
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 
 def letter_of(submission: Submission, raw: Original, reason: str, message: str, now: Micros) -> DeadLetter:

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 
 from nats_taskflow.store.overview import FOREVER, Overview, Stretch
-from nats_taskflow.times import SECOND, Micros
+from nats_taskflow.units import SECOND, Micros
 
 PER: Micros = 60 * SECOND
 """To how much the age of waits is known."""

@@ -23,7 +23,7 @@ from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.flow.size import bounded
 from nats_taskflow.store.records import Batch, FlowWrite, InboxRow, Loaded
 from nats_taskflow.submission import Outcome, Submission, Useless
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 from nats_taskflow.wire.outcomes import EXPIRED, kept, refused, reply_outcome
 
 

@@ -20,7 +20,7 @@ from nats_taskflow.store.base import Transaction
 from nats_taskflow.store.records import AGAIN, Batch, DueOutgoing
 from nats_taskflow.tasks import repeat
 from nats_taskflow.telemetry import Said
-from nats_taskflow.times import SECOND, Micros
+from nats_taskflow.units import SECOND, Micros
 
 _AT_ONCE = 256
 _LOOK_EVERY = 5.0

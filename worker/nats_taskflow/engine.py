@@ -27,7 +27,7 @@ from nats_taskflow.queueing import Job, Queue
 from nats_taskflow.store.base import LostRace, Store, Work
 from nats_taskflow.store.records import Batch
 from nats_taskflow.submission import Original, Outcome, Submission, Useless
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 from nats_taskflow.wire.codec import Identity
 
 _RACE_BUDGET = 3

@@ -33,7 +33,7 @@ from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
 from nats_taskflow.store.base import Transaction
 from nats_taskflow.store.records import ALL, Page, Row
-from nats_taskflow.times import to_micros
+from nats_taskflow.units import to_micros
 
 _PAGE = 500
 _PRUNE_BATCH = 200

@@ -8,7 +8,7 @@ from nats_taskflow.bus.base import Bus
 from nats_taskflow.recall import Recall
 from nats_taskflow.submission import Outcome
 from nats_taskflow.tasks import Errands
-from nats_taskflow.turnstile import Share, Turns
+from nats_taskflow.turns import Share, Turns
 from nats_taskflow.wire.outcomes import fitting
 
 _TURNS, _TURNS_EACH = 8, 2

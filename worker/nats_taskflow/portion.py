@@ -14,7 +14,7 @@ from nats_taskflow.flow.commands import Policy
 from nats_taskflow.store.base import TooHeavy, Transaction
 from nats_taskflow.store.records import ALL, Batch, Loaded
 from nats_taskflow.submission import Submission, needs_of, needs_of_ends
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 _LONG = 0.04
 """Seconds of work after which a transaction takes no more decisions: what is left of its batch is next."""

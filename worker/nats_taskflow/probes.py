@@ -18,8 +18,8 @@ from nats_taskflow.relay import Relay
 from nats_taskflow.store.base import Store
 from nats_taskflow.tasks import repeat
 from nats_taskflow.telemetry import Said
-from nats_taskflow.times import SECOND, Micros
 from nats_taskflow.tracking import Look, Survey, Tracker
+from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.wire import capacity
 
 _EVERY = 1.0

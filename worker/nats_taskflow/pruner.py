@@ -15,7 +15,7 @@ from nats_taskflow.engine import Engine
 from nats_taskflow.errors import Unavailable
 from nats_taskflow.store.base import Work
 from nats_taskflow.tasks import repeat
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 FirstKept = Callable[[], Awaitable[Mapping[str, int]]]
 """Asks the broker for the first sequence that each inbound stream still keeps."""

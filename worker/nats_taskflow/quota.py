@@ -7,7 +7,7 @@ ahead of now, it may ask for more at once.
 from __future__ import annotations
 
 from nats_taskflow.errors import QuotaExceeded
-from nats_taskflow.times import SECOND, Micros
+from nats_taskflow.units import SECOND, Micros
 
 BURST: Micros = 10 * SECOND
 """What an agent may ask for at once, or saves up while it asks for nothing: as much as it is granted in this time."""

@@ -17,10 +17,10 @@ from nats_taskflow.engine import Engine
 from nats_taskflow.errors import FlowError, Refusal, Unavailable
 from nats_taskflow.lanes import Lanes
 from nats_taskflow.letters import Letter
-from nats_taskflow.prose import counted
 from nats_taskflow.store.base import Transaction
 from nats_taskflow.store.records import Batch
 from nats_taskflow.tasks import Tasks, repeat
+from nats_taskflow.text import counted
 
 Read = Callable[[int, int], Awaitable[list[Letter]]]
 Fresh = Callable[[Batch], list[Letter]]

@@ -29,8 +29,8 @@ from nats_taskflow.futures import new_future, resolve
 from nats_taskflow.store.records import Batch
 from nats_taskflow.tasks import repeat
 from nats_taskflow.telemetry import Said
-from nats_taskflow.times import SECOND
 from nats_taskflow.tracking import Tracker
+from nats_taskflow.units import SECOND
 
 QUEUED = 4096
 """At most this many entries wait to become spans; what a span shows is about a kilobyte."""

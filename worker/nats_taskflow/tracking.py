@@ -11,7 +11,7 @@ from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.metrics import ACTIONS, FILES, QUOTAS, WAIT_KINDS, Metrics
 from nats_taskflow.store.records import Batch
-from nats_taskflow.times import SECOND
+from nats_taskflow.units import SECOND
 
 _UNSTORED = ("ignored", "retried")
 

@@ -24,7 +24,7 @@ from nats_taskflow.manager import FlowManager, new_id
 from nats_taskflow.store.records import ALL, Batch, Due, DueFlows
 from nats_taskflow.submission import Outcome, Raw
 from nats_taskflow.telemetry import Said
-from nats_taskflow.times import SECOND, Micros, to_micros
+from nats_taskflow.units import SECOND, Micros, to_micros
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.verdicts import Identity, digest
 

@@ -12,12 +12,12 @@ from nats_taskflow.engine import Engine
 from nats_taskflow.errors import Conflict, InvalidRequest, NotFound
 from nats_taskflow.flow.commands import Caller, CancelFlow, ExpireHeld, FailFlow, MatchHeld, RequestCancel, ResumeFlow, Stimulus
 from nats_taskflow.flow.model import HeldReply
-from nats_taskflow.prose import counted
 from nats_taskflow.recall import Recall, Turn
 from nats_taskflow.store.base import Transaction, Work
 from nats_taskflow.store.overview import Intervention
 from nats_taskflow.submission import Outcome
-from nats_taskflow.times import Micros
+from nats_taskflow.text import counted
+from nats_taskflow.units import Micros
 from nats_taskflow.wire import operators, oversight
 from nats_taskflow.wire.documents import show_flow
 from nats_taskflow.wire.operators import Asked

@@ -29,7 +29,7 @@ from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.store.base import Reads
 from nats_taskflow.store.overview import Wanted, WantedLetters
-from nats_taskflow.times import Micros, rfc3339
+from nats_taskflow.units import Micros, rfc3339
 from nats_taskflow.wire import operators, outcomes, oversight
 from nats_taskflow.wire.cursors import read_number, write_cursor
 from nats_taskflow.wire.documents import show_flow

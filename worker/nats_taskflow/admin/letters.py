@@ -19,11 +19,11 @@ from nats_taskflow.admin.pages import moment_before
 from nats_taskflow.bus.base import Bus, Outgoing, PublishFailed
 from nats_taskflow.engine import Engine
 from nats_taskflow.errors import FlowError, InvalidRequest, NotFound, Unavailable
-from nats_taskflow.prose import counted
 from nats_taskflow.store.base import Transaction, Work
 from nats_taskflow.store.overview import Intervention, Kept, WantedLetters
 from nats_taskflow.store.records import DeadLetter
-from nats_taskflow.times import Micros
+from nats_taskflow.text import counted
+from nats_taskflow.units import Micros
 from nats_taskflow.wire import operators, oversight
 from nats_taskflow.wire.cursors import read_number, write_cursor
 from nats_taskflow.wire.headers import MSG_ID

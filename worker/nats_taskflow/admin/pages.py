@@ -17,7 +17,7 @@ from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.flow.waits import due_times, from_value
 from nats_taskflow.store.overview import Kept, LetterGroup
 from nats_taskflow.store.records import Page, Row
-from nats_taskflow.times import Micros, rfc3339, to_micros
+from nats_taskflow.units import Micros, rfc3339, to_micros
 from nats_taskflow.wire import operators, oversight
 from nats_taskflow.wire.cursors import read_cursor, write_cursor
 from nats_taskflow.wire.subjects import Subjects

@@ -16,7 +16,7 @@ import structlog
 from nats_taskflow.bus.endpoints import Request
 from nats_taskflow.errors import FlowError, Unavailable
 from nats_taskflow.tasks import Errands
-from nats_taskflow.turnstile import Share, Turnstile
+from nats_taskflow.turns import Share, Turnstile
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, weight
 from nats_taskflow.wire.outcomes import error_headers, refused
 

@@ -9,7 +9,7 @@ from datetime import datetime
 import msgspec
 
 from nats_taskflow.bus.settings import Json
-from nats_taskflow.times import Micros, to_micros
+from nats_taskflow.units import Micros, to_micros
 
 _GRAIN: Micros = 20_000
 """Clocks that are kept by NTP differ by some milliseconds all the time: that is no reason to move the offset."""

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from nats_taskflow.errors import BusLost, ConfigError
-from nats_taskflow.secrecy import check_path
+from nats_taskflow.secret_paths import check_path
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Nats, Secret

@@ -13,7 +13,7 @@ from nats_taskflow.cli.asking import Line, ReadCommand, run
 from nats_taskflow.cli.exits import Failed
 from nats_taskflow.cli.showing import Printer
 from nats_taskflow.errors import Refusal
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3
 _WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")

@@ -12,7 +12,7 @@ from click.exceptions import Exit
 
 from nats_taskflow.cli import exits
 from nats_taskflow.cli.asking import Line, pages, whole_ids
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 Json = dict[str, Any]
 STATUSES = ("created", "running", "waiting", "finished", "failed", "cancelled")

@@ -11,7 +11,7 @@ import click
 
 from nats_taskflow.cli.dev_folder import load_with_database
 from nats_taskflow.cli.options import SettingsCommand
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 
 @click.command(cls=SettingsCommand)

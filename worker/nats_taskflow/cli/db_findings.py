@@ -11,7 +11,7 @@ import click
 
 from nats_taskflow.cli.layout import wrap
 from nats_taskflow.cli.showing import clock, paint, printable, screen
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
     from nats_taskflow.invariants.checking import Progress

@@ -15,7 +15,7 @@ from nats_taskflow.cli.choosing import agreed, yes_option
 from nats_taskflow.cli.dev_folder import load_with_database
 from nats_taskflow.cli.options import SettingsCommand
 from nats_taskflow.cli.showing import Printer, progress
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
     import sqlite3

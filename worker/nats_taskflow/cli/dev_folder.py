@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nats_taskflow.ownership import user
+from nats_taskflow.files import user
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config, Found

@@ -13,7 +13,7 @@ from nats_taskflow.cli.asking import AskCommand, Line, ReadCommand, intervention
 from nats_taskflow.cli.choosing import agreed, yes_option
 from nats_taskflow.cli.command import Group
 from nats_taskflow.cli.showing import Printer, ago, clock, progress, since
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 Json = dict[str, Any]
 _AT_ONCE = 100

@@ -12,7 +12,7 @@ from nats_taskflow.cli import exits
 from nats_taskflow.cli.dev_folder import find_dev_database
 from nats_taskflow.cli.options import SettingsCommand, load_config
 from nats_taskflow.cli.verdicts import Verdict
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config

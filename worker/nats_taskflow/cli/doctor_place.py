@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nats_taskflow.cli.verdicts import Verdict
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config

@@ -11,7 +11,7 @@ import click
 
 from nats_taskflow.cli.asking import AskCommand, Line, owner_of, run, whole_id
 from nats_taskflow.cli.showing import Printer, mark, waits_on
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 Json = dict[str, Any]
 

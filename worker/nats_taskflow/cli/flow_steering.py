@@ -12,7 +12,7 @@ from nats_taskflow.cli.asking import AskCommand, Line, Refused, agent_options, i
 from nats_taskflow.cli.choosing import FILTERS, RATE, bulk_options, chosen, confirmed, narrowed
 from nats_taskflow.cli.flow_acting import children_of, json_value, told
 from nats_taskflow.cli.showing import Printer, progress, short, status_of
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 Json = dict[str, Any]
 _REVISION = click.option("--expected-revision", type=int, metavar="N", help="Refuse if the flow is not at this revision.")

@@ -8,7 +8,7 @@ import click
 
 from nats_taskflow.cli.asking import Line, ReadCommand, run
 from nats_taskflow.cli.showing import Printer, since
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 Json = dict[str, Any]
 

@@ -10,7 +10,7 @@ from nats_taskflow.cli.asking import Line, ReadCommand, agent_options, pages, ru
 from nats_taskflow.cli.choosing import wait_options
 from nats_taskflow.cli.following import watch_options, watched
 from nats_taskflow.cli.showing import Printer, short, since, until, waits_on
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 _FILTERS = ("topic", "correlation_id", "kind", "controller", "owner", "step", "older_than", "due_within")
 

@@ -32,7 +32,7 @@ from nats_taskflow.client.errors import (
 )
 from nats_taskflow.client.transport import Inbox, Lost, Message, NoAnswer, NotPermitted, NotStored, Stored, Transport
 from nats_taskflow.errors import FlowError
-from nats_taskflow.prose import shown
+from nats_taskflow.text import shown
 from nats_taskflow.wire import limits
 from nats_taskflow.wire.documents import CancelledChildren, ErrorShown, FlowShown, StepShown
 from nats_taskflow.wire.headers import MSG_ID, REPLY_TO

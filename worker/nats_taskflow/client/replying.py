@@ -10,7 +10,7 @@ from nats_taskflow.client.encoding import encoded
 from nats_taskflow.client.errors import InvalidRequest
 from nats_taskflow.client.now import now
 from nats_taskflow.flow.identifiers import bad_id
-from nats_taskflow.prose import shown
+from nats_taskflow.text import shown
 from nats_taskflow.wire import limits
 from nats_taskflow.wire.reply_message import open_reply, value_of_bytes
 from nats_taskflow.wire.subjects import Subjects, is_literal

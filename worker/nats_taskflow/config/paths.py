@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nats_taskflow.errors import ConfigError
-from nats_taskflow.secrecy import check_path
+from nats_taskflow.secret_paths import check_path
 
 
 def config_home(environ: Mapping[str, str]) -> Path:

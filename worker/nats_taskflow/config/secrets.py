@@ -14,7 +14,7 @@ import msgspec
 
 from nats_taskflow.config.paths import check_file, check_private, reason
 from nats_taskflow.errors import ConfigError
-from nats_taskflow.secrecy import check_path
+from nats_taskflow.secret_paths import check_path
 
 _USERINFO = re.compile(r"//(.*)@")
 

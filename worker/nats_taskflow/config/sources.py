@@ -14,7 +14,7 @@ from nats_taskflow.config.contexts import read_context
 from nats_taskflow.config.paths import config_home, expand, exposure, reason
 from nats_taskflow.config.tree import Guarded, settings
 from nats_taskflow.errors import ConfigError
-from nats_taskflow.ownership import check_folders, check_unwritable, open_own
+from nats_taskflow.files import check_folders, check_unwritable, open_own
 
 _RESERVED: Mapping[str, tuple[Any, ...]] = {
     # Keys of the documented file whose feature this version lacks: taken where they ask for nothing, refused where they would be a promise.

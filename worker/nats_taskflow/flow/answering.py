@@ -9,7 +9,7 @@ from nats_taskflow.flow.ending import Source, condition_of, satisfy
 from nats_taskflow.flow.fitness import unfit
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.waits import Manual, WaitCondition, nodes, open_nodes
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 
 def answer(command: ResumeFlow, flow: Flow, now: Micros, policy: Policy) -> Decision | FlowError:

@@ -11,8 +11,8 @@ from nats_taskflow.flow.identifiers import agent_of, bad_id
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.pointing import relocate, trail
 from nats_taskflow.flow.waits import MAX_DEPTH, MAX_LEAVES, AtLeast, ExternalEvent, FlowEnds, Manual, Node, Timer, WaitCondition, nodes
-from nats_taskflow.prose import counted
-from nats_taskflow.times import Micros, to_micros, to_the_second
+from nats_taskflow.text import counted
+from nats_taskflow.units import Micros, to_micros, to_the_second
 
 
 def check(condition: WaitCondition, flow: Flow, view: View, now: Micros, policy: Policy) -> FlowError | None:

@@ -13,7 +13,7 @@ import msgspec
 
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import FlowStepStatus
-from nats_taskflow.times import SECOND, Micros
+from nats_taskflow.units import SECOND, Micros
 
 DAY: Micros = 24 * 3600 * SECOND
 

@@ -56,7 +56,7 @@ from nats_taskflow.flow.model import Flow, FlowStep
 from nats_taskflow.flow.park import park
 from nats_taskflow.flow.quota import within_quota
 from nats_taskflow.flow.watching import cancel_children, resume_watchers
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 TARGET: dict[type[Command], FlowStatus] = {
     RunFlow: FlowStatus.RUNNING,

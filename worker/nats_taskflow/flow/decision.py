@@ -13,7 +13,7 @@ from nats_taskflow.flow.holding import Displaced, Holdings
 from nats_taskflow.flow.lifecycle import STATUS_AFTER, EventKind
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Pair, Waiter
 from nats_taskflow.flow.usage import Usage
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 OutcomeName = Literal[
     "applied", "resumed", "progressed", "held", "duplicate", "conflict", "late", "expired", "flow_mismatch", "rejected", "dead", "unmatched"

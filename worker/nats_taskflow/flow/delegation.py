@@ -16,7 +16,7 @@ from nats_taskflow.flow.park import park_on, with_outgoing
 from nats_taskflow.flow.request_headers import DEADLINE, HOPS, REPLY_SUBJECT, asker
 from nats_taskflow.flow.settling import settle
 from nats_taskflow.flow.waits import ExternalEvent, parse
-from nats_taskflow.times import Micros, rfc3339, to_micros
+from nats_taskflow.units import Micros, rfc3339, to_micros
 
 
 def delegate(command: DelegateFlow, flow: Flow, view: View, now: Micros, policy: Policy) -> Decision | FlowError:

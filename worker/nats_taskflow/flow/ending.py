@@ -25,7 +25,7 @@ from nats_taskflow.flow.waits import (
     open_nodes,
     to_value,
 )
-from nats_taskflow.times import Micros, rfc3339
+from nats_taskflow.units import Micros, rfc3339
 
 TIMED_OUT = "wait timed out"
 

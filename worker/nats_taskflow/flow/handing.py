@@ -10,7 +10,7 @@ from nats_taskflow.flow.fitness import unfit
 from nats_taskflow.flow.holding import Displaced
 from nats_taskflow.flow.model import Flow, Pair
 from nats_taskflow.flow.waits import ExternalEvent, leaf_at, open_nodes
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 
 def match_held(command: MatchHeld, view: View, now: Micros, policy: Policy) -> Decision | FlowError:

@@ -16,7 +16,7 @@ from nats_taskflow.flow.fitness import unfit
 from nats_taskflow.flow.holding import displaced_by
 from nats_taskflow.flow.model import Flow, HeldReply, Waiter
 from nats_taskflow.flow.waits import deadline_of
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 _RANK: dict[OutcomeName, int] = {"late": 0, "progressed": 1, "resumed": 2}
 """With several waiters the message's one outcome is the strongest of what it did."""

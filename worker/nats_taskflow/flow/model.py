@@ -10,7 +10,7 @@ import msgspec
 
 from nats_taskflow.flow.lifecycle import TERMINAL, EventKind, FlowStatus, FlowStepStatus
 from nats_taskflow.flow.waits import WaitCondition, parse
-from nats_taskflow.times import Micros, to_datetime
+from nats_taskflow.units import Micros, to_datetime
 
 Pair = tuple[str, str]
 """(topic, correlation_id): what a reply is matched by, byte for byte (SEMANTICS R1)."""

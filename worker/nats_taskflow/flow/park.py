@@ -16,7 +16,7 @@ from nats_taskflow.flow.pointing import misspelled
 from nats_taskflow.flow.settling import settle
 from nats_taskflow.flow.waits import FLOW_ENDS, ExternalEvent, FlowEnds, WaitCondition, deadline_of, nodes, parse, to_value
 from nats_taskflow.flow.watching import end_of
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 MAX_WAITERS = 500
 """How many flows may wait for one pair, all of which one reply resumes."""

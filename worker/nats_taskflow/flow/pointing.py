@@ -11,7 +11,7 @@ import msgspec
 
 from nats_taskflow.errors import FlowError, InvalidRequest
 from nats_taskflow.flow.waits import COMPOSITES, KINDS, Mode, OnTimeout, WaitCondition
-from nats_taskflow.prose import TYPES, meant, shown
+from nats_taskflow.text import TYPES, meant, shown
 
 _WHOLE = "/wait_condition"
 _FIELD = re.compile(r"\AObject (contains unknown|missing required) field `(.*)`\Z", re.DOTALL)

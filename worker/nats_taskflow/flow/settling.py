@@ -15,7 +15,7 @@ from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.commands import Policy
 from nats_taskflow.flow.pointing import relocate
 from nats_taskflow.flow.waits import Composite, ExternalEvent, FlowEnds, Timer, WaitCondition
-from nats_taskflow.times import Micros, to_datetime
+from nats_taskflow.units import Micros, to_datetime
 
 _DIGITS = 32
 """Of a minted id, in hexadecimal: 128 bit, written as a UUID, for agents that parse it as one and write it back (R3)."""

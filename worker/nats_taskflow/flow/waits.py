@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
-from nats_taskflow.times import Micros, to_micros
+from nats_taskflow.units import Micros, to_micros
 
 OnTimeout = Literal["resume", "fail", "cancel"]
 Mode = Literal["one", "all"]

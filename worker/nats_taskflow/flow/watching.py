@@ -12,7 +12,7 @@ from nats_taskflow.flow.decision import Change, Decision, Draft, View
 from nats_taskflow.flow.ending import Source, cancel, satisfy
 from nats_taskflow.flow.model import Flow, Waiter
 from nats_taskflow.flow.waits import FLOW_ENDS, from_value, open_nodes
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 _NAMES = 1024
 """Room for what is told beside the state."""

@@ -13,7 +13,7 @@ from nats_taskflow.flow.model import Flow, FlowEvent, Waiter
 from nats_taskflow.invariants.ledger import Ledger
 from nats_taskflow.invariants.record import ClientRecord
 from nats_taskflow.store import rows
-from nats_taskflow.times import SECOND, Micros
+from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.wire.subjects import Subjects
 
 REMEMBERED: Micros = 14 * 24 * 3600 * SECOND

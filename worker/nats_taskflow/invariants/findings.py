@@ -12,7 +12,7 @@ from nats_taskflow.invariants.evidence import Evidence
 from nats_taskflow.invariants.lives import count
 from nats_taskflow.invariants.outbox import unpublished
 from nats_taskflow.invariants.table import INVARIANTS
-from nats_taskflow.times import rfc3339
+from nats_taskflow.units import rfc3339
 
 KEPT = 100
 """How many sentences are kept for each invariant; the rest is counted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nats_taskflow.invariants.evidence import Evidence
-from nats_taskflow.prose import counted
+from nats_taskflow.text import counted
 
 _LAST = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = ?1), 0)"
 _ABOVE = {"events": "SELECT count(*) FROM flow_events WHERE n > ?1", "dead_letters": "SELECT count(*) FROM dead_letters WHERE n > ?1"}

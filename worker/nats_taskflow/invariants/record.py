@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 Answer = Literal["applied", "refused", "accepted", "in_doubt"]
 """`applied` and `refused`: the outcome came back. `accepted`: a PubAck, the outcome was not asked for. `in_doubt`: nobody answered."""

@@ -10,7 +10,7 @@ from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import FlowEvent
 from nats_taskflow.flow.waits import Timer, WaitCondition, due_times, ends_at, from_value, nodes
 from nats_taskflow.invariants.evidence import Life
-from nats_taskflow.times import Micros, to_micros, to_the_second
+from nats_taskflow.units import Micros, to_micros, to_the_second
 
 _ENDS = {EventKind.RESUMED, EventKind.FAILED, EventKind.CANCELLED}
 

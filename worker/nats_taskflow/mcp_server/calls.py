@@ -15,7 +15,7 @@ from nats_taskflow.mcp_server.advice import DOUBTFUL, NEXT, STORED, next_for
 from nats_taskflow.mcp_server.line import Line
 from nats_taskflow.mcp_server.once import Doubts, command_id
 from nats_taskflow.mcp_server.schema import ACTIONS, ALL, KEY, MOST, Action, needed
-from nats_taskflow.prose import meant
+from nats_taskflow.text import meant
 from nats_taskflow.wire.documents import FlowShown
 from nats_taskflow.wire.protocols import mcp_task, waiting_for
 

@@ -27,7 +27,7 @@ from nats_taskflow.flow.lifecycle import STATUS_AFTER, EventKind, FlowStepStatus
 from nats_taskflow.flow.model import FlowEvent
 from nats_taskflow.flow.world import World
 from nats_taskflow.reference.tables import BY_HAND, code, page_of, table
-from nats_taskflow.times import SECOND, Micros
+from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.wire.cloudevents import event_message
 from nats_taskflow.wire.subjects import Subjects
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from nats_taskflow.prose import for_users
+from nats_taskflow.text import for_users
 
 BY_HAND = "Written by `make docs` from the program itself: do not edit."
 

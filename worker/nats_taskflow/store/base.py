@@ -14,7 +14,7 @@ from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
 from nats_taskflow.store.overview import Intervention, Overview
 from nats_taskflow.store.records import ALL, Batch, DeadLetter, DueFlows, DueOutgoing, InboxRow, Loaded, Needs, Numbered, Page, Suspects
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 
 class ConstraintViolated(Exception):

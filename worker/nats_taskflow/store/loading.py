@@ -21,7 +21,7 @@ from nats_taskflow.store.queries import statements
 from nats_taskflow.store.records import ALL, InboxKey, InboxRow, Loaded, Needs, Place
 from nats_taskflow.store.stepping import fetch
 from nats_taskflow.store.upkeep import Upkeep
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 _HELD_LOOKED_AT, _HELD_AT_ONCE, _HELD_BYTES = 64, 32, 2 * 1024 * 1024
 """How many held replies of a pair are looked at, after how many of all pairs no second one is loaded, and about how much they weigh."""

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from nats_taskflow.errors import StoreBroken, StoreLocked, StoreRefused
-from nats_taskflow.ownership import open_own
+from nats_taskflow.files import open_own
 
 
 class WriterLock:

@@ -14,7 +14,7 @@ import structlog
 
 from nats_taskflow.atomic_file import part_of, settled
 from nats_taskflow.errors import StoreRefused
-from nats_taskflow.ownership import open_own
+from nats_taskflow.files import open_own
 from nats_taskflow.store.failures import translated
 from nats_taskflow.store.queries import migrations
 

@@ -13,7 +13,7 @@ import msgspec
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.store.records import DeadLetter, Page
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 LOOK = 5000
 """How many flows one page looks at."""

@@ -31,7 +31,7 @@ from nats_taskflow.store.overview import (
 from nats_taskflow.store.queries import statements
 from nats_taskflow.store.records import ALL, Page
 from nats_taskflow.store.stepping import PAGE_BYTES, Fetched
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 _DUE_COUNTED = 10_000
 _FIRST = (-(2**62), 0)

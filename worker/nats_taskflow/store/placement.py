@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nats_taskflow.config.paths import named, whole
 from nats_taskflow.errors import StoreRefused
-from nats_taskflow.ownership import check_own, check_unwritable
+from nats_taskflow.files import check_own, check_unwritable
 from nats_taskflow.store.opening import MEMORY
 
 REMOTE = frozenset(

@@ -17,7 +17,7 @@ from nats_taskflow.store.overview_reads import OverviewReads, readable
 from nats_taskflow.store.queries import statements
 from nats_taskflow.store.records import ALL, DeadLetter, Due, DueFlows, DueOutgoing, InboxRow, Numbered, OpenEnd, Page
 from nats_taskflow.store.stepping import PAGE_BYTES, Fetched
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 _TURNS_AMONG = 2500
 """Agents take turns among so many of the first rows that are due, and of the last: looking at a row costs a hundredth of acting on it."""

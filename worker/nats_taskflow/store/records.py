@@ -12,7 +12,7 @@ from nats_taskflow.flow.holding import Sender
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Pair, Waiter
 from nats_taskflow.flow.usage import Usage
 from nats_taskflow.flow.world import World
-from nats_taskflow.times import SECOND, Micros
+from nats_taskflow.units import SECOND, Micros
 
 InboxKey = tuple[str, str]
 """(scope, key): the identity of a message; scopes are `cmd:<agent>` and `reply`."""

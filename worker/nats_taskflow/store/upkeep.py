@@ -17,7 +17,7 @@ from nats_taskflow.store import rows
 from nats_taskflow.store.overview import Intervention
 from nats_taskflow.store.queries import statements
 from nats_taskflow.store.records import Suspects
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 from nats_taskflow.wire.outcomes import EXPIRED
 
 

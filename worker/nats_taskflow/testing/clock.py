@@ -7,7 +7,7 @@ from typing import Protocol
 
 from nats_taskflow.durations import format_duration, parse_duration
 from nats_taskflow.testing.timing import LoopTime
-from nats_taskflow.times import SECOND, Micros, to_datetime, to_micros
+from nats_taskflow.units import SECOND, Micros, to_datetime, to_micros
 
 
 def soon() -> datetime:

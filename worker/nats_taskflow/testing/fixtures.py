@@ -69,7 +69,7 @@ def _checked(request: pytest.FixtureRequest, made: Callable[..., Any], settings:
     takes = [name for name in inspect.signature(made).parameters if name != "self"]
     for name in settings:
         if name not in takes:
-            from nats_taskflow.prose import meant  # noqa: PLC0415  see above
+            from nats_taskflow.text import meant  # noqa: PLC0415  see above
 
             hint = meant(name, takes) or f"; it takes {', '.join(takes)}"
             said = f"@pytest.mark.taskflow has no setting {name!r} for the fixture {request.fixturename}{hint}"

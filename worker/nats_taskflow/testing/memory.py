@@ -15,7 +15,7 @@ from nats_taskflow.testing.clock import Clock
 from nats_taskflow.testing.database import Inline, InlineStore, Killed, copied, fresh
 from nats_taskflow.testing.life import Life
 from nats_taskflow.testing.timing import of_worker
-from nats_taskflow.times import Micros
+from nats_taskflow.units import Micros
 
 _MOST_RETRIES = 1000
 """How often in a row time stops for the worker's retries. What has not gone through by then will not before somebody helps."""

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.testing.clock import shown
-from nats_taskflow.times import Micros, to_micros
+from nats_taskflow.units import Micros, to_micros
 
 Json = dict[str, Any]
 _TELLING = ("wait", "patch", "reason", "final_state")

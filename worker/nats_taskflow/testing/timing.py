@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from nats_taskflow.times import SECOND, Micros
+from nats_taskflow.units import SECOND, Micros
 
 _OF_WORKER: contextvars.ContextVar[bool] = contextvars.ContextVar("taskflow_of_worker", default=False)
 _Timer = tuple[Micros, int, asyncio.TimerHandle]

@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from nats_taskflow.flow.identifiers import agent_of
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import FlowEvent
-from nats_taskflow.times import rfc3339
+from nats_taskflow.units import rfc3339
 from nats_taskflow.wire.headers import CONTENT_TYPE, MSG_ID, TRACEPARENT
 from nats_taskflow.wire.subjects import Subjects
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.errors import FlowError, IdMismatch, InvalidRequest
-from nats_taskflow.prose import shown
+from nats_taskflow.text import shown
 from nats_taskflow.wire import complaints
 from nats_taskflow.wire.commands import build, owner_of
 from nats_taskflow.wire.envelope import Opened, open_request

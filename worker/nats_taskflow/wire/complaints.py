@@ -9,7 +9,7 @@ import msgspec
 
 from nats_taskflow.errors import FlowError, InvalidRequest, UnsupportedVerb
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
-from nats_taskflow.prose import TYPES, meant, shown
+from nats_taskflow.text import TYPES, meant, shown
 from nats_taskflow.wire import limits, pointers
 from nats_taskflow.wire.requests import COMMANDS, EXPECTED, QUERIES, ListMine, Observe
 

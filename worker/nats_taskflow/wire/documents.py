@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
 from nats_taskflow.flow.waits import due_times, from_value
-from nats_taskflow.times import rfc3339
+from nats_taskflow.units import rfc3339
 
 
 class FlowShown(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.errors import FlowError, InvalidRequest, TooDeep, TooLarge
-from nats_taskflow.prose import TYPES, shown
+from nats_taskflow.text import TYPES, shown
 from nats_taskflow.wire import pointers
 from nats_taskflow.wire.headers import MOST_HEADERS, UNREAD, Headers
 

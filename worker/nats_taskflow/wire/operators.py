@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from nats_taskflow.errors import InvalidRequest, UnsupportedVerb
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.prose import meant, shown
+from nats_taskflow.text import meant, shown
 from nats_taskflow.wire import complaints, limits, requests
 from nats_taskflow.wire.envelope import open_request
 from nats_taskflow.wire.requests import (

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from nats_taskflow.flow.waits import WaitCondition
-from nats_taskflow.prose import for_users
+from nats_taskflow.text import for_users
 from nats_taskflow.wire import channels
 from nats_taskflow.wire import documents as shapes
 from nats_taskflow.wire.cloudevents import CloudEvent
