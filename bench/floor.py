@@ -21,7 +21,7 @@ from bench.driving import driven
 from bench.figures import Figure
 from bench.load import TOPIC, Order, flow_id, reply
 from nats_taskflow.bus.server import EmbeddedServer
-from nats_taskflow.flow.commands import Reply
+from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.store.queries import statements
 from nats_taskflow.store.transaction import SqliteTransaction
 from nats_taskflow.wire.codec import Identity

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from bench.load import TOPIC, flow_id
-from nats_taskflow.flow.commands import Caller, ParkFlow, StartFlow
+from nats_taskflow.flow.stimuli import Caller, ParkFlow, StartFlow
 from nats_taskflow.units import rfc3339, to_micros
 from nats_taskflow.wire.verdicts import Identity
 from tests.running import Running, VirtualClock, running

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.flow.commands import Caller, CancelFlow, ParkFlow, Reply, ResumeFlow, StartFlow, Stimulus
 from nats_taskflow.flow.fold import folded
 from nats_taskflow.flow.model import Flow
+from nats_taskflow.flow.stimuli import Caller, CancelFlow, ParkFlow, Reply, ResumeFlow, StartFlow, Stimulus
 from nats_taskflow.manager import new_id
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.submission import Outcome, Raw

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from nats_taskflow.engine import Engine
-from nats_taskflow.flow.commands import Policy
+from nats_taskflow.flow.stimuli import Policy
 from nats_taskflow.manager import CreateManagedInput, FlowManager
 from nats_taskflow.store.sqlite import SqliteFlowStore
 from nats_taskflow.units import Micros, to_datetime, to_micros

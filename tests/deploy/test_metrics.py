@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Histogram, disable_created_metr
 
 from nats_taskflow.bus.base import Backlog, Source
 from nats_taskflow.bus.memory import MemoryBus
-from nats_taskflow.flow.commands import Reply
+from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.inspector import Inspector
 from nats_taskflow.metrics import _ANSWERS, Metrics
 from nats_taskflow.probes import WorkerProbes

@@ -18,9 +18,9 @@ from nats_taskflow.bus.base import Ack, Outgoing
 from nats_taskflow.bus.jetstream import JetStreamBus
 from nats_taskflow.consumer import Consumer
 from nats_taskflow.deciding import Deciding
-from nats_taskflow.flow.commands import CancelFlow, DeadlinePassed, Reply
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import Waiter
+from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, Reply
 from nats_taskflow.store.lock import WriterLock
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite import SqliteFlowStore

@@ -26,7 +26,7 @@ from nats_taskflow.bus.base import Delivery
 from nats_taskflow.consumer import Verdict
 from nats_taskflow.engine import Engine
 from nats_taskflow.errors import FlowError, Internal
-from nats_taskflow.flow.commands import Policy, Reply, StartFlow
+from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
 from nats_taskflow.reading import reader
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.store.sqlite import SqliteFlowStore

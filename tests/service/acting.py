@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.errors import FlowError
+from nats_taskflow.flow.conditions import Timer, to_value
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.waits import Timer, to_value
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.submission import Outcome, Raw, Useless
 from nats_taskflow.wire.codec import Ignored, Unusable

@@ -10,8 +10,8 @@ import pytest
 
 from nats_taskflow.acceptance import accepts, schema_flaw
 from nats_taskflow.errors import InvalidRequest
-from nats_taskflow.flow.commands import Policy
 from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.stimuli import Policy
 from tests.flows import all_of, any_of, arrives, buried, counted, external, get, park, refused
 from tests.running import running
 

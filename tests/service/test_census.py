@@ -11,8 +11,8 @@ import pytest
 from nats_taskflow import census as census_module
 from nats_taskflow.census import PER, Census
 from nats_taskflow.errors import Unavailable
-from nats_taskflow.flow.commands import CancelFlow, ResumeFlow
 from nats_taskflow.flow.model import Flow
+from nats_taskflow.flow.stimuli import CancelFlow, ResumeFlow
 from nats_taskflow.metrics import Metrics
 from nats_taskflow.store.overview import FOREVER, Stretch
 from nats_taskflow.store.records import Batch

@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 
 from nats_taskflow.config import Config
 from nats_taskflow.errors import Internal, TopologyRefused
-from nats_taskflow.flow.commands import Caller, CancelFlow, DeadlinePassed, RequestCancel
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
+from nats_taskflow.flow.stimuli import Caller, CancelFlow, DeadlinePassed, RequestCancel
 from nats_taskflow.manager import StepObservation
 from nats_taskflow.store.base import LostRace
 from nats_taskflow.store.records import Batch

@@ -14,8 +14,8 @@ import pytest
 
 from nats_taskflow import acceptance
 from nats_taskflow.errors import Internal, Unavailable
-from nats_taskflow.flow.commands import AdvanceFlow, Caller, CancelFlow, ParkFlow, Policy, ResumeFlow
 from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.stimuli import AdvanceFlow, Caller, CancelFlow, ParkFlow, Policy, ResumeFlow
 from nats_taskflow.store.sqlite import SqliteFlowStore
 from nats_taskflow.submission import Outcome
 from tests.eventually import eventually

@@ -13,8 +13,8 @@ import pytest
 
 from nats_taskflow.engine import Engine
 from nats_taskflow.errors import AlreadyTerminal, FlowError, Internal, RevisionMismatch, StoreBroken, StoreLocked, Unavailable
-from nats_taskflow.flow.commands import AdvanceFlow, CancelFlow, FinishFlow, Policy, StartFlow
 from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.stimuli import AdvanceFlow, CancelFlow, FinishFlow, Policy, StartFlow
 from nats_taskflow.store.base import LostRace, Transaction
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite import SqliteFlowStore

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from nats_taskflow.aftermath import AT_ONCE
-from nats_taskflow.flow.commands import CancelFlow, FinishFlow, StartFlow
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
+from nats_taskflow.flow.stimuli import CancelFlow, FinishFlow, StartFlow
 from nats_taskflow.manager import new_id
 from nats_taskflow.store.records import Batch
 from tests.e2e.checks import of_database

@@ -19,8 +19,8 @@ from nats_taskflow.aftermath import AT_ONCE
 from nats_taskflow.deferral import Deferrals
 from nats_taskflow.errors import Unavailable, WaitConflict
 from nats_taskflow.flow import park as parks
-from nats_taskflow.flow.commands import AdvanceFlow, DelegateFlow, FinishFlow, Policy
 from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.stimuli import AdvanceFlow, DelegateFlow, FinishFlow, Policy
 from nats_taskflow.store.records import Batch, Loaded, Needs
 from nats_taskflow.store.transaction import SqliteTransaction
 from nats_taskflow.submission import Submission

@@ -21,9 +21,9 @@ from nats_taskflow.bus.base import Delivery, InProgress, Source
 from nats_taskflow.bus.memory import Stored
 from nats_taskflow.consumer import Verdict
 from nats_taskflow.errors import ConsumerTaken, StoreBroken, Unavailable
-from nats_taskflow.flow.commands import FinishFlow
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.stimuli import FinishFlow
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.transaction import SqliteTransaction
 from nats_taskflow.units import rfc3339

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nats_taskflow.errors import WaitConflict
-from nats_taskflow.flow.commands import CancelFlow
 from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.stimuli import CancelFlow
 from tests.flows import (
     BOB,
     KATE,

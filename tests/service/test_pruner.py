@@ -9,7 +9,7 @@ from typing import Any
 
 from nats_taskflow.bus.base import PublishFailed
 from nats_taskflow.errors import Conflict, Unavailable
-from nats_taskflow.flow.commands import StartFlow
+from nats_taskflow.flow.stimuli import StartFlow
 from nats_taskflow.pruner import Pruner
 from nats_taskflow.submission import Outcome
 from tests.eventually import eventually

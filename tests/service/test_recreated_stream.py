@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nats_taskflow.errors import InvalidRequest
-from nats_taskflow.flow.commands import StartFlow
+from nats_taskflow.flow.stimuli import StartFlow
 from nats_taskflow.manager import new_id
 from nats_taskflow.submission import Outcome, Raw, Useless
 from nats_taskflow.wire.verdicts import Identity

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound, WaitConflict
-from nats_taskflow.flow.commands import Caller, ParkFlow, Policy
 from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.stimuli import Caller, ParkFlow, Policy
 from nats_taskflow.submission import Outcome
 from nats_taskflow.wire.replies import Bindings
 from nats_taskflow.wire.subjects import Subjects

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from nats_taskflow.flow.commands import CancelFlow, FailFlow, FinishFlow, ObserveStep, ResumeFlow, Stimulus
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
+from nats_taskflow.flow.stimuli import CancelFlow, FailFlow, FinishFlow, ObserveStep, ResumeFlow, Stimulus
 from tests.e2e.checks import of_database
 from tests.flows import arrives, cancel, counted, did, ends, external, get, kinds, park, start
 from tests.running import running

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nats_taskflow.engine import Engine
-from nats_taskflow.flow.commands import (
+from nats_taskflow.flow.fold import fold, folded
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
     Caller,
     CancelFlow,
@@ -35,8 +37,6 @@ from nats_taskflow.flow.commands import (
     StartFlow,
     Stimulus,
 )
-from nats_taskflow.flow.fold import fold, folded
-from nats_taskflow.flow.model import Flow
 from nats_taskflow.store import rows
 from nats_taskflow.store.base import Transaction, Work
 from nats_taskflow.store.sqlite import SqliteFlowStore

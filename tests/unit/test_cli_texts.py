@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from nats_taskflow.cli import taskflow
-from nats_taskflow.flow.commands import Caller, CancelFlow, FailFlow, FinishFlow, ParkFlow, RequestCancel, StartFlow
+from nats_taskflow.flow.stimuli import Caller, CancelFlow, FailFlow, FinishFlow, ParkFlow, RequestCancel, StartFlow
 from tests.flows import KATE, TOPIC, any_of, arrives, did, external, manual, timer
 from tests.golden import golden
 from tests.running import VirtualClock, running

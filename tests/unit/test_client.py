@@ -27,7 +27,7 @@ from nats_taskflow.client.lanes import Lanes, Later
 from nats_taskflow.client.numbering import CURRENT, Numbering, new_id
 from nats_taskflow.client.synadia import _request
 from nats_taskflow.client.transport import Delivery, Message
-from nats_taskflow.flow import waits
+from nats_taskflow.flow import conditions
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import FlowEvent
 from nats_taskflow.wire.cloudevents import event_message
@@ -143,9 +143,9 @@ def test_every_condition_that_is_spelled_is_one_that_the_worker_reads() -> None:
         any_of(timer(deadline), ended(FLOW, timeout=timedelta(hours=1)), manual(deadline=deadline, on_timeout="cancel")),
         manual(),
     )
-    parsed = waits.parse(whole)
-    assert isinstance(parsed, waits.AtLeast)
-    assert [type(node.condition).__name__ for node in waits.nodes(parsed)] == [
+    parsed = conditions.parse(whole)
+    assert isinstance(parsed, conditions.AtLeast)
+    assert [type(node.condition).__name__ for node in conditions.nodes(parsed)] == [
         *("AtLeast", "AllOf", "ExternalEvent", "Manual", "AnyOf", "Timer", "FlowEnds", "Manual", "Manual")
     ]
     assert whole["conditions"][0]["conditions"][0] == {

@@ -26,7 +26,7 @@ import pytest
 from nats_taskflow import portion
 from nats_taskflow.bus.base import Bus, Delivery, Outgoing, Published
 from nats_taskflow.engine import Engine
-from nats_taskflow.flow.commands import Policy, Reply, StartFlow
+from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
 from nats_taskflow.manager import FlowManager
 from nats_taskflow.outlets import events, fresh_events
 from nats_taskflow.reading import Randomness, reader

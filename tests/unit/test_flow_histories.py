@@ -15,7 +15,13 @@ import pytest
 from msgspec.structs import replace
 
 from nats_taskflow.errors import AlreadyTerminal, CancelPending, FlowError
-from nats_taskflow.flow.commands import (
+from nats_taskflow.flow.conditions import ExternalEvent, nodes, parse
+from nats_taskflow.flow.decide import decide
+from nats_taskflow.flow.decision import Decision
+from nats_taskflow.flow.fold import fold, folded
+from nats_taskflow.flow.lifecycle import NEXT, TERMINAL, EventKind, FlowStatus, FlowStepStatus
+from nats_taskflow.flow.model import Flow, FlowEvent
+from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
     CancelFlow,
     DeadlinePassed,
@@ -31,13 +37,7 @@ from nats_taskflow.flow.commands import (
     StartFlow,
     Stimulus,
 )
-from nats_taskflow.flow.decide import decide
-from nats_taskflow.flow.decision import Decision
-from nats_taskflow.flow.fold import fold, folded
-from nats_taskflow.flow.lifecycle import NEXT, TERMINAL, EventKind, FlowStatus, FlowStepStatus
-from nats_taskflow.flow.model import Flow, FlowEvent
-from nats_taskflow.flow.waits import ExternalEvent, nodes, parse
-from nats_taskflow.flow.world import World
+from nats_taskflow.flow.view import World
 from nats_taskflow.units import SECOND, rfc3339
 from nats_taskflow.wire.journal import PAYLOADS
 

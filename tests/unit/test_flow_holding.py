@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_taskflow.flow.commands import Policy, Reply
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
-from nats_taskflow.flow.world import World
+from nats_taskflow.flow.stimuli import Policy, Reply
+from nats_taskflow.flow.view import World
 from nats_taskflow.wire.replies import Binding, Bindings
 from nats_taskflow.wire.subjects import Subjects
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from nats_taskflow.flow.commands import ParkFlow, Policy, Reply
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply, Waiter
-from nats_taskflow.flow.world import World
+from nats_taskflow.flow.stimuli import ParkFlow, Policy, Reply
+from nats_taskflow.flow.view import World
 
 NOW = 1_800_000_000_000_000
 EXTERNAL = {"kind": "external_event", "topic": "t", "correlation_id": "c"}

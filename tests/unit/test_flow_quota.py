@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from nats_taskflow.errors import FlowError, QuotaExceeded
-from nats_taskflow.flow.commands import (
+from nats_taskflow.flow.decide import decide
+from nats_taskflow.flow.decision import Decision
+from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
     Caller,
     CancelFlow,
@@ -23,10 +25,8 @@ from nats_taskflow.flow.commands import (
     StartFlow,
     Stimulus,
 )
-from nats_taskflow.flow.decide import decide
-from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.usage import Usage
-from nats_taskflow.flow.world import World
+from nats_taskflow.flow.view import World
 from nats_taskflow.units import SECOND, rfc3339
 from tests.flows import BOB, KATE, TOPIC, any_of, external, manual
 

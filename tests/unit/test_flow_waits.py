@@ -13,13 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nats_taskflow.errors import FlowError, InvalidRequest
-from nats_taskflow.flow.commands import ParkFlow, Policy
-from nats_taskflow.flow.decide import decide
-from nats_taskflow.flow.ending import due_of
-from nats_taskflow.flow.identifiers import agent_of
-from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.waits import (
+from nats_taskflow.flow.conditions import (
     AllOf,
     AnyOf,
     AtLeast,
@@ -36,7 +30,13 @@ from nats_taskflow.flow.waits import (
     parse,
     to_value,
 )
-from nats_taskflow.flow.world import World
+from nats_taskflow.flow.decide import decide
+from nats_taskflow.flow.end import due_of
+from nats_taskflow.flow.ids import agent_of
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.model import Flow
+from nats_taskflow.flow.stimuli import ParkFlow, Policy
+from nats_taskflow.flow.view import World
 from nats_taskflow.units import to_micros
 
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)

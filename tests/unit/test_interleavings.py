@@ -19,14 +19,14 @@ import pytest
 
 from nats_taskflow.deciding import Deciding
 from nats_taskflow.errors import FlowError
-from nats_taskflow.flow.commands import CancelFlow, DeadlinePassed, ParkFlow, Policy, Reply, ResumeFlow, StartFlow, Stimulus
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.fold import fold
-from nats_taskflow.flow.holding import Holdings
+from nats_taskflow.flow.held_quota import Holdings
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent
-from nats_taskflow.flow.world import World
+from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, ParkFlow, Policy, Reply, ResumeFlow, StartFlow, Stimulus
+from nats_taskflow.flow.view import World
 from nats_taskflow.store.records import InboxKey, InboxRow, Loaded
 from nats_taskflow.submission import Outcome, Submission
 from nats_taskflow.units import SECOND

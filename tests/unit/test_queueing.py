@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_taskflow.flow.commands import Reply, RunFlow
+from nats_taskflow.flow.stimuli import Reply, RunFlow
 from nats_taskflow.queueing import MAX_BYTES, Job, Queue
 from nats_taskflow.submission import Submission
 from nats_taskflow.wire.codec import Identity

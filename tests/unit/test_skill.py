@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from nats_taskflow.cli import taskflow
 from nats_taskflow.cli.skill import NAME, text
-from nats_taskflow.flow.waits import from_value
+from nats_taskflow.flow.conditions import from_value
 from nats_taskflow.mcp_server.calls import checked
 from nats_taskflow.mcp_server.schema import ACTIONS
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_taskflow.flow.commands import ParkFlow, Policy, StartFlow
+from nats_taskflow.flow.conditions import MAX_LEAVES, due_times, from_value, holds, nodes, open_nodes, parse, to_value
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.waits import MAX_LEAVES, due_times, from_value, holds, nodes, open_nodes, parse, to_value
-from nats_taskflow.flow.world import World
+from nats_taskflow.flow.stimuli import ParkFlow, Policy, StartFlow
+from nats_taskflow.flow.view import World
 from nats_taskflow.units import SECOND, rfc3339
 
 NOW = 1_800_000_000 * SECOND

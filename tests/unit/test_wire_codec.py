@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nats_taskflow.errors import FlowError, IdMismatch, InvalidRequest, UnsupportedVerb
-from nats_taskflow.flow import commands as flow
+from nats_taskflow.flow import stimuli as flow
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
 from nats_taskflow.wire import requests
 from nats_taskflow.wire.codec import Inbound, Query, Unusable, read_command, read_query, stray

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from nats_taskflow.client.replying import enveloped
 from nats_taskflow.errors import Forbidden, InvalidRequest, TopicNotBound
-from nats_taskflow.flow.commands import Reply
-from nats_taskflow.flow.identifiers import bad_id
+from nats_taskflow.flow.ids import bad_id
+from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.wire.replies import Binding, Bindings, check_bindings
 from nats_taskflow.wire.subjects import Subjects
 from nats_taskflow.wire.verdicts import REASONS, Ignored, Inbound, Unusable

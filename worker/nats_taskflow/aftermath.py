@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from nats_taskflow.flow.commands import FlowEnded, FollowUp, ParentCancelled
 from nats_taskflow.flow.decision import Change, Decision
 from nats_taskflow.flow.lifecycle import TERMINAL, EventKind, FlowStatus
+from nats_taskflow.flow.stimuli import FlowEnded, FollowUp, ParentCancelled
 from nats_taskflow.store.records import OpenEnd
 from nats_taskflow.wire.documents import CancelledChildren
 

@@ -20,7 +20,7 @@ import structlog
 
 from nats_taskflow.deferral import Deferrals
 from nats_taskflow.errors import FlowError, Internal, Refusal, RevisionMismatch, Unavailable
-from nats_taskflow.flow.commands import FollowUp, Policy, Stimulus
+from nats_taskflow.flow.stimuli import FollowUp, Policy, Stimulus
 from nats_taskflow.futures import fail, fail_all, new_future, resolve, to_its_end
 from nats_taskflow.portion import decided
 from nats_taskflow.queueing import Job, Queue

@@ -10,7 +10,7 @@ from operator import attrgetter
 import msgspec
 
 from nats_taskflow.bus.base import MOST_TOGETHER, Outgoing
-from nats_taskflow.flow.identifiers import agent_of
+from nats_taskflow.flow.ids import agent_of
 
 _BATCH_BYTES = 1024 * 1024
 """A batch takes no more once it weighs this much."""

@@ -16,7 +16,9 @@ import msgspec
 import uuid_utils
 
 from nats_taskflow.engine import Engine
-from nats_taskflow.flow.commands import (
+from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
+from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
+from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
     CancelFlow,
     FailFlow,
@@ -29,8 +31,6 @@ from nats_taskflow.flow.commands import (
     StartFlow,
     Stimulus,
 )
-from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
-from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
 from nats_taskflow.store.base import Transaction
 from nats_taskflow.store.records import ALL, Page, Row
 from nats_taskflow.units import to_micros

@@ -6,7 +6,7 @@ from functools import partial
 
 from nats_taskflow.acceptance import accepts, schema_flaw
 from nats_taskflow.config import Config
-from nats_taskflow.flow.commands import Policy
+from nats_taskflow.flow.stimuli import Policy
 from nats_taskflow.quota import Meter
 from nats_taskflow.wire.delegates import Delegates
 from nats_taskflow.wire.delegations import taken_for_reply

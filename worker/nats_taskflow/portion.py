@@ -10,7 +10,7 @@ import time
 from nats_taskflow.aftermath import End
 from nats_taskflow.deciding import Deciding
 from nats_taskflow.deferral import Before
-from nats_taskflow.flow.commands import Policy
+from nats_taskflow.flow.stimuli import Policy
 from nats_taskflow.store.base import TooHeavy, Transaction
 from nats_taskflow.store.records import ALL, Batch, Loaded
 from nats_taskflow.submission import Submission, needs_of, needs_of_ends

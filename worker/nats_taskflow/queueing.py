@@ -17,7 +17,7 @@ from typing import Any, final
 
 import msgspec
 
-from nats_taskflow.flow.commands import Reply
+from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.store.base import Work
 from nats_taskflow.submission import Submission
 

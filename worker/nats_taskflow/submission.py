@@ -9,7 +9,11 @@ from typing import Any, Protocol
 import msgspec
 
 from nats_taskflow.errors import FlowError
-from nats_taskflow.flow.commands import (
+from nats_taskflow.flow.conditions import ExternalEvent, FlowEnds, from_value, nodes
+from nats_taskflow.flow.decision import OutcomeName
+from nats_taskflow.flow.model import Flow, FlowStep
+from nats_taskflow.flow.quota import bounded_agent
+from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
     DelegateFlow,
     ExpireHeld,
@@ -26,10 +30,6 @@ from nats_taskflow.flow.commands import (
     StartFlow,
     Stimulus,
 )
-from nats_taskflow.flow.decision import OutcomeName
-from nats_taskflow.flow.model import Flow, FlowStep
-from nats_taskflow.flow.quota import bounded_agent
-from nats_taskflow.flow.waits import ExternalEvent, FlowEnds, from_value, nodes
 from nats_taskflow.store.records import Needs
 from nats_taskflow.wire.headers import Headers
 from nats_taskflow.wire.verdicts import Identity, digest

@@ -21,10 +21,10 @@ import structlog
 
 from nats_taskflow.engine import Engine
 from nats_taskflow.errors import ConfigError, FlowError, Refusal
-from nats_taskflow.flow.identifiers import agent_of
+from nats_taskflow.flow.conditions import MAX_LEAVES
+from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import FlowEvent
-from nats_taskflow.flow.waits import MAX_LEAVES
 from nats_taskflow.futures import new_future, resolve
 from nats_taskflow.store.records import Batch
 from nats_taskflow.tasks import repeat

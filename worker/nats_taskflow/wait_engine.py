@@ -16,10 +16,10 @@ import msgspec
 import structlog
 
 from nats_taskflow.errors import FlowError, InvalidRequest, Unavailable
-from nats_taskflow.flow.commands import DeadlinePassed, FollowUp, Reply
-from nats_taskflow.flow.identifiers import bad_id
+from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
+from nats_taskflow.flow.stimuli import DeadlinePassed, FollowUp, Reply
 from nats_taskflow.manager import FlowManager, new_id
 from nats_taskflow.store.records import ALL, Batch, Due, DueFlows
 from nats_taskflow.submission import Outcome, Raw

@@ -10,8 +10,8 @@ import msgspec
 from nats_taskflow.admin.pages import moment_before
 from nats_taskflow.engine import Engine
 from nats_taskflow.errors import Conflict, InvalidRequest, NotFound
-from nats_taskflow.flow.commands import Caller, CancelFlow, ExpireHeld, FailFlow, MatchHeld, RequestCancel, ResumeFlow, Stimulus
 from nats_taskflow.flow.model import HeldReply
+from nats_taskflow.flow.stimuli import Caller, CancelFlow, ExpireHeld, FailFlow, MatchHeld, RequestCancel, ResumeFlow, Stimulus
 from nats_taskflow.recall import Recall, Turn
 from nats_taskflow.store.base import Transaction, Work
 from nats_taskflow.store.overview import Intervention

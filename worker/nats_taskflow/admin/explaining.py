@@ -9,9 +9,9 @@ from datetime import datetime
 import msgspec
 
 from nats_taskflow.durations import format_duration
+from nats_taskflow.flow.conditions import Composite, ExternalEvent, FlowEnds, Manual, Node, Timer, due_times, from_value, open_nodes
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, HeldReply
-from nats_taskflow.flow.waits import Composite, ExternalEvent, FlowEnds, Manual, Node, Timer, due_times, from_value, open_nodes
 from nats_taskflow.store.overview import Came, SetAside
 from nats_taskflow.text import counted
 from nats_taskflow.units import SECOND, Micros, to_micros, to_the_second

@@ -12,9 +12,9 @@ import msgspec
 
 from nats_taskflow.durations import parse_duration
 from nats_taskflow.errors import InvalidRequest
+from nats_taskflow.flow.conditions import due_times, from_value
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply
-from nats_taskflow.flow.waits import due_times, from_value
 from nats_taskflow.store.overview import Kept, LetterGroup
 from nats_taskflow.store.records import Page, Row
 from nats_taskflow.units import Micros, rfc3339, to_micros

@@ -9,7 +9,7 @@ import msgspec
 from nats_taskflow.client.encoding import encoded
 from nats_taskflow.client.errors import InvalidRequest
 from nats_taskflow.client.now import now
-from nats_taskflow.flow.identifiers import bad_id
+from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.text import shown
 from nats_taskflow.wire import limits
 from nats_taskflow.wire.reply_message import open_reply, value_of_bytes

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from nats_taskflow.errors import FlowError, IllegalTransition, InvalidRequest, TooLarge
-from nats_taskflow.flow.commands import Policy, ResumeFlow
+from nats_taskflow.flow.conditions import Manual, WaitCondition, nodes, open_nodes
 from nats_taskflow.flow.decision import Decision, Draft
-from nats_taskflow.flow.ending import Source, condition_of, satisfy
-from nats_taskflow.flow.fitness import unfit
+from nats_taskflow.flow.end import Source, condition_of, satisfy
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.waits import Manual, WaitCondition, nodes, open_nodes
+from nats_taskflow.flow.payload_check import unfit
+from nats_taskflow.flow.stimuli import Policy, ResumeFlow
 from nats_taskflow.units import Micros
 
 

@@ -20,7 +20,19 @@ from nats_taskflow.errors import (
     RevisionMismatch,
 )
 from nats_taskflow.flow.answering import answer
-from nats_taskflow.flow.commands import (
+from nats_taskflow.flow.cascade import cancel_children, resume_watchers
+from nats_taskflow.flow.decision import Decision, Draft, View
+from nats_taskflow.flow.delegate import delegate, send_again
+from nats_taskflow.flow.end import Source, cancel, fail, pass_time
+from nats_taskflow.flow.fold import merged
+from nats_taskflow.flow.held import expire_held, match_held
+from nats_taskflow.flow.lifecycle import NEXT, EventKind, FlowStatus
+from nats_taskflow.flow.match import match
+from nats_taskflow.flow.model import Flow, FlowStep
+from nats_taskflow.flow.park import park
+from nats_taskflow.flow.payload_check import too_large
+from nats_taskflow.flow.quota import within_quota
+from nats_taskflow.flow.stimuli import (
     WORKER,
     AdvanceFlow,
     CancelFlow,
@@ -44,18 +56,6 @@ from nats_taskflow.flow.commands import (
     StartFlow,
     Stimulus,
 )
-from nats_taskflow.flow.decision import Decision, Draft, View
-from nats_taskflow.flow.delegation import delegate, send_again
-from nats_taskflow.flow.ending import Source, cancel, fail, pass_time
-from nats_taskflow.flow.fitness import too_large
-from nats_taskflow.flow.fold import merged
-from nats_taskflow.flow.handing import expire_held, match_held
-from nats_taskflow.flow.lifecycle import NEXT, EventKind, FlowStatus
-from nats_taskflow.flow.match import match
-from nats_taskflow.flow.model import Flow, FlowStep
-from nats_taskflow.flow.park import park
-from nats_taskflow.flow.quota import within_quota
-from nats_taskflow.flow.watching import cancel_children, resume_watchers
 from nats_taskflow.units import Micros
 
 TARGET: dict[type[Command], FlowStatus] = {

@@ -7,11 +7,11 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from nats_taskflow.flow.commands import Caller
 from nats_taskflow.flow.fold import fold
-from nats_taskflow.flow.holding import Displaced, Holdings
+from nats_taskflow.flow.held_quota import Displaced, Holdings
 from nats_taskflow.flow.lifecycle import STATUS_AFTER, EventKind
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Pair, Waiter
+from nats_taskflow.flow.stimuli import Caller
 from nats_taskflow.flow.usage import Usage
 from nats_taskflow.units import Micros
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nats_taskflow.errors import Internal
-from nats_taskflow.flow.commands import WORKER, Caller, Policy, Reply
+from nats_taskflow.flow.conditions import deadline_of
 from nats_taskflow.flow.decision import Change, Decision, Draft, OutcomeName, View
-from nats_taskflow.flow.ending import Source, cancel, condition_of, pass_time, satisfy
-from nats_taskflow.flow.fitness import unfit
-from nats_taskflow.flow.holding import displaced_by
+from nats_taskflow.flow.end import Source, cancel, condition_of, pass_time, satisfy
+from nats_taskflow.flow.held_quota import displaced_by
 from nats_taskflow.flow.model import Flow, HeldReply, Waiter
-from nats_taskflow.flow.waits import deadline_of
+from nats_taskflow.flow.payload_check import unfit
+from nats_taskflow.flow.stimuli import WORKER, Caller, Policy, Reply
 from nats_taskflow.units import Micros
 
 _RANK: dict[OutcomeName, int] = {"late": 0, "progressed": 1, "resumed": 2}

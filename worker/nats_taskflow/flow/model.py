@@ -8,8 +8,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from nats_taskflow.flow.conditions import WaitCondition, parse
 from nats_taskflow.flow.lifecycle import TERMINAL, EventKind, FlowStatus, FlowStepStatus
-from nats_taskflow.flow.waits import WaitCondition, parse
 from nats_taskflow.units import Micros, to_datetime
 
 Pair = tuple[str, str]

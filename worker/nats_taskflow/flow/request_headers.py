@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nats_taskflow.flow.identifiers import agent_of
+from nats_taskflow.flow.ids import agent_of
 
 CORRELATION_ID = "Correlation-Id"
 FLOW_ID = "Taskflow-Flow-Id"

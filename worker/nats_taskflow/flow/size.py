@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import msgspec
 
 from nats_taskflow.errors import FlowError, TooLarge
-from nats_taskflow.flow.commands import Policy, Reply, Stimulus
 from nats_taskflow.flow.decision import Decision
+from nats_taskflow.flow.stimuli import Policy, Reply, Stimulus
 
 _ENCODER = msgspec.json.Encoder()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nats_taskflow.flow.identifiers import agent_of
+from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.lifecycle import TERMINAL
 from nats_taskflow.flow.model import Flow
 

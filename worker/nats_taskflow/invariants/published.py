@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from nats_taskflow.flow.identifiers import agent_of
+from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.lifecycle import TERMINAL
 from nats_taskflow.invariants.evidence import Evidence, Life
 from nats_taskflow.invariants.ledger import Ledger, digest, said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nats_taskflow.flow.identifiers import agent_of
+from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.invariants.evidence import Evidence, Life
 from nats_taskflow.wire.verdicts import command_scope
 

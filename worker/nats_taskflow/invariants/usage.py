@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from nats_taskflow.flow.identifiers import agent_of
+from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.lifecycle import TERMINAL
 from nats_taskflow.invariants.evidence import Evidence
 

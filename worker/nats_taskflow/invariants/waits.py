@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
+from nats_taskflow.flow.conditions import FLOW_ENDS, ExternalEvent, FlowEnds, deadline_of, from_value, open_nodes
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import Pair
-from nats_taskflow.flow.waits import FLOW_ENDS, ExternalEvent, FlowEnds, deadline_of, from_value, open_nodes
 from nats_taskflow.invariants.evidence import Evidence, Life
 
 _ENDS = {EventKind.RESUMED, EventKind.FINISHED, EventKind.FAILED, EventKind.CANCELLED}

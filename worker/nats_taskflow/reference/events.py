@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from nats_taskflow.errors import FlowError
-from nats_taskflow.flow.commands import (
+from nats_taskflow.flow.decide import decide
+from nats_taskflow.flow.lifecycle import STATUS_AFTER, EventKind, FlowStepStatus
+from nats_taskflow.flow.model import FlowEvent
+from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
     Caller,
     CancelFlow,
@@ -22,10 +25,7 @@ from nats_taskflow.flow.commands import (
     StartFlow,
     Stimulus,
 )
-from nats_taskflow.flow.decide import decide
-from nats_taskflow.flow.lifecycle import STATUS_AFTER, EventKind, FlowStepStatus
-from nats_taskflow.flow.model import FlowEvent
-from nats_taskflow.flow.world import World
+from nats_taskflow.flow.view import World
 from nats_taskflow.reference.tables import BY_HAND, code, page_of, table
 from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.wire.cloudevents import event_message

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nats_taskflow.flow.holding import AT_ONCE, Holdings
+from nats_taskflow.flow.conditions import FLOW_ENDS
+from nats_taskflow.flow.held_quota import AT_ONCE, Holdings
 from nats_taskflow.flow.model import Waiter
 from nats_taskflow.flow.usage import Usage
-from nats_taskflow.flow.waits import FLOW_ENDS
-from nats_taskflow.flow.world import World
+from nats_taskflow.flow.view import World
 from nats_taskflow.store import rows
 from nats_taskflow.store.base import TooHeavy
 from nats_taskflow.store.queries import statements

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nats_taskflow.errors import Internal
+from nats_taskflow.flow.conditions import FLOW_ENDS
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
-from nats_taskflow.flow.waits import FLOW_ENDS
 from nats_taskflow.store import rows
 from nats_taskflow.store.failures import translated
 from nats_taskflow.store.overview_reads import OverviewReads, readable

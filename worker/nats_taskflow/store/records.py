@@ -8,10 +8,10 @@ from typing import Generic, TypeVar
 import msgspec
 
 from nats_taskflow.flow.decision import OutcomeName
-from nats_taskflow.flow.holding import Sender
+from nats_taskflow.flow.held_quota import Sender
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Pair, Waiter
 from nats_taskflow.flow.usage import Usage
-from nats_taskflow.flow.world import World
+from nats_taskflow.flow.view import World
 from nats_taskflow.units import SECOND, Micros
 
 InboxKey = tuple[str, str]

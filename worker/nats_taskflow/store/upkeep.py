@@ -10,8 +10,8 @@ import msgspec
 import structlog
 
 from nats_taskflow.errors import Conflict, Internal
-from nats_taskflow.flow.ending import due_of
-from nats_taskflow.flow.identifiers import agent_of
+from nats_taskflow.flow.end import due_of
+from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.store import rows
 from nats_taskflow.store.overview import Intervention

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nats_taskflow.errors import InvalidRequest
-from nats_taskflow.flow import commands as flow
+from nats_taskflow.flow import stimuli as flow
 from nats_taskflow.wire import requests as wire
 from nats_taskflow.wire.delegations import delegation
 from nats_taskflow.wire.origin import Origin

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from nats_taskflow.errors import InvalidRequest, TooLarge
-from nats_taskflow.flow import commands as flow
+from nats_taskflow.flow import stimuli as flow
 from nats_taskflow.wire import requests as wire
 from nats_taskflow.wire.headers import Headers, weight
 from nats_taskflow.wire.origin import Origin

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from nats_taskflow.flow.conditions import due_times, from_value
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
-from nats_taskflow.flow.waits import due_times, from_value
 from nats_taskflow.units import rfc3339
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound
-from nats_taskflow.flow.commands import Reply, RequestRefused
+from nats_taskflow.flow.stimuli import Reply, RequestRefused
 from nats_taskflow.wire import limits, pointers
 from nats_taskflow.wire.acknowledgements import acknowledgement_in
 from nats_taskflow.wire.bindings import Binding, check_bindings

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.errors import InvalidRequest
-from nats_taskflow.flow.identifiers import bad_id
+from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.wire import limits, pointers
 from nats_taskflow.wire.envelope import open_value
 from nats_taskflow.wire.headers import MSG_ID, Headers, find

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from nats_taskflow.flow.waits import WaitCondition
+from nats_taskflow.flow.conditions import WaitCondition
 from nats_taskflow.text import for_users
 from nats_taskflow.wire import channels
 from nats_taskflow.wire import documents as shapes

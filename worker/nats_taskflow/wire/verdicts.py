@@ -8,7 +8,7 @@ from hashlib import blake2b
 import msgspec
 
 from nats_taskflow.errors import FlowError, IdMismatch, InvalidRequest, TooDeep, TooLarge, TopicNotBound, UnsupportedVerb
-from nats_taskflow.flow.commands import RequestRefused, Stimulus
+from nats_taskflow.flow.stimuli import RequestRefused, Stimulus
 from nats_taskflow.wire.limits import Malformed
 
 COMMAND_ID = re.compile(r"\A[A-Za-z0-9_-]{1,64}\Z")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nats_taskflow.flow.waits import MAX_ID_LENGTH
+from nats_taskflow.flow.conditions import MAX_ID_LENGTH
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import msgspec
 
 from nats_taskflow.errors import FlowError, InvalidRequest
-from nats_taskflow.flow.waits import COMPOSITES, KINDS, Mode, OnTimeout, WaitCondition
+from nats_taskflow.flow.conditions import COMPOSITES, KINDS, Mode, OnTimeout, WaitCondition
 from nats_taskflow.text import TYPES, meant, shown
 
 _WHOLE = "/wait_condition"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from nats_taskflow.errors import FlowError, Forbidden, HorizonExceeded, InvalidRequest, NotFound, TimerInPast
-from nats_taskflow.flow.commands import Policy
+from nats_taskflow.flow.conditions import MAX_DEPTH, MAX_LEAVES, AtLeast, ExternalEvent, FlowEnds, Manual, Node, Timer, WaitCondition, nodes
 from nats_taskflow.flow.decision import View
-from nats_taskflow.flow.identifiers import agent_of, bad_id
+from nats_taskflow.flow.error_paths import relocate, trail
+from nats_taskflow.flow.ids import agent_of, bad_id
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.pointing import relocate, trail
-from nats_taskflow.flow.waits import MAX_DEPTH, MAX_LEAVES, AtLeast, ExternalEvent, FlowEnds, Manual, Node, Timer, WaitCondition, nodes
+from nats_taskflow.flow.stimuli import Policy
 from nats_taskflow.text import counted
 from nats_taskflow.units import Micros, to_micros, to_the_second
 

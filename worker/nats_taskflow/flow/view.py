@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from nats_taskflow.errors import Internal
 from nats_taskflow.flow.decision import Change, Decision
-from nats_taskflow.flow.holding import Holdings
+from nats_taskflow.flow.held_quota import Holdings
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import Flow, FlowStep, HeldReply, Pair, Waiter
 from nats_taskflow.flow.usage import Usage, Usages

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from nats_taskflow.durations import parse_duration
 from nats_taskflow.errors import InvalidRequest
-from nats_taskflow.flow.commands import Policy
-from nats_taskflow.flow.pointing import relocate
-from nats_taskflow.flow.waits import Composite, ExternalEvent, FlowEnds, Timer, WaitCondition
+from nats_taskflow.flow.conditions import Composite, ExternalEvent, FlowEnds, Timer, WaitCondition
+from nats_taskflow.flow.error_paths import relocate
+from nats_taskflow.flow.stimuli import Policy
 from nats_taskflow.units import Micros, to_datetime
 
 _DIGITS = 32

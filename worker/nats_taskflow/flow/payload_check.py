@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.errors import FlowError, TooLarge
-from nats_taskflow.flow.commands import AdvanceFlow, Command, FinishFlow, Policy, ResumeFlow
+from nats_taskflow.flow.conditions import COMPOSITES, ExternalEvent, WaitCondition, leaf_at
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.waits import COMPOSITES, ExternalEvent, WaitCondition, leaf_at
+from nats_taskflow.flow.stimuli import AdvanceFlow, Command, FinishFlow, Policy, ResumeFlow
 
 _BRINGS: dict[type[Command], str] = {AdvanceFlow: "patch", ResumeFlow: "patch", FinishFlow: "final_state"}
 

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.errors import Internal
-from nats_taskflow.flow.commands import Caller, FlowEnded, ParentCancelled, Policy
+from nats_taskflow.flow.conditions import FLOW_ENDS, from_value, open_nodes
 from nats_taskflow.flow.decision import Change, Decision, Draft, View
-from nats_taskflow.flow.ending import Source, cancel, satisfy
+from nats_taskflow.flow.end import Source, cancel, satisfy
 from nats_taskflow.flow.model import Flow, Waiter
-from nats_taskflow.flow.waits import FLOW_ENDS, from_value, open_nodes
+from nats_taskflow.flow.stimuli import Caller, FlowEnded, ParentCancelled, Policy
 from nats_taskflow.units import Micros
 
 _NAMES = 1024

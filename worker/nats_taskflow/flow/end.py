@@ -7,12 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from nats_taskflow.errors import Internal
-from nats_taskflow.flow.commands import Caller
-from nats_taskflow.flow.decision import Draft, OutcomeName
-from nats_taskflow.flow.lifecycle import EventKind
-from nats_taskflow.flow.model import Flow, Outgoing, Pair
-from nats_taskflow.flow.request_headers import asker
-from nats_taskflow.flow.waits import (
+from nats_taskflow.flow.conditions import (
     COMPOSITES,
     ExternalEvent,
     Node,
@@ -25,6 +20,11 @@ from nats_taskflow.flow.waits import (
     open_nodes,
     to_value,
 )
+from nats_taskflow.flow.decision import Draft, OutcomeName
+from nats_taskflow.flow.lifecycle import EventKind
+from nats_taskflow.flow.model import Flow, Outgoing, Pair
+from nats_taskflow.flow.request_headers import asker
+from nats_taskflow.flow.stimuli import Caller
 from nats_taskflow.units import Micros, rfc3339
 
 TIMED_OUT = "wait timed out"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from nats_taskflow.errors import Conflict, FlowError, IllegalTransition, InvalidRequest, NotFound, RevisionMismatch
-from nats_taskflow.flow.commands import ExpireHeld, MatchHeld, Policy
+from nats_taskflow.flow.conditions import ExternalEvent, leaf_at, open_nodes
 from nats_taskflow.flow.decision import Decision, Draft, Taken, View
-from nats_taskflow.flow.ending import Source, condition_of, satisfy
-from nats_taskflow.flow.fitness import unfit
-from nats_taskflow.flow.holding import Displaced
+from nats_taskflow.flow.end import Source, condition_of, satisfy
+from nats_taskflow.flow.held_quota import Displaced
 from nats_taskflow.flow.model import Flow, Pair
-from nats_taskflow.flow.waits import ExternalEvent, leaf_at, open_nodes
+from nats_taskflow.flow.payload_check import unfit
+from nats_taskflow.flow.stimuli import ExpireHeld, MatchHeld, Policy
 from nats_taskflow.units import Micros
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from nats_taskflow.flow.commands import Policy
 from nats_taskflow.flow.model import HeldReply
+from nats_taskflow.flow.stimuli import Policy
 
 AT_ONCE = 2
 """How many replies a new one may displace: more than one, so that a quota that was lowered is met in time."""

@@ -7,15 +7,15 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest
-from nats_taskflow.flow.commands import DelegateFlow, Policy, RequestRefused
+from nats_taskflow.flow.conditions import ExternalEvent, parse
 from nats_taskflow.flow.decision import Decision, View
-from nats_taskflow.flow.ending import notice
-from nats_taskflow.flow.identifiers import agent_of
+from nats_taskflow.flow.end import notice
+from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.model import Flow, Outgoing
+from nats_taskflow.flow.normalize import settle
 from nats_taskflow.flow.park import park_on, with_outgoing
 from nats_taskflow.flow.request_headers import DEADLINE, HOPS, REPLY_SUBJECT, asker
-from nats_taskflow.flow.settling import settle
-from nats_taskflow.flow.waits import ExternalEvent, parse
+from nats_taskflow.flow.stimuli import DelegateFlow, Policy, RequestRefused
 from nats_taskflow.units import Micros, rfc3339, to_micros
 
 
