@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.load import TOPIC, flow_id
 from nats_taskflow.flow.stimuli import Caller, ParkFlow, StartFlow
 from nats_taskflow.units import rfc3339, to_micros
-from nats_taskflow.wire.verdicts import Identity
+from nats_taskflow.wire.inbound import Identity
 from tests.running import Running, VirtualClock, running
 
 OWNER = "agent:kate:session:main"

@@ -27,7 +27,7 @@ from nats_taskflow.store.sqlite import SqliteFlowStore
 from nats_taskflow.store.transaction import SqliteTransaction
 from nats_taskflow.store.upkeep import Upkeep
 from nats_taskflow.wait_engine import WaitEngine
-from nats_taskflow.wire.cloudevents import event_message
+from nats_taskflow.wire.events import event_message
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import Subjects
 

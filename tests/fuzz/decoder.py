@@ -33,7 +33,7 @@ from nats_taskflow.store.sqlite import SqliteFlowStore
 from nats_taskflow.submission import Outcome, Raw, Useless
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.codec import Ignored, Inbound, Query, Unusable, read_command, read_query
-from nats_taskflow.wire.deadletters import dead_letter_message
+from nats_taskflow.wire.dead_letters import dead_letter_message
 from nats_taskflow.wire.replies import Bindings
 from nats_taskflow.wire.requests import COMMANDS, QUERIES
 from nats_taskflow.wire.subjects import Subjects, is_token

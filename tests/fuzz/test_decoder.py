@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from referencing import Registry, Resource
 
 from nats_taskflow.wire.codec import Inbound, Unusable
-from nats_taskflow.wire.schemas import documents
+from nats_taskflow.wire.schema.documents import documents
 from tests.fuzz import decoder
 from tests.fuzz.corpus import BINDINGS, COMMANDS, QUERIES, Message, corpus
 from tests.fuzz.decoder import Crash, Target, fuzz, inputs

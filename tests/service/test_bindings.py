@@ -13,7 +13,7 @@ from nats_taskflow.config import Config, load
 from nats_taskflow.config.tree import Subjects as SubjectSettings
 from nats_taskflow.errors import ConfigError, TopologyRefused
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.wire.bindings import Binding
+from nats_taskflow.wire.reply_bindings import Binding
 from tests.running import VirtualClock
 from tests.serving import Refused, Served, serving
 

@@ -23,7 +23,7 @@ from nats_taskflow.manager import StepObservation
 from nats_taskflow.store.base import LostRace
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.transaction import SqliteTransaction
-from nats_taskflow.wire.bindings import Binding
+from nats_taskflow.wire.reply_bindings import Binding
 from tests.eventually import eventually
 from tests.running import Running, an_input, running
 from tests.service.acting import Inlet, external, journal, now, parked, started, timer

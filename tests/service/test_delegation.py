@@ -24,8 +24,8 @@ from nats_taskflow.flow.stimuli import DelegateFlow
 from nats_taskflow.store.records import DueOutgoing
 from nats_taskflow.store.transaction import SqliteTransaction
 from nats_taskflow.units import rfc3339
-from nats_taskflow.wire.bindings import Binding
 from nats_taskflow.wire.delegates import Delegate
+from nats_taskflow.wire.reply_bindings import Binding
 from tests.eventually import eventually
 from tests.running import VirtualClock, an_input
 from tests.serving import Refused, Served, serving

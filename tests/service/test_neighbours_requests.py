@@ -26,7 +26,7 @@ from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.store.sqlite import Queries
 from nats_taskflow.store.stepping import PAGE_BYTES, Fetched
-from nats_taskflow.wire.operators import OPERATIONS
+from nats_taskflow.wire.admin_requests import OPERATIONS
 from nats_taskflow.wire.requests import QUERIES
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Line

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from nats_taskflow.config import Config
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import Policy
-from nats_taskflow.wire.bindings import Binding
+from nats_taskflow.wire.reply_bindings import Binding
 from tests.running import Running, an_input, running
 from tests.service.acting import TOPIC, Inlet, dead_letters, external, started
 from tests.serving import serving

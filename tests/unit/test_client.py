@@ -30,7 +30,7 @@ from nats_taskflow.client.transport import Delivery, Message
 from nats_taskflow.flow import conditions
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import FlowEvent
-from nats_taskflow.wire.cloudevents import event_message
+from nats_taskflow.wire.events import event_message
 from nats_taskflow.wire.requests import COMMANDS, CommandId
 from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually

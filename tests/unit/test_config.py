@@ -14,8 +14,8 @@ from nats_taskflow.bus.options import nats_options
 from nats_taskflow.config import Config, Found, load, settings, shown
 from nats_taskflow.durations import Duration
 from nats_taskflow.errors import ConfigError
-from nats_taskflow.wire.bindings import Binding
 from nats_taskflow.wire.delegates import Delegate
+from nats_taskflow.wire.reply_bindings import Binding
 from tests.golden import golden
 
 EMPTY: dict[str, str] = {}

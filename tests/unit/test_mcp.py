@@ -16,7 +16,7 @@ from nats_taskflow.mcp_server.calls import Calls, checked, refusal, shown
 from nats_taskflow.mcp_server.line import Line, Owner
 from nats_taskflow.mcp_server.once import LIFETIME, Doubts, command_id
 from nats_taskflow.mcp_server.schema import ACTIONS, KEY, PARAMETERS, Offered, offered
-from nats_taskflow.wire.documents import FlowShown
+from nats_taskflow.wire.answers import FlowShown
 from nats_taskflow.wire.protocols import mcp_task, waiting_for
 
 REFERENCE = ["start", "status", "advance", "wait", "finish", "fail", "cancel", "list_mine"]

@@ -22,9 +22,9 @@ from nats_taskflow.metrics import DEAD_LETTER_REASONS
 from nats_taskflow.reference import events, letters, pages, refusals
 from nats_taskflow.reference.__main__ import main
 from nats_taskflow.reference.tables import BY_HAND
-from nats_taskflow.wire import deadletters, headers
-from nats_taskflow.wire.cloudevents import CloudEvent, EventData
-from nats_taskflow.wire.schemas import documents
+from nats_taskflow.wire import dead_letters, headers
+from nats_taskflow.wire.events import CloudEvent, EventData
+from nats_taskflow.wire.schema.documents import documents
 from tests.pages import ROOT
 from tests.pages import pages as every_page
 
@@ -111,8 +111,8 @@ def test_nothing_in_the_pages_points_into_documents_that_readers_do_not_have(mad
 
 def test_every_reason_of_a_dead_letter_and_every_header_is_explained() -> None:
     assert letters._REASONS.keys() == set(DEAD_LETTER_REASONS)
-    spelled = {value for name, value in vars(deadletters).items() if name.isupper() and isinstance(value, str)} - {headers.UNREAD}
-    assert {getattr(deadletters, name) for name in letters._HEADERS} == spelled
+    spelled = {value for name, value in vars(dead_letters).items() if name.isupper() and isinstance(value, str)} - {headers.UNREAD}
+    assert {getattr(dead_letters, name) for name in letters._HEADERS} == spelled
 
 
 def test_every_field_of_an_event_and_every_kind_is_explained() -> None:

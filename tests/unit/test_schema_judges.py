@@ -12,7 +12,7 @@ import pytest
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
 
-from nats_taskflow.wire.schemas import documents
+from nats_taskflow.wire.schema.documents import documents
 
 FILES: dict[str, Any] = {name: json.loads(text) for name, text in documents().items()}
 SCHEMAS = {name: schema for name, schema in FILES.items() if name != "asyncapi.json"}

@@ -17,8 +17,8 @@ from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
 from nats_taskflow.wire import requests
 from nats_taskflow.wire.codec import Inbound, Query, Unusable, read_command, read_query, stray
 from nats_taskflow.wire.headers import UNREAD
+from nats_taskflow.wire.inbound import REASONS
 from nats_taskflow.wire.requests import COMMANDS, QUERIES
-from nats_taskflow.wire.verdicts import REASONS
 from tests.golden import golden
 
 FLOW = "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f"

@@ -16,8 +16,8 @@ from msgspec.structs import replace
 
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import FlowEvent
-from nats_taskflow.wire.cloudevents import event_message, is_same_event
-from nats_taskflow.wire.deadletters import dead_letter_message, read_headers
+from nats_taskflow.wire.dead_letters import dead_letter_message, read_headers
+from nats_taskflow.wire.events import event_message, is_same_event
 from nats_taskflow.wire.headers import UNREAD, weight
 from nats_taskflow.wire.subjects import Subjects
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nats_taskflow.errors import FlowError, InvalidRequest, TooDeep, TooLarge
 from nats_taskflow.reading import Randomness
-from nats_taskflow.wire import codec, envelope, limits, pointers
+from nats_taskflow.wire import codec, envelope, json_pointer, limits
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -225,4 +225,4 @@ def test_a_key_that_is_given_twice_is_found_however_it_is_written(fields: list[t
     else:
         with pytest.raises(InvalidRequest, match="twice") as caught:
             limits.top_level(body)
-        assert keys.count(pointers.parse(caught.value.details["path"])[0]) > 1
+        assert keys.count(json_pointer.parse(caught.value.details["path"])[0]) > 1

@@ -17,7 +17,7 @@ from nats_taskflow.errors import Internal, InvalidRequest, NotFound, RevisionMis
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
 from nats_taskflow.wire import cursors, outcomes
-from nats_taskflow.wire.documents import EventPage
+from nats_taskflow.wire.answers import EventPage
 
 FLOW = Flow(
     id="01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f",

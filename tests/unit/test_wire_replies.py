@@ -14,9 +14,9 @@ from nats_taskflow.client.replying import enveloped
 from nats_taskflow.errors import Forbidden, InvalidRequest, TopicNotBound
 from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.flow.stimuli import Reply
+from nats_taskflow.wire.inbound import REASONS, Ignored, Inbound, Unusable
 from nats_taskflow.wire.replies import Binding, Bindings, check_bindings
 from nats_taskflow.wire.subjects import Subjects
-from nats_taskflow.wire.verdicts import REASONS, Ignored, Inbound, Unusable
 
 FLOW = "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_taskflow.wire import headers, pointers
+from nats_taskflow.wire import headers, json_pointer
 from nats_taskflow.wire.subjects import Subjects, covers, is_literal, is_pattern, is_token, overlap
 
 TOKENS = st.from_regex(r"\A[A-Za-z0-9_-]{1,63}\Z")
@@ -169,7 +169,7 @@ def test_a_spelled_pointer_finds_what_it_names(document: Any, data: st.DataObjec
         key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
         path.append(key)
         at = at[key]
-    assert pointers.look(document, pointers.parse(pointers.spell(*path))) == at
+    assert json_pointer.look(document, json_pointer.parse(json_pointer.spell(*path))) == at
 
 
 RFC_6901 = {"foo": ["bar", "baz"], "": 0, "a/b": 1, "c%d": 2, "e^f": 3, "g|h": 4, "i\\j": 5, 'k"l': 6, " ": 7, "m~n": 8}
@@ -193,18 +193,18 @@ RFC_6901 = {"foo": ["bar", "baz"], "": 0, "a/b": 1, "c%d": 2, "e^f": 3, "g|h": 4
     ],
 )
 def test_the_examples_of_rfc_6901_hold(pointer: str, value: object) -> None:
-    assert pointers.look(RFC_6901, pointers.parse(pointer)) == value
+    assert json_pointer.look(RFC_6901, json_pointer.parse(pointer)) == value
 
 
 @pytest.mark.parametrize("pointer", ["/foo/2", "/foo/-", "/foo/01", "/foo/x", "/none", "/foo/0/x", "/foo/١"])
 def test_a_pointer_to_nothing_finds_nothing(pointer: str) -> None:
-    assert pointers.look(RFC_6901, pointers.parse(pointer)) is msgspec.UNSET
+    assert json_pointer.look(RFC_6901, json_pointer.parse(pointer)) is msgspec.UNSET
 
 
 @pytest.mark.parametrize("pointer", ["foo", "/~", "/~2", "/a~"])
 def test_what_is_no_pointer_is_refused_with_a_sentence(pointer: str) -> None:
     with pytest.raises(ValueError, match="is no JSON pointer"):
-        pointers.parse(pointer)
+        json_pointer.parse(pointer)
 
 
 def test_headers_are_found_whatever_their_case_and_the_exact_spelling_wins() -> None:

@@ -15,7 +15,7 @@ from nats_taskflow.flow.decision import Change, Decision
 from nats_taskflow.flow.lifecycle import TERMINAL, EventKind, FlowStatus
 from nats_taskflow.flow.stimuli import FlowEnded, FollowUp, ParentCancelled
 from nats_taskflow.store.records import OpenEnd
-from nats_taskflow.wire.documents import CancelledChildren
+from nats_taskflow.wire.answers import CancelledChildren
 
 AT_ONCE = 200
 _NAMED = 100

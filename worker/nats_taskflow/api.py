@@ -27,9 +27,9 @@ from nats_taskflow.wire.capacity import WHOLE, page_bytes
 from nats_taskflow.wire.codec import Mint, Query, Unusable, read_command, read_query, stray
 from nats_taskflow.wire.cursors import read_number
 from nats_taskflow.wire.headers import Headers, trace_of, weight
+from nats_taskflow.wire.inbound import command_scope
 from nats_taskflow.wire.requests import COMMANDS, QUERIES
 from nats_taskflow.wire.subjects import Subjects
-from nats_taskflow.wire.verdicts import command_scope
 
 Answer = Callable[[Query, Any], Awaitable[bytes]]
 Watcher = Callable[[str, str], None]

@@ -16,7 +16,7 @@ from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import NEXT
 from nats_taskflow.timings import Timings
 from nats_taskflow.version import program_revision, program_version
-from nats_taskflow.wire.verdicts import REASONS
+from nats_taskflow.wire.inbound import REASONS
 
 FLOW_STATUSES = ("created", "running", "waiting", "cancelled", "finished", "failed")
 ACTIONS = ("start", "run", "advance", "wait", "delegate", "resume", "finish", "fail", "cancel", "observe")

@@ -9,8 +9,8 @@ from nats_taskflow.letters import Letter
 from nats_taskflow.relay import Fresh, Read
 from nats_taskflow.store.base import Reads
 from nats_taskflow.store.records import Batch, Numbered
-from nats_taskflow.wire.cloudevents import Message, event_message, is_same_event
-from nats_taskflow.wire.deadletters import dead_letter_message
+from nats_taskflow.wire.dead_letters import dead_letter_message
+from nats_taskflow.wire.events import Message, event_message, is_same_event
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import Subjects
 

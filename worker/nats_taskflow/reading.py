@@ -12,9 +12,9 @@ from nats_taskflow.manager import new_id
 from nats_taskflow.quota import UNMETERED, Meter
 from nats_taskflow.units import Micros
 from nats_taskflow.wire.codec import read_command, stray
+from nats_taskflow.wire.inbound import refused_verdict
 from nats_taskflow.wire.replies import Bindings
 from nats_taskflow.wire.subjects import Subjects
-from nats_taskflow.wire.verdicts import refused_verdict
 
 
 class Randomness:

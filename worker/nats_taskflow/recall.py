@@ -9,7 +9,7 @@ from nats_taskflow.flow.model import Flow, FlowStep
 from nats_taskflow.store.base import Reads
 from nats_taskflow.submission import Outcome
 from nats_taskflow.wire import outcomes
-from nats_taskflow.wire.documents import Applied
+from nats_taskflow.wire.answers import Applied
 
 Turn = Callable[[], Awaitable[None]]
 _AT_ONCE = 1000

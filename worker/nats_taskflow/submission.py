@@ -32,7 +32,7 @@ from nats_taskflow.flow.stimuli import (
 )
 from nats_taskflow.store.records import Needs
 from nats_taskflow.wire.headers import Headers
-from nats_taskflow.wire.verdicts import Identity, digest
+from nats_taskflow.wire.inbound import Identity, digest
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

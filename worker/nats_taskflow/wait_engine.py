@@ -26,7 +26,7 @@ from nats_taskflow.submission import Outcome, Raw
 from nats_taskflow.telemetry import Said
 from nats_taskflow.units import SECOND, Micros, to_micros
 from nats_taskflow.wire.headers import MSG_ID
-from nats_taskflow.wire.verdicts import Identity, digest
+from nats_taskflow.wire.inbound import Identity, digest
 
 _DUE_AT_ONCE = 250
 """How many flows are moved before it is asked again who is due, and before others have their turn."""

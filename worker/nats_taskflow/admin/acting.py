@@ -18,10 +18,10 @@ from nats_taskflow.store.overview import Intervention
 from nats_taskflow.submission import Outcome
 from nats_taskflow.text import counted
 from nats_taskflow.units import Micros
-from nats_taskflow.wire import operators, oversight
-from nats_taskflow.wire.documents import show_flow
-from nats_taskflow.wire.operators import Asked
-from nats_taskflow.wire.verdicts import Identity, digest
+from nats_taskflow.wire import admin_answers, admin_requests
+from nats_taskflow.wire.admin_requests import Asked
+from nats_taskflow.wire.answers import show_flow
+from nats_taskflow.wire.inbound import Identity, digest
 
 _ENCODE = msgspec.json.Encoder().encode
 _CANONICAL = msgspec.json.Encoder(order="sorted")
@@ -40,22 +40,22 @@ class Acting:
         self._copy = copy
         self._recall = Recall(engine.store.queries)
         self._does: dict[type[Asked], Callable[[Any], Awaitable[bytes]]] = {
-            operators.HeldMatch: self._match,
-            operators.HeldExpire: self._expire,
-            operators.Release: self._release,
-            operators.Prune: self._prune,
-            operators.Backup: self._backup,
+            admin_requests.HeldMatch: self._match,
+            admin_requests.HeldExpire: self._expire,
+            admin_requests.Release: self._release,
+            admin_requests.Prune: self._prune,
+            admin_requests.Backup: self._backup,
         }
 
     async def do(self, asked: Asked, turn: Turn) -> bytes:
         """Carry out an intervention; with a flow in the answer when it is the asker's `turn`. Raises the `FlowError` that refuses it."""
-        if isinstance(asked, operators.Resume | operators.Cancel | operators.Fail):
+        if isinstance(asked, admin_requests.Resume | admin_requests.Cancel | admin_requests.Fail):
             return await self._recall.told(await self._steer(asked), turn)
-        if isinstance(asked, operators.HeldMatch | operators.Release):
+        if isinstance(asked, admin_requests.HeldMatch | admin_requests.Release):
             await turn()
         return await self._does[type(asked)](asked)
 
-    async def _steer(self, asked: operators.Resume | operators.Cancel | operators.Fail) -> Outcome:
+    async def _steer(self, asked: admin_requests.Resume | admin_requests.Cancel | admin_requests.Fail) -> Outcome:
         """Resume, cancel or fail a flow; a repeat with the same command id has the same answer, byte for byte."""
         key = asked.command_id or self._mint()
         caller = Caller(actor=actor_of(asked), cause=key)
@@ -67,7 +67,7 @@ class Acting:
             raise outcome.error
         return outcome
 
-    async def _match(self, asked: operators.HeldMatch) -> bytes:
+    async def _match(self, asked: admin_requests.HeldMatch) -> bytes:
         """Give a held reply to a flow."""
         held = await self._held(asked.number)
         command = MatchHeld(
@@ -83,9 +83,9 @@ class Acting:
             raise outcome.error
         await self._note(asked, "held match", f"held reply {asked.number} ({held.topic}, {held.correlation_id}) to flow {command.flow_id}")
         assert outcome.flow is not None, "a reply that was matched has its flow"
-        return _ENCODE(oversight.Done(outcome=outcome.name, flow=show_flow(outcome.flow)))
+        return _ENCODE(admin_answers.Done(outcome=outcome.name, flow=show_flow(outcome.flow)))
 
-    async def _expire(self, asked: operators.HeldExpire) -> bytes:
+    async def _expire(self, asked: admin_requests.HeldExpire) -> bytes:
         """Let a held reply expire now."""
         held = await self._held(asked.number)
         caller = Caller(actor=actor_of(asked), cause=asked.command_id)
@@ -93,7 +93,7 @@ class Acting:
         if outcome.error is not None:
             raise outcome.error
         await self._note(asked, "held expire", f"held reply {asked.number} ({held.topic}, {held.correlation_id})")
-        return _ENCODE(oversight.Done(outcome="expired"))
+        return _ENCODE(admin_answers.Done(outcome="expired"))
 
     async def _held(self, number: int) -> HeldReply:
         """Return a held reply by its number. Raises `NotFound`."""
@@ -102,7 +102,7 @@ class Acting:
             raise NotFound(f"no reply is held under the number {number}: it was taken, has expired, or never was", number=number)
         return held
 
-    async def _release(self, asked: operators.Release) -> bytes:
+    async def _release(self, asked: admin_requests.Release) -> bytes:
         """Set a flow free again; one transaction with the note of who did it."""
         flow_id = asked.flow_id.lower()
         note = self._noted(asked, "release", f"flow {flow_id}")
@@ -120,9 +120,9 @@ class Acting:
             if known is None:
                 raise NotFound(f"there is no flow {asked.flow_id}", flow_id=asked.flow_id)
             raise Conflict(f"flow {flow_id} is not set aside: it is {known.status}", flow_id=flow_id, status=known.status.value)
-        return _ENCODE(oversight.Done(outcome="released", flow=show_flow(flow)))
+        return _ENCODE(admin_answers.Done(outcome="released", flow=show_flow(flow)))
 
-    async def _prune(self, asked: operators.Prune) -> bytes:
+    async def _prune(self, asked: admin_requests.Prune) -> bytes:
         """Delete ended flows in small transactions, the note of it with the first."""
         before = moment_before(asked.older_than, self._engine.clock())
         assert before is not None, "older_than is required"
@@ -135,38 +135,38 @@ class Acting:
                 break
         if pruned:
             await self._note(asked, "prune", f"{counted(pruned, 'flow')} that ended more than {asked.older_than} ago")
-        return _ENCODE(oversight.PruneAnswer(pruned=pruned, more=pruned == asked.limit and pruned > 0))
+        return _ENCODE(admin_answers.PruneAnswer(pruned=pruned, more=pruned == asked.limit and pruned > 0))
 
-    async def _backup(self, asked: operators.Backup) -> bytes:
+    async def _backup(self, asked: admin_requests.Backup) -> bytes:
         """Copy the database."""
         said = await self._copy()
         await self._note(asked, "backup", said)
-        return _ENCODE(oversight.BackupAnswer(backup=said))
+        return _ENCODE(admin_answers.BackupAnswer(backup=said))
 
-    def _noted(self, asked: operators.Intervention, verb: str, about: str) -> Intervention:
+    def _noted(self, asked: admin_requests.Intervention, verb: str, about: str) -> Intervention:
         """Write down who does what and why."""
         return Intervention(at_us=self._engine.clock(), actor=actor_of(asked), verb=verb, about=about, reason=asked.reason)
 
-    async def _note(self, asked: operators.Intervention, verb: str, about: str) -> None:
+    async def _note(self, asked: admin_requests.Intervention, verb: str, about: str) -> None:
         """Keep what was done."""
         note = self._noted(asked, verb, about)
         await self._engine.do(lambda transaction: transaction.note_intervention(note))
 
 
-def actor_of(asked: operators.Intervention) -> str:
+def actor_of(asked: admin_requests.Intervention) -> str:
     """Return who the journal names."""
     return f"operator:{asked.operator}"
 
 
-def _command(asked: operators.Resume | operators.Cancel | operators.Fail, caller: Caller) -> Stimulus:
+def _command(asked: admin_requests.Resume | admin_requests.Cancel | admin_requests.Fail, caller: Caller) -> Stimulus:
     """Return what is to happen to the flow. Raises `InvalidRequest` for fields that exclude each other."""
     at: dict[str, Any] = {"flow_id": asked.flow_id.lower(), "caller": caller, "expected_revision": asked.expected_revision}
     match asked:
-        case operators.Resume():
+        case admin_requests.Resume():
             return ResumeFlow(**at, patch=asked.patch, reason=asked.reason, leaf=asked.leaf)
-        case operators.Fail():
+        case admin_requests.Fail():
             return FailFlow(**at, reason=asked.reason)
-        case operators.Cancel():
+        case admin_requests.Cancel():
             if asked.mode == "now":
                 return CancelFlow(**at, reason=asked.reason, cascade=asked.cascade)
             if not asked.cascade:

@@ -30,10 +30,10 @@ from nats_taskflow.flow.model import Flow
 from nats_taskflow.store.base import Reads
 from nats_taskflow.store.overview import Wanted, WantedLetters
 from nats_taskflow.units import Micros, rfc3339
-from nats_taskflow.wire import operators, outcomes, oversight
+from nats_taskflow.wire import admin_answers, admin_requests, outcomes
+from nats_taskflow.wire.admin_requests import Asked
+from nats_taskflow.wire.answers import show_flow
 from nats_taskflow.wire.cursors import read_number, write_cursor
-from nats_taskflow.wire.documents import show_flow
-from nats_taskflow.wire.operators import Asked
 from nats_taskflow.wire.subjects import Subjects
 
 _ENCODE = msgspec.json.Encoder().encode
@@ -65,19 +65,19 @@ class Desk:
         self._about = about
         self._room = room
         self._answers: dict[type[Asked], Callable[[Any], Awaitable[bytes]]] = {
-            operators.List: self._list,
-            operators.Show: self._show,
-            operators.Find: self._find,
-            operators.History: self._history,
-            operators.Steps: self._steps,
-            operators.Waits: self._waits,
-            operators.Who: self._who,
-            operators.Why: self._why,
-            operators.HeldList: self._held,
-            operators.LettersList: self._letters,
-            operators.LettersShow: self._letter,
-            operators.Stats: self._stats,
-            operators.Log: self._log,
+            admin_requests.List: self._list,
+            admin_requests.Show: self._show,
+            admin_requests.Find: self._find,
+            admin_requests.History: self._history,
+            admin_requests.Steps: self._steps,
+            admin_requests.Waits: self._waits,
+            admin_requests.Who: self._who,
+            admin_requests.Why: self._why,
+            admin_requests.HeldList: self._held,
+            admin_requests.LettersList: self._letters,
+            admin_requests.LettersShow: self._letter,
+            admin_requests.Stats: self._stats,
+            admin_requests.Log: self._log,
         }
 
     def answers(self, asked: Asked) -> bool:
@@ -95,29 +95,29 @@ class Desk:
             raise NotFound(f"there is no flow {flow_id}", flow_id=flow_id)
         return flow
 
-    async def _list(self, asked: operators.List) -> bytes:
+    async def _list(self, asked: admin_requests.List) -> bytes:
         """List flows, or those that are set aside."""
         after = read_number(asked.cursor) or None
         if asked.set_aside:
             aside = await self._reads.set_aside(limit=asked.limit, after=after)
-            shown, cursor = cut(aside, lambda one: oversight.SetAsideShown(**msgspec.structs.asdict(one)), self._room())
-            return _ENCODE(oversight.FlowPageAcross(flows=[], set_aside=shown, next_cursor=cursor))
+            shown, cursor = cut(aside, lambda one: admin_answers.SetAsideShown(**msgspec.structs.asdict(one)), self._room())
+            return _ENCODE(admin_answers.FlowPageAcross(flows=[], set_aside=shown, next_cursor=cursor))
         changed = {"changed_before": self._before(asked.older_than), "changed_since": moment_of("since", asked.since, self._clock())}
         wanted = msgspec.structs.replace(_wanted(asked), status=asked.status, goal=asked.goal, **changed)
         page = await self._reads.find_flows(wanted, limit=asked.limit, after=after)
         kept = outcomes.flows_that_fit(page.items, budget=self._room())
         following = page.next if kept == len(page.rows) else page.rows[kept - 1][0]
-        return _ENCODE(oversight.FlowPageAcross(flows=[show_flow(f) for f in page.items[:kept]], next_cursor=cursor_of(following)))
+        return _ENCODE(admin_answers.FlowPageAcross(flows=[show_flow(f) for f in page.items[:kept]], next_cursor=cursor_of(following)))
 
-    async def _show(self, asked: operators.Show) -> bytes:
+    async def _show(self, asked: admin_requests.Show) -> bytes:
         """Show a flow."""
-        return _ENCODE(oversight.FlowAnswer(flow=show_flow(await self.known(asked.flow_id))))
+        return _ENCODE(admin_answers.FlowAnswer(flow=show_flow(await self.known(asked.flow_id))))
 
-    async def _find(self, asked: operators.Find) -> bytes:
+    async def _find(self, asked: admin_requests.Find) -> bytes:
         """List ids that begin or end like this."""
-        return _ENCODE(oversight.IdsAnswer(ids=(await self._reads.ids_like(asked.part.lower(), _CANDIDATES))[:_CANDIDATES]))
+        return _ENCODE(admin_answers.IdsAnswer(ids=(await self._reads.ids_like(asked.part.lower(), _CANDIDATES))[:_CANDIDATES]))
 
-    async def _history(self, asked: operators.History) -> bytes:
+    async def _history(self, asked: admin_requests.History) -> bytes:
         """Show a journal; also of a flow whose row cannot be read, which is when it is wanted most."""
         after = None if asked.cursor is None else read_number(asked.cursor)
         page = await self._reads.list_events(asked.flow_id.lower(), limit=asked.limit, after=after, newest=asked.newest)
@@ -125,13 +125,13 @@ class Desk:
             await self.known(asked.flow_id)
         return outcomes.events_page(page.items, page.next, budget=self._room())
 
-    async def _steps(self, asked: operators.Steps) -> bytes:
+    async def _steps(self, asked: admin_requests.Steps) -> bytes:
         """List observed runs."""
         flow = await self.known(asked.flow_id)
         page = await self._reads.list_steps(flow.id, limit=asked.limit, after=read_number(asked.cursor))
         return outcomes.steps_page(page.rows, page.next, budget=self._room())
 
-    async def _waits(self, asked: operators.Waits) -> bytes:
+    async def _waits(self, asked: admin_requests.Waits) -> bytes:
         """Show who waits for what."""
         wanted = msgspec.structs.replace(_wanted(asked), due_by=moment_after(asked.due_within, self._clock()))
         older = self._before(asked.older_than)
@@ -139,22 +139,22 @@ class Desk:
         kept = fitting([show_wait(flow) for _, flow in page.rows], self._room())
         following = page.next if len(kept) == len(page.rows) else page.rows[len(kept) - 1][0]
         cursor = None if following is None else write_cursor(list(following))
-        return _ENCODE(oversight.WaitPageAcross(waits=kept, now=rfc3339(self._clock()), next_cursor=cursor))
+        return _ENCODE(admin_answers.WaitPageAcross(waits=kept, now=rfc3339(self._clock()), next_cursor=cursor))
 
-    async def _who(self, asked: operators.Who) -> bytes:
+    async def _who(self, asked: admin_requests.Who) -> bytes:
         """Show who waits for a topic or pair, and what is held for it."""
         waiters = await self._reads.waiters(asked.topic, asked.correlation_id, asked.limit + 1)
         held = await self._reads.held_replies(topic=asked.topic, correlation_id=asked.correlation_id, limit=asked.limit + 1)
         shown = fitting([show_held(number, reply) for number, reply in held.rows[: asked.limit]], self._room())
-        names = [name for name in oversight.WaiterShown.__struct_fields__ if name not in ("since", "until")]
+        names = [name for name in admin_answers.WaiterShown.__struct_fields__ if name not in ("since", "until")]
         parked = fitting(
             [
-                oversight.WaiterShown(**{name: getattr(w, name) for name in names}, since=when(w.since_us), until=when(w.due_us))
+                admin_answers.WaiterShown(**{name: getattr(w, name) for name in names}, since=when(w.since_us), until=when(w.due_us))
                 for w in waiters[: asked.limit]
             ],
             self._room() // 4,  # the held replies beside them are what weighs
         )
-        answer = oversight.WhoAnswer(
+        answer = admin_answers.WhoAnswer(
             waiters=parked,
             held=shown,
             more=len(parked) < len(waiters) or len(shown) < len(held.rows) or held.next is not None,
@@ -162,16 +162,16 @@ class Desk:
         )
         return _ENCODE(answer)
 
-    async def _why(self, asked: operators.Why) -> bytes:
+    async def _why(self, asked: admin_requests.Why) -> bytes:
         """Explain a flow."""
         flow_id = asked.flow_id.lower()
         aside = await self._reads.set_aside_flow(flow_id)
         if aside is not None:
             said = explain(Circumstances(now=self._clock(), flow=None, set_aside=aside, flow_id=flow_id))
-            return _ENCODE(oversight.WhyAnswer(flow_id=flow_id, status=aside.status, sentences=said))
+            return _ENCODE(admin_answers.WhyAnswer(flow_id=flow_id, status=aside.status, sentences=said))
         flow = await self.known(flow_id)
         said = explain(await self._circumstances(flow))
-        return _ENCODE(oversight.WhyAnswer(flow_id=flow.id, status=flow.status.value, sentences=said))
+        return _ENCODE(admin_answers.WhyAnswer(flow_id=flow.id, status=flow.status.value, sentences=said))
 
     async def explain_to_agent(self, flow: Flow, agent: str, session: str) -> bytes:
         """Explain a flow to its agent: only replies for what it waits for itself, and advice that its own rights are enough for."""
@@ -179,7 +179,7 @@ class Desk:
         mine = {(leaf.topic, leaf.correlation_id) for leaf in reply_leaves(flow)} | set(await self._reads.waited_for(flow.id, _PAIRS))
         circumstances.held = {n: held for n, held in circumstances.held.items() if (held.topic, held.correlation_id) in mine}
         said = advise_agent(explain(circumstances), agent, session)
-        return _ENCODE(oversight.WhyAnswer(flow_id=flow.id, status=flow.status.value, sentences=said))
+        return _ENCODE(admin_answers.WhyAnswer(flow_id=flow.id, status=flow.status.value, sentences=said))
 
     async def _circumstances(self, flow: Flow) -> Circumstances:
         """Gather what bears on a flow: its last entries, and for each reply it waits for, what came near."""
@@ -210,35 +210,35 @@ class Desk:
             letter = await self._reads.letter_at(one.source, one.source_seq) if one.source_seq is not None else None
             circumstances.came.append((topic, correlation_id, one, letter))
 
-    async def _held(self, asked: operators.HeldList) -> bytes:
+    async def _held(self, asked: admin_requests.HeldList) -> bytes:
         """List held replies."""
         page = await self._reads.held_replies(
             topic=asked.topic, correlation_id=asked.correlation_id, limit=asked.limit, after=read_number(asked.cursor)
         )
         kept = fitting([show_held(number, reply) for number, reply in page.rows], self._room())
         following = page.next if len(kept) == len(page.rows) else kept[-1].number
-        return _ENCODE(oversight.HeldPage(held=kept, now=rfc3339(self._clock()), next_cursor=cursor_of(following)))
+        return _ENCODE(admin_answers.HeldPage(held=kept, now=rfc3339(self._clock()), next_cursor=cursor_of(following)))
 
-    async def _letters(self, asked: operators.LettersList) -> bytes:
+    async def _letters(self, asked: admin_requests.LettersList) -> bytes:
         """Count dead letters, or list them."""
         if asked.grouped:
             groups = await self._reads.letter_groups(_GROUPS, self._before(asked.older_than))
-            return _ENCODE(oversight.LettersAnswer(groups=fitting(show_groups(groups, asked, self._subjects), self._room())))
+            return _ENCODE(admin_answers.LettersAnswer(groups=fitting(show_groups(groups, asked, self._subjects), self._room())))
         wanted = WantedLetters(
             reason=asked.letter_reason, subject=asked.subject, before=self._before(asked.older_than), replayed=asked.replayed
         )
         page = await self._reads.letters(wanted, limit=asked.limit, after=read_number(asked.cursor))
         letters, cursor = cut(page, show_letter, self._room())
-        return _ENCODE(oversight.LettersAnswer(letters=letters, next_cursor=cursor))
+        return _ENCODE(admin_answers.LettersAnswer(letters=letters, next_cursor=cursor))
 
-    async def _letter(self, asked: operators.LettersShow) -> bytes:
+    async def _letter(self, asked: admin_requests.LettersShow) -> bytes:
         """Show a dead letter whole."""
         kept = await self._reads.letter(asked.number)
         if kept is None:
             raise NotFound(f"there is no dead letter {asked.number}", number=asked.number)
-        return _ENCODE(oversight.LetterAnswer(letter=show_letter(kept, whole=True)))
+        return _ENCODE(admin_answers.LetterAnswer(letter=show_letter(kept, whole=True)))
 
-    async def _stats(self, _asked: operators.Stats) -> bytes:
+    async def _stats(self, _asked: admin_requests.Stats) -> bytes:
         """Count everything."""
         now = self._clock()
         gauges = await self._reads.gauges(now)
@@ -250,7 +250,7 @@ class Desk:
             "overdue": gauges.due,
             "next_due": when(gauges.next_due),
         }
-        answer = oversight.StatsAnswer(
+        answer = admin_answers.StatsAnswer(
             now=rfc3339(now),
             version=self._version,
             worker=self._about(),
@@ -263,28 +263,28 @@ class Desk:
             unpublished={"events": gauges.unpublished_events, "dead_letters": gauges.unpublished_dead_letters},
             outgoing={"waiting": gauges.outgoing, "attempts": gauges.outgoing_attempts},
             epoch=gauges.epoch,
-            most={quota: oversight.MostUsed(agent=agent, used=used) for quota, (agent, used) in gauges.most.items()},
+            most={quota: admin_answers.MostUsed(agent=agent, used=used) for quota, (agent, used) in gauges.most.items()},
         )
         return _ENCODE(answer)
 
-    async def _log(self, asked: operators.Log) -> bytes:
+    async def _log(self, asked: admin_requests.Log) -> bytes:
         """List what operators did."""
         page = await self._reads.interventions(limit=asked.limit, after=read_number(asked.cursor) or None)
         shown, cursor = cut(
             page,
-            lambda one: oversight.InterventionShown(
+            lambda one: admin_answers.InterventionShown(
                 at=rfc3339(one.at_us), actor=one.actor, verb=one.verb, about=one.about, reason=one.reason
             ),
             self._room(),
         )
-        return _ENCODE(oversight.LogPage(interventions=shown, next_cursor=cursor))
+        return _ENCODE(admin_answers.LogPage(interventions=shown, next_cursor=cursor))
 
     def _before(self, older_than: str | None) -> Micros | None:
         """Return the moment that a duration lies back."""
         return moment_before(older_than, self._clock())
 
 
-def _wanted(asked: operators.List | operators.Waits) -> Wanted:
+def _wanted(asked: admin_requests.List | admin_requests.Waits) -> Wanted:
     """Say whose flows are meant, and what they wait for: what lists and waits are both narrowed down by."""
     return Wanted(
         owner=asked.owner,

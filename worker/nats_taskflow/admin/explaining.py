@@ -15,7 +15,7 @@ from nats_taskflow.flow.model import Flow, FlowEvent, HeldReply
 from nats_taskflow.store.overview import Came, SetAside
 from nats_taskflow.text import counted
 from nats_taskflow.units import SECOND, Micros, to_micros, to_the_second
-from nats_taskflow.wire.oversight import Reason
+from nats_taskflow.wire.admin_answers import Reason
 
 _ALIKE = 0.6
 _SHOWN = 5

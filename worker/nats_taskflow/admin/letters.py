@@ -24,14 +24,14 @@ from nats_taskflow.store.overview import Intervention, Kept, WantedLetters
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.text import counted
 from nats_taskflow.units import Micros
-from nats_taskflow.wire import operators, oversight
+from nats_taskflow.wire import admin_answers, admin_requests
 from nats_taskflow.wire.cursors import read_number, write_cursor
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import Subjects, is_literal
 
 AnswersOn = Callable[[str, str], str | FlowError]
 _ENCODE = msgspec.json.Encoder().encode
-Bounded = TypeVar("Bounded", operators.LettersReplay, operators.LettersPurge)
+Bounded = TypeVar("Bounded", admin_requests.LettersReplay, admin_requests.LettersPurge)
 _AT_MOST = 2.0
 """Seconds that one request may take for its pace: whoever asks waits for the answer, and asks again for the rest."""
 
@@ -55,7 +55,7 @@ class Letters:
         self._subjects = subjects
         self._answers_on = answers_on
 
-    async def replay(self, asked: operators.LettersReplay) -> bytes:
+    async def replay(self, asked: admin_requests.LettersReplay) -> bytes:
         """Publish again, one after another, not faster than `rate`."""
         limit = max(min(asked.limit, int(asked.rate * _AT_MOST)), 1)
         asked = await self._bounded(asked)
@@ -63,7 +63,7 @@ class Letters:
         if asked.dry_run:
             return _answer([kept.letter.n for kept in chosen], [], asked, following)
         done: list[int] = []
-        failed: list[oversight.Unreplayed] = []
+        failed: list[admin_answers.Unreplayed] = []
         loop = asyncio.get_running_loop()
         start = loop.time()
         for place, kept in enumerate(chosen):
@@ -72,11 +72,11 @@ class Letters:
             if why is None:
                 done.append(kept.letter.n)
             else:
-                failed.append(oversight.Unreplayed(number=kept.letter.n, why=why))
+                failed.append(admin_answers.Unreplayed(number=kept.letter.n, why=why))
         self._counted(len(done), len(failed))
         return _answer(done, failed, asked, following)
 
-    async def purge(self, asked: operators.LettersPurge) -> bytes:
+    async def purge(self, asked: admin_requests.LettersPurge) -> bytes:
         """Forget letters; those that are not published yet stay."""
         asked = await self._bounded(asked)
         chosen, following = await self._chosen(asked, asked.limit, replayed=True)
@@ -95,14 +95,16 @@ class Letters:
             transaction.note_intervention(note)
 
         await self._engine.do(purge)
-        kept = [oversight.Unreplayed(number=n, why="not published yet: the broker has to have it first") for n in numbers if n > published]
+        kept = [
+            admin_answers.Unreplayed(number=n, why="not published yet: the broker has to have it first") for n in numbers if n > published
+        ]
         return _answer([n for n in numbers if n <= published], kept, asked, following)
 
     async def _bounded(self, asked: Bounded) -> Bounded:
         """Leave out letters that come only now: a replay that dies again is one, and must not be replayed by the same loop."""
         return asked if asked.up_to is not None else msgspec.structs.replace(asked, up_to=await self._engine.store.queries.last_letter())
 
-    async def _chosen(self, asked: operators.Chosen, limit: int, *, replayed: bool) -> tuple[list[Kept], int | None]:
+    async def _chosen(self, asked: admin_requests.Chosen, limit: int, *, replayed: bool) -> tuple[list[Kept], int | None]:
         """Return the letters that are asked for, and where the next request goes on. Raises `InvalidRequest` where nothing is named."""
         named = (asked.numbers, asked.letter_reason, asked.subject, asked.older_than)
         if not asked.all and all(name is None for name in named):
@@ -120,7 +122,7 @@ class Letters:
         page = await self._engine.store.queries.letters(wanted, limit=limit, after=read_number(asked.cursor), up_to=asked.up_to)
         return page.items, page.next
 
-    async def _replay(self, kept: Kept, asked: operators.LettersReplay) -> str | None:
+    async def _replay(self, kept: Kept, asked: admin_requests.LettersReplay) -> str | None:
         """Publish one letter, wait for the broker's word, then mark it; returns why it could not be, or None."""
         whole = await self._engine.store.queries.letter(kept.letter.n)
         if whole is None:
@@ -194,10 +196,10 @@ def _new_id(kept: Kept, database: str) -> str:
     return f"replay-{made}"
 
 
-def _answer(done: list[int], failed: list[oversight.Unreplayed], asked: operators.Chosen, following: int | None) -> bytes:
+def _answer(done: list[int], failed: list[admin_answers.Unreplayed], asked: admin_requests.Chosen, following: int | None) -> bytes:
     """Encode the answer. Raises `Unavailable` where nothing at all could be done: it is worth saying loudly."""
     if failed and not done and not following:
         none = f"{counted(len(failed), 'dead letter')} could not be used: {failed[0].why}"
         raise Unavailable(none, failed=[one.number for one in failed])
     cursor = write_cursor(following) if following is not None else None
-    return _ENCODE(oversight.LettersDone(done=done, failed=failed, dry_run=asked.dry_run, up_to=asked.up_to or 0, next_cursor=cursor))
+    return _ENCODE(admin_answers.LettersDone(done=done, failed=failed, dry_run=asked.dry_run, up_to=asked.up_to or 0, next_cursor=cursor))

@@ -18,7 +18,7 @@ from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.store.overview import Kept, LetterGroup
 from nats_taskflow.store.records import Page, Row
 from nats_taskflow.units import Micros, rfc3339, to_micros
-from nats_taskflow.wire import operators, oversight
+from nats_taskflow.wire import admin_answers, admin_requests
 from nats_taskflow.wire.cursors import read_cursor, write_cursor
 from nats_taskflow.wire.subjects import Subjects
 
@@ -56,11 +56,11 @@ def _duration(name: str, text: str) -> Micros:
         raise InvalidRequest(f"{name}: {bad}", path=f"/{name}") from bad
 
 
-def show_letter(kept: Kept, *, whole: bool = False) -> oversight.LetterShown:
+def show_letter(kept: Kept, *, whole: bool = False) -> admin_answers.LetterShown:
     """Return a dead letter as operators see it; `whole`: with headers and body."""
     letter = kept.letter
     contents: dict[str, Any] = {"headers": letter.headers, **body_shown(letter.body)} if whole else {}
-    return oversight.LetterShown(
+    return admin_answers.LetterShown(
         number=letter.n,
         reason=letter.reason,
         message=letter.message,
@@ -115,11 +115,11 @@ def when(at: Micros | None) -> str | None:
     return rfc3339(at) if at is not None else None
 
 
-def show_wait(flow: Flow) -> oversight.WaitAcross:
+def show_wait(flow: Flow) -> admin_answers.WaitAcross:
     """Return what a waiting flow waits for."""
     condition = from_value(flow.wait_json)
     due = due_times(condition, flow.progress or {}) if condition is not None else []
-    return oversight.WaitAcross(
+    return admin_answers.WaitAcross(
         flow_id=flow.id,
         controller_id=flow.controller_id,
         owner_session_key=flow.owner_session_key,
@@ -133,9 +133,9 @@ def show_wait(flow: Flow) -> oversight.WaitAcross:
     )
 
 
-def show_held(number: int, held: HeldReply) -> oversight.HeldShown:
+def show_held(number: int, held: HeldReply) -> admin_answers.HeldShown:
     """Return a held reply as operators see it."""
-    return oversight.HeldShown(
+    return admin_answers.HeldShown(
         number=number,
         topic=held.topic,
         correlation_id=held.correlation_id,
@@ -165,7 +165,7 @@ def by_status(counts: Iterable[tuple[str, int]], prefix: str, names: Sequence[st
 STATUSES = tuple(status.value for status in FlowStatus)
 
 
-def show_groups(groups: Sequence[LetterGroup], asked: operators.LettersList, subjects: Subjects) -> list[oversight.GroupShown]:
+def show_groups(groups: Sequence[LetterGroup], asked: admin_requests.LettersList, subjects: Subjects) -> list[admin_answers.GroupShown]:
     """Count by reason and subject, a built-in reply topic's correlation ids together; the largest group first."""
     found: dict[tuple[str, str], list[int]] = {}
     for group in groups:
@@ -176,6 +176,6 @@ def show_groups(groups: Sequence[LetterGroup], asked: operators.LettersList, sub
         known = found.setdefault((group.reason, subject), [0, 0, group.first_us, group.last_us])
         known[:] = [known[0] + group.count, known[1] + group.replayed, min(known[2], group.first_us), max(known[3], group.last_us)]
     return [
-        oversight.GroupShown(reason=r, subject=s, count=c, replayed=again, first_at=rfc3339(first), last_at=rfc3339(last))
+        admin_answers.GroupShown(reason=r, subject=s, count=c, replayed=again, first_at=rfc3339(first), last_at=rfc3339(last))
         for (r, s), (c, again, first, last) in sorted(found.items(), key=lambda item: -item[1][0])
     ]

@@ -10,7 +10,7 @@ from nats_taskflow.admin.letters import Letters
 from nats_taskflow.bus.endpoints import Endpoint
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.recall import Turn
-from nats_taskflow.wire.operators import OPERATIONS, Intervention, LettersPurge, LettersReplay, read_operation
+from nats_taskflow.wire.admin_requests import OPERATIONS, Intervention, LettersPurge, LettersReplay, read_operation
 from nats_taskflow.wire.subjects import Subjects
 
 

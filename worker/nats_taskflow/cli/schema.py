@@ -11,7 +11,7 @@ from nats_taskflow.cli.command import Command
 @click.argument("name", required=False)
 def schema(name: str | None) -> None:
     """List the message schemas, or print one: command.start, query.status, admin.list, event, asyncapi, …"""
-    from nats_taskflow.wire.schemas import documents
+    from nats_taskflow.wire.schema.documents import documents
 
     found = documents()
     if name is None:

@@ -34,7 +34,7 @@ from nats_taskflow.client.transport import Inbox, Lost, Message, NoAnswer, NotPe
 from nats_taskflow.errors import FlowError
 from nats_taskflow.text import shown
 from nats_taskflow.wire import limits
-from nats_taskflow.wire.documents import CancelledChildren, ErrorShown, FlowShown, StepShown
+from nats_taskflow.wire.answers import CancelledChildren, ErrorShown, FlowShown, StepShown
 from nats_taskflow.wire.headers import MSG_ID, REPLY_TO
 from nats_taskflow.wire.requests import COMMANDS, QUERIES
 from nats_taskflow.wire.subjects import Subjects
@@ -235,9 +235,9 @@ def checked(verb: str, fields: dict[str, Any]) -> bytes:
     try:
         _decoder(verb).decode(body)
     except (ValueError, RecursionError) as failure:
-        from nats_taskflow.wire import complaints  # noqa: PLC0415 - most programs never need it, and all would wait for it
+        from nats_taskflow.wire import field_errors  # noqa: PLC0415 - most programs never need it, and all would wait for it
 
-        raise complaints.refusal(failure, body, top, verb, _SHAPES[verb]) from None
+        raise field_errors.refusal(failure, body, top, verb, _SHAPES[verb]) from None
     return body
 
 

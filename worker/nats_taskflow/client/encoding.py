@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.errors import InvalidRequest
-from nats_taskflow.wire import pointers
+from nats_taskflow.wire import json_pointer
 from nats_taskflow.wire.limits import MAX_DEPTH
 
 _UNWRITABLE = (TypeError, ValueError, RecursionError)
@@ -18,7 +18,7 @@ def encoded(fields: dict[str, Any]) -> bytes:
     try:
         return msgspec.json.encode(fields)
     except _UNWRITABLE as bad:
-        path = pointers.spell(*_place_of_unwritable(fields))
+        path = json_pointer.spell(*_place_of_unwritable(fields))
         said = f"{path[1:]} cannot be written as JSON ({bad}): give text, numbers, True, False, None, lists and dicts of these"
         raise InvalidRequest(said, path=path) from None
 

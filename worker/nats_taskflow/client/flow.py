@@ -14,7 +14,7 @@ from nats_taskflow.client.errors import Forbidden
 from nats_taskflow.client.events import Event, Resumed
 from nats_taskflow.client.listening import heard
 from nats_taskflow.client.resuming import resumed
-from nats_taskflow.wire.documents import EventShown, FlowShown, StepShown, WaitShown
+from nats_taskflow.wire.answers import EventShown, FlowShown, StepShown, WaitShown
 
 if TYPE_CHECKING:
     from nats_taskflow.client.flows import FlowClient

@@ -18,7 +18,7 @@ from nats_taskflow.client.numbering import new_id
 from nats_taskflow.client.replying import checked_id, enveloped, written
 from nats_taskflow.client.transport import NotPermitted, Stored, Transport
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.wire.documents import EventPage, EventShown, FlowPage, FlowShown, StepPage, StepShown, WaitPage, WaitShown
+from nats_taskflow.wire.answers import EventPage, EventShown, FlowPage, FlowShown, StepPage, StepShown, WaitPage, WaitShown
 from nats_taskflow.wire.subjects import EVENTS, Subjects, is_token
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from nats_taskflow.flow.lifecycle import STATUS_AFTER
 if TYPE_CHECKING:
     from nats_taskflow.client.flows import FlowClient
     from nats_taskflow.client.transport import Message
-    from nats_taskflow.wire.documents import EventShown, FlowShown
+    from nats_taskflow.wire.answers import EventShown, FlowShown
 
 _SILENCE = 15.0
 

@@ -20,7 +20,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from nats_taskflow.client.flow import Flow
 from nats_taskflow.client.flows import FlowClient, Where
 from nats_taskflow.client.transport import Lost
-from nats_taskflow.wire.documents import FlowShown
+from nats_taskflow.wire.answers import FlowShown
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -10,8 +10,8 @@ import msgspec
 
 from nats_taskflow.config.secrets import Secret, Url
 from nats_taskflow.config.tree import Config, settings
-from nats_taskflow.wire.bindings import Binding
 from nats_taskflow.wire.delegates import Delegate
+from nats_taskflow.wire.reply_bindings import Binding
 
 
 def shown(config: Config) -> Iterator[tuple[str, str, str]]:

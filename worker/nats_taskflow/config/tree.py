@@ -16,8 +16,8 @@ from nats_taskflow.config import readers
 from nats_taskflow.config.secrets import Secret, Url
 from nats_taskflow.config.tables import merge_bindings, read_delegates, read_replies
 from nats_taskflow.durations import Duration
-from nats_taskflow.wire.bindings import Binding
 from nats_taskflow.wire.delegates import Delegate
+from nats_taskflow.wire.reply_bindings import Binding
 
 
 class About(msgspec.Struct, frozen=True):

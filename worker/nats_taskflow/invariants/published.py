@@ -10,7 +10,7 @@ from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.lifecycle import TERMINAL
 from nats_taskflow.invariants.evidence import Evidence, Life
 from nats_taskflow.invariants.ledger import Ledger, digest, said
-from nats_taskflow.wire.cloudevents import event_message
+from nats_taskflow.wire.events import event_message
 from nats_taskflow.wire.subjects import is_token
 
 _ENDS = {status.value for status in TERMINAL}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.invariants.evidence import Evidence, Life
-from nats_taskflow.wire.verdicts import command_scope
+from nats_taskflow.wire.inbound import command_scope
 
 
 def acts_on_its_own(life: Life) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.wire.documents import FlowShown
+from nats_taskflow.wire.answers import FlowShown
 from nats_taskflow.wire.protocols import waiting_for
 
 NEXT: dict[str, str] = {

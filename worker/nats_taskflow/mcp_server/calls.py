@@ -16,7 +16,7 @@ from nats_taskflow.mcp_server.line import Line
 from nats_taskflow.mcp_server.once import Doubts, command_id
 from nats_taskflow.mcp_server.schema import ACTIONS, ALL, KEY, MOST, Action, needed
 from nats_taskflow.text import meant
-from nats_taskflow.wire.documents import FlowShown
+from nats_taskflow.wire.answers import FlowShown
 from nats_taskflow.wire.protocols import mcp_task, waiting_for
 
 Json = dict[str, Any]

@@ -28,7 +28,7 @@ from nats_taskflow.flow.stimuli import (
 from nats_taskflow.flow.view import World
 from nats_taskflow.reference.tables import BY_HAND, code, page_of, table
 from nats_taskflow.units import SECOND, Micros
-from nats_taskflow.wire.cloudevents import event_message
+from nats_taskflow.wire.events import event_message
 from nats_taskflow.wire.subjects import Subjects
 
 _HEAD = f"""# Events

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from nats_taskflow.metrics import DEAD_LETTER_REASONS
 from nats_taskflow.reference.tables import BY_HAND, code, page_of, table
-from nats_taskflow.wire import deadletters
+from nats_taskflow.wire import dead_letters
 
 _HEAD = f"""# Dead letters
 
@@ -77,4 +77,4 @@ def _lines() -> Iterator[str]:
     yield _HEAD
     yield from table(("reason", "why", "what to do"), ((code(reason), *_REASONS[reason]) for reason in DEAD_LETTER_REASONS))
     yield from ("## The message", "", "The body is the original one. What is known of it is in headers:", "")
-    yield from table(("header", "what"), ((code(getattr(deadletters, name)), what) for name, what in _HEADERS.items()))
+    yield from table(("header", "what"), ((code(getattr(dead_letters, name)), what) for name, what in _HEADERS.items()))

@@ -13,15 +13,15 @@ import msgspec
 
 from nats_taskflow.errors import FlowError, IdMismatch, InvalidRequest
 from nats_taskflow.text import shown
-from nats_taskflow.wire import complaints
+from nats_taskflow.wire import field_errors
 from nats_taskflow.wire.commands import build, owner_of
 from nats_taskflow.wire.envelope import Opened, open_request
 from nats_taskflow.wire.headers import MSG_ID, Headers, find, hops_of, inbox_of, trace_of
+from nats_taskflow.wire.inbound import COMMAND_ID, Identity, Ignored, Inbound, Unusable, command_scope, digest, reason_of
 from nats_taskflow.wire.limits import check_headers
 from nats_taskflow.wire.origin import Mint, Origin
 from nats_taskflow.wire.requests import COMMANDS, EXPECTED, QUERIES, Request
 from nats_taskflow.wire.subjects import Subjects, is_token
-from nats_taskflow.wire.verdicts import COMMAND_ID, Identity, Ignored, Inbound, Unusable, command_scope, digest, reason_of
 
 __all__ = ["Identity", "Ignored", "Inbound", "Mint", "Query", "Unusable", "read_command", "read_query", "stray"]
 
@@ -51,7 +51,7 @@ def read_command(
     try:
         check_headers(headers)
         if verb not in COMMANDS:
-            raise complaints.unsupported(verb, COMMANDS if require_id else complaints.ALL_VERBS)  # who asks on `api` may also query
+            raise field_errors.unsupported(verb, COMMANDS if require_id else field_errors.ALL_VERBS)  # who asks on `api` may also query
         opened = open_request(body)
         request = _typed(verb, COMMANDS[verb], opened)
         key = _command_id(agent, headers, request, mint, require_id=require_id)
@@ -66,7 +66,7 @@ def read_query(agent: str, verb: str, body: bytes) -> Query | FlowError:
     """Read a query; an empty body asks with every default. Never raises for bad input."""
     try:
         if verb not in QUERIES:
-            raise complaints.unsupported(verb, complaints.ALL_VERBS)
+            raise field_errors.unsupported(verb, field_errors.ALL_VERBS)
         request = _typed(verb, QUERIES[verb], open_request(body or b"{}"))
     except FlowError as error:
         return error
@@ -84,7 +84,7 @@ def _typed(verb: str, shape: type[Request], opened: Opened) -> Request:
     try:
         request: Request = _DECODERS[verb].decode(opened.body)
     except (ValueError, RecursionError) as failure:
-        raise complaints.refusal(failure, opened.body, opened.top, verb, shape) from None
+        raise field_errors.refusal(failure, opened.body, opened.top, verb, shape) from None
     return request
 
 

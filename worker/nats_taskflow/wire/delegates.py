@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from nats_taskflow.errors import Forbidden
-from nats_taskflow.wire.bindings import check_owners
+from nats_taskflow.wire.reply_bindings import check_owners
 from nats_taskflow.wire.subjects import covers, is_pattern
 
 

@@ -8,10 +8,10 @@ from nats_taskflow.errors import InvalidRequest, TooLarge
 from nats_taskflow.flow import stimuli as flow
 from nats_taskflow.wire import requests as wire
 from nats_taskflow.wire.headers import Headers, weight
+from nats_taskflow.wire.inbound import Ignored
 from nats_taskflow.wire.origin import Origin
 from nats_taskflow.wire.replies import Bindings
 from nats_taskflow.wire.subjects import Subjects, covers, is_token
-from nats_taskflow.wire.verdicts import Ignored
 
 MAX_HEADERS = 32
 MAX_HEADER_BYTES = 8 * 1024

@@ -13,7 +13,7 @@ import msgspec
 
 from nats_taskflow.errors import FlowError, InvalidRequest, TooDeep, TooLarge
 from nats_taskflow.text import TYPES, shown
-from nats_taskflow.wire import pointers
+from nats_taskflow.wire import json_pointer
 from nats_taskflow.wire.headers import MOST_HEADERS, UNREAD, Headers
 
 MAX_BYTES = 262_144
@@ -125,7 +125,7 @@ def _refuse_duplicates(body: bytes, top: TopLevel) -> None:
         value = bytes(top[key])
         at = _BLANKS.match(body, found.end() + len(value)).end()  # type: ignore[union-attr]  # it matches nothing, too
         if key in seen or not body.startswith(value, found.end()) or body[at : at + 1] not in (b",", b"}"):
-            raise InvalidRequest(f"the field {shown(key)} is given twice: which one counts?", path=pointers.spell(key[:64]))
+            raise InvalidRequest(f"the field {shown(key)} is given twice: which one counts?", path=json_pointer.spell(key[:64]))
         seen.add(key)
         at += 1
 
@@ -190,4 +190,4 @@ def _diagnose(body: bytes, text: str) -> FlowError:
 def place(text: str) -> str:
     """Turn the place in a msgspec message (… - at `$.patch[...]`) into a JSON pointer, as far as the message names it."""
     named = text.rpartition("`$")[2].removesuffix("`").partition("[...]")[0] if "`$" in text else ""
-    return pointers.spell(*(token for token in named.replace("[", ".").replace("]", "").split(".") if token))
+    return json_pointer.spell(*(token for token in named.replace("[", ".").replace("]", "").split(".") if token))

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from nats_taskflow.errors import FlowError, error_of
 from nats_taskflow.flow.decision import OutcomeName
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
-from nats_taskflow.wire import documents as shapes
+from nats_taskflow.wire import answers as shapes
 from nats_taskflow.wire.cursors import Position, write_cursor
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, one_line
 

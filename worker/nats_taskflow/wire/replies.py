@@ -9,14 +9,14 @@ import msgspec
 
 from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound
 from nats_taskflow.flow.stimuli import Reply, RequestRefused
-from nats_taskflow.wire import limits, pointers
+from nats_taskflow.wire import json_pointer, limits
 from nats_taskflow.wire.acknowledgements import acknowledgement_in
-from nats_taskflow.wire.bindings import Binding, check_bindings
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, find, trace_of
+from nats_taskflow.wire.inbound import Identity, Ignored, Inbound, Unusable, digest, reason_of
+from nats_taskflow.wire.reply_bindings import Binding, check_bindings
 from nats_taskflow.wire.reply_message import ReplyMessage, checked_id, encodable, event_id_of, flow_named_by, open_reply, value_of_bytes
 from nats_taskflow.wire.requests import UUID
 from nats_taskflow.wire.subjects import Subjects, covers, is_literal, is_token
-from nats_taskflow.wire.verdicts import Identity, Ignored, Inbound, Unusable, digest, reason_of
 
 __all__ = ["Binding", "Bindings", "check_bindings"]
 
@@ -34,9 +34,9 @@ class _Reading(msgspec.Struct, frozen=True):
     binding: Binding
     kind: str
     correlation_header: str
-    correlation_at: pointers.Tokens
-    payload_at: pointers.Tokens | None
-    where: tuple[tuple[pointers.Tokens, Any], ...]
+    correlation_at: json_pointer.Tokens
+    payload_at: json_pointer.Tokens | None
+    where: tuple[tuple[json_pointer.Tokens, Any], ...]
 
 
 _MOST_NAMED = 10
@@ -121,7 +121,7 @@ class Bindings:
             if subject == self._subjects.resume:
                 return _resume(message, f"{stream}:{seq}", arrived_us, self._tenant)
             reading, topic = self._covering(subject)
-            if reading.where and not all(_same(pointers.look(message.value, at), wanted) for at, wanted in reading.where):
+            if reading.where and not all(_same(json_pointer.look(message.value, at), wanted) for at, wanted in reading.where):
                 return Ignored(f"the reply does not match `where` of the binding {reading.binding.subject}")
             correlation_id = checked_id(self._correlation(message, reading), "correlation_id")
             payload = _payload(message, reading, whole=reading is self._built_in)
@@ -163,7 +163,7 @@ class Bindings:
             case "header":
                 found = find(message.headers, reading.correlation_header)
             case "body":
-                found = pointers.look(message.value, reading.correlation_at)
+                found = json_pointer.look(message.value, reading.correlation_at)
             case _:
                 named = [value for name in self._headers if (value := find(message.headers, name)) is not None]
                 found = named[0] if named else message.field("correlation_id")
@@ -180,9 +180,9 @@ def _ready(binding: Binding) -> _Reading:
         binding=binding,
         kind=kind,
         correlation_header=rest if kind == "header" else "",
-        correlation_at=pointers.parse(rest) if kind == "body" else (),
-        payload_at=pointers.parse(binding.payload) if binding.payload else None,
-        where=tuple((pointers.parse(pointer), value) for pointer, value in binding.where.items()),
+        correlation_at=json_pointer.parse(rest) if kind == "body" else (),
+        payload_at=json_pointer.parse(binding.payload) if binding.payload else None,
+        where=tuple((json_pointer.parse(pointer), value) for pointer, value in binding.where.items()),
     )
 
 
@@ -228,7 +228,7 @@ def _payload(message: ReplyMessage, reading: _Reading, *, whole: bool) -> Any:
     if message.value is msgspec.UNSET:
         return value_of_bytes(message.body)
     if reading.payload_at is not None:
-        found = pointers.look(message.value, reading.payload_at)
+        found = json_pointer.look(message.value, reading.payload_at)
         if found is msgspec.UNSET:
             raise InvalidRequest(f"the reply has nothing at {reading.binding.payload}", path=reading.binding.payload)
         return found

@@ -10,7 +10,7 @@ import msgspec
 
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.ids import bad_id
-from nats_taskflow.wire import limits, pointers
+from nats_taskflow.wire import json_pointer, limits
 from nats_taskflow.wire.envelope import open_value
 from nats_taskflow.wire.headers import MSG_ID, Headers, find
 from nats_taskflow.wire.requests import UUID
@@ -73,12 +73,12 @@ def flow_named_by(message: ReplyMessage) -> str | None:
 def checked_id(given: Any, name: str) -> str:
     """Return the id. Raises `InvalidRequest`: ids are refused, never trimmed (SEMANTICS R1)."""
     if not isinstance(given, str):
-        raise InvalidRequest(f"{name} must be text", path=pointers.spell(name))
+        raise InvalidRequest(f"{name} must be text", path=json_pointer.spell(name))
     if _FINE_ID.match(given):
         return given
     why = bad_id(given) or (None if given == encodable(given) else "is not valid Unicode")
     if why:
-        raise InvalidRequest(f"{name} {why}", path=pointers.spell(name))
+        raise InvalidRequest(f"{name} {why}", path=json_pointer.spell(name))
     return given
 
 

@@ -1,4 +1,4 @@
-"""Write the schemas of all messages into a folder, or check that it is up to date: `python -m nats_taskflow.schema_files [--check] schemas`."""
+"""Write the schemas of all messages into a folder, or check that it is up to date: `python -m nats_taskflow.wire.schema.files [--check] schemas`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nats_taskflow.wire.schemas import documents
+from nats_taskflow.wire.schema.documents import documents
 
 
 def drift(folder: Path) -> list[str]:
@@ -32,7 +32,7 @@ def write(folder: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 1 when `--check` finds a difference."""
-    parser = argparse.ArgumentParser(prog="python -m nats_taskflow.schema_files", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m nats_taskflow.wire.schema.files", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a file differs")
     parser.add_argument("folder", type=Path, help="where the schemas are, usually schemas")
     given = parser.parse_args(arguments)

@@ -10,7 +10,7 @@ import msgspec
 from nats_taskflow.errors import FlowError, InvalidRequest, UnsupportedVerb
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
 from nats_taskflow.text import TYPES, meant, shown
-from nats_taskflow.wire import limits, pointers
+from nats_taskflow.wire import json_pointer, limits
 from nats_taskflow.wire.requests import COMMANDS, EXPECTED, QUERIES, ListMine, Observe
 
 _ENUMS: dict[tuple[type[msgspec.Struct], str], type[StrEnum]] = {(Observe, "status"): FlowStepStatus, (ListMine, "status"): FlowStatus}
@@ -31,7 +31,7 @@ def refusal(
     unknown = [key for key in top if key not in shape.__struct_fields__]
     if text.startswith("Object missing required field `"):
         name = text.split("`")[1]
-        return InvalidRequest(f"{verb} needs the field {name}", path=pointers.spell(name))
+        return InvalidRequest(f"{verb} needs the field {name}", path=json_pointer.spell(name))
     if text.startswith("Object contains unknown field") and unknown:
         return _unknown(unknown[0], verb, shape.__struct_fields__)
     if "out of range" in text and "`$." in text:
@@ -41,7 +41,7 @@ def refusal(
 
 def _unknown(name: str, verb: str, known: Iterable[str]) -> InvalidRequest:
     """Refuse a field the verb does not have, with the one that was probably meant."""
-    return InvalidRequest(f"{verb} has no field {shown(name)}{meant(name, known)}", path=pointers.spell(name[:64]))
+    return InvalidRequest(f"{verb} has no field {shown(name)}{meant(name, known)}", path=json_pointer.spell(name[:64]))
 
 
 def _mistyped(text: str, shape: type[msgspec.Struct], expected: Mapping[str, str]) -> InvalidRequest:
@@ -53,7 +53,7 @@ def _mistyped(text: str, shape: type[msgspec.Struct], expected: Mapping[str, str
     kind = _ENUMS.get((shape, name)) or (FlowStatus if name == "status" else None)
     if kind is not None:
         wanted = "one of " + ", ".join(member.value for member in kind)
-    elif path == pointers.spell(name) and name in expected:
+    elif path == json_pointer.spell(name) and name in expected:
         wanted = expected[name]
     else:
         wanted = TYPES.get(text.partition("Expected `")[2].partition("`")[0].partition(" |")[0], "")

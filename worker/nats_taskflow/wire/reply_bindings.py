@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.wire import pointers
+from nats_taskflow.wire import json_pointer
 from nats_taskflow.wire.subjects import Subjects, is_pattern, is_token, overlap
 
 _HEADER = re.compile(r"\A[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
@@ -104,6 +104,6 @@ def _check_correlation(binding: Binding) -> None:
 def _check_pointer(key: str, pointer: str) -> None:
     """Raise `ValueError` naming the key when the pointer is none."""
     try:
-        pointers.parse(pointer)
+        json_pointer.parse(pointer)
     except ValueError as bad:
         raise ValueError(f"{key}: {bad}") from None

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from nats_taskflow.wire.documents import CancelledChildren, FlowShown
+from nats_taskflow.wire.answers import CancelledChildren, FlowShown
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """Describe every message as JSON Schema 2020-12, from the very types that read and write them (`schemas/` in the project).
 
-`documents` gives all files; `nats_taskflow.schema_files` writes them, and a test fails when they drift.
+`documents` gives all files; `nats_taskflow.wire.schema.files` writes them, and a test fails when they drift.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from msgspec import UNSET, UnsetType
 
 from nats_taskflow.flow.conditions import WaitCondition
 from nats_taskflow.text import for_users
-from nats_taskflow.wire import channels
-from nats_taskflow.wire import documents as shapes
-from nats_taskflow.wire.cloudevents import CloudEvent
+from nats_taskflow.wire import answers as shapes
+from nats_taskflow.wire.admin_answers import ANSWERS
+from nats_taskflow.wire.admin_requests import OPERATIONS
+from nats_taskflow.wire.events import CloudEvent
 from nats_taskflow.wire.journal import PAYLOADS
-from nats_taskflow.wire.operators import OPERATIONS
 from nats_taskflow.wire.outcomes import HEAVY
-from nats_taskflow.wire.oversight import ANSWERS
 from nats_taskflow.wire.requests import COMMANDS, QUERIES, FlowId, Key
+from nats_taskflow.wire.schema import asyncapi
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
@@ -101,7 +101,7 @@ def documents() -> dict[str, bytes]:
     said = "What became of a command: it took effect, or changed nothing."
     whole = {"$schema": _DIALECT, "$id": "outcome.json", "title": "Outcome", "description": said}
     schemas["outcome.json"] = whole | {"oneOf": [{"$ref": "applied.json"}, {"$ref": "refused.json"}]}
-    files = schemas | {"asyncapi.json": channels.asyncapi(sorted(COMMANDS), sorted(QUERIES), _operations(), sorted(ANSWERS))}
+    files = schemas | {"asyncapi.json": asyncapi.asyncapi(sorted(COMMANDS), sorted(QUERIES), _operations(), sorted(ANSWERS))}
     return {name: msgspec.json.format(msgspec.json.encode(files[name]), indent=2) + b"\n" for name in sorted(files)}
 
 

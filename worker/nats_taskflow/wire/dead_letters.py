@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from nats_taskflow.wire.cloudevents import Message
+from nats_taskflow.wire.events import Message
 from nats_taskflow.wire.headers import MSG_ID, UNREAD, Headers, one_line, weight
 from nats_taskflow.wire.subjects import Subjects, is_token
 

@@ -15,7 +15,7 @@ from msgspec import Meta
 from nats_taskflow.errors import InvalidRequest, UnsupportedVerb
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.text import meant, shown
-from nats_taskflow.wire import complaints, limits, requests
+from nats_taskflow.wire import field_errors, limits, requests
 from nats_taskflow.wire.envelope import open_request
 from nats_taskflow.wire.requests import (
     DEFAULT_LIMIT,
@@ -297,7 +297,7 @@ def read_operation(verb: str, body: bytes) -> Asked:
     try:
         asked: Asked = _decoder(shape).decode(opened.body)
     except (ValueError, RecursionError) as failure:
-        raise complaints.refusal(failure, opened.body, opened.top, verb, shape, _EXPECTED) from None
+        raise field_errors.refusal(failure, opened.body, opened.top, verb, shape, _EXPECTED) from None
     return asked
 
 
