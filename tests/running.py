@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine.engine import Engine
 from nats_taskflow.flow.stimuli import Policy
 from nats_taskflow.manager import CreateManagedInput, FlowManager
 from nats_taskflow.store.sqlite import SqliteFlowStore

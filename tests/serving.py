@@ -16,11 +16,11 @@ from nats_taskflow.bus.memory import MemoryBus
 from nats_taskflow.config import Config
 from nats_taskflow.consumer import Consumer
 from nats_taskflow.dispatcher import Dispatcher
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine.engine import Engine
+from nats_taskflow.engine.mint import Randomness, reader
+from nats_taskflow.engine.policy import policy_of
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.manager import FlowManager
-from nats_taskflow.policy import policy_of
-from nats_taskflow.reading import Randomness, reader
 from nats_taskflow.store.sqlite import SqliteFlowStore
 from nats_taskflow.topology import reply_bindings, topology
 from nats_taskflow.wait_engine import WaitEngine

@@ -31,11 +31,11 @@ STEPS = {
     "take": "nats_taskflow.consumer:Consumer._take",
     "begin": "nats_taskflow.store.transaction:SqliteTransaction.begin",
     "load": "nats_taskflow.store.transaction:SqliteTransaction.load",
-    "decide": "nats_taskflow.deciding:Deciding.decide",
+    "decide": "nats_taskflow.engine.batch:Deciding.decide",
     "save": "nats_taskflow.store.transaction:SqliteTransaction.save",
     "save_flows": "nats_taskflow.store.transaction:SqliteTransaction._save_flows",
     "commit": "nats_taskflow.store.transaction:SqliteTransaction.commit",
-    "announce": "nats_taskflow.engine:Engine._announce",
+    "announce": "nats_taskflow.engine.engine:Engine._announce",
     "settle": "nats_taskflow.bus.jetstream:JetStreamBus.settle",
     "answer": "nats_taskflow.api:Api.handle",
     # what follows from it

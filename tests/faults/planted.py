@@ -13,11 +13,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from nats_taskflow import app, deciding
+from nats_taskflow import app
 from nats_taskflow.bus.base import Ack, Outgoing
 from nats_taskflow.bus.jetstream import JetStreamBus
 from nats_taskflow.consumer import Consumer
-from nats_taskflow.deciding import Deciding
+from nats_taskflow.engine import batch
+from nats_taskflow.engine.batch import Deciding
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import Waiter
 from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, Reply
@@ -40,7 +41,7 @@ _Upkeep: Any = Upkeep
 _Batch: Any = Batch
 _Waits: Any = WaitEngine
 _app: Any = app
-_deciding: Any = deciding
+_deciding: Any = batch
 """What is patched, seen as anything: replacing a method is what type checkers are there to prevent."""
 SLOW = 0.03
 """Seconds by which a bug widens the window it needs to show."""

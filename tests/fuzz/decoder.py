@@ -1,6 +1,6 @@
 """Push spoilt messages through everything that reads them; nothing may be raised. `python -m tests.fuzz.decoder --inputs 1000000 --seed 1`.
 
-Each input takes the whole way of a delivery (`nats_taskflow.reading`), of a request on `api` and of a query; whatever comes out must be fit to
+Each input takes the whole way of a delivery (`nats_taskflow.engine.mint`), of a request on `api` and of a query; whatever comes out must be fit to
 be stored, answered and published. Every so many go on through a real engine with a database in memory, where a defect shows as
 `internal`. What goes wrong is printed as bytes that repeat it.
 """
@@ -21,16 +21,16 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from nats_taskflow.acceptance import accepts, schema_flaw
 from nats_taskflow.bus.base import Delivery
 from nats_taskflow.consumer import Verdict
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine.engine import Engine
+from nats_taskflow.engine.mint import reader
+from nats_taskflow.engine.payload_schema import accepts, schema_flaw
+from nats_taskflow.engine.submission import Outcome, Raw, Useless
 from nats_taskflow.errors import FlowError, Internal
 from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
-from nats_taskflow.reading import reader
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.store.sqlite import SqliteFlowStore
-from nats_taskflow.submission import Outcome, Raw, Useless
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.codec import Ignored, Inbound, Query, Unusable, read_command, read_query
 from nats_taskflow.wire.dead_letters import dead_letter_message

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from nats_taskflow.cli import errors_as_exit_codes
 from nats_taskflow.cli.exits import Failed
 from nats_taskflow.config import Log
+from nats_taskflow.engine.mint import Randomness
 from nats_taskflow.errors import BusLost, FlowError, InvalidRequest
-from nats_taskflow.reading import Randomness
 from nats_taskflow.telemetry import Said, configure_logging, logger
 from nats_taskflow.wire.codec import Unusable, read_command
 from nats_taskflow.wire.headers import one_line

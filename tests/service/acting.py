@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
+from nats_taskflow.engine.submission import Outcome, Raw, Useless
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.conditions import Timer, to_value
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.store.records import DeadLetter
-from nats_taskflow.submission import Outcome, Raw, Useless
 from nats_taskflow.wire.codec import Ignored, Unusable
 from nats_taskflow.wire.replies import Binding, Bindings
 from nats_taskflow.wire.subjects import Subjects

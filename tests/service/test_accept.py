@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nats_taskflow.acceptance import accepts, schema_flaw
+from nats_taskflow.engine.payload_schema import accepts, schema_flaw
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import Policy

@@ -26,9 +26,9 @@ from nats_taskflow.config.secrets import Url
 from nats_taskflow.config.tree import Http, Nats
 from nats_taskflow.config.tree import Store as StoreSettings
 from nats_taskflow.consumer import Consumer
-from nats_taskflow.deferral import Deferrals
 from nats_taskflow.dispatcher import Dispatcher
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine.deferral import Deferrals
+from nats_taskflow.engine.engine import Engine
 from nats_taskflow.inspector import Inspector
 from nats_taskflow.lanes import Lanes
 from nats_taskflow.probes import WorkerProbes

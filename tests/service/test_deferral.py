@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from nats_taskflow import acceptance
+from nats_taskflow.engine import payload_schema
+from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.errors import Internal, Unavailable
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import AdvanceFlow, Caller, CancelFlow, ParkFlow, Policy, ResumeFlow
 from nats_taskflow.store.sqlite import SqliteFlowStore
-from nats_taskflow.submission import Outcome
 from tests.eventually import eventually
 from tests.flows import BOB, KATE, arrives, buried, did, external, get, kinds, park, parking, said, start
 from tests.running import Running, running
@@ -42,11 +42,11 @@ class Checks:
 
     def accepts(self, schema: dict[str, Any], payload: Any) -> tuple[str, str] | None:
         self._wait()
-        return acceptance.accepts(schema, payload)
+        return payload_schema.accepts(schema, payload)
 
     def schema_flaw(self, schema: dict[str, Any]) -> str | None:
         self._wait()
-        return acceptance.schema_flaw(schema)
+        return payload_schema.schema_flaw(schema)
 
     def _wait(self) -> None:
         self.asked.append(threading.current_thread().name)

@@ -13,17 +13,17 @@ from unittest.mock import patch
 import msgspec
 import pytest
 
-from nats_taskflow import portion
-from nats_taskflow.acceptance import accepts, schema_flaw
-from nats_taskflow.aftermath import AT_ONCE
-from nats_taskflow.deferral import Deferrals
+from nats_taskflow.engine import portion
+from nats_taskflow.engine.deferral import Deferrals
+from nats_taskflow.engine.follow_ups import AT_ONCE
+from nats_taskflow.engine.payload_schema import accepts, schema_flaw
+from nats_taskflow.engine.submission import Submission
 from nats_taskflow.errors import Unavailable, WaitConflict
 from nats_taskflow.flow import park as parks
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import AdvanceFlow, DelegateFlow, FinishFlow, Policy
 from nats_taskflow.store.records import Batch, Loaded, Needs
 from nats_taskflow.store.transaction import SqliteTransaction
-from nats_taskflow.submission import Submission
 from nats_taskflow.wire.codec import Identity
 from tests.flows import arrives, buried, counted, did, ends, external, get, kinds, park, parking, refused, start
 from tests.running import Running, running

@@ -16,10 +16,11 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from nats_taskflow import consumer, engine, lanes, relay
+from nats_taskflow import consumer, lanes, relay
 from nats_taskflow.bus.base import Delivery, InProgress, Source
 from nats_taskflow.bus.memory import Stored
 from nats_taskflow.consumer import Verdict
+from nats_taskflow.engine import engine
 from nats_taskflow.errors import ConsumerTaken, StoreBroken, Unavailable
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.lifecycle import FlowStatus
@@ -279,7 +280,7 @@ async def test_what_failed_before_a_kill_and_after_it_is_counted_together(path: 
             raise RuntimeError("a defect of the core")
         return decide(stimulus, *view)
 
-    monkeypatch.setattr("nats_taskflow.deciding.decide", failing)
+    monkeypatch.setattr("nats_taskflow.engine.batch.decide", failing)
     await line.start()
     await line.command("finish", flow_id=str(uuid.uuid4()))
     await line.tried(1)
@@ -364,7 +365,7 @@ async def test_a_message_that_kills_the_worker_five_times_is_dead_lettered_befor
             raise asyncio.CancelledError
         return decide(stimulus, *view)
 
-    monkeypatch.setattr("nats_taskflow.deciding.decide", killing)
+    monkeypatch.setattr("nats_taskflow.engine.batch.decide", killing)
     await line.start()
     await line.stop()
     first = await line.command("start", controller_id="c", goal="before")

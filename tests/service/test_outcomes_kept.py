@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nats_taskflow.recall import _PAGES
+from nats_taskflow.engine.stored_outcomes import _PAGES
 from nats_taskflow.store.stepping import PAGE_BYTES
 from tests.service.line import Line
 

@@ -9,10 +9,10 @@ from unittest.mock import patch
 import msgspec
 import pytest
 
+from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound, WaitConflict
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import Caller, ParkFlow, Policy
-from nats_taskflow.submission import Outcome
 from nats_taskflow.wire.replies import Bindings
 from nats_taskflow.wire.subjects import Subjects
 from tests.running import running

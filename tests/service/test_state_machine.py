@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine.engine import Engine
+from nats_taskflow.engine.submission import Outcome, Raw
 from nats_taskflow.flow.fold import fold, folded
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import (
@@ -40,7 +41,6 @@ from nats_taskflow.flow.stimuli import (
 from nats_taskflow.store import rows
 from nats_taskflow.store.base import Transaction, Work
 from nats_taskflow.store.sqlite import SqliteFlowStore
-from nats_taskflow.submission import Outcome, Raw
 from nats_taskflow.testing.database import InlineStore, Killed, fresh
 from nats_taskflow.units import SECOND, rfc3339
 from nats_taskflow.wire.codec import Identity

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine.engine import Engine
 from nats_taskflow.store.base import Work
 from nats_taskflow.store.sqlite import SqliteFlowStore
 from nats_taskflow.store.transaction import SqliteTransaction

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, SchemaError
 
-from nats_taskflow import acceptance, json_schema
-from nats_taskflow.acceptance import MAX_BYTES, MAX_WORK, accepts, schema_flaw
-from nats_taskflow.json_schema import KEYWORDS
+from nats_taskflow.engine import json_schema, payload_schema
+from nats_taskflow.engine.json_schema import KEYWORDS
+from nats_taskflow.engine.payload_schema import MAX_BYTES, MAX_WORK, accepts, schema_flaw
 
 RESULT = {
     "type": "object",
@@ -113,19 +113,19 @@ def test_a_schema_is_compiled_once_for_each_schema(monkeypatch: pytest.MonkeyPat
         made.append(schema)
         return json_schema.compiled(schema)
 
-    acceptance._known.cache_clear()
-    monkeypatch.setattr(acceptance, "compiled", counted)
+    payload_schema._known.cache_clear()
+    monkeypatch.setattr(payload_schema, "compiled", counted)
     for n in range(50):
         assert (accepts({"type": "integer", "minimum": 25}, n) is None) == (n >= 25)
         assert (accepts({"minimum": 25, "type": "integer"}, n) is None) == (n >= 25)
     assert len(made) == 1
-    acceptance._known.cache_clear()
+    payload_schema._known.cache_clear()
 
 
 def test_the_cache_of_schemas_is_bounded() -> None:
     for n in range(400):
         assert accepts({"const": n}, n) is None
-    assert acceptance._known.cache_info().currsize <= 256
+    assert payload_schema._known.cache_info().currsize <= 256
 
 
 # What it may cost.

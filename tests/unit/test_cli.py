@@ -172,7 +172,7 @@ def test_a_question_to_the_worker_does_not_load_the_worker(folder: Path) -> None
     _, modules = loaded("waits", "--output", "json")
     assert not modules & {
         "nats_taskflow.app",
-        "nats_taskflow.engine",
+        "nats_taskflow.engine.engine",
         "nats_taskflow.store.sqlite",
         "aiosqlite",
         "jsonschema",

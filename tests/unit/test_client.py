@@ -38,7 +38,7 @@ from tests.eventually import eventually
 FLOW = "01900000-0000-7000-8000-000000000001"
 SERVER = {
     *(
-        "nats_taskflow.engine",
+        "nats_taskflow.engine.engine",
         "nats_taskflow.app",
         "nats_taskflow.store",
         "nats_taskflow.supervisor",

@@ -23,17 +23,17 @@ import aiosqlite
 import msgspec
 import pytest
 
-from nats_taskflow import portion
 from nats_taskflow.bus.base import Bus, Delivery, Outgoing, Published
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine import portion
+from nats_taskflow.engine.engine import Engine
+from nats_taskflow.engine.mint import Randomness, reader
+from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
 from nats_taskflow.manager import FlowManager
 from nats_taskflow.outlets import events, fresh_events
-from nats_taskflow.reading import Randomness, reader
 from nats_taskflow.relay import Relay
 from nats_taskflow.store.opening import take_values_as_they_are
 from nats_taskflow.store.records import Batch
-from nats_taskflow.submission import Outcome
 from nats_taskflow.testing.database import InlineStore, fresh
 from nats_taskflow.units import rfc3339
 from nats_taskflow.wait_engine import WaitEngine

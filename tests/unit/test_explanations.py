@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nats_taskflow.acceptance import accepts, schema_flaw
+from nats_taskflow.engine.payload_schema import accepts, schema_flaw
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, cast
 import msgspec
 import pytest
 
-from nats_taskflow.deciding import Deciding
+from nats_taskflow.engine.batch import Deciding
+from nats_taskflow.engine.submission import Outcome, Submission
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
@@ -28,7 +29,6 @@ from nats_taskflow.flow.model import Flow, FlowEvent
 from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, ParkFlow, Policy, Reply, ResumeFlow, StartFlow, Stimulus
 from nats_taskflow.flow.view import World
 from nats_taskflow.store.records import InboxKey, InboxRow, Loaded
-from nats_taskflow.submission import Outcome, Submission
 from nats_taskflow.units import SECOND
 from nats_taskflow.wire.codec import Identity
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nats_taskflow.engine.queue import MAX_BYTES, Job, Queue
+from nats_taskflow.engine.submission import Submission
 from nats_taskflow.flow.stimuli import Reply, RunFlow
-from nats_taskflow.queueing import MAX_BYTES, Job, Queue
-from nats_taskflow.submission import Submission
 from nats_taskflow.wire.codec import Identity
 
 NOBODY = cast("asyncio.Future[Any]", None)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nats_taskflow.engine.quota import BURST, Meter
 from nats_taskflow.errors import QuotaExceeded
-from nats_taskflow.quota import BURST, Meter
 from nats_taskflow.units import SECOND
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nats_taskflow.engine.mint import Randomness
 from nats_taskflow.errors import FlowError, InvalidRequest, TooDeep, TooLarge
-from nats_taskflow.reading import Randomness
 from nats_taskflow.wire import codec, envelope, json_pointer, limits
 
 JSON = st.recursive(

@@ -11,15 +11,15 @@ import structlog
 from nats_taskflow.admin.pages import moment_of
 from nats_taskflow.admin.service import Operators
 from nats_taskflow.bus.endpoints import Endpoint, Request, Service
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine.engine import Engine
+from nats_taskflow.engine.quota import UNMETERED, Meter
+from nats_taskflow.engine.stored_outcomes import Recall, Turn
+from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.errors import FlowError, Forbidden, Internal, NoOutcomeYet, NotFound, Refusal, Unavailable
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.quota import UNMETERED, Meter
-from nats_taskflow.recall import Recall, Turn
 from nats_taskflow.store.overview import Wanted
 from nats_taskflow.store.records import Page
-from nats_taskflow.submission import Outcome
 from nats_taskflow.telemetry import Said
 from nats_taskflow.turns import Share, Turns
 from nats_taskflow.wire import outcomes

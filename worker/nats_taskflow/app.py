@@ -25,7 +25,9 @@ from nats_taskflow.config import Config
 from nats_taskflow.consumer import Consumer, decided_until
 from nats_taskflow.copying import Copier
 from nats_taskflow.dispatcher import Dispatcher
-from nats_taskflow.engine import Clock, Engine
+from nats_taskflow.engine.engine import Clock, Engine
+from nats_taskflow.engine.mint import Randomness, reader
+from nats_taskflow.engine.policy import meter_of, policy_of
 from nats_taskflow.errors import Defect, Refusal, StoreBroken, root_of
 from nats_taskflow.health import Check, HealthServer
 from nats_taskflow.inspector import Inspector
@@ -33,10 +35,8 @@ from nats_taskflow.line_writer import LineWriter
 from nats_taskflow.manager import FlowManager
 from nats_taskflow.metrics import Metrics
 from nats_taskflow.outlets import dead_letters, events, fresh_events
-from nats_taskflow.policy import meter_of, policy_of
 from nats_taskflow.probes import WorkerProbes
 from nats_taskflow.pruner import Pruner
-from nats_taskflow.reading import Randomness, reader
 from nats_taskflow.relay import Relay
 from nats_taskflow.signals import Stop
 from nats_taskflow.store.base import Store

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from nats_taskflow.bus.base import Bus
-from nats_taskflow.recall import Recall
-from nats_taskflow.submission import Outcome
+from nats_taskflow.engine.stored_outcomes import Recall
+from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.tasks import Errands
 from nats_taskflow.turns import Share, Turns
 from nats_taskflow.wire.outcomes import fitting

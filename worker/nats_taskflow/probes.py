@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from nats_taskflow.bus.base import Bus, PublishFailed, Source
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
 from nats_taskflow.health import Check
 from nats_taskflow.inspector import Inspector

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import structlog
 
 from nats_taskflow.bus.base import PublishFailed
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import Unavailable
 from nats_taskflow.store.base import Work
 from nats_taskflow.tasks import repeat

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from nats_taskflow.bus.base import Bus
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError, Refusal, Unavailable
 from nats_taskflow.lanes import Lanes
 from nats_taskflow.letters import Letter

@@ -15,7 +15,7 @@ from nats_taskflow.api import Api
 from nats_taskflow.bus.base import Bus, PublishFailed
 from nats_taskflow.consumer import Consumer
 from nats_taskflow.dispatcher import Dispatcher
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import BusLost, StoreBroken, Unavailable
 from nats_taskflow.inspector import Inspector
 from nats_taskflow.probes import WorkerProbes

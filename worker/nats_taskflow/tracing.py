@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import structlog
 
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import ConfigError, FlowError, Refusal
 from nats_taskflow.flow.conditions import MAX_LEAVES
 from nats_taskflow.flow.ids import agent_of

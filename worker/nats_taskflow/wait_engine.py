@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from nats_taskflow.engine.submission import Outcome, Raw
 from nats_taskflow.errors import FlowError, InvalidRequest, Unavailable
 from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.flow.lifecycle import FlowStatus
@@ -22,7 +23,6 @@ from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import DeadlinePassed, FollowUp, Reply
 from nats_taskflow.manager import FlowManager, new_id
 from nats_taskflow.store.records import ALL, Batch, Due, DueFlows
-from nats_taskflow.submission import Outcome, Raw
 from nats_taskflow.telemetry import Said
 from nats_taskflow.units import SECOND, Micros, to_micros
 from nats_taskflow.wire.headers import MSG_ID

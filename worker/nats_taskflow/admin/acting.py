@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.admin.pages import moment_before
-from nats_taskflow.engine import Engine
+from nats_taskflow.engine.engine import Engine
+from nats_taskflow.engine.stored_outcomes import Recall, Turn
+from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.errors import Conflict, InvalidRequest, NotFound
 from nats_taskflow.flow.model import HeldReply
 from nats_taskflow.flow.stimuli import Caller, CancelFlow, ExpireHeld, FailFlow, MatchHeld, RequestCancel, ResumeFlow, Stimulus
-from nats_taskflow.recall import Recall, Turn
 from nats_taskflow.store.base import Transaction, Work
 from nats_taskflow.store.overview import Intervention
-from nats_taskflow.submission import Outcome
 from nats_taskflow.text import counted
 from nats_taskflow.units import Micros
 from nats_taskflow.wire import admin_answers, admin_requests

@@ -8,7 +8,7 @@ import contextvars
 from nats_taskflow import app
 from nats_taskflow.bus.base import Bus
 from nats_taskflow.config import Config
-from nats_taskflow.engine import Clock
+from nats_taskflow.engine.engine import Clock
 from nats_taskflow.errors import root_of
 from nats_taskflow.metrics import Metrics
 from nats_taskflow.signals import Stop

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.json_schema import Check, Misfit, Unusable, compiled
+from nats_taskflow.engine.json_schema import Check, Misfit, Unusable, compiled
 from nats_taskflow.text import counted
 
 MAX_BYTES = 16 * 1024

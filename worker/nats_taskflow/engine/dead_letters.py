@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from nats_taskflow.engine.submission import Original, Submission
 from nats_taskflow.flow.decision import Spoiled
 from nats_taskflow.store.records import DeadLetter
-from nats_taskflow.submission import Original, Submission
 from nats_taskflow.units import Micros
 
 

@@ -18,15 +18,15 @@ from typing import Any
 
 import structlog
 
-from nats_taskflow.deferral import Deferrals
+from nats_taskflow.engine.deferral import Deferrals
+from nats_taskflow.engine.portion import decided
+from nats_taskflow.engine.queue import Job, Queue
+from nats_taskflow.engine.submission import Original, Outcome, Submission, Useless
 from nats_taskflow.errors import FlowError, Internal, Refusal, RevisionMismatch, Unavailable
 from nats_taskflow.flow.stimuli import FollowUp, Policy, Stimulus
 from nats_taskflow.futures import fail, fail_all, new_future, resolve, to_its_end
-from nats_taskflow.portion import decided
-from nats_taskflow.queueing import Job, Queue
 from nats_taskflow.store.base import LostRace, Store, Work
 from nats_taskflow.store.records import Batch
-from nats_taskflow.submission import Original, Outcome, Submission, Useless
 from nats_taskflow.units import Micros
 from nats_taskflow.wire.codec import Identity
 

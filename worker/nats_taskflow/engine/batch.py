@@ -10,10 +10,11 @@ import contextlib
 import msgspec
 from msgspec.structs import replace
 
-from nats_taskflow.aftermath import Aftermath, End
-from nats_taskflow.burial import letter_of, letter_of_held
-from nats_taskflow.dedupe import same_message, shown_id
-from nats_taskflow.deferral import NO_ANSWERS, NOTHING_BEFORE, Before, Deferral, Questions, keys_of
+from nats_taskflow.engine.dead_letters import letter_of, letter_of_held
+from nats_taskflow.engine.dedupe import same_message, shown_id
+from nats_taskflow.engine.deferral import NO_ANSWERS, NOTHING_BEFORE, Before, Deferral, Questions, keys_of
+from nats_taskflow.engine.follow_ups import Aftermath, End
+from nats_taskflow.engine.submission import Outcome, Submission, Useless
 from nats_taskflow.errors import Conflict, FlowError, Internal, QuotaExceeded
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision, OutcomeName, Spoiled
@@ -22,7 +23,6 @@ from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.flow.size import bounded
 from nats_taskflow.flow.stimuli import CancelFlow, FollowUp, ParentCancelled, Policy, Reply, Stimulus
 from nats_taskflow.store.records import Batch, FlowWrite, InboxRow, Loaded
-from nats_taskflow.submission import Outcome, Submission, Useless
 from nats_taskflow.units import Micros
 from nats_taskflow.wire.outcomes import EXPIRED, kept, refused, reply_outcome
 

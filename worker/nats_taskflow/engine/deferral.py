@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from nats_taskflow.engine.submission import Submission, Useless
 from nats_taskflow.errors import Defect
 from nats_taskflow.flow.conditions import ExternalEvent, nodes
 from nats_taskflow.flow.model import Flow, Pair
 from nats_taskflow.flow.stimuli import DeadlinePassed, ExpireHeld, Policy, Reply, RequestRefused, StartFlow
 from nats_taskflow.flow.view import World
-from nats_taskflow.submission import Submission, Useless
 from nats_taskflow.tasks import heed_cancellation, keep
 
 Question = tuple[bytes, bytes | None]

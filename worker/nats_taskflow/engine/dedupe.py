@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from nats_taskflow.engine.submission import Submission, Useless
 from nats_taskflow.store.records import InboxRow
-from nats_taskflow.submission import Submission, Useless
 
 
 def same_message(submission: Submission, rows: Iterable[InboxRow]) -> InboxRow | None:
