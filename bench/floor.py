@@ -22,8 +22,8 @@ from bench.figures import Figure
 from bench.load import TOPIC, Order, flow_id, reply
 from nats_taskflow.bus.server import EmbeddedServer
 from nats_taskflow.flow.stimuli import Reply
-from nats_taskflow.store.queries import statements
-from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.store.sqlite.statements import statements
+from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.wire.codec import Identity
 from tests.running import Running, running
 

@@ -12,7 +12,7 @@ import msgspec
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.flow.stimuli import Policy
 from nats_taskflow.manager import CreateManagedInput, FlowManager
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.units import Micros, to_datetime, to_micros
 from nats_taskflow.wait_engine import WaitEngine
 

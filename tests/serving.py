@@ -21,7 +21,7 @@ from nats_taskflow.engine.mint import Randomness, reader
 from nats_taskflow.engine.policy import policy_of
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.manager import FlowManager
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.topology import reply_bindings, topology
 from nats_taskflow.wait_engine import WaitEngine
 from nats_taskflow.wire.subjects import Subjects

@@ -59,7 +59,7 @@ _LOADED_LATE = (
     *(
         "nats_taskflow.app",
         "nats_taskflow.bus.client",
-        "nats_taskflow.invariants.snapshot",
+        "nats_taskflow.store.invariants.snapshot",
         "uvloop",
         "uvicorn.protocols.http.h11_impl",
         "encodings.idna",

@@ -1,4 +1,4 @@
-"""The store port (worker/nats_taskflow/store/base.py), held against its adapter in memory and in a file. Nothing of SQLite shows here."""
+"""The store port (worker/nats_taskflow/store/port.py), held against its adapter in memory and in a file. Nothing of SQLite shows here."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from nats_taskflow.errors import Internal, Unavailable
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Waiter
 from nats_taskflow.flow.usage import Usage
-from nats_taskflow.store.base import ConstraintViolated, LostRace, Store, Transaction
-from nats_taskflow.store.overview import Wanted, WantedLetters
+from nats_taskflow.store.admin_port import Wanted, WantedLetters
+from nats_taskflow.store.port import ConstraintViolated, LostRace, Store, Transaction
 from nats_taskflow.store.records import Batch, DeadLetter, FlowWrite, InboxRow, Loaded, Needs, Suspects
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 
 NOW = 1_800_000_000_000_000
 PAIR = ("t", "c")

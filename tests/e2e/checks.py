@@ -1,4 +1,4 @@
-"""Check what a stage leaves behind against `nats_taskflow.invariants`: a copy of the database after the worker has ended, and its streams."""
+"""Check what a stage leaves behind against `nats_taskflow.store.invariants`: a copy of the database after the worker has ended, and its streams."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nats_taskflow.flow.model import FlowEvent
-from nats_taskflow.invariants import INVARIANTS, ClientRecord, Evidence, Ledger, Message, Operation, Sets, Taken, command
-from nats_taskflow.invariants import violations as found_in
-from nats_taskflow.invariants.client import sets
-from nats_taskflow.store import rows
+from nats_taskflow.store.invariants import INVARIANTS, ClientRecord, Evidence, Ledger, Message, Operation, Sets, Taken, command
+from nats_taskflow.store.invariants import violations as found_in
+from nats_taskflow.store.invariants.client import sets
+from nats_taskflow.store.sqlite import rows
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, Agent, Sent, Stage
 
 Violations = list[str]

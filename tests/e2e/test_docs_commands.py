@@ -22,7 +22,7 @@ import pytest
 
 from nats_taskflow.bus.server import find_server
 from nats_taskflow.config import load
-from nats_taskflow.store.queries import migrations
+from nats_taskflow.store.sqlite.statements import migrations
 from tests.e2e.commands import asked
 from tests.e2e.shell import Shell, shows, typed
 from tests.e2e.stage import TOPIC, Stage

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from nats_taskflow.store.queries import migrations
+from nats_taskflow.store.sqlite.statements import migrations
 from tests.e2e import checks
 from tests.e2e.commands import asked, command
 from tests.e2e.stage import TOPIC, Agent, Stage, World

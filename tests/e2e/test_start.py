@@ -17,9 +17,9 @@ UNUSED = ("jsonschema", "referencing", "attr", "rich.console", "rich.traceback",
 UNUSED_OF_OURS = (
     "nats_taskflow.cli.asking",
     "nats_taskflow.cli.demo_story",
-    "nats_taskflow.invariants",
+    "nats_taskflow.store.invariants",
     "nats_taskflow.bus.server",
-    "nats_taskflow.store.offline",
+    "nats_taskflow.store.sqlite.offline",
 )
 
 

@@ -20,38 +20,38 @@ from nats_taskflow.errors import StoreBroken, Unavailable
 
 STEPS = {
     # start
-    "store_open": "nats_taskflow.store.sqlite:SqliteFlowStore._open_file",
-    "migrate": "nats_taskflow.store.sqlite:migrated",
-    "take_over": "nats_taskflow.store.sqlite:SqliteFlowStore._take_over",
+    "store_open": "nats_taskflow.store.sqlite.store:SqliteFlowStore._open_file",
+    "migrate": "nats_taskflow.store.sqlite.store:migrated",
+    "take_over": "nats_taskflow.store.sqlite.store:SqliteFlowStore._take_over",
     "connect": "nats_taskflow.bus.jetstream:JetStreamBus.open",
     "prepare": "nats_taskflow.bus.jetstream:JetStreamBus.prepare",
     "recover": "nats_taskflow.consumer:Consumer.recover",
     "rewind": "nats_taskflow.bus.jetstream:JetStreamBus.rewind",
     # a message
     "take": "nats_taskflow.consumer:Consumer._take",
-    "begin": "nats_taskflow.store.transaction:SqliteTransaction.begin",
-    "load": "nats_taskflow.store.transaction:SqliteTransaction.load",
+    "begin": "nats_taskflow.store.sqlite.transaction:SqliteTransaction.begin",
+    "load": "nats_taskflow.store.sqlite.transaction:SqliteTransaction.load",
     "decide": "nats_taskflow.engine.batch:Deciding.decide",
-    "save": "nats_taskflow.store.transaction:SqliteTransaction.save",
-    "save_flows": "nats_taskflow.store.transaction:SqliteTransaction._save_flows",
-    "commit": "nats_taskflow.store.transaction:SqliteTransaction.commit",
+    "save": "nats_taskflow.store.sqlite.transaction:SqliteTransaction.save",
+    "save_flows": "nats_taskflow.store.sqlite.transaction:SqliteTransaction._save_flows",
+    "commit": "nats_taskflow.store.sqlite.transaction:SqliteTransaction.commit",
     "announce": "nats_taskflow.engine.engine:Engine._announce",
     "settle": "nats_taskflow.bus.jetstream:JetStreamBus.settle",
     "answer": "nats_taskflow.api:Api.handle",
     # what follows from it
-    "read_outbox": "nats_taskflow.store.reads:SqliteReads.unpublished_events",
+    "read_outbox": "nats_taskflow.store.sqlite.reads:SqliteReads.unpublished_events",
     "publish": "nats_taskflow.bus.jetstream:JetStreamBus.publish",
     "publish_all": "nats_taskflow.bus.jetstream:JetStreamBus.publish_all",
     "write": "nats_taskflow.bus.outbound:Outbound._write",
-    "mark_published": "nats_taskflow.store.upkeep:Upkeep.mark_published",
+    "mark_published": "nats_taskflow.store.sqlite.upkeep:Upkeep.mark_published",
     "send": "nats_taskflow.bus.jetstream:JetStreamBus.send",
-    "settle_outgoing": "nats_taskflow.store.upkeep:Upkeep.settle_outgoing",
-    "due": "nats_taskflow.store.reads:SqliteReads.due",
+    "settle_outgoing": "nats_taskflow.store.sqlite.upkeep:Upkeep.settle_outgoing",
+    "due": "nats_taskflow.store.sqlite.reads:SqliteReads.due",
     # the end
     "finish": "nats_taskflow.consumer:Consumer.finish",
     "flush": "nats_taskflow.bus.jetstream:JetStreamBus.flush",
     "bus_close": "nats_taskflow.bus.jetstream:JetStreamBus.close",
-    "store_close": "nats_taskflow.store.sqlite:SqliteFlowStore.close",
+    "store_close": "nats_taskflow.store.sqlite.store:SqliteFlowStore.close",
 }
 POINTS = tuple(f"{step}.{side}" for step in STEPS for side in ("before", "after"))
 ACTIONS = ("kill", "raise", "hang")

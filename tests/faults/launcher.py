@@ -32,7 +32,7 @@ def shift_clock(file: Path) -> None:
 
 def loosen(synchronous: str) -> None:
     """Open the database with a setting that loses commits at a power cut: the negative control of the harness."""
-    from nats_taskflow.store import opening
+    from nats_taskflow.store.sqlite import opening
 
     value = ("OFF", "NORMAL").index(synchronous)
     opening._SETTINGS = tuple(

@@ -17,8 +17,8 @@ from typing import Any
 import aiosqlite
 
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.store.queries import migrations
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.sqlite.statements import migrations
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 
 MOST = 500
 _FLOW = "INSERT INTO flows (id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, "

@@ -22,11 +22,11 @@ from nats_taskflow.engine.batch import Deciding
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import Waiter
 from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, Reply
-from nats_taskflow.store.lock import WriterLock
 from nats_taskflow.store.records import Batch
-from nats_taskflow.store.sqlite import SqliteFlowStore
-from nats_taskflow.store.transaction import SqliteTransaction
-from nats_taskflow.store.upkeep import Upkeep
+from nats_taskflow.store.sqlite.lock import WriterLock
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
+from nats_taskflow.store.sqlite.transaction import SqliteTransaction
+from nats_taskflow.store.sqlite.upkeep import Upkeep
 from nats_taskflow.wait_engine import WaitEngine
 from nats_taskflow.wire.events import event_message
 from nats_taskflow.wire.headers import MSG_ID

@@ -16,7 +16,7 @@ import pytest
 
 from nats_taskflow.errors import FlowError, Refusal
 from nats_taskflow.flow.model import FlowEvent
-from nats_taskflow.store.rows import Unreadable
+from nats_taskflow.store.sqlite.rows import Unreadable
 from tests.conftest import SEED
 from tests.e2e import checks
 from tests.faults.report import Row

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nats_taskflow.store.queries import migrations
+from nats_taskflow.store.sqlite.statements import migrations
 from tests.conftest import SEED
 from tests.e2e.stage import Agent, Stage
 from tests.faults.disturbing import ended, loaded

@@ -30,7 +30,7 @@ from nats_taskflow.engine.submission import Outcome, Raw, Useless
 from nats_taskflow.errors import FlowError, Internal
 from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
 from nats_taskflow.store.records import DeadLetter
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.codec import Ignored, Inbound, Query, Unusable, read_command, read_query
 from nats_taskflow.wire.dead_letters import dead_letter_message

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 
 
 @pytest.fixture(autouse=True)

@@ -21,8 +21,8 @@ from nats_taskflow.bus.memory import MemoryBroker, MemoryBus, Stored
 from nats_taskflow.config import Config
 from nats_taskflow.durations import Duration
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.store.sqlite import SqliteFlowStore
-from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
+from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.supervisor import Services
 from nats_taskflow.testing.life import Life
 from nats_taskflow.wire.subjects import Subjects

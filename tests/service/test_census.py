@@ -14,7 +14,7 @@ from nats_taskflow.errors import Unavailable
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import CancelFlow, ResumeFlow
 from nats_taskflow.metrics import Metrics
-from nats_taskflow.store.overview import FOREVER, Stretch
+from nats_taskflow.store.admin_port import FOREVER, Stretch
 from nats_taskflow.store.records import Batch
 from nats_taskflow.tracking import Tracker
 from nats_taskflow.units import Micros

@@ -20,9 +20,9 @@ from nats_taskflow.errors import Internal, TopologyRefused
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
 from nats_taskflow.flow.stimuli import Caller, CancelFlow, DeadlinePassed, RequestCancel
 from nats_taskflow.manager import StepObservation
-from nats_taskflow.store.base import LostRace
+from nats_taskflow.store.port import LostRace
 from nats_taskflow.store.records import Batch
-from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.wire.reply_bindings import Binding
 from tests.eventually import eventually
 from tests.running import Running, an_input, running

@@ -22,7 +22,7 @@ from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Outgoing
 from nats_taskflow.flow.stimuli import DelegateFlow
 from nats_taskflow.store.records import DueOutgoing
-from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.units import rfc3339
 from nats_taskflow.wire.delegates import Delegate
 from nats_taskflow.wire.reply_bindings import Binding

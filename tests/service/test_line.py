@@ -26,7 +26,7 @@ from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import FinishFlow
 from nats_taskflow.store.records import Batch
-from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.units import rfc3339
 from nats_taskflow.wire.headers import MSG_ID
 from tests.eventually import eventually

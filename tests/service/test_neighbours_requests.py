@@ -24,8 +24,8 @@ from nats_taskflow.bus.broker import MemoryClient
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply
-from nats_taskflow.store.sqlite import Queries
-from nats_taskflow.store.stepping import PAGE_BYTES, Fetched
+from nats_taskflow.store.sqlite.steps import PAGE_BYTES, Fetched
+from nats_taskflow.store.sqlite.store import Queries
 from nats_taskflow.wire.admin_requests import OPERATIONS
 from nats_taskflow.wire.requests import QUERIES
 from tests.eventually import eventually

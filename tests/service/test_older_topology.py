@@ -21,7 +21,7 @@ from nats_taskflow.bus.jetstream import JetStreamBus
 from nats_taskflow.bus.server import EmbeddedServer
 from nats_taskflow.config import Config
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.testing.life import Life
 from nats_taskflow.topology import reply_bindings, topology
 from nats_taskflow.wire.subjects import Subjects

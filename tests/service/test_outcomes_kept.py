@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from nats_taskflow.engine.stored_outcomes import _PAGES
-from nats_taskflow.store.stepping import PAGE_BYTES
+from nats_taskflow.store.sqlite.steps import PAGE_BYTES
 from tests.service.line import Line
 
 HEAVY = {"text": "x" * 240_000}

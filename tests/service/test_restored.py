@@ -13,7 +13,7 @@ import pytest
 
 from nats_taskflow.bus.memory import MemoryBus
 from nats_taskflow.errors import TopologyRefused
-from nats_taskflow.store.backup import backed_up
+from nats_taskflow.store.sqlite.backup import backed_up
 from tests.eventually import eventually
 from tests.service.line import Line, living, sequences
 

@@ -38,9 +38,9 @@ from nats_taskflow.flow.stimuli import (
     StartFlow,
     Stimulus,
 )
-from nats_taskflow.store import rows
-from nats_taskflow.store.base import Transaction, Work
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.port import Transaction, Work
+from nats_taskflow.store.sqlite import rows
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.testing.database import InlineStore, Killed, fresh
 from nats_taskflow.units import SECOND, rfc3339
 from nats_taskflow.wire.codec import Identity

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.store.base import Work
-from nats_taskflow.store.sqlite import SqliteFlowStore
-from nats_taskflow.store.transaction import SqliteTransaction
+from nats_taskflow.store.port import Work
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
+from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.testing.database import Killed
 from tests.service.test_state_machine import LONG, POLICY, SHARE, Machine, shared
 

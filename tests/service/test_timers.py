@@ -230,7 +230,7 @@ async def test_agents_take_turns_with_timers_and_others_between_slices() -> None
 async def test_a_timer_due_behind_more_of_another_agents_than_are_looked_at_has_its_turn_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("nats_taskflow.store.reads._TURNS_AMONG", 300)
+    monkeypatch.setattr("nats_taskflow.store.sqlite.reads._TURNS_AMONG", 300)
     async with running() as run:
         many, (hers,) = await owned(run, "mallory", 700), await owned(run, "kate", 1)
         await timed(run, many, 1)

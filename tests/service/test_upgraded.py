@@ -14,7 +14,7 @@ import pytest
 
 from nats_taskflow.bus.broker import Heard
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.store.queries import migrations
+from nats_taskflow.store.sqlite.statements import migrations
 from tests.e2e import checks
 from tests.eventually import eventually
 from tests.fixtures.living import DELEGATE, FOLDER, loaded

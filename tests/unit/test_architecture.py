@@ -72,7 +72,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "secrecy",
     ),
 )
-ADAPTERS = ("nats_taskflow.store.sqlite", "nats_taskflow.bus.jetstream", "nats_taskflow.bus.memory", "nats_taskflow.bus.connection")
+ADAPTERS = ("nats_taskflow.store.sqlite.store", "nats_taskflow.bus.jetstream", "nats_taskflow.bus.memory", "nats_taskflow.bus.connection")
 NAMING_ADAPTERS = {"app", "cli.dev", "cli.demo_story", "testing.database", "testing.memory", "testing.chaos"}
 IMPURE = {
     "asyncio",
@@ -94,7 +94,9 @@ MAX_MODULE, MAX_FUNCTION = 300, 40
 
 def name_of(path: Path) -> str:
     parts = (
-        path.relative_to(ROOT / "worker" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow")
+        path.relative_to(
+            ROOT / "worker" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow"
+        )
         .with_suffix("")
         .parts
     )
@@ -107,7 +109,9 @@ def modules() -> dict[str, tuple[str, ast.Module]]:
     texts = {
         name_of(path): path.read_text(encoding="utf-8")
         for path in sorted(
-            (ROOT / "worker" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow").rglob("*.py")
+            (
+                ROOT / "worker" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow"
+            ).rglob("*.py")
         )
     }
     return {name: (text, ast.parse(text)) for name, text in texts.items()}

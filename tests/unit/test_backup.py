@@ -22,11 +22,11 @@ from nats_taskflow import copying
 from nats_taskflow.cli import taskflow
 from nats_taskflow.copying import Copier
 from nats_taskflow.errors import StoreRefused, Unavailable
-from nats_taskflow.store import backup
-from nats_taskflow.store.backup import backed_up
-from nats_taskflow.store.opening import APPLICATION_ID
-from nats_taskflow.store.queries import migrations
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.sqlite import backup
+from nats_taskflow.store.sqlite.backup import backed_up
+from nats_taskflow.store.sqlite.opening import APPLICATION_ID
+from nats_taskflow.store.sqlite.statements import migrations
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from tests.running import running
 from tests.service.acting import started
 

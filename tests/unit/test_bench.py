@@ -21,7 +21,7 @@ from bench.mallory import FLOODS, Mallory
 from bench.neighbours import Row, verdict
 from bench.neighbours import table as compared_trees
 from bench.peers.ledger import opened, resumed
-from nats_taskflow.invariants import Evidence, violations
+from nats_taskflow.store.invariants import Evidence, violations
 from nats_taskflow.units import to_micros
 from tests.running import START
 

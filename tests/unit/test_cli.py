@@ -173,7 +173,7 @@ def test_a_question_to_the_worker_does_not_load_the_worker(folder: Path) -> None
     assert not modules & {
         "nats_taskflow.app",
         "nats_taskflow.engine.engine",
-        "nats_taskflow.store.sqlite",
+        "nats_taskflow.store.sqlite.store",
         "aiosqlite",
         "jsonschema",
         "prometheus_client",

@@ -20,7 +20,7 @@ from nats_taskflow.cli.asking import Online
 from nats_taskflow.cli.layout import cell_width, command_lines
 from nats_taskflow.cli.verdicts import Verdict
 from nats_taskflow.config import Config
-from nats_taskflow.invariants.findings import Findings, Violated
+from nats_taskflow.store.invariants.findings import Findings, Violated
 from nats_taskflow.wire.subjects import Subjects
 from tests.snapshot import assert_same
 

@@ -32,8 +32,8 @@ from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
 from nats_taskflow.manager import FlowManager
 from nats_taskflow.outlets import events, fresh_events
 from nats_taskflow.relay import Relay
-from nats_taskflow.store.opening import take_values_as_they_are
 from nats_taskflow.store.records import Batch
+from nats_taskflow.store.sqlite.opening import take_values_as_they_are
 from nats_taskflow.testing.database import InlineStore, fresh
 from nats_taskflow.units import rfc3339
 from nats_taskflow.wait_engine import WaitEngine

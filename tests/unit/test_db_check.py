@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nats_taskflow.cli import taskflow
-from nats_taskflow.invariants.findings import KEPT
-from nats_taskflow.store.lock import WriterLock, holder
+from nats_taskflow.store.invariants.findings import KEPT
+from nats_taskflow.store.sqlite.lock import WriterLock, holder
 from tests.running import running
 from tests.service.acting import external, parked
 

@@ -20,9 +20,9 @@ from nats_taskflow.bus.server import EmbeddedServer, ServerRefused
 from nats_taskflow.cli import taskflow
 from nats_taskflow.errors import StoreLocked, StoreRefused
 from nats_taskflow.files import open_own
-from nats_taskflow.store.lock import WriterLock
-from nats_taskflow.store.opening import schema_of
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.sqlite.lock import WriterLock
+from nats_taskflow.store.sqlite.opening import schema_of
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from tests.fixtures.living import loaded
 from tests.running import running
 from tests.service.acting import started

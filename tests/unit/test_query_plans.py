@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nats_taskflow.store.queries import statements
+from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.testing.database import fresh
 
 STATEMENTS = {f"{file}.{name}": text for file in ("load", "overview", "reads", "save", "upkeep") for name, text in statements(file).items()}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nats_taskflow.errors import StoreBroken, Unavailable
-from nats_taskflow.store import sqlite
-from nats_taskflow.store.lock import WriterLock
+from nats_taskflow.store.sqlite import store
+from nats_taskflow.store.sqlite.lock import WriterLock
 
 
 def test_a_lock_file_that_cannot_be_written_says_so_and_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +33,7 @@ async def test_a_database_that_cannot_grow_at_the_start_says_so(tmp_path: Path, 
 
     path = str(tmp_path / "flows.db")
     with monkeypatch.context() as patched:
-        patched.setattr(sqlite, "migrated", full)
+        patched.setattr(store, "migrated", full)
         with pytest.raises(StoreBroken, match="make room on its disk"):
-            await sqlite.SqliteFlowStore.open(path)
-    await (await sqlite.SqliteFlowStore.open(path)).close()
+            await store.SqliteFlowStore.open(path)
+    await (await store.SqliteFlowStore.open(path)).close()

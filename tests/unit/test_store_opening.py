@@ -20,12 +20,12 @@ import aiosqlite
 import pytest
 
 from nats_taskflow.errors import Refusal, StoreBroken, StoreLocked, StoreRefused
-from nats_taskflow.store import opening
-from nats_taskflow.store.lock import WriterLock
-from nats_taskflow.store.opening import APPLICATION_ID, schema_of
-from nats_taskflow.store.placement import kind_in
-from nats_taskflow.store.queries import migrations
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.sqlite import opening
+from nats_taskflow.store.sqlite.lock import WriterLock
+from nats_taskflow.store.sqlite.opening import APPLICATION_ID, schema_of
+from nats_taskflow.store.sqlite.place import kind_in
+from nats_taskflow.store.sqlite.statements import migrations
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from tests.fixtures.living import loaded
 from tests.running import running
 from tests.service.acting import external, now, parked, started
@@ -345,7 +345,7 @@ async def test_two_names_of_one_folder_are_one_database(path: Path, tmp_path: Pa
 
 HOLD = """
 import asyncio, sys
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 async def main():
     await SqliteFlowStore.open(sys.argv[1])
     print("open", flush=True)
@@ -433,7 +433,7 @@ def test_the_file_system_of_a_folder_is_that_of_its_longest_mount_point(folder: 
 
 async def test_a_network_file_system_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RELIABILITY 6: WAL needs shared memory on one host; nothing is made there."""
-    monkeypatch.setattr("nats_taskflow.store.placement.file_system", lambda _: "nfs4")
+    monkeypatch.setattr("nats_taskflow.store.sqlite.place.file_system", lambda _: "nfs4")
     refused = await refusal(path)
     assert (refused.exit_code, "nfs4" in str(refused)) == (78, True)
     assert list(path.parent.iterdir()) == []

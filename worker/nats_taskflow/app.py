@@ -39,10 +39,10 @@ from nats_taskflow.probes import WorkerProbes
 from nats_taskflow.pruner import Pruner
 from nats_taskflow.relay import Relay
 from nats_taskflow.signals import Stop
-from nats_taskflow.store.base import Store
-from nats_taskflow.store.opening import MEMORY, take_values_as_they_are
-from nats_taskflow.store.placement import checked, placed
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.port import Store
+from nats_taskflow.store.sqlite.opening import MEMORY, take_values_as_they_are
+from nats_taskflow.store.sqlite.place import checked, placed
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.supervisor import Services, Supervisor
 from nats_taskflow.systemd import Systemd
 from nats_taskflow.tasks import LastResort

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 
-from nats_taskflow.store.overview import FOREVER, Overview, Stretch
+from nats_taskflow.store.admin_port import FOREVER, Overview, Stretch
 from nats_taskflow.units import SECOND, Micros
 
 PER: Micros = 60 * SECOND

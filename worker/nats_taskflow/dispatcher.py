@@ -16,7 +16,7 @@ from nats_taskflow.bus.base import Asked, Bus
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.request_headers import CORRELATION_ID, TRACEPARENT
-from nats_taskflow.store.base import Transaction
+from nats_taskflow.store.port import Transaction
 from nats_taskflow.store.records import AGAIN, Batch, DueOutgoing
 from nats_taskflow.tasks import repeat
 from nats_taskflow.telemetry import Said

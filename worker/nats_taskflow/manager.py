@@ -31,7 +31,7 @@ from nats_taskflow.flow.stimuli import (
     StartFlow,
     Stimulus,
 )
-from nats_taskflow.store.base import Transaction
+from nats_taskflow.store.port import Transaction
 from nats_taskflow.store.records import ALL, Page, Row
 from nats_taskflow.units import to_micros
 

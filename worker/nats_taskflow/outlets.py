@@ -7,7 +7,7 @@ from collections.abc import Callable
 from nats_taskflow.bus.base import Bus, Outgoing
 from nats_taskflow.letters import Letter
 from nats_taskflow.relay import Fresh, Read
-from nats_taskflow.store.base import Reads
+from nats_taskflow.store.port import Reads
 from nats_taskflow.store.records import Batch, Numbered
 from nats_taskflow.wire.dead_letters import dead_letter_message
 from nats_taskflow.wire.events import Message, event_message, is_same_event

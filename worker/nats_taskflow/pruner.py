@@ -13,7 +13,7 @@ import structlog
 from nats_taskflow.bus.base import PublishFailed
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import Unavailable
-from nats_taskflow.store.base import Work
+from nats_taskflow.store.port import Work
 from nats_taskflow.tasks import repeat
 from nats_taskflow.units import Micros
 

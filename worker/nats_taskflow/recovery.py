@@ -7,7 +7,7 @@ import structlog
 from nats_taskflow.bus.base import Backlog, Bus, Source
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import TopologyRefused
-from nats_taskflow.store.base import Transaction
+from nats_taskflow.store.port import Transaction
 from nats_taskflow.store.records import NO_SUSPECTS, Suspects
 
 

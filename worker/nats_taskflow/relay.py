@@ -17,7 +17,7 @@ from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError, Refusal, Unavailable
 from nats_taskflow.lanes import Lanes
 from nats_taskflow.letters import Letter
-from nats_taskflow.store.base import Transaction
+from nats_taskflow.store.port import Transaction
 from nats_taskflow.store.records import Batch
 from nats_taskflow.tasks import Tasks, repeat
 from nats_taskflow.text import counted

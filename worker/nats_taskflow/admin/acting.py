@@ -14,8 +14,8 @@ from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.errors import Conflict, InvalidRequest, NotFound
 from nats_taskflow.flow.model import HeldReply
 from nats_taskflow.flow.stimuli import Caller, CancelFlow, ExpireHeld, FailFlow, MatchHeld, RequestCancel, ResumeFlow, Stimulus
-from nats_taskflow.store.base import Transaction, Work
-from nats_taskflow.store.overview import Intervention
+from nats_taskflow.store.admin_port import Intervention
+from nats_taskflow.store.port import Transaction, Work
 from nats_taskflow.text import counted
 from nats_taskflow.units import Micros
 from nats_taskflow.wire import admin_answers, admin_requests

@@ -27,8 +27,8 @@ from nats_taskflow.admin.pages import (
 from nats_taskflow.errors import NotFound
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.store.base import Reads
-from nats_taskflow.store.overview import Wanted, WantedLetters
+from nats_taskflow.store.admin_port import Wanted, WantedLetters
+from nats_taskflow.store.port import Reads
 from nats_taskflow.units import Micros, rfc3339
 from nats_taskflow.wire import admin_answers, admin_requests, outcomes
 from nats_taskflow.wire.admin_requests import Asked

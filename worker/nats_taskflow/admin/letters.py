@@ -19,8 +19,8 @@ from nats_taskflow.admin.pages import moment_before
 from nats_taskflow.bus.base import Bus, Outgoing, PublishFailed
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError, InvalidRequest, NotFound, Unavailable
-from nats_taskflow.store.base import Transaction, Work
-from nats_taskflow.store.overview import Intervention, Kept, WantedLetters
+from nats_taskflow.store.admin_port import Intervention, Kept, WantedLetters
+from nats_taskflow.store.port import Transaction, Work
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.text import counted
 from nats_taskflow.units import Micros

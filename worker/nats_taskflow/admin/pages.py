@@ -15,7 +15,7 @@ from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.conditions import due_times, from_value
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply
-from nats_taskflow.store.overview import Kept, LetterGroup
+from nats_taskflow.store.admin_port import Kept, LetterGroup
 from nats_taskflow.store.records import Page, Row
 from nats_taskflow.units import Micros, rfc3339, to_micros
 from nats_taskflow.wire import admin_answers, admin_requests

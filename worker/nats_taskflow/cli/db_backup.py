@@ -22,7 +22,7 @@ def backup(dest: Path | None, *, force: bool, **arguments: Any) -> None:
 
     DEST is a file or a folder; without it the copy gets a name with the time, beside the database. docs/backing-up.md says how to go back.
     """
-    from nats_taskflow.store.backup import backed_up
+    from nats_taskflow.store.sqlite.backup import backed_up
 
     path = load_with_database(arguments).store.path
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by itself it would leave half a copy

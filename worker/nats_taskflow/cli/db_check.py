@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nats_taskflow.config import Config
-    from nats_taskflow.invariants import Evidence, Ledger
-    from nats_taskflow.invariants.findings import Findings
+    from nats_taskflow.store.invariants import Evidence, Ledger
+    from nats_taskflow.store.invariants.findings import Findings
 
 _VIOLATED = 1
 """The exit code where something does not hold."""
@@ -35,8 +35,8 @@ def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool
     or one of another schema. 74: it cannot be read now. 69: --events, and NATS cannot be reached.
     """
     from nats_taskflow.cli import db_findings
-    from nats_taskflow.invariants.findings import gather
-    from nats_taskflow.invariants.snapshot import snapshot
+    from nats_taskflow.store.invariants.findings import gather
+    from nats_taskflow.store.invariants.snapshot import snapshot
 
     config = load_with_database(arguments)
     where = place or config.store.path
@@ -57,7 +57,7 @@ def _exit_code(findings: Findings) -> int:
 def evidence_of(config: Config, database: Any, streams: dict[str, Any] | None = None) -> Evidence:
     """Put together what is looked at."""
     from nats_taskflow.app import REMEMBERED_TIMES
-    from nats_taskflow.invariants import Evidence
+    from nats_taskflow.store.invariants import Evidence
     from nats_taskflow.wire.subjects import Subjects
 
     remembered = int(config.stream.max_age * REMEMBERED_TIMES)
@@ -68,8 +68,8 @@ def evidence_of(config: Config, database: Any, streams: dict[str, Any] | None = 
 def _streams(config: Config, place: str) -> dict[str, Any]:
     """Read what was published, and before that how far it was known to be: what a worker does meanwhile is no violation."""
     from nats_taskflow.cli.launch import launch
-    from nats_taskflow.invariants.evidence import marks
-    from nats_taskflow.invariants.snapshot import snapshot
+    from nats_taskflow.store.invariants.evidence import marks
+    from nats_taskflow.store.invariants.snapshot import snapshot
     from nats_taskflow.telemetry import configure_logging
 
     with snapshot(place) as opened:
@@ -86,7 +86,7 @@ async def _read(config: Config, keep: Callable[[str, Ledger], None]) -> int:
     """Read both streams into ledgers."""
     from nats_taskflow.bus.history import History
     from nats_taskflow.bus.options import nats_options
-    from nats_taskflow.invariants import Ledger, Message
+    from nats_taskflow.store.invariants import Ledger, Message
     from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS
 
     async with History(nats_options(config.nats)) as history:

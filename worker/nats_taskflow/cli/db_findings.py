@@ -14,8 +14,8 @@ from nats_taskflow.cli.showing import clock, paint, printable, screen
 from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
-    from nats_taskflow.invariants.checking import Progress
-    from nats_taskflow.invariants.findings import Findings, Violated
+    from nats_taskflow.store.invariants.checking import Progress
+    from nats_taskflow.store.invariants.findings import Findings, Violated
 
 _SHOWN = 20
 _EVERY = 500

@@ -89,7 +89,7 @@ def export(*, place: str | None, target: Path | None, **arguments: Any) -> None:
     import sqlite3
 
     from nats_taskflow.atomic_file import part_of, settled
-    from nats_taskflow.invariants.snapshot import snapshot
+    from nats_taskflow.store.invariants.snapshot import snapshot
 
     config = load_with_database(arguments)
     with snapshot(place or config.store.path) as opened:
@@ -138,9 +138,9 @@ def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **argu
     """Bring the database to this program's schema, after a backup beside it. The worker must not run; it does the same at its start."""
     from nats_taskflow.cli.launch import launch
     from nats_taskflow.config.tree import Log
-    from nats_taskflow.invariants.snapshot import found
-    from nats_taskflow.store.opening import schema_of
-    from nats_taskflow.store.queries import migrations
+    from nats_taskflow.store.invariants.snapshot import found
+    from nats_taskflow.store.sqlite.opening import schema_of
+    from nats_taskflow.store.sqlite.statements import migrations
     from nats_taskflow.telemetry import configure_logging
 
     path, newest = found(load_with_database(arguments).store.path), len(migrations())
@@ -168,7 +168,7 @@ def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **argu
 
 def _print(version: int) -> None:
     """Print what leads from a schema to the newest, as SQL that says the same."""
-    from nats_taskflow.store.queries import migrations
+    from nats_taskflow.store.sqlite.statements import migrations
 
     for number, statements in enumerate(migrations()[version:], version):
         click.echo(f"-- schema {number} → {number + 1}")

@@ -124,7 +124,7 @@ def _free_port() -> int:
 
 def banner(config: Config, nats: str, program: str = "taskflow") -> str:
     """Write what a newcomer needs: where everything is, commands to copy, how to stop. `nats` says where the server comes from."""
-    from nats_taskflow.store.placement import placed
+    from nats_taskflow.store.sqlite.place import placed
 
     url = ",".join(address.shown for address in config.nats.url)
     cli, prefix = f"nats -s {url}", config.subjects.prefix

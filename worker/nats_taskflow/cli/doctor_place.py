@@ -32,7 +32,7 @@ def versions() -> Verdict:
     import platform
     import sqlite3
 
-    from nats_taskflow.store.queries import migrations
+    from nats_taskflow.store.sqlite.statements import migrations
     from nats_taskflow.version import program_version
 
     parts = ("wire 1", f"database schema {len(migrations())}", "config 1", f"Python {platform.python_version()}")
@@ -41,7 +41,7 @@ def versions() -> Verdict:
 
 def _database_of(worker: Mapping[str, Any]) -> str | None:
     """Return the database of the worker, where it lies on this machine: that worker holds its lock."""
-    from nats_taskflow.store.lock import holder
+    from nats_taskflow.store.sqlite.lock import holder
 
     where = Path(worker.get("store", ""))
     return str(where) if where.is_file() and holder(where) == worker["pid"] else None
@@ -53,11 +53,11 @@ def database(config: Config, where: str) -> Iterator[Verdict]:
 
     from nats_taskflow.cli.db_check import evidence_of
     from nats_taskflow.errors import Refusal
-    from nats_taskflow.invariants.findings import gather
-    from nats_taskflow.invariants.snapshot import found, snapshot
-    from nats_taskflow.store.opening import schema_of
-    from nats_taskflow.store.placement import checked, file_system
-    from nats_taskflow.store.queries import migrations
+    from nats_taskflow.store.invariants.findings import gather
+    from nats_taskflow.store.invariants.snapshot import found, snapshot
+    from nats_taskflow.store.sqlite.opening import schema_of
+    from nats_taskflow.store.sqlite.place import checked, file_system
+    from nats_taskflow.store.sqlite.statements import migrations
 
     try:
         path = found(where)

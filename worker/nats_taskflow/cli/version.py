@@ -32,7 +32,7 @@ def _details() -> list[tuple[str, str]]:
     import sqlite3
     from importlib import metadata
 
-    from nats_taskflow.store.queries import migrations
+    from nats_taskflow.store.sqlite.statements import migrations
 
     found = [
         ("wire protocol", "1"),

@@ -25,7 +25,7 @@ from nats_taskflow.engine.submission import Original, Outcome, Submission, Usele
 from nats_taskflow.errors import FlowError, Internal, Refusal, RevisionMismatch, Unavailable
 from nats_taskflow.flow.stimuli import FollowUp, Policy, Stimulus
 from nats_taskflow.futures import fail, fail_all, new_future, resolve, to_its_end
-from nats_taskflow.store.base import LostRace, Store, Work
+from nats_taskflow.store.port import LostRace, Store, Work
 from nats_taskflow.store.records import Batch
 from nats_taskflow.units import Micros
 from nats_taskflow.wire.codec import Identity

@@ -12,7 +12,7 @@ from nats_taskflow.engine.deferral import Before
 from nats_taskflow.engine.follow_ups import End
 from nats_taskflow.engine.submission import Submission, needs_of, needs_of_ends
 from nats_taskflow.flow.stimuli import Policy
-from nats_taskflow.store.base import TooHeavy, Transaction
+from nats_taskflow.store.port import TooHeavy, Transaction
 from nats_taskflow.store.records import ALL, Batch, Loaded
 from nats_taskflow.units import Micros
 

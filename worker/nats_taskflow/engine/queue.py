@@ -19,7 +19,7 @@ import msgspec
 
 from nats_taskflow.engine.submission import Submission
 from nats_taskflow.flow.stimuli import Reply
-from nats_taskflow.store.base import Work
+from nats_taskflow.store.port import Work
 
 MAX_BYTES = 1024 * 1024
 """How much the messages that share a transaction weigh, but for the last one of each side: it is taken whole."""

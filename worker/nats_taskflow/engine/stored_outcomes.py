@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.flow.fold import fold
 from nats_taskflow.flow.model import Flow, FlowStep
-from nats_taskflow.store.base import Reads
+from nats_taskflow.store.port import Reads
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.answers import Applied
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nats_taskflow.invariants import INVARIANTS
-from nats_taskflow.invariants.table import Client, Each, EachStream, Invariant, Stream, Whole
 from nats_taskflow.reference.tables import BY_HAND, cell, page_of, table
+from nats_taskflow.store.invariants import INVARIANTS
+from nats_taskflow.store.invariants.table import Client, Each, EachStream, Invariant, Stream, Whole
 
 _HEAD = f"""# Invariants
 
 {BY_HAND}
 
 What always holds. `taskflow db check` looks whether it does ([Checking](checking.md)); tests and fault runs check the same table
-(`worker/nats_taskflow/invariants/table.py`): over the database, over the streams (with `--events`), and over what clients know was acknowledged (in tests and
+(`worker/nats_taskflow/store/invariants/table.py`): over the database, over the streams (with `--events`), and over what clients know was acknowledged (in tests and
 fault runs only). What no database can show is shown by tests.
 """
 _OVER = {Whole: "database", Each: "database", Stream: "streams", EachStream: "streams", Client: "clients"}

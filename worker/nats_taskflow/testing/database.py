@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import aiosqlite
 
-from nats_taskflow.store.opening import APPLICATION_ID, migrated
-from nats_taskflow.store.sqlite import SqliteFlowStore
+from nats_taskflow.store.sqlite.opening import APPLICATION_ID, migrated
+from nats_taskflow.store.sqlite.store import SqliteFlowStore
 
 
 class Killed(BaseException):

@@ -12,7 +12,7 @@ from nats_taskflow.engine.engine import Clock
 from nats_taskflow.errors import root_of
 from nats_taskflow.metrics import Metrics
 from nats_taskflow.signals import Stop
-from nats_taskflow.store.base import Store
+from nats_taskflow.store.port import Store
 from nats_taskflow.supervisor import Services
 from nats_taskflow.tracking import Tracker
 

@@ -10,7 +10,7 @@ from nats_taskflow.bus.base import Source
 from nats_taskflow.bus.broker import MemoryBroker
 from nats_taskflow.bus.memory import MemoryBus
 from nats_taskflow.config import Config
-from nats_taskflow.invariants import Evidence, Ledger, Message, violations
+from nats_taskflow.store.invariants import Evidence, Ledger, Message, violations
 from nats_taskflow.testing.clock import Clock
 from nats_taskflow.testing.database import Inline, InlineStore, Killed, copied, fresh
 from nats_taskflow.testing.life import Life
@@ -143,7 +143,7 @@ class MemoryWorker:
         return bool(in_hand) or not all(relay.idle for relay in its.relays)
 
     async def broken_promises(self) -> list[str]:
-        """Look at everything that always holds of database and streams (`nats_taskflow.invariants`), and say what does not."""
+        """Look at everything that always holds of database and streams (`nats_taskflow.store.invariants`), and say what does not."""
         rest = self.alive and not self._busy()
         if rest and self._life is not None:
             for relay in self._life.services.relays:

@@ -1,0 +1,75 @@
+"""Put together what a check found: how much was looked at, what does not hold, and what is only on its way."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import msgspec
+
+from nats_taskflow.store.invariants.checking import Progress, Violation, looked_at, violations
+from nats_taskflow.store.invariants.evidence import Evidence
+from nats_taskflow.store.invariants.lives import count
+from nats_taskflow.store.invariants.outbox import unpublished
+from nats_taskflow.store.invariants.table import INVARIANTS
+from nats_taskflow.units import rfc3339
+
+KEPT = 100
+"""How many sentences are kept for each invariant; the rest is counted."""
+
+
+class Violated(msgspec.Struct, frozen=True, kw_only=True):
+    """An invariant that does not hold: what was found, at most `KEPT` of `count`, and what to do."""
+
+    number: str
+    name: str
+    count: int
+    sentences: list[str]
+    advice: str
+
+
+class Findings(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a check. `worker`: the process that runs on the database; `waiting`: rows of each outlet on their way out."""
+
+    ok: bool
+    path: str
+    worker: int | None
+    at: str
+    flows: int
+    waiting: dict[str, int]
+    looked_at: list[str]
+    seconds: float
+    violations: list[Violated]
+
+
+def gather(evidence: Evidence, *, path: str, worker: int | None, quick: bool = False, progress: Progress | None = None) -> Findings:
+    """Check everything there is evidence for."""
+    began = time.monotonic()
+    counts: Counter[str] = Counter()
+    kept: dict[str, list[str]] = {}
+    for violation in violations(evidence, quick=quick, progress=progress):
+        counts[violation.number] += 1
+        _keep(violation, kept)
+    violated = [
+        Violated(number=one.number, name=one.name, count=counts[one.number], sentences=kept[one.number], advice=one.advice)
+        for one in INVARIANTS
+        if counts[one.number]
+    ]
+    return Findings(
+        ok=not violated,
+        path=path,
+        worker=worker,
+        at=rfc3339(evidence.now),
+        flows=count(evidence),
+        waiting=unpublished(evidence),
+        looked_at=looked_at(evidence),
+        seconds=round(time.monotonic() - began, 3),
+        violations=violated,
+    )
+
+
+def _keep(violation: Violation, kept: dict[str, list[str]]) -> None:
+    """Keep the first sentences of each invariant: a file that is badly damaged has millions."""
+    sentences = kept.setdefault(violation.number, [])
+    if len(sentences) < KEPT:
+        sentences.append(violation.sentence)

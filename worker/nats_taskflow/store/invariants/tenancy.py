@@ -1,0 +1,30 @@
+"""Check that agents stay among themselves: nobody changes, or waits in the name of, another one's flow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nats_taskflow.flow.ids import agent_of
+from nats_taskflow.store.invariants.evidence import Evidence, Life
+from nats_taskflow.wire.inbound import command_scope
+
+
+def acts_on_its_own(life: Life) -> Iterator[str]:
+    """I-29: an agent's command only changes, and only tells of, that agent's flows."""
+    agent = agent_of(life.owner)
+    for event in life.events:
+        if event.actor.startswith("agent:") and event.actor != f"agent:{agent}":
+            yield f"{event.actor} did {event.kind} at revision {event.revision} of {life.id}, which belongs to {life.owner}"
+    for told in life.told:
+        if told.scope != command_scope(agent or ""):
+            yield f"command {told.key} ({told.scope}) was told of {life.id}, which belongs to {life.owner}"
+
+
+def waits_on_its_own_topic(evidence: Evidence) -> Iterator[str]:
+    """I-29: the built-in reply topic of an agent is waited on by that agent's flows only."""
+    built_in = evidence.subjects.reply_topic("")
+    query = """SELECT w.topic, f.id, f.owner_session_key FROM waiters AS w CROSS JOIN flows AS f
+      WHERE substr(w.topic, 1, length(?1)) = ?1 AND f.n = w.flow"""
+    for topic, flow_id, owner in evidence.rows(query, built_in):
+        if topic != evidence.subjects.reply_topic(agent_of(owner) or ""):
+            yield f"{flow_id} of {owner} waits on {topic}, which belongs to another agent"

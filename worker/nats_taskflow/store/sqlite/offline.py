@@ -1,0 +1,24 @@
+"""Answer questions from a database that is open already for reading, without a worker: what `--db` reads."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from nats_taskflow.store.sqlite import rows
+from nats_taskflow.store.sqlite.reads import SqliteReads
+from nats_taskflow.store.sqlite.steps import Fetched, fetch
+
+
+class OfflineReads(SqliteReads):
+    """The reads, on somebody else's connection. They block: there is nobody beside them."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        super().__init__()
+        database.text_factory = rows.legible
+        self._database = database
+
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+        """Run a statement."""
+        return fetch(self._database, sql, parameters, room, heavy)

@@ -1,0 +1,282 @@
+"""Check, configure and migrate a database before anything uses it (RELIABILITY 6)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import structlog
+
+from nats_taskflow.atomic_file import part_of, settled
+from nats_taskflow.errors import StoreRefused
+from nats_taskflow.files import open_own
+from nats_taskflow.store.sqlite.errors import translated
+from nats_taskflow.store.sqlite.statements import migrations
+
+MEMORY = ":memory:"
+APPLICATION_ID = 0x464C4F57
+"""ASCII `FLOW`: says that a file is ours."""
+CHECK_BELOW = 1 << 30
+"""Bytes: after an unclean stop a database smaller than this is checked at start; a larger one on request, to stay quick."""
+
+_SETTINGS: tuple[tuple[str, object], ...] = (
+    ("journal_mode = WAL", "wal"),
+    # NORMAL loses acknowledged commits on power loss (measured: up to 818 of them); FULL none.
+    ("synchronous = FULL", 2),
+    ("foreign_keys = ON", 1),
+    ("trusted_schema = OFF", 0),
+    ("cell_size_check = ON", 1),
+    # An I/O error in a mapped page is a SIGBUS, not an error.
+    ("mmap_size = 0", 0),
+    ("busy_timeout = 5000", 5000),
+    ("temp_store = MEMORY", 2),
+    ("cache_size = -16384", -16384),
+    ("wal_autocheckpoint = 10000", 10000),
+    ("journal_size_limit = 67108864", 67108864),
+)
+
+
+async def _pragma(connection: aiosqlite.Connection, text: str) -> Any:
+    """Run a pragma and return its value, None where it returns none."""
+    found = list(await connection.execute_fetchall(f"PRAGMA {text}"))
+    return found[0][0] if found else None
+
+
+async def identified(file: Path) -> None:
+    """Make sure that the file is ours and not newer, without touching it. Raises `StoreRefused`, or `StoreBroken` for an I/O error.
+
+    `immutable=1` takes no lock and makes no log file; the header says enough, for a new database gets its ids before its log.
+    What a kill left half folded into the file makes sense with its log only: that is for `verified` to look at.
+    """
+    if not await asyncio.to_thread(_has_content, file):
+        return
+    connection = await aiosqlite.connect(f"{file.as_uri()}?mode=ro&immutable=1", uri=True)
+    try:
+        identity = await _pragma(connection, "application_id")
+        version = await _pragma(connection, "user_version")
+    except sqlite3.DatabaseError as bad:
+        _raise_if_unread(bad)
+        if bad.sqlite_errorcode == sqlite3.SQLITE_CORRUPT and await asyncio.to_thread(_has_content, _beside(file, "-wal")):
+            return
+        message = f"store.path: {file} is not an SQLite database ({bad}): it was left untouched; set another path or restore a backup"
+        raise StoreRefused(message) from bad
+    finally:
+        await connection.close()
+    _refuse_foreign(file, identity)
+    refuse_newer(file, version)
+
+
+def _refuse_foreign(file: Path, identity: int) -> None:
+    """Raise `StoreRefused` for a database that is not ours."""
+    if identity != APPLICATION_ID:
+        message = (
+            f"store.path: {file} is a database of another program (application_id {identity:#x}): it was left untouched; set another path"
+        )
+        raise StoreRefused(message)
+
+
+def _raise_if_unread(bad: sqlite3.DatabaseError) -> None:
+    """Raise `StoreBroken` where the disk did not say what is in the file: nothing is known to be wrong with it."""
+    if bad.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
+        raise translated(bad) from bad
+
+
+def _beside(file: Path, suffix: str) -> Path:
+    """Return a file that SQLite keeps beside the database."""
+    return file.with_name(file.name + suffix)
+
+
+def made(file: Path) -> None:
+    """Make a missing database for its owner only: SQLite gives its log and index the same mode (RELIABILITY 5).
+
+    Before SQLite opens it: afterwards, closing a descriptor of it would drop SQLite's locks. Raises `StoreRefused`.
+    """
+    if file.exists():
+        return
+    try:
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError as bad:
+        message = f"store.path: cannot create {file}: {bad.strerror}"
+        raise StoreRefused(message) from bad
+
+
+def guarded(file: Path) -> None:
+    """Take the database, and what SQLite has beside it, away from others; before SQLite opens any of it (see `made`).
+
+    Only once the file is known to be ours. Modes for a group stay: a group that may read backups is the operator's business. Raises
+    `StoreRefused` for a mode that cannot be mended, and for what somebody else has put there: SQLite would take a log for its own, and
+    follow a link.
+    """
+    try:
+        owners = {file.lstat().st_uid}
+    except FileNotFoundError:
+        owners = set()
+    for part in (file, *(_beside(file, suffix) for suffix in ("-wal", "-shm", "-journal"))):
+        try:
+            descriptor = open_own(part, os.O_RDWR, owners)
+        except FileNotFoundError:
+            continue
+        except OSError as bad:
+            message = (
+                f"store.path: {part} cannot be used ({bad.strerror}): SQLite keeps its own there; move away what somebody has put there"
+            )
+            raise StoreRefused(message) from bad
+        try:
+            _close_to_others(part, descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _close_to_others(part: Path, descriptor: int) -> None:
+    """Leave an open file to its owner only, and say so; raises `StoreRefused` where that cannot be."""
+    found = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    if not found & stat.S_IRWXO:
+        return
+    mode = f"{found:04o}"
+    try:
+        os.fchmod(descriptor, 0o600)
+    except OSError as bad:
+        message = f"store.path: everybody can open {part} (mode {mode}), which cannot be mended ({bad.strerror}); run: chmod 600 {part}"
+        raise StoreRefused(message) from bad
+    structlog.get_logger("store").warning("store.open_to_others", path=str(part), mode=mode)
+
+
+def _has_content(file: Path) -> bool:
+    """Tell whether there is a database already."""
+    return file.exists() and file.stat().st_size > 0
+
+
+def schema_of(file: Path) -> int:
+    """Return which schema a closed or live database has, reading only. Raises `StoreRefused` for what is none of ours, or newer."""
+    database = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)
+    try:
+        identity = database.execute("PRAGMA application_id").fetchone()[0]
+        version: int = database.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.DatabaseError as bad:
+        raise StoreRefused(f"store.path: {file} is no SQLite database, or cannot be read ({bad})") from bad
+    finally:
+        database.close()
+    if identity != APPLICATION_ID:
+        raise StoreRefused(f"store.path: {file} is no taskflow database (application_id {identity:#x}): name another file")
+    refuse_newer(file, version)
+    return version
+
+
+def refuse_newer(place: object, version: int) -> None:
+    """Raise `StoreRefused` for a schema that this program does not know yet."""
+    known = len(migrations())
+    if version > known:
+        message = (
+            f"store.path: {place} has schema {version}, this program knows up to {known}: "
+            "it was left untouched; start the newer version that wrote it, or restore a backup"
+        )
+        raise StoreRefused(message)
+
+
+async def verified(file: Path) -> None:
+    """Check the pages after an unclean stop, before the first write. Raises `StoreRefused` with what to do, `StoreBroken` as above.
+
+    On a connection that cannot write: a writer's close would fold the log into a file that is refused, and left untouched.
+    """
+    if not await asyncio.to_thread(_has_content, file):
+        return
+    await _rolled_back(file)
+    checker = await aiosqlite.connect(f"{file.as_uri()}?mode=ro", uri=True, isolation_level=None)
+    try:
+        version = await _pragma(checker, "user_version")
+        refuse_newer(file, version)
+        if await _pragma(checker, "page_count"):  # none where the making of the file was undone
+            _refuse_foreign(file, await _pragma(checker, "application_id"))
+        if version == 0 or not await _was_unclean(checker):
+            return
+        size = await _pragma(checker, "page_count") * await _pragma(checker, "page_size")
+        found = await _pragma(checker, "quick_check(1)") if size < CHECK_BELOW else "ok"
+    except sqlite3.DatabaseError as bad:
+        _raise_if_unread(bad)
+        found = str(bad)
+    finally:
+        await checker.close()
+    if found != "ok":
+        shown = " ".join(str(found).split())
+        message = f"store.path: {file} is damaged ({shown}): restore a backup, or salvage it with `sqlite3 {file.name} .recover`"
+        raise StoreRefused(message)
+
+
+async def _rolled_back(file: Path) -> None:
+    """Let SQLite undo what a kill left half done while the database was being made: a connection that cannot write may not.
+
+    Until it has a log (WAL), it has a rollback journal; afterwards never again. What is wrong with the file is for the check to tell.
+    """
+    if not await asyncio.to_thread(_beside(file, "-journal").exists):
+        return
+    connection = await aiosqlite.connect(f"{file.as_uri()}?mode=rw", uri=True, isolation_level=None)
+    try:
+        await _pragma(connection, "user_version")
+    except sqlite3.DatabaseError as bad:
+        _raise_if_unread(bad)
+        structlog.get_logger("store").warning("not_rolled_back", why=str(bad))
+    finally:
+        await connection.close()
+
+
+async def _was_unclean(checker: aiosqlite.Connection) -> bool:
+    """Tell whether the last worker was stopped without closing the database."""
+    found = list(await checker.execute_fetchall("SELECT value FROM meta WHERE name = 'clean'"))
+    return not found or found[0][0] == 0
+
+
+async def configured(writer: aiosqlite.Connection, *, file: bool) -> aiosqlite.Connection:
+    """Apply the settings and assert that each took. Raises `StoreRefused` naming the one that did not."""
+    if await _pragma(writer, "user_version") == 0:
+        await writer.execute_fetchall(f"PRAGMA application_id = {APPLICATION_ID}")
+    for text, wanted in _SETTINGS:
+        name = text.partition(" ")[0]
+        await _pragma(writer, text)
+        got = await _pragma(writer, name)
+        if got != wanted and (file or name not in {"journal_mode", "mmap_size"}):
+            message = f"store.path: SQLite does not take the setting {text} here (it says {got!r}); the worker's promises need it"
+            raise StoreRefused(message)
+    return writer
+
+
+def take_values_as_they_are() -> None:
+    """Have the driver bind bytes and None without asking around, in all of this process: for one that is a worker and nothing else.
+
+    The driver knows of text and numbers that SQLite takes them; of others it first asks in three places, each with an exception: a
+    twentieth of what a message costs.
+    """
+    for kind in (bytes, type(None)):
+        sqlite3.register_adapter(kind, _as_it_is)
+
+
+def _as_it_is(value: Any) -> Any:
+    """Return a value that SQLite takes as it is."""
+    return value
+
+
+async def migrated(writer: aiosqlite.Connection, place: str) -> None:
+    """Bring the schema up to date: each step, with its version, in one transaction, after a backup beside the file."""
+    version = await _pragma(writer, "user_version")
+    steps = migrations()
+    if 0 < version < len(steps) and place != MEMORY:
+        await _backed_up(writer, Path(f"{place}.schema-{version}.backup"))
+    for number, statements in enumerate(steps[version:], start=version + 1):
+        await writer.execute_fetchall("BEGIN IMMEDIATE")
+        for statement in statements:
+            await writer.execute_fetchall(statement)
+        await writer.execute_fetchall(f"PRAGMA user_version = {number}")
+        await writer.execute_fetchall("COMMIT")
+
+
+async def _backed_up(writer: aiosqlite.Connection, backup: Path) -> None:
+    """Keep the database as it is in `backup`, whole or not at all; one that is there already stays."""
+    if await asyncio.to_thread(backup.exists):
+        return
+    with part_of(backup) as part:
+        await writer.execute_fetchall("VACUUM INTO ?", (str(part),))
+        await asyncio.to_thread(settled, part, backup)  # `VACUUM INTO` does not sync what it writes

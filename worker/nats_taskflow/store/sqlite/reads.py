@@ -1,0 +1,175 @@
+"""Answer questions on a connection that cannot write: each statement by itself, so that no read holds a snapshot for long."""
+
+from __future__ import annotations
+
+import sqlite3
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nats_taskflow.errors import Internal
+from nats_taskflow.flow.conditions import FLOW_ENDS
+from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
+from nats_taskflow.store.records import ALL, DeadLetter, Due, DueFlows, DueOutgoing, InboxRow, Numbered, OpenEnd, Page
+from nats_taskflow.store.sqlite import rows
+from nats_taskflow.store.sqlite.admin_reads import OverviewReads, readable
+from nats_taskflow.store.sqlite.errors import translated
+from nats_taskflow.store.sqlite.statements import statements
+from nats_taskflow.store.sqlite.steps import PAGE_BYTES, Fetched
+from nats_taskflow.units import Micros
+
+_TURNS_AMONG = 2500
+"""Agents take turns among so many of the first rows that are due, and of the last: looking at a row costs a hundredth of acting on it."""
+
+
+class SqliteReads(OverviewReads):
+    """The reading half of the store; a subclass says on which connection (`_read`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ask = statements("reads")
+
+    @abstractmethod
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+        """Run a statement on the reading connection; see `stepping.fetch`."""
+
+    async def _rows(self, name: str, *parameters: Any) -> Sequence[Any]:
+        """Run a named statement."""
+        return await self._read(self._ask[name], parameters)
+
+    async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
+        """Run a statement and return all its rows."""
+        return (await self._run(sql, parameters)).rows
+
+    async def _page(self, name: str, *parameters: Any, heavy: int | None = None) -> Fetched:
+        """Run a named statement as far as its rows fit into a page; `heavy`: the column that has their weight."""
+        return await self._run(self._ask[name], parameters, PAGE_BYTES, heavy)
+
+    async def _run(self, sql: str, parameters: Sequence[Any], room: int = ALL, heavy: int | None = None) -> Fetched:
+        """Run a statement, with SQLite's errors translated."""
+        try:
+            return await self._fetch(sql, parameters, room, heavy)
+        except sqlite3.Error as bad:
+            raise translated(bad) from bad
+
+    async def get(self, flow_id: str) -> Flow | None:
+        """Return the flow, or None."""
+        found = await self._rows("get_flow", flow_id)
+        try:
+            return rows.flow(found[0][1:]) if found else None
+        except rows.Unreadable as bad:
+            message = f"the stored row of flow {flow_id} cannot be read: {bad}"
+            raise Internal(message, flow_id=flow_id) from bad
+
+    async def list_flows(
+        self, *, owner: str | None = None, status: FlowStatus | None = None, limit: int, after: int | None = None
+    ) -> Page[Flow]:
+        """List flows, newest first; rows that cannot be read are left out (they are reported where they are set aside)."""
+        filters = [("owner", owner), ("status", status.value if status else None)]
+        given = [(name, value) for name, value in filters if value is not None]
+        name = "list_flows" + ("_by_" + "_and_".join(name for name, _ in given) if given else "")
+        page = await self._page(name, ALL if after is None else after, limit, *(value for _, value in given))
+        return Page(rows=readable(page.rows), next=page.place(limit))
+
+    async def list_steps(self, flow_id: str, *, limit: int = ALL, after: int | None = None) -> Page[FlowStep]:
+        """List the observed runs of a flow."""
+        page = await self._page("list_steps", flow_id, after or 0, limit)
+        return Page(rows=[(row[0], rows.step(row[1:])) for row in page.rows], next=page.place(limit))
+
+    async def get_step(self, flow_id: str, run_id: str) -> FlowStep | None:
+        """Return an observed run, or None."""
+        found = await self._rows("get_step", flow_id, run_id)
+        return rows.step(found[0][1:]) if found else None
+
+    async def list_events(self, flow_id: str, *, limit: int, after: int | None = None, newest: bool = False) -> Page[FlowEvent]:
+        """List journal entries, in either order."""
+        name, start = ("list_newest_events", ALL) if newest else ("list_events", 0)
+        page = await self._page(name, flow_id, start if after is None else after, limit)
+        return Page(rows=[(row[1], rows.event(row)) for row in page.rows], next=page.place(limit, at=1))
+
+    async def outcome(self, scope: str, key: str) -> InboxRow | None:
+        """Return what became of a message, or None."""
+        found = await self._rows("outcome", scope, key)
+        return rows.inbox(found[0]) if found else None
+
+    async def due(self, now: Micros, limit: int, decided: Micros | None = None) -> DueFlows:
+        """List the flows due by `now`: an index look-up, whatever the number of waiting flows."""
+        until = now if decided is None else decided
+        (_, held_back, waiting, _, _), *found = await self._rows("due", now, limit, until, FLOW_ENDS, _TURNS_AMONG)
+        flows = [Due(flow_id=row[1], wait_id=row[2], due_us=row[3]) for row in found if row[0] == 1]
+        ends = [OpenEnd(flow_id=row[1], cascade=bool(row[2]), trace=row[4]) for row in found if row[0] != 1]
+        return DueFlows(waiting=waiting, flows=flows, held_back=bool(held_back), ends=ends)
+
+    async def next_due(self) -> Micros | None:
+        """Return when the next flow is due, or None."""
+        found = await self._rows("next_due")
+        return found[0][0] if found else None
+
+    async def counts(self) -> dict[str, int]:
+        """Return the maintained counters."""
+        return dict(await self._rows("counts"))
+
+    async def unpublished_events(self, after: int, limit: int) -> list[Numbered]:
+        """List journal entries above `after`, in the order they were committed."""
+        page = await self._page("unpublished_events", after, limit, heavy=7)
+        return [
+            Numbered(n=row[0], controller_id=row[1], owner_session_key=row[2], flow_id=row[3], event=rows.maybe_event(row[3:]))
+            for row in page.rows
+        ]
+
+    async def unpublished_dead_letters(self, after: int, limit: int) -> list[DeadLetter]:
+        """List dead letters above `after`, in order."""
+        page = await self._page("unpublished_dead_letters", after, limit, heavy=7)
+        return [rows.dead_letter(row) for row in page.rows]
+
+    async def outgoing_due(self, now: Micros, limit: int) -> list[DueOutgoing]:
+        """List the messages to delegates that are due."""
+        page = await self._page("outgoing_due", now, limit, _TURNS_AMONG, heavy=8)
+        return [DueOutgoing(n=row[0], attempts=row[1], nonce=row[2], message=rows.outgoing(row[3:])) for row in page.rows]
+
+    async def next_outgoing(self) -> Micros | None:
+        """Return when the next message to a delegate is due."""
+        found = await self._rows("next_outgoing")
+        return found[0][0] if found else None
+
+    async def published(self, outlet: str) -> int:
+        """Return up to which row the outlet is published."""
+        found = await self._rows("published", outlet)
+        return int(found[0][0])
+
+    async def was_restored(self) -> bool:
+        """Tell whether this is a copy whose worker has not caught up yet."""
+        return bool(await self._rows("was_restored"))
+
+    async def is_taken(self, source: str, seq: int) -> bool:
+        """Tell whether a message was taken in from this place."""
+        return bool(await self._rows("is_taken", source, seq))
+
+    async def last_taken_of(self, source: str, *, replies: bool) -> int | None:
+        """Return the highest sequence that a reply, or a command, was taken from."""
+        found = await self._rows("last_taken_of", source, replies)
+        return found[0][0] if found else None
+
+    async def last_taken(self, source: str) -> int | None:
+        """Return the highest sequence of the stream that was taken in."""
+        found = await self._rows("last_taken", source)
+        return found[0][0] if found else None
+
+    async def first_not_taken(self, source: str, start: int) -> int:
+        """Return the lowest sequence of the stream, from `start` on, that was not."""
+        found = await self._rows("first_not_taken", source, start)
+        return int(found[0][0])
+
+    async def oldest_unpublished(self) -> Micros | None:
+        """Return when the oldest row was committed that is not published."""
+        found = await self._rows("oldest_unpublished")
+        return found[0][0] if found else None
+
+    async def ping(self) -> None:
+        """Answer, or raise."""
+        await self._rows("ping")
+
+    async def room(self) -> Mapping[str, int]:
+        """Say nothing: how much room there is matters to whoever writes."""
+        return {}

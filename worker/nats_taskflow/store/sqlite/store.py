@@ -1,0 +1,262 @@
+"""Open and close the SQLite database: placement, lock, checks, settings, migrations; then one writer and two readers.
+
+The order is the promise: nothing is written before the file is known to be ours, whole and not newer (RELIABILITY 6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+
+from nats_taskflow.errors import StoreBroken, StoreLocked, Unavailable
+from nats_taskflow.store.port import Reads, Result, Work
+from nats_taskflow.store.sqlite import rows
+from nats_taskflow.store.sqlite.errors import translated
+from nats_taskflow.store.sqlite.load import Last
+from nats_taskflow.store.sqlite.lock import WriterLock
+from nats_taskflow.store.sqlite.opening import MEMORY, configured, guarded, identified, made, migrated, verified
+from nats_taskflow.store.sqlite.place import checked, room_of
+from nats_taskflow.store.sqlite.reads import SqliteReads
+from nats_taskflow.store.sqlite.statements import statements
+from nats_taskflow.store.sqlite.steps import Fetched, fetch
+from nats_taskflow.store.sqlite.transaction import SqliteTransaction
+
+_CLOSED = "the database is closed"
+
+
+class Queries(SqliteReads):
+    """The reads on a connection, and so a thread, of their own."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        super().__init__()
+        self.connection = connection
+
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+        """Read on the connection's thread."""
+        return await _fetched(self.connection, sql, parameters, room, heavy)
+
+
+class SqliteFlowStore(SqliteReads):
+    """A flow database in one SQLite file (or `:memory:`). Open it with `open`; one worker at a time."""
+
+    def __init__(self, writer: aiosqlite.Connection, lock: WriterLock | None, place: str) -> None:
+        super().__init__()
+        self._writer = writer
+        self._reader: aiosqlite.Connection | None = None
+        self._queries: Queries | None = None
+        self._lock = lock
+        self._place = place
+        self._upkeep = statements("upkeep")
+        self._epoch = 0
+        self._identity = ""
+        self._last = Last()
+        self._closed = False
+        self._recovered = False
+        self._restored = False
+
+    @classmethod
+    async def open(cls, path: str) -> SqliteFlowStore:
+        """Open (and create or migrate) the database at `path`, or a fresh one at `:memory:`.
+
+        Raises `StoreRefused` for a file that is foreign, newer, damaged or badly placed, which is left untouched;
+        `StoreLocked` when another worker holds it.
+        """
+        if path == MEMORY:
+            writer = await configured(await aiosqlite.connect(MEMORY, isolation_level=None), file=False)
+            store = cls(writer, None, MEMORY)
+            await store._take_over()
+            return store
+        file = checked(path)
+        await identified(file)  # before anything is left beside it
+        lock = WriterLock(file)
+        lock.acquire()
+        try:
+            return await cls._open_file(file, lock)
+        except Unavailable as full:
+            lock.release()
+            message = f"store.path: {file} cannot be opened for writing: {full.message}; make room on its disk, then start again"
+            raise StoreBroken(message) from full
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    async def _open_file(cls, file: Path, lock: WriterLock) -> SqliteFlowStore:
+        """Open the locked file: guard, verify, configure, migrate, take over."""
+        await asyncio.to_thread(guarded, file)
+        await verified(file)
+        await asyncio.to_thread(made, file)
+        writer = await _connected(str(file))
+        try:
+            await configured(writer, file=True)
+            store = cls(writer, lock, str(file))
+            await store._take_over()
+            store._reader = await _reading(file)
+            store._queries = Queries(await _reading(file))
+        except sqlite3.Error as bad:
+            await writer.close()
+            raise _refused(translated(bad), file) from bad
+        except BaseException:
+            await writer.close()
+            raise
+        return store
+
+    async def _take_over(self) -> None:
+        """Migrate, count this worker's epoch, and note that the database is in use until `close`."""
+        await migrated(self._writer, self._place)
+        await self._writer.execute_fetchall("BEGIN IMMEDIATE")
+        self._recovered = await self._meta("clean") == 0
+        self._epoch = await self._meta("epoch") + 1
+        await self._set_meta("epoch", self._epoch)
+        self._identity = f"{await self._meta('database'):016x}"
+        await self._set_meta("clean", 0)
+        await self._writer.execute_fetchall("COMMIT")
+        self._last = Last(*next(iter(await self._writer.execute_fetchall(self._upkeep["last_numbers"]))))
+        self._restored = bool(list(await self._writer.execute_fetchall(self._ask["was_restored"])))
+
+    async def _meta(self, name: str) -> int:
+        """Read a number of the `meta` table on the writing connection."""
+        rows = list(await self._writer.execute_fetchall(self._upkeep["get_meta"], (name,)))
+        return int(rows[0][0])
+
+    async def _set_meta(self, name: str, value: int) -> None:
+        """Write a number of the `meta` table."""
+        await self._writer.execute_fetchall(self._upkeep["set_meta"], (name, value))
+
+    @property
+    def epoch(self) -> int:
+        """How many workers have opened the database so far."""
+        return self._epoch
+
+    @property
+    def recovered(self) -> bool:
+        """Whether the last worker left the database without closing it."""
+        return self._recovered
+
+    @property
+    def restored(self) -> bool:
+        """Whether it is a copy that has to catch up."""
+        return self._restored
+
+    @property
+    def identity(self) -> str:
+        """Which database it is, the same in every copy."""
+        return self._identity
+
+    @property
+    def place(self) -> str:
+        """The file's real path."""
+        return self._place
+
+    async def transact(self, work: Work[Result]) -> Result:
+        """Do the work in one transaction; see the port.
+
+        One hop to the connection's thread and back: each costs as much as ten statements, and aiosqlite's public calls make one or two
+        for each of them.
+        """
+        if self._closed:
+            raise Unavailable(_CLOSED)
+        done: Result = await self._writer._execute(self._carried_out, self._writer._conn, work)  # type: ignore[no-untyped-call]  # noqa: SLF001  # see above
+        return done
+
+    def _carried_out(self, database: sqlite3.Connection, work: Work[Result]) -> Result:
+        """Begin, do the work and commit, on the connection's thread. Nothing else gets between: it is the only one that writes."""
+        transaction = SqliteTransaction(database, self._epoch, self._last)
+        try:
+            transaction.begin()
+            done = work(transaction)
+            transaction.commit()
+        except sqlite3.Error as bad:
+            transaction.rollback()
+            raise translated(bad) from bad
+        except BaseException:
+            transaction.rollback()
+            raise
+        self._last = transaction.last
+        return done
+
+    @property
+    def queries(self) -> Reads:
+        """The reads on the other reading connection; in memory there is only one connection."""
+        return self._queries or self
+
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+        """Read on the reading connection; in memory, on the only one, whose thread does a transaction in one go."""
+        if self._closed:
+            raise Unavailable(_CLOSED)
+        return await _fetched(self._reader or self._writer, sql, parameters, room, heavy)
+
+    async def ping(self) -> None:
+        """Answer on the thread of each connection: any can hang while the others answer. That of the queries may be busy."""
+        await super().ping()
+        await self._writer.execute_fetchall("SELECT 1")
+
+    async def room(self) -> Mapping[str, int]:
+        """Ask the file system, by name: to open the file and close it again would take SQLite's locks away.
+
+        On the reader's thread: a disk that hangs must not hold the loop, and no thread is made while the worker works.
+        """
+        if self._closed or self._reader is None:
+            return {}
+        found: dict[str, int] = await self._reader._execute(room_of, Path(self._place))  # type: ignore[no-untyped-call]  # noqa: SLF001  # no public way
+        return found
+
+    @property
+    def connections(self) -> tuple[aiosqlite.Connection, ...]:
+        """Every open connection, the writing one last."""
+        reading = (self._reader, self._queries.connection if self._queries is not None else None)
+        return (*(connection for connection in reading if connection is not None), self._writer)
+
+    async def close(self) -> None:
+        """Close cleanly: the log is folded into the file, and the next start need not check it."""
+        if self._closed:
+            return
+        self._closed = True
+        for connection in self.connections[:-1]:
+            await connection.close()
+        try:
+            # Only by the one whose database it still is: a newer worker has not left it clean.
+            await self._writer.execute_fetchall(self._upkeep["leave_clean"], (self._epoch,))
+            await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as bad:
+            raise StoreBroken(f"the database could not be closed cleanly: {bad}") from bad
+        finally:
+            await self._writer.close()
+            if self._lock is not None:
+                self._lock.release()
+
+
+async def _reading(file: Path) -> aiosqlite.Connection:
+    """Connect for reading only."""
+    connection = await _connected(f"{file.as_uri()}?mode=ro", uri=True)
+    for pragma in ("query_only = ON", "busy_timeout = 2000", "trusted_schema = OFF", "mmap_size = 0"):
+        await connection.execute_fetchall(f"PRAGMA {pragma}")
+    connection.text_factory = rows.legible
+    return connection
+
+
+async def _fetched(connection: aiosqlite.Connection, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+    """Fetch on a connection's thread."""
+    found: Fetched = await connection._execute(fetch, connection._conn, sql, parameters, room, heavy)  # type: ignore[no-untyped-call]  # noqa: SLF001  # aiosqlite's own calls hop to the thread for each step
+    return found
+
+
+async def _connected(database: str, **options: Any) -> aiosqlite.Connection:
+    """Connect, on a thread that does not outlive the process: after a close that failed, the worker must end all the same."""
+    connection = aiosqlite.connect(database, isolation_level=None, **options)
+    connection._thread.daemon = True  # noqa: SLF001  # it offers no other way; what the thread leaves undone, a crash would undo too
+    return await connection
+
+
+def _refused(why: Exception, file: Path) -> Exception:
+    """Return what ends a start that the database does not let happen now: there is nobody yet to try again later."""
+    if not isinstance(why, Unavailable):
+        return why
+    if why.details.get("full"):
+        return StoreBroken(f"store.path: there is no room to open {file} ({why.message}): make room, then start again")
+    return StoreLocked(f"store.path: another process keeps {file} from being opened ({why.message}): let it finish, then start again")
