@@ -24,7 +24,7 @@ from bench.driving import driven
 from bench.figures import Figure
 from bench.load import Order
 from bench.machine import cpu_seconds
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 
 HERE = Path(__file__).parent / "peers"
 VENV = Path(__file__).parent / ".venv-peers"

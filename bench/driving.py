@@ -17,7 +17,7 @@ import msgspec
 
 from bench.load import Order
 from bench.machine import cpu_seconds
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.e2e.stage import Stage
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from bench import waiting
 from bench.driving import driven
 from bench.figures import Figure
 from bench.load import TOPIC, Order, flow_id, reply
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction

@@ -30,7 +30,7 @@ from bench.driving import QUIET, ROOT
 from bench.kate import PATIENCE, Kate, Taken, by_mcp
 from bench.machine import load, resident
 from bench.mallory import FLOODS, Order
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.e2e.stage import Stage
 
 _ALONE, _BESIDE = 4.0, 5.0

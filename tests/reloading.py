@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.eventually import eventually
 
 

@@ -11,8 +11,9 @@ import msgspec
 
 from nats_taskflow.api import Api
 from nats_taskflow.app import operators
-from nats_taskflow.bus.broker import Heard, MemoryBroker, MemoryClient
-from nats_taskflow.bus.memory import MemoryBus
+from nats_taskflow.bus.memory.broker import Heard, MemoryBroker, MemoryClient
+from nats_taskflow.bus.memory.bus import MemoryBus
+from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.config import Config
 from nats_taskflow.consumer import Consumer
 from nats_taskflow.dispatcher import Dispatcher
@@ -22,7 +23,6 @@ from nats_taskflow.engine.policy import policy_of
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.manager import FlowManager
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
-from nats_taskflow.topology import reply_bindings, topology
 from nats_taskflow.wait_engine import WaitEngine
 from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually

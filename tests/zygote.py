@@ -58,7 +58,7 @@ _PLAIN: dict[str, Any] = {
 _LOADED_LATE = (
     *(
         "nats_taskflow.app",
-        "nats_taskflow.bus.client",
+        "nats_taskflow.bus.nats.inspect",
         "nats_taskflow.store.invariants.snapshot",
         "uvloop",
         "uvicorn.protocols.http.h11_impl",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nats_taskflow.bus.base import Bus
+from nats_taskflow.bus.port import Bus
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig, jetstream_rig, memory_rig
 
 

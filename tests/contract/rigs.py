@@ -14,12 +14,12 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 
-from nats_taskflow.bus.base import NO_HEADERS, Ack, Bus, Delivery, Headers, Published, Settlement, Source, Stream
-from nats_taskflow.bus.broker import Heard, MemoryBroker
-from nats_taskflow.bus.connection import NatsOptions
-from nats_taskflow.bus.jetstream import JetStreamBus
-from nats_taskflow.bus.memory import MemoryBus
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.memory.broker import Heard, MemoryBroker
+from nats_taskflow.bus.memory.bus import MemoryBus
+from nats_taskflow.bus.nats.bus import JetStreamBus
+from nats_taskflow.bus.nats.connection import NatsOptions
+from nats_taskflow.bus.nats.server import EmbeddedServer
+from nats_taskflow.bus.port import NO_HEADERS, Ack, Bus, Delivery, Headers, Published, Settlement, Source, Stream
 from tests.ports import kept_port
 
 Json = dict[str, Any]

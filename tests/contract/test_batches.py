@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nats_taskflow.bus.base import MOST_TOGETHER, Bus, Outgoing, PublishFailed
-from nats_taskflow.bus.connection import NatsOptions
-from nats_taskflow.bus.jetstream import JetStreamBus
-from nats_taskflow.bus.settings import BATCHES, stream_config
+from nats_taskflow.bus.nats.bus import JetStreamBus
+from nats_taskflow.bus.nats.connection import NatsOptions
+from nats_taskflow.bus.nats.stream_rules import BATCHES, stream_config
+from nats_taskflow.bus.port import MOST_TOGETHER, Bus, Outgoing, PublishFailed
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig
 from tests.eventually import eventually
 from tests.standing import stand_still

@@ -1,4 +1,4 @@
-"""What `nats_taskflow.bus.base.Bus` promises, asked of both adapters."""
+"""What `nats_taskflow.bus.port.Bus` promises, asked of both adapters."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from nats_taskflow.bus.admission import OF_ONE, WAITING
-from nats_taskflow.bus.base import Bus, Delivery, Headers, Holder, InProgress, Nak, Outgoing, PublishFailed, Source, Stream, Term
 from nats_taskflow.bus.endpoints import Endpoint, Request, Service
+from nats_taskflow.bus.port import Bus, Delivery, Headers, Holder, InProgress, Nak, Outgoing, PublishFailed, Source, Stream, Term
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
 from tests.contract.rigs import ACK, EVT, IN, WORKER, Rig, pulling
 from tests.eventually import eventually

@@ -17,13 +17,13 @@ from nats.errors import FlushTimeoutError
 from structlog.testing import capture_logs
 
 from nats_taskflow.bus.admission import OF_ONE
-from nats_taskflow.bus.base import Delivery, Holder, Nak, Outgoing, PublishFailed, Source, Stream, Term
-from nats_taskflow.bus.client import Client
-from nats_taskflow.bus.connection import NatsOptions
 from nats_taskflow.bus.endpoints import Endpoint, Request, Service
-from nats_taskflow.bus.history import History
-from nats_taskflow.bus.jetstream import JetStreamBus
-from nats_taskflow.bus.server import EmbeddedServer, ServerRefused, ServerTaken, find_server
+from nats_taskflow.bus.nats.bus import JetStreamBus
+from nats_taskflow.bus.nats.connection import NatsOptions
+from nats_taskflow.bus.nats.history import History
+from nats_taskflow.bus.nats.inspect import Client
+from nats_taskflow.bus.nats.server import EmbeddedServer, ServerRefused, ServerTaken, find_server
+from nats_taskflow.bus.port import Delivery, Holder, Nak, Outgoing, PublishFailed, Source, Stream, Term
 from nats_taskflow.errors import BusLost, ConsumerTaken, NotAllowed, TopologyRefused
 from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, jetstream_rig, pulling
 from tests.eventually import eventually

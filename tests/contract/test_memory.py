@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nats_taskflow.bus.base import Nak, Outgoing, PublishFailed
-from nats_taskflow.bus.memory import MemoryBroker, MemoryBus
+from nats_taskflow.bus.memory.bus import MemoryBroker, MemoryBus
+from nats_taskflow.bus.port import Nak, Outgoing, PublishFailed
 from nats_taskflow.errors import BusLost
 from tests.contract.rigs import ACK, EVT, IN, WORKER, pulling
 from tests.eventually import eventually

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nats_taskflow.bus.base import Delivery, Outgoing, PublishFailed, Source
-from nats_taskflow.bus.connection import NatsOptions
-from nats_taskflow.bus.jetstream import JetStreamBus
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.bus import JetStreamBus
+from nats_taskflow.bus.nats.connection import NatsOptions
+from nats_taskflow.bus.nats.server import EmbeddedServer
+from nats_taskflow.bus.port import Delivery, Outgoing, PublishFailed, Source
 from tests.contract.rigs import EVT, IN, WORKER
 from tests.eventually import eventually
 from tests.faults.proxy import DOWN, UP, Cut, Proxy, Way

@@ -11,10 +11,10 @@ from unittest.mock import Mock
 import pytest
 from structlog.testing import capture_logs
 
-from nats_taskflow.bus.base import PublishFailed
-from nats_taskflow.bus.jetstream import JetStreamBus
-from nats_taskflow.bus.outbound import Frame
-from nats_taskflow.bus.reading import ReadingClient
+from nats_taskflow.bus.nats.bus import JetStreamBus
+from nats_taskflow.bus.nats.direct_delivery import ReadingClient
+from nats_taskflow.bus.nats.outbound import Frame
+from nats_taskflow.bus.port import PublishFailed
 from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, pulling
 from tests.eventually import eventually
 from tests.standing import stand_still

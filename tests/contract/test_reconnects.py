@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager
 import pytest
 from structlog.testing import capture_logs
 
-from nats_taskflow.bus import connection as connections
-from nats_taskflow.bus.base import Outgoing, PublishFailed
-from nats_taskflow.bus.connection import Connection, NatsOptions, NoAnswer
-from nats_taskflow.bus.mended import Link
-from nats_taskflow.bus.outbound import Frame
-from nats_taskflow.bus.publisher import Publisher
+from nats_taskflow.bus.nats import connection as connections
+from nats_taskflow.bus.nats.client import Link
+from nats_taskflow.bus.nats.connection import Connection, NatsOptions, NoAnswer
+from nats_taskflow.bus.nats.outbound import Frame
+from nats_taskflow.bus.nats.publisher import Publisher
+from nats_taskflow.bus.port import Outgoing, PublishFailed
 from tests.eventually import eventually
 
 INFO = b'INFO {"server_id":"S","version":"2.12.0","headers":true,"max_payload":%d}\r\n'

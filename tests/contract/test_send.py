@@ -13,14 +13,14 @@ import pytest
 from nats import micro
 from nats.micro.request import Request as MicroRequest
 
-from nats_taskflow.bus.asking import LOST, NOT_CONNECTED
-from nats_taskflow.bus.base import NO_RESPONDERS, Asked, Bus, Source, Stream
-from nats_taskflow.bus.broker import Heard
-from nats_taskflow.bus.connection import NatsOptions
 from nats_taskflow.bus.endpoints import Endpoint, Request, Service
-from nats_taskflow.bus.jetstream import JetStreamBus
-from nats_taskflow.bus.memory import MemoryBus
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.memory.broker import Heard
+from nats_taskflow.bus.memory.bus import MemoryBus
+from nats_taskflow.bus.nats.bus import JetStreamBus
+from nats_taskflow.bus.nats.connection import NatsOptions
+from nats_taskflow.bus.nats.requests import LOST, NOT_CONNECTED
+from nats_taskflow.bus.nats.server import EmbeddedServer
+from nats_taskflow.bus.port import NO_RESPONDERS, Asked, Bus, Source, Stream
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig, pulling
 from tests.eventually import eventually
 from tests.ports import kept_port

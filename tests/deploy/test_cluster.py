@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
-from nats_taskflow.bus.server import EmbeddedServer, find_server
+from nats_taskflow.bus.nats.server import EmbeddedServer, find_server
 from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, Agent, encoded
 from tests.eventually import eventually

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nats_taskflow.bus.server import find_server
+from nats_taskflow.bus.nats.server import find_server
 from nats_taskflow.config.tree import settings
 from tests.security.guarded import TEMPLATES, filled, names, new_key
 

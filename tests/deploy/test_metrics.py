@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
 
-from nats_taskflow.bus.base import Backlog, Source
-from nats_taskflow.bus.memory import MemoryBus
+from nats_taskflow.bus.memory.bus import MemoryBus
+from nats_taskflow.bus.port import Backlog, Source
 from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.inspector import Inspector
 from nats_taskflow.metrics import _ANSWERS, Metrics

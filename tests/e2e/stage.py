@@ -30,7 +30,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, ConsumerInfo, DeliverPolicy, PubAck
 from nats.js.errors import ServiceUnavailableError
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.eventually import eventually
 from tests.ports import kept_port
 

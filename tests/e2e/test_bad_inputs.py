@@ -27,7 +27,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, TOPIC, Agent, Heard, Stage, encoded, in_order, new_id
 from tests.eventually import eventually

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.client import Asked, DelegateError, Flow, FlowClient, FlowEnded, NotPermitted, serve_delegate, synadia
 from nats_taskflow.client.over_nats import NatsTransport
 from tests.e2e.stage import Agent, Stage, World

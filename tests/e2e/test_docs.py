@@ -32,7 +32,7 @@ import pytest_asyncio
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.e2e.commands import ended_quietly
 from tests.eventually import eventually
 from tests.pages import pages as every_page

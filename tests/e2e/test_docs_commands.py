@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import pytest
 
-from nats_taskflow.bus.server import find_server
+from nats_taskflow.bus.nats.server import find_server
 from nats_taskflow.config import load
 from nats_taskflow.store.sqlite.statements import migrations
 from tests.e2e.commands import asked

@@ -12,7 +12,7 @@ from typing import Any
 import nkeys
 import pytest
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.e2e.commands import command
 from tests.e2e.stage import Stage
 from tests.eventually import eventually

@@ -23,7 +23,7 @@ import msgspec
 import pytest
 from nats.errors import NoRespondersError
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.e2e import checks
 from tests.e2e.stage import CONSUMERS, TOPIC, Agent, Heard, Json, Stage, encoded, event, in_order, new_id
 from tests.eventually import eventually

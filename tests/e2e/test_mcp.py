@@ -16,8 +16,8 @@ import pytest
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 
-from nats_taskflow.bus.options import NatsOptions
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.options import NatsOptions
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.client.errors import BY_CODE
 from nats_taskflow.client.over_nats import NatsTransport
 from nats_taskflow.mcp_server.advice import NEXT

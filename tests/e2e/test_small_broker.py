@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.e2e import checks
 from tests.e2e.commands import command
 from tests.e2e.stage import EVENTS, TOPIC, Agent, Json, Stage, in_order

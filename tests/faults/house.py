@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.e2e import checks
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, WORKER, Agent, Json, Stage, encoded
 from tests.eventually import eventually

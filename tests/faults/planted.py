@@ -14,8 +14,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from nats_taskflow import app
-from nats_taskflow.bus.base import Ack, Outgoing
-from nats_taskflow.bus.jetstream import JetStreamBus
+from nats_taskflow.bus.nats.bus import JetStreamBus
+from nats_taskflow.bus.port import Ack, Outgoing
 from nats_taskflow.consumer import Consumer
 from nats_taskflow.engine import batch
 from nats_taskflow.engine.batch import Deciding

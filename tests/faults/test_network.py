@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.conftest import SEED
 from tests.e2e import checks
 from tests.e2e.stage import EVENTS, TOPIC, Agent, Heard, Stage, encoded, event, in_order, new_id

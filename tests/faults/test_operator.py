@@ -21,7 +21,7 @@ from typing import Any
 import nkeys
 import pytest
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.conftest import SEED
 from tests.e2e import checks
 from tests.e2e.commands import command

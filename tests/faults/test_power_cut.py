@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.conftest import SEED
 from tests.e2e import checks
 from tests.e2e.stage import WORKER, Stage

@@ -21,7 +21,7 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from nats_taskflow.bus.base import Delivery
+from nats_taskflow.bus.port import Delivery
 from nats_taskflow.consumer import Verdict
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.mint import reader

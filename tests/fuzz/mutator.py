@@ -184,5 +184,5 @@ class Mutator:
                 tokens.pop(at)
             case _:
                 return self._random.choice(self._corpus).subject
-        # The bus hands over U+FFFD for bytes of a subject that are no text (worker/nats_taskflow/bus/reading.py).
+        # The bus hands over U+FFFD for bytes of a subject that are no text (worker/nats_taskflow/bus/nats/direct_delivery.py).
         return ".".join(tokens).encode("utf-8", "replace").decode()

@@ -16,7 +16,7 @@ import nkeys
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.e2e.stage import Agent, Ended, Sent, Stage
 from tests.ports import kept_port
 

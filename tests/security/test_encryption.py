@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from nats_taskflow.bus.connection import Connection
-from nats_taskflow.bus.mended import MendedClient
-from nats_taskflow.bus.options import NatsOptions
+from nats_taskflow.bus.nats.client import MendedClient
+from nats_taskflow.bus.nats.connection import Connection
+from nats_taskflow.bus.nats.options import NatsOptions
 from nats_taskflow.client import Agent, Asked, FlowClient, serve_delegate
 from nats_taskflow.client.errors import Unavailable
 from nats_taskflow.client.over_nats import NatsTransport

@@ -14,7 +14,7 @@ import pytest_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from nats_taskflow.bus.server import find_server
+from nats_taskflow.bus.nats.server import find_server
 from nats_taskflow.client import Agent as Loop
 from nats_taskflow.client import Event, Flow, FlowClient, Forbidden
 from tests.e2e import checks

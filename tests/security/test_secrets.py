@@ -14,7 +14,7 @@ import nkeys
 import pytest
 from nats.errors import Error as NatsError
 
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, TOPIC, Agent, Json, Stage, encoded, event
 from tests.eventually import eventually
 from tests.ports import kept_port

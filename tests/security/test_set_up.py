@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from nats_taskflow.bus.server import find_server
+from nats_taskflow.bus.nats.server import find_server
 from tests.eventually import eventually
 from tests.ports import kept_port
 from tests.security.guarded import TEMPLATES, Guarded, new_key

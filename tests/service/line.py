@@ -16,8 +16,8 @@ from unittest.mock import patch
 
 import msgspec
 
-from nats_taskflow.bus.base import Delivery, Outgoing, Published, PublishFailed, Settlement
-from nats_taskflow.bus.memory import MemoryBroker, MemoryBus, Stored
+from nats_taskflow.bus.memory.bus import MemoryBroker, MemoryBus, Stored
+from nats_taskflow.bus.port import Delivery, Outgoing, Published, PublishFailed, Settlement
 from nats_taskflow.config import Config
 from nats_taskflow.durations import Duration
 from nats_taskflow.flow.model import Flow

@@ -13,13 +13,13 @@ import pytest
 import uvicorn
 
 from nats_taskflow import app, systemd, tasks
-from nats_taskflow.bus.jetstream import JetStreamBus
-from nats_taskflow.bus.mended import MendedClient
-from nats_taskflow.bus.outbound import Outbound
-from nats_taskflow.bus.publisher import Publisher
-from nats_taskflow.bus.pull import Pull
-from nats_taskflow.bus.renewal import Renewal
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.bus import JetStreamBus
+from nats_taskflow.bus.nats.client import MendedClient
+from nats_taskflow.bus.nats.outbound import Outbound
+from nats_taskflow.bus.nats.publisher import Publisher
+from nats_taskflow.bus.nats.pull import Pull
+from nats_taskflow.bus.nats.renewal import Renewal
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.client.flows import FlowClient
 from nats_taskflow.config import Config
 from nats_taskflow.config.secrets import Url

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nats_taskflow.bus.broker import MemoryBroker
+from nats_taskflow.bus.memory.broker import MemoryBroker
 from nats_taskflow.config import Config, load
 from nats_taskflow.config.tree import Subjects as SubjectSettings
 from nats_taskflow.errors import ConfigError, TopologyRefused

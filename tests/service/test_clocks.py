@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from nats_taskflow.bus.clock import ClockOffset
+from nats_taskflow.bus.nats.clock import ClockOffset
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.units import SECOND

@@ -13,8 +13,8 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from nats_taskflow.bus.base import Asked
-from nats_taskflow.bus.broker import Heard, MemoryBroker
+from nats_taskflow.bus.memory.broker import Heard, MemoryBroker
+from nats_taskflow.bus.port import Asked
 from nats_taskflow.config import Config
 from nats_taskflow.config.tree import Subjects as SubjectSettings
 from nats_taskflow.dispatcher import _asked

@@ -17,8 +17,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from nats_taskflow import consumer, lanes, relay
-from nats_taskflow.bus.base import Delivery, InProgress, Source
-from nats_taskflow.bus.memory import Stored
+from nats_taskflow.bus.memory.bus import Stored
+from nats_taskflow.bus.port import Delivery, InProgress, Source
 from nats_taskflow.consumer import Verdict
 from nats_taskflow.engine import engine
 from nats_taskflow.errors import ConsumerTaken, StoreBroken, Unavailable

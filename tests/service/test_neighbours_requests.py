@@ -19,8 +19,8 @@ from msgspec.structs import replace
 
 from nats_taskflow.admin import explaining
 from nats_taskflow.api import _HEAVY, _TURNS_EACH, Api
-from nats_taskflow.bus.base import NO_HEADERS, Headers
-from nats_taskflow.bus.broker import MemoryClient
+from nats_taskflow.bus.memory.broker import MemoryClient
+from nats_taskflow.bus.port import NO_HEADERS, Headers
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply

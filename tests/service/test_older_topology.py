@@ -12,18 +12,18 @@ import pytest
 
 from nats_taskflow import app
 from nats_taskflow.app import wall_clock
-from nats_taskflow.bus import claims
-from nats_taskflow.bus.base import Holder, Source, Stream
-from nats_taskflow.bus.connection import NatsOptions
-from nats_taskflow.bus.consumers import Consumers
-from nats_taskflow.bus.filters import filters_in
-from nats_taskflow.bus.jetstream import JetStreamBus
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats import claims
+from nats_taskflow.bus.nats.bus import JetStreamBus
+from nats_taskflow.bus.nats.connection import NatsOptions
+from nats_taskflow.bus.nats.consumers import Consumers
+from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
+from nats_taskflow.bus.nats.filters import filters_in
+from nats_taskflow.bus.nats.server import EmbeddedServer
+from nats_taskflow.bus.port import Holder, Source, Stream
 from nats_taskflow.config import Config
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.testing.life import Life
-from nats_taskflow.topology import reply_bindings, topology
 from nats_taskflow.wire.subjects import Subjects
 from tests.contract.rigs import JetStreamRig, jetstream_rig
 from tests.eventually import eventually

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from nats_taskflow.bus.base import PublishFailed
+from nats_taskflow.bus.port import PublishFailed
 from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.errors import Conflict, Unavailable
 from nats_taskflow.flow.stimuli import StartFlow

@@ -14,9 +14,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from nats_taskflow import lanes, relay
-from nats_taskflow.bus.base import Outgoing, Published, Stream
-from nats_taskflow.bus.memory import MemoryBroker
-from nats_taskflow.bus.settings import stream_config
+from nats_taskflow.bus.memory.bus import MemoryBroker
+from nats_taskflow.bus.nats.stream_rules import stream_config
+from nats_taskflow.bus.port import Outgoing, Published, Stream
 from nats_taskflow.flow.lifecycle import FlowStepStatus
 from nats_taskflow.inspector import Inspector
 from nats_taskflow.letters import Letter

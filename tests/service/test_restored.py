@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from nats_taskflow.bus.memory import MemoryBus
+from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.errors import TopologyRefused
 from nats_taskflow.store.sqlite.backup import backed_up
 from tests.eventually import eventually

@@ -11,14 +11,14 @@ import nats
 import pytest
 from nats.js.errors import APIError
 
-from nats_taskflow.bus.base import Outgoing, Source, Stream
-from nats_taskflow.bus.connection import NatsOptions
-from nats_taskflow.bus.jetstream import JetStreamBus
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.bus import JetStreamBus
+from nats_taskflow.bus.nats.connection import NatsOptions
+from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
+from nats_taskflow.bus.nats.server import EmbeddedServer
+from nats_taskflow.bus.port import Outgoing, Source, Stream
 from nats_taskflow.config import Config, load
 from nats_taskflow.durations import Duration
 from nats_taskflow.errors import TopologyRefused
-from nats_taskflow.topology import reply_bindings, topology
 from nats_taskflow.wire.limits import MAX_BYTES
 from nats_taskflow.wire.subjects import Subjects
 from tests.contract.rigs import Json, NatsAgent

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nats_taskflow.bus.broker import Heard
+from nats_taskflow.bus.memory.broker import Heard
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.store.sqlite.statements import migrations
 from tests.e2e import checks

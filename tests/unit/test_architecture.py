@@ -72,7 +72,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "secrecy",
     ),
 )
-ADAPTERS = ("nats_taskflow.store.sqlite.store", "nats_taskflow.bus.jetstream", "nats_taskflow.bus.memory", "nats_taskflow.bus.connection")
+ADAPTERS = (
+    "nats_taskflow.store.sqlite.store",
+    "nats_taskflow.bus.nats.bus",
+    "nats_taskflow.bus.memory.bus",
+    "nats_taskflow.bus.nats.connection",
+)
 NAMING_ADAPTERS = {"app", "cli.dev", "cli.demo_story", "testing.database", "testing.memory", "testing.chaos"}
 IMPURE = {
     "asyncio",
@@ -95,7 +100,15 @@ MAX_MODULE, MAX_FUNCTION = 300, 40
 def name_of(path: Path) -> str:
     parts = (
         path.relative_to(
-            ROOT / "worker" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow"
+            ROOT
+            / "worker"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
         )
         .with_suffix("")
         .parts
@@ -110,7 +123,15 @@ def modules() -> dict[str, tuple[str, ast.Module]]:
         name_of(path): path.read_text(encoding="utf-8")
         for path in sorted(
             (
-                ROOT / "worker" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow"
+                ROOT
+                / "worker"
+                / "nats_taskflow"
+                / "nats_taskflow"
+                / "nats_taskflow"
+                / "nats_taskflow"
+                / "nats_taskflow"
+                / "nats_taskflow"
+                / "nats_taskflow"
             ).rglob("*.py")
         )
     }

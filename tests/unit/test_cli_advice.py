@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from nats_taskflow.bus.client import Silent
+from nats_taskflow.bus.nats.inspect import Silent
 from nats_taskflow.cli import asking, taskflow
 from nats_taskflow.cli.asking import AskCommand
 from nats_taskflow.cli.examples import EXAMPLES

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, _NamedTextIOWrapper
 
-from nats_taskflow.bus.history import Kept
+from nats_taskflow.bus.nats.history import Kept
 from nats_taskflow.cli import db_findings, doctor, layout, taskflow
 from nats_taskflow.cli.asking import Online
 from nats_taskflow.cli.layout import cell_width, command_lines

@@ -47,9 +47,9 @@ SERVER = {
         "nats_taskflow.config",
     ),
     *(
-        "nats_taskflow.bus.connection",
-        "nats_taskflow.bus.jetstream",
-        "nats_taskflow.bus.pull",
+        "nats_taskflow.bus.nats.connection",
+        "nats_taskflow.bus.nats.bus",
+        "nats_taskflow.bus.nats.pull",
         "nats_taskflow.flow.decide",
         "nats_taskflow.manager",
         "nats_taskflow.api",

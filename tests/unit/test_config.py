@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nats_taskflow.bus.options import nats_options
+from nats_taskflow.bus.nats.options import nats_options
 from nats_taskflow.config import Config, Found, load, settings, shown
 from nats_taskflow.durations import Duration
 from nats_taskflow.errors import ConfigError

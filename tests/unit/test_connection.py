@@ -9,7 +9,7 @@ import pytest
 from nats.errors import Error as NatsError
 from nats.errors import SlowConsumerError
 
-from nats_taskflow.bus.connection import Connection, NatsOptions
+from nats_taskflow.bus.nats.connection import Connection, NatsOptions
 
 
 def slow(number: int) -> Exception:

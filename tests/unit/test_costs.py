@@ -23,7 +23,7 @@ import aiosqlite
 import msgspec
 import pytest
 
-from nats_taskflow.bus.base import Bus, Delivery, Outgoing, Published
+from nats_taskflow.bus.port import Bus, Delivery, Outgoing, Published
 from nats_taskflow.engine import portion
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.mint import Randomness, reader

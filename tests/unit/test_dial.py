@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
-from nats_taskflow.bus.dial import dial
-from nats_taskflow.bus.options import NatsOptions
+from nats_taskflow.bus.nats.dial import dial
+from nats_taskflow.bus.nats.options import NatsOptions
 from nats_taskflow.client import FlowClient, Lost
 from nats_taskflow.errors import ConfigError
 

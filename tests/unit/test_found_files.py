@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from nats_taskflow.bus.server import find_server
+from nats_taskflow.bus.nats.server import find_server
 from nats_taskflow.cli import dev_folder, taskflow
 from nats_taskflow.cli.examples import EXAMPLES
 from nats_taskflow.cli.options import SettingsCommand

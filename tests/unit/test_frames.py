@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.errors import BadHeaderError
 
-from nats_taskflow.bus import frames
-from nats_taskflow.bus.frames import encoded, read_headers
-from nats_taskflow.bus.mended import MendedClient
+from nats_taskflow.bus.nats import frames
+from nats_taskflow.bus.nats.client import MendedClient
+from nats_taskflow.bus.nats.frames import encoded, read_headers
 from nats_taskflow.wire.headers import MOST_HEADERS, UNREAD
 
 SUBJECTS = st.text(st.characters(exclude_characters=" \t\r\n", exclude_categories=["Cs"]), min_size=1)

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from nats.aio.client import Client
 
-from nats_taskflow.bus.mended import MendedClient
-from nats_taskflow.bus.reading import ReadingClient
+from nats_taskflow.bus.nats.client import MendedClient
+from nats_taskflow.bus.nats.direct_delivery import ReadingClient
 
 
 def stuck(kind: type[Client]) -> Client:

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from structlog.testing import capture_logs
 
-from nats_taskflow.bus.server import EmbeddedServer, ServerRefused
+from nats_taskflow.bus.nats.server import EmbeddedServer, ServerRefused
 from nats_taskflow.cli import taskflow
 from nats_taskflow.errors import StoreLocked, StoreRefused
 from nats_taskflow.files import open_own

@@ -163,12 +163,28 @@ def said() -> set[str]:
     """Return every event name that the worker logs somewhere; a name with a hole becomes each that fits it."""
     found: set[str] = set()
     for path in sorted(
-        (ROOT / "worker" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow").rglob(
-            "*.py"
-        )
+        (
+            ROOT
+            / "worker"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
+        ).rglob("*.py")
     ):
         if path.relative_to(
-            ROOT / "worker" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow" / "nats_taskflow"
+            ROOT
+            / "worker"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
+            / "nats_taskflow"
         ).parts[0] in {
             "cli",
             "client",

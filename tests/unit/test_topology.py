@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_taskflow.bus import filters, settings
-from nats_taskflow.bus.base import Source, Stream
-from nats_taskflow.bus.outbound import objection
+from nats_taskflow.bus.nats import filters, stream_rules
+from nats_taskflow.bus.nats.outbound import objection
+from nats_taskflow.bus.port import Source, Stream
 from nats_taskflow.wire.subjects import covers, is_literal
 
 IN = Stream(name="IN", subjects=("cmd.*.*", "resume"), inbound=True, max_age=3600)
@@ -69,36 +69,36 @@ def test_the_size_counts_payload_and_encoded_headers(body: bytes, headers: dict[
 
 def test_what_we_create_is_what_we_accept() -> None:
     for stream in (IN, OUT):
-        config = settings.stream_config(stream)
-        assert settings.stream_objections(stream, config) == []
-        assert settings.stream_remarks(stream, config) == []
-        assert settings.subjects_with(stream, config) is None
+        config = stream_rules.stream_config(stream)
+        assert stream_rules.stream_objections(stream, config) == []
+        assert stream_rules.stream_remarks(stream, config) == []
+        assert stream_rules.subjects_with(stream, config) is None
     for source in (WORKER, Source(stream="IN", filters=("cmd.a.*",)), Source(stream="IN", filters=("re.*",), all_but=("cmd.*.*",))):
         asked = filters.wanted(source, ("cmd.*.*", "re.*", "old.topic"))
-        config = settings.consumer_config(source, asked)
-        assert settings.consumer_objections(source, config) == []
+        config = stream_rules.consumer_config(source, asked)
+        assert stream_rules.consumer_objections(source, config) == []
         assert filters.objections(source, config, asked) == []
 
 
 def test_a_setting_the_server_leaves_out_means_its_default() -> None:
     bare = {"name": "IN", "subjects": list(IN.subjects)}
-    named = {line.split(": ")[1].split(" is ")[0] for line in settings.stream_objections(IN, bare)}
+    named = {line.split(": ")[1].split(" is ")[0] for line in stream_rules.stream_objections(IN, bare)}
     assert named == {"discard", "deny_delete", "deny_purge"}
-    assert settings.stream_objections(OUT, bare) == []
+    assert stream_rules.stream_objections(OUT, bare) == []
 
 
 def test_an_objection_names_stream_setting_value_and_repair() -> None:
-    config = settings.stream_config(IN) | {"discard": "old"}
+    config = stream_rules.stream_config(IN) | {"discard": "old"}
     expected = "stream IN: discard is old, it must be new; `nats stream edit IN --discard new`"
-    assert settings.stream_objections(IN, config) == [expected]
+    assert stream_rules.stream_objections(IN, config) == [expected]
 
 
 def test_the_outbound_streams_may_discard_old_messages_and_roll_up() -> None:
-    config = settings.stream_config(OUT) | {"discard": "old", "allow_rollup_hdrs": True, "deny_purge": False}
-    assert settings.stream_objections(OUT, config) == []
-    (remark,) = settings.stream_remarks(OUT, config)
+    config = stream_rules.stream_config(OUT) | {"discard": "old", "allow_rollup_hdrs": True, "deny_purge": False}
+    assert stream_rules.stream_objections(OUT, config) == []
+    (remark,) = stream_rules.stream_remarks(OUT, config)
     assert "nats stream edit OUT --deny-purge" in remark
-    assert settings.stream_objections(OUT, config | {"storage": "memory"})
+    assert stream_rules.stream_objections(OUT, config | {"storage": "memory"})
 
 
 def test_a_single_filter_counts_as_filters() -> None:
@@ -141,16 +141,16 @@ def test_what_is_no_command_is_taken_whoever_has_the_stream_capture_it(subjects:
     ],
 )
 def test_a_server_that_does_not_sync_always_is_warned_of_where_it_is_known(varz: dict[str, Any], warned: bool) -> None:
-    assert (settings.sync_warning(varz) is not None) is warned
+    assert (stream_rules.sync_warning(varz) is not None) is warned
 
 
 @pytest.mark.parametrize(
     "version,refused", [("2.10.22", True), ("2.9.25", True), ("2.10.23", False), ("2.15.1", False), ("2.11.0-RC.1", False), ("dev", False)]
 )
 def test_servers_that_lose_streams_when_killed_are_refused(version: str, refused: bool) -> None:
-    assert (settings.version_objection(version) is not None) is refused
+    assert (stream_rules.version_objection(version) is not None) is refused
 
 
 def test_the_duplicate_window_never_exceeds_the_age_of_messages() -> None:
     short = Stream(name="S", subjects=("s",), inbound=False, max_age=60, duplicate_window=600)
-    assert settings.stream_config(short)["duplicate_window"] == 60_000_000_000
+    assert stream_rules.stream_config(short)["duplicate_window"] == 60_000_000_000

@@ -18,9 +18,10 @@ from nats_taskflow.admin.desk import Desk
 from nats_taskflow.admin.letters import Counted, Letters
 from nats_taskflow.admin.service import Operators
 from nats_taskflow.api import Api
-from nats_taskflow.bus.base import Bus, Holder, Source
-from nats_taskflow.bus.jetstream import JetStreamBus
-from nats_taskflow.bus.options import nats_options
+from nats_taskflow.bus.nats.bus import JetStreamBus
+from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
+from nats_taskflow.bus.nats.options import nats_options
+from nats_taskflow.bus.port import Bus, Holder, Source
 from nats_taskflow.config import Config
 from nats_taskflow.consumer import Consumer, decided_until
 from nats_taskflow.copying import Copier
@@ -47,7 +48,6 @@ from nats_taskflow.supervisor import Services, Supervisor
 from nats_taskflow.systemd import Systemd
 from nats_taskflow.tasks import LastResort
 from nats_taskflow.telemetry import Said, configure_logging, logger
-from nats_taskflow.topology import reply_bindings, topology
 from nats_taskflow.tracing import Tracing, open_spans
 from nats_taskflow.tracking import Tracker
 from nats_taskflow.units import SECOND, Micros

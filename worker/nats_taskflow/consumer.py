@@ -16,7 +16,7 @@ from functools import partial
 
 import structlog
 
-from nats_taskflow.bus.base import Ack, Bus, Delivery, InProgress, Nak, PublishFailed, Settlement, Source, Term
+from nats_taskflow.bus.port import Ack, Bus, Delivery, InProgress, Nak, PublishFailed, Settlement, Source, Term
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.stored_outcomes import Recall
 from nats_taskflow.engine.submission import Outcome, Useless

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from nats_taskflow.bus.base import Asked, Bus
+from nats_taskflow.bus.port import Asked, Bus
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.request_headers import CORRELATION_ID, TRACEPARENT

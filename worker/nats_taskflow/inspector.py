@@ -12,7 +12,7 @@ from typing import Protocol
 
 import structlog
 
-from nats_taskflow.bus.base import Bus, PublishFailed, Source
+from nats_taskflow.bus.port import Bus, PublishFailed, Source
 from nats_taskflow.errors import Unavailable
 from nats_taskflow.tasks import repeat
 

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 import msgspec
 
-from nats_taskflow.bus.base import MOST_TOGETHER, Outgoing
+from nats_taskflow.bus.port import MOST_TOGETHER, Outgoing
 from nats_taskflow.flow.ids import agent_of
 
 _BATCH_BYTES = 1024 * 1024

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from nats_taskflow.bus.base import Bus
+from nats_taskflow.bus.port import Bus
 from nats_taskflow.engine.stored_outcomes import Recall
 from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.tasks import Errands

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nats_taskflow.bus.base import Bus, Outgoing
+from nats_taskflow.bus.port import Bus, Outgoing
 from nats_taskflow.letters import Letter
 from nats_taskflow.relay import Fresh, Read
 from nats_taskflow.store.port import Reads

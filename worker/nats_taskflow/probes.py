@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import structlog
 
-from nats_taskflow.bus.base import Bus, PublishFailed, Source
+from nats_taskflow.bus.port import Bus, PublishFailed, Source
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
 from nats_taskflow.health import Check

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
-from nats_taskflow.bus.base import PublishFailed
+from nats_taskflow.bus.port import PublishFailed
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import Unavailable
 from nats_taskflow.store.port import Work

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from nats_taskflow.bus.base import Backlog, Bus, Source
+from nats_taskflow.bus.port import Backlog, Bus, Source
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import TopologyRefused
 from nats_taskflow.store.port import Transaction

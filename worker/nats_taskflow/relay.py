@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from nats_taskflow.bus.base import Bus
+from nats_taskflow.bus.port import Bus
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError, Refusal, Unavailable
 from nats_taskflow.lanes import Lanes

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from nats_taskflow.api import Api
-from nats_taskflow.bus.base import Bus, PublishFailed
+from nats_taskflow.bus.port import Bus, PublishFailed
 from nats_taskflow.consumer import Consumer
 from nats_taskflow.dispatcher import Dispatcher
 from nats_taskflow.engine.engine import Engine

@@ -9,7 +9,7 @@ import click
 from nats_taskflow.cli.asking import Json, Online
 
 if TYPE_CHECKING:
-    from nats_taskflow.bus.client import Client
+    from nats_taskflow.bus.nats.inspect import Client
     from nats_taskflow.config import Config
 
 _VERBS = {"list": "list_mine", "show": "status"} | {verb: verb for verb in ("history", "steps", "waits", "why", "resume", "cancel", "fail")}

@@ -22,7 +22,7 @@ from nats_taskflow.cli.showing import Printer
 from nats_taskflow.errors import BusLost, NotAllowed
 
 if TYPE_CHECKING:
-    from nats_taskflow.bus.client import Client
+    from nats_taskflow.bus.nats.inspect import Client
     from nats_taskflow.config import Config
 
 Json = dict[str, Any]
@@ -142,7 +142,7 @@ def _log_errors() -> None:
 
 async def _run(config: Config, arguments: Mapping[str, Any], main: Main, patience: float) -> int:
     """Run `main` on a line."""
-    from nats_taskflow.bus.client import Silent
+    from nats_taskflow.bus.nats.inspect import Silent
 
     printer = Printer(arguments.get("output", "table"))
     try:
@@ -192,8 +192,8 @@ async def _line(config: Config, arguments: Mapping[str, Any], printer: Printer, 
 @asynccontextmanager
 async def connected(config: Config) -> AsyncIterator[Client]:
     """Connect to NATS. Raises `BusLost` soon."""
-    from nats_taskflow.bus.client import Client
-    from nats_taskflow.bus.options import nats_options
+    from nats_taskflow.bus.nats.inspect import Client
+    from nats_taskflow.bus.nats.options import nats_options
 
     async with Client(nats_options(config.nats)) as client:
         yield client
@@ -228,7 +228,7 @@ class Online:
         """Ask, and tell an answer from a refusal."""
         import msgspec
 
-        from nats_taskflow.bus.client import Silent
+        from nats_taskflow.bus.nats.inspect import Silent
 
         body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
         try:

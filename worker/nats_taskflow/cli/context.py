@@ -57,7 +57,7 @@ def show(*, name: str, output: str) -> None:
 
 def _masked(key: str, value: str) -> str:
     """Return a value without what must not be shown."""
-    from nats_taskflow.bus.options import public_address
+    from nats_taskflow.bus.nats.options import public_address
 
     if key in ("nats.password", "nats.token"):
         return "********"

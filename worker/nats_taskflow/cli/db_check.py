@@ -84,8 +84,8 @@ def _streams(config: Config, place: str) -> dict[str, Any]:
 
 async def _read(config: Config, keep: Callable[[str, Ledger], None]) -> int:
     """Read both streams into ledgers."""
-    from nats_taskflow.bus.history import History
-    from nats_taskflow.bus.options import nats_options
+    from nats_taskflow.bus.nats.history import History
+    from nats_taskflow.bus.nats.options import nats_options
     from nats_taskflow.store.invariants import Ledger, Message
     from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS
 

@@ -19,7 +19,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from nats_taskflow import program
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.config import Log
 from nats_taskflow.telemetry import configure_logging
 

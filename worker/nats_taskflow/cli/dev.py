@@ -17,7 +17,7 @@ from nats_taskflow.cli.options import SettingsCommand, adopt_option, load_config
 from nats_taskflow.line_writer import LineWriter
 
 if TYPE_CHECKING:
-    from nats_taskflow.bus.server import EmbeddedServer
+    from nats_taskflow.bus.nats.server import EmbeddedServer
     from nats_taskflow.config import Config, Found
 
 _NATS_PORT = 4222
@@ -71,7 +71,7 @@ async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
 
 async def _started() -> tuple[EmbeddedServer, bool]:
     """Start the server, on NATS's usual port where that is free; returns whether it was."""
-    from nats_taskflow.bus.server import EmbeddedServer, ServerRefused
+    from nats_taskflow.bus.nats.server import EmbeddedServer, ServerRefused
 
     if _is_free(_NATS_PORT):
         server = EmbeddedServer(STREAMS, _NATS_PORT)

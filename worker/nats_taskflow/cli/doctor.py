@@ -76,7 +76,7 @@ def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
 
 async def _over_nats(config: Config, worker: dict[str, Any]) -> list[Verdict]:
     """Look at NATS and what is on it; `worker` takes in what the worker says of itself."""
-    from nats_taskflow.bus.client import Silent
+    from nats_taskflow.bus.nats.inspect import Silent
     from nats_taskflow.cli.asking import Online, connected
     from nats_taskflow.cli.doctor_rights import rights
     from nats_taskflow.errors import Refusal, TurnedAway
@@ -103,9 +103,9 @@ async def _over_nats(config: Config, worker: dict[str, Any]) -> list[Verdict]:
 
 async def _streams(config: Config, line: Any) -> list[Verdict]:
     """Look at the settings of the streams and consumers, and whether these credentials may see them."""
-    from nats_taskflow.bus.client import Silent
+    from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
+    from nats_taskflow.bus.nats.inspect import Silent
     from nats_taskflow.errors import Refusal
-    from nats_taskflow.topology import reply_bindings, topology
 
     streams, sources = topology(config, line.subjects, reply_bindings(config, line.subjects))
     verdicts = []
@@ -133,7 +133,7 @@ async def _streams(config: Config, line: Any) -> list[Verdict]:
 
 async def _sync(monitor_url: str, line: Any) -> Verdict:
     """Look whether the server syncs what it acknowledges; where we are not told its monitoring address, the worker may know it."""
-    from nats_taskflow.bus.client import Silent
+    from nats_taskflow.bus.nats.inspect import Silent
 
     if not monitor_url:
         fix = "set nats.monitor_url (http://host:8222), and sync_interval: always in the server's jetstream block"
@@ -150,7 +150,7 @@ async def _worker(line: Any, about: dict[str, Any]) -> list[Verdict]:
     """Look whether a worker answers operators, how it is, and whether the clocks agree; `about` takes in what it says of itself."""
     from datetime import UTC, datetime
 
-    from nats_taskflow.bus.client import Silent
+    from nats_taskflow.bus.nats.inspect import Silent
     from nats_taskflow.cli.asking import Refused
     from nats_taskflow.errors import Refusal
 

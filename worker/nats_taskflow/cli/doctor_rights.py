@@ -26,7 +26,7 @@ async def rights(config: Config, line: Any) -> list[Verdict]:
     """Say for which of the roles these credentials are enough, what they lack, and when they end."""
     import msgspec
 
-    from nats_taskflow.bus.client import Silent
+    from nats_taskflow.bus.nats.inspect import Silent
     from nats_taskflow.errors import Refusal
 
     try:
@@ -84,7 +84,7 @@ def permitted(rule: Mapping[str, Sequence[str]] | None, subject: str) -> bool:
 
 def _needed(config: Config, subjects: Subjects) -> dict[str, Needs]:
     """List what each role needs of these settings (docs/securing.md)."""
-    from nats_taskflow.topology import reply_bindings, topology
+    from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 
     bindings = reply_bindings(config, subjects)
     streams, sources = topology(config, subjects, bindings)

@@ -13,7 +13,7 @@ from nats_taskflow.cli.asking import AskCommand, Line, Online, run, whole_id
 from nats_taskflow.cli.showing import Printer, clock, short
 
 if TYPE_CHECKING:
-    from nats_taskflow.bus.history import Kept
+    from nats_taskflow.bus.nats.history import Kept
 
 _MOST = 10_000
 

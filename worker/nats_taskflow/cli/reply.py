@@ -68,8 +68,8 @@ def _value(text: str | None) -> Any:
 
 def _subject(line: Online, topic: str, corr: str) -> str:
     """Return the subject on which a reply reaches the topic: a built-in topic's has the correlation id as its last token."""
+    from nats_taskflow.bus.nats.desired_topology import reply_bindings
     from nats_taskflow.errors import FlowError
-    from nats_taskflow.topology import reply_bindings
 
     subject = reply_bindings(line.config, line.subjects).answers_on(topic, corr)
     if isinstance(subject, FlowError):

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 from nats.aio.client import Client
 
-from nats_taskflow.bus.dial import Noting
-from nats_taskflow.bus.dial import dial as dial_for_good
-from nats_taskflow.bus.options import NatsOptions, nats_options
+from nats_taskflow.bus.nats.dial import Noting
+from nats_taskflow.bus.nats.dial import dial as dial_for_good
+from nats_taskflow.bus.nats.options import NatsOptions, nats_options
 from nats_taskflow.client.transport import Lost
 from nats_taskflow.errors import Refusal
 

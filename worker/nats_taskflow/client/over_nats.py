@@ -13,10 +13,10 @@ from nats.errors import ConnectionClosedError, NoRespondersError
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NoStreamResponseError
 
-from nats_taskflow.bus.dial import hang_up
-from nats_taskflow.bus.mended import MendedClient
-from nats_taskflow.bus.options import NatsOptions
-from nats_taskflow.bus.policy import reason
+from nats_taskflow.bus.nats.client import MendedClient
+from nats_taskflow.bus.nats.dial import hang_up
+from nats_taskflow.bus.nats.options import NatsOptions
+from nats_taskflow.bus.nats.policy import reason
 from nats_taskflow.client import buckets
 from nats_taskflow.client.consuming import Consuming
 from nats_taskflow.client.dialling import dial, options_for

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from nats_taskflow.bus import policy
+from nats_taskflow.bus.nats import policy
 from nats_taskflow.client.transport import NotPermitted
 
 _T = TypeVar("_T")

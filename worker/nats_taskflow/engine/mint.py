@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from uuid import UUID
 
-from nats_taskflow.bus.base import Delivery
+from nats_taskflow.bus.port import Delivery
 from nats_taskflow.consumer import Reader, Verdict
 from nats_taskflow.engine.quota import UNMETERED, Meter
 from nats_taskflow.manager import new_id

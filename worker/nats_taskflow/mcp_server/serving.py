@@ -18,7 +18,7 @@ from mcp.server.stdio import stdio_server
 from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import AnyHttpUrl
 
-from nats_taskflow.bus.options import NatsOptions, nats_options
+from nats_taskflow.bus.nats.options import NatsOptions, nats_options
 from nats_taskflow.client.over_nats import NatsTransport
 from nats_taskflow.errors import ConfigError
 from nats_taskflow.health import is_loopback

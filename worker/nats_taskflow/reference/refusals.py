@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
-from nats_taskflow.bus.server import ServerRefused
+from nats_taskflow.bus.nats.server import ServerRefused
 from nats_taskflow.cli import exits
 from nats_taskflow.errors import FlowError, Refusal
 from nats_taskflow.flow.decision import OutcomeName

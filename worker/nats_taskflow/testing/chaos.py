@@ -11,11 +11,11 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 
-from nats_taskflow.bus.base import Ack, Delivery, Outgoing, Published, Settlement, Term
-from nats_taskflow.bus.broker import MemoryBroker
-from nats_taskflow.bus.memory import MemoryBus
-from nats_taskflow.bus.settings import Json
-from nats_taskflow.bus.streams import ConsumerState, StreamStore
+from nats_taskflow.bus.memory.broker import MemoryBroker
+from nats_taskflow.bus.memory.bus import MemoryBus
+from nats_taskflow.bus.memory.stream import ConsumerState, StreamStore
+from nats_taskflow.bus.nats.stream_rules import Json
+from nats_taskflow.bus.port import Ack, Delivery, Outgoing, Published, Settlement, Term
 from nats_taskflow.durations import parse_duration
 
 _STATEMENTS = 60

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 
 from nats_taskflow import app
-from nats_taskflow.bus.base import Bus
+from nats_taskflow.bus.port import Bus
 from nats_taskflow.config import Config
 from nats_taskflow.engine.engine import Clock
 from nats_taskflow.errors import root_of

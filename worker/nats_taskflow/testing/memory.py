@@ -6,9 +6,9 @@ import asyncio
 import sqlite3
 from collections.abc import Iterator
 
-from nats_taskflow.bus.base import Source
-from nats_taskflow.bus.broker import MemoryBroker
-from nats_taskflow.bus.memory import MemoryBus
+from nats_taskflow.bus.memory.broker import MemoryBroker
+from nats_taskflow.bus.memory.bus import MemoryBus
+from nats_taskflow.bus.port import Source
 from nats_taskflow.config import Config
 from nats_taskflow.store.invariants import Evidence, Ledger, Message, violations
 from nats_taskflow.testing.clock import Clock

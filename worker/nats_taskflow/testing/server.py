@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from nats_taskflow import program
-from nats_taskflow.bus.server import EmbeddedServer
+from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.client.flows import FlowClient
 from nats_taskflow.client.over_nats import NatsTransport
 from nats_taskflow.client.transport import Transport

@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.bus.base import Ack, InProgress, Nak, PublishFailed, Settlement, Source
-from nats_taskflow.bus.base import Delivery as Delivered
-from nats_taskflow.bus.broker import Heard, MemoryBroker, Subscriber
-from nats_taskflow.bus.outbound import objection
+from nats_taskflow.bus.memory.broker import Heard, MemoryBroker, Subscriber
+from nats_taskflow.bus.nats.outbound import objection
+from nats_taskflow.bus.port import Ack, InProgress, Nak, PublishFailed, Settlement, Source
+from nats_taskflow.bus.port import Delivery as Delivered
 from nats_taskflow.client import buckets
 from nats_taskflow.client.transport import NO_HEADERS, Delivery, Headers, Lost, Message, NoAnswer, NotStored, Stored, Trouble
 from nats_taskflow.wire.headers import MSG_ID

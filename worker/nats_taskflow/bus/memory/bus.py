@@ -1,0 +1,281 @@
+"""The bus port in the process, for tests: the only fake the project has, held to the same contract suite as JetStream.
+
+`MemoryBroker` keeps the streams and is shared by several `MemoryBus` connections; `MemoryClient` is an agent's end of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from nats_taskflow.bus.endpoints import Request, Service
+from nats_taskflow.bus.memory.broker import Heard, MemoryBroker, MemoryClient
+from nats_taskflow.bus.memory.service import MemoryServer
+from nats_taskflow.bus.memory.stream import MSG_ID, Spelled, Stored
+from nats_taskflow.bus.memory.topology import MemoryTopology
+from nats_taskflow.bus.nats.outbound import objection
+from nats_taskflow.bus.nats.requests import NOT_CONNECTED, complaint
+from nats_taskflow.bus.port import (
+    NO_HEADERS,
+    Asked,
+    Backlog,
+    Delivery,
+    Headers,
+    Holder,
+    Outgoing,
+    Published,
+    PublishFailed,
+    Settlement,
+    Source,
+    Stream,
+)
+from nats_taskflow.errors import BusLost, TopologyRefused
+from nats_taskflow.futures import fail, resolve
+
+__all__ = ["Heard", "MemoryBroker", "MemoryBus", "MemoryClient", "Stored"]
+
+_MAX_PAYLOAD = 1024 * 1024
+_YIELD_EVERY = 256
+
+
+class MemoryBus:
+    """See `nats_taskflow.bus.port.Bus` for every promise; the rest are switches for tests."""
+
+    def __init__(self, broker: MemoryBroker | None = None) -> None:
+        self.broker = broker or MemoryBroker()
+        self._topology = MemoryTopology(self.broker)
+        self._connected, self.reconnects, self.offset = False, 0, 0
+        self._lost: asyncio.Future[str] | None = None
+        self._failures: list[tuple[PublishFailed, bool]] = []
+        self._kicks: list[asyncio.Event] = []
+        self._prepared: tuple[tuple[Stream, ...], tuple[Source, ...], Holder | None] = ((), (), None)
+        self.trouble = ""
+        self.untrusted: frozenset[Source] = frozenset()
+        self.max_payload = _MAX_PAYLOAD
+        self._server = MemoryServer(self, self.broker)
+        self._log = structlog.get_logger()
+
+    @property
+    def dropped(self) -> int:
+        """How many requests were refused, because too many waited."""
+        return self._server.refused
+
+    @property
+    def connected(self) -> bool:
+        """Whether it is open and not disconnected by a test."""
+        return self._connected
+
+    @property
+    def lost(self) -> asyncio.Future[str]:
+        """Resolves when a test calls `lose`."""
+        if self._lost is None:
+            self._lost = asyncio.get_running_loop().create_future()
+        return self._lost
+
+    @property
+    def address(self) -> str:
+        """A name for people."""
+        return "memory://broker"
+
+    def client(self) -> MemoryClient:
+        """Return an agent's connection to the same broker."""
+        return MemoryClient(self.broker)
+
+    def disconnect(self) -> None:
+        """Lose the broker: publishes fail, deliveries stop, settlements get lost."""
+        self._connected = False
+
+    def reconnect(self) -> None:
+        """Find the broker again."""
+        self._connected, self.reconnects = True, self.reconnects + (not self._connected)
+        self.broker.tick()
+
+    def fail_publishes(self, count: int, *, refused: bool = False, stored: bool = False) -> None:
+        """Make the next publishes fail; `stored`: only the acknowledgement gets lost."""
+        self._failures += [(PublishFailed("a test made it fail", refused=refused), stored)] * count
+
+    def lose(self, reason: str) -> None:
+        """Close the connection for good."""
+        self._connected = False
+        self.lost.set_result(reason)
+
+    async def open(self) -> None:
+        """Connect; raises `BusLost` once the connection was closed for good."""
+        if self._lost is not None and self._lost.done():
+            raise BusLost(self._lost.result())
+        self._connected = True
+
+    async def prepare(
+        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, holder: Holder | None = None, adopt: bool = False
+    ) -> list[str]:
+        """Create and check streams and consumers; raises `TopologyRefused` or `ConsumerTaken`."""
+        self._prepared = (streams, sources, holder)
+        return self._topology.prepare(streams, sources, holder, adopt=adopt)
+
+    async def inspect(self) -> list[str]:
+        """Make what was deleted; say what breaks a promise."""
+        if not self._connected:
+            raise PublishFailed("not connected")
+        distrust = self._topology.distrust(*self._prepared[:2])
+        self.untrusted = frozenset(distrust)
+        try:
+            self._topology.prepare(*self._prepared, live=True)
+        except TopologyRefused as refused:
+            return [*str(refused).splitlines(), *distrust.values()]
+        return []
+
+    def mended(self) -> tuple[Source, ...]:
+        """Return nothing: this broker gives up on no message, whatever its settings."""
+        return ()
+
+    def ack_wait(self, source: Source) -> float:
+        """Return the seconds after which the broker delivers again."""
+        return float(self.broker.consumer(source).config["ack_wait"]) / 1_000_000_000
+
+    async def backlog(self, source: Source) -> Backlog:
+        """Tell where the source stands."""
+        if not self._connected:
+            raise PublishFailed("not connected")
+        return self.broker.consumer(source).backlog()
+
+    async def first_kept(self, stream: str) -> int:
+        """Return the lowest sequence that the stream still keeps."""
+        if not self._connected:
+            raise PublishFailed("not connected")
+        has = self.broker.streams[stream]
+        return min(has.messages, default=has.last_seq + 1)
+
+    async def born(self, stream: str) -> str:
+        """Say when the stream was made."""
+        if not self._connected:
+            raise PublishFailed("not connected")
+        return self.broker.streams[stream].born
+
+    async def rewind(self, source: Source, to: int | None = None) -> bool:
+        """Deliver everything above the ack floor, or from `to` on, again, at once."""
+        if self._connected:
+            self.broker.consumer(source).rewind(to)
+            self.broker.tick()
+        return self._connected
+
+    async def pull(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
+        """Deliver continuously until cancelled."""
+        kick = asyncio.Event()
+        self._kicks.append(kick)
+        self.broker.kicks.append(kick.set)
+        try:
+            while True:
+                kick.clear()
+                handed = 0
+                while self._hand_over(source, take, room):
+                    handed += 1
+                    if handed % _YIELD_EVERY == 0:
+                        await asyncio.sleep(0)
+                await self._pause(kick, source, room)
+        finally:
+            self._kicks.remove(kick)
+            self.broker.kicks.remove(kick.set)
+
+    def wake(self) -> None:
+        """Make the pulls look again."""
+        for kick in self._kicks:
+            kick.set()
+
+    def settle(self, delivery: Delivery, settlement: Settlement) -> None:
+        """Answer a delivery; lost while disconnected."""
+        stream, consumer, seq = delivery.token.split()
+        state = self.broker.consumers.get((stream, consumer))
+        if self._connected and state is not None:
+            state.settle(int(seq), settlement, self.broker.clock())
+            self.broker.tick()
+
+    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+        """Store a message on its stream; the future resolves in a later turn of the loop, as with a real broker."""
+        return self._store([message], lambda spelled: self.broker.publish(*spelled[0]))
+
+    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+        """Store messages on their stream, all or none, where it allows atomic batches."""
+        return self._store(messages, self.broker.publish_all)
+
+    async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
+        """Publish without any guarantee."""
+        refusal = objection(subject, body, headers, self.max_payload)
+        if refusal is not None or not self._connected:
+            self._log.debug("bus.not_told", reason=refusal or "disconnected")
+            return
+        try:
+            self.broker.publish(subject, body, headers)
+        except PublishFailed as failed:
+            self._log.debug("bus.not_told", reason=str(failed))
+
+    async def send(self, messages: Sequence[Asked]) -> list[str | None]:
+        """Publish core messages whose answers come elsewhere."""
+        return [complaint(one, self.max_payload) or (self.broker.ask(one) if self._connected else NOT_CONNECTED) for one in messages]
+
+    async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
+        """Register the service's endpoints and its catch-all."""
+        self._server.start(service, handler)
+
+    async def stop_serving(self) -> None:
+        """Deregister, and wait for the requests in hand."""
+        await self._server.stop()
+
+    async def flush(self) -> None:
+        """Do nothing: nothing is buffered."""
+
+    async def close(self) -> None:
+        """Close this connection; the broker keeps everything."""
+        self._server.deregister()
+        self._connected = False
+
+    def _hand_over(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> bool:
+        """Deliver one message if there is one and room for it."""
+        if not self._connected or room() <= 0:
+            return False
+        delivery = self.broker.consumer(source).deliver(self.broker.clock())
+        if delivery is None:
+            return False
+        take(delivery)
+        return True
+
+    async def _pause(self, kick: asyncio.Event, source: Source, room: Callable[[], int]) -> None:
+        """Wait for a kick, or until a redelivery is due by the broker's clock."""
+        # Without room or a connection only a kick helps, however long something is overdue.
+        due = self.broker.consumer(source).next_due() if self._connected and room() > 0 else None
+        wait = None if due is None else max((due - self.broker.clock()) / 1_000_000, 0.001)
+        try:
+            async with asyncio.timeout(wait):
+                await kick.wait()
+        except TimeoutError:
+            return
+
+    def _store(self, messages: Sequence[Outgoing], store: Callable[[list[Spelled]], Published | None]) -> asyncio.Future[Published]:
+        """Have messages stored, or fail as a test asked for; the future resolves in a later turn of the loop."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Published] = loop.create_future()
+        try:
+            loop.call_soon(resolve, future, self._stored(messages, store))
+        except PublishFailed as failed:
+            loop.call_soon(fail, future, failed)
+        return future
+
+    def _stored(self, messages: Sequence[Outgoing], store: Callable[[list[Spelled]], Published | None]) -> Published:
+        """Store messages; raises `PublishFailed`."""
+        if not self._connected:
+            raise PublishFailed("not connected")
+        spelled: list[Spelled] = [(m.subject, m.body, {**m.headers, **({MSG_ID: m.msg_id} if m.msg_id else {})}) for m in messages]
+        for refusal in (objection(*message, self.max_payload) for message in spelled):
+            if refusal is not None:
+                raise PublishFailed(refusal, unsendable=True)
+        failure, stored = self._failures.pop(0) if self._failures else (None, True)
+        published = store(spelled) if stored else None
+        if failure is not None:
+            raise failure
+        if published is None:
+            raise PublishFailed(f"no stream takes {messages[0].subject}", refused=True)
+        kept = self.broker.streams[published.stream].messages.get(published.seq) if published.duplicate else None
+        if kept is not None and not (kept.subject == messages[0].subject and messages[0].is_same(kept.body, messages[0].body)):
+            raise PublishFailed(f"message {kept.seq} has the id of a message on {messages[0].subject}, and is another one", unsendable=True)
+        return published

@@ -1,0 +1,279 @@
+"""Keep nats-py reading, writing and reconnecting, whatever messages, cancellations and the network do.
+
+Light: the agents' client is made of it, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from urllib.parse import ParseResult, unquote
+
+from nats.aio.client import Client, Srv
+from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
+from nats.errors import Error as NatsError
+from nats.errors import UnexpectedEOF
+
+from nats_taskflow.bus.nats.frames import read_headers
+from nats_taskflow.tasks import heed_cancellation, keep, watch
+
+_ENCRYPTED = ("tls", "wss")
+_WEBSOCKETS = ("ws", "wss")
+_LEFT_TO_NATS_PY = ("permissions violation", "auth", "stale connection")
+"""What an error of the server's says where nats-py does what is right: it tells of it, ends for good, or reconnects."""
+
+
+_LASTS = 10.0
+"""Seconds: a connection that the server ends sooner by an error was made in vain, and so will the next one be."""
+_FIRST_DELAY, _LAST_DELAY = 0.1, 15.0
+
+
+class NotEncrypted(NatsError):
+    """Encryption was asked for, and the connection has none. Nothing was sent on it."""
+
+
+class Kept(bytes):
+    """What is written after a reconnect, if it was not before. Everything else that waits to be written goes with the connection."""
+
+    __slots__ = ()
+
+
+class Link(TcpTransport):
+    """One TCP connection, which holds its writers back, and tells them when it is gone in the same words on every event loop."""
+
+    def __bool__(self) -> bool:
+        """Tell that it exists: nats-py makes one itself in place of one that is not connected yet."""
+        return True
+
+    def write(self, payload: bytes) -> None:
+        """Write. Raises `ConnectionResetError` on a closed connection: asyncio says nothing then, uvloop raises `RuntimeError`."""
+        if self._io_writer is None or self._io_writer.is_closing():
+            raise ConnectionResetError("the connection is closed")
+        self._io_writer.write(payload)
+
+    def writelines(self, payload: list[bytes]) -> None:
+        """Write as one piece: asyncio's own never holds back in Python 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 (CVE-2024-12254)."""
+        self.write(b"".join(payload))
+
+
+class Address(ParseResult):
+    """A server's address. User and password are percent-encoded in a URL (RFC 3986); nats-py sends them as they stand there."""
+
+    @property
+    def username(self) -> str | None:
+        """The user, or the token where there is no password."""
+        return _decoded(super().username)
+
+    @property
+    def password(self) -> str | None:
+        """The password."""
+        return _decoded(super().password)
+
+
+class MendedClient(Client):
+    """A client whose read loop outlives unreadable messages and late PONGs, and whose methods end when they are cancelled.
+
+    The server passes subjects and headers on as bytes, and an agent may publish any. nats-py decodes them in its read loop, which
+    ends on the first error while `is_connected` stays true; the message is redelivered, so the connection would never work again.
+    A PONG whose `flush` or `rtt` was given up meanwhile ends the loop the same way: nats-py sets the result of a cancelled future.
+    Who is cancelled while it waits for room to write goes on in nats-py, so that a `timeout` never ends.
+    The task that reconnects must not end or hang either, or the client never connects again while its status says that it tries; nor may
+    one of the three that serve a connection (they read, write and ping) end before it does, or serve the next one beside its own.
+    Where encryption is asked for (`tls://`, `wss://`, a TLS context), nothing is sent on a connection that has none: nats-py takes what
+    the server's first line says, and that is not encrypted itself.
+    The methods are private to nats-py: `tests/unit/test_mended.py`, `tests/security/test_encryption.py`, and `test_jetstream.py`,
+    `test_send.py`, `test_outbound.py` and `test_network_faults.py` in `tests/contract` fail when a release moves them.
+    """
+
+    _made_at = _delay = 0.0
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:  # noqa: FBT001, FBT002  nats-py's own signature
+        """Have what is pending written."""
+        task = asyncio.current_task()
+        before = task.cancelling() if task is not None else 0
+        flushed = await super()._flush_pending(force_flush)
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
+        return flushed
+
+    async def _process_headers(self, headers: Any) -> dict[str, str] | None:
+        """Read headers as the worker reads those of its deliveries: no bytes are too broken for that."""
+        return read_headers(bytes(headers)) if headers else None
+
+    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None) -> Msg:
+        """Build the message; bytes that are no text become U+FFFD, which no subject of ours contains."""
+        return self.msg_class(
+            _client=self,
+            subject=bytes(subject).decode("utf-8", "replace"),
+            reply=bytes(reply).decode("utf-8", "replace"),
+            data=data,
+            headers=headers,
+            _sid=sid,
+        )
+
+    @classmethod
+    def _parse_server_uri(cls, connect_url: str) -> ParseResult:
+        """Read the address of a server."""
+        return Address(*super()._parse_server_uri(connect_url))
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002  see above
+        """Read what the server says of itself. nats-py encrypts only where the server requires it, not where it leaves that to us."""
+        if initial_connection and info.get("tls_available") and self._must_encrypt():
+            info["tls_required"] = True
+        self._max_payload = info.get("max_payload", self._max_payload)
+        await super()._process_info(info, initial_connection)
+
+    def _connect_command(self) -> bytes:
+        """Make the CONNECT. A key file may have been replaced since the last one; nats-py keeps the first public key for ever."""
+        if self._is_in_clear():
+            raise NotEncrypted("nats: the server offers no TLS, and the connection has to be encrypted: nothing was sent")
+        if self._nkeys_seed is not None:
+            import nkeys  # noqa: PLC0415 - and the cryptography behind it, for those who log in with a key
+
+            key = nkeys.from_seed(bytearray(Path(self._nkeys_seed).read_bytes().strip()))
+            self._public_nkey = key.public_key.decode()
+            key.wipe()
+        return super()._connect_command()
+
+    def _read_creds_user_jwt(self, creds: Any) -> Any:
+        """Read the JWT of a credentials file; nats-py looks for its end for ever in a file that is only half written."""
+        if b"BEGIN NATS USER JWT" not in Path(creds).read_bytes():
+            raise NatsError(f"nats: {creds} holds no user JWT")
+        return super()._read_creds_user_jwt(creds)
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002  see above
+        """Close. nats-py first writes what is pending to whatever it is connected to by then, encrypted or not, or to nothing."""
+        if self._is_in_clear():
+            self._abort()
+        try:
+            await super()._close(status, do_cbs)
+        except OSError as error:
+            await self._error_cb(error)
+            self._forget_pending()
+            self._status = self.DISCONNECTED  # or nats-py takes it for closed, and tells nobody
+            await super()._close(status, do_cbs)
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Take an error, after which the server hangs up: another connection mends it, unless it is about the credentials.
+
+        nats-py closes for good. The limit on messages, for one, may have been lowered: it is read anew with the next connection. Others
+        end the next one, too (that on subscriptions), which is therefore made ever later.
+        """
+        if any(word in err_msg for word in _LEFT_TO_NATS_PY):
+            await super()._process_err(err_msg)
+            return
+        in_vain = asyncio.get_running_loop().time() - self._made_at < _LASTS
+        self._delay = min(max(self._delay * 2, _FIRST_DELAY), _LAST_DELAY) if in_vain else 0.0
+        error = NatsError("nats: " + err_msg.strip("'"))
+        await self._error_cb(error)
+        await self._process_op_err(error)
+
+    async def _process_pong(self) -> None:
+        """Take a PONG. They come in the order of the PINGs, so one that nobody waits for any more still counts."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+    async def _attempt_reconnect(self) -> None:
+        """Reconnect, however often it takes. nats-py ends at errors that are neither its own nor the system's.
+
+        It would also wait until the old connection has written its last bytes, and nobody may read them any more; and send on the new
+        one what was pending on the old, when its senders have given it up.
+        """
+        self._leave()
+        self._forget_pending()
+        task = asyncio.current_task()
+        await asyncio.sleep(self._delay)
+        while not (self.is_connected or self.is_closed or (task is not None and task.cancelling())):
+            try:
+                await super()._attempt_reconnect()
+            except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  see above; the next attempt waits as nats-py's own do
+                heed_cancellation()
+                self._status = self.RECONNECTING
+                await self._error_cb(failure if isinstance(failure, Exception) else NatsError("nats: the attempt was cancelled"))
+
+    async def _process_op_err(self, e: Exception) -> None:
+        """Reconnect after an error. The task that does so must not end before it has."""
+        await super()._process_op_err(e)
+        if self._reconnection_task is not None:
+            watch(self._reconnection_task)
+
+    async def _select_next_server(self) -> None:
+        """Dial. nats-py leaves a connection open whose handshake has failed, with the tasks that serve it, and takes the next."""
+        self._leave()
+        await super()._select_next_server()
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        """Dial a server. nats-py would use one transport for all: who still writes to the last connection would write to this one."""
+        if s.uri.scheme not in _WEBSOCKETS:
+            self._transport = Link()  # type: ignore[no-untyped-call]
+        try:
+            await super()._connect_to_server(s)
+        finally:
+            heed_cancellation()  # Python 3.11's `wait_for` raises what came at the same moment in its place, and nats-py dials on for ever
+
+    async def _process_connect_init(self) -> None:
+        """Shake hands. nats-py tries again after errors of its own or the system's only, and a line that is cut off raises others.
+
+        It also goes on where the answer to its PING is cut off, or is none.
+        """
+        try:
+            await super()._process_connect_init()
+        except (OSError, NatsError, TimeoutError):
+            raise
+        except Exception as error:
+            raise NatsError(f"nats: the server's greeting cannot be read: {error!r}") from error
+        if not self.is_connected:
+            raise NatsError("nats: the server has not answered the first PING")
+        self._made_at = asyncio.get_running_loop().time()
+        for task in self._serving():
+            task.add_done_callback(self._on_end)
+
+    def _serving(self) -> list[asyncio.Task[None]]:
+        """Return the tasks that serve the connection: they read, write and ping."""
+        return [task for task in (self._reading_task, self._flusher_task, self._ping_interval_task) if task is not None]
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        """Reconnect where a task has ended by itself that still has a connection to serve: nats-py says nothing of it."""
+        error = None if task.cancelled() else task.exception()
+        if self.is_connected and not task.cancelling() and task in self._serving():
+            self._ending = keep(self._process_op_err(error if isinstance(error, Exception) else UnexpectedEOF()), "bus-end")
+
+    def _leave(self) -> None:
+        """Leave the connection: close its socket without writing what is left, end what serves it, forget what is half read."""
+        self._abort()
+        for task in self._serving():
+            task.cancel()
+        self._ps.reset()
+
+    def _forget_pending(self) -> None:
+        """Drop what waits to be written, but for what may come late."""
+        self._pending = [piece for piece in self._pending if isinstance(piece, Kept)]
+        self._pending_data_size = sum(map(len, self._pending))
+
+    def _must_encrypt(self) -> bool:
+        """Tell whether encryption was asked for, for one server or for all: those that a server tells of carry no scheme."""
+        asked = self.options.get("tls") is not None or self.options.get("tls_handshake_first")
+        return bool(asked) or any(server.uri.scheme in _ENCRYPTED for server in self._server_pool)
+
+    def _is_in_clear(self) -> bool:
+        """Tell whether the connection is not encrypted although that was asked for."""
+        if not self._must_encrypt():
+            return False
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            return writer.get_extra_info("ssl_object") is None
+        return not getattr(self._transport, "_using_tls", False)  # a websocket
+
+    def _abort(self) -> None:
+        """Close the socket without writing what is left."""
+        writer = getattr(self._transport, "_io_writer", None)  # a websocket has none
+        if writer is not None:
+            writer.transport.abort()
+
+
+def _decoded(part: str | None) -> str | None:
+    """Decode a part of a URL."""
+    return None if part is None else unquote(part)

@@ -1,0 +1,232 @@
+"""Hold one NATS connection by a policy that survives restarts and never fails in silence (facts: nats-py 2.16).
+
+nats-py gives up after 60 attempts, loops for ever on wrong credentials at the start, stops reconnecting when a callback raises and
+stops reading when a message has unreadable bytes. Each of these is answered here, so the rest of the room need not think of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError, SlowConsumerError
+
+from nats_taskflow.bus.nats import policy
+from nats_taskflow.bus.nats.dial import dial, hang_up
+from nats_taskflow.bus.nats.direct_delivery import ReadingClient
+from nats_taskflow.bus.nats.options import NatsOptions, public_address
+from nats_taskflow.bus.nats.outbound import Outbound
+from nats_taskflow.bus.nats.renewal import Renewal
+from nats_taskflow.errors import NotAllowed
+from nats_taskflow.logger import Logger
+
+__all__ = ["Connection", "NatsOptions", "NoAnswer", "NotPermitted", "public_address"]
+
+T = TypeVar("T")
+_RECONNECT_WAIT = 0.5
+_REPEAT_LOG_AFTER = 30.0
+_KINDS = 100
+"""Kinds of errors whose last time in the log is remembered; errors may be worded anew each time."""
+
+
+class NoAnswer(Exception):
+    """A request to the broker's API got no answer; the message says why. Nothing is known about its effect."""
+
+
+class NotPermitted(NoAnswer):
+    """The credentials may not publish on the API subject."""
+
+
+class Connection:
+    """One connection and what depends on it. Listeners in `on_up`, `on_down` and `on_denied` are synchronous and quick."""
+
+    def __init__(self, options: NatsOptions) -> None:
+        self.options = options
+        self.client = ReadingClient()
+        self.outbound = Outbound(self.client)
+        self.renewal = Renewal(self.client)
+        self.on_up: list[Callable[[], None]] = []
+        self.on_down: list[Callable[[], None]] = [self.outbound.wake]
+        self.on_denied: list[Callable[[str], None]] = []
+        self._lost: asyncio.Future[str] | None = None
+        self._asked: dict[str, set[asyncio.Future[Msg]]] = {}
+        self._closing = False
+        self._last_error = ""
+        self._logged: dict[str, float] = {}
+        self.dropped = 0
+        self._log = Logger()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers at the moment."""
+        return self.client.is_connected
+
+    @property
+    def max_payload(self) -> int:
+        """The most bytes the broker takes in one message."""
+        return self.client.max_payload
+
+    @property
+    def lost(self) -> asyncio.Future[str]:
+        """Resolves with the reason when the client closed for good, not by `close`."""
+        if self._lost is None:
+            self._lost = asyncio.get_running_loop().create_future()
+        return self._lost
+
+    @property
+    def address(self) -> str:
+        """Where it is connected to, or would be, without credentials."""
+        url = self.client.connected_url
+        return public_address(url.geturl()) if url is not None else public_address(self.options.servers[0])
+
+    async def open(self) -> None:
+        """Connect within `connect_timeout`, trying all servers again and again; raises `BusLost`."""
+        self._closing = True  # until it is connected, nobody has a connection to lose
+        await dial(
+            self.client,
+            self.options,
+            self._on_error,
+            reconnect_wait=_RECONNECT_WAIT,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+            closed_cb=self._on_closed,
+        )
+        self._closing = False
+        self.outbound.start()
+
+    async def close(self) -> None:
+        """Close without draining (`drain` can hang for its 30 s); idempotent, never raises."""
+        self._closing = True
+        await self.outbound.stop()
+        self.renewal.stop()
+        if not self.client.is_closed:
+            await self._close_client()
+
+    async def flush(self) -> None:
+        """Wait until the server has read everything written so far; raises what nats-py raises."""
+        # Twice: nats-py writes the PING past its own buffer, so the first answer can come before the buffer is even written.
+        await self.client.flush()
+        await self.client.flush()
+
+    async def ask(self, subject: str, body: bytes = b"", *, within: float = 2.0) -> bytes:
+        """Request an answer from the broker's API; raises `NotPermitted` or `NoAnswer` within `within` seconds."""
+        if not self.connected:
+            raise NoAnswer(f"not connected to NATS, so {subject} was not asked")
+        denied: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        asked = self._asked.setdefault(subject.lower(), set())
+        asked.add(denied)
+        request = asyncio.ensure_future(self.client.request(subject, body, timeout=within))
+        try:
+            async with asyncio.timeout(within):  # nats-py counts only from when there was room to write
+                await asyncio.wait({request, denied}, return_when=asyncio.FIRST_COMPLETED)
+            return (denied if denied.done() else request).result().data
+        except NoRespondersError:
+            raise NoAnswer(f"nobody answers on {subject}") from None
+        except TimeoutError:
+            raise NoAnswer(f"no answer on {subject} within {within:g} s") from None
+        except (NatsError, OSError) as error:
+            raise NoAnswer(f"no answer on {subject}: {policy.reason(error)}") from error
+        finally:
+            request.cancel()
+            asked.discard(denied)
+
+    async def permitted(self, asking: Coroutine[Any, Any, T], *subjects: str) -> T:
+        """Await an answer. Raises `NotAllowed` as soon as the server denies a subject meanwhile, which is silence otherwise.
+
+        For a connection that does one thing at a time: nobody can tell for whom the server has said it. nats-py gives subjects in lower
+        case; `subjects`, and what begins with one of them, are named as they are written.
+        """
+        denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def deny(subject: str) -> None:
+            """Note what is denied."""
+            if not denied.done():
+                denied.set_result(subject)
+
+        task = asyncio.ensure_future(asking)
+        either: set[asyncio.Future[Any]] = {task, denied}
+        self.on_denied.append(deny)
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if denied.done():
+                raise NotAllowed(self.as_written(denied.result(), *subjects))
+            return task.result()
+        finally:
+            self.on_denied.remove(deny)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def as_written(self, denied: str, *beginnings: str) -> str:
+        """Return a denied subject, which nats-py gives in lower case, as far as it is known how it is written."""
+        for known in (*beginnings, self.options.inbox_prefix):
+            if denied.startswith(known.lower()):
+                return known + denied[len(known) :]
+        return denied
+
+    async def _close_client(self) -> None:
+        """Close the client."""
+        error = await hang_up(self.client)
+        if error is not None:
+            self._log.debug("bus.close_failed", reason=repr(error))
+
+    async def _on_error(self, error: Exception) -> None:
+        """Take note of what nats-py reports; must not raise, or the read loop ends."""
+        text = policy.reason(error)
+        self.dropped += isinstance(error, SlowConsumerError)  # one for each message that found its queue full
+        denied = policy.denied(text)
+        if denied is not None:
+            self._deny(denied.subject)
+            if denied.what == "subscription":
+                self.renewal.deny(denied.subject)
+        # By what comes before the first name in it: a lost permission is told of with another subject for each event and subscription.
+        # What is told of a slow consumer has its subject, which is anybody's, without quotes.
+        kind = type(error).__name__ if isinstance(error, SlowConsumerError) else text.partition('"')[0]
+        now = asyncio.get_running_loop().time()
+        if len(self._logged) >= _KINDS:
+            self._logged.clear()
+        if now - self._logged.get(kind, -_REPEAT_LOG_AFTER) >= _REPEAT_LOG_AFTER:
+            self._log.warning("bus.error", reason=text)
+            self._logged[kind] = now
+        self._last_error = text
+
+    def _deny(self, subject: str) -> None:
+        """Fail API requests on a forbidden subject (in lower case), or all when the answers' inbox is forbidden; tell the listeners."""
+        inbox = subject.startswith(self.options.inbox_prefix.lower())
+        for name, asked in self._asked.items():
+            if inbox or name == subject:
+                for future in asked:
+                    if not future.done():
+                        future.set_exception(NotPermitted(subject))
+        for listener in self.on_denied:
+            self._call(listener, subject)
+
+    async def _on_disconnected(self) -> None:
+        """Tell the listeners; must not raise, or the client never reconnects (nats.py#204)."""
+        if not self._closing:
+            self._log.warning("bus.disconnected", reason=self._last_error or "connection closed")
+        for listener in self.on_down:
+            self._call(listener)
+
+    async def _on_reconnected(self) -> None:
+        """Tell the listeners."""
+        self._log.info("bus.reconnected", address=self.address)
+        self._last_error = ""
+        self._logged.clear()
+        for listener in self.on_up:
+            self._call(listener)
+
+    async def _on_closed(self) -> None:
+        """Resolve `lost`: some server errors make nats-py give up whatever the reconnect settings."""
+        if not self._closing and not self.lost.done():
+            error = self.client.last_error
+            self.lost.set_result(policy.reason(error) if error is not None else "the client closed the connection")
+
+    def _call(self, listener: Callable[..., None], *arguments: str) -> None:
+        """Call a listener; its failure is a defect of ours, never the connection's end."""
+        try:
+            listener(*arguments)
+        except Exception:  # noqa: BLE001  see above; logged with its traceback
+            self._log.exception("bus.listener_failed")

@@ -1,0 +1,65 @@
+"""Connect once, or fail soon with a reason; hang up without waiting for a peer. The worker, the commands and the clients do both here.
+
+nats-py by itself gives up after 60 attempts, and loops for ever on wrong credentials at the start (facts: nats-py 2.16).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nats.aio.client import Client
+
+from nats_taskflow.bus.nats import policy
+from nats_taskflow.bus.nats.options import NatsOptions, public_address
+from nats_taskflow.errors import BusLost, TurnedAway
+
+_CLOSE_TIMEOUT = 3.0
+Noting = Callable[[Exception], Awaitable[None]]
+
+
+async def dial(client: Client, options: NatsOptions, error_cb: Noting, *, reconnect_wait: float, **callbacks: Any) -> None:
+    """Connect for good: every later outage is survived. Raises `BusLost` within `connect_timeout` with one sentence, `TurnedAway` sooner.
+
+    `error_cb` and `callbacks` are those of nats-py; they must not raise. Who is cancelled leaves nothing behind that goes on dialling.
+    """
+    refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    last = ["no answer"]
+
+    async def note(error: Exception) -> None:
+        """Take note of what nats-py reports; must not raise, or the read loop ends."""
+        last[0] = policy.reason(error)
+        refusal = policy.refusal(error)
+        if not refused.done() and refusal is not None:
+            refused.set_result(refusal)
+        await error_cb(error)
+
+    arguments = policy.arguments(options, reconnect_wait=reconnect_wait) | {"error_cb": note, **callbacks}
+    connecting = asyncio.ensure_future(client.connect(**arguments))
+    either: set[asyncio.Future[Any]] = {connecting, refused}
+    connected = False
+    try:
+        await asyncio.wait(either, timeout=options.connect_timeout, return_when=asyncio.FIRST_COMPLETED)
+        failed = connecting.exception() if connecting.done() and not connecting.cancelled() else None
+        connected = connecting.done() and failed is None and client.is_connected
+        late = f"cannot be reached within {options.connect_timeout:g} s: {last[0]}"
+        why = refused.result() if refused.done() else late if failed is None else f"cannot be reached: {policy.reason(failed)}"
+    finally:
+        if not connected:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            await hang_up(client)
+    if not connected:
+        kind = TurnedAway if refused.done() else BusLost
+        raise kind(f"NATS at {', '.join(map(public_address, options.servers))} {why}")
+
+
+async def hang_up(client: Client) -> Exception | None:
+    """Close without draining, which can hang; a peer that reads nothing must not hold us up. Returns what went wrong, if anything."""
+    try:
+        async with asyncio.timeout(_CLOSE_TIMEOUT):
+            await client.close()
+    except Exception as error:  # noqa: BLE001  closing is best effort, whatever state the client is in
+        return error
+    return None

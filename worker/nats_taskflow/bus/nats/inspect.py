@@ -1,0 +1,226 @@
+"""Ask a worker, publish replies and hear events: what people's commands need of NATS, on a connection of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from nats_taskflow.bus.nats import filters, stream_rules
+from nats_taskflow.bus.nats.connection import Connection, NatsOptions, NoAnswer
+from nats_taskflow.bus.nats.history import Kept
+from nats_taskflow.bus.port import Published, Source, Stream
+from nats_taskflow.errors import BusLost, NotAllowed
+
+if TYPE_CHECKING:
+    from nats.js import JetStreamContext
+
+# What only some commands need (JetStream of nats-py is as large as all the rest of it) is imported where it is used.
+_SOON = 1.5
+_PATIENCE = 5.0
+
+
+class Silent(Exception):
+    """Nobody answered; the message says what was asked. `late`: somebody may be there and may have done it."""
+
+    def __init__(self, message: str, *, late: bool = False) -> None:
+        super().__init__(message)
+        self.late = late
+
+
+class Client:
+    """A short-lived connection. It gives up soon: a person waits."""
+
+    def __init__(self, options: NatsOptions) -> None:
+        soon = min(options.connect_timeout, _SOON)
+        self._connection = Connection(msgspec.structs.replace(options, connect_timeout=soon, name="taskflow-cli"))
+
+    async def __aenter__(self) -> Self:
+        await self._connection.open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._connection.close()
+
+    @property
+    def address(self) -> str:
+        """Where it is connected to, without credentials."""
+        return self._connection.address
+
+    @property
+    def max_payload(self) -> int:
+        """The most bytes the broker takes in one message."""
+        return self._connection.max_payload
+
+    @property
+    def server_version(self) -> str:
+        """What the server says it is."""
+        version = self._connection.client.connected_server_version
+        return f"{version.major}.{version.minor}.{version.patch}"  # its str is a repr in angle brackets
+
+    async def round_trip(self) -> float:
+        """Return how long the server takes to answer, in seconds."""
+        return float(await self._connection.client.rtt())
+
+    async def ask(self, subject: str, body: bytes, *, within: float = _PATIENCE) -> bytes:
+        """Request an answer. Raises `Silent`, or `NotAllowed` where the credentials do not permit it."""
+        try:
+            return await self._connection.permitted(self._connection.ask(subject, body, within=within), subject)
+        except NoAnswer as silent:
+            raise Silent(str(silent), late="within" in str(silent)) from silent
+
+    async def all_answers(self, subject: str, *, within: float) -> list[bytes]:
+        """Request, and return every answer that comes within that many seconds."""
+        client, answers = self._connection.client, list[bytes]()
+
+        async def take(message: Msg) -> None:
+            """Keep an answer."""
+            if message.data:  # the server says with an empty one that nobody is there
+                answers.append(message.data)
+
+        inbox = client.new_inbox()
+        subscription = await client.subscribe(inbox, cb=take)
+        await client.publish(subject, b"", reply=inbox)
+        await asyncio.sleep(within)
+        await subscription.unsubscribe()
+        return answers
+
+    async def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> Published:
+        """Store a message in its stream. Raises `Silent` where no stream takes it, or nobody says so; `NotAllowed`."""
+        from nats.js.errors import NoStreamResponseError  # noqa: PLC0415
+
+        storing = self._connection.client.jetstream(timeout=_PATIENCE).publish(subject, body, headers=dict(headers))
+        try:
+            stored = await self._connection.permitted(storing, subject)
+        except NoStreamResponseError as nobody:
+            raise _not_taken(subject) from nobody
+        except (NatsError, OSError) as bad:
+            why = str(bad).removeprefix("nats: ") or "no answer"
+            raise Silent(f"{subject} was not confirmed ({why})", late=True) from bad
+        return Published(stored.stream, stored.seq, bool(stored.duplicate))
+
+    async def check_taken(self, subject: str) -> None:
+        """Raise `Silent` where no stream takes messages on a subject, as publishing one there would."""
+        answer: dict[str, Any] = msgspec.json.decode(await self.ask("$JS.API.STREAM.NAMES", msgspec.json.encode({"subject": subject})))
+        if "error" in answer:
+            raise Silent(f"who takes {subject} is not known: {answer['error'].get('description', 'no answer')}")
+        if not answer.get("streams"):
+            raise _not_taken(subject)
+
+    async def last(self, stream: str, count: int, *, since: datetime | None = None) -> list[Kept]:
+        """Return the last messages of a stream, or the first ones `since` then, at most `count`, in their order.
+
+        Raises `Silent` where the stream cannot be read, `NotAllowed` where the credentials may not.
+        """
+        from nats.js.errors import APIError  # noqa: PLC0415
+
+        try:
+            return await self._connection.permitted(self._last(stream, count, since), f"$JS.API.STREAM.INFO.{stream}")
+        except (NatsError, APIError, OSError) as bad:
+            raise Silent(f"stream {stream} cannot be read ({str(bad) or 'no answer'})") from bad
+
+    async def _last(self, stream: str, count: int, since: datetime | None) -> list[Kept]:
+        """Read the messages. Raises what nats-py raises."""
+        from nats.js.errors import NotFoundError  # noqa: PLC0415
+
+        jetstream = self._connection.client.jetstream(timeout=_PATIENCE)
+        state = (await jetstream.stream_info(stream)).state
+        first, end = max(state.first_seq, 1), state.last_seq + 1
+        if since is None:
+            first = max(first, end - count)
+        else:
+            first = await _first_since(jetstream, stream, range(first, end), since)
+        found: list[Kept] = []
+        for seq in range(first, min(end, first + count)):
+            try:
+                message = await jetstream.get_msg(stream, seq)
+            except NotFoundError:
+                continue
+            found.append(Kept(seq, message.subject or "", message.headers or {}, message.data or b""))
+        return found
+
+    async def stream_flaws(self, stream: Stream) -> tuple[list[str], list[str]]:
+        """Return what would break a promise in a stream's settings, and what is only worth knowing. Raises `Silent`."""
+        answer: dict[str, Any] = msgspec.json.decode(await self.ask(f"$JS.API.STREAM.INFO.{stream.name}", b""))
+        if "error" in answer:
+            raise Silent(f"stream {stream.name}: {answer['error'].get('description', 'not there')}")
+        return stream_rules.stream_objections(stream, answer["config"]), stream_rules.stream_remarks(stream, answer["config"])
+
+    async def consumer_flaws(self, source: Source) -> list[str]:
+        """Return what breaks a promise about a consumer, and that it is paused. Raises `Silent`."""
+        answer: dict[str, Any] = msgspec.json.decode(await self.ask(f"$JS.API.CONSUMER.INFO.{source.stream}.{source.consumer}", b""))
+        if "error" in answer:
+            raise Silent(f"consumer {source.consumer} of stream {source.stream}: {answer['error'].get('description', 'not there')}")
+        stream = msgspec.json.decode(await self.ask(f"$JS.API.STREAM.INFO.{source.stream}", b""))
+        asked = filters.wanted(source, stream.get("config", {}).get("subjects") or ())
+        taken = filters.objections(source, answer["config"], asked)
+        return [*stream_rules.consumer_objections(source, answer["config"]), *taken, *stream_rules.pauses(source, answer)]
+
+    async def sync_flaw(self, monitor_url: str) -> str | None:
+        """Return why a power cut could lose what the server acknowledged, or None. Raises `Silent` where its monitoring does not answer."""
+        from nats_taskflow.bus.nats.monitor import varz  # noqa: PLC0415
+
+        try:
+            return stream_rules.sync_warning(await asyncio.to_thread(varz, monitor_url))
+        except (OSError, ValueError) as bad:
+            raise Silent(f"{monitor_url} does not answer: {bad}") from bad
+
+    async def heard(self, pattern: str, ready: Callable[[], None] = lambda: None) -> AsyncIterator[Kept]:
+        """Give what is published on a pattern from now on; `ready` is called when nothing is missed. Raises `BusLost`, `NotAllowed`."""
+        queue: asyncio.Queue[Kept] = asyncio.Queue()
+
+        async def take(message: Msg) -> None:
+            """Queue a message."""
+            queue.put_nowait(Kept(0, message.subject, dict(message.headers or {}), message.data))
+
+        denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def on_denied(subject: str) -> None:
+            """Note that the subscription is refused."""
+            if not denied.done():
+                denied.set_result(subject)
+
+        self._connection.on_denied.append(on_denied)
+        await self._connection.client.subscribe(pattern, cb=take)
+        await self._connection.flush()
+        ready()
+        ends: set[asyncio.Future[str]] = {self._connection.lost, denied}
+        while True:
+            coming = asyncio.ensure_future(queue.get())
+            either: set[asyncio.Future[Any]] = {coming, *ends}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                coming.cancel()
+                if denied.done():
+                    raise NotAllowed(self._connection.as_written(denied.result(), pattern))
+                raise BusLost(f"NATS is lost: {self._connection.lost.result()}")
+            yield coming.result()
+
+
+def _not_taken(subject: str) -> Silent:
+    """Say that nobody would keep a message."""
+    return Silent(f"no stream takes {subject}: is it one of the worker's reply topics?")
+
+
+async def _first_since(jetstream: JetStreamContext, stream: str, places: range, at: datetime) -> int:
+    """Return the place of the first message that was stored at a time or later; the end of `places` where there is none."""
+    from nats.js.errors import NotFoundError  # noqa: PLC0415
+
+    low, high = places.start, places.stop
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            stored = (await jetstream.get_msg(stream, middle)).time
+        except NotFoundError:
+            stored = None  # it has gone meanwhile: the oldest go first
+        if stored is None or stored < at:
+            low = middle + 1
+        else:
+            high = middle
+    return low

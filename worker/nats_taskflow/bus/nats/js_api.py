@@ -1,0 +1,107 @@
+"""Ask JetStream's API in JSON, and tell a thing that is not there from a permission that is missing and from an answer that is late.
+
+Raw requests, because nats-py's structs drop settings they do not know, and a dropped setting cannot be checked.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from nats_taskflow.bus.nats.clock import ClockOffset
+from nats_taskflow.bus.nats.connection import Connection, NoAnswer, NotPermitted
+from nats_taskflow.bus.nats.stream_rules import Json
+from nats_taskflow.errors import TopologyRefused
+
+_NO_STREAM = 10059
+_NO_CONSUMER = 10014
+_NO_ROOM = frozenset({10047, 10005, 10028})
+_ABSENT = frozenset({_NO_STREAM, _NO_CONSUMER})
+# JetStream is starting or electing: the server says so, or nobody answers yet.
+_NOT_YET = frozenset({503})
+
+
+class JetStreamApi:
+    """The API at the other end of one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.clock = ClockOffset()
+
+    @property
+    def version(self) -> str:
+        """The server's version; empty where it is no version number."""
+        version = self._connection.client.connected_server_version
+        try:
+            return f"{version.major}.{version.minor}.{version.patch}"
+        except ValueError:
+            return ""
+
+    @property
+    def inbox(self) -> str:
+        """What the credentials have to be allowed to hear for an answer to come."""
+        return f"{self._connection.options.inbox_prefix}.>"
+
+    async def ask(self, verb: str, body: Json | None = None) -> Json:
+        """Send a request. Raises `NoAnswer`; an error is an answer."""
+        try:
+            return await self.clock.read(self._connection.ask(f"$JS.API.{verb}", b"" if body is None else msgspec.json.encode(body)))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise NoAnswer(f"the answer of $JS.API.{verb} is no JSON object: {error}") from error
+
+    async def got(self, verb: str) -> Json:
+        """Return what an info request answers with. Raises `NoAnswer`, also for an error."""
+        answer = await self.ask(verb)
+        if "error" in answer:
+            raise NoAnswer(described(answer))
+        return answer
+
+    async def found(self, verb: str) -> Json | None:
+        """Return what an info request answers with, or None where the thing does not exist. Raises `NoAnswer` or `TopologyRefused`."""
+        answer = await self._permitted(verb)
+        if "error" not in answer:
+            return answer
+        if answer["error"].get("err_code") in _ABSENT:
+            return None
+        if answer["error"].get("code") in _NOT_YET:
+            raise NoAnswer(described(answer))
+        raise TopologyRefused(f"{verb} failed: {described(answer)}")
+
+    async def change(self, verb: str, body: Json, what: str) -> None:
+        """Create or update something; raises `TopologyRefused` with the server's reason."""
+        answer = await self._permitted(verb, body)
+        if "error" in answer:
+            room = (
+                "; give the broker more room: max_file_store in its jetstream block, or the account's max_file"
+                if has_no_room(answer)
+                else ""
+            )
+            raise TopologyRefused(f"{what} cannot be created or changed: {described(answer)}{room}")
+
+    async def try_to_change(self, verb: str, body: Json, what: str) -> str:
+        """Update something that everything works without; returns why that cannot be, nothing where it is done."""
+        try:
+            await self.change(verb, body, what)
+        except (TopologyRefused, NoAnswer) as refused:
+            return str(refused)
+        return ""
+
+    async def _permitted(self, verb: str, body: Json | None = None) -> Json:
+        """Ask, and name the permission where it is missing."""
+        try:
+            return await self.ask(verb, body)
+        except NotPermitted:
+            raise TopologyRefused(
+                f"the NATS credentials lack a permission: publish on $JS.API.{verb}, or subscribe to {self.inbox}",
+                "grant it, or run `taskflow provision` with credentials that have it, then start again",
+            ) from None
+
+
+def has_no_room(answer: Json) -> bool:
+    """Tell whether the answer says that the server, the cluster or the account has not the storage that was asked for."""
+    return (answer.get("error") or {}).get("err_code") in _NO_ROOM
+
+
+def described(answer: Json) -> str:
+    """Return the server's own words for an error."""
+    error = answer.get("error") or {}
+    return f"{error.get('description', 'unknown error')} ({error.get('err_code', error.get('code', '?'))})"

@@ -1,0 +1,38 @@
+"""Ask the server's monitoring port, where one is configured, whether it syncs to disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import structlog
+
+from nats_taskflow.bus.nats import stream_rules
+from nats_taskflow.bus.nats.stream_rules import Json
+
+_TIMEOUT = 1.0
+
+
+async def sync_warnings(monitor_url: str | None) -> list[str]:
+    """Return a warning where the server writes to disk only now and then; none where it cannot be asked."""
+    if monitor_url is None:
+        return []
+    try:
+        found = await asyncio.to_thread(varz, monitor_url)
+    except (OSError, ValueError) as error:
+        structlog.get_logger().info("topology.monitor_unreachable", reason=str(error))
+        return []
+    warning = stream_rules.sync_warning(found)
+    return [warning] if warning else []
+
+
+def varz(monitor_url: str) -> Json:
+    """Fetch `/varz`; blocks up to a second. Raises OSError or ValueError."""
+    if not monitor_url.startswith("http://"):
+        raise ValueError("the monitor URL must start with http://")
+    import urllib.request  # noqa: PLC0415 - an HTTP client and a mail parser, for those who have set a monitor URL
+
+    with urllib.request.urlopen(f"{monitor_url.rstrip('/')}/varz", timeout=_TIMEOUT) as response:  # noqa: S310  checked above  # nosec B310
+        found: Any = json.load(response)
+    return found if isinstance(found, dict) else {}
