@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
-from nats_taskflow.metrics import Metrics
-from nats_taskflow.timings import Timings
+from nats_taskflow.observe.histogram import Timings
+from nats_taskflow.observe.metrics import Metrics
 from tests.deploy.scraping import families
 from tests.e2e.stage import Stage
 

@@ -33,7 +33,7 @@ async def test_a_worker_without_http_loads_nothing_that_it_does_not_use(tmp_path
 
 
 UNUSED_TO_ASK = {"structlog", "nats.js.api", "nats.js.client", "rich", "uvloop", "nkeys", "nacl", "sqlite3"}
-OURS_UNUSED_TO_ASK = {"nats_taskflow.telemetry", "nats_taskflow.bus.nats.monitor", "nats_taskflow.app", "nats_taskflow.engine.engine"}
+OURS_UNUSED_TO_ASK = {"nats_taskflow.observe.log", "nats_taskflow.bus.nats.monitor", "nats_taskflow.app", "nats_taskflow.engine.engine"}
 ASK = "import sys; sys.argv = ['taskflow', *sys.argv[1:]]\nfrom nats_taskflow.cli import main\ntry: main()\nfinally: print(*sys.modules)"
 
 

@@ -16,7 +16,7 @@ from nats_taskflow.cli.exits import Failed
 from nats_taskflow.config import Log
 from nats_taskflow.engine.mint import Randomness
 from nats_taskflow.errors import BusLost, FlowError, InvalidRequest
-from nats_taskflow.telemetry import Said, configure_logging, logger
+from nats_taskflow.observe.log import Said, configure_logging, logger
 from nats_taskflow.wire.codec import Unusable, read_command
 from nats_taskflow.wire.headers import one_line
 from tests.e2e.stage import encoded

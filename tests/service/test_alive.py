@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import uvicorn
 
-from nats_taskflow import app, systemd, tasks
+from nats_taskflow import app, tasks
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.client import MendedClient
 from nats_taskflow.bus.nats.outbound import Outbound
@@ -31,7 +31,8 @@ from nats_taskflow.engine.deferral import Deferrals
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.inspector import Inspector
 from nats_taskflow.lanes import Lanes
-from nats_taskflow.probes import WorkerProbes
+from nats_taskflow.observe import systemd
+from nats_taskflow.observe.probes import WorkerProbes
 from nats_taskflow.pruner import Pruner
 from nats_taskflow.relay import Relay
 from nats_taskflow.signals import Stop

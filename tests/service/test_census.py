@@ -8,15 +8,15 @@ from unittest.mock import patch
 
 import pytest
 
-from nats_taskflow import census as census_module
-from nats_taskflow.census import PER, Census
 from nats_taskflow.errors import Unavailable
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import CancelFlow, ResumeFlow
-from nats_taskflow.metrics import Metrics
+from nats_taskflow.observe import wait_counts as census_module
+from nats_taskflow.observe.metrics import Metrics
+from nats_taskflow.observe.recorder import Tracker
+from nats_taskflow.observe.wait_counts import PER, Census
 from nats_taskflow.store.admin_port import FOREVER, Stretch
 from nats_taskflow.store.records import Batch
-from nats_taskflow.tracking import Tracker
 from nats_taskflow.units import Micros
 from tests.running import Running, running
 from tests.service.acting import external, parked, timer

@@ -21,11 +21,11 @@ from nats_taskflow.flow.lifecycle import FlowStepStatus
 from nats_taskflow.inspector import Inspector
 from nats_taskflow.letters import Letter
 from nats_taskflow.manager import StepObservation
-from nats_taskflow.metrics import Metrics
+from nats_taskflow.observe.metrics import Metrics
+from nats_taskflow.observe.probes import WorkerProbes
+from nats_taskflow.observe.recorder import Tracker
 from nats_taskflow.outlets import events, fresh_events
-from nats_taskflow.probes import WorkerProbes
 from nats_taskflow.relay import Relay
-from nats_taskflow.tracking import Tracker
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually

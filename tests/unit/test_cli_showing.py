@@ -26,7 +26,7 @@ from nats_taskflow.cli.options import SettingsCommand
 from nats_taskflow.cli.showing import Printer, mark, printable, span, waits_on
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.conditions import WaitCondition
-from nats_taskflow.metrics import WAIT_KINDS
+from nats_taskflow.observe.metrics import WAIT_KINDS
 from nats_taskflow.wire.requests import WaitKind
 
 HEAVY = {"nats", "structlog", "uvicorn", "aiosqlite", "prometheus_client", "msgspec", "rich.table", "sqlite3"}

@@ -175,7 +175,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int | None], str]:
 
     monkeypatch.setattr("nats_taskflow.cli.asking._line", canned)
     monkeypatch.setattr("nats_taskflow.cli.launch.launch", lambda life, **_: asyncio.run(life))
-    monkeypatch.setattr("nats_taskflow.logger.configure_at_first_use", lambda _: None)
+    monkeypatch.setattr("nats_taskflow.observe.lazy_log.configure_at_first_use", lambda _: None)
     monkeypatch.setattr("nats_taskflow.cli.showing._moment", lambda moment: NOW if moment is None else datetime.fromisoformat(moment))
 
     def run(command: str, columns: int | None) -> str:

@@ -42,7 +42,7 @@ SERVER = {
         "nats_taskflow.app",
         "nats_taskflow.store",
         "nats_taskflow.supervisor",
-        "nats_taskflow.telemetry",
+        "nats_taskflow.observe.log",
         "nats_taskflow.cli",
         "nats_taskflow.config",
     ),

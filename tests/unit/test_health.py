@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import Metric
 
 from nats_taskflow.errors import ConfigError
 from nats_taskflow.health import Check, HealthServer, MetricsPage, is_loopback, names_loopback
-from nats_taskflow.metrics import Metrics
+from nats_taskflow.observe.metrics import Metrics
 
 
 class Patient:

@@ -14,8 +14,8 @@ import pytest
 import structlog
 
 from nats_taskflow.config import Log
-from nats_taskflow.line_writer import LineWriter
-from nats_taskflow.telemetry import Said, configure_logging
+from nats_taskflow.observe.line_writer import LineWriter
+from nats_taskflow.observe.log import Said, configure_logging
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="sizes of pipes")
 

@@ -18,7 +18,7 @@ from nats_taskflow.cli import exits, taskflow
 from nats_taskflow.config import settings
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import EventKind
-from nats_taskflow.metrics import DEAD_LETTER_REASONS
+from nats_taskflow.observe.metrics import DEAD_LETTER_REASONS
 from nats_taskflow.reference import events, letters, pages, refusals
 from nats_taskflow.reference.__main__ import main
 from nats_taskflow.reference.tables import BY_HAND

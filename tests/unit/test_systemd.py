@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from nats_taskflow.systemd import MAX_LAG, Systemd, _ailment
+from nats_taskflow.observe.systemd import MAX_LAG, Systemd, _ailment
 from tests.eventually import eventually
 
 

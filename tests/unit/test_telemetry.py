@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
 from nats_taskflow.config import Log
-from nats_taskflow.metrics import DEAD_LETTER_REASONS, Metrics
-from nats_taskflow.sparing import ALIKE, SAME, WINDOW, Sparing
-from nats_taskflow.telemetry import Said, configure_logging, logger, one_line
+from nats_taskflow.observe.log import Said, configure_logging, logger, one_line
+from nats_taskflow.observe.log_limit import ALIKE, SAME, WINDOW, Sparing
+from nats_taskflow.observe.metrics import DEAD_LETTER_REASONS, Metrics
 from tests.terminal import Terminal
 
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"

@@ -18,9 +18,9 @@ from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.errors import FlowError, Forbidden, Internal, NoOutcomeYet, NotFound, Refusal, Unavailable
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
+from nats_taskflow.observe.log import Said
 from nats_taskflow.store.admin_port import Wanted
 from nats_taskflow.store.records import Page
-from nats_taskflow.telemetry import Said
 from nats_taskflow.turns import Share, Turns
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.capacity import WHOLE, page_bytes

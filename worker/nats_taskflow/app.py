@@ -32,11 +32,15 @@ from nats_taskflow.engine.policy import meter_of, policy_of
 from nats_taskflow.errors import Defect, Refusal, StoreBroken, root_of
 from nats_taskflow.health import Check, HealthServer
 from nats_taskflow.inspector import Inspector
-from nats_taskflow.line_writer import LineWriter
 from nats_taskflow.manager import FlowManager
-from nats_taskflow.metrics import Metrics
+from nats_taskflow.observe.line_writer import LineWriter
+from nats_taskflow.observe.log import Said, configure_logging, logger
+from nats_taskflow.observe.metrics import Metrics
+from nats_taskflow.observe.probes import WorkerProbes
+from nats_taskflow.observe.recorder import Tracker
+from nats_taskflow.observe.systemd import Systemd
+from nats_taskflow.observe.trace import Tracing, open_spans
 from nats_taskflow.outlets import dead_letters, events, fresh_events
-from nats_taskflow.probes import WorkerProbes
 from nats_taskflow.pruner import Pruner
 from nats_taskflow.relay import Relay
 from nats_taskflow.signals import Stop
@@ -45,11 +49,7 @@ from nats_taskflow.store.sqlite.opening import MEMORY, take_values_as_they_are
 from nats_taskflow.store.sqlite.place import checked, placed
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.supervisor import Services, Supervisor
-from nats_taskflow.systemd import Systemd
 from nats_taskflow.tasks import LastResort
-from nats_taskflow.telemetry import Said, configure_logging, logger
-from nats_taskflow.tracing import Tracing, open_spans
-from nats_taskflow.tracking import Tracker
 from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.version import program_version
 from nats_taskflow.wait_engine import WaitEngine

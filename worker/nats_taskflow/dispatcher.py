@@ -16,10 +16,10 @@ from nats_taskflow.bus.port import Asked, Bus
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.request_headers import CORRELATION_ID, TRACEPARENT
+from nats_taskflow.observe.log import Said
 from nats_taskflow.store.port import Transaction
 from nats_taskflow.store.records import AGAIN, Batch, DueOutgoing
 from nats_taskflow.tasks import repeat
-from nats_taskflow.telemetry import Said
 from nats_taskflow.units import SECOND, Micros
 
 _AT_ONCE = 256

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import structlog
 
 from nats_taskflow import signal_mask
-from nats_taskflow.telemetry import Said
+from nats_taskflow.observe.log import Said
 
 T = TypeVar("T")
 

@@ -18,14 +18,14 @@ from nats_taskflow.dispatcher import Dispatcher
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import BusLost, StoreBroken, Unavailable
 from nats_taskflow.inspector import Inspector
-from nats_taskflow.probes import WorkerProbes
+from nats_taskflow.observe.log import Said
+from nats_taskflow.observe.probes import WorkerProbes
+from nats_taskflow.observe.systemd import Systemd
+from nats_taskflow.observe.trace import Tracing
 from nats_taskflow.pruner import Pruner
 from nats_taskflow.relay import Relay
 from nats_taskflow.signals import Stop
-from nats_taskflow.systemd import Systemd
 from nats_taskflow.tasks import Tasks, heed_cancellation
-from nats_taskflow.telemetry import Said
-from nats_taskflow.tracing import Tracing
 from nats_taskflow.wait_engine import WaitEngine
 
 _BROKER_AWAY = 1.0

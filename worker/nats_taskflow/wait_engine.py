@@ -22,8 +22,8 @@ from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import DeadlinePassed, FollowUp, Reply
 from nats_taskflow.manager import FlowManager, new_id
+from nats_taskflow.observe.log import Said
 from nats_taskflow.store.records import ALL, Batch, Due, DueFlows
-from nats_taskflow.telemetry import Said
 from nats_taskflow.units import SECOND, Micros, to_micros
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.inbound import Identity, digest

@@ -68,9 +68,9 @@ def evidence_of(config: Config, database: Any, streams: dict[str, Any] | None = 
 def _streams(config: Config, place: str) -> dict[str, Any]:
     """Read what was published, and before that how far it was known to be: what a worker does meanwhile is no violation."""
     from nats_taskflow.cli.launch import launch
+    from nats_taskflow.observe.log import configure_logging
     from nats_taskflow.store.invariants.evidence import marks
     from nats_taskflow.store.invariants.snapshot import snapshot
-    from nats_taskflow.telemetry import configure_logging
 
     with snapshot(place) as opened:
         published = marks(opened.database)

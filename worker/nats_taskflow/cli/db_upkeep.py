@@ -138,10 +138,10 @@ def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **argu
     """Bring the database to this program's schema, after a backup beside it. The worker must not run; it does the same at its start."""
     from nats_taskflow.cli.launch import launch
     from nats_taskflow.config.tree import Log
+    from nats_taskflow.observe.log import configure_logging
     from nats_taskflow.store.invariants.snapshot import found
     from nats_taskflow.store.sqlite.opening import schema_of
     from nats_taskflow.store.sqlite.statements import migrations
-    from nats_taskflow.telemetry import configure_logging
 
     path, newest = found(load_with_database(arguments).store.path), len(migrations())
     version = schema_of(path)

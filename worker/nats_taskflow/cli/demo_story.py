@@ -21,7 +21,7 @@ from nats.errors import Error as NatsError
 from nats_taskflow import program
 from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.config import Log
-from nats_taskflow.telemetry import configure_logging
+from nats_taskflow.observe.log import configure_logging
 
 TOPIC, CORRELATION = "agent.delegate.reply", "corr-42"
 _PATIENCE = 10.0

@@ -14,7 +14,7 @@ import click
 
 from nats_taskflow.cli.dev_folder import DATABASE, STREAMS, prepare_folder
 from nats_taskflow.cli.options import SettingsCommand, adopt_option, load_config
-from nats_taskflow.line_writer import LineWriter
+from nats_taskflow.observe.line_writer import LineWriter
 
 if TYPE_CHECKING:
     from nats_taskflow.bus.nats.server import EmbeddedServer
@@ -54,7 +54,7 @@ async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
         return await app.run(config, stop=stop, adopt=adopt, greet=partial(_tell, greeting))
 
     from nats_taskflow.config import Found
-    from nats_taskflow.telemetry import configure_logging
+    from nats_taskflow.observe.log import configure_logging
 
     configure_logging(config.log)  # before the server starts: it logs
     server, usual = await _started()

@@ -32,7 +32,7 @@ def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
     from nats_taskflow.cli.doctor_place import place
     from nats_taskflow.cli.launch import launch
     from nats_taskflow.config.tree import Log
-    from nats_taskflow.telemetry import configure_logging
+    from nats_taskflow.observe.log import configure_logging
 
     config = load_config(arguments, find_dev_database())
     configure_logging(Log(level="error"))

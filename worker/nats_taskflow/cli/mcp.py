@@ -52,7 +52,7 @@ def mcp(*, split_tools: bool, require_keys: bool, **arguments: Any) -> None:
     http = _http(arguments)
     from nats_taskflow.cli.launch import launch
     from nats_taskflow.config.tree import Log
-    from nats_taskflow.telemetry import configure_logging
+    from nats_taskflow.observe.log import configure_logging
 
     config = load_config(arguments)
     configure_logging(Log(level="error"))

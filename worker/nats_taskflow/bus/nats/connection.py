@@ -21,7 +21,7 @@ from nats_taskflow.bus.nats.options import NatsOptions, public_address
 from nats_taskflow.bus.nats.outbound import Outbound
 from nats_taskflow.bus.nats.renewal import Renewal
 from nats_taskflow.errors import NotAllowed
-from nats_taskflow.logger import Logger
+from nats_taskflow.observe.lazy_log import Logger
 
 __all__ = ["Connection", "NatsOptions", "NoAnswer", "NotPermitted", "public_address"]
 

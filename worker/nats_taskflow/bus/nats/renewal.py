@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from nats_taskflow.bus.nats.direct_delivery import ReadingClient
-from nats_taskflow.logger import Logger
+from nats_taskflow.observe.lazy_log import Logger
 from nats_taskflow.tasks import keep
 
 _EVERY = 2.0

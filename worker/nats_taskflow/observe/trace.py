@@ -26,10 +26,10 @@ from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import FlowEvent
 from nats_taskflow.futures import new_future, resolve
+from nats_taskflow.observe.log import Said
+from nats_taskflow.observe.recorder import Tracker
 from nats_taskflow.store.records import Batch
 from nats_taskflow.tasks import repeat
-from nats_taskflow.telemetry import Said
-from nats_taskflow.tracking import Tracker
 from nats_taskflow.units import SECOND
 
 QUEUED = 4096
@@ -113,7 +113,7 @@ def open_spans(tracker: Tracker) -> Spans | None:
     Raises `ConfigError` where the SDK is not installed, or its variables ask for something it cannot do.
     """
     try:
-        from nats_taskflow.spans import connect  # noqa: PLC0415  # not a line of OpenTelemetry is loaded where tracing is off
+        from nats_taskflow.observe.otel import connect  # noqa: PLC0415  # not a line of OpenTelemetry is loaded where tracing is off
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.split(".")[0] != "opentelemetry":
             raise

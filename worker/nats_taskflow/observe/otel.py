@@ -30,7 +30,7 @@ from opentelemetry.trace import (
 
 from nats_taskflow.errors import ConfigError
 from nats_taskflow.flow.lifecycle import EventKind
-from nats_taskflow.tracing import Place, Told
+from nats_taskflow.observe.trace import Place, Told
 from nats_taskflow.version import program_version
 from nats_taskflow.wire.headers import TRACEPARENT, trace_of
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import msgspec
 
-from nats_taskflow.census import Census
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.metrics import ACTIONS, FILES, QUOTAS, WAIT_KINDS, Metrics
+from nats_taskflow.observe.metrics import ACTIONS, FILES, QUOTAS, WAIT_KINDS, Metrics
+from nats_taskflow.observe.wait_counts import Census
 from nats_taskflow.store.records import Batch
 from nats_taskflow.units import SECOND
 

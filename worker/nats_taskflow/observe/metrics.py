@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import NEXT
-from nats_taskflow.timings import Timings
+from nats_taskflow.observe.histogram import Timings
 from nats_taskflow.version import program_revision, program_version
 from nats_taskflow.wire.inbound import REASONS
 

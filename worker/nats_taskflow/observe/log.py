@@ -17,8 +17,8 @@ from typing import Any, TextIO, cast
 import structlog
 
 from nats_taskflow.config.tree import Log
-from nats_taskflow.line_writer import LineWriter
-from nats_taskflow.sparing import Sparing
+from nats_taskflow.observe.line_writer import LineWriter
+from nats_taskflow.observe.log_limit import Sparing
 
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _TRACEPARENT = ("", "trace_id", "span_id", "")
