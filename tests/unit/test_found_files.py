@@ -17,7 +17,7 @@ from nats_taskflow.cli import dev_folder, taskflow
 from nats_taskflow.cli.examples import EXAMPLES
 from nats_taskflow.cli.options import SettingsCommand
 from nats_taskflow.client import FlowClient, Lost
-from nats_taskflow.config import load, readers, settings
+from nats_taskflow.config import load, parsers, settings
 from nats_taskflow.config.tree import Guarded
 from nats_taskflow.errors import ConfigError
 from tests.unit.test_config import configured, context, environ, private
@@ -76,7 +76,7 @@ def test_a_found_file_sets_neither_an_address_nor_a_secret_whatever_its_form(fol
 def test_every_setting_that_says_who_is_talked_to_and_as_whom_is_guarded() -> None:
     guarded = {setting.key for setting in settings() if isinstance(setting.about, Guarded)}
     assert guarded == {*ADDRESSES, *SECRETS} - {"web.bind"}
-    telling = (readers.secret, readers.secret_file, readers.urls, readers.bind, readers.readable_file)
+    telling = (parsers.secret, parsers.secret_file, parsers.urls, parsers.bind, parsers.readable_file)
     assert {setting.key for setting in settings() if setting.about.read in telling} <= guarded
     assert {setting.key for setting in settings() if setting.key.startswith("nats.")} - guarded == {"nats.connect_timeout"}
 

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from nats_taskflow.config.readers import split_bind
+from nats_taskflow.config.parsers import split_bind
 from nats_taskflow.http_server import listen, make_http_server, place_of
 from nats_taskflow.tasks import keep
 

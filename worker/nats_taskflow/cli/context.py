@@ -22,7 +22,7 @@ _OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json"]), de
 @_OUTPUT
 def ls(*, output: str) -> None:
     """List the contexts; * marks the one that `nats context select` chose."""
-    from nats_taskflow.config.contexts import list_contexts
+    from nats_taskflow.config.nats_contexts import list_contexts
 
     names, chosen = list_contexts(os.environ)
     if output == "json":
@@ -39,7 +39,7 @@ def ls(*, output: str) -> None:
 @_OUTPUT
 def show(*, name: str, output: str) -> None:
     """Show what context NAME sets, and which setting of ours each becomes; secrets are masked."""
-    from nats_taskflow.config.contexts import read_context
+    from nats_taskflow.config.nats_contexts import read_context
     from nats_taskflow.errors import ConfigError
 
     try:

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
+from nats_taskflow.config.parsers import Raw
 from nats_taskflow.config.paths import working_folder
-from nats_taskflow.config.readers import Raw
 from nats_taskflow.config.secrets import Secret, is_written_out
 from nats_taskflow.config.sources import Found, Layer, find_file, from_context, from_environment, from_file, from_flags
 from nats_taskflow.config.tree import Config, Setting, settings

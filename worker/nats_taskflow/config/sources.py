@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.config.contexts import read_context
+from nats_taskflow.config.nats_contexts import read_context
 from nats_taskflow.config.paths import config_home, expand, exposure, reason
 from nats_taskflow.config.tree import Guarded, settings
 from nats_taskflow.errors import ConfigError

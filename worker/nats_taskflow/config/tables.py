@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from nats_taskflow.config.readers import Raw
+from nats_taskflow.config.parsers import Raw
 from nats_taskflow.wire.delegates import Delegate, check_delegate
 from nats_taskflow.wire.reply_bindings import Binding, check_binding, check_bindings
 from nats_taskflow.wire.subjects import Subjects
