@@ -12,9 +12,9 @@ import msgspec
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.flow.stimuli import Policy
 from nats_taskflow.manager import CreateManagedInput, FlowManager
+from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.units import Micros, to_datetime, to_micros
-from nats_taskflow.wait_engine import WaitEngine
 
 START = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
 

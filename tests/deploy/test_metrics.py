@@ -16,11 +16,11 @@ from prometheus_client import CollectorRegistry, Histogram, disable_created_metr
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.port import Backlog, Source
 from nats_taskflow.flow.stimuli import Reply
-from nats_taskflow.inspector import Inspector
 from nats_taskflow.observe.histogram import Timings
 from nats_taskflow.observe.metrics import _ANSWERS, Metrics
 from nats_taskflow.observe.probes import WorkerProbes
 from nats_taskflow.observe.recorder import Survey, Tracker
+from nats_taskflow.services.topology_watch import Inspector
 from tests.deploy.scraping import shows
 from tests.e2e.stage import TOPIC, Agent, Stage
 from tests.eventually import eventually

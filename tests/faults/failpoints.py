@@ -25,10 +25,10 @@ STEPS = {
     "take_over": "nats_taskflow.store.sqlite.store:SqliteFlowStore._take_over",
     "connect": "nats_taskflow.bus.nats.bus:JetStreamBus.open",
     "prepare": "nats_taskflow.bus.nats.bus:JetStreamBus.prepare",
-    "recover": "nats_taskflow.consumer:Consumer.recover",
+    "recover": "nats_taskflow.services.consumer:Consumer.recover",
     "rewind": "nats_taskflow.bus.nats.bus:JetStreamBus.rewind",
     # a message
-    "take": "nats_taskflow.consumer:Consumer._take",
+    "take": "nats_taskflow.services.consumer:Consumer._take",
     "begin": "nats_taskflow.store.sqlite.transaction:SqliteTransaction.begin",
     "load": "nats_taskflow.store.sqlite.transaction:SqliteTransaction.load",
     "decide": "nats_taskflow.engine.batch:Deciding.decide",
@@ -48,7 +48,7 @@ STEPS = {
     "settle_outgoing": "nats_taskflow.store.sqlite.upkeep:Upkeep.settle_outgoing",
     "due": "nats_taskflow.store.sqlite.reads:SqliteReads.due",
     # the end
-    "finish": "nats_taskflow.consumer:Consumer.finish",
+    "finish": "nats_taskflow.services.consumer:Consumer.finish",
     "flush": "nats_taskflow.bus.nats.bus:JetStreamBus.flush",
     "bus_close": "nats_taskflow.bus.nats.bus:JetStreamBus.close",
     "store_close": "nats_taskflow.store.sqlite.store:SqliteFlowStore.close",

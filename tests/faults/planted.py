@@ -16,18 +16,18 @@ from msgspec.structs import replace
 from nats_taskflow import app
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.port import Ack, Outgoing
-from nats_taskflow.consumer import Consumer
 from nats_taskflow.engine import batch
 from nats_taskflow.engine.batch import Deciding
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import Waiter
 from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, Reply
+from nats_taskflow.services.consumer import Consumer
+from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite.lock import WriterLock
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.store.sqlite.upkeep import Upkeep
-from nats_taskflow.wait_engine import WaitEngine
 from nats_taskflow.wire.events import event_message
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import Subjects

@@ -22,13 +22,13 @@ import structlog
 from msgspec.structs import replace
 
 from nats_taskflow.bus.port import Delivery
-from nats_taskflow.consumer import Verdict
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.mint import reader
 from nats_taskflow.engine.payload_schema import accepts, schema_flaw
 from nats_taskflow.engine.submission import Outcome, Raw, Useless
 from nats_taskflow.errors import FlowError, Internal
 from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
+from nats_taskflow.services.consumer import Verdict
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.wire import outcomes

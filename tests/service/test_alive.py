@@ -25,18 +25,18 @@ from nats_taskflow.config import Config
 from nats_taskflow.config.secrets import Url
 from nats_taskflow.config.tree import Http, Nats
 from nats_taskflow.config.tree import Store as StoreSettings
-from nats_taskflow.consumer import Consumer
-from nats_taskflow.dispatcher import Dispatcher
 from nats_taskflow.engine.deferral import Deferrals
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.inspector import Inspector
-from nats_taskflow.lanes import Lanes
 from nats_taskflow.observe import systemd
 from nats_taskflow.observe.probes import WorkerProbes
-from nats_taskflow.pruner import Pruner
-from nats_taskflow.relay import Relay
-from nats_taskflow.signals import Stop
-from nats_taskflow.wait_engine import WaitEngine
+from nats_taskflow.services.consumer import Consumer
+from nats_taskflow.services.dispatcher import Dispatcher
+from nats_taskflow.services.ordered_publisher import Lanes
+from nats_taskflow.services.pruner import Pruner
+from nats_taskflow.services.relay import Relay
+from nats_taskflow.services.signals import Stop
+from nats_taskflow.services.topology_watch import Inspector
+from nats_taskflow.services.wait_engine import WaitEngine
 from tests.eventually import eventually
 from tests.ports import kept_port
 

@@ -17,10 +17,10 @@ from nats_taskflow.bus.memory.broker import Heard, MemoryBroker
 from nats_taskflow.bus.port import Asked
 from nats_taskflow.config import Config
 from nats_taskflow.config.tree import Subjects as SubjectSettings
-from nats_taskflow.dispatcher import _asked
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Outgoing
 from nats_taskflow.flow.stimuli import DelegateFlow
+from nats_taskflow.services.dispatcher import _asked
 from nats_taskflow.store.records import DueOutgoing
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.units import rfc3339

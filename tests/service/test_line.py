@@ -16,15 +16,15 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from nats_taskflow import consumer, lanes, relay
 from nats_taskflow.bus.memory.bus import Stored
 from nats_taskflow.bus.port import Delivery, InProgress, Source
-from nats_taskflow.consumer import Verdict
 from nats_taskflow.engine import engine
 from nats_taskflow.errors import ConsumerTaken, StoreBroken, Unavailable
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import FinishFlow
+from nats_taskflow.services import consumer, ordered_publisher, relay
+from nats_taskflow.services.consumer import Verdict
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.units import rfc3339
@@ -43,8 +43,8 @@ def path(tmp_path: Path) -> Path:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits that are no virtual time are short here."""
     monkeypatch.setattr(engine, "_STALL", 0.01)
-    monkeypatch.setattr(lanes, "_RETRY_FIRST", 0.005)
-    monkeypatch.setattr(lanes, "_RETRY_LAST", 0.05)
+    monkeypatch.setattr(ordered_publisher, "_RETRY_FIRST", 0.005)
+    monkeypatch.setattr(ordered_publisher, "_RETRY_LAST", 0.05)
     monkeypatch.setattr(relay, "_MARK_EVERY", 0.02)
 
 

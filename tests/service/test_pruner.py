@@ -11,7 +11,7 @@ from nats_taskflow.bus.port import PublishFailed
 from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.errors import Conflict, Unavailable
 from nats_taskflow.flow.stimuli import StartFlow
-from nats_taskflow.pruner import Pruner
+from nats_taskflow.services.pruner import Pruner
 from tests.eventually import eventually
 from tests.running import Running, running
 from tests.service.acting import Inlet, external, parked, started, timer

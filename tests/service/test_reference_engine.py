@@ -10,8 +10,8 @@ from typing import Any
 from nats_taskflow.flow.conditions import Timer, from_value, to_value
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
+from nats_taskflow.services.wait_engine import TickReport
 from nats_taskflow.store.records import ALL
-from nats_taskflow.wait_engine import TickReport
 from tests.eventually import eventually
 from tests.running import Running, an_input, running
 

@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from nats_taskflow import lanes, relay
 from nats_taskflow.bus.memory.bus import MemoryBroker
 from nats_taskflow.bus.nats.stream_rules import stream_config
 from nats_taskflow.bus.port import Outgoing, Published, Stream
 from nats_taskflow.flow.lifecycle import FlowStepStatus
-from nats_taskflow.inspector import Inspector
-from nats_taskflow.letters import Letter
 from nats_taskflow.manager import StepObservation
 from nats_taskflow.observe.metrics import Metrics
 from nats_taskflow.observe.probes import WorkerProbes
 from nats_taskflow.observe.recorder import Tracker
-from nats_taskflow.outlets import events, fresh_events
-from nats_taskflow.relay import Relay
+from nats_taskflow.services import ordered_publisher, relay
+from nats_taskflow.services.outbox import events, fresh_events
+from nats_taskflow.services.outbox_message import Letter
+from nats_taskflow.services.relay import Relay
+from nats_taskflow.services.topology_watch import Inspector
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually
@@ -43,10 +43,10 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "_RETRY_FIRST", 0.002)
-    monkeypatch.setattr(lanes, "_RETRY_LAST", 0.02)
-    monkeypatch.setattr(lanes, "_APART_FIRST", 0.002)
-    monkeypatch.setattr(lanes, "_APART_LAST", 0.02)
+    monkeypatch.setattr(ordered_publisher, "_RETRY_FIRST", 0.002)
+    monkeypatch.setattr(ordered_publisher, "_RETRY_LAST", 0.02)
+    monkeypatch.setattr(ordered_publisher, "_APART_FIRST", 0.002)
+    monkeypatch.setattr(ordered_publisher, "_APART_LAST", 0.02)
     monkeypatch.setattr(relay, "_MARK_EVERY", 0.01)
     monkeypatch.setattr(relay, "_TRY_AGAIN", 0.3)
 
@@ -278,7 +278,7 @@ class CountingBus(SpyingBus):
 
 async def test_after_a_crash_what_is_not_stored_goes_in_batches_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No time is waited for, in which all would go one by one."""
-    monkeypatch.setattr(lanes, "_APART_FIRST", 3600.0)
+    monkeypatch.setattr(ordered_publisher, "_APART_FIRST", 3600.0)
     bus = SpyingBus(MemoryBroker())
     async with running(str(path)) as run:
         await busy(run, 20, 10)

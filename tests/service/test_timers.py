@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from nats_taskflow import wait_engine
 from nats_taskflow.errors import Unavailable
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import Flow
+from nats_taskflow.services import wait_engine
+from nats_taskflow.services.wait_engine import TickReport
 from nats_taskflow.store.records import ALL, Batch, Due, DueFlows
-from nats_taskflow.wait_engine import TickReport
 from tests.eventually import eventually
 from tests.running import Running, VirtualClock, an_input, running
 from tests.service.acting import external, now, parked, started

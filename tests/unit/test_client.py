@@ -41,7 +41,7 @@ SERVER = {
         "nats_taskflow.engine.engine",
         "nats_taskflow.app",
         "nats_taskflow.store",
-        "nats_taskflow.supervisor",
+        "nats_taskflow.services.supervisor",
         "nats_taskflow.observe.log",
         "nats_taskflow.cli",
         "nats_taskflow.config",

@@ -30,13 +30,13 @@ from nats_taskflow.engine.mint import Randomness, reader
 from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
 from nats_taskflow.manager import FlowManager
-from nats_taskflow.outlets import events, fresh_events
-from nats_taskflow.relay import Relay
+from nats_taskflow.services.outbox import events, fresh_events
+from nats_taskflow.services.relay import Relay
+from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite.opening import take_values_as_they_are
 from nats_taskflow.testing.database import InlineStore, fresh
 from nats_taskflow.units import rfc3339
-from nats_taskflow.wait_engine import WaitEngine
 from nats_taskflow.wire.codec import Identity, Inbound
 from nats_taskflow.wire.replies import Binding, Bindings
 from nats_taskflow.wire.subjects import Subjects

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from nats_taskflow.errors import StoreBroken
-from nats_taskflow.signals import Stop
-from nats_taskflow.supervisor import Supervisor
+from nats_taskflow.services.signals import Stop
+from nats_taskflow.services.supervisor import Supervisor
 
 
 async def for_ever(*_: Any) -> None:

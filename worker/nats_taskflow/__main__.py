@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from nats_taskflow import signal_mask
 from nats_taskflow.collecting import collect_rarely
+from nats_taskflow.services import signal_mask
 
 _WORKER = ("run", "dev")
 """The commands that stop gracefully, and answer a signal that came while they were still loading: at once, with exit code 0."""

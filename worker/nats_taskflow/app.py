@@ -23,15 +23,12 @@ from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.bus.nats.options import nats_options
 from nats_taskflow.bus.port import Bus, Holder, Source
 from nats_taskflow.config import Config
-from nats_taskflow.consumer import Consumer, decided_until
 from nats_taskflow.copying import Copier
-from nats_taskflow.dispatcher import Dispatcher
 from nats_taskflow.engine.engine import Clock, Engine
 from nats_taskflow.engine.mint import Randomness, reader
 from nats_taskflow.engine.policy import meter_of, policy_of
 from nats_taskflow.errors import Defect, Refusal, StoreBroken, root_of
 from nats_taskflow.health import Check, HealthServer
-from nats_taskflow.inspector import Inspector
 from nats_taskflow.manager import FlowManager
 from nats_taskflow.observe.line_writer import LineWriter
 from nats_taskflow.observe.log import Said, configure_logging, logger
@@ -40,19 +37,22 @@ from nats_taskflow.observe.probes import WorkerProbes
 from nats_taskflow.observe.recorder import Tracker
 from nats_taskflow.observe.systemd import Systemd
 from nats_taskflow.observe.trace import Tracing, open_spans
-from nats_taskflow.outlets import dead_letters, events, fresh_events
-from nats_taskflow.pruner import Pruner
-from nats_taskflow.relay import Relay
-from nats_taskflow.signals import Stop
+from nats_taskflow.services.consumer import Consumer, decided_until
+from nats_taskflow.services.dispatcher import Dispatcher
+from nats_taskflow.services.outbox import dead_letters, events, fresh_events
+from nats_taskflow.services.pruner import Pruner
+from nats_taskflow.services.relay import Relay
+from nats_taskflow.services.signals import Stop
+from nats_taskflow.services.supervisor import Services, Supervisor
+from nats_taskflow.services.topology_watch import Inspector
+from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.port import Store
 from nats_taskflow.store.sqlite.opening import MEMORY, take_values_as_they_are
 from nats_taskflow.store.sqlite.place import checked, placed
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
-from nats_taskflow.supervisor import Services, Supervisor
 from nats_taskflow.tasks import LastResort
 from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.version import program_version
-from nats_taskflow.wait_engine import WaitEngine
 from nats_taskflow.wire import capacity
 from nats_taskflow.wire.replies import Bindings
 from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects

@@ -42,7 +42,7 @@ def dev(ctx: click.Context, /, *, adopt: bool, **arguments: Any) -> None:
 async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
     """Run the worker, and a server where none is given; give the worker's exit code."""
     from nats_taskflow import app
-    from nats_taskflow.signals import Stop
+    from nats_taskflow.services.signals import Stop
 
     stop = Stop()
     stop.listen()

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from uuid import UUID
 
 from nats_taskflow.bus.port import Delivery
-from nats_taskflow.consumer import Reader, Verdict
 from nats_taskflow.engine.quota import UNMETERED, Meter
 from nats_taskflow.manager import new_id
+from nats_taskflow.services.consumer import Reader, Verdict
 from nats_taskflow.units import Micros
 from nats_taskflow.wire.codec import read_command, stray
 from nats_taskflow.wire.inbound import refused_verdict

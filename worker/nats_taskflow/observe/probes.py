@@ -13,10 +13,10 @@ from nats_taskflow.bus.port import Bus, PublishFailed, Source
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
 from nats_taskflow.health import Check
-from nats_taskflow.inspector import Inspector
 from nats_taskflow.observe.log import Said
 from nats_taskflow.observe.recorder import Look, Survey, Tracker
-from nats_taskflow.relay import Relay
+from nats_taskflow.services.relay import Relay
+from nats_taskflow.services.topology_watch import Inspector
 from nats_taskflow.store.port import Store
 from nats_taskflow.tasks import repeat
 from nats_taskflow.units import SECOND, Micros

@@ -12,9 +12,9 @@ from nats_taskflow.engine.engine import Clock
 from nats_taskflow.errors import root_of
 from nats_taskflow.observe.metrics import Metrics
 from nats_taskflow.observe.recorder import Tracker
-from nats_taskflow.signals import Stop
+from nats_taskflow.services.signals import Stop
+from nats_taskflow.services.supervisor import Services
 from nats_taskflow.store.port import Store
-from nats_taskflow.supervisor import Services
 
 _PATIENCE = 10.0
 

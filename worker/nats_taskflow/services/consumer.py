@@ -22,8 +22,8 @@ from nats_taskflow.engine.stored_outcomes import Recall
 from nats_taskflow.engine.submission import Outcome, Useless
 from nats_taskflow.errors import FlowError, Internal, Refusal, Unavailable
 from nats_taskflow.observe.log import Said
-from nats_taskflow.outcome_sender import OutcomeSender
-from nats_taskflow.recovery import Recovery
+from nats_taskflow.services.outcome_sender import OutcomeSender
+from nats_taskflow.services.recovery import Recovery
 from nats_taskflow.store.records import NO_SUSPECTS
 from nats_taskflow.tasks import Tasks, repeat
 from nats_taskflow.text import counted

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nats_taskflow.bus.port import Bus, Outgoing
-from nats_taskflow.letters import Letter
-from nats_taskflow.relay import Fresh, Read
+from nats_taskflow.services.outbox_message import Letter
+from nats_taskflow.services.relay import Fresh, Read
 from nats_taskflow.store.port import Reads
 from nats_taskflow.store.records import Batch, Numbered
 from nats_taskflow.wire.dead_letters import dead_letter_message

@@ -19,7 +19,7 @@ from functools import partial
 from structlog.typing import FilteringBoundLogger
 
 from nats_taskflow.bus.port import Bus, Outgoing, Published, PublishFailed
-from nats_taskflow.letters import Letter, together
+from nats_taskflow.services.outbox_message import Letter, together
 
 _RETRY_FIRST, _RETRY_LAST = 0.1, 1.0
 _OWN_FAULT = 3

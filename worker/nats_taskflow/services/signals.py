@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from nats_taskflow import signal_mask
 from nats_taskflow.observe.log import Said
+from nats_taskflow.services import signal_mask
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """Publish what is committed: journal rows as events, dead letters as messages; in order, without gaps, at least once.
 
-Rows are read as the database committed them, so nothing uncommitted is ever seen. `nats_taskflow.lanes` sends them, in order within a flow; up
+Rows are read as the database committed them, so nothing uncommitted is ever seen. `nats_taskflow.services.ordered_publisher` sends them, in order within a flow; up
 to `window` are in its hands, and nothing is read while they weigh more than 4 MiB: that bounds memory after an outage. How far the
 outlet has come is noted now and then: what is published again after a crash is byte-identical, under the same id.
 """
@@ -15,8 +15,8 @@ import structlog
 from nats_taskflow.bus.port import Bus
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError, Refusal, Unavailable
-from nats_taskflow.lanes import Lanes
-from nats_taskflow.letters import Letter
+from nats_taskflow.services.ordered_publisher import Lanes
+from nats_taskflow.services.outbox_message import Letter
 from nats_taskflow.store.port import Transaction
 from nats_taskflow.store.records import Batch
 from nats_taskflow.tasks import Tasks, repeat

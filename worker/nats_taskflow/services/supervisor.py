@@ -13,20 +13,20 @@ import structlog
 
 from nats_taskflow.api import Api
 from nats_taskflow.bus.port import Bus, PublishFailed
-from nats_taskflow.consumer import Consumer
-from nats_taskflow.dispatcher import Dispatcher
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import BusLost, StoreBroken, Unavailable
-from nats_taskflow.inspector import Inspector
 from nats_taskflow.observe.log import Said
 from nats_taskflow.observe.probes import WorkerProbes
 from nats_taskflow.observe.systemd import Systemd
 from nats_taskflow.observe.trace import Tracing
-from nats_taskflow.pruner import Pruner
-from nats_taskflow.relay import Relay
-from nats_taskflow.signals import Stop
+from nats_taskflow.services.consumer import Consumer
+from nats_taskflow.services.dispatcher import Dispatcher
+from nats_taskflow.services.pruner import Pruner
+from nats_taskflow.services.relay import Relay
+from nats_taskflow.services.signals import Stop
+from nats_taskflow.services.topology_watch import Inspector
+from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.tasks import Tasks, heed_cancellation
-from nats_taskflow.wait_engine import WaitEngine
 
 _BROKER_AWAY = 1.0
 """Seconds to try to publish the rest at the stop while the broker is away: the outbox keeps it for the next start."""
