@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
+from nats_taskflow.doors.flow_manager import new_id
 from nats_taskflow.engine.submission import Outcome, Raw
 from nats_taskflow.flow.fold import folded
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import Caller, CancelFlow, ParkFlow, Reply, ResumeFlow, StartFlow, Stimulus
-from nats_taskflow.manager import new_id
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.units import rfc3339
 from nats_taskflow.wire.codec import Identity

@@ -9,17 +9,17 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.api import Api
 from nats_taskflow.app import operators
 from nats_taskflow.bus.memory.broker import Heard, MemoryBroker, MemoryClient
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.config import Config
+from nats_taskflow.doors.api import Api
+from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.mint import Randomness, reader
 from nats_taskflow.engine.policy import policy_of
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.manager import FlowManager
 from nats_taskflow.services.consumer import Consumer
 from nats_taskflow.services.dispatcher import Dispatcher
 from nats_taskflow.services.wait_engine import WaitEngine

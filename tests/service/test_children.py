@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow.doors.flow_manager import new_id
 from nats_taskflow.errors import AlreadyTerminal, CancelPending, FlowError, Forbidden, InvalidRequest, NotFound, WaitConflict
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import CancelFlow, FailFlow, FinishFlow, ResumeFlow, StartFlow, Stimulus
-from nats_taskflow.manager import new_id
 from tests.flows import (
     BOB,
     all_of,

@@ -16,10 +16,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from nats_taskflow.config import Config
+from nats_taskflow.doors.flow_manager import StepObservation
 from nats_taskflow.errors import Internal, TopologyRefused
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
 from nats_taskflow.flow.stimuli import Caller, CancelFlow, DeadlinePassed, RequestCancel
-from nats_taskflow.manager import StepObservation
 from nats_taskflow.store.port import LostRace
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction

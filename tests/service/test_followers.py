@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from nats_taskflow.doors.flow_manager import new_id
 from nats_taskflow.engine.follow_ups import AT_ONCE
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import CancelFlow, FinishFlow, StartFlow
-from nats_taskflow.manager import new_id
 from nats_taskflow.store.records import Batch
 from tests.e2e.checks import of_database
 from tests.flows import BOB, cancel, counted, did, ends, get, outcome_of, park, said, start

@@ -17,10 +17,10 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from nats_taskflow.admin import explaining
-from nats_taskflow.api import _HEAVY, _TURNS_EACH, Api
 from nats_taskflow.bus.memory.broker import MemoryClient
 from nats_taskflow.bus.port import NO_HEADERS, Headers
+from nats_taskflow.doors.admin import explain
+from nats_taskflow.doors.api import _HEAVY, _TURNS_EACH, Api
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply
@@ -219,18 +219,18 @@ async def test_no_verb_at_its_limits_takes_from_a_neighbour(line: Line, monkeypa
 
 def test_an_explanation_compares_ids_only_until_it_has_said_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[str] = []
-    near = explaining._nearness
+    near = explain._nearness
 
     def counted(held: HeldReply, *more: Any) -> str | None:
         compared.append(held.event_id)
         return near(held, *more)
 
-    monkeypatch.setattr(explaining, "_nearness", counted)
+    monkeypatch.setattr(explain, "_nearness", counted)
     leaves = [{"kind": "external_event", "topic": TOPIC, "correlation_id": f"{'a' * 250}{leaf:02}"} for leaf in range(64)]
     flow = replace(FLOW, wait_json={"kind": "any_of", "conditions": leaves})
     reply = HeldReply(topic=TOPIC, correlation_id="", event_id="", arrived_us=0, expires_us=1, key="", payload=None)
     held = {n: replace(reply, correlation_id=f"{'a' * 250}x{n}", event_id=f"{n}") for n in range(500)}
-    said = explaining.explain(explaining.Circumstances(now=0, flow_id=flow.id, flow=flow, held=held))
+    said = explain.explain(explain.Circumstances(now=0, flow_id=flow.id, flow=flow, held=held))
     assert sum(one.kind == "near" for one in said) == len(compared) == 5
 
 

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from nats_taskflow.admin.letters import replayed
 from nats_taskflow.bus.port import Outgoing
+from nats_taskflow.doors.admin.dead_letters import replayed
 from nats_taskflow.store.admin_port import COUNTED, Kept, WantedLetters
 from nats_taskflow.units import SECOND
 from nats_taskflow.wire.subjects import Subjects

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from nats_taskflow.doors.flow_manager import new_id
 from nats_taskflow.engine.submission import Outcome, Raw, Useless
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.stimuli import StartFlow
-from nats_taskflow.manager import new_id
 from nats_taskflow.wire.inbound import Identity
 from tests.running import Running, running
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nats_taskflow.doors.flow_manager import CreateManagedInput, StepObservation
 from nats_taskflow.errors import RevisionMismatch
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
-from nats_taskflow.manager import CreateManagedInput, StepObservation
 from tests.running import an_input, running
 
 

@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 from nats_taskflow.bus.memory.bus import MemoryBroker
 from nats_taskflow.bus.nats.stream_rules import stream_config
 from nats_taskflow.bus.port import Outgoing, Published, Stream
+from nats_taskflow.doors.flow_manager import StepObservation
 from nats_taskflow.flow.lifecycle import FlowStepStatus
-from nats_taskflow.manager import StepObservation
 from nats_taskflow.observe.metrics import Metrics
 from nats_taskflow.observe.probes import WorkerProbes
 from nats_taskflow.observe.recorder import Tracker

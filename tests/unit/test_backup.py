@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from nats_taskflow import copying
 from nats_taskflow.cli import taskflow
-from nats_taskflow.copying import Copier
+from nats_taskflow.doors.admin import backup_process
+from nats_taskflow.doors.admin.backup_process import Copier
 from nats_taskflow.errors import StoreRefused, Unavailable
 from nats_taskflow.store.sqlite import backup
 from nats_taskflow.store.sqlite.backup import backed_up
@@ -241,7 +241,7 @@ async def test_a_worker_makes_one_copy_at_a_time(path: Path, tmp_path: Path, mon
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     script = "import sys; said = open(sys.argv[1]).read(); open(sys.argv[2], 'w').write(said); print(said)"
-    monkeypatch.setattr(copying, "_command", lambda _place, copy: (sys.executable, "-c", script, str(gate), str(copy)))
+    monkeypatch.setattr(backup_process, "_command", lambda _place, copy: (sys.executable, "-c", script, str(gate), str(copy)))
     copier = Copier(str(path))
     first = asyncio.ensure_future(copier.copy())
     await asyncio.sleep(0)
@@ -292,7 +292,7 @@ async def test_a_program_that_says_ok_and_makes_no_copy_is_not_believed(
     await filled(path)
     making = {"nothing": "", "an empty file": "open(sys.argv[1], 'w')", "a link": f"os.symlink({str(path)!r}, sys.argv[1])"}[makes]
     script = f"import os, sys; {making}\nprint('ok')"
-    monkeypatch.setattr(copying, "_command", lambda _place, copy: (sys.executable, "-c", script, str(copy)))
+    monkeypatch.setattr(backup_process, "_command", lambda _place, copy: (sys.executable, "-c", script, str(copy)))
     with pytest.raises(Unavailable, match="no copy"):
         await Copier(str(path)).copy()
 
@@ -304,9 +304,9 @@ async def test_a_copy_that_takes_too_long_is_asked_to_end_before_it_is_killed(
     said = tmp_path / "said"
     ends = f"lambda *_: (open({str(said)!r}, 'w').close(), {'None' if deaf else 'sys.exit(1)'})"
     script = f"import signal, sys\nsignal.signal(signal.SIGTERM, {ends})\nwhile True: signal.pause()"
-    monkeypatch.setattr(copying, "_command", lambda *_: (sys.executable, "-c", script))
-    monkeypatch.setattr(copying, "_PATIENCE", 2.0)
-    monkeypatch.setattr(copying, "_MERCY", 0.5 if deaf else 30.0)
+    monkeypatch.setattr(backup_process, "_command", lambda *_: (sys.executable, "-c", script))
+    monkeypatch.setattr(backup_process, "_PATIENCE", 2.0)
+    monkeypatch.setattr(backup_process, "_MERCY", 0.5 if deaf else 30.0)
     with pytest.raises(Unavailable, match="within 2 s"):
         await Copier(str(path)).copy()
     assert said.exists()

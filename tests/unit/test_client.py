@@ -51,8 +51,8 @@ SERVER = {
         "nats_taskflow.bus.nats.bus",
         "nats_taskflow.bus.nats.pull",
         "nats_taskflow.flow.decide",
-        "nats_taskflow.manager",
-        "nats_taskflow.api",
+        "nats_taskflow.doors.flow_manager",
+        "nats_taskflow.doors.api",
     ),
     *("sqlite3", "aiosqlite", "click", "rich", "uvicorn", "prometheus_client", "structlog", "jsonschema", "uuid_utils"),
 }

@@ -24,12 +24,12 @@ import msgspec
 import pytest
 
 from nats_taskflow.bus.port import Bus, Delivery, Outgoing, Published
+from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.engine import portion
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.mint import Randomness, reader
 from nats_taskflow.engine.submission import Outcome
 from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
-from nats_taskflow.manager import FlowManager
 from nats_taskflow.services.outbox import events, fresh_events
 from nats_taskflow.services.relay import Relay
 from nats_taskflow.services.wait_engine import WaitEngine

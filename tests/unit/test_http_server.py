@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from nats_taskflow import http_connection, http_server
+from nats_taskflow.doors.http import connection, server
+from nats_taskflow.doors.http.bounds import BOUNDS, Bounds, Pace, one_too_many, peer_of
+from nats_taskflow.doors.http.server import listen, make_http_server, place_of
 from nats_taskflow.errors import ConfigError
-from nats_taskflow.http_bounds import BOUNDS, Bounds, Pace, one_too_many, peer_of
-from nats_taskflow.http_server import listen, make_http_server, place_of
 from tests.eventually import eventually
 
 SMALL = Bounds(connections=12, of_peer=8)
@@ -46,7 +46,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 @pytest.fixture
 def many_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each address of this machine stand for a machine of its own."""
-    for module in (http_server, http_connection):
+    for module in (server, connection):
         monkeypatch.setattr(module, "peer_of", str)
 
 
@@ -260,7 +260,7 @@ async def test_all_peers_together_have_a_pace_and_what_waits_for_its_own_turn_ta
 
     monkeypatch.setattr(asyncio, "sleep", waited)
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 5.0)
-    served = http_server._paced(nothing, Bounds(requests_a_second=10, all_a_second=20))
+    served = server._paced(nothing, Bounds(requests_a_second=10, all_a_second=20))
     assert [at_once("192.0.2.1") for _ in range(13)] == [True] * 10 + [False] * 3
     assert [at_once("192.0.2.2") for _ in range(10)] == [True] * 10
     assert waits == [0.1, 0.2, 0.3]

@@ -13,23 +13,23 @@ from typing import TextIO
 
 import msgspec
 
-from nats_taskflow.admin.acting import Acting
-from nats_taskflow.admin.desk import Desk
-from nats_taskflow.admin.letters import Counted, Letters
-from nats_taskflow.admin.service import Operators
-from nats_taskflow.api import Api
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.bus.nats.options import nats_options
 from nats_taskflow.bus.port import Bus, Holder, Source
 from nats_taskflow.config import Config
-from nats_taskflow.copying import Copier
+from nats_taskflow.doors.admin.backup_process import Copier
+from nats_taskflow.doors.admin.dead_letters import Counted, Letters
+from nats_taskflow.doors.admin.interventions import Acting
+from nats_taskflow.doors.admin.queries import Desk
+from nats_taskflow.doors.admin.service import Operators
+from nats_taskflow.doors.api import Api
+from nats_taskflow.doors.flow_manager import FlowManager
+from nats_taskflow.doors.http.health import Check, HealthServer
 from nats_taskflow.engine.engine import Clock, Engine
 from nats_taskflow.engine.mint import Randomness, reader
 from nats_taskflow.engine.policy import meter_of, policy_of
 from nats_taskflow.errors import Defect, Refusal, StoreBroken, root_of
-from nats_taskflow.health import Check, HealthServer
-from nats_taskflow.manager import FlowManager
 from nats_taskflow.observe.line_writer import LineWriter
 from nats_taskflow.observe.log import Said, configure_logging, logger
 from nats_taskflow.observe.metrics import Metrics

@@ -38,7 +38,7 @@ def backup(dest: Path | None, *, force: bool, **arguments: Any) -> None:
 def _named(path: str, dest: Path | None) -> Path:
     """Give the copy a name, where only a folder or nothing was said."""
     from nats_taskflow.config.paths import whole
-    from nats_taskflow.copying import copy_name
+    from nats_taskflow.doors.admin.backup_process import copy_name
 
     database = whole(path)
     if dest is None:

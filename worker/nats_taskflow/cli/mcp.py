@@ -112,7 +112,7 @@ def _seconds(given: str) -> float:
 def _http(arguments: dict[str, Any]) -> Http | None:
     """Return where to listen, None for stdio. Raises a usage error for an address that anybody could reach without a token."""
     from nats_taskflow.config.parsers import split_bind
-    from nats_taskflow.health import is_loopback
+    from nats_taskflow.doors.http.health import is_loopback
     from nats_taskflow.mcp_server.serving import Http
 
     bind, token = arguments["bind"], arguments["http_token"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from nats_taskflow.admin.desk import Desk
+from nats_taskflow.doors.admin.queries import Desk
 from nats_taskflow.errors import FlowError
 from nats_taskflow.store.invariants.snapshot import snapshot
 from nats_taskflow.store.sqlite.offline import OfflineReads

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from uuid import UUID
 
 from nats_taskflow.bus.port import Delivery
+from nats_taskflow.doors.flow_manager import new_id
 from nats_taskflow.engine.quota import UNMETERED, Meter
-from nats_taskflow.manager import new_id
 from nats_taskflow.services.consumer import Reader, Verdict
 from nats_taskflow.units import Micros
 from nats_taskflow.wire.codec import read_command, stray

@@ -20,9 +20,9 @@ from pydantic import AnyHttpUrl
 
 from nats_taskflow.bus.nats.options import NatsOptions, nats_options
 from nats_taskflow.client.over_nats import NatsTransport
+from nats_taskflow.doors.http.health import is_loopback
+from nats_taskflow.doors.http.server import Application, listen, make_http_server, place_of
 from nats_taskflow.errors import ConfigError
-from nats_taskflow.health import is_loopback
-from nats_taskflow.http_server import Application, listen, make_http_server, place_of
 from nats_taskflow.mcp_server.line import Line, Owner
 from nats_taskflow.mcp_server.server import make_server
 

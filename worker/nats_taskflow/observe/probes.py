@@ -10,9 +10,9 @@ import msgspec
 import structlog
 
 from nats_taskflow.bus.port import Bus, PublishFailed, Source
+from nats_taskflow.doors.http.health import Check
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
-from nats_taskflow.health import Check
 from nats_taskflow.observe.log import Said
 from nats_taskflow.observe.recorder import Look, Survey, Tracker
 from nats_taskflow.services.relay import Relay

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from nats_taskflow.api import Api
 from nats_taskflow.bus.port import Bus, PublishFailed
+from nats_taskflow.doors.api import Api
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import BusLost, StoreBroken, Unavailable
 from nats_taskflow.observe.log import Said

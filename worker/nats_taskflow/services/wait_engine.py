@@ -15,13 +15,13 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from nats_taskflow.doors.flow_manager import FlowManager, new_id
 from nats_taskflow.engine.submission import Outcome, Raw
 from nats_taskflow.errors import FlowError, InvalidRequest, Unavailable
 from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import DeadlinePassed, FollowUp, Reply
-from nats_taskflow.manager import FlowManager, new_id
 from nats_taskflow.observe.log import Said
 from nats_taskflow.store.records import ALL, Batch, Due, DueFlows
 from nats_taskflow.units import SECOND, Micros, to_micros

@@ -12,8 +12,8 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from nats_taskflow.doors.http.bounds import BOUNDS, Bounds, Pace, peer_of
 from nats_taskflow.errors import ConfigError
-from nats_taskflow.http_bounds import BOUNDS, Bounds, Pace, peer_of
 
 if TYPE_CHECKING:
     import uvicorn
@@ -57,7 +57,7 @@ def make_http_server(
     """
     import uvicorn  # noqa: PLC0415 - 90 ms that a worker with health off does not pay
 
-    from nats_taskflow.http_connection import Connection  # noqa: PLC0415 - as above
+    from nats_taskflow.doors.http.connection import Connection  # noqa: PLC0415 - as above
 
     class Embedded(uvicorn.Server):
         """A server in a process that handles its own signals: uvicorn would take SIGTERM away from the worker, then raise it again."""

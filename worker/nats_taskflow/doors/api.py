@@ -8,9 +8,9 @@ from typing import Any
 
 import structlog
 
-from nats_taskflow.admin.pages import moment_of
-from nats_taskflow.admin.service import Operators
 from nats_taskflow.bus.endpoints import Endpoint, Request, Service
+from nats_taskflow.doors.admin.pages import moment_of
+from nats_taskflow.doors.admin.service import Operators
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.quota import UNMETERED, Meter
 from nats_taskflow.engine.stored_outcomes import Recall, Turn

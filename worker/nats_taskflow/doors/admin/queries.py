@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.admin.explaining import Circumstances, advise_agent, explain, reply_leaves
-from nats_taskflow.admin.pages import (
+from nats_taskflow.doors.admin.explain import Circumstances, advise_agent, explain, reply_leaves
+from nats_taskflow.doors.admin.pages import (
     STATUSES,
     by_status,
     cursor_of,

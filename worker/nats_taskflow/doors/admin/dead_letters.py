@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import msgspec
 
-from nats_taskflow.admin.acting import actor_of
-from nats_taskflow.admin.pages import moment_before
 from nats_taskflow.bus.port import Bus, Outgoing, PublishFailed
+from nats_taskflow.doors.admin.interventions import actor_of
+from nats_taskflow.doors.admin.pages import moment_before
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError, InvalidRequest, NotFound, Unavailable
 from nats_taskflow.store.admin_port import Intervention, Kept, WantedLetters

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import structlog
 
-from nats_taskflow.admin.acting import Acting, actor_of
-from nats_taskflow.admin.desk import Desk
-from nats_taskflow.admin.letters import Letters
 from nats_taskflow.bus.endpoints import Endpoint
+from nats_taskflow.doors.admin.dead_letters import Letters
+from nats_taskflow.doors.admin.interventions import Acting, actor_of
+from nats_taskflow.doors.admin.queries import Desk
 from nats_taskflow.engine.stored_outcomes import Turn
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.wire.admin_requests import OPERATIONS, Intervention, LettersPurge, LettersReplay, read_operation

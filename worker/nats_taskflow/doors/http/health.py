@@ -17,7 +17,7 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from nats_taskflow.config.parsers import split_bind
-from nats_taskflow.http_server import listen, make_http_server, place_of
+from nats_taskflow.doors.http.server import listen, make_http_server, place_of
 from nats_taskflow.tasks import keep
 
 if TYPE_CHECKING:
