@@ -64,7 +64,7 @@ _LOADED_LATE = (
         "uvicorn.protocols.http.h11_impl",
         "encodings.idna",
     ),
-    *("rich.console", "rich.table", "nats_taskflow.mcp_server.serving"),
+    *("rich.console", "rich.table", "nats_taskflow.client.mcp.serving"),
 )
 """What commands import as they run."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36

@@ -38,8 +38,8 @@ from nats_taskflow.client import (
     reply,
     timer,
 )
-from nats_taskflow.client.doors import Door
-from nats_taskflow.client.listening import heard
+from nats_taskflow.client.commands import Door
+from nats_taskflow.client.live_events import heard
 from nats_taskflow.client.transport import Message
 from tests.e2e.stage import TOPIC, Agent, World
 
@@ -216,7 +216,7 @@ async def test_an_id_that_differs_from_the_headers_is_a_mismatch(flows: FlowClie
     flow = await started(flows)
     body = json.dumps({"flow_id": flow.id, "command_id": "one"}).encode()
     answer = await flows.transport.request(f"taskflow.api.{flows.agent}.advance", body, {"Nats-Msg-Id": "two"}, timeout=10)
-    from nats_taskflow.client.doors import done
+    from nats_taskflow.client.commands import done
 
     with pytest.raises(IdMismatch):
         done(answer.body)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from nats_taskflow.client import Agent, Event, Flow, FlowClient, IllegalTransition, InvalidRequest
-from nats_taskflow.client.doors import Door
-from nats_taskflow.client.numbering import CURRENT, Numbering
+from nats_taskflow.client.command_ids import CURRENT, Numbering
+from nats_taskflow.client.commands import Door
 from tests.e2e.stage import TOPIC, Stage, World
 from tests.e2e.stage import Agent as Plain
 from tests.eventually import eventually

@@ -13,8 +13,8 @@ import pytest
 from nats.aio.msg import Msg
 
 from nats_taskflow.bus.nats.server import EmbeddedServer
-from nats_taskflow.client import Asked, DelegateError, Flow, FlowClient, FlowEnded, NotPermitted, serve_delegate, synadia
-from nats_taskflow.client.over_nats import NatsTransport
+from nats_taskflow.client import Asked, DelegateError, Flow, FlowClient, FlowEnded, NotPermitted, serve_delegate, synadia_agent_protocol
+from nats_taskflow.client.nats_transport import NatsTransport
 from tests.e2e.stage import Agent, Stage, World
 from tests.eventually import eventually
 
@@ -267,13 +267,13 @@ async def test_an_agent_of_the_synadia_protocol_is_a_delegate(flows: FlowClient,
     subject = "agents.prompt.researcher.acme.main"
     await agent.client.subscribe(subject, cb=researcher)
     await agent.client.flush()
-    ask = synadia.handler(flows.transport, subject, answering=answering)
+    ask = synadia_agent_protocol.handler(flows.transport, subject, answering=answering)
     async with serve_delegate("svc.research", ask, on=flows):
         answer = await (await delegating(flows, {"prompt": "what is 6 × 7?"}, to="svc.research")).resumed("20s")
         assert answer.payload == {"text": "six times seven is 42 (in decimal? yes)", "chunks": 2}
         broken = await (await delegating(flows, "be broken", to="svc.research")).resumed("20s")
         assert broken.payload == {"error": {"code": "503", "message": "out of tokens"}}
-        nobody = synadia.handler(flows.transport, "agents.prompt.nobody.acme.main")
+        nobody = synadia_agent_protocol.handler(flows.transport, "agents.prompt.nobody.acme.main")
         async with serve_delegate("svc.nobody", nobody, on=flows):
             silent = await (await delegating(flows, "hello?", to="svc.nobody")).resumed("20s")
             assert silent.payload["error"]["message"] == "nobody listens on agents.prompt.nobody.acme.main"

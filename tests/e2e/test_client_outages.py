@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from nats_taskflow.client import Event, FlowClient, FlowRefused, InvalidRequest, NoOutcome, TooDeep, TooLarge, Unavailable
-from nats_taskflow.client.doors import Door
-from nats_taskflow.client.listening import heard
+from nats_taskflow.client.commands import Door
+from nats_taskflow.client.live_events import heard
 from tests.e2e.stage import Agent, Stage
 from tests.eventually import eventually
 
@@ -130,7 +130,7 @@ async def test_events_have_no_gap_and_no_repeat_when_the_broker_is_killed_under_
 async def test_without_rights_on_the_stream_a_flows_events_are_heard_live_and_read_from_the_journal(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nats_taskflow.client.listening._SILENCE", 0.5)
+    monkeypatch.setattr("nats_taskflow.client.live_events._SILENCE", 0.5)
     async with FlowClient.connect(stage.url, agent="kate", patience=60.0) as flows:
         flow = await started(flows)
         seen: list[int] = []

@@ -19,11 +19,11 @@ from mcp.shared.exceptions import MCPError
 from nats_taskflow.bus.nats.options import NatsOptions
 from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.client.errors import BY_CODE
-from nats_taskflow.client.over_nats import NatsTransport
-from nats_taskflow.mcp_server.advice import NEXT
-from nats_taskflow.mcp_server.line import Line, Owner
-from nats_taskflow.mcp_server.schema import ACTIONS
-from nats_taskflow.mcp_server.server import make_server
+from nats_taskflow.client.mcp.next_steps import NEXT
+from nats_taskflow.client.mcp.schema import ACTIONS
+from nats_taskflow.client.mcp.server import make_server
+from nats_taskflow.client.mcp.session import Line, Owner
+from nats_taskflow.client.nats_transport import NatsTransport
 from tests.e2e.stage import TOPIC, Agent, Stage, World, new_id
 from tests.eventually import eventually
 from tests.golden import golden

@@ -19,10 +19,10 @@ from nats_taskflow.bus.nats.connection import Connection
 from nats_taskflow.bus.nats.options import NatsOptions
 from nats_taskflow.client import Agent, Asked, FlowClient, serve_delegate
 from nats_taskflow.client.errors import Unavailable
-from nats_taskflow.client.over_nats import NatsTransport
+from nats_taskflow.client.mcp.session import Line, Owner
+from nats_taskflow.client.nats_transport import NatsTransport
 from nats_taskflow.client.transport import Lost
 from nats_taskflow.errors import BusLost
-from nats_taskflow.mcp_server.line import Line, Owner
 from tests.eventually import eventually
 from tests.security.greeting import Greeter, certificate
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from nats_taskflow.client import Agent, Event, Flow, FlowClient, serve_delegate
-from nats_taskflow.client.asked import Asked
+from nats_taskflow.client.delegate_messages import Asked
 from nats_taskflow.testing import Chaos, TaskflowWorld
 from tests.tiers import Rotated
 

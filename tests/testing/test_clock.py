@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from nats_taskflow.client import Agent, Event, Flow, FlowClient, any_of, manual, reply, serve_delegate, timer
-from nats_taskflow.client.asked import Asked
+from nats_taskflow.client.delegate_messages import Asked
 from nats_taskflow.testing import TaskflowWorld
 from nats_taskflow.testing.timing import Restless
 

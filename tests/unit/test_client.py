@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 
 import nats_taskflow
 from nats_taskflow import client, errors
-from nats_taskflow.client.asked import DelegateError, answer_error, answer_with, asked_of, reply_subject
-from nats_taskflow.client.backing_off import Backoff
+from nats_taskflow.client.backoff import Backoff
+from nats_taskflow.client.command_ids import CURRENT, Numbering, new_id
+from nats_taskflow.client.commands import checked, done
 from nats_taskflow.client.conditions import all_of, any_of, at_least, ended, manual, reply, timer
-from nats_taskflow.client.doors import checked, done
+from nats_taskflow.client.delegate_messages import DelegateError, answer_error, answer_with, asked_of, reply_subject
 from nats_taskflow.client.errors import BY_CODE, FlowRefused, Internal, InvalidRequest, NoOutcome, error_of
 from nats_taskflow.client.events import Event, Seen, event_in
-from nats_taskflow.client.lanes import Lanes, Later
-from nats_taskflow.client.numbering import CURRENT, Numbering, new_id
-from nats_taskflow.client.synadia import _request
+from nats_taskflow.client.flow_queues import Lanes, Later
+from nats_taskflow.client.synadia_agent_protocol import _request
 from nats_taskflow.client.transport import Delivery, Message
 from nats_taskflow.flow import conditions
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
@@ -74,7 +74,7 @@ def test_the_client_loads_no_part_of_the_server_and_nats_only_to_connect(stateme
 
 
 def test_the_connection_loads_no_part_of_the_server_either() -> None:
-    assert loaded("import nats_taskflow.client.over_nats") & SERVER == set()
+    assert loaded("import nats_taskflow.client.nats_transport") & SERVER == set()
 
 
 def test_the_worker_does_not_load_the_client() -> None:

@@ -9,15 +9,15 @@ import jsonschema
 import pytest
 
 from nats_taskflow.client.errors import BY_CODE, FlowRefused, InvalidRequest, NoOutcome, Unavailable
+from nats_taskflow.client.mcp.call_keys import LIFETIME, Doubts, command_id
+from nats_taskflow.client.mcp.calls import Calls, checked, refusal, shown
+from nats_taskflow.client.mcp.next_steps import NEXT, next_for
+from nats_taskflow.client.mcp.schema import ACTIONS, KEY, PARAMETERS, Offered, offered
+from nats_taskflow.client.mcp.session import Line, Owner
+from nats_taskflow.client.mcp.task_states import mcp_task, waiting_for
 from nats_taskflow.client.transport import Lost, NotPermitted
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.mcp_server.advice import NEXT, next_for
-from nats_taskflow.mcp_server.calls import Calls, checked, refusal, shown
-from nats_taskflow.mcp_server.line import Line, Owner
-from nats_taskflow.mcp_server.once import LIFETIME, Doubts, command_id
-from nats_taskflow.mcp_server.schema import ACTIONS, KEY, PARAMETERS, Offered, offered
 from nats_taskflow.wire.answers import FlowShown
-from nats_taskflow.wire.protocols import mcp_task, waiting_for
 
 REFERENCE = ["start", "status", "advance", "wait", "finish", "fail", "cancel", "list_mine"]
 PARAMETERS_OF_THE_REFERENCE = {
@@ -269,7 +269,7 @@ def test_a_doubt_is_forgotten_after_its_time() -> None:
 
 
 def test_no_more_than_a_thousand_doubts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nats_taskflow.mcp_server.once._AT_MOST", 2)
+    monkeypatch.setattr("nats_taskflow.client.mcp.call_keys._AT_MOST", 2)
     doubts = Doubts(clock=Clock())
     keys = [key_of(doubts, {"n": n}, NoOutcome("?")) for n in range(3)]
     assert key_of(doubts, {"n": 2}, NoOutcome("?")) == keys[2]

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nats_taskflow.cli import taskflow
-from nats_taskflow.mcp_server import serving
-from nats_taskflow.mcp_server.line import Owner
+from nats_taskflow.client.mcp import serving
+from nats_taskflow.client.mcp.session import Owner
 
 TOKEN = "correct-horse-battery"
 
@@ -142,7 +142,7 @@ def test_without_the_sdk_it_says_what_to_install_and_exits_78(served: Served, mo
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mcp", None)
     monkeypatch.setitem(sys.modules, "mcp_types", None)
-    for name in ("nats_taskflow.mcp_server.serving", "nats_taskflow.mcp_server.server"):
+    for name in ("nats_taskflow.client.mcp.serving", "nats_taskflow.client.mcp.server"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     refused = invoke("--agent", "kate")
     assert refused.exit_code == 78

@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 
 from nats_taskflow.cli import taskflow
 from nats_taskflow.cli.skill import NAME, text
+from nats_taskflow.client.mcp.calls import checked
+from nats_taskflow.client.mcp.schema import ACTIONS
 from nats_taskflow.flow.conditions import from_value
-from nats_taskflow.mcp_server.calls import checked
-from nats_taskflow.mcp_server.schema import ACTIONS
 
 ROOT = Path(__file__).parents[2]
 _LINK = re.compile(r"\[[^\]]+\]\(([^)]+)\)")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_taskflow.client.replying import enveloped
+from nats_taskflow.client.replies import enveloped
 from nats_taskflow.errors import Forbidden, InvalidRequest, TopicNotBound
 from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.flow.stimuli import Reply

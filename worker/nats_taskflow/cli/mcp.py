@@ -11,9 +11,9 @@ import click
 from nats_taskflow.cli.options import CLIENT, SettingsCommand, load_config
 
 if TYPE_CHECKING:
+    from nats_taskflow.client.mcp.serving import Http
+    from nats_taskflow.client.mcp.session import Owner
     from nats_taskflow.config import Secret
-    from nats_taskflow.mcp_server.line import Owner
-    from nats_taskflow.mcp_server.serving import Http
 
 _OWNER = re.compile(r"\Aagent:([^:]+):session:(.+)\Z")
 
@@ -62,7 +62,7 @@ def mcp(*, split_tools: bool, require_keys: bool, **arguments: Any) -> None:
 def _serving() -> Any:
     """Load the server. Raises `ConfigError` where the SDK is not installed."""
     try:
-        from nats_taskflow.mcp_server.serving import serve
+        from nats_taskflow.client.mcp.serving import serve
     except ImportError as missing:
         if (missing.name or "").partition(".")[0] == "worker":
             raise
@@ -77,7 +77,7 @@ def _owner(key: str | None, agent: str | None, session: str | None) -> Owner:
     """Return whose flows these are. Raises a usage error."""
     import msgspec
 
-    from nats_taskflow.mcp_server.line import Owner
+    from nats_taskflow.client.mcp.session import Owner
     from nats_taskflow.wire.requests import SessionId
     from nats_taskflow.wire.subjects import is_token
 
@@ -111,9 +111,9 @@ def _seconds(given: str) -> float:
 
 def _http(arguments: dict[str, Any]) -> Http | None:
     """Return where to listen, None for stdio. Raises a usage error for an address that anybody could reach without a token."""
+    from nats_taskflow.client.mcp.serving import Http
     from nats_taskflow.config.parsers import split_bind
     from nats_taskflow.doors.http.health import is_loopback
-    from nats_taskflow.mcp_server.serving import Http
 
     bind, token = arguments["bind"], arguments["http_token"]
     if bind is None:
@@ -132,8 +132,8 @@ def _http(arguments: dict[str, Any]) -> Http | None:
 
 def _secret(given: str) -> Secret:
     """Find the token. Raises a usage error that does not repeat it."""
+    from nats_taskflow.client.mcp.serving import SHORTEST_TOKEN
     from nats_taskflow.config.secrets import read_secret
-    from nats_taskflow.mcp_server.serving import SHORTEST_TOKEN
 
     try:
         secret = read_secret(given, os.environ, plain_is_path=False)

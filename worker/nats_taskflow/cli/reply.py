@@ -43,7 +43,7 @@ def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, a
         whole = json.dumps(body["payload"] if subject != topic else body, ensure_ascii=False).encode()
         stored = await line.client.publish(subject, whole, headers)
         if stored.duplicate:
-            from nats_taskflow.client.replying import enveloped
+            from nats_taskflow.client.replies import enveloped
 
             unnamed = {"Correlation-Id": corr}
             await line.client.publish(subject, enveloped(subject, whole, headers["Nats-Msg-Id"]), unnamed)

@@ -16,10 +16,10 @@ the port that `over_nats` fills (`dialling`, `consuming`, `pulling`, `permission
 from __future__ import annotations
 
 from nats_taskflow.client.agent import Agent
-from nats_taskflow.client.asked import Asked, DelegateError
+from nats_taskflow.client.commands import Done
 from nats_taskflow.client.conditions import all_of, any_of, at_least, ended, manual, reply, timer
 from nats_taskflow.client.delegate import Delegate, serve_delegate
-from nats_taskflow.client.doors import Done
+from nats_taskflow.client.delegate_messages import Asked, DelegateError
 from nats_taskflow.client.errors import (
     BY_CODE,
     AlreadyTerminal,

@@ -34,15 +34,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from nats_taskflow.client.command_ids import CURRENT, Numbering
 from nats_taskflow.client.conditions import Length, length
 from nats_taskflow.client.errors import AlreadyTerminal, Forbidden, InvalidRequest, NotFound
 from nats_taskflow.client.events import Event, event_in, kinds_of
 from nats_taskflow.client.flow import Flow
+from nats_taskflow.client.flow_queues import Lanes, Later
 from nats_taskflow.client.flows import FlowClient
 from nats_taskflow.client.handlers import check_handler
-from nats_taskflow.client.lanes import Lanes, Later
-from nats_taskflow.client.litter import Litter
-from nats_taskflow.client.numbering import CURRENT, Numbering
+from nats_taskflow.client.ignored_messages import Litter
 from nats_taskflow.client.transport import Deliveries, Delivery, NotPermitted
 from nats_taskflow.tasks import heed_cancellation
 from nats_taskflow.wire.subjects import EVENTS, is_token

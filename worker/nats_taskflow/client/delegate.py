@@ -20,14 +20,14 @@ from typing import Any, Self
 
 import msgspec
 
-from nats_taskflow.client.asked import Answer, Asked, DelegateError, answer_error, answer_with, asked_of, flaw_of, reply_subject
-from nats_taskflow.client.backing_off import Backoff
+from nats_taskflow.client.answer_cache import Remembering
+from nats_taskflow.client.backoff import Backoff
+from nats_taskflow.client.clock import now
+from nats_taskflow.client.delegate_messages import Answer, Asked, DelegateError, answer_error, answer_with, asked_of, flaw_of, reply_subject
 from nats_taskflow.client.flows import FlowClient, Where, opened
 from nats_taskflow.client.handlers import check_handler
-from nats_taskflow.client.litter import Litter
-from nats_taskflow.client.now import now
-from nats_taskflow.client.remembering import Remembering
-from nats_taskflow.client.replying import enveloped
+from nats_taskflow.client.ignored_messages import Litter
+from nats_taskflow.client.replies import enveloped
 from nats_taskflow.client.transport import Lost, Message, NotPermitted, NotStored, Serving, Transport, Trouble
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.tasks import heed_cancellation

@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from nats_taskflow.client import conditions
+from nats_taskflow.client.commands import Done, Door
 from nats_taskflow.client.conditions import Condition, Length, OnTimeout
-from nats_taskflow.client.doors import Done, Door
 from nats_taskflow.client.errors import Forbidden
 from nats_taskflow.client.events import Event, Resumed
-from nats_taskflow.client.listening import heard
-from nats_taskflow.client.resuming import resumed
+from nats_taskflow.client.live_events import heard
+from nats_taskflow.client.wait_for_resume import resumed
 from nats_taskflow.wire.answers import EventShown, FlowShown, StepShown, WaitShown
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union
 
 import msgspec
 
-from nats_taskflow.client.doors import Done, Door, Doors, done
+from nats_taskflow.client.command_ids import new_id
+from nats_taskflow.client.commands import Done, Door, Doors, done
 from nats_taskflow.client.errors import Forbidden, InvalidRequest
 from nats_taskflow.client.events import Event, Seen, event_in, kinds_of
 from nats_taskflow.client.flow import Flow, Json
-from nats_taskflow.client.numbering import new_id
-from nats_taskflow.client.replying import checked_id, enveloped, written
+from nats_taskflow.client.replies import checked_id, enveloped, written
 from nats_taskflow.client.transport import NotPermitted, Stored, Transport
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.wire.answers import EventPage, EventShown, FlowPage, FlowShown, StepPage, StepShown, WaitPage, WaitShown
@@ -265,7 +265,7 @@ async def opened(where: Where | FlowClient, options: dict[str, Any]) -> AsyncIte
         # nats-py takes most of the time that importing the client would take.
         from nats.aio.client import Client  # noqa: PLC0415
 
-        from nats_taskflow.client.over_nats import NatsTransport  # noqa: PLC0415
+        from nats_taskflow.client.nats_transport import NatsTransport  # noqa: PLC0415
 
         if where is None or isinstance(where, str):
             transport = await NatsTransport.connect(where, **{"name": "taskflow-client", **options})

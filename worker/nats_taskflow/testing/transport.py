@@ -15,7 +15,7 @@ from nats_taskflow.bus.memory.broker import Heard, MemoryBroker, Subscriber
 from nats_taskflow.bus.nats.outbound import objection
 from nats_taskflow.bus.port import Ack, InProgress, Nak, PublishFailed, Settlement, Source
 from nats_taskflow.bus.port import Delivery as Delivered
-from nats_taskflow.client import buckets
+from nats_taskflow.client import kv
 from nats_taskflow.client.transport import NO_HEADERS, Delivery, Headers, Lost, Message, NoAnswer, NotStored, Stored, Trouble
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import covers
@@ -139,12 +139,12 @@ class MemoryTransport:
     async def open_bucket(self, bucket: str, *, keep: float, timeout: float) -> None:  # noqa: ARG002  it is there at once
         """Make a bucket."""
         self._check_open()
-        name = buckets.stream_of(bucket)
+        name = kv.stream_of(bucket)
         if name not in self._broker.streams:
             self._broker.create_stream(
                 {
                     "name": name,
-                    "subjects": [buckets.subject_of(bucket, ">")],
+                    "subjects": [kv.subject_of(bucket, ">")],
                     "max_age": int(keep * _NS),
                     "duplicate_window": 120 * _NS,
                     "discard": "new",
@@ -154,15 +154,15 @@ class MemoryTransport:
     async def recall(self, bucket: str, key: str, *, timeout: float) -> bytes | None:  # noqa: ARG002  it is answered at once
         """Read a key."""
         self._check_open()
-        stream = self._broker.streams.get(buckets.stream_of(bucket))
+        stream = self._broker.streams.get(kv.stream_of(bucket))
         if stream is None:
             raise NoAnswer(f"there is no bucket {bucket}", nobody=True)
-        subject = buckets.subject_of(bucket, key)
+        subject = kv.subject_of(bucket, key)
         return next((stored.body for stored in reversed(stream.messages.values()) if stored.subject == subject), None)
 
     async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
         """Write a key."""
-        await self.publish(buckets.subject_of(bucket, key), value, msg_id="", timeout=timeout)
+        await self.publish(kv.subject_of(bucket, key), value, msg_id="", timeout=timeout)
 
     async def serve(self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = "") -> Listening:
         """Call `handler` for each message, each in a task of its own."""

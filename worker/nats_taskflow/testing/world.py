@@ -14,8 +14,8 @@ from typing import Any, Self
 import msgspec
 import structlog
 
+from nats_taskflow.client.clock import told_by
 from nats_taskflow.client.flows import FlowClient
-from nats_taskflow.client.now import told_by
 from nats_taskflow.client.transport import Stored, Transport
 from nats_taskflow.config import Config
 from nats_taskflow.testing.asserting import Asserting

@@ -17,10 +17,10 @@ from nats_taskflow.bus.nats.client import MendedClient
 from nats_taskflow.bus.nats.dial import hang_up
 from nats_taskflow.bus.nats.options import NatsOptions
 from nats_taskflow.bus.nats.policy import reason
-from nats_taskflow.client import buckets
-from nats_taskflow.client.consuming import Consuming
-from nats_taskflow.client.dialling import dial, options_for
-from nats_taskflow.client.permissions import Permissions
+from nats_taskflow.client import kv
+from nats_taskflow.client.nats_consumer import Consuming
+from nats_taskflow.client.nats_dial import dial, options_for
+from nats_taskflow.client.nats_permissions import Permissions
 from nats_taskflow.client.transport import (
     NO_HEADERS,
     Deliveries,
@@ -144,12 +144,12 @@ class NatsTransport:
 
     async def recall(self, bucket: str, key: str, *, timeout: float) -> bytes | None:
         """Read a key."""
-        answer = await self.request(buckets.asked_at(bucket), buckets.asking(bucket, key), timeout=timeout)
-        return buckets.value_in(answer.body, bucket)
+        answer = await self.request(kv.asked_at(bucket), kv.asking(bucket, key), timeout=timeout)
+        return kv.value_in(answer.body, bucket)
 
     async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
         """Write a key."""
-        await self.publish(buckets.subject_of(bucket, key), value, msg_id="", timeout=timeout)
+        await self.publish(kv.subject_of(bucket, key), value, msg_id="", timeout=timeout)
 
     async def serve(self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = "") -> Serving:
         """Subscribe."""

@@ -9,12 +9,12 @@ from mcp.server.lowlevel.server import Server
 from mcp.shared.exceptions import MCPError
 
 from nats_taskflow.client.errors import FlowRefused, Internal, Unavailable
+from nats_taskflow.client.mcp import resources
+from nats_taskflow.client.mcp.calls import Calls
+from nats_taskflow.client.mcp.next_steps import NEXT
+from nats_taskflow.client.mcp.schema import Offered, offered
+from nats_taskflow.client.mcp.session import Line
 from nats_taskflow.client.transport import Lost
-from nats_taskflow.mcp_server import reading
-from nats_taskflow.mcp_server.advice import NEXT
-from nats_taskflow.mcp_server.calls import Calls
-from nats_taskflow.mcp_server.line import Line
-from nats_taskflow.mcp_server.schema import Offered, offered
 from nats_taskflow.version import program_version
 
 Context = ServerRequestContext[None]
@@ -56,7 +56,7 @@ class _Handlers:
     async def list_resources(self, _: Context, __: Page | None) -> types.ListResourcesResult:
         """List what can be read without knowing an id."""
         waits = types.Resource(
-            name="waits", uri=reading.WAITS, title="Open waits", description="What your flows wait for.", mime_type="application/json"
+            name="waits", uri=resources.WAITS, title="Open waits", description="What your flows wait for.", mime_type="application/json"
         )
         return types.ListResourcesResult(resources=[waits])
 
@@ -64,7 +64,7 @@ class _Handlers:
         """List what can be read with an id."""
         about = "A flow of yours: its state, what it waits for, the end of its journal."
         flow = types.ResourceTemplate(
-            name="flow", uri_template=reading.FLOW, title="A flow", description=about, mime_type="application/json"
+            name="flow", uri_template=resources.FLOW, title="A flow", description=about, mime_type="application/json"
         )
         return types.ListResourceTemplatesResult(resource_templates=[flow])
 
@@ -72,7 +72,7 @@ class _Handlers:
         """Read a resource."""
         uri = str(asked.uri)
         try:
-            text = await reading.read(await self._line.flows(), uri)
+            text = await resources.read(await self._line.flows(), uri)
         except FlowRefused as refused:
             raise await self._failed(refused, uri=uri) from refused
         return types.ReadResourceResult(contents=[types.TextResourceContents(uri=uri, mime_type="application/json", text=text)])
@@ -82,16 +82,16 @@ class _Handlers:
         which = types.PromptArgument(name="flow_id", description="The flow that was resumed.", required=True)
         about = "Go on with a flow after what it waited for has come."
         return types.ListPromptsResult(
-            prompts=[types.Prompt(name=reading.PROMPT, title="Handle a reply", description=about, arguments=[which])]
+            prompts=[types.Prompt(name=resources.PROMPT, title="Handle a reply", description=about, arguments=[which])]
         )
 
     async def get_prompt(self, _: Context, asked: types.GetPromptRequestParams) -> types.GetPromptResult:
         """Write the prompt."""
         flow_id = (asked.arguments or {}).get("flow_id")
-        if asked.name != reading.PROMPT or not flow_id:
+        if asked.name != resources.PROMPT or not flow_id:
             raise MCPError(types.INVALID_PARAMS, f"there is the prompt {reading.PROMPT}, with the argument flow_id")
         try:
-            text = await reading.handle_reply(await self._line.flows(), flow_id)
+            text = await resources.handle_reply(await self._line.flows(), flow_id)
         except FlowRefused as refused:
             raise await self._failed(refused) from refused
         return types.GetPromptResult(messages=[types.PromptMessage(role="user", content=types.TextContent(type="text", text=text))])

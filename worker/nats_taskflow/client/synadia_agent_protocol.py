@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.client.asked import Asked, DelegateError
+from nats_taskflow.client.delegate_messages import Asked, DelegateError
 from nats_taskflow.client.transport import Message, Transport, Trouble
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, find
 

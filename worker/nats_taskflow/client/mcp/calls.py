@@ -10,14 +10,14 @@ import msgspec
 
 from nats_taskflow.client.errors import FlowRefused, InvalidRequest, NoOutcome
 from nats_taskflow.client.flows import FlowClient
+from nats_taskflow.client.mcp.call_keys import Doubts, command_id
+from nats_taskflow.client.mcp.next_steps import DOUBTFUL, NEXT, STORED, next_for
+from nats_taskflow.client.mcp.schema import ACTIONS, ALL, KEY, MOST, Action, needed
+from nats_taskflow.client.mcp.session import Line
+from nats_taskflow.client.mcp.task_states import mcp_task, waiting_for
 from nats_taskflow.client.transport import Lost
-from nats_taskflow.mcp_server.advice import DOUBTFUL, NEXT, STORED, next_for
-from nats_taskflow.mcp_server.line import Line
-from nats_taskflow.mcp_server.once import Doubts, command_id
-from nats_taskflow.mcp_server.schema import ACTIONS, ALL, KEY, MOST, Action, needed
 from nats_taskflow.text import meant
 from nats_taskflow.wire.answers import FlowShown
-from nats_taskflow.wire.protocols import mcp_task, waiting_for
 
 Json = dict[str, Any]
 _USUAL = 50

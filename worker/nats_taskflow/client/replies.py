@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
+from nats_taskflow.client.clock import now
 from nats_taskflow.client.encoding import encoded
 from nats_taskflow.client.errors import InvalidRequest
-from nats_taskflow.client.now import now
 from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.text import shown
 from nats_taskflow.wire import limits

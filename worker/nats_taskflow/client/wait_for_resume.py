@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from nats_taskflow.client.backing_off import Backoff
+from nats_taskflow.client.backoff import Backoff
 from nats_taskflow.client.errors import FlowEnded
 from nats_taskflow.client.events import TERMINAL, Resumed, resume_in
 

@@ -10,9 +10,9 @@ import msgspec
 
 from nats_taskflow.client.errors import NotFound
 from nats_taskflow.client.flows import FlowClient
-from nats_taskflow.mcp_server.advice import next_for
-from nats_taskflow.mcp_server.calls import now, visible
-from nats_taskflow.wire.protocols import waiting_for
+from nats_taskflow.client.mcp.calls import now, visible
+from nats_taskflow.client.mcp.next_steps import next_for
+from nats_taskflow.client.mcp.task_states import waiting_for
 
 Json = dict[str, Any]
 WAITS = "taskflow://waits"

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from nats_taskflow.client.backing_off import Backoff
+from nats_taskflow.client.backoff import Backoff
 from nats_taskflow.client.encoding import encoded
 from nats_taskflow.client.errors import (
     Conflict,

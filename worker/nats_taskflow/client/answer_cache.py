@@ -9,8 +9,8 @@ from hashlib import sha256
 
 import msgspec
 
-from nats_taskflow.client.asked import Answer, Asked
-from nats_taskflow.client.backing_off import Backoff
+from nats_taskflow.client.backoff import Backoff
+from nats_taskflow.client.delegate_messages import Answer, Asked
 from nats_taskflow.client.transport import NoAnswer, NotPermitted, NotStored, Transport
 
 KEPT_FOR = 7 * 86_400.0

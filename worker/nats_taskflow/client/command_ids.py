@@ -31,7 +31,7 @@ class Numbering:
         return f"{self._begin}-{self._count}-{verb}-{self._loop}"
 
 
-CURRENT: ContextVar[Numbering | None] = ContextVar("nats_taskflow.client.numbering", default=None)
+CURRENT: ContextVar[Numbering | None] = ContextVar("nats_taskflow.client.command_ids", default=None)
 """The numbering of the handler that runs, None outside of handlers."""
 
 

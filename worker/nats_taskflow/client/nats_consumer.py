@@ -16,9 +16,9 @@ from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
-from nats_taskflow.client.backing_off import Backoff
-from nats_taskflow.client.permissions import Permissions
-from nats_taskflow.client.pulling import Broken, next_subject, pulled
+from nats_taskflow.client.backoff import Backoff
+from nats_taskflow.client.nats_permissions import Permissions
+from nats_taskflow.client.nats_pull import Broken, next_subject, pulled
 from nats_taskflow.client.transport import Deliveries, Delivery, Lost, Message, Messages
 
 _PATIENCE = 5.0

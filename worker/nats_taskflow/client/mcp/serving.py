@@ -19,12 +19,12 @@ from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import AnyHttpUrl
 
 from nats_taskflow.bus.nats.options import NatsOptions, nats_options
-from nats_taskflow.client.over_nats import NatsTransport
+from nats_taskflow.client.mcp.server import make_server
+from nats_taskflow.client.mcp.session import Line, Owner
+from nats_taskflow.client.nats_transport import NatsTransport
 from nats_taskflow.doors.http.health import is_loopback
 from nats_taskflow.doors.http.server import Application, listen, make_http_server, place_of
 from nats_taskflow.errors import ConfigError
-from nats_taskflow.mcp_server.line import Line, Owner
-from nats_taskflow.mcp_server.server import make_server
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config, Secret

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from nats_taskflow.client.mcp.task_states import waiting_for
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.wire.answers import FlowShown
-from nats_taskflow.wire.protocols import waiting_for
 
 NEXT: dict[str, str] = {
     "invalid_request": "Correct the argument that the message names and call again. Nothing was changed.",
