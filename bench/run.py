@@ -22,7 +22,7 @@ from bench import compared, endtoend, flood, floor, standing, ticks
 from bench.figures import Figure, table, written
 from bench.machine import facts, load
 from bench.targets import TARGETS
-from nats_taskflow.cli.launch import SWITCH
+from nats_taskflow.cli.runtime import SWITCH
 
 RESULTS = Path(__file__).parent / "results"
 _SIZES, _FULL = (1_000, 100_000), (1_000, 100_000, 1_000_000)

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.e2e
 
 UNUSED = ("jsonschema", "referencing", "attr", "rich.console", "rich.traceback", "pygments", "uvicorn", "h11", "multiprocessing")
 UNUSED_OF_OURS = (
-    "nats_taskflow.cli.asking",
-    "nats_taskflow.cli.demo_story",
+    "nats_taskflow.cli.session",
+    "nats_taskflow.cli.demo.story",
     "nats_taskflow.store.invariants",
     "nats_taskflow.bus.nats.server",
     "nats_taskflow.store.sqlite.offline",

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nats_taskflow.cli import errors_as_exit_codes
-from nats_taskflow.cli.exits import Failed
+from nats_taskflow.cli.exit_codes import Failed
 from nats_taskflow.config import Log
 from nats_taskflow.engine.mint import Randomness
 from nats_taskflow.errors import BusLost, FlowError, InvalidRequest

@@ -22,7 +22,7 @@ from nats_taskflow.__main__ import _command
 from nats_taskflow.cli import dev, errors_as_exit_codes, taskflow
 from nats_taskflow.cli.dev import banner
 from nats_taskflow.cli.flow import flow
-from nats_taskflow.cli.launch import INTERRUPTED, launch
+from nats_taskflow.cli.runtime import INTERRUPTED, launch
 from nats_taskflow.config import Config, load
 from nats_taskflow.errors import BusLost, ConfigError, StoreLocked
 

@@ -15,15 +15,15 @@ import pytest
 from click.testing import CliRunner
 
 from nats_taskflow.bus.nats.inspect import Silent
-from nats_taskflow.cli import asking, taskflow
-from nats_taskflow.cli.asking import AskCommand
-from nats_taskflow.cli.examples import EXAMPLES
+from nats_taskflow.cli import session, taskflow
+from nats_taskflow.cli.help_examples import EXAMPLES
+from nats_taskflow.cli.session import AskCommand
 from nats_taskflow.errors import BusLost, NotAllowed
 from tests.unit.test_cli_showing import all_commands
 
 COMMANDS = all_commands()
 ASKING = sorted(path for path, command in COMMANDS.items() if isinstance(command, AskCommand))
-ROOT = Path(asking.__file__).parents[1]
+ROOT = Path(session.__file__).parents[1]
 OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 
 
@@ -105,7 +105,7 @@ def test_a_command_that_nobody_answers_says_why_and_advises_only_options_that_it
         yield NobodyThere(ENDINGS[ending])
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(asking, "connected", connected)
+    monkeypatch.setattr(session, "connected", connected)
     for line in EXAMPLES[path]:
         ended = CliRunner().invoke(taskflow, [*shlex.split(line)[1:], *(("--yes",) if "--yes" in options_of(path) else ())])
         assert isinstance(ended.exception, SystemExit), "a refusal, and no defect"

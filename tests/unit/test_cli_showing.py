@@ -16,14 +16,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from nats_taskflow.cli import _COMMANDS, exits, taskflow
-from nats_taskflow.cli.asking import operator_name
-from nats_taskflow.cli.choosing import KINDS
+from nats_taskflow.cli import _COMMANDS, exit_codes, taskflow
 from nats_taskflow.cli.command import Group
-from nats_taskflow.cli.examples import EXAMPLES
-from nats_taskflow.cli.flow_acting import children_of
+from nats_taskflow.cli.flow.act import children_of
+from nats_taskflow.cli.help_examples import EXAMPLES
 from nats_taskflow.cli.options import SettingsCommand
-from nats_taskflow.cli.showing import Printer, mark, printable, span, waits_on
+from nats_taskflow.cli.output import Printer, mark, printable, span, waits_on
+from nats_taskflow.cli.selection import KINDS
+from nats_taskflow.cli.session import operator_name
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.conditions import WaitCondition
 from nats_taskflow.observe.metrics import WAIT_KINDS
@@ -45,10 +45,10 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_every_refusal_of_the_worker_has_an_exit_code_that_the_table_explains() -> None:
-    codes = {kind.code: exits.of_error(kind.code) for kind in FlowError.__subclasses__()}
-    assert set(codes.values()) <= exits.MEANINGS.keys()
+    codes = {kind.code: exit_codes.of_error(kind.code) for kind in FlowError.__subclasses__()}
+    assert set(codes.values()) <= exit_codes.MEANINGS.keys()
     assert (codes["not_found"], codes["revision_mismatch"], codes["invalid_request"], codes["unavailable"]) == (3, 4, 64, 69)
-    assert exits.of_error("never heard of") == exits.FAILED
+    assert exit_codes.of_error("never heard of") == exit_codes.FAILED
 
 
 def test_every_intervention_wants_a_reason() -> None:
@@ -78,10 +78,10 @@ def test_every_intervention_wants_a_reason() -> None:
 )
 def test_a_reason_is_asked_for_before_anybody_is_asked_unless_it_is_only_tried(command: str) -> None:
     said = CliRunner().invoke(taskflow, [*command.split(), "--server", "nats://127.0.0.1:1"])
-    assert (said.exit_code, "--reason" in said.stderr) == (exits.USAGE, True)
+    assert (said.exit_code, "--reason" in said.stderr) == (exit_codes.USAGE, True)
     if "--dry-run" in CliRunner().invoke(taskflow, [*command.split()[:2], "--help"]).stdout:
         tried = CliRunner().invoke(taskflow, [*command.split(), "--dry-run", "--server", "nats://127.0.0.1:1"])
-        assert tried.exit_code == exits.UNAVAILABLE, "it went on, and found no server there"
+        assert tried.exit_code == exit_codes.UNAVAILABLE, "it went on, and found no server there"
 
 
 def test_the_kinds_of_waits_are_the_same_at_the_shell_on_the_wire_and_in_the_metrics() -> None:
@@ -92,7 +92,7 @@ def test_the_kinds_of_waits_are_the_same_at_the_shell_on_the_wire_and_in_the_met
 def test_a_command_that_is_misspelt_is_answered_with_the_right_one() -> None:
     for typed, meant in ((["fow"], "flow"), (["flow", "lst"], "list"), (["doktor"], "doctor")):
         said = CliRunner().invoke(taskflow, typed)
-        assert said.exit_code == exits.USAGE
+        assert said.exit_code == exit_codes.USAGE
         assert f"Did you mean '{meant}'?" in said.stderr
 
 
@@ -170,14 +170,14 @@ def test_every_command_is_listed_under_one_heading() -> None:
 )
 def test_a_wait_that_makes_no_sense_is_refused_and_nothing_left_out_in_silence(options: list[str], why: str) -> None:
     said = CliRunner().invoke(taskflow, ["flow", "wait", "0000cafe", *options])
-    assert said.exit_code == exits.USAGE
+    assert said.exit_code == exit_codes.USAGE
     assert why in " ".join(said.stderr.replace("│", "").split())
 
 
 def test_a_reply_that_looks_like_json_and_is_none_is_refused() -> None:
     for payload in ('{"answer":', "[1,", '"half'):
         said = CliRunner().invoke(taskflow, ["reply", "t", "c", payload])
-        assert said.exit_code == exits.USAGE
+        assert said.exit_code == exit_codes.USAGE
         assert "JSON" in said.stderr
 
 

@@ -15,10 +15,11 @@ import pytest
 from click.testing import CliRunner, _NamedTextIOWrapper
 
 from nats_taskflow.bus.nats.history import Kept
-from nats_taskflow.cli import db_findings, doctor, layout, taskflow
-from nats_taskflow.cli.asking import Online
+from nats_taskflow.cli import doctor, layout, taskflow
+from nats_taskflow.cli.db import findings
+from nats_taskflow.cli.doctor.verdict import Verdict
 from nats_taskflow.cli.layout import cell_width, command_lines
-from nats_taskflow.cli.verdicts import Verdict
+from nats_taskflow.cli.session import Online
 from nats_taskflow.config import Config
 from nats_taskflow.store.invariants.findings import Findings, Violated
 from nats_taskflow.wire.subjects import Subjects
@@ -173,10 +174,10 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int | None], str]:
     async def canned(*_: Any) -> AsyncIterator[Canned]:
         yield Canned()
 
-    monkeypatch.setattr("nats_taskflow.cli.asking._line", canned)
-    monkeypatch.setattr("nats_taskflow.cli.launch.launch", lambda life, **_: asyncio.run(life))
+    monkeypatch.setattr("nats_taskflow.cli.session._line", canned)
+    monkeypatch.setattr("nats_taskflow.cli.runtime.launch", lambda life, **_: asyncio.run(life))
     monkeypatch.setattr("nats_taskflow.observe.lazy_log.configure_at_first_use", lambda _: None)
-    monkeypatch.setattr("nats_taskflow.cli.showing._moment", lambda moment: NOW if moment is None else datetime.fromisoformat(moment))
+    monkeypatch.setattr("nats_taskflow.cli.output._moment", lambda moment: NOW if moment is None else datetime.fromisoformat(moment))
 
     def run(command: str, columns: int | None) -> str:
         monkeypatch.setattr(_NamedTextIOWrapper, "isatty", lambda _: columns is not None, raising=False)
@@ -202,8 +203,8 @@ def test_a_table_looks_as_it_should(shown: Callable[[str, int | None], str], nam
 def test_what_the_doctor_and_the_check_found_is_broken_between_words(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int | None
 ) -> None:
-    monkeypatch.setattr("nats_taskflow.cli.showing.screen", lambda: columns)
-    monkeypatch.setattr("nats_taskflow.cli.db_findings.screen", lambda: columns)
+    monkeypatch.setattr("nats_taskflow.cli.output.screen", lambda: columns)
+    monkeypatch.setattr("nats_taskflow.cli.db.findings.screen", lambda: columns)
     warned = "not known: nats.monitor_url is not set, so whether the server syncs what it acknowledges cannot be asked"
     doctor._show(
         [Verdict("config", "ok", "fine"), Verdict("server sync", "warn", warned, "set nats.monitor_url (http://host:8222)")],
@@ -213,7 +214,7 @@ def test_what_the_doctor_and_the_check_found_is_broken_between_words(
     violated = Violated(number="I-8", name="the journal is the row", advice="restore a backup", count=1, sentences=[PROMPT])
     more = {"flows": 3, "waiting": {"events": 2}, "looked_at": ["I-8"], "seconds": 0.1, "violations": [violated]}
     found = Findings(ok=False, path="/var/lib/taskflow/flows.db", worker=7, at=at(12), **more)  # type: ignore[arg-type]  # the values fit
-    db_findings.show(found, "text")
+    findings.show(found, "text")
     assert_same(f"cli/findings.{columns or 'pipe'}.txt", capsys.readouterr().out)
 
 

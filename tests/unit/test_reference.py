@@ -14,7 +14,7 @@ from referencing import Registry, Resource
 
 import nats_taskflow
 from nats_taskflow import client, testing
-from nats_taskflow.cli import exits, taskflow
+from nats_taskflow.cli import exit_codes, taskflow
 from nats_taskflow.config import settings
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import EventKind
@@ -98,7 +98,7 @@ def test_every_error_is_explained_and_none_that_is_not_there(made: dict[str, str
     assert refusals._ADVICE.keys() == codes, "worker/nats_taskflow/reference/refusals.py says what to do about each code"
     for kind in FlowError.__subclasses__():
         assert f"| `{kind.code}` | {kind.http} |" in made["errors.md"]
-    for code in exits.MEANINGS:
+    for code in exit_codes.MEANINGS:
         assert f"\n| {code} | " in made["errors.md"].partition("## Exit codes")[2]
 
 

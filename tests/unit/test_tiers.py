@@ -43,7 +43,8 @@ def test_the_rest_is_what_the_quick_run_leaves_out_or_plays_smaller(*, full: boo
 
 
 @pytest.mark.parametrize(
-    "path", ["docs/waiting.md", "README.md", "worker/nats_taskflow/cli/db.py", "examples/triage/agent.py", "tests/e2e/test_docs.py"]
+    "path",
+    ["docs/waiting.md", "README.md", "worker/nats_taskflow/cli/db/__init__.py", "examples/triage/agent.py", "tests/e2e/test_docs.py"],
 )
 def test_what_a_page_shows_has_its_tests_played(path: str) -> None:
     assert touches_pages(["worker/nats_taskflow/store/sqlite/rows.py", path])

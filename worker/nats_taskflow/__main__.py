@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from nats_taskflow.collecting import collect_rarely
+from nats_taskflow.cli.garbage_collection import collect_rarely
 from nats_taskflow.services import signal_mask
 
 _WORKER = ("run", "dev")

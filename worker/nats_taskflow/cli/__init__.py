@@ -15,8 +15,8 @@ import click
 from click.exceptions import NoSuchCommand
 
 from nats_taskflow.cli.command import Group, first_sentence
-from nats_taskflow.cli.exits import USAGE, Failed
-from nats_taskflow.cli.output import say_all
+from nats_taskflow.cli.exit_codes import USAGE, Failed
+from nats_taskflow.cli.streams import say_all
 from nats_taskflow.errors import Refusal
 from nats_taskflow.version import program_version
 

@@ -9,9 +9,9 @@ from typing import Any
 import click
 from click.exceptions import Exit
 
-from nats_taskflow.cli.asking import Line, ReadCommand, run
-from nats_taskflow.cli.exits import Failed
-from nats_taskflow.cli.showing import Printer
+from nats_taskflow.cli.exit_codes import Failed
+from nats_taskflow.cli.output import Printer
+from nats_taskflow.cli.session import Line, ReadCommand, run
 from nats_taskflow.errors import Refusal
 from nats_taskflow.text import counted
 

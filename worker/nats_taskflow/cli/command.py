@@ -46,7 +46,7 @@ def meant(written: str, known: Sequence[str]) -> list[str]:
 
 def write_example(ctx: click.Context, formatter: click.HelpFormatter) -> None:
     """Write what to type, to be copied: not folded, whatever the width."""
-    from nats_taskflow.cli.examples import EXAMPLES
+    from nats_taskflow.cli.help_examples import EXAMPLES
 
     lines = EXAMPLES.get(ctx.command_path.partition(" ")[2], ())
     if lines:

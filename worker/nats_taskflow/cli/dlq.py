@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli import exits
-from nats_taskflow.cli.asking import AskCommand, Line, ReadCommand, intervention, pages, reason_option, run
-from nats_taskflow.cli.choosing import agreed, yes_option
+from nats_taskflow.cli import exit_codes
 from nats_taskflow.cli.command import Group
-from nats_taskflow.cli.showing import Printer, ago, clock, progress, since
+from nats_taskflow.cli.output import Printer, ago, clock, progress, since
+from nats_taskflow.cli.selection import agreed, yes_option
+from nats_taskflow.cli.session import AskCommand, Line, ReadCommand, intervention, pages, reason_option, run
 from nats_taskflow.text import counted
 
 Json = dict[str, Any]
@@ -145,11 +145,11 @@ def _handle(action: str, numbers: tuple[int, ...], more: Json, arguments: Mappin
             total = len(found)
             if found and not agreed(action, counted(total, "dead letter"), "look with --dry-run, then say --yes"):
                 printer.note("Nothing was done.")
-                return exits.DONE
+                return exit_codes.DONE
         with progress(action, total, shown=printer.for_people) as tell:
             done, failed, _ = await _each(line, said, numbers, up_to, tell)
         _tell(action, done, failed, printer, dry_run=bool(fields["dry_run"]))
-        return exits.PARTIAL if failed and done else exits.FAILED if failed else exits.DONE
+        return exit_codes.PARTIAL if failed and done else exit_codes.FAILED if failed else exit_codes.DONE
 
     run(arguments, main, patience=30.0)
 

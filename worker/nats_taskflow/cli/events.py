@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nats_taskflow.cli.asking import AskCommand, Line, Online, run, whole_id
-from nats_taskflow.cli.showing import Printer, clock, short
+from nats_taskflow.cli.output import Printer, clock, short
+from nats_taskflow.cli.session import AskCommand, Line, Online, run, whole_id
 
 if TYPE_CHECKING:
     from nats_taskflow.bus.nats.history import Kept

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.asking import AskCommand, Line, ReadCommand, intervention, pages, reason_option, run, whole_id
 from nats_taskflow.cli.command import Group
-from nats_taskflow.cli.flow_acting import told
-from nats_taskflow.cli.showing import Printer
+from nats_taskflow.cli.flow.act import told
+from nats_taskflow.cli.output import Printer
+from nats_taskflow.cli.session import AskCommand, Line, ReadCommand, intervention, pages, reason_option, run, whole_id
 from nats_taskflow.cli.who import HELD
 
 

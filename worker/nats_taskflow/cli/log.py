@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.asking import Line, ReadCommand, pages, run
-from nats_taskflow.cli.showing import Printer, clock
+from nats_taskflow.cli.output import Printer, clock
+from nats_taskflow.cli.session import Line, ReadCommand, pages, run
 
 _NOTHING = "Nobody has replayed, purged, matched, released or pruned anything yet. What was done to a flow is in `taskflow flow history`."
 

@@ -50,7 +50,7 @@ def mcp(*, split_tools: bool, require_keys: bool, **arguments: Any) -> None:
     patience = _seconds(arguments["patience"])
     serve = _serving()
     http = _http(arguments)
-    from nats_taskflow.cli.launch import launch
+    from nats_taskflow.cli.runtime import launch
     from nats_taskflow.config.tree import Log
     from nats_taskflow.observe.log import configure_logging
 

@@ -19,7 +19,7 @@ from nats_taskflow.wire.admin_requests import read_operation
 from nats_taskflow.wire.subjects import Subjects
 
 if TYPE_CHECKING:
-    from nats_taskflow.cli.showing import Printer
+    from nats_taskflow.cli.output import Printer
     from nats_taskflow.config import Config
 
 
@@ -31,7 +31,7 @@ class Offline:
 
     async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
         """Answer a question as the worker would."""
-        from nats_taskflow.cli.asking import Refused
+        from nats_taskflow.cli.session import Refused
 
         try:
             asked = read_operation(verb, msgspec.json.encode({name: value for name, value in fields.items() if value is not None}))

@@ -1,82 +1,222 @@
-"""Read and say what a command has to, whatever its streams are: closed, full, of a narrow encoding, or read by somebody who has gone."""
+"""Say answers: tables for people, JSON for programs; data on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
-import codecs
-import errno
-import io
 import json
-import locale
 import os
+import shutil
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-from nats_taskflow.cli.exits import FAILED, IO_ERROR
+import click
+
+from nats_taskflow.cli import layout
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from collections.abc import Callable
 
-_ESCAPES = "taskflow-escapes"
-
-
-class NotWritten(Exception):
-    """Stdout does not take what the command says. No `OSError`: at a broken pipe click would end by itself, and leave a rest to Python."""
-
-    def __init__(self, failed: OSError) -> None:
-        super().__init__(failed.strerror)
-        self.gone = failed.errno == errno.EPIPE
-
-
-class _Stdout(io.FileIO):
-    """Stdout, whose errors are told from those of anything else."""
-
-    def write(self, data: ReadableBuffer, /) -> int:
-        """Write. Raises `NotWritten`."""
-        try:
-            return super().write(data)
-        except OSError as failed:
-            raise NotWritten(failed) from failed
+Json = dict[str, Any]
+_ELASTIC = {
+    *("CONTROLLER", "STEP", "GOAL", "WAITS ON", "OWNER", "TOPIC", "CORRELATION ID", "SUBJECT", "PAYLOAD", "MESSAGE"),
+    *("ACTOR", "WHO", "ABOUT", "WHY", "RUN", "TASK", "SESSION"),
+}
+"""Columns that may be cut short on a narrow terminal; what names a thing, counts or tells a time stays whole."""
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_MARKS = {"created": "○", "running": "▶", "waiting": "⏸", "finished": "✓", "failed": "✗", "cancelled": "⊘"}
+_STYLES: dict[str, Json] = {
+    "running": {"fg": "cyan"},
+    "waiting": {"fg": "yellow"},
+    "finished": {"fg": "green"},
+    "failed": {"fg": "red"},
+    "cancelled": {"dim": True},
+    "overdue": {"fg": "red"},
+}
 
 
-class _Stderr(io.FileIO):
-    """Stderr, where nothing can be said about its own errors: the exit code is that of the command."""
+class Printer:
+    """Prints in the form that was asked for: `table`, `json`, `jsonl` or `none`."""
 
-    def write(self, data: ReadableBuffer, /) -> int:
-        """Write, or do as if."""
-        try:
-            return super().write(data)
-        except OSError:
-            return memoryview(data).nbytes
+    def __init__(self, form: str) -> None:
+        self.form = form
+
+    @property
+    def for_people(self) -> bool:
+        """Whether a person reads it."""
+        return self.form == "table"
+
+    def items(
+        self, items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]], *, cursor: str | None = None, empty: str
+    ) -> None:
+        """Print a list: a table with these columns, or the items as they came. `empty`: what to say to a person where there is none."""
+        if self.form == "json":
+            click.echo(json.dumps({"items": list(items), "next_cursor": cursor}, ensure_ascii=False))
+        elif self.form == "jsonl":
+            for item in items:
+                click.echo(json.dumps(item, ensure_ascii=False))
+        elif self.for_people and not items:
+            self.note(empty)
+        elif self.for_people:
+            self._table(items, columns)
+            if cursor is not None:
+                self.note(f"{len(items)} shown; more: --cursor {cursor}")
+
+    def _table(self, items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]]) -> None:
+        """Print a table, one line a row."""
+        for line in table_lines(items, columns):
+            click.echo(line)
+
+    def item(self, item: Mapping[str, Any], lines: Sequence[tuple[str, str]]) -> None:
+        """Print one thing: its lines, or as it came."""
+        if self.form in ("json", "jsonl"):
+            click.echo(json.dumps(item, ensure_ascii=False))
+        elif self.for_people:
+            for line in lines_of(lines):
+                click.echo(line)
+
+    def text(self, line: str) -> None:
+        """Print a line for people."""
+        if self.for_people:
+            click.echo(printable(line))
+
+    def line(self, text: str) -> None:
+        """Print exactly one line for people, cut short where the terminal is narrow."""
+        if self.for_people:
+            flat = " ".join(printable(text).split("\n"))
+            click.echo(flat if (columns := screen()) is None else layout.cut(flat, columns))
+
+    def note(self, text: str) -> None:
+        """Say something besides the data, on stderr."""
+        if self.for_people:
+            click.echo(printable(text), err=True)
 
 
-def say_all(command: Callable[[], None]) -> NoReturn:
-    """Run the command line and exit, with the right code also where what it said could not be written."""
-    codecs.register_error(_ESCAPES, _escaped)
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115  for the whole run
-    sys.stdout = _text(_Stdout(1, "w", closefd=False), sys.stdout)
-    sys.stderr = _text(_Stderr(2, "w", closefd=False), sys.stderr)
-    try:
-        try:
-            command()
-        finally:
-            sys.stdout.flush()
-    except NotWritten as failed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python tries again at the exit to write what is left
-        if failed.gone:
-            sys.exit(FAILED)  # whoever read it has seen enough
-        sys.stderr.write(f"taskflow: the output cannot be written: {failed}\n")
-        sys.exit(IO_ERROR)
-    sys.exit(0)
+def screen() -> int | None:
+    """Return how many columns the terminal has that a person looks at; None where stdout is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def _text(raw: io.FileIO, was: TextIO | None) -> io.TextIOWrapper:
-    """Make the text stream over a file, in the encoding that it had; what that does not have is escaped."""
-    encoding = getattr(was, "encoding", None) or locale.getpreferredencoding(do_setlocale=False)
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=_ESCAPES, line_buffering=raw.fileno() != 1 or raw.isatty())
+def table_lines(items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]]) -> list[str]:
+    """Return a table's lines, coloured where that is wanted: as wide as the terminal, or as they need to be where nobody looks."""
+    shown = [[printable(show(item)) for show in columns.values()] for item in items]
+    heading, *rows = layout.table([layout.Column(name, name in _ELASTIC) for name in columns], shown, screen())
+    styled = [layout.GAP.join(cell if (style := _style(cell)) is None else paint(cell, **style) for cell in row) for row in rows]
+    return [paint(layout.GAP.join(heading).rstrip(), bold=True), *(line.rstrip() for line in styled)]
 
 
-def _escaped(error: UnicodeError) -> tuple[str, int]:
-    r"""Write characters as JSON does, `\u2713`, so that JSON stays JSON."""
-    assert isinstance(error, UnicodeEncodeError)
-    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+def paint(text: str, **style: Any) -> str:
+    """Return text in a style, unless the user (NO_COLOR) or the terminal wants none; click leaves it out where there is no terminal."""
+    return text if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else click.style(text, **style)
+
+
+@contextmanager
+def progress(what: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Give what hears how many are done; a person at a terminal sees a bar on stderr meanwhile."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda _count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.update(task, advance=count)
+
+
+def lines_of(named: Sequence[tuple[str, str]]) -> list[str]:
+    """Return values under each other, each behind its name; one that has several lines of its own keeps them."""
+    width = max((len(name) for name, _ in named), default=0)
+    said = []
+    for name, value in named:
+        text = printable(value)
+        shown = text if "\n" in text else layout.wrap(text, screen(), " " * (width + 2))
+        said.append(f"{name:<{width}}  {shown}".rstrip())
+    return said
+
+
+def printable(text: str) -> str:
+    """Return the text without what could steer a terminal: it may come from anybody. Lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
+def mark(status: str) -> str:
+    """Return a status with its sign: never by colour alone."""
+    return f"{_MARKS.get(status, '?')} {status}"
+
+
+def status_of(flow: Mapping[str, Any]) -> str:
+    """Return a flow's status with its sign, and whether somebody asked it to end."""
+    return mark(flow["status"]) + (" (cancelling)" if flow["cancel_requested"] else "")
+
+
+def short(flow_id: str) -> str:
+    """Return the end of an id: the beginnings of those made together are alike."""
+    return flow_id[-8:] if screen() is not None else flow_id
+
+
+def span(seconds: float) -> str:
+    """Spell a span in its two largest units."""
+    left = int(abs(seconds))
+    days, hours, minutes = left // _DAY, left % _DAY // _HOUR, left % _HOUR // _MINUTE
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes}m"
+    return f"{minutes}m {left % _MINUTE}s" if minutes else f"{left}s"
+
+
+def since(at: str | None, now: str | None = None) -> str:
+    """Say how long ago a moment was; the moment itself where nobody looks."""
+    if at is None:
+        return "—"
+    return span((_moment(now) - _moment(at)).total_seconds()) if screen() is not None else clock(at)
+
+
+def clock(at: str) -> str:
+    """Say when something is, in the one form that times have here: RFC 3339 in UTC, to the second."""
+    return f"{datetime.fromisoformat(at).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def ago(at: str) -> str:
+    """Say when something was, and how long ago; the moment itself where nobody looks."""
+    return f"{clock(at)} ({since(at)} ago)" if screen() is not None else clock(at)
+
+
+def until(at: str | None, now: str | None = None) -> str:
+    """Say how far ahead a moment is, or that it is past; the moment itself where nobody looks."""
+    if at is None:
+        return "—"
+    if screen() is None:
+        return clock(at)
+    ahead = (_moment(at) - _moment(now)).total_seconds()
+    return f"in {span(ahead)}" if ahead > 0 else f"overdue {span(ahead)} !"
+
+
+def waits_on(wait: Json | None) -> str:
+    """Say in few words what a wait is for."""
+    match wait:
+        case {"kind": "external_event", "topic": topic, **more}:
+            return f"✉ {topic} ⟨{more.get('correlation_id', '')}⟩"
+        case {"kind": "manual", **more}:
+            return f'✋ manual "{more["prompt"]}"' if more.get("prompt") else "✋ manual"
+        case {"kind": "timer", "at": at}:
+            return f"⏰ timer {clock(at)}"
+        case {"kind": "flow", "flow_id": flow_id}:
+            return f"⛓ flow {flow_id}"
+        case {"kind": kind, "conditions": parts, **more}:
+            count = f"{more['count']} of" if "count" in more else {"any_of": "any of", "all_of": "all of"}.get(kind, kind)
+            return f"{count} [{', '.join(waits_on(part) for part in parts)}]"
+        case _:
+            return "—"
+
+
+def _moment(at: str | None) -> datetime:
+    """Return a time, or now."""
+    return datetime.now(UTC) if at is None else datetime.fromisoformat(at)
+
+
+def _style(cell: str) -> Json | None:
+    """Return the style of a cell, by its words."""
+    return next((style for word, style in _STYLES.items() if word in cell.split()), None)

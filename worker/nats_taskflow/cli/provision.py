@@ -29,6 +29,6 @@ def provision(ctx: click.Context, /, *, database: str | None, set_limits: bool, 
 
     load_structlog()
     from nats_taskflow import app
-    from nats_taskflow.cli.launch import launch
+    from nats_taskflow.cli.runtime import launch
 
     ctx.exit(launch(app.provision(config, database, adopt=adopt, enforced=set_limits)))

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.asking import AskCommand, Line, Online, run, whole_id
-from nats_taskflow.cli.showing import Printer
+from nats_taskflow.cli.output import Printer
+from nats_taskflow.cli.session import AskCommand, Line, Online, run, whole_id
 
 
 @click.command(cls=AskCommand)

@@ -24,6 +24,6 @@ def run(ctx: click.Context, /, *, adopt: bool, **arguments: Any) -> None:
 
     load_structlog()
     from nats_taskflow import app
-    from nats_taskflow.cli.launch import launch
+    from nats_taskflow.cli.runtime import launch
 
     ctx.exit(launch(app.run(config, adopt=adopt)))

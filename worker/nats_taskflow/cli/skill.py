@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from click.exceptions import Exit
 
-from nats_taskflow.cli import exits
+from nats_taskflow.cli import exit_codes
 from nats_taskflow.cli.command import Group
 
 NAME = "nats-taskflow"
@@ -54,7 +54,7 @@ def install(*, folder: Path, force: bool) -> None:
             return
         if there is not None and not force:
             click.echo(f"taskflow: {place} is there and different (edited, or of another version); --force replaces it", err=True)
-            raise Exit(exits.CONFLICT)
+            raise Exit(exit_codes.CONFLICT)
         place.parent.mkdir(parents=True, exist_ok=True)
         with part_of(place) as part:
             part.write_text(wanted, encoding="utf-8")
@@ -62,5 +62,5 @@ def install(*, folder: Path, force: bool) -> None:
             settled(part, place)
     except OSError as failure:
         click.echo(f"taskflow: {place} cannot be written: {(failure.strerror or 'unknown').lower()}", err=True)
-        raise Exit(exits.IO_ERROR) from failure
+        raise Exit(exit_codes.IO_ERROR) from failure
     click.echo(place)

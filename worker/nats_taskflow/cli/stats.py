@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.asking import Line, ReadCommand, run
-from nats_taskflow.cli.showing import Printer, since
+from nats_taskflow.cli.output import Printer, since
+from nats_taskflow.cli.session import Line, ReadCommand, run
 from nats_taskflow.text import counted
 
 Json = dict[str, Any]

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.asking import Line, ReadCommand, run
-from nats_taskflow.cli.showing import Printer, clock, lines_of, mark, table_lines
+from nats_taskflow.cli.output import Printer, clock, lines_of, mark, table_lines
+from nats_taskflow.cli.session import Line, ReadCommand, run
 from nats_taskflow.cli.stats import figures
 from nats_taskflow.cli.waits import COLUMNS
 

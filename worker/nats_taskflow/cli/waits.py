@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.asking import Line, ReadCommand, agent_options, pages, run
-from nats_taskflow.cli.choosing import wait_options
-from nats_taskflow.cli.following import watch_options, watched
-from nats_taskflow.cli.showing import Printer, short, since, until, waits_on
+from nats_taskflow.cli.output import Printer, short, since, until, waits_on
+from nats_taskflow.cli.selection import wait_options
+from nats_taskflow.cli.session import Line, ReadCommand, agent_options, pages, run
+from nats_taskflow.cli.watch import watch_options, watched
 from nats_taskflow.text import counted
 
 _FILTERS = ("topic", "correlation_id", "kind", "controller", "owner", "step", "older_than", "due_within")

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.asking import Line, ReadCommand, run
-from nats_taskflow.cli.showing import Printer, short, since, until
+from nats_taskflow.cli.output import Printer, short, since, until
+from nats_taskflow.cli.session import Line, ReadCommand, run
 
 
 @click.command(cls=ReadCommand)

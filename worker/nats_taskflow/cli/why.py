@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from nats_taskflow.cli import layout
-from nats_taskflow.cli.asking import Line, ReadCommand, agent_options, run, whole_id
-from nats_taskflow.cli.showing import Printer, screen
+from nats_taskflow.cli.output import Printer, screen
+from nats_taskflow.cli.session import Line, ReadCommand, agent_options, run, whole_id
 
 _SIGNS = {"waits": "⏸", "near": "✗", "next": "→", "state": "•"}
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import click
 
-from nats_taskflow.cli import exits, taskflow
-from nats_taskflow.cli.asking import AskCommand, ReadCommand
-from nats_taskflow.cli.examples import EXAMPLES
+from nats_taskflow.cli import exit_codes, taskflow
+from nats_taskflow.cli.help_examples import EXAMPLES
 from nats_taskflow.cli.options import SettingsCommand
+from nats_taskflow.cli.session import AskCommand, ReadCommand
 from nats_taskflow.reference.tables import BY_HAND, page_of
 
 _HEAD = f"""# The command line
@@ -29,7 +29,7 @@ Every intervention needs `--reason`; it is journaled with `operator:<--as>`.
 def page() -> str:
     """Return the page."""
     lines = [_HEAD, "## Exit codes", "", "| code | meaning |", "|---|---|"]
-    lines += [f"| {code} | {meaning} |" for code, meaning in sorted(exits.MEANINGS.items())]
+    lines += [f"| {code} | {meaning} |" for code, meaning in sorted(exit_codes.MEANINGS.items())]
     lines += ["", "`taskflow check` exits as Nagios has it: 0 ok, 1 warning, 2 critical, 3 unknown.", ""]
     # With the settings, and as a parent below: click keeps the help option that it finds first, for the rest of the process.
     context = click.Context(taskflow, info_name="taskflow", **taskflow.context_settings)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 from nats_taskflow.bus.nats.server import ServerRefused
-from nats_taskflow.cli import exits
+from nats_taskflow.cli import exit_codes
 from nats_taskflow.errors import FlowError, Refusal
 from nats_taskflow.flow.decision import OutcomeName
 from nats_taskflow.reference.tables import BY_HAND, cell, code, page_of, prose, table
@@ -92,7 +92,7 @@ def _lines() -> Iterator[str]:
     """Give the page's lines."""
     yield _HEAD
     kinds = sorted(FlowError.__subclasses__(), key=lambda kind: kind.http)
-    rows = ((code(k.code), str(k.http), cell(prose(k)), _ADVICE[k.code], str(exits.of_error(k.code))) for k in kinds)
+    rows = ((code(k.code), str(k.http), cell(prose(k)), _ADVICE[k.code], str(exit_codes.of_error(k.code))) for k in kinds)
     yield from table(("code", "like HTTP", "when", "what to do", "exit"), rows)
     yield from ("## Outcomes of messages", "", "Every message that a stream delivered has exactly one, stored with it.", "")
     yield from table(("outcome", "what became of the message"), ((code(name), _OUTCOMES[name]) for name in get_args(OutcomeName)))
@@ -101,5 +101,5 @@ def _lines() -> Iterator[str]:
     refusals = sorted(kinds_of_end, key=lambda kind: (kind.exit_code, kind.__name__))
     yield from table(("exit", "when", "what to do"), ((str(k.exit_code), cell(prose(k)), _ENDS[k.__name__]) for k in refusals))
     yield from ("## Exit codes", "", "Of `taskflow` and all its commands, the worker among them.", "")
-    yield from table(("code", "meaning"), ((str(number), cell(meaning)) for number, meaning in sorted(exits.MEANINGS.items())))
+    yield from table(("code", "meaning"), ((str(number), cell(meaning)) for number, meaning in sorted(exit_codes.MEANINGS.items())))
     yield "`taskflow check` exits as Nagios has it: 0 ok, 1 warning, 2 critical, 3 unknown."

@@ -10,8 +10,8 @@ from typing import Any
 import click
 from click.exceptions import Exit
 
-from nats_taskflow.cli import exits
-from nats_taskflow.cli.asking import Line, pages, whole_ids
+from nats_taskflow.cli import exit_codes
+from nats_taskflow.cli.session import Line, pages, whole_ids
 from nats_taskflow.text import counted
 
 Json = dict[str, Any]
@@ -97,6 +97,6 @@ def agreed(verb: str, what: str, otherwise: str) -> bool:
         return click.confirm(f"{verb} {what}?", err=True)
     except click.Abort:
         click.echo("\nNothing was done.", err=True)
-        raise Exit(exits.INTERRUPTED) from None
+        raise Exit(exit_codes.INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGINT, before)

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.asking import AskCommand, Line, owner_of, run, whole_id
-from nats_taskflow.cli.showing import Printer, mark, waits_on
+from nats_taskflow.cli.output import Printer, mark, waits_on
+from nats_taskflow.cli.session import AskCommand, Line, owner_of, run, whole_id
 from nats_taskflow.text import counted
 
 Json = dict[str, Any]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nats_taskflow.cli.verdicts import Verdict
+from nats_taskflow.cli.doctor.verdict import Verdict
 from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def database(config: Config, where: str) -> Iterator[Verdict]:
     """Look at the database, its disk, and whether somebody uses it."""
     import shutil
 
-    from nats_taskflow.cli.db_check import evidence_of
+    from nats_taskflow.cli.db.check import evidence_of
     from nats_taskflow.errors import Refusal
     from nats_taskflow.store.invariants.findings import gather
     from nats_taskflow.store.invariants.snapshot import found, snapshot

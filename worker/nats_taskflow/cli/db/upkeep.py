@@ -10,11 +10,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from nats_taskflow.cli.asking import AskCommand, Line, intervention, pages, reason_option, run
-from nats_taskflow.cli.choosing import agreed, yes_option
 from nats_taskflow.cli.dev_folder import load_with_database
 from nats_taskflow.cli.options import SettingsCommand
-from nats_taskflow.cli.showing import Printer, progress
+from nats_taskflow.cli.output import Printer, progress
+from nats_taskflow.cli.selection import agreed, yes_option
+from nats_taskflow.cli.session import AskCommand, Line, intervention, pages, reason_option, run
 from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _fields(row: sqlite3.Row) -> Iterator[tuple[str, Any]]:
 @click.pass_context
 def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **arguments: Any) -> None:
     """Bring the database to this program's schema, after a backup beside it. The worker must not run; it does the same at its start."""
-    from nats_taskflow.cli.launch import launch
+    from nats_taskflow.cli.runtime import launch
     from nats_taskflow.config.tree import Log
     from nats_taskflow.observe.log import configure_logging
     from nats_taskflow.store.invariants.snapshot import found

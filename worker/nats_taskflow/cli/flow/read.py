@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.asking import Json, Line, ReadCommand, agent_options, pages, run, whole_id
-from nats_taskflow.cli.choosing import filter_options, narrowed
-from nats_taskflow.cli.following import followed, watch_options, watched
-from nats_taskflow.cli.showing import Printer, ago, clock, short, since, status_of, waits_on
+from nats_taskflow.cli.output import Printer, ago, clock, short, since, status_of, waits_on
+from nats_taskflow.cli.selection import filter_options, narrowed
+from nats_taskflow.cli.session import Json, Line, ReadCommand, agent_options, pages, run, whole_id
+from nats_taskflow.cli.watch import followed, watch_options, watched
 
 _NONE = "No flows. Start one: taskflow flow start --agent kate --controller kate/inbox --goal 'triage the inbox'"
 

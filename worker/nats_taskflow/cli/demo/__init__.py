@@ -14,6 +14,6 @@ def demo(ctx: click.Context, /) -> None:
 
     Uses a server, a database and ports of its own in a temporary folder, and leaves nothing behind.
     """
-    from nats_taskflow.cli import demo_story
+    from nats_taskflow.cli.demo import story
 
-    ctx.exit(demo_story.run())
+    ctx.exit(story.run())

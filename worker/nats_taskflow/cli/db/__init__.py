@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from nats_taskflow.cli.command import Group
-from nats_taskflow.cli.db_backup import backup
-from nats_taskflow.cli.db_check import check
-from nats_taskflow.cli.db_upkeep import export, migrate, prune
+from nats_taskflow.cli.db.backup import backup
+from nats_taskflow.cli.db.check import check
+from nats_taskflow.cli.db.upkeep import export, migrate, prune
 
 
 @click.group(cls=Group)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nats_taskflow.cli.verdicts import Verdict
+from nats_taskflow.cli.doctor.verdict import Verdict
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config

@@ -34,18 +34,18 @@ def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool
     Exit 0: everything holds. 1: something does not; each violation is printed with its number and what to do. 78: no taskflow database,
     or one of another schema. 74: it cannot be read now. 69: --events, and NATS cannot be reached.
     """
-    from nats_taskflow.cli import db_findings
+    from nats_taskflow.cli.db import findings
     from nats_taskflow.store.invariants.findings import gather
     from nats_taskflow.store.invariants.snapshot import snapshot
 
     config = load_with_database(arguments)
     where = place or config.store.path
     streams = _streams(config, where) if events else {}
-    with snapshot(where) as opened, db_findings.progress(shown=output == "text") as tell:
+    with snapshot(where) as opened, findings.progress(shown=output == "text") as tell:
         tell("opening", 0)
         evidence = evidence_of(config, opened.database, streams)
         findings = gather(evidence, path=str(opened.path), worker=opened.worker, quick=quick, progress=tell)
-    db_findings.show(findings, output)
+    findings.show(findings, output)
     ctx.exit(_exit_code(findings))
 
 
@@ -67,7 +67,7 @@ def evidence_of(config: Config, database: Any, streams: dict[str, Any] | None = 
 
 def _streams(config: Config, place: str) -> dict[str, Any]:
     """Read what was published, and before that how far it was known to be: what a worker does meanwhile is no violation."""
-    from nats_taskflow.cli.launch import launch
+    from nats_taskflow.cli.runtime import launch
     from nats_taskflow.observe.log import configure_logging
     from nats_taskflow.store.invariants.evidence import marks
     from nats_taskflow.store.invariants.snapshot import snapshot

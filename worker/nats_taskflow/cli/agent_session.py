@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nats_taskflow.cli.asking import Json, Online
+from nats_taskflow.cli.session import Json, Online
 
 if TYPE_CHECKING:
     from nats_taskflow.bus.nats.inspect import Client

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 from click.exceptions import Exit
 
-from nats_taskflow.cli import exits
+from nats_taskflow.cli import exit_codes
 from nats_taskflow.cli.command import Option
-from nats_taskflow.cli.exits import Failed
+from nats_taskflow.cli.exit_codes import Failed
 from nats_taskflow.cli.options import CLIENT, SettingsCommand, load_config
-from nats_taskflow.cli.showing import Printer
+from nats_taskflow.cli.output import Printer
 from nats_taskflow.errors import BusLost, NotAllowed
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ Main = Callable[[Line, Printer], Awaitable[int | None]]
 
 def run(arguments: Mapping[str, Any], main: Main, *, patience: float = 5.0) -> None:
     """Load the settings, open the line, and run `main`; its number, or what went wrong, is the exit code."""
-    from nats_taskflow.cli.launch import launch
     from nats_taskflow.cli.lean import load_nats
+    from nats_taskflow.cli.runtime import launch
     from nats_taskflow.observe.lazy_log import configure_at_first_use
 
     config = load_config(arguments)
@@ -149,11 +149,11 @@ async def _run(config: Config, arguments: Mapping[str, Any], main: Main, patienc
         async with _line(config, arguments, printer, patience) as line:
             return await main(line, printer) or 0
     except Refused as refused:
-        raise Failed(str(refused), exits.of_error(refused.error["code"])) from refused
+        raise Failed(str(refused), exit_codes.of_error(refused.error["code"])) from refused
     except Silent as silent:
         if silent.late:
-            raise Failed(str(silent), exits.TIMED_OUT) from silent
-        raise Failed(f"{silent}{_instead(arguments)}", exits.UNAVAILABLE) from silent
+            raise Failed(str(silent), exit_codes.TIMED_OUT) from silent
+        raise Failed(f"{silent}{_instead(arguments)}", exit_codes.UNAVAILABLE) from silent
     except BusLost as lost:
         raise Failed(f"{lost}{_instead(arguments)}", lost.exit_code) from lost
     except NotAllowed as denied:
@@ -184,7 +184,7 @@ async def _line(config: Config, arguments: Mapping[str, Any], printer: Printer, 
         if agent is None:
             yield Online(config, client, patience)
             return
-        from nats_taskflow.cli.agent_line import AgentLine
+        from nats_taskflow.cli.agent_session import AgentLine
 
         yield AgentLine(config, client, patience, agent, session or "main")
 
@@ -252,9 +252,9 @@ async def whole_id(line: Line, part: str) -> str:
     if len(ids) == 1:
         return ids[0]
     if not ids:
-        raise Failed(f"no flow id begins or ends with {part}", exits.NOT_FOUND)
+        raise Failed(f"no flow id begins or ends with {part}", exit_codes.NOT_FOUND)
     shown = ", ".join(ids[:10]) + (", …" if len(ids) > 10 else "")  # noqa: PLR2004 - ten fit a terminal
-    raise Failed(f"{part} is not the only one: {shown}", exits.USAGE)
+    raise Failed(f"{part} is not the only one: {shown}", exit_codes.USAGE)
 
 
 async def whole_ids(line: Line, parts: Sequence[str]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.asking import Json, Line, Main, Online
-from nats_taskflow.cli.showing import Printer, clock
+from nats_taskflow.cli.output import Printer, clock
+from nats_taskflow.cli.session import Json, Line, Main, Online
 
 _ENDED = ("finished", "failed", "cancelled")
 

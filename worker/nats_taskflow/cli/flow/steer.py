@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli import exits
-from nats_taskflow.cli.asking import AskCommand, Line, Refused, agent_options, intervention, reason_option, run
-from nats_taskflow.cli.choosing import FILTERS, RATE, bulk_options, chosen, confirmed, narrowed
-from nats_taskflow.cli.flow_acting import children_of, json_value, told
-from nats_taskflow.cli.showing import Printer, progress, short, status_of
+from nats_taskflow.cli import exit_codes
+from nats_taskflow.cli.flow.act import children_of, json_value, told
+from nats_taskflow.cli.output import Printer, progress, short, status_of
+from nats_taskflow.cli.selection import FILTERS, RATE, bulk_options, chosen, confirmed, narrowed
+from nats_taskflow.cli.session import AskCommand, Line, Refused, agent_options, intervention, reason_option, run
 from nats_taskflow.text import counted
 
 Json = dict[str, Any]
@@ -46,7 +46,7 @@ def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str
             raise click.UsageError("--command-id and --expected-revision are about one flow")
         if not confirmed(verb, len(ids), arguments):
             printer.note("Nothing was done.")
-            return exits.DONE
+            return exit_codes.DONE
         if len(ids) == 1:
             answers = [await line.ask(verb, flow_id=ids[0], **said)]
             refused: list[Refused] = []
@@ -57,8 +57,8 @@ def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str
         else:
             printer.items(answers, _filled(_COLUMNS, answers), empty="None was done.")
         if not refused:
-            return exits.DONE
-        return exits.PARTIAL if answers else exits.of_error(refused[0].error["code"])
+            return exit_codes.DONE
+        return exit_codes.PARTIAL if answers else exit_codes.of_error(refused[0].error["code"])
 
     run(arguments, main)
 
@@ -69,7 +69,7 @@ async def _shown(line: Line, verb: str, ids: Sequence[str], printer: Printer) ->
     columns = {**_COLUMNS, "CONTROLLER": lambda a: a["flow"]["controller_id"], "STEP": lambda a: a["flow"]["current_step"]}
     printer.items(answers, _filled(columns, answers), empty="No flow is meant.")
     printer.note(f"{verb} would be done to {counted(len(ids), 'flow')}; nothing was done.")
-    return exits.DONE
+    return exit_codes.DONE
 
 
 async def _each(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from nats_taskflow.collecting import collect_rarely
+from nats_taskflow.cli.garbage_collection import collect_rarely
 from nats_taskflow.errors import Exhausted
 
 _NO_THREAD = "can't start new thread"

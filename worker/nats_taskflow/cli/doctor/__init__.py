@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nats_taskflow.cli import exits
+from nats_taskflow.cli import exit_codes
 from nats_taskflow.cli.dev_folder import find_dev_database
+from nats_taskflow.cli.doctor.verdict import Verdict
 from nats_taskflow.cli.options import SettingsCommand, load_config
-from nats_taskflow.cli.verdicts import Verdict
 from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
 
     Exit 0: nothing fails (there may be warnings). 1: something does; each line says what to do. 78: the configuration is refused.
     """
-    from nats_taskflow.cli.doctor_place import place
-    from nats_taskflow.cli.launch import launch
+    from nats_taskflow.cli.doctor.host import place
+    from nats_taskflow.cli.runtime import launch
     from nats_taskflow.config.tree import Log
     from nats_taskflow.observe.log import configure_logging
 
@@ -50,13 +50,13 @@ def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
         ctx.exit(interrupted)
     verdicts = [Verdict("config", "ok", told), *place(config, worker), *distant]
     _show(verdicts, config, output)
-    ctx.exit(exits.FAILED if any(verdict.level == "fail" for verdict in verdicts) else exits.DONE)
+    ctx.exit(exit_codes.FAILED if any(verdict.level == "fail" for verdict in verdicts) else exit_codes.DONE)
 
 
 def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
     """Print the verdicts."""
     from nats_taskflow.cli.layout import wrap
-    from nats_taskflow.cli.showing import printable, screen
+    from nats_taskflow.cli.output import printable, screen
     from nats_taskflow.config import shown
 
     if output == "json":
@@ -77,8 +77,8 @@ def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
 async def _over_nats(config: Config, worker: dict[str, Any]) -> list[Verdict]:
     """Look at NATS and what is on it; `worker` takes in what the worker says of itself."""
     from nats_taskflow.bus.nats.inspect import Silent
-    from nats_taskflow.cli.asking import Online, connected
-    from nats_taskflow.cli.doctor_rights import rights
+    from nats_taskflow.cli.doctor.rights import rights
+    from nats_taskflow.cli.session import Online, connected
     from nats_taskflow.errors import Refusal, TurnedAway
     from nats_taskflow.wire import capacity
     from nats_taskflow.wire.subjects import Subjects
@@ -151,7 +151,7 @@ async def _worker(line: Any, about: dict[str, Any]) -> list[Verdict]:
     from datetime import UTC, datetime
 
     from nats_taskflow.bus.nats.inspect import Silent
-    from nats_taskflow.cli.asking import Refused
+    from nats_taskflow.cli.session import Refused
     from nats_taskflow.errors import Refusal
 
     try:

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import click
 
-from nats_taskflow.cli import flow_acting, flow_reading, flow_steering
 from nats_taskflow.cli.command import Group
+from nats_taskflow.cli.flow import act, read, steer
 
 
 class Flows(Group):
@@ -25,6 +25,6 @@ def flow() -> None:
     """See flows and steer them. A FLOW is an id, or at least 6 characters of its beginning or end."""
 
 
-for _module in (flow_reading, flow_acting, flow_steering):
+for _module in (read, act, steer):
     for _command in _module.COMMANDS:
         flow.add_command(_command)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nats_taskflow.cli.layout import wrap
-from nats_taskflow.cli.showing import clock, paint, printable, screen
+from nats_taskflow.cli.output import clock, paint, printable, screen
 from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
