@@ -24,7 +24,7 @@ from nats_taskflow.flow.model import Flow
 from nats_taskflow.services.supervisor import Services
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
-from nats_taskflow.testing.life import Life
+from nats_taskflow.testing.worker_run import Life
 from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually
 from tests.running import VirtualClock

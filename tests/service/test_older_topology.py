@@ -23,7 +23,7 @@ from nats_taskflow.bus.port import Holder, Source, Stream
 from nats_taskflow.config import Config
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
-from nats_taskflow.testing.life import Life
+from nats_taskflow.testing.worker_run import Life
 from nats_taskflow.wire.subjects import Subjects
 from tests.contract.rigs import JetStreamRig, jetstream_rig
 from tests.eventually import eventually

@@ -11,7 +11,7 @@ import pytest
 from nats_taskflow.client import Agent, Event, Flow, FlowClient, any_of, manual, reply, serve_delegate, timer
 from nats_taskflow.client.delegate_messages import Asked
 from nats_taskflow.testing import TaskflowWorld
-from nats_taskflow.testing.timing import Restless
+from nats_taskflow.testing.loop_time import Restless
 
 TOPIC = "agent.delegate.reply"
 NEW_YEAR = datetime(2027, 1, 1, tzinfo=UTC)

@@ -70,7 +70,7 @@ def test_the_program_of_the_page_prints_the_story(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_assert_and_fixture() -> None:
-    from nats_taskflow.testing.asserting import Asserting
+    from nats_taskflow.testing.assertions import Asserting
 
     for name in [name for name in vars(Asserting) if name.startswith("assert_")]:
         assert f"`{name}(" in PAGE, name

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec
 
-from nats_taskflow.testing.asserting import Assert, Asserting, the_world
+from nats_taskflow.testing.assertions import Assert, Asserting, the_world
 
 P = ParamSpec("P")
 

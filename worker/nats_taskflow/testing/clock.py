@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from nats_taskflow.durations import format_duration, parse_duration
-from nats_taskflow.testing.timing import LoopTime
+from nats_taskflow.testing.loop_time import LoopTime
 from nats_taskflow.units import SECOND, Micros, to_datetime, to_micros
 
 

@@ -13,8 +13,8 @@ from nats_taskflow.config import Config
 from nats_taskflow.store.invariants import Evidence, Ledger, Message, violations
 from nats_taskflow.testing.clock import Clock
 from nats_taskflow.testing.database import Inline, InlineStore, Killed, copied, fresh
-from nats_taskflow.testing.life import Life
-from nats_taskflow.testing.timing import of_worker
+from nats_taskflow.testing.loop_time import of_worker
+from nats_taskflow.testing.worker_run import Life
 from nats_taskflow.units import Micros
 
 _MOST_RETRIES = 1000

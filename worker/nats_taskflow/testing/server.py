@@ -17,7 +17,7 @@ from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.client.flows import FlowClient
 from nats_taskflow.client.nats_transport import NatsTransport
 from nats_taskflow.client.transport import Transport
-from nats_taskflow.testing.asserting import Asserting
+from nats_taskflow.testing.assertions import Asserting
 
 _READY_WITHIN = 30.0
 _TAIL = 20

@@ -18,7 +18,7 @@ from nats_taskflow.client.clock import told_by
 from nats_taskflow.client.flows import FlowClient
 from nats_taskflow.client.transport import Stored, Transport
 from nats_taskflow.config import Config
-from nats_taskflow.testing.asserting import Asserting
+from nats_taskflow.testing.assertions import Asserting
 from nats_taskflow.testing.chaos import Chaos, FaultyBroker, FaultyBus
 from nats_taskflow.testing.clock import Clock, soon
 from nats_taskflow.testing.memory import MemoryWorker
