@@ -91,11 +91,11 @@ type: $(READY) ## Check types: mypy --strict over worker and tests
 drift: $(READY) ## Check that the lock satisfies pyproject.toml, and that schemas/ and docs/ are what the code generates
 	@$(BIN)/python -m pip check --disable-pip-version-check
 	@$(BIN)/python -m nats_taskflow.wire.schema.files --check schemas
-	@$(BIN)/python -m nats_taskflow.reference --check docs
+	@$(BIN)/python -m docs.generate --check docs
 	@$(BIN)/python deploy/container/locks.py --check
 
 docs: $(READY) ## Write the reference pages of docs/ again: commands, settings, metrics, errors, events, dead letters, log
-	@$(BIN)/python -m nats_taskflow.reference docs
+	@$(BIN)/python -m docs.generate docs
 
 schemas: $(READY) ## Write schemas/ again from the message types
 	@$(BIN)/python -m nats_taskflow.wire.schema.files schemas

@@ -17,21 +17,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from nats_taskflow.reference.promises import over
+from docs.generate.promises import over
 from nats_taskflow.store import invariants
-from nats_taskflow.store.invariants import (
-    INVARIANTS,
-    ClientRecord,
-    Evidence,
-    Ledger,
-    Message,
-    Operation,
-    Taken,
-    client,
-    command,
-    looked_at,
-    violations,
-)
+from nats_taskflow.store.invariants import INVARIANTS, ClientRecord, Evidence, Ledger, Message, Operation, Taken, client, command, looked_at, violations
 from nats_taskflow.store.invariants.client import sets, time_goes_forward
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Line, living

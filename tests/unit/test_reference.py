@@ -19,9 +19,9 @@ from nats_taskflow.config import settings
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.observe.metrics import DEAD_LETTER_REASONS
-from nats_taskflow.reference import events, letters, pages, refusals
-from nats_taskflow.reference.__main__ import main
-from nats_taskflow.reference.tables import BY_HAND
+from docs.generate import events, letters, pages, refusals
+from docs.generate.__main__ import main
+from docs.generate.tables import BY_HAND
 from nats_taskflow.wire import dead_letters, headers
 from nats_taskflow.wire.events import CloudEvent, EventData
 from nats_taskflow.wire.schema.documents import documents
@@ -77,7 +77,7 @@ def test_describing_the_commands_leaves_them_as_they_are(made: dict[str, str]) -
 def test_drift_is_seen_and_repaired(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, made: dict[str, str]
 ) -> None:
-    monkeypatch.setattr("nats_taskflow.reference.__main__.pages", lambda: made)
+    monkeypatch.setattr("docs.generate.__main__.pages", lambda: made)
     assert main([str(tmp_path)]) == 0
     assert main(["--check", str(tmp_path)]) == 0
     (tmp_path / "errors.md").write_text("none", encoding="utf-8")
@@ -95,7 +95,7 @@ def test_every_setting_has_its_row_with_variable_and_flag(made: dict[str, str]) 
 
 def test_every_error_is_explained_and_none_that_is_not_there(made: dict[str, str]) -> None:
     codes = {kind.code for kind in FlowError.__subclasses__()}
-    assert refusals._ADVICE.keys() == codes, "worker/nats_taskflow/reference/refusals.py says what to do about each code"
+    assert refusals._ADVICE.keys() == codes, "docs/generate/refusals.py says what to do about each code"
     for kind in FlowError.__subclasses__():
         assert f"| `{kind.code}` | {kind.http} |" in made["errors.md"]
     for code in exit_codes.MEANINGS:

@@ -21,20 +21,7 @@ from nats_taskflow.client import kv
 from nats_taskflow.client.nats_consumer import Consuming
 from nats_taskflow.client.nats_dial import dial, options_for
 from nats_taskflow.client.nats_permissions import Permissions
-from nats_taskflow.client.transport import (
-    NO_HEADERS,
-    Deliveries,
-    Headers,
-    Inbox,
-    Lost,
-    Message,
-    Messages,
-    NoAnswer,
-    NotStored,
-    Serving,
-    Stored,
-    Trouble,
-)
+from nats_taskflow.client.transport import NO_HEADERS, Deliveries, Headers, Inbox, Lost, Message, Messages, NoAnswer, NotStored, Serving, Stored, Trouble
 from nats_taskflow.tasks import Errands
 from nats_taskflow.wire.headers import weight
 

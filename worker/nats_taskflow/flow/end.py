@@ -7,19 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from nats_taskflow.errors import Internal
-from nats_taskflow.flow.conditions import (
-    COMPOSITES,
-    ExternalEvent,
-    Node,
-    Timer,
-    WaitCondition,
-    due_times,
-    from_value,
-    holds,
-    nodes,
-    open_nodes,
-    to_value,
-)
+from nats_taskflow.flow.conditions import COMPOSITES, ExternalEvent, Node, Timer, WaitCondition, due_times, from_value, holds, nodes, open_nodes, to_value
 from nats_taskflow.flow.decision import Draft, OutcomeName
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import Flow, Outgoing, Pair

@@ -18,24 +18,7 @@ from nats_taskflow.bus.nats.requests import Asking
 from nats_taskflow.bus.nats.service import Server
 from nats_taskflow.bus.nats.stream_rules import Json
 from nats_taskflow.bus.nats.topology import Topology
-from nats_taskflow.bus.port import (
-    NO_HEADERS,
-    Ack,
-    Asked,
-    Backlog,
-    Delivery,
-    Headers,
-    Holder,
-    InProgress,
-    Nak,
-    Outgoing,
-    Published,
-    PublishFailed,
-    Settlement,
-    Source,
-    Stream,
-    Term,
-)
+from nats_taskflow.bus.port import NO_HEADERS, Ack, Asked, Backlog, Delivery, Headers, Holder, InProgress, Nak, Outgoing, Published, PublishFailed, Settlement, Source, Stream, Term
 from nats_taskflow.errors import BusLost
 
 __all__ = ["Endpoint", "JetStreamBus", "NatsOptions"]

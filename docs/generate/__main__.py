@@ -1,4 +1,4 @@
-"""Write the reference pages into a folder, or check that they are up to date: `python -m nats_taskflow.reference [--check] docs`."""
+"""Write the reference pages into a folder, or check that they are up to date: `python -m docs.generate [--check] docs`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nats_taskflow.reference import pages
+from docs.generate import pages
 
 
 def drift(folder: Path) -> dict[str, str]:
@@ -19,7 +19,7 @@ def drift(folder: Path) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 1 when `--check` finds a difference."""
-    parser = argparse.ArgumentParser(prog="python -m nats_taskflow.reference", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m docs.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page differs")
     parser.add_argument("folder", type=Path, help="where the pages are, usually docs")
     given = parser.parse_args(arguments)

@@ -9,7 +9,7 @@ from nats_taskflow.bus.nats.server import ServerRefused
 from nats_taskflow.cli import exit_codes
 from nats_taskflow.errors import FlowError, Refusal
 from nats_taskflow.flow.decision import OutcomeName
-from nats_taskflow.reference.tables import BY_HAND, cell, code, page_of, prose, table
+from docs.generate.tables import BY_HAND, cell, code, page_of, prose, table
 
 _HEAD = f"""# Errors
 

@@ -8,7 +8,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from nats_taskflow.observe.histogram import Timings
 from nats_taskflow.observe.metrics import Children, Metrics
-from nats_taskflow.reference.tables import BY_HAND, cell, code, page_of, table
+from docs.generate.tables import BY_HAND, cell, code, page_of, table
 
 _HEAD = f"""# Metrics
 

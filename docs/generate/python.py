@@ -9,7 +9,7 @@ from typing import Any
 
 from nats_taskflow import client, testing
 from nats_taskflow.client.errors import BY_CODE
-from nats_taskflow.reference.tables import BY_HAND, cell, code, page_of, prose, table
+from docs.generate.tables import BY_HAND, cell, code, page_of, prose, table
 
 _HEAD = f"""# The Python API
 

@@ -1,12 +1,12 @@
 """Write the reference pages of docs/ from what they describe: settings, commands, metrics, errors, events, dead
 letters, invariants, the Python API.
 
-`pages` gives them all; `python -m nats_taskflow.reference docs` writes them (`make docs`), `--check` says which differ (`make drift`, a test).
+`pages` gives them all; `python -m docs.generate docs` writes them (`make docs`), `--check` says which differ (`make drift`, a test).
 """
 
 from __future__ import annotations
 
-from nats_taskflow.reference import commands, events, letters, meters, promises, python, refusals, settings
+from docs.generate import commands, events, letters, meters, promises, python, refusals, settings
 
 
 def pages() -> dict[str, str]:

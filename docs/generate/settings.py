@@ -8,7 +8,7 @@ from nats_taskflow.config import Config
 from nats_taskflow.config import settings as known
 from nats_taskflow.config.show import written
 from nats_taskflow.config.tree import Setting
-from nats_taskflow.reference.tables import BY_HAND, cell, code, page_of, table
+from docs.generate.tables import BY_HAND, cell, code, page_of, table
 
 _HEAD = f"""# Configuration
 

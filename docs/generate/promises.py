@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nats_taskflow.reference.tables import BY_HAND, cell, page_of, table
+from docs.generate.tables import BY_HAND, cell, page_of, table
 from nats_taskflow.store.invariants import INVARIANTS
 from nats_taskflow.store.invariants.table import Client, Each, EachStream, Invariant, Stream, Whole
 
