@@ -21,18 +21,7 @@ _COLLECTING = "TASKFLOW_COLLECTING"
 
 def compile_worker() -> None:
     """Compile the worker and what is planted in it: the tests start it hundreds of times."""
-    for folder in (
-        ROOT
-        / "worker"
-        / "nats_taskflow"
-        / "nats_taskflow"
-        / "nats_taskflow"
-        / "nats_taskflow"
-        / "nats_taskflow"
-        / "nats_taskflow"
-        / "nats_taskflow",
-        TESTS / "faults",
-    ):
+    for folder in (ROOT / "worker" / "nats_taskflow", TESTS / "faults"):
         compileall.compile_dir(folder, quiet=2)
 
 

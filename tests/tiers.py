@@ -20,7 +20,7 @@ BEHIND_PAGES = (
     "worker/nats_taskflow/cli/",
     "worker/nats_taskflow/client/",
     "worker/nats_taskflow/testing/",
-    "worker/nats_taskflow/reference/",
+    "docs/generate/",
     "tests/e2e/",
     "tests/testing/",
 )

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import click
 
+from docs.generate.tables import BY_HAND, page_of
 from nats_taskflow.cli import exit_codes, taskflow
 from nats_taskflow.cli.help_examples import EXAMPLES
 from nats_taskflow.cli.options import SettingsCommand
 from nats_taskflow.cli.session import AskCommand, ReadCommand
-from docs.generate.tables import BY_HAND, page_of
 
 _HEAD = f"""# The command line
 

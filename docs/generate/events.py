@@ -6,13 +6,27 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from docs.generate.tables import BY_HAND, code, page_of, table
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.lifecycle import STATUS_AFTER, EventKind, FlowStepStatus
 from nats_taskflow.flow.model import FlowEvent
-from nats_taskflow.flow.stimuli import AdvanceFlow, Caller, CancelFlow, FailFlow, FinishFlow, ObserveStep, ParkFlow, Policy, Reply, RequestCancel, RunFlow, StartFlow, Stimulus
+from nats_taskflow.flow.stimuli import (
+    AdvanceFlow,
+    Caller,
+    CancelFlow,
+    FailFlow,
+    FinishFlow,
+    ObserveStep,
+    ParkFlow,
+    Policy,
+    Reply,
+    RequestCancel,
+    RunFlow,
+    StartFlow,
+    Stimulus,
+)
 from nats_taskflow.flow.view import World
-from docs.generate.tables import BY_HAND, code, page_of, table
 from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.wire.events import event_message
 from nats_taskflow.wire.subjects import Subjects

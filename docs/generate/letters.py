@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nats_taskflow.observe.metrics import DEAD_LETTER_REASONS
 from docs.generate.tables import BY_HAND, code, page_of, table
+from nats_taskflow.observe.metrics import DEAD_LETTER_REASONS
 from nats_taskflow.wire import dead_letters
 
 _HEAD = f"""# Dead letters

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics import MetricWrapperBase
 
+from docs.generate.tables import BY_HAND, cell, code, page_of, table
 from nats_taskflow.observe.histogram import Timings
 from nats_taskflow.observe.metrics import Children, Metrics
-from docs.generate.tables import BY_HAND, cell, code, page_of, table
 
 _HEAD = f"""# Metrics
 

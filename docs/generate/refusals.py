@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
+from docs.generate.tables import BY_HAND, cell, code, page_of, prose, table
 from nats_taskflow.bus.nats.server import ServerRefused
 from nats_taskflow.cli import exit_codes
 from nats_taskflow.errors import FlowError, Refusal
 from nats_taskflow.flow.decision import OutcomeName
-from docs.generate.tables import BY_HAND, cell, code, page_of, prose, table
 
 _HEAD = f"""# Errors
 

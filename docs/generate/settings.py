@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from docs.generate.tables import BY_HAND, cell, code, page_of, table
 from nats_taskflow.config import Config
 from nats_taskflow.config import settings as known
 from nats_taskflow.config.show import written
 from nats_taskflow.config.tree import Setting
-from docs.generate.tables import BY_HAND, cell, code, page_of, table
 
 _HEAD = f"""# Configuration
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from nats_taskflow.flow.model import FlowEvent
 from nats_taskflow.store.invariants import INVARIANTS, ClientRecord, Evidence, Ledger, Message, Operation, Sets, Taken, command
 from nats_taskflow.store.invariants import violations as found_in
-from nats_taskflow.store.invariants.client import sets
 from nats_taskflow.store.sqlite import rows
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, Agent, Sent, Stage
+from tests.faults.client_invariants import sets
 
 Violations = list[str]
 Database = sqlite3.Connection

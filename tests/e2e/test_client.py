@@ -11,7 +11,33 @@ from typing import Any
 
 import pytest
 
-from nats_taskflow.client import AlreadyTerminal, Conflict, FlowClient, FlowEnded, FlowRefused, Forbidden, HorizonExceeded, IdMismatch, IllegalTransition, InvalidRequest, Lost, NoOutcomeYet, NotFound, RevisionMismatch, TimerInPast, TopicNotBound, Unavailable, WaitConflict, all_of, any_of, at_least, ended, manual, reply, timer
+from nats_taskflow.client import (
+    AlreadyTerminal,
+    Conflict,
+    FlowClient,
+    FlowEnded,
+    FlowRefused,
+    Forbidden,
+    HorizonExceeded,
+    IdMismatch,
+    IllegalTransition,
+    InvalidRequest,
+    Lost,
+    NoOutcomeYet,
+    NotFound,
+    RevisionMismatch,
+    TimerInPast,
+    TopicNotBound,
+    Unavailable,
+    WaitConflict,
+    all_of,
+    any_of,
+    at_least,
+    ended,
+    manual,
+    reply,
+    timer,
+)
 from nats_taskflow.client.commands import Door
 from nats_taskflow.client.live_events import heard
 from nats_taskflow.client.transport import Message

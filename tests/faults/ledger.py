@@ -6,8 +6,8 @@ from collections import defaultdict
 
 import msgspec
 
-from nats_taskflow.store.invariants.record import Answer
-from nats_taskflow.store.invariants.record import Operation as Told
+from tests.faults.client_record import Answer
+from tests.faults.client_record import Operation as Told
 
 
 class Operation(msgspec.Struct):

@@ -19,12 +19,12 @@ import msgspec
 from nats_taskflow.bus.memory.bus import MemoryBroker, MemoryBus, Stored
 from nats_taskflow.bus.port import Delivery, Outgoing, Published, PublishFailed, Settlement
 from nats_taskflow.config import Config
-from nats_taskflow.durations import Duration
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.services.supervisor import Services
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.testing.worker_run import Life
+from nats_taskflow.units import Duration
 from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually
 from tests.running import VirtualClock

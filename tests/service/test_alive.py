@@ -15,10 +15,10 @@ import uvicorn
 from nats_taskflow import app, tasks
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.client import MendedClient
+from nats_taskflow.bus.nats.connection import Renewal
 from nats_taskflow.bus.nats.outbound import Outbound
 from nats_taskflow.bus.nats.publisher import Publisher
 from nats_taskflow.bus.nats.pull import Pull
-from nats_taskflow.bus.nats.renewal import Renewal
 from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.client.flows import FlowClient
 from nats_taskflow.config import Config

@@ -22,7 +22,22 @@ from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.submission import Outcome, Raw
 from nats_taskflow.flow.fold import fold, folded
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.stimuli import AdvanceFlow, Caller, CancelFlow, DeadlinePassed, FailFlow, FinishFlow, ParkFlow, Policy, Reply, RequestCancel, ResumeFlow, RunFlow, StartFlow, Stimulus
+from nats_taskflow.flow.stimuli import (
+    AdvanceFlow,
+    Caller,
+    CancelFlow,
+    DeadlinePassed,
+    FailFlow,
+    FinishFlow,
+    ParkFlow,
+    Policy,
+    Reply,
+    RequestCancel,
+    ResumeFlow,
+    RunFlow,
+    StartFlow,
+    Stimulus,
+)
 from nats_taskflow.store.port import Transaction, Work
 from nats_taskflow.store.sqlite import rows
 from nats_taskflow.store.sqlite.store import SqliteFlowStore

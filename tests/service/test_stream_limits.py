@@ -17,8 +17,8 @@ from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.bus.port import Outgoing, Source, Stream
 from nats_taskflow.config import Config, load
-from nats_taskflow.durations import Duration
 from nats_taskflow.errors import TopologyRefused
+from nats_taskflow.units import Duration
 from nats_taskflow.wire.limits import MAX_BYTES
 from nats_taskflow.wire.subjects import Subjects
 from tests.contract.rigs import Json, NatsAgent

@@ -8,7 +8,15 @@ import pytest
 
 from nats_taskflow.client import Flow, all_of, manual, reply, timer
 from nats_taskflow.errors import BusLost
-from nats_taskflow.testing import TaskflowWorld, assert_cancelled, assert_events, assert_failed, assert_finished, assert_running, assert_waiting
+from nats_taskflow.testing import (
+    TaskflowWorld,
+    assert_cancelled,
+    assert_events,
+    assert_failed,
+    assert_finished,
+    assert_running,
+    assert_waiting,
+)
 from nats_taskflow.testing.clock import Clock
 
 TOPIC = "agent.delegate.reply"

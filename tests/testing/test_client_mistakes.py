@@ -10,7 +10,21 @@ from typing import Any
 
 import pytest
 
-from nats_taskflow.client import Agent, Asked, Event, Flow, FlowClient, InvalidRequest, NoOutcome, TooLarge, Unavailable, UnsupportedVerb, manual, serve_delegate, timer
+from nats_taskflow.client import (
+    Agent,
+    Asked,
+    Event,
+    Flow,
+    FlowClient,
+    InvalidRequest,
+    NoOutcome,
+    TooLarge,
+    Unavailable,
+    UnsupportedVerb,
+    manual,
+    serve_delegate,
+    timer,
+)
 from nats_taskflow.testing import TaskflowWorld
 
 TOPIC = "agent.delegate.reply"

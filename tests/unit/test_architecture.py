@@ -98,43 +98,14 @@ MAX_MODULE, MAX_FUNCTION = 300, 40
 
 
 def name_of(path: Path) -> str:
-    parts = (
-        path.relative_to(
-            ROOT
-            / "worker"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-        )
-        .with_suffix("")
-        .parts
-    )
+    parts = path.relative_to(ROOT / "worker" / "nats_taskflow").with_suffix("").parts
     return ".".join(parts if parts[-1] != "__init__" or len(parts) == 1 else parts[:-1])
 
 
 @cache
 def modules() -> dict[str, tuple[str, ast.Module]]:
     """Return every module's text and tree, by its name."""
-    texts = {
-        name_of(path): path.read_text(encoding="utf-8")
-        for path in sorted(
-            (
-                ROOT
-                / "worker"
-                / "nats_taskflow"
-                / "nats_taskflow"
-                / "nats_taskflow"
-                / "nats_taskflow"
-                / "nats_taskflow"
-                / "nats_taskflow"
-                / "nats_taskflow"
-            ).rglob("*.py")
-        )
-    }
+    texts = {name_of(path): path.read_text(encoding="utf-8") for path in sorted((ROOT / "worker" / "nats_taskflow").rglob("*.py"))}
     return {name: (text, ast.parse(text)) for name, text in texts.items()}
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from nats_taskflow.bus.nats.options import nats_options
 from nats_taskflow.config import Config, Found, load, settings, shown
-from nats_taskflow.durations import Duration
 from nats_taskflow.errors import ConfigError
+from nats_taskflow.units import Duration
 from nats_taskflow.wire.delegates import Delegate
 from nats_taskflow.wire.reply_bindings import Binding
 from tests.golden import golden

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_taskflow.durations import BadDuration, Duration, format_duration, parse_duration
+from nats_taskflow.units import BadDuration, Duration, format_duration, parse_duration
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND

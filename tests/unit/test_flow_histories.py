@@ -21,7 +21,22 @@ from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.fold import fold, folded
 from nats_taskflow.flow.lifecycle import NEXT, TERMINAL, EventKind, FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent
-from nats_taskflow.flow.stimuli import AdvanceFlow, CancelFlow, DeadlinePassed, FailFlow, FinishFlow, ObserveStep, ParkFlow, Policy, Reply, RequestCancel, ResumeFlow, RunFlow, StartFlow, Stimulus
+from nats_taskflow.flow.stimuli import (
+    AdvanceFlow,
+    CancelFlow,
+    DeadlinePassed,
+    FailFlow,
+    FinishFlow,
+    ObserveStep,
+    ParkFlow,
+    Policy,
+    Reply,
+    RequestCancel,
+    ResumeFlow,
+    RunFlow,
+    StartFlow,
+    Stimulus,
+)
 from nats_taskflow.flow.view import World
 from nats_taskflow.units import SECOND, rfc3339
 from nats_taskflow.wire.journal import PAYLOADS

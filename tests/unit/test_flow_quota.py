@@ -10,7 +10,21 @@ import pytest
 from nats_taskflow.errors import FlowError, QuotaExceeded
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
-from nats_taskflow.flow.stimuli import AdvanceFlow, Caller, CancelFlow, DeadlinePassed, DelegateFlow, FailFlow, FinishFlow, ParkFlow, Policy, Reply, ResumeFlow, StartFlow, Stimulus
+from nats_taskflow.flow.stimuli import (
+    AdvanceFlow,
+    Caller,
+    CancelFlow,
+    DeadlinePassed,
+    DelegateFlow,
+    FailFlow,
+    FinishFlow,
+    ParkFlow,
+    Policy,
+    Reply,
+    ResumeFlow,
+    StartFlow,
+    Stimulus,
+)
 from nats_taskflow.flow.usage import Usage
 from nats_taskflow.flow.view import World
 from nats_taskflow.units import SECOND, rfc3339

@@ -13,7 +13,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nats_taskflow.errors import FlowError, InvalidRequest
-from nats_taskflow.flow.conditions import AllOf, AnyOf, AtLeast, Composite, ExternalEvent, Manual, Timer, WaitCondition, deadline_of, due_times, from_value, holds, nodes, parse, to_value
+from nats_taskflow.flow.conditions import (
+    AllOf,
+    AnyOf,
+    AtLeast,
+    Composite,
+    ExternalEvent,
+    Manual,
+    Timer,
+    WaitCondition,
+    deadline_of,
+    due_times,
+    from_value,
+    holds,
+    nodes,
+    parse,
+    to_value,
+)
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.end import due_of
 from nats_taskflow.flow.ids import agent_of

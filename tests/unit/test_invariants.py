@@ -19,9 +19,20 @@ from msgspec.structs import replace
 
 from docs.generate.promises import over
 from nats_taskflow.store import invariants
-from nats_taskflow.store.invariants import INVARIANTS, ClientRecord, Evidence, Ledger, Message, Operation, Taken, client, command, looked_at, violations
-from nats_taskflow.store.invariants.client import sets, time_goes_forward
+from nats_taskflow.store.invariants import (
+    INVARIANTS,
+    ClientRecord,
+    Evidence,
+    Ledger,
+    Message,
+    Operation,
+    Taken,
+    command,
+    looked_at,
+    violations,
+)
 from tests.eventually import eventually
+from tests.faults.client_invariants import sets, time_goes_forward
 from tests.service.line import TOPIC, Line, living
 
 ROOT = Path(__file__).parents[2]

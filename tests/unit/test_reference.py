@@ -13,15 +13,15 @@ from click.testing import CliRunner
 from referencing import Registry, Resource
 
 import nats_taskflow
+from docs.generate import events, letters, pages, refusals
+from docs.generate.__main__ import main
+from docs.generate.tables import BY_HAND
 from nats_taskflow import client, testing
 from nats_taskflow.cli import exit_codes, taskflow
 from nats_taskflow.config import settings
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.observe.metrics import DEAD_LETTER_REASONS
-from docs.generate import events, letters, pages, refusals
-from docs.generate.__main__ import main
-from docs.generate.tables import BY_HAND
 from nats_taskflow.wire import dead_letters, headers
 from nats_taskflow.wire.events import CloudEvent, EventData
 from nats_taskflow.wire.schema.documents import documents

@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from referencing import Registry, Resource
 
+from docs.generate.events import examples
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
-from docs.generate.events import examples
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.codec import Inbound, Query, read_command, read_query
 from nats_taskflow.wire.events import event_message

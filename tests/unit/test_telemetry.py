@@ -162,34 +162,8 @@ LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
 def said() -> set[str]:
     """Return every event name that the worker logs somewhere; a name with a hole becomes each that fits it."""
     found: set[str] = set()
-    for path in sorted(
-        (
-            ROOT
-            / "worker"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-        ).rglob("*.py")
-    ):
-        if path.relative_to(
-            ROOT
-            / "worker"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-            / "nats_taskflow"
-        ).parts[0] in {
-            "cli",
-            "client",
-            "testing",
-        }:
+    for path in sorted((ROOT / "worker" / "nats_taskflow").rglob("*.py")):
+        if path.relative_to(ROOT / "worker" / "nats_taskflow").parts[0] in {"cli", "client", "testing"}:
             continue  # other programs: people's terminals, and libraries that log as their host does
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and (event := event_of(call)) is not None:
@@ -218,20 +192,7 @@ def named(event: ast.expr) -> set[str]:
         case ast.Attribute(value=ast.Name(id="Said"), attr=member):
             return {Said[member].value}
         case ast.JoinedStr(values=[ast.Constant(value=str(prefix)), ast.FormattedValue(value=ast.Name(id=name))]):
-            kinds = re.findall(
-                r'_complain\("(\w+)"',
-                (
-                    ROOT
-                    / "worker"
-                    / "nats_taskflow"
-                    / "nats_taskflow"
-                    / "nats_taskflow"
-                    / "nats_taskflow"
-                    / "nats_taskflow"
-                    / "bus"
-                    / "pull.py"
-                ).read_text(encoding="utf-8"),
-            )
+            kinds = re.findall(r'_complain\("(\w+)"', (ROOT / "worker" / "nats_taskflow" / "bus" / "pull.py").read_text(encoding="utf-8"))
             assert (prefix, name) == ("pull.", "what"), "an event name is made of parts that this test does not know"
             return {prefix + kind for kind in kinds}
         case _:

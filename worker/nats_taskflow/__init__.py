@@ -19,7 +19,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nats_taskflow.client import Agent, Asked, DelegateError, Event, Flow, FlowClient, FlowClientSync, FlowEnded, FlowRefused, Unavailable, flows_sync, serve_delegate
+    from nats_taskflow.client import (
+        Agent,
+        Asked,
+        DelegateError,
+        Event,
+        Flow,
+        FlowClient,
+        FlowClientSync,
+        FlowEnded,
+        FlowRefused,
+        Unavailable,
+        flows_sync,
+        serve_delegate,
+    )
 
 __all__ = [
     "Agent",

@@ -1,8 +1,10 @@
 """Know which program this is."""
+# TODO merge: """Name this program so that another process runs it, and nothing that merely has its name."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 __version__ = "0.1.0"
 """The one place that says it: the build reads it from here (`tool.hatch.version`). Asking the installed distribution would load a mail
@@ -18,3 +20,8 @@ def program_version() -> str:
 def program_revision() -> str:
     """Give the commit that the program was built from, which the image's build says; `unknown` elsewhere."""
     return os.environ.get("BUILD_REVISION", "") or "unknown"
+
+
+def command(*arguments: str) -> tuple[str, ...]:
+    """Return what runs this program with `arguments`: the interpreter by its whole name, and nothing of the working directory (`-P`)."""
+    return (sys.executable, "-P", "-m", "nats_taskflow", *arguments)

@@ -66,7 +66,7 @@ def events(*, follow: bool, last: int | None, since: str | None, pattern: str | 
 
 def _moment(text: str) -> datetime:
     """Return the moment that is meant: so long ago, or the time itself."""
-    from nats_taskflow.durations import parse_duration
+    from nats_taskflow.units import parse_duration
 
     try:
         at = datetime.fromisoformat(text) if text[4:5] == "-" else datetime.now(UTC) - timedelta(microseconds=parse_duration(text))

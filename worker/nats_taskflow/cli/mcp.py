@@ -98,7 +98,7 @@ def _owner(key: str | None, agent: str | None, session: str | None) -> Owner:
 
 def _seconds(given: str) -> float:
     """Return a duration in seconds. Raises a usage error."""
-    from nats_taskflow.durations import BadDuration, parse_duration
+    from nats_taskflow.units import BadDuration, parse_duration
 
     try:
         seconds = parse_duration(given) / 1_000_000

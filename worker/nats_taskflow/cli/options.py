@@ -94,7 +94,7 @@ def _option(setting: Setting, panel: str) -> click.Parameter:
 def _metavar(setting: Setting) -> str:
     """Say what kind of value the flag takes."""
     from nats_taskflow.config.parsers import duration_or_off
-    from nats_taskflow.durations import Duration
+    from nats_taskflow.units import Duration
 
     if setting.about.read is duration_or_off or isinstance(setting.default, Duration):
         return "DURATION"

@@ -42,8 +42,8 @@ def print_skill() -> None:
 @click.option("--force", is_flag=True, help="Replace one that is different.")
 def install(*, folder: Path, force: bool) -> None:
     """Write the skill to DIR/nats-taskflow/SKILL.md. One that is there and different is left alone, unless --force."""
-    from nats_taskflow.atomic_file import part_of, settled
     from nats_taskflow.config.paths import named
+    from nats_taskflow.files import part_of, settled
 
     place = named(folder) / NAME / "SKILL.md"
     wanted = text()

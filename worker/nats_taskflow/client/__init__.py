@@ -20,7 +20,32 @@ from nats_taskflow.client.commands import Done
 from nats_taskflow.client.conditions import all_of, any_of, at_least, ended, manual, reply, timer
 from nats_taskflow.client.delegate import Delegate, serve_delegate
 from nats_taskflow.client.delegate_messages import Asked, DelegateError
-from nats_taskflow.client.errors import BY_CODE, AlreadyTerminal, CancelPending, Conflict, FlowEnded, FlowRefused, Forbidden, HorizonExceeded, IdMismatch, IllegalTransition, Internal, InvalidRequest, NoOutcome, NoOutcomeYet, NotFound, QuotaExceeded, RevisionMismatch, TimerInPast, TooDeep, TooLarge, TopicNotBound, Unavailable, UnsupportedVerb, WaitConflict
+from nats_taskflow.client.errors import (
+    BY_CODE,
+    AlreadyTerminal,
+    CancelPending,
+    Conflict,
+    FlowEnded,
+    FlowRefused,
+    Forbidden,
+    HorizonExceeded,
+    IdMismatch,
+    IllegalTransition,
+    Internal,
+    InvalidRequest,
+    NoOutcome,
+    NoOutcomeYet,
+    NotFound,
+    QuotaExceeded,
+    RevisionMismatch,
+    TimerInPast,
+    TooDeep,
+    TooLarge,
+    TopicNotBound,
+    Unavailable,
+    UnsupportedVerb,
+    WaitConflict,
+)
 from nats_taskflow.client.events import Event, Resumed
 from nats_taskflow.client.flow import Flow
 from nats_taskflow.client.flows import FlowClient

@@ -19,7 +19,17 @@ from msgspec import UNSET, UnsetType
 
 from nats_taskflow.client.backoff import Backoff
 from nats_taskflow.client.encoding import encoded
-from nats_taskflow.client.errors import Conflict, Forbidden, Internal, InvalidRequest, NoOutcome, NoOutcomeYet, Unavailable, UnsupportedVerb, error_of
+from nats_taskflow.client.errors import (
+    Conflict,
+    Forbidden,
+    Internal,
+    InvalidRequest,
+    NoOutcome,
+    NoOutcomeYet,
+    Unavailable,
+    UnsupportedVerb,
+    error_of,
+)
 from nats_taskflow.client.transport import Inbox, Lost, Message, NoAnswer, NotPermitted, NotStored, Stored, Transport
 from nats_taskflow.errors import FlowError
 from nats_taskflow.text import shown

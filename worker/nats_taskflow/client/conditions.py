@@ -9,8 +9,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from nats_taskflow.durations import BadDuration, format_duration, parse_duration
 from nats_taskflow.errors import InvalidRequest
+from nats_taskflow.units import BadDuration, format_duration, parse_duration
 
 Condition = dict[str, Any]
 OnTimeout = Literal["resume", "fail", "cancel"]

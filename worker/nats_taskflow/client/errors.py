@@ -20,7 +20,29 @@ from __future__ import annotations
 from typing import Any
 
 from nats_taskflow import errors
-from nats_taskflow.errors import AlreadyTerminal, CancelPending, Conflict, FlowError, Forbidden, HorizonExceeded, IdMismatch, IllegalTransition, Internal, InvalidRequest, NoOutcomeYet, NotFound, QuotaExceeded, RevisionMismatch, TimerInPast, TooDeep, TooLarge, TopicNotBound, Unavailable, UnsupportedVerb, WaitConflict
+from nats_taskflow.errors import (
+    AlreadyTerminal,
+    CancelPending,
+    Conflict,
+    FlowError,
+    Forbidden,
+    HorizonExceeded,
+    IdMismatch,
+    IllegalTransition,
+    Internal,
+    InvalidRequest,
+    NoOutcomeYet,
+    NotFound,
+    QuotaExceeded,
+    RevisionMismatch,
+    TimerInPast,
+    TooDeep,
+    TooLarge,
+    TopicNotBound,
+    Unavailable,
+    UnsupportedVerb,
+    WaitConflict,
+)
 
 __all__ = [
     "BY_CODE",

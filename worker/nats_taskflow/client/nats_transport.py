@@ -15,13 +15,25 @@ from nats.js.errors import APIError, NoStreamResponseError
 
 from nats_taskflow.bus.nats.client import MendedClient
 from nats_taskflow.bus.nats.dial import hang_up
-from nats_taskflow.bus.nats.options import NatsOptions
-from nats_taskflow.bus.nats.policy import reason
+from nats_taskflow.bus.nats.options import NatsOptions, reason
 from nats_taskflow.client import kv
 from nats_taskflow.client.nats_consumer import Consuming
 from nats_taskflow.client.nats_dial import dial, options_for
 from nats_taskflow.client.nats_permissions import Permissions
-from nats_taskflow.client.transport import NO_HEADERS, Deliveries, Headers, Inbox, Lost, Message, Messages, NoAnswer, NotStored, Serving, Stored, Trouble
+from nats_taskflow.client.transport import (
+    NO_HEADERS,
+    Deliveries,
+    Headers,
+    Inbox,
+    Lost,
+    Message,
+    Messages,
+    NoAnswer,
+    NotStored,
+    Serving,
+    Stored,
+    Trouble,
+)
 from nats_taskflow.tasks import Errands
 from nats_taskflow.wire.headers import weight
 

@@ -15,7 +15,7 @@ import msgspec
 
 from nats_taskflow.config.paths import check_file, expand
 from nats_taskflow.config.secrets import Secret, Url, read_secret
-from nats_taskflow.durations import Duration, format_duration
+from nats_taskflow.units import Duration, format_duration
 from nats_taskflow.wire.reply_bindings import Binding, check_binding
 from nats_taskflow.wire.subjects import is_token
 

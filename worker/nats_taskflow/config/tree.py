@@ -15,7 +15,7 @@ import msgspec
 from nats_taskflow.config import parsers
 from nats_taskflow.config.secrets import Secret, Url
 from nats_taskflow.config.tables import merge_bindings, read_delegates, read_replies
-from nats_taskflow.durations import Duration
+from nats_taskflow.units import Duration
 from nats_taskflow.wire.delegates import Delegate
 from nats_taskflow.wire.reply_bindings import Binding
 

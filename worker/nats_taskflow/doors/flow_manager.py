@@ -18,7 +18,19 @@ import uuid_utils
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
-from nats_taskflow.flow.stimuli import AdvanceFlow, CancelFlow, FailFlow, FinishFlow, ObserveStep, ParkFlow, RequestCancel, ResumeFlow, RunFlow, StartFlow, Stimulus
+from nats_taskflow.flow.stimuli import (
+    AdvanceFlow,
+    CancelFlow,
+    FailFlow,
+    FinishFlow,
+    ObserveStep,
+    ParkFlow,
+    RequestCancel,
+    ResumeFlow,
+    RunFlow,
+    StartFlow,
+    Stimulus,
+)
 from nats_taskflow.store.port import Transaction
 from nats_taskflow.store.records import ALL, Page, Row
 from nats_taskflow.units import to_micros

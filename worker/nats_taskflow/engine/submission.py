@@ -13,7 +13,23 @@ from nats_taskflow.flow.conditions import ExternalEvent, FlowEnds, from_value, n
 from nats_taskflow.flow.decision import OutcomeName
 from nats_taskflow.flow.model import Flow, FlowStep
 from nats_taskflow.flow.quota import bounded_agent
-from nats_taskflow.flow.stimuli import AdvanceFlow, DelegateFlow, ExpireHeld, FlowEnded, FollowUp, MatchHeld, ObserveStep, ParentCancelled, ParkFlow, Policy, Reply, RequestRefused, ResumeFlow, StartFlow, Stimulus
+from nats_taskflow.flow.stimuli import (
+    AdvanceFlow,
+    DelegateFlow,
+    ExpireHeld,
+    FlowEnded,
+    FollowUp,
+    MatchHeld,
+    ObserveStep,
+    ParentCancelled,
+    ParkFlow,
+    Policy,
+    Reply,
+    RequestRefused,
+    ResumeFlow,
+    StartFlow,
+    Stimulus,
+)
 from nats_taskflow.store.records import Needs
 from nats_taskflow.wire.headers import Headers
 from nats_taskflow.wire.inbound import Identity, digest

@@ -9,12 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nats_taskflow.errors import AlreadyTerminal, CancelPending, Conflict, FlowError, Forbidden, IllegalTransition, NotFound, RevisionMismatch
-from nats_taskflow.flow.answering import answer
+from nats_taskflow.errors import (
+    AlreadyTerminal,
+    CancelPending,
+    Conflict,
+    FlowError,
+    Forbidden,
+    IllegalTransition,
+    NotFound,
+    RevisionMismatch,
+)
 from nats_taskflow.flow.cascade import cancel_children, resume_watchers
 from nats_taskflow.flow.decision import Decision, Draft, View
 from nats_taskflow.flow.delegate import delegate, send_again
-from nats_taskflow.flow.end import Source, cancel, fail, pass_time
+from nats_taskflow.flow.end import Source, answer, cancel, fail, pass_time
 from nats_taskflow.flow.fold import merged
 from nats_taskflow.flow.held import expire_held, match_held
 from nats_taskflow.flow.lifecycle import NEXT, EventKind, FlowStatus
@@ -23,7 +31,30 @@ from nats_taskflow.flow.model import Flow, FlowStep
 from nats_taskflow.flow.park import park
 from nats_taskflow.flow.payload_check import too_large
 from nats_taskflow.flow.quota import within_quota
-from nats_taskflow.flow.stimuli import WORKER, AdvanceFlow, CancelFlow, Command, DeadlinePassed, DelegateFlow, ExpireHeld, FailFlow, FinishFlow, FlowEnded, MatchHeld, ObserveStep, ParentCancelled, ParkFlow, Policy, Reply, RequestCancel, RequestRefused, ResumeFlow, RunFlow, StartFlow, Stimulus
+from nats_taskflow.flow.stimuli import (
+    WORKER,
+    AdvanceFlow,
+    CancelFlow,
+    Command,
+    DeadlinePassed,
+    DelegateFlow,
+    ExpireHeld,
+    FailFlow,
+    FinishFlow,
+    FlowEnded,
+    MatchHeld,
+    ObserveStep,
+    ParentCancelled,
+    ParkFlow,
+    Policy,
+    Reply,
+    RequestCancel,
+    RequestRefused,
+    ResumeFlow,
+    RunFlow,
+    StartFlow,
+    Stimulus,
+)
 from nats_taskflow.units import Micros
 
 TARGET: dict[type[Command], FlowStatus] = {

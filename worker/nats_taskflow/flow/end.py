@@ -1,4 +1,5 @@
 """End waits and flows: satisfy a leaf, resume, time out, fail, cancel. Whoever wins closes every sibling leaf (SEMANTICS R10)."""
+# TODO merge: """Answer one manual leaf of a composite wait: approvals that come one by one (SEMANTICS 3, R11)."""
 
 from __future__ import annotations
 
@@ -6,13 +7,27 @@ from typing import Any, Literal
 
 import msgspec
 
-from nats_taskflow.errors import Internal
-from nats_taskflow.flow.conditions import COMPOSITES, ExternalEvent, Node, Timer, WaitCondition, due_times, from_value, holds, nodes, open_nodes, to_value
-from nats_taskflow.flow.decision import Draft, OutcomeName
+from nats_taskflow.errors import FlowError, IllegalTransition, Internal, InvalidRequest, TooLarge
+from nats_taskflow.flow.conditions import (
+    COMPOSITES,
+    ExternalEvent,
+    Manual,
+    Node,
+    Timer,
+    WaitCondition,
+    due_times,
+    from_value,
+    holds,
+    nodes,
+    open_nodes,
+    to_value,
+)
+from nats_taskflow.flow.decision import Decision, Draft, OutcomeName
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import Flow, Outgoing, Pair
+from nats_taskflow.flow.payload_check import unfit
 from nats_taskflow.flow.request_headers import asker
-from nats_taskflow.flow.stimuli import Caller
+from nats_taskflow.flow.stimuli import Caller, Policy, ResumeFlow
 from nats_taskflow.units import Micros, rfc3339
 
 TIMED_OUT = "wait timed out"
@@ -164,3 +179,27 @@ def _fire(draft: Draft, condition: WaitCondition, node: Node) -> None:
     else:
         flow = draft.add(EventKind.WAIT_PROGRESSED, {"leaf": f"node:{node.number}", "payload": {"timed_out": True}})
         _resume_if_held(draft, condition, flow.progress or {}, source)
+
+
+def answer(command: ResumeFlow, flow: Flow, now: Micros, policy: Policy) -> Decision | FlowError:
+    """Satisfy the manual leaf that `command.leaf` names by number or name; its payload is the command's patch."""
+    condition = condition_of(flow)
+    leaf = _named(condition, command.leaf)
+    if leaf is None:
+        return InvalidRequest(f"the wait of flow {flow.id} has no manual leaf {command.leaf!r}", path="/leaf", leaf=command.leaf)
+    if all(node.leaf != leaf for node in open_nodes(condition, flow.progress or {})):
+        return IllegalTransition(f"leaf {command.leaf!r} of flow {flow.id} is answered already, or not needed any more", leaf=command.leaf)
+    flaw = unfit(condition, flow, leaf, command.patch, policy)
+    if flaw is not None:
+        return TooLarge(flaw[1], path="/patch")
+    draft = Draft(flow, command.caller, now)
+    satisfy(draft, leaf, command.patch, Source(cause="manual", reason=command.reason))
+    return Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),))
+
+
+def _named(condition: WaitCondition, leaf: int | str | None) -> int | None:
+    """Return the number of the manual leaf with this number or name."""
+    for node in nodes(condition):
+        if isinstance(node.condition, Manual) and leaf in (node.leaf, node.condition.name):
+            return node.leaf
+    return None

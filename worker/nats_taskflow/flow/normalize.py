@@ -10,12 +10,11 @@ from uuid import UUID
 
 from msgspec.structs import replace
 
-from nats_taskflow.durations import parse_duration
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.conditions import Composite, ExternalEvent, FlowEnds, Timer, WaitCondition
-from nats_taskflow.flow.error_paths import relocate
 from nats_taskflow.flow.stimuli import Policy
-from nats_taskflow.units import Micros, to_datetime
+from nats_taskflow.flow.validate import relocate
+from nats_taskflow.units import Micros, parse_duration, to_datetime
 
 _DIGITS = 32
 """Of a minted id, in hexadecimal: 128 bit, written as a UUID, for agents that parse it as one and write it back (R3)."""

@@ -9,13 +9,12 @@ from nats_taskflow.flow.cascade import end_of
 from nats_taskflow.flow.conditions import FLOW_ENDS, ExternalEvent, FlowEnds, WaitCondition, deadline_of, nodes, parse, to_value
 from nats_taskflow.flow.decision import Decision, Draft, Spoiled, Taken, View
 from nats_taskflow.flow.end import Source, satisfy
-from nats_taskflow.flow.error_paths import misspelled
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import Flow, HeldReply, Outgoing, Waiter
 from nats_taskflow.flow.normalize import settle
 from nats_taskflow.flow.payload_check import unfit
 from nats_taskflow.flow.stimuli import Caller, Command, ParkFlow, Policy
-from nats_taskflow.flow.validate import check
+from nats_taskflow.flow.validate import check, misspelled
 from nats_taskflow.units import Micros
 
 MAX_WAITERS = 500

@@ -14,7 +14,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nats_taskflow.testing.asserts import assert_cancelled, assert_events, assert_failed, assert_finished, assert_running, assert_waiting
+    from nats_taskflow.testing.assertions import (
+        assert_cancelled,
+        assert_events,
+        assert_failed,
+        assert_finished,
+        assert_running,
+        assert_waiting,
+    )
     from nats_taskflow.testing.chaos import Chaos
     from nats_taskflow.testing.clock import Clock
     from nats_taskflow.testing.server import TaskflowServer

@@ -1,4 +1,5 @@
 """The asserts of the test kit. One that fails shows what was there instead: the flow's whole story, and why it is where it is."""
+# TODO merge: """The asserts as functions, of the one world that is open: `await assert_waiting(flow, topic="agent.delegate.reply", corr="c-1")`."""
 
 from __future__ import annotations
 
@@ -252,3 +253,25 @@ def _matches(expected: list[str], found: list[str]) -> bool:
     if expected[0] == "...":
         return any(_matches(expected[1:], found[at:]) for at in range(len(found) + 1))
     return bool(found) and found[0] == expected[0] and _matches(expected[1:], found[1:])
+
+
+P = ParamSpec("P")
+
+
+def _of_the_world(method: Callable[Concatenate[Asserting, P], Assert]) -> Callable[P, Assert]:
+    """Make a method of the world a function."""
+
+    @functools.wraps(method)
+    def asserting(*args: P.args, **kwargs: P.kwargs) -> Assert:
+        """Ask the world that is open."""
+        return method(the_world(), *args, **kwargs)
+
+    return asserting
+
+
+assert_waiting = _of_the_world(Asserting.assert_waiting)
+assert_running = _of_the_world(Asserting.assert_running)
+assert_finished = _of_the_world(Asserting.assert_finished)
+assert_failed = _of_the_world(Asserting.assert_failed)
+assert_cancelled = _of_the_world(Asserting.assert_cancelled)
+assert_events = _of_the_world(Asserting.assert_events)

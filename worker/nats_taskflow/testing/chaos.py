@@ -16,7 +16,7 @@ from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.memory.stream import ConsumerState, StreamStore
 from nats_taskflow.bus.nats.stream_rules import Json
 from nats_taskflow.bus.port import Ack, Delivery, Outgoing, Published, Settlement, Term
-from nats_taskflow.durations import parse_duration
+from nats_taskflow.units import parse_duration
 
 _STATEMENTS = 60
 """SQL statements within which a kill comes: about as many as two commits have."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from nats_taskflow.durations import format_duration, parse_duration
 from nats_taskflow.testing.loop_time import LoopTime
-from nats_taskflow.units import SECOND, Micros, to_datetime, to_micros
+from nats_taskflow.units import SECOND, Micros, format_duration, parse_duration, to_datetime, to_micros
 
 
 def soon() -> datetime:

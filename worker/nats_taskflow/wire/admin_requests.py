@@ -17,7 +17,20 @@ from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.text import meant, shown
 from nats_taskflow.wire import field_errors, limits, requests
 from nats_taskflow.wire.envelope import open_request
-from nats_taskflow.wire.requests import DEFAULT_LIMIT, EXPECTED, MAX_LIMIT, CommandId, Cursor, FlowId, Key, Label, Limit, Name, Object, Revision
+from nats_taskflow.wire.requests import (
+    DEFAULT_LIMIT,
+    EXPECTED,
+    MAX_LIMIT,
+    CommandId,
+    Cursor,
+    FlowId,
+    Key,
+    Label,
+    Limit,
+    Name,
+    Object,
+    Revision,
+)
 
 Operator = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.@-]{1,63}\Z")]
 Reason = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"\A[^\x00]*\Z")]

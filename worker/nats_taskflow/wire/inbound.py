@@ -1,15 +1,18 @@
 """Say what reading a message gave: something to do (`Inbound`), something of no use (`Unusable`), or nothing (`Ignored`)."""
+# TODO merge: """Say who sent a request, and make what has to be random."""
 
 from __future__ import annotations
 
 import re
 from hashlib import blake2b
+from typing import Protocol
 
 import msgspec
 
 from nats_taskflow.errors import FlowError, IdMismatch, InvalidRequest, TooDeep, TooLarge, TopicNotBound, UnsupportedVerb
 from nats_taskflow.flow.stimuli import RequestRefused, Stimulus
 from nats_taskflow.wire.limits import Malformed
+from nats_taskflow.wire.subjects import Subjects
 
 COMMAND_ID = re.compile(r"\A[A-Za-z0-9_-]{1,64}\Z")
 
@@ -86,3 +89,30 @@ def digest(*parts: bytes) -> bytes:
 def command_scope(agent: str) -> str:
     """Name the key space of an agent's command ids, which `cmd` and `api` share (CONTRACT 3)."""
     return f"cmd:{agent}"
+
+
+class Mint(Protocol):
+    """Makes what has to be unguessable or unique. Randomness comes in through this, so that reading stays pure."""
+
+    def flow_id(self) -> str:
+        """Return a new UUIDv7 as canonical text; also used for step ids."""
+        ...
+
+    def nonce(self) -> str:
+        """Return at least 128 random bits in the text form of a UUID: the correlation id where the caller gives none (SEMANTICS R3)."""
+        ...
+
+    def command_id(self) -> str:
+        """Return a new command id, for a request that came without one."""
+        ...
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Who sent a request, as the subject and the headers say, and the mint to use for it."""
+
+    agent: str
+    command_id: str
+    trace: str | None
+    mint: Mint
+    subjects: Subjects = Subjects()
+    hops: int = 0

@@ -17,7 +17,20 @@ from nats_taskflow.bus.memory.stream import MSG_ID, Spelled, Stored
 from nats_taskflow.bus.memory.topology import MemoryTopology
 from nats_taskflow.bus.nats.outbound import objection
 from nats_taskflow.bus.nats.requests import NOT_CONNECTED, complaint
-from nats_taskflow.bus.port import NO_HEADERS, Asked, Backlog, Delivery, Headers, Holder, Outgoing, Published, PublishFailed, Settlement, Source, Stream
+from nats_taskflow.bus.port import (
+    NO_HEADERS,
+    Asked,
+    Backlog,
+    Delivery,
+    Headers,
+    Holder,
+    Outgoing,
+    Published,
+    PublishFailed,
+    Settlement,
+    Source,
+    Stream,
+)
 from nats_taskflow.errors import BusLost, TopologyRefused
 from nats_taskflow.futures import fail, resolve
 

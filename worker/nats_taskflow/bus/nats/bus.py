@@ -10,15 +10,32 @@ from nats.errors import Error as NatsError
 
 from nats_taskflow.bus.endpoints import Endpoint, Request, Service
 from nats_taskflow.bus.nats.connection import Connection, NatsOptions, NoAnswer
+from nats_taskflow.bus.nats.options import reason
 from nats_taskflow.bus.nats.outbound import Frame, objection
-from nats_taskflow.bus.nats.policy import reason
 from nats_taskflow.bus.nats.publisher import Publisher
 from nats_taskflow.bus.nats.pull import Pull
 from nats_taskflow.bus.nats.requests import Asking
 from nats_taskflow.bus.nats.service import Server
 from nats_taskflow.bus.nats.stream_rules import Json
 from nats_taskflow.bus.nats.topology import Topology
-from nats_taskflow.bus.port import NO_HEADERS, Ack, Asked, Backlog, Delivery, Headers, Holder, InProgress, Nak, Outgoing, Published, PublishFailed, Settlement, Source, Stream, Term
+from nats_taskflow.bus.port import (
+    NO_HEADERS,
+    Ack,
+    Asked,
+    Backlog,
+    Delivery,
+    Headers,
+    Holder,
+    InProgress,
+    Nak,
+    Outgoing,
+    Published,
+    PublishFailed,
+    Settlement,
+    Source,
+    Stream,
+    Term,
+)
 from nats_taskflow.errors import BusLost
 
 __all__ = ["Endpoint", "JetStreamBus", "NatsOptions"]

@@ -21,9 +21,8 @@ from typing import IO
 
 import structlog
 
-from nats_taskflow.atomic_file import part_of, settled
 from nats_taskflow.errors import Refusal
-from nats_taskflow.files import open_own
+from nats_taskflow.files import open_own, part_of, settled
 
 _POLL = 0.005
 _START_TIMEOUT = 10.0

@@ -26,7 +26,7 @@ _COLUMNS = {"state_json": "state", "wait_json": "wait", "progress_json": "progre
 
 def _duration(_ctx: click.Context, _parameter: click.Parameter, text: str) -> str:
     """Refuse what is no duration before anybody is asked whether to go on."""
-    from nats_taskflow.durations import parse_duration
+    from nats_taskflow.units import parse_duration
 
     try:
         parse_duration(text)
@@ -88,7 +88,7 @@ def export(*, place: str | None, target: Path | None, **arguments: Any) -> None:
     """Write every flow with its journal and observed runs as one JSON object a line. Read-only, one snapshot, also while a worker runs."""
     import sqlite3
 
-    from nats_taskflow.atomic_file import part_of, settled
+    from nats_taskflow.files import part_of, settled
     from nats_taskflow.store.invariants.snapshot import snapshot
 
     config = load_with_database(arguments)

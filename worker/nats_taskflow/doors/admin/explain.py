@@ -8,13 +8,12 @@ from datetime import datetime
 
 import msgspec
 
-from nats_taskflow.durations import format_duration
 from nats_taskflow.flow.conditions import Composite, ExternalEvent, FlowEnds, Manual, Node, Timer, due_times, from_value, open_nodes
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, HeldReply
 from nats_taskflow.store.admin_port import Came, SetAside
 from nats_taskflow.text import counted
-from nats_taskflow.units import SECOND, Micros, to_micros, to_the_second
+from nats_taskflow.units import SECOND, Micros, format_duration, to_micros, to_the_second
 from nats_taskflow.wire.admin_answers import Reason
 
 _ALIKE = 0.6

@@ -10,14 +10,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from nats_taskflow.durations import parse_duration
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.conditions import due_times, from_value
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.store.admin_port import Kept, LetterGroup
 from nats_taskflow.store.records import Page, Row
-from nats_taskflow.units import Micros, rfc3339, to_micros
+from nats_taskflow.units import Micros, parse_duration, rfc3339, to_micros
 from nats_taskflow.wire import admin_answers, admin_requests
 from nats_taskflow.wire.cursors import read_cursor, write_cursor
 from nats_taskflow.wire.subjects import Subjects

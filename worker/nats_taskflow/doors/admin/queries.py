@@ -8,7 +8,22 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.doors.admin.explain import Circumstances, advise_agent, explain, reply_leaves
-from nats_taskflow.doors.admin.pages import STATUSES, by_status, cursor_of, cut, fitting, moment_after, moment_before, moment_of, place, show_groups, show_held, show_letter, show_wait, when
+from nats_taskflow.doors.admin.pages import (
+    STATUSES,
+    by_status,
+    cursor_of,
+    cut,
+    fitting,
+    moment_after,
+    moment_before,
+    moment_of,
+    place,
+    show_groups,
+    show_held,
+    show_letter,
+    show_wait,
+    when,
+)
 from nats_taskflow.errors import NotFound
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow

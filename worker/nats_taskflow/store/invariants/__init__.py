@@ -11,8 +11,8 @@ from __future__ import annotations
 from nats_taskflow.store.invariants.checking import Violation, looked_at, violations
 from nats_taskflow.store.invariants.evidence import Evidence, Taken
 from nats_taskflow.store.invariants.ledger import Ledger, Message
-from nats_taskflow.store.invariants.record import ClientRecord, Operation, Sets, command, reply
 from nats_taskflow.store.invariants.table import INVARIANTS, Invariant
+from tests.faults.client_record import ClientRecord, Operation, Sets, command, reply
 
 __all__ = [
     "INVARIANTS",

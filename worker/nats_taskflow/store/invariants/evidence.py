@@ -11,10 +11,10 @@ import msgspec
 
 from nats_taskflow.flow.model import Flow, FlowEvent, Waiter
 from nats_taskflow.store.invariants.ledger import Ledger
-from nats_taskflow.store.invariants.record import ClientRecord
 from nats_taskflow.store.sqlite import rows
 from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.wire.subjects import Subjects
+from tests.faults.client_record import ClientRecord
 
 REMEMBERED: Micros = 14 * 24 * 3600 * SECOND
 """How long a message is remembered at least, by default: twice `stream.max_age`."""

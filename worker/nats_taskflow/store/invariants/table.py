@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from nats_taskflow.store.invariants import client, damage, file, inbox, journal, outbox, published, tenancy, timers, usage, waits
+from nats_taskflow.store.invariants import damage, file, inbox, journal, outbox, published, tenancy, timers, usage, waits
 from nats_taskflow.store.invariants.evidence import Evidence, Life
 from nats_taskflow.store.invariants.ledger import Ledger
-from nats_taskflow.store.invariants.record import ClientRecord
+from tests.faults import client_invariants
+from tests.faults.client_record import ClientRecord
 
 
 class Whole(msgspec.Struct, frozen=True):
@@ -71,13 +72,13 @@ INVARIANTS: tuple[Invariant, ...] = (
         "I-1",
         "exactly one effect",
         "every accepted message has one outcome and took effect once, or not at all where its outcome says so",
-        (Whole(inbox.has_one_effect), Each(inbox.says_what_is_kept), Client(client.nothing_acknowledged_is_lost)),
+        (Whole(inbox.has_one_effect), Each(inbox.says_what_is_kept), Client(client_invariants.nothing_acknowledged_is_lost)),
     ),
     Invariant(
         "I-2",
         "no effect from nothing",
         "whatever changed a flow came from a message that is on record, and that somebody sent",
-        (Whole(inbox.comes_from_a_message), Client(client.nothing_comes_from_nowhere)),
+        (Whole(inbox.comes_from_a_message), Client(client_invariants.nothing_comes_from_nowhere)),
     ),
     Invariant(
         "I-3",
@@ -101,7 +102,7 @@ INVARIANTS: tuple[Invariant, ...] = (
         "I-6",
         "doubts end one way",
         "an operation that nobody answered has happened whole, or not at all",
-        (Client(client.doubts_end_one_way),),
+        (Client(client_invariants.doubts_end_one_way),),
     ),
     Invariant(
         "I-7",
@@ -126,13 +127,13 @@ INVARIANTS: tuple[Invariant, ...] = (
         "I-10",
         "time goes forward",
         "what was asked for after something else was answered has the higher revision",
-        (Client(client.time_goes_forward),),
+        (Client(client_invariants.time_goes_forward),),
     ),
     Invariant(
         "I-11",
         "each revision is written once",
         "no two changes of a flow have the same revision, and nobody is told that another one's is his",
-        (Each(journal.revisions_are_written_once), Client(client.no_two_win_one_revision)),
+        (Each(journal.revisions_are_written_once), Client(client_invariants.no_two_win_one_revision)),
     ),
     Invariant(
         "I-12",

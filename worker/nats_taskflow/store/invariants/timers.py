@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nats_taskflow.durations import format_duration
 from nats_taskflow.flow.conditions import Timer, WaitCondition, due_times, ends_at, from_value, nodes
 from nats_taskflow.flow.end import TIMED_OUT
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import FlowEvent
 from nats_taskflow.store.invariants.evidence import Life
-from nats_taskflow.units import Micros, to_micros, to_the_second
+from nats_taskflow.units import Micros, format_duration, to_micros, to_the_second
 
 _ENDS = {EventKind.RESUMED, EventKind.FAILED, EventKind.CANCELLED}
 

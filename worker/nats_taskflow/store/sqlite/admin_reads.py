@@ -9,7 +9,24 @@ from typing import Any, TypeVar
 import msgspec
 
 from nats_taskflow.flow.model import Flow, HeldReply
-from nats_taskflow.store.admin_port import COUNTED, FOREVER, LOOK, NEWEST, SLICE, Came, Gauges, Intervention, Kept, LetterGroup, Parked, SetAside, Stretch, WaiterRow, Wanted, WantedLetters
+from nats_taskflow.store.admin_port import (
+    COUNTED,
+    FOREVER,
+    LOOK,
+    NEWEST,
+    SLICE,
+    Came,
+    Gauges,
+    Intervention,
+    Kept,
+    LetterGroup,
+    Parked,
+    SetAside,
+    Stretch,
+    WaiterRow,
+    Wanted,
+    WantedLetters,
+)
 from nats_taskflow.store.records import ALL, Page
 from nats_taskflow.store.sqlite import rows
 from nats_taskflow.store.sqlite.statements import statements

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from nats_taskflow.atomic_file import part_of, settled
 from nats_taskflow.config.paths import whole
 from nats_taskflow.errors import StoreRefused
+from nats_taskflow.files import part_of, settled
 from nats_taskflow.store.sqlite.opening import APPLICATION_ID, refuse_newer
 from nats_taskflow.store.sqlite.place import checked
 from nats_taskflow.store.sqlite.statements import statements

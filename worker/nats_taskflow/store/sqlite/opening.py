@@ -12,9 +12,8 @@ from typing import Any
 import aiosqlite
 import structlog
 
-from nats_taskflow.atomic_file import part_of, settled
 from nats_taskflow.errors import StoreRefused
-from nats_taskflow.files import open_own
+from nats_taskflow.files import open_own, part_of, settled
 from nats_taskflow.store.sqlite.errors import translated
 from nats_taskflow.store.sqlite.statements import migrations
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from nats_taskflow.store.invariants.evidence import Evidence
-from nats_taskflow.store.invariants.record import ClientRecord, Operation, Sets
+from tests.faults.client_record import ClientRecord, Operation, Sets
 
 _OUTCOME = "SELECT outcome FROM inbox WHERE scope = ?1 AND key = ?2 AND key IS NOT NULL"
 # CROSS JOIN keeps the order: from the flow to its entries. The other way each question reads the whole journal.
@@ -61,7 +61,7 @@ def doubts_end_one_way(evidence: Evidence, client: ClientRecord) -> Iterator[str
             yield f"{one.key!r} ({one.scope}) was in doubt: it took effect by its outcome, and changed nothing on {one.flow_id}"
 
 
-def time_goes_forward(evidence: Evidence, client: ClientRecord) -> Iterator[str]:  # noqa: ARG001  every check of a record is asked alike
+def time_goes_forward(evidence: Evidence, client: ClientRecord) -> Iterator[str]:
     """I-10: what was asked for after something else was answered comes after it: O(n log n), since every answer has its revision."""
     by_flow: dict[str, list[Operation]] = defaultdict(list)
     for one in client.operations:
@@ -79,7 +79,7 @@ def time_goes_forward(evidence: Evidence, client: ClientRecord) -> Iterator[str]
             heapq.heappush(under_way, (one.completed_us or 0, revision))
 
 
-def no_two_win_one_revision(evidence: Evidence, client: ClientRecord) -> Iterator[str]:  # noqa: ARG001  as above
+def no_two_win_one_revision(evidence: Evidence, client: ClientRecord) -> Iterator[str]:
     """I-11: no two operations were told that the same revision of a flow is theirs."""
     winners: dict[tuple[str, int], str] = {}
     for one in client.operations:
