@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.doors.flow_manager import new_id
-from nats_taskflow.engine.submission import Outcome, Raw
+from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
 from nats_taskflow.flow.fold import folded
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import Caller, CancelFlow, ParkFlow, Reply, ResumeFlow, StartFlow, Stimulus
@@ -52,7 +52,7 @@ def at_least(count: int, *conditions: dict[str, Any], **more: Any) -> dict[str, 
     return {"kind": "at_least", "count": count, "conditions": list(conditions), **more}
 
 
-async def said(run: Running, what: Stimulus, *, command_id: str | None = None, agent: str = "kate") -> Outcome:
+async def said(run: Running, what: Stimulus, *, command_id: str | None = None, agent: str = "kate") -> SubmissionOutcome:
     """Submit a command; with a `command_id` it has an identity, as one that came over the wire."""
     identity = None
     if command_id is not None:
@@ -93,12 +93,12 @@ async def refused(run: Running, condition: dict[str, Any], *, owner: str = KATE)
     return outcome.error
 
 
-async def answer(run: Running, flow_id: str, leaf: int | str, patch: Any = None) -> Outcome:
+async def answer(run: Running, flow_id: str, leaf: int | str, patch: Any = None) -> SubmissionOutcome:
     """Answer one manual leaf."""
     return await run.engine.submit(ResumeFlow(flow_id=flow_id, leaf=leaf, patch=patch, caller=Caller(actor="agent:kate")))
 
 
-async def cancel(run: Running, flow_id: str, **more: Any) -> Outcome:
+async def cancel(run: Running, flow_id: str, **more: Any) -> SubmissionOutcome:
     return await run.engine.submit(CancelFlow(flow_id=flow_id, **more))
 
 
@@ -112,7 +112,7 @@ async def arrives(
     at_us: int | None = None,
     flow_id: str | None = None,
     seq: int | None = None,
-) -> Outcome:
+) -> SubmissionOutcome:
     """Let a reply arrive from the stream, now or when the broker's clock said `at_us`."""
     event_id = event_id or new_id()
     key = f"{topic}\n{correlation_id}\n{event_id}"
@@ -126,7 +126,7 @@ async def arrives(
         flow_id=flow_id,
     )
     body = b"" if payload is msgspec.UNSET else msgspec.json.encode(payload)
-    raw = Raw(subject=topic, headers={"Correlation-Id": correlation_id}, body=body)
+    raw = RawMessage(subject=topic, headers={"Correlation-Id": correlation_id}, body=body)
     return await run.engine.submit(reply, Identity("reply", key, body + (flow_id or "").encode()), source="IN", seq=seq, raw=raw)
 
 
@@ -156,6 +156,6 @@ async def counted(run: Running) -> dict[str, int]:
     return {name: value for name, value in (await run.store.counts()).items() if value}
 
 
-def outcome_of(outcome: Outcome) -> Any:
+def outcome_of(outcome: SubmissionOutcome) -> Any:
     """Return what the asker is told."""
     return msgspec.json.decode(outcome.result)

@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.app import operators
-from nats_taskflow.bus.memory.broker import Heard, MemoryBroker, MemoryClient
+from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, MemoryClient
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.config import Config
 from nats_taskflow.doors.api import Api
 from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.mint import Randomness, reader
+from nats_taskflow.engine.mint import IdMint, reader
 from nats_taskflow.engine.policy import policy_of
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.services.consumer import Consumer
@@ -70,12 +70,12 @@ class Served:
         assert flow is not None
         return flow
 
-    async def respond(self, subject: str, answer: bytes | Json | None, headers: dict[str, str] | None = None) -> list[Heard]:
+    async def respond(self, subject: str, answer: bytes | Json | None, headers: dict[str, str] | None = None) -> list[CoreMessage]:
         """Play a delegate that answers everything alike (None: never); returns what it will have heard."""
-        heard: list[Heard] = []
+        heard: list[CoreMessage] = []
         body = answer if answer is None or isinstance(answer, bytes) else msgspec.json.encode(answer)
 
-        async def handle(message: Heard) -> bytes | None:
+        async def handle(message: CoreMessage) -> bytes | None:
             heard.append(message)
             if body is not None and headers is not None:
                 await self.client.respond(message, body, headers)
@@ -115,7 +115,7 @@ async def serving(
     """Run a worker. With the same path and broker another one goes on where this one ended, as after a crash: nothing is drained."""
     config, clock = config or Config(), clock or VirtualClock()
     broker = broker or MemoryBroker(clock=clock)
-    subjects, mint = Subjects(config.subjects.prefix), Randomness()
+    subjects, mint = Subjects(config.subjects.prefix), IdMint()
     bindings = reply_bindings(config, subjects)
     streams, sources = topology(config, subjects, bindings)
     bus = MemoryBus(broker)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from prometheus_client.metrics import MetricWrapperBase
 
 from docs.generate.tables import BY_HAND, cell, code, page_of, table
-from nats_taskflow.observe.histogram import Timings
-from nats_taskflow.observe.metrics import Children, Metrics
+from nats_taskflow.observe.histogram import DurationHistogram
+from nats_taskflow.observe.metrics import LabelledChildren, Metrics
 
 _HEAD = f"""# Metrics
 
@@ -46,7 +46,7 @@ def page() -> str:
 def _lines() -> Iterator[str]:
     """Give the page's lines."""
     metrics = Metrics()
-    found = [metric for metric in metrics.registry._collector_to_names if isinstance(metric, MetricWrapperBase | Timings)]  # noqa: SLF001
+    found = [metric for metric in metrics.registry._collector_to_names if isinstance(metric, MetricWrapperBase | DurationHistogram)]  # noqa: SLF001
     closed = _closed(metrics)
     yield _HEAD
     yield from table(("metric", "type", "labels", "what"), (_row(metric, closed) for metric in found))
@@ -56,7 +56,7 @@ def _lines() -> Iterator[str]:
             yield f"- `{name}`, `{label}`: {', '.join(code(value) for value in values)}"
 
 
-def _row(metric: MetricWrapperBase | Timings, closed: dict[str, list[tuple[str, list[str]]]]) -> tuple[str, ...]:
+def _row(metric: MetricWrapperBase | DurationHistogram, closed: dict[str, list[tuple[str, list[str]]]]) -> tuple[str, ...]:
     """Describe one metric under the name that its samples have."""
     family = next(iter(metric.describe()))
     suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
@@ -73,7 +73,7 @@ def _closed(metrics: Metrics) -> dict[str, list[tuple[str, list[str]]]]:
     """Return the labels of each metric, each with the values it can have."""
     found = {}
     for children in vars(metrics).values():
-        if isinstance(children, Children):
+        if isinstance(children, LabelledChildren):
             values = [value if isinstance(value, tuple) else (value,) for value in children.closed]
             labels = [(label, sorted({value[at] for value in values})) for at, label in enumerate(children.labels)]
             found[children.name] = labels

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from docs.generate.tables import BY_HAND, cell, page_of, table
 from nats_taskflow.store.invariants import INVARIANTS
-from nats_taskflow.store.invariants.table import Client, Each, EachStream, Invariant, Stream, Whole
+from nats_taskflow.store.invariants.table import CheckOfClients, CheckOfDatabase, CheckOfEachStream, CheckOfFlow, CheckOfStream, Invariant
 
 _HEAD = f"""# Invariants
 
@@ -16,7 +16,13 @@ What always holds. `taskflow db check` looks whether it does ([Checking](checkin
 (`worker/nats_taskflow/store/invariants/table.py`): over the database, over the streams (with `--events`), and over what clients know was acknowledged (in tests and
 fault runs only). What no database can show is shown by tests.
 """
-_OVER = {Whole: "database", Each: "database", Stream: "streams", EachStream: "streams", Client: "clients"}
+_OVER = {
+    CheckOfDatabase: "database",
+    CheckOfFlow: "database",
+    CheckOfStream: "streams",
+    CheckOfEachStream: "streams",
+    CheckOfClients: "clients",
+}
 
 
 def page() -> str:

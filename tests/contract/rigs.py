@@ -14,19 +14,19 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 
-from nats_taskflow.bus.memory.broker import Heard, MemoryBroker
+from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
 from nats_taskflow.bus.nats.server import EmbeddedServer
-from nats_taskflow.bus.port import NO_HEADERS, Ack, Bus, Delivery, Headers, Published, Settlement, Source, Stream
+from nats_taskflow.bus.port import NO_HEADERS, Ack, Bus, ConsumerSpec, Delivery, Headers, Published, Settlement, StreamSpec
 from tests.ports import kept_port
 
 Json = dict[str, Any]
 
-IN = Stream(name="TASKFLOW_IN", subjects=("taskflow.cmd.*.*", "taskflow.resume"), inbound=True, max_age=7 * 86400.0)
-EVT = Stream(name="TASKFLOW_EVT", subjects=("taskflow.evt.>",), inbound=False, max_age=86400.0)
-WORKER = Source(stream="TASKFLOW_IN", ack_wait=1.0)
+IN = StreamSpec(name="TASKFLOW_IN", subjects=("taskflow.cmd.*.*", "taskflow.resume"), inbound=True, max_age=7 * 86400.0)
+EVT = StreamSpec(name="TASKFLOW_EVT", subjects=("taskflow.evt.>",), inbound=False, max_age=86400.0)
+WORKER = ConsumerSpec(stream="TASKFLOW_IN", ack_wait=1.0)
 
 
 class Agent(Protocol):
@@ -34,9 +34,9 @@ class Agent(Protocol):
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> Published: ...
     async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, within: float = 5.0) -> tuple[bytes, Headers]: ...
-    async def subscribe(self, pattern: str) -> asyncio.Queue[Heard]: ...
+    async def subscribe(self, pattern: str) -> asyncio.Queue[CoreMessage]: ...
     async def respond_on(
-        self, pattern: str, handler: Callable[[Heard], Awaitable[bytes | None]], *, echo: bool = False
+        self, pattern: str, handler: Callable[[CoreMessage], Awaitable[bytes | None]], *, echo: bool = False
     ) -> Callable[[], Awaitable[None]]: ...
 
 
@@ -51,11 +51,11 @@ class Rig(Protocol):
     async def create_stream(self, config: Json) -> None: ...
     async def stream_config(self, name: str) -> Json: ...
     async def create_consumer(self, stream: str, config: Json) -> None: ...
-    async def consumer_config(self, source: Source) -> Json: ...
-    async def delete_consumer(self, source: Source) -> None: ...
+    async def consumer_config(self, source: ConsumerSpec) -> Json: ...
+    async def delete_consumer(self, source: ConsumerSpec) -> None: ...
     async def delete_stream(self, name: str) -> None: ...
     async def change_stream(self, name: str, change: Json) -> None: ...
-    async def change_consumer(self, source: Source, change: Json) -> None: ...
+    async def change_consumer(self, source: ConsumerSpec, change: Json) -> None: ...
     async def bodies(self, stream: str) -> list[bytes]: ...
     async def ask_for(self, reply: str, subject: str) -> None: ...
 
@@ -85,12 +85,12 @@ class MemoryRig:
         return self.broker.streams[name].config
 
     async def create_consumer(self, stream: str, config: Json) -> None:
-        self.broker.consumer(Source(stream=stream, consumer=config["name"])).config = config
+        self.broker.consumer(ConsumerSpec(stream=stream, consumer=config["name"])).config = config
 
-    async def consumer_config(self, source: Source) -> Json:
+    async def consumer_config(self, source: ConsumerSpec) -> Json:
         return self.broker.consumer(source).config
 
-    async def delete_consumer(self, source: Source) -> None:
+    async def delete_consumer(self, source: ConsumerSpec) -> None:
         del self.broker.consumers[source.stream, source.consumer]
         self.broker.tick()
 
@@ -100,7 +100,7 @@ class MemoryRig:
     async def change_stream(self, name: str, change: Json) -> None:
         self.broker.streams[name].config |= change
 
-    async def change_consumer(self, source: Source, change: Json) -> None:
+    async def change_consumer(self, source: ConsumerSpec, change: Json) -> None:
         self.broker.consumer(source).config |= change
 
     async def bodies(self, stream: str) -> list[bytes]:
@@ -127,11 +127,11 @@ class NatsAgent:
             raise ConnectionError(f"nobody answers on {subject}") from None
         return msg.data, msg.headers or NO_HEADERS
 
-    async def subscribe(self, pattern: str) -> asyncio.Queue[Heard]:
-        queue: asyncio.Queue[Heard] = asyncio.Queue()
+    async def subscribe(self, pattern: str) -> asyncio.Queue[CoreMessage]:
+        queue: asyncio.Queue[CoreMessage] = asyncio.Queue()
 
         async def take(msg: Msg) -> None:
-            queue.put_nowait(Heard(msg.subject, msg.data, msg.headers or NO_HEADERS, msg.reply))
+            queue.put_nowait(CoreMessage(msg.subject, msg.data, msg.headers or NO_HEADERS, msg.reply))
 
         await self.client.subscribe(pattern, cb=take)
         await self.client.flush()
@@ -139,10 +139,10 @@ class NatsAgent:
         return queue
 
     async def respond_on(
-        self, pattern: str, handler: Callable[[Heard], Awaitable[bytes | None]], *, echo: bool = False
+        self, pattern: str, handler: Callable[[CoreMessage], Awaitable[bytes | None]], *, echo: bool = False
     ) -> Callable[[], Awaitable[None]]:
         async def answer(msg: Msg) -> None:
-            body = await handler(Heard(msg.subject, msg.data, msg.headers or NO_HEADERS, msg.reply))
+            body = await handler(CoreMessage(msg.subject, msg.data, msg.headers or NO_HEADERS, msg.reply))
             if body is None or not msg.reply:
                 return
             if echo:
@@ -194,11 +194,11 @@ class JetStreamRig:
         answer = await self.nats.api(f"CONSUMER.CREATE.{stream}.{config['name']}", {"stream_name": stream, "config": config})
         assert "error" not in answer, answer
 
-    async def consumer_config(self, source: Source) -> Json:
+    async def consumer_config(self, source: ConsumerSpec) -> Json:
         config: Json = (await self.nats.api(f"CONSUMER.INFO.{source.stream}.{source.consumer}"))["config"]
         return config
 
-    async def delete_consumer(self, source: Source) -> None:
+    async def delete_consumer(self, source: ConsumerSpec) -> None:
         assert "error" not in await self.nats.api(f"CONSUMER.DELETE.{source.stream}.{source.consumer}")
 
     async def delete_stream(self, name: str) -> None:
@@ -208,7 +208,7 @@ class JetStreamRig:
         config = (await self.nats.api(f"STREAM.INFO.{name}"))["config"]
         assert "error" not in await self.nats.api(f"STREAM.UPDATE.{name}", config | change)
 
-    async def change_consumer(self, source: Source, change: Json) -> None:
+    async def change_consumer(self, source: ConsumerSpec, change: Json) -> None:
         config = (await self.nats.api(f"CONSUMER.INFO.{source.stream}.{source.consumer}"))["config"]
         body = {"stream_name": source.stream, "config": config | change, "action": "update"}
         assert "error" not in await self.nats.api(f"CONSUMER.CREATE.{source.stream}.{source.consumer}", body)
@@ -243,7 +243,7 @@ async def jetstream_rig(data: Path) -> AsyncIterator[JetStreamRig]:
 
 @asynccontextmanager
 async def pulling(
-    bus: Bus, source: Source = WORKER, *, settle: Settlement | None = None, room: Callable[[], int] = lambda: 1000
+    bus: Bus, source: ConsumerSpec = WORKER, *, settle: Settlement | None = None, room: Callable[[], int] = lambda: 1000
 ) -> AsyncIterator[list[Delivery]]:
     """Pull in the background and collect what comes; `settle`: answer each delivery with this."""
     got: list[Delivery] = []

@@ -12,18 +12,18 @@ import pytest
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
 from nats_taskflow.bus.nats.stream_rules import BATCHES, stream_config
-from nats_taskflow.bus.port import MOST_TOGETHER, Bus, Outgoing, PublishFailed
+from nats_taskflow.bus.port import MOST_TOGETHER, Bus, OutgoingMessage, PublishFailed
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig
 from tests.eventually import eventually
 from tests.standing import stand_still
 
 
-def event(number: int, *, body: bytes | None = None, subject: str = "taskflow.evt.ana.f1.started") -> Outgoing:
+def event(number: int, *, body: bytes | None = None, subject: str = "taskflow.evt.ana.f1.started") -> OutgoingMessage:
     """Build an event with a message id of its own."""
-    return Outgoing(subject=subject, body=body or b"%d" % number, msg_id=f"f1:{number}", headers={"traceparent": f"00-{number}"})
+    return OutgoingMessage(subject=subject, body=body or b"%d" % number, msg_id=f"f1:{number}", headers={"traceparent": f"00-{number}"})
 
 
-async def refused(bus: Bus, messages: list[Outgoing]) -> str:
+async def refused(bus: Bus, messages: list[OutgoingMessage]) -> str:
     """Have a batch refused and say why."""
     with pytest.raises(PublishFailed) as failed:
         await asyncio.wait_for(bus.publish_all(messages), 10)

@@ -9,8 +9,20 @@ import msgspec
 import pytest
 
 from nats_taskflow.bus.admission import OF_ONE, WAITING
-from nats_taskflow.bus.endpoints import Endpoint, Request, Service
-from nats_taskflow.bus.port import Bus, Delivery, Headers, Holder, InProgress, Nak, Outgoing, PublishFailed, Source, Stream, Term
+from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
+from nats_taskflow.bus.port import (
+    Bus,
+    ClaimHolder,
+    ConsumerSpec,
+    Delivery,
+    Headers,
+    InProgress,
+    Nak,
+    OutgoingMessage,
+    PublishFailed,
+    StreamSpec,
+    Term,
+)
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
 from tests.contract.rigs import ACK, EVT, IN, WORKER, Rig, pulling
 from tests.eventually import eventually
@@ -25,9 +37,9 @@ SERVICE = Service(
 )
 
 
-def event(number: int, *, subject: str = "taskflow.evt.ana.f1.started") -> Outgoing:
+def event(number: int, *, subject: str = "taskflow.evt.ana.f1.started") -> OutgoingMessage:
     """Build an event with a message id of its own."""
-    return Outgoing(subject=subject, body=b"%d" % number, msg_id=f"f1:{number}", headers={"content-type": "application/json"})
+    return OutgoingMessage(subject=subject, body=b"%d" % number, msg_id=f"f1:{number}", headers={"content-type": "application/json"})
 
 
 async def send(rig: Rig, count: int, *, first: int = 0) -> None:
@@ -91,7 +103,7 @@ async def test_an_unsettled_message_is_delivered_again_after_ack_wait(rig: Rig, 
 
 
 async def test_nak_delivers_again_after_its_delay(rig: Rig, bus: Bus) -> None:
-    patient = Source(stream="TASKFLOW_IN", consumer="patient", ack_wait=60.0)  # what comes again comes for the nak
+    patient = ConsumerSpec(stream="TASKFLOW_IN", consumer="patient", ack_wait=60.0)  # what comes again comes for the nak
     await bus.prepare((IN, EVT), (patient,))
     await send(rig, 1)
     async with pulling(bus, patient) as got:
@@ -136,7 +148,7 @@ async def test_settling_twice_or_late_is_harmless(rig: Rig, bus: Bus) -> None:
 
 
 async def test_no_more_than_max_ack_pending_is_unsettled(rig: Rig, bus: Bus) -> None:
-    narrow = Source(stream="TASKFLOW_IN", consumer="narrow", ack_wait=30.0, max_ack_pending=5)
+    narrow = ConsumerSpec(stream="TASKFLOW_IN", consumer="narrow", ack_wait=30.0, max_ack_pending=5)
     await bus.prepare((IN, EVT), (narrow,))
     await send(rig, 12)
     async with pulling(bus, narrow) as got:
@@ -175,7 +187,7 @@ async def test_nothing_comes_while_there_is_no_room_and_wake_brings_the_rest(rig
 
 
 async def test_two_sources_are_pulled_side_by_side(rig: Rig, bus: Bus) -> None:
-    other = Source(stream="TASKFLOW_EVT", consumer="reader")
+    other = ConsumerSpec(stream="TASKFLOW_EVT", consumer="reader")
     await bus.prepare((IN, EVT), (WORKER, other))
     async with pulling(bus, settle=ACK) as commands, pulling(bus, other, settle=ACK) as events:
         await bus.publish(event(7))
@@ -195,7 +207,7 @@ async def test_a_cancelled_pull_delivers_nothing_more(rig: Rig, bus: Bus) -> Non
 
 
 async def test_filters_let_only_their_subjects_through(rig: Rig, bus: Bus) -> None:
-    only = Source(stream="TASKFLOW_IN", consumer="resumes", filters=("taskflow.resume",))
+    only = ConsumerSpec(stream="TASKFLOW_IN", consumer="resumes", filters=("taskflow.resume",))
     await bus.prepare((IN, EVT), (only,))
     await send(rig, 2)
     await rig.agent.publish("taskflow.resume", b"7")
@@ -226,7 +238,7 @@ async def test_another_connection_goes_on_where_the_last_one_stopped(rig: Rig, b
 
 
 async def test_rewind_delivers_everything_above_the_floor_at_once(rig: Rig, bus: Bus) -> None:
-    patient = Source(stream="TASKFLOW_IN", consumer="patient", ack_wait=60.0)
+    patient = ConsumerSpec(stream="TASKFLOW_IN", consumer="patient", ack_wait=60.0)
     await bus.prepare((IN, EVT), (patient,))
     await send(rig, 5)
     async with pulling(bus, patient) as got:
@@ -338,7 +350,7 @@ async def test_another_message_under_a_used_id_is_not_taken_for_published(rig: R
 
 async def test_headers_make_the_round_trip(rig: Rig, bus: Bus) -> None:
     heard = await rig.agent.subscribe("taskflow.evt.>")
-    await bus.publish(Outgoing(subject="taskflow.evt.ana.f.x", body=b"", msg_id="m-1", headers={"Name": " grüße\nzeile "}))
+    await bus.publish(OutgoingMessage(subject="taskflow.evt.ana.f.x", body=b"", msg_id="m-1", headers={"Name": " grüße\nzeile "}))
     one = await asyncio.wait_for(heard.get(), 20)
     assert one.headers["Nats-Msg-Id"] == "m-1"
     assert one.headers["Name"] == "grüße zeile"
@@ -346,7 +358,7 @@ async def test_headers_make_the_round_trip(rig: Rig, bus: Bus) -> None:
 
 async def test_a_subject_without_a_stream_is_refused(bus: Bus) -> None:
     with pytest.raises(PublishFailed, match=r"no stream takes nowhere\.at\.all") as failed:
-        await bus.publish(Outgoing(subject="nowhere.at.all", body=b"x", msg_id="m-1"))
+        await bus.publish(OutgoingMessage(subject="nowhere.at.all", body=b"x", msg_id="m-1"))
     assert failed.value.refused
 
 
@@ -354,7 +366,7 @@ async def test_a_full_stream_that_discards_new_messages_refuses(rig: Rig, bus: B
     await rig.create_stream(
         {"name": "FULL", "subjects": ["full"], "storage": "file", "retention": "limits", "discard": "new", "max_bytes": 600}
     )
-    messages = [Outgoing(subject="full", body=b"x" * 100, msg_id=str(number)) for number in range(20)]
+    messages = [OutgoingMessage(subject="full", body=b"x" * 100, msg_id=str(number)) for number in range(20)]
     outcomes = await asyncio.gather(*map(bus.publish, messages), return_exceptions=True)
     assert not isinstance(outcomes[0], PublishFailed)
     last = outcomes[-1]
@@ -366,18 +378,18 @@ async def test_a_full_stream_that_discards_new_messages_refuses(rig: Rig, bus: B
 @pytest.mark.parametrize(
     "message",
     [
-        Outgoing(subject="taskflow.evt.big", body=b"x" * (1024 * 1024 + 1), msg_id="a"),
-        Outgoing(subject="taskflow.evt.big", body=b"x" * (1024 * 1024 - 20), msg_id="headers count too", headers={"A": "b" * 100}),
-        Outgoing(subject="taskflow.evt." + "x" * 5000, body=b"", msg_id="b"),
-        Outgoing(subject="taskflow.evt.a b", body=b"", msg_id="c"),
-        Outgoing(subject="taskflow.evt..b", body=b"", msg_id="d"),
-        Outgoing(subject="taskflow.evt.*", body=b"", msg_id="e"),
-        Outgoing(subject="taskflow.evt.x\r\nPUB y 0", body=b"", msg_id="f"),
-        Outgoing(subject="taskflow.evt.\ud800", body=b"", msg_id="g"),
+        OutgoingMessage(subject="taskflow.evt.big", body=b"x" * (1024 * 1024 + 1), msg_id="a"),
+        OutgoingMessage(subject="taskflow.evt.big", body=b"x" * (1024 * 1024 - 20), msg_id="headers count too", headers={"A": "b" * 100}),
+        OutgoingMessage(subject="taskflow.evt." + "x" * 5000, body=b"", msg_id="b"),
+        OutgoingMessage(subject="taskflow.evt.a b", body=b"", msg_id="c"),
+        OutgoingMessage(subject="taskflow.evt..b", body=b"", msg_id="d"),
+        OutgoingMessage(subject="taskflow.evt.*", body=b"", msg_id="e"),
+        OutgoingMessage(subject="taskflow.evt.x\r\nPUB y 0", body=b"", msg_id="f"),
+        OutgoingMessage(subject="taskflow.evt.\ud800", body=b"", msg_id="g"),
     ],
     ids=["payload", "payload-with-headers", "long-subject", "blank", "empty-token", "wildcard", "injection", "surrogate"],
 )
-async def test_what_the_broker_would_hang_up_on_is_refused_before_it_is_sent(bus: Bus, message: Outgoing) -> None:
+async def test_what_the_broker_would_hang_up_on_is_refused_before_it_is_sent(bus: Bus, message: OutgoingMessage) -> None:
     with pytest.raises(PublishFailed) as failed:
         await bus.publish(message)
     assert failed.value.refused
@@ -414,7 +426,7 @@ async def test_tell_reaches_a_subscriber(rig: Rig, bus: Bus) -> None:
 
 
 async def test_a_request_is_answered_with_only_the_given_headers(rig: Rig, bus: Bus) -> None:
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         await request.answer(request.body.upper() + request.headers["In"].encode(), {"Nats-Service-Error-Code": "404"})
 
     await bus.serve(SERVICE, handler)
@@ -427,7 +439,7 @@ async def test_a_request_is_answered_with_only_the_given_headers(rig: Rig, bus: 
 async def test_requests_are_handled_concurrently(rig: Rig, bus: Bus) -> None:
     all_here = asyncio.Barrier(20)
 
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         await all_here.wait()  # a serial endpoint never gets past this
         await request.answer(b"ok", {})
 
@@ -440,7 +452,7 @@ async def test_requests_are_handled_concurrently(rig: Rig, bus: Bus) -> None:
 async def test_the_catch_all_takes_what_no_endpoint_covers_and_nothing_twice(rig: Rig, bus: Bus) -> None:
     seen: list[str] = []
 
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         seen.append(request.subject)
         await request.answer(b"ok", {})
 
@@ -456,7 +468,7 @@ async def test_the_catch_all_takes_what_no_endpoint_covers_and_nothing_twice(rig
 async def test_a_request_whose_answer_would_go_to_a_guarded_subject_is_not_carried_out(rig: Rig, bus: Bus, reply: str) -> None:
     seen: list[str] = []
 
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         seen.append(request.subject)
         await request.answer(b"ok", {})
 
@@ -472,7 +484,7 @@ async def test_a_request_whose_answer_would_go_to_a_guarded_subject_is_not_carri
 
 
 async def test_a_handler_that_raises_answers_without_a_word_of_the_exception(rig: Rig, bus: Bus) -> None:
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         raise RuntimeError("the password is hunter2")
 
     await bus.serve(SERVICE, handler)
@@ -484,7 +496,7 @@ async def test_a_handler_that_raises_answers_without_a_word_of_the_exception(rig
 
 
 async def test_an_answer_that_is_too_large_becomes_an_error(rig: Rig, bus: Bus) -> None:
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         await request.answer(b"x" * (bus.max_payload + 1), {})
 
     await bus.serve(SERVICE, handler)
@@ -498,7 +510,7 @@ async def test_an_answer_that_is_too_large_becomes_an_error(rig: Rig, bus: Bus) 
 async def test_a_publish_on_an_endpoint_is_handled_though_nobody_waits(rig: Rig, bus: Bus) -> None:
     handled = asyncio.Event()
 
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         await request.answer(b"to nobody", {})
         handled.set()
 
@@ -511,7 +523,7 @@ async def test_a_publish_on_an_endpoint_is_handled_though_nobody_waits(rig: Rig,
 async def test_stop_serving_waits_for_the_requests_in_hand(rig: Rig, bus: Bus) -> None:
     started, finish = asyncio.Event(), asyncio.Event()
 
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         started.set()
         await finish.wait()
         await request.answer(b"late", {})
@@ -537,7 +549,7 @@ class Held:
     async def serve(self, bus: Bus) -> None:
         await bus.serve(msgspec.structs.replace(SERVICE, whose=lambda subject: subject.split(".")[2]), self._handle)
 
-    async def _handle(self, request: Request) -> None:
+    async def _handle(self, request: ServiceRequest) -> None:
         self.begun.append(request.subject)
         await self.goes_on.wait()
         await request.answer(b"{}", {})
@@ -621,20 +633,20 @@ async def test_no_message_can_be_removed_from_a_stream_of_ours_whoever_made_it(r
     assert made["deny_purge"]
     older = {name: value for name, value in made.items() if name not in missing} | {"name": "OLD", "subjects": ["old.>"]}
     await rig.create_stream(older)
-    assert await bus.prepare((IN, EVT, Stream(name="OLD", subjects=("old.>",), inbound=False, max_age=EVT.max_age)), (WORKER,)) == []
+    assert await bus.prepare((IN, EVT, StreamSpec(name="OLD", subjects=("old.>",), inbound=False, max_age=EVT.max_age)), (WORKER,)) == []
     has = await rig.stream_config("OLD")
     assert (has["deny_delete"], has["deny_purge"]) == (True, True)
 
 
 async def test_missing_subjects_are_added(rig: Rig, bus: Bus) -> None:
-    wider = Stream(name="TASKFLOW_IN", subjects=("taskflow.cmd.*.*", "agent.route.*"), inbound=True, max_age=IN.max_age)
+    wider = StreamSpec(name="TASKFLOW_IN", subjects=("taskflow.cmd.*.*", "agent.route.*"), inbound=True, max_age=IN.max_age)
     await bus.prepare((wider, EVT), (WORKER,))
     assert (await rig.stream_config("TASKFLOW_IN"))["subjects"] == ["taskflow.cmd.*.*", "taskflow.resume", "agent.route.*"]
     await rig.agent.publish("agent.route.x", b"1")
 
 
 async def test_a_wider_subject_replaces_the_ones_it_covers(rig: Rig, bus: Bus) -> None:
-    wider = Stream(name="TASKFLOW_IN", subjects=("taskflow.cmd.>", "taskflow.resume"), inbound=True, max_age=IN.max_age)
+    wider = StreamSpec(name="TASKFLOW_IN", subjects=("taskflow.cmd.>", "taskflow.resume"), inbound=True, max_age=IN.max_age)
     await bus.prepare((wider, EVT), (WORKER,))
     assert (await rig.stream_config("TASKFLOW_IN"))["subjects"] == ["taskflow.resume", "taskflow.cmd.>"]
 
@@ -674,14 +686,14 @@ async def test_an_inbound_stream_that_would_break_a_promise_is_refused(rig: Rig,
     await rig.create_stream(GOOD | change)
     bus = rig.connect()
     await bus.open()
-    missing = Stream(name="NEW", subjects=("new.>",), inbound=False, max_age=60)
-    wanted = Stream(name="S", subjects=("s.>", "t.>"), inbound=True, max_age=60)
+    missing = StreamSpec(name="NEW", subjects=("new.>",), inbound=False, max_age=60)
+    wanted = StreamSpec(name="S", subjects=("s.>", "t.>"), inbound=True, max_age=60)
     with pytest.raises(TopologyRefused, match=named) as refused:
-        await bus.prepare((missing, wanted), (Source(stream="S"),))
+        await bus.prepare((missing, wanted), (ConsumerSpec(stream="S"),))
     assert "stream S" in str(refused.value)
     assert (await rig.stream_config("S"))["subjects"] == ["s.>"]  # nothing was changed
     with pytest.raises(PublishFailed):
-        await bus.publish(Outgoing(subject="new.x", body=b"", msg_id="1"))  # and nothing created
+        await bus.publish(OutgoingMessage(subject="new.x", body=b"", msg_id="1"))  # and nothing created
     await bus.close()
 
 
@@ -693,7 +705,7 @@ async def test_an_event_stream_that_would_drop_events_from_the_middle_of_a_flow_
     bus = rig.connect()
     await bus.open()
     with pytest.raises(TopologyRefused, match="stream E: max_msgs_per_subject is 1, it must be -1"):
-        await bus.prepare((Stream(name="E", subjects=("e.>",), inbound=False, max_age=60),), ())
+        await bus.prepare((StreamSpec(name="E", subjects=("e.>",), inbound=False, max_age=60),), ())
     await bus.close()
 
 
@@ -719,7 +731,7 @@ async def test_a_consumer_that_would_break_a_promise_is_refused(rig: Rig, change
     bus = rig.connect()
     await bus.open()
     with pytest.raises(TopologyRefused, match=named) as refused:
-        await bus.prepare((Stream(name="S", subjects=("s.>",), inbound=True, max_age=60),), (Source(stream="S"),))
+        await bus.prepare((StreamSpec(name="S", subjects=("s.>",), inbound=True, max_age=60),), (ConsumerSpec(stream="S"),))
     assert "consumer worker of stream S" in str(refused.value)
     await bus.close()
 
@@ -756,7 +768,7 @@ async def test_a_transform_that_hides_replies_from_their_binding_is_refused(
     await rig.create_stream({**GOOD, "name": "THEIRS", "subjects": ["their.>"], "subject_transform": {"src": src, "dest": dest}})
     bus = rig.connect()
     await bus.open()
-    preparing = bus.prepare((IN, EVT), (WORKER, Source(stream="THEIRS", filters=(binding,))))
+    preparing = bus.prepare((IN, EVT), (WORKER, ConsumerSpec(stream="THEIRS", filters=(binding,))))
     if hidden:
         with pytest.raises(TopologyRefused, match="stream THEIRS: subject_transform"):
             await preparing
@@ -767,7 +779,7 @@ async def test_a_transform_that_hides_replies_from_their_binding_is_refused(
 
 async def test_a_transform_that_is_set_later_is_found_by_an_inspection(rig: Rig, bus: Bus) -> None:
     await rig.create_stream({**GOOD, "name": "THEIRS", "subjects": ["their.>"]})
-    await bus.prepare((IN, EVT), (WORKER, Source(stream="THEIRS", filters=("their.reply",))))
+    await bus.prepare((IN, EVT), (WORKER, ConsumerSpec(stream="THEIRS", filters=("their.reply",))))
     assert await bus.inspect() == []
     await rig.change_stream("THEIRS", {"subject_transform": {"src": "their.reply", "dest": "x.reply"}})
     await rig.change_stream(
@@ -791,7 +803,7 @@ TRANSFORM = {"src": "taskflow.cmd.ana.*", "dest": "taskflow.cmd.bob.{{wildcard(1
 async def test_a_source_whose_messages_may_not_be_what_was_sent_is_untrusted_until_that_is_changed_back(
     rig: Rig, bus: Bus, stream: dict[str, object], consumer: dict[str, object]
 ) -> None:
-    other = Source(stream="TASKFLOW_EVT", consumer="other")
+    other = ConsumerSpec(stream="TASKFLOW_EVT", consumer="other")
     await rig.create_stream({**GOOD, "name": "A", "subjects": ["a.>"]})
     await bus.prepare((IN, EVT), (WORKER, other))
     await bus.inspect()
@@ -827,7 +839,7 @@ async def test_a_stream_that_was_made_again_so_that_messages_may_send_themselves
     assert bus.untrusted == {WORKER}
 
 
-HERE, THERE = (Holder(database=name, host="build-1", store=f"/srv/{name}/flows.db") for name in ("a1", "b2"))
+HERE, THERE = (ClaimHolder(database=name, host="build-1", store=f"/srv/{name}/flows.db") for name in ("a1", "b2"))
 
 
 async def test_a_consumer_belongs_to_the_first_database_that_comes(rig: Rig) -> None:
@@ -835,7 +847,7 @@ async def test_a_consumer_belongs_to_the_first_database_that_comes(rig: Rig) -> 
     first, second = rig.connect(), rig.connect()
     await first.open()
     await second.open()
-    both = Source(stream="TASKFLOW_IN", consumer="other", filters=("taskflow.resume",))
+    both = ConsumerSpec(stream="TASKFLOW_IN", consumer="other", filters=("taskflow.resume",))
     await first.prepare((IN, EVT), (WORKER, both), holder=HERE)
     assert await first.prepare((IN, EVT), (WORKER, both), holder=HERE) == [], "it is the same database after a restart"
     for source in (WORKER, both):
@@ -910,7 +922,7 @@ async def test_who_makes_streams_for_a_worker_that_is_at_work_already_is_not_war
     async with pulling(bus, settle=ACK) as got:
         await send(rig, 1)
         await eventually(lambda: got)
-        for holder in (None, Holder(database="a1")):
+        for holder in (None, ClaimHolder(database="a1")):
             assert await other.prepare((IN, EVT), (WORKER,), holder=holder) == []
         assert await bus.inspect() == []
     assert (await rig.consumer_config(WORKER))["metadata"] == noted
@@ -943,7 +955,7 @@ async def test_a_consumer_that_is_made_again_is_claimed_again(rig: Rig, bus: Bus
 
 
 async def test_a_database_in_memory_takes_no_consumer_over_and_leaves_no_name_behind(rig: Rig, bus: Bus) -> None:
-    fleeting = Holder(database="c3", host="laptop", store=":memory:")
+    fleeting = ClaimHolder(database="c3", host="laptop", store=":memory:")
     await bus.prepare((IN, EVT), (WORKER,), holder=fleeting)
     await bus.prepare((IN, EVT), (WORKER,), holder=HERE)
     with pytest.raises(ConsumerTaken):
@@ -954,9 +966,9 @@ async def test_an_inspection_makes_a_deleted_stream_again_and_finds_nothing_wron
     assert await bus.inspect() == []
     await rig.delete_stream("TASKFLOW_EVT")
     with pytest.raises(PublishFailed):
-        await bus.publish(Outgoing(subject="taskflow.evt.a.f.created", body=b"1", msg_id="1"))
+        await bus.publish(OutgoingMessage(subject="taskflow.evt.a.f.created", body=b"1", msg_id="1"))
     assert await bus.inspect() == []
-    assert (await bus.publish(Outgoing(subject="taskflow.evt.a.f.created", body=b"1", msg_id="1"))).seq == 1
+    assert (await bus.publish(OutgoingMessage(subject="taskflow.evt.a.f.created", body=b"1", msg_id="1"))).seq == 1
 
 
 async def test_an_inspection_names_what_was_changed_for_the_worse_until_it_is_changed_back(rig: Rig, bus: Bus) -> None:
@@ -986,12 +998,12 @@ async def test_the_brokers_patience_is_known_after_an_inspection(rig: Rig, bus: 
 
 async def test_a_binding_on_a_stream_that_does_not_exist_is_refused(rig: Rig, bus: Bus) -> None:
     with pytest.raises(TopologyRefused, match="stream THEIRS does not exist"):
-        await bus.prepare((IN, EVT), (WORKER, Source(stream="THEIRS", filters=("their.reply",))))
+        await bus.prepare((IN, EVT), (WORKER, ConsumerSpec(stream="THEIRS", filters=("their.reply",))))
 
 
 async def test_a_subject_that_another_stream_takes_is_refused_by_name(rig: Rig, bus: Bus) -> None:
     await rig.create_stream({"name": "THEIRS", "subjects": ["agent.route.*"], "storage": "file", "retention": "limits"})
-    wider = Stream(name="TASKFLOW_IN", subjects=(*IN.subjects, "agent.route.*"), inbound=True, max_age=IN.max_age)
+    wider = StreamSpec(name="TASKFLOW_IN", subjects=(*IN.subjects, "agent.route.*"), inbound=True, max_age=IN.max_age)
     with pytest.raises(TopologyRefused, match="already taken by stream THEIRS"):
         await bus.prepare((wider, EVT), (WORKER,))
 
@@ -1000,7 +1012,7 @@ async def test_settings_that_are_only_weaker_are_remarked_on(rig: Rig) -> None:
     await rig.create_stream(GOOD | {"max_age": 60_000_000_000, "duplicate_window": 30_000_000_000})
     bus = rig.connect()
     await bus.open()
-    warnings = await bus.prepare((Stream(name="S", subjects=("s.>",), inbound=True, max_age=86400),), ())
+    warnings = await bus.prepare((StreamSpec(name="S", subjects=("s.>",), inbound=True, max_age=86400),), ())
     assert any("max_age is 60 s" in warning for warning in warnings)
     assert any("duplicate_window is 30 s" in warning for warning in warnings)
     await bus.close()

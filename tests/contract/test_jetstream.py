@@ -17,13 +17,13 @@ from nats.errors import FlushTimeoutError
 from structlog.testing import capture_logs
 
 from nats_taskflow.bus.admission import OF_ONE
-from nats_taskflow.bus.endpoints import Endpoint, Request, Service
+from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
-from nats_taskflow.bus.nats.history import History
-from nats_taskflow.bus.nats.inspect import Client
+from nats_taskflow.bus.nats.history import StreamReader
+from nats_taskflow.bus.nats.inspect import InspectClient
 from nats_taskflow.bus.nats.server import EmbeddedServer, ServerRefused, ServerTaken, find_server
-from nats_taskflow.bus.port import Delivery, Holder, Nak, Outgoing, PublishFailed, Source, Stream, Term
+from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, Delivery, Nak, OutgoingMessage, PublishFailed, StreamSpec, Term
 from nats_taskflow.errors import BusLost, ConsumerTaken, NotAllowed, TopologyRefused
 from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, jetstream_rig, pulling
 from tests.eventually import eventually
@@ -61,9 +61,9 @@ async def guarded(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
     await server.stop()
 
 
-def event(number: int, subject: str = "taskflow.evt.ana.f1.started") -> Outgoing:
+def event(number: int, subject: str = "taskflow.evt.ana.f1.started") -> OutgoingMessage:
     """Build an event."""
-    return Outgoing(subject=subject, body=b"%d" % number, msg_id=f"f1:{number}")
+    return OutgoingMessage(subject=subject, body=b"%d" % number, msg_id=f"f1:{number}")
 
 
 async def clocked(work: asyncio.Future[object] | asyncio.Task[object]) -> float:
@@ -217,13 +217,13 @@ async def test_a_deleted_stream_is_made_again(real: JetStreamRig, bus: JetStream
 async def test_a_stream_that_may_not_keep_its_messages_from_being_removed_is_warned_of(real: JetStreamRig, bus: JetStreamBus) -> None:
     """As an operator made it: the server lets no stream with roll-ups refuse a purge."""
     await real.create_stream({"name": "E", "subjects": ["e.>"], "storage": "file", "allow_rollup_hdrs": True, "deny_delete": True})
-    (warned,) = await bus.prepare((Stream(name="E", subjects=("e.>",), inbound=False, max_age=60),), ())
+    (warned,) = await bus.prepare((StreamSpec(name="E", subjects=("e.>",), inbound=False, max_age=60),), ())
     assert "stream E: deny_purge" in warned
     assert "provision" in warned
 
 
 async def test_limits_set_on_the_consumer_are_kept(real: JetStreamRig, bus: JetStreamBus) -> None:
-    source = Source(stream="TASKFLOW_IN", consumer="limited", ack_wait=30.0)
+    source = ConsumerSpec(stream="TASKFLOW_IN", consumer="limited", ack_wait=30.0)
     await bus.prepare((IN, EVT), (source,))
     config = (await real.nats.api("CONSUMER.INFO.TASKFLOW_IN.limited"))["config"]
     config |= {"max_batch": 10, "max_expires": 5_000_000_000, "max_bytes": 2_000_000}
@@ -243,7 +243,7 @@ async def test_a_message_is_pulled_that_was_too_large_for_the_broker_when_the_pu
     await server.start()
     bus = JetStreamBus(NatsOptions(servers=(server.url,)))
     await bus.open()
-    source = Source(stream="TASKFLOW_IN", max_bytes=100_000)
+    source = ConsumerSpec(stream="TASKFLOW_IN", max_bytes=100_000)
     await bus.prepare((IN, EVT), (source,))
     async with pulling(bus, source, settle=ACK) as got:
         await eventually(lambda: bus.pull_requests)
@@ -299,7 +299,7 @@ async def test_a_paused_consumer_is_found_by_an_inspection_and_is_no_reason_not_
 async def test_a_consumer_that_another_database_has_taken_meanwhile_is_neither_rewound_nor_pulled(
     real: JetStreamRig, bus: JetStreamBus
 ) -> None:
-    here, there = (Holder(database=name, host="build-1", store=f"/srv/{name}/flows.db") for name in ("a1", "b2"))
+    here, there = (ClaimHolder(database=name, host="build-1", store=f"/srv/{name}/flows.db") for name in ("a1", "b2"))
     await bus.prepare((IN, EVT), (WORKER,), holder=here)
     pull = asyncio.create_task(bus.pull(WORKER, lambda _: None, lambda: 10))
     await eventually(lambda: bus.pull_requests)
@@ -323,15 +323,15 @@ async def test_somebody_who_pulls_from_a_consumer_that_is_nobodys_yet_is_warned_
     async with pulling(bus, WORKER, settle=ACK) as got:
         await real.agent.publish(CMD, b"1")
         await eventually(lambda: got)
-        (warning,) = await other.prepare((IN, EVT), (WORKER,), holder=Holder(database="a1", host="build-1", store="/srv/flows.db"))
+        (warning,) = await other.prepare((IN, EVT), (WORKER,), holder=ClaimHolder(database="a1", host="build-1", store="/srv/flows.db"))
         assert "somebody else pulls from it" in warning
     await other.close()
 
 
 async def test_filters_of_a_consumer_are_extended_with_a_warning(real: JetStreamRig, bus: JetStreamBus) -> None:
-    source = Source(stream="TASKFLOW_IN", consumer="some", filters=("taskflow.resume",))
+    source = ConsumerSpec(stream="TASKFLOW_IN", consumer="some", filters=("taskflow.resume",))
     await bus.prepare((IN, EVT), (source,))
-    wider = Source(stream="TASKFLOW_IN", consumer="some", filters=("taskflow.resume", "taskflow.cmd.ana.*"))
+    wider = ConsumerSpec(stream="TASKFLOW_IN", consumer="some", filters=("taskflow.resume", "taskflow.cmd.ana.*"))
     warnings = await bus.prepare((IN, EVT), (wider,))
     assert len(warnings) == 1
     assert "filter_subjects was extended" in warnings[0]
@@ -378,7 +378,7 @@ async def test_an_idle_pull_sends_one_request(bus: JetStreamBus) -> None:
 
 
 async def test_a_pull_that_waits_for_settlements_does_not_ask_again_and_again(real: JetStreamRig, bus: JetStreamBus) -> None:
-    source = Source(stream="TASKFLOW_IN", consumer="narrow", ack_wait=30.0, max_ack_pending=5)
+    source = ConsumerSpec(stream="TASKFLOW_IN", consumer="narrow", ack_wait=30.0, max_ack_pending=5)
     await bus.prepare((IN, EVT), (source,))
     for number in range(20):
         await real.agent.publish(CMD, b"%d" % number)
@@ -391,7 +391,7 @@ async def test_a_pull_that_waits_for_settlements_does_not_ask_again_and_again(re
 
 
 async def test_a_pull_without_a_stream_backs_off(real: JetStreamRig, bus: JetStreamBus) -> None:
-    async with pulling(bus, Source(stream="NOWHERE")):
+    async with pulling(bus, ConsumerSpec(stream="NOWHERE")):
         await idle(2.5)
         assert bus.pull_requests <= 6
 
@@ -518,11 +518,11 @@ async def test_a_command_is_told_a_subject_that_it_may_not_use_as_it_is_written(
     await boss.prepare((IN, EVT), (WORKER,))
     await boss.publish(event(1))
     await boss.close()
-    async with History(NatsOptions(servers=(guarded.url,), user="poor", password="secret")) as history:
+    async with StreamReader(NatsOptions(servers=(guarded.url,), user="poor", password="secret")) as history:
         with pytest.raises(NotAllowed) as denied:
             await anext(aiter(history.messages(EVT.name)))
     assert denied.value.subject.startswith(f"$JS.API.CONSUMER.CREATE.{EVT.name}")
-    async with Client(NatsOptions(servers=(guarded.url,), user="ears", password="secret", inbox_prefix="_INBOX_Ears")) as client:
+    async with InspectClient(NatsOptions(servers=(guarded.url,), user="ears", password="secret", inbox_prefix="_INBOX_Ears")) as client:
         with pytest.raises(NotAllowed) as denied:
             await anext(client.heard("Taskflow.Evt.>"))
         assert denied.value.subject == "Taskflow.Evt.>"
@@ -606,7 +606,7 @@ async def test_subscriptions_that_the_server_does_not_take_end_the_start_with_a_
     async def flush() -> None:
         raise FlushTimeoutError
 
-    async def handle(_: Request) -> None: ...
+    async def handle(_: ServiceRequest) -> None: ...
 
     monkeypatch.setattr(bus._connection, "flush", flush)
     with pytest.raises(BusLost, match="subscriptions") as ended:
@@ -615,7 +615,7 @@ async def test_subscriptions_that_the_server_does_not_take_end_the_start_with_a_
 
 
 async def test_the_service_can_be_discovered(real: JetStreamRig, bus: JetStreamBus) -> None:
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         await request.answer(b"", {})
 
     endpoint = Endpoint(name="status", subject="taskflow.api.*.status", metadata={"schema": "status"})
@@ -632,7 +632,7 @@ async def test_its_statistics_are_what_askers_see(real: JetStreamRig, bus: JetSt
     worked: list[int] = []
     gate = asyncio.Event()
 
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         began = time.perf_counter_ns()
         await gate.wait()
         worked.append(time.perf_counter_ns() - began)
@@ -655,7 +655,7 @@ async def test_its_statistics_are_what_askers_see(real: JetStreamRig, bus: JetSt
 
 
 async def test_requests_that_no_endpoint_covers_are_counted_in_an_endpoint_of_their_own(real: JetStreamRig, bus: JetStreamBus) -> None:
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         known = request.subject.endswith(".start")
         await request.answer(b"", {} if known else {"Nats-Service-Error-Code": "400", "Nats-Service-Error": "no such verb"})
 
@@ -679,7 +679,7 @@ async def test_the_server_sends_each_request_once_though_a_catch_all_covers_it_t
         came.append(bytes(subject))
         await process(sid, subject, reply, data, headers)
 
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         await request.answer(b"", {})
 
     start, other = Endpoint(name="start", subject="taskflow.api.*.start"), Endpoint(name="other", subject="taskflow.api.*.*")
@@ -695,7 +695,7 @@ async def test_the_server_sends_each_request_once_though_a_catch_all_covers_it_t
 async def test_a_place_is_free_when_the_answer_has_left(real: JetStreamRig, bus: JetStreamBus) -> None:
     begun, goes_on = 0, asyncio.Event()
 
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         nonlocal begun
         begun += 1
         await goes_on.wait()

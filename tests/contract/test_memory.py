@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from nats_taskflow.bus.memory.bus import MemoryBroker, MemoryBus
-from nats_taskflow.bus.port import Nak, Outgoing, PublishFailed
+from nats_taskflow.bus.port import Nak, OutgoingMessage, PublishFailed
 from nats_taskflow.errors import BusLost
 from tests.contract.rigs import ACK, EVT, IN, WORKER, pulling
 from tests.eventually import eventually
 
 CMD = "taskflow.cmd.ana.start"
-EVENT = Outgoing(subject="taskflow.evt.ana.f.x", body=b"1", msg_id="f:1")
+EVENT = OutgoingMessage(subject="taskflow.evt.ana.f.x", body=b"1", msg_id="f:1")
 
 
 class Clock:

@@ -13,7 +13,7 @@ import pytest
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
 from nats_taskflow.bus.nats.server import EmbeddedServer
-from nats_taskflow.bus.port import Delivery, Outgoing, PublishFailed, Source
+from nats_taskflow.bus.port import ConsumerSpec, Delivery, OutgoingMessage, PublishFailed
 from tests.contract.rigs import EVT, IN, WORKER
 from tests.eventually import eventually
 from tests.faults.proxy import DOWN, UP, Cut, Proxy, Way
@@ -36,8 +36,8 @@ async def proxy(server: EmbeddedServer) -> AsyncIterator[Proxy]:
         yield made
 
 
-def event(number: int, size: int = 10) -> Outgoing:
-    return Outgoing(subject="taskflow.evt.kate.f.created", body=b"x" * size, msg_id=f"e-{number}")
+def event(number: int, size: int = 10) -> OutgoingMessage:
+    return OutgoingMessage(subject="taskflow.evt.kate.f.created", body=b"x" * size, msg_id=f"e-{number}")
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
@@ -75,7 +75,7 @@ async def _stored(bus: JetStreamBus) -> int | None:
 
 
 async def test_what_was_delivered_into_a_connection_that_died_comes_again_with_the_next_one(server: EmbeddedServer, proxy: Proxy) -> None:
-    patient = Source(stream="TASKFLOW_IN", ack_wait=60.0)
+    patient = ConsumerSpec(stream="TASKFLOW_IN", ack_wait=60.0)
     bus, agent = JetStreamBus(NatsOptions(servers=(proxy.url,))), JetStreamBus(NatsOptions(servers=(server.url,)))
     await bus.open()
     await agent.open()
@@ -86,7 +86,7 @@ async def test_what_was_delivered_into_a_connection_that_died_comes_again_with_t
     await bus.flush()
     before = proxy.connections
     proxy.swallowed.add(DOWN)
-    await agent.publish(Outgoing(subject="taskflow.cmd.kate.start", body=b"1", msg_id="1"))
+    await agent.publish(OutgoingMessage(subject="taskflow.cmd.kate.start", body=b"1", msg_id="1"))
 
     async def delivered() -> bool:
         return (await agent.backlog(patient)).delivered == 1

@@ -13,11 +13,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from nats_taskflow.bus.nats import connection as connections
-from nats_taskflow.bus.nats.client import Link
-from nats_taskflow.bus.nats.connection import Connection, NatsOptions, NoAnswer
+from nats_taskflow.bus.nats.client import TcpConnection
+from nats_taskflow.bus.nats.connection import ApiTimeout, NatsConnection, NatsOptions
 from nats_taskflow.bus.nats.outbound import Frame
 from nats_taskflow.bus.nats.publisher import Publisher
-from nats_taskflow.bus.port import Outgoing, PublishFailed
+from nats_taskflow.bus.port import OutgoingMessage, PublishFailed
 from tests.eventually import eventually
 
 INFO = b'INFO {"server_id":"S","version":"2.12.0","headers":true,"max_payload":%d}\r\n'
@@ -139,12 +139,12 @@ def broker() -> Broker:
 
 
 @asynccontextmanager
-async def connected(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Connection, Publisher, list[bytes]]]:
+async def connected(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[NatsConnection, Publisher, list[bytes]]]:
     """Give a connection that reconnects at once, with one subscription and a publisher."""
     monkeypatch.setattr(connections, "_RECONNECT_WAIT", 0.001)
     heard: list[bytes] = []
     async with broker.open() as url:
-        connection = Connection(NatsOptions(servers=(url,), connect_timeout=5.0))
+        connection = NatsConnection(NatsOptions(servers=(url,), connect_timeout=5.0))
         await connection.open()
         await connection.client.subscribe_directly("plain", lambda _subject, _reply, body, _headers: heard.append(body))
         publisher = Publisher(connection, timeout=5.0)
@@ -169,7 +169,7 @@ async def stored(publisher: Publisher, body: bytes) -> None:
     """Have a message stored, and published again where the connection was lost meanwhile."""
     while True:
         try:
-            await publisher.publish(Outgoing(subject="taskflow.evt.x", body=body, msg_id="m"))
+            await publisher.publish(OutgoingMessage(subject="taskflow.evt.x", body=body, msg_id="m"))
         except PublishFailed:
             await asyncio.sleep(0)
         else:
@@ -216,13 +216,13 @@ async def test_an_error_that_nats_py_does_not_know_ends_no_reconnection(broker: 
     async with connected(broker, monkeypatch) as (connection, publisher, _):
         failing = [ZeroDivisionError(), AttributeError()]
 
-        def write(link: Link, payload: bytes) -> None:
+        def write(link: TcpConnection, payload: bytes) -> None:
             if failing and payload.startswith(b"SUB"):
                 raise failing.pop()
             written(link, payload)
 
-        written = Link.write
-        monkeypatch.setattr(Link, "write", write)
+        written = TcpConnection.write
+        monkeypatch.setattr(TcpConnection, "write", write)
         broker.drop()
         await eventually(lambda: not failing and connection.connected)
         await stored(publisher, b"1")
@@ -252,7 +252,7 @@ async def test_an_error_of_the_server_s_is_a_lost_connection_and_its_limits_are_
     broker.ends_with = lambda body: b"-ERR 'Maximum Payload Violation'\r\n" if len(body) > broker.max_payload else b""
     async with connected(broker, monkeypatch) as (connection, publisher, _):
         broker.max_payload = 100  # a reload of the server's: it tells nobody
-        message = Outgoing(subject="taskflow.evt.x", body=b"x" * 200, msg_id="m")
+        message = OutgoingMessage(subject="taskflow.evt.x", body=b"x" * 200, msg_id="m")
         with pytest.raises(PublishFailed, match="lost") as first:
             await publisher.publish(message)
         assert not first.value.unsendable
@@ -286,7 +286,7 @@ async def test_a_question_to_a_connection_that_has_just_gone_gets_no_answer(brok
     async with connected(broker, monkeypatch) as (connection, _, _heard):
         connection.client._flusher_task = None  # as where it has just ended: who asks writes by himself
         connection.client._abort()
-        with pytest.raises(NoAnswer, match="closed"):
+        with pytest.raises(ApiTimeout, match="closed"):
             await connection.ask("$JS.API.INFO")
 
 
@@ -301,14 +301,14 @@ async def test_a_duplicate_that_cannot_be_looked_at_for_any_reason_is_published_
 
         monkeypatch.setattr(connection, "ask", ask)
         with pytest.raises(PublishFailed, match="not known"):
-            await asyncio.wait_for(publisher.publish(Outgoing(subject="taskflow.evt.x", body=b"1", msg_id="m")), 5)
+            await asyncio.wait_for(publisher.publish(OutgoingMessage(subject="taskflow.evt.x", body=b"1", msg_id="m")), 5)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_every_loop_says_in_the_same_words_that_a_connection_is_gone(broker: Broker, loop: str) -> None:
     async def write() -> None:
         async with broker.open() as url:
-            connection = Connection(NatsOptions(servers=(url,)))
+            connection = NatsConnection(NatsOptions(servers=(url,)))
             await connection.open()
             connection.client._abort()
             for _ in range(3):  # uvloop's own words change with its next round

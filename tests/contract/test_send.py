@@ -13,21 +13,21 @@ import pytest
 from nats import micro
 from nats.micro.request import Request as MicroRequest
 
-from nats_taskflow.bus.endpoints import Endpoint, Request, Service
-from nats_taskflow.bus.memory.broker import Heard
+from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
+from nats_taskflow.bus.memory.broker import CoreMessage
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
 from nats_taskflow.bus.nats.requests import LOST, NOT_CONNECTED
 from nats_taskflow.bus.nats.server import EmbeddedServer
-from nats_taskflow.bus.port import NO_RESPONDERS, Asked, Bus, Source, Stream
+from nats_taskflow.bus.port import NO_RESPONDERS, Bus, ConsumerSpec, ForwardedRequest, StreamSpec
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig, pulling
 from tests.eventually import eventually
 from tests.ports import kept_port
 from tests.standing import stand_still
 
-REPLY = Stream(name="TASKFLOW_REPLY", subjects=("taskflow.reply.*.*",), inbound=True, max_age=86400.0)
-REPLIES = Source(stream="TASKFLOW_REPLY")
+REPLY = StreamSpec(name="TASKFLOW_REPLY", subjects=("taskflow.reply.*.*",), inbound=True, max_age=86400.0)
+REPLIES = ConsumerSpec(stream="TASKFLOW_REPLY")
 HEADERS = {"Nats-Msg-Id": "f1:7", "Taskflow-Correlation": "c1"}
 
 
@@ -51,17 +51,19 @@ async def nats_bus(real: JetStreamRig) -> AsyncIterator[JetStreamBus]:
     await made.close()
 
 
-def asked(number: int = 1, subject: str = "delegate.work", *, answered: bool = True) -> Asked:
+def asked(number: int = 1, subject: str = "delegate.work", *, answered: bool = True) -> ForwardedRequest:
     """Build a request with a reply subject of its own, or none."""
-    return Asked(subject=subject, body=b"%d" % number, headers=HEADERS, reply=f"taskflow.reply.ana.c{number}" if answered else None)
+    return ForwardedRequest(
+        subject=subject, body=b"%d" % number, headers=HEADERS, reply=f"taskflow.reply.ana.c{number}" if answered else None
+    )
 
 
-async def done(heard: Heard) -> bytes:
+async def done(heard: CoreMessage) -> bytes:
     """Answer as a delegate does."""
     return b"done " + heard.body
 
 
-async def silent(_: Heard) -> None:
+async def silent(_: CoreMessage) -> None:
     """Take a request and keep quiet."""
 
 
@@ -170,16 +172,16 @@ async def test_while_disconnected_it_is_refused_and_not_sent_later(rig: Rig, bus
 @pytest.mark.parametrize(
     "message",
     [
-        Asked(subject="delegate.work", body=b"x" * (1024 * 1024 + 1), reply="taskflow.reply.ana.c1"),
-        Asked(subject="delegate.work", body=b"x" * (1024 * 1024 - 20), headers={"A": "b" * 100}),
-        Asked(subject="delegate work", body=b""),
-        Asked(subject="delegate.>", body=b""),
-        Asked(subject="delegate.\ud800", body=b""),
-        Asked(subject="delegate.work", body=b"", reply=""),
-        Asked(subject="delegate.work", body=b"", reply="taskflow.reply.*.c1"),
-        Asked(subject="delegate.work", body=b"", reply="taskflow.reply.ana.c1\r\nPUB y 0"),
-        Asked(subject="delegate.work", body=b"", reply="taskflow.reply.ana.\ud800"),
-        Asked(subject="delegate." + "\U00010348" * 600, body=b"", reply="taskflow." + "\U00010348" * 600),
+        ForwardedRequest(subject="delegate.work", body=b"x" * (1024 * 1024 + 1), reply="taskflow.reply.ana.c1"),
+        ForwardedRequest(subject="delegate.work", body=b"x" * (1024 * 1024 - 20), headers={"A": "b" * 100}),
+        ForwardedRequest(subject="delegate work", body=b""),
+        ForwardedRequest(subject="delegate.>", body=b""),
+        ForwardedRequest(subject="delegate.\ud800", body=b""),
+        ForwardedRequest(subject="delegate.work", body=b"", reply=""),
+        ForwardedRequest(subject="delegate.work", body=b"", reply="taskflow.reply.*.c1"),
+        ForwardedRequest(subject="delegate.work", body=b"", reply="taskflow.reply.ana.c1\r\nPUB y 0"),
+        ForwardedRequest(subject="delegate.work", body=b"", reply="taskflow.reply.ana.\ud800"),
+        ForwardedRequest(subject="delegate." + "\U00010348" * 600, body=b"", reply="taskflow." + "\U00010348" * 600),
     ],
     ids=[
         "payload",
@@ -194,7 +196,7 @@ async def test_while_disconnected_it_is_refused_and_not_sent_later(rig: Rig, bus
         "long-line",
     ],
 )
-async def test_what_the_broker_would_hang_up_on_is_refused_and_the_rest_is_sent(rig: Rig, bus: Bus, message: Asked) -> None:
+async def test_what_the_broker_would_hang_up_on_is_refused_and_the_rest_is_sent(rig: Rig, bus: Bus, message: ForwardedRequest) -> None:
     heard = await rig.agent.subscribe("delegate.>")
     before, refused, after = await bus.send([asked(1), message, asked(2)])
     assert (before, after) == (None, None)
@@ -205,7 +207,7 @@ async def test_what_the_broker_would_hang_up_on_is_refused_and_the_rest_is_sent(
 
 
 async def test_a_service_of_our_own_counts_as_somebody_who_listens(rig: Rig, bus: Bus) -> None:
-    async def handler(request: Request) -> None:
+    async def handler(request: ServiceRequest) -> None:
         await request.answer(b"served " + request.body, {})
 
     await bus.serve(Service(name="d", version="0.1.0", description="", endpoints=(Endpoint(name="w", subject="delegate.work"),)), handler)
@@ -264,7 +266,7 @@ async def test_a_micro_service_answers(real: JetStreamRig, nats_bus: JetStreamBu
     await real.nats.client.rtt()
     await real.nats.client.rtt()
     async with pulling(nats_bus, REPLIES) as got:
-        assert await nats_bus.send([Asked(subject="delegate.work", body=b"hi", reply="taskflow.reply.ana.c1")]) == [None]
+        assert await nats_bus.send([ForwardedRequest(subject="delegate.work", body=b"hi", reply="taskflow.reply.ana.c1")]) == [None]
         await eventually(lambda: got)
     assert (got[0].body, got[0].headers["Kind"]) == (b"HI", "micro")
     await service.stop()
@@ -357,7 +359,7 @@ async def test_permissions_that_are_missing_are_named(tmp_path: Path) -> None:
     await server.start()
     bus = JetStreamBus(NatsOptions(servers=(server.url,), user="poor", password="secret"))
     await bus.open()
-    unheard = Asked(subject="delegate.work", body=b"", reply="taskflow.reply.BOB.c1")
+    unheard = ForwardedRequest(subject="delegate.work", body=b"", reply="taskflow.reply.BOB.c1")
     verdicts = await bus.send([asked(1, "Secret.work"), unheard, asked(2)])
     assert verdicts[0] == "the credentials may not publish on Secret.work"
     assert verdicts[1] is not None

@@ -15,9 +15,9 @@ from msgspec.structs import replace
 
 from nats_taskflow.errors import Internal, Unavailable
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
-from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Waiter
+from nats_taskflow.flow.model import DelegateMessage, Flow, FlowEvent, FlowStep, HeldReply, Waiter
 from nats_taskflow.flow.usage import Usage
-from nats_taskflow.store.admin_port import Wanted, WantedLetters
+from nats_taskflow.store.admin_port import DeadLetterFilter, FlowFilter
 from nats_taskflow.store.port import ConstraintViolated, LostRace, Store, Transaction
 from nats_taskflow.store.records import Batch, DeadLetter, FlowWrite, InboxRow, Loaded, Needs, Suspects
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
@@ -315,10 +315,10 @@ LISTS: dict[str, Callable[[Store], Callable[..., Any]]] = {
     "list_flows of an owner": lambda store: partial(store.list_flows, owner="owner"),
     "list_flows of a status": lambda store: partial(store.list_flows, status=FlowStatus.WAITING),
     "list_flows of both": lambda store: partial(store.list_flows, owner="owner", status=FlowStatus.WAITING),
-    "find_flows": lambda store: partial(store.find_flows, Wanted()),
-    "find_flows by a pattern": lambda store: partial(store.find_flows, Wanted(controller="kate/*", owner="owner")),
-    "parked": lambda store: partial(store.parked, Wanted(), parked_before=None),
-    "parked by a pattern": lambda store: partial(store.parked, Wanted(controller="kate/*"), parked_before=None),
+    "find_flows": lambda store: partial(store.find_flows, FlowFilter()),
+    "find_flows by a pattern": lambda store: partial(store.find_flows, FlowFilter(controller="kate/*", owner="owner")),
+    "parked": lambda store: partial(store.parked, FlowFilter(), parked_before=None),
+    "parked by a pattern": lambda store: partial(store.parked, FlowFilter(controller="kate/*"), parked_before=None),
     "list_steps": lambda store: partial(store.list_steps, "f0"),
     "list_events": lambda store: partial(store.list_events, "f0"),
     "list_events, the newest": lambda store: partial(store.list_events, "f0", newest=True),
@@ -328,9 +328,9 @@ LISTS: dict[str, Callable[[Store], Callable[..., Any]]] = {
     "held_replies of a pair": lambda store: partial(store.held_replies, topic=PAIR[0], correlation_id=PAIR[1]),
 }
 LIGHT: dict[str, Callable[[Store], Callable[..., Any]]] = {
-    "letters": lambda store: partial(store.letters, WantedLetters()),
-    "letters of a reason": lambda store: partial(store.letters, WantedLetters(reason="r")),
-    "letters by number": lambda store: partial(store.letters, WantedLetters(numbers=tuple(range(1, 9)))),
+    "letters": lambda store: partial(store.letters, DeadLetterFilter()),
+    "letters of a reason": lambda store: partial(store.letters, DeadLetterFilter(reason="r")),
+    "letters by number": lambda store: partial(store.letters, DeadLetterFilter(numbers=tuple(range(1, 9)))),
     "held_replies without payloads": lambda store: partial(store.held_replies, payloads=False),
 }
 
@@ -407,7 +407,7 @@ async def test_agents_take_turns_with_requests_to_delegates_of_which_a_page_is_r
     flows = [waiting(f"{agent}{n}", owner_session_key=f"agent:{agent}:session:{n}")[0] for n in range(9) for agent in ("mallory", "kate")]
     size = {"m": 240 * 1024, "k": 100}
     outgoing = [
-        Outgoing(flow_id=flow.id, wait_id=2, kind="request", subject="d", headers={}, body=b"x" * size[flow.id[0]])
+        DelegateMessage(flow_id=flow.id, wait_id=2, kind="request", subject="d", headers={}, body=b"x" * size[flow.id[0]])
         for flow in sorted(flows, key=lambda flow: flow.id, reverse=True)
     ]
     await save(store, *flows, outgoing=outgoing)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
-from nats_taskflow.observe.histogram import Timings
+from nats_taskflow.observe.histogram import DurationHistogram
 from nats_taskflow.observe.metrics import Metrics
 from tests.deploy.scraping import families
 from tests.e2e.stage import Stage
@@ -63,7 +63,7 @@ def labels() -> dict[str, set[str]]:
     """Return the labels of each metric by the name of its samples."""
     found: dict[str, set[str]] = {}
     for metric in Metrics().registry._collector_to_names:
-        if not isinstance(metric, MetricWrapperBase | Timings):
+        if not isinstance(metric, MetricWrapperBase | DurationHistogram):
             continue  # process_*: without labels
         names = set(metric._labelnames if isinstance(metric, MetricWrapperBase) else metric.labels)
         for name in _names(metric):

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
 
 from nats_taskflow.bus.memory.bus import MemoryBus
-from nats_taskflow.bus.port import Backlog, Source
+from nats_taskflow.bus.port import Backlog, ConsumerSpec
 from nats_taskflow.flow.stimuli import Reply
-from nats_taskflow.observe.histogram import Timings
+from nats_taskflow.observe.histogram import DurationHistogram
 from nats_taskflow.observe.metrics import _ANSWERS, Metrics
 from nats_taskflow.observe.probes import WorkerProbes
-from nats_taskflow.observe.recorder import Survey, Tracker
-from nats_taskflow.services.topology_watch import Inspector
+from nats_taskflow.observe.recorder import MetricsRecorder, SlowSample
+from nats_taskflow.services.topology_watch import TopologyWatch
 from tests.deploy.scraping import shows
 from tests.e2e.stage import TOPIC, Agent, Stage
 from tests.eventually import eventually
@@ -123,7 +123,7 @@ async def test_a_timer_that_nobody_acts_on_is_overdue(metrics: Metrics) -> None:
 
 async def test_what_lies_in_the_database_is_surveyed(metrics: Metrics) -> None:
     async with running() as run:
-        tracker = Tracker(metrics)
+        tracker = MetricsRecorder(metrics)
         run.engine.listen(tracker.committed)
         probes = probes_of(run, metrics, tracker=tracker)
         await parked(run, timer(run, seconds=60))
@@ -145,7 +145,7 @@ async def test_what_lies_in_the_database_is_surveyed(metrics: Metrics) -> None:
     assert value(metrics, 'taskflow_wait_duration_seconds_bucket{kind="timer",le="600.0"}') == 1
     assert value(metrics, "taskflow_replies_unmatched_oldest_age_seconds") == 0
     assert value(metrics, 'taskflow_dead_letters_kept{reason="expired"}') == 1
-    tracker.surveyed(Survey())
+    tracker.surveyed(SlowSample())
     assert value(metrics, 'taskflow_dead_letters_kept{reason="expired"}') == 0, "a reason that is gone stays on the page"
 
 
@@ -153,23 +153,26 @@ async def test_what_lies_in_the_database_is_surveyed(metrics: Metrics) -> None:
 def test_timings_say_what_the_librarys_histogram_says(seconds: list[float]) -> None:
     disable_created_metrics()  # type: ignore[no-untyped-call]  # as the worker does
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    mine, reference = Timings("t_seconds", "A text.", _ANSWERS, ours), Histogram("t_seconds", "A text.", buckets=_ANSWERS, registry=theirs)
+    mine, reference = (
+        DurationHistogram("t_seconds", "A text.", _ANSWERS, ours),
+        Histogram("t_seconds", "A text.", buckets=_ANSWERS, registry=theirs),
+    )
     for one in seconds:
         mine.observe(one)
         reference.observe(one)
     assert generate_latest(ours) == generate_latest(theirs)
     with pytest.raises(ValueError, match="Duplicated"):
-        Timings("t_seconds", "Again.", (1.0,), ours)
+        DurationHistogram("t_seconds", "Again.", (1.0,), ours)
 
 
 async def test_what_waits_in_the_streams_is_asked_of_the_broker(metrics: Metrics) -> None:
     class Piled(MemoryBus):
-        async def backlog(self, source: Source) -> Backlog:
+        async def backlog(self, source: ConsumerSpec) -> Backlog:
             return Backlog(floor=0, delivered=0, pending=7)
 
     async with running() as run:
-        elsewhere = [Source(stream=name, consumer="taskflow") for name in ("A", "B")]
-        probes = probes_of(run, metrics, bus=Piled(), sources=(Source(stream="IN"), *elsewhere))
+        elsewhere = [ConsumerSpec(stream=name, consumer="taskflow") for name in ("A", "B")]
+        probes = probes_of(run, metrics, bus=Piled(), sources=(ConsumerSpec(stream="IN"), *elsewhere))
         looking = asyncio.create_task(probes.watch_backlog())
         await asyncio.sleep(0)
         looking.cancel()
@@ -184,7 +187,7 @@ async def test_a_flow_that_cannot_be_read_is_counted_when_it_is_set_aside(tmp_pa
         flow = await parked(run, external("c-1"))
     damage(path, "wait_json", "'{'", flow.id)
     async with running(str(path)) as run:
-        run.engine.listen(Tracker(metrics).committed)
+        run.engine.listen(MetricsRecorder(metrics).committed)
         reply = Reply(topic=TOPIC, correlation_id="c-1", payload={}, event_id="e", arrived_us=run.clock())
         await run.engine.submit(reply)
     assert value(metrics, "taskflow_flows_set_aside_total") == 1
@@ -196,8 +199,13 @@ def soon(seconds: float = 2.5) -> str:
 
 
 def probes_of(
-    run: Running, metrics: Metrics, *, bus: MemoryBus | None = None, sources: tuple[Source, ...] = (), tracker: Tracker | None = None
+    run: Running,
+    metrics: Metrics,
+    *,
+    bus: MemoryBus | None = None,
+    sources: tuple[ConsumerSpec, ...] = (),
+    tracker: MetricsRecorder | None = None,
 ) -> WorkerProbes:
     """Make the probes of parts that run."""
-    bus, tracker = bus or MemoryBus(), tracker or Tracker(metrics)
-    return WorkerProbes(run.store, bus, [], sources, Inspector(bus, {}), tracker, clock=run.clock, engine=run.engine)
+    bus, tracker = bus or MemoryBus(), tracker or MetricsRecorder(metrics)
+    return WorkerProbes(run.store, bus, [], sources, TopologyWatch(bus, {}), tracker, clock=run.clock, engine=run.engine)

@@ -1,4 +1,4 @@
-"""Check what a stage leaves behind against `nats_taskflow.store.invariants`: a copy of the database after the worker has ended, and its streams."""
+"""Check the invariants over what a stage leaves behind: a copy of the database after the worker has ended, and its streams."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nats_taskflow.flow.model import FlowEvent
-from nats_taskflow.store.invariants import INVARIANTS, ClientRecord, Evidence, Ledger, Message, Operation, Sets, Taken, command
+from nats_taskflow.store.invariants import (
+    INVARIANTS,
+    ClientRecord,
+    Evidence,
+    InboundProgress,
+    Ledger,
+    LedgerMessage,
+    Operation,
+    Sets,
+    command,
+)
 from nats_taskflow.store.invariants import violations as found_in
 from nats_taskflow.store.sqlite import rows
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, Agent, Sent, Stage
@@ -88,7 +98,7 @@ async def violations(
         if code != 0:
             return [f"the worker ended with {code} at SIGTERM"]
     state = (await agent.js.stream_info(INBOUND)).state
-    taken = Taken(stream=INBOUND, first=max(state.first_seq, 1), settled=state.last_seq, ignored=ignored)
+    taken = InboundProgress(stream=INBOUND, first=max(state.first_seq, 1), settled=state.last_seq, ignored=ignored)
     events, letters = [Ledger(map(message, await stage.stream(name, agent))) for name in (EVENTS, DEAD_LETTERS)]
     with stage.database() as database:
         client = record(accepted, operations, complete=complete)
@@ -107,9 +117,9 @@ def record(accepted: Iterable[tuple[str, str]], operations: Iterable[Operation],
     return ClientRecord(operations=(*(command(*one) for one in accepted), *operations), complete=complete)
 
 
-def message(sent: Sent) -> Message:
+def message(sent: Sent) -> LedgerMessage:
     """Return a message as the ledger takes it."""
-    return Message(sent.seq, sent.subject, sent.headers, sent.body)
+    return LedgerMessage(sent.seq, sent.subject, sent.headers, sent.body)
 
 
 def now() -> int:

@@ -1,7 +1,7 @@
 """The stage of the end-to-end tests: a real nats-server, a real worker process, and agents that speak only CONTRACT.md.
 
-The worker is whatever `python -m nats_taskflow run` is; the test kills, stops and starts it. Once it is stopped, a copy of its database shows
-what really happened.
+The worker is whatever `python -m nats_taskflow run` is; the test kills, stops and starts it. Once it is stopped, a copy of its
+database shows what really happened.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ from nats_taskflow.client import (
 )
 from nats_taskflow.client.commands import Door
 from nats_taskflow.client.live_events import heard
-from nats_taskflow.client.transport import Message
+from nats_taskflow.client.transport import TransportMessage
 from tests.e2e.stage import TOPIC, Agent, World
 
 pytestmark = pytest.mark.e2e
@@ -259,7 +259,7 @@ async def test_an_event_that_was_not_heard_is_read_from_the_journal_before_the_n
     serve = flows.transport.serve
 
     async def hard_of_hearing(subject: str, handler: Any, *, queue: str = "") -> Any:
-        async def sometimes(message: Message) -> None:
+        async def sometimes(message: TransportMessage) -> None:
             if not message.subject.endswith("state_updated"):
                 await handler(message)
 

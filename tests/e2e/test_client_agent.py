@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nats_taskflow.client import Agent, Event, Flow, FlowClient, IllegalTransition, InvalidRequest
-from nats_taskflow.client.command_ids import CURRENT, Numbering
+from nats_taskflow.client.command_ids import CURRENT, CommandIds
 from nats_taskflow.client.commands import Door
 from tests.e2e.stage import TOPIC, Stage, World
 from tests.e2e.stage import Agent as Plain
@@ -120,7 +120,7 @@ async def test_what_a_handlers_first_run_sent_counts_though_the_second_says_some
     event = await anext(flow.events())
     outcomes = []
     for run in (1, 2):
-        token = CURRENT.set(Numbering(event, "loop"))
+        token = CURRENT.set(CommandIds(event, "loop"))
         outcomes.append(await flow.advance({"run": run}, door=door))
         with pytest.raises(IllegalTransition):  # a refusal is an outcome too
             await flow.resume(reason=f"run {run}", door=door)

@@ -1,4 +1,4 @@
-"""The worker with something wrong in it: `python -m tests.faults.launcher run`, as `python -m nats_taskflow run`, plus what the environment says.
+"""Run the worker with a fault in it, as the environment says: `python -m tests.faults.launcher run`.
 
 `FLOW_FAILPOINT=point:nth:action` does something at the nth time a point is reached (`tests.faults.failpoints`), `FLOW_PLANTED=name` plants
 a bug that the checks have to find (`tests.faults.planted`), `FLOW_CLOCK=file` adds the seconds in the file to the wall clock,

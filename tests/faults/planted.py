@@ -15,9 +15,9 @@ from msgspec.structs import replace
 
 from nats_taskflow import app
 from nats_taskflow.bus.nats.bus import JetStreamBus
-from nats_taskflow.bus.port import Ack, Outgoing
+from nats_taskflow.bus.port import Ack, OutgoingMessage
 from nats_taskflow.engine import batch
-from nats_taskflow.engine.batch import Deciding
+from nats_taskflow.engine.batch import BatchDecision
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import Waiter
 from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, Reply
@@ -34,7 +34,7 @@ from nats_taskflow.wire.subjects import Subjects
 
 _Store: Any = SqliteFlowStore
 _Transaction: Any = SqliteTransaction
-_Deciding: Any = Deciding
+_Deciding: Any = BatchDecision
 _Consumer: Any = Consumer
 _Lock: Any = WriterLock
 _Upkeep: Any = Upkeep
@@ -159,7 +159,7 @@ def publishes_before_commit() -> None:
             flow = owners[event.flow_id]
             message = event_message(event, flow.controller_id, flow.owner_session_key, Subjects("taskflow"))
             headers = {name: value for name, value in message.headers.items() if name != MSG_ID}
-            early = Outgoing(subject=message.subject, body=message.body, msg_id=message.headers[MSG_ID], headers=headers)
+            early = OutgoingMessage(subject=message.subject, body=message.body, msg_id=message.headers[MSG_ID], headers=headers)
             loop.call_soon_threadsafe(bus.publish, early)
         time.sleep(10 * SLOW)  # most of the time, so that a kill comes in it
 

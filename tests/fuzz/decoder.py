@@ -1,6 +1,6 @@
 """Push spoilt messages through everything that reads them; nothing may be raised. `python -m tests.fuzz.decoder --inputs 1000000 --seed 1`.
 
-Each input takes the whole way of a delivery (`nats_taskflow.engine.mint`), of a request on `api` and of a query; whatever comes out must be fit to
+Each input takes the whole way of a delivery, of a request on `api` and of a query; whatever comes out must be fit to
 be stored, answered and published. Every so many go on through a real engine with a database in memory, where a defect shows as
 `internal`. What goes wrong is printed as bytes that repeat it.
 """
@@ -25,7 +25,7 @@ from nats_taskflow.bus.port import Delivery
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.mint import reader
 from nats_taskflow.engine.payload_schema import accepts, schema_flaw
-from nats_taskflow.engine.submission import Outcome, Raw, Useless
+from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, Unreadable
 from nats_taskflow.errors import FlowError, Internal
 from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
 from nats_taskflow.services.consumer import Verdict
@@ -34,7 +34,7 @@ from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.codec import Ignored, Inbound, Query, Unusable, read_command, read_query
 from nats_taskflow.wire.dead_letters import dead_letter_message
-from nats_taskflow.wire.replies import Bindings
+from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.requests import COMMANDS, QUERIES
 from nats_taskflow.wire.subjects import Subjects, is_token
 from tests.fuzz.corpus import BINDINGS, FLOW, Message, corpus
@@ -78,7 +78,7 @@ class Target:
 
     def __init__(self) -> None:
         self.subjects = Subjects()
-        self.bindings = Bindings(BINDINGS, self.subjects)
+        self.bindings = ReplyBindings(BINDINGS, self.subjects)
         self.mint = Counted()
         # The worker's own reader wants its random ids; what it does with them is the same.
         self._read = reader(self.subjects, self.bindings, self.mint)  # type: ignore[arg-type]
@@ -161,13 +161,13 @@ class Depth:
     async def take(self, batch: list[tuple[int, Message, Verdict]]) -> None:
         """Decide a batch. Raises `Crash`."""
         names = {"controller_id": "k", "goal": "g", "owner_session_key": "agent:kate:session:main"}
-        asked: list[tuple[int, Message, asyncio.Future[Outcome]]] = []
-        started: list[asyncio.Future[Outcome]] = []
+        asked: list[tuple[int, Message, asyncio.Future[SubmissionOutcome]]] = []
+        started: list[asyncio.Future[SubmissionOutcome]] = []
         for number, message, verdict in batch:
             if isinstance(verdict, Ignored):
                 continue
-            what = verdict.stimulus if isinstance(verdict, Inbound) else Useless(error=verdict.error, reason=verdict.reason)
-            raw = Raw(subject=message.subject, headers=dict(message.headers), body=message.body)
+            what = verdict.stimulus if isinstance(verdict, Inbound) else Unreadable(error=verdict.error, reason=verdict.reason)
+            raw = RawMessage(subject=message.subject, headers=dict(message.headers), body=message.body)
             identity = verdict.identity
             if identity is not None and len(asked) % 4:  # most are the first of their name, so that more is decided than repeats
                 identity = replace(identity, key=f"{identity.key}\n{number}")

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from nats_taskflow.bus.nats.client import MendedClient
-from nats_taskflow.bus.nats.connection import Connection
+from nats_taskflow.bus.nats.client import PatchedClient
+from nats_taskflow.bus.nats.connection import NatsConnection
 from nats_taskflow.bus.nats.options import NatsOptions
 from nats_taskflow.client import Agent, Asked, FlowClient, serve_delegate
 from nats_taskflow.client.errors import Unavailable
-from nats_taskflow.client.mcp.session import Line, Owner
+from nats_taskflow.client.mcp.session import ClientSession, Owner
 from nats_taskflow.client.nats_transport import NatsTransport
 from nats_taskflow.client.transport import Lost
 from nats_taskflow.errors import BusLost
@@ -50,7 +50,7 @@ def options(port: int, *, scheme: str = "nats", user: str = "kate", **more: obje
 
 async def by_worker(made: NatsOptions) -> None:
     """Connect as the worker and the command line do."""
-    await Connection(made).open()
+    await NatsConnection(made).open()
 
 
 async def by_client(made: NatsOptions) -> None:
@@ -60,7 +60,7 @@ async def by_client(made: NatsOptions) -> None:
 
 async def by_mcp(made: NatsOptions) -> None:
     """Connect as the MCP server does."""
-    await Line(Owner("kate"), lambda: NatsTransport.reach(made)).flows()
+    await ClientSession(Owner("kate"), lambda: NatsTransport.reach(made)).flows()
 
 
 @pytest.mark.parametrize("connect", [by_worker, by_client, by_mcp])
@@ -122,7 +122,7 @@ async def test_a_server_that_stops_offering_it_is_told_neither_login_nor_what_wa
     pair: tuple[Path, Path], encrypting: ssl.SSLContext
 ) -> None:
     async with Greeter(encrypting) as server:
-        connection = Connection(options(server.port, tls_ca=str(pair[0])))
+        connection = NatsConnection(options(server.port, tls_ca=str(pair[0])))
         await connection.open()
         assert server.encrypted == 1
         server.context = None
@@ -136,7 +136,7 @@ async def test_a_server_that_stops_offering_it_is_told_neither_login_nor_what_wa
 
 async def test_it_goes_on_once_the_server_encrypts_again(pair: tuple[Path, Path], encrypting: ssl.SSLContext) -> None:
     async with Greeter(encrypting) as server:
-        connection = Connection(options(server.port, tls_ca=str(pair[0])))
+        connection = NatsConnection(options(server.port, tls_ca=str(pair[0])))
         await connection.open()
         server.context = None
         server.hang_up()
@@ -149,7 +149,7 @@ async def test_it_goes_on_once_the_server_encrypts_again(pair: tuple[Path, Path]
 
 async def test_a_server_that_another_one_tells_of_has_to_encrypt_too(pair: tuple[Path, Path], encrypting: ssl.SSLContext) -> None:
     async with Greeter() as other, Greeter(encrypting, connect_urls=[f"127.0.0.1:{other.port}"]) as server:
-        connection = Connection(options(server.port, tls_ca=str(pair[0])))
+        connection = NatsConnection(options(server.port, tls_ca=str(pair[0])))
         await connection.open()
         await server.stop()
         await eventually(lambda: other.greeted >= 2)
@@ -160,7 +160,7 @@ async def test_a_server_that_another_one_tells_of_has_to_encrypt_too(pair: tuple
 
 async def test_encryption_that_the_server_leaves_to_the_client_is_taken(pair: tuple[Path, Path], encrypting: ssl.SSLContext) -> None:
     async with Greeter(encrypting, tls_required=False, tls_available=True) as server:
-        connection = Connection(options(server.port, tls_ca=str(pair[0])))
+        connection = NatsConnection(options(server.port, tls_ca=str(pair[0])))
         await connection.open()
         await connection.close()
         assert (server.clear, server.encrypted) == (b"", 1)
@@ -169,7 +169,7 @@ async def test_encryption_that_the_server_leaves_to_the_client_is_taken(pair: tu
 async def test_a_connection_that_is_encrypted_from_its_first_byte_is_encrypted(pair: tuple[Path, Path], encrypting: ssl.SSLContext) -> None:
     context = ssl.create_default_context(cafile=str(pair[0]))
     async with Greeter(encrypting, first=True, tls_required=False) as server:
-        client = MendedClient()
+        client = PatchedClient()
         await client.connect(f"tls://127.0.0.1:{server.port}", tls=context, tls_handshake_first=True, user="kate", password=PASSWORD)
         await client.close()
         assert (server.clear, server.encrypted) == (b"", 1)
@@ -196,7 +196,7 @@ async def test_a_handshake_that_is_to_come_first_asks_for_encryption(scheme: str
 
 async def test_without_a_word_of_encryption_it_connects_in_clear() -> None:
     async with Greeter() as server:
-        connection = Connection(options(server.port))
+        connection = NatsConnection(options(server.port))
         await connection.open()
         await connection.close()
     assert server.logins[0]["pass"] == PASSWORD
@@ -216,7 +216,7 @@ async def test_user_password_and_token_in_a_url_are_decoded(userinfo: str, sent:
     async with Greeter() as server:
         where = f"nats://{userinfo}@127.0.0.1:{server.port}"
         if connect == "worker":
-            connection = Connection(NatsOptions(servers=(where,)))
+            connection = NatsConnection(NatsOptions(servers=(where,)))
             await connection.open()
             await connection.close()
         else:

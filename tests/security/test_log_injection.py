@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from nats_taskflow.cli import errors_as_exit_codes
 from nats_taskflow.cli.exit_codes import Failed
-from nats_taskflow.config import Log
-from nats_taskflow.engine.mint import Randomness
+from nats_taskflow.config import LogConfig
+from nats_taskflow.engine.mint import IdMint
 from nats_taskflow.errors import BusLost, FlowError, InvalidRequest
-from nats_taskflow.observe.log import Said, configure_logging, logger
+from nats_taskflow.observe.log import LogEvent, configure_logging, logger
 from nats_taskflow.wire.codec import Unusable, read_command
 from nats_taskflow.wire.headers import one_line
 from tests.e2e.stage import encoded
@@ -55,14 +55,16 @@ def controls(text: str, *, but: str = "\n") -> set[str]:
 @settings(deadline=None)
 def test_any_text_in_any_field_leaves_a_json_record_one_line_of_ascii(text: str, other: str) -> None:
     out = io.StringIO()
-    configure_logging(Log(format="json", level="debug"), out)
+    configure_logging(LogConfig(format="json", level="debug"), out)
     log = logger("consumer").bind(stream=text)
-    log.warning(Said.DELIVERY_FAILED, subject=text, headers={text: [other, {other: text}]}, goal=other, why=InvalidRequest(text, x=other))
+    log.warning(
+        LogEvent.DELIVERY_FAILED, subject=text, headers={text: [other, {other: text}]}, goal=other, why=InvalidRequest(text, x=other)
+    )
     log.error(text, error=text)
     try:
         fail(text)
     except ValueError:
-        log.exception(Said.LISTENER_FAILED, flow_id=other)
+        log.exception(LogEvent.LISTENER_FAILED, flow_id=other)
     logging.getLogger(other or "x").warning("%s", text)
     assert len(records(out)) == 4
     assert controls(out.getvalue()) == set()
@@ -78,9 +80,11 @@ def test_any_text_in_any_field_leaves_a_json_record_one_line_of_ascii(text: str,
 @settings(deadline=None)
 def test_any_text_in_any_field_leaves_a_console_record_one_line_without_control_characters(text: str, other: str) -> None:
     out = io.StringIO()
-    configure_logging(Log(format="console", level="debug"), out)
+    configure_logging(LogConfig(format="console", level="debug"), out)
     log = logger("consumer").bind(stream=text)
-    log.warning(Said.DELIVERY_FAILED, subject=text, headers={text: [other, {other: text}]}, goal=other, why=InvalidRequest(text, x=other))
+    log.warning(
+        LogEvent.DELIVERY_FAILED, subject=text, headers={text: [other, {other: text}]}, goal=other, why=InvalidRequest(text, x=other)
+    )
     log.error(text, error=text)
     logging.getLogger("library").warning("%s", text)
     assert len(records(out)) == 3
@@ -92,11 +96,11 @@ def test_any_text_in_any_field_leaves_a_console_record_one_line_without_control_
 @settings(deadline=None)
 def test_a_traceback_on_a_terminal_has_lines_but_nothing_else_that_moves_the_cursor(text: str) -> None:
     out = io.StringIO()
-    configure_logging(Log(format="console"), out)
+    configure_logging(LogConfig(format="console"), out)
     try:
         fail(text)
     except ValueError:
-        logger("engine").exception(Said.LISTENER_FAILED, flow_id=text)
+        logger("engine").exception(LogEvent.LISTENER_FAILED, flow_id=text)
     assert controls(out.getvalue()) == set()
     assert "Traceback (most recent call last)" in out.getvalue()
 
@@ -116,7 +120,7 @@ def test_a_refusal_at_the_start_is_one_printable_line(text: str, capsys: pytest.
 def test_whatever_is_said_of_a_bad_command_can_be_a_header_and_a_log_line(text: str, verb: str) -> None:
     for body in ({text: 1}, {"goal": text}, {"controller_id": text, "goal": text, "flow_id": text}, text):
         for said in ("start", verb):
-            verdict = read_command("kate", said, encoded(body), {"Nats-Msg-Id": text}, Randomness(), require_id=True)
+            verdict = read_command("kate", said, encoded(body), {"Nats-Msg-Id": text}, IdMint(), require_id=True)
             if not isinstance(verdict, Unusable):
                 continue
             header = one_line(verdict.error.message)
@@ -128,6 +132,6 @@ def test_whatever_is_said_of_a_bad_command_can_be_a_header_and_a_log_line(text: 
 def logged(error: FlowError) -> list[str]:
     """Log a refusal as the consumer does, and return the lines."""
     out = io.StringIO()
-    configure_logging(Log(format="json"), out)
+    configure_logging(LogConfig(format="json"), out)
     logger("consumer").error("delivery_failed", why=error.message, details=error.details)
     return records(out)

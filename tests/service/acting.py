@@ -8,18 +8,18 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.engine.submission import Outcome, Raw, Useless
+from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, Unreadable
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.conditions import Timer, to_value
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.wire.codec import Ignored, Unusable
-from nats_taskflow.wire.replies import Binding, Bindings
+from nats_taskflow.wire.replies import Binding, ReplyBindings
 from nats_taskflow.wire.subjects import Subjects
 from tests.running import Running, an_input
 
 TOPIC = "agent.delegate.reply"
-BINDINGS = Bindings([Binding(TOPIC), Binding("agent.route.*"), Binding("team.kate", owners=("kate",))], Subjects())
+BINDINGS = ReplyBindings([Binding(TOPIC), Binding("agent.route.*"), Binding("team.kate", owners=("kate",))], Subjects())
 
 
 def external(correlation_id: str | None = "c-1", topic: str = TOPIC, **more: Any) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Inlet:
         flow_id: str | None = None,
         arrived_us: int | None = None,
         seq: int | None = None,
-    ) -> Outcome:
+    ) -> SubmissionOutcome:
         headers = {} if event_id is None else {"Nats-Msg-Id": event_id}
         named = {} if flow_id is None else {"flow_id": flow_id}
         body = msgspec.json.encode({"correlation_id": correlation_id, "payload": payload, **named})
@@ -82,15 +82,15 @@ class Inlet:
 
     async def message(
         self, subject: str, headers: dict[str, str], body: bytes, *, arrived_us: int | None = None, seq: int | None = None
-    ) -> Outcome:
+    ) -> SubmissionOutcome:
         place = next(self._seq) if seq is None else seq
         at = self._run.clock.us if arrived_us is None else arrived_us
         verdict = BINDINGS.read(subject, headers, body, stream=self._stream, seq=place, arrived_us=at)
         assert not isinstance(verdict, Ignored)
         self.taken += 1
-        raw = Raw(subject=subject, headers=headers, body=body)
+        raw = RawMessage(subject=subject, headers=headers, body=body)
         if isinstance(verdict, Unusable):
-            what = Useless(error=verdict.error, reason=verdict.reason)
+            what = Unreadable(error=verdict.error, reason=verdict.reason)
             return await self._run.engine.submit(what, verdict.identity, source=self._stream, seq=place, raw=raw)
         return await self._run.engine.submit(verdict.stimulus, verdict.identity, source=self._stream, seq=place, raw=raw)
 

@@ -16,14 +16,14 @@ from unittest.mock import patch
 
 import msgspec
 
-from nats_taskflow.bus.memory.bus import MemoryBroker, MemoryBus, Stored
-from nats_taskflow.bus.port import Delivery, Outgoing, Published, PublishFailed, Settlement
+from nats_taskflow.bus.memory.bus import MemoryBroker, MemoryBus, StoredMessage
+from nats_taskflow.bus.port import Delivery, OutgoingMessage, Published, PublishFailed, Settlement
 from nats_taskflow.config import Config
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.services.supervisor import Services
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
-from nats_taskflow.testing.worker_run import Life
+from nats_taskflow.testing.worker_run import WorkerRun
 from nats_taskflow.units import Duration
 from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually
@@ -40,21 +40,21 @@ class SpyingBus(MemoryBus):
 
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__(broker)
-        self.asked: list[Outgoing] = []
+        self.asked: list[OutgoingMessage] = []
         self.settled: list[Settlement] = []
         self.batches: list[int] = []
         self.refuse = ""
 
-    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+    def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         self.asked.append(message)
         return self._refused([message]) or super().publish(message)
 
-    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+    def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
         self.asked += messages
         self.batches.append(len(messages))
         return self._refused(messages) or super().publish_all(messages)
 
-    def _refused(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published] | None:
+    def _refused(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published] | None:
         if not self.refuse or not any(self.refuse in message.subject for message in messages):
             return None
         refused: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
@@ -78,14 +78,14 @@ class Line:
         self.subjects = Subjects()
         self.bus: SpyingBus
         self.store: SqliteFlowStore
-        self._life: Life
+        self._life: WorkerRun
         self._ids = itertools.count(1)
 
     async def start(self, *, startup_drain: float = 5.0, adopt: bool = False) -> None:
         self.store = await SqliteFlowStore.open(self.path)
         self.bus = SpyingBus(self.broker)
         engine = msgspec.structs.replace(self.config.engine, startup_drain=Duration(startup_drain * 1_000_000))
-        self._life = Life(msgspec.structs.replace(self.config, engine=engine), self.store, self.bus, clock=self.clock)
+        self._life = WorkerRun(msgspec.structs.replace(self.config, engine=engine), self.store, self.bus, clock=self.clock)
         await self._life.begin(adopt=adopt)
 
     @property
@@ -195,10 +195,10 @@ class Line:
         open_, last = [one.next_open for one in stands], self.broker.streams["TASKFLOW_IN"].last_seq
         return min(open_ or [last + 1]) - 1
 
-    async def events(self) -> list[Stored]:
+    async def events(self) -> list[StoredMessage]:
         return await self.agent.messages("TASKFLOW_EVT")
 
-    async def dead(self) -> list[Stored]:
+    async def dead(self) -> list[StoredMessage]:
         return await self.agent.messages("TASKFLOW_DLQ")
 
 
@@ -248,7 +248,7 @@ class Gate:
                 gate._opened.set()  # a test that failed must not keep the thread
 
 
-def sequences(events: list[Stored]) -> dict[str, list[int]]:
+def sequences(events: list[StoredMessage]) -> dict[str, list[int]]:
     """Return the sequence numbers of each flow's events, in the order of the stream."""
     found: dict[str, list[int]] = {}
     for event in events:

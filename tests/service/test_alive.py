@@ -14,8 +14,8 @@ import uvicorn
 
 from nats_taskflow import app, tasks
 from nats_taskflow.bus.nats.bus import JetStreamBus
-from nats_taskflow.bus.nats.client import MendedClient
-from nats_taskflow.bus.nats.connection import Renewal
+from nats_taskflow.bus.nats.client import PatchedClient
+from nats_taskflow.bus.nats.connection import SubscriptionRenewal
 from nats_taskflow.bus.nats.outbound import Outbound
 from nats_taskflow.bus.nats.publisher import Publisher
 from nats_taskflow.bus.nats.pull import Pull
@@ -23,19 +23,19 @@ from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.client.flows import FlowClient
 from nats_taskflow.config import Config
 from nats_taskflow.config.secrets import Url
-from nats_taskflow.config.tree import Http, Nats
-from nats_taskflow.config.tree import Store as StoreSettings
+from nats_taskflow.config.tree import HttpConfig, NatsConfig
+from nats_taskflow.config.tree import StoreConfig as StoreSettings
 from nats_taskflow.engine.deferral import Deferrals
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.observe import systemd
 from nats_taskflow.observe.probes import WorkerProbes
 from nats_taskflow.services.consumer import Consumer
 from nats_taskflow.services.dispatcher import Dispatcher
-from nats_taskflow.services.ordered_publisher import Lanes
+from nats_taskflow.services.ordered_publisher import OrderedPublisher
 from nats_taskflow.services.pruner import Pruner
 from nats_taskflow.services.relay import Relay
-from nats_taskflow.services.signals import Stop
-from nats_taskflow.services.topology_watch import Inspector
+from nats_taskflow.services.signals import StopSignal
+from nats_taskflow.services.topology_watch import TopologyWatch
 from nats_taskflow.services.wait_engine import WaitEngine
 from tests.eventually import eventually
 from tests.ports import kept_port
@@ -67,23 +67,23 @@ PLACES = (
     Place(Relay, "_mark"),
     Place(Relay, "try_again"),
     Place(Relay, "_committed"),
-    Place(Lanes, "_dispatch"),
-    Place(Lanes, "_answered"),
+    Place(OrderedPublisher, "_dispatch"),
+    Place(OrderedPublisher, "_answered"),
     Place(Publisher, "_expire"),
     Place(Outbound, "_piece"),
     Place(Outbound, "_write"),
     Place(WaitEngine, "tick"),
     Place(Dispatcher, "dispatch"),
-    Place(Inspector, "inspect"),
+    Place(TopologyWatch, "inspect"),
     Place(Pruner, "prune"),
     Place(WorkerProbes, "_look"),
     Place(WorkerProbes, "_survey"),
     Place(JetStreamBus, "backlog"),
     Place(Deferrals, "_find"),
-    Place(Renewal, "_run"),
+    Place(SubscriptionRenewal, "_run"),
     Place(systemd, "_ailment"),
     Place(uvicorn.Server, "on_tick"),
-    Place(MendedClient, "_select_next_server"),
+    Place(PatchedClient, "_select_next_server"),
 )
 
 
@@ -96,13 +96,13 @@ class Worker:
         self.server = server
         self.codes: list[int] = []
         self.buses: list[JetStreamBus] = []
-        self._stop = Stop()
+        self._stop = StopSignal()
         self._task: asyncio.Task[int]
 
     async def start(self) -> None:
         """Start it, and return when it is ready."""
         out = io.StringIO()
-        self._stop = Stop()
+        self._stop = StopSignal()
         self._task = asyncio.create_task(app.run(self.config, out, self._stop))
         await eventually(lambda: out.getvalue() or self._task.done())
 
@@ -155,14 +155,14 @@ async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     rests = "relay._MARK_EVERY", "relay._TRY_AGAIN", "probes._EVERY", "probes._BACKLOG_EVERY", "probes._SURVEY_EVERY"
     for name in (*rests, "consumer._LOOK_EVERY", "bus.renewal._EVERY"):
         monkeypatch.setattr(f"worker.{name}", AT_ONCE)
-    for function, name in ((Inspector.__init__, "every"), (Pruner.__init__, "interval"), (tasks.repeat, "rest")):
+    for function, name in ((TopologyWatch.__init__, "every"), (Pruner.__init__, "interval"), (tasks.repeat, "rest")):
         monkeypatch.setitem(function.__kwdefaults__ or {}, name, AT_ONCE)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
     monkeypatch.setenv("WATCHDOG_USEC", str(int(2 * AT_ONCE * 1_000_000)))
     server = EmbeddedServer(tmp_path / "nats", kept_port(), sync_always=False)
     await server.start()
     store = StoreSettings(path=str(tmp_path / "flows.db"))
-    settings = Config(nats=Nats(url=(Url(server.url),)), store=store, http=Http(bind="127.0.0.1:0"))
+    settings = Config(nats=NatsConfig(url=(Url(server.url),)), store=store, http=HttpConfig(bind="127.0.0.1:0"))
     async with FlowClient.connect(server.url, agent="kate", patience=20) as flows:
         made = Worker(settings, flows, server)
         monkeypatch.setattr(tasks.LastResort.__init__, "__defaults__", (made.codes.append,))
@@ -208,7 +208,7 @@ async def test_the_worker_goes_on_or_ends(
         if not place.at_start:
             await worker.works()
         ready = True
-        if place.owner is MendedClient:
+        if place.owner is PatchedClient:
             await worker.server.restart(kill=True)
         busy = asyncio.create_task(provoked(worker))
         try:

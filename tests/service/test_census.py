@@ -13,9 +13,9 @@ from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import CancelFlow, ResumeFlow
 from nats_taskflow.observe import wait_counts as census_module
 from nats_taskflow.observe.metrics import Metrics
-from nats_taskflow.observe.recorder import Tracker
-from nats_taskflow.observe.wait_counts import PER, Census
-from nats_taskflow.store.admin_port import FOREVER, Stretch
+from nats_taskflow.observe.recorder import MetricsRecorder
+from nats_taskflow.observe.wait_counts import PER, WaitCounts
+from nats_taskflow.store.admin_port import FOREVER, WaitCountsRange
 from nats_taskflow.store.records import Batch
 from nats_taskflow.units import Micros
 from tests.running import Running, running
@@ -23,8 +23,8 @@ from tests.service.acting import external, parked, timer
 from tests.service.test_rules_of_damage import damage
 
 
-async def fresh(run: Running) -> Census:
-    census = Census()
+async def fresh(run: Running) -> WaitCounts:
+    census = WaitCounts()
     await census.take(run.store)
     return census
 
@@ -51,13 +51,13 @@ class Acting:
 @pytest.mark.parametrize("seed", range(8))
 async def test_what_is_committed_while_it_is_counted_is_counted_once(seed: int) -> None:
     async with running() as run:
-        tracker = Tracker(Metrics())
+        tracker = MetricsRecorder(Metrics())
         run.engine.listen(tracker.committed)
         acting = Acting(run, seed)
         await acting.some(60)
         counted, stretches = run.store.waits_counted, 0
 
-        async def disturbed(*, after: Micros, limit: int, per: Micros) -> Stretch:
+        async def disturbed(*, after: Micros, limit: int, per: Micros) -> WaitCountsRange:
             nonlocal stretches
             stretches += 1
             await acting.some(3 if stretches < 12 else 0)
@@ -78,7 +78,7 @@ async def test_a_commit_that_was_counted_before_it_was_heard_of_is_counted_once(
     async with running() as run:
         heard: list[Batch] = []
         run.engine.listen(heard.append)
-        tracker = Tracker(Metrics())
+        tracker = MetricsRecorder(Metrics())
         await parked(run, external())
         await tracker.census.take(run.store)
         for batch in heard:
@@ -88,7 +88,7 @@ async def test_a_commit_that_was_counted_before_it_was_heard_of_is_counted_once(
 
 async def test_what_commits_did_is_kept_for_one_count_only_where_nothing_can_be_read() -> None:
     async with running() as run:
-        tracker = Tracker(Metrics())
+        tracker = MetricsRecorder(Metrics())
         run.engine.listen(tracker.committed)
         acting = Acting(run, 1)
         for _ in range(5):
@@ -132,6 +132,6 @@ async def test_all_that_parked_at_one_time_is_one_stretch() -> None:
             await parked(run, external(f"c-{n}"))
         stretch = await run.store.waits_counted(after=-FOREVER, limit=3, per=PER)
         assert sum(stretch.counts.values()) == 7
-        assert (await run.store.waits_counted(after=stretch.up_to, limit=3, per=PER)) == Stretch(
+        assert (await run.store.waits_counted(after=stretch.up_to, limit=3, per=PER)) == WaitCountsRange(
             up_to=FOREVER, last_event=stretch.last_event, counts={}
         )

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from nats_taskflow.config import Config
-from nats_taskflow.config.tree import Quotas
+from nats_taskflow.config.tree import QuotaConfig
 from tests.service.line import Line, living
 
-QUOTED = Config(quotas=Quotas(commands_per_second=2))
+QUOTED = Config(quotas=QuotaConfig(commands_per_second=2))
 BEGIN = {"controller_id": "c", "goal": "g"}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nats_taskflow.engine import payload_schema
-from nats_taskflow.engine.submission import Outcome
+from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.errors import Internal, Unavailable
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import AdvanceFlow, Caller, CancelFlow, ParkFlow, Policy, ResumeFlow
@@ -67,7 +67,7 @@ async def checking(path: Path | str = ":memory:") -> AsyncIterator[tuple[Running
             checks.open.set()  # a test that failed must not keep the thread
 
 
-async def held_up(run: Running, checks: Checks, payload: Any = 1, **more: Any) -> asyncio.Future[Outcome]:
+async def held_up(run: Running, checks: Checks, payload: Any = 1, **more: Any) -> asyncio.Future[SubmissionOutcome]:
     """Let a reply arrive whose check does not end before the test opens it."""
     checks.open.clear()
     checks.began.clear()

@@ -13,18 +13,18 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from nats_taskflow.bus.memory.broker import Heard, MemoryBroker
-from nats_taskflow.bus.port import Asked
+from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker
+from nats_taskflow.bus.port import ForwardedRequest
 from nats_taskflow.config import Config
-from nats_taskflow.config.tree import Subjects as SubjectSettings
+from nats_taskflow.config.tree import SubjectsConfig as SubjectSettings
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.model import Outgoing
+from nats_taskflow.flow.model import DelegateMessage
 from nats_taskflow.flow.stimuli import DelegateFlow
 from nats_taskflow.services.dispatcher import _asked
 from nats_taskflow.store.records import DueOutgoing
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.units import rfc3339
-from nats_taskflow.wire.delegates import Delegate
+from nats_taskflow.wire.delegates import DelegateOwners
 from nats_taskflow.wire.reply_bindings import Binding
 from tests.eventually import eventually
 from tests.running import VirtualClock, an_input
@@ -42,7 +42,7 @@ async def delegated(served: Served, flow_id: str | None = None, **fields: Any) -
     return flow_id
 
 
-async def pending(served: Served) -> list[Outgoing]:
+async def pending(served: Served) -> list[DelegateMessage]:
     """List what lies in the outbox for delegates, whenever it is due."""
     return [row.message for row in await served.run.store.outgoing_due(2**62, 1000)]
 
@@ -334,7 +334,7 @@ async def test_a_responder_that_echoes_the_request_headers_is_no_trouble() -> No
     """SEMANTICS 5, R5: nats-py's `respond` sends them back, `Nats-Msg-Id` included."""
     async with serving() as served:
 
-        async def echo(_: Heard) -> bytes:
+        async def echo(_: CoreMessage) -> bytes:
             return b'{"ok":true}'
 
         await served.client.respond_on(DELEGATE, echo, echo=True)
@@ -408,7 +408,7 @@ async def test_a_refusal_that_comes_before_it_is_noted_that_the_request_was_sent
         flow_id = await delegated(served)
         real = served.bus.send
 
-        async def slow(messages: Sequence[Asked]) -> list[str | None]:
+        async def slow(messages: Sequence[ForwardedRequest]) -> list[str | None]:
             told = await real(messages)
             await served.pump()
             return told
@@ -637,7 +637,9 @@ async def test_headers_that_are_not_the_callers_to_set_are_refused(headers: dict
         assert code == "too_large" or repr(next(iter(headers))).strip("'") in str(refused.value)
 
 
-LISTED = Config(delegates=(Delegate("team.bob.>", ("kate",)), Delegate("team.*.search"), Delegate("team.ann", ("ann", "eve"))))
+LISTED = Config(
+    delegates=(DelegateOwners("team.bob.>", ("kate",)), DelegateOwners("team.*.search"), DelegateOwners("team.ann", ("ann", "eve")))
+)
 
 
 @pytest.mark.parametrize(
@@ -777,7 +779,7 @@ async def test_the_running_dispatcher_sends_what_a_commit_adds() -> None:
 
 def test_a_message_to_a_delegate_keeps_its_id_each_time_it_is_sent() -> None:
     """SEMANTICS 5."""
-    message = Outgoing(flow_id="f", wait_id=2, kind="request", subject="s", headers={"A": "b"}, body=b"{}", reply="r")
+    message = DelegateMessage(flow_id="f", wait_id=2, kind="request", subject="s", headers={"A": "b"}, body=b"{}", reply="r")
     for nonce, name in (("secret", "f:2:request:secret"), ("", "f:2:request")):
         row = DueOutgoing(n=1, attempts=3, nonce=nonce, message=message)
-        assert _asked(row) == Asked(subject="s", body=b"{}", headers={"A": "b", "Nats-Msg-Id": name}, reply="r")
+        assert _asked(row) == ForwardedRequest(subject="s", body=b"{}", headers={"A": "b", "Nats-Msg-Id": name}, reply="r")

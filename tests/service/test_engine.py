@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.submission import Outcome
+from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.errors import AlreadyTerminal, FlowError, Internal, RevisionMismatch, StoreBroken, StoreLocked, Unavailable
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import AdvanceFlow, CancelFlow, FinishFlow, Policy, StartFlow
@@ -355,7 +355,7 @@ async def test_what_is_queued_when_the_engine_is_cancelled_is_told_so() -> None:
     committing.cancel()
     results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 5)
     assert isinstance(results[-1], Unavailable)
-    assert all(isinstance(result, Outcome | Unavailable) for result in results)
+    assert all(isinstance(result, SubmissionOutcome | Unavailable) for result in results)
     with pytest.raises(asyncio.CancelledError):
         await committing
     await store.close()
@@ -403,7 +403,7 @@ async def test_a_broken_store_stops_the_engine_and_fails_all_that_waits() -> Non
     async with breaking(StoreBroken("an I/O error")) as (engine, committing):
         futures = [engine.submit(a_start(f"f{n}")) for n in range(16)]
         results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 5)
-        assert [type(result) for result in results] == [Outcome] * 8 + [StoreBroken] * 8
+        assert [type(result) for result in results] == [SubmissionOutcome] * 8 + [StoreBroken] * 8
         with pytest.raises(StoreBroken) as broken:
             await committing
         assert broken.value.exit_code == 74
@@ -417,7 +417,7 @@ async def test_a_store_that_breaks_while_a_spoiled_batch_is_tried_one_by_one_lea
         assert (await engine.submit(a_start("f"))).name == "applied"
         futures = [engine.submit(a_start(name)) for name in ("f", "b", "c", "d")]  # `f` spoils the batch, `b` commits, `c` breaks
         results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 5)
-        assert [type(result) for result in results] == [Internal, Outcome, StoreBroken, StoreBroken]
+        assert [type(result) for result in results] == [Internal, SubmissionOutcome, StoreBroken, StoreBroken]
         with pytest.raises(StoreBroken):
             await committing
 

@@ -12,15 +12,15 @@ import msgspec
 import pytest
 
 from nats_taskflow.config import Config
-from nats_taskflow.config.tree import Quotas
+from nats_taskflow.config.tree import QuotaConfig
 from tests.e2e import checks
 from tests.eventually import eventually
 from tests.service.line import Line, living
 from tests.service.test_restored import copied, put_back
 
-FEW = Config(quotas=Quotas(open_flows=3))
+FEW = Config(quotas=QuotaConfig(open_flows=3))
 MEGABYTE = 1024 * 1024
-SMALL = Config(quotas=Quotas(state_bytes=MEGABYTE))
+SMALL = Config(quotas=QuotaConfig(state_bytes=MEGABYTE))
 BEGIN = {"controller_id": "c", "goal": "g"}
 BIG: dict[str, Any] = {"state": {"text": "x" * 200_000}}
 
@@ -130,7 +130,7 @@ async def test_a_quota_that_is_lowered_below_what_is_there_keeps_nobody_from_goi
     await line.start()
     flows = [await line.started(**BIG) for _ in range(6)]
     await line.stop()
-    line.config = Config(quotas=Quotas(open_flows=2, state_bytes=MEGABYTE))
+    line.config = Config(quotas=QuotaConfig(open_flows=2, state_bytes=MEGABYTE))
     await line.start()
     assert code(await line.done("advance", flow_id=flows[0], patch={"text": ""})) == "ok"
     assert code(await line.done("wait", flow_id=flows[0], wait_condition={"kind": "manual"})) == "ok"

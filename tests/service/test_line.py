@@ -16,8 +16,8 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from nats_taskflow.bus.memory.bus import Stored
-from nats_taskflow.bus.port import Delivery, InProgress, Source
+from nats_taskflow.bus.memory.bus import StoredMessage
+from nats_taskflow.bus.port import ConsumerSpec, Delivery, InProgress
 from nats_taskflow.engine import engine
 from nats_taskflow.errors import ConsumerTaken, StoreBroken, Unavailable
 from nats_taskflow.flow.decide import decide
@@ -90,7 +90,7 @@ async def test_nothing_is_taken_in_while_messages_may_be_from_somebody_else_and_
         await inspector.inspect()  # and it stops in the middle of that
 
 
-async def _letters(line: Line, number: int) -> list[Stored]:
+async def _letters(line: Line, number: int) -> list[StoredMessage]:
     """Return the dead letters once there are this many."""
     found = await line.dead()
     return found if len(found) >= number else []
@@ -733,7 +733,7 @@ def _noting(line: Line, rewound: list[int | None]) -> Callable[..., Awaitable[bo
     """Return a `rewind` that notes where to."""
     real = line.bus.rewind
 
-    async def rewind(source: Source, to: int | None = None) -> bool:
+    async def rewind(source: ConsumerSpec, to: int | None = None) -> bool:
         rewound.append(to)
         return await real(source, to)
 

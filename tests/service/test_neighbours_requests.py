@@ -24,8 +24,8 @@ from nats_taskflow.doors.api import _HEAVY, _TURNS_EACH, Api
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply
-from nats_taskflow.store.sqlite.steps import PAGE_BYTES, Fetched
-from nats_taskflow.store.sqlite.store import Queries
+from nats_taskflow.store.sqlite.steps import PAGE_BYTES, FetchedRows
+from nats_taskflow.store.sqlite.store import QueryConnection
 from nats_taskflow.wire.admin_requests import OPERATIONS
 from nats_taskflow.wire.requests import QUERIES
 from tests.eventually import eventually
@@ -185,14 +185,14 @@ def test_every_query_is_in_the_table() -> None:
 
 async def test_no_verb_at_its_limits_takes_from_a_neighbour(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[int] = []
-    fetch = Queries._fetch
+    fetch = QueryConnection._fetch
 
-    async def spied(self: Queries, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+    async def spied(self: QueryConnection, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows:
         page = await fetch(self, sql, parameters, room, heavy)
         loaded.append(sum(len(value) for row in page.rows for value in row if isinstance(value, bytes | str)))
         return page
 
-    monkeypatch.setattr(Queries, "_fetch", spied)
+    monkeypatch.setattr(QueryConnection, "_fetch", spied)
     monkeypatch.setattr(Api, "_weigh", lambda *_: None)  # as if nothing was known of any answer
     its, neighbour = await seeded(line), line.broker.client()
     hers = (await ask(neighbour, "api.kate.start", controller_id="kate/x", goal="g"))["flow"]["id"]

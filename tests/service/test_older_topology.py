@@ -19,21 +19,21 @@ from nats_taskflow.bus.nats.consumers import Consumers
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.bus.nats.filters import filters_in
 from nats_taskflow.bus.nats.server import EmbeddedServer
-from nats_taskflow.bus.port import Holder, Source, Stream
+from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, StreamSpec
 from nats_taskflow.config import Config
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
-from nats_taskflow.testing.worker_run import Life
+from nats_taskflow.testing.worker_run import WorkerRun
 from nats_taskflow.wire.subjects import Subjects
 from tests.contract.rigs import JetStreamRig, jetstream_rig
 from tests.eventually import eventually
 from tests.ports import kept_port
 from tests.service.line import TOPIC, Gate
 
-WORKER, REPLIES = Source(stream="TASKFLOW_IN"), Source(stream="TASKFLOW_IN", consumer="replies")
+WORKER, REPLIES = ConsumerSpec(stream="TASKFLOW_IN"), ConsumerSpec(stream="TASKFLOW_IN", consumer="replies")
 
 
-def of_before(*settings: object) -> tuple[tuple[Stream, ...], tuple[Source, ...]]:
+def of_before(*settings: object) -> tuple[tuple[StreamSpec, ...], tuple[ConsumerSpec, ...]]:
     """The streams and the one consumer of the previous release."""
     streams, _ = topology(*settings)  # type: ignore[arg-type]
     return tuple(msgspec.structs.replace(stream, max_bytes=-1) for stream in streams), (msgspec.structs.replace(WORKER, ends_waits=True),)
@@ -46,12 +46,12 @@ class Site:
         self.real = real
         self.path = str(path)
         self.store: SqliteFlowStore
-        self.life: Life
+        self.life: WorkerRun
 
     async def start(self) -> None:
         self.store = await SqliteFlowStore.open(self.path)
         bus = self.real.connect()
-        self.life = Life(Config(), self.store, bus, clock=wall_clock)
+        self.life = WorkerRun(Config(), self.store, bus, clock=wall_clock)
         await self.life.begin()
 
     async def start_older(self) -> None:
@@ -186,11 +186,11 @@ async def test_a_worker_that_may_not_divide_the_consumer_says_what_to_run_and_ch
     settings = Config(), Subjects(), reply_bindings(Config(), Subjects())
     await boss.open()
     await worker.open()
-    await boss.prepare(*of_before(*settings), holder=Holder(database="a1", host="h", store="/a1"))
+    await boss.prepare(*of_before(*settings), holder=ClaimHolder(database="a1", host="h", store="/a1"))
     with pytest.raises(TopologyRefused, match="taskflow provision"):
         await worker.prepare(*topology(*settings))
     await boss.prepare(*topology(*settings))  # what `taskflow provision` does, without naming a database
-    mine, others = (Holder(database=name, host="h", store=f"/{name}") for name in ("a1", "b2"))
+    mine, others = (ClaimHolder(database=name, host="h", store=f"/{name}") for name in ("a1", "b2"))
     await worker.prepare(*topology(*settings), holder=mine)
     with pytest.raises(ConsumerTaken, match="consumer worker"):
         await worker.prepare(*topology(*settings), holder=others)

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from nats_taskflow.bus.port import Outgoing
+from nats_taskflow.bus.port import OutgoingMessage
 from nats_taskflow.doors.admin.dead_letters import replayed
-from nats_taskflow.store.admin_port import COUNTED, Kept, WantedLetters
+from nats_taskflow.store.admin_port import COUNTED, DeadLetterFilter, KeptDeadLetter
 from nats_taskflow.units import SECOND
 from nats_taskflow.wire.subjects import Subjects
 from tests.serving import Json, Refused, Served, serving
@@ -444,9 +444,9 @@ async def test_a_replayed_command_is_decided_anew_although_its_body_names_the_ol
 
 async def test_the_same_replay_has_the_same_id_until_it_is_marked(served: Served) -> None:
     await conflicting(served)
-    (kept,) = (await served.run.store.letters(WantedLetters(), limit=1)).items
+    (kept,) = (await served.run.store.letters(DeadLetterFilter(), limit=1)).items
 
-    def again(letter: Kept = kept, database: str = served.run.store.identity) -> Outgoing:
+    def again(letter: KeptDeadLetter = kept, database: str = served.run.store.identity) -> OutgoingMessage:
         return replayed(letter, database, Subjects(), lambda topic, _: topic)
 
     message = again()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nats_taskflow.bus.port import PublishFailed
-from nats_taskflow.engine.submission import Outcome
+from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.errors import Conflict, Unavailable
 from nats_taskflow.flow.stimuli import StartFlow
 from nats_taskflow.services.pruner import Pruner
@@ -112,7 +112,7 @@ async def test_the_inbox_remembers_as_long_as_the_stream_and_longer() -> None:
 async def test_the_id_of_a_pruned_flow_starts_no_other_as_long_as_its_events_are_kept() -> None:
     """SEMANTICS 6: the broker would take the new flow's events for the old one's, and drop them."""
 
-    async def again() -> Outcome:
+    async def again() -> SubmissionOutcome:
         return await run.engine.submit(StartFlow(flow_id=old.id, controller_id="k", goal="g", owner_session_key="owner", minted=False))
 
     async with running() as run:

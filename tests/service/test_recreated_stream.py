@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from nats_taskflow.doors.flow_manager import new_id
-from nats_taskflow.engine.submission import Outcome, Raw, Useless
+from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, Unreadable
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.stimuli import StartFlow
 from nats_taskflow.wire.inbound import Identity
 from tests.running import Running, running
 
 
-async def started(run: Running, command_id: str, *, seq: int, raw: Raw | None = None) -> Outcome:
+async def started(run: Running, command_id: str, *, seq: int, raw: RawMessage | None = None) -> SubmissionOutcome:
     command = StartFlow(flow_id=new_id(), controller_id="c", goal=command_id, owner_session_key="agent:kate:session:main")
     identity = Identity("cmd:kate", command_id, command_id.encode())
     return await run.engine.submit(command, identity, source="TASKFLOW_IN", seq=seq, raw=raw)
 
 
-async def buried(run: Running, body: bytes, *, seq: int) -> Outcome:
-    useless = Useless(error=InvalidRequest("no JSON"), reason="malformed")
-    return await run.engine.submit(useless, source="TASKFLOW_IN", seq=seq, raw=Raw(subject="s", headers={}, body=body))
+async def buried(run: Running, body: bytes, *, seq: int) -> SubmissionOutcome:
+    useless = Unreadable(error=InvalidRequest("no JSON"), reason="malformed")
+    return await run.engine.submit(useless, source="TASKFLOW_IN", seq=seq, raw=RawMessage(subject="s", headers={}, body=body))
 
 
 async def test_a_command_at_the_place_of_an_older_one_is_decided() -> None:
@@ -46,8 +46,8 @@ async def test_an_unreadable_message_at_the_place_of_another_is_buried_too() -> 
 async def test_a_message_that_is_given_up_is_known_by_its_place() -> None:
     async with running() as run:
         await started(run, "old", seq=1)
-        given_up = Useless(error=InvalidRequest("begun five times"), reason="poison")
-        outcome = await run.engine.submit(given_up, source="TASKFLOW_IN", seq=1, raw=Raw(subject="s", headers={}, body=b"{}"))
+        given_up = Unreadable(error=InvalidRequest("begun five times"), reason="poison")
+        outcome = await run.engine.submit(given_up, source="TASKFLOW_IN", seq=1, raw=RawMessage(subject="s", headers={}, body=b"{}"))
         assert outcome.repeat
         assert outcome.name == "applied"
 
@@ -55,11 +55,11 @@ async def test_a_message_that_is_given_up_is_known_by_its_place() -> None:
 async def test_a_message_that_was_given_up_is_not_decided_when_it_comes_once_more() -> None:
     """SEMANTICS R14: one outcome. Killed before the broker heard of it, the next run reads what this one did not dare to read."""
     async with running() as run:
-        raw = Raw(subject="taskflow.cmd.kate.start", headers={}, body=b'{"goal":"kills"}')
-        given_up = Useless(error=InvalidRequest("begun five times"), reason="poison")
+        raw = RawMessage(subject="taskflow.cmd.kate.start", headers={}, body=b'{"goal":"kills"}')
+        given_up = Unreadable(error=InvalidRequest("begun five times"), reason="poison")
         await run.engine.submit(given_up, source="TASKFLOW_IN", seq=1, raw=raw)
         again = await started(run, "kills", seq=1, raw=raw)
         assert (again.name, again.repeat) == ("dead", True)
         assert await run.store.counts() == {"inbox.dead": 1}
-        another = await started(run, "another", seq=1, raw=Raw(subject=raw.subject, headers={}, body=b"{}"))
+        another = await started(run, "another", seq=1, raw=RawMessage(subject=raw.subject, headers={}, body=b"{}"))
         assert (another.name, another.repeat) == ("applied", False), "the stream was made again: this is not the one that was given up"

@@ -15,17 +15,17 @@ from structlog.testing import capture_logs
 
 from nats_taskflow.bus.memory.bus import MemoryBroker
 from nats_taskflow.bus.nats.stream_rules import stream_config
-from nats_taskflow.bus.port import Outgoing, Published, Stream
+from nats_taskflow.bus.port import OutgoingMessage, Published, StreamSpec
 from nats_taskflow.doors.flow_manager import StepObservation
 from nats_taskflow.flow.lifecycle import FlowStepStatus
 from nats_taskflow.observe.metrics import Metrics
 from nats_taskflow.observe.probes import WorkerProbes
-from nats_taskflow.observe.recorder import Tracker
+from nats_taskflow.observe.recorder import MetricsRecorder
 from nats_taskflow.services import ordered_publisher, relay
-from nats_taskflow.services.outbox import events, fresh_events
-from nats_taskflow.services.outbox_message import Letter
+from nats_taskflow.services.outbox import events_of_batch, read_events
+from nats_taskflow.services.outbox_message import OutboxMessage
 from nats_taskflow.services.relay import Relay
-from nats_taskflow.services.topology_watch import Inspector
+from nats_taskflow.services.topology_watch import TopologyWatch
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually
@@ -33,7 +33,7 @@ from tests.running import Running, an_input, running
 from tests.service.acting import started
 from tests.service.line import Gate, Line, SpyingBus, living, sequences
 
-EVT = Stream(name="TASKFLOW_EVT", subjects=("taskflow.evt.>",), inbound=False, max_age=86400.0)
+EVT = StreamSpec(name="TASKFLOW_EVT", subjects=("taskflow.evt.>",), inbound=False, max_age=86400.0)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def relaying(run: Running, bus: SpyingBus, *, window: int = 1024, chunk: i
     """A relay of the events of one engine."""
     await bus.open()
     await bus.prepare((EVT,), ())
-    read = events(run.store, Subjects())
+    read = read_events(run.store, Subjects())
     made = Relay("events", bus, run.engine, read=read, heard=lambda batch: bool(batch.events), window=window, chunk=chunk)
     task = asyncio.create_task(made.run())
     yield made
@@ -134,7 +134,7 @@ class SlowBus(SpyingBus):
         super().__init__(broker)
         self.told = asyncio.Event()
 
-    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+    def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
         return asyncio.ensure_future(self._tell(super().publish_all(messages)))
 
     async def _tell(self, answer: asyncio.Future[Published]) -> Published:
@@ -176,11 +176,11 @@ class FickleBus(SpyingBus):
         super().__init__(broker)
         self.chance: random.Random | None = random.Random(seed)
 
-    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+    def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         self._draw()
         return super().publish(message)
 
-    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+    def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
         self._draw()
         return super().publish_all(messages)
 
@@ -271,7 +271,7 @@ class CountingBus(SpyingBus):
         super().__init__(broker)
         self.alone: set[str] = set()
 
-    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+    def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         self.alone.add(message.msg_id)
         return super().publish(message)
 
@@ -337,9 +337,9 @@ async def test_it_is_not_idle_while_it_reads_what_was_committed(path: Path) -> N
         bus, reading, read_on = SpyingBus(MemoryBroker()), asyncio.Event(), asyncio.Event()
         await bus.open()
         await bus.prepare((EVT,), ())
-        read = events(run.store, Subjects())
+        read = read_events(run.store, Subjects())
 
-        async def slowly(after: int, limit: int) -> list[Letter]:
+        async def slowly(after: int, limit: int) -> list[OutboxMessage]:
             reading.set()
             await read_on.wait()
             return await read(after, limit)
@@ -364,9 +364,9 @@ async def test_what_is_committed_while_it_reads_is_read_next(path: Path) -> None
         bus, read_it, go_on = SpyingBus(MemoryBroker()), asyncio.Event(), asyncio.Event()
         await bus.open()
         await bus.prepare((EVT,), ())
-        read = events(run.store, Subjects())
+        read = read_events(run.store, Subjects())
 
-        async def lingering(after: int, limit: int) -> list[Letter]:
+        async def lingering(after: int, limit: int) -> list[OutboxMessage]:
             letters = await read(after, limit)
             read_it.set()
             await go_on.wait()
@@ -385,15 +385,15 @@ async def test_what_is_committed_while_it_reads_is_read_next(path: Path) -> None
 async def test_events_made_from_the_batch_are_byte_for_byte_those_that_are_read(path: Path) -> None:
     """I-22: after a crash they are read from the database and published again, and a repeat says exactly what the first said."""
     async with running(str(path)) as run:
-        made: list[Letter] = []
-        run.engine.listen(lambda batch: made.extend(fresh_events(Subjects())(batch)))
+        made: list[OutboxMessage] = []
+        run.engine.listen(lambda batch: made.extend(events_of_batch(Subjects())(batch)))
         flow = await started(run)
         awkward = {"float": 1e-7, "big": 2**63, "deep": [{"ü": "\u2028"}, None, True], "huge": 1e300, "zero": -0.0}
         await run.manager.update_state(flow.id, awkward)
         await run.manager.record_step_observation(StepObservation(flow_id=flow.id, run_id="r", task="t", status=FlowStepStatus.RUNNING))
         await run.manager.fail(flow.id, "because")
         assert len(made) == 5
-        assert made == await events(run.store, Subjects())(0, 100)
+        assert made == await read_events(run.store, Subjects())(0, 100)
 
 
 async def test_a_relay_that_has_kept_up_does_not_read_what_was_just_committed(path: Path) -> None:
@@ -402,14 +402,14 @@ async def test_a_relay_that_has_kept_up_does_not_read_what_was_just_committed(pa
         bus, reads = SpyingBus(MemoryBroker()), list[int]()
         await bus.open()
         await bus.prepare((EVT,), ())
-        read = events(run.store, Subjects())
+        read = read_events(run.store, Subjects())
 
-        async def counted(after: int, limit: int) -> list[Letter]:
+        async def counted(after: int, limit: int) -> list[OutboxMessage]:
             reads.append(after)
             return await read(after, limit)
 
         await started(run)
-        made = Relay("events", bus, run.engine, read=counted, heard=lambda batch: bool(batch.events), fresh=fresh_events(Subjects()))
+        made = Relay("events", bus, run.engine, read=counted, heard=lambda batch: bool(batch.events), fresh=events_of_batch(Subjects()))
         task = asyncio.create_task(made.run())
         await eventually(lambda: made.idle and len(bus.asked) == 2)
         before = len(reads)
@@ -625,8 +625,8 @@ async def test_events_that_the_broker_cannot_carry_hold_back_their_flows_alone_a
 async def test_flows_that_are_set_aside_have_a_metric_of_their_own(path: Path) -> None:
     bus, metrics = SpyingBus(MemoryBroker()), Metrics()
     async with running(str(path)) as run, relaying(run, bus) as made:
-        tracker = Tracker(metrics)
-        probes = WorkerProbes(run.store, bus, [made], (), Inspector(bus, {}), tracker, clock=run.clock, engine=run.engine)
+        tracker = MetricsRecorder(metrics)
+        probes = WorkerProbes(run.store, bus, [made], (), TopologyWatch(bus, {}), tracker, clock=run.clock, engine=run.engine)
 
         async def shown() -> float | None:
             tracker.looked(await probes._look(0.0))

@@ -13,7 +13,7 @@ import pytest
 
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.errors import TopologyRefused
-from nats_taskflow.store.sqlite.backup import backed_up
+from nats_taskflow.store.sqlite.backup import back_up
 from tests.eventually import eventually
 from tests.service.line import Line, living, sequences
 
@@ -35,7 +35,7 @@ def put_back(copy: Path, path: Path) -> None:
 async def copied(line: Line, path: Path) -> Path:
     """Back up while the worker runs, from another thread as another process would."""
     copy = path.with_name("copy.db")
-    await asyncio.to_thread(backed_up, str(path), copy)
+    await asyncio.to_thread(back_up, str(path), copy)
     return copy
 
 

@@ -9,11 +9,11 @@ from unittest.mock import patch
 import msgspec
 import pytest
 
-from nats_taskflow.engine.submission import Outcome
+from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound, WaitConflict
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import Caller, ParkFlow, Policy
-from nats_taskflow.wire.replies import Bindings
+from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.subjects import Subjects
 from tests.running import running
 from tests.service.acting import BINDINGS, TOPIC, Inlet, dead_letters, external, journal, now, parked, started, timer
@@ -140,7 +140,7 @@ async def test_a_flow_waits_only_on_topics_its_owner_may_use(agent: str, topic: 
         assert ((await now(run, flow)).status is FlowStatus.WAITING) == (refusal is None)
 
 
-async def resume(inlet: Inlet, topic: str, flow_id: str) -> Outcome:
+async def resume(inlet: Inlet, topic: str, flow_id: str) -> SubmissionOutcome:
     """Send the reference's resume message."""
     body = msgspec.json.encode({"flow_id": flow_id, "topic": topic, "correlation_id": "c-1", "payload": 1})
     return await inlet.message("taskflow.resume", {}, body)
@@ -159,7 +159,7 @@ async def test_a_resume_message_for_a_topic_that_no_flow_may_wait_on_is_dead_let
 
 async def test_a_wait_from_before_its_topic_lost_its_binding_can_still_be_resumed_by_name() -> None:
     """SEMANTICS R4: only what nobody waits for would be held."""
-    async with running(policy=Policy(topics=Bindings([], Subjects()).refusal)) as run:
+    async with running(policy=Policy(topics=ReplyBindings([], Subjects()).refusal)) as run:
         flow = await started(run)
         with patch.object(run.engine, "policy", Policy()):
             await run.manager.set_waiting(flow.id, external())

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.submission import Outcome, Raw
+from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
 from nats_taskflow.flow.fold import fold, folded
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import (
@@ -183,14 +183,16 @@ class Machine(RuleBasedStateMachine):
 
     # Submitting.
 
-    async def _submitted(self, submit: Callable[[], list[asyncio.Future[Outcome]]]) -> list[Outcome]:
+    async def _submitted(self, submit: Callable[[], list[asyncio.Future[SubmissionOutcome]]]) -> list[SubmissionOutcome]:
         futures = submit()
         while self.engine.queued:
             await self.engine._step()
             await asyncio.sleep(0)  # what is asked about a schema is found out beside it
         return [future.result() for future in futures]
 
-    def carried_out(self, submit: Callable[[], list[asyncio.Future[Outcome]]], expected: Callable[[], None]) -> list[Outcome]:
+    def carried_out(
+        self, submit: Callable[[], list[asyncio.Future[SubmissionOutcome]]], expected: Callable[[], None]
+    ) -> list[SubmissionOutcome]:
         """Carry submissions out, and the model with them; where a kill is due, kill the worker, start the next and submit again."""
         committed = False
         if self.kill:
@@ -532,7 +534,7 @@ class Machine(RuleBasedStateMachine):
         self.database.close()
 
 
-RAW = Raw(subject=TOPIC, headers={}, body=b"{}")
+RAW = RawMessage(subject=TOPIC, headers={}, body=b"{}")
 FLOWS = """
     SELECT id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested, state_json, wait_json,
       wait_id, parked_us, progress_json, revision, seq, created_us, updated_us, parent_id, hops, set_aside, due_us

@@ -15,7 +15,7 @@ from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.bus.nats.server import EmbeddedServer
-from nats_taskflow.bus.port import Outgoing, Source, Stream
+from nats_taskflow.bus.port import ConsumerSpec, OutgoingMessage, StreamSpec
 from nats_taskflow.config import Config, load
 from nats_taskflow.errors import TopologyRefused
 from nats_taskflow.units import Duration
@@ -30,7 +30,7 @@ CMD, EVENT, LETTER = "taskflow.cmd.mallory.start", "taskflow.evt.kate.f.started"
 LIMITED = "accounts {{ A: {{ jetstream: {{ max_file: {size} }}, users: [{{ user: a, password: a{rights} }}] }} }}\nno_auth_user: a"
 
 
-def needs(config: Config | None = None) -> tuple[tuple[Stream, ...], tuple[Source, ...]]:
+def needs(config: Config | None = None) -> tuple[tuple[StreamSpec, ...], tuple[ConsumerSpec, ...]]:
     chosen = config or Config()
     return topology(chosen, Subjects(), reply_bindings(chosen, Subjects()))
 
@@ -95,7 +95,7 @@ async def test_a_full_inbound_stream_leaves_events_and_dead_letters_their_room(s
         assert await broker.sizes() == [8 * MIB, 8 * MIB, MIB]
         assert await broker.fill() == 33
         for subject in (EVENT, LETTER):
-            await broker.bus.publish(Outgoing(subject=subject, body=b"{}", msg_id=subject))
+            await broker.bus.publish(OutgoingMessage(subject=subject, body=b"{}", msg_id=subject))
 
 
 async def test_a_message_that_no_body_within_the_limits_needs_is_not_stored(small: Small) -> None:
@@ -190,6 +190,6 @@ async def test_an_operator_can_shorten_what_the_stream_keeps_and_lengthen_it_aga
         assert await broker.sizes() == [8 * MIB, 8 * MIB, MIB]
 
 
-def _brief(stream: Stream) -> Stream:
+def _brief(stream: StreamSpec) -> StreamSpec:
     """The setting takes a minute at least; nobody waits for it here."""
-    return Stream(name=stream.name, subjects=stream.subjects, inbound=stream.inbound, max_age=1.0, share=stream.share)
+    return StreamSpec(name=stream.name, subjects=stream.subjects, inbound=stream.inbound, max_age=1.0, share=stream.share)

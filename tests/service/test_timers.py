@@ -18,7 +18,7 @@ from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.services import wait_engine
 from nats_taskflow.services.wait_engine import TickReport
-from nats_taskflow.store.records import ALL, Batch, Due, DueFlows
+from nats_taskflow.store.records import ALL, Batch, DueFlow, DueFlows
 from tests.eventually import eventually
 from tests.running import Running, VirtualClock, an_input, running
 from tests.service.acting import external, now, parked, started
@@ -312,7 +312,7 @@ async def test_a_tick_in_which_nothing_moves_ends_with_an_error(monkeypatch: pyt
     """However it comes about: the run loop then rests before it looks again."""
     async with running() as run:
         flow = await parked(run, external(timeout="1h"))
-        due = DueFlows(waiting=1, flows=[Due(flow_id=flow.id, wait_id=0, due_us=1)] * 500)
+        due = DueFlows(waiting=1, flows=[DueFlow(flow_id=flow.id, wait_id=0, due_us=1)] * 500)
 
         async def stuck(_now: int, _limit: int) -> DueFlows:
             return due

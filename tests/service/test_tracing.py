@@ -21,17 +21,17 @@ from prometheus_client import generate_latest
 
 from nats_taskflow import app
 from nats_taskflow.config import Config
-from nats_taskflow.config.tree import Otel
+from nats_taskflow.config.tree import OtelConfig
 from nats_taskflow.errors import ConfigError, Unavailable
-from nats_taskflow.observe import trace
+from nats_taskflow.observe import trace as tracing
 from nats_taskflow.observe.metrics import Metrics
 from nats_taskflow.observe.otel import Counting, OtelSpans, connect, span_id
-from nats_taskflow.observe.recorder import Tracker
-from nats_taskflow.observe.trace import Spans
+from nats_taskflow.observe.recorder import MetricsRecorder
+from nats_taskflow.observe.trace import SpanSink
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Line, living
 
-ON = Config(otel=Otel(enabled=True))
+ON = Config(otel=OtelConfig(enabled=True))
 
 
 def trace(number: int, flags: str = "01") -> str:
@@ -40,7 +40,7 @@ def trace(number: int, flags: str = "01") -> str:
 
 
 @contextlib.asynccontextmanager
-async def traced(spans: Spans, path: str = ":memory:") -> AsyncIterator[Line]:
+async def traced(spans: SpanSink, path: str = ":memory:") -> AsyncIterator[Line]:
     """A worker that hands its spans to `spans`."""
     with patch.object(app, "open_spans", lambda _: spans):
         async with living(path, ON) as line:
@@ -242,7 +242,8 @@ async def test_where_tracing_is_off_nobody_listens() -> None:
 
 
 def test_where_tracing_is_off_not_a_line_of_the_sdk_is_loaded() -> None:
-    program = "import sys, nats_taskflow.app; sys.exit(bool([m for m in sys.modules if m.startswith('opentelemetry') or m == 'nats_taskflow.observe.otel']))"
+    named = "m.startswith('opentelemetry') or m == 'nats_taskflow.observe.otel'"
+    program = f"import sys, nats_taskflow.app; sys.exit(bool([m for m in sys.modules if {named}]))"
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
 
 
@@ -253,7 +254,7 @@ def test_without_the_extra_the_refusal_names_what_to_install() -> None:
     ):
         modules.pop("nats_taskflow.observe.otel", None)
         with pytest.raises(ConfigError, match=r"pip install 'nats-taskflow\[otel\]'"):
-            trace.open_spans(Tracker(Metrics()))
+            tracing.open_spans(MetricsRecorder(Metrics()))
 
 
 @pytest.mark.parametrize(
@@ -287,12 +288,12 @@ class Hanging(SpanExporter):
 
 async def test_an_exporter_that_hangs_costs_spans_that_are_counted_and_neither_the_work_nor_the_stop() -> None:
     metrics, hanging = Metrics(), Hanging()
-    tracker = Tracker(metrics)
+    tracker = MetricsRecorder(metrics)
     exporter = Counting(hanging, tracker.traced)
     spans = OtelSpans(
         BatchSpanProcessor(exporter, max_queue_size=4, max_export_batch_size=2, schedule_delay_millis=1), exporter=exporter, room=4
     )
-    with patch.object(trace, "_LAST", 0.2), patch.object(app, "open_spans", lambda _: spans):
+    with patch.object(tracing, "_LAST", 0.2), patch.object(app, "open_spans", lambda _: spans):
         async with living(":memory:", ON) as line:
             assert line.services.tracing is not None
             line.services.tracing._queued = 8
@@ -363,7 +364,7 @@ async def test_a_resume_asks_the_journal_nothing(traceparent: str | None) -> Non
 
 async def test_waits_beyond_what_is_remembered_are_looked_up_and_only_so_often() -> None:
     spans, exporter = in_memory()
-    with patch.object(trace, "REMEMBERED", 5), patch.object(trace, "LOOKS", 3):
+    with patch.object(tracing, "REMEMBERED", 5), patch.object(tracing, "LOOKS", 3):
         async with traced(spans) as line:
             for n in range(20):
                 line.advance(seconds=1)

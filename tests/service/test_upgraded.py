@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nats_taskflow.bus.memory.broker import Heard
+from nats_taskflow.bus.memory.broker import CoreMessage
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.store.sqlite.statements import migrations
 from tests.e2e import checks
@@ -27,7 +27,7 @@ def test_there_is_a_database_of_every_schema() -> None:
     assert list(range(1, len(migrations()) + 1)) == SCHEMAS, "make it: python -m tests.fixtures.living"
 
 
-async def answer(asked: Heard) -> bytes | None:
+async def answer(asked: CoreMessage) -> bytes | None:
     return b'{"answer": 42}'
 
 

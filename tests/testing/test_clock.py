@@ -11,7 +11,7 @@ import pytest
 from nats_taskflow.client import Agent, Event, Flow, FlowClient, any_of, manual, reply, serve_delegate, timer
 from nats_taskflow.client.delegate_messages import Asked
 from nats_taskflow.testing import TaskflowWorld
-from nats_taskflow.testing.loop_time import Restless
+from nats_taskflow.testing.loop_time import NeverAtRest
 
 TOPIC = "agent.delegate.reply"
 NEW_YEAR = datetime(2027, 1, 1, tzinfo=UTC)
@@ -228,7 +228,7 @@ async def test_code_that_never_waits_is_told_of(taskflow: TaskflowWorld) -> None
             await asyncio.sleep(0)
 
     spinning = taskflow.run(spin())
-    with pytest.raises(Restless, match="without ever waiting for anything"):
+    with pytest.raises(NeverAtRest, match="without ever waiting for anything"):
         await taskflow.settled()
     spinning.cancel()
 

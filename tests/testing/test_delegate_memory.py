@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from nats_taskflow.client import Asked, DelegateError, InvalidRequest, serve_delegate
-from nats_taskflow.client.transport import Message, NoAnswer, NotPermitted, NotStored, Trouble
+from nats_taskflow.client.transport import NoAnswer, NotPermitted, NotStored, TransportMessage, Trouble
 from nats_taskflow.testing import TaskflowWorld
 from nats_taskflow.testing.transport import MemoryTransport
 
@@ -28,7 +28,7 @@ class Paying:
         return {"paid": self.paid}
 
 
-async def asked(taskflow: TaskflowWorld, name: str | None, body: Any = None, subject: str = "svc.pay") -> Message:
+async def asked(taskflow: TaskflowWorld, name: str | None, body: Any = None, subject: str = "svc.pay") -> TransportMessage:
     """Ask as anybody may, under an id."""
     headers = {} if name is None else {"Nats-Msg-Id": name}
     return await taskflow.transport().request(subject, msgspec.json.encode(body), headers, timeout=5)

@@ -70,9 +70,9 @@ def test_the_program_of_the_page_prints_the_story(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_assert_and_fixture() -> None:
-    from nats_taskflow.testing.assertions import Asserting
+    from nats_taskflow.testing.assertions import Assertions
 
-    for name in [name for name in vars(Asserting) if name.startswith("assert_")]:
+    for name in [name for name in vars(Assertions) if name.startswith("assert_")]:
         assert f"`{name}(" in PAGE, name
     for fixture in ("taskflow", "chaos", "taskflow_nats"):
         assert f"`{fixture}`" in PAGE

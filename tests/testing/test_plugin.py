@@ -146,7 +146,7 @@ def test_without_pytest_asyncio_other_tests_run_all_the_same(tmp_path: Path) -> 
     (blocked / "pytest_asyncio.py").write_text("raise ImportError\n", encoding="utf-8")
     program = "import sys; sys.path.insert(0, 'blocked'); import nats_taskflow.testing.fixtures as p; print(p.taskflow)"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(ROOT / "worker")}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -157,6 +157,9 @@ def test_the_entry_point_names_the_plugin() -> None:
 
 
 def test_pytest_is_no_dependency_of_the_worker() -> None:
-    program = "import sys; import nats_taskflow.testing.world, nats_taskflow.testing.server; assert not {'pytest', '_pytest'} & sys.modules.keys()"
-    done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    loads = "import nats_taskflow.testing.world, nats_taskflow.testing.server"
+    program = f"import sys; {loads}; assert not {{'pytest', '_pytest'}} & sys.modules.keys()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": str(ROOT / "worker")}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

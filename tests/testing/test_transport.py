@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from nats_taskflow.client.transport import Lost, Message, NoAnswer, NotStored, Trouble
+from nats_taskflow.client.transport import Lost, NoAnswer, NotStored, TransportMessage, Trouble
 from nats_taskflow.testing import TaskflowWorld
 from nats_taskflow.testing.transport import MemoryTransport
 
@@ -30,7 +30,7 @@ async def test_a_request_that_nobody_hears_was_not_done(transport: MemoryTranspo
 
 
 async def test_a_request_that_nobody_answers_ends_by_the_clock(taskflow: TaskflowWorld, transport: MemoryTransport) -> None:
-    async def deaf(_: Message) -> None:
+    async def deaf(_: TransportMessage) -> None:
         return
 
     await transport.serve("svc.x", deaf)
@@ -103,7 +103,7 @@ async def test_what_is_not_settled_comes_again_and_first_to_the_next_reader(task
 
 
 async def test_a_closed_connection_is_lost_for_all_who_wait(taskflow: TaskflowWorld, transport: MemoryTransport) -> None:
-    async def deaf(_: Message) -> None:
+    async def deaf(_: TransportMessage) -> None:
         return
 
     async def follow() -> None:
@@ -123,7 +123,7 @@ async def test_a_closed_connection_is_lost_for_all_who_wait(taskflow: TaskflowWo
 
 
 async def test_an_inbox_hears_only_what_is_sent_to_it(transport: MemoryTransport) -> None:
-    heard: list[Message] = []
+    heard: list[TransportMessage] = []
     inbox = await transport.open_inbox(heard.append)
     await transport.tell(f"{inbox.subject}.7", b"hello")
     await transport.tell("_INBOX.other.7", b"no")

@@ -20,10 +20,10 @@ from click.testing import CliRunner
 
 from nats_taskflow.cli import taskflow
 from nats_taskflow.doors.admin import backup_process
-from nats_taskflow.doors.admin.backup_process import Copier
+from nats_taskflow.doors.admin.backup_process import BackupProcess
 from nats_taskflow.errors import StoreRefused, Unavailable
 from nats_taskflow.store.sqlite import backup
-from nats_taskflow.store.sqlite.backup import backed_up
+from nats_taskflow.store.sqlite.backup import back_up
 from nats_taskflow.store.sqlite.opening import APPLICATION_ID
 from nats_taskflow.store.sqlite.statements import migrations
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
@@ -86,10 +86,10 @@ async def test_a_database_in_use_is_copied_whole_and_stays_in_use(path: Path, tm
 async def test_a_stopped_database_is_left_as_it_is(path: Path, tmp_path: Path) -> None:
     await filled(path)
     content, before = path.read_bytes(), names(tmp_path)
-    assert backed_up(str(path), tmp_path / "copy.db").flows == 3
+    assert back_up(str(path), tmp_path / "copy.db").flows == 3
     assert path.read_bytes() == content
     assert names(tmp_path) - before <= {"copy.db", "flows.db-wal", "flows.db-shm"}
-    assert backed_up(str(path), tmp_path / "again.db").flows == 3
+    assert back_up(str(path), tmp_path / "again.db").flows == 3
 
 
 async def test_what_is_there_is_replaced_by_force_only(path: Path, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ async def test_what_is_there_is_replaced_by_force_only(path: Path, tmp_path: Pat
 async def test_the_database_itself_is_never_replaced(path: Path, part: str) -> None:
     await filled(path)
     with pytest.raises(FileExistsError, match="is the database itself"):
-        backed_up(str(path), path.with_name(path.name + part), force=True)
+        back_up(str(path), path.with_name(path.name + part), force=True)
 
 
 async def test_without_a_name_the_copy_lies_beside_the_database_under_the_time(path: Path, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ async def test_what_is_no_database_of_ours_is_not_copied(path: Path, tmp_path: P
         database.execute(f"PRAGMA {pragma}")
         database.close()
     with pytest.raises(StoreRefused):
-        backed_up(str(path), tmp_path / "copy.db")
+        back_up(str(path), tmp_path / "copy.db")
     assert not [name for name in names(tmp_path) if "copy" in name]
 
 
@@ -148,7 +148,7 @@ async def test_a_damaged_database_gives_no_backup_and_the_older_one_stays(path: 
     copy = tmp_path / "copy.db"
     copy.write_bytes(b"older")
     with pytest.raises(StoreRefused):
-        backed_up(str(path), copy, force=True)
+        back_up(str(path), copy, force=True)
     assert copy.read_bytes() == b"older"
     assert not [name for name in names(tmp_path) if "part" in name]
 
@@ -161,7 +161,7 @@ async def test_a_backup_that_fails_half_way_leaves_nothing_behind(path: Path, tm
 
     monkeypatch.setattr(backup, "_refuse_foreign", full)
     with pytest.raises(StoreRefused, match="disk is full"):
-        backed_up(str(path), tmp_path / "copy.db")
+        back_up(str(path), tmp_path / "copy.db")
     assert not [name for name in names(tmp_path) if "copy" in name]
 
 
@@ -171,9 +171,9 @@ async def test_what_killed_copies_left_is_removed_and_what_is_at_work_stays(path
         (tmp_path / name).write_bytes(b"half")
     with (tmp_path / ".busy.db.4e5f6a7b.taskflow-part").open("rb") as busy:
         fcntl.flock(busy, fcntl.LOCK_EX)
-        backed_up(str(path), tmp_path / "copy.db")
+        back_up(str(path), tmp_path / "copy.db")
         assert {name for name in names(tmp_path) if "part" in name} == {".busy.db.4e5f6a7b.taskflow-part", ".a.part"}
-    backed_up(str(path), tmp_path / "next.db")
+    back_up(str(path), tmp_path / "next.db")
     assert {name for name in names(tmp_path) if "part" in name} == {".a.part"}, "of others nothing"
 
 
@@ -232,7 +232,7 @@ async def test_a_commit_meanwhile_neither_begins_the_copy_anew_nor_gets_into_it(
     real = sqlite3.connect
     beside = real(path, isolation_level=None)
     monkeypatch.setattr(sqlite3, "connect", lambda *given, **how: real(*given, factory=Copied, **how))
-    assert backed_up(str(path), tmp_path / "copy.db").flows == 20
+    assert back_up(str(path), tmp_path / "copy.db").flows == 20
     assert 1 < steps < 20
     beside.close()
 
@@ -242,7 +242,7 @@ async def test_a_worker_makes_one_copy_at_a_time(path: Path, tmp_path: Path, mon
     os.mkfifo(gate)
     script = "import sys; said = open(sys.argv[1]).read(); open(sys.argv[2], 'w').write(said); print(said)"
     monkeypatch.setattr(backup_process, "_command", lambda _place, copy: (sys.executable, "-c", script, str(gate), str(copy)))
-    copier = Copier(str(path))
+    copier = BackupProcess(str(path))
     first = asyncio.ensure_future(copier.copy())
     await asyncio.sleep(0)
     with pytest.raises(Unavailable, match="already"):
@@ -278,7 +278,7 @@ async def test_a_copy_on_request_runs_nothing_of_the_working_directory(
     monkeypatch.chdir(folder)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    line = await Copier(os.path.relpath(path)).copy()
+    line = await BackupProcess(os.path.relpath(path)).copy()
     assert not ran.exists(), ran.read_text()
     (copy,) = tmp_path.glob("flows.db.*Z.backup")
     assert f"{copy}: " in line
@@ -294,7 +294,7 @@ async def test_a_program_that_says_ok_and_makes_no_copy_is_not_believed(
     script = f"import os, sys; {making}\nprint('ok')"
     monkeypatch.setattr(backup_process, "_command", lambda _place, copy: (sys.executable, "-c", script, str(copy)))
     with pytest.raises(Unavailable, match="no copy"):
-        await Copier(str(path)).copy()
+        await BackupProcess(str(path)).copy()
 
 
 @pytest.mark.parametrize("deaf", [False, True])
@@ -308,7 +308,7 @@ async def test_a_copy_that_takes_too_long_is_asked_to_end_before_it_is_killed(
     monkeypatch.setattr(backup_process, "_PATIENCE", 2.0)
     monkeypatch.setattr(backup_process, "_MERCY", 0.5 if deaf else 30.0)
     with pytest.raises(Unavailable, match="within 2 s"):
-        await Copier(str(path)).copy()
+        await BackupProcess(str(path)).copy()
     assert said.exists()
 
 

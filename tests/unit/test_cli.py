@@ -284,7 +284,7 @@ def test_dev_without_a_nats_url_starts_a_server_of_its_own_and_stops_it(folder: 
     assert result.exit_code == 0
     assert worker.config is not None
     assert worker.config.origin("nats.url") == "the embedded server of taskflow dev"
-    assert f"{nats_taskflow.config.nats.url[0]}   (embedded JetStream server, data in .taskflow/nats" in result.stderr
+    assert f"{worker.config.nats.url[0]}   (embedded JetStream server, data in .taskflow/nats" in result.stderr
     assert (folder / ".taskflow" / "nats").is_dir()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(worker.config.nats.url[0].rpartition(":")[2]))) != 0

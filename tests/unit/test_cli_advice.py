@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from nats_taskflow.bus.nats.inspect import Silent
+from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
 from nats_taskflow.cli import session, taskflow
 from nats_taskflow.cli.help_examples import EXAMPLES
 from nats_taskflow.cli.session import AskCommand
@@ -86,8 +86,8 @@ class NobodyThere:
 
 
 ENDINGS: dict[str, Callable[[str], Exception]] = {
-    "answers": lambda subject: Silent(f"no worker answers on {subject}"),
-    "within": lambda subject: Silent(f"no answer on {subject} within 5 s", late=True),
+    "answers": lambda subject: NoWorkerAnswer(f"no worker answers on {subject}"),
+    "within": lambda subject: NoWorkerAnswer(f"no answer on {subject} within 5 s", late=True),
     "may not use": NotAllowed,
     "_INBOX": lambda _subject: NotAllowed("_INBOX.x"),
     "reached": lambda _subject: BusLost("NATS cannot be reached"),

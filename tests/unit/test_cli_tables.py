@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, _NamedTextIOWrapper
 
-from nats_taskflow.bus.nats.history import Kept
+from nats_taskflow.bus.nats.history import StreamMessage
 from nats_taskflow.cli import doctor, layout, taskflow
 from nats_taskflow.cli.db import findings
 from nats_taskflow.cli.doctor.verdict import Verdict
@@ -139,7 +139,7 @@ COMMANDS = {
 }
 
 
-def published(seq: int, kind: str) -> Kept:
+def published(seq: int, kind: str) -> StreamMessage:
     data = {
         "kind": kind,
         "revision": seq,
@@ -148,7 +148,7 @@ def published(seq: int, kind: str) -> Kept:
         "current_step": "collect-from-everybody",
     }
     body = json.dumps({"time": at(10), "data": data}).encode()
-    return Kept(seq, f"taskflow.evt.kate.{FLOWS[0]}.{kind}", {}, body)
+    return StreamMessage(seq, f"taskflow.evt.kate.{FLOWS[0]}.{kind}", {}, body)
 
 
 class Canned(Online):
@@ -162,7 +162,7 @@ class Canned(Online):
     async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
         return ANSWERS[verb]
 
-    async def last(self, stream: str, count: int, *, since: datetime | None) -> list[Kept]:
+    async def last(self, stream: str, count: int, *, since: datetime | None) -> list[StreamMessage]:
         return [published(3, "wait_progressed"), published(4, "cancel_requested")]
 
 

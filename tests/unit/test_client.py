@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 import nats_taskflow
 from nats_taskflow import client, errors
 from nats_taskflow.client.backoff import Backoff
-from nats_taskflow.client.command_ids import CURRENT, Numbering, new_id
+from nats_taskflow.client.command_ids import CURRENT, CommandIds, new_id
 from nats_taskflow.client.commands import checked, done
 from nats_taskflow.client.conditions import all_of, any_of, at_least, ended, manual, reply, timer
 from nats_taskflow.client.delegate_messages import DelegateError, answer_error, answer_with, asked_of, reply_subject
 from nats_taskflow.client.errors import BY_CODE, FlowRefused, Internal, InvalidRequest, NoOutcome, error_of
 from nats_taskflow.client.events import Event, Seen, event_in
-from nats_taskflow.client.flow_queues import Lanes, Later
+from nats_taskflow.client.flow_queues import FlowQueues, RetryLater
 from nats_taskflow.client.synadia_agent_protocol import _request
-from nats_taskflow.client.transport import Delivery, Message
+from nats_taskflow.client.transport import ConsumerMessage, TransportMessage
 from nats_taskflow.flow import conditions
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import FlowEvent
@@ -188,11 +188,11 @@ def event(seq: int = 1, flow_id: str = FLOW, **more: Any) -> Event:
         cause="c-1",
     )
     message = event_message(entry, "kate/x", "agent:kate:session:work", Subjects())
-    read = event_in(Message(subject=message.subject, body=message.body, headers=message.headers, seq=77))
+    read = event_in(TransportMessage(subject=message.subject, body=message.body, headers=message.headers, seq=77))
     assert read is not None
     # What somebody else's acknowledgement, or an event under another subject, would look like there.
-    assert event_in(Message(subject=message.subject, body=b'{"stream":"TASKFLOW_IN","seq":7}')) is None
-    assert event_in(Message(subject=message.subject.replace(flow_id, FLOW[::-1]), body=message.body)) is None
+    assert event_in(TransportMessage(subject=message.subject, body=b'{"stream":"TASKFLOW_IN","seq":7}')) is None
+    assert event_in(TransportMessage(subject=message.subject.replace(flow_id, FLOW[::-1]), body=message.body)) is None
     return read
 
 
@@ -221,18 +221,18 @@ def test_repeats_are_recognised_per_flow_and_the_oldest_flows_forgotten() -> Non
 
 @given(seq=st.integers(1, 2**31), sent=st.integers(1, 120), verb=st.sampled_from([*COMMANDS, "reply"]))
 def test_a_handlers_ids_are_the_same_in_its_second_run_and_fit_a_command_id(seq: int, sent: int, verb: str) -> None:
-    runs = [[numbering.next(verb) for _ in range(sent)] for numbering in (Numbering(event(seq), "loop"), Numbering(event(seq), "loop"))]
+    runs = [[numbering.next(verb) for _ in range(sent)] for numbering in (CommandIds(event(seq), "loop"), CommandIds(event(seq), "loop"))]
     assert runs[0] == runs[1]
     assert len(set(runs[0])) == sent
     pattern = CommandId.__metadata__[0].pattern  # type: ignore[attr-defined]  # an Annotated has it
     assert all(re.match(pattern, name) for name in runs[0])
-    assert Numbering(event(seq), "other").next(verb) not in runs[0]
-    assert Numbering(event(seq + 1), "loop").next(verb) not in runs[0]
+    assert CommandIds(event(seq), "other").next(verb) not in runs[0]
+    assert CommandIds(event(seq + 1), "loop").next(verb) not in runs[0]
 
 
 def test_ids_are_random_outside_of_handlers() -> None:
     assert new_id("advance") != new_id("advance")
-    token = CURRENT.set(Numbering(event(), "loop"))
+    token = CURRENT.set(CommandIds(event(), "loop"))
     assert new_id("advance")[1]
     CURRENT.reset(token)
     assert not new_id("advance")[1]
@@ -252,12 +252,12 @@ class Broker:
     def __init__(self) -> None:
         self.said: list[tuple[int, str]] = []
 
-    def delivery(self, seq: int) -> Delivery:
+    def delivery(self, seq: int) -> ConsumerMessage:
         async def say(what: str) -> None:
             self.said.append((seq, what))
 
-        return Delivery(
-            message=Message(subject="s", body=b""),
+        return ConsumerMessage(
+            message=TransportMessage(subject="s", body=b""),
             attempt=1,
             ack=lambda: say("ack"),
             nak=lambda delay: say(f"nak {delay:g}"),
@@ -272,10 +272,10 @@ async def test_a_lane_gives_everything_behind_a_failure_back_until_the_failed_ev
         nonlocal fails
         if one.seq == 2 and fails:
             fails -= 1
-            raise Later
+            raise RetryLater
         handled.append(one.seq)
 
-    async with Lanes(handle, 60.0, 0.5, 0.8) as lanes:
+    async with FlowQueues(handle, 60.0, 0.5, 0.8) as lanes:
         for seq in (1, 2, 3):
             await lanes.put(event(seq), broker.delivery(seq))
         await eventually(lambda: broker.said == [(1, "ack"), (2, "nak 0.5"), (3, "nak 0.5")])
@@ -296,10 +296,10 @@ async def test_a_lane_goes_on_when_the_failed_event_has_left_the_stream() -> Non
 
     async def handle(one: Event) -> None:
         if one.seq == 2:
-            raise Later
+            raise RetryLater
         handled.append(one.seq)
 
-    async with Lanes(handle, 0.01, 0.0, 0.0) as lanes:
+    async with FlowQueues(handle, 0.01, 0.0, 0.0) as lanes:
         await lanes.put(event(2), broker.delivery(2))
         await eventually(lambda: (2, "nak 0") in broker.said)
 
@@ -319,7 +319,7 @@ async def test_an_event_that_comes_late_is_handled_though_a_later_one_of_its_flo
     async def handle(one: Event) -> None:
         handled.append(one.seq)
 
-    async with Lanes(handle, 60.0, 0.5, 0.8) as lanes:
+    async with FlowQueues(handle, 60.0, 0.5, 0.8) as lanes:
         for seq in (4, 2, 3, 2, 4):
             await lanes.put(event(seq), broker.delivery(seq))
         await eventually(lambda: [said for _, said in broker.said] == ["ack"] * 5)
@@ -332,7 +332,7 @@ async def test_what_waits_in_a_lane_is_kept_alive() -> None:
     async def handle(one: Event) -> None:
         await go_on.wait()
 
-    async with Lanes(handle, 0.01, 0.5, 0.8) as lanes:
+    async with FlowQueues(handle, 0.01, 0.5, 0.8) as lanes:
         for seq in (1, 2):
             await lanes.put(event(seq), broker.delivery(seq))
         await eventually(lambda: broker.said.count((2, "alive")) >= 2)
@@ -349,7 +349,7 @@ async def test_at_the_end_nothing_is_begun_and_what_is_handled_is_settled() -> N
         await go_on.wait()
         handled.append(one.seq)
 
-    async with Lanes(handle, 60.0, 0.5, 0.8) as lanes:
+    async with FlowQueues(handle, 60.0, 0.5, 0.8) as lanes:
         for seq in (1, 2, 3):
             await lanes.put(event(seq), broker.delivery(seq))
         await asyncio.sleep(0)
@@ -369,7 +369,7 @@ def test_a_delegate_reads_what_the_worker_writes() -> None:
         "Taskflow-Deadline": "2030-01-01T10:00:00Z",
         "Taskflow-Hops": "3",
     }
-    read = asked_of(Message(subject="svc", body=b'{"a": 1}', headers=headers, reply="taskflow.reply.kate.c"))
+    read = asked_of(TransportMessage(subject="svc", body=b'{"a": 1}', headers=headers, reply="taskflow.reply.kate.c"))
     assert (read.id, read.correlation_id, read.flow_id, read.hops, read.payload) == ("f:2:request", "c", "f", 3, {"a": 1})
     assert read.agent == "kate"
     assert read.deadline == datetime(2030, 1, 1, 10, tzinfo=UTC)
@@ -377,16 +377,16 @@ def test_a_delegate_reads_what_the_worker_writes() -> None:
 
 @pytest.mark.parametrize("body,payload", [(b"", ""), (b"plain", "plain"), (b"\xff\xfe", {"base64": "//4="}), (b"[" * 5000, "[" * 5000)])
 def test_a_delegate_takes_any_body(body: bytes, payload: Any) -> None:
-    assert asked_of(Message(subject="svc", body=body)).payload == payload
+    assert asked_of(TransportMessage(subject="svc", body=body)).payload == payload
 
 
 def test_headers_that_cannot_be_read_count_as_not_there() -> None:
-    read = asked_of(Message(subject="svc", body=b"1", headers={"Taskflow-Deadline": "tomorrow", "Taskflow-Hops": "-1"}))
+    read = asked_of(TransportMessage(subject="svc", body=b"1", headers={"Taskflow-Deadline": "tomorrow", "Taskflow-Hops": "-1"}))
     assert (read.deadline, read.hops) == (None, 0)
 
 
 def test_an_answer_says_what_it_answers_and_an_error_fits_into_a_header() -> None:
-    read = asked_of(Message(subject="svc", body=b"1", headers={"Correlation-Id": "c", "traceparent": "00-x"}))
+    read = asked_of(TransportMessage(subject="svc", body=b"1", headers={"Correlation-Id": "c", "traceparent": "00-x"}))
     assert answer_with({"n": 1}, read).headers == {"Correlation-Id": "c", "traceparent": "00-x"}
     assert answer_with(b"\x00raw", read).body == b"\x00raw"
     with pytest.raises(TypeError):
@@ -395,8 +395,8 @@ def test_an_answer_says_what_it_answers_and_an_error_fits_into_a_header() -> Non
     assert error.headers["Nats-Service-Error"] == "two lines"
     assert error.headers["Nats-Service-Error-Code"] == "422"
     assert error.body == b'{"error":{"code":"422","message":"two\\nlines"}}'
-    assert reply_subject(Message(subject="s", body=b"", headers={"Taskflow-Reply-Subject": "r"})) == "r"
-    assert reply_subject(Message(subject="s", body=b"", headers={"Taskflow-Reply-Subject": "r"}, reply="q")) == "q"
+    assert reply_subject(TransportMessage(subject="s", body=b"", headers={"Taskflow-Reply-Subject": "r"})) == "r"
+    assert reply_subject(TransportMessage(subject="s", body=b"", headers={"Taskflow-Reply-Subject": "r"}, reply="q")) == "q"
 
 
 @pytest.mark.parametrize(

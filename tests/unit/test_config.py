@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from nats_taskflow.bus.nats.options import nats_options
-from nats_taskflow.config import Config, Found, load, settings, shown
+from nats_taskflow.config import Config, SourcedValue, load, settings, shown
 from nats_taskflow.errors import ConfigError
 from nats_taskflow.units import Duration
-from nats_taskflow.wire.delegates import Delegate
+from nats_taskflow.wire.delegates import DelegateOwners
 from nats_taskflow.wire.reply_bindings import Binding
 from tests.golden import golden
 
@@ -93,7 +93,7 @@ def test_our_variables_win_over_their_older_names(home: Path) -> None:
 
 
 def test_what_a_command_presumes_is_only_above_the_default(home: Path) -> None:
-    base = {"store.path": Found("dev.db", "presumed"), "http.bind": Found("127.0.0.1:0", "presumed")}
+    base = {"store.path": SourcedValue("dev.db", "presumed"), "http.bind": SourcedValue("127.0.0.1:0", "presumed")}
     config = load(environ=environ(home, TASKFLOW_STORE_PATH="env.db"), folder=home, base=base)
     assert (config.store.path, config.http.bind, config.origin("http.bind")) == ("env.db", "127.0.0.1:0", "presumed")
 
@@ -493,9 +493,9 @@ def test_bindings_may_come_as_json_from_the_environment(home: Path) -> None:
 def test_delegates_are_listed_with_whose_they_are(home: Path) -> None:
     text = '[[delegates]]\nsubject = "agent.billing.>"\nowners = ["kate"]\n[[delegates]]\nsubject = "agent.search"'
     config = configured(home, text)
-    assert config.delegates == (Delegate("agent.billing.>", ("kate",)), Delegate("agent.search"))
+    assert config.delegates == (DelegateOwners("agent.billing.>", ("kate",)), DelegateOwners("agent.search"))
     said = {key: value for key, value, _ in shown(config)}["delegates"]
-    assert msgspec.json.decode(said, type=tuple[Delegate, ...]) == config.delegates
+    assert msgspec.json.decode(said, type=tuple[DelegateOwners, ...]) == config.delegates
     assert configured(home, TASKFLOW_DELEGATES=said).delegates == config.delegates
 
 

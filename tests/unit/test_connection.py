@@ -9,7 +9,7 @@ import pytest
 from nats.errors import Error as NatsError
 from nats.errors import SlowConsumerError
 
-from nats_taskflow.bus.nats.connection import Connection, NatsOptions
+from nats_taskflow.bus.nats.connection import NatsConnection, NatsOptions
 
 
 def slow(number: int) -> Exception:
@@ -25,7 +25,7 @@ def odd(number: int) -> Exception:
 
 @pytest.mark.parametrize("make, logged", [(slow, 1), (odd, 1000)])
 async def test_a_thousand_errors_are_remembered_by_their_kind(make: Any, logged: int) -> None:
-    connection = Connection(NatsOptions())
+    connection = NatsConnection(NatsOptions())
     with patch.object(connection, "_log") as log:
         for number in range(1000):
             await connection._on_error(make(number))

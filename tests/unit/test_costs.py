@@ -23,14 +23,14 @@ import aiosqlite
 import msgspec
 import pytest
 
-from nats_taskflow.bus.port import Bus, Delivery, Outgoing, Published
+from nats_taskflow.bus.port import Bus, Delivery, OutgoingMessage, Published
 from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.engine import portion
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.mint import Randomness, reader
-from nats_taskflow.engine.submission import Outcome
+from nats_taskflow.engine.mint import IdMint, reader
+from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
-from nats_taskflow.services.outbox import events, fresh_events
+from nats_taskflow.services.outbox import events_of_batch, read_events
 from nats_taskflow.services.relay import Relay
 from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.records import Batch
@@ -38,7 +38,7 @@ from nats_taskflow.store.sqlite.opening import take_values_as_they_are
 from nats_taskflow.testing.database import InlineStore, fresh
 from nats_taskflow.units import rfc3339
 from nats_taskflow.wire.codec import Identity, Inbound
-from nats_taskflow.wire.replies import Binding, Bindings
+from nats_taskflow.wire.replies import Binding, ReplyBindings
 from nats_taskflow.wire.subjects import Subjects
 from tests.flows import KATE, TOPIC, external, parking
 from tests.running import Running, VirtualClock, running
@@ -196,7 +196,7 @@ async def resume(run: Running, numbers: range) -> None:
     assert {outcome.name for outcome in outcomes} == {"resumed"}
 
 
-async def all_of(submitted: list[asyncio.Future[Outcome]]) -> list[Outcome]:
+async def all_of(submitted: list[asyncio.Future[SubmissionOutcome]]) -> list[SubmissionOutcome]:
     outcomes = await asyncio.gather(*submitted)
     assert [outcome.error for outcome in outcomes if outcome.error] == []
     return list(outcomes)
@@ -207,7 +207,7 @@ async def all_of(submitted: list[asyncio.Future[Outcome]]) -> list[Outcome]:
 
 async def calls_to_read() -> float:
     """Function calls from a delivery to a stimulus."""
-    read = reader(Subjects(), Bindings([Binding(TOPIC)], Subjects()), Randomness())
+    read = reader(Subjects(), ReplyBindings([Binding(TOPIC)], Subjects()), IdMint())
     found = [
         Delivery(
             subject=TOPIC,
@@ -262,7 +262,7 @@ async def calls_to_tell() -> float:
         await parked(run, range(MANY))
         run.engine.listen(batches.append)
         await resume(run, range(MANY))
-    fresh = fresh_events(Subjects())
+    fresh = events_of_batch(Subjects())
     calls = Calls()
     with calls.on():
         letters = fresh(batches[0])
@@ -275,7 +275,7 @@ async def calls_to_read_back() -> float:
     async with inline() as (run, _):
         await parked(run, range(MANY))
         await resume(run, range(MANY))
-        read = events(run.store, Subjects())
+        read = read_events(run.store, Subjects())
         last = 3 * MANY
         await read(last, 1)
         calls = Calls()
@@ -384,7 +384,7 @@ class Sink:
 
     connected = True
 
-    def publish(self, _: Outgoing) -> asyncio.Future[Published]:
+    def publish(self, _: OutgoingMessage) -> asyncio.Future[Published]:
         stored: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
         stored.set_result(Published(stream="EVT", seq=1, duplicate=False))
         return stored
@@ -394,7 +394,7 @@ async def bytes_of_a_waiting_flow() -> float:
     """Python memory that each waiting flow keeps in engine, timers and relay; what a last batch leaves behind is no growth."""
     async with inline() as (run, _):
         bus = cast("Bus", Sink())
-        read, fresh = events(run.store, Subjects()), fresh_events(Subjects())
+        read, fresh = read_events(run.store, Subjects()), events_of_batch(Subjects())
         relay = Relay("events", bus, run.engine, read=read, heard=lambda batch: bool(batch.events), fresh=fresh)
         going = [asyncio.create_task(relay.run())]
         held = []

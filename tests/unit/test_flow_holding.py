@@ -12,7 +12,7 @@ from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.stimuli import Policy, Reply
 from nats_taskflow.flow.view import World
-from nats_taskflow.wire.replies import Binding, Bindings
+from nats_taskflow.wire.replies import Binding, ReplyBindings
 from nats_taskflow.wire.subjects import Subjects
 
 NOW = 1_800_000_000_000_000
@@ -95,7 +95,7 @@ def test_no_quota_is_ever_exceeded_and_nobody_pays_for_a_smaller_one(tenants: li
 def test_a_reply_counts_against_the_agent_of_the_built_in_topic_or_its_binding(topic: str, tenant: str) -> None:
     """Not against the topic: one binding may cover any number of them."""
     given = [Binding("agent.delegate.reply"), Binding("agent.route.*"), Binding("team.kate", owners=("kate",))]
-    bindings = Bindings([*given, Binding("team.both", owners=("kate", "bob"))], Subjects())
+    bindings = ReplyBindings([*given, Binding("team.both", owners=("kate", "bob"))], Subjects())
     flow_id = "00000000-0000-4000-8000-000000000001"
     asked = b'{"flow_id":"%b","topic":"%b","correlation_id":"c"}' % (flow_id.encode(), topic.removesuffix(".c").encode())
     for subject, body in ((topic, b'{"correlation_id":"c"}'), ("taskflow.resume", asked)):

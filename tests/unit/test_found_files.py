@@ -18,7 +18,7 @@ from nats_taskflow.cli.help_examples import EXAMPLES
 from nats_taskflow.cli.options import SettingsCommand
 from nats_taskflow.client import FlowClient, Lost
 from nats_taskflow.config import load, parsers, settings
-from nats_taskflow.config.tree import Guarded
+from nats_taskflow.config.tree import GuardedSetting
 from nats_taskflow.errors import ConfigError
 from tests.unit.test_config import configured, context, environ, private
 
@@ -74,7 +74,7 @@ def test_a_found_file_sets_neither_an_address_nor_a_secret_whatever_its_form(fol
 
 
 def test_every_setting_that_says_who_is_talked_to_and_as_whom_is_guarded() -> None:
-    guarded = {setting.key for setting in settings() if isinstance(setting.about, Guarded)}
+    guarded = {setting.key for setting in settings() if isinstance(setting.about, GuardedSetting)}
     assert guarded == {*ADDRESSES, *SECRETS} - {"web.bind"}
     telling = (parsers.secret, parsers.secret_file, parsers.urls, parsers.bind, parsers.readable_file)
     assert {setting.key for setting in settings() if setting.about.read in telling} <= guarded

@@ -12,7 +12,7 @@ from nats.aio.client import Client
 from nats.errors import BadHeaderError
 
 from nats_taskflow.bus.nats import frames
-from nats_taskflow.bus.nats.client import MendedClient
+from nats_taskflow.bus.nats.client import PatchedClient
 from nats_taskflow.bus.nats.frames import encoded, read_headers
 from nats_taskflow.wire.headers import MOST_HEADERS, UNREAD
 
@@ -68,7 +68,7 @@ def test_headers_are_read_as_nats_py_reads_them_but_of_two_with_one_name_the_fir
 @given(NOISE)
 def test_requests_and_agents_read_headers_as_deliveries_are_read(lines: list[bytes]) -> None:
     raw = b"NATS/1.0\r\n" + b"".join(line + b"\r\n" for line in lines) + b"\r\n"
-    assert (asyncio.run(MendedClient()._process_headers(raw)) or {}) == read_headers(raw)
+    assert (asyncio.run(PatchedClient()._process_headers(raw)) or {}) == read_headers(raw)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from nats_taskflow.doors.http import connection, server
-from nats_taskflow.doors.http.bounds import BOUNDS, Bounds, Pace, one_too_many, peer_of
+from nats_taskflow.doors.http.bounds import BOUNDS, Bounds, RequestPace, one_too_many, peer_of
 from nats_taskflow.doors.http.server import listen, make_http_server, place_of
 from nats_taskflow.errors import ConfigError
 from tests.eventually import eventually
@@ -190,7 +190,7 @@ def test_who_has_to_go_is_of_the_busiest_peer_asks_for_nothing_and_is_the_oldest
 
 
 def test_who_asks_too_often_waits_and_nobody_else() -> None:
-    pace = Pace(100, 0.5)
+    pace = RequestPace(100, 0.5)
     assert [pace.wait("m", 5.0) for _ in range(100)] == [0.0] * 100
     assert [round(pace.wait("m", 5.0), 6) for _ in range(3)] == [0.01, 0.02, 0.03]
     assert pace.wait("k", 5.0) == 0.0

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple, cast
 import msgspec
 import pytest
 
-from nats_taskflow.engine.batch import Deciding
-from nats_taskflow.engine.submission import Outcome, Submission
+from nats_taskflow.engine.batch import BatchDecision
+from nats_taskflow.engine.submission import Submission, SubmissionOutcome
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.fold import fold
-from nats_taskflow.flow.held_quota import Holdings
+from nats_taskflow.flow.held_quota import HeldCounts
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent
 from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, ParkFlow, Policy, Reply, ResumeFlow, StartFlow, Stimulus
@@ -74,7 +74,7 @@ class Step(NamedTuple):
     before: State
     name: str
     what: Stimulus
-    outcome: Outcome
+    outcome: SubmissionOutcome
     events: tuple[FlowEvent, ...]
     after: State
 
@@ -123,14 +123,14 @@ def copied(world: World) -> World:
     new.usages = copy.deepcopy(world.usages)
     had = world.holdings
     topics = {tenant: dict(counts) for tenant, counts in had.topics.items()}
-    new.holdings = Holdings(had.total, dict(had.of), topics, {sender: list(first) for sender, first in had.first.items()})
+    new.holdings = HeldCounts(had.total, dict(had.of), topics, {sender: list(first) for sender, first in had.first.items()})
     return new
 
 
 def carried_out(before: State, name: str, what: Stimulus, now: int) -> Step:
     """Decide one stimulus as the engine does, on copies."""
     world, inbox = copied(before.world), dict(before.inbox)
-    deciding = Deciding(Loaded(world=world, inbox=inbox), now, POLICY)
+    deciding = BatchDecision(Loaded(world=world, inbox=inbox), now, POLICY)
     identity = Identity("reply", what.key, msgspec.json.encode(what.payload)) if isinstance(what, Reply) else None
     nobody = cast("asyncio.Future[Any]", None)
     deciding.decide(Submission(what=what, identity=identity, source="in", seq=None, done=nobody))
@@ -179,9 +179,9 @@ def stepped(before: State, name: str, what: Stimulus, idle: State) -> Step:
     if not isinstance(what, Reply):
         decided = decide(what, before.world, idle.now, POLICY)
         if isinstance(decided, FlowError):
-            return Step(before, name, what, Outcome(name="rejected", error=decided), (), idle)
+            return Step(before, name, what, SubmissionOutcome(name="rejected", error=decided), (), idle)
         if not decided.changes:
-            return Step(before, name, what, Outcome(name=decided.outcome), (), idle)
+            return Step(before, name, what, SubmissionOutcome(name=decided.outcome), (), idle)
     return carried_out(before, name, what, idle.now)
 
 

@@ -23,15 +23,16 @@ from nats_taskflow.store.invariants import (
     INVARIANTS,
     ClientRecord,
     Evidence,
+    InboundProgress,
     Ledger,
-    Message,
+    LedgerMessage,
     Operation,
-    Taken,
     command,
     looked_at,
     violations,
 )
 from tests.eventually import eventually
+from tests.faults import client_invariants
 from tests.faults.client_invariants import sets, time_goes_forward
 from tests.service.line import TOPIC, Line, living
 
@@ -45,8 +46,8 @@ class Healthy(msgspec.Struct, frozen=True):
     path: Path
     now: int
     last: int
-    events: list[Message]
-    letters: list[Message]
+    events: list[LedgerMessage]
+    letters: list[LedgerMessage]
     flows: dict[str, str]
 
 
@@ -99,7 +100,7 @@ async def a_bit_of_everything(path: Path) -> Healthy:
         await line.settled()
         last = line.broker.streams["TASKFLOW_IN"].last_seq
     # After the end: until then something may be on its way.
-    events, letters = [[Message(m.seq, m.subject, m.headers, m.body) for m in await read()] for read in (line.events, line.dead)]
+    events, letters = [[LedgerMessage(m.seq, m.subject, m.headers, m.body) for m in await read()] for read in (line.events, line.dead)]
     return Healthy(path, line.clock.us, last, events, letters, flows)
 
 
@@ -130,7 +131,7 @@ def evidence(healthy: Healthy, database: sqlite3.Connection, **changes: Any) -> 
         "settled": True,
         "events": Ledger(healthy.events),
         "letters": Ledger(healthy.letters),
-        "taken": Taken(stream="TASKFLOW_IN", first=1, settled=healthy.last),
+        "taken": InboundProgress(stream="TASKFLOW_IN", first=1, settled=healthy.last),
         "client": ClientRecord(operations=()),
         **changes,
     }
@@ -392,10 +393,10 @@ def test_what_is_planted_is_found(healthy: Healthy, database: sqlite3.Connection
     assert any(sentence.startswith(f"{plant.numbers[0]}:") and plant.says in sentence for sentence in sentences), sentences
 
 
-def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Message], Message]:
+def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[LedgerMessage], LedgerMessage]:
     """Return what changes an event's body."""
 
-    def edit(message: Message) -> Message:
+    def edit(message: LedgerMessage) -> LedgerMessage:
         event = msgspec.json.decode(message.body)
         change(event)
         return replace(message, body=msgspec.json.encode(event))
@@ -403,17 +404,19 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Message], Messa
     return edit
 
 
-def with_message(messages: list[Message], at: int, change: Callable[[Message], Message]) -> list[Message]:
+def with_message(messages: list[LedgerMessage], at: int, change: Callable[[LedgerMessage], LedgerMessage]) -> list[LedgerMessage]:
     """Return the messages with one of them changed."""
     return [change(message) if place == at else message for place, message in enumerate(messages)]
 
 
-def repeated(messages: list[Message], at: int, change: Callable[[Message], Message] = lambda message: message) -> list[Message]:
+def repeated(
+    messages: list[LedgerMessage], at: int, change: Callable[[LedgerMessage], LedgerMessage] = lambda message: message
+) -> list[LedgerMessage]:
     """Return the messages, one of them published once more at the end."""
     return [*messages, change(replace(messages[at], seq=messages[-1].seq + 1))]
 
 
-def stranger(message: Message) -> Message:
+def stranger(message: LedgerMessage) -> LedgerMessage:
     """Return the event as if it were of a flow that never was."""
     other = "01a20000-0000-7000-8000-000000000000"
     known = msgspec.json.decode(message.body)["subject"]
@@ -422,7 +425,7 @@ def stranger(message: Message) -> Message:
     return edited(lambda event: event.update(subject=other, id=f"{other}:1"))(swapped)
 
 
-STREAMS: tuple[tuple[str, str, str, Callable[[list[Message]], list[Message]]], ...] = (
+STREAMS: tuple[tuple[str, str, str, Callable[[list[LedgerMessage]], list[LedgerMessage]]], ...] = (
     ("an event is never published", "I-20", "is not in the stream", lambda m: m[:-1]),
     (
         "an event says something else",
@@ -455,7 +458,7 @@ STREAMS: tuple[tuple[str, str, str, Callable[[list[Message]], list[Message]]], .
 )
 
 
-def swapped(messages: list[Message], one: int, other: int) -> list[Message]:
+def swapped(messages: list[LedgerMessage], one: int, other: int) -> list[LedgerMessage]:
     """Return the messages with two of them in each other's place."""
     changed = list(messages)
     changed[one] = replace(messages[other], seq=messages[one].seq)
@@ -470,7 +473,7 @@ def test_what_is_planted_in_the_stream_is_found(
     name: str,
     numbers: str,
     says: str,
-    change: Callable[[list[Message]], list[Message]],
+    change: Callable[[list[LedgerMessage]], list[LedgerMessage]],
 ) -> None:
     sentences = found(evidence(healthy, database, events=Ledger(change(healthy.events))))
     assert {sentence.partition(":")[0] for sentence in sentences} == set(numbers.split()), sentences
@@ -492,7 +495,7 @@ def test_a_dead_letter_that_is_not_in_its_stream_is_found(healthy: Healthy, data
 
 
 def test_a_message_that_was_acknowledged_without_an_outcome_is_found(healthy: Healthy, database: sqlite3.Connection) -> None:
-    more = Taken(stream="TASKFLOW_IN", first=1, settled=healthy.last + 1)
+    more = InboundProgress(stream="TASKFLOW_IN", first=1, settled=healthy.last + 1)
     assert [s[:3] for s in found(evidence(healthy, database, taken=more))] == ["I-4"]
     known = replace(more, ignored=1)
     assert found(evidence(healthy, database, taken=known)) == []
@@ -535,7 +538,7 @@ def test_an_operation_that_was_applied_and_left_no_mark_is_lost(healthy: Healthy
 
 
 def test_no_question_about_one_operation_reads_the_whole_journal(database: sqlite3.Connection) -> None:
-    for sql in (client._OUTCOME, client._MARK):
+    for sql in (client_invariants._OUTCOME, client_invariants._MARK):
         plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {sql}", [""] * sql.count("?"))]
         assert [step for step in plan if step.startswith("SCAN")] == [], plan
 
@@ -674,7 +677,7 @@ def test_the_documentation_lists_the_invariants_as_the_table_does() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"[" * 100_000, b"\xff", b'{"subject": "f", "sequence": "x", "data": {}}', b"[]"])
 def test_a_message_that_nobody_can_read_is_kept_as_a_stranger(body: bytes) -> None:
-    ledger = Ledger([Message(1, "taskflow.dlq.malformed", {"Nats-Msg-Id": "dlq:1"}, body)])
+    ledger = Ledger([LedgerMessage(1, "taskflow.dlq.malformed", {"Nats-Msg-Id": "dlq:1"}, body)])
     assert [one.place for one in ledger.strangers()] == [1]
     assert ledger.named("dlq:1") is not None
     ledger.close()

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-from nats_taskflow.config import Log
+from nats_taskflow.config import LogConfig
 from nats_taskflow.observe.line_writer import LineWriter
-from nats_taskflow.observe.log import Said, configure_logging
+from nats_taskflow.observe.log import LogEvent, configure_logging
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="sizes of pipes")
 
@@ -90,14 +90,14 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_the_next_one_whole(t
 
 def test_the_next_record_that_gets_through_says_how_many_did_not() -> None:
     out = io.StringIO()
-    lines = configure_logging(Log(format="json"), out)
+    lines = configure_logging(LogConfig(format="json"), out)
     log = structlog.get_logger("relay")
     lines.out = None
     for _ in range(3):
-        log.info(Said.READY)
+        log.info(LogEvent.READY)
     lines.out = out
-    log.info(Said.READY)
-    log.info(Said.READY)
+    log.info(LogEvent.READY)
+    log.info(LogEvent.READY)
     first, second = map(json.loads, out.getvalue().splitlines())
     assert first["lost"] == 3
     assert "lost" not in second

@@ -9,11 +9,11 @@ import jsonschema
 import pytest
 
 from nats_taskflow.client.errors import BY_CODE, FlowRefused, InvalidRequest, NoOutcome, Unavailable
-from nats_taskflow.client.mcp.call_keys import LIFETIME, Doubts, command_id
-from nats_taskflow.client.mcp.calls import Calls, checked, refusal, shown
+from nats_taskflow.client.mcp.call_keys import LIFETIME, PendingCalls, command_id
+from nats_taskflow.client.mcp.calls import ToolCalls, checked, refusal, shown
 from nats_taskflow.client.mcp.next_steps import NEXT, next_for
-from nats_taskflow.client.mcp.schema import ACTIONS, KEY, PARAMETERS, Offered, offered
-from nats_taskflow.client.mcp.session import Line, Owner
+from nats_taskflow.client.mcp.schema import ACTIONS, KEY, PARAMETERS, ToolDefinition, offered
+from nats_taskflow.client.mcp.session import ClientSession, Owner
 from nats_taskflow.client.mcp.task_states import mcp_task, waiting_for
 from nats_taskflow.client.transport import Lost, NotPermitted
 from nats_taskflow.flow.lifecycle import FlowStatus
@@ -72,7 +72,7 @@ def test_every_schema_is_one_and_no_tool_speaks_of_revisions(split: bool, keys: 
 
 
 def test_hints_of_split_tools_say_what_reads_what_destroys_and_what_may_be_repeated() -> None:
-    def those(hint: str, tools: list[Offered]) -> set[str]:
+    def those(hint: str, tools: list[ToolDefinition]) -> set[str]:
         return {tool.name.removeprefix("taskflow_") for tool in tools if getattr(tool.hints, hint)}
 
     split = offered(split=True)
@@ -220,7 +220,7 @@ class Clock:
         return self.now
 
 
-def key_of(doubts: Doubts, arguments: dict[str, Any], ending: BaseException | None = None) -> str:
+def key_of(doubts: PendingCalls, arguments: dict[str, Any], ending: BaseException | None = None) -> str:
     """The key of a call that ends like this."""
     key = ""
     try:
@@ -234,7 +234,7 @@ def key_of(doubts: Doubts, arguments: dict[str, Any], ending: BaseException | No
 
 @pytest.mark.parametrize("ending", [NoOutcome("?"), Unavailable("?"), BY_CODE["internal"]("?"), asyncio.CancelledError()])
 def test_a_call_in_doubt_has_the_same_key_again_whatever_the_order_of_its_arguments(ending: BaseException) -> None:
-    doubts = Doubts(clock=Clock())
+    doubts = PendingCalls(clock=Clock())
     first = key_of(doubts, {"a": 1, "b": {"x": 1, "y": 2}}, ending)
     assert key_of(doubts, {"b": {"y": 2, "x": 1}, "a": 1}) == first
     assert key_of(doubts, {"a": 1, "b": {"x": 1, "y": 2}}) != first, "it has had an outcome"
@@ -242,12 +242,12 @@ def test_a_call_in_doubt_has_the_same_key_again_whatever_the_order_of_its_argume
 
 @pytest.mark.parametrize("ending", [None, BY_CODE["illegal_transition"]("no")])
 def test_a_call_with_an_outcome_is_not_taken_for_the_next(ending: BaseException | None) -> None:
-    doubts = Doubts(clock=Clock())
+    doubts = PendingCalls(clock=Clock())
     assert key_of(doubts, {"a": 1}, ending) != key_of(doubts, {"a": 1})
 
 
 def test_two_identical_calls_at_the_same_time_are_one_and_other_calls_are_not() -> None:
-    doubts = Doubts(clock=Clock())
+    doubts = PendingCalls(clock=Clock())
     with (
         doubts.key_for("start", {"a": 1}) as first,
         doubts.key_for("start", {"a": 1}) as again,
@@ -260,7 +260,7 @@ def test_two_identical_calls_at_the_same_time_are_one_and_other_calls_are_not() 
 
 def test_a_doubt_is_forgotten_after_its_time() -> None:
     clock = Clock()
-    doubts = Doubts(clock=clock)
+    doubts = PendingCalls(clock=clock)
     first = key_of(doubts, {"a": 1}, NoOutcome("?"))
     clock.now = LIFETIME
     assert key_of(doubts, {"a": 1}, NoOutcome("?")) == first
@@ -270,7 +270,7 @@ def test_a_doubt_is_forgotten_after_its_time() -> None:
 
 def test_no_more_than_a_thousand_doubts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nats_taskflow.client.mcp.call_keys._AT_MOST", 2)
-    doubts = Doubts(clock=Clock())
+    doubts = PendingCalls(clock=Clock())
     keys = [key_of(doubts, {"n": n}, NoOutcome("?")) for n in range(3)]
     assert key_of(doubts, {"n": 2}, NoOutcome("?")) == keys[2]
     assert key_of(doubts, {"n": 0}) != keys[0], "the oldest went"
@@ -320,7 +320,7 @@ class Dialling:
 
 async def test_a_call_that_is_cancelled_does_not_take_the_connection_from_the_others() -> None:
     dialling = Dialling(Connection())
-    line = Line(Owner("kate"), dialling)
+    line = ClientSession(Owner("kate"), dialling)
     first, second = asyncio.create_task(line.flows()), asyncio.create_task(line.flows())
     await asyncio.sleep(0)
     first.cancel()
@@ -333,8 +333,8 @@ async def test_a_call_that_is_cancelled_does_not_take_the_connection_from_the_ot
 async def test_a_connection_that_cannot_be_made_is_tried_again_with_the_next_call() -> None:
     dialling = Dialling(Lost("NATS at nats://x cannot be reached"), Connection())
     dialling.may.set()
-    line = Line(Owner("kate"), dialling)
-    told = await Calls(line).call("taskflow", {"action": "list_mine"})
+    line = ClientSession(Owner("kate"), dialling)
+    told = await ToolCalls(line).call("taskflow", {"action": "list_mine"})
     assert "cannot be reached; is it running? `taskflow dev` starts" in told.text
     assert (await line.flows()).agent == "kate"
     await line.drop()
@@ -344,8 +344,8 @@ async def test_a_connection_that_is_closed_for_good_is_replaced_with_the_next_ca
     first, second = Connection(), Connection()
     dialling = Dialling(first, second)
     dialling.may.set()
-    line = Line(Owner("kate"), dialling)
-    told = await Calls(line).call("taskflow", {"action": "list_mine"})
+    line = ClientSession(Owner("kate"), dialling)
+    told = await ToolCalls(line).call("taskflow", {"action": "list_mine"})
     assert told.body["error"]["code"] == "unavailable"
     assert first.closed
     await line.flows()
@@ -358,11 +358,11 @@ async def test_credentials_that_may_not_hear_answers_are_told_and_the_connection
     connection = Connection(denied="the credentials may not subscribe to _INBOX.x")
     dialling = Dialling(connection)
     dialling.may.set()
-    told = await Calls(Line(Owner("kate"), dialling)).call("taskflow", {"action": "list_mine"})
+    told = await ToolCalls(ClientSession(Owner("kate"), dialling)).call("taskflow", {"action": "list_mine"})
     assert told.body["error"]["code"] == "forbidden"
     assert "inbox prefix" in told.text
     assert connection.closed
 
 
 async def test_a_line_that_was_never_used_can_be_dropped() -> None:
-    await Line(Owner("kate"), Dialling()).drop()
+    await ClientSession(Owner("kate"), Dialling()).drop()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from nats.aio.client import Client
 
-from nats_taskflow.bus.nats.client import MendedClient
+from nats_taskflow.bus.nats.client import PatchedClient
 from nats_taskflow.bus.nats.direct_delivery import ReadingClient
 
 
@@ -27,7 +27,7 @@ def room(client: Client) -> None:
     client._flush_queue.get_nowait()
 
 
-@pytest.mark.parametrize("kind", [MendedClient, ReadingClient])
+@pytest.mark.parametrize("kind", [PatchedClient, ReadingClient])
 async def test_a_timeout_ends_who_waits_for_room_to_write(kind: type[Client]) -> None:
     client = stuck(kind)
     with pytest.raises(TimeoutError):
@@ -41,7 +41,7 @@ async def test_a_timeout_ends_who_waits_for_room_to_write(kind: type[Client]) ->
 
 
 async def test_it_still_waits_and_goes_on_once_there_is_room() -> None:
-    client = stuck(MendedClient)
+    client = stuck(PatchedClient)
     task = asyncio.ensure_future(client._flush_pending())
     await asyncio.sleep(0)
     assert not task.done()
@@ -50,7 +50,7 @@ async def test_it_still_waits_and_goes_on_once_there_is_room() -> None:
 
 
 async def test_who_cleans_up_after_its_own_cancellation_may_still_write() -> None:
-    client = stuck(MendedClient)
+    client = stuck(PatchedClient)
     room(client)
     written: list[bool] = []
 
@@ -90,7 +90,7 @@ async def test_who_is_cancelled_while_it_dials_ends_though_the_cancellation_was_
             raise ConnectionRefusedError from None
 
     monkeypatch.setattr(Client, "_connect_to_server", swallow)
-    connecting = asyncio.create_task(MendedClient().connect("nats://127.0.0.1:1", reconnect_time_wait=0, max_reconnect_attempts=-1))
+    connecting = asyncio.create_task(PatchedClient().connect("nats://127.0.0.1:1", reconnect_time_wait=0, max_reconnect_attempts=-1))
     await dialling.wait()
     connecting.cancel()
     await asyncio.wait({connecting}, timeout=10)

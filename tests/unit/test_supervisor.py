@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nats_taskflow.errors import StoreBroken
-from nats_taskflow.services.signals import Stop
+from nats_taskflow.services.signals import StopSignal
 from nats_taskflow.services.supervisor import Supervisor
 
 
@@ -49,6 +49,6 @@ async def test_a_failure_is_not_lost_where_the_client_of_nats_swallows_the_cance
     ready: list[str] = []
     supervisor = Supervisor(services, version="0", tick_interval=1, startup_drain=1, drain=1)
     with pytest.raises(BaseExceptionGroup) as failed:
-        await asyncio.wait_for(supervisor.run(Stop(), lambda: ready.append("ready")), 5)
+        await asyncio.wait_for(supervisor.run(StopSignal(), lambda: ready.append("ready")), 5)
     assert failed.group_contains(StoreBroken)
     assert ready == []

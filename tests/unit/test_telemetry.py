@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from nats_taskflow.config import Log
-from nats_taskflow.observe.log import Said, configure_logging, logger, one_line
-from nats_taskflow.observe.log_limit import ALIKE, SAME, WINDOW, Sparing
+from nats_taskflow.config import LogConfig
+from nats_taskflow.observe.log import LogEvent, configure_logging, logger, one_line
+from nats_taskflow.observe.log_limit import ALIKE, SAME, WINDOW, LogRateLimit
 from nats_taskflow.observe.metrics import DEAD_LETTER_REASONS, Metrics
 from tests.terminal import Terminal
 
@@ -41,7 +41,9 @@ class Broken:
         raise RuntimeError("no")
 
 
-@pytest.mark.parametrize("value", [float("nan"), {(1, 2): 3}, b"\n\xff", {1, 2}, object(), Broken(), [Broken()], {"a": {"b": Said.READY}}])
+@pytest.mark.parametrize(
+    "value", [float("nan"), {(1, 2): 3}, b"\n\xff", {1, 2}, object(), Broken(), [Broken()], {"a": {"b": LogEvent.READY}}]
+)
 def test_any_value_in_a_record_leaves_it_one_line_of_valid_json(value: Any) -> None:
     line = one_line(None, "info", {"event": "happened", "value": value})
     assert len(line.splitlines()) == 1
@@ -62,8 +64,8 @@ def test_a_structure_that_contains_itself_or_goes_too_deep_is_described() -> Non
 
 def test_a_record_has_time_level_logger_and_its_fields() -> None:
     out = io.StringIO()
-    configure_logging(Log(format="auto"), out)
-    logger("consumer").warning(Said.DELIVERY_FAILED, reason="undecodable")
+    configure_logging(LogConfig(format="auto"), out)
+    logger("consumer").warning(LogEvent.DELIVERY_FAILED, reason="undecodable")
     record = json.loads(out.getvalue())
     assert record.pop("timestamp").endswith("Z")
     assert record.pop("instance") == socket.gethostname()
@@ -72,9 +74,9 @@ def test_a_record_has_time_level_logger_and_its_fields() -> None:
 
 def test_any_structlog_logger_can_be_named() -> None:
     out = io.StringIO()
-    configure_logging(Log(format="json"), out)
-    structlog.get_logger("relay").bind(outlet="events").info(Said.PUBLISH_FAILED)
-    structlog.get_logger().info(Said.READY)
+    configure_logging(LogConfig(format="json"), out)
+    structlog.get_logger("relay").bind(outlet="events").info(LogEvent.PUBLISH_FAILED)
+    structlog.get_logger().info(LogEvent.READY)
     named, plain = map(json.loads, out.getvalue().splitlines())
     assert (named["logger"], named["outlet"]) == ("relay", "events")
     assert plain["logger"] == "worker", "by the event's name"
@@ -82,25 +84,25 @@ def test_any_structlog_logger_can_be_named() -> None:
 
 def test_a_traceback_stays_within_its_line() -> None:
     out = io.StringIO()
-    configure_logging(Log(format="json"), out)
+    configure_logging(LogConfig(format="json"), out)
     try:
         int("line one\nline two\u2028line three\n" * 2)
     except ValueError:
-        logger("engine").exception(Said.LISTENER_FAILED)
+        logger("engine").exception(LogEvent.LISTENER_FAILED)
     assert len(out.getvalue().splitlines()) == 1
     assert "Traceback (most recent call last):\n" in json.loads(out.getvalue())["exception"]
 
 
 def test_records_below_the_level_are_not_written() -> None:
     out = io.StringIO()
-    configure_logging(Log(level="warning", format="json"), out)
-    logger("engine").info(Said.TICK)
+    configure_logging(LogConfig(level="warning", format="json"), out)
+    logger("engine").info(LogEvent.TICK)
     assert out.getvalue() == ""
 
 
 def test_libraries_warnings_come_out_in_the_same_form_and_their_chatter_does_not() -> None:
     out = io.StringIO()
-    configure_logging(Log(level="debug", format="json"), out)
+    configure_logging(LogConfig(level="debug", format="json"), out)
     logging.getLogger("aiosqlite").debug("executing with %r", {"secret": "payload"})
     logging.getLogger("nats.aio.client").error("nats: %s", "went\naway")
     assert [json.loads(line)["message"] for line in out.getvalue().splitlines()] == ["nats: went\naway"]
@@ -108,8 +110,8 @@ def test_libraries_warnings_come_out_in_the_same_form_and_their_chatter_does_not
 
 def test_a_terminal_gets_readable_text_that_cannot_move_its_cursor() -> None:
     out = Terminal()
-    configure_logging(Log(format="auto"), out)
-    logger("consumer").info(Said.DELIVERY_FAILED, subject="a\x1b[2Jb\nc")
+    configure_logging(LogConfig(format="auto"), out)
+    logger("consumer").info(LogEvent.DELIVERY_FAILED, subject="a\x1b[2Jb\nc")
     assert "delivery_failed" in out.getvalue()
     assert "\x1b[2J" not in out.getvalue()
     assert len(out.getvalue().splitlines()) == 1
@@ -189,8 +191,8 @@ def named(event: ast.expr) -> set[str]:
     match event:
         case ast.Constant(value=str(name)):
             return {name}
-        case ast.Attribute(value=ast.Name(id="Said"), attr=member):
-            return {Said[member].value}
+        case ast.Attribute(value=ast.Name(id="LogEvent"), attr=member):
+            return {LogEvent[member].value}
         case ast.JoinedStr(values=[ast.Constant(value=str(prefix)), ast.FormattedValue(value=ast.Name(id=name))]):
             kinds = re.findall(r'_complain\("(\w+)"', (ROOT / "worker" / "nats_taskflow" / "bus" / "pull.py").read_text(encoding="utf-8"))
             assert (prefix, name) == ("pull.", "what"), "an event name is made of parts that this test does not know"
@@ -200,32 +202,32 @@ def named(event: ast.expr) -> set[str]:
 
 
 def test_what_is_logged_is_the_closed_set_of_events() -> None:
-    assert said() == {event.value for event in Said}
+    assert said() == {event.value for event in LogEvent}
 
 
 def test_the_page_explains_every_event_and_no_other() -> None:
     page = (ROOT / "docs" / "logging.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([a-z_. ]+)` \| (debug|info|warning|error) \| (.*) ?\|$", page, re.MULTILINE)
-    assert sorted(name for name, _, _ in rows) == sorted(event.value for event in Said)
+    assert sorted(name for name, _, _ in rows) == sorted(event.value for event in LogEvent)
     assert not [name for name, level, text in rows if level in {"warning", "error"} and not text.strip()]
 
 
 def lines_of(form: str, log: Any) -> list[str]:
     out = io.StringIO()
-    configure_logging(Log(format=form), out)
+    configure_logging(LogConfig(format=form), out)
     log(logger("t"))
     return out.getvalue().splitlines()
 
 
 def test_the_journal_gets_the_priority_before_the_record() -> None:
     def log(to: Any) -> None:
-        to.info(Said.READY)
-        to.warning(Said.BUS_ERROR)
-        to.error(Said.FLOW_SET_ASIDE)
+        to.info(LogEvent.READY)
+        to.warning(LogEvent.BUS_ERROR)
+        to.error(LogEvent.FLOW_SET_ASIDE)
 
     lines = lines_of("journald", log)
     assert [line[:3] for line in lines] == ["<6>", "<4>", "<3>"]
-    assert [json.loads(line[3:])["event"] for line in lines] == [Said.READY, Said.BUS_ERROR, Said.FLOW_SET_ASIDE]
+    assert [json.loads(line[3:])["event"] for line in lines] == [LogEvent.READY, LogEvent.BUS_ERROR, LogEvent.FLOW_SET_ASIDE]
 
 
 def test_a_stream_that_systemd_made_for_the_journal_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,8 +235,8 @@ def test_a_stream_that_systemd_made_for_the_journal_is_recognised(tmp_path: Path
         with (tmp_path / "err").open("w+") as out:
             there = os.fstat(out.fileno())
             monkeypatch.setenv("JOURNAL_STREAM", f"{there.st_dev}:{there.st_ino + (not journal)}")
-            configure_logging(Log(format="auto"), out)
-            structlog.get_logger("t").info(Said.READY)
+            configure_logging(LogConfig(format="auto"), out)
+            structlog.get_logger("t").info(LogEvent.READY)
             out.seek(0)
             assert out.read(1) == first
 
@@ -244,8 +246,8 @@ def test_a_traceback_names_its_error_and_a_traceparent_is_shown_as_viewers_look_
         try:
             int("x")
         except ValueError:
-            to.exception(Said.REQUEST_FAILED, traceparent=f"00-{'1' * 32}-{'2' * 16}-01")
-        to.error(Said.REQUEST_FAILED, traceparent=None, exc_info=KeyError("k"))
+            to.exception(LogEvent.REQUEST_FAILED, traceparent=f"00-{'1' * 32}-{'2' * 16}-01")
+        to.error(LogEvent.REQUEST_FAILED, traceparent=None, exc_info=KeyError("k"))
 
     first, second = map(json.loads, lines_of("json", log))
     assert (first["error.type"], first["trace_id"], first["span_id"]) == ("ValueError", "1" * 32, "2" * 16)
@@ -260,7 +262,7 @@ class Clock:
         return self.now
 
 
-def passed(sparing: Sparing, **record: Any) -> dict[str, Any] | None:
+def passed(sparing: LogRateLimit, **record: Any) -> dict[str, Any] | None:
     try:
         return dict(sparing(None, "", {"level": "warning", **record}))
     except structlog.DropEvent:
@@ -269,7 +271,7 @@ def passed(sparing: Sparing, **record: Any) -> dict[str, Any] | None:
 
 def test_a_storm_is_a_few_lines_and_the_next_says_how_many_were_left_out() -> None:
     clock = Clock()
-    sparing = Sparing(clock)
+    sparing = LogRateLimit(clock)
     assert sum(passed(sparing, event="other", why="the same") is not None for _ in range(3)) == 3
     assert sum(passed(sparing, event="e", why="the same") is not None for _ in range(1000)) == SAME
     clock.now += WINDOW
@@ -278,7 +280,7 @@ def test_a_storm_is_a_few_lines_and_the_next_says_how_many_were_left_out() -> No
 
 
 def test_another_reason_or_another_flow_is_not_left_out_with_the_storm() -> None:
-    sparing = Sparing(Clock())
+    sparing = LogRateLimit(Clock())
     for _ in range(2 * SAME):
         passed(sparing, event="e", why="the same", flow_id="f1")
     assert passed(sparing, event="e", why="another", flow_id="f1") is not None
@@ -286,7 +288,7 @@ def test_another_reason_or_another_flow_is_not_left_out_with_the_storm() -> None
 
 
 def test_a_storm_of_reasons_each_worded_anew_is_bounded_too_in_lines_and_in_memory() -> None:
-    sparing = Sparing(Clock())
+    sparing = LogRateLimit(Clock())
     assert sum(passed(sparing, event="e", why=f"{n} is wrong") is not None for n in range(5000)) == ALIKE
     assert passed(sparing, event="another", why="?") is not None, "another event is another storm"
     assert len(sparing._same) <= ALIKE + 1
@@ -295,7 +297,7 @@ def test_a_storm_of_reasons_each_worded_anew_is_bounded_too_in_lines_and_in_memo
 
 def test_a_storm_of_a_library_is_spared_like_our_own() -> None:
     out = io.StringIO()
-    configure_logging(Log(format="json"), out)
+    configure_logging(LogConfig(format="json"), out)
     for _ in range(100):
         logging.getLogger("opentelemetry.exporter").warning("Failed to export")
     assert len(out.getvalue().splitlines()) == SAME
@@ -307,7 +309,7 @@ def test_a_terminal_that_wants_no_colours_gets_none(name: str, monkeypatch: pyte
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv(name, "dumb")
     out = Terminal()
-    configure_logging(Log(), out)
+    configure_logging(LogConfig(), out)
     logger("test").warning("told", why="because")
     assert "told" in out.getvalue()
     assert "\x1b" not in out.getvalue()
@@ -317,14 +319,14 @@ def test_a_terminal_gets_colours_where_nobody_minds(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     out = Terminal()
-    configure_logging(Log(), out)
+    configure_logging(LogConfig(), out)
     logger("test").warning("told", why="because")
     assert "\x1b" in out.getvalue()
 
 
 def test_a_record_of_the_start_fits_into_a_line_of_100_columns_on_a_terminal() -> None:
     out = io.StringIO()
-    configure_logging(Log(format="console"), out)
+    configure_logging(LogConfig(format="console"), out)
     logger("topology").info("topology.stream_limited", stream="TASKFLOW_EVT", max_bytes=8_589_934_592)
     (line,) = out.getvalue().splitlines()
     assert len(line) <= 100

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from nats_taskflow.bus.nats import filters, stream_rules
 from nats_taskflow.bus.nats.outbound import objection
-from nats_taskflow.bus.port import Source, Stream
+from nats_taskflow.bus.port import ConsumerSpec, StreamSpec
 from nats_taskflow.wire.subjects import covers, is_literal
 
-IN = Stream(name="IN", subjects=("cmd.*.*", "resume"), inbound=True, max_age=3600)
-OUT = Stream(name="OUT", subjects=("evt.>",), inbound=False, max_age=3600)
-WORKER = Source(stream="IN")
+IN = StreamSpec(name="IN", subjects=("cmd.*.*", "resume"), inbound=True, max_age=3600)
+OUT = StreamSpec(name="OUT", subjects=("evt.>",), inbound=False, max_age=3600)
+WORKER = ConsumerSpec(stream="IN")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,11 @@ def test_what_we_create_is_what_we_accept() -> None:
         assert stream_rules.stream_objections(stream, config) == []
         assert stream_rules.stream_remarks(stream, config) == []
         assert stream_rules.subjects_with(stream, config) is None
-    for source in (WORKER, Source(stream="IN", filters=("cmd.a.*",)), Source(stream="IN", filters=("re.*",), all_but=("cmd.*.*",))):
+    for source in (
+        WORKER,
+        ConsumerSpec(stream="IN", filters=("cmd.a.*",)),
+        ConsumerSpec(stream="IN", filters=("re.*",), all_but=("cmd.*.*",)),
+    ):
         asked = filters.wanted(source, ("cmd.*.*", "re.*", "old.topic"))
         config = stream_rules.consumer_config(source, asked)
         assert stream_rules.consumer_objections(source, config) == []
@@ -102,14 +106,14 @@ def test_the_outbound_streams_may_discard_old_messages_and_roll_up() -> None:
 
 
 def test_a_single_filter_counts_as_filters() -> None:
-    wanted = Source(stream="IN", filters=("a", "b"))
+    wanted = ConsumerSpec(stream="IN", filters=("a", "b"))
     assert filters.is_adaptable(wanted, {"filter_subject": "a"}, ("a", "b"), own=False)
     assert filters.objections(wanted, {"filter_subject": "a"}, ("a", "b"))
     assert not filters.objections(wanted, {"filter_subjects": ["b", "a"]}, ("a", "b"))
 
 
 def test_a_consumer_that_takes_everything_is_narrowed_on_the_workers_own_stream_only() -> None:
-    wanted = Source(stream="IN", filters=("a", "b"))
+    wanted = ConsumerSpec(stream="IN", filters=("a", "b"))
     assert [filters.is_adaptable(wanted, {}, ("a", "b"), own=own) for own in (True, False)] == [True, False]
     assert not filters.is_adaptable(wanted, {"filter_subject": "c"}, ("a", "b"), own=True), "somebody has set it, for reasons of theirs"
 
@@ -126,7 +130,7 @@ def test_a_consumer_that_takes_everything_is_narrowed_on_the_workers_own_stream_
 )
 def test_what_is_no_command_is_taken_whoever_has_the_stream_capture_it(subjects: tuple[str, ...], taken: set[str]) -> None:
     """Its publisher is told that it is stored."""
-    source = Source(stream="IN", consumer="replies", filters=("resume", "reply.*.*"), all_but=("cmd.*.*",))
+    source = ConsumerSpec(stream="IN", consumer="replies", filters=("resume", "reply.*.*"), all_but=("cmd.*.*",))
     assert set(filters.wanted(source, subjects)) == taken
 
 
@@ -152,5 +156,5 @@ def test_servers_that_lose_streams_when_killed_are_refused(version: str, refused
 
 
 def test_the_duplicate_window_never_exceeds_the_age_of_messages() -> None:
-    short = Stream(name="S", subjects=("s",), inbound=False, max_age=60, duplicate_window=600)
+    short = StreamSpec(name="S", subjects=("s",), inbound=False, max_age=60, duplicate_window=600)
     assert stream_rules.stream_config(short)["duplicate_window"] == 60_000_000_000

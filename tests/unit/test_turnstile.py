@@ -7,12 +7,12 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_taskflow.turns import Share, Turns, Turnstile
+from nats_taskflow.turns import AdmissionBounds, FairAdmission, FairTurns
 
 
 def test_whoever_has_much_waiting_is_served_in_turn_with_the_others() -> None:
     served: list[str] = []
-    stile = Turnstile[str](Share(1), Share(1), served.append)
+    stile = FairAdmission[str](AdmissionBounds(1), AdmissionBounds(1), served.append)
     for number in range(4):
         stile.enter("mallory", f"m{number}")
     stile.enter("kate", "k0")
@@ -24,7 +24,7 @@ def test_whoever_has_much_waiting_is_served_in_turn_with_the_others() -> None:
 
 def test_what_is_heavier_than_a_share_comes_in_alone() -> None:
     served: list[str] = []
-    stile = Turnstile[str](Share(9, 100), Share(9, 50), served.append)
+    stile = FairAdmission[str](AdmissionBounds(9, 100), AdmissionBounds(9, 50), served.append)
     stile.enter("mallory", "heavy", 80)
     stile.enter("mallory", "light", 1)
     assert served == ["heavy"]
@@ -35,7 +35,7 @@ def test_what_is_heavier_than_a_share_comes_in_alone() -> None:
 
 
 def test_the_newest_of_the_longest_line_is_taken_back() -> None:
-    stile = Turnstile[str](Share(1), Share(1), lambda _item: None)
+    stile = FairAdmission[str](AdmissionBounds(1), AdmissionBounds(1), lambda _item: None)
     stile.enter("first", "is let in", 1)
     for name, item, weight in (("kate", "k0", 5), ("mallory", "m0", 3), ("mallory", "m1", 4)):
         stile.enter(name, item, weight)
@@ -56,7 +56,7 @@ def test_everybody_is_let_in_once_in_order_and_never_beyond_a_share(items: list[
         assert len(inside) <= total
         assert len(inside) == 1 or sum(weight for _, weight, _ in inside) <= 100
 
-    stile = Turnstile(Share(total, 100), Share(each, 50), let_in)
+    stile = FairAdmission(AdmissionBounds(total, 100), AdmissionBounds(each, 50), let_in)
     for number, (name, weight) in enumerate(items):
         stile.enter(name, (name, weight, number), weight)
         if number % 3 == 0 and inside:
@@ -73,7 +73,7 @@ def test_everybody_is_let_in_once_in_order_and_never_beyond_a_share(items: list[
 
 
 async def test_a_turn_that_was_given_up_is_nobodys() -> None:
-    turns = Turns(Share(1), Share(1))
+    turns = FairTurns(AdmissionBounds(1), AdmissionBounds(1))
     order: list[str] = []
 
     async def take(name: str, until: asyncio.Event) -> None:

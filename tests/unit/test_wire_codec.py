@@ -497,7 +497,7 @@ def test_a_subject_that_names_nobody_is_refused() -> None:
         ("history", OF_FLOW | {"limit": 1000}, requests.History(flow_id=FLOW, limit=1000)),
         ("waits", {}, requests.Waits()),
         ("waits", OF_FLOW, requests.Waits(flow_id=FLOW)),
-        ("outcome", {"command_id": "c-1"}, requests.Outcome(command_id="c-1")),
+        ("outcome", {"command_id": "c-1"}, requests.OutcomeQuery(command_id="c-1")),
     ],
 )
 def test_a_query_is_read_for_the_callers_session(verb: str, body: dict[str, Any], request_: requests.Request) -> None:

@@ -15,23 +15,23 @@ from nats_taskflow.errors import Forbidden, InvalidRequest, TopicNotBound
 from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.wire.inbound import REASONS, Ignored, Inbound, Unusable
-from nats_taskflow.wire.replies import Binding, Bindings, check_bindings
+from nats_taskflow.wire.replies import Binding, ReplyBindings, check_bindings
 from nats_taskflow.wire.subjects import Subjects
 
 FLOW = "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TOPIC = "agent.delegate.reply"
-PLAIN = Bindings([Binding(TOPIC)], Subjects())
+PLAIN = ReplyBindings([Binding(TOPIC)], Subjects())
 
 
 def read(
-    body: Any, headers: dict[str, str] | None = None, *, subject: str = TOPIC, bindings: Bindings = PLAIN, seq: int = 7
+    body: Any, headers: dict[str, str] | None = None, *, subject: str = TOPIC, bindings: ReplyBindings = PLAIN, seq: int = 7
 ) -> Inbound | Unusable | Ignored:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return bindings.read(subject, headers or {}, raw, stream="TASKFLOW_IN", seq=seq, arrived_us=5)
 
 
-def reply(body: Any, headers: dict[str, str] | None = None, *, subject: str = TOPIC, bindings: Bindings = PLAIN) -> Reply:
+def reply(body: Any, headers: dict[str, str] | None = None, *, subject: str = TOPIC, bindings: ReplyBindings = PLAIN) -> Reply:
     verdict = read(body, headers, subject=subject, bindings=bindings)
     assert isinstance(verdict, Inbound), verdict
     assert isinstance(verdict.stimulus, Reply)
@@ -40,15 +40,15 @@ def reply(body: Any, headers: dict[str, str] | None = None, *, subject: str = TO
     return verdict.stimulus
 
 
-def refused(body: Any, headers: dict[str, str] | None = None, *, subject: str = TOPIC, bindings: Bindings = PLAIN) -> Unusable:
+def refused(body: Any, headers: dict[str, str] | None = None, *, subject: str = TOPIC, bindings: ReplyBindings = PLAIN) -> Unusable:
     verdict = read(body, headers, subject=subject, bindings=bindings)
     assert isinstance(verdict, Unusable), verdict
     assert verdict.reason in REASONS
     return verdict
 
 
-def bound(**options: Any) -> Bindings:
-    return Bindings([Binding(**{"subject": TOPIC} | options)], Subjects())
+def bound(**options: Any) -> ReplyBindings:
+    return ReplyBindings([Binding(**{"subject": TOPIC} | options)], Subjects())
 
 
 def test_a_reply_is_read_whole() -> None:
@@ -191,7 +191,7 @@ def test_the_built_in_reply_topic_takes_the_whole_body_for_the_correlation_id_of
 
 
 def test_the_prefix_may_have_several_tokens() -> None:
-    bindings = Bindings([], Subjects("corp.tf"))
+    bindings = ReplyBindings([], Subjects("corp.tf"))
     assert reply(b"1", subject="corp.tf.reply.kate.c", bindings=bindings).topic == "corp.tf.reply.kate"
     assert refused(b"1", subject="taskflow.reply.kate.c", bindings=bindings).reason == "topic_not_bound"
 
@@ -235,7 +235,7 @@ def test_correlation_can_be_read_from_a_named_header() -> None:
 
 
 def test_the_names_of_the_correlation_headers_can_be_chosen() -> None:
-    bindings = Bindings([Binding(TOPIC)], Subjects(), correlation_headers=("X-A", "X-B"))
+    bindings = ReplyBindings([Binding(TOPIC)], Subjects(), correlation_headers=("X-A", "X-B"))
     assert reply({}, {"X-B": "b"}, bindings=bindings).correlation_id == "b"
     assert reply({}, {"X-B": "b", "X-A": "a"}, bindings=bindings).correlation_id == "a"
 
@@ -253,7 +253,7 @@ def test_correlation_and_payload_can_be_read_by_pointer() -> None:
 
 
 def test_correlation_by_subject_makes_the_rest_of_the_subject_the_topic() -> None:
-    bindings = Bindings([Binding("jobs.*.done.*", correlation="subject")], Subjects())
+    bindings = ReplyBindings([Binding("jobs.*.done.*", correlation="subject")], Subjects())
     found = reply({"correlation_id": "b", "payload": 1}, subject="jobs.x.done.j-1", bindings=bindings)
     assert (found.topic, found.correlation_id, found.payload) == ("jobs.x.done", "j-1", 1)
     assert bindings.refusal("jobs.x.done", "kate") is None
@@ -261,7 +261,7 @@ def test_correlation_by_subject_makes_the_rest_of_the_subject_the_topic() -> Non
 
 
 def test_a_pattern_binding_takes_the_subject_it_arrived_on_as_the_topic() -> None:
-    bindings = Bindings([Binding("agent.route.*"), Binding("deep.>")], Subjects())
+    bindings = ReplyBindings([Binding("agent.route.*"), Binding("deep.>")], Subjects())
     assert reply({"correlation_id": "c"}, subject="agent.route.x", bindings=bindings).topic == "agent.route.x"
     assert reply({"correlation_id": "c"}, subject="deep.a.b.c", bindings=bindings).topic == "deep.a.b.c"
 
@@ -301,7 +301,7 @@ ON_EVERY_SUBJECT = ["taskflow.reply.kate.c", TOPIC, "agent.route.x", "work.c", "
 @pytest.mark.parametrize("body", ACKNOWLEDGEMENTS)
 def test_what_the_broker_says_of_a_publication_is_no_reply_wherever_it_comes(subject: str, body: Any) -> None:
     """SEMANTICS R0."""
-    bindings = Bindings([Binding(TOPIC), Binding("agent.route.*"), Binding("work.*", correlation="subject")], Subjects())
+    bindings = ReplyBindings([Binding(TOPIC), Binding("agent.route.*"), Binding("work.*", correlation="subject")], Subjects())
     assert isinstance(read(body, subject=subject, bindings=bindings), Ignored)
     assert isinstance(read(body, {"Correlation-Id": "c", "Nats-Msg-Id": "m"}, subject=subject, bindings=bindings), Ignored)
 
@@ -379,13 +379,15 @@ def test_identity_tells_repeats_from_conflicts() -> None:
     ],
 )
 def test_a_flow_waits_only_on_topics_that_are_bound_and_its_owners(topic: str, agent: str | None, refusal: type[Exception] | None) -> None:
-    bindings = Bindings([Binding(TOPIC), Binding("agent.route.*", owners=("kate", "ana"))], Subjects())
+    bindings = ReplyBindings([Binding(TOPIC), Binding("agent.route.*", owners=("kate", "ana"))], Subjects())
     found = bindings.refusal(topic, agent)
     assert (type(found) if found else None) is refusal
 
 
 def test_a_topic_that_is_not_bound_is_refused_with_those_that_the_agent_may_wait_on_and_with_where_to_add_it() -> None:
-    bindings = Bindings([Binding(TOPIC), Binding("ana.private", owners=("ana",)), Binding("jobs.*", owners=("kate", "ana"))], Subjects())
+    bindings = ReplyBindings(
+        [Binding(TOPIC), Binding("ana.private", owners=("ana",)), Binding("jobs.*", owners=("kate", "ana"))], Subjects()
+    )
     refused = bindings.refusal("agent.delegat.reply", "kate")
     assert isinstance(refused, TopicNotBound)
     for named in (TOPIC, "jobs.*", "taskflow.reply.kate", "TASKFLOW_REPLY_TOPICS"):
@@ -401,7 +403,7 @@ def test_the_dead_letter_of_a_subject_that_is_bound_no_more_says_where_to_add_it
 
 
 def test_bindings_know_which_stream_carries_them() -> None:
-    bindings = Bindings([Binding(TOPIC), Binding("jobs.done", stream="JOBS"), Binding("jobs.lost", stream="JOBS")], Subjects())
+    bindings = ReplyBindings([Binding(TOPIC), Binding("jobs.done", stream="JOBS"), Binding("jobs.lost", stream="JOBS")], Subjects())
     assert bindings.topics() == (TOPIC,)
     assert bindings.streams() == ("JOBS",)
     assert bindings.topics("JOBS") == ("jobs.done", "jobs.lost")
@@ -441,7 +443,7 @@ def test_a_binding_that_cannot_work_is_refused_naming_the_key(binding: Binding, 
         check_bindings([Binding(TOPIC), binding], Subjects())
     assert str(caught.value).startswith(f"[[replies]] {binding.subject}: ")
     with pytest.raises(ValueError, match=sentence):
-        Bindings([Binding(TOPIC), binding], Subjects())
+        ReplyBindings([Binding(TOPIC), binding], Subjects())
 
 
 JSON = st.recursive(
@@ -456,7 +458,7 @@ HEADERS = st.dictionaries(
     st.text(st.characters(), max_size=300),
 )
 SUBJECTS = st.sampled_from([TOPIC, "taskflow.resume", "taskflow.reply.kate.c", "agent.route.x", "jobs.j", "other"]) | st.text(max_size=30)
-MANY = Bindings(
+MANY = ReplyBindings(
     [Binding(TOPIC), Binding("agent.route.*", where={"/type": "done"}, payload="/payload"), Binding("jobs.*", correlation="subject")],
     Subjects(),
 )

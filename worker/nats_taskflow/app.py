@@ -16,35 +16,35 @@ import msgspec
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.bus.nats.options import nats_options
-from nats_taskflow.bus.port import Bus, Holder, Source
+from nats_taskflow.bus.port import Bus, ClaimHolder, ConsumerSpec
 from nats_taskflow.config import Config
-from nats_taskflow.doors.admin.backup_process import Copier
-from nats_taskflow.doors.admin.dead_letters import Counted, Letters
-from nats_taskflow.doors.admin.interventions import Acting
-from nats_taskflow.doors.admin.queries import Desk
-from nats_taskflow.doors.admin.service import Operators
+from nats_taskflow.doors.admin.backup_process import BackupProcess
+from nats_taskflow.doors.admin.dead_letters import Counted, DeadLetterDesk
+from nats_taskflow.doors.admin.interventions import Interventions
+from nats_taskflow.doors.admin.queries import Queries
+from nats_taskflow.doors.admin.service import AdminService
 from nats_taskflow.doors.api import Api
 from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.doors.http.health import Check, HealthServer
 from nats_taskflow.engine.engine import Clock, Engine
-from nats_taskflow.engine.mint import Randomness, reader
+from nats_taskflow.engine.mint import IdMint, reader
 from nats_taskflow.engine.policy import meter_of, policy_of
 from nats_taskflow.errors import Defect, Refusal, StoreBroken, root_of
 from nats_taskflow.observe.line_writer import LineWriter
-from nats_taskflow.observe.log import Said, configure_logging, logger
+from nats_taskflow.observe.log import LogEvent, configure_logging, logger
 from nats_taskflow.observe.metrics import Metrics
 from nats_taskflow.observe.probes import WorkerProbes
-from nats_taskflow.observe.recorder import Tracker
+from nats_taskflow.observe.recorder import MetricsRecorder
 from nats_taskflow.observe.systemd import Systemd
 from nats_taskflow.observe.trace import Tracing, open_spans
 from nats_taskflow.services.consumer import Consumer, decided_until
 from nats_taskflow.services.dispatcher import Dispatcher
-from nats_taskflow.services.outbox import dead_letters, events, fresh_events
+from nats_taskflow.services.outbox import events_of_batch, read_dead_letters, read_events
 from nats_taskflow.services.pruner import Pruner
 from nats_taskflow.services.relay import Relay
-from nats_taskflow.services.signals import Stop
+from nats_taskflow.services.signals import StopSignal
 from nats_taskflow.services.supervisor import Services, Supervisor
-from nats_taskflow.services.topology_watch import Inspector
+from nats_taskflow.services.topology_watch import TopologyWatch
 from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.port import Store
 from nats_taskflow.store.sqlite.opening import MEMORY, take_values_as_they_are
@@ -54,7 +54,7 @@ from nats_taskflow.tasks import LastResort
 from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.version import program_version
 from nats_taskflow.wire import capacity
-from nats_taskflow.wire.replies import Bindings
+from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects
 
 REMEMBERED_TIMES = 2.0
@@ -71,7 +71,12 @@ def wall_clock() -> Micros:
 
 
 async def run(
-    config: Config, out: TextIO | None = None, stop: Stop | None = None, *, adopt: bool = False, greet: Callable[[], None] = lambda: None
+    config: Config,
+    out: TextIO | None = None,
+    stop: StopSignal | None = None,
+    *,
+    adopt: bool = False,
+    greet: Callable[[], None] = lambda: None,
 ) -> int:
     """Run the worker until a signal stops it; returns the exit code 0 or raises the `Refusal` with another.
 
@@ -81,9 +86,9 @@ async def run(
     metrics = Metrics()
     configure_logging(config.log).count(metrics.log_records_lost.inc)
     log = logger("worker")
-    log.info(Said.STARTING, version=program_version(), pid=os.getpid(), store=placed(config.store.path))
+    log.info(LogEvent.STARTING, version=program_version(), pid=os.getpid(), store=placed(config.store.path))
     if stop is None:
-        stop = Stop()
+        stop = StopSignal()
         stop.listen()
     take_values_as_they_are()
     lines = LineWriter(sys.stdout if out is None else out)
@@ -95,7 +100,7 @@ async def run(
                     await _serve(config, store, bus, stop, lines, metrics, adopt=adopt, greet=greet)
                 finally:
                     await bus.close()
-    log.info(Said.STOPPED)
+    log.info(LogEvent.STOPPED)
     return 0
 
 
@@ -106,7 +111,7 @@ async def _check_broker(config: Config, *, adopt: bool) -> bool:
     """
     path = config.store.path
     if path != MEMORY and not checked(path).exists():
-        await _prepare(config, Holder(database="a new one", store=placed(path)), adopt=adopt, dry_run=True)
+        await _prepare(config, ClaimHolder(database="a new one", store=placed(path)), adopt=adopt, dry_run=True)
     return True
 
 
@@ -116,13 +121,13 @@ async def provision(config: Config, database: str | None = None, *, adopt: bool 
     `database`: whose consumers they are from now on. `enforced`: streams that are there get the limits of the settings, too.
     """
     configure_logging(config.log)
-    for warning in await _prepare(config, Holder(database=database) if database else None, adopt=adopt, enforced=enforced):
-        logger("provision").warning(Said.STREAM_AT_RISK, why=warning)
-    logger("provision").info(Said.PROVISIONED, streams=[INBOUND, EVENTS, DEAD_LETTERS])
+    for warning in await _prepare(config, ClaimHolder(database=database) if database else None, adopt=adopt, enforced=enforced):
+        logger("provision").warning(LogEvent.STREAM_AT_RISK, why=warning)
+    logger("provision").info(LogEvent.PROVISIONED, streams=[INBOUND, EVENTS, DEAD_LETTERS])
     return 0
 
 
-async def _prepare(config: Config, holder: Holder | None, *, adopt: bool, dry_run: bool = False, enforced: bool = False) -> list[str]:
+async def _prepare(config: Config, holder: ClaimHolder | None, *, adopt: bool, dry_run: bool = False, enforced: bool = False) -> list[str]:
     """Prepare the broker on a connection of its own; returns warnings. Raises the `Refusal` that stands against a worker there."""
     subjects = Subjects(config.subjects.prefix)
     streams, sources = topology(config, subjects, reply_bindings(config, subjects))
@@ -149,16 +154,16 @@ async def _closing(store: Store) -> AsyncIterator[Store]:
         try:
             await store.close()
         except StoreBroken as too:
-            logger("worker").warning(Said.STORE_NOT_CLOSED, why=str(too))
+            logger("worker").warning(LogEvent.STORE_NOT_CLOSED, why=str(too))
         raise
     await store.close()
 
 
 async def _serve(
-    config: Config, store: Store, bus: Bus, stop: Stop, out: LineWriter, metrics: Metrics, *, adopt: bool, greet: Callable[[], None]
+    config: Config, store: Store, bus: Bus, stop: StopSignal, out: LineWriter, metrics: Metrics, *, adopt: bool, greet: Callable[[], None]
 ) -> None:
     """Connect, compose and supervise; the health server spans all of it."""
-    services = await stop.before(set_up(config, store, bus, Tracker(metrics), wall_clock, adopt=adopt))
+    services = await stop.before(set_up(config, store, bus, MetricsRecorder(metrics), wall_clock, adopt=adopt))
     if services is None:
         return
     supervisor = supervised(config, services)
@@ -172,8 +177,8 @@ async def _serve(
         line = {**facts, "http": f"http://{address}" if address is not None else "off"}
         out.write(msgspec.json.encode(line).decode() + "\n")
         if out.lost:
-            logger("worker").warning(Said.READY_NOT_TOLD)
-        logger("worker").info(Said.READY, **{k: v for k, v in line.items() if k != "event"})
+            logger("worker").warning(LogEvent.READY_NOT_TOLD)
+        logger("worker").info(LogEvent.READY, **{k: v for k, v in line.items() if k != "event"})
         greet()
 
     try:
@@ -190,20 +195,20 @@ def _told(failure: BaseException) -> BaseException:
     """Return the refusal that ends the worker; a defect is logged with its traceback, and one line says where to look."""
     if isinstance(failure, Refusal) and not isinstance(failure, Defect):
         return failure
-    logger("worker").error(Said.FAILED, why=repr(failure), exc_info=failure)
+    logger("worker").error(LogEvent.FAILED, why=repr(failure), exc_info=failure)
     return Defect(f"the worker has failed: {failure}; the log has the traceback: please report it, and start the worker again")
 
 
-async def set_up(config: Config, store: Store, bus: Bus, tracker: Tracker, clock: Clock, *, adopt: bool = False) -> Services:
+async def set_up(config: Config, store: Store, bus: Bus, tracker: MetricsRecorder, clock: Clock, *, adopt: bool = False) -> Services:
     """Connect, make what the worker needs at the broker, and wire the services to store and bus, whichever adapters these are."""
     spans = open_spans(tracker) if config.otel.enabled else None
     await bus.open()
     subjects = Subjects(config.subjects.prefix)
     bindings = reply_bindings(config, subjects)
     streams, sources = topology(config, subjects, bindings)
-    holder = Holder(database=store.identity, host=socket.gethostname(), store=store.place, pid=str(os.getpid()))
+    holder = ClaimHolder(database=store.identity, host=socket.gethostname(), store=store.place, pid=str(os.getpid()))
     for warning in await bus.prepare(streams, sources, holder=holder, adopt=adopt):
-        logger("worker").warning(Said.STREAM_AT_RISK, why=warning)
+        logger("worker").warning(LogEvent.STREAM_AT_RISK, why=warning)
     services = compose(config, store, bus, bindings, sources, tracker, clock)
     return services if spans is None else msgspec.structs.replace(services, tracing=Tracing(services.engine, spans, tracker))
 
@@ -220,11 +225,17 @@ def supervised(config: Config, services: Services) -> Supervisor:
 
 
 def compose(
-    config: Config, store: Store, bus: Bus, bindings: Bindings, sources: tuple[Source, ...], tracker: Tracker, clock: Clock
+    config: Config,
+    store: Store,
+    bus: Bus,
+    bindings: ReplyBindings,
+    sources: tuple[ConsumerSpec, ...],
+    tracker: MetricsRecorder,
+    clock: Clock,
 ) -> Services:
     """Wire the services to their adapters."""
     policy = capacity.lowered(policy_of(config, bindings), bus.max_payload)
-    mint, subjects = Randomness(), Subjects(config.subjects.prefix)
+    mint, subjects = IdMint(), Subjects(config.subjects.prefix)
     engine = Engine(store, clock=clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
     engine.listen(tracker.committed)
     read = reader(subjects, bindings, mint, lambda: bus.offset, meter_of(config))
@@ -233,7 +244,7 @@ def compose(
     relays = [told, buried]
     deciders = [consumer for consumer, source in zip(consumers, sources, strict=True) if source.ends_waits]
     decided, first_kept = partial(decided_until, deciders), partial(_first_kept, bus, sources)
-    inspector = Inspector(bus, dict(zip(sources, consumers, strict=True)))
+    inspector = TopologyWatch(bus, dict(zip(sources, consumers, strict=True)))
     probes = WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=clock, engine=engine)
     remembered, ids = (int(age * REMEMBERED_TIMES) for age in (config.stream.max_age, config.stream.event_max_age))
     return Services(
@@ -253,30 +264,44 @@ def compose(
 
 def _relays(store: Store, bus: Bus, subjects: Subjects, engine: Engine) -> tuple[Relay, Relay]:
     """Wire what is published: events, and dead letters."""
-    read = events(store, subjects)
-    told = Relay("events", bus, engine, read=read, heard=lambda batch: bool(batch.events), fresh=fresh_events(subjects))
-    letters, few = dead_letters(store, bus, subjects), _BIG_ROWS
+    read = read_events(store, subjects)
+    told = Relay("events", bus, engine, read=read, heard=lambda batch: bool(batch.events), fresh=events_of_batch(subjects))
+    letters, few = read_dead_letters(store, bus, subjects), _BIG_ROWS
     return told, Relay("dead_letters", bus, engine, read=letters, heard=lambda batch: batch.buries, window=2 * few, chunk=few)
 
 
-async def _first_kept(bus: Bus, sources: Sequence[Source]) -> Mapping[str, int]:
+async def _first_kept(bus: Bus, sources: Sequence[ConsumerSpec]) -> Mapping[str, int]:
     """Ask which messages the inbound streams still keep."""
     return {source.stream: await bus.first_kept(source.stream) for source in sources}
 
 
 def _api(
-    store: Store, bus: Bus, bindings: Bindings, engine: Engine, tracker: Tracker, probes: WorkerProbes, subjects: Subjects, config: Config
+    store: Store,
+    bus: Bus,
+    bindings: ReplyBindings,
+    engine: Engine,
+    tracker: MetricsRecorder,
+    probes: WorkerProbes,
+    subjects: Subjects,
+    config: Config,
 ) -> Api:
     """Wire the micro service, for agents and operators."""
     across = operators(store, bus, subjects, bindings, engine, tracker.replayed, probes.ready, config.nats.monitor_url)
     carriers = tuple(binding.subject for binding in bindings.configured)
     size, settled, answered, meter = partial(getattr, bus, "max_payload"), tracker.settled, tracker.answered, meter_of(config)
-    return Api(engine, subjects, Randomness(), across, watch=settled, timed=answered, reply_topics=carriers, max_payload=size, meter=meter)
+    return Api(engine, subjects, IdMint(), across, watch=settled, timed=answered, reply_topics=carriers, max_payload=size, meter=meter)
 
 
 def operators(
-    store: Store, bus: Bus, subjects: Subjects, bindings: Bindings, engine: Engine, counted: Counted, ready: Ready, monitor_url: str = ""
-) -> Operators:
+    store: Store,
+    bus: Bus,
+    subjects: Subjects,
+    bindings: ReplyBindings,
+    engine: Engine,
+    counted: Counted,
+    ready: Ready,
+    monitor_url: str = "",
+) -> AdminService:
     """Wire what operators may ask for; `ready` says what keeps the worker from its work."""
     began = engine.clock()
 
@@ -292,6 +317,6 @@ def operators(
         """Say how much an answer may weigh."""
         return capacity.page_bytes(bus.max_payload)
 
-    desk = Desk(store.queries, subjects, engine.clock, version=program_version(), about=about, room=room)
-    letters = Letters(engine, bus, subjects, bindings.answers_on, counted)
-    return Operators(desk, Acting(engine, Randomness().command_id, Copier(store.place).copy), letters, subjects)
+    desk = Queries(store.queries, subjects, engine.clock, version=program_version(), about=about, room=room)
+    letters = DeadLetterDesk(engine, bus, subjects, bindings.answers_on, counted)
+    return AdminService(desk, Interventions(engine, IdMint().command_id, BackupProcess(store.place).copy), letters, subjects)

@@ -1,9 +1,4 @@
-"""Tell whose a file is before it is believed or written to: what merely lies there may have been put there by somebody else.
-
-Looked at on the open descriptor, never by name beforehand: between the two the name may have come to lead elsewhere. Root counts as this
-user: it owns the folders above everybody's, and needs no trick.
-"""
-# TODO merge: """Write a file whole or not at all: under a name that nobody can guess, for its owner only, then under its own."""
+"""Files that may have been planted by somebody else: look at owner and mode before use, write whole or not at all."""
 
 from __future__ import annotations
 
@@ -95,7 +90,7 @@ _UNFINISHED = ".taskflow-part"
 
 
 @contextlib.contextmanager
-def part_of(target: Path) -> Iterator[Path]:
+def partial_name(target: Path) -> Iterator[Path]:
     """Make the empty private file that is to become `target`, and remove it at the end where it has not; first, what killed programs left.
 
     Its lock tells others that somebody is at work on it. Raises `OSError` where it cannot be made.
@@ -112,7 +107,7 @@ def part_of(target: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def settled(part: Path, target: Path) -> None:
+def publish_file(part: Path, target: Path) -> None:
     """Put a finished file under its name, in the place of whatever has it, on disk."""
     for place in (part, part.parent):
         descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterable
 from typing import Any
 
 
-async def to_its_end(step: Coroutine[Any, Any, None]) -> None:
+async def run_shielded(step: Coroutine[Any, Any, None]) -> None:
     """Run a step to its end even when cancelled meanwhile: cancelling an await does not cancel the SQL (ARCHITECTURE 3)."""
     task = asyncio.ensure_future(step)
     try:

@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 _ANY = 2**62
 
 
-class Share(NamedTuple):
+class AdmissionBounds(NamedTuple):
     """How much may be inside at a time: so many, which weigh so many bytes together. What is heavier than that comes in alone."""
 
     places: int
@@ -29,18 +29,18 @@ class _Load:
     def __init__(self) -> None:
         self.count = self.weight = 0
 
-    def has_room(self, weight: int, share: Share) -> bool:
+    def has_room(self, weight: int, share: AdmissionBounds) -> bool:
         """Tell whether one more that weighs so much may come in."""
         return self.count == 0 or (self.count < share.places and self.weight + weight <= share.weight)
 
 
-class Turnstile(Generic[Item]):
+class FairAdmission(Generic[Item]):
     """Lets items in while there is room for them, within `total` and, of one name, within `each`.
 
     `let_in` is called with each, of one name in their order. `waiting`: how many bytes wait.
     """
 
-    def __init__(self, total: Share, each: Share, let_in: Callable[[Item], object]) -> None:
+    def __init__(self, total: AdmissionBounds, each: AdmissionBounds, let_in: Callable[[Item], object]) -> None:
         self._total = total
         self._each = each
         self._let_in = let_in
@@ -104,11 +104,11 @@ class Turnstile(Generic[Item]):
         return item
 
 
-class Turns:
+class FairTurns:
     """Turns to do something, one of each name in turn: within `total` at a time, and of one name within `each`."""
 
-    def __init__(self, total: Share, each: Share) -> None:
-        self._turnstile: Turnstile[tuple[str, asyncio.Future[None], int]] = Turnstile(total, each, self._let_in)
+    def __init__(self, total: AdmissionBounds, each: AdmissionBounds) -> None:
+        self._turnstile: FairAdmission[tuple[str, asyncio.Future[None], int]] = FairAdmission(total, each, self._let_in)
 
     @asynccontextmanager
     async def of(self, name: str, weight: int = 0) -> AsyncIterator[None]:

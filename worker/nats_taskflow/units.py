@@ -1,5 +1,8 @@
-"""Turn times into integer microseconds since the Unix epoch and back: the one unit of time inside the worker."""
-# TODO merge: """Read and write lengths of time as people write them: `500ms`, `15m`, `1h 30m`, `30d`, `2weeks`. / The text form is that of the Rust crate `humantime` (its units and spellings, a month being 30.44 days and a year 365.25), so that / settings move over from the reference system unchanged. Amounts are whole numbers of microseconds. Pure. / """
+"""Microseconds since the Unix epoch, the one unit of time inside the worker; and durations as people write them.
+
+Durations have the text form of the Rust crate `humantime` (`500ms`, `15m`, `1h 30m`, `30d`, `2weeks`; a month is 30.44 days and a year
+365.25), so that settings move over from the reference system unchanged.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Know which program this is."""
-# TODO merge: """Name this program so that another process runs it, and nothing that merely has its name."""
+"""The version of this program, and the command that runs it in another process."""
 
 from __future__ import annotations
 

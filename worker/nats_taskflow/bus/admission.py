@@ -13,10 +13,10 @@ from typing import Any
 
 import structlog
 
-from nats_taskflow.bus.endpoints import Request
+from nats_taskflow.bus.endpoints import ServiceRequest
 from nats_taskflow.errors import FlowError, Unavailable
 from nats_taskflow.tasks import Errands
-from nats_taskflow.turns import Share, Turnstile
+from nats_taskflow.turns import AdmissionBounds, FairAdmission
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, weight
 from nats_taskflow.wire.outcomes import error_headers, refused
 
@@ -25,11 +25,11 @@ BUSY = Unavailable("too many requests wait, and most are yours: repeat this one 
 STOPPING = Unavailable("the worker is stopping: repeat with the same command id")
 AROUND = 1024
 """About what a request costs besides its body."""
-IN_HAND = Share(512, 16 * 1024 * 1024)
-OF_ONE = Share(256, 4 * 1024 * 1024)
+IN_HAND = AdmissionBounds(512, 16 * 1024 * 1024)
+OF_ONE = AdmissionBounds(256, 4 * 1024 * 1024)
 WAITING = 16 * 1024 * 1024
 
-Handler = Callable[[Request], Awaitable[None]]
+Handler = Callable[[ServiceRequest], Awaitable[None]]
 
 
 class Admission:
@@ -38,13 +38,13 @@ class Admission:
     def __init__(self, handler: Handler, whose: Callable[[str], str]) -> None:
         self._handler = handler
         self._whose = whose
-        self._turnstile: Turnstile[tuple[Request, int]] = Turnstile(IN_HAND, OF_ONE, self._begin)
+        self._turnstile: FairAdmission[tuple[ServiceRequest, int]] = FairAdmission(IN_HAND, OF_ONE, self._begin)
         self._errands = Errands()
         self._context = contextvars.copy_context()  # the worker's, whoever asks
         self._log = structlog.get_logger()
         self.refused = 0
 
-    def put(self, request: Request) -> None:
+    def put(self, request: ServiceRequest) -> None:
         """Admit a request when it is its turn."""
         weight = _weight(request)
         self._turnstile.enter(self._whose(request.subject), (request, weight), weight)
@@ -58,11 +58,11 @@ class Admission:
             self._refuse(self._turnstile.take_back()[0], STOPPING)
         await self._errands.finish()
 
-    def _begin(self, admitted: tuple[Request, int]) -> None:
+    def _begin(self, admitted: tuple[ServiceRequest, int]) -> None:
         """Hand a request that was admitted, with its weight, to its own task."""
         self._spawn(self._handle(*admitted))
 
-    def _refuse(self, request: Request, why: FlowError) -> None:
+    def _refuse(self, request: ServiceRequest, why: FlowError) -> None:
         """Answer a request that is not carried out."""
         self._spawn(request.answer(refused(why), error_headers(why)))
 
@@ -70,7 +70,7 @@ class Admission:
         """Run a task until its end."""
         self._errands.start(work, "request", context=self._context.copy())
 
-    async def _handle(self, request: Request, weight: int) -> None:
+    async def _handle(self, request: ServiceRequest, weight: int) -> None:
         """Run the handler, then make room; what it raises is a defect and stays inside."""
         try:
             await self._handler(request)
@@ -81,6 +81,6 @@ class Admission:
             self._turnstile.leave(self._whose(request.subject), weight)
 
 
-def _weight(request: Request) -> int:
+def _weight(request: ServiceRequest) -> int:
     """Return about how much memory a request keeps."""
     return AROUND + len(request.body) + weight(request.headers)

@@ -18,7 +18,7 @@ def _whoever(_subject: str) -> str:
     return ""
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class ServiceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A core request on a service endpoint. `answer` publishes the reply and returns when it has left, or never will; it never raises."""
 
     subject: str

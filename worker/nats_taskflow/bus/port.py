@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from nats_taskflow.bus.endpoints import Request, Service
+from nats_taskflow.bus.endpoints import Service, ServiceRequest
 
 Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
@@ -62,7 +62,7 @@ class InProgress(msgspec.Struct, frozen=True):
 Settlement = Ack | Nak | Term | InProgress
 
 
-class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
+class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message for a stream. `msg_id` becomes `Nats-Msg-Id`: a repeat within the duplicate window is dropped by the broker.
 
     `is_same(stored, body)` tells whether a body that is stored under the id is this message's.
@@ -75,7 +75,7 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     is_same: Callable[[bytes, bytes], bool] = eq
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class ForwardedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A core message whose answer comes elsewhere: on `reply`, the NATS reply subject (None: none), which a stream captures."""
 
     subject: str
@@ -106,7 +106,7 @@ class PublishFailed(Exception):
         self.duplicate = duplicate
 
 
-class Stream(msgspec.Struct, frozen=True, kw_only=True):
+class StreamSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A stream the worker needs (CONTRACT 1). `inbound`: agents write to it, so what could forge messages, or throw them away, is refused.
 
     `max_age` and `duplicate_window` are seconds; `share` is its part of what the broker grants where `max_bytes` is -1 (0: unlimited).
@@ -123,7 +123,7 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int = 1
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
+class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Where deliveries come from: a durable pull consumer on a stream.
 
     `filters`: only these subjects (all when empty); with `all_but`, also all else that the stream captures, except what that covers.
@@ -140,7 +140,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int = 4 * 1024 * 1024
 
 
-class Holder(msgspec.Struct, frozen=True, kw_only=True):
+class ClaimHolder(msgspec.Struct, frozen=True, kw_only=True):
     """The database that a worker's consumers serve: its id, the host and the path where it lies, and for people the worker's process.
 
     Whoever makes consumers for a worker knows no more than the id.
@@ -195,7 +195,7 @@ class Bus(Protocol):
         """Connect. Raises `BusLost` with a clear sentence within the connect timeout: unreachable, or credentials refused."""
 
     async def prepare(
-        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, holder: Holder | None = None, adopt: bool = False
+        self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], *, holder: ClaimHolder | None = None, adopt: bool = False
     ) -> list[str]:
         """Create the missing streams and durable consumers, add missing subjects, check the rest.
 
@@ -212,20 +212,20 @@ class Bus(Protocol):
         """
 
     @property
-    def untrusted(self) -> frozenset[Source]:
+    def untrusted(self) -> frozenset[ConsumerSpec]:
         """The sources that must not be pulled, as last inspected: what they deliver may not be what was sent."""
 
-    def mended(self) -> tuple[Source, ...]:
+    def mended(self) -> tuple[ConsumerSpec, ...]:
         """Return the sources whose consumer's settings broke a promise, so that it may have given up on messages, and are right again."""
 
-    def ack_wait(self, source: Source) -> float:
-        """Return the seconds after which the broker delivers again, as last seen: an operator may have set another than `Source` asks."""
+    def ack_wait(self, source: ConsumerSpec) -> float:
+        """Return the seconds after which the broker delivers again, as last seen: an operator may have changed it."""
 
     @property
     def trouble(self) -> str:
         """Why it does not deliver, or hear requests, though connected; empty when all is well, as far as it knows."""
 
-    async def backlog(self, source: Source) -> Backlog:
+    async def backlog(self, source: ConsumerSpec) -> Backlog:
         """Tell where the source stands. Raises `PublishFailed` when the broker does not answer."""
 
     async def first_kept(self, stream: str) -> int:
@@ -237,14 +237,14 @@ class Bus(Protocol):
     async def born(self, stream: str) -> str:
         """Say when the stream was made: it tells one stream of a name from the next. Raises `PublishFailed` as `first_kept` does."""
 
-    async def rewind(self, source: Source, to: int | None = None) -> bool:
+    async def rewind(self, source: ConsumerSpec, to: int | None = None) -> bool:
         """Make the broker deliver everything above the ack floor at once, instead of after `ack_wait`.
 
         `to`: everything from this sequence on instead, whether it was settled or not. Returns False where the broker cannot (older
         server, no permission): redelivery then comes with `ack_wait`.
         """
 
-    async def pull(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
+    async def pull(self, source: ConsumerSpec, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
         """Deliver continuously until cancelled: `take` is called on the loop for each message, and must not raise or block.
 
         Raises `ConsumerTaken` where a worker on another database has taken the consumer over during an outage.
@@ -259,7 +259,7 @@ class Bus(Protocol):
     def settle(self, delivery: Delivery, settlement: Settlement) -> None:
         """Tell the broker what became of a delivery. Never raises; lost settlements end in a redelivery."""
 
-    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+    def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         """Store a message on its stream. The future fails with `PublishFailed`; it always resolves within the publish timeout.
 
         Where the broker has one under its `msg_id` already it is looked at: another message is no repeat (`unsendable`, as long as the
@@ -267,7 +267,7 @@ class Bus(Protocol):
         Messages published one after another on one connection are stored in that order, as far as they are stored at all.
         """
 
-    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+    def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
         """Store up to `MOST_TOGETHER` messages of one stream: all of them in this order, or none. The future tells the last one's place.
 
         It fails like that of `publish`, within the same time. Refused, none is stored: the broker or the stream takes no messages
@@ -278,7 +278,7 @@ class Bus(Protocol):
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
         """Publish without any guarantee (core NATS). Never raises."""
 
-    async def send(self, messages: Sequence[Asked]) -> list[str | None]:
+    async def send(self, messages: Sequence[ForwardedRequest]) -> list[str | None]:
         """Publish core messages with their reply subjects, in order; at most 256 at once. Never raises.
 
         For each it returns None once the server has it and somebody listens (or no reply subject was given), or a sentence why not:
@@ -287,7 +287,7 @@ class Bus(Protocol):
         A stream that captures the subject listens too: its acknowledgement goes to `reply`, like any answer.
         """
 
-    async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
+    async def serve(self, service: Service, handler: Callable[[ServiceRequest], Awaitable[None]]) -> None:
         """Register the micro service. Requests are handled concurrently, each in its own task; `handler` must not raise."""
 
     async def stop_serving(self) -> None:

@@ -9,7 +9,7 @@ import click
 from nats_taskflow.cli.session import Json, Online
 
 if TYPE_CHECKING:
-    from nats_taskflow.bus.nats.inspect import Client
+    from nats_taskflow.bus.nats.inspect import InspectClient
     from nats_taskflow.config import Config
 
 _VERBS = {"list": "list_mine", "show": "status"} | {verb: verb for verb in ("history", "steps", "waits", "why", "resume", "cancel", "fail")}
@@ -18,10 +18,10 @@ _LOOKED_AT = 10_000
 """Among how many of its flows, the newest, an agent finds one by a part of its id."""
 
 
-class AgentLine(Online):
+class AgentSession(Online):
     """A worker over NATS, asked by one agent in one session."""
 
-    def __init__(self, config: Config, client: Client, patience: float, agent: str, session: str) -> None:
+    def __init__(self, config: Config, client: InspectClient, patience: float, agent: str, session: str) -> None:
         super().__init__(config, client, patience)
         self.agent = agent
         self._session = session

@@ -11,7 +11,7 @@ from click.exceptions import Exit
 
 from nats_taskflow.cli.exit_codes import Failed
 from nats_taskflow.cli.output import Printer
-from nats_taskflow.cli.session import Line, ReadCommand, run
+from nats_taskflow.cli.session import OperatorSession, ReadCommand, run
 from nats_taskflow.errors import Refusal
 from nats_taskflow.text import counted
 
@@ -50,7 +50,7 @@ def check(*, form: str, **arguments: Any) -> None:
     said = arguments["output"] != "none"
     form = "json" if form == "text" and arguments["output"] in ("json", "jsonl") else form
 
-    async def main(line: Line, _printer: Printer) -> int:
+    async def main(line: OperatorSession, _printer: Printer) -> int:
         """Ask and judge."""
         found = await line.ask("stats")
         figures = _figures(found, limits)

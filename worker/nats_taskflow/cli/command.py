@@ -57,7 +57,7 @@ def write_example(ctx: click.Context, formatter: click.HelpFormatter) -> None:
 _LEADING = "nats_taskflow.cli: options that stand before the command"
 
 
-class Command(click.Command):
+class TaskflowCommand(click.Command):
     """A command with an example, and its options by heading."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -89,7 +89,7 @@ class Command(click.Command):
 class Group(click.Group):
     """Commands under one name, listed by `sections`: heading → names; all under one heading where there are none."""
 
-    command_class = Command
+    command_class = TaskflowCommand
     sections: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

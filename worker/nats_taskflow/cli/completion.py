@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from nats_taskflow.cli.command import Command
+from nats_taskflow.cli.command import TaskflowCommand
 
 
-@click.command(cls=Command)
+@click.command(cls=TaskflowCommand)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:

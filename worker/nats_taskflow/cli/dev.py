@@ -18,7 +18,7 @@ from nats_taskflow.observe.line_writer import LineWriter
 
 if TYPE_CHECKING:
     from nats_taskflow.bus.nats.server import EmbeddedServer
-    from nats_taskflow.config import Config, Found
+    from nats_taskflow.config import Config, SourcedValue
 
 _NATS_PORT = 4222
 _LOOPBACK = "127.0.0.1"
@@ -42,9 +42,9 @@ def dev(ctx: click.Context, /, *, adopt: bool, **arguments: Any) -> None:
 async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
     """Run the worker, and a server where none is given; give the worker's exit code."""
     from nats_taskflow import app
-    from nats_taskflow.services.signals import Stop
+    from nats_taskflow.services.signals import StopSignal
 
-    stop = Stop()
+    stop = StopSignal()
     stop.listen()
     base = _presumed()
     config = load_config(arguments, base)
@@ -53,7 +53,7 @@ async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
         greeting = banner(config, f"given by {config.origin('nats.url')}", _program())
         return await app.run(config, stop=stop, adopt=adopt, greet=partial(_tell, greeting))
 
-    from nats_taskflow.config import Found
+    from nats_taskflow.config import SourcedValue
     from nats_taskflow.observe.log import configure_logging
 
     configure_logging(config.log)  # before the server starts: it logs
@@ -61,7 +61,9 @@ async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
     try:
         base = _presumed()  # once more: another one may have taken the port meanwhile
         served = {"nats.url": server.url, "nats.monitor_url": server.monitor_url}
-        config = load_config(arguments, base | {key: Found(url, "the embedded server of taskflow dev") for key, url in served.items()})
+        config = load_config(
+            arguments, base | {key: SourcedValue(url, "the embedded server of taskflow dev") for key, url in served.items()}
+        )
         told = f"embedded JetStream server, data in {STREAMS}"
         greeting = banner(config, told if usual else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program())
         return await app.run(config, stop=stop, adopt=adopt, greet=partial(_tell, greeting))
@@ -92,15 +94,15 @@ def _tell(text: str) -> None:
     LineWriter(sys.stderr).write(f"{text}\n")
 
 
-def _presumed() -> dict[str, Found]:
+def _presumed() -> dict[str, SourcedValue]:
     """Give what `dev` presumes where nothing is said: a database in the folder, a free port for health if the usual one is taken."""
-    from nats_taskflow.config import Config, Found
+    from nats_taskflow.config import Config, SourcedValue
 
     origin = "presumed by taskflow dev"
-    base = {"store.path": Found(str(DATABASE), origin)}
+    base = {"store.path": SourcedValue(str(DATABASE), origin)}
     usual = Config().http.address
     if usual is not None and not _is_free(usual[1]):
-        base["http.bind"] = Found(f"{_LOOPBACK}:{_free_port()}", f"{origin}; port {usual[1]} is taken")
+        base["http.bind"] = SourcedValue(f"{_LOOPBACK}:{_free_port()}", f"{origin}; port {usual[1]} is taken")
     return base
 
 

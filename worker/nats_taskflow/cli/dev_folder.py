@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nats_taskflow.files import user
 
 if TYPE_CHECKING:
-    from nats_taskflow.config import Config, Found
+    from nats_taskflow.config import Config, SourcedValue
 
 FOLDER = Path(".taskflow")
 DATABASE = FOLDER / "flows.db"
@@ -22,14 +22,14 @@ STREAMS = FOLDER / "nats"
 _TO_ENTER, _TO_WRITE = 0o077, 0o022
 
 
-def find_dev_database() -> Mapping[str, Found]:
+def find_dev_database() -> Mapping[str, SourcedValue]:
     """Presume the database that `taskflow dev` made here."""
-    from nats_taskflow.config import Config, Found
+    from nats_taskflow.config import Config, SourcedValue
 
     usual = Path(Config().store.path)
     if usual.exists() or not DATABASE.exists() or flaw():
         return {}
-    return {"store.path": Found(str(DATABASE), f"left by taskflow dev in ./{FOLDER}")}
+    return {"store.path": SourcedValue(str(DATABASE), f"left by taskflow dev in ./{FOLDER}")}
 
 
 def load_with_database(arguments: Mapping[str, Any]) -> Config:

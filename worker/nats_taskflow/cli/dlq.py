@@ -11,8 +11,8 @@ import click
 from nats_taskflow.cli import exit_codes
 from nats_taskflow.cli.command import Group
 from nats_taskflow.cli.output import Printer, ago, clock, progress, since
-from nats_taskflow.cli.selection import agreed, yes_option
-from nats_taskflow.cli.session import AskCommand, Line, ReadCommand, intervention, pages, reason_option, run
+from nats_taskflow.cli.selection import ask_to_confirm, yes_option
+from nats_taskflow.cli.session import AskCommand, OperatorSession, ReadCommand, intervention, pages, reason_option, run
 from nats_taskflow.text import counted
 
 Json = dict[str, Any]
@@ -59,7 +59,7 @@ def list_(*, letters: bool, limit: int, **arguments: Any) -> None:
     """Count dead letters by reason and subject, or list them, oldest first."""
     fields = {name: arguments[name] for name in ("letter_reason", "subject", "older_than", "cursor")}
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Count or list."""
         if not letters:
             groups = (await line.ask("dlq", **fields))["groups"]
@@ -79,7 +79,7 @@ def list_(*, letters: bool, limit: int, **arguments: Any) -> None:
 def show(*, number: int, **arguments: Any) -> None:
     """Show dead letter NUMBER whole: why it died, where it came from, headers and body."""
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Show it."""
         letter = (await line.ask("dlq", action="show", number=number))["letter"]
         times = letter["replays"]
@@ -137,13 +137,13 @@ def _handle(action: str, numbers: tuple[int, ...], more: Json, arguments: Mappin
 
     said = fields | intervention(arguments)
 
-    async def main(line: Line, printer: Printer) -> int:
+    async def main(line: OperatorSession, printer: Printer) -> int:
         """Ask, and go through them."""
         total, up_to = len(numbers) or None, None
         if filtered and not (arguments["yes"] or arguments["dry_run"]):
             found, _, up_to = await _each(line, {**said, "dry_run": True}, numbers, None, lambda _count: None)
             total = len(found)
-            if found and not agreed(action, counted(total, "dead letter"), "look with --dry-run, then say --yes"):
+            if found and not ask_to_confirm(action, counted(total, "dead letter"), "look with --dry-run, then say --yes"):
                 printer.note("Nothing was done.")
                 return exit_codes.DONE
         with progress(action, total, shown=printer.for_people) as tell:
@@ -155,7 +155,7 @@ def _handle(action: str, numbers: tuple[int, ...], more: Json, arguments: Mappin
 
 
 async def _each(
-    line: Line, said: Json, numbers: tuple[int, ...], up_to: int | None, tell: Callable[[int], None]
+    line: OperatorSession, said: Json, numbers: tuple[int, ...], up_to: int | None, tell: Callable[[int], None]
 ) -> tuple[list[int], list[Json], int | None]:
     """Go through the letters, some with each request, until none is left; returns those done, those that failed, and the last one."""
     done: list[int] = []

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nats_taskflow.cli.output import Printer, clock, short
-from nats_taskflow.cli.session import AskCommand, Line, Online, run, whole_id
+from nats_taskflow.cli.session import AskCommand, Online, OperatorSession, run, whole_id
 
 if TYPE_CHECKING:
-    from nats_taskflow.bus.nats.history import Kept
+    from nats_taskflow.bus.nats.history import StreamMessage
 
 _MOST = 10_000
 
@@ -39,7 +39,7 @@ def events(*, follow: bool, last: int | None, since: str | None, pattern: str | 
     begin = _MOST if since is not None else last if last is not None else (0 if follow else 20)
     at = _moment(since) if since is not None else None
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Show the last ones, then follow."""
         from nats_taskflow.wire.subjects import EVENTS
 
@@ -75,7 +75,7 @@ def _moment(text: str) -> datetime:
     return at if at.tzinfo is not None else at.astimezone()
 
 
-def _show(line: Online, kept: Kept, printer: Printer, of: tuple[str | None, str | None], wanted: re.Pattern[str]) -> int:
+def _show(line: Online, kept: StreamMessage, printer: Printer, of: tuple[str | None, str | None], wanted: re.Pattern[str]) -> int:
     """Print an event if it is wanted; returns how many were printed."""
     parsed = line.subjects.parse_event(kept.subject)
     if parsed is None or any(one not in (None, other) for one, other in zip(of, parsed[:2], strict=True)):

@@ -9,7 +9,7 @@ import click
 from nats_taskflow.cli.command import Group
 from nats_taskflow.cli.flow.act import told
 from nats_taskflow.cli.output import Printer
-from nats_taskflow.cli.session import AskCommand, Line, ReadCommand, intervention, pages, reason_option, run, whole_id
+from nats_taskflow.cli.session import AskCommand, OperatorSession, ReadCommand, intervention, pages, reason_option, run, whole_id
 from nats_taskflow.cli.who import HELD
 
 
@@ -26,7 +26,7 @@ def held() -> None:
 def list_(*, topic: str | None, corr: str | None, limit: int, cursor: str | None, **arguments: Any) -> None:
     """List held replies, in the order they came."""
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """List them."""
         items, following = await pages(line, "held", "held", limit, {"topic": topic, "correlation_id": corr, "cursor": cursor})
         printer.items(items, HELD, cursor=following, empty="No reply is held: every one found its wait.")
@@ -43,7 +43,7 @@ def match(*, number: int, flow: str, leaf: int | None, **arguments: Any) -> None
     """Give held reply NUMBER to FLOW, as if it had come for it."""
     who = intervention(arguments)
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Give it."""
         answer = await line.ask("held", action="match", number=number, flow_id=await whole_id(line, flow), leaf=leaf, **who)
         told(answer, printer)
@@ -58,7 +58,7 @@ def expire(*, number: int, **arguments: Any) -> None:
     """Move held reply NUMBER to the dead letters now."""
     who = intervention(arguments)
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Let it expire."""
         answer = await line.ask("held", action="expire", number=number, **who)
         printer.item(answer, [("held reply", f"{number} is a dead letter now")])

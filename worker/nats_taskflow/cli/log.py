@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from nats_taskflow.cli.output import Printer, clock
-from nats_taskflow.cli.session import Line, ReadCommand, pages, run
+from nats_taskflow.cli.session import OperatorSession, ReadCommand, pages, run
 
 _NOTHING = "Nobody has replayed, purged, matched, released or pruned anything yet. What was done to a flow is in `taskflow flow history`."
 
@@ -18,7 +18,7 @@ _NOTHING = "Nobody has replayed, purged, matched, released or pruned anything ye
 def log(*, limit: int, cursor: str | None, **arguments: Any) -> None:
     """Show who replayed, purged, matched, released or pruned what, and why; newest first."""
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Show it."""
         items, following = await pages(line, "log", "interventions", limit, {"cursor": cursor})
         columns = {

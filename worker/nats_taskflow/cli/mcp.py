@@ -11,7 +11,7 @@ import click
 from nats_taskflow.cli.options import CLIENT, SettingsCommand, load_config
 
 if TYPE_CHECKING:
-    from nats_taskflow.client.mcp.serving import Http
+    from nats_taskflow.client.mcp.serving import HttpEndpoint
     from nats_taskflow.client.mcp.session import Owner
     from nats_taskflow.config import Secret
 
@@ -51,11 +51,11 @@ def mcp(*, split_tools: bool, require_keys: bool, **arguments: Any) -> None:
     serve = _serving()
     http = _http(arguments)
     from nats_taskflow.cli.runtime import launch
-    from nats_taskflow.config.tree import Log
+    from nats_taskflow.config.tree import LogConfig
     from nats_taskflow.observe.log import configure_logging
 
     config = load_config(arguments)
-    configure_logging(Log(level="error"))
+    configure_logging(LogConfig(level="error"))
     launch(serve(config, owner, http=http, split=split_tools, keys=require_keys, patience=patience))
 
 
@@ -109,9 +109,9 @@ def _seconds(given: str) -> float:
     return seconds
 
 
-def _http(arguments: dict[str, Any]) -> Http | None:
+def _http(arguments: dict[str, Any]) -> HttpEndpoint | None:
     """Return where to listen, None for stdio. Raises a usage error for an address that anybody could reach without a token."""
-    from nats_taskflow.client.mcp.serving import Http
+    from nats_taskflow.client.mcp.serving import HttpEndpoint
     from nats_taskflow.config.parsers import split_bind
     from nats_taskflow.doors.http.health import is_loopback
 
@@ -127,7 +127,7 @@ def _http(arguments: dict[str, Any]) -> Http | None:
     if token is None and not is_loopback(host):
         raise click.UsageError(f"--http {bind} can be reached from elsewhere: give --http-token file:/path, or listen on 127.0.0.1")
     secret = _secret(token) if token is not None else None
-    return Http(host=host, port=port, token=secret, hosts=arguments["allow_host"], origins=arguments["allow_origin"])
+    return HttpEndpoint(host=host, port=port, token=secret, hosts=arguments["allow_host"], origins=arguments["allow_origin"])
 
 
 def _secret(given: str) -> Secret:

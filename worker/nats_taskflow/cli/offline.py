@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from nats_taskflow.doors.admin.queries import Desk
+from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.errors import FlowError
 from nats_taskflow.store.invariants.snapshot import snapshot
 from nats_taskflow.store.sqlite.offline import OfflineReads
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 class Offline:
     """A database that answers questions, and refuses everything else."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Queries) -> None:
         self._desk = desk
 
     async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
         """Answer a question as the worker would."""
-        from nats_taskflow.cli.session import Refused
+        from nats_taskflow.cli.session import RequestRefused
 
         try:
             asked = read_operation(verb, msgspec.json.encode({name: value for name, value in fields.items() if value is not None}))
@@ -39,7 +39,7 @@ class Offline:
                 raise click.UsageError(f"{verb} changes something: it needs a worker, not --db")
             answer: dict[str, Any] = msgspec.json.decode(await self._desk.answer(asked))
         except FlowError as refusal:
-            raise Refused({"code": refusal.code, "message": refusal.message, "details": refusal.details}) from refusal
+            raise RequestRefused({"code": refusal.code, "message": refusal.message, "details": refusal.details}) from refusal
         return answer
 
     async def as_agent(self, agent: str, verb: str, **fields: Any) -> dict[str, Any]:  # noqa: ARG002 - the line's signature
@@ -54,4 +54,4 @@ def offline(config: Config, place: str, printer: Printer) -> Iterator[Offline]:
         running = f"; a worker (pid {opened.worker}) runs on it" if opened.worker is not None else "; no worker runs on it"
         printer.note(f"read-only snapshot of {opened.path}{running}")
         reads = OfflineReads(opened.database)
-        yield Offline(Desk(reads, Subjects(config.subjects.prefix), lambda: time.time_ns() // 1000, version=program_version()))
+        yield Offline(Queries(reads, Subjects(config.subjects.prefix), lambda: time.time_ns() // 1000, version=program_version()))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nats_taskflow.cli.command import CONNECTION, OWN, Command, Option
+from nats_taskflow.cli.command import CONNECTION, OWN, Option, TaskflowCommand
 
 if TYPE_CHECKING:
-    from nats_taskflow.config import Config, Found, Setting
+    from nats_taskflow.config import Config, Setting, SourcedValue
 
 _PANELS = {
     "nats": CONNECTION,
@@ -43,7 +43,7 @@ adopt_option = click.option(
 """A flag and no setting: what is meant for one start must not stay behind in a file."""
 
 
-class SettingsCommand(Command):
+class SettingsCommand(TaskflowCommand):
     """A command that takes `--config` and a flag for every setting; its callback gets them as keyword arguments.
 
     `sections`: only the settings of these sections; None: all.
@@ -118,7 +118,7 @@ def _name(key: str) -> str:
     return "setting_" + key.replace(".", "_")
 
 
-def load_config(arguments: Mapping[str, Any], base: Mapping[str, Found] | None = None) -> Config:
+def load_config(arguments: Mapping[str, Any], base: Mapping[str, SourcedValue] | None = None) -> Config:
     """Load the configuration that the arguments of a `SettingsCommand` ask for; `base` is what the command presumes."""
     from nats_taskflow.config import load, settings
 

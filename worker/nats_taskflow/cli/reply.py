@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from nats_taskflow.cli.output import Printer
-from nats_taskflow.cli.session import AskCommand, Line, Online, run, whole_id
+from nats_taskflow.cli.session import AskCommand, Online, OperatorSession, run, whole_id
 
 
 @click.command(cls=AskCommand)
@@ -25,7 +25,7 @@ def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, a
     text = sys.stdin.read() if payload == "-" else payload
     value = text if as_text else _value(text)
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Publish it, or say whom it would resume."""
         assert isinstance(line, Online), "a reply goes over NATS"
         body = {"correlation_id": corr, "payload": value}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from nats_taskflow.cli.command import Command
+from nats_taskflow.cli.command import TaskflowCommand
 
 
-@click.command(cls=Command)
+@click.command(cls=TaskflowCommand)
 @click.argument("name", required=False)
 def schema(name: str | None) -> None:
     """List the message schemas, or print one: command.start, query.status, admin.list, event, asyncapi, …"""

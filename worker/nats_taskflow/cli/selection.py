@@ -11,7 +11,7 @@ import click
 from click.exceptions import Exit
 
 from nats_taskflow.cli import exit_codes
-from nats_taskflow.cli.session import Line, pages, whole_ids
+from nats_taskflow.cli.session import OperatorSession, pages, whole_ids
 from nats_taskflow.text import counted
 
 Json = dict[str, Any]
@@ -62,14 +62,14 @@ def bulk_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return filter_options(click.option("--dry-run", is_flag=True, help="Only say which.")(rate(function)))
 
 
-def narrowed(arguments: Mapping[str, Any]) -> Json:
+def narrow(arguments: Mapping[str, Any]) -> Json:
     """Return the filter that was given."""
     return {name: arguments[name] for name in FILTERS if arguments[name] is not None}
 
 
-async def chosen(line: Line, verb: str, flows: Sequence[str], arguments: Mapping[str, Any]) -> list[str]:
+async def select_flows(line: OperatorSession, verb: str, flows: Sequence[str], arguments: Mapping[str, Any]) -> list[str]:
     """Return the ids of the flows that are meant: those named, or those of the filter that can be steered so."""
-    by = narrowed(arguments)
+    by = narrow(arguments)
     if by and flows:
         raise click.UsageError("name flows, or say which with a filter: not both")
     if flows:
@@ -80,14 +80,14 @@ async def chosen(line: Line, verb: str, flows: Sequence[str], arguments: Mapping
     return [flow["id"] for flow in found if flow["status"] in _CAN[verb]]
 
 
-def confirmed(verb: str, count: int, arguments: Mapping[str, Any]) -> bool:
+def confirm_selection(verb: str, count: int, arguments: Mapping[str, Any]) -> bool:
     """Ask whether to go on, unless names or --yes have answered that. Raises a usage error where nobody can be asked."""
-    if arguments["yes"] or not narrowed(arguments) or count == 0:
+    if arguments["yes"] or not narrow(arguments) or count == 0:
         return True
-    return agreed(verb, counted(count, "flow"), "look with --dry-run, then say --yes")
+    return ask_to_confirm(verb, counted(count, "flow"), "look with --dry-run, then say --yes")
 
 
-def agreed(verb: str, what: str, otherwise: str) -> bool:
+def ask_to_confirm(verb: str, what: str, otherwise: str) -> bool:
     """Ask whether to do it. Raises a usage error with what to do otherwise where nobody can be asked, `Exit` on Ctrl-C and Ctrl-D."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise click.UsageError(f"{verb} would be done to {what}: {otherwise}")

@@ -22,7 +22,7 @@ from nats_taskflow.cli.output import Printer
 from nats_taskflow.errors import BusLost, NotAllowed
 
 if TYPE_CHECKING:
-    from nats_taskflow.bus.nats.inspect import Client
+    from nats_taskflow.bus.nats.inspect import InspectClient
     from nats_taskflow.config import Config
 
 Json = dict[str, Any]
@@ -31,7 +31,7 @@ _SHORTEST = 6
 _OWNER = re.compile(r"\Aagent:([^:]+):session:(.+)\Z")
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The worker refused; `error` is what it answered."""
 
     def __init__(self, error: Json) -> None:
@@ -39,15 +39,15 @@ class Refused(Exception):
         self.error = error
 
 
-class Line(Protocol):
+class OperatorSession(Protocol):
     """Somebody who answers operators' requests."""
 
     async def ask(self, verb: str, **fields: Any) -> Json:
-        """Return the answer to an operator's request. Raises `Refused`."""
+        """Return the answer to an operator's request. Raises `RequestRefused`."""
         ...
 
     async def as_agent(self, agent: str, verb: str, **fields: Any) -> Json:
-        """Return the answer to an agent's request. Raises `Refused`."""
+        """Return the answer to an agent's request. Raises `RequestRefused`."""
         ...
 
 
@@ -112,7 +112,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
-Main = Callable[[Line, Printer], Awaitable[int | None]]
+Main = Callable[[OperatorSession, Printer], Awaitable[int | None]]
 
 
 def run(arguments: Mapping[str, Any], main: Main, *, patience: float = 5.0) -> None:
@@ -134,23 +134,23 @@ def _log_errors() -> None:
     from nats_taskflow.cli.lean import load_structlog
 
     load_structlog()
-    from nats_taskflow.config.tree import Log
+    from nats_taskflow.config.tree import LogConfig
     from nats_taskflow.observe.log import configure_logging
 
-    configure_logging(Log(level="error"))
+    configure_logging(LogConfig(level="error"))
 
 
 async def _run(config: Config, arguments: Mapping[str, Any], main: Main, patience: float) -> int:
     """Run `main` on a line."""
-    from nats_taskflow.bus.nats.inspect import Silent
+    from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
 
     printer = Printer(arguments.get("output", "table"))
     try:
         async with _line(config, arguments, printer, patience) as line:
             return await main(line, printer) or 0
-    except Refused as refused:
+    except RequestRefused as refused:
         raise Failed(str(refused), exit_codes.of_error(refused.error["code"])) from refused
-    except Silent as silent:
+    except NoWorkerAnswer as silent:
         if silent.late:
             raise Failed(str(silent), exit_codes.TIMED_OUT) from silent
         raise Failed(f"{silent}{_instead(arguments)}", exit_codes.UNAVAILABLE) from silent
@@ -167,7 +167,7 @@ def _instead(arguments: Mapping[str, Any]) -> str:
 
 
 @asynccontextmanager
-async def _line(config: Config, arguments: Mapping[str, Any], printer: Printer, patience: float) -> AsyncIterator[Line]:
+async def _line(config: Config, arguments: Mapping[str, Any], printer: Printer, patience: float) -> AsyncIterator[OperatorSession]:
     """Open whichever line is asked for: to a database, or to a worker, as an operator or as an agent."""
     database, agent, session = (arguments.get(name) for name in ("database", "as_agent", "session"))
     if session is not None and agent is None:
@@ -184,18 +184,18 @@ async def _line(config: Config, arguments: Mapping[str, Any], printer: Printer, 
         if agent is None:
             yield Online(config, client, patience)
             return
-        from nats_taskflow.cli.agent_session import AgentLine
+        from nats_taskflow.cli.agent_session import AgentSession
 
-        yield AgentLine(config, client, patience, agent, session or "main")
+        yield AgentSession(config, client, patience, agent, session or "main")
 
 
 @asynccontextmanager
-async def connected(config: Config) -> AsyncIterator[Client]:
+async def connected(config: Config) -> AsyncIterator[InspectClient]:
     """Connect to NATS. Raises `BusLost` soon."""
-    from nats_taskflow.bus.nats.inspect import Client
+    from nats_taskflow.bus.nats.inspect import InspectClient
     from nats_taskflow.bus.nats.options import nats_options
 
-    async with Client(nats_options(config.nats)) as client:
+    async with InspectClient(nats_options(config.nats)) as client:
         yield client
 
 
@@ -204,7 +204,7 @@ class Online:
 
     agent = "*"
 
-    def __init__(self, config: Config, client: Client, patience: float) -> None:
+    def __init__(self, config: Config, client: InspectClient, patience: float) -> None:
         from nats_taskflow.wire.subjects import Subjects
 
         self.config = config
@@ -228,21 +228,21 @@ class Online:
         """Ask, and tell an answer from a refusal."""
         import msgspec
 
-        from nats_taskflow.bus.nats.inspect import Silent
+        from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
 
         body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
         try:
             answer: Json = msgspec.json.decode(await self.client.ask(subject, body, within=self._patience))
-        except Silent as silent:
+        except NoWorkerAnswer as silent:
             if silent.late:
                 raise
-            raise Silent(f"no worker answers on {subject} ({self.client.address}); start one") from silent
+            raise NoWorkerAnswer(f"no worker answers on {subject} ({self.client.address}); start one") from silent
         if not answer["ok"]:
-            raise Refused(answer["error"])
+            raise RequestRefused(answer["error"])
         return answer
 
 
-async def whole_id(line: Line, part: str) -> str:
+async def whole_id(line: OperatorSession, part: str) -> str:
     """Return the one flow id that begins or ends like this. Raises `Failed` with those there are, or that there is none."""
     if len(part) == _WHOLE:
         return part
@@ -257,7 +257,7 @@ async def whole_id(line: Line, part: str) -> str:
     raise Failed(f"{part} is not the only one: {shown}", exit_codes.USAGE)
 
 
-async def whole_ids(line: Line, parts: Sequence[str]) -> list[str]:
+async def whole_ids(line: OperatorSession, parts: Sequence[str]) -> list[str]:
     """Return the flow ids; `-` stands for those on stdin, one on each line."""
     given = [word for part in parts for word in (sys.stdin.read().split() if part == "-" else [part])]
     if not given:
@@ -265,7 +265,7 @@ async def whole_ids(line: Line, parts: Sequence[str]) -> list[str]:
     return [await whole_id(line, part) for part in given]
 
 
-async def owner_of(line: Line, flow_id: str, agent: str | None, session: str | None) -> tuple[str, str]:
+async def owner_of(line: OperatorSession, flow_id: str, agent: str | None, session: str | None) -> tuple[str, str]:
     """Return agent and session to act as: those given, else the flow's owner."""
     if agent is not None:
         return agent, session or "main"
@@ -276,7 +276,7 @@ async def owner_of(line: Line, flow_id: str, agent: str | None, session: str | N
     return found[1], session or found[2]
 
 
-async def pages(line: Line, verb: str, key: str, limit: int, fields: Mapping[str, Any]) -> tuple[list[Json], str | None]:
+async def pages(line: OperatorSession, verb: str, key: str, limit: int, fields: Mapping[str, Any]) -> tuple[list[Json], str | None]:
     """Collect up to `limit` items over as many pages as it takes; returns them and the cursor of what follows."""
     items: list[Json] = []
     cursor = fields.get("cursor")

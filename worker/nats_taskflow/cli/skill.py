@@ -43,7 +43,7 @@ def print_skill() -> None:
 def install(*, folder: Path, force: bool) -> None:
     """Write the skill to DIR/nats-taskflow/SKILL.md. One that is there and different is left alone, unless --force."""
     from nats_taskflow.config.paths import named
-    from nats_taskflow.files import part_of, settled
+    from nats_taskflow.files import partial_name, publish_file
 
     place = named(folder) / NAME / "SKILL.md"
     wanted = text()
@@ -56,10 +56,10 @@ def install(*, folder: Path, force: bool) -> None:
             click.echo(f"taskflow: {place} is there and different (edited, or of another version); --force replaces it", err=True)
             raise Exit(exit_codes.CONFLICT)
         place.parent.mkdir(parents=True, exist_ok=True)
-        with part_of(place) as part:
+        with partial_name(place) as part:
             part.write_text(wanted, encoding="utf-8")
             part.chmod(0o644)  # it is no secret, and agents of others may read it
-            settled(part, place)
+            publish_file(part, place)
     except OSError as failure:
         click.echo(f"taskflow: {place} cannot be written: {(failure.strerror or 'unknown').lower()}", err=True)
         raise Exit(exit_codes.IO_ERROR) from failure

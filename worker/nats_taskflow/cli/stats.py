@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from nats_taskflow.cli.output import Printer, since
-from nats_taskflow.cli.session import Line, ReadCommand, run
+from nats_taskflow.cli.session import OperatorSession, ReadCommand, run
 from nats_taskflow.text import counted
 
 Json = dict[str, Any]
@@ -17,7 +17,7 @@ Json = dict[str, Any]
 def stats(**arguments: Any) -> None:
     """Count flows, messages, waits, held replies and dead letters."""
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Count."""
         found = await line.ask("stats")
         printer.item(found, figures(found))

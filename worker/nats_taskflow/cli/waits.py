@@ -8,7 +8,7 @@ import click
 
 from nats_taskflow.cli.output import Printer, short, since, until, waits_on
 from nats_taskflow.cli.selection import wait_options
-from nats_taskflow.cli.session import Line, ReadCommand, agent_options, pages, run
+from nats_taskflow.cli.session import OperatorSession, ReadCommand, agent_options, pages, run
 from nats_taskflow.cli.watch import watch_options, watched
 from nats_taskflow.text import counted
 
@@ -29,7 +29,7 @@ def waits(*, limit: int, watch: float | None, count: int | None, **arguments: An
     narrowed = any(value is not None for value in fields.values())
     fields["cursor"] = arguments["cursor"]
 
-    async def look(line: Line, printer: Printer) -> None:
+    async def look(line: OperatorSession, printer: Printer) -> None:
         """Show them."""
         items, cursor = await pages(line, "waits", "waits", limit, fields)
         empty = "No wait is like that." if narrowed else "Nothing waits. Park a flow: taskflow flow wait FLOW --manual 'approve?'"

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nats_taskflow.cli.output import Printer, clock
-from nats_taskflow.cli.session import Json, Line, Main, Online
+from nats_taskflow.cli.session import Json, Main, Online, OperatorSession
 
 _ENDED = ("finished", "failed", "cancelled")
 
@@ -24,10 +24,10 @@ def watch_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return watch(click.option("--count", type=click.IntRange(1), help="With --watch: end after this many looks.")(function))
 
 
-def watched(look: Callable[[Line, Printer], Awaitable[None]], seconds: float | None, count: int | None) -> Main:
+def watched(look: Callable[[OperatorSession, Printer], Awaitable[None]], seconds: float | None, count: int | None) -> Main:
     """Return what looks once, or again and again where `seconds` are given; on a terminal each look takes the place of the one before."""
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Look, until it is enough."""
         import asyncio
 
@@ -42,7 +42,7 @@ def watched(look: Callable[[Line, Printer], Awaitable[None]], seconds: float | N
     return main
 
 
-async def followed(line: Line, flow_id: str, show: Callable[[Json], None], printer: Printer) -> None:
+async def followed(line: OperatorSession, flow_id: str, show: Callable[[Json], None], printer: Printer) -> None:
     """Show a flow, then each event that changes it, until it has ended."""
     if not isinstance(line, Online):
         raise click.UsageError("--follow needs a worker, not --db")

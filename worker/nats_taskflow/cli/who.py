@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from nats_taskflow.cli.output import Printer, short, since, until
-from nats_taskflow.cli.session import Line, ReadCommand, run
+from nats_taskflow.cli.session import OperatorSession, ReadCommand, run
 
 
 @click.command(cls=ReadCommand)
@@ -18,7 +18,7 @@ from nats_taskflow.cli.session import Line, ReadCommand, run
 def who(*, topic: str, corr: str | None, limit: int, **arguments: Any) -> None:
     """Show who waits for TOPIC (and correlation id CORR), and which replies are held for it."""
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Show both."""
         found = await line.ask("who", topic=topic, correlation_id=corr, limit=limit)
         if not printer.for_people:

@@ -8,7 +8,7 @@ import click
 
 from nats_taskflow.cli import layout
 from nats_taskflow.cli.output import Printer, screen
-from nats_taskflow.cli.session import Line, ReadCommand, agent_options, run, whole_id
+from nats_taskflow.cli.session import OperatorSession, ReadCommand, agent_options, run, whole_id
 
 _SIGNS = {"waits": "⏸", "near": "✗", "next": "→", "state": "•"}
 
@@ -19,7 +19,7 @@ _SIGNS = {"waits": "⏸", "near": "✗", "next": "→", "state": "•"}
 def why(*, flow: str, **arguments: Any) -> None:
     """Explain FLOW: what it waits for, what came near, what happens next, and what to do."""
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Explain it."""
         found = await line.ask("why", flow_id=await whole_id(line, flow))
         if not printer.for_people:

@@ -16,7 +16,7 @@ the port that `over_nats` fills (`dialling`, `consuming`, `pulling`, `permission
 from __future__ import annotations
 
 from nats_taskflow.client.agent import Agent
-from nats_taskflow.client.commands import Done
+from nats_taskflow.client.commands import CommandOutcome
 from nats_taskflow.client.conditions import all_of, any_of, at_least, ended, manual, reply, timer
 from nats_taskflow.client.delegate import Delegate, serve_delegate
 from nats_taskflow.client.delegate_messages import Asked, DelegateError
@@ -58,10 +58,10 @@ __all__ = [
     "AlreadyTerminal",
     "Asked",
     "CancelPending",
+    "CommandOutcome",
     "Conflict",
     "Delegate",
     "DelegateError",
-    "Done",
     "Event",
     "Flow",
     "FlowClient",

@@ -34,16 +34,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from nats_taskflow.client.command_ids import CURRENT, Numbering
+from nats_taskflow.client.command_ids import CURRENT, CommandIds
 from nats_taskflow.client.conditions import Length, length
 from nats_taskflow.client.errors import AlreadyTerminal, Forbidden, InvalidRequest, NotFound
 from nats_taskflow.client.events import Event, event_in, kinds_of
 from nats_taskflow.client.flow import Flow
-from nats_taskflow.client.flow_queues import Lanes, Later
+from nats_taskflow.client.flow_queues import FlowQueues, RetryLater
 from nats_taskflow.client.flows import FlowClient
 from nats_taskflow.client.handlers import check_handler
-from nats_taskflow.client.ignored_messages import Litter
-from nats_taskflow.client.transport import Deliveries, Delivery, NotPermitted
+from nats_taskflow.client.ignored_messages import IgnoredMessages
+from nats_taskflow.client.transport import ConsumerMessage, Deliveries, NotPermitted
 from nats_taskflow.tasks import heed_cancellation
 from nats_taskflow.wire.subjects import EVENTS, is_token
 
@@ -67,7 +67,7 @@ class _Rule(msgspec.Struct, frozen=True):
 class Stopped:
     """The end of a loop that was asked to stop, to be awaited by whoever wants to."""
 
-    def __init__(self, ended: asyncio.Event, lanes: Lanes | None) -> None:
+    def __init__(self, ended: asyncio.Event, lanes: FlowQueues | None) -> None:
         self._ended = ended
         self._lanes = lanes
 
@@ -110,9 +110,9 @@ class Agent:
         self._ack_wait = ack_wait
         self._retry = (retry_first, retry_last)
         self._rules: list[_Rule] = []
-        self._litter = Litter(_log, "event")
+        self._litter = IgnoredMessages(_log, "event")
         self._failing: dict[str, type[BaseException]] = {}
-        self._lanes: Lanes | None = None
+        self._lanes: FlowQueues | None = None
         self._stopping = asyncio.Event()
         self._late = asyncio.Event()
         self._ended = asyncio.Event()
@@ -186,7 +186,7 @@ class Agent:
         if self._stopping.is_set():
             return
         subject = flows.subjects.event(flows.agent, "*", "*")
-        self._lanes = lanes = Lanes(lambda event: self._handle(flows, event), self._ack_wait / 3, *self._retry)
+        self._lanes = lanes = FlowQueues(lambda event: self._handle(flows, event), self._ack_wait / 3, *self._retry)
         taken = flows.transport.consume(subject, stream=EVENTS, durable=self.name, ack_wait=self._ack_wait, at_most=self._at_once)
         try:
             async with aclosing(taken) as deliveries, lanes:
@@ -207,12 +207,12 @@ class Agent:
         if not task.cancelled():
             task.result()
 
-    async def _take_all(self, lanes: Lanes, deliveries: Deliveries) -> None:
+    async def _take_all(self, lanes: FlowQueues, deliveries: Deliveries) -> None:
         """Take what comes."""
         async for delivery in deliveries:
             await self._take(lanes, delivery)
 
-    async def _take(self, lanes: Lanes, delivery: Delivery) -> None:
+    async def _take(self, lanes: FlowQueues, delivery: ConsumerMessage) -> None:
         """Put a delivery into its flow's lane, unless it is for nobody."""
         event = event_in(delivery.message)
         if event is None:
@@ -223,14 +223,14 @@ class Agent:
             await delivery.ack()
 
     async def _handle(self, flows: FlowClient, event: Event) -> None:
-        """Call the handlers of one event, in the order in which they were added. Raises `Later` where it has to be tried again."""
-        numbering = CURRENT.set(Numbering(event, self.name))
+        """Call the handlers of one event, in the order in which they were added. Raises `RetryLater` where it has to be tried again."""
+        numbering = CURRENT.set(CommandIds(event, self.name))
         before = self._failing.pop(event.id, None)
         try:
             await self._call(flows, event)
         except AlreadyTerminal as over:
             if over.details.get("flow_id", event.flow_id) != event.flow_id:
-                raise Later(str(over)) from over
+                raise RetryLater(str(over)) from over
             # Nothing will ever change this flow again: to call the handler again would be in vain, and for ever.
             _log.info("event %s is settled, for its flow has ended: %s", event.id, over)
         except (Exception, asyncio.CancelledError) as failed:
@@ -240,7 +240,7 @@ class Agent:
             _log.error(
                 "a handler failed on event %s (%s of %s): %r; again later", event.id, event.kind, event.controller_id, failed, exc_info=told
             )
-            raise Later(str(failed)) from failed
+            raise RetryLater(str(failed)) from failed
         finally:
             CURRENT.reset(numbering)
 

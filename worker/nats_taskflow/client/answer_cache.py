@@ -10,17 +10,17 @@ from hashlib import sha256
 import msgspec
 
 from nats_taskflow.client.backoff import Backoff
-from nats_taskflow.client.delegate_messages import Answer, Asked
+from nats_taskflow.client.delegate_messages import Asked, DelegateAnswer
 from nats_taskflow.client.transport import NoAnswer, NotPermitted, NotStored, Transport
 
 KEPT_FOR = 7 * 86_400.0
 """Seconds; as long as `TASKFLOW_IN` keeps what a repeat could come from."""
 _TRY = 5.0
 _log = logging.getLogger("nats_taskflow.client.delegate")
-_ANSWER = msgspec.json.Decoder(Answer)
+_ANSWER = msgspec.json.Decoder(DelegateAnswer)
 
 
-class Remembering:
+class AnswerCache:
     """The answers of a delegate, in a bucket that other instances and later processes read, too."""
 
     def __init__(self, transport: Transport, bucket: str) -> None:
@@ -31,7 +31,7 @@ class Remembering:
         """Make the bucket where it is missing. Raises `Trouble`."""
         await self._transport.open_bucket(self._bucket, keep=KEPT_FOR, timeout=_TRY)
 
-    async def answered(self, asked: Asked, work: Callable[[Asked], Awaitable[Answer]]) -> Answer:
+    async def answered(self, asked: Asked, work: Callable[[Asked], Awaitable[DelegateAnswer]]) -> DelegateAnswer:
         """Return the answer that was given before, or have it made, and keep it before anybody hears of it.
 
         While the bucket cannot be read nothing is made: it might have been. Raises `NotPermitted`, `Lost`.
@@ -46,7 +46,7 @@ class Remembering:
         await self._keep(key, answer)
         return answer
 
-    async def _recalled(self, key: str) -> Answer | None:
+    async def _recalled(self, key: str) -> DelegateAnswer | None:
         """Return what was kept."""
         backoff = Backoff(0.1, 10.0)
         while True:
@@ -60,7 +60,7 @@ class Remembering:
                 _log.error("what the bucket %s has under %s is no answer of ours: made anew", self._bucket, key)
                 return None
 
-    async def _keep(self, key: str, answer: Answer) -> None:
+    async def _keep(self, key: str, answer: DelegateAnswer) -> None:
         """Keep an answer; where the bucket refuses it, a repeat will run the handler again, but the asker has to have it."""
         backoff = Backoff(0.1, 10.0)
         while True:

@@ -23,7 +23,7 @@ def now() -> datetime:
 
 
 @contextmanager
-def told_by(clock: Now) -> Iterator[None]:
+def use_clock(clock: Now) -> Iterator[None]:
     """Have the time told by another clock meanwhile, in the whole process."""
     _source.append(clock)
     try:

@@ -13,7 +13,7 @@ from secrets import token_hex
 from nats_taskflow.client.events import Event
 
 
-class Numbering:
+class CommandIds:
     """Ids for what one run of a handler sends: `<flow>-<seq>-<n>-<verb>-<loop>`, at most 64 characters of `A-Z a-z 0-9 _ -`.
 
     The verb is part of it, so that a handler which decides otherwise in its second run does not get another verb's outcome. `loop`
@@ -31,7 +31,7 @@ class Numbering:
         return f"{self._begin}-{self._count}-{verb}-{self._loop}"
 
 
-CURRENT: ContextVar[Numbering | None] = ContextVar("nats_taskflow.client.command_ids", default=None)
+CURRENT: ContextVar[CommandIds | None] = ContextVar("nats_taskflow.client.command_ids", default=None)
 """The numbering of the handler that runs, None outside of handlers."""
 
 

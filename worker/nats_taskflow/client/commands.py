@@ -30,7 +30,7 @@ from nats_taskflow.client.errors import (
     UnsupportedVerb,
     error_of,
 )
-from nats_taskflow.client.transport import Inbox, Lost, Message, NoAnswer, NotPermitted, NotStored, Stored, Transport
+from nats_taskflow.client.transport import Inbox, Lost, NoAnswer, NotPermitted, NotStored, PublishReceipt, Transport, TransportMessage
 from nats_taskflow.errors import FlowError
 from nats_taskflow.text import shown
 from nats_taskflow.wire import limits
@@ -45,7 +45,7 @@ _LISTEN_FIRST = 1.0
 _SHAPES = COMMANDS | QUERIES
 
 
-class Done(msgspec.Struct, frozen=True, kw_only=True):
+class CommandOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a command that took effect, or had taken effect before. `flow` is the flow then."""
 
     outcome: str
@@ -68,7 +68,7 @@ class _Answer(msgspec.Struct):
 _ANSWER = msgspec.json.Decoder(_Answer)
 
 
-class Doors:
+class CommandSender:
     """The doors of one agent. `patience`: how many seconds a command or a query is tried for."""
 
     def __init__(self, transport: Transport, subjects: Subjects, agent: str, *, patience: float) -> None:
@@ -88,7 +88,9 @@ class Doors:
         if self._inbox is not None:
             await self._inbox.close()
 
-    async def command(self, verb: str, fields: dict[str, Any], command_id: str, *, door: Door = "cmd", again: bool = False) -> Done:
+    async def command(
+        self, verb: str, fields: dict[str, Any], command_id: str, *, door: Door = "cmd", again: bool = False
+    ) -> CommandOutcome:
         """Have a command decided, and return its outcome.
 
         `again`: the id is one that a second run gives again, so that a stored outcome counts even if this body differs (a time, say).
@@ -117,7 +119,7 @@ class Doors:
             raise Unavailable(str(lost)) from lost
         return answer
 
-    async def store(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str) -> Stored:
+    async def store(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str) -> PublishReceipt:
         """Publish to a stream until it has the message. Raises `Unavailable` when it does not within `patience`, `Forbidden`."""
         last: list[str] = []
         try:
@@ -157,7 +159,7 @@ class Doors:
         except (TimeoutError, Lost) as failed:
             raise no_outcome(verb, command_id, accepted=False, why=str(failed)) from failed
 
-    async def _stored(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str, last: list[str]) -> Stored:
+    async def _stored(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str, last: list[str]) -> PublishReceipt:
         """Publish until the stream has it; `last` gets why it has not yet. Raises `Forbidden` where the credentials may not."""
         backoff = Backoff()
         while True:
@@ -219,7 +221,7 @@ class Doors:
             del self._awaited[token]
             outcome.cancel()
 
-    def _heard(self, message: Message) -> None:
+    def _heard(self, message: TransportMessage) -> None:
         """Hand an outcome to whoever waits for it."""
         outcome = self._awaited.get(message.subject.rpartition(".")[2])
         if outcome is not None and not outcome.done():
@@ -247,14 +249,14 @@ def _decoder(verb: str) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(_SHAPES[verb])
 
 
-def done(body: bytes) -> Done:
+def done(body: bytes) -> CommandOutcome:
     """Read an outcome. Raises the refusal that it is."""
     answer = _ANSWER.decode(body)
     if answer.error is not UNSET:
         raise error_of(answer.error.code, answer.error.message, answer.error.details)
     if answer.flow is None:
         raise Internal("the worker answered without a flow", answer=body[:256].decode(errors="replace"))
-    return Done(outcome=answer.outcome, flow=answer.flow, step=answer.step, cancelled_children=answer.cancelled_children)
+    return CommandOutcome(outcome=answer.outcome, flow=answer.flow, step=answer.step, cancelled_children=answer.cancelled_children)
 
 
 def no_outcome(verb: str, command_id: str, *, accepted: bool, why: str) -> NoOutcome:

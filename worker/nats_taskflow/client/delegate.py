@@ -20,15 +20,24 @@ from typing import Any, Self
 
 import msgspec
 
-from nats_taskflow.client.answer_cache import Remembering
+from nats_taskflow.client.answer_cache import AnswerCache
 from nats_taskflow.client.backoff import Backoff
 from nats_taskflow.client.clock import now
-from nats_taskflow.client.delegate_messages import Answer, Asked, DelegateError, answer_error, answer_with, asked_of, flaw_of, reply_subject
+from nats_taskflow.client.delegate_messages import (
+    Asked,
+    DelegateAnswer,
+    DelegateError,
+    answer_error,
+    answer_with,
+    asked_of,
+    flaw_of,
+    reply_subject,
+)
 from nats_taskflow.client.flows import FlowClient, Where, opened
 from nats_taskflow.client.handlers import check_handler
-from nats_taskflow.client.ignored_messages import Litter
+from nats_taskflow.client.ignored_messages import IgnoredMessages
 from nats_taskflow.client.replies import enveloped
-from nats_taskflow.client.transport import Lost, Message, NotPermitted, NotStored, Serving, Transport, Trouble
+from nats_taskflow.client.transport import Lost, NotPermitted, NotStored, Serving, Transport, TransportMessage, Trouble
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.tasks import heed_cancellation
 from nats_taskflow.wire.subjects import is_pattern, is_token
@@ -76,14 +85,14 @@ class Delegate:
         self._cancel_on = cancel_on
         self._remember = remember
         self._bucket = memory
-        self._memory: Remembering | None = None
+        self._memory: AnswerCache | None = None
         self._grace = grace
         self._stack = AsyncExitStack()
         self._transport: Transport
-        self._litter = Litter(_log, "cancel notice")
-        self._runs: OrderedDict[str, asyncio.Task[Answer | None]] = OrderedDict()
+        self._litter = IgnoredMessages(_log, "cancel notice")
+        self._runs: OrderedDict[str, asyncio.Task[DelegateAnswer | None]] = OrderedDict()
         self._cancelled: OrderedDict[tuple[str, str], str] = OrderedDict()
-        self._of_flows: dict[tuple[str, str], asyncio.Task[Answer | None]] = {}
+        self._of_flows: dict[tuple[str, str], asyncio.Task[DelegateAnswer | None]] = {}
         self._busy: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
@@ -98,7 +107,7 @@ class Delegate:
     async def _begin(self) -> None:
         """Serve."""
         if self._bucket is not None:
-            self._memory = Remembering(self._transport, self._bucket)
+            self._memory = AnswerCache(self._transport, self._bucket)
             await self._memory.open()
         self._stack.push_async_callback(self._finish)
         if self._cancel_on is not None:
@@ -110,7 +119,7 @@ class Delegate:
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
 
-    async def _on_request(self, message: Message) -> None:
+    async def _on_request(self, message: TransportMessage) -> None:
         """Answer a message. Never raises."""
         task = asyncio.current_task()
         assert task is not None, "the transport gives each message a task"
@@ -125,7 +134,7 @@ class Delegate:
         finally:
             self._busy.discard(task)
 
-    async def _answered(self, asked: Asked) -> Answer | None:
+    async def _answered(self, asked: Asked) -> DelegateAnswer | None:
         """Return the answer, run once for each id; None where nobody wants one any more."""
         run = self._runs.get(asked.id) if asked.id is not None else None
         if run is None:
@@ -145,7 +154,7 @@ class Delegate:
             if self._runs[name].done():
                 del self._runs[name]
 
-    async def _run(self, asked: Asked) -> Answer | None:
+    async def _run(self, asked: Asked) -> DelegateAnswer | None:
         """Have the answer within the deadline. Raises `NotPermitted` or `Lost` where the memory cannot be used any more."""
         key = (asked.flow_id or "", asked.correlation_id or "")
         if key in self._cancelled:
@@ -167,7 +176,7 @@ class Delegate:
         finally:
             self._of_flows.pop(key, None)
 
-    async def _made(self, asked: Asked) -> Answer:
+    async def _made(self, asked: Asked) -> DelegateAnswer:
         """Have the handler make the answer. Never raises but for a cancellation."""
         try:
             return self._checked(answer_with(await self._handler(asked), asked), asked)
@@ -179,7 +188,7 @@ class Delegate:
                 _log.exception("the handler of %s failed", self.subject)
             return answer_error(DelegateError("500", f"the delegate failed: {type(failed).__name__}"), asked)
 
-    def _checked(self, answer: Answer, asked: Asked) -> Answer:
+    def _checked(self, answer: DelegateAnswer, asked: Asked) -> DelegateAnswer:
         """Return the answer, or the error that stands for one which could not arrive. Raises `DelegateError`."""
         flaw = flaw_of(answer, asked, self._transport.max_payload)
         if flaw:
@@ -187,7 +196,7 @@ class Delegate:
             raise DelegateError(413, flaw)
         return answer
 
-    async def _on_notice(self, message: Message) -> None:
+    async def _on_notice(self, message: TransportMessage) -> None:
         """End the work on a request whose flow was cancelled. Never raises."""
         try:
             notice = msgspec.json.decode(message.body, type=_Notice)
@@ -202,7 +211,7 @@ class Delegate:
         if run is not None:
             run.cancel()
 
-    async def _send(self, asked: Asked, subject: str, answer: Answer) -> None:
+    async def _send(self, asked: Asked, subject: str, answer: DelegateAnswer) -> None:
         """Send an answer: to the stream, until it has it, where a flow asks; as a plain response where anybody else does."""
         if not subject:
             return  # nobody wants to know
@@ -222,7 +231,7 @@ class Delegate:
                 _log.warning("the answer to %s is not stored yet: %s", asked.id, later)
                 await asyncio.sleep(backoff.next())
 
-    async def _respond(self, subject: str, answer: Answer) -> None:
+    async def _respond(self, subject: str, answer: DelegateAnswer) -> None:
         """Publish a response."""
         try:
             await self._transport.tell(subject, answer.body, answer.headers)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.client.transport import Message
+from nats_taskflow.client.transport import TransportMessage
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.request_headers import AGENT, CORRELATION_ID, DEADLINE, FLOW_ID, HOPS, REPLY_SUBJECT, TRACEPARENT
 from nats_taskflow.wire import limits
@@ -50,14 +50,14 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     trace: str | None = None
 
 
-class Answer(msgspec.Struct, frozen=True):
+class DelegateAnswer(msgspec.Struct, frozen=True):
     """What goes back."""
 
     body: bytes
     headers: dict[str, str]
 
 
-def asked_of(message: Message) -> Asked:
+def asked_of(message: TransportMessage) -> Asked:
     """Read a request. Headers that cannot be read count as not there."""
     headers = dict(message.headers)
     hops = find(headers, HOPS) or "0"
@@ -75,25 +75,25 @@ def asked_of(message: Message) -> Asked:
     )
 
 
-def reply_subject(message: Message) -> str:
+def reply_subject(message: TransportMessage) -> str:
     """Return where the answer goes: the reply subject, or, for a request that came by way of a stream, what a header says."""
     return message.reply or find(message.headers, REPLY_SUBJECT) or ""
 
 
-def answer_with(value: Any, asked: Asked) -> Answer:
+def answer_with(value: Any, asked: Asked) -> DelegateAnswer:
     """Write an answer: bytes as they are, anything else as JSON. Raises `TypeError` for what JSON does not have."""
     body = bytes(value) if isinstance(value, bytes | bytearray) else msgspec.json.encode(value)
-    return Answer(body, _said(asked))
+    return DelegateAnswer(body, _said(asked))
 
 
-def answer_error(error: DelegateError, asked: Asked) -> Answer:
+def answer_error(error: DelegateError, asked: Asked) -> DelegateAnswer:
     """Write an error, as NATS micro services do (ADR-32), with the payload that the flow will see as the body."""
     said = {SERVICE_ERROR: one_line(error.message), SERVICE_ERROR_CODE: one_line(error.code)}
     body = msgspec.json.encode({"error": {"code": error.code, "message": error.message}})
-    return Answer(body, {**_said(asked), **said})
+    return DelegateAnswer(body, {**_said(asked), **said})
 
 
-def flaw_of(answer: Answer, asked: Asked, max_payload: int) -> str:
+def flaw_of(answer: DelegateAnswer, asked: Asked, max_payload: int) -> str:
     """Say why an answer cannot reach who asked, or nothing: the worker makes a dead letter of a reply beyond its limits, without a word."""
     size = len(answer.body) + weight(answer.headers) + _ROOM
     if size > max_payload:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.client.errors import InvalidRequest
-from nats_taskflow.client.transport import Message
+from nats_taskflow.client.transport import TransportMessage
 from nats_taskflow.flow.lifecycle import EventKind
 
 TERMINAL = frozenset({"finished", "failed", "cancelled"})
@@ -137,7 +137,7 @@ def kinds_of(named: Iterable[str]) -> frozenset[str]:
     return kinds
 
 
-def event_in(message: Message) -> Event | None:
+def event_in(message: TransportMessage) -> Event | None:
     """Return the event that a message of the stream carries, or None: what is no event, or another's than its subject says, was put there.
 
     Whoever publishes into a stream names where the acknowledgement goes, and that may be here (docs/securing.md, "Acknowledgements").

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from nats_taskflow.client import conditions
-from nats_taskflow.client.commands import Done, Door
+from nats_taskflow.client.commands import CommandOutcome, Door
 from nats_taskflow.client.conditions import Condition, Length, OnTimeout
 from nats_taskflow.client.errors import Forbidden
 from nats_taskflow.client.events import Event, Resumed
@@ -72,7 +72,7 @@ class Flow:
 
     async def run(self, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False) -> FlowShown:
         """Let a flow that was started with `hold` run."""
-        return (await self._send("run", {}, command_id, door, if_unchanged)).flow
+        return (await self._send("run", {}, command_id, door, if_unchanged=if_unchanged)).flow
 
     async def advance(
         self,
@@ -84,13 +84,13 @@ class Flow:
         if_unchanged: bool = False,
     ) -> FlowShown:
         """Merge `patch` into the state, key by key at the top level, and name the next step."""
-        return (await self._send("advance", {"patch": patch, "current_step": step}, command_id, door, if_unchanged)).flow
+        return (await self._send("advance", {"patch": patch, "current_step": step}, command_id, door, if_unchanged=if_unchanged)).flow
 
     async def wait(
         self, condition: Condition, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False
     ) -> FlowShown:
         """Park on a condition: `nats_taskflow.client.conditions` has a function for each kind. `resumed` then waits for the end of it."""
-        return await self._park("wait", {"wait_condition": condition}, command_id, door, if_unchanged)
+        return await self._park("wait", {"wait_condition": condition}, command_id, door, if_unchanged=if_unchanged)
 
     async def wait_reply(
         self,
@@ -166,7 +166,7 @@ class Flow:
             "cancel_to": cancel_to,
             **conditions.bounds(timeout, deadline, on_timeout),
         }
-        return await self._park("delegate", fields, command_id, door, if_unchanged)
+        return await self._park("delegate", fields, command_id, door, if_unchanged=if_unchanged)
 
     async def resume(
         self,
@@ -179,17 +179,19 @@ class Flow:
         if_unchanged: bool = False,
     ) -> FlowShown:
         """End the wait, whatever it is for, and merge `patch`; with `leaf` answer only that manual part of a composite wait."""
-        return (await self._send("resume", {"patch": patch, "reason": reason, "leaf": leaf}, command_id, door, if_unchanged)).flow
+        return (
+            await self._send("resume", {"patch": patch, "reason": reason, "leaf": leaf}, command_id, door, if_unchanged=if_unchanged)
+        ).flow
 
     async def finish(
         self, final_state: Json | None = None, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False
     ) -> FlowShown:
         """End the flow well; `final_state` is merged first."""
-        return (await self._send("finish", {"final_state": final_state}, command_id, door, if_unchanged)).flow
+        return (await self._send("finish", {"final_state": final_state}, command_id, door, if_unchanged=if_unchanged)).flow
 
     async def fail(self, reason: str, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False) -> FlowShown:
         """End the flow badly."""
-        return (await self._send("fail", {"reason": reason}, command_id, door, if_unchanged)).flow
+        return (await self._send("fail", {"reason": reason}, command_id, door, if_unchanged=if_unchanged)).flow
 
     async def cancel(
         self,
@@ -203,7 +205,7 @@ class Flow:
     ) -> FlowShown:
         """Cancel, with all child flows unless `cascade` is false; or `request` that the flow winds down."""
         fields = {"reason": reason, "mode": mode, "cascade": None if cascade else False}
-        return (await self._send("cancel", fields, command_id, door, if_unchanged)).flow
+        return (await self._send("cancel", fields, command_id, door, if_unchanged=if_unchanged)).flow
 
     async def observe(
         self,
@@ -271,11 +273,13 @@ class Flow:
 
     async def _park(self, verb: str, fields: dict[str, Any], command_id: str | None, door: Door | None, if_unchanged: bool) -> FlowShown:  # noqa: FBT001 - handed on
         """Send a command that parks, and note from which revision on a resume counts: a held reply may have resumed it already."""
-        flow = (await self._send(verb, fields, command_id, door, if_unchanged)).flow
+        flow = (await self._send(verb, fields, command_id, door, if_unchanged=if_unchanged)).flow
         self._since = flow.revision if flow.wait is not None else flow.revision - 1
         return flow
 
-    async def _send(self, verb: str, fields: dict[str, Any], command_id: str | None, door: Door | None, if_unchanged: bool) -> Done:  # noqa: FBT001 - handed on
+    async def _send(
+        self, verb: str, fields: dict[str, Any], command_id: str | None, door: Door | None, *, if_unchanged: bool
+    ) -> CommandOutcome:
         """Send a command and keep the flow that comes back."""
         expected = self.revision if if_unchanged else None
         answer = await self.flows.send(

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Self
 
 from nats_taskflow.client.events import Event
-from nats_taskflow.client.transport import Delivery
+from nats_taskflow.client.transport import ConsumerMessage
 from nats_taskflow.tasks import keep, repeat
 
 _REMEMBERED = 100_000
@@ -18,7 +18,7 @@ _ACK_WAITS = 2
 _log = logging.getLogger("nats_taskflow.client.agent")
 
 
-class Later(Exception):
+class RetryLater(Exception):
     """The handling failed: try again later."""
 
 
@@ -28,15 +28,15 @@ class _Lane:
     """
 
     def __init__(self) -> None:
-        self.waiting: deque[tuple[Event, Delivery]] = deque()
+        self.waiting: deque[tuple[Event, ConsumerMessage]] = deque()
         self.task: asyncio.Task[None] | None = None
         self.blocked = 0
         self.given_up = 0.0
         self.tries = 0
 
 
-class Lanes:
-    """The lanes of one loop; `async with` ends their tasks. `handle` raises `Later`, or nothing. Times are seconds.
+class FlowQueues:
+    """The lanes of one loop; `async with` ends their tasks. `handle` raises `RetryLater`, or nothing. Times are seconds.
 
     What failed is given back to the broker with a delay, from `first` doubling up to `last`, and with it what came behind it in its lane:
     a delivery in hand would be lost to the next process for longer. A lane is empty most of the time, and then forgotten.
@@ -86,7 +86,7 @@ class Lanes:
             task.cancel()
         await asyncio.gather(*ended, return_exceptions=True)
 
-    async def put(self, event: Event, delivery: Delivery) -> None:
+    async def put(self, event: Event, delivery: ConsumerMessage) -> None:
         """Line a delivery up behind those of its flow."""
         lane = self._lanes.setdefault(event.flow_id, _Lane())
         if lane.blocked and event.seq > lane.blocked and not any(one.seq == lane.blocked for one, _ in lane.waiting):
@@ -107,7 +107,7 @@ class Lanes:
             if event.id not in self._done:
                 try:
                     await self._handle(event)
-                except Later:
+                except RetryLater:
                     await self._put_off(lane, event)
                     continue
                 self._remember(event)

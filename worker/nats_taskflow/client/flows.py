@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union
 import msgspec
 
 from nats_taskflow.client.command_ids import new_id
-from nats_taskflow.client.commands import Done, Door, Doors, done
+from nats_taskflow.client.commands import CommandOutcome, CommandSender, Door, done
 from nats_taskflow.client.errors import Forbidden, InvalidRequest
 from nats_taskflow.client.events import Event, Seen, event_in, kinds_of
 from nats_taskflow.client.flow import Flow, Json
 from nats_taskflow.client.replies import checked_id, enveloped, written
-from nats_taskflow.client.transport import NotPermitted, Stored, Transport
+from nats_taskflow.client.transport import NotPermitted, PublishReceipt, Transport
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.wire.answers import EventPage, EventShown, FlowPage, FlowShown, StepPage, StepShown, WaitPage, WaitShown
 from nats_taskflow.wire.subjects import EVENTS, Subjects, is_token
@@ -59,7 +59,7 @@ class FlowClient:
         self.session = session
         self.subjects = Subjects(prefix)
         self._door: Door = door
-        self._doors = Doors(transport, self.subjects, agent, patience=patience)
+        self._doors = CommandSender(transport, self.subjects, agent, patience=patience)
 
     @staticmethod
     @asynccontextmanager
@@ -189,7 +189,7 @@ class FlowClient:
             for wait in page.waits:
                 yield wait
 
-    async def outcome(self, command_id: str) -> Done:
+    async def outcome(self, command_id: str) -> CommandOutcome:
         """Return what became of a command. Raises its refusal, or `NoOutcomeYet` where there is none (yet)."""
         return done(await self._doors.query("outcome", {"command_id": command_id}))
 
@@ -217,7 +217,7 @@ class FlowClient:
         except NotPermitted as denied:
             raise Forbidden(f"{denied}; docs/client.md says what events need") from denied
 
-    async def reply(self, topic: str, correlation_id: str, payload: Any, *, event_id: str | None = None) -> Stored:
+    async def reply(self, topic: str, correlation_id: str, payload: Any, *, event_id: str | None = None) -> PublishReceipt:
         """Answer a flow that waits for (topic, correlation id), now or later; returns once the stream has it.
 
         `payload` is a JSON value. `event_id` makes a repeat recognisable; inside an agent's handler one is made. Raises `InvalidRequest`,
@@ -233,7 +233,7 @@ class FlowClient:
             await self._doors.store(subject, enveloped(subject, body, name), {}, "")
         return stored
 
-    async def send(self, verb: str, fields: dict[str, Any], *, command_id: str | None = None, door: Door | None = None) -> Done:
+    async def send(self, verb: str, fields: dict[str, Any], *, command_id: str | None = None, door: Door | None = None) -> CommandOutcome:
         """Send any command in this session, its fields as on the wire, and return its outcome. `Flow` has a method for each."""
         made, again = new_id(verb)
         body = {**fields, "session_id": None if self.session == "main" else self.session}

@@ -9,7 +9,7 @@ _EVERY = 60.0
 """Seconds."""
 
 
-class Litter:
+class IgnoredMessages:
     """Counts messages that are not what their subject is for."""
 
     def __init__(self, log: logging.Logger, kind: str) -> None:

@@ -15,7 +15,7 @@ from nats_taskflow.flow.lifecycle import STATUS_AFTER
 
 if TYPE_CHECKING:
     from nats_taskflow.client.flows import FlowClient
-    from nats_taskflow.client.transport import Message
+    from nats_taskflow.client.transport import TransportMessage
     from nats_taskflow.wire.answers import EventShown, FlowShown
 
 _SILENCE = 15.0
@@ -23,9 +23,9 @@ _SILENCE = 15.0
 
 async def heard(flows: FlowClient, flow: FlowShown, after: int) -> AsyncGenerator[Event, None]:
     """Give the flow's events behind `seq` `after`, in order, each once. Raises what queries raise. Never ends by itself."""
-    queue: asyncio.Queue[Message] = asyncio.Queue()
+    queue: asyncio.Queue[TransportMessage] = asyncio.Queue()
 
-    async def take(message: Message) -> None:
+    async def take(message: TransportMessage) -> None:
         """Queue a message."""
         queue.put_nowait(message)
 
@@ -48,7 +48,7 @@ async def heard(flows: FlowClient, flow: FlowShown, after: int) -> AsyncGenerato
         await hearing.close()
 
 
-async def _next(flows: FlowClient, flow_id: str, queue: asyncio.Queue[Message], last: int, revision: int) -> Event | None:
+async def _next(flows: FlowClient, flow_id: str, queue: asyncio.Queue[TransportMessage], last: int, revision: int) -> Event | None:
     """Return the event that follows `last`, or None where something was missed."""
     while True:
         try:

@@ -18,8 +18,8 @@ from nats.js.errors import APIError
 
 from nats_taskflow.client.backoff import Backoff
 from nats_taskflow.client.nats_permissions import Permissions
-from nats_taskflow.client.nats_pull import Broken, next_subject, pulled
-from nats_taskflow.client.transport import Deliveries, Delivery, Lost, Message, Messages
+from nats_taskflow.client.nats_pull import PullBroken, next_subject, pulled
+from nats_taskflow.client.transport import ConsumerMessage, Deliveries, Lost, Messages, TransportMessage
 
 _PATIENCE = 5.0
 _REWIND_WITHIN = 1.0  # nobody answers where the consumer does not exist yet, nor from older servers
@@ -28,7 +28,7 @@ _BATCH = 256
 _NS = 1_000_000_000
 
 
-class Consuming:
+class ConsumerReader:
     """The consumers of one connection."""
 
     def __init__(self, client: Client, permissions: Permissions) -> None:
@@ -54,7 +54,7 @@ class Consuming:
                             after = seq
                             yield _message(message, seq)
                         backoff.reset()
-            except (Broken, NatsError, OSError, TimeoutError) as failed:
+            except (PullBroken, NatsError, OSError, TimeoutError) as failed:
                 await self._pause(backoff, failed)
 
     async def consume(self, subject: str, stream: str, durable: str, ack_wait: float, at_most: int) -> Deliveries:
@@ -71,8 +71,8 @@ class Consuming:
                     async for message in messages:
                         backoff.reset()
                         yield _delivery(self._client, message)
-            except (Broken, NatsError, OSError, TimeoutError) as failed:
-                missing = isinstance(failed, Broken) and failed.gone
+            except (PullBroken, NatsError, OSError, TimeoutError) as failed:
+                missing = isinstance(failed, PullBroken) and failed.gone
                 await self._pause(backoff, failed)
 
     async def _pulled(self, stream: str, consumer: str, at_most: int) -> AsyncGenerator[Msg, None]:
@@ -81,7 +81,7 @@ class Consuming:
             async with aclosing(pulled(self._client, stream, consumer, at_most)) as messages:
                 async for message in messages:
                     yield message
-        except Broken:
+        except PullBroken:
             self._permissions.check(next_subject(stream, consumer))
             raise
 
@@ -138,12 +138,12 @@ def _durable(name: str, subject: str, ack_wait: float, at_most: int) -> Consumer
     )
 
 
-def _message(message: Msg, seq: int) -> Message:
+def _message(message: Msg, seq: int) -> TransportMessage:
     """Return a stream's message as the port has it."""
-    return Message(subject=message.subject, body=message.data, headers=dict(message.headers or {}), seq=seq)
+    return TransportMessage(subject=message.subject, body=message.data, headers=dict(message.headers or {}), seq=seq)
 
 
-def _delivery(client: Client, message: Msg) -> Delivery:
+def _delivery(client: Client, message: Msg) -> ConsumerMessage:
     """Return a consumer's message as the port has it."""
 
     async def settle(how: bytes) -> None:
@@ -159,7 +159,7 @@ def _delivery(client: Client, message: Msg) -> Delivery:
         """Ask for it again, later."""
         await settle(b"-NAK " + msgspec.json.encode({"delay": int(delay * _NS)}))
 
-    return Delivery(
+    return ConsumerMessage(
         message=_message(message, message.metadata.sequence.stream),
         attempt=message.metadata.num_delivered,
         ack=lambda: settle(b"+ACK"),

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from nats_taskflow.bus.nats import policy
+from nats_taskflow.bus.nats import options as connection_options
 from nats_taskflow.client.transport import NotPermitted
 
 _T = TypeVar("_T")
@@ -47,7 +47,7 @@ class Permissions:
 
     def note(self, error: Exception) -> None:
         """Take what the server said."""
-        denied = policy.denied(str(error))
+        denied = connection_options.denied(str(error))
         if denied is None:
             return
         subject = denied.subject

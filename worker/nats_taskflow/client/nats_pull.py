@@ -1,7 +1,7 @@
 """Pull messages from a JetStream consumer continuously, and say at once when the pull is not to be trusted any more.
 
 nats-py has no continuous consume. One pull request is open at a time; heartbeats show that the server still has it. Whatever is odd
-(silence, a consumer that is gone, a hole in the consumer's numbering) ends the pull with `Broken`: whoever pulls makes a new one.
+(silence, a consumer that is gone, a hole in the consumer's numbering) ends the pull with `PullBroken`: whoever pulls makes a new one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ACK = "$JS.ACK."
 _ENDED = ("404", "408")
 
 
-class Broken(Exception):
+class PullBroken(Exception):
     """The pull is over. `gone`: the consumer does not exist (any more)."""
 
     def __init__(self, message: str, *, gone: bool = False) -> None:
@@ -34,7 +34,7 @@ def next_subject(stream: str, consumer: str) -> str:
 
 
 async def pulled(client: Client, stream: str, consumer: str, at_most: int) -> AsyncGenerator[Msg, None]:
-    """Give a consumer's messages as they come. Raises `Broken`, or what nats-py raises where the connection is closed."""
+    """Give a consumer's messages as they come. Raises `PullBroken`, or what nats-py raises where the connection is closed."""
     inbox = client.new_inbox()
     queue: asyncio.Queue[Msg] = asyncio.Queue()
 
@@ -54,7 +54,7 @@ async def pulled(client: Client, stream: str, consumer: str, at_most: int) -> As
             if message.reply.startswith(_ACK):
                 number = message.metadata.sequence.consumer
                 if consumed and number != consumed + 1:
-                    raise Broken(f"consumer {consumer}: delivery {consumed + 1} is missing")
+                    raise PullBroken(f"consumer {consumer}: delivery {consumed + 1} is missing")
                 left, consumed = left - 1, number
                 yield message
             elif message.subject == f"{inbox}.{request}" and _is_over(message, consumer):
@@ -65,25 +65,25 @@ async def pulled(client: Client, stream: str, consumer: str, at_most: int) -> As
 
 
 async def _next(queue: asyncio.Queue[Msg]) -> Msg:
-    """Return the next message. Raises `Broken` when two heartbeats are missed."""
+    """Return the next message. Raises `PullBroken` when two heartbeats are missed."""
     if not queue.empty():
         return queue.get_nowait()
     try:
         async with asyncio.timeout(2 * HEARTBEAT + 0.5):
             return await queue.get()
     except TimeoutError:
-        raise Broken("no message and no heartbeat") from None
+        raise PullBroken("no message and no heartbeat") from None
 
 
 def _is_over(message: Msg, consumer: str) -> bool:
-    """Tell whether a status ends the request in the ordinary way. Raises `Broken` for any other but a heartbeat."""
+    """Tell whether a status ends the request in the ordinary way. Raises `PullBroken` for any other but a heartbeat."""
     headers = message.headers or {}
     status, reason = headers.get("Status", ""), headers.get("Description", "")
     if status == "100":
         return False
     if status in _ENDED or reason == "Batch Completed":
         return True
-    raise Broken(f"consumer {consumer}: {status} {reason}", gone=status == "503" or "Deleted" in reason)
+    raise PullBroken(f"consumer {consumer}: {status} {reason}", gone=status == "503" or "Deleted" in reason)
 
 
 def _request(batch: int) -> bytes:

@@ -13,11 +13,11 @@ from nats.errors import ConnectionClosedError, NoRespondersError
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NoStreamResponseError
 
-from nats_taskflow.bus.nats.client import MendedClient
+from nats_taskflow.bus.nats.client import PatchedClient
 from nats_taskflow.bus.nats.dial import hang_up
 from nats_taskflow.bus.nats.options import NatsOptions, reason
 from nats_taskflow.client import kv
-from nats_taskflow.client.nats_consumer import Consuming
+from nats_taskflow.client.nats_consumer import ConsumerReader
 from nats_taskflow.client.nats_dial import dial, options_for
 from nats_taskflow.client.nats_permissions import Permissions
 from nats_taskflow.client.transport import (
@@ -26,12 +26,12 @@ from nats_taskflow.client.transport import (
     Headers,
     Inbox,
     Lost,
-    Message,
     Messages,
     NoAnswer,
     NotStored,
+    PublishReceipt,
     Serving,
-    Stored,
+    TransportMessage,
     Trouble,
 )
 from nats_taskflow.tasks import Errands
@@ -48,7 +48,7 @@ class NatsTransport:
         self._owned = owned
         self._permissions = Permissions()
         self._errands = Errands()
-        self._consuming = Consuming(client, self._permissions)
+        self._consuming = ConsumerReader(client, self._permissions)
 
     @classmethod
     async def connect(cls, where: str | None = None, **options: Any) -> Self:
@@ -61,7 +61,7 @@ class NatsTransport:
     @classmethod
     async def reach(cls, options: NatsOptions) -> Self:
         """Connect as the options say, for a program that has read its own settings. Raises `Lost` as `connect` does."""
-        client = MendedClient()
+        client = PatchedClient()
         made = cls(client, owned=True)
         await dial(client, options, made._on_error, made._on_up)
         return made
@@ -76,7 +76,7 @@ class NatsTransport:
         """A connection that breaks misses what is published meanwhile."""
         return False
 
-    async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, timeout: float) -> Message:
+    async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, timeout: float) -> TransportMessage:
         """Ask once."""
         if flaw := self._too_large(body, headers):
             raise NoAnswer(flaw, nobody=True)
@@ -90,7 +90,7 @@ class NatsTransport:
         except (NatsError, OSError, TimeoutError) as failed:
             raise NoAnswer(f"no answer on {subject} within {timeout:g} s ({reason(failed)})") from failed
 
-    async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> Stored:
+    async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> PublishReceipt:
         """Store once."""
         said = {**headers, "Nats-Msg-Id": msg_id} if msg_id else dict(headers)
         if flaw := self._too_large(body, said):
@@ -106,7 +106,7 @@ class NatsTransport:
             raise Lost("the connection to NATS is closed") from closed
         except (NatsError, OSError, TimeoutError) as failed:
             raise NotStored(f"{subject} was not confirmed within {timeout:g} s ({reason(failed)})") from failed
-        return Stored(stored.stream, stored.seq, bool(stored.duplicate))
+        return PublishReceipt(stored.stream, stored.seq, bool(stored.duplicate))
 
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, reply: str = "") -> None:
         """Publish."""
@@ -135,7 +135,7 @@ class NatsTransport:
                 raise
         making = self._client.jetstream(timeout=timeout).create_key_value(bucket=bucket, ttl=keep)
         try:
-            await self._permissions.needed(f"$JS.API.STREAM.CREATE.{buckets.stream_of(bucket)}", making)
+            await self._permissions.needed(f"$JS.API.STREAM.CREATE.{kv.stream_of(bucket)}", making)
         except ConnectionClosedError as closed:
             raise Lost("the connection to NATS is closed") from closed
         except (NatsError, OSError, TimeoutError) as failed:
@@ -150,7 +150,7 @@ class NatsTransport:
         """Write a key."""
         await self.publish(kv.subject_of(bucket, key), value, msg_id="", timeout=timeout)
 
-    async def serve(self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = "") -> Serving:
+    async def serve(self, subject: str, handler: Callable[[TransportMessage], Awaitable[None]], *, queue: str = "") -> Serving:
         """Subscribe."""
 
         async def take(message: Msg) -> None:
@@ -159,7 +159,7 @@ class NatsTransport:
 
         return _Subscribed(self._client, await self._subscribe(subject, take, queue), subject)
 
-    async def open_inbox(self, take: Callable[[Message], None]) -> Inbox:
+    async def open_inbox(self, take: Callable[[TransportMessage], None]) -> Inbox:
         """Subscribe to everything below a new inbox."""
 
         async def hand_over(message: Msg) -> None:
@@ -232,11 +232,11 @@ class _Subscribed:
             return  # it ended before us
 
 
-async def _call(handler: Callable[[Message], Awaitable[None]], message: Message) -> None:
+async def _call(handler: Callable[[TransportMessage], Awaitable[None]], message: TransportMessage) -> None:
     """Call a handler, as a coroutine that a task can take."""
     await handler(message)
 
 
-def message_of(message: Msg) -> Message:
+def message_of(message: Msg) -> TransportMessage:
     """Return a message as the port has it."""
-    return Message(subject=message.subject, body=message.data, headers=dict(message.headers or {}), reply=message.reply or "")
+    return TransportMessage(subject=message.subject, body=message.data, headers=dict(message.headers or {}), reply=message.reply or "")

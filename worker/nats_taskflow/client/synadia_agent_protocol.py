@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.client.delegate_messages import Asked, DelegateError
-from nats_taskflow.client.transport import Message, Transport, Trouble
+from nats_taskflow.client.transport import Transport, TransportMessage, Trouble
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, find
 
 Answering = Callable[[str], Awaitable[str]]
@@ -31,7 +31,7 @@ class Chunk(msgspec.Struct):
     data: Any = None
 
 
-class Prompted(msgspec.Struct, frozen=True):
+class PromptAnswer(msgspec.Struct, frozen=True):
     """What an agent answered: all of its `response` chunks as one text, and how many there were."""
 
     text: str
@@ -40,17 +40,19 @@ class Prompted(msgspec.Struct, frozen=True):
 
 def handler(
     transport: Transport, subject: str, *, silence: float = 60.0, answering: Answering | None = None
-) -> Callable[[Asked], Awaitable[Prompted]]:
+) -> Callable[[Asked], Awaitable[PromptAnswer]]:
     """Return a handler for `serve_delegate` that prompts the agent on `subject` with the payload (text, or an object with `prompt`)."""
 
-    async def ask(asked: Asked) -> Prompted:
+    async def ask(asked: Asked) -> PromptAnswer:
         """Prompt, and return the whole answer."""
         return await prompt(transport, subject, asked.payload, silence=silence, answering=answering)
 
     return ask
 
 
-async def prompt(transport: Transport, subject: str, said: Any, *, silence: float = 60.0, answering: Answering | None = None) -> Prompted:
+async def prompt(
+    transport: Transport, subject: str, said: Any, *, silence: float = 60.0, answering: Answering | None = None
+) -> PromptAnswer:
     """Prompt an agent and collect its answer until the terminator.
 
     `said`: text, an object with `prompt` (and `attachments`) which is sent as it is, or any JSON value. `silence`: seconds without a chunk
@@ -58,7 +60,7 @@ async def prompt(transport: Transport, subject: str, said: Any, *, silence: floa
     own code and message, `503` where nobody listens or nothing comes, `422` for a query that nobody answers here, `502` for what is no
     chunk.
     """
-    chunks: asyncio.Queue[Message] = asyncio.Queue()
+    chunks: asyncio.Queue[TransportMessage] = asyncio.Queue()
     inbox = await transport.open_inbox(chunks.put_nowait)
     parts: list[str] = []
     try:
@@ -66,7 +68,7 @@ async def prompt(transport: Transport, subject: str, said: Any, *, silence: floa
         while True:
             chunk = await _next(chunks, silence, subject)
             if chunk is None:
-                return Prompted("".join(parts), len(parts))
+                return PromptAnswer("".join(parts), len(parts))
             if chunk.type == "response":
                 parts.append(_text(chunk.data))
             elif chunk.type == "query":
@@ -77,7 +79,7 @@ async def prompt(transport: Transport, subject: str, said: Any, *, silence: floa
         await inbox.close()
 
 
-async def _next(chunks: asyncio.Queue[Message], silence: float, subject: str) -> Chunk | None:
+async def _next(chunks: asyncio.Queue[TransportMessage], silence: float, subject: str) -> Chunk | None:
     """Return the next chunk, None at the end. Raises `DelegateError`."""
     try:
         async with asyncio.timeout(silence):

@@ -1,7 +1,7 @@
 """The client's port: what it needs of a broker, with every promise written down.
 
-Adapters: `nats_taskflow.client.nats_transport` (nats-py), and the test kit's, in the memory of the process. Nothing of nats-py shows here, and
-nothing of flows: subjects, headers and bytes only. Times are seconds. Every method is called from the event loop's thread only.
+Adapters: `nats_taskflow.client.nats_transport` (nats-py) and the test kit's, in memory. Nothing of nats-py shows here, and nothing of
+flows: subjects, headers and bytes only. Times are seconds. Every method is called from the event loop's thread only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class TransportMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One message. `reply` is its NATS reply subject ("" for none); `seq` its place in the stream it was read from, 0 elsewhere."""
 
     subject: str
@@ -25,25 +25,25 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     seq: int = 0
 
 
-class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+class ConsumerMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message of a durable consumer, which stays in hand until it is settled.
 
     `attempt` counts its deliveries from 1. The three calls never raise: a settlement that is lost ends in a redelivery. `ack`: never
     deliver it again. `nak(delay)`: again after `delay` seconds. `in_progress`: still at work, restart the redelivery timer.
     """
 
-    message: Message
+    message: TransportMessage
     attempt: int
     ack: Callable[[], Awaitable[None]]
     nak: Callable[[float], Awaitable[None]]
     in_progress: Callable[[], Awaitable[None]]
 
 
-Deliveries = AsyncGenerator[Delivery, None]
-Messages = AsyncGenerator[Message, None]
+Deliveries = AsyncGenerator[ConsumerMessage, None]
+Messages = AsyncGenerator[TransportMessage, None]
 
 
-class Stored(msgspec.Struct, frozen=True):
+class PublishReceipt(msgspec.Struct, frozen=True):
     """The broker has stored the message, or had it already under the same id (`duplicate`): then this body was not looked at."""
 
     stream: str
@@ -109,14 +109,14 @@ class Transport(Protocol):
     def lossless(self) -> bool:
         """Whether nothing that is published while somebody listens is ever missed: then nobody has to look again now and then."""
 
-    async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, timeout: float) -> Message:
+    async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, timeout: float) -> TransportMessage:
         """Ask, and return the first answer.
 
         Raises `NoAnswer` within `timeout` seconds, also while the connection is down; `NotPermitted`; `Lost`. Asks once: a repeat is the
         caller's business.
         """
 
-    async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> Stored:
+    async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> PublishReceipt:
         """Store a message in the stream that captures the subject, under `Nats-Msg-Id: msg_id`, and wait for the acknowledgement.
 
         A repeat with the same id within the stream's duplicate window is not stored twice, whatever its body, and whoever used the id
@@ -156,14 +156,14 @@ class Transport(Protocol):
     async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
         """Put a value under a key of a bucket, and return once it is stored. Raises as `publish` does."""
 
-    async def serve(self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = "") -> Serving:
+    async def serve(self, subject: str, handler: Callable[[TransportMessage], Awaitable[None]], *, queue: str = "") -> Serving:
         """Call `handler` for each message on `subject`, each in a task of its own; with `queue`, one of the group's members gets it.
 
         Returns once the broker knows. The handler answers with `tell` or `publish` on `message.reply`, and must not raise. Raises
         `NotPermitted`, `Lost`.
         """
 
-    async def open_inbox(self, take: Callable[[Message], None]) -> Inbox:
+    async def open_inbox(self, take: Callable[[TransportMessage], None]) -> Inbox:
         """Open a private address; `take` is called on the loop for each message, and must not raise or block.
 
         Messages published while the connection is down are missed. Raises `NotPermitted`, `Lost`.

@@ -11,14 +11,14 @@ from nats_taskflow.client.events import TERMINAL, Resumed, resume_in
 
 if TYPE_CHECKING:
     from nats_taskflow.client.flows import FlowClient
-    from nats_taskflow.client.transport import Message
+    from nats_taskflow.client.transport import TransportMessage
 
 
 async def resumed(flows: FlowClient, flow_id: str, since: int, within: float | None) -> Resumed:
     """Return the first resume after revision `since`. Raises `FlowEnded`, or `TimeoutError` after `within` seconds."""
     news = asyncio.Event()
 
-    async def hear(message: Message) -> None:
+    async def hear(message: TransportMessage) -> None:
         """Look when something happened that matters."""
         if message.subject.rpartition(".")[2] in TERMINAL | {"resumed"}:
             news.set()

@@ -8,22 +8,34 @@ from __future__ import annotations
 from nats_taskflow.config.load import load
 from nats_taskflow.config.secrets import Secret, Url
 from nats_taskflow.config.show import shown
-from nats_taskflow.config.sources import Found
-from nats_taskflow.config.tree import Config, Engine, Http, Log, Metrics, Nats, Setting, Store, Stream, Subjects, settings
+from nats_taskflow.config.sources import SourcedValue
+from nats_taskflow.config.tree import (
+    Config,
+    EngineConfig,
+    HttpConfig,
+    LogConfig,
+    MetricsConfig,
+    NatsConfig,
+    Setting,
+    StoreConfig,
+    StreamConfig,
+    SubjectsConfig,
+    settings,
+)
 
 __all__ = [
     "Config",
-    "Engine",
-    "Found",
-    "Http",
-    "Log",
-    "Metrics",
-    "Nats",
+    "EngineConfig",
+    "HttpConfig",
+    "LogConfig",
+    "MetricsConfig",
+    "NatsConfig",
     "Secret",
     "Setting",
-    "Store",
-    "Stream",
-    "Subjects",
+    "SourcedValue",
+    "StoreConfig",
+    "StreamConfig",
+    "SubjectsConfig",
     "Url",
     "load",
     "settings",

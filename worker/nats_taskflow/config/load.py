@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.config.parsers import Raw
+from nats_taskflow.config.parsers import RawValue
 from nats_taskflow.config.paths import working_folder
 from nats_taskflow.config.secrets import Secret, is_written_out
-from nats_taskflow.config.sources import Found, Layer, find_file, from_context, from_environment, from_file, from_flags
+from nats_taskflow.config.sources import Layer, SourcedValue, find_file, from_context, from_environment, from_file, from_flags
 from nats_taskflow.config.tree import Config, Setting, settings
 from nats_taskflow.errors import ConfigError
 
@@ -26,7 +26,7 @@ def load(
     config_file: str = "",
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
-    base: Mapping[str, Found] | None = None,
+    base: Mapping[str, SourcedValue] | None = None,
 ) -> Config:
     """Give the configuration in force; raise `ConfigError` (exit 78) with one line when it cannot be right.
 
@@ -50,12 +50,12 @@ def load(
     return _checked(_build(values, origins))
 
 
-def _first(layers: Sequence[Layer], key: str) -> Found | None:
+def _first(layers: Sequence[Layer], key: str) -> SourcedValue | None:
     """Give the value of `key` from the highest layer that has one."""
     return next((layer[key] for layer in layers if key in layer), None)
 
 
-def _context_layer(layers: Sequence[Layer], named: Found, environ: Mapping[str, str]) -> Layer:
+def _context_layer(layers: Sequence[Layer], named: SourcedValue, environ: Mapping[str, str]) -> Layer:
     """Give the context's layer; refuse a context that was named above a different URL which would nevertheless win over it."""
     if not isinstance(named.value, str):
         raise ConfigError(f"nats.context: must be text in quotes ({named.origin})")
@@ -74,12 +74,12 @@ def _context_layer(layers: Sequence[Layer], named: Found, environ: Mapping[str, 
     return context
 
 
-def _read(setting: Setting, found: Found, environ: Mapping[str, str]) -> Any:
+def _read(setting: Setting, found: SourcedValue, environ: Mapping[str, str]) -> Any:
     """Turn a raw value into the setting's type. An empty text takes back what a lower layer says, where nothing is the default."""
     if found.value == "" and setting.default in (None, ""):
         return setting.default
     try:
-        value = setting.about.read(Raw(found.value, found.text, environ))
+        value = setting.about.read(RawValue(found.value, found.text, environ))
     except ValueError as failure:
         problem = " ".join(str(failure).split())
         raise ConfigError(f"{setting.key}: {problem} ({found.origin})") from failure

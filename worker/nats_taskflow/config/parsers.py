@@ -1,6 +1,6 @@
 """Turn one raw value into the type of its setting, or say in one sentence why it cannot be.
 
-A reader takes a `Raw` and returns the value, or raises `ValueError`. Values from flags and the environment are text;
+A reader takes a `RawValue` and returns the value, or raises `ValueError`. Values from flags and the environment are text;
 values from a TOML file have types, and a wrong type is refused rather than guessed at.
 """
 
@@ -24,7 +24,7 @@ _YES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": 
 _HIGHEST_PORT = 65535
 
 
-class Raw(msgspec.Struct, frozen=True):
+class RawValue(msgspec.Struct, frozen=True):
     """A value as it was found. `text`: it came from a flag or the environment, where everything is text."""
 
     value: Any
@@ -33,10 +33,10 @@ class Raw(msgspec.Struct, frozen=True):
 
 
 T = TypeVar("T")
-Reader = Callable[[Raw], T]
+Reader = Callable[[RawValue], T]
 
 
-def text(raw: Raw) -> str:
+def text(raw: RawValue) -> str:
     """Read any text."""
     if isinstance(raw.value, str):
         if "\x00" in raw.value:
@@ -45,7 +45,7 @@ def text(raw: Raw) -> str:
     raise ValueError(f"must be text in quotes, got {_shown(raw.value)}")
 
 
-def path(raw: Raw) -> str:
+def path(raw: RawValue) -> str:
     """Read the path of a file that need not exist; `~` is resolved, `:memory:` stays."""
     given = text(raw)
     if not given.strip():
@@ -53,29 +53,29 @@ def path(raw: Raw) -> str:
     return str(expand(given)) if given.startswith("~") else given
 
 
-def readable_file(raw: Raw) -> str:
+def readable_file(raw: RawValue) -> str:
     """Read the path of a file that exists and can be read."""
     return check_file(text(raw))
 
 
-def secret(raw: Raw) -> Secret:
+def secret(raw: RawValue) -> Secret:
     """Read a secret: itself, or where it is."""
     return _secret(raw, plain_is_path=False)
 
 
-def secret_file(raw: Raw) -> Secret:
+def secret_file(raw: RawValue) -> Secret:
     """Read a secret that is usually a file: a plain text is its path."""
     return _secret(raw, plain_is_path=True)
 
 
-def _secret(raw: Raw, *, plain_is_path: bool) -> Secret:
+def _secret(raw: RawValue, *, plain_is_path: bool) -> Secret:
     """Read a secret; errors do not repeat a value that may be one."""
     if not isinstance(raw.value, str):
         raise ValueError("must be text in quotes")
     return read_secret(raw.value, raw.environ, plain_is_path=plain_is_path)
 
 
-def yes_no(raw: Raw) -> bool:
+def yes_no(raw: RawValue) -> bool:
     """Read a switch."""
     if isinstance(raw.value, bool):
         return raw.value
@@ -87,7 +87,7 @@ def yes_no(raw: Raw) -> bool:
 def choice(*words: str) -> Reader[str]:
     """Make a reader of one of `words`, whatever its case."""
 
-    def read(raw: Raw) -> str:
+    def read(raw: RawValue) -> str:
         """Read one of the words."""
         given = text(raw).strip().lower()
         if given not in words:
@@ -100,7 +100,7 @@ def choice(*words: str) -> Reader[str]:
 def whole(lowest: int, highest: int) -> Reader[int]:
     """Make a reader of a whole number from `lowest` to `highest`."""
 
-    def read(raw: Raw) -> int:
+    def read(raw: RawValue) -> int:
         """Read a number within the bounds."""
         given = raw.value
         if raw.text and re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", str(given), re.ASCII):
@@ -115,7 +115,7 @@ def whole(lowest: int, highest: int) -> Reader[int]:
 def duration(lowest: int = 0) -> Reader[Duration]:
     """Make a reader of a length of time of at least `lowest` microseconds."""
 
-    def read(raw: Raw) -> Duration:
+    def read(raw: RawValue) -> Duration:
         """Read a length of time within the bound."""
         if not isinstance(raw.value, str):
             raise ValueError(f'must be a duration in quotes, like "5s" or "1h 30m", got {_shown(raw.value)}')
@@ -127,7 +127,7 @@ def duration(lowest: int = 0) -> Reader[Duration]:
     return read
 
 
-def duration_or_off(raw: Raw) -> Duration | None:
+def duration_or_off(raw: RawValue) -> Duration | None:
     """Read a length of time above zero, or the word `off` (None)."""
     if raw.value == "off":
         return None
@@ -137,7 +137,7 @@ def duration_or_off(raw: Raw) -> Duration | None:
 def optional(word: str, read: Reader[int]) -> Reader[int | None]:
     """Make a reader that also takes a word, for no number at all."""
 
-    def either(raw: Raw) -> int | None:
+    def either(raw: RawValue) -> int | None:
         """Read the word (None) or the number."""
         try:
             return None if raw.value == word else read(raw)
@@ -147,7 +147,7 @@ def optional(word: str, read: Reader[int]) -> Reader[int | None]:
     return either
 
 
-def size(raw: Raw) -> int:
+def size(raw: RawValue) -> int:
     """Read a number of bytes, alone or with a unit (KiB, MiB, GiB, TiB)."""
     found = _SIZE.match(str(raw.value).strip())
     number = int(found[1]) << _UNITS[found[2].lower()] if found is not None else 0
@@ -161,7 +161,7 @@ _UNITS = {"": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
 _LEAST_SIZE = 1 << 20
 
 
-def urls(raw: Raw) -> tuple[Url, ...]:
+def urls(raw: RawValue) -> tuple[Url, ...]:
     """Read one or more server addresses; an address without a scheme gets `nats://`, as with the nats CLI."""
     found = tuple(Url(item if "://" in item else f"nats://{item}") for item in _items(raw))
     for url in found:
@@ -184,7 +184,7 @@ def _has_host_and_port(url: str) -> bool:
         return False
 
 
-def prefix(raw: Raw) -> str:
+def prefix(raw: RawValue) -> str:
     """Read a subject prefix: tokens of the id alphabet."""
     given = text(raw)
     if not all(is_token(part) for part in given.split(".")):
@@ -192,7 +192,7 @@ def prefix(raw: Raw) -> str:
     return given
 
 
-def inbox_prefix(raw: Raw) -> str:
+def inbox_prefix(raw: RawValue) -> str:
     """Read where answers are received. It begins with `_INBOX`: elsewhere a stream could take the answers in."""
     given = text(raw)
     if not given.startswith("_INBOX") or not all(is_token(part) for part in given.split(".")):
@@ -200,7 +200,7 @@ def inbox_prefix(raw: Raw) -> str:
     return given
 
 
-def topics(raw: Raw) -> tuple[str, ...]:
+def topics(raw: RawValue) -> tuple[str, ...]:
     """Read the subjects that carry replies, wildcards allowed; an empty list is a list."""
     return tuple(_topic(item) for item in _items(raw))
 
@@ -214,7 +214,7 @@ def _topic(given: str) -> str:
     return given
 
 
-def bind(raw: Raw) -> str:
+def bind(raw: RawValue) -> str:
     """Read where to listen: `host:port`, `[ipv6]:port`, or `off`."""
     given = text(raw).strip()
     if given.lower() == "off":
@@ -235,7 +235,7 @@ def split_bind(given: str) -> tuple[str, int]:
     return host or "0.0.0.0", int(port)  # noqa: S104 - asked for by leaving the host out, as in ":8642"  # nosec B104
 
 
-def _items(raw: Raw) -> list[str]:
+def _items(raw: RawValue) -> list[str]:
     """Give the members of a list: of a TOML array of texts, or of a text with commas."""
     if isinstance(raw.value, str):
         return [item.strip() for item in raw.value.split(",") if item.strip()]

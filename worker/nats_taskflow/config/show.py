@@ -10,7 +10,7 @@ import msgspec
 
 from nats_taskflow.config.secrets import Secret, Url
 from nats_taskflow.config.tree import Config, settings
-from nats_taskflow.wire.delegates import Delegate
+from nats_taskflow.wire.delegates import DelegateOwners
 from nats_taskflow.wire.reply_bindings import Binding
 
 
@@ -34,7 +34,7 @@ def written(value: Any, absent: str = "") -> str:
             return json.dumps(value.shown)
         case tuple():
             return "[" + ", ".join(written(item) for item in value) + "]"
-        case Binding() | Delegate():
+        case Binding() | DelegateOwners():
             return msgspec.json.encode(value).decode()
         case int() if type(value) is int:
             return str(value)

@@ -12,7 +12,7 @@ import msgspec
 
 from nats_taskflow.config.nats_contexts import read_context
 from nats_taskflow.config.paths import config_home, expand, exposure, reason
-from nats_taskflow.config.tree import Guarded, settings
+from nats_taskflow.config.tree import GuardedSetting, settings
 from nats_taskflow.errors import ConfigError
 from nats_taskflow.files import check_folders, check_unwritable, open_own
 
@@ -29,7 +29,7 @@ _KEY = re.compile(r"""\s*["']?([\w-]+)["']?\s*=""")
 _CLOSE_VARIABLE = 0.9  # a typo of one of our names; a variable Kubernetes makes for a service called taskflow is further off
 
 
-class Found(msgspec.Struct, frozen=True):
+class SourcedValue(msgspec.Struct, frozen=True):
     """A raw value, where it came from, and whether it is text that still has to be parsed."""
 
     value: Any
@@ -39,20 +39,20 @@ class Found(msgspec.Struct, frozen=True):
     """Why a secret that stands there is none: others can read the file."""
 
 
-class File(msgspec.Struct, frozen=True):
+class ConfigFile(msgspec.Struct, frozen=True):
     """A configuration file. `found`: it lies in the working directory, and nobody has named it."""
 
     path: Path
     found: bool = False
 
 
-Layer = Mapping[str, Found]
+Layer = Mapping[str, SourcedValue]
 
 
 def from_flags(flags: Mapping[str, str]) -> Layer:
     """Give the layer of the command line; `flags` maps keys (`store.path`) to texts."""
     flag = {setting.key: setting.flag for setting in settings()}
-    return {key: Found(value, f"flag {flag[key]}") for key, value in flags.items()}
+    return {key: SourcedValue(value, f"flag {flag[key]}") for key, value in flags.items()}
 
 
 def from_environment(environ: Mapping[str, str]) -> Layer:
@@ -62,7 +62,7 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
     for setting in settings():
         for name in setting.variables:
             if environ.get(name) or (setting.about.empty_counts and name in environ):
-                layer[setting.key] = Found(environ[name], f"environment {name}")
+                layer[setting.key] = SourcedValue(environ[name], f"environment {name}")
                 break
     return layer
 
@@ -77,7 +77,7 @@ def _refuse_misspelt(environ: Mapping[str, str]) -> None:
                 raise ConfigError(f"environment: {name} is no setting; did you mean {near[0]}?")
 
 
-def find_file(given: str, environ: Mapping[str, str], folder: Path) -> File | None:
+def find_file(given: str, environ: Mapping[str, str], folder: Path) -> ConfigFile | None:
     """Give the file `given` by flag, or named by `$TASKFLOW_CONFIG`, else the first that exists of the usual places; None without one."""
     named = given or environ.get("TASKFLOW_CONFIG", "")
     if named:
@@ -88,16 +88,16 @@ def find_file(given: str, environ: Mapping[str, str], folder: Path) -> File | No
             raise ConfigError(f"{failure} ({origin})") from failure
         if not path.is_file():
             raise ConfigError(f"there is no configuration file {named} ({origin}); check the path")
-        return File(path)
+        return ConfigFile(path)
     usual = (
-        File(folder / "taskflow.toml", found=True),
-        File(config_home(environ) / "taskflow" / "config.toml"),
-        File(Path("/etc/taskflow/config.toml")),
+        ConfigFile(folder / "taskflow.toml", found=True),
+        ConfigFile(config_home(environ) / "taskflow" / "config.toml"),
+        ConfigFile(Path("/etc/taskflow/config.toml")),
     )
     return next((file for file in usual if file.path.is_file()), None)
 
 
-def from_file(file: File) -> Layer:
+def from_file(file: ConfigFile) -> Layer:
     """Give the layer of a TOML file. Raise `ConfigError` naming the file when it cannot be read or has a key that it may not have."""
     import tomllib  # noqa: PLC0415 - most commands find no file, and it takes as long to load as all the settings
 
@@ -110,13 +110,13 @@ def from_file(file: File) -> Layer:
     if content.pop("version", 1) != 1:
         raise ConfigError(f"{path}: version must be 1, the only form of this file so far")
     names = {name: setting for setting in settings() for name in (setting.key, *setting.about.keys)}
-    layer: dict[str, Found] = {}
+    layer: dict[str, SourcedValue] = {}
     for written, value in _flatten(content, path):
         if written in _RESERVED:
             _check_reserved(path, written, value)
         elif written not in names:
             raise ConfigError(f'{_place(text, path, written)}: unknown key "{written}"{_near(written, [*names, *_RESERVED])}')
-        elif file.found and isinstance(names[written].about, Guarded):
+        elif file.found and isinstance(names[written].about, GuardedSetting):
             raise ConfigError(
                 f'{_place(text, path, written)}: "{written}" says where to connect or listen, or as whom, and nobody named this file: '
                 f"it may have come with somebody else's folder. If it is yours, name it: --config {path.name}, or TASKFLOW_CONFIG={path}"
@@ -124,11 +124,11 @@ def from_file(file: File) -> Layer:
         elif names[written].key in layer:
             raise ConfigError(f'{path}: "{written}" and "{names[written].key}" are the same setting; keep one of them')
         else:
-            layer[names[written].key] = Found(value, f"file {path}", text=False, exposed=exposed)
+            layer[names[written].key] = SourcedValue(value, f"file {path}", text=False, exposed=exposed)
     return layer
 
 
-def _read(file: File) -> tuple[str, str]:
+def _read(file: ConfigFile) -> tuple[str, str]:
     """Give the text of a file, and why no secret can stand there (empty: only its owner reads it). A found one must be this user's."""
     path = file.path
     try:
@@ -200,4 +200,4 @@ def from_context(name: str, environ: Mapping[str, str], named_by: str) -> Layer:
         values, exposed = read_context(name, environ)
     except ValueError as failure:
         raise ConfigError(f"nats.context: {failure} ({named_by})") from failure
-    return {key: Found(value, f"NATS context {name}", exposed=exposed) for key, value in values.items()}
+    return {key: SourcedValue(value, f"NATS context {name}", exposed=exposed) for key, value in values.items()}

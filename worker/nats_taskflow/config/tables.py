@@ -7,25 +7,25 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from nats_taskflow.config.parsers import Raw
-from nats_taskflow.wire.delegates import Delegate, check_delegate
+from nats_taskflow.config.parsers import RawValue
+from nats_taskflow.wire.delegates import DelegateOwners, check_delegate
 from nats_taskflow.wire.reply_bindings import Binding, check_binding, check_bindings
 from nats_taskflow.wire.subjects import Subjects
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
-def read_replies(raw: Raw) -> tuple[Binding, ...]:
+def read_replies(raw: RawValue) -> tuple[Binding, ...]:
     """Read the reply bindings."""
     return _read("replies", raw, Binding, check_binding)
 
 
-def read_delegates(raw: Raw) -> tuple[Delegate, ...]:
+def read_delegates(raw: RawValue) -> tuple[DelegateOwners, ...]:
     """Read whose delegates are."""
-    return _read("delegates", raw, Delegate, check_delegate)
+    return _read("delegates", raw, DelegateOwners, check_delegate)
 
 
-def _read(section: str, raw: Raw, kind: type[_T], check: Callable[[_T], None]) -> tuple[_T, ...]:
+def _read(section: str, raw: RawValue, kind: type[_T], check: Callable[[_T], None]) -> tuple[_T, ...]:
     """Read an array of tables, or the same as JSON text. Raise `ValueError` naming the table and the field."""
     tables = raw.value
     if raw.text:

@@ -16,11 +16,11 @@ from nats_taskflow.config import parsers
 from nats_taskflow.config.secrets import Secret, Url
 from nats_taskflow.config.tables import merge_bindings, read_delegates, read_replies
 from nats_taskflow.units import Duration
-from nats_taskflow.wire.delegates import Delegate
+from nats_taskflow.wire.delegates import DelegateOwners
 from nats_taskflow.wire.reply_bindings import Binding
 
 
-class About(msgspec.Struct, frozen=True):
+class SettingInfo(msgspec.Struct, frozen=True):
     """What is known of a setting besides type and default: how to read it, its help, other names for variable and key."""
 
     read: parsers.Reader[Any]
@@ -33,102 +33,108 @@ class About(msgspec.Struct, frozen=True):
     """How no value is written in the file."""
 
 
-class Guarded(About, frozen=True):
+class GuardedSetting(SettingInfo, frozen=True):
     """The same of a setting that says who is talked to, as whom, or where is listened: a file that is merely found may not set it."""
 
 
-class Nats(msgspec.Struct, frozen=True, kw_only=True):
+class NatsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach NATS. The variables are those of the `nats` CLI."""
 
-    url: Annotated[tuple[Url, ...], Guarded(parsers.urls, "NATS servers, comma separated.", env=("NATS_URL",))] = (
+    url: Annotated[tuple[Url, ...], GuardedSetting(parsers.urls, "NATS servers, comma separated.", env=("NATS_URL",))] = (
         Url("nats://127.0.0.1:4222"),
     )
     context: Annotated[
-        str, Guarded(parsers.text, "Take what is not set here from this context of the nats CLI.", env=("NATS_CONTEXT",))
+        str, GuardedSetting(parsers.text, "Take what is not set here from this context of the nats CLI.", env=("NATS_CONTEXT",))
     ] = ""
-    creds: Annotated[Secret | None, Guarded(parsers.secret_file, "Credentials file (JWT and NKey).", env=("NATS_CREDS",))] = None
-    nkey: Annotated[Secret | None, Guarded(parsers.secret_file, "File with an NKey seed.", env=("NATS_NKEY",))] = None
+    creds: Annotated[Secret | None, GuardedSetting(parsers.secret_file, "Credentials file (JWT and NKey).", env=("NATS_CREDS",))] = None
+    nkey: Annotated[Secret | None, GuardedSetting(parsers.secret_file, "File with an NKey seed.", env=("NATS_NKEY",))] = None
     jwt: Annotated[
-        Secret | None, Guarded(parsers.secret, "User JWT; better file:/path, env:NAME or credential:NAME.", env=("NATS_JWT",))
+        Secret | None, GuardedSetting(parsers.secret, "User JWT; better file:/path, env:NAME or credential:NAME.", env=("NATS_JWT",))
     ] = None
     seed: Annotated[
-        Secret | None, Guarded(parsers.secret, "NKey seed of the JWT's user; better file:/path or credential:NAME.", env=("NATS_SEED",))
+        Secret | None,
+        GuardedSetting(parsers.secret, "NKey seed of the JWT's user; better file:/path or credential:NAME.", env=("NATS_SEED",)),
     ] = None
-    user: Annotated[str, Guarded(parsers.text, "User name.", env=("NATS_USER",))] = ""
+    user: Annotated[str, GuardedSetting(parsers.text, "User name.", env=("NATS_USER",))] = ""
     password: Annotated[
-        Secret | None, Guarded(parsers.secret, "Password; better file:/path, env:NAME or credential:NAME.", env=("NATS_PASSWORD",))
+        Secret | None, GuardedSetting(parsers.secret, "Password; better file:/path, env:NAME or credential:NAME.", env=("NATS_PASSWORD",))
     ] = None
     token: Annotated[
-        Secret | None, Guarded(parsers.secret, "Token; better file:/path, env:NAME or credential:NAME.", env=("NATS_TOKEN",))
+        Secret | None, GuardedSetting(parsers.secret, "Token; better file:/path, env:NAME or credential:NAME.", env=("NATS_TOKEN",))
     ] = None
-    tls_ca: Annotated[str, Guarded(parsers.readable_file, "Certificates of the authorities to trust.", env=("NATS_CA",))] = ""
-    tls_cert: Annotated[str, Guarded(parsers.readable_file, "Client certificate.", env=("NATS_CERT",))] = ""
-    tls_key: Annotated[Secret | None, Guarded(parsers.secret_file, "Private key of the client certificate.", env=("NATS_KEY",))] = None
+    tls_ca: Annotated[str, GuardedSetting(parsers.readable_file, "Certificates of the authorities to trust.", env=("NATS_CA",))] = ""
+    tls_cert: Annotated[str, GuardedSetting(parsers.readable_file, "Client certificate.", env=("NATS_CERT",))] = ""
+    tls_key: Annotated[Secret | None, GuardedSetting(parsers.secret_file, "Private key of the client certificate.", env=("NATS_KEY",))] = (
+        None
+    )
     tls_first: Annotated[
-        bool, Guarded(parsers.yes_no, "Shake hands for TLS before the server says anything, as its `handshake_first` asks for.")
+        bool, GuardedSetting(parsers.yes_no, "Shake hands for TLS before the server says anything, as its `handshake_first` asks for.")
     ] = False
     inbox_prefix: Annotated[
         str,
-        Guarded(
+        GuardedSetting(
             parsers.inbox_prefix,
             "Receive answers under this subject (_INBOX_worker), so that permissions can keep others out; empty: a random one.",
             env=("NATS_INBOX_PREFIX",),
         ),
     ] = ""
     connect_timeout: Annotated[
-        Duration, About(parsers.duration(1000), "Give up when NATS cannot be reached at start within this time.", env=("NATS_TIMEOUT",))
+        Duration,
+        SettingInfo(parsers.duration(1000), "Give up when NATS cannot be reached at start within this time.", env=("NATS_TIMEOUT",)),
     ] = Duration.parse("5s")
     monitor_url: Annotated[
-        str, Guarded(parsers.text, "Monitoring address of the server (http://host:8222): asked at start whether it syncs to disk.")
+        str, GuardedSetting(parsers.text, "Monitoring address of the server (http://host:8222): asked at start whether it syncs to disk.")
     ] = ""
 
 
-class Store(msgspec.Struct, frozen=True, kw_only=True):
+class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Where flows live."""
 
-    path: Annotated[str, About(parsers.path, "SQLite database file, or :memory:.", env=("TASKFLOW_DB_PATH",), keys=("store.db_path",))] = (
-        "./taskflow.db"
-    )
-    retain_terminal: Annotated[Duration, About(parsers.duration(), "Keep ended flows this long.")] = Duration.parse("30d")
+    path: Annotated[
+        str, SettingInfo(parsers.path, "SQLite database file, or :memory:.", env=("TASKFLOW_DB_PATH",), keys=("store.db_path",))
+    ] = "./taskflow.db"
+    retain_terminal: Annotated[Duration, SettingInfo(parsers.duration(), "Keep ended flows this long.")] = Duration.parse("30d")
 
 
-class Engine(msgspec.Struct, frozen=True, kw_only=True):
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How flows are driven."""
 
-    tick_interval: Annotated[Duration, About(parsers.duration(1000), "Look for due timers at least this often.")] = Duration.parse("5s")
-    timer_max_horizon: Annotated[Duration, About(parsers.duration(1), "Refuse timers and deadlines further ahead.")] = Duration.parse(
+    tick_interval: Annotated[Duration, SettingInfo(parsers.duration(1000), "Look for due timers at least this often.")] = Duration.parse(
+        "5s"
+    )
+    timer_max_horizon: Annotated[Duration, SettingInfo(parsers.duration(1), "Refuse timers and deadlines further ahead.")] = Duration.parse(
         "400d"
     )
     held_reply_ttl: Annotated[
         Duration,
-        About(parsers.duration(1), "Keep a reply nobody waits for yet this long.", keys=("engine.unmatched_reply_ttl",)),
+        SettingInfo(parsers.duration(1), "Keep a reply nobody waits for yet this long.", keys=("engine.unmatched_reply_ttl",)),
     ] = Duration.parse("24h")
     held_replies_max: Annotated[
-        int, About(parsers.whole(1, 1_000_000_000), "Keep at most this many replies nobody waits for yet; more displace the oldest.")
+        int, SettingInfo(parsers.whole(1, 1_000_000_000), "Keep at most this many replies nobody waits for yet; more displace the oldest.")
     ] = 1_000_000
     held_replies_max_per_owner: Annotated[
-        int, About(parsers.whole(1, 1_000_000_000), "The same for one agent's built-in topic, or for one reply binding.")
+        int, SettingInfo(parsers.whole(1, 1_000_000_000), "The same for one agent's built-in topic, or for one reply binding.")
     ] = 100_000
     default_wait_timeout: Annotated[
-        Duration | None, About(parsers.duration_or_off, "Deadline of waits that name none, or off.", absent="off")
+        Duration | None, SettingInfo(parsers.duration_or_off, "Deadline of waits that name none, or off.", absent="off")
     ] = None
     startup_drain: Annotated[
         Duration,
-        About(parsers.duration(), "How long a deadline waits, at the start and later, for replies that were stored before it."),
+        SettingInfo(parsers.duration(), "How long a deadline waits, at the start and later, for replies that were stored before it."),
     ] = Duration.parse("30s")
-    drain_timeout: Annotated[Duration, About(parsers.duration(), "At stop, finish what is in hand for at most this long.")] = (
+    drain_timeout: Annotated[Duration, SettingInfo(parsers.duration(), "At stop, finish what is in hand for at most this long.")] = (
         Duration.parse("10s")
     )
-    max_batch: Annotated[int, About(parsers.whole(1, 10_000), "At most this many changes in one transaction.")] = 500
+    max_batch: Annotated[int, SettingInfo(parsers.whole(1, 10_000), "At most this many changes in one transaction.")] = 500
 
 
-class Subjects(msgspec.Struct, frozen=True, kw_only=True):
+class SubjectsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What the worker listens to."""
 
-    prefix: Annotated[str, About(parsers.prefix, "First tokens of all the worker's subjects.")] = "taskflow"
+    prefix: Annotated[str, SettingInfo(parsers.prefix, "First tokens of all the worker's subjects.")] = "taskflow"
     reply_topics: Annotated[
         tuple[str, ...],
-        About(
+        SettingInfo(
             parsers.topics,
             "Subjects that carry replies, comma separated; empty: none.",
             env=("TASKFLOW_REPLY_TOPICS",),
@@ -137,11 +143,12 @@ class Subjects(msgspec.Struct, frozen=True, kw_only=True):
     ] = ("agent.delegate.reply",)
 
 
-class Http(msgspec.Struct, frozen=True, kw_only=True):
+class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Health and metrics."""
 
     bind: Annotated[
-        str, Guarded(parsers.bind, "Serve health and metrics on this host:port, or off.", env=("TASKFLOW_WEB_BIND",), keys=("web.bind",))
+        str,
+        GuardedSetting(parsers.bind, "Serve health and metrics on this host:port, or off.", env=("TASKFLOW_WEB_BIND",), keys=("web.bind",)),
     ] = "127.0.0.1:8642"
 
     @property
@@ -150,97 +157,102 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.bind == "off" else parsers.split_bind(self.bind)
 
 
-class Log(msgspec.Struct, frozen=True, kw_only=True):
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What is logged to stderr, and how."""
 
     level: Annotated[
-        str, About(parsers.choice("debug", "info", "warning", "error"), "Log from this level: debug, info, warning, error.")
+        str, SettingInfo(parsers.choice("debug", "info", "warning", "error"), "Log from this level: debug, info, warning, error.")
     ] = "info"
     format: Annotated[
-        str, About(parsers.choice("auto", "json", "console", "journald"), "json, console, journald, or auto: by where stderr leads.")
+        str, SettingInfo(parsers.choice("auto", "json", "console", "journald"), "json, console, journald, or auto: by where stderr leads.")
     ] = "auto"
 
 
-class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Whether `/metrics` is served."""
 
-    enabled: Annotated[bool, About(parsers.yes_no, "Serve Prometheus metrics on /metrics.")] = True
+    enabled: Annotated[bool, SettingInfo(parsers.yes_no, "Serve Prometheus metrics on /metrics.")] = True
 
 
-class Otel(msgspec.Struct, frozen=True, kw_only=True):
+class OtelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Whether spans are sent. Where to, and how: the OTEL_* variables of OpenTelemetry."""
 
     enabled: Annotated[
-        bool, About(parsers.yes_no, "Send OpenTelemetry traces (extra otel); OTEL_EXPORTER_OTLP_ENDPOINT and its like say where to.")
+        bool, SettingInfo(parsers.yes_no, "Send OpenTelemetry traces (extra otel); OTEL_EXPORTER_OTLP_ENDPOINT and its like say where to.")
     ] = False
 
 
-class Stream(msgspec.Struct, frozen=True, kw_only=True):
+class StreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long, how much and how often JetStream keeps messages. Used for streams the worker creates, and sizes for those without."""
 
-    max_age: Annotated[Duration, About(parsers.duration(60_000_000), "Keep commands and replies in the inbound stream this long.")] = (
-        Duration.parse("7d")
-    )
-    event_max_age: Annotated[Duration, About(parsers.duration(60_000_000), "Keep events and dead letters this long.")] = Duration.parse(
-        "30d"
+    max_age: Annotated[
+        Duration, SettingInfo(parsers.duration(60_000_000), "Keep commands and replies in the inbound stream this long.")
+    ] = Duration.parse("7d")
+    event_max_age: Annotated[Duration, SettingInfo(parsers.duration(60_000_000), "Keep events and dead letters this long.")] = (
+        Duration.parse("30d")
     )
     max_bytes: Annotated[
         int | None,
-        About(
+        SettingInfo(
             parsers.optional("auto", parsers.size),
             "The most that commands and replies may take, as 4GiB; auto: a share of the broker's.",
             absent="auto",
         ),
     ] = None
     event_max_bytes: Annotated[
-        int | None, About(parsers.optional("auto", parsers.size), "The same for events; more displace the oldest.", absent="auto")
+        int | None, SettingInfo(parsers.optional("auto", parsers.size), "The same for events; more displace the oldest.", absent="auto")
     ] = None
     dead_letter_max_bytes: Annotated[
-        int | None, About(parsers.optional("auto", parsers.size), "The same for dead letters; more displace the oldest.", absent="auto")
+        int | None,
+        SettingInfo(parsers.optional("auto", parsers.size), "The same for dead letters; more displace the oldest.", absent="auto"),
     ] = None
-    replicas: Annotated[int, About(parsers.whole(1, 5), "Copies of each stream in a cluster (1, 3 or 5).")] = 1
+    replicas: Annotated[int, SettingInfo(parsers.whole(1, 5), "Copies of each stream in a cluster (1, 3 or 5).")] = 1
 
 
 _or_off = functools.partial(parsers.optional, "off")
 
 
-class Quotas(msgspec.Struct, frozen=True, kw_only=True):
+class QuotaConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What each agent may ask for, and what its flows may take: what is beyond is refused (`quota_exceeded`)."""
 
     commands_per_second: Annotated[
-        int | None, About(_or_off(parsers.whole(1, 1_000_000)), "Commands a second at each door, ten times as many at once.", absent="off")
+        int | None,
+        SettingInfo(_or_off(parsers.whole(1, 1_000_000)), "Commands a second at each door, ten times as many at once.", absent="off"),
     ] = None
     command_bytes_per_second: Annotated[
         int | None,
-        About(_or_off(parsers.size), "Bytes of commands a second at each door, as 1MiB, ten times as many at once.", absent="off"),
+        SettingInfo(_or_off(parsers.size), "Bytes of commands a second at each door, as 1MiB, ten times as many at once.", absent="off"),
     ] = None
     open_flows: Annotated[
-        int | None, About(_or_off(parsers.whole(1, 1 << 40)), "Flows that have not ended; beyond it none is started.", absent="off")
+        int | None, SettingInfo(_or_off(parsers.whole(1, 1 << 40)), "Flows that have not ended; beyond it none is started.", absent="off")
     ] = 10_000_000
     state_bytes: Annotated[
-        int | None, About(_or_off(parsers.size), "Bytes of all its flows' states, ended ones' too; no command adds beyond.", absent="off")
+        int | None,
+        SettingInfo(_or_off(parsers.size), "Bytes of all its flows' states, ended ones' too; no command adds beyond.", absent="off"),
     ] = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Every setting, validated. `Config()` is all defaults; `load` makes the real one, which also knows where each value came from."""
 
-    nats: Nats = Nats()
-    store: Store = Store()
-    engine: Engine = Engine()
-    subjects: Subjects = Subjects()
-    http: Http = Http()
-    log: Log = Log()
-    metrics: Metrics = Metrics()
-    otel: Otel = Otel()
-    stream: Stream = Stream()
-    quotas: Quotas = Quotas()
+    nats: NatsConfig = NatsConfig()
+    store: StoreConfig = StoreConfig()
+    engine: EngineConfig = EngineConfig()
+    subjects: SubjectsConfig = SubjectsConfig()
+    http: HttpConfig = HttpConfig()
+    log: LogConfig = LogConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    otel: OtelConfig = OtelConfig()
+    stream: StreamConfig = StreamConfig()
+    quotas: QuotaConfig = QuotaConfig()
     replies: Annotated[
-        tuple[Binding, ...], About(read_replies, "Reply bindings with options, as a JSON list; in a file: [[replies]].")
+        tuple[Binding, ...], SettingInfo(read_replies, "Reply bindings with options, as a JSON list; in a file: [[replies]].")
     ] = ()
     delegates: Annotated[
-        tuple[Delegate, ...],
-        About(read_delegates, "Which agents may ask which delegates, as a JSON list; in a file: [[delegates]]. None: all may ask all."),
+        tuple[DelegateOwners, ...],
+        SettingInfo(
+            read_delegates, "Which agents may ask which delegates, as a JSON list; in a file: [[delegates]]. None: all may ask all."
+        ),
     ] = ()
     origins: Mapping[str, str] = {}
 
@@ -264,7 +276,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
     key: str
     default: Any
-    about: About
+    about: SettingInfo
 
     @property
     def flag(self) -> str:
@@ -291,10 +303,11 @@ def settings() -> tuple[Setting, ...]:
     return tuple(found)
 
 
-def _documented(owner: type[msgspec.Struct]) -> dict[str, About]:
+def _documented(owner: type[msgspec.Struct]) -> dict[str, SettingInfo]:
     """Read what the fields of `owner` say about themselves: those that do. All at once, since each look evaluates every annotation."""
     hints = typing.get_type_hints(owner, include_extras=True)
     told = {
-        name: [item for item in getattr(hints[name], "__metadata__", ()) if isinstance(item, About)] for name in owner.__struct_fields__
+        name: [item for item in getattr(hints[name], "__metadata__", ()) if isinstance(item, SettingInfo)]
+        for name in owner.__struct_fields__
     }
     return {name: items[0] for name, items in told.items() if items}

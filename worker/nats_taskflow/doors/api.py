@@ -8,20 +8,20 @@ from typing import Any
 
 import structlog
 
-from nats_taskflow.bus.endpoints import Endpoint, Request, Service
+from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
 from nats_taskflow.doors.admin.pages import moment_of
-from nats_taskflow.doors.admin.service import Operators
+from nats_taskflow.doors.admin.service import AdminService
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.quota import UNMETERED, Meter
-from nats_taskflow.engine.stored_outcomes import Recall, Turn
-from nats_taskflow.engine.submission import Outcome
+from nats_taskflow.engine.quota import UNMETERED, CommandQuota
+from nats_taskflow.engine.stored_outcomes import StoredOutcomes, Turn
+from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.errors import FlowError, Forbidden, Internal, NoOutcomeYet, NotFound, Refusal, Unavailable
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.observe.log import Said
-from nats_taskflow.store.admin_port import Wanted
+from nats_taskflow.observe.log import LogEvent
+from nats_taskflow.store.admin_port import FlowFilter
 from nats_taskflow.store.records import Page
-from nats_taskflow.turns import Share, Turns
+from nats_taskflow.turns import AdmissionBounds, FairTurns
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.capacity import WHOLE, page_bytes
 from nats_taskflow.wire.codec import Mint, Query, Unusable, read_command, read_query, stray
@@ -36,7 +36,7 @@ Watcher = Callable[[str, str], None]
 Timer = Callable[[float], None]
 _HEAVY = 768 * 1024
 """What an answer may weigh: a page and a row."""
-_TURNS, _TURNS_EACH = Share(64, 8 * _HEAVY), Share(32, 2 * _HEAVY)
+_TURNS, _TURNS_EACH = AdmissionBounds(64, 8 * _HEAVY), AdmissionBounds(32, 2 * _HEAVY)
 """How much is read and answered at a time, and of one agent, by what the last answers on the subject weighed."""
 _SUBJECTS = 4096
 """Of how many subjects that is known."""
@@ -52,24 +52,24 @@ class Api:
         engine: Engine,
         subjects: Subjects,
         mint: Mint,
-        operators: Operators,
+        operators: AdminService,
         *,
         watch: Watcher,
         timed: Timer = lambda _seconds: None,
         reply_topics: tuple[str, ...] = (),
         max_payload: Callable[[], int] = lambda: WHOLE,
-        meter: Meter = UNMETERED,
+        meter: CommandQuota = UNMETERED,
     ) -> None:
         self._engine = engine
         self._reads = engine.store.queries
-        self._recall = Recall(self._reads)
+        self._recall = StoredOutcomes(self._reads)
         self._operators = operators
         self._subjects = subjects
         self._mint = mint
         self._watch = watch
         self._timed = timed
         self._max_payload = max_payload
-        self._turns = Turns(_TURNS, _TURNS_EACH)
+        self._turns = FairTurns(_TURNS, _TURNS_EACH)
         self._weights: dict[str, int] = {}
         self._meter = meter
         self._guarded = (f"{subjects.prefix}.>", *reply_topics)
@@ -102,7 +102,7 @@ class Api:
             whose=self._subjects.asker,
         )
 
-    async def handle(self, request: Request) -> None:
+    async def handle(self, request: ServiceRequest) -> None:
         """Answer one request. Never raises: what goes wrong is the answer. A turn that was taken for it is over when it has left."""
         subject = request.subject
         async with self._turns.on_demand(self._subjects.asker(subject), self._weights.get(subject, _HEAVY)) as turn:
@@ -117,7 +117,7 @@ class Api:
             self._weights.clear()
         self._weights[subject] = max(size, expected // 2)
 
-    async def _answer_to(self, request: Request, turn: Turn) -> tuple[bytes, Headers]:
+    async def _answer_to(self, request: ServiceRequest, turn: Turn) -> tuple[bytes, Headers]:
         """Return the answer to a request."""
         try:
             body, error = await self._handled(request, turn)
@@ -128,13 +128,13 @@ class Api:
             error = Unavailable("the worker is stopping: repeat with the same command id")
             body = outcomes.refused(error)
         except Exception:  # noqa: BLE001 - whatever our defect is, the asker gets an answer and the log the traceback
-            self._log.exception(Said.REQUEST_FAILED, subject=request.subject, traceparent=trace_of(request.headers))
+            self._log.exception(LogEvent.REQUEST_FAILED, subject=request.subject, traceparent=trace_of(request.headers))
             error = Internal("the worker has a defect; its log says more: repeat with the same command id")
             body = outcomes.refused(error)
         headers = outcomes.error_headers(error) if error is not None else {}
         return outcomes.fitting(body, self._max_payload() - weight(headers)), headers
 
-    async def _handled(self, request: Request, turn: Turn) -> tuple[bytes, FlowError | None]:
+    async def _handled(self, request: ServiceRequest, turn: Turn) -> tuple[bytes, FlowError | None]:
         """Carry out a command or answer a query. Raises the `FlowError` to answer with."""
         operation = self._subjects.parse_admin(request.subject)
         if operation is not None:
@@ -155,7 +155,7 @@ class Api:
         if isinstance(verdict, Unusable):
             raise verdict.error
         size = len(request.body)
-        outcome: Outcome = await self._engine.submit(verdict.stimulus, verdict.identity, source="api", size=size, request=True)
+        outcome: SubmissionOutcome = await self._engine.submit(verdict.stimulus, verdict.identity, source="api", size=size, request=True)
         self._timed(perf_counter() - began)
         self._watch(verb, outcome.error.code if outcome.error is not None else outcome.name)
         return await self._recall.told(outcome, turn), outcome.error or outcomes.error_in(outcome.result)
@@ -188,7 +188,7 @@ class Api:
     async def _list_mine(self, query: Query, asked: Any) -> bytes:
         """List the owner's flows, newest first; with a filter besides status by the operators' way, which bounds how many are looked at."""
         now = self._engine.clock()
-        wanted = Wanted(
+        wanted = FlowFilter(
             owner=query.owner,
             status=asked.status,
             controller=asked.controller,
@@ -199,7 +199,7 @@ class Api:
             changed_before=moment_of("until", asked.until, now),
             goal=asked.goal,
         )
-        if wanted == Wanted(owner=query.owner, status=asked.status):
+        if wanted == FlowFilter(owner=query.owner, status=asked.status):
             return outcomes.flows_page(*await self._flows(query, asked, asked.status))
         after = read_number(asked.cursor) or None
         found = await self._reads.find_flows(wanted, limit=asked.limit, after=after)

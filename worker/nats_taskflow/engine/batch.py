@@ -12,12 +12,12 @@ from msgspec.structs import replace
 
 from nats_taskflow.engine.dead_letters import letter_of, letter_of_held
 from nats_taskflow.engine.dedupe import same_message, shown_id
-from nats_taskflow.engine.deferral import NO_ANSWERS, NOTHING_BEFORE, Before, Deferral, Questions, keys_of
-from nats_taskflow.engine.follow_ups import Aftermath, End
-from nats_taskflow.engine.submission import Outcome, Submission, Useless
+from nats_taskflow.engine.deferral import NO_ANSWERS, NOTHING_BEFORE, Deferral, PriorAnswers, Questions, keys_of
+from nats_taskflow.engine.follow_ups import End, FollowUps
+from nats_taskflow.engine.submission import Submission, SubmissionOutcome, Unreadable
 from nats_taskflow.errors import Conflict, FlowError, Internal, QuotaExceeded
 from nats_taskflow.flow.decide import decide
-from nats_taskflow.flow.decision import Decision, OutcomeName, Spoiled
+from nats_taskflow.flow.decision import Decision, OutcomeName, RejectedHeld
 from nats_taskflow.flow.end import due_of
 from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.flow.size import bounded
@@ -27,13 +27,13 @@ from nats_taskflow.units import Micros
 from nats_taskflow.wire.outcomes import EXPIRED, kept, refused, reply_outcome
 
 
-class Deciding:
+class BatchDecision:
     """A batch being decided: the world as the decisions so far leave it, and what they add up to.
 
     `decide` every submission in order; while `ends` gives any, load what they need and `follow` them up; then `finished`.
     """
 
-    def __init__(self, loaded: Loaded, now: Micros, policy: Policy, before: Before = NOTHING_BEFORE) -> None:
+    def __init__(self, loaded: Loaded, now: Micros, policy: Policy, before: PriorAnswers = NOTHING_BEFORE) -> None:
         self._loaded = loaded
         self._now = now
         self._questions = Questions(policy)
@@ -42,9 +42,9 @@ class Deciding:
         self._batch = Batch(usages=loaded.world.usages.changed)
         self._before: dict[str, Flow | None] = {}
         self._keys: dict[str, str] = {}
-        self._aftermath = Aftermath()
+        self._aftermath = FollowUps()
         self.decided: list[Submission] = []
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[SubmissionOutcome] = []
         self.deferrals: list[Deferral] = []
 
     def ends(self) -> list[End]:
@@ -81,7 +81,7 @@ class Deciding:
 
     def _ask(self, submission: Submission) -> None:
         """Find out what a submission that has to stay behind another one would ask, so that all answers are found at once."""
-        if not isinstance(submission.what, Useless | FollowUp):
+        if not isinstance(submission.what, Unreadable | FollowUp):
             with contextlib.suppress(Internal):
                 decide(submission.what, self._loaded.world, self._now, self._policy)
 
@@ -91,12 +91,12 @@ class Deciding:
         self._blocked |= keys
         self.deferrals.append(Deferral(submission, keys, self._questions.taken(), again))
 
-    def _outcome_of(self, submission: Submission) -> Outcome | None:
+    def _outcome_of(self, submission: Submission) -> SubmissionOutcome | None:
         """Return what became of one submission; None where a question is open, or more is to be done than a transaction should do."""
         known = self._known(submission)
         if known is not None:
             return known
-        if isinstance(submission.what, Useless):
+        if isinstance(submission.what, Unreadable):
             return self._refuse(submission, submission.what)
         if isinstance(submission.what, FollowUp):
             return self._follow_up(submission.what)
@@ -105,11 +105,11 @@ class Deciding:
         except Internal as unreadable:
             # The row is set aside and reported; the message is not used up by somebody else's damage.
             self._loaded.world.unreadable.setdefault(unreadable.details["flow_id"], unreadable.message)
-            return Outcome(name="rejected", error=unreadable, result=refused(unreadable))
+            return SubmissionOutcome(name="rejected", error=unreadable, result=refused(unreadable))
         if self._questions.open:
             return None
         if isinstance(decision, FlowError):
-            return self._record(submission, Outcome(name="rejected", error=decision, result=refused(decision)))
+            return self._record(submission, SubmissionOutcome(name="rejected", error=decision, result=refused(decision)))
         part = self._part_of(submission.what, decision)
         if part is not None:
             self._apply(part)
@@ -135,12 +135,12 @@ class Deciding:
             return Decision(outcome="applied", spoiled=decision.spoiled)
         return None
 
-    def _known(self, submission: Submission) -> Outcome | None:
+    def _known(self, submission: Submission) -> SubmissionOutcome | None:
         """Answer a message that was taken in before: the same delivery again, a repeat, or another body under the same id."""
         if submission.seq is not None:
             same = same_message(submission, self._loaded.places.get((submission.source, submission.seq), ()))
             if same is not None:
-                return Outcome(name=same.outcome, result=same.result, repeat=True)
+                return SubmissionOutcome(name=same.outcome, result=same.result, repeat=True)
         if submission.identity is None:
             return None
         first = self._loaded.inbox.get((submission.identity.scope, submission.identity.key))
@@ -148,24 +148,24 @@ class Deciding:
             return None
         if first.digest == submission.identity.digest:
             self._note(submission, "duplicate", first.result)
-            return Outcome(name="duplicate", result=first.result, repeat=True)
+            return SubmissionOutcome(name="duplicate", result=first.result, repeat=True)
         return self._conflict(submission)
 
-    def _conflict(self, submission: Submission) -> Outcome:
+    def _conflict(self, submission: Submission) -> SubmissionOutcome:
         """Keep what came under a used id as a dead letter; the first one stays (SEMANTICS R5)."""
         said = "this id was used before with another body: the first one counts; send this under a new id"
         error = Conflict(said, id=shown_id(submission))
-        outcome = Outcome(name="conflict", error=error, result=refused(error), repeat=True)
+        outcome = SubmissionOutcome(name="conflict", error=error, result=refused(error), repeat=True)
         self._bury(submission, "conflict", error.message)
         self._note(submission, "conflict", outcome.result)
         return outcome
 
-    def _refuse(self, submission: Submission, useless: Useless) -> Outcome:
+    def _refuse(self, submission: Submission, useless: Unreadable) -> SubmissionOutcome:
         """Record a message that could not be read: dead where it could not even be attributed, rejected where its sender can ask."""
         if useless.reason is not None:
             self._bury(submission, useless.reason, useless.error.message)
         name: OutcomeName = "rejected" if useless.reason is None else "dead"
-        return self._record(submission, Outcome(name=name, error=useless.error, result=refused(useless.error)))
+        return self._record(submission, SubmissionOutcome(name=name, error=useless.error, result=refused(useless.error)))
 
     def _bury(self, submission: Submission, reason: str, message: str) -> None:
         """Add the whole message to the dead letters."""
@@ -173,7 +173,7 @@ class Deciding:
             return
         self._batch.dead.append(letter_of(submission, submission.raw, reason, message, self._now))
 
-    def _told(self, submission: Submission, decision: Decision) -> Outcome:
+    def _told(self, submission: Submission, decision: Decision) -> SubmissionOutcome:
         """Say what the decision means to whoever asked; bytes only where somebody will read them."""
         result = b""
         if submission.identity is not None:
@@ -181,7 +181,7 @@ class Deciding:
                 result = reply_outcome(decision.outcome, decision.flow)
             elif decision.flow is not None:
                 result = kept(decision.flow, decision.step)
-        return Outcome(name=decision.outcome, result=result, flow=decision.flow, step=decision.step)
+        return SubmissionOutcome(name=decision.outcome, result=result, flow=decision.flow, step=decision.step)
 
     def _apply(self, decision: Decision) -> None:
         """Carry the decision out on the world and add it to the batch."""
@@ -216,7 +216,7 @@ class Deciding:
             batch.count("held", 1)
         world.apply(decision)
 
-    def _spoil(self, spoiled: Spoiled) -> None:
+    def _spoil(self, spoiled: RejectedHeld) -> None:
         """Bury a held reply that its wait does not accept."""
         held = spoiled.held
         result = reply_outcome("rejected", None)
@@ -235,7 +235,7 @@ class Deciding:
                 rows = self._loaded.places.get((row.source, row.source_seq), [])
                 rows[:] = [told if known is row else known for known in rows]
 
-    def _record(self, submission: Submission, outcome: Outcome) -> Outcome:
+    def _record(self, submission: Submission, outcome: SubmissionOutcome) -> SubmissionOutcome:
         """Store the message's one outcome under its identity; a request beyond a quota leaves nothing behind, and may be sent again."""
         if submission.seq is not None or (submission.identity is not None and not isinstance(outcome.error, QuotaExceeded)):
             self._note(submission, outcome.name, outcome.result, first=True)
@@ -275,11 +275,11 @@ class Deciding:
                 self.outcomes[at] = replace(outcome, result=told)
         self._batch.inbox = [replace(row, result=changed.get((row.digest, row.result), row.result)) for row in self._batch.inbox]
 
-    def _follow_up(self, end: FollowUp) -> Outcome:
+    def _follow_up(self, end: FollowUp) -> SubmissionOutcome:
         """Go on with an end that was not followed up to its end."""
         self._aftermath.follow(end)
         self._batch.followed_up.append(end.flow_id)
-        return Outcome(name="applied")
+        return SubmissionOutcome(name="applied")
 
     def finished(self) -> Batch:
         """Return what the batch writes: each touched flow once, as it is at the end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from nats_taskflow.engine.submission import Original, Submission
-from nats_taskflow.flow.decision import Spoiled
+from nats_taskflow.flow.decision import RejectedHeld
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.units import Micros
 
@@ -24,7 +24,7 @@ def letter_of(submission: Submission, raw: Original, reason: str, message: str, 
     )
 
 
-def letter_of_held(spoiled: Spoiled, now: Micros) -> DeadLetter:
+def letter_of_held(spoiled: RejectedHeld, now: Micros) -> DeadLetter:
     """Make the dead letter of a held reply."""
     held = spoiled.held
     return DeadLetter(

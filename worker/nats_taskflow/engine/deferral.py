@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nats_taskflow.engine.submission import Submission, Useless
+from nats_taskflow.engine.submission import Submission, Unreadable
 from nats_taskflow.errors import Defect
 from nats_taskflow.flow.conditions import ExternalEvent, nodes
 from nats_taskflow.flow.model import Flow, Pair
@@ -30,7 +30,7 @@ Question = tuple[bytes, bytes | None]
 Answers = Mapping[Question, Any]
 
 
-class Before(NamedTuple):
+class PriorAnswers(NamedTuple):
     """What a batch is decided with besides the database: what was found out for its submissions, and what must not be overtaken."""
 
     answers: Mapping[Submission, Answers] = {}
@@ -38,7 +38,7 @@ class Before(NamedTuple):
 
 
 NO_ANSWERS: Answers = {}
-NOTHING_BEFORE = Before()
+NOTHING_BEFORE = PriorAnswers()
 
 
 class Deferral(msgspec.Struct, frozen=True, eq=False):
@@ -107,9 +107,9 @@ class Deferrals:
         return submission in self._waiting
 
     @property
-    def before(self) -> Before:
+    def before(self) -> PriorAnswers:
         """What the next batch is decided with."""
-        return Before(self.answers, frozenset().union(*[deferral.keys for deferral in self._waiting.values()]))
+        return PriorAnswers(self.answers, frozenset().union(*[deferral.keys for deferral in self._waiting.values()]))
 
     def put(self, deferrals: list[Deferral]) -> None:
         """Defer; what asks something is answered, the rest stays behind that."""
@@ -175,7 +175,7 @@ def keys_of(submission: Submission, world: World) -> set[Hashable]:
         keys |= {what.flow_id, *_pairs(world.flows.get(what.flow_id))}
     elif identity is not None:
         keys.add(identity.scope)
-    elif not isinstance(what, Useless | StartFlow | ExpireHeld | RequestRefused):
+    elif not isinstance(what, Unreadable | StartFlow | ExpireHeld | RequestRefused):
         keys.add(("", what.flow_id))  # commands within the process: those on one flow in their order
     return keys
 

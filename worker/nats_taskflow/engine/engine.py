@@ -21,10 +21,10 @@ import structlog
 from nats_taskflow.engine.deferral import Deferrals
 from nats_taskflow.engine.portion import decided
 from nats_taskflow.engine.queue import Job, Queue
-from nats_taskflow.engine.submission import Original, Outcome, Submission, Useless
+from nats_taskflow.engine.submission import Original, Submission, SubmissionOutcome, Unreadable
 from nats_taskflow.errors import FlowError, Internal, Refusal, RevisionMismatch, Unavailable
 from nats_taskflow.flow.stimuli import FollowUp, Policy, Stimulus
-from nats_taskflow.futures import fail, fail_all, new_future, resolve, to_its_end
+from nats_taskflow.futures import fail, fail_all, new_future, resolve, run_shielded
 from nats_taskflow.store.port import LostRace, Store, Work
 from nats_taskflow.store.records import Batch
 from nats_taskflow.units import Micros
@@ -82,7 +82,7 @@ class Engine:
 
     def submit(
         self,
-        what: Stimulus | FollowUp | Useless,
+        what: Stimulus | FollowUp | Unreadable,
         identity: Identity | None = None,
         *,
         source: str = "local",
@@ -91,8 +91,8 @@ class Engine:
         group: int = 0,
         size: int = 0,
         request: bool = False,
-    ) -> asyncio.Future[Outcome]:
-        """Queue a stimulus; the future gives its `Outcome` after the commit, or raises `Unavailable` or a `Refusal`.
+    ) -> asyncio.Future[SubmissionOutcome]:
+        """Queue a stimulus; the future gives its `SubmissionOutcome` after the commit, or raises `Unavailable` or a `Refusal`.
 
         `identity` makes it idempotent; `source` and `seq` say where the message lies (one that has a `seq` waits out a store that takes
         no changes: only the stop makes it `Unavailable`), `raw` what it was, `size` how long where that is not kept. `group`: it is
@@ -131,7 +131,7 @@ class Engine:
                     self._arrived.clear()
                     await self._arrived.wait()
                     continue
-                await to_its_end(self._step())
+                await run_shielded(self._step())
                 if self._stalled and not await self._waited_out():
                     return
         except Refusal as broken:

@@ -11,25 +11,25 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from nats_taskflow.flow.decision import Change, Decision
+from nats_taskflow.flow.decision import Decision, FlowChange
 from nats_taskflow.flow.lifecycle import TERMINAL, EventKind, FlowStatus
-from nats_taskflow.flow.stimuli import FlowEnded, FollowUp, ParentCancelled
-from nats_taskflow.store.records import OpenEnd
+from nats_taskflow.flow.stimuli import EndOfFlow, FollowUp, ParentCancelled
+from nats_taskflow.store.records import UnfinishedEnd
 from nats_taskflow.wire.answers import CancelledChildren
 
 AT_ONCE = 200
 _NAMED = 100
 _WEIGHS_AS_ONE = 8 * 1024
 """Bytes that each follower is given without being counted twice: a quarter of a megabyte goes to six at once."""
-End = FlowEnded | ParentCancelled
+End = EndOfFlow | ParentCancelled
 
 
-class Aftermath:
+class FollowUps:
     """What follows from the flows that a batch ended. `unfinished`: ends that are to be followed up later, by flow."""
 
     def __init__(self) -> None:
         self.room = AT_ONCE
-        self.unfinished: dict[str, OpenEnd] = {}
+        self.unfinished: dict[str, UnfinishedEnd] = {}
         self._ends: list[End] = []
         self._fallen: dict[str, list[str]] = {}
         self._left: dict[str, int] = {}
@@ -39,7 +39,7 @@ class Aftermath:
         """Whether flows were cancelled whose children go with them."""
         return bool(self._fallen)
 
-    def note(self, change: Change) -> None:
+    def note(self, change: FlowChange) -> None:
         """Remember a flow that ended by this change."""
         last = change.events[-1] if change.events else None
         if last is None or last.status not in TERMINAL or last.kind is EventKind.STEP_OBSERVED:
@@ -49,7 +49,7 @@ class Aftermath:
 
     def follow(self, end: FollowUp) -> None:
         """Follow up the end of a flow."""
-        self._ends.append(FlowEnded(flow_id=end.flow_id, trace=end.trace))
+        self._ends.append(EndOfFlow(flow_id=end.flow_id, trace=end.trace))
         if end.cascade:
             self._ends.append(ParentCancelled(flow_id=end.flow_id, trace=end.trace))
 
@@ -70,7 +70,7 @@ class Aftermath:
 
     def within(self, end: End, decision: Decision, left: int) -> Decision:
         """Return what there is room for of what follows from an end; `left`: how many followers it has that were not even loaded."""
-        brings = decision.flow.state_json if isinstance(end, FlowEnded) and decision.flow is not None else None
+        brings = decision.flow.state_json if isinstance(end, EndOfFlow) and decision.flow is not None else None
         changes = self.cut(decision, brings).changes
         left += len(decision.changes) - len(changes)
         cascade = isinstance(end, ParentCancelled)
@@ -80,7 +80,7 @@ class Aftermath:
         if left:
             known = self.unfinished.get(end.flow_id)
             cascade = cascade or (known is not None and known.cascade)
-            self.unfinished[end.flow_id] = OpenEnd(flow_id=end.flow_id, cascade=cascade, trace=end.trace)
+            self.unfinished[end.flow_id] = UnfinishedEnd(flow_id=end.flow_id, cascade=cascade, trace=end.trace)
         return replace(decision, changes=changes)
 
     def children_of(self, flow_id: str) -> CancelledChildren | None:

@@ -24,12 +24,12 @@ Schema = dict[str, Any] | bool
 Maker = Callable[[Any, dict[str, Any]], Check]
 
 
-class Unusable(Exception):
+class UnusableSchema(Exception):
     """What keeps a schema from being used; the message is for its author."""
 
 
 def compiled(schema: Schema) -> Check:
-    """Return the check of a schema. Raises `Unusable`."""
+    """Return the check of a schema. Raises `UnusableSchema`."""
     if isinstance(schema, bool):
         nothing: Misfit | None = None if schema else ("nothing is accepted here", ())
         return lambda _: nothing
@@ -38,13 +38,13 @@ def compiled(schema: Schema) -> Check:
 
 
 def _keyword(keyword: str, value: Any, schema: dict[str, Any]) -> Check | None:
-    """Return the check that one keyword of a schema asks for; None where it only describes. Raises `Unusable`."""
+    """Return the check that one keyword of a schema asks for; None where it only describes. Raises `UnusableSchema`."""
     if keyword not in KEYWORDS:
         message = f"the keyword {keyword[:_SHOWN]!r} is not supported; supported are {', '.join(sorted(_MAKERS))}"
-        raise Unusable(message)
+        raise UnusableSchema(message)
     if not KEYWORDS[keyword](value):
         message = f"it is no JSON Schema: {keyword} cannot be {_shown(value)}"
-        raise Unusable(message)
+        raise UnusableSchema(message)
     return _MAKERS[keyword](value, schema) if keyword in _MAKERS else None
 
 

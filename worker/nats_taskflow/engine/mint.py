@@ -8,16 +8,16 @@ from uuid import UUID
 
 from nats_taskflow.bus.port import Delivery
 from nats_taskflow.doors.flow_manager import new_id
-from nats_taskflow.engine.quota import UNMETERED, Meter
+from nats_taskflow.engine.quota import UNMETERED, CommandQuota
 from nats_taskflow.services.consumer import Reader, Verdict
 from nats_taskflow.units import Micros
 from nats_taskflow.wire.codec import read_command, stray
 from nats_taskflow.wire.inbound import refused_verdict
-from nats_taskflow.wire.replies import Bindings
+from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.subjects import Subjects
 
 
-class Randomness:
+class IdMint:
     """Makes ids: UUIDv7 for rows, 128 random bits for what must not be guessed (SEMANTICS R3)."""
 
     def flow_id(self) -> str:
@@ -34,7 +34,7 @@ class Randomness:
 
 
 def reader(
-    subjects: Subjects, bindings: Bindings, mint: Randomness, offset: Callable[[], Micros] = lambda: 0, meter: Meter = UNMETERED
+    subjects: Subjects, bindings: ReplyBindings, mint: IdMint, offset: Callable[[], Micros] = lambda: 0, meter: CommandQuota = UNMETERED
 ) -> Reader:
     """Return what turns a delivery into a verdict. Commands count against their agent's quota by when they were stored, not when read.
 

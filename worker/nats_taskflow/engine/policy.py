@@ -6,19 +6,19 @@ from functools import partial
 
 from nats_taskflow.config import Config
 from nats_taskflow.engine.payload_schema import accepts, schema_flaw
-from nats_taskflow.engine.quota import Meter
+from nats_taskflow.engine.quota import CommandQuota
 from nats_taskflow.flow.stimuli import Policy
 from nats_taskflow.wire.commands import taken_for_reply
 from nats_taskflow.wire.delegates import Delegates
-from nats_taskflow.wire.replies import Bindings
+from nats_taskflow.wire.replies import ReplyBindings
 
 
-def meter_of(config: Config) -> Meter:
+def meter_of(config: Config) -> CommandQuota:
     """Return a meter of the commands of one door, by the quotas that are set."""
-    return Meter(commands=config.quotas.commands_per_second, size=config.quotas.command_bytes_per_second)
+    return CommandQuota(commands=config.quotas.commands_per_second, size=config.quotas.command_bytes_per_second)
 
 
-def policy_of(config: Config, bindings: Bindings) -> Policy:
+def policy_of(config: Config, bindings: ReplyBindings) -> Policy:
     """Return the policy of a worker with these settings and bindings."""
     return Policy(
         timer_horizon_us=config.engine.timer_max_horizon,

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 
-from nats_taskflow.engine.batch import Deciding
-from nats_taskflow.engine.deferral import Before
+from nats_taskflow.engine.batch import BatchDecision
+from nats_taskflow.engine.deferral import PriorAnswers
 from nats_taskflow.engine.follow_ups import End
-from nats_taskflow.engine.submission import Submission, needs_of, needs_of_ends
+from nats_taskflow.engine.submission import Submission, what_to_load, what_to_load_for_ends
 from nats_taskflow.flow.stimuli import Policy
 from nats_taskflow.store.port import TooHeavy, Transaction
 from nats_taskflow.store.records import ALL, Batch, Loaded
@@ -22,10 +22,12 @@ _HEAVY, _FEWER = 2 * 1024 * 1024, 8
 """Bytes of states that a transaction loads, and by how much fewer messages it takes where that is not enough."""
 
 
-def decided(submissions: list[Submission], now: Micros, policy: Policy, before: Before, transaction: Transaction) -> tuple[Deciding, Batch]:
+def decided(
+    submissions: list[Submission], now: Micros, policy: Policy, before: PriorAnswers, transaction: Transaction
+) -> tuple[BatchDecision, Batch]:
     """Load, decide and save what comes first of a batch, on the database's thread; returns what was decided and what was written."""
     taken, loaded = _loaded(submissions, now, policy, transaction)
-    deciding = Deciding(loaded, now, policy, before)
+    deciding = BatchDecision(loaded, now, policy, before)
     began = time.thread_time()
     for submission in taken:
         deciding.decide(submission)
@@ -43,7 +45,7 @@ def _loaded(submissions: list[Submission], now: Micros, policy: Policy, transact
     count = len(submissions)
     while True:
         taken = submissions[:count]
-        needs = needs_of(taken, policy)
+        needs = what_to_load(taken, policy)
         needs.max_bytes = ALL if count == 1 or submissions[0].group else _HEAVY
         try:
             return taken, transaction.load(needs, now)
@@ -54,7 +56,7 @@ def _loaded(submissions: list[Submission], now: Micros, policy: Policy, transact
 def _followers(ends: list[End], most: int, now: Micros, transaction: Transaction) -> Loaded:
     """Load who follows the ends of flows, as many as stay light; the others are followed up later."""
     while True:
-        needs = needs_of_ends(ends, most)
+        needs = what_to_load_for_ends(ends, most)
         needs.max_bytes = ALL if most <= 1 else _HEAVY
         try:
             return transaction.load(needs, now)

@@ -35,7 +35,7 @@ class Job(msgspec.Struct, frozen=True):
     done: asyncio.Future[Any]
 
 
-class Turns:
+class SourceTurns:
     """Submissions in turn between those they come from, each one's own in their order."""
 
     def __init__(self) -> None:
@@ -115,8 +115,8 @@ class Queue:
 
     def __init__(self, max_batch: int) -> None:
         self._max_batch = max_batch
-        self._line = Turns()
-        self._requests = Turns()
+        self._line = SourceTurns()
+        self._requests = SourceTurns()
         self._jobs: deque[Job] = deque()
         self._job_is_next = True
         self._odd = False

@@ -14,7 +14,7 @@ BURST: Micros = 10 * SECOND
 _MOST_AGENTS = 10_000
 
 
-class Meter:
+class CommandQuota:
     """Meters the commands of one door. Rates are for each agent and second; None: as much as it likes."""
 
     def __init__(self, *, commands: int | None = None, size: int | None = None) -> None:
@@ -53,4 +53,4 @@ def _exceeded(kind: str, rate: int, early: Micros) -> QuotaExceeded:
     return QuotaExceeded(message, quota=kind, limit=rate, retry_after=retry_after)
 
 
-UNMETERED = Meter()
+UNMETERED = CommandQuota()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from nats_taskflow.engine.submission import Outcome
+from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.flow.fold import fold
 from nats_taskflow.flow.model import Flow, FlowStep
 from nats_taskflow.store.port import Reads
 from nats_taskflow.wire import outcomes
-from nats_taskflow.wire.answers import Applied
+from nats_taskflow.wire.answers import AppliedAnswer
 
 Turn = Callable[[], Awaitable[None]]
 _AT_ONCE = 1000
@@ -17,13 +17,13 @@ _PAGES = 8
 """How much of a journal is folded for one answer, each page of 512 KiB: with more before it, an outcome is told as it is stored."""
 
 
-class Recall:
+class StoredOutcomes:
     """Tells outcomes whole: a repeat as it was told the first time, byte for byte."""
 
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
 
-    async def told(self, outcome: Outcome, turn: Turn) -> bytes:
+    async def told(self, outcome: SubmissionOutcome, turn: Turn) -> bytes:
         """Return what whoever asked is told of an outcome; with what is large in it when it is their turn."""
         light = outcomes.light(outcome.result)
         if light is None:
@@ -61,7 +61,7 @@ class Recall:
             place = page.next
         return None
 
-    async def _step_of(self, light: Applied) -> FlowStep | None:
+    async def _step_of(self, light: AppliedAnswer) -> FlowStep | None:
         """Return the observed run that an outcome tells of, unless it was observed again since."""
         if not light.step:
             return None

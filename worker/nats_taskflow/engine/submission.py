@@ -16,8 +16,8 @@ from nats_taskflow.flow.quota import bounded_agent
 from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
     DelegateFlow,
+    EndOfFlow,
     ExpireHeld,
-    FlowEnded,
     FollowUp,
     MatchHeld,
     ObserveStep,
@@ -35,7 +35,7 @@ from nats_taskflow.wire.headers import Headers
 from nats_taskflow.wire.inbound import Identity, digest
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class SubmissionOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a submission. `result` is what is stored of it, in bytes, and `Recall` makes the answer; `repeat`: it was known."""
 
     name: OutcomeName
@@ -47,7 +47,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Original(Protocol):
-    """A message as it came, for the dead letters: a delivery, or a `Raw`."""
+    """A message as it came, for the dead letters: a delivery, or a `RawMessage`."""
 
     @property
     def subject(self) -> str:
@@ -62,7 +62,7 @@ class Original(Protocol):
         """Its body."""
 
 
-class Raw(msgspec.Struct, frozen=True, kw_only=True):
+class RawMessage(msgspec.Struct, frozen=True, kw_only=True):
     """An original by itself."""
 
     subject: str
@@ -70,7 +70,7 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
 
 
-class Useless(msgspec.Struct, frozen=True, kw_only=True):
+class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
     """A message nothing can be done with: `reason` is its dead letter's token; None where the refusal alone is its outcome."""
 
     error: FlowError
@@ -84,7 +84,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     that may kill the process; at most so many of them share a transaction, with nobody else. 0: it is no suspect. `size`: bytes that came.
     """
 
-    what: Stimulus | FollowUp | Useless
+    what: Stimulus | FollowUp | Unreadable
     identity: Identity | None
     source: str
     seq: int | None
@@ -104,7 +104,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return digest(self.raw.body) if self.raw is not None else b""
 
 
-def needs_of(submissions: list[Submission], policy: Policy) -> Needs:
+def what_to_load(submissions: list[Submission], policy: Policy) -> Needs:
     """Say what has to be loaded to decide the batch."""
     needs = Needs(max_held=policy.max_held, max_held_of_tenant=policy.max_held_of_tenant)
     for submission in submissions:
@@ -121,10 +121,10 @@ def needs_of(submissions: list[Submission], policy: Policy) -> Needs:
     return needs
 
 
-def _need(stimulus: Stimulus | FollowUp | Useless, needs: Needs) -> None:
+def _need(stimulus: Stimulus | FollowUp | Unreadable, needs: Needs) -> None:
     """Add what one stimulus looks at."""
     match stimulus:
-        case Useless():
+        case Unreadable():
             return
         case Reply():
             _need_reply(stimulus, needs)
@@ -190,8 +190,8 @@ def _need_condition(command: ParkFlow, needs: Needs) -> None:
                 pass
 
 
-def needs_of_ends(ends: Sequence[FlowEnded | ParentCancelled], followers: int) -> Needs:
+def what_to_load_for_ends(ends: Sequence[EndOfFlow | ParentCancelled], followers: int) -> Needs:
     """Say what has to be loaded to follow the ends of flows up: who waits for them, and their children."""
-    watched = {end.flow_id for end in ends if isinstance(end, FlowEnded)}
+    watched = {end.flow_id for end in ends if isinstance(end, EndOfFlow)}
     parents = {end.flow_id for end in ends if isinstance(end, ParentCancelled)}
     return Needs(watched=watched, parents=parents, followers=followers)

@@ -8,10 +8,10 @@ import msgspec
 
 from nats_taskflow.errors import Internal
 from nats_taskflow.flow.conditions import FLOW_ENDS, from_value, open_nodes
-from nats_taskflow.flow.decision import Change, Decision, Draft, View
-from nats_taskflow.flow.end import Source, cancel, satisfy
+from nats_taskflow.flow.decision import Decision, Draft, FlowChange, View
+from nats_taskflow.flow.end import EndedBy, cancel, satisfy
 from nats_taskflow.flow.model import Flow, Waiter
-from nats_taskflow.flow.stimuli import Caller, FlowEnded, ParentCancelled, Policy
+from nats_taskflow.flow.stimuli import Caller, EndOfFlow, ParentCancelled, Policy
 from nats_taskflow.units import Micros
 
 _NAMES = 1024
@@ -25,19 +25,19 @@ def end_of(flow: Flow, watcher: Flow, policy: Policy) -> dict[str, Any]:
     return told | ({"state": flow.state_json} if gathered <= policy.max_event_bytes - _NAMES else {"state_omitted": True})
 
 
-def resume_watchers(ended: FlowEnded, view: View, now: Micros, policy: Policy) -> Decision:
+def resume_watchers(ended: EndOfFlow, view: View, now: Micros, policy: Policy) -> Decision:
     """Satisfy every open wait for the end of this flow."""
     flow = view.flow(ended.flow_id)
     if flow is None or not flow.terminal:
         return Decision(outcome="unmatched", flow=flow)
     by = Caller(actor="worker", cause=f"{flow.id}:{flow.seq}", trace=ended.trace)
-    changes: list[Change] = []
+    changes: list[FlowChange] = []
     for waiter in view.waiters((FLOW_ENDS, flow.id)):
         watcher = _readable(view, waiter.flow_id)
         if watcher is None or watcher.cancel_requested or not _still_waits(watcher, waiter):
             continue
         draft = Draft(watcher, by, now)
-        satisfy(draft, waiter.leaf, end_of(flow, watcher, policy), Source(cause="event", pair=("flow", flow.id), event_id=by.cause))
+        satisfy(draft, waiter.leaf, end_of(flow, watcher, policy), EndedBy(cause="event", pair=("flow", flow.id), event_id=by.cause))
         changes.append(draft.change())
     return Decision(outcome="applied", flow=flow, changes=tuple(changes))
 
@@ -56,7 +56,7 @@ def cancel_children(parent: ParentCancelled, view: View, now: Micros) -> Decisio
     """Cancel the children that have not ended."""
     flow = view.flow(parent.flow_id)
     by = Caller(actor="worker", cause=f"{parent.flow_id}:{flow.seq}" if flow is not None else None, trace=parent.trace)
-    changes: list[Change] = []
+    changes: list[FlowChange] = []
     for child_id in view.children(parent.flow_id):
         child = _readable(view, child_id)
         if child is not None and not child.terminal:

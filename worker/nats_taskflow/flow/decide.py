@@ -22,7 +22,7 @@ from nats_taskflow.errors import (
 from nats_taskflow.flow.cascade import cancel_children, resume_watchers
 from nats_taskflow.flow.decision import Decision, Draft, View
 from nats_taskflow.flow.delegate import delegate, send_again
-from nats_taskflow.flow.end import Source, answer, cancel, fail, pass_time
+from nats_taskflow.flow.end import EndedBy, answer, cancel, fail, pass_time
 from nats_taskflow.flow.fold import merged
 from nats_taskflow.flow.held import expire_held, match_held
 from nats_taskflow.flow.lifecycle import NEXT, EventKind, FlowStatus
@@ -38,10 +38,10 @@ from nats_taskflow.flow.stimuli import (
     Command,
     DeadlinePassed,
     DelegateFlow,
+    EndOfFlow,
     ExpireHeld,
     FailFlow,
     FinishFlow,
-    FlowEnded,
     MatchHeld,
     ObserveStep,
     ParentCancelled,
@@ -77,7 +77,7 @@ def decide(stimulus: Stimulus, view: View, now: Micros, policy: Policy) -> Decis
         return _pass_deadline(stimulus, view, now)
     if isinstance(stimulus, StartFlow):
         return within_quota(stimulus, _start(stimulus, view, now), view, policy)
-    if isinstance(stimulus, FlowEnded):
+    if isinstance(stimulus, EndOfFlow):
         return resume_watchers(stimulus, view, now, policy)
     if isinstance(stimulus, ParentCancelled):
         return cancel_children(stimulus, view, now)
@@ -159,7 +159,7 @@ def _advance(draft: Draft, command: AdvanceFlow, _view: View) -> None:
 
 def _resume(draft: Draft, command: ResumeFlow, _view: View) -> None:
     """Move waiting → running on request; the caller's patch lands after the worker's own keys. A state that is no object has no keys."""
-    meta = {"resume_meta": Source(cause="manual").meta(draft.now)}
+    meta = {"resume_meta": EndedBy(cause="manual").meta(draft.now)}
     entry: dict[str, Any] = {"cause": "manual"}
     if command.patch is not None or isinstance(draft.flow.state_json, dict):
         entry["patch"] = merged(meta, command.patch) if command.patch is not None else meta

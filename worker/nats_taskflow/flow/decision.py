@@ -8,9 +8,9 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from nats_taskflow.flow.fold import fold
-from nats_taskflow.flow.held_quota import Displaced, Holdings
+from nats_taskflow.flow.held_quota import DisplacedReply, HeldCounts
 from nats_taskflow.flow.lifecycle import STATUS_AFTER, EventKind
-from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Pair, Waiter
+from nats_taskflow.flow.model import DelegateMessage, Flow, FlowEvent, FlowStep, HeldReply, Pair, Waiter
 from nats_taskflow.flow.stimuli import Caller
 from nats_taskflow.flow.usage import Usage
 from nats_taskflow.units import Micros
@@ -21,14 +21,14 @@ OutcomeName = Literal[
 """What became of a message (SEMANTICS R14). `unmatched` is for in-process replies that nobody waits for and that are not held."""
 
 
-class Taken(msgspec.Struct, frozen=True):
+class MatchedHeld(msgspec.Struct, frozen=True):
     """A held reply that found its wait, and the outcome its message has from now on."""
 
     held: HeldReply
     outcome: OutcomeName
 
 
-class Spoiled(msgspec.Struct, frozen=True):
+class RejectedHeld(msgspec.Struct, frozen=True):
     """A held reply that its wait does not accept: it goes to the dead letters."""
 
     held: HeldReply
@@ -36,7 +36,7 @@ class Spoiled(msgspec.Struct, frozen=True):
     message: str
 
 
-class Change(msgspec.Struct, frozen=True, kw_only=True):
+class FlowChange(msgspec.Struct, frozen=True, kw_only=True):
     """What happened to one flow: its row afterwards, its new journal entries, and what became of its waits.
 
     `opened` lists every wait that was opened, also those that a held reply ended at once; `closed` is the generation that ended,
@@ -50,7 +50,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     satisfied: tuple[int, ...] = ()
     step: FlowStep | None = None
     idempotency_key: str | None = None
-    outgoing: tuple[Outgoing, ...] = ()
+    outgoing: tuple[DelegateMessage, ...] = ()
 
     def still_open(self, waiter: Waiter) -> bool:
         """Tell whether a wait opened by this change is still open after it."""
@@ -67,12 +67,12 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     outcome: OutcomeName
     flow: Flow | None = None
-    changes: tuple[Change, ...] = ()
-    taken: tuple[Taken, ...] = ()
+    changes: tuple[FlowChange, ...] = ()
+    taken: tuple[MatchedHeld, ...] = ()
     hold: HeldReply | None = None
     step: FlowStep | None = None
-    spoiled: tuple[Spoiled, ...] = ()
-    displaced: tuple[Displaced, ...] = ()
+    spoiled: tuple[RejectedHeld, ...] = ()
+    displaced: tuple[DisplacedReply, ...] = ()
     refused: tuple[tuple[str, int, str], ...] = ()
     dead: tuple[str, str] | None = None
 
@@ -81,7 +81,7 @@ class View(Protocol):
     """What may be looked at while deciding. Everything a stimulus needs has been loaded; looking never waits."""
 
     @property
-    def holdings(self) -> Holdings:
+    def holdings(self) -> HeldCounts:
         """How many replies are held, and which would make room first."""
         ...
 
@@ -131,7 +131,7 @@ class View(Protocol):
 
 
 class Draft:
-    """A flow in the making: append journal entries, read the flow they give, then take the `Change`."""
+    """A flow in the making: append journal entries, read the flow they give, then take the `FlowChange`."""
 
     def __init__(self, flow: Flow | None, caller: Caller, now: Micros) -> None:
         self._flow = flow
@@ -142,7 +142,7 @@ class Draft:
         self.satisfied: list[int] = []
         self.step: FlowStep | None = None
         self.idempotency_key: str | None = None
-        self.outgoing: list[Outgoing] = []
+        self.outgoing: list[DelegateMessage] = []
         self._generation = flow.wait_id if flow is not None else None
 
     @property
@@ -189,10 +189,10 @@ class Draft:
         self._flow = fold(before, event)
         return self._flow
 
-    def change(self) -> Change:
+    def change(self) -> FlowChange:
         """Return what was drafted."""
         still = self.flow.wait_id == self._generation
-        return Change(
+        return FlowChange(
             flow=self.flow,
             events=tuple(self._events),
             opened=tuple(self.opened),

@@ -11,7 +11,7 @@ from nats_taskflow.flow.conditions import ExternalEvent, parse
 from nats_taskflow.flow.decision import Decision, View
 from nats_taskflow.flow.end import notice
 from nats_taskflow.flow.ids import agent_of
-from nats_taskflow.flow.model import Flow, Outgoing
+from nats_taskflow.flow.model import DelegateMessage, Flow
 from nats_taskflow.flow.normalize import settle
 from nats_taskflow.flow.park import park_on, with_outgoing
 from nats_taskflow.flow.request_headers import DEADLINE, HOPS, REPLY_SUBJECT, asker
@@ -74,7 +74,7 @@ def _forbidden(command: DelegateFlow, flow: Flow, policy: Policy) -> FlowError |
     return None
 
 
-def _spoken_for_others(command: DelegateFlow, flow: Flow, request: Outgoing, policy: Policy) -> FlowError | None:
+def _spoken_for_others(command: DelegateFlow, flow: Flow, request: DelegateMessage, policy: Policy) -> FlowError | None:
     """Refuse what the worker would take for a reply once it has published it: it might resume a flow of somebody else's.
 
     Its callers need not be allowed to publish there: it must not do it for them (a confused deputy).
@@ -103,14 +103,14 @@ def _reply_subject(command: DelegateFlow, policy: Policy) -> str | FlowError | N
     return policy.answers_on(command.reply_topic, command.correlation_id)
 
 
-def _request(command: DelegateFlow, wait: ExternalEvent, flow: Flow, reply: str | None) -> Outgoing:
+def _request(command: DelegateFlow, wait: ExternalEvent, flow: Flow, reply: str | None) -> DelegateMessage:
     """Write the request; what the worker says in headers, the caller's headers cannot unsay."""
     said = {**asker(flow.owner_session_key, flow.id, command.correlation_id, command.caller.trace), HOPS: str(flow.hops + 1)}
     if wait.deadline is not None:
         said[DEADLINE] = rfc3339(to_micros(wait.deadline))
     if reply is not None:
         said[REPLY_SUBJECT] = reply
-    return Outgoing(
+    return DelegateMessage(
         flow_id=flow.id,
         wait_id=flow.revision + 1,
         kind="request",

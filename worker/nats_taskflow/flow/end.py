@@ -1,5 +1,4 @@
-"""End waits and flows: satisfy a leaf, resume, time out, fail, cancel. Whoever wins closes every sibling leaf (SEMANTICS R10)."""
-# TODO merge: """Answer one manual leaf of a composite wait: approvals that come one by one (SEMANTICS 3, R11)."""
+"""End waits and flows: satisfy a leaf, resume, time out, fail, cancel. The winner closes every sibling leaf (SEMANTICS R10, R11)."""
 
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ from nats_taskflow.flow.conditions import (
 )
 from nats_taskflow.flow.decision import Decision, Draft, OutcomeName
 from nats_taskflow.flow.lifecycle import EventKind
-from nats_taskflow.flow.model import Flow, Outgoing, Pair
-from nats_taskflow.flow.payload_check import unfit
+from nats_taskflow.flow.model import DelegateMessage, Flow, Pair
+from nats_taskflow.flow.payload_check import payload_refusal
 from nats_taskflow.flow.request_headers import asker
 from nats_taskflow.flow.stimuli import Caller, Policy, ResumeFlow
 from nats_taskflow.units import Micros, rfc3339
@@ -33,7 +32,7 @@ from nats_taskflow.units import Micros, rfc3339
 TIMED_OUT = "wait timed out"
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
+class EndedBy(msgspec.Struct, frozen=True, kw_only=True):
     """What ended a wait, or satisfied a leaf of it: becomes `state_json.resume_meta` (SEMANTICS R12). `reason` goes into the journal.
 
     `matched`: what the reply had come for, where a person gave it to another wait.
@@ -77,7 +76,7 @@ def due_of(flow: Flow) -> Micros | None:
     return due[0][0] if due else None
 
 
-def satisfy(draft: Draft, leaf: int, payload: Any, source: Source) -> OutcomeName:
+def satisfy(draft: Draft, leaf: int, payload: Any, source: EndedBy) -> OutcomeName:
     """Satisfy one leaf: resume a single wait; note progress of a composite and resume it once it holds (SEMANTICS R11)."""
     flow = draft.flow
     condition = condition_of(flow)
@@ -91,7 +90,7 @@ def satisfy(draft: Draft, leaf: int, payload: Any, source: Source) -> OutcomeNam
     return _resume_if_held(draft, condition, flow.progress or {}, source)
 
 
-def _resume_if_held(draft: Draft, condition: WaitCondition, progress: dict[str, Any], source: Source) -> OutcomeName:
+def _resume_if_held(draft: Draft, condition: WaitCondition, progress: dict[str, Any], source: EndedBy) -> OutcomeName:
     """Resume a composite wait that holds, with the payloads of its leaves keyed by their index (SEMANTICS R12).
 
     Where it does not hold yet, every leaf below a part that does is closed: its losers too (R10).
@@ -104,7 +103,7 @@ def _resume_if_held(draft: Draft, condition: WaitCondition, progress: dict[str, 
     return "resumed"
 
 
-def resume(draft: Draft, payload: Any, source: Source) -> Flow:
+def resume(draft: Draft, payload: Any, source: EndedBy) -> Flow:
     """Move the flow from waiting to running. A plain timer leaves the state alone (SEMANTICS R12)."""
     entry: dict[str, Any] = {"cause": source.cause, **source.said}
     if source.cause != "timer" or payload is not msgspec.UNSET:
@@ -125,7 +124,7 @@ def cancel(draft: Draft, reason: str | None, *, cascade: bool = True) -> Flow:
     return draft.add(EventKind.CANCELLED, {"reason": reason} if cascade else {"reason": reason, "cascade": False})
 
 
-def _notices(flow: Flow, reason: str | None, trace: str | None) -> list[Outgoing]:
+def _notices(flow: Flow, reason: str | None, trace: str | None) -> list[DelegateMessage]:
     """Write the cancel notices for the delegations that the flow still waits for; `trace` of what cancels, where that has one."""
     condition = from_value(flow.wait_json) if flow.wait_json is not None else None
     leaf = condition if isinstance(condition, ExternalEvent) else None
@@ -134,12 +133,12 @@ def _notices(flow: Flow, reason: str | None, trace: str | None) -> list[Outgoing
     return [notice(flow, leaf.correlation_id or "", leaf.cancel_to, reason, trace)]
 
 
-def notice(flow: Flow, correlation_id: str, subject: str, reason: str | None, trace: str | None = None) -> Outgoing:
+def notice(flow: Flow, correlation_id: str, subject: str, reason: str | None, trace: str | None = None) -> DelegateMessage:
     """Write the cancel notice for one delegation."""
     told = {"flow_id": flow.id, "correlation_id": correlation_id, "reason": reason}
     headers = asker(flow.owner_session_key, flow.id, correlation_id, trace)
     body = msgspec.json.encode(told)
-    return Outgoing(flow_id=flow.id, wait_id=flow.wait_id or 0, kind="cancel", subject=subject, headers=headers, body=body)
+    return DelegateMessage(flow_id=flow.id, wait_id=flow.wait_id or 0, kind="cancel", subject=subject, headers=headers, body=body)
 
 
 def pass_time(draft: Draft, now: Micros) -> OutcomeName:
@@ -164,10 +163,10 @@ def _fire(draft: Draft, condition: WaitCondition, node: Node) -> None:
     part, root = node.condition, node.number == 0
     if isinstance(part, Timer):
         payload = msgspec.UNSET if root else {"at": to_value(part)["at"]}
-        satisfy(draft, node.leaf or 0, payload, Source(cause="timer"))
+        satisfy(draft, node.leaf or 0, payload, EndedBy(cause="timer"))
         return
     pair = (part.topic, part.correlation_id or "") if isinstance(part, ExternalEvent) else None
-    source = Source(cause="timeout", pair=pair)
+    source = EndedBy(cause="timeout", pair=pair)
     if part.on_timeout == "fail":
         fail(draft, TIMED_OUT)
     elif part.on_timeout == "cancel":
@@ -189,11 +188,11 @@ def answer(command: ResumeFlow, flow: Flow, now: Micros, policy: Policy) -> Deci
         return InvalidRequest(f"the wait of flow {flow.id} has no manual leaf {command.leaf!r}", path="/leaf", leaf=command.leaf)
     if all(node.leaf != leaf for node in open_nodes(condition, flow.progress or {})):
         return IllegalTransition(f"leaf {command.leaf!r} of flow {flow.id} is answered already, or not needed any more", leaf=command.leaf)
-    flaw = unfit(condition, flow, leaf, command.patch, policy)
+    flaw = payload_refusal(condition, flow, leaf, command.patch, policy)
     if flaw is not None:
         return TooLarge(flaw[1], path="/patch")
     draft = Draft(flow, command.caller, now)
-    satisfy(draft, leaf, command.patch, Source(cause="manual", reason=command.reason))
+    satisfy(draft, leaf, command.patch, EndedBy(cause="manual", reason=command.reason))
     return Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from nats_taskflow.errors import Conflict, FlowError, IllegalTransition, InvalidRequest, NotFound, RevisionMismatch
 from nats_taskflow.flow.conditions import ExternalEvent, leaf_at, open_nodes
-from nats_taskflow.flow.decision import Decision, Draft, Taken, View
-from nats_taskflow.flow.end import Source, condition_of, satisfy
-from nats_taskflow.flow.held_quota import Displaced
+from nats_taskflow.flow.decision import Decision, Draft, MatchedHeld, View
+from nats_taskflow.flow.end import EndedBy, condition_of, satisfy
+from nats_taskflow.flow.held_quota import DisplacedReply
 from nats_taskflow.flow.model import Flow, Pair
-from nats_taskflow.flow.payload_check import unfit
+from nats_taskflow.flow.payload_check import payload_refusal
 from nats_taskflow.flow.stimuli import ExpireHeld, MatchHeld, Policy
 from nats_taskflow.units import Micros
 
@@ -30,13 +30,13 @@ def match_held(command: MatchHeld, view: View, now: Micros, policy: Policy) -> D
     leaf = _leaf(command, flow)
     if isinstance(leaf, FlowError):
         return leaf
-    flaw = unfit(condition_of(flow), flow, leaf, held.payload, policy)
+    flaw = payload_refusal(condition_of(flow), flow, leaf, held.payload, policy)
     if flaw is not None:
         return Conflict(f"the held reply cannot resume flow {flow.id}: {flaw[1]}", flow_id=flow.id)
     draft = Draft(flow, command.caller, now)
-    source = Source(cause="event", pair=_pair_at(flow, leaf), event_id=held.event_id or None, reason=command.reason, matched=held.pair)
+    source = EndedBy(cause="event", pair=_pair_at(flow, leaf), event_id=held.event_id or None, reason=command.reason, matched=held.pair)
     outcome = satisfy(draft, leaf, held.payload, source)
-    return Decision(outcome=outcome, flow=draft.flow, changes=(draft.change(),), taken=(Taken(held, outcome),))
+    return Decision(outcome=outcome, flow=draft.flow, changes=(draft.change(),), taken=(MatchedHeld(held, outcome),))
 
 
 def expire_held(command: ExpireHeld, view: View) -> Decision | FlowError:
@@ -45,7 +45,7 @@ def expire_held(command: ExpireHeld, view: View) -> Decision | FlowError:
     if held is None:
         return _gone(command.key)
     said = f"{command.caller.actor} let it expire before its time: {command.reason}"
-    return Decision(outcome="applied", displaced=(Displaced(held, said),))
+    return Decision(outcome="applied", displaced=(DisplacedReply(held, said),))
 
 
 def _leaf(command: MatchHeld, flow: Flow) -> int | FlowError:

@@ -23,14 +23,14 @@ Sender = tuple[str, str]
 """(tenant, topic)."""
 
 
-class Displaced(msgspec.Struct, frozen=True):
+class DisplacedReply(msgspec.Struct, frozen=True):
     """A held reply that makes room for another, and the sentence of its dead letter."""
 
     held: HeldReply
     message: str
 
 
-class Holdings(msgspec.Struct):
+class HeldCounts(msgspec.Struct):
     """How many replies are held: in all, by tenant and by its topics as far as it matters here, and of these topics the ones that expire
     first, in that order.
 
@@ -61,9 +61,9 @@ class Holdings(msgspec.Struct):
         topics[held.topic] = topics.get(held.topic, 0) + by
 
 
-def displaced_by(new: HeldReply, holdings: Holdings, policy: Policy) -> tuple[Displaced, ...]:
+def displaced_by(new: HeldReply, holdings: HeldCounts, policy: Policy) -> tuple[DisplacedReply, ...]:
     """Return what has to go so that the new reply may be held."""
-    gone: list[Displaced] = []
+    gone: list[DisplacedReply] = []
     for _ in range(AT_ONCE):
         out = [displaced.held for displaced in gone]
         counts = {tenant: count - sum(held.tenant == tenant for held in out) for tenant, count in holdings.of.items()}
@@ -76,11 +76,11 @@ def displaced_by(new: HeldReply, holdings: Holdings, policy: Policy) -> tuple[Di
         held = _first_of(payer, new, holdings, out)
         if held is None:
             break
-        gone.append(Displaced(held, f"the quota of {quota} held replies {whose}is used up: this one, the first to expire, made room"))
+        gone.append(DisplacedReply(held, f"the quota of {quota} held replies {whose}is used up: this one, the first to expire, made room"))
     return tuple(gone)
 
 
-def _first_of(tenant: str, new: HeldReply, holdings: Holdings, gone: Sequence[HeldReply]) -> HeldReply | None:
+def _first_of(tenant: str, new: HeldReply, holdings: HeldCounts, gone: Sequence[HeldReply]) -> HeldReply | None:
     """Return the reply that goes next where the tenant pays: of the topic that would hold most with the new one, its own where in doubt."""
     keys = {held.key for held in gone}
     paying: tuple[tuple[int, bool], HeldReply] | None = None

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 
 from nats_taskflow.errors import Internal
 from nats_taskflow.flow.conditions import deadline_of
-from nats_taskflow.flow.decision import Change, Decision, Draft, OutcomeName, View
-from nats_taskflow.flow.end import Source, cancel, condition_of, pass_time, satisfy
+from nats_taskflow.flow.decision import Decision, Draft, FlowChange, OutcomeName, View
+from nats_taskflow.flow.end import EndedBy, cancel, condition_of, pass_time, satisfy
 from nats_taskflow.flow.held_quota import displaced_by
 from nats_taskflow.flow.model import Flow, HeldReply, Waiter
-from nats_taskflow.flow.payload_check import unfit
+from nats_taskflow.flow.payload_check import payload_refusal
 from nats_taskflow.flow.stimuli import WORKER, Caller, Policy, Reply
 from nats_taskflow.units import Micros
 
@@ -33,12 +33,12 @@ def match(reply: Reply, view: View, now: Micros, policy: Policy) -> Decision:
         if not named:
             return Decision(outcome="flow_mismatch", dead=_MISMATCH)
         waiters = named
-    changes: list[Change] = []
+    changes: list[FlowChange] = []
     outcome: OutcomeName | None = None
     shown: Flow | None = None
     flaw: tuple[str, str] | None = None
     for waiter, flow in waiters:
-        misfit = unfit(condition_of(flow), flow, waiter.leaf, reply.payload, policy)
+        misfit = payload_refusal(condition_of(flow), flow, waiter.leaf, reply.payload, policy)
         if misfit is not None and not flow.cancel_requested:
             flaw = misfit
             continue
@@ -80,11 +80,11 @@ def _meet(flow: Flow, waiter: Waiter, reply: Reply, view: View, now: Micros) -> 
         timed_out = Draft(flow, WORKER, now)
         pass_time(timed_out, now)
         return timed_out, None
-    source = Source(cause="event", pair=waiter.pair, event_id=reply.event_id or None)
+    source = EndedBy(cause="event", pair=waiter.pair, event_id=reply.event_id or None)
     return draft, satisfy(draft, waiter.leaf, reply.payload, source)
 
 
-def _elsewhere(reply: Reply, view: View, now: Micros, policy: Policy, changes: tuple[Change, ...]) -> Decision:
+def _elsewhere(reply: Reply, view: View, now: Micros, policy: Policy, changes: tuple[FlowChange, ...]) -> Decision:
     """Decide a reply that nobody waits for at the moment: late when its flow has ended, else held (R4, R7)."""
     ended = {change.flow.id: change.flow for change in changes}
     target = reply.flow_id or view.last_flow((reply.topic, reply.correlation_id))

@@ -152,7 +152,7 @@ class Waiter(msgspec.Struct, frozen=True, kw_only=True):
         return (self.topic, self.correlation_id)
 
 
-class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
+class DelegateMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message to a delegate, committed with the change that sends it and published afterwards (SEMANTICS 5).
 
     `kind`: a `request`, which is of no use once its wait is over, or a `cancel` notice. `reply` is the NATS reply subject.

@@ -7,12 +7,12 @@ import msgspec
 from nats_taskflow.errors import FlowError, Internal, InvalidRequest, WaitConflict
 from nats_taskflow.flow.cascade import end_of
 from nats_taskflow.flow.conditions import FLOW_ENDS, ExternalEvent, FlowEnds, WaitCondition, deadline_of, nodes, parse, to_value
-from nats_taskflow.flow.decision import Decision, Draft, Spoiled, Taken, View
-from nats_taskflow.flow.end import Source, satisfy
+from nats_taskflow.flow.decision import Decision, Draft, MatchedHeld, RejectedHeld, View
+from nats_taskflow.flow.end import EndedBy, satisfy
 from nats_taskflow.flow.lifecycle import EventKind
-from nats_taskflow.flow.model import Flow, HeldReply, Outgoing, Waiter
+from nats_taskflow.flow.model import DelegateMessage, Flow, HeldReply, Waiter
 from nats_taskflow.flow.normalize import settle
-from nats_taskflow.flow.payload_check import unfit
+from nats_taskflow.flow.payload_check import payload_refusal
 from nats_taskflow.flow.stimuli import Caller, Command, ParkFlow, Policy
 from nats_taskflow.flow.validate import check, misspelled
 from nats_taskflow.units import Micros
@@ -50,7 +50,7 @@ def park_on(condition: WaitCondition, command: Command, flow: Flow, view: View, 
     return Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),), taken=taken, spoiled=spoiled)
 
 
-def with_outgoing(decision: Decision, outgoing: Outgoing) -> Decision:
+def with_outgoing(decision: Decision, outgoing: DelegateMessage) -> Decision:
     """Add a message to what the decision's one change sends."""
     change = msgspec.structs.replace(decision.changes[0], outgoing=(*decision.changes[0].outgoing, outgoing))
     return msgspec.structs.replace(decision, changes=(change,))
@@ -120,15 +120,15 @@ def _meet_ended(draft: Draft, view: View, condition: WaitCondition, policy: Poli
             satisfy(draft, node.leaf or 0, end_of(ended, draft.flow, policy), _end_source(ended))
 
 
-def _end_source(ended: Flow) -> Source:
+def _end_source(ended: Flow) -> EndedBy:
     """Name the end of a flow as what satisfied a leaf; its last journal entry is the event."""
     by = Caller(actor="worker", cause=f"{ended.id}:{ended.seq}")
-    return Source(cause="event", pair=("flow", ended.id), event_id=by.cause, caller=by)
+    return EndedBy(cause="event", pair=("flow", ended.id), event_id=by.cause, caller=by)
 
 
 def _take_held(
     draft: Draft, view: View, condition: WaitCondition, now: Micros, policy: Policy
-) -> tuple[tuple[Taken, ...], tuple[Spoiled, ...]]:
+) -> tuple[tuple[MatchedHeld, ...], tuple[RejectedHeld, ...]]:
     """Satisfy the opened waits from the held replies, oldest arrival first (SEMANTICS R4). Expiry is decided here."""
     generation = draft.flow.wait_id
     if generation is None:
@@ -139,18 +139,18 @@ def _take_held(
         for held in view.held(waiter.pair)
         if held.expires_us > now and held.flow_id in (None, draft.flow.id) and _in_time(held, condition, waiter.leaf)
     ]
-    taken: list[Taken] = []
-    spoiled: list[Spoiled] = []
+    taken: list[MatchedHeld] = []
+    spoiled: list[RejectedHeld] = []
     for _, leaf, waiter, held in sorted(candidates, key=lambda c: c[:2]):
         if draft.flow.wait_id != generation or leaf in draft.satisfied:
             continue
-        flaw = unfit(condition, draft.flow, leaf, held.payload, policy)
+        flaw = payload_refusal(condition, draft.flow, leaf, held.payload, policy)
         if flaw is not None:
-            spoiled.append(Spoiled(held, *flaw))
+            spoiled.append(RejectedHeld(held, *flaw))
             continue
         by = Caller(actor=f"topic:{held.topic}", cause=held.event_id, trace=held.trace)
-        source = Source(cause="event", pair=waiter.pair, event_id=held.event_id, caller=by)
-        taken.append(Taken(held, satisfy(draft, leaf, held.payload, source)))
+        source = EndedBy(cause="event", pair=waiter.pair, event_id=held.event_id, caller=by)
+        taken.append(MatchedHeld(held, satisfy(draft, leaf, held.payload, source)))
     return tuple(taken), tuple(spoiled)
 
 

@@ -14,7 +14,7 @@ from nats_taskflow.flow.stimuli import AdvanceFlow, Command, FinishFlow, Policy,
 _BRINGS: dict[type[Command], str] = {AdvanceFlow: "patch", ResumeFlow: "patch", FinishFlow: "final_state"}
 
 
-def unfit(condition: WaitCondition, flow: Flow, leaf: int, payload: Any, policy: Policy) -> tuple[str, str] | None:
+def payload_refusal(condition: WaitCondition, flow: Flow, leaf: int, payload: Any, policy: Policy) -> tuple[str, str] | None:
     """Return the dead letter's reason and sentence for a payload that must not satisfy the leaf, or None. The wait goes on."""
     part = leaf_at(condition, leaf)
     payload = None if payload is msgspec.UNSET else payload

@@ -228,7 +228,7 @@ class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True):
     at_us: Micros
 
 
-class FlowEnded(msgspec.Struct, frozen=True, kw_only=True):
+class EndOfFlow(msgspec.Struct, frozen=True, kw_only=True):
     """A flow has ended: whoever waits for that resumes. `trace`: the traceparent of what ended it."""
 
     flow_id: str
@@ -253,7 +253,7 @@ class ParentCancelled(msgspec.Struct, frozen=True, kw_only=True):
 Stimulus = (
     StartFlow
     | DelegateFlow
-    | FlowEnded
+    | EndOfFlow
     | ParentCancelled
     | RunFlow
     | AdvanceFlow

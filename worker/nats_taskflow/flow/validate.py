@@ -1,5 +1,4 @@
-"""Check a settled wait condition before its flow is parked (SEMANTICS 3, last paragraph): what can never happen is refused at once."""
-# TODO merge: """Say where in a wait condition a refused field is: an RFC 6901 pointer from the request down (CONTRACT 3, `details.path`)."""
+"""Refuse a wait condition that can never hold, naming the field by a JSON pointer (SEMANTICS 3, CONTRACT 3 `details.path`)."""
 
 from __future__ import annotations
 

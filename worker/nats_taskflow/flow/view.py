@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from nats_taskflow.errors import Internal
-from nats_taskflow.flow.decision import Change, Decision
-from nats_taskflow.flow.held_quota import Holdings
+from nats_taskflow.flow.decision import Decision, FlowChange
+from nats_taskflow.flow.held_quota import HeldCounts
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import Flow, FlowStep, HeldReply, Pair, Waiter
 from nats_taskflow.flow.usage import Usage, Usages
@@ -31,7 +31,7 @@ class World:
         self.unreadable: dict[str, str] = {}
         self.pruned: set[str] = set()
         self.families: dict[str, list[str]] = defaultdict(list)
-        self.holdings = Holdings()
+        self.holdings = HeldCounts()
         self.usages = Usages()
 
     def usage(self, agent: str) -> Usage:
@@ -122,7 +122,7 @@ class World:
                 if waiter not in self.waiting[waiter.pair]:
                     self.add_waiter(waiter)
 
-    def _apply(self, change: Change) -> None:
+    def _apply(self, change: FlowChange) -> None:
         """Carry out what happened to one flow."""
         flow = change.flow
         before = self.flows.get(flow.id)

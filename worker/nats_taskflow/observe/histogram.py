@@ -14,7 +14,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 
-class Timings(Collector):
+class DurationHistogram(Collector):
     """A histogram with at most one label. `bounds`: the upper ends of its buckets, in seconds, ascending. Not for use by several threads.
 
     With a `label`, its values have to come from a closed set; one is shown once it was counted.

@@ -16,15 +16,15 @@ from typing import Any, TextIO, cast
 
 import structlog
 
-from nats_taskflow.config.tree import Log
+from nats_taskflow.config.tree import LogConfig
 from nats_taskflow.observe.line_writer import LineWriter
-from nats_taskflow.observe.log_limit import Sparing
+from nats_taskflow.observe.log_limit import LogRateLimit
 
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _TRACEPARENT = ("", "trace_id", "span_id", "")
 
 
-class Said(StrEnum):
+class LogEvent(StrEnum):
     """Every log event; what differs between two records of one event goes into fields. docs/logging.md says what each means."""
 
     STARTING = "worker.starting"
@@ -123,7 +123,7 @@ class Said(StrEnum):
     FROM_LIBRARY = "library.log"
 
 
-def configure_logging(log: Log, stream: TextIO | None = None) -> LineWriter:
+def configure_logging(log: LogConfig, stream: TextIO | None = None) -> LineWriter:
     """Send all logging of this process, libraries' warnings included, to `stream` (stderr) as `log` says. Call once, at start.
 
     Returns what writes the lines, and counts those that it cannot write.
@@ -135,7 +135,7 @@ def configure_logging(log: Log, stream: TextIO | None = None) -> LineWriter:
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        Sparing(),
+        LogRateLimit(),
         name_lost,
         name_logger,
         name_error,
@@ -293,4 +293,4 @@ class FromLibrary(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Log one record of a library under its own logger's name."""
         told = logger(record.name)
-        told.log(record.levelno, Said.FROM_LIBRARY, message=record.getMessage(), exc_info=record.exc_info or None)
+        told.log(record.levelno, LogEvent.FROM_LIBRARY, message=record.getMessage(), exc_info=record.exc_info or None)

@@ -22,7 +22,7 @@ _WHY = ("reason", "why", "message", "status")
 _ABOUT = ("flow_id", "subject", "outlet", "stream")
 
 
-class Sparing:
+class LogRateLimit:
     """Drops warnings and errors beyond so many a window. What is said once per intervention or per start (`info`) always passes."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

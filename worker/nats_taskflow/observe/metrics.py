@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import NEXT
-from nats_taskflow.observe.histogram import Timings
+from nats_taskflow.observe.histogram import DurationHistogram
 from nats_taskflow.version import program_revision, program_version
 from nats_taskflow.wire.inbound import REASONS
 
@@ -44,7 +44,7 @@ K = TypeVar("K", bound=Hashable)
 M = TypeVar("M", bound=MetricWrapperBase)
 
 
-class Children(dict[K, M], Generic[K, M]):
+class LabelledChildren(dict[K, M], Generic[K, M]):
     """The children of a metric by label value, each bound once; a value outside the closed set counts under `other`.
 
     A child is made when it is first counted: the page shows what happened, not all that could (RELIABILITY 4, row 56). `shown`: it is there
@@ -90,42 +90,44 @@ class Metrics:
         """Make the metrics of what came in and what became of it."""
         outcomes = ("applied", "duplicate", *(kind.code for kind in FlowError.__subclasses__()))
         commands = self._counter("taskflow_commands", "Commands by verb and outcome.", "action", "outcome")
-        self.commands: Children[tuple[str, str], Counter] = Children(
+        self.commands: LabelledChildren[tuple[str, str], Counter] = LabelledChildren(
             commands, [(verb, outcome) for verb in ACTIONS for outcome in outcomes]
         )
-        self.command_duration = Timings(
+        self.command_duration = DurationHistogram(
             "taskflow_command_duration_seconds", "Commands on api, from the request to its answer.", _ANSWERS, self.registry
         )
         messages = self._counter("taskflow_messages", "Messages taken from streams, by the one outcome each has.", "outcome")
-        self.messages: Children[str, Counter] = Children(messages, MESSAGE_OUTCOMES)
+        self.messages: LabelledChildren[str, Counter] = LabelledChildren(messages, MESSAGE_OUTCOMES)
         resumes = self._counter("taskflow_resumes", "Flows that resumed, by what ended the wait.", "cause")
-        self.resumes: Children[str, Counter] = Children(resumes, RESUME_CAUSES)
+        self.resumes: LabelledChildren[str, Counter] = LabelledChildren(resumes, RESUME_CAUSES)
         dead = self._counter("taskflow_dead_letters", "Messages dead-lettered, by reason.", "reason")
-        self.dead_letters: Children[str, Counter] = Children(dead, DEAD_LETTER_REASONS, shown=True)
+        self.dead_letters: LabelledChildren[str, Counter] = LabelledChildren(dead, DEAD_LETTER_REASONS, shown=True)
         kept = self._gauge("taskflow_dead_letters_kept", "Dead letters there are and nobody has replayed, by reason.", "reason")
-        self.dead_letters_kept: Children[str, Gauge] = Children(kept, DEAD_LETTER_REASONS)
+        self.dead_letters_kept: LabelledChildren[str, Gauge] = LabelledChildren(kept, DEAD_LETTER_REASONS)
         replays = self._counter("taskflow_dead_letter_replays", "Dead letters that an operator had replayed, by outcome.", "outcome")
-        self.replays: Children[str, Counter] = Children(replays, REPLAY_OUTCOMES)
+        self.replays: LabelledChildren[str, Counter] = LabelledChildren(replays, REPLAY_OUTCOMES)
 
     def _watch_engine(self) -> None:
         """Make the metrics of flows, timers and the store."""
-        self.flows: Children[str, Gauge] = Children(self._gauge("taskflow_flows", "Flows by status.", "status"), FLOW_STATUSES)
+        self.flows: LabelledChildren[str, Gauge] = LabelledChildren(
+            self._gauge("taskflow_flows", "Flows by status.", "status"), FLOW_STATUSES
+        )
         for status in FLOW_STATUSES:
             self.flows[status].set(0)
         moves = self._counter("taskflow_transitions", "Flows that went from one status to another.", "from", "to")
-        self.transitions: Children[tuple[str, str], Counter] = Children(moves, TRANSITIONS)
+        self.transitions: LabelledChildren[tuple[str, str], Counter] = LabelledChildren(moves, TRANSITIONS)
         most = self._gauge("taskflow_agent_usage_max", "What the flows of one agent take at most, by quota.", "quota")
-        self.usage_max: Children[str, Gauge] = Children(most, QUOTAS)
+        self.usage_max: LabelledChildren[str, Gauge] = LabelledChildren(most, QUOTAS)
         self.set_aside = self._counter("taskflow_flows_set_aside", "Flows whose row could not be read, taken out of the timers' way.")
         self.replies_unmatched = self._gauge("taskflow_replies_unmatched", "Replies held because nobody waits for them yet.")
         self.replies_age = self._gauge(
             "taskflow_replies_unmatched_oldest_age_seconds", "How long ago the oldest reply came that nobody waits for yet."
         )
         waits = self._gauge("taskflow_waits", "Flows that wait, by the kind of their wait.", "kind")
-        self.waits: Children[str, Gauge] = Children(waits, WAIT_KINDS)
+        self.waits: LabelledChildren[str, Gauge] = LabelledChildren(waits, WAIT_KINDS)
         ages = self._gauge("taskflow_wait_oldest_age_seconds", "How long the flow has waited that waits longest, to the minute.", "kind")
-        self.wait_age: Children[str, Gauge] = Children(ages, WAIT_KINDS)
-        self.wait_duration = Timings(
+        self.wait_age: LabelledChildren[str, Gauge] = LabelledChildren(ages, WAIT_KINDS)
+        self.wait_duration = DurationHistogram(
             "taskflow_wait_duration_seconds", "How long flows waited whose wait is over.", _WAITS, self.registry, label="kind"
         )
         self.timers_overdue = self._gauge("taskflow_timers_overdue", "Flows that time is due to act on, counted up to 10,000.")
@@ -142,7 +144,7 @@ class Metrics:
             "taskflow_store_busy", "Transactions that the database did not take, so that they were put off: locked by others, or full."
         )
         size = self._gauge("taskflow_store_size_bytes", "Size of the database and of its log.", "file")
-        self.store_size: Children[str, Gauge] = Children(size, FILES)
+        self.store_size: LabelledChildren[str, Gauge] = LabelledChildren(size, FILES)
         self.store_free = self._gauge("taskflow_store_free_bytes", "Room left on the database's disk for the worker.")
         self.log_records_lost = self._counter("taskflow_log_records_lost", "Records that the log's stream did not take.")
         self.event_loop_lag = self._gauge("taskflow_event_loop_lag_seconds", "How late the event loop woke at the last look.")
@@ -165,13 +167,13 @@ class Metrics:
             "Commands (worker) and replies (the others) that lie in the streams, not yet taken.",
             "consumer",
         )
-        self.nats_pending: Children[str, Gauge] = Children(pending, CONSUMERS)
+        self.nats_pending: LabelledChildren[str, Gauge] = LabelledChildren(pending, CONSUMERS)
         self.nats_reconnects = self._counter("taskflow_nats_reconnects", "Times the connection to NATS came back.")
         self.nats_dropped = self._counter(
             "taskflow_nats_slow_consumer", "Requests on api and admin that were refused unread, because too many waited before them."
         )
         spans = self._counter("taskflow_spans", "Spans of traces, by what became of them.", "outcome")
-        self.spans: Children[str, Counter] = Children(spans, SPAN_OUTCOMES)
+        self.spans: LabelledChildren[str, Counter] = LabelledChildren(spans, SPAN_OUTCOMES)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         """Make a counter; `_total` is added to its name."""

@@ -30,7 +30,7 @@ from opentelemetry.trace import (
 
 from nats_taskflow.errors import ConfigError
 from nats_taskflow.flow.lifecycle import EventKind
-from nats_taskflow.observe.trace import Place, Told
+from nats_taskflow.observe.trace import SpanPlace, SpanRecord
 from nats_taskflow.version import program_version
 from nats_taskflow.wire.headers import TRACEPARENT, trace_of
 
@@ -114,7 +114,7 @@ class OtelSpans:
         """Whether the processor holds as many as it can."""
         return self._exporter is not None and self._given - self._exporter.seen >= self._room
 
-    def begin(self, told: Told) -> Span | None:
+    def begin(self, told: SpanRecord) -> Span | None:
         """Begin the span under the context that the message brought, as the root of a trace where it brought none."""
         self._ids.next = span_id(told.flow_id, told.seq)
         parent = context_of(told.trace)
@@ -128,7 +128,7 @@ class OtelSpans:
         )
         return span if span.is_recording() else None
 
-    def end(self, span: Span, told: Told, parked: Place | None) -> None:
+    def end(self, span: Span, told: SpanRecord, parked: SpanPlace | None) -> None:
         """End the span when its batch was committed."""
         linked = linked_to(parked) if parked is not None else None
         if linked is not None:
@@ -144,7 +144,7 @@ class OtelSpans:
         self._provider.shutdown()
 
 
-def attributes(told: Told) -> dict[str, str | int]:
+def attributes(told: SpanRecord) -> dict[str, str | int]:
     """Describe the entry. Nothing of a payload is here: traces are kept elsewhere, and read by others."""
     said: dict[str, str | int | None] = {
         "taskflow.flow.id": told.flow_id,
@@ -171,7 +171,7 @@ def attributes(told: Told) -> dict[str, str | int]:
     return {name: value for name, value in said.items() if value is not None}
 
 
-def linked_to(parked: Place) -> Link | None:
+def linked_to(parked: SpanPlace) -> Link | None:
     """Return the link to the span of the entry that parked the flow."""
     asked = context_of(parked.trace)
     if asked is None:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 import msgspec
 import structlog
 
-from nats_taskflow.bus.port import Bus, PublishFailed, Source
+from nats_taskflow.bus.port import Bus, ConsumerSpec, PublishFailed
 from nats_taskflow.doors.http.health import Check
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
-from nats_taskflow.observe.log import Said
-from nats_taskflow.observe.recorder import Look, Survey, Tracker
+from nats_taskflow.observe.log import LogEvent
+from nats_taskflow.observe.recorder import MetricsRecorder, Sample, SlowSample
 from nats_taskflow.services.relay import Relay
-from nats_taskflow.services.topology_watch import Inspector
+from nats_taskflow.services.topology_watch import TopologyWatch
 from nats_taskflow.store.port import Store
 from nats_taskflow.tasks import repeat
 from nats_taskflow.units import SECOND, Micros
@@ -40,9 +40,9 @@ class WorkerProbes:
         store: Store,
         bus: Bus,
         relays: Sequence[Relay],
-        sources: Sequence[Source],
-        inspector: Inspector,
-        tracker: Tracker,
+        sources: Sequence[ConsumerSpec],
+        inspector: TopologyWatch,
+        tracker: MetricsRecorder,
         *,
         clock: Callable[[], Micros],
         engine: Engine,
@@ -107,7 +107,7 @@ class WorkerProbes:
             self._log.debug("survey_failed", why=bad.message)
         await asyncio.sleep(_SURVEY_EVERY)
 
-    async def _survey(self) -> Survey:
+    async def _survey(self) -> SlowSample:
         """Look at the ends of what is kept: waits, timers, held replies, dead letters."""
         now, reads = self._clock(), self._store.queries  # what takes long must not keep a timer waiting
         found = await reads.gauges(now)
@@ -118,7 +118,7 @@ class WorkerProbes:
         letters: dict[str, int] = {}
         for group in await reads.letter_groups(_GROUPS):
             letters[group.reason] = letters.get(group.reason, 0) + group.count - group.replayed
-        return Survey(
+        return SlowSample(
             overdue=found.due,
             waits={kind or "other": (count, _seconds_since(first, now)) for kind, (count, first) in census.waiting().items()},
             held_age=_seconds_since(held[0].arrived_us if held else None, now),
@@ -126,11 +126,11 @@ class WorkerProbes:
             most={quota: used for quota, (_, used) in found.most.items()},
         )
 
-    async def _look(self, lag: float) -> Look:
+    async def _look(self, lag: float) -> Sample:
         """Look at everything that a gauge shows."""
         now = self._clock()
         due, unpublished = await self._store.next_due(), await self._store.oldest_unpublished()
-        return Look(
+        return Sample(
             counts=await self._store.counts(),
             loop_lag=lag,
             overdue=_seconds_since(due, now),
@@ -178,7 +178,7 @@ class WorkerProbes:
         """Say in the log once that the clocks are apart, and again once they were not."""
         apart = self._clock_apart
         if apart and not self._apart:
-            self._log.warning(Said.CLOCK_APART, why=apart)
+            self._log.warning(LogEvent.CLOCK_APART, why=apart)
         self._apart = bool(apart)
 
     def started(self) -> Sequence[Check]:

@@ -9,14 +9,14 @@ import msgspec
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.observe.metrics import ACTIONS, FILES, QUOTAS, WAIT_KINDS, Metrics
-from nats_taskflow.observe.wait_counts import Census
+from nats_taskflow.observe.wait_counts import WaitCounts
 from nats_taskflow.store.records import Batch
 from nats_taskflow.units import SECOND
 
 _UNSTORED = ("ignored", "retried")
 
 
-class Look(msgspec.Struct, frozen=True, kw_only=True):
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """What was seen at one look. Times are seconds, `room` is bytes.
 
     `published`, `reconnects`, `dropped` and `busy` count from the start.
@@ -38,7 +38,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     room: Mapping[str, int] = {}
 
 
-class Survey(msgspec.Struct, frozen=True, kw_only=True):
+class SlowSample(msgspec.Struct, frozen=True, kw_only=True):
     """What was found in the database at one of the slower looks. Ages are seconds.
 
     `waits`: how many flows wait and how long the first of them has, by kind; `letters`: those not replayed, by reason; `most`: what one
@@ -52,13 +52,13 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     most: Mapping[str, int] = {}
 
 
-class Tracker:
+class MetricsRecorder:
     """Feeds the metrics. Everything here is called on the hot path or from it: it only adds numbers."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._last = Look()
-        self.census = Census()
+        self._last = Sample()
+        self.census = WaitCounts()
 
     def committed(self, batch: Batch) -> None:
         """Count a committed batch."""
@@ -118,7 +118,7 @@ class Tracker:
         """Note how long after its due time a timer or deadline was acted on."""
         self._metrics.timer_lag.observe(seconds)
 
-    def looked(self, look: Look) -> None:
+    def looked(self, look: Sample) -> None:
         """Set the gauges, and count on what is counted elsewhere."""
         metrics = self._metrics
         for name, value in look.counts.items():
@@ -145,7 +145,7 @@ class Tracker:
         metrics.store_busy.inc(look.busy - self._last.busy)
         self._last = look
 
-    def surveyed(self, survey: Survey) -> None:
+    def surveyed(self, survey: SlowSample) -> None:
         """Set the gauges of what takes longer to find out."""
         metrics = self._metrics
         metrics.timers_overdue.set(survey.overdue)

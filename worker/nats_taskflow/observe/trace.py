@@ -26,8 +26,8 @@ from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import FlowEvent
 from nats_taskflow.futures import new_future, resolve
-from nats_taskflow.observe.log import Said
-from nats_taskflow.observe.recorder import Tracker
+from nats_taskflow.observe.log import LogEvent
+from nats_taskflow.observe.recorder import MetricsRecorder
 from nats_taskflow.store.records import Batch
 from nats_taskflow.tasks import repeat
 from nats_taskflow.units import SECOND
@@ -51,7 +51,7 @@ _LAST = 3.0
 """Seconds for the last spans at the stop. A collector that is down must not hold it up."""
 
 
-class Place(NamedTuple):
+class SpanPlace(NamedTuple):
     """A journal entry that is part of a trace, as a link names it."""
 
     flow_id: str
@@ -59,7 +59,7 @@ class Place(NamedTuple):
     trace: str
 
 
-class Told(NamedTuple):
+class SpanRecord(NamedTuple):
     """What a span shows of a journal entry: no payload.
 
     `ends`: the entry ended a wait; `parked`: where that began, if within a trace; `known`: whether that is sure.
@@ -82,11 +82,11 @@ class Told(NamedTuple):
     wait_kind: str | None = None
     resumed_by: str | None = None
     ends: bool = False
-    parked: Place | None = None
+    parked: SpanPlace | None = None
     known: bool = True
 
 
-class Spans(Protocol):
+class SpanSink(Protocol):
     """Where spans go. Nothing here blocks but `close`."""
 
     @property
@@ -94,11 +94,11 @@ class Spans(Protocol):
         """Whether it could take no more at the moment."""
         ...
 
-    def begin(self, told: Told) -> Any | None:
+    def begin(self, told: SpanRecord) -> Any | None:
         """Begin a span; None where the sampler does not want it."""
         ...
 
-    def end(self, span: Any, told: Told, parked: Place | None) -> None:
+    def end(self, span: Any, told: SpanRecord, parked: SpanPlace | None) -> None:
         """End the span, linked to the one that parked the flow."""
         ...
 
@@ -107,7 +107,7 @@ class Spans(Protocol):
         ...
 
 
-def open_spans(tracker: Tracker) -> Spans | None:
+def open_spans(tracker: MetricsRecorder) -> SpanSink | None:
     """Make the spans' way to the collector that the OTEL_* variables name; None where they switch the SDK off.
 
     Raises `ConfigError` where the SDK is not installed, or its variables ask for something it cannot do.
@@ -126,15 +126,15 @@ class RecentWaits:
     """Remembers where the latest waits began, and whether that was within a trace."""
 
     def __init__(self) -> None:
-        self._places: OrderedDict[str, Place | None] = OrderedDict()
+        self._places: OrderedDict[str, SpanPlace | None] = OrderedDict()
 
     def begin(self, event: FlowEvent) -> None:
         """Remember a wait by its journal entry."""
-        self._places[event.flow_id] = None if event.trace is None else Place(event.flow_id, event.seq, event.trace)
+        self._places[event.flow_id] = None if event.trace is None else SpanPlace(event.flow_id, event.seq, event.trace)
         if len(self._places) > REMEMBERED:
             self._places.popitem(last=False)
 
-    def end(self, flow_id: str) -> tuple[bool, Place | None]:
+    def end(self, flow_id: str) -> tuple[bool, SpanPlace | None]:
         """Return whether it is known where the wait began that has ended, and where, if within a trace; forget it."""
         known = flow_id in self._places
         return known, self._places.pop(flow_id, None)
@@ -143,11 +143,11 @@ class RecentWaits:
 class Tracing:
     """Makes spans of what one engine commits, until it is closed."""
 
-    def __init__(self, engine: Engine, spans: Spans, tracker: Tracker, *, queued: int = QUEUED) -> None:
+    def __init__(self, engine: Engine, spans: SpanSink, tracker: MetricsRecorder, *, queued: int = QUEUED) -> None:
         self._engine = engine
         self._spans = spans
         self._tracker = tracker
-        self._queue: deque[Told] = deque()
+        self._queue: deque[SpanRecord] = deque()
         self._queued = queued
         self._arrived = asyncio.Event()
         self._waits = RecentWaits()
@@ -198,7 +198,7 @@ class Tracing:
                 threading.Thread(target=send, name="last spans", daemon=True).start()
                 await sent
         except TimeoutError:
-            self._log.warning(Said.SPANS_LEFT, waited=_LAST)
+            self._log.warning(LogEvent.SPANS_LEFT, waited=_LAST)
         if self._queue:
             self._tracker.traced("dropped", len(self._queue))
 
@@ -213,10 +213,10 @@ class Tracing:
             except Refusal:
                 raise
             except Exception:  # noqa: BLE001  # a defect here, or in the SDK, costs a span and not the worker
-                self._log.exception(Said.SPAN_FAILED, flow_id=told.flow_id)
+                self._log.exception(LogEvent.SPAN_FAILED, flow_id=told.flow_id)
                 self._tracker.traced("dropped", 1)
 
-    async def _write(self, told: Told) -> None:
+    async def _write(self, told: SpanRecord) -> None:
         """Make the span of one entry. One without a trace of its own has a span where it ends a wait that began within a trace."""
         parked = told.parked
         if told.trace is None and parked is None:
@@ -230,7 +230,7 @@ class Tracing:
             parked = await self._parked(told)
         self._spans.end(span, told, parked)
 
-    async def _parked(self, told: Told) -> Place | None:
+    async def _parked(self, told: SpanRecord) -> SpanPlace | None:
         """Look up where the wait began that the entry ended; None where that was no part of a trace.
 
         As a rule it is the entry before. Between them lies at most a progress of each leaf; observed steps may hide it, then the link is
@@ -243,9 +243,9 @@ class Tracing:
                 page = await self._engine.store.list_events(told.flow_id, after=told.seq, limit=back, newest=True)
                 for event in page.items:
                     if event.kind is EventKind.WAITING:
-                        return None if event.trace is None else Place(event.flow_id, event.seq, event.trace)
+                        return None if event.trace is None else SpanPlace(event.flow_id, event.seq, event.trace)
         except FlowError as bad:  # the span goes without a link: the store's own trouble is told elsewhere
-            self._log.debug(Said.LINK_NOT_FOUND, flow_id=told.flow_id, why=bad.message)
+            self._log.debug(LogEvent.LINK_NOT_FOUND, flow_id=told.flow_id, why=bad.message)
         return None
 
     def _may_look(self) -> bool:
@@ -257,7 +257,7 @@ class Tracing:
         return self._looks <= LOOKS
 
 
-def told_of(batch: Batch, committed_ns: int, waits: RecentWaits) -> Iterator[Told]:
+def told_of(batch: Batch, committed_ns: int, waits: RecentWaits) -> Iterator[SpanRecord]:
     """Give what spans show of a batch: of the entries within a trace, and of those that end waits, which may have begun in one."""
     flows = {write.flow.id: write for write in batch.flows}
     began: dict[str, FlowEvent] = {}
@@ -273,7 +273,7 @@ def told_of(batch: Batch, committed_ns: int, waits: RecentWaits) -> Iterator[Tol
         start = began.get(event.flow_id)
         waited = start.payload["wait"] if start is not None else write.was.wait_json if write.was is not None else None
         at_ns = event.at_us * 1000
-        yield Told(
+        yield SpanRecord(
             flow_id=event.flow_id,
             seq=event.seq,
             kind=event.kind,

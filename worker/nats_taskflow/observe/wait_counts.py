@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 
-from nats_taskflow.store.admin_port import FOREVER, Overview, Stretch
+from nats_taskflow.store.admin_port import FOREVER, AdminReads, WaitCountsRange
 from nats_taskflow.units import SECOND, Micros
 
 PER: Micros = 60 * SECOND
@@ -19,7 +19,7 @@ _STRETCH = 2000
 """Flows counted at a time: some milliseconds on the reading connection."""
 
 
-class Census:
+class WaitCounts:
     """Counts waiting flows by kind and by the minute in which they parked. `known`: the count is complete."""
 
     def __init__(self) -> None:
@@ -41,10 +41,10 @@ class Census:
         """Tell whether the stretch was counted before the entry was there. Also a commit that was counted may be heard of later."""
         return event > self._lasts[bisect_left(self._ends, parked_us)]
 
-    async def take(self, reads: Overview) -> None:
+    async def take(self, reads: AdminReads) -> None:
         """Count what waits. Raises `Unavailable`; then it can be done again."""
         self._moves.clear()  # what is heard of by now is committed, and counted: where nothing can be read they would be more and more
-        stretches: list[Stretch] = []
+        stretches: list[WaitCountsRange] = []
         while not stretches or stretches[-1].up_to < FOREVER:
             after = stretches[-1].up_to if stretches else -FOREVER
             stretches.append(await reads.waits_counted(after=after, limit=_STRETCH, per=PER))

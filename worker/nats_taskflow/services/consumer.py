@@ -16,12 +16,12 @@ from functools import partial
 
 import structlog
 
-from nats_taskflow.bus.port import Ack, Bus, Delivery, InProgress, Nak, PublishFailed, Settlement, Source, Term
+from nats_taskflow.bus.port import Ack, Bus, ConsumerSpec, Delivery, InProgress, Nak, PublishFailed, Settlement, Term
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.stored_outcomes import Recall
-from nats_taskflow.engine.submission import Outcome, Useless
+from nats_taskflow.engine.stored_outcomes import StoredOutcomes
+from nats_taskflow.engine.submission import SubmissionOutcome, Unreadable
 from nats_taskflow.errors import FlowError, Internal, Refusal, Unavailable
-from nats_taskflow.observe.log import Said
+from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.services.outcome_sender import OutcomeSender
 from nats_taskflow.services.recovery import Recovery
 from nats_taskflow.store.records import NO_SUSPECTS
@@ -52,7 +52,7 @@ class Consumer:
     """Consumes one source. `read` turns a delivery into a verdict; `watch(verb, outcome)` counts what became of it."""
 
     def __init__(
-        self, bus: Bus, engine: Engine, source: Source, *, read: Reader, watch: Watcher, recovered: bool, room: int = 2000
+        self, bus: Bus, engine: Engine, source: ConsumerSpec, *, read: Reader, watch: Watcher, recovered: bool, room: int = 2000
     ) -> None:
         self._bus = bus
         self._engine = engine
@@ -74,7 +74,7 @@ class Consumer:
         self._open = asyncio.Event()
         self._open.set()
         self._pulling: asyncio.Timeout | None = None
-        self._sender = OutcomeSender(bus, Recall(engine.store.queries))
+        self._sender = OutcomeSender(bus, StoredOutcomes(engine.store.queries))
         self._log = structlog.get_logger("consumer").bind(stream=source.stream, consumer=source.consumer)
         engine.when_back(bus.wake)
 
@@ -180,7 +180,7 @@ class Consumer:
             outcome = self._engine.submit(verdict.refused)
         elif isinstance(verdict, Unusable):
             attributed = verdict.identity is not None and (verdict.decoded or verdict.reason not in _UNREADABLE)
-            useless = Useless(error=verdict.error, reason=None if attributed else verdict.reason)
+            useless = Unreadable(error=verdict.error, reason=None if attributed else verdict.reason)
             outcome = self._engine.submit(useless, verdict.identity, raw=delivery, source=source, seq=seq)
         else:
             group = _GROUPS[min(begun, len(_GROUPS) - 1)] if place in self._begun else 0
@@ -197,7 +197,7 @@ class Consumer:
             self._begun[place] = begun
         return self._begun.get(place, 0) + self._failed.get(place, 0)
 
-    def _settle(self, delivery: Delivery, verdict: Verdict, future: asyncio.Future[Outcome]) -> None:
+    def _settle(self, delivery: Delivery, verdict: Verdict, future: asyncio.Future[SubmissionOutcome]) -> None:
         """Tell the broker what became of a delivery, and its sender, where an inbox was named."""
         verb = verdict.verb if isinstance(verdict, Inbound) else "ignored" if isinstance(verdict, Ignored) else "unusable"
         failure = future.exception()
@@ -227,7 +227,13 @@ class Consumer:
             why = failure.message if isinstance(failure, FlowError) else repr(failure)
             trace = trace_of(delivery.headers)
             self._log.error(
-                Said.DELIVERY_FAILED, action=verb, seq=delivery.seq, attempt=delivery.attempt, retry_in=delay, why=why, traceparent=trace
+                LogEvent.DELIVERY_FAILED,
+                action=verb,
+                seq=delivery.seq,
+                attempt=delivery.attempt,
+                retry_in=delay,
+                why=why,
+                traceparent=trace,
             )
         self._done(delivery, Nak(delay), verb, "retried", final=False)
 

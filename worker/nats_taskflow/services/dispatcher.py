@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import structlog
 
-from nats_taskflow.bus.port import Asked, Bus
+from nats_taskflow.bus.port import Bus, ForwardedRequest
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.request_headers import CORRELATION_ID, TRACEPARENT
-from nats_taskflow.observe.log import Said
+from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.store.port import Transaction
 from nats_taskflow.store.records import AGAIN, Batch, DueOutgoing
 from nats_taskflow.tasks import repeat
@@ -65,7 +65,7 @@ class Dispatcher:
         for row, why in failed:
             if row.attempts == 0:
                 self._log.warning(
-                    Said.DELEGATE_NOT_REACHED,
+                    LogEvent.DELEGATE_NOT_REACHED,
                     subject=row.message.subject,
                     flow_id=row.message.flow_id,
                     correlation_id=row.message.headers.get(CORRELATION_ID),
@@ -107,7 +107,7 @@ class Dispatcher:
     def _heard(self, batch: Batch) -> None:
         """Wake when a commit added something to send."""
         for flow_id, _, why in batch.refused:
-            self._log.warning(Said.DELEGATE_NOT_REACHED, flow_id=flow_id, why=f"the stream of the delegate's subject refused it: {why}")
+            self._log.warning(LogEvent.DELEGATE_NOT_REACHED, flow_id=flow_id, why=f"the stream of the delegate's subject refused it: {why}")
         if batch.outgoing or batch.refused:
             self._woken.set()
 
@@ -118,9 +118,9 @@ def _again(row: DueOutgoing, now: Micros) -> Micros:
     return now + min(first << min(row.attempts, 16), last)
 
 
-def _asked(row: DueOutgoing) -> Asked:
+def _asked(row: DueOutgoing) -> ForwardedRequest:
     """Return the message as the bus takes it; its id is the same each time it is sent, and nobody can know it before."""
     message = row.message
     parts = [message.flow_id, str(message.wait_id), message.kind, *filter(None, [row.nonce])]
     headers = {**message.headers, "Nats-Msg-Id": ":".join(parts)}
-    return Asked(subject=message.subject, body=message.body, headers=headers, reply=message.reply)
+    return ForwardedRequest(subject=message.subject, body=message.body, headers=headers, reply=message.reply)

@@ -18,8 +18,8 @@ from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
-from nats_taskflow.bus.port import Bus, Outgoing, Published, PublishFailed
-from nats_taskflow.services.outbox_message import Letter, together
+from nats_taskflow.bus.port import Bus, OutgoingMessage, Published, PublishFailed
+from nats_taskflow.services.outbox_message import OutboxMessage, together
 
 _RETRY_FIRST, _RETRY_LAST = 0.1, 1.0
 _OWN_FAULT = 3
@@ -30,18 +30,18 @@ _APART_FIRST, _APART_LAST = 1.0, 10.0
 """Seconds without a batch after one that failed, until the broker is asked again."""
 
 
-class Lanes:
+class OrderedPublisher:
     """Letters put here are sent until the broker has stored them; `stored(n, count)` is told of each, or of a batch by its last."""
 
     def __init__(self, bus: Bus, *, stored: Callable[[int, int], None], log: FilteringBoundLogger) -> None:
         self._bus = bus
         self._stored = stored
         self._log = log
-        self._lanes: dict[str, deque[Letter]] = {}
+        self._lanes: dict[str, deque[OutboxMessage]] = {}
         self._idle: dict[str, None] = {}  # lanes of which nothing is in flight
         self._due = False
         self._together = False
-        self._held: deque[Letter] = deque()  # heads that the broker did not take
+        self._held: deque[OutboxMessage] = deque()  # heads that the broker did not take
         self._retry_in = _RETRY_FIRST
         self._retrying = False
         self._stuck = False
@@ -57,13 +57,13 @@ class Lanes:
         """Lanes that are set aside and to be put again now: what was put of them is stored, or it is time to try."""
         self.refused: set[str] = set()
         """Lanes whose head was refused for its own sake, and has not gone through since."""
-        self.open: dict[int, Outgoing] = {}
+        self.open: dict[int, OutgoingMessage] = {}
         """What is not stored yet, by the letters' numbers."""
         self.open_bytes = 0
         self.trouble = ""
         """Why the broker does not take something; empty while it takes everything."""
 
-    def put(self, letter: Letter, message: Outgoing) -> None:
+    def put(self, letter: OutboxMessage, message: OutgoingMessage) -> None:
         """Send a letter, whose `message` this is, when it is its turn. Numbers ascend. A lane that is set aside takes none."""
         if self.aside.get(letter.lane, letter.n + 1) <= letter.n:
             return
@@ -78,7 +78,7 @@ class Lanes:
         """Tell whether nothing of a lane waits to be sent."""
         return lane not in self._lanes
 
-    def take_back(self, lane: str, letters: Sequence[Letter], following: int | None) -> None:
+    def take_back(self, lane: str, letters: Sequence[OutboxMessage], following: int | None) -> None:
         """Send the next letters of a lane that was set aside; what comes from `following` on is left out still (None: nothing is)."""
         del self.aside[lane]
         for letter in letters:
@@ -113,7 +113,7 @@ class Lanes:
         for letter in heads:
             self._send(letter)
 
-    def _batch(self) -> list[Letter]:
+    def _batch(self) -> list[OutboxMessage]:
         """Return what goes out together, in the order of the numbers: nothing where few letters wait, or batches are not taken."""
         if self._stuck or asyncio.get_running_loop().time() < self._apart_until:
             return []
@@ -126,7 +126,7 @@ class Lanes:
         """Tell whether what is next in a lane goes by itself."""
         return self._lanes[lane][0].n <= self._apart_up_to
 
-    def _send_together(self, letters: Sequence[Letter]) -> None:
+    def _send_together(self, letters: Sequence[OutboxMessage]) -> None:
         """Publish a batch."""
         self._together = True
         for letter in letters:
@@ -134,7 +134,7 @@ class Lanes:
         answer = self._asked(lambda: self._bus.publish_all([self.open[letter.n] for letter in letters]))
         answer.add_done_callback(partial(self._answered_together, letters))
 
-    def _answered_together(self, letters: Sequence[Letter], answer: asyncio.Future[Published]) -> None:
+    def _answered_together(self, letters: Sequence[OutboxMessage], answer: asyncio.Future[Published]) -> None:
         """Go on when the broker has stored a batch; otherwise send letters one by one.
 
         Whatever the reason: the batch may be stored, then each letter is known by its id; or be stored later, then as a whole or not at
@@ -151,7 +151,7 @@ class Lanes:
             self._went_through(letters[-1], len(letters))
         self._dispatch()
 
-    def _part(self, letters: Sequence[Letter], answer: asyncio.Future[Published]) -> None:
+    def _part(self, letters: Sequence[OutboxMessage], answer: asyncio.Future[Published]) -> None:
         """Have the letters of a batch that was not taken go one by one, and for a while all others too.
 
         Where the broker has some of them, they were stored before a crash, and come first: the first half goes, and only that. The next
@@ -167,7 +167,7 @@ class Lanes:
         self._apart_until = asyncio.get_running_loop().time() + self._apart_for
         self._apart_for = min(self._apart_for * 2, _APART_LAST)
 
-    def _done(self, letter: Letter) -> None:
+    def _done(self, letter: OutboxMessage) -> None:
         """Take the head of a lane out; what comes after it may be sent."""
         queue = self._lanes[letter.lane]
         queue.popleft()
@@ -191,12 +191,12 @@ class Lanes:
             answer.set_exception(defect)
             return answer
 
-    def _send(self, letter: Letter) -> None:
+    def _send(self, letter: OutboxMessage) -> None:
         """Publish the head of a lane."""
         answer = self._asked(lambda: self._bus.publish(self.open[letter.n]))
         answer.add_done_callback(partial(self._answered, letter))
 
-    def _answered(self, letter: Letter, answer: asyncio.Future[Published]) -> None:
+    def _answered(self, letter: OutboxMessage, answer: asyncio.Future[Published]) -> None:
         """Go on with the lane when the broker has stored its head; otherwise try the same message again later."""
         if answer.cancelled() or answer.exception() is not None:
             if self._is_own_fault(letter, answer):
@@ -207,7 +207,7 @@ class Lanes:
         self._done(letter)
         self._went_through(letter, 1)
 
-    def _is_own_fault(self, letter: Letter, answer: asyncio.Future[Published]) -> bool:
+    def _is_own_fault(self, letter: OutboxMessage, answer: asyncio.Future[Published]) -> bool:
         """Tell whether the broker refuses this letter, and not whatever it is given: a full stream, a lost permission."""
         failure = None if answer.cancelled() else answer.exception()
         if not isinstance(failure, PublishFailed) or not failure.refused:
@@ -217,7 +217,7 @@ class Lanes:
             self._refused[letter.n] = times + 1, self._through
         return failure.unsendable or self._refused[letter.n][0] >= _OWN_FAULT
 
-    def _set_aside(self, letter: Letter, why: str) -> None:
+    def _set_aside(self, letter: OutboxMessage, why: str) -> None:
         """Drop a lane, from its head on."""
         if letter.lane not in self.refused:
             self._log.error("flow_not_published", lane=letter.lane, n=letter.n, msg_id=self.open[letter.n].msg_id, why=why)
@@ -233,7 +233,7 @@ class Lanes:
             self._stuck, self.trouble = False, ""
         self._stored(0, 0)
 
-    def _went_through(self, letter: Letter, count: int) -> None:
+    def _went_through(self, letter: OutboxMessage, count: int) -> None:
         """Note that the broker takes what it is given."""
         self._through += 1
         self._retry_in = _RETRY_FIRST
@@ -244,7 +244,7 @@ class Lanes:
             self.trouble = ""
         self._stored(letter.n, count)
 
-    def _hold(self, letter: Letter, why: str) -> None:
+    def _hold(self, letter: OutboxMessage, why: str) -> None:
         """Keep a message that the broker did not take. It is published again later, ever later while nothing goes through."""
         self._held.append(letter)
         self._stuck = True

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 import msgspec
 
-from nats_taskflow.bus.port import MOST_TOGETHER, Outgoing
+from nats_taskflow.bus.port import MOST_TOGETHER, OutgoingMessage
 from nats_taskflow.flow.ids import agent_of
 
 _BATCH_BYTES = 1024 * 1024
@@ -17,7 +17,7 @@ _BATCH_BYTES = 1024 * 1024
 _number = attrgetter("n")
 
 
-class Letter(msgspec.Struct, frozen=True):
+class OutboxMessage(msgspec.Struct, frozen=True):
     """A row on its way out: its number in the outlet, its lane, and the message; None where the row cannot be read.
 
     `owner`: of the flow, or who sent what is dead. What is about one agent delays nobody else's.
@@ -25,11 +25,11 @@ class Letter(msgspec.Struct, frozen=True):
 
     n: int
     lane: str
-    message: Outgoing | None
+    message: OutgoingMessage | None
     owner: str = ""
 
 
-def together(waiting: list[Letter], weigh: Callable[[Letter], int]) -> list[Letter]:
+def together(waiting: list[OutboxMessage], weigh: Callable[[OutboxMessage], int]) -> list[OutboxMessage]:
     """Choose what goes out as one batch, in the order of the numbers: all, or where that is too much, what agents have by turns."""
     waiting.sort(key=_number)
     taken = [*_fitting(waiting, weigh)]
@@ -40,7 +40,7 @@ def together(waiting: list[Letter], weigh: Callable[[Letter], int]) -> list[Lett
     return taken
 
 
-def _fitting(waiting: Sequence[Letter], weigh: Callable[[Letter], int]) -> Iterator[Letter]:
+def _fitting(waiting: Sequence[OutboxMessage], weigh: Callable[[OutboxMessage], int]) -> Iterator[OutboxMessage]:
     """Give the first letters, as many as fit into a batch."""
     size = 0
     for letter in waiting[:MOST_TOGETHER]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from nats_taskflow.bus.port import Bus
-from nats_taskflow.engine.stored_outcomes import Recall
-from nats_taskflow.engine.submission import Outcome
+from nats_taskflow.engine.stored_outcomes import StoredOutcomes
+from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.tasks import Errands
-from nats_taskflow.turns import Share, Turns
+from nats_taskflow.turns import AdmissionBounds, FairTurns
 from nats_taskflow.wire.outcomes import fitting
 
 _TURNS, _TURNS_EACH = 8, 2
@@ -19,14 +19,14 @@ _MOST = 64
 class OutcomeSender:
     """Sends outcomes of commands that nobody waits for on a request."""
 
-    def __init__(self, bus: Bus, recall: Recall) -> None:
+    def __init__(self, bus: Bus, recall: StoredOutcomes) -> None:
         self._bus = bus
         self._recall = recall
-        self._turns = Turns(Share(_TURNS), Share(_TURNS_EACH))
+        self._turns = FairTurns(AdmissionBounds(_TURNS), AdmissionBounds(_TURNS_EACH))
         self._waiting: Counter[str] = Counter()
         self._errands = Errands()
 
-    def send(self, inbox: str, whose: str, outcome: Outcome) -> None:
+    def send(self, inbox: str, whose: str, outcome: SubmissionOutcome) -> None:
         """Publish an outcome of one of `whose` commands; does not wait."""
         self._errands.start(self._send(inbox, whose, outcome), "outcome")
 
@@ -34,7 +34,7 @@ class OutcomeSender:
         """Wait until everything is sent, at most `timeout` seconds."""
         await self._errands.finish(timeout)
 
-    async def _send(self, inbox: str, whose: str, outcome: Outcome) -> None:
+    async def _send(self, inbox: str, whose: str, outcome: SubmissionOutcome) -> None:
         """Send one."""
         if self._waiting[whose] >= _MOST:
             await self._publish(inbox, outcome.result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from nats_taskflow.bus.port import Backlog, Bus, Source
+from nats_taskflow.bus.port import Backlog, Bus, ConsumerSpec
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import TopologyRefused
 from nats_taskflow.store.port import Transaction
@@ -14,7 +14,7 @@ from nats_taskflow.store.records import NO_SUSPECTS, Suspects
 class Recovery:
     """The recovery of one source. `recovered`: the last run left the database without closing it."""
 
-    def __init__(self, bus: Bus, engine: Engine, source: Source, *, recovered: bool) -> None:
+    def __init__(self, bus: Bus, engine: Engine, source: ConsumerSpec, *, recovered: bool) -> None:
         self._bus = bus
         self._engine = engine
         self._source = source

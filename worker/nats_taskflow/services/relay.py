@@ -1,7 +1,7 @@
 """Publish what is committed: journal rows as events, dead letters as messages; in order, without gaps, at least once.
 
-Rows are read as the database committed them, so nothing uncommitted is ever seen. `nats_taskflow.services.ordered_publisher` sends them, in order within a flow; up
-to `window` are in its hands, and nothing is read while they weigh more than 4 MiB: that bounds memory after an outage. How far the
+Rows are read as the database committed them, so nothing uncommitted is ever seen. `OrderedPublisher` sends them, in order within a
+flow; up to `window` are in its hands, and nothing is read while they weigh more than 4 MiB: that bounds memory after an outage. How far the
 outlet has come is noted now and then: what is published again after a crash is byte-identical, under the same id.
 """
 
@@ -15,15 +15,15 @@ import structlog
 from nats_taskflow.bus.port import Bus
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError, Refusal, Unavailable
-from nats_taskflow.services.ordered_publisher import Lanes
-from nats_taskflow.services.outbox_message import Letter
+from nats_taskflow.services.ordered_publisher import OrderedPublisher
+from nats_taskflow.services.outbox_message import OutboxMessage
 from nats_taskflow.store.port import Transaction
 from nats_taskflow.store.records import Batch
 from nats_taskflow.tasks import Tasks, repeat
 from nats_taskflow.text import counted
 
-Read = Callable[[int, int], Awaitable[list[Letter]]]
-Fresh = Callable[[Batch], list[Letter]]
+Read = Callable[[int, int], Awaitable[list[OutboxMessage]]]
+Fresh = Callable[[Batch], list[OutboxMessage]]
 _RETRY = 0.1
 _WINDOW_BYTES = 4 * 1024 * 1024
 _TRY_AGAIN = 10.0
@@ -67,7 +67,7 @@ class Relay:
         self._unmarked = False
         self._reading = False
         self._log = structlog.get_logger("relay").bind(outlet=outlet)
-        self._lanes = Lanes(bus, stored=self._stored, log=self._log)
+        self._lanes = OrderedPublisher(bus, stored=self._stored, log=self._log)
         engine.listen(self._committed)
 
     @property
@@ -174,7 +174,7 @@ class Relay:
             self._last_read = letter.n
         self._settled.set()
 
-    def _line_up(self, letter: Letter) -> None:
+    def _line_up(self, letter: OutboxMessage) -> None:
         """Put a letter into its lane. One that cannot be read is reported and passed over: damage of one row holds back no other."""
         if letter.message is None:
             self._log.error("row_passed_over", n=letter.n, lane=letter.lane)

@@ -15,7 +15,7 @@ from nats_taskflow.bus.port import Bus, PublishFailed
 from nats_taskflow.doors.api import Api
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import BusLost, StoreBroken, Unavailable
-from nats_taskflow.observe.log import Said
+from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.observe.probes import WorkerProbes
 from nats_taskflow.observe.systemd import Systemd
 from nats_taskflow.observe.trace import Tracing
@@ -23,8 +23,8 @@ from nats_taskflow.services.consumer import Consumer
 from nats_taskflow.services.dispatcher import Dispatcher
 from nats_taskflow.services.pruner import Pruner
 from nats_taskflow.services.relay import Relay
-from nats_taskflow.services.signals import Stop
-from nats_taskflow.services.topology_watch import Inspector
+from nats_taskflow.services.signals import StopSignal
+from nats_taskflow.services.topology_watch import TopologyWatch
 from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.tasks import Tasks, heed_cancellation
 
@@ -42,7 +42,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     relays: Sequence[Relay]
     dispatcher: Dispatcher
     pruner: Pruner
-    inspector: Inspector
+    inspector: TopologyWatch
     api: Api
     probes: WorkerProbes
     systemd: Systemd
@@ -61,7 +61,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._log = structlog.get_logger("worker")
 
-    async def run(self, stop: Stop, ready: Callable[[], None]) -> None:
+    async def run(self, stop: StopSignal, ready: Callable[[], None]) -> None:
         """Run until `stop` is asked. Raises the `Refusal` that ended it otherwise (`BusLost`, `StoreBroken`, …)."""
         its = self._services
         async with Tasks() as tasks:
@@ -87,7 +87,7 @@ class Supervisor:
             await self._ended(stop)
             its.probes.is_stopping = True
             its.systemd.stopping("Finishing what is in hand, publishing what is committed")
-            self._log.info(Said.STOPPING)
+            self._log.info(LogEvent.STOPPING)
             await self._stop(pulls, timers)
             its.engine.close()
             await committing
@@ -110,7 +110,7 @@ class Supervisor:
             message = f"what the last run had in hand cannot be noted: {full.message}; make room on the disk, then start again"
             raise StoreBroken(message) from full
 
-    async def _ended(self, stop: Stop) -> None:
+    async def _ended(self, stop: StopSignal) -> None:
         """Return when a stop is asked; raise `BusLost` when the broker is gone for good."""
         asked = asyncio.ensure_future(stop.asked.wait())
         ends: set[asyncio.Future[Any]] = {asked, self._services.bus.lost}
@@ -133,7 +133,7 @@ class Supervisor:
             for future in catching_up:
                 future.cancel()
         if drained in late and not self._stopping.is_set():
-            self._log.warning(Said.TIMERS_FIRST, startup_drain=self._startup_drain)
+            self._log.warning(LogEvent.TIMERS_FIRST, startup_drain=self._startup_drain)
         await self._services.waits.run(self._tick_interval, self._stopping)
 
     async def _drained(self) -> None:

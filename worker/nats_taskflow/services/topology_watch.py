@@ -12,14 +12,14 @@ from typing import Protocol
 
 import structlog
 
-from nats_taskflow.bus.port import Bus, PublishFailed, Source
+from nats_taskflow.bus.port import Bus, ConsumerSpec, PublishFailed
 from nats_taskflow.errors import Unavailable
 from nats_taskflow.tasks import repeat
 
 _EVERY = 4.0
 
 
-class Intake(Protocol):
+class ConsumerIntake(Protocol):
     """What an inspection does to a consumer."""
 
     async def ask_again(self) -> bool:
@@ -35,17 +35,17 @@ class Intake(Protocol):
         ...
 
 
-class Inspector:
+class TopologyWatch:
     """Inspects what `Bus.prepare` was given, every `every` seconds. `consumers`: those of the sources."""
 
-    def __init__(self, bus: Bus, consumers: Mapping[Source, Intake], *, every: float = _EVERY) -> None:
+    def __init__(self, bus: Bus, consumers: Mapping[ConsumerSpec, ConsumerIntake], *, every: float = _EVERY) -> None:
         self._bus = bus
         self._consumers = consumers
         self._every = every
         self._log = structlog.get_logger("inspector")
         self._flaws: list[str] = []
         self._silent = ""
-        self._mended: set[Source] = set()
+        self._mended: set[ConsumerSpec] = set()
 
     @property
     def flaws(self) -> list[str]:

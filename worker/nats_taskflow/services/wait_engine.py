@@ -16,14 +16,14 @@ import msgspec
 import structlog
 
 from nats_taskflow.doors.flow_manager import FlowManager, new_id
-from nats_taskflow.engine.submission import Outcome, Raw
+from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
 from nats_taskflow.errors import FlowError, InvalidRequest, Unavailable
 from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import DeadlinePassed, FollowUp, Reply
-from nats_taskflow.observe.log import Said
-from nats_taskflow.store.records import ALL, Batch, Due, DueFlows
+from nats_taskflow.observe.log import LogEvent
+from nats_taskflow.store.records import ALL, Batch, DueFlow, DueFlows
 from nats_taskflow.units import SECOND, Micros, to_micros
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.inbound import Identity, digest
@@ -70,7 +70,7 @@ class WaitEngine:
         """Whether a deadline has passed and waits for replies that are not decided."""
         self._woken = asyncio.Event()
         self._asleep_until: Micros | None = None
-        self._passed: list[Due] = []
+        self._passed: list[DueFlow] = []
         self._refused = False
         self._log = structlog.get_logger("wait_engine")
         self._engine.listen(self._heard)
@@ -139,7 +139,7 @@ class WaitEngine:
                 raise failure
         return sum([self._count(report, due.due_us, outcome) for due, outcome in zip(asked.flows, outcomes, strict=False)])
 
-    def _count(self, report: TickReport, due: Micros, outcome: Outcome | BaseException) -> int:
+    def _count(self, report: TickReport, due: Micros, outcome: SubmissionOutcome | BaseException) -> int:
         """Count one result; returns 1 when the flow no longer waits."""
         if isinstance(outcome, BaseException):
             if not isinstance(outcome, FlowError):
@@ -184,7 +184,7 @@ class WaitEngine:
         event_id: str | None = None,
         arrived_at: datetime | None = None,
         flow_id: str | UUID | None = None,
-    ) -> Outcome:
+    ) -> SubmissionOutcome:
         """Apply a reply without knowing its flow, by SEMANTICS R1–R12: it resumes, progresses, is held, late or a duplicate.
 
         The same reply over the wire has the same identity. Raises `InvalidRequest` for ids that could not be matched (R1).
@@ -206,7 +206,7 @@ class WaitEngine:
             flow_id=named,
         )
         identity = Identity(scope="reply", key=key, digest=digest(body, (named or "").encode()))
-        raw = Raw(subject=topic, headers={"Correlation-Id": correlation_id, MSG_ID: known}, body=body)
+        raw = RawMessage(subject=topic, headers={"Correlation-Id": correlation_id, MSG_ID: known}, body=body)
         return await self._engine.submit(reply, identity, raw=raw)
 
     async def run(self, interval: timedelta, shutdown: asyncio.Event) -> None:
@@ -217,7 +217,7 @@ class WaitEngine:
                 self._woken.clear()
                 report = await self.tick(1)  # who becomes due meanwhile has a turn in the next one
                 if report.resumed or report.cancelled or report.errors:
-                    self._log.debug(Said.TICK, **msgspec.structs.asdict(report))
+                    self._log.debug(LogEvent.TICK, **msgspec.structs.asdict(report))
                 await self._sleep(interval, stopping, _CALM if self._refused else _LOOK_AGAIN if self.held_back else 0)
         finally:
             stopping.cancel()

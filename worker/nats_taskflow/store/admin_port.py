@@ -31,7 +31,7 @@ NEWEST = 200_000
 """Among how many flows, the newest, the end of an id is looked for."""
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class FlowFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which flows are asked for; None: any. `topic`, `correlation_id`: those with an open wait on it, for it, for both in one.
 
     `controller` may have `*` for any text; `goal` is a part of the goal's text, in any case (of ASCII).
@@ -78,7 +78,7 @@ class WaiterRow(msgspec.Struct, frozen=True, kw_only=True):
     due_us: Micros | None
 
 
-class Came(msgspec.Struct, frozen=True, kw_only=True):
+class ReceivedReply(msgspec.Struct, frozen=True, kw_only=True):
     """A reply that was taken in for a pair, what became of it, and where its message lies."""
 
     event_id: str
@@ -88,7 +88,7 @@ class Came(msgspec.Struct, frozen=True, kw_only=True):
     at_us: Micros
 
 
-class LetterGroup(msgspec.Struct, frozen=True, kw_only=True):
+class DeadLetterGroup(msgspec.Struct, frozen=True, kw_only=True):
     """Dead letters of one reason and subject: how many, how many of them were replayed, and the times of the first and the last."""
 
     reason: str
@@ -98,9 +98,9 @@ class LetterGroup(msgspec.Struct, frozen=True, kw_only=True):
     first_us: Micros
     last_us: Micros
 
-    def plus(self, other: LetterGroup) -> LetterGroup:
+    def plus(self, other: DeadLetterGroup) -> DeadLetterGroup:
         """Count another slice of the group in."""
-        return LetterGroup(
+        return DeadLetterGroup(
             reason=self.reason,
             subject=self.subject,
             count=self.count + other.count,
@@ -110,7 +110,7 @@ class LetterGroup(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Kept(msgspec.Struct, frozen=True, kw_only=True):
+class KeptDeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """A dead letter, and what operators did with it. `size`: the bytes of its body, which a list leaves out with its headers."""
 
     letter: DeadLetter
@@ -120,7 +120,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     replayed_by: str | None
 
 
-class WantedLetters(msgspec.Struct, frozen=True, kw_only=True):
+class DeadLetterFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which dead letters are asked for; None: any. `replayed`: also those that were published again."""
 
     reason: str | None = None
@@ -130,7 +130,7 @@ class WantedLetters(msgspec.Struct, frozen=True, kw_only=True):
     numbers: tuple[int, ...] | None = None
 
 
-class Intervention(msgspec.Struct, frozen=True, kw_only=True):
+class LoggedIntervention(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator did besides changing a flow, which the flow's own journal tells."""
 
     at_us: Micros
@@ -141,7 +141,7 @@ class Intervention(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 0
 
 
-class Parked(msgspec.Struct, frozen=True, kw_only=True):
+class ParkedPage(msgspec.Struct, frozen=True, kw_only=True):
     """A page of waiting flows with their places (when they parked, their number); `next` is the place that the next page goes on from."""
 
     rows: list[tuple[tuple[int, int], Flow]]
@@ -168,7 +168,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     most: dict[str, tuple[str, int]]
 
 
-class Stretch(msgspec.Struct, frozen=True, kw_only=True):
+class WaitCountsRange(msgspec.Struct, frozen=True, kw_only=True):
     """The flows that parked up to a time and wait: how many by kind of wait and by when, in whole units of time since the epoch.
 
     `last_event`: the last journal entry there was when they were counted. The kind of a wait that cannot be read is empty.
@@ -179,14 +179,14 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[tuple[str, int], int]
 
 
-class Overview(Protocol):
+class AdminReads(Protocol):
     """What operators can ask."""
 
-    async def find_flows(self, wanted: Wanted, *, limit: int, after: int | None = None) -> Page[Flow]:
+    async def find_flows(self, wanted: FlowFilter, *, limit: int, after: int | None = None) -> Page[Flow]:
         """List the wanted flows, newest first. Rows that cannot be read are left out: see `set_aside`."""
         ...
 
-    async def parked(self, wanted: Wanted, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> Parked:
+    async def parked(self, wanted: FlowFilter, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> ParkedPage:
         """List waiting flows, the longest-waiting first."""
         ...
 
@@ -222,7 +222,7 @@ class Overview(Protocol):
         """Return a held reply by its number, or None."""
         ...
 
-    async def came_for(self, topic: str, correlation_id: str, limit: int) -> list[Came]:
+    async def came_for(self, topic: str, correlation_id: str, limit: int) -> list[ReceivedReply]:
         """List replies that were taken in for the pair, at most `limit`."""
         ...
 
@@ -230,15 +230,17 @@ class Overview(Protocol):
         """Return the number of the dead letter that was this message of a stream, or None."""
         ...
 
-    async def letter_groups(self, limit: int, before: Micros | None = None) -> list[LetterGroup]:
+    async def letter_groups(self, limit: int, before: Micros | None = None) -> list[DeadLetterGroup]:
         """Count the dead letters, or those that died before a time, by reason and subject, at most `limit` groups."""
         ...
 
-    async def letters(self, wanted: WantedLetters, *, limit: int, after: int | None = None, up_to: int | None = None) -> Page[Kept]:
+    async def letters(
+        self, wanted: DeadLetterFilter, *, limit: int, after: int | None = None, up_to: int | None = None
+    ) -> Page[KeptDeadLetter]:
         """List the wanted dead letters without headers and body, oldest first, those with a number above `after` and not above `up_to`."""
         ...
 
-    async def letter(self, number: int) -> Kept | None:
+    async def letter(self, number: int) -> KeptDeadLetter | None:
         """Return a dead letter whole, or None."""
         ...
 
@@ -250,7 +252,7 @@ class Overview(Protocol):
         """Return subject, tries so far and next try of a request to a delegate that was not sent yet, or None."""
         ...
 
-    async def interventions(self, *, limit: int, after: int | None = None) -> Page[Intervention]:
+    async def interventions(self, *, limit: int, after: int | None = None) -> Page[LoggedIntervention]:
         """List what operators did, newest first."""
         ...
 
@@ -258,7 +260,7 @@ class Overview(Protocol):
         """Say how the database stands."""
         ...
 
-    async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> Stretch:
+    async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> WaitCountsRange:
         """Count waiting flows that parked later than `after`: about `limit` of them, by kind and by `per` microseconds.
 
         The last stretch goes up to `FOREVER`. Many short ones, so that nobody waits long for the reading connection.

@@ -12,8 +12,20 @@ from typing import Protocol, TypeVar
 
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
-from nats_taskflow.store.admin_port import Intervention, Overview
-from nats_taskflow.store.records import ALL, Batch, DeadLetter, DueFlows, DueOutgoing, InboxRow, Loaded, Needs, Numbered, Page, Suspects
+from nats_taskflow.store.admin_port import AdminReads, LoggedIntervention
+from nats_taskflow.store.records import (
+    ALL,
+    Batch,
+    DeadLetter,
+    DueFlows,
+    DueOutgoing,
+    InboxRow,
+    Loaded,
+    Needs,
+    NumberedEvent,
+    Page,
+    Suspects,
+)
 from nats_taskflow.units import Micros
 
 
@@ -105,7 +117,7 @@ class Transaction(Protocol):
         """Delete dead letters, but none that is not published yet; returns how many went."""
         ...
 
-    def note_intervention(self, done: Intervention) -> None:
+    def note_intervention(self, done: LoggedIntervention) -> None:
         """Keep what an operator did."""
         ...
 
@@ -115,7 +127,7 @@ Work = Callable[[Transaction], Result]
 """What is done in one transaction: all of it is kept, or nothing. It knows no event loop and must not touch what lives on one."""
 
 
-class Reads(Overview, Protocol):
+class Reads(AdminReads, Protocol):
     """What can be asked. Lists are keyset pages: at most `limit` rows after the cursor `after` (None: from the start), and no more of them
     than weigh `PAGE_BYTES` and one row: whoever wants all goes on until `next` is None.
     """
@@ -164,7 +176,7 @@ class Reads(Overview, Protocol):
         """Return the maintained counters: `flows.<status>`, `inbox.<outcome>`, `held`."""
         ...
 
-    async def unpublished_events(self, after: int, limit: int) -> list[Numbered]:
+    async def unpublished_events(self, after: int, limit: int) -> list[NumberedEvent]:
         """List journal entries with a number above `after`, in order: at most `limit`, and fewer where they weigh more than a page may."""
         ...
 

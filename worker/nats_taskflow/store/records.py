@@ -9,7 +9,7 @@ import msgspec
 
 from nats_taskflow.flow.decision import OutcomeName
 from nats_taskflow.flow.held_quota import Sender
-from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing, Pair, Waiter
+from nats_taskflow.flow.model import DelegateMessage, Flow, FlowEvent, FlowStep, HeldReply, Pair, Waiter
 from nats_taskflow.flow.usage import Usage
 from nats_taskflow.flow.view import World
 from nats_taskflow.units import SECOND, Micros
@@ -114,7 +114,7 @@ class FlowWrite(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
 
 
-class OpenEnd(msgspec.Struct, frozen=True, kw_only=True):
+class UnfinishedEnd(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a flow that not all who depend on it were told of yet: its watchers; with `cascade` its children too."""
 
     flow_id: str
@@ -163,12 +163,12 @@ class Batch(msgspec.Struct, kw_only=True):
     dead: list[DeadLetter] = msgspec.field(default_factory=list)
     spoiled: list[tuple[HeldReply, DeadLetter, bytes]] = msgspec.field(default_factory=list)
     displaced: list[tuple[str, str]] = msgspec.field(default_factory=list)
-    outgoing: list[Outgoing] = msgspec.field(default_factory=list)
+    outgoing: list[DelegateMessage] = msgspec.field(default_factory=list)
     refused: list[tuple[str, int, str]] = msgspec.field(default_factory=list)
     counts: dict[str, int] = msgspec.field(default_factory=dict)
     usages: dict[str, Usage] = msgspec.field(default_factory=dict)
     first_event: int = 0
-    unfinished: list[OpenEnd] = msgspec.field(default_factory=list)
+    unfinished: list[UnfinishedEnd] = msgspec.field(default_factory=list)
     followed_up: list[str] = msgspec.field(default_factory=list)
     set_aside: dict[str, str] = msgspec.field(default_factory=dict)
 
@@ -189,7 +189,7 @@ class Batch(msgspec.Struct, kw_only=True):
         self.counts[name] = self.counts.get(name, 0) + by
 
 
-class Numbered(msgspec.Struct, frozen=True, kw_only=True):
+class NumberedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A journal entry with its place in the whole journal and what its published form needs of the flow.
 
     `event` is None where the entry cannot be read.
@@ -208,10 +208,10 @@ class DueOutgoing(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     attempts: int
     nonce: str
-    message: Outgoing
+    message: DelegateMessage
 
 
-class Due(msgspec.Struct, frozen=True, kw_only=True):
+class DueFlow(msgspec.Struct, frozen=True, kw_only=True):
     """A waiting flow that time is due to act on. `wait_id` is None where the row is not one that waits."""
 
     flow_id: str
@@ -225,9 +225,9 @@ class DueFlows(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     waiting: int
-    flows: list[Due]
+    flows: list[DueFlow]
     held_back: bool = False
-    ends: list[OpenEnd] = msgspec.field(default_factory=list)
+    ends: list[UnfinishedEnd] = msgspec.field(default_factory=list)
 
 
 ALL = 2**62

@@ -1,5 +1,7 @@
-"""The asserts of the test kit. One that fails shows what was there instead: the flow's whole story, and why it is where it is."""
-# TODO merge: """The asserts as functions, of the one world that is open: `await assert_waiting(flow, topic="agent.delegate.reply", corr="c-1")`."""
+"""The asserts of the test kit, as methods of the world and as functions of the one world that is open.
+
+One that fails shows what was there instead: the flow's whole story, and why it stands where it stands.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol
 
 import msgspec
 
-from nats_taskflow.client.transport import Message, NoAnswer, Transport
+from nats_taskflow.client.transport import NoAnswer, Transport, TransportMessage
 from nats_taskflow.testing.stories import Json, leaves, said, story
 from nats_taskflow.wire.subjects import Subjects
 
@@ -33,13 +35,13 @@ AnyFlow = str | HasId
 Assert = Coroutine[Any, Any, Json]
 
 
-Method = Callable[Concatenate["Asserting", P], Assert]
+Method = Callable[Concatenate["Assertions", P], Assert]
 
 
 def awaited(method: Method[P]) -> Method[P]:
     """Note that an assert was called: one that nobody awaits asserts nothing, and must not pass in silence."""
 
-    def noted(self: Asserting, /, *args: P.args, **kwargs: P.kwargs) -> Assert:
+    def noted(self: Assertions, /, *args: P.args, **kwargs: P.kwargs) -> Assert:
         """Call it, and note that."""
         assertion = method(self, *args, **kwargs)
         self.note(assertion)
@@ -49,10 +51,10 @@ def awaited(method: Method[P]) -> Method[P]:
     return noted
 
 
-_OPEN: list[Asserting] = []
+_OPEN: list[Assertions] = []
 
 
-def the_world() -> Asserting:
+def the_world() -> Assertions:
     """Return the one world that is open. Raises `AssertionError` where there is none, or several."""
     if len(_OPEN) != 1:
         why = (
@@ -64,7 +66,7 @@ def the_world() -> Asserting:
     return _OPEN[0]
 
 
-class Asserting:
+class Assertions:
     """What can be asserted of flows. `patience`: seconds for it to become true, where time is real; 0 where everything has settled."""
 
     def __init__(self, *, prefix: str, patience: float = 0.0) -> None:
@@ -88,7 +90,7 @@ class Asserting:
     async def settled(self) -> None:
         """Return when everything that is under way has happened, where that can be known."""
 
-    async def request(self, subject: str, body: bytes) -> Message:
+    async def request(self, subject: str, body: bytes) -> TransportMessage:
         """Ask, again and again where time is real: a request may go to a worker that was just killed. Raises `AssertionError`."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self._patience
@@ -255,10 +257,7 @@ def _matches(expected: list[str], found: list[str]) -> bool:
     return bool(found) and found[0] == expected[0] and _matches(expected[1:], found[1:])
 
 
-P = ParamSpec("P")
-
-
-def _of_the_world(method: Callable[Concatenate[Asserting, P], Assert]) -> Callable[P, Assert]:
+def _of_the_world(method: Callable[Concatenate[Assertions, P], Assert]) -> Callable[P, Assert]:
     """Make a method of the world a function."""
 
     @functools.wraps(method)
@@ -269,9 +268,9 @@ def _of_the_world(method: Callable[Concatenate[Asserting, P], Assert]) -> Callab
     return asserting
 
 
-assert_waiting = _of_the_world(Asserting.assert_waiting)
-assert_running = _of_the_world(Asserting.assert_running)
-assert_finished = _of_the_world(Asserting.assert_finished)
-assert_failed = _of_the_world(Asserting.assert_failed)
-assert_cancelled = _of_the_world(Asserting.assert_cancelled)
-assert_events = _of_the_world(Asserting.assert_events)
+assert_waiting = _of_the_world(Assertions.assert_waiting)
+assert_running = _of_the_world(Assertions.assert_running)
+assert_finished = _of_the_world(Assertions.assert_finished)
+assert_failed = _of_the_world(Assertions.assert_failed)
+assert_cancelled = _of_the_world(Assertions.assert_cancelled)
+assert_events = _of_the_world(Assertions.assert_events)

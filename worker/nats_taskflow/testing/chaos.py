@@ -15,7 +15,7 @@ from nats_taskflow.bus.memory.broker import MemoryBroker
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.memory.stream import ConsumerState, StreamStore
 from nats_taskflow.bus.nats.stream_rules import Json
-from nats_taskflow.bus.port import Ack, Delivery, Outgoing, Published, Settlement, Term
+from nats_taskflow.bus.port import Ack, Delivery, OutgoingMessage, Published, Settlement, Term
 from nats_taskflow.units import parse_duration
 
 _STATEMENTS = 60
@@ -147,12 +147,12 @@ class FaultyBus(MemoryBus):
         super().__init__(broker)
         self._faulty = broker
 
-    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+    def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         """Publish a message, if it gets there."""
         self._spoil()
         return super().publish(message)
 
-    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+    def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
         """Publish messages together, if they get there."""
         self._spoil()
         return super().publish_all(messages)

@@ -14,7 +14,7 @@ def soon() -> datetime:
     return datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
 
 
-class Moved(Protocol):
+class TimedWork(Protocol):
     """What happens in time."""
 
     async def settled(self) -> None:
@@ -30,7 +30,7 @@ class Moved(Protocol):
 class Clock:
     """A virtual clock. Calling it gives microseconds since the epoch, as the worker wants them."""
 
-    def __init__(self, at: datetime, moved: Moved) -> None:
+    def __init__(self, at: datetime, moved: TimedWork) -> None:
         self._us: Micros = to_micros(at)
         self._moved = moved
         self.loop = LoopTime(self)

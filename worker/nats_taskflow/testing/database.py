@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import aiosqlite
 
-from nats_taskflow.store.sqlite.opening import APPLICATION_ID, migrated
+from nats_taskflow.store.sqlite.opening import APPLICATION_ID, migrate
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 
 
@@ -21,7 +21,7 @@ class Killed(BaseException):
     """The worker was killed: nothing that catches errors may notice."""
 
 
-class Inline:
+class InlineConnection:
     """What the store uses of aiosqlite, on a plain connection. `fuse`: statements until the kill, None for never.
 
     With `after_commit` the kill comes right after the next COMMIT instead. `killed` hears of it, once.
@@ -70,7 +70,7 @@ class Inline:
 class _Burning:
     """A plain connection that may be killed at each statement."""
 
-    def __init__(self, inline: Inline) -> None:
+    def __init__(self, inline: InlineConnection) -> None:
         self._inline = inline
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
@@ -96,11 +96,11 @@ class InlineStore(SqliteFlowStore):
     """The worker's store on a database of the process."""
 
     @classmethod
-    async def on(cls, database: sqlite3.Connection) -> tuple[InlineStore, Inline]:
+    async def on(cls, database: sqlite3.Connection) -> tuple[InlineStore, InlineConnection]:
         """Open the store as a new worker does: what was not committed is gone."""
         if database.in_transaction:
             database.rollback()
-        inline = Inline(database)
+        inline = InlineConnection(database)
         store = cls(cast("aiosqlite.Connection", inline), None, "memory")
         await store._take_over()
         return store, inline
@@ -115,7 +115,7 @@ async def fresh() -> sqlite3.Connection:
     if _TEMPLATE:
         database.deserialize(_TEMPLATE[0])
     else:
-        await migrated(cast("aiosqlite.Connection", Inline(database)), "memory")
+        await migrate(cast("aiosqlite.Connection", InlineConnection(database)), "memory")
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         _TEMPLATE.append(database.serialize())
     database.execute("PRAGMA foreign_keys = ON")

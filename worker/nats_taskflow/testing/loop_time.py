@@ -27,7 +27,7 @@ _TOLD = 8
 """Turns of the loop after which something must be turning in a circle."""
 
 
-class Restless(AssertionError):
+class NeverAtRest(AssertionError):
     """The code under test never comes to rest."""
 
 
@@ -67,7 +67,7 @@ class LoopTime:
         self._ahead += by / SECOND
 
     async def rest(self) -> None:
-        """Return when nothing runs, and nothing will before time passes or something comes from outside. Raises `Restless`."""
+        """Return when nothing runs, and nothing will before time passes or something comes from outside. Raises `NeverAtRest`."""
         async with self._resting:  # two that wait for each other's turns would never see the end of them
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
@@ -76,7 +76,7 @@ class LoopTime:
                 elif not self._loop._ready and not self._overdue():  # type: ignore[attr-defined]  # noqa: SLF001  # nothing public says it
                     return
         message = "the code under test keeps running without ever waiting for anything; settled() waits for it in vain"
-        raise Restless(message)
+        raise NeverAtRest(message)
 
     def next_timer(self, *, of_worker: bool = False) -> Micros | None:
         """Return when, by the clock, the next timer of the code under test fires, or the worker's own."""

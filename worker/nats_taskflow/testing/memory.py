@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 from nats_taskflow.bus.memory.broker import MemoryBroker
 from nats_taskflow.bus.memory.bus import MemoryBus
-from nats_taskflow.bus.port import Source
+from nats_taskflow.bus.port import ConsumerSpec
 from nats_taskflow.config import Config
-from nats_taskflow.store.invariants import Evidence, Ledger, Message, violations
+from nats_taskflow.store.invariants import Evidence, Ledger, LedgerMessage, violations
 from nats_taskflow.testing.clock import Clock
-from nats_taskflow.testing.database import Inline, InlineStore, Killed, copied, fresh
+from nats_taskflow.testing.database import InlineConnection, InlineStore, Killed, copied, fresh
 from nats_taskflow.testing.loop_time import of_worker
-from nats_taskflow.testing.worker_run import Life
+from nats_taskflow.testing.worker_run import WorkerRun
 from nats_taskflow.units import Micros
 
 _MOST_RETRIES = 1000
@@ -44,10 +44,10 @@ class MemoryWorker:
         self.broker = broker
         self._clock = clock
         self._database: sqlite3.Connection
-        self._inline: Inline
+        self._inline: InlineConnection
         self._bus: MemoryBus
         self._store: InlineStore
-        self._life: Life | None = None
+        self._life: WorkerRun | None = None
         self._pruning: set[asyncio.Task[dict[str, int]]] = set()
         self._retries = 0
 
@@ -60,7 +60,7 @@ class MemoryWorker:
         self._bus = bus
         self._store, self._inline = await InlineStore.on(self._database)
         self._inline.killed = bus.disconnect
-        self._life = Life(self.config, self._store, bus, clock=self._clock)
+        self._life = WorkerRun(self.config, self._store, bus, clock=self._clock)
         await self._life.begin(context=of_worker())
 
     async def stop(self) -> None:
@@ -159,7 +159,7 @@ class MemoryWorker:
             events.close()
             letters.close()
 
-    def unsettled(self, source: Source) -> int:
+    def unsettled(self, source: ConsumerSpec) -> int:
         """Count the messages of a stream without an outcome."""
         backlog = self.broker.consumer(source).backlog()
         return backlog.pending + backlog.delivered - backlog.floor
@@ -168,10 +168,10 @@ class MemoryWorker:
         """Read what a stream keeps."""
         return Ledger(self._messages(stream), first=self._first(stream))
 
-    def _messages(self, stream: str) -> Iterator[Message]:
+    def _messages(self, stream: str) -> Iterator[LedgerMessage]:
         """Give the messages of a stream."""
         for stored in self.broker.streams[stream].messages.values():
-            yield Message(stored.seq, stored.subject, stored.headers, stored.body)
+            yield LedgerMessage(stored.seq, stored.subject, stored.headers, stored.body)
 
     def _first(self, stream: str) -> int:
         """Return the lowest place that a stream keeps."""

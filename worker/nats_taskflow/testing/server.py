@@ -12,18 +12,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from nats_taskflow import program
+from nats_taskflow import version
 from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.client.flows import FlowClient
 from nats_taskflow.client.nats_transport import NatsTransport
 from nats_taskflow.client.transport import Transport
-from nats_taskflow.testing.assertions import Asserting
+from nats_taskflow.testing.assertions import Assertions
 
 _READY_WITHIN = 30.0
 _TAIL = 20
 
 
-class TaskflowServer(Asserting):
+class TaskflowServer(Assertions):
     """`async with TaskflowServer() as server:` runs a nats-server on a free port and a worker on it, both gone at the end.
 
     `url` is where NATS is; `reply_topics`: subjects that carry replies; `environment`: more settings of the worker (`TASKFLOW_…`). The
@@ -95,7 +95,7 @@ class TaskflowServer(Asserting):
         }
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *program.command("run"), stdout=asyncio.subprocess.PIPE, stderr=log, env=environment, cwd=self._folder
+                *version.command("run"), stdout=asyncio.subprocess.PIPE, stderr=log, env=environment, cwd=self._folder
             )
         assert self._process.stdout is not None, "it is a pipe"
         try:

@@ -1,4 +1,4 @@
-"""The client's port in memory: `FlowClient`, agents and delegates run on it as they do on NATS. Promises: `nats_taskflow.client.transport`."""
+"""The client's port in memory: `FlowClient`, agents and delegates run on it as they do on NATS."""
 
 from __future__ import annotations
 
@@ -11,12 +11,22 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.bus.memory.broker import Heard, MemoryBroker, Subscriber
+from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, Subscriber
 from nats_taskflow.bus.nats.outbound import objection
-from nats_taskflow.bus.port import Ack, InProgress, Nak, PublishFailed, Settlement, Source
+from nats_taskflow.bus.port import Ack, ConsumerSpec, InProgress, Nak, PublishFailed, Settlement
 from nats_taskflow.bus.port import Delivery as Delivered
 from nats_taskflow.client import kv
-from nats_taskflow.client.transport import NO_HEADERS, Delivery, Headers, Lost, Message, NoAnswer, NotStored, Stored, Trouble
+from nats_taskflow.client.transport import (
+    NO_HEADERS,
+    ConsumerMessage,
+    Headers,
+    Lost,
+    NoAnswer,
+    NotStored,
+    PublishReceipt,
+    TransportMessage,
+    Trouble,
+)
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import covers
 
@@ -24,7 +34,7 @@ _MAX_PAYLOAD = 1024 * 1024
 _NS = 1_000_000_000
 
 
-class Listening:
+class MemorySubscription:
     """A subscription: an inbox, or a responder."""
 
     def __init__(self, transport: MemoryTransport, subject: str, subscriber: Subscriber) -> None:
@@ -58,14 +68,14 @@ class MemoryTransport:
         """Nothing lies between."""
         return True
 
-    async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, timeout: float) -> Message:
+    async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, timeout: float) -> TransportMessage:
         """Ask, and return the first answer."""
         self._check_open()
         if flaw := objection(subject, body, headers, _MAX_PAYLOAD):
             raise NoAnswer(flaw, nobody=True)
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[TransportMessage] = asyncio.get_running_loop().create_future()
 
-        def take(message: Message) -> None:
+        def take(message: TransportMessage) -> None:
             """Take the first answer."""
             if not answer.done():
                 answer.set_result(message)
@@ -75,7 +85,7 @@ class MemoryTransport:
             listens = bool(self._broker.listeners(subject))
             stored = self._published(subject, body, headers, f"{inbox.subject}.1")
             if stored is not None:
-                take(Message(subject=inbox.subject, body=msgspec.json.encode({"stream": stored.stream, "seq": stored.seq})))
+                take(TransportMessage(subject=inbox.subject, body=msgspec.json.encode({"stream": stored.stream, "seq": stored.seq})))
             elif not listens:
                 raise NoAnswer(f"nobody answers on {subject}", nobody=True)
             async with asyncio.timeout(timeout):
@@ -85,7 +95,7 @@ class MemoryTransport:
         finally:
             await inbox.close()
 
-    async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> Stored:  # noqa: ARG002  it is answered at once
+    async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> PublishReceipt:  # noqa: ARG002  it is answered at once
         """Store a message in the stream that captures the subject."""
         self._check_open()
         said = {**headers, MSG_ID: msg_id} if msg_id else dict(headers)
@@ -100,7 +110,7 @@ class MemoryTransport:
         if self._disturbed():
             raise NotStored(f"the acknowledgement of a message on {subject} got lost")
         await asyncio.sleep(0)
-        return Stored(stored.stream, stored.seq, stored.duplicate)
+        return PublishReceipt(stored.stream, stored.seq, stored.duplicate)
 
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, reply: str = "") -> None:
         """Publish without any guarantee."""
@@ -109,7 +119,7 @@ class MemoryTransport:
             raise Trouble(flaw)
         self._published(subject, body, headers, reply)
 
-    async def follow(self, subject: str, *, stream: str, after: int = 0) -> AsyncGenerator[Message, None]:
+    async def follow(self, subject: str, *, stream: str, after: int = 0) -> AsyncGenerator[TransportMessage, None]:
         """Give the messages of a stream, from history and then live."""
         async with contextlib.aclosing(self._turns()) as turns:
             async for _ in turns:
@@ -117,13 +127,13 @@ class MemoryTransport:
                 for stored in list(has.messages.values()) if has is not None else ():
                     if stored.seq > after and covers(subject, stored.subject):
                         after = stored.seq
-                        yield Message(subject=stored.subject, body=stored.body, headers=stored.headers, seq=stored.seq)
+                        yield TransportMessage(subject=stored.subject, body=stored.body, headers=stored.headers, seq=stored.seq)
 
     async def consume(
         self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100
-    ) -> AsyncGenerator[Delivery, None]:
+    ) -> AsyncGenerator[ConsumerMessage, None]:
         """Give the deliveries of a durable consumer; what was in hand of an earlier reader comes first."""
-        source = Source(stream=stream, consumer=durable, filters=(subject,), ack_wait=ack_wait, max_ack_pending=at_most)
+        source = ConsumerSpec(stream=stream, consumer=durable, filters=(subject,), ack_wait=ack_wait, max_ack_pending=at_most)
         resumed = False
         async with contextlib.aclosing(self._turns()) as turns:
             async for _ in turns:
@@ -164,11 +174,11 @@ class MemoryTransport:
         """Write a key."""
         await self.publish(kv.subject_of(bucket, key), value, msg_id="", timeout=timeout)
 
-    async def serve(self, subject: str, handler: Callable[[Message], Awaitable[None]], *, queue: str = "") -> Listening:
+    async def serve(self, subject: str, handler: Callable[[TransportMessage], Awaitable[None]], *, queue: str = "") -> MemorySubscription:
         """Call `handler` for each message, each in a task of its own."""
         context = contextvars.copy_context()  # its own, whoever publishes
 
-        def take(heard: Heard) -> None:
+        def take(heard: CoreMessage) -> None:
             """Hand a message to its own task."""
             task = asyncio.get_running_loop().create_task(_handled(handler, _message(heard)), context=context.copy())
             self._tasks.add(task)
@@ -176,7 +186,7 @@ class MemoryTransport:
 
         return self._listen(subject, Subscriber((subject,), take, queue))
 
-    async def open_inbox(self, take: Callable[[Message], None]) -> Listening:
+    async def open_inbox(self, take: Callable[[TransportMessage], None]) -> MemorySubscription:
         """Open a private address."""
         subject = f"_INBOX.{secrets.token_hex(11)}"
         context = contextvars.copy_context()
@@ -196,12 +206,12 @@ class MemoryTransport:
             self._subscribers.remove(subscriber)
             self._broker.subscribers.remove(subscriber)
 
-    def _listen(self, subject: str, subscriber: Subscriber) -> Listening:
+    def _listen(self, subject: str, subscriber: Subscriber) -> MemorySubscription:
         """Listen from now on."""
         self._check_open()
         self._subscribers.append(subscriber)
         self._broker.subscribers.append(subscriber)
-        return Listening(self, subject, subscriber)
+        return MemorySubscription(self, subject, subscriber)
 
     def _published(self, subject: str, body: bytes, headers: Headers, reply: str) -> Any:
         """Publish on core NATS; a stream that captures the subject keeps it, too, unless it is full."""
@@ -209,16 +219,16 @@ class MemoryTransport:
             return self._broker.publish(subject, body, headers, reply)
         return None
 
-    def _in_hand(self, source: Source, delivered: Delivered) -> Delivery:
+    def _in_hand(self, source: ConsumerSpec, delivered: Delivered) -> ConsumerMessage:
         """Return a delivery that can be settled."""
-        message = Message(subject=delivered.subject, body=delivered.body, headers=delivered.headers, seq=delivered.seq)
+        message = TransportMessage(subject=delivered.subject, body=delivered.body, headers=delivered.headers, seq=delivered.seq)
 
         async def settle(settlement: Settlement) -> None:
             """Tell the broker."""
             self._broker.consumer(source).settle(delivered.seq, settlement, self._broker.clock())
             self._broker.tick()
 
-        return Delivery(
+        return ConsumerMessage(
             message=message,
             attempt=delivered.attempt,
             ack=lambda: settle(Ack()),
@@ -241,7 +251,7 @@ class MemoryTransport:
             self._more.discard(more)
             self._broker.kicks.remove(more.set)
 
-    async def _unless_closed(self, answer: asyncio.Future[Message]) -> Message:
+    async def _unless_closed(self, answer: asyncio.Future[TransportMessage]) -> TransportMessage:
         """Return the answer; raises `Lost` when the connection is closed before it comes."""
         closed = asyncio.ensure_future(self._closed.wait())
         ends: set[asyncio.Future[Any]] = {answer, closed}
@@ -259,11 +269,11 @@ class MemoryTransport:
             raise Lost("the connection is closed")
 
 
-async def _handled(handler: Callable[[Message], Awaitable[None]], message: Message) -> None:
+async def _handled(handler: Callable[[TransportMessage], Awaitable[None]], message: TransportMessage) -> None:
     """Handle a message."""
     await handler(message)
 
 
-def _message(heard: Heard) -> Message:
+def _message(heard: CoreMessage) -> TransportMessage:
     """Return a message as the client sees it."""
-    return Message(subject=heard.subject, body=heard.body, headers=heard.headers, reply=heard.reply)
+    return TransportMessage(subject=heard.subject, body=heard.body, headers=heard.headers, reply=heard.reply)

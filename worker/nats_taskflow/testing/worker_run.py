@@ -11,15 +11,15 @@ from nats_taskflow.config import Config
 from nats_taskflow.engine.engine import Clock
 from nats_taskflow.errors import root_of
 from nats_taskflow.observe.metrics import Metrics
-from nats_taskflow.observe.recorder import Tracker
-from nats_taskflow.services.signals import Stop
+from nats_taskflow.observe.recorder import MetricsRecorder
+from nats_taskflow.services.signals import StopSignal
 from nats_taskflow.services.supervisor import Services
 from nats_taskflow.store.port import Store
 
 _PATIENCE = 10.0
 
 
-class Life:
+class WorkerRun:
     """A worker, wired as `app` wires it. `store` is open already; who opened it closes it. `clock` is its time."""
 
     def __init__(self, config: Config, store: Store, bus: Bus, *, clock: Clock) -> None:
@@ -27,13 +27,13 @@ class Life:
         self._store = store
         self._bus = bus
         self._clock = clock
-        self._stop = Stop()
+        self._stop = StopSignal()
         self._task: asyncio.Task[None] | None = None
         self.services: Services
 
     async def begin(self, *, context: contextvars.Context | None = None, adopt: bool = False) -> None:
         """Start it, and return when it is ready; raises what keeps it from that. `adopt`: as with `taskflow run --adopt`."""
-        self.services = await app.set_up(self._config, self._store, self._bus, Tracker(Metrics()), self._clock, adopt=adopt)
+        self.services = await app.set_up(self._config, self._store, self._bus, MetricsRecorder(Metrics()), self._clock, adopt=adopt)
         is_ready = asyncio.Event()
         living = app.supervised(self._config, self.services).run(self._stop, is_ready.set)
         self._task = asyncio.get_running_loop().create_task(living, context=context)

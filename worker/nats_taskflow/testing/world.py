@@ -14,11 +14,11 @@ from typing import Any, Self
 import msgspec
 import structlog
 
-from nats_taskflow.client.clock import told_by
+from nats_taskflow.client.clock import use_clock
 from nats_taskflow.client.flows import FlowClient
-from nats_taskflow.client.transport import Stored, Transport
+from nats_taskflow.client.transport import PublishReceipt, Transport
 from nats_taskflow.config import Config
-from nats_taskflow.testing.assertions import Asserting
+from nats_taskflow.testing.assertions import Assertions
 from nats_taskflow.testing.chaos import Chaos, FaultyBroker, FaultyBus
 from nats_taskflow.testing.clock import Clock, soon
 from nats_taskflow.testing.memory import MemoryWorker
@@ -39,7 +39,7 @@ def _quiet() -> Iterator[None]:
         structlog.reset_defaults()
 
 
-class TaskflowWorld(Asserting):
+class TaskflowWorld(Assertions):
     """`async with TaskflowWorld() as world:` runs the worker in memory. Everything in it is gone at the end.
 
     `reply_topics`: subjects that carry replies, as `subjects.reply_topics`; `config` for all other settings. `at`: when it begins
@@ -67,7 +67,7 @@ class TaskflowWorld(Asserting):
         self._closing.enter_context(_quiet())
         self.clock.loop.install()
         self._closing.callback(self.clock.loop.uninstall)
-        self._closing.enter_context(told_by(self.clock.now))
+        self._closing.enter_context(use_clock(self.clock.now))
         self._closing.push_async_callback(self._end)
         try:
             await self._worker.create()
@@ -119,7 +119,7 @@ class TaskflowWorld(Asserting):
         self._beside.add(task)
         return task
 
-    async def publish(self, subject: str, payload: object, *, msg_id: str) -> Stored:
+    async def publish(self, subject: str, payload: object, *, msg_id: str) -> PublishReceipt:
         """Publish JSON into the stream that takes the subject, as anybody may who knows nothing of this kit."""
         return await self._own.publish(subject, msgspec.json.encode(payload), msg_id=msg_id, timeout=5.0)
 

@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from nats_taskflow.wire.answers import CancelledChildren, FlowShown
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class AdminAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What every answer begins with."""
 
     ok: bool = True
@@ -27,7 +27,7 @@ class SetAsideShown(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-class FlowPageAcross(Answer, frozen=True, kw_only=True):
+class FlowPageAcross(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `list`: flows, or with `set_aside` what is known of those that cannot be read."""
 
     flows: list[FlowShown]
@@ -35,13 +35,13 @@ class FlowPageAcross(Answer, frozen=True, kw_only=True):
     next_cursor: str | None = None
 
 
-class FlowAnswer(Answer, frozen=True, kw_only=True):
+class FlowAnswer(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `show`."""
 
     flow: FlowShown
 
 
-class IdsAnswer(Answer, frozen=True, kw_only=True):
+class IdsAnswer(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `find`: at most a handful."""
 
     ids: list[str]
@@ -62,7 +62,7 @@ class WaitAcross(msgspec.Struct, frozen=True, kw_only=True):
     until: str | None
 
 
-class WaitPageAcross(Answer, frozen=True, kw_only=True):
+class WaitPageAcross(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `waits`, the longest-waiting first. `now`: the worker's clock."""
 
     waits: list[WaitAcross]
@@ -99,7 +99,7 @@ class HeldShown(msgspec.Struct, frozen=True, kw_only=True):
     payload: Any
 
 
-class WhoAnswer(Answer, frozen=True, kw_only=True):
+class WhoAnswer(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `who`. `more`: there are more waiters, or more held replies, than were asked for."""
 
     waiters: list[WaiterShown]
@@ -116,7 +116,7 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
     fix: str | None = None
 
 
-class WhyAnswer(Answer, frozen=True, kw_only=True):
+class WhyAnswer(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `why`."""
 
     flow_id: str
@@ -124,7 +124,7 @@ class WhyAnswer(Answer, frozen=True, kw_only=True):
     sentences: list[Reason]
 
 
-class HeldPage(Answer, frozen=True, kw_only=True):
+class HeldPage(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `held` `list`."""
 
     held: list[HeldShown]
@@ -132,7 +132,7 @@ class HeldPage(Answer, frozen=True, kw_only=True):
     next_cursor: str | None = None
 
 
-class Done(Answer, frozen=True, kw_only=True):
+class InterventionAnswer(AdminAnswer, frozen=True, kw_only=True):
     """The answer to an intervention that changed a flow or a held reply."""
 
     outcome: str
@@ -170,7 +170,7 @@ class LetterShown(msgspec.Struct, frozen=True, kw_only=True):
     base64: str | UnsetType = UNSET
 
 
-class LettersAnswer(Answer, frozen=True, kw_only=True):
+class LettersAnswer(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `dlq` `list`: groups, or letters, oldest first."""
 
     groups: list[GroupShown] | UnsetType = UNSET
@@ -178,7 +178,7 @@ class LettersAnswer(Answer, frozen=True, kw_only=True):
     next_cursor: str | None = None
 
 
-class LetterAnswer(Answer, frozen=True, kw_only=True):
+class LetterAnswer(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `dlq` `show`."""
 
     letter: LetterShown
@@ -191,7 +191,7 @@ class Unreplayed(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-class LettersDone(Answer, frozen=True, kw_only=True):
+class LettersDone(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `dlq` `replay` and `purge`: the letters it was done to (with `dry_run`: would be), and those it failed on.
 
     `up_to`: the newest letter there was when the first request came; say it again with `cursor`.
@@ -211,7 +211,7 @@ class MostUsed(msgspec.Struct, frozen=True, kw_only=True):
     used: int
 
 
-class StatsAnswer(Answer, frozen=True, kw_only=True):
+class StatsAnswer(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `stats`. `most`: by quota (`open_flows`, `state_bytes`), who takes most of it."""
 
     now: str
@@ -229,14 +229,14 @@ class StatsAnswer(Answer, frozen=True, kw_only=True):
     most: dict[str, MostUsed] = {}
 
 
-class PruneAnswer(Answer, frozen=True, kw_only=True):
+class PruneAnswer(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `prune`. `more`: there may be more; ask again."""
 
     pruned: int
     more: bool
 
 
-class BackupAnswer(Answer, frozen=True, kw_only=True):
+class BackupAnswer(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `backup`: one line that says where the copy is, and how big."""
 
     backup: str
@@ -252,14 +252,14 @@ class InterventionShown(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class LogPage(Answer, frozen=True, kw_only=True):
+class LogPage(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `log`, newest first."""
 
     interventions: list[InterventionShown]
     next_cursor: str | None = None
 
 
-ANSWERS: dict[str, type[Answer]] = {
+ANSWERS: dict[str, type[AdminAnswer]] = {
     "list": FlowPageAcross,
     "show": FlowAnswer,
     "find": IdsAnswer,
@@ -267,7 +267,7 @@ ANSWERS: dict[str, type[Answer]] = {
     "who": WhoAnswer,
     "why": WhyAnswer,
     "held.list": HeldPage,
-    "done": Done,
+    "done": InterventionAnswer,
     "dlq.list": LettersAnswer,
     "dlq.show": LetterAnswer,
     "dlq.done": LettersDone,

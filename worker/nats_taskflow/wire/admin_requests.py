@@ -41,27 +41,27 @@ _EXPECTED = EXPECTED | {"reason": "text of 1 to 1024 characters without NUL"}
 """What a field takes, in words: an operator has to give a reason, an agent need not."""
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class AdminRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What every operator request may carry."""
 
     command_id: CommandId | None = None
 
 
-class Paged(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class PagedAdminRequest(AdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A list, page by page: `cursor` is the `next_cursor` of the page before. A page may be short and still have a next one."""
 
     limit: Limit = DEFAULT_LIMIT
     cursor: Cursor | None = None
 
 
-class Intervention(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Intervention(AdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A request that changes something: who, and why."""
 
     operator: Operator
     reason: Reason
 
 
-class List(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class List(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """List flows of all owners, newest first, filtered as `list_mine` is. `older_than`: last changed before; `set_aside`: only those."""
 
     status: FlowStatus | None = None
@@ -77,32 +77,32 @@ class List(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_
     set_aside: bool = False
 
 
-class Show(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Show(AdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Show one flow."""
 
     flow_id: FlowId
 
 
-class Find(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Find(AdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """List the ids that begin or end with `part`."""
 
     part: Part
 
 
-class History(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class AdminHistory(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Show the journal of one flow, oldest first, or with `newest` the newest first."""
 
     flow_id: FlowId
     newest: bool = False
 
 
-class Steps(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class AdminSteps(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """List the observed runs of one flow."""
 
     flow_id: FlowId
 
 
-class Waits(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class AdminWaits(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Show who waits for what, the longest-waiting first. `older_than`: for longer; `due_within`: time acts on them by then."""
 
     controller: Name | None = None
@@ -115,7 +115,7 @@ class Waits(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown
     due_within: Key | None = None
 
 
-class Who(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Who(AdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Show who waits for a topic, or for one correlation id on it, and which replies are held for it."""
 
     topic: Key
@@ -123,13 +123,13 @@ class Who(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_f
     limit: Limit = DEFAULT_LIMIT
 
 
-class Why(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class AdminWhy(AdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Explain one flow in sentences."""
 
     flow_id: FlowId
 
 
-class HeldList(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class HeldList(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """List held replies, in the order they came."""
 
     action: Literal["list"] = "list"
@@ -154,7 +154,7 @@ class HeldExpire(Intervention, frozen=True, kw_only=True, omit_defaults=True, fo
     number: Number
 
 
-class Resume(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class AdminResume(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Resume a waiting flow whatever it waits for; with `leaf` answer only that manual leaf."""
 
     flow_id: FlowId
@@ -163,7 +163,7 @@ class Resume(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid
     expected_revision: Revision | None = None
 
 
-class Cancel(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class AdminCancel(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Cancel a flow `now`, its children with it unless `cascade` is false, or `request` that it winds down."""
 
     flow_id: FlowId
@@ -172,7 +172,7 @@ class Cancel(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid
     expected_revision: Revision | None = None
 
 
-class Fail(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class AdminFail(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """End a flow badly; the reason is the failure's."""
 
     flow_id: FlowId
@@ -185,7 +185,7 @@ class Release(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbi
     flow_id: FlowId
 
 
-class LettersList(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class LettersList(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Count dead letters by reason and subject (`grouped`), or list them, oldest first."""
 
     action: Literal["list"] = "list"
@@ -196,14 +196,14 @@ class LettersList(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_u
     replayed: bool = True
 
 
-class LettersShow(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class LettersShow(AdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Show one dead letter whole."""
 
     action: Literal["show"]
     number: Number
 
 
-class Chosen(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class DeadLetterIntervention(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """An intervention on dead letters: those of `numbers`, or of a reason, a subject, an age; `all` where none is given.
 
     At most `limit` in one request; `cursor` goes on, up to letter `up_to` (the first answer says it): what was replayed and died again
@@ -221,7 +221,7 @@ class Chosen(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid
     up_to: Annotated[int, Meta(ge=0, le=2**62)] | None = None
 
 
-class LettersReplay(Chosen, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class LettersReplay(DeadLetterIntervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Publish dead letters again where they came from, each under a new id: publish, confirm, then mark. `rate`: at most per second.
 
     `again`: also those that were replayed before.
@@ -232,14 +232,14 @@ class LettersReplay(Chosen, frozen=True, kw_only=True, omit_defaults=True, forbi
     again: bool = False
 
 
-class LettersPurge(Chosen, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class LettersPurge(DeadLetterIntervention, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Forget dead letters in the database; what the stream keeps of them stays. `replayed`: only those that were replayed."""
 
     action: Literal["purge"]
     replayed: bool = False
 
 
-class Stats(Asked, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Stats(AdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Count everything."""
 
 
@@ -254,40 +254,40 @@ class Backup(Intervention, frozen=True, kw_only=True, omit_defaults=True, forbid
     """Copy the database, whole and checked, to a new file beside it, on the worker's machine."""
 
 
-class Log(Paged, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class OperatorLog(PagedAdminRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """List what operators did besides changing flows, newest first."""
 
 
-OPERATIONS: dict[str, dict[str, type[Asked]]] = {
+OPERATIONS: dict[str, dict[str, type[AdminRequest]]] = {
     "list": {"": List},
     "show": {"": Show},
     "find": {"": Find},
-    "history": {"": History},
-    "steps": {"": Steps},
-    "waits": {"": Waits},
+    "history": {"": AdminHistory},
+    "steps": {"": AdminSteps},
+    "waits": {"": AdminWaits},
     "who": {"": Who},
-    "why": {"": Why},
+    "why": {"": AdminWhy},
     "held": {"list": HeldList, "match": HeldMatch, "expire": HeldExpire},
-    "resume": {"": Resume},
-    "cancel": {"": Cancel},
-    "fail": {"": Fail},
+    "resume": {"": AdminResume},
+    "cancel": {"": AdminCancel},
+    "fail": {"": AdminFail},
     "release": {"": Release},
     "dlq": {"list": LettersList, "show": LettersShow, "replay": LettersReplay, "purge": LettersPurge},
     "stats": {"": Stats},
     "prune": {"": Prune},
     "backup": {"": Backup},
-    "log": {"": Log},
+    "log": {"": OperatorLog},
 }
 """What each verb takes, by its `action` where it has several; the first is the one without."""
 
 
 @cache
-def _decoder(shape: type[Asked]) -> msgspec.json.Decoder[Any]:
+def _decoder(shape: type[AdminRequest]) -> msgspec.json.Decoder[Any]:
     """Make the decoder of a shape when it is first asked for: an operator is in no hurry, a start that makes two dozen is."""
     return msgspec.json.Decoder(shape)
 
 
-def read_operation(verb: str, body: bytes) -> Asked:
+def read_operation(verb: str, body: bytes) -> AdminRequest:
     """Read an operator's request; an empty body asks with every default. Raises the `FlowError` that refuses it."""
     if verb not in OPERATIONS:
         hint = meant(verb, OPERATIONS) or f"; known are {', '.join(OPERATIONS)}"
@@ -295,13 +295,13 @@ def read_operation(verb: str, body: bytes) -> Asked:
     opened = open_request(body or b"{}")
     shape = _shape(verb, opened.top)
     try:
-        asked: Asked = _decoder(shape).decode(opened.body)
+        asked: AdminRequest = _decoder(shape).decode(opened.body)
     except (ValueError, RecursionError) as failure:
         raise field_errors.refusal(failure, opened.body, opened.top, verb, shape, _EXPECTED) from None
     return asked
 
 
-def _shape(verb: str, top: limits.TopLevel) -> type[Asked]:
+def _shape(verb: str, top: limits.TopLevel) -> type[AdminRequest]:
     """Return what the body has to be, by its `action`. Raises `InvalidRequest` for one that the verb does not have."""
     shapes = OPERATIONS[verb]
     if "action" not in top or "" in shapes:

@@ -97,7 +97,7 @@ class CancelledChildren(msgspec.Struct, frozen=True, kw_only=True):
     ids: list[str]
 
 
-class Applied(msgspec.Struct, frozen=True, kw_only=True):
+class AppliedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a command that took effect (or had taken effect before)."""
 
     ok: bool = True
@@ -108,7 +108,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     state_omitted: bool | UnsetType = UNSET
 
 
-class Refused(msgspec.Struct, frozen=True, kw_only=True):
+class RefusedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a command that changed nothing."""
 
     ok: bool = False

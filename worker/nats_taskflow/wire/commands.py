@@ -1,5 +1,4 @@
-"""Turn a typed request into what happens to a flow: a table from request types to flow commands."""
-# TODO merge: """Turn a `delegate` request into its command: where the reply goes, and what a caller may not make the worker say, or where."""
+"""Turn a typed request into a stimulus of the flow, and refuse `delegate` targets and headers that a caller may not choose."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from nats_taskflow.flow import stimuli as flow
 from nats_taskflow.wire import requests as wire
 from nats_taskflow.wire.headers import Headers, weight
 from nats_taskflow.wire.inbound import Ignored, Origin
-from nats_taskflow.wire.replies import Bindings
+from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.subjects import Subjects, covers, is_token
 
 MAX_HEADERS = 32
@@ -24,7 +23,7 @@ _OURS = ("nats-", "taskflow-", "correlation-id", "traceparent")
 _WHO = "from"  # what delegates that know nothing of us may take for the name of who asks
 
 
-def delegation(request: wire.Delegate, caller: flow.Caller, origin: Origin) -> flow.DelegateFlow:
+def build_delegation(request: wire.DelegateRequest, caller: flow.Caller, origin: Origin) -> flow.DelegateFlow:
     """Build the command. Raises `InvalidRequest` for a target or header that is not the caller's to choose."""
     for name, subject in (("to", request.to), ("cancel_to", request.cancel_to)):
         if subject is not None:
@@ -54,7 +53,7 @@ def delegation(request: wire.Delegate, caller: flow.Caller, origin: Origin) -> f
     )
 
 
-def taken_for_reply(bindings: Bindings, subject: str, headers: Headers, body: bytes) -> bool:
+def taken_for_reply(bindings: ReplyBindings, subject: str, headers: Headers, body: bytes) -> bool:
     """Tell whether the worker would take for a reply what it publishes there itself. What `where` leaves out is none."""
     if not any(covers(binding.subject, subject) for binding in bindings.configured):
         return False
@@ -196,7 +195,7 @@ _BUILD: dict[type[wire.Request], Callable[[Any, flow.Caller, Origin], flow.Stimu
     wire.Run: _run,
     wire.Advance: _advance,
     wire.Wait: _wait,
-    wire.Delegate: delegation,
+    wire.DelegateRequest: build_delegation,
     wire.Resume: _resume,
     wire.Finish: _finish,
     wire.Fail: _fail,

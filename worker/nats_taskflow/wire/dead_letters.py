@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from nats_taskflow.wire.events import Message
+from nats_taskflow.wire.events import EventMessage
 from nats_taskflow.wire.headers import MSG_ID, UNREAD, Headers, one_line, weight
 from nats_taskflow.wire.subjects import Subjects, is_token
 
@@ -24,7 +24,7 @@ MAX_HEADERS = 16 * 1024
 _SPARE = 256  # for `Taskflow-Truncated` and for what a broker adds
 
 
-class Letter(Protocol):
+class DeadLetterMessage(Protocol):
     """A message that could not be used, as it came (the store's `DeadLetter`). `n` is its row's: a repeat publishes under the same id."""
 
     @property
@@ -68,7 +68,7 @@ class Letter(Protocol):
         ...
 
 
-def dead_letter_message(letter: Letter, subjects: Subjects, *, max_bytes: int) -> Message:
+def dead_letter_message(letter: DeadLetterMessage, subjects: Subjects, *, max_bytes: int) -> EventMessage:
     """Return the message that publishes a dead letter: the raw body, and what is known of it in headers.
 
     Headers and body together stay below `max_bytes` (the broker's max_payload: over it the client closes for good); what is cut
@@ -90,7 +90,7 @@ def dead_letter_message(letter: Letter, subjects: Subjects, *, max_bytes: int) -
     if cut or len(letter.body) > room:
         headers[TRUNCATED] = "true"
     reason = letter.reason if is_token(letter.reason) else "other"
-    return Message(subjects.dead_letter(reason), letter.body[:room], headers)
+    return EventMessage(subjects.dead_letter(reason), letter.body[:room], headers)
 
 
 def read_headers(text: str) -> dict[str, str]:

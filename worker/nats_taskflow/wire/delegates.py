@@ -11,14 +11,14 @@ from nats_taskflow.wire.reply_bindings import check_owners
 from nats_taskflow.wire.subjects import covers, is_pattern
 
 
-class Delegate(msgspec.Struct, frozen=True):
+class DelegateOwners(msgspec.Struct, frozen=True):
     """A subject, or a pattern of subjects, on which delegates are asked, and the `owners` whose flows may ask there: agents, or `*`."""
 
     subject: str
     owners: tuple[str, ...] = ("*",)
 
 
-def check_delegate(delegate: Delegate) -> None:
+def check_delegate(delegate: DelegateOwners) -> None:
     """Raise `ValueError` with a sentence that begins with the key that is wrong."""
     if not is_pattern(delegate.subject):
         raise ValueError(f"subject: {delegate.subject!r} is no NATS subject; write one like agent.billing.>")
@@ -28,7 +28,7 @@ def check_delegate(delegate: Delegate) -> None:
 class Delegates:
     """All that is said of delegates. What several entries say of a subject adds up."""
 
-    def __init__(self, listed: Sequence[Delegate]) -> None:
+    def __init__(self, listed: Sequence[DelegateOwners]) -> None:
         self._listed = tuple(listed)
 
     def refusal(self, subject: str, agent: str | None) -> Forbidden | None:

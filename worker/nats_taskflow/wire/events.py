@@ -23,7 +23,7 @@ MEDIA_TYPE = "application/cloudevents+json"
 _ENCODER = msgspec.json.Encoder()
 
 
-class Message(NamedTuple):
+class EventMessage(NamedTuple):
     """What goes to the broker."""
 
     subject: str
@@ -93,7 +93,9 @@ class _Identity(msgspec.Struct):
 _IDENTITY = msgspec.json.Decoder(_Identity)
 
 
-def event_message(event: FlowEvent, controller_id: str, owner_session_key: str, subjects: Subjects, *, source: str = SOURCE) -> Message:
+def event_message(
+    event: FlowEvent, controller_id: str, owner_session_key: str, subjects: Subjects, *, source: str = SOURCE
+) -> EventMessage:
     """Return the message that publishes a journal entry."""
     name = event_id(event)
     cloud = CloudEvent(
@@ -119,4 +121,4 @@ def event_message(event: FlowEvent, controller_id: str, owner_session_key: str, 
     headers = {MSG_ID: name, CONTENT_TYPE: MEDIA_TYPE}
     if event.trace is not None:
         headers[TRACEPARENT] = event.trace
-    return Message(subjects.event(agent_of(owner_session_key), event.flow_id, event.kind.value), _ENCODER.encode(cloud), headers)
+    return EventMessage(subjects.event(agent_of(owner_session_key), event.flow_id, event.kind.value), _ENCODER.encode(cloud), headers)

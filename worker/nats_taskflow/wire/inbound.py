@@ -1,5 +1,4 @@
-"""Say what reading a message gave: something to do (`Inbound`), something of no use (`Unusable`), or nothing (`Ignored`)."""
-# TODO merge: """Say who sent a request, and make what has to be random."""
+"""What reading a message gives: something to do (`Inbound`), something of no use (`Unusable`), or nothing (`Ignored`); and who sent it."""
 
 from __future__ import annotations
 

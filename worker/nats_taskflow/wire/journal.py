@@ -1,4 +1,4 @@
-"""Type the payload of each kind of journal entry, for those who read events and histories: what `nats_taskflow.flow` writes, as it is published.
+"""Types of the payload of each kind of journal entry, as events and histories publish it.
 
 Only the schemas are made from these; the payloads themselves stay plain objects on their way.
 """

@@ -20,7 +20,7 @@ from nats_taskflow.wire.cursors import Position, write_cursor
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, one_line
 
 _ENCODER = msgspec.json.Encoder(enc_hook=str)  # details of an error may name anything; an outcome must never fail to encode
-_REFUSED = msgspec.json.Decoder(shapes.Refused)
+_REFUSED = msgspec.json.Decoder(shapes.RefusedAnswer)
 PAGE_BYTES = 512 * 1024
 """How much a page may weigh: half of NATS' default max_payload, so that one more item of the largest size still fits."""
 
@@ -62,7 +62,7 @@ def applied(
 ) -> bytes:
     """Encode the outcome of a command that took effect."""
     return _ENCODER.encode(
-        shapes.Applied(
+        shapes.AppliedAnswer(
             outcome=outcome,
             flow=shapes.show_flow(flow),
             step=shapes.show_step(step) if step is not None else UNSET,
@@ -73,7 +73,7 @@ def applied(
 
 KEPT_BYTES = 4096
 """What of an outcome weighs more is not stored with it."""
-_APPLIED = msgspec.json.Decoder(shapes.Applied)
+_APPLIED = msgspec.json.Decoder(shapes.AppliedAnswer)
 
 
 def kept(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes.CancelledChildren | None = None) -> bytes:
@@ -87,7 +87,7 @@ def kept(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes
     if not heavy and not is_step_heavy:
         return told
     return _ENCODER.encode(
-        shapes.Applied(
+        shapes.AppliedAnswer(
             flow=replace(shown, state_omitted=True, **heavy),
             step=UNSET if step is None else shapes.show_step(replace(step, result_json=None) if is_step_heavy else step),
             cancelled_children=cancelled_children if cancelled_children is not None else UNSET,
@@ -96,7 +96,7 @@ def kept(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes
     )
 
 
-def light(result: bytes) -> shapes.Applied | None:
+def light(result: bytes) -> shapes.AppliedAnswer | None:
     """Return the stored outcome if something was left out of it, else None."""
     return _APPLIED.decode(result) if result.endswith(_OMITTED) else None
 
@@ -104,7 +104,7 @@ def light(result: bytes) -> shapes.Applied | None:
 _OMITTED = b'"state_omitted":true}'
 
 
-def refilled(outcome: shapes.Applied, flow: Flow, step: FlowStep | None) -> bytes:
+def refilled(outcome: shapes.AppliedAnswer, flow: Flow, step: FlowStep | None) -> bytes:
     """Encode a `light` outcome with its flow and observed run whole: the bytes that `applied` made of them."""
     shown = shapes.show_step(step) if step is not None else UNSET
     return _ENCODER.encode(replace(outcome, flow=shapes.show_flow(flow), step=shown, state_omitted=UNSET))
@@ -122,7 +122,7 @@ def _is_heavy(value: Any) -> bool:
 
 def refused(error: FlowError) -> bytes:
     """Encode the outcome of a command that was refused."""
-    return _ENCODER.encode(shapes.Refused(error=shapes.ErrorShown(code=error.code, message=error.message, details=error.details)))
+    return _ENCODER.encode(shapes.RefusedAnswer(error=shapes.ErrorShown(code=error.code, message=error.message, details=error.details)))
 
 
 def reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:

@@ -18,7 +18,7 @@ from nats_taskflow.wire.reply_message import ReplyMessage, checked_id, encodable
 from nats_taskflow.wire.requests import UUID
 from nats_taskflow.wire.subjects import Subjects, covers, is_literal, is_token
 
-__all__ = ["Binding", "Bindings", "check_bindings"]
+__all__ = ["Binding", "ReplyBindings", "check_bindings"]
 
 _CANONICAL = msgspec.json.Encoder(order="sorted")
 NO_CORRELATION = "no_correlation"
@@ -43,7 +43,7 @@ _MOST_NAMED = 10
 """Topics that a refusal names."""
 
 
-class Bindings:
+class ReplyBindings:
     """Every subject that carries replies: the configured ones, `<prefix>.reply.*.*` and `<prefix>.resume`.
 
     Raises `ValueError` naming binding and key when the bindings cannot work, alone or together.

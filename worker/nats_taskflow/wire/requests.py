@@ -82,7 +82,7 @@ class Wait(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown
     wait_condition: Object
 
 
-class Delegate(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class DelegateRequest(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Send a request to a delegate and wait for its reply, atomically (SEMANTICS 5)."""
 
     to: Subject
@@ -192,7 +192,7 @@ class Why(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_
     """Explain one flow in sentences: what it waits for, what came near, what happens next."""
 
 
-class Outcome(Request, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class OutcomeQuery(Request, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Show the stored outcome of a command."""
 
     command_id: CommandId
@@ -203,7 +203,7 @@ COMMANDS: dict[str, type[Request]] = {
     "run": Run,
     "advance": Advance,
     "wait": Wait,
-    "delegate": Delegate,
+    "delegate": DelegateRequest,
     "resume": Resume,
     "finish": Finish,
     "fail": Fail,
@@ -220,7 +220,7 @@ QUERIES: dict[str, type[Request]] = {
     "history": History,
     "waits": Waits,
     "why": Why,
-    "outcome": Outcome,
+    "outcome": OutcomeQuery,
 }
 """The queries, on `api` only."""
 

@@ -15,15 +15,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from nats_taskflow.bus.memory.stream import ConsumerState, Spelled, Stored, StreamStore
+from nats_taskflow.bus.memory.stream import ConsumerState, Spelled, StoredMessage, StreamStore
 from nats_taskflow.bus.nats import filters, stream_rules
 from nats_taskflow.bus.nats.stream_rules import Json
-from nats_taskflow.bus.port import NO_HEADERS, NO_RESPONDERS, Asked, Headers, Published, PublishFailed, Source
+from nats_taskflow.bus.port import NO_HEADERS, NO_RESPONDERS, ConsumerSpec, ForwardedRequest, Headers, Published, PublishFailed
 from nats_taskflow.tasks import Errands
 from nats_taskflow.wire.subjects import covers
 
 
-class Heard(NamedTuple):
+class CoreMessage(NamedTuple):
     """A core message as a subscriber gets it; `reply` is where an answer goes."""
 
     subject: str
@@ -36,7 +36,7 @@ class Subscriber(NamedTuple):
     """Who listens: `take` gets each message once, however many of the patterns cover it; of a `queue` group, one member gets it."""
 
     patterns: tuple[str, ...]
-    take: Callable[[Heard], None]
+    take: Callable[[CoreMessage], None]
     queue: str = ""
 
 
@@ -63,7 +63,7 @@ class MemoryBroker:
         self.streams[config["name"]] = StreamStore(config)
         return self.streams[config["name"]]
 
-    def consumer(self, source: Source) -> ConsumerState:
+    def consumer(self, source: ConsumerSpec) -> ConsumerState:
         """Return the source's consumer, made if need be (a deleted one is made again and starts at the beginning)."""
         key = (source.stream, source.consumer)
         if key not in self.consumers:
@@ -102,7 +102,7 @@ class MemoryBroker:
         # What nats-py does to header values on the way out.
         headers = {name: " ".join(value.strip().splitlines()) for name, value in headers.items()}
         for subscriber in self._chosen(subject):
-            subscriber.take(Heard(subject, body, headers, reply))
+            subscriber.take(CoreMessage(subject, body, headers, reply))
         for stream in self.streams.values():
             if stream.takes(subject):
                 stored = stream.store(subject, body, headers, self.clock())
@@ -124,7 +124,7 @@ class MemoryBroker:
         assert last is not None, "a stream takes it"
         return last
 
-    def ask(self, message: Asked) -> str | None:
+    def ask(self, message: ForwardedRequest) -> str | None:
         """Give a request to whoever listens; a stream that captures it acknowledges on the reply subject. Or say that nobody does."""
         reply = message.reply or ""
         captured = any(stream.takes(message.subject) for stream in self.streams.values())
@@ -172,21 +172,21 @@ class MemoryClient:
             heard = await answers.get()
         return heard.body, heard.headers
 
-    async def subscribe(self, pattern: str) -> asyncio.Queue[Heard]:
+    async def subscribe(self, pattern: str) -> asyncio.Queue[CoreMessage]:
         """Listen from now on."""
-        queue: asyncio.Queue[Heard] = asyncio.Queue()
+        queue: asyncio.Queue[CoreMessage] = asyncio.Queue()
         self._broker.subscribers.append(Subscriber((pattern,), queue.put_nowait))
         return queue
 
     async def respond_on(
-        self, pattern: str, handler: Callable[[Heard], Awaitable[bytes | None]], *, echo: bool = False
+        self, pattern: str, handler: Callable[[CoreMessage], Awaitable[bytes | None]], *, echo: bool = False
     ) -> Callable[[], Awaitable[None]]:
         """Play a delegate: answer what comes with what `handler` returns (None: not at all). Returns what to call to stop listening.
 
         `echo`: the answer has the request's headers, as with nats-py's `Msg.respond`.
         """
 
-        async def answer(heard: Heard) -> None:
+        async def answer(heard: CoreMessage) -> None:
             """Handle one request."""
             body = await handler(heard)
             if body is not None:
@@ -194,7 +194,7 @@ class MemoryClient:
 
         context = contextvars.copy_context()  # the delegate's own, whoever asks it
 
-        def take(heard: Heard) -> None:
+        def take(heard: CoreMessage) -> None:
             """Hand a request to its own task."""
             self._answering.start(answer(heard), "delegate", context=context.copy())
 
@@ -206,12 +206,12 @@ class MemoryClient:
         self._broker.subscribers.append(subscriber)
         return stop
 
-    async def respond(self, heard: Heard, body: bytes, headers: Headers = NO_HEADERS) -> None:
+    async def respond(self, heard: CoreMessage, body: bytes, headers: Headers = NO_HEADERS) -> None:
         """Answer on the reply subject, without any guarantee; where none was given nobody waits."""
         if heard.reply:
             with contextlib.suppress(PublishFailed):
                 self._broker.publish(heard.reply, body, headers)
 
-    async def messages(self, stream: str) -> list[Stored]:
+    async def messages(self, stream: str) -> list[StoredMessage]:
         """Return what the stream holds, in order."""
         return list(self._broker.streams[stream].messages.values())

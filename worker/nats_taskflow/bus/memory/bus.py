@@ -10,31 +10,31 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from nats_taskflow.bus.endpoints import Request, Service
-from nats_taskflow.bus.memory.broker import Heard, MemoryBroker, MemoryClient
+from nats_taskflow.bus.endpoints import Service, ServiceRequest
+from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, MemoryClient
 from nats_taskflow.bus.memory.service import MemoryServer
-from nats_taskflow.bus.memory.stream import MSG_ID, Spelled, Stored
+from nats_taskflow.bus.memory.stream import MSG_ID, Spelled, StoredMessage
 from nats_taskflow.bus.memory.topology import MemoryTopology
 from nats_taskflow.bus.nats.outbound import objection
 from nats_taskflow.bus.nats.requests import NOT_CONNECTED, complaint
 from nats_taskflow.bus.port import (
     NO_HEADERS,
-    Asked,
     Backlog,
+    ClaimHolder,
+    ConsumerSpec,
     Delivery,
+    ForwardedRequest,
     Headers,
-    Holder,
-    Outgoing,
+    OutgoingMessage,
     Published,
     PublishFailed,
     Settlement,
-    Source,
-    Stream,
+    StreamSpec,
 )
 from nats_taskflow.errors import BusLost, TopologyRefused
 from nats_taskflow.futures import fail, resolve
 
-__all__ = ["Heard", "MemoryBroker", "MemoryBus", "MemoryClient", "Stored"]
+__all__ = ["CoreMessage", "MemoryBroker", "MemoryBus", "MemoryClient", "StoredMessage"]
 
 _MAX_PAYLOAD = 1024 * 1024
 _YIELD_EVERY = 256
@@ -50,9 +50,9 @@ class MemoryBus:
         self._lost: asyncio.Future[str] | None = None
         self._failures: list[tuple[PublishFailed, bool]] = []
         self._kicks: list[asyncio.Event] = []
-        self._prepared: tuple[tuple[Stream, ...], tuple[Source, ...], Holder | None] = ((), (), None)
+        self._prepared: tuple[tuple[StreamSpec, ...], tuple[ConsumerSpec, ...], ClaimHolder | None] = ((), (), None)
         self.trouble = ""
-        self.untrusted: frozenset[Source] = frozenset()
+        self.untrusted: frozenset[ConsumerSpec] = frozenset()
         self.max_payload = _MAX_PAYLOAD
         self._server = MemoryServer(self, self.broker)
         self._log = structlog.get_logger()
@@ -108,7 +108,7 @@ class MemoryBus:
         self._connected = True
 
     async def prepare(
-        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, holder: Holder | None = None, adopt: bool = False
+        self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], *, holder: ClaimHolder | None = None, adopt: bool = False
     ) -> list[str]:
         """Create and check streams and consumers; raises `TopologyRefused` or `ConsumerTaken`."""
         self._prepared = (streams, sources, holder)
@@ -126,15 +126,15 @@ class MemoryBus:
             return [*str(refused).splitlines(), *distrust.values()]
         return []
 
-    def mended(self) -> tuple[Source, ...]:
+    def mended(self) -> tuple[ConsumerSpec, ...]:
         """Return nothing: this broker gives up on no message, whatever its settings."""
         return ()
 
-    def ack_wait(self, source: Source) -> float:
+    def ack_wait(self, source: ConsumerSpec) -> float:
         """Return the seconds after which the broker delivers again."""
         return float(self.broker.consumer(source).config["ack_wait"]) / 1_000_000_000
 
-    async def backlog(self, source: Source) -> Backlog:
+    async def backlog(self, source: ConsumerSpec) -> Backlog:
         """Tell where the source stands."""
         if not self._connected:
             raise PublishFailed("not connected")
@@ -153,14 +153,14 @@ class MemoryBus:
             raise PublishFailed("not connected")
         return self.broker.streams[stream].born
 
-    async def rewind(self, source: Source, to: int | None = None) -> bool:
+    async def rewind(self, source: ConsumerSpec, to: int | None = None) -> bool:
         """Deliver everything above the ack floor, or from `to` on, again, at once."""
         if self._connected:
             self.broker.consumer(source).rewind(to)
             self.broker.tick()
         return self._connected
 
-    async def pull(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
+    async def pull(self, source: ConsumerSpec, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
         """Deliver continuously until cancelled."""
         kick = asyncio.Event()
         self._kicks.append(kick)
@@ -191,11 +191,11 @@ class MemoryBus:
             state.settle(int(seq), settlement, self.broker.clock())
             self.broker.tick()
 
-    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+    def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         """Store a message on its stream; the future resolves in a later turn of the loop, as with a real broker."""
         return self._store([message], lambda spelled: self.broker.publish(*spelled[0]))
 
-    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+    def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
         """Store messages on their stream, all or none, where it allows atomic batches."""
         return self._store(messages, self.broker.publish_all)
 
@@ -210,11 +210,11 @@ class MemoryBus:
         except PublishFailed as failed:
             self._log.debug("bus.not_told", reason=str(failed))
 
-    async def send(self, messages: Sequence[Asked]) -> list[str | None]:
+    async def send(self, messages: Sequence[ForwardedRequest]) -> list[str | None]:
         """Publish core messages whose answers come elsewhere."""
         return [complaint(one, self.max_payload) or (self.broker.ask(one) if self._connected else NOT_CONNECTED) for one in messages]
 
-    async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
+    async def serve(self, service: Service, handler: Callable[[ServiceRequest], Awaitable[None]]) -> None:
         """Register the service's endpoints and its catch-all."""
         self._server.start(service, handler)
 
@@ -230,7 +230,7 @@ class MemoryBus:
         self._server.deregister()
         self._connected = False
 
-    def _hand_over(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> bool:
+    def _hand_over(self, source: ConsumerSpec, take: Callable[[Delivery], None], room: Callable[[], int]) -> bool:
         """Deliver one message if there is one and room for it."""
         if not self._connected or room() <= 0:
             return False
@@ -240,7 +240,7 @@ class MemoryBus:
         take(delivery)
         return True
 
-    async def _pause(self, kick: asyncio.Event, source: Source, room: Callable[[], int]) -> None:
+    async def _pause(self, kick: asyncio.Event, source: ConsumerSpec, room: Callable[[], int]) -> None:
         """Wait for a kick, or until a redelivery is due by the broker's clock."""
         # Without room or a connection only a kick helps, however long something is overdue.
         due = self.broker.consumer(source).next_due() if self._connected and room() > 0 else None
@@ -251,7 +251,7 @@ class MemoryBus:
         except TimeoutError:
             return
 
-    def _store(self, messages: Sequence[Outgoing], store: Callable[[list[Spelled]], Published | None]) -> asyncio.Future[Published]:
+    def _store(self, messages: Sequence[OutgoingMessage], store: Callable[[list[Spelled]], Published | None]) -> asyncio.Future[Published]:
         """Have messages stored, or fail as a test asked for; the future resolves in a later turn of the loop."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Published] = loop.create_future()
@@ -261,7 +261,7 @@ class MemoryBus:
             loop.call_soon(fail, future, failed)
         return future
 
-    def _stored(self, messages: Sequence[Outgoing], store: Callable[[list[Spelled]], Published | None]) -> Published:
+    def _stored(self, messages: Sequence[OutgoingMessage], store: Callable[[list[Spelled]], Published | None]) -> Published:
         """Store messages; raises `PublishFailed`."""
         if not self._connected:
             raise PublishFailed("not connected")

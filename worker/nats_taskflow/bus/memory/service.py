@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from nats_taskflow.bus.admission import Admission
-from nats_taskflow.bus.endpoints import Request, Service
-from nats_taskflow.bus.memory.broker import Heard, MemoryBroker, Subscriber
+from nats_taskflow.bus.endpoints import Service, ServiceRequest
+from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, Subscriber
 from nats_taskflow.bus.nats.outbound import objection
 from nats_taskflow.bus.nats.service import ERROR, ERROR_CODE, TOO_LARGE
 from nats_taskflow.bus.port import Bus, Headers
 
-Handler = Callable[[Request], Awaitable[None]]
+Handler = Callable[[ServiceRequest], Awaitable[None]]
 
 
 class MemoryServer:
@@ -28,11 +28,11 @@ class MemoryServer:
         """Register the service's endpoints and its catch-all."""
         admission = self._admission = Admission(handler, service.whose)
 
-        def take(heard: Heard) -> None:
+        def take(heard: CoreMessage) -> None:
             """Have a request admitted."""
             if self._bus.connected and not service.guards(heard.reply):
                 answer = partial(self._answer, heard.reply)
-                admission.put(Request(subject=heard.subject, headers=heard.headers, body=heard.body, answer=answer))
+                admission.put(ServiceRequest(subject=heard.subject, headers=heard.headers, body=heard.body, answer=answer))
 
         self._served = Subscriber(service.patterns, take)
         self._broker.subscribers.append(self._served)

@@ -21,7 +21,7 @@ Spelled = tuple[str, bytes, Headers]
 _BORN = count(1)
 
 
-class Stored(NamedTuple):
+class StoredMessage(NamedTuple):
     """A message as a stream keeps it; `at_us` is when it was stored, in microseconds."""
 
     seq: int
@@ -36,7 +36,7 @@ class StreamStore:
 
     def __init__(self, config: Json) -> None:
         self.config = config
-        self.messages: dict[int, Stored] = {}
+        self.messages: dict[int, StoredMessage] = {}
         self.last_seq = 0
         self.born = f"stream {next(_BORN)}"
         self._bytes = 0
@@ -47,7 +47,7 @@ class StreamStore:
         """The lowest sequence that is kept; one past the last where nothing is."""
         return next(iter(self.messages), self.last_seq + 1)
 
-    def since(self, seq: int) -> Iterator[Stored]:
+    def since(self, seq: int) -> Iterator[StoredMessage]:
         """Give the messages behind a place, in order."""
         return (self.messages[at] for at in range(max(seq + 1, self.first), self.last_seq + 1) if at in self.messages)
 
@@ -69,7 +69,7 @@ class StreamStore:
                 raise PublishFailed(f"the broker refused a message on {subject}: maximum bytes exceeded (10047)", refused=True)
             self._drop(next(iter(self.messages)))
         self.last_seq += 1
-        self.messages[self.last_seq] = Stored(self.last_seq, subject, headers, body, now)
+        self.messages[self.last_seq] = StoredMessage(self.last_seq, subject, headers, body, now)
         self._bytes += len(body)
         if msg_id:
             self._ids[msg_id] = (self.last_seq, now)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from nats_taskflow.bus.memory.broker import MemoryBroker
 from nats_taskflow.bus.memory.stream import ConsumerState
 from nats_taskflow.bus.nats import claims, filters, stream_rules
-from nats_taskflow.bus.port import Holder, Source, Stream
+from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, StreamSpec
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
 from nats_taskflow.wire.subjects import covers
 
@@ -18,7 +18,7 @@ class MemoryTopology:
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
 
-    def objections(self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, live: bool = False) -> list[str]:
+    def objections(self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], *, live: bool = False) -> list[str]:
         """Say what stands against running on what is there, in the same words as JetStream's topology.
 
         `live`: nothing can be brought up to date any more.
@@ -46,7 +46,7 @@ class MemoryTopology:
                 found += stream_rules.transform_objections(source, theirs.config)
         return found
 
-    def distrust(self, streams: tuple[Stream, ...], sources: tuple[Source, ...]) -> dict[Source, str]:
+    def distrust(self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...]) -> dict[ConsumerSpec, str]:
         """Say of which sources what is delivered may not be what was sent."""
         own = {stream.name: self._broker.streams[stream.name].config for stream in streams if stream.name in self._broker.streams}
         said = {
@@ -56,9 +56,9 @@ class MemoryTopology:
 
     def prepare(
         self,
-        streams: tuple[Stream, ...],
-        sources: tuple[Source, ...],
-        holder: Holder | None = None,
+        streams: tuple[StreamSpec, ...],
+        sources: tuple[ConsumerSpec, ...],
+        holder: ClaimHolder | None = None,
         *,
         adopt: bool = False,
         live: bool = False,
@@ -94,7 +94,7 @@ class MemoryTopology:
             consumer.config = claims.claimed(consumer.config, holder)
         return warnings
 
-    def _take_over(self, source: Source, present: Mapping[Source, ConsumerState]) -> None:
+    def _take_over(self, source: ConsumerSpec, present: Mapping[ConsumerSpec, ConsumerState]) -> None:
         """Make a consumer; where another one takes what it is to take, from there on."""
         consumer = self._broker.consumer(source)
         infos = {other: {"config": state.config, "ack_floor": {"stream_seq": state.floor}} for other, state in present.items()}

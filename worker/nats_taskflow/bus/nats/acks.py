@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nats_taskflow.bus.nats.connection import Connection, NotPermitted
+from nats_taskflow.bus.nats.connection import ApiDenied, NatsConnection
 from nats_taskflow.bus.nats.frames import read_headers
-from nats_taskflow.bus.port import NO_HEADERS, Delivery, Source
+from nats_taskflow.bus.port import NO_HEADERS, ConsumerSpec, Delivery
 
 ACK = b"$JS.ACK."
 
@@ -40,7 +40,7 @@ def request_of(subject: bytes) -> int:
 class AckRights:
     """Remember whose deliveries may not be settled. The server objects to each settlement, and does not say when they are allowed again."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: NatsConnection) -> None:
         self._connection = connection
         self._denied: set[tuple[str, ...]] = set()
         connection.on_denied.append(self._deny)
@@ -52,7 +52,7 @@ class AckRights:
             at = _consumer_at(fields)
             self._denied.add(tuple(fields[at : at + 2]))
 
-    async def objections(self, source: Source) -> list[str]:
+    async def objections(self, source: ConsumerSpec) -> list[str]:
         """Say that deliveries of the source may not be settled, for as long as the server objects. Raises `NoAnswer`."""
         named = (source.stream.lower(), source.consumer.lower())
         if named not in self._denied:
@@ -61,7 +61,7 @@ class AckRights:
         try:
             # The first message of the stream is still worked on: that changes nothing, and is answered.
             await self._connection.ask(f"{subject}1.1.1.0.0", b"+WPI")
-        except NotPermitted:
+        except ApiDenied:
             return [f"the credentials may not publish on {subject}>: what is done is not acknowledged, and is delivered again; grant it"]
         self._denied.discard(named)
         return []

@@ -8,32 +8,32 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 from nats.errors import Error as NatsError
 
-from nats_taskflow.bus.endpoints import Endpoint, Request, Service
-from nats_taskflow.bus.nats.connection import Connection, NatsOptions, NoAnswer
+from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
+from nats_taskflow.bus.nats.connection import ApiTimeout, NatsConnection, NatsOptions
 from nats_taskflow.bus.nats.options import reason
 from nats_taskflow.bus.nats.outbound import Frame, objection
 from nats_taskflow.bus.nats.publisher import Publisher
 from nats_taskflow.bus.nats.pull import Pull
-from nats_taskflow.bus.nats.requests import Asking
-from nats_taskflow.bus.nats.service import Server
+from nats_taskflow.bus.nats.requests import RequestSender
+from nats_taskflow.bus.nats.service import ServiceServer
 from nats_taskflow.bus.nats.stream_rules import Json
-from nats_taskflow.bus.nats.topology import Topology
+from nats_taskflow.bus.nats.topology import TopologySetup
 from nats_taskflow.bus.port import (
     NO_HEADERS,
     Ack,
-    Asked,
     Backlog,
+    ClaimHolder,
+    ConsumerSpec,
     Delivery,
+    ForwardedRequest,
     Headers,
-    Holder,
     InProgress,
     Nak,
-    Outgoing,
+    OutgoingMessage,
     Published,
     PublishFailed,
     Settlement,
-    Source,
-    Stream,
+    StreamSpec,
     Term,
 )
 from nats_taskflow.errors import BusLost
@@ -48,13 +48,13 @@ class JetStreamBus:
     """See `nats_taskflow.bus.port.Bus` for every promise. `heartbeat` (seconds): two missed ones make `pull` ask again."""
 
     def __init__(self, options: NatsOptions, *, heartbeat: float = 5.0) -> None:
-        self._connection = Connection(options)
+        self._connection = NatsConnection(options)
         self._connection.on_up.append(self._count_reconnect)
         self._reconnects = 0
         self._publisher = Publisher(self._connection, timeout=options.publish_timeout)
-        self._asking = Asking(self._connection, timeout=options.publish_timeout)
-        self._topology = Topology(self._connection, monitor_url=options.monitor_url)
-        self._server: Server | None = None
+        self._asking = RequestSender(self._connection, timeout=options.publish_timeout)
+        self._topology = TopologySetup(self._connection, monitor_url=options.monitor_url)
+        self._server: ServiceServer | None = None
         self._heartbeat = heartbeat
         self._pulls: list[Pull] = []
         self._log = structlog.get_logger()
@@ -110,10 +110,10 @@ class JetStreamBus:
 
     async def prepare(
         self,
-        streams: tuple[Stream, ...],
-        sources: tuple[Source, ...],
+        streams: tuple[StreamSpec, ...],
+        sources: tuple[ConsumerSpec, ...],
         *,
-        holder: Holder | None = None,
+        holder: ClaimHolder | None = None,
         adopt: bool = False,
         dry_run: bool = False,
         enforced: bool = False,
@@ -128,19 +128,19 @@ class JetStreamBus:
         """Look again at what `prepare` was given."""
         try:
             return await self._topology.inspect()
-        except NoAnswer as error:
+        except ApiTimeout as error:
             raise PublishFailed(str(error)) from error
 
     @property
-    def untrusted(self) -> frozenset[Source]:
+    def untrusted(self) -> frozenset[ConsumerSpec]:
         """The sources that may deliver what was not sent so, as last seen."""
         return self._topology.untrusted
 
-    def mended(self) -> tuple[Source, ...]:
+    def mended(self) -> tuple[ConsumerSpec, ...]:
         """Return the sources whose consumer's settings are right again, each once."""
         return self._topology.mended()
 
-    def ack_wait(self, source: Source) -> float:
+    def ack_wait(self, source: ConsumerSpec) -> float:
         """Return the seconds after which the broker delivers again, as last seen."""
         return self._topology.ack_wait(source)
 
@@ -149,11 +149,11 @@ class JetStreamBus:
         """Why it does not deliver, or hear requests, though connected."""
         return self._connection.renewal.unheard or next((pull.trouble for pull in self._pulls if pull.trouble), "")
 
-    async def backlog(self, source: Source) -> Backlog:
+    async def backlog(self, source: ConsumerSpec) -> Backlog:
         """Tell where the source stands; `delivered` starts again at `floor` after a rewind."""
         try:
             info = await self._topology.consumer_info(source)
-        except NoAnswer as error:
+        except ApiTimeout as error:
             raise PublishFailed(str(error)) from error
         return Backlog(
             floor=info["ack_floor"]["stream_seq"],
@@ -175,14 +175,14 @@ class JetStreamBus:
         """Return all that is told of a stream. Raises `PublishFailed`."""
         try:
             return await self._topology.stream_info(stream)
-        except NoAnswer as error:
+        except ApiTimeout as error:
             raise PublishFailed(str(error)) from error
 
-    async def rewind(self, source: Source, to: int | None = None) -> bool:
+    async def rewind(self, source: ConsumerSpec, to: int | None = None) -> bool:
         """Deliver everything above the ack floor, or from `to` on, again, at once (nats-server 2.12 and later)."""
         return await self._topology.rewind(source, to)
 
-    async def pull(self, source: Source, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
+    async def pull(self, source: ConsumerSpec, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
         """Deliver continuously until cancelled."""
         topology = self._topology
         pull = Pull(self._connection, source, take, room, recreate=topology.recreate, resume=topology.resume, heartbeat=self._heartbeat)
@@ -201,11 +201,11 @@ class JetStreamBus:
         """Answer a delivery; kept for a reconnect, since a late ack still spares a redelivery."""
         self._connection.outbound.put(Frame(delivery.token, _verdict(settlement), keep=True))
 
-    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+    def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         """Store a message on its stream."""
         return self._publisher.publish(message)
 
-    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+    def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
         """Store messages on their stream, all or none, where it allows atomic batches."""
         if self._topology.batches.taken_on(messages[0].subject):
             return self._publisher.publish_all(messages)
@@ -222,13 +222,13 @@ class JetStreamBus:
         self._connection.outbound.put(Frame(subject, body, headers=headers))
         await self._connection.outbound.left()
 
-    async def send(self, messages: Sequence[Asked]) -> list[str | None]:
+    async def send(self, messages: Sequence[ForwardedRequest]) -> list[str | None]:
         """Publish core messages whose answers come elsewhere; say of each why it did not reach anybody."""
         return await self._asking.send(messages)
 
-    async def serve(self, service: Service, handler: Callable[[Request], Awaitable[None]]) -> None:
+    async def serve(self, service: Service, handler: Callable[[ServiceRequest], Awaitable[None]]) -> None:
         """Register the micro service. Raises `BusLost`."""
-        self._server = Server(self._connection)
+        self._server = ServiceServer(self._connection)
         try:
             await self._server.start(service, handler)
         except (NatsError, OSError) as error:

@@ -7,7 +7,7 @@ of every flow's messages.
 from __future__ import annotations
 
 from nats_taskflow.bus.nats.stream_rules import Json
-from nats_taskflow.bus.port import Holder, Source
+from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec
 
 _PREFIX = "taskflow-"
 _UNKNOWN = "?"
@@ -15,14 +15,14 @@ MEMORY = ":memory:"
 """Where a database lies that is gone with its worker: it must not take a consumer over from one that stays, nor leave its name there."""
 
 
-def holder_in(config: Json) -> Holder | None:
+def holder_in(config: Json) -> ClaimHolder | None:
     """Return whose the consumer is, as far as its configuration says."""
     metadata = config.get("metadata") or {}
-    fields = {name: str(metadata.get(_PREFIX + name, _UNKNOWN)) for name in Holder.__struct_fields__}
-    return Holder(**fields) if metadata.get(_PREFIX + "database") else None
+    fields = {name: str(metadata.get(_PREFIX + name, _UNKNOWN)) for name in ClaimHolder.__struct_fields__}
+    return ClaimHolder(**fields) if metadata.get(_PREFIX + "database") else None
 
 
-def claimed(config: Json, holder: Holder | None) -> Json:
+def claimed(config: Json, holder: ClaimHolder | None) -> Json:
     """Return the configuration with the holder's name in it; unchanged where there is nobody to name, or no more to say than is there.
 
     Where it is not known where the database lies, somebody else has written the claim, because the worker may not.
@@ -32,11 +32,11 @@ def claimed(config: Json, holder: Holder | None) -> Json:
     known = holder_in(config)
     if known is not None and (known == holder or (known.database == holder.database and _UNKNOWN in (known.store, holder.store))):
         return config
-    ours = {_PREFIX + name: getattr(holder, name) for name in Holder.__struct_fields__}
+    ours = {_PREFIX + name: getattr(holder, name) for name in ClaimHolder.__struct_fields__}
     return {**config, "metadata": {**(config.get("metadata") or {}), **ours}}
 
 
-def refusal(source: Source, holder: Holder | None, info: Json) -> str | None:
+def refusal(source: ConsumerSpec, holder: ClaimHolder | None, info: Json) -> str | None:
     """Say why a worker on this database may not pull from the consumer, or None: it is nobody's yet, or its own.
 
     A copy has the same id. So has a database that was moved, and nobody pulls for that any more.
@@ -62,7 +62,7 @@ def refusal(source: Source, holder: Holder | None, info: Json) -> str | None:
     )
 
 
-def rivals(source: Source, holder: Holder | None, info: Json) -> list[str]:
+def rivals(source: ConsumerSpec, holder: ClaimHolder | None, info: Json) -> list[str]:
     """Warn where somebody pulls before this worker does, and nobody has written down for which database."""
     if holder is None or holder.store == _UNKNOWN or not info["num_waiting"] or holder_in(info["config"]) is not None:
         return []

@@ -34,13 +34,13 @@ class NotEncrypted(NatsError):
     """Encryption was asked for, and the connection has none. Nothing was sent on it."""
 
 
-class Kept(bytes):
+class Settlement(bytes):
     """What is written after a reconnect, if it was not before. Everything else that waits to be written goes with the connection."""
 
     __slots__ = ()
 
 
-class Link(TcpTransport):
+class TcpConnection(TcpTransport):
     """One TCP connection, which holds its writers back, and tells them when it is gone in the same words on every event loop."""
 
     def __bool__(self) -> bool:
@@ -72,7 +72,7 @@ class Address(ParseResult):
         return _decoded(super().password)
 
 
-class MendedClient(Client):
+class PatchedClient(Client):
     """A client whose read loop outlives unreadable messages and late PONGs, and whose methods end when they are cancelled.
 
     The server passes subjects and headers on as bytes, and an agent may publish any. nats-py decodes them in its read loop, which
@@ -208,7 +208,7 @@ class MendedClient(Client):
     async def _connect_to_server(self, s: Srv) -> None:
         """Dial a server. nats-py would use one transport for all: who still writes to the last connection would write to this one."""
         if s.uri.scheme not in _WEBSOCKETS:
-            self._transport = Link()  # type: ignore[no-untyped-call]
+            self._transport = TcpConnection()  # type: ignore[no-untyped-call]
         try:
             await super()._connect_to_server(s)
         finally:
@@ -250,7 +250,7 @@ class MendedClient(Client):
 
     def _forget_pending(self) -> None:
         """Drop what waits to be written, but for what may come late."""
-        self._pending = [piece for piece in self._pending if isinstance(piece, Kept)]
+        self._pending = [piece for piece in self._pending if isinstance(piece, Settlement)]
         self._pending_data_size = sum(map(len, self._pending))
 
     def _must_encrypt(self) -> bool:

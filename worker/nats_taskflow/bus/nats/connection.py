@@ -1,9 +1,9 @@
-"""Hold one NATS connection by a policy that survives restarts and never fails in silence (facts: nats-py 2.16).
+"""Keep one NATS connection and its subscriptions alive across restarts, and fail loudly (facts: nats-py 2.16).
 
 nats-py gives up after 60 attempts, loops for ever on wrong credentials at the start, stops reconnecting when a callback raises and
-stops reading when a message has unreadable bytes. Each of these is answered here, so the rest of the room need not think of it.
+stops reading when a message has unreadable bytes. Each of these is answered here. After a permission was revoked the server drops the
+subscription and never says when it would accept it again: `SubscriptionRenewal` tries now and then.
 """
-# TODO merge: """Get subscriptions back that the server dropped when somebody took the permission away: it does not tell when the permission is back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, SlowConsumerError
 
-from nats_taskflow.bus.nats import policy
+from nats_taskflow.bus.nats import options as connection_options
 from nats_taskflow.bus.nats.dial import dial, hang_up
 from nats_taskflow.bus.nats.direct_delivery import ReadingClient
 from nats_taskflow.bus.nats.options import NatsOptions, public_address
@@ -24,7 +24,7 @@ from nats_taskflow.errors import NotAllowed
 from nats_taskflow.observe.lazy_log import Logger
 from nats_taskflow.tasks import keep
 
-__all__ = ["Connection", "NatsOptions", "NoAnswer", "NotPermitted", "public_address"]
+__all__ = ["ApiDenied", "ApiTimeout", "NatsConnection", "NatsOptions", "public_address"]
 
 T = TypeVar("T")
 _RECONNECT_WAIT = 0.5
@@ -33,22 +33,22 @@ _KINDS = 100
 """Kinds of errors whose last time in the log is remembered; errors may be worded anew each time."""
 
 
-class NoAnswer(Exception):
+class ApiTimeout(Exception):
     """A request to the broker's API got no answer; the message says why. Nothing is known about its effect."""
 
 
-class NotPermitted(NoAnswer):
+class ApiDenied(ApiTimeout):
     """The credentials may not publish on the API subject."""
 
 
-class Connection:
+class NatsConnection:
     """One connection and what depends on it. Listeners in `on_up`, `on_down` and `on_denied` are synchronous and quick."""
 
     def __init__(self, options: NatsOptions) -> None:
         self.options = options
         self.client = ReadingClient()
         self.outbound = Outbound(self.client)
-        self.renewal = Renewal(self.client)
+        self.renewal = SubscriptionRenewal(self.client)
         self.on_up: list[Callable[[], None]] = []
         self.on_down: list[Callable[[], None]] = [self.outbound.wake]
         self.on_denied: list[Callable[[str], None]] = []
@@ -113,9 +113,9 @@ class Connection:
         await self.client.flush()
 
     async def ask(self, subject: str, body: bytes = b"", *, within: float = 2.0) -> bytes:
-        """Request an answer from the broker's API; raises `NotPermitted` or `NoAnswer` within `within` seconds."""
+        """Request an answer from the broker's API; raises `ApiDenied` or `ApiTimeout` within `within` seconds."""
         if not self.connected:
-            raise NoAnswer(f"not connected to NATS, so {subject} was not asked")
+            raise ApiTimeout(f"not connected to NATS, so {subject} was not asked")
         denied: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
         asked = self._asked.setdefault(subject.lower(), set())
         asked.add(denied)
@@ -125,11 +125,11 @@ class Connection:
                 await asyncio.wait({request, denied}, return_when=asyncio.FIRST_COMPLETED)
             return (denied if denied.done() else request).result().data
         except NoRespondersError:
-            raise NoAnswer(f"nobody answers on {subject}") from None
+            raise ApiTimeout(f"nobody answers on {subject}") from None
         except TimeoutError:
-            raise NoAnswer(f"no answer on {subject} within {within:g} s") from None
+            raise ApiTimeout(f"no answer on {subject} within {within:g} s") from None
         except (NatsError, OSError) as error:
-            raise NoAnswer(f"no answer on {subject}: {policy.reason(error)}") from error
+            raise ApiTimeout(f"no answer on {subject}: {connection_options.reason(error)}") from error
         finally:
             request.cancel()
             asked.discard(denied)
@@ -175,9 +175,9 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         """Take note of what nats-py reports; must not raise, or the read loop ends."""
-        text = policy.reason(error)
+        text = connection_options.reason(error)
         self.dropped += isinstance(error, SlowConsumerError)  # one for each message that found its queue full
-        denied = policy.denied(text)
+        denied = connection_options.denied(text)
         if denied is not None:
             self._deny(denied.subject)
             if denied.what == "subscription":
@@ -200,7 +200,7 @@ class Connection:
             if inbox or name == subject:
                 for future in asked:
                     if not future.done():
-                        future.set_exception(NotPermitted(subject))
+                        future.set_exception(ApiDenied(subject))
         for listener in self.on_denied:
             self._call(listener, subject)
 
@@ -223,7 +223,7 @@ class Connection:
         """Resolve `lost`: some server errors make nats-py give up whatever the reconnect settings."""
         if not self._closing and not self.lost.done():
             error = self.client.last_error
-            self.lost.set_result(policy.reason(error) if error is not None else "the client closed the connection")
+            self.lost.set_result(connection_options.reason(error) if error is not None else "the client closed the connection")
 
     def _call(self, listener: Callable[..., None], *arguments: str) -> None:
         """Call a listener; its failure is a defect of ours, never the connection's end."""
@@ -237,7 +237,7 @@ _EVERY = 2.0
 _TIMEOUT = 2
 
 
-class Renewal:
+class SubscriptionRenewal:
     """Asks for all subscriptions again, every two seconds, from the first denial until the server objects to none."""
 
     def __init__(self, client: ReadingClient) -> None:

@@ -14,11 +14,11 @@ import structlog
 from nats_taskflow.bus.nats import claims, filters, stream_rules
 from nats_taskflow.bus.nats.js_api import JetStreamApi
 from nats_taskflow.bus.nats.stream_rules import Json
-from nats_taskflow.bus.port import Holder, Source
+from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec
 from nats_taskflow.errors import TopologyRefused
 
-Find = Callable[[Source], Awaitable[Json | None]]
-Rewind = Callable[[Source, int], Awaitable[bool]]
+Find = Callable[[ConsumerSpec], Awaitable[Json | None]]
+Rewind = Callable[[ConsumerSpec, int], Awaitable[bool]]
 
 
 class Consumers:
@@ -30,12 +30,12 @@ class Consumers:
         self._rewind = rewind
         self._log = structlog.get_logger()
 
-    async def filters(self, source: Source) -> tuple[str, ...]:
+    async def filters(self, source: ConsumerSpec) -> tuple[str, ...]:
         """Return what the consumer has to take of its stream, as that is now."""
         stream = await self._api.found(f"STREAM.INFO.{source.stream}") if source.all_but else None
         return filters.wanted(source, (stream["config"].get("subjects") or ()) if stream is not None else ())
 
-    async def ensure(self, sources: Sequence[Source], holder: Holder | None) -> list[str]:
+    async def ensure(self, sources: Sequence[ConsumerSpec], holder: ClaimHolder | None) -> list[str]:
         """Create what is missing, then bring the rest up to date; returns warnings. Raises `TopologyRefused` or `NoAnswer`."""
         found = {source: await self._find(source) for source in sources}
         present = {source: info for source, info in found.items() if info is not None}
@@ -44,7 +44,7 @@ class Consumers:
                 await self._create(source, present, holder)
         return [warning for source, info in present.items() for warning in await self._update(source, info, holder)]
 
-    async def _create(self, source: Source, present: Mapping[Source, Json], holder: Holder | None) -> None:
+    async def _create(self, source: ConsumerSpec, present: Mapping[ConsumerSpec, Json], holder: ClaimHolder | None) -> None:
         """Create a consumer; where another one takes what it is to take, from there on, and for the same database."""
         asked = await self.filters(source)
         older = filters.taken_over_from(source, asked, present)
@@ -54,7 +54,7 @@ class Consumers:
         if older is not None and older["ack_floor"]["stream_seq"]:
             await self._rewind(source, older["ack_floor"]["stream_seq"] + 1)
 
-    async def _update(self, source: Source, info: Json, holder: Holder | None) -> list[str]:
+    async def _update(self, source: ConsumerSpec, info: Json, holder: ClaimHolder | None) -> list[str]:
         """Give a consumer the filters it lacks, and whose it is; returns warnings about that, and somebody who pulls."""
         warnings, config, asked = claims.rivals(source, holder, info), info["config"], await self.filters(source)
         if filters.filters_in(config) != set(asked):
@@ -69,7 +69,7 @@ class Consumers:
                 )
         return [*warnings, *await self._claim(source, config, holder)]
 
-    async def _claim(self, source: Source, config: Json, holder: Holder | None) -> list[str]:
+    async def _claim(self, source: ConsumerSpec, config: Json, holder: ClaimHolder | None) -> list[str]:
         """Write down whose the consumer is; returns a warning where that is not permitted: everything works without."""
         wanted, known = claims.claimed(config, holder), claims.holder_in(config)
         if holder is None or wanted is config:
@@ -86,7 +86,7 @@ class Consumers:
         self._log.info("topology.consumer_claimed", stream=source.stream, consumer=source.consumer)
         return []
 
-    async def _write(self, source: Source, config: Json, action: str) -> None:
+    async def _write(self, source: ConsumerSpec, config: Json, action: str) -> None:
         """Create or update a consumer; raises `TopologyRefused`."""
         body = {"stream_name": source.stream, "config": config, "action": action}
         what = f"consumer {source.consumer} of stream {source.stream}"

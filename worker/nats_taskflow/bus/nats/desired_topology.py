@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from nats_taskflow.bus.port import Source, Stream
+from nats_taskflow.bus.port import ConsumerSpec, StreamSpec
 from nats_taskflow.config import Config
 from nats_taskflow.errors import ConfigError
 from nats_taskflow.wire import limits
-from nats_taskflow.wire.replies import Bindings
+from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects
 
 _SHARE, _SMALL_SHARE = 1 / 4, 1 / 32
@@ -17,11 +17,11 @@ _AROUND = 64 * 1024
 """The most that headers may add to a body."""
 
 
-def topology(config: Config, subjects: Subjects, bindings: Bindings) -> tuple[tuple[Stream, ...], tuple[Source, ...]]:
+def topology(config: Config, subjects: Subjects, bindings: ReplyBindings) -> tuple[tuple[StreamSpec, ...], tuple[ConsumerSpec, ...]]:
     """Say which streams and consumers the worker needs (CONTRACT 1)."""
     its = config.stream
-    kept = partial(Stream, inbound=False, max_age=its.event_max_age.seconds, replicas=its.replicas)
-    inbound = Stream(
+    kept = partial(StreamSpec, inbound=False, max_age=its.event_max_age.seconds, replicas=its.replicas)
+    inbound = StreamSpec(
         name=INBOUND,
         subjects=subjects.inbound(bindings.topics()),
         inbound=True,
@@ -39,18 +39,18 @@ def topology(config: Config, subjects: Subjects, bindings: Bindings) -> tuple[tu
     )
     commands, replies = subjects.commands(), subjects.replies(bindings.topics())
     elsewhere = tuple(
-        Source(stream=name, consumer="taskflow", filters=bindings.topics(name), ends_waits=True) for name in bindings.streams()
+        ConsumerSpec(stream=name, consumer="taskflow", filters=bindings.topics(name), ends_waits=True) for name in bindings.streams()
     )
     own = (
-        Source(stream=INBOUND, consumer="worker", filters=commands),
-        Source(stream=INBOUND, consumer="replies", filters=replies, all_but=commands, ends_waits=True),
+        ConsumerSpec(stream=INBOUND, consumer="worker", filters=commands),
+        ConsumerSpec(stream=INBOUND, consumer="replies", filters=replies, all_but=commands, ends_waits=True),
     )
     return streams, (*own, *elsewhere)
 
 
-def reply_bindings(config: Config, subjects: Subjects) -> Bindings:
+def reply_bindings(config: Config, subjects: Subjects) -> ReplyBindings:
     """Build the reply bindings. Raises `ConfigError` naming the one that cannot work."""
     try:
-        return Bindings(config.bindings(), subjects)
+        return ReplyBindings(config.bindings(), subjects)
     except ValueError as bad:
         raise ConfigError(str(bad)) from bad

@@ -11,7 +11,7 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from nats_taskflow.bus.nats import policy
+from nats_taskflow.bus.nats import options as connection_options
 from nats_taskflow.bus.nats.options import NatsOptions, public_address
 from nats_taskflow.errors import BusLost, TurnedAway
 
@@ -29,13 +29,13 @@ async def dial(client: Client, options: NatsOptions, error_cb: Noting, *, reconn
 
     async def note(error: Exception) -> None:
         """Take note of what nats-py reports; must not raise, or the read loop ends."""
-        last[0] = policy.reason(error)
-        refusal = policy.refusal(error)
+        last[0] = connection_options.reason(error)
+        refusal = connection_options.refusal(error)
         if not refused.done() and refusal is not None:
             refused.set_result(refusal)
         await error_cb(error)
 
-    arguments = policy.arguments(options, reconnect_wait=reconnect_wait) | {"error_cb": note, **callbacks}
+    arguments = connection_options.arguments(options, reconnect_wait=reconnect_wait) | {"error_cb": note, **callbacks}
     connecting = asyncio.ensure_future(client.connect(**arguments))
     either: set[asyncio.Future[Any]] = {connecting, refused}
     connected = False
@@ -44,7 +44,7 @@ async def dial(client: Client, options: NatsOptions, error_cb: Noting, *, reconn
         failed = connecting.exception() if connecting.done() and not connecting.cancelled() else None
         connected = connecting.done() and failed is None and client.is_connected
         late = f"cannot be reached within {options.connect_timeout:g} s: {last[0]}"
-        why = refused.result() if refused.done() else late if failed is None else f"cannot be reached: {policy.reason(failed)}"
+        why = refused.result() if refused.done() else late if failed is None else f"cannot be reached: {connection_options.reason(failed)}"
     finally:
         if not connected:
             connecting.cancel()

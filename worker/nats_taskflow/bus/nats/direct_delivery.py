@@ -7,14 +7,14 @@ from typing import Any
 
 from nats.aio.subscription import Subscription
 
-from nats_taskflow.bus.nats.client import MendedClient
+from nats_taskflow.bus.nats.client import PatchedClient
 from nats_taskflow.observe.lazy_log import Logger
 
 Take = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Takes a message as it came: subject, reply subject (empty: none), payload, header block (None: none). Must not block."""
 
 
-class ReadingClient(MendedClient):
+class ReadingClient(PatchedClient):
     """A client with subscriptions that are read in the read loop itself.
 
     The methods are private to nats-py: `test_jetstream.py` and `test_outbound.py` in `tests/contract` fail when a release moves them.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from nats_taskflow.bus.nats.stream_rules import Json
-from nats_taskflow.bus.port import Source
+from nats_taskflow.bus.port import ConsumerSpec
 from nats_taskflow.wire.subjects import covers, overlap
 
 
-def wanted(source: Source, subjects: Iterable[str]) -> tuple[str, ...]:
+def wanted(source: ConsumerSpec, subjects: Iterable[str]) -> tuple[str, ...]:
     """Return the filters of a consumer on a stream that captures `subjects`; none: it takes everything.
 
     Also what the stream captures beyond what is asked for: somebody who publishes there is told that it is stored, so it has to be taken.
@@ -39,13 +39,13 @@ def covers_all(config: Json, filters: Iterable[str]) -> bool:
     return not present or all(any(covers(has, asked) for has in present) for asked in filters)
 
 
-def taken_over_from(source: Source, filters: Iterable[str], present: Mapping[Source, Json]) -> Json | None:
+def taken_over_from(source: ConsumerSpec, filters: Iterable[str], present: Mapping[ConsumerSpec, Json]) -> Json | None:
     """Return what is told of the consumer that takes by now what a new one is to take; None where there is none."""
     same = (info for other, info in present.items() if other.stream == source.stream)
     return next((info for info in same if covers_all(info["config"], filters)), None)
 
 
-def is_adaptable(source: Source, config: Json, filters: tuple[str, ...], *, own: bool) -> bool:
+def is_adaptable(source: ConsumerSpec, config: Json, filters: tuple[str, ...], *, own: bool) -> bool:
     """Tell whether an existing consumer may be given the filters: it takes too little, or, on the worker's `own` stream, too much.
 
     A consumer of an older worker takes everything. What somebody else has set for reasons of theirs is left alone.
@@ -56,7 +56,7 @@ def is_adaptable(source: Source, config: Json, filters: tuple[str, ...], *, own:
     return bool(filters) and (own if not present else present <= set(filters))
 
 
-def objections(source: Source, config: Json, filters: tuple[str, ...]) -> list[str]:
+def objections(source: ConsumerSpec, config: Json, filters: tuple[str, ...]) -> list[str]:
     """Say that a consumer takes something else than it has to."""
     present = filters_in(config)
     if present == set(filters):

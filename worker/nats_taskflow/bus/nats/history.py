@@ -9,7 +9,7 @@ from typing import Self
 import msgspec
 from nats.errors import Error as NatsError
 
-from nats_taskflow.bus.nats.connection import Connection, NatsOptions
+from nats_taskflow.bus.nats.connection import NatsConnection, NatsOptions
 from nats_taskflow.bus.port import Headers
 from nats_taskflow.errors import BusLost
 
@@ -17,7 +17,7 @@ _AT_ONCE = 256
 _PATIENCE = 10.0
 
 
-class Kept(msgspec.Struct, frozen=True):
+class StreamMessage(msgspec.Struct, frozen=True):
     """A message as its stream keeps it; `seq` is its place."""
 
     seq: int
@@ -26,11 +26,11 @@ class Kept(msgspec.Struct, frozen=True):
     body: bytes
 
 
-class History:
+class StreamReader:
     """A connection that only reads. Raises `BusLost` where NATS does not answer, `NotAllowed` where it does not permit it."""
 
     def __init__(self, options: NatsOptions) -> None:
-        self._connection = Connection(options)
+        self._connection = NatsConnection(options)
 
     async def __aenter__(self) -> Self:
         await self._connection.open()
@@ -48,9 +48,9 @@ class History:
             raise _unread(stream, bad) from bad
         return max(state.first_seq, 1)
 
-    async def messages(self, stream: str) -> AsyncIterator[list[Kept]]:
+    async def messages(self, stream: str) -> AsyncIterator[list[StreamMessage]]:
         """Give the stream's messages in their order, some at a time, up to what is the last one when it is asked for."""
-        from nats.js.api import AckPolicy, ConsumerConfig  # noqa: PLC0415 - a large module, and others want only `Kept`
+        from nats.js.api import AckPolicy, ConsumerConfig  # noqa: PLC0415 - a large module, and others want only `StreamMessage`
 
         jetstream, permitted = self._connection.client.jetstream(), self._connection.permitted
         # For a moment only: the server forgets a consumer that nobody asks.
@@ -63,7 +63,7 @@ class History:
             last = 0
             while last < state.last_seq:
                 found = await permitted(subscription.fetch(_AT_ONCE, timeout=_PATIENCE), f"$JS.API.CONSUMER.MSG.NEXT.{stream}")
-                kept = [Kept(m.metadata.sequence.stream, m.subject, dict(m.headers or {}), m.data) for m in found]
+                kept = [StreamMessage(m.metadata.sequence.stream, m.subject, dict(m.headers or {}), m.data) for m in found]
                 last = kept[-1].seq
                 yield kept
             await subscription.unsubscribe()

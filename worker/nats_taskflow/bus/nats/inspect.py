@@ -13,9 +13,9 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from nats_taskflow.bus.nats import filters, stream_rules
-from nats_taskflow.bus.nats.connection import Connection, NatsOptions, NoAnswer
-from nats_taskflow.bus.nats.history import Kept
-from nats_taskflow.bus.port import Published, Source, Stream
+from nats_taskflow.bus.nats.connection import ApiTimeout, NatsConnection, NatsOptions
+from nats_taskflow.bus.nats.history import StreamMessage
+from nats_taskflow.bus.port import ConsumerSpec, Published, StreamSpec
 from nats_taskflow.errors import BusLost, NotAllowed
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _SOON = 1.5
 _PATIENCE = 5.0
 
 
-class Silent(Exception):
+class NoWorkerAnswer(Exception):
     """Nobody answered; the message says what was asked. `late`: somebody may be there and may have done it."""
 
     def __init__(self, message: str, *, late: bool = False) -> None:
@@ -34,12 +34,12 @@ class Silent(Exception):
         self.late = late
 
 
-class Client:
+class InspectClient:
     """A short-lived connection. It gives up soon: a person waits."""
 
     def __init__(self, options: NatsOptions) -> None:
         soon = min(options.connect_timeout, _SOON)
-        self._connection = Connection(msgspec.structs.replace(options, connect_timeout=soon, name="taskflow-cli"))
+        self._connection = NatsConnection(msgspec.structs.replace(options, connect_timeout=soon, name="taskflow-cli"))
 
     async def __aenter__(self) -> Self:
         await self._connection.open()
@@ -69,11 +69,11 @@ class Client:
         return float(await self._connection.client.rtt())
 
     async def ask(self, subject: str, body: bytes, *, within: float = _PATIENCE) -> bytes:
-        """Request an answer. Raises `Silent`, or `NotAllowed` where the credentials do not permit it."""
+        """Request an answer. Raises `NoWorkerAnswer`, or `NotAllowed` where the credentials do not permit it."""
         try:
             return await self._connection.permitted(self._connection.ask(subject, body, within=within), subject)
-        except NoAnswer as silent:
-            raise Silent(str(silent), late="within" in str(silent)) from silent
+        except ApiTimeout as silent:
+            raise NoWorkerAnswer(str(silent), late="within" in str(silent)) from silent
 
     async def all_answers(self, subject: str, *, within: float) -> list[bytes]:
         """Request, and return every answer that comes within that many seconds."""
@@ -92,7 +92,7 @@ class Client:
         return answers
 
     async def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> Published:
-        """Store a message in its stream. Raises `Silent` where no stream takes it, or nobody says so; `NotAllowed`."""
+        """Store a message in its stream. Raises `NoWorkerAnswer` where no stream takes it, or nobody says so; `NotAllowed`."""
         from nats.js.errors import NoStreamResponseError  # noqa: PLC0415
 
         storing = self._connection.client.jetstream(timeout=_PATIENCE).publish(subject, body, headers=dict(headers))
@@ -102,30 +102,30 @@ class Client:
             raise _not_taken(subject) from nobody
         except (NatsError, OSError) as bad:
             why = str(bad).removeprefix("nats: ") or "no answer"
-            raise Silent(f"{subject} was not confirmed ({why})", late=True) from bad
+            raise NoWorkerAnswer(f"{subject} was not confirmed ({why})", late=True) from bad
         return Published(stored.stream, stored.seq, bool(stored.duplicate))
 
     async def check_taken(self, subject: str) -> None:
-        """Raise `Silent` where no stream takes messages on a subject, as publishing one there would."""
+        """Raise `NoWorkerAnswer` where no stream takes messages on a subject, as publishing one there would."""
         answer: dict[str, Any] = msgspec.json.decode(await self.ask("$JS.API.STREAM.NAMES", msgspec.json.encode({"subject": subject})))
         if "error" in answer:
-            raise Silent(f"who takes {subject} is not known: {answer['error'].get('description', 'no answer')}")
+            raise NoWorkerAnswer(f"who takes {subject} is not known: {answer['error'].get('description', 'no answer')}")
         if not answer.get("streams"):
             raise _not_taken(subject)
 
-    async def last(self, stream: str, count: int, *, since: datetime | None = None) -> list[Kept]:
+    async def last(self, stream: str, count: int, *, since: datetime | None = None) -> list[StreamMessage]:
         """Return the last messages of a stream, or the first ones `since` then, at most `count`, in their order.
 
-        Raises `Silent` where the stream cannot be read, `NotAllowed` where the credentials may not.
+        Raises `NoWorkerAnswer` where the stream cannot be read, `NotAllowed` where the credentials may not.
         """
         from nats.js.errors import APIError  # noqa: PLC0415
 
         try:
             return await self._connection.permitted(self._last(stream, count, since), f"$JS.API.STREAM.INFO.{stream}")
         except (NatsError, APIError, OSError) as bad:
-            raise Silent(f"stream {stream} cannot be read ({str(bad) or 'no answer'})") from bad
+            raise NoWorkerAnswer(f"stream {stream} cannot be read ({str(bad) or 'no answer'})") from bad
 
-    async def _last(self, stream: str, count: int, since: datetime | None) -> list[Kept]:
+    async def _last(self, stream: str, count: int, since: datetime | None) -> list[StreamMessage]:
         """Read the messages. Raises what nats-py raises."""
         from nats.js.errors import NotFoundError  # noqa: PLC0415
 
@@ -136,48 +136,48 @@ class Client:
             first = max(first, end - count)
         else:
             first = await _first_since(jetstream, stream, range(first, end), since)
-        found: list[Kept] = []
+        found: list[StreamMessage] = []
         for seq in range(first, min(end, first + count)):
             try:
                 message = await jetstream.get_msg(stream, seq)
             except NotFoundError:
                 continue
-            found.append(Kept(seq, message.subject or "", message.headers or {}, message.data or b""))
+            found.append(StreamMessage(seq, message.subject or "", message.headers or {}, message.data or b""))
         return found
 
-    async def stream_flaws(self, stream: Stream) -> tuple[list[str], list[str]]:
-        """Return what would break a promise in a stream's settings, and what is only worth knowing. Raises `Silent`."""
+    async def stream_flaws(self, stream: StreamSpec) -> tuple[list[str], list[str]]:
+        """Return what would break a promise in a stream's settings, and what is only worth knowing. Raises `NoWorkerAnswer`."""
         answer: dict[str, Any] = msgspec.json.decode(await self.ask(f"$JS.API.STREAM.INFO.{stream.name}", b""))
         if "error" in answer:
-            raise Silent(f"stream {stream.name}: {answer['error'].get('description', 'not there')}")
+            raise NoWorkerAnswer(f"stream {stream.name}: {answer['error'].get('description', 'not there')}")
         return stream_rules.stream_objections(stream, answer["config"]), stream_rules.stream_remarks(stream, answer["config"])
 
-    async def consumer_flaws(self, source: Source) -> list[str]:
-        """Return what breaks a promise about a consumer, and that it is paused. Raises `Silent`."""
+    async def consumer_flaws(self, source: ConsumerSpec) -> list[str]:
+        """Return what breaks a promise about a consumer, and that it is paused. Raises `NoWorkerAnswer`."""
         answer: dict[str, Any] = msgspec.json.decode(await self.ask(f"$JS.API.CONSUMER.INFO.{source.stream}.{source.consumer}", b""))
         if "error" in answer:
-            raise Silent(f"consumer {source.consumer} of stream {source.stream}: {answer['error'].get('description', 'not there')}")
+            raise NoWorkerAnswer(f"consumer {source.consumer} of stream {source.stream}: {answer['error'].get('description', 'not there')}")
         stream = msgspec.json.decode(await self.ask(f"$JS.API.STREAM.INFO.{source.stream}", b""))
         asked = filters.wanted(source, stream.get("config", {}).get("subjects") or ())
         taken = filters.objections(source, answer["config"], asked)
         return [*stream_rules.consumer_objections(source, answer["config"]), *taken, *stream_rules.pauses(source, answer)]
 
     async def sync_flaw(self, monitor_url: str) -> str | None:
-        """Return why a power cut could lose what the server acknowledged, or None. Raises `Silent` where its monitoring does not answer."""
+        """Return why a power cut could lose acknowledged messages, or None. Raises `NoWorkerAnswer` where monitoring is silent."""
         from nats_taskflow.bus.nats.monitor import varz  # noqa: PLC0415
 
         try:
             return stream_rules.sync_warning(await asyncio.to_thread(varz, monitor_url))
         except (OSError, ValueError) as bad:
-            raise Silent(f"{monitor_url} does not answer: {bad}") from bad
+            raise NoWorkerAnswer(f"{monitor_url} does not answer: {bad}") from bad
 
-    async def heard(self, pattern: str, ready: Callable[[], None] = lambda: None) -> AsyncIterator[Kept]:
+    async def heard(self, pattern: str, ready: Callable[[], None] = lambda: None) -> AsyncIterator[StreamMessage]:
         """Give what is published on a pattern from now on; `ready` is called when nothing is missed. Raises `BusLost`, `NotAllowed`."""
-        queue: asyncio.Queue[Kept] = asyncio.Queue()
+        queue: asyncio.Queue[StreamMessage] = asyncio.Queue()
 
         async def take(message: Msg) -> None:
             """Queue a message."""
-            queue.put_nowait(Kept(0, message.subject, dict(message.headers or {}), message.data))
+            queue.put_nowait(StreamMessage(0, message.subject, dict(message.headers or {}), message.data))
 
         denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -203,9 +203,9 @@ class Client:
             yield coming.result()
 
 
-def _not_taken(subject: str) -> Silent:
+def _not_taken(subject: str) -> NoWorkerAnswer:
     """Say that nobody would keep a message."""
-    return Silent(f"no stream takes {subject}: is it one of the worker's reply topics?")
+    return NoWorkerAnswer(f"no stream takes {subject}: is it one of the worker's reply topics?")
 
 
 async def _first_since(jetstream: JetStreamContext, stream: str, places: range, at: datetime) -> int:

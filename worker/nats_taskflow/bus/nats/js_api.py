@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from nats_taskflow.bus.nats.clock import ClockOffset
-from nats_taskflow.bus.nats.connection import Connection, NoAnswer, NotPermitted
+from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
 from nats_taskflow.bus.nats.stream_rules import Json
 from nats_taskflow.errors import TopologyRefused
 
@@ -23,7 +23,7 @@ _NOT_YET = frozenset({503})
 class JetStreamApi:
     """The API at the other end of one connection."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: NatsConnection) -> None:
         self._connection = connection
         self.clock = ClockOffset()
 
@@ -42,28 +42,28 @@ class JetStreamApi:
         return f"{self._connection.options.inbox_prefix}.>"
 
     async def ask(self, verb: str, body: Json | None = None) -> Json:
-        """Send a request. Raises `NoAnswer`; an error is an answer."""
+        """Send a request. Raises `ApiTimeout`; an error is an answer."""
         try:
             return await self.clock.read(self._connection.ask(f"$JS.API.{verb}", b"" if body is None else msgspec.json.encode(body)))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise NoAnswer(f"the answer of $JS.API.{verb} is no JSON object: {error}") from error
+            raise ApiTimeout(f"the answer of $JS.API.{verb} is no JSON object: {error}") from error
 
     async def got(self, verb: str) -> Json:
-        """Return what an info request answers with. Raises `NoAnswer`, also for an error."""
+        """Return what an info request answers with. Raises `ApiTimeout`, also for an error."""
         answer = await self.ask(verb)
         if "error" in answer:
-            raise NoAnswer(described(answer))
+            raise ApiTimeout(described(answer))
         return answer
 
     async def found(self, verb: str) -> Json | None:
-        """Return what an info request answers with, or None where the thing does not exist. Raises `NoAnswer` or `TopologyRefused`."""
+        """Return what an info request answers with, or None where the thing does not exist. Raises `ApiTimeout` or `TopologyRefused`."""
         answer = await self._permitted(verb)
         if "error" not in answer:
             return answer
         if answer["error"].get("err_code") in _ABSENT:
             return None
         if answer["error"].get("code") in _NOT_YET:
-            raise NoAnswer(described(answer))
+            raise ApiTimeout(described(answer))
         raise TopologyRefused(f"{verb} failed: {described(answer)}")
 
     async def change(self, verb: str, body: Json, what: str) -> None:
@@ -81,7 +81,7 @@ class JetStreamApi:
         """Update something that everything works without; returns why that cannot be, nothing where it is done."""
         try:
             await self.change(verb, body, what)
-        except (TopologyRefused, NoAnswer) as refused:
+        except (TopologyRefused, ApiTimeout) as refused:
             return str(refused)
         return ""
 
@@ -89,7 +89,7 @@ class JetStreamApi:
         """Ask, and name the permission where it is missing."""
         try:
             return await self.ask(verb, body)
-        except NotPermitted:
+        except ApiDenied:
             raise TopologyRefused(
                 f"the NATS credentials lack a permission: publish on $JS.API.{verb}, or subscribe to {self.inbox}",
                 "grant it, or run `taskflow provision` with credentials that have it, then start again",

@@ -1,5 +1,7 @@
-"""Say how to reach NATS, and show it without secrets."""
-# TODO merge: """Spell the policy of a connection out for nats-py, and read what it says when something is refused. Both sides hold to it. / Light: the agents' client imports it with every connection. / """
+"""Connection options of nats-py, how to show them without secrets, and what its error texts mean.
+
+Shared by worker and client; light, because the client imports it with every connection.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from nats_taskflow.errors import BusLost, ConfigError
 from nats_taskflow.secret_paths import check_path
 
 if TYPE_CHECKING:
-    from nats_taskflow.config import Nats, Secret
+    from nats_taskflow.config import NatsConfig, Secret
 import importlib.util
 import os
 import re
@@ -79,7 +81,7 @@ def check_readable(field: str, path: str | None) -> None:
         raise BusLost(f"{field}: the credential file {path} cannot be read: {error.strerror}; check its path and permissions") from error
 
 
-def nats_options(nats: Nats) -> NatsOptions:
+def nats_options(nats: NatsConfig) -> NatsOptions:
     """Turn the settings into what a connection takes; secrets are read here, at the last moment."""
     options = NatsOptions(
         servers=tuple(map(str, nats.url)),

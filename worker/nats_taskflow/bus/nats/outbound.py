@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from nats.aio.client import Client
 
-from nats_taskflow.bus.nats.client import Kept
+from nats_taskflow.bus.nats.client import Settlement
 from nats_taskflow.bus.nats.frames import encoded
 from nats_taskflow.bus.port import NO_HEADERS, Headers, Published, PublishFailed
 from nats_taskflow.observe.lazy_log import Logger
@@ -176,7 +176,7 @@ class Outbound:
             return
         try:
             if kept := b"".join([data for frame, data in piece if frame.keep]):
-                await client._send_command(Kept(kept))  # noqa: SLF001
+                await client._send_command(Settlement(kept))  # noqa: SLF001
             if (rest := b"".join([data for frame, data in piece if not frame.keep])) and client.is_connected:
                 await client._send_command(rest)  # noqa: SLF001
             if client._flush_queue is not None and client._flush_queue.empty():  # noqa: SLF001

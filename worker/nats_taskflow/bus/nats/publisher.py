@@ -15,10 +15,10 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from nats_taskflow.bus.nats.connection import Connection, NotPermitted
+from nats_taskflow.bus.nats.connection import ApiDenied, NatsConnection
 from nats_taskflow.bus.nats.frames import STATUS, read_headers
 from nats_taskflow.bus.nats.outbound import Frame, objection
-from nats_taskflow.bus.port import Headers, Outgoing, Published, PublishFailed
+from nats_taskflow.bus.port import Headers, OutgoingMessage, Published, PublishFailed
 from nats_taskflow.tasks import Errands
 
 _MSG_ID = "Nats-Msg-Id"
@@ -70,7 +70,7 @@ class _Awaited(NamedTuple):
     future: asyncio.Future[Published]
     deadline: float
     subject: str
-    message: Outgoing | None = None
+    message: OutgoingMessage | None = None
     batch: str = ""
     size: int = 0
     opens: bool = False
@@ -79,7 +79,7 @@ class _Awaited(NamedTuple):
 class Publisher:
     """Keep a future per message in flight and resolve each within `timeout` seconds."""
 
-    def __init__(self, connection: Connection, *, timeout: float) -> None:
+    def __init__(self, connection: NatsConnection, *, timeout: float) -> None:
         self._connection = connection
         self._timeout = timeout
         self._inbox = ""
@@ -99,7 +99,7 @@ class Publisher:
         self._connection.on_down.append(self._on_down)
         self._connection.on_denied.append(self._on_denied)
 
-    def publish(self, message: Outgoing) -> asyncio.Future[Published]:
+    def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         """Send the message; see `Bus.publish`."""
         headers = {**message.headers, _MSG_ID: message.msg_id} if message.msg_id else message.headers
         future = self._future([(message, headers)])
@@ -108,7 +108,7 @@ class Publisher:
             self._connection.outbound.put(Frame(message.subject, message.body, reply, headers, future))
         return future
 
-    def publish_all(self, messages: Sequence[Outgoing]) -> asyncio.Future[Published]:
+    def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
         """Send the messages as one batch; see `Bus.publish_all`. The stream has to allow it."""
         batch, last = secrets.token_hex(8), len(messages)
         spelled = [(one, _batched(one, batch, place, last)) for place, one in enumerate(messages, 1)]
@@ -125,7 +125,7 @@ class Publisher:
             self._connection.outbound.put(Frame(message.subject, message.body, reply, headers, future))
         return future
 
-    def _future(self, messages: Sequence[tuple[Outgoing, Headers]]) -> asyncio.Future[Published]:
+    def _future(self, messages: Sequence[tuple[OutgoingMessage, Headers]]) -> asyncio.Future[Published]:
         """Return the future of messages about to be sent; it has failed where they cannot be."""
         future: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
         if not self._connection.connected:
@@ -199,7 +199,7 @@ class Publisher:
             if stored is not None and found.message is not None and not _is(stored, found.message):
                 other = f"message {ack.seq} of {ack.stream} has the id of a message on {found.subject}, and is another one"
                 answer = PublishFailed(other, unsendable=True)
-        except NotPermitted as silent:
+        except ApiDenied as silent:
             self._log.info("bus.duplicate_believed", reason=str(silent))
         except Exception as silent:  # noqa: BLE001  whatever it is, somebody waits for the future: nothing else resolves it
             answer = PublishFailed(f"whether a message on {found.subject} is stored is not known: {silent}")
@@ -249,13 +249,13 @@ class Publisher:
         return failed
 
 
-def _batched(message: Outgoing, batch: str, place: int, last: int) -> Headers:
+def _batched(message: OutgoingMessage, batch: str, place: int, last: int) -> Headers:
     """Return a message's headers with its place in the batch; the last one commits it."""
     headers = {**message.headers, _MSG_ID: message.msg_id, _BATCH: batch, _PLACE: str(place)}
     return {**headers, _COMMIT: "1"} if place == last else headers
 
 
-def _is(stored: _Kept, message: Outgoing) -> bool:
+def _is(stored: _Kept, message: OutgoingMessage) -> bool:
     """Tell whether a stored message is the one that was published."""
     return stored.subject == message.subject and message.is_same(b64decode(stored.data), message.body)
 

@@ -18,10 +18,10 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from nats_taskflow.bus.nats.acks import ACK, delivery_of, request_of
-from nats_taskflow.bus.nats.connection import Connection, NoAnswer, NotPermitted
+from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
 from nats_taskflow.bus.nats.frames import DESCRIPTION, STATUS, read_headers
 from nats_taskflow.bus.nats.outbound import Frame
-from nats_taskflow.bus.port import NO_HEADERS, Delivery, Source
+from nats_taskflow.bus.port import NO_HEADERS, ConsumerSpec, Delivery
 from nats_taskflow.tasks import repeat
 
 _PENDING_LEFT = "Nats-Pending-Messages"
@@ -39,13 +39,13 @@ class Pull:
 
     def __init__(
         self,
-        connection: Connection,
-        source: Source,
+        connection: NatsConnection,
+        source: ConsumerSpec,
         take: Callable[[Delivery], None],
         room: Callable[[], int],
         *,
-        recreate: Callable[[Source], Awaitable[None]],
-        resume: Callable[[Source], Awaitable[None]],
+        recreate: Callable[[ConsumerSpec], Awaitable[None]],
+        resume: Callable[[ConsumerSpec], Awaitable[None]],
         heartbeat: float = 5.0,
         expires: float = 30.0,
     ) -> None:
@@ -270,7 +270,7 @@ class Pull:
         """Make the consumer again where it is gone; otherwise just ask again."""
         try:
             await self._recreate(self._source)
-        except NoAnswer as error:
+        except ApiTimeout as error:
             self._complain("waiting", str(error))
         except Exception as error:  # noqa: BLE001  whatever is wrong with it, the loop goes on trying: an operator may repair it
             self._complain("not_recreated", str(error))
@@ -284,9 +284,9 @@ class Pull:
         self._resuming = False
         try:
             await self._resume(self._source)
-        except NotPermitted:
+        except ApiDenied:
             return
-        except NoAnswer:
+        except ApiTimeout:
             self._missing = self._resuming = True  # no consumer, or JetStream is still starting, as with a 503
             self._back_off()
 

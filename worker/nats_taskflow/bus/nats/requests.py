@@ -15,9 +15,9 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from nats_taskflow.bus.nats.connection import Connection
+from nats_taskflow.bus.nats.connection import NatsConnection
 from nats_taskflow.bus.nats.outbound import objection
-from nats_taskflow.bus.port import NO_RESPONDERS, Asked
+from nats_taskflow.bus.port import NO_RESPONDERS, ForwardedRequest
 from nats_taskflow.tasks import Errands
 from nats_taskflow.wire.subjects import is_literal
 
@@ -28,7 +28,7 @@ _MAX_LINE = 3800
 _NO_RESPONDERS_STATUS = "503"
 
 
-def complaint(message: Asked, max_payload: int) -> str | None:
+def complaint(message: ForwardedRequest, max_payload: int) -> str | None:
     """Say why the broker would not take the message, or None."""
     refusal = objection(message.subject, message.body, message.headers, max_payload)
     if refusal is not None or message.reply is None:
@@ -42,10 +42,10 @@ def complaint(message: Asked, max_payload: int) -> str | None:
     return f"subject and reply subject together have {line} bytes, too many for the broker" if line > _MAX_LINE else None
 
 
-class Asking:
+class RequestSender:
     """Send batches, one after the other: of two subscriptions of one connection only one would hear that nobody listens."""
 
-    def __init__(self, connection: Connection, *, timeout: float) -> None:
+    def __init__(self, connection: NatsConnection, *, timeout: float) -> None:
         self._connection = connection
         self._timeout = timeout
         self._turn = asyncio.Lock()
@@ -55,7 +55,7 @@ class Asking:
         connection.on_down.append(self._on_down)
         connection.on_denied.append(self._on_denied)
 
-    async def send(self, messages: Sequence[Asked]) -> list[str | None]:
+    async def send(self, messages: Sequence[ForwardedRequest]) -> list[str | None]:
         """Send the messages in order; see `Bus.send`."""
         batch = _Batch(self._connection, messages)
         if not batch.worth_sending:
@@ -94,7 +94,7 @@ class Asking:
 class _Batch:
     """One batch on its way. `dropped` resolves when the connection is lost; `over`: nobody waits for it any more."""
 
-    def __init__(self, connection: Connection, messages: Sequence[Asked]) -> None:
+    def __init__(self, connection: NatsConnection, messages: Sequence[ForwardedRequest]) -> None:
         self.dropped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.over = False
         self._connection = connection
@@ -174,7 +174,7 @@ class _Batch:
 
     async def _round_trip(self) -> bool:
         """Wait until the server has read everything written, and we all it said to that; False when the connection went meanwhile."""
-        # Not `flush`: it returns at once when nats-py's reading has ended. Twice, for the reason that `Connection.flush` gives.
+        # Not `flush`: it returns at once when nats-py's reading has ended. Twice, for the reason that `NatsConnection.flush` gives.
         for _ in range(2):
             if self._stopped():
                 return False  # a PING now would wait for a PONG in vain

@@ -22,7 +22,7 @@ from typing import IO
 import structlog
 
 from nats_taskflow.errors import Refusal
-from nats_taskflow.files import open_own, part_of, settled
+from nats_taskflow.files import open_own, partial_name, publish_file
 
 _POLL = 0.005
 _START_TIMEOUT = 10.0
@@ -118,9 +118,9 @@ class EmbeddedServer:
     def _run(self, binary: Path) -> None:
         """Write the server's configuration and start it. Blocking on purpose: see below."""
         config = self._dir / "nats-server.conf"
-        with part_of(config) as part:
+        with partial_name(config) as part:
             part.write_text(self._config(), encoding="utf-8")
-            settled(part, config)
+            publish_file(part, config)
         # Here, for PDEATHSIG follows the thread that starts the child, and a pool thread ends before the worker does.
         with self._opened("nats-server.log") as log:
             self._process = subprocess.Popen(  # noqa: S603  the binary is our own choice

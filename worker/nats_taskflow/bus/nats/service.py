@@ -25,8 +25,8 @@ from nats.micro.service import EndpointConfig, EndpointStats
 from nats.micro.service import Service as MicroService
 
 from nats_taskflow.bus.admission import Admission
-from nats_taskflow.bus.endpoints import Endpoint, Request, Service
-from nats_taskflow.bus.nats.connection import Connection
+from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
+from nats_taskflow.bus.nats.connection import NatsConnection
 from nats_taskflow.bus.nats.frames import read_headers
 from nats_taskflow.bus.nats.outbound import Frame, objection
 from nats_taskflow.bus.port import NO_HEADERS, Headers
@@ -38,11 +38,11 @@ TOO_LARGE = b'{"ok":false,"error":{"code":"too_large","message":"the answer is l
 _STOP_TIMEOUT = 2.0
 _QUEUE = "q"
 
-Handler = Callable[[Request], Awaitable[None]]
+Handler = Callable[[ServiceRequest], Awaitable[None]]
 Accept = Callable[[str, str, bytes, Headers | None], None]
 
 
-class Answers(msgspec.Struct):
+class EndpointCounts(msgspec.Struct):
     """What came to an endpoint, and was answered. `time`: nanoseconds from arrivals until answers were written, waiting included."""
 
     requests: int = 0
@@ -79,15 +79,15 @@ async def _unheard(_request: MicroRequest) -> None:
     """Take what comes to an endpoint's own subscription: there is none."""
 
 
-class Server:
+class ServiceServer:
     """Serve one `Service` on a connection; see `Admission` for what is in hand at a time."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: NatsConnection) -> None:
         self._connection = connection
         self._admission: Admission | None = None
         self._micro: MicroService | None = None
         self._subscriptions: list[Subscription] = []
-        self._answers: defaultdict[str, Answers] = defaultdict(Answers)
+        self._answers: defaultdict[str, EndpointCounts] = defaultdict(EndpointCounts)
         self._log = structlog.get_logger()
 
     async def start(self, service: Service, handler: Handler) -> None:
@@ -133,7 +133,7 @@ class Server:
                 self._log.warning("service.answer_withheld", subject=subject, reply=reply)
                 return
             answer = self._answering(pattern, reply)
-            admission.put(Request(subject=subject, headers=headers or NO_HEADERS, body=body, answer=answer))
+            admission.put(ServiceRequest(subject=subject, headers=headers or NO_HEADERS, body=body, answer=answer))
 
         return accept
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import structlog
 
 from nats_taskflow.bus.nats import stream_rules
-from nats_taskflow.bus.nats.connection import NoAnswer, NotPermitted
+from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout
 from nats_taskflow.bus.nats.js_api import JetStreamApi, described, has_no_room
 from nats_taskflow.bus.nats.stream_rules import Json
-from nats_taskflow.bus.port import Stream
+from nats_taskflow.bus.port import StreamSpec
 from nats_taskflow.errors import TopologyRefused
 
 LEAST = 1 << 20
@@ -22,7 +22,7 @@ _LITTLE = 256 << 20
 """Bytes granted below which the operator is told: an agent fills its part in moments."""
 
 
-class Allotment:
+class StorageShare:
     """Shares out what is granted; asks for it once."""
 
     def __init__(self, api: JetStreamApi) -> None:
@@ -30,11 +30,11 @@ class Allotment:
         self._grant: int | None = None
         self._log = structlog.get_logger()
 
-    def begun(self, stream: Stream, config: Json) -> Json:
+    def begun(self, stream: StreamSpec, config: Json) -> Json:
         """Return the configuration to make a stream with: as small as can be, until its share is known."""
         return {**config, "max_bytes": LEAST} if stream.share and stream.max_bytes < 0 else config
 
-    async def limit(self, stream: Stream, config: Json, *, enforced: bool = False) -> list[str]:
+    async def limit(self, stream: StreamSpec, config: Json, *, enforced: bool = False) -> list[str]:
         """Give a stream the limits that it has not; `enforced`: also in place of those it has. Returns warnings."""
         wanted = stream_rules.limits_of(stream)
         changes = {
@@ -49,14 +49,14 @@ class Allotment:
             if changes:
                 await self._api.change(f"STREAM.UPDATE.{stream.name}", {**config, **changes}, f"stream {stream.name}")
                 self._log.info("topology.stream_limited", stream=stream.name, **changes)
-        except (TopologyRefused, NoAnswer) as refused:
+        except (TopologyRefused, ApiTimeout) as refused:
             if new or enforced:
                 raise
             said = f"stream {stream.name} has no limits, so that one agent can fill the broker's disk, and they cannot be set: {refused}"
             return [f"{said}; `taskflow provision` with credentials that may sets them"]
         return warnings
 
-    async def _share(self, stream: Stream, config: Json) -> tuple[int, list[str]]:
+    async def _share(self, stream: StreamSpec, config: Json) -> tuple[int, list[str]]:
         """Return how many bytes a stream may hold, and warnings: none for one that holds too much already."""
         grant = await self._granted(stream, config)
         share, warnings = int(grant * stream.share), []
@@ -71,7 +71,7 @@ class Allotment:
             )
         return share, warnings
 
-    async def _granted(self, stream: Stream, config: Json) -> int:
+    async def _granted(self, stream: StreamSpec, config: Json) -> int:
         """Return how many bytes the streams may share. Raises `TopologyRefused` where that is nothing."""
         if self._grant is None:
             most = await self._of_account()
@@ -82,11 +82,11 @@ class Allotment:
         """Return the account's limit; -1 where it has none, or does not say."""
         try:
             limits = (await self._api.got("INFO")).get("limits") or {}
-        except NotPermitted:
+        except ApiDenied:
             return -1
         return int(limits.get("max_storage", -1))
 
-    async def _probed(self, stream: Stream, config: Json) -> int:
+    async def _probed(self, stream: StreamSpec, config: Json) -> int:
         """Ask for less and less until the broker agrees."""
         size = _MOST
         while size >= LEAST:

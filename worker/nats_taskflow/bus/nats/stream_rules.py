@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from nats_taskflow.bus.port import Source, Stream
+from nats_taskflow.bus.port import ConsumerSpec, StreamSpec
 from nats_taskflow.wire.subjects import covers, overlap
 
 _NS = 1_000_000_000
@@ -63,7 +63,7 @@ _CONSUMER: tuple[tuple[str, Any, Any, str], ...] = (
 )
 
 
-def stream_config(stream: Stream, *, batches: bool = True) -> Json:
+def stream_config(stream: StreamSpec, *, batches: bool = True) -> Json:
     """Spell the stream out for `STREAM.CREATE`; `batches`: the server knows them."""
     config: Json = {
         "name": stream.name,
@@ -92,7 +92,7 @@ def guards_missing(config: Json) -> Json:
     return {setting: wanted for setting, wanted, *_ in _differences(_GUARDS, config)}
 
 
-def lacks_batches(stream: Stream, config: Json) -> bool:
+def lacks_batches(stream: StreamSpec, config: Json) -> bool:
     """Tell whether the stream is as an older worker made it, which knew no batches. What an operator made or changed is left alone."""
     ours = stream_config(stream)
     same = (config.get(name) == ours[name] for name in ours if name not in (BATCHES, *SIZES))
@@ -104,14 +104,14 @@ def is_unlimited(config: Json, setting: str) -> bool:
     return int(config.get(setting) or -1) < 0
 
 
-def limits_of(stream: Stream) -> Json:
+def limits_of(stream: StreamSpec) -> Json:
     """Spell out the limits that are asked for, but for a share."""
     ours = stream_config(stream)
     names = ["max_age", "duplicate_window", *(name for name in SIZES if not is_unlimited(ours, name))]
     return {name: ours[name] for name in names}
 
 
-def consumer_config(source: Source, filters: tuple[str, ...] = ()) -> Json:
+def consumer_config(source: ConsumerSpec, filters: tuple[str, ...] = ()) -> Json:
     """Spell the consumer out for `CONSUMER.CREATE`; `filters`: what it takes of its stream, everything where there are none."""
     config: Json = {
         "name": source.consumer,
@@ -128,7 +128,7 @@ def consumer_config(source: Source, filters: tuple[str, ...] = ()) -> Json:
     return config
 
 
-def stream_objections(stream: Stream, config: Json) -> list[str]:
+def stream_objections(stream: StreamSpec, config: Json) -> list[str]:
     """List the settings of an existing stream that would break a promise, one sentence each."""
     table = _EVERY_STREAM + (_INBOUND_STREAM if stream.inbound else ())
     found = [
@@ -138,7 +138,7 @@ def stream_objections(stream: Stream, config: Json) -> list[str]:
     return found + [f"stream {stream.name}: {setting} must be unset; take it out of the source" for setting, _ in _of_sources(config)]
 
 
-def transform_objections(source: Source, config: Json) -> list[str]:
+def transform_objections(source: ConsumerSpec, config: Json) -> list[str]:
     """List what keeps messages of a stream that is not the worker's own from the reply bindings on it, one sentence each.
 
     A binding on what a subject becomes is fine; one on what it was is never reached.
@@ -165,7 +165,7 @@ def _of_sources(config: Json) -> list[tuple[str, Json]]:
     ]
 
 
-def distrust(source: Source, stream: Json, consumer: Json) -> list[str]:
+def distrust(source: ConsumerSpec, stream: Json, consumer: Json) -> list[str]:
     """Say that what is delivered may not be what was sent: from somebody else, by itself, or without its body.
 
     `stream`: the configuration of one of the worker's own; empty for somebody else's.
@@ -177,7 +177,7 @@ def distrust(source: Source, stream: Json, consumer: Json) -> list[str]:
     return [f"nothing is taken from consumer {source.consumer} of stream {source.stream} until this is changed back: {what}"]
 
 
-def pauses(source: Source, info: Json) -> list[str]:
+def pauses(source: ConsumerSpec, info: Json) -> list[str]:
     """Say that a consumer is paused: it delivers nothing then, and says nothing about it."""
     if not info.get("paused"):
         return []
@@ -186,7 +186,7 @@ def pauses(source: Source, info: Json) -> list[str]:
     return [f"{name} is paused until {until}: nothing is delivered meanwhile; resume it with `{resume}`"]
 
 
-def stream_remarks(stream: Stream, config: Json) -> list[str]:
+def stream_remarks(stream: StreamSpec, config: Json) -> list[str]:
     """List the settings of an existing stream that are weaker than asked for, but break nothing."""
     remarks = []
     age = config.get("max_age") or 0
@@ -214,7 +214,7 @@ def config_in(info: Json | None) -> Json | None:
     return None if info is None else info["config"]
 
 
-def subjects_with(stream: Stream, config: Json) -> list[str] | None:
+def subjects_with(stream: StreamSpec, config: Json) -> list[str] | None:
     """Return the stream's subjects with the missing ones added, or None when none is missing."""
     present: list[str] = list(config.get("subjects") or ())
     missing = [wanted for wanted in stream.subjects if not any(covers(has, wanted) for has in present)]
@@ -224,7 +224,7 @@ def subjects_with(stream: Stream, config: Json) -> list[str] | None:
     return [has for has in present if not any(covers(wanted, has) for wanted in missing)] + missing
 
 
-def consumer_objections(source: Source, config: Json) -> list[str]:
+def consumer_objections(source: ConsumerSpec, config: Json) -> list[str]:
     """List the settings of an existing consumer that would break a promise, one sentence each; for what it takes see `filters`."""
     where = f"consumer {source.consumer} of stream {source.stream}"
     repair = f"remove it with `nats consumer rm {source.stream} {source.consumer}` while the worker is stopped; it is created again"
@@ -282,7 +282,7 @@ def _differences(table: tuple[tuple[str, Any, Any, str], ...], config: Json) -> 
     return found
 
 
-def _window(stream: Stream) -> float:
+def _window(stream: StreamSpec) -> float:
     """Return the duplicate window in seconds; the server refuses one longer than max_age."""
     return min(stream.duplicate_window, stream.max_age) if stream.max_age > 0 else stream.duplicate_window
 

@@ -12,13 +12,13 @@ import structlog
 from nats_taskflow.bus.nats import claims, filters, stream_rules
 from nats_taskflow.bus.nats.acks import AckRights
 from nats_taskflow.bus.nats.atomic_batches import Batches
-from nats_taskflow.bus.nats.connection import Connection, NoAnswer, NotPermitted
+from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
 from nats_taskflow.bus.nats.consumers import Consumers
 from nats_taskflow.bus.nats.js_api import JetStreamApi, described
 from nats_taskflow.bus.nats.monitor import sync_warnings
-from nats_taskflow.bus.nats.storage_share import Allotment
+from nats_taskflow.bus.nats.storage_share import StorageShare
 from nats_taskflow.bus.nats.stream_rules import Json
-from nats_taskflow.bus.port import Holder, Source, Stream
+from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, StreamSpec
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
 from nats_taskflow.wire import capacity
 
@@ -26,32 +26,32 @@ _START_PATIENCE = 5.0
 _NS = 1_000_000_000
 
 
-class Topology:
+class TopologySetup:
     """Keep the broker's streams and consumers as the worker needs them."""
 
-    def __init__(self, connection: Connection, *, monitor_url: str | None = None) -> None:
+    def __init__(self, connection: NatsConnection, *, monitor_url: str | None = None) -> None:
         self._connection = connection
         self._api = JetStreamApi(connection)
         self._monitor_url = monitor_url
-        self._streams: tuple[Stream, ...] = ()
-        self._sources: tuple[Source, ...] = ()
-        self._holder: Holder | None = None
-        self._ack_waits: dict[Source, float] = {}
-        self._flawed: set[Source] = set()
-        self._mended: set[Source] = set()
-        self.untrusted: frozenset[Source] = frozenset()
+        self._streams: tuple[StreamSpec, ...] = ()
+        self._sources: tuple[ConsumerSpec, ...] = ()
+        self._holder: ClaimHolder | None = None
+        self._ack_waits: dict[ConsumerSpec, float] = {}
+        self._flawed: set[ConsumerSpec] = set()
+        self._mended: set[ConsumerSpec] = set()
+        self.untrusted: frozenset[ConsumerSpec] = frozenset()
         self._ack_rights = AckRights(connection)
         self._consumers = Consumers(self._api, find=self._consumer_found, rewind=self.rewind)
-        self._allotment = Allotment(self._api)
+        self._allotment = StorageShare(self._api)
         self.batches = Batches(self._api.try_to_change)
         self.clock = self._api.clock
         self._log = structlog.get_logger()
 
     async def prepare(
         self,
-        streams: tuple[Stream, ...],
-        sources: tuple[Source, ...],
-        holder: Holder | None = None,
+        streams: tuple[StreamSpec, ...],
+        sources: tuple[ConsumerSpec, ...],
+        holder: ClaimHolder | None = None,
         *,
         adopt: bool = False,
         dry_run: bool = False,
@@ -61,16 +61,16 @@ class Topology:
         self._streams, self._sources, self._holder = streams, sources, holder
         try:
             return await self._prepare(streams, sources, adopt=adopt, dry_run=dry_run, enforced=enforced)
-        except NoAnswer as error:
+        except ApiTimeout as error:
             raise TopologyRefused(
                 f"JetStream at {self._connection.address}: {error}; is it enabled for this account, and may these credentials "
                 f"publish on $JS.API.> and subscribe to {self._api.inbox}?"
             ) from error
 
     async def _prepare(
-        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], *, adopt: bool, dry_run: bool, enforced: bool
+        self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], *, adopt: bool, dry_run: bool, enforced: bool
     ) -> list[str]:
-        """Do what `prepare` promises; raises `NoAnswer` besides."""
+        """Do what `prepare` promises; raises `ApiTimeout` besides."""
         configs = {stream.name: await self._patiently(stream.name) for stream in streams}
         found = await self._objections(streams, sources, configs, adopt=adopt)
         if found:
@@ -92,7 +92,7 @@ class Topology:
         return warnings
 
     async def inspect(self) -> list[str]:
-        """Make streams again that were deleted, and say what breaks a promise; see `Bus.inspect`. Raises `NoAnswer`."""
+        """Make streams again that were deleted, and say what breaks a promise; see `Bus.inspect`. Raises `ApiTimeout`."""
         found: list[str] = []
         own: dict[str, Json] = {}
         try:
@@ -106,7 +106,7 @@ class Topology:
             found.append(str(refused))
         return found
 
-    async def _consumer_flaws(self, source: Source, stream: Json) -> list[str]:
+    async def _consumer_flaws(self, source: ConsumerSpec, stream: Json) -> list[str]:
         """Say what breaks a promise about a consumer; note when nothing does any more. Raises `ConsumerTaken`."""
         info = await self._consumer_found(source)
         if info is None:
@@ -123,32 +123,32 @@ class Topology:
             self._mended.add(source)
         return [*found, *stream_rules.pauses(source, info), *await self._ack_rights.objections(source)]
 
-    def _check_claim(self, source: Source, info: Json) -> None:
+    def _check_claim(self, source: ConsumerSpec, info: Json) -> None:
         """Raise `ConsumerTaken` where the consumer belongs to another database."""
         refusal = claims.refusal(source, self._holder, info)
         if refusal is not None:
             raise ConsumerTaken(refusal)
 
-    async def _transforms(self, source: Source) -> list[str]:
+    async def _transforms(self, source: ConsumerSpec) -> list[str]:
         """Say what keeps the messages of somebody else's stream from the bindings on it; the worker's own streams are checked whole."""
         if any(source.stream == stream.name for stream in self._streams):
             return []
         config = await self._stream(source.stream)
         return stream_rules.transform_objections(source, config) if config is not None else []
 
-    def mended(self) -> tuple[Source, ...]:
+    def mended(self) -> tuple[ConsumerSpec, ...]:
         """Return what was mended since the last call; see `Bus.mended`."""
         mended, self._mended = tuple(self._mended), set()
         return mended
 
-    def ack_wait(self, source: Source) -> float:
+    def ack_wait(self, source: ConsumerSpec) -> float:
         """Return the consumer's, as last seen."""
         return self._ack_waits.get(source, source.ack_wait)
 
-    async def recreate(self, source: Source) -> None:
+    async def recreate(self, source: ConsumerSpec) -> None:
         """Make a consumer, and the worker's own streams, again where they were deleted.
 
-        Raises `TopologyRefused`, `NoAnswer`, or `ConsumerTaken` where another database has made it.
+        Raises `TopologyRefused`, `ApiTimeout`, or `ConsumerTaken` where another database has made it.
         """
         info = await self._consumer_found(source)
         if info is not None:
@@ -160,29 +160,29 @@ class Topology:
         # It starts at the beginning of the stream; the store's inbox recognises what was done already.
         self._log.warning("topology.consumer_created_again", stream=source.stream, consumer=source.consumer, reason="it was deleted")
 
-    async def consumer_info(self, source: Source) -> Json:
-        """Return `CONSUMER.INFO`'s answer; raises `NoAnswer`, also where there is no such consumer."""
+    async def consumer_info(self, source: ConsumerSpec) -> Json:
+        """Return `CONSUMER.INFO`'s answer; raises `ApiTimeout`, also where there is no such consumer."""
         return await self._api.got(f"CONSUMER.INFO.{source.stream}.{source.consumer}")
 
     async def stream_info(self, stream: str) -> Json:
-        """Return `STREAM.INFO`'s answer; raises `NoAnswer`, also where there is no such stream."""
+        """Return `STREAM.INFO`'s answer; raises `ApiTimeout`, also where there is no such stream."""
         return await self._api.got(f"STREAM.INFO.{stream}")
 
-    async def resume(self, source: Source) -> None:
+    async def resume(self, source: ConsumerSpec) -> None:
         """Have what the broker believes to be in hand delivered again, after a reconnect: part of it went into the old connection.
 
-        Raises `NoAnswer`, or `ConsumerTaken` where another database has taken it over meanwhile.
+        Raises `ApiTimeout`, or `ConsumerTaken` where another database has taken it over meanwhile.
         """
         info = await self.consumer_info(source)
         self._check_claim(source, info)
         if info["num_ack_pending"]:
             await self.rewind(source)
 
-    async def rewind(self, source: Source, to: int | None = None) -> bool:
+    async def rewind(self, source: ConsumerSpec, to: int | None = None) -> bool:
         """Reset the consumer to its ack floor, or to `to`; False where the broker cannot. Deliveries count from 1 again then."""
         try:
             answer = await self._api.ask(f"CONSUMER.RESET.{source.stream}.{source.consumer}", None if to is None else {"seq": to})
-        except NoAnswer as error:
+        except ApiTimeout as error:
             self._log.warning("topology.not_rewound", stream=source.stream, reason=str(error))
             return False
         if "error" in answer:
@@ -190,7 +190,7 @@ class Topology:
         return "error" not in answer
 
     async def _objections(
-        self, streams: tuple[Stream, ...], sources: tuple[Source, ...], configs: dict[str, Json | None], *, adopt: bool
+        self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], configs: dict[str, Json | None], *, adopt: bool
     ) -> list[str]:
         """Collect what stands against running on what is there. Raises `ConsumerTaken`, unless the consumers are to be adopted."""
         of_server = stream_rules.version_objection(self._api.version), capacity.objection(self._connection.max_payload)
@@ -213,19 +213,19 @@ class Topology:
                 found += await self._consumer_objections(source, info["config"], own=own) if info is not None else []
         return found
 
-    async def _consumer_objections(self, source: Source, config: Json, *, own: bool) -> list[str]:
+    async def _consumer_objections(self, source: ConsumerSpec, config: Json, *, own: bool) -> list[str]:
         """List what stands against an existing consumer, but for what can be brought up to date."""
         asked = await self._consumers.filters(source)
         taken = [] if filters.is_adaptable(source, config, asked, own=own) else filters.objections(source, config, asked)
         return [*stream_rules.consumer_objections(source, config), *taken]
 
-    async def _overlaps(self, stream: Stream) -> list[str]:
+    async def _overlaps(self, stream: StreamSpec) -> list[str]:
         """Find other streams that already take the stream's subjects: the server lets a subject be in one stream only."""
         found = []
         for subject in stream.subjects:
             try:
                 answer = await self._api.ask("STREAM.NAMES", {"subject": subject})
-            except NotPermitted:
+            except ApiDenied:
                 return []  # the server itself refuses the overlap; asking first only gives the better sentence
             others = [name for name in answer.get("streams") or () if name != stream.name]
             if others:
@@ -235,7 +235,7 @@ class Topology:
                 )
         return found
 
-    async def _made_again(self, stream: Stream) -> Json | None:
+    async def _made_again(self, stream: StreamSpec) -> Json | None:
         """Return the stream's configuration after missing subjects were added, or None where it had been deleted and was made again."""
         config = await self._stream(stream.name)
         if config is None:
@@ -245,13 +245,13 @@ class Topology:
             await self._limited(stream, enforced=False)
         return config
 
-    async def _limited(self, stream: Stream, *, enforced: bool) -> list[str]:
+    async def _limited(self, stream: StreamSpec, *, enforced: bool) -> list[str]:
         """Give a stream the limits that it has not; `enforced`: also in place of those it has. Returns warnings."""
         config = await self._stream(stream.name)
         assert config is not None, "it was made a moment ago"
         return await self._allotment.limit(stream, config, enforced=enforced)
 
-    async def _ensure_stream(self, stream: Stream, config: Json | None) -> None:
+    async def _ensure_stream(self, stream: StreamSpec, config: Json | None) -> None:
         """Create the stream, or add its missing subjects; note whether it takes batches."""
         batches = stream_rules.knows_batches(self._api.version)
         if config is None:
@@ -265,7 +265,7 @@ class Topology:
             self._log.info("topology.stream_extended", stream=stream.name, subjects=subjects)
         await self.batches.see(stream, config, allow=batches)
 
-    async def _guarded(self, stream: Stream, config: Json) -> Json:
+    async def _guarded(self, stream: StreamSpec, config: Json) -> Json:
         """Have a stream that an older worker made keep its messages from being removed; it stays as it is where that is not permitted."""
         missing = stream_rules.guards_missing(config)
         if not missing:
@@ -280,7 +280,7 @@ class Topology:
         """Return a stream's configuration, or None."""
         return stream_rules.config_in(await self._api.found(f"STREAM.INFO.{name}"))
 
-    async def _consumer_found(self, source: Source) -> Json | None:
+    async def _consumer_found(self, source: ConsumerSpec) -> Json | None:
         """Return all that is told of the consumer, or None."""
         found = await self._api.found(f"CONSUMER.INFO.{source.stream}.{source.consumer}")
         if found is not None:
@@ -294,7 +294,7 @@ class Topology:
         while True:
             try:
                 return await self._stream(name)
-            except NoAnswer:
+            except ApiTimeout:
                 if loop.time() > until:
                     raise
             await asyncio.sleep(0.1)

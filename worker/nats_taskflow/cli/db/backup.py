@@ -22,12 +22,12 @@ def backup(dest: Path | None, *, force: bool, **arguments: Any) -> None:
 
     DEST is a file or a folder; without it the copy gets a name with the time, beside the database. docs/backing-up.md says how to go back.
     """
-    from nats_taskflow.store.sqlite.backup import backed_up
+    from nats_taskflow.store.sqlite.backup import back_up
 
     path = load_with_database(arguments).store.path
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by itself it would leave half a copy
     try:
-        made = backed_up(path, _named(path, dest), force=force)
+        made = back_up(path, _named(path, dest), force=force)
     except FileExistsError as there:
         raise click.UsageError(str(there)) from there
     finally:

@@ -44,9 +44,9 @@ def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool
     with snapshot(where) as opened, findings.progress(shown=output == "text") as tell:
         tell("opening", 0)
         evidence = evidence_of(config, opened.database, streams)
-        findings = gather(evidence, path=str(opened.path), worker=opened.worker, quick=quick, progress=tell)
-    findings.show(findings, output)
-    ctx.exit(_exit_code(findings))
+        found = gather(evidence, path=str(opened.path), worker=opened.worker, quick=quick, progress=tell)
+    findings.show(found, output)
+    ctx.exit(_exit_code(found))
 
 
 def _exit_code(findings: Findings) -> int:
@@ -84,15 +84,15 @@ def _streams(config: Config, place: str) -> dict[str, Any]:
 
 async def _read(config: Config, keep: Callable[[str, Ledger], None]) -> int:
     """Read both streams into ledgers."""
-    from nats_taskflow.bus.nats.history import History
+    from nats_taskflow.bus.nats.history import StreamReader
     from nats_taskflow.bus.nats.options import nats_options
-    from nats_taskflow.store.invariants import Ledger, Message
+    from nats_taskflow.store.invariants import Ledger, LedgerMessage
     from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS
 
-    async with History(nats_options(config.nats)) as history:
+    async with StreamReader(nats_options(config.nats)) as history:
         for name, stream in (("events", EVENTS), ("letters", DEAD_LETTERS)):
             ledger = Ledger(first=await history.first(stream))
             async for some in history.messages(stream):
-                ledger.add(Message(one.seq, one.subject, one.headers, one.body) for one in some)
+                ledger.add(LedgerMessage(one.seq, one.subject, one.headers, one.body) for one in some)
             keep(name, ledger)
     return 0

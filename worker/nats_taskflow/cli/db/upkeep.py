@@ -13,8 +13,8 @@ import click
 from nats_taskflow.cli.dev_folder import load_with_database
 from nats_taskflow.cli.options import SettingsCommand
 from nats_taskflow.cli.output import Printer, progress
-from nats_taskflow.cli.selection import agreed, yes_option
-from nats_taskflow.cli.session import AskCommand, Line, intervention, pages, reason_option, run
+from nats_taskflow.cli.selection import ask_to_confirm, yes_option
+from nats_taskflow.cli.session import AskCommand, OperatorSession, intervention, pages, reason_option, run
 from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
     what = f"all flows that ended longer ago than {older_than}"
     who = intervention(arguments)
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Delete some at a time until none is left."""
         pruned = 0
         if arguments["dry_run"]:
             found = await _prunable(line, older_than)
             printer.item({"would_prune": found}, [("would prune", f"{counted(found, 'flow')}; nothing was done")])
             return
-        if not (yes or agreed("prune", what, "say --yes")):
+        if not (yes or ask_to_confirm("prune", what, "say --yes")):
             printer.note("Nothing was done.")
             return
         with progress("pruning", None, shown=printer.for_people) as tell:
@@ -67,7 +67,7 @@ def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
     run(arguments, main, patience=30.0)
 
 
-async def _prunable(line: Line, older_than: str) -> int:
+async def _prunable(line: OperatorSession, older_than: str) -> int:
     """Count the flows that ended that long ago. One whose events are not published yet would be kept for now; it counts, too."""
     count = 0
     for status in ("finished", "failed", "cancelled"):
@@ -88,7 +88,7 @@ def export(*, place: str | None, target: Path | None, **arguments: Any) -> None:
     """Write every flow with its journal and observed runs as one JSON object a line. Read-only, one snapshot, also while a worker runs."""
     import sqlite3
 
-    from nats_taskflow.files import part_of, settled
+    from nats_taskflow.files import partial_name, publish_file
     from nats_taskflow.store.invariants.snapshot import snapshot
 
     config = load_with_database(arguments)
@@ -98,10 +98,10 @@ def export(*, place: str | None, target: Path | None, **arguments: Any) -> None:
         if target is None:
             _write(opened.database, sys.stdout, total)
             return
-        with part_of(target) as part:
+        with partial_name(target) as part:
             with part.open("w", encoding="utf-8") as out:
                 _write(opened.database, out, total)
-            settled(part, target)
+            publish_file(part, target)
     click.echo(f"{target}: {counted(total, 'flow')}", err=True)
 
 
@@ -137,7 +137,7 @@ def _fields(row: sqlite3.Row) -> Iterator[tuple[str, Any]]:
 def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **arguments: Any) -> None:
     """Bring the database to this program's schema, after a backup beside it. The worker must not run; it does the same at its start."""
     from nats_taskflow.cli.runtime import launch
-    from nats_taskflow.config.tree import Log
+    from nats_taskflow.config.tree import LogConfig
     from nats_taskflow.observe.log import configure_logging
     from nats_taskflow.store.invariants.snapshot import found
     from nats_taskflow.store.sqlite.opening import schema_of
@@ -151,7 +151,7 @@ def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **argu
     if version == newest or only_check:
         click.echo(f"{path}: schema {version}, this program's is {newest}")
         ctx.exit(0 if version == newest else 1)
-    configure_logging(Log(level="error"))
+    configure_logging(LogConfig(level="error"))
 
     async def open_and_close() -> int:
         """Let the store do what it does at every start."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from nats_taskflow.cli.command import Command
+from nats_taskflow.cli.command import TaskflowCommand
 
 
-@click.command(cls=Command)
+@click.command(cls=TaskflowCommand)
 @click.pass_context
 def demo(ctx: click.Context, /) -> None:
     """Show a flow survive a kill: start, delegate, SIGKILL, reply while dead, restart, resume, finish. Exits 0 when all of it came true.

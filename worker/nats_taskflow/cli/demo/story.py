@@ -18,26 +18,26 @@ import nats
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from nats_taskflow import program
+from nats_taskflow import version
 from nats_taskflow.bus.nats.server import EmbeddedServer
-from nats_taskflow.config import Log
+from nats_taskflow.config import LogConfig
 from nats_taskflow.observe.log import configure_logging
 
 TOPIC, CORRELATION = "agent.delegate.reply", "corr-42"
 _PATIENCE = 10.0
 
 
-class Broken(Exception):
+class StoryFailed(Exception):
     """The story did not go as it must; the message says where."""
 
 
 def run() -> int:
     """Tell the story; return 0 when all of it came true, 1 otherwise."""
-    configure_logging(Log(level="error"))
+    configure_logging(LogConfig(level="error"))
     with tempfile.TemporaryDirectory(prefix="taskflow-demo-") as folder:
         try:
             asyncio.run(_Story(Path(folder)).tell())
-        except Broken as bad:
+        except StoryFailed as bad:
             click.secho(f"\n  The demo failed: {bad}", fg="red", err=True)
             log = Path(folder) / "worker.log"
             click.echo(log.read_text(encoding="utf-8") if log.exists() else "", err=True)
@@ -126,21 +126,21 @@ class _Story:
         resumed = await self._until(agent, flow, lambda shown: shown["status"] == "running")
         self._show("resumed", f"state {json.dumps(resumed['state']['resume_event'])} after revision {resumed['revision']}")
         if resumed["state"]["resume_event"] != {"answer": 42}:
-            raise Broken("the flow resumed with another payload than the delegate sent")
+            raise StoryFailed("the flow resumed with another payload than the delegate sent")
 
     async def _end(self, agent: Client, flow: str) -> None:
         """Finish the flow, and show journal and events side by side."""
         self._say("Kate finishes the flow. Its journal, and the events every subscriber got:")
         finished = await _ask(agent, "finish", {"flow_id": flow, "final_state": {"triaged": True}})
         if finished["flow"]["status"] != "finished":
-            raise Broken("the flow did not finish")
+            raise StoryFailed("the flow did not finish")
         journal = (await _ask(agent, "history", {"flow_id": flow}))["events"]
         published = await self._events(agent, flow, len(journal))
         click.echo("       seq  revision  journal    by                          event in TASKFLOW_EVT")
         for entry, (subject, event) in zip(journal, published, strict=True):
             kind = subject.rsplit(".", 1)[1]
             if (entry["seq"], entry["kind"]) != (int(event["sequence"]), kind):
-                raise Broken(f"the journal says {entry['kind']} where the event says {kind}")
+                raise StoryFailed(f"the journal says {entry['kind']} where the event says {kind}")
             click.echo(f"       {entry['seq']:<4} {entry['revision']:<9} {entry['kind']:<10} {entry['actor']:<27} {event['type']}")
 
     async def _start_worker(self) -> int:
@@ -155,15 +155,15 @@ class _Story:
         }
         with (self._folder / "worker.log").open("ab") as log:
             self._worker = await asyncio.create_subprocess_exec(
-                *program.command("run"), stdout=asyncio.subprocess.PIPE, stderr=log, env=environment, cwd=self._folder
+                *version.command("run"), stdout=asyncio.subprocess.PIPE, stderr=log, env=environment, cwd=self._folder
             )
         assert self._worker.stdout is not None
         try:
             line = await asyncio.wait_for(self._worker.stdout.readline(), _PATIENCE)
         except TimeoutError as late:
-            raise Broken(f"the worker was not ready within {_PATIENCE:.0f} s") from late
+            raise StoryFailed(f"the worker was not ready within {_PATIENCE:.0f} s") from late
         if not line:
-            raise Broken("the worker ended instead of starting")
+            raise StoryFailed("the worker ended instead of starting")
         return int(json.loads(line)["pid"])
 
     async def _until(self, agent: Client, flow: str, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class _Story:
             if true(shown):
                 return shown
             if time.monotonic() > deadline:
-                raise Broken(f"the flow stayed {shown['status']}")
+                raise StoryFailed(f"the flow stayed {shown['status']}")
             await asyncio.sleep(0.02)
 
     async def _events(self, agent: Client, flow: str, count: int) -> list[tuple[str, dict[str, Any]]]:
@@ -183,7 +183,7 @@ class _Story:
         try:
             found = [await subscription.next_msg(timeout=_PATIENCE) for _ in range(count)]
         except NatsError as missing:
-            raise Broken(f"not all {count} events came: {missing}") from missing
+            raise StoryFailed(f"not all {count} events came: {missing}") from missing
         return [(message.subject, json.loads(message.data)) for message in found]
 
     def _say(self, text: str) -> None:
@@ -198,12 +198,12 @@ class _Story:
 
 
 async def _ask(agent: Client, verb: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Send a request as kate and return the answer. Raises `Broken` for a refusal."""
+    """Send a request as kate and return the answer. Raises `StoryFailed` for a refusal."""
     try:
         answer = await agent.request(f"taskflow.api.kate.{verb}", json.dumps(body).encode(), timeout=_PATIENCE)
     except NatsError as silent:
-        raise Broken(f"{verb} was not answered: {silent}") from silent
+        raise StoryFailed(f"{verb} was not answered: {silent}") from silent
     decoded: dict[str, Any] = json.loads(answer.data)
     if not decoded["ok"]:
-        raise Broken(f"{verb} was refused: {decoded['error']['message']}")
+        raise StoryFailed(f"{verb} was refused: {decoded['error']['message']}")
     return decoded

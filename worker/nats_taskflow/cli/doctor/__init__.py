@@ -31,11 +31,11 @@ def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
     """
     from nats_taskflow.cli.doctor.host import place
     from nats_taskflow.cli.runtime import launch
-    from nats_taskflow.config.tree import Log
+    from nats_taskflow.config.tree import LogConfig
     from nats_taskflow.observe.log import configure_logging
 
     config = load_config(arguments, find_dev_database())
-    configure_logging(Log(level="error"))
+    configure_logging(LogConfig(level="error"))
     told = "every setting can be read, secrets by this user alone (taskflow config show --origin says where each comes from)"
     distant: list[Verdict] = []
     worker: dict[str, Any] = {}
@@ -76,7 +76,7 @@ def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
 
 async def _over_nats(config: Config, worker: dict[str, Any]) -> list[Verdict]:
     """Look at NATS and what is on it; `worker` takes in what the worker says of itself."""
-    from nats_taskflow.bus.nats.inspect import Silent
+    from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
     from nats_taskflow.cli.doctor.rights import rights
     from nats_taskflow.cli.session import Online, connected
     from nats_taskflow.errors import Refusal, TurnedAway
@@ -96,7 +96,7 @@ async def _over_nats(config: Config, worker: dict[str, Any]) -> list[Verdict]:
             answered = await _worker(line, worker)
             verdicts.append(await _sync(config.nats.monitor_url or worker.get("monitor_url", ""), line))
             return [*verdicts, *answered, *await _alone(line)]
-    except (Refusal, Silent) as lost:
+    except (Refusal, NoWorkerAnswer) as lost:
         start = f"start the server, or set nats.url; the worker answers on {Subjects(config.subjects.prefix).prefix}.admin.*"
         return [Verdict("nats", "fail", str(lost), "as it says" if isinstance(lost, TurnedAway) else start)]
 
@@ -104,7 +104,7 @@ async def _over_nats(config: Config, worker: dict[str, Any]) -> list[Verdict]:
 async def _streams(config: Config, line: Any) -> list[Verdict]:
     """Look at the settings of the streams and consumers, and whether these credentials may see them."""
     from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
-    from nats_taskflow.bus.nats.inspect import Silent
+    from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
     from nats_taskflow.errors import Refusal
 
     streams, sources = topology(config, line.subjects, reply_bindings(config, line.subjects))
@@ -112,7 +112,7 @@ async def _streams(config: Config, line: Any) -> list[Verdict]:
     for stream in streams:
         try:
             objections, remarks = await line.client.stream_flaws(stream)
-        except (Silent, Refusal) as no:
+        except (NoWorkerAnswer, Refusal) as no:
             fix = "taskflow provision, or start a worker; may these credentials ask for it ($JS.API.STREAM.INFO.*)?"
             verdicts.append(Verdict(stream.name, "fail", str(no), fix))
             continue
@@ -123,7 +123,7 @@ async def _streams(config: Config, line: Any) -> list[Verdict]:
         name = f"consumer {source.consumer}"
         try:
             flaws = await line.client.consumer_flaws(source)
-        except (Silent, Refusal) as no:
+        except (NoWorkerAnswer, Refusal) as no:
             verdicts.append(Verdict(name, "fail", str(no), "taskflow provision, or start a worker; may these credentials ask for it?"))
             continue
         text = "; ".join(flaws) or f"it delivers what {source.stream} has"
@@ -133,14 +133,14 @@ async def _streams(config: Config, line: Any) -> list[Verdict]:
 
 async def _sync(monitor_url: str, line: Any) -> Verdict:
     """Look whether the server syncs what it acknowledges; where we are not told its monitoring address, the worker may know it."""
-    from nats_taskflow.bus.nats.inspect import Silent
+    from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
 
     if not monitor_url:
         fix = "set nats.monitor_url (http://host:8222), and sync_interval: always in the server's jetstream block"
         return Verdict("server sync", "warn", "not known: nats.monitor_url is not set", fix)
     try:
         flaw = await line.client.sync_flaw(monitor_url)
-    except Silent as no:
+    except NoWorkerAnswer as no:
         return Verdict("server sync", "warn", str(no), "check nats.monitor_url")
     text = flaw or "the server syncs what it acknowledges (sync_interval: always)"
     return Verdict("server sync", "warn" if flaw else "ok", text, "jetstream { sync_interval: always }" if flaw else "")
@@ -150,15 +150,15 @@ async def _worker(line: Any, about: dict[str, Any]) -> list[Verdict]:
     """Look whether a worker answers operators, how it is, and whether the clocks agree; `about` takes in what it says of itself."""
     from datetime import UTC, datetime
 
-    from nats_taskflow.bus.nats.inspect import Silent
-    from nats_taskflow.cli.session import Refused
+    from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
+    from nats_taskflow.cli.session import RequestRefused
     from nats_taskflow.errors import Refusal
 
     try:
         asked = datetime.now(UTC)
         stats = await line.ask("stats")
         took = datetime.now(UTC) - asked
-    except (Silent, Refused, Refusal) as no:
+    except (NoWorkerAnswer, RequestRefused, Refusal) as no:
         return [Verdict("worker", "fail", str(no), "taskflow run starts one; the operator role may ask (deploy/nats/README.md)")]
     skew = abs((datetime.fromisoformat(stats["now"]) - asked - took / 2).total_seconds())
     state: Mapping[str, Any] = stats["worker"]

@@ -26,12 +26,12 @@ async def rights(config: Config, line: Any) -> list[Verdict]:
     """Say for which of the roles these credentials are enough, what they lack, and when they end."""
     import msgspec
 
-    from nats_taskflow.bus.nats.inspect import Silent
+    from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
     from nats_taskflow.errors import Refusal
 
     try:
         answer: Json = msgspec.json.decode(await line.client.ask(ASK, b"", within=2.0))
-    except (Silent, Refusal) as no:
+    except (NoWorkerAnswer, Refusal) as no:
         fix = f'let these credentials publish "{ASK}": it tells only about themselves'
         return [Verdict("permissions", "warn", f"not known: {no}", fix)]
     found: Json = answer.get("data") or {}

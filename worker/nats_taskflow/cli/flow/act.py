@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nats_taskflow.cli.output import Printer, mark, waits_on
-from nats_taskflow.cli.session import AskCommand, Line, owner_of, run, whole_id
+from nats_taskflow.cli.session import AskCommand, OperatorSession, owner_of, run, whole_id
 from nats_taskflow.text import counted
 
 Json = dict[str, Any]
@@ -58,7 +58,7 @@ def told(answer: Mapping[str, Any], printer: Printer) -> None:
 def _act(verb: str, flow: str, fields: Json, arguments: Mapping[str, Any]) -> None:
     """Ask as the flow's agent."""
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Ask, and say how the flow is now."""
         flow_id = await whole_id(line, flow)
         agent, session = await owner_of(line, flow_id, arguments["as_agent"], arguments["session"])
@@ -81,7 +81,7 @@ def _act(verb: str, flow: str, fields: Json, arguments: Mapping[str, Any]) -> No
 def start(*, agent: str, session: str, controller: str, goal: str, state: Any, **arguments: Any) -> None:
     """Start a flow for an agent."""
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Start it."""
         fields = {"controller_id": controller, "goal": goal, "state": state, "current_step": arguments["step"], "session_id": session}
         more = {"flow_id": arguments["flow_id"], "hold": arguments["hold"], "command_id": arguments["command_id"]}

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from nats_taskflow.cli.output import Printer, ago, clock, short, since, status_of, waits_on
-from nats_taskflow.cli.selection import filter_options, narrowed
-from nats_taskflow.cli.session import Json, Line, ReadCommand, agent_options, pages, run, whole_id
+from nats_taskflow.cli.selection import filter_options, narrow
+from nats_taskflow.cli.session import Json, OperatorSession, ReadCommand, agent_options, pages, run, whole_id
 from nats_taskflow.cli.watch import followed, watch_options, watched
 
 _NONE = "No flows. Start one: taskflow flow start --agent kate --controller kate/inbox --goal 'triage the inbox'"
@@ -24,13 +24,13 @@ _NONE = "No flows. Start one: taskflow flow start --agent kate --controller kate
 @agent_options
 def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None, **arguments: Any) -> None:
     """List the flows of all owners, newest first."""
-    by = narrowed(arguments)
+    by = narrow(arguments)
     empty = "No flow is like that." if by else _NONE
     if set_aside:
         empty = "No flow is set aside."
     fields = by | {"cursor": arguments["cursor"]}
 
-    async def look(line: Line, printer: Printer) -> None:
+    async def look(line: OperatorSession, printer: Printer) -> None:
         """List them."""
         key = "set_aside" if set_aside else "flows"
         items, cursor = await pages(line, "list", key, limit, fields | ({"set_aside": True} if set_aside else {}))
@@ -58,7 +58,7 @@ def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None
 def show(*, flow: str, follow: bool, **arguments: Any) -> None:
     """Show one flow: what it is, how it stands, its state."""
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Show it, and what follows."""
         flow_id = await whole_id(line, flow)
         if follow:
@@ -96,7 +96,7 @@ def _said(found: Json, printer: Printer) -> None:
 def history(*, flow: str, limit: int, cursor: str | None, newest: bool, **arguments: Any) -> None:
     """Show the journal of a flow, oldest first: what happened, when, and by whom."""
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """Show it."""
         fields = {"flow_id": await whole_id(line, flow), "cursor": cursor, "newest": newest}
         items, following = await pages(line, "history", "events", limit, fields)
@@ -121,7 +121,7 @@ def history(*, flow: str, limit: int, cursor: str | None, newest: bool, **argume
 def steps(*, flow: str, limit: int, cursor: str | None, **arguments: Any) -> None:
     """List the observed runs of a flow."""
 
-    async def main(line: Line, printer: Printer) -> None:
+    async def main(line: OperatorSession, printer: Printer) -> None:
         """List them."""
         items, following = await pages(line, "steps", "steps", limit, {"flow_id": await whole_id(line, flow), "cursor": cursor})
         columns = {

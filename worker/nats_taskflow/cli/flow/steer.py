@@ -10,8 +10,8 @@ import click
 from nats_taskflow.cli import exit_codes
 from nats_taskflow.cli.flow.act import children_of, json_value, told
 from nats_taskflow.cli.output import Printer, progress, short, status_of
-from nats_taskflow.cli.selection import FILTERS, RATE, bulk_options, chosen, confirmed, narrowed
-from nats_taskflow.cli.session import AskCommand, Line, Refused, agent_options, intervention, reason_option, run
+from nats_taskflow.cli.selection import FILTERS, RATE, bulk_options, confirm_selection, narrow, select_flows
+from nats_taskflow.cli.session import AskCommand, OperatorSession, RequestRefused, agent_options, intervention, reason_option, run
 from nats_taskflow.text import counted
 
 Json = dict[str, Any]
@@ -37,19 +37,19 @@ def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str
     """Do it to each flow; one that is refused does not keep the others from it."""
     said = fields | intervention(arguments)
 
-    async def main(line: Line, printer: Printer) -> int:
+    async def main(line: OperatorSession, printer: Printer) -> int:
         """Do it, and say what became of each."""
-        ids = await chosen(line, verb, flows, arguments)
+        ids = await select_flows(line, verb, flows, arguments)
         if arguments["dry_run"]:
             return await _shown(line, verb, ids, printer)
-        if (narrowed(arguments) or len(ids) > 1) and (fields.get("command_id") or fields.get("expected_revision") is not None):
+        if (narrow(arguments) or len(ids) > 1) and (fields.get("command_id") or fields.get("expected_revision") is not None):
             raise click.UsageError("--command-id and --expected-revision are about one flow")
-        if not confirmed(verb, len(ids), arguments):
+        if not confirm_selection(verb, len(ids), arguments):
             printer.note("Nothing was done.")
             return exit_codes.DONE
         if len(ids) == 1:
             answers = [await line.ask(verb, flow_id=ids[0], **said)]
-            refused: list[Refused] = []
+            refused: list[RequestRefused] = []
         else:
             answers, refused = await _each(line, verb, ids, said, printer, rate=arguments["rate"])
         if printer.for_people and len(answers) == 1:
@@ -63,7 +63,7 @@ def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str
     run(arguments, main)
 
 
-async def _shown(line: Line, verb: str, ids: Sequence[str], printer: Printer) -> int:
+async def _shown(line: OperatorSession, verb: str, ids: Sequence[str], printer: Printer) -> int:
     """Say to which flows it would be done."""
     answers = [await line.ask("show", flow_id=flow_id) for flow_id in ids]
     columns = {**_COLUMNS, "CONTROLLER": lambda a: a["flow"]["controller_id"], "STEP": lambda a: a["flow"]["current_step"]}
@@ -73,13 +73,13 @@ async def _shown(line: Line, verb: str, ids: Sequence[str], printer: Printer) ->
 
 
 async def _each(
-    line: Line, verb: str, ids: Sequence[str], said: Json, printer: Printer, *, rate: float
-) -> tuple[list[Json], list[Refused]]:
+    line: OperatorSession, verb: str, ids: Sequence[str], said: Json, printer: Printer, *, rate: float
+) -> tuple[list[Json], list[RequestRefused]]:
     """Do it to many flows, not faster than `rate` in a second; each refusal is said at once."""
     import asyncio
 
     answers: list[Json] = []
-    refused: list[Refused] = []
+    refused: list[RequestRefused] = []
     clock = asyncio.get_running_loop().time
     began = clock()
     with progress(verb, len(ids), shown=printer.for_people) as tell:
@@ -87,7 +87,7 @@ async def _each(
             await asyncio.sleep(max(began + number / rate - clock(), 0.0))
             try:
                 answers.append(await line.ask(verb, flow_id=flow_id, **said))
-            except Refused as no:
+            except RequestRefused as no:
                 refused.append(no)
                 click.echo(f"taskflow: {no}", err=True)
             tell(1)

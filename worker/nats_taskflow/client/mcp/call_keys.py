@@ -30,7 +30,7 @@ def command_id(session: str, action: str, flow_id: str | None, key: str) -> str:
     return "mcp-" + _digest([session, action, flow_id, key])[:40]
 
 
-class Doubts:
+class PendingCalls:
     """The calls without a key that have no outcome yet. `clock` gives seconds."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -10,10 +10,10 @@ import msgspec
 
 from nats_taskflow.client.errors import FlowRefused, InvalidRequest, NoOutcome
 from nats_taskflow.client.flows import FlowClient
-from nats_taskflow.client.mcp.call_keys import Doubts, command_id
+from nats_taskflow.client.mcp.call_keys import PendingCalls, command_id
 from nats_taskflow.client.mcp.next_steps import DOUBTFUL, NEXT, STORED, next_for
 from nats_taskflow.client.mcp.schema import ACTIONS, ALL, KEY, MOST, Action, needed
-from nats_taskflow.client.mcp.session import Line
+from nats_taskflow.client.mcp.session import ClientSession
 from nats_taskflow.client.mcp.task_states import mcp_task, waiting_for
 from nats_taskflow.client.transport import Lost
 from nats_taskflow.text import meant
@@ -25,7 +25,7 @@ _HIDDEN = ("expected", "actual")
 """Revisions, among an error's details."""
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class ToolAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """An answer. `body` satisfies the output schema; `error`: nothing was achieved; `task` is for programs, not for models."""
 
     body: Json
@@ -41,15 +41,15 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
         return f"{error['code']}: {error['message']}\nWhat to do: {self.body['next']}"
 
 
-class Calls:
+class ToolCalls:
     """Carries calls out on a line. `keys`: refuse what would not be safe to repeat."""
 
-    def __init__(self, line: Line, *, keys: bool = False, doubts: Doubts | None = None) -> None:
+    def __init__(self, line: ClientSession, *, keys: bool = False, doubts: PendingCalls | None = None) -> None:
         self._line = line
         self._keys = keys
-        self._doubts = doubts or Doubts()
+        self._doubts = doubts or PendingCalls()
 
-    async def call(self, tool: str, arguments: Mapping[str, Any]) -> Told:
+    async def call(self, tool: str, arguments: Mapping[str, Any]) -> ToolAnswer:
         """Carry out one call. Never raises for what a model, the worker or NATS did."""
         given = {name: value for name, value in arguments.items() if value is not None}
         try:
@@ -62,7 +62,7 @@ class Calls:
                 await self._line.drop()
             return refusal(refused)
 
-    async def _answer(self, action: str, given: Json) -> Told:
+    async def _answer(self, action: str, given: Json) -> ToolAnswer:
         """Answer a call that makes sense."""
         flows = await self._line.flows()
         if action == "status":
@@ -75,7 +75,7 @@ class Calls:
         with self._doubts.key_for(action, given) as made:
             return await self._command(flows, action, given, made)
 
-    async def _command(self, flows: FlowClient, action: str, given: Json, key: str) -> Told:
+    async def _command(self, flows: FlowClient, action: str, given: Json, key: str) -> ToolAnswer:
         """Have a command decided, once for its key."""
         more = {KEY: key, "requester_origin": "mcp"} if action == "start" else {}
         name = command_id(flows.session, action, given.get("flow_id"), key)
@@ -109,7 +109,7 @@ def checked(action: object, given: Json, *, keys: bool) -> None:
         raise InvalidRequest(f"limit must be a whole number from 1 to {MOST}", path="/limit")
 
 
-async def _list(flows: FlowClient, given: Json) -> Told:
+async def _list(flows: FlowClient, given: Json) -> ToolAnswer:
     """List flows, without their state: fifty of them would fill a model's memory."""
     limit = given.get("limit", _USUAL)
     found: list[Json] = []
@@ -120,7 +120,7 @@ async def _list(flows: FlowClient, given: Json) -> Told:
     return _listed(found, more=False)
 
 
-def _listed(found: list[Json], *, more: bool) -> Told:
+def _listed(found: list[Json], *, more: bool) -> ToolAnswer:
     """Return the answer to `list_mine`."""
     if not found:
         then = "There is none. Start one if work has to outlive this conversation."
@@ -128,10 +128,10 @@ def _listed(found: list[Json], *, more: bool) -> Told:
         then = "Look at one with action status and its id as flow_id." + (
             " To see others, narrow by status, or raise limit." if more else ""
         )
-    return Told(body={"ok": True, "flows": found, "count": len(found), "more": more, "next": then, "now": now()})
+    return ToolAnswer(body={"ok": True, "flows": found, "count": len(found), "more": more, "next": then, "now": now()})
 
 
-def shown(flow: FlowShown) -> Told:
+def shown(flow: FlowShown) -> ToolAnswer:
     """Return the answer that shows a flow."""
     waits = flow.wait is not None
     task = {
@@ -141,10 +141,10 @@ def shown(flow: FlowShown) -> Told:
         "createdAt": flow.created_at,
         "lastUpdatedAt": flow.updated_at,
     }
-    return Told(body={"ok": True, "flow": visible(flow), "next": next_for(flow), "now": now()}, task=task)
+    return ToolAnswer(body={"ok": True, "flow": visible(flow), "next": next_for(flow), "now": now()}, task=task)
 
 
-def refusal(refused: FlowRefused) -> Told:
+def refusal(refused: FlowRefused) -> ToolAnswer:
     """Return the answer for what could not be done."""
     then = NEXT[refused.code]
     if isinstance(refused, NoOutcome):
@@ -152,7 +152,7 @@ def refusal(refused: FlowRefused) -> Told:
     details = {name: value for name, value in refused.details.items() if name not in _HIDDEN}
     message = "the flow has changed meanwhile" if refused.code == "revision_mismatch" else refused.message
     error = {"code": refused.code, "message": message, "details": details}
-    return Told(body={"ok": False, "error": error, "next": then, "now": now()}, error=True)
+    return ToolAnswer(body={"ok": False, "error": error, "next": then, "now": now()}, error=True)
 
 
 def visible(flow: FlowShown) -> Json:

@@ -118,7 +118,7 @@ ACTIONS: dict[str, Action] = {
 """The reference's actions in its order, then ours."""
 
 
-class Hints(msgspec.Struct, frozen=True):
+class ToolHints(msgspec.Struct, frozen=True):
     """What a program may go by when it decides whether to ask a person."""
 
     reads: bool
@@ -127,7 +127,7 @@ class Hints(msgspec.Struct, frozen=True):
     asks_others: bool
 
 
-class Offered(msgspec.Struct, frozen=True, kw_only=True):
+class ToolDefinition(msgspec.Struct, frozen=True, kw_only=True):
     """One tool."""
 
     name: str
@@ -135,10 +135,10 @@ class Offered(msgspec.Struct, frozen=True, kw_only=True):
     about: str
     takes: Json
     gives: Json
-    hints: Hints
+    hints: ToolHints
 
 
-def offered(*, split: bool = False, keys: bool = False) -> list[Offered]:
+def offered(*, split: bool = False, keys: bool = False) -> list[ToolDefinition]:
     """Return the tools, always in the same order: one for all actions, or with `split` one for each.
 
     `keys`: whatever is not idempotent by its nature needs an idempotency key, so that everything is safe to repeat, and said to be.
@@ -148,13 +148,13 @@ def offered(*, split: bool = False, keys: bool = False) -> list[Offered]:
     told = " ".join(f"{name}: {action.about} Needs {_listed(action, keys=keys)}." for name, action in ACTIONS.items())
     properties = {"action": {"type": "string", "enum": list(ACTIONS), "description": "What to do."}, **PARAMETERS}
     return [
-        Offered(
+        ToolDefinition(
             name=ALL,
             title="Durable flows",
             about=f"Create and drive durable multi-step flows that survive restarts. {told} The flow_id is the handle: keep it.",
             takes={"type": "object", "properties": properties, "required": ["action"], "additionalProperties": False},
             gives=_answer({"flow": _FLOW, **_LIST}, ()),
-            hints=Hints(reads=False, destroys=True, again=keys, asks_others=True),
+            hints=ToolHints(reads=False, destroys=True, again=keys, asks_others=True),
         )
     ]
 
@@ -171,7 +171,7 @@ def _listed(action: Action, *, keys: bool) -> str:
     return (", ".join(must) or "nothing") + (f"; takes {', '.join(may)}" if may else "")
 
 
-def _one(name: str, action: Action, *, keys: bool) -> Offered:
+def _one(name: str, action: Action, *, keys: bool) -> ToolDefinition:
     """Return the tool for one action."""
     takes = {
         "type": "object",
@@ -180,13 +180,13 @@ def _one(name: str, action: Action, *, keys: bool) -> Offered:
         "additionalProperties": False,
     }
     listing = name == "list_mine"
-    return Offered(
+    return ToolDefinition(
         name=f"{ALL}_{name}",
         title=name.replace("_", " ").capitalize(),
         about=action.about,
         takes=takes,
         gives=_answer(_LIST if listing else {"flow": _FLOW}, ("flows", "count", "more") if listing else ("flow",)),
-        hints=Hints(action.reads, action.destroys, action.reads or action.again or keys, action.asks_others),
+        hints=ToolHints(action.reads, action.destroys, action.reads or action.again or keys, action.asks_others),
     )
 
 

@@ -20,7 +20,7 @@ from pydantic import AnyHttpUrl
 
 from nats_taskflow.bus.nats.options import NatsOptions, nats_options
 from nats_taskflow.client.mcp.server import make_server
-from nats_taskflow.client.mcp.session import Line, Owner
+from nats_taskflow.client.mcp.session import ClientSession, Owner
 from nats_taskflow.client.nats_transport import NatsTransport
 from nats_taskflow.doors.http.health import is_loopback
 from nats_taskflow.doors.http.server import Application, listen, make_http_server, place_of
@@ -35,7 +35,7 @@ SHORTEST_TOKEN = 16
 """Characters: an empty file must not let everybody in."""
 
 
-class Http(msgspec.Struct, frozen=True, kw_only=True):
+class HttpEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Where to listen and whom to answer. `hosts`, `origins`: headers that are accepted besides the address's own and the loopback's."""
 
     host: str
@@ -45,10 +45,10 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
     origins: tuple[str, ...] = ()
 
 
-async def serve(config: Config, owner: Owner, *, http: Http | None, split: bool, keys: bool, patience: float) -> int:
+async def serve(config: Config, owner: Owner, *, http: HttpEndpoint | None, split: bool, keys: bool, patience: float) -> int:
     """Serve until the client closes stdin, or the process is told to stop; returns the exit code."""
     options = msgspec.structs.replace(nats_options(config.nats), name="taskflow-mcp")
-    line = Line(owner, _dialling(options), prefix=config.subjects.prefix, patience=patience)
+    line = ClientSession(owner, _dialling(options), prefix=config.subjects.prefix, patience=patience)
     server = make_server(line, split=split, keys=keys)
     try:
         await (_stdio(server) if http is None else _http(server, http, owner))
@@ -76,7 +76,7 @@ async def _stdio(server: Server[None]) -> None:
         await server.run(reading, writing, server.create_initialization_options())
 
 
-async def _http(server: Server[None], http: Http, owner: Owner) -> None:
+async def _http(server: Server[None], http: HttpEndpoint, owner: Owner) -> None:
     """Serve HTTP until SIGTERM or SIGINT; says on stdout where, once it listens."""
     listening = listen(http.host, http.port, setting="--http", advice="choose another port, or 0 for a free one")
     place = place_of(listening)
@@ -144,7 +144,7 @@ _AUTH = AuthSettings(issuer_url=AnyHttpUrl("http://127.0.0.1"), resource_server_
 """The SDK asks for it beside a verifier. Nobody issues our token: it is a shared secret; so no metadata are served."""
 
 
-def _security(http: Http, place: str) -> TransportSecuritySettings:
+def _security(http: HttpEndpoint, place: str) -> TransportSecuritySettings:
     """Say which `Host` and `Origin` are answered: a web page may have its own name point to this address (DNS rebinding)."""
     names = _LOOPBACK if is_loopback(http.host) else ()
     return TransportSecuritySettings(

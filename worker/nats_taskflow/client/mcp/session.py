@@ -24,7 +24,7 @@ class Owner(msgspec.Struct, frozen=True):
         return f"agent:{self.agent}:session:{self.session}"
 
 
-class Line:
+class ClientSession:
     """The owner's client. `dialling` makes a transport, or raises `Lost`; `patience`: seconds that a command is tried for."""
 
     def __init__(self, owner: Owner, dialling: Dialling, *, prefix: str = "taskflow", patience: float = 10.0) -> None:

@@ -8,9 +8,9 @@ import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nats_taskflow import program
+from nats_taskflow import version
 from nats_taskflow.errors import Unavailable
-from nats_taskflow.futures import to_its_end
+from nats_taskflow.futures import run_shielded
 
 _PATIENCE = 30.0
 """Seconds for a copy on request: a stop waits for the requests in hand. What takes longer is for `taskflow db backup`."""
@@ -20,7 +20,7 @@ _MERCY = 5.0
 """Seconds for a copy that is to end to remove what it has."""
 
 
-class Copier:
+class BackupProcess:
     """Copies the database at a place, one copy at a time: each is as large as the database, and reads all of it."""
 
     def __init__(self, place: str) -> None:
@@ -58,7 +58,7 @@ async def _copied(place: Path) -> str:
         raise Unavailable(f"the copy was not done within {_PATIENCE:g} s: run `taskflow db backup` on the worker's machine") from None
     finally:
         if process.returncode is None:
-            await to_its_end(_end(process))
+            await run_shielded(_end(process))
     if process.returncode != 0:
         why = " ".join(err.decode(errors="replace").split())[-500:]
         raise Unavailable(f"no copy was made: {why}")
@@ -69,7 +69,7 @@ async def _copied(place: Path) -> str:
 
 def _command(place: Path, copy: Path) -> tuple[str, ...]:
     """Return what makes a copy."""
-    return program.command("db", "backup", "--store-path", str(place), str(copy))
+    return version.command("db", "backup", "--store-path", str(place), str(copy))
 
 
 def _is_there(copy: Path) -> bool:

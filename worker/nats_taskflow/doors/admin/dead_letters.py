@@ -14,12 +14,12 @@ from typing import TypeVar
 
 import msgspec
 
-from nats_taskflow.bus.port import Bus, Outgoing, PublishFailed
+from nats_taskflow.bus.port import Bus, OutgoingMessage, PublishFailed
 from nats_taskflow.doors.admin.interventions import actor_of
 from nats_taskflow.doors.admin.pages import moment_before
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError, InvalidRequest, NotFound, Unavailable
-from nats_taskflow.store.admin_port import Intervention, Kept, WantedLetters
+from nats_taskflow.store.admin_port import DeadLetterFilter, KeptDeadLetter, LoggedIntervention
 from nats_taskflow.store.port import Transaction, Work
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.text import counted
@@ -43,7 +43,7 @@ def _uncounted(_done: int, _failed: int) -> None:
     """Count nothing."""
 
 
-class Letters:
+class DeadLetterDesk:
     """Handles dead letters. `answers_on(topic, correlation_id)` gives the subject on which a reply reaches a topic; `counted(done, failed)`
     hears how many were replayed.
     """
@@ -86,7 +86,7 @@ class Letters:
         if asked.dry_run or not numbers:
             return _answer(numbers, [], asked, following)
         about = f"{counted(len(numbers), 'dead letter')}, {numbers[0]} to {numbers[-1]}"
-        note = Intervention(at_us=self._engine.clock(), actor=actor_of(asked), verb="dlq purge", about=about, reason=asked.reason)
+        note = LoggedIntervention(at_us=self._engine.clock(), actor=actor_of(asked), verb="dlq purge", about=about, reason=asked.reason)
         published = await self._engine.store.published("dead_letters")
 
         def purge(transaction: Transaction) -> None:
@@ -104,25 +104,27 @@ class Letters:
         """Leave out letters that come only now: a replay that dies again is one, and must not be replayed by the same loop."""
         return asked if asked.up_to is not None else msgspec.structs.replace(asked, up_to=await self._engine.store.queries.last_letter())
 
-    async def _chosen(self, asked: admin_requests.Chosen, limit: int, *, replayed: bool) -> tuple[list[Kept], int | None]:
+    async def _chosen(
+        self, asked: admin_requests.DeadLetterIntervention, limit: int, *, replayed: bool
+    ) -> tuple[list[KeptDeadLetter], int | None]:
         """Return the letters that are asked for, and where the next request goes on. Raises `InvalidRequest` where nothing is named."""
         named = (asked.numbers, asked.letter_reason, asked.subject, asked.older_than)
         if not asked.all and all(name is None for name in named):
             raise InvalidRequest("name dead letters by numbers, letter_reason, subject or older_than, or say all", path="/numbers")
         if asked.numbers is not None:
             numbers = [n for n in asked.numbers if n > read_number(asked.cursor)] if asked.cursor else asked.numbers
-            wanted = WantedLetters(numbers=tuple(sorted(set(numbers))))
+            wanted = DeadLetterFilter(numbers=tuple(sorted(set(numbers))))
             found = (await self._engine.store.queries.letters(wanted, limit=limit)).items
             missing = sorted(set(numbers) - {kept.letter.n for kept in found})
             if missing:
                 raise NotFound(f"there is no dead letter {missing[0]}", number=missing[0])
             return found[:limit], found[limit - 1].letter.n if len(found) > limit else None
         before = moment_before(asked.older_than, self._engine.clock())
-        wanted = WantedLetters(reason=asked.letter_reason, subject=asked.subject, before=before, replayed=replayed)
+        wanted = DeadLetterFilter(reason=asked.letter_reason, subject=asked.subject, before=before, replayed=replayed)
         page = await self._engine.store.queries.letters(wanted, limit=limit, after=read_number(asked.cursor), up_to=asked.up_to)
         return page.items, page.next
 
-    async def _replay(self, kept: Kept, asked: admin_requests.LettersReplay) -> str | None:
+    async def _replay(self, kept: KeptDeadLetter, asked: admin_requests.LettersReplay) -> str | None:
         """Publish one letter, wait for the broker's word, then mark it; returns why it could not be, or None."""
         whole = await self._engine.store.queries.letter(kept.letter.n)
         if whole is None:
@@ -146,19 +148,19 @@ def _marking(number: int, actor: str, now: Micros, about: str, reason: str) -> W
     def mark(transaction: Transaction) -> None:
         """Mark it."""
         transaction.note_replayed(number, actor, now)
-        transaction.note_intervention(Intervention(at_us=now, actor=actor, verb="dlq replay", about=about, reason=reason))
+        transaction.note_intervention(LoggedIntervention(at_us=now, actor=actor, verb="dlq replay", about=about, reason=reason))
 
     return mark
 
 
-def replayed(kept: Kept, database: str, subjects: Subjects, answers_on: AnswersOn) -> Outgoing:
+def replayed(kept: KeptDeadLetter, database: str, subjects: Subjects, answers_on: AnswersOn) -> OutgoingMessage:
     """Return the message that a dead letter becomes again. Raises `FlowError` where it cannot be published."""
     letter = kept.letter
     subject, headers = _destination(letter, answers_on), _without_ids(letter.headers)
     if not is_literal(subject):
         raise InvalidRequest(f"dead letter {letter.n} came from no subject that can be published to: {subject!r}")
     body = _without_command_id(letter.body) if subjects.parse_command(subject) is not None else letter.body
-    return Outgoing(subject=subject, body=body, msg_id=_new_id(kept, database), headers=headers)
+    return OutgoingMessage(subject=subject, body=body, msg_id=_new_id(kept, database), headers=headers)
 
 
 def _destination(letter: DeadLetter, answers_on: AnswersOn) -> str:
@@ -188,7 +190,7 @@ def _without_command_id(body: bytes) -> bytes:
     return msgspec.json.encode({name: value for name, value in fields.items() if name != "command_id"})
 
 
-def _new_id(kept: Kept, database: str) -> str:
+def _new_id(kept: KeptDeadLetter, database: str) -> str:
     """Return the id of the next replay: the same until it is marked."""
     letter = kept.letter
     parts = (database, letter.n, letter.at_us, letter.subject, kept.replays, letter.headers.get(MSG_ID, ""))
@@ -196,7 +198,9 @@ def _new_id(kept: Kept, database: str) -> str:
     return f"replay-{made}"
 
 
-def _answer(done: list[int], failed: list[admin_answers.Unreplayed], asked: admin_requests.Chosen, following: int | None) -> bytes:
+def _answer(
+    done: list[int], failed: list[admin_answers.Unreplayed], asked: admin_requests.DeadLetterIntervention, following: int | None
+) -> bytes:
     """Encode the answer. Raises `Unavailable` where nothing at all could be done: it is worth saying loudly."""
     if failed and not done and not following:
         none = f"{counted(len(failed), 'dead letter')} could not be used: {failed[0].why}"

@@ -11,7 +11,7 @@ import msgspec
 from nats_taskflow.flow.conditions import Composite, ExternalEvent, FlowEnds, Manual, Node, Timer, due_times, from_value, open_nodes
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, HeldReply
-from nats_taskflow.store.admin_port import Came, SetAside
+from nats_taskflow.store.admin_port import ReceivedReply, SetAside
 from nats_taskflow.text import counted
 from nats_taskflow.units import SECOND, Micros, format_duration, to_micros, to_the_second
 from nats_taskflow.wire.admin_answers import Reason
@@ -33,7 +33,7 @@ class Circumstances(msgspec.Struct, kw_only=True):
     last: Sequence[FlowEvent] = ()
     set_aside: SetAside | None = None
     held: dict[int, HeldReply] = msgspec.field(default_factory=dict)
-    came: list[tuple[str, str, Came, int | None]] = msgspec.field(default_factory=list)
+    came: list[tuple[str, str, ReceivedReply, int | None]] = msgspec.field(default_factory=list)
     outgoing: tuple[str, int, Micros] | None = None
 
 

@@ -9,17 +9,17 @@ import msgspec
 
 from nats_taskflow.doors.admin.pages import moment_before
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.stored_outcomes import Recall, Turn
-from nats_taskflow.engine.submission import Outcome
+from nats_taskflow.engine.stored_outcomes import StoredOutcomes, Turn
+from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.errors import Conflict, InvalidRequest, NotFound
 from nats_taskflow.flow.model import HeldReply
 from nats_taskflow.flow.stimuli import Caller, CancelFlow, ExpireHeld, FailFlow, MatchHeld, RequestCancel, ResumeFlow, Stimulus
-from nats_taskflow.store.admin_port import Intervention
+from nats_taskflow.store.admin_port import LoggedIntervention
 from nats_taskflow.store.port import Transaction, Work
 from nats_taskflow.text import counted
 from nats_taskflow.units import Micros
 from nats_taskflow.wire import admin_answers, admin_requests
-from nats_taskflow.wire.admin_requests import Asked
+from nats_taskflow.wire.admin_requests import AdminRequest
 from nats_taskflow.wire.answers import show_flow
 from nats_taskflow.wire.inbound import Identity, digest
 
@@ -28,7 +28,7 @@ _CANONICAL = msgspec.json.Encoder(order="sorted")
 _BATCH = 200
 
 
-class Acting:
+class Interventions:
     """Carries interventions out.
 
     `mint` makes ids for requests that come without one; `copy` makes a backup and says in one line where it is (raises `Unavailable`).
@@ -38,8 +38,8 @@ class Acting:
         self._engine = engine
         self._mint = mint
         self._copy = copy
-        self._recall = Recall(engine.store.queries)
-        self._does: dict[type[Asked], Callable[[Any], Awaitable[bytes]]] = {
+        self._recall = StoredOutcomes(engine.store.queries)
+        self._does: dict[type[AdminRequest], Callable[[Any], Awaitable[bytes]]] = {
             admin_requests.HeldMatch: self._match,
             admin_requests.HeldExpire: self._expire,
             admin_requests.Release: self._release,
@@ -47,22 +47,22 @@ class Acting:
             admin_requests.Backup: self._backup,
         }
 
-    async def do(self, asked: Asked, turn: Turn) -> bytes:
+    async def do(self, asked: AdminRequest, turn: Turn) -> bytes:
         """Carry out an intervention; with a flow in the answer when it is the asker's `turn`. Raises the `FlowError` that refuses it."""
-        if isinstance(asked, admin_requests.Resume | admin_requests.Cancel | admin_requests.Fail):
+        if isinstance(asked, admin_requests.AdminResume | admin_requests.AdminCancel | admin_requests.AdminFail):
             return await self._recall.told(await self._steer(asked), turn)
         if isinstance(asked, admin_requests.HeldMatch | admin_requests.Release):
             await turn()
         return await self._does[type(asked)](asked)
 
-    async def _steer(self, asked: admin_requests.Resume | admin_requests.Cancel | admin_requests.Fail) -> Outcome:
+    async def _steer(self, asked: admin_requests.AdminResume | admin_requests.AdminCancel | admin_requests.AdminFail) -> SubmissionOutcome:
         """Resume, cancel or fail a flow; a repeat with the same command id has the same answer, byte for byte."""
         key = asked.command_id or self._mint()
         caller = Caller(actor=actor_of(asked), cause=key)
         said = {name: value for name, value in msgspec.structs.asdict(asked).items() if name != "command_id"}
         mark = digest(type(asked).__name__.encode(), _CANONICAL.encode(said))
         identity = Identity(f"admin:{asked.operator}", key, mark)
-        outcome: Outcome = await self._engine.submit(_command(asked, caller), identity, source="admin", request=True)
+        outcome: SubmissionOutcome = await self._engine.submit(_command(asked, caller), identity, source="admin", request=True)
         if outcome.error is not None:
             raise outcome.error
         return outcome
@@ -83,7 +83,7 @@ class Acting:
             raise outcome.error
         await self._note(asked, "held match", f"held reply {asked.number} ({held.topic}, {held.correlation_id}) to flow {command.flow_id}")
         assert outcome.flow is not None, "a reply that was matched has its flow"
-        return _ENCODE(admin_answers.Done(outcome=outcome.name, flow=show_flow(outcome.flow)))
+        return _ENCODE(admin_answers.InterventionAnswer(outcome=outcome.name, flow=show_flow(outcome.flow)))
 
     async def _expire(self, asked: admin_requests.HeldExpire) -> bytes:
         """Let a held reply expire now."""
@@ -93,7 +93,7 @@ class Acting:
         if outcome.error is not None:
             raise outcome.error
         await self._note(asked, "held expire", f"held reply {asked.number} ({held.topic}, {held.correlation_id})")
-        return _ENCODE(admin_answers.Done(outcome="expired"))
+        return _ENCODE(admin_answers.InterventionAnswer(outcome="expired"))
 
     async def _held(self, number: int) -> HeldReply:
         """Return a held reply by its number. Raises `NotFound`."""
@@ -120,7 +120,7 @@ class Acting:
             if known is None:
                 raise NotFound(f"there is no flow {asked.flow_id}", flow_id=asked.flow_id)
             raise Conflict(f"flow {flow_id} is not set aside: it is {known.status}", flow_id=flow_id, status=known.status.value)
-        return _ENCODE(admin_answers.Done(outcome="released", flow=show_flow(flow)))
+        return _ENCODE(admin_answers.InterventionAnswer(outcome="released", flow=show_flow(flow)))
 
     async def _prune(self, asked: admin_requests.Prune) -> bytes:
         """Delete ended flows in small transactions, the note of it with the first."""
@@ -143,9 +143,9 @@ class Acting:
         await self._note(asked, "backup", said)
         return _ENCODE(admin_answers.BackupAnswer(backup=said))
 
-    def _noted(self, asked: admin_requests.Intervention, verb: str, about: str) -> Intervention:
+    def _noted(self, asked: admin_requests.Intervention, verb: str, about: str) -> LoggedIntervention:
         """Write down who does what and why."""
-        return Intervention(at_us=self._engine.clock(), actor=actor_of(asked), verb=verb, about=about, reason=asked.reason)
+        return LoggedIntervention(at_us=self._engine.clock(), actor=actor_of(asked), verb=verb, about=about, reason=asked.reason)
 
     async def _note(self, asked: admin_requests.Intervention, verb: str, about: str) -> None:
         """Keep what was done."""
@@ -158,15 +158,15 @@ def actor_of(asked: admin_requests.Intervention) -> str:
     return f"operator:{asked.operator}"
 
 
-def _command(asked: admin_requests.Resume | admin_requests.Cancel | admin_requests.Fail, caller: Caller) -> Stimulus:
+def _command(asked: admin_requests.AdminResume | admin_requests.AdminCancel | admin_requests.AdminFail, caller: Caller) -> Stimulus:
     """Return what is to happen to the flow. Raises `InvalidRequest` for fields that exclude each other."""
     at: dict[str, Any] = {"flow_id": asked.flow_id.lower(), "caller": caller, "expected_revision": asked.expected_revision}
     match asked:
-        case admin_requests.Resume():
+        case admin_requests.AdminResume():
             return ResumeFlow(**at, patch=asked.patch, reason=asked.reason, leaf=asked.leaf)
-        case admin_requests.Fail():
+        case admin_requests.AdminFail():
             return FailFlow(**at, reason=asked.reason)
-        case admin_requests.Cancel():
+        case admin_requests.AdminCancel():
             if asked.mode == "now":
                 return CancelFlow(**at, reason=asked.reason, cascade=asked.cascade)
             if not asked.cascade:

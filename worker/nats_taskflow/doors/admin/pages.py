@@ -14,7 +14,7 @@ from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.conditions import due_times, from_value
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply
-from nats_taskflow.store.admin_port import Kept, LetterGroup
+from nats_taskflow.store.admin_port import DeadLetterGroup, KeptDeadLetter
 from nats_taskflow.store.records import Page, Row
 from nats_taskflow.units import Micros, parse_duration, rfc3339, to_micros
 from nats_taskflow.wire import admin_answers, admin_requests
@@ -55,7 +55,7 @@ def _duration(name: str, text: str) -> Micros:
         raise InvalidRequest(f"{name}: {bad}", path=f"/{name}") from bad
 
 
-def show_letter(kept: Kept, *, whole: bool = False) -> admin_answers.LetterShown:
+def show_letter(kept: KeptDeadLetter, *, whole: bool = False) -> admin_answers.LetterShown:
     """Return a dead letter as operators see it; `whole`: with headers and body."""
     letter = kept.letter
     contents: dict[str, Any] = {"headers": letter.headers, **body_shown(letter.body)} if whole else {}
@@ -164,7 +164,7 @@ def by_status(counts: Iterable[tuple[str, int]], prefix: str, names: Sequence[st
 STATUSES = tuple(status.value for status in FlowStatus)
 
 
-def show_groups(groups: Sequence[LetterGroup], asked: admin_requests.LettersList, subjects: Subjects) -> list[admin_answers.GroupShown]:
+def show_groups(groups: Sequence[DeadLetterGroup], asked: admin_requests.LettersList, subjects: Subjects) -> list[admin_answers.GroupShown]:
     """Count by reason and subject, a built-in reply topic's correlation ids together; the largest group first."""
     found: dict[tuple[str, str], list[int]] = {}
     for group in groups:

@@ -27,11 +27,11 @@ from nats_taskflow.doors.admin.pages import (
 from nats_taskflow.errors import NotFound
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.store.admin_port import Wanted, WantedLetters
+from nats_taskflow.store.admin_port import DeadLetterFilter, FlowFilter
 from nats_taskflow.store.port import Reads
 from nats_taskflow.units import Micros, rfc3339
 from nats_taskflow.wire import admin_answers, admin_requests, outcomes
-from nats_taskflow.wire.admin_requests import Asked
+from nats_taskflow.wire.admin_requests import AdminRequest
 from nats_taskflow.wire.answers import show_flow
 from nats_taskflow.wire.cursors import read_number, write_cursor
 from nats_taskflow.wire.subjects import Subjects
@@ -43,7 +43,7 @@ _NEAR = 20
 _PAIRS = 20
 
 
-class Desk:
+class Queries:
     """Answers questions. `about` says what the asked worker knows of itself; empty where a database is read without one. `room`: bytes of a
     page, as many as can be sent.
     """
@@ -64,27 +64,27 @@ class Desk:
         self._version = version
         self._about = about
         self._room = room
-        self._answers: dict[type[Asked], Callable[[Any], Awaitable[bytes]]] = {
+        self._answers: dict[type[AdminRequest], Callable[[Any], Awaitable[bytes]]] = {
             admin_requests.List: self._list,
             admin_requests.Show: self._show,
             admin_requests.Find: self._find,
-            admin_requests.History: self._history,
-            admin_requests.Steps: self._steps,
-            admin_requests.Waits: self._waits,
+            admin_requests.AdminHistory: self._history,
+            admin_requests.AdminSteps: self._steps,
+            admin_requests.AdminWaits: self._waits,
             admin_requests.Who: self._who,
-            admin_requests.Why: self._why,
+            admin_requests.AdminWhy: self._why,
             admin_requests.HeldList: self._held,
             admin_requests.LettersList: self._letters,
             admin_requests.LettersShow: self._letter,
             admin_requests.Stats: self._stats,
-            admin_requests.Log: self._log,
+            admin_requests.OperatorLog: self._log,
         }
 
-    def answers(self, asked: Asked) -> bool:
+    def answers(self, asked: AdminRequest) -> bool:
         """Tell whether the request is a question."""
         return type(asked) in self._answers
 
-    async def answer(self, asked: Asked) -> bytes:
+    async def answer(self, asked: AdminRequest) -> bytes:
         """Answer a question. Raises the `FlowError` that refuses it."""
         return await self._answers[type(asked)](asked)
 
@@ -117,7 +117,7 @@ class Desk:
         """List ids that begin or end like this."""
         return _ENCODE(admin_answers.IdsAnswer(ids=(await self._reads.ids_like(asked.part.lower(), _CANDIDATES))[:_CANDIDATES]))
 
-    async def _history(self, asked: admin_requests.History) -> bytes:
+    async def _history(self, asked: admin_requests.AdminHistory) -> bytes:
         """Show a journal; also of a flow whose row cannot be read, which is when it is wanted most."""
         after = None if asked.cursor is None else read_number(asked.cursor)
         page = await self._reads.list_events(asked.flow_id.lower(), limit=asked.limit, after=after, newest=asked.newest)
@@ -125,13 +125,13 @@ class Desk:
             await self.known(asked.flow_id)
         return outcomes.events_page(page.items, page.next, budget=self._room())
 
-    async def _steps(self, asked: admin_requests.Steps) -> bytes:
+    async def _steps(self, asked: admin_requests.AdminSteps) -> bytes:
         """List observed runs."""
         flow = await self.known(asked.flow_id)
         page = await self._reads.list_steps(flow.id, limit=asked.limit, after=read_number(asked.cursor))
         return outcomes.steps_page(page.rows, page.next, budget=self._room())
 
-    async def _waits(self, asked: admin_requests.Waits) -> bytes:
+    async def _waits(self, asked: admin_requests.AdminWaits) -> bytes:
         """Show who waits for what."""
         wanted = msgspec.structs.replace(_wanted(asked), due_by=moment_after(asked.due_within, self._clock()))
         older = self._before(asked.older_than)
@@ -162,7 +162,7 @@ class Desk:
         )
         return _ENCODE(answer)
 
-    async def _why(self, asked: admin_requests.Why) -> bytes:
+    async def _why(self, asked: admin_requests.AdminWhy) -> bytes:
         """Explain a flow."""
         flow_id = asked.flow_id.lower()
         aside = await self._reads.set_aside_flow(flow_id)
@@ -224,7 +224,7 @@ class Desk:
         if asked.grouped:
             groups = await self._reads.letter_groups(_GROUPS, self._before(asked.older_than))
             return _ENCODE(admin_answers.LettersAnswer(groups=fitting(show_groups(groups, asked, self._subjects), self._room())))
-        wanted = WantedLetters(
+        wanted = DeadLetterFilter(
             reason=asked.letter_reason, subject=asked.subject, before=self._before(asked.older_than), replayed=asked.replayed
         )
         page = await self._reads.letters(wanted, limit=asked.limit, after=read_number(asked.cursor))
@@ -267,7 +267,7 @@ class Desk:
         )
         return _ENCODE(answer)
 
-    async def _log(self, asked: admin_requests.Log) -> bytes:
+    async def _log(self, asked: admin_requests.OperatorLog) -> bytes:
         """List what operators did."""
         page = await self._reads.interventions(limit=asked.limit, after=read_number(asked.cursor) or None)
         shown, cursor = cut(
@@ -284,9 +284,9 @@ class Desk:
         return moment_before(older_than, self._clock())
 
 
-def _wanted(asked: admin_requests.List | admin_requests.Waits) -> Wanted:
+def _wanted(asked: admin_requests.List | admin_requests.AdminWaits) -> FlowFilter:
     """Say whose flows are meant, and what they wait for: what lists and waits are both narrowed down by."""
-    return Wanted(
+    return FlowFilter(
         owner=asked.owner,
         controller=asked.controller,
         step=asked.step,

@@ -5,19 +5,19 @@ from __future__ import annotations
 import structlog
 
 from nats_taskflow.bus.endpoints import Endpoint
-from nats_taskflow.doors.admin.dead_letters import Letters
-from nats_taskflow.doors.admin.interventions import Acting, actor_of
-from nats_taskflow.doors.admin.queries import Desk
+from nats_taskflow.doors.admin.dead_letters import DeadLetterDesk
+from nats_taskflow.doors.admin.interventions import Interventions, actor_of
+from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.engine.stored_outcomes import Turn
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.wire.admin_requests import OPERATIONS, Intervention, LettersPurge, LettersReplay, read_operation
 from nats_taskflow.wire.subjects import Subjects
 
 
-class Operators:
+class AdminService:
     """The operators' half of the micro service."""
 
-    def __init__(self, desk: Desk, acting: Acting, letters: Letters, subjects: Subjects) -> None:
+    def __init__(self, desk: Queries, acting: Interventions, letters: DeadLetterDesk, subjects: Subjects) -> None:
         self._desk = desk
         self._acting = acting
         self._letters = letters

@@ -76,7 +76,7 @@ def one_too_many(connections: Collection[P], newest: P, bounds: Bounds) -> P | N
     return min((one for one in connections if one.peer == peer), key=lambda one: (one.asks, one.since))
 
 
-class Pace:
+class RequestPace:
     """Says how long each peer has to wait for its turn, so that none takes the loop for itself (GCRA: as many at once as in a second)."""
 
     def __init__(self, a_second: float, longest: float) -> None:

@@ -33,7 +33,7 @@ class _Deadline:
             self._timer = None
 
 
-class Connection(H11Protocol):
+class BoundedConnection(H11Protocol):
     """An HTTP/1.1 connection within `bounds`, which a subclass may set."""
 
     bounds = BOUNDS
@@ -52,7 +52,7 @@ class Connection(H11Protocol):
         self.since, self.peer = self.loop.time(), peer_of(self.client[0] if self.client else "")
         self._request, self._answer = _Deadline(self.loop, transport), _Deadline(self.loop, transport)
         self._request.begin(self.bounds.request_seconds)
-        everybody = cast("set[Connection]", self.connections)
+        everybody = cast("set[BoundedConnection]", self.connections)
         leaving = one_too_many(everybody, self, self.bounds)
         if leaving is not None:
             everybody.discard(leaving)  # now: else it counts until the loop comes round

@@ -52,7 +52,7 @@ class Probes(Protocol):
         """Tell whether starting is over."""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class HttpAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """An HTTP answer."""
 
     status: int
@@ -78,7 +78,7 @@ class MetricsPage:
 
 
 class HealthApp:
-    """The ASGI application: a method, a path, a Host header in; an `Answer` out. `registry` None: no `/metrics`."""
+    """The ASGI application: a method, a path, a Host header in; an `HttpAnswer` out. `registry` None: no `/metrics`."""
 
     def __init__(self, probes: Probes, registry: CollectorRegistry | None, *, loopback_only: bool) -> None:
         self._pages: Mapping[str, Callable[[], Sequence[Check]]] = {
@@ -108,18 +108,18 @@ class HealthApp:
         await send({"type": "http.response.start", "status": answer.status, "headers": told})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
 
-    def answer(self, method: str, path: str, query: str, host: str) -> Answer:
+    def answer(self, method: str, path: str, query: str, host: str) -> HttpAnswer:
         """Decide what a request is answered with."""
         if self._loopback_only and not names_loopback(host):
             # A web page may have its own name point to 127.0.0.1 (DNS rebinding); its requests carry that name.
-            return Answer(status=400, body=b"this address answers to localhost only; use http://127.0.0.1\n")
+            return HttpAnswer(status=400, body=b"this address answers to localhost only; use http://127.0.0.1\n")
         if method not in {"GET", "HEAD"}:
-            return Answer(status=405, body=b"only GET and HEAD are answered here\n", headers=((b"allow", b"GET, HEAD"),))
+            return HttpAnswer(status=405, body=b"only GET and HEAD are answered here\n", headers=((b"allow", b"GET, HEAD"),))
         if path == "/metrics" and self._metrics is not None:
-            return Answer(status=200, body=self._metrics.text(), content_type=CONTENT_TYPE_LATEST)
+            return HttpAnswer(status=200, body=self._metrics.text(), content_type=CONTENT_TYPE_LATEST)
         page = self._pages.get(path)
         if page is None:
-            return Answer(status=404, body=("no such page; there are " + " ".join([*self._pages, "/metrics"]) + "\n").encode())
+            return HttpAnswer(status=404, body=("no such page; there are " + " ".join([*self._pages, "/metrics"]) + "\n").encode())
         return _report(path, page(), verbose="verbose" in parse_qs(query, keep_blank_values=True))
 
 
@@ -130,14 +130,14 @@ def _line(check: Check) -> str:
     return f"[+]{check.name} ok" + (f": {check.remark}" if check.remark else "")
 
 
-def _report(path: str, checks: Sequence[Check], *, verbose: bool) -> Answer:
+def _report(path: str, checks: Sequence[Check], *, verbose: bool) -> HttpAnswer:
     """Write what the checks found: `ok`, or every reason; with `verbose` a line for each check."""
     well = all(check.ok for check in checks)
     if well and not verbose:
-        return Answer(status=200, body=b"ok\n")
+        return HttpAnswer(status=200, body=b"ok\n")
     lines = [_line(check) for check in checks if verbose or not check.ok]
     lines.append(f"{path[1:]} check {'passed' if well else 'failed'}")
-    return Answer(status=200 if well else 503, body=("\n".join(lines) + "\n").encode())
+    return HttpAnswer(status=200 if well else 503, body=("\n".join(lines) + "\n").encode())
 
 
 def names_loopback(host: str) -> bool:

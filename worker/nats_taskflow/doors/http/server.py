@@ -12,7 +12,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nats_taskflow.doors.http.bounds import BOUNDS, Bounds, Pace, peer_of
+from nats_taskflow.doors.http.bounds import BOUNDS, Bounds, RequestPace, peer_of
 from nats_taskflow.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def make_http_server(
     """
     import uvicorn  # noqa: PLC0415 - 90 ms that a worker with health off does not pay
 
-    from nats_taskflow.doors.http.connection import Connection  # noqa: PLC0415 - as above
+    from nats_taskflow.doors.http.connection import BoundedConnection  # noqa: PLC0415 - as above
 
     class Embedded(uvicorn.Server):
         """A server in a process that handles its own signals: uvicorn would take SIGTERM away from the worker, then raise it again."""
@@ -75,7 +75,7 @@ def make_http_server(
     return Embedded(
         uvicorn.Config(
             _paced(app, bounds),
-            http=type("Bounded", (Connection,), {"bounds": bounds}),
+            http=type("Bounded", (BoundedConnection,), {"bounds": bounds}),
             ws="none",
             lifespan="on" if lifespan else "off",
             interface="asgi3",
@@ -92,7 +92,7 @@ def make_http_server(
 
 def _paced(app: Application, bounds: Bounds) -> Application:
     """Have an application answer each peer, and all of them together, at the pace that they may have."""
-    each, everybody = (Pace(a_second, bounds.longest_wait) for a_second in (bounds.requests_a_second, bounds.all_a_second))
+    each, everybody = (RequestPace(a_second, bounds.longest_wait) for a_second in (bounds.requests_a_second, bounds.all_a_second))
 
     async def answer(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         """Serve one request (ASGI 3)."""

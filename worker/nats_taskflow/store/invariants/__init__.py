@@ -9,8 +9,8 @@ database, `published` at the streams beside it, `client` at the clients' record.
 from __future__ import annotations
 
 from nats_taskflow.store.invariants.checking import Violation, looked_at, violations
-from nats_taskflow.store.invariants.evidence import Evidence, Taken
-from nats_taskflow.store.invariants.ledger import Ledger, Message
+from nats_taskflow.store.invariants.evidence import Evidence, InboundProgress
+from nats_taskflow.store.invariants.ledger import Ledger, LedgerMessage
 from nats_taskflow.store.invariants.table import INVARIANTS, Invariant
 from tests.faults.client_record import ClientRecord, Operation, Sets, command, reply
 
@@ -18,12 +18,12 @@ __all__ = [
     "INVARIANTS",
     "ClientRecord",
     "Evidence",
+    "InboundProgress",
     "Invariant",
     "Ledger",
-    "Message",
+    "LedgerMessage",
     "Operation",
     "Sets",
-    "Taken",
     "Violation",
     "command",
     "looked_at",

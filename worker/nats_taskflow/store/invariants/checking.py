@@ -7,9 +7,17 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from nats_taskflow.store.invariants.evidence import Evidence, Life
+from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
 from nats_taskflow.store.invariants.lives import lives
-from nats_taskflow.store.invariants.table import INVARIANTS, Client, Each, EachStream, Invariant, Stream, Whole
+from nats_taskflow.store.invariants.table import (
+    INVARIANTS,
+    CheckOfClients,
+    CheckOfDatabase,
+    CheckOfEachStream,
+    CheckOfFlow,
+    CheckOfStream,
+    Invariant,
+)
 
 Progress = Callable[[str, int], None]
 """Hears what is being looked at: an invariant's name, or `flows` with how many are done."""
@@ -34,11 +42,16 @@ def violations(
         told(invariant.name, 0)
         for check in invariant.checks:
             yield from _readable(Violation(invariant.number, said) for said in _whole(check, evidence, quick=quick))
-    by_flow = [(invariant.number, check) for invariant in invariants for check in invariant.checks if isinstance(check, Each | EachStream)]
+    by_flow = [
+        (invariant.number, check)
+        for invariant in invariants
+        for check in invariant.checks
+        if isinstance(check, CheckOfFlow | CheckOfEachStream)
+    ]
     yield from _readable(_walk(by_flow, evidence, told))
 
 
-def _walk(by_flow: list[tuple[str, Each | EachStream]], evidence: Evidence, told: Progress) -> Iterator[Violation]:
+def _walk(by_flow: list[tuple[str, CheckOfFlow | CheckOfEachStream]], evidence: Evidence, told: Progress) -> Iterator[Violation]:
     """Look at one flow after the other, each with every check that is about flows."""
     for number, life in enumerate(lives(evidence) if by_flow else (), start=1):
         told("flows", number)
@@ -63,13 +76,13 @@ def looked_at(evidence: Evidence, invariants: tuple[Invariant, ...] = INVARIANTS
 def _has_evidence(check: object, number: str, evidence: Evidence) -> bool:
     """Tell whether a check has anything to look at."""
     match check:
-        case Whole():
+        case CheckOfDatabase():
             return number != "I-4" or evidence.taken is not None
-        case Stream(letters=True):
+        case CheckOfStream(letters=True):
             return evidence.letters is not None
-        case Stream() | EachStream():
+        case CheckOfStream() | CheckOfEachStream():
             return evidence.events is not None
-        case Client():
+        case CheckOfClients():
             return evidence.client is not None
         case _:
             return True
@@ -78,20 +91,20 @@ def _has_evidence(check: object, number: str, evidence: Evidence) -> bool:
 def _whole(check: object, evidence: Evidence, *, quick: bool) -> Iterator[str]:
     """Run a check over everything at once, if it is one."""
     match check:
-        case Whole(look=look, slow=slow) if not (slow and quick):
+        case CheckOfDatabase(look=look, slow=slow) if not (slow and quick):
             yield from look(evidence)
-        case Stream(look=listen, letters=letters):
+        case CheckOfStream(look=listen, letters=letters):
             ledger = evidence.letters if letters else evidence.events
             yield from listen(evidence, ledger) if ledger is not None else ()
-        case Client(look=compare) if evidence.client is not None:
+        case CheckOfClients(look=compare) if evidence.client is not None:
             yield from compare(evidence, evidence.client)
         case _:
             pass
 
 
-def _of_one(check: Each | EachStream, life: Life, evidence: Evidence) -> Iterator[str]:
+def _of_one(check: CheckOfFlow | CheckOfEachStream, life: FlowHistory, evidence: Evidence) -> Iterator[str]:
     """Run a check over one flow."""
-    if isinstance(check, Each):
+    if isinstance(check, CheckOfFlow):
         yield from check.look(life)
     elif evidence.events is not None:
         yield from check.look(life, evidence, evidence.events)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nats_taskflow.store.invariants.evidence import Life
+from nats_taskflow.store.invariants.evidence import FlowHistory
 
 
-def stops_nobody(life: Life) -> Iterator[str]:
+def stops_nobody(life: FlowHistory) -> Iterator[str]:
     """I-19: a flow that is set aside is not due any more, so that it never stands before another one's timer."""
     if life.set_aside and life.due_us is not None:
         yield f"{life.id} is set aside because it cannot be read, and would still be looked at each time something is due"

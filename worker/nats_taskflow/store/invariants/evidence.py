@@ -29,7 +29,7 @@ class Entry(msgspec.Struct, frozen=True):
     flaw: str = ""
 
 
-class Told(msgspec.Struct, frozen=True):
+class ToldOutcome(msgspec.Struct, frozen=True):
     """What a command that took effect was told of the flow."""
 
     scope: str
@@ -37,7 +37,7 @@ class Told(msgspec.Struct, frozen=True):
     revision: int
 
 
-class Life(msgspec.Struct, frozen=True, kw_only=True):
+class FlowHistory(msgspec.Struct, frozen=True, kw_only=True):
     """One flow with all that hangs on it. `flow` is None where the row cannot be read: `flaw` says why."""
 
     id: str
@@ -51,7 +51,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     flaw: str
     entries: list[Entry]
     waiters: list[tuple[Waiter, bool]]
-    told: list[Told]
+    told: list[ToldOutcome]
 
     @property
     def events(self) -> list[FlowEvent]:
@@ -59,7 +59,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
         return [entry.event for entry in self.entries if entry.event is not None]
 
 
-class Taken(msgspec.Struct, frozen=True, kw_only=True):
+class InboundProgress(msgspec.Struct, frozen=True, kw_only=True):
     """Where an inbound stream stands: what it keeps from `first` on, and up to where the worker had settled everything.
 
     Ask before the snapshot is taken: what is settled is in it then. `ignored`: messages that are none of the worker's.
@@ -90,7 +90,7 @@ class Evidence:
         events: Ledger | None = None,
         letters: Ledger | None = None,
         marks: Mapping[str, int] | None = None,
-        taken: Taken | None = None,
+        taken: InboundProgress | None = None,
         client: ClientRecord | None = None,
     ) -> None:
         database.text_factory = rows.legible

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nats_taskflow.store.invariants.evidence import Evidence, Life
+from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
 
 
 def has_one_effect(evidence: Evidence) -> Iterator[str]:
@@ -29,7 +29,7 @@ def has_one_effect(evidence: Evidence) -> Iterator[str]:
         yield f"the reply {cause} had its effect ({kind}) on {flow_id} {times} times"
 
 
-def says_what_is_kept(life: Life) -> Iterator[str]:
+def says_what_is_kept(life: FlowHistory) -> Iterator[str]:
     """I-1: a command that was told of a revision finds that revision kept."""
     for told in life.told:
         if told.revision > life.revision:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from nats_taskflow.flow.fold import folded
 from nats_taskflow.flow.lifecycle import NEXT, STATUS_AFTER, TERMINAL, EventKind, FlowStatus
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.store.invariants.evidence import Evidence, Life
+from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
 
 _SHOWN = 5
 _AFTER_REQUEST = {EventKind.CANCELLED, EventKind.STEP_OBSERVED}
 
 
-def is_contiguous(life: Life) -> Iterator[str]:
+def is_contiguous(life: FlowHistory) -> Iterator[str]:
     """I-7: `seq` 1, 2, 3, …; revisions 0 … n; the last of both equal to the row's."""
     yield from _deviation(f"the journal of {life.id}", "places", [entry.seq for entry in life.entries], list(range(1, life.seq + 1)))
     found = list(dict.fromkeys(_revisions(life)))
@@ -21,7 +21,7 @@ def is_contiguous(life: Life) -> Iterator[str]:
         yield from _deviation(f"the journal of {life.id}", "revisions", found, list(range(life.revision + 1)))
 
 
-def gives_the_row(life: Life) -> Iterator[str]:
+def gives_the_row(life: FlowHistory) -> Iterator[str]:
     """I-8: folding a flow's journal gives exactly its row."""
     flaws = [f"the row of {life.id} cannot be read: {life.flaw}"] if life.flow is None else []
     flaws += [f"entry {entry.seq} of {life.id} cannot be read: {entry.flaw}" for entry in life.entries if entry.event is None]
@@ -37,7 +37,7 @@ def gives_the_row(life: Life) -> Iterator[str]:
         yield f"folding the journal of {life.id} gives {_differences(told, life.flow)}"
 
 
-def takes_legal_edges(life: Life) -> Iterator[str]:
+def takes_legal_edges(life: FlowHistory) -> Iterator[str]:
     """I-9: only edges of the table; after the end only observed runs; once cancellation is requested only `cancelled` follows."""
     status: FlowStatus | None = None
     asked = False
@@ -55,7 +55,7 @@ def takes_legal_edges(life: Life) -> Iterator[str]:
         status = after
 
 
-def revisions_are_written_once(life: Life) -> Iterator[str]:
+def revisions_are_written_once(life: FlowHistory) -> Iterator[str]:
     """I-11: no two changes of a flow have the same revision."""
     seen: set[int] = set()
     for revision in _revisions(life):
@@ -77,7 +77,7 @@ def epochs_never_go_back(evidence: Evidence) -> Iterator[str]:
         yield f"a journal row says worker {last}, the database has been opened by {newest} so far"
 
 
-def _revisions(life: Life) -> list[int]:
+def _revisions(life: FlowHistory) -> list[int]:
     """List the revisions that the journal wrote; observed runs bump none."""
     return [event.revision for event in life.events if event.kind is not EventKind.STEP_OBSERVED]
 

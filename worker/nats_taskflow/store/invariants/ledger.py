@@ -17,7 +17,7 @@ _TABLE = """CREATE TABLE heard (place INTEGER PRIMARY KEY, subject TEXT NOT NULL
 _CANONICAL = msgspec.json.Encoder(order="sorted")
 
 
-class Message(msgspec.Struct, frozen=True):
+class LedgerMessage(msgspec.Struct, frozen=True):
     """A message as a stream keeps it; `seq` is its place."""
 
     seq: int
@@ -26,7 +26,7 @@ class Message(msgspec.Struct, frozen=True):
     body: bytes
 
 
-class Heard(msgspec.Struct, frozen=True):
+class LedgerEntry(msgspec.Struct, frozen=True):
     """What is remembered of a message: `digest` of the body's bytes, `said` of what it says, however it is spelled.
 
     `flow` and `number` are the event's, as its body has them; empty and 0 for what is no event.
@@ -46,7 +46,7 @@ class Heard(msgspec.Struct, frozen=True):
 class Ledger:
     """The messages of one stream. `first`: the lowest place that the stream still kept when it was read."""
 
-    def __init__(self, messages: Iterable[Message] = (), *, first: int = 1) -> None:
+    def __init__(self, messages: Iterable[LedgerMessage] = (), *, first: int = 1) -> None:
         self.first = first
         # An empty name: a temporary database, which SQLite keeps in memory as long as it is small.
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
@@ -58,7 +58,7 @@ class Ledger:
         self._database.execute("BEGIN")
         self.add(messages)
 
-    def add(self, messages: Iterable[Message]) -> None:
+    def add(self, messages: Iterable[LedgerMessage]) -> None:
         """Take the next messages, in the order of the stream."""
         self._database.executemany("INSERT INTO heard VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (_row(message) for message in messages))
 
@@ -69,24 +69,24 @@ class Ledger:
     def __len__(self) -> int:
         return int(self._database.execute("SELECT count(*) FROM heard").fetchone()[0])
 
-    def of(self, flow_id: str) -> list[Heard]:
+    def of(self, flow_id: str) -> list[LedgerEntry]:
         """List what was published of a flow, in the order of the stream."""
-        return [Heard(*row) for row in self._database.execute("SELECT * FROM heard WHERE flow = ? ORDER BY place", (flow_id,))]
+        return [LedgerEntry(*row) for row in self._database.execute("SELECT * FROM heard WHERE flow = ? ORDER BY place", (flow_id,))]
 
     def flows(self) -> Iterator[str]:
         """Give every flow of which anything was published."""
         for (flow_id,) in self._database.execute("SELECT DISTINCT flow FROM heard WHERE flow <> '' ORDER BY flow"):
             yield flow_id
 
-    def strangers(self) -> Iterator[Heard]:
+    def strangers(self) -> Iterator[LedgerEntry]:
         """Give the messages that are no events."""
         for row in self._database.execute("SELECT * FROM heard WHERE flow = '' ORDER BY place"):
-            yield Heard(*row)
+            yield LedgerEntry(*row)
 
-    def named(self, msg_id: str) -> Heard | None:
+    def named(self, msg_id: str) -> LedgerEntry | None:
         """Return the first message with this id."""
         found = self._database.execute("SELECT * FROM heard WHERE msg_id = ? ORDER BY place LIMIT 1", (msg_id,)).fetchone()
-        return Heard(*found) if found else None
+        return LedgerEntry(*found) if found else None
 
 
 def digest(data: bytes) -> bytes:
@@ -99,7 +99,7 @@ def said(event: Mapping[str, Any]) -> bytes:
     return digest(_CANONICAL.encode(event))
 
 
-def _row(message: Message) -> tuple[Any, ...]:
+def _row(message: LedgerMessage) -> tuple[Any, ...]:
     """Return the row of a message."""
     try:
         event = msgspec.json.decode(message.body, type=dict[str, Any])

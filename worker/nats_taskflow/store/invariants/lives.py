@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nats_taskflow.flow.model import Flow, Waiter
-from nats_taskflow.store.invariants.evidence import Entry, Evidence, Life, Told
+from nats_taskflow.store.invariants.evidence import Entry, Evidence, FlowHistory, ToldOutcome
 from nats_taskflow.store.sqlite import rows
 
 _FLOWS = """SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
@@ -38,13 +38,13 @@ class _Beside:
                 yield row
 
 
-def lives(evidence: Evidence) -> Iterator[Life]:
+def lives(evidence: Evidence) -> Iterator[FlowHistory]:
     """Give every flow with all that hangs on it, in the order they were started."""
     journal, waiters, told = (_Beside(iter(evidence.rows(sql))) for sql in (_JOURNAL, _WAITERS, _TOLD))
     for row in evidence.rows(_FLOWS):
         n, flow_id = row[0], row[1]
         flow, flaw = _flow(row)
-        yield Life(
+        yield FlowHistory(
             id=flow_id,
             owner=row[4],
             status=row[7],
@@ -56,7 +56,7 @@ def lives(evidence: Evidence) -> Iterator[Life]:
             flaw=flaw,
             entries=[_entry(flow_id, found) for found in journal.of(n)],
             waiters=[_waiter(flow_id, found) for found in waiters.of(n)],
-            told=[Told(*found[1:]) for found in told.of(n) if found[3] is not None],
+            told=[ToldOutcome(*found[1:]) for found in told.of(n) if found[3] is not None],
         )
 
 

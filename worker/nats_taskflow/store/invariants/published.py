@@ -8,7 +8,7 @@ import msgspec
 
 from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.lifecycle import TERMINAL
-from nats_taskflow.store.invariants.evidence import Evidence, Life
+from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
 from nats_taskflow.store.invariants.ledger import Ledger, digest, said
 from nats_taskflow.wire.events import event_message
 from nats_taskflow.wire.subjects import is_token
@@ -16,7 +16,7 @@ from nats_taskflow.wire.subjects import is_token
 _ENDS = {status.value for status in TERMINAL}
 
 
-def is_published(life: Life, evidence: Evidence, events: Ledger) -> Iterator[str]:
+def is_published(life: FlowHistory, evidence: Evidence, events: Ledger) -> Iterator[str]:
     """I-20: every entry up to the mark lies in the stream, as far back as the stream keeps events."""
     mark = evidence.marks["events"]
     heard = {one.number for one in events.of(life.id)}
@@ -27,7 +27,7 @@ def is_published(life: Life, evidence: Evidence, events: Ledger) -> Iterator[str
             yield f"the entry {life.id}:{entry.seq} is said to be published, and is not in the stream"
 
 
-def says_what_was_committed(life: Life, evidence: Evidence, events: Ledger) -> Iterator[str]:
+def says_what_was_committed(life: FlowHistory, evidence: Evidence, events: Ledger) -> Iterator[str]:
     """I-21: an event says what its journal entry says, so that folding the events gives the flow."""
     entries = {entry.seq: entry for entry in life.entries}
     for one in events.of(life.id):
@@ -67,7 +67,7 @@ def is_in_order(evidence: Evidence, events: Ledger) -> Iterator[str]:  # noqa: A
             high = max(high, one.number)
 
 
-def is_told_to_its_own(life: Life, evidence: Evidence, events: Ledger) -> Iterator[str]:
+def is_told_to_its_own(life: FlowHistory, evidence: Evidence, events: Ledger) -> Iterator[str]:
     """I-29: an event goes out under the agent that owns its flow."""
     for one in events.of(life.id):
         if one.subject != evidence.subjects.event(agent_of(life.owner), life.id, one.kind) or one.owner != life.owner:

@@ -7,45 +7,45 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from nats_taskflow.store.invariants import damage, file, inbox, journal, outbox, published, tenancy, timers, usage, waits
-from nats_taskflow.store.invariants.evidence import Evidence, Life
+from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
 from nats_taskflow.store.invariants.ledger import Ledger
 from tests.faults import client_invariants
 from tests.faults.client_record import ClientRecord
 
 
-class Whole(msgspec.Struct, frozen=True):
+class CheckOfDatabase(msgspec.Struct, frozen=True):
     """A function over the whole database. `slow`: reads every page, so that `--quick` leaves it out."""
 
     look: Callable[[Evidence], Iterator[str]]
     slow: bool = False
 
 
-class Each(msgspec.Struct, frozen=True):
+class CheckOfFlow(msgspec.Struct, frozen=True):
     """A function over one flow after the other."""
 
-    look: Callable[[Life], Iterator[str]]
+    look: Callable[[FlowHistory], Iterator[str]]
 
 
-class Stream(msgspec.Struct, frozen=True):
+class CheckOfStream(msgspec.Struct, frozen=True):
     """A function over the events or the dead letters that were published."""
 
     look: Callable[[Evidence, Ledger], Iterator[str]]
     letters: bool = False
 
 
-class EachStream(msgspec.Struct, frozen=True):
+class CheckOfEachStream(msgspec.Struct, frozen=True):
     """A function over one flow after the other, each with its published events."""
 
-    look: Callable[[Life, Evidence, Ledger], Iterator[str]]
+    look: Callable[[FlowHistory, Evidence, Ledger], Iterator[str]]
 
 
-class Client(msgspec.Struct, frozen=True):
+class CheckOfClients(msgspec.Struct, frozen=True):
     """A function over what clients know."""
 
     look: Callable[[Evidence, ClientRecord], Iterator[str]]
 
 
-Check = Whole | Each | Stream | EachStream | Client
+Check = CheckOfDatabase | CheckOfFlow | CheckOfStream | CheckOfEachStream | CheckOfClients
 
 REPORT = (
     "keep a copy of the database (not with cp while a worker runs) and report it: "
@@ -72,167 +72,171 @@ INVARIANTS: tuple[Invariant, ...] = (
         "I-1",
         "exactly one effect",
         "every accepted message has one outcome and took effect once, or not at all where its outcome says so",
-        (Whole(inbox.has_one_effect), Each(inbox.says_what_is_kept), Client(client_invariants.nothing_acknowledged_is_lost)),
+        (
+            CheckOfDatabase(inbox.has_one_effect),
+            CheckOfFlow(inbox.says_what_is_kept),
+            CheckOfClients(client_invariants.nothing_acknowledged_is_lost),
+        ),
     ),
     Invariant(
         "I-2",
         "no effect from nothing",
         "whatever changed a flow came from a message that is on record, and that somebody sent",
-        (Whole(inbox.comes_from_a_message), Client(client_invariants.nothing_comes_from_nowhere)),
+        (CheckOfDatabase(inbox.comes_from_a_message), CheckOfClients(client_invariants.nothing_comes_from_nowhere)),
     ),
     Invariant(
         "I-3",
         "conflicts are visible",
         "another body under a used id is a conflict in the dead letters, never taken for a repeat",
-        (Whole(inbox.conflicts_are_visible),),
+        (CheckOfDatabase(inbox.conflicts_are_visible),),
     ),
     Invariant(
         "I-4",
         "acknowledged after the commit",
         "every message that was acknowledged to the broker has its outcome on disk",
-        (Whole(published.everything_is_taken_in),),
+        (CheckOfDatabase(published.everything_is_taken_in),),
     ),
     Invariant(
         "I-5",
         "repeats are told the same",
         "a repeated command is told, byte for byte, what the first was told",
-        (Whole(inbox.repeats_are_told_the_same),),
+        (CheckOfDatabase(inbox.repeats_are_told_the_same),),
     ),
     Invariant(
         "I-6",
         "doubts end one way",
         "an operation that nobody answered has happened whole, or not at all",
-        (Client(client_invariants.doubts_end_one_way),),
+        (CheckOfClients(client_invariants.doubts_end_one_way),),
     ),
     Invariant(
         "I-7",
         "the journal is contiguous",
         "a flow's journal has the places 1, 2, 3 … and the revisions 0, 1, 2 … up to those of its row",
-        (Each(journal.is_contiguous),),
+        (CheckOfFlow(journal.is_contiguous),),
     ),
     Invariant(
         "I-8",
         "the journal gives the row",
         "folding a flow's journal gives exactly its row",
-        (Each(journal.gives_the_row),),
+        (CheckOfFlow(journal.gives_the_row),),
         REPAIR,
     ),
     Invariant(
         "I-9",
         "only legal edges",
         "a flow takes only edges of the status table, only observed runs follow its end, and a requested cancellation stays requested",
-        (Each(journal.takes_legal_edges),),
+        (CheckOfFlow(journal.takes_legal_edges),),
     ),
     Invariant(
         "I-10",
         "time goes forward",
         "what was asked for after something else was answered has the higher revision",
-        (Client(client_invariants.time_goes_forward),),
+        (CheckOfClients(client_invariants.time_goes_forward),),
     ),
     Invariant(
         "I-11",
         "each revision is written once",
         "no two changes of a flow have the same revision, and nobody is told that another one's is his",
-        (Each(journal.revisions_are_written_once), Client(client_invariants.no_two_win_one_revision)),
+        (CheckOfFlow(journal.revisions_are_written_once), CheckOfClients(client_invariants.no_two_win_one_revision)),
     ),
     Invariant(
         "I-12",
         "the file is whole",
         "SQLite's own checks pass, no row belongs to a flow that is not there, and the file says whose it is",
-        (Whole(file.pages_are_whole, slow=True), Whole(file.references_hold), Whole(file.is_ours)),
+        (CheckOfDatabase(file.pages_are_whole, slow=True), CheckOfDatabase(file.references_hold), CheckOfDatabase(file.is_ours)),
         REPAIR,
     ),
     Invariant(
         "I-13",
         "a wait ends once",
         "each generation of a wait ends at most once, and its leaves close with it",
-        (Each(waits.ends_once),),
+        (CheckOfFlow(waits.ends_once),),
     ),
     Invariant(
         "I-14",
         "no resume is lost",
         "whoever waits can be found, and no reply is held that an open wait would take",
-        (Each(waits.can_be_found), Whole(waits.no_reply_is_left_lying)),
+        (CheckOfFlow(waits.can_be_found), CheckOfDatabase(waits.no_reply_is_left_lying)),
         "resume the flow by hand with what it waits for (`resume` with a `reason`); keep a copy and report it",
     ),
     Invariant(
         "I-15",
         "a reply ends its own wait",
         "a reply for one wait never ends another, not even the next one of the same flow",
-        (Each(waits.is_ended_by_its_own_pair),),
+        (CheckOfFlow(waits.is_ended_by_its_own_pair),),
     ),
     Invariant(
         "I-16",
         "outcomes add up",
         "the counters say what the rows say, of each agent too, and what is held is held by both",
-        (Whole(inbox.outcomes_add_up), Whole(usage.adds_up)),
+        (CheckOfDatabase(inbox.outcomes_add_up), CheckOfDatabase(usage.adds_up)),
     ),
     Invariant(
         "I-17",
         "time is kept",
         "no timer fires and no deadline passes early or twice, and a parked flow is looked at when its wait says",
-        (Each(timers.nothing_is_early), Each(timers.is_due_when_the_row_says)),
+        (CheckOfFlow(timers.nothing_is_early), CheckOfFlow(timers.is_due_when_the_row_says)),
         "look whether the clock was set back; otherwise keep a copy and report it",
     ),
     Invariant(
         "I-18",
         "pairs are unique",
         "nobody shares a topic and correlation id with a wait of mode `one`",
-        (Whole(waits.pairs_are_unique),),
+        (CheckOfDatabase(waits.pairs_are_unique),),
     ),
     Invariant(
         "I-19",
         "one damaged flow stops nobody",
         "a flow whose row cannot be read is out of the way of every other flow's timer",
-        (Each(damage.stops_nobody),),
+        (CheckOfFlow(damage.stops_nobody),),
         elsewhere=("tests/service/test_rules_of_damage.py",),
     ),
     Invariant(
         "I-20",
         "one row for each event",
         "every entry that is marked as published lies in the stream, and a request goes out for an open wait only",
-        (Whole(outbox.requests_belong_to_their_wait), EachStream(published.is_published)),
+        (CheckOfDatabase(outbox.requests_belong_to_their_wait), CheckOfEachStream(published.is_published)),
         PUBLISH,
     ),
     Invariant(
         "I-21",
         "no phantom events",
         "whatever is published was committed, and says what the journal says",
-        (EachStream(published.says_what_was_committed), Stream(published.comes_from_a_flow)),
+        (CheckOfEachStream(published.says_what_was_committed), CheckOfStream(published.comes_from_a_flow)),
         "was an older copy of the database put back? Then these events tell of what is lost; otherwise keep a copy and report it",
     ),
     Invariant(
         "I-22",
         "events are in order",
         "the events of a flow come as 1, 2, 3 …, and a repeat is byte-identical, under the same id",
-        (Stream(published.is_in_order),),
+        (CheckOfStream(published.is_in_order),),
         PUBLISH,
     ),
     Invariant(
         "I-23",
         "everything gets out",
         "no event or dead letter is passed over, and once nothing is in flight all of them are published",
-        (Whole(outbox.everything_gets_out),),
+        (CheckOfDatabase(outbox.everything_gets_out),),
         PUBLISH,
     ),
     Invariant(
         "I-24",
         "nothing needed is deleted",
         "neither a row that is not published nor a message that may come again is ever deleted",
-        (Whole(inbox.what_is_needed_is_kept), Whole(outbox.nothing_unpublished_is_removed)),
+        (CheckOfDatabase(inbox.what_is_needed_is_kept), CheckOfDatabase(outbox.nothing_unpublished_is_removed)),
     ),
     Invariant(
         "I-25",
         "one writer at a time",
         "once a worker has taken over, no row of an earlier one follows",
-        (Whole(journal.epochs_never_go_back),),
+        (CheckOfDatabase(journal.epochs_never_go_back),),
         "look whether two workers had the same file, each its own lock: a copied or shared folder",
     ),
     Invariant(
         "I-26",
         "no message vanishes",
         "a message that came to nothing lies whole in the dead letters, and from there in their stream",
-        (Whole(inbox.nothing_vanishes), Stream(published.dead_letters_are_out, letters=True)),
+        (CheckOfDatabase(inbox.nothing_vanishes), CheckOfStream(published.dead_letters_are_out, letters=True)),
     ),
     Invariant(
         "I-27",
@@ -252,7 +256,11 @@ INVARIANTS: tuple[Invariant, ...] = (
         "I-29",
         "agents stay among themselves",
         "an agent's commands, replies and events are about that agent's flows only",
-        (Each(tenancy.acts_on_its_own), Whole(tenancy.waits_on_its_own_topic), EachStream(published.is_told_to_its_own)),
+        (
+            CheckOfFlow(tenancy.acts_on_its_own),
+            CheckOfDatabase(tenancy.waits_on_its_own_topic),
+            CheckOfEachStream(published.is_told_to_its_own),
+        ),
         PERMIT,
     ),
     Invariant(

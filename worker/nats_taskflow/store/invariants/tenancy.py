@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nats_taskflow.flow.ids import agent_of
-from nats_taskflow.store.invariants.evidence import Evidence, Life
+from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
 from nats_taskflow.wire.inbound import command_scope
 
 
-def acts_on_its_own(life: Life) -> Iterator[str]:
+def acts_on_its_own(life: FlowHistory) -> Iterator[str]:
     """I-29: an agent's command only changes, and only tells of, that agent's flows."""
     agent = agent_of(life.owner)
     for event in life.events:

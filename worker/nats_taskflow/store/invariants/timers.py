@@ -8,13 +8,13 @@ from nats_taskflow.flow.conditions import Timer, WaitCondition, due_times, ends_
 from nats_taskflow.flow.end import TIMED_OUT
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import FlowEvent
-from nats_taskflow.store.invariants.evidence import Life
+from nats_taskflow.store.invariants.evidence import FlowHistory
 from nats_taskflow.units import Micros, format_duration, to_micros, to_the_second
 
 _ENDS = {EventKind.RESUMED, EventKind.FAILED, EventKind.CANCELLED}
 
 
-def nothing_is_early(life: Life) -> Iterator[str]:
+def nothing_is_early(life: FlowHistory) -> Iterator[str]:
     """I-17: no timer fires and no deadline passes before its time, each at most once."""
     condition: WaitCondition | None = None
     for event in life.events:
@@ -30,7 +30,7 @@ def nothing_is_early(life: Life) -> Iterator[str]:
             condition = None
 
 
-def is_due_when_the_row_says(life: Life) -> Iterator[str]:
+def is_due_when_the_row_says(life: FlowHistory) -> Iterator[str]:
     """I-17: the time at which a parked flow is looked at again is the next one its wait names: else it would be early, late or never."""
     if life.flow is None:
         return

@@ -10,12 +10,12 @@ import msgspec
 from nats_taskflow.flow.conditions import FLOW_ENDS, ExternalEvent, FlowEnds, deadline_of, from_value, open_nodes
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import Pair
-from nats_taskflow.store.invariants.evidence import Evidence, Life
+from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
 
 _ENDS = {EventKind.RESUMED, EventKind.FINISHED, EventKind.FAILED, EventKind.CANCELLED}
 
 
-def ends_once(life: Life) -> Iterator[str]:
+def ends_once(life: FlowHistory) -> Iterator[str]:
     """I-13: each generation of a wait ends at most once, and its leaves close with it."""
     generation: int | None = None
     answered: set[str] = set()
@@ -36,7 +36,7 @@ def ends_once(life: Life) -> Iterator[str]:
             yield f"wait {waiter.wait_id} of {life.id} is over and still open"
 
 
-def is_ended_by_its_own_pair(life: Life) -> Iterator[str]:
+def is_ended_by_its_own_pair(life: FlowHistory) -> Iterator[str]:
     """I-15: a reply for one wait never ends another."""
     pairs: dict[int, set[Pair]] = {}
     for waiter, _ in life.waiters:
@@ -52,7 +52,7 @@ def is_ended_by_its_own_pair(life: Life) -> Iterator[str]:
                 yield f"wait {generation} of {life.id} was resumed by {pair}, which it did not wait for"
 
 
-def can_be_found(life: Life) -> Iterator[str]:
+def can_be_found(life: FlowHistory) -> Iterator[str]:
     """I-14: every open leaf of a parked flow is registered, exactly as the flow waits for it: or its reply would not find it."""
     condition = from_value(life.flow.wait_json) if life.flow is not None and life.flow.wait_json is not None else None
     if life.flow is None or condition is None:

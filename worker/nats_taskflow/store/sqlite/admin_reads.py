@@ -15,22 +15,22 @@ from nats_taskflow.store.admin_port import (
     LOOK,
     NEWEST,
     SLICE,
-    Came,
+    DeadLetterFilter,
+    DeadLetterGroup,
+    FlowFilter,
     Gauges,
-    Intervention,
-    Kept,
-    LetterGroup,
-    Parked,
+    KeptDeadLetter,
+    LoggedIntervention,
+    ParkedPage,
+    ReceivedReply,
     SetAside,
-    Stretch,
+    WaitCountsRange,
     WaiterRow,
-    Wanted,
-    WantedLetters,
 )
 from nats_taskflow.store.records import ALL, Page
 from nats_taskflow.store.sqlite import rows
 from nats_taskflow.store.sqlite.statements import statements
-from nats_taskflow.store.sqlite.steps import PAGE_BYTES, Fetched
+from nats_taskflow.store.sqlite.steps import PAGE_BYTES, FetchedRows
 from nats_taskflow.units import Micros
 
 _DUE_COUNTED = 10_000
@@ -40,14 +40,14 @@ _AFTER_IDS = "~"
 Shown = TypeVar("Shown")
 
 
-class OverviewReads(ABC):
+class SqliteAdminReads(ABC):
     """The operators' half of the reads; a subclass says how a statement is run (`_run`)."""
 
     def __init__(self) -> None:
         self._overview = statements("overview")
 
     @abstractmethod
-    async def _run(self, sql: str, parameters: Sequence[Any], room: int = ALL, heavy: int | None = None) -> Fetched:
+    async def _run(self, sql: str, parameters: Sequence[Any], room: int = ALL, heavy: int | None = None) -> FetchedRows:
         """Run a statement with SQLite's errors translated; see `stepping.fetch`."""
 
     @abstractmethod
@@ -58,11 +58,11 @@ class OverviewReads(ABC):
         """Run a named statement."""
         return await self._read(self._overview[name], parameters)
 
-    async def _seen_page(self, name: str, *parameters: Any, room: int = PAGE_BYTES) -> Fetched:
+    async def _seen_page(self, name: str, *parameters: Any, room: int = PAGE_BYTES) -> FetchedRows:
         """Run a named statement as far as its rows fit into a page."""
         return await self._run(self._overview[name], parameters, room)
 
-    async def find_flows(self, wanted: Wanted, *, limit: int, after: int | None = None) -> Page[Flow]:
+    async def find_flows(self, wanted: FlowFilter, *, limit: int, after: int | None = None) -> Page[Flow]:
         """List the wanted flows, newest first."""
         by, value = _driver(wanted)
         given = sum(value is not None for value in msgspec.structs.astuple(wanted))
@@ -71,17 +71,17 @@ class OverviewReads(ABC):
         found, place = await self._sifted(name, (ALL if after is None else after,), more, wanted, limit, look)
         return Page(rows=readable([row for _, row in found]), next=place[-1] if place else None)
 
-    async def parked(self, wanted: Wanted, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> Parked:
+    async def parked(self, wanted: FlowFilter, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> ParkedPage:
         """List waiting flows, the longest-waiting first."""
-        look = limit if wanted == Wanted() else max(LOOK, limit)
+        look = limit if wanted == FlowFilter() else max(LOOK, limit)
         until = (ALL if parked_before is None else parked_before,)
         found, place = await self._sifted("look_parked", after or _FIRST, until, wanted, limit, look)
         at = {row[0]: (place[0], place[1]) for place, row in found}
         flows = [(at[n], flow) for n, flow in readable([row for _, row in found])]
-        return Parked(rows=flows, next=(place[0], place[1]) if place else None)
+        return ParkedPage(rows=flows, next=(place[0], place[1]) if place else None)
 
     async def _sifted(
-        self, look: str, start: Sequence[int], more: Sequence[Any], wanted: Wanted, limit: int, left: int
+        self, look: str, start: Sequence[int], more: Sequence[Any], wanted: FlowFilter, limit: int, left: int
     ) -> tuple[list[tuple[Sequence[int], Any]], Sequence[int] | None]:
         """Read the flows that all filters leave of the next `left` candidates, each with its place, and return where to go on, if anywhere.
 
@@ -103,7 +103,7 @@ class OverviewReads(ABC):
             start, left = seen[-1], left - size
         return found, start if limit else None
 
-    async def _found(self, numbers: Sequence[int], wanted: Wanted, limit: int, room: int) -> Fetched:
+    async def _found(self, numbers: Sequence[int], wanted: FlowFilter, limit: int, room: int) -> FetchedRows:
         """Read the candidates that all filters leave, in the candidates' order."""
         status = wanted.status.value if wanted.status else None
         controller = _glob(wanted.controller) if wanted.controller is not None else None
@@ -166,26 +166,26 @@ class OverviewReads(ABC):
         found = await self._seen("held_by_number", number)
         return rows.held(found[0][1:]) if found else None
 
-    async def came_for(self, topic: str, correlation_id: str, limit: int) -> list[Came]:
+    async def came_for(self, topic: str, correlation_id: str, limit: int) -> list[ReceivedReply]:
         """List what came for the pair: its keys lie side by side."""
         start = f"{topic}\n{correlation_id}\n"
         found = await self._seen("came", start, f"{topic}\n{correlation_id}\v", limit)
-        return [Came(event_id=key[len(start) :], outcome=o, source=s, source_seq=q, at_us=at) for key, o, s, q, at in found]
+        return [ReceivedReply(event_id=key[len(start) :], outcome=o, source=s, source_seq=q, at_us=at) for key, o, s, q, at in found]
 
     async def letter_at(self, stream: str, seq: int) -> int | None:
         """Return the number of the dead letter at a place."""
         found = await self._seen("letter_at", stream, seq)
         return found[0][0] if found else None
 
-    async def letter_groups(self, limit: int, before: Micros | None = None) -> list[LetterGroup]:
+    async def letter_groups(self, limit: int, before: Micros | None = None) -> list[DeadLetterGroup]:
         """Count by reason and subject, in one index, a slice of it at a time."""
-        groups: dict[tuple[str, str], LetterGroup] = {}
+        groups: dict[tuple[str, str], DeadLetterGroup] = {}
         start: Sequence[Any] = _FIRST_LETTER
         while len(groups) <= limit:
             last = await self._seen("letter_after", *start, COUNTED - 1)
             end = last[0] if last else _AFTER_LETTERS
             for row in await self._seen("letter_groups", *start, *end, before):
-                group = LetterGroup(**dict(zip(LetterGroup.__struct_fields__, row, strict=True)))
+                group = DeadLetterGroup(**dict(zip(DeadLetterGroup.__struct_fields__, row, strict=True)))
                 key = group.subject, group.reason
                 groups[key] = groups[key].plus(group) if key in groups else group
             if not last:
@@ -193,7 +193,9 @@ class OverviewReads(ABC):
             start = end
         return list(groups.values())[:limit]
 
-    async def letters(self, wanted: WantedLetters, *, limit: int, after: int | None = None, up_to: int | None = None) -> Page[Kept]:
+    async def letters(
+        self, wanted: DeadLetterFilter, *, limit: int, after: int | None = None, up_to: int | None = None
+    ) -> Page[KeptDeadLetter]:
         """List dead letters, oldest first."""
         if wanted.numbers is not None:
             found = await self._seen("letters_by_number", msgspec.json.encode(wanted.numbers).decode())
@@ -203,7 +205,7 @@ class OverviewReads(ABC):
             return _page(await self._seen_page("letters_by_reason", *given, wanted.reason), limit, _kept)
         return _page(await self._seen_page("letters", *given), limit, _kept)
 
-    async def letter(self, number: int) -> Kept | None:
+    async def letter(self, number: int) -> KeptDeadLetter | None:
         """Return a dead letter with its headers and body."""
         found = await self._seen("letter", number)
         return _kept(found[0]) if found else None
@@ -217,17 +219,17 @@ class OverviewReads(ABC):
         found = await self._seen("outgoing_of", flow_id)
         return tuple(found[0]) if found else None
 
-    async def interventions(self, *, limit: int, after: int | None = None) -> Page[Intervention]:
+    async def interventions(self, *, limit: int, after: int | None = None) -> Page[LoggedIntervention]:
         """List what operators did."""
         page = await self._seen_page("interventions", ALL if after is None else after, limit)
-        return _page(page, limit, lambda r: Intervention(n=r[0], at_us=r[1], actor=r[2], verb=r[3], about=r[4], reason=r[5]))
+        return _page(page, limit, lambda r: LoggedIntervention(n=r[0], at_us=r[1], actor=r[2], verb=r[3], about=r[4], reason=r[5]))
 
-    async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> Stretch:
+    async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> WaitCountsRange:
         """Count a stretch of waiting flows by kind and time."""
         end = await self._seen("parked_end", after, limit)
         up_to = end[0][0] if end else FOREVER
         (_, _, last_event), *found = await self._seen("waits_of", after, up_to, per)
-        return Stretch(up_to=up_to, last_event=last_event, counts={(kind or "", at): count for kind, at, count in found})
+        return WaitCountsRange(up_to=up_to, last_event=last_event, counts={(kind or "", at): count for kind, at, count in found})
 
     async def gauges(self, now: Micros) -> Gauges:
         """Say how the database stands: counters, and ends of indexes."""
@@ -253,7 +255,7 @@ class OverviewReads(ABC):
         )
 
 
-def _driver(wanted: Wanted) -> tuple[str | None, Any]:
+def _driver(wanted: FlowFilter) -> tuple[str | None, Any]:
     """Choose the filter that is looked up in its index: the one that leaves least."""
     if wanted.topic is not None:
         return "topic", wanted.topic
@@ -280,7 +282,7 @@ def readable(found: Sequence[Any]) -> list[tuple[int, Flow]]:
     return flows
 
 
-def _page(page: Fetched, limit: int, shown: Callable[[Any], Shown]) -> Page[Shown]:
+def _page(page: FetchedRows, limit: int, shown: Callable[[Any], Shown]) -> Page[Shown]:
     """Return a page of rows that begin with their position."""
     return Page(rows=[(row[0], shown(row)) for row in page.rows], next=page.place(limit))
 
@@ -291,6 +293,6 @@ def _set_aside(row: Any) -> SetAside:
     return SetAside(flow_id=row[1], controller_id=controller, owner_session_key=owner, current_step=step, status=row[5], why=why)
 
 
-def _kept(row: Any) -> Kept:
+def _kept(row: Any) -> KeptDeadLetter:
     """Return a dead letter with what was done to it."""
-    return Kept(letter=rows.dead_letter(row[:9]), replays=row[9], replayed_us=row[10], replayed_by=row[11], size=row[12])
+    return KeptDeadLetter(letter=rows.dead_letter(row[:9]), replays=row[9], replayed_us=row[10], replayed_by=row[11], size=row[12])

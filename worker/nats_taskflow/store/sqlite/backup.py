@@ -13,7 +13,7 @@ import msgspec
 
 from nats_taskflow.config.paths import whole
 from nats_taskflow.errors import StoreRefused
-from nats_taskflow.files import part_of, settled
+from nats_taskflow.files import partial_name, publish_file
 from nats_taskflow.store.sqlite.opening import APPLICATION_ID, refuse_newer
 from nats_taskflow.store.sqlite.place import checked
 from nats_taskflow.store.sqlite.statements import statements
@@ -24,7 +24,7 @@ _STEP = 1000
 _PARTS = ("", "-wal", "-shm", "-journal", ".lock")
 
 
-class BackedUp(msgspec.Struct, frozen=True, kw_only=True):
+class BackupResult(msgspec.Struct, frozen=True, kw_only=True):
     """What was copied, and where to."""
 
     copy: Path
@@ -34,7 +34,7 @@ class BackedUp(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-def backed_up(database: str, copy: Path, *, force: bool = False) -> BackedUp:
+def back_up(database: str, copy: Path, *, force: bool = False) -> BackupResult:
     """Copy the database at `database` to `copy`; blocks.
 
     Raises `FileExistsError` where `copy` is there already and `force` is not given, or is the database itself; `StoreRefused` for a file
@@ -49,17 +49,17 @@ def backed_up(database: str, copy: Path, *, force: bool = False) -> BackedUp:
     _refuse_existing(copy, "exists", force=force)
     began = time.monotonic()
     try:
-        with part_of(copy) as part:
+        with partial_name(copy) as part:
             flows, schema = _filled(source, part)
             _refuse_existing(copy, "was made meanwhile", force=force)
-            settled(part, copy)
+            publish_file(part, copy)
     except sqlite3.Error as bad:
         raise StoreRefused(f"{source} cannot be backed up to {copy}: {bad}") from bad
     except FileExistsError:
         raise
     except OSError as bad:
         raise StoreRefused(f"{source} cannot be backed up to {copy}: {bad.strerror}") from bad
-    return BackedUp(copy=copy, size=copy.stat().st_size, flows=flows, schema=schema, seconds=time.monotonic() - began)
+    return BackupResult(copy=copy, size=copy.stat().st_size, flows=flows, schema=schema, seconds=time.monotonic() - began)
 
 
 def _refuse_existing(copy: Path, what: str, *, force: bool) -> None:

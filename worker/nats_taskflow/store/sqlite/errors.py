@@ -17,7 +17,7 @@ _BROKEN = {
 }
 
 
-def translated(error: sqlite3.Error) -> Exception:
+def translate_errors(error: sqlite3.Error) -> Exception:
     """Return the error that says what to do about `error`; `error` itself where it is a defect of ours."""
     code = getattr(error, "sqlite_errorcode", None)
     primary = code & 0xFF if code is not None else None

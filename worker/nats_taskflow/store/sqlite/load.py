@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nats_taskflow.flow.conditions import FLOW_ENDS
-from nats_taskflow.flow.held_quota import AT_ONCE, Holdings
+from nats_taskflow.flow.held_quota import AT_ONCE, HeldCounts
 from nats_taskflow.flow.model import Waiter
 from nats_taskflow.flow.usage import Usage
 from nats_taskflow.flow.view import World
@@ -31,7 +31,7 @@ _TOPICS_THAT_PAY = 2
 """How many of the largest topics of a tenant may have to make room within one batch."""
 
 
-class Last(NamedTuple):
+class Sequences(NamedTuple):
     """The highest row numbers that were ever used, and of each stream the last place that a message was taken from."""
 
     flow: int = 0
@@ -39,10 +39,10 @@ class Last(NamedTuple):
     places: Mapping[str, int] = MappingProxyType({})
 
 
-class Loading(Upkeep):
+class BatchLoader(Upkeep):
     """The loading half of a transaction; `last` says how far the ones before it came."""
 
-    def __init__(self, database: sqlite3.Connection, last: Last) -> None:
+    def __init__(self, database: sqlite3.Connection, last: Sequences) -> None:
         super().__init__(database)
         self._last = last
         self._load = statements("load")
@@ -161,7 +161,7 @@ class Loading(Upkeep):
             if world.held_by_key(held.key) is None:
                 world.replies[held.pair].append(held)
 
-    def _load_holdings(self, needs: Needs, holdings: Holdings) -> None:
+    def _load_holdings(self, needs: Needs, holdings: HeldCounts) -> None:
         """Load how many replies are held, and those that would make room, no more than the batch can displace."""
         arriving: dict[str, int] = {}
         for (tenant, _), new in needs.holding.items():
@@ -181,7 +181,7 @@ class Loading(Upkeep):
             if number > 0:
                 self._load_topics(tenant, number, needs, holdings)
 
-    def _load_topics(self, tenant: str, number: int, needs: Needs, holdings: Holdings) -> None:
+    def _load_topics(self, tenant: str, number: int, needs: Needs, holdings: HeldCounts) -> None:
         """Load of a tenant that pays what its largest topics hold, and those that replies come for: counts, and what expires first."""
         most = min(number, AT_ONCE * sum(needs.holding.values()))
         own = {topic: AT_ONCE * new for (owner, topic), new in needs.holding.items() if owner == tenant}

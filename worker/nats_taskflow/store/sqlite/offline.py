@@ -8,7 +8,7 @@ from typing import Any
 
 from nats_taskflow.store.sqlite import rows
 from nats_taskflow.store.sqlite.reads import SqliteReads
-from nats_taskflow.store.sqlite.steps import Fetched, fetch
+from nats_taskflow.store.sqlite.steps import FetchedRows, fetch
 
 
 class OfflineReads(SqliteReads):
@@ -19,6 +19,6 @@ class OfflineReads(SqliteReads):
         database.text_factory = rows.legible
         self._database = database
 
-    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows:
         """Run a statement."""
         return fetch(self._database, sql, parameters, room, heavy)

@@ -13,8 +13,8 @@ import aiosqlite
 import structlog
 
 from nats_taskflow.errors import StoreRefused
-from nats_taskflow.files import open_own, part_of, settled
-from nats_taskflow.store.sqlite.errors import translated
+from nats_taskflow.files import open_own, partial_name, publish_file
+from nats_taskflow.store.sqlite.errors import translate_errors
 from nats_taskflow.store.sqlite.statements import migrations
 
 MEMORY = ":memory:"
@@ -46,11 +46,11 @@ async def _pragma(connection: aiosqlite.Connection, text: str) -> Any:
     return found[0][0] if found else None
 
 
-async def identified(file: Path) -> None:
+async def identify(file: Path) -> None:
     """Make sure that the file is ours and not newer, without touching it. Raises `StoreRefused`, or `StoreBroken` for an I/O error.
 
     `immutable=1` takes no lock and makes no log file; the header says enough, for a new database gets its ids before its log.
-    What a kill left half folded into the file makes sense with its log only: that is for `verified` to look at.
+    What a kill left half folded into the file makes sense with its log only: that is for `verify` to look at.
     """
     if not await asyncio.to_thread(_has_content, file):
         return
@@ -82,7 +82,7 @@ def _refuse_foreign(file: Path, identity: int) -> None:
 def _raise_if_unread(bad: sqlite3.DatabaseError) -> None:
     """Raise `StoreBroken` where the disk did not say what is in the file: nothing is known to be wrong with it."""
     if bad.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
-        raise translated(bad) from bad
+        raise translate_errors(bad) from bad
 
 
 def _beside(file: Path, suffix: str) -> Path:
@@ -90,7 +90,7 @@ def _beside(file: Path, suffix: str) -> Path:
     return file.with_name(file.name + suffix)
 
 
-def made(file: Path) -> None:
+def create_private_file(file: Path) -> None:
     """Make a missing database for its owner only: SQLite gives its log and index the same mode (RELIABILITY 5).
 
     Before SQLite opens it: afterwards, closing a descriptor of it would drop SQLite's locks. Raises `StoreRefused`.
@@ -104,8 +104,8 @@ def made(file: Path) -> None:
         raise StoreRefused(message) from bad
 
 
-def guarded(file: Path) -> None:
-    """Take the database, and what SQLite has beside it, away from others; before SQLite opens any of it (see `made`).
+def guard(file: Path) -> None:
+    """Take the database, and what SQLite has beside it, away from others; before SQLite opens any of it (see `create_private_file`).
 
     Only once the file is known to be ours. Modes for a group stay: a group that may read backups is the operator's business. Raises
     `StoreRefused` for a mode that cannot be mended, and for what somebody else has put there: SQLite would take a log for its own, and
@@ -177,7 +177,7 @@ def refuse_newer(place: object, version: int) -> None:
         raise StoreRefused(message)
 
 
-async def verified(file: Path) -> None:
+async def verify(file: Path) -> None:
     """Check the pages after an unclean stop, before the first write. Raises `StoreRefused` with what to do, `StoreBroken` as above.
 
     On a connection that cannot write: a writer's close would fold the log into a file that is refused, and left untouched.
@@ -229,7 +229,7 @@ async def _was_unclean(checker: aiosqlite.Connection) -> bool:
     return not found or found[0][0] == 0
 
 
-async def configured(writer: aiosqlite.Connection, *, file: bool) -> aiosqlite.Connection:
+async def configure(writer: aiosqlite.Connection, *, file: bool) -> aiosqlite.Connection:
     """Apply the settings and assert that each took. Raises `StoreRefused` naming the one that did not."""
     if await _pragma(writer, "user_version") == 0:
         await writer.execute_fetchall(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -258,7 +258,7 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-async def migrated(writer: aiosqlite.Connection, place: str) -> None:
+async def migrate(writer: aiosqlite.Connection, place: str) -> None:
     """Bring the schema up to date: each step, with its version, in one transaction, after a backup beside the file."""
     version = await _pragma(writer, "user_version")
     steps = migrations()
@@ -276,6 +276,6 @@ async def _backed_up(writer: aiosqlite.Connection, backup: Path) -> None:
     """Keep the database as it is in `backup`, whole or not at all; one that is there already stays."""
     if await asyncio.to_thread(backup.exists):
         return
-    with part_of(backup) as part:
+    with partial_name(backup) as part:
         await writer.execute_fetchall("VACUUM INTO ?", (str(part),))
-        await asyncio.to_thread(settled, part, backup)  # `VACUUM INTO` does not sync what it writes
+        await asyncio.to_thread(publish_file, part, backup)  # `VACUUM INTO` does not sync what it writes

@@ -11,19 +11,19 @@ from nats_taskflow.errors import Internal
 from nats_taskflow.flow.conditions import FLOW_ENDS
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
-from nats_taskflow.store.records import ALL, DeadLetter, Due, DueFlows, DueOutgoing, InboxRow, Numbered, OpenEnd, Page
+from nats_taskflow.store.records import ALL, DeadLetter, DueFlow, DueFlows, DueOutgoing, InboxRow, NumberedEvent, Page, UnfinishedEnd
 from nats_taskflow.store.sqlite import rows
-from nats_taskflow.store.sqlite.admin_reads import OverviewReads, readable
-from nats_taskflow.store.sqlite.errors import translated
+from nats_taskflow.store.sqlite.admin_reads import SqliteAdminReads, readable
+from nats_taskflow.store.sqlite.errors import translate_errors
 from nats_taskflow.store.sqlite.statements import statements
-from nats_taskflow.store.sqlite.steps import PAGE_BYTES, Fetched
+from nats_taskflow.store.sqlite.steps import PAGE_BYTES, FetchedRows
 from nats_taskflow.units import Micros
 
 _TURNS_AMONG = 2500
 """Agents take turns among so many of the first rows that are due, and of the last: looking at a row costs a hundredth of acting on it."""
 
 
-class SqliteReads(OverviewReads):
+class SqliteReads(SqliteAdminReads):
     """The reading half of the store; a subclass says on which connection (`_read`)."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class SqliteReads(OverviewReads):
         self._ask = statements("reads")
 
     @abstractmethod
-    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows:
         """Run a statement on the reading connection; see `stepping.fetch`."""
 
     async def _rows(self, name: str, *parameters: Any) -> Sequence[Any]:
@@ -42,16 +42,16 @@ class SqliteReads(OverviewReads):
         """Run a statement and return all its rows."""
         return (await self._run(sql, parameters)).rows
 
-    async def _page(self, name: str, *parameters: Any, heavy: int | None = None) -> Fetched:
+    async def _page(self, name: str, *parameters: Any, heavy: int | None = None) -> FetchedRows:
         """Run a named statement as far as its rows fit into a page; `heavy`: the column that has their weight."""
         return await self._run(self._ask[name], parameters, PAGE_BYTES, heavy)
 
-    async def _run(self, sql: str, parameters: Sequence[Any], room: int = ALL, heavy: int | None = None) -> Fetched:
+    async def _run(self, sql: str, parameters: Sequence[Any], room: int = ALL, heavy: int | None = None) -> FetchedRows:
         """Run a statement, with SQLite's errors translated."""
         try:
             return await self._fetch(sql, parameters, room, heavy)
         except sqlite3.Error as bad:
-            raise translated(bad) from bad
+            raise translate_errors(bad) from bad
 
     async def get(self, flow_id: str) -> Flow | None:
         """Return the flow, or None."""
@@ -97,8 +97,8 @@ class SqliteReads(OverviewReads):
         """List the flows due by `now`: an index look-up, whatever the number of waiting flows."""
         until = now if decided is None else decided
         (_, held_back, waiting, _, _), *found = await self._rows("due", now, limit, until, FLOW_ENDS, _TURNS_AMONG)
-        flows = [Due(flow_id=row[1], wait_id=row[2], due_us=row[3]) for row in found if row[0] == 1]
-        ends = [OpenEnd(flow_id=row[1], cascade=bool(row[2]), trace=row[4]) for row in found if row[0] != 1]
+        flows = [DueFlow(flow_id=row[1], wait_id=row[2], due_us=row[3]) for row in found if row[0] == 1]
+        ends = [UnfinishedEnd(flow_id=row[1], cascade=bool(row[2]), trace=row[4]) for row in found if row[0] != 1]
         return DueFlows(waiting=waiting, flows=flows, held_back=bool(held_back), ends=ends)
 
     async def next_due(self) -> Micros | None:
@@ -110,11 +110,11 @@ class SqliteReads(OverviewReads):
         """Return the maintained counters."""
         return dict(await self._rows("counts"))
 
-    async def unpublished_events(self, after: int, limit: int) -> list[Numbered]:
+    async def unpublished_events(self, after: int, limit: int) -> list[NumberedEvent]:
         """List journal entries above `after`, in the order they were committed."""
         page = await self._page("unpublished_events", after, limit, heavy=7)
         return [
-            Numbered(n=row[0], controller_id=row[1], owner_session_key=row[2], flow_id=row[3], event=rows.maybe_event(row[3:]))
+            NumberedEvent(n=row[0], controller_id=row[1], owner_session_key=row[2], flow_id=row[3], event=rows.maybe_event(row[3:]))
             for row in page.rows
         ]
 

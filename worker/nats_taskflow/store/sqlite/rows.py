@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
-from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep, HeldReply, Outgoing
+from nats_taskflow.flow.model import DelegateMessage, Flow, FlowEvent, FlowStep, HeldReply
 from nats_taskflow.store.records import DeadLetter, InboxRow
 
 Row = Sequence[Any]
@@ -178,13 +178,13 @@ def held_insert(it: HeldReply) -> tuple[Any, ...]:
     return (it.topic, it.correlation_id, it.event_id, payload, it.arrived_us, it.expires_us, it.key, it.flow_id, it.trace, it.tenant)
 
 
-def outgoing(row: Row) -> Outgoing:
+def outgoing(row: Row) -> DelegateMessage:
     """Return the message to a delegate of a row."""
     headers = _decode(row[4])
-    return Outgoing(flow_id=row[0], wait_id=row[1], kind=row[2], subject=row[3], headers=headers, body=row[5], reply=row[6])
+    return DelegateMessage(flow_id=row[0], wait_id=row[1], kind=row[2], subject=row[3], headers=headers, body=row[5], reply=row[6])
 
 
-def outgoing_insert(n: int, it: Outgoing, now: int) -> tuple[Any, ...]:
+def outgoing_insert(n: int, it: DelegateMessage, now: int) -> tuple[Any, ...]:
     """Return the values of `insert_outgoing`."""
     return (n, it.wait_id, it.kind, it.subject, it.reply, text(it.headers), it.body, now)
 

@@ -12,14 +12,14 @@ PAGE_BYTES = 512 * 1024
 """How much the rows of a page may weigh; the last one may be what goes over it."""
 
 
-class Executes(Protocol):
+class Executor(Protocol):
     """A connection, as far as it is needed here."""
 
     def execute(self, sql: str, parameters: Sequence[Any], /) -> sqlite3.Cursor:
         """Run a statement."""
 
 
-class Fetched(NamedTuple):
+class FetchedRows(NamedTuple):
     """Rows; `weight`: how many bytes of text and blobs they have together, counted where there was a bound. `cut`: the bound was met."""
 
     rows: Sequence[Any]
@@ -31,14 +31,14 @@ class Fetched(NamedTuple):
         return self.rows[-1][at] if self.rows and (self.cut or len(self.rows) == limit) else None
 
 
-def fetch(database: Executes, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+def fetch(database: Executor, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows:
     """Run a statement and return its rows, up to the one with which they weigh `room` bytes. `ALL`: every row.
 
     `heavy`: the column that is weighed, where that is known, for rows that are read by the thousand; it is text or a blob.
     """
     cursor = database.execute(sql, parameters)
     if room == ALL:
-        return Fetched(cursor.fetchall())
+        return FetchedRows(cursor.fetchall())
     found: list[Any] = []
     weight = 0
     for row in cursor:
@@ -46,5 +46,5 @@ def fetch(database: Executes, sql: str, parameters: Sequence[Any], room: int, he
         weight += len(row[heavy]) if heavy is not None else sum(len(value) for value in row if isinstance(value, bytes | str))
         if weight >= room:
             cursor.close()  # or it would keep its snapshot, and the log could not be folded into the file
-            return Fetched(found, weight, cut=True)
-    return Fetched(found, weight)
+            return FetchedRows(found, weight, cut=True)
+    return FetchedRows(found, weight)

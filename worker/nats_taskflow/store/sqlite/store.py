@@ -16,27 +16,27 @@ import aiosqlite
 from nats_taskflow.errors import StoreBroken, StoreLocked, Unavailable
 from nats_taskflow.store.port import Reads, Result, Work
 from nats_taskflow.store.sqlite import rows
-from nats_taskflow.store.sqlite.errors import translated
-from nats_taskflow.store.sqlite.load import Last
+from nats_taskflow.store.sqlite.errors import translate_errors
+from nats_taskflow.store.sqlite.load import Sequences
 from nats_taskflow.store.sqlite.lock import WriterLock
-from nats_taskflow.store.sqlite.opening import MEMORY, configured, guarded, identified, made, migrated, verified
+from nats_taskflow.store.sqlite.opening import MEMORY, configure, create_private_file, guard, identify, migrate, verify
 from nats_taskflow.store.sqlite.place import checked, room_of
 from nats_taskflow.store.sqlite.reads import SqliteReads
 from nats_taskflow.store.sqlite.statements import statements
-from nats_taskflow.store.sqlite.steps import Fetched, fetch
+from nats_taskflow.store.sqlite.steps import FetchedRows, fetch
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 
 _CLOSED = "the database is closed"
 
 
-class Queries(SqliteReads):
+class QueryConnection(SqliteReads):
     """The reads on a connection, and so a thread, of their own."""
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         super().__init__()
         self.connection = connection
 
-    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows:
         """Read on the connection's thread."""
         return await _fetched(self.connection, sql, parameters, room, heavy)
 
@@ -48,13 +48,13 @@ class SqliteFlowStore(SqliteReads):
         super().__init__()
         self._writer = writer
         self._reader: aiosqlite.Connection | None = None
-        self._queries: Queries | None = None
+        self._queries: QueryConnection | None = None
         self._lock = lock
         self._place = place
         self._upkeep = statements("upkeep")
         self._epoch = 0
         self._identity = ""
-        self._last = Last()
+        self._last = Sequences()
         self._closed = False
         self._recovered = False
         self._restored = False
@@ -67,12 +67,12 @@ class SqliteFlowStore(SqliteReads):
         `StoreLocked` when another worker holds it.
         """
         if path == MEMORY:
-            writer = await configured(await aiosqlite.connect(MEMORY, isolation_level=None), file=False)
+            writer = await configure(await aiosqlite.connect(MEMORY, isolation_level=None), file=False)
             store = cls(writer, None, MEMORY)
             await store._take_over()
             return store
         file = checked(path)
-        await identified(file)  # before anything is left beside it
+        await identify(file)  # before anything is left beside it
         lock = WriterLock(file)
         lock.acquire()
         try:
@@ -88,19 +88,19 @@ class SqliteFlowStore(SqliteReads):
     @classmethod
     async def _open_file(cls, file: Path, lock: WriterLock) -> SqliteFlowStore:
         """Open the locked file: guard, verify, configure, migrate, take over."""
-        await asyncio.to_thread(guarded, file)
-        await verified(file)
-        await asyncio.to_thread(made, file)
+        await asyncio.to_thread(guard, file)
+        await verify(file)
+        await asyncio.to_thread(create_private_file, file)
         writer = await _connected(str(file))
         try:
-            await configured(writer, file=True)
+            await configure(writer, file=True)
             store = cls(writer, lock, str(file))
             await store._take_over()
             store._reader = await _reading(file)
-            store._queries = Queries(await _reading(file))
+            store._queries = QueryConnection(await _reading(file))
         except sqlite3.Error as bad:
             await writer.close()
-            raise _refused(translated(bad), file) from bad
+            raise _refused(translate_errors(bad), file) from bad
         except BaseException:
             await writer.close()
             raise
@@ -108,7 +108,7 @@ class SqliteFlowStore(SqliteReads):
 
     async def _take_over(self) -> None:
         """Migrate, count this worker's epoch, and note that the database is in use until `close`."""
-        await migrated(self._writer, self._place)
+        await migrate(self._writer, self._place)
         await self._writer.execute_fetchall("BEGIN IMMEDIATE")
         self._recovered = await self._meta("clean") == 0
         self._epoch = await self._meta("epoch") + 1
@@ -116,7 +116,7 @@ class SqliteFlowStore(SqliteReads):
         self._identity = f"{await self._meta('database'):016x}"
         await self._set_meta("clean", 0)
         await self._writer.execute_fetchall("COMMIT")
-        self._last = Last(*next(iter(await self._writer.execute_fetchall(self._upkeep["last_numbers"]))))
+        self._last = Sequences(*next(iter(await self._writer.execute_fetchall(self._upkeep["last_numbers"]))))
         self._restored = bool(list(await self._writer.execute_fetchall(self._ask["was_restored"])))
 
     async def _meta(self, name: str) -> int:
@@ -173,7 +173,7 @@ class SqliteFlowStore(SqliteReads):
             transaction.commit()
         except sqlite3.Error as bad:
             transaction.rollback()
-            raise translated(bad) from bad
+            raise translate_errors(bad) from bad
         except BaseException:
             transaction.rollback()
             raise
@@ -185,7 +185,7 @@ class SqliteFlowStore(SqliteReads):
         """The reads on the other reading connection; in memory there is only one connection."""
         return self._queries or self
 
-    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+    async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows:
         """Read on the reading connection; in memory, on the only one, whose thread does a transaction in one go."""
         if self._closed:
             raise Unavailable(_CLOSED)
@@ -240,9 +240,11 @@ async def _reading(file: Path) -> aiosqlite.Connection:
     return connection
 
 
-async def _fetched(connection: aiosqlite.Connection, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> Fetched:
+async def _fetched(
+    connection: aiosqlite.Connection, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None
+) -> FetchedRows:
     """Fetch on a connection's thread."""
-    found: Fetched = await connection._execute(fetch, connection._conn, sql, parameters, room, heavy)  # type: ignore[no-untyped-call]  # noqa: SLF001  # aiosqlite's own calls hop to the thread for each step
+    found: FetchedRows = await connection._execute(fetch, connection._conn, sql, parameters, room, heavy)  # type: ignore[no-untyped-call]  # noqa: SLF001  # aiosqlite's own calls hop to the thread for each step
     return found
 
 

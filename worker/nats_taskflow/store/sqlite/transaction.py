@@ -9,17 +9,17 @@ from nats_taskflow.errors import StoreLocked
 from nats_taskflow.store.port import LostRace
 from nats_taskflow.store.records import AGAIN, Batch, FlowWrite
 from nats_taskflow.store.sqlite import rows
-from nats_taskflow.store.sqlite.load import Last, Loading
+from nats_taskflow.store.sqlite.load import BatchLoader, Sequences
 from nats_taskflow.wire.outcomes import EXPIRED
 
 
-class SqliteTransaction(Loading):
+class SqliteTransaction(BatchLoader):
     """One `BEGIN IMMEDIATE` … `COMMIT` on the writing connection, from beginning to end on its thread.
 
     `last` says how far it came; what it says counts once it is committed.
     """
 
-    def __init__(self, database: sqlite3.Connection, epoch: int, last: Last) -> None:
+    def __init__(self, database: sqlite3.Connection, epoch: int, last: Sequences) -> None:
         super().__init__(database, last)
         self._epoch = epoch
 
@@ -44,7 +44,7 @@ class SqliteTransaction(Loading):
             self._log.warning("not_rolled_back", why=str(bad))
 
     @property
-    def last(self) -> Last:
+    def last(self) -> Sequences:
         """The highest row numbers that were used, and the last place of each stream, this transaction's included."""
         return self._last._replace(places={**self._last.places, **self._places})
 

@@ -13,7 +13,7 @@ from nats_taskflow.errors import Conflict, Internal
 from nats_taskflow.flow.end import due_of
 from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.store.admin_port import Intervention
+from nats_taskflow.store.admin_port import LoggedIntervention
 from nats_taskflow.store.records import Suspects
 from nats_taskflow.store.sqlite import rows
 from nats_taskflow.store.sqlite.statements import statements
@@ -129,6 +129,6 @@ class Upkeep:
         self._fetch(self._upkeep["note_purged"], (msgspec.json.encode(numbers).decode(),))
         return len(self._fetch(self._upkeep["purge_letters"], (msgspec.json.encode(numbers).decode(),)))
 
-    def note_intervention(self, done: Intervention) -> None:
+    def note_intervention(self, done: LoggedIntervention) -> None:
         """Add to what operators did."""
         self._fetch(self._upkeep["note_intervention"], (done.at_us, done.actor, done.verb, done.about, done.reason))

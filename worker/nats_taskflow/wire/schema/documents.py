@@ -57,7 +57,7 @@ _BY_KIND = {"event.json": ("EventData", "Data"), "page.events.json": ("JournalEn
 """Definitions with a payload that differs from kind to kind, and what the definition for one kind is called after it."""
 
 
-class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
+class ReplyDocument(msgspec.Struct, frozen=True, kw_only=True):
     """A reply on a configured topic, when headers do not say it all. `flow_id` is a filter: the reply is for that flow only.
 
     Where header `Correlation-Id` or the subject carries the correlation id, the whole body may be the payload instead.
@@ -125,8 +125,8 @@ def _listed() -> Iterable[tuple[str, str, Any]]:
     yield "wait-condition.json", "WaitCondition", WaitCondition
     yield "flow.json", "Flow", shapes.FlowShown
     yield "error.json", "ErrorInfo", shapes.ErrorShown
-    yield "applied.json", "Applied", shapes.Applied
-    yield "refused.json", "Refused", shapes.Refused
+    yield "applied.json", "Applied", shapes.AppliedAnswer
+    yield "refused.json", "Refused", shapes.RefusedAnswer
     yield "reply-outcome.json", "ReplyOutcome", shapes.ReplyOutcome
     yield "page.flows.json", "FlowPage", shapes.FlowPage
     yield "page.steps.json", "StepPage", shapes.StepPage
@@ -134,7 +134,7 @@ def _listed() -> Iterable[tuple[str, str, Any]]:
     yield "page.events.json", "JournalPage", shapes.EventPage
     yield "page.waits.json", "WaitPage", shapes.WaitPage
     yield "event.json", "FlowEvent", CloudEvent
-    yield "reply.json", "ReplyMessage", ReplyMessage
+    yield "reply.json", "ReplyDocument", ReplyDocument
     yield "resume.json", "ResumeMessage", ResumeMessage
     yield "envelope.json", "Envelope", Envelope
 

@@ -1,4 +1,4 @@
-"""Write the schemas of all messages into a folder, or check that it is up to date: `python -m nats_taskflow.wire.schema.files [--check] schemas`."""
+"""Write the schemas of all messages into a folder, or check that it is up to date."""
 
 from __future__ import annotations
 
