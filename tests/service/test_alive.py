@@ -152,9 +152,12 @@ class Worker:
 @pytest.fixture
 async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Worker]:
     """Give a worker that is not started, with everything in it that comes round now and then coming round at once."""
-    rests = "relay._MARK_EVERY", "relay._TRY_AGAIN", "probes._EVERY", "probes._BACKLOG_EVERY", "probes._SURVEY_EVERY"
-    for name in (*rests, "consumer._LOOK_EVERY", "bus.renewal._EVERY"):
-        monkeypatch.setattr(f"worker.{name}", AT_ONCE)
+    rests = (
+        *(f"services.relay.{n}" for n in ("_MARK_EVERY", "_TRY_AGAIN")),
+        *(f"observe.probes.{n}" for n in ("_EVERY", "_BACKLOG_EVERY", "_SURVEY_EVERY")),
+    )
+    for name in (*rests, "services.consumer._LOOK_EVERY", "bus.nats.connection._EVERY"):
+        monkeypatch.setattr(f"nats_taskflow.{name}", AT_ONCE)
     for function, name in ((TopologyWatch.__init__, "every"), (Pruner.__init__, "interval"), (tasks.repeat, "rest")):
         monkeypatch.setitem(function.__kwdefaults__ or {}, name, AT_ONCE)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))

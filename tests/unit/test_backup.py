@@ -179,7 +179,7 @@ async def test_what_killed_copies_left_is_removed_and_what_is_at_work_stays(path
 
 STOPPED_IN_THE_MIDDLE = """
 import sqlite3, sys
-from nats_taskflow.store import backup
+from nats_taskflow.store.sqlite import backup
 
 class Copied(sqlite3.Connection):
     def backup(self, target, *, progress, **how):

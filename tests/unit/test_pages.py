@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.shell import typed
 from tests.pages import ROOT, blocks, pages
 
-SKILL = "worker/.agents/skills/nats-taskflow/SKILL.md"
+SKILL = "worker/nats_taskflow/.agents/skills/nats-taskflow/SKILL.md"
 _QUOTED = re.compile(r"'[^']*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
 _COMMENT = re.compile(r"(?:^|\s)#", re.MULTILINE)
 

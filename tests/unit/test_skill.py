@@ -133,13 +133,13 @@ def test_the_wheel_has_the_skill_and_llms_txt_with_what_it_links_to(tmp_path: Pa
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as opened:
         names = set(opened.namelist())
-        llms = opened.read("worker/pages/llms.txt").decode()
-        assert opened.read(f"worker/.agents/skills/{NAME}/SKILL.md").decode() == text()
-    assert {str(PurePosixPath("worker/pages") / link) for link in _LINK.findall(llms)} <= names
+        llms = opened.read("nats_taskflow/pages/llms.txt").decode()
+        assert opened.read(f"nats_taskflow/.agents/skills/{NAME}/SKILL.md").decode() == text()
+    assert {str(PurePosixPath("nats_taskflow/pages") / link) for link in _LINK.findall(llms)} <= names
 
 
 def test_the_image_is_built_with_everything_that_the_wheel_takes() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
     containerfile = (ROOT / "deploy" / "container" / "Containerfile").read_text(encoding="utf-8")
     copied = {word for line in containerfile.splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]}
-    assert {*wheel["packages"], *wheel["force-include"]} <= copied
+    assert {"worker" if place.startswith("worker/") else place for place in (*wheel["only-include"], *wheel["force-include"])} <= copied

@@ -194,7 +194,9 @@ def named(event: ast.expr) -> set[str]:
         case ast.Attribute(value=ast.Name(id="LogEvent"), attr=member):
             return {LogEvent[member].value}
         case ast.JoinedStr(values=[ast.Constant(value=str(prefix)), ast.FormattedValue(value=ast.Name(id=name))]):
-            kinds = re.findall(r'_complain\("(\w+)"', (ROOT / "worker" / "nats_taskflow" / "bus" / "pull.py").read_text(encoding="utf-8"))
+            kinds = re.findall(
+                r'_complain\("(\w+)"', (ROOT / "worker" / "nats_taskflow" / "bus" / "nats" / "pull.py").read_text(encoding="utf-8")
+            )
             assert (prefix, name) == ("pull.", "what"), "an event name is made of parts that this test does not know"
             return {prefix + kind for kind in kinds}
         case _:

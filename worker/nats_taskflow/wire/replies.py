@@ -14,7 +14,7 @@ from nats_taskflow.wire.acknowledgements import acknowledgement_in
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, find, trace_of
 from nats_taskflow.wire.inbound import Identity, Ignored, Inbound, Unusable, digest, reason_of
 from nats_taskflow.wire.reply_bindings import Binding, check_bindings
-from nats_taskflow.wire.reply_message import ReplyMessage, checked_id, encodable, event_id_of, flow_named_by, open_reply, value_of_bytes
+from nats_taskflow.wire.reply_message import OpenedReply, checked_id, encodable, event_id_of, flow_named_by, open_reply, value_of_bytes
 from nats_taskflow.wire.requests import UUID
 from nats_taskflow.wire.subjects import Subjects, covers, is_literal, is_token
 
@@ -154,7 +154,7 @@ class ReplyBindings:
             raise TopicNotBound(said, topic=subject)
         return reading, subject.rpartition(".")[0] if reading.kind == "subject" else subject
 
-    def _correlation(self, message: ReplyMessage, reading: _Reading) -> Any:
+    def _correlation(self, message: OpenedReply, reading: _Reading) -> Any:
         """Return the correlation id, wherever the binding says it is. Raises `NoCorrelation`."""
         found: Any = None
         match reading.kind:
@@ -186,7 +186,7 @@ def _ready(binding: Binding) -> _Reading:
     )
 
 
-def _resume(message: ReplyMessage, name: str, arrived_us: int, tenant: Callable[[str], str]) -> Inbound:
+def _resume(message: OpenedReply, name: str, arrived_us: int, tenant: Callable[[str], str]) -> Inbound:
     """Read the reference's resume message `{flow_id, topic, correlation_id, payload}`; other fields are left to their senders."""
     if not isinstance(message.value, dict):
         raise limits.Malformed("a resume message is an object {flow_id, topic, correlation_id, payload}" + message.flaw, path="")
@@ -199,7 +199,7 @@ def _resume(message: ReplyMessage, name: str, arrived_us: int, tenant: Callable[
 
 
 def _inbound(
-    verb: str, message: ReplyMessage, pair: tuple[str, str], payload: Any, flow_id: str | None, name: str, arrived_us: int, tenant: str
+    verb: str, message: OpenedReply, pair: tuple[str, str], payload: Any, flow_id: str | None, name: str, arrived_us: int, tenant: str
 ) -> Inbound:
     """Make the stimulus and its identity. Control characters are refused in ids, so that newlines part them without ambiguity."""
     topic, correlation_id = pair
@@ -220,7 +220,7 @@ def _inbound(
     return Inbound(reply, Identity("reply", key, digest(shape, (flow_id or "").encode())), verb)
 
 
-def _payload(message: ReplyMessage, reading: _Reading, *, whole: bool) -> Any:
+def _payload(message: OpenedReply, reading: _Reading, *, whole: bool) -> Any:
     """Return what the flow gets to see. Raises `InvalidRequest` where the binding's pointer finds nothing."""
     code = find(message.headers, SERVICE_ERROR_CODE)
     if code is not None:
