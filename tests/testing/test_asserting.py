@@ -131,14 +131,14 @@ async def test_a_worker_that_ends_by_itself_fails_the_test() -> None:
             world._worker._bus.lose("gone")
 
 
-async def test_the_asserts_are_functions_too_of_the_one_world_that_is_open(taskflow: TaskflowWorld, clock: Clock) -> None:
-    assert clock is taskflow.clock
+async def test_the_asserts_are_functions_too_of_the_one_world_that_is_open(taskflow: TaskflowWorld, taskflow_clock: Clock) -> None:
+    assert taskflow_clock is taskflow.clock
     flow = await parked(taskflow)
     await assert_waiting(flow, topic=TOPIC, corr="c-1")
     await assert_events(["created", "started", "waiting"])
     with pytest.raises(AssertionError, match="is waiting, not running"):
         await assert_running(flow)
-    await clock.advance("3d")
+    await taskflow_clock.advance("3d")
     await assert_failed(flow, reason="timed out")
     for wrong in (assert_finished, assert_cancelled):
         with pytest.raises(AssertionError, match="is failed, not"):

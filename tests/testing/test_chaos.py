@@ -75,19 +75,19 @@ async def test_the_same_seed_does_the_same() -> None:
     assert len({tuple(sorted((await done(seed)).items())) for seed in range(8)}) > 1
 
 
-async def test_a_kill_keeps_the_flows_and_what_came_meanwhile_is_not_lost(taskflow: TaskflowWorld, chaos: Chaos) -> None:
+async def test_a_kill_keeps_the_flows_and_what_came_meanwhile_is_not_lost(taskflow: TaskflowWorld, taskflow_chaos: Chaos) -> None:
     kate = await taskflow.client("kate")
     replied = await kate.start(controller="kate/x", goal="a reply while the worker is dead")
     await replied.wait_reply(TOPIC, "c-1", timeout="1d")
     slept = await kate.start(controller="kate/x", goal="a timer that falls due while the worker is dead")
     await slept.wait_timer("2h")
-    await chaos.kill()
+    await taskflow_chaos.kill()
     assert not taskflow.alive
     await kate.reply(TOPIC, "c-1", {"answer": 42})
     await taskflow.clock.advance("3d")
     with pytest.raises(AssertionError, match="was it killed, and not started again"):
         await taskflow.assert_waiting(replied)
-    await chaos.restart()
+    await taskflow_chaos.restart()
     # It came before the deadline, so it wins, although the deadline is long past (SEMANTICS R9).
     await taskflow.assert_running(replied, state={"resume_event": {"answer": 42}})
     await taskflow.assert_running(slept)
@@ -109,14 +109,14 @@ async def test_a_kill_in_the_midst_of_a_commit_leaves_all_or_nothing(statements:
         await world.assert_promises()
 
 
-async def test_a_client_waits_out_a_kill(taskflow: TaskflowWorld, chaos: Chaos) -> None:
+async def test_a_client_waits_out_a_kill(taskflow: TaskflowWorld, taskflow_chaos: Chaos) -> None:
     kate = await taskflow.client("kate")
     flow = await kate.start(controller="kate/x", goal="g")
-    await chaos.kill()
+    await taskflow_chaos.kill()
     advancing = taskflow.run(flow.advance({"n": 1}))
     await taskflow.clock.advance("5s")
     assert not advancing.done()
-    await chaos.restart()
+    await taskflow_chaos.restart()
     await taskflow.clock.advance("10s")
     assert (await advancing).state["n"] == 1
 
