@@ -23,12 +23,11 @@ from msgspec.structs import replace
 
 from nats_taskflow.bus.port import Delivery
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.mint import reader
 from nats_taskflow.engine.payload_schema import accepts, schema_flaw
+from nats_taskflow.engine.reader import Verdict, make_reader
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, Unreadable
 from nats_taskflow.errors import FlowError, Internal
 from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
-from nats_taskflow.services.consumer import Verdict
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.wire import outcomes
@@ -80,8 +79,7 @@ class Target:
         self.subjects = Subjects()
         self.bindings = ReplyBindings(BINDINGS, self.subjects)
         self.mint = Counted()
-        # The worker's own reader wants its random ids; what it does with them is the same.
-        self._read = reader(self.subjects, self.bindings, self.mint)  # type: ignore[arg-type]
+        self._read = make_reader(self.subjects, self.bindings, self.mint)
         self.kinds: Counter[str] = Counter()
 
     def take(self, number: int, message: Message) -> Verdict:

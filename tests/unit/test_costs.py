@@ -27,7 +27,8 @@ from nats_taskflow.bus.port import Bus, Delivery, OutgoingMessage, Published
 from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.engine import portion
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.mint import IdMint, reader
+from nats_taskflow.engine.mint import IdMint
+from nats_taskflow.engine.reader import make_reader
 from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
 from nats_taskflow.services.outbox import events_of_batch, read_events
@@ -207,7 +208,7 @@ async def all_of(submitted: list[asyncio.Future[SubmissionOutcome]]) -> list[Sub
 
 async def calls_to_read() -> float:
     """Function calls from a delivery to a stimulus."""
-    read = reader(Subjects(), ReplyBindings([Binding(TOPIC)], Subjects()), IdMint())
+    read = make_reader(Subjects(), ReplyBindings([Binding(TOPIC)], Subjects()), IdMint())
     found = [
         Delivery(
             subject=TOPIC,

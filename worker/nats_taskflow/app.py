@@ -27,8 +27,9 @@ from nats_taskflow.doors.api import Api
 from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.doors.http.health import Check, HealthServer
 from nats_taskflow.engine.engine import Clock, Engine
-from nats_taskflow.engine.mint import IdMint, reader
+from nats_taskflow.engine.mint import IdMint
 from nats_taskflow.engine.policy import meter_of, policy_of
+from nats_taskflow.engine.reader import make_reader
 from nats_taskflow.errors import Defect, Refusal, StoreBroken, root_of
 from nats_taskflow.observe.line_writer import LineWriter
 from nats_taskflow.observe.log import LogEvent, configure_logging, logger
@@ -238,7 +239,7 @@ def compose(
     mint, subjects = IdMint(), Subjects(config.subjects.prefix)
     engine = Engine(store, clock=clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
     engine.listen(tracker.committed)
-    read = reader(subjects, bindings, mint, lambda: bus.offset, meter_of(config))
+    read = make_reader(subjects, bindings, mint, lambda: bus.offset, meter_of(config))
     consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
     told, buried = _relays(store, bus, subjects, engine)
     relays = [told, buried]

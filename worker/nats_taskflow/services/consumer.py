@@ -18,6 +18,7 @@ import structlog
 
 from nats_taskflow.bus.port import Ack, Bus, ConsumerSpec, Delivery, InProgress, Nak, PublishFailed, Settlement, Term
 from nats_taskflow.engine.engine import Engine
+from nats_taskflow.engine.reader import Reader, Verdict
 from nats_taskflow.engine.stored_outcomes import StoredOutcomes
 from nats_taskflow.engine.submission import SubmissionOutcome, Unreadable
 from nats_taskflow.errors import FlowError, Internal, Refusal, Unavailable
@@ -43,8 +44,6 @@ _GROUPS = (0, 100, 10, 1)
 _Place = tuple[int, int]
 """Where a message lies in its stream, and since when: a stream that is made again counts from 1 once more."""
 
-Verdict = Inbound | Unusable | Ignored
-Reader = Callable[[Delivery], Verdict]
 Watcher = Callable[[str, str], None]
 
 

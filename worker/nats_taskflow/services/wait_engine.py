@@ -15,7 +15,8 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from nats_taskflow.doors.flow_manager import FlowManager, new_id
+from nats_taskflow.doors.flow_manager import FlowManager
+from nats_taskflow.engine.mint import new_id
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
 from nats_taskflow.errors import FlowError, InvalidRequest, Unavailable
 from nats_taskflow.flow.ids import bad_id
