@@ -12,6 +12,7 @@ import pytest
 from referencing import Registry, Resource
 
 from docs.generate.events import examples
+from docs.generate.schemas import drift, main
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
@@ -20,7 +21,6 @@ from nats_taskflow.wire.codec import Inbound, Query, read_command, read_query
 from nats_taskflow.wire.events import event_message
 from nats_taskflow.wire.journal import PAYLOADS
 from nats_taskflow.wire.schema.documents import documents
-from nats_taskflow.wire.schema.files import drift, main
 from nats_taskflow.wire.subjects import Subjects
 
 FOLDER = Path(__file__).parents[2] / "schemas"
@@ -47,7 +47,7 @@ class Fixed:
 
 
 def test_the_checked_in_schemas_are_up_to_date() -> None:
-    assert drift(FOLDER) == [], "run: python -m nats_taskflow.wire.schema.files schemas"
+    assert drift(FOLDER) == [], "run: python -m docs.generate.schemas schemas"
 
 
 def test_the_writer_writes_checks_and_tidies_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
