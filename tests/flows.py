@@ -13,7 +13,7 @@ from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import Caller, CancelFlow, ParkFlow, Reply, ResumeFlow, StartFlow, Stimulus
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.units import rfc3339
-from nats_taskflow.wire.codec import Identity
+from nats_taskflow.wire.inbound import Identity
 from tests.running import Running
 
 KATE, BOB = "agent:kate:session:main", "agent:bob:session:main"

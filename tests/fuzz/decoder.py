@@ -31,8 +31,9 @@ from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.wire import outcomes
-from nats_taskflow.wire.codec import Ignored, Inbound, Query, Unusable, read_command, read_query
+from nats_taskflow.wire.codec import Query, read_command, read_query
 from nats_taskflow.wire.dead_letters import dead_letter_message
+from nats_taskflow.wire.inbound import Ignored, Inbound, Unusable
 from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.requests import COMMANDS, QUERIES
 from nats_taskflow.wire.subjects import Subjects, is_token

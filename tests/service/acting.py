@@ -13,8 +13,9 @@ from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.conditions import Timer, to_value
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.store.records import DeadLetter
-from nats_taskflow.wire.codec import Ignored, Unusable
-from nats_taskflow.wire.replies import Binding, ReplyBindings
+from nats_taskflow.wire.inbound import Ignored, Unusable
+from nats_taskflow.wire.replies import ReplyBindings
+from nats_taskflow.wire.reply_bindings import Binding
 from nats_taskflow.wire.subjects import Subjects
 from tests.running import Running, an_input
 

@@ -20,7 +20,7 @@ from nats_taskflow.store.port import LostRace, Transaction
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
-from nats_taskflow.wire.codec import Identity
+from nats_taskflow.wire.inbound import Identity
 from tests.eventually import eventually
 from tests.running import Running, VirtualClock, an_input, running
 from tests.service.acting import TOPIC, Inlet, external, journal, now, parked, started

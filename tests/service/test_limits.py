@@ -24,7 +24,7 @@ from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import AdvanceFlow, DelegateFlow, FinishFlow, Policy
 from nats_taskflow.store.records import Batch, Loaded, Needs
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
-from nats_taskflow.wire.codec import Identity
+from nats_taskflow.wire.inbound import Identity
 from tests.flows import arrives, buried, counted, did, ends, external, get, kinds, park, parking, refused, start
 from tests.running import Running, running
 

@@ -43,7 +43,7 @@ from nats_taskflow.store.sqlite import rows
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.testing.database import InlineStore, Killed, fresh
 from nats_taskflow.units import SECOND, rfc3339
-from nats_taskflow.wire.codec import Identity
+from nats_taskflow.wire.inbound import Identity
 from tests.modelled import Entry, Model
 from tests.running import VirtualClock
 from tests.tiers import SIZE, Tests, head

@@ -38,8 +38,9 @@ from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite.opening import take_values_as_they_are
 from nats_taskflow.testing.database import InlineStore, fresh
 from nats_taskflow.units import rfc3339
-from nats_taskflow.wire.codec import Identity, Inbound
-from nats_taskflow.wire.replies import Binding, ReplyBindings
+from nats_taskflow.wire.inbound import Identity, Inbound
+from nats_taskflow.wire.replies import ReplyBindings
+from nats_taskflow.wire.reply_bindings import Binding
 from nats_taskflow.wire.subjects import Subjects
 from tests.flows import KATE, TOPIC, external, parking
 from tests.running import Running, VirtualClock, running

@@ -30,7 +30,7 @@ from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, ParkFlow, Pol
 from nats_taskflow.flow.view import World
 from nats_taskflow.store.records import InboxKey, InboxRow, Loaded
 from nats_taskflow.units import SECOND
-from nats_taskflow.wire.codec import Identity
+from nats_taskflow.wire.inbound import Identity
 
 FLOW, PAIR = "f", ("t", "c")
 NOW = 1_800_000_000 * SECOND

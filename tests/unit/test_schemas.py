@@ -17,8 +17,9 @@ from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
 from nats_taskflow.wire import outcomes
-from nats_taskflow.wire.codec import Inbound, Query, read_command, read_query
+from nats_taskflow.wire.codec import Query, read_command, read_query
 from nats_taskflow.wire.events import event_message
+from nats_taskflow.wire.inbound import Inbound
 from nats_taskflow.wire.journal import PAYLOADS
 from nats_taskflow.wire.schema.documents import documents
 from nats_taskflow.wire.subjects import Subjects

@@ -15,9 +15,9 @@ from nats_taskflow.errors import FlowError, IdMismatch, InvalidRequest, Unsuppor
 from nats_taskflow.flow import stimuli as flow
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
 from nats_taskflow.wire import requests
-from nats_taskflow.wire.codec import Inbound, Query, Unusable, read_command, read_query, stray
+from nats_taskflow.wire.codec import Query, read_command, read_query, stray
 from nats_taskflow.wire.headers import UNREAD
-from nats_taskflow.wire.inbound import REASONS
+from nats_taskflow.wire.inbound import REASONS, Inbound, Unusable
 from nats_taskflow.wire.requests import COMMANDS, QUERIES
 from tests.golden import golden
 

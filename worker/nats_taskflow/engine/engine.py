@@ -28,7 +28,7 @@ from nats_taskflow.futures import fail, fail_all, new_future, resolve, run_shiel
 from nats_taskflow.store.port import LostRace, Store, Work
 from nats_taskflow.store.records import Batch
 from nats_taskflow.units import Micros
-from nats_taskflow.wire.codec import Identity
+from nats_taskflow.wire.inbound import Identity
 
 _RACE_BUDGET = 3
 _STALL = 1.0

@@ -29,8 +29,8 @@ from nats_taskflow.store.records import NO_SUSPECTS
 from nats_taskflow.tasks import Tasks, repeat
 from nats_taskflow.text import counted
 from nats_taskflow.units import Micros
-from nats_taskflow.wire.codec import Ignored, Inbound, Unusable
 from nats_taskflow.wire.headers import trace_of
+from nats_taskflow.wire.inbound import Ignored, Inbound, Unusable
 
 MAX_ATTEMPTS = 5
 MAX_BYTES_IN_HAND = 4 * 1024 * 1024

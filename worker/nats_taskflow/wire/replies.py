@@ -18,8 +18,6 @@ from nats_taskflow.wire.reply_message import ReplyMessage, checked_id, encodable
 from nats_taskflow.wire.requests import UUID
 from nats_taskflow.wire.subjects import Subjects, covers, is_literal, is_token
 
-__all__ = ["Binding", "ReplyBindings", "check_bindings"]
-
 _CANONICAL = msgspec.json.Encoder(order="sorted")
 NO_CORRELATION = "no_correlation"
 
