@@ -27,7 +27,8 @@ from nats_taskflow.engine.payload_schema import accepts, schema_flaw
 from nats_taskflow.engine.reader import Verdict, make_reader
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, Unreadable
 from nats_taskflow.errors import FlowError, Internal
-from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Reply, StartFlow
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.wire import outcomes

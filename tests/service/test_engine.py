@@ -15,7 +15,8 @@ from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.errors import AlreadyTerminal, FlowError, Internal, RevisionMismatch, StoreBroken, StoreLocked, Unavailable
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.stimuli import AdvanceFlow, CancelFlow, FinishFlow, Policy, StartFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import AdvanceFlow, CancelFlow, FinishFlow, StartFlow
 from nats_taskflow.store.port import LostRace, Transaction
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite.store import SqliteFlowStore

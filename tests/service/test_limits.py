@@ -21,7 +21,8 @@ from nats_taskflow.engine.submission import Submission
 from nats_taskflow.errors import Unavailable, WaitConflict
 from nats_taskflow.flow import park as parks
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.stimuli import AdvanceFlow, DelegateFlow, FinishFlow, Policy
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import AdvanceFlow, DelegateFlow, FinishFlow
 from nats_taskflow.store.records import Batch, Loaded, Needs
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.wire.inbound import Identity

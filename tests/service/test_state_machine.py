@@ -22,6 +22,7 @@ from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
 from nats_taskflow.flow.fold import fold, folded
 from nats_taskflow.flow.model import Flow
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
     Caller,
@@ -30,7 +31,6 @@ from nats_taskflow.flow.stimuli import (
     FailFlow,
     FinishFlow,
     ParkFlow,
-    Policy,
     Reply,
     RequestCancel,
     ResumeFlow,

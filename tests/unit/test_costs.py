@@ -30,7 +30,8 @@ from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.mint import IdMint
 from nats_taskflow.engine.reader import make_reader
 from nats_taskflow.engine.submission import SubmissionOutcome
-from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Reply, StartFlow
 from nats_taskflow.services.outbox import events_of_batch, read_events
 from nats_taskflow.services.relay import Relay
 from nats_taskflow.services.wait_engine import WaitEngine

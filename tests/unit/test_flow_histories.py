@@ -21,6 +21,7 @@ from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.fold import fold, folded
 from nats_taskflow.flow.lifecycle import NEXT, TERMINAL, EventKind, FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
     CancelFlow,
@@ -29,7 +30,6 @@ from nats_taskflow.flow.stimuli import (
     FinishFlow,
     ObserveStep,
     ParkFlow,
-    Policy,
     Reply,
     RequestCancel,
     ResumeFlow,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
-from nats_taskflow.flow.stimuli import Policy, Reply
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.flow.view import World
 from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.reply_bindings import Binding

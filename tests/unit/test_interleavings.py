@@ -26,7 +26,8 @@ from nats_taskflow.flow.fold import fold
 from nats_taskflow.flow.held_quota import HeldCounts
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent
-from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, ParkFlow, Policy, Reply, ResumeFlow, StartFlow, Stimulus
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, ParkFlow, Reply, ResumeFlow, StartFlow, Stimulus
 from nats_taskflow.flow.view import World
 from nats_taskflow.store.records import InboxKey, InboxRow, Loaded
 from nats_taskflow.units import SECOND

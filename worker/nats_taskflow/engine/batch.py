@@ -20,8 +20,9 @@ from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision, OutcomeName, RejectedHeld
 from nats_taskflow.flow.end import due_of
 from nats_taskflow.flow.model import Flow, HeldReply
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.size import bounded
-from nats_taskflow.flow.stimuli import CancelFlow, FollowUp, ParentCancelled, Policy, Reply, Stimulus
+from nats_taskflow.flow.stimuli import CancelFlow, FollowUp, ParentCancelled, Reply, Stimulus
 from nats_taskflow.store.records import Batch, FlowWrite, InboxRow, Loaded
 from nats_taskflow.units import Micros
 from nats_taskflow.wire.outcomes import EXPIRED, kept, refused, reply_outcome

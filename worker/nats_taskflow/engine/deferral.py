@@ -21,7 +21,8 @@ from nats_taskflow.engine.submission import Submission, Unreadable
 from nats_taskflow.errors import Defect
 from nats_taskflow.flow.conditions import ExternalEvent, nodes
 from nats_taskflow.flow.model import Flow, Pair
-from nats_taskflow.flow.stimuli import DeadlinePassed, ExpireHeld, Policy, Reply, RequestRefused, StartFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import DeadlinePassed, ExpireHeld, Reply, RequestRefused, StartFlow
 from nats_taskflow.flow.view import World
 from nats_taskflow.tasks import heed_cancellation, keep
 

@@ -23,7 +23,8 @@ from nats_taskflow.engine.portion import decided
 from nats_taskflow.engine.queue import Job, Queue
 from nats_taskflow.engine.submission import Original, Submission, SubmissionOutcome, Unreadable
 from nats_taskflow.errors import FlowError, Internal, Refusal, RevisionMismatch, Unavailable
-from nats_taskflow.flow.stimuli import FollowUp, Policy, Stimulus
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import FollowUp, Stimulus
 from nats_taskflow.futures import fail, fail_all, new_future, resolve, run_shielded
 from nats_taskflow.store.port import LostRace, Store, Work
 from nats_taskflow.store.records import Batch

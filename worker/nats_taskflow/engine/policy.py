@@ -7,7 +7,7 @@ from functools import partial
 from nats_taskflow.config import Config
 from nats_taskflow.engine.payload_schema import accepts, schema_flaw
 from nats_taskflow.engine.quota import CommandQuota
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.wire.commands import taken_for_reply
 from nats_taskflow.wire.delegates import Delegates
 from nats_taskflow.wire.replies import ReplyBindings

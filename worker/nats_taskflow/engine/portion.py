@@ -11,7 +11,7 @@ from nats_taskflow.engine.batch import BatchDecision
 from nats_taskflow.engine.deferral import PriorAnswers
 from nats_taskflow.engine.follow_ups import End
 from nats_taskflow.engine.submission import Submission, what_to_load, what_to_load_for_ends
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.store.port import TooHeavy, Transaction
 from nats_taskflow.store.records import ALL, Batch, Loaded
 from nats_taskflow.units import Micros

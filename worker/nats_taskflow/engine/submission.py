@@ -12,6 +12,7 @@ from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.conditions import ExternalEvent, FlowEnds, from_value, nodes
 from nats_taskflow.flow.decision import OutcomeName
 from nats_taskflow.flow.model import Flow, FlowStep
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.quota import bounded_agent
 from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
@@ -23,7 +24,6 @@ from nats_taskflow.flow.stimuli import (
     ObserveStep,
     ParentCancelled,
     ParkFlow,
-    Policy,
     Reply,
     RequestRefused,
     ResumeFlow,

@@ -11,7 +11,8 @@ from nats_taskflow.flow.conditions import FLOW_ENDS, from_value, open_nodes
 from nats_taskflow.flow.decision import Decision, Draft, FlowChange, View
 from nats_taskflow.flow.end import EndedBy, cancel, satisfy
 from nats_taskflow.flow.model import Flow, Waiter
-from nats_taskflow.flow.stimuli import Caller, EndOfFlow, ParentCancelled, Policy
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Caller, EndOfFlow, ParentCancelled
 from nats_taskflow.units import Micros
 
 _NAMES = 1024

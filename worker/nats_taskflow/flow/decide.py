@@ -30,6 +30,7 @@ from nats_taskflow.flow.match import match
 from nats_taskflow.flow.model import Flow, FlowStep
 from nats_taskflow.flow.park import park
 from nats_taskflow.flow.payload_check import too_large
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.quota import within_quota
 from nats_taskflow.flow.stimuli import (
     WORKER,
@@ -46,7 +47,6 @@ from nats_taskflow.flow.stimuli import (
     ObserveStep,
     ParentCancelled,
     ParkFlow,
-    Policy,
     Reply,
     RequestCancel,
     RequestRefused,

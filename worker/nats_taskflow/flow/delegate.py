@@ -12,10 +12,10 @@ from nats_taskflow.flow.decision import Decision, View
 from nats_taskflow.flow.end import notice
 from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.model import DelegateMessage, Flow
-from nats_taskflow.flow.normalize import settle
-from nats_taskflow.flow.park import park_on, with_outgoing
+from nats_taskflow.flow.park import normalize, park_on, with_outgoing
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.request_headers import DEADLINE, HOPS, REPLY_SUBJECT, asker
-from nats_taskflow.flow.stimuli import DelegateFlow, Policy, RequestRefused
+from nats_taskflow.flow.stimuli import DelegateFlow, RequestRefused
 from nats_taskflow.units import Micros, rfc3339, to_micros
 
 
@@ -33,7 +33,7 @@ def delegate(command: DelegateFlow, flow: Flow, view: View, now: Micros, policy:
     }
     wait |= {"on_timeout": command.on_timeout} | {name: value for name, value in bounds.items() if value is not None}
     try:
-        condition = settle(parse(wait), now, policy, command.correlation_id)
+        condition = normalize(parse(wait), now, policy, command.correlation_id)
     except msgspec.ValidationError as bad:
         return InvalidRequest(f"delegate: {bad}", path="/" + str(bad).rpartition("`$.")[2].rstrip("`"))
     except FlowError as refused:

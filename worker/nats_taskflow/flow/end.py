@@ -25,8 +25,9 @@ from nats_taskflow.flow.decision import Decision, Draft, OutcomeName
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import DelegateMessage, Flow, Pair
 from nats_taskflow.flow.payload_check import payload_refusal
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.request_headers import asker
-from nats_taskflow.flow.stimuli import Caller, Policy, ResumeFlow
+from nats_taskflow.flow.stimuli import Caller, ResumeFlow
 from nats_taskflow.units import Micros, rfc3339
 
 TIMED_OUT = "wait timed out"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from nats_taskflow.flow.model import HeldReply
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 
 AT_ONCE = 2
 """How many replies a new one may displace: more than one, so that a quota that was lowered is met in time."""

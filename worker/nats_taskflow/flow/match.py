@@ -15,7 +15,8 @@ from nats_taskflow.flow.end import EndedBy, cancel, condition_of, pass_time, sat
 from nats_taskflow.flow.held_quota import displaced_by
 from nats_taskflow.flow.model import Flow, HeldReply, Waiter
 from nats_taskflow.flow.payload_check import payload_refusal
-from nats_taskflow.flow.stimuli import WORKER, Caller, Policy, Reply
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import WORKER, Caller, Reply
 from nats_taskflow.units import Micros
 
 _RANK: dict[OutcomeName, int] = {"late": 0, "progressed": 1, "resumed": 2}

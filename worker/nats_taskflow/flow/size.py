@@ -8,7 +8,8 @@ import msgspec
 
 from nats_taskflow.errors import FlowError, TooLarge
 from nats_taskflow.flow.decision import Decision
-from nats_taskflow.flow.stimuli import Policy, Reply, Stimulus
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Reply, Stimulus
 
 _ENCODER = msgspec.json.Encoder()
 

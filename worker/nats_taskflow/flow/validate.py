@@ -29,13 +29,13 @@ from nats_taskflow.flow.conditions import (
 from nats_taskflow.flow.decision import View
 from nats_taskflow.flow.ids import agent_of, bad_id
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.text import TYPES, counted, meant, shown
 from nats_taskflow.units import Micros, to_micros, to_the_second
 
 
 def check(condition: WaitCondition, flow: Flow, view: View, now: Micros, policy: Policy) -> FlowError | None:
-    """Return why the settled condition cannot be waited for, or None (SEMANTICS 3, last paragraph)."""
+    """Return why the normalized condition cannot be waited for, or None (SEMANTICS 3, last paragraph)."""
     walked = list(nodes(condition))
     if max(node.depth for node in walked) > MAX_DEPTH:
         return InvalidRequest(f"a wait condition nests at most {MAX_DEPTH} deep", path="/wait_condition")

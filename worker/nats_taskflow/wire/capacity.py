@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 
 WHOLE = 512 * 1024
 """A broker that carries this much carries everything that the contract allows."""
