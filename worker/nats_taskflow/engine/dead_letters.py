@@ -8,6 +8,7 @@ from nats_taskflow.engine.submission import Original, Submission
 from nats_taskflow.flow.decision import RejectedHeld
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.units import Micros
+from nats_taskflow.wire.headers import CORRELATION_ID, EVENT_ID
 
 
 def letter_of(submission: Submission, raw: Original, reason: str, message: str, now: Micros) -> DeadLetter:
@@ -33,7 +34,7 @@ def letter_of_held(spoiled: RejectedHeld, now: Micros) -> DeadLetter:
         subject=held.topic,
         stream="",
         seq=None,
-        headers={"Correlation-Id": held.correlation_id, "Event-Id": held.event_id},
+        headers={CORRELATION_ID: held.correlation_id, EVENT_ID: held.event_id},
         body=b"" if held.payload is msgspec.UNSET else msgspec.json.encode(held.payload),
         at_us=now,
     )

@@ -11,7 +11,7 @@ from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest, TopicNotB
 from nats_taskflow.flow.stimuli import Reply, RequestRefused
 from nats_taskflow.wire import json_pointer, limits
 from nats_taskflow.wire.acknowledgements import acknowledgement_in
-from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, find, trace_of
+from nats_taskflow.wire.headers import CORRELATION_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, find, trace_of
 from nats_taskflow.wire.inbound import Identity, Ignored, Inbound, Unusable, digest, reason_of
 from nats_taskflow.wire.reply_bindings import Binding, check_bindings
 from nats_taskflow.wire.reply_message import ReplyMessage, checked_id, encodable, event_id_of, flow_named_by, open_reply, value_of_bytes
@@ -48,7 +48,7 @@ class ReplyBindings:
     """
 
     def __init__(
-        self, bindings: Iterable[Binding], subjects: Subjects, *, correlation_headers: tuple[str, ...] = ("Correlation-Id",)
+        self, bindings: Iterable[Binding], subjects: Subjects, *, correlation_headers: tuple[str, ...] = (CORRELATION_ID,)
     ) -> None:
         self.configured = tuple(bindings)
         check_bindings(self.configured, subjects)
