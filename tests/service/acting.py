@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, Unreadable
+from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, UnreadableMessage
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.conditions import Timer, to_value
 from nats_taskflow.flow.model import Flow
@@ -91,7 +91,7 @@ class Inlet:
         self.taken += 1
         raw = RawMessage(subject=subject, headers=headers, body=body)
         if isinstance(verdict, Unusable):
-            what = Unreadable(error=verdict.error, reason=verdict.reason)
+            what = UnreadableMessage(error=verdict.error, reason=verdict.reason)
             return await self._run.engine.submit(what, verdict.identity, source=self._stream, seq=place, raw=raw)
         return await self._run.engine.submit(verdict.stimulus, verdict.identity, source=self._stream, seq=place, raw=raw)
 

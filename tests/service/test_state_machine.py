@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
-from nats_taskflow.flow.fold import fold, folded
+from nats_taskflow.flow.fold import fold, fold_journal
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.stimuli import (
@@ -530,7 +530,7 @@ class Machine(RuleBasedStateMachine):
         """Read every journal whole, through the store."""
         for flow_id in self.model.flows:
             page = self.run(self.store.list_events(flow_id, limit=10_000))
-            assert folded(page.items) == self.run(self.store.get(flow_id))
+            assert fold_journal(page.items) == self.run(self.store.get(flow_id))
         self.database.close()
 
 

@@ -14,18 +14,18 @@ from nats_taskflow.engine.dead_letters import letter_of, letter_of_held
 from nats_taskflow.engine.dedupe import same_message, shown_id
 from nats_taskflow.engine.deferral import NO_ANSWERS, NOTHING_BEFORE, Deferral, PriorAnswers, Questions, keys_of
 from nats_taskflow.engine.follow_ups import End, FollowUps
-from nats_taskflow.engine.submission import Submission, SubmissionOutcome, Unreadable
+from nats_taskflow.engine.submission import Submission, SubmissionOutcome, UnreadableMessage
 from nats_taskflow.errors import Conflict, FlowError, Internal, QuotaExceeded
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision, OutcomeName, RejectedHeld
 from nats_taskflow.flow.end import due_of
 from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.flow.policy import Policy
-from nats_taskflow.flow.size import bounded
+from nats_taskflow.flow.size import within_size
 from nats_taskflow.flow.stimuli import CancelFlow, FollowUp, ParentCancelled, Reply, Stimulus
 from nats_taskflow.store.records import Batch, FlowWrite, InboxRow, Loaded
 from nats_taskflow.units import Micros
-from nats_taskflow.wire.outcomes import EXPIRED, kept, refused, reply_outcome
+from nats_taskflow.wire.outcomes import EXPIRED, encode_for_storage, encode_refused, encode_reply_outcome
 
 
 class BatchDecision:
@@ -82,7 +82,7 @@ class BatchDecision:
 
     def _ask(self, submission: Submission) -> None:
         """Find out what a submission that has to stay behind another one would ask, so that all answers are found at once."""
-        if not isinstance(submission.what, Unreadable | FollowUp):
+        if not isinstance(submission.what, UnreadableMessage | FollowUp):
             with contextlib.suppress(Internal):
                 decide(submission.what, self._loaded.world, self._now, self._policy)
 
@@ -97,20 +97,20 @@ class BatchDecision:
         known = self._known(submission)
         if known is not None:
             return known
-        if isinstance(submission.what, Unreadable):
+        if isinstance(submission.what, UnreadableMessage):
             return self._refuse(submission, submission.what)
         if isinstance(submission.what, FollowUp):
             return self._follow_up(submission.what)
         try:
-            decision = bounded(submission.what, decide(submission.what, self._loaded.world, self._now, self._policy), self._policy)
+            decision = within_size(submission.what, decide(submission.what, self._loaded.world, self._now, self._policy), self._policy)
         except Internal as unreadable:
             # The row is set aside and reported; the message is not used up by somebody else's damage.
             self._loaded.world.unreadable.setdefault(unreadable.details["flow_id"], unreadable.message)
-            return SubmissionOutcome(name="rejected", error=unreadable, result=refused(unreadable))
+            return SubmissionOutcome(name="rejected", error=unreadable, result=encode_refused(unreadable))
         if self._questions.open:
             return None
         if isinstance(decision, FlowError):
-            return self._record(submission, SubmissionOutcome(name="rejected", error=decision, result=refused(decision)))
+            return self._record(submission, SubmissionOutcome(name="rejected", error=decision, result=encode_refused(decision)))
         part = self._part_of(submission.what, decision)
         if part is not None:
             self._apply(part)
@@ -156,17 +156,17 @@ class BatchDecision:
         """Keep what came under a used id as a dead letter; the first one stays (SEMANTICS R5)."""
         said = "this id was used before with another body: the first one counts; send this under a new id"
         error = Conflict(said, id=shown_id(submission))
-        outcome = SubmissionOutcome(name="conflict", error=error, result=refused(error), repeat=True)
+        outcome = SubmissionOutcome(name="conflict", error=error, result=encode_refused(error), repeat=True)
         self._bury(submission, "conflict", error.message)
         self._note(submission, "conflict", outcome.result)
         return outcome
 
-    def _refuse(self, submission: Submission, useless: Unreadable) -> SubmissionOutcome:
+    def _refuse(self, submission: Submission, useless: UnreadableMessage) -> SubmissionOutcome:
         """Record a message that could not be read: dead where it could not even be attributed, rejected where its sender can ask."""
         if useless.reason is not None:
             self._bury(submission, useless.reason, useless.error.message)
         name: OutcomeName = "rejected" if useless.reason is None else "dead"
-        return self._record(submission, SubmissionOutcome(name=name, error=useless.error, result=refused(useless.error)))
+        return self._record(submission, SubmissionOutcome(name=name, error=useless.error, result=encode_refused(useless.error)))
 
     def _bury(self, submission: Submission, reason: str, message: str) -> None:
         """Add the whole message to the dead letters."""
@@ -179,9 +179,9 @@ class BatchDecision:
         result = b""
         if submission.identity is not None:
             if isinstance(submission.what, Reply):
-                result = reply_outcome(decision.outcome, decision.flow)
+                result = encode_reply_outcome(decision.outcome, decision.flow)
             elif decision.flow is not None:
-                result = kept(decision.flow, decision.step)
+                result = encode_for_storage(decision.flow, decision.step)
         return SubmissionOutcome(name=decision.outcome, result=result, flow=decision.flow, step=decision.step)
 
     def _apply(self, decision: Decision) -> None:
@@ -204,7 +204,7 @@ class BatchDecision:
             batch.opened.extend((waiter, True) for waiter in change.opened)
         batch.refused.extend(decision.refused)
         for taken in decision.taken:
-            result = reply_outcome(taken.outcome, decision.flow)
+            result = encode_reply_outcome(taken.outcome, decision.flow)
             batch.taken.append((taken.held, taken.outcome, result))
             self._let_go(taken.held, taken.outcome, result)
         for spoiled in decision.spoiled:
@@ -220,7 +220,7 @@ class BatchDecision:
     def _spoil(self, spoiled: RejectedHeld) -> None:
         """Bury a held reply that its wait does not accept."""
         held = spoiled.held
-        result = reply_outcome("rejected", None)
+        result = encode_reply_outcome("rejected", None)
         self._batch.spoiled.append((held, letter_of_held(spoiled, self._now), result))
         self._let_go(held, "rejected", result)
 
@@ -269,7 +269,7 @@ class BatchDecision:
             told = changed.get((submission.digest, outcome.result))
             if told is None and isinstance(submission.what, CancelFlow) and outcome.flow is not None and outcome.error is None:
                 children = self._aftermath.children_of(submission.what.flow_id)
-                told = kept(outcome.flow, cancelled_children=children) if children is not None else None
+                told = encode_for_storage(outcome.flow, cancelled_children=children) if children is not None else None
                 if told is not None and submission.identity is not None:
                     changed[submission.digest, outcome.result] = told
             if told is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nats_taskflow.engine.submission import Submission, Unreadable
+from nats_taskflow.engine.submission import Submission, UnreadableMessage
 from nats_taskflow.store.records import InboxRow
 
 
@@ -16,7 +16,7 @@ def same_message(submission: Submission, rows: Iterable[InboxRow]) -> InboxRow |
     """
     if not rows:
         return None
-    given_up = isinstance(submission.what, Unreadable) and submission.what.reason == "poison"
+    given_up = isinstance(submission.what, UnreadableMessage) and submission.what.reason == "poison"
     known = {submission.digest, submission.digest_unread}
     return next((row for row in rows if given_up or row.digest in known), None)
 

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nats_taskflow.engine.submission import Submission, Unreadable
+from nats_taskflow.engine.submission import Submission, UnreadableMessage
 from nats_taskflow.errors import Defect
 from nats_taskflow.flow.conditions import ExternalEvent, nodes
 from nats_taskflow.flow.model import Flow, Pair
 from nats_taskflow.flow.policy import Policy
-from nats_taskflow.flow.stimuli import DeadlinePassed, ExpireHeld, Reply, RequestRefused, StartFlow
+from nats_taskflow.flow.stimuli import DeadlinePassed, ExpireHeld, Reply, RequestNotStored, StartFlow
 from nats_taskflow.flow.view import World
 from nats_taskflow.tasks import heed_cancellation, keep
 
@@ -176,7 +176,7 @@ def keys_of(submission: Submission, world: World) -> set[Hashable]:
         keys |= {what.flow_id, *_pairs(world.flows.get(what.flow_id))}
     elif identity is not None:
         keys.add(identity.scope)
-    elif not isinstance(what, Unreadable | StartFlow | ExpireHeld | RequestRefused):
+    elif not isinstance(what, UnreadableMessage | StartFlow | ExpireHeld | RequestNotStored):
         keys.add(("", what.flow_id))  # commands within the process: those on one flow in their order
     return keys
 

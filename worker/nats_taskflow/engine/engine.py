@@ -21,7 +21,7 @@ import structlog
 from nats_taskflow.engine.deferral import Deferrals
 from nats_taskflow.engine.portion import decided
 from nats_taskflow.engine.queue import Job, Queue
-from nats_taskflow.engine.submission import Original, Submission, SubmissionOutcome, Unreadable
+from nats_taskflow.engine.submission import Original, Submission, SubmissionOutcome, UnreadableMessage
 from nats_taskflow.errors import FlowError, Internal, Refusal, RevisionMismatch, Unavailable
 from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.stimuli import FollowUp, Stimulus
@@ -83,7 +83,7 @@ class Engine:
 
     def submit(
         self,
-        what: Stimulus | FollowUp | Unreadable,
+        what: Stimulus | FollowUp | UnreadableMessage,
         identity: Identity | None = None,
         *,
         source: str = "local",

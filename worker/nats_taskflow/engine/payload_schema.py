@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.engine.json_schema import Check, Misfit, UnusableSchema, compiled
+from nats_taskflow.engine.json_schema import Check, Misfit, UnusableSchema, compile_schema
 from nats_taskflow.text import counted
 
 MAX_BYTES = 16 * 1024
@@ -55,7 +55,7 @@ def _known(text: bytes) -> _Known:
     """Compile a schema, once."""
     schema = msgspec.json.decode(text)
     try:
-        return _Known(_parts(schema, MAX_BYTES), compiled(schema))
+        return _Known(_parts(schema, MAX_BYTES), compile_schema(schema))
     except UnusableSchema as bad:
         return _Known(flaw=str(bad))
 

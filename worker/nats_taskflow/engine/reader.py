@@ -7,8 +7,8 @@ from collections.abc import Callable
 from nats_taskflow.bus.port import Delivery
 from nats_taskflow.engine.quota import UNMETERED, CommandQuota
 from nats_taskflow.units import Micros
-from nats_taskflow.wire.codec import read_command, stray
-from nats_taskflow.wire.inbound import Ignored, Inbound, Mint, Unusable, refused_verdict
+from nats_taskflow.wire.codec import read_command, refuse_stray
+from nats_taskflow.wire.inbound import Ignored, Inbound, Mint, Unusable, refuse
 from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.subjects import Subjects
 
@@ -31,10 +31,10 @@ def make_reader(
         if subject.startswith(commands):
             parsed = subjects.parse_command(subject)
             if parsed is None:
-                return stray(subject)
+                return refuse_stray(subject)
             verdict = read_command(*parsed, delivery.body, delivery.headers, mint, require_id=True, subjects=subjects)
             refusal = quota.refusal(parsed[0], len(delivery.body), delivery.arrived_us)
-            return verdict if refusal is None else refused_verdict(verdict, refusal)
+            return verdict if refusal is None else refuse(verdict, refusal)
         place = {"stream": delivery.stream, "seq": delivery.seq, "arrived_us": delivery.arrived_us - offset()}
         return bindings.read(subject, delivery.headers, delivery.body, **place)  # type: ignore[arg-type]  # place's values fit
 

@@ -25,24 +25,24 @@ class StoredOutcomes:
 
     async def told(self, outcome: SubmissionOutcome, turn: Turn) -> bytes:
         """Return what whoever asked is told of an outcome; with what is large in it when it is their turn."""
-        light = outcomes.light(outcome.result)
+        light = outcomes.read_light(outcome.result)
         if light is None:
             return outcome.result
         await turn()
         if outcome.flow is not None:
-            return outcomes.refilled(light, outcome.flow, outcome.step)
+            return outcomes.encode_whole(light, outcome.flow, outcome.step)
         return await self.whole(outcome.result)
 
     async def whole(self, result: bytes) -> bytes:
         """Return a stored outcome as it was first told; where what it was made of is gone or too long to go through, as it is stored."""
-        light = outcomes.light(result)
+        light = outcomes.read_light(result)
         if light is None:
             return result
         flow = await self._flow_at(light.flow.id, light.flow.revision)
         step = await self._step_of(light)
         if flow is None or (step is None and light.step):
             return result
-        return outcomes.refilled(light, flow, step)
+        return outcomes.encode_whole(light, flow, step)
 
     async def _flow_at(self, flow_id: str, revision: int) -> Flow | None:
         """Return the flow as it was at a revision: its row, or what its journal adds up to until then."""
@@ -66,4 +66,4 @@ class StoredOutcomes:
         if not light.step:
             return None
         step = await self._reads.get_step(light.flow.id, light.step.run_id)
-        return step if step is not None and outcomes.is_of(light.step, step) else None
+        return step if step is not None and outcomes.is_shown_by(light.step, step) else None

@@ -25,7 +25,7 @@ from nats_taskflow.flow.stimuli import (
     ParentCancelled,
     ParkFlow,
     Reply,
-    RequestRefused,
+    RequestNotStored,
     ResumeFlow,
     StartFlow,
     Stimulus,
@@ -70,7 +70,7 @@ class RawMessage(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
 
 
-class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
+class UnreadableMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message nothing can be done with: `reason` is its dead letter's token; None where the refusal alone is its outcome."""
 
     error: FlowError
@@ -84,7 +84,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     that may kill the process; at most so many of them share a transaction, with nobody else. 0: it is no suspect. `size`: bytes that came.
     """
 
-    what: Stimulus | FollowUp | Unreadable
+    what: Stimulus | FollowUp | UnreadableMessage
     identity: Identity | None
     source: str
     seq: int | None
@@ -121,14 +121,14 @@ def what_to_load(submissions: list[Submission], policy: Policy) -> Needs:
     return needs
 
 
-def _need(stimulus: Stimulus | FollowUp | Unreadable, needs: Needs) -> None:
+def _need(stimulus: Stimulus | FollowUp | UnreadableMessage, needs: Needs) -> None:
     """Add what one stimulus looks at."""
     match stimulus:
-        case Unreadable():
+        case UnreadableMessage():
             return
         case Reply():
             _need_reply(stimulus, needs)
-        case RequestRefused():
+        case RequestNotStored():
             needs.pairs.add((stimulus.topic, stimulus.correlation_id))
         case StartFlow():
             _need_start(stimulus, needs)

@@ -61,7 +61,7 @@ class HeldCounts(msgspec.Struct):
         topics[held.topic] = topics.get(held.topic, 0) + by
 
 
-def displaced_by(new: HeldReply, holdings: HeldCounts, policy: Policy) -> tuple[DisplacedReply, ...]:
+def displace(new: HeldReply, holdings: HeldCounts, policy: Policy) -> tuple[DisplacedReply, ...]:
     """Return what has to go so that the new reply may be held."""
     gone: list[DisplacedReply] = []
     for _ in range(AT_ONCE):

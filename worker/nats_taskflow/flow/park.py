@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from nats_taskflow.errors import FlowError, Internal, InvalidRequest, WaitConflict
-from nats_taskflow.flow.cascade import end_of
+from nats_taskflow.flow.cascade import describe_end
 from nats_taskflow.flow.conditions import (
     FLOW_ENDS,
     Composite,
@@ -35,7 +35,7 @@ from nats_taskflow.flow.model import DelegateMessage, Flow, HeldReply, Waiter
 from nats_taskflow.flow.payload_check import payload_refusal
 from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.stimuli import Caller, Command, ParkFlow
-from nats_taskflow.flow.validate import check, misspelled, relocate
+from nats_taskflow.flow.validate import check, relocate, spelling_refusal
 from nats_taskflow.units import Micros, parse_duration, to_datetime
 
 MAX_WAITERS = 500
@@ -49,7 +49,7 @@ def park(command: ParkFlow, flow: Flow, view: View, now: Micros, policy: Policy)
     try:
         condition = normalize(parse(command.condition), now, policy, command.nonce)
     except msgspec.ValidationError as bad:
-        return misspelled(bad, command.condition)
+        return spelling_refusal(bad, command.condition)
     except FlowError as refused:
         return refused
     for node in nodes(condition):
@@ -209,7 +209,7 @@ def _meet_ended(draft: Draft, view: View, condition: WaitCondition, policy: Poli
             continue
         ended = view.flow(node.condition.flow_id)
         if ended is not None and ended.terminal:
-            satisfy(draft, node.leaf or 0, end_of(ended, draft.flow, policy), _end_source(ended))
+            satisfy(draft, node.leaf or 0, describe_end(ended, draft.flow, policy), _end_source(ended))
 
 
 def _end_source(ended: Flow) -> EndedBy:

@@ -14,7 +14,7 @@ from nats_taskflow.flow.stimuli import Reply, Stimulus
 _ENCODER = msgspec.json.Encoder()
 
 
-def bounded(stimulus: Stimulus, decision: Decision | FlowError, policy: Policy) -> Decision | FlowError:
+def within_size(stimulus: Stimulus, decision: Decision | FlowError, policy: Policy) -> Decision | FlowError:
     """Return the decision, or the refusal of what is too large: a reply's dead letter, a command's error.
 
     Sizes are those of the JSON that is written: a number can be longer there than in the request.

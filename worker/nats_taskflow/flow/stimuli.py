@@ -172,7 +172,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = ""
 
 
-class RequestRefused(msgspec.Struct, frozen=True):
+class RequestNotStored(msgspec.Struct, frozen=True):
     """The stream that captures a delegate's subject has not taken the request that is to be answered on this pair: send it again."""
 
     topic: str
@@ -230,6 +230,6 @@ Stimulus = (
     | MatchHeld
     | ExpireHeld
     | Reply
-    | RequestRefused
+    | RequestNotStored
     | DeadlinePassed
 )

@@ -20,7 +20,7 @@ from nats_taskflow.bus.port import Ack, Bus, ConsumerSpec, Delivery, InProgress,
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.reader import Reader, Verdict
 from nats_taskflow.engine.stored_outcomes import StoredOutcomes
-from nats_taskflow.engine.submission import SubmissionOutcome, Unreadable
+from nats_taskflow.engine.submission import SubmissionOutcome, UnreadableMessage
 from nats_taskflow.errors import FlowError, Internal, Refusal, Unavailable
 from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.services.outcome_sender import OutcomeSender
@@ -179,7 +179,7 @@ class Consumer:
             outcome = self._engine.submit(verdict.refused)
         elif isinstance(verdict, Unusable):
             attributed = verdict.identity is not None and (verdict.decoded or verdict.reason not in _UNREADABLE)
-            useless = Unreadable(error=verdict.error, reason=None if attributed else verdict.reason)
+            useless = UnreadableMessage(error=verdict.error, reason=None if attributed else verdict.reason)
             outcome = self._engine.submit(useless, verdict.identity, raw=delivery, source=source, seq=seq)
         else:
             group = _GROUPS[min(begun, len(_GROUPS) - 1)] if place in self._begun else 0

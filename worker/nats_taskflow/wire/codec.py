@@ -70,7 +70,7 @@ def read_query(agent: str, verb: str, body: bytes) -> Query | FlowError:
     return Query(owner_of(agent, request.session_id), agent, verb, request)
 
 
-def stray(subject: str) -> Unusable:
+def refuse_stray(subject: str) -> Unusable:
     """Refuse a message whose subject names no agent and verb: its tokens are not `[A-Za-z0-9_-]{1,63}`."""
     error = InvalidRequest(f"the subject {shown(subject)} names no agent and verb of 1 to 63 characters A-Z a-z 0-9 _ -", path="")
     return Unusable(reason_of(error), error)

@@ -53,7 +53,7 @@ def build_delegation(request: wire.DelegateRequest, caller: flow.Caller, origin:
     )
 
 
-def taken_for_reply(bindings: ReplyBindings, subject: str, headers: Headers, body: bytes) -> bool:
+def is_taken_for_reply(bindings: ReplyBindings, subject: str, headers: Headers, body: bytes) -> bool:
     """Tell whether the worker would take for a reply what it publishes there itself. What `where` leaves out is none."""
     if not any(covers(binding.subject, subject) for binding in bindings.configured):
         return False
