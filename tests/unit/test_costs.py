@@ -25,7 +25,7 @@ import pytest
 
 from nats_taskflow.bus.port import Bus, Delivery, OutgoingMessage, Published
 from nats_taskflow.doors.flow_manager import FlowManager
-from nats_taskflow.engine import portion
+from nats_taskflow.engine import batch as batches
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.mint import IdMint
 from nats_taskflow.engine.reader import make_reader
@@ -133,7 +133,7 @@ async def inline() -> AsyncIterator[tuple[Running, sqlite3.Connection]]:
     manager = FlowManager(engine)
     committing = asyncio.create_task(engine.run())
     try:
-        with patch.object(portion, "_LONG", 3600.0):  # a busy machine must not cut a batch in two
+        with patch.object(batches, "_LONG", 3600.0):  # a busy machine must not cut a batch in two
             yield Running(store, engine, manager, WaitEngine(manager), clock), database
     finally:
         engine.close()

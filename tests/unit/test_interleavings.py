@@ -135,7 +135,7 @@ def carried_out(before: State, name: str, what: Stimulus, now: int) -> Step:
     identity = Identity("reply", what.key, msgspec.json.encode(what.payload)) if isinstance(what, Reply) else None
     nobody = cast("asyncio.Future[Any]", None)
     deciding.decide(Submission(what=what, identity=identity, source="in", seq=None, done=nobody))
-    batch = deciding.finished()
+    batch = deciding.finish()
     events, folded, is_open = tuple(batch.events), before.folded, before.open
     generations, used = before.generations, before.used
     for event in events:

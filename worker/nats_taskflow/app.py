@@ -268,7 +268,7 @@ def _relays(store: Store, bus: Bus, subjects: Subjects, engine: Engine) -> tuple
     read = read_events(store, subjects)
     told = Relay("events", bus, engine, read=read, heard=lambda batch: bool(batch.events), fresh=events_of_batch(subjects))
     letters, few = read_dead_letters(store, bus, subjects), _BIG_ROWS
-    return told, Relay("dead_letters", bus, engine, read=letters, heard=lambda batch: batch.buries, window=2 * few, chunk=few)
+    return told, Relay("dead_letters", bus, engine, read=letters, heard=lambda batch: batch.adds_dead_letters, window=2 * few, chunk=few)
 
 
 async def _first_kept(bus: Bus, sources: Sequence[ConsumerSpec]) -> Mapping[str, int]:

@@ -1,4 +1,4 @@
-"""Make dead letters: of a message as it came, and of a held reply that its wait does not accept."""
+"""Make dead letters of messages, and of held replies that their waits do not accept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nats_taskflow.wire.headers import CORRELATION_ID, EVENT_ID
 
 
 def letter_of(submission: Submission, raw: Original, reason: str, message: str, now: Micros) -> DeadLetter:
-    """Make the dead letter of a whole message."""
+    """Return the dead letter of a whole message."""
     return DeadLetter(
         reason=reason,
         message=message,
@@ -25,12 +25,12 @@ def letter_of(submission: Submission, raw: Original, reason: str, message: str, 
     )
 
 
-def letter_of_held(spoiled: RejectedHeld, now: Micros) -> DeadLetter:
-    """Make the dead letter of a held reply."""
-    held = spoiled.held
+def letter_of_held(rejected: RejectedHeld, now: Micros) -> DeadLetter:
+    """Return the dead letter of a held reply."""
+    held = rejected.held
     return DeadLetter(
-        reason=spoiled.reason,
-        message=spoiled.message,
+        reason=rejected.reason,
+        message=rejected.message,
         subject=held.topic,
         stream="",
         seq=None,

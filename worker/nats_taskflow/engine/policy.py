@@ -1,4 +1,4 @@
-"""Say what is set about deciding: by the operator, by the reply bindings, and by whose delegates are."""
+"""Build the policy of a worker from its settings, its reply bindings and the owners of its delegates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nats_taskflow.wire.replies import ReplyBindings
 
 
 def quota_of(config: Config) -> CommandQuota:
-    """Return a meter of the commands of one door, by the quotas that are set."""
+    """Return the command quota of one door, by the settings."""
     return CommandQuota(commands=config.quotas.commands_per_second, size=config.quotas.command_bytes_per_second)
 
 

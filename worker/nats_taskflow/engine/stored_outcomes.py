@@ -1,4 +1,4 @@
-"""Put back into outcomes what they are stored without: a stored one has a bounded size, whatever its flow weighs (SEMANTICS 6)."""
+"""Complete stored outcomes: they are kept in a bounded size, without heavy states, and answered whole (SEMANTICS 6)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from nats_taskflow.wire.answers import AppliedAnswer
 Turn = Callable[[], Awaitable[None]]
 _AT_ONCE = 1000
 _PAGES = 8
-"""How much of a journal is folded for one answer, each page of 512 KiB: with more before it, an outcome is told as it is stored."""
+"""Pages of the journal, of 512 KiB each, that are folded for one answer. Of a longer one, the outcome is answered as it is stored."""
 
 
 class StoredOutcomes:
-    """Tells outcomes whole: a repeat as it was told the first time, byte for byte."""
+    """Answers with whole outcomes: a repeat gets the bytes of the first answer."""
 
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
 
     async def told(self, outcome: SubmissionOutcome, turn: Turn) -> bytes:
-        """Return what whoever asked is told of an outcome; with what is large in it when it is their turn."""
+        """Return the answer to an outcome. What is heavy in it is read when it is the asker's turn."""
         light = outcomes.read_light(outcome.result)
         if light is None:
             return outcome.result
@@ -34,7 +34,7 @@ class StoredOutcomes:
         return await self.whole(outcome.result)
 
     async def whole(self, result: bytes) -> bytes:
-        """Return a stored outcome as it was first told; where what it was made of is gone or too long to go through, as it is stored."""
+        """Return a stored outcome as it was first answered; as it is stored, where its flow is gone or its journal too long."""
         light = outcomes.read_light(result)
         if light is None:
             return result
@@ -62,7 +62,7 @@ class StoredOutcomes:
         return None
 
     async def _step_of(self, light: AppliedAnswer) -> FlowStep | None:
-        """Return the observed run that an outcome tells of, unless it was observed again since."""
+        """Return the observed run in an outcome, unless it was observed again since."""
         if not light.step:
             return None
         step = await self._reads.get_step(light.flow.id, light.step.run_id)

@@ -75,7 +75,7 @@ class Consumer:
         self._pulling: asyncio.Timeout | None = None
         self._sender = OutcomeSender(bus, StoredOutcomes(engine.store.queries))
         self._log = structlog.get_logger("consumer").bind(stream=source.stream, consumer=source.consumer)
-        engine.when_back(bus.wake)
+        engine.on_store_recovered(bus.wake)
 
     async def recover(self) -> None:
         """Find out what the last run had in hand, and have it delivered again at once; see `Recovery.begin`."""
