@@ -11,7 +11,7 @@ import msgspec
 
 from nats_taskflow.doors.flow_manager import CreateManagedInput, FlowManager
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.units import Micros, to_datetime, to_micros

@@ -17,8 +17,9 @@ from nats_taskflow.config import Config
 from nats_taskflow.doors.api import Api
 from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.mint import IdMint, reader
+from nats_taskflow.engine.mint import IdMint
 from nats_taskflow.engine.policy import policy_of
+from nats_taskflow.engine.reader import make_reader
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.services.consumer import Consumer
 from nats_taskflow.services.dispatcher import Dispatcher
@@ -129,7 +130,7 @@ async def serving(
     def watch(verb: str, outcome: str) -> None:
         watched.append((verb, outcome))
 
-    read = reader(subjects, bindings, mint)
+    read = make_reader(subjects, bindings, mint)
     consumers = [Consumer(bus, engine, source, read=read, watch=watch, recovered=store.recovered) for source in sources]
     served = Served(Running(store, engine, manager, WaitEngine(manager), clock), bus, Dispatcher(bus, engine), watched)
     committing = asyncio.create_task(engine.run())

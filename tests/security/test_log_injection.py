@@ -17,8 +17,9 @@ from nats_taskflow.config import LogConfig
 from nats_taskflow.engine.mint import IdMint
 from nats_taskflow.errors import BusLost, FlowError, InvalidRequest
 from nats_taskflow.observe.log import LogEvent, configure_logging, logger
-from nats_taskflow.wire.codec import Unusable, read_command
+from nats_taskflow.wire.codec import read_command
 from nats_taskflow.wire.headers import one_line
+from nats_taskflow.wire.inbound import Unusable
 from tests.e2e.stage import encoded
 
 HOSTILE = (

@@ -79,7 +79,7 @@ PLACES = (
     Place(WorkerProbes, "_look"),
     Place(WorkerProbes, "_survey"),
     Place(JetStreamBus, "backlog"),
-    Place(Deferrals, "_find"),
+    Place(Deferrals, "_check"),
     Place(SubscriptionRenewal, "_run"),
     Place(systemd, "_ailment"),
     Place(uvicorn.Server, "on_tick"),

@@ -19,12 +19,12 @@ from structlog.testing import capture_logs
 from nats_taskflow.bus.memory.bus import StoredMessage
 from nats_taskflow.bus.port import ConsumerSpec, Delivery, InProgress
 from nats_taskflow.engine import engine
+from nats_taskflow.engine.reader import Verdict
 from nats_taskflow.errors import ConsumerTaken, StoreBroken, Unavailable
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import FinishFlow
 from nats_taskflow.services import consumer, ordered_publisher, relay
-from nats_taskflow.services.consumer import Verdict
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.units import rfc3339

@@ -13,8 +13,9 @@ from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.stimuli import CancelFlow as Cancel
-from nats_taskflow.flow.stimuli import ParkFlow, Policy, Reply, RequestCancel, StartFlow, Stimulus
+from nats_taskflow.flow.stimuli import ParkFlow, Reply, RequestCancel, StartFlow, Stimulus
 from nats_taskflow.flow.view import World
 from nats_taskflow.units import SECOND, Micros, to_datetime
 from tests.pages import ROOT, pages

@@ -35,7 +35,8 @@ from nats_taskflow.flow.end import due_of
 from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.stimuli import ParkFlow, Policy
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import ParkFlow
 from nats_taskflow.flow.view import World
 from nats_taskflow.units import to_micros
 

@@ -15,7 +15,8 @@ from nats_taskflow.errors import Forbidden, InvalidRequest, TopicNotBound
 from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.wire.inbound import REASONS, Ignored, Inbound, Unusable
-from nats_taskflow.wire.replies import Binding, ReplyBindings, check_bindings
+from nats_taskflow.wire.replies import ReplyBindings
+from nats_taskflow.wire.reply_bindings import Binding, check_bindings
 from nats_taskflow.wire.subjects import Subjects
 
 FLOW = "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f"

@@ -27,8 +27,9 @@ from nats_taskflow.doors.api import Api
 from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.doors.http.health import Check, HealthServer
 from nats_taskflow.engine.engine import Clock, Engine
-from nats_taskflow.engine.mint import IdMint, reader
-from nats_taskflow.engine.policy import meter_of, policy_of
+from nats_taskflow.engine.mint import IdMint
+from nats_taskflow.engine.policy import policy_of, quota_of
+from nats_taskflow.engine.reader import make_reader
 from nats_taskflow.errors import Defect, Refusal, StoreBroken, root_of
 from nats_taskflow.observe.line_writer import LineWriter
 from nats_taskflow.observe.log import LogEvent, configure_logging, logger
@@ -234,11 +235,11 @@ def compose(
     clock: Clock,
 ) -> Services:
     """Wire the services to their adapters."""
-    policy = capacity.lowered(policy_of(config, bindings), bus.max_payload)
+    policy = capacity.lower(policy_of(config, bindings), bus.max_payload)
     mint, subjects = IdMint(), Subjects(config.subjects.prefix)
     engine = Engine(store, clock=clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
     engine.listen(tracker.committed)
-    read = reader(subjects, bindings, mint, lambda: bus.offset, meter_of(config))
+    read = make_reader(subjects, bindings, mint, lambda: bus.offset, quota_of(config))
     consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
     told, buried = _relays(store, bus, subjects, engine)
     relays = [told, buried]
@@ -267,7 +268,7 @@ def _relays(store: Store, bus: Bus, subjects: Subjects, engine: Engine) -> tuple
     read = read_events(store, subjects)
     told = Relay("events", bus, engine, read=read, heard=lambda batch: bool(batch.events), fresh=events_of_batch(subjects))
     letters, few = read_dead_letters(store, bus, subjects), _BIG_ROWS
-    return told, Relay("dead_letters", bus, engine, read=letters, heard=lambda batch: batch.buries, window=2 * few, chunk=few)
+    return told, Relay("dead_letters", bus, engine, read=letters, heard=lambda batch: batch.adds_dead_letters, window=2 * few, chunk=few)
 
 
 async def _first_kept(bus: Bus, sources: Sequence[ConsumerSpec]) -> Mapping[str, int]:
@@ -288,7 +289,7 @@ def _api(
     """Wire the micro service, for agents and operators."""
     across = operators(store, bus, subjects, bindings, engine, tracker.replayed, probes.ready, config.nats.monitor_url)
     carriers = tuple(binding.subject for binding in bindings.configured)
-    size, settled, answered, meter = partial(getattr, bus, "max_payload"), tracker.settled, tracker.answered, meter_of(config)
+    size, settled, answered, meter = partial(getattr, bus, "max_payload"), tracker.settled, tracker.answered, quota_of(config)
     return Api(engine, subjects, IdMint(), across, watch=settled, timed=answered, reply_topics=carriers, max_payload=size, meter=meter)
 
 

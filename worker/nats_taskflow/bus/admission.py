@@ -18,7 +18,7 @@ from nats_taskflow.errors import FlowError, Unavailable
 from nats_taskflow.tasks import Errands
 from nats_taskflow.turns import AdmissionBounds, FairAdmission
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, weight
-from nats_taskflow.wire.outcomes import error_headers, refused
+from nats_taskflow.wire.outcomes import encode_refused, error_headers
 
 INTERNAL = b'{"ok":false,"error":{"code":"internal","message":"the request failed; nothing is known about its effect"}}'
 BUSY = Unavailable("too many requests wait, and most are yours: repeat this one under the same command id when others are answered")
@@ -33,7 +33,7 @@ Handler = Callable[[ServiceRequest], Awaitable[None]]
 
 
 class Admission:
-    """Admits requests to `handler`. `refused`: how many were not, because too much waited."""
+    """Admits requests to `handler`. `encode_refused`: how many were not, because too much waited."""
 
     def __init__(self, handler: Handler, whose: Callable[[str], str]) -> None:
         self._handler = handler
@@ -64,7 +64,7 @@ class Admission:
 
     def _refuse(self, request: ServiceRequest, why: FlowError) -> None:
         """Answer a request that is not carried out."""
-        self._spawn(request.answer(refused(why), error_headers(why)))
+        self._spawn(request.answer(encode_refused(why), error_headers(why)))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task until its end."""

@@ -15,7 +15,7 @@ from nats_taskflow.errors import FlowError
 from nats_taskflow.store.invariants.snapshot import snapshot
 from nats_taskflow.store.sqlite.offline import OfflineReads
 from nats_taskflow.version import program_version
-from nats_taskflow.wire.admin_requests import read_operation
+from nats_taskflow.wire.admin_codec import read_operation
 from nats_taskflow.wire.subjects import Subjects
 
 if TYPE_CHECKING:

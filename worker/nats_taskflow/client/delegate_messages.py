@@ -10,9 +10,22 @@ import msgspec
 
 from nats_taskflow.client.transport import TransportMessage
 from nats_taskflow.errors import FlowError
-from nats_taskflow.flow.request_headers import AGENT, CORRELATION_ID, DEADLINE, FLOW_ID, HOPS, REPLY_SUBJECT, TRACEPARENT
 from nats_taskflow.wire import limits
-from nats_taskflow.wire.headers import MSG_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, find, one_line, weight
+from nats_taskflow.wire.headers import (
+    AGENT,
+    CORRELATION_ID,
+    DEADLINE,
+    FLOW_ID,
+    HOPS,
+    MSG_ID,
+    REPLY_SUBJECT,
+    SERVICE_ERROR,
+    SERVICE_ERROR_CODE,
+    TRACEPARENT,
+    find,
+    one_line,
+    weight,
+)
 
 _ROOM = 512  # for the message id, which is added when it is sent
 

@@ -35,7 +35,7 @@ from nats_taskflow.client.transport import (
     Trouble,
 )
 from nats_taskflow.tasks import Errands
-from nats_taskflow.wire.headers import weight
+from nats_taskflow.wire.headers import MSG_ID, weight
 
 
 class NatsTransport:
@@ -92,7 +92,7 @@ class NatsTransport:
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> PublishReceipt:
         """Store once."""
-        said = {**headers, "Nats-Msg-Id": msg_id} if msg_id else dict(headers)
+        said = {**headers, MSG_ID: msg_id} if msg_id else dict(headers)
         if flaw := self._too_large(body, said):
             raise NotStored(flaw, refused=True)
         try:

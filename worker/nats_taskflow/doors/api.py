@@ -24,10 +24,10 @@ from nats_taskflow.store.records import Page
 from nats_taskflow.turns import AdmissionBounds, FairTurns
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.capacity import WHOLE, page_bytes
-from nats_taskflow.wire.codec import Mint, Query, Unusable, read_command, read_query, stray
+from nats_taskflow.wire.codec import Query, read_command, read_query, refuse_stray
 from nats_taskflow.wire.cursors import read_number
 from nats_taskflow.wire.headers import Headers, trace_of, weight
-from nats_taskflow.wire.inbound import command_scope
+from nats_taskflow.wire.inbound import Mint, Unusable, command_scope
 from nats_taskflow.wire.requests import COMMANDS, QUERIES
 from nats_taskflow.wire.subjects import Subjects
 
@@ -123,16 +123,16 @@ class Api:
             body, error = await self._handled(request, turn)
         except FlowError as refusal:
             error = refusal.bare()
-            body = outcomes.refused(error)
+            body = outcomes.encode_refused(error)
         except Refusal:
             error = Unavailable("the worker is stopping: repeat with the same command id")
-            body = outcomes.refused(error)
+            body = outcomes.encode_refused(error)
         except Exception:  # noqa: BLE001 - whatever our defect is, the asker gets an answer and the log the traceback
             self._log.exception(LogEvent.REQUEST_FAILED, subject=request.subject, traceparent=trace_of(request.headers))
             error = Internal("the worker has a defect; its log says more: repeat with the same command id")
-            body = outcomes.refused(error)
+            body = outcomes.encode_refused(error)
         headers = outcomes.error_headers(error) if error is not None else {}
-        return outcomes.fitting(body, self._max_payload() - weight(headers)), headers
+        return outcomes.fit(body, self._max_payload() - weight(headers)), headers
 
     async def _handled(self, request: ServiceRequest, turn: Turn) -> tuple[bytes, FlowError | None]:
         """Carry out a command or answer a query. Raises the `FlowError` to answer with."""
@@ -141,7 +141,7 @@ class Api:
             return await self._operators.answered(operation, request.body, turn), None
         parsed = self._subjects.parse_api(request.subject)
         if parsed is None:
-            raise stray(request.subject).error
+            raise refuse_stray(request.subject).error
         agent, verb = parsed
         if verb in QUERIES:
             await turn()
@@ -183,7 +183,7 @@ class Api:
 
     async def _status(self, query: Query, asked: Any) -> bytes:
         """Show one flow."""
-        return outcomes.shown(await self._owned(query, asked.flow_id))
+        return outcomes.encode_status(await self._owned(query, asked.flow_id))
 
     async def _list_mine(self, query: Query, asked: Any) -> bytes:
         """List the owner's flows, newest first; with a filter besides status by the operators' way, which bounds how many are looked at."""
@@ -200,16 +200,16 @@ class Api:
             goal=asked.goal,
         )
         if wanted == FlowFilter(owner=query.owner, status=asked.status):
-            return outcomes.flows_page(*await self._flows(query, asked, asked.status))
+            return outcomes.encode_flows(*await self._flows(query, asked, asked.status))
         after = read_number(asked.cursor) or None
         found = await self._reads.find_flows(wanted, limit=asked.limit, after=after)
-        return outcomes.flows_page(*_fit(found, self._budget))
+        return outcomes.encode_flows(*_fit(found, self._budget))
 
     async def _steps(self, query: Query, asked: Any) -> bytes:
         """List a flow's observed runs."""
         flow = await self._owned(query, asked.flow_id)
         page = await self._reads.list_steps(flow.id, limit=asked.limit, after=read_number(asked.cursor))
-        return outcomes.steps_page(page.rows, page.next, budget=self._budget)
+        return outcomes.encode_steps(page.rows, page.next, budget=self._budget)
 
     async def _step(self, query: Query, asked: Any) -> bytes:
         """Show one of a flow's observed runs."""
@@ -217,7 +217,7 @@ class Api:
         step = await self._reads.get_step(flow.id, asked.run_id)
         if step is None:
             raise NotFound(f"no run {asked.run_id} of flow {flow.id} was observed", flow_id=flow.id, run_id=asked.run_id)
-        return outcomes.step_shown(step)
+        return outcomes.encode_step(step)
 
     async def _why(self, query: Query, asked: Any) -> bytes:
         """Explain a flow of the owner's."""
@@ -229,14 +229,14 @@ class Api:
         flow = await self._owned(query, asked.flow_id)
         after = None if asked.cursor is None else read_number(asked.cursor)
         page = await self._reads.list_events(flow.id, limit=asked.limit, after=after, newest=asked.newest)
-        return outcomes.events_page(page.items, page.next, budget=self._budget)
+        return outcomes.encode_events(page.items, page.next, budget=self._budget)
 
     async def _waits(self, query: Query, asked: Any) -> bytes:
         """Show what the owner's flows wait for, or one of them."""
         if asked.flow_id is not None:
             flow = await self._owned(query, asked.flow_id)
-            return outcomes.waits_page([flow] if flow.status is FlowStatus.WAITING else [], None)
-        return outcomes.waits_page(*await self._flows(query, asked, FlowStatus.WAITING))
+            return outcomes.encode_waits([flow] if flow.status is FlowStatus.WAITING else [], None)
+        return outcomes.encode_waits(*await self._flows(query, asked, FlowStatus.WAITING))
 
     async def _flows(self, query: Query, asked: Any, status: FlowStatus | None) -> tuple[list[Flow], int | None]:
         """Return a page of the owner's flows, as many as fit into an answer, and where the next page goes on."""
@@ -255,5 +255,5 @@ class Api:
 
 def _fit(page: Page[Flow], budget: int) -> tuple[list[Flow], int | None]:
     """Return the first flows of a page, as many as fit into an answer, and where the next page goes on."""
-    count = outcomes.flows_that_fit(page.items, budget=budget)
+    count = outcomes.count_fitting_flows(page.items, budget=budget)
     return page.items[:count], page.next if count == len(page.rows) else page.rows[count - 1][0]

@@ -142,7 +142,7 @@ class WorkerProbes:
             published=sum(relay.stored for relay in self._relays if relay.outlet == "events"),
             reconnects=self._bus.reconnects,
             dropped=self._bus.dropped,
-            busy=self._engine.postponed,
+            busy=self._engine.batches_postponed,
             room=await self._store.room(),
         )
 

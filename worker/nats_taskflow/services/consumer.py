@@ -18,8 +18,9 @@ import structlog
 
 from nats_taskflow.bus.port import Ack, Bus, ConsumerSpec, Delivery, InProgress, Nak, PublishFailed, Settlement, Term
 from nats_taskflow.engine.engine import Engine
+from nats_taskflow.engine.reader import Reader, Verdict
 from nats_taskflow.engine.stored_outcomes import StoredOutcomes
-from nats_taskflow.engine.submission import SubmissionOutcome, Unreadable
+from nats_taskflow.engine.submission import SubmissionOutcome, UnreadableMessage
 from nats_taskflow.errors import FlowError, Internal, Refusal, Unavailable
 from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.services.outcome_sender import OutcomeSender
@@ -28,8 +29,8 @@ from nats_taskflow.store.records import NO_SUSPECTS
 from nats_taskflow.tasks import Tasks, repeat
 from nats_taskflow.text import counted
 from nats_taskflow.units import Micros
-from nats_taskflow.wire.codec import Ignored, Inbound, Unusable
 from nats_taskflow.wire.headers import trace_of
+from nats_taskflow.wire.inbound import Ignored, Inbound, Unusable
 
 MAX_ATTEMPTS = 5
 MAX_BYTES_IN_HAND = 4 * 1024 * 1024
@@ -43,8 +44,6 @@ _GROUPS = (0, 100, 10, 1)
 _Place = tuple[int, int]
 """Where a message lies in its stream, and since when: a stream that is made again counts from 1 once more."""
 
-Verdict = Inbound | Unusable | Ignored
-Reader = Callable[[Delivery], Verdict]
 Watcher = Callable[[str, str], None]
 
 
@@ -76,7 +75,7 @@ class Consumer:
         self._pulling: asyncio.Timeout | None = None
         self._sender = OutcomeSender(bus, StoredOutcomes(engine.store.queries))
         self._log = structlog.get_logger("consumer").bind(stream=source.stream, consumer=source.consumer)
-        engine.when_back(bus.wake)
+        engine.on_store_recovered(bus.wake)
 
     async def recover(self) -> None:
         """Find out what the last run had in hand, and have it delivered again at once; see `Recovery.begin`."""
@@ -180,7 +179,7 @@ class Consumer:
             outcome = self._engine.submit(verdict.refused)
         elif isinstance(verdict, Unusable):
             attributed = verdict.identity is not None and (verdict.decoded or verdict.reason not in _UNREADABLE)
-            useless = Unreadable(error=verdict.error, reason=None if attributed else verdict.reason)
+            useless = UnreadableMessage(error=verdict.error, reason=None if attributed else verdict.reason)
             outcome = self._engine.submit(useless, verdict.identity, raw=delivery, source=source, seq=seq)
         else:
             group = _GROUPS[min(begun, len(_GROUPS) - 1)] if place in self._begun else 0

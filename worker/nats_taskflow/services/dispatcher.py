@@ -15,12 +15,12 @@ import structlog
 from nats_taskflow.bus.port import Bus, ForwardedRequest
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
-from nats_taskflow.flow.request_headers import CORRELATION_ID, TRACEPARENT
 from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.store.port import Transaction
 from nats_taskflow.store.records import AGAIN, Batch, DueOutgoing
 from nats_taskflow.tasks import repeat
 from nats_taskflow.units import SECOND, Micros
+from nats_taskflow.wire.headers import CORRELATION_ID, MSG_ID, TRACEPARENT
 
 _AT_ONCE = 256
 _LOOK_EVERY = 5.0
@@ -122,5 +122,5 @@ def _asked(row: DueOutgoing) -> ForwardedRequest:
     """Return the message as the bus takes it; its id is the same each time it is sent, and nobody can know it before."""
     message = row.message
     parts = [message.flow_id, str(message.wait_id), message.kind, *filter(None, [row.nonce])]
-    headers = {**message.headers, "Nats-Msg-Id": ":".join(parts)}
+    headers = {**message.headers, MSG_ID: ":".join(parts)}
     return ForwardedRequest(subject=message.subject, body=message.body, headers=headers, reply=message.reply)

@@ -9,7 +9,7 @@ from nats_taskflow.engine.stored_outcomes import StoredOutcomes
 from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.tasks import Errands
 from nats_taskflow.turns import AdmissionBounds, FairTurns
-from nats_taskflow.wire.outcomes import fitting
+from nats_taskflow.wire.outcomes import fit
 
 _TURNS, _TURNS_EACH = 8, 2
 _MOST = 64
@@ -50,4 +50,4 @@ class OutcomeSender:
 
     async def _publish(self, inbox: str, body: bytes) -> None:
         """Publish, within what the broker carries."""
-        await self._bus.tell(inbox, fitting(body, self._bus.max_payload))
+        await self._bus.tell(inbox, fit(body, self._bus.max_payload))

@@ -15,7 +15,8 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from nats_taskflow.doors.flow_manager import FlowManager, new_id
+from nats_taskflow.doors.flow_manager import FlowManager
+from nats_taskflow.engine.mint import new_id
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
 from nats_taskflow.errors import FlowError, InvalidRequest, Unavailable
 from nats_taskflow.flow.ids import bad_id
@@ -25,7 +26,7 @@ from nats_taskflow.flow.stimuli import DeadlinePassed, FollowUp, Reply
 from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.store.records import ALL, Batch, DueFlow, DueFlows
 from nats_taskflow.units import SECOND, Micros, to_micros
-from nats_taskflow.wire.headers import MSG_ID
+from nats_taskflow.wire.headers import CORRELATION_ID, MSG_ID
 from nats_taskflow.wire.inbound import Identity, digest
 
 _DUE_AT_ONCE = 250
@@ -206,7 +207,7 @@ class WaitEngine:
             flow_id=named,
         )
         identity = Identity(scope="reply", key=key, digest=digest(body, (named or "").encode()))
-        raw = RawMessage(subject=topic, headers={"Correlation-Id": correlation_id, MSG_ID: known}, body=body)
+        raw = RawMessage(subject=topic, headers={CORRELATION_ID: correlation_id, MSG_ID: known}, body=body)
         return await self._engine.submit(reply, identity, raw=raw)
 
     async def run(self, interval: timedelta, shutdown: asyncio.Event) -> None:

@@ -180,7 +180,7 @@ class Batch(msgspec.Struct, kw_only=True):
             yield letter
 
     @property
-    def buries(self) -> bool:
+    def adds_dead_letters(self) -> bool:
         """Whether it adds to the dead letters."""
         return bool(self.dead or self.spoiled or self.displaced)
 

@@ -8,17 +8,15 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound
-from nats_taskflow.flow.stimuli import Reply, RequestRefused
+from nats_taskflow.flow.stimuli import Reply, RequestNotStored
 from nats_taskflow.wire import json_pointer, limits
 from nats_taskflow.wire.acknowledgements import acknowledgement_in
-from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, find, trace_of
+from nats_taskflow.wire.headers import CORRELATION_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, find, trace_of
 from nats_taskflow.wire.inbound import Identity, Ignored, Inbound, Unusable, digest, reason_of
 from nats_taskflow.wire.reply_bindings import Binding, check_bindings
-from nats_taskflow.wire.reply_message import OpenedReply, checked_id, encodable, event_id_of, flow_named_by, open_reply, value_of_bytes
+from nats_taskflow.wire.reply_message import OpenedReply, check_id, encodable, event_id_of, flow_named_by, open_reply, value_of_bytes
 from nats_taskflow.wire.requests import UUID
 from nats_taskflow.wire.subjects import Subjects, covers, is_literal, is_token
-
-__all__ = ["Binding", "ReplyBindings", "check_bindings"]
 
 _CANONICAL = msgspec.json.Encoder(order="sorted")
 NO_CORRELATION = "no_correlation"
@@ -50,7 +48,7 @@ class ReplyBindings:
     """
 
     def __init__(
-        self, bindings: Iterable[Binding], subjects: Subjects, *, correlation_headers: tuple[str, ...] = ("Correlation-Id",)
+        self, bindings: Iterable[Binding], subjects: Subjects, *, correlation_headers: tuple[str, ...] = (CORRELATION_ID,)
     ) -> None:
         self.configured = tuple(bindings)
         check_bindings(self.configured, subjects)
@@ -123,10 +121,10 @@ class ReplyBindings:
             reading, topic = self._covering(subject)
             if reading.where and not all(_same(json_pointer.look(message.value, at), wanted) for at, wanted in reading.where):
                 return Ignored(f"the reply does not match `where` of the binding {reading.binding.subject}")
-            correlation_id = checked_id(self._correlation(message, reading), "correlation_id")
+            correlation_id = check_id(self._correlation(message, reading), "correlation_id")
             payload = _payload(message, reading, whole=reading is self._built_in)
             flow_id = None if reading is self._built_in else flow_named_by(message)
-            topic = topic if subject in self._literal else checked_id(topic, "topic")
+            topic = topic if subject in self._literal else check_id(topic, "topic")
             tenant = reading.binding.subject if reading is not self._built_in else f"agent:{topic.rpartition('.')[2]}"
             return _inbound("reply", message, (topic, correlation_id), payload, flow_id, f"{stream}:{seq}", arrived_us, tenant)
         except NoCorrelation as error:
@@ -134,12 +132,12 @@ class ReplyBindings:
         except FlowError as error:
             return Unusable(reason_of(error), error)
 
-    def _request_refused_on(self, subject: str, why: str) -> RequestRefused | None:
+    def _request_refused_on(self, subject: str, why: str) -> RequestNotStored | None:
         """Name the request whose reply subject this is, where it was refused and the subject alone says which one it is."""
         built_in = self._subjects.parse_reply(subject) is not None
         if why and (built_in or any(r.kind == "subject" and covers(r.binding.subject, subject) for r in self._patterns)):
             topic, _, correlation_id = subject.rpartition(".")
-            return RequestRefused(topic, correlation_id, why)
+            return RequestNotStored(topic, correlation_id, why)
         return None
 
     def _covering(self, subject: str) -> tuple[_Reading, str]:
@@ -193,7 +191,7 @@ def _resume(message: OpenedReply, name: str, arrived_us: int, tenant: Callable[[
     flow_id = message.field("flow_id")
     if not isinstance(flow_id, str) or not UUID.match(flow_id):
         raise InvalidRequest("flow_id must be a UUID", path="/flow_id")
-    pair = (checked_id(message.field("topic"), "topic"), checked_id(message.field("correlation_id"), "correlation_id"))
+    pair = (check_id(message.field("topic"), "topic"), check_id(message.field("correlation_id"), "correlation_id"))
     payload = message.value.get("payload", msgspec.UNSET)
     return _inbound("resume", message, pair, payload, flow_id.lower(), name, arrived_us, tenant(pair[0]))
 

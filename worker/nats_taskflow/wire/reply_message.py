@@ -49,7 +49,7 @@ def event_id_of(message: OpenedReply, name: str) -> str:
         given = message.field("event_id")
     if not isinstance(given, str):
         given = message.envelope_id
-    return name if given is None else checked_id(given, "event_id")
+    return name if given is None else check_id(given, "event_id")
 
 
 def value_of_bytes(body: bytes) -> dict[str, str]:
@@ -70,7 +70,7 @@ def flow_named_by(message: OpenedReply) -> str | None:
     return given.lower() if named and isinstance(given, str) else None
 
 
-def checked_id(given: Any, name: str) -> str:
+def check_id(given: Any, name: str) -> str:
     """Return the id. Raises `InvalidRequest`: ids are refused, never trimmed (SEMANTICS R1)."""
     if not isinstance(given, str):
         raise InvalidRequest(f"{name} must be text", path=json_pointer.spell(name))

@@ -13,7 +13,7 @@ import structlog
 from nats_taskflow.bus.endpoints import Service, ServiceRequest
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, MemoryClient
 from nats_taskflow.bus.memory.service import MemoryServer
-from nats_taskflow.bus.memory.stream import MSG_ID, Spelled, StoredMessage
+from nats_taskflow.bus.memory.stream import Spelled, StoredMessage
 from nats_taskflow.bus.memory.topology import MemoryTopology
 from nats_taskflow.bus.nats.outbound import objection
 from nats_taskflow.bus.nats.requests import NOT_CONNECTED, complaint
@@ -33,6 +33,7 @@ from nats_taskflow.bus.port import (
 )
 from nats_taskflow.errors import BusLost, TopologyRefused
 from nats_taskflow.futures import fail, resolve
+from nats_taskflow.wire.headers import MSG_ID
 
 __all__ = ["CoreMessage", "MemoryBroker", "MemoryBus", "MemoryClient", "StoredMessage"]
 

@@ -9,8 +9,9 @@ from nats_taskflow.bus.admission import Admission
 from nats_taskflow.bus.endpoints import Service, ServiceRequest
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, Subscriber
 from nats_taskflow.bus.nats.outbound import objection
-from nats_taskflow.bus.nats.service import ERROR, ERROR_CODE, TOO_LARGE
+from nats_taskflow.bus.nats.service import TOO_LARGE
 from nats_taskflow.bus.port import Bus, Headers
+from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE
 
 Handler = Callable[[ServiceRequest], Awaitable[None]]
 
@@ -57,6 +58,6 @@ class MemoryServer:
     async def _answer(self, reply: str, body: bytes, headers: Headers) -> None:
         """Answer a request."""
         if objection(reply or "nobody", body, headers, self._bus.max_payload) is not None:
-            body, headers = TOO_LARGE, {ERROR: "the answer is too large", ERROR_CODE: "413"}
+            body, headers = TOO_LARGE, {SERVICE_ERROR: "the answer is too large", SERVICE_ERROR_CODE: "413"}
         if reply:
             await self._bus.tell(reply, body, headers)

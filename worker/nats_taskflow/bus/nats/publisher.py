@@ -20,10 +20,8 @@ from nats_taskflow.bus.nats.frames import STATUS, read_headers
 from nats_taskflow.bus.nats.outbound import Frame, objection
 from nats_taskflow.bus.port import Headers, OutgoingMessage, Published, PublishFailed
 from nats_taskflow.tasks import Errands
+from nats_taskflow.wire.headers import BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, MSG_ID
 
-_MSG_ID = "Nats-Msg-Id"
-# ADR-50: an atomic batch. They stay in the stored messages, where subscribers see them.
-_BATCH, _PLACE, _COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"
 _NO_RESPONDERS = "503"
 _TOO_LARGE = 10054
 """The broker's code for a message over its stream's `max_msg_size`."""
@@ -101,7 +99,7 @@ class Publisher:
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         """Send the message; see `Bus.publish`."""
-        headers = {**message.headers, _MSG_ID: message.msg_id} if message.msg_id else message.headers
+        headers = {**message.headers, MSG_ID: message.msg_id} if message.msg_id else message.headers
         future = self._future([(message, headers)])
         if not future.done():
             reply = self._await(_Awaited(future, self._deadline(), message.subject, message))
@@ -251,8 +249,8 @@ class Publisher:
 
 def _batched(message: OutgoingMessage, batch: str, place: int, last: int) -> Headers:
     """Return a message's headers with its place in the batch; the last one commits it."""
-    headers = {**message.headers, _MSG_ID: message.msg_id, _BATCH: batch, _PLACE: str(place)}
-    return {**headers, _COMMIT: "1"} if place == last else headers
+    headers = {**message.headers, MSG_ID: message.msg_id, BATCH_ID: batch, BATCH_SEQUENCE: str(place)}
+    return {**headers, BATCH_COMMIT: "1"} if place == last else headers
 
 
 def _is(stored: _Kept, message: OutgoingMessage) -> bool:

@@ -23,8 +23,8 @@ from nats_taskflow.bus.nats.frames import DESCRIPTION, STATUS, read_headers
 from nats_taskflow.bus.nats.outbound import Frame
 from nats_taskflow.bus.port import NO_HEADERS, ConsumerSpec, Delivery
 from nats_taskflow.tasks import repeat
+from nats_taskflow.wire.headers import PENDING_MESSAGES
 
-_PENDING_LEFT = "Nats-Pending-Messages"
 _FIRST_DELAY, _LAST_DELAY = 0.1, 3.0
 # A request that ends sooner than this without a message is counted as an error, whatever status it ends with.
 _TOO_SOON = 0.2
@@ -203,7 +203,7 @@ class Pull:
 
     def _on_end(self, request: int, headers: Mapping[str, str]) -> None:
         """Account for a request that ended by itself with part of its batch undelivered: all of it where its first message is too large."""
-        left = headers.get(_PENDING_LEFT, "")
+        left = headers.get(PENDING_MESSAGES, "")
         if not left.isdigit():
             self._forget()
             return

@@ -19,6 +19,7 @@ from nats_taskflow.bus.nats.connection import NatsConnection
 from nats_taskflow.bus.nats.outbound import objection
 from nats_taskflow.bus.port import NO_RESPONDERS, ForwardedRequest
 from nats_taskflow.tasks import Errands
+from nats_taskflow.wire.headers import SUBJECT
 from nats_taskflow.wire.subjects import is_literal
 
 NOT_CONNECTED = "not connected to NATS"
@@ -192,7 +193,7 @@ class _Batch:
     def _nobody_listens(self, reply: str, status: Msg) -> None:
         """Refuse the message that a 503 is about; older servers do not name its subject, and a mapping may have changed it."""
         sent = [number for number in self._written if self._messages[number].reply == reply]
-        named = (status.headers or {}).get("Nats-Subject")
+        named = (status.headers or {}).get(SUBJECT)
         for number in [one for one in sent if self._messages[one].subject == named] or sent:
             self._refused.setdefault(number, NO_RESPONDERS)
 

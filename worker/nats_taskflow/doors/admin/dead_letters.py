@@ -26,7 +26,7 @@ from nats_taskflow.text import counted
 from nats_taskflow.units import Micros
 from nats_taskflow.wire import admin_answers, admin_requests
 from nats_taskflow.wire.cursors import read_number, write_cursor
-from nats_taskflow.wire.headers import MSG_ID
+from nats_taskflow.wire.headers import CORRELATION_ID, EVENT_ID, MSG_ID
 from nats_taskflow.wire.subjects import Subjects, is_literal
 
 AnswersOn = Callable[[str, str], str | FlowError]
@@ -165,8 +165,8 @@ def replayed(kept: KeptDeadLetter, database: str, subjects: Subjects, answers_on
 
 def _destination(letter: DeadLetter, answers_on: AnswersOn) -> str:
     """Return where it came from; a reply that was held names its topic, which need not be a subject."""
-    correlation_id = letter.headers.get("Correlation-Id")
-    if correlation_id is None or "Event-Id" not in letter.headers:
+    correlation_id = letter.headers.get(CORRELATION_ID)
+    if correlation_id is None or EVENT_ID not in letter.headers:
         return letter.subject
     subject = answers_on(letter.subject, correlation_id)
     if isinstance(subject, FlowError):
@@ -176,7 +176,7 @@ def _destination(letter: DeadLetter, answers_on: AnswersOn) -> str:
 
 def _without_ids(headers: Mapping[str, str]) -> dict[str, str]:
     """Leave out what named the message the first time, and what only the broker may say."""
-    return {name: value for name, value in headers.items() if not name.lower().startswith("nats-") and name != "Event-Id"}
+    return {name: value for name, value in headers.items() if not name.lower().startswith("nats-") and name != EVENT_ID}
 
 
 def _without_command_id(body: bytes) -> bytes:

@@ -105,7 +105,7 @@ class Queries:
         changed = {"changed_before": self._before(asked.older_than), "changed_since": moment_of("since", asked.since, self._clock())}
         wanted = msgspec.structs.replace(_wanted(asked), status=asked.status, goal=asked.goal, **changed)
         page = await self._reads.find_flows(wanted, limit=asked.limit, after=after)
-        kept = outcomes.flows_that_fit(page.items, budget=self._room())
+        kept = outcomes.count_fitting_flows(page.items, budget=self._room())
         following = page.next if kept == len(page.rows) else page.rows[kept - 1][0]
         return _ENCODE(admin_answers.FlowPageAcross(flows=[show_flow(f) for f in page.items[:kept]], next_cursor=cursor_of(following)))
 
@@ -123,13 +123,13 @@ class Queries:
         page = await self._reads.list_events(asked.flow_id.lower(), limit=asked.limit, after=after, newest=asked.newest)
         if not page.rows and asked.cursor is None:
             await self.known(asked.flow_id)
-        return outcomes.events_page(page.items, page.next, budget=self._room())
+        return outcomes.encode_events(page.items, page.next, budget=self._room())
 
     async def _steps(self, asked: admin_requests.AdminSteps) -> bytes:
         """List observed runs."""
         flow = await self.known(asked.flow_id)
         page = await self._reads.list_steps(flow.id, limit=asked.limit, after=read_number(asked.cursor))
-        return outcomes.steps_page(page.rows, page.next, budget=self._room())
+        return outcomes.encode_steps(page.rows, page.next, budget=self._room())
 
     async def _waits(self, asked: admin_requests.AdminWaits) -> bytes:
         """Show who waits for what."""

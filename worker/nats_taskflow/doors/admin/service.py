@@ -10,7 +10,8 @@ from nats_taskflow.doors.admin.interventions import Interventions, actor_of
 from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.engine.stored_outcomes import Turn
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.wire.admin_requests import OPERATIONS, Intervention, LettersPurge, LettersReplay, read_operation
+from nats_taskflow.wire.admin_codec import read_operation
+from nats_taskflow.wire.admin_requests import OPERATIONS, Intervention, LettersPurge, LettersReplay
 from nats_taskflow.wire.subjects import Subjects
 
 

@@ -1,6 +1,6 @@
 """Describe every message as JSON Schema 2020-12, from the very types that read and write them (`schemas/` in the project).
 
-`documents` gives all files; `nats_taskflow.wire.schema.files` writes them, and a test fails when they drift.
+`documents` returns all files; `docs.generate.schemas` in the repository writes them, and a test fails when they drift.
 """
 
 from __future__ import annotations
