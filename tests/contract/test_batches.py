@@ -11,8 +11,8 @@ import pytest
 
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
-from nats_taskflow.bus.nats.stream_rules import BATCHES, stream_config
 from nats_taskflow.bus.port import MOST_TOGETHER, Bus, OutgoingMessage, PublishFailed
+from nats_taskflow.bus.stream_rules import BATCHES, stream_config
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig
 from tests.eventually import eventually
 from tests.standing import stand_still

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from nats_taskflow.bus import filters, stream_rules
 from nats_taskflow.bus.memory.stream import ConsumerState, Spelled, StoredMessage, StreamStore
-from nats_taskflow.bus.nats import filters, stream_rules
-from nats_taskflow.bus.nats.stream_rules import Json
 from nats_taskflow.bus.port import NO_HEADERS, NO_RESPONDERS, ConsumerSpec, ForwardedRequest, Headers, Published, PublishFailed
+from nats_taskflow.bus.stream_rules import Json
 from nats_taskflow.tasks import Errands
 from nats_taskflow.wire.subjects import covers
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
-from nats_taskflow.bus.nats.filters import filters_in
-from nats_taskflow.bus.nats.stream_rules import Json
+from nats_taskflow.bus.filters import filters_in
 from nats_taskflow.bus.port import Ack, Backlog, Delivery, Headers, InProgress, Nak, Published, PublishFailed, Settlement, Term
+from nats_taskflow.bus.stream_rules import Json
 from nats_taskflow.wire.headers import weight
 from nats_taskflow.wire.subjects import covers
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from nats_taskflow.bus import claims, filters, stream_rules
 from nats_taskflow.bus.memory.broker import MemoryBroker
 from nats_taskflow.bus.memory.stream import ConsumerState
-from nats_taskflow.bus.nats import claims, filters, stream_rules
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, StreamSpec
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
 from nats_taskflow.wire.subjects import covers

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from nats_taskflow.bus.nats import stream_rules
-from nats_taskflow.bus.nats.stream_rules import BATCHES, Json
+from nats_taskflow.bus import stream_rules
 from nats_taskflow.bus.port import StreamSpec
+from nats_taskflow.bus.stream_rules import BATCHES, Json
 from nats_taskflow.wire.subjects import covers
 
 

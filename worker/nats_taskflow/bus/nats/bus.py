@@ -16,7 +16,6 @@ from nats_taskflow.bus.nats.publisher import Publisher
 from nats_taskflow.bus.nats.pull import Pull
 from nats_taskflow.bus.nats.requests import RequestSender
 from nats_taskflow.bus.nats.service import ServiceServer
-from nats_taskflow.bus.nats.stream_rules import Json
 from nats_taskflow.bus.nats.topology import TopologySetup
 from nats_taskflow.bus.port import (
     NO_HEADERS,
@@ -36,6 +35,7 @@ from nats_taskflow.bus.port import (
     StreamSpec,
     Term,
 )
+from nats_taskflow.bus.stream_rules import Json
 from nats_taskflow.errors import BusLost
 
 __all__ = ["Endpoint", "JetStreamBus", "NatsOptions"]

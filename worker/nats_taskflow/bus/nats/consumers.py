@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
-from nats_taskflow.bus.nats import claims, filters, stream_rules
+from nats_taskflow.bus import claims, filters, stream_rules
 from nats_taskflow.bus.nats.js_api import JetStreamApi
-from nats_taskflow.bus.nats.stream_rules import Json
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec
+from nats_taskflow.bus.stream_rules import Json
 from nats_taskflow.errors import TopologyRefused
 
 Find = Callable[[ConsumerSpec], Awaitable[Json | None]]

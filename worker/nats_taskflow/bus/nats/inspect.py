@@ -12,7 +12,7 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from nats_taskflow.bus.nats import filters, stream_rules
+from nats_taskflow.bus import filters, stream_rules
 from nats_taskflow.bus.nats.connection import ApiTimeout, NatsConnection, NatsOptions
 from nats_taskflow.bus.nats.history import StreamMessage
 from nats_taskflow.bus.port import ConsumerSpec, Published, StreamSpec

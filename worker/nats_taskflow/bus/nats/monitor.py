@@ -8,8 +8,8 @@ from typing import Any
 
 import structlog
 
-from nats_taskflow.bus.nats import stream_rules
-from nats_taskflow.bus.nats.stream_rules import Json
+from nats_taskflow.bus import stream_rules
+from nats_taskflow.bus.stream_rules import Json
 
 _TIMEOUT = 1.0
 

@@ -9,7 +9,7 @@ import asyncio
 
 import structlog
 
-from nats_taskflow.bus.nats import claims, filters, stream_rules
+from nats_taskflow.bus import claims, filters, stream_rules
 from nats_taskflow.bus.nats.acks import AckRights
 from nats_taskflow.bus.nats.atomic_batches import Batches
 from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
@@ -17,8 +17,8 @@ from nats_taskflow.bus.nats.consumers import Consumers
 from nats_taskflow.bus.nats.js_api import JetStreamApi, described
 from nats_taskflow.bus.nats.monitor import sync_warnings
 from nats_taskflow.bus.nats.storage_share import StorageShare
-from nats_taskflow.bus.nats.stream_rules import Json
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, StreamSpec
+from nats_taskflow.bus.stream_rules import Json
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
 from nats_taskflow.wire import capacity
 
