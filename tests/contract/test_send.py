@@ -18,9 +18,9 @@ from nats_taskflow.bus.memory.broker import CoreMessage
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
-from nats_taskflow.bus.nats.requests import LOST, NOT_CONNECTED
+from nats_taskflow.bus.nats.requests import LOST
 from nats_taskflow.bus.nats.server import EmbeddedServer
-from nats_taskflow.bus.port import NO_RESPONDERS, Bus, ConsumerSpec, ForwardedRequest, StreamSpec
+from nats_taskflow.bus.port import NO_RESPONDERS, NOT_CONNECTED, Bus, ConsumerSpec, ForwardedRequest, StreamSpec
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig, pulling
 from tests.eventually import eventually
 from tests.ports import kept_port

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nats_taskflow.bus import filters, stream_rules
-from nats_taskflow.bus.nats.outbound import objection
+from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.port import ConsumerSpec, StreamSpec
 from nats_taskflow.wire.subjects import covers, is_literal
 

@@ -21,6 +21,8 @@ from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, weight
 from nats_taskflow.wire.outcomes import error_headers, refused
 
 INTERNAL = b'{"ok":false,"error":{"code":"internal","message":"the request failed; nothing is known about its effect"}}'
+TOO_LARGE = b'{"ok":false,"error":{"code":"too_large","message":"the answer is larger than the broker takes; ask for less"}}'
+TOO_LARGE_HEADERS = {SERVICE_ERROR: "the answer is too large", SERVICE_ERROR_CODE: "413"}
 BUSY = Unavailable("too many requests wait, and most are yours: repeat this one under the same command id when others are answered")
 STOPPING = Unavailable("the worker is stopping: repeat with the same command id")
 AROUND = 1024

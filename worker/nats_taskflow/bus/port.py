@@ -1,6 +1,6 @@
 """The bus port: what the worker needs of a broker, with every promise written down.
 
-Adapters: `bus.jetstream` and `bus.memory` (the test kit's broker); both pass `tests/contract`. Nothing of nats-py shows here.
+Adapters: `bus.nats` and `bus.memory` (the test kit's broker); both pass `tests/contract`. Nothing of nats-py shows here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
 MOST_TOGETHER = 500  # messages that `Bus.publish_all` takes at once; JetStream's limit is 1,000
 NO_RESPONDERS = "no responders"  # what `Bus.send` says of a message that nobody listens for
+NOT_CONNECTED = "not connected to NATS"
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,10 +142,7 @@ class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimHolder(msgspec.Struct, frozen=True, kw_only=True):
-    """The database that a worker's consumers serve: its id, the host and the path where it lies, and for people the worker's process.
-
-    Whoever makes consumers for a worker knows no more than the id.
-    """
+    """The database that a worker's consumers serve, and the worker's process. `taskflow provision` knows no more than the id."""
 
     database: str
     host: str = "?"

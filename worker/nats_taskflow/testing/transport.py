@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, Subscriber
-from nats_taskflow.bus.nats.outbound import objection
+from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.port import Ack, ConsumerSpec, InProgress, Nak, PublishFailed, Settlement
 from nats_taskflow.bus.port import Delivery as Delivered
 from nats_taskflow.client import kv

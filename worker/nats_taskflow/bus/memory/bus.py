@@ -13,12 +13,12 @@ import structlog
 from nats_taskflow.bus.endpoints import Service, ServiceRequest
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, MemoryClient
 from nats_taskflow.bus.memory.service import MemoryServer
-from nats_taskflow.bus.memory.stream import MSG_ID, Spelled, StoredMessage
+from nats_taskflow.bus.memory.stream import Spelled, StoredMessage
 from nats_taskflow.bus.memory.topology import MemoryTopology
-from nats_taskflow.bus.nats.outbound import objection
-from nats_taskflow.bus.nats.requests import NOT_CONNECTED, complaint
+from nats_taskflow.bus.message_limits import objection, request_objection
 from nats_taskflow.bus.port import (
     NO_HEADERS,
+    NOT_CONNECTED,
     Backlog,
     ClaimHolder,
     ConsumerSpec,
@@ -33,6 +33,7 @@ from nats_taskflow.bus.port import (
 )
 from nats_taskflow.errors import BusLost, TopologyRefused
 from nats_taskflow.futures import fail, resolve
+from nats_taskflow.wire.headers import MSG_ID
 
 __all__ = ["CoreMessage", "MemoryBroker", "MemoryBus", "MemoryClient", "StoredMessage"]
 
@@ -212,7 +213,9 @@ class MemoryBus:
 
     async def send(self, messages: Sequence[ForwardedRequest]) -> list[str | None]:
         """Publish core messages whose answers come elsewhere."""
-        return [complaint(one, self.max_payload) or (self.broker.ask(one) if self._connected else NOT_CONNECTED) for one in messages]
+        return [
+            request_objection(one, self.max_payload) or (self.broker.ask(one) if self._connected else NOT_CONNECTED) for one in messages
+        ]
 
     async def serve(self, service: Service, handler: Callable[[ServiceRequest], Awaitable[None]]) -> None:
         """Register the service's endpoints and its catch-all."""
@@ -229,6 +232,9 @@ class MemoryBus:
         """Close this connection; the broker keeps everything."""
         self._server.deregister()
         self._connected = False
+
+    def _ask(self, request: ForwardedRequest) -> str | None:
+        return self.broker.ask(request) if self._connected else NOT_CONNECTED
 
     def _hand_over(self, source: ConsumerSpec, take: Callable[[Delivery], None], room: Callable[[], int]) -> bool:
         """Deliver one message if there is one and room for it."""

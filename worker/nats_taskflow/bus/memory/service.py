@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from nats_taskflow.bus.admission import Admission
+from nats_taskflow.bus.admission import TOO_LARGE, TOO_LARGE_HEADERS, Admission
 from nats_taskflow.bus.endpoints import Service, ServiceRequest
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, Subscriber
-from nats_taskflow.bus.nats.outbound import objection
-from nats_taskflow.bus.nats.service import ERROR, ERROR_CODE, TOO_LARGE
+from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.port import Bus, Headers
 
 Handler = Callable[[ServiceRequest], Awaitable[None]]
@@ -57,6 +56,6 @@ class MemoryServer:
     async def _answer(self, reply: str, body: bytes, headers: Headers) -> None:
         """Answer a request."""
         if objection(reply or "nobody", body, headers, self._bus.max_payload) is not None:
-            body, headers = TOO_LARGE, {ERROR: "the answer is too large", ERROR_CODE: "413"}
+            body, headers = TOO_LARGE, TOO_LARGE_HEADERS
         if reply:
             await self._bus.tell(reply, body, headers)

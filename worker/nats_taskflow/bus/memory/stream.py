@@ -11,10 +11,9 @@ from typing import NamedTuple
 from nats_taskflow.bus.filters import filters_in
 from nats_taskflow.bus.port import Ack, Backlog, Delivery, Headers, InProgress, Nak, Published, PublishFailed, Settlement, Term
 from nats_taskflow.bus.stream_rules import Json
-from nats_taskflow.wire.headers import weight
+from nats_taskflow.wire.headers import MSG_ID, weight
 from nats_taskflow.wire.subjects import covers
 
-MSG_ID = "Nats-Msg-Id"
 _NS_PER_US = 1000
 Spelled = tuple[str, bytes, Headers]
 """A message on its way in: subject, body, headers."""

@@ -9,9 +9,10 @@ import structlog
 from nats.errors import Error as NatsError
 
 from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
+from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.nats.connection import ApiTimeout, NatsConnection, NatsOptions
 from nats_taskflow.bus.nats.options import reason
-from nats_taskflow.bus.nats.outbound import Frame, objection
+from nats_taskflow.bus.nats.outbound import Frame
 from nats_taskflow.bus.nats.publisher import Publisher
 from nats_taskflow.bus.nats.pull import Pull
 from nats_taskflow.bus.nats.requests import RequestSender

@@ -18,8 +18,6 @@ from nats_taskflow.bus.nats.frames import encoded
 from nats_taskflow.bus.port import NO_HEADERS, Headers, Published, PublishFailed
 from nats_taskflow.observe.lazy_log import Logger
 from nats_taskflow.tasks import keep, repeat
-from nats_taskflow.wire.headers import weight
-from nats_taskflow.wire.subjects import is_literal
 
 # What is written in one piece. A burst may queue thousands of frames: readers and timers have the loop in between.
 _PIECE_FRAMES, _PIECE_BYTES = 256, 128 * 1024
@@ -42,26 +40,6 @@ class Frame(NamedTuple):
     headers: Headers = NO_HEADERS
     waiting: asyncio.Future[Published] | None = None
     keep: bool = False
-
-
-def objection(subject: str, body: bytes, headers: Headers, max_payload: int) -> str | None:
-    """Say why the broker would not take the message, or None.
-
-    Checked before every publish: nats-py looks at the payload only, and the server answers headers + payload above its limit, or an
-    over-long subject, by closing the connection, after which the client never reconnects.
-    """
-    try:
-        if not is_literal(subject):
-            return f"the subject {subject[:120]!r} cannot be published on"
-        size = len(body)
-        if headers:
-            size += weight(headers)
-        subject.encode()
-    except UnicodeEncodeError:
-        return "the subject or a header is not valid text"
-    if size > max_payload:
-        return f"the message has {size} bytes, the broker takes {max_payload}"
-    return None
 
 
 class Outbound:

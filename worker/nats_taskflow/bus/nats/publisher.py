@@ -15,13 +15,14 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
+from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.nats.connection import ApiDenied, NatsConnection
 from nats_taskflow.bus.nats.frames import STATUS, read_headers
-from nats_taskflow.bus.nats.outbound import Frame, objection
-from nats_taskflow.bus.port import Headers, OutgoingMessage, Published, PublishFailed
+from nats_taskflow.bus.nats.outbound import Frame
+from nats_taskflow.bus.port import NOT_CONNECTED, Headers, OutgoingMessage, Published, PublishFailed
 from nats_taskflow.tasks import Errands
+from nats_taskflow.wire.headers import MSG_ID
 
-_MSG_ID = "Nats-Msg-Id"
 # ADR-50: an atomic batch. They stay in the stored messages, where subscribers see them.
 _BATCH, _PLACE, _COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"
 _NO_RESPONDERS = "503"
@@ -101,7 +102,7 @@ class Publisher:
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         """Send the message; see `Bus.publish`."""
-        headers = {**message.headers, _MSG_ID: message.msg_id} if message.msg_id else message.headers
+        headers = {**message.headers, MSG_ID: message.msg_id} if message.msg_id else message.headers
         future = self._future([(message, headers)])
         if not future.done():
             reply = self._await(_Awaited(future, self._deadline(), message.subject, message))
@@ -130,7 +131,7 @@ class Publisher:
         future: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
         if not self._connection.connected:
             # Not buffered: it would be stored after its sender gave it up and moved on.
-            future.set_exception(PublishFailed("not connected to NATS"))
+            future.set_exception(PublishFailed(NOT_CONNECTED))
             return future
         for message, headers in messages:
             refusal = objection(message.subject, message.body, headers, self._connection.max_payload)
@@ -251,7 +252,7 @@ class Publisher:
 
 def _batched(message: OutgoingMessage, batch: str, place: int, last: int) -> Headers:
     """Return a message's headers with its place in the batch; the last one commits it."""
-    headers = {**message.headers, _MSG_ID: message.msg_id, _BATCH: batch, _PLACE: str(place)}
+    headers = {**message.headers, MSG_ID: message.msg_id, _BATCH: batch, _PLACE: str(place)}
     return {**headers, _COMMIT: "1"} if place == last else headers
 
 

@@ -15,31 +15,13 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from nats_taskflow.bus.message_limits import request_objection
 from nats_taskflow.bus.nats.connection import NatsConnection
-from nats_taskflow.bus.nats.outbound import objection
-from nats_taskflow.bus.port import NO_RESPONDERS, ForwardedRequest
+from nats_taskflow.bus.port import NO_RESPONDERS, NOT_CONNECTED, ForwardedRequest
 from nats_taskflow.tasks import Errands
-from nats_taskflow.wire.subjects import is_literal
 
-NOT_CONNECTED = "not connected to NATS"
 LOST = "connection lost: may or may not have been sent"
-# Subject and reply subject share one protocol line; a line above max_control_line (4096) makes the server hang up for good.
-_MAX_LINE = 3800
 _NO_RESPONDERS_STATUS = "503"
-
-
-def complaint(message: ForwardedRequest, max_payload: int) -> str | None:
-    """Say why the broker would not take the message, or None."""
-    refusal = objection(message.subject, message.body, message.headers, max_payload)
-    if refusal is not None or message.reply is None:
-        return refusal
-    try:
-        line = len(message.subject.encode()) + len(message.reply.encode())
-    except UnicodeEncodeError:
-        return "the reply subject is not valid text"
-    if not is_literal(message.reply):
-        return f"the reply subject {message.reply[:120]!r} cannot be published on"
-    return f"subject and reply subject together have {line} bytes, too many for the broker" if line > _MAX_LINE else None
 
 
 class RequestSender:
@@ -100,8 +82,8 @@ class _Batch:
         self._connection = connection
         self._client = connection.client
         self._messages = messages
-        complaints = ((number, complaint(message, connection.max_payload)) for number, message in enumerate(messages))
-        self._refused = {number: sentence for number, sentence in complaints if sentence is not None}
+        refusals = ((number, request_objection(message, connection.max_payload)) for number, message in enumerate(messages))
+        self._refused = {number: refusal for number, refusal in refusals if refusal is not None}
         self._written: set[int] = set()
         self._arrived = False
         self._replies: dict[str, Subscription] = {}

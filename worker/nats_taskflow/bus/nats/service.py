@@ -24,17 +24,16 @@ from nats.micro.service import Endpoint as MicroEndpoint
 from nats.micro.service import EndpointConfig, EndpointStats
 from nats.micro.service import Service as MicroService
 
-from nats_taskflow.bus.admission import Admission
+from nats_taskflow.bus.admission import TOO_LARGE, TOO_LARGE_HEADERS, Admission
 from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
+from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.nats.connection import NatsConnection
 from nats_taskflow.bus.nats.frames import read_headers
-from nats_taskflow.bus.nats.outbound import Frame, objection
+from nats_taskflow.bus.nats.outbound import Frame
 from nats_taskflow.bus.port import NO_HEADERS, Headers
+from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE
 from nats_taskflow.wire.subjects import covers
 
-ERROR = "Nats-Service-Error"
-ERROR_CODE = "Nats-Service-Error-Code"
-TOO_LARGE = b'{"ok":false,"error":{"code":"too_large","message":"the answer is larger than the broker takes; ask for less"}}'
 _STOP_TIMEOUT = 2.0
 _QUEUE = "q"
 
@@ -55,9 +54,9 @@ class EndpointCounts(msgspec.Struct):
         """Count an answer; one with an error's headers is an error."""
         self.count += 1
         self.time += time
-        if ERROR_CODE in headers:
+        if SERVICE_ERROR_CODE in headers:
             self.errors += 1
-            self.last_error = f"{headers[ERROR_CODE]}: {headers.get(ERROR, '')}"
+            self.last_error = f"{headers[SERVICE_ERROR_CODE]}: {headers.get(SERVICE_ERROR, '')}"
 
 
 class Listed(MicroEndpoint):
@@ -191,7 +190,7 @@ class ServiceServer:
         refusal = objection(reply, body, headers, self._connection.max_payload)
         if refusal is not None:
             self._log.warning("service.answer_refused", reason=refusal)
-            body, headers = TOO_LARGE, {ERROR: "the answer is too large", ERROR_CODE: "413"}
+            body, headers = TOO_LARGE, TOO_LARGE_HEADERS
             if objection(reply, body, headers, self._connection.max_payload) is not None:
                 return headers  # the reply subject itself is unusable
         self._connection.outbound.put(Frame(reply, body, headers=headers))
