@@ -7,7 +7,7 @@ of every flow's messages.
 from __future__ import annotations
 
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec
-from nats_taskflow.bus.stream_rules import Json
+from nats_taskflow.bus.setting_rules import Json
 
 _PREFIX = "taskflow-"
 _UNKNOWN = "?"

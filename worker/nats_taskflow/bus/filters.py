@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from nats_taskflow.bus.port import ConsumerSpec
-from nats_taskflow.bus.stream_rules import Json
+from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.wire.subjects import covers, overlap
 
 

@@ -15,7 +15,7 @@ from nats_taskflow.bus.memory.broker import MemoryBroker
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.memory.stream import ConsumerState, StreamStore
 from nats_taskflow.bus.port import Ack, Delivery, OutgoingMessage, Published, Settlement, Term
-from nats_taskflow.bus.stream_rules import Json
+from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.units import parse_duration
 
 _STATEMENTS = 60

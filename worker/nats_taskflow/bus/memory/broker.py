@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from nats_taskflow.bus import filters, stream_rules
+from nats_taskflow.bus import consumer_rules, filters, stream_rules
 from nats_taskflow.bus.memory.stream import ConsumerState, Spelled, StoredMessage, StreamStore
 from nats_taskflow.bus.port import NO_HEADERS, NO_RESPONDERS, ConsumerSpec, ForwardedRequest, Headers, Published, PublishFailed
-from nats_taskflow.bus.stream_rules import Json
+from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.tasks import Errands
 from nats_taskflow.wire.subjects import covers
 
@@ -69,7 +69,7 @@ class MemoryBroker:
         if key not in self.consumers:
             stream = self.streams[source.stream]
             asked = filters.wanted(source, stream.config.get("subjects") or ())
-            self.consumers[key] = self.made(stream, stream_rules.consumer_config(source, asked))
+            self.consumers[key] = self.made(stream, consumer_rules.consumer_config(source, asked))
         return self.consumers[key]
 
     def made(self, stream: StreamStore, config: Json) -> ConsumerState:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from nats_taskflow.bus.filters import filters_in
 from nats_taskflow.bus.port import Ack, Backlog, Delivery, Headers, InProgress, Nak, Published, PublishFailed, Settlement, Term
-from nats_taskflow.bus.stream_rules import Json
+from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.wire.headers import MSG_ID, weight
 from nats_taskflow.wire.subjects import covers
 

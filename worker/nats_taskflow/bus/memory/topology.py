@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nats_taskflow.bus import claims, filters, stream_rules
+from nats_taskflow.bus import claims, consumer_rules, filters, stream_rules
 from nats_taskflow.bus.memory.broker import MemoryBroker
 from nats_taskflow.bus.memory.stream import ConsumerState
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, StreamSpec
@@ -34,7 +34,7 @@ class MemoryTopology:
             theirs, own = self._broker.streams.get(source.stream), source.stream in {stream.name for stream in streams}
             consumer = self._broker.consumers.get((source.stream, source.consumer))
             if consumer is not None and theirs is not None:
-                found += stream_rules.consumer_objections(source, consumer.config)
+                found += consumer_rules.consumer_objections(source, consumer.config)
                 asked = filters.wanted(source, theirs.config.get("subjects") or ())
                 if live or not filters.is_adaptable(source, consumer.config, asked, own=own):
                     found += filters.objections(source, consumer.config, asked)
@@ -50,7 +50,7 @@ class MemoryTopology:
         """Say of which sources what is delivered may not be what was sent."""
         own = {stream.name: self._broker.streams[stream.name].config for stream in streams if stream.name in self._broker.streams}
         said = {
-            source: stream_rules.distrust(source, own.get(source.stream, {}), self._broker.consumer(source).config) for source in sources
+            source: consumer_rules.distrust(source, own.get(source.stream, {}), self._broker.consumer(source).config) for source in sources
         }
         return {source: sentence for source, (sentence, *_) in ((one, found) for one, found in said.items() if found)}
 

@@ -8,7 +8,8 @@ import structlog
 
 from nats_taskflow.bus import stream_rules
 from nats_taskflow.bus.port import StreamSpec
-from nats_taskflow.bus.stream_rules import BATCHES, Json
+from nats_taskflow.bus.setting_rules import Json
+from nats_taskflow.bus.stream_rules import BATCHES
 from nats_taskflow.wire.subjects import covers
 
 

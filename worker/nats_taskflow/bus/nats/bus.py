@@ -36,7 +36,7 @@ from nats_taskflow.bus.port import (
     StreamSpec,
     Term,
 )
-from nats_taskflow.bus.stream_rules import Json
+from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.errors import BusLost
 
 __all__ = ["Endpoint", "JetStreamBus", "NatsOptions"]

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import msgspec
 
-from nats_taskflow.bus.stream_rules import Json
+from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.units import Micros, to_micros
 
 _GRAIN: Micros = 20_000

@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
-from nats_taskflow.bus import claims, filters, stream_rules
+from nats_taskflow.bus import claims, consumer_rules, filters
 from nats_taskflow.bus.nats.js_api import JetStreamApi
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec
-from nats_taskflow.bus.stream_rules import Json
+from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.errors import TopologyRefused
 
 Find = Callable[[ConsumerSpec], Awaitable[Json | None]]
@@ -49,7 +49,7 @@ class Consumers:
         asked = await self.filters(source)
         older = filters.taken_over_from(source, asked, present)
         holder = holder if holder is not None or older is None else claims.holder_in(older["config"])
-        await self._write(source, claims.claimed(stream_rules.consumer_config(source, asked), holder), "create")
+        await self._write(source, claims.claimed(consumer_rules.consumer_config(source, asked), holder), "create")
         self._log.info("topology.consumer_created", stream=source.stream, consumer=source.consumer)
         if older is not None and older["ack_floor"]["stream_seq"]:
             await self._rewind(source, older["ack_floor"]["stream_seq"] + 1)

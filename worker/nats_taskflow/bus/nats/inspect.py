@@ -12,7 +12,7 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from nats_taskflow.bus import filters, stream_rules
+from nats_taskflow.bus import consumer_rules, filters, stream_rules
 from nats_taskflow.bus.nats.connection import ApiTimeout, NatsConnection, NatsOptions
 from nats_taskflow.bus.nats.history import StreamMessage
 from nats_taskflow.bus.port import ConsumerSpec, Published, StreamSpec
@@ -160,14 +160,14 @@ class InspectClient:
         stream = msgspec.json.decode(await self.ask(f"$JS.API.STREAM.INFO.{source.stream}", b""))
         asked = filters.wanted(source, stream.get("config", {}).get("subjects") or ())
         taken = filters.objections(source, answer["config"], asked)
-        return [*stream_rules.consumer_objections(source, answer["config"]), *taken, *stream_rules.pauses(source, answer)]
+        return [*consumer_rules.consumer_objections(source, answer["config"]), *taken, *consumer_rules.pauses(source, answer)]
 
     async def sync_flaw(self, monitor_url: str) -> str | None:
         """Return why a power cut could lose acknowledged messages, or None. Raises `NoWorkerAnswer` where monitoring is silent."""
-        from nats_taskflow.bus.nats.monitor import varz  # noqa: PLC0415
+        from nats_taskflow.bus.nats import monitor  # noqa: PLC0415
 
         try:
-            return stream_rules.sync_warning(await asyncio.to_thread(varz, monitor_url))
+            return monitor.sync_warning(await asyncio.to_thread(monitor.varz, monitor_url))
         except (OSError, ValueError) as bad:
             raise NoWorkerAnswer(f"{monitor_url} does not answer: {bad}") from bad
 

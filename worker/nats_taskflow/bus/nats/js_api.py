@@ -9,7 +9,7 @@ import msgspec
 
 from nats_taskflow.bus.nats.clock import ClockOffset
 from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
-from nats_taskflow.bus.stream_rules import Json
+from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.errors import TopologyRefused
 
 _NO_STREAM = 10059

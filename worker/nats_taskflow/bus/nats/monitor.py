@@ -8,10 +8,10 @@ from typing import Any
 
 import structlog
 
-from nats_taskflow.bus import stream_rules
-from nats_taskflow.bus.stream_rules import Json
+from nats_taskflow.bus.setting_rules import Json
 
 _TIMEOUT = 1.0
+_NS = 1_000_000_000
 
 
 async def sync_warnings(monitor_url: str | None) -> list[str]:
@@ -23,8 +23,22 @@ async def sync_warnings(monitor_url: str | None) -> list[str]:
     except (OSError, ValueError) as error:
         structlog.get_logger().info("topology.monitor_unreachable", reason=str(error))
         return []
-    warning = stream_rules.sync_warning(found)
+    warning = sync_warning(found)
     return [warning] if warning else []
+
+
+def sync_warning(varz: Json) -> str | None:
+    """Say that a single server may lose acknowledged messages in a power cut, unless its `/varz` says it syncs always."""
+    jetstream = varz.get("jetstream")
+    config = jetstream.get("config") if isinstance(jetstream, dict) else None
+    if not isinstance(config, dict) or config.get("sync_always") is True:
+        return None
+    interval = config.get("sync_interval")
+    every = f"every {interval / _NS:g} s" if isinstance(interval, int) else "now and then"
+    return (
+        f"the NATS server writes streams to disk only {every}: a power cut can lose acknowledged messages of a stream with one "
+        "replica; set `jetstream { sync_interval: always }`"
+    )
 
 
 def varz(monitor_url: str) -> Json:

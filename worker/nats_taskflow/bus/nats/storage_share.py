@@ -12,7 +12,7 @@ from nats_taskflow.bus import stream_rules
 from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout
 from nats_taskflow.bus.nats.js_api import JetStreamApi, described, has_no_room
 from nats_taskflow.bus.port import StreamSpec
-from nats_taskflow.bus.stream_rules import Json
+from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.errors import TopologyRefused
 
 LEAST = 1 << 20

@@ -9,7 +9,8 @@ import asyncio
 
 import structlog
 
-from nats_taskflow.bus import claims, filters, stream_rules
+from nats_taskflow.bus import claims, consumer_rules, filters, stream_rules
+from nats_taskflow.bus.nats import server_version
 from nats_taskflow.bus.nats.acks import AckRights
 from nats_taskflow.bus.nats.atomic_batches import Batches
 from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
@@ -18,7 +19,7 @@ from nats_taskflow.bus.nats.js_api import JetStreamApi, described
 from nats_taskflow.bus.nats.monitor import sync_warnings
 from nats_taskflow.bus.nats.storage_share import StorageShare
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, StreamSpec
-from nats_taskflow.bus.stream_rules import Json
+from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
 from nats_taskflow.wire import capacity
 
@@ -112,16 +113,16 @@ class TopologySetup:
         if info is None:
             return []  # the pull's business
         self._check_claim(source, info)
-        distrust = stream_rules.distrust(source, stream, info["config"])
+        distrust = consumer_rules.distrust(source, stream, info["config"])
         self.untrusted = self.untrusted | {source} if distrust else self.untrusted - {source}
         taken = filters.objections(source, info["config"], filters.wanted(source, stream.get("subjects") or ()))
-        found = [*stream_rules.consumer_objections(source, info["config"]), *taken, *distrust]
+        found = [*consumer_rules.consumer_objections(source, info["config"]), *taken, *distrust]
         if found:
             self._flawed.add(source)
         elif source in self._flawed:
             self._flawed.remove(source)
             self._mended.add(source)
-        return [*found, *stream_rules.pauses(source, info), *await self._ack_rights.objections(source)]
+        return [*found, *consumer_rules.pauses(source, info), *await self._ack_rights.objections(source)]
 
     def _check_claim(self, source: ConsumerSpec, info: Json) -> None:
         """Raise `ConsumerTaken` where the consumer belongs to another database."""
@@ -193,7 +194,7 @@ class TopologySetup:
         self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], configs: dict[str, Json | None], *, adopt: bool
     ) -> list[str]:
         """Collect what stands against running on what is there. Raises `ConsumerTaken`, unless the consumers are to be adopted."""
-        of_server = stream_rules.version_objection(self._api.version), capacity.objection(self._connection.max_payload)
+        of_server = server_version.version_objection(self._api.version), capacity.objection(self._connection.max_payload)
         found = [refused for refused in of_server if refused]
         for stream in streams:
             config = configs[stream.name]
@@ -217,7 +218,7 @@ class TopologySetup:
         """List what stands against an existing consumer, but for what can be brought up to date."""
         asked = await self._consumers.filters(source)
         taken = [] if filters.is_adaptable(source, config, asked, own=own) else filters.objections(source, config, asked)
-        return [*stream_rules.consumer_objections(source, config), *taken]
+        return [*consumer_rules.consumer_objections(source, config), *taken]
 
     async def _overlaps(self, stream: StreamSpec) -> list[str]:
         """Find other streams that already take the stream's subjects: the server lets a subject be in one stream only."""
@@ -253,7 +254,7 @@ class TopologySetup:
 
     async def _ensure_stream(self, stream: StreamSpec, config: Json | None) -> None:
         """Create the stream, or add its missing subjects; note whether it takes batches."""
-        batches = stream_rules.knows_batches(self._api.version)
+        batches = server_version.knows_batches(self._api.version)
         if config is None:
             config = self._allotment.begun(stream, stream_rules.stream_config(stream, batches=batches))
             await self._api.change(f"STREAM.CREATE.{stream.name}", config, f"stream {stream.name}")
