@@ -14,8 +14,7 @@ from nats.errors import Error as NatsError
 
 from nats_taskflow.bus import consumer_rules, filters, stream_rules
 from nats_taskflow.bus.nats.connection import ApiTimeout, NatsConnection, NatsOptions
-from nats_taskflow.bus.nats.history import StreamMessage
-from nats_taskflow.bus.port import ConsumerSpec, Published, StreamSpec
+from nats_taskflow.bus.port import ConsumerSpec, Headers, Published, StreamSpec
 from nats_taskflow.errors import BusLost, NotAllowed
 
 if TYPE_CHECKING:
@@ -24,6 +23,16 @@ if TYPE_CHECKING:
 # What only some commands need (JetStream of nats-py is as large as all the rest of it) is imported where it is used.
 _SOON = 1.5
 _PATIENCE = 5.0
+_READ_AT_ONCE, _READ_PATIENCE = 256, 10.0
+
+
+class StreamMessage(msgspec.Struct, frozen=True):
+    """A message as its stream keeps it; `seq` is its place."""
+
+    seq: int
+    subject: str
+    headers: Headers
+    body: bytes
 
 
 class NoWorkerAnswer(Exception):
@@ -203,6 +212,51 @@ class InspectClient:
             yield coming.result()
 
 
+class StreamReader:
+    """A connection that only reads. Raises `BusLost` where NATS does not answer, `NotAllowed` where it does not permit it."""
+
+    def __init__(self, options: NatsOptions) -> None:
+        self._connection = NatsConnection(options)
+
+    async def __aenter__(self) -> Self:
+        await self._connection.open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._connection.close()
+
+    async def first(self, stream: str) -> int:
+        """Return the lowest place that the stream still keeps."""
+        jetstream = self._connection.client.jetstream()
+        try:
+            state = (await self._connection.permitted(jetstream.stream_info(stream), f"$JS.API.STREAM.INFO.{stream}")).state
+        except (NatsError, OSError) as bad:
+            raise _unread(stream, bad) from bad
+        return max(state.first_seq, 1)
+
+    async def messages(self, stream: str) -> AsyncIterator[list[StreamMessage]]:
+        """Give the stream's messages in their order, some at a time, up to what is the last one when it is asked for."""
+        from nats.js.api import AckPolicy, ConsumerConfig  # noqa: PLC0415
+
+        jetstream, permitted = self._connection.client.jetstream(), self._connection.permitted
+        # For a moment only: the server forgets a consumer that nobody asks.
+        config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60.0, mem_storage=True)
+        try:
+            state = (await permitted(jetstream.stream_info(stream), f"$JS.API.STREAM.INFO.{stream}")).state
+            if state.messages == 0:
+                return
+            subscription = await permitted(jetstream.pull_subscribe("", stream=stream, config=config), f"$JS.API.CONSUMER.CREATE.{stream}")
+            last = 0
+            while last < state.last_seq:
+                batch = await permitted(subscription.fetch(_READ_AT_ONCE, timeout=_READ_PATIENCE), f"$JS.API.CONSUMER.MSG.NEXT.{stream}")
+                kept = [StreamMessage(m.metadata.sequence.stream, m.subject, dict(m.headers or {}), m.data) for m in batch]
+                last = kept[-1].seq
+                yield kept
+            await subscription.unsubscribe()
+        except (NatsError, OSError) as bad:
+            raise _unread(stream, bad) from bad
+
+
 def _not_taken(subject: str) -> NoWorkerAnswer:
     """Say that nobody would keep a message."""
     return NoWorkerAnswer(f"no stream takes {subject}: is it one of the worker's reply topics?")
@@ -224,3 +278,8 @@ async def _first_since(jetstream: JetStreamContext, stream: str, places: range, 
         else:
             high = middle
     return low
+
+
+def _unread(stream: str, bad: BaseException) -> BusLost:
+    """Say what keeps the stream from being read."""
+    return BusLost(f"stream {stream} cannot be read: {str(bad) or type(bad).__name__}")
