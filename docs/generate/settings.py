@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from docs.generate.tables import BY_HAND, cell, code, page_of, table
 from nats_taskflow.config import Config
 from nats_taskflow.config import settings as known
+from nats_taskflow.config.setting import Setting
 from nats_taskflow.config.show import written
-from nats_taskflow.config.tree import Setting
 
 _HEAD = f"""# Configuration
 

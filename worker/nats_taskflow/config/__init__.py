@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from nats_taskflow.config.load import load
 from nats_taskflow.config.secrets import Secret, Url
+from nats_taskflow.config.setting import Setting
 from nats_taskflow.config.show import shown
 from nats_taskflow.config.sources import SourcedValue
 from nats_taskflow.config.tree import (
@@ -16,7 +17,6 @@ from nats_taskflow.config.tree import (
     LogConfig,
     MetricsConfig,
     NatsConfig,
-    Setting,
     StoreConfig,
     StreamConfig,
     SubjectsConfig,
