@@ -73,13 +73,13 @@ def test_what_we_create_is_what_we_accept() -> None:
         config = stream_rules.stream_config(stream)
         assert stream_rules.stream_objections(stream, config) == []
         assert stream_rules.stream_remarks(stream, config) == []
-        assert stream_rules.subjects_with(stream, config) is None
+        assert stream_rules.extended_subjects(stream, config) is None
     for source in (
         WORKER,
         ConsumerSpec(stream="IN", filters=("cmd.a.*",)),
         ConsumerSpec(stream="IN", filters=("re.*",), all_but=("cmd.*.*",)),
     ):
-        asked = filters.wanted(source, ("cmd.*.*", "re.*", "old.topic"))
+        asked = filters.filters_for(source, ("cmd.*.*", "re.*", "old.topic"))
         config = consumer_rules.consumer_config(source, asked)
         assert consumer_rules.consumer_objections(source, config) == []
         assert filters.objections(source, config, asked) == []
@@ -132,7 +132,7 @@ def test_a_consumer_that_takes_everything_is_narrowed_on_the_workers_own_stream_
 def test_what_is_no_command_is_taken_whoever_has_the_stream_capture_it(subjects: tuple[str, ...], taken: set[str]) -> None:
     """Its publisher is told that it is stored."""
     source = ConsumerSpec(stream="IN", consumer="replies", filters=("resume", "reply.*.*"), all_but=("cmd.*.*",))
-    assert set(filters.wanted(source, subjects)) == taken
+    assert set(filters.filters_for(source, subjects)) == taken
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,11 @@ TOO_LARGE = b'{"ok":false,"error":{"code":"too_large","message":"the answer is l
 TOO_LARGE_HEADERS = {SERVICE_ERROR: "the answer is too large", SERVICE_ERROR_CODE: "413"}
 BUSY = Unavailable("too many requests wait, and most are yours: repeat this one under the same command id when others are answered")
 STOPPING = Unavailable("the worker is stopping: repeat with the same command id")
-AROUND = 1024
+REQUEST_OVERHEAD = 1024
 """About what a request costs besides its body."""
-IN_HAND = AdmissionBounds(512, 16 * 1024 * 1024)
-OF_ONE = AdmissionBounds(256, 4 * 1024 * 1024)
-WAITING = 16 * 1024 * 1024
+TOTAL_BOUNDS = AdmissionBounds(512, 16 * 1024 * 1024)
+CALLER_BOUNDS = AdmissionBounds(256, 4 * 1024 * 1024)
+WAITING_BYTES_MAX = 16 * 1024 * 1024
 
 Handler = Callable[[ServiceRequest], Awaitable[None]]
 
@@ -40,7 +40,7 @@ class Admission:
     def __init__(self, handler: Handler, whose: Callable[[str], str]) -> None:
         self._handler = handler
         self._whose = whose
-        self._turnstile: FairAdmission[tuple[ServiceRequest, int]] = FairAdmission(IN_HAND, OF_ONE, self._begin)
+        self._turnstile: FairAdmission[tuple[ServiceRequest, int]] = FairAdmission(TOTAL_BOUNDS, CALLER_BOUNDS, self._begin)
         self._errands = Errands()
         self._context = contextvars.copy_context()  # the worker's, whoever asks
         self._log = structlog.get_logger()
@@ -50,7 +50,7 @@ class Admission:
         """Admit a request when it is its turn."""
         weight = _weight(request)
         self._turnstile.enter(self._whose(request.subject), (request, weight), weight)
-        while self._turnstile.waiting > WAITING:
+        while self._turnstile.waiting > WAITING_BYTES_MAX:
             self.refused += 1
             self._refuse(self._turnstile.take_back()[0], BUSY)
 
@@ -85,4 +85,4 @@ class Admission:
 
 def _weight(request: ServiceRequest) -> int:
     """Return about how much memory a request keeps."""
-    return AROUND + len(request.body) + weight(request.headers)
+    return REQUEST_OVERHEAD + len(request.body) + weight(request.headers)

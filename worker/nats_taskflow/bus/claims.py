@@ -22,7 +22,7 @@ def holder_in(config: Json) -> ClaimHolder | None:
     return ClaimHolder(**fields) if metadata.get(_PREFIX + "database") else None
 
 
-def claimed(config: Json, holder: ClaimHolder | None) -> Json:
+def with_claim(config: Json, holder: ClaimHolder | None) -> Json:
     """Return the configuration with the holder's name in it; unchanged where there is nobody to name, or no more to say than is there.
 
     Where it is not known where the database lies, somebody else has written the claim, because the worker may not.
@@ -62,7 +62,7 @@ def refusal(source: ConsumerSpec, holder: ClaimHolder | None, info: Json) -> str
     )
 
 
-def rivals(source: ConsumerSpec, holder: ClaimHolder | None, info: Json) -> list[str]:
+def rival_warnings(source: ConsumerSpec, holder: ClaimHolder | None, info: Json) -> list[str]:
     """Warn where somebody pulls before this worker does, and nobody has written down for which database."""
     if holder is None or holder.store == _UNKNOWN or not info["num_waiting"] or holder_in(info["config"]) is not None:
         return []

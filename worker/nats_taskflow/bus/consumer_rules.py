@@ -55,7 +55,7 @@ def consumer_objections(source: ConsumerSpec, config: Json) -> list[str]:
     return flaws
 
 
-def distrust(source: ConsumerSpec, stream: Json, consumer: Json) -> list[str]:
+def reasons_to_distrust(source: ConsumerSpec, stream: Json, consumer: Json) -> list[str]:
     """Say that what is delivered may not be what was sent: from somebody else, by itself, or without its body.
 
     `stream`: the configuration of one of the worker's own; empty for somebody else's.
@@ -67,7 +67,7 @@ def distrust(source: ConsumerSpec, stream: Json, consumer: Json) -> list[str]:
     return [f"nothing is taken from consumer {source.consumer} of stream {source.stream} until this is changed back: {what}"]
 
 
-def pauses(source: ConsumerSpec, info: Json) -> list[str]:
+def pause_warnings(source: ConsumerSpec, info: Json) -> list[str]:
     """Say that a consumer is paused: it delivers nothing then, and says nothing about it."""
     if not info.get("paused"):
         return []

@@ -9,7 +9,7 @@ from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.wire.subjects import covers, overlap
 
 
-def wanted(source: ConsumerSpec, subjects: Iterable[str]) -> tuple[str, ...]:
+def filters_for(source: ConsumerSpec, subjects: Iterable[str]) -> tuple[str, ...]:
     """Return the filters of a consumer on a stream that captures `subjects`; none: it takes everything.
 
     Also what the stream captures beyond what is asked for: somebody who publishes there is told that it is stored, so it has to be taken.
@@ -39,7 +39,7 @@ def covers_all(config: Json, filters: Iterable[str]) -> bool:
     return not present or all(any(covers(has, asked) for has in present) for asked in filters)
 
 
-def taken_over_from(source: ConsumerSpec, filters: Iterable[str], present: Mapping[ConsumerSpec, Json]) -> Json | None:
+def find_predecessor(source: ConsumerSpec, filters: Iterable[str], present: Mapping[ConsumerSpec, Json]) -> Json | None:
     """Return what is told of the consumer that takes by now what a new one is to take; None where there is none."""
     same = (info for other, info in present.items() if other.stream == source.stream)
     return next((info for info in same if covers_all(info["config"], filters)), None)

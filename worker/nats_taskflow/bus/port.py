@@ -16,7 +16,7 @@ from nats_taskflow.bus.endpoints import Service, ServiceRequest
 
 Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
-MOST_TOGETHER = 500  # messages that `Bus.publish_all` takes at once; JetStream's limit is 1,000
+BATCH_MAX = 500  # messages that `Bus.publish_all` takes at once; JetStream's limit is 1,000
 NO_RESPONDERS = "no responders"  # what `Bus.send` says of a message that nobody listens for
 NOT_CONNECTED = "not connected to NATS"
 
@@ -213,7 +213,7 @@ class Bus(Protocol):
     def untrusted(self) -> frozenset[ConsumerSpec]:
         """The sources that must not be pulled, as last inspected: what they deliver may not be what was sent."""
 
-    def mended(self) -> tuple[ConsumerSpec, ...]:
+    def take_repaired(self) -> tuple[ConsumerSpec, ...]:
         """Return the sources whose consumer's settings broke a promise, so that it may have given up on messages, and are right again."""
 
     def ack_wait(self, source: ConsumerSpec) -> float:
@@ -232,7 +232,7 @@ class Bus(Protocol):
         Raises `PublishFailed` when the broker does not answer.
         """
 
-    async def born(self, stream: str) -> str:
+    async def stream_created(self, stream: str) -> str:
         """Say when the stream was made: it tells one stream of a name from the next. Raises `PublishFailed` as `first_kept` does."""
 
     async def rewind(self, source: ConsumerSpec, to: int | None = None) -> bool:
@@ -266,7 +266,7 @@ class Bus(Protocol):
         """
 
     def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
-        """Store up to `MOST_TOGETHER` messages of one stream: all of them in this order, or none. The future tells the last one's place.
+        """Store up to `BATCH_MAX` messages of one stream: all of them in this order, or none. The future tells the last one's place.
 
         It fails like that of `publish`, within the same time. Refused, none is stored: the broker or the stream takes no messages
         together, or would not take one of these by itself, or has one already (its `msg_id`): publish them one by one. Not refused, all

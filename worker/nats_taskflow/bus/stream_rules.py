@@ -62,7 +62,7 @@ def stream_config(stream: StreamSpec, *, batches: bool = True) -> Json:
         "max_msgs_per_subject": -1,
         "duplicate_window": int(_window(stream) * _NS),
         "num_replicas": stream.replicas,
-        **guards_missing({}),
+        **missing_guards({}),
         "allow_rollup_hdrs": False,
         "allow_direct": True,
     }
@@ -71,7 +71,7 @@ def stream_config(stream: StreamSpec, *, batches: bool = True) -> Json:
     return config
 
 
-def guards_missing(config: Json) -> Json:
+def missing_guards(config: Json) -> Json:
     """Return the settings that keep messages from being removed, where a stream has them not."""
     return {broken.rule.setting: broken.rule.must_be for broken in broken_rules(_GUARDS, config)}
 
@@ -143,7 +143,7 @@ def stream_remarks(stream: StreamSpec, config: Json) -> list[str]:
         has, asked = config.get(name) or -1, stream_config(stream)[name]
         if 0 < has < asked:
             remarks.append(f"stream {stream.name}: {name} is {has:,}, {asked:,} were asked for")
-    lacking = () if stream.inbound else tuple(guards_missing(config))  # of an inbound one they are objections
+    lacking = () if stream.inbound else tuple(missing_guards(config))  # of an inbound one they are objections
     if lacking:
         flags = " ".join("--" + name.replace("_", "-") for name in lacking)
         remarks.append(
@@ -158,7 +158,7 @@ def config_in(info: Json | None) -> Json | None:
     return None if info is None else info["config"]
 
 
-def subjects_with(stream: StreamSpec, config: Json) -> list[str] | None:
+def extended_subjects(stream: StreamSpec, config: Json) -> list[str] | None:
     """Return the stream's subjects with the missing ones added, or None when none is missing."""
     present: list[str] = list(config.get("subjects") or ())
     missing = [wanted for wanted in stream.subjects if not any(covers(has, wanted) for has in present)]

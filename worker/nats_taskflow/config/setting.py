@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.config.parsers import Reader
+from nats_taskflow.config.parsers import Parser
 
 
 class SettingInfo(msgspec.Struct, frozen=True):
     """What is known of a setting besides type and default: how to read it, its help, other names for variable and key."""
 
-    read: Reader[Any]
+    read: Parser[Any]
     help: str
     env: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()

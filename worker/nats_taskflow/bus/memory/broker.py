@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from nats_taskflow.bus import consumer_rules, filters, stream_rules
-from nats_taskflow.bus.memory.stream import ConsumerState, Spelled, StoredMessage, StreamStore
+from nats_taskflow.bus.memory.stream import ConsumerState, StoredMessage, StreamStore, WireMessage
 from nats_taskflow.bus.port import NO_HEADERS, NO_RESPONDERS, ConsumerSpec, ForwardedRequest, Headers, Published, PublishFailed
 from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.tasks import Errands
@@ -68,7 +68,7 @@ class MemoryBroker:
         key = (source.stream, source.consumer)
         if key not in self.consumers:
             stream = self.streams[source.stream]
-            asked = filters.wanted(source, stream.config.get("subjects") or ())
+            asked = filters.filters_for(source, stream.config.get("subjects") or ())
             self.consumers[key] = self.made(stream, consumer_rules.consumer_config(source, asked))
         return self.consumers[key]
 
@@ -110,7 +110,7 @@ class MemoryBroker:
                 return stored
         return None
 
-    def publish_all(self, messages: Sequence[Spelled]) -> Published:
+    def publish_all(self, messages: Sequence[WireMessage]) -> Published:
         """Give messages to the one stream that captures them, all or none; raises `PublishFailed` where that takes none together."""
         streams = [stream for stream in self.streams.values() if stream.takes(messages[0][0])]
         if (

@@ -13,7 +13,7 @@ import structlog
 from nats_taskflow.bus.endpoints import Service, ServiceRequest
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, MemoryClient
 from nats_taskflow.bus.memory.service import MemoryServer
-from nats_taskflow.bus.memory.stream import Spelled, StoredMessage
+from nats_taskflow.bus.memory.stream import StoredMessage, WireMessage
 from nats_taskflow.bus.memory.topology import MemoryTopology
 from nats_taskflow.bus.message_limits import objection, request_objection
 from nats_taskflow.bus.port import (
@@ -127,7 +127,7 @@ class MemoryBus:
             return [*str(refused).splitlines(), *distrust.values()]
         return []
 
-    def mended(self) -> tuple[ConsumerSpec, ...]:
+    def take_repaired(self) -> tuple[ConsumerSpec, ...]:
         """Return nothing: this broker gives up on no message, whatever its settings."""
         return ()
 
@@ -148,11 +148,11 @@ class MemoryBus:
         has = self.broker.streams[stream]
         return min(has.messages, default=has.last_seq + 1)
 
-    async def born(self, stream: str) -> str:
+    async def stream_created(self, stream: str) -> str:
         """Say when the stream was made."""
         if not self._connected:
             raise PublishFailed("not connected")
-        return self.broker.streams[stream].born
+        return self.broker.streams[stream].created
 
     async def rewind(self, source: ConsumerSpec, to: int | None = None) -> bool:
         """Deliver everything above the ack floor, or from `to` on, again, at once."""
@@ -257,7 +257,9 @@ class MemoryBus:
         except TimeoutError:
             return
 
-    def _store(self, messages: Sequence[OutgoingMessage], store: Callable[[list[Spelled]], Published | None]) -> asyncio.Future[Published]:
+    def _store(
+        self, messages: Sequence[OutgoingMessage], store: Callable[[list[WireMessage]], Published | None]
+    ) -> asyncio.Future[Published]:
         """Have messages stored, or fail as a test asked for; the future resolves in a later turn of the loop."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Published] = loop.create_future()
@@ -267,11 +269,11 @@ class MemoryBus:
             loop.call_soon(fail, future, failed)
         return future
 
-    def _stored(self, messages: Sequence[OutgoingMessage], store: Callable[[list[Spelled]], Published | None]) -> Published:
+    def _stored(self, messages: Sequence[OutgoingMessage], store: Callable[[list[WireMessage]], Published | None]) -> Published:
         """Store messages; raises `PublishFailed`."""
         if not self._connected:
             raise PublishFailed("not connected")
-        spelled: list[Spelled] = [(m.subject, m.body, {**m.headers, **({MSG_ID: m.msg_id} if m.msg_id else {})}) for m in messages]
+        spelled: list[WireMessage] = [(m.subject, m.body, {**m.headers, **({MSG_ID: m.msg_id} if m.msg_id else {})}) for m in messages]
         for refusal in (objection(*message, self.max_payload) for message in spelled):
             if refusal is not None:
                 raise PublishFailed(refusal, unsendable=True)

@@ -15,7 +15,7 @@ from nats_taskflow.wire.headers import MSG_ID, weight
 from nats_taskflow.wire.subjects import covers
 
 _NS_PER_US = 1000
-Spelled = tuple[str, bytes, Headers]
+WireMessage = tuple[str, bytes, Headers]
 """A message on its way in: subject, body, headers."""
 _BORN = count(1)
 
@@ -37,7 +37,7 @@ class StreamStore:
         self.config = config
         self.messages: dict[int, StoredMessage] = {}
         self.last_seq = 0
-        self.born = f"stream {next(_BORN)}"
+        self.created = f"stream {next(_BORN)}"
         self._bytes = 0
         self._ids: dict[str, tuple[int, int]] = {}
 
@@ -74,7 +74,7 @@ class StreamStore:
             self._ids[msg_id] = (self.last_seq, now)
         return Published(stream=self.config["name"], seq=self.last_seq)
 
-    def fit(self, messages: Sequence[Spelled]) -> None:
+    def fit(self, messages: Sequence[WireMessage]) -> None:
         """Raise `PublishFailed` where not all of the messages would be stored: one has been, or there is no room."""
         ids = [headers[MSG_ID] for _, _, headers in messages if MSG_ID in headers]
         if len(set(ids)) < len(ids) or any(name in self._ids for name in ids):

@@ -35,7 +35,7 @@ class MemoryTopology:
             consumer = self._broker.consumers.get((source.stream, source.consumer))
             if consumer is not None and theirs is not None:
                 found += consumer_rules.consumer_objections(source, consumer.config)
-                asked = filters.wanted(source, theirs.config.get("subjects") or ())
+                asked = filters.filters_for(source, theirs.config.get("subjects") or ())
                 if live or not filters.is_adaptable(source, consumer.config, asked, own=own):
                     found += filters.objections(source, consumer.config, asked)
             if own:
@@ -50,7 +50,8 @@ class MemoryTopology:
         """Say of which sources what is delivered may not be what was sent."""
         own = {stream.name: self._broker.streams[stream.name].config for stream in streams if stream.name in self._broker.streams}
         said = {
-            source: consumer_rules.distrust(source, own.get(source.stream, {}), self._broker.consumer(source).config) for source in sources
+            source: consumer_rules.reasons_to_distrust(source, own.get(source.stream, {}), self._broker.consumer(source).config)
+            for source in sources
         }
         return {source: sentence for source, (sentence, *_) in ((one, found) for one, found in said.items() if found)}
 
@@ -75,9 +76,9 @@ class MemoryTopology:
         warnings: list[str] = []
         for stream in streams:
             has = self._broker.streams.get(stream.name) or self._broker.create_stream(stream_rules.stream_config(stream))
-            has.config |= stream_rules.guards_missing(has.config)
+            has.config |= stream_rules.missing_guards(has.config)
             warnings += stream_rules.stream_remarks(stream, has.config)
-            has.config["subjects"] = stream_rules.subjects_with(stream, has.config) or has.config["subjects"]
+            has.config["subjects"] = stream_rules.extended_subjects(stream, has.config) or has.config["subjects"]
             unset = [name for name in stream_rules.SIZES if stream_rules.is_unlimited(has.config, name)]
             has.config |= {name: value for name, value in stream_rules.limits_of(stream).items() if name in unset}
             has.config |= {stream_rules.BATCHES: True} if stream_rules.lacks_batches(stream, has.config) else {}
@@ -88,19 +89,19 @@ class MemoryTopology:
                 self._take_over(source, present)
         for source in sources:
             consumer = self._broker.consumer(source)
-            asked = filters.wanted(source, self._broker.streams[source.stream].config.get("subjects") or ())
+            asked = filters.filters_for(source, self._broker.streams[source.stream].config.get("subjects") or ())
             if filters.filters_in(consumer.config) != set(asked):
                 consumer.config = filters.with_filters(consumer.config, asked)
-            consumer.config = claims.claimed(consumer.config, holder)
+            consumer.config = claims.with_claim(consumer.config, holder)
         return warnings
 
     def _take_over(self, source: ConsumerSpec, present: Mapping[ConsumerSpec, ConsumerState]) -> None:
         """Make a consumer; where another one takes what it is to take, from there on."""
         consumer = self._broker.consumer(source)
         infos = {other: {"config": state.config, "ack_floor": {"stream_seq": state.floor}} for other, state in present.items()}
-        older = filters.taken_over_from(source, filters.filters_in(consumer.config), infos)
+        older = filters.find_predecessor(source, filters.filters_in(consumer.config), infos)
         if older is not None:
-            consumer.config = claims.claimed(consumer.config, claims.holder_in(older["config"]))
+            consumer.config = claims.with_claim(consumer.config, claims.holder_in(older["config"]))
             consumer.rewind(older["ack_floor"]["stream_seq"] + 1)
 
 

@@ -13,7 +13,7 @@ from nats_taskflow.bus.stream_rules import BATCHES
 from nats_taskflow.wire.subjects import covers
 
 
-class Batches:
+class AtomicBatches:
     """What is known of the streams. `change(verb, body, what)` asks the broker's API; it returns why not."""
 
     def __init__(self, change: Callable[[str, Json, str], Awaitable[str]]) -> None:

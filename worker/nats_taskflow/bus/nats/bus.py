@@ -137,9 +137,9 @@ class JetStreamBus:
         """The sources that may deliver what was not sent so, as last seen."""
         return self._topology.untrusted
 
-    def mended(self) -> tuple[ConsumerSpec, ...]:
+    def take_repaired(self) -> tuple[ConsumerSpec, ...]:
         """Return the sources whose consumer's settings are right again, each once."""
-        return self._topology.mended()
+        return self._topology.take_repaired()
 
     def ack_wait(self, source: ConsumerSpec) -> float:
         """Return the seconds after which the broker delivers again, as last seen."""
@@ -167,7 +167,7 @@ class JetStreamBus:
         first: int = (await self._stream_info(stream))["state"]["first_seq"]
         return max(first, 1)  # the server says 0 for a stream that never had a message
 
-    async def born(self, stream: str) -> str:
+    async def stream_created(self, stream: str) -> str:
         """Say when the stream was made."""
         created: str = (await self._stream_info(stream))["created"]
         return created

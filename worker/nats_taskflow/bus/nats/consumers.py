@@ -33,7 +33,7 @@ class Consumers:
     async def filters(self, source: ConsumerSpec) -> tuple[str, ...]:
         """Return what the consumer has to take of its stream, as that is now."""
         stream = await self._api.found(f"STREAM.INFO.{source.stream}") if source.all_but else None
-        return filters.wanted(source, (stream["config"].get("subjects") or ()) if stream is not None else ())
+        return filters.filters_for(source, (stream["config"].get("subjects") or ()) if stream is not None else ())
 
     async def ensure(self, sources: Sequence[ConsumerSpec], holder: ClaimHolder | None) -> list[str]:
         """Create what is missing, then bring the rest up to date; returns warnings. Raises `TopologyRefused` or `NoAnswer`."""
@@ -47,16 +47,16 @@ class Consumers:
     async def _create(self, source: ConsumerSpec, present: Mapping[ConsumerSpec, Json], holder: ClaimHolder | None) -> None:
         """Create a consumer; where another one takes what it is to take, from there on, and for the same database."""
         asked = await self.filters(source)
-        older = filters.taken_over_from(source, asked, present)
+        older = filters.find_predecessor(source, asked, present)
         holder = holder if holder is not None or older is None else claims.holder_in(older["config"])
-        await self._write(source, claims.claimed(consumer_rules.consumer_config(source, asked), holder), "create")
+        await self._write(source, claims.with_claim(consumer_rules.consumer_config(source, asked), holder), "create")
         self._log.info("topology.consumer_created", stream=source.stream, consumer=source.consumer)
         if older is not None and older["ack_floor"]["stream_seq"]:
             await self._rewind(source, older["ack_floor"]["stream_seq"] + 1)
 
     async def _update(self, source: ConsumerSpec, info: Json, holder: ClaimHolder | None) -> list[str]:
         """Give a consumer the filters it lacks, and whose it is; returns warnings about that, and somebody who pulls."""
-        warnings, config, asked = claims.rivals(source, holder, info), info["config"], await self.filters(source)
+        warnings, config, asked = claims.rival_warnings(source, holder, info), info["config"], await self.filters(source)
         if filters.filters_in(config) != set(asked):
             narrowed = filters.covers_all(config, asked)
             config = filters.with_filters(config, asked)
@@ -71,7 +71,7 @@ class Consumers:
 
     async def _claim(self, source: ConsumerSpec, config: Json, holder: ClaimHolder | None) -> list[str]:
         """Write down whose the consumer is; returns a warning where that is not permitted: everything works without."""
-        wanted, known = claims.claimed(config, holder), claims.holder_in(config)
+        wanted, known = claims.with_claim(config, holder), claims.holder_in(config)
         if holder is None or wanted is config:
             return []
         database = holder.database

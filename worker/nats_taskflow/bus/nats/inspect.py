@@ -167,9 +167,9 @@ class InspectClient:
         if "error" in answer:
             raise NoWorkerAnswer(f"consumer {source.consumer} of stream {source.stream}: {answer['error'].get('description', 'not there')}")
         stream = msgspec.json.decode(await self.ask(f"$JS.API.STREAM.INFO.{source.stream}", b""))
-        asked = filters.wanted(source, stream.get("config", {}).get("subjects") or ())
+        asked = filters.filters_for(source, stream.get("config", {}).get("subjects") or ())
         taken = filters.objections(source, answer["config"], asked)
-        return [*consumer_rules.consumer_objections(source, answer["config"]), *taken, *consumer_rules.pauses(source, answer)]
+        return [*consumer_rules.consumer_objections(source, answer["config"]), *taken, *consumer_rules.pause_warnings(source, answer)]
 
     async def sync_flaw(self, monitor_url: str) -> str | None:
         """Return why a power cut could lose acknowledged messages, or None. Raises `NoWorkerAnswer` where monitoring is silent."""

@@ -52,7 +52,7 @@ class JetStreamApi:
         """Return what an info request answers with. Raises `ApiTimeout`, also for an error."""
         answer = await self.ask(verb)
         if "error" in answer:
-            raise ApiTimeout(described(answer))
+            raise ApiTimeout(error_text(answer))
         return answer
 
     async def found(self, verb: str) -> Json | None:
@@ -63,8 +63,8 @@ class JetStreamApi:
         if answer["error"].get("err_code") in _ABSENT:
             return None
         if answer["error"].get("code") in _NOT_YET:
-            raise ApiTimeout(described(answer))
-        raise TopologyRefused(f"{verb} failed: {described(answer)}")
+            raise ApiTimeout(error_text(answer))
+        raise TopologyRefused(f"{verb} failed: {error_text(answer)}")
 
     async def change(self, verb: str, body: Json, what: str) -> None:
         """Create or update something; raises `TopologyRefused` with the server's reason."""
@@ -75,7 +75,7 @@ class JetStreamApi:
                 if has_no_room(answer)
                 else ""
             )
-            raise TopologyRefused(f"{what} cannot be created or changed: {described(answer)}{room}")
+            raise TopologyRefused(f"{what} cannot be created or changed: {error_text(answer)}{room}")
 
     async def try_to_change(self, verb: str, body: Json, what: str) -> str:
         """Update something that everything works without; returns why that cannot be, nothing where it is done."""
@@ -101,7 +101,7 @@ def has_no_room(answer: Json) -> bool:
     return (answer.get("error") or {}).get("err_code") in _NO_ROOM
 
 
-def described(answer: Json) -> str:
+def error_text(answer: Json) -> str:
     """Return the server's own words for an error."""
     error = answer.get("error") or {}
     return f"{error.get('description', 'unknown error')} ({error.get('err_code', error.get('code', '?'))})"

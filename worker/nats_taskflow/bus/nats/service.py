@@ -59,7 +59,7 @@ class EndpointCounts(msgspec.Struct):
             self.last_error = f"{headers[SERVICE_ERROR_CODE]}: {headers.get(SERVICE_ERROR, '')}"
 
 
-class Listed(MicroEndpoint):
+class ListedEndpoint(MicroEndpoint):
     """An endpoint that `$SRV.INFO` and `$SRV.STATS` tell of, and that hears nothing: one subscription hears for all that it covers.
 
     Where each had its own, the server sent the catch-all a copy of every request.
@@ -107,7 +107,7 @@ class ServiceServer:
         self._micro = await micro.add_service(
             client, name=service.name, version=service.version, description=service.description, stats_handler=self._tell
         )
-        listed = [Listed(self._micro, endpoint) for endpoint in service.endpoints + service.catch_all]
+        listed = [ListedEndpoint(self._micro, endpoint) for endpoint in service.endpoints + service.catch_all]
         self._micro._endpoints.extend(listed)  # noqa: SLF001  its `add_endpoint` subscribes
         for pattern in service.patterns:
             subscription = await client.subscribe(pattern, queue=_QUEUE, cb=on_message)

@@ -10,7 +10,7 @@ import structlog
 
 from nats_taskflow.bus import stream_rules
 from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout
-from nats_taskflow.bus.nats.js_api import JetStreamApi, described, has_no_room
+from nats_taskflow.bus.nats.js_api import JetStreamApi, error_text, has_no_room
 from nats_taskflow.bus.port import StreamSpec
 from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.errors import TopologyRefused
@@ -94,6 +94,6 @@ class StorageShare:
             if "error" not in answer:
                 return size
             if not has_no_room(answer):
-                raise TopologyRefused(f"stream {stream.name} cannot be limited: {described(answer)}")
+                raise TopologyRefused(f"stream {stream.name} cannot be limited: {error_text(answer)}")
             size //= 2
         raise TopologyRefused(f"the broker has no storage left for stream {stream.name}: raise max_file_store in its jetstream block")

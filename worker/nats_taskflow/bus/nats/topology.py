@@ -12,10 +12,10 @@ import structlog
 from nats_taskflow.bus import claims, consumer_rules, filters, stream_rules
 from nats_taskflow.bus.nats import server_version
 from nats_taskflow.bus.nats.acks import AckRights
-from nats_taskflow.bus.nats.atomic_batches import Batches
+from nats_taskflow.bus.nats.atomic_batches import AtomicBatches
 from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
 from nats_taskflow.bus.nats.consumers import Consumers
-from nats_taskflow.bus.nats.js_api import JetStreamApi, described
+from nats_taskflow.bus.nats.js_api import JetStreamApi, error_text
 from nats_taskflow.bus.nats.monitor import sync_warnings
 from nats_taskflow.bus.nats.storage_share import StorageShare
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, StreamSpec
@@ -39,12 +39,12 @@ class TopologySetup:
         self._holder: ClaimHolder | None = None
         self._ack_waits: dict[ConsumerSpec, float] = {}
         self._flawed: set[ConsumerSpec] = set()
-        self._mended: set[ConsumerSpec] = set()
+        self._repaired: set[ConsumerSpec] = set()
         self.untrusted: frozenset[ConsumerSpec] = frozenset()
         self._ack_rights = AckRights(connection)
         self._consumers = Consumers(self._api, find=self._consumer_found, rewind=self.rewind)
         self._allotment = StorageShare(self._api)
-        self.batches = Batches(self._api.try_to_change)
+        self.batches = AtomicBatches(self._api.try_to_change)
         self.clock = self._api.clock
         self._log = structlog.get_logger()
 
@@ -113,16 +113,16 @@ class TopologySetup:
         if info is None:
             return []  # the pull's business
         self._check_claim(source, info)
-        distrust = consumer_rules.distrust(source, stream, info["config"])
+        distrust = consumer_rules.reasons_to_distrust(source, stream, info["config"])
         self.untrusted = self.untrusted | {source} if distrust else self.untrusted - {source}
-        taken = filters.objections(source, info["config"], filters.wanted(source, stream.get("subjects") or ()))
+        taken = filters.objections(source, info["config"], filters.filters_for(source, stream.get("subjects") or ()))
         found = [*consumer_rules.consumer_objections(source, info["config"]), *taken, *distrust]
         if found:
             self._flawed.add(source)
         elif source in self._flawed:
             self._flawed.remove(source)
-            self._mended.add(source)
-        return [*found, *consumer_rules.pauses(source, info), *await self._ack_rights.objections(source)]
+            self._repaired.add(source)
+        return [*found, *consumer_rules.pause_warnings(source, info), *await self._ack_rights.objections(source)]
 
     def _check_claim(self, source: ConsumerSpec, info: Json) -> None:
         """Raise `ConsumerTaken` where the consumer belongs to another database."""
@@ -137,10 +137,10 @@ class TopologySetup:
         config = await self._stream(source.stream)
         return stream_rules.transform_objections(source, config) if config is not None else []
 
-    def mended(self) -> tuple[ConsumerSpec, ...]:
+    def take_repaired(self) -> tuple[ConsumerSpec, ...]:
         """Return what was mended since the last call; see `Bus.mended`."""
-        mended, self._mended = tuple(self._mended), set()
-        return mended
+        take_repaired, self._repaired = tuple(self._repaired), set()
+        return take_repaired
 
     def ack_wait(self, source: ConsumerSpec) -> float:
         """Return the consumer's, as last seen."""
@@ -187,7 +187,7 @@ class TopologySetup:
             self._log.warning("topology.not_rewound", stream=source.stream, reason=str(error))
             return False
         if "error" in answer:
-            self._log.warning("topology.not_rewound", stream=source.stream, reason=described(answer))
+            self._log.warning("topology.not_rewound", stream=source.stream, reason=error_text(answer))
         return "error" not in answer
 
     async def _objections(
@@ -200,7 +200,7 @@ class TopologySetup:
             config = configs[stream.name]
             if config is not None:
                 found += stream_rules.stream_objections(stream, config)
-            if config is None or stream_rules.subjects_with(stream, config) is not None:
+            if config is None or stream_rules.extended_subjects(stream, config) is not None:
                 found += await self._overlaps(stream)
         for source in sources:
             own = source.stream in configs
@@ -259,7 +259,7 @@ class TopologySetup:
             config = self._allotment.begun(stream, stream_rules.stream_config(stream, batches=batches))
             await self._api.change(f"STREAM.CREATE.{stream.name}", config, f"stream {stream.name}")
             self._log.info("topology.stream_created", stream=stream.name)
-        subjects = stream_rules.subjects_with(stream, config)
+        subjects = stream_rules.extended_subjects(stream, config)
         if subjects is not None:
             config = {**config, "subjects": subjects}
             await self._api.change(f"STREAM.UPDATE.{stream.name}", config, f"stream {stream.name}")
@@ -268,7 +268,7 @@ class TopologySetup:
 
     async def _guarded(self, stream: StreamSpec, config: Json) -> Json:
         """Have a stream that an older worker made keep its messages from being removed; it stays as it is where that is not permitted."""
-        missing = stream_rules.guards_missing(config)
+        missing = stream_rules.missing_guards(config)
         if not missing:
             return config
         refused = await self._api.try_to_change(f"STREAM.UPDATE.{stream.name}", config | missing, f"stream {stream.name}")
