@@ -547,7 +547,7 @@ class Held:
         self.goes_on = asyncio.Event()
 
     async def serve(self, bus: Bus) -> None:
-        await bus.serve(msgspec.structs.replace(SERVICE, whose=lambda subject: subject.split(".")[2]), self._handle)
+        await bus.serve(msgspec.structs.replace(SERVICE, caller_of=lambda subject: subject.split(".")[2]), self._handle)
 
     async def _handle(self, request: ServiceRequest) -> None:
         self.begun.append(request.subject)

@@ -37,9 +37,9 @@ Handler = Callable[[ServiceRequest], Awaitable[None]]
 class Admission:
     """Admits requests to `handler`. `refused`: how many were not, because too much waited."""
 
-    def __init__(self, handler: Handler, whose: Callable[[str], str]) -> None:
+    def __init__(self, handler: Handler, caller_of: Callable[[str], str]) -> None:
         self._handler = handler
-        self._whose = whose
+        self._caller_of = caller_of
         self._turnstile: FairAdmission[tuple[ServiceRequest, int]] = FairAdmission(TOTAL_BOUNDS, CALLER_BOUNDS, self._begin)
         self._errands = Errands()
         self._context = contextvars.copy_context()  # the worker's, whoever asks
@@ -49,7 +49,7 @@ class Admission:
     def put(self, request: ServiceRequest) -> None:
         """Admit a request when it is its turn."""
         weight = _weight(request)
-        self._turnstile.enter(self._whose(request.subject), (request, weight), weight)
+        self._turnstile.enter(self._caller_of(request.subject), (request, weight), weight)
         while self._turnstile.waiting > WAITING_BYTES_MAX:
             self.refused += 1
             self._refuse(self._turnstile.take_back()[0], BUSY)
@@ -80,7 +80,7 @@ class Admission:
             self._log.exception("service.handler_failed", subject=request.subject)
             await request.answer(INTERNAL, {SERVICE_ERROR: "the request failed", SERVICE_ERROR_CODE: "500"})
         finally:
-            self._turnstile.leave(self._whose(request.subject), weight)
+            self._turnstile.leave(self._caller_of(request.subject), weight)
 
 
 def _weight(request: ServiceRequest) -> int:

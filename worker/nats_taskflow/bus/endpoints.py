@@ -40,7 +40,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
     `guarded`: patterns. Whoever asks chooses where the answer goes, and the worker may publish where its callers may not: a request whose
     reply subject is guarded, or is one of the server's own (`$…`), is not carried out (a confused deputy).
-    `whose`: who asks, by the subject; they take turns.
+    `caller_of`: who asks, by the subject; they take turns.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: tuple[Endpoint, ...]
     catch_all: tuple[Endpoint, ...] = ()
     guarded: tuple[str, ...] = ()
-    whose: Callable[[str], str] = _whoever
+    caller_of: Callable[[str], str] = _whoever
 
     @property
     def patterns(self) -> tuple[str, ...]:

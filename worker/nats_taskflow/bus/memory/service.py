@@ -25,7 +25,7 @@ class MemoryServer:
 
     def start(self, service: Service, handler: Handler) -> None:
         """Register the service's endpoints and its catch-all."""
-        admission = self._admission = Admission(handler, service.whose)
+        admission = self._admission = Admission(handler, service.caller_of)
 
         def take(heard: CoreMessage) -> None:
             """Have a request admitted."""

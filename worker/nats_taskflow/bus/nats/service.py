@@ -91,7 +91,7 @@ class ServiceServer:
 
     async def start(self, service: Service, handler: Handler) -> None:
         """Register the service's endpoints."""
-        self._admission = Admission(handler, service.whose)
+        self._admission = Admission(handler, service.caller_of)
         accept = self._accepting(service, self._admission)
 
         def take(subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> None:
