@@ -25,7 +25,7 @@ _CONSUMER = (
 
 
 def consumer_config(source: ConsumerSpec, filters: tuple[str, ...] = ()) -> Json:
-    """Spell the consumer out for `CONSUMER.CREATE`; `filters`: what it takes of its stream, everything where there are none."""
+    """Return the configuration for `CONSUMER.CREATE`; without `filters` the consumer takes its whole stream."""
     config: Json = {
         "name": source.consumer,
         "durable_name": source.consumer,
@@ -42,7 +42,7 @@ def consumer_config(source: ConsumerSpec, filters: tuple[str, ...] = ()) -> Json
 
 
 def consumer_objections(source: ConsumerSpec, config: Json) -> list[str]:
-    """List the settings of an existing consumer that would break a promise, one sentence each; for what it takes see `filters`."""
+    """List the settings of an existing consumer that would break a promise, one sentence each."""
     where = f"consumer {source.consumer} of stream {source.stream}"
     repair = f"remove it with `nats consumer rm {source.stream} {source.consumer}` while the worker is stopped; it is created again"
     flaws = [
@@ -56,19 +56,19 @@ def consumer_objections(source: ConsumerSpec, config: Json) -> list[str]:
 
 
 def reasons_to_distrust(source: ConsumerSpec, stream: Json, consumer: Json) -> list[str]:
-    """Say that what is delivered may not be what was sent: from somebody else, by itself, or without its body.
+    """Say why a consumer must not be trusted: its messages may be forged, or come without their bodies.
 
-    `stream`: the configuration of one of the worker's own; empty for somebody else's.
+    `stream` is the configuration of one of the worker's own streams, and empty for any other.
     """
-    forged = stream.get("subject_transform") or stream.get("allow_msg_schedules") or source_transforms(stream)
-    if not forged and not consumer.get("headers_only"):
+    can_forge = stream.get("subject_transform") or stream.get("allow_msg_schedules") or source_transforms(stream)
+    if not can_forge and not consumer.get("headers_only"):
         return []
-    what = "messages may be from somebody else than their subject says" if forged else "messages come without their bodies"
+    what = "messages may be from somebody else than their subject says" if can_forge else "messages come without their bodies"
     return [f"nothing is taken from consumer {source.consumer} of stream {source.stream} until this is changed back: {what}"]
 
 
 def pause_warnings(source: ConsumerSpec, info: Json) -> list[str]:
-    """Say that a consumer is paused: it delivers nothing then, and says nothing about it."""
+    """Say that a consumer is paused. The broker delivers nothing then, and reports nothing either."""
     if not info.get("paused"):
         return []
     name, until = f"consumer {source.consumer} of stream {source.stream}", info["config"].get("pause_until", "?")

@@ -11,9 +11,9 @@ from nats_taskflow.wire.subjects import covers, overlap
 _NS = 1_000_000_000
 _NOT_EDITABLE = "it cannot be edited: move the messages to a new stream, or remove this one with `nats stream rm {name}`"
 SIZES = ("max_bytes", "max_msg_size")
-"""The limits of a stream that are given to one that has none."""
+"""The limits that a stream without any is given."""
 BATCHES = "allow_atomic"
-"""The setting of a stream that takes atomic batches (ADR-50)."""
+"""The setting that lets a stream take atomic batches (ADR-50)."""
 
 _MAPPING = re.compile(r"\{\{[^}]*\}\}|\$\d+")
 """A token of a transform's destination that is made from the subject: `{{wildcard(1)}}`, `$1`, `{{partition(8,2)}}`."""
@@ -31,13 +31,13 @@ _EVERY_STREAM = (
     # The subject says who a message is from, and whom an event is for.
     Rule("subject_transform", must_be=None, absent=None, repair="take it out with `nats stream edit {name} --interactive`"),
 )
-# The server's PubAck goes, with the server's rights, wherever a publisher says: also to its own API, where older servers, and such with
-# `strict: false`, take `{"stream": …, "seq": …}` for a request to purge, or to remove that message.
+# A publisher chooses where the server sends its PubAck, with the server's rights: even to the server's own API. Older servers, and those
+# with `strict: false`, read the PubAck's `{"stream": …, "seq": …}` there as a request to purge, or to remove that message.
 _GUARDS = (
     Rule("deny_delete", must_be=True, absent=False, repair="`nats stream edit {name} --deny-delete`"),
     Rule("deny_purge", must_be=True, absent=False, repair="`nats stream edit {name} --deny-purge`"),
 )
-# Agents publish here. Each of these lets a publisher, or a full stream, erase or forge what others were promised is stored.
+# Agents publish here. Each of these would let a publisher, or a full stream, erase or forge messages that others know are stored.
 _INBOUND_STREAM = (
     Rule("discard", must_be="new", absent="old", repair="`nats stream edit {name} --discard new`"),
     *_GUARDS,
@@ -48,7 +48,7 @@ _INBOUND_STREAM = (
 
 
 def stream_config(stream: StreamSpec, *, batches: bool = True) -> Json:
-    """Spell the stream out for `STREAM.CREATE`; `batches`: the server knows them."""
+    """Return the configuration for `STREAM.CREATE`. `batches`: the server knows atomic batches."""
     config: Json = {
         "name": stream.name,
         "subjects": list(stream.subjects),
@@ -72,24 +72,24 @@ def stream_config(stream: StreamSpec, *, batches: bool = True) -> Json:
 
 
 def missing_guards(config: Json) -> Json:
-    """Return the settings that keep messages from being removed, where a stream has them not."""
+    """Return the settings that would keep messages from being removed, as far as a stream lacks them."""
     return {broken.rule.setting: broken.rule.must_be for broken in broken_rules(_GUARDS, config)}
 
 
 def lacks_batches(stream: StreamSpec, config: Json) -> bool:
-    """Tell whether the stream is as an older worker made it, which knew no batches. What an operator made or changed is left alone."""
+    """Return whether the stream is as an older worker made it, without batches. One that an operator changed is left alone."""
     ours = stream_config(stream)
     same = (config.get(name) == ours[name] for name in ours if name not in (BATCHES, *SIZES))
     return bool(ours.get(BATCHES)) and not config.get(BATCHES) and all(same)
 
 
 def is_unlimited(config: Json, setting: str) -> bool:
-    """Tell whether a stream has no limit of this kind; older servers write that as 0."""
+    """Return whether a stream has no limit of this kind. Older servers write that as 0."""
     return int(config.get(setting) or -1) < 0
 
 
 def limits_of(stream: StreamSpec) -> Json:
-    """Spell out the limits that are asked for, but for a share."""
+    """Return the limits that the settings ask for; a share of the broker's storage is not among them."""
     ours = stream_config(stream)
     names = ["max_age", "duplicate_window", *(name for name in SIZES if not is_unlimited(ours, name))]
     return {name: ours[name] for name in names}
@@ -104,25 +104,25 @@ def stream_objections(stream: StreamSpec, config: Json) -> list[str]:
 
 
 def transform_objections(source: ConsumerSpec, config: Json) -> list[str]:
-    """List what keeps messages of a stream that is not the worker's own from the reply bindings on it, one sentence each.
+    """List the transforms of somebody else's stream that keep messages from a reply binding, one sentence each.
 
-    A binding on what a subject becomes is fine; one on what it was is never reached.
+    A binding must name the subject that a transform makes; one on the subject before it is never reached.
     """
-    found = []
+    flaws = []
     own = config.get("subject_transform")
     for setting, transform in [*([("subject_transform", own)] if own else []), *source_transforms(config)]:
         becomes = _MAPPING.sub("*", transform.get("dest") or ">")
-        found += [
+        flaws += [
             f"stream {source.stream}: {setting} stores what comes on {subject} as {becomes}, so the reply binding {subject} never gets it; "
             "bind what it becomes, or take the transform out"
             for subject in source.filters
             if overlap(transform.get("src") or ">", subject) and not overlap(becomes, subject)
         ]
-    return found
+    return flaws
 
 
 def source_transforms(config: Json) -> list[tuple[str, Json]]:
-    """List the transforms of subjects that a stream's sources have, each with the name of the setting."""
+    """List the subject transforms in a stream's sources, each with the name of its setting."""
     return [
         (f"subject_transforms of its source {source.get('name')}", transform)
         for source in config.get("sources") or ()
@@ -131,7 +131,7 @@ def source_transforms(config: Json) -> list[tuple[str, Json]]:
 
 
 def stream_remarks(stream: StreamSpec, config: Json) -> list[str]:
-    """List the settings of an existing stream that are weaker than asked for, but break nothing."""
+    """List the settings of an existing stream that are weaker than asked for, but break no promise."""
     remarks = []
     age = config.get("max_age") or 0
     if age and age < stream.max_age * _NS:
@@ -143,7 +143,7 @@ def stream_remarks(stream: StreamSpec, config: Json) -> list[str]:
         has, asked = config.get(name) or -1, stream_config(stream)[name]
         if 0 < has < asked:
             remarks.append(f"stream {stream.name}: {name} is {has:,}, {asked:,} were asked for")
-    lacking = () if stream.inbound else tuple(missing_guards(config))  # of an inbound one they are objections
+    lacking = () if stream.inbound else tuple(missing_guards(config))  # for an inbound one they are objections
     if lacking:
         flags = " ".join("--" + name.replace("_", "-") for name in lacking)
         remarks.append(
@@ -153,21 +153,16 @@ def stream_remarks(stream: StreamSpec, config: Json) -> list[str]:
     return remarks
 
 
-def config_in(info: Json | None) -> Json | None:
-    """Return the configuration in what is told of a stream or consumer; None where there is none."""
-    return None if info is None else info["config"]
-
-
 def extended_subjects(stream: StreamSpec, config: Json) -> list[str] | None:
     """Return the stream's subjects with the missing ones added, or None when none is missing."""
     present: list[str] = list(config.get("subjects") or ())
-    missing = [wanted for wanted in stream.subjects if not any(covers(has, wanted) for has in present)]
+    missing = [subject for subject in stream.subjects if not any(covers(pattern, subject) for pattern in present)]
     if not missing:
         return None
-    # A stream's own subjects must not overlap: what a new, wider one covers has to go.
-    return [has for has in present if not any(covers(wanted, has) for wanted in missing)] + missing
+    # The subjects of one stream must not overlap: what a new, wider one covers has to go.
+    return [subject for subject in present if not any(covers(pattern, subject) for pattern in missing)] + missing
 
 
 def _window(stream: StreamSpec) -> float:
-    """Return the duplicate window in seconds; the server refuses one longer than max_age."""
+    """Return the duplicate window in seconds. The server refuses one longer than max_age."""
     return min(stream.duplicate_window, stream.max_age) if stream.max_age > 0 else stream.duplicate_window

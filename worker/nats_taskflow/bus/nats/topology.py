@@ -279,7 +279,8 @@ class TopologySetup:
 
     async def _stream(self, name: str) -> Json | None:
         """Return a stream's configuration, or None."""
-        return stream_rules.config_in(await self._api.found(f"STREAM.INFO.{name}"))
+        info = await self._api.found(f"STREAM.INFO.{name}")
+        return None if info is None else info["config"]
 
     async def _consumer_found(self, source: ConsumerSpec) -> Json | None:
         """Return all that is told of the consumer, or None."""
