@@ -78,7 +78,7 @@ async def test_nothing_is_taken_in_while_messages_may_be_from_somebody_else_and_
         inbound["subject_transform"] = {"src": "taskflow.cmd.kate.*", "dest": "taskflow.cmd.mallory.{{wildcard(1)}}"}
         for _ in range(2):
             await inspector.inspect()
-            await eventually(lambda: not line.broker.kicks)
+            await eventually(lambda: not line.broker.wakers)
         name = await line.command("start", controller_id="kate/test", goal="test")
         status, _ = await line.ask("outcome", command_id=name)
         assert status["error"]["code"] == "no_outcome"

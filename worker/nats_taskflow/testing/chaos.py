@@ -91,7 +91,7 @@ class FaultyBroker(MemoryBroker):
         super().__init__(clock=clock)
         self.chaos: Chaos | None = None
 
-    def made(self, stream: StreamStore, config: Json) -> ConsumerState:
+    def make_consumer(self, stream: StreamStore, config: Json) -> ConsumerState:
         """Make a consumer that suffers."""
         return FaultyConsumer(stream, config, self)
 

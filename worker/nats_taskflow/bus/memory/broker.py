@@ -50,13 +50,13 @@ class MemoryBroker:
         self.clock = clock or (lambda: time.time_ns() // 1000)
         self.streams: dict[str, StreamStore] = {}
         self.consumers: dict[tuple[str, str], ConsumerState] = {}
-        self.kicks: list[Callable[[], None]] = []
+        self.wakers: list[Callable[[], None]] = []
         self.subscribers: list[Subscriber] = []
 
     def tick(self) -> None:
         """Make every pull look again."""
-        for kick in tuple(self.kicks):
-            kick()
+        for waker in tuple(self.wakers):
+            waker()
 
     def create_stream(self, config: Json) -> StreamStore:
         """Make a stream from JetStream's JSON configuration."""
@@ -69,10 +69,10 @@ class MemoryBroker:
         if key not in self.consumers:
             stream = self.streams[source.stream]
             asked = filters.filters_for(source, stream.config.get("subjects") or ())
-            self.consumers[key] = self.made(stream, consumer_rules.consumer_config(source, asked))
+            self.consumers[key] = self.make_consumer(stream, consumer_rules.consumer_config(source, asked))
         return self.consumers[key]
 
-    def made(self, stream: StreamStore, config: Json) -> ConsumerState:
+    def make_consumer(self, stream: StreamStore, config: Json) -> ConsumerState:
         """Make a consumer."""
         return ConsumerState(stream, config)
 
@@ -104,7 +104,7 @@ class MemoryBroker:
         for subscriber in self._chosen(subject):
             subscriber.take(CoreMessage(subject, body, headers, reply))
         for stream in self.streams.values():
-            if stream.takes(subject):
+            if stream.captures(subject):
                 stored = stream.store(subject, body, headers, self.clock())
                 self.tick()
                 return stored
@@ -112,14 +112,14 @@ class MemoryBroker:
 
     def publish_all(self, messages: Sequence[WireMessage]) -> Published:
         """Give messages to the one stream that captures them, all or none; raises `PublishFailed` where that takes none together."""
-        streams = [stream for stream in self.streams.values() if stream.takes(messages[0][0])]
+        streams = [stream for stream in self.streams.values() if stream.captures(messages[0][0])]
         if (
             not streams
             or not streams[0].config.get(stream_rules.BATCHES)
-            or not all(streams[0].takes(subject) for subject, _, _ in messages)
+            or not all(streams[0].captures(subject) for subject, _, _ in messages)
         ):
             raise PublishFailed(f"the stream of {messages[0][0]} does not allow atomic batches", refused=True)
-        streams[0].fit(messages)
+        streams[0].check_room(messages)
         *_, last = [self.publish(*message) for message in messages]
         assert last is not None, "a stream takes it"
         return last
@@ -127,7 +127,7 @@ class MemoryBroker:
     def ask(self, message: ForwardedRequest) -> str | None:
         """Give a request to whoever listens; a stream that captures it acknowledges on the reply subject. Or say that nobody does."""
         reply = message.reply or ""
-        captured = any(stream.takes(message.subject) for stream in self.streams.values())
+        captured = any(stream.captures(message.subject) for stream in self.streams.values())
         if reply and not captured and not self.listeners(message.subject):
             return NO_RESPONDERS
         try:

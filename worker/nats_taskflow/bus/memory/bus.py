@@ -50,7 +50,7 @@ class MemoryBus:
         self._connected, self.reconnects, self.offset = False, 0, 0
         self._lost: asyncio.Future[str] | None = None
         self._failures: list[tuple[PublishFailed, bool]] = []
-        self._kicks: list[asyncio.Event] = []
+        self._wakers: list[asyncio.Event] = []
         self._prepared: tuple[tuple[StreamSpec, ...], tuple[ConsumerSpec, ...], ClaimHolder | None] = ((), (), None)
         self.trouble = ""
         self.untrusted: frozenset[ConsumerSpec] = frozenset()
@@ -163,26 +163,26 @@ class MemoryBus:
 
     async def pull(self, source: ConsumerSpec, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
         """Deliver continuously until cancelled."""
-        kick = asyncio.Event()
-        self._kicks.append(kick)
-        self.broker.kicks.append(kick.set)
+        waker = asyncio.Event()
+        self._wakers.append(waker)
+        self.broker.wakers.append(waker.set)
         try:
             while True:
-                kick.clear()
+                waker.clear()
                 handed = 0
                 while self._hand_over(source, take, room):
                     handed += 1
                     if handed % _YIELD_EVERY == 0:
                         await asyncio.sleep(0)
-                await self._pause(kick, source, room)
+                await self._pause(waker, source, room)
         finally:
-            self._kicks.remove(kick)
-            self.broker.kicks.remove(kick.set)
+            self._wakers.remove(waker)
+            self.broker.wakers.remove(waker.set)
 
     def wake(self) -> None:
         """Make the pulls look again."""
-        for kick in self._kicks:
-            kick.set()
+        for waker in self._wakers:
+            waker.set()
 
     def settle(self, delivery: Delivery, settlement: Settlement) -> None:
         """Answer a delivery; lost while disconnected."""
@@ -246,14 +246,14 @@ class MemoryBus:
         take(delivery)
         return True
 
-    async def _pause(self, kick: asyncio.Event, source: ConsumerSpec, room: Callable[[], int]) -> None:
+    async def _pause(self, waker: asyncio.Event, source: ConsumerSpec, room: Callable[[], int]) -> None:
         """Wait for a kick, or until a redelivery is due by the broker's clock."""
         # Without room or a connection only a kick helps, however long something is overdue.
         due = self.broker.consumer(source).next_due() if self._connected and room() > 0 else None
         wait = None if due is None else max((due - self.broker.clock()) / 1_000_000, 0.001)
         try:
             async with asyncio.timeout(wait):
-                await kick.wait()
+                await waker.wait()
         except TimeoutError:
             return
 

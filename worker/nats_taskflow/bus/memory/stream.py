@@ -50,7 +50,7 @@ class StreamStore:
         """Give the messages behind a place, in order."""
         return (self.messages[at] for at in range(max(seq + 1, self.first), self.last_seq + 1) if at in self.messages)
 
-    def takes(self, subject: str) -> bool:
+    def captures(self, subject: str) -> bool:
         """Tell whether the stream captures the subject."""
         return any(covers(pattern, subject) for pattern in self.config["subjects"])
 
@@ -74,7 +74,7 @@ class StreamStore:
             self._ids[msg_id] = (self.last_seq, now)
         return Published(stream=self.config["name"], seq=self.last_seq)
 
-    def fit(self, messages: Sequence[WireMessage]) -> None:
+    def check_room(self, messages: Sequence[WireMessage]) -> None:
         """Raise `PublishFailed` where not all of the messages would be stored: one has been, or there is no room."""
         ids = [headers[MSG_ID] for _, _, headers in messages if MSG_ID in headers]
         if len(set(ids)) < len(ids) or any(name in self._ids for name in ids):

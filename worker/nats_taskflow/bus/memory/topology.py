@@ -70,7 +70,7 @@ class MemoryTopology:
             raise TopologyRefused("\n".join(found))
         for source in () if adopt else sources:
             consumer = self._broker.consumers.get((source.stream, source.consumer))
-            info = {"config": consumer.config if consumer is not None else {}, "num_waiting": len(self._broker.kicks)}
+            info = {"config": consumer.config if consumer is not None else {}, "num_waiting": len(self._broker.wakers)}
             if refusal := claims.refusal(source, holder, info):
                 raise ConsumerTaken(refusal)
         warnings: list[str] = []
