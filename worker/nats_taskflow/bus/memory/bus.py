@@ -1,6 +1,6 @@
-"""The bus port in the process, for tests: the only fake the project has, held to the same contract suite as JetStream.
+"""The bus port in the process, for tests: the project's only fake. It passes the same contract suite as JetStream.
 
-`MemoryBroker` keeps the streams and is shared by several `MemoryBus` connections; `MemoryClient` is an agent's end of it.
+Several `MemoryBus` connections share one `MemoryBroker`, which keeps the streams; `MemoryClient` is an agent's connection to it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _YIELD_EVERY = 256
 
 
 class MemoryBus:
-    """See `nats_taskflow.bus.port.Bus` for every promise; the rest are switches for tests."""
+    """A connection: see `bus.port.Bus` for every promise. The other methods are switches for tests."""
 
     def __init__(self, broker: MemoryBroker | None = None) -> None:
         self.broker = broker or MemoryBroker()
@@ -60,7 +60,7 @@ class MemoryBus:
 
     @property
     def dropped(self) -> int:
-        """How many requests were refused, because too many waited."""
+        """How many requests were refused because too many waited."""
         return self._server.refused
 
     @property
@@ -85,7 +85,7 @@ class MemoryBus:
         return MemoryClient(self.broker)
 
     def disconnect(self) -> None:
-        """Lose the broker: publishes fail, deliveries stop, settlements get lost."""
+        """Lose the broker: publishes fail, deliveries stop, settlements are lost."""
         self._connected = False
 
     def reconnect(self) -> None:
@@ -94,7 +94,7 @@ class MemoryBus:
         self.broker.tick()
 
     def fail_publishes(self, count: int, *, refused: bool = False, stored: bool = False) -> None:
-        """Make the next publishes fail; `stored`: only the acknowledgement gets lost."""
+        """Have the next publishes fail; `stored`: only the acknowledgement is lost."""
         self._failures += [(PublishFailed("a test made it fail", refused=refused), stored)] * count
 
     def lose(self, reason: str) -> None:
@@ -103,7 +103,7 @@ class MemoryBus:
         self.lost.set_result(reason)
 
     async def open(self) -> None:
-        """Connect; raises `BusLost` once the connection was closed for good."""
+        """Connect. Raises `BusLost` once the connection was closed for good."""
         if self._lost is not None and self._lost.done():
             raise BusLost(self._lost.result())
         self._connected = True
@@ -111,12 +111,12 @@ class MemoryBus:
     async def prepare(
         self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], *, holder: ClaimHolder | None = None, adopt: bool = False
     ) -> list[str]:
-        """Create and check streams and consumers; raises `TopologyRefused` or `ConsumerTaken`."""
+        """Create and check streams and consumers. Raises `TopologyRefused` or `ConsumerTaken`."""
         self._prepared = (streams, sources, holder)
         return self._topology.prepare(streams, sources, holder, adopt=adopt)
 
     async def inspect(self) -> list[str]:
-        """Make what was deleted; say what breaks a promise."""
+        """Create what was deleted; return what breaks a promise."""
         if not self._connected:
             raise PublishFailed("not connected")
         distrust = self._topology.distrust(*self._prepared[:2])
@@ -136,7 +136,7 @@ class MemoryBus:
         return float(self.broker.consumer(source).config["ack_wait"]) / 1_000_000_000
 
     async def backlog(self, source: ConsumerSpec) -> Backlog:
-        """Tell where the source stands."""
+        """Return how far the source is."""
         if not self._connected:
             raise PublishFailed("not connected")
         return self.broker.consumer(source).backlog()
@@ -145,11 +145,10 @@ class MemoryBus:
         """Return the lowest sequence that the stream still keeps."""
         if not self._connected:
             raise PublishFailed("not connected")
-        has = self.broker.streams[stream]
-        return min(has.messages, default=has.last_seq + 1)
+        return self.broker.streams[stream].first
 
     async def stream_created(self, stream: str) -> str:
-        """Say when the stream was made."""
+        """Return when the stream was created."""
         if not self._connected:
             raise PublishFailed("not connected")
         return self.broker.streams[stream].created
@@ -169,10 +168,10 @@ class MemoryBus:
         try:
             while True:
                 waker.clear()
-                handed = 0
-                while self._hand_over(source, take, room):
-                    handed += 1
-                    if handed % _YIELD_EVERY == 0:
+                delivered = 0
+                while self._deliver_one(source, take, room):
+                    delivered += 1
+                    if delivered % _YIELD_EVERY == 0:
                         await asyncio.sleep(0)
                 await self._pause(waker, source, room)
         finally:
@@ -180,12 +179,12 @@ class MemoryBus:
             self.broker.wakers.remove(waker.set)
 
     def wake(self) -> None:
-        """Make the pulls look again."""
+        """Have the pulls look for room again."""
         for waker in self._wakers:
             waker.set()
 
     def settle(self, delivery: Delivery, settlement: Settlement) -> None:
-        """Answer a delivery; lost while disconnected."""
+        """Settle a delivery; lost while disconnected."""
         stream, consumer, seq = delivery.token.split()
         state = self.broker.consumers.get((stream, consumer))
         if self._connected and state is not None:
@@ -194,7 +193,7 @@ class MemoryBus:
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         """Store a message on its stream; the future resolves in a later turn of the loop, as with a real broker."""
-        return self._store([message], lambda spelled: self.broker.publish(*spelled[0]))
+        return self._store([message], lambda messages: self.broker.publish(*messages[0]))
 
     def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
         """Store messages on their stream, all or none, where it allows atomic batches."""
@@ -226,7 +225,7 @@ class MemoryBus:
         await self._server.stop()
 
     async def flush(self) -> None:
-        """Do nothing: nothing is buffered."""
+        """Do nothing, since nothing is buffered."""
 
     async def close(self) -> None:
         """Close this connection; the broker keeps everything."""
@@ -236,8 +235,8 @@ class MemoryBus:
     def _ask(self, request: ForwardedRequest) -> str | None:
         return self.broker.ask(request) if self._connected else NOT_CONNECTED
 
-    def _hand_over(self, source: ConsumerSpec, take: Callable[[Delivery], None], room: Callable[[], int]) -> bool:
-        """Deliver one message if there is one and room for it."""
+    def _deliver_one(self, source: ConsumerSpec, take: Callable[[Delivery], None], room: Callable[[], int]) -> bool:
+        """Deliver one message, if there is one and room for it."""
         if not self._connected or room() <= 0:
             return False
         delivery = self.broker.consumer(source).deliver(self.broker.clock())
@@ -247,8 +246,8 @@ class MemoryBus:
         return True
 
     async def _pause(self, waker: asyncio.Event, source: ConsumerSpec, room: Callable[[], int]) -> None:
-        """Wait for a kick, or until a redelivery is due by the broker's clock."""
-        # Without room or a connection only a kick helps, however long something is overdue.
+        """Wait until woken, or until a redelivery is due by the broker's clock."""
+        # Without room or a connection only `waker` helps, however long something is overdue.
         due = self.broker.consumer(source).next_due() if self._connected and room() > 0 else None
         wait = None if due is None else max((due - self.broker.clock()) / 1_000_000, 0.001)
         try:
@@ -260,25 +259,25 @@ class MemoryBus:
     def _store(
         self, messages: Sequence[OutgoingMessage], store: Callable[[list[WireMessage]], Published | None]
     ) -> asyncio.Future[Published]:
-        """Have messages stored, or fail as a test asked for; the future resolves in a later turn of the loop."""
+        """Store messages, or fail as a test asked for; the future resolves in a later turn of the loop."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Published] = loop.create_future()
         try:
-            loop.call_soon(resolve, future, self._stored(messages, store))
+            loop.call_soon(resolve, future, self._store_now(messages, store))
         except PublishFailed as failed:
             loop.call_soon(fail, future, failed)
         return future
 
-    def _stored(self, messages: Sequence[OutgoingMessage], store: Callable[[list[WireMessage]], Published | None]) -> Published:
-        """Store messages; raises `PublishFailed`."""
+    def _store_now(self, messages: Sequence[OutgoingMessage], store: Callable[[list[WireMessage]], Published | None]) -> Published:
+        """Store messages. Raises `PublishFailed`."""
         if not self._connected:
             raise PublishFailed("not connected")
-        spelled: list[WireMessage] = [(m.subject, m.body, {**m.headers, **({MSG_ID: m.msg_id} if m.msg_id else {})}) for m in messages]
-        for refusal in (objection(*message, self.max_payload) for message in spelled):
+        outgoing = [WireMessage(m.subject, m.body, {**m.headers, **({MSG_ID: m.msg_id} if m.msg_id else {})}) for m in messages]
+        for refusal in (objection(*message, self.max_payload) for message in outgoing):
             if refusal is not None:
                 raise PublishFailed(refusal, unsendable=True)
         failure, stored = self._failures.pop(0) if self._failures else (None, True)
-        published = store(spelled) if stored else None
+        published = store(outgoing) if stored else None
         if failure is not None:
             raise failure
         if published is None:
