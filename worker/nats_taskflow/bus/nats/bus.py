@@ -117,13 +117,13 @@ class JetStreamBus:
         holder: ClaimHolder | None = None,
         adopt: bool = False,
         dry_run: bool = False,
-        enforced: bool = False,
+        set_limits: bool = False,
     ) -> list[str]:
         """Create and check streams and consumers; raises `TopologyRefused` or `ConsumerTaken`.
 
-        `dry_run`: only check them. `enforced`: also give streams that are there the limits asked for, whatever they then no longer keep.
+        `dry_run`: only check them. `set_limits`: also give streams that are there the limits asked for, whatever they then no longer keep.
         """
-        return await self._topology.prepare(streams, sources, holder, adopt=adopt, dry_run=dry_run, enforced=enforced)
+        return await self._topology.prepare(streams, sources, holder, adopt=adopt, dry_run=dry_run, set_limits=set_limits)
 
     async def inspect(self) -> list[str]:
         """Look again at what `prepare` was given."""

@@ -34,11 +34,11 @@ class StorageShare:
         """Return the configuration to make a stream with: as small as can be, until its share is known."""
         return {**config, "max_bytes": LEAST} if stream.share and stream.max_bytes < 0 else config
 
-    async def limit(self, stream: StreamSpec, config: Json, *, enforced: bool = False) -> list[str]:
-        """Give a stream the limits that it has not; `enforced`: also in place of those it has. Returns warnings."""
+    async def limit(self, stream: StreamSpec, config: Json, *, set_limits: bool = False) -> list[str]:
+        """Give a stream the limits that it has not; `set_limits`: also in place of those it has. Returns warnings."""
         wanted = stream_rules.limits_of(stream)
         changes = {
-            name: wanted[name] for name in wanted if enforced or (name in stream_rules.SIZES and stream_rules.is_unlimited(config, name))
+            name: wanted[name] for name in wanted if set_limits or (name in stream_rules.SIZES and stream_rules.is_unlimited(config, name))
         }
         new = config.get("max_bytes") == LEAST
         warnings: list[str] = []
@@ -50,7 +50,7 @@ class StorageShare:
                 await self._api.change(f"STREAM.UPDATE.{stream.name}", {**config, **changes}, f"stream {stream.name}")
                 self._log.info("topology.stream_limited", stream=stream.name, **changes)
         except (TopologyRefused, ApiTimeout) as refused:
-            if new or enforced:
+            if new or set_limits:
                 raise
             said = f"stream {stream.name} has no limits, so that one agent can fill the broker's disk, and they cannot be set: {refused}"
             return [f"{said}; `taskflow provision` with credentials that may sets them"]

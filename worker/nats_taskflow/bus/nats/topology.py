@@ -56,12 +56,12 @@ class TopologySetup:
         *,
         adopt: bool = False,
         dry_run: bool = False,
-        enforced: bool = False,
+        set_limits: bool = False,
     ) -> list[str]:
-        """Check everything, then create and extend what is missing; see `Bus.prepare`. `enforced`: set limits also where there are some."""
+        """Check everything, then create and extend what is missing; see `Bus.prepare`. `set_limits`: set limits also where there are some."""
         self._streams, self._sources, self._holder = streams, sources, holder
         try:
-            return await self._prepare(streams, sources, adopt=adopt, dry_run=dry_run, enforced=enforced)
+            return await self._prepare(streams, sources, adopt=adopt, dry_run=dry_run, set_limits=set_limits)
         except ApiTimeout as error:
             raise TopologyRefused(
                 f"JetStream at {self._connection.address}: {error}; is it enabled for this account, and may these credentials "
@@ -69,7 +69,7 @@ class TopologySetup:
             ) from error
 
     async def _prepare(
-        self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], *, adopt: bool, dry_run: bool, enforced: bool
+        self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], *, adopt: bool, dry_run: bool, set_limits: bool
     ) -> list[str]:
         """Do what `prepare` promises; raises `ApiTimeout` besides."""
         configs = {stream.name: await self._patiently(stream.name) for stream in streams}
@@ -86,7 +86,7 @@ class TopologySetup:
                 config = await self._guarded(stream, config)
                 warnings += stream_rules.stream_remarks(stream, config)
             await self._ensure_stream(stream, config)
-            warnings += await self._limited(stream, enforced=enforced)
+            warnings += await self._limited(stream, set_limits=set_limits)
         warnings += await self._consumers.ensure(sources, self._holder)
         if any((configs[stream.name] or {}).get("num_replicas", stream.replicas) == 1 for stream in streams):
             warnings += await sync_warnings(self._monitor_url)
@@ -243,14 +243,14 @@ class TopologySetup:
             self._log.warning("topology.stream_created_again", stream=stream.name, reason="it was deleted while the worker ran")
         await self._ensure_stream(stream, config)
         if config is None:
-            await self._limited(stream, enforced=False)
+            await self._limited(stream, set_limits=False)
         return config
 
-    async def _limited(self, stream: StreamSpec, *, enforced: bool) -> list[str]:
-        """Give a stream the limits that it has not; `enforced`: also in place of those it has. Returns warnings."""
+    async def _limited(self, stream: StreamSpec, *, set_limits: bool) -> list[str]:
+        """Give a stream the limits that it has not; `set_limits`: also in place of those it has. Returns warnings."""
         config = await self._stream(stream.name)
         assert config is not None, "it was made a moment ago"
-        return await self._allotment.limit(stream, config, enforced=enforced)
+        return await self._allotment.limit(stream, config, set_limits=set_limits)
 
     async def _ensure_stream(self, stream: StreamSpec, config: Json | None) -> None:
         """Create the stream, or add its missing subjects; note whether it takes batches."""
