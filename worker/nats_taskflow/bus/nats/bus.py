@@ -208,7 +208,7 @@ class JetStreamBus:
 
     def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
         """Store messages on their stream, all or none, where it allows atomic batches."""
-        if self._topology.batches.taken_on(messages[0].subject):
+        if self._topology.batches.allowed_on(messages[0].subject):
             return self._publisher.publish_all(messages)
         refused: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
         refused.set_exception(PublishFailed(f"the stream of {messages[0].subject} does not allow atomic batches", refused=True))
