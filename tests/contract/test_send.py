@@ -285,7 +285,7 @@ async def test_kill_9_in_the_middle_ends_the_batch_at_once(real: JetStreamRig, n
     assert real.server.pid is not None
     await stand_still(real.server.pid)  # takes the messages, answers nothing
     sending = [asyncio.create_task(nats_bus.send([asked(number) for number in range(256)])) for _ in range(3)]
-    await eventually(lambda: nats_bus._asking._batch is not None and len(nats_bus._asking._batch._written) == 256)
+    await eventually(lambda: nats_bus._requests._batch is not None and len(nats_bus._requests._batch._written) == 256)
     os.kill(real.server.pid, signal.SIGKILL)
     started = loop.time()
     batches = await asyncio.gather(*sending)
