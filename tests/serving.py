@@ -100,7 +100,7 @@ class Served:
     def _idle(self) -> bool:
         """Tell whether nothing is on its way."""
         backlogs = [consumer.backlog() for consumer in self.bus.broker.consumers.values()]
-        rest = not self.client._answering and not self.run.engine.queued
+        rest = not self.client._answers and not self.run.engine.queued
         return rest and all(b.pending == 0 and b.floor == b.delivered for b in backlogs)
 
 

@@ -78,7 +78,7 @@ async def test_nothing_is_taken_in_while_messages_may_be_from_somebody_else_and_
         inbound["subject_transform"] = {"src": "taskflow.cmd.kate.*", "dest": "taskflow.cmd.mallory.{{wildcard(1)}}"}
         for _ in range(2):
             await inspector.inspect()
-            await eventually(lambda: not line.broker.kicks)
+            await eventually(lambda: not line.broker.wakers)
         name = await line.command("start", controller_id="kate/test", goal="test")
         status, _ = await line.ask("outcome", command_id=name)
         assert status["error"]["code"] == "no_outcome"
@@ -718,13 +718,13 @@ async def test_once_a_consumer_is_mended_only_what_has_no_outcome_is_asked_for_a
             name = await line.command("start", controller_id="k", goal="given up")
             state._next += 1  # handed out until it was given up, and never settled
         rewound: list[int | None] = []
-        with patch.object(line.bus, "mended", lambda: (source,)), patch.object(line.bus, "rewind", _noting(line, rewound)):
+        with patch.object(line.bus, "take_repaired", lambda: (source,)), patch.object(line.bus, "rewind", _noting(line, rewound)):
             await line.services.inspector.inspect()
         assert (await line.outcome(name))["ok"]
         assert rewound == [given_up]
         rewound.clear()
         await line.settled()
-        with patch.object(line.bus, "mended", lambda: (source,)), patch.object(line.bus, "rewind", _noting(line, rewound)):
+        with patch.object(line.bus, "take_repaired", lambda: (source,)), patch.object(line.bus, "rewind", _noting(line, rewound)):
             await line.services.inspector.inspect()
         assert rewound == [], "everything has its outcome"
 

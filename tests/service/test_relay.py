@@ -14,8 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from nats_taskflow.bus.memory.bus import MemoryBroker
-from nats_taskflow.bus.nats.stream_rules import stream_config
 from nats_taskflow.bus.port import OutgoingMessage, Published, StreamSpec
+from nats_taskflow.bus.stream_rules import stream_config
 from nats_taskflow.doors.flow_manager import StepObservation
 from nats_taskflow.flow.lifecycle import FlowStepStatus
 from nats_taskflow.observe.metrics import Metrics

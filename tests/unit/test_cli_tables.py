@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, _NamedTextIOWrapper
 
-from nats_taskflow.bus.nats.history import StreamMessage
+from nats_taskflow.bus.nats.inspect import StreamMessage
 from nats_taskflow.cli import doctor, layout, taskflow
 from nats_taskflow.cli.db import findings
 from nats_taskflow.cli.doctor.verdict import Verdict

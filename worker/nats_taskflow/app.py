@@ -116,26 +116,28 @@ async def _check_broker(config: Config, *, adopt: bool) -> bool:
     return True
 
 
-async def provision(config: Config, database: str | None = None, *, adopt: bool = False, enforced: bool = False) -> int:
+async def provision(config: Config, database: str | None = None, *, adopt: bool = False, set_limits: bool = False) -> int:
     """Make the streams and consumers that `run` needs, and end; returns the exit code 0 or raises the `Refusal` with another.
 
-    `database`: whose consumers they are from now on. `enforced`: streams that are there get the limits of the settings, too.
+    `database`: whose consumers they are from now on. `set_limits`: streams that are there get the limits of the settings, too.
     """
     configure_logging(config.log)
-    for warning in await _prepare(config, ClaimHolder(database=database) if database else None, adopt=adopt, enforced=enforced):
+    for warning in await _prepare(config, ClaimHolder(database=database) if database else None, adopt=adopt, set_limits=set_limits):
         logger("provision").warning(LogEvent.STREAM_AT_RISK, why=warning)
     logger("provision").info(LogEvent.PROVISIONED, streams=[INBOUND, EVENTS, DEAD_LETTERS])
     return 0
 
 
-async def _prepare(config: Config, holder: ClaimHolder | None, *, adopt: bool, dry_run: bool = False, enforced: bool = False) -> list[str]:
+async def _prepare(
+    config: Config, holder: ClaimHolder | None, *, adopt: bool, dry_run: bool = False, set_limits: bool = False
+) -> list[str]:
     """Prepare the broker on a connection of its own; returns warnings. Raises the `Refusal` that stands against a worker there."""
     subjects = Subjects(config.subjects.prefix)
     streams, sources = topology(config, subjects, reply_bindings(config, subjects))
     bus = JetStreamBus(nats_options(config.nats))
     try:
         await bus.open()
-        return await bus.prepare(streams, sources, holder=holder, adopt=adopt, dry_run=dry_run, enforced=enforced)
+        return await bus.prepare(streams, sources, holder=holder, adopt=adopt, dry_run=dry_run, set_limits=set_limits)
     finally:
         await bus.close()
 

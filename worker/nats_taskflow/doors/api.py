@@ -99,7 +99,7 @@ class Api:
             endpoints=endpoints + self._operators.endpoints(),
             catch_all=(Endpoint(name="other", subject=self._subjects.api("*", "*")), self._operators.catch_all),
             guarded=self._guarded,
-            whose=self._subjects.asker,
+            caller_of=self._subjects.asker,
         )
 
     async def handle(self, request: ServiceRequest) -> None:

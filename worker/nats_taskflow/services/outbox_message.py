@@ -9,7 +9,7 @@ from operator import attrgetter
 
 import msgspec
 
-from nats_taskflow.bus.port import MOST_TOGETHER, OutgoingMessage
+from nats_taskflow.bus.port import BATCH_MAX, OutgoingMessage
 from nats_taskflow.flow.ids import agent_of
 
 _BATCH_BYTES = 1024 * 1024
@@ -43,7 +43,7 @@ def together(waiting: list[OutboxMessage], weigh: Callable[[OutboxMessage], int]
 def _fitting(waiting: Sequence[OutboxMessage], weigh: Callable[[OutboxMessage], int]) -> Iterator[OutboxMessage]:
     """Give the first letters, as many as fit into a batch."""
     size = 0
-    for letter in waiting[:MOST_TOGETHER]:
+    for letter in waiting[:BATCH_MAX]:
         yield letter
         size += weigh(letter)
         if size >= _BATCH_BYTES:

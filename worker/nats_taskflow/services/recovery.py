@@ -85,7 +85,7 @@ class Recovery:
     async def _find_suspects(self, before: Backlog) -> Suspects:
         """Find out what a killed run had in hand."""
         stream, replies = self._source.stream, self._source.ends_waits
-        born = await self._bus.born(stream)
+        born = await self._bus.stream_created(stream)
 
         def find(transaction: Transaction) -> Suspects:
             """Look what of it is decided."""

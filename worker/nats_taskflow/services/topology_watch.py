@@ -68,7 +68,7 @@ class TopologyWatch:
             found = await self._bus.inspect()
             for source in self._bus.untrusted:
                 self._consumers[source].hold()
-            self._mended |= {*self._bus.mended()}
+            self._mended |= {*self._bus.take_repaired()}
             for source in tuple(self._mended):
                 if await self._consumers[source].ask_again():
                     self._mended.remove(source)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, Subscriber
-from nats_taskflow.bus.nats.outbound import objection
+from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.port import Ack, ConsumerSpec, InProgress, Nak, PublishFailed, Settlement
 from nats_taskflow.bus.port import Delivery as Delivered
 from nats_taskflow.client import kv
@@ -240,7 +240,7 @@ class MemoryTransport:
         """Give a turn now, and whenever the broker has something new, or its clock was moved; raises `Lost` once closed."""
         more = asyncio.Event()
         self._more.add(more)
-        self._broker.kicks.append(more.set)
+        self._broker.wakers.append(more.set)
         try:
             while True:
                 self._check_open()
@@ -249,7 +249,7 @@ class MemoryTransport:
                 await more.wait()
         finally:
             self._more.discard(more)
-            self._broker.kicks.remove(more.set)
+            self._broker.wakers.remove(more.set)
 
     async def _unless_closed(self, answer: asyncio.Future[TransportMessage]) -> TransportMessage:
         """Return the answer; raises `Lost` when the connection is closed before it comes."""

@@ -84,7 +84,7 @@ def _streams(config: Config, place: str) -> dict[str, Any]:
 
 async def _read(config: Config, keep: Callable[[str, Ledger], None]) -> int:
     """Read both streams into ledgers."""
-    from nats_taskflow.bus.nats.history import StreamReader
+    from nats_taskflow.bus.nats.inspect import StreamReader
     from nats_taskflow.bus.nats.options import nats_options
     from nats_taskflow.store.invariants import Ledger, LedgerMessage
     from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS
