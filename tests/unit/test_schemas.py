@@ -185,10 +185,10 @@ EVENT = FlowEvent(
         ("refused.json", outcomes.refused(InvalidRequest("bad", path="/goal"))),
         ("reply-outcome.json", outcomes.reply_outcome("resumed", SHOWN)),
         ("reply-outcome.json", outcomes.reply_outcome("held", None)),
-        ("page.flows.json", outcomes.flows_page([SHOWN], 3)),
+        ("page.flows.json", outcomes.flows_page([(1, SHOWN)], 3)),
         ("page.steps.json", outcomes.steps_page([(1, STEP)], None)),
-        ("page.events.json", outcomes.events_page([EVENT], None)),
-        ("page.waits.json", outcomes.waits_page([SHOWN], None)),
+        ("page.events.json", outcomes.events_page([(1, EVENT)], None)),
+        ("page.waits.json", outcomes.waits_page([(1, SHOWN)], None)),
         ("event.json", event_message(EVENT, "c", "free", Subjects()).body),
     ],
 )
@@ -211,8 +211,8 @@ STARTED = msgspec.structs.replace(
     [
         ("applied.json", outcomes.kept(HEAVY), ("flow",), "state_omitted"),
         ("applied.json", outcomes.fitting(outcomes.applied(HEAVY), 1000), ("flow",), "state_omitted"),
-        ("page.flows.json", outcomes.fitting(outcomes.flows_page([HEAVY], None), 1000), ("flows", 0), "state_omitted"),
-        ("page.events.json", outcomes.fitting(outcomes.events_page([STARTED], None), 1000), ("events", 0), "payload_omitted"),
+        ("page.flows.json", outcomes.fitting(outcomes.flows_page([(1, HEAVY)], None), 1000), ("flows", 0), "state_omitted"),
+        ("page.events.json", outcomes.fitting(outcomes.events_page([(1, STARTED)], None), 1000), ("events", 0), "payload_omitted"),
     ],
 )
 def test_what_could_not_be_carried_may_be_missing_where_that_is_said_and_only_there(

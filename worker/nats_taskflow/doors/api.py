@@ -9,8 +9,8 @@ from typing import Any
 import structlog
 
 from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
-from nats_taskflow.doors.admin.pages import moment_of
 from nats_taskflow.doors.admin.service import AdminService
+from nats_taskflow.doors.moments import moment_of
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.quota import UNMETERED, CommandQuota
 from nats_taskflow.engine.stored_outcomes import StoredOutcomes, Turn
@@ -200,10 +200,10 @@ class Api:
             goal=asked.goal,
         )
         if wanted == FlowFilter(owner=query.owner, status=asked.status):
-            return outcomes.flows_page(*await self._flows(query, asked, asked.status))
-        after = read_number(asked.cursor) or None
-        found = await self._reads.find_flows(wanted, limit=asked.limit, after=after)
-        return outcomes.flows_page(*_fit(found, self._budget))
+            page = await self._flows(query, asked, asked.status)
+        else:
+            page = await self._reads.find_flows(wanted, limit=asked.limit, after=read_number(asked.cursor) or None)
+        return outcomes.flows_page(page.rows, page.next, budget=self._budget)
 
     async def _steps(self, query: Query, asked: Any) -> bytes:
         """List a flow's observed runs."""
@@ -229,20 +229,19 @@ class Api:
         flow = await self._owned(query, asked.flow_id)
         after = None if asked.cursor is None else read_number(asked.cursor)
         page = await self._reads.list_events(flow.id, limit=asked.limit, after=after, newest=asked.newest)
-        return outcomes.events_page(page.items, page.next, budget=self._budget)
+        return outcomes.events_page(page.rows, page.next, budget=self._budget)
 
     async def _waits(self, query: Query, asked: Any) -> bytes:
         """Show what the owner's flows wait for, or one of them."""
         if asked.flow_id is not None:
             flow = await self._owned(query, asked.flow_id)
-            return outcomes.waits_page([flow] if flow.status is FlowStatus.WAITING else [], None)
-        return outcomes.waits_page(*await self._flows(query, asked, FlowStatus.WAITING))
+            return outcomes.waits_page([(0, flow)] if flow.status is FlowStatus.WAITING else [], None)
+        page = await self._flows(query, asked, FlowStatus.WAITING)
+        return outcomes.waits_page(page.rows, page.next, budget=self._budget)
 
-    async def _flows(self, query: Query, asked: Any, status: FlowStatus | None) -> tuple[list[Flow], int | None]:
-        """Return a page of the owner's flows, as many as fit into an answer, and where the next page goes on."""
-        after = read_number(asked.cursor) or None
-        found = await self._reads.list_flows(owner=query.owner, status=status, limit=asked.limit, after=after)
-        return _fit(found, self._budget)
+    async def _flows(self, query: Query, asked: Any, status: FlowStatus | None) -> Page[Flow]:
+        """List the owner's flows, newest first."""
+        return await self._reads.list_flows(owner=query.owner, status=status, limit=asked.limit, after=read_number(asked.cursor) or None)
 
     async def _outcome(self, query: Query, asked: Any) -> bytes:
         """Show the stored outcome of a command of this agent, byte for byte."""
@@ -251,9 +250,3 @@ class Api:
             message = f"no outcome is stored for command {asked.command_id}: it is not decided yet, or never came; ask again"
             raise NoOutcomeYet(message, command_id=asked.command_id)
         return await self._recall.whole(row.result)
-
-
-def _fit(page: Page[Flow], budget: int) -> tuple[list[Flow], int | None]:
-    """Return the first flows of a page, as many as fit into an answer, and where the next page goes on."""
-    count = outcomes.flows_that_fit(page.items, budget=budget)
-    return page.items[:count], page.next if count == len(page.rows) else page.rows[count - 1][0]

@@ -42,7 +42,7 @@ class InboxRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that could not be used, whole, and why. `n` is given by the store."""
+    """A message that could not be used, whole, and why. `n` is given by the store, and `replays` counted by it."""
 
     reason: str
     message: str
@@ -53,6 +53,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     at_us: Micros
     n: int = 0
+    replays: int = 0
 
 
 class Needs(msgspec.Struct, kw_only=True):

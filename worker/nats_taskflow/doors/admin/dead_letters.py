@@ -16,15 +16,16 @@ import msgspec
 
 from nats_taskflow.bus.port import Bus, OutgoingMessage, PublishFailed
 from nats_taskflow.doors.admin.interventions import actor_of
-from nats_taskflow.doors.admin.pages import moment_before
+from nats_taskflow.doors.moments import moment_before
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError, InvalidRequest, NotFound, Unavailable
-from nats_taskflow.store.admin_port import DeadLetterFilter, KeptDeadLetter, LoggedIntervention
+from nats_taskflow.store.admin_port import DeadLetterFilter, LoggedIntervention
 from nats_taskflow.store.port import Transaction, Work
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.text import counted
 from nats_taskflow.units import Micros
 from nats_taskflow.wire import admin_answers, admin_requests
+from nats_taskflow.wire.admin_answers import LetterShown
 from nats_taskflow.wire.cursors import read_number, write_cursor
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import Subjects, is_literal
@@ -61,18 +62,18 @@ class DeadLetterDesk:
         asked = await self._bounded(asked)
         chosen, following = await self._chosen(asked, limit, replayed=asked.again)
         if asked.dry_run:
-            return _answer([kept.letter.n for kept in chosen], [], asked, following)
+            return _answer([letter.number for letter in chosen], [], asked, following)
         done: list[int] = []
         failed: list[admin_answers.Unreplayed] = []
         loop = asyncio.get_running_loop()
         start = loop.time()
-        for place, kept in enumerate(chosen):
+        for place, letter in enumerate(chosen):
             await asyncio.sleep(max(start + place / asked.rate - loop.time(), 0))
-            why = await self._replay(kept, asked)
+            why = await self._replay(letter, asked)
             if why is None:
-                done.append(kept.letter.n)
+                done.append(letter.number)
             else:
-                failed.append(admin_answers.Unreplayed(number=kept.letter.n, why=why))
+                failed.append(admin_answers.Unreplayed(number=letter.number, why=why))
         self._counted(len(done), len(failed))
         return _answer(done, failed, asked, following)
 
@@ -81,8 +82,8 @@ class DeadLetterDesk:
         asked = await self._bounded(asked)
         chosen, following = await self._chosen(asked, asked.limit, replayed=True)
         if asked.replayed:
-            chosen = [kept for kept in chosen if kept.replays]
-        numbers = [kept.letter.n for kept in chosen]
+            chosen = [letter for letter in chosen if letter.replays]
+        numbers = [letter.number for letter in chosen]
         if asked.dry_run or not numbers:
             return _answer(numbers, [], asked, following)
         about = f"{counted(len(numbers), 'dead letter')}, {numbers[0]} to {numbers[-1]}"
@@ -106,7 +107,7 @@ class DeadLetterDesk:
 
     async def _chosen(
         self, asked: admin_requests.DeadLetterIntervention, limit: int, *, replayed: bool
-    ) -> tuple[list[KeptDeadLetter], int | None]:
+    ) -> tuple[list[LetterShown], int | None]:
         """Return the letters that are asked for, and where the next request goes on. Raises `InvalidRequest` where nothing is named."""
         named = (asked.numbers, asked.letter_reason, asked.subject, asked.older_than)
         if not asked.all and all(name is None for name in named):
@@ -115,30 +116,30 @@ class DeadLetterDesk:
             numbers = [n for n in asked.numbers if n > read_number(asked.cursor)] if asked.cursor else asked.numbers
             wanted = DeadLetterFilter(numbers=tuple(sorted(set(numbers))))
             found = (await self._engine.store.queries.letters(wanted, limit=limit)).items
-            missing = sorted(set(numbers) - {kept.letter.n for kept in found})
+            missing = sorted(set(numbers) - {letter.number for letter in found})
             if missing:
                 raise NotFound(f"there is no dead letter {missing[0]}", number=missing[0])
-            return found[:limit], found[limit - 1].letter.n if len(found) > limit else None
+            return found[:limit], found[limit - 1].number if len(found) > limit else None
         before = moment_before(asked.older_than, self._engine.clock())
         wanted = DeadLetterFilter(reason=asked.letter_reason, subject=asked.subject, before=before, replayed=replayed)
         page = await self._engine.store.queries.letters(wanted, limit=limit, after=read_number(asked.cursor), up_to=asked.up_to)
         return page.items, page.next
 
-    async def _replay(self, kept: KeptDeadLetter, asked: admin_requests.LettersReplay) -> str | None:
+    async def _replay(self, shown: LetterShown, asked: admin_requests.LettersReplay) -> str | None:
         """Publish one letter, wait for the broker's word, then mark it; returns why it could not be, or None."""
-        whole = await self._engine.store.queries.letter(kept.letter.n)
-        if whole is None:
+        letter = await self._engine.store.queries.stored_letter(shown.number)
+        if letter is None:
             return "it was purged meanwhile"
         try:
-            message = replayed(whole, self._engine.store.identity, self._subjects, self._answers_on)
+            message = replay_message(letter, self._engine.store.identity, self._subjects, self._answers_on)
             stored = await self._bus.publish(message)
         except FlowError as refused:
             return refused.message
         except PublishFailed as failed:
-            return f"the broker did not take it on {kept.letter.subject}: {failed}; may the worker publish there?"
+            return f"the broker did not take it on {letter.subject}: {failed}; may the worker publish there?"
         actor, now = actor_of(asked), self._engine.clock()
-        about = f"dead letter {kept.letter.n} to {message.subject} as {message.msg_id}, {stored.stream} {stored.seq}"
-        await self._engine.do(_marking(kept.letter.n, actor, now, about, asked.reason))
+        about = f"dead letter {letter.n} to {message.subject} as {message.msg_id}, {stored.stream} {stored.seq}"
+        await self._engine.do(_marking(letter.n, actor, now, about, asked.reason))
         return None
 
 
@@ -153,14 +154,13 @@ def _marking(number: int, actor: str, now: Micros, about: str, reason: str) -> W
     return mark
 
 
-def replayed(kept: KeptDeadLetter, database: str, subjects: Subjects, answers_on: AnswersOn) -> OutgoingMessage:
+def replay_message(letter: DeadLetter, database: str, subjects: Subjects, answers_on: AnswersOn) -> OutgoingMessage:
     """Return the message that a dead letter becomes again. Raises `FlowError` where it cannot be published."""
-    letter = kept.letter
     subject, headers = _destination(letter, answers_on), _without_ids(letter.headers)
     if not is_literal(subject):
         raise InvalidRequest(f"dead letter {letter.n} came from no subject that can be published to: {subject!r}")
     body = _without_command_id(letter.body) if subjects.parse_command(subject) is not None else letter.body
-    return OutgoingMessage(subject=subject, body=body, msg_id=_new_id(kept, database), headers=headers)
+    return OutgoingMessage(subject=subject, body=body, msg_id=_new_id(letter, database), headers=headers)
 
 
 def _destination(letter: DeadLetter, answers_on: AnswersOn) -> str:
@@ -190,12 +190,10 @@ def _without_command_id(body: bytes) -> bytes:
     return msgspec.json.encode({name: value for name, value in fields.items() if name != "command_id"})
 
 
-def _new_id(kept: KeptDeadLetter, database: str) -> str:
+def _new_id(letter: DeadLetter, database: str) -> str:
     """Return the id of the next replay: the same until it is marked."""
-    letter = kept.letter
-    parts = (database, letter.n, letter.at_us, letter.subject, kept.replays, letter.headers.get(MSG_ID, ""))
-    made = blake2b(msgspec.json.encode(parts) + letter.body, digest_size=12).hexdigest()
-    return f"replay-{made}"
+    parts = (database, letter.n, letter.at_us, letter.subject, letter.replays, letter.headers.get(MSG_ID, ""))
+    return f"replay-{blake2b(msgspec.json.encode(parts) + letter.body, digest_size=12).hexdigest()}"
 
 
 def _answer(

@@ -11,10 +11,10 @@ import msgspec
 from nats_taskflow.flow.conditions import Composite, ExternalEvent, FlowEnds, Manual, Node, Timer, due_times, from_value, open_nodes
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, HeldReply
-from nats_taskflow.store.admin_port import ReceivedReply, SetAside
+from nats_taskflow.store.admin_port import ReceivedReply
 from nats_taskflow.text import counted
 from nats_taskflow.units import SECOND, Micros, format_duration, to_micros, to_the_second
-from nats_taskflow.wire.admin_answers import Reason
+from nats_taskflow.wire.admin_answers import Reason, SetAsideFlow
 
 _ALIKE = 0.6
 _SHOWN = 5
@@ -31,7 +31,7 @@ class Circumstances(msgspec.Struct, kw_only=True):
     flow_id: str
     flow: Flow | None
     last: Sequence[FlowEvent] = ()
-    set_aside: SetAside | None = None
+    set_aside: SetAsideFlow | None = None
     held: dict[int, HeldReply] = msgspec.field(default_factory=dict)
     came: list[tuple[str, str, ReceivedReply, int | None]] = msgspec.field(default_factory=list)
     outgoing: tuple[str, int, Micros] | None = None
@@ -81,7 +81,7 @@ def _advise(fix: str | None, whose: str) -> str | None:
     return fix + whose if fix.startswith(_OF_AGENTS) else None
 
 
-def _aside(aside: SetAside) -> Reason:
+def _aside(aside: SetAsideFlow) -> Reason:
     """Say that the row cannot be read."""
     text = f"Set aside: its stored row cannot be read ({aside.why}), so neither time nor replies reach it. Other flows go on."
     fix = f"taskflow flow release {aside.flow_id} --reason 'row repaired'"

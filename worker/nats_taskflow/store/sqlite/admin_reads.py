@@ -19,19 +19,16 @@ from nats_taskflow.store.admin_port import (
     DeadLetterGroup,
     FlowFilter,
     Gauges,
-    KeptDeadLetter,
-    LoggedIntervention,
     ParkedPage,
     ReceivedReply,
-    SetAside,
     WaitCountsRange,
-    WaiterRow,
 )
-from nats_taskflow.store.records import ALL, Page
-from nats_taskflow.store.sqlite import rows
+from nats_taskflow.store.records import ALL, DeadLetter, Page
+from nats_taskflow.store.sqlite import admin_rows, rows
 from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.store.sqlite.steps import PAGE_BYTES, FetchedRows
 from nats_taskflow.units import Micros
+from nats_taskflow.wire.admin_answers import InterventionShown, LetterShown, SetAsideFlow, WaiterShown
 
 _DUE_COUNTED = 10_000
 _FIRST = (-(2**62), 0)
@@ -69,7 +66,7 @@ class SqliteAdminReads(ABC):
         look = limit if given == (by is not None) else max(LOOK, limit)  # with nothing left to filter, each candidate is wanted
         name, more = ("look", ()) if by is None else (f"look_by_{by}", (value,))
         found, place = await self._sifted(name, (ALL if after is None else after,), more, wanted, limit, look)
-        return Page(rows=readable([row for _, row in found]), next=place[-1] if place else None)
+        return Page(rows=rows.flows([row for _, row in found]), next=place[-1] if place else None)
 
     async def parked(self, wanted: FlowFilter, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> ParkedPage:
         """List waiting flows, the longest-waiting first."""
@@ -77,7 +74,7 @@ class SqliteAdminReads(ABC):
         until = (ALL if parked_before is None else parked_before,)
         found, place = await self._sifted("look_parked", after or _FIRST, until, wanted, limit, look)
         at = {row[0]: (place[0], place[1]) for place, row in found}
-        flows = [(at[n], flow) for n, flow in readable([row for _, row in found])]
+        flows = [(at[n], flow) for n, flow in rows.flows([row for _, row in found])]
         return ParkedPage(rows=flows, next=(place[0], place[1]) if place else None)
 
     async def _sifted(
@@ -111,14 +108,14 @@ class SqliteAdminReads(ABC):
         more = (wanted.correlation_id, wanted.changed_since, wanted.due_by, wanted.kind, wanted.goal)
         return await self._seen_page("find_flows", msgspec.json.encode(numbers).decode(), limit, *filters, *more, room=room)
 
-    async def set_aside(self, *, limit: int, after: int | None = None) -> Page[SetAside]:
+    async def set_aside(self, *, limit: int, after: int | None = None) -> Page[SetAsideFlow]:
         """List the flows that are set aside."""
-        return _page(await self._seen_page("set_aside", after or 0, limit), limit, _set_aside)
+        return _page(await self._seen_page("set_aside", after or 0, limit), limit, admin_rows.set_aside)
 
-    async def set_aside_flow(self, flow_id: str) -> SetAside | None:
+    async def set_aside_flow(self, flow_id: str) -> SetAsideFlow | None:
         """Return the flow if it is set aside."""
         found = await self._seen("set_aside_flow", flow_id)
-        return _set_aside(found[0]) if found else None
+        return admin_rows.set_aside(found[0]) if found else None
 
     async def ids_like(self, part: str, limit: int) -> list[str]:
         """List ids that begin or end like this."""
@@ -133,13 +130,13 @@ class SqliteAdminReads(ABC):
             above = start
         return list(dict.fromkeys(found))
 
-    async def waiters(self, topic: str, correlation_id: str | None, limit: int) -> list[WaiterRow]:
+    async def waiters(self, topic: str, correlation_id: str | None, limit: int) -> list[WaiterShown]:
         """List open waits."""
         if correlation_id is None:
             found = await self._seen("waiters_of_topic", topic, limit)
         else:
             found = await self._seen("waiters_of_pair", topic, correlation_id, limit)
-        return [WaiterRow(**dict(zip(WaiterRow.__struct_fields__, row, strict=True))) for row in found]
+        return [admin_rows.waiter(row) for row in found]
 
     async def waited_for(self, flow_id: str, limit: int) -> list[tuple[str, str]]:
         """List what a flow waits for or has waited for."""
@@ -195,20 +192,25 @@ class SqliteAdminReads(ABC):
 
     async def letters(
         self, wanted: DeadLetterFilter, *, limit: int, after: int | None = None, up_to: int | None = None
-    ) -> Page[KeptDeadLetter]:
+    ) -> Page[LetterShown]:
         """List dead letters, oldest first."""
         if wanted.numbers is not None:
             found = await self._seen("letters_by_number", msgspec.json.encode(wanted.numbers).decode())
-            return Page(rows=[(row[0], _kept(row)) for row in found], next=None)
+            return Page(rows=[(row[0], admin_rows.letter(row)) for row in found], next=None)
         given = (after or 0, ALL if up_to is None else up_to, wanted.subject, wanted.before, int(wanted.replayed), limit)
         if wanted.reason is not None:
-            return _page(await self._seen_page("letters_by_reason", *given, wanted.reason), limit, _kept)
-        return _page(await self._seen_page("letters", *given), limit, _kept)
+            return _page(await self._seen_page("letters_by_reason", *given, wanted.reason), limit, admin_rows.letter)
+        return _page(await self._seen_page("letters", *given), limit, admin_rows.letter)
 
-    async def letter(self, number: int) -> KeptDeadLetter | None:
+    async def letter(self, number: int) -> LetterShown | None:
         """Return a dead letter with its headers and body."""
         found = await self._seen("letter", number)
-        return _kept(found[0]) if found else None
+        return admin_rows.whole_letter(found[0]) if found else None
+
+    async def stored_letter(self, number: int) -> DeadLetter | None:
+        """Return a dead letter as it came."""
+        found = await self._seen("letter", number)
+        return admin_rows.stored_letter(found[0]) if found else None
 
     async def last_letter(self) -> int:
         """Return the number of the newest dead letter."""
@@ -219,10 +221,10 @@ class SqliteAdminReads(ABC):
         found = await self._seen("outgoing_of", flow_id)
         return tuple(found[0]) if found else None
 
-    async def interventions(self, *, limit: int, after: int | None = None) -> Page[LoggedIntervention]:
+    async def interventions(self, *, limit: int, after: int | None = None) -> Page[InterventionShown]:
         """List what operators did."""
         page = await self._seen_page("interventions", ALL if after is None else after, limit)
-        return _page(page, limit, lambda r: LoggedIntervention(n=r[0], at_us=r[1], actor=r[2], verb=r[3], about=r[4], reason=r[5]))
+        return _page(page, limit, admin_rows.intervention)
 
     async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> WaitCountsRange:
         """Count a stretch of waiting flows by kind and time."""
@@ -271,28 +273,6 @@ def _glob(pattern: str) -> str:
     return "".join(f"[{letter}]" if letter in "?[" else letter for letter in pattern)
 
 
-def readable(found: Sequence[Any]) -> list[tuple[int, Flow]]:
-    """Return the flows of the rows that can be read."""
-    flows = []
-    for row in found:
-        try:
-            flows.append((row[0], rows.flow(row[1:])))
-        except rows.Unreadable:
-            continue
-    return flows
-
-
 def _page(page: FetchedRows, limit: int, shown: Callable[[Any], Shown]) -> Page[Shown]:
     """Return a page of rows that begin with their position."""
     return Page(rows=[(row[0], shown(row)) for row in page.rows], next=page.place(limit))
-
-
-def _set_aside(row: Any) -> SetAside:
-    """Return the labels of a row, also damaged ones."""
-    controller, owner, step, why = (rows.legible(row[at]) for at in (2, 3, 4, 6))
-    return SetAside(flow_id=row[1], controller_id=controller, owner_session_key=owner, current_step=step, status=row[5], why=why)
-
-
-def _kept(row: Any) -> KeptDeadLetter:
-    """Return a dead letter with what was done to it."""
-    return KeptDeadLetter(letter=rows.dead_letter(row[:9]), replays=row[9], replayed_us=row[10], replayed_by=row[11], size=row[12])

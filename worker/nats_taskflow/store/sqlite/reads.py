@@ -13,7 +13,7 @@ from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
 from nats_taskflow.store.records import ALL, DeadLetter, DueFlow, DueFlows, DueOutgoing, InboxRow, NumberedEvent, Page, UnfinishedEnd
 from nats_taskflow.store.sqlite import rows
-from nats_taskflow.store.sqlite.admin_reads import SqliteAdminReads, readable
+from nats_taskflow.store.sqlite.admin_reads import SqliteAdminReads
 from nats_taskflow.store.sqlite.errors import translate_errors
 from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.store.sqlite.steps import PAGE_BYTES, FetchedRows
@@ -70,7 +70,7 @@ class SqliteReads(SqliteAdminReads):
         given = [(name, value) for name, value in filters if value is not None]
         name = "list_flows" + ("_by_" + "_and_".join(name for name, _ in given) if given else "")
         page = await self._page(name, ALL if after is None else after, limit, *(value for _, value in given))
-        return Page(rows=readable(page.rows), next=page.place(limit))
+        return Page(rows=rows.flows(page.rows), next=page.place(limit))
 
     async def list_steps(self, flow_id: str, *, limit: int = ALL, after: int | None = None) -> Page[FlowStep]:
         """List the observed runs of a flow."""

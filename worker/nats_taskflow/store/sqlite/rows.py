@@ -78,6 +78,17 @@ def flow(row: Row) -> Flow:
     return loaded
 
 
+def flows(numbered: Sequence[Row]) -> list[tuple[int, Flow]]:
+    """Return the flows of the rows that can be read, each with its number, which its row begins with."""
+    readable = []
+    for row in numbered:
+        try:
+            readable.append((row[0], flow(row[1:])))
+        except Unreadable:
+            continue
+    return readable
+
+
 def flow_insert(n: int, it: Flow, due_us: int | None, key: str | None) -> tuple[Any, ...]:
     """Return the values of `insert_flow`."""
     born = (n, it.id, it.controller_id, it.goal, it.owner_session_key, it.requester_origin)
