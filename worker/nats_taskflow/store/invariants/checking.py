@@ -11,7 +11,6 @@ from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
 from nats_taskflow.store.invariants.lives import lives
 from nats_taskflow.store.invariants.table import (
     INVARIANTS,
-    CheckOfClients,
     CheckOfDatabase,
     CheckOfEachStream,
     CheckOfFlow,
@@ -82,8 +81,6 @@ def _has_evidence(check: object, number: str, evidence: Evidence) -> bool:
             return evidence.letters is not None
         case CheckOfStream() | CheckOfEachStream():
             return evidence.events is not None
-        case CheckOfClients():
-            return evidence.client is not None
         case _:
             return True
 
@@ -96,8 +93,6 @@ def _whole(check: object, evidence: Evidence, *, quick: bool) -> Iterator[str]:
         case CheckOfStream(look=listen, letters=letters):
             ledger = evidence.letters if letters else evidence.events
             yield from listen(evidence, ledger) if ledger is not None else ()
-        case CheckOfClients(look=compare) if evidence.client is not None:
-            yield from compare(evidence, evidence.client)
         case _:
             pass
 
