@@ -26,6 +26,7 @@ from nats_taskflow.doors.admin.service import AdminService
 from nats_taskflow.doors.api import Api
 from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.doors.http.health import Check, HealthServer
+from nats_taskflow.doors.micro_service import MicroService
 from nats_taskflow.engine.engine import Clock, Engine
 from nats_taskflow.engine.mint import IdMint, reader
 from nats_taskflow.engine.policy import meter_of, policy_of
@@ -255,7 +256,7 @@ def compose(
         relays=relays,
         pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, expired=buried.hear),
         inspector=inspector,
-        api=_api(store, bus, bindings, engine, tracker, probes, subjects, config),
+        api=_micro_service(store, bus, bindings, engine, tracker, probes, subjects, config),
         dispatcher=Dispatcher(bus, engine),
         probes=probes,
         systemd=Systemd(os.environ, store.ping),
@@ -275,7 +276,7 @@ async def _first_kept(bus: Bus, sources: Sequence[ConsumerSpec]) -> Mapping[str,
     return {source.stream: await bus.first_kept(source.stream) for source in sources}
 
 
-def _api(
+def _micro_service(
     store: Store,
     bus: Bus,
     bindings: ReplyBindings,
@@ -284,25 +285,18 @@ def _api(
     probes: WorkerProbes,
     subjects: Subjects,
     config: Config,
-) -> Api:
+) -> MicroService:
     """Wire the micro service, for agents and operators."""
-    across = operators(store, bus, subjects, bindings, engine, tracker.replayed, probes.ready, config.nats.monitor_url)
-    carriers = tuple(binding.subject for binding in bindings.configured)
+    queries = admin_queries(store, bus, subjects, engine, probes.ready, config.nats.monitor_url)
+    operators = admin_service(queries, store, bus, subjects, bindings, engine, tracker.replayed)
     size, settled, answered, meter = partial(getattr, bus, "max_payload"), tracker.settled, tracker.answered, meter_of(config)
-    return Api(engine, subjects, IdMint(), across, watch=settled, timed=answered, reply_topics=carriers, max_payload=size, meter=meter)
+    api = Api(engine, subjects, IdMint(), queries.explain_to_agent, watch=settled, timed=answered, max_payload=size, meter=meter)
+    carriers = tuple(binding.subject for binding in bindings.configured)
+    return MicroService(api, operators, subjects, reply_topics=carriers, max_payload=size)
 
 
-def operators(
-    store: Store,
-    bus: Bus,
-    subjects: Subjects,
-    bindings: ReplyBindings,
-    engine: Engine,
-    counted: Counted,
-    ready: Ready,
-    monitor_url: str = "",
-) -> AdminService:
-    """Wire what operators may ask for; `ready` says what keeps the worker from its work."""
+def admin_queries(store: Store, bus: Bus, subjects: Subjects, engine: Engine, ready: Ready, monitor_url: str = "") -> Queries:
+    """Wire what operators may ask; `ready` says what keeps the worker from its work."""
     began = engine.clock()
 
     def about() -> dict[str, object]:
@@ -317,6 +311,12 @@ def operators(
         """Say how much an answer may weigh."""
         return capacity.page_bytes(bus.max_payload)
 
-    desk = Queries(store.queries, subjects, engine.clock, version=program_version(), about=about, room=room)
+    return Queries(store.queries, subjects, engine.clock, version=program_version(), about=about, room=room)
+
+
+def admin_service(
+    queries: Queries, store: Store, bus: Bus, subjects: Subjects, bindings: ReplyBindings, engine: Engine, counted: Counted
+) -> AdminService:
+    """Wire what operators may ask for and do; `counted` hears of replays."""
     letters = DeadLetterDesk(engine, bus, subjects, bindings.answers_on, counted)
-    return AdminService(desk, Interventions(engine, IdMint().command_id, BackupProcess(store.place).copy), letters, subjects)
+    return AdminService(queries, Interventions(engine, IdMint().command_id, BackupProcess(store.place).copy), letters)
