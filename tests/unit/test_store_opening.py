@@ -22,8 +22,9 @@ import pytest
 from nats_taskflow.errors import Refusal, StoreBroken, StoreLocked, StoreRefused
 from nats_taskflow.store.sqlite import opening
 from nats_taskflow.store.sqlite.lock import WriterLock
-from nats_taskflow.store.sqlite.opening import APPLICATION_ID, schema_of
+from nats_taskflow.store.sqlite.opening import APPLICATION_ID
 from nats_taskflow.store.sqlite.place import kind_in
+from nats_taskflow.store.sqlite.snapshot import schema_of
 from nats_taskflow.store.sqlite.statements import migrations
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from tests.fixtures.living import loaded

@@ -12,8 +12,8 @@ import msgspec
 
 from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.errors import FlowError
-from nats_taskflow.store.invariants.snapshot import snapshot
 from nats_taskflow.store.sqlite.offline import OfflineReads
+from nats_taskflow.store.sqlite.snapshot import snapshot
 from nats_taskflow.version import program_version
 from nats_taskflow.wire.admin_requests import read_operation
 from nats_taskflow.wire.subjects import Subjects

@@ -36,7 +36,7 @@ def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool
     """
     from nats_taskflow.cli.db import findings
     from nats_taskflow.store.invariants.findings import gather
-    from nats_taskflow.store.invariants.snapshot import snapshot
+    from nats_taskflow.store.sqlite.snapshot import snapshot
 
     config = load_with_database(arguments)
     where = place or config.store.path
@@ -70,7 +70,7 @@ def _streams(config: Config, place: str) -> dict[str, Any]:
     from nats_taskflow.cli.runtime import launch
     from nats_taskflow.observe.log import configure_logging
     from nats_taskflow.store.invariants.evidence import marks
-    from nats_taskflow.store.invariants.snapshot import snapshot
+    from nats_taskflow.store.sqlite.snapshot import snapshot
 
     with snapshot(place) as opened:
         published = marks(opened.database)

@@ -54,13 +54,12 @@ def database(config: Config, where: str) -> Iterator[Verdict]:
     from nats_taskflow.cli.db.check import evidence_of
     from nats_taskflow.errors import Refusal
     from nats_taskflow.store.invariants.findings import gather
-    from nats_taskflow.store.invariants.snapshot import found, snapshot
-    from nats_taskflow.store.sqlite.opening import schema_of
     from nats_taskflow.store.sqlite.place import checked, file_system
+    from nats_taskflow.store.sqlite.snapshot import find_database, schema_of, snapshot
     from nats_taskflow.store.sqlite.statements import migrations
 
     try:
-        path = found(where)
+        path = find_database(where)
         free = shutil.disk_usage(path.parent).free
         level = "fail" if free < _HARDLY_ANY else "warn" if free < _LITTLE else "ok"
         yield Verdict("disk", level, f"{free >> 20:,} MiB free beside {path}", "make room on its disk" if level != "ok" else "")

@@ -150,22 +150,6 @@ def _has_content(file: Path) -> bool:
     return file.exists() and file.stat().st_size > 0
 
 
-def schema_of(file: Path) -> int:
-    """Return which schema a closed or live database has, reading only. Raises `StoreRefused` for what is none of ours, or newer."""
-    database = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)
-    try:
-        identity = database.execute("PRAGMA application_id").fetchone()[0]
-        version: int = database.execute("PRAGMA user_version").fetchone()[0]
-    except sqlite3.DatabaseError as bad:
-        raise StoreRefused(f"store.path: {file} is no SQLite database, or cannot be read ({bad})") from bad
-    finally:
-        database.close()
-    if identity != APPLICATION_ID:
-        raise StoreRefused(f"store.path: {file} is no taskflow database (application_id {identity:#x}): name another file")
-    refuse_newer(file, version)
-    return version
-
-
 def refuse_newer(place: object, version: int) -> None:
     """Raise `StoreRefused` for a schema that this program does not know yet."""
     known = len(migrations())
