@@ -18,10 +18,10 @@ from nats_taskflow.store.admin_port import FlowFilter
 from nats_taskflow.store.records import Page
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.capacity import WHOLE, page_bytes
-from nats_taskflow.wire.codec import Mint, Query, Unusable, read_command, read_query
+from nats_taskflow.wire.codec import Query, read_command, read_query
 from nats_taskflow.wire.cursors import read_number
 from nats_taskflow.wire.headers import Headers
-from nats_taskflow.wire.inbound import command_scope
+from nats_taskflow.wire.inbound import Mint, Unusable, command_scope
 from nats_taskflow.wire.requests import QUERIES
 from nats_taskflow.wire.subjects import Subjects
 
