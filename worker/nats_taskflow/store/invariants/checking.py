@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
-from nats_taskflow.store.invariants.lives import lives
+from nats_taskflow.store.invariants.histories import lives
 from nats_taskflow.store.invariants.table import (
     INVARIANTS,
     CheckOfDatabase,
