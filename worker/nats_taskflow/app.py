@@ -19,7 +19,7 @@ from nats_taskflow.bus.nats.options import nats_options
 from nats_taskflow.bus.port import Bus, ClaimHolder, ConsumerSpec
 from nats_taskflow.config import Config
 from nats_taskflow.doors.admin.backup_process import BackupProcess
-from nats_taskflow.doors.admin.dead_letters import Counted, DeadLetterDesk
+from nats_taskflow.doors.admin.dead_letters import DeadLetters, ReplayCount
 from nats_taskflow.doors.admin.interventions import Interventions
 from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.doors.admin.service import AdminService
@@ -49,7 +49,7 @@ from nats_taskflow.services.topology_watch import TopologyWatch
 from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.port import Store
 from nats_taskflow.store.sqlite.opening import MEMORY, take_values_as_they_are
-from nats_taskflow.store.sqlite.place import checked, placed
+from nats_taskflow.store.sqlite.place import absolute_path, check_place
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.tasks import LastResort
 from nats_taskflow.units import SECOND, Micros
@@ -87,7 +87,7 @@ async def run(
     metrics = Metrics()
     configure_logging(config.log).count(metrics.log_records_lost.inc)
     log = logger("worker")
-    log.info(LogEvent.STARTING, version=program_version(), pid=os.getpid(), store=placed(config.store.path))
+    log.info(LogEvent.STARTING, version=program_version(), pid=os.getpid(), store=absolute_path(config.store.path))
     if stop is None:
         stop = StopSignal()
         stop.listen()
@@ -111,8 +111,8 @@ async def _check_broker(config: Config, *, adopt: bool) -> bool:
     One that no worker may use would lie around, and be taken for the one in use. Raises the `Refusal` that stands against a worker.
     """
     path = config.store.path
-    if path != MEMORY and not checked(path).exists():
-        await _prepare(config, ClaimHolder(database="a new one", store=placed(path)), adopt=adopt, dry_run=True)
+    if path != MEMORY and not check_place(path).exists():
+        await _prepare(config, ClaimHolder(database="a new one", store=absolute_path(path)), adopt=adopt, dry_run=True)
     return True
 
 
@@ -268,7 +268,7 @@ def _relays(store: Store, bus: Bus, subjects: Subjects, engine: Engine) -> tuple
     read = read_events(store, subjects)
     told = Relay("events", bus, engine, read=read, heard=lambda batch: bool(batch.events), fresh=events_of_batch(subjects))
     letters, few = read_dead_letters(store, bus, subjects), _BIG_ROWS
-    return told, Relay("dead_letters", bus, engine, read=letters, heard=lambda batch: batch.buries, window=2 * few, chunk=few)
+    return told, Relay("dead_letters", bus, engine, read=letters, heard=lambda batch: batch.adds_dead_letters, window=2 * few, chunk=few)
 
 
 async def _first_kept(bus: Bus, sources: Sequence[ConsumerSpec]) -> Mapping[str, int]:
@@ -315,8 +315,8 @@ def admin_queries(store: Store, bus: Bus, subjects: Subjects, engine: Engine, re
 
 
 def admin_service(
-    queries: Queries, store: Store, bus: Bus, subjects: Subjects, bindings: ReplyBindings, engine: Engine, counted: Counted
+    queries: Queries, store: Store, bus: Bus, subjects: Subjects, bindings: ReplyBindings, engine: Engine, counted: ReplayCount
 ) -> AdminService:
     """Wire what operators may ask for and do; `counted` hears of replays."""
-    letters = DeadLetterDesk(engine, bus, subjects, bindings.answers_on, counted)
+    letters = DeadLetters(engine, bus, subjects, bindings.answers_on, counted)
     return AdminService(queries, Interventions(engine, IdMint().command_id, BackupProcess(store.place).copy), letters)

@@ -250,7 +250,7 @@ class Engine:
         self._timed(time.monotonic() - began)
         for flow_id, why in batch.set_aside.items():
             self._log.error("flow_set_aside", flow_id=flow_id, why=why)
-        if batch.buries:
+        if batch.adds_dead_letters:
             self._tell_of_letters(batch)
         self._announce(batch)
         self._queue.put_back(submissions[len(deciding.decided) + len(deciding.deferrals) :])

@@ -21,7 +21,7 @@ Place = tuple[str, int]
 """(stream, sequence): where a message lies."""
 
 
-AGAIN: tuple[Micros, Micros] = (SECOND // 4, 30 * SECOND)
+RETRY_DELAYS: tuple[Micros, Micros] = (SECOND // 4, 30 * SECOND)
 """After how long a message to a delegate is sent again at first, and at last: twice as long each time."""
 
 
@@ -181,7 +181,7 @@ class Batch(msgspec.Struct, kw_only=True):
             yield letter
 
     @property
-    def buries(self) -> bool:
+    def adds_dead_letters(self) -> bool:
         """Whether it adds to the dead letters."""
         return bool(self.dead or self.spoiled or self.displaced)
 

@@ -89,10 +89,10 @@ def export(*, place: str | None, target: Path | None, **arguments: Any) -> None:
     import sqlite3
 
     from nats_taskflow.files import partial_name, publish_file
-    from nats_taskflow.store.sqlite.snapshot import snapshot
+    from nats_taskflow.store.sqlite.snapshot import open_snapshot
 
     config = load_with_database(arguments)
-    with snapshot(place or config.store.path) as opened:
+    with open_snapshot(place or config.store.path) as opened:
         opened.database.row_factory = sqlite3.Row
         total = opened.database.execute("SELECT count(*) FROM flows").fetchone()[0]
         if target is None:

@@ -37,19 +37,19 @@ _AT_MOST = 2.0
 """Seconds that one request may take for its pace: whoever asks waits for the answer, and asks again for the rest."""
 
 
-Counted = Callable[[int, int], None]
+ReplayCount = Callable[[int, int], None]
 
 
 def _uncounted(_done: int, _failed: int) -> None:
     """Count nothing."""
 
 
-class DeadLetterDesk:
+class DeadLetters:
     """Handles dead letters. `answers_on(topic, correlation_id)` gives the subject on which a reply reaches a topic; `counted(done, failed)`
     hears how many were replayed.
     """
 
-    def __init__(self, engine: Engine, bus: Bus, subjects: Subjects, answers_on: AnswersOn, counted: Counted = _uncounted) -> None:
+    def __init__(self, engine: Engine, bus: Bus, subjects: Subjects, answers_on: AnswersOn, counted: ReplayCount = _uncounted) -> None:
         self._engine = engine
         self._counted = counted
         self._bus = bus

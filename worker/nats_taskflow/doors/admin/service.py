@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from nats_taskflow.doors.admin.dead_letters import DeadLetterDesk
+from nats_taskflow.doors.admin.dead_letters import DeadLetters
 from nats_taskflow.doors.admin.interventions import Interventions, actor_of
 from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.engine.stored_outcomes import Turn
@@ -14,7 +14,7 @@ from nats_taskflow.wire.admin_requests import Intervention, LettersPurge, Letter
 class AdminService:
     """Answers an operator's request, whatever it came by."""
 
-    def __init__(self, queries: Queries, interventions: Interventions, letters: DeadLetterDesk) -> None:
+    def __init__(self, queries: Queries, interventions: Interventions, letters: DeadLetters) -> None:
         self._queries = queries
         self._interventions = interventions
         self._letters = letters

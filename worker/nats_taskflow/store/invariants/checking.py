@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
-from nats_taskflow.store.invariants.histories import lives
+from nats_taskflow.store.invariants.histories import read_histories
 from nats_taskflow.store.invariants.table import (
     INVARIANTS,
     CheckOfDatabase,
@@ -52,7 +52,7 @@ def violations(
 
 def _walk(by_flow: list[tuple[str, CheckOfFlow | CheckOfEachStream]], evidence: Evidence, told: Progress) -> Iterator[Violation]:
     """Look at one flow after the other, each with every check that is about flows."""
-    for number, life in enumerate(lives(evidence) if by_flow else (), start=1):
+    for number, life in enumerate(read_histories(evidence) if by_flow else (), start=1):
         told("flows", number)
         for name, check in by_flow:
             for sentence in _of_one(check, life, evidence):

@@ -154,7 +154,7 @@ class SqliteAdminReads(ABC):
         for row in page.rows:
             try:
                 replies.append((row[0], rows.held(row[1:])))
-            except rows.Unreadable:
+            except rows.UnreadableRow:
                 continue
         return Page(rows=replies, next=page.place(limit))
 

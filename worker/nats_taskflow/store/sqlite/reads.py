@@ -58,7 +58,7 @@ class SqliteReads(SqliteAdminReads):
         found = await self._rows("get_flow", flow_id)
         try:
             return rows.flow(found[0][1:]) if found else None
-        except rows.Unreadable as bad:
+        except rows.UnreadableRow as bad:
             message = f"the stored row of flow {flow_id} cannot be read: {bad}"
             raise Internal(message, flow_id=flow_id) from bad
 

@@ -28,7 +28,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def snapshot(place: str) -> Iterator[Snapshot]:
+def open_snapshot(place: str) -> Iterator[Snapshot]:
     """Open the database at `place` for reading, in one transaction. Raises `StoreRefused` with what to do; touches nothing."""
     path = find_database(place)
     database = sqlite3.connect(_uri(path), uri=True, isolation_level=None)

@@ -20,7 +20,7 @@ from nats_taskflow.store.sqlite.errors import translate_errors
 from nats_taskflow.store.sqlite.load import Sequences
 from nats_taskflow.store.sqlite.lock import WriterLock
 from nats_taskflow.store.sqlite.opening import MEMORY, configure, create_private_file, guard, identify, migrate, verify
-from nats_taskflow.store.sqlite.place import checked, room_of
+from nats_taskflow.store.sqlite.place import check_place, disk_room
 from nats_taskflow.store.sqlite.reads import SqliteReads
 from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.store.sqlite.steps import FetchedRows, fetch
@@ -71,7 +71,7 @@ class SqliteFlowStore(SqliteReads):
             store = cls(writer, None, MEMORY)
             await store._take_over()
             return store
-        file = checked(path)
+        file = check_place(path)
         await identify(file)  # before anything is left beside it
         lock = WriterLock(file)
         lock.acquire()
@@ -203,7 +203,7 @@ class SqliteFlowStore(SqliteReads):
         """
         if self._closed or self._reader is None:
             return {}
-        found: dict[str, int] = await self._reader._execute(room_of, Path(self._place))  # type: ignore[no-untyped-call]  # noqa: SLF001  # no public way
+        found: dict[str, int] = await self._reader._execute(disk_room, Path(self._place))  # type: ignore[no-untyped-call]  # noqa: SLF001  # no public way
         return found
 
     @property
