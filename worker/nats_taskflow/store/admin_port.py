@@ -162,7 +162,7 @@ class AdminReads(Protocol):
         """Return the flow if it is set aside, else None."""
         ...
 
-    async def ids_like(self, part: str, limit: int) -> list[str]:
+    async def find_ids(self, part: str, limit: int) -> list[str]:
         """List flow ids that begin with `part`, or end with it (among the newest `NEWEST`), at most `limit` of each."""
         ...
 

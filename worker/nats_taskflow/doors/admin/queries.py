@@ -1,4 +1,4 @@
-"""Answer operators' questions from the store's reads: nothing here changes anything, and no worker need run."""
+"""Answer operators' questions from the store's reads. Nothing here changes anything, and no worker need run."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _GROUPS = 5000
 
 
 class Queries:
-    """Answers questions. `about` says what the asked worker knows of itself; empty where a database is read without one. `room`: bytes of a
-    page, as many as can be sent.
+    """Answers questions. `about` returns what the worker says of itself: nothing where a database is read without one. `room` returns how
+    many bytes of a page can be sent.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class Queries:
             admin_requests.OperatorLog: self._log,
         }
 
-    def answers(self, asked: AdminRequest) -> bool:
-        """Tell whether the request is a question."""
-        return type(asked) in self._answers
+    def answers(self, request: AdminRequest) -> bool:
+        """Return whether the request is a question."""
+        return type(request) in self._answers
 
-    async def answer(self, asked: AdminRequest) -> bytes:
+    async def answer(self, request: AdminRequest) -> bytes:
         """Answer a question. Raises the `FlowError` that refuses it."""
-        return await self._answers[type(asked)](asked)
+        return await self._answers[type(request)](request)
 
     async def known(self, flow_id: str) -> Flow:
         """Return the flow. Raises `NotFound`, or `Internal` for one whose row cannot be read."""
@@ -80,55 +80,55 @@ class Queries:
             raise NotFound(f"there is no flow {flow_id}", flow_id=flow_id)
         return flow
 
-    async def _list(self, asked: admin_requests.List) -> bytes:
+    async def _list(self, request: admin_requests.List) -> bytes:
         """List flows, or those that are set aside."""
-        after = read_number(asked.cursor) or None
-        if asked.set_aside:
-            aside = await self._reads.set_aside(limit=asked.limit, after=after)
+        after = read_number(request.cursor) or None
+        if request.set_aside:
+            aside = await self._reads.set_aside(limit=request.limit, after=after)
             flows, cursor = cut_page(aside.rows, aside.next, self._room())
             return _ENCODE(admin_answers.FlowPageAcross(flows=[], set_aside=flows, next_cursor=cursor))
-        changed = {"changed_before": self._before(asked.older_than), "changed_since": moment_of("since", asked.since, self._clock())}
-        wanted = msgspec.structs.replace(_wanted(asked), status=asked.status, goal=asked.goal, **changed)
-        page = await self._reads.find_flows(wanted, limit=asked.limit, after=after)
+        changed = {"changed_before": self._before(request.older_than), "changed_since": moment_of("since", request.since, self._clock())}
+        filters = msgspec.structs.replace(_filters_of(request), status=request.status, goal=request.goal, **changed)
+        page = await self._reads.find_flows(filters, limit=request.limit, after=after)
         shown, cursor = cut_page([(n, show_flow(flow)) for n, flow in page.rows], page.next, self._room())
         return _ENCODE(admin_answers.FlowPageAcross(flows=shown, next_cursor=cursor))
 
-    async def _show(self, asked: admin_requests.Show) -> bytes:
+    async def _show(self, request: admin_requests.Show) -> bytes:
         """Show a flow."""
-        return _ENCODE(admin_answers.FlowAnswer(flow=show_flow(await self.known(asked.flow_id))))
+        return _ENCODE(admin_answers.FlowAnswer(flow=show_flow(await self.known(request.flow_id))))
 
-    async def _find(self, asked: admin_requests.Find) -> bytes:
-        """List ids that begin or end like this."""
-        return _ENCODE(admin_answers.IdsAnswer(ids=(await self._reads.ids_like(asked.part.lower(), _CANDIDATES))[:_CANDIDATES]))
+    async def _find(self, request: admin_requests.Find) -> bytes:
+        """List ids that begin or end with the given part."""
+        return _ENCODE(admin_answers.IdsAnswer(ids=(await self._reads.find_ids(request.part.lower(), _CANDIDATES))[:_CANDIDATES]))
 
-    async def _history(self, asked: admin_requests.AdminHistory) -> bytes:
-        """Show a journal; also of a flow whose row cannot be read, which is when it is wanted most."""
-        after = None if asked.cursor is None else read_number(asked.cursor)
-        page = await self._reads.list_events(asked.flow_id.lower(), limit=asked.limit, after=after, newest=asked.newest)
-        if not page.rows and asked.cursor is None:
-            await self.known(asked.flow_id)
+    async def _history(self, request: admin_requests.AdminHistory) -> bytes:
+        """Show a journal, also of a flow whose row cannot be read: that is when it is needed most."""
+        after = None if request.cursor is None else read_number(request.cursor)
+        page = await self._reads.list_events(request.flow_id.lower(), limit=request.limit, after=after, newest=request.newest)
+        if not page.rows and request.cursor is None:
+            await self.known(request.flow_id)
         return outcomes.events_page(page.rows, page.next, budget=self._room())
 
-    async def _steps(self, asked: admin_requests.AdminSteps) -> bytes:
+    async def _steps(self, request: admin_requests.AdminSteps) -> bytes:
         """List observed runs."""
-        flow = await self.known(asked.flow_id)
-        page = await self._reads.list_steps(flow.id, limit=asked.limit, after=read_number(asked.cursor))
+        flow = await self.known(request.flow_id)
+        page = await self._reads.list_steps(flow.id, limit=request.limit, after=read_number(request.cursor))
         return outcomes.steps_page(page.rows, page.next, budget=self._room())
 
-    async def _waits(self, asked: admin_requests.AdminWaits) -> bytes:
+    async def _waits(self, request: admin_requests.AdminWaits) -> bytes:
         """Show who waits for what."""
-        wanted = msgspec.structs.replace(_wanted(asked), due_by=moment_after(asked.due_within, self._clock()))
-        before = self._before(asked.older_than)
-        page = await self._reads.parked(wanted, parked_before=before, limit=asked.limit, after=read_pair(asked.cursor))
+        filters = msgspec.structs.replace(_filters_of(request), due_by=moment_after(request.due_within, self._clock()))
+        before = self._before(request.older_than)
+        page = await self._reads.parked(filters, parked_before=before, limit=request.limit, after=read_pair(request.cursor))
         waits, cursor = cut_page([(place, show_owned_wait(flow)) for place, flow in page.rows], page.next, self._room())
         return _ENCODE(admin_answers.WaitPageAcross(waits=waits, now=rfc3339(self._clock()), next_cursor=cursor))
 
-    async def _who(self, asked: admin_requests.Who) -> bytes:
+    async def _who(self, request: admin_requests.Who) -> bytes:
         """Show who waits for a topic or pair, and what is held for it."""
-        waiters = await self._reads.waiters(asked.topic, asked.correlation_id, asked.limit + 1)
-        held = await self._reads.held_replies(topic=asked.topic, correlation_id=asked.correlation_id, limit=asked.limit + 1)
-        shown = first_that_fit((show_held(n, reply) for n, reply in held.rows[: asked.limit]), self._room())
-        parked = first_that_fit(waiters[: asked.limit], self._room() // 4)  # the held replies beside them are what weighs
+        waiters = await self._reads.waiters(request.topic, request.correlation_id, request.limit + 1)
+        held = await self._reads.held_replies(topic=request.topic, correlation_id=request.correlation_id, limit=request.limit + 1)
+        shown = first_that_fit((show_held(n, reply) for n, reply in held.rows[: request.limit]), self._room())
+        parked = first_that_fit(waiters[: request.limit], self._room() // 4)  # the held replies beside them are what weighs
         answer = admin_answers.WhoAnswer(
             waiters=parked,
             held=shown,
@@ -137,9 +137,9 @@ class Queries:
         )
         return _ENCODE(answer)
 
-    async def _why(self, asked: admin_requests.AdminWhy) -> bytes:
+    async def _why(self, request: admin_requests.AdminWhy) -> bytes:
         """Explain a flow."""
-        flow_id = asked.flow_id.lower()
+        flow_id = request.flow_id.lower()
         aside = await self._reads.set_aside_flow(flow_id)
         if aside is not None:
             sentences = explain(Circumstances(now=self._clock(), flow=None, set_aside=aside, flow_id=flow_id))
@@ -152,35 +152,35 @@ class Queries:
         circumstances = await gather_for_agent(self._reads, flow, self._clock())
         return _encode_why(flow, advise_agent(explain(circumstances), agent, session))
 
-    async def _held(self, asked: admin_requests.HeldList) -> bytes:
+    async def _held(self, request: admin_requests.HeldList) -> bytes:
         """List held replies."""
         page = await self._reads.held_replies(
-            topic=asked.topic, correlation_id=asked.correlation_id, limit=asked.limit, after=read_number(asked.cursor)
+            topic=request.topic, correlation_id=request.correlation_id, limit=request.limit, after=read_number(request.cursor)
         )
         held, cursor = cut_page([(n, show_held(n, reply)) for n, reply in page.rows], page.next, self._room())
         return _ENCODE(admin_answers.HeldPage(held=held, now=rfc3339(self._clock()), next_cursor=cursor))
 
-    async def _letters(self, asked: admin_requests.LettersList) -> bytes:
+    async def _letters(self, request: admin_requests.LettersList) -> bytes:
         """Count dead letters, or list them."""
-        if asked.grouped:
-            groups = await self._reads.letter_groups(_GROUPS, self._before(asked.older_than))
-            return _ENCODE(admin_answers.LettersAnswer(groups=first_that_fit(_show_groups(groups, asked, self._subjects), self._room())))
-        wanted = DeadLetterFilter(
-            reason=asked.letter_reason, subject=asked.subject, before=self._before(asked.older_than), replayed=asked.replayed
+        if request.grouped:
+            groups = await self._reads.letter_groups(_GROUPS, self._before(request.older_than))
+            return _ENCODE(admin_answers.LettersAnswer(groups=first_that_fit(_show_groups(groups, request, self._subjects), self._room())))
+        filters = DeadLetterFilter(
+            reason=request.letter_reason, subject=request.subject, before=self._before(request.older_than), replayed=request.replayed
         )
-        page = await self._reads.letters(wanted, limit=asked.limit, after=read_number(asked.cursor))
+        page = await self._reads.letters(filters, limit=request.limit, after=read_number(request.cursor))
         letters, cursor = cut_page(page.rows, page.next, self._room())
         return _ENCODE(admin_answers.LettersAnswer(letters=letters, next_cursor=cursor))
 
-    async def _letter(self, asked: admin_requests.LettersShow) -> bytes:
+    async def _letter(self, request: admin_requests.LettersShow) -> bytes:
         """Show a dead letter whole."""
-        letter = await self._reads.letter(asked.number)
+        letter = await self._reads.letter(request.number)
         if letter is None:
-            raise NotFound(f"there is no dead letter {asked.number}", number=asked.number)
+            raise NotFound(f"there is no dead letter {request.number}", number=request.number)
         return _ENCODE(admin_answers.LetterAnswer(letter=letter))
 
     async def _stats(self, _asked: admin_requests.Stats) -> bytes:
-        """Count everything."""
+        """Report the figures of the whole database."""
         now = self._clock()
         gauges = await self._reads.gauges(now)
         oldest_flow, oldest_us = gauges.oldest_wait or (None, None)
@@ -206,26 +206,25 @@ class Queries:
         )
         return _ENCODE(answer)
 
-    async def _log(self, asked: admin_requests.OperatorLog) -> bytes:
+    async def _log(self, request: admin_requests.OperatorLog) -> bytes:
         """List what operators did."""
-        page = await self._reads.interventions(limit=asked.limit, after=read_number(asked.cursor) or None)
+        page = await self._reads.interventions(limit=request.limit, after=read_number(request.cursor) or None)
         interventions, cursor = cut_page(page.rows, page.next, self._room())
         return _ENCODE(admin_answers.LogPage(interventions=interventions, next_cursor=cursor))
 
     def _before(self, older_than: str | None) -> Micros | None:
-        """Return the moment that a duration lies back."""
         return moment_before(older_than, self._clock())
 
 
-def _wanted(asked: admin_requests.List | admin_requests.AdminWaits) -> FlowFilter:
-    """Say whose flows are meant, and what they wait for: what lists and waits are both narrowed down by."""
+def _filters_of(request: admin_requests.List | admin_requests.AdminWaits) -> FlowFilter:
+    """Return the filters that `list` and `waits` share: whose flows, and what they wait for."""
     return FlowFilter(
-        owner=asked.owner,
-        controller=asked.controller,
-        step=asked.step,
-        topic=asked.topic,
-        correlation_id=asked.correlation_id,
-        kind=asked.kind,
+        owner=request.owner,
+        controller=request.controller,
+        step=request.step,
+        topic=request.topic,
+        correlation_id=request.correlation_id,
+        kind=request.kind,
     )
 
 
@@ -239,12 +238,12 @@ def _counts_of(kind: str, counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def _show_groups(
-    groups: Sequence[DeadLetterGroup], asked: admin_requests.LettersList, subjects: Subjects
+    groups: Sequence[DeadLetterGroup], request: admin_requests.LettersList, subjects: Subjects
 ) -> Iterator[admin_answers.GroupShown]:
     """Count by reason and subject, a built-in reply topic's correlation ids together; the largest group first."""
     merged: dict[tuple[str, str], DeadLetterGroup] = {}
     for group in groups:
-        if asked.letter_reason not in (None, group.reason) or asked.subject not in (None, group.subject):
+        if request.letter_reason not in (None, group.reason) or request.subject not in (None, group.subject):
             continue
         reply = subjects.parse_reply(group.subject)
         subject = f"{subjects.reply_topic(reply[0])}.*" if reply is not None else group.subject

@@ -117,7 +117,7 @@ class SqliteAdminReads(ABC):
         found = await self._seen("set_aside_flow", flow_id)
         return admin_rows.set_aside(found[0]) if found else None
 
-    async def ids_like(self, part: str, limit: int) -> list[str]:
+    async def find_ids(self, part: str, limit: int) -> list[str]:
         """List ids that begin or end like this."""
         found = [row[0] for row in await self._seen("ids_by_prefix", part, limit)]
         above = _AFTER_IDS
