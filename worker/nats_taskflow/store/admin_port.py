@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.model import Flow, HeldReply
+from nats_taskflow.flow.model import Flow, HeldReply, Pair
 from nats_taskflow.store.records import DeadLetter, Page
 from nats_taskflow.units import Micros
 from nats_taskflow.wire.admin_answers import InterventionShown, LetterShown, SetAsideFlow, WaiterShown
@@ -170,7 +170,7 @@ class AdminReads(Protocol):
         """List the open waits on a topic, or for a pair, at most `limit`."""
         ...
 
-    async def waited_for(self, flow_id: str, limit: int) -> list[tuple[str, str]]:
+    async def awaited_pairs(self, flow_id: str, limit: int) -> list[Pair]:
         """List the pairs (topic, correlation id) that a flow waits for or has waited for, the newest first, each once, of `limit` waits."""
         ...
 
@@ -186,11 +186,11 @@ class AdminReads(Protocol):
         """Return a held reply by its number, or None."""
         ...
 
-    async def came_for(self, topic: str, correlation_id: str, limit: int) -> list[ReceivedReply]:
+    async def received_replies(self, pair: Pair, limit: int) -> list[ReceivedReply]:
         """List replies that were taken in for the pair, at most `limit`."""
         ...
 
-    async def letter_at(self, stream: str, seq: int) -> int | None:
+    async def letter_number(self, stream: str, seq: int) -> int | None:
         """Return the number of the dead letter that was this message of a stream, or None."""
         ...
 

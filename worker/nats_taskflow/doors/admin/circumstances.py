@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nats_taskflow.doors.admin.explain import Circumstances, reply_leaves
+from nats_taskflow.doors.admin.explain import Arrival, Circumstances, reply_leaves
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, Pair
 from nats_taskflow.store.port import Reads
@@ -32,14 +32,14 @@ async def gather(reads: Reads, flow: Flow, now: Micros) -> Circumstances:
 async def gather_for_agent(reads: Reads, flow: Flow, now: Micros) -> Circumstances:
     """Gather what an agent may know: of the held replies only those for pairs that its own flow waits for, or has waited for."""
     circumstances = await gather(reads, flow, now)
-    own = {(leaf.topic, leaf.correlation_id) for leaf in reply_leaves(flow)} | set(await reads.waited_for(flow.id, _PAIRS))
+    own = {(leaf.topic, leaf.correlation_id) for leaf in reply_leaves(flow)} | set(await reads.awaited_pairs(flow.id, _PAIRS))
     circumstances.held = {n: held for n, held in circumstances.held.items() if (held.topic, held.correlation_id) in own}
     return circumstances
 
 
 async def _add_earlier_pairs(reads: Reads, circumstances: Circumstances, flow: Flow) -> None:
     """Add what came for the pairs that a flow waited for before: after its end, or while it does something else."""
-    for topic, correlation_id in await reads.waited_for(flow.id, _PAIRS):
+    for topic, correlation_id in await reads.awaited_pairs(flow.id, _PAIRS):
         if flow.terminal:
             await _add_received(reads, circumstances, (topic, correlation_id))
         else:
@@ -49,6 +49,6 @@ async def _add_earlier_pairs(reads: Reads, circumstances: Circumstances, flow: F
 
 async def _add_received(reads: Reads, circumstances: Circumstances, pair: Pair) -> None:
     """Add the replies that were taken in for a pair, each with its dead letter, if it became one."""
-    for reply in await reads.came_for(*pair, _NEAR):
-        letter = await reads.letter_at(reply.source, reply.source_seq) if reply.source_seq is not None else None
-        circumstances.came.append((*pair, reply, letter))
+    for reply in await reads.received_replies(pair, _NEAR):
+        letter = await reads.letter_number(reply.source, reply.source_seq) if reply.source_seq is not None else None
+        circumstances.arrivals.append(Arrival(*pair, reply, letter))
