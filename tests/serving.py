@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.app import operators
+from nats_taskflow.app import admin_queries, admin_service
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, MemoryClient
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.config import Config
 from nats_taskflow.doors.api import Api
 from nats_taskflow.doors.flow_manager import FlowManager
+from nats_taskflow.doors.micro_service import MicroService
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.mint import IdMint
 from nats_taskflow.engine.policy import policy_of
@@ -137,8 +138,10 @@ async def serving(
     for consumer in consumers:
         await consumer.recover()
     pulls = [asyncio.create_task(consumer.run()) for consumer in consumers]
-    api = Api(engine, subjects, mint, operators(store, bus, subjects, bindings, engine, lambda _done, _failed: None, tuple), watch=watch)
-    await bus.serve(api.service("0.0.0"), api.handle)
+    queries = admin_queries(store, bus, subjects, engine, tuple)
+    operators = admin_service(queries, store, bus, subjects, bindings, engine, lambda _done, _failed: None)
+    requests = MicroService(Api(engine, subjects, mint, queries.explain_to_agent, watch=watch), operators, subjects)
+    await bus.serve(requests.service("0.0.0"), requests.handle)
     try:
         yield served
     finally:

@@ -37,7 +37,7 @@ STEPS = {
     "commit": "nats_taskflow.store.sqlite.transaction:SqliteTransaction.commit",
     "announce": "nats_taskflow.engine.engine:Engine._announce",
     "settle": "nats_taskflow.bus.nats.bus:JetStreamBus.settle",
-    "answer": "nats_taskflow.doors.api:Api.handle",
+    "answer": "nats_taskflow.doors.micro_service:MicroService.handle",
     # what follows from it
     "read_outbox": "nats_taskflow.store.sqlite.reads:SqliteReads.unpublished_events",
     "publish": "nats_taskflow.bus.nats.bus:JetStreamBus.publish",

@@ -186,10 +186,10 @@ EVENT = FlowEvent(
         ("refused.json", outcomes.encode_refused(InvalidRequest("bad", path="/goal"))),
         ("reply-outcome.json", outcomes.encode_reply_outcome("resumed", SHOWN)),
         ("reply-outcome.json", outcomes.encode_reply_outcome("held", None)),
-        ("page.flows.json", outcomes.encode_flows([SHOWN], 3)),
+        ("page.flows.json", outcomes.encode_flows([(1, SHOWN)], 3)),
         ("page.steps.json", outcomes.encode_steps([(1, STEP)], None)),
-        ("page.events.json", outcomes.encode_events([EVENT], None)),
-        ("page.waits.json", outcomes.encode_waits([SHOWN], None)),
+        ("page.events.json", outcomes.encode_events([(1, EVENT)], None)),
+        ("page.waits.json", outcomes.encode_waits([(1, SHOWN)], None)),
         ("event.json", event_message(EVENT, "c", "free", Subjects()).body),
     ],
 )
@@ -212,8 +212,8 @@ STARTED = msgspec.structs.replace(
     [
         ("applied.json", outcomes.encode_for_storage(HEAVY), ("flow",), "state_omitted"),
         ("applied.json", outcomes.fit(outcomes.encode_applied(HEAVY), 1000), ("flow",), "state_omitted"),
-        ("page.flows.json", outcomes.fit(outcomes.encode_flows([HEAVY], None), 1000), ("flows", 0), "state_omitted"),
-        ("page.events.json", outcomes.fit(outcomes.encode_events([STARTED], None), 1000), ("events", 0), "payload_omitted"),
+        ("page.flows.json", outcomes.fit(outcomes.encode_flows([(1, HEAVY)], None), 1000), ("flows", 0), "state_omitted"),
+        ("page.events.json", outcomes.fit(outcomes.encode_events([(1, STARTED)], None), 1000), ("events", 0), "payload_omitted"),
     ],
 )
 def test_what_could_not_be_carried_may_be_missing_where_that_is_said_and_only_there(

@@ -134,16 +134,17 @@ def test_every_error_becomes_service_headers(kind: type[errors.FlowError]) -> No
 
 
 def test_pages_show_rows_and_where_the_next_one_begins() -> None:
-    page = json.loads(outcomes.encode_flows([FLOW, FLOW], 17))
+    page = json.loads(outcomes.encode_flows([(20, FLOW), (18, FLOW)], 17))
     assert page == {"ok": True, "count": 2, "flows": [FLOW_JSON, FLOW_JSON], "next_cursor": cursors.write_cursor(17)}
     assert json.loads(outcomes.encode_flows([], None)) == {"ok": True, "count": 0, "flows": [], "next_cursor": None}
-    history = json.loads(outcomes.encode_events([event(1, {"a": 1})], None))
+    history = json.loads(outcomes.encode_events([(1, event(1, {"a": 1}))], None))
     entry = {"seq": 1, "revision": 0, "kind": "state_updated", "payload": {"a": 1}, "at": "2026-11-21T10:00:00Z"}
     assert history == {"ok": True, "events": [entry | {"actor": "agent:kate", "cause": "c-1"}], "next_cursor": None}
 
 
 def test_waits_show_since_when_and_until_when() -> None:
-    waits = json.loads(outcomes.encode_waits([FLOW, replace(FLOW, wait_json={"kind": "broken"}, parked_us=None)], None))["waits"]
+    broken = replace(FLOW, wait_json={"kind": "broken"}, parked_us=None)
+    waits = json.loads(outcomes.encode_waits([(2, FLOW), (1, broken)], None))["waits"]
     assert waits[0] == {
         "flow_id": FLOW.id,
         "controller_id": "kate/inbox-triage",
@@ -172,8 +173,8 @@ def test_a_history_is_complete_over_its_pages_however_little_fits(sizes: list[in
     seen: list[int] = []
     after = 0
     while True:
-        rows = [entry for entry in journal if entry.seq > after][: limit + 1]
-        following = rows[-1].seq if rows and rows[-1].seq < len(journal) else None
+        rows = [(entry.seq, entry) for entry in journal if entry.seq > after][: limit + 1]
+        following = rows[-1][0] if rows and rows[-1][0] < len(journal) else None
         page = json.loads(outcomes.encode_events(rows, following, budget=budget))
         seen += [entry["seq"] for entry in page["events"]]
         if page["next_cursor"] is None:
@@ -182,12 +183,12 @@ def test_a_history_is_complete_over_its_pages_however_little_fits(sizes: list[in
     assert seen == list(range(1, len(sizes) + 1))
 
 
-def test_a_page_of_large_flows_is_known_to_be_too_heavy() -> None:
-    large = replace(FLOW, state_json={"x": "x" * 200_000})
-    assert outcomes.count_fitting_flows([large] * 9) == 2
-    assert outcomes.count_fitting_flows([large] * 9, budget=1) == 1
-    assert outcomes.count_fitting_flows([FLOW] * 9) == 9
-    assert outcomes.count_fitting_flows([]) == 0
+def test_a_page_of_large_flows_ends_before_it_is_too_heavy() -> None:
+    rows = [(9 - n, replace(FLOW, state_json={"x": "x" * 200_000})) for n in range(9)]
+    for budget, count in ((cursors.PAGE_BYTES, 2), (1, 1)):
+        page = json.loads(outcomes.encode_flows(rows, None, budget=budget))
+        assert (page["count"], cursors.read_number(page["next_cursor"])) == (count, 10 - count)
+    assert json.loads(outcomes.encode_flows([(1, FLOW)] * 9, None))["count"] == 9
 
 
 @given(st.integers(-(2**63), 2**63 - 1) | st.text(max_size=40) | st.lists(st.integers(0, 9) | st.text(max_size=4), max_size=4))
@@ -228,7 +229,7 @@ def test_the_error_of_a_stored_refusal_is_found_again_so_that_a_repeat_is_answer
 
 
 def test_an_event_that_the_broker_cannot_carry_is_shown_without_its_payload_and_the_page_goes_on_behind_it() -> None:
-    page = outcomes.encode_events([event(2, {"patch": "x" * 200_000}), event(3)], None, budget=32_000)
+    page = outcomes.encode_events([(2, event(2, {"patch": "x" * 200_000})), (3, event(3))], None, budget=32_000)
     shown = json.loads(outcomes.fit(page, 64_000))
     assert [(event["seq"], event["kind"], event["payload_omitted"]) for event in shown["events"]] == [(2, "state_updated", True)]
     assert shown["payload_omitted"] is True

@@ -19,13 +19,14 @@ from nats_taskflow.bus.nats.options import nats_options
 from nats_taskflow.bus.port import Bus, ClaimHolder, ConsumerSpec
 from nats_taskflow.config import Config
 from nats_taskflow.doors.admin.backup_process import BackupProcess
-from nats_taskflow.doors.admin.dead_letters import Counted, DeadLetterDesk
+from nats_taskflow.doors.admin.dead_letters import DeadLetters, ReplayCount
 from nats_taskflow.doors.admin.interventions import Interventions
 from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.doors.admin.service import AdminService
 from nats_taskflow.doors.api import Api
 from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.doors.http.health import Check, HealthServer
+from nats_taskflow.doors.micro_service import MicroService
 from nats_taskflow.engine.engine import Clock, Engine
 from nats_taskflow.engine.mint import IdMint
 from nats_taskflow.engine.policy import policy_of, quota_of
@@ -49,7 +50,7 @@ from nats_taskflow.services.topology_watch import TopologyWatch
 from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.port import Store
 from nats_taskflow.store.sqlite.opening import MEMORY, take_values_as_they_are
-from nats_taskflow.store.sqlite.place import checked, placed
+from nats_taskflow.store.sqlite.place import absolute_path, check_place
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.tasks import LastResort
 from nats_taskflow.units import SECOND, Micros
@@ -87,7 +88,7 @@ async def run(
     metrics = Metrics()
     configure_logging(config.log).count(metrics.log_records_lost.inc)
     log = logger("worker")
-    log.info(LogEvent.STARTING, version=program_version(), pid=os.getpid(), store=placed(config.store.path))
+    log.info(LogEvent.STARTING, version=program_version(), pid=os.getpid(), store=absolute_path(config.store.path))
     if stop is None:
         stop = StopSignal()
         stop.listen()
@@ -111,8 +112,8 @@ async def _check_broker(config: Config, *, adopt: bool) -> bool:
     One that no worker may use would lie around, and be taken for the one in use. Raises the `Refusal` that stands against a worker.
     """
     path = config.store.path
-    if path != MEMORY and not checked(path).exists():
-        await _prepare(config, ClaimHolder(database="a new one", store=placed(path)), adopt=adopt, dry_run=True)
+    if path != MEMORY and not check_place(path).exists():
+        await _prepare(config, ClaimHolder(database="a new one", store=absolute_path(path)), adopt=adopt, dry_run=True)
     return True
 
 
@@ -258,7 +259,7 @@ def compose(
         relays=relays,
         pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, expired=buried.hear),
         inspector=inspector,
-        api=_api(store, bus, bindings, engine, tracker, probes, subjects, config),
+        api=_micro_service(store, bus, bindings, engine, tracker, probes, subjects, config),
         dispatcher=Dispatcher(bus, engine),
         probes=probes,
         systemd=Systemd(os.environ, store.ping),
@@ -278,7 +279,7 @@ async def _first_kept(bus: Bus, sources: Sequence[ConsumerSpec]) -> Mapping[str,
     return {source.stream: await bus.first_kept(source.stream) for source in sources}
 
 
-def _api(
+def _micro_service(
     store: Store,
     bus: Bus,
     bindings: ReplyBindings,
@@ -287,25 +288,18 @@ def _api(
     probes: WorkerProbes,
     subjects: Subjects,
     config: Config,
-) -> Api:
+) -> MicroService:
     """Wire the micro service, for agents and operators."""
-    across = operators(store, bus, subjects, bindings, engine, tracker.replayed, probes.ready, config.nats.monitor_url)
-    carriers = tuple(binding.subject for binding in bindings.configured)
+    queries = admin_queries(store, bus, subjects, engine, probes.ready, config.nats.monitor_url)
+    operators = admin_service(queries, store, bus, subjects, bindings, engine, tracker.replayed)
     size, settled, answered, meter = partial(getattr, bus, "max_payload"), tracker.settled, tracker.answered, quota_of(config)
-    return Api(engine, subjects, IdMint(), across, watch=settled, timed=answered, reply_topics=carriers, max_payload=size, meter=meter)
+    api = Api(engine, subjects, IdMint(), queries.explain_to_agent, watch=settled, timed=answered, max_payload=size, meter=meter)
+    carriers = tuple(binding.subject for binding in bindings.configured)
+    return MicroService(api, operators, subjects, reply_topics=carriers, max_payload=size)
 
 
-def operators(
-    store: Store,
-    bus: Bus,
-    subjects: Subjects,
-    bindings: ReplyBindings,
-    engine: Engine,
-    counted: Counted,
-    ready: Ready,
-    monitor_url: str = "",
-) -> AdminService:
-    """Wire what operators may ask for; `ready` says what keeps the worker from its work."""
+def admin_queries(store: Store, bus: Bus, subjects: Subjects, engine: Engine, ready: Ready, monitor_url: str = "") -> Queries:
+    """Wire what operators may ask; `ready` says what keeps the worker from its work."""
     began = engine.clock()
 
     def about() -> dict[str, object]:
@@ -320,6 +314,12 @@ def operators(
         """Say how much an answer may weigh."""
         return capacity.page_bytes(bus.max_payload)
 
-    desk = Queries(store.queries, subjects, engine.clock, version=program_version(), about=about, room=room)
-    letters = DeadLetterDesk(engine, bus, subjects, bindings.answers_on, counted)
-    return AdminService(desk, Interventions(engine, IdMint().command_id, BackupProcess(store.place).copy), letters, subjects)
+    return Queries(store.queries, subjects, engine.clock, version=program_version(), about=about, room=room)
+
+
+def admin_service(
+    queries: Queries, store: Store, bus: Bus, subjects: Subjects, bindings: ReplyBindings, engine: Engine, counted: ReplayCount
+) -> AdminService:
+    """Wire what operators may ask for and do; `counted` hears of replays."""
+    letters = DeadLetters(engine, bus, subjects, bindings.answers_on, counted)
+    return AdminService(queries, Interventions(engine, IdMint().command_id, BackupProcess(store.place).copy), letters)

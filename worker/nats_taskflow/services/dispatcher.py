@@ -17,7 +17,7 @@ from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
 from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.store.port import Transaction
-from nats_taskflow.store.records import AGAIN, Batch, DueOutgoing
+from nats_taskflow.store.records import RETRY_DELAYS, Batch, DueOutgoing
 from nats_taskflow.tasks import repeat
 from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.wire.headers import CORRELATION_ID, MSG_ID, TRACEPARENT
@@ -90,7 +90,7 @@ class Dispatcher:
     async def _until_next(self) -> float:
         """Return the seconds until the next message is due, at most a few."""
         if not self._bus.connected:
-            return AGAIN[0] / SECOND
+            return RETRY_DELAYS[0] / SECOND
         due = await self._engine.store.next_outgoing()
         if due is None:
             return _LOOK_EVERY
@@ -114,7 +114,7 @@ class Dispatcher:
 
 def _again(row: DueOutgoing, now: Micros) -> Micros:
     """Return when to send a message again that has not come through."""
-    first, last = AGAIN
+    first, last = RETRY_DELAYS
     return now + min(first << min(row.attempts, 16), last)
 
 

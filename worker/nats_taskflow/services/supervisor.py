@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from nats_taskflow.bus.port import Bus, PublishFailed
-from nats_taskflow.doors.api import Api
+from nats_taskflow.doors.micro_service import MicroService
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import BusLost, StoreBroken, Unavailable
 from nats_taskflow.observe.log import LogEvent
@@ -43,7 +43,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     dispatcher: Dispatcher
     pruner: Pruner
     inspector: TopologyWatch
-    api: Api
+    api: MicroService
     probes: WorkerProbes
     systemd: Systemd
     tracing: Tracing | None = None

@@ -115,7 +115,7 @@ class Upkeep:
         try:
             flow = rows.flow(found[0][1:])
             due = due_of(flow)
-        except (rows.Unreadable, Internal) as bad:
+        except (rows.UnreadableRow, Internal) as bad:
             message = f"flow {flow_id} stays set aside: its row still cannot be read: {bad}"
             raise Conflict(message, flow_id=flow_id) from bad
         self._fetch(self._upkeep["release"], (found[0][0], due))

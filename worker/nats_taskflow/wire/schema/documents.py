@@ -50,7 +50,6 @@ _TYPE_NAMES = {
     "LetterShown": "DeadLetter",
     "GroupShown": "DeadLetterGroup",
     "InterventionShown": "Intervention",
-    "SetAsideShown": "SetAsideFlow",
 }
 """What generators of code call a type, where our own name says which side of the wire it is on. Not `Error`: JavaScript has one."""
 _BY_KIND = {"event.json": ("EventData", "Data"), "page.events.json": ("JournalEntry", "Entry")}
