@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats_taskflow.bus.nats.client import Settlement
 from nats_taskflow.bus.nats.frames import encoded
 from nats_taskflow.bus.port import NO_HEADERS, Headers, Published, PublishFailed
-from nats_taskflow.observe.lazy_log import Logger
+from nats_taskflow.lazy_log import Logger
 from nats_taskflow.tasks import keep, repeat
 from nats_taskflow.wire.headers import weight
 from nats_taskflow.wire.subjects import is_literal
