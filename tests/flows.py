@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.doors.flow_manager import new_id
+from nats_taskflow.engine.mint import new_id
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
 from nats_taskflow.flow.fold import folded
 from nats_taskflow.flow.model import Flow

@@ -131,7 +131,7 @@ async def serving(
 
     read = reader(subjects, bindings, mint)
     consumers = [Consumer(bus, engine, source, read=read, watch=watch, recovered=store.recovered) for source in sources]
-    served = Served(Running(store, engine, manager, WaitEngine(manager), clock), bus, Dispatcher(bus, engine), watched)
+    served = Served(Running(store, engine, manager, WaitEngine(engine), clock), bus, Dispatcher(bus, engine), watched)
     committing = asyncio.create_task(engine.run())
     for consumer in consumers:
         await consumer.recover()

@@ -131,7 +131,7 @@ async def inline() -> AsyncIterator[tuple[Running, sqlite3.Connection]]:
     committing = asyncio.create_task(engine.run())
     try:
         with patch.object(portion, "_LONG", 3600.0):  # a busy machine must not cut a batch in two
-            yield Running(store, engine, manager, WaitEngine(manager), clock), database
+            yield Running(store, engine, manager, WaitEngine(engine), clock), database
     finally:
         engine.close()
         await committing

@@ -24,7 +24,6 @@ from nats_taskflow.doors.admin.interventions import Interventions
 from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.doors.admin.service import AdminService
 from nats_taskflow.doors.api import Api
-from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.doors.http.health import Check, HealthServer
 from nats_taskflow.engine.engine import Clock, Engine
 from nats_taskflow.engine.mint import IdMint, reader
@@ -250,7 +249,7 @@ def compose(
     return Services(
         engine=engine,
         bus=bus,
-        waits=WaitEngine(FlowManager(engine), late=tracker.late, decided=decided, patience=int(config.engine.startup_drain)),
+        waits=WaitEngine(engine, late=tracker.late, decided=decided, patience=int(config.engine.startup_drain)),
         consumers=consumers,
         relays=relays,
         pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, expired=buried.hear),

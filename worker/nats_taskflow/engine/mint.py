@@ -6,8 +6,9 @@ import secrets
 from collections.abc import Callable
 from uuid import UUID
 
+import uuid_utils
+
 from nats_taskflow.bus.port import Delivery
-from nats_taskflow.doors.flow_manager import new_id
 from nats_taskflow.engine.quota import UNMETERED, CommandQuota
 from nats_taskflow.services.consumer import Reader, Verdict
 from nats_taskflow.units import Micros
@@ -15,6 +16,11 @@ from nats_taskflow.wire.codec import read_command, stray
 from nats_taskflow.wire.inbound import refused_verdict
 from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.subjects import Subjects
+
+
+def new_id() -> str:
+    """Make a UUIDv7: its order in time keeps the index append-only."""
+    return str(uuid_utils.uuid7())
 
 
 class IdMint:

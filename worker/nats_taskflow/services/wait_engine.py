@@ -15,7 +15,8 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from nats_taskflow.doors.flow_manager import FlowManager, new_id
+from nats_taskflow.engine.engine import Engine
+from nats_taskflow.engine.mint import new_id
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
 from nats_taskflow.errors import FlowError, InvalidRequest, Unavailable
 from nats_taskflow.flow.ids import bad_id
@@ -47,7 +48,7 @@ class TickReport(msgspec.Struct, kw_only=True):
 
 
 class WaitEngine:
-    """Moves the waiting flows of one manager. `late` hears of each that time moved how many seconds after its due time that was.
+    """Moves the waiting flows of one engine. `late` hears of each that time moved how many seconds after its due time that was.
 
     `decided` says until when every reply that came is decided: a deadline does not pass before one that came in time, but waits for it no
     longer than `patience` (SEMANTICS R9). None: every reply is decided as it comes.
@@ -55,14 +56,13 @@ class WaitEngine:
 
     def __init__(
         self,
-        manager: FlowManager,
+        engine: Engine,
         *,
         late: Callable[[float], None] = lambda _: None,
         decided: Callable[[], Awaitable[Micros]] | None = None,
         patience: Micros = 0,
     ) -> None:
-        self.manager = manager
-        self._engine = manager.engine
+        self._engine = engine
         self._late = late
         self._decided = decided
         self._patience = patience
