@@ -51,8 +51,8 @@ class Acting:
 @pytest.mark.parametrize("seed", range(8))
 async def test_what_is_committed_while_it_is_counted_is_counted_once(seed: int) -> None:
     async with running() as run:
-        tracker = MetricsRecorder(Metrics())
-        run.engine.listen(tracker.committed)
+        recorder = MetricsRecorder(Metrics())
+        run.engine.listen(recorder.count_batch)
         acting = Acting(run, seed)
         await acting.some(60)
         counted, stretches = run.store.waits_counted, 0
@@ -66,41 +66,41 @@ async def test_what_is_committed_while_it_is_counted_is_counted_once(seed: int) 
             return found
 
         with patch.object(census_module, "_STRETCH", 3), patch.object(run.store, "waits_counted", disturbed):
-            await tracker.census.take(run.store)
+            await recorder.census.take(run.store)
         assert stretches > 3
-        assert tracker.census._counts == (await fresh(run))._counts
+        assert recorder.census._counts == (await fresh(run))._counts
         await acting.some(30)
-        assert tracker.census._counts == (await fresh(run))._counts
-        assert sum(tracker.census._counts.values()) == (await run.store.counts())["flows.waiting"]
+        assert recorder.census._counts == (await fresh(run))._counts
+        assert sum(recorder.census._counts.values()) == (await run.store.counts())["flows.waiting"]
 
 
 async def test_a_commit_that_was_counted_before_it_was_heard_of_is_counted_once() -> None:
     async with running() as run:
         heard: list[Batch] = []
         run.engine.listen(heard.append)
-        tracker = MetricsRecorder(Metrics())
+        recorder = MetricsRecorder(Metrics())
         await parked(run, external())
-        await tracker.census.take(run.store)
+        await recorder.census.take(run.store)
         for batch in heard:
-            tracker.committed(batch)
-        assert tracker.census._counts == (await fresh(run))._counts != {}
+            recorder.count_batch(batch)
+        assert recorder.census._counts == (await fresh(run))._counts != {}
 
 
 async def test_what_commits_did_is_kept_for_one_count_only_where_nothing_can_be_read() -> None:
     async with running() as run:
-        tracker = MetricsRecorder(Metrics())
-        run.engine.listen(tracker.committed)
+        recorder = MetricsRecorder(Metrics())
+        run.engine.listen(recorder.count_batch)
         acting = Acting(run, 1)
         for _ in range(5):
             await acting.some(20)
             with patch.object(run.store, "waits_counted", side_effect=Unavailable("the disk is on fire")), pytest.raises(Unavailable):
-                await tracker.census.take(run.store)
-            assert len(tracker.census._moves) == 0
+                await recorder.census.take(run.store)
+            assert len(recorder.census._moves) == 0
         await acting.some(20)
-        assert 0 < len(tracker.census._moves) <= 20
-        await tracker.census.take(run.store)
+        assert 0 < len(recorder.census._moves) <= 20
+        await recorder.census.take(run.store)
         await acting.some(20)
-        assert tracker.census._counts == (await fresh(run))._counts
+        assert recorder.census._counts == (await fresh(run))._counts
 
 
 async def test_it_is_the_same_after_a_restart_and_says_since_when(tmp_path: Path) -> None:

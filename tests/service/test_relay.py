@@ -25,7 +25,6 @@ from nats_taskflow.services import ordered_publisher, relay
 from nats_taskflow.services.outbox import events_of_batch, read_events
 from nats_taskflow.services.outbox_message import OutboxMessage
 from nats_taskflow.services.relay import Relay
-from nats_taskflow.services.topology_watch import TopologyWatch
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually
@@ -625,11 +624,11 @@ async def test_events_that_the_broker_cannot_carry_hold_back_their_flows_alone_a
 async def test_flows_that_are_set_aside_have_a_metric_of_their_own(path: Path) -> None:
     bus, metrics = SpyingBus(MemoryBroker()), Metrics()
     async with running(str(path)) as run, relaying(run, bus) as made:
-        tracker = MetricsRecorder(metrics)
-        probes = WorkerProbes(run.store, bus, [made], (), TopologyWatch(bus, {}), tracker, clock=run.clock, engine=run.engine)
+        recorder = MetricsRecorder(metrics)
+        probes = WorkerProbes(run.engine, bus, recorder, outlets=[made], flaws=list)
 
         async def shown() -> float | None:
-            tracker.looked(await probes._look(0.0))
+            recorder.sample(await probes.sample(0.0))
             return metrics.registry.get_sample_value("taskflow_outbox_set_aside")
 
         bus.refuse = (await started(run)).id

@@ -60,7 +60,7 @@ class MetricsRecorder:
         self._last = Sample()
         self.census = WaitCounts()
 
-    def committed(self, batch: Batch) -> None:
+    def count_batch(self, batch: Batch) -> None:
         """Count a committed batch."""
         metrics = self._metrics
         metrics.batch_size.observe(len(batch.events))
@@ -103,22 +103,22 @@ class MetricsRecorder:
                 if flow.parked_us is not None:
                     self.census.moved(batch.first_event, _kind(flow), flow.parked_us, 1)
 
-    def settled(self, verb: str, outcome: str) -> None:
+    def count_outcome(self, verb: str, outcome: str) -> None:
         """Count a command by what its sender was told; and what has no row to be counted by: ignored and retried deliveries."""
         if verb in ACTIONS:
             self._metrics.commands[verb, outcome].inc()
         if outcome in _UNSTORED:
             self._metrics.messages[outcome].inc()
 
-    def timed(self, seconds: float) -> None:
+    def time_commit(self, seconds: float) -> None:
         """Note how long a transaction took."""
         self._metrics.commit_duration.observe(seconds)
 
-    def late(self, seconds: float) -> None:
+    def timer_lag(self, seconds: float) -> None:
         """Note how long after its due time a timer or deadline was acted on."""
         self._metrics.timer_lag.observe(seconds)
 
-    def looked(self, look: Sample) -> None:
+    def sample(self, look: Sample) -> None:
         """Set the gauges, and count on what is counted elsewhere."""
         metrics = self._metrics
         for name, value in look.counts.items():
@@ -145,7 +145,7 @@ class MetricsRecorder:
         metrics.store_busy.inc(look.busy - self._last.busy)
         self._last = look
 
-    def surveyed(self, survey: SlowSample) -> None:
+    def sample_slow(self, survey: SlowSample) -> None:
         """Set the gauges of what takes longer to find out."""
         metrics = self._metrics
         metrics.timers_overdue.set(survey.overdue)
@@ -159,16 +159,16 @@ class MetricsRecorder:
         for quota in QUOTAS:
             metrics.usage_max[quota].set(survey.most.get(quota, 0))
 
-    def answered(self, seconds: float) -> None:
+    def time_command(self, seconds: float) -> None:
         """Note how long a command on `api` took."""
         self._metrics.command_duration.observe(seconds)
 
-    def replayed(self, done: int, failed: int) -> None:
+    def count_replays(self, done: int, failed: int) -> None:
         """Count dead letters that were replayed, and those that could not be."""
         self._metrics.replays["done"].inc(done)
         self._metrics.replays["failed"].inc(failed)
 
-    def traced(self, outcome: str, by: int) -> None:
+    def count_spans(self, outcome: str, by: int) -> None:
         """Count spans by what became of them. May be called on another thread."""
         self._metrics.spans[outcome].inc(by)
 
