@@ -31,7 +31,7 @@ from nats_taskflow.engine.policy import meter_of, policy_of
 from nats_taskflow.errors import ConfigError, Defect, Refusal, StoreBroken, root_of
 from nats_taskflow.observe.health import HealthCheck
 from nats_taskflow.observe.line_writer import LineWriter
-from nats_taskflow.observe.log import LogEvent, configure_logging, logger
+from nats_taskflow.observe.log import configure_logging, logger
 from nats_taskflow.observe.metrics import Metrics
 from nats_taskflow.observe.probes import BacklogProbe, StoreProbe, WorkerProbes
 from nats_taskflow.observe.recorder import MetricsRecorder
@@ -106,7 +106,7 @@ async def run(
     metrics = Metrics()
     configure_logging(config.log).count(metrics.log_records_lost.inc)
     log = logger("worker")
-    log.info(LogEvent.STARTING, version=program_version(), pid=os.getpid(), store=placed(config.store.path))
+    log.info("worker.starting", version=program_version(), pid=os.getpid(), store=placed(config.store.path))
     if stop is None:
         stop = StopSignal()
         stop.listen()
@@ -120,7 +120,7 @@ async def run(
                     await _serve(config, store, bus, stop, lines, metrics, adopt=adopt, greet=greet)
                 finally:
                     await bus.close()
-    log.info(LogEvent.STOPPED)
+    log.info("worker.stopped")
     return 0
 
 
@@ -142,8 +142,8 @@ async def provision(config: Config, database: str | None = None, *, adopt: bool 
     """
     configure_logging(config.log)
     for warning in await _prepare(config, ClaimHolder(database=database) if database else None, adopt=adopt, enforced=enforced):
-        logger("provision").warning(LogEvent.STREAM_AT_RISK, why=warning)
-    logger("provision").info(LogEvent.PROVISIONED, streams=[INBOUND, EVENTS, DEAD_LETTERS])
+        logger("provision").warning("topology.stream_at_risk", why=warning)
+    logger("provision").info("topology.provisioned", streams=[INBOUND, EVENTS, DEAD_LETTERS])
     return 0
 
 
@@ -174,7 +174,7 @@ async def _closing(store: Store) -> AsyncIterator[Store]:
         try:
             await store.close()
         except StoreBroken as too:
-            logger("worker").warning(LogEvent.STORE_NOT_CLOSED, why=str(too))
+            logger("worker").warning("store.not_closed", why=str(too))
         raise
     await store.close()
 
@@ -196,8 +196,8 @@ async def _serve(
         line = {**facts, "http": f"http://{address}" if address is not None else "off"}
         out.write(msgspec.json.encode(line).decode() + "\n")
         if out.lost:
-            logger("worker").warning(LogEvent.READY_NOT_TOLD)
-        logger("worker").info(LogEvent.READY, **{k: v for k, v in line.items() if k != "event"})
+            logger("worker").warning("worker.ready_not_told")
+        logger("worker").info("worker.ready", **{k: v for k, v in line.items() if k != "event"})
         greet()
 
     try:
@@ -214,7 +214,7 @@ def _told(failure: BaseException) -> BaseException:
     """Return the refusal that ends the worker; a defect is logged with its traceback, and one line says where to look."""
     if isinstance(failure, Refusal) and not isinstance(failure, Defect):
         return failure
-    logger("worker").error(LogEvent.FAILED, why=repr(failure), exc_info=failure)
+    logger("worker").error("worker.failed", why=repr(failure), exc_info=failure)
     return Defect(f"the worker has failed: {failure}; the log has the traceback: please report it, and start the worker again")
 
 
@@ -227,7 +227,7 @@ async def set_up(config: Config, store: Store, bus: Bus, recorder: MetricsRecord
     streams, sources = topology(config, subjects, bindings)
     holder = ClaimHolder(database=store.identity, host=socket.gethostname(), store=store.place, pid=str(os.getpid()))
     for warning in await bus.prepare(streams, sources, holder=holder, adopt=adopt):
-        logger("worker").warning(LogEvent.STREAM_AT_RISK, why=warning)
+        logger("worker").warning("topology.stream_at_risk", why=warning)
     services = compose(config, store, bus, bindings, sources, recorder, clock)
     if spans is None:
         return services

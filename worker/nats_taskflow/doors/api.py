@@ -18,7 +18,6 @@ from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.errors import FlowError, Forbidden, Internal, NoOutcomeYet, NotFound, Refusal, Unavailable
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.store.admin_port import FlowFilter
 from nats_taskflow.store.records import Page
 from nats_taskflow.turns import AdmissionBounds, FairTurns
@@ -128,7 +127,7 @@ class Api:
             error = Unavailable("the worker is stopping: repeat with the same command id")
             body = outcomes.refused(error)
         except Exception:  # noqa: BLE001 - whatever our defect is, the asker gets an answer and the log the traceback
-            self._log.exception(LogEvent.REQUEST_FAILED, subject=request.subject, traceparent=trace_of(request.headers))
+            self._log.exception("request_failed", subject=request.subject, traceparent=trace_of(request.headers))
             error = Internal("the worker has a defect; its log says more: repeat with the same command id")
             body = outcomes.refused(error)
         headers = outcomes.error_headers(error) if error is not None else {}

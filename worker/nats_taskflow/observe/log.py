@@ -1,5 +1,8 @@
-"""Say what happens: how log lines look, and the name of every log event. One record is one line on stderr, JSON where nobody watches,
-readable text on a terminal, JSON with its priority for the journal of systemd.
+"""Configure logging: one record is one line on stderr.
+
+It is readable text on a terminal, JSON with its priority for the journal of systemd, JSON otherwise. The name of an event is a literal
+where it is logged, and what differs between two records of one event is in fields; docs/logging.md explains each, and a test holds the
+two together.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, MutableMapping
-from enum import StrEnum
 from typing import Any, TextIO, cast
 
 import structlog
@@ -22,105 +24,6 @@ from nats_taskflow.observe.log_limit import LogRateLimit
 
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _TRACEPARENT = ("", "trace_id", "span_id", "")
-
-
-class LogEvent(StrEnum):
-    """Every log event; what differs between two records of one event goes into fields. docs/logging.md says what each means."""
-
-    STARTING = "worker.starting"
-    READY = "worker.ready"
-    READY_NOT_TOLD = "worker.ready_not_told"
-    STOPPING = "worker.stopping"
-    STOPPED = "worker.stopped"
-    STOPPED_AT_ONCE = "worker.stopped_at_once"
-    FAILED = "worker.failed"
-    TASK_FAILED = "task_failed"
-    ERRAND_FAILED = "errand_failed"
-    TIMERS_FIRST = "worker.timers_first"
-    STORE_NOT_CLOSED = "store.not_closed"
-    STORE_UNAVAILABLE = "store_unavailable"
-    OPEN_TO_OTHERS = "store.open_to_others"
-    NOT_ROLLED_BACK = "not_rolled_back"
-    HELD_PASSED_OVER = "held_reply_passed_over"
-    FLOW_SET_ASIDE = "flow_set_aside"
-    DEAD_LETTERED = "dead_lettered"
-    PRUNED = "pruned"
-    PRUNE_POSTPONED = "prune_postponed"
-    PROVISIONED = "topology.provisioned"
-    STREAM_AT_RISK = "topology.stream_at_risk"
-    STREAM_CREATED = "topology.stream_created"
-    STREAM_CREATED_AGAIN = "topology.stream_created_again"
-    STREAM_EXTENDED = "topology.stream_extended"
-    STREAM_LIMITED = "topology.stream_limited"
-    STREAM_GUARDED = "topology.stream_guarded"
-    CONSUMER_CREATED = "topology.consumer_created"
-    CONSUMER_CREATED_AGAIN = "topology.consumer_created_again"
-    CONSUMER_CLAIMED = "topology.consumer_claimed"
-    CONSUMER_FILTERED = "topology.consumer_filtered"
-    DELIVERED_AGAIN = "delivered_again"
-    NOT_REWOUND = "topology.not_rewound"
-    BATCHES_ALLOWED = "topology.batches_allowed"
-    NO_BATCHES = "topology.no_batches"
-    MONITOR_UNREACHABLE = "topology.monitor_unreachable"
-    SERVER_STARTED = "nats_server.started"
-    BUS_DISCONNECTED = "bus.disconnected"
-    BUS_RECONNECTED = "bus.reconnected"
-    BUS_ERROR = "bus.error"
-    BUS_RENEWED = "bus.subscriptions_renewed"
-    BUS_NOT_RENEWED = "bus.not_renewed"
-    BUS_NOT_TOLD = "bus.not_told"
-    BUS_TAKE_FAILED = "bus.take_failed"
-    BUS_LISTENER_FAILED = "bus.listener_failed"
-    BUS_DUPLICATE_BELIEVED = "bus.duplicate_believed"
-    BUS_PUBLISHES_FAILED = "bus.publishes_failed"
-    BUS_SEND_FAILED = "bus.send_failed"
-    BUS_WRITE_FAILED = "bus.write_failed"
-    BUS_FLUSH_FAILED = "bus.flush_failed"
-    BUS_CLOSE_FAILED = "bus.close_failed"
-    BUS_UNSUBSCRIBE_FAILED = "bus.unsubscribe_failed"
-    PULL_INTERRUPTED = "pull.interrupted"
-    PULL_UNRESPONSIVE = "pull.unresponsive"
-    PULL_STALLED = "pull.stalled"
-    PULL_DENIED = "pull.denied"
-    PULL_WAITING = "pull.waiting"
-    PULL_NOT_RECREATED = "pull.not_recreated"
-    PULL_TAKE_FAILED = "pull.take_failed"
-    PULL_UNSUBSCRIBE_FAILED = "pull.unsubscribe_failed"
-    ANSWER_WITHHELD = "service.answer_withheld"
-    ANSWER_REFUSED = "service.answer_refused"
-    HANDLER_FAILED = "service.handler_failed"
-    SERVICE_STOP_FAILED = "service.stop_failed"
-    REQUEST_FAILED = "request_failed"
-    OPERATOR_INTERVENED = "operator_intervened"
-    DELIVERY_FAILED = "delivery_failed"
-    SUSPECTS_FOUND = "suspects_found"
-    CLOCK_APART = "clock_apart"
-    NOT_KNOWN = "acknowledged_but_not_known"
-    STIMULUS_FAILED = "stimulus_failed"
-    LISTENER_FAILED = "listener_failed"
-    TICK = "wait engine tick"  # as the reference system spells it: people search for it
-    TICK_FAILED = "tick_failed"
-    WAIT_NOT_MOVED = "wait_not_moved"
-    DELEGATE_NOT_REACHED = "delegate_not_reached"
-    DISPATCH_POSTPONED = "dispatch_postponed"
-    PUBLISH_FAILED = "publish_failed"
-    FLOW_NOT_PUBLISHED = "flow_not_published"
-    ONE_BY_ONE = "one_by_one"
-    NOT_EVERYTHING_PUBLISHED = "not_everything_published"
-    OUTLET_NOT_READ = "outlet_not_read"
-    ROW_PASSED_OVER = "row_passed_over"
-    PROGRESS_NOT_NOTED = "progress_not_noted"
-    STREAMS_WELL = "streams_are_well_again"
-    STREAM_BREAKS_A_PROMISE = "stream_breaks_a_promise"
-    SILENT_JETSTREAM = "jetstream_does_not_answer"
-    BACKLOG_UNKNOWN = "backlog_unknown"
-    SURVEY_FAILED = "survey_failed"
-    WATCHDOG_NOT_FED = "watchdog_not_fed"
-    SYSTEMD_NOT_TOLD = "systemd_not_told"
-    SPANS_LEFT = "tracing.spans_left"
-    SPAN_FAILED = "tracing.span_failed"
-    LINK_NOT_FOUND = "tracing.link_not_found"
-    FROM_LIBRARY = "library.log"
 
 
 def configure_logging(log: LogConfig, stream: TextIO | None = None) -> LineWriter:
@@ -292,5 +195,4 @@ class FromLibrary(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log one record of a library under its own logger's name."""
-        told = logger(record.name)
-        told.log(record.levelno, LogEvent.FROM_LIBRARY, message=record.getMessage(), exc_info=record.exc_info or None)
+        logger(record.name).log(record.levelno, "library.log", message=record.getMessage(), exc_info=record.exc_info or None)

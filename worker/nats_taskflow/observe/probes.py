@@ -17,7 +17,6 @@ from nats_taskflow.bus.port import Bus, ConsumerSpec, PublishFailed
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
 from nats_taskflow.observe.health import HealthCheck
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.observe.recorder import MetricsRecorder, Sample, SlowSample
 from nats_taskflow.tasks import repeat
 from nats_taskflow.units import SECOND, Micros
@@ -94,7 +93,7 @@ class WorkerProbes:
         try:
             sample = await self.sample(lag)
         except FlowError as error:
-            self._log.warning(LogEvent.STORE_UNAVAILABLE, why=error.message)
+            self._log.warning("store_unavailable", why=error.message)
             return
         self._answered = loop.time()
         self._recorder.sample(msgspec.structs.replace(sample, ready=all(check.ok for check in self.ready())))
@@ -156,7 +155,7 @@ class WorkerProbes:
         """Log once that the clocks are apart, and again only after they were not."""
         apart = self._clock_apart
         if apart and not self._was_apart:
-            self._log.warning(LogEvent.CLOCK_APART, why=apart)
+            self._log.warning("clock_apart", why=apart)
         self._was_apart = bool(apart)
 
 
@@ -178,7 +177,7 @@ class BacklogProbe:
         try:
             await self.count()
         except PublishFailed as error:  # the gauges keep what was last known; another one shows whether the broker is connected
-            self._log.debug(LogEvent.BACKLOG_UNKNOWN, why=str(error))
+            self._log.debug("backlog_unknown", why=str(error))
         await asyncio.sleep(_BACKLOG_EVERY)
 
     async def count(self) -> None:
@@ -206,7 +205,7 @@ class StoreProbe:
         try:
             self._recorder.sample_slow(await self.sample())
         except FlowError as error:  # the gauges keep what was last known; `WorkerProbes` logs that the database does not answer
-            self._log.debug(LogEvent.SURVEY_FAILED, why=error.message)
+            self._log.debug("survey_failed", why=error.message)
         await asyncio.sleep(_SURVEY_EVERY)
 
     async def sample(self) -> SlowSample:

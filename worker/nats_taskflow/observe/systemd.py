@@ -12,8 +12,6 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
-from nats_taskflow.observe.log import LogEvent
-
 MAX_LAG = 5.0
 """Seconds that the event loop may come round late and still count as alive (RELIABILITY 3, row 27)."""
 
@@ -56,7 +54,7 @@ class Systemd:
                 if why is None:
                     self._notify("WATCHDOG=1")
                 else:
-                    self._log.error(LogEvent.WATCHDOG_NOT_FED, why=why)
+                    self._log.error("watchdog_not_fed", why=why)
                 if answer.done():  # a thread that hangs is not pinged a second time: the pings would pile up
                     answer = asyncio.ensure_future(self._ping())
         finally:
@@ -75,7 +73,7 @@ class Systemd:
         try:
             self._socket.sendto("\n".join(assignments).encode(), self._address)
         except OSError as error:
-            self._log.warning(LogEvent.SYSTEMD_NOT_TOLD, what=assignments[0], why=error.strerror)
+            self._log.warning("systemd_not_told", what=assignments[0], why=error.strerror)
 
 
 def _reason_not_to_feed(lag: float, answer: asyncio.Future[None]) -> str | None:

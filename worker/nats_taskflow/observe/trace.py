@@ -24,7 +24,6 @@ from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import FlowEvent
 from nats_taskflow.futures import new_future, resolve
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.observe.span import SpanCount, SpanPlace, SpanRecord, SpanSink
 from nats_taskflow.store.records import Batch
 from nats_taskflow.tasks import repeat
@@ -125,7 +124,7 @@ class SpanRecorder:
                 threading.Thread(target=send, name="last spans", daemon=True).start()
                 await sent
         except TimeoutError:
-            self._log.warning(LogEvent.SPANS_LEFT, waited=_LAST)
+            self._log.warning("tracing.spans_left", waited=_LAST)
         if self._queue:
             self._count("dropped", len(self._queue))
 
@@ -140,7 +139,7 @@ class SpanRecorder:
             except Refusal:
                 raise
             except Exception:  # noqa: BLE001  # a defect here, or in the SDK, costs a span and not the worker
-                self._log.exception(LogEvent.SPAN_FAILED, flow_id=record.flow_id)
+                self._log.exception("tracing.span_failed", flow_id=record.flow_id)
                 self._count("dropped", 1)
 
     async def _write(self, record: SpanRecord) -> None:
@@ -172,7 +171,7 @@ class SpanRecorder:
                     if event.kind is EventKind.WAITING:
                         return None if event.trace is None else SpanPlace(event.flow_id, event.seq, event.trace)
         except FlowError as error:  # only the link is lost: the store's own trouble is reported elsewhere
-            self._log.debug(LogEvent.LINK_NOT_FOUND, flow_id=record.flow_id, why=error.message)
+            self._log.debug("tracing.link_not_found", flow_id=record.flow_id, why=error.message)
         return None
 
     def _may_look_up(self) -> bool:

@@ -21,7 +21,6 @@ from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.stored_outcomes import StoredOutcomes
 from nats_taskflow.engine.submission import SubmissionOutcome, Unreadable
 from nats_taskflow.errors import FlowError, Internal, Refusal, Unavailable
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.services.outcome_sender import OutcomeSender
 from nats_taskflow.services.recovery import Recovery
 from nats_taskflow.store.records import NO_SUSPECTS
@@ -227,7 +226,7 @@ class Consumer:
             why = failure.message if isinstance(failure, FlowError) else repr(failure)
             trace = trace_of(delivery.headers)
             self._log.error(
-                LogEvent.DELIVERY_FAILED,
+                "delivery_failed",
                 action=verb,
                 seq=delivery.seq,
                 attempt=delivery.attempt,

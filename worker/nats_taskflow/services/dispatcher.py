@@ -16,7 +16,6 @@ from nats_taskflow.bus.port import Bus, ForwardedRequest
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.request_headers import CORRELATION_ID, TRACEPARENT
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.store.port import Transaction
 from nats_taskflow.store.records import AGAIN, Batch, DueOutgoing
 from nats_taskflow.tasks import repeat
@@ -65,7 +64,7 @@ class Dispatcher:
         for row, why in failed:
             if row.attempts == 0:
                 self._log.warning(
-                    LogEvent.DELEGATE_NOT_REACHED,
+                    "delegate_not_reached",
                     subject=row.message.subject,
                     flow_id=row.message.flow_id,
                     correlation_id=row.message.headers.get(CORRELATION_ID),
@@ -107,7 +106,7 @@ class Dispatcher:
     def _heard(self, batch: Batch) -> None:
         """Wake when a commit added something to send."""
         for flow_id, _, why in batch.refused:
-            self._log.warning(LogEvent.DELEGATE_NOT_REACHED, flow_id=flow_id, why=f"the stream of the delegate's subject refused it: {why}")
+            self._log.warning("delegate_not_reached", flow_id=flow_id, why=f"the stream of the delegate's subject refused it: {why}")
         if batch.outgoing or batch.refused:
             self._woken.set()
 

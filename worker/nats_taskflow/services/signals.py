@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import structlog
 
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.services import signal_mask
 
 T = TypeVar("T")
@@ -53,7 +52,7 @@ class StopSignal:
         """Stop gracefully the first time; the second time somebody wants it now, and everything committed is safe anyway."""
         if number != signal.SIGHUP:  # a terminal that closes may send it twice, or beside a SIGTERM
             if self._insisted:
-                self._log.warning(LogEvent.STOPPED_AT_ONCE, signal=signal.Signals(number).name)
+                self._log.warning("worker.stopped_at_once", signal=signal.Signals(number).name)
                 os._exit(128 + number)
             self._insisted = True
         self.asked.set()

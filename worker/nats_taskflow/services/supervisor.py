@@ -13,7 +13,6 @@ import structlog
 from nats_taskflow.bus.port import Bus, PublishFailed
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import BusLost, StoreBroken, Unavailable
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.services.consumer import Consumer
 from nats_taskflow.services.relay import Relay
 from nats_taskflow.services.signals import StopSignal
@@ -102,7 +101,7 @@ class Supervisor:
             await self._wait_for_end(stop)
             for listener in self._listeners:
                 listener.on_stop()
-            self._log.info(LogEvent.STOPPING)
+            self._log.info("worker.stopping")
             await self._stop(pulls, timers)
             self._engine.close()
             await committing
@@ -145,7 +144,7 @@ class Supervisor:
             for future in catching_up:
                 future.cancel()
         if drained in late and not self._stopping.is_set():
-            self._log.warning(LogEvent.TIMERS_FIRST, startup_drain=self._startup_drain)
+            self._log.warning("worker.timers_first", startup_drain=self._startup_drain)
         await self._timers.run(self._tick_interval, self._stopping)
 
     async def _drained(self) -> None:

@@ -23,7 +23,6 @@ from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import DeadlinePassed, FollowUp, Reply
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.store.records import ALL, Batch, DueFlow, DueFlows
 from nats_taskflow.units import SECOND, Micros, to_micros
 from nats_taskflow.wire.headers import MSG_ID
@@ -217,7 +216,8 @@ class WaitEngine:
                 self._woken.clear()
                 report = await self.tick(1)  # who becomes due meanwhile has a turn in the next one
                 if report.resumed or report.cancelled or report.errors:
-                    self._log.debug(LogEvent.TICK, **msgspec.structs.asdict(report))
+                    # As the reference system spells it, since people search for it.
+                    self._log.debug("wait engine tick", **msgspec.structs.asdict(report))
                 await self._sleep(interval, stopping, _CALM if self._refused else _LOOK_AGAIN if self.held_back else 0)
         finally:
             stopping.cancel()
