@@ -289,7 +289,7 @@ def compose(
     engine = Engine(store, clock=clock, policy=policy, max_batch=config.engine.max_batch, timed=recorder.time_commit)
     engine.listen(recorder.count_batch)
     read = reader(subjects, bindings, mint, lambda: bus.offset, meter_of(config))
-    consumers = [Consumer(bus, engine, s, read=read, watch=recorder.count_outcome, recovered=store.recovered) for s in sources]
+    consumers = [Consumer(bus, engine, s, read=read, count=recorder.count_outcome, recovered=store.recovered) for s in sources]
     told, buried = _relays(store, bus, subjects, engine)
     relays = [told, buried]
     deciders = [consumer for consumer, source in zip(consumers, sources, strict=True) if source.ends_waits]
