@@ -395,7 +395,7 @@ async def bytes_of_a_waiting_flow() -> float:
     async with inline() as (run, _):
         bus = cast("Bus", Sink())
         read, fresh = read_events(run.store, Subjects()), events_of_batch(Subjects())
-        relay = Relay("events", bus, run.engine, read=read, heard=lambda batch: bool(batch.events), fresh=fresh)
+        relay = Relay("events", bus, run.engine, read=read, adds=lambda batch: bool(batch.events), rows_of=fresh)
         going = [asyncio.create_task(relay.run())]
         held = []
         tracemalloc.start()

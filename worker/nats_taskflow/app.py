@@ -303,7 +303,7 @@ def compose(
         waits=WaitEngine(engine, late=recorder.timer_lag, decided=decided, patience=int(config.engine.startup_drain)),
         consumers=consumers,
         relays=relays,
-        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, expired=buried.hear),
+        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, expired=buried.wake),
         inspector=inspector,
         api=_api(store, bus, bindings, engine, recorder, probes, subjects, config),
         dispatcher=Dispatcher(bus, engine),
@@ -317,9 +317,9 @@ def compose(
 def _relays(store: Store, bus: Bus, subjects: Subjects, engine: Engine) -> tuple[Relay, Relay]:
     """Wire what is published: events, and dead letters."""
     read = read_events(store, subjects)
-    told = Relay("events", bus, engine, read=read, heard=lambda batch: bool(batch.events), fresh=events_of_batch(subjects))
+    told = Relay("events", bus, engine, read=read, adds=lambda batch: bool(batch.events), rows_of=events_of_batch(subjects))
     letters, few = read_dead_letters(store, bus, subjects), _BIG_ROWS
-    return told, Relay("dead_letters", bus, engine, read=letters, heard=lambda batch: batch.buries, window=2 * few, chunk=few)
+    return told, Relay("dead_letters", bus, engine, read=letters, adds=lambda batch: batch.buries, window=2 * few, chunk=few)
 
 
 async def _first_kept(bus: Bus, sources: Sequence[ConsumerSpec]) -> Mapping[str, int]:
