@@ -300,10 +300,10 @@ def compose(
     return Services(
         engine=engine,
         bus=bus,
-        waits=WaitEngine(engine, late=recorder.timer_lag, decided=decided, patience=int(config.engine.startup_drain)),
+        waits=WaitEngine(engine, on_moved=recorder.timer_lag, decided=decided, patience=int(config.engine.startup_drain)),
         consumers=consumers,
         relays=relays,
-        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, expired=buried.wake),
+        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, on_expired=buried.wake),
         inspector=inspector,
         api=_api(store, bus, bindings, engine, recorder, probes, subjects, config),
         dispatcher=Dispatcher(bus, engine),
