@@ -63,7 +63,7 @@ def test_a_pipe_that_nobody_reads_takes_what_fits_and_goes_on_once_it_is_read() 
         assert read.read(4096) == b"y" * 4096
         lines.write("next\n")
         assert read.read(4096) == b"\nnext\n", "not in the middle of another line"
-        assert (lines.lost, lines.untold) == (1001, 0)
+        assert (lines.lost, lines.unreported) == (1001, 0)
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_the_next_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

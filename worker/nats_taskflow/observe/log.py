@@ -27,14 +27,13 @@ _TRACEPARENT = ("", "trace_id", "span_id", "")
 
 
 def configure_logging(log: LogConfig, stream: TextIO | None = None) -> LineWriter:
-    """Send all logging of this process, libraries' warnings included, to `stream` (stderr) as `log` says. Call once, at start.
+    """Send all logging of this process, libraries' warnings included, to `stream` (stderr). Call it once, at the start.
 
-    Returns what writes the lines, and counts those that it cannot write.
+    Returns the writer, which counts the lines that it cannot write.
     """
     out = sys.stderr if stream is None else stream
     lines = LineWriter(out)
-    watched = out is not None and out.isatty()
-    form = log.format if log.format != "auto" else "console" if watched else "journald" if _is_journal(out) else "json"
+    form = log.format if log.format != "auto" else "console" if _is_terminal(out) else "journald" if _is_journal(out) else "json"
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -46,39 +45,46 @@ def configure_logging(log: LogConfig, stream: TextIO | None = None) -> LineWrite
         structlog.processors.TimeStamper(fmt="%H:%M:%SZ" if form == "console" else "iso", utc=True, key="timestamp"),
         structlog.processors.StackInfoRenderer(),
     ]
-    shown: list[structlog.typing.Processor] = (
+    rendering: list[structlog.typing.Processor] = (
         [
             printable,
-            structlog.dev.ConsoleRenderer(pad_event_to=0, pad_level=False, colors=_coloured(out), exception_formatter=printable_traceback),
+            structlog.dev.ConsoleRenderer(
+                pad_event_to=0, pad_level=False, colors=_has_colours(out), exception_formatter=printable_traceback
+            ),
         ]
         if form == "console"
         else [name_instance(socket.gethostname()), structlog.processors.format_exc_info, journal_line if form == "journald" else one_line]
     )
     level = logging.getLevelNamesMapping()[log.level.upper()]
     structlog.configure(
-        processors=[*shared, *shown],
+        processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *names: NamedWriter(lines, *names),
-        cache_logger_on_first_use=True,  # a look-up on each call would cost more than a filtered call does
+        cache_logger_on_first_use=True,  # a look-up would cost more than the filtered call itself
     )
     root = logging.getLogger()
-    root.handlers = [FromLibrary()]
+    root.handlers = [LibraryHandler()]
     root.setLevel(max(level, logging.WARNING))  # below it aiosqlite logs statements with their values, which are payloads
     return lines
 
 
-def _coloured(out: TextIO | None) -> bool:
-    """Tell whether a stream takes colours: it is a terminal, and nobody has said that it does not (no-color.org)."""
-    return out is not None and out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def _is_terminal(out: TextIO | None) -> bool:
+    """Return whether somebody watches the stream."""
+    return out is not None and out.isatty()
+
+
+def _has_colours(out: TextIO | None) -> bool:
+    """Return whether a stream takes colours: a terminal, unless somebody has switched them off (no-color.org)."""
+    return _is_terminal(out) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """Give a logger whose records carry `logger: name`; the same as `structlog.get_logger(name)`, typed."""
+    """Return a logger whose records carry `logger: name`: `structlog.get_logger(name)`, typed."""
     return cast("structlog.typing.FilteringBoundLogger", structlog.get_logger(name))
 
 
 class NamedWriter(structlog.WriteLogger):
-    """Writes lines, and remembers whose they are."""
+    """Writes the lines of one logger."""
 
     def __init__(self, lines: LineWriter, name: str = "") -> None:
         super().__init__(cast("TextIO", lines))
@@ -87,15 +93,15 @@ class NamedWriter(structlog.WriteLogger):
 
 
 def name_lost(writer: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Say in the first record that gets through how many before it did not."""
-    lost = writer.lines.untold if isinstance(writer, NamedWriter) else 0
+    """Add to the first record that gets through how many before it were lost."""
+    lost = writer.lines.unreported if isinstance(writer, NamedWriter) else 0
     if lost:
         record["lost"] = lost
     return record
 
 
 def name_logger(writer: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add the logger's name; where it has none, the event says where it comes from (`bus.error`)."""
+    """Add the logger's name; where it has none, the event's prefix (`bus.error`)."""
     name = getattr(writer, "name", "") or str(record.get("event", "")).rpartition(".")[0].partition(".")[0]
     if name:
         record.setdefault("logger", name)
@@ -103,9 +109,9 @@ def name_logger(writer: object, _method: str, record: MutableMapping[str, Any]) 
 
 
 def name_error(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add `error.type` to a record with a traceback: what one groups by."""
-    told = record.get("exc_info")
-    error = told if isinstance(told, BaseException) else told[1] if isinstance(told, tuple) else sys.exc_info()[1] if told else None
+    """Add `error.type` to a record with a traceback, to group by."""
+    info = record.get("exc_info")
+    error = info if isinstance(info, BaseException) else info[1] if isinstance(info, tuple) else sys.exc_info()[1] if info else None
     if error is not None:
         record["error.type"] = type(error).__qualname__
     return record
@@ -121,78 +127,78 @@ def split_trace(_logger: object, _method: str, record: MutableMapping[str, Any])
 
 
 def name_instance(instance: str) -> structlog.typing.Processor:
-    """Make a processor that says which machine or pod the record is from: lines of many end up in one place."""
+    """Return a processor that adds which machine or pod a record is from: lines of many end up in one place."""
 
-    def named(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Add the name."""
+    def add_instance(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Add it, unless the record has one."""
         record.setdefault("instance", instance)
         return record
 
-    return named
+    return add_instance
 
 
 def one_line(_logger: object, _method: str, record: MutableMapping[str, Any]) -> str:
-    """Render a record as one line of ASCII JSON, whatever is in it: no text in it can begin a second line or a second record."""
+    """Render a record as one line of ASCII JSON. No text in it can begin a second line or a second record."""
     try:
         return _encode(record)
     except (TypeError, ValueError, RecursionError):  # a NaN, a key that is no text, a structure that contains itself
-        return _encode({str(key): value if _plain(value) else _described(value) for key, value in record.items()})
+        return _encode({str(key): value if _is_plain(value) else _repr(value) for key, value in record.items()})
 
 
 def journal_line(logger: object, method: str, record: MutableMapping[str, Any]) -> str:
-    """Render a record as JSON behind the priority that the journal takes off and keeps (sd-daemon(3)): `journalctl -p warning` finds it."""
+    """Render a record as JSON behind its priority, which the journal takes off (sd-daemon(3)): `journalctl -p warning` finds it."""
     return f"<{_PRIORITIES.get(str(record.get('level')), 5)}>{one_line(logger, method, record)}"
 
 
 def _is_journal(out: TextIO | None) -> bool:
-    """Tell whether systemd made the stream, and reads it (`$JOURNAL_STREAM`, systemd.exec(5))."""
+    """Return whether systemd made the stream, and reads it (`$JOURNAL_STREAM`, systemd.exec(5))."""
+    if out is None:
+        return False
     try:
-        there = os.fstat(out.fileno()) if out is not None else None
+        file = os.fstat(out.fileno())
     except OSError:  # no file at all: a test's, or closed
         return False
-    if there is None:
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{there.st_dev}:{there.st_ino}"
+    return os.environ.get("JOURNAL_STREAM") == f"{file.st_dev}:{file.st_ino}"
 
 
 def _encode(record: Mapping[str, Any]) -> str:
-    """Write JSON. Everything outside ASCII is escaped, since U+2028 and U+0085 end a line for many readers."""
-    return json.dumps(record, default=_described, allow_nan=False, separators=(",", ":"))
+    """Encode as JSON. Everything outside ASCII is escaped, since U+2028 and U+0085 end a line for many readers."""
+    return json.dumps(record, default=_repr, allow_nan=False, separators=(",", ":"))
 
 
-def _plain(value: object) -> bool:
-    """Tell whether a value can go into JSON as it is."""
+def _is_plain(value: object) -> bool:
+    """Return whether a value can go into JSON as it is."""
     return value is None or isinstance(value, str | int)
 
 
-def _described(value: object) -> str:
-    """Give the `repr` of a value that JSON does not have."""
+def _repr(value: object) -> str:
+    """Return the `repr` of a value that JSON does not have."""
     try:
         return repr(value)
-    except Exception:  # noqa: BLE001 - a broken or too deep __repr__ must not turn a log call into a failure
+    except Exception:  # noqa: BLE001 - a broken or too deep __repr__ must not make a log call fail
         return f"<{type(value).__name__}>"
 
 
 def printable(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape control characters in texts, so that nobody's message can move the cursor of the terminal that shows it."""
+    """Escape control characters, so that nobody's message can move the cursor of the terminal that shows it."""
     return {key: _visible(value) if isinstance(value, str) else value for key, value in record.items()}
 
 
 def printable_traceback(out: TextIO, failure: structlog.typing.ExcInfo) -> None:
-    """Write a traceback over its lines; what the error's message quotes of somebody's text is escaped like any other."""
-    told = io.StringIO()
-    structlog.dev.plain_traceback(told, failure)
-    out.write("\n".join(map(_visible, told.getvalue().split("\n"))))
+    """Write a traceback, escaped like any text: the error's message may quote somebody's."""
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, failure)
+    out.write("\n".join(map(_visible, text.getvalue().split("\n"))))
 
 
 def _visible(text: str) -> str:
-    """Escape what does not print."""
+    """Escape what is not printable."""
     return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class FromLibrary(logging.Handler):
-    """Hand what a library logs through the standard library to structlog, in the same form as our own records."""
+class LibraryHandler(logging.Handler):
+    """Passes what libraries log through `logging` to structlog, so that it has the form of our own records."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log one record of a library under its own logger's name."""
+        """Log a library's record under the name of its logger."""
         logger(record.name).log(record.levelno, "library.log", message=record.getMessage(), exc_info=record.exc_info or None)

@@ -185,7 +185,7 @@ class BacklogProbe:
         pending = Counter[str]()
         for source in self._sources:
             pending[source.consumer] += (await self._bus.backlog(source)).pending
-        self._recorder.backlog(pending)
+        self._recorder.sample_backlog(pending)
 
 
 class StoreProbe:
@@ -212,16 +212,16 @@ class StoreProbe:
         """Read the oldest and the largest of what is kept: waits, timers, held replies, dead letters."""
         now, reads = self._engine.clock(), self._engine.store.queries
         gauges = await reads.gauges(now)
-        census = self._recorder.census
-        if not census.known:
-            await census.take(reads)
+        wait_counts = self._recorder.wait_counts
+        if not wait_counts.known:
+            await wait_counts.load(reads)
         held = (await reads.held_replies(limit=1, payloads=False)).items
         letters: dict[str, int] = {}
         for group in await reads.letter_groups(_GROUPS):
             letters[group.reason] = letters.get(group.reason, 0) + group.count - group.replayed
         return SlowSample(
             overdue=gauges.due,
-            waits={kind or "other": (count, _seconds_since(first, now)) for kind, (count, first) in census.waiting().items()},
+            waits={kind or "other": (count, _seconds_since(first, now)) for kind, (count, first) in wait_counts.by_kind().items()},
             held_age=_seconds_since(held[0].arrived_us if held else None, now),
             letters=letters,
             most={quota: used for quota, (_, used) in gauges.most.items()},
