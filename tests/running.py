@@ -56,7 +56,7 @@ async def running(path: str = ":memory:", *, clock: VirtualClock | None = None, 
     manager = FlowManager(engine)
     committing = asyncio.create_task(engine.run())
     try:
-        yield Running(store, engine, manager, WaitEngine(manager), clock)
+        yield Running(store, engine, manager, WaitEngine(engine), clock)
     finally:
         engine.close()
         await committing

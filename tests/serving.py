@@ -132,8 +132,8 @@ async def serving(
         watched.append((verb, outcome))
 
     read = make_reader(subjects, bindings, mint)
-    consumers = [Consumer(bus, engine, source, read=read, watch=watch, recovered=store.recovered) for source in sources]
-    served = Served(Running(store, engine, manager, WaitEngine(manager), clock), bus, Dispatcher(bus, engine), watched)
+    consumers = [Consumer(bus, engine, source, read=read, count=watch, recovered=store.recovered) for source in sources]
+    served = Served(Running(store, engine, manager, WaitEngine(engine), clock), bus, Dispatcher(bus, engine), watched)
     committing = asyncio.create_task(engine.run())
     for consumer in consumers:
         await consumer.recover()

@@ -28,7 +28,7 @@ from nats_taskflow.config.tree import StoreConfig as StoreSettings
 from nats_taskflow.engine.deferral import Deferrals
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.observe import systemd
-from nats_taskflow.observe.probes import WorkerProbes
+from nats_taskflow.observe.probes import BacklogProbe, StoreProbe, WorkerProbes
 from nats_taskflow.services.consumer import Consumer
 from nats_taskflow.services.dispatcher import Dispatcher
 from nats_taskflow.services.ordered_publisher import OrderedPublisher
@@ -66,9 +66,9 @@ PLACES = (
     Place(Relay, "_fill", at_start=True),
     Place(Relay, "_mark"),
     Place(Relay, "try_again"),
-    Place(Relay, "_committed"),
+    Place(Relay, "_on_commit"),
     Place(OrderedPublisher, "_dispatch"),
-    Place(OrderedPublisher, "_answered"),
+    Place(OrderedPublisher, "_on_answer"),
     Place(Publisher, "_expire"),
     Place(Outbound, "_piece"),
     Place(Outbound, "_write"),
@@ -76,12 +76,13 @@ PLACES = (
     Place(Dispatcher, "dispatch"),
     Place(TopologyWatch, "inspect"),
     Place(Pruner, "prune"),
-    Place(WorkerProbes, "_look"),
-    Place(WorkerProbes, "_survey"),
+    Place(WorkerProbes, "sample"),
+    Place(BacklogProbe, "count"),
+    Place(StoreProbe, "sample"),
     Place(JetStreamBus, "backlog"),
     Place(Deferrals, "_check"),
     Place(SubscriptionRenewal, "_run"),
-    Place(systemd, "_ailment"),
+    Place(systemd, "_reason_not_to_feed"),
     Place(uvicorn.Server, "on_tick"),
     Place(PatchedClient, "_select_next_server"),
 )

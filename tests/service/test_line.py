@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from nats_taskflow.bus.memory.bus import StoredMessage
 from nats_taskflow.bus.port import ConsumerSpec, Delivery, InProgress
+from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.engine import engine
 from nats_taskflow.engine.reader import Verdict
 from nats_taskflow.errors import ConsumerTaken, StoreBroken, Unavailable
@@ -846,7 +847,7 @@ async def test_a_full_store_is_not_ready_also_where_only_requests_find_out_and_i
         patched.setattr(SqliteTransaction, "save", full)
         assert store()
         with pytest.raises(Unavailable):
-            await line.services.waits.manager.create_managed(an_input())
+            await FlowManager(line.services.engine).create_managed(an_input())
         assert not store()
     await eventually(store)
     await line.stop()

@@ -134,7 +134,7 @@ async def inline() -> AsyncIterator[tuple[Running, sqlite3.Connection]]:
     committing = asyncio.create_task(engine.run())
     try:
         with patch.object(batches, "_LONG", 3600.0):  # a busy machine must not cut a batch in two
-            yield Running(store, engine, manager, WaitEngine(manager), clock), database
+            yield Running(store, engine, manager, WaitEngine(engine), clock), database
     finally:
         engine.close()
         await committing
@@ -398,7 +398,7 @@ async def bytes_of_a_waiting_flow() -> float:
     async with inline() as (run, _):
         bus = cast("Bus", Sink())
         read, fresh = read_events(run.store, Subjects()), events_of_batch(Subjects())
-        relay = Relay("events", bus, run.engine, read=read, heard=lambda batch: bool(batch.events), fresh=fresh)
+        relay = Relay("events", bus, run.engine, read=read, adds=lambda batch: bool(batch.events), rows_of=fresh)
         going = [asyncio.create_task(relay.run())]
         held = []
         tracemalloc.start()

@@ -11,7 +11,6 @@ from nats_taskflow.doors.admin.service import AdminService
 from nats_taskflow.doors.api import Answer, Api
 from nats_taskflow.engine.stored_outcomes import Turn
 from nats_taskflow.errors import FlowError, Internal, Refusal, Unavailable
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.turns import AdmissionBounds, FairTurns
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.admin_requests import OPERATIONS
@@ -102,7 +101,7 @@ class MicroService:
         except Refusal:
             error = Unavailable("the worker is stopping: repeat with the same command id")
         except Exception:  # noqa: BLE001 - whatever our defect is, the asker gets an answer and the log the traceback
-            self._log.exception(LogEvent.REQUEST_FAILED, subject=request.subject, traceparent=trace_of(request.headers))
+            self._log.exception("request_failed", subject=request.subject, traceparent=trace_of(request.headers))
             error = Internal("the worker has a defect; its log says more: repeat with the same command id")
         return Answer(outcomes.encode_refused(error), error)
 

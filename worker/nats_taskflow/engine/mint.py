@@ -9,7 +9,7 @@ import uuid_utils
 
 
 def new_id() -> str:
-    """Return a new UUIDv7 as text: its order in time keeps the index append-only."""
+    """Make a UUIDv7: its order in time keeps the index append-only."""
     return str(uuid_utils.uuid7())
 
 

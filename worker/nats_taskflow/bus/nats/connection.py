@@ -21,7 +21,7 @@ from nats_taskflow.bus.nats.direct_delivery import ReadingClient
 from nats_taskflow.bus.nats.options import NatsOptions, public_address
 from nats_taskflow.bus.nats.outbound import Outbound
 from nats_taskflow.errors import NotAllowed
-from nats_taskflow.observe.lazy_log import Logger
+from nats_taskflow.lazy_log import Logger
 from nats_taskflow.tasks import keep
 
 __all__ = ["ApiDenied", "ApiTimeout", "NatsConnection", "NatsOptions", "public_address"]

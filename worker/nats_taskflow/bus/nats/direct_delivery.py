@@ -8,7 +8,7 @@ from typing import Any
 from nats.aio.subscription import Subscription
 
 from nats_taskflow.bus.nats.client import PatchedClient
-from nats_taskflow.observe.lazy_log import Logger
+from nats_taskflow.lazy_log import Logger
 
 Take = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Takes a message in bytes: subject, reply subject (empty: none), payload, header block (None: none). Must not block."""

@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats_taskflow.bus.nats.client import Settlement
 from nats_taskflow.bus.nats.frames import encoded
 from nats_taskflow.bus.port import NO_HEADERS, Headers, Published, PublishFailed
-from nats_taskflow.observe.lazy_log import Logger
+from nats_taskflow.lazy_log import Logger
 from nats_taskflow.tasks import keep, repeat
 
 # Bounds of one piece. A burst may queue thousands of frames: readers and timers get the loop in between.
