@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from worker import Agent, Event, Flow
+from nats_taskflow import Agent, Event, Flow
 
 url, marks, who = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 agent = Agent(url, agent=who, name=who)
@@ -269,7 +269,7 @@ async def test_an_event_of_a_flow_that_has_ended_since_is_settled_and_not_tried_
 TERMINATED = """
 import asyncio, signal, sys
 from pathlib import Path
-from worker import Agent, Event, Flow
+from nats_taskflow import Agent, Event, Flow
 
 url, marks, who = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 agent = Agent(url, agent=who, name=who)

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 
 from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.client import Asked, DelegateError, Flow, FlowClient, FlowEnded, NotPermitted, serve_delegate, synadia_agent_protocol
-from nats_taskflow.client.nats_transport import NatsTransport
+from nats_taskflow.client.nats import NatsTransport
 from tests.e2e.stage import Agent, Stage, World
 from tests.eventually import eventually
 

@@ -23,7 +23,7 @@ from nats_taskflow.client.mcp.next_steps import NEXT
 from nats_taskflow.client.mcp.schema import ACTIONS
 from nats_taskflow.client.mcp.server import make_server
 from nats_taskflow.client.mcp.session import ClientSession, Owner
-from nats_taskflow.client.nats_transport import NatsTransport
+from nats_taskflow.client.nats import NatsTransport
 from tests.e2e.stage import TOPIC, Agent, Stage, World, new_id
 from tests.eventually import eventually
 from tests.golden import golden

@@ -20,7 +20,7 @@ from nats_taskflow.bus.nats.options import NatsOptions
 from nats_taskflow.client import Agent, Asked, FlowClient, serve_delegate
 from nats_taskflow.client.errors import Unavailable
 from nats_taskflow.client.mcp.session import ClientSession, Owner
-from nats_taskflow.client.nats_transport import NatsTransport
+from nats_taskflow.client.nats import NatsTransport
 from nats_taskflow.client.transport import Lost
 from nats_taskflow.errors import BusLost
 from tests.eventually import eventually

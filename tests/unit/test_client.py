@@ -65,7 +65,7 @@ def loaded(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import nats_taskflow.client", "from worker import FlowClient", "from worker import Agent, serve_delegate"]
+    "statement", ["import nats_taskflow.client", "from nats_taskflow import FlowClient", "from nats_taskflow import Agent, serve_delegate"]
 )
 def test_the_client_loads_no_part_of_the_server_and_nats_only_to_connect(statement: str) -> None:
     modules = loaded(statement)
@@ -74,7 +74,7 @@ def test_the_client_loads_no_part_of_the_server_and_nats_only_to_connect(stateme
 
 
 def test_the_connection_loads_no_part_of_the_server_either() -> None:
-    assert loaded("import nats_taskflow.client.nats_transport") & SERVER == set()
+    assert loaded("import nats_taskflow.client.nats") & SERVER == set()
 
 
 def test_the_worker_does_not_load_the_client() -> None:
@@ -89,7 +89,7 @@ def test_the_client_starts_quickly() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     # Processor time: 0.15 s at most where nobody else is at work; elsewhere what nobody can do without is slow too.
-    best = min(took("from worker import FlowClient") for _ in range(5))
+    best = min(took("from nats_taskflow import FlowClient") for _ in range(5))
     assert best < max(0.15, 2.5 * min(took("import asyncio, msgspec") for _ in range(5)))
 
 

@@ -265,7 +265,7 @@ async def opened(where: Where | FlowClient, options: dict[str, Any]) -> AsyncIte
         # nats-py takes most of the time that importing the client would take.
         from nats.aio.client import Client  # noqa: PLC0415
 
-        from nats_taskflow.client.nats_transport import NatsTransport  # noqa: PLC0415
+        from nats_taskflow.client.nats import NatsTransport  # noqa: PLC0415
 
         if where is None or isinstance(where, str):
             transport = await NatsTransport.connect(where, **{"name": "taskflow-client", **options})

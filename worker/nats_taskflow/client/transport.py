@@ -1,6 +1,6 @@
 """The client's port: what it needs of a broker, with every promise written down.
 
-Adapters: `nats_taskflow.client.nats_transport` (nats-py) and the test kit's, in memory. Nothing of nats-py shows here, and nothing of
+Adapters: `nats_taskflow.client.nats` (nats-py) and the test kit's, in memory. Nothing of nats-py shows here, and nothing of
 flows: subjects, headers and bytes only. Times are seconds. Every method is called from the event loop's thread only.
 """
 

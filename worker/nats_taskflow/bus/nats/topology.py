@@ -10,7 +10,7 @@ import asyncio
 import structlog
 
 from nats_taskflow.bus.nats import claims, filters, stream_rules
-from nats_taskflow.bus.nats.acks import AckRights
+from nats_taskflow.bus.nats.ack_rights import AckRights
 from nats_taskflow.bus.nats.atomic_batches import Batches
 from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
 from nats_taskflow.bus.nats.consumers import Consumers

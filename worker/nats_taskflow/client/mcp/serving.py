@@ -21,7 +21,7 @@ from pydantic import AnyHttpUrl
 from nats_taskflow.bus.nats.options import NatsOptions, nats_options
 from nats_taskflow.client.mcp.server import make_server
 from nats_taskflow.client.mcp.session import ClientSession, Owner
-from nats_taskflow.client.nats_transport import NatsTransport
+from nats_taskflow.client.nats import NatsTransport
 from nats_taskflow.doors.http.health import is_loopback
 from nats_taskflow.doors.http.server import Application, listen, make_http_server, place_of
 from nats_taskflow.errors import ConfigError

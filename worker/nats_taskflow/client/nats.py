@@ -1,11 +1,15 @@
-"""The client's port over NATS, by nats-py. What is promised stands in `nats_taskflow.client.transport`."""
+"""The client's port over NATS, by nats-py. What is promised stands in `nats_taskflow.client.transport`.
+
+The connection is made as the worker makes its own (`bus.nats`: options, dial, the patched client); `nats_reader` reads streams.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Self
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Self, TypeVar
 
+import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -14,12 +18,11 @@ from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NoStreamResponseError
 
 from nats_taskflow.bus.nats.client import PatchedClient
-from nats_taskflow.bus.nats.dial import hang_up
-from nats_taskflow.bus.nats.options import NatsOptions, reason
+from nats_taskflow.bus.nats.denials import DenialListeners
+from nats_taskflow.bus.nats.dial import dial, hang_up
+from nats_taskflow.bus.nats.options import NatsOptions, denied, nats_options, reason
 from nats_taskflow.client import kv
-from nats_taskflow.client.nats_consumer import ConsumerReader
-from nats_taskflow.client.nats_dial import dial, options_for
-from nats_taskflow.client.nats_permissions import Permissions
+from nats_taskflow.client.nats_reader import ConsumerReader, permitted
 from nats_taskflow.client.transport import (
     NO_HEADERS,
     Deliveries,
@@ -34,8 +37,28 @@ from nats_taskflow.client.transport import (
     TransportMessage,
     Trouble,
 )
+from nats_taskflow.errors import Refusal
 from nats_taskflow.tasks import Errands
-from nats_taskflow.wire.headers import weight
+from nats_taskflow.wire.headers import MSG_ID, weight
+
+_T = TypeVar("_T")
+_RECONNECT_WAIT = 0.25
+
+
+def options_for(where: str | None, **fields: Any) -> NatsOptions:
+    """Return how to reach NATS. `where` is a URL (or several, comma separated), a context of the `nats` CLI, or None: as the settings say.
+
+    The settings are those of the command line: environment, `taskflow.toml`, context. `fields` replace those of `NatsOptions`. Raises
+    `Lost` with the sentence of the setting that cannot be right.
+    """
+    from nats_taskflow.config import load  # noqa: PLC0415 - a client that is given a connection needs no settings
+
+    flags = {} if where is None else {"nats.url" if ":" in where or "." in where else "nats.context": where}
+    try:
+        options = nats_options(load(flags).nats)
+    except Refusal as refusal:
+        raise Lost(str(refusal)) from refusal
+    return msgspec.structs.replace(options, **{name: value for name, value in fields.items() if value is not None})
 
 
 class NatsTransport:
@@ -46,9 +69,9 @@ class NatsTransport:
     def __init__(self, client: Client, *, owned: bool = False) -> None:
         self._client = client
         self._owned = owned
-        self._permissions = Permissions()
+        self._denials: DenialListeners = []
         self._errands = Errands()
-        self._consuming = ConsumerReader(client, self._permissions)
+        self._reader = ConsumerReader(client, self._denials)
 
     @classmethod
     async def connect(cls, where: str | None = None, **options: Any) -> Self:
@@ -62,9 +85,12 @@ class NatsTransport:
     async def reach(cls, options: NatsOptions) -> Self:
         """Connect as the options say, for a program that has read its own settings. Raises `Lost` as `connect` does."""
         client = PatchedClient()
-        made = cls(client, owned=True)
-        await dial(client, options, made._on_error, made._on_up)
-        return made
+        transport = cls(client, owned=True)
+        try:
+            await dial(client, options, transport._on_error, reconnect_wait=_RECONNECT_WAIT, reconnected_cb=transport._on_up)
+        except Refusal as refusal:
+            raise Lost(str(refusal)) from refusal
+        return transport
 
     @property
     def max_payload(self) -> int:
@@ -82,7 +108,7 @@ class NatsTransport:
             raise NoAnswer(flaw, nobody=True)
         try:
             asking = self._client.request(subject, body, timeout=timeout, headers=dict(headers) or None)
-            return message_of(await self._permissions.needed(subject, asking))
+            return message_of(await self._permitted(subject, asking))
         except NoRespondersError:
             raise NoAnswer(f"nobody answers on {subject}", nobody=True) from None
         except ConnectionClosedError as closed:
@@ -92,12 +118,12 @@ class NatsTransport:
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> PublishReceipt:
         """Store once."""
-        said = {**headers, "Nats-Msg-Id": msg_id} if msg_id else dict(headers)
-        if flaw := self._too_large(body, said):
+        headers = {**headers, MSG_ID: msg_id} if msg_id else dict(headers)
+        if flaw := self._too_large(body, headers):
             raise NotStored(flaw, refused=True)
         try:
-            storing = self._client.jetstream().publish(subject, body, timeout=timeout, headers=said)
-            stored = await self._permissions.needed(subject, storing)
+            storing = self._client.jetstream().publish(subject, body, timeout=timeout, headers=headers)
+            stored = await self._permitted(subject, storing)
         except NoStreamResponseError:
             raise NotStored(f"no stream takes {subject}", refused=True) from None
         except APIError as refused:
@@ -119,11 +145,11 @@ class NatsTransport:
 
     def follow(self, subject: str, *, stream: str, after: int = 0) -> Messages:
         """Read a stream, by ephemeral pull consumers without acknowledgements, each beginning where the last one broke."""
-        return self._consuming.follow(subject, stream, after)
+        return self._reader.follow(subject, stream, after)
 
     def consume(self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100) -> Deliveries:
         """Read a durable pull consumer."""
-        return self._consuming.consume(subject, stream, durable, ack_wait, at_most)
+        return self._reader.consume(subject, stream, durable, ack_wait, at_most)
 
     async def open_bucket(self, bucket: str, *, keep: float, timeout: float) -> None:
         """Look for a bucket, and make it."""
@@ -135,7 +161,7 @@ class NatsTransport:
                 raise
         making = self._client.jetstream(timeout=timeout).create_key_value(bucket=bucket, ttl=keep)
         try:
-            await self._permissions.needed(f"$JS.API.STREAM.CREATE.{kv.stream_of(bucket)}", making)
+            await self._permitted(f"$JS.API.STREAM.CREATE.{kv.stream_of(bucket)}", making)
         except ConnectionClosedError as closed:
             raise Lost("the connection to NATS is closed") from closed
         except (NatsError, OSError, TimeoutError) as failed:
@@ -179,7 +205,7 @@ class NatsTransport:
         try:
             subscription = await self._client.subscribe(subject, queue=queue, cb=take)
             try:
-                await self._permissions.needed(subject, self._flushed())
+                await self._permitted(subject, self._flushed())
             except BaseException:
                 # nats-py would ask for it again with every new connection.
                 await _Subscribed(self._client, subscription, subject).close()
@@ -200,13 +226,18 @@ class NatsTransport:
             except (NatsError, OSError):
                 await asyncio.sleep(0.1)
 
+    async def _permitted(self, subject: str, work: Coroutine[Any, Any, _T]) -> _T:
+        return await permitted(subject, work, self._denials)
+
     async def _on_error(self, error: Exception) -> None:
-        """Find out what a permission is missing for; must not raise, or nats-py stops reading."""
-        self._permissions.note(error)
+        """Tell the listeners which permission is missing; must not raise, or nats-py stops reading."""
+        if (missing := denied(str(error))) is not None:
+            for listener in tuple(self._denials):
+                listener(missing.subject)
 
     async def _on_up(self) -> None:
         """Have pulls that were broken by the outage begin again at once."""
-        self._consuming.wake()
+        self._reader.wake()
 
     def _too_large(self, body: bytes, headers: Headers) -> str:
         """Say why the message cannot be sent: nats-py checks the body only, and the server hangs up for good."""
