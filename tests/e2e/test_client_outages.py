@@ -13,7 +13,7 @@ import pytest
 
 from nats_taskflow.client import Event, FlowClient, FlowRefused, InvalidRequest, NoOutcome, TooDeep, TooLarge, Unavailable
 from nats_taskflow.client.commands import Door
-from nats_taskflow.client.live_events import heard
+from nats_taskflow.client.live_events import live_events
 from tests.e2e.stage import Agent, Stage
 from tests.eventually import eventually
 
@@ -137,7 +137,7 @@ async def test_without_rights_on_the_stream_a_flows_events_are_heard_live_and_re
 
         async def watch() -> list[Event]:
             events = []
-            async for event in heard(flows, flow.snapshot, after=1):
+            async for event in live_events(flows, flow.snapshot, after=1):
                 events.append(event)
                 seen.append(event.seq)
                 if event.terminal:

@@ -47,8 +47,7 @@ from nats_taskflow.client.errors import (
     WaitConflict,
 )
 from nats_taskflow.client.events import Event, Resumed
-from nats_taskflow.client.flow import Flow
-from nats_taskflow.client.flows import FlowClient
+from nats_taskflow.client.flows import Flow, FlowClient
 from nats_taskflow.client.sync import FlowClientSync, FlowSync, flows_sync
 from nats_taskflow.client.transport import Lost, NotPermitted, Transport
 

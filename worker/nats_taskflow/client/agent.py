@@ -38,9 +38,8 @@ from nats_taskflow.client.command_ids import CURRENT, CommandIds
 from nats_taskflow.client.conditions import Length, length
 from nats_taskflow.client.errors import AlreadyTerminal, Forbidden, InvalidRequest, NotFound
 from nats_taskflow.client.events import Event, event_in, kinds_of
-from nats_taskflow.client.flow import Flow
 from nats_taskflow.client.flow_queues import FlowQueues, RetryLater
-from nats_taskflow.client.flows import FlowClient
+from nats_taskflow.client.flows import Flow, FlowClient
 from nats_taskflow.client.handlers import check_handler
 from nats_taskflow.client.ignored_messages import IgnoredMessages
 from nats_taskflow.client.transport import ConsumerMessage, Deliveries, NotPermitted

@@ -5,33 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from nats_taskflow.client import conditions
 from nats_taskflow.client.commands import CommandOutcome, Door
 from nats_taskflow.client.conditions import Condition, Length, OnTimeout
 from nats_taskflow.client.errors import Forbidden
 from nats_taskflow.client.events import Event, Resumed
-from nats_taskflow.client.live_events import heard
-from nats_taskflow.client.wait_for_resume import resumed
+from nats_taskflow.client.live_events import live_events
+from nats_taskflow.client.session import Session
+from nats_taskflow.client.wait_for_resume import wait_for_resume
 from nats_taskflow.wire.answers import EventShown, FlowShown, StepShown, WaitShown
-
-if TYPE_CHECKING:
-    from nats_taskflow.client.flows import FlowClient
 
 Json = Mapping[str, Any]
 
 
-class Flow:
-    """One flow of this agent, as it was last seen.
+class FlowHandle:
+    """One flow, in the session it belongs to. `Flow` is the handle that a `FlowClient` gives out."""
 
-    Every command returns the flow as it is after it, which `snapshot` keeps too; a refusal raises a `FlowRefused` and changes nothing.
-    All commands take `command_id` (a random one by default: give your own to be able to repeat the call after a crash of your program),
-    `door` (`cmd`, durable, by default; `api` answers a little sooner, and needs a worker that runs) and `if_unchanged`: refuse with
-    `RevisionMismatch` if the flow has changed since it was last seen. `flows` is the client it came from.
-    """
-
-    def __init__(self, flows: FlowClient, snapshot: FlowShown) -> None:
+    def __init__(self, flows: Session, snapshot: FlowShown) -> None:
         self.flows = flows
         self._since: int | None = snapshot.revision if snapshot.wait is not None else None
         self.snapshot = snapshot
@@ -67,7 +59,7 @@ class Flow:
 
     async def refresh(self) -> FlowShown:
         """Look at the flow again."""
-        self.snapshot = (await self.flows.get(self.id)).snapshot
+        self.snapshot = await self.flows.snapshot(self.id)
         return self.snapshot
 
     async def run(self, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False) -> FlowShown:
@@ -233,10 +225,11 @@ class Flow:
         if self._since is None and (await self.refresh()).wait is None:
             raise ValueError(f"flow {self.id} is {self.status}, not waiting: park it first")
         since = self.revision if self._since is None else self._since
-        found = await resumed(self.flows, self.id, since, None if timeout is None else conditions.length(timeout).total_seconds())
+        within = None if timeout is None else conditions.length(timeout).total_seconds()
+        resume = await wait_for_resume(self.flows, self.id, since, within)
         await self.refresh()
         self._since = None if self.snapshot.wait is None else self.revision
-        return found
+        return resume
 
     async def events(self, *, after: int = 0) -> AsyncGenerator[Event, None]:
         """Give the flow's events, from the first that is kept and then live, without a gap; ends after the one that ends the flow.
@@ -253,7 +246,7 @@ class Flow:
                     if event.terminal:
                         return
         except Forbidden:
-            async with aclosing(heard(self.flows, self.snapshot, after)) as events:
+            async with aclosing(live_events(self.flows, self.snapshot, after)) as events:
                 async for event in events:
                     yield event
                     if event.terminal:

@@ -2,64 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from copy import copy
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Union
 
-import msgspec
-
-from nats_taskflow.client.command_ids import new_id
-from nats_taskflow.client.commands import CommandOutcome, CommandSender, Door, done
-from nats_taskflow.client.errors import Forbidden, InvalidRequest
-from nats_taskflow.client.events import Event, Seen, event_in, kinds_of
-from nats_taskflow.client.flow import Flow, Json
-from nats_taskflow.client.replies import checked_id, enveloped, written
-from nats_taskflow.client.transport import NotPermitted, PublishReceipt, Transport
+from nats_taskflow.client.commands import Door
+from nats_taskflow.client.flow import FlowHandle, Json
+from nats_taskflow.client.session import Session
+from nats_taskflow.client.transport import Transport
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.wire.answers import EventPage, EventShown, FlowPage, FlowShown, StepPage, StepShown, WaitPage, WaitShown
-from nats_taskflow.wire.subjects import EVENTS, Subjects, is_token
+from nats_taskflow.wire.answers import FlowPage
 
 if TYPE_CHECKING:
     from nats.aio.client import Client as NatsClient
 
 Where = Union[str, "NatsClient", Transport, None]
 """Where NATS is: a URL, the name of a context of the `nats` CLI, a connected nats-py client, a transport; None: as the settings say."""
-_PAGE = 200
-_T = TypeVar("_T")
 
 
-class _Status(msgspec.Struct):
-    """The answer to `status`."""
+class Flow(FlowHandle):
+    """One flow of this agent, as it was last seen.
 
-    flow: FlowShown
+    Every command returns the flow as it is after it, which `snapshot` keeps too; a refusal raises a `FlowRefused` and changes nothing.
+    All commands take `command_id` (a random one by default: give your own to be able to repeat the call after a crash of your program),
+    `door` (`cmd`, durable, by default; `api` answers a little sooner, and needs a worker that runs) and `if_unchanged`: refuse with
+    `RevisionMismatch` if the flow has changed since it was last seen. `flows` is the client it came from.
+    """
+
+    flows: FlowClient
 
 
-class FlowClient:
+class FlowClient(Session):
     """An agent's side of nats-taskflow, on one connection. `connect` makes one; safe to use from many tasks at once.
 
     `agent` is who you are: NATS permissions decide whether you may be. A flow belongs to the agent and `session` that started it.
     """
-
-    def __init__(
-        self,
-        transport: Transport,
-        *,
-        agent: str,
-        session: str = "main",
-        prefix: str = "taskflow",
-        door: Door = "cmd",
-        patience: float = 30.0,
-    ) -> None:
-        if not is_token(agent):
-            raise InvalidRequest(f"an agent's name has 1 to 63 characters of A-Z a-z 0-9 _ -, not {agent!r}", path="/agent")
-        self.transport = transport
-        self.agent = agent
-        self.session = session
-        self.subjects = Subjects(prefix)
-        self._door: Door = door
-        self._doors = CommandSender(transport, self.subjects, agent, patience=patience)
 
     @staticmethod
     @asynccontextmanager
@@ -90,17 +68,6 @@ class FlowClient:
                 yield flows
             finally:
                 await flows.close()
-
-    async def open(self) -> None:
-        """Begin to hear answers: what `connect` does for you. Raises `Forbidden`, `Lost`."""
-        try:
-            await self._doors.open()
-        except NotPermitted as denied:
-            raise Forbidden(f"{denied}: give the agent's inbox prefix (inbox_prefix='_INBOX.{self.agent}')") from denied
-
-    async def close(self) -> None:
-        """Stop hearing answers; the transport stays open."""
-        await self._doors.close()
 
     def in_session(self, session: str) -> FlowClient:
         """Return the same client for another session of the same agent; it is open as long as this one is."""
@@ -145,8 +112,7 @@ class FlowClient:
 
     async def get(self, flow_id: str) -> Flow:
         """Return a flow of this agent and session. Raises `NotFound`, `Forbidden`."""
-        body = await self._doors.query("status", {"flow_id": flow_id, "session_id": self.session})
-        return Flow(self, msgspec.json.decode(body, type=_Status).flow)
+        return Flow(self, await self.snapshot(flow_id))
 
     async def list(
         self,
@@ -170,85 +136,6 @@ class FlowClient:
         async for page in self._pages("list_mine", asked, FlowPage):
             for shown in page.flows:
                 yield Flow(self, shown)
-
-    async def steps(self, flow_id: str) -> AsyncGenerator[StepShown, None]:
-        """Give the observed runs of a flow."""
-        async for page in self._pages("steps", {"flow_id": flow_id}, StepPage):
-            for step in page.steps:
-                yield step
-
-    async def history(self, flow_id: str) -> AsyncGenerator[EventShown, None]:
-        """Give the journal of a flow, oldest first."""
-        async for page in self._pages("history", {"flow_id": flow_id}, EventPage):
-            for entry in page.events:
-                yield entry
-
-    async def waits(self, flow_id: str | None = None) -> AsyncGenerator[WaitShown, None]:
-        """Give what this agent's and session's flows wait for, or one of them."""
-        async for page in self._pages("waits", {"flow_id": flow_id}, WaitPage):
-            for wait in page.waits:
-                yield wait
-
-    async def outcome(self, command_id: str) -> CommandOutcome:
-        """Return what became of a command. Raises its refusal, or `NoOutcomeYet` where there is none (yet)."""
-        return done(await self._doors.query("outcome", {"command_id": command_id}))
-
-    async def events(
-        self, *, kinds: Collection[str] | None = None, controller: str = "*", flow_id: str | None = None, after: int = 0
-    ) -> AsyncGenerator[Event, None]:
-        """Give this agent's events, of all its sessions: from the oldest that the stream keeps and then live, without a gap, each once.
-
-        `kinds`: only these (`{"resumed", "failed"}`). `controller`: only flows whose controller matches (`kate/*`). `after`: go on behind
-        this `stream_seq`. Goes on after outages of connection, broker and worker; never ends by itself. Raises `InvalidRequest` for a kind
-        that there is not, `Forbidden` where the credentials may not make a consumer on the stream (see docs/client.md).
-        """
-        wanted = kinds_of(kinds or ())
-        subject = self.subjects.event(self.agent, flow_id or "*", next(iter(wanted)) if len(wanted) == 1 else "*")
-        seen = Seen()
-        try:
-            async with aclosing(self.transport.follow(subject, stream=EVENTS, after=after)) as messages:
-                async for message in messages:
-                    event = event_in(message)
-                    if event is None or seen.repeats(event):
-                        continue
-                    seen.add(event)
-                    if (not wanted or event.kind in wanted) and fnmatchcase(event.controller_id, controller):
-                        yield event
-        except NotPermitted as denied:
-            raise Forbidden(f"{denied}; docs/client.md says what events need") from denied
-
-    async def reply(self, topic: str, correlation_id: str, payload: Any, *, event_id: str | None = None) -> PublishReceipt:
-        """Answer a flow that waits for (topic, correlation id), now or later; returns once the stream has it.
-
-        `payload` is a JSON value. `event_id` makes a repeat recognisable; inside an agent's handler one is made. Raises `InvalidRequest`,
-        `TooLarge` or `TooDeep` for what could never be used, `Unavailable` when the stream does not have it within `patience`,
-        `Forbidden` where the credentials may not publish there.
-        """
-        subject, body = written(self.subjects, topic, correlation_id, payload)
-        if event_id is not None:
-            checked_id("event_id", event_id)
-        name = event_id or new_id("reply")[0]
-        stored = await self._doors.store(subject, body, {}, name)
-        if stored.duplicate:
-            await self._doors.store(subject, enveloped(subject, body, name), {}, "")
-        return stored
-
-    async def send(self, verb: str, fields: dict[str, Any], *, command_id: str | None = None, door: Door | None = None) -> CommandOutcome:
-        """Send any command in this session, its fields as on the wire, and return its outcome. `Flow` has a method for each."""
-        made, again = new_id(verb)
-        body = {**fields, "session_id": None if self.session == "main" else self.session}
-        return await self._doors.command(verb, body, command_id or made, door=door or self._door, again=again and command_id is None)
-
-    async def _pages(self, verb: str, fields: dict[str, Any], kind: type[_T]) -> AsyncGenerator[_T, None]:
-        """Ask for page after page."""
-        cursor: str | None = None
-        while True:
-            asked = {**fields, "session_id": self.session, "limit": _PAGE, "cursor": cursor}
-            page = msgspec.json.decode(await self._doors.query(verb, asked), type=kind)
-            yield page
-            cursor = page.next_cursor  # type: ignore[attr-defined]  # every page has one
-            if cursor is None:
-                return
 
 
 @asynccontextmanager

@@ -8,20 +8,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from nats_taskflow.client.events import Event, event_in
+from nats_taskflow.client.session import Session
+from nats_taskflow.client.transport import TransportMessage
 from nats_taskflow.flow.lifecycle import STATUS_AFTER
-
-if TYPE_CHECKING:
-    from nats_taskflow.client.flows import FlowClient
-    from nats_taskflow.client.transport import TransportMessage
-    from nats_taskflow.wire.answers import EventShown, FlowShown
+from nats_taskflow.wire.answers import EventShown, FlowShown
 
 _SILENCE = 15.0
 
 
-async def heard(flows: FlowClient, flow: FlowShown, after: int) -> AsyncGenerator[Event, None]:
+async def live_events(session: Session, flow: FlowShown, after: int) -> AsyncGenerator[Event, None]:
     """Give the flow's events behind `seq` `after`, in order, each once. Raises what queries raise. Never ends by itself."""
     queue: asyncio.Queue[TransportMessage] = asyncio.Queue()
 
@@ -29,18 +26,18 @@ async def heard(flows: FlowClient, flow: FlowShown, after: int) -> AsyncGenerato
         """Queue a message."""
         queue.put_nowait(message)
 
-    hearing = await flows.transport.serve(flows.subjects.event(flows.agent, flow.id, "*"), take)
+    hearing = await session.transport.serve(session.subjects.event(session.agent, flow.id, "*"), take)
     last = revision = 0
     try:
         while True:
             event: Event | None = None
-            async for entry in flows.history(flow.id):
+            async for entry in session.history(flow.id):
                 event = _event(entry, flow, event)
                 if event.seq > last:
                     last, revision = event.seq, event.revision
                     if last > after:
                         yield event
-            while (event := await _next(flows, flow.id, queue, last, revision)) is not None:
+            while (event := await _next(session, flow.id, queue, last, revision)) is not None:
                 last, revision = event.seq, event.revision
                 if last > after:
                     yield event
@@ -48,14 +45,14 @@ async def heard(flows: FlowClient, flow: FlowShown, after: int) -> AsyncGenerato
         await hearing.close()
 
 
-async def _next(flows: FlowClient, flow_id: str, queue: asyncio.Queue[TransportMessage], last: int, revision: int) -> Event | None:
+async def _next(session: Session, flow_id: str, queue: asyncio.Queue[TransportMessage], last: int, revision: int) -> Event | None:
     """Return the event that follows `last`, or None where something was missed."""
     while True:
         try:
             async with asyncio.timeout(_SILENCE):
                 event = event_in(await queue.get())
         except TimeoutError:
-            if (await flows.get(flow_id)).revision > revision:
+            if (await session.snapshot(flow_id)).revision > revision:
                 return None
             continue
         if event is not None and event.seq > last:

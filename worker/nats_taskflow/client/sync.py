@@ -17,8 +17,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from nats_taskflow.client.flow import Flow
-from nats_taskflow.client.flows import FlowClient, Where
+from nats_taskflow.client.flows import Flow, FlowClient, Where
 from nats_taskflow.client.transport import Lost
 from nats_taskflow.wire.answers import FlowShown
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from nats_taskflow.client.backoff import Backoff
 from nats_taskflow.client.errors import FlowEnded
 from nats_taskflow.client.events import TERMINAL, Resumed, resume_in
-
-if TYPE_CHECKING:
-    from nats_taskflow.client.flows import FlowClient
-    from nats_taskflow.client.transport import TransportMessage
+from nats_taskflow.client.session import Session
+from nats_taskflow.client.transport import TransportMessage
 
 
-async def resumed(flows: FlowClient, flow_id: str, since: int, within: float | None) -> Resumed:
+async def wait_for_resume(session: Session, flow_id: str, since: int, within: float | None) -> Resumed:
     """Return the first resume after revision `since`. Raises `FlowEnded`, or `TimeoutError` after `within` seconds."""
     news = asyncio.Event()
 
@@ -25,24 +22,24 @@ async def resumed(flows: FlowClient, flow_id: str, since: int, within: float | N
 
     try:
         async with asyncio.timeout(within):
-            hearing = await flows.transport.serve(flows.subjects.event(flows.agent, flow_id, "*"), hear)
+            hearing = await session.transport.serve(session.subjects.event(session.agent, flow_id, "*"), hear)
             try:
-                return await _found(flows, flow_id, since, news)
+                return await _found(session, flow_id, since, news)
             finally:
                 await hearing.close()
     except TimeoutError:
         raise TimeoutError(f"flow {flow_id} was not resumed within {within:g} s: it waits on") from None
 
 
-async def _found(flows: FlowClient, flow_id: str, since: int, news: asyncio.Event) -> Resumed:
+async def _found(session: Session, flow_id: str, since: int, news: asyncio.Event) -> Resumed:
     """Look, and again whenever there is news."""
     backoff = Backoff(1.0, 15.0)  # events may be missed while the connection is down; nothing else makes this look by itself
     while True:
         news.clear()
-        found = await _look(flows, flow_id, since)
+        found = await _look(session, flow_id, since)
         if found is not None:
             return found
-        await _either(news, None if flows.transport.lossless else backoff.next())
+        await _either(news, None if session.transport.lossless else backoff.next())
 
 
 async def _either(news: asyncio.Event, seconds: float | None) -> None:
@@ -54,11 +51,11 @@ async def _either(news: asyncio.Event, seconds: float | None) -> None:
         return
 
 
-async def _look(flows: FlowClient, flow_id: str, since: int) -> Resumed | None:
+async def _look(session: Session, flow_id: str, since: int) -> Resumed | None:
     """Find the resume in the journal; None while there is none. Raises `FlowEnded`."""
-    if (await flows.get(flow_id)).revision <= since:
+    if (await session.snapshot(flow_id)).revision <= since:
         return None
-    async for entry in flows.history(flow_id):
+    async for entry in session.history(flow_id):
         if entry.revision > since and entry.kind == "resumed":
             return resume_in(entry.payload, entry.revision)
         if entry.revision > since and entry.kind in TERMINAL:
