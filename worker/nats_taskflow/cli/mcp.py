@@ -113,7 +113,7 @@ def _http(arguments: dict[str, Any]) -> HttpEndpoint | None:
     """Return where to listen, None for stdio. Raises a usage error for an address that anybody could reach without a token."""
     from nats_taskflow.client.mcp.serving import HttpEndpoint
     from nats_taskflow.config.parsers import split_bind
-    from nats_taskflow.doors.http.health import is_loopback
+    from nats_taskflow.http.server import is_loopback
 
     bind, token = arguments["bind"], arguments["http_token"]
     if bind is None:

@@ -22,9 +22,8 @@ from nats_taskflow.bus.nats.options import NatsOptions, nats_options
 from nats_taskflow.client.mcp.server import make_server
 from nats_taskflow.client.mcp.session import ClientSession, Owner
 from nats_taskflow.client.nats import NatsTransport
-from nats_taskflow.doors.http.health import is_loopback
-from nats_taskflow.doors.http.server import Application, listen, make_http_server, place_of
 from nats_taskflow.errors import ConfigError
+from nats_taskflow.http.server import Application, is_loopback, listen, make_http_server, place_of
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config, Secret
