@@ -37,7 +37,9 @@ async def main() -> None:
         serve_delegate("tools.search", search, on=flows),
         serve_delegate("tools.book", book, on=flows),
     ):
-        flow = await flows.start(controller=CONTROLLER, goal="book a flight", state={"talk": [{"user": "I have to be in Oslo on Monday"}]})
+        flow = await flows.start(
+            controller_id=CONTROLLER, goal="book a flight", state={"talk": [{"user": "I have to be in Oslo on Monday"}]}
+        )
         for number in (1, 2, 3):
             print(f"life {number}", flush=True)
             life = await asyncio.create_subprocess_exec(sys.executable, __file__, str(number))

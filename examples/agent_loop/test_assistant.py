@@ -55,7 +55,7 @@ async def booked(taskflow: TaskflowWorld) -> AsyncIterator[list[str]]:
 async def begun(taskflow: TaskflowWorld, model: Model) -> Flow:
     kate = await taskflow.client("kate")
     taskflow.run(assistant(model, kate).run())
-    return await kate.start(controller=CONTROLLER, goal="book a flight", state={"talk": [{"user": "to Oslo"}]})
+    return await kate.start(controller_id=CONTROLLER, goal="book a flight", state={"talk": [{"user": "to Oslo"}]})
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

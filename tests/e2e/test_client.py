@@ -54,15 +54,15 @@ async def flows(world: World, agent: Agent) -> AsyncIterator[FlowClient]:
 
 
 async def started(flows: FlowClient, **more: Any) -> Any:
-    return await flows.start(controller="kate/test", goal="test", **more)
+    return await flows.start(controller_id="kate/test", goal="test", **more)
 
 
 @pytest.mark.parametrize("door", ["cmd", "api"])
 async def test_every_verb_works_through_both_sender(flows: FlowClient, agent: Agent, door: Door) -> None:
-    flow = await started(flows, state={"a": 1}, step="first", hold=True, door=door)
+    flow = await started(flows, state={"a": 1}, current_step="first", hold=True, door=door)
     assert (flow.status, flow.state, flow.current_step, flow.revision) == ("created", {"a": 1}, "first", 0)
     assert (await flow.run(door=door)).status == "running"
-    assert (await flow.advance({"b": 2}, step="second", door=door)).state == {"a": 1, "b": 2}
+    assert (await flow.advance({"b": 2}, current_step="second", door=door)).state == {"a": 1, "b": 2}
     assert flow.current_step == "second"
     step = await flow.observe("run-1", "look around", "running", door=door)
     assert (step.run_id, step.status) == ("run-1", "running")
@@ -152,7 +152,7 @@ async def test_waiting_for_a_resume_ends_with_the_flow_with_its_time_or_at_once_
 async def test_each_refusal_is_an_exception_of_its_own(flows: FlowClient, door: Door) -> None:
     flow, over = await started(flows), await started(flows)
     await over.finish()
-    elsewhere = await flows.in_session("other").start(controller="kate/test", goal="test")
+    elsewhere = await flows.in_session("other").start(controller_id="kate/test", goal="test")
     winding = await started(flows)
     await winding.cancel(mode="request")
     taken = await started(flows)

@@ -36,7 +36,7 @@ async def add(asked: Asked) -> Any:
 
 
 async def delegating(flows: FlowClient, payload: Any = None, to: str = "svc.add", **more: Any) -> Flow:
-    flow = await flows.start(controller="kate/test", goal="add")
+    flow = await flows.start(controller_id="kate/test", goal="add")
     await flow.delegate(to, {"a": 1, "b": 2} if payload is None else payload, **{"timeout": "10m", **more})
     return flow
 

@@ -38,7 +38,7 @@ async def test_wherever_it_breaks_off_each_is_asked_once(
         asked.append(request.subject)
         return {"price": request.payload["kg"] * (3 if "rail" in request.subject else 5)}
 
-    flow = await kate.start(controller="kate/parcel", goal="find a carrier", state={"kg": 7})
+    flow = await kate.start(controller_id="kate/parcel", goal="find a carrier", state={"kg": 7})
     sending, sent = FlowClient.send, count(1)
 
     async def broken(flows: FlowClient, verb: str, *given: Any, **named: Any) -> Any:

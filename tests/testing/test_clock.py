@@ -18,7 +18,7 @@ NEW_YEAR = datetime(2027, 1, 1, tzinfo=UTC)
 
 
 async def started(flows: FlowClient, goal: str = "test") -> Flow:
-    return await flows.start(controller="kate/test", goal=goal)
+    return await flows.start(controller_id="kate/test", goal=goal)
 
 
 @pytest.mark.taskflow(at=NEW_YEAR)

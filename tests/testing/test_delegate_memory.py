@@ -74,7 +74,7 @@ async def test_a_flow_is_resumed_by_what_was_kept(taskflow: TaskflowWorld) -> No
     pay = Paying()
     kate = await taskflow.client("kate")
     async with serve_delegate("svc.pay", pay, on=taskflow.transport(), memory="billing"):
-        flow = await kate.start(controller="kate/x", goal="pay")
+        flow = await kate.start(controller_id="kate/x", goal="pay")
         await flow.delegate("svc.pay", {"invoice": 7}, timeout="1h")
         await taskflow.assert_running(flow, state={"resume_event": {"paid": 1}})
     assert pay.paid == 1
@@ -113,7 +113,7 @@ async def test_while_the_bucket_cannot_be_read_nothing_is_done_for_it_might_have
     pay = Paying()
     kate = await taskflow.client("kate")
     async with serve_delegate("svc.pay", pay, on=Away(taskflow, recalls=3), memory="billing", grace=0):
-        flow = await kate.start(controller="kate/x", goal="pay")
+        flow = await kate.start(controller_id="kate/x", goal="pay")
         await flow.delegate("svc.pay", {"invoice": 7}, timeout="1h")
         await taskflow.assert_waiting(flow)
         assert pay.paid == 0
@@ -125,7 +125,7 @@ async def test_nothing_is_done_after_the_deadline_though_the_bucket_is_back(task
     pay = Paying()
     kate = await taskflow.client("kate")
     async with serve_delegate("svc.pay", pay, on=Away(taskflow, recalls=1_000), memory="billing", grace=0):
-        flow = await kate.start(controller="kate/x", goal="pay")
+        flow = await kate.start(controller_id="kate/x", goal="pay")
         await flow.delegate("svc.pay", {"invoice": 7}, timeout="1m", on_timeout="fail")
         await taskflow.clock.advance("1h")
         await taskflow.assert_failed(flow, reason="timed out")
@@ -141,7 +141,7 @@ async def test_the_answer_arrives_though_the_bucket_does_not_take_it_at_once(
     pay = Paying()
     kate = await taskflow.client("kate")
     async with serve_delegate("svc.pay", pay, on=Away(taskflow, keeps=2, why=why), memory="billing"):
-        flow = await kate.start(controller="kate/x", goal="pay")
+        flow = await kate.start(controller_id="kate/x", goal="pay")
         await flow.delegate("svc.pay", {"invoice": 7}, timeout="1h")
         await taskflow.clock.advance("1m")
         await taskflow.assert_running(flow, state={"resume_event": {"paid": 1}})

@@ -1,7 +1,7 @@
 """The agents' side: everything here speaks CONTRACT.md over NATS, and imports no server module but message types.
 
     async with FlowClient.connect("nats://127.0.0.1:4222", agent="kate") as flows:
-        flow = await flows.start(controller="kate/inbox", goal="triage the inbox")
+        flow = await flows.start(controller_id="kate/inbox", goal="triage the inbox")
         await flow.delegate("svc.billing", {"invoice": 7}, timeout="10m")
         print((await flow.resumed()).payload)
         await flow.finish({"paid": True})

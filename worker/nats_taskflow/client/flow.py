@@ -10,6 +10,7 @@ from typing import Any, Literal
 from nats_taskflow.client import conditions
 from nats_taskflow.client.commands import CommandOutcome, Door
 from nats_taskflow.client.conditions import Condition, Length, OnTimeout
+from nats_taskflow.client.deprecated import renamed_arguments
 from nats_taskflow.client.errors import Forbidden
 from nats_taskflow.client.events import Event, Resumed
 from nats_taskflow.client.live_events import live_events
@@ -66,17 +67,19 @@ class FlowHandle:
         """Let a flow that was started with `hold` run."""
         return (await self._send("run", {}, command_id, door, if_unchanged=if_unchanged)).flow
 
+    @renamed_arguments(step="current_step")
     async def advance(
         self,
         patch: Json | None = None,
         *,
-        step: str | None = None,
+        current_step: str | None = None,
         command_id: str | None = None,
         door: Door | None = None,
         if_unchanged: bool = False,
     ) -> FlowShown:
         """Merge `patch` into the state, key by key at the top level, and name the next step."""
-        return (await self._send("advance", {"patch": patch, "current_step": step}, command_id, door, if_unchanged=if_unchanged)).flow
+        fields = {"patch": patch, "current_step": current_step}
+        return (await self._send("advance", fields, command_id, door, if_unchanged=if_unchanged)).flow
 
     async def wait(
         self, condition: Condition, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False

@@ -8,6 +8,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, Union
 
 from nats_taskflow.client.commands import Door
+from nats_taskflow.client.deprecated import renamed_arguments
 from nats_taskflow.client.flow import FlowHandle, Json
 from nats_taskflow.client.session import Session
 from nats_taskflow.client.transport import Transport
@@ -75,13 +76,14 @@ class FlowClient(Session):
         other.session = session
         return other
 
+    @renamed_arguments(controller="controller_id", step="current_step")
     async def start(
         self,
         *,
-        controller: str,
+        controller_id: str,
         goal: str,
         state: Json | None = None,
-        step: str | None = None,
+        current_step: str | None = None,
         flow_id: str | None = None,
         idempotency_key: str | None = None,
         parent: Flow | str | None = None,
@@ -93,14 +95,14 @@ class FlowClient(Session):
     ) -> Flow:
         """Start a flow, and return it running (with `hold`: created, until `run`).
 
-        `controller` says whose code drives it (`kate/inbox-triage`), `goal` for people what it is for. With `idempotency_key` the flow that
-        was started with the same key before is returned. `parent`: the flow that this one is a child of.
+        `controller_id` says whose code drives it (`kate/inbox-triage`), `goal` for people what it is for. With `idempotency_key` the flow
+        that was started with the same key before is returned. `parent`: the flow that this one is a child of.
         """
         fields = {
-            "controller_id": controller,
+            "controller_id": controller_id,
             "goal": goal,
             "state": state,
-            "current_step": step,
+            "current_step": current_step,
             "flow_id": flow_id,
             "idempotency_key": idempotency_key,
             "parent_flow_id": parent.id if isinstance(parent, Flow) else parent,

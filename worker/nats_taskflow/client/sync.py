@@ -1,7 +1,7 @@
 """The same client for scripts that know nothing of asyncio: every method waits, iterators are ordinary ones.
 
     with flows_sync("nats://127.0.0.1:4222", agent="kate") as flows:
-        flow = flows.start(controller="kate/inbox", goal="triage the inbox")
+        flow = flows.start(controller_id="kate/inbox", goal="triage the inbox")
         flow.wait_manual("Ann: may this mail go out?")
         print(flow.resumed().payload)
 
