@@ -216,10 +216,10 @@ async def test_an_id_that_differs_from_the_headers_is_a_mismatch(flows: FlowClie
     flow = await started(flows)
     body = json.dumps({"flow_id": flow.id, "command_id": "one"}).encode()
     answer = await flows.transport.request(f"taskflow.api.{flows.agent}.advance", body, {"Nats-Msg-Id": "two"}, timeout=10)
-    from nats_taskflow.client.commands import done
+    from nats_taskflow.client.commands import read_outcome
 
     with pytest.raises(IdMismatch):
-        done(answer.body)
+        read_outcome(answer.body)
 
 
 async def test_a_lost_answer_is_asked_for_by_the_commands_id(flows: FlowClient, agent: Agent) -> None:

@@ -43,10 +43,10 @@ def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, a
         whole = json.dumps(body["payload"] if subject != topic else body, ensure_ascii=False).encode()
         stored = await line.client.publish(subject, whole, headers)
         if stored.duplicate:
-            from nats_taskflow.client.replies import enveloped
+            from nats_taskflow.client.replies import put_in_envelope
 
             unnamed = {"Correlation-Id": corr}
-            await line.client.publish(subject, enveloped(subject, whole, headers["Nats-Msg-Id"]), unnamed)
+            await line.client.publish(subject, put_in_envelope(subject, whole, headers["Nats-Msg-Id"]), unnamed)
         found = {"stream": stored.stream, "seq": stored.seq, "duplicate": stored.duplicate, "id": headers["Nats-Msg-Id"]}
         again = " (the id is known: the worker looks whether this is the same reply)" if stored.duplicate else ""
         printer.item(found, [("stored", f"{stored.stream} {stored.seq}{again}"), ("id", headers["Nats-Msg-Id"])])

@@ -37,7 +37,7 @@ import msgspec
 from nats_taskflow.client.command_ids import CURRENT, CommandIds
 from nats_taskflow.client.conditions import Length, length
 from nats_taskflow.client.errors import AlreadyTerminal, Forbidden, InvalidRequest, NotFound
-from nats_taskflow.client.events import Event, event_in, kinds_of
+from nats_taskflow.client.events import Event, check_kinds, read_event
 from nats_taskflow.client.flow_queues import FlowQueues, RetryLater
 from nats_taskflow.client.flows import Flow, FlowClient
 from nats_taskflow.client.handlers import check_handler
@@ -63,16 +63,16 @@ class _Rule(msgspec.Struct, frozen=True):
         return (not self.kinds or event.kind in self.kinds) and fnmatchcase(event.controller_id, self.controller)
 
 
-class Stopped:
+class LoopEnd:
     """The end of a loop that was asked to stop, to be awaited by whoever wants to."""
 
     def __init__(self, ended: asyncio.Event, lanes: FlowQueues | None) -> None:
         self._ended = ended
-        self._lanes = lanes
+        self._queues = lanes
 
     def __await__(self) -> Generator[Any, None, None]:
         """Wait for it. Raises `RuntimeError` in a handler, for which the end waits itself."""
-        if self._lanes is not None and asyncio.current_task() in self._lanes.tasks:
+        if self._queues is not None and asyncio.current_task() in self._queues.tasks:
             raise RuntimeError("a handler cannot wait for the end of its own loop: call agent.stop() without await")
         yield from self._ended.wait().__await__()
 
@@ -109,9 +109,9 @@ class Agent:
         self._ack_wait = ack_wait
         self._retry = (retry_first, retry_last)
         self._rules: list[_Rule] = []
-        self._litter = IgnoredMessages(_log, "event")
+        self._ignored = IgnoredMessages(_log, "event")
         self._failing: dict[str, type[BaseException]] = {}
-        self._lanes: FlowQueues | None = None
+        self._queues: FlowQueues | None = None
         self._stopping = asyncio.Event()
         self._late = asyncio.Event()
         self._ended = asyncio.Event()
@@ -125,7 +125,7 @@ class Agent:
         """
         if any(map(callable, kinds)):
             raise TypeError("write @agent.on() with parentheses: as it is, the function would never be called")
-        wanted = kinds_of(kinds)
+        wanted = check_kinds(kinds)
 
         def add(handler: _H) -> _H:
             """Keep the handler; it stays callable by itself."""
@@ -147,7 +147,7 @@ class Agent:
             return
         self._ended.clear()
         try:
-            with self._stopped_on(stop_on, grace):
+            with self._stop_on_signals(stop_on, grace):
                 if isinstance(self._flows, FlowClient):
                     await self._run(self._flows)
                 else:
@@ -156,7 +156,7 @@ class Agent:
         finally:
             self._ended.set()
 
-    def stop(self, grace: Length | None = None) -> Stopped:
+    def stop(self, grace: Length | None = None) -> LoopEnd:
         """Have `run` return in good order. Not to be awaited; who awaits it waits until the loop has ended.
 
         Handlers that run have `grace` (None: as long as they take) before they are cancelled; their events then come again. A repeat may
@@ -165,10 +165,10 @@ class Agent:
         if grace is not None:
             asyncio.get_running_loop().call_later(length(grace).total_seconds(), self._late.set)
         self._stopping.set()
-        return Stopped(self._ended, self._lanes)
+        return LoopEnd(self._ended, self._queues)
 
     @contextmanager
-    def _stopped_on(self, signals: Iterable[signal.Signals], grace: Length | None) -> Iterator[None]:
+    def _stop_on_signals(self, signals: Iterable[signal.Signals], grace: Length | None) -> Iterator[None]:
         """Stop on signals meanwhile."""
         loop = asyncio.get_running_loop()
         heard = tuple(signals)
@@ -185,7 +185,7 @@ class Agent:
         if self._stopping.is_set():
             return
         subject = flows.subjects.event(flows.agent, "*", "*")
-        self._lanes = lanes = FlowQueues(lambda event: self._handle(flows, event), self._ack_wait / 3, *self._retry)
+        self._queues = lanes = FlowQueues(lambda event: self._handle(flows, event), self._ack_wait / 3, *self._retry)
         taken = flows.transport.consume(subject, stream=EVENTS, durable=self.name, ack_wait=self._ack_wait, at_most=self._at_once)
         try:
             async with aclosing(taken) as deliveries, lanes:
@@ -213,9 +213,9 @@ class Agent:
 
     async def _take(self, lanes: FlowQueues, delivery: ConsumerMessage) -> None:
         """Put a delivery into its flow's lane, unless it is for nobody."""
-        event = event_in(delivery.message)
+        event = read_event(delivery.message)
         if event is None:
-            self._litter.add(delivery.message.subject)
+            self._ignored.add(delivery.message.subject)
         if event is not None and any(rule.covers(event) for rule in self._rules):
             await lanes.put(event, delivery)
         else:

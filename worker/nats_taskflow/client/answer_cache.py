@@ -31,7 +31,7 @@ class AnswerCache:
         """Make the bucket where it is missing. Raises `Trouble`."""
         await self._transport.open_bucket(self._bucket, keep=KEPT_FOR, timeout=_TRY)
 
-    async def answered(self, asked: Asked, work: Callable[[Asked], Awaitable[DelegateAnswer]]) -> DelegateAnswer:
+    async def answer(self, asked: Asked, work: Callable[[Asked], Awaitable[DelegateAnswer]]) -> DelegateAnswer:
         """Return the answer that was given before, or have it made, and keep it before anybody hears of it.
 
         While the bucket cannot be read nothing is made: it might have been. Raises `NotPermitted`, `Lost`.
@@ -39,14 +39,14 @@ class AnswerCache:
         if asked.id is None:
             return await work(asked)  # who gives no id asks something new each time
         key = sha256(f"{asked.subject}\n{asked.id}".encode()).hexdigest()
-        known = await self._recalled(key)
+        known = await self._recall(key)
         if known is not None:
             return known
         answer = await work(asked)
         await self._keep(key, answer)
         return answer
 
-    async def _recalled(self, key: str) -> DelegateAnswer | None:
+    async def _recall(self, key: str) -> DelegateAnswer | None:
         """Return what was kept."""
         backoff = Backoff(0.1, 10.0)
         while True:

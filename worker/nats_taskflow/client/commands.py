@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from nats_taskflow.client.backoff import Backoff
-from nats_taskflow.client.encoding import encoded
+from nats_taskflow.client.encoding import encode_json
 from nats_taskflow.client.errors import (
     Conflict,
     Forbidden,
@@ -81,7 +81,7 @@ class CommandSender:
 
     async def open(self) -> None:
         """Open the inbox that outcomes come to."""
-        self._inbox = await self.transport.open_inbox(self._heard)
+        self._inbox = await self.transport.open_inbox(self._on_outcome)
 
     async def close(self) -> None:
         """Close the inbox."""
@@ -98,21 +98,21 @@ class CommandSender:
         """
         if door not in get_args(Door):
             raise InvalidRequest(f"door is 'cmd' (durable) or 'api' (a request), not {door!r}", path="/door")
-        body = checked(verb, {**fields, "command_id": command_id})
+        body = request_body(verb, {**fields, "command_id": command_id})
         try:
-            answer = await (self._durable if door == "cmd" else self._direct)(verb, body, command_id)
-            return done(answer)
+            answer = await (self._send_durable if door == "cmd" else self._send_request)(verb, body, command_id)
+            return read_outcome(answer)
         except Conflict:
             if not again:
                 raise
-            return done(await self.query("outcome", {"command_id": command_id}))
+            return read_outcome(await self.query("outcome", {"command_id": command_id}))
 
     async def query(self, verb: str, fields: dict[str, Any]) -> bytes:
         """Return the answer to a query. Raises the refusal, or `Unavailable` when nobody answers within `patience`."""
-        body = checked(verb, fields)
+        body = request_body(verb, fields)
         try:
             async with asyncio.timeout(self.patience):
-                answer = await self._asked(verb, body, {})
+                answer = await self._ask(verb, body, {})
         except TimeoutError:
             raise Unavailable(f"nobody answers {verb} within {self.patience:g} s: does a worker run?") from None
         except Lost as lost:
@@ -124,7 +124,7 @@ class CommandSender:
         last: list[str] = []
         try:
             async with asyncio.timeout(self.patience):
-                return await self._stored(subject, body, headers, msg_id, last)
+                return await self._store(subject, body, headers, msg_id, last)
         except Lost as lost:
             raise Unavailable(f"{subject} was not stored: {lost}", event_id=msg_id) from lost
         except TimeoutError as late:
@@ -132,34 +132,34 @@ class CommandSender:
             said = f"{subject} was not stored within {self.patience:g} s{why}; repeat it with the same id"
             raise Unavailable(said, event_id=msg_id) from late
 
-    async def _durable(self, verb: str, body: bytes, command_id: str) -> bytes:
+    async def _send_durable(self, verb: str, body: bytes, command_id: str) -> bytes:
         """Store the command, then wait for its outcome, then ask for it. Raises `NoOutcome`."""
         accepted = False
         last: list[str] = []
         try:
             async with asyncio.timeout(self.patience):
-                with self._outcome_of() as (address, outcome):
+                with self._outcome_address() as (address, outcome):
                     # The broker drops a repeated id of anybody: with the agent's name before it, of this agent only.
                     named = f"{self.agent}/{command_id}"
-                    stored = await self._stored(self.subjects.command(self.agent, verb), body, {REPLY_TO: address}, named, last)
+                    stored = await self._store(self.subjects.command(self.agent, verb), body, {REPLY_TO: address}, named, last)
                     accepted = True
                     if stored.duplicate:
                         # The stream has had this id before and has not looked at the body: the other door tells a repeat from a conflict.
-                        return await self._asked(verb, body, {MSG_ID: command_id})
-                    return await self._outcome(command_id, outcome, _LISTEN_FIRST)
+                        return await self._ask(verb, body, {MSG_ID: command_id})
+                    return await self._wait_for_outcome(command_id, outcome, _LISTEN_FIRST)
         except (TimeoutError, Lost) as failed:
             why = str(failed) or ("" if accepted else "".join(last[-1:]))
-            raise no_outcome(verb, command_id, accepted=accepted, why=why) from failed
+            raise no_outcome_error(verb, command_id, accepted=accepted, why=why) from failed
 
-    async def _direct(self, verb: str, body: bytes, command_id: str) -> bytes:
+    async def _send_request(self, verb: str, body: bytes, command_id: str) -> bytes:
         """Ask for the command to be carried out. Raises `NoOutcome`."""
         try:
             async with asyncio.timeout(self.patience):
-                return await self._asked(verb, body, {MSG_ID: command_id})
+                return await self._ask(verb, body, {MSG_ID: command_id})
         except (TimeoutError, Lost) as failed:
-            raise no_outcome(verb, command_id, accepted=False, why=str(failed)) from failed
+            raise no_outcome_error(verb, command_id, accepted=False, why=str(failed)) from failed
 
-    async def _stored(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str, last: list[str]) -> PublishReceipt:
+    async def _store(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str, last: list[str]) -> PublishReceipt:
         """Publish until the stream has it; `last` gets why it has not yet. Raises `Forbidden` where the credentials may not."""
         backoff = Backoff()
         while True:
@@ -171,7 +171,7 @@ class CommandSender:
             except NotPermitted as denied:
                 raise Forbidden(str(denied), subject=subject) from denied
 
-    async def _outcome(self, command_id: str, outcome: asyncio.Future[bytes], listen: float) -> bytes:
+    async def _wait_for_outcome(self, command_id: str, outcome: asyncio.Future[bytes], listen: float) -> bytes:
         """Return what comes to the inbox; after `listen` seconds ask as well, ever less often."""
         backoff = Backoff(0.2, 5.0)
         asking = msgspec.json.encode({"command_id": command_id})
@@ -180,14 +180,14 @@ class CommandSender:
             if done_:
                 return outcome.result()
             try:
-                return await self._asked("outcome", asking, {}, tries=1)
+                return await self._ask("outcome", asking, {}, tries=1)
             except NoOutcomeYet:
                 pass
             except Unavailable:
                 pass  # nobody answers: the worker is on its way back, and will take the command from the stream
             listen = backoff.next()
 
-    async def _asked(self, verb: str, body: bytes, headers: dict[str, str], *, tries: int = 0) -> bytes:
+    async def _ask(self, verb: str, body: bytes, headers: dict[str, str], *, tries: int = 0) -> bytes:
         """Ask on `api` until there is an answer, `tries` times (0: for ever). Raises the refusal that it is."""
         subject = self.subjects.api(self.agent, verb)
         backoff = Backoff()
@@ -209,7 +209,7 @@ class CommandSender:
             await asyncio.sleep(backoff.next())
 
     @contextmanager
-    def _outcome_of(self) -> Iterator[tuple[str, asyncio.Future[bytes]]]:
+    def _outcome_address(self) -> Iterator[tuple[str, asyncio.Future[bytes]]]:
         """Give an address of our own, and what will come to it."""
         assert self._inbox is not None, "the doors are not open"
         token = token_hex(8)
@@ -221,18 +221,18 @@ class CommandSender:
             del self._awaited[token]
             outcome.cancel()
 
-    def _heard(self, message: TransportMessage) -> None:
+    def _on_outcome(self, message: TransportMessage) -> None:
         """Hand an outcome to whoever waits for it."""
         outcome = self._awaited.get(message.subject.rpartition(".")[2])
         if outcome is not None and not outcome.done():
             outcome.set_result(message.body)
 
 
-def checked(verb: str, fields: dict[str, Any]) -> bytes:
+def request_body(verb: str, fields: dict[str, Any]) -> bytes:
     """Return the body of a request, held against the limits and the verb's type before it costs a round trip. Raises the refusal."""
     if verb not in _SHAPES:
         raise UnsupportedVerb(f"there is no verb {shown(verb)}: verbs are {', '.join(_SHAPES)}", verb=verb)
-    body = encoded({name: value for name, value in fields.items() if value is not None})
+    body = encode_json({name: value for name, value in fields.items() if value is not None})
     top = limits.check(body)
     try:
         _decoder(verb).decode(body)
@@ -249,7 +249,7 @@ def _decoder(verb: str) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(_SHAPES[verb])
 
 
-def done(body: bytes) -> CommandOutcome:
+def read_outcome(body: bytes) -> CommandOutcome:
     """Read an outcome. Raises the refusal that it is."""
     answer = _ANSWER.decode(body)
     if answer.error is not UNSET:
@@ -259,7 +259,7 @@ def done(body: bytes) -> CommandOutcome:
     return CommandOutcome(outcome=answer.outcome, flow=answer.flow, step=answer.step, cancelled_children=answer.cancelled_children)
 
 
-def no_outcome(verb: str, command_id: str, *, accepted: bool, why: str) -> NoOutcome:
+def no_outcome_error(verb: str, command_id: str, *, accepted: bool, why: str) -> NoOutcome:
     """Make the error for a command that may or may not have been applied."""
     said = "is stored and will be decided" if accepted else "may or may not have arrived"
     reason = f" ({why})" if why else ""

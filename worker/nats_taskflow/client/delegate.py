@@ -27,16 +27,16 @@ from nats_taskflow.client.delegate_messages import (
     Asked,
     DelegateAnswer,
     DelegateError,
-    answer_error,
-    answer_with,
-    asked_of,
-    flaw_of,
+    answer_flaw,
+    read_request,
     reply_subject,
+    write_answer,
+    write_error,
 )
-from nats_taskflow.client.flows import FlowClient, Where, opened
+from nats_taskflow.client.flows import FlowClient, Where, open_transport
 from nats_taskflow.client.handlers import check_handler
 from nats_taskflow.client.ignored_messages import IgnoredMessages
-from nats_taskflow.client.replies import enveloped
+from nats_taskflow.client.replies import put_in_envelope
 from nats_taskflow.client.transport import Lost, NotPermitted, NotStored, Serving, Transport, TransportMessage, Trouble
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.tasks import heed_cancellation
@@ -85,18 +85,18 @@ class Delegate:
         self._cancel_on = cancel_on
         self._remember = remember
         self._bucket = memory
-        self._memory: AnswerCache | None = None
+        self._cache: AnswerCache | None = None
         self._grace = grace
         self._stack = AsyncExitStack()
         self._transport: Transport
-        self._litter = IgnoredMessages(_log, "cancel notice")
+        self._ignored = IgnoredMessages(_log, "cancel notice")
         self._runs: OrderedDict[str, asyncio.Task[DelegateAnswer | None]] = OrderedDict()
         self._cancelled: OrderedDict[tuple[str, str], str] = OrderedDict()
-        self._of_flows: dict[tuple[str, str], asyncio.Task[DelegateAnswer | None]] = {}
+        self._runs_of_flows: dict[tuple[str, str], asyncio.Task[DelegateAnswer | None]] = {}
         self._busy: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
-        self._transport = await self._stack.enter_async_context(opened(self._on, self._options))
+        self._transport = await self._stack.enter_async_context(open_transport(self._on, self._options))
         try:
             await self._begin()
         except BaseException:
@@ -107,8 +107,8 @@ class Delegate:
     async def _begin(self) -> None:
         """Serve."""
         if self._bucket is not None:
-            self._memory = AnswerCache(self._transport, self._bucket)
-            await self._memory.open()
+            self._cache = AnswerCache(self._transport, self._bucket)
+            await self._cache.open()
         self._stack.push_async_callback(self._finish)
         if self._cancel_on is not None:
             # Without a queue group: the notice has to reach the one that works on it, whichever that is.
@@ -124,9 +124,9 @@ class Delegate:
         task = asyncio.current_task()
         assert task is not None, "the transport gives each message a task"
         self._busy.add(task)
-        asked = asked_of(message)
+        asked = read_request(message)
         try:
-            answer = await self._answered(asked)
+            answer = await self._run_once(asked)
             if answer is not None:
                 await self._send(asked, reply_subject(message), answer)
         except (NotPermitted, Lost) as failed:
@@ -134,7 +134,7 @@ class Delegate:
         finally:
             self._busy.discard(task)
 
-    async def _answered(self, asked: Asked) -> DelegateAnswer | None:
+    async def _run_once(self, asked: Asked) -> DelegateAnswer | None:
         """Return the answer, run once for each id; None where nobody wants one any more."""
         run = self._runs.get(asked.id) if asked.id is not None else None
         if run is None:
@@ -165,32 +165,32 @@ class Delegate:
         run = asyncio.current_task()
         assert run is not None, "a run is a task"
         if asked.flow_id is not None:
-            self._of_flows[key] = run
+            self._runs_of_flows[key] = run
         try:
             async with bound:
                 if left is not None and left <= 0:
                     return None
-                return await (self._made(asked) if self._memory is None else self._memory.answered(asked, self._made))
+                return await (self._call_handler(asked) if self._cache is None else self._cache.answer(asked, self._call_handler))
         except TimeoutError:
             return None  # the flow has gone on without: whatever came now would be in vain
         finally:
-            self._of_flows.pop(key, None)
+            self._runs_of_flows.pop(key, None)
 
-    async def _made(self, asked: Asked) -> DelegateAnswer:
+    async def _call_handler(self, asked: Asked) -> DelegateAnswer:
         """Have the handler make the answer. Never raises but for a cancellation."""
         try:
-            return self._checked(answer_with(await self._handler(asked), asked), asked)
+            return self._check(write_answer(await self._handler(asked), asked), asked)
         except DelegateError as error:
-            return answer_error(error, asked)
+            return write_error(error, asked)
         except (Exception, asyncio.CancelledError) as failed:  # noqa: BLE001  whatever the defect is, the flow gets an answer and the log the traceback
             heed_cancellation()  # and not one of what the handler waited for
             if asked.deadline is None or now() < asked.deadline:
                 _log.exception("the handler of %s failed", self.subject)
-            return answer_error(DelegateError("500", f"the delegate failed: {type(failed).__name__}"), asked)
+            return write_error(DelegateError("500", f"the delegate failed: {type(failed).__name__}"), asked)
 
-    def _checked(self, answer: DelegateAnswer, asked: Asked) -> DelegateAnswer:
+    def _check(self, answer: DelegateAnswer, asked: Asked) -> DelegateAnswer:
         """Return the answer, or the error that stands for one which could not arrive. Raises `DelegateError`."""
-        flaw = flaw_of(answer, asked, self._transport.max_payload)
+        flaw = answer_flaw(answer, asked, self._transport.max_payload)
         if flaw:
             _log.error("the handler of %s returned what cannot be sent: %s", self.subject, flaw)
             raise DelegateError(413, flaw)
@@ -201,13 +201,13 @@ class Delegate:
         try:
             notice = msgspec.json.decode(message.body, type=_Notice)
         except msgspec.DecodeError:
-            self._litter.add(message.subject)
+            self._ignored.add(message.subject)
             return
         key = (notice.flow_id, notice.correlation_id)
         self._cancelled[key] = notice.reason or ""
         while len(self._cancelled) > self._remember:
             self._cancelled.popitem(last=False)
-        run = self._of_flows.get(key)
+        run = self._runs_of_flows.get(key)
         if run is not None:
             run.cancel()
 
@@ -224,7 +224,7 @@ class Delegate:
             try:
                 stored = await self._transport.publish(subject, answer.body, answer.headers, msg_id=msg_id, timeout=_TRY)
                 if stored.duplicate:
-                    again = enveloped(subject, answer.body, msg_id)
+                    again = put_in_envelope(subject, answer.body, msg_id)
                     await self._transport.publish(subject, again, answer.headers, msg_id="", timeout=_TRY)
                 return
             except NotStored as later:
@@ -242,7 +242,7 @@ class Delegate:
         """Let what is in hand finish for `grace` seconds, then end it."""
         if self._busy:
             await asyncio.wait(set(self._busy), timeout=self._grace)
-        left = {*self._busy, *(run for run in self._runs.values() if not run.done()), *self._of_flows.values()}
+        left = {*self._busy, *(run for run in self._runs.values() if not run.done()), *self._runs_of_flows.values()}
         for task in left:
             task.cancel()
         if left:

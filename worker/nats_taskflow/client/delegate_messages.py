@@ -57,7 +57,7 @@ class DelegateAnswer(msgspec.Struct, frozen=True):
     headers: dict[str, str]
 
 
-def asked_of(message: TransportMessage) -> Asked:
+def read_request(message: TransportMessage) -> Asked:
     """Read a request. Headers that cannot be read count as not there."""
     headers = dict(message.headers)
     hops = find(headers, HOPS) or "0"
@@ -80,20 +80,20 @@ def reply_subject(message: TransportMessage) -> str:
     return message.reply or find(message.headers, REPLY_SUBJECT) or ""
 
 
-def answer_with(value: Any, asked: Asked) -> DelegateAnswer:
+def write_answer(value: Any, asked: Asked) -> DelegateAnswer:
     """Write an answer: bytes as they are, anything else as JSON. Raises `TypeError` for what JSON does not have."""
     body = bytes(value) if isinstance(value, bytes | bytearray) else msgspec.json.encode(value)
     return DelegateAnswer(body, _said(asked))
 
 
-def answer_error(error: DelegateError, asked: Asked) -> DelegateAnswer:
+def write_error(error: DelegateError, asked: Asked) -> DelegateAnswer:
     """Write an error, as NATS micro services do (ADR-32), with the payload that the flow will see as the body."""
     said = {SERVICE_ERROR: one_line(error.message), SERVICE_ERROR_CODE: one_line(error.code)}
     body = msgspec.json.encode({"error": {"code": error.code, "message": error.message}})
     return DelegateAnswer(body, {**_said(asked), **said})
 
 
-def flaw_of(answer: DelegateAnswer, asked: Asked, max_payload: int) -> str:
+def answer_flaw(answer: DelegateAnswer, asked: Asked, max_payload: int) -> str:
     """Say why an answer cannot reach who asked, or nothing: the worker makes a dead letter of a reply beyond its limits, without a word."""
     size = len(answer.body) + weight(answer.headers) + _ROOM
     if size > max_payload:

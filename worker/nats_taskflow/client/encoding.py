@@ -13,7 +13,7 @@ from nats_taskflow.wire.limits import MAX_DEPTH
 _UNWRITABLE = (TypeError, ValueError, RecursionError)
 
 
-def encoded(fields: dict[str, Any]) -> bytes:
+def encode_json(fields: dict[str, Any]) -> bytes:
     """Return the fields as JSON. Raises `InvalidRequest` naming the place of what JSON does not have."""
     try:
         return msgspec.json.encode(fields)

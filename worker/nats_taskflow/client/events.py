@@ -100,12 +100,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
         For composite waits an object keyed by the number of the leaf, `{"0": …}`.
         """
-        return resume_in(self.payload, self.revision).payload
+        return read_resume(self.payload, self.revision).payload
 
     @property
     def resumed(self) -> Resumed | None:
         """What made the flow run again, as `flow.resumed()` returns it; None for an event of another kind."""
-        return resume_in(self.payload, self.revision) if self.kind == "resumed" else None
+        return read_resume(self.payload, self.revision) if self.kind == "resumed" else None
 
     @property
     def session(self) -> str:
@@ -113,7 +113,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         return self.owner_session_key.partition(":session:")[2]
 
 
-def resume_in(payload: dict[str, Any], revision: int) -> Resumed:
+def read_resume(payload: dict[str, Any], revision: int) -> Resumed:
     """Read the journal's payload of a resume."""
     patch = dict(payload.get("patch") or {})
     meta = patch.pop("resume_meta", None) or {}
@@ -128,7 +128,7 @@ def resume_in(payload: dict[str, Any], revision: int) -> Resumed:
     )
 
 
-def kinds_of(named: Iterable[str]) -> frozenset[str]:
+def check_kinds(named: Iterable[str]) -> frozenset[str]:
     """Return the kinds of events that are named. Raises `InvalidRequest` for one that there is not: it would be waited for in vain."""
     kinds = frozenset({named} if isinstance(named, str) else named)
     for kind in kinds:
@@ -137,7 +137,7 @@ def kinds_of(named: Iterable[str]) -> frozenset[str]:
     return kinds
 
 
-def event_in(message: TransportMessage) -> Event | None:
+def read_event(message: TransportMessage) -> Event | None:
     """Return the event that a message of the stream carries, or None: what is no event, or another's than its subject says, was put there.
 
     Whoever publishes into a stream names where the acknowledgement goes, and that may be here (docs/securing.md, "Acknowledgements").
@@ -168,7 +168,7 @@ def event_in(message: TransportMessage) -> Event | None:
     )
 
 
-class Seen:
+class EventDedupe:
     """Remembers how far each flow's events have come: a repeat (the worker publishes at least once) is not told again.
 
     Repeats are recent ones, so flows that nothing was heard of for longest are forgotten when there are too many.

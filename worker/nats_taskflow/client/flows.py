@@ -62,7 +62,7 @@ class FlowClient(Session):
 
         Raises `Lost` where NATS cannot be reached or refuses the credentials, `Forbidden` where they may not use their inbox.
         """
-        async with opened(where, options) as transport:
+        async with open_transport(where, options) as transport:
             flows = FlowClient(transport, agent=agent, session=session, prefix=prefix, door=door, patience=patience)
             await flows.open()
             try:
@@ -141,7 +141,7 @@ class FlowClient(Session):
 
 
 @asynccontextmanager
-async def opened(where: Where | FlowClient, options: dict[str, Any]) -> AsyncIterator[Transport]:
+async def open_transport(where: Where | FlowClient, options: dict[str, Any]) -> AsyncIterator[Transport]:
     """Give the transport that `FlowClient.connect` would use, or that a client has; what is made here is closed at the end."""
     ours = where is None or isinstance(where, str)
     if options and not ours:

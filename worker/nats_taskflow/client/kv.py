@@ -30,27 +30,27 @@ class _Answer(msgspec.Struct):
     error: _Error | None = None
 
 
-def stream_of(bucket: str) -> str:
+def stream_name(bucket: str) -> str:
     """Return the stream that is the bucket."""
     return f"KV_{bucket}"
 
 
-def subject_of(bucket: str, key: str) -> str:
+def key_subject(bucket: str, key: str) -> str:
     """Return the subject that is the key."""
     return f"$KV.{bucket}.{key}"
 
 
-def asked_at(bucket: str) -> str:
+def read_subject(bucket: str) -> str:
     """Return where values are asked for: of the stream's leader, for a copy may lag behind, and not every bucket has direct answers."""
-    return f"$JS.API.STREAM.MSG.GET.{stream_of(bucket)}"
+    return f"$JS.API.STREAM.MSG.GET.{stream_name(bucket)}"
 
 
-def asking(bucket: str, key: str) -> bytes:
+def read_request(bucket: str, key: str) -> bytes:
     """Return what is asked there."""
-    return msgspec.json.encode({"last_by_subj": subject_of(bucket, key)})
+    return msgspec.json.encode({"last_by_subj": key_subject(bucket, key)})
 
 
-def value_in(answer: bytes, bucket: str) -> bytes | None:
+def read_value(answer: bytes, bucket: str) -> bytes | None:
     """Read the answer: the value, None where there is none (any more). Raises `NoAnswer`, with `nobody` where there is no bucket."""
     said = msgspec.json.decode(answer, type=_Answer)
     if said.message is not None:

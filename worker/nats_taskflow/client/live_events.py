@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from datetime import datetime
 
-from nats_taskflow.client.events import Event, event_in
+from nats_taskflow.client.events import Event, read_event
 from nats_taskflow.client.session import Session
 from nats_taskflow.client.transport import TransportMessage
 from nats_taskflow.flow.lifecycle import STATUS_AFTER
@@ -50,7 +50,7 @@ async def _next(session: Session, flow_id: str, queue: asyncio.Queue[TransportMe
     while True:
         try:
             async with asyncio.timeout(_SILENCE):
-                event = event_in(await queue.get())
+                event = read_event(await queue.get())
         except TimeoutError:
             if (await session.snapshot(flow_id)).revision > revision:
                 return None

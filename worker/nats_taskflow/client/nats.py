@@ -22,7 +22,7 @@ from nats_taskflow.bus.nats.denials import DenialListeners
 from nats_taskflow.bus.nats.dial import dial, hang_up
 from nats_taskflow.bus.nats.options import NatsOptions, denied, nats_options, reason
 from nats_taskflow.client import kv
-from nats_taskflow.client.nats_reader import ConsumerReader, permitted
+from nats_taskflow.client.nats_reader import ConsumerReader, await_permitted
 from nats_taskflow.client.transport import (
     NO_HEADERS,
     Deliveries,
@@ -108,7 +108,7 @@ class NatsTransport:
             raise NoAnswer(flaw, nobody=True)
         try:
             asking = self._client.request(subject, body, timeout=timeout, headers=dict(headers) or None)
-            return message_of(await self._permitted(subject, asking))
+            return _message(await self._permitted(subject, asking))
         except NoRespondersError:
             raise NoAnswer(f"nobody answers on {subject}", nobody=True) from None
         except ConnectionClosedError as closed:
@@ -161,7 +161,7 @@ class NatsTransport:
                 raise
         making = self._client.jetstream(timeout=timeout).create_key_value(bucket=bucket, ttl=keep)
         try:
-            await self._permitted(f"$JS.API.STREAM.CREATE.{kv.stream_of(bucket)}", making)
+            await self._permitted(f"$JS.API.STREAM.CREATE.{kv.stream_name(bucket)}", making)
         except ConnectionClosedError as closed:
             raise Lost("the connection to NATS is closed") from closed
         except (NatsError, OSError, TimeoutError) as failed:
@@ -169,31 +169,31 @@ class NatsTransport:
 
     async def recall(self, bucket: str, key: str, *, timeout: float) -> bytes | None:
         """Read a key."""
-        answer = await self.request(kv.asked_at(bucket), kv.asking(bucket, key), timeout=timeout)
-        return kv.value_in(answer.body, bucket)
+        answer = await self.request(kv.read_subject(bucket), kv.read_request(bucket, key), timeout=timeout)
+        return kv.read_value(answer.body, bucket)
 
     async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
         """Write a key."""
-        await self.publish(kv.subject_of(bucket, key), value, msg_id="", timeout=timeout)
+        await self.publish(kv.key_subject(bucket, key), value, msg_id="", timeout=timeout)
 
     async def serve(self, subject: str, handler: Callable[[TransportMessage], Awaitable[None]], *, queue: str = "") -> Serving:
         """Subscribe."""
 
         async def take(message: Msg) -> None:
             """Give the message a task of its own: nats-py waits for the callback before it looks at the next message."""
-            self._errands.start(_call(handler, message_of(message)), subject)
+            self._errands.start(_call(handler, _message(message)), subject)
 
-        return _Subscribed(self._client, await self._subscribe(subject, take, queue), subject)
+        return _Subscription(self._client, await self._subscribe(subject, take, queue), subject)
 
     async def open_inbox(self, take: Callable[[TransportMessage], None]) -> Inbox:
         """Subscribe to everything below a new inbox."""
 
         async def hand_over(message: Msg) -> None:
             """Hand a message over."""
-            take(message_of(message))
+            take(_message(message))
 
         inbox = self._client.new_inbox()
-        return _Subscribed(self._client, await self._subscribe(f"{inbox}.*", hand_over, ""), inbox)
+        return _Subscription(self._client, await self._subscribe(f"{inbox}.*", hand_over, ""), inbox)
 
     async def close(self) -> None:
         """Close, where the connection is ours."""
@@ -208,7 +208,7 @@ class NatsTransport:
                 await self._permitted(subject, self._flushed())
             except BaseException:
                 # nats-py would ask for it again with every new connection.
-                await _Subscribed(self._client, subscription, subject).close()
+                await _Subscription(self._client, subscription, subject).close()
                 raise
         except ConnectionClosedError as closed:
             raise Lost("the connection to NATS is closed") from closed
@@ -227,7 +227,7 @@ class NatsTransport:
                 await asyncio.sleep(0.1)
 
     async def _permitted(self, subject: str, work: Coroutine[Any, Any, _T]) -> _T:
-        return await permitted(subject, work, self._denials)
+        return await await_permitted(subject, work, self._denials)
 
     async def _on_error(self, error: Exception) -> None:
         """Tell the listeners which permission is missing; must not raise, or nats-py stops reading."""
@@ -245,7 +245,7 @@ class NatsTransport:
         return f"the message has {size} bytes; the broker takes {self.max_payload}" if size > self.max_payload else ""
 
 
-class _Subscribed:
+class _Subscription:
     """A subscription that can be closed."""
 
     def __init__(self, client: Client, subscription: Subscription, subject: str) -> None:
@@ -268,6 +268,6 @@ async def _call(handler: Callable[[TransportMessage], Awaitable[None]], message:
     await handler(message)
 
 
-def message_of(message: Msg) -> TransportMessage:
+def _message(message: Msg) -> TransportMessage:
     """Return a message as the port has it."""
     return TransportMessage(subject=message.subject, body=message.data, headers=dict(message.headers or {}), reply=message.reply or "")

@@ -44,7 +44,7 @@ class PullBroken(Exception):
         self.gone = gone
 
 
-async def permitted(subject: str, work: Coroutine[Any, Any, _T], denials: DenialListeners) -> _T:
+async def await_permitted(subject: str, work: Coroutine[Any, Any, _T], denials: DenialListeners) -> _T:
     """Await `work`. Raises `NotPermitted` as soon as the server says that the credentials may not use the subject."""
     try:
         return await unless_denied(work, denials, subject.lower().__eq__)
@@ -138,14 +138,14 @@ class ConsumerReader:
             return queue.get_nowait()
         try:
             async with asyncio.timeout(2 * _HEARTBEAT + 0.5):
-                return await permitted(subject, queue.get(), self._denials)
+                return await await_permitted(subject, queue.get(), self._denials)
         except TimeoutError:
             raise PullBroken("no message and no heartbeat") from None
 
     async def _make(self, stream: str, config: ConsumerConfig) -> None:
         """Make a consumer. Raises `NotPermitted`, or what nats-py raises."""
         subject = f"$JS.API.CONSUMER.CREATE.{stream}.{config.name}.{config.filter_subject}"
-        await permitted(subject, self._client.jetstream(timeout=_PATIENCE).add_consumer(stream, config), self._denials)
+        await await_permitted(subject, self._client.jetstream(timeout=_PATIENCE).add_consumer(stream, config), self._denials)
 
     async def _rewind(self, stream: str, consumer: str) -> None:
         """Have everything above the ack floor delivered again at once; where the broker cannot, it comes by itself after `ack_wait`."""

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from nats_taskflow.client.command_ids import new_id
-from nats_taskflow.client.commands import CommandOutcome, CommandSender, Door, done
+from nats_taskflow.client.commands import CommandOutcome, CommandSender, Door, read_outcome
 from nats_taskflow.client.errors import Forbidden, InvalidRequest
-from nats_taskflow.client.events import Event, Seen, event_in, kinds_of
-from nats_taskflow.client.replies import checked_id, enveloped, written
+from nats_taskflow.client.events import Event, EventDedupe, check_kinds, read_event
+from nats_taskflow.client.replies import check_id, put_in_envelope, write_reply
 from nats_taskflow.client.transport import NotPermitted, PublishReceipt, Transport
 from nats_taskflow.wire.answers import EventPage, EventShown, FlowShown, StepPage, StepShown, WaitPage, WaitShown
 from nats_taskflow.wire.subjects import EVENTS, Subjects, is_token
@@ -89,7 +89,7 @@ class Session:
 
     async def outcome(self, command_id: str) -> CommandOutcome:
         """Return what became of a command. Raises its refusal, or `NoOutcomeYet` where there is none (yet)."""
-        return done(await self._sender.query("outcome", {"command_id": command_id}))
+        return read_outcome(await self._sender.query("outcome", {"command_id": command_id}))
 
     async def events(
         self, *, kinds: Collection[str] | None = None, controller: str = "*", flow_id: str | None = None, after: int = 0
@@ -100,13 +100,13 @@ class Session:
         this `stream_seq`. Goes on after outages of connection, broker and worker; never ends by itself. Raises `InvalidRequest` for a kind
         that there is not, `Forbidden` where the credentials may not make a consumer on the stream (see docs/client.md).
         """
-        wanted = kinds_of(kinds or ())
+        wanted = check_kinds(kinds or ())
         subject = self.subjects.event(self.agent, flow_id or "*", next(iter(wanted)) if len(wanted) == 1 else "*")
-        seen = Seen()
+        seen = EventDedupe()
         try:
             async with aclosing(self.transport.follow(subject, stream=EVENTS, after=after)) as messages:
                 async for message in messages:
-                    event = event_in(message)
+                    event = read_event(message)
                     if event is None or seen.repeats(event):
                         continue
                     seen.add(event)
@@ -122,13 +122,13 @@ class Session:
         `TooLarge` or `TooDeep` for what could never be used, `Unavailable` when the stream does not have it within `patience`,
         `Forbidden` where the credentials may not publish there.
         """
-        subject, body = written(self.subjects, topic, correlation_id, payload)
+        subject, body = write_reply(self.subjects, topic, correlation_id, payload)
         if event_id is not None:
-            checked_id("event_id", event_id)
+            check_id("event_id", event_id)
         name = event_id or new_id("reply")[0]
         stored = await self._sender.store(subject, body, {}, name)
         if stored.duplicate:
-            await self._sender.store(subject, enveloped(subject, body, name), {}, "")
+            await self._sender.store(subject, put_in_envelope(subject, body, name), {}, "")
         return stored
 
     async def send(self, verb: str, fields: dict[str, Any], *, command_id: str | None = None, door: Door | None = None) -> CommandOutcome:

@@ -6,7 +6,7 @@ import asyncio
 
 from nats_taskflow.client.backoff import Backoff
 from nats_taskflow.client.errors import FlowEnded
-from nats_taskflow.client.events import TERMINAL, Resumed, resume_in
+from nats_taskflow.client.events import TERMINAL, Resumed, read_resume
 from nats_taskflow.client.session import Session
 from nats_taskflow.client.transport import TransportMessage
 
@@ -24,14 +24,14 @@ async def wait_for_resume(session: Session, flow_id: str, since: int, within: fl
         async with asyncio.timeout(within):
             hearing = await session.transport.serve(session.subjects.event(session.agent, flow_id, "*"), hear)
             try:
-                return await _found(session, flow_id, since, news)
+                return await _look_until_resumed(session, flow_id, since, news)
             finally:
                 await hearing.close()
     except TimeoutError:
         raise TimeoutError(f"flow {flow_id} was not resumed within {within:g} s: it waits on") from None
 
 
-async def _found(session: Session, flow_id: str, since: int, news: asyncio.Event) -> Resumed:
+async def _look_until_resumed(session: Session, flow_id: str, since: int, news: asyncio.Event) -> Resumed:
     """Look, and again whenever there is news."""
     backoff = Backoff(1.0, 15.0)  # events may be missed while the connection is down; nothing else makes this look by itself
     while True:
@@ -39,10 +39,10 @@ async def _found(session: Session, flow_id: str, since: int, news: asyncio.Event
         found = await _look(session, flow_id, since)
         if found is not None:
             return found
-        await _either(news, None if session.transport.lossless else backoff.next())
+        await _wait_for_news(news, None if session.transport.lossless else backoff.next())
 
 
-async def _either(news: asyncio.Event, seconds: float | None) -> None:
+async def _wait_for_news(news: asyncio.Event, seconds: float | None) -> None:
     """Wait for news, or some seconds; None: for news only."""
     try:
         async with asyncio.timeout(seconds):
@@ -57,7 +57,7 @@ async def _look(session: Session, flow_id: str, since: int) -> Resumed | None:
         return None
     async for entry in session.history(flow_id):
         if entry.revision > since and entry.kind == "resumed":
-            return resume_in(entry.payload, entry.revision)
+            return read_resume(entry.payload, entry.revision)
         if entry.revision > since and entry.kind in TERMINAL:
             raise FlowEnded(flow_id, entry.kind.value, entry.payload.get("reason"))
     return None

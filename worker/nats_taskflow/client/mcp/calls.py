@@ -12,7 +12,7 @@ from nats_taskflow.client.errors import FlowRefused, InvalidRequest, NoOutcome
 from nats_taskflow.client.flows import FlowClient
 from nats_taskflow.client.mcp.call_keys import PendingCalls, command_id
 from nats_taskflow.client.mcp.next_steps import DOUBTFUL, NEXT, STORED, next_for
-from nats_taskflow.client.mcp.schema import ACTIONS, ALL, KEY, MOST, Action, needed
+from nats_taskflow.client.mcp.schema import ACTIONS, ALL, KEY, MOST, Action, required_arguments
 from nats_taskflow.client.mcp.session import ClientSession
 from nats_taskflow.client.mcp.task_states import mcp_task, waiting_for
 from nats_taskflow.client.transport import Lost
@@ -54,7 +54,7 @@ class ToolCalls:
         given = {name: value for name, value in arguments.items() if value is not None}
         try:
             action = given.pop("action", None) if tool == ALL else tool.removeprefix(f"{ALL}_")
-            checked(action, given, keys=self._keys)
+            check_call(action, given, keys=self._keys)
             assert isinstance(action, str), "it was checked"
             return await self._answer(action, given)
         except FlowRefused as refused:
@@ -66,7 +66,7 @@ class ToolCalls:
         """Answer a call that makes sense."""
         flows = await self._line.flows()
         if action == "status":
-            return shown((await flows.get(given["flow_id"])).snapshot)
+            return show_flow((await flows.get(given["flow_id"])).snapshot)
         if action == "list_mine":
             return await _list(flows, given)
         key = given.pop(KEY, None)
@@ -80,20 +80,20 @@ class ToolCalls:
         more = {KEY: key, "requester_origin": "mcp"} if action == "start" else {}
         name = command_id(flows.session, action, given.get("flow_id"), key)
         try:
-            return shown((await flows.send(action, {**given, **more}, command_id=name)).flow)
+            return show_flow((await flows.send(action, {**given, **more}, command_id=name)).flow)
         except NoOutcome as doubt:
             doubt.details = {KEY: key, "stored": doubt.accepted}
             doubt.message = f"there is no outcome of {action} yet"
             raise
 
 
-def checked(action: object, given: Json, *, keys: bool) -> None:
+def check_call(action: object, given: Json, *, keys: bool) -> None:
     """Hold a call against what its action takes. Raises `InvalidRequest`, which says what that is."""
     if not isinstance(action, str) or action not in ACTIONS:
         hint = meant(str(action), ACTIONS) if action is not None else ""
         raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}{hint}", path="/action")
     kind: Action = ACTIONS[action]
-    must = needed(kind, keys=keys)
+    must = required_arguments(kind, keys=keys)
     for name in given:
         if name not in kind.parameters:
             hint = meant(name, kind.parameters) or f"; leave out {name[:64]}"
@@ -116,7 +116,7 @@ async def _list(flows: FlowClient, given: Json) -> ToolAnswer:
     async for flow in flows.list(status=given.get("status")):
         if len(found) == limit:
             return _listed(found, more=True)
-        found.append({name: value for name, value in visible(flow.snapshot).items() if name != "state"})
+        found.append({name: value for name, value in show_to_model(flow.snapshot).items() if name != "state"})
     return _listed(found, more=False)
 
 
@@ -131,7 +131,7 @@ def _listed(found: list[Json], *, more: bool) -> ToolAnswer:
     return ToolAnswer(body={"ok": True, "flows": found, "count": len(found), "more": more, "next": then, "now": now()})
 
 
-def shown(flow: FlowShown) -> ToolAnswer:
+def show_flow(flow: FlowShown) -> ToolAnswer:
     """Return the answer that shows a flow."""
     waits = flow.wait is not None
     task = {
@@ -141,7 +141,7 @@ def shown(flow: FlowShown) -> ToolAnswer:
         "createdAt": flow.created_at,
         "lastUpdatedAt": flow.updated_at,
     }
-    return ToolAnswer(body={"ok": True, "flow": visible(flow), "next": next_for(flow), "now": now()}, task=task)
+    return ToolAnswer(body={"ok": True, "flow": show_to_model(flow), "next": next_for(flow), "now": now()}, task=task)
 
 
 def refusal(refused: FlowRefused) -> ToolAnswer:
@@ -155,7 +155,7 @@ def refusal(refused: FlowRefused) -> ToolAnswer:
     return ToolAnswer(body={"ok": False, "error": error, "next": then, "now": now()}, error=True)
 
 
-def visible(flow: FlowShown) -> Json:
+def show_to_model(flow: FlowShown) -> Json:
     """Return a flow as a model sees it: without its revision."""
     body: Json = msgspec.to_builtins(flow)
     del body["revision"]

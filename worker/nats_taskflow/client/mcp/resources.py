@@ -10,7 +10,7 @@ import msgspec
 
 from nats_taskflow.client.errors import NotFound
 from nats_taskflow.client.flows import FlowClient
-from nats_taskflow.client.mcp.calls import now, visible
+from nats_taskflow.client.mcp.calls import now, show_to_model
 from nats_taskflow.client.mcp.next_steps import next_for
 from nats_taskflow.client.mcp.task_states import waiting_for
 
@@ -53,7 +53,13 @@ async def _flow(flows: FlowClient, flow_id: str) -> Json:
         journal.append({"seq": entry.seq, "kind": entry.kind.value, "at": entry.at, "actor": entry.actor})
     wait = await flow.waits()
     waiting = None if wait is None else {"for": waiting_for(wait.wait), "since": wait.since, "until": wait.until, "progress": wait.progress}
-    return {"flow": visible(flow.snapshot), "waiting": waiting, "journal": list(journal), "next": next_for(flow.snapshot), "now": now()}
+    return {
+        "flow": show_to_model(flow.snapshot),
+        "waiting": waiting,
+        "journal": list(journal),
+        "next": next_for(flow.snapshot),
+        "now": now(),
+    }
 
 
 async def handle_reply(flows: FlowClient, flow_id: str) -> str:

@@ -1,4 +1,4 @@
-"""Say what a model is offered: actions, their parameters, what comes back, and hints for the program that asks a person first.
+"""Define the tools that a model is offered: actions, their parameters, what comes back, and hints for the program that asks a person first.
 
 Names are those of the reference's tool (`action`, `controller_id`, `wait_condition`, `final_state` …); `delegate` and the repeats' key are
 ours. Plain JSON Schema 2020-12; nothing of the SDK. The revision is no parameter and in no answer: commands of one flow are decided one
@@ -138,7 +138,7 @@ class ToolDefinition(msgspec.Struct, frozen=True, kw_only=True):
     hints: ToolHints
 
 
-def offered(*, split: bool = False, keys: bool = False) -> list[ToolDefinition]:
+def define_tools(*, split: bool = False, keys: bool = False) -> list[ToolDefinition]:
     """Return the tools, always in the same order: one for all actions, or with `split` one for each.
 
     `keys`: whatever is not idempotent by its nature needs an idempotency key, so that everything is safe to repeat, and said to be.
@@ -159,14 +159,14 @@ def offered(*, split: bool = False, keys: bool = False) -> list[ToolDefinition]:
     ]
 
 
-def needed(action: Action, *, keys: bool) -> tuple[str, ...]:
+def required_arguments(action: Action, *, keys: bool) -> tuple[str, ...]:
     """Return what an action cannot do without."""
     return (*action.needs, KEY) if keys and not action.reads and not action.again else action.needs
 
 
 def _listed(action: Action, *, keys: bool) -> str:
     """Name what an action needs and takes."""
-    must = needed(action, keys=keys)
+    must = required_arguments(action, keys=keys)
     may = [name for name in action.parameters if name not in must and name != KEY]
     return (", ".join(must) or "nothing") + (f"; takes {', '.join(may)}" if may else "")
 
@@ -176,7 +176,7 @@ def _one(name: str, action: Action, *, keys: bool) -> ToolDefinition:
     takes = {
         "type": "object",
         "properties": {parameter: PARAMETERS[parameter] for parameter in action.parameters},
-        "required": list(needed(action, keys=keys)),
+        "required": list(required_arguments(action, keys=keys)),
         "additionalProperties": False,
     }
     listing = name == "list_mine"

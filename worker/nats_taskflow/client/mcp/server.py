@@ -12,7 +12,7 @@ from nats_taskflow.client.errors import FlowRefused, Internal, Unavailable
 from nats_taskflow.client.mcp import resources
 from nats_taskflow.client.mcp.calls import ToolCalls
 from nats_taskflow.client.mcp.next_steps import NEXT
-from nats_taskflow.client.mcp.schema import ToolDefinition, offered
+from nats_taskflow.client.mcp.schema import ToolDefinition, define_tools
 from nats_taskflow.client.mcp.session import ClientSession
 from nats_taskflow.client.transport import Lost
 from nats_taskflow.version import program_version
@@ -106,7 +106,7 @@ class _Handlers:
 
 def make_server(line: ClientSession, *, split: bool = False, keys: bool = False) -> Server[None]:
     """Make the server. `split`: a tool for each action; `keys`: everything is safe to repeat, because it needs a key."""
-    handlers = _Handlers(line, offered(split=split, keys=keys), ToolCalls(line, keys=keys))
+    handlers = _Handlers(line, define_tools(split=split, keys=keys), ToolCalls(line, keys=keys))
     return Server(
         "nats-taskflow",
         version=program_version(),

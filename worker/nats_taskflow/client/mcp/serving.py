@@ -47,7 +47,7 @@ class HttpEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 async def serve(config: Config, owner: Owner, *, http: HttpEndpoint | None, split: bool, keys: bool, patience: float) -> int:
     """Serve until the client closes stdin, or the process is told to stop; returns the exit code."""
     options = msgspec.structs.replace(nats_options(config.nats), name="taskflow-mcp")
-    line = ClientSession(owner, _dialling(options), prefix=config.subjects.prefix, patience=patience)
+    line = ClientSession(owner, _dialer(options), prefix=config.subjects.prefix, patience=patience)
     server = make_server(line, split=split, keys=keys)
     try:
         await (_stdio(server) if http is None else _http(server, http, owner))
@@ -56,7 +56,7 @@ async def serve(config: Config, owner: Owner, *, http: HttpEndpoint | None, spli
     return 0
 
 
-def _dialling(options: NatsOptions) -> Any:
+def _dialer(options: NatsOptions) -> Any:
     """Return what connects."""
 
     async def dial() -> NatsTransport:
@@ -95,7 +95,7 @@ async def _http(server: Server[None], http: HttpEndpoint, owner: Owner) -> None:
         sys.stdout.write(f"{ready}\n")
         sys.stdout.flush()
 
-    running = make_http_server(_answering(app), tell, lifespan=True, grace_seconds=2)
+    running = make_http_server(_refuse_get(app), tell, lifespan=True, grace_seconds=2)
 
     def stop() -> None:
         """Stop: the second time at once."""
@@ -108,7 +108,7 @@ async def _http(server: Server[None], http: HttpEndpoint, owner: Owner) -> None:
     await running.serve(sockets=[listening])
 
 
-def _answering(app: Application) -> Application:
+def _refuse_get(app: Application) -> Application:
     """Have GET refused, as a server may that has nothing to say by itself: each would hold a connection for ever, and hear nothing."""
 
     async def answer(scope: Mapping[str, Any], receive: Any, send: Any) -> None:

@@ -11,7 +11,7 @@ from nats_taskflow.client.errors import Unavailable
 from nats_taskflow.client.flows import FlowClient
 from nats_taskflow.client.transport import Lost, Transport
 
-Dialling = Callable[[], Awaitable[Transport]]
+Dial = Callable[[], Awaitable[Transport]]
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -25,11 +25,11 @@ class Owner(msgspec.Struct, frozen=True):
 
 
 class ClientSession:
-    """The owner's client. `dialling` makes a transport, or raises `Lost`; `patience`: seconds that a command is tried for."""
+    """The owner's client. `dial` makes a transport, or raises `Lost`; `patience`: seconds that a command is tried for."""
 
-    def __init__(self, owner: Owner, dialling: Dialling, *, prefix: str = "taskflow", patience: float = 10.0) -> None:
+    def __init__(self, owner: Owner, dial: Dial, *, prefix: str = "taskflow", patience: float = 10.0) -> None:
         self.owner = owner
-        self._dialling = dialling
+        self._dialling = dial
         self._prefix = prefix
         self._patience = patience
         self._opening: asyncio.Task[FlowClient] | None = None
