@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nats_taskflow.client import Asked, DelegateError, InvalidRequest, serve_delegate
+from nats_taskflow.client import DelegateError, DelegateRequest, InvalidRequest, serve_delegate
 from nats_taskflow.client.transport import NoAnswer, NotPermitted, NotStored, TransportMessage, Trouble
 from nats_taskflow.testing import TaskflowWorld
 from nats_taskflow.testing.transport import MemoryTransport
@@ -21,7 +21,7 @@ class Paying:
     def __init__(self) -> None:
         self.paid = 0
 
-    async def __call__(self, asked: Asked) -> Any:
+    async def __call__(self, asked: DelegateRequest) -> Any:
         self.paid += 1
         if asked.payload == "unknown":
             raise DelegateError(422, "no such invoice")

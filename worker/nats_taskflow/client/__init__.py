@@ -19,7 +19,7 @@ from nats_taskflow.client.agent import Agent
 from nats_taskflow.client.commands import CommandOutcome
 from nats_taskflow.client.conditions import all_of, any_of, at_least, ended, manual, reply, timer
 from nats_taskflow.client.delegate import Delegate, serve_delegate
-from nats_taskflow.client.delegate_messages import Asked, DelegateError
+from nats_taskflow.client.delegate_messages import Asked, DelegateError, DelegateRequest
 from nats_taskflow.client.errors import (
     BY_CODE,
     AlreadyTerminal,
@@ -61,6 +61,7 @@ __all__ = [
     "Conflict",
     "Delegate",
     "DelegateError",
+    "DelegateRequest",
     "Event",
     "Flow",
     "FlowClient",

@@ -10,7 +10,7 @@ from hashlib import sha256
 import msgspec
 
 from nats_taskflow.client.backoff import Backoff
-from nats_taskflow.client.delegate_messages import Asked, DelegateAnswer
+from nats_taskflow.client.delegate_messages import DelegateAnswer, DelegateRequest
 from nats_taskflow.client.transport import NoAnswer, NotPermitted, NotStored, Transport
 
 KEPT_FOR = 7 * 86_400.0
@@ -31,7 +31,7 @@ class AnswerCache:
         """Make the bucket where it is missing. Raises `Trouble`."""
         await self._transport.open_bucket(self._bucket, keep=KEPT_FOR, timeout=_TRY)
 
-    async def answer(self, asked: Asked, work: Callable[[Asked], Awaitable[DelegateAnswer]]) -> DelegateAnswer:
+    async def answer(self, asked: DelegateRequest, work: Callable[[DelegateRequest], Awaitable[DelegateAnswer]]) -> DelegateAnswer:
         """Return the answer that was given before, or have it made, and keep it before anybody hears of it.
 
         While the bucket cannot be read nothing is made: it might have been. Raises `NotPermitted`, `Lost`.

@@ -24,9 +24,9 @@ from nats_taskflow.client.answer_cache import AnswerCache
 from nats_taskflow.client.backoff import Backoff
 from nats_taskflow.client.clock import now
 from nats_taskflow.client.delegate_messages import (
-    Asked,
     DelegateAnswer,
     DelegateError,
+    DelegateRequest,
     answer_flaw,
     read_request,
     reply_subject,
@@ -42,7 +42,7 @@ from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.tasks import heed_cancellation
 from nats_taskflow.wire.subjects import is_pattern, is_token
 
-Handler = Callable[[Asked], Awaitable[Any]]
+Handler = Callable[[DelegateRequest], Awaitable[Any]]
 _TRY = 5.0
 _log = logging.getLogger("nats_taskflow.client.delegate")
 
@@ -134,7 +134,7 @@ class Delegate:
         finally:
             self._busy.discard(task)
 
-    async def _run_once(self, asked: Asked) -> DelegateAnswer | None:
+    async def _run_once(self, asked: DelegateRequest) -> DelegateAnswer | None:
         """Return the answer, run once for each id; None where nobody wants one any more."""
         run = self._runs.get(asked.id) if asked.id is not None else None
         if run is None:
@@ -154,7 +154,7 @@ class Delegate:
             if self._runs[name].done():
                 del self._runs[name]
 
-    async def _run(self, asked: Asked) -> DelegateAnswer | None:
+    async def _run(self, asked: DelegateRequest) -> DelegateAnswer | None:
         """Have the answer within the deadline. Raises `NotPermitted` or `Lost` where the memory cannot be used any more."""
         key = (asked.flow_id or "", asked.correlation_id or "")
         if key in self._cancelled:
@@ -176,7 +176,7 @@ class Delegate:
         finally:
             self._runs_of_flows.pop(key, None)
 
-    async def _call_handler(self, asked: Asked) -> DelegateAnswer:
+    async def _call_handler(self, asked: DelegateRequest) -> DelegateAnswer:
         """Have the handler make the answer. Never raises but for a cancellation."""
         try:
             return self._check(write_answer(await self._handler(asked), asked), asked)
@@ -188,7 +188,7 @@ class Delegate:
                 _log.exception("the handler of %s failed", self.subject)
             return write_error(DelegateError("500", f"the delegate failed: {type(failed).__name__}"), asked)
 
-    def _check(self, answer: DelegateAnswer, asked: Asked) -> DelegateAnswer:
+    def _check(self, answer: DelegateAnswer, asked: DelegateRequest) -> DelegateAnswer:
         """Return the answer, or the error that stands for one which could not arrive. Raises `DelegateError`."""
         flaw = answer_flaw(answer, asked, self._transport.max_payload)
         if flaw:
@@ -211,7 +211,7 @@ class Delegate:
         if run is not None:
             run.cancel()
 
-    async def _send(self, asked: Asked, subject: str, answer: DelegateAnswer) -> None:
+    async def _send(self, asked: DelegateRequest, subject: str, answer: DelegateAnswer) -> None:
         """Send an answer: to the stream, until it has it, where a flow asks; as a plain response where anybody else does."""
         if not subject:
             return  # nobody wants to know

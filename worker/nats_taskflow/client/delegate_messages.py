@@ -29,7 +29,7 @@ class DelegateError(Exception):
         self.message = message
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class DelegateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request, as a handler gets it.
 
     `payload`: the JSON value; text for a body that is not JSON, `{"base64": …}` for one that is no text either. `id` recognises a repeat
@@ -50,6 +50,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     trace: str | None = None
 
 
+Asked = DelegateRequest
+"""Its older name."""
+
+
 class DelegateAnswer(msgspec.Struct, frozen=True):
     """What goes back."""
 
@@ -57,11 +61,11 @@ class DelegateAnswer(msgspec.Struct, frozen=True):
     headers: dict[str, str]
 
 
-def read_request(message: TransportMessage) -> Asked:
+def read_request(message: TransportMessage) -> DelegateRequest:
     """Read a request. Headers that cannot be read count as not there."""
     headers = dict(message.headers)
     hops = find(headers, HOPS) or "0"
-    return Asked(
+    return DelegateRequest(
         subject=message.subject,
         payload=_payload(message.body),
         headers=headers,
@@ -80,20 +84,20 @@ def reply_subject(message: TransportMessage) -> str:
     return message.reply or find(message.headers, REPLY_SUBJECT) or ""
 
 
-def write_answer(value: Any, asked: Asked) -> DelegateAnswer:
+def write_answer(value: Any, asked: DelegateRequest) -> DelegateAnswer:
     """Write an answer: bytes as they are, anything else as JSON. Raises `TypeError` for what JSON does not have."""
     body = bytes(value) if isinstance(value, bytes | bytearray) else msgspec.json.encode(value)
     return DelegateAnswer(body, _said(asked))
 
 
-def write_error(error: DelegateError, asked: Asked) -> DelegateAnswer:
+def write_error(error: DelegateError, asked: DelegateRequest) -> DelegateAnswer:
     """Write an error, as NATS micro services do (ADR-32), with the payload that the flow will see as the body."""
     said = {SERVICE_ERROR: one_line(error.message), SERVICE_ERROR_CODE: one_line(error.code)}
     body = msgspec.json.encode({"error": {"code": error.code, "message": error.message}})
     return DelegateAnswer(body, {**_said(asked), **said})
 
 
-def answer_flaw(answer: DelegateAnswer, asked: Asked, max_payload: int) -> str:
+def answer_flaw(answer: DelegateAnswer, asked: DelegateRequest, max_payload: int) -> str:
     """Say why an answer cannot reach who asked, or nothing: the worker makes a dead letter of a reply beyond its limits, without a word."""
     size = len(answer.body) + weight(answer.headers) + _ROOM
     if size > max_payload:
@@ -108,7 +112,7 @@ def answer_flaw(answer: DelegateAnswer, asked: Asked, max_payload: int) -> str:
     return ""
 
 
-def _said(asked: Asked) -> dict[str, str]:
+def _said(asked: DelegateRequest) -> dict[str, str]:
     """Say what is answered: the correlation id finds the flow on every reply topic, the trace goes on."""
     said = {} if asked.correlation_id is None else {CORRELATION_ID: asked.correlation_id}
     return said if asked.trace is None else {**said, TRACEPARENT: asked.trace}

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.client.delegate_messages import Asked, DelegateError
+from nats_taskflow.client.delegate_messages import DelegateError, DelegateRequest
 from nats_taskflow.client.transport import Transport, TransportMessage, Trouble
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, find
 
@@ -40,10 +40,10 @@ class PromptAnswer(msgspec.Struct, frozen=True):
 
 def handler(
     transport: Transport, subject: str, *, silence: float = 60.0, answering: Answering | None = None
-) -> Callable[[Asked], Awaitable[PromptAnswer]]:
+) -> Callable[[DelegateRequest], Awaitable[PromptAnswer]]:
     """Return a handler for `serve_delegate` that prompts the agent on `subject` with the payload (text, or an object with `prompt`)."""
 
-    async def ask(asked: Asked) -> PromptAnswer:
+    async def ask(asked: DelegateRequest) -> PromptAnswer:
         """Prompt, and return the whole answer."""
         return await prompt(transport, subject, asked.payload, silence=silence, answering=answering)
 
