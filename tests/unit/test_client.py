@@ -209,14 +209,14 @@ def test_repeats_are_recognised_per_flow_and_the_oldest_flows_forgotten() -> Non
     seen = EventDedupe(flows=2)
     one, two, three = ([event(seq, FLOW[:-1] + digit) for seq in (1, 2)] for digit in "123")
     for first, second in (one, two):
-        assert not seen.repeats(first)
+        assert not seen.is_repeat(first)
         seen.add(first)
-        assert seen.repeats(first)
-        assert not seen.repeats(second)
+        assert seen.is_repeat(first)
+        assert not seen.is_repeat(second)
     seen.add(one[1])
     seen.add(three[0])
-    assert seen.repeats(one[0])
-    assert not seen.repeats(two[0])
+    assert seen.is_repeat(one[0])
+    assert not seen.is_repeat(two[0])
 
 
 @given(seq=st.integers(1, 2**31), sent=st.integers(1, 120), verb=st.sampled_from([*COMMANDS, "reply"]))
@@ -287,7 +287,7 @@ async def test_a_lane_gives_everything_behind_a_failure_back_until_the_failed_ev
             await lanes.put(event(seq), broker.delivery(seq))
         await eventually(lambda: broker.said[-3:] == [(2, "ack"), (3, "ack"), (2, "ack")])
         assert handled == [1, 2, 3]
-        assert lanes._lanes == {}
+        assert lanes._queues == {}
 
 
 async def test_a_lane_goes_on_when_the_failed_event_has_left_the_stream() -> None:

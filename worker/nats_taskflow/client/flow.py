@@ -22,7 +22,7 @@ Json = Mapping[str, Any]
 
 
 class FlowHandle:
-    """One flow, in the session it belongs to. `Flow` is the handle that a `FlowClient` gives out."""
+    """One flow in its session. `Flow` is the handle that a `FlowClient` returns."""
 
     def __init__(self, flows: Session, snapshot: FlowShown) -> None:
         self.flows = flows
@@ -59,7 +59,7 @@ class FlowHandle:
         return self.snapshot.revision
 
     async def refresh(self) -> FlowShown:
-        """Look at the flow again."""
+        """Fetch the flow as it is now."""
         self.snapshot = await self.flows.snapshot(self.id)
         return self.snapshot
 
@@ -84,7 +84,7 @@ class FlowHandle:
     async def wait(
         self, condition: Condition, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False
     ) -> FlowShown:
-        """Park on a condition: `nats_taskflow.client.conditions` has a function for each kind. `resumed` then waits for the end of it."""
+        """Park on a condition: `nats_taskflow.client.conditions` has a function for each kind. `resumed` then waits for its end."""
         return await self._park("wait", {"wait_condition": condition}, command_id, door, if_unchanged=if_unchanged)
 
     async def wait_reply(
@@ -104,8 +104,8 @@ class FlowHandle:
 
         Without one the worker makes an id that nobody can guess. A reply that came before is taken at once.
         """
-        wanted = conditions.reply(topic, correlation_id, accept=accept, timeout=timeout, deadline=deadline, on_timeout=on_timeout)
-        parked = await self.wait(wanted, command_id=command_id, door=door, if_unchanged=if_unchanged)
+        condition = conditions.reply(topic, correlation_id, accept=accept, timeout=timeout, deadline=deadline, on_timeout=on_timeout)
+        parked = await self.wait(condition, command_id=command_id, door=door, if_unchanged=if_unchanged)
         wait = parked.wait or {}
         return correlation_id or str(wait.get("correlation_id", ""))
 
@@ -126,9 +126,9 @@ class FlowHandle:
         door: Door | None = None,
         if_unchanged: bool = False,
     ) -> FlowShown:
-        """Park until somebody resumes the flow; `prompt` says what is asked of whom."""
-        wanted = conditions.manual(prompt, timeout=timeout, deadline=deadline, on_timeout=on_timeout)
-        return await self.wait(wanted, command_id=command_id, door=door, if_unchanged=if_unchanged)
+        """Park until somebody resumes the flow; `prompt` says who is to do what."""
+        condition = conditions.manual(prompt, timeout=timeout, deadline=deadline, on_timeout=on_timeout)
+        return await self.wait(condition, command_id=command_id, door=door, if_unchanged=if_unchanged)
 
     async def delegate(
         self,
@@ -174,9 +174,8 @@ class FlowHandle:
         if_unchanged: bool = False,
     ) -> FlowShown:
         """End the wait, whatever it is for, and merge `patch`; with `leaf` answer only that manual part of a composite wait."""
-        return (
-            await self._send("resume", {"patch": patch, "reason": reason, "leaf": leaf}, command_id, door, if_unchanged=if_unchanged)
-        ).flow
+        fields = {"patch": patch, "reason": reason, "leaf": leaf}
+        return (await self._send("resume", fields, command_id, door, if_unchanged=if_unchanged)).flow
 
     async def finish(
         self, final_state: Json | None = None, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False
@@ -213,7 +212,7 @@ class FlowHandle:
         command_id: str | None = None,
         door: Door | None = None,
     ) -> StepShown:
-        """Record what is known of one run; the same `run_id` updates in place."""
+        """Record what is known of one run; the same `run_id` updates it."""
         fields = {"run_id": run_id, "task": task, "status": status, "result": result, "child_session_key": child_session_key}
         step = (await self._send("observe", fields, command_id, door, if_unchanged=False)).step
         assert step is not None, "the outcome of observe has a step"
@@ -264,11 +263,11 @@ class FlowHandle:
         return self.flows.steps(self.id)
 
     async def waits(self) -> WaitShown | None:
-        """Tell what the flow waits for, since when, until when, and what has come so far; None when it does not wait."""
+        """Return what the flow waits for, since when, until when, and what has come so far; None when it does not wait."""
         return await anext(self.flows.waits(self.id), None)
 
     async def _park(self, verb: str, fields: dict[str, Any], command_id: str | None, door: Door | None, if_unchanged: bool) -> FlowShown:  # noqa: FBT001 - handed on
-        """Send a command that parks, and note from which revision on a resume counts: a held reply may have resumed it already."""
+        """Send a command that parks. Note the revision behind which a resume counts: a held reply may have resumed it already."""
         flow = (await self._send(verb, fields, command_id, door, if_unchanged=if_unchanged)).flow
         self._since = flow.revision if flow.wait is not None else flow.revision - 1
         return flow
@@ -276,7 +275,7 @@ class FlowHandle:
     async def _send(
         self, verb: str, fields: dict[str, Any], command_id: str | None, door: Door | None, *, if_unchanged: bool
     ) -> CommandOutcome:
-        """Send a command and keep the flow that comes back."""
+        """Send a command and keep the new snapshot."""
         expected = self.revision if if_unchanged else None
         answer = await self.flows.send(
             verb, {"flow_id": self.id, "expected_revision": expected, **fields}, command_id=command_id, door=door

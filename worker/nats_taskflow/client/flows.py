@@ -1,4 +1,4 @@
-"""`FlowClient`: what an agent needs to start flows, find them again, hear of them, and answer those of others."""
+"""`FlowClient`: start flows, find them again, hear of them, and reply to those of others."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ class FlowClient(Session):
 
     def in_session(self, session: str) -> FlowClient:
         """Return the same client for another session of the same agent; it is open as long as this one is."""
-        other = copy(self)
-        other.session = session
-        return other
+        client = copy(self)
+        client.session = session
+        return client
 
     @renamed_arguments(controller="controller_id", step="current_step")
     async def start(
@@ -128,30 +128,29 @@ class FlowClient(Session):
         until: str | None = None,
         goal: str | None = None,
     ) -> AsyncGenerator[Flow, None]:
-        """Give this agent's and session's flows, newest first, page by page as they are asked for.
+        """Give this agent's and session's flows, newest first; the next page is fetched when it is needed.
 
         `controller` may have `*` for any text (`kate/*`), `goal` is a part of the goal. `topic`, `correlation_id`: what a flow waits for.
         `since`, `until`: when it last changed, a duration ago (`1h`) or an RFC 3339 time.
         """
         waits_for = {"topic": topic, "correlation_id": correlation_id}
-        asked = {"status": status, "controller": controller, "step": step, "since": since, "until": until, "goal": goal, **waits_for}
-        async for page in self._pages("list_mine", asked, FlowPage):
-            for shown in page.flows:
-                yield Flow(self, shown)
+        filters = {"status": status, "controller": controller, "step": step, "since": since, "until": until, "goal": goal, **waits_for}
+        async for page in self._pages("list_mine", filters, FlowPage):
+            for snapshot in page.flows:
+                yield Flow(self, snapshot)
 
 
 @asynccontextmanager
 async def open_transport(where: Where | FlowClient, options: dict[str, Any]) -> AsyncIterator[Transport]:
-    """Give the transport that `FlowClient.connect` would use, or that a client has; what is made here is closed at the end."""
-    ours = where is None or isinstance(where, str)
-    if options and not ours:
+    """Give the transport to `where`. One that is opened here is closed at the end; one that exists stays open."""
+    if options and not (where is None or isinstance(where, str)):
         raise TypeError(f"a connection that exists already takes no options: {', '.join(options)}")
     if isinstance(where, FlowClient):
         yield where.transport
     elif isinstance(where, Transport):
         yield where
     else:
-        # nats-py takes most of the time that importing the client would take.
+        # Importing nats-py takes longer than importing all the rest of the client.
         from nats.aio.client import Client  # noqa: PLC0415
 
         from nats_taskflow.client.nats import NatsTransport  # noqa: PLC0415

@@ -1,6 +1,6 @@
-"""Give one flow's events without any rights on streams: hear them live, and read the journal for what was before and what was missed.
+"""Give one flow's events without any rights on streams: subscribe to them, and read the journal for what was before or was missed.
 
-A flow's events are numbered without gaps, so that a missed one shows in the next; after a silence the flow is looked at.
+A flow's events are numbered without gaps, so that the next event shows a missed one. After a silence the flow's revision shows it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ async def live_events(session: Session, flow: FlowShown, after: int) -> AsyncGen
     queue: asyncio.Queue[TransportMessage] = asyncio.Queue()
 
     async def take(message: TransportMessage) -> None:
-        """Queue a message."""
         queue.put_nowait(message)
 
-    hearing = await session.transport.serve(session.subjects.event(session.agent, flow.id, "*"), take)
+    subscription = await session.transport.serve(session.subjects.event(session.agent, flow.id, "*"), take)
     last = revision = 0
     try:
         while True:
@@ -42,7 +41,7 @@ async def live_events(session: Session, flow: FlowShown, after: int) -> AsyncGen
                 if last > after:
                     yield event
     finally:
-        await hearing.close()
+        await subscription.close()
 
 
 async def _next(session: Session, flow_id: str, queue: asyncio.Queue[TransportMessage], last: int, revision: int) -> Event | None:
@@ -60,7 +59,7 @@ async def _next(session: Session, flow_id: str, queue: asyncio.Queue[TransportMe
 
 
 def _event(entry: EventShown, flow: FlowShown, before: Event | None) -> Event:
-    """Return a journal entry as the event that was published of it; the journal does not know its place in the stream."""
+    """Return the event that was published for a journal entry; the journal does not know its place in the stream."""
     previous = before.status if before is not None else None
     status = STATUS_AFTER.get(entry.kind)
     return Event(

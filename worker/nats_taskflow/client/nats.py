@@ -62,8 +62,9 @@ def options_for(where: str | None, **fields: Any) -> NatsOptions:
 
 
 class NatsTransport:
-    """One NATS connection: made by `connect`, or one that exists already (then it is not closed, and what its credentials do not permit
-    looks like silence: its error callback is not ours).
+    """One NATS connection: opened by `connect`, or a nats-py client that exists already.
+
+    Such a client stays open, and what its credentials do not permit looks like silence: its error callback is not ours.
     """
 
     def __init__(self, client: Client, *, owned: bool = False) -> None:
@@ -99,16 +100,16 @@ class NatsTransport:
 
     @property
     def lossless(self) -> bool:
-        """A connection that breaks misses what is published meanwhile."""
+        """False: what is published while the connection is down is missed."""
         return False
 
     async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, timeout: float) -> TransportMessage:
-        """Ask once."""
+        """Request, once."""
         if flaw := self._too_large(body, headers):
             raise NoAnswer(flaw, nobody=True)
         try:
-            asking = self._client.request(subject, body, timeout=timeout, headers=dict(headers) or None)
-            return _message(await self._permitted(subject, asking))
+            request = self._client.request(subject, body, timeout=timeout, headers=dict(headers) or None)
+            return _message(await self._permitted(subject, request))
         except NoRespondersError:
             raise NoAnswer(f"nobody answers on {subject}", nobody=True) from None
         except ConnectionClosedError as closed:
@@ -117,13 +118,13 @@ class NatsTransport:
             raise NoAnswer(f"no answer on {subject} within {timeout:g} s ({reason(failed)})") from failed
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> PublishReceipt:
-        """Store once."""
+        """Publish into a stream, once."""
         headers = {**headers, MSG_ID: msg_id} if msg_id else dict(headers)
         if flaw := self._too_large(body, headers):
             raise NotStored(flaw, refused=True)
         try:
-            storing = self._client.jetstream().publish(subject, body, timeout=timeout, headers=headers)
-            stored = await self._permitted(subject, storing)
+            publish = self._client.jetstream().publish(subject, body, timeout=timeout, headers=headers)
+            ack = await self._permitted(subject, publish)
         except NoStreamResponseError:
             raise NotStored(f"no stream takes {subject}", refused=True) from None
         except APIError as refused:
@@ -132,7 +133,7 @@ class NatsTransport:
             raise Lost("the connection to NATS is closed") from closed
         except (NatsError, OSError, TimeoutError) as failed:
             raise NotStored(f"{subject} was not confirmed within {timeout:g} s ({reason(failed)})") from failed
-        return PublishReceipt(stored.stream, stored.seq, bool(stored.duplicate))
+        return PublishReceipt(ack.stream, ack.seq, bool(ack.duplicate))
 
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, reply: str = "") -> None:
         """Publish."""
@@ -144,7 +145,7 @@ class NatsTransport:
             raise Trouble(f"{subject} could not be written: {reason(failed)}") from failed
 
     def follow(self, subject: str, *, stream: str, after: int = 0) -> Messages:
-        """Read a stream, by ephemeral pull consumers without acknowledgements, each beginning where the last one broke."""
+        """Read a stream through ephemeral pull consumers without acknowledgements, each beginning where the last one broke."""
         return self._reader.follow(subject, stream, after)
 
     def consume(self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100) -> Deliveries:
@@ -152,16 +153,16 @@ class NatsTransport:
         return self._reader.consume(subject, stream, durable, ack_wait, at_most)
 
     async def open_bucket(self, bucket: str, *, keep: float, timeout: float) -> None:
-        """Look for a bucket, and make it."""
+        """Make a bucket where it is missing."""
         try:
             await self.recall(bucket, "is-it-there", timeout=timeout)
             return
         except NoAnswer as missing:
             if not missing.nobody:
                 raise
-        making = self._client.jetstream(timeout=timeout).create_key_value(bucket=bucket, ttl=keep)
+        create = self._client.jetstream(timeout=timeout).create_key_value(bucket=bucket, ttl=keep)
         try:
-            await self._permitted(f"$JS.API.STREAM.CREATE.{kv.stream_name(bucket)}", making)
+            await self._permitted(f"$JS.API.STREAM.CREATE.{kv.stream_name(bucket)}", create)
         except ConnectionClosedError as closed:
             raise Lost("the connection to NATS is closed") from closed
         except (NatsError, OSError, TimeoutError) as failed:
@@ -180,7 +181,7 @@ class NatsTransport:
         """Subscribe."""
 
         async def take(message: Msg) -> None:
-            """Give the message a task of its own: nats-py waits for the callback before it looks at the next message."""
+            """Handle the message in a task: nats-py waits for the callback before it looks at the next message."""
             self._errands.start(_call(handler, _message(message)), subject)
 
         return _Subscription(self._client, await self._subscribe(subject, take, queue), subject)
@@ -189,25 +190,24 @@ class NatsTransport:
         """Subscribe to everything below a new inbox."""
 
         async def hand_over(message: Msg) -> None:
-            """Hand a message over."""
             take(_message(message))
 
         inbox = self._client.new_inbox()
         return _Subscription(self._client, await self._subscribe(f"{inbox}.*", hand_over, ""), inbox)
 
     async def close(self) -> None:
-        """Close, where the connection is ours."""
+        """Close the connection, unless it was given to us."""
         if self._owned and not self._client.is_closed:
             await hang_up(self._client)
 
     async def _subscribe(self, subject: str, take: Callable[[Msg], Awaitable[None]], queue: str) -> Subscription:
-        """Subscribe, and return once the server has read it and said nothing against it."""
+        """Subscribe, and return once the server has read it without objecting."""
         try:
             subscription = await self._client.subscribe(subject, queue=queue, cb=take)
             try:
                 await self._permitted(subject, self._flushed())
             except BaseException:
-                # nats-py would ask for it again with every new connection.
+                # nats-py would subscribe again with every new connection.
                 await _Subscription(self._client, subscription, subject).close()
                 raise
         except ConnectionClosedError as closed:
@@ -215,7 +215,7 @@ class NatsTransport:
         return subscription
 
     async def _flushed(self) -> None:
-        """Return once the server has read everything written; while the connection is down, once it is back, for that subscribes again."""
+        """Return once the server has read everything written. While the connection is down: once it is back, and has subscribed again."""
         while True:
             try:
                 await self._client.flush()
@@ -236,11 +236,11 @@ class NatsTransport:
                 listener(missing.subject)
 
     async def _on_up(self) -> None:
-        """Have pulls that were broken by the outage begin again at once."""
+        """Restart the pulls that the outage broke."""
         self._reader.wake()
 
     def _too_large(self, body: bytes, headers: Headers) -> str:
-        """Say why the message cannot be sent: nats-py checks the body only, and the server hangs up for good."""
+        """Return why the message cannot be sent, or "". nats-py checks the body only, and the server would hang up for good."""
         size = len(body) + weight(headers)
         return f"the message has {size} bytes; the broker takes {self.max_payload}" if size > self.max_payload else ""
 
@@ -260,14 +260,14 @@ class _Subscription:
         try:
             await self._subscription.unsubscribe()
         except (NatsError, OSError, ValueError):
-            return  # it ended before us
+            return  # it has ended already
 
 
 async def _call(handler: Callable[[TransportMessage], Awaitable[None]], message: TransportMessage) -> None:
-    """Call a handler, as a coroutine that a task can take."""
+    """Call a handler as a coroutine, which a task needs."""
     await handler(message)
 
 
 def _message(message: Msg) -> TransportMessage:
-    """Return a message as the port has it."""
+    """Convert a core message."""
     return TransportMessage(subject=message.subject, body=message.data, headers=dict(message.headers or {}), reply=message.reply or "")

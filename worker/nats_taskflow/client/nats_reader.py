@@ -1,8 +1,8 @@
-"""Read streams through pull consumers, and begin again where it broke, whatever happened to connection, broker or consumer.
+"""Read streams through pull consumers, and go on where a pull broke, whatever happened to connection, broker or consumer.
 
-The worker's own pull (`bus.nats.pull`) gives credit to a consumer that it alone has, and goes on with it. Here a pull ends at the first
-doubt (silence, a consumer that is gone, a hole in the consumer's numbering), and the next one begins where it stood: nobody would deliver
-again what was lost, for nothing is acknowledged. It also works on a nats-py client that somebody else has made.
+The worker's pull (`bus.nats.pull`) keeps credit at a consumer that only it reads: what it loses comes again. Here most reads are not
+acknowledged, so that a loss would stay one. A pull ends at the first doubt (silence, a consumer that is gone, a hole in its numbering), and
+the next one begins where the last message was. It also runs on a nats-py client that somebody else has opened.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class ConsumerReader:
         self._up = asyncio.Event()
 
     def wake(self) -> None:
-        """Let those who wait after a failure try again at once."""
+        """Retry at once where a failure is being waited out."""
         self._up.set()
 
     async def follow(self, subject: str, stream: str, after: int) -> Messages:
-        """Read without acknowledging; each new consumer begins behind the last message that was given."""
+        """Read without acknowledging; each new consumer begins behind the last message."""
         backoff = Backoff()
         while True:
             try:
@@ -82,7 +82,7 @@ class ConsumerReader:
                 await self._pause(backoff, failure)
 
     async def consume(self, subject: str, stream: str, durable: str, ack_wait: float, at_most: int) -> Deliveries:
-        """Read and let be settled; before each new pull, what is in hand is delivered again, and so comes first and in order."""
+        """Read with acknowledgements. Before each new pull, what is in hand is delivered again, so that it comes first and in order."""
         backoff = Backoff()
         missing = False
         while True:
@@ -100,7 +100,7 @@ class ConsumerReader:
                 await self._pause(backoff, failure)
 
     async def _pull(self, stream: str, consumer: str, at_most: int) -> AsyncGenerator[Msg, None]:
-        """Give a consumer's messages as they come, asking for `at_most` at a time.
+        """Give a consumer's messages as they come, requesting `at_most` at a time.
 
         Raises `PullBroken`, `NotPermitted`, or what nats-py raises where the connection is closed.
         """
@@ -117,8 +117,8 @@ class ConsumerReader:
             while True:
                 if left <= 0:
                     request, left = request + 1, at_most
-                    asking = pull_request(at_most, expires=_EXPIRES, heartbeat=_HEARTBEAT)
-                    await self._client.publish(subject, asking, reply=f"{inbox}.{request}")
+                    body = pull_request(at_most, expires=_EXPIRES, heartbeat=_HEARTBEAT)
+                    await self._client.publish(subject, body, reply=f"{inbox}.{request}")
                 message = await self._next(queue, subject)
                 if message.reply.startswith(ACK.decode()):
                     number = message.metadata.sequence.consumer
@@ -152,7 +152,7 @@ class ConsumerReader:
         try:
             await self._client.request(f"$JS.API.CONSUMER.RESET.{stream}.{consumer}", b"", timeout=_REWIND_WITHIN)
         except (NoRespondersError, TimeoutError):
-            return  # an older server, or credentials that may not: the request was of no consequence
+            return  # an older server, or missing permission: nothing has happened
 
     async def _pause(self, backoff: Backoff, failure: BaseException) -> None:
         """Wait before the next try, at most until the connection is back. Raises `Lost` when it will not be."""
@@ -173,13 +173,13 @@ def _is_over(message: Msg, consumer: str) -> bool:
     headers = message.headers or {}
     status = status_of(headers)
     if status in (PullStatus.MISSING, PullStatus.REFUSED):
-        said = f"consumer {consumer}: {headers.get(STATUS, '')} {headers.get(DESCRIPTION, '')}"
-        raise PullBroken(said, gone=status is PullStatus.MISSING)
+        reason = f"consumer {consumer}: {headers.get(STATUS, '')} {headers.get(DESCRIPTION, '')}"
+        raise PullBroken(reason, gone=status is PullStatus.MISSING)
     return status is not PullStatus.ALIVE
 
 
 def _ephemeral(name: str, subject: str, after: int) -> ConsumerConfig:
-    """Describe a consumer that the broker forgets by itself."""
+    """Return the configuration of a consumer that the broker forgets by itself."""
     start: dict[str, Any] = {"deliver_policy": DeliverPolicy.BY_START_SEQUENCE, "opt_start_seq": after + 1} if after else {}
     return ConsumerConfig(
         name=name,
@@ -193,7 +193,7 @@ def _ephemeral(name: str, subject: str, after: int) -> ConsumerConfig:
 
 
 def _durable(name: str, subject: str, ack_wait: float, at_most: int) -> ConsumerConfig:
-    """Describe a consumer that stays."""
+    """Return the configuration of a consumer that stays."""
     return ConsumerConfig(
         name=name,
         durable_name=name,
@@ -206,12 +206,12 @@ def _durable(name: str, subject: str, ack_wait: float, at_most: int) -> Consumer
 
 
 def _message(message: Msg, seq: int) -> TransportMessage:
-    """Return a stream's message as the port has it."""
+    """Convert a stream's message."""
     return TransportMessage(subject=message.subject, body=message.data, headers=dict(message.headers or {}), seq=seq)
 
 
 def _delivery(client: Client, message: Msg) -> ConsumerMessage:
-    """Return a consumer's message as the port has it."""
+    """Convert a consumer's message."""
 
     async def settle(settlement: Settlement) -> None:
         """Tell the broker; where it cannot be told, the message comes again."""

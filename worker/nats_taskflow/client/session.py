@@ -107,7 +107,7 @@ class Session:
             async with aclosing(self.transport.follow(subject, stream=EVENTS, after=after)) as messages:
                 async for message in messages:
                     event = read_event(message)
-                    if event is None or seen.repeats(event):
+                    if event is None or seen.is_repeat(event):
                         continue
                     seen.add(event)
                     if (not wanted or event.kind in wanted) and fnmatchcase(event.controller_id, controller):
@@ -125,24 +125,24 @@ class Session:
         subject, body = write_reply(self.subjects, topic, correlation_id, payload)
         if event_id is not None:
             check_id("event_id", event_id)
-        name = event_id or new_id("reply")[0]
-        stored = await self._sender.store(subject, body, {}, name)
-        if stored.duplicate:
-            await self._sender.store(subject, put_in_envelope(subject, body, name), {}, "")
-        return stored
+        msg_id = event_id or new_id("reply")[0]
+        receipt = await self._sender.store(subject, body, {}, msg_id)
+        if receipt.duplicate:
+            await self._sender.store(subject, put_in_envelope(subject, body, msg_id), {}, "")
+        return receipt
 
     async def send(self, verb: str, fields: dict[str, Any], *, command_id: str | None = None, door: Door | None = None) -> CommandOutcome:
         """Send any command in this session, its fields as on the wire, and return its outcome. `Flow` has a method for each."""
-        made, again = new_id(verb)
+        generated, again = new_id(verb)
         body = {**fields, "session_id": None if self.session == "main" else self.session}
-        return await self._sender.command(verb, body, command_id or made, door=door or self._door, again=again and command_id is None)
+        return await self._sender.command(verb, body, command_id or generated, door=door or self._door, again=again and command_id is None)
 
     async def _pages(self, verb: str, fields: dict[str, Any], kind: type[_T]) -> AsyncGenerator[_T, None]:
-        """Ask for page after page."""
+        """Query page after page."""
         cursor: str | None = None
         while True:
-            asked = {**fields, "session_id": self.session, "limit": _PAGE, "cursor": cursor}
-            page = msgspec.json.decode(await self._sender.query(verb, asked), type=kind)
+            query = {**fields, "session_id": self.session, "limit": _PAGE, "cursor": cursor}
+            page = msgspec.json.decode(await self._sender.query(verb, query), type=kind)
             yield page
             cursor = page.next_cursor  # type: ignore[attr-defined]  # every page has one
             if cursor is None:

@@ -1,4 +1,4 @@
-"""Wait until a flow runs again: hear its events live, and look into its journal for what was not heard. Needs no rights on streams."""
+"""Wait until a flow runs again: live events say when to look, its journal says what happened. Needs no rights on streams."""
 
 from __future__ import annotations
 
@@ -16,34 +16,33 @@ async def wait_for_resume(session: Session, flow_id: str, since: int, within: fl
     news = asyncio.Event()
 
     async def hear(message: TransportMessage) -> None:
-        """Look when something happened that matters."""
         if message.subject.rpartition(".")[2] in TERMINAL | {"resumed"}:
             news.set()
 
     try:
         async with asyncio.timeout(within):
-            hearing = await session.transport.serve(session.subjects.event(session.agent, flow_id, "*"), hear)
+            subscription = await session.transport.serve(session.subjects.event(session.agent, flow_id, "*"), hear)
             try:
                 return await _look_until_resumed(session, flow_id, since, news)
             finally:
-                await hearing.close()
+                await subscription.close()
     except TimeoutError:
         raise TimeoutError(f"flow {flow_id} was not resumed within {within:g} s: it waits on") from None
 
 
 async def _look_until_resumed(session: Session, flow_id: str, since: int, news: asyncio.Event) -> Resumed:
-    """Look, and again whenever there is news."""
-    backoff = Backoff(1.0, 15.0)  # events may be missed while the connection is down; nothing else makes this look by itself
+    """Look now, and again whenever there is news."""
+    backoff = Backoff(1.0, 15.0)  # events may be missed while the connection is down, so look now and then without news
     while True:
         news.clear()
-        found = await _look(session, flow_id, since)
-        if found is not None:
-            return found
+        resume = await _look(session, flow_id, since)
+        if resume is not None:
+            return resume
         await _wait_for_news(news, None if session.transport.lossless else backoff.next())
 
 
 async def _wait_for_news(news: asyncio.Event, seconds: float | None) -> None:
-    """Wait for news, or some seconds; None: for news only."""
+    """Wait for news, at most some seconds (None: without end)."""
     try:
         async with asyncio.timeout(seconds):
             await news.wait()
