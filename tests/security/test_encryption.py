@@ -19,7 +19,7 @@ from nats_taskflow.bus.nats.connection import NatsConnection
 from nats_taskflow.bus.nats.options import NatsOptions
 from nats_taskflow.client import Agent, DelegateRequest, FlowClient, serve_delegate
 from nats_taskflow.client.errors import Unavailable
-from nats_taskflow.client.mcp.session import ClientSession, Owner
+from nats_taskflow.client.mcp.lazy_client import LazyClient, Owner
 from nats_taskflow.client.nats import NatsTransport
 from nats_taskflow.client.transport import Lost
 from nats_taskflow.errors import BusLost
@@ -60,7 +60,7 @@ async def by_client(made: NatsOptions) -> None:
 
 async def by_mcp(made: NatsOptions) -> None:
     """Connect as the MCP server does."""
-    await ClientSession(Owner("kate"), lambda: NatsTransport.reach(made)).flows()
+    await LazyClient(Owner("kate"), lambda: NatsTransport.reach(made)).flows()
 
 
 @pytest.mark.parametrize("connect", [by_worker, by_client, by_mcp])

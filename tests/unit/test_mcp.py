@@ -11,9 +11,9 @@ import pytest
 from nats_taskflow.client.errors import BY_CODE, FlowRefused, InvalidRequest, NoOutcome, Unavailable
 from nats_taskflow.client.mcp.call_keys import LIFETIME, PendingCalls, command_id
 from nats_taskflow.client.mcp.calls import ToolCalls, check_call, refusal, show_flow
+from nats_taskflow.client.mcp.lazy_client import LazyClient, Owner
 from nats_taskflow.client.mcp.next_steps import NEXT, next_for
 from nats_taskflow.client.mcp.schema import ACTIONS, KEY, PARAMETERS, ToolDefinition, define_tools
-from nats_taskflow.client.mcp.session import ClientSession, Owner
 from nats_taskflow.client.mcp.task_states import mcp_task, waiting_for
 from nats_taskflow.client.transport import Lost, NotPermitted
 from nats_taskflow.flow.lifecycle import FlowStatus
@@ -320,7 +320,7 @@ class Dialling:
 
 async def test_a_call_that_is_cancelled_does_not_take_the_connection_from_the_others() -> None:
     dialling = Dialling(Connection())
-    line = ClientSession(Owner("kate"), dialling)
+    line = LazyClient(Owner("kate"), dialling)
     first, second = asyncio.create_task(line.flows()), asyncio.create_task(line.flows())
     await asyncio.sleep(0)
     first.cancel()
@@ -333,7 +333,7 @@ async def test_a_call_that_is_cancelled_does_not_take_the_connection_from_the_ot
 async def test_a_connection_that_cannot_be_made_is_tried_again_with_the_next_call() -> None:
     dialling = Dialling(Lost("NATS at nats://x cannot be reached"), Connection())
     dialling.may.set()
-    line = ClientSession(Owner("kate"), dialling)
+    line = LazyClient(Owner("kate"), dialling)
     told = await ToolCalls(line).call("taskflow", {"action": "list_mine"})
     assert "cannot be reached; is it running? `taskflow dev` starts" in told.text
     assert (await line.flows()).agent == "kate"
@@ -344,7 +344,7 @@ async def test_a_connection_that_is_closed_for_good_is_replaced_with_the_next_ca
     first, second = Connection(), Connection()
     dialling = Dialling(first, second)
     dialling.may.set()
-    line = ClientSession(Owner("kate"), dialling)
+    line = LazyClient(Owner("kate"), dialling)
     told = await ToolCalls(line).call("taskflow", {"action": "list_mine"})
     assert told.body["error"]["code"] == "unavailable"
     assert first.closed
@@ -358,11 +358,11 @@ async def test_credentials_that_may_not_hear_answers_are_told_and_the_connection
     connection = Connection(denied="the credentials may not subscribe to _INBOX.x")
     dialling = Dialling(connection)
     dialling.may.set()
-    told = await ToolCalls(ClientSession(Owner("kate"), dialling)).call("taskflow", {"action": "list_mine"})
+    told = await ToolCalls(LazyClient(Owner("kate"), dialling)).call("taskflow", {"action": "list_mine"})
     assert told.body["error"]["code"] == "forbidden"
     assert "inbox prefix" in told.text
     assert connection.closed
 
 
 async def test_a_line_that_was_never_used_can_be_dropped() -> None:
-    await ClientSession(Owner("kate"), Dialling()).drop()
+    await LazyClient(Owner("kate"), Dialling()).drop()
