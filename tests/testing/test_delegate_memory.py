@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from nats_taskflow.client import DelegateError, DelegateRequest, InvalidRequest, serve_delegate
-from nats_taskflow.client.transport import NoAnswer, NotPermitted, NotStored, TransportMessage, Trouble
+from nats_taskflow.client.transport import NoAnswer, NotPermitted, NotStored, TransportError, TransportMessage
 from nats_taskflow.testing import TaskflowWorld
 from nats_taskflow.testing.transport import MemoryTransport
 
@@ -92,7 +92,7 @@ async def test_an_answer_is_kept_though_somebody_has_used_its_key_as_an_id(taskf
 class Away(MemoryTransport):
     """A connection whose bucket is away for a while."""
 
-    def __init__(self, taskflow: TaskflowWorld, *, recalls: int = 0, keeps: int = 0, why: Trouble | None = None) -> None:
+    def __init__(self, taskflow: TaskflowWorld, *, recalls: int = 0, keeps: int = 0, why: TransportError | None = None) -> None:
         super().__init__(taskflow.broker)
         self._recalls, self._keeps, self._why = recalls, keeps, why or NotStored("JetStream is away")
 
@@ -136,7 +136,7 @@ async def test_nothing_is_done_after_the_deadline_though_the_bucket_is_back(task
     "why, tries", [(NotStored("full", refused=True), 1), (NotPermitted("these credentials may not"), 1), (NotStored("away"), 2)]
 )
 async def test_the_answer_arrives_though_the_bucket_does_not_take_it_at_once(
-    taskflow: TaskflowWorld, caplog: pytest.LogCaptureFixture, why: Trouble, tries: int
+    taskflow: TaskflowWorld, caplog: pytest.LogCaptureFixture, why: TransportError, tries: int
 ) -> None:
     pay = Paying()
     kate = await taskflow.client("kate")

@@ -125,11 +125,11 @@ class Agent:
         """
         if any(map(callable, kinds)):
             raise TypeError("write @agent.on() with parentheses: as it is, the function would never be called")
-        wanted = check_kinds(kinds)
+        names = check_kinds(kinds)
 
         def add(handler: _H) -> _H:
             check_handler(handler, "@agent.on", "flow", "event")
-            self._rules.append(_Rule(wanted, controller, handler))
+            self._rules.append(_Rule(names, controller, handler))
             return handler
 
         return add

@@ -37,7 +37,7 @@ from nats_taskflow.client.flows import FlowClient, Where, open_transport
 from nats_taskflow.client.handlers import check_handler
 from nats_taskflow.client.ignored_messages import IgnoredMessages
 from nats_taskflow.client.replies import put_in_envelope
-from nats_taskflow.client.transport import Lost, NotPermitted, NotStored, Serving, Transport, TransportMessage, Trouble
+from nats_taskflow.client.transport import Lost, NotPermitted, NotStored, Responder, Transport, TransportError, TransportMessage
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.tasks import heed_cancellation
 from nats_taskflow.wire.subjects import is_pattern, is_token
@@ -113,7 +113,7 @@ class Delegate:
         if self._cancel_on is not None:
             # Without a queue group: the notice has to reach whichever instance works on the request.
             self._stack.push_async_callback((await self._transport.serve(self._cancel_on, self._on_notice)).close)
-        serving: Serving = await self._transport.serve(self.subject, self._on_request, queue=self._queue)
+        serving: Responder = await self._transport.serve(self.subject, self._on_request, queue=self._queue)
         self._stack.push_async_callback(serving.close)
 
     async def __aexit__(self, *error: object) -> None:
@@ -235,7 +235,7 @@ class Delegate:
         """Publish a response."""
         try:
             await self._transport.tell(subject, answer.body, answer.headers)
-        except Trouble as failed:
+        except TransportError as failed:
             _log.warning("a response is lost: %s", failed)
 
     async def _finish(self) -> None:

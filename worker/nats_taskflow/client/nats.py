@@ -33,9 +33,9 @@ from nats_taskflow.client.transport import (
     NoAnswer,
     NotStored,
     PublishReceipt,
-    Serving,
+    Responder,
+    TransportError,
     TransportMessage,
-    Trouble,
 )
 from nats_taskflow.errors import Refusal
 from nats_taskflow.tasks import Errands
@@ -138,11 +138,11 @@ class NatsTransport:
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, reply: str = "") -> None:
         """Publish."""
         if flaw := self._too_large(body, headers):
-            raise Trouble(flaw)
+            raise TransportError(flaw)
         try:
             await self._client.publish(subject, body, reply=reply, headers=dict(headers) or None)
         except (NatsError, OSError) as failed:
-            raise Trouble(f"{subject} could not be written: {reason(failed)}") from failed
+            raise TransportError(f"{subject} could not be written: {reason(failed)}") from failed
 
     def follow(self, subject: str, *, stream: str, after: int = 0) -> Messages:
         """Read a stream through ephemeral pull consumers without acknowledgements, each beginning where the last one broke."""
@@ -177,7 +177,7 @@ class NatsTransport:
         """Write a key."""
         await self.publish(kv.key_subject(bucket, key), value, msg_id="", timeout=timeout)
 
-    async def serve(self, subject: str, handler: Callable[[TransportMessage], Awaitable[None]], *, queue: str = "") -> Serving:
+    async def serve(self, subject: str, handler: Callable[[TransportMessage], Awaitable[None]], *, queue: str = "") -> Responder:
         """Subscribe."""
 
         async def take(message: Msg) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.client.delegate_messages import DelegateError, DelegateRequest
-from nats_taskflow.client.transport import Transport, TransportMessage, Trouble
+from nats_taskflow.client.transport import Transport, TransportError, TransportMessage
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, find
 
 QueryHandler = Callable[[str], Awaitable[str]]
@@ -73,7 +73,7 @@ async def prompt(
                 parts.append(_text(chunk.data))
             elif chunk.type == "query":
                 await _answer(transport, chunk.data, answering)
-    except Trouble as failed:
+    except TransportError as failed:
         raise DelegateError("503", str(failed)) from failed
     finally:
         await inbox.close()

@@ -24,8 +24,8 @@ from nats_taskflow.client.transport import (
     NoAnswer,
     NotStored,
     PublishReceipt,
+    TransportError,
     TransportMessage,
-    Trouble,
 )
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import covers
@@ -116,7 +116,7 @@ class MemoryTransport:
         """Publish without any guarantee."""
         self._check_open()
         if flaw := objection(subject, body, headers, _MAX_PAYLOAD):
-            raise Trouble(flaw)
+            raise TransportError(flaw)
         self._published(subject, body, headers, reply)
 
     async def follow(self, subject: str, *, stream: str, after: int = 0) -> AsyncGenerator[TransportMessage, None]:

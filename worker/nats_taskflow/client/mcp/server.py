@@ -41,11 +41,11 @@ class _Handlers:
         """List the tools, always in the same order."""
         return types.ListToolsResult(tools=list(self._tools.values()))
 
-    async def call_tool(self, _: Context, asked: types.CallToolRequestParams) -> types.CallToolResult:
+    async def call_tool(self, _: Context, request: types.CallToolRequestParams) -> types.CallToolResult:
         """Carry out a call."""
-        if asked.name not in self._tools:
-            raise MCPError(types.INVALID_PARAMS, f"there is no tool {asked.name[:64]!r}; there are {', '.join(self._tools)}")
-        answer = await self._calls.call(asked.name, asked.arguments or {})
+        if request.name not in self._tools:
+            raise MCPError(types.INVALID_PARAMS, f"there is no tool {request.name[:64]!r}; there are {', '.join(self._tools)}")
+        answer = await self._calls.call(request.name, request.arguments or {})
         return types.CallToolResult(
             content=[types.TextContent(type="text", text=answer.text)],
             structured_content=answer.body,
@@ -68,9 +68,9 @@ class _Handlers:
         )
         return types.ListResourceTemplatesResult(resource_templates=[flow])
 
-    async def read_resource(self, _: Context, asked: types.ReadResourceRequestParams) -> types.ReadResourceResult:
+    async def read_resource(self, _: Context, request: types.ReadResourceRequestParams) -> types.ReadResourceResult:
         """Read a resource."""
-        uri = str(asked.uri)
+        uri = str(request.uri)
         try:
             text = await resources.read(await self._client.flows(), uri)
         except FlowRefused as refused:
@@ -85,10 +85,10 @@ class _Handlers:
             prompts=[types.Prompt(name=resources.PROMPT, title="Handle a reply", description=about, arguments=[which])]
         )
 
-    async def get_prompt(self, _: Context, asked: types.GetPromptRequestParams) -> types.GetPromptResult:
+    async def get_prompt(self, _: Context, request: types.GetPromptRequestParams) -> types.GetPromptResult:
         """Write the prompt."""
-        flow_id = (asked.arguments or {}).get("flow_id")
-        if asked.name != resources.PROMPT or not flow_id:
+        flow_id = (request.arguments or {}).get("flow_id")
+        if request.name != resources.PROMPT or not flow_id:
             raise MCPError(types.INVALID_PARAMS, f"there is the prompt {resources.PROMPT}, with the argument flow_id")
         try:
             text = await resources.handle_reply(await self._client.flows(), flow_id)
