@@ -134,12 +134,12 @@ class Worker:
         for bus in self.buses:
             if bus.connected:
                 bus._connection.renewal.deny("anything")
-        flow = await self.flows.start(controller="kate/alive", goal="ask about a schema", door="cmd")
+        flow = await self.flows.start(controller_id="kate/alive", goal="ask about a schema", door="cmd")
         await flow.wait_reply(TOPIC, flow.id, accept={"type": "object", "properties": {"n": {"pattern": "^a+$"}}})
 
     async def works(self) -> None:
         """Do all that a worker is for: a flow starts, waits, is resumed by a reply and by a timer, and its events are published."""
-        flow = await self.flows.start(controller="kate/alive", goal="live", door="api")
+        flow = await self.flows.start(controller_id="kate/alive", goal="live", door="api")
         await flow.wait_reply(TOPIC, flow.id)
         await self.flows.reply(TOPIC, flow.id, {"ok": True})
         assert (await flow.resumed("20s")).payload == {"ok": True}

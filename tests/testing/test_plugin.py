@@ -17,7 +17,7 @@ import pytest
 
 async def test_an_hour(taskflow):
     kate = await taskflow.client("kate")
-    flow = await kate.start(controller="kate/x", goal="g")
+    flow = await kate.start(controller_id="kate/x", goal="g")
     await flow.wait_timer("1h")
     await taskflow.clock.advance("1h")
     await taskflow.assert_running(flow)
@@ -26,7 +26,7 @@ async def test_an_hour(taskflow):
 async def test_chaos(taskflow, taskflow_chaos):
     assert taskflow_chaos is taskflow.chaos and taskflow_chaos.seed == 7
     kate = await taskflow.client("kate")
-    flow = await kate.start(controller="kate/x", goal="g")
+    flow = await kate.start(controller_id="kate/x", goal="g")
     await flow.wait_reply("bills.paid", "b-1")
     taskflow_chaos.begin(duplicate=1)
     await kate.reply("bills.paid", "b-1", 1)
@@ -34,7 +34,7 @@ async def test_chaos(taskflow, taskflow_chaos):
 
 async def test_fails(taskflow):
     kate = await taskflow.client("kate")
-    flow = await kate.start(controller="kate/x", goal="g")
+    flow = await kate.start(controller_id="kate/x", goal="g")
     await taskflow.assert_finished(flow)
 """
 

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from prometheus_client.metrics_core import Metric
 
-from nats_taskflow.doors.http.health import HealthServer, MetricsPage, is_loopback, names_loopback
+from nats_taskflow.doors.http.health import HealthServer, MetricsPage
 from nats_taskflow.errors import ConfigError
+from nats_taskflow.http.server import is_loopback, names_loopback
 from nats_taskflow.observe.health import HealthCheck
 from nats_taskflow.observe.metrics import Metrics
 

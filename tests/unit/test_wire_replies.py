@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_taskflow.client.replies import enveloped
+from nats_taskflow.client.replies import put_in_envelope
 from nats_taskflow.errors import Forbidden, InvalidRequest, TopicNotBound
 from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.flow.stimuli import Reply
@@ -334,7 +334,7 @@ def test_a_reply_with_its_id_in_an_envelope_is_the_same_message(subject: str, bo
     """SEMANTICS R5: a client sends it like that once more where the broker took it for a repeat."""
     named = {"Correlation-Id": "c"}
     first = read(body, {**named, "Nats-Msg-Id": "e"}, subject=subject)
-    again = read(enveloped(subject, body, "e"), named, subject=subject)
+    again = read(put_in_envelope(subject, body, "e"), named, subject=subject)
     assert isinstance(first, Inbound)
     assert isinstance(again, Inbound)
     assert again.identity == first.identity

@@ -45,10 +45,10 @@ def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, a
         whole = json.dumps(body["payload"] if subject != topic else body, ensure_ascii=False).encode()
         stored = await line.client.publish(subject, whole, headers)
         if stored.duplicate:
-            from nats_taskflow.client.replies import enveloped
+            from nats_taskflow.client.replies import put_in_envelope
 
             unnamed = {CORRELATION_ID: corr}
-            await line.client.publish(subject, enveloped(subject, whole, headers[MSG_ID]), unnamed)
+            await line.client.publish(subject, put_in_envelope(subject, whole, headers[MSG_ID]), unnamed)
         found = {"stream": stored.stream, "seq": stored.seq, "duplicate": stored.duplicate, "id": headers[MSG_ID]}
         again = " (the id is known: the worker looks whether this is the same reply)" if stored.duplicate else ""
         printer.item(found, [("stored", f"{stored.stream} {stored.seq}{again}"), ("id", headers[MSG_ID])])

@@ -15,26 +15,23 @@ from nats_taskflow.bus.nats.options import reason
 from nats_taskflow.bus.nats.outbound import Frame
 from nats_taskflow.bus.nats.publisher import Publisher
 from nats_taskflow.bus.nats.pull import Pull
+from nats_taskflow.bus.nats.pull_protocol import spell_settlement
 from nats_taskflow.bus.nats.requests import RequestSender
 from nats_taskflow.bus.nats.service import ServiceServer
 from nats_taskflow.bus.nats.topology import TopologySetup
 from nats_taskflow.bus.port import (
     NO_HEADERS,
-    Ack,
     Backlog,
     ClaimHolder,
     ConsumerSpec,
     Delivery,
     ForwardedRequest,
     Headers,
-    InProgress,
-    Nak,
     OutgoingMessage,
     Published,
     PublishFailed,
     Settlement,
     StreamSpec,
-    Term,
 )
 from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.errors import BusLost
@@ -42,7 +39,6 @@ from nats_taskflow.errors import BusLost
 __all__ = ["Endpoint", "JetStreamBus", "NatsOptions"]
 
 _FLUSH_TIMEOUT = 2.0
-_REASON_LENGTH = 200
 
 
 class JetStreamBus:
@@ -198,8 +194,8 @@ class JetStreamBus:
             pull.wake()
 
     def settle(self, delivery: Delivery, settlement: Settlement) -> None:
-        """Settle a delivery. Kept for a reconnect: a late ack still saves a redelivery."""
-        self._connection.outbound.put(Frame(delivery.token, _verdict(settlement), keep=True))
+        """Answer a delivery; kept for a reconnect, since a late ack still spares a redelivery."""
+        self._connection.outbound.put(Frame(delivery.token, spell_settlement(settlement), keep=True))
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         """Store a message on its stream."""
@@ -258,17 +254,3 @@ class JetStreamBus:
         """Close without draining."""
         self._publisher.close()
         await self._connection.close()
-
-
-def _verdict(settlement: Settlement) -> bytes:
-    """Spell a settlement in the broker's words."""
-    match settlement:
-        case Ack():
-            return b"+ACK"
-        case Nak(delay=delay):
-            return b'-NAK {"delay":%d}' % max(0, int(delay * 1_000_000_000))
-        case Term(reason=reason):
-            # nats-py's own `term` takes no reason.
-            return f"+TERM {' '.join(reason.split())[:_REASON_LENGTH]}".encode(errors="replace")
-        case InProgress():
-            return b"+WPI"

@@ -8,7 +8,7 @@ import structlog
 
 from nats_taskflow.bus import claims, consumer_rules, filters, stream_rules
 from nats_taskflow.bus.nats import server_version
-from nats_taskflow.bus.nats.acks import AckRights
+from nats_taskflow.bus.nats.ack_rights import AckRights
 from nats_taskflow.bus.nats.atomic_batches import AtomicBatches
 from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
 from nats_taskflow.bus.nats.consumers import Consumers

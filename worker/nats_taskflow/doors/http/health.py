@@ -7,7 +7,6 @@ The application is a bare ASGI callable; `server` does the HTTP.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from nats_taskflow.config.parsers import split_bind
-from nats_taskflow.doors.http.server import listen, make_http_server, place_of
+from nats_taskflow.http.server import is_loopback, listen, make_http_server, names_loopback, place_of
 from nats_taskflow.observe.health import HealthCheck, HealthProbes
 from nats_taskflow.tasks import keep
 
@@ -117,20 +116,6 @@ def _report(path: str, checks: Sequence[HealthCheck], *, verbose: bool) -> HttpA
     lines = [_line(check) for check in checks if verbose or not check.ok]
     lines.append(f"{path[1:]} check {'passed' if well else 'failed'}")
     return HttpAnswer(status=200 if well else 503, body=("\n".join(lines) + "\n").encode())
-
-
-def names_loopback(host: str) -> bool:
-    """Tell whether a Host header names this machine's loopback: `localhost`, 127.0.0.0/8 or `[::1]`, with or without a port."""
-    name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
-    return name.lower().rstrip(".") == "localhost" or is_loopback(name)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether an address is a loopback address; names other than `localhost` are not."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class HealthServer:
