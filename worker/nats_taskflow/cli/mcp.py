@@ -64,7 +64,7 @@ def _serving() -> Any:
     try:
         from nats_taskflow.client.mcp.serving import serve
     except ImportError as missing:
-        if (missing.name or "").partition(".")[0] == "worker":
+        if (missing.name or "").partition(".")[0] == "nats_taskflow":
             raise
         from nats_taskflow.errors import ConfigError
 

@@ -16,7 +16,7 @@ NAME = "nats-taskflow"
 
 def text() -> str:
     """Return the skill."""
-    return files("worker").joinpath(".agents", "skills", NAME, "SKILL.md").read_text(encoding="utf-8")
+    return files("nats_taskflow").joinpath(".agents", "skills", NAME, "SKILL.md").read_text(encoding="utf-8")
 
 
 @click.group(cls=Group)
