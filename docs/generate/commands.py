@@ -8,9 +8,8 @@ import click
 
 from docs.generate.tables import BY_HAND, page_of
 from nats_taskflow.cli import exit_codes, taskflow
+from nats_taskflow.cli.command import AskCommand, ReadCommand, SettingsCommand
 from nats_taskflow.cli.help_examples import EXAMPLES
-from nats_taskflow.cli.options import SettingsCommand
-from nats_taskflow.cli.session import AskCommand, ReadCommand
 
 _HEAD = f"""# The command line
 

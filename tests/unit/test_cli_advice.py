@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
 from nats_taskflow.cli import session, taskflow
+from nats_taskflow.cli.command import AskCommand
 from nats_taskflow.cli.help_examples import EXAMPLES
-from nats_taskflow.cli.session import AskCommand
 from nats_taskflow.errors import BusLost, NotAllowed
 from tests.unit.test_cli_showing import all_commands
 

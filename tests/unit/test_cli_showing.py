@@ -17,13 +17,12 @@ import pytest
 from click.testing import CliRunner
 
 from nats_taskflow.cli import _COMMANDS, exit_codes, taskflow
-from nats_taskflow.cli.command import Group
+from nats_taskflow.cli.command import Group, SettingsCommand
 from nats_taskflow.cli.flow.act import children_of
 from nats_taskflow.cli.help_examples import EXAMPLES
-from nats_taskflow.cli.options import SettingsCommand
+from nats_taskflow.cli.identity import operator_name
 from nats_taskflow.cli.output import Printer, mark, printable, span, waits_on
 from nats_taskflow.cli.selection import KINDS
-from nats_taskflow.cli.session import operator_name
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.conditions import WaitCondition
 from nats_taskflow.observe.metrics import WAIT_KINDS
@@ -106,7 +105,7 @@ def test_the_list_of_commands_says_of_each_what_its_own_help_says_and_loads_none
     program += "print([name for name in sys.modules if name.startswith('nats_taskflow.cli.')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.removeprefix("nats_taskflow.cli.") for name in ast.literal_eval(done.stdout.splitlines()[-1])}
-    assert loaded == {"command", "exits", "examples", "output"}
+    assert loaded == {"command", "options", "exit_codes", "help_examples", "streams"}
 
 
 @pytest.mark.parametrize("command", [["waits"], ["flow", "cancel"], ["dlq", "purge"], ["reply"], ["check"], ["run"]])

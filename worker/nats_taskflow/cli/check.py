@@ -9,9 +9,11 @@ from typing import Any
 import click
 from click.exceptions import Exit
 
+from nats_taskflow.cli.command import ReadCommand
 from nats_taskflow.cli.exit_codes import Failed
 from nats_taskflow.cli.output import Printer
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, run
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.session import run
 from nats_taskflow.errors import Refusal
 from nats_taskflow.text import counted
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import click
 
-OWN, CONNECTION = "Options", "Connection"
+from nats_taskflow.cli.options import CLIENT, CONNECTION, OWN, Option, setting_options
+
 _RANGE = re.compile(r"(?:INTEGER|FLOAT)(?: RANGE)?\b")
 """What click calls a number."""
 
@@ -23,14 +24,6 @@ _ELSEWHERE = {
     "--revision": ("--expected-revision", "--expected-revision"),
 }
 """What other command lines call an option: what it is here, and how that is typed."""
-
-
-class Option(click.Option):
-    """An option that help shows under a heading of its own."""
-
-    def __init__(self, *args: Any, panel: str = OWN, **extra: Any) -> None:
-        super().__init__(*args, **extra)
-        self.panel = panel
 
 
 def meant(written: str, known: Sequence[str]) -> list[str]:
@@ -86,6 +79,53 @@ class TaskflowCommand(click.Command):
                 formatter.write_dl(panels[title])
 
 
+class SettingsCommand(TaskflowCommand):
+    """A command that takes `--config` and a flag for every setting; its callback gets them as keyword arguments.
+
+    `sections`: only the settings of these sections; None: all.
+    """
+
+    sections: tuple[str, ...] | None = None
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Give the command's own options, then the settings. Called when parsing or helping, so that importing stays cheap."""
+        *own, help_option = super().get_params(ctx)
+        return [*own, *self.shared_options(), help_option, *setting_options(self.sections)]
+
+    def shared_options(self) -> list[click.Parameter]:
+        """Give the options that all commands of the kind have."""
+        return []
+
+
+class ConnectionCommand(SettingsCommand):
+    """A command that connects as a client does: it takes only the settings of the connection."""
+
+    sections = CLIENT
+
+
+class AskCommand(ConnectionCommand):
+    """A command that asks, and takes how to say the answer."""
+
+    def shared_options(self) -> list[click.Parameter]:
+        """Give how to say it."""
+        how = Option(
+            ["output", "-o", "--output"],
+            type=click.Choice(["table", "json", "jsonl", "none"]),
+            default="table",
+            help="How to say it: for people, or for programs.",
+        )
+        return [how]
+
+
+class ReadCommand(AskCommand):
+    """A command that only asks questions, so that a database can answer them while no worker runs."""
+
+    def shared_options(self) -> list[click.Parameter]:
+        """Add the choice of a database."""
+        place = Option(["database", "--db"], metavar="FILE", help="Read this database instead of asking a worker (read-only).")
+        return [*super().shared_options(), place]
+
+
 class Group(click.Group):
     """Commands under one name, listed by `sections`: heading → names; all under one heading where there are none."""
 
@@ -95,9 +135,7 @@ class Group(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Leave options of the connection that stand before the command to the command: `taskflow -s URL waits`."""
         if args and args[0].startswith("-") and not any(args[0] in option.opts for option in self.get_params(ctx)):
-            from nats_taskflow.cli.options import connection_options
-
-            known = click.Command(self.name, params=[*self.get_params(ctx), *connection_options()])
+            known = click.Command(self.name, params=[*self.get_params(ctx), *setting_options(CLIENT)])
             _, rest, _ = known.make_parser(ctx).parse_args(list(args))
             ctx.meta[_LEADING] = (*ctx.meta.get(_LEADING, ()), *args[: len(args) - len(rest)])
             args = rest

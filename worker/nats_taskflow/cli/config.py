@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.command import Group
-from nats_taskflow.cli.options import SettingsCommand, load_config
+from nats_taskflow.cli.command import Group, SettingsCommand
+from nats_taskflow.cli.options import load_config
 
 
 @click.group(cls=Group)

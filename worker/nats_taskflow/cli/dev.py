@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nats_taskflow.cli.command import SettingsCommand
 from nats_taskflow.cli.dev_folder import DATABASE, STREAMS, prepare_folder
-from nats_taskflow.cli.options import SettingsCommand, adopt_option, load_config
+from nats_taskflow.cli.options import adopt_option, load_config
 from nats_taskflow.observe.line_writer import LineWriter
 
 if TYPE_CHECKING:

@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from nats_taskflow.cli import exit_codes
-from nats_taskflow.cli.command import Group
+from nats_taskflow.cli.command import AskCommand, Group, ReadCommand
+from nats_taskflow.cli.identity import intervention, reason_option
 from nats_taskflow.cli.output import Printer, ago, clock, progress, since
+from nats_taskflow.cli.protocol import Json, OperatorSession
 from nats_taskflow.cli.selection import ask_to_confirm, yes_option
-from nats_taskflow.cli.session import AskCommand, OperatorSession, ReadCommand, intervention, pages, reason_option, run
+from nats_taskflow.cli.session import pages, run
 from nats_taskflow.text import counted
 
-Json = dict[str, Any]
 _AT_ONCE = 100
 _CHOICE = ("letter_reason", "subject", "older_than")
 _GROUPS = {

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nats_taskflow.cli.command import AskCommand
+from nats_taskflow.cli.online import Online
 from nats_taskflow.cli.output import Printer, clock, short
-from nats_taskflow.cli.session import AskCommand, Online, OperatorSession, run, whole_id
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.selection import whole_id
+from nats_taskflow.cli.session import run
 
 if TYPE_CHECKING:
     from nats_taskflow.bus.nats.history import StreamMessage

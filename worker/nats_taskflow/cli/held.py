@@ -6,10 +6,13 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.command import Group
+from nats_taskflow.cli.command import AskCommand, Group, ReadCommand
 from nats_taskflow.cli.flow.act import told
+from nats_taskflow.cli.identity import intervention, reason_option
 from nats_taskflow.cli.output import Printer
-from nats_taskflow.cli.session import AskCommand, OperatorSession, ReadCommand, intervention, pages, reason_option, run, whole_id
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.selection import whole_id
+from nats_taskflow.cli.session import pages, run
 from nats_taskflow.cli.who import HELD
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.command import ReadCommand
 from nats_taskflow.cli.output import Printer, clock
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, pages, run
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.session import pages, run
 
 _NOTHING = "Nobody has replayed, purged, matched, released or pruned anything yet. What was done to a flow is in `taskflow flow history`."
 

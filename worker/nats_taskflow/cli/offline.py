@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from nats_taskflow.cli.protocol import Json, RequestRefused
 from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.errors import FlowError
 from nats_taskflow.store.invariants.snapshot import snapshot
@@ -29,20 +30,18 @@ class Offline:
     def __init__(self, desk: Queries) -> None:
         self._desk = desk
 
-    async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
+    async def ask(self, verb: str, **fields: Any) -> Json:
         """Answer a question as the worker would."""
-        from nats_taskflow.cli.session import RequestRefused
-
         try:
             asked = read_operation(verb, msgspec.json.encode({name: value for name, value in fields.items() if value is not None}))
             if not self._desk.answers(asked):
                 raise click.UsageError(f"{verb} changes something: it needs a worker, not --db")
-            answer: dict[str, Any] = msgspec.json.decode(await self._desk.answer(asked))
+            answer: Json = msgspec.json.decode(await self._desk.answer(asked))
         except FlowError as refusal:
             raise RequestRefused({"code": refusal.code, "message": refusal.message, "details": refusal.details}) from refusal
         return answer
 
-    async def as_agent(self, agent: str, verb: str, **fields: Any) -> dict[str, Any]:  # noqa: ARG002 - the line's signature
+    async def as_agent(self, agent: str, verb: str, **fields: Any) -> Json:  # noqa: ARG002 - the line's signature
         """Refuse: agents' requests change flows."""
         raise click.UsageError(f"{verb} needs a worker, not --db")
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nats_taskflow.cli.command import CONNECTION, OWN, Option, TaskflowCommand
-
 if TYPE_CHECKING:
     from nats_taskflow.config import Config, Setting, SourcedValue
 
+OWN, CONNECTION = "Options", "Connection"
 _PANELS = {
     "nats": CONNECTION,
     "store": "Store",
@@ -35,6 +34,14 @@ _LETTERS = {"nats.url": ("-s", "--server")}
 """What the `nats` command line calls a setting."""
 
 
+class Option(click.Option):
+    """An option that help shows under a heading of its own."""
+
+    def __init__(self, *args: Any, panel: str = OWN, **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.panel = panel
+
+
 adopt_option = click.option(
     "--adopt",
     is_flag=True,
@@ -43,31 +50,8 @@ adopt_option = click.option(
 """A flag and no setting: what is meant for one start must not stay behind in a file."""
 
 
-class SettingsCommand(TaskflowCommand):
-    """A command that takes `--config` and a flag for every setting; its callback gets them as keyword arguments.
-
-    `sections`: only the settings of these sections; None: all.
-    """
-
-    sections: tuple[str, ...] | None = None
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Give the command's own options, then the settings. Called when parsing or helping, so that importing stays cheap."""
-        *own, help_option = super().get_params(ctx)
-        return [*own, *self.shared_options(), help_option, *_setting_options(self.sections)]
-
-    def shared_options(self) -> list[click.Parameter]:
-        """Give the options that all commands of the kind have."""
-        return []
-
-
-def connection_options() -> tuple[click.Parameter, ...]:
-    """Give the options of the connection, which every command has that talks to the worker."""
-    return _setting_options(CLIENT)
-
-
 @functools.cache
-def _setting_options(sections: tuple[str, ...] | None = None) -> tuple[click.Parameter, ...]:
+def setting_options(sections: tuple[str, ...] | None = None) -> tuple[click.Parameter, ...]:
     """Make the options of all settings, or of those of some sections."""
     from nats_taskflow.config import settings
 

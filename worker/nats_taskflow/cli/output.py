@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nats_taskflow.cli import layout
+from nats_taskflow.cli.protocol import Json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Json = dict[str, Any]
 _ELASTIC = {
     *("CONTROLLER", "STEP", "GOAL", "WAITS ON", "OWNER", "TOPIC", "CORRELATION ID", "SUBJECT", "PAYLOAD", "MESSAGE"),
     *("ACTOR", "WHO", "ABOUT", "WHY", "RUN", "TASK", "SESSION"),

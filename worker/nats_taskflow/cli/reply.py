@@ -8,8 +8,12 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.command import AskCommand
+from nats_taskflow.cli.online import Online
 from nats_taskflow.cli.output import Printer
-from nats_taskflow.cli.session import AskCommand, Online, OperatorSession, run, whole_id
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.selection import whole_id
+from nats_taskflow.cli.session import run
 
 
 @click.command(cls=AskCommand)

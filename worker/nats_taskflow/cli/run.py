@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.options import SettingsCommand, adopt_option, load_config
+from nats_taskflow.cli.command import SettingsCommand
+from nats_taskflow.cli.options import adopt_option, load_config
 
 
 @click.command(cls=SettingsCommand)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +12,18 @@ import click
 from click.exceptions import Exit
 
 from nats_taskflow.cli import exit_codes
-from nats_taskflow.cli.session import OperatorSession, pages, whole_ids
+from nats_taskflow.cli.exit_codes import Failed
+from nats_taskflow.cli.protocol import Json, OperatorSession
+from nats_taskflow.cli.session import pages
 from nats_taskflow.text import counted
 
-Json = dict[str, Any]
 STATUSES = ("created", "running", "waiting", "finished", "failed", "cancelled")
 KINDS = ("timer", "external_event", "manual", "flow", "any_of", "all_of", "at_least")
 FILTERS = ("status", "controller", "owner", "step", "topic", "correlation_id", "kind", "older_than", "since", "goal")
 RATE = 50.0
 _MOST = 1_000_000
+_WHOLE = 36
+_SHORTEST = 6
 _CAN = {"resume": ("waiting",), "cancel": ("created", "running", "waiting"), "fail": ("running", "waiting")}
 """The statuses in which a flow can be steered so: a filter leaves out the others."""
 
@@ -65,6 +69,29 @@ def bulk_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def narrow(arguments: Mapping[str, Any]) -> Json:
     """Return the filter that was given."""
     return {name: arguments[name] for name in FILTERS if arguments[name] is not None}
+
+
+async def whole_id(line: OperatorSession, part: str) -> str:
+    """Return the one flow id that begins or ends like this. Raises `Failed` with those there are, or that there is none."""
+    if len(part) == _WHOLE:
+        return part
+    if len(part) < _SHORTEST or not re.fullmatch(r"[0-9A-Fa-f-]+", part):
+        raise click.UsageError(f"{part!r} is no flow id: give all of it, or at least {_SHORTEST} characters of its beginning or end")
+    ids: Sequence[str] = (await line.ask("find", part=part))["ids"]
+    if len(ids) == 1:
+        return ids[0]
+    if not ids:
+        raise Failed(f"no flow id begins or ends with {part}", exit_codes.NOT_FOUND)
+    shown = ", ".join(ids[:10]) + (", …" if len(ids) > 10 else "")  # noqa: PLR2004 - ten fit a terminal
+    raise Failed(f"{part} is not the only one: {shown}", exit_codes.USAGE)
+
+
+async def whole_ids(line: OperatorSession, parts: Sequence[str]) -> list[str]:
+    """Return the flow ids; `-` stands for those on stdin, one on each line."""
+    given = [word for part in parts for word in (sys.stdin.read().split() if part == "-" else [part])]
+    if not given:
+        raise click.UsageError("no flow id was given")
+    return [await whole_id(line, part) for part in given]
 
 
 async def select_flows(line: OperatorSession, verb: str, flows: Sequence[str], arguments: Mapping[str, Any]) -> list[str]:

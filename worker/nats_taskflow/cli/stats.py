@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.command import ReadCommand
 from nats_taskflow.cli.output import Printer, since
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, run
+from nats_taskflow.cli.protocol import Json, OperatorSession
+from nats_taskflow.cli.session import run
 from nats_taskflow.text import counted
-
-Json = dict[str, Any]
 
 
 @click.command(cls=ReadCommand)

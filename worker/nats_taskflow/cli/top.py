@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.command import ReadCommand
 from nats_taskflow.cli.output import Printer, clock, lines_of, mark, table_lines
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, run
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.session import run
 from nats_taskflow.cli.stats import figures
 from nats_taskflow.cli.waits import COLUMNS
 

@@ -6,9 +6,12 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.command import ReadCommand
+from nats_taskflow.cli.identity import agent_options
 from nats_taskflow.cli.output import Printer, short, since, until, waits_on
+from nats_taskflow.cli.protocol import OperatorSession
 from nats_taskflow.cli.selection import wait_options
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, agent_options, pages, run
+from nats_taskflow.cli.session import pages, run
 from nats_taskflow.cli.watch import watch_options, watched
 from nats_taskflow.text import counted
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.online import Online
 from nats_taskflow.cli.output import Printer, clock
-from nats_taskflow.cli.session import Json, Main, Online, OperatorSession
+from nats_taskflow.cli.protocol import Json, OperatorSession
+from nats_taskflow.cli.session import Main
 
 _ENDED = ("finished", "failed", "cancelled")
 

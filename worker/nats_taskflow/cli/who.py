@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.command import ReadCommand
 from nats_taskflow.cli.output import Printer, short, since, until
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, run
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.session import run
 
 
 @click.command(cls=ReadCommand)

@@ -7,8 +7,12 @@ from typing import Any
 import click
 
 from nats_taskflow.cli import layout
+from nats_taskflow.cli.command import ReadCommand
+from nats_taskflow.cli.identity import agent_options
 from nats_taskflow.cli.output import Printer, screen
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, agent_options, run, whole_id
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.selection import whole_id
+from nats_taskflow.cli.session import run
 
 _SIGNS = {"waits": "⏸", "near": "✗", "next": "→", "state": "•"}
 

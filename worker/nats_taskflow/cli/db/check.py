@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.exceptions import Exit
 
+from nats_taskflow.cli.command import SettingsCommand
 from nats_taskflow.cli.dev_folder import load_with_database
-from nats_taskflow.cli.options import SettingsCommand
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,11 +10,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from nats_taskflow.cli.command import AskCommand, SettingsCommand
 from nats_taskflow.cli.dev_folder import load_with_database
-from nats_taskflow.cli.options import SettingsCommand
+from nats_taskflow.cli.identity import intervention, reason_option
 from nats_taskflow.cli.output import Printer, progress
+from nats_taskflow.cli.protocol import OperatorSession
 from nats_taskflow.cli.selection import ask_to_confirm, yes_option
-from nats_taskflow.cli.session import AskCommand, OperatorSession, intervention, pages, reason_option, run
+from nats_taskflow.cli.session import pages, run
 from nats_taskflow.text import counted
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nats_taskflow.cli import exit_codes
+from nats_taskflow.cli.command import SettingsCommand
 from nats_taskflow.cli.dev_folder import find_dev_database
 from nats_taskflow.cli.doctor.verdict import Verdict
-from nats_taskflow.cli.options import SettingsCommand, load_config
+from nats_taskflow.cli.options import load_config
 from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ async def _over_nats(config: Config, worker: dict[str, Any]) -> list[Verdict]:
     """Look at NATS and what is on it; `worker` takes in what the worker says of itself."""
     from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
     from nats_taskflow.cli.doctor.rights import rights
-    from nats_taskflow.cli.session import Online, connected
+    from nats_taskflow.cli.online import Online, connected
     from nats_taskflow.errors import Refusal, TurnedAway
     from nats_taskflow.wire import capacity
     from nats_taskflow.wire.subjects import Subjects
@@ -151,7 +152,7 @@ async def _worker(line: Any, about: dict[str, Any]) -> list[Verdict]:
     from datetime import UTC, datetime
 
     from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
-    from nats_taskflow.cli.session import RequestRefused
+    from nats_taskflow.cli.protocol import RequestRefused
     from nats_taskflow.errors import Refusal
 
     try:

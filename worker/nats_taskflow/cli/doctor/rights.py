@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nats_taskflow.cli.doctor.verdict import Verdict
+from nats_taskflow.cli.protocol import Json
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config
     from nats_taskflow.wire.subjects import Subjects
 
-Json = dict[str, Any]
 Needs = tuple[tuple[str, ...], tuple[str, ...]]
 """What a role publishes, and what it hears."""
 ASK = "$SYS.REQ.USER.INFO"

@@ -9,11 +9,13 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.command import AskCommand
+from nats_taskflow.cli.identity import split_owner
 from nats_taskflow.cli.output import Printer, mark, waits_on
-from nats_taskflow.cli.session import AskCommand, OperatorSession, owner_of, run, whole_id
+from nats_taskflow.cli.protocol import Json, OperatorSession
+from nats_taskflow.cli.selection import whole_id
+from nats_taskflow.cli.session import run
 from nats_taskflow.text import counted
-
-Json = dict[str, Any]
 
 
 def _agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,13 +57,24 @@ def told(answer: Mapping[str, Any], printer: Printer) -> None:
     printer.item(answer, lines)
 
 
+async def _owner_of(line: OperatorSession, flow_id: str, agent: str | None, session: str | None) -> tuple[str, str]:
+    """Return agent and session to act as: those given, else the flow's owner."""
+    if agent is not None:
+        return agent, session or "main"
+    owner = (await line.ask("show", flow_id=flow_id))["flow"]["owner_session_key"]
+    parts = split_owner(owner)
+    if parts is None:
+        raise click.UsageError(f"flow {flow_id} belongs to {owner}, which is no agent: say --agent")
+    return parts[0], session or parts[1]
+
+
 def _act(verb: str, flow: str, fields: Json, arguments: Mapping[str, Any]) -> None:
     """Ask as the flow's agent."""
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Ask, and say how the flow is now."""
         flow_id = await whole_id(line, flow)
-        agent, session = await owner_of(line, flow_id, arguments["as_agent"], arguments["session"])
+        agent, session = await _owner_of(line, flow_id, arguments["as_agent"], arguments["session"])
         given = {"flow_id": flow_id, "session_id": session, "command_id": arguments["command_id"], **fields}
         told(await line.as_agent(agent, verb, **given), printer)
 

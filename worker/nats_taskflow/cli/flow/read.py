@@ -7,9 +7,12 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.command import ReadCommand
+from nats_taskflow.cli.identity import agent_options
 from nats_taskflow.cli.output import Printer, ago, clock, short, since, status_of, waits_on
-from nats_taskflow.cli.selection import filter_options, narrow
-from nats_taskflow.cli.session import Json, OperatorSession, ReadCommand, agent_options, pages, run, whole_id
+from nats_taskflow.cli.protocol import Json, OperatorSession
+from nats_taskflow.cli.selection import filter_options, narrow, whole_id
+from nats_taskflow.cli.session import pages, run
 from nats_taskflow.cli.watch import followed, watch_options, watched
 
 _NONE = "No flows. Start one: taskflow flow start --agent kate --controller kate/inbox --goal 'triage the inbox'"

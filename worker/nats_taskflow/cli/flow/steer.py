@@ -8,13 +8,15 @@ from typing import Any
 import click
 
 from nats_taskflow.cli import exit_codes
+from nats_taskflow.cli.command import AskCommand
 from nats_taskflow.cli.flow.act import children_of, json_value, told
+from nats_taskflow.cli.identity import agent_options, intervention, reason_option
 from nats_taskflow.cli.output import Printer, progress, short, status_of
+from nats_taskflow.cli.protocol import Json, OperatorSession, RequestRefused
 from nats_taskflow.cli.selection import FILTERS, RATE, bulk_options, confirm_selection, narrow, select_flows
-from nats_taskflow.cli.session import AskCommand, OperatorSession, RequestRefused, agent_options, intervention, reason_option, run
+from nats_taskflow.cli.session import run
 from nats_taskflow.text import counted
 
-Json = dict[str, Any]
 _REVISION = click.option("--expected-revision", type=int, metavar="N", help="Refuse if the flow is not at this revision.")
 _COMMAND = click.option("--command-id", metavar="ID", help="Repeat with the same id: the same outcome, done once. For one flow only.")
 _FLOWS = click.argument("flows", nargs=-1, metavar="[FLOW…]")

@@ -1,0 +1,59 @@
+"""Say who asks: an operator with a reason, or an agent in a session."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from nats_taskflow.cli.protocol import Json
+
+
+def reason_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add who does it and why, which every intervention has to say (see `intervention`)."""
+    why = click.option("--reason", metavar="TEXT", help="Why: it is kept with the change, and has to be said.")
+    who = click.option("--as", "operator", metavar="NAME", default=None, help="Who does it; your user and host where not given.")
+    return why(who(function))
+
+
+def intervention(arguments: Mapping[str, Any]) -> Json:
+    """Return who does it and why, as a request says it. Raises a usage error where no reason is given, unless it is only tried."""
+    reason = arguments["reason"] or ("dry run" if arguments.get("dry_run") else None)
+    if reason is None:
+        only = "" if "dry_run" not in arguments else "; --dry-run needs none"
+        raise click.UsageError(f"say why: --reason TEXT{only}")
+    return {"operator": operator_name(arguments["operator"]), "reason": reason}
+
+
+def operator_name(given: str | None) -> str:
+    """Return who does it, in the letters that a name may have."""
+    name = given or f"{_user()}@{socket.gethostname()}"
+    return re.sub(r"[^A-Za-z0-9_.@-]", "_", name)[:63]
+
+
+def _user() -> str:
+    """Return the user's name; in a container there may be none, only a number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add that an agent may ask, with its own key and about its own flows."""
+    agent = click.option("--agent", "as_agent", metavar="NAME", help="Ask as this agent, with its own credentials, about its own flows.")
+    return agent(click.option("--session", metavar="ID", help="With --agent: the session; main where not given.")(function))
+
+
+def split_owner(key: str) -> tuple[str, str] | None:
+    """Return agent and session of `agent:<agent>:session:<session>`; None for an owner that is no agent."""
+    match key.split(":", 3):
+        case ["agent", agent, "session", session] if agent and session:
+            return agent, session
+        case _:
+            return None
