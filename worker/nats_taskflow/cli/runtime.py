@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from nats_taskflow.cli.garbage_collection import collect_rarely
 from nats_taskflow.errors import Exhausted
 
 _NO_THREAD = "can't start new thread"
@@ -30,7 +29,6 @@ def launch(main: Coroutine[Any, Any, int], *, brief: bool = False) -> int:
     `brief`: it is over before a faster loop would have been loaded.
     """
     sys.setswitchinterval(SWITCH)
-    collect_rarely()
     gc.freeze()  # what is imported by now stays for good: not to be looked through each time
     try:
         with asyncio.Runner(loop_factory=None if brief else _loop_factory()) as runner:
