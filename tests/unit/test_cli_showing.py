@@ -162,7 +162,7 @@ def test_every_command_is_listed_under_one_heading() -> None:
     "options, why",
     [
         (["--timer", "2h", "--timeout", "1h"], "timer"),
-        (["--manual", "?", "--corr", "c-1"], "--topic"),
+        (["--manual", "?", "--correlation-id", "c-1"], "--topic"),
         (["--manual", "?", "--topic", "t"], "one of"),
         ([], "one of"),
     ],

@@ -145,7 +145,7 @@ def banner(config: Config, nats: str, program: str = "taskflow") -> str:
         "",
         "  Try, in another terminal (of the id, for FLOW, the end is enough):",
         *_settings(url, prefix),
-        f"    {program} flow start --agent kate --controller kate/inbox --goal 'triage the inbox'",
+        f"    {program} flow start --agent kate --controller-id kate/inbox --goal 'triage the inbox'",
         f"    {program} flow wait FLOW --manual 'approve?'",
         f"    {program} waits",
         "",

@@ -9,6 +9,7 @@ import click
 from nats_taskflow.cli.command import AskCommand, Group, ReadCommand
 from nats_taskflow.cli.flow.act import told
 from nats_taskflow.cli.identity import intervention, reason_option
+from nats_taskflow.cli.options import aliased_option
 from nats_taskflow.cli.output import Printer
 from nats_taskflow.cli.protocol import OperatorSession
 from nats_taskflow.cli.selection import whole_id
@@ -23,15 +24,15 @@ def held() -> None:
 
 @held.command("list", cls=ReadCommand)
 @click.option("--topic", metavar="TOPIC", help="Only those on this topic.")
-@click.option("--corr", metavar="ID", help="Only those with this correlation id.")
+@aliased_option("--correlation-id", "--corr", metavar="ID", help="Only those with this correlation id.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
 @click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
-def list_(*, topic: str | None, corr: str | None, limit: int, cursor: str | None, **arguments: Any) -> None:
+def list_(*, topic: str | None, correlation_id: str | None, limit: int, cursor: str | None, **arguments: Any) -> None:
     """List held replies, in the order they came."""
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """List them."""
-        items, following = await pages(line, "held", "held", limit, {"topic": topic, "correlation_id": corr, "cursor": cursor})
+        items, following = await pages(line, "held", "held", limit, {"topic": topic, "correlation_id": correlation_id, "cursor": cursor})
         printer.items(items, HELD, cursor=following, empty="No reply is held: every one found its wait.")
 
     run(arguments, main)

@@ -11,13 +11,14 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.options import aliased_option
 from nats_taskflow.cli.protocol import Json
 
 
 def reason_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add who does it and why, which every intervention has to say (see `intervention`)."""
     why = click.option("--reason", metavar="TEXT", help="Why: it is kept with the change, and has to be said.")
-    who = click.option("--as", "operator", metavar="NAME", default=None, help="Who does it; your user and host where not given.")
+    who = aliased_option("--operator", "--as", metavar="NAME", help="Who does it; your user and host where not given.")
     return why(who(function))
 
 

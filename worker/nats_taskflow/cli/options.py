@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config, Setting, SourcedValue
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 OWN, CONNECTION = "Options", "Connection"
 _PANELS = {
     "nats": CONNECTION,
@@ -35,11 +36,23 @@ _LETTERS = {"nats.url": ("-s", "--server")}
 
 
 class Option(click.Option):
-    """An option that help shows under a heading of its own."""
+    """An option that help shows under a heading of its own. An alias works as its name does, and is shown nowhere."""
 
-    def __init__(self, *args: Any, panel: str = OWN, **extra: Any) -> None:
+    def __init__(self, *args: Any, panel: str = OWN, alias: str = "", **extra: Any) -> None:
         super().__init__(*args, **extra)
         self.panel = panel
+        self._alias = alias
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Have the parser know the alias, too."""
+        super().add_to_parser(parser, ctx)
+        if self._alias:
+            parser.add_option(obj=self, opts=[self._alias], dest=self.name, action="store")
+
+
+def aliased_option(name: str, alias: str, **extra: Any) -> Callable[[_F], _F]:
+    """Add an option that takes a value under two names: its own, and one that was its name before or is that of a field like it."""
+    return click.option(name, cls=Option, alias=alias, **extra)
 
 
 adopt_option = click.option(

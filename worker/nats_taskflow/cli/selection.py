@@ -13,6 +13,7 @@ from click.exceptions import Exit
 
 from nats_taskflow.cli import exit_codes
 from nats_taskflow.cli.exit_codes import Failed
+from nats_taskflow.cli.options import aliased_option
 from nats_taskflow.cli.protocol import Json, OperatorSession
 from nats_taskflow.cli.session import pages
 from nats_taskflow.text import counted
@@ -44,11 +45,11 @@ def filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add whose flows are meant, and what they wait for."""
     options = (
-        click.option("--controller", metavar="ID", help="Only flows of this controller; * is any text (kate/*)."),
+        aliased_option("--controller", "--controller-id", metavar="ID", help="Only flows of this controller; * is any text (kate/*)."),
         click.option("--owner", metavar="KEY", help="Only flows of this owner (agent:kate:session:main)."),
-        click.option("--step", metavar="LABEL", help="Only flows at this step."),
+        aliased_option("--step", "--current-step", metavar="LABEL", help="Only flows at this step."),
         click.option("--topic", metavar="TOPIC", help="Only flows that wait for a reply on this topic."),
-        click.option("--corr", "correlation_id", metavar="ID", help="Only flows that wait for a reply with this correlation id."),
+        aliased_option("--correlation-id", "--corr", metavar="ID", help="Only flows that wait for a reply with this correlation id."),
         click.option("--kind", type=click.Choice(KINDS), metavar="KIND", help=f"Only flows with this kind of wait: {', '.join(KINDS)}."),
     )
     for option in reversed(options):

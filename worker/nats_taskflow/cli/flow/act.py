@@ -11,11 +11,15 @@ import click
 
 from nats_taskflow.cli.command import AskCommand
 from nats_taskflow.cli.identity import split_owner
+from nats_taskflow.cli.options import aliased_option
 from nats_taskflow.cli.output import Printer, mark, waits_on
 from nats_taskflow.cli.protocol import Json, OperatorSession
 from nats_taskflow.cli.selection import whole_id
 from nats_taskflow.cli.session import run
 from nats_taskflow.text import counted
+
+_START = ("controller_id", "goal", "state", "current_step", "flow_id", "hold", "command_id")
+"""The fields of a start that are options."""
 
 
 def _agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,21 +88,20 @@ def _act(verb: str, flow: str, fields: Json, arguments: Mapping[str, Any]) -> No
 @click.command(cls=AskCommand)
 @click.option("--agent", metavar="NAME", required=True, help="The agent that the flow will belong to.")
 @click.option("--session", metavar="ID", default="main", show_default=True, help="The agent's session.")
-@click.option("--controller", metavar="ID", required=True, help="Who asks for it, logically (kate/inbox-triage).")
+@aliased_option("--controller-id", "--controller", metavar="ID", required=True, help="Who asks for it, logically (kate/inbox-triage).")
 @click.option("--goal", metavar="TEXT", required=True, help="What it is for, for people.")
 @click.option("--state", metavar="JSON|-", callback=json_value, help="The state to begin with.")
-@click.option("--step", metavar="LABEL", help="The step to begin with.")
-@click.option("--id", "flow_id", metavar="UUID", help="The flow's id; a new one where not given.")
+@aliased_option("--current-step", "--step", metavar="LABEL", help="The step to begin with.")
+@aliased_option("--flow-id", "--id", metavar="UUID", help="The flow's id; a new one where not given.")
 @click.option("--hold", is_flag=True, help="Do not run it yet.")
 @click.option("--command-id", metavar="ID", help="Repeat with the same id: the same outcome, done once.")
-def start(*, agent: str, session: str, controller: str, goal: str, state: Any, **arguments: Any) -> None:
+def start(*, agent: str, session: str, **arguments: Any) -> None:
     """Start a flow for an agent."""
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Start it."""
-        fields = {"controller_id": controller, "goal": goal, "state": state, "current_step": arguments["step"], "session_id": session}
-        more = {"flow_id": arguments["flow_id"], "hold": arguments["hold"], "command_id": arguments["command_id"]}
-        told(await line.as_agent(agent, "start", **fields, **more), printer)
+        fields = {name: arguments[name] for name in _START}
+        told(await line.as_agent(agent, "start", session_id=session, **fields), printer)
 
     run(arguments, main)
 
@@ -114,20 +117,20 @@ def run_(*, flow: str, **arguments: Any) -> None:
 @click.command(cls=AskCommand)
 @click.argument("flow")
 @click.option("--patch", metavar="JSON|-", callback=json_value, help="Merge this object into the state.")
-@click.option("--step", metavar="LABEL", help="Name the next step.")
+@aliased_option("--current-step", "--step", metavar="LABEL", help="Name the next step.")
 @_agent_options
-def advance(*, flow: str, patch: Any, step: str | None, **arguments: Any) -> None:
+def advance(*, flow: str, patch: Any, current_step: str | None, **arguments: Any) -> None:
     """Merge into a flow's state, and name the next step."""
-    _act("advance", flow, {"patch": patch, "current_step": step}, arguments)
+    _act("advance", flow, {"patch": patch, "current_step": current_step}, arguments)
 
 
 @click.command(cls=AskCommand)
 @click.argument("flow")
 @click.option("--timer", metavar="TIME", help="Until this time (RFC 3339), or so long from now on (2h).")
 @click.option("--topic", metavar="TOPIC", help="For a reply on this topic.")
-@click.option("--corr", metavar="ID", help="With this correlation id; the worker makes one where not given.")
+@aliased_option("--correlation-id", "--corr", metavar="ID", help="With this correlation id; the worker makes one where not given.")
 @click.option("--manual", metavar="PROMPT", help="For a person, who is asked this.")
-@click.option("--condition", metavar="JSON|-", callback=json_value, help="For any wait condition (docs/waiting.md).")
+@aliased_option("--wait-condition", "--condition", metavar="JSON|-", callback=json_value, help="For any wait condition (docs/waiting.md).")
 @click.option("--timeout", metavar="DURATION", help="Not longer than this.")
 @click.option("--on-timeout", type=click.Choice(["resume", "fail", "cancel"]), help="What then.")
 @_agent_options
@@ -138,24 +141,24 @@ def wait(*, flow: str, **arguments: Any) -> None:
 
 def _condition(given: Mapping[str, Any]) -> Json:
     """Return the one wait condition that the options describe."""
-    chosen = [name for name in ("timer", "topic", "manual", "condition") if given[name] is not None]
+    chosen = [name for name in ("timer", "topic", "manual", "wait_condition") if given[name] is not None]
     if len(chosen) != 1:
-        raise click.UsageError("say one of --timer, --topic, --manual and --condition")
+        raise click.UsageError("say one of --timer, --topic, --manual and --wait-condition")
     bounds = {name: given[name] for name in ("timeout", "on_timeout") if given[name] is not None}
-    if given["corr"] is not None and chosen[0] != "topic":
-        raise click.UsageError("--corr goes with --topic")
+    if given["correlation_id"] is not None and chosen[0] != "topic":
+        raise click.UsageError("--correlation-id goes with --topic")
     match chosen[0]:
         case "timer":
             if bounds:
                 raise click.UsageError("a timer ends by itself: --timeout and --on-timeout go with what may not come")
             return {"kind": "timer", "at" if given["timer"][4:5] == "-" else "after": given["timer"]}
         case "topic":
-            pair = {"topic": given["topic"]} | ({"correlation_id": given["corr"]} if given["corr"] is not None else {})
+            pair = {"topic": given["topic"]} | ({"correlation_id": given["correlation_id"]} if given["correlation_id"] is not None else {})
             return {"kind": "external_event", **pair, **bounds}
         case "manual":
             return {"kind": "manual", "prompt": given["manual"], **bounds}
         case _:
-            condition = given["condition"]
+            condition = given["wait_condition"]
             return {**condition, **bounds} if isinstance(condition, dict) else condition
 
 
@@ -173,11 +176,11 @@ def delegate(*, flow: str, to: str, payload: Any, timeout: str | None, on_timeou
 
 @click.command(cls=AskCommand)
 @click.argument("flow")
-@click.option("--state", metavar="JSON|-", callback=json_value, help="Merge this object into the state at the end.")
+@aliased_option("--final-state", "--state", metavar="JSON|-", callback=json_value, help="Merge this object into the state at the end.")
 @_agent_options
-def finish(*, flow: str, state: Any, **arguments: Any) -> None:
+def finish(*, flow: str, final_state: Any, **arguments: Any) -> None:
     """End a flow well."""
-    _act("finish", flow, {"final_state": state}, arguments)
+    _act("finish", flow, {"final_state": final_state}, arguments)
 
 
 COMMANDS = (start, run_, advance, wait, delegate, finish)

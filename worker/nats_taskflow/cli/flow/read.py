@@ -15,7 +15,7 @@ from nats_taskflow.cli.selection import filter_options, narrow, whole_id
 from nats_taskflow.cli.session import pages, run
 from nats_taskflow.cli.watch import followed, watch_options, watched
 
-_NONE = "No flows. Start one: taskflow flow start --agent kate --controller kate/inbox --goal 'triage the inbox'"
+_NONE = "No flows. Start one: taskflow flow start --agent kate --controller-id kate/inbox --goal 'triage the inbox'"
 
 
 @click.command("list", cls=ReadCommand)
