@@ -17,9 +17,9 @@ from click.testing import CliRunner, _NamedTextIOWrapper
 from nats_taskflow.bus.nats.history import StreamMessage
 from nats_taskflow.cli import doctor, layout, taskflow
 from nats_taskflow.cli.db import findings
-from nats_taskflow.cli.doctor.verdict import Verdict
 from nats_taskflow.cli.layout import cell_width, command_lines
 from nats_taskflow.cli.online import Online
+from nats_taskflow.cli.verdict import Verdict
 from nats_taskflow.config import Config
 from nats_taskflow.store.invariants.findings import Findings, Violated
 from nats_taskflow.wire.subjects import Subjects

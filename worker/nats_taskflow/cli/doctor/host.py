@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
+import shutil
 import socket
+import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nats_taskflow.cli.doctor.verdict import Verdict
+from nats_taskflow.cli.db.check import evidence_of
+from nats_taskflow.cli.verdict import Verdict
+from nats_taskflow.errors import Refusal
+from nats_taskflow.store.invariants.findings import gather
+from nats_taskflow.store.invariants.snapshot import found, snapshot
+from nats_taskflow.store.sqlite.lock import holder
+from nats_taskflow.store.sqlite.opening import schema_of
+from nats_taskflow.store.sqlite.place import checked, file_system
+from nats_taskflow.store.sqlite.statements import migrations
 from nats_taskflow.text import counted
+from nats_taskflow.version import program_version
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config
@@ -29,36 +41,18 @@ def place(config: Config, worker: Mapping[str, Any]) -> Iterator[Verdict]:
 
 def versions() -> Verdict:
     """Say which program this is, in the four numbers that matter."""
-    import platform
-    import sqlite3
-
-    from nats_taskflow.store.sqlite.statements import migrations
-    from nats_taskflow.version import program_version
-
     parts = ("wire 1", f"database schema {len(migrations())}", "config 1", f"Python {platform.python_version()}")
     return Verdict("versions", "ok", f"taskflow {program_version()}, {', '.join(parts)}, SQLite {sqlite3.sqlite_version}")
 
 
 def _database_of(worker: Mapping[str, Any]) -> str | None:
     """Return the database of the worker, where it lies on this machine: that worker holds its lock."""
-    from nats_taskflow.store.sqlite.lock import holder
-
     where = Path(worker.get("store", ""))
     return str(where) if where.is_file() and holder(where) == worker["pid"] else None
 
 
 def database(config: Config, where: str) -> Iterator[Verdict]:
     """Look at the database, its disk, and whether somebody uses it."""
-    import shutil
-
-    from nats_taskflow.cli.db.check import evidence_of
-    from nats_taskflow.errors import Refusal
-    from nats_taskflow.store.invariants.findings import gather
-    from nats_taskflow.store.invariants.snapshot import found, snapshot
-    from nats_taskflow.store.sqlite.opening import schema_of
-    from nats_taskflow.store.sqlite.place import checked, file_system
-    from nats_taskflow.store.sqlite.statements import migrations
-
     try:
         path = found(where)
         free = shutil.disk_usage(path.parent).free

@@ -8,8 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nats_taskflow.cli.doctor.verdict import Verdict
+import msgspec
+
+from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
+from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
 from nats_taskflow.cli.protocol import Json
+from nats_taskflow.cli.verdict import Verdict
+from nats_taskflow.errors import Refusal
+from nats_taskflow.wire.subjects import covers, overlap
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config
@@ -24,11 +30,6 @@ _SOON = 7 * _DAY
 
 async def rights(config: Config, line: Any) -> list[Verdict]:
     """Say for which of the roles these credentials are enough, what they lack, and when they end."""
-    import msgspec
-
-    from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
-    from nats_taskflow.errors import Refusal
-
     try:
         answer: Json = msgspec.json.decode(await line.client.ask(ASK, b"", within=2.0))
     except (NoWorkerAnswer, Refusal) as no:
@@ -72,8 +73,6 @@ _FIX = "compare with deploy/nats/permissions.conf; the worker's own log says wha
 
 def permitted(rule: Mapping[str, Sequence[str]] | None, subject: str) -> bool:
     """Tell whether a rule permits all of a subject: something allows it, nothing denies any of it. No rule permits everything."""
-    from nats_taskflow.wire.subjects import covers, overlap
-
     if not rule:
         return True
     allow = rule.get("allow")
@@ -84,8 +83,6 @@ def permitted(rule: Mapping[str, Sequence[str]] | None, subject: str) -> bool:
 
 def _needed(config: Config, subjects: Subjects) -> dict[str, Needs]:
     """List what each role needs of these settings (docs/securing.md)."""
-    from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
-
     bindings = reply_bindings(config, subjects)
     streams, sources = topology(config, subjects, bindings)
     prefix, inbox = subjects.prefix, f"{config.nats.inbox_prefix or '_INBOX'}.>"
