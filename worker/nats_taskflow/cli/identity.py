@@ -48,13 +48,13 @@ def _user() -> str:
 def agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add that an agent may ask, with its own key and about its own flows."""
     agent = click.option("--agent", "as_agent", metavar="NAME", help="Ask as this agent, with its own credentials, about its own flows.")
-    return agent(click.option("--session", metavar="ID", help="With --agent: the session; main where not given.")(function))
+    return agent(click.option("--session", "session_id", metavar="ID", help="With --agent: the session; main where not given.")(function))
 
 
 def split_owner(key: str) -> tuple[str, str] | None:
-    """Return agent and session of `agent:<agent>:session:<session>`; None for an owner that is no agent."""
+    """Return agent and session id of `agent:<agent>:session:<session_id>`; None for an owner that is no agent."""
     match key.split(":", 3):
-        case ["agent", agent, "session", session] if agent and session:
-            return agent, session
+        case ["agent", agent, "session", session_id] if agent and session_id:
+            return agent, session_id
         case _:
             return None

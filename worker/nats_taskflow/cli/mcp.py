@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command(cls=ConnectionCommand)
 @click.option("--owner", metavar="KEY", help="Whose flows: agent:<agent>:session:<session>. The model cannot choose it.")
 @click.option("--agent", metavar="NAME", help="The same in two parts: the agent ...")
-@click.option("--session", metavar="ID", help="... and its session; main where not given.")
+@click.option("--session", "session_id", metavar="ID", help="... and its session; main where not given.")
 @click.option(
     "--http", "bind", metavar="HOST:PORT", help="Serve streamable HTTP at /mcp instead of stdin and stdout; port 0 for a free one."
 )
@@ -39,7 +39,7 @@ def mcp(*, split_tools: bool, require_keys: bool, **arguments: Any) -> None:
 
     A client starts it: `claude mcp add taskflow -- taskflow mcp --agent kate`. Needs `pip install 'nats-taskflow[mcp]'`.
     """
-    owner = _owner(arguments["owner"], arguments["agent"], arguments["session"])
+    owner = _owner(arguments["owner"], arguments["agent"], arguments["session_id"])
     patience = _seconds(arguments["patience"])
     serve = _serving()
     http = _http(arguments)
@@ -66,7 +66,7 @@ def _serving() -> Any:
     return serve
 
 
-def _owner(key: str | None, agent: str | None, session: str | None) -> Owner:
+def _owner(key: str | None, agent: str | None, session_id: str | None) -> Owner:
     """Return whose flows these are. Raises a usage error."""
     import msgspec
 
@@ -78,13 +78,13 @@ def _owner(key: str | None, agent: str | None, session: str | None) -> Owner:
         raise click.UsageError("say whose flows: --agent NAME [--session ID], or --owner agent:<agent>:session:<session>")
     if key is not None:
         parts = split_owner(key)
-        if parts is None or session is not None:
+        if parts is None or session_id is not None:
             raise click.UsageError("--owner takes agent:<agent>:session:<session>, and then there is no --session")
-        agent, session = parts
+        agent, session_id = parts
     if not is_token(agent or ""):
         raise click.UsageError(f"an agent's name has 1 to 63 characters of A-Z a-z 0-9 _ -, not {agent!r}")
     try:
-        return Owner(agent or "", msgspec.convert(session or "main", SessionId))
+        return Owner(agent or "", msgspec.convert(session_id or "main", SessionId))
     except msgspec.ValidationError:
         raise click.UsageError("a session has 1 to 128 characters without control characters") from None
 

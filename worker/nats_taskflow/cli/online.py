@@ -76,10 +76,10 @@ class Online:
 class AgentSession(Online):
     """A worker over NATS, asked by one agent in one session."""
 
-    def __init__(self, config: Config, client: InspectClient, patience: float, agent: str, session: str) -> None:
+    def __init__(self, config: Config, client: InspectClient, patience: float, agent: str, session_id: str) -> None:
         super().__init__(config, client, patience)
         self.agent = agent
-        self._session = session
+        self._session_id = session_id
 
     async def ask(self, verb: str, **fields: Any) -> Json:
         """Ask on `api`."""
@@ -88,7 +88,7 @@ class AgentSession(Online):
         if verb not in _VERBS:
             raise click.UsageError(f"{verb} is for operators: leave --agent out, and use their credentials")
         own = {_NAMES.get(name, name): value for name, value in fields.items() if name != "operator"}
-        return await self.as_agent(self.agent, _VERBS[verb], session_id=self._session, **own)
+        return await self.as_agent(self.agent, _VERBS[verb], session_id=self._session_id, **own)
 
     async def _ids_like(self, part: str) -> list[str]:
         """Return the ids of the agent's flows that begin or end like this."""

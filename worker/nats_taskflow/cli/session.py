@@ -77,8 +77,8 @@ def _instead(arguments: Mapping[str, Any]) -> str:
 @asynccontextmanager
 async def _line(config: Config, arguments: Mapping[str, Any], printer: Printer, patience: float) -> AsyncIterator[OperatorSession]:
     """Open whichever line is asked for: to a database, or to a worker, as an operator or as an agent."""
-    database, agent, session = (arguments.get(name) for name in ("database", "as_agent", "session"))
-    if session is not None and agent is None:
+    database, agent, session_id = (arguments.get(name) for name in ("database", "as_agent", "session_id"))
+    if session_id is not None and agent is None:
         raise click.UsageError("--session goes with --agent")
     if database is not None:
         if agent is not None:
@@ -94,7 +94,7 @@ async def _line(config: Config, arguments: Mapping[str, Any], printer: Printer, 
             return
         from nats_taskflow.cli.online import AgentSession
 
-        yield AgentSession(config, client, patience, agent, session or "main")
+        yield AgentSession(config, client, patience, agent, session_id or "main")
 
 
 async def pages(line: OperatorSession, verb: str, key: str, limit: int, fields: Mapping[str, Any]) -> tuple[list[Json], str | None]:

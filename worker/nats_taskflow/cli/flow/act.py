@@ -18,14 +18,14 @@ from nats_taskflow.cli.selection import whole_id
 from nats_taskflow.cli.session import run
 from nats_taskflow.text import counted
 
-_START = ("controller_id", "goal", "state", "current_step", "flow_id", "hold", "command_id")
+_START = ("session_id", "controller_id", "goal", "state", "current_step", "flow_id", "hold", "command_id")
 """The fields of a start that are options."""
 
 
 def _agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add whose subject it is asked on, and what makes a repeat safe."""
     agent = click.option("--agent", "as_agent", metavar="NAME", help="Act as this agent; the flow's owner where not given.")
-    session = click.option("--session", metavar="ID", help="The agent's session; the owner's, or main.")
+    session = click.option("--session", "session_id", metavar="ID", help="The agent's session; the owner's, or main.")
     command = click.option("--command-id", metavar="ID", help="Repeat with the same id: the same outcome, done once.")
     return agent(session(command(function)))
 
@@ -61,15 +61,15 @@ def told(answer: Mapping[str, Any], printer: Printer) -> None:
     printer.item(answer, lines)
 
 
-async def _owner_of(line: OperatorSession, flow_id: str, agent: str | None, session: str | None) -> tuple[str, str]:
+async def _owner_of(line: OperatorSession, flow_id: str, agent: str | None, session_id: str | None) -> tuple[str, str]:
     """Return agent and session to act as: those given, else the flow's owner."""
     if agent is not None:
-        return agent, session or "main"
+        return agent, session_id or "main"
     owner = (await line.ask("show", flow_id=flow_id))["flow"]["owner_session_key"]
     parts = split_owner(owner)
     if parts is None:
         raise click.UsageError(f"flow {flow_id} belongs to {owner}, which is no agent: say --agent")
-    return parts[0], session or parts[1]
+    return parts[0], session_id or parts[1]
 
 
 def _act(verb: str, flow: str, fields: Json, arguments: Mapping[str, Any]) -> None:
@@ -78,8 +78,8 @@ def _act(verb: str, flow: str, fields: Json, arguments: Mapping[str, Any]) -> No
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Ask, and say how the flow is now."""
         flow_id = await whole_id(line, flow)
-        agent, session = await _owner_of(line, flow_id, arguments["as_agent"], arguments["session"])
-        given = {"flow_id": flow_id, "session_id": session, "command_id": arguments["command_id"], **fields}
+        agent, session_id = await _owner_of(line, flow_id, arguments["as_agent"], arguments["session_id"])
+        given = {"flow_id": flow_id, "session_id": session_id, "command_id": arguments["command_id"], **fields}
         told(await line.as_agent(agent, verb, **given), printer)
 
     run(arguments, main)
@@ -87,7 +87,7 @@ def _act(verb: str, flow: str, fields: Json, arguments: Mapping[str, Any]) -> No
 
 @click.command(cls=AskCommand)
 @click.option("--agent", metavar="NAME", required=True, help="The agent that the flow will belong to.")
-@click.option("--session", metavar="ID", default="main", show_default=True, help="The agent's session.")
+@click.option("--session", "session_id", metavar="ID", default="main", show_default=True, help="The agent's session.")
 @aliased_option("--controller-id", "--controller", metavar="ID", required=True, help="Who asks for it, logically (kate/inbox-triage).")
 @click.option("--goal", metavar="TEXT", required=True, help="What it is for, for people.")
 @click.option("--state", metavar="JSON|-", callback=json_value, help="The state to begin with.")
@@ -95,13 +95,13 @@ def _act(verb: str, flow: str, fields: Json, arguments: Mapping[str, Any]) -> No
 @aliased_option("--flow-id", "--id", metavar="UUID", help="The flow's id; a new one where not given.")
 @click.option("--hold", is_flag=True, help="Do not run it yet.")
 @click.option("--command-id", metavar="ID", help="Repeat with the same id: the same outcome, done once.")
-def start(*, agent: str, session: str, **arguments: Any) -> None:
+def start(*, agent: str, **arguments: Any) -> None:
     """Start a flow for an agent."""
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Start it."""
         fields = {name: arguments[name] for name in _START}
-        told(await line.as_agent(agent, "start", session_id=session, **fields), printer)
+        told(await line.as_agent(agent, "start", **fields), printer)
 
     run(arguments, main)
 
