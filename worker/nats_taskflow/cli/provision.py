@@ -26,7 +26,7 @@ def provision(ctx: click.Context, /, *, database: str | None, set_limits: bool, 
     and what would break a promise is refused (exit 78). It touches no database.
     """
     config = load_config(arguments)
-    from nats_taskflow.cli.lean import load_structlog
+    from nats_taskflow.cli.light_imports import load_structlog
 
     load_structlog()
     from nats_taskflow import app

@@ -25,7 +25,7 @@ Main = Callable[[OperatorSession, Printer], Awaitable[int | None]]
 
 def run(arguments: Mapping[str, Any], main: Main, *, patience: float = 5.0) -> None:
     """Load the settings, open the line, and run `main`; its number, or what went wrong, is the exit code."""
-    from nats_taskflow.cli.lean import load_nats
+    from nats_taskflow.cli.light_imports import load_nats
     from nats_taskflow.cli.runtime import launch
     from nats_taskflow.observe.lazy_log import configure_at_first_use
 
@@ -39,7 +39,7 @@ def run(arguments: Mapping[str, Any], main: Main, *, patience: float = 5.0) -> N
 
 def _log_errors() -> None:
     """Configure the log: what a person who asks should see of the connection."""
-    from nats_taskflow.cli.lean import load_structlog
+    from nats_taskflow.cli.light_imports import load_structlog
 
     load_structlog()
     from nats_taskflow.config.tree import LogConfig
