@@ -62,7 +62,7 @@ def requested(command: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
     async def recording(*_: Any) -> AsyncIterator[Recorder]:
         yield recorder
 
-    monkeypatch.setattr("nats_taskflow.cli.session._line", recording)
+    monkeypatch.setattr("nats_taskflow.cli.session.open_session", recording)
     ended = CliRunner().invoke(taskflow, shlex.split(command), prog_name="taskflow")
     assert "enough is known" in ended.stderr, ended.output
     return recorder.requests

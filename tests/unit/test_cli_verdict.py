@@ -46,7 +46,7 @@ def checked(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[
     async def canned(*_: Any) -> AsyncIterator[Worker]:
         yield worker
 
-    monkeypatch.setattr("nats_taskflow.cli.session._line", canned)
+    monkeypatch.setattr("nats_taskflow.cli.session.open_session", canned)
     ended = CliRunner().invoke(taskflow, ["check", "--format", "json"], prog_name="taskflow")
     return ended.exit_code, json.loads(ended.stdout)
 

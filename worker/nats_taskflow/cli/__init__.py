@@ -15,8 +15,8 @@ import click
 from click.exceptions import NoSuchCommand
 
 from nats_taskflow.cli.command import Group, first_sentence
-from nats_taskflow.cli.exit_codes import USAGE, Failed
-from nats_taskflow.cli.streams import say_all
+from nats_taskflow.cli.exit_codes import USAGE, CommandFailed
+from nats_taskflow.cli.streams import run_and_exit
 from nats_taskflow.errors import Refusal
 from nats_taskflow.version import program_version
 
@@ -107,7 +107,7 @@ def errors_as_exit_codes() -> Iterator[None]:
         failure.exit_code = USAGE  # type: ignore[misc]  # sysexits.h; on this error only: other users of click keep their 2
         raise
     except Refusal as refusal:
-        raise Failed(str(refusal), refusal.exit_code) from refusal
+        raise CommandFailed(str(refusal), refusal.exit_code) from refusal
     except UnicodeEncodeError as bad:  # bytes that are no text reach Python as what cannot be written
         wrong = click.UsageError(f"{bad.object[:100]!r} is no text: what a command is given has to be UTF-8")
         wrong.exit_code = USAGE  # type: ignore[misc]  # as above
@@ -116,7 +116,7 @@ def errors_as_exit_codes() -> Iterator[None]:
         in_it = _only_refusals(group)
         if in_it is None:
             raise
-        raise Failed(str(in_it), in_it.exit_code) from in_it
+        raise CommandFailed(str(in_it), in_it.exit_code) from in_it
 
 
 def _only_refusals(group: BaseExceptionGroup[BaseException]) -> Refusal | None:
@@ -146,4 +146,4 @@ def taskflow(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
-    say_all(lambda: taskflow(prog_name="taskflow"))
+    run_and_exit(lambda: taskflow(prog_name="taskflow"))

@@ -10,7 +10,7 @@ import click
 from click.exceptions import Exit
 
 from nats_taskflow.cli.command import ReadCommand
-from nats_taskflow.cli.exit_codes import Failed
+from nats_taskflow.cli.exit_codes import CommandFailed
 from nats_taskflow.cli.output import Printer
 from nats_taskflow.cli.protocol import Json, OperatorSession
 from nats_taskflow.cli.session import run
@@ -78,11 +78,11 @@ def check(*, form: str, **arguments: Any) -> None:
 
     try:
         run(arguments, main)
-    except (Failed, Refusal) as failure:
+    except (CommandFailed, Refusal) as failure:
         report(UNKNOWN, {}, str(failure))
         if not quiet and form != "prometheus":
             raise Exit(UNKNOWN) from failure
-        raise Failed(str(failure), UNKNOWN) from failure
+        raise CommandFailed(str(failure), UNKNOWN) from failure
 
 
 def _readings(stats: Json, limits: Mapping[str, Any]) -> Readings:

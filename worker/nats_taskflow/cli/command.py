@@ -26,7 +26,7 @@ _ELSEWHERE = {
 """What other command lines call an option: what it is here, and how that is typed."""
 
 
-def meant(written: str, known: Sequence[str]) -> list[str]:
+def suggest_options(written: str, known: Sequence[str]) -> list[str]:
     """Name the options that were probably meant. Nothing is better than far-fetched: `--session` for `--json` leads astray."""
     from difflib import get_close_matches
 
@@ -59,7 +59,7 @@ class TaskflowCommand(click.Command):
             return super().parse_args(ctx, [*ctx.meta.get(_LEADING, ()), *args])
         except click.NoSuchOption as unknown:
             known = [name for parameter in self.get_params(ctx) for name in parameter.opts if name.startswith("--")]
-            raise click.NoSuchOption(unknown.option_name, possibilities=meant(unknown.option_name, known), ctx=ctx) from None
+            raise click.NoSuchOption(unknown.option_name, possibilities=suggest_options(unknown.option_name, known), ctx=ctx) from None
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what it does, and the example."""

@@ -33,10 +33,10 @@ def dev(ctx: click.Context, /, *, adopt: bool, **arguments: Any) -> None:
 
     With a NATS URL or context given, that server is used instead and none is started. Everything else is as with `taskflow run`.
     """
-    from nats_taskflow.cli.light_imports import load_structlog
+    from nats_taskflow.cli.light_imports import import_structlog
     from nats_taskflow.cli.runtime import launch
 
-    load_structlog()
+    import_structlog()
     ctx.exit(launch(_live(arguments, adopt=adopt)))
 
 

@@ -10,11 +10,11 @@ import click
 
 from nats_taskflow.cli import exit_codes
 from nats_taskflow.cli.command import AskCommand, Group, ReadCommand
-from nats_taskflow.cli.identity import intervention, reason_option
-from nats_taskflow.cli.output import Printer, ago, clock, progress, since
+from nats_taskflow.cli.identity import read_intervention, reason_option
+from nats_taskflow.cli.output import Printer, ago, format_time, progress, since
 from nats_taskflow.cli.protocol import Json, OperatorSession
 from nats_taskflow.cli.selection import ask_to_confirm, yes_option
-from nats_taskflow.cli.session import pages, run
+from nats_taskflow.cli.session import collect_pages, run
 from nats_taskflow.text import counted
 
 _AT_ONCE = 100
@@ -69,7 +69,7 @@ def list_(*, letters: bool, limit: int, **arguments: Any) -> None:
                 groups, _GROUPS, empty="No dead letter is like that." if narrowed else "No dead letters: everything could be used."
             )
             return
-        items, cursor = await pages(line, "dlq", "letters", limit, fields | {"grouped": False})
+        items, cursor = await collect_pages(line, "dlq", "letters", limit, fields | {"grouped": False})
         printer.items(items, _LETTERS, cursor=cursor, empty="No dead letters.")
 
     run(arguments, main)
@@ -84,7 +84,7 @@ def show(*, number: int, **arguments: Any) -> None:
         """Show it."""
         letter = (await line.ask("dlq", action="show", number=number))["letter"]
         times = letter["replays"]
-        replayed = f"{times}× (last {clock(letter['replayed_at'])} by {letter['replayed_by']})" if times else "never"
+        replayed = f"{times}× (last {format_time(letter['replayed_at'])} by {letter['replayed_by']})" if times else "never"
         lines = [
             ("number", str(letter["number"])),
             ("reason", f"{letter['reason']}: {letter['message']}"),
@@ -136,7 +136,7 @@ def _handle(action: str, numbers: tuple[int, ...], more: Json, arguments: Mappin
         named = "name dead letters, or say which with --letter-reason, --subject, --older-than or --all"
         raise click.UsageError(f"{named}: not both" if numbers else named)
 
-    said = fields | intervention(arguments)
+    said = fields | read_intervention(arguments)
 
     async def main(line: OperatorSession, printer: Printer) -> int:
         """Ask, and go through them."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nats_taskflow.cli.command import AskCommand
-from nats_taskflow.cli.online import Online
-from nats_taskflow.cli.output import Printer, clock, short
+from nats_taskflow.cli.online import OnlineSession
+from nats_taskflow.cli.output import Printer, format_time, short_id
 from nats_taskflow.cli.protocol import OperatorSession
-from nats_taskflow.cli.selection import whole_id
+from nats_taskflow.cli.selection import find_flow_id
 from nats_taskflow.cli.session import run
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def events(*, follow: bool, last: int | None, since: str | None, pattern: str | 
         """Show the last ones, then follow."""
         from nats_taskflow.wire.subjects import EVENTS
 
-        assert isinstance(line, Online), "events come over NATS"
-        flow_id = await whole_id(line, arguments["flow"]) if arguments["flow"] else None
+        assert isinstance(line, OnlineSession), "events come over NATS"
+        flow_id = await find_flow_id(line, arguments["flow"]) if arguments["flow"] else None
         left = count if count is not None else 2**62
         old = await line.client.last(EVENTS, begin, since=at) if begin else []
         for kept in old:
@@ -79,7 +79,7 @@ def _moment(text: str) -> datetime:
     return at if at.tzinfo is not None else at.astimezone()
 
 
-def _show(line: Online, kept: StreamMessage, printer: Printer, of: tuple[str | None, str | None], wanted: re.Pattern[str]) -> int:
+def _show(line: OnlineSession, kept: StreamMessage, printer: Printer, of: tuple[str | None, str | None], wanted: re.Pattern[str]) -> int:
     """Print an event if it is wanted; returns how many were printed."""
     parsed = line.subjects.parse_event(kept.subject)
     if parsed is None or any(one not in (None, other) for one, other in zip(of, parsed[:2], strict=True)):
@@ -88,7 +88,7 @@ def _show(line: Online, kept: StreamMessage, printer: Printer, of: tuple[str | N
         event = json.loads(kept.body)
         data = event["data"]
         what = f"{data['kind']:<16} {data['status']:<10} {data['controller_id']}  {data['current_step']}"
-        whole, text = f"{event['time']}  {parsed[1]}  {what}", f"{clock(event['time'])}  {short(parsed[1])}  {what}"
+        whole, text = f"{event['time']}  {parsed[1]}  {what}", f"{format_time(event['time'])}  {short_id(parsed[1])}  {what}"
     except (ValueError, KeyError, TypeError):
         event, whole = {"subject": kept.subject, "unreadable": True}, f"{kept.subject}: no event that can be read"
         text = whole

@@ -50,7 +50,7 @@ _OF_ERROR: dict[str, int] = {
 }
 
 
-class Failed(click.ClickException):
+class CommandFailed(click.ClickException):
     """A command cannot do what it was asked to: one line on stderr says why, and the number how it ended."""
 
     def __init__(self, why: str, code: int) -> None:
@@ -63,6 +63,6 @@ class Failed(click.ClickException):
         click.echo(f"taskflow: {' '.join(said.split())}", err=True)
 
 
-def of_error(code: str) -> int:
+def for_error(code: str) -> int:
     """Return the exit code for an error's code (CONTRACT 3)."""
     return _OF_ERROR.get(code, FAILED)

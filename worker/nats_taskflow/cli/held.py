@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from nats_taskflow.cli.command import AskCommand, Group, ReadCommand
-from nats_taskflow.cli.flow.act import told
-from nats_taskflow.cli.identity import intervention, reason_option
+from nats_taskflow.cli.flow.act import print_outcome
+from nats_taskflow.cli.identity import read_intervention, reason_option
 from nats_taskflow.cli.options import aliased_option
 from nats_taskflow.cli.output import Printer
 from nats_taskflow.cli.protocol import OperatorSession
-from nats_taskflow.cli.selection import whole_id
-from nats_taskflow.cli.session import pages, run
+from nats_taskflow.cli.selection import find_flow_id
+from nats_taskflow.cli.session import collect_pages, run
 from nats_taskflow.cli.who import HELD
 
 
@@ -32,7 +32,9 @@ def list_(*, topic: str | None, correlation_id: str | None, limit: int, cursor: 
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """List them."""
-        items, following = await pages(line, "held", "held", limit, {"topic": topic, "correlation_id": correlation_id, "cursor": cursor})
+        items, following = await collect_pages(
+            line, "held", "held", limit, {"topic": topic, "correlation_id": correlation_id, "cursor": cursor}
+        )
         printer.items(items, HELD, cursor=following, empty="No reply is held: every one found its wait.")
 
     run(arguments, main)
@@ -45,12 +47,12 @@ def list_(*, topic: str | None, correlation_id: str | None, limit: int, cursor: 
 @reason_option
 def match(*, number: int, flow: str, leaf: int | None, **arguments: Any) -> None:
     """Give held reply NUMBER to FLOW, as if it had come for it."""
-    who = intervention(arguments)
+    who = read_intervention(arguments)
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Give it."""
-        answer = await line.ask("held", action="match", number=number, flow_id=await whole_id(line, flow), leaf=leaf, **who)
-        told(answer, printer)
+        answer = await line.ask("held", action="match", number=number, flow_id=await find_flow_id(line, flow), leaf=leaf, **who)
+        print_outcome(answer, printer)
 
     run(arguments, main)
 
@@ -60,7 +62,7 @@ def match(*, number: int, flow: str, leaf: int | None, **arguments: Any) -> None
 @reason_option
 def expire(*, number: int, **arguments: Any) -> None:
     """Move held reply NUMBER to the dead letters now."""
-    who = intervention(arguments)
+    who = read_intervention(arguments)
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Let it expire."""

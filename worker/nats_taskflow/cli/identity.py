@@ -16,13 +16,13 @@ from nats_taskflow.cli.protocol import Json
 
 
 def reason_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add who does it and why, which every intervention has to say (see `intervention`)."""
+    """Add who does it and why, which every intervention has to say (see `read_intervention`)."""
     why = click.option("--reason", metavar="TEXT", help="Why: it is kept with the change, and has to be said.")
     who = aliased_option("--operator", "--as", metavar="NAME", help="Who does it; your user and host where not given.")
     return why(who(function))
 
 
-def intervention(arguments: Mapping[str, Any]) -> Json:
+def read_intervention(arguments: Mapping[str, Any]) -> Json:
     """Return who does it and why, as a request says it. Raises a usage error where no reason is given, unless it is only tried."""
     reason = arguments["reason"] or ("dry run" if arguments.get("dry_run") else None)
     if reason is None:

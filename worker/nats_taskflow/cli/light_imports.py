@@ -25,7 +25,7 @@ def _without(module: str) -> Iterator[None]:
             sys.modules[module] = before  # type: ignore[assignment]  # what was there
 
 
-def load_structlog() -> None:
+def import_structlog() -> None:
     """Import structlog as where rich is not installed: a sixth of what the worker takes to start, and 5 MiB, is rich and pygments."""
     if "structlog" not in sys.modules:
         with _without("rich"):
@@ -48,7 +48,7 @@ class _Deferred:
         return spec
 
 
-def load_nats() -> None:
+def import_nats() -> None:
     """Import nats-py's client for a connection that lives for a moment: half of what it loads is not used by most commands.
 
     JetStream is loaded when it is used. The version of the library, which it tells the server, is not looked up (it says 0.0.0): that

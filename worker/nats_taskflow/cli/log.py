@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from nats_taskflow.cli.command import ReadCommand
-from nats_taskflow.cli.output import Printer, clock
+from nats_taskflow.cli.output import Printer, format_time
 from nats_taskflow.cli.protocol import OperatorSession
-from nats_taskflow.cli.session import pages, run
+from nats_taskflow.cli.session import collect_pages, run
 
 _NOTHING = "Nobody has replayed, purged, matched, released or pruned anything yet. What was done to a flow is in `taskflow flow history`."
 
@@ -22,9 +22,9 @@ def log(*, limit: int, cursor: str | None, **arguments: Any) -> None:
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Show it."""
-        items, following = await pages(line, "log", "interventions", limit, {"cursor": cursor})
+        items, following = await collect_pages(line, "log", "interventions", limit, {"cursor": cursor})
         columns = {
-            "AT": lambda i: clock(i["at"]),
+            "AT": lambda i: format_time(i["at"]),
             "WHO": lambda i: i["actor"],
             "DID": lambda i: i["verb"],
             "ABOUT": lambda i: i["about"],

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nats_taskflow.config import Config
 
 
-class Offline:
+class OfflineSession:
     """A database that answers questions, and refuses everything else."""
 
     def __init__(self, desk: Queries) -> None:
@@ -47,10 +47,10 @@ class Offline:
 
 
 @contextmanager
-def offline(config: Config, place: str, printer: Printer) -> Iterator[Offline]:
+def open_database(config: Config, place: str, printer: Printer) -> Iterator[OfflineSession]:
     """Open the database at `place` as one snapshot."""
     with snapshot(place) as opened:
         running = f"; a worker (pid {opened.worker}) runs on it" if opened.worker is not None else "; no worker runs on it"
         printer.note(f"read-only snapshot of {opened.path}{running}")
         reads = OfflineReads(opened.database)
-        yield Offline(Queries(reads, Subjects(config.subjects.prefix), lambda: time.time_ns() // 1000, version=program_version()))
+        yield OfflineSession(Queries(reads, Subjects(config.subjects.prefix), lambda: time.time_ns() // 1000, version=program_version()))

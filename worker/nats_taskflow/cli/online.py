@@ -21,7 +21,7 @@ _LOOKED_AT = 10_000
 
 
 @asynccontextmanager
-async def connected(config: Config) -> AsyncIterator[InspectClient]:
+async def connect(config: Config) -> AsyncIterator[InspectClient]:
     """Connect to NATS. Raises `BusLost` soon."""
     from nats_taskflow.bus.nats.inspect import InspectClient
     from nats_taskflow.bus.nats.options import nats_options
@@ -30,7 +30,7 @@ async def connected(config: Config) -> AsyncIterator[InspectClient]:
         yield client
 
 
-class Online:
+class OnlineSession:
     """A worker over NATS. `agent`: whose flows are asked about; any agent's by default."""
 
     agent = "*"
@@ -73,7 +73,7 @@ class Online:
         return answer
 
 
-class AgentSession(Online):
+class AgentSession(OnlineSession):
     """A worker over NATS, asked by one agent in one session."""
 
     def __init__(self, config: Config, client: InspectClient, patience: float, agent: str, session_id: str) -> None:

@@ -73,7 +73,7 @@ class Printer:
         if self.form in ("json", "jsonl"):
             click.echo(json.dumps(item, ensure_ascii=False))
         elif self.for_people:
-            for line in lines_of(lines):
+            for line in field_lines(lines):
                 click.echo(line)
 
     def text(self, line: str) -> None:
@@ -85,7 +85,7 @@ class Printer:
         """Print exactly one line for people, cut short where the terminal is narrow."""
         if self.for_people:
             flat = " ".join(printable(text).split("\n"))
-            click.echo(flat if (columns := screen()) is None else layout.cut(flat, columns))
+            click.echo(flat if (columns := terminal_width()) is None else layout.cut(flat, columns))
 
     def note(self, text: str) -> None:
         """Say something besides the data, on stderr."""
@@ -93,7 +93,7 @@ class Printer:
             click.echo(printable(text), err=True)
 
 
-def screen() -> int | None:
+def terminal_width() -> int | None:
     """Return how many columns the terminal has that a person looks at; None where stdout is none."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
@@ -101,7 +101,7 @@ def screen() -> int | None:
 def table_lines(items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]]) -> list[str]:
     """Return a table's lines, coloured where that is wanted: as wide as the terminal, or as they need to be where nobody looks."""
     shown = [[printable(show(item)) for show in columns.values()] for item in items]
-    heading, *rows = layout.table([layout.Column(name, name in _ELASTIC) for name in columns], shown, screen())
+    heading, *rows = layout.table([layout.Column(name, name in _ELASTIC) for name in columns], shown, terminal_width())
     styled = [layout.GAP.join(cell if (style := _style(cell)) is None else paint(cell, **style) for cell in row) for row in rows]
     return [paint(layout.GAP.join(heading).rstrip(), bold=True), *(line.rstrip() for line in styled)]
 
@@ -125,13 +125,13 @@ def progress(what: str, total: int | None, *, shown: bool) -> Iterator[Callable[
         yield lambda count: bar.update(task, advance=count)
 
 
-def lines_of(named: Sequence[tuple[str, str]]) -> list[str]:
+def field_lines(named: Sequence[tuple[str, str]]) -> list[str]:
     """Return values under each other, each behind its name; one that has several lines of its own keeps them."""
     width = max((len(name) for name, _ in named), default=0)
     said = []
     for name, value in named:
         text = printable(value)
-        shown = text if "\n" in text else layout.wrap(text, screen(), " " * (width + 2))
+        shown = text if "\n" in text else layout.wrap(text, terminal_width(), " " * (width + 2))
         said.append(f"{name:<{width}}  {shown}".rstrip())
     return said
 
@@ -141,22 +141,22 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
-def mark(status: str) -> str:
+def mark_status(status: str) -> str:
     """Return a status with its sign: never by colour alone."""
     return f"{_MARKS.get(status, '?')} {status}"
 
 
-def status_of(flow: Mapping[str, Any]) -> str:
+def mark_flow(flow: Mapping[str, Any]) -> str:
     """Return a flow's status with its sign, and whether somebody asked it to end."""
-    return mark(flow["status"]) + (" (cancelling)" if flow["cancel_requested"] else "")
+    return mark_status(flow["status"]) + (" (cancelling)" if flow["cancel_requested"] else "")
 
 
-def short(flow_id: str) -> str:
+def short_id(flow_id: str) -> str:
     """Return the end of an id: the beginnings of those made together are alike."""
-    return flow_id[-8:] if screen() is not None else flow_id
+    return flow_id[-8:] if terminal_width() is not None else flow_id
 
 
-def span(seconds: float) -> str:
+def format_span(seconds: float) -> str:
     """Spell a span in its two largest units."""
     left = int(abs(seconds))
     days, hours, minutes = left // _DAY, left % _DAY // _HOUR, left % _HOUR // _MINUTE
@@ -171,30 +171,30 @@ def since(at: str | None, now: str | None = None) -> str:
     """Say how long ago a moment was; the moment itself where nobody looks."""
     if at is None:
         return "—"
-    return span((_moment(now) - _moment(at)).total_seconds()) if screen() is not None else clock(at)
+    return format_span((_moment(now) - _moment(at)).total_seconds()) if terminal_width() is not None else format_time(at)
 
 
-def clock(at: str) -> str:
+def format_time(at: str) -> str:
     """Say when something is, in the one form that times have here: RFC 3339 in UTC, to the second."""
     return f"{datetime.fromisoformat(at).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def ago(at: str) -> str:
     """Say when something was, and how long ago; the moment itself where nobody looks."""
-    return f"{clock(at)} ({since(at)} ago)" if screen() is not None else clock(at)
+    return f"{format_time(at)} ({since(at)} ago)" if terminal_width() is not None else format_time(at)
 
 
 def until(at: str | None, now: str | None = None) -> str:
     """Say how far ahead a moment is, or that it is past; the moment itself where nobody looks."""
     if at is None:
         return "—"
-    if screen() is None:
-        return clock(at)
+    if terminal_width() is None:
+        return format_time(at)
     ahead = (_moment(at) - _moment(now)).total_seconds()
-    return f"in {span(ahead)}" if ahead > 0 else f"overdue {span(ahead)} !"
+    return f"in {format_span(ahead)}" if ahead > 0 else f"overdue {format_span(ahead)} !"
 
 
-def waits_on(wait: Json | None) -> str:
+def format_wait(wait: Json | None) -> str:
     """Say in few words what a wait is for."""
     match wait:
         case {"kind": "external_event", "topic": topic, **more}:
@@ -202,12 +202,12 @@ def waits_on(wait: Json | None) -> str:
         case {"kind": "manual", **more}:
             return f'✋ manual "{more["prompt"]}"' if more.get("prompt") else "✋ manual"
         case {"kind": "timer", "at": at}:
-            return f"⏰ timer {clock(at)}"
+            return f"⏰ timer {format_time(at)}"
         case {"kind": "flow", "flow_id": flow_id}:
             return f"⛓ flow {flow_id}"
         case {"kind": kind, "conditions": parts, **more}:
             count = f"{more['count']} of" if "count" in more else {"any_of": "any of", "all_of": "all of"}.get(kind, kind)
-            return f"{count} [{', '.join(waits_on(part) for part in parts)}]"
+            return f"{count} [{', '.join(format_wait(part) for part in parts)}]"
         case _:
             return "—"
 

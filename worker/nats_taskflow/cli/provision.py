@@ -26,9 +26,9 @@ def provision(ctx: click.Context, /, *, database: str | None, set_limits: bool, 
     and what would break a promise is refused (exit 78). It touches no database.
     """
     config = load_config(arguments)
-    from nats_taskflow.cli.light_imports import load_structlog
+    from nats_taskflow.cli.light_imports import import_structlog
 
-    load_structlog()
+    import_structlog()
     from nats_taskflow import app
     from nats_taskflow.cli.runtime import launch
 

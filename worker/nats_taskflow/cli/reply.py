@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from nats_taskflow.cli.command import AskCommand
-from nats_taskflow.cli.online import Online
+from nats_taskflow.cli.online import OnlineSession
 from nats_taskflow.cli.options import aliased_option
 from nats_taskflow.cli.output import Printer
 from nats_taskflow.cli.protocol import OperatorSession
-from nats_taskflow.cli.selection import whole_id
+from nats_taskflow.cli.selection import find_flow_id
 from nats_taskflow.cli.session import run
 
 
@@ -34,10 +34,10 @@ def reply(*, topic: str, correlation_id: str, payload: str | None, event_id: str
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Publish it, or say whom it would resume."""
-        assert isinstance(line, Online), "a reply goes over NATS"
+        assert isinstance(line, OnlineSession), "a reply goes over NATS"
         body = {"correlation_id": correlation_id, "payload": value}
         if arguments["flow_id"]:
-            body["flow_id"] = await whole_id(line, arguments["flow_id"])
+            body["flow_id"] = await find_flow_id(line, arguments["flow_id"])
         subject = _subject(line, topic, correlation_id)
         if arguments["dry_run"]:
             await line.client.check_taken(subject)
@@ -73,7 +73,7 @@ def _value(text: str | None) -> Any:
         return text
 
 
-def _subject(line: Online, topic: str, correlation_id: str) -> str:
+def _subject(line: OnlineSession, topic: str, correlation_id: str) -> str:
     """Return the subject on which a reply reaches the topic: a built-in topic's has the correlation id as its last token."""
     from nats_taskflow.bus.nats.desired_topology import reply_bindings
     from nats_taskflow.errors import FlowError

@@ -17,7 +17,7 @@ _NO_THREAD = "can't start new thread"
 INTERRUPTED = 130
 """The exit code after Ctrl-C where nothing else is made of it: 128 + SIGINT, as shells have it."""
 
-SWITCH = 0.0002
+SWITCH_INTERVAL = 0.0002
 """Seconds for which one thread may keep another from going on. SQLite's thread gives the interpreter up at each statement; with Python's
 5 ms it waits that long for the busy event loop, again and again: a batch took four times as long.
 """
@@ -28,7 +28,7 @@ def launch(main: Coroutine[Any, Any, int], *, brief: bool = False) -> int:
 
     `brief`: it is over before a faster loop would have been loaded.
     """
-    sys.setswitchinterval(SWITCH)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     gc.freeze()  # what is imported by now stays for good: not to be looked through each time
     try:
         with asyncio.Runner(loop_factory=None if brief else _loop_factory()) as runner:

@@ -12,10 +12,10 @@ import click
 from click.exceptions import Exit
 
 from nats_taskflow.cli import exit_codes
-from nats_taskflow.cli.exit_codes import Failed
+from nats_taskflow.cli.exit_codes import CommandFailed
 from nats_taskflow.cli.options import aliased_option
 from nats_taskflow.cli.protocol import Json, OperatorSession
-from nats_taskflow.cli.session import pages
+from nats_taskflow.cli.session import collect_pages
 from nats_taskflow.text import counted
 
 STATUSES = ("created", "running", "waiting", "finished", "failed", "cancelled")
@@ -67,13 +67,13 @@ def bulk_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return filter_options(click.option("--dry-run", is_flag=True, help="Only say which.")(rate(function)))
 
 
-def narrow(arguments: Mapping[str, Any]) -> Json:
+def read_filter(arguments: Mapping[str, Any]) -> Json:
     """Return the filter that was given."""
     return {name: arguments[name] for name in FILTERS if arguments[name] is not None}
 
 
-async def whole_id(line: OperatorSession, part: str) -> str:
-    """Return the one flow id that begins or ends like this. Raises `Failed` with those there are, or that there is none."""
+async def find_flow_id(line: OperatorSession, part: str) -> str:
+    """Return the one flow id that begins or ends like this. Raises `CommandFailed` with those there are, or that there is none."""
     if len(part) == _WHOLE:
         return part
     if len(part) < _SHORTEST or not re.fullmatch(r"[0-9A-Fa-f-]+", part):
@@ -82,35 +82,35 @@ async def whole_id(line: OperatorSession, part: str) -> str:
     if len(ids) == 1:
         return ids[0]
     if not ids:
-        raise Failed(f"no flow id begins or ends with {part}", exit_codes.NOT_FOUND)
+        raise CommandFailed(f"no flow id begins or ends with {part}", exit_codes.NOT_FOUND)
     shown = ", ".join(ids[:10]) + (", …" if len(ids) > 10 else "")  # noqa: PLR2004 - ten fit a terminal
-    raise Failed(f"{part} is not the only one: {shown}", exit_codes.USAGE)
+    raise CommandFailed(f"{part} is not the only one: {shown}", exit_codes.USAGE)
 
 
-async def whole_ids(line: OperatorSession, parts: Sequence[str]) -> list[str]:
+async def find_flow_ids(line: OperatorSession, parts: Sequence[str]) -> list[str]:
     """Return the flow ids; `-` stands for those on stdin, one on each line."""
     given = [word for part in parts for word in (sys.stdin.read().split() if part == "-" else [part])]
     if not given:
         raise click.UsageError("no flow id was given")
-    return [await whole_id(line, part) for part in given]
+    return [await find_flow_id(line, part) for part in given]
 
 
 async def select_flows(line: OperatorSession, verb: str, flows: Sequence[str], arguments: Mapping[str, Any]) -> list[str]:
     """Return the ids of the flows that are meant: those named, or those of the filter that can be steered so."""
-    by = narrow(arguments)
+    by = read_filter(arguments)
     if by and flows:
         raise click.UsageError("name flows, or say which with a filter: not both")
     if flows:
-        return await whole_ids(line, flows)
+        return await find_flow_ids(line, flows)
     if not by:
         raise click.UsageError(f"which flows? Name them, or give a filter such as --status waiting (taskflow flow {verb} --help)")
-    found, _ = await pages(line, "list", "flows", _MOST, by)
+    found, _ = await collect_pages(line, "list", "flows", _MOST, by)
     return [flow["id"] for flow in found if flow["status"] in _CAN[verb]]
 
 
 def confirm_selection(verb: str, count: int, arguments: Mapping[str, Any]) -> bool:
     """Ask whether to go on, unless names or --yes have answered that. Raises a usage error where nobody can be asked."""
-    if arguments["yes"] or not narrow(arguments) or count == 0:
+    if arguments["yes"] or not read_filter(arguments) or count == 0:
         return True
     return ask_to_confirm(verb, counted(count, "flow"), "look with --dry-run, then say --yes")
 

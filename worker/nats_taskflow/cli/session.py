@@ -10,8 +10,8 @@ import click
 from click.exceptions import Exit
 
 from nats_taskflow.cli import exit_codes
-from nats_taskflow.cli.exit_codes import Failed
-from nats_taskflow.cli.online import Online, connected
+from nats_taskflow.cli.exit_codes import CommandFailed
+from nats_taskflow.cli.online import OnlineSession, connect
 from nats_taskflow.cli.options import load_config
 from nats_taskflow.cli.output import Printer
 from nats_taskflow.cli.protocol import Json, OperatorSession, RequestRefused
@@ -25,13 +25,13 @@ Main = Callable[[OperatorSession, Printer], Awaitable[int | None]]
 
 def run(arguments: Mapping[str, Any], main: Main, *, patience: float = 5.0) -> None:
     """Load the settings, open the line, and run `main`; its number, or what went wrong, is the exit code."""
-    from nats_taskflow.cli.light_imports import load_nats
+    from nats_taskflow.cli.light_imports import import_nats
     from nats_taskflow.cli.runtime import launch
     from nats_taskflow.observe.lazy_log import configure_at_first_use
 
     config = load_config(arguments)
     configure_at_first_use(_log_errors)
-    load_nats()
+    import_nats()
     code = launch(_run(config, arguments, main, patience), brief=True)
     if code:
         raise Exit(code)
@@ -39,9 +39,9 @@ def run(arguments: Mapping[str, Any], main: Main, *, patience: float = 5.0) -> N
 
 def _log_errors() -> None:
     """Configure the log: what a person who asks should see of the connection."""
-    from nats_taskflow.cli.light_imports import load_structlog
+    from nats_taskflow.cli.light_imports import import_structlog
 
-    load_structlog()
+    import_structlog()
     from nats_taskflow.config.tree import LogConfig
     from nats_taskflow.observe.log import configure_logging
 
@@ -54,19 +54,19 @@ async def _run(config: Config, arguments: Mapping[str, Any], main: Main, patienc
 
     printer = Printer(arguments.get("output", "table"))
     try:
-        async with _line(config, arguments, printer, patience) as line:
+        async with open_session(config, arguments, printer, patience) as line:
             return await main(line, printer) or 0
     except RequestRefused as refused:
-        raise Failed(str(refused), exit_codes.of_error(refused.error["code"])) from refused
+        raise CommandFailed(str(refused), exit_codes.for_error(refused.error["code"])) from refused
     except NoWorkerAnswer as silent:
         if silent.late:
-            raise Failed(str(silent), exit_codes.TIMED_OUT) from silent
-        raise Failed(f"{silent}{_instead(arguments)}", exit_codes.UNAVAILABLE) from silent
+            raise CommandFailed(str(silent), exit_codes.TIMED_OUT) from silent
+        raise CommandFailed(f"{silent}{_instead(arguments)}", exit_codes.UNAVAILABLE) from silent
     except BusLost as lost:
-        raise Failed(f"{lost}{_instead(arguments)}", lost.exit_code) from lost
+        raise CommandFailed(f"{lost}{_instead(arguments)}", lost.exit_code) from lost
     except NotAllowed as denied:
         may = arguments.get("as_agent", "") is None and ".admin." in denied.subject
-        raise Failed(f"{denied}{'; or ask as an agent, with its own: --agent NAME' if may else ''}", denied.exit_code) from denied
+        raise CommandFailed(f"{denied}{'; or ask as an agent, with its own: --agent NAME' if may else ''}", denied.exit_code) from denied
 
 
 def _instead(arguments: Mapping[str, Any]) -> str:
@@ -75,7 +75,7 @@ def _instead(arguments: Mapping[str, Any]) -> str:
 
 
 @asynccontextmanager
-async def _line(config: Config, arguments: Mapping[str, Any], printer: Printer, patience: float) -> AsyncIterator[OperatorSession]:
+async def open_session(config: Config, arguments: Mapping[str, Any], printer: Printer, patience: float) -> AsyncIterator[OperatorSession]:
     """Open whichever line is asked for: to a database, or to a worker, as an operator or as an agent."""
     database, agent, session_id = (arguments.get(name) for name in ("database", "as_agent", "session_id"))
     if session_id is not None and agent is None:
@@ -83,21 +83,21 @@ async def _line(config: Config, arguments: Mapping[str, Any], printer: Printer, 
     if database is not None:
         if agent is not None:
             raise click.UsageError("--agent asks a worker, --db a file: say one of them")
-        from nats_taskflow.cli.offline import offline
+        from nats_taskflow.cli.offline import open_database
 
-        with offline(config, database, printer) as line:
+        with open_database(config, database, printer) as line:
             yield line
         return
-    async with connected(config) as client:
+    async with connect(config) as client:
         if agent is None:
-            yield Online(config, client, patience)
+            yield OnlineSession(config, client, patience)
             return
         from nats_taskflow.cli.online import AgentSession
 
         yield AgentSession(config, client, patience, agent, session_id or "main")
 
 
-async def pages(line: OperatorSession, verb: str, key: str, limit: int, fields: Mapping[str, Any]) -> tuple[list[Json], str | None]:
+async def collect_pages(line: OperatorSession, verb: str, key: str, limit: int, fields: Mapping[str, Any]) -> tuple[list[Json], str | None]:
     """Collect up to `limit` items over as many pages as it takes; returns them and the cursor of what follows."""
     items: list[Json] = []
     cursor = fields.get("cursor")

@@ -20,12 +20,12 @@ def stats(**arguments: Any) -> None:
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Count."""
         found = await line.ask("stats")
-        printer.item(found, figures(found))
+        printer.item(found, figure_lines(found))
 
     run(arguments, main)
 
 
-def figures(found: Json) -> list[tuple[str, str]]:
+def figure_lines(found: Json) -> list[tuple[str, str]]:
     """Return the figures as lines."""
     flows = " · ".join(f"{count:,} {status}" for status, count in found["flows"].items())
     messages = " · ".join(f"{count:,} {name}" for name, count in found["messages"].items() if count) or "none yet"

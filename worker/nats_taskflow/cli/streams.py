@@ -50,7 +50,7 @@ class _Stderr(io.FileIO):
             return memoryview(data).nbytes
 
 
-def say_all(command: Callable[[], None]) -> NoReturn:
+def run_and_exit(command: Callable[[], None]) -> NoReturn:
     """Run the command line and exit, with the right code also where what it said could not be written."""
     codecs.register_error(_ESCAPES, _escaped)
     sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115  for the whole run

@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from nats_taskflow.cli.command import ReadCommand
-from nats_taskflow.cli.output import Printer, clock, lines_of, mark, table_lines
+from nats_taskflow.cli.output import Printer, field_lines, format_time, mark_status, table_lines
 from nats_taskflow.cli.protocol import OperatorSession
 from nats_taskflow.cli.session import run
-from nats_taskflow.cli.stats import figures
+from nats_taskflow.cli.stats import figure_lines
 from nats_taskflow.cli.waits import COLUMNS
 
 
@@ -56,5 +56,5 @@ async def _seen(line: OperatorSession) -> list[str]:
     """Return what there is to see now, line by line."""
     stats = await line.ask("stats")
     page = await line.ask("waits", limit=20)
-    title = f"taskflow top · {clock(stats['now'])} · {mark('waiting')} {stats['flows']['waiting']:,}"
-    return [title, *lines_of(figures(stats)), "", *table_lines(page["waits"], COLUMNS)]
+    title = f"taskflow top · {format_time(stats['now'])} · {mark_status('waiting')} {stats['flows']['waiting']:,}"
+    return [title, *field_lines(figure_lines(stats)), "", *table_lines(page["waits"], COLUMNS)]

@@ -8,11 +8,11 @@ import click
 
 from nats_taskflow.cli.command import ReadCommand
 from nats_taskflow.cli.identity import agent_options
-from nats_taskflow.cli.output import Printer, short, since, until, waits_on
+from nats_taskflow.cli.output import Printer, format_wait, short_id, since, until
 from nats_taskflow.cli.protocol import OperatorSession
 from nats_taskflow.cli.selection import wait_options
-from nats_taskflow.cli.session import pages, run
-from nats_taskflow.cli.watch import watch_options, watched
+from nats_taskflow.cli.session import collect_pages, run
+from nats_taskflow.cli.watch import repeat, watch_options
 from nats_taskflow.text import counted
 
 _FILTERS = ("topic", "correlation_id", "kind", "controller", "owner", "step", "older_than", "due_within")
@@ -34,7 +34,7 @@ def waits(*, limit: int, watch: float | None, count: int | None, **arguments: An
 
     async def look(line: OperatorSession, printer: Printer) -> None:
         """Show them."""
-        items, cursor = await pages(line, "waits", "waits", limit, fields)
+        items, cursor = await collect_pages(line, "waits", "waits", limit, fields)
         empty = "No wait is like that." if narrowed else "Nothing waits. Park a flow: taskflow flow wait FLOW --manual 'approve?'"
         printer.items(items, COLUMNS, cursor=cursor, empty=empty)
         if items and printer.for_people and arguments["as_agent"] is None:
@@ -43,7 +43,7 @@ def waits(*, limit: int, watch: float | None, count: int | None, **arguments: An
             known = f"{stats['flows']['waiting']:,} waiting · {overdue:,} overdue · {held} nobody waits for"
             printer.note(known + (" (taskflow held list)" if stats["held"] else ""))
 
-    run(arguments, watched(look, watch, count))
+    run(arguments, repeat(look, watch, count))
 
 
 def _due(wait: dict[str, Any]) -> str:
@@ -55,10 +55,10 @@ def _due(wait: dict[str, Any]) -> str:
 
 
 COLUMNS = {
-    "FLOW": lambda w: short(w["flow_id"]),
+    "FLOW": lambda w: short_id(w["flow_id"]),
     "CONTROLLER": lambda w: w["controller_id"],
     "STEP": lambda w: w["current_step"],
     "SINCE": lambda w: since(w["since"]),
     "DUE": _due,
-    "WAITS ON": lambda w: waits_on(w["wait"]),
+    "WAITS ON": lambda w: format_wait(w["wait"]),
 }

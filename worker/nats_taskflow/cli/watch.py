@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.online import Online
-from nats_taskflow.cli.output import Printer, clock
+from nats_taskflow.cli.online import OnlineSession
+from nats_taskflow.cli.output import Printer, format_time
 from nats_taskflow.cli.protocol import Json, OperatorSession
 from nats_taskflow.cli.session import Main
 
@@ -26,7 +26,7 @@ def watch_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return watch(click.option("--count", type=click.IntRange(1), help="With --watch: end after this many looks.")(function))
 
 
-def watched(look: Callable[[OperatorSession, Printer], Awaitable[None]], seconds: float | None, count: int | None) -> Main:
+def repeat(look: Callable[[OperatorSession, Printer], Awaitable[None]], seconds: float | None, count: int | None) -> Main:
     """Return what looks once, or again and again where `seconds` are given; on a terminal each look takes the place of the one before."""
 
     async def main(line: OperatorSession, printer: Printer) -> None:
@@ -44,9 +44,9 @@ def watched(look: Callable[[OperatorSession, Printer], Awaitable[None]], seconds
     return main
 
 
-async def followed(line: OperatorSession, flow_id: str, show: Callable[[Json], None], printer: Printer) -> None:
+async def follow_flow(line: OperatorSession, flow_id: str, show: Callable[[Json], None], printer: Printer) -> None:
     """Show a flow, then each event that changes it, until it has ended."""
-    if not isinstance(line, Online):
+    if not isinstance(line, OnlineSession):
         raise click.UsageError("--follow needs a worker, not --db")
     import asyncio
 
@@ -73,7 +73,7 @@ async def followed(line: OperatorSession, flow_id: str, show: Callable[[Json], N
             if event["data"]["revision"] <= revision and event["data"]["kind"] != "step_observed":
                 continue  # told already, or published again
             status, revision = event["data"]["status"], event["data"]["revision"]
-            said = f"{clock(event['time'])}  {event['data']['kind']:<16} {status:<10} {event['data']['current_step']}"
+            said = f"{format_time(event['time'])}  {event['data']['kind']:<16} {status:<10} {event['data']['current_step']}"
             printer.line(said)
             if not printer.for_people:
                 printer.item(event, [])

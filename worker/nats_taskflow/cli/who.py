@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from nats_taskflow.cli.command import ReadCommand
-from nats_taskflow.cli.output import Printer, short, since, until
+from nats_taskflow.cli.output import Printer, short_id, since, until
 from nats_taskflow.cli.protocol import OperatorSession
 from nats_taskflow.cli.session import run
 
@@ -27,7 +27,7 @@ def who(*, topic: str, correlation_id: str | None, limit: int, **arguments: Any)
             printer.item(found, [])
             return
         waiters = {
-            "FLOW": lambda w: short(w["flow_id"]),
+            "FLOW": lambda w: short_id(w["flow_id"]),
             "CONTROLLER": lambda w: w["controller_id"],
             "STEP": lambda w: w["current_step"],
             "CORRELATION ID": lambda w: w["correlation_id"],

@@ -9,9 +9,9 @@ import click
 from nats_taskflow.cli import layout
 from nats_taskflow.cli.command import ReadCommand
 from nats_taskflow.cli.identity import agent_options
-from nats_taskflow.cli.output import Printer, screen
+from nats_taskflow.cli.output import Printer, terminal_width
 from nats_taskflow.cli.protocol import OperatorSession
-from nats_taskflow.cli.selection import whole_id
+from nats_taskflow.cli.selection import find_flow_id
 from nats_taskflow.cli.session import run
 
 _SIGNS = {"waits": "⏸", "near": "✗", "next": "→", "state": "•"}
@@ -25,14 +25,14 @@ def why(*, flow: str, **arguments: Any) -> None:
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Explain it."""
-        found = await line.ask("why", flow_id=await whole_id(line, flow))
+        found = await line.ask("why", flow_id=await find_flow_id(line, flow))
         if not printer.for_people:
             printer.item(found, [])
             return
         printer.text(f"{found['flow_id']} is {found['status']}.")
         for said in found["sentences"]:
-            printer.text(f" {_SIGNS.get(said['kind'], '•')} {layout.wrap(said['text'], screen(), '   ')}")
+            printer.text(f" {_SIGNS.get(said['kind'], '•')} {layout.wrap(said['text'], terminal_width(), '   ')}")
             if said["fix"]:
-                printer.text(f"     {layout.command_lines(said['fix'], screen(), '     ')}")
+                printer.text(f"     {layout.command_lines(said['fix'], terminal_width(), '     ')}")
 
     run(arguments, main)

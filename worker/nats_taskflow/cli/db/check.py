@@ -43,7 +43,7 @@ def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool
     streams = _streams(config, where) if events else {}
     with snapshot(where) as opened, findings.progress(shown=output == "text") as tell:
         tell("opening", 0)
-        evidence = evidence_of(config, opened.database, streams)
+        evidence = build_evidence(config, opened.database, streams)
         found = gather(evidence, path=str(opened.path), worker=opened.worker, quick=quick, progress=tell)
     findings.show(found, output)
     ctx.exit(_exit_code(found))
@@ -54,7 +54,7 @@ def _exit_code(findings: Findings) -> int:
     return _VIOLATED if findings.violations else 0
 
 
-def evidence_of(config: Config, database: Any, streams: dict[str, Any] | None = None) -> Evidence:
+def build_evidence(config: Config, database: Any, streams: dict[str, Any] | None = None) -> Evidence:
     """Put together what is looked at."""
     from nats_taskflow.app import REMEMBERED_TIMES
     from nats_taskflow.store.invariants import Evidence

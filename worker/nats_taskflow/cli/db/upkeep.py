@@ -12,11 +12,11 @@ import click
 
 from nats_taskflow.cli.command import AskCommand, SettingsCommand
 from nats_taskflow.cli.dev_folder import load_with_database
-from nats_taskflow.cli.identity import intervention, reason_option
+from nats_taskflow.cli.identity import read_intervention, reason_option
 from nats_taskflow.cli.output import Printer, progress
 from nats_taskflow.cli.protocol import OperatorSession
 from nats_taskflow.cli.selection import ask_to_confirm, yes_option
-from nats_taskflow.cli.session import pages, run
+from nats_taskflow.cli.session import collect_pages, run
 from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _duration(_ctx: click.Context, _parameter: click.Parameter, text: str) -> st
 def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
     """Have the worker delete flows that ended long ago, with their journals; never one whose events are not published."""
     what = f"all flows that ended longer ago than {older_than}"
-    who = intervention(arguments)
+    who = read_intervention(arguments)
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Delete some at a time until none is left."""
@@ -76,7 +76,7 @@ async def _prunable(line: OperatorSession, older_than: str) -> int:
         cursor: str | None = None
         while True:
             fields = {"status": status, "older_than": older_than, "cursor": cursor}
-            flows, cursor = await pages(line, "list", "flows", _AT_ONCE, fields)
+            flows, cursor = await collect_pages(line, "list", "flows", _AT_ONCE, fields)
             count += len(flows)
             if cursor is None:
                 break

@@ -28,7 +28,7 @@ def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
     Exit 0: nothing fails (there may be warnings). 1: something does; each line says what to do. 78: the configuration is refused.
     """
     from nats_taskflow.cli.doctor.broker import examine_broker
-    from nats_taskflow.cli.doctor.host import place
+    from nats_taskflow.cli.doctor.host import examine_host
     from nats_taskflow.cli.runtime import launch
     from nats_taskflow.config.tree import LogConfig
     from nats_taskflow.observe.log import configure_logging
@@ -47,7 +47,7 @@ def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
     interrupted = launch(look())
     if interrupted:
         ctx.exit(interrupted)
-    verdicts = [Verdict("config", "ok", told), *place(config, worker), *distant]
+    verdicts = [Verdict("config", "ok", told), *examine_host(config, worker), *distant]
     _show(verdicts, config, output)
     ctx.exit(exit_codes.FAILED if any(verdict.level == "fail" for verdict in verdicts) else exit_codes.DONE)
 
@@ -55,7 +55,7 @@ def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
 def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
     """Print the verdicts."""
     from nats_taskflow.cli.layout import wrap
-    from nats_taskflow.cli.output import printable, screen
+    from nats_taskflow.cli.output import printable, terminal_width
     from nats_taskflow.config import shown
 
     if output == "json":
@@ -68,6 +68,6 @@ def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
     width = max(len(verdict.name) for verdict in verdicts)
     for verdict in verdicts:
         indent = " " * (width + 4)
-        click.echo(f"{_SIGNS[verdict.level]} {verdict.name:<{width}}  {wrap(printable(verdict.text), screen(), indent)}")
+        click.echo(f"{_SIGNS[verdict.level]} {verdict.name:<{width}}  {wrap(printable(verdict.text), terminal_width(), indent)}")
         if verdict.fix:
-            click.echo(f"{indent}→ {wrap(printable(verdict.fix), screen(), indent + '  ')}")
+            click.echo(f"{indent}→ {wrap(printable(verdict.fix), terminal_width(), indent + '  ')}")

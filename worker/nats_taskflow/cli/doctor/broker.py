@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
-from nats_taskflow.cli.doctor.rights import rights
-from nats_taskflow.cli.online import Online, connected
+from nats_taskflow.cli.doctor.rights import examine_rights
+from nats_taskflow.cli.online import OnlineSession, connect
 from nats_taskflow.cli.protocol import RequestRefused
 from nats_taskflow.cli.verdict import FIGURES, Verdict
 from nats_taskflow.errors import Refusal, TurnedAway
@@ -29,14 +29,14 @@ _NTP = "let both machines keep time (chrony, systemd-timesyncd)"
 async def examine_broker(config: Config, worker: dict[str, Any]) -> list[Verdict]:
     """Look at NATS and what is on it; `worker` takes in what the worker says of itself."""
     try:
-        async with connected(config) as client:
-            line = Online(config, client, 2.0)
+        async with connect(config) as client:
+            line = OnlineSession(config, client, 2.0)
             rtt = await client.round_trip()
             takes = f"messages of up to {client.max_payload:,} bytes"
             text = f"{client.address}, server {client.server_version}, {rtt * 1000:.1f} ms away, {takes}"
             fix = capacity.objection(client.max_payload) or capacity.remark(client.max_payload)
             level = "fail" if capacity.objection(client.max_payload) else "warn" if fix else "ok"
-            verdicts = [Verdict("nats", level, text, fix), *await rights(config, line)]
+            verdicts = [Verdict("nats", level, text, fix), *await examine_rights(config, line)]
             verdicts += await _streams(config, line)
             answered = await _worker(line, worker)
             verdicts.append(await _sync(config.nats.monitor_url or worker.get("monitor_url", ""), line))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nats_taskflow.cli.db.check import evidence_of
+from nats_taskflow.cli.db.check import build_evidence
 from nats_taskflow.cli.verdict import Verdict
 from nats_taskflow.errors import Refusal
 from nats_taskflow.store.invariants.findings import gather
@@ -31,7 +31,7 @@ _LITTLE, _HARDLY_ANY = 1 << 30, 128 << 20
 _FEW_FILES = 1024
 
 
-def place(config: Config, worker: Mapping[str, Any]) -> Iterator[Verdict]:
+def examine_host(config: Config, worker: Mapping[str, Any]) -> Iterator[Verdict]:
     """Look at everything that needs no network. `worker`: what the worker that answers says of itself, nothing where none does."""
     yield versions()
     yield from database(config, _database_of(worker) or config.store.path)
@@ -63,7 +63,7 @@ def database(config: Config, where: str) -> Iterator[Verdict]:
         with snapshot(where) as opened:
             runs = f"worker pid {opened.worker} runs on it" if opened.worker is not None else "no worker runs on it"
             mode = opened.database.execute("PRAGMA journal_mode").fetchone()[0]
-            findings = gather(evidence_of(config, opened.database), path=str(opened.path), worker=opened.worker, quick=True)
+            findings = gather(build_evidence(config, opened.database), path=str(opened.path), worker=opened.worker, quick=True)
     except Refusal as no:
         yield Verdict("database", "warn", str(no), "right where the worker runs on another machine; else set store.path")
         yield from _port(config, running=False)

@@ -28,7 +28,7 @@ _DAY = 86400.0
 _SOON = 7 * _DAY
 
 
-async def rights(config: Config, line: Any) -> list[Verdict]:
+async def examine_rights(config: Config, line: Any) -> list[Verdict]:
     """Say for which of the roles these credentials are enough, what they lack, and when they end."""
     try:
         answer: Json = msgspec.json.decode(await line.client.ask(ASK, b"", within=2.0))
@@ -55,8 +55,8 @@ def _enough(found: Mapping[str, Any], needed: Mapping[str, Needs]) -> Verdict:
         return Verdict("permissions", "ok", f"{who or 'anybody'}: everything, in account {found.get('account', '$G')}")
     lacking = {
         role: [
-            *(f"publish {subject}" for subject in publish if not permitted(permissions.get("publish"), subject)),
-            *(f"subscribe {subject}" for subject in hear if not permitted(permissions.get("subscribe"), subject)),
+            *(f"publish {subject}" for subject in publish if not is_permitted(permissions.get("publish"), subject)),
+            *(f"subscribe {subject}" for subject in hear if not is_permitted(permissions.get("subscribe"), subject)),
         ]
         for role, (publish, hear) in needed.items()
     }
@@ -71,7 +71,7 @@ def _enough(found: Mapping[str, Any], needed: Mapping[str, Needs]) -> Verdict:
 _FIX = "compare with deploy/nats/permissions.conf; the worker's own log says what it was refused"
 
 
-def permitted(rule: Mapping[str, Sequence[str]] | None, subject: str) -> bool:
+def is_permitted(rule: Mapping[str, Sequence[str]] | None, subject: str) -> bool:
     """Tell whether a rule permits all of a subject: something allows it, nothing denies any of it. No rule permits everything."""
     if not rule:
         return True

@@ -12,13 +12,13 @@ import click
 from nats_taskflow.cli.command import AskCommand
 from nats_taskflow.cli.identity import split_owner
 from nats_taskflow.cli.options import aliased_option
-from nats_taskflow.cli.output import Printer, mark, waits_on
+from nats_taskflow.cli.output import Printer, format_wait, mark_status
 from nats_taskflow.cli.protocol import Json, OperatorSession
-from nats_taskflow.cli.selection import whole_id
+from nats_taskflow.cli.selection import find_flow_id
 from nats_taskflow.cli.session import run
 from nats_taskflow.text import counted
 
-_START = ("session_id", "controller_id", "goal", "state", "current_step", "flow_id", "hold", "command_id")
+_START = ("controller_id", "goal", "state", "current_step", "flow_id", "hold", "command_id")
 """The fields of a start that are options."""
 
 
@@ -41,7 +41,7 @@ def json_value(_ctx: click.Context, _parameter: click.Parameter, text: str | Non
         raise click.BadParameter(f"{given[:60]!r} is no JSON: {bad}") from bad
 
 
-def children_of(answer: Mapping[str, Any]) -> str:
+def cancelled_children(answer: Mapping[str, Any]) -> str:
     """Say how many children are cancelled with the flow, if any; what is below those that are still going to be is not counted yet."""
     found = answer.get("cancelled_children")
     if not found:
@@ -50,13 +50,18 @@ def children_of(answer: Mapping[str, Any]) -> str:
     return counted(found["done"] + found["pending"], f"{more}child", f"{more}children")
 
 
-def told(answer: Mapping[str, Any], printer: Printer) -> None:
+def print_outcome(answer: Mapping[str, Any], printer: Printer) -> None:
     """Say how the flow is now."""
     flow = answer["flow"]
-    lines = [("flow", flow["id"]), ("status", mark(flow["status"])), ("step", flow["current_step"]), ("revision", str(flow["revision"]))]
+    lines = [
+        ("flow", flow["id"]),
+        ("status", mark_status(flow["status"])),
+        ("step", flow["current_step"]),
+        ("revision", str(flow["revision"])),
+    ]
     if flow["wait"]:
-        lines.append(("waits on", waits_on(flow["wait"])))
-    if also := children_of(answer):
+        lines.append(("waits on", format_wait(flow["wait"])))
+    if also := cancelled_children(answer):
         lines.append(("also", also))
     printer.item(answer, lines)
 
@@ -77,10 +82,10 @@ def _act(verb: str, flow: str, fields: Json, arguments: Mapping[str, Any]) -> No
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Ask, and say how the flow is now."""
-        flow_id = await whole_id(line, flow)
+        flow_id = await find_flow_id(line, flow)
         agent, session_id = await _owner_of(line, flow_id, arguments["as_agent"], arguments["session_id"])
         given = {"flow_id": flow_id, "session_id": session_id, "command_id": arguments["command_id"], **fields}
-        told(await line.as_agent(agent, verb, **given), printer)
+        print_outcome(await line.as_agent(agent, verb, **given), printer)
 
     run(arguments, main)
 
@@ -95,13 +100,13 @@ def _act(verb: str, flow: str, fields: Json, arguments: Mapping[str, Any]) -> No
 @aliased_option("--flow-id", "--id", metavar="UUID", help="The flow's id; a new one where not given.")
 @click.option("--hold", is_flag=True, help="Do not run it yet.")
 @click.option("--command-id", metavar="ID", help="Repeat with the same id: the same outcome, done once.")
-def start(*, agent: str, **arguments: Any) -> None:
+def start(*, agent: str, session_id: str, **arguments: Any) -> None:
     """Start a flow for an agent."""
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Start it."""
         fields = {name: arguments[name] for name in _START}
-        told(await line.as_agent(agent, "start", **fields), printer)
+        print_outcome(await line.as_agent(agent, "start", session_id=session_id, **fields), printer)
 
     run(arguments, main)
 

@@ -9,11 +9,11 @@ import click
 
 from nats_taskflow.cli.command import ReadCommand
 from nats_taskflow.cli.identity import agent_options
-from nats_taskflow.cli.output import Printer, ago, clock, short, since, status_of, waits_on
+from nats_taskflow.cli.output import Printer, ago, format_time, format_wait, mark_flow, short_id, since
 from nats_taskflow.cli.protocol import Json, OperatorSession
-from nats_taskflow.cli.selection import filter_options, narrow, whole_id
-from nats_taskflow.cli.session import pages, run
-from nats_taskflow.cli.watch import followed, watch_options, watched
+from nats_taskflow.cli.selection import filter_options, find_flow_id, read_filter
+from nats_taskflow.cli.session import collect_pages, run
+from nats_taskflow.cli.watch import follow_flow, repeat, watch_options
 
 _NONE = "No flows. Start one: taskflow flow start --agent kate --controller-id kate/inbox --goal 'triage the inbox'"
 
@@ -27,7 +27,7 @@ _NONE = "No flows. Start one: taskflow flow start --agent kate --controller-id k
 @agent_options
 def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None, **arguments: Any) -> None:
     """List the flows of all owners, newest first."""
-    by = narrow(arguments)
+    by = read_filter(arguments)
     empty = "No flow is like that." if by else _NONE
     if set_aside:
         empty = "No flow is set aside."
@@ -36,13 +36,13 @@ def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None
     async def look(line: OperatorSession, printer: Printer) -> None:
         """List them."""
         key = "set_aside" if set_aside else "flows"
-        items, cursor = await pages(line, "list", key, limit, fields | ({"set_aside": True} if set_aside else {}))
+        items, cursor = await collect_pages(line, "list", key, limit, fields | ({"set_aside": True} if set_aside else {}))
         if set_aside:
-            columns = {"FLOW": lambda f: short(f["flow_id"]), "OWNER": lambda f: f["owner_session_key"], "WHY": lambda f: f["why"]}
+            columns = {"FLOW": lambda f: short_id(f["flow_id"]), "OWNER": lambda f: f["owner_session_key"], "WHY": lambda f: f["why"]}
         else:
             columns = {
-                "FLOW": lambda f: short(f["id"]),
-                "STATUS": status_of,
+                "FLOW": lambda f: short_id(f["id"]),
+                "STATUS": mark_flow,
                 "CONTROLLER": lambda f: f["controller_id"],
                 "STEP": lambda f: f["current_step"],
                 "REV": lambda f: str(f["revision"]),
@@ -51,7 +51,7 @@ def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None
             }
         printer.items(items, columns, cursor=cursor, empty=empty)
 
-    run(arguments, watched(look, watch, count))
+    run(arguments, repeat(look, watch, count))
 
 
 @click.command(cls=ReadCommand)
@@ -63,9 +63,9 @@ def show(*, flow: str, follow: bool, **arguments: Any) -> None:
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Show it, and what follows."""
-        flow_id = await whole_id(line, flow)
+        flow_id = await find_flow_id(line, flow)
         if follow:
-            await followed(line, flow_id, lambda found: _said(found, printer), printer)
+            await follow_flow(line, flow_id, lambda found: _said(found, printer), printer)
         else:
             _said((await line.ask("show", flow_id=flow_id))["flow"], printer)
 
@@ -76,7 +76,7 @@ def _said(found: Json, printer: Printer) -> None:
     """Say how a flow is."""
     lines = [
         ("flow", found["id"]),
-        ("status", status_of(found)),
+        ("status", mark_flow(found)),
         ("goal", found["goal"]),
         ("controller", found["controller_id"]),
         ("owner", found["owner_session_key"]),
@@ -84,7 +84,7 @@ def _said(found: Json, printer: Printer) -> None:
         ("revision", str(found["revision"])),
         ("created", ago(found["created_at"])),
         ("changed", ago(found["updated_at"])),
-        ("waits on", waits_on(found["wait"])),
+        ("waits on", format_wait(found["wait"])),
         ("state", json.dumps(found["state"], ensure_ascii=False, indent=2)),
     ]
     printer.item(found, lines)
@@ -101,12 +101,12 @@ def history(*, flow: str, limit: int, cursor: str | None, newest: bool, **argume
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Show it."""
-        fields = {"flow_id": await whole_id(line, flow), "cursor": cursor, "newest": newest}
-        items, following = await pages(line, "history", "events", limit, fields)
+        fields = {"flow_id": await find_flow_id(line, flow), "cursor": cursor, "newest": newest}
+        items, following = await collect_pages(line, "history", "events", limit, fields)
         columns = {
             "SEQ": lambda e: str(e["seq"]),
             "REV": lambda e: str(e["revision"]),
-            "AT": lambda e: clock(e["at"]),
+            "AT": lambda e: format_time(e["at"]),
             "KIND": lambda e: e["kind"],
             "ACTOR": lambda e: e["actor"],
             "PAYLOAD": lambda e: json.dumps(e["payload"], ensure_ascii=False),
@@ -126,7 +126,7 @@ def steps(*, flow: str, limit: int, cursor: str | None, **arguments: Any) -> Non
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """List them."""
-        items, following = await pages(line, "steps", "steps", limit, {"flow_id": await whole_id(line, flow), "cursor": cursor})
+        items, following = await collect_pages(line, "steps", "steps", limit, {"flow_id": await find_flow_id(line, flow), "cursor": cursor})
         columns = {
             "RUN": lambda s: s["run_id"],
             "STATUS": lambda s: s["status"],

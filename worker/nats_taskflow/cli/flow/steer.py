@@ -9,11 +9,11 @@ import click
 
 from nats_taskflow.cli import exit_codes
 from nats_taskflow.cli.command import AskCommand
-from nats_taskflow.cli.flow.act import children_of, json_value, told
-from nats_taskflow.cli.identity import agent_options, intervention, reason_option
-from nats_taskflow.cli.output import Printer, progress, short, status_of
+from nats_taskflow.cli.flow.act import cancelled_children, json_value, print_outcome
+from nats_taskflow.cli.identity import agent_options, read_intervention, reason_option
+from nats_taskflow.cli.output import Printer, mark_flow, progress, short_id
 from nats_taskflow.cli.protocol import Json, OperatorSession, RequestRefused
-from nats_taskflow.cli.selection import FILTERS, RATE, bulk_options, confirm_selection, narrow, select_flows
+from nats_taskflow.cli.selection import FILTERS, RATE, bulk_options, confirm_selection, read_filter, select_flows
 from nats_taskflow.cli.session import run
 from nats_taskflow.text import counted
 
@@ -23,10 +23,10 @@ _FLOWS = click.argument("flows", nargs=-1, metavar="[FLOW…]")
 
 
 _COLUMNS: dict[str, Callable[[Json], str]] = {
-    "FLOW": lambda a: short(a["flow"]["id"]),
-    "STATUS": lambda a: status_of(a["flow"]),
+    "FLOW": lambda a: short_id(a["flow"]["id"]),
+    "STATUS": lambda a: mark_flow(a["flow"]),
     "REV": lambda a: str(a["flow"]["revision"]),
-    "ALSO": children_of,
+    "ALSO": cancelled_children,
 }
 
 
@@ -37,14 +37,14 @@ def _filled(columns: Mapping[str, Callable[[Json], str]], answers: Sequence[Json
 
 def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str, Any]) -> None:
     """Do it to each flow; one that is refused does not keep the others from it."""
-    said = fields | intervention(arguments)
+    said = fields | read_intervention(arguments)
 
     async def main(line: OperatorSession, printer: Printer) -> int:
         """Do it, and say what became of each."""
         ids = await select_flows(line, verb, flows, arguments)
         if arguments["dry_run"]:
             return await _shown(line, verb, ids, printer)
-        if (narrow(arguments) or len(ids) > 1) and (fields.get("command_id") or fields.get("expected_revision") is not None):
+        if (read_filter(arguments) or len(ids) > 1) and (fields.get("command_id") or fields.get("expected_revision") is not None):
             raise click.UsageError("--command-id and --expected-revision are about one flow")
         if not confirm_selection(verb, len(ids), arguments):
             printer.note("Nothing was done.")
@@ -55,12 +55,12 @@ def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str
         else:
             answers, refused = await _each(line, verb, ids, said, printer, rate=arguments["rate"])
         if printer.for_people and len(answers) == 1:
-            told(answers[0], printer)
+            print_outcome(answers[0], printer)
         else:
             printer.items(answers, _filled(_COLUMNS, answers), empty="None was done.")
         if not refused:
             return exit_codes.DONE
-        return exit_codes.PARTIAL if answers else exit_codes.of_error(refused[0].error["code"])
+        return exit_codes.PARTIAL if answers else exit_codes.for_error(refused[0].error["code"])
 
     run(arguments, main)
 
