@@ -50,7 +50,7 @@ class Recorder:
         self.requests.append((verb, fields))
         raise click.UsageError("enough is known")
 
-    async def as_agent(self, agent: str, verb: str, **fields: Any) -> dict[str, Any]:
+    async def ask_as_agent(self, agent: str, verb: str, **fields: Any) -> dict[str, Any]:
         return await self.ask(f"{agent} {verb}", **fields)
 
 

@@ -64,7 +64,6 @@ def check(*, form: str, **arguments: Any) -> None:
     form = "json" if form == "text" and arguments["output"] in ("json", "jsonl") else form
 
     def report(level: int, readings: Readings, why: str) -> None:
-        """Print the answer for the monitor."""
         if not quiet:
             click.echo(_report(form, level, readings, why))
 

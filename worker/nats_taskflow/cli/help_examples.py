@@ -1,4 +1,4 @@
-"""An example for each command, to be copied: what `--help` and docs/cli.md show. Loaded when help is asked for."""
+"""Examples for each command, to be copied, in `--help` and docs/cli.md. Loaded when help is shown."""
 
 from __future__ import annotations
 

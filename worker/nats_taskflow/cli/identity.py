@@ -16,14 +16,14 @@ from nats_taskflow.cli.protocol import Json
 
 
 def reason_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add who does it and why, which every intervention has to say (see `read_intervention`)."""
-    why = click.option("--reason", metavar="TEXT", help="Why: it is kept with the change, and has to be said.")
-    who = aliased_option("--operator", "--as", metavar="NAME", help="Who does it; your user and host where not given.")
-    return why(who(function))
+    """Add who intervenes and why, for `read_intervention`."""
+    reason = click.option("--reason", metavar="TEXT", help="Why: it is kept with the change, and has to be said.")
+    operator = aliased_option("--operator", "--as", metavar="NAME", help="Who does it; your user and host where not given.")
+    return reason(operator(function))
 
 
 def read_intervention(arguments: Mapping[str, Any]) -> Json:
-    """Return who does it and why, as a request says it. Raises a usage error where no reason is given, unless it is only tried."""
+    """Return the fields that say who intervenes and why. Raises a usage error without a reason, except for a dry run."""
     reason = arguments["reason"] or ("dry run" if arguments.get("dry_run") else None)
     if reason is None:
         only = "" if "dry_run" not in arguments else "; --dry-run needs none"
@@ -31,9 +31,9 @@ def read_intervention(arguments: Mapping[str, Any]) -> Json:
     return {"operator": operator_name(arguments["operator"]), "reason": reason}
 
 
-def operator_name(given: str | None) -> str:
-    """Return who does it, in the letters that a name may have."""
-    name = given or f"{_user()}@{socket.gethostname()}"
+def operator_name(name: str | None) -> str:
+    """Return the operator's name, by default user and host, in the letters that a name may have."""
+    name = name or f"{_user()}@{socket.gethostname()}"
     return re.sub(r"[^A-Za-z0-9_.@-]", "_", name)[:63]
 
 
@@ -46,9 +46,10 @@ def _user() -> str:
 
 
 def agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add that an agent may ask, with its own key and about its own flows."""
+    """Let an agent ask, with its own key and about its own flows."""
     agent = click.option("--agent", "as_agent", metavar="NAME", help="Ask as this agent, with its own credentials, about its own flows.")
-    return agent(click.option("--session", "session_id", metavar="ID", help="With --agent: the session; main where not given.")(function))
+    session = click.option("--session", "session_id", metavar="ID", help="With --agent: the session; main where not given.")
+    return agent(session(function))
 
 
 def split_owner(key: str) -> tuple[str, str] | None:

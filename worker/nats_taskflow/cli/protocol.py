@@ -1,4 +1,4 @@
-"""What a command asks, whoever answers: a worker over NATS as an operator or as an agent, or a database file."""
+"""What a command asks of whoever answers: a worker over NATS, as an operator or as an agent, or a database file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class RequestRefused(Exception):
 
 
 class OperatorSession(Protocol):
-    """Somebody who answers operators' requests."""
+    """Whoever answers operators' requests. Fields that are None are left out."""
 
     async def ask(self, verb: str, **fields: Any) -> Json:
         """Return the answer to an operator's request. Raises `RequestRefused`."""
         ...
 
-    async def as_agent(self, agent: str, verb: str, **fields: Any) -> Json:
+    async def ask_as_agent(self, agent: str, verb: str, **fields: Any) -> Json:
         """Return the answer to an agent's request. Raises `RequestRefused`."""
         ...

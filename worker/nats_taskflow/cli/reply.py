@@ -32,28 +32,28 @@ def reply(*, topic: str, correlation_id: str, payload: str | None, event_id: str
     text = sys.stdin.read() if payload == "-" else payload
     value = text if as_text else _value(text)
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
+    async def main(session: OperatorSession, printer: Printer) -> None:
         """Publish it, or say whom it would resume."""
-        assert isinstance(line, OnlineSession), "a reply goes over NATS"
+        assert isinstance(session, OnlineSession), "a reply goes over NATS"
         body = {"correlation_id": correlation_id, "payload": value}
         if arguments["flow_id"]:
-            body["flow_id"] = await find_flow_id(line, arguments["flow_id"])
-        subject = _subject(line, topic, correlation_id)
+            body["flow_id"] = await find_flow_id(session, arguments["flow_id"])
+        subject = _subject(session, topic, correlation_id)
         if arguments["dry_run"]:
-            await line.client.check_taken(subject)
-            waiters = (await line.ask("who", topic=topic, correlation_id=correlation_id))["waiters"]
+            await session.client.check_taken(subject)
+            waiters = (await session.ask("who", topic=topic, correlation_id=correlation_id))["waiters"]
             meant = [waiter["flow_id"] for waiter in waiters if waiter["flow_id"] == body.get("flow_id", waiter["flow_id"])]
             nobody = "nobody: another flow waits for it, so it would be a dead letter" if waiters else "nobody: it would be held"
             printer.item({"would_resume": meant}, [("would resume", ", ".join(meant) or nobody)])
             return
         headers = {"Nats-Msg-Id": event_id or _new_id(), "Correlation-Id": correlation_id}
         whole = json.dumps(body["payload"] if subject != topic else body, ensure_ascii=False).encode()
-        stored = await line.client.publish(subject, whole, headers)
+        stored = await session.client.publish(subject, whole, headers)
         if stored.duplicate:
             from nats_taskflow.client.replies import enveloped
 
             unnamed = {"Correlation-Id": correlation_id}
-            await line.client.publish(subject, enveloped(subject, whole, headers["Nats-Msg-Id"]), unnamed)
+            await session.client.publish(subject, enveloped(subject, whole, headers["Nats-Msg-Id"]), unnamed)
         found = {"stream": stored.stream, "seq": stored.seq, "duplicate": stored.duplicate, "id": headers["Nats-Msg-Id"]}
         again = " (the id is known: the worker looks whether this is the same reply)" if stored.duplicate else ""
         printer.item(found, [("stored", f"{stored.stream} {stored.seq}{again}"), ("id", headers["Nats-Msg-Id"])])
@@ -73,12 +73,12 @@ def _value(text: str | None) -> Any:
         return text
 
 
-def _subject(line: OnlineSession, topic: str, correlation_id: str) -> str:
+def _subject(session: OnlineSession, topic: str, correlation_id: str) -> str:
     """Return the subject on which a reply reaches the topic: a built-in topic's has the correlation id as its last token."""
     from nats_taskflow.bus.nats.desired_topology import reply_bindings
     from nats_taskflow.errors import FlowError
 
-    subject = reply_bindings(line.config, line.subjects).answers_on(topic, correlation_id)
+    subject = reply_bindings(session.config, session.subjects).answers_on(topic, correlation_id)
     if isinstance(subject, FlowError):
         raise click.UsageError(subject.message)
     return subject

@@ -1,4 +1,4 @@
-"""Ask the worker over NATS, or with `--db` the database itself: what the operators' commands have in common."""
+"""Run what an operator's command asks: pick who answers, and turn what goes wrong into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from click.exceptions import Exit
 
 from nats_taskflow.cli import exit_codes
 from nats_taskflow.cli.exit_codes import CommandFailed
-from nats_taskflow.cli.online import OnlineSession, connect
+from nats_taskflow.cli.online import AgentSession, OnlineSession, connect
 from nats_taskflow.cli.options import load_config
 from nats_taskflow.cli.output import Printer
 from nats_taskflow.cli.protocol import Json, OperatorSession, RequestRefused
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from nats_taskflow.config import Config
 
 Main = Callable[[OperatorSession, Printer], Awaitable[int | None]]
+_PAGE = 1000
 
 
 def run(arguments: Mapping[str, Any], main: Main, *, patience: float = 5.0) -> None:
-    """Load the settings, open the line, and run `main`; its number, or what went wrong, is the exit code."""
+    """Load the settings, open a session, and run `main`; its number, or what went wrong, is the exit code."""
     from nats_taskflow.cli.light_imports import import_nats
     from nats_taskflow.cli.runtime import launch
     from nats_taskflow.observe.lazy_log import configure_at_first_use
@@ -49,60 +50,57 @@ def _log_errors() -> None:
 
 
 async def _run(config: Config, arguments: Mapping[str, Any], main: Main, patience: float) -> int:
-    """Run `main` on a line."""
+    """Run `main` in a session. Raises `CommandFailed` with what to do instead."""
     from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
 
     printer = Printer(arguments.get("output", "table"))
+    read_instead = "; or read its database: --db FILE" if "database" in arguments else ""
     try:
-        async with open_session(config, arguments, printer, patience) as line:
-            return await main(line, printer) or 0
-    except RequestRefused as refused:
-        raise CommandFailed(str(refused), exit_codes.for_error(refused.error["code"])) from refused
-    except NoWorkerAnswer as silent:
-        if silent.late:
-            raise CommandFailed(str(silent), exit_codes.TIMED_OUT) from silent
-        raise CommandFailed(f"{silent}{_instead(arguments)}", exit_codes.UNAVAILABLE) from silent
-    except BusLost as lost:
-        raise CommandFailed(f"{lost}{_instead(arguments)}", lost.exit_code) from lost
-    except NotAllowed as denied:
-        may = arguments.get("as_agent", "") is None and ".admin." in denied.subject
-        raise CommandFailed(f"{denied}{'; or ask as an agent, with its own: --agent NAME' if may else ''}", denied.exit_code) from denied
-
-
-def _instead(arguments: Mapping[str, Any]) -> str:
-    """Say what a command can do where no worker can be asked."""
-    return "; or read its database: --db FILE" if "database" in arguments else ""
+        async with open_session(config, arguments, printer, patience) as session:
+            return await main(session, printer) or 0
+    except RequestRefused as refusal:
+        raise CommandFailed(str(refusal), exit_codes.for_error(refusal.error["code"])) from refusal
+    except NoWorkerAnswer as silence:
+        if silence.late:
+            raise CommandFailed(str(silence), exit_codes.TIMED_OUT) from silence
+        raise CommandFailed(f"{silence}{read_instead}", exit_codes.UNAVAILABLE) from silence
+    except BusLost as loss:
+        raise CommandFailed(f"{loss}{read_instead}", loss.exit_code) from loss
+    except NotAllowed as denial:
+        may = arguments.get("as_agent", "") is None and ".admin." in denial.subject
+        ask_instead = "; or ask as an agent, with its own: --agent NAME" if may else ""
+        raise CommandFailed(f"{denial}{ask_instead}", denial.exit_code) from denial
 
 
 @asynccontextmanager
 async def open_session(config: Config, arguments: Mapping[str, Any], printer: Printer, patience: float) -> AsyncIterator[OperatorSession]:
-    """Open whichever line is asked for: to a database, or to a worker, as an operator or as an agent."""
+    """Open the database of `--db`, or else connect to a worker: as the agent of `--agent`, or as an operator."""
     database, agent, session_id = (arguments.get(name) for name in ("database", "as_agent", "session_id"))
     if session_id is not None and agent is None:
         raise click.UsageError("--session goes with --agent")
+    if database is not None and agent is not None:
+        raise click.UsageError("--agent asks a worker, --db a file: say one of them")
     if database is not None:
-        if agent is not None:
-            raise click.UsageError("--agent asks a worker, --db a file: say one of them")
         from nats_taskflow.cli.offline import open_database
 
-        with open_database(config, database, printer) as line:
-            yield line
+        with open_database(config, database, printer) as session:
+            yield session
         return
     async with connect(config) as client:
         if agent is None:
             yield OnlineSession(config, client, patience)
-            return
-        from nats_taskflow.cli.online import AgentSession
-
-        yield AgentSession(config, client, patience, agent, session_id or "main")
+        else:
+            yield AgentSession(config, client, patience, agent, session_id or "main")
 
 
-async def collect_pages(line: OperatorSession, verb: str, key: str, limit: int, fields: Mapping[str, Any]) -> tuple[list[Json], str | None]:
-    """Collect up to `limit` items over as many pages as it takes; returns them and the cursor of what follows."""
+async def collect_pages(
+    session: OperatorSession, verb: str, key: str, limit: int, fields: Mapping[str, Any]
+) -> tuple[list[Json], str | None]:
+    """Collect up to `limit` items over as many pages as it takes; return them and the cursor of what follows."""
     items: list[Json] = []
     cursor = fields.get("cursor")
     while True:
-        page = await line.ask(verb, **{**fields, "cursor": cursor, "limit": min(limit - len(items), 1000)})
+        page = await session.ask(verb, **{**fields, "cursor": cursor, "limit": min(limit - len(items), _PAGE)})
         items += page[key]
         cursor = page["next_cursor"]
         if cursor is None or len(items) >= limit:

@@ -17,9 +17,8 @@ from nats_taskflow.text import counted
 def stats(**arguments: Any) -> None:
     """Count flows, messages, waits, held replies and dead letters."""
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
-        """Count."""
-        found = await line.ask("stats")
+    async def main(session: OperatorSession, printer: Printer) -> None:
+        found = await session.ask("stats")
         printer.item(found, figure_lines(found))
 
     run(arguments, main)

@@ -8,6 +8,7 @@ import click
 
 from nats_taskflow.cli.command import ReadCommand
 from nats_taskflow.cli.identity import agent_options
+from nats_taskflow.cli.options import page_options
 from nats_taskflow.cli.output import Printer, format_wait, short_id, since, until
 from nats_taskflow.cli.protocol import OperatorSession
 from nats_taskflow.cli.selection import wait_options
@@ -22,8 +23,7 @@ _FILTERS = ("topic", "correlation_id", "kind", "controller", "owner", "step", "o
 @wait_options
 @click.option("--older-than", metavar="DURATION", help="Only those that wait longer than this (10m).")
 @click.option("--due-within", metavar="DURATION", help="Only those that a timer or deadline acts on within this (10m), or should have.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
-@click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
+@page_options()
 @watch_options
 @agent_options
 def waits(*, limit: int, watch: float | None, count: int | None, **arguments: Any) -> None:
@@ -32,13 +32,13 @@ def waits(*, limit: int, watch: float | None, count: int | None, **arguments: An
     narrowed = any(value is not None for value in fields.values())
     fields["cursor"] = arguments["cursor"]
 
-    async def look(line: OperatorSession, printer: Printer) -> None:
+    async def look(session: OperatorSession, printer: Printer) -> None:
         """Show them."""
-        items, cursor = await collect_pages(line, "waits", "waits", limit, fields)
+        items, cursor = await collect_pages(session, "waits", "waits", limit, fields)
         empty = "No wait is like that." if narrowed else "Nothing waits. Park a flow: taskflow flow wait FLOW --manual 'approve?'"
         printer.items(items, COLUMNS, cursor=cursor, empty=empty)
         if items and printer.for_people and arguments["as_agent"] is None:
-            stats = await line.ask("stats")
+            stats = await session.ask("stats")
             overdue, held = stats["waits"]["overdue"], counted(stats["held"], "held reply", "held replies")
             known = f"{stats['flows']['waiting']:,} waiting · {overdue:,} overdue · {held} nobody waits for"
             printer.note(known + (" (taskflow held list)" if stats["held"] else ""))

@@ -20,9 +20,9 @@ from nats_taskflow.cli.session import run
 def who(*, topic: str, correlation_id: str | None, limit: int, **arguments: Any) -> None:
     """Show who waits for TOPIC (and CORRELATION_ID), and which replies are held for it."""
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
+    async def main(session: OperatorSession, printer: Printer) -> None:
         """Show both."""
-        found = await line.ask("who", topic=topic, correlation_id=correlation_id, limit=limit)
+        found = await session.ask("who", topic=topic, correlation_id=correlation_id, limit=limit)
         if not printer.for_people:
             printer.item(found, [])
             return

@@ -23,9 +23,9 @@ _SIGNS = {"waits": "⏸", "near": "✗", "next": "→", "state": "•"}
 def why(*, flow: str, **arguments: Any) -> None:
     """Explain FLOW: what it waits for, what came near, what happens next, and what to do."""
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
+    async def main(session: OperatorSession, printer: Printer) -> None:
         """Explain it."""
-        found = await line.ask("why", flow_id=await find_flow_id(line, flow))
+        found = await session.ask("why", flow_id=await find_flow_id(session, flow))
         if not printer.for_people:
             printer.item(found, [])
             return

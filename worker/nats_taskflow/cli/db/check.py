@@ -10,6 +10,7 @@ from click.exceptions import Exit
 
 from nats_taskflow.cli.command import SettingsCommand
 from nats_taskflow.cli.dev_folder import load_with_database
+from nats_taskflow.cli.options import form_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ _VIOLATED = 1
 @click.option("--db", "place", metavar="FILE", help="Check this file instead of `store.path`.")
 @click.option("--quick", is_flag=True, help="Leave out SQLite's own check of every page.")
 @click.option("--events", is_flag=True, help="Also read the events and dead letters over NATS, and compare.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
+@form_option
 @click.pass_context
 def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool, output: str, **arguments: Any) -> None:
     """Check that nothing was lost, nothing happened twice and everything adds up. Read-only, also while a worker runs.

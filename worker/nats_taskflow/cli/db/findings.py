@@ -32,7 +32,6 @@ def progress(*, shown: bool) -> Iterator[Progress]:
     with Console(stderr=True).status("checking …") as status:
 
         def tell(name: str, count: int) -> None:
-            """Say what is looked at."""
             if count % _EVERY == 0:
                 status.update(f"checking {name}{f': {count:,}' if count else ''} …")
 

@@ -47,11 +47,11 @@ def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
     what = f"all flows that ended longer ago than {older_than}"
     who = read_intervention(arguments)
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
+    async def main(session: OperatorSession, printer: Printer) -> None:
         """Delete some at a time until none is left."""
         pruned = 0
         if arguments["dry_run"]:
-            found = await _prunable(line, older_than)
+            found = await _prunable(session, older_than)
             printer.item({"would_prune": found}, [("would prune", f"{counted(found, 'flow')}; nothing was done")])
             return
         if not (yes or ask_to_confirm("prune", what, "say --yes")):
@@ -59,7 +59,7 @@ def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
             return
         with progress("pruning", None, shown=printer.for_people) as tell:
             while True:
-                answer = await line.ask("prune", older_than=older_than, limit=_AT_ONCE, **who)
+                answer = await session.ask("prune", older_than=older_than, limit=_AT_ONCE, **who)
                 pruned += answer["pruned"]
                 tell(answer["pruned"])
                 if not answer["more"]:
@@ -69,14 +69,14 @@ def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
     run(arguments, main, patience=30.0)
 
 
-async def _prunable(line: OperatorSession, older_than: str) -> int:
+async def _prunable(session: OperatorSession, older_than: str) -> int:
     """Count the flows that ended that long ago. One whose events are not published yet would be kept for now; it counts, too."""
     count = 0
     for status in ("finished", "failed", "cancelled"):
         cursor: str | None = None
         while True:
             fields = {"status": status, "older_than": older_than, "cursor": cursor}
-            flows, cursor = await collect_pages(line, "list", "flows", _AT_ONCE, fields)
+            flows, cursor = await collect_pages(session, "list", "flows", _AT_ONCE, fields)
             count += len(flows)
             if cursor is None:
                 break

@@ -10,7 +10,7 @@ import click
 from nats_taskflow.cli import exit_codes
 from nats_taskflow.cli.command import SettingsCommand
 from nats_taskflow.cli.dev_folder import find_dev_database
-from nats_taskflow.cli.options import load_config
+from nats_taskflow.cli.options import form_option, load_config
 from nats_taskflow.cli.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _SIGNS = {"ok": "✓", "warn": "!", "fail": "✗"}
 
 
 @click.command(cls=SettingsCommand)
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
+@form_option
 @click.pass_context
 def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
     """Look at configuration, versions, database, disk, credentials, NATS, permissions, streams, workers and clock. Changes nothing.
@@ -40,7 +40,6 @@ def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
     worker: dict[str, Any] = {}
 
     async def look() -> int:
-        """Look at what is over the network."""
         distant.extend(await examine_broker(config, worker))
         return 0
 

@@ -28,15 +28,15 @@ _DAY = 86400.0
 _SOON = 7 * _DAY
 
 
-async def examine_rights(config: Config, line: Any) -> list[Verdict]:
+async def examine_rights(config: Config, session: Any) -> list[Verdict]:
     """Say for which of the roles these credentials are enough, what they lack, and when they end."""
     try:
-        answer: Json = msgspec.json.decode(await line.client.ask(ASK, b"", within=2.0))
+        answer: Json = msgspec.json.decode(await session.client.ask(ASK, b"", within=2.0))
     except (NoWorkerAnswer, Refusal) as no:
         fix = f'let these credentials publish "{ASK}": it tells only about themselves'
         return [Verdict("permissions", "warn", f"not known: {no}", fix)]
     found: Json = answer.get("data") or {}
-    return [*_ending(found), _enough(found, _needed(config, line.subjects))]
+    return [*_ending(found), _enough(found, _needed(config, session.subjects))]
 
 
 def _ending(found: Mapping[str, Any]) -> Iterator[Verdict]:

@@ -1,4 +1,4 @@
-"""`taskflow flow resume|cancel|fail|release`: steer flows as an operator; the journal keeps who and why."""
+"""`taskflow flow resume|cancel|fail|release`: steer flows as an operator. The journal keeps who did it and why."""
 
 from __future__ import annotations
 
@@ -30,70 +30,70 @@ _COLUMNS: dict[str, Callable[[Json], str]] = {
 }
 
 
-def _filled(columns: Mapping[str, Callable[[Json], str]], answers: Sequence[Json]) -> dict[str, Callable[[Json], str]]:
-    """Leave out the columns in which nothing stands."""
+def _used_columns(columns: Mapping[str, Callable[[Json], str]], answers: Sequence[Json]) -> dict[str, Callable[[Json], str]]:
+    """Return the columns without those that are empty."""
     return {name: show for name, show in columns.items() if any(map(show, answers))}
 
 
 def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str, Any]) -> None:
-    """Do it to each flow; one that is refused does not keep the others from it."""
-    said = fields | read_intervention(arguments)
+    """Steer each flow that is meant. One that is refused does not stop the others."""
+    fields = fields | read_intervention(arguments)
 
-    async def main(line: OperatorSession, printer: Printer) -> int:
-        """Do it, and say what became of each."""
-        ids = await select_flows(line, verb, flows, arguments)
+    async def main(session: OperatorSession, printer: Printer) -> int:
+        """Steer them, and print what became of each."""
+        ids = await select_flows(session, verb, flows, arguments)
         if arguments["dry_run"]:
-            return await _shown(line, verb, ids, printer)
+            return await _preview(session, verb, ids, printer)
         if (read_filter(arguments) or len(ids) > 1) and (fields.get("command_id") or fields.get("expected_revision") is not None):
             raise click.UsageError("--command-id and --expected-revision are about one flow")
         if not confirm_selection(verb, len(ids), arguments):
             printer.note("Nothing was done.")
             return exit_codes.DONE
         if len(ids) == 1:
-            answers = [await line.ask(verb, flow_id=ids[0], **said)]
-            refused: list[RequestRefused] = []
+            answers = [await session.ask(verb, flow_id=ids[0], **fields)]
+            refusals: list[RequestRefused] = []
         else:
-            answers, refused = await _each(line, verb, ids, said, printer, rate=arguments["rate"])
+            answers, refusals = await _steer_each(session, verb, ids, fields, printer, rate=arguments["rate"])
         if printer.for_people and len(answers) == 1:
             print_outcome(answers[0], printer)
         else:
-            printer.items(answers, _filled(_COLUMNS, answers), empty="None was done.")
-        if not refused:
+            printer.items(answers, _used_columns(_COLUMNS, answers), empty="None was done.")
+        if not refusals:
             return exit_codes.DONE
-        return exit_codes.PARTIAL if answers else exit_codes.for_error(refused[0].error["code"])
+        return exit_codes.PARTIAL if answers else exit_codes.for_error(refusals[0].error["code"])
 
     run(arguments, main)
 
 
-async def _shown(line: OperatorSession, verb: str, ids: Sequence[str], printer: Printer) -> int:
-    """Say to which flows it would be done."""
-    answers = [await line.ask("show", flow_id=flow_id) for flow_id in ids]
+async def _preview(session: OperatorSession, verb: str, ids: Sequence[str], printer: Printer) -> int:
+    """Print which flows would be steered."""
+    answers = [await session.ask("show", flow_id=flow_id) for flow_id in ids]
     columns = {**_COLUMNS, "CONTROLLER": lambda a: a["flow"]["controller_id"], "STEP": lambda a: a["flow"]["current_step"]}
-    printer.items(answers, _filled(columns, answers), empty="No flow is meant.")
+    printer.items(answers, _used_columns(columns, answers), empty="No flow is meant.")
     printer.note(f"{verb} would be done to {counted(len(ids), 'flow')}; nothing was done.")
     return exit_codes.DONE
 
 
-async def _each(
-    line: OperatorSession, verb: str, ids: Sequence[str], said: Json, printer: Printer, *, rate: float
+async def _steer_each(
+    session: OperatorSession, verb: str, ids: Sequence[str], fields: Json, printer: Printer, *, rate: float
 ) -> tuple[list[Json], list[RequestRefused]]:
-    """Do it to many flows, not faster than `rate` in a second; each refusal is said at once."""
+    """Steer many flows, at most `rate` in a second. Refusals are printed at once; return the answers and the refusals."""
     import asyncio
 
     answers: list[Json] = []
-    refused: list[RequestRefused] = []
+    refusals: list[RequestRefused] = []
     clock = asyncio.get_running_loop().time
     began = clock()
-    with progress(verb, len(ids), shown=printer.for_people) as tell:
+    with progress(verb, len(ids), shown=printer.for_people) as count:
         for number, flow_id in enumerate(ids):
             await asyncio.sleep(max(began + number / rate - clock(), 0.0))
             try:
-                answers.append(await line.ask(verb, flow_id=flow_id, **said))
-            except RequestRefused as no:
-                refused.append(no)
-                click.echo(f"taskflow: {no}", err=True)
-            tell(1)
-    return answers, refused
+                answers.append(await session.ask(verb, flow_id=flow_id, **fields))
+            except RequestRefused as refusal:
+                refusals.append(refusal)
+                click.echo(f"taskflow: {refusal}", err=True)
+            count(1)
+    return answers, refusals
 
 
 @click.command(cls=AskCommand)
@@ -109,8 +109,8 @@ def resume(
     *, flows: tuple[str, ...], patch: Any, leaf: str | None, expected_revision: int | None, command_id: str | None, **arguments: Any
 ) -> None:
     """Resume waiting flows, whatever they wait for: those named (`-` reads ids from stdin), or all that a filter finds."""
-    part = int(leaf) if leaf is not None and leaf.isdigit() else leaf
-    fields = {"patch": patch, "leaf": part, "expected_revision": expected_revision, "command_id": command_id}
+    number_or_name = int(leaf) if leaf is not None and leaf.isdigit() else leaf
+    fields = {"patch": patch, "leaf": number_or_name, "expected_revision": expected_revision, "command_id": command_id}
     _steer("resume", flows, fields, arguments)
 
 
