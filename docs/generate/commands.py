@@ -8,9 +8,8 @@ import click
 
 from docs.generate.tables import BY_HAND, page_of
 from nats_taskflow.cli import exit_codes, taskflow
+from nats_taskflow.cli.command import AskCommand, ReadCommand, SettingsCommand
 from nats_taskflow.cli.help_examples import EXAMPLES
-from nats_taskflow.cli.options import SettingsCommand
-from nats_taskflow.cli.session import AskCommand, ReadCommand
 
 _HEAD = f"""# The command line
 
@@ -22,7 +21,7 @@ that is asked (`JSON|-`). Tables on a
 terminal end ids to their last 8 digits; elsewhere they are whole. `NO_COLOR` is obeyed. Commands that ask a worker do so over NATS, with
 the settings of `taskflow run` ([file, environment, flags, contexts](configuration.md)), which may also stand before the command
 (`taskflow -s URL waits`); the reading ones take `--db FILE` where no worker runs.
-Every intervention needs `--reason`; it is journaled with `operator:<--as>`.
+Every intervention needs `--reason`; it is journaled with `operator:<--operator>`.
 """
 
 
