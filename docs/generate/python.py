@@ -16,11 +16,11 @@ _HEAD = f"""# The Python API
 {BY_HAND}
 
 What agents, delegates and their tests use, with the types, units and errors of each call. [The client](client.md) and [Testing](testing.md)
-show how it is used. `from worker import …` has what most agents need; the rest is in `nats_taskflow.client` and `nats_taskflow.testing`.
+show how it is used. `from nats_taskflow import …` has what most agents need; the rest is in `nats_taskflow.client` and `nats_taskflow.testing`.
 """
 
 _ROOMS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
-    ("Flows", client, ("FlowClient", "Flow", "Done", "Resumed", "Event")),
+    ("Flows", client, ("FlowClient", "Flow", "CommandOutcome", "Resumed", "Event")),
     ("What a flow can wait for", client, ("reply", "timer", "manual", "ended", "any_of", "all_of", "at_least")),
     ("The agent's loop", client, ("Agent",)),
     ("Delegates", client, ("serve_delegate", "Delegate", "Asked", "DelegateError")),
