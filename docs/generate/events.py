@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from docs.generate.tables import BY_HAND, code, page_of, table
+from docs.generate.markdown import BY_HAND, code, page_of, table
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.lifecycle import STATUS_AFTER, EventKind, FlowStepStatus

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from docs.generate.tables import BY_HAND, cell, code, page_of, prose, table
+from docs.generate.markdown import BY_HAND, cell, code, page_of, prose, table
 from nats_taskflow import client, testing
 from nats_taskflow.client.errors import BY_CODE
 

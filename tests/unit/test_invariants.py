@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from docs.generate.promises import over
+from docs.generate.invariants import over
 from nats_taskflow.store import invariants
 from nats_taskflow.store.invariants import (
     INVARIANTS,

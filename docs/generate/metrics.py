@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from docs.generate.tables import BY_HAND, cell, code, page_of, table
+from docs.generate.markdown import BY_HAND, cell, code, page_of, table
 from nats_taskflow.observe.histogram import DurationHistogram
 from nats_taskflow.observe.metrics import LabelledChildren, Metrics
 

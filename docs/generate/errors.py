@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
-from docs.generate.tables import BY_HAND, cell, code, page_of, prose, table
-from nats_taskflow.bus.nats.server import ServerRefused
+from docs.generate.markdown import BY_HAND, cell, code, page_of, prose, table
+from nats_taskflow import errors
+from nats_taskflow.bus.nats.server import ServerRefused, ServerTaken
 from nats_taskflow.cli import exit_codes
 from nats_taskflow.errors import FlowError, Refusal
 from nats_taskflow.flow.decision import OutcomeName
@@ -67,19 +68,19 @@ _OUTCOMES: dict[str, str] = {
     "unmatched": "a reply given to the worker in its own process, that nobody waits for and that is not to be held",
 }
 
-_ENDS: dict[str, str] = {
-    "ConfigError": "Put the setting right that the message names; `taskflow config validate` tells before a start.",
-    "StoreRefused": "Do what the message says; the file was not touched. See [Backing up](backing-up.md) and [Upgrading](upgrading.md).",
-    "StoreLocked": "Find the other worker (`fuser FILE.lock`). One database has one worker.",
-    "ConsumerTaken": "Start the worker on that database, give this one a NATS account of its own, or take the consumer over with `--adopt`.",
-    "StoreBroken": "Look at the disk (`dmesg`), then start again: the worker reads what is on disk and goes on from there.",
-    "Defect": "Nothing to hurry: whatever runs it starts it again. Read the log for `worker.failed`; for `MemoryError` give it more memory.",
-    "Exhausted": "Give it what the message names: room on the disk, files, memory.",
-    "TopologyRefused": "Change the stream back as the message says, or let `taskflow provision` make it.",
-    "NotAllowed": "Only of commands: compare with `deploy/nats/permissions.conf`; `taskflow doctor` says what the credentials are enough for.",
-    "BusLost": "Start NATS, put address or credentials right, and have the worker started again by whatever runs it.",
-    "ServerTaken": "Only of `taskflow dev`: one runs in this folder already; the message names its process.",
-    "ServerRefused": "Only of `taskflow dev` and `taskflow demo`: install nats-server, or say where it is.",
+_ENDS: dict[type[Refusal], str] = {
+    errors.ConfigError: "Put the setting right that the message names; `taskflow config validate` tells before a start.",
+    errors.StoreRefused: "Do what the message says; the file was not touched. See [Backing up](backing-up.md) and [Upgrading](upgrading.md).",
+    errors.StoreLocked: "Find the other worker (`fuser FILE.lock`). One database has one worker.",
+    errors.ConsumerTaken: "Start the worker on that database, give this one a NATS account of its own, or take the consumer over with `--adopt`.",
+    errors.StoreBroken: "Look at the disk (`dmesg`), then start again: the worker reads what is on disk and goes on from there.",
+    errors.Defect: "Nothing to hurry: whatever runs it starts it again. Read the log for `worker.failed`; for `MemoryError` give it more memory.",
+    errors.Exhausted: "Give it what the message names: room on the disk, files, memory.",
+    errors.TopologyRefused: "Change the stream back as the message says, or let `taskflow provision` make it.",
+    errors.NotAllowed: "Only of commands: compare with `deploy/nats/permissions.conf`; `taskflow doctor` says what the credentials are enough for.",
+    errors.BusLost: "Start NATS, put address or credentials right, and have the worker started again by whatever runs it.",
+    ServerTaken: "Only of `taskflow dev`: one runs in this folder already; the message names its process.",
+    ServerRefused: "Only of `taskflow dev` and `taskflow demo`: install nats-server, or say where it is.",
 }
 
 
@@ -97,9 +98,8 @@ def _lines() -> Iterator[str]:
     yield from ("## Outcomes of messages", "", "Every message that a stream delivered has exactly one, stored with it.", "")
     yield from table(("outcome", "what became of the message"), ((code(name), _OUTCOMES[name]) for name in get_args(OutcomeName)))
     yield from ("## What ends the worker", "", "One line on stderr says what, why and what to do.", "")
-    kinds_of_end: set[type[Refusal]] = {*Refusal.__subclasses__(), ServerRefused}
-    refusals = sorted(kinds_of_end, key=lambda kind: (kind.exit_code, kind.__name__))
-    yield from table(("exit", "when", "what to do"), ((str(k.exit_code), cell(prose(k)), _ENDS[k.__name__]) for k in refusals))
+    ends = sorted(_ENDS, key=lambda kind: (kind.exit_code, kind.__name__))
+    yield from table(("exit", "when", "what to do"), ((str(k.exit_code), cell(prose(k)), _ENDS[k]) for k in ends))
     yield from ("## Exit codes", "", "Of `taskflow` and all its commands, the worker among them.", "")
     yield from table(("code", "meaning"), ((str(number), cell(meaning)) for number, meaning in sorted(exit_codes.MEANINGS.items())))
     yield "`taskflow check` exits as Nagios has it: 0 ok, 1 warning, 2 critical, 3 unknown."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from docs.generate.tables import BY_HAND, cell, page_of, table
+from docs.generate.markdown import BY_HAND, cell, page_of, table
 from nats_taskflow.store.invariants import INVARIANTS
 from nats_taskflow.store.invariants.table import CheckOfClients, CheckOfDatabase, CheckOfEachStream, CheckOfFlow, CheckOfStream, Invariant
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from docs.generate.tables import BY_HAND, page_of
+from docs.generate.markdown import BY_HAND, page_of
 from nats_taskflow.cli import exit_codes, taskflow
 from nats_taskflow.cli.help_examples import EXAMPLES
 from nats_taskflow.cli.options import SettingsCommand

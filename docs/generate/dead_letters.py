@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from docs.generate.tables import BY_HAND, code, page_of, table
+from docs.generate.markdown import BY_HAND, code, page_of, table
 from nats_taskflow.observe.metrics import DEAD_LETTER_REASONS
 from nats_taskflow.wire import dead_letters
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from docs.generate.tables import BY_HAND, cell, code, page_of, table
+from docs.generate.markdown import BY_HAND, cell, code, page_of, table
 from nats_taskflow.config import Config
 from nats_taskflow.config import settings as known
 from nats_taskflow.config.show import written
