@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,12 +168,34 @@ def test_every_row_of_the_page_has_its_scene() -> None:
     assert len(rows()) == len(SCENES)
 
 
+PACKAGE = ROOT / "worker" / "nats_taskflow"
+TOPS = ("worker", "tests", "deploy", "docs", "schemas", "examples", "bench")
+ALONE = ("app", "errors", "units")
+ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name.isalpha())
+NAMED = re.compile(rf"`((?:{'|'.join((*TOPS, *ROOMS))})/[\w./-]*|(?:{'|'.join(ALONE)})\.py)`")
+
+
+def places(name: str, page: str) -> list[Path]:
+    """Where a page can mean a file to be: in the repository, in the package, or beside the page."""
+    return [there for there in (ROOT / name, PACKAGE / name, (ROOT / page).parent / name) if there.exists()]
+
+
 @pytest.mark.parametrize("page", pages())
 def test_every_file_that_a_page_names_is_there(page: str) -> None:
-    named = re.findall(r"`((?:worker|tests|deploy|schemas|examples|bench)/[\w./-]*)`", (ROOT / page).read_text(encoding="utf-8"))
     made = ("bench/results/", "bench/.venv-peers")  # by a run, and git-ignored
-    places = [(ROOT / name, (ROOT / page).parent / name) for name in named if not name.startswith(made)]
-    assert [str(there) for there, beside in places if not there.exists() and not beside.exists()] == []
+    named = [name for name in NAMED.findall((ROOT / page).read_text(encoding="utf-8")) if not name.startswith(made)]
+    assert [name for name in named if not places(name, page)] == []
+
+
+def test_every_bound_and_test_that_the_page_on_architecture_names_is_in_the_file_beside_it() -> None:
+    page = "docs/architecture.md"
+    cells = [cell for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if line.startswith("|") for cell in line.split("|")]
+    names = {cell: re.findall(r"`(_?[A-Z]{2}[A-Z_]*|test_\w+)`", cell) for cell in cells}
+    assert sum(map(len, names.values())) > 10
+    for cell, found in names.items():
+        files = [place for name in NAMED.findall(cell) for place in places(name, page)]
+        text = "".join(place.read_text(encoding="utf-8") for place in files if place.is_file())
+        assert [name for name in found if not re.search(rf"\b{name}\b", text)] == [], cell
 
 
 def test_every_page_is_in_the_index_under_the_one_kind_that_it_is() -> None:
