@@ -62,7 +62,7 @@ owners = ["kate", "ann"]
 ```
 
 What a `[[replies]]` block can say is in [Examples](../examples/README.md), what `[[delegates]]` are for in
-[Waiting](waiting.md#whose-delegates-are).
+[Waiting](waiting.md#who-may-ask-which-delegate).
 
 ## How values are written
 

@@ -26,7 +26,7 @@ _PATIENCE = 60.0
 BLOCKS = [(found["mark"], found["text"]) for found in _BLOCK.finditer(PAGE)]
 BODY = """
 import asyncio
-from worker import FlowClient
+from nats_taskflow import FlowClient
 
 
 async def main():
