@@ -41,7 +41,9 @@ def test_what_is_quoted_is_no_comment() -> None:
 
 def test_no_command_to_copy_has_a_comment_or_a_backtick() -> None:
     found = list(commands())
-    assert {"README.md", "docs", "examples", "bench", "deploy", "worker"} == {place.split(":")[0].split("/")[0] for place, _ in found}
+    assert {"README.md", "CONTRIBUTING.md", "docs", "examples", "bench", "deploy", "worker"} == {
+        place.split(":")[0].split("/")[0] for place, _ in found
+    }
     assert [place for place, text in found if unfit(text)] == []
 
 

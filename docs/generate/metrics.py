@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from docs.generate.tables import BY_HAND, cell, code, page_of, table
+from docs.generate.markdown import BY_HAND, cell, code, page_of, table
 from nats_taskflow.observe.histogram import DurationHistogram
 from nats_taskflow.observe.metrics import LabelledChildren, Metrics
 
@@ -14,14 +14,14 @@ _HEAD = f"""# Metrics
 
 {BY_HAND}
 
-What `/metrics` shows, on the health address (`http.bind`, `127.0.0.1:8642`), in the text form of Prometheus. What to watch, and what to do
-when it moves, is in [Monitoring](monitoring.md).
+What `/metrics` shows, on the health address (`http.bind`, `127.0.0.1:8642`), in Prometheus' text format. What to watch, and what to do when it
+moves, is in [Monitoring](monitoring.md).
 
-No label can grow: verbs, outcomes, reasons and statuses come from closed sets, and what is not in them counts as `other`. No flow, agent or
-topic is a label; ask the worker for those (`taskflow waits`, `taskflow flow list`). A page has at most 200 series; most of a counter's appear
-when they are first counted. Gauges are set once a second; what takes the database longer to find out (the oldest wait and held reply, timers
-that are overdue, dead letters kept) every fifteen, and what the broker is asked for (`taskflow_nats_pending_messages`) every ten.
-Beside these are Prometheus' own `process_*`.
+The number of series is bounded: verbs, outcomes, reasons and statuses come from closed sets, and everything else counts as `other`. No flow,
+agent or topic is a label; ask the worker for those (`taskflow waits`, `taskflow flow list`). A page has at most 200 series; most of a counter's
+appear when they are first counted. Gauges are set once a second. Those that cost the database more (the oldest wait and held reply, overdue
+timers, dead letters kept) are set every fifteen seconds, and what the broker is asked for (`taskflow_nats_pending_messages`) every ten.
+Prometheus' own `process_*` are there, too.
 """
 
 _MORE = {
@@ -46,22 +46,22 @@ def page() -> str:
 def _lines() -> Iterator[str]:
     """Give the page's lines."""
     metrics = Metrics()
-    found = [metric for metric in metrics.registry._collector_to_names if isinstance(metric, MetricWrapperBase | DurationHistogram)]  # noqa: SLF001
-    closed = _closed(metrics)
+    collectors = [metric for metric in metrics.registry._collector_to_names if isinstance(metric, MetricWrapperBase | DurationHistogram)]  # noqa: SLF001
+    label_values = _label_values(metrics)
     yield _HEAD
-    yield from table(("metric", "type", "labels", "what"), (_row(metric, closed) for metric in found))
+    yield from table(("metric", "type", "labels", "what"), (_row(metric, label_values) for metric in collectors))
     yield from ("## Labels", "", "What each can be, beside `other`.", "")
-    for name in sorted(closed):
-        for label, values in closed[name]:
+    for name in sorted(label_values):
+        for label, values in label_values[name]:
             yield f"- `{name}`, `{label}`: {', '.join(code(value) for value in values)}"
 
 
-def _row(metric: MetricWrapperBase | DurationHistogram, closed: dict[str, list[tuple[str, list[str]]]]) -> tuple[str, ...]:
+def _row(metric: MetricWrapperBase | DurationHistogram, label_values: dict[str, list[tuple[str, list[str]]]]) -> tuple[str, ...]:
     """Describe one metric under the name that its samples have."""
     family = next(iter(metric.describe()))
     suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
     name = family.name + suffix
-    labels = [label for label, _ in closed.get(name, ())]
+    labels = [label for label, _ in label_values.get(name, ())]
     if family.type == "info":
         labels = ["version", "python"]
     kind = "gauge" if family.type == "info" else family.type
@@ -69,12 +69,12 @@ def _row(metric: MetricWrapperBase | DurationHistogram, closed: dict[str, list[t
     return code(name), kind, ", ".join(code(label) for label in labels), cell(family.documentation) + more
 
 
-def _closed(metrics: Metrics) -> dict[str, list[tuple[str, list[str]]]]:
+def _label_values(metrics: Metrics) -> dict[str, list[tuple[str, list[str]]]]:
     """Return the labels of each metric, each with the values it can have."""
-    found = {}
+    by_name = {}
     for children in vars(metrics).values():
         if isinstance(children, LabelledChildren):
             values = [value if isinstance(value, tuple) else (value,) for value in children.closed]
             labels = [(label, sorted({value[at] for value in values})) for at, label in enumerate(children.labels)]
-            found[children.name] = labels
-    return found
+            by_name[children.name] = labels
+    return by_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from docs.generate.tables import BY_HAND, code, page_of, table
+from docs.generate.markdown import BY_HAND, code, page_of, table
 from nats_taskflow.observe.metrics import DEAD_LETTER_REASONS
 from nats_taskflow.wire import dead_letters
 
@@ -12,46 +12,52 @@ _HEAD = f"""# Dead letters
 
 {BY_HAND}
 
-What could not be used is kept: whole in the database, and published on `taskflow.dlq.<reason>`, where the stream `TASKFLOW_DLQ` keeps it for
-`stream.event_max_age` (30 days). How to look at them and replay them is in [Operating](operating.md#replay-dead-letters).
+A message that could not be used is kept: whole in the database, and published on `taskflow.dlq.<reason>`, where the stream `TASKFLOW_DLQ` keeps it for
+`stream.event_max_age` (30 days). How to look at dead letters and replay them is in [Operating](operating.md#replay-dead-letters).
 
-A *command* that could be read and is refused is no dead letter: its sender is told why, and can ask again with `outcome`.
+A *command* that could be read and is refused is not a dead letter: its sender is told why, and can ask again with `outcome`.
 
 ## Reasons
 """
 
 _REASONS: dict[str, tuple[str, str]] = {
-    "malformed": ("the body is no JSON, or no object where one is needed", "Put the sender right. A replay dies again."),
-    "too_large": ("the body is larger than 256 KiB, or the payloads of a combined wait would be", "Send less, or an address of it."),
-    "too_deep": ("the JSON is nested deeper than 32 levels", "Put the sender right."),
-    "unsupported_verb": (
-        "the last token of the subject is no verb",
-        "Put the subject right; or start the newer worker that knows it, and replay.",
+    "malformed": (
+        "the body is not JSON, or not an object where one is needed",
+        "Correct the sender. A replay becomes a dead letter again.",
     ),
-    "id_mismatch": ("header `Nats-Msg-Id` and `command_id` in the body differ, or there is no valid id", "Put the sender right."),
+    "too_large": (
+        "the body is larger than 256 KiB, or the payloads of a combined wait would be",
+        "Send less, or send where it can be found.",
+    ),
+    "too_deep": ("the JSON is nested deeper than 32 levels", "Correct the sender."),
+    "unsupported_verb": (
+        "the last token of the subject is not a verb",
+        "Correct the subject; or start the newer worker that knows the verb, and replay.",
+    ),
+    "id_mismatch": ("header `Nats-Msg-Id` and `command_id` in the body differ, or neither is a valid id", "Correct the sender."),
     "topic_not_bound": ("the message came on a subject, or names a topic, that no reply binding covers", "Add the binding, then replay."),
-    "invalid_request": ("a field is missing, unknown, or of the wrong type", "Put the sender right."),
+    "invalid_request": ("a field is missing, unknown, or of the wrong type", "Correct the sender."),
     "no_correlation": (
         "the reply does not say which wait it answers",
-        "Put the delegate right, or `correlation` of the binding; then replay.",
+        "Correct the delegate, or `correlation` of the binding; then replay.",
     ),
     "poison": (
-        "the message was begun five times without an outcome: it may kill the process",
+        "the message was begun five times without an outcome: perhaps it kills the process",
         "Report it. Replay it only once you know why.",
     ),
     "conflict": (
         "the id was used before with another content; the first counts",
-        "Find out who uses an id twice. Replayed under its new id, it would count.",
+        "Find out who uses an id twice. A replay has a new id, so it would count.",
     ),
     "flow_mismatch": (
         "the reply names another flow than the one that waits for the pair",
-        "Put the delegate right; or reply again without `flow_id`.",
+        "Correct the delegate; or reply again without `flow_id`.",
     ),
     "expired": (
-        "nobody waited for the reply within `engine.held_reply_ttl`, or it made room for others",
+        "no flow waited for the reply within `engine.held_reply_ttl`, or it made room for others",
         "Find who should have waited: `taskflow who`. Then replay.",
     ),
-    "not_accepted": ("the payload does not fit what the wait `accept`s; the wait goes on", "Answer again, with what it accepts."),
+    "not_accepted": ("the payload does not fit what the wait `accept`s; the wait goes on", "Answer again, with a payload that it accepts."),
 }
 
 _HEADERS: dict[str, str] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from docs.generate.tables import BY_HAND, cell, code, page_of, table
+from docs.generate.markdown import BY_HAND, cell, code, page_of, table
 from nats_taskflow.config import Config
 from nats_taskflow.config import settings as known
 from nats_taskflow.config.setting import Setting
@@ -14,12 +14,12 @@ _HEAD = f"""# Configuration
 
 {BY_HAND}
 
-Each setting has a key in the file, an environment variable and a flag; `taskflow run --help` lists the flags. All commands that need a
-setting take the same ones, so worker and command line cannot mean different databases.
+Each setting has a key in the file, an environment variable and a flag; `taskflow run --help` lists the flags. All commands take the same
+settings, so worker and command line cannot mean different databases.
 
 ## Where a value comes from
 
-The first that is there wins:
+The first that is set wins:
 
 1. a flag: `--store-path`;
 2. an environment variable: `TASKFLOW_STORE_PATH`, then the other names in the table. One that is set but empty counts as not set, except for
@@ -27,12 +27,13 @@ The first that is there wins:
 3. the file: `--config FILE`, or `TASKFLOW_CONFIG`, or the first that exists of `./taskflow.toml`, `$XDG_CONFIG_HOME/taskflow/config.toml`
    (`~/.config/…`) and `/etc/taskflow/config.toml`. A `./taskflow.toml` that nobody named may say neither where to connect or listen nor as
    whom (`http.bind`, and all of `nats.*` but `connect_timeout`): it may have come with a folder of somebody else, who would be sent your
-   credentials. It must belong to you, as must its folder and those above it. Where it is yours and says so, name it: `--config taskflow.toml`;
+   credentials. It must belong to you, as must its folder and those above it. If it is yours and says these things, name it:
+   `--config taskflow.toml`;
 4. a context of the `nats` command line, for `nats.*` only: `nats.context`;
 5. the default.
 
-`taskflow config show --origin` says for each value where it came from, secrets masked. `taskflow config validate` says whether all of it makes
-sense. An unknown key in the file is refused (exit 78) with the nearest known one, and so is a variable that is almost one of ours.
+`taskflow config show --origin` says where each value came from, with secrets masked. `taskflow config validate` checks all of them. An unknown key in
+the file is refused (exit 78) with the nearest known one, and so is a variable that is almost one of ours.
 
 ## The file
 
@@ -62,18 +63,19 @@ owners = ["kate", "ann"]
 ```
 
 What a `[[replies]]` block can say is in [Examples](../examples/README.md), what `[[delegates]]` are for in
-[Waiting](waiting.md#whose-delegates-are).
+[Waiting](waiting.md#who-may-ask-which-delegate).
 
 ## How values are written
 
 - **A duration** is text: `500ms`, `15m`, `1h 30m`, `30d`.
 - **A list** is a TOML list in the file, and comma separated elsewhere.
-- **A secret** is best not written at all: `file:/path`, `env:NAME`, or `credential:NAME` (a file in `$CREDENTIALS_DIRECTORY`, as systemd
-  provides). A file that others may read is refused, be it the one that is named or the one in which a secret is written out. `nats.creds`, `nats.nkey` and `nats.tls_key` also take a plain path.
+- **A secret** is best not written out: write `file:/path`, `env:NAME`, or `credential:NAME` (a file in `$CREDENTIALS_DIRECTORY`, as systemd
+  provides). A file that others may read is refused, whether it is the secret's own file or one in which a secret is written out. `nats.creds`,
+  `nats.nkey` and `nats.tls_key` also take a plain path.
 
 ## Settings
 
-"Also" are other names: variables that the `nats` command line knows, and spellings of the system that this one follows.
+"Also" lists other names: variables of the `nats` command line, and spellings of [nexo-taskflow](moving.md).
 """
 
 
