@@ -57,9 +57,9 @@ def _exit_code(findings: Findings) -> int:
 
 def build_evidence(config: Config, database: Any, streams: dict[str, Any] | None = None) -> Evidence:
     """Put together what is looked at."""
-    from nats_taskflow.app import REMEMBERED_TIMES
     from nats_taskflow.store.invariants import Evidence
     from nats_taskflow.wire.subjects import Subjects
+    from nats_taskflow.wiring import REMEMBERED_TIMES
 
     remembered = int(config.stream.max_age * REMEMBERED_TIMES)
     subjects = Subjects(config.subjects.prefix)
