@@ -53,6 +53,7 @@ class NatsConnection:
         self.on_denied: DenialListeners = []
         self._lost: asyncio.Future[str] | None = None
         self._closing = False
+        self._subscribed = True
         self._last_error = ""
         self._logged: dict[str, float] = {}
         self.dropped = 0
@@ -60,8 +61,8 @@ class NatsConnection:
 
     @property
     def connected(self) -> bool:
-        """Whether the broker answers at the moment."""
-        return self.client.is_connected
+        """Whether the broker answers at the moment, and has heard all our subscriptions again."""
+        return self.client.is_connected and self._subscribed
 
     @property
     def max_payload(self) -> int:
@@ -178,12 +179,14 @@ class NatsConnection:
         """Tell the listeners; must not raise, or the client never reconnects (nats.py#204)."""
         if not self._closing:
             self._log.warning("bus.disconnected", reason=self._last_error or "connection closed")
+        self._subscribed = False
         for listener in self.on_down:
             self._call(listener)
 
     async def _on_reconnected(self) -> None:
         """Tell the listeners."""
         self._log.info("bus.reconnected", address=self.address)
+        self._subscribed = True  # nats-py calls this when the broker has answered what follows the subscriptions
         self._last_error = ""
         self._logged.clear()
         for listener in self.on_up:
