@@ -29,11 +29,12 @@ def has_one_effect(evidence: Evidence) -> Iterator[str]:
         yield f"the reply {cause} had its effect ({kind}) on {flow_id} {times} times"
 
 
-def says_what_is_kept(life: FlowHistory) -> Iterator[str]:
+def says_what_is_kept(history: FlowHistory) -> Iterator[str]:
     """I-1: a command that was told of a revision finds that revision kept."""
-    for told in life.told:
-        if told.revision > life.revision:
-            yield f"command {told.key} ({told.scope}) was told of revision {told.revision} of {life.id}, which is at {life.revision}"
+    for outcome in history.outcomes:
+        if outcome.revision > history.revision:
+            command = f"{outcome.key} ({outcome.scope})"
+            yield f"command {command} was told of revision {outcome.revision} of {history.id}, which is at {history.revision}"
 
 
 def comes_from_a_message(evidence: Evidence) -> Iterator[str]:
