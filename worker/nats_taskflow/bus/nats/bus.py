@@ -220,7 +220,7 @@ class JetStreamBus:
             self._log.warning("bus.not_told", reason=refusal)
             return
         self._connection.outbound.put(Frame(subject, body, headers=headers))
-        await self._connection.outbound.left()
+        await self._connection.outbound.wait_for_room()
 
     async def send(self, messages: Sequence[ForwardedRequest]) -> list[str | None]:
         """Publish core requests whose answers go elsewhere; return for each why nobody got it."""
@@ -249,7 +249,7 @@ class JetStreamBus:
             return
         try:
             async with asyncio.timeout(_FLUSH_TIMEOUT):
-                await self._connection.outbound.drained()
+                await self._connection.outbound.drain()
                 await self._connection.flush()
         except Exception as error:  # noqa: BLE001  best effort: what is lost is delivered again
             self._log.debug("bus.flush_failed", reason=repr(error))

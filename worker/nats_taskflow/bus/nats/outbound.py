@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from nats.aio.client import Client
 
-from nats_taskflow.bus.nats.client import Settlement
-from nats_taskflow.bus.nats.frames import encoded
+from nats_taskflow.bus.nats.client import SettlementBytes
+from nats_taskflow.bus.nats.frames import encode_frame
 from nats_taskflow.bus.port import NO_HEADERS, Headers, Published, PublishFailed
 from nats_taskflow.observe.lazy_log import Logger
 from nats_taskflow.tasks import keep, repeat
@@ -23,7 +23,7 @@ _PIECE_FRAMES, _PIECE_BYTES = 256, 128 * 1024
 _REST = 0.05
 """Seconds before the next attempt, where writing fails."""
 _LITTLE = 64 * 1024
-"""Bytes that may be left to write without anybody waiting for them (`left`)."""
+"""Bytes that may be left to write without anybody waiting for them (`wait_for_room`)."""
 
 
 class Frame(NamedTuple):
@@ -75,7 +75,7 @@ class Outbound:
             task.cancel()
             await asyncio.wait({task})
 
-    async def left(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait until little is left to write, or nothing more will be written."""
         client, loop = self._client, asyncio.get_running_loop()
         while not self._hurried and client.is_connected and max(self._size, client.pending_data_size) > _LITTLE:
@@ -88,18 +88,18 @@ class Outbound:
             await leaving
 
     def hurry(self) -> None:
-        """From now on, have nobody wait in `left`."""
+        """From now on, have nobody wait in `wait_for_room`."""
         self._hurried = True
         self.wake()
 
     def wake(self, _written: object = None) -> None:
-        """Have those who wait in `left` check again."""
+        """Have those who wait in `wait_for_room` check again."""
         leaving, self._leaving = self._leaving, []
         for future in leaving:
             if not future.done():
                 future.set_result(None)
 
-    async def drained(self) -> None:
+    async def drain(self) -> None:
         """Wait until everything queued so far is in the client's buffer."""
         await self._empty.wait()
 
@@ -129,7 +129,7 @@ class Outbound:
             if not connected and not frame.keep:
                 continue
             try:
-                data = encoded(frame.subject, frame.body, frame.reply, frame.headers)
+                data = encode_frame(frame.subject, frame.body, frame.reply, frame.headers)
             except (ValueError, MemoryError) as error:
                 self._refuse(frame, error)
                 continue
@@ -153,7 +153,7 @@ class Outbound:
             return
         try:
             if kept := b"".join([data for frame, data in piece if frame.keep]):
-                await client._send_command(Settlement(kept))  # noqa: SLF001
+                await client._send_command(SettlementBytes(kept))  # noqa: SLF001
             if (rest := b"".join([data for frame, data in piece if not frame.keep])) and client.is_connected:
                 await client._send_command(rest)  # noqa: SLF001
             if client._flush_queue is not None and client._flush_queue.empty():  # noqa: SLF001

@@ -170,7 +170,7 @@ class ServiceServer:
         async def answer(body: bytes, headers: Headers) -> None:
             sent = self._answer(reply, body, headers)
             self._counts[pattern].add(sent, perf_counter_ns() - began)
-            await self._connection.outbound.left()
+            await self._connection.outbound.wait_for_room()
 
         return answer
 
