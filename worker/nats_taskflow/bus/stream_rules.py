@@ -140,9 +140,9 @@ def stream_remarks(stream: StreamSpec, config: Json) -> list[str]:
     if window < _window(stream) * _NS:
         remarks.append(f"stream {stream.name}: duplicate_window is {window / _NS:g} s, {_window(stream):g} s were asked for")
     for name in SIZES:
-        has, asked = config.get(name) or -1, stream_config(stream)[name]
-        if 0 < has < asked:
-            remarks.append(f"stream {stream.name}: {name} is {has:,}, {asked:,} were asked for")
+        actual, wanted = config.get(name) or -1, stream_config(stream)[name]
+        if 0 < actual < wanted:
+            remarks.append(f"stream {stream.name}: {name} is {actual:,}, {wanted:,} were asked for")
     lacking = () if stream.inbound else tuple(missing_guards(config))  # for an inbound one they are objections
     if lacking:
         flags = " ".join("--" + name.replace("_", "-") for name in lacking)

@@ -212,9 +212,7 @@ class MemoryBus:
 
     async def send(self, messages: Sequence[ForwardedRequest]) -> list[str | None]:
         """Publish core messages whose answers come elsewhere."""
-        return [
-            request_objection(one, self.max_payload) or (self.broker.ask(one) if self._connected else NOT_CONNECTED) for one in messages
-        ]
+        return [request_objection(request, self.max_payload) or self._ask(request) for request in messages]
 
     async def serve(self, service: Service, handler: Callable[[ServiceRequest], Awaitable[None]]) -> None:
         """Register the service's endpoints and its catch-all."""
@@ -282,7 +280,9 @@ class MemoryBus:
             raise failure
         if published is None:
             raise PublishFailed(f"no stream takes {messages[0].subject}", refused=True)
-        kept = self.broker.streams[published.stream].messages.get(published.seq) if published.duplicate else None
-        if kept is not None and not (kept.subject == messages[0].subject and messages[0].is_same(kept.body, messages[0].body)):
-            raise PublishFailed(f"message {kept.seq} has the id of a message on {messages[0].subject}, and is another one", unsendable=True)
+        first = self.broker.streams[published.stream].messages.get(published.seq) if published.duplicate else None
+        if first is not None and not (first.subject == messages[0].subject and messages[0].is_same(first.body, messages[0].body)):
+            raise PublishFailed(
+                f"message {first.seq} has the id of a message on {messages[0].subject}, and is another one", unsendable=True
+            )
         return published

@@ -152,8 +152,8 @@ class Outbound:
         if not piece or client.is_closed:
             return
         try:
-            if kept := b"".join([data for frame, data in piece if frame.keep]):
-                await client._send_command(SettlementBytes(kept))  # noqa: SLF001
+            if settlements := b"".join([data for frame, data in piece if frame.keep]):
+                await client._send_command(SettlementBytes(settlements))  # noqa: SLF001
             if (rest := b"".join([data for frame, data in piece if not frame.keep])) and client.is_connected:
                 await client._send_command(rest)  # noqa: SLF001
             if client._flush_queue is not None and client._flush_queue.empty():  # noqa: SLF001

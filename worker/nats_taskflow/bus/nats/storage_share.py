@@ -36,14 +36,14 @@ class StorageShare:
 
     async def limit(self, stream: StreamSpec, config: Json, *, set_limits: bool = False) -> list[str]:
         """Give a stream the limits that it lacks; with `set_limits`, also in place of those it has. Returns warnings."""
-        wanted = stream_rules.limits_of(stream)
+        limits = stream_rules.limits_of(stream)
         changes = {
-            name: wanted[name] for name in wanted if set_limits or (name in stream_rules.SIZES and stream_rules.is_unlimited(config, name))
+            name: limits[name] for name in limits if set_limits or (name in stream_rules.SIZES and stream_rules.is_unlimited(config, name))
         }
         new = config.get("max_bytes") == LEAST
         warnings: list[str] = []
         try:
-            if stream.share and "max_bytes" not in wanted and (new or stream_rules.is_unlimited(config, "max_bytes")):
+            if stream.share and "max_bytes" not in limits and (new or stream_rules.is_unlimited(config, "max_bytes")):
                 changes["max_bytes"], warnings = await self._share_of(stream, config)
             changes = {name: value for name, value in changes.items() if value != config.get(name)}
             if changes:
