@@ -88,6 +88,7 @@ def choice(*words: str) -> Parser[str]:
     """Return a parser of one of `words`, in any case."""
 
     def parse(raw: RawValue) -> str:
+        """Parse a word."""
         word = text(raw).strip().lower()
         if word not in words:
             raise ValueError(f"must be one of {', '.join(words)}, got {_describe(raw.value)}")
@@ -100,6 +101,7 @@ def integer(lowest: int, highest: int) -> Parser[int]:
     """Return a parser of a whole number from `lowest` to `highest`."""
 
     def parse(raw: RawValue) -> int:
+        """Parse a number within the bounds."""
         number = raw.value
         if raw.text and re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", str(number), re.ASCII):
             number = int(number)
@@ -114,6 +116,7 @@ def duration(lowest: int = 0) -> Parser[Duration]:
     """Return a parser of a duration of at least `lowest` microseconds."""
 
     def parse(raw: RawValue) -> Duration:
+        """Parse a duration of at least `lowest`."""
         if not isinstance(raw.value, str):
             raise ValueError(f'must be a duration in quotes, like "5s" or "1h 30m", got {_describe(raw.value)}')
         time = Duration.parse(raw.value)
@@ -135,6 +138,7 @@ def optional(word: str, parse: Parser[int]) -> Parser[int | None]:
     """Return a parser that takes a word, too, for no number at all (None)."""
 
     def parse_or_word(raw: RawValue) -> int | None:
+        """Parse the word (None) or the number."""
         try:
             return None if raw.value == word else parse(raw)
         except ValueError as error:

@@ -109,6 +109,7 @@ def jwt_login(options: NatsOptions) -> dict[str, Any]:
         return {}
 
     def sign(nonce: str) -> bytes:
+        """Sign the server's nonce with the seed."""
         import nkeys  # noqa: PLC0415 - and the cryptography behind it, for those who log in with a key
 
         key = nkeys.from_seed(bytearray(seed().strip().encode()))
