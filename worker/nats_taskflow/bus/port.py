@@ -1,7 +1,4 @@
-"""The bus port: what the worker needs from a broker, with every promise written down.
-
-Adapters: `bus.nats` and `bus.memory` (the test kit's broker); both pass `tests/contract`. Nothing of nats-py shows here.
-"""
+"""The bus port: what the worker needs from a broker, with every promise written down. Nothing of nats-py shows here."""
 
 from __future__ import annotations
 
@@ -140,6 +137,11 @@ class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
     ack_wait: float = 30.0
     max_ack_pending: int = 2000
     max_bytes: int = 4 * 1024 * 1024
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return f"consumer {self.consumer} of stream {self.stream}"
 
 
 class ClaimHolder(msgspec.Struct, frozen=True, kw_only=True):

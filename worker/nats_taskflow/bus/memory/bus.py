@@ -31,6 +31,7 @@ from nats_taskflow.bus.port import (
     Settlement,
     StreamSpec,
 )
+from nats_taskflow.bus.setting_rules import NS_PER_S
 from nats_taskflow.errors import BusLost, TopologyRefused
 from nats_taskflow.futures import fail, resolve
 from nats_taskflow.wire.headers import MSG_ID
@@ -133,7 +134,7 @@ class MemoryBus:
 
     def ack_wait(self, source: ConsumerSpec) -> float:
         """Return the seconds after which the broker delivers again."""
-        return float(self.broker.consumer(source).config["ack_wait"]) / 1_000_000_000
+        return float(self.broker.consumer(source).config["ack_wait"]) / NS_PER_S
 
     async def backlog(self, source: ConsumerSpec) -> Backlog:
         """Return how far the source is."""

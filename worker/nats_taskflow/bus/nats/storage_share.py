@@ -60,7 +60,7 @@ class StorageShare:
         """Return how many bytes a stream may hold (-1: no limit, for it holds too much already), and warnings."""
         grant = await self._granted_bytes(stream, config)
         share, warnings = int(grant * stream.share), []
-        holds = (await self._api.info(f"STREAM.INFO.{stream.name}"))["state"]["bytes"]
+        holds = (await self._api.call(f"STREAM.INFO.{stream.name}"))["state"]["bytes"]
         if 2 * holds > share:
             flaw = f"stream {stream.name} holds {holds:,} bytes, and its share of the broker's storage is {share:,}"
             return -1, [f"{flaw}: it stays without a limit; set stream.max_bytes and its like, or give the broker more room"]
@@ -81,7 +81,7 @@ class StorageShare:
     async def _account_limit(self) -> int:
         """Return the account's limit; -1 where it has none, or may not be asked."""
         try:
-            limits = (await self._api.info("INFO")).get("limits") or {}
+            limits = (await self._api.call("INFO")).get("limits") or {}
         except ApiDenied:
             return -1
         return int(limits.get("max_storage", -1))
