@@ -8,12 +8,12 @@ the agent with the most of them is refused its newest request.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
 
-from nats_taskflow.bus.endpoints import ServiceRequest
+from nats_taskflow.bus.endpoints import Handler, ServiceRequest
 from nats_taskflow.errors import FlowError, Unavailable
 from nats_taskflow.tasks import Errands
 from nats_taskflow.turns import AdmissionBounds, FairAdmission
@@ -30,8 +30,6 @@ REQUEST_OVERHEAD = 1024
 TOTAL_BOUNDS = AdmissionBounds(512, 16 * 1024 * 1024)
 CALLER_BOUNDS = AdmissionBounds(256, 4 * 1024 * 1024)
 WAITING_BYTES_MAX = 16 * 1024 * 1024
-
-Handler = Callable[[ServiceRequest], Awaitable[None]]
 
 
 class Admission:

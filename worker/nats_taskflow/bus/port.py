@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from operator import eq
 from typing import Protocol
 
 import msgspec
 
-from nats_taskflow.bus.endpoints import Service, ServiceRequest
+from nats_taskflow.bus.endpoints import Handler, Service
+from nats_taskflow.wire.headers import Headers
 
-Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
 BATCH_MAX = 500  # messages in one `Bus.publish_all`; JetStream takes 1,000
 NO_RESPONDERS = "no responders"  # what `Bus.send` returns where nobody listens
@@ -287,7 +287,7 @@ class Bus(Protocol):
         A stream that captures the subject counts as a listener: its acknowledgement goes to `reply`, like any answer.
         """
 
-    async def serve(self, service: Service, handler: Callable[[ServiceRequest], Awaitable[None]]) -> None:
+    async def serve(self, service: Service, handler: Handler) -> None:
         """Register the micro service. Requests are handled concurrently, each in its own task; `handler` must not raise."""
 
     async def stop_serving(self) -> None:

@@ -6,11 +6,11 @@ Several `MemoryBus` connections share one `MemoryBroker`, which keeps the stream
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
-from nats_taskflow.bus.endpoints import Service, ServiceRequest
+from nats_taskflow.bus.endpoints import Handler, Service
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, MemoryClient
 from nats_taskflow.bus.memory.service import MemoryServer
 from nats_taskflow.bus.memory.stream import StoredMessage, WireMessage
@@ -24,7 +24,6 @@ from nats_taskflow.bus.port import (
     ConsumerSpec,
     Delivery,
     ForwardedRequest,
-    Headers,
     OutgoingMessage,
     Published,
     PublishFailed,
@@ -34,7 +33,7 @@ from nats_taskflow.bus.port import (
 from nats_taskflow.bus.setting_rules import NS_PER_S
 from nats_taskflow.errors import BusLost, TopologyRefused
 from nats_taskflow.futures import fail, resolve
-from nats_taskflow.wire.headers import MSG_ID
+from nats_taskflow.wire.headers import MSG_ID, Headers
 
 __all__ = ["CoreMessage", "MemoryBroker", "MemoryBus", "MemoryClient", "StoredMessage"]
 
@@ -215,7 +214,7 @@ class MemoryBus:
         """Publish core messages whose answers come elsewhere."""
         return [request_objection(request, self.max_payload) or self._ask(request) for request in messages]
 
-    async def serve(self, service: Service, handler: Callable[[ServiceRequest], Awaitable[None]]) -> None:
+    async def serve(self, service: Service, handler: Handler) -> None:
         """Register the service's endpoints and its catch-all."""
         self._server.start(service, handler)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 from nats.errors import Error as NatsError
 
-from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
+from nats_taskflow.bus.endpoints import Endpoint, Handler, Service
 from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.nats.connection import ApiTimeout, NatsConnection, NatsOptions
 from nats_taskflow.bus.nats.options import reason
@@ -26,7 +26,6 @@ from nats_taskflow.bus.port import (
     ConsumerSpec,
     Delivery,
     ForwardedRequest,
-    Headers,
     InProgress,
     Nak,
     OutgoingMessage,
@@ -38,6 +37,7 @@ from nats_taskflow.bus.port import (
 )
 from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.errors import BusLost
+from nats_taskflow.wire.headers import Headers
 
 __all__ = ["Endpoint", "JetStreamBus", "NatsOptions"]
 
@@ -226,7 +226,7 @@ class JetStreamBus:
         """Publish core requests whose answers go elsewhere; return for each why nobody got it."""
         return await self._requests.send(messages)
 
-    async def serve(self, service: Service, handler: Callable[[ServiceRequest], Awaitable[None]]) -> None:
+    async def serve(self, service: Service, handler: Handler) -> None:
         """Register the micro service. Raises `BusLost`."""
         self._server = ServiceServer(self._connection)
         try:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from nats_taskflow.bus.port import Headers
-from nats_taskflow.wire.headers import MOST_HEADERS, UNREAD
+from nats_taskflow.wire.headers import MOST_HEADERS, UNREAD, Headers
 
 STATUS, DESCRIPTION = "Status", "Description"
 """The names under which `read_headers` returns the status line of the server's own messages."""

@@ -14,8 +14,9 @@ from nats.errors import Error as NatsError
 
 from nats_taskflow.bus import consumer_rules, filters, stream_rules
 from nats_taskflow.bus.nats.connection import ApiTimeout, NatsConnection, NatsOptions
-from nats_taskflow.bus.port import ConsumerSpec, Headers, Published, StreamSpec
+from nats_taskflow.bus.port import ConsumerSpec, Published, StreamSpec
 from nats_taskflow.errors import BusLost, NotAllowed
+from nats_taskflow.wire.headers import Headers
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext

@@ -14,9 +14,10 @@ from nats.aio.client import Client
 
 from nats_taskflow.bus.nats.client import SettlementBytes
 from nats_taskflow.bus.nats.frames import encode_frame
-from nats_taskflow.bus.port import NO_HEADERS, Headers, Published, PublishFailed
+from nats_taskflow.bus.port import NO_HEADERS, Published, PublishFailed
 from nats_taskflow.observe.lazy_log import Logger
 from nats_taskflow.tasks import keep, repeat
+from nats_taskflow.wire.headers import Headers
 
 # Bounds of one piece. A burst may queue thousands of frames: readers and timers get the loop in between.
 _PIECE_FRAMES, _PIECE_BYTES = 256, 128 * 1024

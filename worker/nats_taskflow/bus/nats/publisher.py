@@ -19,9 +19,9 @@ from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.nats.connection import ApiDenied, NatsConnection
 from nats_taskflow.bus.nats.frames import STATUS, read_headers
 from nats_taskflow.bus.nats.outbound import Frame
-from nats_taskflow.bus.port import NOT_CONNECTED, Headers, OutgoingMessage, Published, PublishFailed
+from nats_taskflow.bus.port import NOT_CONNECTED, OutgoingMessage, Published, PublishFailed
 from nats_taskflow.tasks import Errands
-from nats_taskflow.wire.headers import MSG_ID
+from nats_taskflow.wire.headers import MSG_ID, Headers
 
 # Headers of an atomic batch (ADR-50). They stay in the stored messages, where subscribers see them.
 _BATCH_ID, _BATCH_PLACE, _BATCH_COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"
