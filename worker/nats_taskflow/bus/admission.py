@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from nats_taskflow.bus.endpoints import Handler, ServiceRequest
+from nats_taskflow.bus.endpoints import RequestHandler, ServiceRequest
 from nats_taskflow.errors import FlowError, Unavailable
 from nats_taskflow.tasks import Errands
 from nats_taskflow.turns import AdmissionBounds, FairAdmission
@@ -35,7 +35,7 @@ WAITING_BYTES_MAX = 16 * 1024 * 1024
 class Admission:
     """Runs `handler` for each request it admits. `refused` counts those turned away because too much waited."""
 
-    def __init__(self, handler: Handler, caller_of: Callable[[str], str]) -> None:
+    def __init__(self, handler: RequestHandler, caller_of: Callable[[str], str]) -> None:
         self._handler = handler
         self._caller_of = caller_of
         self._turnstile: FairAdmission[tuple[ServiceRequest, int]] = FairAdmission(TOTAL_BOUNDS, CALLER_BOUNDS, self._begin)

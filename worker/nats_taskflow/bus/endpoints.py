@@ -29,7 +29,7 @@ class ServiceRequest(msgspec.Struct, frozen=True, kw_only=True):
     answer: Callable[[bytes, Headers], Coroutine[Any, Any, None]]
 
 
-Handler = Callable[[ServiceRequest], Awaitable[None]]
+RequestHandler = Callable[[ServiceRequest], Awaitable[None]]
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from nats_taskflow.bus.endpoints import Handler, Service
+from nats_taskflow.bus.endpoints import RequestHandler, Service
 from nats_taskflow.wire.headers import Headers
 
 NO_HEADERS: Headers = {}
@@ -287,7 +287,7 @@ class Bus(Protocol):
         A stream that captures the subject counts as a listener: its acknowledgement goes to `reply`, like any answer.
         """
 
-    async def serve(self, service: Service, handler: Handler) -> None:
+    async def serve(self, service: Service, handler: RequestHandler) -> None:
         """Register the micro service. Requests are handled concurrently, each in its own task; `handler` must not raise."""
 
     async def stop_serving(self) -> None:

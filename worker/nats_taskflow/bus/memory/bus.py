@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from nats_taskflow.bus.endpoints import Handler, Service
+from nats_taskflow.bus.endpoints import RequestHandler, Service
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, MemoryClient
 from nats_taskflow.bus.memory.service import MemoryServer
 from nats_taskflow.bus.memory.stream import StoredMessage, WireMessage
@@ -214,7 +214,7 @@ class MemoryBus:
         """Publish core messages whose answers come elsewhere."""
         return [request_objection(request, self.max_payload) or self._ask(request) for request in messages]
 
-    async def serve(self, service: Service, handler: Handler) -> None:
+    async def serve(self, service: Service, handler: RequestHandler) -> None:
         """Register the service's endpoints and its catch-all."""
         self._server.start(service, handler)
 

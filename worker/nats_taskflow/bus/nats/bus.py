@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import structlog
 from nats.errors import Error as NatsError
 
-from nats_taskflow.bus.endpoints import Endpoint, Handler, Service
+from nats_taskflow.bus.endpoints import Endpoint, RequestHandler, Service
 from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.nats.connection import ApiTimeout, NatsConnection, NatsOptions
 from nats_taskflow.bus.nats.options import reason
@@ -226,7 +226,7 @@ class JetStreamBus:
         """Publish core requests whose answers go elsewhere; return for each why nobody got it."""
         return await self._requests.send(messages)
 
-    async def serve(self, service: Service, handler: Handler) -> None:
+    async def serve(self, service: Service, handler: RequestHandler) -> None:
         """Register the micro service. Raises `BusLost`."""
         self._server = ServiceServer(self._connection)
         try:

@@ -17,14 +17,14 @@ from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec
 from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.errors import TopologyRefused
 
-Find = Callable[[ConsumerSpec], Awaitable[Json | None]]
-Rewind = Callable[[ConsumerSpec, int], Awaitable[bool]]
+FindConsumer = Callable[[ConsumerSpec], Awaitable[Json | None]]
+RewindConsumer = Callable[[ConsumerSpec, int], Awaitable[bool]]
 
 
 class Consumers:
     """Creates and updates consumers. `find` returns the info of one; `rewind` has it deliver everything from a sequence on."""
 
-    def __init__(self, api: JetStreamApi, *, find: Find, rewind: Rewind) -> None:
+    def __init__(self, api: JetStreamApi, *, find: FindConsumer, rewind: RewindConsumer) -> None:
         self._api = api
         self._find = find
         self._rewind = rewind

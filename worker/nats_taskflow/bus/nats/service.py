@@ -25,7 +25,7 @@ from nats.micro.service import EndpointConfig, EndpointStats
 from nats.micro.service import Service as MicroService
 
 from nats_taskflow.bus.admission import TOO_LARGE, TOO_LARGE_HEADERS, Admission
-from nats_taskflow.bus.endpoints import Endpoint, Handler, Service, ServiceRequest
+from nats_taskflow.bus.endpoints import Endpoint, RequestHandler, Service, ServiceRequest
 from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.nats.connection import NatsConnection
 from nats_taskflow.bus.nats.frames import read_headers
@@ -88,7 +88,7 @@ class ServiceServer:
         self._counts: defaultdict[str, EndpointCounts] = defaultdict(EndpointCounts)
         self._log = structlog.get_logger()
 
-    async def start(self, service: Service, handler: Handler) -> None:
+    async def start(self, service: Service, handler: RequestHandler) -> None:
         """Register the service's endpoints."""
         self._admission = Admission(handler, service.caller_of)
         accept = self._make_accept(service, self._admission)
