@@ -87,47 +87,47 @@ def _typed(verb: str, shape: type[Request], opened: Opened) -> Request:
 
 def _given_id(agent: str, headers: Headers) -> str | None:
     """Return the id in the header, which may have the agent's name before it: the broker drops a repeated one of anybody."""
-    given = find(headers, MSG_ID)
-    return given.removeprefix(f"{agent}/") if given is not None else None
+    value = find(headers, MSG_ID)
+    return value.removeprefix(f"{agent}/") if value is not None else None
 
 
 def _command_id(agent: str, headers: Headers, request: Request, mint: Mint, *, require_id: bool) -> str:
     """Return the command id. Raises `InvalidRequest` for a bad or missing one, `IdMismatch` where header and body or subject differ."""
-    given = _given_id(agent, headers)
-    if given is None:
+    header_id = _given_id(agent, headers)
+    if header_id is None:
         if request.command_id is not None:
             return request.command_id
         if require_id:
             raise InvalidRequest(f"a command needs an id: header {MSG_ID} or field command_id", path="/command_id")
         return mint.command_id()
-    other, slash, rest = given.partition("/")
+    other, slash, rest = header_id.partition("/")
     if slash and is_token(other) and COMMAND_ID.match(rest):
-        raise IdMismatch(f"header {MSG_ID} names another agent than the subject", path="/command_id", header=given, agent=agent)
-    if not COMMAND_ID.match(given):
+        raise IdMismatch(f"header {MSG_ID} names another agent than the subject", path="/command_id", header=header_id, agent=agent)
+    if not COMMAND_ID.match(header_id):
         raise InvalidRequest(f"the header {MSG_ID} must be {EXPECTED['command_id']}", path="/command_id", header=MSG_ID)
-    if request.command_id not in (None, given):
-        raise IdMismatch(f"header {MSG_ID} and field command_id differ", path="/command_id", header=given, body=request.command_id)
-    return given
+    if request.command_id not in (None, header_id):
+        raise IdMismatch(f"header {MSG_ID} and field command_id differ", path="/command_id", header=header_id, body=request.command_id)
+    return header_id
 
 
 def _attributed(agent: str, verb: str, body: bytes, headers: Headers, opened: Opened | None) -> Identity | None:
     """Return the identity of a bad message that still names a valid command id; the header's first: the stream knows it by that."""
-    given = _given_id(agent, headers)
-    if given is None:
-        given = _body_id(body, opened) if opened is not None or verb not in COMMANDS else None  # what could not be opened still cannot be
-    if given is None or not COMMAND_ID.match(given):
+    command_id = _given_id(agent, headers)
+    if command_id is None and (opened is not None or verb not in COMMANDS):  # what could not be opened still cannot be
+        command_id = _body_id(body, opened)
+    if command_id is None or not COMMAND_ID.match(command_id):
         return None
-    return Identity(command_scope(agent), given, digest(verb.encode(), body))
+    return Identity(command_scope(agent), command_id, digest(verb.encode(), body))
 
 
 def _body_id(body: bytes, opened: Opened | None) -> str | None:
     """Return the body's `command_id` as far as the body can be read."""
     try:
         top = (opened or open_request(body)).top
-        given = msgspec.json.decode(top["command_id"]) if "command_id" in top else None
+        command_id = msgspec.json.decode(top["command_id"]) if "command_id" in top else None
     except (FlowError, ValueError, RecursionError):
         return None
-    return given if isinstance(given, str) else None
+    return command_id if isinstance(command_id, str) else None
 
 
 def _digest(verb: str, request: Request) -> bytes:
@@ -135,8 +135,8 @@ def _digest(verb: str, request: Request) -> bytes:
 
     Defaults are left out, written or not: a field that a later version adds does not make a repeat another command.
     """
-    said = {name: value for name, default in _FIELDS[type(request)] if (value := getattr(request, name)) != default}
-    return digest(verb.encode(), _CANONICAL.encode(said))
+    fields = {name: value for name, default in _FIELDS[type(request)] if (value := getattr(request, name)) != default}
+    return digest(verb.encode(), _CANONICAL.encode(fields))
 
 
 def _defaults(shape: type[Request]) -> tuple[tuple[str, Any], ...]:

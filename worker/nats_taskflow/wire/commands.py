@@ -33,8 +33,8 @@ def build_delegation(request: wire.DelegateRequest, caller: flow.Caller, origin:
     topic = request.reply_topic or built_in
     correlation_id = request.correlation_id or origin.mint.nonce()
     if topic == built_in and not is_token(correlation_id):
-        said = "correlation_id becomes part of the reply's subject: 1 to 63 characters A-Z a-z 0-9 _ -"
-        raise InvalidRequest(said, path="/correlation_id")
+        message = "correlation_id becomes part of the reply's subject: 1 to 63 characters A-Z a-z 0-9 _ -"
+        raise InvalidRequest(message, path="/correlation_id")
     return flow.DelegateFlow(
         flow_id=request.flow_id.lower(),
         caller=caller,
@@ -72,8 +72,8 @@ def _check_headers(headers: dict[str, str]) -> None:
         if not _NAME.match(name) or not _VALUE.match(value):
             raise InvalidRequest(f"headers: {name!r} is no header: names are tokens, values have no control characters", path="/headers")
         if name.lower().startswith(_OURS) or name.lower() == _WHO:
-            said = f"headers: {name} says who asks and for what, which only the worker and NATS may: choose another name"
-            raise InvalidRequest(said, path="/headers")
+            message = f"headers: {name} says who asks and for what, which only the worker and NATS may: choose another name"
+            raise InvalidRequest(message, path="/headers")
     if len(headers) > MAX_HEADERS or weight(headers) > MAX_HEADER_BYTES:
         raise TooLarge(f"headers: at most {MAX_HEADERS}, with {MAX_HEADER_BYTES} bytes together", path="/headers")
 

@@ -107,13 +107,13 @@ def read_headers(text: str) -> dict[str, str]:
 
 def _headers_text(headers: Headers, room: int) -> tuple[str, bool]:
     """Spell headers as one line of ASCII JSON, leaving out from the end what does not fit. Returns whether anything was left out."""
-    kept: dict[str, str] = {}
+    fitting: dict[str, str] = {}
     length = 2
     for name, value in headers.items():
         if name == UNREAD:
             continue
         length += len(json.dumps(name)) + len(json.dumps(value)) + 2
         if length > room:
-            return json.dumps(kept, separators=(",", ":")), True
-        kept[name] = value
-    return json.dumps(kept, separators=(",", ":")), UNREAD in headers
+            return json.dumps(fitting, separators=(",", ":")), True
+        fitting[name] = value
+    return json.dumps(fitting, separators=(",", ":")), UNREAD in headers

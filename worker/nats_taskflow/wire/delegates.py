@@ -35,6 +35,6 @@ class Delegates:
         """Say why `agent`'s flows may not ask on `subject`, or None. `agent` None: in-process, trusted with any."""
         if not self._listed or agent is None:
             return None
-        if any(covers(one.subject, subject) and ("*" in one.owners or agent in one.owners) for one in self._listed):
+        if any(covers(entry.subject, subject) and ("*" in entry.owners or agent in entry.owners) for entry in self._listed):
             return None
         return Forbidden(f"agent {agent} may not ask {subject}: no [[delegates]] entry of the worker's settings lists it for this agent")

@@ -55,7 +55,7 @@ def open_value(body: bytes) -> tuple[Any, str | None]:
     top = limits.top_level(body)
     if not is_envelope(value):
         return value, None
-    payload, given = value["payload"], value["id"]
+    payload, envelope_id = value["payload"], value["id"]
     if isinstance(payload, dict):
         limits.top_level(bytes(top["payload"]))
-    return payload, given if isinstance(given, str) else None
+    return payload, envelope_id if isinstance(envelope_id, str) else None

@@ -49,15 +49,15 @@ def _mistyped(text: str, shape: type[msgspec.Struct], expected: Mapping[str, str
     path = limits.place(text)
     name = path[1:].partition("/")[0]
     got = text.partition(", got `")[2].partition("`")[0]
-    given = f", not {TYPES.get(got, got)}" if got else ""
+    instead = f", not {TYPES.get(got, got)}" if got else ""
     kind = _ENUMS.get((shape, name)) or (FlowStatus if name == "status" else None)
     if kind is not None:
-        wanted = "one of " + ", ".join(member.value for member in kind)
+        takes = "one of " + ", ".join(member.value for member in kind)
     elif path == json_pointer.spell(name) and name in expected:
-        wanted = expected[name]
+        takes = expected[name]
     else:
-        wanted = TYPES.get(text.partition("Expected `")[2].partition("`")[0].partition(" |")[0], "")
-    sentence = f"{name} must be {wanted}{given}" if name and wanted else f"{name or 'the body'}: {text.partition(' - at ')[0]}"
+        takes = TYPES.get(text.partition("Expected `")[2].partition("`")[0].partition(" |")[0], "")
+    sentence = f"{name} must be {takes}{instead}" if name and takes else f"{name or 'the body'}: {text.partition(' - at ')[0]}"
     return InvalidRequest(sentence, path=path)
 
 

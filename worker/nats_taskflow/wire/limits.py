@@ -120,11 +120,11 @@ def _refuse_duplicates(body: bytes, top: TopLevel) -> None:
     """
     seen: set[str] = set()
     at = body.index(b"{") + 1
-    while (found := _KEY.match(body, at)) is not None:
-        key: str = _ANY.decode(found[1])
+    while (match := _KEY.match(body, at)) is not None:
+        key: str = _ANY.decode(match[1])
         value = bytes(top[key])
-        at = _BLANKS.match(body, found.end() + len(value)).end()  # type: ignore[union-attr]  # it matches nothing, too
-        if key in seen or not body.startswith(value, found.end()) or body[at : at + 1] not in (b",", b"}"):
+        at = _BLANKS.match(body, match.end() + len(value)).end()  # type: ignore[union-attr]  # it matches nothing, too
+        if key in seen or not body.startswith(value, match.end()) or body[at : at + 1] not in (b",", b"}"):
             raise InvalidRequest(f"the field {shown(key)} is given twice: which one counts?", path=json_pointer.spell(key[:64]))
         seen.add(key)
         at += 1
@@ -175,19 +175,19 @@ def explain(body: bytes, failure: Exception) -> FlowError:
 
 def _diagnose(body: bytes, text: str) -> FlowError:
     """Name the usual mistakes, which the strict decoder reports in other words, by what stands where it stopped."""
-    named = _PLACE.search(text)
-    at = int(named[1]) if named is not None else len(body)
+    position = _PLACE.search(text)
+    at = int(position[1]) if position is not None else len(body)
     constant = _CONSTANT.match(body, max(at - 1, 0)) or _CONSTANT.match(body, at)
     if constant is not None:
         return NotJson(f"the body is not JSON: {constant[0].decode()} is no JSON number", path="")
-    is_whole = named is None and body.rstrip().endswith((b"}", b"]", b'"'))
+    is_whole = position is None and body.rstrip().endswith((b"}", b"]", b'"'))
     if "surrogate" in text or (is_whole and _SURROGATE.search(body, len(body) - _CUT) is not None):
         return Malformed("a \\u escape names half of a surrogate pair, which is no character", path="")
-    detail = "it ends too early" if named is None else text.removeprefix("JSON is malformed: ")
+    detail = "it ends too early" if position is None else text.removeprefix("JSON is malformed: ")
     return NotJson(f"the body is not JSON: {detail}", path="")
 
 
 def place(text: str) -> str:
     """Turn the place in a msgspec message (… - at `$.patch[...]`) into a JSON pointer, as far as the message names it."""
-    named = text.rpartition("`$")[2].removesuffix("`").partition("[...]")[0] if "`$" in text else ""
-    return json_pointer.spell(*(token for token in named.replace("[", ".").replace("]", "").split(".") if token))
+    trail = text.rpartition("`$")[2].removesuffix("`").partition("[...]")[0] if "`$" in text else ""
+    return json_pointer.spell(*(token for token in trail.replace("[", ".").replace("]", "").split(".") if token))

@@ -49,8 +49,8 @@ HEAVY = {"payload": "payload_omitted", "state": "state_omitted", "wait": "state_
 
 def flow_json(flow: Flow) -> dict[str, Any]:
     """Return FLOW of CONTRACT 3 as a JSON object."""
-    shown: dict[str, Any] = msgspec.to_builtins(shapes.show_flow(flow))
-    return shown
+    document: dict[str, Any] = msgspec.to_builtins(shapes.show_flow(flow))
+    return document
 
 
 def encode_applied(
@@ -78,17 +78,17 @@ _APPLIED = msgspec.json.Decoder(shapes.AppliedAnswer)
 
 def encode_for_storage(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes.CancelledChildren | None = None) -> bytes:
     """Encode the outcome of a command that took effect as it is stored: as it is told, or `read_light`."""
-    told = encode_applied(flow, step, cancelled_children=cancelled_children)
-    if len(told) <= KEPT_BYTES:
-        return told
-    shown = shapes.show_flow(flow)
-    heavy: dict[str, Any] = {name: UNSET for name in ("state", "wait") if _is_heavy(getattr(shown, name))}
+    whole = encode_applied(flow, step, cancelled_children=cancelled_children)
+    if len(whole) <= KEPT_BYTES:
+        return whole
+    flow_shown = shapes.show_flow(flow)
+    heavy: dict[str, Any] = {name: UNSET for name in ("state", "wait") if _is_heavy(getattr(flow_shown, name))}
     is_step_heavy = step is not None and _is_heavy(step.result_json)
     if not heavy and not is_step_heavy:
-        return told
+        return whole
     return _ENCODER.encode(
         shapes.AppliedAnswer(
-            flow=replace(shown, state_omitted=True, **heavy),
+            flow=replace(flow_shown, state_omitted=True, **heavy),
             step=UNSET if step is None else shapes.show_step(replace(step, result_json=None) if is_step_heavy else step),
             cancelled_children=cancelled_children if cancelled_children is not None else UNSET,
             state_omitted=True,
@@ -106,13 +106,13 @@ _OMITTED = b'"state_omitted":true}'
 
 def encode_whole(outcome: shapes.AppliedAnswer, flow: Flow, step: FlowStep | None) -> bytes:
     """Encode a `read_light` outcome with its flow and observed run whole: the bytes that `encode_applied` made of them."""
-    shown = shapes.show_step(step) if step is not None else UNSET
-    return _ENCODER.encode(replace(outcome, flow=shapes.show_flow(flow), step=shown, state_omitted=UNSET))
+    step_shown = shapes.show_step(step) if step is not None else UNSET
+    return _ENCODER.encode(replace(outcome, flow=shapes.show_flow(flow), step=step_shown, state_omitted=UNSET))
 
 
-def is_shown_by(shown: shapes.StepShown, step: FlowStep) -> bool:
+def is_shown_by(answer: shapes.StepShown, step: FlowStep) -> bool:
     """Tell whether an observed run is still as it was shown."""
-    return replace(shapes.show_step(step), result=shown.result) == shown
+    return replace(shapes.show_step(step), result=answer.result) == answer
 
 
 def _is_heavy(value: Any) -> bool:
@@ -146,8 +146,8 @@ def error_in(result: bytes) -> FlowError | None:
     """Return the error that a stored outcome tells of, None where it tells of success: a repeat is answered with the bytes alone."""
     if not result.startswith(b'{"ok":false,"error":'):
         return None
-    shown = _REFUSED.decode(result).error
-    return error_of(shown.code, shown.message, shown.details)
+    error = _REFUSED.decode(result).error
+    return error_of(error.code, error.message, error.details)
 
 
 def error_headers(error: FlowError) -> dict[str, str]:
@@ -160,8 +160,8 @@ def encode_flows(flows: Sequence[Flow], following: Position | None) -> bytes:
 
     Ask `count_fitting_flows` first: a page of large flows can weigh more than a message may.
     """
-    kept = [shapes.show_flow(flow) for flow in flows]
-    return _ENCODER.encode(shapes.FlowPage(count=len(kept), flows=kept, next_cursor=_cursor(following)))
+    shown_flows = [shapes.show_flow(flow) for flow in flows]
+    return _ENCODER.encode(shapes.FlowPage(count=len(shown_flows), flows=shown_flows, next_cursor=_cursor(following)))
 
 
 def encode_waits(flows: Sequence[Flow], following: Position | None) -> bytes:
@@ -183,9 +183,9 @@ def encode_step(step: FlowStep) -> bytes:
 
 def encode_events(events: Sequence[FlowEvent], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
     """Encode the answer to `history`, in the order given. What does not fit is left to the next page: the cursor is a `seq`."""
-    kept = events[: _fitting(events, shapes.show_event, budget)]
-    after = following if len(kept) == len(events) else kept[-1].seq
-    return _ENCODER.encode(shapes.EventPage(events=[shapes.show_event(event) for event in kept], next_cursor=_cursor(after)))
+    fitting = events[: _fitting(events, shapes.show_event, budget)]
+    after = following if len(fitting) == len(events) else fitting[-1].seq
+    return _ENCODER.encode(shapes.EventPage(events=[shapes.show_event(event) for event in fitting], next_cursor=_cursor(after)))
 
 
 def count_fitting_flows(flows: Sequence[Flow], *, budget: int = PAGE_BYTES) -> int:

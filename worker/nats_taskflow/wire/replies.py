@@ -87,8 +87,8 @@ class ReplyBindings:
         if not built_in and not any(b.correlation == "subject" and covers(b.topic, topic) for b in self.configured):
             return topic
         if not is_token(correlation_id):
-            said = "correlation_id becomes part of the reply's subject: 1 to 63 characters A-Z a-z 0-9 _ -"
-            return InvalidRequest(said, path="/correlation_id")
+            message = "correlation_id becomes part of the reply's subject: 1 to 63 characters A-Z a-z 0-9 _ -"
+            return InvalidRequest(message, path="/correlation_id")
         return f"{topic}.{correlation_id}"
 
     def _owners(self, topic: str) -> tuple[str, ...] | None:
@@ -119,7 +119,7 @@ class ReplyBindings:
             if subject == self._subjects.resume:
                 return _resume(message, f"{stream}:{seq}", arrived_us, self._tenant)
             reading, topic = self._covering(subject)
-            if reading.where and not all(_same(json_pointer.look(message.value, at), wanted) for at, wanted in reading.where):
+            if reading.where and not all(_same(json_pointer.look(message.value, at), expected) for at, expected in reading.where):
                 return Ignored(f"the reply does not match `where` of the binding {reading.binding.subject}")
             correlation_id = check_id(self._correlation(message, reading), "correlation_id")
             payload = _payload(message, reading, whole=reading is self._built_in)
@@ -148,27 +148,27 @@ class ReplyBindings:
         if reading is None:
             reading = next((r for r in self._patterns if covers(r.binding.subject, subject)), None)
         if reading is None:
-            said = "no reply binding covers the subject this message arrived on: add it to subjects.reply_topics (TASKFLOW_REPLY_TOPICS)"
-            raise TopicNotBound(said, topic=subject)
+            message = "no reply binding covers the subject this message arrived on: add it to subjects.reply_topics (TASKFLOW_REPLY_TOPICS)"
+            raise TopicNotBound(message, topic=subject)
         return reading, subject.rpartition(".")[0] if reading.kind == "subject" else subject
 
     def _correlation(self, message: ReplyMessage, reading: _Reading) -> Any:
         """Return the correlation id, wherever the binding says it is. Raises `NoCorrelation`."""
-        found: Any = None
+        correlation_id: Any = None
         match reading.kind:
             case "subject":
-                found = message.subject.rpartition(".")[2]
+                correlation_id = message.subject.rpartition(".")[2]
             case "header":
-                found = find(message.headers, reading.correlation_header)
+                correlation_id = find(message.headers, reading.correlation_header)
             case "body":
-                found = json_pointer.look(message.value, reading.correlation_at)
+                correlation_id = json_pointer.look(message.value, reading.correlation_at)
             case _:
-                named = [value for name in self._headers if (value := find(message.headers, name)) is not None]
-                found = named[0] if named else message.field("correlation_id")
-        if found is None or found is msgspec.UNSET:
+                values = [value for name in self._headers if (value := find(message.headers, name)) is not None]
+                correlation_id = values[0] if values else message.field("correlation_id")
+        if correlation_id is None or correlation_id is msgspec.UNSET:
             sought = reading.binding.correlation
             raise NoCorrelation(f"the reply has no correlation id (binding: {sought}){message.flaw}", path="/correlation_id")
-        return found
+        return correlation_id
 
 
 def _ready(binding: Binding) -> _Reading:
@@ -235,6 +235,6 @@ def _payload(message: ReplyMessage, reading: _Reading, *, whole: bool) -> Any:
     return value["payload"] if wrapped else value
 
 
-def _same(found: Any, wanted: Any) -> bool:
+def _same(value: Any, expected: Any) -> bool:
     """Compare as JSON does: true is not 1, but 1 is 1.0."""
-    return isinstance(found, bool) == isinstance(wanted, bool) and bool(found == wanted)
+    return isinstance(value, bool) == isinstance(expected, bool) and bool(value == expected)

@@ -68,8 +68,8 @@ def check_bindings(bindings: Iterable[Binding], subjects: Subjects) -> None:
 
     Two that overlap are refused: which of them would read a reply, and who may wait on it, must not depend on their order.
     """
-    given = tuple(bindings)
-    for at, binding in enumerate(given):
+    checked = tuple(bindings)
+    for at, binding in enumerate(checked):
         try:
             check_binding(binding)
         except ValueError as bad:
@@ -77,7 +77,7 @@ def check_bindings(bindings: Iterable[Binding], subjects: Subjects) -> None:
         own = f"{subjects.prefix}.>"
         if overlap(binding.subject, own) or binding.subject == subjects.prefix:
             raise ValueError(f"[[replies]] {binding.subject}: subject: it overlaps {own}, which is the worker's own; choose one outside")
-        for other in given[:at]:
+        for other in checked[:at]:
             if overlap(binding.subject, other.subject):
                 raise ValueError(
                     f"[[replies]] {binding.subject}: subject: it overlaps {other.subject}, so a reply would fit both; keep one of them"

@@ -44,12 +44,12 @@ def open_reply(subject: str, headers: Headers, body: bytes) -> ReplyMessage:
 
 def event_id_of(message: ReplyMessage, name: str) -> str:
     """Return what makes a repeat recognisable (SEMANTICS R5). Raises `InvalidRequest` for a bad id."""
-    given = find(message.headers, MSG_ID)
-    if given is None:
-        given = message.field("event_id")
-    if not isinstance(given, str):
-        given = message.envelope_id
-    return name if given is None else check_id(given, "event_id")
+    event_id = find(message.headers, MSG_ID)
+    if event_id is None:
+        event_id = message.field("event_id")
+    if not isinstance(event_id, str):
+        event_id = message.envelope_id
+    return name if event_id is None else check_id(event_id, "event_id")
 
 
 def value_of_bytes(body: bytes) -> dict[str, str]:
@@ -65,21 +65,21 @@ def flow_named_by(message: ReplyMessage) -> str | None:
 
     Only a body that names its correlation id speaks about our flows; a delegate's own result may have a `flow_id` of its own.
     """
-    given = message.field("flow_id")
-    named = isinstance(given, str) and UUID.match(given) and isinstance(message.field("correlation_id"), str)
-    return given.lower() if named and isinstance(given, str) else None
+    flow_id = message.field("flow_id")
+    is_ours = isinstance(flow_id, str) and UUID.match(flow_id) and isinstance(message.field("correlation_id"), str)
+    return flow_id.lower() if is_ours and isinstance(flow_id, str) else None
 
 
-def check_id(given: Any, name: str) -> str:
+def check_id(value: Any, name: str) -> str:
     """Return the id. Raises `InvalidRequest`: ids are refused, never trimmed (SEMANTICS R1)."""
-    if not isinstance(given, str):
+    if not isinstance(value, str):
         raise InvalidRequest(f"{name} must be text", path=json_pointer.spell(name))
-    if _FINE_ID.match(given):
-        return given
-    why = bad_id(given) or (None if given == encodable(given) else "is not valid Unicode")
+    if _FINE_ID.match(value):
+        return value
+    why = bad_id(value) or (None if value == encodable(value) else "is not valid Unicode")
     if why:
         raise InvalidRequest(f"{name} {why}", path=json_pointer.spell(name))
-    return given
+    return value
 
 
 def encodable(text: str) -> str:

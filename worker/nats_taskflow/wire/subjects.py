@@ -135,20 +135,20 @@ def is_pattern(subject: str) -> bool:
 def covers(pattern: str, subject: str) -> bool:
     """Tell whether `pattern` takes everything `subject` stands for; `subject` may be a pattern itself."""
     parts = subject.split(".")
-    wanted = pattern.split(".")
-    for at, part in enumerate(wanted):
+    tokens = pattern.split(".")
+    for at, part in enumerate(tokens):
         if part == ">":
             return len(parts) > at
         if at >= len(parts) or parts[at] == ">":
             return False
         if part not in ("*", parts[at]):
             return False
-    return len(parts) == len(wanted)
+    return len(parts) == len(tokens)
 
 
-def overlap(one: str, other: str) -> bool:
+def overlap(pattern: str, other: str) -> bool:
     """Tell whether some subject is covered by both patterns."""
-    left, right = one.split("."), other.split(".")
+    left, right = pattern.split("."), other.split(".")
     for a, b in zip(left, right, strict=False):
         if ">" in (a, b):
             return True

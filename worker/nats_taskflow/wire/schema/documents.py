@@ -98,8 +98,8 @@ def documents() -> dict[str, bytes]:
         schemas[name]["$defs"] = dict(sorted(_type_by_kind(schemas[name]["$defs"], entry, suffix).items()))
     for (name, field), value in _CONSTANT.items():
         schemas[name]["properties"][field] = {"const": value}
-    said = "What became of a command: it took effect, or changed nothing."
-    whole = {"$schema": _DIALECT, "$id": "outcome.json", "title": "Outcome", "description": said}
+    description = "What became of a command: it took effect, or changed nothing."
+    whole = {"$schema": _DIALECT, "$id": "outcome.json", "title": "Outcome", "description": description}
     schemas["outcome.json"] = whole | {"oneOf": [{"$ref": "applied.json"}, {"$ref": "refused.json"}]}
     files = schemas | {"asyncapi.json": asyncapi.asyncapi(sorted(COMMANDS), sorted(QUERIES), _operations(), sorted(ANSWERS))}
     return {name: msgspec.json.format(msgspec.json.encode(files[name]), indent=2) + b"\n" for name in sorted(files)}
@@ -156,10 +156,10 @@ def _document(name: str, title: str, shape: Any) -> Schema:
 def _schema_of(shape: Any) -> tuple[Schema, dict[str, Schema]]:
     """Return the schema of a type, and those that it refers to, by name."""
     (schema,), defs = msgspec.json.schema_components((shape,), ref_template="#/$defs/{name}")
-    spelled = {_TYPE_NAMES.get(name, name): _spell(part) for name, part in defs.items()}
+    definitions = {_TYPE_NAMES.get(name, name): _spell(part) for name, part in defs.items()}
     if "$ref" in schema:
-        return spelled.pop(_spell(schema)["$ref"].rpartition("/")[2]), spelled
-    return _spell(schema), spelled
+        return definitions.pop(_spell(schema)["$ref"].rpartition("/")[2]), definitions
+    return _spell(schema), definitions
 
 
 def _type_by_kind(defs: dict[str, Schema], name: str, suffix: str) -> dict[str, Schema]:
@@ -168,9 +168,9 @@ def _type_by_kind(defs: dict[str, Schema], name: str, suffix: str) -> dict[str, 
     typed = dict(defs)
     for kind, shape in PAYLOADS.items():
         payload, more = _schema_of(shape)
-        said = {"title": f"{_camel(kind.value)}{suffix}", "description": f"{plain['description']} Its kind: {kind.value}."}
+        names = {"title": f"{_camel(kind.value)}{suffix}", "description": f"{plain['description']} Its kind: {kind.value}."}
         fields = plain["properties"] | {"kind": {"const": kind.value}, "payload": {"$ref": f"#/$defs/{payload['title']}"}}
-        typed |= {said["title"]: plain | said | {"properties": fields}, payload["title"]: payload, **more}
+        typed |= {names["title"]: plain | names | {"properties": fields}, payload["title"]: payload, **more}
     typed["WaitingPayload"]["properties"]["wait"] = {"$ref": "wait-condition.json"}
     refs = [{"$ref": f"#/$defs/{_camel(kind.value)}{suffix}"} for kind in PAYLOADS]
     del typed["EventKind"]
@@ -208,11 +208,11 @@ def _spell(part: Any) -> Any:
         return [_spell(value) for value in part]
     if not isinstance(part, dict):
         return part
-    found = {key: _spell(value) for key, value in part.items() if not (key == "discriminator" and "anyOf" in part)}
+    schema = {key: _spell(value) for key, value in part.items() if not (key == "discriminator" and "anyOf" in part)}
     for key, rewrite in _REWRITES.items():
-        if isinstance(found.get(key), str):
-            found[key] = rewrite(found[key])
-    return found
+        if isinstance(schema.get(key), str):
+            schema[key] = rewrite(schema[key])
+    return schema
 
 
 def _rename(text: str) -> str:
