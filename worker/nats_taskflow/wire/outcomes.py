@@ -1,6 +1,6 @@
 """Encode answers: the outcome of a command, the answer to a query, the headers of an error (CONTRACT 3).
 
-A repeat of a command gets the bytes of its first answer again; stored are they, or what they can be made of again (SEMANTICS 6).
+A repeat of a command gets the bytes of its first answer. They are stored, or, where they are large, what they can be made of (SEMANTICS 6).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, one_li
 _ENCODER = msgspec.json.Encoder(enc_hook=str)  # details of an error may name anything; an outcome must never fail to encode
 _REFUSED = msgspec.json.Decoder(shapes.RefusedAnswer)
 PAGE_BYTES = 512 * 1024
-"""How much a page may weigh: half of NATS' default max_payload, so that one more item of the largest size still fits."""
+"""The bytes of a page: half of NATS' default max_payload, so that one more item of the largest size still fits."""
 
 _EFFECTIVE: frozenset[OutcomeName] = frozenset({"applied", "resumed", "progressed", "held", "duplicate"})
 Row = TypeVar("Row")
 
 
 def fit(answer: bytes, limit: int) -> bytes:
-    """Return an answer as it is, or, where it weighs more than may be sent, without states and payloads: what has happened is no error."""
+    """Return an answer, without states and payloads where it is over the limit: what has happened must not look like an error."""
     if len(answer) <= limit:
         return answer
     document = msgspec.json.decode(answer)
@@ -44,7 +44,7 @@ def fit(answer: bytes, limit: int) -> bytes:
 
 
 HEAVY = {"payload": "payload_omitted", "state": "state_omitted", "wait": "state_omitted", "goal": "state_omitted"}
-"""What is left out of an event or a flow, in this order, until the answer fits, and how it is said: mostly the first is enough."""
+"""What is left out of an event or a flow, in this order, until the answer fits, and the field that says so."""
 
 
 def flow_json(flow: Flow) -> dict[str, Any]:
@@ -72,12 +72,12 @@ def encode_applied(
 
 
 KEPT_BYTES = 4096
-"""What of an outcome weighs more is not stored with it."""
+"""A state, wait or result of more bytes is not stored with the outcome."""
 _APPLIED = msgspec.json.Decoder(shapes.AppliedAnswer)
 
 
 def encode_for_storage(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes.CancelledChildren | None = None) -> bytes:
-    """Encode the outcome of a command that took effect as it is stored: as it is told, or `read_light`."""
+    """Encode the outcome of a command that took effect for storage: whole, or light, without its heavy parts."""
     whole = encode_applied(flow, step, cancelled_children=cancelled_children)
     if len(whole) <= KEPT_BYTES:
         return whole
@@ -97,7 +97,7 @@ def encode_for_storage(flow: Flow, step: FlowStep | None = None, *, cancelled_ch
 
 
 def read_light(result: bytes) -> shapes.AppliedAnswer | None:
-    """Return the stored outcome if something was left out of it, else None."""
+    """Return a stored outcome that is light, or None where it is whole."""
     return _APPLIED.decode(result) if result.endswith(_OMITTED) else None
 
 
@@ -105,18 +105,18 @@ _OMITTED = b'"state_omitted":true}'
 
 
 def encode_whole(outcome: shapes.AppliedAnswer, flow: Flow, step: FlowStep | None) -> bytes:
-    """Encode a `read_light` outcome with its flow and observed run whole: the bytes that `encode_applied` made of them."""
+    """Encode a light outcome with its whole flow and observed run: the bytes that `encode_applied` made of them."""
     step_shown = shapes.show_step(step) if step is not None else UNSET
     return _ENCODER.encode(replace(outcome, flow=shapes.show_flow(flow), step=step_shown, state_omitted=UNSET))
 
 
 def is_shown_by(answer: shapes.StepShown, step: FlowStep) -> bool:
-    """Tell whether an observed run is still as it was shown."""
+    """Return whether an observed run is still as it was shown."""
     return replace(shapes.show_step(step), result=answer.result) == answer
 
 
 def _is_heavy(value: Any) -> bool:
-    """Tell whether a value is too heavy to be stored once more."""
+    """Return whether a value is too heavy to be stored with the outcome."""
     return len(_ENCODER.encode(value)) > KEPT_BYTES
 
 
@@ -126,7 +126,7 @@ def encode_refused(error: FlowError) -> bytes:
 
 
 def encode_reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:
-    """Encode what became of a reply. Small: one is stored for each of them."""
+    """Encode what became of a reply; one is stored for each, so it is small."""
     ok = outcome in _EFFECTIVE
     if flow is None:
         return _ENCODER.encode(shapes.ReplyOutcome(ok=ok, outcome=outcome))
@@ -134,7 +134,7 @@ def encode_reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:
 
 
 EXPIRED = encode_reply_outcome("expired", None)
-"""What becomes of a held reply that nobody came for, or that made room."""
+"""The outcome of a held reply for which nobody came, or that made room."""
 
 
 def encode_status(flow: Flow) -> bytes:
@@ -143,7 +143,7 @@ def encode_status(flow: Flow) -> bytes:
 
 
 def error_in(result: bytes) -> FlowError | None:
-    """Return the error that a stored outcome tells of, None where it tells of success: a repeat is answered with the bytes alone."""
+    """Return the error in a stored outcome, or None where it is a success: of a repeat there is nothing but the bytes."""
     if not result.startswith(b'{"ok":false,"error":'):
         return None
     error = _REFUSED.decode(result).error
@@ -156,7 +156,7 @@ def error_headers(error: FlowError) -> dict[str, str]:
 
 
 def encode_flows(flows: Sequence[Flow], following: Position | None) -> bytes:
-    """Encode the answer to `list_mine`. `following`: where the next page goes on, None when there is none.
+    """Encode the answer to `list_mine`. `following`: where the next page begins; None: there is none.
 
     Ask `count_fitting_flows` first: a page of large flows can weigh more than a message may.
     """
@@ -165,13 +165,13 @@ def encode_flows(flows: Sequence[Flow], following: Position | None) -> bytes:
 
 
 def encode_waits(flows: Sequence[Flow], following: Position | None) -> bytes:
-    """Encode the answer to `waits`; the rest is as for `encode_flows`."""
+    """Encode the answer to `waits`; otherwise as `encode_flows`."""
     return _ENCODER.encode(shapes.WaitPage(waits=[shapes.show_wait(flow) for flow in flows], next_cursor=_cursor(following)))
 
 
 def encode_steps(steps: Sequence[tuple[int, FlowStep]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
     """Encode the answer to `steps`: runs with their places, as far as they fit."""
-    count = _fitting([step for _, step in steps], shapes.show_step, budget)
+    count = _count_fitting([step for _, step in steps], shapes.show_step, budget)
     after = following if count == len(steps) else steps[count - 1][0]
     return _ENCODER.encode(shapes.StepPage(steps=[shapes.show_step(step) for _, step in steps[:count]], next_cursor=_cursor(after)))
 
@@ -182,15 +182,15 @@ def encode_step(step: FlowStep) -> bytes:
 
 
 def encode_events(events: Sequence[FlowEvent], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
-    """Encode the answer to `history`, in the order given. What does not fit is left to the next page: the cursor is a `seq`."""
-    fitting = events[: _fitting(events, shapes.show_event, budget)]
+    """Encode the answer to `history`, in the order given. What does not fit comes on the next page: the cursor is a `seq`."""
+    fitting = events[: _count_fitting(events, shapes.show_event, budget)]
     after = following if len(fitting) == len(events) else fitting[-1].seq
     return _ENCODER.encode(shapes.EventPage(events=[shapes.show_event(event) for event in fitting], next_cursor=_cursor(after)))
 
 
 def count_fitting_flows(flows: Sequence[Flow], *, budget: int = PAGE_BYTES) -> int:
-    """Count how many of the first flows fit in one page; at least one, if there is one. The rest has to be asked for again."""
-    return _fitting(flows, shapes.show_flow, budget)
+    """Count how many of the first flows fit in one page: at least one, if there is one. The next request brings the rest."""
+    return _count_fitting(flows, shapes.show_flow, budget)
 
 
 def _cursor(position: Position | None) -> str | None:
@@ -198,8 +198,8 @@ def _cursor(position: Position | None) -> str | None:
     return None if position is None else write_cursor(position)
 
 
-def _fitting(rows: Sequence[Row], show: Callable[[Row], Any], budget: int) -> int:
-    """Count the first rows that together weigh at most `budget` bytes; the first is always counted: progress must be possible."""
+def _count_fitting(rows: Sequence[Row], show: Callable[[Row], Any], budget: int) -> int:
+    """Count the first rows that have at most `budget` bytes together. The first always counts: there must be progress."""
     weight = 0
     for at, row in enumerate(rows):
         weight += len(_ENCODER.encode(show(row)))

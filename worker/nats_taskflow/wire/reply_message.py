@@ -1,4 +1,4 @@
-"""Open what arrived on a reply subject: the body without its envelope, and the ids that it carries (CONTRACT 5)."""
+"""Open a message on a reply subject: its body without the envelope, and its ids (CONTRACT 5)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from nats_taskflow.wire.envelope import open_value
 from nats_taskflow.wire.headers import MSG_ID, Headers, find
 from nats_taskflow.wire.requests import UUID
 
-_FINE_ID = re.compile(r"\A[ -~]{1,256}\Z")  # nearly every id: spares looking at each character
+_FINE_ID = re.compile(r"\A[ -~]{1,256}\Z")  # nearly every id: a fast path
 
 
 class ReplyMessage(msgspec.Struct):
-    """A reply while it is being read. `value` is the body without its envelope; UNSET when it is not JSON."""
+    """A reply while it is read. `value`: the body without its envelope; UNSET where it is not JSON."""
 
     subject: str
     headers: Headers
@@ -34,7 +34,7 @@ class ReplyMessage(msgspec.Struct):
 
 
 def open_reply(subject: str, headers: Headers, body: bytes) -> ReplyMessage:
-    """Decode the body and take its envelope off. A bare responder's bytes need not be JSON. Raises as `limits.decode_any` does."""
+    """Decode the body, and take its envelope off. The bytes of a bare responder need not be JSON. Raises as `limits.decode_any` does."""
     try:
         value, envelope_id = open_value(body)
     except limits.NotJson as flaw:
@@ -43,7 +43,7 @@ def open_reply(subject: str, headers: Headers, body: bytes) -> ReplyMessage:
 
 
 def event_id_of(message: ReplyMessage, name: str) -> str:
-    """Return what makes a repeat recognisable (SEMANTICS R5). Raises `InvalidRequest` for a bad id."""
+    """Return the id by which a repeat is recognised (SEMANTICS R5); `name` without any. Raises `InvalidRequest` for a bad one."""
     event_id = find(message.headers, MSG_ID)
     if event_id is None:
         event_id = message.field("event_id")
@@ -53,7 +53,7 @@ def event_id_of(message: ReplyMessage, name: str) -> str:
 
 
 def value_of_bytes(body: bytes) -> dict[str, str]:
-    """Return bytes that are no JSON as the JSON object they become."""
+    """Return bytes that are no JSON as a JSON object."""
     try:
         return {"text": body.decode()}
     except UnicodeDecodeError:
@@ -61,9 +61,9 @@ def value_of_bytes(body: bytes) -> dict[str, str]:
 
 
 def flow_named_by(message: ReplyMessage) -> str | None:
-    """Return the flow the reply says it is for (SEMANTICS R2).
+    """Return the flow that the reply is for, where it says so (SEMANTICS R2).
 
-    Only a body that names its correlation id speaks about our flows; a delegate's own result may have a `flow_id` of its own.
+    Only a body with a correlation id means our flows: a delegate's own result may have a `flow_id` of its own.
     """
     flow_id = message.field("flow_id")
     is_ours = isinstance(flow_id, str) and UUID.match(flow_id) and isinstance(message.field("correlation_id"), str)
@@ -83,5 +83,5 @@ def check_id(value: Any, name: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """Return header text without what cannot be UTF-8: clients decode stray bytes of a header to lone surrogates."""
+    """Return header text without lone surrogates: clients decode stray bytes of a header to them, and UTF-8 has none."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

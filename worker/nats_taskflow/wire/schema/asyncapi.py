@@ -152,7 +152,7 @@ def _channel(address: str | None, description: str, messages: Sequence[str], par
 
 
 def _operations() -> Part:
-    """Say what the worker does with each subject."""
+    """List what the worker does with each subject."""
     received = {name: {"action": "receive", "channel": {"$ref": f"#/channels/{name}"}} for name in ("cmd", "reply", "replyTopic", "resume")}
     sent = {name: {"action": "send", "channel": {"$ref": f"#/channels/{name}"}} for name in ("evt", "dlq")}
     answered: Part = {

@@ -26,7 +26,7 @@ from nats_taskflow.wire.schema import asyncapi
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
 _READ = ("command.", "query.", "admin.", "wait-condition", "reply.json", "resume.json", "envelope.json")
-"""Files of what the worker reads; the others it writes."""
+"""Files of messages that the worker reads; it writes the others."""
 _CONSTANT: dict[tuple[str, str], Any] = {
     ("applied.json", "ok"): True,
     ("refused.json", "ok"): False,
@@ -52,9 +52,9 @@ _TYPE_NAMES = {
     "InterventionShown": "Intervention",
     "SetAsideShown": "SetAsideFlow",
 }
-"""What generators of code call a type, where our own name says which side of the wire it is on. Not `Error`: JavaScript has one."""
+"""The names for generators of code, where our own says on which side of the wire a type is. Not `Error`: JavaScript has one."""
 _BY_KIND = {"event.json": ("EventData", "Data"), "page.events.json": ("JournalEntry", "Entry")}
-"""Definitions with a payload that differs from kind to kind, and what the definition for one kind is called after it."""
+"""Definitions whose payload differs from kind to kind, and the suffix of the definition for one kind."""
 
 
 class ReplyDocument(msgspec.Struct, frozen=True, kw_only=True):
