@@ -1,4 +1,7 @@
-"""Keep a delegate's answers in a key-value bucket: a repeat is answered without the handler, whichever process gets it."""
+"""Keep a delegate's answers in a key-value bucket.
+
+A repeated request is answered without the handler, whichever process gets it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _ANSWER = msgspec.json.Decoder(DelegateAnswer)
 
 
 class AnswerCache:
-    """A delegate's answers, in a bucket that other instances and later processes read, too."""
+    """A delegate's answers, for other instances and later processes, too."""
 
     def __init__(self, transport: Transport, bucket: str) -> None:
         self._transport = transport

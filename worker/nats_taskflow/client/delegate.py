@@ -1,4 +1,4 @@
-"""`serve_delegate`: answer the requests of flows, and of anybody else, with a function.
+"""Answer the requests of flows, and of anybody else, with a function.
 
     async with serve_delegate("svc.billing", pay, on="nats://127.0.0.1:4222"):
         await asyncio.Event().wait()
@@ -56,7 +56,7 @@ class _Notice(msgspec.Struct):
 
 
 class Delegate:
-    """Answers what comes on a subject while the `async with` block lasts. `serve_delegate` makes one."""
+    """Answers requests on a subject while its block lasts; see `serve_delegate`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Read the requests of delegates (docs/waiting.md, "Ask and wait: delegate") and write their answers (CONTRACT 5)."""
+"""Read the requests of delegates and write their answers (CONTRACT 5)."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ _ROOM = 512  # for the message id, which is added when it is sent
 
 
 class DelegateError(Exception):
-    """What a handler raises to answer with an error: `code` is text of digits, HTTP-like (`"422"`), `message` one sentence.
+    """What a handler raises to answer with an error.
 
-    The flow that asked resumes with `{"error": {"code", "message"}}`.
+    `code` is text of digits, HTTP-like (`"422"`), `message` one sentence. The flow that asked resumes with
+    `{"error": {"code", "message"}}`.
     """
 
     def __init__(self, code: str | int, message: str) -> None:

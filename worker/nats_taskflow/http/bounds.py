@@ -1,4 +1,4 @@
-"""Say what connections and requests, of one peer and of all, may take of a server, and who has to go where there are too many."""
+"""Bound connections and requests, of each peer and of all together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PEERS_REMEMBERED = 1000
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What connections may take. Where there are too many, those that ask for nothing go first, the oldest first."""
+    """Limits. Where there are too many connections, idle ones go first, the oldest first."""
 
     connections: int = 256
     """All together."""
@@ -39,7 +39,7 @@ BOUNDS = Bounds()
 
 @lru_cache(_PEERS_REMEMBERED)
 def peer_of(address: str) -> str:
-    """Return whom an address counts with: all of loopback is one machine, and so is a /64 of IPv6, for one machine has that many."""
+    """Return the peer that an address counts for: loopback is one, and so is each /64 of IPv6, which one machine may have."""
     try:
         ip = ip_address(address)
     except ValueError:
@@ -66,7 +66,7 @@ P = TypeVar("P", bound=Peer)
 
 
 def one_too_many(connections: Collection[P], newest: P, bounds: Bounds) -> P | None:
-    """Return who has to go where there are too many: of the peer with too many, or with most. None where there is room."""
+    """Return the connection to close: one of the peer with too many, or with most. None where there is room."""
     if sum(one.peer == newest.peer for one in connections) > bounds.of_peer:
         peer = newest.peer
     elif len(connections) > bounds.connections:
@@ -77,7 +77,7 @@ def one_too_many(connections: Collection[P], newest: P, bounds: Bounds) -> P | N
 
 
 class RequestPace:
-    """Says how long each peer has to wait for its turn, so that none takes the loop for itself (GCRA: as many at once as in a second)."""
+    """A rate limit for each peer that delays instead of refusing (GCRA; the burst is one second's worth)."""
 
     def __init__(self, a_second: float, longest: float) -> None:
         self._interval = 1 / a_second

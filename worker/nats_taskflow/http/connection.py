@@ -1,4 +1,4 @@
-"""Be an HTTP connection that can keep nobody else out: it says what it wants, and takes the answer, in time.
+"""An HTTP connection with deadlines for its requests and for reading answers.
 
 uvicorn by itself waits for ever: for the rest of a request, and until its answer is read.
 """
@@ -14,7 +14,7 @@ from nats_taskflow.http.bounds import BOUNDS, one_too_many, peer_of
 
 
 class _Deadline:
-    """Ends a connection unless something happens in time."""
+    """Aborts a connection unless `end` comes in time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
         self._loop = loop
@@ -22,12 +22,12 @@ class _Deadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, seconds: float) -> None:
-        """Wait from now on, unless that is so already."""
+        """Start the timer, unless it runs already."""
         if self._timer is None:
             self._timer = self._loop.call_later(seconds, self._transport.abort)
 
     def end(self) -> None:
-        """Wait no more."""
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -42,12 +42,12 @@ class BoundedConnection(H11Protocol):
 
     @property
     def asks(self) -> bool:
-        """Whether a whole request is there that has no whole answer yet."""
+        """Whether a complete request has no complete answer yet."""
         cycle = self.cycle
         return cycle is not None and not cycle.response_complete and not cycle.more_body  # type: ignore[redundant-expr]  # None at first
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Begin; let another one go where there are too many."""
+        """Begin; close another connection where there are too many."""
         super().connection_made(transport)
         self.since, self.peer = self.loop.time(), peer_of(self.client[0] if self.client else "")
         self._request, self._answer = _Deadline(self.loop, transport), _Deadline(self.loop, transport)
@@ -59,7 +59,7 @@ class BoundedConnection(H11Protocol):
             leaving.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Read; what is begun is to be whole in time."""
+        """Read; a request that has begun has a deadline."""
         super().data_received(data)
         if self.asks:
             self._request.end()
@@ -67,7 +67,7 @@ class BoundedConnection(H11Protocol):
             self._request.begin(self.bounds.request_seconds)
 
     def on_response_complete(self) -> None:
-        """Go on to the next request; what of it is there already has its time, too."""
+        """Go on to the next request; what of it is there already has a deadline, too."""
         self._request.end()
         super().on_response_complete()
 
