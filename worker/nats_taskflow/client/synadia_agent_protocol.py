@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.client.delegate_messages import DelegateError, DelegateRequest
+from nats_taskflow.client.delegate_messages import DelegateCall, DelegateError
 from nats_taskflow.client.transport import Transport, TransportError, TransportMessage
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, find
 
@@ -44,10 +44,10 @@ class PromptAnswer(msgspec.Struct, frozen=True):
 
 def handler(
     transport: Transport, subject: str, *, silence: float = 60.0, answering: QueryHandler | None = None
-) -> Callable[[DelegateRequest], Awaitable[PromptAnswer]]:
+) -> Callable[[DelegateCall], Awaitable[PromptAnswer]]:
     """Return a handler for `serve_delegate` that prompts the agent on `subject` with the payload (text, or an object with `prompt`)."""
 
-    async def ask(request: DelegateRequest) -> PromptAnswer:
+    async def ask(request: DelegateCall) -> PromptAnswer:
         """Prompt, and return the whole answer."""
         return await prompt(transport, subject, request.payload, silence=silence, answering=answering)
 
