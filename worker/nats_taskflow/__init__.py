@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nats_taskflow.client import (
         Agent,
-        Asked,
+        DelegateCall,
         DelegateError,
-        DelegateRequest,
         Event,
         Flow,
         FlowClient,
@@ -37,9 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agent",
-    "Asked",
+    "DelegateCall",
     "DelegateError",
-    "DelegateRequest",
     "Event",
     "Flow",
     "FlowClient",

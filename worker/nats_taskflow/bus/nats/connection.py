@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, SlowConsumerError
 
 from nats_taskflow.bus.nats import options as connection_options
-from nats_taskflow.bus.nats.denials import DenialListeners, SubjectDenied, T, unless_denied
+from nats_taskflow.bus.nats.denials import DenialListeners, SubjectDenied, unless_denied
 from nats_taskflow.bus.nats.dial import dial, hang_up
 from nats_taskflow.bus.nats.direct_delivery import ReadingClient
 from nats_taskflow.bus.nats.options import NatsOptions, public_address
@@ -26,6 +26,7 @@ from nats_taskflow.tasks import keep
 
 __all__ = ["ApiDenied", "ApiTimeout", "NatsConnection", "NatsOptions", "public_address"]
 
+T = TypeVar("T")
 _RECONNECT_WAIT = 0.5
 _REPEAT_LOG_AFTER = 30.0
 _KINDS = 100
@@ -115,11 +116,11 @@ class NatsConnection:
         """Request an answer from the broker's API; raises `ApiDenied` or `ApiTimeout` within `within` seconds."""
         if not self.connected:
             raise ApiTimeout(f"not connected to NATS, so {subject} was not asked")
-        inbox, wanted = self.options.inbox_prefix.lower(), subject.lower()
+        inbox, exact = self.options.inbox_prefix.lower(), subject.lower()
         request = self.client.request(subject, body, timeout=within)
         try:
             async with asyncio.timeout(within):  # nats-py counts only from when there was room to write
-                answer = await unless_denied(request, self.on_denied, lambda denied: denied == wanted or denied.startswith(inbox))
+                answer = await unless_denied(request, self.on_denied, lambda denied: denied == exact or denied.startswith(inbox))
         except SubjectDenied as denied:
             raise ApiDenied(denied.subject) from None
         except NoRespondersError:
