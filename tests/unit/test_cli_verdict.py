@@ -53,7 +53,7 @@ def checked(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[
 
 def warned(worker: Worker) -> list[tuple[str, str]]:
     """Return what the doctor warns of."""
-    return [(verdict.text, verdict.fix) for verdict in asyncio.run(broker._worker(worker, {})) if verdict.level != "ok"]
+    return [(verdict.text, verdict.fix) for verdict in asyncio.run(broker._worker(worker))[0] if verdict.level != "ok"]
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=NAMES)
