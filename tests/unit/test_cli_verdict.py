@@ -25,7 +25,10 @@ class Worker:
     def __init__(self, **figures: int) -> None:
         self.figures = dict.fromkeys(NAMES, 0) | figures
 
-    async def ask(self, _verb: str) -> dict[str, Any]:
+    async def ask_as_agent(self, agent: str, verb: str, **fields: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
+    async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
         return {
             "now": datetime.now(UTC).isoformat(),
             "version": "0.1.0",
