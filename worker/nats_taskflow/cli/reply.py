@@ -52,6 +52,8 @@ def reply(*, topic: str, correlation_id: str, payload: str | None, event_id: str
         message = json.dumps(body["payload"] if subject != topic else body, ensure_ascii=False).encode()
         stored = await session.client.publish(subject, message, headers)
         if stored.duplicate:  # the stream drops it: without the header the worker gets it, and can tell a repeat from another reply
+            from nats_taskflow.client.replies import put_in_envelope
+
             await session.client.publish(subject, put_in_envelope(subject, message, headers[MSG_ID]), {CORRELATION_ID: correlation_id})
         receipt = {"stream": stored.stream, "seq": stored.seq, "duplicate": stored.duplicate, "id": headers[MSG_ID]}
         again = " (the id is known: the worker looks whether this is the same reply)" if stored.duplicate else ""

@@ -42,6 +42,7 @@ def print_skill() -> None:
 @click.option("--force", is_flag=True, help="Replace one that is different.")
 def install(*, folder: Path, force: bool) -> None:
     """Write the skill to DIR/nats-taskflow/SKILL.md. One that is there and different is left alone, unless --force."""
+    from nats_taskflow.config.paths import expand_or_refuse
     from nats_taskflow.files import partial_name, publish_file
 
     place = expand_or_refuse(folder) / NAME / "SKILL.md"
