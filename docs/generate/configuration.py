@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from docs.generate.markdown import BY_HAND, cell, code, page_of, table
 from nats_taskflow.config import Config
 from nats_taskflow.config import settings as known
-from nats_taskflow.config.show import written
-from nats_taskflow.config.tree import Setting
+from nats_taskflow.config.setting import Setting
+from nats_taskflow.config.show import to_toml
 
 _HEAD = f"""# Configuration
 
@@ -103,7 +103,7 @@ def _row(setting: Setting) -> tuple[str, ...]:
     """Describe one setting."""
     key = setting.key.rpartition(".")[2]
     others = [*setting.variables[1:], *setting.about.keys]
-    default = written(setting.default, setting.about.absent)
+    default = to_toml(setting.default, setting.about.absent)
     also = ", ".join(code(name) for name in others if name != setting.variables[0])
     return (
         code(key),

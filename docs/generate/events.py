@@ -11,6 +11,7 @@ from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.lifecycle import STATUS_AFTER, EventKind, FlowStepStatus
 from nats_taskflow.flow.model import FlowEvent
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
     Caller,
@@ -19,7 +20,6 @@ from nats_taskflow.flow.stimuli import (
     FinishFlow,
     ObserveStep,
     ParkFlow,
-    Policy,
     Reply,
     RequestCancel,
     RunFlow,

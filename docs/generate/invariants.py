@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from docs.generate.markdown import BY_HAND, cell, page_of, table
 from nats_taskflow.store.invariants import INVARIANTS
-from nats_taskflow.store.invariants.table import CheckOfClients, CheckOfDatabase, CheckOfEachStream, CheckOfFlow, CheckOfStream, Invariant
+from nats_taskflow.store.invariants.table import CLIENTS, CheckOfDatabase, CheckOfEachStream, CheckOfFlow, CheckOfStream, Invariant
 
 _HEAD = f"""# Invariants
 
@@ -21,7 +21,6 @@ _OVER = {
     CheckOfFlow: "database",
     CheckOfStream: "streams",
     CheckOfEachStream: "streams",
-    CheckOfClients: "clients",
 }
 
 
@@ -53,4 +52,5 @@ def _lines() -> Iterator[str]:
 def scope_of(invariant: Invariant) -> str:
     """Say what an invariant is checked over."""
     named = ["streams" if check.look.__name__ == "everything_is_taken_in" else _OVER[type(check)] for check in invariant.checks]
-    return ", ".join(dict.fromkeys(named)) or "tests"
+    clients = ["clients"] if CLIENTS in invariant.elsewhere else []
+    return ", ".join(dict.fromkeys(named + clients)) or "tests"

@@ -28,7 +28,7 @@ _MORE = {
     "taskflow_start_time_seconds": "`process_start_time_seconds` is missing under the unit's `ProcSubset=pid`.",
     "taskflow_messages_total": "See [Guarantees](guarantees.md) and [Errors](errors.md#outcomes-of-messages).",
     "taskflow_flows": "`waiting` is the number of waits.",
-    "taskflow_replies_unmatched_oldest_age_seconds": "At `engine.held_reply_ttl` (24 hours) they become dead letters.",
+    "taskflow_replies_unmatched_oldest_age_seconds": "A reply becomes a dead letter at `engine.held_reply_ttl` (24 hours).",
     "taskflow_timer_lag_seconds": "What fell due while the worker was down counts in full.",
     "taskflow_store_commit_duration_seconds": "The sync to disk is most of it.",
     "taskflow_outbox_oldest_age_seconds": "Up to a second or two when all is well.",

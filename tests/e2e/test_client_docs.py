@@ -31,7 +31,7 @@ from nats_taskflow import FlowClient
 
 async def main():
     async with FlowClient.connect(agent="kate") as flows:
-        flow = await flows.start(controller="kate/docs", goal="show how the client works")
+        flow = await flows.start(controller_id="kate/docs", goal="show how the client works")
 {body}
 
 asyncio.run(main())

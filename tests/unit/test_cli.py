@@ -141,8 +141,8 @@ LOADED = """
 import sys
 from nats_taskflow.cli import taskflow
 if ARGUMENTS != ["--help"]:
-    from nats_taskflow.cli import launch
-    launch.launch = lambda life, **how: (life.close(), 0)[1]  # everything is loaded by then; nothing has to be there
+    from nats_taskflow.cli import runtime
+    runtime.launch = lambda life, **how: (life.close(), 0)[1]  # everything is loaded by then; nothing has to be there
 evaluated = []
 sys.addaudithook(lambda event, given: evaluated.append(given) if event == "compile" else None)
 try:

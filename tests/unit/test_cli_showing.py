@@ -106,7 +106,7 @@ def test_the_list_of_commands_says_of_each_what_its_own_help_says_and_loads_none
     program += "print([name for name in sys.modules if name.startswith('nats_taskflow.cli.')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.removeprefix("nats_taskflow.cli.") for name in ast.literal_eval(done.stdout.splitlines()[-1])}
-    assert loaded == {"command", "exits", "examples", "output"}
+    assert loaded == {"command", "exit_codes", "help_examples", "streams"}
 
 
 @pytest.mark.parametrize("command", [["waits"], ["flow", "cancel"], ["dlq", "purge"], ["reply"], ["check"], ["run"]])

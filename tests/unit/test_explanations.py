@@ -14,8 +14,9 @@ from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.stimuli import CancelFlow as Cancel
-from nats_taskflow.flow.stimuli import ParkFlow, Policy, Reply, RequestCancel, StartFlow, Stimulus
+from nats_taskflow.flow.stimuli import ParkFlow, Reply, RequestCancel, StartFlow, Stimulus
 from nats_taskflow.flow.view import World
 from nats_taskflow.units import SECOND, Micros, to_datetime
 from tests.pages import ROOT, pages
@@ -170,9 +171,10 @@ def test_every_row_of_the_page_has_its_scene() -> None:
 
 PACKAGE = ROOT / "worker" / "nats_taskflow"
 TOPS = ("worker", "tests", "deploy", "docs", "schemas", "examples", "bench")
-ALONE = ("app", "errors", "units")
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name.isalpha())
-NAMED = re.compile(rf"`((?:{'|'.join((*TOPS, *ROOMS))})/[\w./-]*|(?:{'|'.join(ALONE)})\.py)`")
+NAMED = re.compile(
+    rf"`((?:{'|'.join(TOPS)})/[\w./-]*|(?:{'|'.join(ROOMS)})/[\w./-]*(?:/|\.\w+)|(?:app|errors|units)\.py)`",
+)
 
 
 def places(name: str, page: str) -> list[Path]:

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from nats_taskflow.cli import taskflow
 from nats_taskflow.cli.skill import NAME, text
-from nats_taskflow.client.mcp.calls import checked
+from nats_taskflow.client.mcp.calls import check_call
 from nats_taskflow.client.mcp.schema import ACTIONS
 from nats_taskflow.flow.conditions import from_value
 
@@ -59,7 +59,7 @@ def test_the_examples_in_the_skill_are_calls_that_the_tool_takes() -> None:
     calls = [json.loads(found) for found in re.findall(r"`(\{\"action\".*?\})` ?(?:→|$)", text(), re.MULTILINE)]
     assert [call["action"] for call in calls] == ["start", "delegate", "status", "finish"]
     for call in calls:
-        checked(call.pop("action"), call, keys=False)
+        check_call(call.pop("action"), call, keys=False)
 
 
 def test_the_conditions_in_the_skill_are_conditions() -> None:

@@ -22,8 +22,9 @@ import pytest
 from nats_taskflow.errors import Refusal, StoreBroken, StoreLocked, StoreRefused
 from nats_taskflow.store.sqlite import opening
 from nats_taskflow.store.sqlite.lock import WriterLock
-from nats_taskflow.store.sqlite.opening import APPLICATION_ID, schema_of
-from nats_taskflow.store.sqlite.place import kind_in
+from nats_taskflow.store.sqlite.opening import APPLICATION_ID
+from nats_taskflow.store.sqlite.place import file_system_in
+from nats_taskflow.store.sqlite.snapshot import schema_of
 from nats_taskflow.store.sqlite.statements import migrations
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from tests.fixtures.living import loaded
@@ -428,7 +429,7 @@ broken line
 )
 def test_the_file_system_of_a_folder_is_that_of_its_longest_mount_point(folder: str, kind: str) -> None:
     """RELIABILITY 6: proc(5), mountinfo."""
-    assert kind_in(TABLE, folder) == kind
+    assert file_system_in(TABLE, folder) == kind
 
 
 async def test_a_network_file_system_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,13 @@ def config() -> None:
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
 def show(*, origin: bool, output: str, **arguments: Any) -> None:
     """Print every setting as it is in force, in the form of the configuration file; secrets are masked."""
-    from nats_taskflow.config import shown
+    from nats_taskflow.config import describe_settings
 
     if output == "json":
-        found = {key: {"value": value, "origin": source} for key, value, source in shown(load_config(arguments))}
+        found = {key: {"value": value, "origin": source} for key, value, source in describe_settings(load_config(arguments))}
         click.echo(json.dumps(found, ensure_ascii=False))
         return
-    rows = [(f"{key} = {value}", source) for key, value, source in shown(load_config(arguments))]
+    rows = [(f"{key} = {value}", source) for key, value, source in describe_settings(load_config(arguments))]
     width = max(len(line) for line, _ in rows)
     for line, source in rows:
         click.echo(f"{line:<{min(width, 60)}}  # {source}" if origin else line)

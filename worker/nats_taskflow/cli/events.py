@@ -13,7 +13,7 @@ from nats_taskflow.cli.output import Printer, clock, short
 from nats_taskflow.cli.session import AskCommand, Online, OperatorSession, run, whole_id
 
 if TYPE_CHECKING:
-    from nats_taskflow.bus.nats.history import StreamMessage
+    from nats_taskflow.bus.nats.inspect import StreamMessage
 
 _MOST = 10_000
 

@@ -11,8 +11,8 @@ import click
 from nats_taskflow.cli.options import CLIENT, SettingsCommand, load_config
 
 if TYPE_CHECKING:
+    from nats_taskflow.client.mcp.lazy_client import Owner
     from nats_taskflow.client.mcp.serving import HttpEndpoint
-    from nats_taskflow.client.mcp.session import Owner
     from nats_taskflow.config import Secret
 
 _OWNER = re.compile(r"\Aagent:([^:]+):session:(.+)\Z")
@@ -64,7 +64,7 @@ def _serving() -> Any:
     try:
         from nats_taskflow.client.mcp.serving import serve
     except ImportError as missing:
-        if (missing.name or "").partition(".")[0] == "worker":
+        if (missing.name or "").partition(".")[0] == "nats_taskflow":
             raise
         from nats_taskflow.errors import ConfigError
 
@@ -77,7 +77,7 @@ def _owner(key: str | None, agent: str | None, session: str | None) -> Owner:
     """Return whose flows these are. Raises a usage error."""
     import msgspec
 
-    from nats_taskflow.client.mcp.session import Owner
+    from nats_taskflow.client.mcp.lazy_client import Owner
     from nats_taskflow.wire.requests import SessionId
     from nats_taskflow.wire.subjects import is_token
 
@@ -113,7 +113,7 @@ def _http(arguments: dict[str, Any]) -> HttpEndpoint | None:
     """Return where to listen, None for stdio. Raises a usage error for an address that anybody could reach without a token."""
     from nats_taskflow.client.mcp.serving import HttpEndpoint
     from nats_taskflow.config.parsers import split_bind
-    from nats_taskflow.doors.http.health import is_loopback
+    from nats_taskflow.http.server import is_loopback
 
     bind, token = arguments["bind"], arguments["http_token"]
     if bind is None:

@@ -27,6 +27,8 @@ def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, a
 
     async def main(line: OperatorSession, printer: Printer) -> None:
         """Publish it, or say whom it would resume."""
+        from nats_taskflow.wire.headers import CORRELATION_ID, MSG_ID
+
         assert isinstance(line, Online), "a reply goes over NATS"
         body = {"correlation_id": corr, "payload": value}
         if arguments["flow_id"]:
@@ -39,17 +41,17 @@ def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, a
             nobody = "nobody: another flow waits for it, so it would be a dead letter" if waiters else "nobody: it would be held"
             printer.item({"would_resume": meant}, [("would resume", ", ".join(meant) or nobody)])
             return
-        headers = {"Nats-Msg-Id": event_id or _new_id(), "Correlation-Id": corr}
+        headers = {MSG_ID: event_id or _new_id(), CORRELATION_ID: corr}
         whole = json.dumps(body["payload"] if subject != topic else body, ensure_ascii=False).encode()
         stored = await line.client.publish(subject, whole, headers)
         if stored.duplicate:
-            from nats_taskflow.client.replies import enveloped
+            from nats_taskflow.client.replies import put_in_envelope
 
-            unnamed = {"Correlation-Id": corr}
-            await line.client.publish(subject, enveloped(subject, whole, headers["Nats-Msg-Id"]), unnamed)
-        found = {"stream": stored.stream, "seq": stored.seq, "duplicate": stored.duplicate, "id": headers["Nats-Msg-Id"]}
+            unnamed = {CORRELATION_ID: corr}
+            await line.client.publish(subject, put_in_envelope(subject, whole, headers[MSG_ID]), unnamed)
+        found = {"stream": stored.stream, "seq": stored.seq, "duplicate": stored.duplicate, "id": headers[MSG_ID]}
         again = " (the id is known: the worker looks whether this is the same reply)" if stored.duplicate else ""
-        printer.item(found, [("stored", f"{stored.stream} {stored.seq}{again}"), ("id", headers["Nats-Msg-Id"])])
+        printer.item(found, [("stored", f"{stored.stream} {stored.seq}{again}"), ("id", headers[MSG_ID])])
 
     run(arguments, main)
 

@@ -11,9 +11,10 @@ from typing import Protocol
 import msgspec
 
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.model import Flow, HeldReply
+from nats_taskflow.flow.model import Flow, HeldReply, Pair
 from nats_taskflow.store.records import DeadLetter, Page
 from nats_taskflow.units import Micros
+from nats_taskflow.wire.admin_answers import InterventionShown, LetterShown, SetAsideFlow, WaiterShown
 
 LOOK = 5000
 """How many flows one page looks at."""
@@ -52,32 +53,6 @@ class FlowFilter(msgspec.Struct, frozen=True, kw_only=True):
     goal: str | None = None
 
 
-class SetAside(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow whose row cannot be read, as far as its labels go, and why (SEMANTICS R13)."""
-
-    flow_id: str
-    controller_id: str
-    owner_session_key: str
-    current_step: str
-    status: str
-    why: str
-
-
-class WaiterRow(msgspec.Struct, frozen=True, kw_only=True):
-    """An open wait for a reply and whose it is. `since_us`: when the flow parked; `due_us`: when time next acts on it."""
-
-    flow_id: str
-    controller_id: str
-    owner_session_key: str
-    current_step: str
-    leaf: int
-    topic: str
-    correlation_id: str
-    mode: str
-    since_us: Micros | None
-    due_us: Micros | None
-
-
 class ReceivedReply(msgspec.Struct, frozen=True, kw_only=True):
     """A reply that was taken in for a pair, what became of it, and where its message lies."""
 
@@ -110,16 +85,6 @@ class DeadLetterGroup(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class KeptDeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter, and what operators did with it. `size`: the bytes of its body, which a list leaves out with its headers."""
-
-    letter: DeadLetter
-    size: int
-    replays: int
-    replayed_us: Micros | None
-    replayed_by: str | None
-
-
 class DeadLetterFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which dead letters are asked for; None: any. `replayed`: also those that were published again."""
 
@@ -138,7 +103,6 @@ class LoggedIntervention(msgspec.Struct, frozen=True, kw_only=True):
     verb: str
     about: str
     reason: str
-    n: int = 0
 
 
 class ParkedPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,23 +154,23 @@ class AdminReads(Protocol):
         """List waiting flows, the longest-waiting first."""
         ...
 
-    async def set_aside(self, *, limit: int, after: int | None = None) -> Page[SetAside]:
+    async def set_aside(self, *, limit: int, after: int | None = None) -> Page[SetAsideFlow]:
         """List the flows that are set aside."""
         ...
 
-    async def set_aside_flow(self, flow_id: str) -> SetAside | None:
+    async def set_aside_flow(self, flow_id: str) -> SetAsideFlow | None:
         """Return the flow if it is set aside, else None."""
         ...
 
-    async def ids_like(self, part: str, limit: int) -> list[str]:
+    async def find_ids(self, part: str, limit: int) -> list[str]:
         """List flow ids that begin with `part`, or end with it (among the newest `NEWEST`), at most `limit` of each."""
         ...
 
-    async def waiters(self, topic: str, correlation_id: str | None, limit: int) -> list[WaiterRow]:
+    async def waiters(self, topic: str, correlation_id: str | None, limit: int) -> list[WaiterShown]:
         """List the open waits on a topic, or for a pair, at most `limit`."""
         ...
 
-    async def waited_for(self, flow_id: str, limit: int) -> list[tuple[str, str]]:
+    async def awaited_pairs(self, flow_id: str, limit: int) -> list[Pair]:
         """List the pairs (topic, correlation id) that a flow waits for or has waited for, the newest first, each once, of `limit` waits."""
         ...
 
@@ -222,11 +186,11 @@ class AdminReads(Protocol):
         """Return a held reply by its number, or None."""
         ...
 
-    async def came_for(self, topic: str, correlation_id: str, limit: int) -> list[ReceivedReply]:
+    async def received_replies(self, pair: Pair, limit: int) -> list[ReceivedReply]:
         """List replies that were taken in for the pair, at most `limit`."""
         ...
 
-    async def letter_at(self, stream: str, seq: int) -> int | None:
+    async def letter_number(self, stream: str, seq: int) -> int | None:
         """Return the number of the dead letter that was this message of a stream, or None."""
         ...
 
@@ -236,12 +200,16 @@ class AdminReads(Protocol):
 
     async def letters(
         self, wanted: DeadLetterFilter, *, limit: int, after: int | None = None, up_to: int | None = None
-    ) -> Page[KeptDeadLetter]:
+    ) -> Page[LetterShown]:
         """List the wanted dead letters without headers and body, oldest first, those with a number above `after` and not above `up_to`."""
         ...
 
-    async def letter(self, number: int) -> KeptDeadLetter | None:
-        """Return a dead letter whole, or None."""
+    async def letter(self, number: int) -> LetterShown | None:
+        """Return a dead letter with its headers and body, or None."""
+        ...
+
+    async def stored_letter(self, number: int) -> DeadLetter | None:
+        """Return a dead letter as it came, to the byte, with how often it was replayed; or None."""
         ...
 
     async def last_letter(self) -> int:
@@ -252,7 +220,7 @@ class AdminReads(Protocol):
         """Return subject, tries so far and next try of a request to a delegate that was not sent yet, or None."""
         ...
 
-    async def interventions(self, *, limit: int, after: int | None = None) -> Page[LoggedIntervention]:
+    async def interventions(self, *, limit: int, after: int | None = None) -> Page[InterventionShown]:
         """List what operators did, newest first."""
         ...
 

@@ -21,7 +21,7 @@ Place = tuple[str, int]
 """(stream, sequence): where a message lies."""
 
 
-AGAIN: tuple[Micros, Micros] = (SECOND // 4, 30 * SECOND)
+RETRY_DELAYS: tuple[Micros, Micros] = (SECOND // 4, 30 * SECOND)
 """After how long a message to a delegate is sent again at first, and at last: twice as long each time."""
 
 
@@ -42,7 +42,7 @@ class InboxRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that could not be used, whole, and why. `n` is given by the store."""
+    """A message that could not be used, whole, and why. `n` is given by the store, and `replays` counted by it."""
 
     reason: str
     message: str
@@ -53,6 +53,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     at_us: Micros
     n: int = 0
+    replays: int = 0
 
 
 class Needs(msgspec.Struct, kw_only=True):
@@ -180,7 +181,7 @@ class Batch(msgspec.Struct, kw_only=True):
             yield letter
 
     @property
-    def buries(self) -> bool:
+    def adds_dead_letters(self) -> bool:
         """Whether it adds to the dead letters."""
         return bool(self.dead or self.spoiled or self.displaced)
 

@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from nats_taskflow.wire.answers import CancelledChildren, FlowShown
+from nats_taskflow.flow.model import Flow, HeldReply
+from nats_taskflow.units import rfc3339
+from nats_taskflow.wire.answers import CancelledChildren, FlowShown, show_wait
 
 
 class AdminAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,7 +18,7 @@ class AdminAnswer(msgspec.Struct, frozen=True, kw_only=True):
     ok: bool = True
 
 
-class SetAsideShown(msgspec.Struct, frozen=True, kw_only=True):
+class SetAsideFlow(msgspec.Struct, frozen=True, kw_only=True):
     """A flow whose row cannot be read, and why."""
 
     flow_id: str
@@ -31,7 +33,7 @@ class FlowPageAcross(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `list`: flows, or with `set_aside` what is known of those that cannot be read."""
 
     flows: list[FlowShown]
-    set_aside: list[SetAsideShown] | UnsetType = UNSET
+    set_aside: list[SetAsideFlow] | UnsetType = UNSET
     next_cursor: str | None = None
 
 
@@ -60,6 +62,12 @@ class WaitAcross(msgspec.Struct, frozen=True, kw_only=True):
     progress: dict[str, Any] | None
     since: str | None
     until: str | None
+
+
+def show_owned_wait(flow: Flow) -> WaitAcross:
+    """Return what a waiting flow waits for as operators see it."""
+    wait = msgspec.structs.asdict(show_wait(flow))
+    return WaitAcross(owner_session_key=flow.owner_session_key, cancel_requested=flow.cancel_requested, **wait)
 
 
 class WaitPageAcross(AdminAnswer, frozen=True, kw_only=True):
@@ -97,6 +105,21 @@ class HeldShown(msgspec.Struct, frozen=True, kw_only=True):
     arrived_at: str
     expires_at: str
     payload: Any
+
+
+def show_held(number: int, held: HeldReply) -> HeldShown:
+    """Return a held reply as operators see it."""
+    return HeldShown(
+        number=number,
+        topic=held.topic,
+        correlation_id=held.correlation_id,
+        event_id=held.event_id,
+        flow_id=held.flow_id,
+        tenant=held.tenant,
+        arrived_at=rfc3339(held.arrived_us),
+        expires_at=rfc3339(held.expires_us),
+        payload=None if held.payload is UNSET else held.payload,
+    )
 
 
 class WhoAnswer(AdminAnswer, frozen=True, kw_only=True):

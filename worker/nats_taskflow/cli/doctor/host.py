@@ -54,19 +54,18 @@ def database(config: Config, where: str) -> Iterator[Verdict]:
     from nats_taskflow.cli.db.check import evidence_of
     from nats_taskflow.errors import Refusal
     from nats_taskflow.store.invariants.findings import gather
-    from nats_taskflow.store.invariants.snapshot import found, snapshot
-    from nats_taskflow.store.sqlite.opening import schema_of
-    from nats_taskflow.store.sqlite.place import checked, file_system
+    from nats_taskflow.store.sqlite.place import check_place, file_system
+    from nats_taskflow.store.sqlite.snapshot import find_database, open_snapshot, schema_of
     from nats_taskflow.store.sqlite.statements import migrations
 
     try:
-        path = found(where)
+        path = find_database(where)
         free = shutil.disk_usage(path.parent).free
         level = "fail" if free < _HARDLY_ANY else "warn" if free < _LITTLE else "ok"
         yield Verdict("disk", level, f"{free >> 20:,} MiB free beside {path}", "make room on its disk" if level != "ok" else "")
-        checked(where)
+        check_place(where)
         schema, newest = schema_of(path), len(migrations())
-        with snapshot(where) as opened:
+        with open_snapshot(where) as opened:
             runs = f"worker pid {opened.worker} runs on it" if opened.worker is not None else "no worker runs on it"
             mode = opened.database.execute("PRAGMA journal_mode").fetchone()[0]
             findings = gather(evidence_of(config, opened.database), path=str(opened.path), worker=opened.worker, quick=True)

@@ -12,21 +12,15 @@ from nats_taskflow.store.invariants.checking import Violation, looked_at, violat
 from nats_taskflow.store.invariants.evidence import Evidence, InboundProgress
 from nats_taskflow.store.invariants.ledger import Ledger, LedgerMessage
 from nats_taskflow.store.invariants.table import INVARIANTS, Invariant
-from tests.faults.client_record import ClientRecord, Operation, Sets, command, reply
 
 __all__ = [
     "INVARIANTS",
-    "ClientRecord",
     "Evidence",
     "InboundProgress",
     "Invariant",
     "Ledger",
     "LedgerMessage",
-    "Operation",
-    "Sets",
     "Violation",
-    "command",
     "looked_at",
-    "reply",
     "violations",
 ]

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
-from nats_taskflow.store.invariants.lives import lives
+from nats_taskflow.store.invariants.histories import read_histories
 from nats_taskflow.store.invariants.table import (
     INVARIANTS,
-    CheckOfClients,
     CheckOfDatabase,
     CheckOfEachStream,
     CheckOfFlow,
@@ -53,7 +52,7 @@ def violations(
 
 def _walk(by_flow: list[tuple[str, CheckOfFlow | CheckOfEachStream]], evidence: Evidence, told: Progress) -> Iterator[Violation]:
     """Look at one flow after the other, each with every check that is about flows."""
-    for number, life in enumerate(lives(evidence) if by_flow else (), start=1):
+    for number, life in enumerate(read_histories(evidence) if by_flow else (), start=1):
         told("flows", number)
         for name, check in by_flow:
             for sentence in _of_one(check, life, evidence):
@@ -82,8 +81,6 @@ def _has_evidence(check: object, number: str, evidence: Evidence) -> bool:
             return evidence.letters is not None
         case CheckOfStream() | CheckOfEachStream():
             return evidence.events is not None
-        case CheckOfClients():
-            return evidence.client is not None
         case _:
             return True
 
@@ -96,8 +93,6 @@ def _whole(check: object, evidence: Evidence, *, quick: bool) -> Iterator[str]:
         case CheckOfStream(look=listen, letters=letters):
             ledger = evidence.letters if letters else evidence.events
             yield from listen(evidence, ledger) if ledger is not None else ()
-        case CheckOfClients(look=compare) if evidence.client is not None:
-            yield from compare(evidence, evidence.client)
         case _:
             pass
 

@@ -1,4 +1,4 @@
-"""Gather what is looked at: one snapshot of the database, and, where there are any, the streams' messages and a client's own record."""
+"""Hold what is looked at: one snapshot of the database and, where there are any, the messages of the streams."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from nats_taskflow.store.invariants.ledger import Ledger
 from nats_taskflow.store.sqlite import rows
 from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.wire.subjects import Subjects
-from tests.faults.client_record import ClientRecord
 
 REMEMBERED: Micros = 14 * 24 * 3600 * SECOND
 """How long a message is remembered at least, by default: twice `stream.max_age`."""
@@ -91,7 +90,6 @@ class Evidence:
         letters: Ledger | None = None,
         marks: Mapping[str, int] | None = None,
         taken: InboundProgress | None = None,
-        client: ClientRecord | None = None,
     ) -> None:
         database.text_factory = rows.legible
         self.database = database
@@ -101,7 +99,6 @@ class Evidence:
         self.events = events
         self.letters = letters
         self.taken = taken
-        self.client = client
         self._remembered = remembered
         self._marks = marks
 

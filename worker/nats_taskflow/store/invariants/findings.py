@@ -9,7 +9,7 @@ import msgspec
 
 from nats_taskflow.store.invariants.checking import Progress, Violation, looked_at, violations
 from nats_taskflow.store.invariants.evidence import Evidence
-from nats_taskflow.store.invariants.lives import count
+from nats_taskflow.store.invariants.histories import count
 from nats_taskflow.store.invariants.outbox import unpublished
 from nats_taskflow.store.invariants.table import INVARIANTS
 from nats_taskflow.units import rfc3339

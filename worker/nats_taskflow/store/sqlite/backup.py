@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from nats_taskflow.config.paths import whole
+from nats_taskflow.config.paths import resolve_or_refuse
 from nats_taskflow.errors import StoreRefused
 from nats_taskflow.files import partial_name, publish_file
 from nats_taskflow.store.sqlite.opening import APPLICATION_ID, refuse_newer
-from nats_taskflow.store.sqlite.place import checked
+from nats_taskflow.store.sqlite.place import check_place
 from nats_taskflow.store.sqlite.statements import statements
 
 _STEP = 1000
@@ -40,10 +40,10 @@ def back_up(database: str, copy: Path, *, force: bool = False) -> BackupResult:
     Raises `FileExistsError` where `copy` is there already and `force` is not given, or is the database itself; `StoreRefused` for a file
     that is no database of ours, is damaged, or cannot be copied.
     """
-    source = checked(database)
+    source = check_place(database)
     if not source.exists():
         raise StoreRefused(f"store.path: {source} does not exist: there is nothing to back up")
-    copy = whole(copy)
+    copy = resolve_or_refuse(copy)
     if copy in {source.with_name(source.name + part) for part in _PARTS}:
         raise FileExistsError(f"{copy} is the database itself: name another file")
     _refuse_existing(copy, "exists", force=force)

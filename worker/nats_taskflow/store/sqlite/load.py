@@ -155,7 +155,7 @@ class BatchLoader(Upkeep):
         for row in found:
             try:
                 held = rows.held(row)
-            except rows.Unreadable as bad:
+            except rows.UnreadableRow as bad:
                 self._log.error("held_reply_passed_over", why=str(bad))
                 continue
             if world.held_by_key(held.key) is None:
@@ -209,7 +209,7 @@ class BatchLoader(Upkeep):
         self._numbers[flow_id] = number
         try:
             world.flows[flow_id] = flow = rows.flow(row[1:])
-        except rows.Unreadable as bad:
+        except rows.UnreadableRow as bad:
             world.unreadable[flow_id] = str(bad)
             return
         if flow.cancel_requested:

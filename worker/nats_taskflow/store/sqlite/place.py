@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from nats_taskflow.config.paths import named, whole
+from nats_taskflow.config.paths import expand_or_refuse, resolve_or_refuse
 from nats_taskflow.errors import StoreRefused
 from nats_taskflow.files import check_own, check_unwritable
 from nats_taskflow.store.sqlite.opening import MEMORY
@@ -22,10 +22,10 @@ _MOUNT_POINT = 4
 """Which field of a mountinfo line names the mount point, counted from 0."""
 
 
-def checked(path: str) -> Path:
+def check_place(path: str) -> Path:
     """Return the real path of the database, or raise `StoreRefused` with what to change. Touches nothing."""
-    _check_links(named(path))
-    real = whole(path)
+    _check_links(expand_or_refuse(path))
+    real = resolve_or_refuse(path)
     if not real.parent.is_dir():
         message = f"store.path: the folder {real.parent} does not exist: create it, or set another path"
         raise StoreRefused(message)
@@ -73,7 +73,7 @@ def _check_links(path: Path) -> None:
     raise StoreRefused(f"store.path: {path} leads over more than {_MOST_LINKS} links, or in a circle: set another path")
 
 
-def placed(path: str) -> str:
+def absolute_path(path: str) -> str:
     """Return the absolute path, for people: what a relative one means depends on where the program was started."""
     return path if path == MEMORY else str(Path(path).expanduser().absolute())
 
@@ -84,10 +84,10 @@ def file_system(folder: Path) -> str:
         table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    return kind_in(table, str(folder))
+    return file_system_in(table, str(folder))
 
 
-def kind_in(table: str, folder: str) -> str:
+def file_system_in(table: str, folder: str) -> str:
     """Find the type of the longest mount point that holds `folder` (proc(5), mountinfo: `… mount-point … - type source …`)."""
     best, kind = -1, ""
     for line in table.splitlines():
@@ -102,7 +102,7 @@ def kind_in(table: str, folder: str) -> str:
     return kind
 
 
-def room_of(database: Path) -> dict[str, int]:
+def disk_room(database: Path) -> dict[str, int]:
     """Return the bytes of the database (`db`) and of its log (`wal`), and how many are left for this user on its disk (`free`)."""
     found = {}
     with contextlib.suppress(OSError):  # a figure that cannot be had is left out: the worker lives without it

@@ -23,7 +23,7 @@ _SPELLED = {member: member.value for kind in (FlowStatus, EventKind) for member 
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
-class Unreadable(ValueError):
+class UnreadableRow(ValueError):
     """A stored row does not say what it should; the message says where."""
 
 
@@ -43,9 +43,9 @@ def maybe(value: Any) -> str | None:
 
 
 def flow(row: Row) -> Flow:
-    """Return the flow of a row of `flows` (without `n`). Raises `Unreadable`."""
+    """Return the flow of a row of `flows` (without `n`). Raises `UnreadableRow`."""
     if row[19] is not None:
-        raise Unreadable(row[19])
+        raise UnreadableRow(row[19])
     try:
         loaded = Flow(
             id=row[0],
@@ -74,8 +74,19 @@ def flow(row: Row) -> Flow:
         loaded.__dict__["state_stored"] = row[8]
     except (ValueError, RecursionError) as bad:
         message = f"flow {row[0]}: {bad}"
-        raise Unreadable(message) from bad
+        raise UnreadableRow(message) from bad
     return loaded
+
+
+def flows(numbered: Sequence[Row]) -> list[tuple[int, Flow]]:
+    """Return the flows of the rows that can be read, each with its number, which its row begins with."""
+    readable = []
+    for row in numbered:
+        try:
+            readable.append((row[0], flow(row[1:])))
+        except UnreadableRow:
+            continue
+    return readable
 
 
 def flow_insert(n: int, it: Flow, due_us: int | None, key: str | None) -> tuple[Any, ...]:
@@ -96,7 +107,7 @@ def _present(it: Flow) -> tuple[Any, ...]:
 
 
 def event(row: Row) -> FlowEvent:
-    """Return the journal entry of a row. Raises `Unreadable`."""
+    """Return the journal entry of a row. Raises `UnreadableRow`."""
     try:
         return FlowEvent(
             flow_id=row[0],
@@ -115,14 +126,14 @@ def event(row: Row) -> FlowEvent:
         )
     except (ValueError, RecursionError) as bad:
         message = f"journal entry {row[0]}:{row[1]}: {bad}"
-        raise Unreadable(message) from bad
+        raise UnreadableRow(message) from bad
 
 
 def maybe_event(row: Row) -> FlowEvent | None:
     """Return the journal entry of a row, None where it cannot be read."""
     try:
         return event(row)
-    except Unreadable:
+    except UnreadableRow:
         return None
 
 
@@ -156,12 +167,12 @@ def step_upsert(n: int, it: FlowStep) -> tuple[Any, ...]:
 
 
 def held(row: Row) -> HeldReply:
-    """Return the held reply of a row. Raises `Unreadable`."""
+    """Return the held reply of a row. Raises `UnreadableRow`."""
     try:
         payload = _decode(row[3]) if row[3] else msgspec.UNSET
     except (ValueError, RecursionError) as bad:
         message = f"held reply for ({row[0]}, {row[1]}): {bad}"
-        raise Unreadable(message) from bad
+        raise UnreadableRow(message) from bad
     more = {"arrived_us": row[4], "expires_us": row[5], "key": row[6], "flow_id": row[7], "trace": row[8], "tenant": row[9]}
     return HeldReply(topic=row[0], correlation_id=row[1], event_id=row[2], payload=payload, **more)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from nats_taskflow.errors import StoreLocked
 from nats_taskflow.store.port import LostRace
-from nats_taskflow.store.records import AGAIN, Batch, FlowWrite
+from nats_taskflow.store.records import RETRY_DELAYS, Batch, FlowWrite
 from nats_taskflow.store.sqlite import rows
 from nats_taskflow.store.sqlite.load import BatchLoader, Sequences
 from nats_taskflow.wire.outcomes import EXPIRED
@@ -65,7 +65,7 @@ class SqliteTransaction(BatchLoader):
         )
         self._many("keep_end", [(number[end.flow_id], int(end.cascade), end.trace) for end in batch.unfinished])
         self._many("forget_end", [(number[flow_id],) for flow_id in batch.followed_up])
-        self._many("refuse_request", [(number[flow_id], wait_id, self._now, *AGAIN) for flow_id, wait_id, _ in batch.refused])
+        self._many("refuse_request", [(number[flow_id], wait_id, self._now, *RETRY_DELAYS) for flow_id, wait_id, _ in batch.refused])
         self._save_outgoing(batch)
         self._save_inbox(batch)
         self._many("insert_held", [rows.held_insert(held) for held in batch.held])

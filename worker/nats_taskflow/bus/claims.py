@@ -1,45 +1,45 @@
-"""Write into a consumer's metadata which database it serves, and refuse one that serves another (SEMANTICS O9). Pure.
+"""Claim a consumer for one database in its metadata, and refuse a consumer that serves another one (SEMANTICS O9). Pure.
 
-The lock of a database says nothing of a worker on another one, or on a copy: both would pull from one consumer, and each would decide half
-of every flow's messages.
+A database's lock does not keep out a worker on another database, or on a copy. Both would pull from one consumer, and each would decide
+half of every flow's messages.
 """
 
 from __future__ import annotations
 
-from nats_taskflow.bus.nats.stream_rules import Json
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec
+from nats_taskflow.bus.setting_rules import Json
 
 _PREFIX = "taskflow-"
 _UNKNOWN = "?"
 MEMORY = ":memory:"
-"""Where a database lies that is gone with its worker: it must not take a consumer over from one that stays, nor leave its name there."""
+"""The path of a database that ends with its worker: it must not claim a consumer."""
 
 
 def holder_in(config: Json) -> ClaimHolder | None:
-    """Return whose the consumer is, as far as its configuration says."""
+    """Return who claims the consumer; None where nobody does."""
     metadata = config.get("metadata") or {}
     fields = {name: str(metadata.get(_PREFIX + name, _UNKNOWN)) for name in ClaimHolder.__struct_fields__}
     return ClaimHolder(**fields) if metadata.get(_PREFIX + "database") else None
 
 
-def claimed(config: Json, holder: ClaimHolder | None) -> Json:
-    """Return the configuration with the holder's name in it; unchanged where there is nobody to name, or no more to say than is there.
+def with_claim(config: Json, holder: ClaimHolder | None) -> Json:
+    """Return the configuration with the holder's claim; the same object where nothing is to be added.
 
-    Where it is not known where the database lies, somebody else has written the claim, because the worker may not.
+    A claim without a path was written by `taskflow provision` for a worker that may not write it itself.
     """
     if holder is None or holder.store == MEMORY:
         return config
-    known = holder_in(config)
-    if known is not None and (known == holder or (known.database == holder.database and _UNKNOWN in (known.store, holder.store))):
+    present = holder_in(config)
+    if present is not None and (present == holder or (present.database == holder.database and _UNKNOWN in (present.store, holder.store))):
         return config
     ours = {_PREFIX + name: getattr(holder, name) for name in ClaimHolder.__struct_fields__}
     return {**config, "metadata": {**(config.get("metadata") or {}), **ours}}
 
 
 def refusal(source: ConsumerSpec, holder: ClaimHolder | None, info: Json) -> str | None:
-    """Say why a worker on this database may not pull from the consumer, or None: it is nobody's yet, or its own.
+    """Return why a worker on this database may not pull from the consumer; None where it may.
 
-    A copy has the same id. So has a database that was moved, and nobody pulls for that any more.
+    A copied database has the same id, and so has one that was moved. For the moved one nobody pulls any more.
     """
     other = holder_in(info["config"])
     if holder is None or other is None:
@@ -62,12 +62,12 @@ def refusal(source: ConsumerSpec, holder: ClaimHolder | None, info: Json) -> str
     )
 
 
-def rivals(source: ConsumerSpec, holder: ClaimHolder | None, info: Json) -> list[str]:
-    """Warn where somebody pulls before this worker does, and nobody has written down for which database."""
+def rival_warnings(source: ConsumerSpec, holder: ClaimHolder | None, info: Json) -> list[str]:
+    """Warn that somebody already pulls from a consumer that no database has claimed."""
     if holder is None or holder.store == _UNKNOWN or not info["num_waiting"] or holder_in(info["config"]) is not None:
         return []
-    remark = (
+    warning = (
         f"consumer {source.consumer} of stream {source.stream}: somebody else pulls from it. A second worker on a database of its own "
         "takes part of every flow's messages: stop one of them, or give each a NATS account of its own"
     )
-    return [remark]
+    return [warning]

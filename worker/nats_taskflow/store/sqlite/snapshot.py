@@ -1,4 +1,4 @@
-"""Open a database read-only from another process, as one consistent snapshot, whether a worker runs on it or not."""
+"""Read a database file from another process: as one consistent snapshot, or only which schema it has. A worker may run on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from nats_taskflow.config.paths import whole
+from nats_taskflow.config.paths import resolve_or_refuse
 from nats_taskflow.errors import StoreBroken, StoreRefused
 from nats_taskflow.store.sqlite.lock import holder
 from nats_taskflow.store.sqlite.opening import APPLICATION_ID, MEMORY, refuse_newer
@@ -28,15 +28,15 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def snapshot(place: str) -> Iterator[Snapshot]:
+def open_snapshot(place: str) -> Iterator[Snapshot]:
     """Open the database at `place` for reading, in one transaction. Raises `StoreRefused` with what to do; touches nothing."""
-    path = found(place)
+    path = find_database(place)
     database = sqlite3.connect(_uri(path), uri=True, isolation_level=None)
     try:
         try:
             for setting in _SETTINGS:
                 database.execute(f"PRAGMA {setting}")
-            _identified(path, database)
+            _refuse_older(path, _read_schema(path, database))
             database.execute("BEGIN")
             database.execute("SELECT value FROM meta").fetchone()  # the snapshot begins with the first read
         except sqlite3.OperationalError as bad:
@@ -53,11 +53,11 @@ def snapshot(place: str) -> Iterator[Snapshot]:
         database.close()
 
 
-def found(place: str) -> Path:
+def find_database(place: str) -> Path:
     """Return the real path of a database file. Raises `StoreRefused` where there is none."""
     if place == MEMORY:
         raise StoreRefused("store.path: a database in memory is gone with its worker: name a file")
-    path = whole(place)
+    path = resolve_or_refuse(place)
     if not path.is_file():
         raise StoreRefused(f"store.path: there is no file {path}: name the database with --db, or set store.path")
     return path
@@ -75,13 +75,29 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
-def _identified(path: Path, database: sqlite3.Connection) -> None:
-    """Make sure that the file is ours, and of the schema that the invariants are written for."""
+def schema_of(file: Path) -> int:
+    """Return which schema a closed or live database has. Raises `StoreRefused` for what is none of ours, or newer."""
+    database = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)
+    try:
+        return _read_schema(file, database)
+    except sqlite3.DatabaseError as bad:
+        raise StoreRefused(f"store.path: {file} is no SQLite database, or cannot be read ({bad})") from bad
+    finally:
+        database.close()
+
+
+def _read_schema(path: Path, database: sqlite3.Connection) -> int:
+    """Return which schema an open database has. Raises `StoreRefused` for what is none of ours, or newer."""
     identity = database.execute("PRAGMA application_id").fetchone()[0]
-    version = database.execute("PRAGMA user_version").fetchone()[0]
+    version: int = database.execute("PRAGMA user_version").fetchone()[0]
     if identity != APPLICATION_ID:
         raise StoreRefused(f"store.path: {path} is no taskflow database (application_id {identity:#x}): name another file")
     refuse_newer(path, version)
+    return version
+
+
+def _refuse_older(path: Path, version: int) -> None:
+    """Raise `StoreRefused` for a schema that the statements here are not written for."""
     if version < len(migrations()):
         raise StoreRefused(
             f"store.path: {path} has schema {version}, this program checks {len(migrations())}: "

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nats_taskflow.doors.http.bounds import BOUNDS, Bounds, RequestPace, peer_of
 from nats_taskflow.errors import ConfigError
+from nats_taskflow.http.bounds import BOUNDS, Bounds, RequestPace, peer_of
 
 if TYPE_CHECKING:
     import uvicorn
@@ -48,6 +49,20 @@ def place_of(listening: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def names_loopback(host: str) -> bool:
+    """Tell whether a Host header names this machine's loopback: `localhost`, 127.0.0.0/8 or `[::1]`, with or without a port."""
+    name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
+    return name.lower().rstrip(".") == "localhost" or is_loopback(name)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address is a loopback address; names other than `localhost` are not."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def make_http_server(
     app: Application, up: Callable[[], None], *, lifespan: bool = False, grace_seconds: int = 1, bounds: Bounds = BOUNDS
 ) -> uvicorn.Server:
@@ -57,7 +72,7 @@ def make_http_server(
     """
     import uvicorn  # noqa: PLC0415 - 90 ms that a worker with health off does not pay
 
-    from nats_taskflow.doors.http.connection import BoundedConnection  # noqa: PLC0415 - as above
+    from nats_taskflow.http.connection import BoundedConnection  # noqa: PLC0415 - as above
 
     class Embedded(uvicorn.Server):
         """A server in a process that handles its own signals: uvicorn would take SIGTERM away from the worker, then raise it again."""

@@ -1,11 +1,15 @@
-"""The client's port over NATS, by nats-py. What is promised stands in `nats_taskflow.client.transport`."""
+"""The client's port over NATS, by nats-py. What is promised stands in `nats_taskflow.client.transport`.
+
+The connection is made as the worker makes its own (`bus.nats`: options, dial, the patched client); `nats_reader` reads streams.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Self
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Self, TypeVar
 
+import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -14,12 +18,11 @@ from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NoStreamResponseError
 
 from nats_taskflow.bus.nats.client import PatchedClient
-from nats_taskflow.bus.nats.dial import hang_up
-from nats_taskflow.bus.nats.options import NatsOptions, reason
+from nats_taskflow.bus.nats.denials import DenialListeners
+from nats_taskflow.bus.nats.dial import dial, hang_up
+from nats_taskflow.bus.nats.options import NatsOptions, denied, nats_options, reason
 from nats_taskflow.client import kv
-from nats_taskflow.client.nats_consumer import ConsumerReader
-from nats_taskflow.client.nats_dial import dial, options_for
-from nats_taskflow.client.nats_permissions import Permissions
+from nats_taskflow.client.nats_reader import ConsumerReader, await_permitted
 from nats_taskflow.client.transport import (
     NO_HEADERS,
     Deliveries,
@@ -30,25 +33,46 @@ from nats_taskflow.client.transport import (
     NoAnswer,
     NotStored,
     PublishReceipt,
-    Serving,
+    Responder,
+    TransportError,
     TransportMessage,
-    Trouble,
 )
+from nats_taskflow.errors import Refusal
 from nats_taskflow.tasks import Errands
-from nats_taskflow.wire.headers import weight
+from nats_taskflow.wire.headers import MSG_ID, weight
+
+_T = TypeVar("_T")
+_RECONNECT_WAIT = 0.25
+
+
+def options_for(where: str | None, **fields: Any) -> NatsOptions:
+    """Return how to reach NATS. `where` is a URL (or several, comma separated), a context of the `nats` CLI, or None: as the settings say.
+
+    The settings are those of the command line: environment, `taskflow.toml`, context. `fields` replace those of `NatsOptions`. Raises
+    `Lost` with the sentence of the setting that cannot be right.
+    """
+    from nats_taskflow.config import load  # noqa: PLC0415 - a client that is given a connection needs no settings
+
+    flags = {} if where is None else {"nats.url" if ":" in where or "." in where else "nats.context": where}
+    try:
+        options = nats_options(load(flags).nats)
+    except Refusal as refusal:
+        raise Lost(str(refusal)) from refusal
+    return msgspec.structs.replace(options, **{name: value for name, value in fields.items() if value is not None})
 
 
 class NatsTransport:
-    """One NATS connection: made by `connect`, or one that exists already (then it is not closed, and what its credentials do not permit
-    looks like silence: its error callback is not ours).
+    """One NATS connection: opened by `connect`, or a nats-py client that exists already.
+
+    Such a client stays open, and what its credentials do not permit looks like silence: its error callback is not ours.
     """
 
     def __init__(self, client: Client, *, owned: bool = False) -> None:
         self._client = client
         self._owned = owned
-        self._permissions = Permissions()
+        self._denials: DenialListeners = []
         self._errands = Errands()
-        self._consuming = ConsumerReader(client, self._permissions)
+        self._reader = ConsumerReader(client, self._denials)
 
     @classmethod
     async def connect(cls, where: str | None = None, **options: Any) -> Self:
@@ -62,9 +86,12 @@ class NatsTransport:
     async def reach(cls, options: NatsOptions) -> Self:
         """Connect as the options say, for a program that has read its own settings. Raises `Lost` as `connect` does."""
         client = PatchedClient()
-        made = cls(client, owned=True)
-        await dial(client, options, made._on_error, made._on_up)
-        return made
+        transport = cls(client, owned=True)
+        try:
+            await dial(client, options, transport._on_error, reconnect_wait=_RECONNECT_WAIT, reconnected_cb=transport._on_up)
+        except Refusal as refusal:
+            raise Lost(str(refusal)) from refusal
+        return transport
 
     @property
     def max_payload(self) -> int:
@@ -73,16 +100,16 @@ class NatsTransport:
 
     @property
     def lossless(self) -> bool:
-        """A connection that breaks misses what is published meanwhile."""
+        """False: what is published while the connection is down is missed."""
         return False
 
     async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, timeout: float) -> TransportMessage:
-        """Ask once."""
+        """Request, once."""
         if flaw := self._too_large(body, headers):
             raise NoAnswer(flaw, nobody=True)
         try:
-            asking = self._client.request(subject, body, timeout=timeout, headers=dict(headers) or None)
-            return message_of(await self._permissions.needed(subject, asking))
+            request = self._client.request(subject, body, timeout=timeout, headers=dict(headers) or None)
+            return _message(await self._permitted(subject, request))
         except NoRespondersError:
             raise NoAnswer(f"nobody answers on {subject}", nobody=True) from None
         except ConnectionClosedError as closed:
@@ -91,13 +118,13 @@ class NatsTransport:
             raise NoAnswer(f"no answer on {subject} within {timeout:g} s ({reason(failed)})") from failed
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> PublishReceipt:
-        """Store once."""
-        said = {**headers, "Nats-Msg-Id": msg_id} if msg_id else dict(headers)
-        if flaw := self._too_large(body, said):
+        """Publish into a stream, once."""
+        headers = {**headers, MSG_ID: msg_id} if msg_id else dict(headers)
+        if flaw := self._too_large(body, headers):
             raise NotStored(flaw, refused=True)
         try:
-            storing = self._client.jetstream().publish(subject, body, timeout=timeout, headers=said)
-            stored = await self._permissions.needed(subject, storing)
+            publish = self._client.jetstream().publish(subject, body, timeout=timeout, headers=headers)
+            ack = await self._permitted(subject, publish)
         except NoStreamResponseError:
             raise NotStored(f"no stream takes {subject}", refused=True) from None
         except APIError as refused:
@@ -106,36 +133,36 @@ class NatsTransport:
             raise Lost("the connection to NATS is closed") from closed
         except (NatsError, OSError, TimeoutError) as failed:
             raise NotStored(f"{subject} was not confirmed within {timeout:g} s ({reason(failed)})") from failed
-        return PublishReceipt(stored.stream, stored.seq, bool(stored.duplicate))
+        return PublishReceipt(ack.stream, ack.seq, bool(ack.duplicate))
 
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, reply: str = "") -> None:
         """Publish."""
         if flaw := self._too_large(body, headers):
-            raise Trouble(flaw)
+            raise TransportError(flaw)
         try:
             await self._client.publish(subject, body, reply=reply, headers=dict(headers) or None)
         except (NatsError, OSError) as failed:
-            raise Trouble(f"{subject} could not be written: {reason(failed)}") from failed
+            raise TransportError(f"{subject} could not be written: {reason(failed)}") from failed
 
     def follow(self, subject: str, *, stream: str, after: int = 0) -> Messages:
-        """Read a stream, by ephemeral pull consumers without acknowledgements, each beginning where the last one broke."""
-        return self._consuming.follow(subject, stream, after)
+        """Read a stream through ephemeral pull consumers without acknowledgements, each beginning where the last one broke."""
+        return self._reader.follow(subject, stream, after)
 
     def consume(self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100) -> Deliveries:
         """Read a durable pull consumer."""
-        return self._consuming.consume(subject, stream, durable, ack_wait, at_most)
+        return self._reader.consume(subject, stream, durable, ack_wait, at_most)
 
     async def open_bucket(self, bucket: str, *, keep: float, timeout: float) -> None:
-        """Look for a bucket, and make it."""
+        """Make a bucket where it is missing."""
         try:
             await self.recall(bucket, "is-it-there", timeout=timeout)
             return
         except NoAnswer as missing:
             if not missing.nobody:
                 raise
-        making = self._client.jetstream(timeout=timeout).create_key_value(bucket=bucket, ttl=keep)
+        create = self._client.jetstream(timeout=timeout).create_key_value(bucket=bucket, ttl=keep)
         try:
-            await self._permissions.needed(f"$JS.API.STREAM.CREATE.{kv.stream_of(bucket)}", making)
+            await self._permitted(f"$JS.API.STREAM.CREATE.{kv.stream_name(bucket)}", create)
         except ConnectionClosedError as closed:
             raise Lost("the connection to NATS is closed") from closed
         except (NatsError, OSError, TimeoutError) as failed:
@@ -143,53 +170,52 @@ class NatsTransport:
 
     async def recall(self, bucket: str, key: str, *, timeout: float) -> bytes | None:
         """Read a key."""
-        answer = await self.request(kv.asked_at(bucket), kv.asking(bucket, key), timeout=timeout)
-        return kv.value_in(answer.body, bucket)
+        answer = await self.request(kv.read_subject(bucket), kv.read_request(bucket, key), timeout=timeout)
+        return kv.read_value(answer.body, bucket)
 
     async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
         """Write a key."""
-        await self.publish(kv.subject_of(bucket, key), value, msg_id="", timeout=timeout)
+        await self.publish(kv.key_subject(bucket, key), value, msg_id="", timeout=timeout)
 
-    async def serve(self, subject: str, handler: Callable[[TransportMessage], Awaitable[None]], *, queue: str = "") -> Serving:
+    async def serve(self, subject: str, handler: Callable[[TransportMessage], Awaitable[None]], *, queue: str = "") -> Responder:
         """Subscribe."""
 
         async def take(message: Msg) -> None:
-            """Give the message a task of its own: nats-py waits for the callback before it looks at the next message."""
-            self._errands.start(_call(handler, message_of(message)), subject)
+            """Handle the message in a task: nats-py waits for the callback before it looks at the next message."""
+            self._errands.start(_call(handler, _message(message)), subject)
 
-        return _Subscribed(self._client, await self._subscribe(subject, take, queue), subject)
+        return _Subscription(self._client, await self._subscribe(subject, take, queue), subject)
 
     async def open_inbox(self, take: Callable[[TransportMessage], None]) -> Inbox:
         """Subscribe to everything below a new inbox."""
 
         async def hand_over(message: Msg) -> None:
-            """Hand a message over."""
-            take(message_of(message))
+            take(_message(message))
 
         inbox = self._client.new_inbox()
-        return _Subscribed(self._client, await self._subscribe(f"{inbox}.*", hand_over, ""), inbox)
+        return _Subscription(self._client, await self._subscribe(f"{inbox}.*", hand_over, ""), inbox)
 
     async def close(self) -> None:
-        """Close, where the connection is ours."""
+        """Close the connection, unless it was given to us."""
         if self._owned and not self._client.is_closed:
             await hang_up(self._client)
 
     async def _subscribe(self, subject: str, take: Callable[[Msg], Awaitable[None]], queue: str) -> Subscription:
-        """Subscribe, and return once the server has read it and said nothing against it."""
+        """Subscribe, and return once the server has read it without objecting."""
         try:
             subscription = await self._client.subscribe(subject, queue=queue, cb=take)
             try:
-                await self._permissions.needed(subject, self._flushed())
+                await self._permitted(subject, self._flushed())
             except BaseException:
-                # nats-py would ask for it again with every new connection.
-                await _Subscribed(self._client, subscription, subject).close()
+                # nats-py would subscribe again with every new connection.
+                await _Subscription(self._client, subscription, subject).close()
                 raise
         except ConnectionClosedError as closed:
             raise Lost("the connection to NATS is closed") from closed
         return subscription
 
     async def _flushed(self) -> None:
-        """Return once the server has read everything written; while the connection is down, once it is back, for that subscribes again."""
+        """Return once the server has read everything written. While the connection is down: once it is back, and has subscribed again."""
         while True:
             try:
                 await self._client.flush()
@@ -200,21 +226,26 @@ class NatsTransport:
             except (NatsError, OSError):
                 await asyncio.sleep(0.1)
 
+    async def _permitted(self, subject: str, work: Coroutine[Any, Any, _T]) -> _T:
+        return await await_permitted(subject, work, self._denials)
+
     async def _on_error(self, error: Exception) -> None:
-        """Find out what a permission is missing for; must not raise, or nats-py stops reading."""
-        self._permissions.note(error)
+        """Tell the listeners which permission is missing; must not raise, or nats-py stops reading."""
+        if (missing := denied(str(error))) is not None:
+            for listener in tuple(self._denials):
+                listener(missing.subject)
 
     async def _on_up(self) -> None:
-        """Have pulls that were broken by the outage begin again at once."""
-        self._consuming.wake()
+        """Restart the pulls that the outage broke."""
+        self._reader.wake()
 
     def _too_large(self, body: bytes, headers: Headers) -> str:
-        """Say why the message cannot be sent: nats-py checks the body only, and the server hangs up for good."""
+        """Return why the message cannot be sent, or "". nats-py checks the body only, and the server would hang up for good."""
         size = len(body) + weight(headers)
         return f"the message has {size} bytes; the broker takes {self.max_payload}" if size > self.max_payload else ""
 
 
-class _Subscribed:
+class _Subscription:
     """A subscription that can be closed."""
 
     def __init__(self, client: Client, subscription: Subscription, subject: str) -> None:
@@ -229,14 +260,14 @@ class _Subscribed:
         try:
             await self._subscription.unsubscribe()
         except (NatsError, OSError, ValueError):
-            return  # it ended before us
+            return  # it has ended already
 
 
 async def _call(handler: Callable[[TransportMessage], Awaitable[None]], message: TransportMessage) -> None:
-    """Call a handler, as a coroutine that a task can take."""
+    """Call a handler as a coroutine, which a task needs."""
     await handler(message)
 
 
-def message_of(message: Msg) -> TransportMessage:
-    """Return a message as the port has it."""
+def _message(message: Msg) -> TransportMessage:
+    """Convert a core message."""
     return TransportMessage(subject=message.subject, body=message.data, headers=dict(message.headers or {}), reply=message.reply or "")

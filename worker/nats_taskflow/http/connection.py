@@ -10,7 +10,7 @@ from typing import cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from nats_taskflow.doors.http.bounds import BOUNDS, one_too_many, peer_of
+from nats_taskflow.http.bounds import BOUNDS, one_too_many, peer_of
 
 
 class _Deadline:

@@ -1,4 +1,4 @@
-"""Hold the connection to NATS: made when it is first needed, so that a client may start this server before NATS runs."""
+"""Connect to NATS at first use, so that the MCP server may start before NATS runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nats_taskflow.client.errors import Unavailable
 from nats_taskflow.client.flows import FlowClient
 from nats_taskflow.client.transport import Lost, Transport
 
-Dialling = Callable[[], Awaitable[Transport]]
+Dial = Callable[[], Awaitable[Transport]]
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """Whose flows these are: fixed when the server starts, for a model must not choose it."""
+    """Whose flows these are: fixed when the server starts, because a model must not choose it."""
 
     agent: str
     session: str = "main"
@@ -24,12 +24,12 @@ class Owner(msgspec.Struct, frozen=True):
         return f"agent:{self.agent}:session:{self.session}"
 
 
-class ClientSession:
-    """The owner's client. `dialling` makes a transport, or raises `Lost`; `patience`: seconds that a command is tried for."""
+class LazyClient:
+    """The owner's client, opened at first use. `dial` opens a transport or raises `Lost`; `patience`: seconds for a command's tries."""
 
-    def __init__(self, owner: Owner, dialling: Dialling, *, prefix: str = "taskflow", patience: float = 10.0) -> None:
+    def __init__(self, owner: Owner, dial: Dial, *, prefix: str = "taskflow", patience: float = 10.0) -> None:
         self.owner = owner
-        self._dialling = dialling
+        self._dial = dial
         self._prefix = prefix
         self._patience = patience
         self._opening: asyncio.Task[FlowClient] | None = None
@@ -38,7 +38,7 @@ class ClientSession:
         """Return the client, connected. Raises `Unavailable` where NATS cannot be reached, `Forbidden` where the inbox may not be used."""
         if self._opening is None or (self._opening.done() and (self._opening.cancelled() or self._opening.exception() is not None)):
             self._opening = asyncio.ensure_future(self._open())
-        # Shielded: several calls wait for one connection, and one that is cancelled must not take it from the others.
+        # Shielded: several calls wait for one connection, and the cancellation of one must not take it from the others.
         return await asyncio.shield(self._opening)
 
     async def drop(self) -> None:
@@ -56,7 +56,7 @@ class ClientSession:
     async def _open(self) -> FlowClient:
         """Connect."""
         try:
-            transport = await self._dialling()
+            transport = await self._dial()
         except Lost as lost:
             raise Unavailable(f"{lost}; is it running? `taskflow dev` starts a worker with NATS") from lost
         flows = FlowClient(transport, agent=self.owner.agent, session=self.owner.session, prefix=self._prefix, patience=self._patience)

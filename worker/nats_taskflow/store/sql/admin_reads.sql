@@ -74,7 +74,7 @@ FROM waiters AS w INDEXED BY waiters_open CROSS JOIN flows AS f
 WHERE w.topic = ?1 AND w.open = 1 AND f.n = w.flow ORDER BY w.flow LIMIT ?2;
 
 -- What a flow has waited for: its waits stay after they are over.
--- name: waited_for
+-- name: awaited_pairs
 SELECT w.topic, w.correlation_id FROM flows AS f CROSS JOIN waiters AS w
 WHERE f.id = ?1 AND w.flow = f.n ORDER BY w.wait_id DESC, w.leaf LIMIT ?2;
 
@@ -101,11 +101,11 @@ FROM held INDEXED BY held_by_correlation WHERE correlation_id = ?4 AND n > ?1 OR
 SELECT n, topic, correlation_id, event_id, CAST(payload_json AS BLOB), arrived_us, expires_us, key, flow_id, trace, tenant
 FROM held WHERE n = ?1;
 
--- name: came
+-- name: received_replies
 SELECT key, outcome, source, source_seq, at_us FROM inbox
 WHERE scope = 'reply' AND key >= ?1 AND key < ?2 AND key IS NOT NULL ORDER BY key DESC LIMIT ?3;
 
--- name: letter_at
+-- name: letter_number
 SELECT n FROM dead_letters WHERE stream = ?1 AND seq = ?2 AND seq IS NOT NULL ORDER BY n DESC LIMIT 1;
 
 -- So many at a time, in the order of their index; where one slice ends, the next begins.

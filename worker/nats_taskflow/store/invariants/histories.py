@@ -38,7 +38,7 @@ class _Beside:
                 yield row
 
 
-def lives(evidence: Evidence) -> Iterator[FlowHistory]:
+def read_histories(evidence: Evidence) -> Iterator[FlowHistory]:
     """Give every flow with all that hangs on it, in the order they were started."""
     journal, waiters, told = (_Beside(iter(evidence.rows(sql))) for sql in (_JOURNAL, _WAITERS, _TOLD))
     for row in evidence.rows(_FLOWS):
@@ -69,7 +69,7 @@ def _flow(row: Any) -> tuple[Flow | None, str]:
     """Return the flow of a row, or why it cannot be read."""
     try:
         return rows.flow(row[1:21]), ""
-    except rows.Unreadable as bad:
+    except rows.UnreadableRow as bad:
         return None, str(bad)
 
 
@@ -77,7 +77,7 @@ def _entry(flow_id: str, row: Any) -> Entry:
     """Return a journal entry."""
     try:
         event = rows.event((flow_id, *row[2:]))
-    except rows.Unreadable as bad:
+    except rows.UnreadableRow as bad:
         return Entry(row[1], row[2], None, str(bad))
     payload: Any = event.payload
     if not isinstance(payload, dict):

@@ -1,4 +1,4 @@
-"""Get loggers without loading structlog before something is logged: a command that asks one question logs nothing."""
+"""Load structlog at the first log call, not at import: a command that asks one question logs nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _configure: list[Callable[[], None]] = []
 
 
 def configure_at_first_use(configure: Callable[[], None]) -> None:
-    """Have logging configured when something is logged, not now."""
+    """Call `configure` before the first log call."""
     _configure.append(configure)
 
 
 class Logger:
-    """One of structlog's loggers, made when it is used."""
+    """A structlog logger that is made when it is used."""
 
     def __getattr__(self, name: str) -> Any:
         """Return a method of the logger: `info`, `warning`, …"""
