@@ -8,9 +8,8 @@ import click
 
 from docs.generate.markdown import BY_HAND, page_of
 from nats_taskflow.cli import exit_codes, taskflow
+from nats_taskflow.cli.command import AskCommand, ReadCommand, SettingsCommand
 from nats_taskflow.cli.help_examples import EXAMPLES
-from nats_taskflow.cli.options import SettingsCommand
-from nats_taskflow.cli.session import AskCommand, ReadCommand
 
 _HEAD = f"""# The command line
 
@@ -22,7 +21,7 @@ help says `JSON|-`. On a terminal, tables shorten ids to their last 8 digits; el
 
 Commands that ask a worker do so over NATS, with the settings of `taskflow run` ([file, environment, flags, contexts](configuration.md)).
 These options may also come before the command (`taskflow -s URL waits`). Commands that only read take `--db FILE` where no worker runs.
-Every intervention needs `--reason`; the journal keeps it, with `operator:<--as>`.
+Every intervention needs `--reason`; the journal keeps it, with `operator:<--operator>`.
 """
 
 

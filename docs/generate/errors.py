@@ -93,7 +93,7 @@ def _lines() -> Iterator[str]:
     """Give the page's lines."""
     yield _HEAD
     kinds = sorted(FlowError.__subclasses__(), key=lambda kind: kind.http)
-    rows = ((code(k.code), str(k.http), cell(prose(k)), _ADVICE[k.code], str(exit_codes.of_error(k.code))) for k in kinds)
+    rows = ((code(k.code), str(k.http), cell(prose(k)), _ADVICE[k.code], str(exit_codes.for_error(k.code))) for k in kinds)
     yield from table(("code", "like HTTP", "when", "what to do", "exit"), rows)
     yield from ("## Outcomes of messages", "", "Every message that a stream delivered has exactly one, stored with it.", "")
     yield from table(("outcome", "what became of the message"), ((code(name), _OUTCOMES[name]) for name in get_args(OutcomeName)))

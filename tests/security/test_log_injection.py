@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nats_taskflow.cli import errors_as_exit_codes
-from nats_taskflow.cli.exit_codes import Failed
+from nats_taskflow.cli.exit_codes import CommandFailed
 from nats_taskflow.config import LogConfig
 from nats_taskflow.engine.mint import IdMint
 from nats_taskflow.errors import BusLost, FlowError, InvalidRequest
@@ -104,7 +104,7 @@ def test_a_traceback_on_a_terminal_has_lines_but_nothing_else_that_moves_the_cur
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_refusal_at_the_start_is_one_printable_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(Failed) as failed, errors_as_exit_codes():
+    with pytest.raises(CommandFailed) as failed, errors_as_exit_codes():
         raise BusLost(f"the server said {text.encode('utf-8', 'replace').decode()} and hung up")
     failed.value.show()
     told = capsys.readouterr().err

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from nats_taskflow.bus.nats.server import find_server
 from nats_taskflow.cli import dev_folder, taskflow
+from nats_taskflow.cli.command import SettingsCommand
 from nats_taskflow.cli.help_examples import EXAMPLES
-from nats_taskflow.cli.options import SettingsCommand
 from nats_taskflow.client import FlowClient, Lost
 from nats_taskflow.config import load, parsers, settings
 from nats_taskflow.config.setting import GuardedSetting

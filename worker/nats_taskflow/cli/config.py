@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.command import Group
-from nats_taskflow.cli.options import SettingsCommand, load_config
+from nats_taskflow.cli.command import Group, SettingsCommand
+from nats_taskflow.cli.options import form_option, load_config
 
 
 @click.group(cls=Group)
@@ -18,7 +18,7 @@ def config() -> None:
 
 @config.command(cls=SettingsCommand)
 @click.option("--origin", is_flag=True, help="Also say where each value came from.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
+@form_option
 def show(*, origin: bool, output: str, **arguments: Any) -> None:
     """Print every setting as it is in force, in the form of the configuration file; secrets are masked."""
     from nats_taskflow.config import describe_settings

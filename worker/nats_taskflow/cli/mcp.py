@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nats_taskflow.cli.options import CLIENT, SettingsCommand, load_config
+from nats_taskflow.cli.command import ConnectionCommand
+from nats_taskflow.cli.identity import split_owner
+from nats_taskflow.cli.options import load_config
 
 if TYPE_CHECKING:
     from nats_taskflow.client.mcp.lazy_client import Owner
     from nats_taskflow.client.mcp.serving import HttpEndpoint
     from nats_taskflow.config import Secret
 
-_OWNER = re.compile(r"\Aagent:([^:]+):session:(.+)\Z")
 
-
-class McpCommand(SettingsCommand):
-    """A command that takes the settings of the connection."""
-
-    sections = CLIENT
-
-
-@click.command(cls=McpCommand)
+@click.command(cls=ConnectionCommand)
 @click.option("--owner", metavar="KEY", help="Whose flows: agent:<agent>:session:<session>. The model cannot choose it.")
 @click.option("--agent", metavar="NAME", help="The same in two parts: the agent ...")
-@click.option("--session", metavar="ID", help="... and its session; main where not given.")
+@click.option("--session", "session_id", metavar="ID", help="... and its session; main where not given.")
 @click.option(
     "--http", "bind", metavar="HOST:PORT", help="Serve streamable HTTP at /mcp instead of stdin and stdout; port 0 for a free one."
 )
@@ -46,7 +39,7 @@ def mcp(*, split_tools: bool, require_keys: bool, **arguments: Any) -> None:
 
     A client starts it: `claude mcp add taskflow -- taskflow mcp --agent kate`. Needs `pip install 'nats-taskflow[mcp]'`.
     """
-    owner = _owner(arguments["owner"], arguments["agent"], arguments["session"])
+    owner = _owner(arguments["owner"], arguments["agent"], arguments["session_id"])
     patience = _seconds(arguments["patience"])
     serve = _serving()
     http = _http(arguments)
@@ -73,7 +66,7 @@ def _serving() -> Any:
     return serve
 
 
-def _owner(key: str | None, agent: str | None, session: str | None) -> Owner:
+def _owner(key: str | None, agent: str | None, session_id: str | None) -> Owner:
     """Return whose flows these are. Raises a usage error."""
     import msgspec
 
@@ -84,14 +77,14 @@ def _owner(key: str | None, agent: str | None, session: str | None) -> Owner:
     if (key is None) == (agent is None):
         raise click.UsageError("say whose flows: --agent NAME [--session ID], or --owner agent:<agent>:session:<session>")
     if key is not None:
-        found = _OWNER.match(key)
-        if found is None or session is not None:
+        parts = split_owner(key)
+        if parts is None or session_id is not None:
             raise click.UsageError("--owner takes agent:<agent>:session:<session>, and then there is no --session")
-        agent, session = found[1], found[2]
+        agent, session_id = parts
     if not is_token(agent or ""):
         raise click.UsageError(f"an agent's name has 1 to 63 characters of A-Z a-z 0-9 _ -, not {agent!r}")
     try:
-        return Owner(agent or "", msgspec.convert(session or "main", SessionId))
+        return Owner(agent or "", msgspec.convert(session_id or "main", SessionId))
     except msgspec.ValidationError:
         raise click.UsageError("a session has 1 to 128 characters without control characters") from None
 

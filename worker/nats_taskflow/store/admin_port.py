@@ -14,7 +14,8 @@ from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply, Pair
 from nats_taskflow.store.records import DeadLetter, Page
 from nats_taskflow.units import Micros
-from nats_taskflow.wire.admin_answers import InterventionShown, LetterShown, SetAsideFlow, WaiterShown
+from nats_taskflow.wire.admin_answers import InterventionShown, SetAsideFlow, WaiterShown
+from nats_taskflow.wire.admin_letters import LetterShown
 
 LOOK = 5000
 """How many flows one page looks at."""

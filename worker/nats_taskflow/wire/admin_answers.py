@@ -1,4 +1,4 @@
-"""Shape what operators are answered: flows across owners, waits, held replies, dead letters, figures. Times are RFC 3339 UTC."""
+"""Shape what operators are answered: flows across owners, waits, held replies, figures. Times are RFC 3339 UTC."""
 
 from __future__ import annotations
 
@@ -9,13 +9,8 @@ from msgspec import UNSET, UnsetType
 
 from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.units import rfc3339
-from nats_taskflow.wire.answers import CancelledChildren, FlowShown, show_wait
-
-
-class AdminAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What every answer begins with."""
-
-    ok: bool = True
+from nats_taskflow.wire.admin_letters import LetterAnswer, LettersAnswer, LettersDone
+from nats_taskflow.wire.answers import AdminAnswer, CancelledChildren, FlowShown, show_wait
 
 
 class SetAsideFlow(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,70 +158,6 @@ class InterventionAnswer(AdminAnswer, frozen=True, kw_only=True):
     cancelled_children: CancelledChildren | UnsetType = UNSET
 
 
-class GroupShown(msgspec.Struct, frozen=True, kw_only=True):
-    """Dead letters of one reason and origin."""
-
-    reason: str
-    subject: str
-    count: int
-    replayed: int
-    first_at: str
-    last_at: str
-
-
-class LetterShown(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter. `text` is its body where that is UTF-8, else `base64`; both only in `show`."""
-
-    number: int
-    reason: str
-    message: str
-    subject: str
-    stream: str
-    seq: int | None
-    at: str
-    bytes: int
-    replays: int
-    replayed_at: str | None
-    replayed_by: str | None
-    headers: dict[str, str] | UnsetType = UNSET
-    text: str | UnsetType = UNSET
-    base64: str | UnsetType = UNSET
-
-
-class LettersAnswer(AdminAnswer, frozen=True, kw_only=True):
-    """The answer to `dlq` `list`: groups, or letters, oldest first."""
-
-    groups: list[GroupShown] | UnsetType = UNSET
-    letters: list[LetterShown] | UnsetType = UNSET
-    next_cursor: str | None = None
-
-
-class LetterAnswer(AdminAnswer, frozen=True, kw_only=True):
-    """The answer to `dlq` `show`."""
-
-    letter: LetterShown
-
-
-class Unreplayed(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter that could not be published again, and why."""
-
-    number: int
-    why: str
-
-
-class LettersDone(AdminAnswer, frozen=True, kw_only=True):
-    """The answer to `dlq` `replay` and `purge`: the letters it was done to (with `dry_run`: would be), and those it failed on.
-
-    `up_to`: the newest letter there was when the first request came; say it again with `cursor`.
-    """
-
-    done: list[int]
-    failed: list[Unreplayed]
-    dry_run: bool
-    up_to: int
-    next_cursor: str | None = None
-
-
 class MostUsed(msgspec.Struct, frozen=True, kw_only=True):
     """The agent whose flows take most of what a quota bounds."""
 
@@ -249,7 +180,7 @@ class StatsAnswer(AdminAnswer, frozen=True, kw_only=True):
     unpublished: dict[str, int]
     outgoing: dict[str, int]
     epoch: int
-    most: dict[str, MostUsed] = {}
+    most: dict[str, MostUsed] = msgspec.field(default_factory=dict)
 
 
 class PruneAnswer(AdminAnswer, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ _OURS = ("nats-", "taskflow-", CORRELATION_ID.lower(), TRACEPARENT)
 _WHO = "from"  # what delegates that know nothing of us may take for the name of who asks
 
 
-def build_delegation(request: wire.DelegateRequest, caller: flow.Caller, origin: Origin) -> flow.DelegateFlow:
+def build_delegation(request: wire.DelegateCommand, caller: flow.Caller, origin: Origin) -> flow.DelegateFlow:
     """Build the command. Raises `InvalidRequest` for a target or header that is not the caller's to choose."""
     for name, subject in (("to", request.to), ("cancel_to", request.cancel_to)):
         if subject is not None:
@@ -195,7 +195,7 @@ _BUILD: dict[type[wire.Request], Callable[[Any, flow.Caller, Origin], flow.Stimu
     wire.Run: _run,
     wire.Advance: _advance,
     wire.Wait: _wait,
-    wire.DelegateRequest: build_delegation,
+    wire.DelegateCommand: build_delegation,
     wire.Resume: _resume,
     wire.Finish: _finish,
     wire.Fail: _fail,

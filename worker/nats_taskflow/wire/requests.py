@@ -82,7 +82,7 @@ class Wait(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown
     wait_condition: Object
 
 
-class DelegateRequest(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class DelegateCommand(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Send a request to a delegate and wait for its reply, atomically (SEMANTICS 5)."""
 
     to: Subject
@@ -203,7 +203,7 @@ COMMANDS: dict[str, type[Request]] = {
     "run": Run,
     "advance": Advance,
     "wait": Wait,
-    "delegate": DelegateRequest,
+    "delegate": DelegateCommand,
     "resume": Resume,
     "finish": Finish,
     "fail": Fail,

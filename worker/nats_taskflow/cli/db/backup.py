@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.command import SettingsCommand
 from nats_taskflow.cli.dev_folder import load_with_database
-from nats_taskflow.cli.options import SettingsCommand
 from nats_taskflow.text import counted
 
 

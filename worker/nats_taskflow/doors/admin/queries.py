@@ -16,7 +16,7 @@ from nats_taskflow.flow.model import Flow
 from nats_taskflow.store.admin_port import DeadLetterFilter, DeadLetterGroup, FlowFilter
 from nats_taskflow.store.port import Reads
 from nats_taskflow.units import Micros, rfc3339
-from nats_taskflow.wire import admin_answers, admin_requests, outcomes
+from nats_taskflow.wire import admin_answers, admin_letters, admin_requests, outcomes
 from nats_taskflow.wire.admin_answers import show_held, show_owned_wait
 from nats_taskflow.wire.admin_requests import AdminRequest
 from nats_taskflow.wire.answers import show_flow
@@ -164,20 +164,20 @@ class Queries:
         """Count dead letters, or list them."""
         if request.grouped:
             groups = await self._reads.letter_groups(_GROUPS, self._before(request.older_than))
-            return _ENCODE(admin_answers.LettersAnswer(groups=first_that_fit(_show_groups(groups, request, self._subjects), self._room())))
+            return _ENCODE(admin_letters.LettersAnswer(groups=first_that_fit(_show_groups(groups, request, self._subjects), self._room())))
         filters = DeadLetterFilter(
             reason=request.letter_reason, subject=request.subject, before=self._before(request.older_than), replayed=request.replayed
         )
         page = await self._reads.letters(filters, limit=request.limit, after=read_number(request.cursor))
         letters, cursor = cut_page(page.rows, page.next, self._room())
-        return _ENCODE(admin_answers.LettersAnswer(letters=letters, next_cursor=cursor))
+        return _ENCODE(admin_letters.LettersAnswer(letters=letters, next_cursor=cursor))
 
     async def _letter(self, request: admin_requests.LettersShow) -> bytes:
         """Show a dead letter whole."""
         letter = await self._reads.letter(request.number)
         if letter is None:
             raise NotFound(f"there is no dead letter {request.number}", number=request.number)
-        return _ENCODE(admin_answers.LetterAnswer(letter=letter))
+        return _ENCODE(admin_letters.LetterAnswer(letter=letter))
 
     async def _stats(self, _asked: admin_requests.Stats) -> bytes:
         """Report the figures of the whole database."""
@@ -239,7 +239,7 @@ def _counts_of(kind: str, counts: Mapping[str, int]) -> dict[str, int]:
 
 def _show_groups(
     groups: Sequence[DeadLetterGroup], request: admin_requests.LettersList, subjects: Subjects
-) -> Iterator[admin_answers.GroupShown]:
+) -> Iterator[admin_letters.GroupShown]:
     """Count by reason and subject, a built-in reply topic's correlation ids together; the largest group first."""
     merged: dict[tuple[str, str], DeadLetterGroup] = {}
     for group in groups:
@@ -250,7 +250,7 @@ def _show_groups(
         key = (group.reason, subject)
         merged[key] = merged[key].plus(group) if key in merged else msgspec.structs.replace(group, subject=subject)
     for group in sorted(merged.values(), key=lambda group: -group.count):
-        yield admin_answers.GroupShown(
+        yield admin_letters.GroupShown(
             reason=group.reason,
             subject=group.subject,
             count=group.count,

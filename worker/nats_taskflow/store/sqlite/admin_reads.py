@@ -28,7 +28,8 @@ from nats_taskflow.store.sqlite import admin_rows, rows
 from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.store.sqlite.steps import PAGE_BYTES, FetchedRows
 from nats_taskflow.units import Micros
-from nats_taskflow.wire.admin_answers import InterventionShown, LetterShown, SetAsideFlow, WaiterShown
+from nats_taskflow.wire.admin_answers import InterventionShown, SetAsideFlow, WaiterShown
+from nats_taskflow.wire.admin_letters import LetterShown
 
 _DUE_COUNTED = 10_000
 _FIRST = (-(2**62), 0)

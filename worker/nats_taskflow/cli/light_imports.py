@@ -1,4 +1,4 @@
-"""Load libraries without the parts of them that this program, or the command that runs, does not use."""
+"""Import libraries without the parts that this program, or the command that runs, does not use."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from types import ModuleType
 
 @contextmanager
 def _without(module: str) -> Iterator[None]:
-    """Have imports meanwhile find that a module is not installed; afterwards it is as it was, loaded or not."""
+    """Let imports meanwhile find a module not installed; afterwards it is as before, loaded or not."""
     absent = object()
     before = sys.modules.get(module, absent)
-    sys.modules[module] = None  # type: ignore[assignment]  # the import system's way to say that there is none
+    sys.modules[module] = None  # type: ignore[assignment]  # how the import system knows that there is none
     try:
         yield
     finally:
         if before is absent:
             del sys.modules[module]
         else:
-            sys.modules[module] = before  # type: ignore[assignment]  # what was there
+            sys.modules[module] = before  # type: ignore[assignment]  # what stood there
 
 
-def load_structlog() -> None:
-    """Import structlog as where rich is not installed: a sixth of what the worker takes to start, and 5 MiB, is rich and pygments."""
+def import_structlog() -> None:
+    """Import structlog as if rich were not installed: rich and pygments are a sixth of the worker's start, and 5 MiB."""
     if "structlog" not in sys.modules:
         with _without("rich"):
             import structlog  # noqa: F401 - for its effect
 
 
-class _Deferred:
-    """A finder of one module, which has it loaded when something of it is used."""
+class _LazyFinder:
+    """Finds one module, and loads it when something of it is used."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def find_spec(self, name: str, path: Sequence[str] | None, _target: ModuleType | None = None) -> ModuleSpec | None:
-        """Find the module as usual, and make its loader a lazy one."""
+        """Find the module as usual, with a lazy loader."""
         if name != self._name:
             return None
         spec = PathFinder.find_spec(name, path)
@@ -48,13 +48,13 @@ class _Deferred:
         return spec
 
 
-def load_nats() -> None:
-    """Import nats-py's client for a connection that lives for a moment: half of what it loads is not used by most commands.
+def import_nats() -> None:
+    """Import nats-py's client for a connection of a moment: most commands do not use half of what it loads.
 
-    JetStream is loaded when it is used. The version of the library, which it tells the server, is not looked up (it says 0.0.0): that
-    would load a mail parser, and read what is installed.
+    JetStream is loaded when it is used. The library's version, which it tells the server, is not looked up (it says 0.0.0): that would
+    load a mail parser, and read what is installed.
     """
     if "nats.aio.client" not in sys.modules:
-        sys.meta_path.insert(0, _Deferred("nats.js"))
+        sys.meta_path.insert(0, _LazyFinder("nats.js"))
         with _without("importlib.metadata"):
             import nats.aio.client  # noqa: F401 - for its effect
