@@ -173,7 +173,7 @@ PACKAGE = ROOT / "worker" / "nats_taskflow"
 TOPS = ("worker", "tests", "deploy", "docs", "schemas", "examples", "bench")
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name.isalpha())
 NAMED = re.compile(
-    rf"`((?:{'|'.join(TOPS)})/[\w./-]*|(?:{'|'.join(ROOMS)})/[\w./-]*(?:/|\.\w+)|(?:app|errors|units)\.py)`",
+    rf"`((?:{'|'.join(TOPS)})/[\w./-]*|(?:{'|'.join(ROOMS)})/[\w./-]*(?:/|\.\w+)|(?:app|wiring|errors|units)\.py)`",
 )
 
 
