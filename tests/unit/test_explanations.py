@@ -201,6 +201,11 @@ def test_every_name_that_a_page_gives_behind_a_file_is_in_it(page: str) -> None:
     assert missing == []
 
 
+def test_the_page_on_architecture_has_every_room() -> None:
+    rooms = re.findall(r"^\| `(\w+)/` \|", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rooms) == ROOMS
+
+
 def test_every_page_is_in_the_index_under_the_one_kind_that_it_is() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     kinds: dict[str, set[str]] = {path.name: set() for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"}
