@@ -24,7 +24,7 @@ _ROOMS: tuple[tuple[str, ModuleType, tuple[str, ...]], ...] = (
     ("Flows", client, ("FlowClient", "Flow", "CommandOutcome", "Resumed", "Event")),
     ("What a flow can wait for", client, ("reply", "timer", "manual", "ended", "any_of", "all_of", "at_least")),
     ("The agent's loop", client, ("Agent",)),
-    ("Delegates", client, ("serve_delegate", "Delegate", "DelegateRequest", "DelegateError")),
+    ("Delegates", client, ("serve_delegate", "Delegate", "DelegateCall", "DelegateError")),
     ("Scripts without asyncio", client, ("flows_sync", "FlowClientSync", "FlowSync")),
     ("Other connections", client, ("Transport", "Lost", "NotPermitted")),
     (

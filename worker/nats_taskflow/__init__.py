@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nats_taskflow.client import (
         Agent,
-        Asked,
+        DelegateCall,
         DelegateError,
-        DelegateRequest,
         Event,
         Flow,
         FlowClient,
@@ -41,9 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agent",
-    "Asked",
+    "DelegateCall",
     "DelegateError",
-    "DelegateRequest",
     "Event",
     "Flow",
     "FlowClient",

@@ -1,4 +1,4 @@
-"""Say what connections and requests, of one peer and of all, may take of a server, and who has to go where there are too many."""
+"""Bound what connections and requests may take, of one peer and of all, and choose which connection goes when there are too many."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _PEERS_REMEMBERED = 1000
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What connections may take. Where there are too many, those that ask for nothing go first, the oldest first."""
+    """What connections may take. When there are too many, idle ones go first, the oldest first."""
 
     connections: int = 256
     """All together."""
     of_peer: int = 200
-    """Of one peer (`peer_of`): the rest is for others."""
+    """Of one peer (`peer_of`): the others are for other peers."""
     request_seconds: float = 10.0
-    """From the first to the last byte of a request, or from the connection's begin."""
+    """For a whole request, from its first byte, or from the beginning of the connection."""
     answer_seconds: float = 10.0
-    """For the reading of an answer that is larger than what is buffered on its way."""
+    """For a client to read an answer that is larger than the buffers on its way."""
     idle_seconds: int = 5
     """Between two requests of a connection."""
     requests_a_second: float = 100.0
-    """Of one peer; who asks more often waits, after as many at once."""
+    """Of one peer, after a burst of as many at once; one that asks more often waits."""
     all_a_second: float = 400.0
-    """Of all peers together: as many as one gets that asks on all its connections, and waits each time."""
+    """Of all peers together: as many as one peer gets on all its connections when it waits each time."""
     longest_wait: float = 0.5
-    """Seconds: a probe from the address of somebody who asks for ever gets its answer all the same."""
+    """Seconds: a probe from the address of a client that never stops asking is still answered."""
 
 
 BOUNDS = Bounds()
@@ -39,7 +39,7 @@ BOUNDS = Bounds()
 
 @lru_cache(_PEERS_REMEMBERED)
 def peer_of(address: str) -> str:
-    """Return whom an address counts with: all of loopback is one machine, and so is a /64 of IPv6, for one machine has that many."""
+    """Return the peer that an address belongs to: loopback is one peer, and so is a /64 of IPv6, which one machine has for itself."""
     try:
         ip = ip_address(address)
     except ValueError:
@@ -52,32 +52,32 @@ def peer_of(address: str) -> str:
 
 
 class Peer(Protocol):
-    """A connection, as far as it matters for who may stay."""
+    """What decides whether a connection may stay."""
 
     peer: str
     since: float
 
     @property
     def asks(self) -> bool:
-        """Whether a whole request is there that has no whole answer yet."""
+        """Whether a request came whole and is not answered yet."""
 
 
 P = TypeVar("P", bound=Peer)
 
 
 def one_too_many(connections: Collection[P], newest: P, bounds: Bounds) -> P | None:
-    """Return who has to go where there are too many: of the peer with too many, or with most. None where there is room."""
-    if sum(one.peer == newest.peer for one in connections) > bounds.of_peer:
+    """Return the connection that has to go: of a peer with too many, else of the peer with most. None while there is room."""
+    if sum(connection.peer == newest.peer for connection in connections) > bounds.of_peer:
         peer = newest.peer
     elif len(connections) > bounds.connections:
-        ((peer, _),) = Counter(one.peer for one in connections).most_common(1)
+        ((peer, _),) = Counter(connection.peer for connection in connections).most_common(1)
     else:
         return None
-    return min((one for one in connections if one.peer == peer), key=lambda one: (one.asks, one.since))
+    return min((each for each in connections if each.peer == peer), key=lambda connection: (connection.asks, connection.since))
 
 
 class RequestPace:
-    """Says how long each peer has to wait for its turn, so that none takes the loop for itself (GCRA: as many at once as in a second)."""
+    """The rate limit of each peer, so that none takes the loop for itself (GCRA; the burst is the requests of one second)."""
 
     def __init__(self, a_second: float, longest: float) -> None:
         self._interval = 1 / a_second
@@ -89,7 +89,7 @@ class RequestPace:
         """Count a request of this peer, and return the seconds after which it is answered."""
         due = max(self._due.get(peer, now), now)
         if len(self._due) > _PEERS_REMEMBERED:
-            self._due = {one: when for one, when in self._due.items() if when > now}
+            self._due = {other: at for other, at in self._due.items() if at > now}
         wait = min(max(due - now - self._burst, 0.0), self._longest)
         self._due[peer] = now + min(due - now, self._burst + self._longest) + self._interval
         return wait

@@ -1,6 +1,6 @@
-"""Be an HTTP connection that can keep nobody else out: it says what it wants, and takes the answer, in time.
+"""Close an HTTP connection that does not send its request, or read its answer, in time: it would keep others out.
 
-uvicorn by itself waits for ever: for the rest of a request, and until its answer is read.
+uvicorn by itself waits for ever, for the rest of a request and until its answer is read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nats_taskflow.http.bounds import BOUNDS, one_too_many, peer_of
 
 
 class _Deadline:
-    """Ends a connection unless something happens in time."""
+    """Closes a connection unless something happens in time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
         self._loop = loop
@@ -22,12 +22,12 @@ class _Deadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, seconds: float) -> None:
-        """Wait from now on, unless that is so already."""
+        """Start the time, unless it runs already."""
         if self._timer is None:
             self._timer = self._loop.call_later(seconds, self._transport.abort)
 
     def end(self) -> None:
-        """Wait no more."""
+        """Stop the time."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -42,24 +42,24 @@ class BoundedConnection(H11Protocol):
 
     @property
     def asks(self) -> bool:
-        """Whether a whole request is there that has no whole answer yet."""
+        """Whether a request came whole and is not answered yet."""
         cycle = self.cycle
         return cycle is not None and not cycle.response_complete and not cycle.more_body  # type: ignore[redundant-expr]  # None at first
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Begin; let another one go where there are too many."""
+        """Begin, and close another connection when there are too many."""
         super().connection_made(transport)
         self.since, self.peer = self.loop.time(), peer_of(self.client[0] if self.client else "")
         self._request, self._answer = _Deadline(self.loop, transport), _Deadline(self.loop, transport)
         self._request.begin(self.bounds.request_seconds)
-        everybody = cast("set[BoundedConnection]", self.connections)
-        leaving = one_too_many(everybody, self, self.bounds)
+        connections = cast("set[BoundedConnection]", self.connections)
+        leaving = one_too_many(connections, self, self.bounds)
         if leaving is not None:
-            everybody.discard(leaving)  # now: else it counts until the loop comes round
+            connections.discard(leaving)  # now: otherwise it counts until the next turn of the loop
             leaving.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Read; what is begun is to be whole in time."""
+        """Read; a request that has begun must be whole in time."""
         super().data_received(data)
         if self.asks:
             self._request.end()
@@ -67,7 +67,7 @@ class BoundedConnection(H11Protocol):
             self._request.begin(self.bounds.request_seconds)
 
     def on_response_complete(self) -> None:
-        """Go on to the next request; what of it is there already has its time, too."""
+        """Go on to the next request, which has its own time."""
         self._request.end()
         super().on_response_complete()
 

@@ -1,7 +1,7 @@
-"""Listen for HTTP within bounds, whatever is served: health and metrics of the worker, MCP of an agent.
+"""Listen for HTTP within bounds: health and metrics of the worker, MCP of an agent.
 
-uvicorn does the HTTP. Its own limit counts connections that say nothing: two hundred of them, and an orchestrator whose question is
-refused restarts the worker.
+uvicorn does the HTTP. Its own limit also counts connections that never ask: with two hundred of them the orchestrator's probe would be
+refused, and the worker restarted.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 def listen(host: str, port: int, *, setting: str, advice: str) -> socket.socket:
-    """Take the address; raise `ConfigError` naming the setting, saying why it cannot be had and what to do."""
+    """Listen on the address. Raises `ConfigError` with the setting, why the address cannot be had, and what to do."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        taken = socket.socket(family, kind, proto)
+        listening = socket.socket(family, kind, proto)
     except OSError as failure:
         raise ConfigError(f"{setting}: {host}:{port} is no address of this machine ({failure.strerror}); {advice}") from failure
     try:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
-        taken.listen(128)
-        taken.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(128)
+        listening.setblocking(False)  # noqa: FBT003 - the standard library's signature
     except OSError as failure:
-        taken.close()
+        listening.close()
         why = (failure.strerror or "unknown").lower()
         raise ConfigError(f"{setting}: cannot listen on {host}:{port} ({why}); {advice}") from failure
-    return taken
+    return listening
 
 
 def place_of(listening: socket.socket) -> str:
-    """Return the address that was really taken: `127.0.0.1:8642`."""
+    """Return the address that was taken: `127.0.0.1:8642`."""
     host, port = listening.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def names_loopback(host: str) -> bool:
-    """Tell whether a Host header names this machine's loopback: `localhost`, 127.0.0.0/8 or `[::1]`, with or without a port."""
+    """Return whether a Host header names loopback: `localhost`, 127.0.0.0/8 or `[::1]`, with or without a port."""
     name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
     return name.lower().rstrip(".") == "localhost" or is_loopback(name)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address is a loopback address; names other than `localhost` are not."""
+    """Return whether an address is a loopback address; of names, only `localhost` is."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -66,7 +66,7 @@ def is_loopback(host: str) -> bool:
 def make_http_server(
     app: Application, up: Callable[[], None], *, lifespan: bool = False, grace_seconds: int = 1, bounds: Bounds = BOUNDS
 ) -> uvicorn.Server:
-    """Make a server that leaves signals and logging alone, speaks HTTP/1.1 only, and calls `up` once it answers.
+    """Return a server that leaves signals and logging alone, speaks HTTP/1.1 only, and calls `up` once it answers.
 
     `lifespan`: the application has something to do at start and stop. `grace_seconds`: for what is being answered at a stop.
     """
@@ -75,7 +75,7 @@ def make_http_server(
     from nats_taskflow.http.connection import BoundedConnection  # noqa: PLC0415 - as above
 
     class Embedded(uvicorn.Server):
-        """A server in a process that handles its own signals: uvicorn would take SIGTERM away from the worker, then raise it again."""
+        """A server that leaves signals alone: uvicorn would take SIGTERM from the worker, and raise it again later."""
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -106,16 +106,16 @@ def make_http_server(
 
 
 def _paced(app: Application, bounds: Bounds) -> Application:
-    """Have an application answer each peer, and all of them together, at the pace that they may have."""
-    each, everybody = (RequestPace(a_second, bounds.longest_wait) for a_second in (bounds.requests_a_second, bounds.all_a_second))
+    """Wrap an application in the rate limits of each peer, and of all together."""
+    of_peer, of_all = (RequestPace(a_second, bounds.longest_wait) for a_second in (bounds.requests_a_second, bounds.all_a_second))
 
     async def answer(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         """Serve one request (ASGI 3)."""
         if scope["type"] == "http":
             now = asyncio.get_running_loop().time
-            if wait := each.wait(peer_of((scope["client"] or ("",))[0]), now()):
+            if wait := of_peer.wait(peer_of((scope["client"] or ("",))[0]), now()):
                 await asyncio.sleep(wait)
-            if wait := everybody.wait("", now()):  # only now: what waits for its own turn takes none of the others
+            if wait := of_all.wait("", now()):  # only now: a request that waits for its own turn takes no turn of the others
                 await asyncio.sleep(wait)
         await app(scope, receive, send)
 

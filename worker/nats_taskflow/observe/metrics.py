@@ -132,12 +132,7 @@ class Metrics:
         )
         waits = self._gauge("taskflow_waits", "Waiting flows, by the kind of their wait.", "kind")
         self.waits: LabelledChildren[str, Gauge] = LabelledChildren(waits, WAIT_KINDS)
-        ages = self._gauge(
-            "taskflow_wait_oldest_age_seconds",
-            "How long the longest-waiting flow has waited, by the kind of its wait, to the minute.",
-            "kind",
-        )
-        self.wait_age: LabelledChildren[str, Gauge] = LabelledChildren(ages, WAIT_KINDS)
+        self.wait_age = self._gauge("taskflow_wait_oldest_age_seconds", "How long the longest-waiting flow has waited.")
         self.wait_duration = DurationHistogram(
             "taskflow_wait_duration_seconds", "How long waits lasted that are over, by kind.", _WAITS, self.registry, label="kind"
         )

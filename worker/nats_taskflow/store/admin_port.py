@@ -1,7 +1,8 @@
-"""The operators' half of the store port: reads across owners, every one bounded, and what they come back as.
+"""The operators' half of the store port: reads across owners, each bounded, and what they return.
 
-Lists are keyset pages that stop by weight, as in `store.base`. Where several filters are given, one of them is looked up in its index
-and the others are applied to at most `LOOK` of its flows: a page may then be short, or even empty, and still have a `next`.
+What operators are shown as it is read comes as the struct of the wire (`wire.admin_answers`). Lists are keyset pages that stop by weight,
+as in `store.port`. Of several filters one is looked up in its index, and the others are applied to at most `LOOK` of its flows: a page may
+then be short, or even empty, and still have a `next`.
 """
 
 from __future__ import annotations
@@ -18,27 +19,24 @@ from nats_taskflow.wire.admin_answers import InterventionShown, SetAsideFlow, Wa
 from nats_taskflow.wire.admin_letters import LetterShown
 
 LOOK = 5000
-"""How many flows one page looks at."""
+"""How many flows one page looks at, at most."""
 
 SLICE = 250
-"""How many of them at a time."""
+"""How many of them one statement looks at."""
 
 COUNTED = 20_000
-"""How many entries of an index one statement goes through."""
-
-FOREVER: Micros = 2**62
-"""Up to when the last stretch of waits goes."""
+"""How many entries of an index one statement walks through."""
 
 NEWEST = 200_000
-"""Among how many flows, the newest, the end of an id is looked for."""
+"""Among how many flows, the newest, the end of an id is looked up."""
 
 
 class FlowFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which flows are asked for; None: any. `topic`, `correlation_id`: those with an open wait on it, for it, for both in one.
+    """Which flows to list; None: any. `topic`, `correlation_id`: flows with an open wait for it, or for both in one wait.
 
     `controller` may have `*` for any text; `goal` is a part of the goal's text, in any case (of ASCII).
 
-    `changed_before`, `changed_since`: last changed then; `due_by`: time acts on them by then; `kind`: the kind of their wait.
+    `changed_before`, `changed_since`: when they last changed. `due_by`: until when time acts on them. `kind`: of their wait.
     """
 
     status: FlowStatus | None = None
@@ -55,7 +53,7 @@ class FlowFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReceivedReply(msgspec.Struct, frozen=True, kw_only=True):
-    """A reply that was taken in for a pair, what became of it, and where its message lies."""
+    """A reply that was taken in for a pair: what became of it, and where its message lies."""
 
     event_id: str
     outcome: str
@@ -65,7 +63,7 @@ class ReceivedReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetterGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """Dead letters of one reason and subject: how many, how many of them were replayed, and the times of the first and the last."""
+    """The dead letters of one reason and subject: how many, how many of them replayed, the times of the first and the last."""
 
     reason: str
     subject: str
@@ -75,7 +73,7 @@ class DeadLetterGroup(msgspec.Struct, frozen=True, kw_only=True):
     last_us: Micros
 
     def plus(self, other: DeadLetterGroup) -> DeadLetterGroup:
-        """Count another slice of the group in."""
+        """Return the group with another part of it."""
         return DeadLetterGroup(
             reason=self.reason,
             subject=self.subject,
@@ -87,7 +85,7 @@ class DeadLetterGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetterFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which dead letters are asked for; None: any. `replayed`: also those that were published again."""
+    """Which dead letters to list; None: any. `replayed`: also those that were published again."""
 
     reason: str | None = None
     subject: str | None = None
@@ -97,7 +95,7 @@ class DeadLetterFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoggedIntervention(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator did besides changing a flow, which the flow's own journal tells."""
+    """What an operator did, except to a flow: that is in the flow's own journal."""
 
     at_us: Micros
     actor: str
@@ -107,16 +105,16 @@ class LoggedIntervention(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ParkedPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of waiting flows with their places (when they parked, their number); `next` is the place that the next page goes on from."""
+    """A page of waiting flows with their positions: when they parked, and their number. `next`: as in `Page`."""
 
     rows: list[tuple[tuple[int, int], Flow]]
     next: tuple[int, int] | None
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True):
-    """How the database stands at one moment. `due`: flows that time is due to act on (counted up to 10,000).
+    """Figures of the whole database at one moment. `due`: flows that time is due to act on, counted up to 10,000.
 
-    `most`: by quota, the agent whose flows take most of it, and how much.
+    `most`: by quota, the agent whose flows use most of it, and how much.
     """
 
     counts: dict[str, int]
@@ -133,25 +131,14 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     most: dict[str, tuple[str, int]]
 
 
-class WaitCountsRange(msgspec.Struct, frozen=True, kw_only=True):
-    """The flows that parked up to a time and wait: how many by kind of wait and by when, in whole units of time since the epoch.
-
-    `last_event`: the last journal entry there was when they were counted. The kind of a wait that cannot be read is empty.
-    """
-
-    up_to: Micros
-    last_event: int
-    counts: dict[tuple[str, int], int]
-
-
 class AdminReads(Protocol):
-    """What operators can ask."""
+    """What operators can ask the database."""
 
-    async def find_flows(self, wanted: FlowFilter, *, limit: int, after: int | None = None) -> Page[Flow]:
-        """List the wanted flows, newest first. Rows that cannot be read are left out: see `set_aside`."""
+    async def find_flows(self, filters: FlowFilter, *, limit: int, after: int | None = None) -> Page[Flow]:
+        """List flows, newest first. Rows that cannot be read are left out: see `set_aside`."""
         ...
 
-    async def parked(self, wanted: FlowFilter, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> ParkedPage:
+    async def parked(self, filters: FlowFilter, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> ParkedPage:
         """List waiting flows, the longest-waiting first."""
         ...
 
@@ -172,7 +159,7 @@ class AdminReads(Protocol):
         ...
 
     async def awaited_pairs(self, flow_id: str, limit: int) -> list[Pair]:
-        """List the pairs (topic, correlation id) that a flow waits for or has waited for, the newest first, each once, of `limit` waits."""
+        """List the pairs that a flow waits for or has waited for, the newest first, each once, of its last `limit` waits."""
         ...
 
     async def held_replies(
@@ -200,9 +187,9 @@ class AdminReads(Protocol):
         ...
 
     async def letters(
-        self, wanted: DeadLetterFilter, *, limit: int, after: int | None = None, up_to: int | None = None
+        self, filters: DeadLetterFilter, *, limit: int, after: int | None = None, up_to: int | None = None
     ) -> Page[LetterShown]:
-        """List the wanted dead letters without headers and body, oldest first, those with a number above `after` and not above `up_to`."""
+        """List dead letters without headers and body, oldest first, with numbers above `after` and not above `up_to`."""
         ...
 
     async def letter(self, number: int) -> LetterShown | None:
@@ -226,12 +213,5 @@ class AdminReads(Protocol):
         ...
 
     async def gauges(self, now: Micros) -> Gauges:
-        """Say how the database stands."""
-        ...
-
-    async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> WaitCountsRange:
-        """Count waiting flows that parked later than `after`: about `limit` of them, by kind and by `per` microseconds.
-
-        The last stretch goes up to `FOREVER`. Many short ones, so that nobody waits long for the reading connection.
-        """
+        """Return the figures of the database."""
         ...

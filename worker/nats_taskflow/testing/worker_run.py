@@ -57,7 +57,7 @@ class WorkerRun:
 
     def ask_to_stop(self) -> None:
         """SIGTERM."""
-        self._stop.ask()
+        self._stop.request()
 
     async def ended(self) -> None:
         """Return when the worker has ended by itself; raises what ended it."""

@@ -1,4 +1,4 @@
-"""Walk through all flows, each with its journal, its waits and what was told of it; never more than one of them in memory."""
+"""Walk through all flows, each with its journal, waits and outcomes; only one of them is in memory at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nats_taskflow.flow.model import Flow, Waiter
-from nats_taskflow.store.invariants.evidence import Entry, Evidence, FlowHistory, ToldOutcome
+from nats_taskflow.store.invariants.evidence import Entry, Evidence, FlowHistory, StoredOutcome
 from nats_taskflow.store.sqlite import rows
 
 _FLOWS = """SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
@@ -16,31 +16,31 @@ _JOURNAL = """SELECT flow, n, seq, revision, kind, CAST(payload_json AS BLOB), a
   correlation_id, trace FROM flow_events ORDER BY flow, seq"""
 _WAITERS = "SELECT flow, wait_id, leaf, topic, correlation_id, mode, open FROM waiters ORDER BY flow, wait_id, leaf"
 # Sorted by SQLite, in a file of its own where it is large: the inbox does not know flows.
-_TOLD = """SELECT f.n, i.scope, i.key, json_extract(CAST(i.result AS TEXT), '$.flow.revision')
+_OUTCOMES = """SELECT f.n, i.scope, i.key, json_extract(CAST(i.result AS TEXT), '$.flow.revision')
   FROM inbox AS i CROSS JOIN flows AS f
   WHERE i.outcome = 'applied' AND i.scope LIKE 'cmd:%' AND json_valid(CAST(i.result AS TEXT))
     AND f.id = json_extract(CAST(i.result AS TEXT), '$.flow.id')
   ORDER BY f.n"""
 
 
-class _Beside:
-    """Rows in the order of flows, read beside them. What belongs to no flow is passed over: the foreign keys tell of it (I-12)."""
+class _RowsByFlow:
+    """Rows in the order of flows, read in step with them. Rows of no flow are passed over: I-12 reports them."""
 
-    def __init__(self, found: Iterator[Any]) -> None:
-        self._found = found
-        self._next = next(found, None)
+    def __init__(self, rows_in_order: Iterator[Any]) -> None:
+        self._rows = rows_in_order
+        self._next = next(rows_in_order, None)
 
     def of(self, n: int) -> Iterator[Any]:
-        """Give the rows of flow `n`; flows are asked for in ascending order."""
+        """Yield the rows of flow `n`. Call it in ascending order of flows."""
         while self._next is not None and self._next[0] <= n:
-            row, self._next = self._next, next(self._found, None)
+            row, self._next = self._next, next(self._rows, None)
             if row[0] == n:
                 yield row
 
 
 def read_histories(evidence: Evidence) -> Iterator[FlowHistory]:
-    """Give every flow with all that hangs on it, in the order they were started."""
-    journal, waiters, told = (_Beside(iter(evidence.rows(sql))) for sql in (_JOURNAL, _WAITERS, _TOLD))
+    """Yield every flow with all that belongs to it, in the order they were started."""
+    journal, waiters, outcomes = (_RowsByFlow(iter(evidence.rows(sql))) for sql in (_JOURNAL, _WAITERS, _OUTCOMES))
     for row in evidence.rows(_FLOWS):
         n, flow_id = row[0], row[1]
         flow, flaw = _flow(row)
@@ -54,14 +54,14 @@ def read_histories(evidence: Evidence) -> Iterator[FlowHistory]:
             set_aside=row[20] is not None,
             flow=flow,
             flaw=flaw,
-            entries=[_entry(flow_id, found) for found in journal.of(n)],
-            waiters=[_waiter(flow_id, found) for found in waiters.of(n)],
-            told=[ToldOutcome(*found[1:]) for found in told.of(n) if found[3] is not None],
+            entries=[_entry(flow_id, entry) for entry in journal.of(n)],
+            waiters=[_waiter(flow_id, waiter) for waiter in waiters.of(n)],
+            outcomes=[StoredOutcome(*outcome[1:]) for outcome in outcomes.of(n) if outcome[3] is not None],
         )
 
 
 def count(evidence: Evidence) -> int:
-    """Say how many flows there are to walk through."""
+    """Return how many flows there are."""
     return int(evidence.value("SELECT count(*) FROM flows"))
 
 

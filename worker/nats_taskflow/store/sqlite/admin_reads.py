@@ -11,7 +11,6 @@ import msgspec
 from nats_taskflow.flow.model import Flow, HeldReply, Pair
 from nats_taskflow.store.admin_port import (
     COUNTED,
-    FOREVER,
     LOOK,
     NEWEST,
     SLICE,
@@ -21,7 +20,6 @@ from nats_taskflow.store.admin_port import (
     Gauges,
     ParkedPage,
     ReceivedReply,
-    WaitCountsRange,
 )
 from nats_taskflow.store.records import ALL, DeadLetter, Page
 from nats_taskflow.store.sqlite import admin_rows, rows
@@ -64,26 +62,26 @@ class SqliteAdminReads(ABC):
         """Run a named statement as far as its rows fit into a page."""
         return await self._run(self._admin_ask[name], parameters, room)
 
-    async def find_flows(self, wanted: FlowFilter, *, limit: int, after: int | None = None) -> Page[Flow]:
-        """List the wanted flows, newest first."""
-        index, value = _choose_index(wanted)
-        filters = sum(value is not None for value in msgspec.structs.astuple(wanted))
-        look = limit if filters == (index is not None) else max(LOOK, limit)  # with no other filter, each candidate is wanted
+    async def find_flows(self, filters: FlowFilter, *, limit: int, after: int | None = None) -> Page[Flow]:
+        """List the filters flows, newest first."""
+        index, value = _choose_index(filters)
+        count = sum(value is not None for value in msgspec.structs.astuple(filters))
+        look = limit if count == (index is not None) else max(LOOK, limit)  # with no other filter, each candidate is filters
         name, more = ("look", ()) if index is None else (f"look_by_{index}", (value,))
-        matches, place = await self._filter_candidates(name, (ALL if after is None else after,), more, wanted, limit, look)
+        matches, place = await self._filter_candidates(name, (ALL if after is None else after,), more, filters, limit, look)
         return Page(rows=rows.flows([row for _, row in matches]), next=place[-1] if place else None)
 
-    async def parked(self, wanted: FlowFilter, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> ParkedPage:
+    async def parked(self, filters: FlowFilter, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> ParkedPage:
         """List waiting flows, the longest-waiting first."""
-        look = limit if wanted == FlowFilter() else max(LOOK, limit)
+        look = limit if filters == FlowFilter() else max(LOOK, limit)
         until = (ALL if parked_before is None else parked_before,)
-        matches, place = await self._filter_candidates("look_parked", after or _FIRST, until, wanted, limit, look)
+        matches, place = await self._filter_candidates("look_parked", after or _FIRST, until, filters, limit, look)
         at = {row[0]: (place[0], place[1]) for place, row in matches}
         flows = [(at[n], flow) for n, flow in rows.flows([row for _, row in matches])]
         return ParkedPage(rows=flows, next=(place[0], place[1]) if place else None)
 
     async def _filter_candidates(
-        self, look: str, start: Sequence[int], more: Sequence[Any], wanted: FlowFilter, limit: int, left: int
+        self, look: str, start: Sequence[int], more: Sequence[Any], filters: FlowFilter, limit: int, left: int
     ) -> tuple[list[tuple[Sequence[int], Any]], Sequence[int] | None]:
         """Read the flows that match among the next `left` candidates, each with its place, and return where to go on, if anywhere.
 
@@ -95,7 +93,7 @@ class SqliteAdminReads(ABC):
             size = min(SLICE, left)
             candidates = await self._select(look, *start, size, *more)
             places = {place[-1]: place for place in candidates}
-            page = await self._matching(list(places), wanted, limit - len(matches), room)
+            page = await self._matching(list(places), filters, limit - len(matches), room)
             matches += [(places[row[0]], row) for row in page.rows]
             room -= page.weight
             if page.cut or len(matches) == limit:
@@ -105,13 +103,13 @@ class SqliteAdminReads(ABC):
             start, left = candidates[-1], left - size
         return matches, start if limit else None
 
-    async def _matching(self, numbers: Sequence[int], wanted: FlowFilter, limit: int, room: int) -> FetchedRows:
+    async def _matching(self, numbers: Sequence[int], filters: FlowFilter, limit: int, room: int) -> FetchedRows:
         """Read the candidates that match all filters, in their order."""
-        status = wanted.status.value if wanted.status else None
-        controller = _glob(wanted.controller) if wanted.controller is not None else None
-        filters = (status, wanted.owner, controller, wanted.step, wanted.changed_before, wanted.topic)
-        more = (wanted.correlation_id, wanted.changed_since, wanted.due_by, wanted.kind, wanted.goal)
-        return await self._select_page("find_flows", msgspec.json.encode(numbers).decode(), limit, *filters, *more, room=room)
+        status = filters.status.value if filters.status else None
+        controller = _glob(filters.controller) if filters.controller is not None else None
+        values = (status, filters.owner, controller, filters.step, filters.changed_before, filters.topic)
+        more = (filters.correlation_id, filters.changed_since, filters.due_by, filters.kind, filters.goal)
+        return await self._select_page("find_flows", msgspec.json.encode(numbers).decode(), limit, *values, *more, room=room)
 
     async def set_aside(self, *, limit: int, after: int | None = None) -> Page[SetAsideFlow]:
         """List the flows that are set aside."""
@@ -196,16 +194,16 @@ class SqliteAdminReads(ABC):
         return list(groups.values())[:limit]
 
     async def letters(
-        self, wanted: DeadLetterFilter, *, limit: int, after: int | None = None, up_to: int | None = None
+        self, filters: DeadLetterFilter, *, limit: int, after: int | None = None, up_to: int | None = None
     ) -> Page[LetterShown]:
         """List dead letters, oldest first."""
-        if wanted.numbers is not None:
-            letters = await self._select("letters_by_number", msgspec.json.encode(wanted.numbers).decode())
+        if filters.numbers is not None:
+            letters = await self._select("letters_by_number", msgspec.json.encode(filters.numbers).decode())
             return Page(rows=[(row[0], admin_rows.letter(row)) for row in letters], next=None)
-        filters = (after or 0, ALL if up_to is None else up_to, wanted.subject, wanted.before, int(wanted.replayed), limit)
-        if wanted.reason is not None:
-            return _page(await self._select_page("letters_by_reason", *filters, wanted.reason), limit, admin_rows.letter)
-        return _page(await self._select_page("letters", *filters), limit, admin_rows.letter)
+        values = (after or 0, ALL if up_to is None else up_to, filters.subject, filters.before, int(filters.replayed), limit)
+        if filters.reason is not None:
+            return _page(await self._select_page("letters_by_reason", *values, filters.reason), limit, admin_rows.letter)
+        return _page(await self._select_page("letters", *values), limit, admin_rows.letter)
 
     async def letter(self, number: int) -> LetterShown | None:
         """Return a dead letter with its headers and body."""
@@ -231,13 +229,6 @@ class SqliteAdminReads(ABC):
         page = await self._select_page("interventions", ALL if after is None else after, limit)
         return _page(page, limit, admin_rows.intervention)
 
-    async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> WaitCountsRange:
-        """Count a stretch of waiting flows by kind and time."""
-        end = await self._select("parked_end", after, limit)
-        up_to = end[0][0] if end else FOREVER
-        (_, _, last_event), *waits = await self._select("waits_of", after, up_to, per)
-        return WaitCountsRange(up_to=up_to, last_event=last_event, counts={(kind or "", at): count for kind, at, count in waits})
-
     async def gauges(self, now: Micros) -> Gauges:
         """Read the counters and the ends of indexes."""
         counts = dict(await self._read(statements("reads")["counts"], ()))
@@ -262,15 +253,15 @@ class SqliteAdminReads(ABC):
         )
 
 
-def _choose_index(wanted: FlowFilter) -> tuple[str | None, Any]:
+def _choose_index(filters: FlowFilter) -> tuple[str | None, Any]:
     """Choose the filter that is looked up in its index, the one that leaves fewest flows, and its value."""
-    if wanted.topic is not None:
-        return "topic", wanted.topic
-    if wanted.owner is not None:
-        return "owner", wanted.owner
-    if wanted.controller is not None and "*" not in wanted.controller:
-        return "controller", wanted.controller
-    return ("status", wanted.status.value) if wanted.status is not None else (None, None)
+    if filters.topic is not None:
+        return "topic", filters.topic
+    if filters.owner is not None:
+        return "owner", filters.owner
+    if filters.controller is not None and "*" not in filters.controller:
+        return "controller", filters.controller
+    return ("status", filters.status.value) if filters.status is not None else (None, None)
 
 
 def _glob(pattern: str) -> str:
