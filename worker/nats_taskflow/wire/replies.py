@@ -226,10 +226,10 @@ def _payload(message: OpenedReply, reading: _ParsedBinding, *, whole: bool) -> A
     if message.value is msgspec.UNSET:
         return value_of_bytes(message.body)
     if reading.payload_at is not None:
-        found = json_pointer.look(message.value, reading.payload_at)
-        if found is msgspec.UNSET:
+        payload = json_pointer.look(message.value, reading.payload_at)
+        if payload is msgspec.UNSET:
             raise InvalidRequest(f"the reply has nothing at {reading.binding.payload}", path=reading.binding.payload)
-        return found
+        return payload
     value = message.value
     wrapped = not whole and isinstance(value, dict) and "correlation_id" in value and "payload" in value
     return value["payload"] if wrapped else value
