@@ -22,7 +22,7 @@ from bench import compared, endtoend, flood, floor, standing, ticks
 from bench.figures import Figure, table, written
 from bench.machine import facts, load
 from bench.targets import TARGETS
-from nats_taskflow.cli.runtime import SWITCH
+from nats_taskflow.cli.runtime import SWITCH_INTERVAL
 
 RESULTS = Path(__file__).parent / "results"
 _SIZES, _FULL = (1_000, 100_000), (1_000, 100_000, 1_000_000)
@@ -84,7 +84,7 @@ def main() -> int:
     asked = arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # or workers and servers would go on without us
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
-    sys.setswitchinterval(SWITCH)  # as the worker's own process: ticks and SQLite's rows are measured in this one
+    sys.setswitchinterval(SWITCH_INTERVAL)  # as the worker's own process: ticks and SQLite's rows are measured in this one
     sizes = _FULL if asked.full else _SIZES
     with tempfile.TemporaryDirectory(prefix="taskflow-bench-", dir=asked.folder) as name:
         folder = Path(name)

@@ -17,7 +17,7 @@ import pytest
 import structlog
 from hypothesis import is_hypothesis_test, settings
 
-from nats_taskflow.observe.lazy_log import _configure as put_off
+from nats_taskflow.lazy_log import _configure as put_off
 from tests import bytecode, order, tiers, zygote
 from tests.faults.report import Row, commit, table
 from tests.tiers import SIZE, Rotated, Tests, Tier, head, with_pages

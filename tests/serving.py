@@ -18,8 +18,9 @@ from nats_taskflow.doors.api import Api
 from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.doors.micro_service import MicroService
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.mint import IdMint, reader
+from nats_taskflow.engine.mint import IdMint
 from nats_taskflow.engine.policy import policy_of
+from nats_taskflow.engine.reader import make_reader
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.services.consumer import Consumer
 from nats_taskflow.services.dispatcher import Dispatcher
@@ -100,7 +101,7 @@ class Served:
     def _idle(self) -> bool:
         """Tell whether nothing is on its way."""
         backlogs = [consumer.backlog() for consumer in self.bus.broker.consumers.values()]
-        rest = not self.client._answering and not self.run.engine.queued
+        rest = not self.client._answers and not self.run.engine.queued
         return rest and all(b.pending == 0 and b.floor == b.delivered for b in backlogs)
 
 
@@ -130,9 +131,9 @@ async def serving(
     def watch(verb: str, outcome: str) -> None:
         watched.append((verb, outcome))
 
-    read = reader(subjects, bindings, mint)
-    consumers = [Consumer(bus, engine, source, read=read, watch=watch, recovered=store.recovered) for source in sources]
-    served = Served(Running(store, engine, manager, WaitEngine(manager), clock), bus, Dispatcher(bus, engine), watched)
+    read = make_reader(subjects, bindings, mint)
+    consumers = [Consumer(bus, engine, source, read=read, count=watch, recovered=store.recovered) for source in sources]
+    served = Served(Running(store, engine, manager, WaitEngine(engine), clock), bus, Dispatcher(bus, engine), watched)
     committing = asyncio.create_task(engine.run())
     for consumer in consumers:
         await consumer.recover()

@@ -213,9 +213,9 @@ def main() -> None:
 def import_worker() -> None:
     """Import what most starts load; the rest they load by themselves."""
     from nats_taskflow import cli
-    from nats_taskflow.cli.lean import load_structlog
+    from nats_taskflow.cli.light_imports import import_structlog
 
-    load_structlog()
+    import_structlog()
     for module in (*(f"nats_taskflow.cli.{each.name}" for each in pkgutil.iter_modules(cli.__path__)), *_LOADED_LATE):
         importlib.import_module(module)
     gc.freeze()  # a collection in a fork is not to copy what all share

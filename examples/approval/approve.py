@@ -18,7 +18,7 @@ from nats_taskflow.client import FlowEnded
 
 async def ask(flows: FlowClient, mail: str, *, within: str) -> Flow:
     """Park a flow on Ann's word. Without it, the worker fails the flow: nobody has to run for that."""
-    flow = await flows.start(controller="kate/mail", goal=f"send {mail}", state={"mail": mail})
+    flow = await flows.start(controller_id="kate/mail", goal=f"send {mail}", state={"mail": mail})
     await flow.wait_manual(f"Ann: may {mail} go out?", timeout=within, on_timeout="fail")
     return flow
 
@@ -35,7 +35,7 @@ async def go_on(flow: Flow) -> None:
 
 async def ann(flow: Flow, reason: str, *, approved: bool) -> None:
     """Do what Ann does: `taskflow waits` shows her what is asked, and this answers it. A program would call `flow.resume`."""
-    said = ["flow", "resume", flow.id, "--as", "ann", "--reason", reason, "--patch", json.dumps({"approved": approved})]
+    said = ["flow", "resume", flow.id, "--operator", "ann", "--reason", reason, "--patch", json.dumps({"approved": approved})]
     print(f"  $ taskflow {shlex.join(said)}")
     taskflow = await asyncio.create_subprocess_exec(sys.executable, "-m", "nats_taskflow", *said, stdout=asyncio.subprocess.DEVNULL)
     assert await taskflow.wait() == 0

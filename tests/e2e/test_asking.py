@@ -11,7 +11,7 @@ from tests.eventually import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
-BY = ("--as", "ann", "--reason", "asked on the phone")
+BY = ("--operator", "ann", "--reason", "asked on the phone")
 YES, NO = f"y{ENTER}", f"n{ENTER}"
 
 

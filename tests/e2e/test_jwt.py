@@ -80,7 +80,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Decentral]:
 
 
 async def test_worker_and_commands_log_in_with_jwt_and_seed_and_again_after_an_outage(stage: Decentral) -> None:
-    told = (await command(stage, "flow", "start", "--agent", "kate", "--controller", "kate/x", "--goal", "g", "-o", "json")).json
+    told = (await command(stage, "flow", "start", "--agent", "kate", "--controller-id", "kate/x", "--goal", "g", "-o", "json")).json
     assert told["flow"]["status"] == "running"
     await stage.server.restart(kill=True)
 

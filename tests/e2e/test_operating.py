@@ -23,7 +23,7 @@ from tests.eventually import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
-BY = ("--as", "ann", "--reason", "asked on the phone")
+BY = ("--operator", "ann", "--reason", "asked on the phone")
 
 
 def owned(agent: Agent) -> tuple[str, str]:
@@ -33,22 +33,24 @@ def owned(agent: Agent) -> tuple[str, str]:
 
 async def test_a_flow_is_started_moved_parked_answered_and_finished_from_the_shell(world: World, agent: Agent) -> None:
     started = await asked(
-        world, "flow", "start", "--agent", agent.name, "--controller", "kate/inbox", "--goal", "triage", "--state", '{"a": 1}'
+        world, "flow", "start", "--agent", agent.name, "--controller-id", "kate/inbox", "--goal", "triage", "--state", '{"a": 1}'
     )
     flow_id = started.json["flow"]["id"]
-    await command(world, "flow", "advance", flow_id[-8:], "--patch", '{"b": 2}', "--step", "collect")
-    parked = await asked(world, "flow", "wait", flow_id, "--topic", TOPIC, "--corr", agent.name, "--timeout", "15m", "--on-timeout", "fail")
+    await command(world, "flow", "advance", flow_id[-8:], "--patch", '{"b": 2}', "--current-step", "collect")
+    parked = await asked(
+        world, "flow", "wait", flow_id, "--topic", TOPIC, "--correlation-id", agent.name, "--timeout", "15m", "--on-timeout", "fail"
+    )
     assert parked.json["flow"]["status"] == "waiting"
     (wait,) = (await asked(world, "waits", "--older-than", "0s", *owned(agent))).items
     assert (wait["flow_id"], wait["wait"]["correlation_id"]) == (flow_id, agent.name)
     assert f"✉ agent.delegate.reply ⟨{agent.name}⟩" in (await command(world, "waits", *owned(agent))).out
     assert (await asked(world, "reply", TOPIC, agent.name, "{}", "--dry-run")).json == {"would_resume": [flow_id]}
-    answer = ("reply", TOPIC, agent.name, '{"answer": 42}', "--id", f"reply-{agent.name}")
+    answer = ("reply", TOPIC, agent.name, '{"answer": 42}', "--event-id", f"reply-{agent.name}")
     first = (await asked(world, *answer)).json
     assert (await asked(world, *answer)).json == first | {"duplicate": True}
     flow = await agent.until(flow_id, "running")
     assert (flow["state"]["resume_event"], flow["current_step"]) == ({"answer": 42}, "collect")
-    assert (await asked(world, "flow", "finish", flow_id, "--state", '{"done": true}')).json["flow"]["status"] == "finished"
+    assert (await asked(world, "flow", "finish", flow_id, "--final-state", '{"done": true}')).json["flow"]["status"] == "finished"
     kinds = [entry["kind"] for entry in (await asked(world, "flow", "history", flow_id)).items]
     assert kinds == ["created", "started", "state_updated", "waiting", "resumed", "finished"]
     shown = (await command(world, "flow", "show", flow_id[-6:])).out
@@ -68,7 +70,7 @@ async def test_a_dry_run_of_a_reply_says_what_would_become_of_it(world: World, a
 
 
 async def test_the_agents_other_verbs_work_from_the_shell(world: World, agent: Agent) -> None:
-    held = (await asked(world, "flow", "start", "--agent", agent.name, "--controller", "k", "--goal", "g", "--hold")).json["flow"]["id"]
+    held = (await asked(world, "flow", "start", "--agent", agent.name, "--controller-id", "k", "--goal", "g", "--hold")).json["flow"]["id"]
     assert (await asked(world, "flow", "run", held)).json["flow"]["status"] == "running"
     async with agent.listening(f"svc.{agent.name}") as heard:
         told = (await asked(world, "flow", "delegate", held, "--to", f"svc.{agent.name}", "--payload", "[1, 2]", "--timeout", "10m")).json
@@ -124,7 +126,7 @@ async def test_a_reply_that_came_near_is_found_by_why_and_who_and_matched(stage:
     assert TOPIC in said
     assert "corr-42" in said
     (fix,) = [line.strip() for line in said.splitlines() if line.strip().startswith("taskflow held match")]
-    told = await command(stage, *shlex.split(fix)[1:], "--as", "ann", "-o", "json")
+    told = await command(stage, *shlex.split(fix)[1:], "--operator", "ann", "-o", "json")
     assert told.json["flow"]["state"]["resume_event"] == {"answer": 1}
     assert (await asked(stage, "held", "list")).items == []
     await kate.reply(TOPIC, "nobody", 1)

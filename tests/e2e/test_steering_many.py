@@ -15,7 +15,7 @@ from tests.eventually import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
-BY = ("--as", "ann", "--reason", "the delegate is gone")
+BY = ("--operator", "ann", "--reason", "the delegate is gone")
 
 
 async def statuses(stage: Stage) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from nats_taskflow.cli import session
+from nats_taskflow.cli import identity
 from tests.e2e.stage import Agent, Stage
 
 pytestmark = pytest.mark.e2e
@@ -119,4 +119,4 @@ def test_who_has_no_name_acts_under_the_number(monkeypatch: pytest.MonkeyPatch) 
         raise KeyError("getpwuid(): uid not found: 65532")
 
     monkeypatch.setattr("getpass.getuser", nobody)
-    assert session.operator_name(None).startswith(f"{os.getuid()}@")
+    assert identity.operator_name(None).startswith(f"{os.getuid()}@")

@@ -31,7 +31,7 @@ STEPS = {
     "take": "nats_taskflow.services.consumer:Consumer._take",
     "begin": "nats_taskflow.store.sqlite.transaction:SqliteTransaction.begin",
     "load": "nats_taskflow.store.sqlite.transaction:SqliteTransaction.load",
-    "decide": "nats_taskflow.engine.batch:Deciding.decide",
+    "decide": "nats_taskflow.engine.batch:BatchDecision.decide",
     "save": "nats_taskflow.store.sqlite.transaction:SqliteTransaction.save",
     "save_flows": "nats_taskflow.store.sqlite.transaction:SqliteTransaction._save_flows",
     "commit": "nats_taskflow.store.sqlite.transaction:SqliteTransaction.commit",

@@ -16,11 +16,11 @@ from unittest.mock import patch
 
 import msgspec
 
+from nats_taskflow.app import Services
 from nats_taskflow.bus.memory.bus import MemoryBroker, MemoryBus, StoredMessage
 from nats_taskflow.bus.port import Delivery, OutgoingMessage, Published, PublishFailed, Settlement
 from nats_taskflow.config import Config
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.services.supervisor import Services
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.testing.worker_run import WorkerRun

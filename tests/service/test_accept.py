@@ -11,7 +11,7 @@ import pytest
 from nats_taskflow.engine.payload_schema import accepts, schema_flaw
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 from tests.flows import all_of, any_of, arrives, buried, counted, external, get, park, refused
 from tests.running import running
 

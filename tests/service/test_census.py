@@ -25,7 +25,7 @@ from tests.service.test_rules_of_damage import damage
 
 async def fresh(run: Running) -> WaitCounts:
     census = WaitCounts()
-    await census.take(run.store)
+    await census.load(run.store)
     return census
 
 
@@ -51,8 +51,8 @@ class Acting:
 @pytest.mark.parametrize("seed", range(8))
 async def test_what_is_committed_while_it_is_counted_is_counted_once(seed: int) -> None:
     async with running() as run:
-        tracker = MetricsRecorder(Metrics())
-        run.engine.listen(tracker.committed)
+        recorder = MetricsRecorder(Metrics())
+        run.engine.listen(recorder.count_batch)
         acting = Acting(run, seed)
         await acting.some(60)
         counted, stretches = run.store.waits_counted, 0
@@ -65,42 +65,42 @@ async def test_what_is_committed_while_it_is_counted_is_counted_once(seed: int) 
             await acting.some(3 if stretches < 12 else 0)
             return found
 
-        with patch.object(census_module, "_STRETCH", 3), patch.object(run.store, "waits_counted", disturbed):
-            await tracker.census.take(run.store)
+        with patch.object(census_module, "_RANGE", 3), patch.object(run.store, "waits_counted", disturbed):
+            await recorder.wait_counts.load(run.store)
         assert stretches > 3
-        assert tracker.census._counts == (await fresh(run))._counts
+        assert recorder.wait_counts._counts == (await fresh(run))._counts
         await acting.some(30)
-        assert tracker.census._counts == (await fresh(run))._counts
-        assert sum(tracker.census._counts.values()) == (await run.store.counts())["flows.waiting"]
+        assert recorder.wait_counts._counts == (await fresh(run))._counts
+        assert sum(recorder.wait_counts._counts.values()) == (await run.store.counts())["flows.waiting"]
 
 
 async def test_a_commit_that_was_counted_before_it_was_heard_of_is_counted_once() -> None:
     async with running() as run:
         heard: list[Batch] = []
         run.engine.listen(heard.append)
-        tracker = MetricsRecorder(Metrics())
+        recorder = MetricsRecorder(Metrics())
         await parked(run, external())
-        await tracker.census.take(run.store)
+        await recorder.wait_counts.load(run.store)
         for batch in heard:
-            tracker.committed(batch)
-        assert tracker.census._counts == (await fresh(run))._counts != {}
+            recorder.count_batch(batch)
+        assert recorder.wait_counts._counts == (await fresh(run))._counts != {}
 
 
 async def test_what_commits_did_is_kept_for_one_count_only_where_nothing_can_be_read() -> None:
     async with running() as run:
-        tracker = MetricsRecorder(Metrics())
-        run.engine.listen(tracker.committed)
+        recorder = MetricsRecorder(Metrics())
+        run.engine.listen(recorder.count_batch)
         acting = Acting(run, 1)
         for _ in range(5):
             await acting.some(20)
             with patch.object(run.store, "waits_counted", side_effect=Unavailable("the disk is on fire")), pytest.raises(Unavailable):
-                await tracker.census.take(run.store)
-            assert len(tracker.census._moves) == 0
+                await recorder.wait_counts.load(run.store)
+            assert len(recorder.wait_counts._changes) == 0
         await acting.some(20)
-        assert 0 < len(tracker.census._moves) <= 20
-        await tracker.census.take(run.store)
+        assert 0 < len(recorder.wait_counts._changes) <= 20
+        await recorder.wait_counts.load(run.store)
         await acting.some(20)
-        assert tracker.census._counts == (await fresh(run))._counts
+        assert recorder.wait_counts._counts == (await fresh(run))._counts
 
 
 async def test_it_is_the_same_after_a_restart_and_says_since_when(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ async def test_it_is_the_same_after_a_restart_and_says_since_when(tmp_path: Path
         await parked(run, external("c-2"))
         await parked(run, {"kind": "all_of", "conditions": [external("c-3"), timer(run, days=1)]})
     async with running(path) as run:
-        waiting = (await fresh(run)).waiting()
+        waiting = (await fresh(run)).by_kind()
     assert {kind: count for kind, (count, _) in waiting.items()} == {"external_event": 2, "all_of": 1}
     assert 0 <= waiting["external_event"][1] - first <= PER
 
@@ -123,7 +123,7 @@ async def test_a_row_that_cannot_be_read_is_counted_under_no_kind(tmp_path: Path
         flow = await parked(run, external())
     damage(path, "wait_json", "'{'", flow.id)
     async with running(str(path)) as run:
-        assert {kind: count for kind, (count, _) in (await fresh(run)).waiting().items()} == {"": 1}
+        assert {kind: count for kind, (count, _) in (await fresh(run)).by_kind().items()} == {"": 1}
 
 
 async def test_all_that_parked_at_one_time_is_one_stretch() -> None:

@@ -12,12 +12,12 @@ import pytest
 
 from nats_taskflow import app
 from nats_taskflow.app import wall_clock
-from nats_taskflow.bus.nats import claims
+from nats_taskflow.bus import claims
+from nats_taskflow.bus.filters import filters_in
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
 from nats_taskflow.bus.nats.consumers import Consumers
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
-from nats_taskflow.bus.nats.filters import filters_in
 from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, StreamSpec
 from nats_taskflow.config import Config

@@ -324,7 +324,7 @@ async def test_why_of_a_running_flow_tells_of_the_reply_that_it_did_not_wait_for
     turn, held = await why(served, flow_id)
     assert "the turn is its controller's" in turn["text"]
     assert "is held" in held["text"]
-    assert held["fix"] == f"taskflow held list --topic {TOPIC} --corr c-1"
+    assert held["fix"] == f"taskflow held list --topic {TOPIC} --correlation-id c-1"
 
 
 async def test_why_of_combinations_timers_people_and_other_flows(served: Served) -> None:

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from nats_taskflow.config import Config
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.wire.reply_bindings import Binding
 from tests.running import Running, an_input, running
 from tests.service.acting import TOPIC, Inlet, dead_letters, external, started

@@ -141,8 +141,8 @@ LOADED = """
 import sys
 from nats_taskflow.cli import taskflow
 if ARGUMENTS != ["--help"]:
-    from nats_taskflow.cli import launch
-    launch.launch = lambda life, **how: (life.close(), 0)[1]  # everything is loaded by then; nothing has to be there
+    from nats_taskflow.cli import runtime
+    runtime.launch = lambda life, **how: (life.close(), 0)[1]  # everything is loaded by then; nothing has to be there
 evaluated = []
 sys.addaudithook(lambda event, given: evaluated.append(given) if event == "compile" else None)
 try:
@@ -411,11 +411,11 @@ def test_an_option_that_is_like_no_other_is_answered_without_a_guess() -> None:
 
 
 DASHES = [
-    "start --agent kate --controller kate/x --goal x --state -",
+    "start --agent kate --controller-id kate/x --goal x --state -",
     "advance FLOW --patch -",
-    "wait FLOW --condition -",
+    "wait FLOW --wait-condition -",
     "delegate FLOW --to svc.add --payload -",
-    "finish FLOW --state -",
+    "finish FLOW --final-state -",
     "resume FLOW --reason asked --patch -",
 ]
 

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
 from nats_taskflow.cli import session, taskflow
+from nats_taskflow.cli.command import AskCommand
 from nats_taskflow.cli.help_examples import EXAMPLES
-from nats_taskflow.cli.session import AskCommand
 from nats_taskflow.errors import BusLost, NotAllowed
 from tests.unit.test_cli_showing import all_commands
 
@@ -105,7 +105,7 @@ def test_a_command_that_nobody_answers_says_why_and_advises_only_options_that_it
         yield NobodyThere(ENDINGS[ending])
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(session, "connected", connected)
+    monkeypatch.setattr(session, "connect", connected)
     for line in EXAMPLES[path]:
         ended = CliRunner().invoke(taskflow, [*shlex.split(line)[1:], *(("--yes",) if "--yes" in options_of(path) else ())])
         assert isinstance(ended.exception, SystemExit), "a refusal, and no defect"

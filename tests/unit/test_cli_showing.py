@@ -17,13 +17,12 @@ import pytest
 from click.testing import CliRunner
 
 from nats_taskflow.cli import _COMMANDS, exit_codes, taskflow
-from nats_taskflow.cli.command import Group
-from nats_taskflow.cli.flow.act import children_of
+from nats_taskflow.cli.command import Group, SettingsCommand
+from nats_taskflow.cli.flow.act import cancelled_children
 from nats_taskflow.cli.help_examples import EXAMPLES
-from nats_taskflow.cli.options import SettingsCommand
-from nats_taskflow.cli.output import Printer, mark, printable, span, waits_on
+from nats_taskflow.cli.identity import operator_name
+from nats_taskflow.cli.output import Printer, format_span, format_wait, mark_status, printable
 from nats_taskflow.cli.selection import KINDS
-from nats_taskflow.cli.session import operator_name
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.conditions import WaitCondition
 from nats_taskflow.observe.metrics import WAIT_KINDS
@@ -45,10 +44,10 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_every_refusal_of_the_worker_has_an_exit_code_that_the_table_explains() -> None:
-    codes = {kind.code: exit_codes.of_error(kind.code) for kind in FlowError.__subclasses__()}
+    codes = {kind.code: exit_codes.for_error(kind.code) for kind in FlowError.__subclasses__()}
     assert set(codes.values()) <= exit_codes.MEANINGS.keys()
     assert (codes["not_found"], codes["revision_mismatch"], codes["invalid_request"], codes["unavailable"]) == (3, 4, 64, 69)
-    assert exit_codes.of_error("never heard of") == exit_codes.FAILED
+    assert exit_codes.for_error("never heard of") == exit_codes.FAILED
 
 
 def test_every_intervention_wants_a_reason() -> None:
@@ -106,7 +105,7 @@ def test_the_list_of_commands_says_of_each_what_its_own_help_says_and_loads_none
     program += "print([name for name in sys.modules if name.startswith('nats_taskflow.cli.')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.removeprefix("nats_taskflow.cli.") for name in ast.literal_eval(done.stdout.splitlines()[-1])}
-    assert loaded == {"command", "exits", "examples", "output"}
+    assert loaded == {"command", "options", "exit_codes", "help_examples", "streams"}
 
 
 @pytest.mark.parametrize("command", [["waits"], ["flow", "cancel"], ["dlq", "purge"], ["reply"], ["check"], ["run"]])
@@ -163,7 +162,7 @@ def test_every_command_is_listed_under_one_heading() -> None:
     "options, why",
     [
         (["--timer", "2h", "--timeout", "1h"], "timer"),
-        (["--manual", "?", "--corr", "c-1"], "--topic"),
+        (["--manual", "?", "--correlation-id", "c-1"], "--topic"),
         (["--manual", "?", "--topic", "t"], "one of"),
         ([], "one of"),
     ],
@@ -185,21 +184,21 @@ def test_a_reply_that_looks_like_json_and_is_none_is_refused() -> None:
     "seconds, text", [(0, "0s"), (59.9, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (8040, "2h 14m"), (200_000, "2d 7h"), (-5, "5s")]
 )
 def test_spans_are_said_in_their_two_largest_units(seconds: float, text: str) -> None:
-    assert span(seconds) == text
+    assert format_span(seconds) == text
 
 
 def test_waits_are_said_in_few_words_whatever_they_are() -> None:
     event = {"kind": "external_event", "topic": "t", "correlation_id": "c"}
-    assert waits_on(event) == "✉ t ⟨c⟩"
-    assert waits_on({"kind": "manual", "prompt": "approve?"}) == '✋ manual "approve?"'
-    assert waits_on({"kind": "at_least", "count": 2, "conditions": [event, {"kind": "manual"}]}) == "2 of [✉ t ⟨c⟩, ✋ manual]"
-    assert waits_on({"kind": "flow", "flow_id": "f"}) == "⛓ flow f"
-    assert waits_on(None) == waits_on({"kind": "of another version"}) == "—"
+    assert format_wait(event) == "✉ t ⟨c⟩"
+    assert format_wait({"kind": "manual", "prompt": "approve?"}) == '✋ manual "approve?"'
+    assert format_wait({"kind": "at_least", "count": 2, "conditions": [event, {"kind": "manual"}]}) == "2 of [✉ t ⟨c⟩, ✋ manual]"
+    assert format_wait({"kind": "flow", "flow_id": "f"}) == "⛓ flow f"
+    assert format_wait(None) == format_wait({"kind": "of another version"}) == "—"
 
 
 def test_a_status_is_never_said_by_colour_alone() -> None:
-    assert mark("failed") == "✗ failed"
-    assert mark("of another version").endswith("of another version")
+    assert mark_status("failed") == "✗ failed"
+    assert mark_status("of another version").endswith("of another version")
 
 
 def test_what_could_steer_a_terminal_is_taken_out() -> None:
@@ -234,4 +233,4 @@ def test_an_operators_name_is_made_of_what_a_name_may_have(given: str, name: str
 
 @pytest.mark.parametrize("done, pending, shown", [(1, 0, "1 child"), (3, 0, "3 children"), (200, 1, "201 or more children")])
 def test_children_that_are_still_to_be_cancelled_are_counted_as_at_least_so_many(done: int, pending: int, shown: str) -> None:
-    assert children_of({"cancelled_children": {"done": done, "pending": pending, "ids": []}}) == shown
+    assert cancelled_children({"cancelled_children": {"done": done, "pending": pending, "ids": []}}) == shown

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, _NamedTextIOWrapper
 
-from nats_taskflow.bus.nats.history import StreamMessage
+from nats_taskflow.bus.nats.inspect import StreamMessage
 from nats_taskflow.cli import doctor, layout, taskflow
 from nats_taskflow.cli.db import findings
-from nats_taskflow.cli.doctor.verdict import Verdict
 from nats_taskflow.cli.layout import cell_width, command_lines
-from nats_taskflow.cli.session import Online
+from nats_taskflow.cli.online import OnlineSession
+from nats_taskflow.cli.verdict import Verdict
 from nats_taskflow.config import Config
 from nats_taskflow.store.invariants.findings import Findings, Violated
 from nats_taskflow.wire.subjects import Subjects
@@ -151,7 +151,7 @@ def published(seq: int, kind: str) -> StreamMessage:
     return StreamMessage(seq, f"taskflow.evt.kate.{FLOWS[0]}.{kind}", {}, body)
 
 
-class Canned(Online):
+class Canned(OnlineSession):
     """A line on which every question has its answer, and the stream of events two."""
 
     def __init__(self) -> None:
@@ -174,9 +174,9 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int | None], str]:
     async def canned(*_: Any) -> AsyncIterator[Canned]:
         yield Canned()
 
-    monkeypatch.setattr("nats_taskflow.cli.session._line", canned)
+    monkeypatch.setattr("nats_taskflow.cli.session.open_session", canned)
     monkeypatch.setattr("nats_taskflow.cli.runtime.launch", lambda life, **_: asyncio.run(life))
-    monkeypatch.setattr("nats_taskflow.observe.lazy_log.configure_at_first_use", lambda _: None)
+    monkeypatch.setattr("nats_taskflow.lazy_log.configure_at_first_use", lambda _: None)
     monkeypatch.setattr("nats_taskflow.cli.output._moment", lambda moment: NOW if moment is None else datetime.fromisoformat(moment))
 
     def run(command: str, columns: int | None) -> str:
@@ -203,8 +203,8 @@ def test_a_table_looks_as_it_should(shown: Callable[[str, int | None], str], nam
 def test_what_the_doctor_and_the_check_found_is_broken_between_words(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int | None
 ) -> None:
-    monkeypatch.setattr("nats_taskflow.cli.output.screen", lambda: columns)
-    monkeypatch.setattr("nats_taskflow.cli.db.findings.screen", lambda: columns)
+    monkeypatch.setattr("nats_taskflow.cli.output.terminal_width", lambda: columns)
+    monkeypatch.setattr("nats_taskflow.cli.db.findings.terminal_width", lambda: columns)
     warned = "not known: nats.monitor_url is not set, so whether the server syncs what it acknowledges cannot be asked"
     doctor._show(
         [Verdict("config", "ok", "fine"), Verdict("server sync", "warn", warned, "set nats.monitor_url (http://host:8222)")],

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 from nats_taskflow.bus.nats.server import find_server
 from nats_taskflow.cli import dev_folder, taskflow
+from nats_taskflow.cli.command import SettingsCommand
 from nats_taskflow.cli.help_examples import EXAMPLES
-from nats_taskflow.cli.options import SettingsCommand
 from nats_taskflow.client import FlowClient, Lost
 from nats_taskflow.config import load, parsers, settings
-from nats_taskflow.config.tree import GuardedSetting
+from nats_taskflow.config.setting import GuardedSetting
 from nats_taskflow.errors import ConfigError
 from tests.unit.test_config import configured, context, environ, private
 

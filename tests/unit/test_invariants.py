@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from docs.generate.promises import over
+from docs.generate.invariants import scope_of
 from nats_taskflow.store.invariants import (
     INVARIANTS,
     Evidence,
@@ -671,7 +671,7 @@ def test_only_what_there_is_evidence_for_is_said_to_be_looked_at(healthy: Health
 def test_the_documentation_lists_the_invariants_as_the_table_does() -> None:
     page = (ROOT / "docs" / "invariants.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (I-\d+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)
-    assert rows == [(one.number, one.name, one.promise, over(one)) for one in INVARIANTS]
+    assert rows == [(one.number, one.name, one.promise, scope_of(one)) for one in INVARIANTS]
 
 
 @pytest.mark.parametrize("body", [b"", b"[" * 100_000, b"\xff", b'{"subject": "f", "sequence": "x", "data": {}}', b"[]"])

@@ -24,27 +24,29 @@ from nats_taskflow.doors.admin.interventions import Interventions
 from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.doors.admin.service import AdminService
 from nats_taskflow.doors.api import Api
-from nats_taskflow.doors.flow_manager import FlowManager
-from nats_taskflow.doors.http.health import Check, HealthServer
+from nats_taskflow.doors.http.health import HealthServer
 from nats_taskflow.doors.micro_service import MicroService
 from nats_taskflow.engine.engine import Clock, Engine
-from nats_taskflow.engine.mint import IdMint, reader
-from nats_taskflow.engine.policy import meter_of, policy_of
-from nats_taskflow.errors import Defect, Refusal, StoreBroken, root_of
+from nats_taskflow.engine.mint import IdMint
+from nats_taskflow.engine.policy import policy_of, quota_of
+from nats_taskflow.engine.reader import make_reader
+from nats_taskflow.errors import ConfigError, Defect, Refusal, StoreBroken, root_of
+from nats_taskflow.observe.health import HealthCheck
 from nats_taskflow.observe.line_writer import LineWriter
-from nats_taskflow.observe.log import LogEvent, configure_logging, logger
+from nats_taskflow.observe.log import configure_logging, logger
 from nats_taskflow.observe.metrics import Metrics
-from nats_taskflow.observe.probes import WorkerProbes
+from nats_taskflow.observe.probes import BacklogProbe, StoreProbe, WorkerProbes
 from nats_taskflow.observe.recorder import MetricsRecorder
+from nats_taskflow.observe.span import SpanCount, SpanSink
 from nats_taskflow.observe.systemd import Systemd
-from nats_taskflow.observe.trace import Tracing, open_spans
+from nats_taskflow.observe.trace import SpanRecorder
 from nats_taskflow.services.consumer import Consumer, decided_until
 from nats_taskflow.services.dispatcher import Dispatcher
 from nats_taskflow.services.outbox import events_of_batch, read_dead_letters, read_events
 from nats_taskflow.services.pruner import Pruner
 from nats_taskflow.services.relay import Relay
 from nats_taskflow.services.signals import StopSignal
-from nats_taskflow.services.supervisor import Services, Supervisor
+from nats_taskflow.services.supervisor import Supervisor, WorkerService
 from nats_taskflow.services.topology_watch import TopologyWatch
 from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.port import Store
@@ -61,9 +63,28 @@ from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects
 REMEMBERED_TIMES = 2.0
 """A message or id is remembered this many times as long as its stream keeps it, should somebody raise the stream's age meanwhile."""
 
-Ready = Callable[[], Sequence[Check]]
+Ready = Callable[[], Sequence[HealthCheck]]
 _BIG_ROWS = 32
 """Dead letters read at a time: each may weigh as much as a message."""
+
+
+class Services(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that runs, ready-made. `tracing`: None where it is off."""
+
+    engine: Engine
+    bus: Bus
+    waits: WaitEngine
+    consumers: Sequence[Consumer]
+    relays: Sequence[Relay]
+    dispatcher: Dispatcher
+    pruner: Pruner
+    inspector: TopologyWatch
+    api: MicroService
+    probes: WorkerProbes
+    backlog: BacklogProbe
+    store_probe: StoreProbe
+    systemd: Systemd
+    tracing: SpanRecorder | None = None
 
 
 def wall_clock() -> Micros:
@@ -87,7 +108,7 @@ async def run(
     metrics = Metrics()
     configure_logging(config.log).count(metrics.log_records_lost.inc)
     log = logger("worker")
-    log.info(LogEvent.STARTING, version=program_version(), pid=os.getpid(), store=absolute_path(config.store.path))
+    log.info("worker.starting", version=program_version(), pid=os.getpid(), store=absolute_path(config.store.path))
     if stop is None:
         stop = StopSignal()
         stop.listen()
@@ -101,7 +122,7 @@ async def run(
                     await _serve(config, store, bus, stop, lines, metrics, adopt=adopt, greet=greet)
                 finally:
                     await bus.close()
-    log.info(LogEvent.STOPPED)
+    log.info("worker.stopped")
     return 0
 
 
@@ -116,26 +137,28 @@ async def _check_broker(config: Config, *, adopt: bool) -> bool:
     return True
 
 
-async def provision(config: Config, database: str | None = None, *, adopt: bool = False, enforced: bool = False) -> int:
+async def provision(config: Config, database: str | None = None, *, adopt: bool = False, set_limits: bool = False) -> int:
     """Make the streams and consumers that `run` needs, and end; returns the exit code 0 or raises the `Refusal` with another.
 
-    `database`: whose consumers they are from now on. `enforced`: streams that are there get the limits of the settings, too.
+    `database`: whose consumers they are from now on. `set_limits`: streams that are there get the limits of the settings, too.
     """
     configure_logging(config.log)
-    for warning in await _prepare(config, ClaimHolder(database=database) if database else None, adopt=adopt, enforced=enforced):
-        logger("provision").warning(LogEvent.STREAM_AT_RISK, why=warning)
-    logger("provision").info(LogEvent.PROVISIONED, streams=[INBOUND, EVENTS, DEAD_LETTERS])
+    for warning in await _prepare(config, ClaimHolder(database=database) if database else None, adopt=adopt, set_limits=set_limits):
+        logger("provision").warning("topology.stream_at_risk", why=warning)
+    logger("provision").info("topology.provisioned", streams=[INBOUND, EVENTS, DEAD_LETTERS])
     return 0
 
 
-async def _prepare(config: Config, holder: ClaimHolder | None, *, adopt: bool, dry_run: bool = False, enforced: bool = False) -> list[str]:
+async def _prepare(
+    config: Config, holder: ClaimHolder | None, *, adopt: bool, dry_run: bool = False, set_limits: bool = False
+) -> list[str]:
     """Prepare the broker on a connection of its own; returns warnings. Raises the `Refusal` that stands against a worker there."""
     subjects = Subjects(config.subjects.prefix)
     streams, sources = topology(config, subjects, reply_bindings(config, subjects))
     bus = JetStreamBus(nats_options(config.nats))
     try:
         await bus.open()
-        return await bus.prepare(streams, sources, holder=holder, adopt=adopt, dry_run=dry_run, enforced=enforced)
+        return await bus.prepare(streams, sources, holder=holder, adopt=adopt, dry_run=dry_run, set_limits=set_limits)
     finally:
         await bus.close()
 
@@ -155,7 +178,7 @@ async def _closing(store: Store) -> AsyncIterator[Store]:
         try:
             await store.close()
         except StoreBroken as too:
-            logger("worker").warning(LogEvent.STORE_NOT_CLOSED, why=str(too))
+            logger("worker").warning("store.not_closed", why=str(too))
         raise
     await store.close()
 
@@ -167,7 +190,6 @@ async def _serve(
     services = await stop.before(set_up(config, store, bus, MetricsRecorder(metrics), wall_clock, adopt=adopt))
     if services is None:
         return
-    supervisor = supervised(config, services)
     registry = metrics.registry if config.metrics.enabled else None
     health = HealthServer(config.http.bind, services.probes, registry) if config.http.address is not None else None
     address = await health.start() if health is not None else None
@@ -178,12 +200,12 @@ async def _serve(
         line = {**facts, "http": f"http://{address}" if address is not None else "off"}
         out.write(msgspec.json.encode(line).decode() + "\n")
         if out.lost:
-            logger("worker").warning(LogEvent.READY_NOT_TOLD)
-        logger("worker").info(LogEvent.READY, **{k: v for k, v in line.items() if k != "event"})
+            logger("worker").warning("worker.ready_not_told")
+        logger("worker").info("worker.ready", **{k: v for k, v in line.items() if k != "event"})
         greet()
 
     try:
-        await supervisor.run(stop, ready)
+        await supervise(config, services, stop, ready)
     except BaseExceptionGroup as group:
         raise _told(root_of(group)) from group
     finally:
@@ -196,33 +218,64 @@ def _told(failure: BaseException) -> BaseException:
     """Return the refusal that ends the worker; a defect is logged with its traceback, and one line says where to look."""
     if isinstance(failure, Refusal) and not isinstance(failure, Defect):
         return failure
-    logger("worker").error(LogEvent.FAILED, why=repr(failure), exc_info=failure)
+    logger("worker").error("worker.failed", why=repr(failure), exc_info=failure)
     return Defect(f"the worker has failed: {failure}; the log has the traceback: please report it, and start the worker again")
 
 
-async def set_up(config: Config, store: Store, bus: Bus, tracker: MetricsRecorder, clock: Clock, *, adopt: bool = False) -> Services:
+async def set_up(config: Config, store: Store, bus: Bus, recorder: MetricsRecorder, clock: Clock, *, adopt: bool = False) -> Services:
     """Connect, make what the worker needs at the broker, and wire the services to store and bus, whichever adapters these are."""
-    spans = open_spans(tracker) if config.otel.enabled else None
+    spans = open_spans(recorder.count_spans) if config.otel.enabled else None
     await bus.open()
     subjects = Subjects(config.subjects.prefix)
     bindings = reply_bindings(config, subjects)
     streams, sources = topology(config, subjects, bindings)
     holder = ClaimHolder(database=store.identity, host=socket.gethostname(), store=store.place, pid=str(os.getpid()))
     for warning in await bus.prepare(streams, sources, holder=holder, adopt=adopt):
-        logger("worker").warning(LogEvent.STREAM_AT_RISK, why=warning)
-    services = compose(config, store, bus, bindings, sources, tracker, clock)
-    return services if spans is None else msgspec.structs.replace(services, tracing=Tracing(services.engine, spans, tracker))
+        logger("worker").warning("topology.stream_at_risk", why=warning)
+    services = compose(config, store, bus, bindings, sources, recorder, clock)
+    if spans is None:
+        return services
+    return msgspec.structs.replace(services, tracing=SpanRecorder(services.engine, spans, recorder.count_spans))
 
 
-def supervised(config: Config, services: Services) -> Supervisor:
-    """Return who gives the services their life."""
-    return Supervisor(
-        services,
-        version=program_version(),
+def open_spans(count: SpanCount) -> SpanSink | None:
+    """Open the exporter to the collector of the OTEL_* variables; None where they switch the SDK off.
+
+    Raises `ConfigError` where the SDK is not installed, or its variables ask for something it cannot do.
+    """
+    try:
+        from nats_taskflow.observe.otel import connect  # noqa: PLC0415  # not a line of OpenTelemetry is loaded where tracing is off
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.split(".")[0] != "opentelemetry":
+            raise
+        message = "otel.enabled needs OpenTelemetry, which is not installed: pip install 'nats-taskflow[otel]', or set otel.enabled = false"
+        raise ConfigError(message) from missing
+    return connect(count)
+
+
+async def supervise(config: Config, services: Services, stop: StopSignal, ready: Callable[[], None]) -> None:
+    """Run the services until `stop`; see `Supervisor`."""
+    observers: dict[str, WorkerService] = {"probes": services.probes, "backlog": services.backlog, "survey": services.store_probe}
+    observers["watchdog"] = services.systemd
+    if services.tracing is not None:
+        observers["tracing"] = services.tracing
+    supervisor = Supervisor(
+        services.engine,
+        services.bus,
+        consumers=services.consumers,
+        relays=services.relays,
+        timers=services.waits,
+        observers=observers,
+        background={"dispatcher": services.dispatcher, "pruner": services.pruner, "inspector": services.inspector},
+        serve=partial(services.bus.serve, services.api.service(program_version()), services.api.handle),
+        listeners=(services.probes, services.systemd),
         tick_interval=config.engine.tick_interval.seconds,
         startup_drain=config.engine.startup_drain.seconds,
         drain=config.engine.drain_timeout.seconds,
     )
+    await supervisor.run(stop, ready)
+    if services.tracing is not None:
+        await services.tracing.close()
 
 
 def compose(
@@ -231,34 +284,36 @@ def compose(
     bus: Bus,
     bindings: ReplyBindings,
     sources: tuple[ConsumerSpec, ...],
-    tracker: MetricsRecorder,
+    recorder: MetricsRecorder,
     clock: Clock,
 ) -> Services:
     """Wire the services to their adapters."""
-    policy = capacity.lowered(policy_of(config, bindings), bus.max_payload)
+    policy = capacity.lower(policy_of(config, bindings), bus.max_payload)
     mint, subjects = IdMint(), Subjects(config.subjects.prefix)
-    engine = Engine(store, clock=clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
-    engine.listen(tracker.committed)
-    read = reader(subjects, bindings, mint, lambda: bus.offset, meter_of(config))
-    consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
+    engine = Engine(store, clock=clock, policy=policy, max_batch=config.engine.max_batch, timed=recorder.time_commit)
+    engine.listen(recorder.count_batch)
+    read = make_reader(subjects, bindings, mint, lambda: bus.offset, quota_of(config))
+    consumers = [Consumer(bus, engine, s, read=read, count=recorder.count_outcome, recovered=store.recovered) for s in sources]
     told, buried = _relays(store, bus, subjects, engine)
     relays = [told, buried]
     deciders = [consumer for consumer, source in zip(consumers, sources, strict=True) if source.ends_waits]
     decided, first_kept = partial(decided_until, deciders), partial(_first_kept, bus, sources)
     inspector = TopologyWatch(bus, dict(zip(sources, consumers, strict=True)))
-    probes = WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=clock, engine=engine)
+    probes = WorkerProbes(engine, bus, recorder, outlets=relays, flaws=lambda: inspector.flaws)
     remembered, ids = (int(age * REMEMBERED_TIMES) for age in (config.stream.max_age, config.stream.event_max_age))
     return Services(
         engine=engine,
         bus=bus,
-        waits=WaitEngine(FlowManager(engine), late=tracker.late, decided=decided, patience=int(config.engine.startup_drain)),
+        waits=WaitEngine(engine, on_moved=recorder.timer_lag, decided=decided, patience=int(config.engine.startup_drain)),
         consumers=consumers,
         relays=relays,
-        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, expired=buried.hear),
+        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, on_expired=buried.wake),
         inspector=inspector,
-        api=_micro_service(store, bus, bindings, engine, tracker, probes, subjects, config),
+        api=_micro_service(store, bus, bindings, engine, recorder, probes, subjects, config),
         dispatcher=Dispatcher(bus, engine),
         probes=probes,
+        backlog=BacklogProbe(bus, sources, recorder),
+        store_probe=StoreProbe(engine, recorder),
         systemd=Systemd(os.environ, store.ping),
     )
 
@@ -266,9 +321,9 @@ def compose(
 def _relays(store: Store, bus: Bus, subjects: Subjects, engine: Engine) -> tuple[Relay, Relay]:
     """Wire what is published: events, and dead letters."""
     read = read_events(store, subjects)
-    told = Relay("events", bus, engine, read=read, heard=lambda batch: bool(batch.events), fresh=events_of_batch(subjects))
+    told = Relay("events", bus, engine, read=read, adds=lambda batch: bool(batch.events), rows_of=events_of_batch(subjects))
     letters, few = read_dead_letters(store, bus, subjects), _BIG_ROWS
-    return told, Relay("dead_letters", bus, engine, read=letters, heard=lambda batch: batch.adds_dead_letters, window=2 * few, chunk=few)
+    return told, Relay("dead_letters", bus, engine, read=letters, adds=lambda batch: batch.adds_dead_letters, window=2 * few, chunk=few)
 
 
 async def _first_kept(bus: Bus, sources: Sequence[ConsumerSpec]) -> Mapping[str, int]:
@@ -281,16 +336,16 @@ def _micro_service(
     bus: Bus,
     bindings: ReplyBindings,
     engine: Engine,
-    tracker: MetricsRecorder,
+    recorder: MetricsRecorder,
     probes: WorkerProbes,
     subjects: Subjects,
     config: Config,
 ) -> MicroService:
     """Wire the micro service, for agents and operators."""
     queries = admin_queries(store, bus, subjects, engine, probes.ready, config.nats.monitor_url)
-    operators = admin_service(queries, store, bus, subjects, bindings, engine, tracker.replayed)
-    size, settled, answered, meter = partial(getattr, bus, "max_payload"), tracker.settled, tracker.answered, meter_of(config)
-    api = Api(engine, subjects, IdMint(), queries.explain_to_agent, watch=settled, timed=answered, max_payload=size, meter=meter)
+    operators = admin_service(queries, store, bus, subjects, bindings, engine, recorder.count_replays)
+    size, count, timed, meter = partial(getattr, bus, "max_payload"), recorder.count_outcome, recorder.time_command, quota_of(config)
+    api = Api(engine, subjects, IdMint(), queries.explain_to_agent, watch=count, timed=timed, max_payload=size, meter=meter)
     carriers = tuple(binding.subject for binding in bindings.configured)
     return MicroService(api, operators, subjects, reply_topics=carriers, max_payload=size)
 

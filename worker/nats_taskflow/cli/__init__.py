@@ -1,7 +1,9 @@
-"""The command `taskflow`: one module for each subcommand, loaded when it is used.
+"""The command line: one module for each noun that is typed, loaded when its command is used.
 
-Exit codes are those of `exits`, the worker's own (CONTRACT 7) among them. Nothing heavy (nats, structlog, uvicorn, the worker itself)
-is imported before a command needs it.
+This room may import everything, and nothing imports it but `__main__`. Nothing heavy (nats, structlog, uvicorn, the worker itself) is
+loaded before a command needs it, so imports stand in functions here. Begin with `waits`: it has its options from `selection`, asks by
+`session`, where either `online` or `offline` answers by `protocol`, and prints by `output`, which lays text out with `layout`. `command`
+and `options` make help and parsing, `exit_codes` the numbers at the end, `runtime` and `streams` the process around it all.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import click
 from click.exceptions import NoSuchCommand
 
 from nats_taskflow.cli.command import Group, first_sentence
-from nats_taskflow.cli.exit_codes import USAGE, Failed
-from nats_taskflow.cli.streams import say_all
+from nats_taskflow.cli.exit_codes import USAGE, CommandFailed
+from nats_taskflow.cli.streams import run_and_exit
 from nats_taskflow.errors import Refusal
 from nats_taskflow.version import program_version
 
@@ -27,9 +29,9 @@ _COMMANDS = {
     "Exits 0 when all of it came true.",
     "flow": "See flows and steer them. A FLOW is an id, or at least 6 characters of its beginning or end.",
     "waits": "Show who waits for what, since when and until when; the longest-waiting first.",
-    "who": "Show who waits for TOPIC (and correlation id CORR), and which replies are held for it.",
+    "who": "Show who waits for TOPIC (and CORRELATION_ID), and which replies are held for it.",
     "why": "Explain FLOW: what it waits for, what came near, what happens next, and what to do.",
-    "reply": "Publish a reply on TOPIC with correlation id CORR. PAYLOAD is JSON (or text); `-` reads it from stdin.",
+    "reply": "Publish a reply on TOPIC with CORRELATION_ID. PAYLOAD is JSON (or text); `-` reads it from stdin.",
     "held": "See replies that nobody waits for yet; give one to a flow, or let it expire.",
     "dlq": "See dead letters, replay them, forget them.",
     "events": "Show state changes from the stream of events, in the order they were published.",
@@ -49,7 +51,7 @@ _COMMANDS = {
     "completion": 'Print the completion script for SHELL. For bash: eval "$(taskflow completion bash)".',
     "version": "Print the version.",
 }
-"""Every subcommand with the first sentences of its help: to list them, none of their modules has to be loaded."""
+"""Every subcommand, and the first paragraph of its help: listing them loads none of their modules."""
 _SECTIONS = {
     "Begin": ("dev", "demo", "run"),
     "Flows": ("flow", "waits", "why", "who", "reply", "events"),
@@ -61,73 +63,74 @@ _SECTIONS = {
 
 
 class Commands(Group):
-    """The subcommands, each in the module of its name, and how errors become exit codes."""
+    """The subcommands, each in the module of its name; their errors become exit codes."""
 
     sections = _SECTIONS
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Name all subcommands, in the order in which a newcomer needs them."""
+        """List the subcommands in the order in which a newcomer needs them."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """Load one subcommand; None when there is none of that name."""
+        """Load a subcommand; None where there is none of that name."""
         if cmd_name not in _COMMANDS:
             return None
         command: click.Command = getattr(importlib.import_module(f"nats_taskflow.cli.{cmd_name}"), cmd_name)
         return command
 
     def describe(self, ctx: click.Context, name: str) -> str:  # noqa: ARG002 - the group's signature
-        """Say what a subcommand does without loading it: a fifth of the help's time would be the loading of them all."""
+        """Return what a subcommand does without loading it: loading them all would take a fifth of the help's time."""
         return first_sentence(_COMMANDS[name])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the subcommand; click suggests only names of commands that are loaded, and none is."""
+        """Find the subcommand, and suggest one for a misspelt name: click knows only commands that are loaded."""
         try:
             return super().resolve_command(ctx, args)
         except NoSuchCommand as unknown:
             raise NoSuchCommand(unknown.command_name, possibilities=_COMMANDS, ctx=ctx) from None
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        """Parse the options before the subcommand."""
+        """Parse the options before the subcommand; errors become exit codes."""
         with errors_as_exit_codes():
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Parse and run the subcommand."""
+        """Parse and run the subcommand; errors become exit codes."""
         with errors_as_exit_codes():
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
 def errors_as_exit_codes() -> Iterator[None]:
-    """Turn a refusal into one line on stderr and its exit code, and usage errors into 64."""
+    """Turn a refusal into a line on stderr and its exit code, and usage errors into 64."""
     try:
         yield
-    except click.UsageError as failure:
-        failure.exit_code = USAGE  # type: ignore[misc]  # sysexits.h; on this error only: other users of click keep their 2
+    except click.UsageError as error:
+        error.exit_code = USAGE  # type: ignore[misc]  # sysexits.h; on this error only: other users of click keep their 2
         raise
     except Refusal as refusal:
-        raise Failed(str(refusal), refusal.exit_code) from refusal
-    except UnicodeEncodeError as bad:  # bytes that are no text reach Python as what cannot be written
-        wrong = click.UsageError(f"{bad.object[:100]!r} is no text: what a command is given has to be UTF-8")
-        wrong.exit_code = USAGE  # type: ignore[misc]  # as above
-        raise wrong from bad
+        raise CommandFailed(str(refusal), refusal.exit_code) from refusal
+    except UnicodeEncodeError as error:  # bytes that are no text reach Python as what cannot be written
+        usage = click.UsageError(f"{error.object[:100]!r} is no text: what a command is given has to be UTF-8")
+        usage.exit_code = USAGE  # type: ignore[misc]  # as above
+        raise usage from error
     except BaseExceptionGroup as group:  # task groups wrap what ends them
-        in_it = _only_refusals(group)
-        if in_it is None:
+        cause = _refusal_of(group)
+        if cause is None:
             raise
-        raise Failed(str(in_it), in_it.exit_code) from in_it
+        raise CommandFailed(str(cause), cause.exit_code) from cause
 
 
-def _only_refusals(group: BaseExceptionGroup[BaseException]) -> Refusal | None:
-    """Give the first refusal of a group that holds nothing else; None when there is a defect among them."""
-    found: list[Refusal] = []
-    for one in group.exceptions:
-        inner = _only_refusals(one) if isinstance(one, BaseExceptionGroup) else one
-        if not isinstance(inner, Refusal):
-            return None
-        found.append(inner)
-    return found[0]
+def _refusal_of(group: BaseExceptionGroup[BaseException]) -> Refusal | None:
+    """Return the first refusal of a group of refusals; None where there is a defect among them."""
+    _, defects = group.split(Refusal)
+    if defects is not None:
+        return None
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, Refusal)
+    return first
 
 
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -146,4 +149,4 @@ def taskflow(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
-    say_all(lambda: taskflow(prog_name="taskflow"))
+    run_and_exit(lambda: taskflow(prog_name="taskflow"))

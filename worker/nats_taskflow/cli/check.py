@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import click
 from click.exceptions import Exit
 
-from nats_taskflow.cli.exit_codes import Failed
+from nats_taskflow.cli.command import ReadCommand
+from nats_taskflow.cli.exit_codes import CommandFailed
 from nats_taskflow.cli.output import Printer
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, run
+from nats_taskflow.cli.protocol import Json, OperatorSession
+from nats_taskflow.cli.session import run
+from nats_taskflow.cli.verdict import FIGURES
 from nats_taskflow.errors import Refusal
-from nats_taskflow.text import counted
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3
 _WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
-_SPELLED = {
-    "overdue": ("overdue flow",),
-    "unpublished": ("event not published", "events not published"),
-    "dead_letters": ("dead letter",),
-    "set_aside": ("flow set aside", "flows set aside"),
-}
-Figures = dict[str, tuple[float, float | None, float | None]]
-"""Name → value, and from where on it is a warning, or critical (None: never)."""
+
+
+class Reading(NamedTuple):
+    """A figure as it is, and from where on it is a warning, or critical (None: never)."""
+
+    value: int
+    warning: int | None = None
+    critical: int | None = None
+
+    @property
+    def level(self) -> int:
+        """How bad it is."""
+        if self.critical is not None and self.value >= self.critical:
+            return CRITICAL
+        return WARNING if self.warning is not None and self.value >= self.warning else OK
+
+
+Readings = Mapping[str, Reading]
+
+
+def _limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the limits of each figure."""
+    for figure in reversed(FIGURES):
+        name, limits = f"--{figure.name.replace('_', '-')}", (figure.warning, figure.critical)
+        option = click.option(name, nargs=2, type=int, default=limits, show_default=True, help=f"Warning and critical: {figure.about}.")
+        function = option(function)
+    return function
 
 
 @click.command(cls=ReadCommand)
@@ -36,74 +57,65 @@ Figures = dict[str, tuple[float, float | None, float | None]]
     show_default=True,
     help="How; -o json is --format json, -o none says nothing.",
 )
-@click.option(
-    "--overdue", nargs=2, type=int, default=(1, 100), show_default=True, help="Warning and critical: flows that time is late for."
-)
-@click.option(
-    "--unpublished", nargs=2, type=int, default=(1000, 100_000), show_default=True, help="Warning and critical: events not published."
-)
-@click.option("--dead-letters", nargs=2, type=int, default=(1, 10_000), show_default=True, help="Warning and critical: dead letters.")
-@click.option("--set-aside", nargs=2, type=int, default=(1, 10), show_default=True, help="Warning and critical: flows set aside.")
+@_limit_options
 def check(*, form: str, **arguments: Any) -> None:
     """Say whether it is well. Exit 0 ok, 1 warning, 2 critical, 3 unknown (nobody answers), as Nagios has it."""
-    limits: Mapping[str, tuple[int, int]] = {name: arguments[name] for name in ("overdue", "unpublished", "dead_letters", "set_aside")}
-    said = arguments["output"] != "none"
+    quiet = arguments["output"] == "none"
     form = "json" if form == "text" and arguments["output"] in ("json", "jsonl") else form
 
-    async def main(line: OperatorSession, _printer: Printer) -> int:
+    def report(level: int, readings: Readings, why: str) -> None:
+        if not quiet:
+            click.echo(_report(form, level, readings, why))
+
+    async def main(session: OperatorSession, _printer: Printer) -> int:
         """Ask and judge."""
-        found = await line.ask("stats")
-        figures = _figures(found, limits)
-        level = _level(figures, found["worker"])
-        click.echo(_said(form, level, figures, _troubles(figures, found["worker"])) if said else "", nl=said)
+        stats = await session.ask("stats")
+        readings = _readings(stats, arguments)
+        level = _level(readings, stats["worker"])
+        report(level, readings, _troubles(readings, stats))
         return level
 
     try:
         run(arguments, main)
-    except (Failed, Refusal) as failed:
-        click.echo(_said(form, UNKNOWN, {}, str(failed)) if said else "", nl=said)
-        if said and form != "prometheus":
-            raise Exit(UNKNOWN) from failed
-        raise Failed(str(failed), UNKNOWN) from failed
+    except (CommandFailed, Refusal) as failure:
+        report(UNKNOWN, {}, str(failure))
+        if not quiet and form != "prometheus":
+            raise Exit(UNKNOWN) from failure
+        raise CommandFailed(str(failure), UNKNOWN) from failure
 
 
-def _figures(found: Mapping[str, Any], limits: Mapping[str, tuple[int, int]]) -> Figures:
-    """Return the figures with their limits."""
-    values = {
-        "overdue": found["waits"]["overdue"],
-        "unpublished": sum(found["unpublished"].values()),
-        "dead_letters": found["dead_letters"],
-        "set_aside": found["set_aside"],
-    }
-    judged: Figures = {name: (value, *limits[name]) for name, value in values.items()}
-    return judged | {"waiting": (found["flows"]["waiting"], None, None), "held": (found["held"], None, None)}
+def _readings(stats: Json, limits: Mapping[str, Any]) -> Readings:
+    """Return the figures with their limits, then those that have none."""
+    judged = {figure.name: Reading(figure.value(stats), *limits[figure.name]) for figure in FIGURES}
+    return judged | {"waiting": Reading(stats["flows"]["waiting"]), "held": Reading(stats["held"])}
 
 
-def _level(figures: Figures, worker: Mapping[str, Any]) -> int:
+def _level(readings: Readings, worker: Mapping[str, Any]) -> int:
     """Return how bad it is."""
-    critical = any(limit is not None and value >= limit for value, _, limit in figures.values())
-    if critical or worker.get("not_ready") or worker.get("connected") is False:
+    if worker.get("not_ready") or worker.get("connected") is False:
         return CRITICAL
-    return WARNING if any(limit is not None and value >= limit for value, limit, _ in figures.values()) else OK
+    return max(reading.level for reading in readings.values())
 
 
-def _troubles(figures: Figures, worker: Mapping[str, Any]) -> str:
+def _troubles(readings: Readings, stats: Json) -> str:
     """Say what is not well."""
-    bad = [counted(int(value), *_SPELLED[name]) for name, (value, limit, _) in figures.items() if limit is not None and value >= limit]
-    return ", ".join([*bad, *worker.get("not_ready", [])])
+    troubles = [figure.trouble(stats) for figure in FIGURES if readings[figure.name].level != OK]
+    return ", ".join([*troubles, *stats["worker"].get("not_ready", [])])
 
 
-def _said(form: str, level: int, figures: Figures, why: str) -> str:
-    """Spell it for the monitor. Without figures nobody could be asked."""
+def _report(form: str, level: int, readings: Readings, why: str) -> str:
+    """Spell it for the monitor. There are no readings where nobody could be asked."""
+    values = {name: reading.value for name, reading in readings.items()}
     if form == "json":
-        return json.dumps({"level": _WORDS[level].lower(), "why": why, "figures": {name: value for name, (value, _, _) in figures.items()}})
+        return json.dumps({"level": _WORDS[level].lower(), "why": why, "figures": values})
     if form == "prometheus":
-        shown = {"up": 1.0 if figures else 0.0, "level": float(level)} | {name: value for name, (value, _, _) in figures.items()}
-        return "\n".join(f"# TYPE taskflow_check_{name} gauge\ntaskflow_check_{name} {value:g}" for name, value in shown.items())
+        gauges = {"up": 1 if readings else 0, "level": level} | values
+        return "\n".join(f"# TYPE taskflow_check_{name} gauge\ntaskflow_check_{name} {value:g}" for name, value in gauges.items())
     line = f"TASKFLOW {_WORDS[level]}" + (f" - {why}" if why else " - all is well")
-    if form == "nagios" and figures:
-        spelled = (
-            f"{name}={value:g};{'' if warn is None else warn};{'' if bad is None else bad}" for name, (value, warn, bad) in figures.items()
+    if form == "nagios" and readings:
+        shown = (
+            f"{name}={value:g};{'' if warning is None else warning};{'' if critical is None else critical}"
+            for name, (value, warning, critical) in readings.items()
         )
-        return f"{line} | {' '.join(spelled)}"
+        return f"{line} | {' '.join(shown)}"
     return line

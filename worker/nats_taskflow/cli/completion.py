@@ -14,6 +14,6 @@ def completion(ctx: click.Context, shell: str) -> None:
     """Print the completion script for SHELL. For bash: eval "$(taskflow completion bash)"."""
     from click.shell_completion import get_completion_class
 
-    kind = get_completion_class(shell)
-    assert kind is not None, "click knows the shells that it offers"
-    click.echo(kind(ctx.find_root().command, {}, "taskflow", "_TASKFLOW_COMPLETE").source())
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None, "click knows the shells that it offers"
+    click.echo(completion_class(ctx.find_root().command, {}, "taskflow", "_TASKFLOW_COMPLETE").source())

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.command import Group
-from nats_taskflow.cli.options import SettingsCommand, load_config
+from nats_taskflow.cli.command import Group, SettingsCommand
+from nats_taskflow.cli.options import form_option, load_config
 
 
 @click.group(cls=Group)
@@ -18,16 +18,16 @@ def config() -> None:
 
 @config.command(cls=SettingsCommand)
 @click.option("--origin", is_flag=True, help="Also say where each value came from.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
+@form_option
 def show(*, origin: bool, output: str, **arguments: Any) -> None:
     """Print every setting as it is in force, in the form of the configuration file; secrets are masked."""
-    from nats_taskflow.config import shown
+    from nats_taskflow.config import describe_settings
 
     if output == "json":
-        found = {key: {"value": value, "origin": source} for key, value, source in shown(load_config(arguments))}
+        found = {key: {"value": value, "origin": source} for key, value, source in describe_settings(load_config(arguments))}
         click.echo(json.dumps(found, ensure_ascii=False))
         return
-    rows = [(f"{key} = {value}", source) for key, value, source in shown(load_config(arguments))]
+    rows = [(f"{key} = {value}", source) for key, value, source in describe_settings(load_config(arguments))]
     width = max(len(line) for line, _ in rows)
     for line, source in rows:
         click.echo(f"{line:<{min(width, 60)}}  # {source}" if origin else line)

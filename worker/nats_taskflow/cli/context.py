@@ -8,6 +8,7 @@ import os
 import click
 
 from nats_taskflow.cli.command import Group
+from nats_taskflow.cli.options import form_option
 
 
 @click.group(cls=Group)
@@ -15,11 +16,8 @@ def context() -> None:
     """See the contexts of the `nats` CLI. Use one with --nats-context NAME, or NATS_CONTEXT."""
 
 
-_OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
-
-
 @context.command()
-@_OUTPUT
+@form_option
 def ls(*, output: str) -> None:
     """List the contexts; * marks the one that `nats context select` chose."""
     from nats_taskflow.config.nats_contexts import list_contexts
@@ -36,7 +34,7 @@ def ls(*, output: str) -> None:
 
 @context.command()
 @click.argument("name")
-@_OUTPUT
+@form_option
 def show(*, name: str, output: str) -> None:
     """Show what context NAME sets, and which setting of ours each becomes; secrets are masked."""
     from nats_taskflow.config.nats_contexts import read_context

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nats_taskflow.cli.command import SettingsCommand
 from nats_taskflow.cli.dev_folder import DATABASE, STREAMS, prepare_folder
-from nats_taskflow.cli.options import SettingsCommand, adopt_option, load_config
+from nats_taskflow.cli.options import adopt_option, load_config
 from nats_taskflow.observe.line_writer import LineWriter
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ def dev(ctx: click.Context, /, *, adopt: bool, **arguments: Any) -> None:
 
     With a NATS URL or context given, that server is used instead and none is started. Everything else is as with `taskflow run`.
     """
-    from nats_taskflow.cli.lean import load_structlog
+    from nats_taskflow.cli.light_imports import import_structlog
     from nats_taskflow.cli.runtime import launch
 
-    load_structlog()
+    import_structlog()
     ctx.exit(launch(_live(arguments, adopt=adopt)))
 
 
@@ -144,7 +145,7 @@ def banner(config: Config, nats: str, program: str = "taskflow") -> str:
         "",
         "  Try, in another terminal (of the id, for FLOW, the end is enough):",
         *_settings(url, prefix),
-        f"    {program} flow start --agent kate --controller kate/inbox --goal 'triage the inbox'",
+        f"    {program} flow start --agent kate --controller-id kate/inbox --goal 'triage the inbox'",
         f"    {program} flow wait FLOW --manual 'approve?'",
         f"    {program} waits",
         "",

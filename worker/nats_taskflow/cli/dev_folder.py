@@ -27,7 +27,7 @@ def find_dev_database() -> Mapping[str, SourcedValue]:
     from nats_taskflow.config import Config, SourcedValue
 
     usual = Path(Config().store.path)
-    if usual.exists() or not DATABASE.exists() or flaw():
+    if usual.exists() or not DATABASE.exists() or find_flaw():
         return {}
     return {"store.path": SourcedValue(str(DATABASE), f"left by taskflow dev in ./{FOLDER}")}
 
@@ -42,7 +42,7 @@ def load_with_database(arguments: Mapping[str, Any]) -> Config:
 
     config = load_config(arguments, find_dev_database())
     usual = Path(config.store.path)
-    if config.origin("store.path") == "default" and usual.exists() and DATABASE.exists() and not flaw():
+    if config.origin("store.path") == "default" and usual.exists() and DATABASE.exists() and not find_flaw():
         raise ConfigError(f"there are two databases here, {usual} and {DATABASE}: say which one is meant, with --store-path")
     return config
 
@@ -53,7 +53,7 @@ def prepare_folder() -> None:
 
     try:
         FOLDER.mkdir(mode=0o700, exist_ok=True)
-        if why := flaw():
+        if why := find_flaw():
             raise ConfigError(f"{Path.cwd() / why}; it was not made by `taskflow dev`: move {FOLDER} away, or start in another folder")
         ignore = FOLDER / ".gitignore"
         if not os.path.lexists(ignore):
@@ -63,7 +63,7 @@ def prepare_folder() -> None:
         raise ConfigError(f"{where} cannot be made ({failure.strerror}); run `taskflow dev` in a folder that you may write to") from failure
 
 
-def flaw() -> str:
+def find_flaw() -> str:
     """Say what is not as `taskflow dev` makes it: somebody else's, a link to elsewhere, for others to enter. Empty where all is well."""
     for path, forbidden in ((FOLDER, _TO_ENTER), (DATABASE, _TO_WRITE), (STREAMS, 0)):
         try:

@@ -1,4 +1,4 @@
-"""Say in a number how a command ended: one table, for the code, the tests and the reference pages of docs/."""
+"""The exit codes of all commands: one table, for the code, the tests and the reference pages of docs/."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ MEANINGS: dict[int, str] = {
     REFUSED: "the configuration or the database is refused",
     INTERRUPTED: "interrupted (Ctrl-C)",
 }
-"""Every exit code; the worker's own (CONTRACT 7) among them. `taskflow check` has those of Nagios instead: 0 1 2 3."""
+"""Every exit code, those of the worker among them (CONTRACT 7). `taskflow check` has those of Nagios instead: 0 1 2 3."""
 
-_OF_ERROR: dict[str, int] = {
+_FOR_ERROR: dict[str, int] = {
     "invalid_request": USAGE,
     "unsupported_verb": USAGE,
     "topic_not_bound": USAGE,
@@ -50,19 +50,19 @@ _OF_ERROR: dict[str, int] = {
 }
 
 
-class Failed(click.ClickException):
-    """A command cannot do what it was asked to: one line on stderr says why, and the number how it ended."""
+class CommandFailed(click.ClickException):
+    """A command cannot do what it should: a line on stderr says why, and `code` is how it exits."""
 
     def __init__(self, why: str, code: int) -> None:
         super().__init__(why)
         self.exit_code = code  # type: ignore[misc]  # of this one only
 
     def show(self, file: IO[Any] | None = None) -> None:  # noqa: ARG002 - click's signature
-        """Say why. It may quote what a server said, or a setting."""
-        said = "".join(c if c.isprintable() else " " for c in self.message)
-        click.echo(f"taskflow: {' '.join(said.split())}", err=True)
+        """Print why, without control characters: it may quote what a server said, or a setting."""
+        text = "".join(c if c.isprintable() else " " for c in self.message)
+        click.echo(f"taskflow: {' '.join(text.split())}", err=True)
 
 
-def of_error(code: str) -> int:
-    """Return the exit code for an error's code (CONTRACT 3)."""
-    return _OF_ERROR.get(code, FAILED)
+def for_error(code: str) -> int:
+    """Return the exit code for the code of an error (CONTRACT 3)."""
+    return _FOR_ERROR.get(code, FAILED)

@@ -6,10 +6,14 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.command import Group
-from nats_taskflow.cli.flow.act import told
+from nats_taskflow.cli.command import AskCommand, Group, ReadCommand
+from nats_taskflow.cli.flow.act import print_outcome
+from nats_taskflow.cli.identity import read_intervention, reason_option
+from nats_taskflow.cli.options import aliased_option, page_options
 from nats_taskflow.cli.output import Printer
-from nats_taskflow.cli.session import AskCommand, OperatorSession, ReadCommand, intervention, pages, reason_option, run, whole_id
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.selection import find_flow_id
+from nats_taskflow.cli.session import collect_pages, run
 from nats_taskflow.cli.who import HELD
 
 
@@ -20,15 +24,14 @@ def held() -> None:
 
 @held.command("list", cls=ReadCommand)
 @click.option("--topic", metavar="TOPIC", help="Only those on this topic.")
-@click.option("--corr", metavar="ID", help="Only those with this correlation id.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
-@click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
-def list_(*, topic: str | None, corr: str | None, limit: int, cursor: str | None, **arguments: Any) -> None:
+@aliased_option("--correlation-id", "--corr", metavar="ID", help="Only those with this correlation id.")
+@page_options()
+def list_(*, topic: str | None, correlation_id: str | None, limit: int, cursor: str | None, **arguments: Any) -> None:
     """List held replies, in the order they came."""
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
-        """List them."""
-        items, following = await pages(line, "held", "held", limit, {"topic": topic, "correlation_id": corr, "cursor": cursor})
+    async def main(session: OperatorSession, printer: Printer) -> None:
+        fields = {"topic": topic, "correlation_id": correlation_id, "cursor": cursor}
+        items, following = await collect_pages(session, "held", "held", limit, fields)
         printer.items(items, HELD, cursor=following, empty="No reply is held: every one found its wait.")
 
     run(arguments, main)
@@ -41,12 +44,11 @@ def list_(*, topic: str | None, corr: str | None, limit: int, cursor: str | None
 @reason_option
 def match(*, number: int, flow: str, leaf: int | None, **arguments: Any) -> None:
     """Give held reply NUMBER to FLOW, as if it had come for it."""
-    who = intervention(arguments)
+    who = read_intervention(arguments)
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
-        """Give it."""
-        answer = await line.ask("held", action="match", number=number, flow_id=await whole_id(line, flow), leaf=leaf, **who)
-        told(answer, printer)
+    async def main(session: OperatorSession, printer: Printer) -> None:
+        answer = await session.ask("held", action="match", number=number, flow_id=await find_flow_id(session, flow), leaf=leaf, **who)
+        print_outcome(answer, printer)
 
     run(arguments, main)
 
@@ -56,11 +58,10 @@ def match(*, number: int, flow: str, leaf: int | None, **arguments: Any) -> None
 @reason_option
 def expire(*, number: int, **arguments: Any) -> None:
     """Move held reply NUMBER to the dead letters now."""
-    who = intervention(arguments)
+    who = read_intervention(arguments)
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
-        """Let it expire."""
-        answer = await line.ask("held", action="expire", number=number, **who)
+    async def main(session: OperatorSession, printer: Printer) -> None:
+        answer = await session.ask("held", action="expire", number=number, **who)
         printer.item(answer, [("held reply", f"{number} is a dead letter now")])
 
     run(arguments, main)

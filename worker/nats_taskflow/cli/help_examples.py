@@ -1,4 +1,4 @@
-"""An example for each command, to be copied: what `--help` and docs/cli.md show. Loaded when help is asked for."""
+"""Examples for each command, to be copied, in `--help` and docs/cli.md. Loaded when help is shown."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "flow show": ("taskflow flow show 7be90d15", "taskflow flow show 7be90d15 --follow"),
     "flow history": ("taskflow flow history 7be90d15 --newest --limit 10",),
     "flow steps": ("taskflow flow steps 7be90d15",),
-    "flow start": ("taskflow flow start --agent kate --controller kate/inbox --goal 'triage the inbox'",),
+    "flow start": ("taskflow flow start --agent kate --controller-id kate/inbox --goal 'triage the inbox'",),
     "flow run": ("taskflow flow run 7be90d15",),
-    "flow advance": ("""taskflow flow advance 7be90d15 --patch '{"read": 3}' --step collect""",),
+    "flow advance": ("""taskflow flow advance 7be90d15 --patch '{"read": 3}' --current-step collect""",),
     "flow wait": (
         "taskflow flow wait 7be90d15 --manual 'Ann: may this go out?'",
         "taskflow flow wait 7be90d15 --timer 2h",
-        "taskflow flow wait 7be90d15 --topic agent.delegate.reply --corr corr-42 --timeout 15m --on-timeout fail",
+        "taskflow flow wait 7be90d15 --topic agent.delegate.reply --correlation-id corr-42 --timeout 15m --on-timeout fail",
     ),
     "flow delegate": ("""taskflow flow delegate 7be90d15 --to svc.billing --payload '{"invoice": 7}' --timeout 10m""",),
-    "flow finish": ("""taskflow flow finish 7be90d15 --state '{"done": true}'""",),
+    "flow finish": ("""taskflow flow finish 7be90d15 --final-state '{"done": true}'""",),
     "flow resume": ("""taskflow flow resume 7be90d15 --patch '{"approved": true}' --reason 'Ann said yes'""",),
     "flow cancel": (
         "taskflow flow cancel 7be90d15 --reason 'not needed any more'",

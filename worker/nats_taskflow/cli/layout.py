@@ -1,4 +1,4 @@
-"""Lay text out for a terminal of so many columns: tables of one line a row, sentences and commands broken between words. Pure."""
+"""Lay text out for a terminal's width: tables with a line for each row, sentences and commands broken between words. Pure."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ _TOKEN = re.compile(r"""(?:'[^']*'|"[^"]*"|\S)+""")
 
 
 class Column(NamedTuple):
-    """One column. `elastic`: it may be cut short where the terminal is narrow; the others never are."""
+    """A column of a table. An `elastic` one may be cut short where the terminal is narrow; the others never are."""
 
     name: str
     elastic: bool
 
 
 def cell_width(text: str) -> int:
-    """Count the columns that a text takes: wide letters take two, combining ones none."""
+    """Return how many columns a text takes: wide letters take two, combining ones none."""
     return sum(0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def cut(text: str, width: int) -> str:
-    """Return a text that fits, with an ellipsis where something was left out."""
+    """Return the text, cut to `width` columns with an ellipsis at the end where it is longer."""
     if cell_width(text) <= width:
         return text
-    kept, room = "", width - 1
+    start, room = "", width - 1
     for letter in text:
         room -= cell_width(letter)
         if room < 0:
             break
-        kept += letter
-    return f"{kept.rstrip()}…"
+        start += letter
+    return f"{start.rstrip()}…"
 
 
 def pad(text: str, width: int) -> str:
-    """Return a text that takes exactly so many columns."""
+    """Return the text with spaces behind it, up to `width` columns."""
     return text + " " * (width - cell_width(text))
 
 
 def widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], screen: int | None) -> list[int]:
-    """Return how wide each column is: as it needs, or on a screen the elastic ones no wider than what the others leave them."""
-    wanted = [max(cell_width(cell) for cell in (column.name, *(row[at] for row in rows))) for at, column in enumerate(columns)]
+    """Return how wide each column is: as it needs; on a screen the elastic ones share what the others leave."""
+    needed = [max(cell_width(cell) for cell in (column.name, *(row[at] for row in rows))) for at, column in enumerate(columns)]
     if screen is None:
-        return wanted
+        return needed
     elastic = [at for at, column in enumerate(columns) if column.elastic]
-    room = screen - sum(wanted) - len(GAP) * (len(columns) - 1) + sum(wanted[at] for at in elastic)
-    for left, at in zip(range(len(elastic), 0, -1), sorted(elastic, key=wanted.__getitem__), strict=True):
-        wanted[at] = min(wanted[at], max(room // left, _NARROWEST))
-        room -= wanted[at]
-    return wanted
+    room = screen - sum(needed) - len(GAP) * (len(columns) - 1) + sum(needed[at] for at in elastic)
+    for remaining, at in zip(range(len(elastic), 0, -1), sorted(elastic, key=needed.__getitem__), strict=True):
+        needed[at] = min(needed[at], max(room // remaining, _NARROWEST))
+        room -= needed[at]
+    return needed
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], screen: int | None) -> list[list[str]]:
-    """Return the heading and the rows as cells of the widths that fit; joined by `GAP` each is one line."""
+    """Return the heading and the rows as cells of fitting widths; joined by `GAP` each is a line."""
     flat = [[" ".join(cell.split()) for cell in row] for row in rows]
     fitting = widths(columns, flat, screen)
     lines = [[column.name for column in columns], *flat]
@@ -64,17 +64,17 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], screen: int 
 
 
 def wrap(text: str, screen: int | None, indent: str = "") -> str:
-    """Break a sentence between words; what follows the first line is indented. A word that is too long stays whole."""
+    """Break a sentence between words, indenting all lines but the first. A word that is too long stays whole."""
     return text if screen is None else _fold(text.split(), screen - len(indent), indent, "")
 
 
 def command_lines(command: str, screen: int | None, indent: str = "") -> str:
-    """Break a command so that it can be copied as it stands: between words, never inside quotes, with a backslash at the end."""
+    """Break a command so that it can be copied: between words, never inside quotes, with a backslash at the end of a line."""
     return command if screen is None else _fold(_TOKEN.findall(command), screen - len(indent) - 2, indent, " \\")
 
 
 def _fold(words: Sequence[str], room: int, indent: str, tail: str) -> str:
-    """Put as many words on each line as there is room for; the tail goes on to the next."""
+    """Fill lines with as many words as there is room for; each line but the last ends with the tail."""
     lines: list[str] = []
     for word in words:
         if lines and cell_width(lines[-1]) + 1 + cell_width(word) <= room:

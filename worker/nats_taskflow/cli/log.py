@@ -6,23 +6,25 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.output import Printer, clock
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, pages, run
+from nats_taskflow.cli.command import ReadCommand
+from nats_taskflow.cli.options import page_options
+from nats_taskflow.cli.output import Printer, format_time
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.session import collect_pages, run
 
 _NOTHING = "Nobody has replayed, purged, matched, released or pruned anything yet. What was done to a flow is in `taskflow flow history`."
 
 
 @click.command(cls=ReadCommand)
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
-@click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
+@page_options()
 def log(*, limit: int, cursor: str | None, **arguments: Any) -> None:
     """Show who replayed, purged, matched, released or pruned what, and why; newest first."""
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
+    async def main(session: OperatorSession, printer: Printer) -> None:
         """Show it."""
-        items, following = await pages(line, "log", "interventions", limit, {"cursor": cursor})
+        items, following = await collect_pages(session, "log", "interventions", limit, {"cursor": cursor})
         columns = {
-            "AT": lambda i: clock(i["at"]),
+            "AT": lambda i: format_time(i["at"]),
             "WHO": lambda i: i["actor"],
             "DID": lambda i: i["verb"],
             "ABOUT": lambda i: i["about"],

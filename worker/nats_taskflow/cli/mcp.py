@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nats_taskflow.cli.options import CLIENT, SettingsCommand, load_config
+from nats_taskflow.cli.command import ConnectionCommand
+from nats_taskflow.cli.identity import split_owner
+from nats_taskflow.cli.options import load_config
 
 if TYPE_CHECKING:
+    from nats_taskflow.client.mcp.lazy_client import Owner
     from nats_taskflow.client.mcp.serving import HttpEndpoint
-    from nats_taskflow.client.mcp.session import Owner
     from nats_taskflow.config import Secret
 
-_OWNER = re.compile(r"\Aagent:([^:]+):session:(.+)\Z")
 
-
-class McpCommand(SettingsCommand):
-    """A command that takes the settings of the connection."""
-
-    sections = CLIENT
-
-
-@click.command(cls=McpCommand)
+@click.command(cls=ConnectionCommand)
 @click.option("--owner", metavar="KEY", help="Whose flows: agent:<agent>:session:<session>. The model cannot choose it.")
 @click.option("--agent", metavar="NAME", help="The same in two parts: the agent ...")
-@click.option("--session", metavar="ID", help="... and its session; main where not given.")
+@click.option("--session", "session_id", metavar="ID", help="... and its session; main where not given.")
 @click.option(
     "--http", "bind", metavar="HOST:PORT", help="Serve streamable HTTP at /mcp instead of stdin and stdout; port 0 for a free one."
 )
@@ -46,7 +39,7 @@ def mcp(*, split_tools: bool, require_keys: bool, **arguments: Any) -> None:
 
     A client starts it: `claude mcp add taskflow -- taskflow mcp --agent kate`. Needs `pip install 'nats-taskflow[mcp]'`.
     """
-    owner = _owner(arguments["owner"], arguments["agent"], arguments["session"])
+    owner = _owner(arguments["owner"], arguments["agent"], arguments["session_id"])
     patience = _seconds(arguments["patience"])
     serve = _serving()
     http = _http(arguments)
@@ -64,7 +57,7 @@ def _serving() -> Any:
     try:
         from nats_taskflow.client.mcp.serving import serve
     except ImportError as missing:
-        if (missing.name or "").partition(".")[0] == "worker":
+        if (missing.name or "").partition(".")[0] == "nats_taskflow":
             raise
         from nats_taskflow.errors import ConfigError
 
@@ -73,25 +66,25 @@ def _serving() -> Any:
     return serve
 
 
-def _owner(key: str | None, agent: str | None, session: str | None) -> Owner:
+def _owner(key: str | None, agent: str | None, session_id: str | None) -> Owner:
     """Return whose flows these are. Raises a usage error."""
     import msgspec
 
-    from nats_taskflow.client.mcp.session import Owner
+    from nats_taskflow.client.mcp.lazy_client import Owner
     from nats_taskflow.wire.requests import SessionId
     from nats_taskflow.wire.subjects import is_token
 
     if (key is None) == (agent is None):
         raise click.UsageError("say whose flows: --agent NAME [--session ID], or --owner agent:<agent>:session:<session>")
     if key is not None:
-        found = _OWNER.match(key)
-        if found is None or session is not None:
+        parts = split_owner(key)
+        if parts is None or session_id is not None:
             raise click.UsageError("--owner takes agent:<agent>:session:<session>, and then there is no --session")
-        agent, session = found[1], found[2]
+        agent, session_id = parts
     if not is_token(agent or ""):
         raise click.UsageError(f"an agent's name has 1 to 63 characters of A-Z a-z 0-9 _ -, not {agent!r}")
     try:
-        return Owner(agent or "", msgspec.convert(session or "main", SessionId))
+        return Owner(agent or "", msgspec.convert(session_id or "main", SessionId))
     except msgspec.ValidationError:
         raise click.UsageError("a session has 1 to 128 characters without control characters") from None
 
@@ -113,7 +106,7 @@ def _http(arguments: dict[str, Any]) -> HttpEndpoint | None:
     """Return where to listen, None for stdio. Raises a usage error for an address that anybody could reach without a token."""
     from nats_taskflow.client.mcp.serving import HttpEndpoint
     from nats_taskflow.config.parsers import split_bind
-    from nats_taskflow.doors.http.health import is_loopback
+    from nats_taskflow.http.server import is_loopback
 
     bind, token = arguments["bind"], arguments["http_token"]
     if bind is None:

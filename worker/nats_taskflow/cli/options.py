@@ -1,18 +1,18 @@
-"""Offer every setting as a flag: `--store-path` for `store.path`, built from the tree of settings when a command is parsed."""
+"""Options that commands share: every setting as a flag (`--store-path` for `store.path`), made when a command is parsed."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-
-from nats_taskflow.cli.command import CONNECTION, OWN, Option, TaskflowCommand
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config, Setting, SourcedValue
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+OWN, CONNECTION = "Options", "Connection"
 _PANELS = {
     "nats": CONNECTION,
     "store": "Store",
@@ -30,9 +30,29 @@ _PANELS = {
 
 
 CLIENT = ("nats", "subjects")
-"""The settings that matter to a command that only talks to the worker: its connection."""
-_LETTERS = {"nats.url": ("-s", "--server")}
+"""The sections of settings that matter to a command that only talks to the worker."""
+_NATS_NAMES = {"nats.url": ("-s", "--server")}
 """What the `nats` command line calls a setting."""
+
+
+class Option(click.Option):
+    """An option that help shows under a heading, `panel`. Its `alias` works as well, and is shown nowhere."""
+
+    def __init__(self, *args: Any, panel: str = OWN, alias: str = "", **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.panel = panel
+        self._alias = alias
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Add the option and its alias to the parser."""
+        super().add_to_parser(parser, ctx)
+        if self._alias:
+            parser.add_option(obj=self, opts=[self._alias], dest=self.name, action="store")
+
+
+def aliased_option(name: str, alias: str, **extra: Any) -> Callable[[_F], _F]:
+    """Add an option with a value that can be typed in two ways. The alias is its former name, or that of a field like it."""
+    return click.option(name, cls=Option, alias=alias, **extra)
 
 
 adopt_option = click.option(
@@ -43,32 +63,24 @@ adopt_option = click.option(
 """A flag and no setting: what is meant for one start must not stay behind in a file."""
 
 
-class SettingsCommand(TaskflowCommand):
-    """A command that takes `--config` and a flag for every setting; its callback gets them as keyword arguments.
-
-    `sections`: only the settings of these sections; None: all.
-    """
-
-    sections: tuple[str, ...] | None = None
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Give the command's own options, then the settings. Called when parsing or helping, so that importing stays cheap."""
-        *own, help_option = super().get_params(ctx)
-        return [*own, *self.shared_options(), help_option, *_setting_options(self.sections)]
-
-    def shared_options(self) -> list[click.Parameter]:
-        """Give the options that all commands of the kind have."""
-        return []
+form_option = click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
+"""For commands that ask no worker."""
 
 
-def connection_options() -> tuple[click.Parameter, ...]:
-    """Give the options of the connection, which every command has that talks to the worker."""
-    return _setting_options(CLIENT)
+def page_options(limit: int = 50, items: str = "") -> Callable[[_F], _F]:
+    """Add the options of a list that comes page by page; `items` is what it lists."""
+
+    def add(function: _F) -> _F:
+        cursor = click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
+        most = f"At most this many{items and f' {items}'}."
+        return click.option("--limit", default=limit, show_default=True, type=click.IntRange(1, 100_000), help=most)(cursor(function))
+
+    return add
 
 
 @functools.cache
-def _setting_options(sections: tuple[str, ...] | None = None) -> tuple[click.Parameter, ...]:
-    """Make the options of all settings, or of those of some sections."""
+def setting_options(sections: tuple[str, ...] | None = None) -> tuple[click.Parameter, ...]:
+    """Return `--config` and an option for every setting, or for those of some sections."""
     from nats_taskflow.config import settings
 
     file = Option(
@@ -77,14 +89,18 @@ def _setting_options(sections: tuple[str, ...] | None = None) -> tuple[click.Par
         help="Read settings from this TOML file (env: TASKFLOW_CONFIG; else ./taskflow.toml and the usual places).",
         panel=CONNECTION if sections == CLIENT else OWN,
     )
-    wanted = [setting for setting in settings() if sections is None or setting.key.partition(".")[0] in sections]
-    return (file, *(_option(setting, CONNECTION if sections == CLIENT else _PANELS[setting.key.partition(".")[0]]) for setting in wanted))
+    options = [file]
+    for setting in settings():
+        section = setting.key.partition(".")[0]
+        if sections is None or section in sections:
+            options.append(_option(setting, CONNECTION if sections == CLIENT else _PANELS[section]))
+    return tuple(options)
 
 
-def _option(setting: Setting, panel: str) -> click.Parameter:
-    """Make the option of one setting. Its default stays None: the configuration knows defaults, and that nothing was given."""
+def _option(setting: Setting, panel: str) -> Option:
+    """Return the option of a setting. Its default is None: the configuration has the defaults, and must see that nothing was given."""
     return Option(
-        [_name(setting.key), *_LETTERS.get(setting.key, ()), setting.flag],
+        [_name(setting.key), *_NATS_NAMES.get(setting.key, ()), setting.flag],
         metavar=_metavar(setting),
         help=setting.about.help + _remarks(setting),
         panel=panel,
@@ -92,7 +108,7 @@ def _option(setting: Setting, panel: str) -> click.Parameter:
 
 
 def _metavar(setting: Setting) -> str:
-    """Say what kind of value the flag takes."""
+    """Return what help calls the value."""
     from nats_taskflow.config.parsers import duration_or_off
     from nats_taskflow.units import Duration
 
@@ -104,22 +120,22 @@ def _metavar(setting: Setting) -> str:
 
 
 def _remarks(setting: Setting) -> str:
-    """Give the default, and the variables besides `TASKFLOW_<SECTION>_<KEY>`."""
+    """Return the default, and the variables besides `TASKFLOW_<SECTION>_<KEY>`, for help."""
     default = ",".join(setting.default) if isinstance(setting.default, tuple) else str(setting.default)
     default = default.lower() if isinstance(setting.default, bool) else default
-    told = [f"default: {default}"] if setting.default not in (None, "", ()) else []
+    remarks = [f"default: {default}"] if setting.default not in (None, "", ()) else []
     if setting.about.env:
-        told.append(f"also: ${', $'.join(setting.about.env)}")
-    return f" [{'; '.join(told)}]" if told else ""
+        remarks.append(f"also: ${', $'.join(setting.about.env)}")
+    return f" [{'; '.join(remarks)}]" if remarks else ""
 
 
 def _name(key: str) -> str:
-    """Give the name of a setting among a command's arguments."""
+    """Return what a setting is called among a command's arguments."""
     return "setting_" + key.replace(".", "_")
 
 
 def load_config(arguments: Mapping[str, Any], base: Mapping[str, SourcedValue] | None = None) -> Config:
-    """Load the configuration that the arguments of a `SettingsCommand` ask for; `base` is what the command presumes."""
+    """Load the configuration from a command's arguments and the other sources; `base` is what the command presumes."""
     from nats_taskflow.config import load, settings
 
     flags = {setting.key: arguments[_name(setting.key)] for setting in settings() if arguments.get(_name(setting.key)) is not None}

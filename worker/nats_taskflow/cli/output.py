@@ -1,4 +1,4 @@
-"""Say answers: tables for people, JSON for programs; data on stdout, everything else on stderr."""
+"""Print answers: tables for people, JSON for programs. Data goes to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from nats_taskflow.cli import layout
+from nats_taskflow.cli.protocol import Json
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-Json = dict[str, Any]
 _ELASTIC = {
     *("CONTROLLER", "STEP", "GOAL", "WAITS ON", "OWNER", "TOPIC", "CORRELATION ID", "SUBJECT", "PAYLOAD", "MESSAGE"),
     *("ACTOR", "WHO", "ABOUT", "WHY", "RUN", "TASK", "SESSION"),
 }
-"""Columns that may be cut short on a narrow terminal; what names a thing, counts or tells a time stays whole."""
+"""Columns that may be cut short on a narrow terminal; ids, counts and times stay whole."""
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _MARKS = {"created": "○", "running": "▶", "waiting": "⏸", "finished": "✓", "failed": "✗", "cancelled": "⊘"}
 _STYLES: dict[str, Json] = {
@@ -37,20 +34,20 @@ _STYLES: dict[str, Json] = {
 
 
 class Printer:
-    """Prints in the form that was asked for: `table`, `json`, `jsonl` or `none`."""
+    """Prints in one form: `table`, `json`, `jsonl` or `none`."""
 
     def __init__(self, form: str) -> None:
         self.form = form
 
     @property
     def for_people(self) -> bool:
-        """Whether a person reads it."""
+        """Whether a person reads this."""
         return self.form == "table"
 
     def items(
         self, items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]], *, cursor: str | None = None, empty: str
     ) -> None:
-        """Print a list: a table with these columns, or the items as they came. `empty`: what to say to a person where there is none."""
+        """Print a list: a table with these columns, or the items as they came. `empty` is for a person where there is none."""
         if self.form == "json":
             click.echo(json.dumps({"items": list(items), "next_cursor": cursor}, ensure_ascii=False))
         elif self.form == "jsonl":
@@ -59,61 +56,57 @@ class Printer:
         elif self.for_people and not items:
             self.note(empty)
         elif self.for_people:
-            self._table(items, columns)
+            for line in table_lines(items, columns):
+                click.echo(line)
             if cursor is not None:
                 self.note(f"{len(items)} shown; more: --cursor {cursor}")
 
-    def _table(self, items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]]) -> None:
-        """Print a table, one line a row."""
-        for line in table_lines(items, columns):
-            click.echo(line)
-
-    def item(self, item: Mapping[str, Any], lines: Sequence[tuple[str, str]]) -> None:
-        """Print one thing: its lines, or as it came."""
+    def item(self, item: Mapping[str, Any], fields: Sequence[tuple[str, str]]) -> None:
+        """Print one thing: its fields for people, or as it came."""
         if self.form in ("json", "jsonl"):
             click.echo(json.dumps(item, ensure_ascii=False))
         elif self.for_people:
-            for line in lines_of(lines):
+            for line in field_lines(fields):
                 click.echo(line)
 
-    def text(self, line: str) -> None:
-        """Print a line for people."""
+    def text(self, text: str) -> None:
+        """Print text for people."""
         if self.for_people:
-            click.echo(printable(line))
+            click.echo(printable(text))
 
     def line(self, text: str) -> None:
         """Print exactly one line for people, cut short where the terminal is narrow."""
         if self.for_people:
             flat = " ".join(printable(text).split("\n"))
-            click.echo(flat if (columns := screen()) is None else layout.cut(flat, columns))
+            click.echo(flat if (width := terminal_width()) is None else layout.cut(flat, width))
 
     def note(self, text: str) -> None:
-        """Say something besides the data, on stderr."""
+        """Tell a person something besides the data, on stderr."""
         if self.for_people:
             click.echo(printable(text), err=True)
 
 
-def screen() -> int | None:
-    """Return how many columns the terminal has that a person looks at; None where stdout is none."""
+def terminal_width() -> int | None:
+    """Return how many columns stdout's terminal has; None where it is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def table_lines(items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]]) -> list[str]:
-    """Return a table's lines, coloured where that is wanted: as wide as the terminal, or as they need to be where nobody looks."""
-    shown = [[printable(show(item)) for show in columns.values()] for item in items]
-    heading, *rows = layout.table([layout.Column(name, name in _ELASTIC) for name in columns], shown, screen())
+    """Return a table's lines, coloured if wanted: as wide as the terminal, or as they need where there is none."""
+    cells = [[printable(show(item)) for show in columns.values()] for item in items]
+    heading, *rows = layout.table([layout.Column(name, name in _ELASTIC) for name in columns], cells, terminal_width())
     styled = [layout.GAP.join(cell if (style := _style(cell)) is None else paint(cell, **style) for cell in row) for row in rows]
     return [paint(layout.GAP.join(heading).rstrip(), bold=True), *(line.rstrip() for line in styled)]
 
 
 def paint(text: str, **style: Any) -> str:
-    """Return text in a style, unless the user (NO_COLOR) or the terminal wants none; click leaves it out where there is no terminal."""
+    """Return text in a style, unless NO_COLOR or a dumb terminal forbids it; click drops it where there is no terminal."""
     return text if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else click.style(text, **style)
 
 
 @contextmanager
-def progress(what: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Give what hears how many are done; a person at a terminal sees a bar on stderr meanwhile."""
+def progress(title: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Give what counts steps that are done; if `shown`, a person at a terminal sees a bar on stderr meanwhile."""
     if not (shown and sys.stderr.isatty()):
         yield lambda _count: None
         return
@@ -121,99 +114,99 @@ def progress(what: str, total: int | None, *, shown: bool) -> Iterator[Callable[
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(title, total=total)
         yield lambda count: bar.update(task, advance=count)
 
 
-def lines_of(named: Sequence[tuple[str, str]]) -> list[str]:
-    """Return values under each other, each behind its name; one that has several lines of its own keeps them."""
-    width = max((len(name) for name, _ in named), default=0)
-    said = []
-    for name, value in named:
+def field_lines(fields: Sequence[tuple[str, str]]) -> list[str]:
+    """Return values under each other, each behind its name. A value of several lines keeps them."""
+    width = max((len(name) for name, _ in fields), default=0)
+    lines = []
+    for name, value in fields:
         text = printable(value)
-        shown = text if "\n" in text else layout.wrap(text, screen(), " " * (width + 2))
-        said.append(f"{name:<{width}}  {shown}".rstrip())
-    return said
+        shown = text if "\n" in text else layout.wrap(text, terminal_width(), " " * (width + 2))
+        lines.append(f"{name:<{width}}  {shown}".rstrip())
+    return lines
 
 
 def printable(text: str) -> str:
-    """Return the text without what could steer a terminal: it may come from anybody. Lines stay lines."""
+    """Return text without what could steer a terminal: it may come from anybody. Lines stay lines."""
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
-def mark(status: str) -> str:
-    """Return a status with its sign: never by colour alone."""
+def mark_status(status: str) -> str:
+    """Return a status with its sign, so that colour is never all."""
     return f"{_MARKS.get(status, '?')} {status}"
 
 
-def status_of(flow: Mapping[str, Any]) -> str:
-    """Return a flow's status with its sign, and whether somebody asked it to end."""
-    return mark(flow["status"]) + (" (cancelling)" if flow["cancel_requested"] else "")
+def mark_flow(flow: Mapping[str, Any]) -> str:
+    """Return a flow's status with its sign, and whether it is being cancelled."""
+    return mark_status(flow["status"]) + (" (cancelling)" if flow["cancel_requested"] else "")
 
 
-def short(flow_id: str) -> str:
-    """Return the end of an id: the beginnings of those made together are alike."""
-    return flow_id[-8:] if screen() is not None else flow_id
+def short_id(flow_id: str) -> str:
+    """Return the end of an id, for a terminal: ids made at about the same time begin alike."""
+    return flow_id[-8:] if terminal_width() is not None else flow_id
 
 
-def span(seconds: float) -> str:
-    """Spell a span in its two largest units."""
-    left = int(abs(seconds))
-    days, hours, minutes = left // _DAY, left % _DAY // _HOUR, left % _HOUR // _MINUTE
+def format_span(seconds: float) -> str:
+    """Return a length of time in its two largest units."""
+    whole = int(abs(seconds))
+    days, hours, minutes = whole // _DAY, whole % _DAY // _HOUR, whole % _HOUR // _MINUTE
     if days:
         return f"{days}d {hours}h"
     if hours:
         return f"{hours}h {minutes}m"
-    return f"{minutes}m {left % _MINUTE}s" if minutes else f"{left}s"
+    return f"{minutes}m {whole % _MINUTE}s" if minutes else f"{whole}s"
 
 
 def since(at: str | None, now: str | None = None) -> str:
-    """Say how long ago a moment was; the moment itself where nobody looks."""
+    """Return how long ago a time was; the time itself where there is no terminal."""
     if at is None:
         return "—"
-    return span((_moment(now) - _moment(at)).total_seconds()) if screen() is not None else clock(at)
+    return format_span((_moment(now) - _moment(at)).total_seconds()) if terminal_width() is not None else format_time(at)
 
 
-def clock(at: str) -> str:
-    """Say when something is, in the one form that times have here: RFC 3339 in UTC, to the second."""
+def format_time(at: str) -> str:
+    """Return a time in the one form that times have here: RFC 3339 in UTC, to the second."""
     return f"{datetime.fromisoformat(at).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def ago(at: str) -> str:
-    """Say when something was, and how long ago; the moment itself where nobody looks."""
-    return f"{clock(at)} ({since(at)} ago)" if screen() is not None else clock(at)
+    """Return a time and how long ago it was; the time alone where there is no terminal."""
+    return f"{format_time(at)} ({since(at)} ago)" if terminal_width() is not None else format_time(at)
 
 
 def until(at: str | None, now: str | None = None) -> str:
-    """Say how far ahead a moment is, or that it is past; the moment itself where nobody looks."""
+    """Return how far ahead a time is, or that it is past; the time itself where there is no terminal."""
     if at is None:
         return "—"
-    if screen() is None:
-        return clock(at)
+    if terminal_width() is None:
+        return format_time(at)
     ahead = (_moment(at) - _moment(now)).total_seconds()
-    return f"in {span(ahead)}" if ahead > 0 else f"overdue {span(ahead)} !"
+    return f"in {format_span(ahead)}" if ahead > 0 else f"overdue {format_span(ahead)} !"
 
 
-def waits_on(wait: Json | None) -> str:
-    """Say in few words what a wait is for."""
+def format_wait(wait: Json | None) -> str:
+    """Return what a wait is for, in a few words for a table."""
     match wait:
         case {"kind": "external_event", "topic": topic, **more}:
             return f"✉ {topic} ⟨{more.get('correlation_id', '')}⟩"
         case {"kind": "manual", **more}:
             return f'✋ manual "{more["prompt"]}"' if more.get("prompt") else "✋ manual"
         case {"kind": "timer", "at": at}:
-            return f"⏰ timer {clock(at)}"
+            return f"⏰ timer {format_time(at)}"
         case {"kind": "flow", "flow_id": flow_id}:
             return f"⛓ flow {flow_id}"
         case {"kind": kind, "conditions": parts, **more}:
             count = f"{more['count']} of" if "count" in more else {"any_of": "any of", "all_of": "all of"}.get(kind, kind)
-            return f"{count} [{', '.join(waits_on(part) for part in parts)}]"
+            return f"{count} [{', '.join(format_wait(part) for part in parts)}]"
         case _:
             return "—"
 
 
 def _moment(at: str | None) -> datetime:
-    """Return a time, or now."""
+    """Read a time; None is now."""
     return datetime.now(UTC) if at is None else datetime.fromisoformat(at)
 
 

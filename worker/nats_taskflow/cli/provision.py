@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.options import SettingsCommand, adopt_option, load_config
+from nats_taskflow.cli.command import SettingsCommand
+from nats_taskflow.cli.options import adopt_option, load_config
 
 
 @click.command(cls=SettingsCommand)
@@ -25,10 +26,10 @@ def provision(ctx: click.Context, /, *, database: str | None, set_limits: bool, 
     and what would break a promise is refused (exit 78). It touches no database.
     """
     config = load_config(arguments)
-    from nats_taskflow.cli.lean import load_structlog
+    from nats_taskflow.cli.light_imports import import_structlog
 
-    load_structlog()
+    import_structlog()
     from nats_taskflow import app
     from nats_taskflow.cli.runtime import launch
 
-    ctx.exit(launch(app.provision(config, database, adopt=adopt, enforced=set_limits)))
+    ctx.exit(launch(app.provision(config, database, adopt=adopt, set_limits=set_limits)))

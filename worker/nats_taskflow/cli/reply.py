@@ -1,4 +1,4 @@
-"""`taskflow reply TOPIC CORR [PAYLOAD]`: answer by hand what a flow waits for."""
+"""`taskflow reply TOPIC CORRELATION_ID [PAYLOAD]`: answer by hand what a flow waits for."""
 
 from __future__ import annotations
 
@@ -8,48 +8,57 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.command import AskCommand
+from nats_taskflow.cli.online import OnlineSession
+from nats_taskflow.cli.options import aliased_option
 from nats_taskflow.cli.output import Printer
-from nats_taskflow.cli.session import AskCommand, Online, OperatorSession, run, whole_id
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.selection import find_flow_id
+from nats_taskflow.cli.session import run
 
 
 @click.command(cls=AskCommand)
 @click.argument("topic")
-@click.argument("corr")
+@click.argument("correlation_id")
 @click.argument("payload", required=False)
-@click.option("--id", "event_id", metavar="ID", help="The reply's id: a repeat with the same one is recognised. A new one if not given.")
+@aliased_option(
+    "--event-id", "--id", metavar="ID", help="The reply's id: a repeat with the same one is recognised. A new one if not given."
+)
 @click.option("--text", "as_text", is_flag=True, help="PAYLOAD is text, whatever it looks like.")
 @click.option("--flow", "flow_id", metavar="FLOW", help="Only for this flow.")
 @click.option("--dry-run", is_flag=True, help="Only say which flow it would resume.")
-def reply(*, topic: str, corr: str, payload: str | None, event_id: str | None, as_text: bool, **arguments: Any) -> None:
-    """Publish a reply on TOPIC with correlation id CORR. PAYLOAD is JSON (or text); `-` reads it from stdin."""
+def reply(*, topic: str, correlation_id: str, payload: str | None, event_id: str | None, as_text: bool, **arguments: Any) -> None:
+    """Publish a reply on TOPIC with CORRELATION_ID. PAYLOAD is JSON (or text); `-` reads it from stdin."""
     text = sys.stdin.read() if payload == "-" else payload
     value = text if as_text else _value(text)
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
+    async def main(session: OperatorSession, printer: Printer) -> None:
         """Publish it, or say whom it would resume."""
-        assert isinstance(line, Online), "a reply goes over NATS"
-        body = {"correlation_id": corr, "payload": value}
+        from nats_taskflow.wire.headers import CORRELATION_ID, MSG_ID
+
+        assert isinstance(session, OnlineSession), "a reply goes over NATS"
+        body = {"correlation_id": correlation_id, "payload": value}
         if arguments["flow_id"]:
-            body["flow_id"] = await whole_id(line, arguments["flow_id"])
-        subject = _subject(line, topic, corr)
+            body["flow_id"] = await find_flow_id(session, arguments["flow_id"])
+        subject = _subject(session, topic, correlation_id)
         if arguments["dry_run"]:
-            await line.client.check_taken(subject)
-            waiters = (await line.ask("who", topic=topic, correlation_id=corr))["waiters"]
+            await session.client.check_taken(subject)
+            waiters = (await session.ask("who", topic=topic, correlation_id=correlation_id))["waiters"]
             meant = [waiter["flow_id"] for waiter in waiters if waiter["flow_id"] == body.get("flow_id", waiter["flow_id"])]
             nobody = "nobody: another flow waits for it, so it would be a dead letter" if waiters else "nobody: it would be held"
             printer.item({"would_resume": meant}, [("would resume", ", ".join(meant) or nobody)])
             return
-        headers = {"Nats-Msg-Id": event_id or _new_id(), "Correlation-Id": corr}
+        headers = {MSG_ID: event_id or _new_id(), CORRELATION_ID: correlation_id}
         whole = json.dumps(body["payload"] if subject != topic else body, ensure_ascii=False).encode()
-        stored = await line.client.publish(subject, whole, headers)
+        stored = await session.client.publish(subject, whole, headers)
         if stored.duplicate:
-            from nats_taskflow.client.replies import enveloped
+            from nats_taskflow.client.replies import put_in_envelope
 
-            unnamed = {"Correlation-Id": corr}
-            await line.client.publish(subject, enveloped(subject, whole, headers["Nats-Msg-Id"]), unnamed)
-        found = {"stream": stored.stream, "seq": stored.seq, "duplicate": stored.duplicate, "id": headers["Nats-Msg-Id"]}
+            unnamed = {CORRELATION_ID: correlation_id}
+            await session.client.publish(subject, put_in_envelope(subject, whole, headers[MSG_ID]), unnamed)
+        found = {"stream": stored.stream, "seq": stored.seq, "duplicate": stored.duplicate, "id": headers[MSG_ID]}
         again = " (the id is known: the worker looks whether this is the same reply)" if stored.duplicate else ""
-        printer.item(found, [("stored", f"{stored.stream} {stored.seq}{again}"), ("id", headers["Nats-Msg-Id"])])
+        printer.item(found, [("stored", f"{stored.stream} {stored.seq}{again}"), ("id", headers[MSG_ID])])
 
     run(arguments, main)
 
@@ -66,12 +75,12 @@ def _value(text: str | None) -> Any:
         return text
 
 
-def _subject(line: Online, topic: str, corr: str) -> str:
+def _subject(session: OnlineSession, topic: str, correlation_id: str) -> str:
     """Return the subject on which a reply reaches the topic: a built-in topic's has the correlation id as its last token."""
     from nats_taskflow.bus.nats.desired_topology import reply_bindings
     from nats_taskflow.errors import FlowError
 
-    subject = reply_bindings(line.config, line.subjects).answers_on(topic, corr)
+    subject = reply_bindings(session.config, session.subjects).answers_on(topic, correlation_id)
     if isinstance(subject, FlowError):
         raise click.UsageError(subject.message)
     return subject

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.options import SettingsCommand, adopt_option, load_config
+from nats_taskflow.cli.command import SettingsCommand
+from nats_taskflow.cli.options import adopt_option, load_config
 
 
 @click.command(cls=SettingsCommand)
@@ -20,9 +21,9 @@ def run(ctx: click.Context, /, *, adopt: bool, **arguments: Any) -> None:
     Durations are written 500ms, 15m, 1h 30m, 30d.
     """
     config = load_config(arguments)
-    from nats_taskflow.cli.lean import load_structlog
+    from nats_taskflow.cli.light_imports import import_structlog
 
-    load_structlog()
+    import_structlog()
     from nats_taskflow import app
     from nats_taskflow.cli.runtime import launch
 

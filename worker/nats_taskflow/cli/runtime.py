@@ -1,4 +1,4 @@
-"""Run a coroutine as the whole life of this process, on uvloop where it is installed."""
+"""Run a coroutine as the whole of this process, on uvloop where it is installed."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from nats_taskflow.cli.garbage_collection import collect_rarely
 from nats_taskflow.errors import Exhausted
 
 _NO_THREAD = "can't start new thread"
-"""How Python says it, in a `RuntimeError` that says other things too."""
+"""How Python says it, in a `RuntimeError` that stands for other things as well."""
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C where nothing else is made of it: 128 + SIGINT, as shells have it."""
+"""The exit code after Ctrl-C where a command makes nothing else of it: 128 + SIGINT, as shells have it."""
 
-SWITCH = 0.0002
-"""Seconds for which one thread may keep another from going on. SQLite's thread gives the interpreter up at each statement; with Python's
-5 ms it waits that long for the busy event loop, again and again: a batch took four times as long.
+SWITCH_INTERVAL = 0.0002
+"""Seconds for which one thread may hold the interpreter while another waits.
+
+SQLite's thread gives it up at each statement. With Python's 5 ms it waits that long for a busy event loop, again and again: a batch took
+four times as long.
 """
 
 
 def launch(main: Coroutine[Any, Any, int], *, brief: bool = False) -> int:
-    """Run `main` to its end and give its exit code. Raises `Exhausted` where the system gives no thread for it.
+    """Run `main` to its end and return its exit code. Raises `Exhausted` where the system gives no more threads.
 
-    `brief`: it is over before a faster loop would have been loaded.
+    `brief`: it ends before a faster loop would have been loaded.
     """
-    sys.setswitchinterval(SWITCH)
-    collect_rarely()
-    gc.freeze()  # what is imported by now stays for good: not to be looked through each time
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    gc.freeze()  # what is imported by now stays for good: collections need not look through it
     try:
         with asyncio.Runner(loop_factory=None if brief else _loop_factory()) as runner:
             return runner.run(main)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except RuntimeError as bad:
-        if _NO_THREAD not in str(bad):
+    except RuntimeError as error:
+        if _NO_THREAD not in str(error):
             raise
         message = "the system lets this process start no more threads: raise its limit (ulimit -u, TasksMax, pids.max), then start again"
-        raise Exhausted(message) from bad
+        raise Exhausted(message) from error
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Give uvloop's loop when the extra `speed` is installed, else None for the standard one."""
+    """Return uvloop's loop where the extra `speed` is installed; None is the standard one."""
     if importlib.util.find_spec("uvloop") is None:
         return None
     import uvloop

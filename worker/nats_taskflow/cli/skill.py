@@ -16,7 +16,7 @@ NAME = "nats-taskflow"
 
 def text() -> str:
     """Return the skill."""
-    return files("worker").joinpath(".agents", "skills", NAME, "SKILL.md").read_text(encoding="utf-8")
+    return files("nats_taskflow").joinpath(".agents", "skills", NAME, "SKILL.md").read_text(encoding="utf-8")
 
 
 @click.group(cls=Group)
@@ -42,10 +42,10 @@ def print_skill() -> None:
 @click.option("--force", is_flag=True, help="Replace one that is different.")
 def install(*, folder: Path, force: bool) -> None:
     """Write the skill to DIR/nats-taskflow/SKILL.md. One that is there and different is left alone, unless --force."""
-    from nats_taskflow.config.paths import named
+    from nats_taskflow.config.paths import expand_or_refuse
     from nats_taskflow.files import partial_name, publish_file
 
-    place = named(folder) / NAME / "SKILL.md"
+    place = expand_or_refuse(folder) / NAME / "SKILL.md"
     wanted = text()
     try:
         there = place.read_text(encoding="utf-8", errors="replace") if place.exists() else None

@@ -6,26 +6,25 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.command import ReadCommand
 from nats_taskflow.cli.output import Printer, since
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, run
+from nats_taskflow.cli.protocol import Json, OperatorSession
+from nats_taskflow.cli.session import run
 from nats_taskflow.text import counted
-
-Json = dict[str, Any]
 
 
 @click.command(cls=ReadCommand)
 def stats(**arguments: Any) -> None:
     """Count flows, messages, waits, held replies and dead letters."""
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
-        """Count."""
-        found = await line.ask("stats")
-        printer.item(found, figures(found))
+    async def main(session: OperatorSession, printer: Printer) -> None:
+        found = await session.ask("stats")
+        printer.item(found, figure_lines(found))
 
     run(arguments, main)
 
 
-def figures(found: Json) -> list[tuple[str, str]]:
+def figure_lines(found: Json) -> list[tuple[str, str]]:
     """Return the figures as lines."""
     flows = " · ".join(f"{count:,} {status}" for status, count in found["flows"].items())
     messages = " · ".join(f"{count:,} {name}" for name, count in found["messages"].items() if count) or "none yet"

@@ -1,4 +1,4 @@
-"""Read and say what a command has to, whatever its streams are: closed, full, of a narrow encoding, or read by somebody who has gone."""
+"""Make stdin, stdout and stderr safe for a command: they may be closed, full, of a narrow encoding, or read by nobody any more."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ _ESCAPES = "taskflow-escapes"
 
 
 class NotWritten(Exception):
-    """Stdout does not take what the command says. No `OSError`: at a broken pipe click would end by itself, and leave a rest to Python."""
+    """Stdout cannot be written. No `OSError`: click would handle a broken pipe itself, and leave what is buffered to Python."""
 
-    def __init__(self, failed: OSError) -> None:
-        super().__init__(failed.strerror)
-        self.gone = failed.errno == errno.EPIPE
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror)
+        self.reader_gone = error.errno == errno.EPIPE
 
 
 class _Stdout(io.FileIO):
-    """Stdout, whose errors are told from those of anything else."""
+    """Stdout, with an error of its own, unlike that of any other file."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         """Write. Raises `NotWritten`."""
         try:
             return super().write(data)
-        except OSError as failed:
-            raise NotWritten(failed) from failed
+        except OSError as error:
+            raise NotWritten(error) from error
 
 
 class _Stderr(io.FileIO):
-    """Stderr, where nothing can be said about its own errors: the exit code is that of the command."""
+    """Stderr, whose own errors nobody can be told of: the exit code is that of the command."""
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write, or do as if."""
+        """Write, or pretend to."""
         try:
             return super().write(data)
         except OSError:
             return memoryview(data).nbytes
 
 
-def say_all(command: Callable[[], None]) -> NoReturn:
-    """Run the command line and exit, with the right code also where what it said could not be written."""
+def run_and_exit(command: Callable[[], None]) -> NoReturn:
+    """Run the command line and exit, with the right code also where its output could not be written."""
     codecs.register_error(_ESCAPES, _escaped)
     sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115  for the whole run
     sys.stdout = _text(_Stdout(1, "w", closefd=False), sys.stdout)
@@ -61,22 +61,22 @@ def say_all(command: Callable[[], None]) -> NoReturn:
             command()
         finally:
             sys.stdout.flush()
-    except NotWritten as failed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python tries again at the exit to write what is left
-        if failed.gone:
+    except NotWritten as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # at the exit Python tries to write what is left
+        if error.reader_gone:
             sys.exit(FAILED)  # whoever read it has seen enough
-        sys.stderr.write(f"taskflow: the output cannot be written: {failed}\n")
+        sys.stderr.write(f"taskflow: the output cannot be written: {error}\n")
         sys.exit(IO_ERROR)
     sys.exit(0)
 
 
-def _text(raw: io.FileIO, was: TextIO | None) -> io.TextIOWrapper:
-    """Make the text stream over a file, in the encoding that it had; what that does not have is escaped."""
-    encoding = getattr(was, "encoding", None) or locale.getpreferredencoding(do_setlocale=False)
+def _text(raw: io.FileIO, previous: TextIO | None) -> io.TextIOWrapper:
+    """Return a text stream over a file, in the encoding of the previous one; other characters are escaped."""
+    encoding = getattr(previous, "encoding", None) or locale.getpreferredencoding(do_setlocale=False)
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=_ESCAPES, line_buffering=raw.fileno() != 1 or raw.isatty())
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    r"""Write characters as JSON does, `\u2713`, so that JSON stays JSON."""
+    r"""Escape characters as JSON does, `\u2713`, so that JSON stays JSON."""
     assert isinstance(error, UnicodeEncodeError)
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end

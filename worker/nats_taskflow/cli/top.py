@@ -10,9 +10,11 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.output import Printer, clock, lines_of, mark, table_lines
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, run
-from nats_taskflow.cli.stats import figures
+from nats_taskflow.cli.command import ReadCommand
+from nats_taskflow.cli.output import Printer, field_lines, format_time, mark_status, table_lines
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.session import run
+from nats_taskflow.cli.stats import figure_lines
 from nats_taskflow.cli.waits import COLUMNS
 
 
@@ -22,14 +24,14 @@ from nats_taskflow.cli.waits import COLUMNS
 def top(*, interval: float, count: int | None, **arguments: Any) -> None:
     """Watch the worker: figures and the longest waits. Ctrl-C ends."""
 
-    async def main(line: OperatorSession, _printer: Printer) -> None:
+    async def main(session: OperatorSession, _printer: Printer) -> None:
         """Look again and again."""
         import asyncio
 
         looks = count if count is not None else (2**62 if sys.stdout.isatty() else 1)
         with _whole_screen(on=sys.stdout.isatty() and count is None) as home:
             for look in range(looks):
-                seen = await _seen(line)
+                seen = await _seen(session)
                 click.echo(home + "\n".join(seen[: shutil.get_terminal_size().lines - 1] if home else seen))
                 if look + 1 < looks:
                     await asyncio.sleep(interval)
@@ -50,9 +52,9 @@ def _whole_screen(*, on: bool) -> Iterator[str]:
         click.echo("\x1b[?1049l", nl=False)
 
 
-async def _seen(line: OperatorSession) -> list[str]:
+async def _seen(session: OperatorSession) -> list[str]:
     """Return what there is to see now, line by line."""
-    stats = await line.ask("stats")
-    page = await line.ask("waits", limit=20)
-    title = f"taskflow top · {clock(stats['now'])} · {mark('waiting')} {stats['flows']['waiting']:,}"
-    return [title, *lines_of(figures(stats)), "", *table_lines(page["waits"], COLUMNS)]
+    stats = await session.ask("stats")
+    page = await session.ask("waits", limit=20)
+    title = f"taskflow top · {format_time(stats['now'])} · {mark_status('waiting')} {stats['flows']['waiting']:,}"
+    return [title, *field_lines(figure_lines(stats)), "", *table_lines(page["waits"], COLUMNS)]

@@ -6,10 +6,14 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.output import Printer, short, since, until, waits_on
+from nats_taskflow.cli.command import ReadCommand
+from nats_taskflow.cli.identity import agent_options
+from nats_taskflow.cli.options import page_options
+from nats_taskflow.cli.output import Printer, format_wait, short_id, since, until
+from nats_taskflow.cli.protocol import OperatorSession
 from nats_taskflow.cli.selection import wait_options
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, agent_options, pages, run
-from nats_taskflow.cli.watch import watch_options, watched
+from nats_taskflow.cli.session import collect_pages, run
+from nats_taskflow.cli.watch import repeat, watch_options
 from nats_taskflow.text import counted
 
 _FILTERS = ("topic", "correlation_id", "kind", "controller", "owner", "step", "older_than", "due_within")
@@ -19,8 +23,7 @@ _FILTERS = ("topic", "correlation_id", "kind", "controller", "owner", "step", "o
 @wait_options
 @click.option("--older-than", metavar="DURATION", help="Only those that wait longer than this (10m).")
 @click.option("--due-within", metavar="DURATION", help="Only those that a timer or deadline acts on within this (10m), or should have.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
-@click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
+@page_options()
 @watch_options
 @agent_options
 def waits(*, limit: int, watch: float | None, count: int | None, **arguments: Any) -> None:
@@ -29,18 +32,18 @@ def waits(*, limit: int, watch: float | None, count: int | None, **arguments: An
     narrowed = any(value is not None for value in fields.values())
     fields["cursor"] = arguments["cursor"]
 
-    async def look(line: OperatorSession, printer: Printer) -> None:
+    async def look(session: OperatorSession, printer: Printer) -> None:
         """Show them."""
-        items, cursor = await pages(line, "waits", "waits", limit, fields)
+        items, cursor = await collect_pages(session, "waits", "waits", limit, fields)
         empty = "No wait is like that." if narrowed else "Nothing waits. Park a flow: taskflow flow wait FLOW --manual 'approve?'"
         printer.items(items, COLUMNS, cursor=cursor, empty=empty)
         if items and printer.for_people and arguments["as_agent"] is None:
-            stats = await line.ask("stats")
+            stats = await session.ask("stats")
             overdue, held = stats["waits"]["overdue"], counted(stats["held"], "held reply", "held replies")
             known = f"{stats['flows']['waiting']:,} waiting · {overdue:,} overdue · {held} nobody waits for"
             printer.note(known + (" (taskflow held list)" if stats["held"] else ""))
 
-    run(arguments, watched(look, watch, count))
+    run(arguments, repeat(look, watch, count))
 
 
 def _due(wait: dict[str, Any]) -> str:
@@ -52,10 +55,10 @@ def _due(wait: dict[str, Any]) -> str:
 
 
 COLUMNS = {
-    "FLOW": lambda w: short(w["flow_id"]),
+    "FLOW": lambda w: short_id(w["flow_id"]),
     "CONTROLLER": lambda w: w["controller_id"],
     "STEP": lambda w: w["current_step"],
     "SINCE": lambda w: since(w["since"]),
     "DUE": _due,
-    "WAITS ON": lambda w: waits_on(w["wait"]),
+    "WAITS ON": lambda w: format_wait(w["wait"]),
 }

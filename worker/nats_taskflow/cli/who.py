@@ -1,4 +1,4 @@
-"""`taskflow who TOPIC [CORR]`: who waits for a reply, and which replies are held for it."""
+"""`taskflow who TOPIC [CORRELATION_ID]`: who waits for a reply, and which replies are held for it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.output import Printer, short, since, until
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, run
+from nats_taskflow.cli.command import ReadCommand
+from nats_taskflow.cli.output import Printer, short_id, since, until
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.session import run
 
 
 @click.command(cls=ReadCommand)
 @click.argument("topic")
-@click.argument("corr", required=False)
+@click.argument("correlation_id", required=False)
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000), help="At most this many of each.")
-def who(*, topic: str, corr: str | None, limit: int, **arguments: Any) -> None:
-    """Show who waits for TOPIC (and correlation id CORR), and which replies are held for it."""
+def who(*, topic: str, correlation_id: str | None, limit: int, **arguments: Any) -> None:
+    """Show who waits for TOPIC (and CORRELATION_ID), and which replies are held for it."""
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
+    async def main(session: OperatorSession, printer: Printer) -> None:
         """Show both."""
-        found = await line.ask("who", topic=topic, correlation_id=corr, limit=limit)
+        found = await session.ask("who", topic=topic, correlation_id=correlation_id, limit=limit)
         if not printer.for_people:
             printer.item(found, [])
             return
         waiters = {
-            "FLOW": lambda w: short(w["flow_id"]),
+            "FLOW": lambda w: short_id(w["flow_id"]),
             "CONTROLLER": lambda w: w["controller_id"],
             "STEP": lambda w: w["current_step"],
             "CORRELATION ID": lambda w: w["correlation_id"],

@@ -7,8 +7,12 @@ from typing import Any
 import click
 
 from nats_taskflow.cli import layout
-from nats_taskflow.cli.output import Printer, screen
-from nats_taskflow.cli.session import OperatorSession, ReadCommand, agent_options, run, whole_id
+from nats_taskflow.cli.command import ReadCommand
+from nats_taskflow.cli.identity import agent_options
+from nats_taskflow.cli.output import Printer, terminal_width
+from nats_taskflow.cli.protocol import OperatorSession
+from nats_taskflow.cli.selection import find_flow_id
+from nats_taskflow.cli.session import run
 
 _SIGNS = {"waits": "⏸", "near": "✗", "next": "→", "state": "•"}
 
@@ -19,16 +23,16 @@ _SIGNS = {"waits": "⏸", "near": "✗", "next": "→", "state": "•"}
 def why(*, flow: str, **arguments: Any) -> None:
     """Explain FLOW: what it waits for, what came near, what happens next, and what to do."""
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
+    async def main(session: OperatorSession, printer: Printer) -> None:
         """Explain it."""
-        found = await line.ask("why", flow_id=await whole_id(line, flow))
+        found = await session.ask("why", flow_id=await find_flow_id(session, flow))
         if not printer.for_people:
             printer.item(found, [])
             return
         printer.text(f"{found['flow_id']} is {found['status']}.")
         for said in found["sentences"]:
-            printer.text(f" {_SIGNS.get(said['kind'], '•')} {layout.wrap(said['text'], screen(), '   ')}")
+            printer.text(f" {_SIGNS.get(said['kind'], '•')} {layout.wrap(said['text'], terminal_width(), '   ')}")
             if said["fix"]:
-                printer.text(f"     {layout.command_lines(said['fix'], screen(), '     ')}")
+                printer.text(f"     {layout.command_lines(said['fix'], terminal_width(), '     ')}")
 
     run(arguments, main)

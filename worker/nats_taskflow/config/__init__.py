@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from nats_taskflow.config.load import load
 from nats_taskflow.config.secrets import Secret, Url
-from nats_taskflow.config.show import shown
+from nats_taskflow.config.setting import Setting
+from nats_taskflow.config.show import describe_settings
 from nats_taskflow.config.sources import SourcedValue
 from nats_taskflow.config.tree import (
     Config,
@@ -16,7 +17,6 @@ from nats_taskflow.config.tree import (
     LogConfig,
     MetricsConfig,
     NatsConfig,
-    Setting,
     StoreConfig,
     StreamConfig,
     SubjectsConfig,
@@ -37,7 +37,7 @@ __all__ = [
     "StreamConfig",
     "SubjectsConfig",
     "Url",
+    "describe_settings",
     "load",
     "settings",
-    "shown",
 ]

@@ -33,7 +33,7 @@ class RawValue(msgspec.Struct, frozen=True):
 
 
 T = TypeVar("T")
-Reader = Callable[[RawValue], T]
+Parser = Callable[[RawValue], T]
 
 
 def text(raw: RawValue) -> str:
@@ -75,7 +75,7 @@ def _secret(raw: RawValue, *, plain_is_path: bool) -> Secret:
     return read_secret(raw.value, raw.environ, plain_is_path=plain_is_path)
 
 
-def yes_no(raw: RawValue) -> bool:
+def boolean(raw: RawValue) -> bool:
     """Read a switch."""
     if isinstance(raw.value, bool):
         return raw.value
@@ -84,7 +84,7 @@ def yes_no(raw: RawValue) -> bool:
     raise ValueError(f"must be true or false, got {_shown(raw.value)}")
 
 
-def choice(*words: str) -> Reader[str]:
+def choice(*words: str) -> Parser[str]:
     """Make a reader of one of `words`, whatever its case."""
 
     def read(raw: RawValue) -> str:
@@ -97,7 +97,7 @@ def choice(*words: str) -> Reader[str]:
     return read
 
 
-def whole(lowest: int, highest: int) -> Reader[int]:
+def integer(lowest: int, highest: int) -> Parser[int]:
     """Make a reader of a whole number from `lowest` to `highest`."""
 
     def read(raw: RawValue) -> int:
@@ -112,7 +112,7 @@ def whole(lowest: int, highest: int) -> Reader[int]:
     return read
 
 
-def duration(lowest: int = 0) -> Reader[Duration]:
+def duration(lowest: int = 0) -> Parser[Duration]:
     """Make a reader of a length of time of at least `lowest` microseconds."""
 
     def read(raw: RawValue) -> Duration:
@@ -134,7 +134,7 @@ def duration_or_off(raw: RawValue) -> Duration | None:
     return duration(1)(raw)
 
 
-def optional(word: str, read: Reader[int]) -> Reader[int | None]:
+def optional(word: str, read: Parser[int]) -> Parser[int | None]:
     """Make a reader that also takes a word, for no number at all."""
 
     def either(raw: RawValue) -> int | None:

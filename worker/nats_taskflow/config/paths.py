@@ -25,15 +25,15 @@ def expand(path: str) -> Path:
         raise ValueError(f"the home folder in {path} is not known; write the whole path") from failure
 
 
-def whole(path: str | Path) -> Path:
+def resolve_or_refuse(path: str | Path) -> Path:
     """Resolve a path of the command line to a whole one; raise `ConfigError` where there is no home or no working folder."""
     try:
-        return named(path).resolve()
+        return expand_or_refuse(path).resolve()
     except FileNotFoundError:
-        raise no_folder() from None
+        raise no_working_folder() from None
 
 
-def named(path: str | Path) -> Path:
+def expand_or_refuse(path: str | Path) -> Path:
     """Resolve a leading `~` of a path of the command line; raise `ConfigError` when nobody's home is known."""
     try:
         return expand(str(path))
@@ -46,10 +46,10 @@ def working_folder() -> Path:
     try:
         return Path.cwd()
     except FileNotFoundError:
-        raise no_folder() from None
+        raise no_working_folder() from None
 
 
-def no_folder() -> ConfigError:
+def no_working_folder() -> ConfigError:
     """Make the refusal to start where there is no folder."""
     return ConfigError("the folder that this was started in has been removed: go to one that is there (cd), then start again")
 

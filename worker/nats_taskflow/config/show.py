@@ -14,14 +14,14 @@ from nats_taskflow.wire.delegates import DelegateOwners
 from nats_taskflow.wire.reply_bindings import Binding
 
 
-def shown(config: Config) -> Iterator[tuple[str, str, str]]:
+def describe_settings(config: Config) -> Iterator[tuple[str, str, str]]:
     """Give (key, value as it would be written in the file, origin) for every setting; no secret is ever among them."""
     for setting in settings():
         value = config.value(setting.key)
-        yield setting.key, written(value, setting.about.absent), config.origin(setting.key)
+        yield setting.key, to_toml(value, setting.about.absent), config.origin(setting.key)
 
 
-def written(value: Any, absent: str = "") -> str:
+def to_toml(value: Any, absent: str = "") -> str:
     """Write one value as TOML would have it."""
     match value:
         case None:
@@ -33,7 +33,7 @@ def written(value: Any, absent: str = "") -> str:
         case Url():
             return json.dumps(value.shown)
         case tuple():
-            return "[" + ", ".join(written(item) for item in value) + "]"
+            return "[" + ", ".join(to_toml(item) for item in value) + "]"
         case Binding() | DelegateOwners():
             return msgspec.json.encode(value).decode()
         case int() if type(value) is int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nats_taskflow.config.show import written
+from nats_taskflow.config.show import to_toml
 from nats_taskflow.config.tree import settings
 
 _HEAD = """# Settings of taskflow, worker and command line alike. A flag wins over an environment variable, that over this file.
@@ -37,5 +37,5 @@ def template() -> str:
             lines.append(f"\n[{head}]")
             section = head
         lines.append(f"# {setting.about.help}")
-        lines.append(f"# {name} = {written(setting.default, setting.about.absent)}")
+        lines.append(f"# {name} = {to_toml(setting.default, setting.about.absent)}")
     return "\n".join(lines) + "\n" + _TABLES

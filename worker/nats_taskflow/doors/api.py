@@ -116,7 +116,7 @@ class Api:
 
     async def _status(self, query: Query, request: Any) -> bytes:
         """Show one flow."""
-        return outcomes.shown(await self._owned(query, request.flow_id))
+        return outcomes.encode_status(await self._owned(query, request.flow_id))
 
     async def _list_mine(self, query: Query, request: Any) -> bytes:
         """List the owner's flows, newest first; with a filter besides status by the operators' way, which bounds how many are looked at."""
@@ -136,13 +136,13 @@ class Api:
             page = await self._flows(query, request, request.status)
         else:
             page = await self._reads.find_flows(wanted, limit=request.limit, after=read_number(request.cursor) or None)
-        return outcomes.flows_page(page.rows, page.next, budget=self._budget)
+        return outcomes.encode_flows(page.rows, page.next, budget=self._budget)
 
     async def _steps(self, query: Query, request: Any) -> bytes:
         """List a flow's observed runs."""
         flow = await self._owned(query, request.flow_id)
         page = await self._reads.list_steps(flow.id, limit=request.limit, after=read_number(request.cursor))
-        return outcomes.steps_page(page.rows, page.next, budget=self._budget)
+        return outcomes.encode_steps(page.rows, page.next, budget=self._budget)
 
     async def _step(self, query: Query, request: Any) -> bytes:
         """Show one of a flow's observed runs."""
@@ -150,7 +150,7 @@ class Api:
         step = await self._reads.get_step(flow.id, request.run_id)
         if step is None:
             raise NotFound(f"no run {request.run_id} of flow {flow.id} was observed", flow_id=flow.id, run_id=request.run_id)
-        return outcomes.step_shown(step)
+        return outcomes.encode_step(step)
 
     async def _why(self, query: Query, request: Any) -> bytes:
         """Explain a flow of the owner's."""
@@ -162,15 +162,15 @@ class Api:
         flow = await self._owned(query, request.flow_id)
         after = None if request.cursor is None else read_number(request.cursor)
         page = await self._reads.list_events(flow.id, limit=request.limit, after=after, newest=request.newest)
-        return outcomes.events_page(page.rows, page.next, budget=self._budget)
+        return outcomes.encode_events(page.rows, page.next, budget=self._budget)
 
     async def _waits(self, query: Query, request: Any) -> bytes:
         """Show what the owner's flows wait for, or one of them."""
         if request.flow_id is not None:
             flow = await self._owned(query, request.flow_id)
-            return outcomes.waits_page([(0, flow)] if flow.status is FlowStatus.WAITING else [], None)
+            return outcomes.encode_waits([(0, flow)] if flow.status is FlowStatus.WAITING else [], None)
         page = await self._flows(query, request, FlowStatus.WAITING)
-        return outcomes.waits_page(page.rows, page.next, budget=self._budget)
+        return outcomes.encode_waits(page.rows, page.next, budget=self._budget)
 
     async def _flows(self, query: Query, request: Any, status: FlowStatus | None) -> Page[Flow]:
         """List the owner's flows, newest first."""

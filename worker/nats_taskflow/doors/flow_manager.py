@@ -13,9 +13,9 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-import uuid_utils
 
 from nats_taskflow.engine.engine import Engine
+from nats_taskflow.engine.mint import new_id
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
 from nats_taskflow.flow.stimuli import (
@@ -169,8 +169,3 @@ async def _read_all(read: Callable[..., Awaitable[Page[Row]]], limit: int) -> li
         if cursor is None:
             break
     return items
-
-
-def new_id() -> str:
-    """Make a UUIDv7: its order in time keeps the index append-only."""
-    return str(uuid_utils.uuid7())

@@ -11,12 +11,11 @@ from nats_taskflow.doors.admin.service import AdminService
 from nats_taskflow.doors.api import Answer, Api
 from nats_taskflow.engine.stored_outcomes import Turn
 from nats_taskflow.errors import FlowError, Internal, Refusal, Unavailable
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.turns import AdmissionBounds, FairTurns
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.admin_requests import OPERATIONS
 from nats_taskflow.wire.capacity import WHOLE
-from nats_taskflow.wire.codec import stray
+from nats_taskflow.wire.codec import refuse_stray
 from nats_taskflow.wire.headers import Headers, trace_of, weight
 from nats_taskflow.wire.requests import COMMANDS, QUERIES
 from nats_taskflow.wire.subjects import Subjects
@@ -72,7 +71,7 @@ class MicroService:
             endpoints=(*agents, *operators),
             catch_all=others,
             guarded=self._guarded,
-            whose=self._subjects.asker,
+            caller_of=self._subjects.asker,
         )
 
     async def handle(self, request: ServiceRequest) -> None:
@@ -81,7 +80,7 @@ class MicroService:
         async with self._turns.on_demand(self._subjects.asker(subject), self._weights.get(subject, _HEAVY)) as turn:
             answer = await self._answer_or_error(request, turn)
             headers: Headers = outcomes.error_headers(answer.error) if answer.error is not None else {}
-            body = outcomes.fitting(answer.body, self._max_payload() - weight(headers))
+            body = outcomes.fit(answer.body, self._max_payload() - weight(headers))
             self._weigh(subject, len(body))
             await request.answer(body, headers)
 
@@ -102,9 +101,9 @@ class MicroService:
         except Refusal:
             error = Unavailable("the worker is stopping: repeat with the same command id")
         except Exception:  # noqa: BLE001 - whatever our defect is, the asker gets an answer and the log the traceback
-            self._log.exception(LogEvent.REQUEST_FAILED, subject=request.subject, traceparent=trace_of(request.headers))
+            self._log.exception("request_failed", subject=request.subject, traceparent=trace_of(request.headers))
             error = Internal("the worker has a defect; its log says more: repeat with the same command id")
-        return Answer(outcomes.refused(error), error)
+        return Answer(outcomes.encode_refused(error), error)
 
     async def _dispatch(self, request: ServiceRequest, turn: Turn) -> Answer:
         """Have a request answered by whom its subject names. Raises the `FlowError` to answer with."""
@@ -113,7 +112,7 @@ class MicroService:
             return Answer(await self._operators.answer(operation, request.body, turn))
         parsed = self._subjects.parse_api(request.subject)
         if parsed is None:
-            raise stray(request.subject).error
+            raise refuse_stray(request.subject).error
         return await self._api.answer(*parsed, request.body, request.headers, turn)
 
 

@@ -28,7 +28,7 @@ class UnusableSchema(Exception):
     """What keeps a schema from being used; the message is for its author."""
 
 
-def compiled(schema: Schema) -> Check:
+def compile_schema(schema: Schema) -> Check:
     """Return the check of a schema. Raises `UnusableSchema`."""
     if isinstance(schema, bool):
         nothing: Misfit | None = None if schema else ("nothing is accepted here", ())
@@ -229,7 +229,7 @@ KEYWORDS: dict[str, Test] = {
 
 def _each(parts: list[Schema]) -> list[Check]:
     """Return the check of each schema."""
-    return [compiled(part) for part in parts]
+    return [compile_schema(part) for part in parts]
 
 
 def _typed(value: Any, _: dict[str, Any]) -> Check:
@@ -267,12 +267,12 @@ _MAKERS: dict[str, Maker] = {
     "minProperties": _size(dict, operator.ge, "its keys are fewer than"),
     "maxProperties": _size(dict, operator.le, "its keys are more than"),
     "required": lambda value, _: partial(_required, value),
-    "properties": lambda value, _: partial(_properties, {name: compiled(part) for name, part in value.items()}),
-    "additionalProperties": lambda value, schema: partial(_additional, compiled(value), frozenset(schema.get("properties", ()))),
+    "properties": lambda value, _: partial(_properties, {name: compile_schema(part) for name, part in value.items()}),
+    "additionalProperties": lambda value, schema: partial(_additional, compile_schema(value), frozenset(schema.get("properties", ()))),
     "prefixItems": lambda value, _: partial(_prefix, _each(value)),
-    "items": lambda value, schema: partial(_items, compiled(value), len(schema.get("prefixItems", ()))),
+    "items": lambda value, schema: partial(_items, compile_schema(value), len(schema.get("prefixItems", ()))),
     "allOf": lambda value, _: partial(_all, _each(value)),
     "anyOf": lambda value, _: partial(_any_of, _each(value)),
     "oneOf": lambda value, _: partial(_one_of, _each(value)),
-    "not": lambda value, _: partial(_not, compiled(value)),
+    "not": lambda value, _: partial(_not, compile_schema(value)),
 }

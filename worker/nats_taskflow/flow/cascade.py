@@ -11,14 +11,15 @@ from nats_taskflow.flow.conditions import FLOW_ENDS, from_value, open_nodes
 from nats_taskflow.flow.decision import Decision, Draft, FlowChange, View
 from nats_taskflow.flow.end import EndedBy, cancel, satisfy
 from nats_taskflow.flow.model import Flow, Waiter
-from nats_taskflow.flow.stimuli import Caller, EndOfFlow, ParentCancelled, Policy
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Caller, EndOfFlow, ParentCancelled
 from nats_taskflow.units import Micros
 
 _NAMES = 1024
 """Room for what is told beside the state."""
 
 
-def end_of(flow: Flow, watcher: Flow, policy: Policy) -> dict[str, Any]:
+def describe_end(flow: Flow, watcher: Flow, policy: Policy) -> dict[str, Any]:
     """Return what a waiting flow is told of the end of another: its state, as far as that can be told together with what came before."""
     told = {"flow_id": flow.id, "status": flow.status.value}
     gathered = len(msgspec.json.encode(flow.state_json)) + len(msgspec.json.encode(watcher.progress or {}))
@@ -37,7 +38,7 @@ def resume_watchers(ended: EndOfFlow, view: View, now: Micros, policy: Policy) -
         if watcher is None or watcher.cancel_requested or not _still_waits(watcher, waiter):
             continue
         draft = Draft(watcher, by, now)
-        satisfy(draft, waiter.leaf, end_of(flow, watcher, policy), EndedBy(cause="event", pair=("flow", flow.id), event_id=by.cause))
+        satisfy(draft, waiter.leaf, describe_end(flow, watcher, policy), EndedBy(cause="event", pair=("flow", flow.id), event_id=by.cause))
         changes.append(draft.change())
     return Decision(outcome="applied", flow=flow, changes=tuple(changes))
 

@@ -216,7 +216,7 @@ def due_times(condition: WaitCondition, progress: Mapping[str, Any]) -> list[tup
 
 
 def ends_at(part: WaitCondition) -> datetime | None:
-    """Return when time alone ends a settled part: a timer's instant, or a deadline."""
+    """Return when time alone ends a normalized part: a timer's instant, or a deadline."""
     return part.at if isinstance(part, Timer) else part.deadline
 
 

@@ -23,13 +23,14 @@ from nats_taskflow.flow.cascade import cancel_children, resume_watchers
 from nats_taskflow.flow.decision import Decision, Draft, View
 from nats_taskflow.flow.delegate import delegate, send_again
 from nats_taskflow.flow.end import EndedBy, answer, cancel, fail, pass_time
-from nats_taskflow.flow.fold import merged
+from nats_taskflow.flow.fold import merge
 from nats_taskflow.flow.held import expire_held, match_held
 from nats_taskflow.flow.lifecycle import NEXT, EventKind, FlowStatus
-from nats_taskflow.flow.match import match
+from nats_taskflow.flow.match import match_reply
 from nats_taskflow.flow.model import Flow, FlowStep
 from nats_taskflow.flow.park import park
 from nats_taskflow.flow.payload_check import too_large
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.quota import within_quota
 from nats_taskflow.flow.stimuli import (
     WORKER,
@@ -46,10 +47,9 @@ from nats_taskflow.flow.stimuli import (
     ObserveStep,
     ParentCancelled,
     ParkFlow,
-    Policy,
     Reply,
     RequestCancel,
-    RequestRefused,
+    RequestNotStored,
     ResumeFlow,
     RunFlow,
     StartFlow,
@@ -71,8 +71,8 @@ TARGET: dict[type[Command], FlowStatus] = {
 
 def decide(stimulus: Stimulus, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
     """Return what the stimulus does at `now`, or why it is refused. Raises `Internal` for a row that cannot be read (R13)."""
-    if isinstance(stimulus, Reply | RequestRefused):
-        return match(stimulus, view, now, policy) if isinstance(stimulus, Reply) else send_again(stimulus, view)
+    if isinstance(stimulus, Reply | RequestNotStored):
+        return match_reply(stimulus, view, now, policy) if isinstance(stimulus, Reply) else send_again(stimulus, view)
     if isinstance(stimulus, DeadlinePassed):
         return _pass_deadline(stimulus, view, now)
     if isinstance(stimulus, StartFlow):
@@ -162,7 +162,7 @@ def _resume(draft: Draft, command: ResumeFlow, _view: View) -> None:
     meta = {"resume_meta": EndedBy(cause="manual").meta(draft.now)}
     entry: dict[str, Any] = {"cause": "manual"}
     if command.patch is not None or isinstance(draft.flow.state_json, dict):
-        entry["patch"] = merged(meta, command.patch) if command.patch is not None else meta
+        entry["patch"] = merge(meta, command.patch) if command.patch is not None else meta
     if command.reason is not None:
         entry["reason"] = command.reason
     draft.add(EventKind.RESUMED, entry)

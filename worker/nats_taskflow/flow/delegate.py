@@ -9,13 +9,13 @@ import msgspec
 from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest
 from nats_taskflow.flow.conditions import ExternalEvent, parse
 from nats_taskflow.flow.decision import Decision, View
-from nats_taskflow.flow.end import notice
+from nats_taskflow.flow.end import cancel_notice
 from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.model import DelegateMessage, Flow
-from nats_taskflow.flow.normalize import settle
-from nats_taskflow.flow.park import park_on, with_outgoing
+from nats_taskflow.flow.park import normalize, park_on, with_outgoing
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.request_headers import DEADLINE, HOPS, REPLY_SUBJECT, asker
-from nats_taskflow.flow.stimuli import DelegateFlow, Policy, RequestRefused
+from nats_taskflow.flow.stimuli import DelegateFlow, RequestNotStored
 from nats_taskflow.units import Micros, rfc3339, to_micros
 
 
@@ -33,7 +33,7 @@ def delegate(command: DelegateFlow, flow: Flow, view: View, now: Micros, policy:
     }
     wait |= {"on_timeout": command.on_timeout} | {name: value for name, value in bounds.items() if value is not None}
     try:
-        condition = settle(parse(wait), now, policy, command.correlation_id)
+        condition = normalize(parse(wait), now, policy, command.correlation_id)
     except msgspec.ValidationError as bad:
         return InvalidRequest(f"delegate: {bad}", path="/" + str(bad).rpartition("`$.")[2].rstrip("`"))
     except FlowError as refused:
@@ -54,7 +54,7 @@ def delegate(command: DelegateFlow, flow: Flow, view: View, now: Micros, policy:
     return with_outgoing(decision, request)
 
 
-def send_again(refused: RequestRefused, view: View) -> Decision:
+def send_again(refused: RequestNotStored, view: View) -> Decision:
     """Decide what the refusal of a request brings about, which came on the request's reply subject after it was sent (SEMANTICS R0)."""
     waiters = view.waiters((refused.topic, refused.correlation_id))
     return Decision(outcome="unmatched", refused=tuple((waiter.flow_id, waiter.wait_id, refused.why) for waiter in waiters))
@@ -81,7 +81,7 @@ def _spoken_for_others(command: DelegateFlow, flow: Flow, request: DelegateMessa
     """
     sent = [("to", request)]
     if command.cancel_to is not None:
-        sent.append(("cancel_to", notice(flow, command.correlation_id, command.cancel_to, None)))
+        sent.append(("cancel_to", cancel_notice(flow, command.correlation_id, command.cancel_to, None)))
     for field, message in sent:
         if policy.takes is not None and policy.takes(message.subject, message.headers, message.body):
             said = f"{field}: {message.subject} carries replies, and this would be taken for one; name the subject of a delegate"

@@ -25,8 +25,9 @@ from nats_taskflow.flow.decision import Decision, Draft, OutcomeName
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import DelegateMessage, Flow, Pair
 from nats_taskflow.flow.payload_check import payload_refusal
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.request_headers import asker
-from nats_taskflow.flow.stimuli import Caller, Policy, ResumeFlow
+from nats_taskflow.flow.stimuli import Caller, ResumeFlow
 from nats_taskflow.units import Micros, rfc3339
 
 TIMED_OUT = "wait timed out"
@@ -130,10 +131,10 @@ def _notices(flow: Flow, reason: str | None, trace: str | None) -> list[Delegate
     leaf = condition if isinstance(condition, ExternalEvent) else None
     if leaf is None or leaf.cancel_to is None:
         return []
-    return [notice(flow, leaf.correlation_id or "", leaf.cancel_to, reason, trace)]
+    return [cancel_notice(flow, leaf.correlation_id or "", leaf.cancel_to, reason, trace)]
 
 
-def notice(flow: Flow, correlation_id: str, subject: str, reason: str | None, trace: str | None = None) -> DelegateMessage:
+def cancel_notice(flow: Flow, correlation_id: str, subject: str, reason: str | None, trace: str | None = None) -> DelegateMessage:
     """Write the cancel notice for one delegation."""
     told = {"flow_id": flow.id, "correlation_id": correlation_id, "reason": reason}
     headers = asker(flow.owner_session_key, flow.id, correlation_id, trace)

@@ -13,7 +13,7 @@ from nats_taskflow.flow.model import Flow, FlowEvent
 _BORN_WITH = ("controller_id", "goal", "owner_session_key", "requester_origin", "current_step", "state_json")
 
 
-def merged(state: Any, patch: Any) -> Any:
+def merge(state: Any, patch: Any) -> Any:
     """Merge `patch` over `state`: top-level keys overwrite; anything but object over object replaces the whole (SEMANTICS 1)."""
     if isinstance(state, dict) and isinstance(patch, dict):
         return {**state, **patch}
@@ -35,13 +35,13 @@ def fold(flow: Flow | None, event: FlowEvent) -> Flow:
     elif event.kind is EventKind.CANCEL_REQUESTED:
         changes["cancel_requested"] = True
     if "patch" in event.payload:
-        changes["state_json"] = merged(flow.state_json, event.payload["patch"])
+        changes["state_json"] = merge(flow.state_json, event.payload["patch"])
     if event.payload.get("current_step") is not None:
         changes["current_step"] = event.payload["current_step"]
     return replace(flow, **changes)
 
 
-def folded(events: Iterable[FlowEvent]) -> Flow | None:
+def fold_journal(events: Iterable[FlowEvent]) -> Flow | None:
     """Fold a whole journal, oldest first; None for an empty one."""
     flow: Flow | None = None
     for event in events:

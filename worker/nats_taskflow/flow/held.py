@@ -9,7 +9,8 @@ from nats_taskflow.flow.end import EndedBy, condition_of, satisfy
 from nats_taskflow.flow.held_quota import DisplacedReply
 from nats_taskflow.flow.model import Flow, Pair
 from nats_taskflow.flow.payload_check import payload_refusal
-from nats_taskflow.flow.stimuli import ExpireHeld, MatchHeld, Policy
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import ExpireHeld, MatchHeld
 from nats_taskflow.units import Micros
 
 

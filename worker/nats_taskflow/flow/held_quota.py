@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from nats_taskflow.flow.model import HeldReply
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 
 AT_ONCE = 2
 """How many replies a new one may displace: more than one, so that a quota that was lowered is met in time."""
@@ -61,7 +61,7 @@ class HeldCounts(msgspec.Struct):
         topics[held.topic] = topics.get(held.topic, 0) + by
 
 
-def displaced_by(new: HeldReply, holdings: HeldCounts, policy: Policy) -> tuple[DisplacedReply, ...]:
+def displace(new: HeldReply, holdings: HeldCounts, policy: Policy) -> tuple[DisplacedReply, ...]:
     """Return what has to go so that the new reply may be held."""
     gone: list[DisplacedReply] = []
     for _ in range(AT_ONCE):

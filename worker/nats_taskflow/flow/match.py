@@ -12,10 +12,11 @@ from nats_taskflow.errors import Internal
 from nats_taskflow.flow.conditions import deadline_of
 from nats_taskflow.flow.decision import Decision, Draft, FlowChange, OutcomeName, View
 from nats_taskflow.flow.end import EndedBy, cancel, condition_of, pass_time, satisfy
-from nats_taskflow.flow.held_quota import displaced_by
+from nats_taskflow.flow.held_quota import displace
 from nats_taskflow.flow.model import Flow, HeldReply, Waiter
 from nats_taskflow.flow.payload_check import payload_refusal
-from nats_taskflow.flow.stimuli import WORKER, Caller, Policy, Reply
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import WORKER, Caller, Reply
 from nats_taskflow.units import Micros
 
 _RANK: dict[OutcomeName, int] = {"late": 0, "progressed": 1, "resumed": 2}
@@ -25,7 +26,7 @@ _RANK: dict[OutcomeName, int] = {"late": 0, "progressed": 1, "resumed": 2}
 _MISMATCH = ("flow_mismatch", "the reply names another flow than the one that waits for it")
 
 
-def match(reply: Reply, view: View, now: Micros, policy: Policy) -> Decision:
+def match_reply(reply: Reply, view: View, now: Micros, policy: Policy) -> Decision:
     """Decide a reply. Never refuses: every reply has an outcome (SEMANTICS R14)."""
     waiters = _readable(view.waiters((reply.topic, reply.correlation_id)), view)
     if reply.flow_id is not None and waiters:
@@ -108,7 +109,7 @@ def _elsewhere(reply: Reply, view: View, now: Micros, policy: Policy, changes: t
         trace=reply.trace,
         tenant=reply.tenant,
     )
-    return Decision(outcome="held", changes=changes, hold=held, displaced=displaced_by(held, view.holdings, policy))
+    return Decision(outcome="held", changes=changes, hold=held, displaced=displace(held, view.holdings, policy))
 
 
 def _flow(view: View, flow_id: str | None) -> Flow | None:

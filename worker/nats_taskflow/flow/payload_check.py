@@ -9,7 +9,8 @@ import msgspec
 from nats_taskflow.errors import FlowError, TooLarge
 from nats_taskflow.flow.conditions import COMPOSITES, ExternalEvent, WaitCondition, leaf_at
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.stimuli import AdvanceFlow, Command, FinishFlow, Policy, ResumeFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import AdvanceFlow, Command, FinishFlow, ResumeFlow
 
 _BRINGS: dict[type[Command], str] = {AdvanceFlow: "patch", ResumeFlow: "patch", FinishFlow: "final_state"}
 

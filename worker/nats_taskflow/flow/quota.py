@@ -9,7 +9,8 @@ from __future__ import annotations
 from nats_taskflow.errors import FlowError, QuotaExceeded
 from nats_taskflow.flow.decision import Decision, View
 from nats_taskflow.flow.ids import agent_of
-from nats_taskflow.flow.stimuli import AdvanceFlow, Policy, ResumeFlow, StartFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import AdvanceFlow, ResumeFlow, StartFlow
 from nats_taskflow.flow.usage import Usages
 
 Bounded = StartFlow | AdvanceFlow | ResumeFlow

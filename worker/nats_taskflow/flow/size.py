@@ -8,12 +8,13 @@ import msgspec
 
 from nats_taskflow.errors import FlowError, TooLarge
 from nats_taskflow.flow.decision import Decision
-from nats_taskflow.flow.stimuli import Policy, Reply, Stimulus
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Reply, Stimulus
 
 _ENCODER = msgspec.json.Encoder()
 
 
-def bounded(stimulus: Stimulus, decision: Decision | FlowError, policy: Policy) -> Decision | FlowError:
+def within_size(stimulus: Stimulus, decision: Decision | FlowError, policy: Policy) -> Decision | FlowError:
     """Return the decision, or the refusal of what is too large: a reply's dead letter, a command's error.
 
     Sizes are those of the JSON that is written: a number can be longer there than in the request.

@@ -6,49 +6,12 @@ so that deciding stays pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import FlowStepStatus
-from nats_taskflow.units import SECOND, Micros
-
-DAY: Micros = 24 * 3600 * SECOND
-
-
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator may set about deciding.
-
-    `timer_horizon_us`: how far ahead a timer or deadline may lie. `held_ttl_us`: how long an early reply is held; at most `max_held` are,
-    of one tenant `max_held_of_tenant`. `default_timeout_us`: the deadline of a wait that names none (None: no deadline).
-    `max_state_bytes` bounds the state a command may leave behind, `max_event_bytes` the payload of anything that is published;
-    `max_open_flows` how many flows an agent may have open, `max_state_bytes_of_agent` the states of all its flows (None: no bound).
-    `topics(topic, agent)` returns the refusal for a topic that this agent may not wait on, or None; `agent` is None for owners that are
-    no agent (in-process callers). `delegates(subject, agent)` returns the refusal for a delegate that its flows may not ask.
-    `accepts(schema, payload)` returns the dead letter's reason and sentence for a payload that is not accepted, `schema_flaw` says why a
-    schema cannot be used. `answers_on(topic, correlation_id)` returns the subject on which an answer reaches the topic, or why there is
-    none. `takes(subject, headers, body)` says whether the worker would take for a reply what it
-    publishes there itself. `max_hops` bounds circles of delegations.
-    """
-
-    timer_horizon_us: Micros = 400 * DAY
-    held_ttl_us: Micros = DAY
-    default_timeout_us: Micros | None = None
-    max_state_bytes: int = 256 * 1024
-    max_event_bytes: int = 1008 * 1024
-    max_open_flows: int | None = 10_000_000
-    max_state_bytes_of_agent: int | None = None
-    max_held: int = 1_000_000
-    max_held_of_tenant: int = 100_000
-    topics: Callable[[str, str | None], FlowError | None] | None = None
-    accepts: Callable[[dict[str, Any], Any], tuple[str, str] | None] | None = None
-    schema_flaw: Callable[[dict[str, Any]], str | None] | None = None
-    answers_on: Callable[[str, str], str | FlowError] | None = None
-    delegates: Callable[[str, str | None], FlowError | None] | None = None
-    takes: Callable[[str, Mapping[str, str], bytes], bool] | None = None
-    max_hops: int = 16
+from nats_taskflow.units import Micros
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,7 +172,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = ""
 
 
-class RequestRefused(msgspec.Struct, frozen=True):
+class RequestNotStored(msgspec.Struct, frozen=True):
     """The stream that captures a delegate's subject has not taken the request that is to be answered on this pair: send it again."""
 
     topic: str
@@ -267,6 +230,6 @@ Stimulus = (
     | MatchHeld
     | ExpireHeld
     | Reply
-    | RequestRefused
+    | RequestNotStored
     | DeadlinePassed
 )

@@ -29,13 +29,13 @@ from nats_taskflow.flow.conditions import (
 from nats_taskflow.flow.decision import View
 from nats_taskflow.flow.ids import agent_of, bad_id
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.text import TYPES, counted, meant, shown
 from nats_taskflow.units import Micros, to_micros, to_the_second
 
 
 def check(condition: WaitCondition, flow: Flow, view: View, now: Micros, policy: Policy) -> FlowError | None:
-    """Return why the settled condition cannot be waited for, or None (SEMANTICS 3, last paragraph)."""
+    """Return why the normalized condition cannot be waited for, or None (SEMANTICS 3, last paragraph)."""
     walked = list(nodes(condition))
     if max(node.depth for node in walked) > MAX_DEPTH:
         return InvalidRequest(f"a wait condition nests at most {MAX_DEPTH} deep", path="/wait_condition")
@@ -44,7 +44,7 @@ def check(condition: WaitCondition, flow: Flow, view: View, now: Micros, policy:
     for node in walked:
         refusal = _check_node(node, flow, view, now, policy)
         if refusal is not None:
-            return relocate(refusal, trail(condition, node.number))
+            return relocate(refusal, pointer_to(condition, node.number))
     names = [node.condition.name for node in walked if isinstance(node.condition, Manual) and node.condition.name is not None]
     if len(set(names)) < len(names):
         return InvalidRequest("two manual leaves of one wait have the same name", path="/wait_condition/conditions")
@@ -131,7 +131,7 @@ _TAKES = {
 """What a field takes, for those whose type does not say it all."""
 
 
-def misspelled(bad: msgspec.ValidationError, value: Any) -> InvalidRequest:
+def spelling_refusal(bad: msgspec.ValidationError, value: Any) -> InvalidRequest:
     """Refuse a value that spells no condition, and point to the place that msgspec names (`… - at `$.conditions[0].at``)."""
     said, _, place = str(bad).rpartition(" - at `$")
     tokens = [token for token in place.removesuffix("`").replace("[", ".").replace("]", "").split(".") if token]
@@ -180,7 +180,7 @@ def relocate(refused: FlowError, below: str) -> FlowError:
     return refused
 
 
-def trail(condition: WaitCondition, number: int) -> str:
+def pointer_to(condition: WaitCondition, number: int) -> str:
     """Return the pointer from the condition to its node of this number: `/conditions/1/conditions/0`."""
     return next(islice(_trails(condition, ""), number, None))
 

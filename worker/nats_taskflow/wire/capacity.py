@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 
 WHOLE = 512 * 1024
 """A broker that carries this much carries everything that the contract allows."""
@@ -15,7 +15,7 @@ AROUND = 16 * 1024
 _PAGE = 512 * 1024
 
 
-def lowered(policy: Policy, max_payload: int) -> Policy:
+def lower(policy: Policy, max_payload: int) -> Policy:
     """Return the policy with its bounds lowered to what events and requests to delegates can carry."""
     room = max_payload - AROUND
     return msgspec.structs.replace(policy, max_event_bytes=room, max_state_bytes=min(policy.max_state_bytes, room))

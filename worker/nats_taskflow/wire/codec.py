@@ -17,12 +17,10 @@ from nats_taskflow.wire import field_errors
 from nats_taskflow.wire.commands import build, owner_of
 from nats_taskflow.wire.envelope import Opened, open_request
 from nats_taskflow.wire.headers import MSG_ID, Headers, find, hops_of, inbox_of, trace_of
-from nats_taskflow.wire.inbound import COMMAND_ID, Identity, Ignored, Inbound, Mint, Origin, Unusable, command_scope, digest, reason_of
+from nats_taskflow.wire.inbound import COMMAND_ID, Identity, Inbound, Mint, Origin, Unusable, command_scope, digest, reason_of
 from nats_taskflow.wire.limits import check_headers
 from nats_taskflow.wire.requests import COMMANDS, EXPECTED, QUERIES, Request
 from nats_taskflow.wire.subjects import Subjects, is_token
-
-__all__ = ["Identity", "Ignored", "Inbound", "Mint", "Query", "Unusable", "read_command", "read_query", "stray"]
 
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {verb: msgspec.json.Decoder(shape) for verb, shape in (COMMANDS | QUERIES).items()}
 _PLAIN = Subjects()
@@ -72,7 +70,7 @@ def read_query(agent: str, verb: str, body: bytes) -> Query | FlowError:
     return Query(owner_of(agent, request.session_id), agent, verb, request)
 
 
-def stray(subject: str) -> Unusable:
+def refuse_stray(subject: str) -> Unusable:
     """Refuse a message whose subject names no agent and verb: its tokens are not `[A-Za-z0-9_-]{1,63}`."""
     error = InvalidRequest(f"the subject {shown(subject)} names no agent and verb of 1 to 63 characters A-Z a-z 0-9 _ -", path="")
     return Unusable(reason_of(error), error)

@@ -9,7 +9,7 @@ from typing import Any
 from nats_taskflow.errors import InvalidRequest, TooLarge
 from nats_taskflow.flow import stimuli as flow
 from nats_taskflow.wire import requests as wire
-from nats_taskflow.wire.headers import Headers, weight
+from nats_taskflow.wire.headers import CORRELATION_ID, TRACEPARENT, Headers, weight
 from nats_taskflow.wire.inbound import Ignored, Origin
 from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.subjects import Subjects, covers, is_token
@@ -19,7 +19,7 @@ MAX_HEADER_BYTES = 8 * 1024
 _NAME = re.compile(r"\A[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}\Z")
 _VALUE = re.compile(r"\A[^\x00-\x1f\x7f-\x9f]*\Z")
 _GUARDED = ("$", "_INBOX", "_R_.", "_GR_.")  # the server's own, everybody's inboxes, and answers between accounts and clusters
-_OURS = ("nats-", "taskflow-", "correlation-id", "traceparent")
+_OURS = ("nats-", "taskflow-", CORRELATION_ID.lower(), TRACEPARENT)
 _WHO = "from"  # what delegates that know nothing of us may take for the name of who asks
 
 
@@ -53,7 +53,7 @@ def build_delegation(request: wire.DelegateRequest, caller: flow.Caller, origin:
     )
 
 
-def taken_for_reply(bindings: ReplyBindings, subject: str, headers: Headers, body: bytes) -> bool:
+def is_taken_for_reply(bindings: ReplyBindings, subject: str, headers: Headers, body: bytes) -> bool:
     """Tell whether the worker would take for a reply what it publishes there itself. What `where` leaves out is none."""
     if not any(covers(binding.subject, subject) for binding in bindings.configured):
         return False

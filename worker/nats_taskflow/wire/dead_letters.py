@@ -9,17 +9,23 @@ from typing import Protocol
 import msgspec
 
 from nats_taskflow.wire.events import EventMessage
-from nats_taskflow.wire.headers import MSG_ID, UNREAD, Headers, one_line, weight
+from nats_taskflow.wire.headers import (
+    MESSAGE,
+    MSG_ID,
+    ORIGIN_HEADERS,
+    ORIGIN_SEQUENCE,
+    ORIGIN_STREAM,
+    ORIGIN_SUBJECT,
+    REASON,
+    SHA256,
+    TRUNCATED,
+    UNREAD,
+    Headers,
+    one_line,
+    weight,
+)
 from nats_taskflow.wire.subjects import Subjects, is_token
 
-REASON = "Taskflow-Reason"
-MESSAGE = "Taskflow-Message"
-ORIGIN_SUBJECT = "Taskflow-Origin-Subject"
-ORIGIN_STREAM = "Taskflow-Origin-Stream"
-ORIGIN_SEQUENCE = "Taskflow-Origin-Sequence"
-ORIGIN_HEADERS = "Taskflow-Headers"
-SHA256 = "Taskflow-Sha256"
-TRUNCATED = "Taskflow-Truncated"
 MAX_HEADERS = 16 * 1024
 _SPARE = 256  # for `Taskflow-Truncated` and for what a broker adds
 

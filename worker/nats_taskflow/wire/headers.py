@@ -1,19 +1,48 @@
-"""Look headers up whatever their case, check what they carry, and make any text fit into one."""
+"""Name every header, look one up whatever its case, check what it carries, and make any text fit into one."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
+from nats_taskflow.flow import request_headers
+
 Headers = Mapping[str, str]
 
-MSG_ID = "Nats-Msg-Id"
+# Requests to delegates. The core writes these headers, and may not import this room: so they are spelled there, and found here.
+CORRELATION_ID = request_headers.CORRELATION_ID
+FLOW_ID = request_headers.FLOW_ID
+AGENT = request_headers.AGENT
+DEADLINE = request_headers.DEADLINE
+HOPS = request_headers.HOPS
+REPLY_SUBJECT = request_headers.REPLY_SUBJECT
+TRACEPARENT = request_headers.TRACEPARENT
+
+# Commands, replies and events.
 REPLY_TO = "Taskflow-Reply-To"
-TRACEPARENT = "traceparent"
+EVENT_ID = "Event-Id"
+CONTENT_TYPE = "content-type"
+
+# Dead letters.
+REASON = "Taskflow-Reason"
+MESSAGE = "Taskflow-Message"
+ORIGIN_SUBJECT = "Taskflow-Origin-Subject"
+ORIGIN_STREAM = "Taskflow-Origin-Stream"
+ORIGIN_SEQUENCE = "Taskflow-Origin-Sequence"
+ORIGIN_HEADERS = "Taskflow-Headers"
+SHA256 = "Taskflow-Sha256"
+TRUNCATED = "Taskflow-Truncated"
+
+# NATS' own: deduplication, micro services (ADR-32), atomic batches (ADR-50), a pull's status.
+MSG_ID = "Nats-Msg-Id"
 SERVICE_ERROR = "Nats-Service-Error"
 SERVICE_ERROR_CODE = "Nats-Service-Error-Code"
-HOPS = "Taskflow-Hops"
-CONTENT_TYPE = "content-type"
+BATCH_ID = "Nats-Batch-Id"
+BATCH_SEQUENCE = "Nats-Batch-Sequence"
+BATCH_COMMIT = "Nats-Batch-Commit"
+PENDING_MESSAGES = "Nats-Pending-Messages"
+SUBJECT = "Nats-Subject"
+
 MOST_HEADERS = 1024
 """How many headers of a message are read. One message may carry a hundred thousand, and reading them would take seconds from everybody."""
 UNREAD = "\n"

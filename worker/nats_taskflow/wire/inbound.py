@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from nats_taskflow.errors import FlowError, IdMismatch, InvalidRequest, TooDeep, TooLarge, TopicNotBound, UnsupportedVerb
-from nats_taskflow.flow.stimuli import RequestRefused, Stimulus
+from nats_taskflow.flow.stimuli import RequestNotStored, Stimulus
 from nats_taskflow.wire.limits import Malformed
 from nats_taskflow.wire.subjects import Subjects
 
@@ -47,7 +47,7 @@ class Unusable(msgspec.Struct, frozen=True):
     decoded: bool = False
 
 
-def refused_verdict(verdict: Inbound | Unusable, error: FlowError) -> Inbound | Unusable:
+def refuse(verdict: Inbound | Unusable, error: FlowError) -> Inbound | Unusable:
     """Return the verdict on a message that could be carried out and is refused; its id is known as it would be otherwise."""
     if isinstance(verdict, Unusable):
         return verdict
@@ -58,7 +58,7 @@ class Ignored(msgspec.Struct, frozen=True):
     """A message that is no reply; `why` is a sentence for people. `refused`: it says that a request of ours is not stored."""
 
     why: str
-    refused: RequestRefused | None = None
+    refused: RequestNotStored | None = None
     reply_to: None = None
 
 

@@ -24,7 +24,7 @@ _REFUSED = msgspec.json.Decoder(shapes.RefusedAnswer)
 _EFFECTIVE: frozenset[OutcomeName] = frozenset({"applied", "resumed", "progressed", "held", "duplicate"})
 
 
-def fitting(answer: bytes, limit: int) -> bytes:
+def fit(answer: bytes, limit: int) -> bytes:
     """Return an answer as it is, or, where it weighs more than may be sent, without states and payloads: what has happened is no error."""
     if len(answer) <= limit:
         return answer
@@ -49,7 +49,7 @@ def flow_json(flow: Flow) -> dict[str, Any]:
     return shown
 
 
-def applied(
+def encode_applied(
     flow: Flow,
     step: FlowStep | None = None,
     outcome: OutcomeName = "applied",
@@ -72,9 +72,9 @@ KEPT_BYTES = 4096
 _APPLIED = msgspec.json.Decoder(shapes.AppliedAnswer)
 
 
-def kept(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes.CancelledChildren | None = None) -> bytes:
-    """Encode the outcome of a command that took effect as it is stored: as it is told, or `light`."""
-    told = applied(flow, step, cancelled_children=cancelled_children)
+def encode_for_storage(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes.CancelledChildren | None = None) -> bytes:
+    """Encode the outcome of a command that took effect as it is stored: as it is told, or `read_light`."""
+    told = encode_applied(flow, step, cancelled_children=cancelled_children)
     if len(told) <= KEPT_BYTES:
         return told
     shown = shapes.show_flow(flow)
@@ -92,7 +92,7 @@ def kept(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes
     )
 
 
-def light(result: bytes) -> shapes.AppliedAnswer | None:
+def read_light(result: bytes) -> shapes.AppliedAnswer | None:
     """Return the stored outcome if something was left out of it, else None."""
     return _APPLIED.decode(result) if result.endswith(_OMITTED) else None
 
@@ -100,13 +100,13 @@ def light(result: bytes) -> shapes.AppliedAnswer | None:
 _OMITTED = b'"state_omitted":true}'
 
 
-def refilled(outcome: shapes.AppliedAnswer, flow: Flow, step: FlowStep | None) -> bytes:
-    """Encode a `light` outcome with its flow and observed run whole: the bytes that `applied` made of them."""
+def encode_whole(outcome: shapes.AppliedAnswer, flow: Flow, step: FlowStep | None) -> bytes:
+    """Encode a `read_light` outcome with its flow and observed run whole: the bytes that `encode_applied` made of them."""
     shown = shapes.show_step(step) if step is not None else UNSET
     return _ENCODER.encode(replace(outcome, flow=shapes.show_flow(flow), step=shown, state_omitted=UNSET))
 
 
-def is_of(shown: shapes.StepShown, step: FlowStep) -> bool:
+def is_shown_by(shown: shapes.StepShown, step: FlowStep) -> bool:
     """Tell whether an observed run is still as it was shown."""
     return replace(shapes.show_step(step), result=shown.result) == shown
 
@@ -116,12 +116,12 @@ def _is_heavy(value: Any) -> bool:
     return len(_ENCODER.encode(value)) > KEPT_BYTES
 
 
-def refused(error: FlowError) -> bytes:
+def encode_refused(error: FlowError) -> bytes:
     """Encode the outcome of a command that was refused."""
     return _ENCODER.encode(shapes.RefusedAnswer(error=shapes.ErrorShown(code=error.code, message=error.message, details=error.details)))
 
 
-def reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:
+def encode_reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:
     """Encode what became of a reply. Small: one is stored for each of them."""
     ok = outcome in _EFFECTIVE
     if flow is None:
@@ -129,11 +129,11 @@ def reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:
     return _ENCODER.encode(shapes.ReplyOutcome(ok=ok, outcome=outcome, flow_id=flow.id, revision=flow.revision))
 
 
-EXPIRED = reply_outcome("expired", None)
+EXPIRED = encode_reply_outcome("expired", None)
 """What becomes of a held reply that nobody came for, or that made room."""
 
 
-def shown(flow: Flow) -> bytes:
+def encode_status(flow: Flow) -> bytes:
     """Encode the answer to `status`."""
     return _ENCODER.encode({"ok": True, "flow": shapes.show_flow(flow)})
 
@@ -151,30 +151,30 @@ def error_headers(error: FlowError) -> dict[str, str]:
     return {SERVICE_ERROR: one_line(f"{error.code}: {error.message}"), SERVICE_ERROR_CODE: str(error.http)}
 
 
-def flows_page(flows: Sequence[tuple[int, Flow]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
+def encode_flows(flows: Sequence[tuple[int, Flow]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
     """Encode the answer to `list_mine`: the first flows that fit. `following`: see `cut_page`."""
     kept, cursor = cut_page([(n, shapes.show_flow(flow)) for n, flow in flows], following, budget)
     return _ENCODER.encode(shapes.FlowPage(count=len(kept), flows=kept, next_cursor=cursor))
 
 
-def waits_page(flows: Sequence[tuple[int, Flow]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
+def encode_waits(flows: Sequence[tuple[int, Flow]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
     """Encode the answer to `waits`: what the first flows wait for, as far as it fits."""
     kept, cursor = cut_page([(n, shapes.show_wait(flow)) for n, flow in flows], following, budget)
     return _ENCODER.encode(shapes.WaitPage(waits=kept, next_cursor=cursor))
 
 
-def steps_page(steps: Sequence[tuple[int, FlowStep]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
+def encode_steps(steps: Sequence[tuple[int, FlowStep]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
     """Encode the answer to `steps`: the first runs that fit."""
     kept, cursor = cut_page([(n, shapes.show_step(step)) for n, step in steps], following, budget)
     return _ENCODER.encode(shapes.StepPage(steps=kept, next_cursor=cursor))
 
 
-def step_shown(step: FlowStep) -> bytes:
+def encode_step(step: FlowStep) -> bytes:
     """Encode the answer to `step`."""
     return _ENCODER.encode(shapes.StepAnswer(step=shapes.show_step(step)))
 
 
-def events_page(events: Sequence[tuple[int, FlowEvent]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
+def encode_events(events: Sequence[tuple[int, FlowEvent]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
     """Encode the answer to `history`, in the order given: the first entries that fit; their position is their `seq`."""
     kept, cursor = cut_page([(seq, shapes.show_event(event)) for seq, event in events], following, budget)
     return _ENCODER.encode(shapes.EventPage(events=kept, next_cursor=cursor))

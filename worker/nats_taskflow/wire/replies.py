@@ -8,17 +8,15 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound
-from nats_taskflow.flow.stimuli import Reply, RequestRefused
+from nats_taskflow.flow.stimuli import Reply, RequestNotStored
 from nats_taskflow.wire import json_pointer, limits
 from nats_taskflow.wire.acknowledgements import acknowledgement_in
-from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, find, trace_of
+from nats_taskflow.wire.headers import CORRELATION_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, find, trace_of
 from nats_taskflow.wire.inbound import Identity, Ignored, Inbound, Unusable, digest, reason_of
 from nats_taskflow.wire.reply_bindings import Binding, check_bindings
-from nats_taskflow.wire.reply_message import ReplyMessage, checked_id, encodable, event_id_of, flow_named_by, open_reply, value_of_bytes
+from nats_taskflow.wire.reply_message import OpenedReply, check_id, encodable, event_id_of, flow_named_by, open_reply, value_of_bytes
 from nats_taskflow.wire.requests import UUID
 from nats_taskflow.wire.subjects import Subjects, covers, is_literal, is_token
-
-__all__ = ["Binding", "ReplyBindings", "check_bindings"]
 
 _CANONICAL = msgspec.json.Encoder(order="sorted")
 NO_CORRELATION = "no_correlation"
@@ -50,7 +48,7 @@ class ReplyBindings:
     """
 
     def __init__(
-        self, bindings: Iterable[Binding], subjects: Subjects, *, correlation_headers: tuple[str, ...] = ("Correlation-Id",)
+        self, bindings: Iterable[Binding], subjects: Subjects, *, correlation_headers: tuple[str, ...] = (CORRELATION_ID,)
     ) -> None:
         self.configured = tuple(bindings)
         check_bindings(self.configured, subjects)
@@ -123,10 +121,10 @@ class ReplyBindings:
             reading, topic = self._covering(subject)
             if reading.where and not all(_same(json_pointer.look(message.value, at), wanted) for at, wanted in reading.where):
                 return Ignored(f"the reply does not match `where` of the binding {reading.binding.subject}")
-            correlation_id = checked_id(self._correlation(message, reading), "correlation_id")
+            correlation_id = check_id(self._correlation(message, reading), "correlation_id")
             payload = _payload(message, reading, whole=reading is self._built_in)
             flow_id = None if reading is self._built_in else flow_named_by(message)
-            topic = topic if subject in self._literal else checked_id(topic, "topic")
+            topic = topic if subject in self._literal else check_id(topic, "topic")
             tenant = reading.binding.subject if reading is not self._built_in else f"agent:{topic.rpartition('.')[2]}"
             return _inbound("reply", message, (topic, correlation_id), payload, flow_id, f"{stream}:{seq}", arrived_us, tenant)
         except NoCorrelation as error:
@@ -134,12 +132,12 @@ class ReplyBindings:
         except FlowError as error:
             return Unusable(reason_of(error), error)
 
-    def _request_refused_on(self, subject: str, why: str) -> RequestRefused | None:
+    def _request_refused_on(self, subject: str, why: str) -> RequestNotStored | None:
         """Name the request whose reply subject this is, where it was refused and the subject alone says which one it is."""
         built_in = self._subjects.parse_reply(subject) is not None
         if why and (built_in or any(r.kind == "subject" and covers(r.binding.subject, subject) for r in self._patterns)):
             topic, _, correlation_id = subject.rpartition(".")
-            return RequestRefused(topic, correlation_id, why)
+            return RequestNotStored(topic, correlation_id, why)
         return None
 
     def _covering(self, subject: str) -> tuple[_Reading, str]:
@@ -154,7 +152,7 @@ class ReplyBindings:
             raise TopicNotBound(said, topic=subject)
         return reading, subject.rpartition(".")[0] if reading.kind == "subject" else subject
 
-    def _correlation(self, message: ReplyMessage, reading: _Reading) -> Any:
+    def _correlation(self, message: OpenedReply, reading: _Reading) -> Any:
         """Return the correlation id, wherever the binding says it is. Raises `NoCorrelation`."""
         found: Any = None
         match reading.kind:
@@ -186,20 +184,20 @@ def _ready(binding: Binding) -> _Reading:
     )
 
 
-def _resume(message: ReplyMessage, name: str, arrived_us: int, tenant: Callable[[str], str]) -> Inbound:
+def _resume(message: OpenedReply, name: str, arrived_us: int, tenant: Callable[[str], str]) -> Inbound:
     """Read the reference's resume message `{flow_id, topic, correlation_id, payload}`; other fields are left to their senders."""
     if not isinstance(message.value, dict):
         raise limits.Malformed("a resume message is an object {flow_id, topic, correlation_id, payload}" + message.flaw, path="")
     flow_id = message.field("flow_id")
     if not isinstance(flow_id, str) or not UUID.match(flow_id):
         raise InvalidRequest("flow_id must be a UUID", path="/flow_id")
-    pair = (checked_id(message.field("topic"), "topic"), checked_id(message.field("correlation_id"), "correlation_id"))
+    pair = (check_id(message.field("topic"), "topic"), check_id(message.field("correlation_id"), "correlation_id"))
     payload = message.value.get("payload", msgspec.UNSET)
     return _inbound("resume", message, pair, payload, flow_id.lower(), name, arrived_us, tenant(pair[0]))
 
 
 def _inbound(
-    verb: str, message: ReplyMessage, pair: tuple[str, str], payload: Any, flow_id: str | None, name: str, arrived_us: int, tenant: str
+    verb: str, message: OpenedReply, pair: tuple[str, str], payload: Any, flow_id: str | None, name: str, arrived_us: int, tenant: str
 ) -> Inbound:
     """Make the stimulus and its identity. Control characters are refused in ids, so that newlines part them without ambiguity."""
     topic, correlation_id = pair
@@ -220,7 +218,7 @@ def _inbound(
     return Inbound(reply, Identity("reply", key, digest(shape, (flow_id or "").encode())), verb)
 
 
-def _payload(message: ReplyMessage, reading: _Reading, *, whole: bool) -> Any:
+def _payload(message: OpenedReply, reading: _Reading, *, whole: bool) -> Any:
     """Return what the flow gets to see. Raises `InvalidRequest` where the binding's pointer finds nothing."""
     code = find(message.headers, SERVICE_ERROR_CODE)
     if code is not None:

@@ -18,7 +18,7 @@ from nats_taskflow.wire.requests import UUID
 _FINE_ID = re.compile(r"\A[ -~]{1,256}\Z")  # nearly every id: spares looking at each character
 
 
-class ReplyMessage(msgspec.Struct):
+class OpenedReply(msgspec.Struct):
     """A reply while it is being read. `value` is the body without its envelope; UNSET when it is not JSON."""
 
     subject: str
@@ -33,23 +33,23 @@ class ReplyMessage(msgspec.Struct):
         return self.value.get(name) if isinstance(self.value, dict) else None
 
 
-def open_reply(subject: str, headers: Headers, body: bytes) -> ReplyMessage:
+def open_reply(subject: str, headers: Headers, body: bytes) -> OpenedReply:
     """Decode the body and take its envelope off. A bare responder's bytes need not be JSON. Raises as `limits.decode_any` does."""
     try:
         value, envelope_id = open_value(body)
     except limits.NotJson as flaw:
-        return ReplyMessage(subject, headers, body, msgspec.UNSET, None, f"; {flaw.message}")
-    return ReplyMessage(subject, headers, body, value, envelope_id)
+        return OpenedReply(subject, headers, body, msgspec.UNSET, None, f"; {flaw.message}")
+    return OpenedReply(subject, headers, body, value, envelope_id)
 
 
-def event_id_of(message: ReplyMessage, name: str) -> str:
+def event_id_of(message: OpenedReply, name: str) -> str:
     """Return what makes a repeat recognisable (SEMANTICS R5). Raises `InvalidRequest` for a bad id."""
     given = find(message.headers, MSG_ID)
     if given is None:
         given = message.field("event_id")
     if not isinstance(given, str):
         given = message.envelope_id
-    return name if given is None else checked_id(given, "event_id")
+    return name if given is None else check_id(given, "event_id")
 
 
 def value_of_bytes(body: bytes) -> dict[str, str]:
@@ -60,7 +60,7 @@ def value_of_bytes(body: bytes) -> dict[str, str]:
         return {"base64": b64encode(body).decode()}
 
 
-def flow_named_by(message: ReplyMessage) -> str | None:
+def flow_named_by(message: OpenedReply) -> str | None:
     """Return the flow the reply says it is for (SEMANTICS R2).
 
     Only a body that names its correlation id speaks about our flows; a delegate's own result may have a `flow_id` of its own.
@@ -70,7 +70,7 @@ def flow_named_by(message: ReplyMessage) -> str | None:
     return given.lower() if named and isinstance(given, str) else None
 
 
-def checked_id(given: Any, name: str) -> str:
+def check_id(given: Any, name: str) -> str:
     """Return the id. Raises `InvalidRequest`: ids are refused, never trimmed (SEMANTICS R1)."""
     if not isinstance(given, str):
         raise InvalidRequest(f"{name} must be text", path=json_pointer.spell(name))

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from nats_taskflow.cli.command import SettingsCommand
 from nats_taskflow.cli.dev_folder import load_with_database
-from nats_taskflow.cli.options import SettingsCommand
 from nats_taskflow.text import counted
 
 
@@ -37,10 +37,10 @@ def backup(dest: Path | None, *, force: bool, **arguments: Any) -> None:
 
 def _named(path: str, dest: Path | None) -> Path:
     """Give the copy a name, where only a folder or nothing was said."""
-    from nats_taskflow.config.paths import whole
+    from nats_taskflow.config.paths import resolve_or_refuse
     from nats_taskflow.doors.admin.backup_process import copy_name
 
-    database = whole(path)
+    database = resolve_or_refuse(path)
     if dest is None:
         return database.with_name(copy_name(database))
     return dest / copy_name(database) if dest.is_dir() else dest

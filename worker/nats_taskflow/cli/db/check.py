@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.exceptions import Exit
 
+from nats_taskflow.cli.command import SettingsCommand
 from nats_taskflow.cli.dev_folder import load_with_database
-from nats_taskflow.cli.options import SettingsCommand
+from nats_taskflow.cli.options import form_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ _VIOLATED = 1
 @click.option("--db", "place", metavar="FILE", help="Check this file instead of `store.path`.")
 @click.option("--quick", is_flag=True, help="Leave out SQLite's own check of every page.")
 @click.option("--events", is_flag=True, help="Also read the events and dead letters over NATS, and compare.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to say it.")
+@form_option
 @click.pass_context
 def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool, output: str, **arguments: Any) -> None:
     """Check that nothing was lost, nothing happened twice and everything adds up. Read-only, also while a worker runs.
@@ -43,7 +44,7 @@ def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool
     streams = _streams(config, where) if events else {}
     with open_snapshot(where) as opened, findings.progress(shown=output == "text") as tell:
         tell("opening", 0)
-        evidence = evidence_of(config, opened.database, streams)
+        evidence = build_evidence(config, opened.database, streams)
         found = gather(evidence, path=str(opened.path), worker=opened.worker, quick=quick, progress=tell)
     findings.show(found, output)
     ctx.exit(_exit_code(found))
@@ -54,7 +55,7 @@ def _exit_code(findings: Findings) -> int:
     return _VIOLATED if findings.violations else 0
 
 
-def evidence_of(config: Config, database: Any, streams: dict[str, Any] | None = None) -> Evidence:
+def build_evidence(config: Config, database: Any, streams: dict[str, Any] | None = None) -> Evidence:
     """Put together what is looked at."""
     from nats_taskflow.app import REMEMBERED_TIMES
     from nats_taskflow.store.invariants import Evidence
@@ -84,7 +85,7 @@ def _streams(config: Config, place: str) -> dict[str, Any]:
 
 async def _read(config: Config, keep: Callable[[str, Ledger], None]) -> int:
     """Read both streams into ledgers."""
-    from nats_taskflow.bus.nats.history import StreamReader
+    from nats_taskflow.bus.nats.inspect import StreamReader
     from nats_taskflow.bus.nats.options import nats_options
     from nats_taskflow.store.invariants import Ledger, LedgerMessage
     from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS

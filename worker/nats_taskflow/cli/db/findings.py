@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nats_taskflow.cli.layout import wrap
-from nats_taskflow.cli.output import clock, paint, printable, screen
+from nats_taskflow.cli.output import format_time, paint, printable, terminal_width
 from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ def progress(*, shown: bool) -> Iterator[Progress]:
     with Console(stderr=True).status("checking …") as status:
 
         def tell(name: str, count: int) -> None:
-            """Say what is looked at."""
             if count % _EVERY == 0:
                 status.update(f"checking {name}{f': {count:,}' if count else ''} …")
 
@@ -47,7 +46,7 @@ def show(findings: Findings, output: str) -> None:
         click.echo(msgspec.json.encode(findings))
         return
     if findings.worker is not None:
-        _say(f"A worker (pid {findings.worker}) is running: this is a snapshot of {clock(findings.at)}.")
+        _say(f"A worker (pid {findings.worker}) is running: this is a snapshot of {format_time(findings.at)}.")
     for violated in findings.violations:
         _show_one(violated)
     kinds = {outlet.replace("_", " ").removesuffix("s"): number for outlet, number in findings.waiting.items() if number}
@@ -72,4 +71,4 @@ def _show_one(violated: Violated) -> None:
 
 def _say(text: str, indent: str = "", **style: bool) -> None:
     """Print a sentence, broken between words at a terminal."""
-    click.echo(indent + paint(wrap(printable(text), screen(), indent), **style))
+    click.echo(indent + paint(wrap(printable(text), terminal_width(), indent), **style))

@@ -10,11 +10,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from nats_taskflow.cli.command import AskCommand, SettingsCommand
 from nats_taskflow.cli.dev_folder import load_with_database
-from nats_taskflow.cli.options import SettingsCommand
+from nats_taskflow.cli.identity import read_intervention, reason_option
 from nats_taskflow.cli.output import Printer, progress
+from nats_taskflow.cli.protocol import OperatorSession
 from nats_taskflow.cli.selection import ask_to_confirm, yes_option
-from nats_taskflow.cli.session import AskCommand, OperatorSession, intervention, pages, reason_option, run
+from nats_taskflow.cli.session import collect_pages, run
 from nats_taskflow.text import counted
 
 if TYPE_CHECKING:
@@ -43,13 +45,13 @@ def _duration(_ctx: click.Context, _parameter: click.Parameter, text: str) -> st
 def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
     """Have the worker delete flows that ended long ago, with their journals; never one whose events are not published."""
     what = f"all flows that ended longer ago than {older_than}"
-    who = intervention(arguments)
+    who = read_intervention(arguments)
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
+    async def main(session: OperatorSession, printer: Printer) -> None:
         """Delete some at a time until none is left."""
         pruned = 0
         if arguments["dry_run"]:
-            found = await _prunable(line, older_than)
+            found = await _prunable(session, older_than)
             printer.item({"would_prune": found}, [("would prune", f"{counted(found, 'flow')}; nothing was done")])
             return
         if not (yes or ask_to_confirm("prune", what, "say --yes")):
@@ -57,7 +59,7 @@ def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
             return
         with progress("pruning", None, shown=printer.for_people) as tell:
             while True:
-                answer = await line.ask("prune", older_than=older_than, limit=_AT_ONCE, **who)
+                answer = await session.ask("prune", older_than=older_than, limit=_AT_ONCE, **who)
                 pruned += answer["pruned"]
                 tell(answer["pruned"])
                 if not answer["more"]:
@@ -67,14 +69,14 @@ def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
     run(arguments, main, patience=30.0)
 
 
-async def _prunable(line: OperatorSession, older_than: str) -> int:
+async def _prunable(session: OperatorSession, older_than: str) -> int:
     """Count the flows that ended that long ago. One whose events are not published yet would be kept for now; it counts, too."""
     count = 0
     for status in ("finished", "failed", "cancelled"):
         cursor: str | None = None
         while True:
             fields = {"status": status, "older_than": older_than, "cursor": cursor}
-            flows, cursor = await pages(line, "list", "flows", _AT_ONCE, fields)
+            flows, cursor = await collect_pages(session, "list", "flows", _AT_ONCE, fields)
             count += len(flows)
             if cursor is None:
                 break

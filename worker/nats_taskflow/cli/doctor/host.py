@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
+import shutil
 import socket
+import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nats_taskflow.cli.doctor.verdict import Verdict
+from nats_taskflow.cli.db.check import build_evidence
+from nats_taskflow.cli.verdict import Verdict
+from nats_taskflow.errors import Refusal
+from nats_taskflow.store.invariants.findings import gather
+from nats_taskflow.store.sqlite.lock import holder
+from nats_taskflow.store.sqlite.place import check_place, file_system
+from nats_taskflow.store.sqlite.snapshot import find_database, open_snapshot, schema_of
+from nats_taskflow.store.sqlite.statements import migrations
 from nats_taskflow.text import counted
+from nats_taskflow.version import program_version
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config
@@ -19,7 +30,7 @@ _LITTLE, _HARDLY_ANY = 1 << 30, 128 << 20
 _FEW_FILES = 1024
 
 
-def place(config: Config, worker: Mapping[str, Any]) -> Iterator[Verdict]:
+def examine_host(config: Config, worker: Mapping[str, Any]) -> Iterator[Verdict]:
     """Look at everything that needs no network. `worker`: what the worker that answers says of itself, nothing where none does."""
     yield versions()
     yield from database(config, _database_of(worker) or config.store.path)
@@ -29,35 +40,18 @@ def place(config: Config, worker: Mapping[str, Any]) -> Iterator[Verdict]:
 
 def versions() -> Verdict:
     """Say which program this is, in the four numbers that matter."""
-    import platform
-    import sqlite3
-
-    from nats_taskflow.store.sqlite.statements import migrations
-    from nats_taskflow.version import program_version
-
     parts = ("wire 1", f"database schema {len(migrations())}", "config 1", f"Python {platform.python_version()}")
     return Verdict("versions", "ok", f"taskflow {program_version()}, {', '.join(parts)}, SQLite {sqlite3.sqlite_version}")
 
 
 def _database_of(worker: Mapping[str, Any]) -> str | None:
     """Return the database of the worker, where it lies on this machine: that worker holds its lock."""
-    from nats_taskflow.store.sqlite.lock import holder
-
     where = Path(worker.get("store", ""))
     return str(where) if where.is_file() and holder(where) == worker["pid"] else None
 
 
 def database(config: Config, where: str) -> Iterator[Verdict]:
     """Look at the database, its disk, and whether somebody uses it."""
-    import shutil
-
-    from nats_taskflow.cli.db.check import evidence_of
-    from nats_taskflow.errors import Refusal
-    from nats_taskflow.store.invariants.findings import gather
-    from nats_taskflow.store.sqlite.place import check_place, file_system
-    from nats_taskflow.store.sqlite.snapshot import find_database, open_snapshot, schema_of
-    from nats_taskflow.store.sqlite.statements import migrations
-
     try:
         path = find_database(where)
         free = shutil.disk_usage(path.parent).free
@@ -68,7 +62,7 @@ def database(config: Config, where: str) -> Iterator[Verdict]:
         with open_snapshot(where) as opened:
             runs = f"worker pid {opened.worker} runs on it" if opened.worker is not None else "no worker runs on it"
             mode = opened.database.execute("PRAGMA journal_mode").fetchone()[0]
-            findings = gather(evidence_of(config, opened.database), path=str(opened.path), worker=opened.worker, quick=True)
+            findings = gather(build_evidence(config, opened.database), path=str(opened.path), worker=opened.worker, quick=True)
     except Refusal as no:
         yield Verdict("database", "warn", str(no), "right where the worker runs on another machine; else set store.path")
         yield from _port(config, running=False)

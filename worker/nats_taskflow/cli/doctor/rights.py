@@ -8,13 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nats_taskflow.cli.doctor.verdict import Verdict
+import msgspec
+
+from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
+from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
+from nats_taskflow.cli.protocol import Json
+from nats_taskflow.cli.verdict import Verdict
+from nats_taskflow.errors import Refusal
+from nats_taskflow.wire.subjects import covers, overlap
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config
     from nats_taskflow.wire.subjects import Subjects
 
-Json = dict[str, Any]
 Needs = tuple[tuple[str, ...], tuple[str, ...]]
 """What a role publishes, and what it hears."""
 ASK = "$SYS.REQ.USER.INFO"
@@ -22,20 +28,15 @@ _DAY = 86400.0
 _SOON = 7 * _DAY
 
 
-async def rights(config: Config, line: Any) -> list[Verdict]:
+async def examine_rights(config: Config, session: Any) -> list[Verdict]:
     """Say for which of the roles these credentials are enough, what they lack, and when they end."""
-    import msgspec
-
-    from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
-    from nats_taskflow.errors import Refusal
-
     try:
-        answer: Json = msgspec.json.decode(await line.client.ask(ASK, b"", within=2.0))
+        answer: Json = msgspec.json.decode(await session.client.ask(ASK, b"", within=2.0))
     except (NoWorkerAnswer, Refusal) as no:
         fix = f'let these credentials publish "{ASK}": it tells only about themselves'
         return [Verdict("permissions", "warn", f"not known: {no}", fix)]
     found: Json = answer.get("data") or {}
-    return [*_ending(found), _enough(found, _needed(config, line.subjects))]
+    return [*_ending(found), _enough(found, _needed(config, session.subjects))]
 
 
 def _ending(found: Mapping[str, Any]) -> Iterator[Verdict]:
@@ -54,8 +55,8 @@ def _enough(found: Mapping[str, Any], needed: Mapping[str, Needs]) -> Verdict:
         return Verdict("permissions", "ok", f"{who or 'anybody'}: everything, in account {found.get('account', '$G')}")
     lacking = {
         role: [
-            *(f"publish {subject}" for subject in publish if not permitted(permissions.get("publish"), subject)),
-            *(f"subscribe {subject}" for subject in hear if not permitted(permissions.get("subscribe"), subject)),
+            *(f"publish {subject}" for subject in publish if not is_permitted(permissions.get("publish"), subject)),
+            *(f"subscribe {subject}" for subject in hear if not is_permitted(permissions.get("subscribe"), subject)),
         ]
         for role, (publish, hear) in needed.items()
     }
@@ -70,10 +71,8 @@ def _enough(found: Mapping[str, Any], needed: Mapping[str, Needs]) -> Verdict:
 _FIX = "compare with deploy/nats/permissions.conf; the worker's own log says what it was refused"
 
 
-def permitted(rule: Mapping[str, Sequence[str]] | None, subject: str) -> bool:
+def is_permitted(rule: Mapping[str, Sequence[str]] | None, subject: str) -> bool:
     """Tell whether a rule permits all of a subject: something allows it, nothing denies any of it. No rule permits everything."""
-    from nats_taskflow.wire.subjects import covers, overlap
-
     if not rule:
         return True
     allow = rule.get("allow")
@@ -84,8 +83,6 @@ def permitted(rule: Mapping[str, Sequence[str]] | None, subject: str) -> bool:
 
 def _needed(config: Config, subjects: Subjects) -> dict[str, Needs]:
     """List what each role needs of these settings (docs/securing.md)."""
-    from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
-
     bindings = reply_bindings(config, subjects)
     streams, sources = topology(config, subjects, bindings)
     prefix, inbox = subjects.prefix, f"{config.nats.inbox_prefix or '_INBOX'}.>"

@@ -11,7 +11,7 @@ from nats_taskflow.cli.flow import act, read, steer
 
 
 class Flows(Group):
-    """The commands about flows, by who uses them."""
+    """The commands about flows, listed by who uses them."""
 
     sections: ClassVar = {
         "Look": ("list", "show", "history", "steps"),

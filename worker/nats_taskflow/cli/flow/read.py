@@ -1,4 +1,4 @@
-"""`taskflow flow list|show|history|steps`: look, and change nothing."""
+"""`taskflow flow list|show|history|steps`: look at flows."""
 
 from __future__ import annotations
 
@@ -7,39 +7,40 @@ from typing import Any
 
 import click
 
-from nats_taskflow.cli.output import Printer, ago, clock, short, since, status_of, waits_on
-from nats_taskflow.cli.selection import filter_options, narrow
-from nats_taskflow.cli.session import Json, OperatorSession, ReadCommand, agent_options, pages, run, whole_id
-from nats_taskflow.cli.watch import followed, watch_options, watched
+from nats_taskflow.cli.command import ReadCommand
+from nats_taskflow.cli.identity import agent_options
+from nats_taskflow.cli.options import page_options
+from nats_taskflow.cli.output import Printer, ago, format_time, format_wait, mark_flow, short_id, since
+from nats_taskflow.cli.protocol import Json, OperatorSession
+from nats_taskflow.cli.selection import filter_options, find_flow_id, read_filter
+from nats_taskflow.cli.session import collect_pages, run
+from nats_taskflow.cli.watch import follow_flow, repeat, watch_options
 
-_NONE = "No flows. Start one: taskflow flow start --agent kate --controller kate/inbox --goal 'triage the inbox'"
+_NONE = "No flows. Start one: taskflow flow start --agent kate --controller-id kate/inbox --goal 'triage the inbox'"
 
 
 @click.command("list", cls=ReadCommand)
 @filter_options
 @click.option("--set-aside", is_flag=True, help="Only flows whose row cannot be read.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most this many.")
-@click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
+@page_options()
 @watch_options
 @agent_options
 def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None, **arguments: Any) -> None:
     """List the flows of all owners, newest first."""
-    by = narrow(arguments)
-    empty = "No flow is like that." if by else _NONE
-    if set_aside:
-        empty = "No flow is set aside."
-    fields = by | {"cursor": arguments["cursor"]}
+    chosen = read_filter(arguments)
+    empty = "No flow is set aside." if set_aside else "No flow is like that." if chosen else _NONE
+    fields = chosen | {"cursor": arguments["cursor"]}
 
-    async def look(line: OperatorSession, printer: Printer) -> None:
-        """List them."""
+    async def look(session: OperatorSession, printer: Printer) -> None:
+        """List the flows of one look."""
         key = "set_aside" if set_aside else "flows"
-        items, cursor = await pages(line, "list", key, limit, fields | ({"set_aside": True} if set_aside else {}))
+        items, cursor = await collect_pages(session, "list", key, limit, fields | ({"set_aside": True} if set_aside else {}))
         if set_aside:
-            columns = {"FLOW": lambda f: short(f["flow_id"]), "OWNER": lambda f: f["owner_session_key"], "WHY": lambda f: f["why"]}
+            columns = {"FLOW": lambda f: short_id(f["flow_id"]), "OWNER": lambda f: f["owner_session_key"], "WHY": lambda f: f["why"]}
         else:
             columns = {
-                "FLOW": lambda f: short(f["id"]),
-                "STATUS": status_of,
+                "FLOW": lambda f: short_id(f["id"]),
+                "STATUS": mark_flow,
                 "CONTROLLER": lambda f: f["controller_id"],
                 "STEP": lambda f: f["current_step"],
                 "REV": lambda f: str(f["revision"]),
@@ -48,7 +49,7 @@ def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None
             }
         printer.items(items, columns, cursor=cursor, empty=empty)
 
-    run(arguments, watched(look, watch, count))
+    run(arguments, repeat(look, watch, count))
 
 
 @click.command(cls=ReadCommand)
@@ -58,52 +59,51 @@ def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None
 def show(*, flow: str, follow: bool, **arguments: Any) -> None:
     """Show one flow: what it is, how it stands, its state."""
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
-        """Show it, and what follows."""
-        flow_id = await whole_id(line, flow)
+    async def main(session: OperatorSession, printer: Printer) -> None:
+        """Show the flow, and follow it if wanted."""
+        flow_id = await find_flow_id(session, flow)
         if follow:
-            await followed(line, flow_id, lambda found: _said(found, printer), printer)
+            await follow_flow(session, flow_id, lambda flow: _print_flow(flow, printer), printer)
         else:
-            _said((await line.ask("show", flow_id=flow_id))["flow"], printer)
+            _print_flow((await session.ask("show", flow_id=flow_id))["flow"], printer)
 
     run(arguments, main)
 
 
-def _said(found: Json, printer: Printer) -> None:
-    """Say how a flow is."""
-    lines = [
-        ("flow", found["id"]),
-        ("status", status_of(found)),
-        ("goal", found["goal"]),
-        ("controller", found["controller_id"]),
-        ("owner", found["owner_session_key"]),
-        ("step", found["current_step"]),
-        ("revision", str(found["revision"])),
-        ("created", ago(found["created_at"])),
-        ("changed", ago(found["updated_at"])),
-        ("waits on", waits_on(found["wait"])),
-        ("state", json.dumps(found["state"], ensure_ascii=False, indent=2)),
+def _print_flow(flow: Json, printer: Printer) -> None:
+    """Print a flow whole."""
+    fields = [
+        ("flow", flow["id"]),
+        ("status", mark_flow(flow)),
+        ("goal", flow["goal"]),
+        ("controller", flow["controller_id"]),
+        ("owner", flow["owner_session_key"]),
+        ("step", flow["current_step"]),
+        ("revision", str(flow["revision"])),
+        ("created", ago(flow["created_at"])),
+        ("changed", ago(flow["updated_at"])),
+        ("waits on", format_wait(flow["wait"])),
+        ("state", json.dumps(flow["state"], ensure_ascii=False, indent=2)),
     ]
-    printer.item(found, lines)
+    printer.item(flow, fields)
 
 
 @click.command(cls=ReadCommand)
 @click.argument("flow")
-@click.option("--limit", default=200, show_default=True, type=click.IntRange(1, 100_000), help="At most this many entries.")
-@click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
+@page_options(200, "entries")
 @click.option("--newest", is_flag=True, help="The newest entries first.")
 @agent_options
 def history(*, flow: str, limit: int, cursor: str | None, newest: bool, **arguments: Any) -> None:
     """Show the journal of a flow, oldest first: what happened, when, and by whom."""
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
-        """Show it."""
-        fields = {"flow_id": await whole_id(line, flow), "cursor": cursor, "newest": newest}
-        items, following = await pages(line, "history", "events", limit, fields)
+    async def main(session: OperatorSession, printer: Printer) -> None:
+        """Show its entries."""
+        fields = {"flow_id": await find_flow_id(session, flow), "cursor": cursor, "newest": newest}
+        items, following = await collect_pages(session, "history", "events", limit, fields)
         columns = {
             "SEQ": lambda e: str(e["seq"]),
             "REV": lambda e: str(e["revision"]),
-            "AT": lambda e: clock(e["at"]),
+            "AT": lambda e: format_time(e["at"]),
             "KIND": lambda e: e["kind"],
             "ACTOR": lambda e: e["actor"],
             "PAYLOAD": lambda e: json.dumps(e["payload"], ensure_ascii=False),
@@ -115,15 +115,16 @@ def history(*, flow: str, limit: int, cursor: str | None, newest: bool, **argume
 
 @click.command(cls=ReadCommand)
 @click.argument("flow")
-@click.option("--limit", default=200, show_default=True, type=click.IntRange(1, 100_000), help="At most this many runs.")
-@click.option("--cursor", metavar="CURSOR", help="Go on where the page before ended.")
+@page_options(200, "runs")
 @agent_options
 def steps(*, flow: str, limit: int, cursor: str | None, **arguments: Any) -> None:
     """List the observed runs of a flow."""
 
-    async def main(line: OperatorSession, printer: Printer) -> None:
-        """List them."""
-        items, following = await pages(line, "steps", "steps", limit, {"flow_id": await whole_id(line, flow), "cursor": cursor})
+    async def main(session: OperatorSession, printer: Printer) -> None:
+        """List its runs."""
+        items, following = await collect_pages(
+            session, "steps", "steps", limit, {"flow_id": await find_flow_id(session, flow), "cursor": cursor}
+        )
         columns = {
             "RUN": lambda s: s["run_id"],
             "STATUS": lambda s: s["status"],

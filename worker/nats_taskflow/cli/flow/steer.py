@@ -1,4 +1,4 @@
-"""`taskflow flow resume|cancel|fail|release`: steer flows as an operator; the journal keeps who and why."""
+"""`taskflow flow resume|cancel|fail|release`: steer flows as an operator. The journal keeps who did it and why."""
 
 from __future__ import annotations
 
@@ -8,90 +8,92 @@ from typing import Any
 import click
 
 from nats_taskflow.cli import exit_codes
-from nats_taskflow.cli.flow.act import children_of, json_value, told
-from nats_taskflow.cli.output import Printer, progress, short, status_of
-from nats_taskflow.cli.selection import FILTERS, RATE, bulk_options, confirm_selection, narrow, select_flows
-from nats_taskflow.cli.session import AskCommand, OperatorSession, RequestRefused, agent_options, intervention, reason_option, run
+from nats_taskflow.cli.command import AskCommand
+from nats_taskflow.cli.flow.act import cancelled_children, json_value, print_outcome
+from nats_taskflow.cli.identity import agent_options, read_intervention, reason_option
+from nats_taskflow.cli.output import Printer, mark_flow, progress, short_id
+from nats_taskflow.cli.protocol import Json, OperatorSession, RequestRefused
+from nats_taskflow.cli.selection import FILTERS, RATE, bulk_options, confirm_selection, read_filter, select_flows
+from nats_taskflow.cli.session import run
 from nats_taskflow.text import counted
 
-Json = dict[str, Any]
 _REVISION = click.option("--expected-revision", type=int, metavar="N", help="Refuse if the flow is not at this revision.")
 _COMMAND = click.option("--command-id", metavar="ID", help="Repeat with the same id: the same outcome, done once. For one flow only.")
 _FLOWS = click.argument("flows", nargs=-1, metavar="[FLOW…]")
 
 
 _COLUMNS: dict[str, Callable[[Json], str]] = {
-    "FLOW": lambda a: short(a["flow"]["id"]),
-    "STATUS": lambda a: status_of(a["flow"]),
+    "FLOW": lambda a: short_id(a["flow"]["id"]),
+    "STATUS": lambda a: mark_flow(a["flow"]),
     "REV": lambda a: str(a["flow"]["revision"]),
-    "ALSO": children_of,
+    "ALSO": cancelled_children,
 }
 
 
-def _filled(columns: Mapping[str, Callable[[Json], str]], answers: Sequence[Json]) -> dict[str, Callable[[Json], str]]:
-    """Leave out the columns in which nothing stands."""
+def _used_columns(columns: Mapping[str, Callable[[Json], str]], answers: Sequence[Json]) -> dict[str, Callable[[Json], str]]:
+    """Return the columns without those that are empty."""
     return {name: show for name, show in columns.items() if any(map(show, answers))}
 
 
 def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str, Any]) -> None:
-    """Do it to each flow; one that is refused does not keep the others from it."""
-    said = fields | intervention(arguments)
+    """Steer each flow that is meant. One that is refused does not stop the others."""
+    fields = fields | read_intervention(arguments)
 
-    async def main(line: OperatorSession, printer: Printer) -> int:
-        """Do it, and say what became of each."""
-        ids = await select_flows(line, verb, flows, arguments)
+    async def main(session: OperatorSession, printer: Printer) -> int:
+        """Steer them, and print what became of each."""
+        ids = await select_flows(session, verb, flows, arguments)
         if arguments["dry_run"]:
-            return await _shown(line, verb, ids, printer)
-        if (narrow(arguments) or len(ids) > 1) and (fields.get("command_id") or fields.get("expected_revision") is not None):
+            return await _preview(session, verb, ids, printer)
+        if (read_filter(arguments) or len(ids) > 1) and (fields.get("command_id") or fields.get("expected_revision") is not None):
             raise click.UsageError("--command-id and --expected-revision are about one flow")
         if not confirm_selection(verb, len(ids), arguments):
             printer.note("Nothing was done.")
             return exit_codes.DONE
         if len(ids) == 1:
-            answers = [await line.ask(verb, flow_id=ids[0], **said)]
-            refused: list[RequestRefused] = []
+            answers = [await session.ask(verb, flow_id=ids[0], **fields)]
+            refusals: list[RequestRefused] = []
         else:
-            answers, refused = await _each(line, verb, ids, said, printer, rate=arguments["rate"])
+            answers, refusals = await _steer_each(session, verb, ids, fields, printer, rate=arguments["rate"])
         if printer.for_people and len(answers) == 1:
-            told(answers[0], printer)
+            print_outcome(answers[0], printer)
         else:
-            printer.items(answers, _filled(_COLUMNS, answers), empty="None was done.")
-        if not refused:
+            printer.items(answers, _used_columns(_COLUMNS, answers), empty="None was done.")
+        if not refusals:
             return exit_codes.DONE
-        return exit_codes.PARTIAL if answers else exit_codes.of_error(refused[0].error["code"])
+        return exit_codes.PARTIAL if answers else exit_codes.for_error(refusals[0].error["code"])
 
     run(arguments, main)
 
 
-async def _shown(line: OperatorSession, verb: str, ids: Sequence[str], printer: Printer) -> int:
-    """Say to which flows it would be done."""
-    answers = [await line.ask("show", flow_id=flow_id) for flow_id in ids]
+async def _preview(session: OperatorSession, verb: str, ids: Sequence[str], printer: Printer) -> int:
+    """Print which flows would be steered."""
+    answers = [await session.ask("show", flow_id=flow_id) for flow_id in ids]
     columns = {**_COLUMNS, "CONTROLLER": lambda a: a["flow"]["controller_id"], "STEP": lambda a: a["flow"]["current_step"]}
-    printer.items(answers, _filled(columns, answers), empty="No flow is meant.")
+    printer.items(answers, _used_columns(columns, answers), empty="No flow is meant.")
     printer.note(f"{verb} would be done to {counted(len(ids), 'flow')}; nothing was done.")
     return exit_codes.DONE
 
 
-async def _each(
-    line: OperatorSession, verb: str, ids: Sequence[str], said: Json, printer: Printer, *, rate: float
+async def _steer_each(
+    session: OperatorSession, verb: str, ids: Sequence[str], fields: Json, printer: Printer, *, rate: float
 ) -> tuple[list[Json], list[RequestRefused]]:
-    """Do it to many flows, not faster than `rate` in a second; each refusal is said at once."""
+    """Steer many flows, at most `rate` in a second. Refusals are printed at once; return the answers and the refusals."""
     import asyncio
 
     answers: list[Json] = []
-    refused: list[RequestRefused] = []
+    refusals: list[RequestRefused] = []
     clock = asyncio.get_running_loop().time
     began = clock()
-    with progress(verb, len(ids), shown=printer.for_people) as tell:
+    with progress(verb, len(ids), shown=printer.for_people) as count:
         for number, flow_id in enumerate(ids):
             await asyncio.sleep(max(began + number / rate - clock(), 0.0))
             try:
-                answers.append(await line.ask(verb, flow_id=flow_id, **said))
-            except RequestRefused as no:
-                refused.append(no)
-                click.echo(f"taskflow: {no}", err=True)
-            tell(1)
-    return answers, refused
+                answers.append(await session.ask(verb, flow_id=flow_id, **fields))
+            except RequestRefused as refusal:
+                refusals.append(refusal)
+                click.echo(f"taskflow: {refusal}", err=True)
+            count(1)
+    return answers, refusals
 
 
 @click.command(cls=AskCommand)
@@ -107,8 +109,8 @@ def resume(
     *, flows: tuple[str, ...], patch: Any, leaf: str | None, expected_revision: int | None, command_id: str | None, **arguments: Any
 ) -> None:
     """Resume waiting flows, whatever they wait for: those named (`-` reads ids from stdin), or all that a filter finds."""
-    part = int(leaf) if leaf is not None and leaf.isdigit() else leaf
-    fields = {"patch": patch, "leaf": part, "expected_revision": expected_revision, "command_id": command_id}
+    number_or_name = int(leaf) if leaf is not None and leaf.isdigit() else leaf
+    fields = {"patch": patch, "leaf": number_or_name, "expected_revision": expected_revision, "command_id": command_id}
     _steer("resume", flows, fields, arguments)
 
 

@@ -27,7 +27,7 @@ from nats_taskflow.units import Micros
 from nats_taskflow.wire import admin_answers, admin_requests
 from nats_taskflow.wire.admin_answers import LetterShown
 from nats_taskflow.wire.cursors import read_number, write_cursor
-from nats_taskflow.wire.headers import MSG_ID
+from nats_taskflow.wire.headers import CORRELATION_ID, EVENT_ID, MSG_ID
 from nats_taskflow.wire.subjects import Subjects, is_literal
 
 AnswersOn = Callable[[str, str], str | FlowError]
@@ -161,8 +161,8 @@ def replay_message(letter: DeadLetter, database: str, subjects: Subjects, answer
 
 def _destination(letter: DeadLetter, answers_on: AnswersOn) -> str:
     """Return where a letter came from. One that was a held reply names its topic, which need not be a subject."""
-    correlation_id = letter.headers.get("Correlation-Id")
-    if correlation_id is None or "Event-Id" not in letter.headers:
+    correlation_id = letter.headers.get(CORRELATION_ID)
+    if correlation_id is None or EVENT_ID not in letter.headers:
         return letter.subject
     subject = answers_on(letter.subject, correlation_id)
     if isinstance(subject, FlowError):
@@ -172,7 +172,7 @@ def _destination(letter: DeadLetter, answers_on: AnswersOn) -> str:
 
 def _without_ids(headers: Mapping[str, str]) -> dict[str, str]:
     """Leave out the ids of the first message, and the headers that only the broker may set."""
-    return {name: value for name, value in headers.items() if not name.lower().startswith("nats-") and name != "Event-Id"}
+    return {name: value for name, value in headers.items() if not name.lower().startswith("nats-") and name != EVENT_ID}
 
 
 def _without_command_id(body: bytes) -> bytes:

@@ -125,7 +125,7 @@ def _not_waiting(flow: Flow, facts: Circumstances) -> Iterator[Reason]:
     for held in list(facts.held.values())[:_SHOWN]:
         waited = f"({held.topic}, {held.correlation_id}), which it waited for before,"
         text = f"A reply for {waited} came {_ago(held.arrived_us, facts.now)} and is held until the flow waits for it again."
-        fix = f"taskflow held list --topic {shlex.quote(held.topic)} --corr {shlex.quote(held.correlation_id)}"
+        fix = f"taskflow held list --topic {shlex.quote(held.topic)} --correlation-id {shlex.quote(held.correlation_id)}"
         yield Reason(kind="near", text=text, fix=fix)
 
 

@@ -107,13 +107,13 @@ class Queries:
         page = await self._reads.list_events(request.flow_id.lower(), limit=request.limit, after=after, newest=request.newest)
         if not page.rows and request.cursor is None:
             await self.known(request.flow_id)
-        return outcomes.events_page(page.rows, page.next, budget=self._room())
+        return outcomes.encode_events(page.rows, page.next, budget=self._room())
 
     async def _steps(self, request: admin_requests.AdminSteps) -> bytes:
         """List observed runs."""
         flow = await self.known(request.flow_id)
         page = await self._reads.list_steps(flow.id, limit=request.limit, after=read_number(request.cursor))
-        return outcomes.steps_page(page.rows, page.next, budget=self._room())
+        return outcomes.encode_steps(page.rows, page.next, budget=self._room())
 
     async def _waits(self, request: admin_requests.AdminWaits) -> bytes:
         """Show who waits for what."""

@@ -8,7 +8,8 @@ from nats_taskflow.doors.admin.dead_letters import DeadLetters
 from nats_taskflow.doors.admin.interventions import Interventions, actor_of
 from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.engine.stored_outcomes import Turn
-from nats_taskflow.wire.admin_requests import Intervention, LettersPurge, LettersReplay, read_operation
+from nats_taskflow.wire.admin_codec import read_operation
+from nats_taskflow.wire.admin_requests import Intervention, LettersPurge, LettersReplay
 
 
 class AdminService:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nats_taskflow.flow.fold import folded
+from nats_taskflow.flow.fold import fold_journal
 from nats_taskflow.flow.lifecycle import NEXT, STATUS_AFTER, TERMINAL, EventKind, FlowStatus
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
@@ -30,7 +30,7 @@ def gives_the_row(history: FlowHistory) -> Iterator[str]:
     if flaws:
         return
     try:
-        fold = folded(history.events)
+        fold = fold_journal(history.events)
     except (KeyError, TypeError, AttributeError, ValueError) as bad:
         yield f"the journal of {history.id} cannot be folded: {bad!r}"
         return

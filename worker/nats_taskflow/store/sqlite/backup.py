@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from nats_taskflow.config.paths import whole
+from nats_taskflow.config.paths import resolve_or_refuse
 from nats_taskflow.errors import StoreRefused
 from nats_taskflow.files import partial_name, publish_file
 from nats_taskflow.store.sqlite.opening import APPLICATION_ID, refuse_newer
@@ -43,7 +43,7 @@ def back_up(database: str, copy: Path, *, force: bool = False) -> BackupResult:
     source = check_place(database)
     if not source.exists():
         raise StoreRefused(f"store.path: {source} does not exist: there is nothing to back up")
-    copy = whole(copy)
+    copy = resolve_or_refuse(copy)
     if copy in {source.with_name(source.name + part) for part in _PARTS}:
         raise FileExistsError(f"{copy} is the database itself: name another file")
     _refuse_existing(copy, "exists", force=force)

@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from nats_taskflow.config.paths import named, whole
+from nats_taskflow.config.paths import expand_or_refuse, resolve_or_refuse
 from nats_taskflow.errors import StoreRefused
 from nats_taskflow.files import check_own, check_unwritable
 from nats_taskflow.store.sqlite.opening import MEMORY
@@ -24,8 +24,8 @@ _MOUNT_POINT = 4
 
 def check_place(path: str) -> Path:
     """Return the real path of the database. Raises `StoreRefused` with what to change; touches nothing."""
-    _check_links(named(path))
-    real = whole(path)
+    _check_links(expand_or_refuse(path))
+    real = resolve_or_refuse(path)
     if not real.parent.is_dir():
         message = f"store.path: the folder {real.parent} does not exist: create it, or set another path"
         raise StoreRefused(message)

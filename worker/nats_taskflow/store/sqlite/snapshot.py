@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from nats_taskflow.config.paths import whole
+from nats_taskflow.config.paths import resolve_or_refuse
 from nats_taskflow.errors import StoreBroken, StoreRefused
 from nats_taskflow.store.sqlite.lock import holder
 from nats_taskflow.store.sqlite.opening import APPLICATION_ID, MEMORY, refuse_newer
@@ -57,7 +57,7 @@ def find_database(place: str) -> Path:
     """Return the real path of a database file. Raises `StoreRefused` where there is none."""
     if place == MEMORY:
         raise StoreRefused("store.path: a database in memory is gone with its worker: name a file")
-    path = whole(place)
+    path = resolve_or_refuse(place)
     if not path.is_file():
         raise StoreRefused(f"store.path: there is no file {path}: name the database with --db, or set store.path")
     return path

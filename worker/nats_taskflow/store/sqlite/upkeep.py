@@ -18,6 +18,7 @@ from nats_taskflow.store.records import Suspects
 from nats_taskflow.store.sqlite import rows
 from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.units import Micros
+from nats_taskflow.wire.headers import CORRELATION_ID, EVENT_ID
 from nats_taskflow.wire.outcomes import EXPIRED
 
 
@@ -47,7 +48,7 @@ class Upkeep:
             places = self._fetch(self._upkeep["place_of_reply"], (key,))
             stream, seq = places[0] if places else ("", None)
             about = f"nobody waited for ({topic}, {correlation_id}) before the reply expired"
-            headers = {"Correlation-Id": correlation_id, "Event-Id": event_id}
+            headers = {CORRELATION_ID: correlation_id, EVENT_ID: event_id}
             letters.append(("expired", about, topic, stream, seq, rows.text(headers), payload, now))
         keys = [row[4] for row in expired]
         self._each(self._saves["insert_dead_letter"], letters)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nats_taskflow.wire import headers
+
 Part = dict[str, Any]
 
 _AGENT = {"description": "The caller's identity, `[A-Za-z0-9_-]{1,63}`; NATS permissions decide who may publish there."}
@@ -15,9 +17,9 @@ _MSG_ID = (
 _COMMAND_HEADERS: Part = {
     "type": "object",
     "properties": {
-        "Nats-Msg-Id": {"type": "string", "pattern": "^([A-Za-z0-9_-]{1,63}/)?[A-Za-z0-9_-]{1,64}$", "description": _MSG_ID},
-        "Taskflow-Reply-To": {"type": "string", "pattern": "^_INBOX\\.", "description": "Publish the outcome here too."},
-        "traceparent": {"type": "string"},
+        headers.MSG_ID: {"type": "string", "pattern": "^([A-Za-z0-9_-]{1,63}/)?[A-Za-z0-9_-]{1,64}$", "description": _MSG_ID},
+        headers.REPLY_TO: {"type": "string", "pattern": "^_INBOX\\.", "description": "Publish the outcome here too."},
+        headers.TRACEPARENT: {"type": "string"},
     },
 }
 _DEAD_HEADERS: Part = {
@@ -25,15 +27,15 @@ _DEAD_HEADERS: Part = {
     "properties": {
         name: {"type": "string"}
         for name in (
-            "Nats-Msg-Id",
-            "Taskflow-Reason",
-            "Taskflow-Message",
-            "Taskflow-Origin-Subject",
-            "Taskflow-Origin-Stream",
-            "Taskflow-Origin-Sequence",
-            "Taskflow-Headers",
-            "Taskflow-Sha256",
-            "Taskflow-Truncated",
+            headers.MSG_ID,
+            headers.REASON,
+            headers.MESSAGE,
+            headers.ORIGIN_SUBJECT,
+            headers.ORIGIN_STREAM,
+            headers.ORIGIN_SEQUENCE,
+            headers.ORIGIN_HEADERS,
+            headers.SHA256,
+            headers.TRUNCATED,
         )
     },
 }

@@ -1,6 +1,6 @@
 """Describe every message as JSON Schema 2020-12, from the very types that read and write them (`schemas/` in the project).
 
-`documents` gives all files; `nats_taskflow.wire.schema.files` writes them, and a test fails when they drift.
+`documents` returns all files; `docs.generate.schemas` in the repository writes them, and a test fails when they drift.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _BY_KIND = {"event.json": ("EventData", "Data"), "page.events.json": ("JournalEn
 """Definitions with a payload that differs from kind to kind, and what the definition for one kind is called after it."""
 
 
-class ReplyDocument(msgspec.Struct, frozen=True, kw_only=True):
+class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A reply on a configured topic, when headers do not say it all. `flow_id` is a filter: the reply is for that flow only.
 
     Where header `Correlation-Id` or the subject carries the correlation id, the whole body may be the payload instead.
@@ -133,7 +133,7 @@ def _listed() -> Iterable[tuple[str, str, Any]]:
     yield "page.events.json", "JournalPage", shapes.EventPage
     yield "page.waits.json", "WaitPage", shapes.WaitPage
     yield "event.json", "FlowEvent", CloudEvent
-    yield "reply.json", "ReplyDocument", ReplyDocument
+    yield "reply.json", "ReplyMessage", ReplyMessage
     yield "resume.json", "ResumeMessage", ResumeMessage
     yield "envelope.json", "Envelope", Envelope
 

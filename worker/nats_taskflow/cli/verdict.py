@@ -1,0 +1,82 @@
+"""Judge a worker by its figures: one table for `taskflow check` and `taskflow doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from nats_taskflow.cli.protocol import Json
+from nats_taskflow.text import counted
+
+
+class Verdict(NamedTuple):
+    """What `taskflow doctor` finds. `level`: ok, warn or fail. `fix`: what to do, empty where all is well."""
+
+    name: str
+    level: str
+    text: str
+    fix: str = ""
+
+
+class Figure(NamedTuple):
+    """A figure of `stats` that should be small. `warning`, `critical`: from where on it is one, unless somebody chose otherwise.
+
+    `one`, `many`: what is counted, for sentences; `about`: the same for help.
+    """
+
+    name: str
+    value: Callable[[Json], int]
+    warning: int
+    critical: int
+    one: str
+    many: str
+    about: str
+    fix: str
+
+    def trouble(self, stats: Json) -> str:
+        """Say how many there are."""
+        return counted(self.value(stats), self.one, self.many)
+
+
+FIGURES = (
+    Figure(
+        name="overdue",
+        value=lambda stats: stats["waits"]["overdue"],
+        warning=1,
+        critical=100,
+        one="overdue flow",
+        many="overdue flows",
+        about="flows that time is late for",
+        fix="wait a moment and look again; then read the worker's log",
+    ),
+    Figure(
+        name="unpublished",
+        value=lambda stats: sum(stats["unpublished"].values()),
+        warning=1000,
+        critical=100_000,
+        one="event not published",
+        many="events not published",
+        about="events not published",
+        fix="look again: they go out by themselves once the broker takes them; then read the worker's log",
+    ),
+    Figure(
+        name="dead_letters",
+        value=lambda stats: stats["dead_letters"],
+        warning=1,
+        critical=10_000,
+        one="dead letter",
+        many="dead letters",
+        about="dead letters",
+        fix="taskflow dlq list",
+    ),
+    Figure(
+        name="set_aside",
+        value=lambda stats: stats["set_aside"],
+        warning=1,
+        critical=10,
+        one="flow set aside",
+        many="flows set aside",
+        about="flows set aside",
+        fix="taskflow flow list --set-aside; taskflow why FLOW",
+    ),
+)
