@@ -95,6 +95,7 @@ class Api:
         return Answer(await self._stored.told(outcome, turn), outcome.error or outcomes.error_in(outcome.result))
 
     async def _answer_query(self, agent: str, verb: str, body: bytes) -> bytes:
+        """Read the query and have it answered. Raises the `FlowError` that refuses it."""
         query = read_query(agent, verb, body)
         if isinstance(query, FlowError):
             raise query

@@ -7,9 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from nats_taskflow.flow.model import Flow, HeldReply
-from nats_taskflow.units import rfc3339
-from nats_taskflow.wire.answers import CancelledChildren, FlowShown, show_wait
+from nats_taskflow.wire.answers import CancelledChildren, FlowShown
 
 
 class AdminAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,12 +62,6 @@ class WaitAcross(msgspec.Struct, frozen=True, kw_only=True):
     until: str | None
 
 
-def show_owned_wait(flow: Flow) -> WaitAcross:
-    """Return what a waiting flow waits for as operators see it."""
-    wait = msgspec.structs.asdict(show_wait(flow))
-    return WaitAcross(owner_session_key=flow.owner_session_key, cancel_requested=flow.cancel_requested, **wait)
-
-
 class WaitPageAcross(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `waits`, the longest-waiting first. `now`: the worker's clock."""
 
@@ -105,21 +97,6 @@ class HeldShown(msgspec.Struct, frozen=True, kw_only=True):
     arrived_at: str
     expires_at: str
     payload: Any
-
-
-def show_held(number: int, held: HeldReply) -> HeldShown:
-    """Return a held reply as operators see it."""
-    return HeldShown(
-        number=number,
-        topic=held.topic,
-        correlation_id=held.correlation_id,
-        event_id=held.event_id,
-        flow_id=held.flow_id,
-        tenant=held.tenant,
-        arrived_at=rfc3339(held.arrived_us),
-        expires_at=rfc3339(held.expires_us),
-        payload=None if held.payload is UNSET else held.payload,
-    )
 
 
 class WhoAnswer(AdminAnswer, frozen=True, kw_only=True):

@@ -113,6 +113,7 @@ class Interventions:
         note = self._record(request, "release", f"flow {flow_id}")
 
         def release(transaction: Transaction) -> Flow | None:
+            """Release the flow, and note who did it where that changed anything."""
             flow = transaction.release(flow_id)
             if flow is not None:
                 transaction.note_intervention(note)

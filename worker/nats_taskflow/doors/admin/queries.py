@@ -12,14 +12,13 @@ from nats_taskflow.doors.admin.explain import Circumstances, advise_agent, expla
 from nats_taskflow.doors.moments import moment_after, moment_before, moment_of
 from nats_taskflow.errors import NotFound
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.model import Flow
+from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.store.admin_port import DeadLetterFilter, DeadLetterGroup, FlowFilter
 from nats_taskflow.store.port import Reads
 from nats_taskflow.units import Micros, rfc3339
 from nats_taskflow.wire import admin_answers, admin_requests, outcomes
-from nats_taskflow.wire.admin_answers import show_held, show_owned_wait
 from nats_taskflow.wire.admin_requests import AdminRequest
-from nats_taskflow.wire.answers import show_flow
+from nats_taskflow.wire.answers import show_flow, show_wait
 from nats_taskflow.wire.cursors import PAGE_BYTES, cut_page, first_that_fit, read_number, read_pair
 from nats_taskflow.wire.subjects import Subjects
 
@@ -120,14 +119,14 @@ class Queries:
         filters = msgspec.structs.replace(_filters_of(request), due_by=moment_after(request.due_within, self._clock()))
         before = self._before(request.older_than)
         page = await self._reads.parked(filters, parked_before=before, limit=request.limit, after=read_pair(request.cursor))
-        waits, cursor = cut_page([(place, show_owned_wait(flow)) for place, flow in page.rows], page.next, self._room())
+        waits, cursor = cut_page([(place, _show_wait(flow)) for place, flow in page.rows], page.next, self._room())
         return _ENCODE(admin_answers.WaitPageAcross(waits=waits, now=rfc3339(self._clock()), next_cursor=cursor))
 
     async def _who(self, request: admin_requests.Who) -> bytes:
         """Show who waits for a topic or pair, and what is held for it."""
         waiters = await self._reads.waiters(request.topic, request.correlation_id, request.limit + 1)
         held = await self._reads.held_replies(topic=request.topic, correlation_id=request.correlation_id, limit=request.limit + 1)
-        shown = first_that_fit((show_held(n, reply) for n, reply in held.rows[: request.limit]), self._room())
+        shown = first_that_fit((_show_held(n, reply) for n, reply in held.rows[: request.limit]), self._room())
         parked = first_that_fit(waiters[: request.limit], self._room() // 4)  # the held replies beside them are what weighs
         answer = admin_answers.WhoAnswer(
             waiters=parked,
@@ -157,7 +156,7 @@ class Queries:
         page = await self._reads.held_replies(
             topic=request.topic, correlation_id=request.correlation_id, limit=request.limit, after=read_number(request.cursor)
         )
-        held, cursor = cut_page([(n, show_held(n, reply)) for n, reply in page.rows], page.next, self._room())
+        held, cursor = cut_page([(n, _show_held(n, reply)) for n, reply in page.rows], page.next, self._room())
         return _ENCODE(admin_answers.HeldPage(held=held, now=rfc3339(self._clock()), next_cursor=cursor))
 
     async def _letters(self, request: admin_requests.LettersList) -> bytes:
@@ -225,6 +224,27 @@ def _filters_of(request: admin_requests.List | admin_requests.AdminWaits) -> Flo
         topic=request.topic,
         correlation_id=request.correlation_id,
         kind=request.kind,
+    )
+
+
+def _show_wait(flow: Flow) -> admin_answers.WaitAcross:
+    """Return what a waiting flow waits for as operators see it."""
+    wait = msgspec.structs.asdict(show_wait(flow))
+    return admin_answers.WaitAcross(owner_session_key=flow.owner_session_key, cancel_requested=flow.cancel_requested, **wait)
+
+
+def _show_held(number: int, held: HeldReply) -> admin_answers.HeldShown:
+    """Return a held reply as operators see it."""
+    return admin_answers.HeldShown(
+        number=number,
+        topic=held.topic,
+        correlation_id=held.correlation_id,
+        event_id=held.event_id,
+        flow_id=held.flow_id,
+        tenant=held.tenant,
+        arrived_at=rfc3339(held.arrived_us),
+        expires_at=rfc3339(held.expires_us),
+        payload=None if held.payload is msgspec.UNSET else held.payload,
     )
 
 

@@ -28,7 +28,7 @@ class Entry(msgspec.Struct, frozen=True):
     flaw: str = ""
 
 
-class CommandOutcome(msgspec.Struct, frozen=True):
+class AppliedCommand(msgspec.Struct, frozen=True):
     """What the stored outcome of a command that took effect says of the flow."""
 
     scope: str
@@ -50,7 +50,7 @@ class FlowHistory(msgspec.Struct, frozen=True, kw_only=True):
     flaw: str
     entries: list[Entry]
     waiters: list[tuple[Waiter, bool]]
-    outcomes: list[CommandOutcome]
+    outcomes: list[AppliedCommand]
 
     @property
     def events(self) -> list[FlowEvent]:
