@@ -112,11 +112,11 @@ class DeadLetters:
         if request.numbers is not None:
             numbers = [n for n in request.numbers if n > read_number(request.cursor)] if request.cursor else request.numbers
             numbered = DeadLetterFilter(numbers=tuple(sorted(set(numbers))))
-            found = (await self._engine.store.queries.letters(numbered, limit=limit)).items
-            missing = sorted(set(numbers) - {letter.number for letter in found})
+            letters = (await self._engine.store.queries.letters(numbered, limit=limit)).items
+            missing = sorted(set(numbers) - {letter.number for letter in letters})
             if missing:
                 raise NotFound(f"there is no dead letter {missing[0]}", number=missing[0])
-            return found[:limit], found[limit - 1].number if len(found) > limit else None
+            return letters[:limit], letters[limit - 1].number if len(letters) > limit else None
         before = moment_before(request.older_than, self._engine.clock())
         matching = DeadLetterFilter(reason=request.letter_reason, subject=request.subject, before=before, replayed=replayed)
         page = await self._engine.store.queries.letters(matching, limit=limit, after=read_number(request.cursor), up_to=request.up_to)

@@ -178,7 +178,7 @@ class Queries:
             raise NotFound(f"there is no dead letter {request.number}", number=request.number)
         return _ENCODE(admin_answers.LetterAnswer(letter=letter))
 
-    async def _stats(self, _asked: admin_requests.Stats) -> bytes:
+    async def _stats(self, _request: admin_requests.Stats) -> bytes:
         """Report the figures of the whole database."""
         now = self._clock()
         gauges = await self._reads.gauges(now)

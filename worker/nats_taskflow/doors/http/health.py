@@ -76,14 +76,14 @@ class HealthApp:
         answer = self.answer(
             scope["method"], scope["path"], scope["query_string"].decode("latin-1"), headers.get(b"host", b"").decode("latin-1")
         )
-        told = [
+        headers_sent = [
             (b"content-type", answer.content_type.encode()),
             (b"content-length", str(len(answer.body)).encode()),
             (b"cache-control", b"no-store"),
             (b"x-content-type-options", b"nosniff"),
             *answer.headers,
         ]
-        await send({"type": "http.response.start", "status": answer.status, "headers": told})
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers_sent})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
 
     def answer(self, method: str, path: str, query: str, host: str) -> HttpAnswer:
