@@ -39,7 +39,10 @@ class Answer(NamedTuple):
 
 
 class Api:
-    """Answers an agent's request. `watch(verb, outcome)` counts what became of the commands, `timed(seconds)` how long they took."""
+    """Answers an agent's request.
+
+    `watch(verb, outcome)` counts what became of the commands, `timed(seconds)` how long they took.
+    """
 
     def __init__(
         self,
@@ -107,7 +110,10 @@ class Api:
         return page_bytes(self._max_payload())
 
     async def _owned(self, query: Query, flow_id: str) -> Flow:
-        """Return the flow if it is there and the asker's. Raises `NotFound` or `Forbidden`."""
+        """Return the flow if it is there and the asker's.
+
+        Raises `NotFound` or `Forbidden`.
+        """
         flow = await self._reads.get(flow_id.lower())
         if flow is None:
             raise NotFound(f"there is no flow {flow_id}", flow_id=flow_id)

@@ -1,4 +1,7 @@
-"""Answer operators' questions from the store's reads. Nothing here changes anything, and no worker need run."""
+"""Answer operators' questions from the store's reads.
+
+Nothing here changes anything, and no worker need run.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,10 @@ _GROUPS = 5000
 
 
 class Queries:
-    """Answers questions. `about` returns what the worker says of itself: nothing where a database is read without one. `room` returns how
-    many bytes of a page can be sent.
+    """Answers questions.
+
+    `about` returns what the worker says of itself: nothing where a database is read without one. `room` returns how many bytes of a page
+    can be sent.
     """
 
     def __init__(
@@ -73,7 +78,10 @@ class Queries:
         return await self._answers[type(request)](request)
 
     async def known(self, flow_id: str) -> Flow:
-        """Return the flow. Raises `NotFound`, or `Internal` for one whose row cannot be read."""
+        """Return the flow.
+
+        Raises `NotFound`, or `Internal` for one whose row cannot be read.
+        """
         flow = await self._reads.get(flow_id.lower())
         if flow is None:
             raise NotFound(f"there is no flow {flow_id}", flow_id=flow_id)
