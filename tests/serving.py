@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.app import admin_queries, admin_service
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, MemoryClient
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
@@ -27,6 +26,7 @@ from nats_taskflow.services.dispatcher import Dispatcher
 from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.wire.subjects import Subjects
+from nats_taskflow.wiring import admin_queries, admin_service
 from tests.eventually import eventually
 from tests.running import Running, VirtualClock
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 from docs.generate.markdown import BY_HAND, cell, code, page_of, prose, table
@@ -19,11 +20,11 @@ What agents, delegates and their tests use, with the types, units and errors of 
 show how it is used. `from nats_taskflow import …` has what most agents need; the rest is in `nats_taskflow.client` and `nats_taskflow.testing`.
 """
 
-_ROOMS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+_ROOMS: tuple[tuple[str, ModuleType, tuple[str, ...]], ...] = (
     ("Flows", client, ("FlowClient", "Flow", "CommandOutcome", "Resumed", "Event")),
     ("What a flow can wait for", client, ("reply", "timer", "manual", "ended", "any_of", "all_of", "at_least")),
     ("The agent's loop", client, ("Agent",)),
-    ("Delegates", client, ("serve_delegate", "Delegate", "DelegateRequest", "DelegateError")),
+    ("Delegates", client, ("serve_delegate", "Delegate", "DelegateCall", "DelegateError")),
     ("Scripts without asyncio", client, ("flows_sync", "FlowClientSync", "FlowSync")),
     ("Other connections", client, ("Transport", "Lost", "NotPermitted")),
     (
@@ -45,7 +46,7 @@ def _lines() -> Iterator[str]:
     for title, module, names in _ROOMS:
         yield from (f"## {title}", "")
         for name in names:
-            yield from _describe(module.__name__, name, getattr(module, name))
+            yield from _describe(module, name)
     yield from (
         "## Errors",
         "",
@@ -56,16 +57,20 @@ def _lines() -> Iterator[str]:
         ("exception", "code", "when"), ((code(kind.__name__), code(name), cell(prose(kind))) for name, kind in BY_CODE.items())
     )
     for name in ("FlowRefused", "FlowEnded", "NoOutcome"):
-        yield from _describe(client.__name__, name, getattr(client, name))
+        yield from _describe(client, name)
 
 
-def _describe(module: str, name: str, thing: Any) -> Iterator[str]:
+def _describe(module: ModuleType, name: str) -> Iterator[str]:
     """Describe a function, or a class with what it offers."""
-    yield from (f"### {name}", "", f"`from {module} import {name}`", "")
+    thing = getattr(module, name)
+    yield from (f"### {name}", "", f"`from {module.__name__} import {name}`", "")
     if not inspect.isclass(thing):
         yield from _describe_call(name, thing)
         return
     yield from (prose(thing), "")
+    for alias in module.__all__:
+        if alias != name and getattr(module, alias) is thing:
+            yield from (f"Its older name is `{alias}`.", "")
     for attribute, member in _members(thing):
         if isinstance(member, property):
             yield from (f"- `{attribute}`: {prose(member)}", "")

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from assistant import CONTROLLER, Talk, assistant
 
-from nats_taskflow import DelegateRequest, Flow, FlowClient, serve_delegate
+from nats_taskflow import DelegateCall, Flow, FlowClient, serve_delegate
 
 FLIGHTS = ["flight A", "flight B", "flight C"]
 
@@ -25,10 +25,10 @@ async def main() -> None:
     """Serve the tools, and see the assistant die until it is done."""
     booked: list[str] = []
 
-    async def search(asked: DelegateRequest) -> dict[str, Any]:
+    async def search(asked: DelegateCall) -> dict[str, Any]:
         return {"found": FLIGHTS}
 
-    async def book(asked: DelegateRequest) -> dict[str, Any]:
+    async def book(asked: DelegateCall) -> dict[str, Any]:
         booked.append(asked.payload)
         return {"booked": asked.payload}
 

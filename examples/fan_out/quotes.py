@@ -12,7 +12,7 @@ import json
 from contextlib import AsyncExitStack
 from typing import Any
 
-from nats_taskflow import DelegateRequest, Flow, FlowClient, serve_delegate
+from nats_taskflow import DelegateCall, Flow, FlowClient, serve_delegate
 from nats_taskflow.client import at_least, reply
 
 CARRIERS = ("rail", "road", "sea")
@@ -42,13 +42,13 @@ async def choose(flow: Flow) -> None:
 async def main() -> None:
     chosen = asyncio.Event()
 
-    async def rail(asked: DelegateRequest) -> dict[str, int]:
+    async def rail(asked: DelegateCall) -> dict[str, int]:
         return {"price": 3 * asked.payload["kg"]}
 
-    async def road(asked: DelegateRequest) -> dict[str, int]:
+    async def road(asked: DelegateCall) -> dict[str, int]:
         return {"price": 5 * asked.payload["kg"]}
 
-    async def sea(asked: DelegateRequest) -> dict[str, int]:
+    async def sea(asked: DelegateCall) -> dict[str, int]:
         await chosen.wait()  # sea is slow
         return {"price": asked.payload["kg"]}
 

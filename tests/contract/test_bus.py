@@ -15,7 +15,6 @@ from nats_taskflow.bus.port import (
     ClaimHolder,
     ConsumerSpec,
     Delivery,
-    Headers,
     InProgress,
     Nak,
     OutgoingMessage,
@@ -24,6 +23,7 @@ from nats_taskflow.bus.port import (
     Term,
 )
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
+from nats_taskflow.wire.headers import Headers
 from tests.contract.rigs import ACK, EVT, IN, WORKER, Rig, pulling
 from tests.eventually import eventually
 

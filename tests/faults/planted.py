@@ -47,7 +47,7 @@ _deciding: Any = batch
 """What is patched, seen as anything: replacing a method is what type checkers are there to prevent."""
 SLOW = 0.03
 """Seconds by which a bug widens the window it needs to show."""
-EARLY_US = 250_000
+EARLY_US = 1_000_000
 
 
 def plant(name: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 from nats_taskflow.bus.nats.client import PatchedClient
 from nats_taskflow.bus.nats.connection import NatsConnection
 from nats_taskflow.bus.nats.options import NatsOptions
-from nats_taskflow.client import Agent, DelegateRequest, FlowClient, serve_delegate
+from nats_taskflow.client import Agent, DelegateCall, FlowClient, serve_delegate
 from nats_taskflow.client.errors import Unavailable
 from nats_taskflow.client.mcp.lazy_client import LazyClient, Owner
 from nats_taskflow.client.nats import NatsTransport
@@ -88,7 +88,7 @@ async def test_agents_and_delegates_refuse_as_the_client_does() -> None:
             async with FlowClient.connect(where, agent="kate"):
                 pass
 
-        async def pay(asked: DelegateRequest) -> Any:
+        async def pay(asked: DelegateCall) -> Any:
             return asked.payload
 
         with pytest.raises(Lost, match="encryption"):

@@ -56,7 +56,7 @@ async def test_held_replies_that_all_do_not_fit_leave_the_flow_waiting(tmp_path:
         flow = await park(run, external(accept=RESULT))
         assert flow.status is FlowStatus.WAITING
     async with running(path, policy=CHECKING) as run:
-        assert await counted(run) == {"flows.waiting": 1, "inbox.rejected": 1}
+        assert await counted(run) == {"flows.waiting": 1, "waits.external_event": 1, "inbox.rejected": 1}
         assert (await arrives(run, "c", {"kind": "result"})).name == "resumed"
 
 

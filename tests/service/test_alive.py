@@ -121,7 +121,7 @@ class Worker:
         """Return the exit code with which it ends; stop it where it lives."""
         if self.codes:
             self._task.cancel()
-        self._stop.ask()
+        self._stop.request()
         await asyncio.wait({self._task}, timeout=20)
         assert self._task.done()
         if self.codes:

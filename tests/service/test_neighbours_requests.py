@@ -18,7 +18,7 @@ import pytest
 from msgspec.structs import replace
 
 from nats_taskflow.bus.memory.broker import MemoryClient
-from nats_taskflow.bus.port import NO_HEADERS, Headers
+from nats_taskflow.bus.port import NO_HEADERS
 from nats_taskflow.doors.admin import explain
 from nats_taskflow.doors.micro_service import _HEAVY, _TURNS_EACH, MicroService
 from nats_taskflow.errors import FlowError
@@ -27,6 +27,7 @@ from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.store.sqlite.steps import PAGE_BYTES, FetchedRows
 from nats_taskflow.store.sqlite.store import QueryConnection
 from nats_taskflow.wire.admin_requests import OPERATIONS
+from nats_taskflow.wire.headers import Headers
 from nats_taskflow.wire.requests import QUERIES
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Line

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import generate_latest
 
-from nats_taskflow import app
+from nats_taskflow import wiring
 from nats_taskflow.config import Config
 from nats_taskflow.config.tree import OtelConfig
 from nats_taskflow.errors import ConfigError, Unavailable
@@ -42,7 +42,7 @@ def trace(number: int, flags: str = "01") -> str:
 @contextlib.asynccontextmanager
 async def traced(spans: SpanSink, path: str = ":memory:") -> AsyncIterator[Line]:
     """A worker that hands its spans to `spans`."""
-    with patch.object(app, "open_spans", lambda _: spans):
+    with patch.object(wiring, "open_spans", lambda _: spans):
         async with living(path, ON) as line:
             yield line
 
@@ -254,7 +254,7 @@ def test_without_the_extra_the_refusal_names_what_to_install() -> None:
     ):
         modules.pop("nats_taskflow.observe.otel", None)
         with pytest.raises(ConfigError, match=r"pip install 'nats-taskflow\[otel\]'"):
-            app.open_spans(lambda *_: None)
+            wiring.open_spans(lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ async def test_an_exporter_that_hangs_costs_spans_that_are_counted_and_neither_t
     spans = OtelSpans(
         BatchSpanProcessor(exporter, max_queue_size=4, max_export_batch_size=2, schedule_delay_millis=1), exporter=exporter, room=4
     )
-    with patch.object(tracing, "_LAST", 0.2), patch.object(app, "open_spans", lambda _: spans):
+    with patch.object(tracing, "_LAST", 0.2), patch.object(wiring, "open_spans", lambda _: spans):
         async with living(":memory:", ON) as line:
             assert line.services.tracing is not None
             line.services.tracing._queued = 8

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from nats_taskflow.client import Agent, Event, Flow, FlowClient, serve_delegate
-from nats_taskflow.client.delegate_messages import DelegateRequest
+from nats_taskflow.client.delegate_messages import DelegateCall
 from nats_taskflow.testing import Chaos, TaskflowWorld
 from tests.tiers import Rotated
 
@@ -154,8 +154,8 @@ async def test_delegates_of_one_queue_share_the_requests(taskflow: TaskflowWorld
     kate = await taskflow.client("kate")
     asked: dict[str, int] = {"a": 0, "b": 0}
 
-    def of(name: str) -> Callable[[DelegateRequest], Awaitable[str]]:
-        async def answer(_: DelegateRequest) -> str:
+    def of(name: str) -> Callable[[DelegateCall], Awaitable[str]]:
+        async def answer(_: DelegateCall) -> str:
             asked[name] += 1
             return name
 

@@ -12,7 +12,7 @@ import pytest
 
 from nats_taskflow.client import (
     Agent,
-    DelegateRequest,
+    DelegateCall,
     Event,
     Flow,
     FlowClient,
@@ -208,7 +208,7 @@ async def test_a_handler_that_fails_again_and_again_is_told_with_one_traceback(
 async def test_a_delegate_that_cannot_work_is_refused_before_it_serves(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate")
 
-    async def answer(asked: DelegateRequest) -> None: ...
+    async def answer(asked: DelegateCall) -> None: ...
 
     for subject in ("", "svc bad", "svc..x"):
         with pytest.raises(InvalidRequest, match="subject"):
@@ -246,7 +246,7 @@ async def test_a_handler_whose_own_task_is_cancelled_is_called_again(taskflow: T
 async def test_a_delegate_whose_own_task_is_cancelled_answers_that_it_failed(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate")
 
-    async def answer(asked: DelegateRequest) -> None:
+    async def answer(asked: DelegateCall) -> None:
         await cancelled_by_what_it_awaits()
 
     async with serve_delegate("svc.add", answer, on=kate):
@@ -268,7 +268,7 @@ async def test_a_delegate_whose_own_task_is_cancelled_answers_that_it_failed(tas
 async def test_an_answer_that_the_flow_could_not_take_reaches_it_as_an_error(taskflow: TaskflowWorld, answer: Any, said: str) -> None:
     kate = await taskflow.client("kate")
 
-    async def give(asked: DelegateRequest) -> Any:
+    async def give(asked: DelegateCall) -> Any:
         return answer
 
     async with serve_delegate("svc.big", give, on=kate):
@@ -282,7 +282,7 @@ async def test_an_answer_that_the_flow_could_not_take_reaches_it_as_an_error(tas
 async def test_a_bare_answer_that_is_no_json_still_reaches_the_flow(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate")
 
-    async def say(asked: DelegateRequest) -> bytes:
+    async def say(asked: DelegateCall) -> bytes:
         return b"hello, it is \xc3\xa9t\xc3\xa9"
 
     async with serve_delegate("svc.say", say, on=kate):
@@ -338,7 +338,7 @@ async def test_what_anybody_can_send_to_agents_and_delegates_is_a_line_a_minute(
     taskflow.run(agent.run())
     mallory = taskflow.transport()
 
-    async def answer(asked: DelegateRequest) -> None: ...
+    async def answer(asked: DelegateCall) -> None: ...
 
     async with serve_delegate("svc.add", answer, on=taskflow.transport(), cancel_on="svc.cancel"):
         for lines in (1, 2):

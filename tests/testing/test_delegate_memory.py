@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nats_taskflow.client import DelegateError, DelegateRequest, InvalidRequest, serve_delegate
+from nats_taskflow.client import DelegateCall, DelegateError, InvalidRequest, serve_delegate
 from nats_taskflow.client.transport import NoAnswer, NotPermitted, NotStored, TransportError, TransportMessage
 from nats_taskflow.testing import TaskflowWorld
 from nats_taskflow.testing.transport import MemoryTransport
@@ -21,7 +21,7 @@ class Paying:
     def __init__(self) -> None:
         self.paid = 0
 
-    async def __call__(self, asked: DelegateRequest) -> Any:
+    async def __call__(self, asked: DelegateCall) -> Any:
         self.paid += 1
         if asked.payload == "unknown":
             raise DelegateError(422, "no such invoice")

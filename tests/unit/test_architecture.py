@@ -18,13 +18,13 @@ SOURCE = ROOT / "worker" / PACKAGE
 
 # From the ground up. A module stands on the floor of the longest prefix that is listed and imports from its own floor and from those below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "files", "text", "futures", "tasks", "turns", "version", "lazy_log", "secret_paths"),
+    ("errors", "units", "files", "text", "futures", "tasks", "turns", "version", "lazy_log", "secret_paths", "http"),
     ("flow",),
     ("wire",),
-    ("store", "bus", "observe.log", "observe.log_limit", "observe.line_writer", "config"),
+    ("store", "bus", "observe.log", "observe.health", "observe.log_limit", "observe.line_writer", "config"),
     ("engine",),
     ("services", "doors", "client", "observe", "store.sqlite", "store.invariants", "bus.nats", "bus.memory"),
-    ("app",),
+    ("app", "wiring"),
     ("cli", "testing"),
 )
 SIBLINGS = FLOORS[5]
@@ -233,7 +233,7 @@ def test_no_task_can_end_in_silence() -> None:
     silent += [
         f"{name}:{call.lineno}"
         for name, (_, tree) in modules().items()
-        if name != "client.mcp.session"  # each call awaits it
+        if name != "client.mcp.lazy_client"  # each call awaits it
         for call in calls_of(tree, "ensure_future") - kept_by_their_functions(tree)
     ]
     assert not silent, f"start them by nats_taskflow.tasks: {silent}"
@@ -264,14 +264,14 @@ def test_modules_and_functions_fit_the_eye() -> None:
 
 
 def test_everything_public_or_long_says_what_it_is_for() -> None:
-    """A private or nested function of under four lines is its own explanation."""
+    """A private function of four lines is its own explanation, and a nested one is explained by the function around it."""
     silent = [f"{name} has no docstring" for name, (_, tree) in modules().items() if not ast.get_docstring(tree)]
     silent += [
         f"{name}.{node.name} has no docstring"
         for name, (_, tree) in modules().items()
         for node, nested in functions_and_classes(tree)
         if not node.name.startswith("__") and not ast.get_docstring(node)
-        if not ((nested or node.name.startswith("_")) and lines_of_body(node) < 4)
+        if not (nested or (node.name.startswith("_") and lines_of_body(node) <= 4))
     ]
     assert not silent, "\n".join(silent)
 

@@ -25,7 +25,10 @@ class Worker:
     def __init__(self, **figures: int) -> None:
         self.figures = dict.fromkeys(NAMES, 0) | figures
 
-    async def ask(self, _verb: str) -> dict[str, Any]:
+    async def ask_as_agent(self, agent: str, verb: str, **fields: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
+    async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
         return {
             "now": datetime.now(UTC).isoformat(),
             "version": "0.1.0",
@@ -53,7 +56,7 @@ def checked(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[
 
 def warned(worker: Worker) -> list[tuple[str, str]]:
     """Return what the doctor warns of."""
-    return [(verdict.text, verdict.fix) for verdict in asyncio.run(broker._worker(worker, {})) if verdict.level != "ok"]
+    return [(verdict.text, verdict.fix) for verdict in asyncio.run(broker._worker(worker))[0] if verdict.level != "ok"]
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=NAMES)

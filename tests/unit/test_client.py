@@ -50,11 +50,14 @@ SERVER = {
         "nats_taskflow.bus.nats.connection",
         "nats_taskflow.bus.nats.bus",
         "nats_taskflow.bus.nats.pull",
+        "nats_taskflow.bus.nats.publisher",
+        "nats_taskflow.bus.nats.topology",
+        "nats_taskflow.http.server",
         "nats_taskflow.flow.decide",
         "nats_taskflow.doors.flow_manager",
         "nats_taskflow.doors.api",
     ),
-    *("sqlite3", "aiosqlite", "click", "rich", "uvicorn", "prometheus_client", "structlog", "jsonschema", "uuid_utils"),
+    *("sqlite3", "aiosqlite", "click", "rich", "uvicorn", "prometheus_client", "structlog", "jsonschema", "uuid_utils", "mcp", "pydantic"),
 }
 
 

@@ -171,9 +171,10 @@ def test_every_row_of_the_page_has_its_scene() -> None:
 
 PACKAGE = ROOT / "worker" / "nats_taskflow"
 TOPS = ("worker", "tests", "deploy", "docs", "schemas", "examples", "bench")
-ALONE = ("app", "errors", "units")
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name.isalpha())
-NAMED = re.compile(rf"`((?:{'|'.join((*TOPS, *ROOMS))})/[\w./-]*|(?:{'|'.join(ALONE)})\.py)`")
+NAMED = re.compile(
+    rf"`((?:{'|'.join(TOPS)})/[\w./-]*|(?:{'|'.join(ROOMS)})/[\w./-]*(?:/|\.\w+)|(?:app|wiring|errors|units)\.py)`",
+)
 
 
 def places(name: str, page: str) -> list[Path]:
@@ -198,6 +199,11 @@ def test_every_name_that_a_page_gives_behind_a_file_is_in_it(page: str) -> None:
         if not any(re.search(rf"\b{name}\b", there.read_text(encoding="utf-8")) for there in places(file, page))
     ]
     assert missing == []
+
+
+def test_the_page_on_architecture_has_every_room() -> None:
+    rooms = re.findall(r"^\| `(\w+)/` \|", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rooms) == ROOMS
 
 
 def test_every_page_is_in_the_index_under_the_one_kind_that_it_is() -> None:

@@ -302,6 +302,12 @@ PLANTS = (
     planted(
         "a counter is off", "I-16", "the counter inbox.applied says", "UPDATE counters SET value = value + 1 WHERE name = 'inbox.applied'"
     ),
+    planted(
+        "a wait is not counted",
+        "I-16",
+        "the counter waits.external_event says",
+        "UPDATE counters SET value = value - 1 WHERE name = 'waits.external_event'",
+    ),
     planted("a quota is off", "I-16", "counts other replies than are held", "UPDATE held_tenants SET held = held + 1"),
     planted("a topic's share is off", "I-16", "other replies are counted than are held", "UPDATE held_topics SET held = held + 1"),
     planted("a quota counts nothing", "I-16", "and none is held", "INSERT INTO held_tenants (tenant, held) VALUES ('agent:nobody', 1)"),

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nats_taskflow.cli import taskflow
-from nats_taskflow.cli.skill import NAME, text
+from nats_taskflow.cli.skill import NAME, skill_text
 from nats_taskflow.client.mcp.calls import check_call
 from nats_taskflow.client.mcp.schema import ACTIONS
 from nats_taskflow.flow.conditions import from_value
@@ -37,11 +37,11 @@ def invoke(*arguments: str) -> Result:
 
 
 def test_print_gives_the_skill_as_it_is() -> None:
-    assert invoke("print").stdout == text()
+    assert invoke("print").stdout == skill_text()
 
 
 def test_the_frontmatter_is_what_agents_look_for() -> None:
-    _, front, body = text().split("---\n", 2)
+    _, front, body = skill_text().split("---\n", 2)
     fields = dict(line.split(": ", 1) for line in front.splitlines())
     assert fields["name"] == NAME, "it has to be the folder's name"
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", fields["name"])
@@ -51,12 +51,12 @@ def test_the_frontmatter_is_what_agents_look_for() -> None:
 
 
 def test_the_skill_tells_the_actions_as_the_tool_has_them() -> None:
-    told = {name: (set(re.findall(r"`(\w+)`", must)), set(re.findall(r"`(\w+)`", may))) for name, must, may in _ROW.findall(text())}
+    told = {name: (set(re.findall(r"`(\w+)`", must)), set(re.findall(r"`(\w+)`", may))) for name, must, may in _ROW.findall(skill_text())}
     assert told == {name: (set(action.needs), set(action.takes)) for name, action in ACTIONS.items()}
 
 
 def test_the_examples_in_the_skill_are_calls_that_the_tool_takes() -> None:
-    calls = [json.loads(found) for found in re.findall(r"`(\{\"action\".*?\})` ?(?:→|$)", text(), re.MULTILINE)]
+    calls = [json.loads(found) for found in re.findall(r"`(\{\"action\".*?\})` ?(?:→|$)", skill_text(), re.MULTILINE)]
     assert [call["action"] for call in calls] == ["start", "delegate", "status", "finish"]
     for call in calls:
         check_call(call.pop("action"), call, keys=False)
@@ -64,7 +64,7 @@ def test_the_examples_in_the_skill_are_calls_that_the_tool_takes() -> None:
 
 def test_the_conditions_in_the_skill_are_conditions() -> None:
     soon = datetime.now(UTC).isoformat()
-    blocks = re.findall(r"```json\n(.*?)```", text(), re.DOTALL)
+    blocks = re.findall(r"```json\n(.*?)```", skill_text(), re.DOTALL)
     conditions = [json.loads(block) for block in blocks]
     assert [condition["kind"] for condition in conditions] == ["external_event", "timer", "timer", "manual", "any_of"]
     for condition in conditions:
@@ -77,7 +77,7 @@ def test_install_writes_it_where_claude_code_looks_and_twice_is_once(folder: Pat
     first = invoke("install")
     assert first.exit_code == 0
     assert first.stdout == ".claude/skills/nats-taskflow/SKILL.md\n"
-    assert (folder / ".claude/skills/nats-taskflow/SKILL.md").read_text(encoding="utf-8") == text()
+    assert (folder / ".claude/skills/nats-taskflow/SKILL.md").read_text(encoding="utf-8") == skill_text()
     again = invoke("install")
     assert (again.exit_code, again.stdout) == (0, "")
     assert "up to date" in again.stderr
@@ -85,7 +85,7 @@ def test_install_writes_it_where_claude_code_looks_and_twice_is_once(folder: Pat
 
 def test_install_goes_into_the_folder_that_is_named(folder: Path) -> None:
     assert invoke("install", "--folder", "~/.agents/skills").exit_code == 0
-    assert (folder / "home/.agents/skills/nats-taskflow/SKILL.md").read_text(encoding="utf-8") == text()
+    assert (folder / "home/.agents/skills/nats-taskflow/SKILL.md").read_text(encoding="utf-8") == skill_text()
 
 
 def test_install_leaves_an_edited_skill_alone_unless_forced(folder: Path) -> None:
@@ -97,7 +97,7 @@ def test_install_leaves_an_edited_skill_alone_unless_forced(folder: Path) -> Non
     assert "--force" in refused.stderr
     assert place.read_text(encoding="utf-8") == "mine"
     assert invoke("install", "--folder", "s", "--force").exit_code == 0
-    assert place.read_text(encoding="utf-8") == text()
+    assert place.read_text(encoding="utf-8") == skill_text()
 
 
 def test_install_says_in_one_line_that_it_cannot_write(folder: Path) -> None:
@@ -134,7 +134,7 @@ def test_the_wheel_has_the_skill_and_llms_txt_with_what_it_links_to(tmp_path: Pa
     with zipfile.ZipFile(wheel) as opened:
         names = set(opened.namelist())
         llms = opened.read("nats_taskflow/pages/llms.txt").decode()
-        assert opened.read(f"nats_taskflow/.agents/skills/{NAME}/SKILL.md").decode() == text()
+        assert opened.read(f"nats_taskflow/.agents/skills/{NAME}/SKILL.md").decode() == skill_text()
     assert {str(PurePosixPath("nats_taskflow/pages") / link) for link in _LINK.findall(llms)} <= names
     assert [name for name in names if "/docs/generate/" in name] == [], "what writes the pages is of no use to who installs them"
 

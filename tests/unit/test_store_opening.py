@@ -101,7 +101,7 @@ async def test_the_writer_has_every_setting_that_the_promises_need(path: Path) -
         assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "trusted_schema": 0}
         assert (await pragma(store._writer, "mmap_size"), await pragma(store._writer, "cell_size_check")) == (0, 1)
         assert await pragma(store._writer, "application_id") == APPLICATION_ID == 0x464C4F57
-        assert await pragma(store._writer, "user_version") == len(migrations()) == 8
+        assert await pragma(store._writer, "user_version") == len(migrations()) == 9
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_what_we_create_is_what_we_accept() -> None:
         asked = filters.filters_for(source, ("cmd.*.*", "re.*", "old.topic"))
         config = consumer_rules.consumer_config(source, asked)
         assert consumer_rules.consumer_objections(source, config) == []
-        assert filters.objections(source, config, asked) == []
+        assert consumer_rules.filter_objections(source, config, asked) == []
 
 
 def test_a_setting_the_server_leaves_out_means_its_default() -> None:
@@ -109,8 +109,8 @@ def test_the_outbound_streams_may_discard_old_messages_and_roll_up() -> None:
 def test_a_single_filter_counts_as_filters() -> None:
     wanted = ConsumerSpec(stream="IN", filters=("a", "b"))
     assert filters.is_adaptable(wanted, {"filter_subject": "a"}, ("a", "b"), own=False)
-    assert filters.objections(wanted, {"filter_subject": "a"}, ("a", "b"))
-    assert not filters.objections(wanted, {"filter_subjects": ["b", "a"]}, ("a", "b"))
+    assert consumer_rules.filter_objections(wanted, {"filter_subject": "a"}, ("a", "b"))
+    assert not consumer_rules.filter_objections(wanted, {"filter_subjects": ["b", "a"]}, ("a", "b"))
 
 
 def test_a_consumer_that_takes_everything_is_narrowed_on_the_workers_own_stream_only() -> None:

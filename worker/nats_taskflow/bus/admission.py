@@ -8,12 +8,12 @@ the agent with the most of them is refused its newest request.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
 
-from nats_taskflow.bus.endpoints import ServiceRequest
+from nats_taskflow.bus.endpoints import RequestHandler, ServiceRequest
 from nats_taskflow.errors import FlowError, Unavailable
 from nats_taskflow.tasks import Errands
 from nats_taskflow.turns import AdmissionBounds, FairAdmission
@@ -31,13 +31,11 @@ TOTAL_BOUNDS = AdmissionBounds(512, 16 * 1024 * 1024)
 CALLER_BOUNDS = AdmissionBounds(256, 4 * 1024 * 1024)
 WAITING_BYTES_MAX = 16 * 1024 * 1024
 
-Handler = Callable[[ServiceRequest], Awaitable[None]]
-
 
 class Admission:
     """Runs `handler` for each request it admits. `refused` counts those turned away because too much waited."""
 
-    def __init__(self, handler: Handler, caller_of: Callable[[str], str]) -> None:
+    def __init__(self, handler: RequestHandler, caller_of: Callable[[str], str]) -> None:
         self._handler = handler
         self._caller_of = caller_of
         self._turnstile: FairAdmission[tuple[ServiceRequest, int]] = FairAdmission(TOTAL_BOUNDS, CALLER_BOUNDS, self._begin)

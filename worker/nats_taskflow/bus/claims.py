@@ -45,10 +45,9 @@ def refusal(source: ConsumerSpec, holder: ClaimHolder | None, info: Json) -> str
     if holder is None or other is None:
         return None
     where = f"{other.store} on {other.host}, pid {other.pid}"
-    consumer = f"consumer {source.consumer} of stream {source.stream}"
     if other.database != holder.database:
         return (
-            f"{consumer} belongs to the database {other.database} ({where}), not to {holder.database} ({holder.store}): workers on two "
+            f"{source.label} belongs to the database {other.database} ({where}), not to {holder.database} ({holder.store}): workers on two "
             "databases would each take a part of every flow's messages. Start it on that database, give it a NATS account of its own, or "
             "stop the other worker and take the consumer over for good with --adopt"
         )
@@ -56,9 +55,9 @@ def refusal(source: ConsumerSpec, holder: ClaimHolder | None, info: Json) -> str
     if places[0] == places[1] or _UNKNOWN in places[0] + places[1] or not info["num_waiting"]:
         return None
     return (
-        f"{consumer} belongs to the database {other.database} ({where}), and a worker pulls from it; {holder.store} has the same id, so "
-        "one of the two is a copy, and each would take a part of every flow's messages. Stop that worker first, or, if this is to be the "
-        "database from now on, take the consumer over for good with --adopt"
+        f"{source.label} belongs to the database {other.database} ({where}), and a worker pulls from it; {holder.store} has the same id, "
+        "so one of the two is a copy, and each would take a part of every flow's messages. Stop that worker first, or, if this is to be "
+        "the database from now on, take the consumer over for good with --adopt"
     )
 
 
@@ -67,7 +66,7 @@ def rival_warnings(source: ConsumerSpec, holder: ClaimHolder | None, info: Json)
     if holder is None or holder.store == _UNKNOWN or not info["num_waiting"] or holder_in(info["config"]) is not None:
         return []
     warning = (
-        f"consumer {source.consumer} of stream {source.stream}: somebody else pulls from it. A second worker on a database of its own "
+        f"{source.label}: somebody else pulls from it. A second worker on a database of its own "
         "takes part of every flow's messages: stop one of them, or give each a NATS account of its own"
     )
     return [warning]

@@ -1,15 +1,14 @@
-"""Say what a consumer's settings must be, and what is wrong with those of an existing one. Pure: JSON in, sentences out.
-
-Which subjects it takes of its stream is for `filters`.
-"""
+"""Say what a consumer's settings must be, and what is wrong with those of an existing one. Pure: JSON in, sentences out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from nats_taskflow.bus.filters import filters_in
 from nats_taskflow.bus.port import ConsumerSpec
-from nats_taskflow.bus.setting_rules import Json, Rule, broken_rules
+from nats_taskflow.bus.setting_rules import NS_PER_S, Json, Rule, broken_rules
 from nats_taskflow.bus.stream_rules import source_transforms
 
-_NS = 1_000_000_000
 _CONSUMER = (
     Rule("deliver_subject", must_be=None, absent=None, repair="it must be a pull consumer"),
     Rule("ack_policy", must_be="explicit", absent="none"),
@@ -30,7 +29,7 @@ def consumer_config(source: ConsumerSpec, filters: tuple[str, ...] = ()) -> Json
         "name": source.consumer,
         "durable_name": source.consumer,
         "ack_policy": "explicit",
-        "ack_wait": int(source.ack_wait * _NS),
+        "ack_wait": int(source.ack_wait * NS_PER_S),
         "max_ack_pending": source.max_ack_pending,
         "max_deliver": -1,
         "deliver_policy": "all",
@@ -43,16 +42,22 @@ def consumer_config(source: ConsumerSpec, filters: tuple[str, ...] = ()) -> Json
 
 def consumer_objections(source: ConsumerSpec, config: Json) -> list[str]:
     """List the settings of an existing consumer that would break a promise, one sentence each."""
-    where = f"consumer {source.consumer} of stream {source.stream}"
-    repair = f"remove it with `nats consumer rm {source.stream} {source.consumer}` while the worker is stopped; it is created again"
-    flaws = [
-        f"{where}: {broken}; {f'{broken.rule.repair}; ' if broken.rule.repair else ''}{repair}"
-        for broken in broken_rules(_CONSUMER, config)
-    ]
+    flaws = [_objection(source, str(broken), broken.rule.repair) for broken in broken_rules(_CONSUMER, config)]
     wait = config.get("ack_wait") or 0
-    if wait < _NS:
-        flaws.append(f"{where}: ack_wait is {wait / _NS:g} s, it must be at least 1 s; {repair}")
+    if wait < NS_PER_S:
+        flaws.append(_objection(source, f"ack_wait is {wait / NS_PER_S:g} s, it must be at least 1 s"))
     return flaws
+
+
+def filter_objections(source: ConsumerSpec, config: Json, must_take: Iterable[str]) -> list[str]:
+    """Say that an existing consumer does not take the subjects it should."""
+    rule = Rule("filter_subjects", must_be=sorted(must_take), absent=None)
+    return [_objection(source, str(broken)) for broken in broken_rules([rule], {"filter_subjects": sorted(filters_in(config))})]
+
+
+def _objection(source: ConsumerSpec, flaw: str, advice: str = "") -> str:
+    removal = f"remove it with `nats consumer rm {source.stream} {source.consumer}` while the worker is stopped; it is created again"
+    return f"{source.label}: {flaw}; {f'{advice}; ' if advice else ''}{removal}"
 
 
 def reasons_to_distrust(source: ConsumerSpec, stream: Json, consumer: Json) -> list[str]:
@@ -64,13 +69,13 @@ def reasons_to_distrust(source: ConsumerSpec, stream: Json, consumer: Json) -> l
     if not can_forge and not consumer.get("headers_only"):
         return []
     what = "messages may be from somebody else than their subject says" if can_forge else "messages come without their bodies"
-    return [f"nothing is taken from consumer {source.consumer} of stream {source.stream} until this is changed back: {what}"]
+    return [f"nothing is taken from {source.label} until this is changed back: {what}"]
 
 
 def pause_warnings(source: ConsumerSpec, info: Json) -> list[str]:
     """Say that a consumer is paused. The broker delivers nothing then, and reports nothing either."""
     if not info.get("paused"):
         return []
-    name, until = f"consumer {source.consumer} of stream {source.stream}", info["config"].get("pause_until", "?")
+    until = info["config"].get("pause_until", "?")
     resume = f"nats consumer resume {source.stream} {source.consumer}"
-    return [f"{name} is paused until {until}: nothing is delivered meanwhile; resume it with `{resume}`"]
+    return [f"{source.label} is paused until {until}: nothing is delivered meanwhile; resume it with `{resume}`"]

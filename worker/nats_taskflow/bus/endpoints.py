@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -27,6 +27,9 @@ class ServiceRequest(msgspec.Struct, frozen=True, kw_only=True):
     headers: Headers
     body: bytes
     answer: Callable[[bytes, Headers], Coroutine[Any, Any, None]]
+
+
+RequestHandler = Callable[[ServiceRequest], Awaitable[None]]
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):

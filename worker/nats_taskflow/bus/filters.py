@@ -55,13 +55,3 @@ def is_adaptable(source: ConsumerSpec, config: Json, filters: tuple[str, ...], *
     if source.all_but:
         return True
     return bool(filters) and (own if not present else present <= set(filters))
-
-
-def objections(source: ConsumerSpec, config: Json, filters: tuple[str, ...]) -> list[str]:
-    """Say that a consumer does not take the subjects it should."""
-    present = filters_in(config)
-    if present == set(filters):
-        return []
-    actual, must_be = (f"[{', '.join(sorted(names))}]" if names else "unset" for names in (present, filters))
-    repair = f"remove it with `nats consumer rm {source.stream} {source.consumer}` while the worker is stopped; it is created again"
-    return [f"consumer {source.consumer} of stream {source.stream}: filter_subjects is {actual}, it must be {must_be}; {repair}"]

@@ -6,8 +6,8 @@ connection, after which the client never reconnects.
 
 from __future__ import annotations
 
-from nats_taskflow.bus.port import ForwardedRequest, Headers
-from nats_taskflow.wire.headers import weight
+from nats_taskflow.bus.port import ForwardedRequest
+from nats_taskflow.wire.headers import Headers, weight
 from nats_taskflow.wire.subjects import is_literal
 
 # Subject and reply subject share one protocol line; a line above max_control_line (4096) makes the server hang up for good.

@@ -1,20 +1,17 @@
-"""The bus port: what the worker needs from a broker, with every promise written down.
-
-Adapters: `bus.nats` and `bus.memory` (the test kit's broker); both pass `tests/contract`. Nothing of nats-py shows here.
-"""
+"""The bus port: what the worker needs from a broker, with every promise written down. Nothing of nats-py shows here."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from operator import eq
 from typing import Protocol
 
 import msgspec
 
-from nats_taskflow.bus.endpoints import Service, ServiceRequest
+from nats_taskflow.bus.endpoints import RequestHandler, Service
+from nats_taskflow.wire.headers import Headers
 
-Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
 BATCH_MAX = 500  # messages in one `Bus.publish_all`; JetStream takes 1,000
 NO_RESPONDERS = "no responders"  # what `Bus.send` returns where nobody listens
@@ -140,6 +137,11 @@ class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
     ack_wait: float = 30.0
     max_ack_pending: int = 2000
     max_bytes: int = 4 * 1024 * 1024
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return f"consumer {self.consumer} of stream {self.stream}"
 
 
 class ClaimHolder(msgspec.Struct, frozen=True, kw_only=True):
@@ -285,7 +287,7 @@ class Bus(Protocol):
         A stream that captures the subject counts as a listener: its acknowledgement goes to `reply`, like any answer.
         """
 
-    async def serve(self, service: Service, handler: Callable[[ServiceRequest], Awaitable[None]]) -> None:
+    async def serve(self, service: Service, handler: RequestHandler) -> None:
         """Register the micro service. Requests are handled concurrently, each in its own task; `handler` must not raise."""
 
     async def stop_serving(self) -> None:

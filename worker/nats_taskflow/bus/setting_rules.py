@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 Json = dict[str, Any]
+NS_PER_S = 1_000_000_000
+"""JetStream gives durations in nanoseconds."""
 
 
 class Rule(NamedTuple):

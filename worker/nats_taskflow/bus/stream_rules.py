@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 
 from nats_taskflow.bus.port import ConsumerSpec, StreamSpec
-from nats_taskflow.bus.setting_rules import Json, Rule, broken_rules
+from nats_taskflow.bus.setting_rules import NS_PER_S, Json, Rule, broken_rules
 from nats_taskflow.wire.subjects import covers, overlap
 
-_NS = 1_000_000_000
 _NOT_EDITABLE = "it cannot be edited: move the messages to a new stream, or remove this one with `nats stream rm {name}`"
 SIZES = ("max_bytes", "max_msg_size")
 """The limits that a stream without any is given."""
@@ -55,12 +54,12 @@ def stream_config(stream: StreamSpec, *, batches: bool = True) -> Json:
         "storage": "file",
         "retention": "limits",
         "discard": "new" if stream.inbound else "old",
-        "max_age": int(stream.max_age * _NS),
+        "max_age": int(stream.max_age * NS_PER_S),
         "max_bytes": stream.max_bytes,
         "max_msg_size": stream.max_msg_size,
         "max_msgs": -1,
         "max_msgs_per_subject": -1,
-        "duplicate_window": int(_window(stream) * _NS),
+        "duplicate_window": int(_window(stream) * NS_PER_S),
         "num_replicas": stream.replicas,
         **missing_guards({}),
         "allow_rollup_hdrs": False,
@@ -134,15 +133,15 @@ def stream_remarks(stream: StreamSpec, config: Json) -> list[str]:
     """List the settings of an existing stream that are weaker than asked for, but break no promise."""
     remarks = []
     age = config.get("max_age") or 0
-    if age and age < stream.max_age * _NS:
-        remarks.append(f"stream {stream.name}: max_age is {age / _NS:g} s, {stream.max_age:g} s were asked for")
+    if age and age < stream.max_age * NS_PER_S:
+        remarks.append(f"stream {stream.name}: max_age is {age / NS_PER_S:g} s, {stream.max_age:g} s were asked for")
     window = config.get("duplicate_window") or 0
-    if window < _window(stream) * _NS:
-        remarks.append(f"stream {stream.name}: duplicate_window is {window / _NS:g} s, {_window(stream):g} s were asked for")
+    if window < _window(stream) * NS_PER_S:
+        remarks.append(f"stream {stream.name}: duplicate_window is {window / NS_PER_S:g} s, {_window(stream):g} s were asked for")
     for name in SIZES:
-        has, asked = config.get(name) or -1, stream_config(stream)[name]
-        if 0 < has < asked:
-            remarks.append(f"stream {stream.name}: {name} is {has:,}, {asked:,} were asked for")
+        actual, wanted = config.get(name) or -1, stream_config(stream)[name]
+        if 0 < actual < wanted:
+            remarks.append(f"stream {stream.name}: {name} is {actual:,}, {wanted:,} were asked for")
     lacking = () if stream.inbound else tuple(missing_guards(config))  # for an inbound one they are objections
     if lacking:
         flags = " ".join("--" + name.replace("_", "-") for name in lacking)

@@ -1,4 +1,4 @@
-"""`taskflow config`: what is in force, where it came from, and whether it is right."""
+"""`taskflow config`: the settings in force, where they came from, and whether they are right."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def show(*, origin: bool, output: str, **arguments: Any) -> None:
     from nats_taskflow.config import describe_settings
 
     if output == "json":
-        found = {key: {"value": value, "origin": source} for key, value, source in describe_settings(load_config(arguments))}
-        click.echo(json.dumps(found, ensure_ascii=False))
+        settings = {key: {"value": value, "origin": source} for key, value, source in describe_settings(load_config(arguments))}
+        click.echo(json.dumps(settings, ensure_ascii=False))
         return
     rows = [(f"{key} = {value}", source) for key, value, source in describe_settings(load_config(arguments))]
     width = max(len(line) for line, _ in rows)
@@ -36,9 +36,8 @@ def show(*, origin: bool, output: str, **arguments: Any) -> None:
 @config.command(cls=SettingsCommand)
 def validate(**arguments: Any) -> None:
     """Exit 0 when the settings are right; otherwise say in one line which is not, and exit 78."""
-    found = load_config(arguments)
-    said = ", ".join(sorted(set(found.origins.values()) - {"default"}))
-    click.echo(f"The configuration is valid ({said or 'every setting at its default'}).")
+    sources = set(load_config(arguments).origins.values()) - {"default"}
+    click.echo(f"The configuration is valid ({', '.join(sorted(sources)) or 'every setting at its default'}).")
 
 
 @config.command()
@@ -53,8 +52,8 @@ def init(file: str) -> None:
     try:
         with Path(file).open("x", encoding="utf-8") as out:
             out.write(template())
-    except FileExistsError as there:
-        raise ConfigError(f"{file} exists and is left as it is: name another file, or move it away") from there
-    except OSError as bad:
-        raise ConfigError(f"{file} cannot be written: {bad.strerror}") from bad
+    except FileExistsError as error:
+        raise ConfigError(f"{file} exists and is left as it is: name another file, or move it away") from error
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
     click.echo(f"{file} is written; take the # away from what you change, then: taskflow config validate --config {file}")

@@ -1,4 +1,4 @@
-"""`taskflow context`: the connection contexts of the `nats` CLI (NATS ADR-21), as this program reads them. It never writes them."""
+"""`taskflow context`: the connection contexts of the `nats` CLI (NATS ADR-21), as this program reads them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def ls(*, output: str) -> None:
     """List the contexts; * marks the one that `nats context select` chose."""
     from nats_taskflow.config.nats_contexts import list_contexts
 
-    names, chosen = list_contexts(os.environ)
+    names, selected = list_contexts(os.environ)
     if output == "json":
-        click.echo(json.dumps({"items": [{"name": name, "selected": name == chosen} for name in names], "next_cursor": None}))
+        click.echo(json.dumps({"items": [{"name": name, "selected": name == selected} for name in names], "next_cursor": None}))
         return
     for name in names:
-        click.echo(f"{'*' if name == chosen else ' '} {name}")
+        click.echo(f"{'*' if name == selected else ' '} {name}")
     if not names:
         click.echo("There are no contexts; `nats context add NAME` makes one.", err=True)
 
@@ -41,10 +41,10 @@ def show(*, name: str, output: str) -> None:
     from nats_taskflow.errors import ConfigError
 
     try:
-        found, _ = read_context(name, os.environ)
-    except ValueError as bad:
-        raise ConfigError(str(bad)) from bad
-    shown = {key: _masked(key, value) for key, value in found.items()}
+        settings, _ = read_context(name, os.environ)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    shown = {key: _mask(key, value) for key, value in settings.items()}
     if output == "json":
         click.echo(json.dumps(shown))
         return
@@ -53,10 +53,10 @@ def show(*, name: str, output: str) -> None:
         click.echo(f"{key:<{width}} = {json.dumps(value, ensure_ascii=False)}")
 
 
-def _masked(key: str, value: str) -> str:
-    """Return a value without what must not be shown."""
+def _mask(key: str, value: str) -> str:
+    """Return a value without secrets."""
     from nats_taskflow.bus.nats.options import public_address
 
     if key in ("nats.password", "nats.token"):
         return "********"
-    return ",".join(public_address(one) for one in value.split(",")) if key == "nats.url" else value
+    return ",".join(public_address(url) for url in value.split(",")) if key == "nats.url" else value

@@ -1,4 +1,4 @@
-"""`taskflow dev`: the worker with a JetStream server of its own, for a machine where nothing is installed."""
+"""`taskflow dev`: the worker with a JetStream server of its own, where no server is installed."""
 
 from __future__ import annotations
 
@@ -37,43 +37,43 @@ def dev(ctx: click.Context, /, *, adopt: bool, **arguments: Any) -> None:
     from nats_taskflow.cli.runtime import launch
 
     import_structlog()
-    ctx.exit(launch(_live(arguments, adopt=adopt)))
+    ctx.exit(launch(_run(arguments, adopt=adopt)))
 
 
-async def _live(arguments: Mapping[str, Any], *, adopt: bool) -> int:
-    """Run the worker, and a server where none is given; give the worker's exit code."""
+async def _run(arguments: Mapping[str, Any], *, adopt: bool) -> int:
+    """Run the worker, and a server unless one is configured; return the worker's exit code."""
     from nats_taskflow import app
     from nats_taskflow.services.signals import StopSignal
 
     stop = StopSignal()
     stop.listen()
-    base = _presumed()
+    base = _dev_defaults()
     config = load_config(arguments, base)
     prepare_folder()
     if config.origin("nats.url") != "default" or config.nats.context:
         greeting = banner(config, f"given by {config.origin('nats.url')}", _program())
-        return await app.run(config, stop=stop, adopt=adopt, greet=partial(_tell, greeting))
+        return await app.run(config, stop=stop, adopt=adopt, greet=partial(_greet, greeting))
 
     from nats_taskflow.config import SourcedValue
     from nats_taskflow.observe.log import configure_logging
 
     configure_logging(config.log)  # before the server starts: it logs
-    server, usual = await _started()
+    server, has_usual_port = await _start_server()
     try:
-        base = _presumed()  # once more: another one may have taken the port meanwhile
-        served = {"nats.url": server.url, "nats.monitor_url": server.monitor_url}
-        config = load_config(
-            arguments, base | {key: SourcedValue(url, "the embedded server of taskflow dev") for key, url in served.items()}
-        )
-        told = f"embedded JetStream server, data in {STREAMS}"
-        greeting = banner(config, told if usual else f"{told}; port {_NATS_PORT} is taken, so this is a free one", _program())
-        return await app.run(config, stop=stop, adopt=adopt, greet=partial(_tell, greeting))
+        base = _dev_defaults()  # again: somebody may have taken the port meanwhile
+        urls = {"nats.url": server.url, "nats.monitor_url": server.monitor_url}
+        config = load_config(arguments, base | {key: SourcedValue(url, "the embedded server of taskflow dev") for key, url in urls.items()})
+        origin = f"embedded JetStream server, data in {STREAMS}"
+        if not has_usual_port:
+            origin += f"; port {_NATS_PORT} is taken, so this is a free one"
+        greeting = banner(config, origin, _program())
+        return await app.run(config, stop=stop, adopt=adopt, greet=partial(_greet, greeting))
     finally:
         await server.stop()
 
 
-async def _started() -> tuple[EmbeddedServer, bool]:
-    """Start the server, on NATS's usual port where that is free; returns whether it was."""
+async def _start_server() -> tuple[EmbeddedServer, bool]:
+    """Start the server, on NATS's usual port if that is free; return also whether it was."""
     from nats_taskflow.bus.nats.server import EmbeddedServer, ServerRefused
 
     if _is_free(_NATS_PORT):
@@ -90,13 +90,13 @@ async def _started() -> tuple[EmbeddedServer, bool]:
     return server, False
 
 
-def _tell(text: str) -> None:
-    """Say something to whoever started it, if somebody listens: the worker runs all the same."""
+def _greet(text: str) -> None:
+    """Print to stderr, if it can be written: the worker runs all the same."""
     LineWriter(sys.stderr).write(f"{text}\n")
 
 
-def _presumed() -> dict[str, SourcedValue]:
-    """Give what `dev` presumes where nothing is said: a database in the folder, a free port for health if the usual one is taken."""
+def _dev_defaults() -> dict[str, SourcedValue]:
+    """Return the defaults of `dev`: a database in the folder, and a free port for health if the usual one is taken."""
     from nats_taskflow.config import Config, SourcedValue
 
     origin = "presumed by taskflow dev"
@@ -108,7 +108,7 @@ def _presumed() -> dict[str, SourcedValue]:
 
 
 def _is_free(port: int) -> bool:
-    """Tell whether nobody listens on the port on loopback."""
+    """Tell whether nobody listens on the port, on loopback."""
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -119,14 +119,14 @@ def _is_free(port: int) -> bool:
 
 
 def _free_port() -> int:
-    """Give a port nobody listens on."""
+    """Return a port that nobody listens on."""
     with socket.socket() as trial:
         trial.bind((_LOOPBACK, 0))
         return int(trial.getsockname()[1])
 
 
 def banner(config: Config, nats: str, program: str = "taskflow") -> str:
-    """Write what a newcomer needs: where everything is, commands to copy, how to stop. `nats` says where the server comes from."""
+    """Return what a newcomer needs: where everything is, commands to copy, how to stop. `nats` says where the server comes from."""
     from nats_taskflow.store.sqlite.place import absolute_path
 
     url = ",".join(address.shown for address in config.nats.url)
@@ -144,7 +144,7 @@ def banner(config: Config, nats: str, program: str = "taskflow") -> str:
         f"  Health  {health}",
         "",
         "  Try, in another terminal (of the id, for FLOW, the end is enough):",
-        *_settings(url, prefix),
+        *_exports(url, prefix),
         f"    {program} flow start --agent kate --controller-id kate/inbox --goal 'triage the inbox'",
         f"    {program} flow wait FLOW --manual 'approve?'",
         f"    {program} waits",
@@ -165,14 +165,14 @@ def banner(config: Config, nats: str, program: str = "taskflow") -> str:
 
 
 def _program() -> str:
-    """Return how this program is called from here: `make run` has it in a place that shells do not look in."""
+    """Return how to type this program: `make run` has it where shells do not look."""
     beside = Path(sys.executable).with_name("taskflow")
     if shutil.which("taskflow") is not None or not beside.is_file():
         return "taskflow"
     return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
-def _settings(url: str, prefix: str) -> list[str]:
-    """Give what the commands have to be told, where it is not what they presume."""
-    told = {"NATS_URL": (url, f"nats://{_LOOPBACK}:{_NATS_PORT}"), "TASKFLOW_SUBJECTS_PREFIX": (prefix, "taskflow")}
-    return [f"    export {name}={value}" for name, (value, usual) in told.items() if value != usual]
+def _exports(url: str, prefix: str) -> list[str]:
+    """Return the variables to export where a setting is not the commands' default."""
+    variables = {"NATS_URL": (url, f"nats://{_LOOPBACK}:{_NATS_PORT}"), "TASKFLOW_SUBJECTS_PREFIX": (prefix, "taskflow")}
+    return [f"    export {name}={value}" for name, (value, usual) in variables.items() if value != usual]

@@ -1,6 +1,6 @@
-"""Know where `taskflow dev` keeps its data, so that commands in the same folder find it without being told.
+"""The folder in which `taskflow dev` keeps its data, so that other commands find it.
 
-What lies there may have come with a folder of somebody else, a clone or an archive: only what `taskflow dev` itself makes is taken.
+It may have come with a folder of somebody else, a clone or an archive: only what `taskflow dev` itself makes is used.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 FOLDER = Path(".taskflow")
 DATABASE = FOLDER / "flows.db"
 STREAMS = FOLDER / "nats"
-_TO_ENTER, _TO_WRITE = 0o077, 0o022
+_OTHERS_ENTER, _OTHERS_WRITE = 0o077, 0o022
 
 
 def find_dev_database() -> Mapping[str, SourcedValue]:
-    """Presume the database that `taskflow dev` made here."""
+    """Return the setting for the database that `taskflow dev` made here, if it is the only one."""
     from nats_taskflow.config import Config, SourcedValue
 
     usual = Path(Config().store.path)
@@ -33,9 +33,9 @@ def find_dev_database() -> Mapping[str, SourcedValue]:
 
 
 def load_with_database(arguments: Mapping[str, Any]) -> Config:
-    """Load the settings of a command that works on a database: the one that is named, else the only one here.
+    """Load the settings of a command on a database: the one that is named, else the only one here.
 
-    Raises `ConfigError` where nobody has said which of two is meant: to check or copy the wrong one would look like a success.
+    Raises `ConfigError` where two are here and none is named: to check or copy the wrong one would look like a success.
     """
     from nats_taskflow.cli.options import load_config
     from nats_taskflow.errors import ConfigError
@@ -48,7 +48,7 @@ def load_with_database(arguments: Mapping[str, Any]) -> Config:
 
 
 def prepare_folder() -> None:
-    """Make the folder, for this user's eyes only and invisible to git; raise `ConfigError` when that fails, or one is there of another."""
+    """Make the folder, for this user only and invisible to git. Raises `ConfigError` where that fails, or it is somebody else's."""
     from nats_taskflow.errors import ConfigError
 
     try:
@@ -58,14 +58,14 @@ def prepare_folder() -> None:
         ignore = FOLDER / ".gitignore"
         if not os.path.lexists(ignore):
             ignore.write_text("*\n", encoding="utf-8")
-    except OSError as failure:
+    except OSError as error:
         where = Path.cwd() / FOLDER
-        raise ConfigError(f"{where} cannot be made ({failure.strerror}); run `taskflow dev` in a folder that you may write to") from failure
+        raise ConfigError(f"{where} cannot be made ({error.strerror}); run `taskflow dev` in a folder that you may write to") from error
 
 
 def find_flaw() -> str:
-    """Say what is not as `taskflow dev` makes it: somebody else's, a link to elsewhere, for others to enter. Empty where all is well."""
-    for path, forbidden in ((FOLDER, _TO_ENTER), (DATABASE, _TO_WRITE), (STREAMS, 0)):
+    """Say what is not as `taskflow dev` makes it: somebody else's, a link, open to others. Empty where all is well."""
+    for path, forbidden in ((FOLDER, _OTHERS_ENTER), (DATABASE, _OTHERS_WRITE), (STREAMS, 0)):
         try:
             status = path.lstat()
         except FileNotFoundError:

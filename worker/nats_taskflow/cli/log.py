@@ -1,4 +1,4 @@
-"""`taskflow log`: what operators did besides changing flows, whose own history tells that."""
+"""`taskflow log`: what operators did besides changing flows. A flow's own history has the rest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nats_taskflow.cli.output import Printer, format_time
 from nats_taskflow.cli.protocol import OperatorSession
 from nats_taskflow.cli.session import collect_pages, run
 
-_NOTHING = "Nobody has replayed, purged, matched, released or pruned anything yet. What was done to a flow is in `taskflow flow history`."
+_EMPTY = "Nobody has replayed, purged, matched, released or pruned anything yet. What was done to a flow is in `taskflow flow history`."
 
 
 @click.command(cls=ReadCommand)
@@ -21,7 +21,7 @@ def log(*, limit: int, cursor: str | None, **arguments: Any) -> None:
     """Show who replayed, purged, matched, released or pruned what, and why; newest first."""
 
     async def main(session: OperatorSession, printer: Printer) -> None:
-        """Show it."""
+        """Show a page."""
         items, following = await collect_pages(session, "log", "interventions", limit, {"cursor": cursor})
         columns = {
             "AT": lambda i: format_time(i["at"]),
@@ -30,6 +30,6 @@ def log(*, limit: int, cursor: str | None, **arguments: Any) -> None:
             "ABOUT": lambda i: i["about"],
             "WHY": lambda i: i["reason"],
         }
-        printer.items(items, columns, cursor=following, empty=_NOTHING)
+        printer.items(items, columns, cursor=following, empty=_EMPTY)
 
     run(arguments, main)

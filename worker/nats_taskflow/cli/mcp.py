@@ -39,10 +39,10 @@ def mcp(*, split_tools: bool, require_keys: bool, **arguments: Any) -> None:
 
     A client starts it: `claude mcp add taskflow -- taskflow mcp --agent kate`. Needs `pip install 'nats-taskflow[mcp]'`.
     """
-    owner = _owner(arguments["owner"], arguments["agent"], arguments["session_id"])
-    patience = _seconds(arguments["patience"])
-    serve = _serving()
-    http = _http(arguments)
+    owner = _read_owner(arguments["owner"], arguments["agent"], arguments["session_id"])
+    patience = _read_patience(arguments["patience"])
+    serve = _load_server()
+    http = _read_endpoint(arguments)
     from nats_taskflow.cli.runtime import launch
     from nats_taskflow.config.tree import LogConfig
     from nats_taskflow.observe.log import configure_logging
@@ -52,21 +52,21 @@ def mcp(*, split_tools: bool, require_keys: bool, **arguments: Any) -> None:
     launch(serve(config, owner, http=http, split=split_tools, keys=require_keys, patience=patience))
 
 
-def _serving() -> Any:
+def _load_server() -> Any:
     """Load the server. Raises `ConfigError` where the SDK is not installed."""
     try:
         from nats_taskflow.client.mcp.serving import serve
-    except ImportError as missing:
-        if (missing.name or "").partition(".")[0] == "nats_taskflow":
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "nats_taskflow":
             raise
         from nats_taskflow.errors import ConfigError
 
         hint = "install it with `pip install 'nats-taskflow[mcp]'`"
-        raise ConfigError(f"taskflow mcp needs the MCP SDK, which is not here ({missing}); {hint}") from missing
+        raise ConfigError(f"taskflow mcp needs the MCP SDK, which is not here ({error}); {hint}") from error
     return serve
 
 
-def _owner(key: str | None, agent: str | None, session_id: str | None) -> Owner:
+def _read_owner(key: str | None, agent: str | None, session_id: str | None) -> Owner:
     """Return whose flows these are. Raises a usage error."""
     import msgspec
 
@@ -89,21 +89,21 @@ def _owner(key: str | None, agent: str | None, session_id: str | None) -> Owner:
         raise click.UsageError("a session has 1 to 128 characters without control characters") from None
 
 
-def _seconds(given: str) -> float:
-    """Return a duration in seconds. Raises a usage error."""
+def _read_patience(text: str) -> float:
+    """Return the patience in seconds. Raises a usage error."""
     from nats_taskflow.units import BadDuration, parse_duration
 
     try:
-        seconds = parse_duration(given) / 1_000_000
-    except BadDuration as bad:
-        raise click.BadParameter(f"--patience: {bad}") from None
+        seconds = parse_duration(text) / 1_000_000
+    except BadDuration as error:
+        raise click.BadParameter(f"--patience: {error}") from None
     if not 0 < seconds <= 3600:  # noqa: PLR2004 - no client waits for an hour
         raise click.BadParameter("--patience: from 1ms to 1h")
     return seconds
 
 
-def _http(arguments: dict[str, Any]) -> HttpEndpoint | None:
-    """Return where to listen, None for stdio. Raises a usage error for an address that anybody could reach without a token."""
+def _read_endpoint(arguments: dict[str, Any]) -> HttpEndpoint | None:
+    """Return where to listen; None is stdio. Raises a usage error for an address that others could reach without a token."""
     from nats_taskflow.client.mcp.serving import HttpEndpoint
     from nats_taskflow.config.parsers import split_bind
     from nats_taskflow.http.server import is_loopback
@@ -115,23 +115,23 @@ def _http(arguments: dict[str, Any]) -> HttpEndpoint | None:
         return None
     try:
         host, port = split_bind(bind)
-    except ValueError as bad:
-        raise click.BadParameter(f"--http: {bad}") from None
+    except ValueError as error:
+        raise click.BadParameter(f"--http: {error}") from None
     if token is None and not is_loopback(host):
         raise click.UsageError(f"--http {bind} can be reached from elsewhere: give --http-token file:/path, or listen on 127.0.0.1")
-    secret = _secret(token) if token is not None else None
+    secret = _read_token(token) if token is not None else None
     return HttpEndpoint(host=host, port=port, token=secret, hosts=arguments["allow_host"], origins=arguments["allow_origin"])
 
 
-def _secret(given: str) -> Secret:
-    """Find the token. Raises a usage error that does not repeat it."""
+def _read_token(reference: str) -> Secret:
+    """Return the token. Raises a usage error that does not repeat it."""
     from nats_taskflow.client.mcp.serving import SHORTEST_TOKEN
     from nats_taskflow.config.secrets import read_secret
 
     try:
-        secret = read_secret(given, os.environ, plain_is_path=False)
-    except ValueError as bad:
-        raise click.BadParameter(f"--http-token: {bad}") from None
+        secret = read_secret(reference, os.environ, plain_is_path=False)
+    except ValueError as error:
+        raise click.BadParameter(f"--http-token: {error}") from None
     if not secret.source:
         raise click.UsageError("--http-token takes file:/path, env:NAME or credential:NAME: a command line can be read by everybody here")
     if len(secret.reveal()) < SHORTEST_TOKEN:

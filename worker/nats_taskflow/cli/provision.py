@@ -1,4 +1,4 @@
-"""`taskflow provision`: make the streams and the consumers, so that the worker itself need not be allowed to."""
+"""`taskflow provision`: make the streams and consumers, so that the worker needs no permission for that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`taskflow schema [NAME]`: the messages' JSON Schemas, without a network."""
+"""`taskflow schema [NAME]`: the JSON Schemas of all messages."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def schema(name: str | None) -> None:
     """List the message schemas, or print one: command.start, query.status, admin.list, event, asyncapi, …"""
     from nats_taskflow.wire.schema.documents import documents
 
-    found = documents()
+    schemas = documents()
     if name is None:
-        for file in found:
+        for file in schemas:
             click.echo(file.removesuffix(".json"))
         return
     file = name.removesuffix(".json") + ".json"
-    if file not in found:
+    if file not in schemas:
         from difflib import get_close_matches
 
-        near = get_close_matches(file, found, n=1)
+        near = get_close_matches(file, schemas, n=1)
         hint = f"did you mean {near[0].removesuffix('.json')}?" if near else "`taskflow schema` lists them"
         raise click.UsageError(f"there is no schema {name!r}; {hint}")
-    click.echo(found[file].decode(), nl=False)
+    click.echo(schemas[file].decode(), nl=False)

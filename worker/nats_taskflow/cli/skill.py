@@ -1,4 +1,4 @@
-"""`taskflow skill print|install`: what an LLM agent should know of flows, in the form that coding agents read (SKILL.md)."""
+"""`taskflow skill print|install`: what an LLM agent should know of flows, as coding agents read it (SKILL.md)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nats_taskflow.cli.command import Group
 NAME = "nats-taskflow"
 
 
-def text() -> str:
+def skill_text() -> str:
     """Return the skill."""
     return files("nats_taskflow").joinpath(".agents", "skills", NAME, "SKILL.md").read_text(encoding="utf-8")
 
@@ -27,7 +27,7 @@ def skill() -> None:
 @skill.command("print")
 def print_skill() -> None:
     """Print the skill."""
-    click.echo(text(), nl=False)
+    click.echo(skill_text(), nl=False)
 
 
 @skill.command()
@@ -46,13 +46,13 @@ def install(*, folder: Path, force: bool) -> None:
     from nats_taskflow.files import partial_name, publish_file
 
     place = expand_or_refuse(folder) / NAME / "SKILL.md"
-    wanted = text()
+    wanted = skill_text()
     try:
-        there = place.read_text(encoding="utf-8", errors="replace") if place.exists() else None
-        if there == wanted:
+        present = place.read_text(encoding="utf-8", errors="replace") if place.exists() else None
+        if present == wanted:
             click.echo(f"{place} is up to date", err=True)
             return
-        if there is not None and not force:
+        if present is not None and not force:
             click.echo(f"taskflow: {place} is there and different (edited, or of another version); --force replaces it", err=True)
             raise Exit(exit_codes.CONFLICT)
         place.parent.mkdir(parents=True, exist_ok=True)

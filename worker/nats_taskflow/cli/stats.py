@@ -1,4 +1,4 @@
-"""`taskflow stats`: everything counted, once."""
+"""`taskflow stats`: everything counted."""
 
 from __future__ import annotations
 
@@ -18,38 +18,39 @@ def stats(**arguments: Any) -> None:
     """Count flows, messages, waits, held replies and dead letters."""
 
     async def main(session: OperatorSession, printer: Printer) -> None:
-        found = await session.ask("stats")
-        printer.item(found, figure_lines(found))
+        answer = await session.ask("stats")
+        printer.item(answer, figure_lines(answer))
 
     run(arguments, main)
 
 
-def figure_lines(found: Json) -> list[tuple[str, str]]:
-    """Return the figures as lines."""
-    flows = " · ".join(f"{count:,} {status}" for status, count in found["flows"].items())
-    messages = " · ".join(f"{count:,} {name}" for name, count in found["messages"].items() if count) or "none yet"
-    waits, worker = found["waits"], found["worker"]
-    oldest = f"oldest {since(waits['oldest_since'], found['now'])} ({waits['oldest_flow']})" if waits["oldest_flow"] else "none"
+def figure_lines(stats: Json) -> list[tuple[str, str]]:
+    """Return the figures with their names, for people."""
+    flows = " · ".join(f"{count:,} {status}" for status, count in stats["flows"].items())
+    messages = " · ".join(f"{count:,} {name}" for name, count in stats["messages"].items() if count) or "none yet"
+    waits, worker = stats["waits"], stats["worker"]
+    oldest = f"oldest {since(waits['oldest_since'], stats['now'])} ({waits['oldest_flow']})" if waits["oldest_flow"] else "none"
     state = "not asked" if not worker else "connected" if worker["connected"] else "not connected to NATS"
     state += "".join(f", {why}" for why in worker.get("not_ready", ()))
-    unpublished = f"{counted(found['unpublished']['events'], 'event')}, {counted(found['unpublished']['dead_letters'], 'dead letter')}"
-    outgoing = found["outgoing"]
+    unpublished = f"{counted(stats['unpublished']['events'], 'event')}, {counted(stats['unpublished']['dead_letters'], 'dead letter')}"
+    outgoing = stats["outgoing"]
     tried = f", tried up to {counted(outgoing['attempts'], 'time')}" if outgoing["waiting"] else ""
     return [
         ("flows", flows),
         ("messages", messages),
         ("waits", f"{oldest} · {waits['overdue']:,} overdue"),
-        ("held replies", f"{found['held']:,}"),
-        ("set aside", f"{found['set_aside']:,}"),
-        ("dead letters", f"{found['dead_letters']:,}"),
+        ("held replies", f"{stats['held']:,}"),
+        ("set aside", f"{stats['set_aside']:,}"),
+        ("dead letters", f"{stats['dead_letters']:,}"),
         ("not published", unpublished),
-        ("largest use", _most(found.get("most", {}))),
+        ("largest use", _largest_use(stats.get("most", {}))),
         ("to delegates", f"{outgoing['waiting']:,} not sent{tried}"),
-        ("worker", f"{state} · version {found['version']} · epoch {found['epoch']}"),
+        ("worker", f"{state} · version {stats['version']} · epoch {stats['epoch']}"),
     ]
 
 
-def _most(most: Json) -> str:
-    """Say whose flows take most of what the quotas bound; a worker of an older version does not tell."""
+def _largest_use(most: Json) -> str:
+    """Return whose flows take most of what the quotas bound; a worker of an older version does not say."""
     units = {"open_flows": ("open flow", ""), "state_bytes": ("byte of state", "bytes of state")}
-    return " · ".join(f"{counted(one['used'], *units[quota])} ({one['agent']})" for quota, one in most.items() if quota in units) or "none"
+    uses = (f"{counted(use['used'], *units[quota])} ({use['agent']})" for quota, use in most.items() if quota in units)
+    return " · ".join(uses) or "none"

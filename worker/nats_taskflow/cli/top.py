@@ -1,4 +1,4 @@
-"""`taskflow top`: the figures and the longest waits, looked at again and again."""
+"""`taskflow top`: the figures and the longest waits, every few seconds."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from nats_taskflow.cli.session import run
 from nats_taskflow.cli.stats import figure_lines
 from nats_taskflow.cli.waits import COLUMNS
 
+_ENDLESS = 2**62
+
 
 @click.command(cls=ReadCommand)
 @click.option("--interval", default=2.0, show_default=True, type=click.FloatRange(0.2, 3600), help="Seconds between two looks.")
@@ -28,11 +30,11 @@ def top(*, interval: float, count: int | None, **arguments: Any) -> None:
         """Look again and again."""
         import asyncio
 
-        looks = count if count is not None else (2**62 if sys.stdout.isatty() else 1)
-        with _whole_screen(on=sys.stdout.isatty() and count is None) as home:
+        looks = count if count is not None else (_ENDLESS if sys.stdout.isatty() else 1)
+        with _alternate_screen(on=sys.stdout.isatty() and count is None) as clear:
             for look in range(looks):
-                seen = await _seen(session)
-                click.echo(home + "\n".join(seen[: shutil.get_terminal_size().lines - 1] if home else seen))
+                lines = await _look(session)
+                click.echo(clear + "\n".join(lines[: shutil.get_terminal_size().lines - 1] if clear else lines))
                 if look + 1 < looks:
                     await asyncio.sleep(interval)
 
@@ -40,8 +42,8 @@ def top(*, interval: float, count: int | None, **arguments: Any) -> None:
 
 
 @contextlib.contextmanager
-def _whole_screen(*, on: bool) -> Iterator[str]:
-    """Take the terminal's other screen meanwhile; gives what begins a look: back to the top, and what was there goes."""
+def _alternate_screen(*, on: bool) -> Iterator[str]:
+    """Use the terminal's alternate screen meanwhile; gives what clears it before each look."""
     if not on:
         yield ""
         return
@@ -52,8 +54,8 @@ def _whole_screen(*, on: bool) -> Iterator[str]:
         click.echo("\x1b[?1049l", nl=False)
 
 
-async def _seen(session: OperatorSession) -> list[str]:
-    """Return what there is to see now, line by line."""
+async def _look(session: OperatorSession) -> list[str]:
+    """Return the lines of one look."""
     stats = await session.ask("stats")
     page = await session.ask("waits", limit=20)
     title = f"taskflow top · {format_time(stats['now'])} · {mark_status('waiting')} {stats['flows']['waiting']:,}"

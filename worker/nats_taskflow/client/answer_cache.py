@@ -1,4 +1,7 @@
-"""Keep a delegate's answers in a key-value bucket: a repeat is answered without the handler, whichever process gets it."""
+"""Keep a delegate's answers in a key-value bucket.
+
+A repeated request is answered without the handler, whichever process gets it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from hashlib import sha256
 import msgspec
 
 from nats_taskflow.client.backoff import Backoff
-from nats_taskflow.client.delegate_messages import DelegateAnswer, DelegateRequest
+from nats_taskflow.client.delegate_messages import DelegateAnswer, DelegateCall
 from nats_taskflow.client.transport import NoAnswer, NotPermitted, NotStored, Transport
 
 KEPT_FOR = 7 * 86_400.0
@@ -21,7 +24,7 @@ _ANSWER = msgspec.json.Decoder(DelegateAnswer)
 
 
 class AnswerCache:
-    """A delegate's answers, in a bucket that other instances and later processes read, too."""
+    """A delegate's answers, for other instances and later processes, too."""
 
     def __init__(self, transport: Transport, bucket: str) -> None:
         self._transport = transport
@@ -31,7 +34,7 @@ class AnswerCache:
         """Make the bucket where it is missing. Raises `Trouble`."""
         await self._transport.open_bucket(self._bucket, keep=KEPT_FOR, timeout=_TRY)
 
-    async def answer(self, request: DelegateRequest, work: Callable[[DelegateRequest], Awaitable[DelegateAnswer]]) -> DelegateAnswer:
+    async def answer(self, request: DelegateCall, work: Callable[[DelegateCall], Awaitable[DelegateAnswer]]) -> DelegateAnswer:
         """Return the earlier answer, or make one with `work` and keep it before anybody hears of it.
 
         While the bucket cannot be read, `work` is not called: it may have been called before. Raises `NotPermitted`, `Lost`.

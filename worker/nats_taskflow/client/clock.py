@@ -1,4 +1,4 @@
-"""The client's clock, replaceable by the test kit's virtual one: deadlines then mean the worker's time."""
+"""The client's clock, replaceable by the test kit's virtual one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Make ids for commands: random ones, or, inside an agent's handler, ids that a second run of the handler makes again.
+"""Make ids for commands: random ones, or repeatable ones inside a handler.
 
-A handler may be killed half-way and run again for the same event. Its nth command then has the id it had the first time, so that the
-worker answers with the stored outcome instead of applying it twice (SEMANTICS 6).
+An agent's handler may be killed half-way and run again for the same event. Its nth command then has the id it had the first time, so that
+the worker answers with the stored outcome instead of applying it twice (SEMANTICS 6).
 """
 
 from __future__ import annotations

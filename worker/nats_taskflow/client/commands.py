@@ -1,8 +1,8 @@
-"""Send a command over JetStream or request/reply, retrying under one command id until its outcome is known (CONTRACT 1 to 3).
+"""Send a command and retry it under one id until its outcome is known.
 
 Door `cmd`: JetStream stores the command and acknowledges it, and the outcome comes to our inbox. Where it does not come (the worker was
 killed, the connection was away), we ask for it by the command's id. Door `api`: a request, answered after the commit. Either way an
-accepted command is never applied twice: the id is its identity, whatever door, try or process it comes through.
+accepted command is never applied twice: the id is its identity, whatever door, try or process it comes through (CONTRACT 1 to 3).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Spell what a flow can wait for (SEMANTICS 3). Each function returns a condition for `flow.wait` or for `any_of`, `all_of`, `at_least`.
+"""Spell what a flow can wait for (SEMANTICS 3).
 
-Everything but a timer takes an end: `timeout`, a duration from the parking (`"15m"`, or a `timedelta`), or `deadline`, an aware
-datetime; and `on_timeout`: `resume` (run on, with `{"timed_out": True}`), `fail` or `cancel`.
+Each function returns a condition for `flow.wait`, or for `any_of`, `all_of` and `at_least`. Everything but a timer takes an end: `timeout`,
+a duration from the parking (`"15m"`, or a `timedelta`), or `deadline`, an aware datetime; and `on_timeout`: `resume` (run on, with
+`{"timed_out": True}`), `fail` or `cancel`.
 """
 
 from __future__ import annotations

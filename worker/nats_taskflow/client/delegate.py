@@ -1,4 +1,4 @@
-"""`serve_delegate`: answer the requests of flows, and of anybody else, with a function.
+"""Answer the requests of flows, and of anybody else, with a function.
 
     async with serve_delegate("svc.billing", pay, on="nats://127.0.0.1:4222"):
         await asyncio.Event().wait()
@@ -25,8 +25,8 @@ from nats_taskflow.client.backoff import Backoff
 from nats_taskflow.client.clock import now
 from nats_taskflow.client.delegate_messages import (
     DelegateAnswer,
+    DelegateCall,
     DelegateError,
-    DelegateRequest,
     answer_flaw,
     read_request,
     reply_subject,
@@ -42,7 +42,7 @@ from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.tasks import heed_cancellation
 from nats_taskflow.wire.subjects import is_pattern, is_token
 
-Handler = Callable[[DelegateRequest], Awaitable[Any]]
+Handler = Callable[[DelegateCall], Awaitable[Any]]
 _TRY = 5.0
 _log = logging.getLogger("nats_taskflow.client.delegate")
 
@@ -56,7 +56,7 @@ class _Notice(msgspec.Struct):
 
 
 class Delegate:
-    """Answers what comes on a subject while the `async with` block lasts. `serve_delegate` makes one."""
+    """Answers requests on a subject while its block lasts; see `serve_delegate`."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Delegate:
         finally:
             self._busy.discard(task)
 
-    async def _run_once(self, request: DelegateRequest) -> DelegateAnswer | None:
+    async def _run_once(self, request: DelegateCall) -> DelegateAnswer | None:
         """Return the answer, made once for each id; None where nobody wants one any more."""
         run = self._runs.get(request.id) if request.id is not None else None
         if run is None:
@@ -154,7 +154,7 @@ class Delegate:
             if self._runs[name].done():
                 del self._runs[name]
 
-    async def _run(self, request: DelegateRequest) -> DelegateAnswer | None:
+    async def _run(self, request: DelegateCall) -> DelegateAnswer | None:
         """Return the answer within the deadline. Raises `NotPermitted` or `Lost` where the bucket cannot be used any more."""
         key = (request.flow_id or "", request.correlation_id or "")
         if key in self._cancelled:
@@ -176,7 +176,7 @@ class Delegate:
         finally:
             self._runs_of_flows.pop(key, None)
 
-    async def _call_handler(self, request: DelegateRequest) -> DelegateAnswer:
+    async def _call_handler(self, request: DelegateCall) -> DelegateAnswer:
         """Call the handler and write its answer. Raises nothing but a cancellation."""
         try:
             return self._check(write_answer(await self._handler(request), request), request)
@@ -188,7 +188,7 @@ class Delegate:
                 _log.exception("the handler of %s failed", self.subject)
             return write_error(DelegateError("500", f"the delegate failed: {type(failure).__name__}"), request)
 
-    def _check(self, answer: DelegateAnswer, request: DelegateRequest) -> DelegateAnswer:
+    def _check(self, answer: DelegateAnswer, request: DelegateCall) -> DelegateAnswer:
         """Return the answer. Raises `DelegateError` for one that could not arrive."""
         flaw = answer_flaw(answer, request, self._transport.max_payload)
         if flaw:
@@ -211,7 +211,7 @@ class Delegate:
         if run is not None:
             run.cancel()
 
-    async def _send(self, request: DelegateRequest, subject: str, answer: DelegateAnswer) -> None:
+    async def _send(self, request: DelegateCall, subject: str, answer: DelegateAnswer) -> None:
         """Send an answer: to a flow through the stream, until it is stored; to anybody else as a plain response."""
         if not subject:
             return  # nobody wants to know

@@ -1,4 +1,4 @@
-"""Read the requests of delegates (docs/waiting.md, "Ask and wait: delegate") and write their answers (CONTRACT 5)."""
+"""Read the requests of delegates and write their answers (CONTRACT 5)."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ _ROOM = 512  # for the message id, which is added when it is sent
 
 
 class DelegateError(Exception):
-    """What a handler raises to answer with an error: `code` is text of digits, HTTP-like (`"422"`), `message` one sentence.
+    """What a handler raises to answer with an error.
 
-    The flow that asked resumes with `{"error": {"code", "message"}}`.
+    `code` is text of digits, HTTP-like (`"422"`), `message` one sentence. The flow that asked resumes with
+    `{"error": {"code", "message"}}`.
     """
 
     def __init__(self, code: str | int, message: str) -> None:
@@ -42,7 +43,7 @@ class DelegateError(Exception):
         self.message = message
 
 
-class DelegateRequest(msgspec.Struct, frozen=True, kw_only=True):
+class DelegateCall(msgspec.Struct, frozen=True, kw_only=True):
     """A request, as a handler gets it.
 
     `payload`: the JSON value; text for a body that is not JSON, `{"base64": …}` for one that is no text either. `id` recognises a repeat
@@ -63,10 +64,6 @@ class DelegateRequest(msgspec.Struct, frozen=True, kw_only=True):
     trace: str | None = None
 
 
-Asked = DelegateRequest
-"""Its older name."""
-
-
 class DelegateAnswer(msgspec.Struct, frozen=True):
     """What a delegate sends back."""
 
@@ -74,11 +71,11 @@ class DelegateAnswer(msgspec.Struct, frozen=True):
     headers: dict[str, str]
 
 
-def read_request(message: TransportMessage) -> DelegateRequest:
+def read_request(message: TransportMessage) -> DelegateCall:
     """Read a request. Headers that cannot be read count as not there."""
     headers = dict(message.headers)
     hops = find(headers, HOPS) or "0"
-    return DelegateRequest(
+    return DelegateCall(
         subject=message.subject,
         payload=_payload(message.body),
         headers=headers,
@@ -97,20 +94,20 @@ def reply_subject(message: TransportMessage) -> str:
     return message.reply or find(message.headers, REPLY_SUBJECT) or ""
 
 
-def write_answer(value: Any, request: DelegateRequest) -> DelegateAnswer:
+def write_answer(value: Any, request: DelegateCall) -> DelegateAnswer:
     """Write an answer: bytes as they are, anything else as JSON. Raises `TypeError` for what JSON does not have."""
     body = bytes(value) if isinstance(value, bytes | bytearray) else msgspec.json.encode(value)
     return DelegateAnswer(body, _reply_headers(request))
 
 
-def write_error(error: DelegateError, request: DelegateRequest) -> DelegateAnswer:
+def write_error(error: DelegateError, request: DelegateCall) -> DelegateAnswer:
     """Write an error, as NATS micro services do (ADR-32), with the payload that the flow will see as the body."""
     headers = {SERVICE_ERROR: one_line(error.message), SERVICE_ERROR_CODE: one_line(error.code)}
     body = msgspec.json.encode({"error": {"code": error.code, "message": error.message}})
     return DelegateAnswer(body, {**_reply_headers(request), **headers})
 
 
-def answer_flaw(answer: DelegateAnswer, request: DelegateRequest, max_payload: int) -> str:
+def answer_flaw(answer: DelegateAnswer, request: DelegateCall, max_payload: int) -> str:
     """Return why an answer cannot reach the caller, or "". The worker buries a reply beyond its limits, and tells nobody here."""
     size = len(answer.body) + weight(answer.headers) + _ROOM
     if size > max_payload:
@@ -125,7 +122,7 @@ def answer_flaw(answer: DelegateAnswer, request: DelegateRequest, max_payload: i
     return ""
 
 
-def _reply_headers(request: DelegateRequest) -> dict[str, str]:
+def _reply_headers(request: DelegateCall) -> dict[str, str]:
     """Return the headers of the answer: the correlation id finds the flow on every reply topic, the trace goes on."""
     headers = {} if request.correlation_id is None else {CORRELATION_ID: request.correlation_id}
     return headers if request.trace is None else {**headers, TRACEPARENT: request.trace}

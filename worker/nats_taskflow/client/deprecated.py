@@ -12,11 +12,14 @@ R = TypeVar("R")
 
 
 def renamed_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function be called with the older names, too (`old="new"`): a `DeprecationWarning` says which is the new one."""
+    """Accept the older names of arguments, too (`old="new"`), with a `DeprecationWarning`."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        """Wrap the function."""
+
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            """Call it by its present names."""
             for old in names.keys() & kwargs.keys():
                 new = names[old]
                 if new in kwargs:

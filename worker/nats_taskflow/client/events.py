@@ -138,10 +138,10 @@ def check_kinds(names: Iterable[str]) -> frozenset[str]:
 
 
 def read_event(message: TransportMessage) -> Event | None:
-    """Decode the event in a stream's message; None for what is no event, or not the event that its subject names.
+    """Decode the event in a stream's message; None for what is none.
 
-    Such messages can be put there: whoever publishes into a stream chooses where the acknowledgement goes (docs/securing.md,
-    "Acknowledgements").
+    None also where the subject names another event. Such messages can be put there: whoever publishes into a stream chooses where the
+    acknowledgement goes (docs/securing.md, "Acknowledgements").
     """
     try:
         cloud = _DECODER.decode(message.body)
@@ -170,9 +170,10 @@ def read_event(message: TransportMessage) -> Event | None:
 
 
 class EventDedupe:
-    """Recognises repeated events by the highest `seq` of each flow: the worker publishes at least once.
+    """Recognises repeated events by the highest `seq` of each flow.
 
-    Repeats come soon, so that the flows that have been silent for longest are forgotten when there are too many.
+    The worker publishes at least once. Repeats come soon, so that the flows that have been silent for longest are forgotten when there are
+    too many.
     """
 
     def __init__(self, flows: int = _FLOWS_REMEMBERED) -> None:

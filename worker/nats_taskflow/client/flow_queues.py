@@ -1,6 +1,6 @@
-"""Handle deliveries: those of one flow in order, those of different flows side by side.
+"""Handle each flow's deliveries in order, those of different flows side by side.
 
-What is in hand is kept alive at the broker, what failed is retried.
+What is in hand is kept alive at the broker; what failed is retried.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ class RetryLater(Exception):
 
 
 class _FlowQueue:
-    """One flow's deliveries. `blocked`: the `seq` that failed, and that has to come before any later one until `given_up` (the loop's
-    time); `tries` counts its failures.
+    """One flow's deliveries.
+
+    `blocked`: the `seq` that failed, and that has to come before any later one until `given_up` (the loop's time); `tries` counts its
+    failures.
     """
 
     def __init__(self) -> None:
@@ -39,10 +41,11 @@ class _FlowQueue:
 
 
 class FlowQueues:
-    """The queues of one loop, one a flow; `async with` ends their tasks. `handle` raises `RetryLater` or nothing. Times are seconds.
+    """The queues of one loop, one a flow; `async with` ends their tasks.
 
-    What failed goes back to the broker with a delay, from `first` doubling up to `last`, and with it what came behind it in its queue: the
-    next process would wait longer for deliveries that this one keeps in hand. A queue is empty most of the time, and then forgotten.
+    `handle` raises `RetryLater` or nothing. Times are seconds. What failed goes back to the broker with a delay, from `first` doubling up
+    to `last`, and with it what came behind it in its queue: the next process would wait longer for deliveries that this one keeps in hand.
+    A queue is empty most of the time, and then forgotten.
     """
 
     def __init__(self, handle: Callable[[Event], Awaitable[None]], alive_every: float, first: float, last: float) -> None:

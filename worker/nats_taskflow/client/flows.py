@@ -1,4 +1,4 @@
-"""`FlowClient`: start flows, find them again, hear of them, and reply to those of others."""
+"""Start flows, find them again, and connect: what an agent begins with."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class Flow(FlowHandle):
 
 
 class FlowClient(Session):
-    """An agent's side of nats-taskflow, on one connection. `connect` makes one; safe to use from many tasks at once.
+    """An agent's side of nats-taskflow, on one connection.
 
-    `agent` is who you are: NATS permissions decide whether you may be. A flow belongs to the agent and `session` that started it.
+    `connect` makes one; safe to use from many tasks at once. `agent` is who you are: NATS permissions decide whether you may be. A flow
+    belongs to the agent and `session` that started it.
     """
 
     @staticmethod

@@ -1,4 +1,7 @@
-"""Check a handler's signature when it is given: a wrong one would fail on every message, and only in the log."""
+"""Check a handler before its first message.
+
+A wrong one would fail on every message, and only in the log.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log messages that are not ours at most once a minute: anybody may send any number of them."""
+"""Log messages that are not ours at most once a minute: anybody may send many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spell key-value buckets of NATS (ADR-8), as far as the answer cache needs them: the last value of each key."""
+"""Spell the part of NATS key-value buckets (ADR-8) that the answer cache needs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Give one flow's events without any rights on streams: subscribe to them, and read the journal for what was before or was missed.
+"""Give one flow's events without any rights on streams.
 
-A flow's events are numbered without gaps, so that the next event shows a missed one. After a silence the flow's revision shows it.
+New ones come by subscription, earlier and missed ones from the journal. A flow's events are numbered without gaps, so that the next event
+shows a missed one. After a silence the flow's revision shows it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The client's port over NATS, by nats-py. What is promised stands in `nats_taskflow.client.transport`.
+"""The client's transport on nats-py; the promises are those of `transport`.
 
-The connection is made as the worker makes its own (`bus.nats`: options, dial, the patched client); `nats_reader` reads streams.
+The connection is opened as the worker opens its own (`bus.nats`: options, dial, the patched client); `nats_reader` reads streams.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def options_for(where: str | None, **fields: Any) -> NatsOptions:
 
 
 class NatsTransport:
-    """One NATS connection: opened by `connect`, or a nats-py client that exists already.
+    """One NATS connection: opened by `connect`, or somebody's nats-py client.
 
-    Such a client stays open, and what its credentials do not permit looks like silence: its error callback is not ours.
+    Somebody's client stays open, and what its credentials do not permit looks like silence: its error callback is not ours.
     """
 
     def __init__(self, client: Client, *, owned: bool = False) -> None:

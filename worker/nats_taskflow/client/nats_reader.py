@@ -1,4 +1,4 @@
-"""Read streams through pull consumers, and go on where a pull broke, whatever happened to connection, broker or consumer.
+"""Read streams through pull consumers, and go on where a pull broke.
 
 The worker's pull (`bus.nats.pull`) keeps credit at a consumer that only it reads: what it loses comes again. Here most reads are not
 acknowledged, so that a loss would stay one. A pull ends at the first doubt (silence, a consumer that is gone, a hole in its numbering), and
@@ -53,7 +53,7 @@ async def await_permitted(subject: str, work: Coroutine[Any, Any, _T], denials: 
 
 
 class ConsumerReader:
-    """The consumers of one connection; `denials` hear what the server says that its credentials do not permit."""
+    """Reads through the consumers of one connection, whose `denials` are its listeners."""
 
     def __init__(self, client: Client, denials: DenialListeners) -> None:
         self._client = client

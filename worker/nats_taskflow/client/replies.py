@@ -1,4 +1,7 @@
-"""Write a reply (CONTRACT 5). Refuse one that the worker could not use: it would become a dead letter, and the sender would not know."""
+"""Write a reply (CONTRACT 5), or refuse one that the worker could not use.
+
+It would become a dead letter, and the sender would not know.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`Session`: what an agent asks the worker, tells it and hears of it in one session. `FlowClient` and its flows stand on it."""
+"""Send an agent's commands, queries and replies in one session, and hear events.
+
+`FlowClient` and its flows stand on it.
+"""
 
 from __future__ import annotations
 
@@ -94,11 +97,12 @@ class Session:
     async def events(
         self, *, kinds: Collection[str] | None = None, controller: str = "*", flow_id: str | None = None, after: int = 0
     ) -> AsyncGenerator[Event, None]:
-        """Give this agent's events, of all its sessions: from the oldest that the stream keeps and then live, without a gap, each once.
+        """Give this agent's events, of all its sessions, each once.
 
-        `kinds`: only these (`{"resumed", "failed"}`). `controller`: only flows whose controller matches (`kate/*`). `after`: go on behind
-        this `stream_seq`. Goes on after outages of connection, broker and worker; never ends by itself. Raises `InvalidRequest` for a kind
-        that there is not, `Forbidden` where the credentials may not make a consumer on the stream (see docs/client.md).
+        They come from the oldest that the stream keeps and then live, without a gap. `kinds`: only these (`{"resumed", "failed"}`).
+        `controller`: only flows whose controller matches (`kate/*`). `after`: go on behind this `stream_seq`. Goes on after outages of
+        connection, broker and worker; never ends by itself. Raises `InvalidRequest` for a kind that there is not, `Forbidden` where the
+        credentials may not make a consumer on the stream (see docs/client.md).
         """
         wanted = check_kinds(kinds or ())
         subject = self.subjects.event(self.agent, flow_id or "*", next(iter(wanted)) if len(wanted) == 1 else "*")

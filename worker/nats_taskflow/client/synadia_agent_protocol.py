@@ -1,8 +1,9 @@
-"""Use an agent of the Synadia Agent Protocol (0.3) as a delegate: prompt it, collect the chunks it streams, answer with the whole.
+"""Use an agent of the Synadia Agent Protocol (0.3) as a delegate.
 
-The protocol: a request `{"prompt": …}` on `agents.prompt.<agent>.<owner>.<session>` is answered on its reply subject by messages
-`{"type": "response" | "status" | "query", "data": …}`, and an empty message ends it. It is core NATS: what is lost is lost, so a silence
-that is too long ends the prompt with an error; the flow's own timeout bounds everything.
+It is prompted, and the chunks that it streams become one answer. The protocol: a request `{"prompt": …}` on
+`agents.prompt.<agent>.<owner>.<session>` is answered on its reply subject by messages `{"type": "response" | "status" | "query", "data":
+…}`, and an empty message ends it. It is core NATS: what is lost is lost, so a silence that is too long ends the prompt with an error; the
+flow's own timeout bounds everything.
 
     ask = synadia_agent_protocol.handler(flows.transport, "agents.prompt.researcher.acme.main")
     async with serve_delegate("svc.research", ask, on=flows): ...
@@ -16,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.client.delegate_messages import DelegateError, DelegateRequest
+from nats_taskflow.client.delegate_messages import DelegateCall, DelegateError
 from nats_taskflow.client.transport import Transport, TransportError, TransportMessage
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, find
 
@@ -25,14 +26,17 @@ QueryHandler = Callable[[str], Awaitable[str]]
 
 
 class Chunk(msgspec.Struct):
-    """One message of the stream. `data` is text, or an object with `text`; of a `query` an object with `prompt` and `reply_subject`."""
+    """One message of the stream.
+
+    `data` is text, or an object with `text`; of a `query` an object with `prompt` and `reply_subject`.
+    """
 
     type: str
     data: Any = None
 
 
 class PromptAnswer(msgspec.Struct, frozen=True):
-    """What an agent answered: all of its `response` chunks as one text, and how many there were."""
+    """An agent's answer: its `response` chunks as one text, and how many there were."""
 
     text: str
     chunks: int
@@ -40,10 +44,10 @@ class PromptAnswer(msgspec.Struct, frozen=True):
 
 def handler(
     transport: Transport, subject: str, *, silence: float = 60.0, answering: QueryHandler | None = None
-) -> Callable[[DelegateRequest], Awaitable[PromptAnswer]]:
+) -> Callable[[DelegateCall], Awaitable[PromptAnswer]]:
     """Return a handler for `serve_delegate` that prompts the agent on `subject` with the payload (text, or an object with `prompt`)."""
 
-    async def ask(request: DelegateRequest) -> PromptAnswer:
+    async def ask(request: DelegateCall) -> PromptAnswer:
         """Prompt, and return the whole answer."""
         return await prompt(transport, subject, request.payload, silence=silence, answering=answering)
 

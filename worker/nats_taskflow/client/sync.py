@@ -1,4 +1,4 @@
-"""The client without asyncio, for scripts: every method waits, iterators are ordinary ones.
+"""The client without asyncio: every method waits, iterators are ordinary ones.
 
     with flows_sync("nats://127.0.0.1:4222", agent="kate") as flows:
         flow = flows.start(controller_id="kate/inbox", goal="triage the inbox")
@@ -173,7 +173,7 @@ class FlowSync(_Blocking):
 
 
 class FlowClientSync(_Blocking):
-    """An agent's side of nats-taskflow for scripts; see `FlowClient`, which `flows` is. `flows_sync` makes one."""
+    """`FlowClient`, which `flows` is, for scripts. `flows_sync` makes one."""
 
     def __init__(self, loop: _Loop, flows: FlowClient) -> None:
         super().__init__(loop, flows)

@@ -16,7 +16,10 @@ NO_HEADERS: Headers = {}
 
 
 class TransportMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One message. `reply` is its NATS reply subject ("" for none); `seq` its place in the stream it was read from, 0 elsewhere."""
+    """One message.
+
+    `reply` is its NATS reply subject ("" for none); `seq` its place in the stream it was read from, 0 elsewhere.
+    """
 
     subject: str
     body: bytes
@@ -44,7 +47,10 @@ Messages = AsyncGenerator[TransportMessage, None]
 
 
 class PublishReceipt(msgspec.Struct, frozen=True):
-    """The broker has stored the message, or had one under this id already (`duplicate`): then it has not looked at this body."""
+    """The broker has stored the message.
+
+    `duplicate`: it had one under this id already, and has not looked at this body.
+    """
 
     stream: str
     seq: int
@@ -52,11 +58,11 @@ class PublishReceipt(msgspec.Struct, frozen=True):
 
 
 class TransportError(Exception):
-    """The broker, or whoever should answer, did not do it. The message is one sentence that says what and why."""
+    """The broker, or whoever should answer, did not do it; one sentence says why."""
 
 
 class NoAnswer(TransportError):
-    """No answer came. `nobody`: nobody listens, so that nothing was done; otherwise it may have been done."""
+    """No answer came. `nobody`: nobody listens, so nothing was done; else it may have been."""
 
     def __init__(self, message: str, *, nobody: bool = False) -> None:
         super().__init__(message)
@@ -64,7 +70,10 @@ class NoAnswer(TransportError):
 
 
 class NotStored(TransportError):
-    """The broker did not confirm. `refused`: it said no, so the message is not stored; otherwise it may be: repeat with the same id."""
+    """The broker did not confirm.
+
+    `refused`: it said no, and the message is not stored. Otherwise it may be: repeat with the same id.
+    """
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
@@ -99,7 +108,7 @@ class Responder(Protocol):
 
 @runtime_checkable
 class Transport(Protocol):
-    """A broker connection that comes back by itself after every outage, until it is closed."""
+    """A broker connection that comes back after every outage, until it is closed."""
 
     @property
     def max_payload(self) -> int:
@@ -117,8 +126,9 @@ class Transport(Protocol):
         """
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> PublishReceipt:
-        """Store a message in the stream that captures the subject, under `Nats-Msg-Id: msg_id`, and wait for the acknowledgement.
+        """Publish into the stream that captures the subject, and await its acknowledgement.
 
+        The id is `Nats-Msg-Id: msg_id`.
         A repeat with the same id within the stream's duplicate window is not stored twice, whatever its body, and whoever used the id
         first; without an id ("") every message is stored. Raises `NotStored` within `timeout` seconds, also while the connection is
         down (then it may still be sent later: hence the id); `NotPermitted`; `Lost`.
@@ -128,24 +138,25 @@ class Transport(Protocol):
         """Publish without any guarantee (core NATS); `reply` is the reply subject. Raises `TransportError` where it cannot be written."""
 
     def follow(self, subject: str, *, stream: str, after: int = 0) -> Messages:
-        """Give the messages of a stream that match `subject` (wildcards allowed), from history and then live, without a gap between.
+        """Give the messages of a stream that match `subject`, stored and then live.
 
-        Starts behind stream sequence `after` (0: with the oldest that is kept). Each message once, in stream order, with its `seq`; goes
-        on after a broken connection, a restarted broker and a deleted consumer where it was. A stream that is not there yet is waited
-        for. Ends only by closing (`aclose`), or by raising `NotPermitted` or `Lost`. Nothing is acknowledged; nothing stays behind.
+        Wildcards are allowed. Starts behind stream sequence `after` (0: with the oldest that is kept). Each message once, in stream order,
+        with its `seq`; goes on after a broken connection, a restarted broker and a deleted consumer where it was. A stream that is not
+        there yet is waited for. Ends only by closing (`aclose`), or by raising `NotPermitted` or `Lost`. Nothing is acknowledged; nothing
+        stays behind.
         """
 
     def consume(self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100) -> Deliveries:
-        """Give the deliveries of the durable pull consumer `durable` on `stream`, made where it is missing, filtered by `subject`.
+        """Give the deliveries of a durable pull consumer, made where it is missing.
 
-        Explicit acknowledgement: what is not settled within `ack_wait` seconds is delivered again, for ever. At most `at_most` are in hand.
-        A consumer that starts again after a crash gets what was in hand first, in stream order, at once where the broker can do so
-        (nats-server 2.12 and later, and permitted), after `ack_wait` elsewhere. The consumer must have no other reader. Goes on as
-        `follow` does, and ends like it; the consumer stays. A delivery may repeat.
+        It is called `durable`, on `stream`, filtered by `subject`. Explicit acknowledgement: what is not settled within `ack_wait` seconds
+        is delivered again, for ever. At most `at_most` are in hand. A consumer that starts again after a crash gets what was in hand first,
+        in stream order, at once where the broker can do so (nats-server 2.12 and later, and permitted), after `ack_wait` elsewhere. The
+        consumer must have no other reader. Goes on as `follow` does, and ends like it; the consumer stays. A delivery may repeat.
         """
 
     async def open_bucket(self, bucket: str, *, keep: float, timeout: float) -> None:
-        """Return once the key-value bucket is there; where it is missing, it is made, and keeps values for `keep` seconds.
+        """Make a key-value bucket where it is missing; it keeps values for `keep` seconds.
 
         Raises `NoAnswer` within `timeout` seconds for each thing that is asked, `NotPermitted`, `Lost`.
         """
@@ -157,16 +168,17 @@ class Transport(Protocol):
         """Put a value under a key of a bucket, and return once it is stored. Raises as `publish` does."""
 
     async def serve(self, subject: str, handler: Callable[[TransportMessage], Awaitable[None]], *, queue: str = "") -> Responder:
-        """Call `handler` for each message on `subject`, each in a task of its own; with `queue`, one of the group's members gets it.
+        """Call `handler` for each message on `subject`, each in a task of its own.
 
-        Returns once the broker knows. The handler answers with `tell` or `publish` on `message.reply`, and must not raise. Raises
-        `NotPermitted`, `Lost`.
+        With `queue`, one member of the group gets it. Returns once the broker knows. The handler answers with `tell` or `publish` on
+        `message.reply`, and must not raise. Raises `NotPermitted`, `Lost`.
         """
 
     async def open_inbox(self, take: Callable[[TransportMessage], None]) -> Inbox:
-        """Open a private address; `take` is called on the loop for each message, and must not raise or block.
+        """Open a private address.
 
-        Messages published while the connection is down are missed. Raises `NotPermitted`, `Lost`.
+        `take` is called on the loop for each message, and must not raise or block. Messages published while the connection is down are
+        missed. Raises `NotPermitted`, `Lost`.
         """
 
     async def close(self) -> None:

@@ -1,4 +1,7 @@
-"""Wait until a flow runs again: live events say when to look, its journal says what happened. Needs no rights on streams."""
+"""Wait until a flow runs again, without any rights on streams.
+
+Live events say when to look; the journal says what happened.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
-"""Know every setting: its type and default (`tree`), where its value came from (`sources`), and whether all of them make sense (`load`).
+"""The settings, read once at the start into a frozen tree.
 
-`load()` gives a frozen `Config`; everything else in the worker takes that tree, or one of its sections, and asks nobody else.
+Begin with `tree`, which lists every setting; `setting` says what one consists of, `parsers` how its value is read. `load()` merges the
+`sources` (flags, environment, file, NATS context), parses and checks. Everything else takes the `Config`, or a section of it, and asks
+nobody else. May import `wire` (subjects and bindings are settings) and the base modules.
+Inside, import the module, never this face.
 """
 
 from __future__ import annotations

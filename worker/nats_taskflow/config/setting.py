@@ -1,4 +1,4 @@
-"""Describe one setting: how its value is read, what it is for, and where it is looked up."""
+"""Describe one setting: how its value is parsed, its help, its flag, variables and keys."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from nats_taskflow.config.parsers import Parser
 
 
 class SettingInfo(msgspec.Struct, frozen=True):
-    """What is known of a setting besides type and default: how to read it, its help, other names for variable and key."""
+    """What a setting has besides its type and default: its parser, its help, other names of its variable and key."""
 
-    read: Parser[Any]
+    parse: Parser[Any]
     help: str
     env: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     empty_counts: bool = False
-    """Whether a variable that is set but empty is a value (an empty list) rather than no value."""
+    """Whether an empty variable is a value (an empty list) rather than none."""
     absent: str = ""
-    """How no value is written in the file."""
+    """How the file says that there is no value."""
 
 
 class GuardedSetting(SettingInfo, frozen=True):
-    """The same of a setting that says who is talked to, as whom, or where is listened: a file that is merely found may not set it."""
+    """A setting that says whom we talk to, as whom, or where we listen. A file that nobody named must not set it."""
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """One leaf of the tree: its `key` (`store.path`), its default and what is known about it."""
+    """One leaf of the tree. `key` is its path: `store.path`."""
 
     key: str
     default: Any
@@ -35,10 +35,10 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def flag(self) -> str:
-        """Give the flag of the command line: `--store-path`."""
+        """The flag of the command line: `--store-path`."""
         return "--" + self.key.replace(".", "-").replace("_", "-")
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """Give the environment variables, the first that is set wins: `TASKFLOW_STORE_PATH`, then the other names."""
+        """The environment variables: `TASKFLOW_STORE_PATH`, then the other names. The first that is set wins."""
         return ("TASKFLOW_" + self.key.replace(".", "_").upper(), *self.about.env)

@@ -1,4 +1,4 @@
-"""Write a configuration file to start from: every setting with its help and its default, commented out."""
+"""Make a configuration file to start from: every setting with its help and its default, commented out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TABLES = """
 
 
 def template() -> str:
-    """Return the file's text; it is valid as it is, and once every `# key =` line is uncommented."""
+    """Return the file's text. It is valid as it is, and with every `# key =` line uncommented."""
     lines = [_HEAD]
     section = ""
     for setting in settings():

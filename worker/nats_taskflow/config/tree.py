@@ -1,6 +1,6 @@
-"""List every setting with its type, its default and its help: the one place to look, and to change, any of them.
+"""List every setting with its type, its default and its help: the one place to look one up, and to change it.
 
-`load` fills the tree; flags (`--store-path`) and variables (`TASKFLOW_STORE_PATH`) are named after section and field.
+`load` fills the tree. Flags (`--store-path`) and variables (`TASKFLOW_STORE_PATH`) are named after section and field.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """Give host and port to listen on; None when it is off."""
+        """Host and port to listen on; None when it is off."""
         return None if self.bind == "off" else parsers.split_bind(self.bind)
 
 
@@ -218,7 +218,7 @@ class QuotaConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """Every setting, validated. `Config()` is all defaults; `load` makes the real one, which also knows where each value came from."""
+    """All settings, validated, and the origin of each. `Config()` has all defaults; `load` makes the real one."""
 
     nats: NatsConfig = NatsConfig()
     store: StoreConfig = StoreConfig()
@@ -242,39 +242,37 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     origins: Mapping[str, str] = {}
 
     def origin(self, key: str) -> str:
-        """Say where the value of `key` (`store.path`) came from: `flag --store-path`, `environment …`, `file …`, … or `default`."""
+        """Return where the value of `key` (`store.path`) came from: `flag --store-path`, `environment …`, `file …`, `default`."""
         return self.origins.get(key, "default")
 
     def bindings(self) -> tuple[Binding, ...]:
-        """Give all reply bindings: `[[replies]]` and, with the defaults, each of `subjects.reply_topics`."""
+        """Return all reply bindings: `[[replies]]`, and a default one for each of `subjects.reply_topics`."""
         return merge_bindings(self.subjects.reply_topics, self.replies, self.subjects.prefix)
 
     def value(self, key: str) -> Any:
-        """Give the value of `key` (`store.path`)."""
+        """Return the value of `key` (`store.path`)."""
         section, _, name = key.partition(".")
-        found = getattr(self, section)
-        return getattr(found, name) if name else found
+        value = getattr(self, section)
+        return getattr(value, name) if name else value
 
 
 @functools.cache
 def settings() -> tuple[Setting, ...]:
     """List every setting, in the order of the tree."""
-    found: list[Setting] = []
-    alone = _documented(Config)
+    leaves: list[Setting] = []
+    top = _annotations(Config)
     for name, value in msgspec.structs.asdict(Config()).items():
         if isinstance(value, msgspec.Struct):
-            of_section = _documented(type(value))
-            found += [Setting(key=f"{name}.{part}", default=getattr(value, part), about=about) for part, about in of_section.items()]
-        elif name in alone:
-            found.append(Setting(key=name, default=value, about=alone[name]))
-    return tuple(found)
+            section = _annotations(type(value))
+            leaves += [Setting(key=f"{name}.{field}", default=getattr(value, field), about=about) for field, about in section.items()]
+        elif name in top:
+            leaves.append(Setting(key=name, default=value, about=top[name]))
+    return tuple(leaves)
 
 
-def _documented(owner: type[msgspec.Struct]) -> dict[str, SettingInfo]:
-    """Read what the fields of `owner` say about themselves: those that do. All at once, since each look evaluates every annotation."""
+def _annotations(owner: type[msgspec.Struct]) -> dict[str, SettingInfo]:
+    """Return the `SettingInfo` of each field that has one. All at once: `get_type_hints` evaluates every annotation."""
     hints = typing.get_type_hints(owner, include_extras=True)
-    told = {
-        name: [item for item in getattr(hints[name], "__metadata__", ()) if isinstance(item, SettingInfo)]
-        for name in owner.__struct_fields__
+    return {
+        name: item for name in owner.__struct_fields__ for item in getattr(hints[name], "__metadata__", ()) if isinstance(item, SettingInfo)
     }
-    return {name: items[0] for name, items in told.items() if items}

@@ -113,8 +113,8 @@ class BatchRows:
             flow = world.flows[flow_id]
             batch.flows.append(FlowWrite(flow=flow, was=before, due_us=due_of(flow), idempotency_key=self._idempotency_keys.get(flow_id)))
             if before is not None:
-                batch.count(f"flows.{before.status.value}", -1)
-            batch.count(f"flows.{flow.status.value}", 1)
+                batch.count_flow(before, -1)
+            batch.count_flow(flow, 1)
         # A wait may open and close within one batch: what counts is how the batch leaves it.
         batch.opened = [(waiter, waiter in world.waiting.get(waiter.pair, ())) for waiter, _ in batch.opened]
         batch.set_aside = world.unreadable

@@ -41,7 +41,7 @@ from nats_taskflow.units import Micros, parse_duration, to_datetime
 MAX_WAITERS = 500
 """How many flows may wait for one pair, all of which one reply resumes."""
 _DIGITS = 32
-"""Of a minted id, in hexadecimal: 128 bit, written as a UUID, for agents that parse it as one and write it back (R3)."""
+"""Hexadecimal digits of a minted id: 128 bits, written as a UUID, because some agents parse it as one and write it back (R3)."""
 
 
 def park(command: ParkFlow, flow: Flow, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
@@ -59,7 +59,7 @@ def park(command: ParkFlow, flow: Flow, view: View, now: Micros, policy: Policy)
 
 
 def park_on(condition: WaitCondition, command: Command, flow: Flow, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
-    """Park a running flow on a normalized condition, and let what is there already satisfy it."""
+    """Park a running flow on a normalized condition, unless that is refused; what is there already may satisfy it at once."""
     refusal = check(condition, flow, view, now, policy) or _conflict(condition, flow, view)
     if refusal is not None:
         return refusal
@@ -74,7 +74,7 @@ def park_on(condition: WaitCondition, command: Command, flow: Flow, view: View, 
 
 
 def with_outgoing(decision: Decision, outgoing: DelegateMessage) -> Decision:
-    """Add a message to what the decision's one change sends."""
+    """Add a message to a delegate to the one change of a decision."""
     change = replace(decision.changes[0], outgoing=(*decision.changes[0].outgoing, outgoing))
     return replace(decision, changes=(change,))
 
@@ -116,13 +116,13 @@ def _normalize_below(part: Composite, index: int, now: Micros, ids: Iterator[str
 
 
 def _correlation_ids(nonce: str) -> Iterator[str]:
-    """Give unguessable ids that all come from one nonce, and tell nothing of it: who knows one of them cannot make the others."""
+    """Yield unguessable ids from one nonce. Whoever knows one of them can compute neither the nonce nor the others."""
     for number in count(1):
         yield str(UUID(hex=sha256(f"{nonce}:{number}".encode()).hexdigest()[:_DIGITS]))
 
 
 def _instant(part: WaitCondition, instant: str, length: str, now: Micros) -> datetime | None:
-    """Return a part's instant in UTC, given as such or as a length from now on; None where neither is. Raises `InvalidRequest`."""
+    """Return a part's time in UTC, from its `instant` or its `length` from now on, or None without either. Raises `InvalidRequest`."""
     at, span = getattr(part, instant), getattr(part, length)
     if span is None:
         return None if at is None else _utc(at, instant)
@@ -132,7 +132,7 @@ def _instant(part: WaitCondition, instant: str, length: str, now: Micros) -> dat
 
 
 def _utc(at: datetime, name: str) -> datetime:
-    """Return the time in UTC. Raises `InvalidRequest` where UTC has no such year (9999-12-31 west of Greenwich)."""
+    """Return a time in UTC. Raises `InvalidRequest` where UTC has no such year (9999-12-31 west of Greenwich)."""
     try:
         return at.astimezone(UTC)
     except OverflowError as bad:
@@ -173,7 +173,7 @@ def _waiters(condition: WaitCondition, flow: Flow) -> list[Waiter]:
 
 
 def _conflict(condition: WaitCondition, flow: Flow, view: View) -> FlowError | None:
-    """Refuse a pair that another wait holds, unless both are `all` (SEMANTICS R6). The holder is named to its owner only."""
+    """Refuse a pair that another flow waits for, unless both waits are `all` (SEMANTICS R6). Only its owner learns which flow."""
     seen: set[tuple[str, str]] = set()
     for waiter in _waiters(condition, flow):
         if waiter.pair in seen:
@@ -186,14 +186,14 @@ def _conflict(condition: WaitCondition, flow: Flow, view: View) -> FlowError | N
         for other in others:
             if waiter.mode == "all" and other.mode == "all":
                 continue
-            named = {"flow_id": other.flow_id} if _owner(view, other.flow_id) == flow.owner_session_key else {}
-            details = {"topic": waiter.topic, "correlation_id": waiter.correlation_id, **named}
+            holder = {"flow_id": other.flow_id} if _owner(view, other.flow_id) == flow.owner_session_key else {}
+            details = {"topic": waiter.topic, "correlation_id": waiter.correlation_id, **holder}
             return WaitConflict("another flow waits for this topic and correlation_id already", **details)
     return None
 
 
 def _owner(view: View, flow_id: str) -> str | None:
-    """Return whose the flow is; None where its row cannot be read: it holds its waits all the same (SEMANTICS R13)."""
+    """Return the owner of a flow, or None where its row cannot be read: its waits count all the same (SEMANTICS R13)."""
     try:
         flow = view.flow(flow_id)
     except Internal:
@@ -213,7 +213,7 @@ def _meet_ended(draft: Draft, view: View, condition: WaitCondition, policy: Poli
 
 
 def _end_source(ended: Flow) -> EndedBy:
-    """Name the end of a flow as what satisfied a leaf; its last journal entry is the event."""
+    """Return the end of a flow as what satisfied a leaf; its last journal entry is the event."""
     by = Caller(actor="worker", cause=f"{ended.id}:{ended.seq}")
     return EndedBy(cause="event", pair=("flow", ended.id), event_id=by.cause, caller=by)
 
@@ -221,10 +221,10 @@ def _end_source(ended: Flow) -> EndedBy:
 def _take_held(
     draft: Draft, view: View, condition: WaitCondition, now: Micros, policy: Policy
 ) -> tuple[tuple[MatchedHeld, ...], tuple[RejectedHeld, ...]]:
-    """Satisfy the opened waits from the held replies, oldest arrival first (SEMANTICS R4). Expiry is decided here."""
+    """Satisfy the opened waits with held replies, oldest arrival first (SEMANTICS R4). An expired one counts as gone, here already."""
     generation = draft.flow.wait_id
     if generation is None:
-        return (), ()  # a flow that has ended already has met the wait: it is over, and consumes nothing (R10)
+        return (), ()  # the end of another flow has ended this wait already: it uses no reply up (R10)
     candidates = [
         (held.arrived_us, waiter.leaf, waiter, held)
         for waiter in tuple(draft.opened)
@@ -236,9 +236,9 @@ def _take_held(
     for _, leaf, waiter, held in sorted(candidates, key=lambda c: c[:2]):
         if draft.flow.wait_id != generation or leaf in draft.satisfied:
             continue
-        flaw = payload_refusal(condition, draft.flow, leaf, held.payload, policy)
-        if flaw is not None:
-            spoiled.append(RejectedHeld(held, *flaw))
+        refusal = payload_refusal(condition, draft.flow, leaf, held.payload, policy)
+        if refusal is not None:
+            spoiled.append(RejectedHeld(held, *refusal))
             continue
         by = Caller(actor=f"topic:{held.topic}", cause=held.event_id, trace=held.trace)
         source = EndedBy(cause="event", pair=waiter.pair, event_id=held.event_id, caller=by)
@@ -247,6 +247,6 @@ def _take_held(
 
 
 def _in_time(held: HeldReply, condition: WaitCondition, leaf: int) -> bool:
-    """Tell whether the reply reached the broker before the leaf's deadline (SEMANTICS R9)."""
+    """Return whether the reply reached the broker before the leaf's deadline (SEMANTICS R9)."""
     deadline = deadline_of(condition, leaf)
     return deadline is None or held.arrived_us < deadline

@@ -1,5 +1,5 @@
-"""Listen for HTTP within bounds: the one listener of whatever this package serves (health, metrics, MCP), whatever room it is in.
+"""Listen for HTTP within bounds, for whichever room serves something.
 
-Imports `errors` and uvicorn only, so that every room may import it. Begin with `server`; `bounds` says what peers may take, `connection`
-holds them to it.
+Health, metrics and MCP use it. Imports `errors` and uvicorn only, so that every room may import it. Begin with `server`; `bounds` says what
+peers may take, `connection` holds them to it.
 """

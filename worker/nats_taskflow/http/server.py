@@ -1,4 +1,4 @@
-"""Listen for HTTP within bounds, whatever is served: health and metrics of the worker, MCP of an agent.
+"""Listen for HTTP within bounds: health and metrics of the worker, MCP of an agent.
 
 uvicorn does the HTTP. Its own limit also counts connections that never ask: with two hundred of them the orchestrator's probe would be
 refused, and the worker restarted.
@@ -50,13 +50,13 @@ def place_of(listening: socket.socket) -> str:
 
 
 def names_loopback(host: str) -> bool:
-    """Tell whether a Host header names this machine's loopback: `localhost`, 127.0.0.0/8 or `[::1]`, with or without a port."""
+    """Return whether a Host header names loopback: `localhost`, 127.0.0.0/8 or `[::1]`, with or without a port."""
     name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
     return name.lower().rstrip(".") == "localhost" or is_loopback(name)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address is a loopback address; names other than `localhost` are not."""
+    """Return whether an address is a loopback address; of names, only `localhost` is."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -75,7 +75,7 @@ def make_http_server(
     from nats_taskflow.http.connection import BoundedConnection  # noqa: PLC0415 - as above
 
     class Embedded(uvicorn.Server):
-        """A server in a process that handles its own signals: uvicorn would take SIGTERM away from the worker, then raise it again."""
+        """A server that leaves signals alone: uvicorn would take SIGTERM from the worker, and raise it again later."""
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:

@@ -83,7 +83,9 @@ class Metrics:
         self._gauge("taskflow_start_time_seconds", "When the worker started, in seconds since the epoch.").set_to_current_time()
         self.ready = self._gauge("taskflow_ready", "1 while /readyz answers ok.")
         self._count_messages()
-        self._watch_engine()
+        self._watch_flows()
+        self._watch_waits()
+        self._watch_store()
         self._watch_bus()
 
     def _count_messages(self) -> None:
@@ -107,8 +109,8 @@ class Metrics:
         replays = self._counter("taskflow_dead_letter_replays", "Replays of dead letters, by outcome.", "outcome")
         self.replays: LabelledChildren[str, Counter] = LabelledChildren(replays, REPLAY_OUTCOMES)
 
-    def _watch_engine(self) -> None:
-        """Make the metrics of flows, waits, timers, the store and the process."""
+    def _watch_flows(self) -> None:
+        """Make the metrics of flows."""
         self.flows: LabelledChildren[str, Gauge] = LabelledChildren(
             self._gauge("taskflow_flows", "Flows by status.", "status"), FLOW_STATUSES
         )
@@ -121,18 +123,16 @@ class Metrics:
         self.set_aside = self._counter(
             "taskflow_flows_set_aside", "Flows set aside because their row could not be read; timers pass them over."
         )
+
+    def _watch_waits(self) -> None:
+        """Make the metrics of waits, timers and held replies."""
         self.replies_unmatched = self._gauge("taskflow_replies_unmatched", "Replies that are held because no flow waits for them yet.")
         self.replies_age = self._gauge(
             "taskflow_replies_unmatched_oldest_age_seconds", "Age of the oldest reply that no flow waits for yet."
         )
         waits = self._gauge("taskflow_waits", "Waiting flows, by the kind of their wait.", "kind")
         self.waits: LabelledChildren[str, Gauge] = LabelledChildren(waits, WAIT_KINDS)
-        ages = self._gauge(
-            "taskflow_wait_oldest_age_seconds",
-            "How long the longest-waiting flow has waited, by the kind of its wait, to the minute.",
-            "kind",
-        )
-        self.wait_age: LabelledChildren[str, Gauge] = LabelledChildren(ages, WAIT_KINDS)
+        self.wait_age = self._gauge("taskflow_wait_oldest_age_seconds", "How long the longest-waiting flow has waited.")
         self.wait_duration = DurationHistogram(
             "taskflow_wait_duration_seconds", "How long waits lasted that are over, by kind.", _WAITS, self.registry, label="kind"
         )
@@ -145,6 +145,9 @@ class Metrics:
         self.timer_overdue = self._gauge(
             "taskflow_timer_overdue_seconds", "How long ago the earliest timer or deadline passed that was not acted on."
         )
+
+    def _watch_store(self) -> None:
+        """Make the metrics of the database, and of the process."""
         self.commit_duration = self._histogram(
             "taskflow_store_commit_duration_seconds", "How long transactions took, commit included.", _SHORT
         )

@@ -212,16 +212,13 @@ class StoreProbe:
         """Read the oldest and the largest of what is kept: waits, timers, held replies, dead letters."""
         now, reads = self._engine.clock(), self._engine.store.queries
         gauges = await reads.gauges(now)
-        wait_counts = self._recorder.wait_counts
-        if not wait_counts.known:
-            await wait_counts.load(reads)
         held = (await reads.held_replies(limit=1, payloads=False)).items
         letters: dict[str, int] = {}
         for group in await reads.letter_groups(_GROUPS):
             letters[group.reason] = letters.get(group.reason, 0) + group.count - group.replayed
         return SlowSample(
             overdue=gauges.due,
-            waits={kind or "other": (count, _seconds_since(first, now)) for kind, (count, first) in wait_counts.by_kind().items()},
+            wait_age=_seconds_since(gauges.oldest_wait[1] if gauges.oldest_wait else None, now),
             held_age=_seconds_since(held[0].arrived_us if held else None, now),
             letters=letters,
             most={quota: used for quota, (_, used) in gauges.most.items()},

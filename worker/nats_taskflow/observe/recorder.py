@@ -9,7 +9,6 @@ import msgspec
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.observe.metrics import ACTIONS, FILES, QUOTAS, WAIT_KINDS, Metrics
-from nats_taskflow.observe.wait_counts import WaitCounts
 from nats_taskflow.store.records import Batch
 from nats_taskflow.units import SECOND
 
@@ -41,12 +40,12 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 class SlowSample(msgspec.Struct, frozen=True, kw_only=True):
     """What the gauges show that takes the database long to read. Ages are in seconds.
 
-    `waits`: by kind, how many flows wait, and for how long the oldest. `letters`: dead letters that nobody has replayed, by reason.
+    `wait_age`: of the longest-waiting flow. `letters`: dead letters that nobody has replayed, by reason.
     `most`: by quota, the most that one agent's flows take.
     """
 
     overdue: int = 0
-    waits: Mapping[str, tuple[int, float]] = {}
+    wait_age: float = 0.0
     held_age: float = 0.0
     letters: Mapping[str, int] = {}
     most: Mapping[str, int] = {}
@@ -58,7 +57,6 @@ class MetricsRecorder:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._last = Sample()
-        self.wait_counts = WaitCounts()
 
     def count_batch(self, batch: Batch) -> None:
         """Count a committed batch."""
@@ -94,14 +92,8 @@ class MetricsRecorder:
             self._metrics.resumes[cause].inc(by)
         for write in batch.flows:
             old, flow = write.was, write.flow
-            generation = None if old is None else old.wait_id
-            if generation != flow.wait_id:
-                if old is not None and old.parked_us is not None:
-                    kind = _kind(old)
-                    self.wait_counts.add(batch.first_event, kind, old.parked_us, -1)
-                    self._metrics.wait_duration.observe((flow.updated_us - old.parked_us) / SECOND, kind or "other")
-                if flow.parked_us is not None:
-                    self.wait_counts.add(batch.first_event, _kind(flow), flow.parked_us, 1)
+            if old is not None and old.parked_us is not None and old.wait_id != flow.wait_id:
+                self._metrics.wait_duration.observe((flow.updated_us - old.parked_us) / SECOND, _kind(old))
 
     def count_outcome(self, verb: str, outcome: str) -> None:
         """Count a command by its outcome, and a message that leaves no row to count by: ignored or retried."""
@@ -125,6 +117,8 @@ class MetricsRecorder:
             kind, _, label = name.partition(".")
             if kind == "flows":
                 metrics.flows[label].set(value)
+            elif kind == "waits":
+                metrics.waits[label].set(value)
         metrics.replies_unmatched.set(sample.counts.get("held", 0))
         metrics.event_loop_lag.set(sample.loop_lag)
         metrics.timer_overdue.set(sample.overdue)
@@ -149,10 +143,7 @@ class MetricsRecorder:
         """Set the gauges of what takes long to read."""
         metrics = self._metrics
         metrics.timers_overdue.set(sample.overdue)
-        for kind in {*metrics.waits, *sample.waits}:
-            count, age = sample.waits.get(kind, (0, 0.0))
-            metrics.waits[kind].set(count)
-            metrics.wait_age[kind].set(age)
+        metrics.wait_age.set(sample.wait_age)
         metrics.replies_age.set(sample.held_age)
         for reason in {*metrics.dead_letters_kept, *sample.letters}:
             metrics.dead_letters_kept[reason].set(sample.letters.get(reason, 0))
@@ -179,6 +170,6 @@ class MetricsRecorder:
 
 
 def _kind(flow: Flow) -> str:
-    """Return the kind of a flow's wait; empty for a kind that is not known."""
+    """Return the kind of a flow's wait, as the closed set of labels has it."""
     kind = flow.wait_json.get("kind") if flow.wait_json is not None else None
-    return kind if kind in WAIT_KINDS else ""
+    return kind if kind in WAIT_KINDS else "other"

@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 class StopSignal:
-    """The request to stop: `asked` is set by the first signal, or by `ask`."""
+    """The request to stop: `requested` is set by the first signal, or by `request`."""
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
+        self.requested = asyncio.Event()
         self._insisted = False
         self._log = structlog.get_logger("signals")
 
@@ -32,19 +32,19 @@ class StopSignal:
             loop.add_signal_handler(number, self._on_signal, number)
         signal_mask.release()
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Ask for the stop."""
-        self.asked.set()
+        self.requested.set()
 
     async def before(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Do the work and return its result. Returns None where a stop is asked for first: then the work was cancelled, and has ended."""
         task = asyncio.ensure_future(work)
-        asked = asyncio.ensure_future(self.asked.wait())
+        requested = asyncio.ensure_future(self.requested.wait())
         try:
-            await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, requested}, return_when=asyncio.FIRST_COMPLETED)
             return task.result() if task.done() else None
         finally:
-            asked.cancel()
+            requested.cancel()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
@@ -55,4 +55,4 @@ class StopSignal:
                 self._log.warning("worker.stopped_at_once", signal=signal.Signals(number).name)
                 os._exit(128 + number)
             self._insisted = True
-        self.asked.set()
+        self.requested.set()

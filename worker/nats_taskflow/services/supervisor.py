@@ -123,13 +123,13 @@ class Supervisor:
 
     async def _wait_for_end(self, stop: StopSignal) -> None:
         """Return when a stop is asked for; raise `BusLost` when the broker is gone for good."""
-        asked = asyncio.ensure_future(stop.asked.wait())
-        ends: set[asyncio.Future[Any]] = {asked, self._bus.lost}
+        requested = asyncio.ensure_future(stop.requested.wait())
+        ends: set[asyncio.Future[Any]] = {requested, self._bus.lost}
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            asked.cancel()
-        if not stop.asked.is_set():
+            requested.cancel()
+        if not stop.requested.is_set():
             message = f"NATS is lost for good: {self._bus.lost.result()}; restart the worker once it is back"
             raise BusLost(message)
 

@@ -15,7 +15,8 @@ from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply, Pair
 from nats_taskflow.store.records import DeadLetter, Page
 from nats_taskflow.units import Micros
-from nats_taskflow.wire.admin_answers import InterventionShown, LetterShown, SetAsideFlow, WaiterShown
+from nats_taskflow.wire.admin_answers import InterventionShown, SetAsideFlow, WaiterShown
+from nats_taskflow.wire.admin_letters import LetterShown
 
 LOOK = 5000
 """How many flows one page looks at, at most."""
@@ -25,9 +26,6 @@ SLICE = 250
 
 COUNTED = 20_000
 """How many entries of an index one statement walks through."""
-
-FOREVER: Micros = 2**62
-"""The end of the last range of waits."""
 
 NEWEST = 200_000
 """Among how many flows, the newest, the end of an id is looked up."""
@@ -143,17 +141,6 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     most: dict[str, tuple[str, int]]
 
 
-class WaitCountsRange(msgspec.Struct, frozen=True, kw_only=True):
-    """The flows that parked up to a time and wait: how many by kind of wait and by when, in whole units of time since the epoch.
-
-    `last_event`: the last journal entry there was when they were counted. The kind of a wait that cannot be read is empty.
-    """
-
-    up_to: Micros
-    last_event: int
-    counts: dict[tuple[str, int], int]
-
-
 class AdminReads(Protocol):
     """What operators can ask the database."""
 
@@ -240,11 +227,4 @@ class AdminReads(Protocol):
 
     async def gauges(self, now: Micros) -> Gauges:
         """Return the figures of the database."""
-        ...
-
-    async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> WaitCountsRange:
-        """Count waiting flows that parked later than `after`: about `limit` of them, by kind and by `per` microseconds.
-
-        The last stretch goes up to `FOREVER`. Many short ones, so that nobody waits long for the reading connection.
-        """
         ...

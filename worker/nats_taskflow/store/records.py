@@ -198,6 +198,14 @@ class Batch(msgspec.Struct, kw_only=True):
         """Add to a maintained counter."""
         self.counts[name] = self.counts.get(name, 0) + by
 
+    def count_flow(self, flow: Flow, by: int) -> None:
+        """Add to the counters of the flow's status and of the kind of its wait."""
+        counts, status = self.counts, f"flows.{flow.status.value}"
+        counts[status] = counts.get(status, 0) + by
+        if flow.wait_json is not None:
+            kind = f"waits.{flow.wait_json['kind']}"
+            counts[kind] = counts.get(kind, 0) + by
+
 
 class NumberedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A journal entry with its number in the whole journal and what its published form needs of the flow.

@@ -16,7 +16,7 @@ from nats_taskflow.wire.envelope import open_request
 
 @cache
 def _decoder(shape: type[AdminRequest]) -> msgspec.json.Decoder[Any]:
-    """Return the decoder of a shape, made at its first use: two dozen of them would slow every start down for rare requests."""
+    """Return the decoder of a type, made at its first use: two dozen of them would slow down every start, for rare requests."""
     return msgspec.json.Decoder(shape)
 
 
@@ -35,7 +35,7 @@ def read_operation(verb: str, body: bytes) -> AdminRequest:
 
 
 def _shape(verb: str, top: limits.TopLevel) -> type[AdminRequest]:
-    """Return what the body has to be, by its `action`. Raises `InvalidRequest` for one that the verb does not have."""
+    """Return the type of the body, by its `action`. Raises `InvalidRequest` for an action that the verb does not have."""
     shapes = OPERATIONS[verb]
     if "action" not in top or "" in shapes:
         return next(iter(shapes.values()))

@@ -1,7 +1,7 @@
 """Type the body of every operator verb (CONTRACT 6, `taskflow.admin.<verb>`). Unknown fields are refused by name.
 
-`held` and `dlq` do several things: the field `action` says which. Whatever changes something needs `operator` (who; the journal shows
-`operator:<name>`) and `reason`. NATS permissions decide who may ask at all; the name is what the operator says.
+`held` and `dlq` have several actions, and the field `action` says which. A request that changes something needs an `operator` (the journal
+shows `operator:<name>`) and a `reason`. NATS permissions decide who may ask at all; the name is what the operator says.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Number = Annotated[int, Meta(ge=1, le=2**62)]
 Part = Annotated[str, Meta(min_length=1, max_length=36, pattern=r"\A[0-9A-Fa-f-]+\Z")]
 MAX_LETTERS = 100
 ADMIN_EXPECTED = EXPECTED | {"reason": "text of 1 to 1024 characters without NUL"}
-"""What a field takes, in words: an operator has to give a reason, an agent need not."""
+"""What each field takes, in words: an operator has to give a reason, an agent need not."""
 
 
 class AdminRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -64,7 +64,7 @@ def read_cursor(cursor: str) -> Position:
 
 
 def read_number(cursor: str | None, start: int = 0) -> int:
-    """Return the whole number a cursor stands for (`start` without one). Raises `InvalidRequest` for any other cursor."""
+    """Return the whole number in a cursor (`start` without one). Raises `InvalidRequest` for any other cursor."""
     position = start if cursor is None else read_cursor(cursor)
     if not isinstance(position, int) or not -(2**63) <= position < 2**63:
         raise InvalidRequest("cursor must be the next_cursor of the page before", path="/cursor")
@@ -83,7 +83,7 @@ def read_pair(cursor: str | None) -> tuple[int, int] | None:
 
 
 def read_text(cursor: str | None) -> str | None:
-    """Return the text a cursor stands for (None without one). Raises `InvalidRequest` for any other cursor."""
+    """Return the text in a cursor (None without one). Raises `InvalidRequest` for any other cursor."""
     position = None if cursor is None else read_cursor(cursor)
     if position is not None and not isinstance(position, str):
         raise InvalidRequest("cursor must be the next_cursor of the page before", path="/cursor")

@@ -1,6 +1,6 @@
 """Encode answers: the outcome of a command, the answer to a query, the headers of an error (CONTRACT 3).
 
-A repeat of a command gets the bytes of its first answer again; stored are they, or what they can be made of again (SEMANTICS 6).
+A repeat of a command gets the bytes of its first answer. They are stored, or, where they are large, what they can be made of (SEMANTICS 6).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EFFECTIVE: frozenset[OutcomeName] = frozenset({"applied", "resumed", "progresse
 
 
 def fit(answer: bytes, limit: int) -> bytes:
-    """Return an answer as it is, or, where it weighs more than may be sent, without states and payloads: what has happened is no error."""
+    """Return an answer, without states and payloads where it is over the limit: what has happened must not look like an error."""
     if len(answer) <= limit:
         return answer
     document = msgspec.json.decode(answer)
@@ -40,13 +40,13 @@ def fit(answer: bytes, limit: int) -> bytes:
 
 
 HEAVY = {"payload": "payload_omitted", "state": "state_omitted", "wait": "state_omitted", "goal": "state_omitted"}
-"""What is left out of an event or a flow, in this order, until the answer fits, and how it is said: mostly the first is enough."""
+"""What is left out of an event or a flow, in this order, until the answer fits, and the field that says so."""
 
 
 def flow_json(flow: Flow) -> dict[str, Any]:
     """Return FLOW of CONTRACT 3 as a JSON object."""
-    shown: dict[str, Any] = msgspec.to_builtins(shapes.show_flow(flow))
-    return shown
+    document: dict[str, Any] = msgspec.to_builtins(shapes.show_flow(flow))
+    return document
 
 
 def encode_applied(
@@ -68,23 +68,23 @@ def encode_applied(
 
 
 KEPT_BYTES = 4096
-"""What of an outcome weighs more is not stored with it."""
+"""A state, wait or result of more bytes is not stored with the outcome."""
 _APPLIED = msgspec.json.Decoder(shapes.AppliedAnswer)
 
 
 def encode_for_storage(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes.CancelledChildren | None = None) -> bytes:
-    """Encode the outcome of a command that took effect as it is stored: as it is told, or `read_light`."""
-    told = encode_applied(flow, step, cancelled_children=cancelled_children)
-    if len(told) <= KEPT_BYTES:
-        return told
-    shown = shapes.show_flow(flow)
-    heavy: dict[str, Any] = {name: UNSET for name in ("state", "wait") if _is_heavy(getattr(shown, name))}
+    """Encode the outcome of a command that took effect for storage: whole, or light, without its heavy parts."""
+    whole = encode_applied(flow, step, cancelled_children=cancelled_children)
+    if len(whole) <= KEPT_BYTES:
+        return whole
+    flow_shown = shapes.show_flow(flow)
+    heavy: dict[str, Any] = {name: UNSET for name in ("state", "wait") if _is_heavy(getattr(flow_shown, name))}
     is_step_heavy = step is not None and _is_heavy(step.result_json)
     if not heavy and not is_step_heavy:
-        return told
+        return whole
     return _ENCODER.encode(
         shapes.AppliedAnswer(
-            flow=replace(shown, state_omitted=True, **heavy),
+            flow=replace(flow_shown, state_omitted=True, **heavy),
             step=UNSET if step is None else shapes.show_step(replace(step, result_json=None) if is_step_heavy else step),
             cancelled_children=cancelled_children if cancelled_children is not None else UNSET,
             state_omitted=True,
@@ -93,7 +93,7 @@ def encode_for_storage(flow: Flow, step: FlowStep | None = None, *, cancelled_ch
 
 
 def read_light(result: bytes) -> shapes.AppliedAnswer | None:
-    """Return the stored outcome if something was left out of it, else None."""
+    """Return a stored outcome that is light, or None where it is whole."""
     return _APPLIED.decode(result) if result.endswith(_OMITTED) else None
 
 
@@ -101,18 +101,18 @@ _OMITTED = b'"state_omitted":true}'
 
 
 def encode_whole(outcome: shapes.AppliedAnswer, flow: Flow, step: FlowStep | None) -> bytes:
-    """Encode a `read_light` outcome with its flow and observed run whole: the bytes that `encode_applied` made of them."""
-    shown = shapes.show_step(step) if step is not None else UNSET
-    return _ENCODER.encode(replace(outcome, flow=shapes.show_flow(flow), step=shown, state_omitted=UNSET))
+    """Encode a light outcome with its whole flow and observed run: the bytes that `encode_applied` made of them."""
+    step_shown = shapes.show_step(step) if step is not None else UNSET
+    return _ENCODER.encode(replace(outcome, flow=shapes.show_flow(flow), step=step_shown, state_omitted=UNSET))
 
 
-def is_shown_by(shown: shapes.StepShown, step: FlowStep) -> bool:
-    """Tell whether an observed run is still as it was shown."""
-    return replace(shapes.show_step(step), result=shown.result) == shown
+def is_shown_by(answer: shapes.StepShown, step: FlowStep) -> bool:
+    """Return whether an observed run is still as it was shown."""
+    return replace(shapes.show_step(step), result=answer.result) == answer
 
 
 def _is_heavy(value: Any) -> bool:
-    """Tell whether a value is too heavy to be stored once more."""
+    """Return whether a value is too heavy to be stored with the outcome."""
     return len(_ENCODER.encode(value)) > KEPT_BYTES
 
 
@@ -122,7 +122,7 @@ def encode_refused(error: FlowError) -> bytes:
 
 
 def encode_reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:
-    """Encode what became of a reply. Small: one is stored for each of them."""
+    """Encode what became of a reply; one is stored for each, so it is small."""
     ok = outcome in _EFFECTIVE
     if flow is None:
         return _ENCODER.encode(shapes.ReplyOutcome(ok=ok, outcome=outcome))
@@ -130,7 +130,7 @@ def encode_reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:
 
 
 EXPIRED = encode_reply_outcome("expired", None)
-"""What becomes of a held reply that nobody came for, or that made room."""
+"""The outcome of a held reply for which nobody came, or that made room."""
 
 
 def encode_status(flow: Flow) -> bytes:
@@ -139,11 +139,11 @@ def encode_status(flow: Flow) -> bytes:
 
 
 def error_in(result: bytes) -> FlowError | None:
-    """Return the error that a stored outcome tells of, None where it tells of success: a repeat is answered with the bytes alone."""
+    """Return the error in a stored outcome, or None where it is a success: of a repeat there is nothing but the bytes."""
     if not result.startswith(b'{"ok":false,"error":'):
         return None
-    shown = _REFUSED.decode(result).error
-    return error_of(shown.code, shown.message, shown.details)
+    error = _REFUSED.decode(result).error
+    return error_of(error.code, error.message, error.details)
 
 
 def error_headers(error: FlowError) -> dict[str, str]:

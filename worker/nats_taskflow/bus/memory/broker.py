@@ -17,9 +17,10 @@ import msgspec
 
 from nats_taskflow.bus import consumer_rules, filters, stream_rules
 from nats_taskflow.bus.memory.stream import ConsumerState, StoredMessage, StreamStore, WireMessage
-from nats_taskflow.bus.port import NO_HEADERS, NO_RESPONDERS, ConsumerSpec, ForwardedRequest, Headers, Published, PublishFailed
+from nats_taskflow.bus.port import NO_HEADERS, NO_RESPONDERS, ConsumerSpec, ForwardedRequest, Published, PublishFailed
 from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.tasks import Errands
+from nats_taskflow.wire.headers import Headers
 from nats_taskflow.wire.subjects import covers
 
 

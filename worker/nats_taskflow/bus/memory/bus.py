@@ -6,11 +6,11 @@ Several `MemoryBus` connections share one `MemoryBroker`, which keeps the stream
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
-from nats_taskflow.bus.endpoints import Service, ServiceRequest
+from nats_taskflow.bus.endpoints import RequestHandler, Service
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, MemoryClient
 from nats_taskflow.bus.memory.service import MemoryServer
 from nats_taskflow.bus.memory.stream import StoredMessage, WireMessage
@@ -24,16 +24,16 @@ from nats_taskflow.bus.port import (
     ConsumerSpec,
     Delivery,
     ForwardedRequest,
-    Headers,
     OutgoingMessage,
     Published,
     PublishFailed,
     Settlement,
     StreamSpec,
 )
+from nats_taskflow.bus.setting_rules import NS_PER_S
 from nats_taskflow.errors import BusLost, TopologyRefused
 from nats_taskflow.futures import fail, resolve
-from nats_taskflow.wire.headers import MSG_ID
+from nats_taskflow.wire.headers import MSG_ID, Headers
 
 __all__ = ["CoreMessage", "MemoryBroker", "MemoryBus", "MemoryClient", "StoredMessage"]
 
@@ -133,7 +133,7 @@ class MemoryBus:
 
     def ack_wait(self, source: ConsumerSpec) -> float:
         """Return the seconds after which the broker delivers again."""
-        return float(self.broker.consumer(source).config["ack_wait"]) / 1_000_000_000
+        return float(self.broker.consumer(source).config["ack_wait"]) / NS_PER_S
 
     async def backlog(self, source: ConsumerSpec) -> Backlog:
         """Return how far the source is."""
@@ -212,11 +212,9 @@ class MemoryBus:
 
     async def send(self, messages: Sequence[ForwardedRequest]) -> list[str | None]:
         """Publish core messages whose answers come elsewhere."""
-        return [
-            request_objection(one, self.max_payload) or (self.broker.ask(one) if self._connected else NOT_CONNECTED) for one in messages
-        ]
+        return [request_objection(request, self.max_payload) or self._ask(request) for request in messages]
 
-    async def serve(self, service: Service, handler: Callable[[ServiceRequest], Awaitable[None]]) -> None:
+    async def serve(self, service: Service, handler: RequestHandler) -> None:
         """Register the service's endpoints and its catch-all."""
         self._server.start(service, handler)
 
@@ -282,7 +280,9 @@ class MemoryBus:
             raise failure
         if published is None:
             raise PublishFailed(f"no stream takes {messages[0].subject}", refused=True)
-        kept = self.broker.streams[published.stream].messages.get(published.seq) if published.duplicate else None
-        if kept is not None and not (kept.subject == messages[0].subject and messages[0].is_same(kept.body, messages[0].body)):
-            raise PublishFailed(f"message {kept.seq} has the id of a message on {messages[0].subject}, and is another one", unsendable=True)
+        first = self.broker.streams[published.stream].messages.get(published.seq) if published.duplicate else None
+        if first is not None and not (first.subject == messages[0].subject and messages[0].is_same(first.body, messages[0].body)):
+            raise PublishFailed(
+                f"message {first.seq} has the id of a message on {messages[0].subject}, and is another one", unsendable=True
+            )
         return published

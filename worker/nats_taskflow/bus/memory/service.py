@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from functools import partial
 
 from nats_taskflow.bus.admission import TOO_LARGE, TOO_LARGE_HEADERS, Admission
-from nats_taskflow.bus.endpoints import Service, ServiceRequest
+from nats_taskflow.bus.endpoints import RequestHandler, Service, ServiceRequest
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, Subscriber
 from nats_taskflow.bus.message_limits import objection
-from nats_taskflow.bus.port import Bus, Headers
-
-Handler = Callable[[ServiceRequest], Awaitable[None]]
+from nats_taskflow.bus.port import Bus
+from nats_taskflow.wire.headers import Headers
 
 
 class MemoryServer:
@@ -23,7 +21,7 @@ class MemoryServer:
         self._subscriber: Subscriber | None = None
         self._admission: Admission | None = None
 
-    def start(self, service: Service, handler: Handler) -> None:
+    def start(self, service: Service, handler: RequestHandler) -> None:
         """Register the service's endpoints and its catch-alls."""
         admission = self._admission = Admission(handler, service.caller_of)
 

@@ -9,9 +9,9 @@ from itertools import count
 from typing import NamedTuple
 
 from nats_taskflow.bus.filters import filters_in
-from nats_taskflow.bus.port import Ack, Backlog, Delivery, Headers, InProgress, Nak, Published, PublishFailed, Settlement, Term
+from nats_taskflow.bus.port import Ack, Backlog, Delivery, InProgress, Nak, Published, PublishFailed, Settlement, Term
 from nats_taskflow.bus.setting_rules import Json
-from nats_taskflow.wire.headers import MSG_ID, weight
+from nats_taskflow.wire.headers import MSG_ID, Headers, weight
 from nats_taskflow.wire.subjects import covers
 
 _NS_PER_US = 1000

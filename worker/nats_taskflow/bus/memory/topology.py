@@ -37,7 +37,7 @@ class MemoryTopology:
                 objections += consumer_rules.consumer_objections(source, consumer.config)
                 must_take = filters.filters_for(source, target.config.get("subjects") or ())
                 if live or not filters.is_adaptable(source, consumer.config, must_take, own=own):
-                    objections += filters.objections(source, consumer.config, must_take)
+                    objections += consumer_rules.filter_objections(source, consumer.config, must_take)
             if own:
                 continue
             if target is None:

@@ -1,4 +1,7 @@
-"""Know whose deliveries may not be settled: the server objects to each settlement, and does not say when they are allowed again."""
+"""Watch for settlements that the credentials do not permit.
+
+The server objects to each settlement, and does not say when they are allowed again.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from nats_taskflow.bus.port import ConsumerSpec
 
 
 class AckRights:
-    """Remembers whose settlements the server has denied, until one of them is taken again."""
+    """Remembers whose settlements the server has denied, until it takes one again."""
 
     def __init__(self, connection: NatsConnection) -> None:
         self._connection = connection
@@ -23,7 +26,7 @@ class AckRights:
             self._denied.add(tuple(fields[at : at + 2]))
 
     async def objections(self, source: ConsumerSpec) -> list[str]:
-        """Say that deliveries of the source may not be settled, for as long as the server objects. Raises `ApiTimeout`."""
+        """Return an objection for as long as the server refuses settlements of the source. Raises `ApiTimeout`."""
         named = (source.stream.lower(), source.consumer.lower())
         if named not in self._denied:
             return []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 from nats.errors import Error as NatsError
 
-from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
+from nats_taskflow.bus.endpoints import Endpoint, RequestHandler, Service
 from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.nats.connection import ApiTimeout, NatsConnection, NatsOptions
 from nats_taskflow.bus.nats.options import reason
@@ -26,7 +26,6 @@ from nats_taskflow.bus.port import (
     ConsumerSpec,
     Delivery,
     ForwardedRequest,
-    Headers,
     OutgoingMessage,
     Published,
     PublishFailed,
@@ -35,6 +34,7 @@ from nats_taskflow.bus.port import (
 )
 from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.errors import BusLost
+from nats_taskflow.wire.headers import Headers
 
 __all__ = ["Endpoint", "JetStreamBus", "NatsOptions"]
 
@@ -216,13 +216,13 @@ class JetStreamBus:
             self._log.warning("bus.not_told", reason=refusal)
             return
         self._connection.outbound.put(Frame(subject, body, headers=headers))
-        await self._connection.outbound.left()
+        await self._connection.outbound.wait_for_room()
 
     async def send(self, messages: Sequence[ForwardedRequest]) -> list[str | None]:
         """Publish core requests whose answers go elsewhere; return for each why nobody got it."""
         return await self._requests.send(messages)
 
-    async def serve(self, service: Service, handler: Callable[[ServiceRequest], Awaitable[None]]) -> None:
+    async def serve(self, service: Service, handler: RequestHandler) -> None:
         """Register the micro service. Raises `BusLost`."""
         self._server = ServiceServer(self._connection)
         try:
@@ -245,7 +245,7 @@ class JetStreamBus:
             return
         try:
             async with asyncio.timeout(_FLUSH_TIMEOUT):
-                await self._connection.outbound.drained()
+                await self._connection.outbound.drain()
                 await self._connection.flush()
         except Exception as error:  # noqa: BLE001  best effort: what is lost is delivered again
             self._log.debug("bus.flush_failed", reason=repr(error))

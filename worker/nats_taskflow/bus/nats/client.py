@@ -32,7 +32,7 @@ class NotEncrypted(NatsError):
     """The connection should be encrypted, and is not. Nothing was sent on it."""
 
 
-class Settlement(bytes):
+class SettlementBytes(bytes):
     """Bytes that may be written after a reconnect. All else that is not written yet is lost with the connection."""
 
     __slots__ = ()
@@ -62,12 +62,12 @@ class Address(ParseResult):
     @property
     def username(self) -> str | None:
         """The user, or the token where there is no password."""
-        return _decoded(super().username)
+        return _decode(super().username)
 
     @property
     def password(self) -> str | None:
         """The password."""
-        return _decoded(super().password)
+        return _decode(super().password)
 
 
 class PatchedClient(Client):
@@ -226,29 +226,29 @@ class PatchedClient(Client):
         if not self.is_connected:
             raise NatsError("nats: the server has not answered the first PING")
         self._connected_at = asyncio.get_running_loop().time()
-        for task in self._serving():
+        for task in self._service_tasks():
             task.add_done_callback(self._on_end)
 
-    def _serving(self) -> list[asyncio.Task[None]]:
+    def _service_tasks(self) -> list[asyncio.Task[None]]:
         """Return the tasks that serve the connection: they read, write and ping."""
         return [task for task in (self._reading_task, self._flusher_task, self._ping_interval_task) if task is not None]
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
         """Reconnect where a task has ended before its connection did: nats-py does not notice that."""
         error = None if task.cancelled() else task.exception()
-        if self.is_connected and not task.cancelling() and task in self._serving():
+        if self.is_connected and not task.cancelling() and task in self._service_tasks():
             self._recovery = keep(self._process_op_err(error if isinstance(error, Exception) else UnexpectedEOF()), "bus-end")
 
     def _leave(self) -> None:
         """Leave the connection: close its socket without writing what is left, end its tasks, drop what is half read."""
         self._abort()
-        for task in self._serving():
+        for task in self._service_tasks():
             task.cancel()
         self._ps.reset()
 
     def _forget_pending(self) -> None:
         """Drop what is not written yet, except for settlements."""
-        self._pending = [piece for piece in self._pending if isinstance(piece, Settlement)]
+        self._pending = [piece for piece in self._pending if isinstance(piece, SettlementBytes)]
         self._pending_data_size = sum(map(len, self._pending))
 
     def _must_encrypt(self) -> bool:
@@ -272,5 +272,5 @@ class PatchedClient(Client):
             writer.transport.abort()
 
 
-def _decoded(part: str | None) -> str | None:
+def _decode(part: str | None) -> str | None:
     return None if part is None else unquote(part)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, SlowConsumerError
 
 from nats_taskflow.bus.nats import options as connection_options
-from nats_taskflow.bus.nats.denials import DenialListeners, SubjectDenied, T, unless_denied
+from nats_taskflow.bus.nats.denials import DenialListeners, SubjectDenied, unless_denied
 from nats_taskflow.bus.nats.dial import dial, hang_up
 from nats_taskflow.bus.nats.direct_delivery import ReadingClient
 from nats_taskflow.bus.nats.options import NatsOptions, public_address
@@ -26,6 +26,7 @@ from nats_taskflow.tasks import keep
 
 __all__ = ["ApiDenied", "ApiTimeout", "NatsConnection", "NatsOptions", "public_address"]
 
+T = TypeVar("T")
 _RECONNECT_WAIT = 0.5
 _REPEAT_LOG_AFTER = 30.0
 _KINDS = 100
@@ -53,6 +54,7 @@ class NatsConnection:
         self.on_denied: DenialListeners = []
         self._lost: asyncio.Future[str] | None = None
         self._closing = False
+        self._subscribed = True
         self._last_error = ""
         self._logged: dict[str, float] = {}
         self.dropped = 0
@@ -60,8 +62,8 @@ class NatsConnection:
 
     @property
     def connected(self) -> bool:
-        """Whether the broker answers at the moment."""
-        return self.client.is_connected
+        """Whether the broker answers at the moment, and has heard all our subscriptions again."""
+        return self.client.is_connected and self._subscribed
 
     @property
     def max_payload(self) -> int:
@@ -114,11 +116,11 @@ class NatsConnection:
         """Request an answer from the broker's API; raises `ApiDenied` or `ApiTimeout` within `within` seconds."""
         if not self.connected:
             raise ApiTimeout(f"not connected to NATS, so {subject} was not asked")
-        inbox, wanted = self.options.inbox_prefix.lower(), subject.lower()
+        inbox, exact = self.options.inbox_prefix.lower(), subject.lower()
         request = self.client.request(subject, body, timeout=within)
         try:
             async with asyncio.timeout(within):  # nats-py counts only from when there was room to write
-                answer = await unless_denied(request, self.on_denied, lambda denied: denied == wanted or denied.startswith(inbox))
+                answer = await unless_denied(request, self.on_denied, lambda denied: denied == exact or denied.startswith(inbox))
         except SubjectDenied as denied:
             raise ApiDenied(denied.subject) from None
         except NoRespondersError:
@@ -178,12 +180,14 @@ class NatsConnection:
         """Tell the listeners; must not raise, or the client never reconnects (nats.py#204)."""
         if not self._closing:
             self._log.warning("bus.disconnected", reason=self._last_error or "connection closed")
+        self._subscribed = False
         for listener in self.on_down:
             self._call(listener)
 
     async def _on_reconnected(self) -> None:
         """Tell the listeners."""
         self._log.info("bus.reconnected", address=self.address)
+        self._subscribed = True  # nats-py calls this when the broker has answered what follows the subscriptions
         self._last_error = ""
         self._logged.clear()
         for listener in self.on_up:

@@ -17,14 +17,14 @@ from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec
 from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.errors import TopologyRefused
 
-Find = Callable[[ConsumerSpec], Awaitable[Json | None]]
-Rewind = Callable[[ConsumerSpec, int], Awaitable[bool]]
+FindConsumer = Callable[[ConsumerSpec], Awaitable[Json | None]]
+RewindConsumer = Callable[[ConsumerSpec, int], Awaitable[bool]]
 
 
 class Consumers:
     """Creates and updates consumers. `find` returns the info of one; `rewind` has it deliver everything from a sequence on."""
 
-    def __init__(self, api: JetStreamApi, *, find: Find, rewind: Rewind) -> None:
+    def __init__(self, api: JetStreamApi, *, find: FindConsumer, rewind: RewindConsumer) -> None:
         self._api = api
         self._find = find
         self._rewind = rewind
@@ -64,7 +64,7 @@ class Consumers:
             self._log.info("topology.consumer_filtered", stream=source.stream, consumer=source.consumer, filters=must_take)
             if not narrowed:
                 warnings.append(
-                    f"consumer {source.consumer} of stream {source.stream}: filter_subjects was extended; messages that were stored before "
+                    f"{source.label}: filter_subjects was extended; messages that were stored before "
                     "on the new subjects may not be delivered"
                 )
         return [*warnings, *await self._claim(source, config, holder)]
@@ -80,14 +80,14 @@ class Consumers:
         except TopologyRefused as refused:
             if present is not None and present.database == database:
                 return []
-            what = f"whose consumer {source.consumer} of stream {source.stream} is"
             repair = f"`taskflow provision --database {database}` with credentials that may does it for this worker"
-            return [f"it cannot be written down {what}, so no worker on another database is refused: {refused.why}; {repair}"]
+            return [
+                f"it cannot be written down whose {source.label} is, so no worker on another database is refused: {refused.why}; {repair}"
+            ]
         self._log.info("topology.consumer_claimed", stream=source.stream, consumer=source.consumer)
         return []
 
     async def _write(self, source: ConsumerSpec, config: Json, action: str) -> None:
         """Create or update a consumer. Raises `TopologyRefused`."""
         body = {"stream_name": source.stream, "config": config, "action": action}
-        what = f"consumer {source.consumer} of stream {source.stream}"
-        await self._api.change(f"CONSUMER.CREATE.{source.stream}.{source.consumer}", body, what)
+        await self._api.change(f"CONSUMER.CREATE.{source.stream}.{source.consumer}", body, source.label)

@@ -1,4 +1,7 @@
-"""Tell silence from a missing permission: the server says on the side what it refused, and nothing where the answer is awaited."""
+"""Tell a missing permission from silence.
+
+The server reports what it refused as an error of the connection; whoever waits for an answer hears nothing.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,6 @@ async def unless_denied(
 
 
 def _retrieve_exception(task: asyncio.Future[Any]) -> None:
-    """Retrieve the exception, or asyncio logs it where a denial came first and nobody else looks."""
+    """Retrieve the exception: asyncio would log it where a denial came first."""
     if not task.cancelled():
         task.exception()

@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from nats_taskflow.bus.port import Headers
-from nats_taskflow.wire.headers import MOST_HEADERS, UNREAD
+from nats_taskflow.wire.headers import MOST_HEADERS, UNREAD, Headers
 
 STATUS, DESCRIPTION = "Status", "Description"
 """The names under which `read_headers` returns the status line of the server's own messages."""
@@ -24,7 +23,7 @@ _LONGEST_NAME = 256
 _FIRST_FEW = 32
 
 
-def encoded(subject: str, body: bytes, reply: str, headers: Headers) -> bytes:
+def encode_frame(subject: str, body: bytes, reply: str, headers: Headers) -> bytes:
     """Return the `PUB` or `HPUB` frame. Raises `ValueError` for a subject or header that cannot be sent."""
     if not subject or _BREAK.search(subject) or (reply and _BREAK.search(reply)):
         raise ValueError(f"{subject!r} or the reply subject {reply!r} cannot be written")

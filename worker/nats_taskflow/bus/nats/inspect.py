@@ -14,8 +14,9 @@ from nats.errors import Error as NatsError
 
 from nats_taskflow.bus import consumer_rules, filters, stream_rules
 from nats_taskflow.bus.nats.connection import ApiTimeout, NatsConnection, NatsOptions
-from nats_taskflow.bus.port import ConsumerSpec, Headers, Published, StreamSpec
+from nats_taskflow.bus.port import ConsumerSpec, Published, StreamSpec
 from nats_taskflow.errors import BusLost, NotAllowed
+from nats_taskflow.wire.headers import Headers
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -164,10 +165,10 @@ class InspectClient:
         """Return what in a consumer's settings breaks a promise, and whether it is paused. Raises `NoWorkerAnswer`."""
         answer: dict[str, Any] = msgspec.json.decode(await self.ask(f"$JS.API.CONSUMER.INFO.{source.stream}.{source.consumer}", b""))
         if "error" in answer:
-            raise NoWorkerAnswer(f"consumer {source.consumer} of stream {source.stream}: {answer['error'].get('description', 'not there')}")
+            raise NoWorkerAnswer(f"{source.label}: {answer['error'].get('description', 'not there')}")
         stream = msgspec.json.decode(await self.ask(f"$JS.API.STREAM.INFO.{source.stream}", b""))
         must_take = filters.filters_for(source, stream.get("config", {}).get("subjects") or ())
-        wrong_filters = filters.objections(source, answer["config"], must_take)
+        wrong_filters = consumer_rules.filter_objections(source, answer["config"], must_take)
         return [
             *consumer_rules.consumer_objections(source, answer["config"]),
             *wrong_filters,

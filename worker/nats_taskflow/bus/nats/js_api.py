@@ -48,9 +48,9 @@ class JetStreamApi:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ApiTimeout(f"the answer of $JS.API.{verb} is no JSON object: {error}") from error
 
-    async def info(self, verb: str) -> Json:
-        """Return the answer of an info request. Raises `ApiTimeout`, also for an error."""
-        answer = await self.ask(verb)
+    async def call(self, verb: str, body: Json | None = None) -> Json:
+        """Send a request, and return the answer. Raises `ApiTimeout`, also for an error."""
+        answer = await self.ask(verb, body)
         if "error" in answer:
             raise ApiTimeout(error_text(answer))
         return answer

@@ -8,10 +8,9 @@ from typing import Any
 
 import structlog
 
-from nats_taskflow.bus.setting_rules import Json
+from nats_taskflow.bus.setting_rules import NS_PER_S, Json
 
 _TIMEOUT = 1.0
-_NS = 1_000_000_000
 
 
 async def sync_warnings(monitor_url: str | None) -> list[str]:
@@ -34,7 +33,7 @@ def sync_warning(varz: Json) -> str | None:
     if not isinstance(config, dict) or config.get("sync_always") is True:
         return None
     interval = config.get("sync_interval")
-    every = f"every {interval / _NS:g} s" if isinstance(interval, int) else "now and then"
+    every = f"every {interval / NS_PER_S:g} s" if isinstance(interval, int) else "now and then"
     return (
         f"the NATS server writes streams to disk only {every}: a power cut can lose acknowledged messages of a stream with one "
         "replica; set `jetstream { sync_interval: always }`"

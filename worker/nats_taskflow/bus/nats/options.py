@@ -86,8 +86,8 @@ def nats_options(nats: NatsConfig) -> NatsOptions:
     options = NatsOptions(
         servers=tuple(map(str, nats.url)),
         user=nats.user or None,
-        password=_revealed(nats.password),
-        token=_revealed(nats.token),
+        password=_reveal(nats.password),
+        token=_reveal(nats.token),
         creds=_path(nats.creds),
         nkey_seed=_path(nats.nkey),
         jwt=nats.jwt.reveal if nats.jwt is not None else None,
@@ -109,6 +109,7 @@ def jwt_login(options: NatsOptions) -> dict[str, Any]:
         return {}
 
     def sign(nonce: str) -> bytes:
+        """Sign the server's nonce with the seed."""
         import nkeys  # noqa: PLC0415 - and the cryptography behind it, for those who log in with a key
 
         key = nkeys.from_seed(bytearray(seed().strip().encode()))
@@ -119,7 +120,7 @@ def jwt_login(options: NatsOptions) -> dict[str, Any]:
     return {"user_jwt_cb": lambda: bytearray(jwt().strip().encode()), "signature_cb": sign}
 
 
-def _revealed(secret: Secret | None) -> str | None:
+def _reveal(secret: Secret | None) -> str | None:
     return secret.reveal() if secret is not None else None
 
 

@@ -12,18 +12,19 @@ from typing import NamedTuple
 
 from nats.aio.client import Client
 
-from nats_taskflow.bus.nats.client import Settlement
-from nats_taskflow.bus.nats.frames import encoded
-from nats_taskflow.bus.port import NO_HEADERS, Headers, Published, PublishFailed
+from nats_taskflow.bus.nats.client import SettlementBytes
+from nats_taskflow.bus.nats.frames import encode_frame
+from nats_taskflow.bus.port import NO_HEADERS, Published, PublishFailed
 from nats_taskflow.lazy_log import Logger
 from nats_taskflow.tasks import keep, repeat
+from nats_taskflow.wire.headers import Headers
 
 # Bounds of one piece. A burst may queue thousands of frames: readers and timers get the loop in between.
 _PIECE_FRAMES, _PIECE_BYTES = 256, 128 * 1024
 _REST = 0.05
 """Seconds before the next attempt, where writing fails."""
 _LITTLE = 64 * 1024
-"""Bytes that may be left to write without anybody waiting for them (`left`)."""
+"""Bytes that may be left to write without anybody waiting for them (`wait_for_room`)."""
 
 
 class Frame(NamedTuple):
@@ -75,7 +76,7 @@ class Outbound:
             task.cancel()
             await asyncio.wait({task})
 
-    async def left(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait until little is left to write, or nothing more will be written."""
         client, loop = self._client, asyncio.get_running_loop()
         while not self._hurried and client.is_connected and max(self._size, client.pending_data_size) > _LITTLE:
@@ -88,18 +89,18 @@ class Outbound:
             await leaving
 
     def hurry(self) -> None:
-        """From now on, have nobody wait in `left`."""
+        """From now on, have nobody wait in `wait_for_room`."""
         self._hurried = True
         self.wake()
 
     def wake(self, _written: object = None) -> None:
-        """Have those who wait in `left` check again."""
+        """Have those who wait in `wait_for_room` check again."""
         leaving, self._leaving = self._leaving, []
         for future in leaving:
             if not future.done():
                 future.set_result(None)
 
-    async def drained(self) -> None:
+    async def drain(self) -> None:
         """Wait until everything queued so far is in the client's buffer."""
         await self._empty.wait()
 
@@ -129,7 +130,7 @@ class Outbound:
             if not connected and not frame.keep:
                 continue
             try:
-                data = encoded(frame.subject, frame.body, frame.reply, frame.headers)
+                data = encode_frame(frame.subject, frame.body, frame.reply, frame.headers)
             except (ValueError, MemoryError) as error:
                 self._refuse(frame, error)
                 continue
@@ -152,8 +153,8 @@ class Outbound:
         if not piece or client.is_closed:
             return
         try:
-            if kept := b"".join([data for frame, data in piece if frame.keep]):
-                await client._send_command(Settlement(kept))  # noqa: SLF001
+            if settlements := b"".join([data for frame, data in piece if frame.keep]):
+                await client._send_command(SettlementBytes(settlements))  # noqa: SLF001
             if (rest := b"".join([data for frame, data in piece if not frame.keep])) and client.is_connected:
                 await client._send_command(rest)  # noqa: SLF001
             if client._flush_queue is not None and client._flush_queue.empty():  # noqa: SLF001

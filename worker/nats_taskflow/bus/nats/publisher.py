@@ -19,9 +19,9 @@ from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.nats.connection import ApiDenied, NatsConnection
 from nats_taskflow.bus.nats.frames import STATUS, read_headers
 from nats_taskflow.bus.nats.outbound import Frame
-from nats_taskflow.bus.port import NOT_CONNECTED, Headers, OutgoingMessage, Published, PublishFailed
+from nats_taskflow.bus.port import NOT_CONNECTED, OutgoingMessage, Published, PublishFailed
 from nats_taskflow.tasks import Errands
-from nats_taskflow.wire.headers import BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, MSG_ID
+from nats_taskflow.wire.headers import BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, MSG_ID, Headers
 
 _NO_RESPONDERS = "503"
 _TOO_LARGE = 10054

@@ -1,6 +1,6 @@
-"""Spell JetStream's pull protocol: requests, the status messages that answer them, deliveries and settlements (ADR-13).
+"""Spell and read JetStream's pull protocol (ADR-13).
 
-Pure and light: the worker's pull and the agents' read streams by the same words.
+Requests, the status messages that answer them, deliveries and settlements: the same for the worker's pull and the agents' reader.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def delivery_of(subject: bytes, reply: bytes, body: bytes, headers: bytes | None
 
 
 def consumer_at(fields: list[str]) -> int:
-    """Return where an ack subject names the stream, and then the consumer: with a domain, two tokens later, and one more at the end."""
+    """Return the place of the stream's name in an ack subject; the consumer follows. A domain adds two tokens before, one at the end."""
     return 2 if len(fields) == 9 else 4  # noqa: PLR2004  tokens of the short form
 
 

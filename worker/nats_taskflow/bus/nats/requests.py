@@ -122,8 +122,8 @@ class _Batch:
         gone = self.dropped.done() or not self._connection.connected
         unwritten = NOT_CONNECTED if gone else f"not sent within {waited:g} s"
         unanswered = LOST if gone else f"no word from the broker within {waited:g} s: may or may not have been sent"
-        written = None if self._arrived else unanswered
-        return [self._refused.get(number, written if number in self._written else unwritten) for number in range(len(self._messages))]
+        sent = None if self._arrived else unanswered
+        return [self._refused.get(number, sent if number in self._written else unwritten) for number in range(len(self._messages))]
 
     def _stopped(self) -> bool:
         """Return whether to write no more: nats-py would buffer it, and send it after the reconnect."""
@@ -174,8 +174,8 @@ class _Batch:
     def _nobody_listens(self, reply: str, status: Msg) -> None:
         """Refuse the message of a 503. Older servers do not name its subject, and a mapping may have changed it."""
         sent = [number for number in self._written if self._messages[number].reply == reply]
-        named = (status.headers or {}).get(SUBJECT)
-        for number in [number for number in sent if self._messages[number].subject == named] or sent:
+        subject = (status.headers or {}).get(SUBJECT)
+        for number in [number for number in sent if self._messages[number].subject == subject] or sent:
             self._refused.setdefault(number, NO_RESPONDERS)
 
     async def _unsubscribe(self) -> None:

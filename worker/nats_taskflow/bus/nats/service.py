@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import lru_cache
 from time import perf_counter_ns
 from typing import Any
@@ -25,19 +25,18 @@ from nats.micro.service import EndpointConfig, EndpointStats
 from nats.micro.service import Service as MicroService
 
 from nats_taskflow.bus.admission import TOO_LARGE, TOO_LARGE_HEADERS, Admission
-from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
+from nats_taskflow.bus.endpoints import Endpoint, RequestHandler, Service, ServiceRequest
 from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.nats.connection import NatsConnection
 from nats_taskflow.bus.nats.frames import read_headers
 from nats_taskflow.bus.nats.outbound import Frame
-from nats_taskflow.bus.port import NO_HEADERS, Headers
-from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE
+from nats_taskflow.bus.port import NO_HEADERS
+from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, Headers
 from nats_taskflow.wire.subjects import covers
 
 _STOP_TIMEOUT = 2.0
 _QUEUE = "q"
 
-Handler = Callable[[ServiceRequest], Awaitable[None]]
 Accept = Callable[[str, str, bytes, Headers | None], None]
 
 
@@ -89,7 +88,7 @@ class ServiceServer:
         self._counts: defaultdict[str, EndpointCounts] = defaultdict(EndpointCounts)
         self._log = structlog.get_logger()
 
-    async def start(self, service: Service, handler: Handler) -> None:
+    async def start(self, service: Service, handler: RequestHandler) -> None:
         """Register the service's endpoints."""
         self._admission = Admission(handler, service.caller_of)
         accept = self._make_accept(service, self._admission)
@@ -170,7 +169,7 @@ class ServiceServer:
         async def answer(body: bytes, headers: Headers) -> None:
             sent = self._answer(reply, body, headers)
             self._counts[pattern].add(sent, perf_counter_ns() - began)
-            await self._connection.outbound.left()
+            await self._connection.outbound.wait_for_room()
 
         return answer
 

@@ -36,14 +36,14 @@ class StorageShare:
 
     async def limit(self, stream: StreamSpec, config: Json, *, set_limits: bool = False) -> list[str]:
         """Give a stream the limits that it lacks; with `set_limits`, also in place of those it has. Returns warnings."""
-        wanted = stream_rules.limits_of(stream)
+        limits = stream_rules.limits_of(stream)
         changes = {
-            name: wanted[name] for name in wanted if set_limits or (name in stream_rules.SIZES and stream_rules.is_unlimited(config, name))
+            name: limits[name] for name in limits if set_limits or (name in stream_rules.SIZES and stream_rules.is_unlimited(config, name))
         }
         new = config.get("max_bytes") == LEAST
         warnings: list[str] = []
         try:
-            if stream.share and "max_bytes" not in wanted and (new or stream_rules.is_unlimited(config, "max_bytes")):
+            if stream.share and "max_bytes" not in limits and (new or stream_rules.is_unlimited(config, "max_bytes")):
                 changes["max_bytes"], warnings = await self._share_of(stream, config)
             changes = {name: value for name, value in changes.items() if value != config.get(name)}
             if changes:
@@ -60,7 +60,7 @@ class StorageShare:
         """Return how many bytes a stream may hold (-1: no limit, for it holds too much already), and warnings."""
         grant = await self._granted_bytes(stream, config)
         share, warnings = int(grant * stream.share), []
-        holds = (await self._api.info(f"STREAM.INFO.{stream.name}"))["state"]["bytes"]
+        holds = (await self._api.call(f"STREAM.INFO.{stream.name}"))["state"]["bytes"]
         if 2 * holds > share:
             flaw = f"stream {stream.name} holds {holds:,} bytes, and its share of the broker's storage is {share:,}"
             return -1, [f"{flaw}: it stays without a limit; set stream.max_bytes and its like, or give the broker more room"]
@@ -81,7 +81,7 @@ class StorageShare:
     async def _account_limit(self) -> int:
         """Return the account's limit; -1 where it has none, or may not be asked."""
         try:
-            limits = (await self._api.info("INFO")).get("limits") or {}
+            limits = (await self._api.call("INFO")).get("limits") or {}
         except ApiDenied:
             return -1
         return int(limits.get("max_storage", -1))

@@ -12,16 +12,15 @@ from nats_taskflow.bus.nats.ack_rights import AckRights
 from nats_taskflow.bus.nats.atomic_batches import AtomicBatches
 from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
 from nats_taskflow.bus.nats.consumers import Consumers
-from nats_taskflow.bus.nats.js_api import JetStreamApi, error_text
+from nats_taskflow.bus.nats.js_api import JetStreamApi
 from nats_taskflow.bus.nats.monitor import sync_warnings
 from nats_taskflow.bus.nats.storage_share import StorageShare
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, StreamSpec
-from nats_taskflow.bus.setting_rules import Json
+from nats_taskflow.bus.setting_rules import NS_PER_S, Json
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
 from nats_taskflow.wire import capacity
 
 _START_PATIENCE = 5.0
-_NS = 1_000_000_000
 
 
 class TopologySetup:
@@ -112,7 +111,7 @@ class TopologySetup:
         self._check_claim(source, info)
         distrust = consumer_rules.reasons_to_distrust(source, stream, info["config"])
         self.untrusted = self.untrusted | {source} if distrust else self.untrusted - {source}
-        wrong_filters = filters.objections(source, info["config"], filters.filters_for(source, stream.get("subjects") or ()))
+        wrong_filters = consumer_rules.filter_objections(source, info["config"], filters.filters_for(source, stream.get("subjects") or ()))
         flaws = [*consumer_rules.consumer_objections(source, info["config"]), *wrong_filters, *distrust]
         if flaws:
             self._broken.add(source)
@@ -160,11 +159,11 @@ class TopologySetup:
 
     async def consumer_info(self, source: ConsumerSpec) -> Json:
         """Return the answer of `CONSUMER.INFO`. Raises `ApiTimeout`, also where there is no such consumer."""
-        return await self._api.info(f"CONSUMER.INFO.{source.stream}.{source.consumer}")
+        return await self._api.call(f"CONSUMER.INFO.{source.stream}.{source.consumer}")
 
     async def stream_info(self, stream: str) -> Json:
         """Return the answer of `STREAM.INFO`. Raises `ApiTimeout`, also where there is no such stream."""
-        return await self._api.info(f"STREAM.INFO.{stream}")
+        return await self._api.call(f"STREAM.INFO.{stream}")
 
     async def resume(self, source: ConsumerSpec) -> None:
         """After a reconnect, have unsettled messages delivered again: some of them went into the old connection.
@@ -179,13 +178,11 @@ class TopologySetup:
     async def rewind(self, source: ConsumerSpec, to: int | None = None) -> bool:
         """Reset the consumer to its ack floor, or to `to`; False where the broker cannot. Attempts then count from 1 again."""
         try:
-            answer = await self._api.ask(f"CONSUMER.RESET.{source.stream}.{source.consumer}", None if to is None else {"seq": to})
+            await self._api.call(f"CONSUMER.RESET.{source.stream}.{source.consumer}", None if to is None else {"seq": to})
         except ApiTimeout as error:
             self._log.warning("topology.not_rewound", stream=source.stream, reason=str(error))
             return False
-        if "error" in answer:
-            self._log.warning("topology.not_rewound", stream=source.stream, reason=error_text(answer))
-        return "error" not in answer
+        return True
 
     async def _objections(
         self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], configs: dict[str, Json | None], *, adopt: bool
@@ -215,7 +212,10 @@ class TopologySetup:
         """Return what is wrong with an existing consumer and cannot be updated."""
         must_take = await self._consumers.filters(source)
         adaptable = filters.is_adaptable(source, config, must_take, own=own)
-        return [*consumer_rules.consumer_objections(source, config), *([] if adaptable else filters.objections(source, config, must_take))]
+        return [
+            *consumer_rules.consumer_objections(source, config),
+            *([] if adaptable else consumer_rules.filter_objections(source, config, must_take)),
+        ]
 
     async def _overlaps(self, stream: StreamSpec) -> list[str]:
         """Return which other streams capture the stream's subjects: the server allows a subject in one stream only."""
@@ -283,7 +283,7 @@ class TopologySetup:
         """Return the consumer's info, or None; note its `ack_wait`."""
         info = await self._api.find(f"CONSUMER.INFO.{source.stream}.{source.consumer}")
         if info is not None:
-            self._ack_waits[source] = (info["config"].get("ack_wait") or int(source.ack_wait * _NS)) / _NS
+            self._ack_waits[source] = (info["config"].get("ack_wait") or int(source.ack_wait * NS_PER_S)) / NS_PER_S
         return info
 
     async def _stream_at_start(self, name: str) -> Json | None:

@@ -1,4 +1,4 @@
-"""`taskflow db`: what can be done with the database file; one module for each subcommand."""
+"""`taskflow db`: look after the database file, whether a worker runs on it or not."""
 
 from __future__ import annotations
 

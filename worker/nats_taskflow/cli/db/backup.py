@@ -25,18 +25,20 @@ def backup(dest: Path | None, *, force: bool, **arguments: Any) -> None:
     from nats_taskflow.store.sqlite.backup import back_up
 
     path = load_with_database(arguments).store.path
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by itself it would leave half a copy
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the default would leave half a copy
     try:
-        made = back_up(path, _named(path, dest), force=force)
-    except FileExistsError as there:
-        raise click.UsageError(str(there)) from there
+        result = back_up(path, _target(path, dest), force=force)
+    except FileExistsError as error:
+        raise click.UsageError(str(error)) from error
     finally:
         signal.signal(signal.SIGTERM, before)
-    click.echo(f"{made.copy}: {made.size:,} bytes, {counted(made.flows, 'flow')}, schema {made.schema}, checked, {made.seconds:.2f} s")
+    click.echo(
+        f"{result.copy}: {result.size:,} bytes, {counted(result.flows, 'flow')}, schema {result.schema}, checked, {result.seconds:.2f} s"
+    )
 
 
-def _named(path: str, dest: Path | None) -> Path:
-    """Give the copy a name, where only a folder or nothing was said."""
+def _target(path: str, dest: Path | None) -> Path:
+    """Return the path of the copy: DEST, or a name with the time in the folder DEST or beside the database."""
     from nats_taskflow.config.paths import resolve_or_refuse
     from nats_taskflow.doors.admin.backup_process import copy_name
 

@@ -1,4 +1,4 @@
-"""`taskflow db check`: whether everything holds that the worker promises, over a database that is live or a copy."""
+"""`taskflow db check`: does everything hold that the worker promises, in a database that is live or a copy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from nats_taskflow.config import Config
     from nats_taskflow.store.invariants import Evidence, Ledger
-    from nats_taskflow.store.invariants.findings import Findings
 
 _VIOLATED = 1
 """The exit code where something does not hold."""
@@ -45,21 +44,16 @@ def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool
     with open_snapshot(where) as opened, findings.progress(shown=output == "text") as tell:
         tell("opening", 0)
         evidence = build_evidence(config, opened.database, streams)
-        found = gather(evidence, path=str(opened.path), worker=opened.worker, quick=quick, progress=tell)
-    findings.show(found, output)
-    ctx.exit(_exit_code(found))
-
-
-def _exit_code(findings: Findings) -> int:
-    """Say in a number whether everything holds."""
-    return _VIOLATED if findings.violations else 0
+        result = gather(evidence, path=str(opened.path), worker=opened.worker, quick=quick, progress=tell)
+    findings.show(result, output)
+    ctx.exit(_VIOLATED if result.violations else 0)
 
 
 def build_evidence(config: Config, database: Any, streams: dict[str, Any] | None = None) -> Evidence:
-    """Put together what is looked at."""
-    from nats_taskflow.app import REMEMBERED_TIMES
+    """Put together what is checked: the database and, of both streams, what was published."""
     from nats_taskflow.store.invariants import Evidence
     from nats_taskflow.wire.subjects import Subjects
+    from nats_taskflow.wiring import REMEMBERED_TIMES
 
     remembered = int(config.stream.max_age * REMEMBERED_TIMES)
     subjects = Subjects(config.subjects.prefix)
@@ -67,7 +61,7 @@ def build_evidence(config: Config, database: Any, streams: dict[str, Any] | None
 
 
 def _streams(config: Config, place: str) -> dict[str, Any]:
-    """Read what was published, and before that how far it was known to be: what a worker does meanwhile is no violation."""
+    """Read what was published. First of all how far publishing was: what a worker does meanwhile is no violation."""
     from nats_taskflow.cli.runtime import launch
     from nats_taskflow.observe.log import configure_logging
     from nats_taskflow.store.invariants.evidence import marks
@@ -93,7 +87,7 @@ async def _read(config: Config, keep: Callable[[str, Ledger], None]) -> int:
     async with StreamReader(nats_options(config.nats)) as history:
         for name, stream in (("events", EVENTS), ("letters", DEAD_LETTERS)):
             ledger = Ledger(first=await history.first(stream))
-            async for some in history.messages(stream):
-                ledger.add(LedgerMessage(one.seq, one.subject, one.headers, one.body) for one in some)
+            async for batch in history.messages(stream):
+                ledger.add(LedgerMessage(message.seq, message.subject, message.headers, message.body) for message in batch)
             keep(name, ledger)
     return 0

@@ -1,4 +1,4 @@
-"""Show what `taskflow db check` found: to a person in a few lines, to a program as one JSON object."""
+"""Print what `taskflow db check` found: a few lines for a person, a JSON object for a program."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from nats_taskflow.store.invariants.findings import Findings, Violated
 
 _SHOWN = 20
-_EVERY = 500
+"""How many violations of an invariant a person is shown."""
+_PROGRESS_STEP = 500
 
 
 @contextmanager
 def progress(*, shown: bool) -> Iterator[Progress]:
-    """Give what hears how far the check is; a person at a terminal sees it on stderr while it lasts."""
+    """Give what is told how far the check is; if `shown`, a person at a terminal sees it on stderr."""
     if not (shown and sys.stderr.isatty()):
         yield lambda _name, _count: None
         return
@@ -32,7 +33,7 @@ def progress(*, shown: bool) -> Iterator[Progress]:
     with Console(stderr=True).status("checking …") as status:
 
         def tell(name: str, count: int) -> None:
-            if count % _EVERY == 0:
+            if count % _PROGRESS_STEP == 0:
                 status.update(f"checking {name}{f': {count:,}' if count else ''} …")
 
         yield tell
@@ -48,19 +49,19 @@ def show(findings: Findings, output: str) -> None:
     if findings.worker is not None:
         _say(f"A worker (pid {findings.worker}) is running: this is a snapshot of {format_time(findings.at)}.")
     for violated in findings.violations:
-        _show_one(violated)
+        _show_violated(violated)
     kinds = {outlet.replace("_", " ").removesuffix("s"): number for outlet, number in findings.waiting.items() if number}
     waiting = ", ".join(counted(number, kind) for kind, number in kinds.items())
     if waiting:
         _say(f"On their way out, and no violation: {waiting}.")
     invariants = counted(len(findings.looked_at), "invariant")
-    said = "Everything holds" if findings.ok else f"{len(findings.violations)} of {invariants} violated"
+    verdict = "Everything holds" if findings.ok else f"{len(findings.violations)} of {invariants} violated"
     # One line, however long the path is: pages and people search for it.
-    click.echo(printable(f"{said}: {counted(findings.flows, 'flow')} in {findings.path}, {invariants}, {findings.seconds:.1f} s."))
+    click.echo(printable(f"{verdict}: {counted(findings.flows, 'flow')} in {findings.path}, {invariants}, {findings.seconds:.1f} s."))
 
 
-def _show_one(violated: Violated) -> None:
-    """Print one invariant that does not hold, what was found and what to do."""
+def _show_violated(violated: Violated) -> None:
+    """Print an invariant that does not hold, what violates it and what to do."""
     click.echo(f"{paint(violated.number, fg='red', bold=True)} {paint(f'{violated.name} does not hold', bold=True)}")
     for sentence in violated.sentences[:_SHOWN]:
         _say(sentence, "  ")

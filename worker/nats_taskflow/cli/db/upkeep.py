@@ -1,4 +1,4 @@
-"""`taskflow db prune|export|migrate`: delete what is long over, write everything down as JSON lines, bring the schema up to date."""
+"""`taskflow db prune|export|migrate`: delete flows that ended long ago, export all as JSON lines, bring the schema up to date."""
 
 from __future__ import annotations
 
@@ -22,18 +22,24 @@ from nats_taskflow.text import counted
 if TYPE_CHECKING:
     import sqlite3
 
-_AT_ONCE = 1000
-_COLUMNS = {"state_json": "state", "wait_json": "wait", "progress_json": "progress", "payload_json": "payload", "result_json": "result"}
+_BATCH = 1000
+_JSON_COLUMNS = {
+    "state_json": "state",
+    "wait_json": "wait",
+    "progress_json": "progress",
+    "payload_json": "payload",
+    "result_json": "result",
+}
 
 
 def _duration(_ctx: click.Context, _parameter: click.Parameter, text: str) -> str:
-    """Refuse what is no duration before anybody is asked whether to go on."""
+    """Refuse what is no duration before anybody is asked to confirm."""
     from nats_taskflow.units import parse_duration
 
     try:
         parse_duration(text)
-    except ValueError as bad:
-        raise click.BadParameter(str(bad)) from bad
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
     return text
 
 
@@ -44,24 +50,24 @@ def _duration(_ctx: click.Context, _parameter: click.Parameter, text: str) -> st
 @reason_option
 def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
     """Have the worker delete flows that ended long ago, with their journals; never one whose events are not published."""
-    what = f"all flows that ended longer ago than {older_than}"
-    who = read_intervention(arguments)
+    target = f"all flows that ended longer ago than {older_than}"
+    intervention = read_intervention(arguments)
 
     async def main(session: OperatorSession, printer: Printer) -> None:
-        """Delete some at a time until none is left."""
+        """Delete a batch at a time until none is left."""
         pruned = 0
         if arguments["dry_run"]:
-            found = await _prunable(session, older_than)
-            printer.item({"would_prune": found}, [("would prune", f"{counted(found, 'flow')}; nothing was done")])
+            prunable = await _count_prunable(session, older_than)
+            printer.item({"would_prune": prunable}, [("would prune", f"{counted(prunable, 'flow')}; nothing was done")])
             return
-        if not (yes or ask_to_confirm("prune", what, "say --yes")):
+        if not (yes or ask_to_confirm("prune", target, "say --yes")):
             printer.note("Nothing was done.")
             return
-        with progress("pruning", None, shown=printer.for_people) as tell:
+        with progress("pruning", None, shown=printer.for_people) as count:
             while True:
-                answer = await session.ask("prune", older_than=older_than, limit=_AT_ONCE, **who)
+                answer = await session.ask("prune", older_than=older_than, limit=_BATCH, **intervention)
                 pruned += answer["pruned"]
-                tell(answer["pruned"])
+                count(answer["pruned"])
                 if not answer["more"]:
                     break
         printer.item({"pruned": pruned}, [("pruned", counted(pruned, "flow"))])
@@ -69,18 +75,18 @@ def prune(*, older_than: str, yes: bool, **arguments: Any) -> None:
     run(arguments, main, patience=30.0)
 
 
-async def _prunable(session: OperatorSession, older_than: str) -> int:
-    """Count the flows that ended that long ago. One whose events are not published yet would be kept for now; it counts, too."""
-    count = 0
+async def _count_prunable(session: OperatorSession, older_than: str) -> int:
+    """Count the flows that ended that long ago, also those that would be kept until their events are published."""
+    total = 0
     for status in ("finished", "failed", "cancelled"):
         cursor: str | None = None
         while True:
             fields = {"status": status, "older_than": older_than, "cursor": cursor}
-            flows, cursor = await collect_pages(session, "list", "flows", _AT_ONCE, fields)
-            count += len(flows)
+            flows, cursor = await collect_pages(session, "list", "flows", _BATCH, fields)
+            total += len(flows)
             if cursor is None:
                 break
-    return count
+    return total
 
 
 @click.command(cls=SettingsCommand)
@@ -108,18 +114,18 @@ def export(*, place: str | None, target: Path | None, **arguments: Any) -> None:
 
 
 def _write(database: sqlite3.Connection, out: IO[str], total: int) -> None:
-    """Write the flows in the order they were made."""
-    with progress("exporting", total, shown=out.name != "<stdout>") as tell:
+    """Write the flows, oldest first."""
+    with progress("exporting", total, shown=out.name != "<stdout>") as count:
         for row in database.execute("SELECT * FROM flows ORDER BY n"):
             flow = _plain(row)
             flow["history"] = [_plain(r) for r in database.execute("SELECT * FROM flow_events WHERE flow = ? ORDER BY seq", (row["n"],))]
             flow["steps"] = [_plain(r) for r in database.execute("SELECT * FROM flow_steps WHERE flow = ? ORDER BY n", (row["n"],))]
             out.write(json.dumps(flow, ensure_ascii=False) + "\n")
-            tell(1)
+            count(1)
 
 
 def _plain(row: sqlite3.Row) -> dict[str, Any]:
-    """Return a row under its columns' names, JSON as what it says, without the numbers that only tables know."""
+    """Return a row by its columns' names, with JSON decoded and without the keys that only tables know."""
     return dict(_fields(row))
 
 
@@ -129,7 +135,7 @@ def _fields(row: sqlite3.Row) -> Iterator[tuple[str, Any]]:
         if name in ("n", "flow", "epoch"):
             continue
         value = row[name]
-        yield _COLUMNS.get(name, name), json.loads(value) if name in _COLUMNS and value is not None else value
+        yield _JSON_COLUMNS.get(name, name), json.loads(value) if name in _JSON_COLUMNS and value is not None else value
 
 
 @click.command(cls=SettingsCommand)
@@ -147,7 +153,7 @@ def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **argu
     path, newest = find_database(load_with_database(arguments).store.path), len(migrations())
     version = schema_of(path)
     if only_print:
-        _print(version)
+        _print_migrations(version)
         return
     if version == newest or only_check:
         click.echo(f"{path}: schema {version}, this program's is {newest}")
@@ -155,7 +161,7 @@ def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **argu
     configure_logging(LogConfig(level="error"))
 
     async def open_and_close() -> int:
-        """Let the store do what it does at every start."""
+        """Let the store migrate as it does at every start."""
         from nats_taskflow import app
 
         await app.migrate(str(path))
@@ -167,8 +173,8 @@ def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **argu
     ctx.exit(code)
 
 
-def _print(version: int) -> None:
-    """Print what leads from a schema to the newest, as SQL that says the same."""
+def _print_migrations(version: int) -> None:
+    """Print the SQL that leads from a schema to the newest."""
     from nats_taskflow.store.sqlite.statements import migrations
 
     for number, statements in enumerate(migrations()[version:], version):

@@ -1,4 +1,4 @@
-"""`taskflow demo`: the whole story on real parts, told in the terminal."""
+"""`taskflow demo`: a flow that survives a kill, on real parts, told in the terminal."""
 
 from __future__ import annotations
 

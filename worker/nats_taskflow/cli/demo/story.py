@@ -1,4 +1,4 @@
-"""Tell the whole story on real parts: a flow is parked, the worker killed, the reply sent while it is dead, and nothing is lost."""
+"""Tell the story of a flow that survives a kill: parked, the worker killed, the reply sent while it is dead, and nothing lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PATIENCE = 10.0
 
 
 class StoryFailed(Exception):
-    """The story did not go as it must; the message says where."""
+    """The story went wrong; the message says where."""
 
 
 def run() -> int:
@@ -37,8 +37,8 @@ def run() -> int:
     with tempfile.TemporaryDirectory(prefix="taskflow-demo-") as folder:
         try:
             asyncio.run(_Story(Path(folder)).tell())
-        except StoryFailed as bad:
-            click.secho(f"\n  The demo failed: {bad}", fg="red", err=True)
+        except StoryFailed as failure:
+            click.secho(f"\n  The demo failed: {failure}", fg="red", err=True)
             log = Path(folder) / "worker.log"
             click.echo(log.read_text(encoding="utf-8") if log.exists() else "", err=True)
             return 1
@@ -56,20 +56,20 @@ class _Story:
         self._chapter = 0
 
     async def tell(self) -> None:
-        """Tell it, from start to end."""
+        """Tell the story from start to end."""
         click.secho("\n  nats-taskflow: a flow that survives kill -9\n", bold=True)
         async with self._broker(), self._agent() as agent:
-            await self._begin()
+            await self._start()
             flow = await self._park(agent)
             await self._die_and_reply(agent)
-            await self._return(agent, flow)
+            await self._restart(agent, flow)
             await self._end(agent, flow)
         click.secho(f"\n  Done in {time.monotonic() - self._began:.1f} s. Nothing was lost, nothing happened twice.", bold=True)
         click.echo("  Play with it yourself: make run\n")
 
     @asynccontextmanager
     async def _broker(self) -> AsyncIterator[None]:
-        """Run a JetStream server, and make sure that nothing is left running."""
+        """Run a JetStream server; leave neither it nor a worker running."""
         await self._server.start()
         try:
             yield
@@ -81,23 +81,23 @@ class _Story:
 
     @asynccontextmanager
     async def _agent(self) -> AsyncIterator[Client]:
-        """Connect as the agent would: a plain NATS client."""
+        """Connect as an agent would, with a plain NATS client."""
         client = await nats.connect(self._server.url)
         try:
             yield client
         finally:
             await client.close()
 
-    async def _begin(self) -> None:
+    async def _start(self) -> None:
         """Start the worker."""
-        self._say("A JetStream server and a worker start.")
+        self._begin_chapter("A JetStream server and a worker start.")
         self._show("nats", f"{self._server.url}  (sync_interval: always)")
         pid = await self._start_worker()
         self._show("worker", f"pid {pid}, flows in SQLite")
 
     async def _park(self, agent: Client) -> str:
         """Start a flow and park it on a delegate's reply."""
-        self._say("Agent kate starts a flow and parks it until a delegate answers.")
+        self._begin_chapter("Agent kate starts a flow and parks it until a delegate answers.")
         started = await _ask(agent, "start", {"controller_id": "kate/inbox-triage", "goal": "triage the inbox", "state": {"mails": 3}})
         flow: str = started["flow"]["id"]
         self._show("start", f"flow {flow} is {started['flow']['status']}")
@@ -108,7 +108,7 @@ class _Story:
 
     async def _die_and_reply(self, agent: Client) -> None:
         """Kill the worker, and let the reply come while it is dead."""
-        self._say("The worker is killed with SIGKILL. The delegate answers while it is dead.")
+        self._begin_chapter("The worker is killed with SIGKILL. The delegate answers while it is dead.")
         assert self._worker is not None
         self._worker.send_signal(signal.SIGKILL)
         code = await self._worker.wait()
@@ -118,9 +118,9 @@ class _Story:
         self._show("reply", f"{json.dumps(reply)}")
         self._show("", f"stored by {stored.stream} as message {stored.seq}; nobody is there to read it")
 
-    async def _return(self, agent: Client, flow: str) -> None:
+    async def _restart(self, agent: Client, flow: str) -> None:
         """Start the worker again and see the flow resume."""
-        self._say("A new worker starts on the same database. The flow resumes by itself.")
+        self._begin_chapter("A new worker starts on the same database. The flow resumes by itself.")
         pid = await self._start_worker()
         self._show("worker", f"pid {pid}, recovered")
         resumed = await self._until(agent, flow, lambda shown: shown["status"] == "running")
@@ -130,7 +130,7 @@ class _Story:
 
     async def _end(self, agent: Client, flow: str) -> None:
         """Finish the flow, and show journal and events side by side."""
-        self._say("Kate finishes the flow. Its journal, and the events every subscriber got:")
+        self._begin_chapter("Kate finishes the flow. Its journal, and the events every subscriber got:")
         finished = await _ask(agent, "finish", {"flow_id": flow, "final_state": {"triaged": True}})
         if finished["flow"]["status"] != "finished":
             raise StoryFailed("the flow did not finish")
@@ -160,49 +160,49 @@ class _Story:
         assert self._worker.stdout is not None
         try:
             line = await asyncio.wait_for(self._worker.stdout.readline(), _PATIENCE)
-        except TimeoutError as late:
-            raise StoryFailed(f"the worker was not ready within {_PATIENCE:.0f} s") from late
+        except TimeoutError as error:
+            raise StoryFailed(f"the worker was not ready within {_PATIENCE:.0f} s") from error
         if not line:
             raise StoryFailed("the worker ended instead of starting")
         return int(json.loads(line)["pid"])
 
-    async def _until(self, agent: Client, flow: str, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Ask for the flow until something is true of it."""
+    async def _until(self, agent: Client, flow: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Ask for the flow until the condition is true of it."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             shown: dict[str, Any] = (await _ask(agent, "status", {"flow_id": flow}))["flow"]
-            if true(shown):
+            if condition(shown):
                 return shown
             if time.monotonic() > deadline:
                 raise StoryFailed(f"the flow stayed {shown['status']}")
             await asyncio.sleep(0.02)
 
     async def _events(self, agent: Client, flow: str, count: int) -> list[tuple[str, dict[str, Any]]]:
-        """Read the flow's events from the stream, as many as the journal has entries."""
+        """Read as many of the flow's events from the stream."""
         subscription = await agent.jetstream().subscribe(f"taskflow.evt.kate.{flow}.*", ordered_consumer=True)
         try:
-            found = [await subscription.next_msg(timeout=_PATIENCE) for _ in range(count)]
-        except NatsError as missing:
-            raise StoryFailed(f"not all {count} events came: {missing}") from missing
-        return [(message.subject, json.loads(message.data)) for message in found]
+            messages = [await subscription.next_msg(timeout=_PATIENCE) for _ in range(count)]
+        except NatsError as error:
+            raise StoryFailed(f"not all {count} events came: {error}") from error
+        return [(message.subject, json.loads(message.data)) for message in messages]
 
-    def _say(self, text: str) -> None:
-        """Begin a chapter."""
+    def _begin_chapter(self, title: str) -> None:
+        """Print the title of a chapter."""
         self._chapter += 1
         click.echo()
-        click.secho(f"  {self._chapter}. {text}", fg="cyan")
+        click.secho(f"  {self._chapter}. {title}", fg="cyan")
 
-    def _show(self, what: str, text: str) -> None:
-        """Show one thing that happened."""
-        click.echo(f"     {what:<8} {text}")
+    def _show(self, label: str, text: str) -> None:
+        """Print what happened."""
+        click.echo(f"     {label:<8} {text}")
 
 
 async def _ask(agent: Client, verb: str, body: dict[str, Any]) -> dict[str, Any]:
     """Send a request as kate and return the answer. Raises `StoryFailed` for a refusal."""
     try:
         answer = await agent.request(f"taskflow.api.kate.{verb}", json.dumps(body).encode(), timeout=_PATIENCE)
-    except NatsError as silent:
-        raise StoryFailed(f"{verb} was not answered: {silent}") from silent
+    except NatsError as error:
+        raise StoryFailed(f"{verb} was not answered: {error}") from error
     decoded: dict[str, Any] = json.loads(answer.data)
     if not decoded["ok"]:
         raise StoryFailed(f"{verb} was refused: {decoded['error']['message']}")

@@ -11,6 +11,7 @@ from nats_taskflow.cli import exit_codes
 from nats_taskflow.cli.command import SettingsCommand
 from nats_taskflow.cli.dev_folder import find_dev_database
 from nats_taskflow.cli.options import form_option, load_config
+from nats_taskflow.cli.protocol import Json
 from nats_taskflow.cli.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -35,24 +36,25 @@ def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
 
     config = load_config(arguments, find_dev_database())
     configure_logging(LogConfig(level="error"))
-    told = "every setting can be read, secrets by this user alone (taskflow config show --origin says where each comes from)"
+    readable = "every setting can be read, secrets by this user alone (taskflow config show --origin says where each comes from)"
     distant: list[Verdict] = []
-    worker: dict[str, Any] = {}
+    worker: Json = {}
 
     async def look() -> int:
-        distant.extend(await examine_broker(config, worker))
+        nonlocal distant, worker
+        distant, worker = await examine_broker(config)
         return 0
 
     interrupted = launch(look())
     if interrupted:
         ctx.exit(interrupted)
-    verdicts = [Verdict("config", "ok", told), *examine_host(config, worker), *distant]
+    verdicts = [Verdict("config", "ok", readable), *examine_host(config, worker), *distant]
     _show(verdicts, config, output)
     ctx.exit(exit_codes.FAILED if any(verdict.level == "fail" for verdict in verdicts) else exit_codes.DONE)
 
 
 def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
-    """Print the verdicts."""
+    """Print the verdicts, or as JSON also the settings."""
     from nats_taskflow.cli.layout import wrap
     from nats_taskflow.cli.output import printable, terminal_width
     from nats_taskflow.config import describe_settings
@@ -61,8 +63,8 @@ def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
         ok = all(verdict.level != "fail" for verdict in verdicts)
         settings = {key: {"value": value, "origin": origin} for key, value, origin in describe_settings(config)}
         messages = [f"{verdict.name}: {verdict.text} → {verdict.fix}" for verdict in verdicts if verdict.fix]
-        found = {"ok": ok, "checks": [verdict._asdict() for verdict in verdicts], "config": settings, "messages": messages}
-        click.echo(json.dumps(found, ensure_ascii=False))
+        report = {"ok": ok, "checks": [verdict._asdict() for verdict in verdicts], "config": settings, "messages": messages}
+        click.echo(json.dumps(report, ensure_ascii=False))
         return
     width = max(len(verdict.name) for verdict in verdicts)
     for verdict in verdicts:

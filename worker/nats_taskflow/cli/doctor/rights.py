@@ -1,6 +1,6 @@
-"""What `taskflow doctor` finds out about credentials: what they may publish and hear, measured against what each role needs.
+"""What `taskflow doctor` finds out about credentials: what they may publish and hear, and for which roles that is enough.
 
-The server itself is asked (`$SYS.REQ.USER.INFO`): trying it out would publish.
+The server is asked (`$SYS.REQ.USER.INFO`): to try would be to publish.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nats_taskflow.wire.subjects import Subjects
 
 Needs = tuple[tuple[str, ...], tuple[str, ...]]
-"""What a role publishes, and what it hears."""
+"""The subjects that a role publishes, and those that it hears."""
 ASK = "$SYS.REQ.USER.INFO"
 _DAY = 86400.0
 _SOON = 7 * _DAY
@@ -32,27 +32,27 @@ async def examine_rights(config: Config, session: Any) -> list[Verdict]:
     """Say for which of the roles these credentials are enough, what they lack, and when they end."""
     try:
         answer: Json = msgspec.json.decode(await session.client.ask(ASK, b"", within=2.0))
-    except (NoWorkerAnswer, Refusal) as no:
+    except (NoWorkerAnswer, Refusal) as failure:
         fix = f'let these credentials publish "{ASK}": it tells only about themselves'
-        return [Verdict("permissions", "warn", f"not known: {no}", fix)]
-    found: Json = answer.get("data") or {}
-    return [*_ending(found), _enough(found, _needed(config, session.subjects))]
+        return [Verdict("permissions", "warn", f"not known: {failure}", fix)]
+    user: Json = answer.get("data") or {}
+    return [*_expiry(user), _permissions(user, _needs(config, session.subjects))]
 
 
-def _ending(found: Mapping[str, Any]) -> Iterator[Verdict]:
+def _expiry(user: Mapping[str, Any]) -> Iterator[Verdict]:
     """Say when the credentials end, where they do."""
-    left = found.get("expires", 0) / 1e9
-    if left:
-        fix = "make new ones, and put them where the old ones are (nats.creds)" if left < _SOON else ""
-        yield Verdict("credentials", "warn" if fix else "ok", f"{found.get('user', '')} ends in {left / _DAY:.1f} days", fix)
+    seconds = user.get("expires", 0) / 1e9
+    if seconds:
+        fix = "make new ones, and put them where the old ones are (nats.creds)" if seconds < _SOON else ""
+        yield Verdict("credentials", "warn" if fix else "ok", f"{user.get('user', '')} ends in {seconds / _DAY:.1f} days", fix)
 
 
-def _enough(found: Mapping[str, Any], needed: Mapping[str, Needs]) -> Verdict:
-    """Compare what is permitted with what each role needs. Only who has no whole role is warned."""
-    who = str(found.get("user", ""))
-    permissions: Mapping[str, Any] | None = found.get("permissions")
+def _permissions(user: Mapping[str, Any], needed: Mapping[str, Needs]) -> Verdict:
+    """Compare what is permitted with what each role needs. It is a warning only where it is enough for none."""
+    name = str(user.get("user", ""))
+    permissions: Mapping[str, Any] | None = user.get("permissions")
     if permissions is None:
-        return Verdict("permissions", "ok", f"{who or 'anybody'}: everything, in account {found.get('account', '$G')}")
+        return Verdict("permissions", "ok", f"{name or 'anybody'}: everything, in account {user.get('account', '$G')}")
     lacking = {
         role: [
             *(f"publish {subject}" for subject in publish if not is_permitted(permissions.get("publish"), subject)),
@@ -63,26 +63,26 @@ def _enough(found: Mapping[str, Any], needed: Mapping[str, Needs]) -> Verdict:
     whole = [role for role, missing in lacking.items() if not missing]
     if whole:
         without = "; ".join(f"not to {role} (no {missing[0]})" for role, missing in lacking.items() if missing)
-        return Verdict("permissions", "ok", f"{who}: enough to {', '.join(whole)}" + (f"; {without}" if without else ""))
-    role, missing = min(lacking.items(), key=lambda one: len(one[1]))
-    return Verdict("permissions", "warn", f"{who}: not enough for any role; to {role} it lacks {', '.join(missing)}", _FIX)
+        return Verdict("permissions", "ok", f"{name}: enough to {', '.join(whole)}" + (f"; {without}" if without else ""))
+    role, missing = min(lacking.items(), key=lambda item: len(item[1]))
+    return Verdict("permissions", "warn", f"{name}: not enough for any role; to {role} it lacks {', '.join(missing)}", _FIX)
 
 
 _FIX = "compare with deploy/nats/permissions.conf; the worker's own log says what it was refused"
 
 
 def is_permitted(rule: Mapping[str, Sequence[str]] | None, subject: str) -> bool:
-    """Tell whether a rule permits all of a subject: something allows it, nothing denies any of it. No rule permits everything."""
+    """Tell whether a rule permits all of a subject: something allows it, and nothing denies any of it. No rule permits everything."""
     if not rule:
         return True
     allow = rule.get("allow")
     # A subscription may be permitted for one queue group only: "subject group".
-    allowed = allow is None or any(covers(one.split(" ")[0], subject) for one in allow)
-    return allowed and not any(overlap(one.split(" ")[0], subject) for one in rule.get("deny") or ())
+    allowed = allow is None or any(covers(pattern.split(" ")[0], subject) for pattern in allow)
+    return allowed and not any(overlap(pattern.split(" ")[0], subject) for pattern in rule.get("deny") or ())
 
 
-def _needed(config: Config, subjects: Subjects) -> dict[str, Needs]:
-    """List what each role needs of these settings (docs/securing.md)."""
+def _needs(config: Config, subjects: Subjects) -> dict[str, Needs]:
+    """Return what each role needs with these settings (docs/securing.md)."""
     bindings = reply_bindings(config, subjects)
     streams, sources = topology(config, subjects, bindings)
     prefix, inbox = subjects.prefix, f"{config.nats.inbox_prefix or '_INBOX'}.>"

@@ -1,4 +1,4 @@
-"""Carry out a model's calls: an action and its arguments become one command or query, the outcome an answer for a model."""
+"""Carry out a model's tool calls, each as one command or query."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _HIDDEN = ("expected", "actual")
 
 
 class ToolAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer. `body` satisfies the output schema; `error`: nothing was achieved; `task` is for programs, not for models."""
+    """An answer to a tool call.
+
+    `body` satisfies the output schema; `error`: nothing was achieved; `task` is for programs, not for models.
+    """
 
     body: Json
     error: bool = False

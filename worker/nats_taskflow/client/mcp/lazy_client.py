@@ -15,7 +15,7 @@ Dial = Callable[[], Awaitable[Transport]]
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """Whose flows these are: fixed when the server starts, because a model must not choose it."""
+    """Whose flows these are. Fixed at the start: a model must not choose it."""
 
     agent: str
     session: str = "main"
@@ -25,7 +25,10 @@ class Owner(msgspec.Struct, frozen=True):
 
 
 class LazyClient:
-    """The owner's client, opened at first use. `dial` opens a transport or raises `Lost`; `patience`: seconds for a command's tries."""
+    """The owner's client, opened at first use.
+
+    `dial` opens a transport or raises `Lost`; `patience`: seconds that a command is tried for.
+    """
 
     def __init__(self, owner: Owner, dial: Dial, *, prefix: str = "taskflow", patience: float = 10.0) -> None:
         self.owner = owner

@@ -1,4 +1,4 @@
-"""Tell a model what to do next, for every error code and every status. What happened, the worker's own sentence says."""
+"""Tell a model what to do next, for every error code and every status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Serve the resources `taskflow://flows/{flow_id}` and `taskflow://waits`, and the prompt `handle-reply`."""
+"""Write the resources for flows and waits, and the prompt `handle-reply`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Define the tools that a model is offered: actions, their parameters, what comes back, and hints for the program that asks a person first.
+"""Define the tools that a model is offered.
 
-Names are those of the reference's tool (`action`, `controller_id`, `wait_condition`, `final_state` …); `delegate` and the repeats' key are
-ours. Plain JSON Schema 2020-12; nothing of the SDK. The revision is no parameter and in no answer: commands of one flow are decided one
-after the other by the worker, and a model that copies numbers gets them wrong.
+Actions, their parameters, what comes back, and hints for the program that asks a person first. Names are those of the reference's tool
+(`action`, `controller_id`, `wait_condition`, `final_state` …); `delegate` and the repeats' key are ours. Plain JSON Schema 2020-12; nothing
+of the SDK. The revision is no parameter and in no answer: commands of one flow are decided one after the other by the worker, and a model
+that copies numbers gets them wrong.
 """
 
 from __future__ import annotations
@@ -72,7 +73,10 @@ PARAMETERS: dict[str, Json] = {
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model can do. `again`: a repeat has no further effect by its nature. `destroys`: it ends what cannot be brought back."""
+    """What a model can do.
+
+    `again`: a repeat has no further effect by its nature. `destroys`: it ends what cannot be brought back.
+    """
 
     about: str
     needs: tuple[str, ...] = ()

@@ -35,7 +35,10 @@ SHORTEST_TOKEN = 16
 
 
 class HttpEndpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to listen and whom to answer. `hosts`, `origins`: headers accepted besides those of the address and of the loopback."""
+    """Where to listen and whom to answer.
+
+    `hosts`, `origins`: headers accepted besides those of the address and of the loopback.
+    """
 
     host: str
     port: int
@@ -121,7 +124,7 @@ def _refuse_get(app: Application) -> Application:
 
 
 class _Verifier:
-    """Compares the bearer token with the secret. The secret is read each time, so that a rotated file counts at once."""
+    """Compares the bearer token with the secret, read each time for a rotated file."""
 
     def __init__(self, secret: Secret) -> None:
         self._secret = secret

@@ -1,4 +1,4 @@
-"""Map a flow's status to the states of MCP tasks, and put what it waits for into words."""
+"""Map a flow to the states of MCP tasks, and what it waits for to words."""
 
 from __future__ import annotations
 

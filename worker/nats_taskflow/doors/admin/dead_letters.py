@@ -26,8 +26,8 @@ from nats_taskflow.store.port import Transaction, Work
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.text import counted
 from nats_taskflow.units import Micros
-from nats_taskflow.wire import admin_answers, admin_requests
-from nats_taskflow.wire.admin_answers import LetterShown
+from nats_taskflow.wire import admin_letters, admin_requests
+from nats_taskflow.wire.admin_letters import LetterShown
 from nats_taskflow.wire.cursors import read_number, write_cursor
 from nats_taskflow.wire.headers import CORRELATION_ID, EVENT_ID, MSG_ID
 from nats_taskflow.wire.subjects import Subjects, is_literal
@@ -64,7 +64,7 @@ class DeadLetters:
         if request.dry_run:
             return _answer([letter.number for letter in letters], [], request, following)
         done: list[int] = []
-        failed: list[admin_answers.Unreplayed] = []
+        failed: list[admin_letters.Unreplayed] = []
         loop = asyncio.get_running_loop()
         start = loop.time()
         for place, letter in enumerate(letters):
@@ -73,7 +73,7 @@ class DeadLetters:
             if why is None:
                 done.append(letter.number)
             else:
-                failed.append(admin_answers.Unreplayed(number=letter.number, why=why))
+                failed.append(admin_letters.Unreplayed(number=letter.number, why=why))
         self._counted(len(done), len(failed))
         return _answer(done, failed, request, following)
 
@@ -96,7 +96,7 @@ class DeadLetters:
 
         await self._engine.do(purge)
         kept = [
-            admin_answers.Unreplayed(number=n, why="not published yet: the broker has to have it first") for n in numbers if n > published
+            admin_letters.Unreplayed(number=n, why="not published yet: the broker has to have it first") for n in numbers if n > published
         ]
         return _answer([n for n in numbers if n <= published], kept, request, following)
 
@@ -209,7 +209,7 @@ def _new_id(letter: DeadLetter, database: str) -> str:
 
 
 def _answer(
-    done: list[int], failed: list[admin_answers.Unreplayed], request: admin_requests.DeadLetterIntervention, following: int | None
+    done: list[int], failed: list[admin_letters.Unreplayed], request: admin_requests.DeadLetterIntervention, following: int | None
 ) -> bytes:
     """Encode the answer.
 
@@ -220,5 +220,5 @@ def _answer(
         raise Unavailable(message, failed=[letter.number for letter in failed])
     cursor = write_cursor(following) if following is not None else None
     return _ENCODE(
-        admin_answers.LettersDone(done=done, failed=failed, dry_run=request.dry_run, up_to=request.up_to or 0, next_cursor=cursor)
+        admin_letters.LettersDone(done=done, failed=failed, dry_run=request.dry_run, up_to=request.up_to or 0, next_cursor=cursor)
     )

@@ -15,13 +15,14 @@ from nats_taskflow.doors.admin.explain import Circumstances, advise_agent, expla
 from nats_taskflow.doors.moments import moment_after, moment_before, moment_of
 from nats_taskflow.errors import NotFound
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.model import Flow, HeldReply
+from nats_taskflow.flow.model import Flow
 from nats_taskflow.store.admin_port import DeadLetterFilter, DeadLetterGroup, FlowFilter
 from nats_taskflow.store.port import Reads
 from nats_taskflow.units import Micros, rfc3339
-from nats_taskflow.wire import admin_answers, admin_requests, outcomes
+from nats_taskflow.wire import admin_answers, admin_letters, admin_requests, outcomes
+from nats_taskflow.wire.admin_answers import show_held, show_owned_wait
 from nats_taskflow.wire.admin_requests import AdminRequest
-from nats_taskflow.wire.answers import show_flow, show_wait
+from nats_taskflow.wire.answers import show_flow
 from nats_taskflow.wire.cursors import PAGE_BYTES, cut_page, first_that_fit, read_number, read_pair
 from nats_taskflow.wire.subjects import Subjects
 
@@ -127,14 +128,14 @@ class Queries:
         filters = msgspec.structs.replace(_filters_of(request), due_by=moment_after(request.due_within, self._clock()))
         before = self._before(request.older_than)
         page = await self._reads.parked(filters, parked_before=before, limit=request.limit, after=read_pair(request.cursor))
-        waits, cursor = cut_page([(place, _show_wait(flow)) for place, flow in page.rows], page.next, self._room())
+        waits, cursor = cut_page([(place, show_owned_wait(flow)) for place, flow in page.rows], page.next, self._room())
         return _ENCODE(admin_answers.WaitPageAcross(waits=waits, now=rfc3339(self._clock()), next_cursor=cursor))
 
     async def _who(self, request: admin_requests.Who) -> bytes:
         """Show who waits for a topic or pair, and what is held for it."""
         waiters = await self._reads.waiters(request.topic, request.correlation_id, request.limit + 1)
         held = await self._reads.held_replies(topic=request.topic, correlation_id=request.correlation_id, limit=request.limit + 1)
-        shown = first_that_fit((_show_held(n, reply) for n, reply in held.rows[: request.limit]), self._room())
+        shown = first_that_fit((show_held(n, reply) for n, reply in held.rows[: request.limit]), self._room())
         parked = first_that_fit(waiters[: request.limit], self._room() // 4)  # the held replies beside them are what weighs
         answer = admin_answers.WhoAnswer(
             waiters=parked,
@@ -164,27 +165,27 @@ class Queries:
         page = await self._reads.held_replies(
             topic=request.topic, correlation_id=request.correlation_id, limit=request.limit, after=read_number(request.cursor)
         )
-        held, cursor = cut_page([(n, _show_held(n, reply)) for n, reply in page.rows], page.next, self._room())
+        held, cursor = cut_page([(n, show_held(n, reply)) for n, reply in page.rows], page.next, self._room())
         return _ENCODE(admin_answers.HeldPage(held=held, now=rfc3339(self._clock()), next_cursor=cursor))
 
     async def _letters(self, request: admin_requests.LettersList) -> bytes:
         """Count dead letters, or list them."""
         if request.grouped:
             groups = await self._reads.letter_groups(_GROUPS, self._before(request.older_than))
-            return _ENCODE(admin_answers.LettersAnswer(groups=first_that_fit(_show_groups(groups, request, self._subjects), self._room())))
+            return _ENCODE(admin_letters.LettersAnswer(groups=first_that_fit(_show_groups(groups, request, self._subjects), self._room())))
         filters = DeadLetterFilter(
             reason=request.letter_reason, subject=request.subject, before=self._before(request.older_than), replayed=request.replayed
         )
         page = await self._reads.letters(filters, limit=request.limit, after=read_number(request.cursor))
         letters, cursor = cut_page(page.rows, page.next, self._room())
-        return _ENCODE(admin_answers.LettersAnswer(letters=letters, next_cursor=cursor))
+        return _ENCODE(admin_letters.LettersAnswer(letters=letters, next_cursor=cursor))
 
     async def _letter(self, request: admin_requests.LettersShow) -> bytes:
         """Show a dead letter whole."""
         letter = await self._reads.letter(request.number)
         if letter is None:
             raise NotFound(f"there is no dead letter {request.number}", number=request.number)
-        return _ENCODE(admin_answers.LetterAnswer(letter=letter))
+        return _ENCODE(admin_letters.LetterAnswer(letter=letter))
 
     async def _stats(self, _request: admin_requests.Stats) -> bytes:
         """Report the figures of the whole database."""
@@ -235,27 +236,6 @@ def _filters_of(request: admin_requests.List | admin_requests.AdminWaits) -> Flo
     )
 
 
-def _show_wait(flow: Flow) -> admin_answers.WaitAcross:
-    """Return what a waiting flow waits for as operators see it."""
-    wait = msgspec.structs.asdict(show_wait(flow))
-    return admin_answers.WaitAcross(owner_session_key=flow.owner_session_key, cancel_requested=flow.cancel_requested, **wait)
-
-
-def _show_held(number: int, held: HeldReply) -> admin_answers.HeldShown:
-    """Return a held reply as operators see it."""
-    return admin_answers.HeldShown(
-        number=number,
-        topic=held.topic,
-        correlation_id=held.correlation_id,
-        event_id=held.event_id,
-        flow_id=held.flow_id,
-        tenant=held.tenant,
-        arrived_at=rfc3339(held.arrived_us),
-        expires_at=rfc3339(held.expires_us),
-        payload=None if held.payload is msgspec.UNSET else held.payload,
-    )
-
-
 def _encode_why(flow: Flow, sentences: list[admin_answers.Reason]) -> bytes:
     return _ENCODE(admin_answers.WhyAnswer(flow_id=flow.id, status=flow.status.value, sentences=sentences))
 
@@ -267,7 +247,7 @@ def _counts_of(kind: str, counts: Mapping[str, int]) -> dict[str, int]:
 
 def _show_groups(
     groups: Sequence[DeadLetterGroup], request: admin_requests.LettersList, subjects: Subjects
-) -> Iterator[admin_answers.GroupShown]:
+) -> Iterator[admin_letters.GroupShown]:
     """Count by reason and subject, a built-in reply topic's correlation ids together; the largest group first."""
     merged: dict[tuple[str, str], DeadLetterGroup] = {}
     for group in groups:
@@ -278,7 +258,7 @@ def _show_groups(
         key = (group.reason, subject)
         merged[key] = merged[key].plus(group) if key in merged else msgspec.structs.replace(group, subject=subject)
     for group in sorted(merged.values(), key=lambda group: -group.count):
-        yield admin_answers.GroupShown(
+        yield admin_letters.GroupShown(
             reason=group.reason,
             subject=group.subject,
             count=group.count,

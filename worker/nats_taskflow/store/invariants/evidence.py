@@ -28,7 +28,7 @@ class Entry(msgspec.Struct, frozen=True):
     flaw: str = ""
 
 
-class AppliedCommand(msgspec.Struct, frozen=True):
+class StoredOutcome(msgspec.Struct, frozen=True):
     """What the stored outcome of a command that took effect says of the flow."""
 
     scope: str
@@ -53,7 +53,7 @@ class FlowHistory(msgspec.Struct, frozen=True, kw_only=True):
     flaw: str
     entries: list[Entry]
     waiters: list[tuple[Waiter, bool]]
-    outcomes: list[AppliedCommand]
+    outcomes: list[StoredOutcome]
 
     @property
     def events(self) -> list[FlowEvent]:

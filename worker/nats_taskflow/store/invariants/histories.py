@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nats_taskflow.flow.model import Flow, Waiter
-from nats_taskflow.store.invariants.evidence import AppliedCommand, Entry, Evidence, FlowHistory
+from nats_taskflow.store.invariants.evidence import Entry, Evidence, FlowHistory, StoredOutcome
 from nats_taskflow.store.sqlite import rows
 
 _FLOWS = """SELECT n, id, controller_id, goal, owner_session_key, requester_origin, current_step, status, cancel_requested,
@@ -59,7 +59,7 @@ def read_histories(evidence: Evidence) -> Iterator[FlowHistory]:
             flaw=flaw,
             entries=[_entry(flow_id, entry) for entry in journal.of(n)],
             waiters=[_waiter(flow_id, waiter) for waiter in waiters.of(n)],
-            outcomes=[AppliedCommand(*outcome[1:]) for outcome in outcomes.of(n) if outcome[3] is not None],
+            outcomes=[StoredOutcome(*outcome[1:]) for outcome in outcomes.of(n) if outcome[3] is not None],
         )
 
 

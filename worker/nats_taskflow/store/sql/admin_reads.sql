@@ -171,14 +171,3 @@ SELECT n, at_us, actor, verb, about, reason FROM interventions WHERE n < ?1 ORDE
 
 -- name: meta
 SELECT name, value FROM meta;
-
--- The end of a stretch of waits: all that parked at the same time are in the same one.
--- name: parked_end
-SELECT parked_us FROM flows INDEXED BY flows_parked WHERE parked_us IS NOT NULL AND parked_us > ?1 ORDER BY parked_us LIMIT 1 OFFSET ?2;
-
--- One statement, so that what it counts is what there was when the last journal entry it names was.
--- name: waits_of
-SELECT NULL, NULL, coalesce(max(n), 0) FROM flow_events
-UNION ALL
-SELECT CASE WHEN json_valid(wait_json) THEN json_extract(wait_json, '$.kind') END, parked_us / ?3, count(*)
-FROM flows INDEXED BY flows_parked WHERE parked_us IS NOT NULL AND parked_us > ?1 AND parked_us <= ?2 GROUP BY 1, 2;

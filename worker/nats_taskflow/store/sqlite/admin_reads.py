@@ -11,7 +11,6 @@ import msgspec
 from nats_taskflow.flow.model import Flow, HeldReply, Pair
 from nats_taskflow.store.admin_port import (
     COUNTED,
-    FOREVER,
     LOOK,
     NEWEST,
     SLICE,
@@ -21,14 +20,14 @@ from nats_taskflow.store.admin_port import (
     Gauges,
     ParkedPage,
     ReceivedReply,
-    WaitCountsRange,
 )
 from nats_taskflow.store.records import ALL, DeadLetter, Page
 from nats_taskflow.store.sqlite import admin_rows, rows
 from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.store.sqlite.steps import PAGE_BYTES, FetchedRows
 from nats_taskflow.units import Micros
-from nats_taskflow.wire.admin_answers import InterventionShown, LetterShown, SetAsideFlow, WaiterShown
+from nats_taskflow.wire.admin_answers import InterventionShown, SetAsideFlow, WaiterShown
+from nats_taskflow.wire.admin_letters import LetterShown
 
 _DUE_COUNTED = 10_000
 _FIRST = (-(2**62), 0)
@@ -229,13 +228,6 @@ class SqliteAdminReads(ABC):
         """List what operators did."""
         page = await self._select_page("interventions", ALL if after is None else after, limit)
         return _page(page, limit, admin_rows.intervention)
-
-    async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> WaitCountsRange:
-        """Count a stretch of waiting flows by kind and time."""
-        end = await self._select("parked_end", after, limit)
-        up_to = end[0][0] if end else FOREVER
-        (_, _, last_event), *waits = await self._select("waits_of", after, up_to, per)
-        return WaitCountsRange(up_to=up_to, last_event=last_event, counts={(kind or "", at): count for kind, at, count in waits})
 
     async def gauges(self, now: Micros) -> Gauges:
         """Read the counters and the ends of indexes."""

@@ -10,7 +10,8 @@ from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.store.sqlite import rows
 from nats_taskflow.store.sqlite.rows import Row
 from nats_taskflow.units import Micros, rfc3339
-from nats_taskflow.wire.admin_answers import InterventionShown, LetterShown, SetAsideFlow, WaiterShown
+from nats_taskflow.wire.admin_answers import InterventionShown, SetAsideFlow, WaiterShown
+from nats_taskflow.wire.admin_letters import LetterShown
 
 
 def set_aside(row: Row) -> SetAsideFlow:
