@@ -21,12 +21,6 @@ from nats_taskflow.wire.admin_letters import LetterShown
 LOOK = 5000
 """How many flows one page looks at, at most."""
 
-SLICE = 250
-"""How many of them one statement looks at."""
-
-COUNTED = 20_000
-"""How many entries of an index one statement walks through."""
-
 NEWEST = 200_000
 """Among how many flows, the newest, the end of an id is looked up."""
 
