@@ -34,7 +34,11 @@ _KINDS = 100
 
 
 class ApiTimeout(Exception):
-    """A request to the broker's API got no answer; the message says why. Nothing is known about its effect."""
+    """A request got no answer; the message says why. `late`: somebody may have heard it, and may have done it."""
+
+    def __init__(self, message: str, *, late: bool = False) -> None:
+        super().__init__(message)
+        self.late = late
 
 
 class ApiDenied(ApiTimeout):
@@ -126,7 +130,7 @@ class NatsConnection:
         except NoRespondersError:
             raise ApiTimeout(f"nobody answers on {subject}") from None
         except TimeoutError:
-            raise ApiTimeout(f"no answer on {subject} within {within:g} s") from None
+            raise ApiTimeout(f"no answer on {subject} within {within:g} s", late=True) from None
         except (NatsError, OSError) as error:
             raise ApiTimeout(f"no answer on {subject}: {connection_options.reason(error)}") from error
         return answer.data

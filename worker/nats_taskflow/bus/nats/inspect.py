@@ -83,7 +83,7 @@ class InspectClient:
         try:
             return await self._connection.permitted(self._connection.ask(subject, body, within=within), subject)
         except ApiTimeout as silent:
-            raise NoWorkerAnswer(str(silent), late="within" in str(silent)) from silent
+            raise NoWorkerAnswer(str(silent), late=silent.late) from silent
 
     async def all_answers(self, subject: str, *, within: float) -> list[bytes]:
         """Send a request; return every answer that comes `within` seconds."""
