@@ -1,4 +1,4 @@
-"""Tell silence from a missing permission: the server says on the side what it refused, and nothing where the answer is awaited."""
+"""Tell a missing permission from silence: the server reports a denial apart, and nothing comes where the answer is awaited."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SubjectDenied(Exception):
 async def unless_denied(
     work: Coroutine[Any, Any, T], listeners: DenialListeners, concerns: Callable[[str], bool] = lambda _subject: True
 ) -> T:
-    """Await `work`. Raises `SubjectDenied` as soon as the server denies a subject that concerns it."""
+    """Await `work`. Raises `SubjectDenied` as soon as the server denies a subject for which `concerns` is true."""
     denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def deny(subject: str) -> None:
