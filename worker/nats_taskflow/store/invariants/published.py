@@ -97,7 +97,7 @@ def everything_is_taken_in(evidence: Evidence) -> Iterator[str]:
     kept = taken.settled - taken.first + 1 - taken.ignored
     if decided != kept:
         where = f"{taken.first} to {taken.settled}, {taken.ignored} ignored"
-        yield f"{taken.stream} keeps {kept} settled messages ({where}), {decided} of them have an outcome"
+        yield f"{taken.stream} keeps {counted(kept, 'settled message')} ({where}), {decided} of which have an outcome"
 
 
 _WHOLE = 512 * 1024
