@@ -90,7 +90,7 @@ type: $(READY) ## Check types: mypy --strict over worker and tests
 
 drift: $(READY) ## Check that the lock satisfies pyproject.toml, and that schemas/ and docs/ are what the code generates
 	@$(BIN)/python -m pip check --disable-pip-version-check
-	@$(BIN)/python -m nats_taskflow.wire.schema.files --check schemas
+	@$(BIN)/python -m docs.generate.schemas --check schemas
 	@$(BIN)/python -m docs.generate --check docs
 	@$(BIN)/python deploy/container/locks.py --check
 
@@ -98,7 +98,7 @@ docs: $(READY) ## Write the reference pages of docs/ again: commands, settings, 
 	@$(BIN)/python -m docs.generate docs
 
 schemas: $(READY) ## Write schemas/ again from the message types
-	@$(BIN)/python -m nats_taskflow.wire.schema.files schemas
+	@$(BIN)/python -m docs.generate.schemas schemas
 
 deploy-check: $(JUDGES)/.ready ## Have hadolint, kubernetes-validate, checkov and bandit judge deploy/ and the code (a minute more the first time)
 	@$(JUDGES)/bin/python deploy/check.py

@@ -24,7 +24,7 @@ from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
-from nats_taskflow.wire.codec import Identity
+from nats_taskflow.wire.inbound import Identity
 from tests.running import Running, running
 
 ROWS, SINGLE, BATCH = 5_000, 300, 500

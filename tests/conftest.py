@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -17,7 +18,7 @@ import pytest
 import structlog
 from hypothesis import is_hypothesis_test, settings
 
-from nats_taskflow.observe.lazy_log import _configure as put_off
+from nats_taskflow.lazy_log import _configure as put_off
 from tests import bytecode, order, tiers, zygote
 from tests.faults.report import Row, commit, table
 from tests.tiers import SIZE, Rotated, Tests, Tier, head, with_pages
@@ -41,6 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # An example has no deadline: on a machine that does other things too, one that took long says nothing.
     settings.register_profile(SIZE, settings(), max_examples=EXAMPLES[SIZE], deadline=None)
     settings.load_profile(SIZE)
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:  # the suite runs in the background (`nohup`, `&`): our children would inherit that
+            signal.signal(number, usual)
     if not hasattr(config, "workerinput"):  # not in each process of pytest-xdist
         here = Path(__file__).parent
         if not (here.parent / ".hypothesis" / "unicode_data").exists():  # two processes that begin to write it at once trip over each other

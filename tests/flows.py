@@ -6,14 +6,14 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.doors.flow_manager import new_id
+from nats_taskflow.engine.mint import new_id
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
-from nats_taskflow.flow.fold import folded
+from nats_taskflow.flow.fold import fold_journal
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import Caller, CancelFlow, ParkFlow, Reply, ResumeFlow, StartFlow, Stimulus
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.units import rfc3339
-from nats_taskflow.wire.codec import Identity
+from nats_taskflow.wire.inbound import Identity
 from tests.running import Running
 
 KATE, BOB = "agent:kate:session:main", "agent:bob:session:main"
@@ -134,7 +134,7 @@ async def get(run: Running, flow_id: str) -> Flow:
     """Return the flow, after checking that its journal folds to exactly its row."""
     flow = await run.manager.get(flow_id)
     assert flow is not None
-    assert folded(await run.manager.list_events(flow_id, 1000)) == flow
+    assert fold_journal(await run.manager.list_events(flow_id, 1000)) == flow
     return flow
 
 

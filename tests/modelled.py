@@ -149,6 +149,7 @@ class Model:
         """Return what the maintained counters have to be."""
         counts = Counter(f"flows.{flow.status}" for flow in self.flows.values())
         counts.update(f"inbox.{entry.outcome}" for entry in self.taken_in)
+        counts.update(f"waits.{flow.parts[0].kind}" for flow in self.flows.values() if flow.status == "waiting")
         counts["held"] = len(self.held)
         return {name: count for name, count in counts.items() if count}
 

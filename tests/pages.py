@@ -33,7 +33,11 @@ class Block(NamedTuple):
 def pages() -> list[str]:
     """List every page that people read, by its path in the repository."""
     folders = ("docs", "examples", "bench", "deploy")
-    found = ["README.md", *(str(path.relative_to(ROOT)) for name in folders for path in sorted((ROOT / name).rglob("*.md")))]
+    found = [
+        "README.md",
+        "CONTRIBUTING.md",
+        *(str(path.relative_to(ROOT)) for name in folders for path in sorted((ROOT / name).rglob("*.md"))),
+    ]
     return [page for page in found if ".venv" not in page and "node_modules" not in page]
 
 

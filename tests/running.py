@@ -11,7 +11,7 @@ import msgspec
 
 from nats_taskflow.doors.flow_manager import CreateManagedInput, FlowManager
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.units import Micros, to_datetime, to_micros
@@ -56,7 +56,7 @@ async def running(path: str = ":memory:", *, clock: VirtualClock | None = None, 
     manager = FlowManager(engine)
     committing = asyncio.create_task(engine.run())
     try:
-        yield Running(store, engine, manager, WaitEngine(manager), clock)
+        yield Running(store, engine, manager, WaitEngine(engine), clock)
     finally:
         engine.close()
         await committing

@@ -9,22 +9,24 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.app import operators
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, MemoryClient
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.config import Config
 from nats_taskflow.doors.api import Api
 from nats_taskflow.doors.flow_manager import FlowManager
+from nats_taskflow.doors.micro_service import MicroService
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.mint import IdMint, reader
+from nats_taskflow.engine.mint import IdMint
 from nats_taskflow.engine.policy import policy_of
+from nats_taskflow.engine.reader import make_reader
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.services.consumer import Consumer
 from nats_taskflow.services.dispatcher import Dispatcher
 from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.wire.subjects import Subjects
+from nats_taskflow.wiring import admin_queries, admin_service
 from tests.eventually import eventually
 from tests.running import Running, VirtualClock
 
@@ -99,7 +101,7 @@ class Served:
     def _idle(self) -> bool:
         """Tell whether nothing is on its way."""
         backlogs = [consumer.backlog() for consumer in self.bus.broker.consumers.values()]
-        rest = not self.client._answering and not self.run.engine.queued
+        rest = not self.client._answers and not self.run.engine.queued
         return rest and all(b.pending == 0 and b.floor == b.delivered for b in backlogs)
 
 
@@ -129,15 +131,17 @@ async def serving(
     def watch(verb: str, outcome: str) -> None:
         watched.append((verb, outcome))
 
-    read = reader(subjects, bindings, mint)
-    consumers = [Consumer(bus, engine, source, read=read, watch=watch, recovered=store.recovered) for source in sources]
-    served = Served(Running(store, engine, manager, WaitEngine(manager), clock), bus, Dispatcher(bus, engine), watched)
+    read = make_reader(subjects, bindings, mint)
+    consumers = [Consumer(bus, engine, source, read=read, count=watch, recovered=store.recovered) for source in sources]
+    served = Served(Running(store, engine, manager, WaitEngine(engine), clock), bus, Dispatcher(bus, engine), watched)
     committing = asyncio.create_task(engine.run())
     for consumer in consumers:
         await consumer.recover()
     pulls = [asyncio.create_task(consumer.run()) for consumer in consumers]
-    api = Api(engine, subjects, mint, operators(store, bus, subjects, bindings, engine, lambda _done, _failed: None, tuple), watch=watch)
-    await bus.serve(api.service("0.0.0"), api.handle)
+    queries = admin_queries(store, bus, subjects, engine, tuple)
+    operators = admin_service(queries, store, bus, subjects, bindings, engine, lambda _done, _failed: None)
+    requests = MicroService(Api(engine, subjects, mint, queries.explain_to_agent, watch=watch), operators, subjects)
+    await bus.serve(requests.service("0.0.0"), requests.handle)
     try:
         yield served
     finally:

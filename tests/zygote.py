@@ -59,7 +59,7 @@ _LOADED_LATE = (
     *(
         "nats_taskflow.app",
         "nats_taskflow.bus.nats.inspect",
-        "nats_taskflow.store.invariants.snapshot",
+        "nats_taskflow.store.sqlite.snapshot",
         "uvloop",
         "uvicorn.protocols.http.h11_impl",
         "encodings.idna",

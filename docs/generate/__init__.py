@@ -6,18 +6,18 @@ letters, invariants, the Python API.
 
 from __future__ import annotations
 
-from docs.generate import commands, events, letters, meters, promises, python, refusals, settings
+from docs.generate import cli, configuration, dead_letters, errors, events, invariants, metrics, python
 
 
 def pages() -> dict[str, str]:
     """Return every generated page by the name of its file."""
     return {
-        "cli.md": commands.page(),
-        "configuration.md": settings.page(),
-        "dead-letters.md": letters.page(),
-        "errors.md": refusals.page(),
+        "cli.md": cli.page(),
+        "configuration.md": configuration.page(),
+        "dead-letters.md": dead_letters.page(),
+        "errors.md": errors.page(),
         "events.md": events.page(),
-        "invariants.md": promises.page(),
-        "metrics.md": meters.page(),
+        "invariants.md": invariants.page(),
+        "metrics.md": metrics.page(),
         "python.md": python.page(),
     }

@@ -22,13 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m docs.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page differs")
     parser.add_argument("folder", type=Path, help="where the pages are, usually docs")
-    given = parser.parse_args(arguments)
-    changed = drift(given.folder)
-    for name, text in changed.items():
-        if not given.check:
-            (given.folder / name).write_text(text, encoding="utf-8")
-        sys.stdout.write(f"{'differs' if given.check else 'written'}: {given.folder / name}\n")
-    return 1 if given.check and changed else 0
+    options = parser.parse_args(arguments)
+    pages_to_write = drift(options.folder)
+    for name, text in pages_to_write.items():
+        if not options.check:
+            (options.folder / name).write_text(text, encoding="utf-8")
+        sys.stdout.write(f"{'differs' if options.check else 'written'}: {options.folder / name}\n")
+    return 1 if options.check and pages_to_write else 0
 
 
 if __name__ == "__main__":

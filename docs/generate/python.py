@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
-from docs.generate.tables import BY_HAND, cell, code, page_of, prose, table
+from docs.generate.markdown import BY_HAND, cell, code, page_of, prose, table
 from nats_taskflow import client, testing
 from nats_taskflow.client.errors import BY_CODE
 
@@ -16,14 +17,14 @@ _HEAD = f"""# The Python API
 {BY_HAND}
 
 What agents, delegates and their tests use, with the types, units and errors of each call. [The client](client.md) and [Testing](testing.md)
-show how it is used. `from worker import …` has what most agents need; the rest is in `nats_taskflow.client` and `nats_taskflow.testing`.
+show how it is used. `from nats_taskflow import …` has what most agents need; the rest is in `nats_taskflow.client` and `nats_taskflow.testing`.
 """
 
-_ROOMS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
-    ("Flows", client, ("FlowClient", "Flow", "Done", "Resumed", "Event")),
+_ROOMS: tuple[tuple[str, ModuleType, tuple[str, ...]], ...] = (
+    ("Flows", client, ("FlowClient", "Flow", "CommandOutcome", "Resumed", "Event")),
     ("What a flow can wait for", client, ("reply", "timer", "manual", "ended", "any_of", "all_of", "at_least")),
     ("The agent's loop", client, ("Agent",)),
-    ("Delegates", client, ("serve_delegate", "Delegate", "Asked", "DelegateError")),
+    ("Delegates", client, ("serve_delegate", "Delegate", "DelegateCall", "DelegateError")),
     ("Scripts without asyncio", client, ("flows_sync", "FlowClientSync", "FlowSync")),
     ("Other connections", client, ("Transport", "Lost", "NotPermitted")),
     (
@@ -45,7 +46,7 @@ def _lines() -> Iterator[str]:
     for title, module, names in _ROOMS:
         yield from (f"## {title}", "")
         for name in names:
-            yield from _described(module.__name__, name, getattr(module, name))
+            yield from _describe(module, name)
     yield from (
         "## Errors",
         "",
@@ -56,24 +57,28 @@ def _lines() -> Iterator[str]:
         ("exception", "code", "when"), ((code(kind.__name__), code(name), cell(prose(kind))) for name, kind in BY_CODE.items())
     )
     for name in ("FlowRefused", "FlowEnded", "NoOutcome"):
-        yield from _described(client.__name__, name, getattr(client, name))
+        yield from _describe(client, name)
 
 
-def _described(module: str, name: str, thing: Any) -> Iterator[str]:
+def _describe(module: ModuleType, name: str) -> Iterator[str]:
     """Describe a function, or a class with what it offers."""
-    yield from (f"### {name}", "", f"`from {module} import {name}`", "")
+    thing = getattr(module, name)
+    yield from (f"### {name}", "", f"`from {module.__name__} import {name}`", "")
     if not inspect.isclass(thing):
-        yield from _called(name, thing)
+        yield from _describe_call(name, thing)
         return
     yield from (prose(thing), "")
-    for called, member in _members(thing):
+    for alias in module.__all__:
+        if alias != name and getattr(module, alias) is thing:
+            yield from (f"Its older name is `{alias}`.", "")
+    for attribute, member in _members(thing):
         if isinstance(member, property):
-            yield from (f"- `{called}`: {prose(member)}", "")
+            yield from (f"- `{attribute}`: {prose(member)}", "")
         else:
-            yield from _called(called, member)
+            yield from _describe_call(attribute, member)
 
 
-def _called(name: str, function: Callable[..., Any]) -> Iterator[str]:
+def _describe_call(name: str, function: Callable[..., Any]) -> Iterator[str]:
     """Show how a function is called, and what it says of itself."""
     yield from ("```text", *textwrap.wrap(_signature(name, function), 110, subsequent_indent="    "), "```", "", prose(function), "")
 
@@ -94,15 +99,15 @@ def _signature(name: str, function: Callable[..., Any]) -> str:
     """Return how a function is called, `self` left out."""
     signature = inspect.signature(function)
     parameters = [
-        parameter.replace(annotation=_Written(parameter.annotation))
+        parameter.replace(annotation=_Annotation(parameter.annotation))
         for parameter in signature.parameters.values()
         if parameter.name not in {"self", "cls"}
     ]
-    plain = signature.replace(parameters=parameters, return_annotation=_Written(signature.return_annotation))
+    plain = signature.replace(parameters=parameters, return_annotation=_Annotation(signature.return_annotation))
     return f"{'await ' if inspect.iscoroutinefunction(inspect.unwrap(function)) else ''}{name}{plain}"
 
 
-class _Written(str):
+class _Annotation(str):
     """An annotation as it stands in the source, where `inspect` would quote it."""
 
     __slots__ = ()

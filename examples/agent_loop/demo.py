@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from assistant import CONTROLLER, Talk, assistant
 
-from nats_taskflow import Asked, Flow, FlowClient, serve_delegate
+from nats_taskflow import DelegateCall, Flow, FlowClient, serve_delegate
 
 FLIGHTS = ["flight A", "flight B", "flight C"]
 
@@ -25,10 +25,10 @@ async def main() -> None:
     """Serve the tools, and see the assistant die until it is done."""
     booked: list[str] = []
 
-    async def search(asked: Asked) -> dict[str, Any]:
+    async def search(asked: DelegateCall) -> dict[str, Any]:
         return {"found": FLIGHTS}
 
-    async def book(asked: Asked) -> dict[str, Any]:
+    async def book(asked: DelegateCall) -> dict[str, Any]:
         booked.append(asked.payload)
         return {"booked": asked.payload}
 
@@ -37,7 +37,9 @@ async def main() -> None:
         serve_delegate("tools.search", search, on=flows),
         serve_delegate("tools.book", book, on=flows),
     ):
-        flow = await flows.start(controller=CONTROLLER, goal="book a flight", state={"talk": [{"user": "I have to be in Oslo on Monday"}]})
+        flow = await flows.start(
+            controller_id=CONTROLLER, goal="book a flight", state={"talk": [{"user": "I have to be in Oslo on Monday"}]}
+        )
         for number in (1, 2, 3):
             print(f"life {number}", flush=True)
             life = await asyncio.create_subprocess_exec(sys.executable, __file__, str(number))

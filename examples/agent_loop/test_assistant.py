@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from assistant import CONTROLLER, Talk, assistant
 
-from nats_taskflow.client import Asked, Flow, serve_delegate
+from nats_taskflow.client import DelegateCall, Flow, serve_delegate
 from nats_taskflow.testing import TaskflowWorld
 
 FLIGHTS = ["flight A", "flight B", "flight C"]
@@ -39,10 +39,10 @@ async def booked(taskflow: TaskflowWorld) -> AsyncIterator[list[str]]:
     """The tools, and what was booked with them."""
     tools, booked = await taskflow.client("tools"), []
 
-    async def search(asked: Asked) -> dict[str, Any]:
+    async def search(asked: DelegateCall) -> dict[str, Any]:
         return {"found": FLIGHTS}
 
-    async def book(asked: Asked) -> dict[str, Any]:
+    async def book(asked: DelegateCall) -> dict[str, Any]:
         booked.append(asked.payload)
         return {"booked": asked.payload}
 
@@ -55,7 +55,7 @@ async def booked(taskflow: TaskflowWorld) -> AsyncIterator[list[str]]:
 async def begun(taskflow: TaskflowWorld, model: Model) -> Flow:
     kate = await taskflow.client("kate")
     taskflow.run(assistant(model, kate).run())
-    return await kate.start(controller=CONTROLLER, goal="book a flight", state={"talk": [{"user": "to Oslo"}]})
+    return await kate.start(controller_id=CONTROLLER, goal="book a flight", state={"talk": [{"user": "to Oslo"}]})
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

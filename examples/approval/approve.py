@@ -18,7 +18,7 @@ from nats_taskflow.client import FlowEnded
 
 async def ask(flows: FlowClient, mail: str, *, within: str) -> Flow:
     """Park a flow on Ann's word. Without it, the worker fails the flow: nobody has to run for that."""
-    flow = await flows.start(controller="kate/mail", goal=f"send {mail}", state={"mail": mail})
+    flow = await flows.start(controller_id="kate/mail", goal=f"send {mail}", state={"mail": mail})
     await flow.wait_manual(f"Ann: may {mail} go out?", timeout=within, on_timeout="fail")
     return flow
 

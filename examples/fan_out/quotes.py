@@ -12,7 +12,7 @@ import json
 from contextlib import AsyncExitStack
 from typing import Any
 
-from nats_taskflow import Asked, Flow, FlowClient, serve_delegate
+from nats_taskflow import DelegateCall, Flow, FlowClient, serve_delegate
 from nats_taskflow.client import at_least, reply
 
 CARRIERS = ("rail", "road", "sea")
@@ -22,7 +22,7 @@ ANSWERS = "taskflow.reply.kate"
 
 async def ask(flows: FlowClient, parcel: dict[str, Any]) -> Flow:
     """Ask all carriers, and park until two of them have answered. Answers that are faster than the parking are held for it."""
-    flow = await flows.start(controller="kate/parcel", goal="find a carrier", state={"parcel": parcel})
+    flow = await flows.start(controller_id="kate/parcel", goal="find a carrier", state={"parcel": parcel})
     for carrier in CARRIERS:
         # The id of the request makes a repeat harmless, so ask again whenever in doubt; the flow's id has the answer stored for certain.
         headers = {"Nats-Msg-Id": f"{flow.id}-{carrier}:request", "Taskflow-Flow-Id": flow.id}
@@ -42,13 +42,13 @@ async def choose(flow: Flow) -> None:
 async def main() -> None:
     chosen = asyncio.Event()
 
-    async def rail(asked: Asked) -> dict[str, int]:
+    async def rail(asked: DelegateCall) -> dict[str, int]:
         return {"price": 3 * asked.payload["kg"]}
 
-    async def road(asked: Asked) -> dict[str, int]:
+    async def road(asked: DelegateCall) -> dict[str, int]:
         return {"price": 5 * asked.payload["kg"]}
 
-    async def sea(asked: Asked) -> dict[str, int]:
+    async def sea(asked: DelegateCall) -> dict[str, int]:
         await chosen.wait()  # sea is slow
         return {"price": asked.payload["kg"]}
 
@@ -64,7 +64,7 @@ async def main() -> None:
             print(f"{flow.status}: {flow.state['carrier']} for {flow.state['quotes'][flow.state['carrier']]}")
             chosen.set()  # now sea answers, and the block ends when that is stored
         # Commands and replies are decided in the order in which they were stored: after this command, sea's answer is.
-        await (await flows.start(controller="kate/parcel", goal="come behind the answer of sea")).finish()
+        await (await flows.start(controller_id="kate/parcel", goal="come behind the answer of sea")).finish()
         print(f"the answer of sea is recorded as late: {await late_replies(flows) - before}")
 
 

@@ -8,15 +8,15 @@ from contextlib import AsyncExitStack
 
 from quotes import CARRIERS, ask, choose, late_replies
 
-from nats_taskflow.client import Asked, Flow, FlowClient, serve_delegate
+from nats_taskflow.client import DelegateCall, Flow, FlowClient, serve_delegate
 from nats_taskflow.testing import TaskflowWorld
 
 
 async def carriers(serving: AsyncExitStack, flows: FlowClient, **minutes: int) -> None:
     """Serve the carriers; each answers after so many minutes, for as many euros."""
 
-    def answering(after: int) -> Callable[[Asked], Awaitable[dict[str, int]]]:
-        async def quote(asked: Asked) -> dict[str, int]:
+    def answering(after: int) -> Callable[[DelegateCall], Awaitable[dict[str, int]]]:
+        async def quote(asked: DelegateCall) -> dict[str, int]:
             await asyncio.sleep(60 * after)
             return {"price": after}
 

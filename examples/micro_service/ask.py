@@ -31,7 +31,7 @@ async def service() -> AsyncIterator[None]:
 
 async def main() -> None:
     async with FlowClient.connect(agent="kate") as flows:
-        flow = await flows.start(controller="kate/sums", goal="add some numbers")
+        flow = await flows.start(controller_id="kate/sums", goal="add some numbers")
         await flow.delegate("svc.add", {"numbers": [1, 2, 3]}, timeout="10m")
         print(f"{flow.status}: the request waits for somebody who serves svc.add")
         async with service():

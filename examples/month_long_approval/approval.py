@@ -25,7 +25,7 @@ APPROVERS = ("team lead", "team lead", "head of department", "head of department
 
 async def ask_for_approval(flows: FlowClient, what: str, amount: int) -> Flow:
     """Start an approval, and ask the first approver."""
-    flow = await flows.start(controller=CONTROLLER, goal=f"approve {what}", state={"what": what, "amount": amount, "sent": []})
+    flow = await flows.start(controller_id=CONTROLLER, goal=f"approve {what}", state={"what": what, "amount": amount, "sent": []})
     await _ask(flow, 0, [])
     return flow
 
@@ -58,7 +58,7 @@ def event_state(flow: Flow, event: Event) -> list[str]:
 async def _ask(flow: Flow, week: int, sent: list[str]) -> None:
     """Ask, and wait a week for an answer of any kind."""
     approver = APPROVERS[week]
-    await flow.advance({"sent": [*sent, approver]}, step=f"asked {week + 1}")
+    await flow.advance({"sent": [*sent, approver]}, current_step=f"asked {week + 1}")
     answer = any_of(reply(ANSWERS, f"approval-{flow.id}"), manual(f"{approver}: do you approve {flow.state['what']}?"), timeout=WEEK)
     await flow.wait(answer)
     print(f"{flow.state['what']}: the {approver} is asked, and has {WEEK} to answer", flush=True)

@@ -46,13 +46,15 @@ async def test_after_a_month_without_any_answer_it_fails(taskflow: TaskflowWorld
     await taskflow.assert_events(["created", "started", *["state_updated", "waiting", "resumed"] * 4, "failed"])
 
 
-async def test_neither_a_killed_worker_nor_a_bad_network_changes_the_end(taskflow: TaskflowWorld, chaos: Chaos, approval: Flow) -> None:
-    chaos.begin(drop=0.2, duplicate=0.3, reorder=0.2, delay=0.2)
+async def test_neither_a_killed_worker_nor_a_bad_network_changes_the_end(
+    taskflow: TaskflowWorld, taskflow_chaos: Chaos, approval: Flow
+) -> None:
+    taskflow_chaos.begin(drop=0.2, duplicate=0.3, reorder=0.2, delay=0.2)
     await taskflow.clock.advance("10d")
-    await chaos.kill()
+    await taskflow_chaos.kill()
     await taskflow.clock.advance("2d")
-    await chaos.restart()
+    await taskflow_chaos.restart()
     await taskflow.clock.advance("20d")
-    chaos.calm()
+    taskflow_chaos.calm()
     await taskflow.clock.advance("1h")
     await taskflow.assert_failed(approval, reason="nobody decided within four weeks")

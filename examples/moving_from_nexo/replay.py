@@ -38,7 +38,7 @@ def routed(correlation_id: str, payload: dict[str, Any]) -> dict[str, Any]:
 async def parked(flows: FlowClient, correlation_id: str) -> Flow:
     """Create a flow and park it, as the reference's host does: `create_managed`, `start_running`, `set_waiting`."""
     state = {"verses_done": 0, "total": 31}
-    flow = await flows.start(controller="kate/bible-upload", goal="upload chapter 1", step="verse-0", state=state)
+    flow = await flows.start(controller_id="kate/bible-upload", goal="upload chapter 1", current_step="verse-0", state=state)
     await flow.wait({"kind": "external_event", "topic": TOPIC, "correlation_id": correlation_id})
     return flow
 

@@ -19,7 +19,8 @@ from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
 from nats_taskflow.bus.nats.server import EmbeddedServer
-from nats_taskflow.bus.port import NO_HEADERS, Ack, Bus, ConsumerSpec, Delivery, Headers, Published, Settlement, StreamSpec
+from nats_taskflow.bus.port import NO_HEADERS, Ack, Bus, ConsumerSpec, Delivery, Published, Settlement, StreamSpec
+from nats_taskflow.wire.headers import Headers
 from tests.ports import kept_port
 
 Json = dict[str, Any]

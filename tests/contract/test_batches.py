@@ -11,8 +11,8 @@ import pytest
 
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
-from nats_taskflow.bus.nats.stream_rules import BATCHES, stream_config
-from nats_taskflow.bus.port import MOST_TOGETHER, Bus, OutgoingMessage, PublishFailed
+from nats_taskflow.bus.port import BATCH_MAX, Bus, OutgoingMessage, PublishFailed
+from nats_taskflow.bus.stream_rules import BATCHES, stream_config
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig
 from tests.eventually import eventually
 from tests.standing import stand_still
@@ -33,12 +33,12 @@ async def refused(bus: Bus, messages: list[OutgoingMessage]) -> str:
 
 async def test_messages_published_together_are_stored_in_order(rig: Rig, bus: Bus) -> None:
     assert (await bus.publish(event(0))).seq == 1
-    first = bus.publish_all([event(number, subject=f"taskflow.evt.ana.f{number}.started") for number in range(1, MOST_TOGETHER + 1)])
+    first = bus.publish_all([event(number, subject=f"taskflow.evt.ana.f{number}.started") for number in range(1, BATCH_MAX + 1)])
     between = bus.publish(event(501))
     second = bus.publish_all([event(number) for number in range(502, 510)])
-    assert (await first).seq == MOST_TOGETHER + 1
+    assert (await first).seq == BATCH_MAX + 1
     assert not (await first).duplicate
-    assert (await between).seq == MOST_TOGETHER + 2
+    assert (await between).seq == BATCH_MAX + 2
     assert (await second).seq == 510
     assert [int(body) for body in await rig.bodies("TASKFLOW_EVT")] == list(range(510))
 
@@ -134,16 +134,16 @@ async def test_a_batch_in_flight_fails_at_once_when_the_server_dies_and_is_store
     real: JetStreamRig, nats_bus: JetStreamBus
 ) -> None:
     for number in range(0, 60_000, 10_000):
-        batch = nats_bus.publish_all([event(one) for one in range(number, number + MOST_TOGETHER)])
+        batch = nats_bus.publish_all([event(one) for one in range(number, number + BATCH_MAX)])
         killing = asyncio.create_task(real.server.kill())
         outcome = await asyncio.wait_for(asyncio.gather(batch, return_exceptions=True), 5)
         await killing
         await real.server.start()
         await eventually(lambda: nats_bus.connected and real.nats.client.is_connected)
-        stored = {int(body) for body in await real.bodies("TASKFLOW_EVT")} & set(range(number, number + MOST_TOGETHER))
+        stored = {int(body) for body in await real.bodies("TASKFLOW_EVT")} & set(range(number, number + BATCH_MAX))
         if not isinstance(outcome[0], PublishFailed):
-            assert len(stored) == MOST_TOGETHER
-        assert len(stored) in {0, MOST_TOGETHER}
+            assert len(stored) == BATCH_MAX
+        assert len(stored) in {0, BATCH_MAX}
 
 
 async def test_a_batch_that_is_never_acknowledged_fails_at_its_timeout_and_may_be_stored_later(real: JetStreamRig) -> None:
@@ -168,7 +168,7 @@ async def test_a_batch_that_is_never_acknowledged_fails_at_its_timeout_and_may_b
 async def test_batches_that_are_forbidden_while_the_worker_runs_are_refused(real: JetStreamRig, nats_bus: JetStreamBus) -> None:
     config = await real.stream_config("TASKFLOW_EVT")
     assert "error" not in await real.nats.api("STREAM.UPDATE.TASKFLOW_EVT", {**config, BATCHES: False})
-    assert "atomic publish is disabled" in await refused(nats_bus, [event(number) for number in range(MOST_TOGETHER)])
+    assert "atomic publish is disabled" in await refused(nats_bus, [event(number) for number in range(BATCH_MAX)])
     assert await real.bodies("TASKFLOW_EVT") == []
 
 

@@ -8,14 +8,13 @@ import json
 import msgspec
 import pytest
 
-from nats_taskflow.bus.admission import OF_ONE, WAITING
+from nats_taskflow.bus.admission import CALLER_BOUNDS, WAITING_BYTES_MAX
 from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
 from nats_taskflow.bus.port import (
     Bus,
     ClaimHolder,
     ConsumerSpec,
     Delivery,
-    Headers,
     InProgress,
     Nak,
     OutgoingMessage,
@@ -24,6 +23,7 @@ from nats_taskflow.bus.port import (
     Term,
 )
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
+from nats_taskflow.wire.headers import Headers
 from tests.contract.rigs import ACK, EVT, IN, WORKER, Rig, pulling
 from tests.eventually import eventually
 
@@ -547,7 +547,7 @@ class Held:
         self.goes_on = asyncio.Event()
 
     async def serve(self, bus: Bus) -> None:
-        await bus.serve(msgspec.structs.replace(SERVICE, whose=lambda subject: subject.split(".")[2]), self._handle)
+        await bus.serve(msgspec.structs.replace(SERVICE, caller_of=lambda subject: subject.split(".")[2]), self._handle)
 
     async def _handle(self, request: ServiceRequest) -> None:
         self.begun.append(request.subject)
@@ -560,7 +560,7 @@ def flood(rig: Rig, count: int, body: bytes = b"") -> list[asyncio.Task[tuple[by
     return [asyncio.create_task(rig.agent.request("taskflow.api.mallory.status", body, within=60)) for _ in range(count)]
 
 
-@pytest.mark.parametrize("count, body, share", [(400, b"", OF_ONE.places), (40, b"x" * 240_000, OF_ONE.weight // 241_024)])
+@pytest.mark.parametrize("count, body, share", [(400, b"", CALLER_BOUNDS.places), (40, b"x" * 240_000, CALLER_BOUNDS.weight // 241_024)])
 async def test_one_agent_has_a_share_of_what_is_in_hand(rig: Rig, bus: Bus, count: int, body: bytes, share: int) -> None:
     held = Held()
     await held.serve(bus)
@@ -579,7 +579,7 @@ async def test_what_waits_is_bounded_and_who_has_most_waiting_is_refused_its_new
     held = Held()
     await held.serve(bus)
     floods = flood(rig, 100, b"x" * 240_000)
-    in_hand, waiting = OF_ONE.weight // 241_024, WAITING // 241_024
+    in_hand, waiting = CALLER_BOUNDS.weight // 241_024, WAITING_BYTES_MAX // 241_024
     await eventually(lambda: bus.dropped == 100 - in_hand - waiting)
     quiet = asyncio.create_task(rig.agent.request("taskflow.api.kate.status", b"", within=60))
     await eventually(lambda: "taskflow.api.kate.status" in held.begun)
@@ -595,8 +595,8 @@ async def test_what_waits_is_bounded_and_who_has_most_waiting_is_refused_its_new
 async def test_stop_serving_refuses_what_waits(rig: Rig, bus: Bus) -> None:
     held = Held()
     await held.serve(bus)
-    floods = flood(rig, OF_ONE.places + 10)
-    await eventually(lambda: len(held.begun) == OF_ONE.places)
+    floods = flood(rig, CALLER_BOUNDS.places + 10)
+    await eventually(lambda: len(held.begun) == CALLER_BOUNDS.places)
     stopping = asyncio.create_task(bus.stop_serving())
     await asyncio.wait(floods, return_when=asyncio.FIRST_COMPLETED)
     held.goes_on.set()

@@ -16,12 +16,11 @@ import pytest
 from nats.errors import FlushTimeoutError
 from structlog.testing import capture_logs
 
-from nats_taskflow.bus.admission import OF_ONE
+from nats_taskflow.bus.admission import CALLER_BOUNDS
 from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
-from nats_taskflow.bus.nats.history import StreamReader
-from nats_taskflow.bus.nats.inspect import InspectClient
+from nats_taskflow.bus.nats.inspect import InspectClient, StreamReader
 from nats_taskflow.bus.nats.server import EmbeddedServer, ServerRefused, ServerTaken, find_server
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, Delivery, Nak, OutgoingMessage, PublishFailed, StreamSpec, Term
 from nats_taskflow.errors import BusLost, ConsumerTaken, NotAllowed, TopologyRefused
@@ -275,10 +274,10 @@ async def test_what_a_changed_consumer_gave_up_on_comes_again_once_it_is_changed
     assert len(await bus.inspect()) == 1
     able = True
     await real.change_consumer(WORKER, {"max_deliver": -1})
-    assert bus.mended() == ()
+    assert bus.take_repaired() == ()
     assert await bus.inspect() == []
-    assert bus.mended() == (WORKER,)
-    assert bus.mended() == (), "told once"
+    assert bus.take_repaired() == (WORKER,)
+    assert bus.take_repaired() == (), "told once"
     assert await bus.rewind(WORKER, 1)
     await eventually(lambda: got == [1, 1, 1])
     pull.cancel()
@@ -293,7 +292,7 @@ async def test_a_paused_consumer_is_found_by_an_inspection_and_is_no_reason_not_
     assert "consumer worker of stream TASKFLOW_IN is paused" in flaw
     await real.nats.api("CONSUMER.PAUSE.TASKFLOW_IN.worker", {})
     assert await bus.inspect() == []
-    assert bus.mended() == (), "what is paused is not given up on"
+    assert bus.take_repaired() == (), "what is paused is not given up on"
 
 
 async def test_a_consumer_that_another_database_has_taken_meanwhile_is_neither_rewound_nor_pulled(
@@ -703,7 +702,7 @@ async def test_a_place_is_free_when_the_answer_has_left(real: JetStreamRig, bus:
 
     endpoint = Endpoint(name="status", subject="taskflow.api.*.status")
     await bus.serve(Service(name="taskflow", version="0.1.0", description="Durable agent flows", endpoints=(endpoint,)), handler)
-    in_hand = OF_ONE.places
+    in_hand = CALLER_BOUNDS.places
     for _ in range(2 * in_hand):
         await real.nats.client.publish("taskflow.api.kate.status", b"{}", reply="_INBOX.nobody")
     await eventually(lambda: begun == in_hand)

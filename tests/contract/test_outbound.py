@@ -88,7 +88,7 @@ async def test_who_waits_for_what_is_left_to_write_goes_on_when_the_socket_has_t
     for number in range(200):
         outbound.put(Frame("plain.text", b"%-100000d" % number))
     await eventually(lambda: client.pending_data_size > client._max_pending_size)
-    waiting = [asyncio.create_task(outbound.left()) for _ in range(3)]
+    waiting = [asyncio.create_task(outbound.wait_for_room()) for _ in range(3)]
     os.kill(real.server.pid, signal.SIGCONT)
     await asyncio.wait_for(asyncio.gather(*waiting), 20)
     assert not outbound._frames
@@ -102,7 +102,7 @@ async def test_what_waits_for_a_reconnect_is_bounded_by_the_clients_buffer(real:
     outbound.put(Frame("taskflow.evt.kept", b"-1"))
     for number in range(40):
         outbound.put(Frame("taskflow.evt.kept", b"%-100000d" % number, keep=True))
-    await outbound.drained()
+    await outbound.drain()
     assert client._max_pending_size - 110_000 < client.pending_data_size <= client._max_pending_size
     held = client._max_pending_size // 100_100
     await real.server.start()

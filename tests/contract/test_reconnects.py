@@ -238,7 +238,7 @@ async def test_what_was_not_written_when_the_connection_went_is_written_only_whe
         client._flusher_task = asyncio.create_task(asyncio.sleep(3600))  # nobody writes what is handed over now
         connection.outbound.put(Frame("evt", b"event"))
         connection.outbound.put(Frame("ack", b"settlement", keep=True))
-        await connection.outbound.drained()
+        await connection.outbound.drain()
         assert len(client._pending) == 2
         broker.drop()
         await eventually(lambda: broker.connections == 2 and connection.connected)

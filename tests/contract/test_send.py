@@ -18,9 +18,9 @@ from nats_taskflow.bus.memory.broker import CoreMessage
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
-from nats_taskflow.bus.nats.requests import LOST, NOT_CONNECTED
+from nats_taskflow.bus.nats.requests import LOST
 from nats_taskflow.bus.nats.server import EmbeddedServer
-from nats_taskflow.bus.port import NO_RESPONDERS, Bus, ConsumerSpec, ForwardedRequest, StreamSpec
+from nats_taskflow.bus.port import NO_RESPONDERS, NOT_CONNECTED, Bus, ConsumerSpec, ForwardedRequest, StreamSpec
 from tests.contract.rigs import EVT, IN, WORKER, JetStreamRig, Rig, pulling
 from tests.eventually import eventually
 from tests.ports import kept_port
@@ -285,7 +285,7 @@ async def test_kill_9_in_the_middle_ends_the_batch_at_once(real: JetStreamRig, n
     assert real.server.pid is not None
     await stand_still(real.server.pid)  # takes the messages, answers nothing
     sending = [asyncio.create_task(nats_bus.send([asked(number) for number in range(256)])) for _ in range(3)]
-    await eventually(lambda: nats_bus._asking._batch is not None and len(nats_bus._asking._batch._written) == 256)
+    await eventually(lambda: nats_bus._requests._batch is not None and len(nats_bus._requests._batch._written) == 256)
     os.kill(real.server.pid, signal.SIGKILL)
     started = loop.time()
     batches = await asyncio.gather(*sending)

@@ -360,10 +360,11 @@ async def test_what_a_list_does_not_show_is_not_loaded(store: Store, name: str) 
 
 async def test_a_dead_letter_is_shown_whole_by_its_number(store: Store) -> None:
     await save_heavy(store, 1)
-    kept = await store.letter(1)
-    assert kept is not None
-    assert (kept.letter.body, kept.size) == (HEAVY.encode(), len(HEAVY))
-    assert await store.letter(2) is None
+    letter, stored = await store.letter(1), await store.stored_letter(1)
+    assert letter is not None
+    assert stored is not None
+    assert (letter.text, letter.bytes, stored.body, stored.replays) == (HEAVY, len(HEAVY), HEAVY.encode(), 0)
+    assert (await store.letter(2), await store.stored_letter(2)) == (None, None)
 
 
 @pytest.mark.parametrize("limit", [0, -1])

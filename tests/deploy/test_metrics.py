@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,14 +17,13 @@ from nats_taskflow.bus.port import Backlog, ConsumerSpec
 from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.observe.histogram import DurationHistogram
 from nats_taskflow.observe.metrics import _ANSWERS, Metrics
-from nats_taskflow.observe.probes import WorkerProbes
+from nats_taskflow.observe.probes import BacklogProbe, StoreProbe, WorkerProbes
 from nats_taskflow.observe.recorder import MetricsRecorder, SlowSample
-from nats_taskflow.services.topology_watch import TopologyWatch
 from tests.deploy.scraping import shows
 from tests.e2e.stage import TOPIC, Agent, Stage
 from tests.eventually import eventually
 from tests.faults.disturbing import holding
-from tests.running import Running, running
+from tests.running import running
 from tests.service.acting import external, parked, timer
 from tests.service.test_rules_of_damage import damage
 
@@ -112,40 +110,46 @@ async def test_what_piled_up_in_the_stream_is_seen(stage: Stage, kate: Agent) ->
 
 async def test_a_timer_that_nobody_acts_on_is_overdue(metrics: Metrics) -> None:
     async with running() as run:
-        probes = probes_of(run, metrics)
+        probes = WorkerProbes(run.engine, MemoryBus(), MetricsRecorder(metrics), outlets=(), flaws=list)
         await parked(run, timer(run, seconds=60))
-        assert (await probes._look(0.0)).overdue == 0
+        assert (await probes.sample(0.0)).overdue == 0
         run.clock.advance(seconds=90)
-        assert (await probes._look(0.0)).overdue == 30
+        assert (await probes.sample(0.0)).overdue == 30
         await run.waits.tick()
-        assert (await probes._look(0.0)).overdue == 0
+        assert (await probes.sample(0.0)).overdue == 0
 
 
 async def test_what_lies_in_the_database_is_surveyed(metrics: Metrics) -> None:
     async with running() as run:
-        tracker = MetricsRecorder(metrics)
-        run.engine.listen(tracker.committed)
-        probes = probes_of(run, metrics, tracker=tracker)
+        recorder = MetricsRecorder(metrics)
+        run.engine.listen(recorder.count_batch)
+        probes = WorkerProbes(run.engine, MemoryBus(), recorder, outlets=(), flaws=list)
+        probe = StoreProbe(run.engine, recorder)
+
+        async def look() -> None:
+            recorder.sample(await probes.sample(0.0))
+            recorder.sample_slow(await probe.sample())
+
         await parked(run, timer(run, seconds=60))
         await run.engine.submit(Reply(topic=TOPIC, correlation_id="early", payload={}, event_id="e", arrived_us=run.clock()))
         run.clock.advance(seconds=90)
-        tracker.surveyed(await probes._survey())
+        await look()
         assert value(metrics, 'taskflow_waits{kind="timer"}') == 1
-        assert 30 <= value(metrics, 'taskflow_wait_oldest_age_seconds{kind="timer"}') <= 90
+        assert value(metrics, "taskflow_wait_oldest_age_seconds") == 90
         assert value(metrics, "taskflow_replies_unmatched_oldest_age_seconds") == 90
         assert value(metrics, "taskflow_timers_overdue") == 1
         await run.waits.tick()
         run.clock.advance(seconds=2 * 86400)
         await run.engine.do(lambda transaction: transaction.expire_held(run.clock(), 10))
-        tracker.surveyed(await probes._survey())
-    assert value(metrics, 'taskflow_wait_oldest_age_seconds{kind="timer"}') == 0
+        await look()
+    assert value(metrics, "taskflow_wait_oldest_age_seconds") == 0
     assert value(metrics, 'taskflow_waits{kind="timer"}') == 0
     assert value(metrics, 'taskflow_wait_duration_seconds_count{kind="timer"}') == 1
     assert value(metrics, 'taskflow_wait_duration_seconds_bucket{kind="timer",le="60.0"}') == 0
     assert value(metrics, 'taskflow_wait_duration_seconds_bucket{kind="timer",le="600.0"}') == 1
     assert value(metrics, "taskflow_replies_unmatched_oldest_age_seconds") == 0
     assert value(metrics, 'taskflow_dead_letters_kept{reason="expired"}') == 1
-    tracker.surveyed(SlowSample())
+    recorder.sample_slow(SlowSample())
     assert value(metrics, 'taskflow_dead_letters_kept{reason="expired"}') == 0, "a reason that is gone stays on the page"
 
 
@@ -170,13 +174,8 @@ async def test_what_waits_in_the_streams_is_asked_of_the_broker(metrics: Metrics
         async def backlog(self, source: ConsumerSpec) -> Backlog:
             return Backlog(floor=0, delivered=0, pending=7)
 
-    async with running() as run:
-        elsewhere = [ConsumerSpec(stream=name, consumer="taskflow") for name in ("A", "B")]
-        probes = probes_of(run, metrics, bus=Piled(), sources=(ConsumerSpec(stream="IN"), *elsewhere))
-        looking = asyncio.create_task(probes.watch_backlog())
-        await asyncio.sleep(0)
-        looking.cancel()
-        await asyncio.wait({looking})
+    elsewhere = [ConsumerSpec(stream=name, consumer="taskflow") for name in ("A", "B")]
+    await BacklogProbe(Piled(), (ConsumerSpec(stream="IN"), *elsewhere), MetricsRecorder(metrics)).count()
     assert value(metrics, 'taskflow_nats_pending_messages{consumer="worker"}') == 7
     assert value(metrics, 'taskflow_nats_pending_messages{consumer="taskflow"}') == 14
 
@@ -187,7 +186,7 @@ async def test_a_flow_that_cannot_be_read_is_counted_when_it_is_set_aside(tmp_pa
         flow = await parked(run, external("c-1"))
     damage(path, "wait_json", "'{'", flow.id)
     async with running(str(path)) as run:
-        run.engine.listen(MetricsRecorder(metrics).committed)
+        run.engine.listen(MetricsRecorder(metrics).count_batch)
         reply = Reply(topic=TOPIC, correlation_id="c-1", payload={}, event_id="e", arrived_us=run.clock())
         await run.engine.submit(reply)
     assert value(metrics, "taskflow_flows_set_aside_total") == 1
@@ -196,16 +195,3 @@ async def test_a_flow_that_cannot_be_read_is_counted_when_it_is_set_aside(tmp_pa
 def soon(seconds: float = 2.5) -> str:
     """Write a time that is about to come."""
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
-
-
-def probes_of(
-    run: Running,
-    metrics: Metrics,
-    *,
-    bus: MemoryBus | None = None,
-    sources: tuple[ConsumerSpec, ...] = (),
-    tracker: MetricsRecorder | None = None,
-) -> WorkerProbes:
-    """Make the probes of parts that run."""
-    bus, tracker = bus or MemoryBus(), tracker or MetricsRecorder(metrics)
-    return WorkerProbes(run.store, bus, [], sources, TopologyWatch(bus, {}), tracker, clock=run.clock, engine=run.engine)

@@ -12,19 +12,16 @@ from pathlib import Path
 from nats_taskflow.flow.model import FlowEvent
 from nats_taskflow.store.invariants import (
     INVARIANTS,
-    ClientRecord,
     Evidence,
     InboundProgress,
     Ledger,
     LedgerMessage,
-    Operation,
-    Sets,
-    command,
 )
 from nats_taskflow.store.invariants import violations as found_in
 from nats_taskflow.store.sqlite import rows
 from tests.e2e.stage import DEAD_LETTERS, EVENTS, INBOUND, Agent, Sent, Stage
-from tests.faults.client_invariants import sets
+from tests.faults.client_invariants import sets, with_clients
+from tests.faults.client_record import ClientRecord, Operation, Sets, command
 
 Violations = list[str]
 Database = sqlite3.Connection
@@ -102,8 +99,8 @@ async def violations(
     events, letters = [Ledger(map(message, await stage.stream(name, agent))) for name in (EVENTS, DEAD_LETTERS)]
     with stage.database() as database:
         client = record(accepted, operations, complete=complete)
-        evidence = Evidence(database, now=now(), settled=True, events=events, letters=letters, taken=taken, client=client)
-        bad = [str(one) for one in found_in(evidence)]
+        evidence = Evidence(database, now=now(), settled=True, events=events, letters=letters, taken=taken)
+        bad = [str(one) for one in found_in(evidence, invariants=with_clients(client))]
     return bad + (logs_are_clean(stage.logs()) if clean_logs else [])
 
 

@@ -39,7 +39,7 @@ from nats_taskflow.client import (
     timer,
 )
 from nats_taskflow.client.commands import Door
-from nats_taskflow.client.live_events import heard
+from nats_taskflow.client.live_events import live_events
 from nats_taskflow.client.transport import TransportMessage
 from tests.e2e.stage import TOPIC, Agent, World
 
@@ -54,15 +54,15 @@ async def flows(world: World, agent: Agent) -> AsyncIterator[FlowClient]:
 
 
 async def started(flows: FlowClient, **more: Any) -> Any:
-    return await flows.start(controller="kate/test", goal="test", **more)
+    return await flows.start(controller_id="kate/test", goal="test", **more)
 
 
 @pytest.mark.parametrize("door", ["cmd", "api"])
-async def test_every_verb_works_through_both_doors(flows: FlowClient, agent: Agent, door: Door) -> None:
-    flow = await started(flows, state={"a": 1}, step="first", hold=True, door=door)
+async def test_every_verb_works_through_both_sender(flows: FlowClient, agent: Agent, door: Door) -> None:
+    flow = await started(flows, state={"a": 1}, current_step="first", hold=True, door=door)
     assert (flow.status, flow.state, flow.current_step, flow.revision) == ("created", {"a": 1}, "first", 0)
     assert (await flow.run(door=door)).status == "running"
-    assert (await flow.advance({"b": 2}, step="second", door=door)).state == {"a": 1, "b": 2}
+    assert (await flow.advance({"b": 2}, current_step="second", door=door)).state == {"a": 1, "b": 2}
     assert flow.current_step == "second"
     step = await flow.observe("run-1", "look around", "running", door=door)
     assert (step.run_id, step.status) == ("run-1", "running")
@@ -91,7 +91,7 @@ async def test_every_verb_works_through_both_doors(flows: FlowClient, agent: Age
 
 
 async def test_queries_give_pages_as_one_iterator(flows: FlowClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nats_taskflow.client.flows._PAGE", 2)
+    monkeypatch.setattr("nats_taskflow.client.session._PAGE", 2)
     made = [await started(flows) for _ in range(5)]
     await made[0].wait_manual("Ann?")
     for number in range(5):
@@ -152,7 +152,7 @@ async def test_waiting_for_a_resume_ends_with_the_flow_with_its_time_or_at_once_
 async def test_each_refusal_is_an_exception_of_its_own(flows: FlowClient, door: Door) -> None:
     flow, over = await started(flows), await started(flows)
     await over.finish()
-    elsewhere = await flows.in_session("other").start(controller="kate/test", goal="test")
+    elsewhere = await flows.in_session("other").start(controller_id="kate/test", goal="test")
     winding = await started(flows)
     await winding.cancel(mode="request")
     taken = await started(flows)
@@ -216,15 +216,15 @@ async def test_an_id_that_differs_from_the_headers_is_a_mismatch(flows: FlowClie
     flow = await started(flows)
     body = json.dumps({"flow_id": flow.id, "command_id": "one"}).encode()
     answer = await flows.transport.request(f"taskflow.api.{flows.agent}.advance", body, {"Nats-Msg-Id": "two"}, timeout=10)
-    from nats_taskflow.client.commands import done
+    from nats_taskflow.client.commands import read_outcome
 
     with pytest.raises(IdMismatch):
-        done(answer.body)
+        read_outcome(answer.body)
 
 
 async def test_a_lost_answer_is_asked_for_by_the_commands_id(flows: FlowClient, agent: Agent) -> None:
     flow = await started(flows)
-    await flows._doors.close()  # what the worker sends to the inbox reaches nobody
+    await flows._sender.close()  # what the worker sends to the inbox reaches nobody
     await flow.advance({"n": 1})
     assert flow.state == {"n": 1}
     assert (await agent.kinds(flow.id)).count("state_updated") == 1
@@ -267,7 +267,7 @@ async def test_an_event_that_was_not_heard_is_read_from_the_journal_before_the_n
 
     monkeypatch.setattr(flows.transport, "serve", hard_of_hearing)
     seen: list[str] = []
-    async with aclosing(heard(flows, flow.snapshot, after=0)) as events:
+    async with aclosing(live_events(flows, flow.snapshot, after=0)) as events:
         async for event in events:
             seen.append(event.id)
             if len(seen) == 2:
@@ -310,7 +310,7 @@ async def test_a_reply_finds_its_flow_on_a_configured_and_on_the_built_in_topic_
         again = await flows.reply(topic, correlation, {"n": 1}, event_id=f"reply-{correlation}")
         assert (first.duplicate, again.duplicate) == (False, True)
         assert (await flow.resumed(timeout="20s")).payload == {"n": 1}
-    flows._doors.patience = 0.5
+    flows._sender.patience = 0.5
     with pytest.raises(Unavailable, match="not stored"):
         await flows.reply("no.stream.takes.this", "c", 1)
 
@@ -326,7 +326,7 @@ async def test_a_reply_whose_id_somebody_has_used_up_arrives_all_the_same(
     name = f"guessed-{correlation}"
     await agent.publish(f"taskflow.cmd.mallory-{agent.name}.run", b"{}", {"Nats-Msg-Id": name})
     if within_a_handler:
-        monkeypatch.setattr("nats_taskflow.client.flows.new_id", lambda _verb: (name, True))
+        monkeypatch.setattr("nats_taskflow.client.session.new_id", lambda _verb: (name, True))
     given = None if within_a_handler else name
     stored = await flows.reply(topic, correlation, {"n": 1}, event_id=given)
     assert stored.duplicate

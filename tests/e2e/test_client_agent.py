@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from worker import Agent, Event, Flow
+from nats_taskflow import Agent, Event, Flow
 
 url, marks, who = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 agent = Agent(url, agent=who, name=who)
@@ -38,7 +38,7 @@ agent = Agent(url, agent=who, name=who)
 async def go_on(flow: Flow, event: Event) -> None:
     (marks / f"run-{os.getpid()}").touch()
     await flow.advance({"first": os.getpid()})
-    child = await flow.flows.start(controller="child/x", goal="be started once", parent=flow)
+    child = await flow.flows.start(controller_id="child/x", goal="be started once", parent=flow)
     await flow.flows.reply("agent.delegate.reply", f"{who}-told", {"pid": os.getpid()})
     if not (marks / "second-time").exists():
         (marks / "half-way").touch()
@@ -71,7 +71,7 @@ async def running(agent: Agent) -> AsyncIterator[asyncio.Task[None]]:
 
 
 async def parked(flows: FlowClient, correlation_id: str, controller: str = "kate/triage") -> Flow:
-    flow = await flows.start(controller=controller, goal="wait for an answer")
+    flow = await flows.start(controller_id=controller, goal="wait for an answer")
     await flow.wait_reply(TOPIC, correlation_id)
     return flow
 
@@ -116,7 +116,7 @@ async def test_an_agent_that_is_killed_in_its_handler_goes_on_and_nothing_happen
 
 @pytest.mark.parametrize("door", ["cmd", "api"])
 async def test_what_a_handlers_first_run_sent_counts_though_the_second_says_something_else(flows: FlowClient, door: Door) -> None:
-    flow = await flows.start(controller="kate/x", goal="be told twice")
+    flow = await flows.start(controller_id="kate/x", goal="be told twice")
     event = await anext(flow.events())
     outcomes = []
     for run in (1, 2):
@@ -151,10 +151,10 @@ async def test_a_handler_that_fails_is_called_again_and_the_flows_next_events_wa
     async def other(flow: Flow, event: Event) -> None:
         seen.append((flow.id, event.seq))
 
-    hard = await flows.start(controller="kate/hard", goal="be hard")
+    hard = await flows.start(controller_id="kate/hard", goal="be hard")
     for number in range(5):
         await hard.advance({"n": number})
-    easy = await flows.start(controller="kate/easy", goal="be easy")
+    easy = await flows.start(controller_id="kate/easy", goal="be easy")
     async with running(agent):
         await eventually(lambda: len([1 for flow, _ in seen if flow == hard.id]) == 7, within=30)
         await eventually(lambda: (easy.id, 1) in seen, within=30)
@@ -175,11 +175,11 @@ async def test_a_loop_goes_on_where_it_stopped_and_another_loop_has_its_own_plac
 
         return agent
 
-    first = await flows.start(controller="kate/x", goal="first")
+    first = await flows.start(controller_id="kate/x", goal="first")
     async with running(loop("one")):
         await eventually(lambda: seen["one"] == [first.id], within=20)
         await eventually(lambda: settled(flows, f"{flows.agent}-one"), within=20)
-    second = await flows.start(controller="kate/x", goal="second")
+    second = await flows.start(controller_id="kate/x", goal="second")
     async with running(loop("one")), running(loop("two")):
         await eventually(lambda: seen["one"] == [first.id, second.id], within=20)
         await eventually(lambda: seen["two"] == [first.id, second.id], within=20)
@@ -215,13 +215,13 @@ async def test_a_long_handler_keeps_its_event_and_other_flows_do_not_wait_for_it
         if event.controller_id == "kate/slow":
             await release.wait()
 
-    await flows.start(controller="kate/slow", goal="take long")
+    await flows.start(controller_id="kate/slow", goal="take long")
     async with running(agent):
         await eventually(lambda: calls == ["kate/slow"], within=20)
-        await flows.start(controller="kate/quick", goal="be quick")
+        await flows.start(controller_id="kate/quick", goal="be quick")
         await eventually(lambda: calls == ["kate/slow", "kate/quick"], within=20)
         for number in range(4):  # each waits for a timer of a second, so that the redelivery timer runs out three times
-            flow = await flows.start(controller="kate/quick", goal="let time pass")
+            flow = await flows.start(controller_id="kate/quick", goal="let time pass")
             await flow.wait_timer("1s")
             await flow.resumed(timeout="20s")
             assert await redelivered(flows, flows.agent) == 0, f"given away after {number} s"
@@ -240,7 +240,7 @@ async def test_events_go_on_when_the_broker_is_killed_under_the_loop(stage: Stag
             seen.append(event.seq)
 
         async with running(agent):
-            flow = await flows.start(controller="kate/steady", goal="go on")
+            flow = await flows.start(controller_id="kate/steady", goal="go on")
             await eventually(lambda: len(seen) == 2, within=30)
             await stage.server.restart(kill=True)
             await flow.advance({"n": 1})
@@ -258,7 +258,7 @@ async def test_an_event_of_a_flow_that_has_ended_since_is_settled_and_not_tried_
         calls.append(flow.id)
         await flow.advance({"late": True})
 
-    flow = await flows.start(controller="kate/x", goal="end before the handler comes")
+    flow = await flows.start(controller_id="kate/x", goal="end before the handler comes")
     await flow.finish()
     async with running(agent):
         await eventually(lambda: calls == [flow.id], within=20)
@@ -269,7 +269,7 @@ async def test_an_event_of_a_flow_that_has_ended_since_is_settled_and_not_tried_
 TERMINATED = """
 import asyncio, signal, sys
 from pathlib import Path
-from worker import Agent, Event, Flow
+from nats_taskflow import Agent, Event, Flow
 
 url, marks, who = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 agent = Agent(url, agent=who, name=who)
@@ -296,7 +296,7 @@ async def terminated(world: World, flows: FlowClient, folder: Path) -> AsyncIter
         sys.executable, str(folder / "agent.py"), world.url, str(folder), flows.agent, env=environment
     )
     try:
-        await (await flows.start(controller="kate/steady", goal="be handled")).advance({"n": 1})
+        await (await flows.start(controller_id="kate/steady", goal="be handled")).advance({"n": 1})
         await eventually((folder / "begun-1").exists, within=30)
         await eventually(lambda: asking(flows, flows.agent), within=30)
         process.send_signal(signal.SIGTERM)

@@ -13,8 +13,17 @@ import pytest
 from nats.aio.msg import Msg
 
 from nats_taskflow.bus.nats.server import EmbeddedServer
-from nats_taskflow.client import Asked, DelegateError, Flow, FlowClient, FlowEnded, NotPermitted, serve_delegate, synadia_agent_protocol
-from nats_taskflow.client.nats_transport import NatsTransport
+from nats_taskflow.client import (
+    DelegateCall,
+    DelegateError,
+    Flow,
+    FlowClient,
+    FlowEnded,
+    NotPermitted,
+    serve_delegate,
+    synadia_agent_protocol,
+)
+from nats_taskflow.client.nats import NatsTransport
 from tests.e2e.stage import Agent, Stage, World
 from tests.eventually import eventually
 
@@ -28,7 +37,7 @@ async def flows(world: World, agent: Agent) -> AsyncIterator[FlowClient]:
         yield made
 
 
-async def add(asked: Asked) -> Any:
+async def add(asked: DelegateCall) -> Any:
     """Be a delegate."""
     if asked.payload["b"] is None:
         raise DelegateError(422, "b is missing")
@@ -36,7 +45,7 @@ async def add(asked: Asked) -> Any:
 
 
 async def delegating(flows: FlowClient, payload: Any = None, to: str = "svc.add", **more: Any) -> Flow:
-    flow = await flows.start(controller="kate/test", goal="add")
+    flow = await flows.start(controller_id="kate/test", goal="add")
     await flow.delegate(to, {"a": 1, "b": 2} if payload is None else payload, **{"timeout": "10m", **more})
     return flow
 
@@ -65,7 +74,7 @@ async def test_a_request_that_comes_twice_runs_once_and_both_get_the_same_answer
     runs = 0
     go_on = asyncio.Event()
 
-    async def slow(asked: Asked) -> int:
+    async def slow(asked: DelegateCall) -> int:
         nonlocal runs
         runs += 1
         await go_on.wait()
@@ -87,7 +96,7 @@ async def test_a_request_that_comes_twice_runs_once_and_both_get_the_same_answer
 async def test_only_so_many_answers_are_remembered(flows: FlowClient, agent: Agent) -> None:
     runs: list[str] = []
 
-    async def note(asked: Asked) -> str:
+    async def note(asked: DelegateCall) -> str:
         runs.append(asked.id or "")
         return asked.id or ""
 
@@ -101,7 +110,7 @@ async def test_the_answer_is_stored_though_worker_and_broker_were_killed_while_t
     asked_for = asyncio.Event()
     go_on = asyncio.Event()
 
-    async def slow(asked: Asked) -> str:
+    async def slow(asked: DelegateCall) -> str:
         asked_for.set()
         await go_on.wait()
         return "at last"
@@ -124,7 +133,7 @@ async def test_a_cancel_notice_ends_the_handler_and_nothing_is_answered(flows: F
     ends: list[str] = []
     begun = asyncio.Event()
 
-    async def work(asked: Asked) -> None:
+    async def work(asked: DelegateCall) -> None:
         begun.set()
         try:
             await asyncio.Event().wait()
@@ -142,11 +151,11 @@ async def test_a_cancel_notice_ends_the_handler_and_nothing_is_answered(flows: F
 
 
 async def test_a_notice_with_somebody_elses_correlation_id_ends_nothing_of_theirs(flows: FlowClient, world: World) -> None:
-    asked: list[Asked] = []
+    asked: list[DelegateCall] = []
     cancelled: list[str | None] = []
     go_on = asyncio.Event()
 
-    async def work(request: Asked) -> str:
+    async def work(request: DelegateCall) -> str:
         asked.append(request)
         try:
             await go_on.wait()
@@ -176,7 +185,7 @@ async def test_an_answer_arrives_though_somebody_has_used_up_its_id(flows: FlowC
     go_on = asyncio.Event()
     names: list[str] = []
 
-    async def late(asked: Asked) -> str:
+    async def late(asked: DelegateCall) -> str:
         names.append(asked.id or "")
         await go_on.wait()
         return "all the same"
@@ -194,7 +203,7 @@ async def test_an_answer_arrives_though_somebody_has_used_up_its_id(flows: FlowC
 async def test_a_request_whose_notice_came_first_is_not_run(flows: FlowClient, agent: Agent) -> None:
     runs: list[Any] = []
 
-    async def work(asked: Asked) -> None:
+    async def work(asked: DelegateCall) -> None:
         runs.append(asked.payload)
 
     headers = {"Taskflow-Flow-Id": "f", "Correlation-Id": "c", "Nats-Msg-Id": "f:1:request"}
@@ -209,7 +218,7 @@ async def test_a_request_whose_notice_came_first_is_not_run(flows: FlowClient, a
 async def test_a_deadline_ends_the_handler(flows: FlowClient) -> None:
     ended: list[str] = []
 
-    async def forever(asked: Asked) -> None:
+    async def forever(asked: DelegateCall) -> None:
         assert asked.deadline is not None
         try:
             await asyncio.Event().wait()
@@ -226,7 +235,7 @@ async def test_a_deadline_ends_the_handler(flows: FlowClient) -> None:
 async def test_what_is_in_hand_is_finished_when_the_delegate_stops(flows: FlowClient, world: World) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(asked: Asked) -> str:
+    async def slow(asked: DelegateCall) -> str:
         begun.set()
         await go_on.wait()
         return "done before the end"
@@ -283,7 +292,7 @@ async def test_an_agent_of_the_synadia_protocol_is_a_delegate(flows: FlowClient,
 async def test_another_instance_answers_a_repeat_from_the_bucket_also_after_the_broker_was_killed(stage: Stage) -> None:
     runs: list[str] = []
 
-    async def pay(asked: Asked) -> dict[str, int]:
+    async def pay(asked: DelegateCall) -> dict[str, int]:
         runs.append(asked.id or "")
         return {"paid": len(runs)}
 

@@ -26,12 +26,12 @@ _PATIENCE = 60.0
 BLOCKS = [(found["mark"], found["text"]) for found in _BLOCK.finditer(PAGE)]
 BODY = """
 import asyncio
-from worker import FlowClient
+from nats_taskflow import FlowClient
 
 
 async def main():
     async with FlowClient.connect(agent="kate") as flows:
-        flow = await flows.start(controller="kate/docs", goal="show how the client works")
+        flow = await flows.start(controller_id="kate/docs", goal="show how the client works")
 {body}
 
 asyncio.run(main())

@@ -13,7 +13,7 @@ import pytest
 
 from nats_taskflow.client import Event, FlowClient, FlowRefused, InvalidRequest, NoOutcome, TooDeep, TooLarge, Unavailable
 from nats_taskflow.client.commands import Door
-from nats_taskflow.client.live_events import heard
+from nats_taskflow.client.live_events import live_events
 from tests.e2e.stage import Agent, Stage
 from tests.eventually import eventually
 
@@ -28,7 +28,7 @@ async def flows(stage: Stage) -> AsyncIterator[FlowClient]:
 
 
 async def started(flows: FlowClient, **more: Any) -> Any:
-    return await flows.start(controller="kate/test", goal="test", **more)
+    return await flows.start(controller_id="kate/test", goal="test", **more)
 
 
 async def test_what_cannot_be_right_is_refused_before_it_is_sent(flows: FlowClient, stage: Stage) -> None:
@@ -40,7 +40,7 @@ async def test_what_cannot_be_right_is_refused_before_it_is_sent(flows: FlowClie
     early: list[tuple[type[FlowRefused], Any]] = [
         (TooLarge, lambda: flow.advance({"a": "x" * 300_000})),
         (TooDeep, lambda: flow.advance({"a": deep})),
-        (InvalidRequest, lambda: flow.advance({"a": 1}, step="")),
+        (InvalidRequest, lambda: flow.advance({"a": 1}, current_step="")),
         (InvalidRequest, lambda: flow.advance({"a": 1}, command_id="no blanks please")),
         (InvalidRequest, lambda: flow.wait_timer(datetime.now())),  # noqa: DTZ005 - that is the point
         (InvalidRequest, lambda: flow.wait_manual(timeout="soon")),
@@ -137,7 +137,7 @@ async def test_without_rights_on_the_stream_a_flows_events_are_heard_live_and_re
 
         async def watch() -> list[Event]:
             events = []
-            async for event in heard(flows, flow.snapshot, after=1):
+            async for event in live_events(flows, flow.snapshot, after=1):
                 events.append(event)
                 seen.append(event.seq)
                 if event.terminal:
@@ -147,7 +147,7 @@ async def test_without_rights_on_the_stream_a_flows_events_are_heard_live_and_re
         watching = asyncio.ensure_future(watch())
         await eventually(lambda: seen == [2], within=20)
         for number in range(3):
-            await flow.advance({"n": number}, step=f"step-{number}")
+            await flow.advance({"n": number}, current_step=f"step-{number}")
             await stage.server.restart(kill=True)  # what is published before the connection is back is not heard
         await flow.observe("run-1", "look", "running")
         await flow.finish()

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.e2e
 def script(url: str, agent: str) -> str:
     """Do what an agent does."""
     with flows_sync(url, agent=agent) as flows:
-        flow = flows.start(controller="kate/script", goal="be simple", state={"n": 0})
-        assert flow.advance({"n": 1}, step="two").state == {"n": 1}
+        flow = flows.start(controller_id="kate/script", goal="be simple", state={"n": 0})
+        assert flow.advance({"n": 1}, current_step="two").state == {"n": 1}
         assert (flow.status, flow.current_step, flow.revision) == ("running", "two", 2)
         correlation = flow.wait_reply(TOPIC)
         flows.reply(TOPIC, correlation, 42)
@@ -43,7 +43,7 @@ async def test_a_script_does_everything_without_asyncio(world: World, agent: Age
 async def test_a_client_that_is_closed_says_so_whatever_is_left_of_it(world: World, agent: Agent) -> None:
     def late() -> None:
         with flows_sync(world.url, agent=agent.name) as flows:
-            flow = flows.start(controller="kate/script", goal="be left over")
+            flow = flows.start(controller_id="kate/script", goal="be left over")
             events = flow.events()
             assert next(events).kind == "created"
         for call in (flow.refresh, flow.finish, lambda: next(events), lambda: next(flows.list())):

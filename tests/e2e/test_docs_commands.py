@@ -59,6 +59,8 @@ EXCEPTED: dict[tuple[str, str], str] = {
         "README.md",
         "make demo",
     ): "would make an environment; tests/e2e/test_start.py and test_story.py start the same programs",
+    ("CONTRIBUTING.md", "make setup"): "would make an environment, and run these tests in themselves",
+    ("CONTRIBUTING.md", ".venv/bin/python -m pytest"): "runs some of these tests",
     ("README.md", "nats sub 'taskflow.evt.>'"): NATS_CLI,
     ("README.md", "FLOW=$("): NATS_CLI,
     ("README.md", "nats req taskflow.api.kate.wait"): NATS_CLI,

@@ -19,11 +19,11 @@ from mcp.shared.exceptions import MCPError
 from nats_taskflow.bus.nats.options import NatsOptions
 from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.client.errors import BY_CODE
+from nats_taskflow.client.mcp.lazy_client import LazyClient, Owner
 from nats_taskflow.client.mcp.next_steps import NEXT
 from nats_taskflow.client.mcp.schema import ACTIONS
 from nats_taskflow.client.mcp.server import make_server
-from nats_taskflow.client.mcp.session import ClientSession, Owner
-from nats_taskflow.client.nats_transport import NatsTransport
+from nats_taskflow.client.nats import NatsTransport
 from tests.e2e.stage import TOPIC, Agent, Stage, World, new_id
 from tests.eventually import eventually
 from tests.golden import golden
@@ -96,7 +96,7 @@ async def model_at(
 ) -> AsyncIterator[Model]:
     """A model whose MCP server is in this process, connected to NATS at the URL."""
     options = NatsOptions(servers=(url,), connect_timeout=min(patience, 5.0))
-    line = ClientSession(owner, lambda: NatsTransport.reach(options), patience=patience)
+    line = LazyClient(owner, lambda: NatsTransport.reach(options), patience=patience)
     try:
         async with Client(make_server(line, split=split, keys=keys), mode=mode) as client:
             yield await introduced(client)

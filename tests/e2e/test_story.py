@@ -347,7 +347,7 @@ async def test_two_agents_may_use_the_same_command_id_at_the_same_time(stage: St
         assert not stored.duplicate
     assert [(await agent.outcome("same"))["flow"]["goal"] for agent in (kate, bob)] == ["kate", "bob"]
     async with FlowClient.connect(stage.url, agent="kate") as first, FlowClient.connect(stage.url, agent="bob") as second:
-        flows = [await client.start(controller="c", goal="g", command_id="again") for client in (first, second)]
+        flows = [await client.start(controller_id="c", goal="g", command_id="again") for client in (first, second)]
     assert flows[0].id != flows[1].id
     forged = await kate.publish("taskflow.cmd.kate.start", encoded({"controller_id": "c", "goal": "g"}), {"Nats-Msg-Id": "bob/other"})
     assert not forged.duplicate

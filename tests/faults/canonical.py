@@ -19,7 +19,7 @@ from uuid import NAMESPACE_URL, uuid5
 import msgspec
 from nats.aio.msg import Msg
 
-from nats_taskflow.flow.fold import folded
+from nats_taskflow.flow.fold import fold_journal
 from tests.e2e import checks
 from tests.e2e.stage import TOPIC, Agent, Heard, Json, encoded, event
 
@@ -215,7 +215,7 @@ async def played(agent: Agent, heard: Heard, *, within: float = 60.0) -> list[tu
 def verdict(database: sqlite3.Connection) -> list[str]:
     """Say, in sentences, where a flow or the outcome of a message is not exactly as foreseen."""
     journal = checks.journals(database)
-    known = {flow_id: folded(entries) for flow_id, entries in journal.items()}
+    known = {flow_id: fold_journal(entries) for flow_id, entries in journal.items()}
     bad = [f"there are the flows {sorted(known.keys() ^ set(ID.values()))} too many or too few"] if known.keys() ^ set(ID.values()) else []
     for name, ending in ENDINGS.items():
         flow = known.get(ID[name])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+from msgspec.structs import replace
 
 from nats_taskflow.store.invariants.evidence import Evidence
+from nats_taskflow.store.invariants.table import INVARIANTS, CheckOfDatabase, Invariant
 from tests.faults.client_record import ClientRecord, Operation, Sets
 
 _OUTCOME = "SELECT outcome FROM inbox WHERE scope = ?1 AND key = ?2 AND key IS NOT NULL"
@@ -95,3 +98,22 @@ def _marked(evidence: Evidence, one: Operation) -> bool:
     if one.flow_id is None or evidence.value("SELECT 1 FROM flows WHERE id = ?1", one.flow_id) is None:
         return True
     return evidence.value(_MARK, one.flow_id, one.key, one.scope.replace("cmd:", "agent:", 1)) is not None
+
+
+CHECKS: dict[str, Callable[[Evidence, ClientRecord], Iterator[str]]] = {
+    "I-1": nothing_acknowledged_is_lost,
+    "I-2": nothing_comes_from_nowhere,
+    "I-6": doubts_end_one_way,
+    "I-10": time_goes_forward,
+    "I-11": no_two_win_one_revision,
+}
+
+
+def with_clients(client: ClientRecord) -> tuple[Invariant, ...]:
+    """Return every invariant, those that clients can tell about with the check of what this record says."""
+
+    def extended(invariant: Invariant) -> Invariant:
+        look = CHECKS[invariant.number]
+        return replace(invariant, checks=(*invariant.checks, CheckOfDatabase(lambda evidence: look(evidence, client))))
+
+    return tuple(extended(one) if one.number in CHECKS else one for one in INVARIANTS)

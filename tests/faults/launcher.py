@@ -19,15 +19,15 @@ LAUNCHER = (sys.executable, "-m", "tests.faults.launcher", "run")
 
 def shift_clock(file: Path) -> None:
     """Have the worker's wall clock run as many seconds ahead of the real one (behind it, where negative) as the file says, live."""
-    from nats_taskflow import app
+    from nats_taskflow import wiring
 
-    real = app.wall_clock
+    real = wiring.wall_clock
 
     def shifted() -> int:
         """Return the shifted time in microseconds since the epoch."""
         return real() + int(float(file.read_text(encoding="ascii") or "0") * 1_000_000)
 
-    app.wall_clock = shifted
+    wiring.wall_clock = shifted
 
 
 def loosen(synchronous: str) -> None:

@@ -18,6 +18,7 @@ from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.port import Ack, OutgoingMessage
 from nats_taskflow.engine import batch
 from nats_taskflow.engine.batch import BatchDecision
+from nats_taskflow.engine.batch_rows import BatchRows
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import Waiter
 from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, Reply
@@ -35,6 +36,7 @@ from nats_taskflow.wire.subjects import Subjects
 _Store: Any = SqliteFlowStore
 _Transaction: Any = SqliteTransaction
 _Deciding: Any = BatchDecision
+_Rows: Any = BatchRows
 _Consumer: Any = Consumer
 _Lock: Any = WriterLock
 _Upkeep: Any = Upkeep
@@ -45,7 +47,7 @@ _deciding: Any = batch
 """What is patched, seen as anything: replacing a method is what type checkers are there to prevent."""
 SLOW = 0.03
 """Seconds by which a bug widens the window it needs to show."""
-EARLY_US = 250_000
+EARLY_US = 1_000_000
 
 
 def plant(name: str) -> None:
@@ -104,12 +106,12 @@ def acks_before_commit() -> None:
 
 def skips_the_inbox() -> None:
     """No row says what became of a message."""
-    _Deciding._note = lambda *_, **__: None
+    _Rows.add_message = lambda *_, **__: None
 
 
 def forgets_repeats() -> None:
     """A message that comes again is decided again."""
-    _Deciding._known = lambda *_: None
+    _Deciding._dedupe = lambda *_: None
 
 
 def _spoil_reading(spoil: Callable[[list[Any]], list[Any]]) -> None:
@@ -294,7 +296,7 @@ def counts_wrong() -> None:
 
 def hides_conflicts() -> None:
     """What came under a used id is nowhere to be seen."""
-    _Deciding._bury = lambda *_: None
+    _Rows.bury = lambda *_: None
 
 
 def mixes_payloads_up() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from nats_taskflow.errors import FlowError, Refusal
 from nats_taskflow.flow.model import FlowEvent
-from nats_taskflow.store.sqlite.rows import Unreadable
+from nats_taskflow.store.sqlite.rows import UnreadableRow
 from tests.conftest import SEED
 from tests.e2e import checks
 from tests.faults.report import Row
@@ -140,7 +140,7 @@ def detected(path: Path, said: Journals) -> str | None:
             if flaws(database):
                 return "found by the checks"
             left = checks.journals(database)
-        except (sqlite3.DatabaseError, Unreadable, ValueError):
+        except (sqlite3.DatabaseError, UnreadableRow, ValueError):
             return "found by the checks"
     database.close()
     for flow_id, entries in left.items():

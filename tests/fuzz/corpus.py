@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.wire.replies import Binding
+from nats_taskflow.wire.reply_bindings import Binding
 
 FLOW = "00000000-0000-4000-8000-000000000001"
 OTHER = "00000000-0000-4000-8000-000000000002"

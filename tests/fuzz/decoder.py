@@ -23,17 +23,18 @@ from msgspec.structs import replace
 
 from nats_taskflow.bus.port import Delivery
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.mint import reader
 from nats_taskflow.engine.payload_schema import accepts, schema_flaw
-from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, Unreadable
+from nats_taskflow.engine.reader import Verdict, make_reader
+from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, UnreadableMessage
 from nats_taskflow.errors import FlowError, Internal
-from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
-from nats_taskflow.services.consumer import Verdict
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Reply, StartFlow
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.wire import outcomes
-from nats_taskflow.wire.codec import Ignored, Inbound, Query, Unusable, read_command, read_query
+from nats_taskflow.wire.codec import Query, read_command, read_query
 from nats_taskflow.wire.dead_letters import dead_letter_message
+from nats_taskflow.wire.inbound import Ignored, Inbound, Unusable
 from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.requests import COMMANDS, QUERIES
 from nats_taskflow.wire.subjects import Subjects, is_token
@@ -80,8 +81,7 @@ class Target:
         self.subjects = Subjects()
         self.bindings = ReplyBindings(BINDINGS, self.subjects)
         self.mint = Counted()
-        # The worker's own reader wants its random ids; what it does with them is the same.
-        self._read = reader(self.subjects, self.bindings, self.mint)  # type: ignore[arg-type]
+        self._read = make_reader(self.subjects, self.bindings, self.mint)
         self.kinds: Counter[str] = Counter()
 
     def take(self, number: int, message: Message) -> Verdict:
@@ -143,7 +143,7 @@ class Target:
     def _refused(error: FlowError) -> None:
         """Check that a refusal can be told: encoded, in one header line, and that it is nobody's defect."""
         assert not isinstance(error, Internal), error
-        body, headers = outcomes.refused(error), outcomes.error_headers(error)
+        body, headers = outcomes.encode_refused(error), outcomes.error_headers(error)
         assert len(body) < 64 * 1024, "an answer must not be as large as what it refuses"
         assert "\n" not in headers["Nats-Service-Error"]
         headers["Nats-Service-Error"].encode()
@@ -166,7 +166,7 @@ class Depth:
         for number, message, verdict in batch:
             if isinstance(verdict, Ignored):
                 continue
-            what = verdict.stimulus if isinstance(verdict, Inbound) else Unreadable(error=verdict.error, reason=verdict.reason)
+            what = verdict.stimulus if isinstance(verdict, Inbound) else UnreadableMessage(error=verdict.error, reason=verdict.reason)
             raw = RawMessage(subject=message.subject, headers=dict(message.headers), body=message.body)
             identity = verdict.identity
             if identity is not None and len(asked) % 4:  # most are the first of their name, so that more is decided than repeats

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from referencing import Registry, Resource
 
-from nats_taskflow.wire.codec import Inbound, Unusable
+from nats_taskflow.wire.inbound import Inbound, Unusable
 from nats_taskflow.wire.schema.documents import documents
 from tests.fuzz import decoder
 from tests.fuzz.corpus import BINDINGS, COMMANDS, QUERIES, Message, corpus

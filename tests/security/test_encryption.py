@@ -17,10 +17,10 @@ import pytest
 from nats_taskflow.bus.nats.client import PatchedClient
 from nats_taskflow.bus.nats.connection import NatsConnection
 from nats_taskflow.bus.nats.options import NatsOptions
-from nats_taskflow.client import Agent, Asked, FlowClient, serve_delegate
+from nats_taskflow.client import Agent, DelegateCall, FlowClient, serve_delegate
 from nats_taskflow.client.errors import Unavailable
-from nats_taskflow.client.mcp.session import ClientSession, Owner
-from nats_taskflow.client.nats_transport import NatsTransport
+from nats_taskflow.client.mcp.lazy_client import LazyClient, Owner
+from nats_taskflow.client.nats import NatsTransport
 from nats_taskflow.client.transport import Lost
 from nats_taskflow.errors import BusLost
 from tests.eventually import eventually
@@ -60,7 +60,7 @@ async def by_client(made: NatsOptions) -> None:
 
 async def by_mcp(made: NatsOptions) -> None:
     """Connect as the MCP server does."""
-    await ClientSession(Owner("kate"), lambda: NatsTransport.reach(made)).flows()
+    await LazyClient(Owner("kate"), lambda: NatsTransport.reach(made)).flows()
 
 
 @pytest.mark.parametrize("connect", [by_worker, by_client, by_mcp])
@@ -88,7 +88,7 @@ async def test_agents_and_delegates_refuse_as_the_client_does() -> None:
             async with FlowClient.connect(where, agent="kate"):
                 pass
 
-        async def pay(asked: Asked) -> Any:
+        async def pay(asked: DelegateCall) -> Any:
             return asked.payload
 
         with pytest.raises(Lost, match="encryption"):

@@ -16,9 +16,10 @@ from nats_taskflow.cli.exit_codes import CommandFailed
 from nats_taskflow.config import LogConfig
 from nats_taskflow.engine.mint import IdMint
 from nats_taskflow.errors import BusLost, FlowError, InvalidRequest
-from nats_taskflow.observe.log import LogEvent, configure_logging, logger
-from nats_taskflow.wire.codec import Unusable, read_command
+from nats_taskflow.observe.log import configure_logging, logger
+from nats_taskflow.wire.codec import read_command
 from nats_taskflow.wire.headers import one_line
+from nats_taskflow.wire.inbound import Unusable
 from tests.e2e.stage import encoded
 
 HOSTILE = (
@@ -57,14 +58,12 @@ def test_any_text_in_any_field_leaves_a_json_record_one_line_of_ascii(text: str,
     out = io.StringIO()
     configure_logging(LogConfig(format="json", level="debug"), out)
     log = logger("consumer").bind(stream=text)
-    log.warning(
-        LogEvent.DELIVERY_FAILED, subject=text, headers={text: [other, {other: text}]}, goal=other, why=InvalidRequest(text, x=other)
-    )
+    log.warning("delivery_failed", subject=text, headers={text: [other, {other: text}]}, goal=other, why=InvalidRequest(text, x=other))
     log.error(text, error=text)
     try:
         fail(text)
     except ValueError:
-        log.exception(LogEvent.LISTENER_FAILED, flow_id=other)
+        log.exception("listener_failed", flow_id=other)
     logging.getLogger(other or "x").warning("%s", text)
     assert len(records(out)) == 4
     assert controls(out.getvalue()) == set()
@@ -82,9 +81,7 @@ def test_any_text_in_any_field_leaves_a_console_record_one_line_without_control_
     out = io.StringIO()
     configure_logging(LogConfig(format="console", level="debug"), out)
     log = logger("consumer").bind(stream=text)
-    log.warning(
-        LogEvent.DELIVERY_FAILED, subject=text, headers={text: [other, {other: text}]}, goal=other, why=InvalidRequest(text, x=other)
-    )
+    log.warning("delivery_failed", subject=text, headers={text: [other, {other: text}]}, goal=other, why=InvalidRequest(text, x=other))
     log.error(text, error=text)
     logging.getLogger("library").warning("%s", text)
     assert len(records(out)) == 3
@@ -100,7 +97,7 @@ def test_a_traceback_on_a_terminal_has_lines_but_nothing_else_that_moves_the_cur
     try:
         fail(text)
     except ValueError:
-        logger("engine").exception(LogEvent.LISTENER_FAILED, flow_id=text)
+        logger("engine").exception("listener_failed", flow_id=text)
     assert controls(out.getvalue()) == set()
     assert "Traceback (most recent call last)" in out.getvalue()
 

@@ -298,7 +298,7 @@ async def test_an_agent_hears_its_own_events_and_asks_for_what_it_missed(stage: 
 async def test_the_client_does_its_work_with_an_agents_own_rights(stage: Guarded) -> None:
     refused = Refused()
     async with FlowClient.connect((await stage.agent("kate", refused=refused)).client, agent="kate") as flows:
-        flow = await flows.start(controller="kate/client", goal="ask for nothing more")
+        flow = await flows.start(controller_id="kate/client", goal="ask for nothing more")
         await flow.wait_manual("Ann?")
         waiting = asyncio.ensure_future(flow.resumed("20s"))
         await flow.resume({"yes": True}, door="api")
@@ -309,7 +309,7 @@ async def test_the_client_does_its_work_with_an_agents_own_rights(stage: Guarded
     async with FlowClient.connect(stage.url, agent="kate", **options) as flows:
         with pytest.raises(Forbidden, match=r"may not use \$JS.API.CONSUMER.CREATE.TASKFLOW_EVT"):
             await anext(flows.events())
-        flow = await flows.start(controller="kate/client", goal="be heard without rights on the stream")
+        flow = await flows.start(controller_id="kate/client", goal="be heard without rights on the stream")
         heard = []
         async for event in flow.events():
             heard.append((event.seq, event.kind, event.status))
@@ -319,7 +319,7 @@ async def test_the_client_does_its_work_with_an_agents_own_rights(stage: Guarded
         assert heard == [(1, "created", "created"), (2, "started", "running"), (3, "state_updated", "running"), (4, "finished", "finished")]
     async with FlowClient.connect(stage.url, agent="ann", patience=3.0, **options) as flows:
         with pytest.raises(Forbidden, match=r"may not use taskflow.cmd.ann.start"):
-            await flows.start(controller="ann/x", goal="be somebody else")
+            await flows.start(controller_id="ann/x", goal="be somebody else")
     with pytest.raises(Forbidden, match="inbox prefix"):
         async with FlowClient.connect(stage.url, agent="kate", nkey_seed=str(stage.keys["kate"].seed)):
             pass

@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, Unreadable
+from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, UnreadableMessage
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.conditions import Timer, to_value
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.store.records import DeadLetter
-from nats_taskflow.wire.codec import Ignored, Unusable
-from nats_taskflow.wire.replies import Binding, ReplyBindings
+from nats_taskflow.wire.inbound import Ignored, Unusable
+from nats_taskflow.wire.replies import ReplyBindings
+from nats_taskflow.wire.reply_bindings import Binding
 from nats_taskflow.wire.subjects import Subjects
 from tests.running import Running, an_input
 
@@ -90,7 +91,7 @@ class Inlet:
         self.taken += 1
         raw = RawMessage(subject=subject, headers=headers, body=body)
         if isinstance(verdict, Unusable):
-            what = Unreadable(error=verdict.error, reason=verdict.reason)
+            what = UnreadableMessage(error=verdict.error, reason=verdict.reason)
             return await self._run.engine.submit(what, verdict.identity, source=self._stream, seq=place, raw=raw)
         return await self._run.engine.submit(verdict.stimulus, verdict.identity, source=self._stream, seq=place, raw=raw)
 

@@ -20,12 +20,12 @@ from nats_taskflow.bus.memory.bus import MemoryBroker, MemoryBus, StoredMessage
 from nats_taskflow.bus.port import Delivery, OutgoingMessage, Published, PublishFailed, Settlement
 from nats_taskflow.config import Config
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.services.supervisor import Services
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.testing.worker_run import WorkerRun
 from nats_taskflow.units import Duration
 from nats_taskflow.wire.subjects import Subjects
+from nats_taskflow.wiring import Services
 from tests.eventually import eventually
 from tests.running import VirtualClock
 

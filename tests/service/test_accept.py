@@ -11,7 +11,7 @@ import pytest
 from nats_taskflow.engine.payload_schema import accepts, schema_flaw
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 from tests.flows import all_of, any_of, arrives, buried, counted, external, get, park, refused
 from tests.running import running
 
@@ -56,7 +56,7 @@ async def test_held_replies_that_all_do_not_fit_leave_the_flow_waiting(tmp_path:
         flow = await park(run, external(accept=RESULT))
         assert flow.status is FlowStatus.WAITING
     async with running(path, policy=CHECKING) as run:
-        assert await counted(run) == {"flows.waiting": 1, "inbox.rejected": 1}
+        assert await counted(run) == {"flows.waiting": 1, "waits.external_event": 1, "inbox.rejected": 1}
         assert (await arrives(run, "c", {"kind": "result"})).name == "resumed"
 
 

@@ -28,7 +28,7 @@ from nats_taskflow.config.tree import StoreConfig as StoreSettings
 from nats_taskflow.engine.deferral import Deferrals
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.observe import systemd
-from nats_taskflow.observe.probes import WorkerProbes
+from nats_taskflow.observe.probes import BacklogProbe, StoreProbe, WorkerProbes
 from nats_taskflow.services.consumer import Consumer
 from nats_taskflow.services.dispatcher import Dispatcher
 from nats_taskflow.services.ordered_publisher import OrderedPublisher
@@ -66,9 +66,9 @@ PLACES = (
     Place(Relay, "_fill", at_start=True),
     Place(Relay, "_mark"),
     Place(Relay, "try_again"),
-    Place(Relay, "_committed"),
+    Place(Relay, "_on_commit"),
     Place(OrderedPublisher, "_dispatch"),
-    Place(OrderedPublisher, "_answered"),
+    Place(OrderedPublisher, "_on_answer"),
     Place(Publisher, "_expire"),
     Place(Outbound, "_piece"),
     Place(Outbound, "_write"),
@@ -76,12 +76,13 @@ PLACES = (
     Place(Dispatcher, "dispatch"),
     Place(TopologyWatch, "inspect"),
     Place(Pruner, "prune"),
-    Place(WorkerProbes, "_look"),
-    Place(WorkerProbes, "_survey"),
+    Place(WorkerProbes, "sample"),
+    Place(BacklogProbe, "count"),
+    Place(StoreProbe, "sample"),
     Place(JetStreamBus, "backlog"),
-    Place(Deferrals, "_find"),
+    Place(Deferrals, "_check"),
     Place(SubscriptionRenewal, "_run"),
-    Place(systemd, "_ailment"),
+    Place(systemd, "_reason_not_to_feed"),
     Place(uvicorn.Server, "on_tick"),
     Place(PatchedClient, "_select_next_server"),
 )
@@ -120,7 +121,7 @@ class Worker:
         """Return the exit code with which it ends; stop it where it lives."""
         if self.codes:
             self._task.cancel()
-        self._stop.ask()
+        self._stop.request()
         await asyncio.wait({self._task}, timeout=20)
         assert self._task.done()
         if self.codes:
@@ -133,12 +134,12 @@ class Worker:
         for bus in self.buses:
             if bus.connected:
                 bus._connection.renewal.deny("anything")
-        flow = await self.flows.start(controller="kate/alive", goal="ask about a schema", door="cmd")
+        flow = await self.flows.start(controller_id="kate/alive", goal="ask about a schema", door="cmd")
         await flow.wait_reply(TOPIC, flow.id, accept={"type": "object", "properties": {"n": {"pattern": "^a+$"}}})
 
     async def works(self) -> None:
         """Do all that a worker is for: a flow starts, waits, is resumed by a reply and by a timer, and its events are published."""
-        flow = await self.flows.start(controller="kate/alive", goal="live", door="api")
+        flow = await self.flows.start(controller_id="kate/alive", goal="live", door="api")
         await flow.wait_reply(TOPIC, flow.id)
         await self.flows.reply(TOPIC, flow.id, {"ok": True})
         assert (await flow.resumed("20s")).payload == {"ok": True}
@@ -152,9 +153,12 @@ class Worker:
 @pytest.fixture
 async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Worker]:
     """Give a worker that is not started, with everything in it that comes round now and then coming round at once."""
-    rests = "relay._MARK_EVERY", "relay._TRY_AGAIN", "probes._EVERY", "probes._BACKLOG_EVERY", "probes._SURVEY_EVERY"
-    for name in (*rests, "consumer._LOOK_EVERY", "bus.renewal._EVERY"):
-        monkeypatch.setattr(f"worker.{name}", AT_ONCE)
+    rests = (
+        *(f"services.relay.{n}" for n in ("_MARK_EVERY", "_TRY_AGAIN")),
+        *(f"observe.probes.{n}" for n in ("_EVERY", "_BACKLOG_EVERY", "_SURVEY_EVERY")),
+    )
+    for name in (*rests, "services.consumer._LOOK_EVERY", "bus.nats.connection._EVERY"):
+        monkeypatch.setattr(f"nats_taskflow.{name}", AT_ONCE)
     for function, name in ((TopologyWatch.__init__, "every"), (Pruner.__init__, "interval"), (tasks.repeat, "rest")):
         monkeypatch.setitem(function.__kwdefaults__ or {}, name, AT_ONCE)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))

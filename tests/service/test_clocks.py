@@ -81,13 +81,13 @@ async def test_more_than_a_second_apart_is_not_ready_and_said_once(tmp_path: Pat
 def test_the_offset_moves_by_what_is_more_than_a_measurement_may_be_wrong() -> None:
     """Replies that are held are taken in the order of their arrival: an offset that trembles would change that."""
     offset = ClockOffset()
-    offset.measured(1_000_000, 995_000, 1_003_000)
+    offset.adjust(1_000_000, 995_000, 1_003_000)
     assert offset.value == 0
-    offset.measured(4_000_000, 1_000_000, 1_010_000)
+    offset.adjust(4_000_000, 1_000_000, 1_010_000)
     assert offset.value == 2_995_000
-    offset.measured(4_000_000, 0, 2_000_000)  # a slow answer: it may have been anywhere in between
+    offset.adjust(4_000_000, 0, 2_000_000)  # a slow answer: it may have been anywhere in between
     assert offset.value == 2_995_000
-    offset.measured(1_000_000, 999_000, 1_001_000)
+    offset.adjust(1_000_000, 999_000, 1_001_000)
     assert offset.value == 0
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from nats_taskflow.errors import IllegalTransition, InvalidRequest, TooLarge
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
-from nats_taskflow.flow.stimuli import Policy, ResumeFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import ResumeFlow
 from nats_taskflow.units import rfc3339
 from tests.flows import TOPIC, all_of, answer, any_of, arrives, at_least, buried, counted, external, get, kinds, later, manual, park, timer
 from tests.running import VirtualClock, an_input, running

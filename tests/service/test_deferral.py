@@ -16,7 +16,8 @@ from nats_taskflow.engine import payload_schema
 from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.errors import Internal, Unavailable
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.stimuli import AdvanceFlow, Caller, CancelFlow, ParkFlow, Policy, ResumeFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import AdvanceFlow, Caller, CancelFlow, ParkFlow, ResumeFlow
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from tests.eventually import eventually
 from tests.flows import BOB, KATE, arrives, buried, did, external, get, kinds, park, parking, said, start

@@ -20,7 +20,7 @@ from nats_taskflow.config.tree import SubjectsConfig as SubjectSettings
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import DelegateMessage
 from nats_taskflow.flow.stimuli import DelegateFlow
-from nats_taskflow.services.dispatcher import _asked
+from nats_taskflow.services.dispatcher import _request
 from nats_taskflow.store.records import DueOutgoing
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.units import rfc3339
@@ -782,4 +782,4 @@ def test_a_message_to_a_delegate_keeps_its_id_each_time_it_is_sent() -> None:
     message = DelegateMessage(flow_id="f", wait_id=2, kind="request", subject="s", headers={"A": "b"}, body=b"{}", reply="r")
     for nonce, name in (("secret", "f:2:request:secret"), ("", "f:2:request")):
         row = DueOutgoing(n=1, attempts=3, nonce=nonce, message=message)
-        assert _asked(row) == ForwardedRequest(subject="s", body=b"{}", headers={"A": "b", "Nats-Msg-Id": name}, reply="r")
+        assert _request(row) == ForwardedRequest(subject="s", body=b"{}", headers={"A": "b", "Nats-Msg-Id": name}, reply="r")

@@ -15,12 +15,13 @@ from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.errors import AlreadyTerminal, FlowError, Internal, RevisionMismatch, StoreBroken, StoreLocked, Unavailable
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.stimuli import AdvanceFlow, CancelFlow, FinishFlow, Policy, StartFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import AdvanceFlow, CancelFlow, FinishFlow, StartFlow
 from nats_taskflow.store.port import LostRace, Transaction
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
-from nats_taskflow.wire.codec import Identity
+from nats_taskflow.wire.inbound import Identity
 from tests.eventually import eventually
 from tests.running import Running, VirtualClock, an_input, running
 from tests.service.acting import TOPIC, Inlet, external, journal, now, parked, started

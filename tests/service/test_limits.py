@@ -13,7 +13,7 @@ from unittest.mock import patch
 import msgspec
 import pytest
 
-from nats_taskflow.engine import portion
+from nats_taskflow.engine import batch as batches
 from nats_taskflow.engine.deferral import Deferrals
 from nats_taskflow.engine.follow_ups import AT_ONCE
 from nats_taskflow.engine.payload_schema import accepts, schema_flaw
@@ -21,10 +21,11 @@ from nats_taskflow.engine.submission import Submission
 from nats_taskflow.errors import Unavailable, WaitConflict
 from nats_taskflow.flow import park as parks
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.stimuli import AdvanceFlow, DelegateFlow, FinishFlow, Policy
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import AdvanceFlow, DelegateFlow, FinishFlow
 from nats_taskflow.store.records import Batch, Loaded, Needs
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
-from nats_taskflow.wire.codec import Identity
+from nats_taskflow.wire.inbound import Identity
 from tests.flows import arrives, buried, counted, did, ends, external, get, kinds, park, parking, refused, start
 from tests.running import Running, running
 
@@ -77,7 +78,7 @@ async def test_the_slices_of_a_reply_go_on_when_it_is_delivered_again_after_a_ki
     path = str(tmp_path / "flows.db")
     async with running(path) as run:
         flows = [(await park(run, external(mode="all"))).id for _ in range(AT_ONCE + 50)]
-        monkeypatch.setattr(Deferrals, "taken", never)
+        monkeypatch.setattr(Deferrals, "take_ready", never)
         reply = asyncio.ensure_future(arrives(run, "c", 1, event_id="e", seq=7))
         committed = asyncio.Event()
         run.engine.listen(lambda _: committed.set())
@@ -161,7 +162,7 @@ async def test_a_batch_of_costly_messages_is_cut_where_it_has_worked_long_enough
         seen = Transactions(run)
         flows = [await start(run) for _ in range(4)]
         seen.clear()
-        monkeypatch.setattr(portion, "_LONG", -1.0)  # every message is too much
+        monkeypatch.setattr(batches, "_LONG", -1.0)  # every message is too much
         advances = [AdvanceFlow(flow_id=flow.id, patch={"n": n}) for n in range(3) for flow in flows]
         outcomes = await asyncio.gather(*[run.engine.submit(what) for what in advances])
         assert seen.flows == [1] * 12

@@ -18,13 +18,14 @@ from structlog.testing import capture_logs
 
 from nats_taskflow.bus.memory.bus import StoredMessage
 from nats_taskflow.bus.port import ConsumerSpec, Delivery, InProgress
+from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.engine import engine
+from nats_taskflow.engine.reader import Verdict
 from nats_taskflow.errors import ConsumerTaken, StoreBroken, Unavailable
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import FinishFlow
 from nats_taskflow.services import consumer, ordered_publisher, relay
-from nats_taskflow.services.consumer import Verdict
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite.transaction import SqliteTransaction
 from nats_taskflow.units import rfc3339
@@ -78,7 +79,7 @@ async def test_nothing_is_taken_in_while_messages_may_be_from_somebody_else_and_
         inbound["subject_transform"] = {"src": "taskflow.cmd.kate.*", "dest": "taskflow.cmd.mallory.{{wildcard(1)}}"}
         for _ in range(2):
             await inspector.inspect()
-            await eventually(lambda: not line.broker.kicks)
+            await eventually(lambda: not line.broker.wakers)
         name = await line.command("start", controller_id="kate/test", goal="test")
         status, _ = await line.ask("outcome", command_id=name)
         assert status["error"]["code"] == "no_outcome"
@@ -718,13 +719,13 @@ async def test_once_a_consumer_is_mended_only_what_has_no_outcome_is_asked_for_a
             name = await line.command("start", controller_id="k", goal="given up")
             state._next += 1  # handed out until it was given up, and never settled
         rewound: list[int | None] = []
-        with patch.object(line.bus, "mended", lambda: (source,)), patch.object(line.bus, "rewind", _noting(line, rewound)):
+        with patch.object(line.bus, "take_repaired", lambda: (source,)), patch.object(line.bus, "rewind", _noting(line, rewound)):
             await line.services.inspector.inspect()
         assert (await line.outcome(name))["ok"]
         assert rewound == [given_up]
         rewound.clear()
         await line.settled()
-        with patch.object(line.bus, "mended", lambda: (source,)), patch.object(line.bus, "rewind", _noting(line, rewound)):
+        with patch.object(line.bus, "take_repaired", lambda: (source,)), patch.object(line.bus, "rewind", _noting(line, rewound)):
             await line.services.inspector.inspect()
         assert rewound == [], "everything has its outcome"
 
@@ -846,7 +847,7 @@ async def test_a_full_store_is_not_ready_also_where_only_requests_find_out_and_i
         patched.setattr(SqliteTransaction, "save", full)
         assert store()
         with pytest.raises(Unavailable):
-            await line.services.waits.manager.create_managed(an_input())
+            await FlowManager(line.services.engine).create_managed(an_input())
         assert not store()
     await eventually(store)
     await line.stop()

@@ -69,7 +69,7 @@ async def test_with_all_one_event_resumes_every_flow_that_waits_at_that_moment()
         assert (await get(run, other.id)).status is FlowStatus.WAITING
         late = await park(run, external(mode="all"))
         assert late.status is FlowStatus.WAITING, "it was used up: nothing is held for who comes later"
-        assert await counted(run) == {"flows.running": 3, "flows.waiting": 2, "inbox.resumed": 1}
+        assert await counted(run) == {"flows.running": 3, "flows.waiting": 2, "waits.external_event": 2, "inbox.resumed": 1}
 
 
 async def test_a_held_reply_resumes_the_first_flow_that_parks_also_with_all() -> None:

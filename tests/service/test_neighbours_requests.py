@@ -18,15 +18,16 @@ import pytest
 from msgspec.structs import replace
 
 from nats_taskflow.bus.memory.broker import MemoryClient
-from nats_taskflow.bus.port import NO_HEADERS, Headers
+from nats_taskflow.bus.port import NO_HEADERS
 from nats_taskflow.doors.admin import explain
-from nats_taskflow.doors.api import _HEAVY, _TURNS_EACH, Api
+from nats_taskflow.doors.micro_service import _HEAVY, _TURNS_EACH, MicroService
 from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.store.sqlite.steps import PAGE_BYTES, FetchedRows
 from nats_taskflow.store.sqlite.store import QueryConnection
 from nats_taskflow.wire.admin_requests import OPERATIONS
+from nats_taskflow.wire.headers import Headers
 from nats_taskflow.wire.requests import QUERIES
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Line
@@ -193,7 +194,7 @@ async def test_no_verb_at_its_limits_takes_from_a_neighbour(line: Line, monkeypa
         return page
 
     monkeypatch.setattr(QueryConnection, "_fetch", spied)
-    monkeypatch.setattr(Api, "_weigh", lambda *_: None)  # as if nothing was known of any answer
+    monkeypatch.setattr(MicroService, "_weigh", lambda *_: None)  # as if nothing was known of any answer
     its, neighbour = await seeded(line), line.broker.client()
     hers = (await ask(neighbour, "api.kate.start", controller_id="kate/x", goal="g"))["flow"]["id"]
     for subject, make in FLOODS:

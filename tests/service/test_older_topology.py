@@ -11,13 +11,12 @@ import msgspec
 import pytest
 
 from nats_taskflow import app
-from nats_taskflow.app import wall_clock
-from nats_taskflow.bus.nats import claims
+from nats_taskflow.bus import claims
+from nats_taskflow.bus.filters import filters_in
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
 from nats_taskflow.bus.nats.consumers import Consumers
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
-from nats_taskflow.bus.nats.filters import filters_in
 from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, StreamSpec
 from nats_taskflow.config import Config
@@ -25,6 +24,7 @@ from nats_taskflow.errors import ConsumerTaken, TopologyRefused
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.testing.worker_run import WorkerRun
 from nats_taskflow.wire.subjects import Subjects
+from nats_taskflow.wiring import wall_clock
 from tests.contract.rigs import JetStreamRig, jetstream_rig
 from tests.eventually import eventually
 from tests.ports import kept_port

@@ -11,8 +11,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from nats_taskflow.bus.port import OutgoingMessage
-from nats_taskflow.doors.admin.dead_letters import replayed
-from nats_taskflow.store.admin_port import COUNTED, DeadLetterFilter, KeptDeadLetter
+from nats_taskflow.doors.admin.dead_letters import replay_message
+from nats_taskflow.store.admin_port import COUNTED
+from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.units import SECOND
 from nats_taskflow.wire.subjects import Subjects
 from tests.serving import Json, Refused, Served, serving
@@ -444,15 +445,16 @@ async def test_a_replayed_command_is_decided_anew_although_its_body_names_the_ol
 
 async def test_the_same_replay_has_the_same_id_until_it_is_marked(served: Served) -> None:
     await conflicting(served)
-    (kept,) = (await served.run.store.letters(DeadLetterFilter(), limit=1)).items
+    stored = await served.run.store.stored_letter(1)
+    assert stored is not None
 
-    def again(letter: KeptDeadLetter = kept, database: str = served.run.store.identity) -> OutgoingMessage:
-        return replayed(letter, database, Subjects(), lambda topic, _: topic)
+    def again(letter: DeadLetter = stored, database: str = served.run.store.identity) -> OutgoingMessage:
+        return replay_message(letter, database, Subjects(), lambda topic, _: topic)
 
     message = again()
     assert message == again()
     assert (b"command_id" in message.body, "Nats-Msg-Id" in message.headers) == (False, False)
-    assert again(msgspec.structs.replace(kept, replays=1)).msg_id != message.msg_id
+    assert again(msgspec.structs.replace(stored, replays=1)).msg_id != message.msg_id
     assert again(database="another").msg_id != message.msg_id, "who knows the letter does not know its id, and cannot use it up first"
 
 

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from nats_taskflow.config import Config
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.wire.reply_bindings import Binding
 from tests.running import Running, an_input, running
 from tests.service.acting import TOPIC, Inlet, dead_letters, external, started
@@ -20,7 +20,7 @@ from tests.serving import serving
 
 async def adds_up(run: Running, taken: int) -> dict[str, int]:
     """I-16: the counters say what the rows say, whichever way a reply went; returns how many each tenant holds."""
-    counts = {name: count for name, count in (await run.store.counts()).items() if count and not name.startswith("flows.")}
+    counts = {name: count for name, count in (await run.store.counts()).items() if count and not name.startswith(("flows.", "waits."))}
     rows = dict(await run.store._read("SELECT 'inbox.' || outcome, count(*) FROM inbox GROUP BY 1", ()))
     held = dict(await run.store._read("SELECT tenant, count(*) FROM held GROUP BY 1", ()))
     assert counts == rows | ({"held": sum(held.values())} if held else {})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nats_taskflow.doors.flow_manager import new_id
-from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, Unreadable
+from nats_taskflow.engine.mint import new_id
+from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, UnreadableMessage
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.stimuli import StartFlow
 from nats_taskflow.wire.inbound import Identity
@@ -17,7 +17,7 @@ async def started(run: Running, command_id: str, *, seq: int, raw: RawMessage | 
 
 
 async def buried(run: Running, body: bytes, *, seq: int) -> SubmissionOutcome:
-    useless = Unreadable(error=InvalidRequest("no JSON"), reason="malformed")
+    useless = UnreadableMessage(error=InvalidRequest("no JSON"), reason="malformed")
     return await run.engine.submit(useless, source="TASKFLOW_IN", seq=seq, raw=RawMessage(subject="s", headers={}, body=body))
 
 
@@ -46,7 +46,7 @@ async def test_an_unreadable_message_at_the_place_of_another_is_buried_too() -> 
 async def test_a_message_that_is_given_up_is_known_by_its_place() -> None:
     async with running() as run:
         await started(run, "old", seq=1)
-        given_up = Unreadable(error=InvalidRequest("begun five times"), reason="poison")
+        given_up = UnreadableMessage(error=InvalidRequest("begun five times"), reason="poison")
         outcome = await run.engine.submit(given_up, source="TASKFLOW_IN", seq=1, raw=RawMessage(subject="s", headers={}, body=b"{}"))
         assert outcome.repeat
         assert outcome.name == "applied"
@@ -56,7 +56,7 @@ async def test_a_message_that_was_given_up_is_not_decided_when_it_comes_once_mor
     """SEMANTICS R14: one outcome. Killed before the broker heard of it, the next run reads what this one did not dare to read."""
     async with running() as run:
         raw = RawMessage(subject="taskflow.cmd.kate.start", headers={}, body=b'{"goal":"kills"}')
-        given_up = Unreadable(error=InvalidRequest("begun five times"), reason="poison")
+        given_up = UnreadableMessage(error=InvalidRequest("begun five times"), reason="poison")
         await run.engine.submit(given_up, source="TASKFLOW_IN", seq=1, raw=raw)
         again = await started(run, "kills", seq=1, raw=raw)
         assert (again.name, again.repeat) == ("dead", True)

@@ -14,8 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from nats_taskflow.bus.memory.bus import MemoryBroker
-from nats_taskflow.bus.nats.stream_rules import stream_config
 from nats_taskflow.bus.port import OutgoingMessage, Published, StreamSpec
+from nats_taskflow.bus.stream_rules import stream_config
 from nats_taskflow.doors.flow_manager import StepObservation
 from nats_taskflow.flow.lifecycle import FlowStepStatus
 from nats_taskflow.observe.metrics import Metrics
@@ -25,7 +25,6 @@ from nats_taskflow.services import ordered_publisher, relay
 from nats_taskflow.services.outbox import events_of_batch, read_events
 from nats_taskflow.services.outbox_message import OutboxMessage
 from nats_taskflow.services.relay import Relay
-from nats_taskflow.services.topology_watch import TopologyWatch
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import Subjects
 from tests.eventually import eventually
@@ -45,8 +44,8 @@ def path(tmp_path: Path) -> Path:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ordered_publisher, "_RETRY_FIRST", 0.002)
     monkeypatch.setattr(ordered_publisher, "_RETRY_LAST", 0.02)
-    monkeypatch.setattr(ordered_publisher, "_APART_FIRST", 0.002)
-    monkeypatch.setattr(ordered_publisher, "_APART_LAST", 0.02)
+    monkeypatch.setattr(ordered_publisher, "_SINGLES_FIRST", 0.002)
+    monkeypatch.setattr(ordered_publisher, "_SINGLES_LAST", 0.02)
     monkeypatch.setattr(relay, "_MARK_EVERY", 0.01)
     monkeypatch.setattr(relay, "_TRY_AGAIN", 0.3)
 
@@ -57,7 +56,7 @@ async def relaying(run: Running, bus: SpyingBus, *, window: int = 1024, chunk: i
     await bus.open()
     await bus.prepare((EVT,), ())
     read = read_events(run.store, Subjects())
-    made = Relay("events", bus, run.engine, read=read, heard=lambda batch: bool(batch.events), window=window, chunk=chunk)
+    made = Relay("events", bus, run.engine, read=read, adds=lambda batch: bool(batch.events), window=window, chunk=chunk)
     task = asyncio.create_task(made.run())
     yield made
     task.cancel()
@@ -208,7 +207,7 @@ async def test_batches_that_fail_in_every_way_leave_no_gap_and_no_other_order(pa
         async with relaying(run, bus, window=100) as made:
             flows += await busy(run, 12, 60)
             bus.calm_down()
-            await eventually(lambda: made._is_sent)
+            await eventually(lambda: made._is_all_sent)
             made.try_again()
             await eventually(lambda: made.idle)
         stored = await bus.client().messages("TASKFLOW_EVT")
@@ -233,7 +232,7 @@ async def test_a_lane_that_was_set_aside_is_tried_once_and_then_read_on_until_it
         for n in range(10):
             await run.manager.update_state(poison, {"n": n})
             await busy(run, 2, 2)
-        await eventually(lambda: made._is_sent and made._lanes.aside)
+        await eventually(lambda: made._is_all_sent and made._publisher.set_aside)
         bus.refuse = ""
         made.try_again()
         await eventually(lambda: made.idle)
@@ -278,7 +277,7 @@ class CountingBus(SpyingBus):
 
 async def test_after_a_crash_what_is_not_stored_goes_in_batches_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No time is waited for, in which all would go one by one."""
-    monkeypatch.setattr(ordered_publisher, "_APART_FIRST", 3600.0)
+    monkeypatch.setattr(ordered_publisher, "_SINGLES_FIRST", 3600.0)
     bus = SpyingBus(MemoryBroker())
     async with running(str(path)) as run:
         await busy(run, 20, 10)
@@ -345,7 +344,7 @@ async def test_it_is_not_idle_while_it_reads_what_was_committed(path: Path) -> N
             return await read(after, limit)
 
         await started(run)
-        made = Relay("events", bus, run.engine, read=slowly, heard=lambda batch: bool(batch.events))
+        made = Relay("events", bus, run.engine, read=slowly, adds=lambda batch: bool(batch.events))
         task = asyncio.create_task(made.run())
         await reading.wait()
         assert not made.idle
@@ -372,7 +371,7 @@ async def test_what_is_committed_while_it_reads_is_read_next(path: Path) -> None
             await go_on.wait()
             return letters
 
-        made = Relay("events", bus, run.engine, read=lingering, heard=lambda batch: bool(batch.events))
+        made = Relay("events", bus, run.engine, read=lingering, adds=lambda batch: bool(batch.events))
         task = asyncio.create_task(made.run())
         await read_it.wait()
         flow = await started(run)
@@ -409,7 +408,7 @@ async def test_a_relay_that_has_kept_up_does_not_read_what_was_just_committed(pa
             return await read(after, limit)
 
         await started(run)
-        made = Relay("events", bus, run.engine, read=counted, heard=lambda batch: bool(batch.events), fresh=events_of_batch(Subjects()))
+        made = Relay("events", bus, run.engine, read=counted, adds=lambda batch: bool(batch.events), rows_of=events_of_batch(Subjects()))
         task = asyncio.create_task(made.run())
         await eventually(lambda: made.idle and len(bus.asked) == 2)
         before = len(reads)
@@ -539,13 +538,13 @@ async def test_a_broker_that_refuses_everything_is_asked_with_one_message_at_a_t
         bus.fail_publishes(1_000_000, refused=True)
         flows = await busy(run, 50, 1)
         await eventually(lambda: made.in_flight == 150)
-        await eventually(lambda: len(made._lanes._held) == 50)
+        await eventually(lambda: len(made._publisher._rejected) == 50)
         before = len(bus.asked)
         assert made.trouble == "a test made it fail"
         rounds = 20
         await eventually(lambda: len(bus.asked) >= before + rounds)
         assert len({message.msg_id for message in bus.asked[before : before + rounds]}) == rounds, "it goes round"
-        assert len(made._lanes._held) >= 49
+        assert len(made._publisher._rejected) >= 49
         bus._failures.clear()
         await eventually(lambda: made.idle)
         assert made.trouble == ""
@@ -581,12 +580,12 @@ async def test_a_try_that_ends_with_its_lane_set_aside_is_followed_by_the_next_o
         bus.disconnect()
         large = (await started(run, state_json={"text": "x" * 5000})).id
         good = [await started(run)] if before else []
-        await eventually(lambda: len(made._lanes._held) == 1 + len(good) and made._lanes._held[0].lane == large)
+        await eventually(lambda: len(made._publisher._rejected) == 1 + len(good) and made._publisher._rejected[0].lane == large)
         bus.max_payload = 4096
         bus.reconnect()
-        await eventually(lambda: made._lanes.refused)
+        await eventually(lambda: made._publisher.refused)
         good = good or [await started(run)]
-        await eventually(lambda: made._is_sent)
+        await eventually(lambda: made._is_all_sent)
         assert sequences(await bus.client().messages("TASKFLOW_EVT")) == {good[0].id: [1, 2]}
 
 
@@ -607,8 +606,8 @@ async def test_events_that_the_broker_cannot_carry_hold_back_their_flows_alone_a
             return all(stored.get(flow_id) == [1, 2, 3, 4, 5] for flow_id in others)
 
         await eventually(others_are_out)
-        await eventually(lambda: len(made._lanes.refused) == 90)
-        await eventually(lambda: (made.in_flight, made._lanes.open_bytes) == (0, 0))
+        await eventually(lambda: len(made._publisher.refused) == 90)
+        await eventually(lambda: (made.in_flight, made._publisher.pending_bytes) == (0, 0))
         assert "90 flows" in made.trouble
         assert not made.idle
         first = (await run.store.unpublished_events(0, 1000))[180].n
@@ -625,11 +624,11 @@ async def test_events_that_the_broker_cannot_carry_hold_back_their_flows_alone_a
 async def test_flows_that_are_set_aside_have_a_metric_of_their_own(path: Path) -> None:
     bus, metrics = SpyingBus(MemoryBroker()), Metrics()
     async with running(str(path)) as run, relaying(run, bus) as made:
-        tracker = MetricsRecorder(metrics)
-        probes = WorkerProbes(run.store, bus, [made], (), TopologyWatch(bus, {}), tracker, clock=run.clock, engine=run.engine)
+        recorder = MetricsRecorder(metrics)
+        probes = WorkerProbes(run.engine, bus, recorder, outlets=[made], flaws=list)
 
         async def shown() -> float | None:
-            tracker.looked(await probes._look(0.0))
+            recorder.sample(await probes.sample(0.0))
             return metrics.registry.get_sample_value("taskflow_outbox_set_aside")
 
         bus.refuse = (await started(run)).id
@@ -653,7 +652,7 @@ async def test_a_stop_does_not_wait_for_what_cannot_be_sent_and_the_next_run_has
         async with relaying(run, bus) as made:
             bus.max_payload = 4096
             flow_id = (await started(run, state_json={"text": "x" * 5000})).id
-            await eventually(lambda: made._lanes.refused)
+            await eventually(lambda: made._publisher.refused)
             assert await made.drain(5.0) is False
         assert await run.store.published("events") == 0
         bus.max_payload = 1 << 20
@@ -663,6 +662,6 @@ async def test_a_stop_does_not_wait_for_what_cannot_be_sent_and_the_next_run_has
 
 
 def _bus(made: Relay) -> SpyingBus:
-    bus = made._lanes._bus
+    bus = made._publisher._bus
     assert isinstance(bus, SpyingBus)
     return bus

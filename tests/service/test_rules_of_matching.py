@@ -12,7 +12,8 @@ import pytest
 from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound, WaitConflict
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.stimuli import Caller, ParkFlow, Policy
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Caller, ParkFlow
 from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.subjects import Subjects
 from tests.running import running

@@ -11,7 +11,8 @@ import pytest
 from nats_taskflow.errors import FlowError, HorizonExceeded, IllegalTransition, InvalidRequest, TimerInPast
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.stimuli import DeadlinePassed, Policy, ResumeFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import DeadlinePassed, ResumeFlow
 from nats_taskflow.units import rfc3339
 from tests.running import Running, running
 from tests.service.acting import Inlet, external, journal, now, parked, started, timer

@@ -20,8 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
-from nats_taskflow.flow.fold import fold, folded
+from nats_taskflow.flow.fold import fold, fold_journal
 from nats_taskflow.flow.model import Flow
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
     Caller,
@@ -30,7 +31,6 @@ from nats_taskflow.flow.stimuli import (
     FailFlow,
     FinishFlow,
     ParkFlow,
-    Policy,
     Reply,
     RequestCancel,
     ResumeFlow,
@@ -43,7 +43,7 @@ from nats_taskflow.store.sqlite import rows
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.testing.database import InlineStore, Killed, fresh
 from nats_taskflow.units import SECOND, rfc3339
-from nats_taskflow.wire.codec import Identity
+from nats_taskflow.wire.inbound import Identity
 from tests.modelled import Entry, Model
 from tests.running import VirtualClock
 from tests.tiers import SIZE, Tests, head
@@ -530,7 +530,7 @@ class Machine(RuleBasedStateMachine):
         """Read every journal whole, through the store."""
         for flow_id in self.model.flows:
             page = self.run(self.store.list_events(flow_id, limit=10_000))
-            assert folded(page.items) == self.run(self.store.get(flow_id))
+            assert fold_journal(page.items) == self.run(self.store.get(flow_id))
         self.database.close()
 
 

@@ -177,7 +177,7 @@ async def test_an_operator_can_shorten_what_the_stream_keeps_and_lengthen_it_aga
         await broker.fill()
         short, long = (Config(stream=Config().stream.__class__(max_age=Duration(us))) for us in (60_000_000, 7 * 86400 * 1_000_000))
         streams, sources = needs(short)
-        await broker.bus.prepare(tuple(_brief(stream) for stream in streams), sources, enforced=True)
+        await broker.bus.prepare(tuple(_brief(stream) for stream in streams), sources, set_limits=True)
         assert (await broker.config("TASKFLOW_IN"))["duplicate_window"] == 1_000_000_000
 
         async def emptied() -> bool:
@@ -185,7 +185,7 @@ async def test_an_operator_can_shorten_what_the_stream_keeps_and_lengthen_it_aga
 
         await eventually(emptied)
         await broker.agent.publish(CMD, b"{}")
-        await broker.bus.prepare(*needs(long), enforced=True)
+        await broker.bus.prepare(*needs(long), set_limits=True)
         assert (await broker.config("TASKFLOW_IN"))["max_age"] == 7 * 86400 * 1_000_000_000
         assert await broker.sizes() == [8 * MIB, 8 * MIB, MIB]
 

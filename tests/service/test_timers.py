@@ -168,7 +168,7 @@ async def test_the_loop_looks_once_an_interval() -> None:
 
 async def test_the_loop_does_not_spin_while_the_store_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     """ARCHITECTURE 3: with something due all the time and a disk that is full."""
-    monkeypatch.setattr(wait_engine, "_CALM", 30_000)
+    monkeypatch.setattr(wait_engine, "_ERROR_PAUSE", 30_000)
     async with looping(0.03) as (run, loop):
 
         async def due(*_: object) -> Any:

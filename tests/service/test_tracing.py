@@ -19,15 +19,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import generate_latest
 
-from nats_taskflow import app
+from nats_taskflow import wiring
 from nats_taskflow.config import Config
 from nats_taskflow.config.tree import OtelConfig
 from nats_taskflow.errors import ConfigError, Unavailable
 from nats_taskflow.observe import trace as tracing
 from nats_taskflow.observe.metrics import Metrics
-from nats_taskflow.observe.otel import Counting, OtelSpans, connect, span_id
+from nats_taskflow.observe.otel import CountingExporter, OtelSpans, connect, span_id
 from nats_taskflow.observe.recorder import MetricsRecorder
-from nats_taskflow.observe.trace import SpanSink
+from nats_taskflow.observe.span import SpanSink
 from tests.eventually import eventually
 from tests.service.line import TOPIC, Line, living
 
@@ -42,7 +42,7 @@ def trace(number: int, flags: str = "01") -> str:
 @contextlib.asynccontextmanager
 async def traced(spans: SpanSink, path: str = ":memory:") -> AsyncIterator[Line]:
     """A worker that hands its spans to `spans`."""
-    with patch.object(app, "open_spans", lambda _: spans):
+    with patch.object(wiring, "open_spans", lambda _: spans):
         async with living(path, ON) as line:
             yield line
 
@@ -235,10 +235,10 @@ async def test_what_the_end_of_a_flow_brings_about_is_of_the_trace_that_ended_it
 async def test_where_tracing_is_off_nobody_listens() -> None:
     async with living(":memory:") as line:
         assert line.services.tracing is None
-        assert not any("Tracing" in getattr(listener, "__qualname__", "") for listener in line.services.engine._listeners)
+        assert not any("SpanRecorder" in getattr(listener, "__qualname__", "") for listener in line.services.engine._listeners)
     spans, _ = in_memory()
     async with traced(spans) as line:  # the same question finds it where it is on
-        assert any("Tracing" in getattr(listener, "__qualname__", "") for listener in line.services.engine._listeners)
+        assert any("SpanRecorder" in getattr(listener, "__qualname__", "") for listener in line.services.engine._listeners)
 
 
 def test_where_tracing_is_off_not_a_line_of_the_sdk_is_loaded() -> None:
@@ -254,7 +254,7 @@ def test_without_the_extra_the_refusal_names_what_to_install() -> None:
     ):
         modules.pop("nats_taskflow.observe.otel", None)
         with pytest.raises(ConfigError, match=r"pip install 'nats-taskflow\[otel\]'"):
-            tracing.open_spans(MetricsRecorder(Metrics()))
+            wiring.open_spans(lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -288,16 +288,16 @@ class Hanging(SpanExporter):
 
 async def test_an_exporter_that_hangs_costs_spans_that_are_counted_and_neither_the_work_nor_the_stop() -> None:
     metrics, hanging = Metrics(), Hanging()
-    tracker = MetricsRecorder(metrics)
-    exporter = Counting(hanging, tracker.traced)
+    recorder = MetricsRecorder(metrics)
+    exporter = CountingExporter(hanging, recorder.count_spans)
     spans = OtelSpans(
         BatchSpanProcessor(exporter, max_queue_size=4, max_export_batch_size=2, schedule_delay_millis=1), exporter=exporter, room=4
     )
-    with patch.object(tracing, "_LAST", 0.2), patch.object(app, "open_spans", lambda _: spans):
+    with patch.object(tracing, "_LAST", 0.2), patch.object(wiring, "open_spans", lambda _: spans):
         async with living(":memory:", ON) as line:
             assert line.services.tracing is not None
             line.services.tracing._queued = 8
-            line.services.tracing._tracker = tracker
+            line.services.tracing._count = recorder.count_spans
             for n in range(20):
                 await park(line, {"kind": "external_event", "topic": TOPIC, "correlation_id": f"c-{n}"})
             assert spans.full
@@ -364,7 +364,7 @@ async def test_a_resume_asks_the_journal_nothing(traceparent: str | None) -> Non
 
 async def test_waits_beyond_what_is_remembered_are_looked_up_and_only_so_often() -> None:
     spans, exporter = in_memory()
-    with patch.object(tracing, "REMEMBERED", 5), patch.object(tracing, "LOOKS", 3):
+    with patch.object(tracing, "REMEMBERED", 5), patch.object(tracing, "LOOKUPS", 3):
         async with traced(spans) as line:
             for n in range(20):
                 line.advance(seconds=1)

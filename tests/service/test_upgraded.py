@@ -18,6 +18,7 @@ from nats_taskflow.store.sqlite.statements import migrations
 from tests.e2e import checks
 from tests.eventually import eventually
 from tests.fixtures.living import DELEGATE, FOLDER, loaded
+from tests.running import running as running_on
 from tests.service.line import TOPIC, Line
 
 SCHEMAS = sorted(int(file.stem.partition("-")[2]) for file in FOLDER.glob("schema-*.sql"))
@@ -97,6 +98,17 @@ async def test_an_older_database_keeps_every_invariant(line: Line) -> None:
     with closing(sqlite3.connect(path)) as database, database:
         assert checks.of_database(database) == []
     database.close()
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+async def test_what_waits_in_an_older_database_is_counted_by_kind(schema: int, tmp_path: Path) -> None:
+    path = tmp_path / "flows.db"
+    loaded(schema, path)
+    async with running_on(str(path)) as run:
+        counts = await run.store.counts()
+    waits = {name: number for name, number in counts.items() if name.startswith("waits.")}
+    assert waits.keys() >= {"waits.external_event", "waits.timer", "waits.manual"}
+    assert sum(waits.values()) == counts["flows.waiting"]
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ async def begun(taskflow: TaskflowWorld, kate: FlowClient) -> tuple[Loop, asynci
     """Return a loop that has the first of a flow's three events in hand."""
     loop = Loop(kate)
     running = taskflow.run(loop.agent.run())
-    flow = await kate.start(controller="kate/work", goal="be worked on")
+    flow = await kate.start(controller_id="kate/work", goal="be worked on")
     await flow.advance({"n": 1})
     await taskflow.settled()
     assert loop.begun == ["created"]
@@ -129,7 +129,7 @@ async def test_an_event_whose_handler_fails_during_the_stop_comes_again_before_t
         raise RuntimeError("not today")
 
     running = taskflow.run(agent.run())
-    await kate.start(controller="kate/work", goal="be worked on")
+    await kate.start(controller_id="kate/work", goal="be worked on")
     await taskflow.settled()
     agent.stop()
     fails.set()
@@ -153,7 +153,7 @@ async def test_a_handler_may_stop_its_own_loop_but_not_wait_for_it(taskflow: Tas
         await flow.finish()
 
     running = taskflow.run(agent.run())
-    flow = await kate.start(controller="kate/work", goal="be worked on")
+    flow = await kate.start(controller_id="kate/work", goal="be worked on")
     await running
     assert said
     await taskflow.assert_finished(flow)
@@ -162,7 +162,7 @@ async def test_a_handler_may_stop_its_own_loop_but_not_wait_for_it(taskflow: Tas
 async def test_an_agent_that_was_stopped_stays_stopped(taskflow: TaskflowWorld, kate: FlowClient) -> None:
     loop = Loop(kate)
     await loop.agent.stop()  # before it runs
-    await kate.start(controller="kate/work", goal="be worked on")
+    await kate.start(controller_id="kate/work", goal="be worked on")
     await loop.agent.run()
     await taskflow.settled()
     assert loop.begun == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nats_taskflow.client import Agent, Asked, FlowClient, serve_delegate
+from nats_taskflow.client import Agent, DelegateCall, FlowClient, serve_delegate
 from nats_taskflow.testing import TaskflowWorld
 
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
@@ -34,11 +34,11 @@ async def test_wherever_it_breaks_off_each_is_asked_once(
     kate, carriers = await taskflow.client("kate"), await taskflow.client("carriers")
     asked: list[str] = []
 
-    async def quote(request: Asked) -> dict[str, int]:
+    async def quote(request: DelegateCall) -> dict[str, int]:
         asked.append(request.subject)
         return {"price": request.payload["kg"] * (3 if "rail" in request.subject else 5)}
 
-    flow = await kate.start(controller="kate/parcel", goal="find a carrier", state={"kg": 7})
+    flow = await kate.start(controller_id="kate/parcel", goal="find a carrier", state={"kg": 7})
     sending, sent = FlowClient.send, count(1)
 
     async def broken(flows: FlowClient, verb: str, *given: Any, **named: Any) -> Any:

@@ -24,7 +24,7 @@ TOPIC = "agent.delegate.reply"
 
 async def parked(world: TaskflowWorld) -> Flow:
     kate = await world.client("kate")
-    flow = await kate.start(controller="kate/approval", goal="approve the budget", state={"amount": 7})
+    flow = await kate.start(controller_id="kate/approval", goal="approve the budget", state={"amount": 7})
     await flow.wait_reply(TOPIC, "c-1", timeout="2d", on_timeout="fail")
     return flow
 
@@ -58,7 +58,7 @@ async def test_a_wait_for_something_else_is_said(taskflow: TaskflowWorld) -> Non
 
 async def test_a_reply_deep_in_a_composite_is_waited_for_too(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate")
-    flow = await kate.start(controller="kate/x", goal="g")
+    flow = await kate.start(controller_id="kate/x", goal="g")
     await flow.wait(all_of(timer("1d"), all_of(reply(TOPIC, "c-1"), manual("agreed?"))))
     await taskflow.assert_waiting(flow, topic=TOPIC, corr="c-1")
     with pytest.raises(AssertionError, match=r"waits for all_of of \(the time .*; all_of of \(a reply on .* for c-1; manual\)\), not for"):
@@ -67,7 +67,7 @@ async def test_a_reply_deep_in_a_composite_is_waited_for_too(taskflow: TaskflowW
 
 async def test_states_are_compared_as_far_as_they_are_named(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate")
-    flow = await kate.start(controller="kate/x", goal="g", state={"a": 1, "b": 2})
+    flow = await kate.start(controller_id="kate/x", goal="g", state={"a": 1, "b": 2})
     await taskflow.assert_running(flow, state={"a": 1})
     with pytest.raises(AssertionError, match="has 'a' = 1 in its state, not 2"):
         await taskflow.assert_running(flow, state={"a": 2})
@@ -95,7 +95,7 @@ async def test_events_are_compared_in_their_order_with_any_number_left_out(taskf
 
 
 async def parked_again(world: TaskflowWorld) -> None:
-    await (await world.client("kate")).start(controller="kate/x", goal="g")
+    await (await world.client("kate")).start(controller_id="kate/x", goal="g")
 
 
 async def test_an_assert_sees_what_is_still_on_its_way(taskflow: TaskflowWorld) -> None:
@@ -108,7 +108,7 @@ async def test_an_assert_without_await_does_not_pass() -> None:
     async def forgetful() -> None:
         async with TaskflowWorld() as world:
             kate = await world.client("kate")
-            flow = await kate.start(controller="kate/x", goal="g")
+            flow = await kate.start(controller_id="kate/x", goal="g")
             world.assert_finished(flow)  # type: ignore[unused-coroutine]
 
     with pytest.raises(AssertionError, match=r"assert_finished\(\) was called without await: it has asserted nothing"):
@@ -131,14 +131,14 @@ async def test_a_worker_that_ends_by_itself_fails_the_test() -> None:
             world._worker._bus.lose("gone")
 
 
-async def test_the_asserts_are_functions_too_of_the_one_world_that_is_open(taskflow: TaskflowWorld, clock: Clock) -> None:
-    assert clock is taskflow.clock
+async def test_the_asserts_are_functions_too_of_the_one_world_that_is_open(taskflow: TaskflowWorld, taskflow_clock: Clock) -> None:
+    assert taskflow_clock is taskflow.clock
     flow = await parked(taskflow)
     await assert_waiting(flow, topic=TOPIC, corr="c-1")
     await assert_events(["created", "started", "waiting"])
     with pytest.raises(AssertionError, match="is waiting, not running"):
         await assert_running(flow)
-    await clock.advance("3d")
+    await taskflow_clock.advance("3d")
     await assert_failed(flow, reason="timed out")
     for wrong in (assert_finished, assert_cancelled):
         with pytest.raises(AssertionError, match="is failed, not"):

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from nats_taskflow.client import Agent, Event, Flow, FlowClient, serve_delegate
-from nats_taskflow.client.delegate_messages import Asked
+from nats_taskflow.client.delegate_messages import DelegateCall
 from nats_taskflow.testing import Chaos, TaskflowWorld
 from tests.tiers import Rotated
 
@@ -31,7 +31,7 @@ async def played(world: TaskflowWorld, kate: FlowClient, count: int) -> list[str
     world.run(agent.run())
     ids = []
     for number in range(count):
-        flow = await kate.start(controller="kate/play", goal="play", state={"name": f"f{number}"})
+        flow = await kate.start(controller_id="kate/play", goal="play", state={"name": f"f{number}"})
         await flow.wait_reply(TOPIC, f"f{number}-1", timeout="20d")
         ids.append(flow.id)
     return ids
@@ -75,19 +75,19 @@ async def test_the_same_seed_does_the_same() -> None:
     assert len({tuple(sorted((await done(seed)).items())) for seed in range(8)}) > 1
 
 
-async def test_a_kill_keeps_the_flows_and_what_came_meanwhile_is_not_lost(taskflow: TaskflowWorld, chaos: Chaos) -> None:
+async def test_a_kill_keeps_the_flows_and_what_came_meanwhile_is_not_lost(taskflow: TaskflowWorld, taskflow_chaos: Chaos) -> None:
     kate = await taskflow.client("kate")
-    replied = await kate.start(controller="kate/x", goal="a reply while the worker is dead")
+    replied = await kate.start(controller_id="kate/x", goal="a reply while the worker is dead")
     await replied.wait_reply(TOPIC, "c-1", timeout="1d")
-    slept = await kate.start(controller="kate/x", goal="a timer that falls due while the worker is dead")
+    slept = await kate.start(controller_id="kate/x", goal="a timer that falls due while the worker is dead")
     await slept.wait_timer("2h")
-    await chaos.kill()
+    await taskflow_chaos.kill()
     assert not taskflow.alive
     await kate.reply(TOPIC, "c-1", {"answer": 42})
     await taskflow.clock.advance("3d")
     with pytest.raises(AssertionError, match="was it killed, and not started again"):
         await taskflow.assert_waiting(replied)
-    await chaos.restart()
+    await taskflow_chaos.restart()
     # It came before the deadline, so it wins, although the deadline is long past (SEMANTICS R9).
     await taskflow.assert_running(replied, state={"resume_event": {"answer": 42}})
     await taskflow.assert_running(slept)
@@ -97,7 +97,7 @@ async def test_a_kill_keeps_the_flows_and_what_came_meanwhile_is_not_lost(taskfl
 async def test_a_kill_in_the_midst_of_a_commit_leaves_all_or_nothing(statements: int) -> None:
     async with TaskflowWorld(seed=statements) as world:
         kate = await world.client("kate", patience=3600.0)
-        flow = await kate.start(controller="kate/x", goal="g")
+        flow = await kate.start(controller_id="kate/x", goal="g")
         await flow.wait_reply(TOPIC, "c-1", timeout="20d")
         await world.chaos.kill_soon(within=statements + 1)
         await kate.reply(TOPIC, "c-1", {"answer": 42})
@@ -109,14 +109,14 @@ async def test_a_kill_in_the_midst_of_a_commit_leaves_all_or_nothing(statements:
         await world.assert_promises()
 
 
-async def test_a_client_waits_out_a_kill(taskflow: TaskflowWorld, chaos: Chaos) -> None:
+async def test_a_client_waits_out_a_kill(taskflow: TaskflowWorld, taskflow_chaos: Chaos) -> None:
     kate = await taskflow.client("kate")
-    flow = await kate.start(controller="kate/x", goal="g")
-    await chaos.kill()
+    flow = await kate.start(controller_id="kate/x", goal="g")
+    await taskflow_chaos.kill()
     advancing = taskflow.run(flow.advance({"n": 1}))
     await taskflow.clock.advance("5s")
     assert not advancing.done()
-    await chaos.restart()
+    await taskflow_chaos.restart()
     await taskflow.clock.advance("10s")
     assert (await advancing).state["n"] == 1
 
@@ -139,7 +139,7 @@ async def test_an_agent_that_is_killed_goes_on_where_it_was(taskflow: TaskflowWo
         await agent.run()
 
     first = taskflow.run(live("first", hangs=True))
-    flow = await kate.start(controller="kate/x", goal="g")
+    flow = await kate.start(controller_id="kate/x", goal="g")
     await flow.wait_timer("1h")
     await taskflow.clock.advance("1h")
     assert handled == ["first"]
@@ -154,8 +154,8 @@ async def test_delegates_of_one_queue_share_the_requests(taskflow: TaskflowWorld
     kate = await taskflow.client("kate")
     asked: dict[str, int] = {"a": 0, "b": 0}
 
-    def of(name: str) -> Callable[[Asked], Awaitable[str]]:
-        async def answer(_: Asked) -> str:
+    def of(name: str) -> Callable[[DelegateCall], Awaitable[str]]:
+        async def answer(_: DelegateCall) -> str:
             asked[name] += 1
             return name
 
@@ -163,7 +163,7 @@ async def test_delegates_of_one_queue_share_the_requests(taskflow: TaskflowWorld
 
     async with serve_delegate("svc.x", of("a"), on=kate), serve_delegate("svc.x", of("b"), on=kate):
         for number in range(6):
-            flow = await kate.start(controller="kate/x", goal=str(number))
+            flow = await kate.start(controller_id="kate/x", goal=str(number))
             await flow.delegate("svc.x", {}, timeout="1h")
         await taskflow.settled()
     assert asked == {"a": 3, "b": 3}

@@ -12,7 +12,7 @@ import pytest
 
 from nats_taskflow.client import (
     Agent,
-    Asked,
+    DelegateCall,
     Event,
     Flow,
     FlowClient,
@@ -66,7 +66,7 @@ async def test_a_reply_that_could_never_be_used_is_refused_and_not_sent(
 )
 async def test_what_json_does_not_have_is_refused_by_its_place(taskflow: TaskflowWorld, value: Any, path: str) -> None:
     kate = await taskflow.client("kate")
-    flow = await kate.start(controller="kate/x", goal="hold a value")
+    flow = await kate.start(controller_id="kate/x", goal="hold a value")
     with pytest.raises(InvalidRequest, match="JSON") as refused:
         await flow.advance({"a": value})
     assert refused.value.details["path"] == path
@@ -98,7 +98,7 @@ async def test_a_closed_connection_is_told_as_such(taskflow: TaskflowWorld) -> N
     with pytest.raises(Unavailable, match=f"{TOPIC} was not stored: the connection is closed"):
         await kate.reply(TOPIC, "c", {})
     with pytest.raises(NoOutcome, match="the connection is closed"):
-        await kate.start(controller="kate/x", goal="be too late")
+        await kate.start(controller_id="kate/x", goal="be too late")
 
 
 @pytest.mark.parametrize("bare", [10, 1.5, None])
@@ -114,7 +114,18 @@ def test_a_bare_number_is_no_duration(bare: Any) -> None:
 async def test_a_door_that_is_none_is_refused(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate")
     with pytest.raises(InvalidRequest, match="door is 'cmd'"):
-        await kate.start(controller="kate/x", goal="go", door="nats")  # type: ignore[arg-type]
+        await kate.start(controller_id="kate/x", goal="go", door="nats")  # type: ignore[arg-type]
+
+
+async def test_an_arguments_older_name_still_works_and_says_the_new_one(taskflow: TaskflowWorld) -> None:
+    kate: Any = await taskflow.client("kate")
+    with pytest.warns(DeprecationWarning, match="controller_id"), pytest.warns(DeprecationWarning, match="current_step"):
+        flow = await kate.start(controller="kate/x", goal="go", step="one")
+    assert (flow.snapshot.controller_id, flow.current_step) == ("kate/x", "one")
+    with pytest.warns(DeprecationWarning, match="current_step"):
+        assert (await flow.advance(step="two")).current_step == "two"
+    with pytest.raises(TypeError, match="current_step twice"):
+        await flow.advance(step="three", current_step="four")
 
 
 async def test_a_kind_of_events_that_there_is_not_is_refused(taskflow: TaskflowWorld) -> None:
@@ -124,7 +135,7 @@ async def test_a_kind_of_events_that_there_is_not_is_refused(taskflow: TaskflowW
         agent.on("resume")
     with pytest.raises(InvalidRequest, match="no events of kind 'finish'"):
         await anext(kate.events(kinds={"finish"}))
-    await (await kate.start(controller="kate/x", goal="end")).finish()
+    await (await kate.start(controller_id="kate/x", goal="end")).finish()
     assert (await anext(kate.events(kinds="finished"))).kind == "finished"
 
 
@@ -186,7 +197,7 @@ async def test_a_handler_that_fails_again_and_again_is_told_with_one_traceback(
         raise ValueError("always")
 
     taskflow.run(agent.run())
-    await kate.start(controller="kate/x", goal="be handled")
+    await kate.start(controller_id="kate/x", goal="be handled")
     await taskflow.clock.advance("1h")
     told = [record for record in caplog.records if record.name == "nats_taskflow.client.agent"]
     assert len(told) > 10
@@ -197,7 +208,7 @@ async def test_a_handler_that_fails_again_and_again_is_told_with_one_traceback(
 async def test_a_delegate_that_cannot_work_is_refused_before_it_serves(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate")
 
-    async def answer(asked: Asked) -> None: ...
+    async def answer(asked: DelegateCall) -> None: ...
 
     for subject in ("", "svc bad", "svc..x"):
         with pytest.raises(InvalidRequest, match="subject"):
@@ -225,7 +236,7 @@ async def test_a_handler_whose_own_task_is_cancelled_is_called_again(taskflow: T
         await flow.finish()
 
     taskflow.run(agent.run())
-    flow = await kate.start(controller="kate/x", goal="be handled")
+    flow = await kate.start(controller_id="kate/x", goal="be handled")
     await taskflow.settled()
     await taskflow.clock.advance(timedelta(minutes=5))
     await taskflow.assert_finished(flow)
@@ -235,11 +246,11 @@ async def test_a_handler_whose_own_task_is_cancelled_is_called_again(taskflow: T
 async def test_a_delegate_whose_own_task_is_cancelled_answers_that_it_failed(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate")
 
-    async def answer(asked: Asked) -> None:
+    async def answer(asked: DelegateCall) -> None:
         await cancelled_by_what_it_awaits()
 
     async with serve_delegate("svc.add", answer, on=kate):
-        flow = await kate.start(controller="kate/x", goal="add")
+        flow = await kate.start(controller_id="kate/x", goal="add")
         await flow.delegate("svc.add", {}, timeout="1h")
         error = {"code": "500", "message": "the delegate failed: CancelledError"}
         await taskflow.assert_running(flow, state={"resume_event": {"error": error}})
@@ -257,11 +268,11 @@ async def test_a_delegate_whose_own_task_is_cancelled_answers_that_it_failed(tas
 async def test_an_answer_that_the_flow_could_not_take_reaches_it_as_an_error(taskflow: TaskflowWorld, answer: Any, said: str) -> None:
     kate = await taskflow.client("kate")
 
-    async def give(asked: Asked) -> Any:
+    async def give(asked: DelegateCall) -> Any:
         return answer
 
     async with serve_delegate("svc.big", give, on=kate):
-        flow = await kate.start(controller="kate/x", goal="ask for much")
+        flow = await kate.start(controller_id="kate/x", goal="ask for much")
         await flow.delegate("svc.big", {})
         await taskflow.assert_running(flow, state={"resume_event": {"error": {"code": "413", "message": said}}})
         if "the flow" in said:  # anybody else may have it
@@ -271,11 +282,11 @@ async def test_an_answer_that_the_flow_could_not_take_reaches_it_as_an_error(tas
 async def test_a_bare_answer_that_is_no_json_still_reaches_the_flow(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate")
 
-    async def say(asked: Asked) -> bytes:
+    async def say(asked: DelegateCall) -> bytes:
         return b"hello, it is \xc3\xa9t\xc3\xa9"
 
     async with serve_delegate("svc.say", say, on=kate):
-        flow = await kate.start(controller="kate/x", goal="listen")
+        flow = await kate.start(controller_id="kate/x", goal="listen")
         await flow.delegate("svc.say", {})
         await taskflow.assert_running(flow, state={"resume_event": {"text": "hello, it is été"}})
 
@@ -294,7 +305,7 @@ async def test_where_nats_is_has_to_be_a_place(taskflow: TaskflowWorld) -> None:
 
 async def test_a_wait_that_is_given_up_says_what_was_waited_for(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate")
-    flow = await kate.start(controller="kate/x", goal="wait long")
+    flow = await kate.start(controller_id="kate/x", goal="wait long")
     await flow.wait_manual("Ann: go on?")
     waiting = asyncio.ensure_future(flow.resumed("1m"))
     await taskflow.clock.advance("2m")
@@ -305,7 +316,7 @@ async def test_a_wait_that_is_given_up_says_what_was_waited_for(taskflow: Taskfl
 async def test_an_outcome_that_does_not_come_names_the_id_to_repeat(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate", patience=2.0)
     await taskflow.chaos.kill()
-    starting = asyncio.ensure_future(kate.start(controller="kate/x", goal="go", command_id="c-1"))
+    starting = asyncio.ensure_future(kate.start(controller_id="kate/x", goal="go", command_id="c-1"))
     await taskflow.clock.advance("3s")
     with pytest.raises(NoOutcome, match="command_id='c-1'") as none:
         await starting
@@ -327,14 +338,14 @@ async def test_what_anybody_can_send_to_agents_and_delegates_is_a_line_a_minute(
     taskflow.run(agent.run())
     mallory = taskflow.transport()
 
-    async def answer(asked: Asked) -> None: ...
+    async def answer(asked: DelegateCall) -> None: ...
 
     async with serve_delegate("svc.add", answer, on=taskflow.transport(), cancel_on="svc.cancel"):
         for lines in (1, 2):
             for _ in range(300):
                 await mallory.publish("taskflow.evt.kate.x.started", b'{"stream":"TASKFLOW_IN","seq":1}', msg_id="", timeout=1)
                 await mallory.tell("svc.cancel", b"garbage")
-            flow = await kate.start(controller="kate/x", goal="be handled")
+            flow = await kate.start(controller_id="kate/x", goal="be handled")
             await taskflow.settled()
             assert handled.pop() == flow.id
             for name in ("agent", "delegate"):

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from nats_taskflow.client import Agent, Event, Flow, FlowClient, any_of, manual, reply, serve_delegate, timer
-from nats_taskflow.client.delegate_messages import Asked
+from nats_taskflow.client.delegate_messages import DelegateCall
 from nats_taskflow.testing import TaskflowWorld
 from nats_taskflow.testing.loop_time import NeverAtRest
 
@@ -18,7 +18,7 @@ NEW_YEAR = datetime(2027, 1, 1, tzinfo=UTC)
 
 
 async def started(flows: FlowClient, goal: str = "test") -> Flow:
-    return await flows.start(controller="kate/test", goal=goal)
+    return await flows.start(controller_id="kate/test", goal=goal)
 
 
 @pytest.mark.taskflow(at=NEW_YEAR)
@@ -129,7 +129,7 @@ async def test_sleeps_and_timeouts_of_the_code_under_test_follow_the_clock_in_or
 async def test_a_delegate_answers_on_the_clock(taskflow: TaskflowWorld) -> None:
     kate = await taskflow.client("kate")
 
-    async def bill(asked: Asked) -> dict[str, int]:
+    async def bill(asked: DelegateCall) -> dict[str, int]:
         await asyncio.sleep(1800)
         return {"paid": asked.payload["invoice"]}
 
@@ -149,7 +149,7 @@ async def test_a_request_is_sent_again_until_a_delegate_listens(taskflow: Taskfl
     await flow.delegate("svc.late", {}, timeout="1h")
     await taskflow.clock.advance("10m")
 
-    async def answer(asked: Asked) -> str:
+    async def answer(asked: DelegateCall) -> str:
         return "here I am"
 
     async with serve_delegate("svc.late", answer, on=kate):

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from nats_taskflow.client import Asked, DelegateError, InvalidRequest, serve_delegate
-from nats_taskflow.client.transport import NoAnswer, NotPermitted, NotStored, TransportMessage, Trouble
+from nats_taskflow.client import DelegateCall, DelegateError, InvalidRequest, serve_delegate
+from nats_taskflow.client.transport import NoAnswer, NotPermitted, NotStored, TransportError, TransportMessage
 from nats_taskflow.testing import TaskflowWorld
 from nats_taskflow.testing.transport import MemoryTransport
 
@@ -21,7 +21,7 @@ class Paying:
     def __init__(self) -> None:
         self.paid = 0
 
-    async def __call__(self, asked: Asked) -> Any:
+    async def __call__(self, asked: DelegateCall) -> Any:
         self.paid += 1
         if asked.payload == "unknown":
             raise DelegateError(422, "no such invoice")
@@ -74,7 +74,7 @@ async def test_a_flow_is_resumed_by_what_was_kept(taskflow: TaskflowWorld) -> No
     pay = Paying()
     kate = await taskflow.client("kate")
     async with serve_delegate("svc.pay", pay, on=taskflow.transport(), memory="billing"):
-        flow = await kate.start(controller="kate/x", goal="pay")
+        flow = await kate.start(controller_id="kate/x", goal="pay")
         await flow.delegate("svc.pay", {"invoice": 7}, timeout="1h")
         await taskflow.assert_running(flow, state={"resume_event": {"paid": 1}})
     assert pay.paid == 1
@@ -92,7 +92,7 @@ async def test_an_answer_is_kept_though_somebody_has_used_its_key_as_an_id(taskf
 class Away(MemoryTransport):
     """A connection whose bucket is away for a while."""
 
-    def __init__(self, taskflow: TaskflowWorld, *, recalls: int = 0, keeps: int = 0, why: Trouble | None = None) -> None:
+    def __init__(self, taskflow: TaskflowWorld, *, recalls: int = 0, keeps: int = 0, why: TransportError | None = None) -> None:
         super().__init__(taskflow.broker)
         self._recalls, self._keeps, self._why = recalls, keeps, why or NotStored("JetStream is away")
 
@@ -113,7 +113,7 @@ async def test_while_the_bucket_cannot_be_read_nothing_is_done_for_it_might_have
     pay = Paying()
     kate = await taskflow.client("kate")
     async with serve_delegate("svc.pay", pay, on=Away(taskflow, recalls=3), memory="billing", grace=0):
-        flow = await kate.start(controller="kate/x", goal="pay")
+        flow = await kate.start(controller_id="kate/x", goal="pay")
         await flow.delegate("svc.pay", {"invoice": 7}, timeout="1h")
         await taskflow.assert_waiting(flow)
         assert pay.paid == 0
@@ -125,7 +125,7 @@ async def test_nothing_is_done_after_the_deadline_though_the_bucket_is_back(task
     pay = Paying()
     kate = await taskflow.client("kate")
     async with serve_delegate("svc.pay", pay, on=Away(taskflow, recalls=1_000), memory="billing", grace=0):
-        flow = await kate.start(controller="kate/x", goal="pay")
+        flow = await kate.start(controller_id="kate/x", goal="pay")
         await flow.delegate("svc.pay", {"invoice": 7}, timeout="1m", on_timeout="fail")
         await taskflow.clock.advance("1h")
         await taskflow.assert_failed(flow, reason="timed out")
@@ -136,12 +136,12 @@ async def test_nothing_is_done_after_the_deadline_though_the_bucket_is_back(task
     "why, tries", [(NotStored("full", refused=True), 1), (NotPermitted("these credentials may not"), 1), (NotStored("away"), 2)]
 )
 async def test_the_answer_arrives_though_the_bucket_does_not_take_it_at_once(
-    taskflow: TaskflowWorld, caplog: pytest.LogCaptureFixture, why: Trouble, tries: int
+    taskflow: TaskflowWorld, caplog: pytest.LogCaptureFixture, why: TransportError, tries: int
 ) -> None:
     pay = Paying()
     kate = await taskflow.client("kate")
     async with serve_delegate("svc.pay", pay, on=Away(taskflow, keeps=2, why=why), memory="billing"):
-        flow = await kate.start(controller="kate/x", goal="pay")
+        flow = await kate.start(controller_id="kate/x", goal="pay")
         await flow.delegate("svc.pay", {"invoice": 7}, timeout="1h")
         await taskflow.clock.advance("1m")
         await taskflow.assert_running(flow, state={"resume_event": {"paid": 1}})

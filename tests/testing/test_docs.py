@@ -74,5 +74,5 @@ def test_the_page_names_every_assert_and_fixture() -> None:
 
     for name in [name for name in vars(Assertions) if name.startswith("assert_")]:
         assert f"`{name}(" in PAGE, name
-    for fixture in ("taskflow", "chaos", "taskflow_nats"):
+    for fixture in ("taskflow", "taskflow_clock", "taskflow_chaos", "taskflow_nats"):
         assert f"`{fixture}`" in PAGE

@@ -19,7 +19,7 @@ async def test_a_handler_tells_a_reply_a_timer_a_timeout_and_a_person_apart(task
         told.append(event.resumed)
 
     taskflow.run(agent.run())
-    flow = await kate.start(controller="kate/causes", goal="be resumed")
+    flow = await kate.start(controller_id="kate/causes", goal="be resumed")
     if cause == "timer":
         await flow.wait_timer("1h")
     else:

@@ -17,24 +17,24 @@ import pytest
 
 async def test_an_hour(taskflow):
     kate = await taskflow.client("kate")
-    flow = await kate.start(controller="kate/x", goal="g")
+    flow = await kate.start(controller_id="kate/x", goal="g")
     await flow.wait_timer("1h")
     await taskflow.clock.advance("1h")
     await taskflow.assert_running(flow)
 
 @pytest.mark.taskflow(reply_topics=["bills.paid"], seed=7)
-async def test_chaos(taskflow, chaos):
-    assert chaos is taskflow.chaos and chaos.seed == 7
+async def test_chaos(taskflow, taskflow_chaos):
+    assert taskflow_chaos is taskflow.chaos and taskflow_chaos.seed == 7
     kate = await taskflow.client("kate")
-    flow = await kate.start(controller="kate/x", goal="g")
+    flow = await kate.start(controller_id="kate/x", goal="g")
     await flow.wait_reply("bills.paid", "b-1")
-    chaos.begin(duplicate=1)
+    taskflow_chaos.begin(duplicate=1)
     await kate.reply("bills.paid", "b-1", 1)
     await taskflow.assert_running(flow)
 
 async def test_fails(taskflow):
     kate = await taskflow.client("kate")
-    flow = await kate.start(controller="kate/x", goal="g")
+    flow = await kate.start(controller_id="kate/x", goal="g")
     await taskflow.assert_finished(flow)
 """
 
@@ -48,7 +48,7 @@ def run(folder: Path, *arguments: str, code: str = _TESTS, installed: bool = Fal
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: agents\nVersion: 0\n", encoding="utf-8")
     if installed:
         (about / "entry_points.txt").write_text("[pytest11]\ntaskflow = nats_taskflow.testing.plugin\n", encoding="utf-8")
-    environment = {"PYTHONPATH": f"{ROOT}:{folder / 'site'}", "PATH": "/usr/bin:/bin"}
+    environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{folder / 'site'}", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=100)
 

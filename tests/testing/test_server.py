@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 @pytest.mark.taskflow(reply_topics=["bills.paid"])
 async def test_a_reply_that_comes_while_the_real_worker_is_dead_is_not_lost(taskflow_nats: TaskflowServer) -> None:
     kate = await taskflow_nats.client("kate")
-    flow = await kate.start(controller="kate/bills", goal="wait for the money")
+    flow = await kate.start(controller_id="kate/bills", goal="wait for the money")
     await flow.wait_reply("bills.paid", "b-1")
     await taskflow_nats.assert_waiting(flow, topic="bills.paid", corr="b-1")
     await taskflow_nats.kill()
@@ -25,7 +25,7 @@ async def test_a_reply_that_comes_while_the_real_worker_is_dead_is_not_lost(task
 async def test_an_assert_becomes_true_in_time_or_fails_with_the_story() -> None:
     async with TaskflowServer(patience=0.2) as server:
         kate = await server.client("kate")
-        flow = await kate.start(controller="kate/x", goal="g")
+        flow = await kate.start(controller_id="kate/x", goal="g")
         with pytest.raises(AssertionError, match=r"is running, not finished\nthe story of"):
             await server.assert_finished(flow)
         await flow.wait_timer("100ms")

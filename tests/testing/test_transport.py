@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from nats_taskflow.client.transport import Lost, NoAnswer, NotStored, TransportMessage, Trouble
+from nats_taskflow.client.transport import Lost, NoAnswer, NotStored, TransportError, TransportMessage
 from nats_taskflow.testing import TaskflowWorld
 from nats_taskflow.testing.transport import MemoryTransport
 
@@ -58,7 +58,7 @@ async def test_a_repeat_is_stored_once_and_what_no_stream_takes_is_refused(trans
     with pytest.raises(NotStored, match=r"(?i)bytes") as large:
         await transport.publish(COMMAND, b"x" * 2**20, msg_id="m-3", timeout=1)
     assert large.value.refused
-    with pytest.raises(Trouble):
+    with pytest.raises(TransportError):
         await transport.tell("x", b"x" * (2**20 + 1))
 
 

@@ -111,10 +111,10 @@ def test_a_schema_is_compiled_once_for_each_schema(monkeypatch: pytest.MonkeyPat
 
     def counted(schema: json_schema.Schema) -> json_schema.Check:
         made.append(schema)
-        return json_schema.compiled(schema)
+        return json_schema.compile_schema(schema)
 
     payload_schema._known.cache_clear()
-    monkeypatch.setattr(payload_schema, "compiled", counted)
+    monkeypatch.setattr(payload_schema, "compile_schema", counted)
     for n in range(50):
         assert (accepts({"type": "integer", "minimum": 25}, n) is None) == (n >= 25)
         assert (accepts({"minimum": 25, "type": "integer"}, n) is None) == (n >= 25)

@@ -179,7 +179,7 @@ async def test_what_killed_copies_left_is_removed_and_what_is_at_work_stays(path
 
 STOPPED_IN_THE_MIDDLE = """
 import sqlite3, sys
-from nats_taskflow.store import backup
+from nats_taskflow.store.sqlite import backup
 
 class Copied(sqlite3.Connection):
     def backup(self, target, *, progress, **how):
@@ -305,8 +305,8 @@ async def test_a_copy_that_takes_too_long_is_asked_to_end_before_it_is_killed(
     ends = f"lambda *_: (open({str(said)!r}, 'w').close(), {'None' if deaf else 'sys.exit(1)'})"
     script = f"import signal, sys\nsignal.signal(signal.SIGTERM, {ends})\nwhile True: signal.pause()"
     monkeypatch.setattr(backup_process, "_command", lambda *_: (sys.executable, "-c", script))
-    monkeypatch.setattr(backup_process, "_PATIENCE", 2.0)
-    monkeypatch.setattr(backup_process, "_MERCY", 0.5 if deaf else 30.0)
+    monkeypatch.setattr(backup_process, "_COPY_SECONDS", 2.0)
+    monkeypatch.setattr(backup_process, "_CLEAN_UP_SECONDS", 0.5 if deaf else 30.0)
     with pytest.raises(Unavailable, match="within 2 s"):
         await BackupProcess(str(path)).copy()
     assert said.exists()

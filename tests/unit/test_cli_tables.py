@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, _NamedTextIOWrapper
 
-from nats_taskflow.bus.nats.history import StreamMessage
+from nats_taskflow.bus.nats.inspect import StreamMessage
 from nats_taskflow.cli import doctor, layout, taskflow
 from nats_taskflow.cli.db import findings
 from nats_taskflow.cli.layout import cell_width, command_lines
@@ -176,7 +176,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int | None], str]:
 
     monkeypatch.setattr("nats_taskflow.cli.session.open_session", canned)
     monkeypatch.setattr("nats_taskflow.cli.runtime.launch", lambda life, **_: asyncio.run(life))
-    monkeypatch.setattr("nats_taskflow.observe.lazy_log.configure_at_first_use", lambda _: None)
+    monkeypatch.setattr("nats_taskflow.lazy_log.configure_at_first_use", lambda _: None)
     monkeypatch.setattr("nats_taskflow.cli.output._moment", lambda moment: NOW if moment is None else datetime.fromisoformat(moment))
 
     def run(command: str, columns: int | None) -> str:

@@ -19,11 +19,11 @@ import nats_taskflow
 from nats_taskflow import client, errors
 from nats_taskflow.client.backoff import Backoff
 from nats_taskflow.client.command_ids import CURRENT, CommandIds, new_id
-from nats_taskflow.client.commands import checked, done
+from nats_taskflow.client.commands import read_outcome, request_body
 from nats_taskflow.client.conditions import all_of, any_of, at_least, ended, manual, reply, timer
-from nats_taskflow.client.delegate_messages import DelegateError, answer_error, answer_with, asked_of, reply_subject
+from nats_taskflow.client.delegate_messages import DelegateError, read_request, reply_subject, write_answer, write_error
 from nats_taskflow.client.errors import BY_CODE, FlowRefused, Internal, InvalidRequest, NoOutcome, error_of
-from nats_taskflow.client.events import Event, Seen, event_in
+from nats_taskflow.client.events import Event, EventDedupe, read_event
 from nats_taskflow.client.flow_queues import FlowQueues, RetryLater
 from nats_taskflow.client.synadia_agent_protocol import _request
 from nats_taskflow.client.transport import ConsumerMessage, TransportMessage
@@ -50,11 +50,14 @@ SERVER = {
         "nats_taskflow.bus.nats.connection",
         "nats_taskflow.bus.nats.bus",
         "nats_taskflow.bus.nats.pull",
+        "nats_taskflow.bus.nats.publisher",
+        "nats_taskflow.bus.nats.topology",
+        "nats_taskflow.http.server",
         "nats_taskflow.flow.decide",
         "nats_taskflow.doors.flow_manager",
         "nats_taskflow.doors.api",
     ),
-    *("sqlite3", "aiosqlite", "click", "rich", "uvicorn", "prometheus_client", "structlog", "jsonschema", "uuid_utils"),
+    *("sqlite3", "aiosqlite", "click", "rich", "uvicorn", "prometheus_client", "structlog", "jsonschema", "uuid_utils", "mcp", "pydantic"),
 }
 
 
@@ -65,7 +68,7 @@ def loaded(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import nats_taskflow.client", "from worker import FlowClient", "from worker import Agent, serve_delegate"]
+    "statement", ["import nats_taskflow.client", "from nats_taskflow import FlowClient", "from nats_taskflow import Agent, serve_delegate"]
 )
 def test_the_client_loads_no_part_of_the_server_and_nats_only_to_connect(statement: str) -> None:
     modules = loaded(statement)
@@ -74,7 +77,7 @@ def test_the_client_loads_no_part_of_the_server_and_nats_only_to_connect(stateme
 
 
 def test_the_connection_loads_no_part_of_the_server_either() -> None:
-    assert loaded("import nats_taskflow.client.nats_transport") & SERVER == set()
+    assert loaded("import nats_taskflow.client.nats") & SERVER == set()
 
 
 def test_the_worker_does_not_load_the_client() -> None:
@@ -89,7 +92,7 @@ def test_the_client_starts_quickly() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     # Processor time: 0.15 s at most where nobody else is at work; elsewhere what nobody can do without is slow too.
-    best = min(took("from worker import FlowClient") for _ in range(5))
+    best = min(took("from nats_taskflow import FlowClient") for _ in range(5))
     assert best < max(0.15, 2.5 * min(took("import asyncio, msgspec") for _ in range(5)))
 
 
@@ -114,9 +117,9 @@ def test_there_is_an_exception_for_each_code_and_each_is_the_workers_own() -> No
 
 def test_an_answer_that_is_a_refusal_is_raised_and_one_without_a_flow_is_a_defect() -> None:
     with pytest.raises(InvalidRequest, match="why"):
-        done(b'{"ok":false,"error":{"code":"invalid_request","message":"why","details":{}}}')
+        read_outcome(b'{"ok":false,"error":{"code":"invalid_request","message":"why","details":{}}}')
     with pytest.raises(Internal):
-        done(b'{"ok":true}')
+        read_outcome(b'{"ok":true}')
     doubt = NoOutcome("nothing came", command_id="c", accepted=True)
     assert (doubt.command_id, doubt.accepted, doubt.code) == ("c", True, "unavailable")
     assert isinstance(doubt, FlowRefused)
@@ -125,11 +128,11 @@ def test_an_answer_that_is_a_refusal_is_raised_and_one_without_a_flow_is_a_defec
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_a_field_that_the_verb_does_not_have_is_refused_by_name(verb: str) -> None:
     with pytest.raises(InvalidRequest, match=r"has no field 'colour'|needs the field"):
-        checked(verb, {"colour": "red", "flow_id": FLOW})
+        request_body(verb, {"colour": "red", "flow_id": FLOW})
 
 
 def test_what_is_not_given_is_left_out_of_the_body() -> None:
-    assert checked("advance", {"flow_id": FLOW, "patch": {"a": None}, "current_step": None}) == (
+    assert request_body("advance", {"flow_id": FLOW, "patch": {"a": None}, "current_step": None}) == (
         b'{"flow_id":"%s","patch":{"a":null}}' % FLOW.encode()
     )
 
@@ -188,11 +191,11 @@ def event(seq: int = 1, flow_id: str = FLOW, **more: Any) -> Event:
         cause="c-1",
     )
     message = event_message(entry, "kate/x", "agent:kate:session:work", Subjects())
-    read = event_in(TransportMessage(subject=message.subject, body=message.body, headers=message.headers, seq=77))
+    read = read_event(TransportMessage(subject=message.subject, body=message.body, headers=message.headers, seq=77))
     assert read is not None
     # What somebody else's acknowledgement, or an event under another subject, would look like there.
-    assert event_in(TransportMessage(subject=message.subject, body=b'{"stream":"TASKFLOW_IN","seq":7}')) is None
-    assert event_in(TransportMessage(subject=message.subject.replace(flow_id, FLOW[::-1]), body=message.body)) is None
+    assert read_event(TransportMessage(subject=message.subject, body=b'{"stream":"TASKFLOW_IN","seq":7}')) is None
+    assert read_event(TransportMessage(subject=message.subject.replace(flow_id, FLOW[::-1]), body=message.body)) is None
     return read
 
 
@@ -206,17 +209,17 @@ def test_an_event_is_read_as_it_was_published() -> None:
 
 
 def test_repeats_are_recognised_per_flow_and_the_oldest_flows_forgotten() -> None:
-    seen = Seen(flows=2)
+    seen = EventDedupe(flows=2)
     one, two, three = ([event(seq, FLOW[:-1] + digit) for seq in (1, 2)] for digit in "123")
     for first, second in (one, two):
-        assert not seen.repeats(first)
+        assert not seen.is_repeat(first)
         seen.add(first)
-        assert seen.repeats(first)
-        assert not seen.repeats(second)
+        assert seen.is_repeat(first)
+        assert not seen.is_repeat(second)
     seen.add(one[1])
     seen.add(three[0])
-    assert seen.repeats(one[0])
-    assert not seen.repeats(two[0])
+    assert seen.is_repeat(one[0])
+    assert not seen.is_repeat(two[0])
 
 
 @given(seq=st.integers(1, 2**31), sent=st.integers(1, 120), verb=st.sampled_from([*COMMANDS, "reply"]))
@@ -287,7 +290,7 @@ async def test_a_lane_gives_everything_behind_a_failure_back_until_the_failed_ev
             await lanes.put(event(seq), broker.delivery(seq))
         await eventually(lambda: broker.said[-3:] == [(2, "ack"), (3, "ack"), (2, "ack")])
         assert handled == [1, 2, 3]
-        assert lanes._lanes == {}
+        assert lanes._queues == {}
 
 
 async def test_a_lane_goes_on_when_the_failed_event_has_left_the_stream() -> None:
@@ -369,7 +372,7 @@ def test_a_delegate_reads_what_the_worker_writes() -> None:
         "Taskflow-Deadline": "2030-01-01T10:00:00Z",
         "Taskflow-Hops": "3",
     }
-    read = asked_of(TransportMessage(subject="svc", body=b'{"a": 1}', headers=headers, reply="taskflow.reply.kate.c"))
+    read = read_request(TransportMessage(subject="svc", body=b'{"a": 1}', headers=headers, reply="taskflow.reply.kate.c"))
     assert (read.id, read.correlation_id, read.flow_id, read.hops, read.payload) == ("f:2:request", "c", "f", 3, {"a": 1})
     assert read.agent == "kate"
     assert read.deadline == datetime(2030, 1, 1, 10, tzinfo=UTC)
@@ -377,21 +380,21 @@ def test_a_delegate_reads_what_the_worker_writes() -> None:
 
 @pytest.mark.parametrize("body,payload", [(b"", ""), (b"plain", "plain"), (b"\xff\xfe", {"base64": "//4="}), (b"[" * 5000, "[" * 5000)])
 def test_a_delegate_takes_any_body(body: bytes, payload: Any) -> None:
-    assert asked_of(TransportMessage(subject="svc", body=body)).payload == payload
+    assert read_request(TransportMessage(subject="svc", body=body)).payload == payload
 
 
 def test_headers_that_cannot_be_read_count_as_not_there() -> None:
-    read = asked_of(TransportMessage(subject="svc", body=b"1", headers={"Taskflow-Deadline": "tomorrow", "Taskflow-Hops": "-1"}))
+    read = read_request(TransportMessage(subject="svc", body=b"1", headers={"Taskflow-Deadline": "tomorrow", "Taskflow-Hops": "-1"}))
     assert (read.deadline, read.hops) == (None, 0)
 
 
 def test_an_answer_says_what_it_answers_and_an_error_fits_into_a_header() -> None:
-    read = asked_of(TransportMessage(subject="svc", body=b"1", headers={"Correlation-Id": "c", "traceparent": "00-x"}))
-    assert answer_with({"n": 1}, read).headers == {"Correlation-Id": "c", "traceparent": "00-x"}
-    assert answer_with(b"\x00raw", read).body == b"\x00raw"
+    read = read_request(TransportMessage(subject="svc", body=b"1", headers={"Correlation-Id": "c", "traceparent": "00-x"}))
+    assert write_answer({"n": 1}, read).headers == {"Correlation-Id": "c", "traceparent": "00-x"}
+    assert write_answer(b"\x00raw", read).body == b"\x00raw"
     with pytest.raises(TypeError):
-        answer_with(object(), read)
-    error = answer_error(DelegateError(422, "two\nlines"), read)
+        write_answer(object(), read)
+    error = write_error(DelegateError(422, "two\nlines"), read)
     assert error.headers["Nats-Service-Error"] == "two lines"
     assert error.headers["Nats-Service-Error-Code"] == "422"
     assert error.body == b'{"error":{"code":"422","message":"two\\nlines"}}'

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from nats_taskflow.bus.nats.options import nats_options
-from nats_taskflow.config import Config, SourcedValue, load, settings, shown
+from nats_taskflow.config import Config, SourcedValue, describe_settings, load, settings
 from nats_taskflow.errors import ConfigError
 from nats_taskflow.units import Duration
 from nats_taskflow.wire.delegates import DelegateOwners
@@ -346,7 +346,7 @@ def test_credentials_that_others_can_read_are_refused_with_the_repair(home: Path
 def test_no_secret_is_ever_shown(home: Path) -> None:
     password, token = "hunter2", "tok/en@x"
     config = configured(home, NATS_USER="u", NATS_PASSWORD=password, NATS_URL=f"nats://kate:{password}@h:4222,nats://{token}@i")
-    for text in (repr(config), str(config), f"{config.nats.url!r}", "\n".join(" ".join(row) for row in shown(config))):
+    for text in (repr(config), str(config), f"{config.nats.url!r}", "\n".join(" ".join(row) for row in describe_settings(config))):
         assert password not in text
         assert token not in text
     assert config.nats.url[0] == f"nats://kate:{password}@h:4222"
@@ -494,7 +494,7 @@ def test_delegates_are_listed_with_whose_they_are(home: Path) -> None:
     text = '[[delegates]]\nsubject = "agent.billing.>"\nowners = ["kate"]\n[[delegates]]\nsubject = "agent.search"'
     config = configured(home, text)
     assert config.delegates == (DelegateOwners("agent.billing.>", ("kate",)), DelegateOwners("agent.search"))
-    said = {key: value for key, value, _ in shown(config)}["delegates"]
+    said = {key: value for key, value, _ in describe_settings(config)}["delegates"]
     assert msgspec.json.decode(said, type=tuple[DelegateOwners, ...]) == config.delegates
     assert configured(home, TASKFLOW_DELEGATES=said).delegates == config.delegates
 
@@ -530,9 +530,9 @@ def test_an_empty_value_takes_back_what_a_lower_layer_says(home: Path) -> None:
 
 def test_what_is_shown_can_be_written_into_a_file_and_means_the_same(home: Path) -> None:
     before = configured(home, TASKFLOW_ENGINE_DEFAULT_WAIT_TIMEOUT="15m", TASKFLOW_REPLY_TOPICS="a.b,c", TASKFLOW_HTTP_BIND="off")
-    text = "\n".join(f"{key} = {value}" for key, value, _ in shown(before))
+    text = "\n".join(f"{key} = {value}" for key, value, _ in describe_settings(before))
     after = configured(home, text)
-    assert [row[:2] for row in shown(after)] == [row[:2] for row in shown(before)]
+    assert [row[:2] for row in describe_settings(after)] == [row[:2] for row in describe_settings(before)]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import PropertyMock, patch
 
 import pytest
 from nats.errors import Error as NatsError
@@ -31,3 +31,14 @@ async def test_a_thousand_errors_are_remembered_by_their_kind(make: Any, logged:
             await connection._on_error(make(number))
     assert len(connection._logged) <= 100
     assert log.warning.call_count == logged
+
+
+async def test_a_connection_that_is_back_counts_only_when_the_broker_has_heard_the_subscriptions() -> None:
+    """nats-py says that it is connected before the broker has read them: a request would find nobody."""
+    connection = NatsConnection(NatsOptions())
+    with patch.object(type(connection.client), "is_connected", new_callable=PropertyMock, return_value=True):
+        states = [connection.connected]
+        for step in (connection._on_disconnected, connection._on_reconnected):
+            await step()
+            states.append(connection.connected)
+    assert states == [True, False, True]

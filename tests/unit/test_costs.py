@@ -25,11 +25,13 @@ import pytest
 
 from nats_taskflow.bus.port import Bus, Delivery, OutgoingMessage, Published
 from nats_taskflow.doors.flow_manager import FlowManager
-from nats_taskflow.engine import portion
+from nats_taskflow.engine import batch as batches
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.mint import IdMint, reader
+from nats_taskflow.engine.mint import IdMint
+from nats_taskflow.engine.reader import make_reader
 from nats_taskflow.engine.submission import SubmissionOutcome
-from nats_taskflow.flow.stimuli import Policy, Reply, StartFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Reply, StartFlow
 from nats_taskflow.services.outbox import events_of_batch, read_events
 from nats_taskflow.services.relay import Relay
 from nats_taskflow.services.wait_engine import WaitEngine
@@ -37,8 +39,9 @@ from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite.opening import take_values_as_they_are
 from nats_taskflow.testing.database import InlineStore, fresh
 from nats_taskflow.units import rfc3339
-from nats_taskflow.wire.codec import Identity, Inbound
-from nats_taskflow.wire.replies import Binding, ReplyBindings
+from nats_taskflow.wire.inbound import Identity, Inbound
+from nats_taskflow.wire.replies import ReplyBindings
+from nats_taskflow.wire.reply_bindings import Binding
 from nats_taskflow.wire.subjects import Subjects
 from tests.flows import KATE, TOPIC, external, parking
 from tests.running import Running, VirtualClock, running
@@ -130,8 +133,8 @@ async def inline() -> AsyncIterator[tuple[Running, sqlite3.Connection]]:
     manager = FlowManager(engine)
     committing = asyncio.create_task(engine.run())
     try:
-        with patch.object(portion, "_LONG", 3600.0):  # a busy machine must not cut a batch in two
-            yield Running(store, engine, manager, WaitEngine(manager), clock), database
+        with patch.object(batches, "_LONG", 3600.0):  # a busy machine must not cut a batch in two
+            yield Running(store, engine, manager, WaitEngine(engine), clock), database
     finally:
         engine.close()
         await committing
@@ -207,7 +210,7 @@ async def all_of(submitted: list[asyncio.Future[SubmissionOutcome]]) -> list[Sub
 
 async def calls_to_read() -> float:
     """Function calls from a delivery to a stimulus."""
-    read = reader(Subjects(), ReplyBindings([Binding(TOPIC)], Subjects()), IdMint())
+    read = make_reader(Subjects(), ReplyBindings([Binding(TOPIC)], Subjects()), IdMint())
     found = [
         Delivery(
             subject=TOPIC,
@@ -395,7 +398,7 @@ async def bytes_of_a_waiting_flow() -> float:
     async with inline() as (run, _):
         bus = cast("Bus", Sink())
         read, fresh = read_events(run.store, Subjects()), events_of_batch(Subjects())
-        relay = Relay("events", bus, run.engine, read=read, heard=lambda batch: bool(batch.events), fresh=fresh)
+        relay = Relay("events", bus, run.engine, read=read, adds=lambda batch: bool(batch.events), rows_of=fresh)
         going = [asyncio.create_task(relay.run())]
         held = []
         tracemalloc.start()

@@ -15,9 +15,9 @@ import pytest
 from referencing import Registry, Resource
 
 from nats_taskflow.errors import FlowError
-from nats_taskflow.wire.admin_requests import read_operation
-from nats_taskflow.wire.codec import Inbound, Query, read_command, read_query
-from nats_taskflow.wire.inbound import Mint
+from nats_taskflow.wire.admin_codec import read_operation
+from nats_taskflow.wire.codec import Query, read_command, read_query
+from nats_taskflow.wire.inbound import Inbound, Mint
 from nats_taskflow.wire.schema.documents import _listed, documents
 
 FOLDER = Path(__file__).parents[2] / "schemas" / "examples"

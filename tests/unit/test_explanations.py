@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.lifecycle import FlowStatus
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.stimuli import CancelFlow as Cancel
-from nats_taskflow.flow.stimuli import ParkFlow, Policy, Reply, RequestCancel, StartFlow, Stimulus
+from nats_taskflow.flow.stimuli import ParkFlow, Reply, RequestCancel, StartFlow, Stimulus
 from nats_taskflow.flow.view import World
 from nats_taskflow.units import SECOND, Micros, to_datetime
 from tests.pages import ROOT, pages
@@ -167,12 +169,41 @@ def test_every_row_of_the_page_has_its_scene() -> None:
     assert len(rows()) == len(SCENES)
 
 
+PACKAGE = ROOT / "worker" / "nats_taskflow"
+TOPS = ("worker", "tests", "deploy", "docs", "schemas", "examples", "bench")
+ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name.isalpha())
+NAMED = re.compile(
+    rf"`((?:{'|'.join(TOPS)})/[\w./-]*|(?:{'|'.join(ROOMS)})/[\w./-]*(?:/|\.\w+)|(?:app|wiring|errors|units)\.py)`",
+)
+
+
+def places(name: str, page: str) -> list[Path]:
+    """Where a page can mean a file to be: in the repository, in the package, or beside the page."""
+    return [there for there in (ROOT / name, PACKAGE / name, (ROOT / page).parent / name) if there.exists()]
+
+
 @pytest.mark.parametrize("page", pages())
 def test_every_file_that_a_page_names_is_there(page: str) -> None:
-    named = re.findall(r"`((?:worker|tests|deploy|schemas|examples|bench)/[\w./-]*)`", (ROOT / page).read_text(encoding="utf-8"))
     made = ("bench/results/", "bench/.venv-peers")  # by a run, and git-ignored
-    places = [(ROOT / name, (ROOT / page).parent / name) for name in named if not name.startswith(made)]
-    assert [str(there) for there, beside in places if not there.exists() and not beside.exists()] == []
+    named = [name for name in NAMED.findall((ROOT / page).read_text(encoding="utf-8")) if not name.startswith(made)]
+    assert [name for name in named if not places(name, page)] == []
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_name_that_a_page_gives_behind_a_file_is_in_it(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    missing = [
+        f"{file}: {name}"
+        for file, names in re.findall(r"`([\w./-]+\.py)`((?:, `\w+`)+)", text)
+        for name in re.findall(r"\w+", names)
+        if not any(re.search(rf"\b{name}\b", there.read_text(encoding="utf-8")) for there in places(file, page))
+    ]
+    assert missing == []
+
+
+def test_the_page_on_architecture_has_every_room() -> None:
+    rooms = re.findall(r"^\| `(\w+)/` \|", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rooms) == ROOMS
 
 
 def test_every_page_is_in_the_index_under_the_one_kind_that_it_is() -> None:

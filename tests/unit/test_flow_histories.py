@@ -18,9 +18,10 @@ from nats_taskflow.errors import AlreadyTerminal, CancelPending, FlowError
 from nats_taskflow.flow.conditions import ExternalEvent, nodes, parse
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
-from nats_taskflow.flow.fold import fold, folded
+from nats_taskflow.flow.fold import fold, fold_journal
 from nats_taskflow.flow.lifecycle import NEXT, TERMINAL, EventKind, FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
     CancelFlow,
@@ -29,7 +30,6 @@ from nats_taskflow.flow.stimuli import (
     FinishFlow,
     ObserveStep,
     ParkFlow,
-    Policy,
     Reply,
     RequestCancel,
     ResumeFlow,
@@ -145,7 +145,7 @@ def test_enough_histories_were_explored(steps: Steps) -> None:
 
 def test_folding_the_journal_gives_exactly_the_row(steps: Steps) -> None:
     for _, _, _, after in steps:
-        assert folded(after.journal) == flow_of(after), after.steps
+        assert fold_journal(after.journal) == flow_of(after), after.steps
 
 
 def test_the_journal_is_contiguous_and_counts_mutations(steps: Steps) -> None:

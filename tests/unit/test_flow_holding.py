@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
-from nats_taskflow.flow.stimuli import Policy, Reply
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.flow.view import World
-from nats_taskflow.wire.replies import Binding, ReplyBindings
+from nats_taskflow.wire.replies import ReplyBindings
+from nats_taskflow.wire.reply_bindings import Binding
 from nats_taskflow.wire.subjects import Subjects
 
 NOW = 1_800_000_000_000_000

@@ -10,7 +10,8 @@ from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, HeldReply, Waiter
-from nats_taskflow.flow.stimuli import ParkFlow, Policy, Reply
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import ParkFlow, Reply
 from nats_taskflow.flow.view import World
 
 NOW = 1_800_000_000_000_000

@@ -10,6 +10,7 @@ import pytest
 from nats_taskflow.errors import FlowError, QuotaExceeded
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
     Caller,
@@ -19,7 +20,6 @@ from nats_taskflow.flow.stimuli import (
     FailFlow,
     FinishFlow,
     ParkFlow,
-    Policy,
     Reply,
     ResumeFlow,
     StartFlow,

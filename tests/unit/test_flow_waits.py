@@ -35,7 +35,8 @@ from nats_taskflow.flow.end import due_of
 from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.stimuli import ParkFlow, Policy
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import ParkFlow
 from nats_taskflow.flow.view import World
 from nats_taskflow.units import to_micros
 
@@ -207,12 +208,12 @@ def test_a_flow_that_does_not_wait_is_never_due() -> None:
 
 RACE = """
 import os, sys, threading
-from nats_taskflow.flow import waits
+from nats_taskflow.flow import conditions
 
 def read_by_many_at_once():
     sys.setswitchinterval(1e-7)
     together = threading.Barrier(8)
-    readers = [threading.Thread(target=lambda: (together.wait(), waits.parse({"kind": "manual"}))) for _ in range(8)]
+    readers = [threading.Thread(target=lambda: (together.wait(), conditions.parse({"kind": "manual"}))) for _ in range(8)]
     for reader in readers:
         reader.start()
     for reader in readers:

@@ -18,7 +18,7 @@ from nats_taskflow.cli.command import SettingsCommand
 from nats_taskflow.cli.help_examples import EXAMPLES
 from nats_taskflow.client import FlowClient, Lost
 from nats_taskflow.config import load, parsers, settings
-from nats_taskflow.config.tree import GuardedSetting
+from nats_taskflow.config.setting import GuardedSetting
 from nats_taskflow.errors import ConfigError
 from tests.unit.test_config import configured, context, environ, private
 
@@ -77,7 +77,7 @@ def test_every_setting_that_says_who_is_talked_to_and_as_whom_is_guarded() -> No
     guarded = {setting.key for setting in settings() if isinstance(setting.about, GuardedSetting)}
     assert guarded == {*ADDRESSES, *SECRETS} - {"web.bind"}
     telling = (parsers.secret, parsers.secret_file, parsers.urls, parsers.bind, parsers.readable_file)
-    assert {setting.key for setting in settings() if setting.about.read in telling} <= guarded
+    assert {setting.key for setting in settings() if setting.about.parse in telling} <= guarded
     assert {setting.key for setting in settings() if setting.key.startswith("nats.")} - guarded == {"nats.connect_timeout"}
 
 

@@ -13,7 +13,7 @@ from nats.errors import BadHeaderError
 
 from nats_taskflow.bus.nats import frames
 from nats_taskflow.bus.nats.client import PatchedClient
-from nats_taskflow.bus.nats.frames import encoded, read_headers
+from nats_taskflow.bus.nats.frames import encode_frame, read_headers
 from nats_taskflow.wire.headers import MOST_HEADERS, UNREAD
 
 SUBJECTS = st.text(st.characters(exclude_characters=" \t\r\n", exclude_categories=["Cs"]), min_size=1)
@@ -40,7 +40,7 @@ def nats_frame(subject: str, body: bytes, reply: str, headers: dict[str, str]) -
 @example("a.b", b"x", "_INBOX.1", {"Nats-Msg-Id": "f:1", "traceparent": "00-ab"})
 @example("a.b", b"x", "", {"": "all of them without a name"})
 def test_a_frame_is_what_nats_py_writes(subject: str, body: bytes, reply: str, headers: dict[str, str]) -> None:
-    assert encoded(subject, body, reply, headers) == nats_frame(subject, body, reply, headers)
+    assert encode_frame(subject, body, reply, headers) == nats_frame(subject, body, reply, headers)
 
 
 @pytest.mark.parametrize("name", ["a b", "a:b", "é", "a\r\nb"])
@@ -48,13 +48,13 @@ def test_a_header_name_that_nats_py_refuses_is_refused(name: str) -> None:
     with pytest.raises(BadHeaderError):
         nats_frame("a", b"", "", {name: "1"})
     with pytest.raises(ValueError, match="no name of a header"):
-        encoded("a", b"", "", {name: "1"})
+        encode_frame("a", b"", "", {name: "1"})
 
 
 @pytest.mark.parametrize("subject, reply", [("", ""), ("a b", ""), ("a", "b\r\nPUB c  0\r\n"), ("a\n", ""), ("a", "\t")])
 def test_nobody_can_write_protocol_of_his_own_by_a_subject(subject: str, reply: str) -> None:
     with pytest.raises(ValueError, match="cannot be written"):
-        encoded(subject, b"", reply, {})
+        encode_frame(subject, b"", reply, {})
 
 
 @given(NOISE)

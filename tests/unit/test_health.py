@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from prometheus_client.metrics_core import Metric
 
-from nats_taskflow.doors.http.health import Check, HealthServer, MetricsPage, is_loopback, names_loopback
+from nats_taskflow.doors.http.health import HealthServer, MetricsPage
 from nats_taskflow.errors import ConfigError
+from nats_taskflow.http.server import is_loopback, names_loopback
+from nats_taskflow.observe.health import HealthCheck
 from nats_taskflow.observe.metrics import Metrics
 
 
@@ -19,17 +21,17 @@ class Patient:
     """Probes whose answers a test sets."""
 
     def __init__(self) -> None:
-        self.nats = Check("nats", ok=True)
-        self.store = Check("store", ok=True)
+        self.nats = HealthCheck("nats", ok=True)
+        self.store = HealthCheck("store", ok=True)
 
-    def live(self) -> Sequence[Check]:
-        return [Check("loop", ok=True)]
+    def live(self) -> Sequence[HealthCheck]:
+        return [HealthCheck("loop", ok=True)]
 
-    def ready(self) -> Sequence[Check]:
+    def ready(self) -> Sequence[HealthCheck]:
         return [self.nats, self.store]
 
-    def started(self) -> Sequence[Check]:
-        return [Check("recovery", ok=False, reason="reading the journal")]
+    def started(self) -> Sequence[HealthCheck]:
+        return [HealthCheck("recovery", ok=False, reason="reading the journal")]
 
 
 async def ask(address: str, path: str, *, method: str = "GET", host: str | None = None) -> tuple[int, dict[str, str], str]:
@@ -69,7 +71,7 @@ async def test_a_well_worker_answers_ok_and_is_never_cached(address: str) -> Non
 
 
 async def test_losing_nats_makes_it_not_ready_but_alive_with_the_reason_told(address: str, patient: Patient) -> None:
-    patient.nats = Check("nats", ok=False, reason="disconnected for 3s")
+    patient.nats = HealthCheck("nats", ok=False, reason="disconnected for 3s")
     status, _, body = await ask(address, "/readyz")
     assert (status, body) == (503, "[-]nats failed: disconnected for 3s\nreadyz check failed\n")
     assert (await ask(address, "/livez"))[0] == 200
@@ -77,7 +79,7 @@ async def test_losing_nats_makes_it_not_ready_but_alive_with_the_reason_told(add
 
 async def test_verbose_lists_every_check(address: str, patient: Patient) -> None:
     assert (await ask(address, "/readyz?verbose"))[2] == "[+]nats ok\n[+]store ok\nreadyz check passed\n"
-    patient.store = Check("store", ok=False, reason="disk full")
+    patient.store = HealthCheck("store", ok=False, reason="disk full")
     assert (await ask(address, "/readyz?verbose"))[2] == "[+]nats ok\n[-]store failed: disk full\nreadyz check failed\n"
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from nats_taskflow.doors.http import connection, server
-from nats_taskflow.doors.http.bounds import BOUNDS, Bounds, RequestPace, one_too_many, peer_of
-from nats_taskflow.doors.http.server import listen, make_http_server, place_of
 from nats_taskflow.errors import ConfigError
+from nats_taskflow.http import connection, server
+from nats_taskflow.http.bounds import BOUNDS, Bounds, RequestPace, one_too_many, peer_of
+from nats_taskflow.http.server import listen, make_http_server, place_of
 from tests.eventually import eventually
 
 SMALL = Bounds(connections=12, of_peer=8)

@@ -26,11 +26,12 @@ from nats_taskflow.flow.fold import fold
 from nats_taskflow.flow.held_quota import HeldCounts
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent
-from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, ParkFlow, Policy, Reply, ResumeFlow, StartFlow, Stimulus
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, ParkFlow, Reply, ResumeFlow, StartFlow, Stimulus
 from nats_taskflow.flow.view import World
 from nats_taskflow.store.records import InboxKey, InboxRow, Loaded
 from nats_taskflow.units import SECOND
-from nats_taskflow.wire.codec import Identity
+from nats_taskflow.wire.inbound import Identity
 
 FLOW, PAIR = "f", ("t", "c")
 NOW = 1_800_000_000 * SECOND
@@ -134,7 +135,7 @@ def carried_out(before: State, name: str, what: Stimulus, now: int) -> Step:
     identity = Identity("reply", what.key, msgspec.json.encode(what.payload)) if isinstance(what, Reply) else None
     nobody = cast("asyncio.Future[Any]", None)
     deciding.decide(Submission(what=what, identity=identity, source="in", seq=None, done=nobody))
-    batch = deciding.finished()
+    batch = deciding.finish()
     events, folded, is_open = tuple(batch.events), before.folded, before.open
     generations, used = before.generations, before.used
     for event in events:

@@ -1,4 +1,4 @@
-"""What an LLM agent is offered and told, without a worker: schemas, advice, how a repeat is recognised, state names of other protocols."""
+"""What an LLM agent is offered and told, without a worker: schemas, advice, how a repeat is recognised, states as MCP tasks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from nats_taskflow.client.errors import BY_CODE, FlowRefused, InvalidRequest, NoOutcome, Unavailable
 from nats_taskflow.client.mcp.call_keys import LIFETIME, PendingCalls, command_id
-from nats_taskflow.client.mcp.calls import ToolCalls, checked, refusal, shown
+from nats_taskflow.client.mcp.calls import ToolCalls, check_call, refusal, show_flow
+from nats_taskflow.client.mcp.lazy_client import LazyClient, Owner
 from nats_taskflow.client.mcp.next_steps import NEXT, next_for
-from nats_taskflow.client.mcp.schema import ACTIONS, KEY, PARAMETERS, ToolDefinition, offered
-from nats_taskflow.client.mcp.session import ClientSession, Owner
+from nats_taskflow.client.mcp.schema import ACTIONS, KEY, PARAMETERS, ToolDefinition, define_tools
 from nats_taskflow.client.mcp.task_states import mcp_task, waiting_for
 from nats_taskflow.client.transport import Lost, NotPermitted
 from nats_taskflow.flow.lifecycle import FlowStatus
@@ -56,7 +56,7 @@ def flow(status: FlowStatus, wait: dict[str, Any] | None = None, **more: Any) ->
 def test_the_actions_and_parameters_are_the_references_and_then_ours() -> None:
     assert [*ACTIONS] == [*REFERENCE, "delegate"]
     assert set(PARAMETERS) >= PARAMETERS_OF_THE_REFERENCE
-    (tool,) = offered()
+    (tool,) = define_tools()
     assert tool.name == "taskflow"
     assert tool.takes["properties"]["action"]["enum"] == [*ACTIONS]
 
@@ -64,7 +64,7 @@ def test_the_actions_and_parameters_are_the_references_and_then_ours() -> None:
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("keys", [False, True])
 def test_every_schema_is_one_and_no_tool_speaks_of_revisions(split: bool, keys: bool) -> None:
-    for tool in offered(split=split, keys=keys):
+    for tool in define_tools(split=split, keys=keys):
         for schema in (tool.takes, tool.gives):
             jsonschema.Draft202012Validator.check_schema(schema)
             assert schema["type"] == "object"
@@ -75,13 +75,13 @@ def test_hints_of_split_tools_say_what_reads_what_destroys_and_what_may_be_repea
     def those(hint: str, tools: list[ToolDefinition]) -> set[str]:
         return {tool.name.removeprefix("taskflow_") for tool in tools if getattr(tool.hints, hint)}
 
-    split = offered(split=True)
+    split = define_tools(split=True)
     assert [tool.name for tool in split] == [f"taskflow_{name}" for name in ACTIONS]
     assert those("reads", split) == {"status", "list_mine"}
     assert those("destroys", split) == {"fail", "cancel"}
     assert those("again", split) == {"status", "list_mine", "finish", "fail", "cancel"}
     assert those("asks_others", split) == {"delegate"}
-    with_keys = offered(split=True, keys=True)
+    with_keys = define_tools(split=True, keys=True)
     assert those("again", with_keys) == set(ACTIONS)
     assert {tool.name for tool in with_keys if KEY in tool.takes["required"]} == {
         f"taskflow_{name}" for name in ("start", "advance", "wait", "delegate")
@@ -100,7 +100,7 @@ def test_a_refusal_says_what_happened_and_what_to_do_and_satisfies_the_schema(co
     assert told.text.startswith(f"{code}: ")
     assert told.text.endswith(f"What to do: {NEXT[code]}")
     assert told.body["error"]["details"] == {"flow_id": "f"}, "revisions are hidden"
-    for tool in (*offered(), *offered(split=True)):
+    for tool in (*define_tools(), *define_tools(split=True)):
         jsonschema.validate(told.body, tool.gives)
 
 
@@ -134,15 +134,15 @@ def test_a_call_without_an_outcome_is_told_its_key(stored: bool, says: str) -> N
 )
 def test_a_call_that_makes_no_sense_is_told_what_would(action: Any, given: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        checked(action, given, keys=False)
+        check_call(action, given, keys=False)
     assert says in refused.value.message
 
 
 def test_where_keys_are_required_only_what_is_idempotent_by_nature_goes_without() -> None:
     with pytest.raises(InvalidRequest, match="idempotency_key is missing"):
-        checked("advance", {"flow_id": "f"}, keys=True)
-    checked("finish", {"flow_id": "f"}, keys=True)
-    checked("status", {"flow_id": "f"}, keys=True)
+        check_call("advance", {"flow_id": "f"}, keys=True)
+    check_call("finish", {"flow_id": "f"}, keys=True)
+    check_call("status", {"flow_id": "f"}, keys=True)
 
 
 @pytest.mark.parametrize(
@@ -165,9 +165,9 @@ def test_what_came_is_called_data_and_a_delegates_address_is_not_given_away() ->
 
 
 def test_no_answer_shows_the_revision() -> None:
-    told = shown(flow(FlowStatus.RUNNING))
+    told = show_flow(flow(FlowStatus.RUNNING))
     assert "revision" not in told.text
-    for tool in (offered()[0], offered(split=True)[0]):
+    for tool in (define_tools()[0], define_tools(split=True)[0]):
         jsonschema.validate(told.body, tool.gives)
 
 
@@ -320,7 +320,7 @@ class Dialling:
 
 async def test_a_call_that_is_cancelled_does_not_take_the_connection_from_the_others() -> None:
     dialling = Dialling(Connection())
-    line = ClientSession(Owner("kate"), dialling)
+    line = LazyClient(Owner("kate"), dialling)
     first, second = asyncio.create_task(line.flows()), asyncio.create_task(line.flows())
     await asyncio.sleep(0)
     first.cancel()
@@ -333,7 +333,7 @@ async def test_a_call_that_is_cancelled_does_not_take_the_connection_from_the_ot
 async def test_a_connection_that_cannot_be_made_is_tried_again_with_the_next_call() -> None:
     dialling = Dialling(Lost("NATS at nats://x cannot be reached"), Connection())
     dialling.may.set()
-    line = ClientSession(Owner("kate"), dialling)
+    line = LazyClient(Owner("kate"), dialling)
     told = await ToolCalls(line).call("taskflow", {"action": "list_mine"})
     assert "cannot be reached; is it running? `taskflow dev` starts" in told.text
     assert (await line.flows()).agent == "kate"
@@ -344,7 +344,7 @@ async def test_a_connection_that_is_closed_for_good_is_replaced_with_the_next_ca
     first, second = Connection(), Connection()
     dialling = Dialling(first, second)
     dialling.may.set()
-    line = ClientSession(Owner("kate"), dialling)
+    line = LazyClient(Owner("kate"), dialling)
     told = await ToolCalls(line).call("taskflow", {"action": "list_mine"})
     assert told.body["error"]["code"] == "unavailable"
     assert first.closed
@@ -358,11 +358,11 @@ async def test_credentials_that_may_not_hear_answers_are_told_and_the_connection
     connection = Connection(denied="the credentials may not subscribe to _INBOX.x")
     dialling = Dialling(connection)
     dialling.may.set()
-    told = await ToolCalls(ClientSession(Owner("kate"), dialling)).call("taskflow", {"action": "list_mine"})
+    told = await ToolCalls(LazyClient(Owner("kate"), dialling)).call("taskflow", {"action": "list_mine"})
     assert told.body["error"]["code"] == "forbidden"
     assert "inbox prefix" in told.text
     assert connection.closed
 
 
 async def test_a_line_that_was_never_used_can_be_dropped() -> None:
-    await ClientSession(Owner("kate"), Dialling()).drop()
+    await LazyClient(Owner("kate"), Dialling()).drop()

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from nats_taskflow.cli import taskflow
 from nats_taskflow.client.mcp import serving
-from nats_taskflow.client.mcp.session import Owner
+from nats_taskflow.client.mcp.lazy_client import Owner
 
 TOKEN = "correct-horse-battery"
 

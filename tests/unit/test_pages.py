@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.shell import typed
 from tests.pages import ROOT, blocks, pages
 
-SKILL = "worker/.agents/skills/nats-taskflow/SKILL.md"
+SKILL = "worker/nats_taskflow/.agents/skills/nats-taskflow/SKILL.md"
 _QUOTED = re.compile(r"'[^']*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
 _COMMENT = re.compile(r"(?:^|\s)#", re.MULTILINE)
 
@@ -41,7 +41,9 @@ def test_what_is_quoted_is_no_comment() -> None:
 
 def test_no_command_to_copy_has_a_comment_or_a_backtick() -> None:
     found = list(commands())
-    assert {"README.md", "docs", "examples", "bench", "deploy", "worker"} == {place.split(":")[0].split("/")[0] for place, _ in found}
+    assert {"README.md", "CONTRIBUTING.md", "docs", "examples", "bench", "deploy", "worker"} == {
+        place.split(":")[0].split("/")[0] for place, _ in found
+    }
     assert [place for place, text in found if unfit(text)] == []
 
 

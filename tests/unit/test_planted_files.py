@@ -21,7 +21,7 @@ from nats_taskflow.cli import taskflow
 from nats_taskflow.errors import StoreLocked, StoreRefused
 from nats_taskflow.files import open_own
 from nats_taskflow.store.sqlite.lock import WriterLock
-from nats_taskflow.store.sqlite.opening import schema_of
+from nats_taskflow.store.sqlite.snapshot import schema_of
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from tests.fixtures.living import loaded
 from tests.running import running

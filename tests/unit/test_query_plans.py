@@ -13,15 +13,17 @@ import pytest
 from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.testing.database import fresh
 
-STATEMENTS = {f"{file}.{name}": text for file in ("load", "overview", "reads", "save", "upkeep") for name, text in statements(file).items()}
+STATEMENTS = {
+    f"{file}.{name}": text for file in ("load", "admin_reads", "reads", "save", "upkeep") for name, text in statements(file).items()
+}
 
 SCANS = {
     "load.held_most": {"SCAN held_tenants USING COVERING INDEX held_tenants_by_size"},  # ends after its first row
-    "overview.count_outgoing": {"SCAN outgoing USING INDEX outgoing_by_time"},  # counts what is not sent yet
-    "overview.count_letters": {"SCAN dead_letters USING COVERING INDEX dead_letters_by_reason"},  # counts every letter
-    "overview.count_set_aside": {"SCAN flows USING INDEX flows_set_aside"},  # a partial index: those set aside, and no others
-    "overview.meta": {"SCAN meta"},  # a handful of rows
-    "overview.most_used": {"SCAN usage"},  # a row for each agent
+    "admin_reads.count_outgoing": {"SCAN outgoing USING INDEX outgoing_by_time"},  # counts what is not sent yet
+    "admin_reads.count_letters": {"SCAN dead_letters USING COVERING INDEX dead_letters_by_reason"},  # counts every letter
+    "admin_reads.count_set_aside": {"SCAN flows USING INDEX flows_set_aside"},  # a partial index: those set aside, and no others
+    "admin_reads.meta": {"SCAN meta"},  # a handful of rows
+    "admin_reads.most_used": {"SCAN usage"},  # a row for each agent
     "reads.counts": {"SCAN counters"},  # a row for each counter
     "reads.due": {"SCAN e", "SCAN t"},  # ends of flows to follow up, twenty at a time; and what is due, a slice of it
     "reads.next_outgoing": {"SCAN outgoing USING INDEX outgoing_by_time"},  # ends after its first row
@@ -55,7 +57,14 @@ async def test_no_statement_reads_a_whole_table_but_those_that_are_named(empty: 
     assert {name: steps for name, steps in scans.items() if steps} == SCANS
 
 
-PAGES = ("overview.find_flows", "overview.held", "overview.interventions", "overview.letters", "overview.set_aside", "reads.list_")
+PAGES = (
+    "admin_reads.find_flows",
+    "admin_reads.held",
+    "admin_reads.interventions",
+    "admin_reads.letters",
+    "admin_reads.set_aside",
+    "reads.list_",
+)
 
 
 async def test_no_page_sorts_the_rows_that_it_may_stop_before(empty: sqlite3.Connection) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nats_taskflow.engine.queue import MAX_BYTES, Job, Queue
 from nats_taskflow.engine.submission import Submission
 from nats_taskflow.flow.stimuli import Reply, RunFlow
-from nats_taskflow.wire.codec import Identity
+from nats_taskflow.wire.inbound import Identity
 
 NOBODY = cast("asyncio.Future[Any]", None)
 

@@ -13,13 +13,14 @@ from click.testing import CliRunner
 from referencing import Registry, Resource
 
 import nats_taskflow
-from docs.generate import events, letters, pages, refusals
+from docs.generate import dead_letters as dead_letters_page
+from docs.generate import errors, events, pages
 from docs.generate.__main__ import main
-from docs.generate.tables import BY_HAND
+from docs.generate.markdown import BY_HAND
 from nats_taskflow import client, testing
 from nats_taskflow.cli import exit_codes, taskflow
 from nats_taskflow.config import settings
-from nats_taskflow.errors import FlowError
+from nats_taskflow.errors import FlowError, Refusal
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.observe.metrics import DEAD_LETTER_REASONS
 from nats_taskflow.wire import dead_letters, headers
@@ -95,11 +96,16 @@ def test_every_setting_has_its_row_with_variable_and_flag(made: dict[str, str]) 
 
 def test_every_error_is_explained_and_none_that_is_not_there(made: dict[str, str]) -> None:
     codes = {kind.code for kind in FlowError.__subclasses__()}
-    assert refusals._ADVICE.keys() == codes, "docs/generate/refusals.py says what to do about each code"
+    assert errors._ADVICE.keys() == codes, "docs/generate/errors.py says what to do about each code"
     for kind in FlowError.__subclasses__():
         assert f"| `{kind.code}` | {kind.http} |" in made["errors.md"]
     for code in exit_codes.MEANINGS:
         assert f"\n| {code} | " in made["errors.md"].partition("## Exit codes")[2]
+
+
+def test_everything_that_ends_the_worker_is_explained() -> None:
+    ends = {kind for kind in Refusal.__subclasses__() if kind.__module__.startswith("nats_taskflow.")}
+    assert errors._ENDS.keys() == ends, "docs/generate/errors.py says what to do about each"
 
 
 def test_nothing_in_the_pages_points_into_documents_that_readers_do_not_have(made: dict[str, str]) -> None:
@@ -110,9 +116,9 @@ def test_nothing_in_the_pages_points_into_documents_that_readers_do_not_have(mad
 
 
 def test_every_reason_of_a_dead_letter_and_every_header_is_explained() -> None:
-    assert letters._REASONS.keys() == set(DEAD_LETTER_REASONS)
+    assert dead_letters_page._REASONS.keys() == set(DEAD_LETTER_REASONS)
     spelled = {value for name, value in vars(dead_letters).items() if name.isupper() and isinstance(value, str)} - {headers.UNREAD}
-    assert {getattr(dead_letters, name) for name in letters._HEADERS} == spelled
+    assert {getattr(dead_letters, name) for name in dead_letters_page._HEADERS} == spelled
 
 
 def test_every_field_of_an_event_and_every_kind_is_explained() -> None:

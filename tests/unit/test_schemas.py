@@ -12,15 +12,16 @@ import pytest
 from referencing import Registry, Resource
 
 from docs.generate.events import examples
+from docs.generate.schemas import drift, main
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.lifecycle import EventKind, FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
 from nats_taskflow.wire import outcomes
-from nats_taskflow.wire.codec import Inbound, Query, read_command, read_query
+from nats_taskflow.wire.codec import Query, read_command, read_query
 from nats_taskflow.wire.events import event_message
+from nats_taskflow.wire.inbound import Inbound
 from nats_taskflow.wire.journal import PAYLOADS
 from nats_taskflow.wire.schema.documents import documents
-from nats_taskflow.wire.schema.files import drift, main
 from nats_taskflow.wire.subjects import Subjects
 
 FOLDER = Path(__file__).parents[2] / "schemas"
@@ -47,7 +48,7 @@ class Fixed:
 
 
 def test_the_checked_in_schemas_are_up_to_date() -> None:
-    assert drift(FOLDER) == [], "run: python -m nats_taskflow.wire.schema.files schemas"
+    assert drift(FOLDER) == [], "run: python -m docs.generate.schemas schemas"
 
 
 def test_the_writer_writes_checks_and_tidies_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,17 +179,17 @@ EVENT = FlowEvent(
 @pytest.mark.parametrize(
     "name, written",
     [
-        ("applied.json", outcomes.applied(SHOWN)),
-        ("applied.json", outcomes.applied(SHOWN, STEP)),
-        ("outcome.json", outcomes.applied(SHOWN)),
-        ("outcome.json", outcomes.refused(InvalidRequest("bad", path="/goal"))),
-        ("refused.json", outcomes.refused(InvalidRequest("bad", path="/goal"))),
-        ("reply-outcome.json", outcomes.reply_outcome("resumed", SHOWN)),
-        ("reply-outcome.json", outcomes.reply_outcome("held", None)),
-        ("page.flows.json", outcomes.flows_page([SHOWN], 3)),
-        ("page.steps.json", outcomes.steps_page([(1, STEP)], None)),
-        ("page.events.json", outcomes.events_page([EVENT], None)),
-        ("page.waits.json", outcomes.waits_page([SHOWN], None)),
+        ("applied.json", outcomes.encode_applied(SHOWN)),
+        ("applied.json", outcomes.encode_applied(SHOWN, STEP)),
+        ("outcome.json", outcomes.encode_applied(SHOWN)),
+        ("outcome.json", outcomes.encode_refused(InvalidRequest("bad", path="/goal"))),
+        ("refused.json", outcomes.encode_refused(InvalidRequest("bad", path="/goal"))),
+        ("reply-outcome.json", outcomes.encode_reply_outcome("resumed", SHOWN)),
+        ("reply-outcome.json", outcomes.encode_reply_outcome("held", None)),
+        ("page.flows.json", outcomes.encode_flows([(1, SHOWN)], 3)),
+        ("page.steps.json", outcomes.encode_steps([(1, STEP)], None)),
+        ("page.events.json", outcomes.encode_events([(1, EVENT)], None)),
+        ("page.waits.json", outcomes.encode_waits([(1, SHOWN)], None)),
         ("event.json", event_message(EVENT, "c", "free", Subjects()).body),
     ],
 )
@@ -209,10 +210,10 @@ STARTED = msgspec.structs.replace(
 @pytest.mark.parametrize(
     "name, written, at, omitted",
     [
-        ("applied.json", outcomes.kept(HEAVY), ("flow",), "state_omitted"),
-        ("applied.json", outcomes.fitting(outcomes.applied(HEAVY), 1000), ("flow",), "state_omitted"),
-        ("page.flows.json", outcomes.fitting(outcomes.flows_page([HEAVY], None), 1000), ("flows", 0), "state_omitted"),
-        ("page.events.json", outcomes.fitting(outcomes.events_page([STARTED], None), 1000), ("events", 0), "payload_omitted"),
+        ("applied.json", outcomes.encode_for_storage(HEAVY), ("flow",), "state_omitted"),
+        ("applied.json", outcomes.fit(outcomes.encode_applied(HEAVY), 1000), ("flow",), "state_omitted"),
+        ("page.flows.json", outcomes.fit(outcomes.encode_flows([(1, HEAVY)], None), 1000), ("flows", 0), "state_omitted"),
+        ("page.events.json", outcomes.fit(outcomes.encode_events([(1, STARTED)], None), 1000), ("events", 0), "payload_omitted"),
     ],
 )
 def test_what_could_not_be_carried_may_be_missing_where_that_is_said_and_only_there(

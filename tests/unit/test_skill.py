@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from nats_taskflow.cli import taskflow
 from nats_taskflow.cli.skill import NAME, skill_text
-from nats_taskflow.client.mcp.calls import checked
+from nats_taskflow.client.mcp.calls import check_call
 from nats_taskflow.client.mcp.schema import ACTIONS
 from nats_taskflow.flow.conditions import from_value
 
@@ -59,7 +59,7 @@ def test_the_examples_in_the_skill_are_calls_that_the_tool_takes() -> None:
     calls = [json.loads(found) for found in re.findall(r"`(\{\"action\".*?\})` ?(?:→|$)", skill_text(), re.MULTILINE)]
     assert [call["action"] for call in calls] == ["start", "delegate", "status", "finish"]
     for call in calls:
-        checked(call.pop("action"), call, keys=False)
+        check_call(call.pop("action"), call, keys=False)
 
 
 def test_the_conditions_in_the_skill_are_conditions() -> None:
@@ -133,13 +133,19 @@ def test_the_wheel_has_the_skill_and_llms_txt_with_what_it_links_to(tmp_path: Pa
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as opened:
         names = set(opened.namelist())
-        llms = opened.read("worker/pages/llms.txt").decode()
-        assert opened.read(f"worker/.agents/skills/{NAME}/SKILL.md").decode() == skill_text()
-    assert {str(PurePosixPath("worker/pages") / link) for link in _LINK.findall(llms)} <= names
+        llms = opened.read("nats_taskflow/pages/llms.txt").decode()
+        assert opened.read(f"nats_taskflow/.agents/skills/{NAME}/SKILL.md").decode() == skill_text()
+    assert {str(PurePosixPath("nats_taskflow/pages") / link) for link in _LINK.findall(llms)} <= names
+    assert [name for name in names if "/docs/generate/" in name] == [], "what writes the pages is of no use to who installs them"
 
 
 def test_the_image_is_built_with_everything_that_the_wheel_takes() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
-    containerfile = (ROOT / "deploy" / "container" / "Containerfile").read_text(encoding="utf-8")
-    copied = {word for line in containerfile.splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]}
-    assert {*wheel["packages"], *wheel["force-include"]} <= copied
+    container = ROOT / "deploy" / "container"
+    lines = (container / "Containerfile").read_text(encoding="utf-8").splitlines()
+    copied = {word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]}
+    for source in {*wheel["only-include"], *wheel["force-include"]}:
+        assert copied & {source, *map(str, PurePosixPath(source).parents)}, source
+    for ignore in ("Containerfile.containerignore", "Containerfile.dockerignore"):
+        seen = {line.removeprefix("!") for line in (container / ignore).read_text(encoding="utf-8").splitlines() if line.startswith("!")}
+        assert copied - seen == set(), f"{ignore} hides what the Containerfile copies"

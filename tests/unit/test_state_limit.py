@@ -11,7 +11,8 @@ from nats_taskflow.errors import FlowError, TooLarge
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.stimuli import AdvanceFlow, Command, FailFlow, FinishFlow, ParkFlow, Policy, ResumeFlow, StartFlow, Stimulus
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import AdvanceFlow, Command, FailFlow, FinishFlow, ParkFlow, ResumeFlow, StartFlow, Stimulus
 from nats_taskflow.flow.view import World
 from nats_taskflow.units import SECOND
 

@@ -33,7 +33,7 @@ async def test_a_database_that_cannot_grow_at_the_start_says_so(tmp_path: Path, 
 
     path = str(tmp_path / "flows.db")
     with monkeypatch.context() as patched:
-        patched.setattr(store, "migrated", full)
+        patched.setattr(store, "migrate", full)
         with pytest.raises(StoreBroken, match="make room on its disk"):
             await store.SqliteFlowStore.open(path)
     await (await store.SqliteFlowStore.open(path)).close()

@@ -22,8 +22,9 @@ import pytest
 from nats_taskflow.errors import Refusal, StoreBroken, StoreLocked, StoreRefused
 from nats_taskflow.store.sqlite import opening
 from nats_taskflow.store.sqlite.lock import WriterLock
-from nats_taskflow.store.sqlite.opening import APPLICATION_ID, schema_of
-from nats_taskflow.store.sqlite.place import kind_in
+from nats_taskflow.store.sqlite.opening import APPLICATION_ID
+from nats_taskflow.store.sqlite.place import file_system_in
+from nats_taskflow.store.sqlite.snapshot import schema_of
 from nats_taskflow.store.sqlite.statements import migrations
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from tests.fixtures.living import loaded
@@ -100,7 +101,7 @@ async def test_the_writer_has_every_setting_that_the_promises_need(path: Path) -
         assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "trusted_schema": 0}
         assert (await pragma(store._writer, "mmap_size"), await pragma(store._writer, "cell_size_check")) == (0, 1)
         assert await pragma(store._writer, "application_id") == APPLICATION_ID == 0x464C4F57
-        assert await pragma(store._writer, "user_version") == len(migrations()) == 8
+        assert await pragma(store._writer, "user_version") == len(migrations()) == 9
 
 
 @pytest.mark.parametrize(
@@ -428,7 +429,7 @@ broken line
 )
 def test_the_file_system_of_a_folder_is_that_of_its_longest_mount_point(folder: str, kind: str) -> None:
     """RELIABILITY 6: proc(5), mountinfo."""
-    assert kind_in(TABLE, folder) == kind
+    assert file_system_in(TABLE, folder) == kind
 
 
 async def test_a_network_file_system_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,23 +31,24 @@ async def test_a_failure_is_not_lost_where_the_client_of_nats_swallows_the_cance
         await serving.wait()
         raise StoreBroken("an I/O error")
 
-    runs = SimpleNamespace(run=for_ever)
-    services: Any = SimpleNamespace(
-        engine=SimpleNamespace(run=commit, store=SimpleNamespace(restored=False)),
-        probes=SimpleNamespace(run=for_ever, watch_backlog=for_ever, watch_store=for_ever),
-        systemd=SimpleNamespace(watch=for_ever),
-        relays=(),
-        consumers=(),
-        tracing=None,
-        waits=runs,
-        dispatcher=runs,
-        pruner=runs,
-        inspector=runs,
-        bus=SimpleNamespace(serve=serve, address="", lost=asyncio.get_running_loop().create_future()),
-        api=SimpleNamespace(service=lambda _: None, handle=None),
-    )
+    service: Any = SimpleNamespace(run=for_ever)
+    engine: Any = SimpleNamespace(run=commit, store=SimpleNamespace(restored=False))
+    bus: Any = SimpleNamespace(address="", lost=asyncio.get_running_loop().create_future())
     ready: list[str] = []
-    supervisor = Supervisor(services, version="0", tick_interval=1, startup_drain=1, drain=1)
+    supervisor = Supervisor(
+        engine,
+        bus,
+        consumers=(),
+        relays=(),
+        timers=service,
+        observers={"probes": service},
+        background={"pruner": service},
+        serve=serve,
+        listeners=(),
+        tick_interval=1,
+        startup_drain=1,
+        drain=1,
+    )
     with pytest.raises(BaseExceptionGroup) as failed:
         await asyncio.wait_for(supervisor.run(StopSignal(), lambda: ready.append("ready")), 5)
     assert failed.group_contains(StoreBroken)

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from nats_taskflow.observe.systemd import MAX_LAG, Systemd, _ailment
+from nats_taskflow.observe.systemd import MAX_LAG, Systemd, _reason_not_to_feed
 from tests.eventually import eventually
 
 
@@ -51,9 +51,12 @@ async def answering() -> None:
 
 async def test_the_manager_hears_of_the_start_and_of_the_stop(name: str, manager: Manager) -> None:
     systemd = Systemd({"NOTIFY_SOCKET": name}, answering)
-    systemd.ready("up")
-    systemd.stopping("going")
-    assert manager.hear() == ["READY=1\nSTATUS=up", "STOPPING=1\nSTATUS=going"]
+    systemd.on_ready("nats://here")
+    systemd.on_stop()
+    (ready, stopping) = manager.hear()
+    assert ready.startswith("READY=1\nSTATUS=")
+    assert "nats://here" in ready
+    assert stopping.startswith("STOPPING=1\nSTATUS=")
     systemd.close()
 
 
@@ -67,7 +70,7 @@ async def test_the_watchdog_is_fed_as_long_as_the_database_answers(name: str, ma
             await asyncio.Event().wait()
 
     systemd = Systemd({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "20000", "WATCHDOG_PID": str(os.getpid())}, ping)
-    watching = asyncio.create_task(systemd.watch())
+    watching = asyncio.create_task(systemd.run())
     await eventually(lambda: manager.hear().count("WATCHDOG=1") >= 3)
     hangs.set()
     before = asked
@@ -95,26 +98,26 @@ async def test_the_watchdog_is_fed_as_long_as_the_database_answers(name: str, ma
 )
 async def test_there_is_no_watchdog_to_feed_with(environ: dict[str, str]) -> None:
     systemd = Systemd(environ, answering)
-    systemd.ready("nobody is told, and nothing fails")
+    systemd.on_ready("nobody is told, and nothing fails")
     async with asyncio.timeout(5):
-        await systemd.watch()  # returns: there is nothing to do
+        await systemd.run()  # returns: there is nothing to do
     systemd.close()
-    systemd.stopping("closed, and nothing fails")
+    systemd.on_stop()
 
 
 async def test_a_manager_that_is_gone_is_reported_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     systemd = Systemd({"NOTIFY_SOCKET": str(tmp_path / "nobody")}, answering)
-    systemd.ready("up")
+    systemd.on_ready("nats://here")
     systemd.close()
     assert "systemd_not_told" in capsys.readouterr().out
 
 
 async def test_what_keeps_the_watchdog_hungry() -> None:
     well: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    assert "has not answered" in (_ailment(0.0, well) or "")
+    assert "has not answered" in (_reason_not_to_feed(0.0, well) or "")
     well.set_result(None)
-    assert _ailment(MAX_LAG - 0.01, well) is None
-    assert "late" in (_ailment(MAX_LAG, well) or "")
+    assert _reason_not_to_feed(MAX_LAG - 0.01, well) is None
+    assert "late" in (_reason_not_to_feed(MAX_LAG, well) or "")
     ill: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     ill.set_exception(OSError("gone"))
-    assert "gone" in (_ailment(0.0, ill) or "")
+    assert "gone" in (_reason_not_to_feed(0.0, ill) or "")

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_taskflow.bus.nats import filters, stream_rules
-from nats_taskflow.bus.nats.outbound import objection
+from nats_taskflow.bus import consumer_rules, filters, stream_rules
+from nats_taskflow.bus.message_limits import objection
+from nats_taskflow.bus.nats import monitor, server_version
 from nats_taskflow.bus.port import ConsumerSpec, StreamSpec
 from nats_taskflow.wire.subjects import covers, is_literal
 
@@ -72,16 +73,16 @@ def test_what_we_create_is_what_we_accept() -> None:
         config = stream_rules.stream_config(stream)
         assert stream_rules.stream_objections(stream, config) == []
         assert stream_rules.stream_remarks(stream, config) == []
-        assert stream_rules.subjects_with(stream, config) is None
+        assert stream_rules.extended_subjects(stream, config) is None
     for source in (
         WORKER,
         ConsumerSpec(stream="IN", filters=("cmd.a.*",)),
         ConsumerSpec(stream="IN", filters=("re.*",), all_but=("cmd.*.*",)),
     ):
-        asked = filters.wanted(source, ("cmd.*.*", "re.*", "old.topic"))
-        config = stream_rules.consumer_config(source, asked)
-        assert stream_rules.consumer_objections(source, config) == []
-        assert filters.objections(source, config, asked) == []
+        asked = filters.filters_for(source, ("cmd.*.*", "re.*", "old.topic"))
+        config = consumer_rules.consumer_config(source, asked)
+        assert consumer_rules.consumer_objections(source, config) == []
+        assert consumer_rules.filter_objections(source, config, asked) == []
 
 
 def test_a_setting_the_server_leaves_out_means_its_default() -> None:
@@ -108,8 +109,8 @@ def test_the_outbound_streams_may_discard_old_messages_and_roll_up() -> None:
 def test_a_single_filter_counts_as_filters() -> None:
     wanted = ConsumerSpec(stream="IN", filters=("a", "b"))
     assert filters.is_adaptable(wanted, {"filter_subject": "a"}, ("a", "b"), own=False)
-    assert filters.objections(wanted, {"filter_subject": "a"}, ("a", "b"))
-    assert not filters.objections(wanted, {"filter_subjects": ["b", "a"]}, ("a", "b"))
+    assert consumer_rules.filter_objections(wanted, {"filter_subject": "a"}, ("a", "b"))
+    assert not consumer_rules.filter_objections(wanted, {"filter_subjects": ["b", "a"]}, ("a", "b"))
 
 
 def test_a_consumer_that_takes_everything_is_narrowed_on_the_workers_own_stream_only() -> None:
@@ -131,7 +132,7 @@ def test_a_consumer_that_takes_everything_is_narrowed_on_the_workers_own_stream_
 def test_what_is_no_command_is_taken_whoever_has_the_stream_capture_it(subjects: tuple[str, ...], taken: set[str]) -> None:
     """Its publisher is told that it is stored."""
     source = ConsumerSpec(stream="IN", consumer="replies", filters=("resume", "reply.*.*"), all_but=("cmd.*.*",))
-    assert set(filters.wanted(source, subjects)) == taken
+    assert set(filters.filters_for(source, subjects)) == taken
 
 
 @pytest.mark.parametrize(
@@ -145,14 +146,14 @@ def test_what_is_no_command_is_taken_whoever_has_the_stream_capture_it(subjects:
     ],
 )
 def test_a_server_that_does_not_sync_always_is_warned_of_where_it_is_known(varz: dict[str, Any], warned: bool) -> None:
-    assert (stream_rules.sync_warning(varz) is not None) is warned
+    assert (monitor.sync_warning(varz) is not None) is warned
 
 
 @pytest.mark.parametrize(
     "version,refused", [("2.10.22", True), ("2.9.25", True), ("2.10.23", False), ("2.15.1", False), ("2.11.0-RC.1", False), ("dev", False)]
 )
 def test_servers_that_lose_streams_when_killed_are_refused(version: str, refused: bool) -> None:
-    assert (stream_rules.version_objection(version) is not None) is refused
+    assert (server_version.version_objection(version) is not None) is refused
 
 
 def test_the_duplicate_window_never_exceeds_the_age_of_messages() -> None:

@@ -14,7 +14,8 @@ from nats_taskflow.flow.conditions import MAX_LEAVES, due_times, from_value, hol
 from nats_taskflow.flow.decide import decide
 from nats_taskflow.flow.decision import Decision
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.stimuli import ParkFlow, Policy, StartFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import ParkFlow, StartFlow
 from nats_taskflow.flow.view import World
 from nats_taskflow.units import SECOND, rfc3339
 

@@ -15,9 +15,9 @@ from nats_taskflow.errors import FlowError, IdMismatch, InvalidRequest, Unsuppor
 from nats_taskflow.flow import stimuli as flow
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
 from nats_taskflow.wire import requests
-from nats_taskflow.wire.codec import Inbound, Query, Unusable, read_command, read_query, stray
+from nats_taskflow.wire.codec import Query, read_command, read_query, refuse_stray
 from nats_taskflow.wire.headers import UNREAD
-from nats_taskflow.wire.inbound import REASONS
+from nats_taskflow.wire.inbound import REASONS, Inbound, Unusable
 from nats_taskflow.wire.requests import COMMANDS, QUERIES
 from tests.golden import golden
 
@@ -481,7 +481,7 @@ def test_strange_headers_change_nothing(headers: dict[str, str]) -> None:
 
 
 def test_a_subject_that_names_nobody_is_refused() -> None:
-    bad = stray("taskflow.cmd.k\x1b[2Jate.start" + "x" * 1000)
+    bad = refuse_stray("taskflow.cmd.k\x1b[2Jate.start" + "x" * 1000)
     assert (bad.reason, bad.identity, bad.reply_to) == ("invalid_request", None, None)
     assert bad.error.message.isprintable()
 

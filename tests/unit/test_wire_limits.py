@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nats_taskflow.engine.mint import IdMint
 from nats_taskflow.errors import FlowError, InvalidRequest, TooDeep, TooLarge
-from nats_taskflow.wire import codec, envelope, json_pointer, limits
+from nats_taskflow.wire import codec, envelope, inbound, json_pointer, limits
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -203,9 +203,9 @@ def test_a_large_body_is_not_read_more_often_to_be_refused_than_to_be_accepted(
     counts: list[int] = []
     for name in ("_ANY", "_TOP"):
         monkeypatch.setattr(limits, name, Counted(getattr(limits, name), counts))
-    assert isinstance(codec.read_command("kate", "advance", WHOLE, headers, IdMint(), require_id=False), codec.Inbound)
+    assert isinstance(codec.read_command("kate", "advance", WHOLE, headers, IdMint(), require_id=False), inbound.Inbound)
     accepted, counts[:] = sum(counts), []
-    assert isinstance(codec.read_command("kate", "advance", SPOILT[spoilt], headers, IdMint(), require_id=False), codec.Unusable)
+    assert isinstance(codec.read_command("kate", "advance", SPOILT[spoilt], headers, IdMint(), require_id=False), inbound.Unusable)
     assert sum(counts) <= accepted + 1024
     assert not hasattr(limits, "json"), "the slow parser is not even there"
 

@@ -91,17 +91,17 @@ def test_a_flow_is_shown_with_exactly_the_keys_of_the_contract_in_its_order() ->
 
 
 def test_an_applied_command_shows_its_flow_and_its_step_if_any() -> None:
-    assert json.loads(outcomes.applied(FLOW)) == {"ok": True, "outcome": "applied", "flow": FLOW_JSON}
-    assert json.loads(outcomes.applied(FLOW, STEP)) == {"ok": True, "outcome": "applied", "flow": FLOW_JSON, "step": STEP_JSON}
-    assert json.loads(outcomes.shown(FLOW)) == {"ok": True, "flow": FLOW_JSON}
+    assert json.loads(outcomes.encode_applied(FLOW)) == {"ok": True, "outcome": "applied", "flow": FLOW_JSON}
+    assert json.loads(outcomes.encode_applied(FLOW, STEP)) == {"ok": True, "outcome": "applied", "flow": FLOW_JSON, "step": STEP_JSON}
+    assert json.loads(outcomes.encode_status(FLOW)) == {"ok": True, "flow": FLOW_JSON}
 
 
 def test_equal_flows_are_encoded_to_equal_bytes() -> None:
-    assert outcomes.applied(FLOW) == outcomes.applied(copy.deepcopy(FLOW))
+    assert outcomes.encode_applied(FLOW) == outcomes.encode_applied(copy.deepcopy(FLOW))
 
 
 def test_a_refusal_shows_code_message_and_details() -> None:
-    assert json.loads(outcomes.refused(RevisionMismatch("read it again", expected=3, actual=5))) == {
+    assert json.loads(outcomes.encode_refused(RevisionMismatch("read it again", expected=3, actual=5))) == {
         "ok": False,
         "error": {"code": "revision_mismatch", "message": "read it again", "details": {"expected": 3, "actual": 5}},
     }
@@ -109,15 +109,15 @@ def test_a_refusal_shows_code_message_and_details() -> None:
 
 def test_a_refusal_can_always_be_encoded() -> None:
     error = InvalidRequest("bad", path="", status=FlowStatus.WAITING, odd=ValueError("x"))
-    assert json.loads(outcomes.refused(error))["error"]["details"] == {"path": "", "status": "waiting", "odd": "x"}
+    assert json.loads(outcomes.encode_refused(error))["error"]["details"] == {"path": "", "status": "waiting", "odd": "x"}
 
 
 @pytest.mark.parametrize(
     "name, ok", [("resumed", True), ("progressed", True), ("held", True), ("duplicate", True), ("late", False), ("flow_mismatch", False)]
 )
 def test_the_outcome_of_a_reply_is_small(name: Any, ok: bool) -> None:
-    assert json.loads(outcomes.reply_outcome(name, FLOW)) == {"ok": ok, "outcome": name, "flow_id": FLOW.id, "revision": 2}
-    assert json.loads(outcomes.reply_outcome(name, None)) == {"ok": ok, "outcome": name}
+    assert json.loads(outcomes.encode_reply_outcome(name, FLOW)) == {"ok": ok, "outcome": name, "flow_id": FLOW.id, "revision": 2}
+    assert json.loads(outcomes.encode_reply_outcome(name, None)) == {"ok": ok, "outcome": name}
 
 
 ALL_ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.FlowError)]
@@ -134,16 +134,17 @@ def test_every_error_becomes_service_headers(kind: type[errors.FlowError]) -> No
 
 
 def test_pages_show_rows_and_where_the_next_one_begins() -> None:
-    page = json.loads(outcomes.flows_page([FLOW, FLOW], 17))
+    page = json.loads(outcomes.encode_flows([(20, FLOW), (18, FLOW)], 17))
     assert page == {"ok": True, "count": 2, "flows": [FLOW_JSON, FLOW_JSON], "next_cursor": cursors.write_cursor(17)}
-    assert json.loads(outcomes.flows_page([], None)) == {"ok": True, "count": 0, "flows": [], "next_cursor": None}
-    history = json.loads(outcomes.events_page([event(1, {"a": 1})], None))
+    assert json.loads(outcomes.encode_flows([], None)) == {"ok": True, "count": 0, "flows": [], "next_cursor": None}
+    history = json.loads(outcomes.encode_events([(1, event(1, {"a": 1}))], None))
     entry = {"seq": 1, "revision": 0, "kind": "state_updated", "payload": {"a": 1}, "at": "2026-11-21T10:00:00Z"}
     assert history == {"ok": True, "events": [entry | {"actor": "agent:kate", "cause": "c-1"}], "next_cursor": None}
 
 
 def test_waits_show_since_when_and_until_when() -> None:
-    waits = json.loads(outcomes.waits_page([FLOW, replace(FLOW, wait_json={"kind": "broken"}, parked_us=None)], None))["waits"]
+    broken = replace(FLOW, wait_json={"kind": "broken"}, parked_us=None)
+    waits = json.loads(outcomes.encode_waits([(2, FLOW), (1, broken)], None))["waits"]
     assert waits[0] == {
         "flow_id": FLOW.id,
         "controller_id": "kate/inbox-triage",
@@ -159,11 +160,11 @@ def test_waits_show_since_when_and_until_when() -> None:
 
 def test_a_page_of_steps_that_do_not_all_fit_goes_on_after_the_last_that_did() -> None:
     steps = [(n * 10, replace(STEP, run_id=str(n))) for n in range(5)]
-    page = json.loads(outcomes.steps_page(steps, 40, budget=1))
+    page = json.loads(outcomes.encode_steps(steps, 40, budget=1))
     assert ([step["run_id"] for step in page["steps"]], cursors.read_number(page["next_cursor"])) == (["0"], 0)
-    page = json.loads(outcomes.steps_page(steps, 40))
+    page = json.loads(outcomes.encode_steps(steps, 40))
     assert ([step["run_id"] for step in page["steps"]], cursors.read_number(page["next_cursor"])) == (["0", "1", "2", "3", "4"], 40)
-    assert json.loads(outcomes.steps_page([], None)) == {"ok": True, "steps": [], "next_cursor": None}
+    assert json.loads(outcomes.encode_steps([], None)) == {"ok": True, "steps": [], "next_cursor": None}
 
 
 @given(st.lists(st.integers(1, 60), max_size=12), st.integers(0, 12), st.integers(1, 2000))
@@ -172,9 +173,9 @@ def test_a_history_is_complete_over_its_pages_however_little_fits(sizes: list[in
     seen: list[int] = []
     after = 0
     while True:
-        rows = [entry for entry in journal if entry.seq > after][: limit + 1]
-        following = rows[-1].seq if rows and rows[-1].seq < len(journal) else None
-        page = json.loads(outcomes.events_page(rows, following, budget=budget))
+        rows = [(entry.seq, entry) for entry in journal if entry.seq > after][: limit + 1]
+        following = rows[-1][0] if rows and rows[-1][0] < len(journal) else None
+        page = json.loads(outcomes.encode_events(rows, following, budget=budget))
         seen += [entry["seq"] for entry in page["events"]]
         if page["next_cursor"] is None:
             break
@@ -182,12 +183,12 @@ def test_a_history_is_complete_over_its_pages_however_little_fits(sizes: list[in
     assert seen == list(range(1, len(sizes) + 1))
 
 
-def test_a_page_of_large_flows_is_known_to_be_too_heavy() -> None:
-    large = replace(FLOW, state_json={"x": "x" * 200_000})
-    assert outcomes.flows_that_fit([large] * 9) == 2
-    assert outcomes.flows_that_fit([large] * 9, budget=1) == 1
-    assert outcomes.flows_that_fit([FLOW] * 9) == 9
-    assert outcomes.flows_that_fit([]) == 0
+def test_a_page_of_large_flows_ends_before_it_is_too_heavy() -> None:
+    rows = [(9 - n, replace(FLOW, state_json={"x": "x" * 200_000})) for n in range(9)]
+    for budget, count in ((cursors.PAGE_BYTES, 2), (1, 1)):
+        page = json.loads(outcomes.encode_flows(rows, None, budget=budget))
+        assert (page["count"], cursors.read_number(page["next_cursor"])) == (count, 10 - count)
+    assert json.loads(outcomes.encode_flows([(1, FLOW)] * 9, None))["count"] == 9
 
 
 @given(st.integers(-(2**63), 2**63 - 1) | st.text(max_size=40) | st.lists(st.integers(0, 9) | st.text(max_size=4), max_size=4))
@@ -221,17 +222,17 @@ def test_a_cursor_of_another_list_is_refused() -> None:
 
 def test_the_error_of_a_stored_refusal_is_found_again_so_that_a_repeat_is_answered_like_the_first() -> None:
     error = NotFound("there is no flow x", flow_id="x")
-    assert outcomes.error_in(outcomes.refused(error)) == error
-    assert outcomes.error_in(outcomes.applied(FLOW)) is None
+    assert outcomes.error_in(outcomes.encode_refused(error)) == error
+    assert outcomes.error_in(outcomes.encode_applied(FLOW)) is None
     assert outcomes.error_in(b"") is None
     assert isinstance(outcomes.error_in(b'{"ok":false,"error":{"code":"gone","message":"m","details":{}}}'), Internal)
 
 
 def test_an_event_that_the_broker_cannot_carry_is_shown_without_its_payload_and_the_page_goes_on_behind_it() -> None:
-    page = outcomes.events_page([event(2, {"patch": "x" * 200_000}), event(3)], None, budget=32_000)
-    shown = json.loads(outcomes.fitting(page, 64_000))
+    page = outcomes.encode_events([(2, event(2, {"patch": "x" * 200_000})), (3, event(3))], None, budget=32_000)
+    shown = json.loads(outcomes.fit(page, 64_000))
     assert [(event["seq"], event["kind"], event["payload_omitted"]) for event in shown["events"]] == [(2, "state_updated", True)]
     assert shown["payload_omitted"] is True
     assert cursors.read_number(shown["next_cursor"]) == 2
     assert msgspec.convert(shown, EventPage).events[0].payload == {}
-    assert outcomes.fitting(page, 300_000) == page
+    assert outcomes.fit(page, 300_000) == page

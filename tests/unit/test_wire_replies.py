@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_taskflow.client.replies import enveloped
+from nats_taskflow.client.replies import put_in_envelope
 from nats_taskflow.errors import Forbidden, InvalidRequest, TopicNotBound
 from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.wire.inbound import REASONS, Ignored, Inbound, Unusable
-from nats_taskflow.wire.replies import Binding, ReplyBindings, check_bindings
+from nats_taskflow.wire.replies import ReplyBindings
+from nats_taskflow.wire.reply_bindings import Binding, check_bindings
 from nats_taskflow.wire.subjects import Subjects
 
 FLOW = "01931c5e-7b2a-7c3d-9e4f-0a1b2c3d4e5f"
@@ -333,7 +334,7 @@ def test_a_reply_with_its_id_in_an_envelope_is_the_same_message(subject: str, bo
     """SEMANTICS R5: a client sends it like that once more where the broker took it for a repeat."""
     named = {"Correlation-Id": "c"}
     first = read(body, {**named, "Nats-Msg-Id": "e"}, subject=subject)
-    again = read(enveloped(subject, body, "e"), named, subject=subject)
+    again = read(put_in_envelope(subject, body, "e"), named, subject=subject)
     assert isinstance(first, Inbound)
     assert isinstance(again, Inbound)
     assert again.identity == first.identity

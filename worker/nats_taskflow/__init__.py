@@ -1,17 +1,21 @@
-"""nats-taskflow: durable flows for agents, over NATS JetStream, on SQLite.
+"""Durable flows for agents, over NATS JetStream, on SQLite.
 
-Read in this order; imports point down.
+Rooms, from the ground up; imports point down (docs/architecture.md has the picture, and where to find what):
 
-`flow` is the core: what a flow is and what may happen to it, pure. `wire` is the edge in bytes: subjects, requests, replies, events; pure
-too. `store.base` and `bus.base` are the ports: what the worker needs of a database and a broker; `store.sqlite` and `bus.jetstream` (or
-`bus.memory`) fill them. `engine` decides and commits in groups: `submission` says what is asked, `queueing` in which order, `deciding`
-decides it in memory, and `deferral` keeps what asks about a schema until that is found out. On it stand the services: `consumer` takes
-messages in, `relay` sends events out, `dispatcher` asks delegates, `wait_engine` lets time act, `api` answers requests, `pruner` tidies
-up. `manager.FlowManager` is the in-process face. `supervisor` gives them their life, `app` wires everything together, `cli` starts it.
-`invariants` looks whether what they promise holds.
+    flow                     the core: what a flow is and what may happen to it. Pure
+    wire                     subjects and bytes, read and written. Pure
+    store, bus               the ports: what the worker needs of a database and a broker; in `sqlite`, `nats` and `memory` what fills them
+    config                   every setting
+    engine                   one queue, one batch, one transaction: decides and commits
+    services, doors          the loops of the worker; who may ask it, and how
+    observe                  log, metrics, traces, health
+    client                   the agents' side, with `client.mcp`: flows as a tool for LLM agents
+    app, wiring              bring all of it together; `app` alone names the adapters
+    cli, testing             the command `taskflow`; the test kit
 
-`client` is the other side: what agents and delegates use. Its names are here too, and are loaded when they are asked for, so that neither
-the worker nor a delegate pays for what it does not use. `mcp_server` stands on it: flows as a tool for LLM agents.
+To follow a message, read four files: `services.consumer`, `engine.engine`, `engine.batch`, `flow.decide`.
+
+The names below are those of `client`. Each is loaded when it is first asked for, so that nobody pays for what they do not use.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nats_taskflow.client import (
         Agent,
-        Asked,
+        DelegateCall,
         DelegateError,
         Event,
         Flow,
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agent",
-    "Asked",
+    "DelegateCall",
     "DelegateError",
     "Event",
     "Flow",

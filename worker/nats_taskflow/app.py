@@ -1,73 +1,35 @@
-"""The composition root: the one place that names the adapters and wires them to the services (CONTRACT 7, 8)."""
+"""Run the worker: the composition root, and the one place that names the adapters (CONTRACT 7, 8)."""
 
 from __future__ import annotations
 
 import os
-import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TextIO
 
 import msgspec
 
+from nats_taskflow import wiring
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.bus.nats.options import nats_options
-from nats_taskflow.bus.port import Bus, ClaimHolder, ConsumerSpec
+from nats_taskflow.bus.port import Bus, ClaimHolder
 from nats_taskflow.config import Config
-from nats_taskflow.doors.admin.backup_process import BackupProcess
-from nats_taskflow.doors.admin.dead_letters import Counted, DeadLetterDesk
-from nats_taskflow.doors.admin.interventions import Interventions
-from nats_taskflow.doors.admin.queries import Queries
-from nats_taskflow.doors.admin.service import AdminService
-from nats_taskflow.doors.api import Api
-from nats_taskflow.doors.flow_manager import FlowManager
-from nats_taskflow.doors.http.health import Check, HealthServer
-from nats_taskflow.engine.engine import Clock, Engine
-from nats_taskflow.engine.mint import IdMint, reader
-from nats_taskflow.engine.policy import meter_of, policy_of
+from nats_taskflow.doors.http.health import HealthServer
 from nats_taskflow.errors import Defect, Refusal, StoreBroken, root_of
 from nats_taskflow.observe.line_writer import LineWriter
-from nats_taskflow.observe.log import LogEvent, configure_logging, logger
+from nats_taskflow.observe.log import configure_logging, logger
 from nats_taskflow.observe.metrics import Metrics
-from nats_taskflow.observe.probes import WorkerProbes
 from nats_taskflow.observe.recorder import MetricsRecorder
-from nats_taskflow.observe.systemd import Systemd
-from nats_taskflow.observe.trace import Tracing, open_spans
-from nats_taskflow.services.consumer import Consumer, decided_until
-from nats_taskflow.services.dispatcher import Dispatcher
-from nats_taskflow.services.outbox import events_of_batch, read_dead_letters, read_events
-from nats_taskflow.services.pruner import Pruner
-from nats_taskflow.services.relay import Relay
 from nats_taskflow.services.signals import StopSignal
-from nats_taskflow.services.supervisor import Services, Supervisor
-from nats_taskflow.services.topology_watch import TopologyWatch
-from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.port import Store
 from nats_taskflow.store.sqlite.opening import MEMORY, take_values_as_they_are
-from nats_taskflow.store.sqlite.place import checked, placed
+from nats_taskflow.store.sqlite.place import absolute_path, check_place
 from nats_taskflow.store.sqlite.store import SqliteFlowStore
 from nats_taskflow.tasks import LastResort
-from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.version import program_version
-from nats_taskflow.wire import capacity
-from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects
-
-REMEMBERED_TIMES = 2.0
-"""A message or id is remembered this many times as long as its stream keeps it, should somebody raise the stream's age meanwhile."""
-
-Ready = Callable[[], Sequence[Check]]
-_BIG_ROWS = 32
-"""Dead letters read at a time: each may weigh as much as a message."""
-
-
-def wall_clock() -> Micros:
-    """Return the time in microseconds since the epoch."""
-    return time.time_ns() // 1000
 
 
 async def run(
@@ -86,7 +48,7 @@ async def run(
     metrics = Metrics()
     configure_logging(config.log).count(metrics.log_records_lost.inc)
     log = logger("worker")
-    log.info(LogEvent.STARTING, version=program_version(), pid=os.getpid(), store=placed(config.store.path))
+    log.info("worker.starting", version=program_version(), pid=os.getpid(), store=absolute_path(config.store.path))
     if stop is None:
         stop = StopSignal()
         stop.listen()
@@ -100,7 +62,7 @@ async def run(
                     await _serve(config, store, bus, stop, lines, metrics, adopt=adopt, greet=greet)
                 finally:
                     await bus.close()
-    log.info(LogEvent.STOPPED)
+    log.info("worker.stopped")
     return 0
 
 
@@ -110,31 +72,33 @@ async def _check_broker(config: Config, *, adopt: bool) -> bool:
     One that no worker may use would lie around, and be taken for the one in use. Raises the `Refusal` that stands against a worker.
     """
     path = config.store.path
-    if path != MEMORY and not checked(path).exists():
-        await _prepare(config, ClaimHolder(database="a new one", store=placed(path)), adopt=adopt, dry_run=True)
+    if path != MEMORY and not check_place(path).exists():
+        await _prepare(config, ClaimHolder(database="a new one", store=absolute_path(path)), adopt=adopt, dry_run=True)
     return True
 
 
-async def provision(config: Config, database: str | None = None, *, adopt: bool = False, enforced: bool = False) -> int:
+async def provision(config: Config, database: str | None = None, *, adopt: bool = False, set_limits: bool = False) -> int:
     """Make the streams and consumers that `run` needs, and end; returns the exit code 0 or raises the `Refusal` with another.
 
-    `database`: whose consumers they are from now on. `enforced`: streams that are there get the limits of the settings, too.
+    `database`: whose consumers they are from now on. `set_limits`: streams that are there get the limits of the settings, too.
     """
     configure_logging(config.log)
-    for warning in await _prepare(config, ClaimHolder(database=database) if database else None, adopt=adopt, enforced=enforced):
-        logger("provision").warning(LogEvent.STREAM_AT_RISK, why=warning)
-    logger("provision").info(LogEvent.PROVISIONED, streams=[INBOUND, EVENTS, DEAD_LETTERS])
+    for warning in await _prepare(config, ClaimHolder(database=database) if database else None, adopt=adopt, set_limits=set_limits):
+        logger("provision").warning("topology.stream_at_risk", why=warning)
+    logger("provision").info("topology.provisioned", streams=[INBOUND, EVENTS, DEAD_LETTERS])
     return 0
 
 
-async def _prepare(config: Config, holder: ClaimHolder | None, *, adopt: bool, dry_run: bool = False, enforced: bool = False) -> list[str]:
+async def _prepare(
+    config: Config, holder: ClaimHolder | None, *, adopt: bool, dry_run: bool = False, set_limits: bool = False
+) -> list[str]:
     """Prepare the broker on a connection of its own; returns warnings. Raises the `Refusal` that stands against a worker there."""
     subjects = Subjects(config.subjects.prefix)
     streams, sources = topology(config, subjects, reply_bindings(config, subjects))
     bus = JetStreamBus(nats_options(config.nats))
     try:
         await bus.open()
-        return await bus.prepare(streams, sources, holder=holder, adopt=adopt, dry_run=dry_run, enforced=enforced)
+        return await bus.prepare(streams, sources, holder=holder, adopt=adopt, dry_run=dry_run, set_limits=set_limits)
     finally:
         await bus.close()
 
@@ -154,7 +118,7 @@ async def _closing(store: Store) -> AsyncIterator[Store]:
         try:
             await store.close()
         except StoreBroken as too:
-            logger("worker").warning(LogEvent.STORE_NOT_CLOSED, why=str(too))
+            logger("worker").warning("store.not_closed", why=str(too))
         raise
     await store.close()
 
@@ -163,10 +127,9 @@ async def _serve(
     config: Config, store: Store, bus: Bus, stop: StopSignal, out: LineWriter, metrics: Metrics, *, adopt: bool, greet: Callable[[], None]
 ) -> None:
     """Connect, compose and supervise; the health server spans all of it."""
-    services = await stop.before(set_up(config, store, bus, MetricsRecorder(metrics), wall_clock, adopt=adopt))
+    services = await stop.before(wiring.set_up(config, store, bus, MetricsRecorder(metrics), wiring.wall_clock, adopt=adopt))
     if services is None:
         return
-    supervisor = supervised(config, services)
     registry = metrics.registry if config.metrics.enabled else None
     health = HealthServer(config.http.bind, services.probes, registry) if config.http.address is not None else None
     address = await health.start() if health is not None else None
@@ -177,12 +140,12 @@ async def _serve(
         line = {**facts, "http": f"http://{address}" if address is not None else "off"}
         out.write(msgspec.json.encode(line).decode() + "\n")
         if out.lost:
-            logger("worker").warning(LogEvent.READY_NOT_TOLD)
-        logger("worker").info(LogEvent.READY, **{k: v for k, v in line.items() if k != "event"})
+            logger("worker").warning("worker.ready_not_told")
+        logger("worker").info("worker.ready", **{k: v for k, v in line.items() if k != "event"})
         greet()
 
     try:
-        await supervisor.run(stop, ready)
+        await wiring.supervise(config, services, stop, ready)
     except BaseExceptionGroup as group:
         raise _told(root_of(group)) from group
     finally:
@@ -195,128 +158,5 @@ def _told(failure: BaseException) -> BaseException:
     """Return the refusal that ends the worker; a defect is logged with its traceback, and one line says where to look."""
     if isinstance(failure, Refusal) and not isinstance(failure, Defect):
         return failure
-    logger("worker").error(LogEvent.FAILED, why=repr(failure), exc_info=failure)
+    logger("worker").error("worker.failed", why=repr(failure), exc_info=failure)
     return Defect(f"the worker has failed: {failure}; the log has the traceback: please report it, and start the worker again")
-
-
-async def set_up(config: Config, store: Store, bus: Bus, tracker: MetricsRecorder, clock: Clock, *, adopt: bool = False) -> Services:
-    """Connect, make what the worker needs at the broker, and wire the services to store and bus, whichever adapters these are."""
-    spans = open_spans(tracker) if config.otel.enabled else None
-    await bus.open()
-    subjects = Subjects(config.subjects.prefix)
-    bindings = reply_bindings(config, subjects)
-    streams, sources = topology(config, subjects, bindings)
-    holder = ClaimHolder(database=store.identity, host=socket.gethostname(), store=store.place, pid=str(os.getpid()))
-    for warning in await bus.prepare(streams, sources, holder=holder, adopt=adopt):
-        logger("worker").warning(LogEvent.STREAM_AT_RISK, why=warning)
-    services = compose(config, store, bus, bindings, sources, tracker, clock)
-    return services if spans is None else msgspec.structs.replace(services, tracing=Tracing(services.engine, spans, tracker))
-
-
-def supervised(config: Config, services: Services) -> Supervisor:
-    """Return who gives the services their life."""
-    return Supervisor(
-        services,
-        version=program_version(),
-        tick_interval=config.engine.tick_interval.seconds,
-        startup_drain=config.engine.startup_drain.seconds,
-        drain=config.engine.drain_timeout.seconds,
-    )
-
-
-def compose(
-    config: Config,
-    store: Store,
-    bus: Bus,
-    bindings: ReplyBindings,
-    sources: tuple[ConsumerSpec, ...],
-    tracker: MetricsRecorder,
-    clock: Clock,
-) -> Services:
-    """Wire the services to their adapters."""
-    policy = capacity.lowered(policy_of(config, bindings), bus.max_payload)
-    mint, subjects = IdMint(), Subjects(config.subjects.prefix)
-    engine = Engine(store, clock=clock, policy=policy, max_batch=config.engine.max_batch, timed=tracker.timed)
-    engine.listen(tracker.committed)
-    read = reader(subjects, bindings, mint, lambda: bus.offset, meter_of(config))
-    consumers = [Consumer(bus, engine, s, read=read, watch=tracker.settled, recovered=store.recovered) for s in sources]
-    told, buried = _relays(store, bus, subjects, engine)
-    relays = [told, buried]
-    deciders = [consumer for consumer, source in zip(consumers, sources, strict=True) if source.ends_waits]
-    decided, first_kept = partial(decided_until, deciders), partial(_first_kept, bus, sources)
-    inspector = TopologyWatch(bus, dict(zip(sources, consumers, strict=True)))
-    probes = WorkerProbes(store, bus, relays, sources, inspector, tracker, clock=clock, engine=engine)
-    remembered, ids = (int(age * REMEMBERED_TIMES) for age in (config.stream.max_age, config.stream.event_max_age))
-    return Services(
-        engine=engine,
-        bus=bus,
-        waits=WaitEngine(FlowManager(engine), late=tracker.late, decided=decided, patience=int(config.engine.startup_drain)),
-        consumers=consumers,
-        relays=relays,
-        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, expired=buried.hear),
-        inspector=inspector,
-        api=_api(store, bus, bindings, engine, tracker, probes, subjects, config),
-        dispatcher=Dispatcher(bus, engine),
-        probes=probes,
-        systemd=Systemd(os.environ, store.ping),
-    )
-
-
-def _relays(store: Store, bus: Bus, subjects: Subjects, engine: Engine) -> tuple[Relay, Relay]:
-    """Wire what is published: events, and dead letters."""
-    read = read_events(store, subjects)
-    told = Relay("events", bus, engine, read=read, heard=lambda batch: bool(batch.events), fresh=events_of_batch(subjects))
-    letters, few = read_dead_letters(store, bus, subjects), _BIG_ROWS
-    return told, Relay("dead_letters", bus, engine, read=letters, heard=lambda batch: batch.buries, window=2 * few, chunk=few)
-
-
-async def _first_kept(bus: Bus, sources: Sequence[ConsumerSpec]) -> Mapping[str, int]:
-    """Ask which messages the inbound streams still keep."""
-    return {source.stream: await bus.first_kept(source.stream) for source in sources}
-
-
-def _api(
-    store: Store,
-    bus: Bus,
-    bindings: ReplyBindings,
-    engine: Engine,
-    tracker: MetricsRecorder,
-    probes: WorkerProbes,
-    subjects: Subjects,
-    config: Config,
-) -> Api:
-    """Wire the micro service, for agents and operators."""
-    across = operators(store, bus, subjects, bindings, engine, tracker.replayed, probes.ready, config.nats.monitor_url)
-    carriers = tuple(binding.subject for binding in bindings.configured)
-    size, settled, answered, meter = partial(getattr, bus, "max_payload"), tracker.settled, tracker.answered, meter_of(config)
-    return Api(engine, subjects, IdMint(), across, watch=settled, timed=answered, reply_topics=carriers, max_payload=size, meter=meter)
-
-
-def operators(
-    store: Store,
-    bus: Bus,
-    subjects: Subjects,
-    bindings: ReplyBindings,
-    engine: Engine,
-    counted: Counted,
-    ready: Ready,
-    monitor_url: str = "",
-) -> AdminService:
-    """Wire what operators may ask for; `ready` says what keeps the worker from its work."""
-    began = engine.clock()
-
-    def about() -> dict[str, object]:
-        """Say how this worker is."""
-        up = (engine.clock() - began) // SECOND
-        state = {"connected": bus.connected, "stalled": engine.stalled, "queued": engine.queued, "up_seconds": up}
-        not_ready = [f"{check.name}: {check.reason}" for check in ready() if not check.ok]
-        where = {"store": store.place, "nats": bus.address, "monitor_url": monitor_url}
-        return {"pid": os.getpid(), **where, **state, "not_ready": not_ready}
-
-    def room() -> int:
-        """Say how much an answer may weigh."""
-        return capacity.page_bytes(bus.max_payload)
-
-    desk = Queries(store.queries, subjects, engine.clock, version=program_version(), about=about, room=room)
-    letters = DeadLetterDesk(engine, bus, subjects, bindings.answers_on, counted)
-    return AdminService(desk, Interventions(engine, IdMint().command_id, BackupProcess(store.place).copy), letters, subjects)

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from nats_taskflow.errors import Defect, Refusal
-from nats_taskflow.observe.lazy_log import Logger
+from nats_taskflow.lazy_log import Logger
 
 REST = 1.0
 """Seconds before the next step of what goes on for ever, where one has failed."""

@@ -1,8 +1,8 @@
-"""Talk to the broker: `base` is the port, `jetstream` and `memory` are its adapters, and besides only `options`, `policy` and
-`mended` are used from outside: the agents' side connects by them as well.
+"""The broker, as the worker sees it.
 
-Read `base` first. The JetStream adapter is made of `connection` (by the `policy`; its client is `reading`, on `mended`), `outbound` (what
-is written, in order), `publisher`, `pull`, `service` and `topology` (with its rules in `settings`), one promise each; `memory` stands on
-`broker` and `streams`, which keep everything in the process.
-`server` finds and starts a nats-server for development and tests.
+Begin with `port`: what the worker needs from a broker, with every promise. Two sibling packages implement it and pass the same contract
+suite: `nats` (JetStream) and `memory` (in the process, for tests). Only `app`, the commands and the test kit name them; neither imports
+the other. What both use lies beside the port: `stream_rules`, `consumer_rules` and `filters` say what a broker's streams and consumers must
+be like (in the columns of `setting_rules`), `claims` whose a consumer is, `message_limits` which messages a broker takes, and `endpoints`
+and `admission` how requests are served. The port and these may import `wire` and the base modules, nothing of the worker above them.
 """

@@ -1,8 +1,8 @@
-"""Describe the micro service that a bus registers, and the requests that it hands over."""
+"""Describe the micro service that a bus registers, and the requests it passes on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -13,13 +13,15 @@ from nats_taskflow.wire.subjects import covers
 NO_METADATA: Headers = {}
 
 
-def _whoever(_subject: str) -> str:
-    """Tell nobody from anybody."""
+def _one_caller(_subject: str) -> str:
     return ""
 
 
 class ServiceRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A core request on a service endpoint. `answer` publishes the reply and returns when it has left, or never will; it never raises."""
+    """A core request on a service endpoint.
+
+    `answer` publishes the reply and returns once it has left or never will. It never raises.
+    """
 
     subject: str
     headers: Headers
@@ -27,8 +29,11 @@ class ServiceRequest(msgspec.Struct, frozen=True, kw_only=True):
     answer: Callable[[bytes, Headers], Coroutine[Any, Any, None]]
 
 
+RequestHandler = Callable[[ServiceRequest], Awaitable[None]]
+
+
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One verb of the micro service: `subject` may have wildcards; `metadata` shows in `nats micro info`."""
+    """One verb of the micro service. `subject` may have wildcards; `nats micro info` shows `metadata`."""
 
     name: str
     subject: str
@@ -36,11 +41,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """The micro service (`$SRV.PING|INFO|STATS`). `catch_all`: takes requests that no other endpoint covers.
+    """The micro service (`$SRV.PING|INFO|STATS`). `catch_all` endpoints take the requests that no other endpoint covers.
 
-    `guarded`: patterns. Whoever asks chooses where the answer goes, and the worker may publish where its callers may not: a request whose
-    reply subject is guarded, or is one of the server's own (`$…`), is not carried out (a confused deputy).
-    `whose`: who asks, by the subject; they take turns.
+    `guarded` are subject patterns. A caller chooses where its answer goes, and the worker may publish where callers may not (a confused
+    deputy). So a request is dropped if its reply subject is guarded, or is one of the server's own (`$…`).
+    `caller_of` reads the caller from a subject; callers take turns.
     """
 
     name: str
@@ -49,14 +54,15 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: tuple[Endpoint, ...]
     catch_all: tuple[Endpoint, ...] = ()
     guarded: tuple[str, ...] = ()
-    whose: Callable[[str], str] = _whoever
+    caller_of: Callable[[str], str] = _one_caller
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """What is subscribed to, so that each request comes once: the catch-alls, and the endpoints that none of them covers."""
-        rest = tuple(endpoint.subject for endpoint in self.catch_all)
-        return rest + tuple(each.subject for each in self.endpoints if not any(covers(pattern, each.subject) for pattern in rest))
+        """The subjects to subscribe to, so that each request comes once: the catch-alls, and the endpoints that none of them covers."""
+        wide = tuple(endpoint.subject for endpoint in self.catch_all)
+        narrow = (endpoint.subject for endpoint in self.endpoints)
+        return wide + tuple(subject for subject in narrow if not any(covers(pattern, subject) for pattern in wide))
 
     def guards(self, reply: str) -> bool:
-        """Tell whether no answer may go to the subject."""
+        """Return whether answers must not go to this subject."""
         return reply.startswith("$") or any(covers(pattern, reply) for pattern in self.guarded)

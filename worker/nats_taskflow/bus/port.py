@@ -1,30 +1,29 @@
-"""The bus port: what the worker needs of a broker, with every promise written down.
-
-Adapters: `bus.jetstream` and `bus.memory` (the test kit's broker); both pass `tests/contract`. Nothing of nats-py shows here.
-"""
+"""The bus port: what the worker needs from a broker, with every promise written down. Nothing of nats-py shows here."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from operator import eq
 from typing import Protocol
 
 import msgspec
 
-from nats_taskflow.bus.endpoints import Service, ServiceRequest
+from nats_taskflow.bus.endpoints import RequestHandler, Service
+from nats_taskflow.wire.headers import Headers
 
-Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
-MOST_TOGETHER = 500  # messages that `Bus.publish_all` takes at once; JetStream's limit is 1,000
-NO_RESPONDERS = "no responders"  # what `Bus.send` says of a message that nobody listens for
+BATCH_MAX = 500  # messages in one `Bus.publish_all`; JetStream takes 1,000
+NO_RESPONDERS = "no responders"  # what `Bus.send` returns where nobody listens
+NOT_CONNECTED = "not connected to NATS"
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """One message as a stream's consumer handed it over.
+    """One message from a stream's consumer.
 
-    `seq` is the stream sequence; `attempt` counts deliveries from 1; `arrived_us` is when the broker stored it (microseconds since the
-    epoch, its clock); `token` is the adapter's handle for `Bus.settle`; `pending`: how many were undelivered behind it; `size`: in bytes.
+    `seq` is the stream sequence. `attempt` counts deliveries from 1. `arrived_us` is when the broker stored it, by the broker's clock, in
+    microseconds since the epoch. `token` is the adapter's handle for `Bus.settle`. `pending` counts the undelivered messages behind it.
+    `size` is in bytes.
     """
 
     subject: str
@@ -44,13 +43,13 @@ class Ack(msgspec.Struct, frozen=True):
 
 
 class Nak(msgspec.Struct, frozen=True):
-    """Not now: deliver it again after `delay` seconds."""
+    """Not now: deliver it again in `delay` seconds."""
 
     delay: float
 
 
 class Term(msgspec.Struct, frozen=True):
-    """Never deliver it again: it is of no use; `reason` goes into the broker's advisory."""
+    """Never deliver it again: it is useless. `reason` goes into the broker's advisory."""
 
     reason: str
 
@@ -63,9 +62,9 @@ Settlement = Ack | Nak | Term | InProgress
 
 
 class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message for a stream. `msg_id` becomes `Nats-Msg-Id`: a repeat within the duplicate window is dropped by the broker.
+    """A message for a stream. `msg_id` becomes `Nats-Msg-Id`: the broker drops a repeat within the duplicate window.
 
-    `is_same(stored, body)` tells whether a body that is stored under the id is this message's.
+    `is_same(stored, body)` returns whether a body that is stored under this id is this message's.
     """
 
     subject: str
@@ -76,7 +75,7 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ForwardedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A core message whose answer comes elsewhere: on `reply`, the NATS reply subject (None: none), which a stream captures."""
+    """A core request that nobody here awaits: its answer goes to the subject `reply`, which a stream captures (None: no answer)."""
 
     subject: str
     body: bytes
@@ -85,7 +84,7 @@ class ForwardedRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Published(msgspec.Struct, frozen=True):
-    """The broker has stored the message (or had it already: `duplicate`)."""
+    """The broker has stored the message, or had it already (`duplicate`)."""
 
     stream: str
     seq: int
@@ -95,8 +94,8 @@ class Published(msgspec.Struct, frozen=True):
 class PublishFailed(Exception):
     """The message may or may not be stored: publish it again with the same `msg_id`.
 
-    `refused`: the broker answered with an error (the stream is full, no such stream, no permission). `unsendable`: it would take no such
-    message from anybody (too large for it or its stream, no subject to publish on). `duplicate`: it has a message of the batch.
+    `refused`: the broker answered with an error (the stream is full, no such stream, no permission). `unsendable`: it takes such a message
+    from nobody (too large for it or its stream, no subject to publish on). `duplicate`: it already has a message of the batch.
     """
 
     def __init__(self, message: str, *, refused: bool = False, unsendable: bool = False, duplicate: bool = False) -> None:
@@ -107,9 +106,9 @@ class PublishFailed(Exception):
 
 
 class StreamSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A stream the worker needs (CONTRACT 1). `inbound`: agents write to it, so what could forge messages, or throw them away, is refused.
+    """A stream the worker needs (CONTRACT 1). `inbound`: agents write to it, so no setting may let them forge messages or discard them.
 
-    `max_age` and `duplicate_window` are seconds; `share` is its part of what the broker grants where `max_bytes` is -1 (0: unlimited).
+    `max_age` and `duplicate_window` are seconds. `share` is its part of the broker's storage where `max_bytes` is -1 (0: unlimited).
     """
 
     name: str
@@ -124,10 +123,10 @@ class StreamSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Where deliveries come from: a durable pull consumer on a stream.
+    """A durable pull consumer on a stream: one source of deliveries.
 
-    `filters`: only these subjects (all when empty); with `all_but`, also all else that the stream captures, except what that covers.
-    `ends_waits`: deadlines wait for what it delivers (SEMANTICS R9). `ack_wait` is seconds; `max_bytes` bounds one pull request's bytes.
+    `filters`: only these subjects (all when empty). With `all_but`, also whatever else the stream captures, unless `all_but` covers it.
+    `ends_waits`: deadlines wait for what it delivers (SEMANTICS R9). `ack_wait` is seconds. `max_bytes` bounds one pull request.
     """
 
     stream: str
@@ -139,12 +138,14 @@ class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_ack_pending: int = 2000
     max_bytes: int = 4 * 1024 * 1024
 
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return f"consumer {self.consumer} of stream {self.stream}"
+
 
 class ClaimHolder(msgspec.Struct, frozen=True, kw_only=True):
-    """The database that a worker's consumers serve: its id, the host and the path where it lies, and for people the worker's process.
-
-    Whoever makes consumers for a worker knows no more than the id.
-    """
+    """The database that a worker's consumers serve, and the worker's process. `taskflow provision` knows no more than the id."""
 
     database: str
     host: str = "?"
@@ -153,7 +154,7 @@ class ClaimHolder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a source stands: all up to `floor` are settled, `delivered` was handed out last, `pending` messages not yet."""
+    """How far a source is: settled up to `floor`, delivered up to `delivered`, and `pending` messages not delivered yet."""
 
     floor: int
     delivered: int
@@ -169,15 +170,15 @@ class Bus(Protocol):
 
     @property
     def offset(self) -> int:
-        """How many microseconds the broker's clock is ahead of ours, as last measured; 0 where it was not."""
+        """How many microseconds the broker's clock is ahead of ours, as last measured; 0 before that."""
 
     @property
     def reconnects(self) -> int:
-        """How often the connection came back after it was lost."""
+        """How often the connection was lost and came back."""
 
     @property
     def dropped(self) -> int:
-        """How many messages came and were refused or dropped unread, because too many waited before them."""
+        """How many messages were refused, or dropped unread, because too many waited before them."""
 
     @property
     def max_payload(self) -> int:
@@ -189,44 +190,44 @@ class Bus(Protocol):
 
     @property
     def address(self) -> str:
-        """Where it is connected to, for people, without credentials: `nats://127.0.0.1:4222`."""
+        """The server it is connected to, for people, without credentials: `nats://127.0.0.1:4222`."""
 
     async def open(self) -> None:
-        """Connect. Raises `BusLost` with a clear sentence within the connect timeout: unreachable, or credentials refused."""
+        """Connect. Raises `BusLost` within the connect timeout: unreachable, or credentials refused."""
 
     async def prepare(
         self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], *, holder: ClaimHolder | None = None, adopt: bool = False
     ) -> list[str]:
         """Create the missing streams and durable consumers, add missing subjects, check the rest.
 
-        `holder`: whose consumers they are from now on, unless they are somebody else's; `adopt`: also then. Returns warnings for the
-        operator (for example: a single replica without `sync_interval: always`). Raises `TopologyRefused` naming the stream and setting
-        that would break a promise, `ConsumerTaken` naming the database that a consumer belongs to; nothing is changed then.
+        The consumers are claimed for `holder`, unless another database has claimed them; with `adopt`, even then. Returns warnings for the
+        operator (for example: a single replica without `sync_interval: always`). Raises `TopologyRefused`, which names the stream and the
+        setting that would break a promise, or `ConsumerTaken`, which names the database of the consumer. Nothing is changed then.
         """
 
     async def inspect(self) -> list[str]:
-        """Look again at what `prepare` was given: make what was deleted, and say what breaks a promise now, a sentence each.
+        """Check again what `prepare` was given: create what was deleted, and return what breaks a promise now, a sentence each.
 
-        Settings that somebody changed are only named: whoever changed them had a reason. Raises `PublishFailed` when the broker does
-        not answer, `ConsumerTaken` once a worker on another database has adopted a consumer.
+        A changed setting is only named: whoever changed it had a reason. Raises `PublishFailed` when the broker does not answer,
+        `ConsumerTaken` once a worker on another database has adopted a consumer.
         """
 
     @property
     def untrusted(self) -> frozenset[ConsumerSpec]:
-        """The sources that must not be pulled, as last inspected: what they deliver may not be what was sent."""
+        """The sources that must not be pulled, as of the last `inspect`: their messages may not be what was sent."""
 
-    def mended(self) -> tuple[ConsumerSpec, ...]:
-        """Return the sources whose consumer's settings broke a promise, so that it may have given up on messages, and are right again."""
+    def take_repaired(self) -> tuple[ConsumerSpec, ...]:
+        """Return, once each, the sources whose consumer is repaired. Its settings had broken a promise, so it may have skipped messages."""
 
     def ack_wait(self, source: ConsumerSpec) -> float:
-        """Return the seconds after which the broker delivers again, as last seen: an operator may have changed it."""
+        """Return after how many seconds the broker delivers again, as last seen: an operator may have changed it."""
 
     @property
     def trouble(self) -> str:
-        """Why it does not deliver, or hear requests, though connected; empty when all is well, as far as it knows."""
+        """Why it delivers nothing, or hears no requests, although it is connected; empty as long as it knows of no reason."""
 
     async def backlog(self, source: ConsumerSpec) -> Backlog:
-        """Tell where the source stands. Raises `PublishFailed` when the broker does not answer."""
+        """Return how far the source is. Raises `PublishFailed` when the broker does not answer."""
 
     async def first_kept(self, stream: str) -> int:
         """Return the lowest sequence that the stream still keeps (one past the last for an empty stream).
@@ -234,45 +235,44 @@ class Bus(Protocol):
         Raises `PublishFailed` when the broker does not answer.
         """
 
-    async def born(self, stream: str) -> str:
-        """Say when the stream was made: it tells one stream of a name from the next. Raises `PublishFailed` as `first_kept` does."""
+    async def stream_created(self, stream: str) -> str:
+        """Return when the stream was created, to tell it from the next one of its name. Raises `PublishFailed` as `first_kept` does."""
 
     async def rewind(self, source: ConsumerSpec, to: int | None = None) -> bool:
-        """Make the broker deliver everything above the ack floor at once, instead of after `ack_wait`.
+        """Have the broker deliver everything above the ack floor again at once, instead of after `ack_wait`.
 
-        `to`: everything from this sequence on instead, whether it was settled or not. Returns False where the broker cannot (older
-        server, no permission): redelivery then comes with `ack_wait`.
+        `to`: everything from this sequence on instead, settled or not. Returns False where the broker cannot (older server, no
+        permission): redelivery then comes after `ack_wait`.
         """
 
     async def pull(self, source: ConsumerSpec, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
-        """Deliver continuously until cancelled: `take` is called on the loop for each message, and must not raise or block.
+        """Deliver in stream order until cancelled. `take` is called on the loop for each message; it must not raise or block.
 
-        Raises `ConsumerTaken` where a worker on another database has taken the consumer over during an outage.
-
-        `room()` says how many more messages the caller takes now (0: stop asking). Call `wake` after room was made.
-        Survives a broker restart, a deleted consumer (created again) and a long outage; delivers in stream order.
+        `room()` returns how many more messages the caller takes now (0: stop asking). Call `wake` once there is more room.
+        Survives a broker restart, a deleted consumer (it is created again) and a long outage. Raises `ConsumerTaken` where a worker on
+        another database took the consumer over during an outage.
         """
 
     def wake(self) -> None:
-        """Tell `pull` that room was made."""
+        """Have every `pull` ask `room()` again."""
 
     def settle(self, delivery: Delivery, settlement: Settlement) -> None:
-        """Tell the broker what became of a delivery. Never raises; lost settlements end in a redelivery."""
+        """Settle a delivery. Never raises; where a settlement is lost, the broker delivers again."""
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         """Store a message on its stream. The future fails with `PublishFailed`; it always resolves within the publish timeout.
 
-        Where the broker has one under its `msg_id` already it is looked at: another message is no repeat (`unsendable`, as long as the
-        broker knows the id).
+        Where the broker already has a message under this `msg_id`, the two are compared: another message is no repeat, and fails as
+        `unsendable` as long as the broker knows the id.
         Messages published one after another on one connection are stored in that order, as far as they are stored at all.
         """
 
     def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:
-        """Store up to `MOST_TOGETHER` messages of one stream: all of them in this order, or none. The future tells the last one's place.
+        """Store up to `BATCH_MAX` messages on one stream: all of them in this order, or none. The future gives the place of the last one.
 
-        It fails like that of `publish`, within the same time. Refused, none is stored: the broker or the stream takes no messages
-        together, or would not take one of these by itself, or has one already (its `msg_id`): publish them one by one. Not refused, all
-        or none are stored, now or later. Order among batches, and with `publish`, is that of the calls.
+        It fails as that of `publish` does, within the same time. If `refused`, none is stored, and the messages can be published one by
+        one: the broker or the stream takes no batches, would not take one of these alone, or already has one (its `msg_id`). If not
+        `refused`, all or none are stored, now or later. Batches and single messages are stored in the order of the calls.
         """
 
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
@@ -281,20 +281,20 @@ class Bus(Protocol):
     async def send(self, messages: Sequence[ForwardedRequest]) -> list[str | None]:
         """Publish core messages with their reply subjects, in order; at most 256 at once. Never raises.
 
-        For each it returns None once the server has it and somebody listens (or no reply subject was given), or a sentence why not:
-        `NO_RESPONDERS`, not connected, too large, a bad subject, no permission. A sentence with `may or may not have been sent` means
-        that; any other, that nobody got the message. Returns within the publish timeout, and at once when the connection is lost.
-        A stream that captures the subject listens too: its acknowledgement goes to `reply`, like any answer.
+        Returns for each message None once the server has it and somebody listens (or it has no reply subject), else a sentence why not:
+        `NO_RESPONDERS`, not connected, too large, a bad subject, no permission. `may or may not have been sent` in a sentence means that;
+        with any other, nobody got the message. Returns within the publish timeout, and at once when the connection is lost.
+        A stream that captures the subject counts as a listener: its acknowledgement goes to `reply`, like any answer.
         """
 
-    async def serve(self, service: Service, handler: Callable[[ServiceRequest], Awaitable[None]]) -> None:
+    async def serve(self, service: Service, handler: RequestHandler) -> None:
         """Register the micro service. Requests are handled concurrently, each in its own task; `handler` must not raise."""
 
     async def stop_serving(self) -> None:
-        """Deregister the service and wait for the requests in hand."""
+        """Deregister the service, then wait for the requests in hand."""
 
     async def flush(self) -> None:
-        """Push settlements and tells out, bounded by a short timeout. Never raises."""
+        """Wait until settlements and core messages have left, for a short time at most. Never raises."""
 
     async def close(self) -> None:
         """Close the connection without draining. Idempotent; never raises."""

@@ -21,13 +21,13 @@ def config() -> None:
 @form_option
 def show(*, origin: bool, output: str, **arguments: Any) -> None:
     """Print every setting as it is in force, in the form of the configuration file; secrets are masked."""
-    from nats_taskflow.config import shown
+    from nats_taskflow.config import describe_settings
 
     if output == "json":
-        settings = {key: {"value": value, "origin": source} for key, value, source in shown(load_config(arguments))}
+        settings = {key: {"value": value, "origin": source} for key, value, source in describe_settings(load_config(arguments))}
         click.echo(json.dumps(settings, ensure_ascii=False))
         return
-    rows = [(f"{key} = {value}", source) for key, value, source in shown(load_config(arguments))]
+    rows = [(f"{key} = {value}", source) for key, value, source in describe_settings(load_config(arguments))]
     width = max(len(line) for line, _ in rows)
     for line, source in rows:
         click.echo(f"{line:<{min(width, 60)}}  # {source}" if origin else line)

@@ -127,7 +127,7 @@ def _free_port() -> int:
 
 def banner(config: Config, nats: str, program: str = "taskflow") -> str:
     """Return what a newcomer needs: where everything is, commands to copy, how to stop. `nats` says where the server comes from."""
-    from nats_taskflow.store.sqlite.place import placed
+    from nats_taskflow.store.sqlite.place import absolute_path
 
     url = ",".join(address.shown for address in config.nats.url)
     cli, prefix = f"nats -s {url}", config.subjects.prefix
@@ -140,7 +140,7 @@ def banner(config: Config, nats: str, program: str = "taskflow") -> str:
     lines = [
         "",
         f"  NATS    {url}   ({nats})",
-        f"  Store   {placed(config.store.path)}",
+        f"  Store   {absolute_path(config.store.path)}",
         f"  Health  {health}",
         "",
         "  Try, in another terminal (of the id, for FLOW, the end is enough):",

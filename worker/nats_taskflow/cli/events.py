@@ -17,7 +17,7 @@ from nats_taskflow.cli.selection import find_flow_id
 from nats_taskflow.cli.session import run
 
 if TYPE_CHECKING:
-    from nats_taskflow.bus.nats.history import StreamMessage
+    from nats_taskflow.bus.nats.inspect import StreamMessage
 
 _MAX_READ = 10_000
 _DEFAULT_LAST = 20

@@ -12,8 +12,8 @@ from nats_taskflow.cli.identity import split_owner
 from nats_taskflow.cli.options import load_config
 
 if TYPE_CHECKING:
+    from nats_taskflow.client.mcp.lazy_client import Owner
     from nats_taskflow.client.mcp.serving import HttpEndpoint
-    from nats_taskflow.client.mcp.session import Owner
     from nats_taskflow.config import Secret
 
 
@@ -70,7 +70,7 @@ def _read_owner(key: str | None, agent: str | None, session_id: str | None) -> O
     """Return whose flows these are. Raises a usage error."""
     import msgspec
 
-    from nats_taskflow.client.mcp.session import Owner
+    from nats_taskflow.client.mcp.lazy_client import Owner
     from nats_taskflow.wire.requests import SessionId
     from nats_taskflow.wire.subjects import is_token
 
@@ -106,7 +106,7 @@ def _read_endpoint(arguments: dict[str, Any]) -> HttpEndpoint | None:
     """Return where to listen; None is stdio. Raises a usage error for an address that others could reach without a token."""
     from nats_taskflow.client.mcp.serving import HttpEndpoint
     from nats_taskflow.config.parsers import split_bind
-    from nats_taskflow.doors.http.health import is_loopback
+    from nats_taskflow.http.server import is_loopback
 
     bind, token = arguments["bind"], arguments["http_token"]
     if bind is None:

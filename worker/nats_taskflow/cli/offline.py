@@ -13,10 +13,10 @@ import msgspec
 from nats_taskflow.cli.protocol import Json, WorkerRefusal
 from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.errors import FlowError
-from nats_taskflow.store.invariants.snapshot import snapshot
 from nats_taskflow.store.sqlite.offline import OfflineReads
+from nats_taskflow.store.sqlite.snapshot import open_snapshot
 from nats_taskflow.version import program_version
-from nats_taskflow.wire.admin_requests import read_operation
+from nats_taskflow.wire.admin_codec import read_operation
 from nats_taskflow.wire.subjects import Subjects
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class OfflineSession:
 @contextmanager
 def open_database(config: Config, place: str, printer: Printer) -> Iterator[OfflineSession]:
     """Open the database at `place` as one snapshot, and say so."""
-    with snapshot(place) as opened:
+    with open_snapshot(place) as opened:
         running = f"; a worker (pid {opened.worker}) runs on it" if opened.worker is not None else "; no worker runs on it"
         printer.note(f"read-only snapshot of {opened.path}{running}")
         reads = OfflineReads(opened.database)

@@ -112,7 +112,7 @@ def _metavar(setting: Setting) -> str:
     from nats_taskflow.config.parsers import duration_or_off
     from nats_taskflow.units import Duration
 
-    if setting.about.read is duration_or_off or isinstance(setting.default, Duration):
+    if setting.about.parse is duration_or_off or isinstance(setting.default, Duration):
         return "DURATION"
     if isinstance(setting.default, bool):
         return "true|false"

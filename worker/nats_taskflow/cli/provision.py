@@ -32,4 +32,4 @@ def provision(ctx: click.Context, /, *, database: str | None, set_limits: bool, 
     from nats_taskflow import app
     from nats_taskflow.cli.runtime import launch
 
-    ctx.exit(launch(app.provision(config, database, adopt=adopt, enforced=set_limits)))
+    ctx.exit(launch(app.provision(config, database, adopt=adopt, set_limits=set_limits)))

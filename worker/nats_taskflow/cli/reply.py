@@ -34,6 +34,8 @@ def reply(*, topic: str, correlation_id: str, payload: str | None, event_id: str
 
     async def main(session: OperatorSession, printer: Printer) -> None:
         """Publish the reply, or print which flow it would resume."""
+        from nats_taskflow.wire.headers import CORRELATION_ID, MSG_ID
+
         assert isinstance(session, OnlineSession), "a reply goes over NATS"
         body = {"correlation_id": correlation_id, "payload": value}
         if arguments["flow_id"]:
@@ -46,16 +48,16 @@ def reply(*, topic: str, correlation_id: str, payload: str | None, event_id: str
             nobody = "nobody: another flow waits for it, so it would be a dead letter" if waiters else "nobody: it would be held"
             printer.item({"would_resume": flow_ids}, [("would resume", ", ".join(flow_ids) or nobody)])
             return
-        headers = {"Nats-Msg-Id": event_id or _new_id(), "Correlation-Id": correlation_id}
+        headers = {MSG_ID: event_id or _new_id(), CORRELATION_ID: correlation_id}
         message = json.dumps(body["payload"] if subject != topic else body, ensure_ascii=False).encode()
         stored = await session.client.publish(subject, message, headers)
         if stored.duplicate:  # the stream drops it: without the header the worker gets it, and can tell a repeat from another reply
-            from nats_taskflow.client.replies import enveloped
+            from nats_taskflow.client.replies import put_in_envelope
 
-            await session.client.publish(subject, enveloped(subject, message, headers["Nats-Msg-Id"]), {"Correlation-Id": correlation_id})
-        receipt = {"stream": stored.stream, "seq": stored.seq, "duplicate": stored.duplicate, "id": headers["Nats-Msg-Id"]}
+            await session.client.publish(subject, put_in_envelope(subject, message, headers[MSG_ID]), {CORRELATION_ID: correlation_id})
+        receipt = {"stream": stored.stream, "seq": stored.seq, "duplicate": stored.duplicate, "id": headers[MSG_ID]}
         again = " (the id is known: the worker looks whether this is the same reply)" if stored.duplicate else ""
-        printer.item(receipt, [("stored", f"{stored.stream} {stored.seq}{again}"), ("id", headers["Nats-Msg-Id"])])
+        printer.item(receipt, [("stored", f"{stored.stream} {stored.seq}{again}"), ("id", headers[MSG_ID])])
 
     run(arguments, main)
 

@@ -28,7 +28,7 @@ def run(arguments: Mapping[str, Any], main: Main, *, patience: float = 5.0) -> N
     """Load the settings, open a session, and run `main`; its number, or what went wrong, is the exit code."""
     from nats_taskflow.cli.light_imports import import_nats
     from nats_taskflow.cli.runtime import launch
-    from nats_taskflow.observe.lazy_log import configure_at_first_use
+    from nats_taskflow.lazy_log import configure_at_first_use
 
     config = load_config(arguments)
     configure_at_first_use(_log_errors)

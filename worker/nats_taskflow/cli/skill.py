@@ -42,10 +42,10 @@ def print_skill() -> None:
 @click.option("--force", is_flag=True, help="Replace one that is different.")
 def install(*, folder: Path, force: bool) -> None:
     """Write the skill to DIR/nats-taskflow/SKILL.md. One that is there and different is left alone, unless --force."""
-    from nats_taskflow.config.paths import named
+    from nats_taskflow.config.paths import expand_or_refuse
     from nats_taskflow.files import partial_name, publish_file
 
-    place = named(folder) / NAME / "SKILL.md"
+    place = expand_or_refuse(folder) / NAME / "SKILL.md"
     wanted = skill_text()
     try:
         present = place.read_text(encoding="utf-8", errors="replace") if place.exists() else None

@@ -1,16 +1,16 @@
-"""The agents' side: everything here speaks CONTRACT.md over NATS, and imports no server module but message types.
+"""The agents' side: clients, agents and delegates that speak CONTRACT.md over NATS.
 
     async with FlowClient.connect("nats://127.0.0.1:4222", agent="kate") as flows:
-        flow = await flows.start(controller="kate/inbox", goal="triage the inbox")
+        flow = await flows.start(controller_id="kate/inbox", goal="triage the inbox")
         await flow.delegate("svc.billing", {"invoice": 7}, timeout="10m")
         print((await flow.resumed()).payload)
         await flow.finish({"paid": True})
 
-Read in this order: `flows` and `flow` are what an agent holds in its hands, `conditions` spells what a flow can wait for, `errors` what
-can go wrong; `resuming` and `listening` hear of a flow; `agent` is the loop that handles events (`lanes` keeps their order, `numbering`
-their commands from acting twice); `delegate` answers requests (`remembering` those of earlier processes), `synadia` with agents of another
-protocol; `sync` is for scripts. Below them `doors` sends commands until there is an outcome, `replying` writes replies, and `transport` is
-the port that `over_nats` fills (`dialling`, `consuming`, `pulling`, `permissions`, `buckets`).
+It has to load fast, so that it may import the base level, `flow`, `wire` and, once it connects, the light half of `bus.nats` (`options`,
+`dial`, `client`, `denials`, `pull_protocol`); nothing of the worker. Begin with `flows` and `flow`, what an agent holds in its hands.
+`session` is what both stand on, `commands` how a command gets its outcome, `transport` the port that `nats` and `nats_reader` fill.
+`wait_for_resume` and `live_events` hear of one flow, `agent` handles the events of all (`flow_queues` keep their order, `command_ids` make
+its commands idempotent), `delegate` answers requests (`answer_cache` across processes), `sync` is for scripts, `mcp` for LLM agents.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nats_taskflow.client.agent import Agent
 from nats_taskflow.client.commands import CommandOutcome
 from nats_taskflow.client.conditions import all_of, any_of, at_least, ended, manual, reply, timer
 from nats_taskflow.client.delegate import Delegate, serve_delegate
-from nats_taskflow.client.delegate_messages import Asked, DelegateError
+from nats_taskflow.client.delegate_messages import DelegateCall, DelegateError
 from nats_taskflow.client.errors import (
     BY_CODE,
     AlreadyTerminal,
@@ -47,8 +47,7 @@ from nats_taskflow.client.errors import (
     WaitConflict,
 )
 from nats_taskflow.client.events import Event, Resumed
-from nats_taskflow.client.flow import Flow
-from nats_taskflow.client.flows import FlowClient
+from nats_taskflow.client.flows import Flow, FlowClient
 from nats_taskflow.client.sync import FlowClientSync, FlowSync, flows_sync
 from nats_taskflow.client.transport import Lost, NotPermitted, Transport
 
@@ -56,11 +55,11 @@ __all__ = [
     "BY_CODE",
     "Agent",
     "AlreadyTerminal",
-    "Asked",
     "CancelPending",
     "CommandOutcome",
     "Conflict",
     "Delegate",
+    "DelegateCall",
     "DelegateError",
     "Event",
     "Flow",

@@ -1,4 +1,4 @@
-"""`Agent`: handle the events of one's own flows, durably, and go on after a restart.
+"""Handle the events of one's own flows durably, and go on after a restart.
 
     agent = Agent("nats://127.0.0.1:4222", agent="kate", name="triage")
 
@@ -8,18 +8,18 @@
 
     asyncio.run(agent.run(stop_on=[signal.SIGTERM, signal.SIGINT]))
 
-What is promised. Every event that the stream keeps is handled at least once, those of one flow one after another in their order, those
-of different flows side by side. An event is settled when its handlers have returned; a handler that raised is called again, later and
-later, and the flow's next events wait for it. A process that is killed leaves nothing behind: the next one begins with what was in hand.
+What is promised. Every event that the stream keeps is handled at least once: those of one flow in their order, those of different flows
+side by side. An event is settled when its handlers have returned. A handler that raised is called again, later and later, and the flow's
+next events wait for it. A process that is killed leaves nothing behind: the next one begins with what was in hand.
 
 So a handler may run twice for one event. Its commands do not act twice: inside a handler every command gets an id that is made of the
-event and of its number (`numbering`), and the worker answers a repeated id with the stored outcome. That holds for everything sent
-through the client, `flows.start` and `flows.reply` too. It asks of a handler that it sends the same commands in the same order when it
-runs again; their contents may differ (a time, say): what the first run sent counts. What a handler does elsewhere (a mail, a payment)
-needs an id of its own: `event.id` is one.
+event and of a number (`command_ids`), and the worker answers a repeated id with the stored outcome. That holds for everything sent
+through the client, `flows.start` and `flows.reply` too. A handler has to send the same commands in the same order when it runs again.
+Their contents may differ (by a time, say): what the first run sent counts. What a handler does elsewhere (a mail, a payment) needs an id
+of its own: `event.id` is one.
 
-`stop` ends the loop in good order: the handlers that run come to their end and their events are settled, and nothing new is begun. The
-next process of the same name begins with what lay ready.
+`stop` ends the loop in good order: the handlers that run finish, their events are settled, and nothing new begins. The next process of
+the same name begins with what is left.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ import msgspec
 from nats_taskflow.client.command_ids import CURRENT, CommandIds
 from nats_taskflow.client.conditions import Length, length
 from nats_taskflow.client.errors import AlreadyTerminal, Forbidden, InvalidRequest, NotFound
-from nats_taskflow.client.events import Event, event_in, kinds_of
-from nats_taskflow.client.flow import Flow
+from nats_taskflow.client.events import Event, check_kinds, read_event
 from nats_taskflow.client.flow_queues import FlowQueues, RetryLater
-from nats_taskflow.client.flows import FlowClient
+from nats_taskflow.client.flows import Flow, FlowClient
 from nats_taskflow.client.handlers import check_handler
 from nats_taskflow.client.ignored_messages import IgnoredMessages
 from nats_taskflow.client.transport import ConsumerMessage, Deliveries, NotPermitted
@@ -53,27 +52,27 @@ _log = logging.getLogger("nats_taskflow.client.agent")
 
 
 class _Rule(msgspec.Struct, frozen=True):
-    """Which events a handler is for."""
+    """A handler, and the events that it is for."""
 
     kinds: frozenset[str]
     controller: str
     handler: Handler
 
     def covers(self, event: Event) -> bool:
-        """Tell whether the event is for it."""
+        """Return whether the event is for this handler."""
         return (not self.kinds or event.kind in self.kinds) and fnmatchcase(event.controller_id, self.controller)
 
 
-class Stopped:
-    """The end of a loop that was asked to stop, to be awaited by whoever wants to."""
+class LoopEnd:
+    """The end of a loop that was told to stop. Awaiting it is optional."""
 
-    def __init__(self, ended: asyncio.Event, lanes: FlowQueues | None) -> None:
+    def __init__(self, ended: asyncio.Event, queues: FlowQueues | None) -> None:
         self._ended = ended
-        self._lanes = lanes
+        self._queues = queues
 
     def __await__(self) -> Generator[Any, None, None]:
         """Wait for it. Raises `RuntimeError` in a handler, for which the end waits itself."""
-        if self._lanes is not None and asyncio.current_task() in self._lanes.tasks:
+        if self._queues is not None and asyncio.current_task() in self._queues.tasks:
             raise RuntimeError("a handler cannot wait for the end of its own loop: call agent.stop() without await")
         yield from self._ended.wait().__await__()
 
@@ -110,28 +109,27 @@ class Agent:
         self._ack_wait = ack_wait
         self._retry = (retry_first, retry_last)
         self._rules: list[_Rule] = []
-        self._litter = IgnoredMessages(_log, "event")
+        self._ignored = IgnoredMessages(_log, "event")
         self._failing: dict[str, type[BaseException]] = {}
-        self._lanes: FlowQueues | None = None
+        self._queues: FlowQueues | None = None
         self._stopping = asyncio.Event()
         self._late = asyncio.Event()
         self._ended = asyncio.Event()
         self._ended.set()
 
     def on(self, *kinds: str, controller: str = "*") -> Callable[[_H], _H]:
-        """Have the function called with (flow, event) for events of these kinds (none: all) of flows whose controller matches.
+        """Register a handler for events of these kinds (none: all).
 
-        Raises `InvalidRequest` for a kind that there is not, `TypeError` for `@agent.on` without parentheses and for a function that is
-        not async or does not take the two.
+        It is called with (flow, event), for flows whose controller matches. Raises `InvalidRequest` for a kind that does not exist,
+        `TypeError` for `@agent.on` without parentheses and for a function that is not async or does not take the two.
         """
         if any(map(callable, kinds)):
             raise TypeError("write @agent.on() with parentheses: as it is, the function would never be called")
-        wanted = kinds_of(kinds)
+        names = check_kinds(kinds)
 
         def add(handler: _H) -> _H:
-            """Keep the handler; it stays callable by itself."""
             check_handler(handler, "@agent.on", "flow", "event")
-            self._rules.append(_Rule(wanted, controller, handler))
+            self._rules.append(_Rule(names, controller, handler))
             return handler
 
         return add
@@ -148,7 +146,7 @@ class Agent:
             return
         self._ended.clear()
         try:
-            with self._stopped_on(stop_on, grace):
+            with self._stop_on_signals(stop_on, grace):
                 if isinstance(self._flows, FlowClient):
                     await self._run(self._flows)
                 else:
@@ -157,8 +155,8 @@ class Agent:
         finally:
             self._ended.set()
 
-    def stop(self, grace: Length | None = None) -> Stopped:
-        """Have `run` return in good order. Not to be awaited; who awaits it waits until the loop has ended.
+    def stop(self, grace: Length | None = None) -> LoopEnd:
+        """Have `run` return in good order. Await the result to wait for the loop's end.
 
         Handlers that run have `grace` (None: as long as they take) before they are cancelled; their events then come again. A repeat may
         only shorten that. A stopped agent stays stopped: `run` returns at once, whether it is called before or after.
@@ -166,86 +164,84 @@ class Agent:
         if grace is not None:
             asyncio.get_running_loop().call_later(length(grace).total_seconds(), self._late.set)
         self._stopping.set()
-        return Stopped(self._ended, self._lanes)
+        return LoopEnd(self._ended, self._queues)
 
     @contextmanager
-    def _stopped_on(self, signals: Iterable[signal.Signals], grace: Length | None) -> Iterator[None]:
-        """Stop on signals meanwhile."""
+    def _stop_on_signals(self, signals: Iterable[signal.Signals], grace: Length | None) -> Iterator[None]:
+        """Stop on these signals while the block lasts."""
         loop = asyncio.get_running_loop()
-        heard = tuple(signals)
-        for one in heard:
-            loop.add_signal_handler(one, lambda: self.stop("0s" if self._stopping.is_set() else grace))
+        numbers = tuple(signals)
+        for number in numbers:
+            loop.add_signal_handler(number, lambda: self.stop("0s" if self._stopping.is_set() else grace))
         try:
             yield
         finally:
-            for one in heard:
-                loop.remove_signal_handler(one)
+            for number in numbers:
+                loop.remove_signal_handler(number)
 
     async def _run(self, flows: FlowClient) -> None:
-        """Take deliveries and hand them to the lanes, until stopped."""
+        """Queue deliveries until stopped."""
         if self._stopping.is_set():
             return
         subject = flows.subjects.event(flows.agent, "*", "*")
-        self._lanes = lanes = FlowQueues(lambda event: self._handle(flows, event), self._ack_wait / 3, *self._retry)
-        taken = flows.transport.consume(subject, stream=EVENTS, durable=self.name, ack_wait=self._ack_wait, at_most=self._at_once)
+        self._queues = queues = FlowQueues(lambda event: self._handle(flows, event), self._ack_wait / 3, *self._retry)
+        source = flows.transport.consume(subject, stream=EVENTS, durable=self.name, ack_wait=self._ack_wait, at_most=self._at_once)
         try:
-            async with aclosing(taken) as deliveries, lanes:
-                await self._until_stopped(self._take_all(lanes, deliveries))
-                await lanes.finish(self._late)
+            async with aclosing(source) as deliveries, queues:
+                await self._until_stopped(self._take_all(queues, deliveries))
+                await queues.finish(self._late)
         except NotPermitted as denied:
             raise Forbidden(f"{denied}; docs/client.md says what the loop needs") from denied
 
-    async def _until_stopped(self, taking: Coroutine[Any, Any, None]) -> None:
-        """Take until a stop is asked. Raises what ends the taking."""
-        task, asked = asyncio.ensure_future(taking), asyncio.ensure_future(self._stopping.wait())
+    async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` until it ends or the loop is stopped. Raises what ends it."""
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
         try:
-            await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            asked.cancel()
+            stop.cancel()
             task.cancel()
             await asyncio.wait({task})
         if not task.cancelled():
             task.result()
 
-    async def _take_all(self, lanes: FlowQueues, deliveries: Deliveries) -> None:
-        """Take what comes."""
+    async def _take_all(self, queues: FlowQueues, deliveries: Deliveries) -> None:
         async for delivery in deliveries:
-            await self._take(lanes, delivery)
+            await self._take(queues, delivery)
 
-    async def _take(self, lanes: FlowQueues, delivery: ConsumerMessage) -> None:
-        """Put a delivery into its flow's lane, unless it is for nobody."""
-        event = event_in(delivery.message)
+    async def _take(self, queues: FlowQueues, delivery: ConsumerMessage) -> None:
+        """Queue a delivery, or settle it where no handler is for it."""
+        event = read_event(delivery.message)
         if event is None:
-            self._litter.add(delivery.message.subject)
+            self._ignored.add(delivery.message.subject)
         if event is not None and any(rule.covers(event) for rule in self._rules):
-            await lanes.put(event, delivery)
+            await queues.put(event, delivery)
         else:
             await delivery.ack()
 
     async def _handle(self, flows: FlowClient, event: Event) -> None:
-        """Call the handlers of one event, in the order in which they were added. Raises `RetryLater` where it has to be tried again."""
-        numbering = CURRENT.set(CommandIds(event, self.name))
+        """Call the handlers of one event, in the order in which they were added. Raises `RetryLater` where one failed."""
+        token = CURRENT.set(CommandIds(event, self.name))
         before = self._failing.pop(event.id, None)
         try:
             await self._call(flows, event)
         except AlreadyTerminal as over:
             if over.details.get("flow_id", event.flow_id) != event.flow_id:
                 raise RetryLater(str(over)) from over
-            # Nothing will ever change this flow again: to call the handler again would be in vain, and for ever.
+            # Nothing will ever change this flow again: a retry would never succeed.
             _log.info("event %s is settled, for its flow has ended: %s", event.id, over)
-        except (Exception, asyncio.CancelledError) as failed:
-            heed_cancellation()  # and not one of what the handler waited for
-            self._failing[event.id] = type(failed)
-            told = None if isinstance(failed, before or ()) else failed  # the traceback once, not with every try
-            _log.error(
-                "a handler failed on event %s (%s of %s): %r; again later", event.id, event.kind, event.controller_id, failed, exc_info=told
-            )
-            raise RetryLater(str(failed)) from failed
+        except (Exception, asyncio.CancelledError) as failure:
+            heed_cancellation()  # our own, not that of something the handler waited for
+            self._failing[event.id] = type(failure)
+            traceback = None if isinstance(failure, before or ()) else failure  # once, not with every try
+            text = "a handler failed on event %s (%s of %s): %r; again later"
+            _log.error(text, event.id, event.kind, event.controller_id, failure, exc_info=traceback)
+            raise RetryLater(str(failure)) from failure
         finally:
-            CURRENT.reset(numbering)
+            CURRENT.reset(token)
 
     async def _call(self, flows: FlowClient, event: Event) -> None:
-        """Look at the flow as it is now, and call its handlers."""
+        """Call the handlers with the flow as it is now."""
         try:
             flow = await flows.in_session(event.session).get(event.flow_id)
         except NotFound:

@@ -1,4 +1,7 @@
-"""Keep a delegate's answers in a key-value bucket, so that a repeat is answered without the handler, by whichever process gets it."""
+"""Keep a delegate's answers in a key-value bucket.
+
+A repeated request is answered without the handler, whichever process gets it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from hashlib import sha256
 import msgspec
 
 from nats_taskflow.client.backoff import Backoff
-from nats_taskflow.client.delegate_messages import Asked, DelegateAnswer
+from nats_taskflow.client.delegate_messages import DelegateAnswer, DelegateCall
 from nats_taskflow.client.transport import NoAnswer, NotPermitted, NotStored, Transport
 
 KEPT_FOR = 7 * 86_400.0
@@ -21,7 +24,7 @@ _ANSWER = msgspec.json.Decoder(DelegateAnswer)
 
 
 class AnswerCache:
-    """The answers of a delegate, in a bucket that other instances and later processes read, too."""
+    """A delegate's answers, for other instances and later processes, too."""
 
     def __init__(self, transport: Transport, bucket: str) -> None:
         self._transport = transport
@@ -31,28 +34,28 @@ class AnswerCache:
         """Make the bucket where it is missing. Raises `Trouble`."""
         await self._transport.open_bucket(self._bucket, keep=KEPT_FOR, timeout=_TRY)
 
-    async def answered(self, asked: Asked, work: Callable[[Asked], Awaitable[DelegateAnswer]]) -> DelegateAnswer:
-        """Return the answer that was given before, or have it made, and keep it before anybody hears of it.
+    async def answer(self, request: DelegateCall, work: Callable[[DelegateCall], Awaitable[DelegateAnswer]]) -> DelegateAnswer:
+        """Return the earlier answer, or make one with `work` and keep it before anybody hears of it.
 
-        While the bucket cannot be read nothing is made: it might have been. Raises `NotPermitted`, `Lost`.
+        While the bucket cannot be read, `work` is not called: it may have been called before. Raises `NotPermitted`, `Lost`.
         """
-        if asked.id is None:
-            return await work(asked)  # who gives no id asks something new each time
-        key = sha256(f"{asked.subject}\n{asked.id}".encode()).hexdigest()
-        known = await self._recalled(key)
-        if known is not None:
-            return known
-        answer = await work(asked)
+        if request.id is None:
+            return await work(request)  # without an id, each request is a new one
+        key = sha256(f"{request.subject}\n{request.id}".encode()).hexdigest()
+        earlier = await self._recall(key)
+        if earlier is not None:
+            return earlier
+        answer = await work(request)
         await self._keep(key, answer)
         return answer
 
-    async def _recalled(self, key: str) -> DelegateAnswer | None:
-        """Return what was kept."""
+    async def _recall(self, key: str) -> DelegateAnswer | None:
+        """Return the answer that was kept, None where there is none."""
         backoff = Backoff(0.1, 10.0)
         while True:
             try:
-                kept = await self._transport.recall(self._bucket, key, timeout=_TRY)
-                return None if kept is None else _ANSWER.decode(kept)
+                value = await self._transport.recall(self._bucket, key, timeout=_TRY)
+                return None if value is None else _ANSWER.decode(value)
             except NoAnswer as later:
                 _log.warning("the bucket %s cannot be read: %s", self._bucket, later)
                 await asyncio.sleep(backoff.next())
@@ -61,7 +64,7 @@ class AnswerCache:
                 return None
 
     async def _keep(self, key: str, answer: DelegateAnswer) -> None:
-        """Keep an answer; where the bucket refuses it, a repeat will run the handler again, but the asker has to have it."""
+        """Keep an answer. Where the bucket refuses it, the caller gets it all the same, and a repeat runs the handler again."""
         backoff = Backoff(0.1, 10.0)
         while True:
             try:

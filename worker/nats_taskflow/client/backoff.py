@@ -1,4 +1,4 @@
-"""Wait ever longer between tries, never all at the same moment."""
+"""Exponential backoff with jitter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What time it is for the agents' side. The test kit puts its virtual clock here: deadlines then mean the worker's time."""
+"""The client's clock, replaceable by the test kit's virtual one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 Now = Callable[[], datetime]
 
 
-def _real() -> datetime:
-    """Return the time of this machine."""
+def _system_time() -> datetime:
+    """Return the machine's time."""
     return datetime.now(UTC)
 
 
-_source: list[Now] = [_real]
+_source: list[Now] = [_system_time]
 
 
 def now() -> datetime:
@@ -24,7 +24,7 @@ def now() -> datetime:
 
 @contextmanager
 def use_clock(clock: Now) -> Iterator[None]:
-    """Have the time told by another clock meanwhile, in the whole process."""
+    """Use another clock while the block lasts, in the whole process."""
     _source.append(clock)
     try:
         yield

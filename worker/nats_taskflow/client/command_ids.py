@@ -1,7 +1,7 @@
-"""Give commands their ids: random ones, or, inside an agent's handler, ones that a second run of the handler gives again.
+"""Make ids for commands: random ones, or repeatable ones inside a handler.
 
-A handler may be killed half-way and run again for the same event. Its nth command then has the id it had the first time, so that the
-worker answers with the stored outcome instead of applying it twice (SEMANTICS 6).
+An agent's handler may be killed half-way and run again for the same event. Its nth command then has the id it had the first time, so that
+the worker answers with the stored outcome instead of applying it twice (SEMANTICS 6).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from nats_taskflow.client.events import Event
 
 
 class CommandIds:
-    """Ids for what one run of a handler sends: `<flow>-<seq>-<n>-<verb>-<loop>`, at most 64 characters of `A-Z a-z 0-9 _ -`.
+    """The ids of one run of a handler: `<flow>-<seq>-<n>-<verb>-<loop>`, at most 64 characters of `A-Z a-z 0-9 _ -`.
 
-    The verb is part of it, so that a handler which decides otherwise in its second run does not get another verb's outcome. `loop`
-    tells agents apart that handle the same events.
+    The verb is in them, so that a handler that decides otherwise in its second run does not get another verb's outcome. `loop` tells
+    agents apart that handle the same events.
     """
 
     def __init__(self, event: Event, loop: str) -> None:
@@ -32,10 +32,10 @@ class CommandIds:
 
 
 CURRENT: ContextVar[CommandIds | None] = ContextVar("nats_taskflow.client.command_ids", default=None)
-"""The numbering of the handler that runs, None outside of handlers."""
+"""The ids of the handler that runs, None outside of handlers."""
 
 
 def new_id(verb: str) -> tuple[str, bool]:
-    """Return the id of the next command, and whether a second run would give it again."""
-    numbering = CURRENT.get()
-    return (token_hex(16), False) if numbering is None else (numbering.next(verb), True)
+    """Return the next command's id, and whether a second run of the handler would make it again."""
+    ids = CURRENT.get()
+    return (token_hex(16), False) if ids is None else (ids.next(verb), True)

@@ -1,8 +1,8 @@
-"""Send an agent's commands through one of the two doors, again and again under the same id, until there is an outcome (CONTRACT 1 to 3).
+"""Send a command and retry it under one id until its outcome is known.
 
-`cmd`: JetStream stores the command, and says so; the outcome comes to our inbox, and where it does not (the worker was killed, the
-connection was away), it is asked for by the command's id. `api`: a request, answered after the commit. Either way a command that was
-accepted is never applied twice: the id is its identity, whatever door, try or process it comes through.
+Door `cmd`: JetStream stores the command and acknowledges it, and the outcome comes to our inbox. Where it does not come (the worker was
+killed, the connection was away), we ask for it by the command's id. Door `api`: a request, answered after the commit. Either way an
+accepted command is never applied twice: the id is its identity, whatever door, try or process it comes through (CONTRACT 1 to 3).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from nats_taskflow.client.backoff import Backoff
-from nats_taskflow.client.encoding import encoded
+from nats_taskflow.client.encoding import encode_json
 from nats_taskflow.client.errors import (
     Conflict,
     Forbidden,
@@ -55,7 +55,7 @@ class CommandOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Answer(msgspec.Struct):
-    """An answer before it is known to be one."""
+    """Any answer to a command: an outcome or a refusal."""
 
     ok: bool
     outcome: str = ""
@@ -69,7 +69,7 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 
 
 class CommandSender:
-    """The doors of one agent. `patience`: how many seconds a command or a query is tried for."""
+    """Sends one agent's commands and queries through either door. `patience`: seconds that each is tried for."""
 
     def __init__(self, transport: Transport, subjects: Subjects, agent: str, *, patience: float) -> None:
         self.transport = transport
@@ -80,8 +80,8 @@ class CommandSender:
         self._awaited: dict[str, asyncio.Future[bytes]] = {}
 
     async def open(self) -> None:
-        """Open the inbox that outcomes come to."""
-        self._inbox = await self.transport.open_inbox(self._heard)
+        """Open the inbox for outcomes."""
+        self._inbox = await self.transport.open_inbox(self._on_outcome)
 
     async def close(self) -> None:
         """Close the inbox."""
@@ -91,28 +91,28 @@ class CommandSender:
     async def command(
         self, verb: str, fields: dict[str, Any], command_id: str, *, door: Door = "cmd", again: bool = False
     ) -> CommandOutcome:
-        """Have a command decided, and return its outcome.
+        """Send a command and return its outcome.
 
-        `again`: the id is one that a second run gives again, so that a stored outcome counts even if this body differs (a time, say).
-        Raises the refusal (a `FlowRefused`), or `NoOutcome` when there is none within `patience`.
+        `again`: a second run of the caller would give the same id, so that a stored outcome counts even if this body differs (by a
+        time, say). Raises the refusal (a `FlowRefused`), or `NoOutcome` when there is no outcome within `patience`.
         """
         if door not in get_args(Door):
             raise InvalidRequest(f"door is 'cmd' (durable) or 'api' (a request), not {door!r}", path="/door")
-        body = checked(verb, {**fields, "command_id": command_id})
+        body = request_body(verb, {**fields, "command_id": command_id})
         try:
-            answer = await (self._durable if door == "cmd" else self._direct)(verb, body, command_id)
-            return done(answer)
+            answer = await (self._send_durable if door == "cmd" else self._send_request)(verb, body, command_id)
+            return read_outcome(answer)
         except Conflict:
             if not again:
                 raise
-            return done(await self.query("outcome", {"command_id": command_id}))
+            return read_outcome(await self.query("outcome", {"command_id": command_id}))
 
     async def query(self, verb: str, fields: dict[str, Any]) -> bytes:
         """Return the answer to a query. Raises the refusal, or `Unavailable` when nobody answers within `patience`."""
-        body = checked(verb, fields)
+        body = request_body(verb, fields)
         try:
             async with asyncio.timeout(self.patience):
-                answer = await self._asked(verb, body, {})
+                answer = await self._ask(verb, body, {})
         except TimeoutError:
             raise Unavailable(f"nobody answers {verb} within {self.patience:g} s: does a worker run?") from None
         except Lost as lost:
@@ -120,75 +120,75 @@ class CommandSender:
         return answer
 
     async def store(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str) -> PublishReceipt:
-        """Publish to a stream until it has the message. Raises `Unavailable` when it does not within `patience`, `Forbidden`."""
-        last: list[str] = []
+        """Publish to a stream until it has the message. Raises `Unavailable` after `patience`, `Forbidden`."""
+        reasons: list[str] = []
         try:
             async with asyncio.timeout(self.patience):
-                return await self._stored(subject, body, headers, msg_id, last)
+                return await self._publish(subject, body, headers, msg_id, reasons)
         except Lost as lost:
             raise Unavailable(f"{subject} was not stored: {lost}", event_id=msg_id) from lost
         except TimeoutError as late:
-            why = f" ({last[-1]})" if last else ""
-            said = f"{subject} was not stored within {self.patience:g} s{why}; repeat it with the same id"
-            raise Unavailable(said, event_id=msg_id) from late
+            why = f" ({reasons[-1]})" if reasons else ""
+            message = f"{subject} was not stored within {self.patience:g} s{why}; repeat it with the same id"
+            raise Unavailable(message, event_id=msg_id) from late
 
-    async def _durable(self, verb: str, body: bytes, command_id: str) -> bytes:
+    async def _send_durable(self, verb: str, body: bytes, command_id: str) -> bytes:
         """Store the command, then wait for its outcome, then ask for it. Raises `NoOutcome`."""
         accepted = False
-        last: list[str] = []
+        reasons: list[str] = []
         try:
             async with asyncio.timeout(self.patience):
-                with self._outcome_of() as (address, outcome):
-                    # The broker drops a repeated id of anybody: with the agent's name before it, of this agent only.
-                    named = f"{self.agent}/{command_id}"
-                    stored = await self._stored(self.subjects.command(self.agent, verb), body, {REPLY_TO: address}, named, last)
+                with self._outcome_address() as (address, outcome):
+                    # The broker drops a repeated id, whoever used it first: the agent's name keeps ids apart.
+                    msg_id = f"{self.agent}/{command_id}"
+                    receipt = await self._publish(self.subjects.command(self.agent, verb), body, {REPLY_TO: address}, msg_id, reasons)
                     accepted = True
-                    if stored.duplicate:
-                        # The stream has had this id before and has not looked at the body: the other door tells a repeat from a conflict.
-                        return await self._asked(verb, body, {MSG_ID: command_id})
-                    return await self._outcome(command_id, outcome, _LISTEN_FIRST)
+                    if receipt.duplicate:
+                        # The stream knows the id and has not looked at the body: the other door tells a repeat from a conflict.
+                        return await self._ask(verb, body, {MSG_ID: command_id})
+                    return await self._wait_for_outcome(command_id, outcome, _LISTEN_FIRST)
         except (TimeoutError, Lost) as failed:
-            why = str(failed) or ("" if accepted else "".join(last[-1:]))
+            why = str(failed) or ("" if accepted else "".join(reasons[-1:]))
             raise no_outcome(verb, command_id, accepted=accepted, why=why) from failed
 
-    async def _direct(self, verb: str, body: bytes, command_id: str) -> bytes:
-        """Ask for the command to be carried out. Raises `NoOutcome`."""
+    async def _send_request(self, verb: str, body: bytes, command_id: str) -> bytes:
+        """Send the command as a request. Raises `NoOutcome`."""
         try:
             async with asyncio.timeout(self.patience):
-                return await self._asked(verb, body, {MSG_ID: command_id})
+                return await self._ask(verb, body, {MSG_ID: command_id})
         except (TimeoutError, Lost) as failed:
             raise no_outcome(verb, command_id, accepted=False, why=str(failed)) from failed
 
-    async def _stored(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str, last: list[str]) -> PublishReceipt:
-        """Publish until the stream has it; `last` gets why it has not yet. Raises `Forbidden` where the credentials may not."""
+    async def _publish(self, subject: str, body: bytes, headers: dict[str, str], msg_id: str, reasons: list[str]) -> PublishReceipt:
+        """Publish until the stream has it; `reasons` collects why it has not yet. Raises `Forbidden`."""
         backoff = Backoff()
         while True:
             try:
                 return await self.transport.publish(subject, body, headers, msg_id=msg_id, timeout=_TRY)
             except NotStored as later:  # also where the stream says no: it may be full for a while, or not made yet
-                last.append(str(later))
+                reasons.append(str(later))
                 await asyncio.sleep(backoff.next())
             except NotPermitted as denied:
                 raise Forbidden(str(denied), subject=subject) from denied
 
-    async def _outcome(self, command_id: str, outcome: asyncio.Future[bytes], listen: float) -> bytes:
+    async def _wait_for_outcome(self, command_id: str, outcome: asyncio.Future[bytes], listen: float) -> bytes:
         """Return what comes to the inbox; after `listen` seconds ask as well, ever less often."""
         backoff = Backoff(0.2, 5.0)
-        asking = msgspec.json.encode({"command_id": command_id})
+        query = msgspec.json.encode({"command_id": command_id})
         while True:
-            done_, _ = await asyncio.wait({outcome}, timeout=listen)
-            if done_:
+            await asyncio.wait({outcome}, timeout=listen)
+            if outcome.done():
                 return outcome.result()
             try:
-                return await self._asked("outcome", asking, {}, tries=1)
+                return await self._ask("outcome", query, {}, tries=1)
             except NoOutcomeYet:
                 pass
             except Unavailable:
                 pass  # nobody answers: the worker is on its way back, and will take the command from the stream
             listen = backoff.next()
 
-    async def _asked(self, verb: str, body: bytes, headers: dict[str, str], *, tries: int = 0) -> bytes:
-        """Ask on `api` until there is an answer, `tries` times (0: for ever). Raises the refusal that it is."""
+    async def _ask(self, verb: str, body: bytes, headers: dict[str, str], *, tries: int = 0) -> bytes:
+        """Ask on `api` until there is an answer, at most `tries` times (0: for ever). Raises the refusal where it is one."""
         subject = self.subjects.api(self.agent, verb)
         backoff = Backoff()
         while True:
@@ -209,9 +209,9 @@ class CommandSender:
             await asyncio.sleep(backoff.next())
 
     @contextmanager
-    def _outcome_of(self) -> Iterator[tuple[str, asyncio.Future[bytes]]]:
-        """Give an address of our own, and what will come to it."""
-        assert self._inbox is not None, "the doors are not open"
+    def _outcome_address(self) -> Iterator[tuple[str, asyncio.Future[bytes]]]:
+        """Give an address for one outcome, and the future that resolves with it."""
+        assert self._inbox is not None, "the sender is not open"
         token = token_hex(8)
         outcome: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._awaited[token] = outcome
@@ -221,18 +221,18 @@ class CommandSender:
             del self._awaited[token]
             outcome.cancel()
 
-    def _heard(self, message: TransportMessage) -> None:
-        """Hand an outcome to whoever waits for it."""
+    def _on_outcome(self, message: TransportMessage) -> None:
+        """Resolve the future that waits for this outcome."""
         outcome = self._awaited.get(message.subject.rpartition(".")[2])
         if outcome is not None and not outcome.done():
             outcome.set_result(message.body)
 
 
-def checked(verb: str, fields: dict[str, Any]) -> bytes:
-    """Return the body of a request, held against the limits and the verb's type before it costs a round trip. Raises the refusal."""
+def request_body(verb: str, fields: dict[str, Any]) -> bytes:
+    """Return a request's body, checked against limits and schema before it costs a round trip. Raises the refusal."""
     if verb not in _SHAPES:
         raise UnsupportedVerb(f"there is no verb {shown(verb)}: verbs are {', '.join(_SHAPES)}", verb=verb)
-    body = encoded({name: value for name, value in fields.items() if value is not None})
+    body = encode_json({name: value for name, value in fields.items() if value is not None})
     top = limits.check(body)
     try:
         _decoder(verb).decode(body)
@@ -245,12 +245,12 @@ def checked(verb: str, fields: dict[str, Any]) -> bytes:
 
 @cache
 def _decoder(verb: str) -> msgspec.json.Decoder[Any]:
-    """Make the decoder of a verb's body when it is first needed: a script uses a few of them, and has to start soon."""
+    """Build a verb's decoder at first use: a script needs a few of them, and should start soon."""
     return msgspec.json.Decoder(_SHAPES[verb])
 
 
-def done(body: bytes) -> CommandOutcome:
-    """Read an outcome. Raises the refusal that it is."""
+def read_outcome(body: bytes) -> CommandOutcome:
+    """Decode an outcome. Raises the refusal where it is one."""
     answer = _ANSWER.decode(body)
     if answer.error is not UNSET:
         raise error_of(answer.error.code, answer.error.message, answer.error.details)
@@ -260,18 +260,18 @@ def done(body: bytes) -> CommandOutcome:
 
 
 def no_outcome(verb: str, command_id: str, *, accepted: bool, why: str) -> NoOutcome:
-    """Make the error for a command that may or may not have been applied."""
-    said = "is stored and will be decided" if accepted else "may or may not have arrived"
+    """Return the error for a command whose fate is unknown."""
+    fate = "is stored and will be decided" if accepted else "may or may not have arrived"
     reason = f" ({why})" if why else ""
     return NoOutcome(
-        f"no outcome of {verb} in time: it {said}{reason}; repeat it with command_id={command_id!r}",
+        f"no outcome of {verb} in time: it {fate}{reason}; repeat it with command_id={command_id!r}",
         command_id=command_id,
         accepted=accepted,
     )
 
 
 def _refusal(body: bytes) -> FlowError:
-    """Read a refusal."""
+    """Decode a refusal."""
     answer = _ANSWER.decode(body)
     assert answer.error is not UNSET, "a refusal has an error"
     return error_of(answer.error.code, answer.error.message, answer.error.details)

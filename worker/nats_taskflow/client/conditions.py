@@ -1,7 +1,8 @@
-"""Spell what a flow can wait for (SEMANTICS 3). Each function returns a condition for `flow.wait` or for `any_of`, `all_of`, `at_least`.
+"""Spell what a flow can wait for (SEMANTICS 3).
 
-Everything but a timer takes an end: `timeout`, a duration from the parking (`"15m"`, or a `timedelta`), or `deadline`, an aware
-datetime; and `on_timeout`: `resume` (run on, with `{"timed_out": True}`), `fail` or `cancel`.
+Each function returns a condition for `flow.wait`, or for `any_of`, `all_of` and `at_least`. Everything but a timer takes an end: `timeout`,
+a duration from the parking (`"15m"`, or a `timedelta`), or `deadline`, an aware datetime; and `on_timeout`: `resume` (run on, with
+`{"timed_out": True}`), `fail` or `cancel`.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ def reply(
     on_timeout: OnTimeout = "resume",
 ) -> Condition:
     """Wait for a reply to exactly (topic, correlation id); None: the worker makes an id that nobody can guess. `accept`: a JSON Schema."""
-    said: Condition = {"kind": "external_event", "topic": topic, "correlation_id": correlation_id, "accept": accept}
+    condition: Condition = {"kind": "external_event", "topic": topic, "correlation_id": correlation_id, "accept": accept}
     if mode != "one":
-        said["mode"] = mode
-    return _bounded(said, timeout, deadline, on_timeout)
+        condition["mode"] = mode
+    return _bounded(condition, timeout, deadline, on_timeout)
 
 
 def timer(at: datetime | Length) -> Condition:
@@ -50,7 +51,7 @@ def manual(
     deadline: datetime | None = None,
     on_timeout: OnTimeout = "resume",
 ) -> Condition:
-    """Wait for somebody's `resume`; `prompt` says what is asked of whom, `name` tells several of them in one wait apart."""
+    """Wait for somebody's `resume`; `prompt` says who is to do what, `name` tells several of them in one wait apart."""
     return _bounded({"kind": "manual", "prompt": prompt, "name": name}, timeout, deadline, on_timeout)
 
 
@@ -80,38 +81,38 @@ def at_least(
     return _bounded({"kind": "at_least", "count": count, "conditions": list(conditions)}, timeout, deadline, on_timeout)
 
 
-def length(given: Length) -> timedelta:
+def length(duration: Length) -> timedelta:
     """Return a duration. Raises `InvalidRequest` for what is none, a bare number too: of what?"""
-    return timedelta(microseconds=parse_duration(_spell(given, "/timeout")))
+    return timedelta(microseconds=parse_duration(_spell(duration, "/timeout")))
 
 
-def _spell(given: Length, path: str) -> str:
+def _spell(duration: Length, path: str) -> str:
     """Return a duration as the worker reads it. Raises `InvalidRequest` for what is none."""
     try:
-        if isinstance(given, timedelta):
-            return format_duration(given // timedelta(microseconds=1))
-        if isinstance(given, str):
-            return format_duration(parse_duration(given))
+        if isinstance(duration, timedelta):
+            return format_duration(duration // timedelta(microseconds=1))
+        if isinstance(duration, str):
+            return format_duration(parse_duration(duration))
     except BadDuration as bad:
         raise InvalidRequest(str(bad), path=path) from None
-    raise InvalidRequest(f'a duration is text like "15m", or a timedelta, not {given!r}', path=path)
+    raise InvalidRequest(f'a duration is text like "15m", or a timedelta, not {duration!r}', path=path)
 
 
 def bounds(timeout: Length | None, deadline: datetime | None, on_timeout: OnTimeout) -> Condition:
     """Return the fields that end a wait. Raises `InvalidRequest` where they cannot be right."""
-    said: Condition = {}
+    fields: Condition = {}
     if timeout is not None:
-        said["timeout"] = _spell(timeout, "/timeout")
+        fields["timeout"] = _spell(timeout, "/timeout")
     if deadline is not None:
-        said["deadline"] = _instant(deadline, "/deadline")
+        fields["deadline"] = _instant(deadline, "/deadline")
     if on_timeout != "resume":
-        said["on_timeout"] = on_timeout
-    return said
+        fields["on_timeout"] = on_timeout
+    return fields
 
 
-def _bounded(said: Condition, *end: Any) -> Condition:
+def _bounded(condition: Condition, *end: Any) -> Condition:
     """Return a condition with its end, without what was not given."""
-    return {name: value for name, value in said.items() if value is not None} | bounds(*end)
+    return {name: value for name, value in condition.items() if value is not None} | bounds(*end)
 
 
 def _instant(at: datetime, path: str) -> str:

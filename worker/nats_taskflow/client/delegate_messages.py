@@ -1,4 +1,4 @@
-"""Read what a delegate is asked (docs/waiting.md, "Ask and wait: delegate"), and write what it answers (CONTRACT 5)."""
+"""Read the requests of delegates and write their answers (CONTRACT 5)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,31 @@ import msgspec
 
 from nats_taskflow.client.transport import TransportMessage
 from nats_taskflow.errors import FlowError
-from nats_taskflow.flow.request_headers import AGENT, CORRELATION_ID, DEADLINE, FLOW_ID, HOPS, REPLY_SUBJECT, TRACEPARENT
 from nats_taskflow.wire import limits
-from nats_taskflow.wire.headers import MSG_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, find, one_line, weight
+from nats_taskflow.wire.headers import (
+    AGENT,
+    CORRELATION_ID,
+    DEADLINE,
+    FLOW_ID,
+    HOPS,
+    MSG_ID,
+    REPLY_SUBJECT,
+    SERVICE_ERROR,
+    SERVICE_ERROR_CODE,
+    TRACEPARENT,
+    find,
+    one_line,
+    weight,
+)
 
 _ROOM = 512  # for the message id, which is added when it is sent
 
 
 class DelegateError(Exception):
-    """What a handler raises to answer with an error: `code` is text of digits, HTTP-like (`"422"`), `message` one sentence.
+    """What a handler raises to answer with an error.
 
-    The flow that asked resumes with `{"error": {"code", "message"}}`.
+    `code` is text of digits, HTTP-like (`"422"`), `message` one sentence. The flow that asked resumes with
+    `{"error": {"code", "message"}}`.
     """
 
     def __init__(self, code: str | int, message: str) -> None:
@@ -29,13 +43,13 @@ class DelegateError(Exception):
         self.message = message
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class DelegateCall(msgspec.Struct, frozen=True, kw_only=True):
     """A request, as a handler gets it.
 
     `payload`: the JSON value; text for a body that is not JSON, `{"base64": …}` for one that is no text either. `id` recognises a repeat
-    (None: the asker gave none), `deadline` is when the answer will be in vain (None: never). `agent`, `flow_id`, `correlation_id` and
-    `hops` are given where a flow asks: `agent` is whose flow it is, as the worker says (None: nobody's, or no flow asks); believe it where
-    only the worker may publish on the subject. Pass `hops` on, as header `Taskflow-Hops`, when the delegate delegates. `headers` has all.
+    (None: the caller gave none), `deadline` is when an answer comes too late (None: never). `agent`, `flow_id`, `correlation_id` and
+    `hops` are there where a flow asks: `agent` is whose flow it is, as the worker says; believe it where only the worker may publish on
+    the subject. Pass `hops` on, as header `Taskflow-Hops`, when the delegate delegates. `headers` has all headers.
     """
 
     subject: str
@@ -51,17 +65,17 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DelegateAnswer(msgspec.Struct, frozen=True):
-    """What goes back."""
+    """What a delegate sends back."""
 
     body: bytes
     headers: dict[str, str]
 
 
-def asked_of(message: TransportMessage) -> Asked:
+def read_request(message: TransportMessage) -> DelegateCall:
     """Read a request. Headers that cannot be read count as not there."""
     headers = dict(message.headers)
     hops = find(headers, HOPS) or "0"
-    return Asked(
+    return DelegateCall(
         subject=message.subject,
         payload=_payload(message.body),
         headers=headers,
@@ -76,30 +90,30 @@ def asked_of(message: TransportMessage) -> Asked:
 
 
 def reply_subject(message: TransportMessage) -> str:
-    """Return where the answer goes: the reply subject, or, for a request that came by way of a stream, what a header says."""
+    """Return where the answer goes: the reply subject, or what a header says where the request came through a stream."""
     return message.reply or find(message.headers, REPLY_SUBJECT) or ""
 
 
-def answer_with(value: Any, asked: Asked) -> DelegateAnswer:
+def write_answer(value: Any, request: DelegateCall) -> DelegateAnswer:
     """Write an answer: bytes as they are, anything else as JSON. Raises `TypeError` for what JSON does not have."""
     body = bytes(value) if isinstance(value, bytes | bytearray) else msgspec.json.encode(value)
-    return DelegateAnswer(body, _said(asked))
+    return DelegateAnswer(body, _reply_headers(request))
 
 
-def answer_error(error: DelegateError, asked: Asked) -> DelegateAnswer:
+def write_error(error: DelegateError, request: DelegateCall) -> DelegateAnswer:
     """Write an error, as NATS micro services do (ADR-32), with the payload that the flow will see as the body."""
-    said = {SERVICE_ERROR: one_line(error.message), SERVICE_ERROR_CODE: one_line(error.code)}
+    headers = {SERVICE_ERROR: one_line(error.message), SERVICE_ERROR_CODE: one_line(error.code)}
     body = msgspec.json.encode({"error": {"code": error.code, "message": error.message}})
-    return DelegateAnswer(body, {**_said(asked), **said})
+    return DelegateAnswer(body, {**_reply_headers(request), **headers})
 
 
-def flaw_of(answer: DelegateAnswer, asked: Asked, max_payload: int) -> str:
-    """Say why an answer cannot reach who asked, or nothing: the worker makes a dead letter of a reply beyond its limits, without a word."""
+def answer_flaw(answer: DelegateAnswer, request: DelegateCall, max_payload: int) -> str:
+    """Return why an answer cannot reach the caller, or "". The worker buries a reply beyond its limits, and tells nobody here."""
     size = len(answer.body) + weight(answer.headers) + _ROOM
     if size > max_payload:
         return f"the answer has {len(answer.body)} bytes; the broker takes {max_payload}"
     try:
-        if asked.flow_id is not None:
+        if request.flow_id is not None:
             limits.decode_any(answer.body)
     except limits.NotJson:
         return ""  # a bare responder's text or bytes, which the flow gets as such
@@ -108,14 +122,14 @@ def flaw_of(answer: DelegateAnswer, asked: Asked, max_payload: int) -> str:
     return ""
 
 
-def _said(asked: Asked) -> dict[str, str]:
-    """Say what is answered: the correlation id finds the flow on every reply topic, the trace goes on."""
-    said = {} if asked.correlation_id is None else {CORRELATION_ID: asked.correlation_id}
-    return said if asked.trace is None else {**said, TRACEPARENT: asked.trace}
+def _reply_headers(request: DelegateCall) -> dict[str, str]:
+    """Return the headers of the answer: the correlation id finds the flow on every reply topic, the trace goes on."""
+    headers = {} if request.correlation_id is None else {CORRELATION_ID: request.correlation_id}
+    return headers if request.trace is None else {**headers, TRACEPARENT: request.trace}
 
 
 def _payload(body: bytes) -> Any:
-    """Read a body."""
+    """Decode a body: JSON, else text, else base64."""
     try:
         return msgspec.json.decode(body)
     except (ValueError, RecursionError):
@@ -127,7 +141,7 @@ def _payload(body: bytes) -> Any:
 
 
 def _instant(text: str | None) -> datetime | None:
-    """Read a time."""
+    """Read an RFC 3339 time; None for anything else."""
     try:
         at = datetime.fromisoformat(text) if text else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""Write what a caller gave as JSON, or say which field of it JSON does not have."""
+"""Encode fields as JSON, or refuse and name the value that JSON cannot hold."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from nats_taskflow.wire.limits import MAX_DEPTH
 _UNWRITABLE = (TypeError, ValueError, RecursionError)
 
 
-def encoded(fields: dict[str, Any]) -> bytes:
-    """Return the fields as JSON. Raises `InvalidRequest` naming the place of what JSON does not have."""
+def encode_json(fields: dict[str, Any]) -> bytes:
+    """Return the fields as JSON. Raises `InvalidRequest` with the path of a value that JSON cannot hold."""
     try:
         return msgspec.json.encode(fields)
     except _UNWRITABLE as bad:
         path = json_pointer.spell(*_place_of_unwritable(fields))
-        said = f"{path[1:]} cannot be written as JSON ({bad}): give text, numbers, True, False, None, lists and dicts of these"
-        raise InvalidRequest(said, path=path) from None
+        message = f"{path[1:]} cannot be written as JSON ({bad}): give text, numbers, True, False, None, lists and dicts of these"
+        raise InvalidRequest(message, path=path) from None
 
 
 def _place_of_unwritable(value: Any) -> list[str | int]:
-    """Return the way to the innermost value that cannot be written, as far down as a body may nest."""
+    """Return the path to the innermost value that cannot be encoded, as far down as a body may nest."""
     way: list[str | int] = []
     while len(way) < MAX_DEPTH:
         below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
@@ -37,7 +37,7 @@ def _place_of_unwritable(value: Any) -> list[str | int]:
 
 
 def _is_writable(value: Any) -> bool:
-    """Tell whether JSON has the value."""
+    """Return whether JSON can hold the value."""
     try:
         msgspec.json.encode(value)
     except _UNWRITABLE:

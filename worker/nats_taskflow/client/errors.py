@@ -1,4 +1,4 @@
-"""Name what can go wrong for an agent: the refusals of CONTRACT 3, which are the worker's own classes, and no answer at all.
+"""The errors of the client: the refusals of CONTRACT 3, and no answer at all.
 
 | code | class | what to do |
 |---|---|---|
@@ -12,7 +12,8 @@
 | `quota_exceeded` | `QuotaExceeded` | after `details["retry_after"]` seconds, on `cmd` under a new id; make room in `details["quota"]` |
 | `unavailable` `internal` | `Unavailable` `Internal` | the same command id again, later |
 
-Each has `.code`, `.message` (one sentence) and `.details` (a JSON object), and nothing changed; the last row alone may leave a doubt.
+The classes are the worker's own. Each has `.code`, `.message` (one sentence) and `.details` (a JSON object). Nothing has changed, except
+perhaps where it is `Unavailable` or `Internal`.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ BY_CODE: dict[str, type[FlowError]] = {
 
 
 class NoOutcome(Unavailable):
-    """No outcome came in time. Repeat with the same `command_id`: it is applied once, however often it is sent.
+    """No outcome came in time. Repeat with the same `command_id`: it is applied once.
 
     `accepted`: the stream has the command, so it *will* be decided, and `flows.outcome(command_id)` will tell. Otherwise nobody knows
     whether it arrived. `details` has both.
@@ -119,7 +120,7 @@ class NoOutcome(Unavailable):
 
 
 class FlowEnded(Exception):
-    """A flow that was waited for will not run again: it has ended, as `status` says; `reason` where there is one."""
+    """The flow will not run again: it has ended with `status`, and perhaps a `reason`."""
 
     def __init__(self, flow_id: str, status: str, reason: str | None) -> None:
         super().__init__(f"flow {flow_id} is {status}" + (f": {reason}" if reason else ""))
@@ -129,7 +130,7 @@ class FlowEnded(Exception):
 
 
 def error_of(code: str, message: str, details: dict[str, Any]) -> FlowError:
-    """Return the exception that a refusal on the wire stands for; a code that this version does not know keeps it in `details`."""
+    """Return the exception for a refusal on the wire. An unknown code becomes `Internal` and stays in `details`."""
     if code not in BY_CODE:
         return Internal(message, **{**details, "code": code})
     return errors.error_of(code, message, details)

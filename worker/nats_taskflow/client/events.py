@@ -1,4 +1,4 @@
-"""Read published events (CONTRACT 4) into what agents handle."""
+"""Decode published events (CONTRACT 4) for agents."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nats_taskflow.client.transport import TransportMessage
 from nats_taskflow.flow.lifecycle import EventKind
 
 TERMINAL = frozenset({"finished", "failed", "cancelled"})
-_HANDLED_SEPARATELY = 100_000
+_FLOWS_REMEMBERED = 100_000
 
 
-class _Data(msgspec.Struct):
-    """The event's data. `kind` and the statuses are text: a later worker may have more of them."""
+class _EventData(msgspec.Struct):
+    """The event's data. `kind` and the statuses are text: a newer worker may have more of them."""
 
     kind: str
     revision: int
@@ -29,20 +29,20 @@ class _Data(msgspec.Struct):
     payload: dict[str, Any]
 
 
-class _Cloud(msgspec.Struct):
-    """The event as it is published; unknown attributes are left out."""
+class _CloudEvent(msgspec.Struct):
+    """The event as it is published; attributes that we do not know are left out."""
 
     specversion: str
     id: str
     subject: str
     time: datetime
     sequence: str
-    data: _Data
+    data: _EventData
     correlationid: str | None = None
     causationid: str | None = None
 
 
-_DECODER = msgspec.json.Decoder(_Cloud)
+_DECODER = msgspec.json.Decoder(_CloudEvent)
 
 
 class Resumed(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,12 +100,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
         For composite waits an object keyed by the number of the leaf, `{"0": …}`.
         """
-        return resume_in(self.payload, self.revision).payload
+        return read_resume(self.payload, self.revision).payload
 
     @property
     def resumed(self) -> Resumed | None:
         """What made the flow run again, as `flow.resumed()` returns it; None for an event of another kind."""
-        return resume_in(self.payload, self.revision) if self.kind == "resumed" else None
+        return read_resume(self.payload, self.revision) if self.kind == "resumed" else None
 
     @property
     def session(self) -> str:
@@ -113,14 +113,14 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         return self.owner_session_key.partition(":session:")[2]
 
 
-def resume_in(payload: dict[str, Any], revision: int) -> Resumed:
-    """Read the journal's payload of a resume."""
+def read_resume(payload: dict[str, Any], revision: int) -> Resumed:
+    """Decode the journal's payload of a resume."""
     patch = dict(payload.get("patch") or {})
     meta = patch.pop("resume_meta", None) or {}
-    shown = patch.get("resume_event") if "resume_event" in patch else (patch or None)
+    content = patch.get("resume_event") if "resume_event" in patch else (patch or None)
     return Resumed(
         cause=meta.get("cause") or payload.get("cause") or "timer",
-        payload=shown,
+        payload=content,
         topic=meta.get("topic"),
         correlation_id=meta.get("correlation_id"),
         reason=payload.get("reason"),
@@ -128,19 +128,20 @@ def resume_in(payload: dict[str, Any], revision: int) -> Resumed:
     )
 
 
-def kinds_of(named: Iterable[str]) -> frozenset[str]:
-    """Return the kinds of events that are named. Raises `InvalidRequest` for one that there is not: it would be waited for in vain."""
-    kinds = frozenset({named} if isinstance(named, str) else named)
+def check_kinds(names: Iterable[str]) -> frozenset[str]:
+    """Return the named kinds of events. Raises `InvalidRequest` for one that does not exist: it would never come."""
+    kinds = frozenset({names} if isinstance(names, str) else names)
     for kind in kinds:
         if kind not in set(EventKind):
             raise InvalidRequest(f"there are no events of kind {kind!r}; kinds are {', '.join(EventKind)}", path="/kinds")
     return kinds
 
 
-def event_in(message: TransportMessage) -> Event | None:
-    """Return the event that a message of the stream carries, or None: what is no event, or another's than its subject says, was put there.
+def read_event(message: TransportMessage) -> Event | None:
+    """Decode the event in a stream's message; None for what is none.
 
-    Whoever publishes into a stream names where the acknowledgement goes, and that may be here (docs/securing.md, "Acknowledgements").
+    None also where the subject names another event. Such messages can be put there: whoever publishes into a stream chooses where the
+    acknowledgement goes (docs/securing.md, "Acknowledgements").
     """
     try:
         cloud = _DECODER.decode(message.body)
@@ -168,22 +169,23 @@ def event_in(message: TransportMessage) -> Event | None:
     )
 
 
-class Seen:
-    """Remembers how far each flow's events have come: a repeat (the worker publishes at least once) is not told again.
+class EventDedupe:
+    """Recognises repeated events by the highest `seq` of each flow.
 
-    Repeats are recent ones, so flows that nothing was heard of for longest are forgotten when there are too many.
+    The worker publishes at least once. Repeats come soon, so that the flows that have been silent for longest are forgotten when there are
+    too many.
     """
 
-    def __init__(self, flows: int = _HANDLED_SEPARATELY) -> None:
+    def __init__(self, flows: int = _FLOWS_REMEMBERED) -> None:
         self._most = flows
         self._high: dict[str, int] = {}
 
-    def repeats(self, event: Event) -> bool:
-        """Tell whether the event, or a later one of its flow, was there already."""
+    def is_repeat(self, event: Event) -> bool:
+        """Return whether the event, or a later one of its flow, has been seen."""
         return event.seq <= self._high.get(event.flow_id, 0)
 
     def add(self, event: Event) -> None:
-        """Note that it was there."""
+        """Note the event as seen."""
         self._high.pop(event.flow_id, None)
         self._high[event.flow_id] = event.seq
         if len(self._high) > self._most:

@@ -5,33 +5,26 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from nats_taskflow.client import conditions
 from nats_taskflow.client.commands import CommandOutcome, Door
 from nats_taskflow.client.conditions import Condition, Length, OnTimeout
+from nats_taskflow.client.deprecated import renamed_arguments
 from nats_taskflow.client.errors import Forbidden
 from nats_taskflow.client.events import Event, Resumed
-from nats_taskflow.client.live_events import heard
-from nats_taskflow.client.wait_for_resume import resumed
+from nats_taskflow.client.live_events import live_events
+from nats_taskflow.client.session import Session
+from nats_taskflow.client.wait_for_resume import wait_for_resume
 from nats_taskflow.wire.answers import EventShown, FlowShown, StepShown, WaitShown
-
-if TYPE_CHECKING:
-    from nats_taskflow.client.flows import FlowClient
 
 Json = Mapping[str, Any]
 
 
-class Flow:
-    """One flow of this agent, as it was last seen.
+class FlowHandle:
+    """One flow in its session. `Flow` is the handle that a `FlowClient` returns."""
 
-    Every command returns the flow as it is after it, which `snapshot` keeps too; a refusal raises a `FlowRefused` and changes nothing.
-    All commands take `command_id` (a random one by default: give your own to be able to repeat the call after a crash of your program),
-    `door` (`cmd`, durable, by default; `api` answers a little sooner, and needs a worker that runs) and `if_unchanged`: refuse with
-    `RevisionMismatch` if the flow has changed since it was last seen. `flows` is the client it came from.
-    """
-
-    def __init__(self, flows: FlowClient, snapshot: FlowShown) -> None:
+    def __init__(self, flows: Session, snapshot: FlowShown) -> None:
         self.flows = flows
         self._since: int | None = snapshot.revision if snapshot.wait is not None else None
         self.snapshot = snapshot
@@ -66,30 +59,32 @@ class Flow:
         return self.snapshot.revision
 
     async def refresh(self) -> FlowShown:
-        """Look at the flow again."""
-        self.snapshot = (await self.flows.get(self.id)).snapshot
+        """Fetch the flow as it is now."""
+        self.snapshot = await self.flows.snapshot(self.id)
         return self.snapshot
 
     async def run(self, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False) -> FlowShown:
         """Let a flow that was started with `hold` run."""
         return (await self._send("run", {}, command_id, door, if_unchanged=if_unchanged)).flow
 
+    @renamed_arguments(step="current_step")
     async def advance(
         self,
         patch: Json | None = None,
         *,
-        step: str | None = None,
+        current_step: str | None = None,
         command_id: str | None = None,
         door: Door | None = None,
         if_unchanged: bool = False,
     ) -> FlowShown:
         """Merge `patch` into the state, key by key at the top level, and name the next step."""
-        return (await self._send("advance", {"patch": patch, "current_step": step}, command_id, door, if_unchanged=if_unchanged)).flow
+        fields = {"patch": patch, "current_step": current_step}
+        return (await self._send("advance", fields, command_id, door, if_unchanged=if_unchanged)).flow
 
     async def wait(
         self, condition: Condition, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False
     ) -> FlowShown:
-        """Park on a condition: `nats_taskflow.client.conditions` has a function for each kind. `resumed` then waits for the end of it."""
+        """Park on a condition: `nats_taskflow.client.conditions` has a function for each kind. `resumed` then waits for its end."""
         return await self._park("wait", {"wait_condition": condition}, command_id, door, if_unchanged=if_unchanged)
 
     async def wait_reply(
@@ -109,8 +104,8 @@ class Flow:
 
         Without one the worker makes an id that nobody can guess. A reply that came before is taken at once.
         """
-        wanted = conditions.reply(topic, correlation_id, accept=accept, timeout=timeout, deadline=deadline, on_timeout=on_timeout)
-        parked = await self.wait(wanted, command_id=command_id, door=door, if_unchanged=if_unchanged)
+        condition = conditions.reply(topic, correlation_id, accept=accept, timeout=timeout, deadline=deadline, on_timeout=on_timeout)
+        parked = await self.wait(condition, command_id=command_id, door=door, if_unchanged=if_unchanged)
         wait = parked.wait or {}
         return correlation_id or str(wait.get("correlation_id", ""))
 
@@ -131,9 +126,9 @@ class Flow:
         door: Door | None = None,
         if_unchanged: bool = False,
     ) -> FlowShown:
-        """Park until somebody resumes the flow; `prompt` says what is asked of whom."""
-        wanted = conditions.manual(prompt, timeout=timeout, deadline=deadline, on_timeout=on_timeout)
-        return await self.wait(wanted, command_id=command_id, door=door, if_unchanged=if_unchanged)
+        """Park until somebody resumes the flow; `prompt` says who is to do what."""
+        condition = conditions.manual(prompt, timeout=timeout, deadline=deadline, on_timeout=on_timeout)
+        return await self.wait(condition, command_id=command_id, door=door, if_unchanged=if_unchanged)
 
     async def delegate(
         self,
@@ -179,9 +174,8 @@ class Flow:
         if_unchanged: bool = False,
     ) -> FlowShown:
         """End the wait, whatever it is for, and merge `patch`; with `leaf` answer only that manual part of a composite wait."""
-        return (
-            await self._send("resume", {"patch": patch, "reason": reason, "leaf": leaf}, command_id, door, if_unchanged=if_unchanged)
-        ).flow
+        fields = {"patch": patch, "reason": reason, "leaf": leaf}
+        return (await self._send("resume", fields, command_id, door, if_unchanged=if_unchanged)).flow
 
     async def finish(
         self, final_state: Json | None = None, *, command_id: str | None = None, door: Door | None = None, if_unchanged: bool = False
@@ -218,7 +212,7 @@ class Flow:
         command_id: str | None = None,
         door: Door | None = None,
     ) -> StepShown:
-        """Record what is known of one run; the same `run_id` updates in place."""
+        """Record what is known of one run; the same `run_id` updates it."""
         fields = {"run_id": run_id, "task": task, "status": status, "result": result, "child_session_key": child_session_key}
         step = (await self._send("observe", fields, command_id, door, if_unchanged=False)).step
         assert step is not None, "the outcome of observe has a step"
@@ -233,10 +227,11 @@ class Flow:
         if self._since is None and (await self.refresh()).wait is None:
             raise ValueError(f"flow {self.id} is {self.status}, not waiting: park it first")
         since = self.revision if self._since is None else self._since
-        found = await resumed(self.flows, self.id, since, None if timeout is None else conditions.length(timeout).total_seconds())
+        within = None if timeout is None else conditions.length(timeout).total_seconds()
+        resume = await wait_for_resume(self.flows, self.id, since, within)
         await self.refresh()
         self._since = None if self.snapshot.wait is None else self.revision
-        return found
+        return resume
 
     async def events(self, *, after: int = 0) -> AsyncGenerator[Event, None]:
         """Give the flow's events, from the first that is kept and then live, without a gap; ends after the one that ends the flow.
@@ -253,7 +248,7 @@ class Flow:
                     if event.terminal:
                         return
         except Forbidden:
-            async with aclosing(heard(self.flows, self.snapshot, after)) as events:
+            async with aclosing(live_events(self.flows, self.snapshot, after)) as events:
                 async for event in events:
                     yield event
                     if event.terminal:
@@ -268,11 +263,11 @@ class Flow:
         return self.flows.steps(self.id)
 
     async def waits(self) -> WaitShown | None:
-        """Tell what the flow waits for, since when, until when, and what has come so far; None when it does not wait."""
+        """Return what the flow waits for, since when, until when, and what has come so far; None when it does not wait."""
         return await anext(self.flows.waits(self.id), None)
 
     async def _park(self, verb: str, fields: dict[str, Any], command_id: str | None, door: Door | None, if_unchanged: bool) -> FlowShown:  # noqa: FBT001 - handed on
-        """Send a command that parks, and note from which revision on a resume counts: a held reply may have resumed it already."""
+        """Send a command that parks. Note the revision behind which a resume counts: a held reply may have resumed it already."""
         flow = (await self._send(verb, fields, command_id, door, if_unchanged=if_unchanged)).flow
         self._since = flow.revision if flow.wait is not None else flow.revision - 1
         return flow
@@ -280,7 +275,7 @@ class Flow:
     async def _send(
         self, verb: str, fields: dict[str, Any], command_id: str | None, door: Door | None, *, if_unchanged: bool
     ) -> CommandOutcome:
-        """Send a command and keep the flow that comes back."""
+        """Send a command and keep the new snapshot."""
         expected = self.revision if if_unchanged else None
         answer = await self.flows.send(
             verb, {"flow_id": self.id, "expected_revision": expected, **fields}, command_id=command_id, door=door

@@ -1,4 +1,7 @@
-"""Handle deliveries: one flow's one after another, different flows' side by side; keep those in hand alive, put the failed ones off."""
+"""Handle each flow's deliveries in order, those of different flows side by side.
+
+What is in hand is kept alive at the broker; what failed is retried.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from nats_taskflow.client.events import Event
 from nats_taskflow.client.transport import ConsumerMessage
 from nats_taskflow.tasks import keep, repeat
 
-_REMEMBERED = 100_000
+_EVENTS_REMEMBERED = 100_000
 _ACK_WAITS = 2
-"""So many times the broker's patience after it was due, an event that is still in the stream has been delivered again."""
+"""This many ack waits after an event was due again, it has come, or it is no longer in the stream."""
 _log = logging.getLogger("nats_taskflow.client.agent")
 
 
@@ -22,9 +25,11 @@ class RetryLater(Exception):
     """The handling failed: try again later."""
 
 
-class _Lane:
-    """One flow's deliveries. `blocked`: the `seq` that failed and has to come before any later one, unless it has not come by `given_up`
-    (the loop's time); `tries` counts its failures.
+class _FlowQueue:
+    """One flow's deliveries.
+
+    `blocked`: the `seq` that failed, and that has to come before any later one until `given_up` (the loop's time); `tries` counts its
+    failures.
     """
 
     def __init__(self) -> None:
@@ -36,10 +41,11 @@ class _Lane:
 
 
 class FlowQueues:
-    """The lanes of one loop; `async with` ends their tasks. `handle` raises `RetryLater`, or nothing. Times are seconds.
+    """The queues of one loop, one a flow; `async with` ends their tasks.
 
-    What failed is given back to the broker with a delay, from `first` doubling up to `last`, and with it what came behind it in its lane:
-    a delivery in hand would be lost to the next process for longer. A lane is empty most of the time, and then forgotten.
+    `handle` raises `RetryLater` or nothing. Times are seconds. What failed goes back to the broker with a delay, from `first` doubling up
+    to `last`, and with it what came behind it in its queue: the next process would wait longer for deliveries that this one keeps in hand.
+    A queue is empty most of the time, and then forgotten.
     """
 
     def __init__(self, handle: Callable[[Event], Awaitable[None]], alive_every: float, first: float, last: float) -> None:
@@ -47,7 +53,7 @@ class FlowQueues:
         self._alive_every = alive_every
         self._first = first
         self._last = last
-        self._lanes: dict[str, _Lane] = {}
+        self._queues: dict[str, _FlowQueue] = {}
         self._done: dict[str, None] = {}
         self._alive: asyncio.Task[None] | None = None
         self._in_hand = asyncio.Event()
@@ -58,7 +64,7 @@ class FlowQueues:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
+        tasks = [queue.task for queue in self._queues.values() if queue.task is not None]
         tasks += [self._alive] if self._alive is not None else []
         for task in tasks:
             task.cancel()
@@ -67,12 +73,13 @@ class FlowQueues:
     @property
     def tasks(self) -> set[asyncio.Task[None]]:
         """The tasks that handle something."""
-        return {lane.task for lane in self._lanes.values() if lane.task is not None and not lane.task.done()}
+        return {queue.task for queue in self._queues.values() if queue.task is not None and not queue.task.done()}
 
     async def finish(self, late: asyncio.Event) -> None:
-        """Let what is being handled come to its end, or end it when it is `late`. Nothing is begun any more, and nothing given back.
+        """Wait for the handlers that run, or cancel them when it is `late`. Nothing new begins, and nothing goes back to the broker.
 
-        The next reader rewinds, and has all of it in order. Given back, a broker that still has our last request would mix it up.
+        The next reader rewinds, and gets everything in order. A broker that still has our last pull request would deliver to us what
+        we give back.
         """
         self._finishing = True
         over = asyncio.ensure_future(late.wait())
@@ -87,62 +94,62 @@ class FlowQueues:
         await asyncio.gather(*ended, return_exceptions=True)
 
     async def put(self, event: Event, delivery: ConsumerMessage) -> None:
-        """Line a delivery up behind those of its flow."""
-        lane = self._lanes.setdefault(event.flow_id, _Lane())
-        if lane.blocked and event.seq > lane.blocked and not any(one.seq == lane.blocked for one, _ in lane.waiting):
-            if asyncio.get_running_loop().time() < lane.given_up:
-                await delivery.nak(self._delay(lane.tries))
+        """Append a delivery to its flow's queue."""
+        queue = self._queues.setdefault(event.flow_id, _FlowQueue())
+        if queue.blocked and event.seq > queue.blocked and not any(waiting.seq == queue.blocked for waiting, _ in queue.waiting):
+            if asyncio.get_running_loop().time() < queue.given_up:
+                await delivery.nak(self._delay(queue.tries))
                 return
-            _log.warning("event %s:%s failed and never came again: it has left the stream; going on", event.flow_id, lane.blocked)
-            lane.blocked = lane.tries = 0
-        lane.waiting.append((event, delivery))
+            _log.warning("event %s:%s failed and never came again: it has left the stream; going on", event.flow_id, queue.blocked)
+            queue.blocked = queue.tries = 0
+        queue.waiting.append((event, delivery))
         self._in_hand.set()
-        if lane.task is None or lane.task.done():
-            lane.task = keep(self._work(event.flow_id, lane), "lane")
+        if queue.task is None or queue.task.done():
+            queue.task = keep(self._work(event.flow_id, queue), "flow queue")
 
-    async def _work(self, flow_id: str, lane: _Lane) -> None:
-        """Handle what is lined up; ends when nothing is."""
-        while lane.waiting and not self._finishing:
-            event, delivery = lane.waiting[0]
+    async def _work(self, flow_id: str, queue: _FlowQueue) -> None:
+        """Handle a flow's queue until it is empty."""
+        while queue.waiting and not self._finishing:
+            event, delivery = queue.waiting[0]
             if event.id not in self._done:
                 try:
                     await self._handle(event)
                 except RetryLater:
-                    await self._put_off(lane, event)
+                    await self._give_back(queue, event)
                     continue
                 self._remember(event)
-                lane.blocked = lane.tries = 0
+                queue.blocked = queue.tries = 0
             await delivery.ack()
-            lane.waiting.popleft()
-        lane.task = None
-        if not lane.blocked:
-            del self._lanes[flow_id]
+            queue.waiting.popleft()
+        queue.task = None
+        if not queue.blocked:
+            del self._queues[flow_id]
 
     def _remember(self, event: Event) -> None:
-        """Note that an event was handled: it may be delivered again. Each by itself, for one that comes late must not pass for a repeat."""
+        """Note a handled event, which may be delivered again. By its own id: a late one must not pass for a repeat."""
         self._done[event.id] = None
-        if len(self._done) > _REMEMBERED:
+        if len(self._done) > _EVENTS_REMEMBERED:
             del self._done[next(iter(self._done))]
 
-    async def _put_off(self, lane: _Lane, failed: Event) -> None:
-        """Give everything in the lane back to the broker: the failed event first, so that it comes first."""
-        lane.blocked, lane.tries = failed.seq, lane.tries + 1
-        delay = self._delay(lane.tries)
-        lane.given_up = asyncio.get_running_loop().time() + delay + _ACK_WAITS * 3 * self._alive_every
-        while lane.waiting:
-            _, delivery = lane.waiting.popleft()
+    async def _give_back(self, queue: _FlowQueue, failed: Event) -> None:
+        """Give the whole queue back to the broker: the failed event first, so that it comes first."""
+        queue.blocked, queue.tries = failed.seq, queue.tries + 1
+        delay = self._delay(queue.tries)
+        queue.given_up = asyncio.get_running_loop().time() + delay + _ACK_WAITS * 3 * self._alive_every
+        while queue.waiting:
+            _, delivery = queue.waiting.popleft()
             await delivery.nak(delay)
 
     def _delay(self, tries: int) -> float:
-        """Return how long to wait after so many failures."""
+        """Return the delay after `tries` failures."""
         return min(self._first * 2.0 ** min(tries - 1, 30), self._last)
 
     async def _keep_alive(self) -> None:
-        """Tell the broker of everything in hand that it is worked on. An idle agent sleeps."""
+        """Tell the broker that we still work on what is in hand. An idle agent sleeps."""
         await self._in_hand.wait()
         await asyncio.sleep(self._alive_every)
-        if not any(lane.waiting for lane in self._lanes.values()):
+        if not any(queue.waiting for queue in self._queues.values()):
             self._in_hand.clear()
-        for lane in list(self._lanes.values()):
-            for _, delivery in list(lane.waiting):
+        for queue in list(self._queues.values()):
+            for _, delivery in list(queue.waiting):
                 await delivery.in_progress()

@@ -1,65 +1,45 @@
-"""`FlowClient`: what an agent needs to start flows, find them again, hear of them, and answer those of others."""
+"""Start flows, find them again, and connect: what an agent begins with."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from copy import copy
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Union
 
-import msgspec
-
-from nats_taskflow.client.command_ids import new_id
-from nats_taskflow.client.commands import CommandOutcome, CommandSender, Door, done
-from nats_taskflow.client.errors import Forbidden, InvalidRequest
-from nats_taskflow.client.events import Event, Seen, event_in, kinds_of
-from nats_taskflow.client.flow import Flow, Json
-from nats_taskflow.client.replies import checked_id, enveloped, written
-from nats_taskflow.client.transport import NotPermitted, PublishReceipt, Transport
+from nats_taskflow.client.commands import Door
+from nats_taskflow.client.deprecated import renamed_arguments
+from nats_taskflow.client.flow import FlowHandle, Json
+from nats_taskflow.client.session import Session
+from nats_taskflow.client.transport import Transport
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.wire.answers import EventPage, EventShown, FlowPage, FlowShown, StepPage, StepShown, WaitPage, WaitShown
-from nats_taskflow.wire.subjects import EVENTS, Subjects, is_token
+from nats_taskflow.wire.answers import FlowPage
 
 if TYPE_CHECKING:
     from nats.aio.client import Client as NatsClient
 
 Where = Union[str, "NatsClient", Transport, None]
 """Where NATS is: a URL, the name of a context of the `nats` CLI, a connected nats-py client, a transport; None: as the settings say."""
-_PAGE = 200
-_T = TypeVar("_T")
 
 
-class _Status(msgspec.Struct):
-    """The answer to `status`."""
+class Flow(FlowHandle):
+    """One flow of this agent, as it was last seen.
 
-    flow: FlowShown
-
-
-class FlowClient:
-    """An agent's side of nats-taskflow, on one connection. `connect` makes one; safe to use from many tasks at once.
-
-    `agent` is who you are: NATS permissions decide whether you may be. A flow belongs to the agent and `session` that started it.
+    Every command returns the flow as it is after it, which `snapshot` keeps too; a refusal raises a `FlowRefused` and changes nothing.
+    All commands take `command_id` (a random one by default: give your own to be able to repeat the call after a crash of your program),
+    `door` (`cmd`, durable, by default; `api` answers a little sooner, and needs a worker that runs) and `if_unchanged`: refuse with
+    `RevisionMismatch` if the flow has changed since it was last seen. `flows` is the client it came from.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        *,
-        agent: str,
-        session: str = "main",
-        prefix: str = "taskflow",
-        door: Door = "cmd",
-        patience: float = 30.0,
-    ) -> None:
-        if not is_token(agent):
-            raise InvalidRequest(f"an agent's name has 1 to 63 characters of A-Z a-z 0-9 _ -, not {agent!r}", path="/agent")
-        self.transport = transport
-        self.agent = agent
-        self.session = session
-        self.subjects = Subjects(prefix)
-        self._door: Door = door
-        self._doors = CommandSender(transport, self.subjects, agent, patience=patience)
+    flows: FlowClient
+
+
+class FlowClient(Session):
+    """An agent's side of nats-taskflow, on one connection.
+
+    `connect` makes one; safe to use from many tasks at once. `agent` is who you are: NATS permissions decide whether you may be. A flow
+    belongs to the agent and `session` that started it.
+    """
 
     @staticmethod
     @asynccontextmanager
@@ -83,7 +63,7 @@ class FlowClient:
 
         Raises `Lost` where NATS cannot be reached or refuses the credentials, `Forbidden` where they may not use their inbox.
         """
-        async with opened(where, options) as transport:
+        async with open_transport(where, options) as transport:
             flows = FlowClient(transport, agent=agent, session=session, prefix=prefix, door=door, patience=patience)
             await flows.open()
             try:
@@ -91,30 +71,20 @@ class FlowClient:
             finally:
                 await flows.close()
 
-    async def open(self) -> None:
-        """Begin to hear answers: what `connect` does for you. Raises `Forbidden`, `Lost`."""
-        try:
-            await self._doors.open()
-        except NotPermitted as denied:
-            raise Forbidden(f"{denied}: give the agent's inbox prefix (inbox_prefix='_INBOX.{self.agent}')") from denied
-
-    async def close(self) -> None:
-        """Stop hearing answers; the transport stays open."""
-        await self._doors.close()
-
     def in_session(self, session: str) -> FlowClient:
         """Return the same client for another session of the same agent; it is open as long as this one is."""
-        other = copy(self)
-        other.session = session
-        return other
+        client = copy(self)
+        client.session = session
+        return client
 
+    @renamed_arguments(controller="controller_id", step="current_step")
     async def start(
         self,
         *,
-        controller: str,
+        controller_id: str,
         goal: str,
         state: Json | None = None,
-        step: str | None = None,
+        current_step: str | None = None,
         flow_id: str | None = None,
         idempotency_key: str | None = None,
         parent: Flow | str | None = None,
@@ -126,14 +96,14 @@ class FlowClient:
     ) -> Flow:
         """Start a flow, and return it running (with `hold`: created, until `run`).
 
-        `controller` says whose code drives it (`kate/inbox-triage`), `goal` for people what it is for. With `idempotency_key` the flow that
-        was started with the same key before is returned. `parent`: the flow that this one is a child of.
+        `controller_id` says whose code drives it (`kate/inbox-triage`), `goal` for people what it is for. With `idempotency_key` the flow
+        that was started with the same key before is returned. `parent`: the flow that this one is a child of.
         """
         fields = {
-            "controller_id": controller,
+            "controller_id": controller_id,
             "goal": goal,
             "state": state,
-            "current_step": step,
+            "current_step": current_step,
             "flow_id": flow_id,
             "idempotency_key": idempotency_key,
             "parent_flow_id": parent.id if isinstance(parent, Flow) else parent,
@@ -145,8 +115,7 @@ class FlowClient:
 
     async def get(self, flow_id: str) -> Flow:
         """Return a flow of this agent and session. Raises `NotFound`, `Forbidden`."""
-        body = await self._doors.query("status", {"flow_id": flow_id, "session_id": self.session})
-        return Flow(self, msgspec.json.decode(body, type=_Status).flow)
+        return Flow(self, await self.snapshot(flow_id))
 
     async def list(
         self,
@@ -160,112 +129,32 @@ class FlowClient:
         until: str | None = None,
         goal: str | None = None,
     ) -> AsyncGenerator[Flow, None]:
-        """Give this agent's and session's flows, newest first, page by page as they are asked for.
+        """Give this agent's and session's flows, newest first; the next page is fetched when it is needed.
 
         `controller` may have `*` for any text (`kate/*`), `goal` is a part of the goal. `topic`, `correlation_id`: what a flow waits for.
         `since`, `until`: when it last changed, a duration ago (`1h`) or an RFC 3339 time.
         """
         waits_for = {"topic": topic, "correlation_id": correlation_id}
-        asked = {"status": status, "controller": controller, "step": step, "since": since, "until": until, "goal": goal, **waits_for}
-        async for page in self._pages("list_mine", asked, FlowPage):
-            for shown in page.flows:
-                yield Flow(self, shown)
-
-    async def steps(self, flow_id: str) -> AsyncGenerator[StepShown, None]:
-        """Give the observed runs of a flow."""
-        async for page in self._pages("steps", {"flow_id": flow_id}, StepPage):
-            for step in page.steps:
-                yield step
-
-    async def history(self, flow_id: str) -> AsyncGenerator[EventShown, None]:
-        """Give the journal of a flow, oldest first."""
-        async for page in self._pages("history", {"flow_id": flow_id}, EventPage):
-            for entry in page.events:
-                yield entry
-
-    async def waits(self, flow_id: str | None = None) -> AsyncGenerator[WaitShown, None]:
-        """Give what this agent's and session's flows wait for, or one of them."""
-        async for page in self._pages("waits", {"flow_id": flow_id}, WaitPage):
-            for wait in page.waits:
-                yield wait
-
-    async def outcome(self, command_id: str) -> CommandOutcome:
-        """Return what became of a command. Raises its refusal, or `NoOutcomeYet` where there is none (yet)."""
-        return done(await self._doors.query("outcome", {"command_id": command_id}))
-
-    async def events(
-        self, *, kinds: Collection[str] | None = None, controller: str = "*", flow_id: str | None = None, after: int = 0
-    ) -> AsyncGenerator[Event, None]:
-        """Give this agent's events, of all its sessions: from the oldest that the stream keeps and then live, without a gap, each once.
-
-        `kinds`: only these (`{"resumed", "failed"}`). `controller`: only flows whose controller matches (`kate/*`). `after`: go on behind
-        this `stream_seq`. Goes on after outages of connection, broker and worker; never ends by itself. Raises `InvalidRequest` for a kind
-        that there is not, `Forbidden` where the credentials may not make a consumer on the stream (see docs/client.md).
-        """
-        wanted = kinds_of(kinds or ())
-        subject = self.subjects.event(self.agent, flow_id or "*", next(iter(wanted)) if len(wanted) == 1 else "*")
-        seen = Seen()
-        try:
-            async with aclosing(self.transport.follow(subject, stream=EVENTS, after=after)) as messages:
-                async for message in messages:
-                    event = event_in(message)
-                    if event is None or seen.repeats(event):
-                        continue
-                    seen.add(event)
-                    if (not wanted or event.kind in wanted) and fnmatchcase(event.controller_id, controller):
-                        yield event
-        except NotPermitted as denied:
-            raise Forbidden(f"{denied}; docs/client.md says what events need") from denied
-
-    async def reply(self, topic: str, correlation_id: str, payload: Any, *, event_id: str | None = None) -> PublishReceipt:
-        """Answer a flow that waits for (topic, correlation id), now or later; returns once the stream has it.
-
-        `payload` is a JSON value. `event_id` makes a repeat recognisable; inside an agent's handler one is made. Raises `InvalidRequest`,
-        `TooLarge` or `TooDeep` for what could never be used, `Unavailable` when the stream does not have it within `patience`,
-        `Forbidden` where the credentials may not publish there.
-        """
-        subject, body = written(self.subjects, topic, correlation_id, payload)
-        if event_id is not None:
-            checked_id("event_id", event_id)
-        name = event_id or new_id("reply")[0]
-        stored = await self._doors.store(subject, body, {}, name)
-        if stored.duplicate:
-            await self._doors.store(subject, enveloped(subject, body, name), {}, "")
-        return stored
-
-    async def send(self, verb: str, fields: dict[str, Any], *, command_id: str | None = None, door: Door | None = None) -> CommandOutcome:
-        """Send any command in this session, its fields as on the wire, and return its outcome. `Flow` has a method for each."""
-        made, again = new_id(verb)
-        body = {**fields, "session_id": None if self.session == "main" else self.session}
-        return await self._doors.command(verb, body, command_id or made, door=door or self._door, again=again and command_id is None)
-
-    async def _pages(self, verb: str, fields: dict[str, Any], kind: type[_T]) -> AsyncGenerator[_T, None]:
-        """Ask for page after page."""
-        cursor: str | None = None
-        while True:
-            asked = {**fields, "session_id": self.session, "limit": _PAGE, "cursor": cursor}
-            page = msgspec.json.decode(await self._doors.query(verb, asked), type=kind)
-            yield page
-            cursor = page.next_cursor  # type: ignore[attr-defined]  # every page has one
-            if cursor is None:
-                return
+        filters = {"status": status, "controller": controller, "step": step, "since": since, "until": until, "goal": goal, **waits_for}
+        async for page in self._pages("list_mine", filters, FlowPage):
+            for snapshot in page.flows:
+                yield Flow(self, snapshot)
 
 
 @asynccontextmanager
-async def opened(where: Where | FlowClient, options: dict[str, Any]) -> AsyncIterator[Transport]:
-    """Give the transport that `FlowClient.connect` would use, or that a client has; what is made here is closed at the end."""
-    ours = where is None or isinstance(where, str)
-    if options and not ours:
+async def open_transport(where: Where | FlowClient, options: dict[str, Any]) -> AsyncIterator[Transport]:
+    """Give the transport to `where`. One that is opened here is closed at the end; one that exists stays open."""
+    if options and not (where is None or isinstance(where, str)):
         raise TypeError(f"a connection that exists already takes no options: {', '.join(options)}")
     if isinstance(where, FlowClient):
         yield where.transport
     elif isinstance(where, Transport):
         yield where
     else:
-        # nats-py takes most of the time that importing the client would take.
+        # Importing nats-py takes longer than importing all the rest of the client.
         from nats.aio.client import Client  # noqa: PLC0415
 
-        from nats_taskflow.client.nats_transport import NatsTransport  # noqa: PLC0415
+        from nats_taskflow.client.nats import NatsTransport  # noqa: PLC0415
 
         if where is None or isinstance(where, str):
             transport = await NatsTransport.connect(where, **{"name": "taskflow-client", **options})

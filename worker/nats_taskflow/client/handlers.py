@@ -1,4 +1,7 @@
-"""Hold a handler against how it will be called, before it is: what cannot work would fail on every message, in the log only."""
+"""Check a handler before its first message.
+
+A wrong one would fail on every message, and only in the log.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from typing import Any
 
 def check_handler(handler: Callable[..., Any], where: str, *parameters: str) -> None:
     """Raise `TypeError` unless the handler is an async function that takes these parameters by position; `where` names what it is for."""
-    wanted = f"async def handler({', '.join(parameters)})"
+    shape = f"async def handler({', '.join(parameters)})"
     if not callable(handler):
-        raise TypeError(f"{where} needs an async function, not {handler!r}: write {wanted}")
+        raise TypeError(f"{where} needs an async function, not {handler!r}: write {shape}")
     inner = unwrap(handler)
     if not iscoroutinefunction(inner) and not iscoroutinefunction(getattr(inner, "__call__", None)):  # noqa: B004 - it is looked into
-        raise TypeError(f"{where} needs an async function, and {handler!r} is none: write {wanted}")
+        raise TypeError(f"{where} needs an async function, and {handler!r} is none: write {shape}")
     try:
         signature(handler).bind(*parameters)
     except TypeError as wrong:

@@ -1,4 +1,4 @@
-"""Key-value buckets of NATS (ADR-8), as far as answers need them: one value for each key, the last one, for a while."""
+"""Spell the part of NATS key-value buckets (ADR-8) that the answer cache needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nats_taskflow.client.transport import NoAnswer
 _NO_MESSAGE, _NO_STREAM = 10037, 10059
 
 
-class _Kept(msgspec.Struct):
+class _StoredMessage(msgspec.Struct):
     """A message as the stream keeps it; headers are a block of bytes."""
 
     data: bytes = b""
@@ -17,45 +17,45 @@ class _Kept(msgspec.Struct):
 
 
 class _Error(msgspec.Struct):
-    """Why there is none."""
+    """Why there is no message."""
 
     err_code: int = 0
     description: str = ""
 
 
 class _Answer(msgspec.Struct):
-    """What the stream says."""
+    """The stream's answer."""
 
-    message: _Kept | None = None
+    message: _StoredMessage | None = None
     error: _Error | None = None
 
 
-def stream_of(bucket: str) -> str:
-    """Return the stream that is the bucket."""
+def stream_name(bucket: str) -> str:
+    """Return the name of the stream behind a bucket."""
     return f"KV_{bucket}"
 
 
-def subject_of(bucket: str, key: str) -> str:
-    """Return the subject that is the key."""
+def key_subject(bucket: str, key: str) -> str:
+    """Return the subject that stands for a key."""
     return f"$KV.{bucket}.{key}"
 
 
-def asked_at(bucket: str) -> str:
-    """Return where values are asked for: of the stream's leader, for a copy may lag behind, and not every bucket has direct answers."""
-    return f"$JS.API.STREAM.MSG.GET.{stream_of(bucket)}"
+def read_subject(bucket: str) -> str:
+    """Return where to read values: from the stream's leader, because a replica may lag, and not every bucket allows direct reads."""
+    return f"$JS.API.STREAM.MSG.GET.{stream_name(bucket)}"
 
 
-def asking(bucket: str, key: str) -> bytes:
-    """Return what is asked there."""
-    return msgspec.json.encode({"last_by_subj": subject_of(bucket, key)})
+def read_request(bucket: str, key: str) -> bytes:
+    """Return the body of a read request."""
+    return msgspec.json.encode({"last_by_subj": key_subject(bucket, key)})
 
 
-def value_in(answer: bytes, bucket: str) -> bytes | None:
-    """Read the answer: the value, None where there is none (any more). Raises `NoAnswer`, with `nobody` where there is no bucket."""
-    said = msgspec.json.decode(answer, type=_Answer)
-    if said.message is not None:
-        return None if b"KV-Operation" in said.message.hdrs else said.message.data
-    why = said.error or _Error(description="an answer without a message")
-    if why.err_code == _NO_MESSAGE:
+def read_value(answer: bytes, bucket: str) -> bytes | None:
+    """Decode the answer: the value, None where there is none (any more). Raises `NoAnswer`, with `nobody` where there is no bucket."""
+    reply = msgspec.json.decode(answer, type=_Answer)
+    if reply.message is not None:
+        return None if b"KV-Operation" in reply.message.hdrs else reply.message.data
+    error = reply.error or _Error(description="an answer without a message")
+    if error.err_code == _NO_MESSAGE:
         return None
-    raise NoAnswer(f"the bucket {bucket} was not read: {why.description}", nobody=why.err_code == _NO_STREAM)
+    raise NoAnswer(f"the bucket {bucket} was not read: {error.description}", nobody=error.err_code == _NO_STREAM)

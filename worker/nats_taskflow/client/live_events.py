@@ -1,6 +1,7 @@
-"""Give one flow's events without any rights on streams: hear them live, and read the journal for what was before and what was missed.
+"""Give one flow's events without any rights on streams.
 
-A flow's events are numbered without gaps, so that a missed one shows in the next; after a silence the flow is looked at.
+New ones come by subscription, earlier and missed ones from the journal. A flow's events are numbered without gaps, so that the next event
+shows a missed one. After a silence the flow's revision shows it.
 """
 
 from __future__ import annotations
@@ -8,54 +9,50 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from datetime import datetime
-from typing import TYPE_CHECKING
 
-from nats_taskflow.client.events import Event, event_in
+from nats_taskflow.client.events import Event, read_event
+from nats_taskflow.client.session import Session
+from nats_taskflow.client.transport import TransportMessage
 from nats_taskflow.flow.lifecycle import STATUS_AFTER
-
-if TYPE_CHECKING:
-    from nats_taskflow.client.flows import FlowClient
-    from nats_taskflow.client.transport import TransportMessage
-    from nats_taskflow.wire.answers import EventShown, FlowShown
+from nats_taskflow.wire.answers import EventShown, FlowShown
 
 _SILENCE = 15.0
 
 
-async def heard(flows: FlowClient, flow: FlowShown, after: int) -> AsyncGenerator[Event, None]:
+async def live_events(session: Session, flow: FlowShown, after: int) -> AsyncGenerator[Event, None]:
     """Give the flow's events behind `seq` `after`, in order, each once. Raises what queries raise. Never ends by itself."""
     queue: asyncio.Queue[TransportMessage] = asyncio.Queue()
 
     async def take(message: TransportMessage) -> None:
-        """Queue a message."""
         queue.put_nowait(message)
 
-    hearing = await flows.transport.serve(flows.subjects.event(flows.agent, flow.id, "*"), take)
+    subscription = await session.transport.serve(session.subjects.event(session.agent, flow.id, "*"), take)
     last = revision = 0
     try:
         while True:
             event: Event | None = None
-            async for entry in flows.history(flow.id):
+            async for entry in session.history(flow.id):
                 event = _event(entry, flow, event)
                 if event.seq > last:
                     last, revision = event.seq, event.revision
                     if last > after:
                         yield event
-            while (event := await _next(flows, flow.id, queue, last, revision)) is not None:
+            while (event := await _next(session, flow.id, queue, last, revision)) is not None:
                 last, revision = event.seq, event.revision
                 if last > after:
                     yield event
     finally:
-        await hearing.close()
+        await subscription.close()
 
 
-async def _next(flows: FlowClient, flow_id: str, queue: asyncio.Queue[TransportMessage], last: int, revision: int) -> Event | None:
+async def _next(session: Session, flow_id: str, queue: asyncio.Queue[TransportMessage], last: int, revision: int) -> Event | None:
     """Return the event that follows `last`, or None where something was missed."""
     while True:
         try:
             async with asyncio.timeout(_SILENCE):
-                event = event_in(await queue.get())
+                event = read_event(await queue.get())
         except TimeoutError:
-            if (await flows.get(flow_id)).revision > revision:
+            if (await session.snapshot(flow_id)).revision > revision:
                 return None
             continue
         if event is not None and event.seq > last:
@@ -63,7 +60,7 @@ async def _next(flows: FlowClient, flow_id: str, queue: asyncio.Queue[TransportM
 
 
 def _event(entry: EventShown, flow: FlowShown, before: Event | None) -> Event:
-    """Return a journal entry as the event that was published of it; the journal does not know its place in the stream."""
+    """Return the event that was published for a journal entry; the journal does not know its place in the stream."""
     previous = before.status if before is not None else None
     status = STATUS_AFTER.get(entry.kind)
     return Event(

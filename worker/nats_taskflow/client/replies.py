@@ -1,4 +1,7 @@
-"""Write a reply (CONTRACT 5), and refuse one that the worker could not use: it would end as a dead letter, and nobody would be told."""
+"""Write a reply (CONTRACT 5), or refuse one that the worker could not use.
+
+It would become a dead letter, and the sender would not know.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.client.clock import now
-from nats_taskflow.client.encoding import encoded
+from nats_taskflow.client.encoding import encode_json
 from nats_taskflow.client.errors import InvalidRequest
 from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.text import shown
@@ -16,37 +19,37 @@ from nats_taskflow.wire.reply_message import open_reply, value_of_bytes
 from nats_taskflow.wire.subjects import Subjects, is_literal
 
 
-def written(subjects: Subjects, topic: str, correlation_id: str, payload: Any) -> tuple[str, bytes]:
+def write_reply(subjects: Subjects, topic: str, correlation_id: str, payload: Any) -> tuple[str, bytes]:
     """Return the subject and the body of a reply. Raises `InvalidRequest`, `TooLarge` or `TooDeep`."""
-    checked_id("topic", topic)
-    checked_id("correlation_id", correlation_id)
+    check_id("topic", topic)
+    check_id("correlation_id", correlation_id)
     built_in = subjects.parse_reply(f"{topic}.x") is not None
     subject = f"{topic}.{correlation_id}" if built_in else topic
     if not is_literal(topic):
         raise InvalidRequest(f"the topic is no subject that can be published to: {shown(topic)}", path="/topic")
     if built_in and ("." in correlation_id or not is_literal(subject)):
-        said = f"on {topic} the correlation id is the last part of the subject, without dots, blanks and wildcards"
-        raise InvalidRequest(f"{said}, not {shown(correlation_id)}", path="/correlation_id")
-    envelope = encoded({"correlation_id": correlation_id, "payload": payload})
+        rule = f"on {topic} the correlation id is the last part of the subject, without dots, blanks and wildcards"
+        raise InvalidRequest(f"{rule}, not {shown(correlation_id)}", path="/correlation_id")
+    envelope = encode_json({"correlation_id": correlation_id, "payload": payload})
     body = msgspec.json.encode(payload) if built_in else envelope
     limits.decode_any(body)
     return subject, body
 
 
-def enveloped(subject: str, body: bytes, event_id: str) -> bytes:
-    """Return the same reply, its id in the envelope instead of a header: the broker does not look there, and the worker does.
+def put_in_envelope(subject: str, body: bytes, event_id: str) -> bytes:
+    """Return the same reply with its id in the envelope instead of a header, where the worker looks and the broker does not.
 
-    A broker that calls a reply a repeat has looked at its `Nats-Msg-Id` only, which anybody may have used first. So it is sent once more
-    like this: the worker knows whether it has had the reply itself (SEMANTICS R5), and nobody needs the right to look into the stream.
+    A broker that calls a reply a repeat knows only its `Nats-Msg-Id`, which anybody may have used first. So the reply is sent once more
+    like this: the worker knows whether it has had it (SEMANTICS R5), and nobody needs the right to read the stream.
     """
     opened = open_reply(subject, {}, body)
     value = value_of_bytes(body) if opened.value is msgspec.UNSET else opened.value
     return msgspec.json.encode({"id": event_id, "timestamp": now().isoformat(), "topic": subject, "source": "client", "payload": value})
 
 
-def checked_id(name: str, given: str) -> None:
-    """Refuse what is no id: it would be refused by the worker, too, but later, and in silence."""
-    if not isinstance(given, str):
-        raise InvalidRequest(f"{name} must be text, not {type(given).__name__}", path=f"/{name}")
-    if flaw := bad_id(given):
+def check_id(name: str, value: str) -> None:
+    """Raise `InvalidRequest` for what is no id: the worker would refuse it too, but later, and in silence."""
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} must be text, not {type(value).__name__}", path=f"/{name}")
+    if flaw := bad_id(value):
         raise InvalidRequest(f"{name} {flaw}", path=f"/{name}")

@@ -1,10 +1,11 @@
-"""Let an agent of the Synadia Agent Protocol (0.3) be a delegate: prompt it, collect the chunks it streams, answer with the whole.
+"""Use an agent of the Synadia Agent Protocol (0.3) as a delegate.
 
-The protocol: a request `{"prompt": …}` on `agents.prompt.<agent>.<owner>.<session>` is answered on its reply subject by messages
-`{"type": "response" | "status" | "query", "data": …}`, and an empty message ends it. It is core NATS: what is lost is lost, so a silence
-that is too long ends the prompt with an error, and the flow's own timeout is the last word.
+It is prompted, and the chunks that it streams become one answer. The protocol: a request `{"prompt": …}` on
+`agents.prompt.<agent>.<owner>.<session>` is answered on its reply subject by messages `{"type": "response" | "status" | "query", "data":
+…}`, and an empty message ends it. It is core NATS: what is lost is lost, so a silence that is too long ends the prompt with an error; the
+flow's own timeout bounds everything.
 
-    ask = synadia.handler(flows.transport, "agents.prompt.researcher.acme.main")
+    ask = synadia_agent_protocol.handler(flows.transport, "agents.prompt.researcher.acme.main")
     async with serve_delegate("svc.research", ask, on=flows): ...
 """
 
@@ -16,55 +17,58 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.client.delegate_messages import Asked, DelegateError
-from nats_taskflow.client.transport import Transport, TransportMessage, Trouble
+from nats_taskflow.client.delegate_messages import DelegateCall, DelegateError
+from nats_taskflow.client.transport import Transport, TransportError, TransportMessage
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, find
 
-Answering = Callable[[str], Awaitable[str]]
+QueryHandler = Callable[[str], Awaitable[str]]
 """Answers a question of the agent (its `prompt`) with text."""
 
 
 class Chunk(msgspec.Struct):
-    """One message of the stream. `data` is text, or an object with `text`; of a `query` an object with `prompt` and `reply_subject`."""
+    """One message of the stream.
+
+    `data` is text, or an object with `text`; of a `query` an object with `prompt` and `reply_subject`.
+    """
 
     type: str
     data: Any = None
 
 
 class PromptAnswer(msgspec.Struct, frozen=True):
-    """What an agent answered: all of its `response` chunks as one text, and how many there were."""
+    """An agent's answer: its `response` chunks as one text, and how many there were."""
 
     text: str
     chunks: int
 
 
 def handler(
-    transport: Transport, subject: str, *, silence: float = 60.0, answering: Answering | None = None
-) -> Callable[[Asked], Awaitable[PromptAnswer]]:
+    transport: Transport, subject: str, *, silence: float = 60.0, answering: QueryHandler | None = None
+) -> Callable[[DelegateCall], Awaitable[PromptAnswer]]:
     """Return a handler for `serve_delegate` that prompts the agent on `subject` with the payload (text, or an object with `prompt`)."""
 
-    async def ask(asked: Asked) -> PromptAnswer:
+    async def ask(request: DelegateCall) -> PromptAnswer:
         """Prompt, and return the whole answer."""
-        return await prompt(transport, subject, asked.payload, silence=silence, answering=answering)
+        return await prompt(transport, subject, request.payload, silence=silence, answering=answering)
 
     return ask
 
 
 async def prompt(
-    transport: Transport, subject: str, said: Any, *, silence: float = 60.0, answering: Answering | None = None
+    transport: Transport, subject: str, payload: Any, *, silence: float = 60.0, answering: QueryHandler | None = None
 ) -> PromptAnswer:
     """Prompt an agent and collect its answer until the terminator.
 
-    `said`: text, an object with `prompt` (and `attachments`) which is sent as it is, or any JSON value. `silence`: seconds without a chunk
-    after which it is given up; status chunks count as life. `answering` answers its queries. Raises `DelegateError`: with the agent's
-    own code and message, `503` where nobody listens or nothing comes, `422` for a query that nobody answers here, `502` for what is no
-    chunk.
+    `payload`: text, an object with `prompt` (and `attachments`), which is sent as it is, or any JSON value. `silence`: after so many
+    seconds without a chunk the prompt is given up; status chunks count. `answering` answers its queries. Raises `DelegateError`: with the
+    agent's own code and message, `503` where nobody listens or nothing comes, `422` for a query that nobody answers here, `502` for what
+    is no chunk.
     """
     chunks: asyncio.Queue[TransportMessage] = asyncio.Queue()
     inbox = await transport.open_inbox(chunks.put_nowait)
     parts: list[str] = []
     try:
-        await transport.tell(subject, _request(said), reply=f"{inbox.subject}.chunk")
+        await transport.tell(subject, _request(payload), reply=f"{inbox.subject}.chunk")
         while True:
             chunk = await _next(chunks, silence, subject)
             if chunk is None:
@@ -73,7 +77,7 @@ async def prompt(
                 parts.append(_text(chunk.data))
             elif chunk.type == "query":
                 await _answer(transport, chunk.data, answering)
-    except Trouble as failed:
+    except TransportError as failed:
         raise DelegateError("503", str(failed)) from failed
     finally:
         await inbox.close()
@@ -99,20 +103,20 @@ async def _next(chunks: asyncio.Queue[TransportMessage], silence: float, subject
         raise DelegateError("502", f"{subject} sent what is no chunk of the protocol") from None
 
 
-async def _answer(transport: Transport, query: Any, answering: Answering | None) -> None:
+async def _answer(transport: Transport, query: Any, answering: QueryHandler | None) -> None:
     """Answer a query. Raises `DelegateError` where nobody can."""
-    asked = query if isinstance(query, dict) else {}
-    to, question = asked.get("reply_subject"), str(asked.get("prompt", ""))
+    fields = query if isinstance(query, dict) else {}
+    to, question = fields.get("reply_subject"), str(fields.get("prompt", ""))
     if answering is None or not isinstance(to, str):
         raise DelegateError("422", f"the agent asks back, and nobody answers here: {question}")
     await transport.tell(to, msgspec.json.encode({"prompt": await answering(question)}))
 
 
-def _request(said: Any) -> bytes:
+def _request(payload: Any) -> bytes:
     """Write a prompt."""
-    if isinstance(said, dict) and isinstance(said.get("prompt"), str):
-        return msgspec.json.encode(said)
-    return msgspec.json.encode({"prompt": said if isinstance(said, str) else msgspec.json.encode(said).decode()})
+    if isinstance(payload, dict) and isinstance(payload.get("prompt"), str):
+        return msgspec.json.encode(payload)
+    return msgspec.json.encode({"prompt": payload if isinstance(payload, str) else msgspec.json.encode(payload).decode()})
 
 
 def _text(data: Any) -> str:

@@ -1,7 +1,7 @@
-"""The same client for scripts that know nothing of asyncio: every method waits, iterators are ordinary ones.
+"""The client without asyncio: every method waits, iterators are ordinary ones.
 
     with flows_sync("nats://127.0.0.1:4222", agent="kate") as flows:
-        flow = flows.start(controller="kate/inbox", goal="triage the inbox")
+        flow = flows.start(controller_id="kate/inbox", goal="triage the inbox")
         flow.wait_manual("Ann: may this mail go out?")
         print(flow.resumed().payload)
 
@@ -17,13 +17,13 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from nats_taskflow.client.flow import Flow
-from nats_taskflow.client.flows import FlowClient, Where
+from nats_taskflow.client.flows import Flow, FlowClient, Where
 from nats_taskflow.client.transport import Lost
 from nats_taskflow.wire.answers import FlowShown
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 _PATIENCE_AT_END = 10.0
 
 
@@ -36,7 +36,7 @@ class _Loop:
         self._thread.start()
 
     def result(self, work: Coroutine[Any, Any, R]) -> R:
-        """Run a coroutine to its end; an interrupt (Ctrl-C) ends it too. Raises `Lost` once the client is closed."""
+        """Run a coroutine and return its result; an interrupt (Ctrl-C) cancels it. Raises `Lost` once the client is closed."""
         if self._loop.is_closed():
             work.close()
             raise Lost("the client is closed: use it and its flows within the `with` block")
@@ -47,7 +47,7 @@ class _Loop:
             future.cancel()
 
     def items(self, source: AsyncGenerator[R, None]) -> Iterator[R]:
-        """Give what an asynchronous iterator gives; closes it when nobody asks for more."""
+        """Iterate over an asynchronous iterator, and close it at the end."""
         try:
             while True:
                 try:
@@ -56,7 +56,7 @@ class _Loop:
                     return
                 yield item
         finally:
-            if not self._loop.is_closed():  # it was left open beyond the client
+            if not self._loop.is_closed():  # the iterator may outlive the client
                 self.result(source.aclose())
 
     def stop(self) -> None:
@@ -71,70 +71,52 @@ async def _next(source: AsyncGenerator[R, None]) -> R:
     return await anext(source)
 
 
-def _of_flow(method: Callable[Concatenate[Flow, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[FlowSync, P], R]:
-    """Make a method of `Flow` wait."""
+class _Blocking:
+    """A client or a flow whose methods wait for those of the asynchronous `target`."""
 
-    def waiting(self: FlowSync, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Wait for it."""
-        return self.loop.result(method(self.flow, *args, **kwargs))
-
-    waiting.__doc__, waiting.__name__ = method.__doc__, method.__name__
-    return waiting
+    def __init__(self, loop: _Loop, target: Any) -> None:
+        self.loop = loop
+        self._target = target
 
 
-def _each_of_flow(method: Callable[Concatenate[Flow, P], AsyncGenerator[R, None]]) -> Callable[Concatenate[FlowSync, P], Iterator[R]]:
-    """Make an iterator of `Flow` an ordinary one."""
+def _blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[_Blocking, P], R]:
+    """Make a method wait."""
 
-    def waiting(self: FlowSync, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
-        """Wait for each."""
-        return self.loop.items(method(self.flow, *args, **kwargs))
+    def call(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.loop.result(method(self._target, *args, **kwargs))
 
-    waiting.__doc__, waiting.__name__ = method.__doc__, method.__name__
-    return waiting
+    return _like(method, call)
 
 
-def _of_client(method: Callable[Concatenate[FlowClient, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[FlowClientSync, P], R]:
-    """Make a method of `FlowClient` wait."""
+def _iterator(method: Callable[Concatenate[Any, P], AsyncGenerator[R, None]]) -> Callable[Concatenate[_Blocking, P], Iterator[R]]:
+    """Make an asynchronous iterator an ordinary one."""
 
-    def waiting(self: FlowClientSync, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Wait for it."""
-        return self.loop.result(method(self.flows, *args, **kwargs))
+    def call(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        return self.loop.items(method(self._target, *args, **kwargs))
 
-    waiting.__doc__, waiting.__name__ = method.__doc__, method.__name__
-    return waiting
+    return _like(method, call)
 
 
-def _each_of_client(
-    method: Callable[Concatenate[FlowClient, P], AsyncGenerator[R, None]],
-) -> Callable[Concatenate[FlowClientSync, P], Iterator[R]]:
-    """Make an iterator of `FlowClient` an ordinary one."""
+def _starting(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, Flow]]) -> Callable[Concatenate[_Blocking, P], FlowSync]:
+    """Make a method wait that returns a flow, and return a flow that waits."""
 
-    def waiting(self: FlowClientSync, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
-        """Wait for each."""
-        return self.loop.items(method(self.flows, *args, **kwargs))
+    def call(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> FlowSync:
+        return FlowSync(self.loop, self.loop.result(method(self._target, *args, **kwargs)))
 
-    waiting.__doc__, waiting.__name__ = method.__doc__, method.__name__
-    return waiting
+    return _like(method, call)
 
 
-def _starting(
-    method: Callable[Concatenate[FlowClient, P], Coroutine[Any, Any, Flow]],
-) -> Callable[Concatenate[FlowClientSync, P], FlowSync]:
-    """Make a method of `FlowClient` that returns a flow wait, and return a flow that waits."""
-
-    def waiting(self: FlowClientSync, /, *args: P.args, **kwargs: P.kwargs) -> FlowSync:
-        """Wait for it."""
-        return FlowSync(self.loop, self.loop.result(method(self.flows, *args, **kwargs)))
-
-    waiting.__doc__, waiting.__name__ = method.__doc__, method.__name__
-    return waiting
+def _like(method: Callable[..., Any], call: F) -> F:
+    """Return `call` under the method's name, with its docstring."""
+    call.__doc__, call.__name__ = method.__doc__, method.__name__
+    return call
 
 
-class FlowSync:
+class FlowSync(_Blocking):
     """One flow; see `Flow`, which `flow` is."""
 
     def __init__(self, loop: _Loop, flow: Flow) -> None:
-        self.loop = loop
+        super().__init__(loop, flow)
         self.flow = flow
 
     def __repr__(self) -> str:
@@ -170,31 +152,31 @@ class FlowSync:
         """All of it, when last seen."""
         return self.flow.snapshot
 
-    refresh = _of_flow(Flow.refresh)
-    run = _of_flow(Flow.run)
-    advance = _of_flow(Flow.advance)
-    wait = _of_flow(Flow.wait)
-    wait_reply = _of_flow(Flow.wait_reply)
-    wait_timer = _of_flow(Flow.wait_timer)
-    wait_manual = _of_flow(Flow.wait_manual)
-    delegate = _of_flow(Flow.delegate)
-    resume = _of_flow(Flow.resume)
-    finish = _of_flow(Flow.finish)
-    fail = _of_flow(Flow.fail)
-    cancel = _of_flow(Flow.cancel)
-    observe = _of_flow(Flow.observe)
-    resumed = _of_flow(Flow.resumed)
-    waits = _of_flow(Flow.waits)
-    events = _each_of_flow(Flow.events)
-    history = _each_of_flow(Flow.history)
-    steps = _each_of_flow(Flow.steps)
+    refresh = _blocking(Flow.refresh)
+    run = _blocking(Flow.run)
+    advance = _blocking(Flow.advance)
+    wait = _blocking(Flow.wait)
+    wait_reply = _blocking(Flow.wait_reply)
+    wait_timer = _blocking(Flow.wait_timer)
+    wait_manual = _blocking(Flow.wait_manual)
+    delegate = _blocking(Flow.delegate)
+    resume = _blocking(Flow.resume)
+    finish = _blocking(Flow.finish)
+    fail = _blocking(Flow.fail)
+    cancel = _blocking(Flow.cancel)
+    observe = _blocking(Flow.observe)
+    resumed = _blocking(Flow.resumed)
+    waits = _blocking(Flow.waits)
+    events = _iterator(Flow.events)
+    history = _iterator(Flow.history)
+    steps = _iterator(Flow.steps)
 
 
-class FlowClientSync:
-    """An agent's side of nats-taskflow for scripts; see `FlowClient`, which `flows` is. `flows_sync` makes one."""
+class FlowClientSync(_Blocking):
+    """`FlowClient`, which `flows` is, for scripts. `flows_sync` makes one."""
 
     def __init__(self, loop: _Loop, flows: FlowClient) -> None:
-        self.loop = loop
+        super().__init__(loop, flows)
         self.flows = flows
 
     @staticmethod
@@ -218,12 +200,12 @@ class FlowClientSync:
 
     start = _starting(FlowClient.start)
     get = _starting(FlowClient.get)
-    reply = _of_client(FlowClient.reply)
-    outcome = _of_client(FlowClient.outcome)
-    events = _each_of_client(FlowClient.events)
-    history = _each_of_client(FlowClient.history)
-    steps = _each_of_client(FlowClient.steps)
-    waits = _each_of_client(FlowClient.waits)
+    reply = _blocking(FlowClient.reply)
+    outcome = _blocking(FlowClient.outcome)
+    events = _iterator(FlowClient.events)
+    history = _iterator(FlowClient.history)
+    steps = _iterator(FlowClient.steps)
+    waits = _iterator(FlowClient.waits)
 
 
 flows_sync = FlowClientSync.connect

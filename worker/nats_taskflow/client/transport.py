@@ -1,6 +1,6 @@
 """The client's port: what it needs of a broker, with every promise written down.
 
-Adapters: `nats_taskflow.client.nats_transport` (nats-py) and the test kit's, in memory. Nothing of nats-py shows here, and nothing of
+Adapters: `nats_taskflow.client.nats` (nats-py) and the test kit's, in memory. Nothing of nats-py shows here, and nothing of
 flows: subjects, headers and bytes only. Times are seconds. Every method is called from the event loop's thread only.
 """
 
@@ -16,7 +16,10 @@ NO_HEADERS: Headers = {}
 
 
 class TransportMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One message. `reply` is its NATS reply subject ("" for none); `seq` its place in the stream it was read from, 0 elsewhere."""
+    """One message.
+
+    `reply` is its NATS reply subject ("" for none); `seq` its place in the stream it was read from, 0 elsewhere.
+    """
 
     subject: str
     body: bytes
@@ -44,38 +47,44 @@ Messages = AsyncGenerator[TransportMessage, None]
 
 
 class PublishReceipt(msgspec.Struct, frozen=True):
-    """The broker has stored the message, or had it already under the same id (`duplicate`): then this body was not looked at."""
+    """The broker has stored the message.
+
+    `duplicate`: it had one under this id already, and has not looked at this body.
+    """
 
     stream: str
     seq: int
     duplicate: bool = False
 
 
-class Trouble(Exception):
-    """The broker, or whoever should answer, did not do what was asked. The message is one sentence that says what and why."""
+class TransportError(Exception):
+    """The broker, or whoever should answer, did not do it; one sentence says why."""
 
 
-class NoAnswer(Trouble):
-    """No answer came. `nobody`: the broker says that nobody listens, so nothing was done; otherwise it may have been done."""
+class NoAnswer(TransportError):
+    """No answer came. `nobody`: nobody listens, so nothing was done; else it may have been."""
 
     def __init__(self, message: str, *, nobody: bool = False) -> None:
         super().__init__(message)
         self.nobody = nobody
 
 
-class NotStored(Trouble):
-    """The broker did not confirm. `refused`: it said no, so the message is not stored; otherwise it may be: repeat with the same id."""
+class NotStored(TransportError):
+    """The broker did not confirm.
+
+    `refused`: it said no, and the message is not stored. Otherwise it may be: repeat with the same id.
+    """
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
 
 
-class NotPermitted(Trouble):
-    """The credentials do not permit it; repeating does not help."""
+class NotPermitted(TransportError):
+    """The credentials do not permit it: a retry will not help."""
 
 
-class Lost(Trouble):
+class Lost(TransportError):
     """There is no connection, and none will come back: refused credentials, or closed."""
 
 
@@ -90,16 +99,16 @@ class Inbox(Protocol):
         """Stop listening. Idempotent; never raises."""
 
 
-class Serving(Protocol):
-    """A subscription that answers."""
+class Responder(Protocol):
+    """A subscription whose handler answers."""
 
     async def close(self) -> None:
-        """Take no more requests; those in hand go on. Idempotent; never raises."""
+        """Take no more requests; those in hand finish. Idempotent; never raises."""
 
 
 @runtime_checkable
 class Transport(Protocol):
-    """A broker connection that comes back by itself after every outage, for as long as it is not closed."""
+    """A broker connection that comes back after every outage, until it is closed."""
 
     @property
     def max_payload(self) -> int:
@@ -107,45 +116,47 @@ class Transport(Protocol):
 
     @property
     def lossless(self) -> bool:
-        """Whether nothing that is published while somebody listens is ever missed: then nobody has to look again now and then."""
+        """Whether a subscription never misses a message: then nobody has to poll besides."""
 
     async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, timeout: float) -> TransportMessage:
-        """Ask, and return the first answer.
+        """Request, and return the first answer.
 
-        Raises `NoAnswer` within `timeout` seconds, also while the connection is down; `NotPermitted`; `Lost`. Asks once: a repeat is the
+        Raises `NoAnswer` within `timeout` seconds, also while the connection is down; `NotPermitted`; `Lost`. Does not retry: that is the
         caller's business.
         """
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, msg_id: str, timeout: float) -> PublishReceipt:
-        """Store a message in the stream that captures the subject, under `Nats-Msg-Id: msg_id`, and wait for the acknowledgement.
+        """Publish into the stream that captures the subject, and await its acknowledgement.
 
+        The id is `Nats-Msg-Id: msg_id`.
         A repeat with the same id within the stream's duplicate window is not stored twice, whatever its body, and whoever used the id
-        first; without an id ("") every message is stored. Raises `NotStored` within
-        `timeout` seconds, also while the connection is down (then it may still be sent later: hence the id); `NotPermitted`; `Lost`.
+        first; without an id ("") every message is stored. Raises `NotStored` within `timeout` seconds, also while the connection is
+        down (then it may still be sent later: hence the id); `NotPermitted`; `Lost`.
         """
 
     async def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, reply: str = "") -> None:
-        """Publish without any guarantee (core NATS); `reply` is the reply subject. Raises `Trouble` where it cannot even be written."""
+        """Publish without any guarantee (core NATS); `reply` is the reply subject. Raises `TransportError` where it cannot be written."""
 
     def follow(self, subject: str, *, stream: str, after: int = 0) -> Messages:
-        """Give the messages of a stream that match `subject` (wildcards allowed), from history and then live, without a gap between.
+        """Give the messages of a stream that match `subject`, stored and then live.
 
-        Starts behind stream sequence `after` (0: with the oldest that is kept). Each message once, in stream order, with its `seq`; goes
-        on after a broken connection, a restarted broker and a deleted consumer where it was. A stream that is not there yet is waited
-        for. Ends only by closing (`aclose`), or by raising `NotPermitted` or `Lost`. Nothing is acknowledged; nothing stays behind.
+        Wildcards are allowed. Starts behind stream sequence `after` (0: with the oldest that is kept). Each message once, in stream order,
+        with its `seq`; goes on after a broken connection, a restarted broker and a deleted consumer where it was. A stream that is not
+        there yet is waited for. Ends only by closing (`aclose`), or by raising `NotPermitted` or `Lost`. Nothing is acknowledged; nothing
+        stays behind.
         """
 
     def consume(self, subject: str, *, stream: str, durable: str, ack_wait: float = 30.0, at_most: int = 100) -> Deliveries:
-        """Give the deliveries of the durable pull consumer `durable` on `stream`, made where it is missing, filtered by `subject`.
+        """Give the deliveries of a durable pull consumer, made where it is missing.
 
-        Explicit acknowledgement: what is not settled within `ack_wait` seconds is delivered again, for ever. At most `at_most` are in hand.
-        A consumer that starts again after a crash gets what was in hand first, in stream order, at once where the broker can do so
-        (nats-server 2.12 and later, and permitted), after `ack_wait` elsewhere. The consumer must have no other reader. Goes on as
-        `follow` does, and ends like it; the consumer stays. A delivery may repeat.
+        It is called `durable`, on `stream`, filtered by `subject`. Explicit acknowledgement: what is not settled within `ack_wait` seconds
+        is delivered again, for ever. At most `at_most` are in hand. A consumer that starts again after a crash gets what was in hand first,
+        in stream order, at once where the broker can do so (nats-server 2.12 and later, and permitted), after `ack_wait` elsewhere. The
+        consumer must have no other reader. Goes on as `follow` does, and ends like it; the consumer stays. A delivery may repeat.
         """
 
     async def open_bucket(self, bucket: str, *, keep: float, timeout: float) -> None:
-        """Return once the key-value bucket is there; where it is missing, it is made, and keeps values for `keep` seconds.
+        """Make a key-value bucket where it is missing; it keeps values for `keep` seconds.
 
         Raises `NoAnswer` within `timeout` seconds for each thing that is asked, `NotPermitted`, `Lost`.
         """
@@ -156,17 +167,18 @@ class Transport(Protocol):
     async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
         """Put a value under a key of a bucket, and return once it is stored. Raises as `publish` does."""
 
-    async def serve(self, subject: str, handler: Callable[[TransportMessage], Awaitable[None]], *, queue: str = "") -> Serving:
-        """Call `handler` for each message on `subject`, each in a task of its own; with `queue`, one of the group's members gets it.
+    async def serve(self, subject: str, handler: Callable[[TransportMessage], Awaitable[None]], *, queue: str = "") -> Responder:
+        """Call `handler` for each message on `subject`, each in a task of its own.
 
-        Returns once the broker knows. The handler answers with `tell` or `publish` on `message.reply`, and must not raise. Raises
-        `NotPermitted`, `Lost`.
+        With `queue`, one member of the group gets it. Returns once the broker knows. The handler answers with `tell` or `publish` on
+        `message.reply`, and must not raise. Raises `NotPermitted`, `Lost`.
         """
 
     async def open_inbox(self, take: Callable[[TransportMessage], None]) -> Inbox:
-        """Open a private address; `take` is called on the loop for each message, and must not raise or block.
+        """Open a private address.
 
-        Messages published while the connection is down are missed. Raises `NotPermitted`, `Lost`.
+        `take` is called on the loop for each message, and must not raise or block. Messages published while the connection is down are
+        missed. Raises `NotPermitted`, `Lost`.
         """
 
     async def close(self) -> None:

@@ -1,13 +1,17 @@
-"""Know every setting: its type and default (`tree`), where its value came from (`sources`), and whether all of them make sense (`load`).
+"""The settings, read once at the start into a frozen tree.
 
-`load()` gives a frozen `Config`; everything else in the worker takes that tree, or one of its sections, and asks nobody else.
+Begin with `tree`, which lists every setting; `setting` says what one consists of, `parsers` how its value is read. `load()` merges the
+`sources` (flags, environment, file, NATS context), parses and checks. Everything else takes the `Config`, or a section of it, and asks
+nobody else. May import `wire` (subjects and bindings are settings) and the base modules.
+Inside, import the module, never this face.
 """
 
 from __future__ import annotations
 
 from nats_taskflow.config.load import load
 from nats_taskflow.config.secrets import Secret, Url
-from nats_taskflow.config.show import shown
+from nats_taskflow.config.setting import Setting
+from nats_taskflow.config.show import describe_settings
 from nats_taskflow.config.sources import SourcedValue
 from nats_taskflow.config.tree import (
     Config,
@@ -16,7 +20,6 @@ from nats_taskflow.config.tree import (
     LogConfig,
     MetricsConfig,
     NatsConfig,
-    Setting,
     StoreConfig,
     StreamConfig,
     SubjectsConfig,
@@ -37,7 +40,7 @@ __all__ = [
     "StreamConfig",
     "SubjectsConfig",
     "Url",
+    "describe_settings",
     "load",
     "settings",
-    "shown",
 ]

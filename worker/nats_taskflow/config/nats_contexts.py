@@ -1,6 +1,6 @@
 """Read a connection context of the `nats` CLI (NATS ADR-21): `<config home>/nats/context/<name>.json`.
 
-Only connection settings are taken. A context that needs something the worker cannot do is refused rather than half obeyed.
+Only connection settings are taken. A context that needs what the worker cannot do is refused, not half obeyed.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _NAME = re.compile(r"\A[^/\\\x00.][^/\\\x00]*\Z")
 
 
 def read_context(name: str, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """Give the settings (`nats.url` → text) of the context `name`, and why none of them is a secret (empty: only its owner reads it).
+    """Return the settings of a context (`nats.url` → text), and why they are no secret (empty: only the owner can read the file).
 
-    Raises `ValueError` when it is missing or cannot be obeyed.
+    Raises `ValueError` when the context is missing or cannot be obeyed.
     """
     if not _NAME.match(name):
         raise ValueError(f"{name!r} is no name of a NATS context")
@@ -60,7 +60,7 @@ def read_context(name: str, environ: Mapping[str, str]) -> tuple[dict[str, str],
 
 
 def list_contexts(environ: Mapping[str, str]) -> tuple[list[str], str]:
-    """Name the contexts that there are, and the one that `nats context select` chose (empty: none)."""
+    """Return the names of all contexts, and the one that `nats context select` chose (empty: none)."""
     folder = config_home(environ) / "nats"
     names = sorted(path.stem for path in (folder / "context").glob("*.json"))
     try:
@@ -71,7 +71,7 @@ def list_contexts(environ: Mapping[str, str]) -> tuple[list[str], str]:
 
 
 def _text(name: str, key: str, value: object, environ: Mapping[str, str]) -> str:
-    """Give one value of a context, with `~` and variables in paths resolved as the nats CLI does."""
+    """Return one value of a context; `~` and variables in paths are expanded as by the nats CLI."""
     kind, what = (bool, "true or false") if key in _SWITCHES else (str, "text")
     if not isinstance(value, kind):
         raise ValueError(f"the NATS context {name!r} has a {key!r} that is not {what}")
@@ -79,5 +79,5 @@ def _text(name: str, key: str, value: object, environ: Mapping[str, str]) -> str
         return str(value).lower()
     if key not in _PATHS:
         return value
-    filled = re.sub(r"\$(\w+)|\$\{(\w+)\}", lambda found: environ.get(found[1] or found[2], ""), value)
-    return str(expand(filled))
+    path = re.sub(r"\$(\w+)|\$\{(\w+)\}", lambda match: environ.get(match[1] or match[2], ""), value)
+    return str(expand(path))

@@ -1,4 +1,4 @@
-"""Find files that the configuration names, and refuse those that are missing, unreadable or open to other users."""
+"""Resolve the paths in the configuration; refuse files that are missing, unreadable or open to other users."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from nats_taskflow.secret_paths import check_path
 
 
 def config_home(environ: Mapping[str, str]) -> Path:
-    """Give the folder of the user's configuration: `$XDG_CONFIG_HOME`, else `~/.config`."""
-    given = Path(environ.get("XDG_CONFIG_HOME", ""))  # a relative one counts as none (XDG Base Directory): it would be wherever one stands
-    return given if given.is_absolute() else Path(environ.get("HOME") or "/") / ".config"
+    """Return the folder of the user's configuration: `$XDG_CONFIG_HOME`, else `~/.config`."""
+    folder = Path(environ.get("XDG_CONFIG_HOME", ""))  # a relative path counts as none (XDG Base Directory)
+    return folder if folder.is_absolute() else Path(environ.get("HOME") or "/") / ".config"
 
 
 def expand(path: str) -> Path:
-    """Resolve a leading `~`; raise `ValueError` when nobody's home is known."""
+    """Expand a leading `~`. Raises `ValueError` when that home is not known."""
     try:
         return Path(path).expanduser()
     except RuntimeError as failure:
         raise ValueError(f"the home folder in {path} is not known; write the whole path") from failure
 
 
-def whole(path: str | Path) -> Path:
-    """Resolve a path of the command line to a whole one; raise `ConfigError` where there is no home or no working folder."""
+def resolve_or_refuse(path: str | Path) -> Path:
+    """Return a path of the command line as an absolute one. Raises `ConfigError` where there is no home or no working folder."""
     try:
-        return named(path).resolve()
+        return expand_or_refuse(path).resolve()
     except FileNotFoundError:
-        raise no_folder() from None
+        raise _no_working_folder() from None
 
 
-def named(path: str | Path) -> Path:
-    """Resolve a leading `~` of a path of the command line; raise `ConfigError` when nobody's home is known."""
+def expand_or_refuse(path: str | Path) -> Path:
+    """Expand a leading `~` in a path of the command line. Raises `ConfigError` when that home is not known."""
     try:
         return expand(str(path))
     except ValueError as failure:
@@ -42,20 +42,19 @@ def named(path: str | Path) -> Path:
 
 
 def working_folder() -> Path:
-    """Give the working folder; raise `ConfigError` when somebody has removed it."""
+    """Return the working folder. Raises `ConfigError` when it has been removed."""
     try:
         return Path.cwd()
     except FileNotFoundError:
-        raise no_folder() from None
+        raise _no_working_folder() from None
 
 
-def no_folder() -> ConfigError:
-    """Make the refusal to start where there is no folder."""
+def _no_working_folder() -> ConfigError:
     return ConfigError("the folder that this was started in has been removed: go to one that is there (cd), then start again")
 
 
 def check_file(path: str) -> str:
-    """Give the path of a file that exists and can be read, `~` resolved; raise `ValueError` otherwise."""
+    """Return the path, with `~` expanded, of a file that exists and can be read. Raises `ValueError` otherwise."""
     check_path(path)
     full = expand(path)
     try:
@@ -68,9 +67,9 @@ def check_file(path: str) -> str:
 
 
 def check_private(path: str) -> str:
-    """Give the full path of a readable file that only its owner can read; raise `ValueError` otherwise.
+    """Return the path, with `~` expanded, of a file that only its owner can read. Raises `ValueError` otherwise.
 
-    A file that belongs to somebody else may be readable by its group: that is how Kubernetes hands a secret to a non-root process.
+    A file of another owner may be readable by its group: that is how Kubernetes gives a secret to a non-root process.
     """
     full = check_file(path)
     with Path(full).open("rb") as file:
@@ -81,11 +80,11 @@ def check_private(path: str) -> str:
 
 
 def exposure(status: os.stat_result, path: str | Path) -> str:
-    """Say why what stands in an open file is no secret; empty where only its owner can read it, or a group that its owner handed it to."""
+    """Return why the content of an open file is no secret; empty where only its owner can read it, or a group that the owner chose."""
     open_to_others = stat.S_IMODE(status.st_mode) & (0o077 if status.st_uid == os.geteuid() else 0o037)
     return f"{path} can be read by other users (mode {stat.S_IMODE(status.st_mode):04o}); run: chmod 600 {path}" if open_to_others else ""
 
 
 def reason(failure: OSError | UnicodeDecodeError) -> str:
-    """Give the reason of a failed read in a few words."""
+    """Return the reason of a failed read in a few words."""
     return (failure.strerror or type(failure).__name__).lower() if isinstance(failure, OSError) else "it is not UTF-8 text"

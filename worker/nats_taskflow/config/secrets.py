@@ -1,7 +1,7 @@
-"""Keep what must not be printed out of print: passwords, tokens, credential files, and URLs that carry a password.
+"""Values that must not be printed: passwords, tokens, credential files, and URLs with a password.
 
-A secret is written in the configuration as itself, or better as `file:/path`, `env:NAME` or `credential:NAME`
-(a file in `$CREDENTIALS_DIRECTORY`, as systemd's `LoadCredential=` provides it).
+A secret stands in the configuration itself, or better as `file:/path`, `env:NAME` or `credential:NAME` (a file in
+`$CREDENTIALS_DIRECTORY`, which systemd's `LoadCredential=` provides).
 """
 
 from __future__ import annotations
@@ -20,31 +20,28 @@ _USERINFO = re.compile(r"//(.*)@")
 
 
 class Url(str):
-    """A server address that does not show its password when it is printed with `repr` or `shown`; `str` is the whole address."""
+    """A server address. `repr` and `shown` mask its password; `str` is the whole address."""
 
     __slots__ = ()
 
     @property
     def shown(self) -> str:
-        """Give the address with any password or token replaced by `***`."""
-        return _USERINFO.sub(lambda found: f"//{found[1].split(':', 1)[0]}:***@" if ":" in found[1] else "//***@", self)
+        """The address with `***` for its password or token."""
+        return _USERINFO.sub(lambda match: f"//{match[1].split(':', 1)[0]}:***@" if ":" in match[1] else "//***@", self)
 
     def __repr__(self) -> str:
         return repr(self.shown)
 
 
 class Secret(msgspec.Struct, frozen=True):
-    """Something secret: a text, or the path of a file that holds it. Neither `repr` nor `str` shows the text.
-
-    `path` is empty unless the secret is a file; then `reveal` reads it afresh, so that a rotated file is picked up.
-    """
+    """A secret text, or the `path` of the file that holds it. Neither `repr` nor `str` shows the text."""
 
     text: str = ""
     path: str = ""
     source: str = ""
 
     def reveal(self) -> str:
-        """Give the secret itself; a file is read afresh, without surrounding white space. Raise `ConfigError` when it cannot be read."""
+        """Return the text. A file is read each time, so that a rotated secret is noticed. Raises `ConfigError` when it cannot be read."""
         if not self.path:
             return self.text
         try:
@@ -62,17 +59,17 @@ class Secret(msgspec.Struct, frozen=True):
 
 
 def is_written_out(value: object) -> bool:
-    """Tell whether a value is a secret itself, not only where one is: a plain password, an address with one in it."""
+    """Return whether a value contains a secret itself, not only its place: a plain password, an address with one in it."""
     if isinstance(value, Secret):
         return bool(value.text) and not value.source
-    return isinstance(value, tuple) and any(isinstance(one, Url) and one.shown != one for one in value)
+    return isinstance(value, tuple) and any(isinstance(url, Url) and url.shown != url for url in value)
 
 
 def read_secret(text: str, environ: Mapping[str, str], *, plain_is_path: bool) -> Secret:
-    """Find the secret that `text` names; raise `ValueError` with a sentence when it is not there or open to others.
+    """Return the secret that `text` names. Raises `ValueError` when it is missing, or open to others.
 
-    `plain_is_path`: the client reads the secret from a file (credentials, NKey seeds, TLS keys); a text without scheme is its path, and
-    `env:NAME` a variable that holds the path.
+    `plain_is_path`: the client reads the secret from a file (credentials, NKey seeds, TLS keys). A text without a scheme is then the path,
+    and `env:NAME` a variable with the path.
     """
     scheme, _, rest = text.partition(":")
     if scheme in ("env", "credential"):
@@ -93,7 +90,7 @@ def read_secret(text: str, environ: Mapping[str, str], *, plain_is_path: bool) -
 
 
 def _credential(name: str, environ: Mapping[str, str]) -> str:
-    """Give the path of the systemd credential `name`. Its mode is not checked: the service manager guards the folder."""
+    """Return the path of a systemd credential. Its mode is not checked: the service manager guards the folder."""
     folder = environ.get("CREDENTIALS_DIRECTORY")
     if not folder:
         raise ValueError(

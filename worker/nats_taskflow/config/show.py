@@ -1,4 +1,4 @@
-"""Write the configuration down for people: every key, its value with secrets masked, and where the value came from."""
+"""Show the configuration to people: every key, its value with secrets masked, and where it came from."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from nats_taskflow.wire.delegates import DelegateOwners
 from nats_taskflow.wire.reply_bindings import Binding
 
 
-def shown(config: Config) -> Iterator[tuple[str, str, str]]:
-    """Give (key, value as it would be written in the file, origin) for every setting; no secret is ever among them."""
+def describe_settings(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Yield (key, value as TOML, origin) for every setting. Secrets are masked."""
     for setting in settings():
         value = config.value(setting.key)
-        yield setting.key, written(value, setting.about.absent), config.origin(setting.key)
+        yield setting.key, to_toml(value, setting.about.absent), config.origin(setting.key)
 
 
-def written(value: Any, absent: str = "") -> str:
-    """Write one value as TOML would have it."""
+def to_toml(value: Any, absent: str = "") -> str:
+    """Return a value as TOML."""
     match value:
         case None:
             return json.dumps(absent)
@@ -33,7 +33,7 @@ def written(value: Any, absent: str = "") -> str:
         case Url():
             return json.dumps(value.shown)
         case tuple():
-            return "[" + ", ".join(written(item) for item in value) + "]"
+            return "[" + ", ".join(to_toml(item) for item in value) + "]"
         case Binding() | DelegateOwners():
             return msgspec.json.encode(value).decode()
         case int() if type(value) is int:

@@ -1,4 +1,7 @@
-"""Read the tables of the configuration, `[[replies]]` and `[[delegates]]`; what they mean is for `wire.bindings` and `wire.delegates`."""
+"""Parse the arrays of tables in the configuration, `[[replies]]` and `[[delegates]]`.
+
+Their rules are in `wire.reply_bindings` and `wire.delegates`.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,17 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 def read_replies(raw: RawValue) -> tuple[Binding, ...]:
-    """Read the reply bindings."""
+    """Parse the reply bindings."""
     return _read("replies", raw, Binding, check_binding)
 
 
 def read_delegates(raw: RawValue) -> tuple[DelegateOwners, ...]:
-    """Read whose delegates are."""
+    """Parse which agents own which delegates."""
     return _read("delegates", raw, DelegateOwners, check_delegate)
 
 
 def _read(section: str, raw: RawValue, kind: type[_T], check: Callable[[_T], None]) -> tuple[_T, ...]:
-    """Read an array of tables, or the same as JSON text. Raise `ValueError` naming the table and the field."""
+    """Parse an array of tables, or the same as JSON text. Raises `ValueError`, which names the table and the field."""
     tables = raw.value
     if raw.text:
         try:
@@ -39,26 +42,26 @@ def _read(section: str, raw: RawValue, kind: type[_T], check: Callable[[_T], Non
 
 
 def _read_one(name: str, table: dict[str, Any], kind: type[_T], check: Callable[[_T], None]) -> _T:
-    """Read one table; `name` says which in errors."""
+    """Parse one table; `name` identifies it in errors."""
     known = kind.__struct_fields__
     unknown = sorted(set(table) - set(known))
     if unknown:
         raise ValueError(f"{name}: unknown field {unknown[0]!r}; known are {', '.join(known)}")
     try:
-        read = msgspec.convert(table, kind)
-        check(read)
+        row = msgspec.convert(table, kind)
+        check(row)
     except ValueError as failure:
         raise ValueError(f"{name}: {failure}") from failure
-    return read
+    return row
 
 
 def merge_bindings(topics: Iterable[str], explicit: Iterable[Binding], prefix: str) -> tuple[Binding, ...]:
-    """Give every binding: the explicit ones, then one with the defaults for each topic that none of them names exactly.
+    """Return every binding: the explicit ones, then a default one for each topic that none of them names exactly.
 
-    Raise `ValueError` where they cannot work together, or catch the worker's own subjects.
+    Raises `ValueError` where they contradict each other, or capture the worker's own subjects.
     """
-    given = list(explicit)
-    named = {binding.subject for binding in given}
-    given += [Binding(topic) for topic in dict.fromkeys(topics) if topic not in named]
-    check_bindings(given, Subjects(prefix))
-    return tuple(given)
+    bindings = list(explicit)
+    subjects = {binding.subject for binding in bindings}
+    bindings += [Binding(topic) for topic in dict.fromkeys(topics) if topic not in subjects]
+    check_bindings(bindings, Subjects(prefix))
+    return tuple(bindings)

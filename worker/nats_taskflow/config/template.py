@@ -1,8 +1,8 @@
-"""Write a configuration file to start from: every setting with its help and its default, commented out."""
+"""Make a configuration file to start from: every setting with its help and its default, commented out."""
 
 from __future__ import annotations
 
-from nats_taskflow.config.show import written
+from nats_taskflow.config.show import to_toml
 from nats_taskflow.config.tree import settings
 
 _HEAD = """# Settings of taskflow, worker and command line alike. A flag wins over an environment variable, that over this file.
@@ -26,7 +26,7 @@ _TABLES = """
 
 
 def template() -> str:
-    """Return the file's text; it is valid as it is, and once every `# key =` line is uncommented."""
+    """Return the file's text. It is valid as it is, and with every `# key =` line uncommented."""
     lines = [_HEAD]
     section = ""
     for setting in settings():
@@ -37,5 +37,5 @@ def template() -> str:
             lines.append(f"\n[{head}]")
             section = head
         lines.append(f"# {setting.about.help}")
-        lines.append(f"# {name} = {written(setting.default, setting.about.absent)}")
+        lines.append(f"# {name} = {to_toml(setting.default, setting.about.absent)}")
     return "\n".join(lines) + "\n" + _TABLES

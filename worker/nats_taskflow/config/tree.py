@@ -1,6 +1,6 @@
-"""List every setting with its type, its default and its help: the one place to look, and to change, any of them.
+"""List every setting with its type, its default and its help: the one place to look one up, and to change it.
 
-`load` fills the tree; flags (`--store-path`) and variables (`TASKFLOW_STORE_PATH`) are named after section and field.
+`load` fills the tree. Flags (`--store-path`) and variables (`TASKFLOW_STORE_PATH`) are named after section and field.
 """
 
 from __future__ import annotations
@@ -14,27 +14,11 @@ import msgspec
 
 from nats_taskflow.config import parsers
 from nats_taskflow.config.secrets import Secret, Url
+from nats_taskflow.config.setting import GuardedSetting, Setting, SettingInfo
 from nats_taskflow.config.tables import merge_bindings, read_delegates, read_replies
 from nats_taskflow.units import Duration
 from nats_taskflow.wire.delegates import DelegateOwners
 from nats_taskflow.wire.reply_bindings import Binding
-
-
-class SettingInfo(msgspec.Struct, frozen=True):
-    """What is known of a setting besides type and default: how to read it, its help, other names for variable and key."""
-
-    read: parsers.Reader[Any]
-    help: str
-    env: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
-    empty_counts: bool = False
-    """Whether a variable that is set but empty is a value (an empty list) rather than no value."""
-    absent: str = ""
-    """How no value is written in the file."""
-
-
-class GuardedSetting(SettingInfo, frozen=True):
-    """The same of a setting that says who is talked to, as whom, or where is listened: a file that is merely found may not set it."""
 
 
 class NatsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +52,7 @@ class NatsConfig(msgspec.Struct, frozen=True, kw_only=True):
         None
     )
     tls_first: Annotated[
-        bool, GuardedSetting(parsers.yes_no, "Shake hands for TLS before the server says anything, as its `handshake_first` asks for.")
+        bool, GuardedSetting(parsers.boolean, "Shake hands for TLS before the server says anything, as its `handshake_first` asks for.")
     ] = False
     inbox_prefix: Annotated[
         str,
@@ -110,10 +94,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         SettingInfo(parsers.duration(1), "Keep a reply nobody waits for yet this long.", keys=("engine.unmatched_reply_ttl",)),
     ] = Duration.parse("24h")
     held_replies_max: Annotated[
-        int, SettingInfo(parsers.whole(1, 1_000_000_000), "Keep at most this many replies nobody waits for yet; more displace the oldest.")
+        int,
+        SettingInfo(parsers.integer(1, 1_000_000_000), "Keep at most this many replies nobody waits for yet; more displace the oldest."),
     ] = 1_000_000
     held_replies_max_per_owner: Annotated[
-        int, SettingInfo(parsers.whole(1, 1_000_000_000), "The same for one agent's built-in topic, or for one reply binding.")
+        int, SettingInfo(parsers.integer(1, 1_000_000_000), "The same for one agent's built-in topic, or for one reply binding.")
     ] = 100_000
     default_wait_timeout: Annotated[
         Duration | None, SettingInfo(parsers.duration_or_off, "Deadline of waits that name none, or off.", absent="off")
@@ -125,7 +110,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout: Annotated[Duration, SettingInfo(parsers.duration(), "At stop, finish what is in hand for at most this long.")] = (
         Duration.parse("10s")
     )
-    max_batch: Annotated[int, SettingInfo(parsers.whole(1, 10_000), "At most this many changes in one transaction.")] = 500
+    max_batch: Annotated[int, SettingInfo(parsers.integer(1, 10_000), "At most this many changes in one transaction.")] = 500
 
 
 class SubjectsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +138,7 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """Give host and port to listen on; None when it is off."""
+        """Host and port to listen on; None when it is off."""
         return None if self.bind == "off" else parsers.split_bind(self.bind)
 
 
@@ -171,14 +156,14 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
 class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Whether `/metrics` is served."""
 
-    enabled: Annotated[bool, SettingInfo(parsers.yes_no, "Serve Prometheus metrics on /metrics.")] = True
+    enabled: Annotated[bool, SettingInfo(parsers.boolean, "Serve Prometheus metrics on /metrics.")] = True
 
 
 class OtelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Whether spans are sent. Where to, and how: the OTEL_* variables of OpenTelemetry."""
 
     enabled: Annotated[
-        bool, SettingInfo(parsers.yes_no, "Send OpenTelemetry traces (extra otel); OTEL_EXPORTER_OTLP_ENDPOINT and its like say where to.")
+        bool, SettingInfo(parsers.boolean, "Send OpenTelemetry traces (extra otel); OTEL_EXPORTER_OTLP_ENDPOINT and its like say where to.")
     ] = False
 
 
@@ -206,7 +191,7 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True):
         int | None,
         SettingInfo(parsers.optional("auto", parsers.size), "The same for dead letters; more displace the oldest.", absent="auto"),
     ] = None
-    replicas: Annotated[int, SettingInfo(parsers.whole(1, 5), "Copies of each stream in a cluster (1, 3 or 5).")] = 1
+    replicas: Annotated[int, SettingInfo(parsers.integer(1, 5), "Copies of each stream in a cluster (1, 3 or 5).")] = 1
 
 
 _or_off = functools.partial(parsers.optional, "off")
@@ -217,14 +202,14 @@ class QuotaConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     commands_per_second: Annotated[
         int | None,
-        SettingInfo(_or_off(parsers.whole(1, 1_000_000)), "Commands a second at each door, ten times as many at once.", absent="off"),
+        SettingInfo(_or_off(parsers.integer(1, 1_000_000)), "Commands a second at each door, ten times as many at once.", absent="off"),
     ] = None
     command_bytes_per_second: Annotated[
         int | None,
         SettingInfo(_or_off(parsers.size), "Bytes of commands a second at each door, as 1MiB, ten times as many at once.", absent="off"),
     ] = None
     open_flows: Annotated[
-        int | None, SettingInfo(_or_off(parsers.whole(1, 1 << 40)), "Flows that have not ended; beyond it none is started.", absent="off")
+        int | None, SettingInfo(_or_off(parsers.integer(1, 1 << 40)), "Flows that have not ended; beyond it none is started.", absent="off")
     ] = 10_000_000
     state_bytes: Annotated[
         int | None,
@@ -233,7 +218,7 @@ class QuotaConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """Every setting, validated. `Config()` is all defaults; `load` makes the real one, which also knows where each value came from."""
+    """All settings, validated, and the origin of each. `Config()` has all defaults; `load` makes the real one."""
 
     nats: NatsConfig = NatsConfig()
     store: StoreConfig = StoreConfig()
@@ -257,57 +242,37 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     origins: Mapping[str, str] = {}
 
     def origin(self, key: str) -> str:
-        """Say where the value of `key` (`store.path`) came from: `flag --store-path`, `environment …`, `file …`, … or `default`."""
+        """Return where the value of `key` (`store.path`) came from: `flag --store-path`, `environment …`, `file …`, `default`."""
         return self.origins.get(key, "default")
 
     def bindings(self) -> tuple[Binding, ...]:
-        """Give all reply bindings: `[[replies]]` and, with the defaults, each of `subjects.reply_topics`."""
+        """Return all reply bindings: `[[replies]]`, and a default one for each of `subjects.reply_topics`."""
         return merge_bindings(self.subjects.reply_topics, self.replies, self.subjects.prefix)
 
     def value(self, key: str) -> Any:
-        """Give the value of `key` (`store.path`)."""
+        """Return the value of `key` (`store.path`)."""
         section, _, name = key.partition(".")
-        found = getattr(self, section)
-        return getattr(found, name) if name else found
-
-
-class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """One leaf of the tree: its `key` (`store.path`), its default and what is known about it."""
-
-    key: str
-    default: Any
-    about: SettingInfo
-
-    @property
-    def flag(self) -> str:
-        """Give the flag of the command line: `--store-path`."""
-        return "--" + self.key.replace(".", "-").replace("_", "-")
-
-    @property
-    def variables(self) -> tuple[str, ...]:
-        """Give the environment variables, the first that is set wins: `TASKFLOW_STORE_PATH`, then the other names."""
-        return ("TASKFLOW_" + self.key.replace(".", "_").upper(), *self.about.env)
+        value = getattr(self, section)
+        return getattr(value, name) if name else value
 
 
 @functools.cache
 def settings() -> tuple[Setting, ...]:
     """List every setting, in the order of the tree."""
-    found: list[Setting] = []
-    alone = _documented(Config)
+    leaves: list[Setting] = []
+    top = _annotations(Config)
     for name, value in msgspec.structs.asdict(Config()).items():
         if isinstance(value, msgspec.Struct):
-            of_section = _documented(type(value))
-            found += [Setting(key=f"{name}.{part}", default=getattr(value, part), about=about) for part, about in of_section.items()]
-        elif name in alone:
-            found.append(Setting(key=name, default=value, about=alone[name]))
-    return tuple(found)
+            section = _annotations(type(value))
+            leaves += [Setting(key=f"{name}.{field}", default=getattr(value, field), about=about) for field, about in section.items()]
+        elif name in top:
+            leaves.append(Setting(key=name, default=value, about=top[name]))
+    return tuple(leaves)
 
 
-def _documented(owner: type[msgspec.Struct]) -> dict[str, SettingInfo]:
-    """Read what the fields of `owner` say about themselves: those that do. All at once, since each look evaluates every annotation."""
+def _annotations(owner: type[msgspec.Struct]) -> dict[str, SettingInfo]:
+    """Return the `SettingInfo` of each field that has one. All at once: `get_type_hints` evaluates every annotation."""
     hints = typing.get_type_hints(owner, include_extras=True)
-    told = {
-        name: [item for item in getattr(hints[name], "__metadata__", ()) if isinstance(item, SettingInfo)]
-        for name in owner.__struct_fields__
+    return {
+        name: item for name in owner.__struct_fields__ for item in getattr(hints[name], "__metadata__", ()) if isinstance(item, SettingInfo)
     }
-    return {name: items[0] for name, items in told.items() if items}

@@ -1,80 +1,69 @@
-"""Answer requests on `api`: the same commands as on `cmd`, answered after the commit, and the queries (CONTRACT 2, 3)."""
+"""Answer agents' requests, whatever they came by: commands once they are committed, and queries (CONTRACT 2, 3)."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
-import structlog
-
-from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
-from nats_taskflow.doors.admin.pages import moment_of
-from nats_taskflow.doors.admin.service import AdminService
+from nats_taskflow.doors.moments import moment_of
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.quota import UNMETERED, CommandQuota
 from nats_taskflow.engine.stored_outcomes import StoredOutcomes, Turn
 from nats_taskflow.engine.submission import SubmissionOutcome
-from nats_taskflow.errors import FlowError, Forbidden, Internal, NoOutcomeYet, NotFound, Refusal, Unavailable
+from nats_taskflow.errors import FlowError, Forbidden, NoOutcomeYet, NotFound
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.store.admin_port import FlowFilter
 from nats_taskflow.store.records import Page
-from nats_taskflow.turns import AdmissionBounds, FairTurns
 from nats_taskflow.wire import outcomes
 from nats_taskflow.wire.capacity import WHOLE, page_bytes
-from nats_taskflow.wire.codec import Mint, Query, Unusable, read_command, read_query, stray
+from nats_taskflow.wire.codec import Query, read_command, read_query
 from nats_taskflow.wire.cursors import read_number
-from nats_taskflow.wire.headers import Headers, trace_of, weight
-from nats_taskflow.wire.inbound import command_scope
-from nats_taskflow.wire.requests import COMMANDS, QUERIES
+from nats_taskflow.wire.headers import Headers
+from nats_taskflow.wire.inbound import Mint, Unusable, command_scope
+from nats_taskflow.wire.requests import QUERIES
 from nats_taskflow.wire.subjects import Subjects
 
-Answer = Callable[[Query, Any], Awaitable[bytes]]
 Watcher = Callable[[str, str], None]
 Timer = Callable[[float], None]
-_HEAVY = 768 * 1024
-"""What an answer may weigh: a page and a row."""
-_TURNS, _TURNS_EACH = AdmissionBounds(64, 8 * _HEAVY), AdmissionBounds(32, 2 * _HEAVY)
-"""How much is read and answered at a time, and of one agent, by what the last answers on the subject weighed."""
-_SUBJECTS = 4096
-"""Of how many subjects that is known."""
+Explain = Callable[[Flow, str, str], Awaitable[bytes]]
+"""Say to an agent, in a session of it, why its flow stands where it stands."""
+
+
+class Answer(NamedTuple):
+    """What a request is answered with; `error`: the one that the body tells of, for a transport that has headers or a status."""
+
+    body: bytes
+    error: FlowError | None = None
 
 
 class Api:
-    """The micro service's handler. `watch(verb, outcome)` counts what became of the commands, `timed(seconds)` how long they took;
-    `reply_topics` carry replies.
-    """
+    """Answers an agent's request. `watch(verb, outcome)` counts what became of the commands, `timed(seconds)` how long they took."""
 
     def __init__(
         self,
         engine: Engine,
         subjects: Subjects,
         mint: Mint,
-        operators: AdminService,
+        explain: Explain,
         *,
         watch: Watcher,
         timed: Timer = lambda _seconds: None,
-        reply_topics: tuple[str, ...] = (),
         max_payload: Callable[[], int] = lambda: WHOLE,
         meter: CommandQuota = UNMETERED,
     ) -> None:
         self._engine = engine
         self._reads = engine.store.queries
-        self._recall = StoredOutcomes(self._reads)
-        self._operators = operators
+        self._stored = StoredOutcomes(self._reads)
+        self._explain = explain
         self._subjects = subjects
         self._mint = mint
         self._watch = watch
         self._timed = timed
         self._max_payload = max_payload
-        self._turns = FairTurns(_TURNS, _TURNS_EACH)
-        self._weights: dict[str, int] = {}
         self._meter = meter
-        self._guarded = (f"{subjects.prefix}.>", *reply_topics)
-        self._log = structlog.get_logger("api")
-        self._queries: dict[str, Answer] = {
+        self._queries: dict[str, Callable[[Query, Any], Awaitable[bytes]]] = {
             "status": self._status,
             "list_mine": self._list_mine,
             "steps": self._steps,
@@ -85,83 +74,27 @@ class Api:
             "outcome": self._outcome,
         }
 
-    def service(self, version: str) -> Service:
-        """Describe the service to `nats micro`: an endpoint per verb, and one for all others: `unsupported_verb`."""
-        endpoints = tuple(
-            Endpoint(name=verb, subject=self._subjects.api("*", verb), metadata={"schema": f"schemas/{kind}.{verb}.json"})
-            for kind, verbs in (("command", COMMANDS), ("query", QUERIES))
-            for verb in verbs
-        )
-        return Service(
-            name="taskflow",
-            version=version,
-            description="Durable flows for agents: commands and queries",
-            endpoints=endpoints + self._operators.endpoints(),
-            catch_all=(Endpoint(name="other", subject=self._subjects.api("*", "*")), self._operators.catch_all),
-            guarded=self._guarded,
-            whose=self._subjects.asker,
-        )
-
-    async def handle(self, request: ServiceRequest) -> None:
-        """Answer one request. Never raises: what goes wrong is the answer. A turn that was taken for it is over when it has left."""
-        subject = request.subject
-        async with self._turns.on_demand(self._subjects.asker(subject), self._weights.get(subject, _HEAVY)) as turn:
-            body, headers = await self._answer_to(request, turn)
-            self._weigh(subject, len(body))
-            await request.answer(body, headers)
-
-    def _weigh(self, subject: str, size: int) -> None:
-        """Expect the next answer on the subject to weigh as much, but no less than half of what was expected of this one."""
-        expected = self._weights.pop(subject, _HEAVY)
-        if len(self._weights) >= _SUBJECTS:
-            self._weights.clear()
-        self._weights[subject] = max(size, expected // 2)
-
-    async def _answer_to(self, request: ServiceRequest, turn: Turn) -> tuple[bytes, Headers]:
-        """Return the answer to a request."""
-        try:
-            body, error = await self._handled(request, turn)
-        except FlowError as refusal:
-            error = refusal.bare()
-            body = outcomes.refused(error)
-        except Refusal:
-            error = Unavailable("the worker is stopping: repeat with the same command id")
-            body = outcomes.refused(error)
-        except Exception:  # noqa: BLE001 - whatever our defect is, the asker gets an answer and the log the traceback
-            self._log.exception(LogEvent.REQUEST_FAILED, subject=request.subject, traceparent=trace_of(request.headers))
-            error = Internal("the worker has a defect; its log says more: repeat with the same command id")
-            body = outcomes.refused(error)
-        headers = outcomes.error_headers(error) if error is not None else {}
-        return outcomes.fitting(body, self._max_payload() - weight(headers)), headers
-
-    async def _handled(self, request: ServiceRequest, turn: Turn) -> tuple[bytes, FlowError | None]:
-        """Carry out a command or answer a query. Raises the `FlowError` to answer with."""
-        operation = self._subjects.parse_admin(request.subject)
-        if operation is not None:
-            return await self._operators.answered(operation, request.body, turn), None
-        parsed = self._subjects.parse_api(request.subject)
-        if parsed is None:
-            raise stray(request.subject).error
-        agent, verb = parsed
+    async def answer(self, agent: str, verb: str, body: bytes, headers: Headers, turn: Turn) -> Answer:
+        """Carry out a command or answer a query, what weighs much of it in the agent's `turn`. Raises the `FlowError` that refuses it."""
         if verb in QUERIES:
             await turn()
-            answer = await self._answered(agent, verb, request.body)
-            return answer, outcomes.error_in(answer)  # a stored refusal, with the headers of its first answer
+            answer = await self._answer_query(agent, verb, body)
+            return Answer(answer, outcomes.error_in(answer))  # a stored refusal is answered like the first time
         began = perf_counter()
-        if beyond := self._meter.refusal(agent, len(request.body), self._engine.clock()):
+        if beyond := self._meter.refusal(agent, len(body), self._engine.clock()):
             self._watch(verb, beyond.code)
             raise beyond
-        verdict = read_command(agent, verb, request.body, request.headers, self._mint, require_id=False, subjects=self._subjects)
+        verdict = read_command(agent, verb, body, headers, self._mint, require_id=False, subjects=self._subjects)
         if isinstance(verdict, Unusable):
             raise verdict.error
-        size = len(request.body)
-        outcome: SubmissionOutcome = await self._engine.submit(verdict.stimulus, verdict.identity, source="api", size=size, request=True)
+        outcome: SubmissionOutcome = await self._engine.submit(
+            verdict.stimulus, verdict.identity, source="api", size=len(body), request=True
+        )
         self._timed(perf_counter() - began)
         self._watch(verb, outcome.error.code if outcome.error is not None else outcome.name)
-        return await self._recall.told(outcome, turn), outcome.error or outcomes.error_in(outcome.result)
+        return Answer(await self._stored.told(outcome, turn), outcome.error or outcomes.error_in(outcome.result))
 
-    async def _answered(self, agent: str, verb: str, body: bytes) -> bytes:
-        """Answer a query."""
+    async def _answer_query(self, agent: str, verb: str, body: bytes) -> bytes:
         query = read_query(agent, verb, body)
         if isinstance(query, FlowError):
             raise query
@@ -181,79 +114,74 @@ class Api:
             raise Forbidden(f"flow {flow_id} belongs to another agent or session", flow_id=flow_id)
         return flow
 
-    async def _status(self, query: Query, asked: Any) -> bytes:
+    async def _status(self, query: Query, request: Any) -> bytes:
         """Show one flow."""
-        return outcomes.shown(await self._owned(query, asked.flow_id))
+        return outcomes.encode_status(await self._owned(query, request.flow_id))
 
-    async def _list_mine(self, query: Query, asked: Any) -> bytes:
+    async def _list_mine(self, query: Query, request: Any) -> bytes:
         """List the owner's flows, newest first; with a filter besides status by the operators' way, which bounds how many are looked at."""
         now = self._engine.clock()
         wanted = FlowFilter(
             owner=query.owner,
-            status=asked.status,
-            controller=asked.controller,
-            step=asked.step,
-            topic=asked.topic,
-            correlation_id=asked.correlation_id,
-            changed_since=moment_of("since", asked.since, now),
-            changed_before=moment_of("until", asked.until, now),
-            goal=asked.goal,
+            status=request.status,
+            controller=request.controller,
+            step=request.step,
+            topic=request.topic,
+            correlation_id=request.correlation_id,
+            changed_since=moment_of("since", request.since, now),
+            changed_before=moment_of("until", request.until, now),
+            goal=request.goal,
         )
-        if wanted == FlowFilter(owner=query.owner, status=asked.status):
-            return outcomes.flows_page(*await self._flows(query, asked, asked.status))
-        after = read_number(asked.cursor) or None
-        found = await self._reads.find_flows(wanted, limit=asked.limit, after=after)
-        return outcomes.flows_page(*_fit(found, self._budget))
+        if wanted == FlowFilter(owner=query.owner, status=request.status):
+            page = await self._flows(query, request, request.status)
+        else:
+            page = await self._reads.find_flows(wanted, limit=request.limit, after=read_number(request.cursor) or None)
+        return outcomes.encode_flows(page.rows, page.next, budget=self._budget)
 
-    async def _steps(self, query: Query, asked: Any) -> bytes:
+    async def _steps(self, query: Query, request: Any) -> bytes:
         """List a flow's observed runs."""
-        flow = await self._owned(query, asked.flow_id)
-        page = await self._reads.list_steps(flow.id, limit=asked.limit, after=read_number(asked.cursor))
-        return outcomes.steps_page(page.rows, page.next, budget=self._budget)
+        flow = await self._owned(query, request.flow_id)
+        page = await self._reads.list_steps(flow.id, limit=request.limit, after=read_number(request.cursor))
+        return outcomes.encode_steps(page.rows, page.next, budget=self._budget)
 
-    async def _step(self, query: Query, asked: Any) -> bytes:
+    async def _step(self, query: Query, request: Any) -> bytes:
         """Show one of a flow's observed runs."""
-        flow = await self._owned(query, asked.flow_id)
-        step = await self._reads.get_step(flow.id, asked.run_id)
+        flow = await self._owned(query, request.flow_id)
+        step = await self._reads.get_step(flow.id, request.run_id)
         if step is None:
-            raise NotFound(f"no run {asked.run_id} of flow {flow.id} was observed", flow_id=flow.id, run_id=asked.run_id)
-        return outcomes.step_shown(step)
+            raise NotFound(f"no run {request.run_id} of flow {flow.id} was observed", flow_id=flow.id, run_id=request.run_id)
+        return outcomes.encode_step(step)
 
-    async def _why(self, query: Query, asked: Any) -> bytes:
+    async def _why(self, query: Query, request: Any) -> bytes:
         """Explain a flow of the owner's."""
-        flow = await self._owned(query, asked.flow_id)
-        return await self._operators.explain_to_agent(flow, query.agent, query.request.session_id)
+        flow = await self._owned(query, request.flow_id)
+        return await self._explain(flow, query.agent, query.request.session_id)
 
-    async def _history(self, query: Query, asked: Any) -> bytes:
+    async def _history(self, query: Query, request: Any) -> bytes:
         """Show a flow's journal, in the order that is asked for."""
-        flow = await self._owned(query, asked.flow_id)
-        after = None if asked.cursor is None else read_number(asked.cursor)
-        page = await self._reads.list_events(flow.id, limit=asked.limit, after=after, newest=asked.newest)
-        return outcomes.events_page(page.items, page.next, budget=self._budget)
+        flow = await self._owned(query, request.flow_id)
+        after = None if request.cursor is None else read_number(request.cursor)
+        page = await self._reads.list_events(flow.id, limit=request.limit, after=after, newest=request.newest)
+        return outcomes.encode_events(page.rows, page.next, budget=self._budget)
 
-    async def _waits(self, query: Query, asked: Any) -> bytes:
+    async def _waits(self, query: Query, request: Any) -> bytes:
         """Show what the owner's flows wait for, or one of them."""
-        if asked.flow_id is not None:
-            flow = await self._owned(query, asked.flow_id)
-            return outcomes.waits_page([flow] if flow.status is FlowStatus.WAITING else [], None)
-        return outcomes.waits_page(*await self._flows(query, asked, FlowStatus.WAITING))
+        if request.flow_id is not None:
+            flow = await self._owned(query, request.flow_id)
+            return outcomes.encode_waits([(0, flow)] if flow.status is FlowStatus.WAITING else [], None)
+        page = await self._flows(query, request, FlowStatus.WAITING)
+        return outcomes.encode_waits(page.rows, page.next, budget=self._budget)
 
-    async def _flows(self, query: Query, asked: Any, status: FlowStatus | None) -> tuple[list[Flow], int | None]:
-        """Return a page of the owner's flows, as many as fit into an answer, and where the next page goes on."""
-        after = read_number(asked.cursor) or None
-        found = await self._reads.list_flows(owner=query.owner, status=status, limit=asked.limit, after=after)
-        return _fit(found, self._budget)
+    async def _flows(self, query: Query, request: Any, status: FlowStatus | None) -> Page[Flow]:
+        """List the owner's flows, newest first."""
+        return await self._reads.list_flows(
+            owner=query.owner, status=status, limit=request.limit, after=read_number(request.cursor) or None
+        )
 
-    async def _outcome(self, query: Query, asked: Any) -> bytes:
+    async def _outcome(self, query: Query, request: Any) -> bytes:
         """Show the stored outcome of a command of this agent, byte for byte."""
-        row = await self._reads.outcome(command_scope(query.agent), asked.command_id)
+        row = await self._reads.outcome(command_scope(query.agent), request.command_id)
         if row is None:
-            message = f"no outcome is stored for command {asked.command_id}: it is not decided yet, or never came; ask again"
-            raise NoOutcomeYet(message, command_id=asked.command_id)
-        return await self._recall.whole(row.result)
-
-
-def _fit(page: Page[Flow], budget: int) -> tuple[list[Flow], int | None]:
-    """Return the first flows of a page, as many as fit into an answer, and where the next page goes on."""
-    count = outcomes.flows_that_fit(page.items, budget=budget)
-    return page.items[:count], page.next if count == len(page.rows) else page.rows[count - 1][0]
+            message = f"no outcome is stored for command {request.command_id}: it is not decided yet, or never came; ask again"
+            raise NoOutcomeYet(message, command_id=request.command_id)
+        return await self._stored.whole(row.result)

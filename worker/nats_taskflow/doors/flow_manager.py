@@ -1,6 +1,6 @@
-"""Offer the reference's in-process API: `FlowManager`, a thin typed face of the engine and the store's reads.
+"""Offer the reference's in-process API: `FlowManager`, typed calls to the engine and the store's reads.
 
-Callers in the process are trusted: no tenancy gate, free-text owners, patches of any JSON type.
+Callers in the process are trusted: owners are free text, patches any JSON, and nobody checks whose flow it is.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-import uuid_utils
 
 from nats_taskflow.engine.engine import Engine
+from nats_taskflow.engine.mint import new_id
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
 from nats_taskflow.flow.stimuli import (
@@ -31,7 +31,6 @@ from nats_taskflow.flow.stimuli import (
     StartFlow,
     Stimulus,
 )
-from nats_taskflow.store.port import Transaction
 from nats_taskflow.store.records import ALL, Page, Row
 from nats_taskflow.units import to_micros
 
@@ -51,7 +50,7 @@ class CreateManagedInput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepObservation(msgspec.Struct, frozen=True, kw_only=True):
-    """What was seen of one run of a flow; upserts by `run_id`."""
+    """What was observed of one run of a flow. The same `run_id` again replaces it."""
 
     flow_id: str | UUID
     run_id: str
@@ -62,7 +61,7 @@ class StepObservation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FlowManager:
-    """The flows of one engine. Every mutation raises the `FlowError` that refuses it, or `Unavailable` when the store cannot."""
+    """The flows of one engine. Every change raises the `FlowError` that refuses it, or `Unavailable` while the store cannot write."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -72,7 +71,7 @@ class FlowManager:
         return await self._do(StartFlow(flow_id=new_id(), hold=True, **msgspec.structs.asdict(new)))
 
     async def create_mirrored(self, new: CreateManagedInput) -> Flow:
-        """Insert a flow that mirrors runs elsewhere: `running`, revision 1, in one transaction."""
+        """Insert a flow that mirrors runs elsewhere, as `running`, revision 1."""
         return await self._do(StartFlow(flow_id=new_id(), mirrored=True, **msgspec.structs.asdict(new)))
 
     async def start_running(self, flow_id: str | UUID, *, expected_revision: int | None = None) -> Flow:
@@ -82,11 +81,11 @@ class FlowManager:
     async def update_state(
         self, flow_id: str | UUID, patch: Any, next_step: str | None = None, *, expected_revision: int | None = None
     ) -> Flow:
-        """Merge `patch` into the state (a non-object replaces it) and name the next step; the status stays."""
+        """Merge `patch` into the state and set the next step; the status stays. A patch that is no object replaces the state."""
         return await self._do(AdvanceFlow(flow_id=str(flow_id), patch=patch, next_step=next_step, expected_revision=expected_revision))
 
     async def set_waiting(self, flow_id: str | UUID, condition: dict[str, Any], *, expected_revision: int | None = None) -> Flow:
-        """Park a running flow; a held reply that matches resumes it in the same transaction (SEMANTICS R4)."""
+        """Park a running flow. A held reply that matches resumes it in the same transaction (SEMANTICS R4)."""
         command = ParkFlow(flow_id=str(flow_id), condition=condition, nonce=secrets.token_hex(16), expected_revision=expected_revision)
         return await self._do(command)
 
@@ -95,24 +94,24 @@ class FlowManager:
         return await self._do(ResumeFlow(flow_id=str(flow_id), patch=patch, expected_revision=expected_revision))
 
     async def finish(self, flow_id: str | UUID, final_state: Any = None, *, expected_revision: int | None = None) -> Flow:
-        """End a running flow well."""
+        """Finish a running flow."""
         return await self._do(FinishFlow(flow_id=str(flow_id), final_state=final_state, expected_revision=expected_revision))
 
     async def fail(self, flow_id: str | UUID, reason: str, *, expected_revision: int | None = None) -> Flow:
-        """End a running or waiting flow badly; the reason goes into `state_json.failure`."""
+        """Fail a running or waiting flow; the reason goes into `state_json.failure`."""
         return await self._do(FailFlow(flow_id=str(flow_id), reason=reason, expected_revision=expected_revision))
 
     async def request_cancel(self, flow_id: str | UUID, *, expected_revision: int | None = None) -> Flow:
-        """Set the sticky cancel intent; idempotent."""
+        """Request that the flow be cancelled: that stays requested. Idempotent."""
         return await self._do(RequestCancel(flow_id=str(flow_id), expected_revision=expected_revision))
 
     async def cancel(self, flow_id: str | UUID, reason: str | None = None, *, expected_revision: int | None = None) -> Flow:
         """Cancel a flow that has not ended."""
         return await self._do(CancelFlow(flow_id=str(flow_id), reason=reason, expected_revision=expected_revision))
 
-    async def record_step_observation(self, seen: StepObservation) -> FlowStep:
-        """Upsert a run of a flow and journal it."""
-        fields = msgspec.structs.asdict(seen) | {"flow_id": str(seen.flow_id)}
+    async def record_step_observation(self, observation: StepObservation) -> FlowStep:
+        """Store what was observed of a run, and journal it."""
+        fields = msgspec.structs.asdict(observation) | {"flow_id": str(observation.flow_id)}
         outcome = await self.engine.submit(ObserveStep(step_id=new_id(), **fields))
         if outcome.error is not None:
             raise outcome.error
@@ -125,19 +124,19 @@ class FlowManager:
 
     async def list_by_owner(self, owner_session_key: str) -> list[Flow]:
         """List the owner's flows, newest first."""
-        return await _all(partial(self.engine.store.list_flows, owner=owner_session_key), ALL)
+        return await _read_all(partial(self.engine.store.list_flows, owner=owner_session_key), ALL)
 
     async def list_by_status(self, status: FlowStatus) -> list[Flow]:
         """List the flows in a status, newest first."""
-        return await _all(partial(self.engine.store.list_flows, status=status), ALL)
+        return await _read_all(partial(self.engine.store.list_flows, status=status), ALL)
 
     async def list_steps(self, flow_id: str | UUID) -> list[FlowStep]:
         """List the observed runs of a flow, in the order they were first observed."""
-        return await _all(partial(self.engine.store.list_steps, str(flow_id)), ALL)
+        return await _read_all(partial(self.engine.store.list_steps, str(flow_id)), ALL)
 
     async def list_events(self, flow_id: str | UUID, limit: int) -> list[FlowEvent]:
         """List the first `limit` journal entries, oldest first; `limit` ≤ 0 gives none."""
-        return await _all(partial(self.engine.store.list_events, str(flow_id)), limit)
+        return await _read_all(partial(self.engine.store.list_events, str(flow_id)), limit)
 
     async def prune_terminal_flows(self, older_than: datetime) -> int:
         """Delete flows that ended before `older_than` with their rows, in small batches; returns how many.
@@ -146,16 +145,12 @@ class FlowManager:
         """
         before, pruned = to_micros(older_than), 0
 
-        def prune(transaction: Transaction) -> int:
-            """Delete one batch."""
-            return transaction.prune_flows(before, _PRUNE_BATCH)
-
-        while count := await self.engine.do(prune):
+        while count := await self.engine.do(lambda transaction: transaction.prune_flows(before, _PRUNE_BATCH)):
             pruned += count
         return pruned
 
     async def _do(self, command: Stimulus) -> Flow:
-        """Submit a command; return the flow after it or raise its refusal."""
+        """Submit a command. Returns the flow after it, or raises its refusal."""
         outcome = await self.engine.submit(command)
         if outcome.error is not None:
             raise outcome.error
@@ -163,19 +158,14 @@ class FlowManager:
         return outcome.flow
 
 
-async def _all(read: Callable[..., Awaitable[Page[Row]]], limit: int) -> list[Row]:
+async def _read_all(read: Callable[..., Awaitable[Page[Row]]], limit: int) -> list[Row]:
     """Read the first `limit` rows of a list, page by page."""
-    found: list[Row] = []
+    items: list[Row] = []
     cursor: int | None = None
-    while len(found) < limit:
-        page = await read(limit=min(limit - len(found), _PAGE), after=cursor)
-        found += page.items
+    while len(items) < limit:
+        page = await read(limit=min(limit - len(items), _PAGE), after=cursor)
+        items += page.items
         cursor = page.next
         if cursor is None:
             break
-    return found
-
-
-def new_id() -> str:
-    """Make a UUIDv7: its order in time keeps the index append-only."""
-    return str(uuid_utils.uuid7())
+    return items

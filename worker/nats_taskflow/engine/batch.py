@@ -1,74 +1,103 @@
-"""Decide a batch in memory: from submissions and what was loaded to what is written and what each is told.
+"""Decide a batch: load what it names, dedupe, decide each submission in order, record what is written.
 
-Nothing here waits. First deduplication (SEMANTICS R5, 6), then `flow.decide`, the record of the message (R14), what follows from ends.
+All of it runs on the database's thread, in one transaction, which is bounded in time and in what it loads: nobody waits long for its end.
+The submissions that do not fit are next, in their order. So whoever sends much, or has large flows, shares the store with everybody else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 
 import msgspec
 from msgspec.structs import replace
 
-from nats_taskflow.engine.dead_letters import letter_of, letter_of_held
-from nats_taskflow.engine.dedupe import same_message, shown_id
-from nats_taskflow.engine.deferral import NO_ANSWERS, NOTHING_BEFORE, Deferral, PriorAnswers, Questions, keys_of
+from nats_taskflow.engine.batch_rows import BatchRows
+from nats_taskflow.engine.dedupe import same_delivery, same_identity, shown_id
+from nats_taskflow.engine.deferral import NO_ANSWERS, NO_PRIOR_ANSWERS, Deferral, PriorAnswers, Questions, keys_of
 from nats_taskflow.engine.follow_ups import End, FollowUps
-from nats_taskflow.engine.submission import Submission, SubmissionOutcome, Unreadable
+from nats_taskflow.engine.submission import Submission, SubmissionOutcome, UnreadableMessage, what_to_load, what_to_load_for_ends
 from nats_taskflow.errors import Conflict, FlowError, Internal, QuotaExceeded
 from nats_taskflow.flow.decide import decide
-from nats_taskflow.flow.decision import Decision, OutcomeName, RejectedHeld
-from nats_taskflow.flow.end import due_of
-from nats_taskflow.flow.model import Flow, HeldReply
-from nats_taskflow.flow.size import bounded
-from nats_taskflow.flow.stimuli import CancelFlow, FollowUp, ParentCancelled, Policy, Reply, Stimulus
-from nats_taskflow.store.records import Batch, FlowWrite, InboxRow, Loaded
+from nats_taskflow.flow.decision import Decision, OutcomeName
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.size import within_size
+from nats_taskflow.flow.stimuli import CancelFlow, FollowUp, ParentCancelled, Reply, Stimulus
+from nats_taskflow.store.port import TooHeavy, Transaction
+from nats_taskflow.store.records import ALL, Batch, Loaded
 from nats_taskflow.units import Micros
-from nats_taskflow.wire.outcomes import EXPIRED, kept, refused, reply_outcome
+from nats_taskflow.wire.outcomes import encode_for_storage, encode_refused, encode_reply_outcome
+
+_LONG = 0.04
+"""Seconds of deciding after which a transaction takes no more submissions."""
+_HEAVY, _FEWER = 2 * 1024 * 1024, 8
+"""Bytes of states that a transaction loads, and by how much fewer submissions it takes where that is not enough."""
+
+
+def decide_batch(
+    submissions: list[Submission], now: Micros, policy: Policy, prior: PriorAnswers, transaction: Transaction
+) -> tuple[BatchDecision, Batch]:
+    """Load, decide and save the first submissions, as many as fit; return what was decided, and what was written."""
+    fitting, loaded = _load(submissions, now, policy, transaction)
+    decision = BatchDecision(loaded, now, policy, prior)
+    began = time.thread_time()
+    for submission in fitting:
+        decision.decide(submission)
+        if time.thread_time() - began > _LONG and not submission.group:
+            break
+    while ends := decision.take_ends():
+        decision.follow(ends, _load_followers(ends, decision.room, now, transaction))
+    batch = decision.finish()
+    transaction.save(batch)
+    return decision, batch
+
+
+def _load(submissions: list[Submission], now: Micros, policy: Policy, transaction: Transaction) -> tuple[list[Submission], Loaded]:
+    """Load what the first submissions need, as many as stay light. A single one, and a group of suspects, gets all that it needs."""
+    count = len(submissions)
+    while True:
+        fitting = submissions[:count]
+        needs = what_to_load(fitting, policy)
+        needs.max_bytes = ALL if count == 1 or submissions[0].group else _HEAVY
+        try:
+            return fitting, transaction.load(needs, now)
+        except TooHeavy:
+            count = max(count // _FEWER, 1)
+
+
+def _load_followers(ends: list[End], most: int, now: Micros, transaction: Transaction) -> Loaded:
+    """Load who follows the ends of flows, as many as stay light; the others are followed up later."""
+    while True:
+        needs = what_to_load_for_ends(ends, most)
+        needs.max_bytes = ALL if most <= 1 else _HEAVY
+        try:
+            return transaction.load(needs, now)
+        except TooHeavy:
+            most = max(most // _FEWER, 1)
 
 
 class BatchDecision:
-    """A batch being decided: the world as the decisions so far leave it, and what they add up to.
+    """A batch while it is decided, in memory: nothing here waits.
 
-    `decide` every submission in order; while `ends` gives any, load what they need and `follow` them up; then `finished`.
+    `decide` every submission in order. While `take_ends` returns any, load what they need and `follow` them up. Then `finish`.
     """
 
-    def __init__(self, loaded: Loaded, now: Micros, policy: Policy, before: PriorAnswers = NOTHING_BEFORE) -> None:
+    def __init__(self, loaded: Loaded, now: Micros, policy: Policy, prior: PriorAnswers = NO_PRIOR_ANSWERS) -> None:
         self._loaded = loaded
         self._now = now
         self._questions = Questions(policy)
         self._policy = self._questions.policy
-        self._answers, self._blocked = before.answers, set(before.keys)
-        self._batch = Batch(usages=loaded.world.usages.changed)
-        self._before: dict[str, Flow | None] = {}
-        self._keys: dict[str, str] = {}
-        self._aftermath = FollowUps()
+        self._answers, self._blocked_keys = prior.answers, set(prior.keys)
+        self._rows = BatchRows(loaded, now)
+        self._follow_ups = FollowUps()
         self.decided: list[Submission] = []
         self.outcomes: list[SubmissionOutcome] = []
         self.deferrals: list[Deferral] = []
 
-    def ends(self) -> list[End]:
-        """Return what follows from the flows that ended since the last call."""
-        return self._aftermath.taken()
-
-    @property
-    def room(self) -> int:
-        """How many followers of ended flows the batch may still move."""
-        return self._aftermath.room
-
-    def follow(self, ends: list[End], more: Loaded) -> None:
-        """Decide what follows from the ends of flows, with what was loaded for them; it can be refused by nobody."""
-        self._loaded.world.absorb(more.world)  # what the batch knows already is newer
-        for end in ends:
-            decision = decide(end, self._loaded.world, self._now, self._policy)
-            if isinstance(decision, Decision):
-                left = more.children_left.get(end.flow_id, 0) if isinstance(end, ParentCancelled) else int(more.more_watchers)
-                self._apply(self._aftermath.within(end, decision, left))
-
     def decide(self, submission: Submission) -> None:
-        """Decide one submission and record what became of it; or defer it, where a question is open or it would overtake one that is."""
+        """Decide a submission and record its outcome. Defer it while a question of it is open, or behind one that it must not overtake."""
         self._questions.known = self._answers.get(submission, NO_ANSWERS)
-        if self._blocked and not self._blocked.isdisjoint(keys_of(submission, self._loaded.world)):
+        if self._blocked_keys and not self._blocked_keys.isdisjoint(keys_of(submission, self._loaded.world)):
             self._ask(submission)
             self._defer(submission)
             return
@@ -79,222 +108,145 @@ class BatchDecision:
             self.decided.append(submission)
             self.outcomes.append(outcome)
 
-    def _ask(self, submission: Submission) -> None:
-        """Find out what a submission that has to stay behind another one would ask, so that all answers are found at once."""
-        if not isinstance(submission.what, Unreadable | FollowUp):
-            with contextlib.suppress(Internal):
-                decide(submission.what, self._loaded.world, self._now, self._policy)
-
-    def _defer(self, submission: Submission, *, again: bool = False) -> None:
-        """Leave the submission undecided, and keep behind it what must not overtake it."""
-        keys = keys_of(submission, self._loaded.world)
-        self._blocked |= keys
-        self.deferrals.append(Deferral(submission, keys, self._questions.taken(), again))
-
     def _outcome_of(self, submission: Submission) -> SubmissionOutcome | None:
-        """Return what became of one submission; None where a question is open, or more is to be done than a transaction should do."""
-        known = self._known(submission)
-        if known is not None:
-            return known
-        if isinstance(submission.what, Unreadable):
+        """Dedupe, decide and record. Return None where a question is open, or where part is left for the next transaction."""
+        repeat = self._dedupe(submission)
+        if repeat is not None:
+            return repeat
+        if isinstance(submission.what, UnreadableMessage):
             return self._refuse(submission, submission.what)
         if isinstance(submission.what, FollowUp):
-            return self._follow_up(submission.what)
+            self._follow_ups.go_on(submission.what)
+            return SubmissionOutcome(name="applied")
         try:
-            decision = bounded(submission.what, decide(submission.what, self._loaded.world, self._now, self._policy), self._policy)
-        except Internal as unreadable:
+            decision = within_size(submission.what, decide(submission.what, self._loaded.world, self._now, self._policy), self._policy)
+        except Internal as damage:
             # The row is set aside and reported; the message is not used up by somebody else's damage.
-            self._loaded.world.unreadable.setdefault(unreadable.details["flow_id"], unreadable.message)
-            return SubmissionOutcome(name="rejected", error=unreadable, result=refused(unreadable))
+            self._loaded.world.unreadable.setdefault(damage.details["flow_id"], damage.message)
+            return SubmissionOutcome(name="rejected", error=damage, result=encode_refused(damage))
         if self._questions.open:
             return None
         if isinstance(decision, FlowError):
-            return self._record(submission, SubmissionOutcome(name="rejected", error=decision, result=refused(decision)))
+            return self._record(submission, SubmissionOutcome(name="rejected", error=decision, result=encode_refused(decision)))
         part = self._part_of(submission.what, decision)
         if part is not None:
             self._apply(part)
             return None
         if decision.dead is not None:
-            self._bury(submission, *decision.dead)
+            self._rows.bury(submission, *decision.dead)
         self._apply(decision)
-        return self._record(submission, self._told(submission, decision))
+        return self._record(submission, _outcome(submission, decision))
+
+    def _dedupe(self, submission: Submission) -> SubmissionOutcome | None:
+        """Answer a message that was taken in before: the same delivery, a repeat, or another body under the same id (SEMANTICS R5, 6)."""
+        row = same_delivery(submission, self._loaded)
+        if row is not None:
+            return SubmissionOutcome(name=row.outcome, result=row.result, repeat=True)
+        first = same_identity(submission, self._loaded)
+        if first is None:
+            return None
+        if first.digest == submission.digest:
+            self._rows.add_message(submission, "duplicate", first.result)
+            return SubmissionOutcome(name="duplicate", result=first.result, repeat=True)
+        message = "this id was used before with another body: the first one counts; send this under a new id"
+        error = Conflict(message, id=shown_id(submission))
+        outcome = SubmissionOutcome(name="conflict", error=error, result=encode_refused(error), repeat=True)
+        self._rows.bury(submission, "conflict", error.message)
+        self._rows.add_message(submission, "conflict", outcome.result)
+        return outcome
+
+    def _refuse(self, submission: Submission, message: UnreadableMessage) -> SubmissionOutcome:
+        """Record a message that could not be read: a dead letter, or a refusal where its sender can be told."""
+        if message.reason is not None:
+            self._rows.bury(submission, message.reason, message.error.message)
+        name: OutcomeName = "rejected" if message.reason is None else "dead"
+        return self._record(submission, SubmissionOutcome(name=name, error=message.error, result=encode_refused(message.error)))
 
     def _part_of(self, what: Stimulus, decision: Decision) -> Decision | None:
-        """Return the part that fits into this transaction, where that is not all: the rest is decided in the next one.
+        """Return the part that fits into this transaction, or None where all of it does. The rest is decided in the next one.
 
-        A reply may be for many flows; and a wait that accepts none of the held replies that were loaded may accept one that was not. Where
-        none was loaded the wait begins in the next one.
+        A reply may be for more flows than fit. Held replies are loaded a few at a time: a wait that accepts none of them may accept one
+        that was not loaded; where none was, it begins in the next transaction.
         """
         if isinstance(what, Reply):
-            part = (
-                self._aftermath.cut(decision, None if what.payload is msgspec.UNSET else what.payload) if decision.changes[1:] else decision
-            )
+            if len(decision.changes) <= 1:
+                return None
+            part = self._follow_ups.fit(decision, None if what.payload is msgspec.UNSET else what.payload)
             return replace(part, dead=None, hold=None, displaced=()) if len(part.changes) < len(decision.changes) else None
         opened = {waiter.pair for change in decision.changes for waiter in change.opened if change.still_open(waiter)}
         if opened & (self._loaded.more_held if decision.spoiled else self._loaded.unseen):
             return Decision(outcome="applied", spoiled=decision.spoiled)
         return None
 
-    def _known(self, submission: Submission) -> SubmissionOutcome | None:
-        """Answer a message that was taken in before: the same delivery again, a repeat, or another body under the same id."""
-        if submission.seq is not None:
-            same = same_message(submission, self._loaded.places.get((submission.source, submission.seq), ()))
-            if same is not None:
-                return SubmissionOutcome(name=same.outcome, result=same.result, repeat=True)
-        if submission.identity is None:
-            return None
-        first = self._loaded.inbox.get((submission.identity.scope, submission.identity.key))
-        if first is None:
-            return None
-        if first.digest == submission.identity.digest:
-            self._note(submission, "duplicate", first.result)
-            return SubmissionOutcome(name="duplicate", result=first.result, repeat=True)
-        return self._conflict(submission)
-
-    def _conflict(self, submission: Submission) -> SubmissionOutcome:
-        """Keep what came under a used id as a dead letter; the first one stays (SEMANTICS R5)."""
-        said = "this id was used before with another body: the first one counts; send this under a new id"
-        error = Conflict(said, id=shown_id(submission))
-        outcome = SubmissionOutcome(name="conflict", error=error, result=refused(error), repeat=True)
-        self._bury(submission, "conflict", error.message)
-        self._note(submission, "conflict", outcome.result)
-        return outcome
-
-    def _refuse(self, submission: Submission, useless: Unreadable) -> SubmissionOutcome:
-        """Record a message that could not be read: dead where it could not even be attributed, rejected where its sender can ask."""
-        if useless.reason is not None:
-            self._bury(submission, useless.reason, useless.error.message)
-        name: OutcomeName = "rejected" if useless.reason is None else "dead"
-        return self._record(submission, SubmissionOutcome(name=name, error=useless.error, result=refused(useless.error)))
-
-    def _bury(self, submission: Submission, reason: str, message: str) -> None:
-        """Add the whole message to the dead letters."""
-        if submission.raw is None:
-            return
-        self._batch.dead.append(letter_of(submission, submission.raw, reason, message, self._now))
-
-    def _told(self, submission: Submission, decision: Decision) -> SubmissionOutcome:
-        """Say what the decision means to whoever asked; bytes only where somebody will read them."""
-        result = b""
-        if submission.identity is not None:
-            if isinstance(submission.what, Reply):
-                result = reply_outcome(decision.outcome, decision.flow)
-            elif decision.flow is not None:
-                result = kept(decision.flow, decision.step)
-        return SubmissionOutcome(name=decision.outcome, result=result, flow=decision.flow, step=decision.step)
-
     def _apply(self, decision: Decision) -> None:
-        """Carry the decision out on the world and add it to the batch."""
-        world, batch = self._loaded.world, self._batch
+        """Carry a decision out, and note the flows that it ends."""
+        self._rows.add(decision)
         for change in decision.changes:
-            flow_id = change.flow.id
-            if flow_id not in self._before:
-                self._before[flow_id] = world.flows.get(flow_id)
-            if change.idempotency_key is not None:
-                self._keys[flow_id] = change.idempotency_key
-            batch.events.extend(change.events)
-            batch.outgoing.extend(change.outgoing)
-            self._aftermath.note(change)
-            if change.step is not None:
-                batch.steps.append(change.step)
-            if change.closed is not None:
-                batch.closed.append((flow_id, change.closed))
-            batch.satisfied.extend((flow_id, change.flow.wait_id or 0, leaf) for leaf in change.satisfied)
-            batch.opened.extend((waiter, True) for waiter in change.opened)
-        batch.refused.extend(decision.refused)
-        for taken in decision.taken:
-            result = reply_outcome(taken.outcome, decision.flow)
-            batch.taken.append((taken.held, taken.outcome, result))
-            self._let_go(taken.held, taken.outcome, result)
-        for spoiled in decision.spoiled:
-            self._spoil(spoiled)
-        for displaced in decision.displaced:
-            batch.displaced.append((displaced.held.key, displaced.message))
-            self._let_go(displaced.held, "expired", EXPIRED)
-        if decision.hold is not None:
-            batch.held.append(decision.hold)
-            batch.count("held", 1)
-        world.apply(decision)
-
-    def _spoil(self, spoiled: RejectedHeld) -> None:
-        """Bury a held reply that its wait does not accept."""
-        held = spoiled.held
-        result = reply_outcome("rejected", None)
-        self._batch.spoiled.append((held, letter_of_held(spoiled, self._now), result))
-        self._let_go(held, "rejected", result)
-
-    def _let_go(self, held: HeldReply, outcome: OutcomeName, result: bytes) -> None:
-        """Count a reply that is held no more, and change what a repeat of it is told from now on."""
-        self._batch.count(f"inbox.{outcome}", 1)
-        self._batch.count("inbox.held", -1)
-        self._batch.count("held", -1)
-        row = self._loaded.inbox.get(("reply", held.key))
-        if row is not None:
-            self._loaded.inbox["reply", held.key] = told = replace(row, outcome=outcome, result=result)
-            if row.source_seq is not None:
-                rows = self._loaded.places.get((row.source, row.source_seq), [])
-                rows[:] = [told if known is row else known for known in rows]
+            self._follow_ups.note(change)
 
     def _record(self, submission: Submission, outcome: SubmissionOutcome) -> SubmissionOutcome:
-        """Store the message's one outcome under its identity; a request beyond a quota leaves nothing behind, and may be sent again."""
+        """Store the one outcome under the message's identity. A request over a quota leaves nothing behind: it may be sent again."""
         if submission.seq is not None or (submission.identity is not None and not isinstance(outcome.error, QuotaExceeded)):
-            self._note(submission, outcome.name, outcome.result, first=True)
+            self._rows.add_message(submission, outcome.name, outcome.result, first=True)
         return outcome
 
-    def _note(self, submission: Submission, outcome: OutcomeName, result: bytes, *, first: bool = False) -> None:
-        """Add the message to the inbox; repeats keep their place but not the identity, which is the first one's."""
-        identity = submission.identity if first else None
-        row = InboxRow(
-            scope=identity.scope if identity else None,
-            key=identity.key if identity else None,
-            digest=submission.digest,
-            outcome=outcome,
-            result=result,
-            source=submission.source,
-            source_seq=submission.seq,
-            at_us=self._now,
-        )
-        self._batch.inbox.append(row)
-        self._batch.count(f"inbox.{outcome}", 1)
-        if identity is not None:
-            self._loaded.inbox[identity.scope, identity.key] = row
-        if submission.seq is not None:
-            self._loaded.places.setdefault((submission.source, submission.seq), []).append(row)
+    def _ask(self, submission: Submission) -> None:
+        """Collect the questions of a submission that has to stay behind another one: all answers are found at once."""
+        if not isinstance(submission.what, UnreadableMessage | FollowUp):
+            with contextlib.suppress(Internal):
+                decide(submission.what, self._loaded.world, self._now, self._policy)
 
-    def _tell_of_children(self) -> None:
-        """Say in the outcome of each command that cancelled a flow what became of its children; its repeats in the batch say the same."""
-        changed: dict[tuple[bytes, bytes], bytes] = {}
+    def _defer(self, submission: Submission, *, again: bool = False) -> None:
+        """Leave a submission undecided, and block what must not overtake it."""
+        keys = keys_of(submission, self._loaded.world)
+        self._blocked_keys |= keys
+        self.deferrals.append(Deferral(submission, keys, self._questions.take_open(), again))
+
+    @property
+    def room(self) -> int:
+        """How many more followers of ended flows the batch may move."""
+        return self._follow_ups.room
+
+    def take_ends(self) -> list[End]:
+        """Return what follows from the flows that ended since the last call."""
+        return self._follow_ups.take_ends()
+
+    def follow(self, ends: list[End], more: Loaded) -> None:
+        """Decide what follows from the ends of flows, with what was loaded for them. Nobody can refuse it."""
+        self._loaded.world.absorb(more.world)  # what the batch knows already is newer
+        for end in ends:
+            decision = decide(end, self._loaded.world, self._now, self._policy)
+            if isinstance(decision, Decision):
+                left = more.children_left.get(end.flow_id, 0) if isinstance(end, ParentCancelled) else int(more.more_watchers)
+                self._apply(self._follow_ups.fit_end(end, decision, left))
+
+    def finish(self) -> Batch:
+        """Return what the batch writes."""
+        if self._follow_ups.has_cascaded:
+            self._report_children()
+        return self._rows.finish(self._follow_ups)
+
+    def _report_children(self) -> None:
+        """Name the cancelled children in the outcome of each command that cancelled a flow, and of its repeats in the batch."""
+        results: dict[tuple[bytes, bytes], bytes] = {}
         for at, (submission, outcome) in enumerate(zip(self.decided, self.outcomes, strict=True)):
-            told = changed.get((submission.digest, outcome.result))
-            if told is None and isinstance(submission.what, CancelFlow) and outcome.flow is not None and outcome.error is None:
-                children = self._aftermath.children_of(submission.what.flow_id)
-                told = kept(outcome.flow, cancelled_children=children) if children is not None else None
-                if told is not None and submission.identity is not None:
-                    changed[submission.digest, outcome.result] = told
-            if told is not None:
-                self.outcomes[at] = replace(outcome, result=told)
-        self._batch.inbox = [replace(row, result=changed.get((row.digest, row.result), row.result)) for row in self._batch.inbox]
+            result = results.get((submission.digest, outcome.result))
+            if result is None and isinstance(submission.what, CancelFlow) and outcome.flow is not None and outcome.error is None:
+                children = self._follow_ups.children_of(submission.what.flow_id)
+                result = encode_for_storage(outcome.flow, cancelled_children=children) if children is not None else None
+                if result is not None and submission.identity is not None:
+                    results[submission.digest, outcome.result] = result
+            if result is not None:
+                self.outcomes[at] = replace(outcome, result=result)
+        self._rows.change_results(results)
 
-    def _follow_up(self, end: FollowUp) -> SubmissionOutcome:
-        """Go on with an end that was not followed up to its end."""
-        self._aftermath.follow(end)
-        self._batch.followed_up.append(end.flow_id)
-        return SubmissionOutcome(name="applied")
 
-    def finished(self) -> Batch:
-        """Return what the batch writes: each touched flow once, as it is at the end."""
-        if self._aftermath.has_cascaded:
-            self._tell_of_children()
-        self._batch.unfinished = list(self._aftermath.unfinished.values())
-        self._batch.followed_up = [flow_id for flow_id in self._batch.followed_up if flow_id not in self._aftermath.unfinished]
-        for flow_id, before in self._before.items():
-            flow = self._loaded.world.flows[flow_id]
-            self._batch.flows.append(FlowWrite(flow=flow, was=before, due_us=due_of(flow), idempotency_key=self._keys.get(flow_id)))
-            if before is not None:
-                self._batch.count(f"flows.{before.status.value}", -1)
-            self._batch.count(f"flows.{flow.status.value}", 1)
-        # A wait may open and close within one batch: what counts is how the batch leaves it.
-        waiting = self._loaded.world.waiting
-        self._batch.opened = [(waiter, waiter in waiting.get(waiter.pair, ())) for waiter, _ in self._batch.opened]
-        self._batch.set_aside = self._loaded.world.unreadable
-        return self._batch
+def _outcome(submission: Submission, decision: Decision) -> SubmissionOutcome:
+    """Return what a decision means to whoever asked; with bytes only where somebody will read them."""
+    result = b""
+    if submission.identity is not None:
+        if isinstance(submission.what, Reply):
+            result = encode_reply_outcome(decision.outcome, decision.flow)
+        elif decision.flow is not None:
+            result = encode_for_storage(decision.flow, decision.step)
+    return SubmissionOutcome(name=decision.outcome, result=result, flow=decision.flow, step=decision.step)

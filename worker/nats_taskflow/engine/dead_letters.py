@@ -1,4 +1,4 @@
-"""Make dead letters: of a message as it came, and of a held reply that its wait does not accept."""
+"""Make dead letters of messages, and of held replies that their waits do not accept."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from nats_taskflow.engine.submission import Original, Submission
 from nats_taskflow.flow.decision import RejectedHeld
 from nats_taskflow.store.records import DeadLetter
 from nats_taskflow.units import Micros
+from nats_taskflow.wire.headers import CORRELATION_ID, EVENT_ID
 
 
 def letter_of(submission: Submission, raw: Original, reason: str, message: str, now: Micros) -> DeadLetter:
-    """Make the dead letter of a whole message."""
+    """Return the dead letter of a whole message."""
     return DeadLetter(
         reason=reason,
         message=message,
@@ -24,16 +25,16 @@ def letter_of(submission: Submission, raw: Original, reason: str, message: str, 
     )
 
 
-def letter_of_held(spoiled: RejectedHeld, now: Micros) -> DeadLetter:
-    """Make the dead letter of a held reply."""
-    held = spoiled.held
+def letter_of_held(rejected: RejectedHeld, now: Micros) -> DeadLetter:
+    """Return the dead letter of a held reply."""
+    held = rejected.held
     return DeadLetter(
-        reason=spoiled.reason,
-        message=spoiled.message,
+        reason=rejected.reason,
+        message=rejected.message,
         subject=held.topic,
         stream="",
         seq=None,
-        headers={"Correlation-Id": held.correlation_id, "Event-Id": held.event_id},
+        headers={CORRELATION_ID: held.correlation_id, EVENT_ID: held.event_id},
         body=b"" if held.payload is msgspec.UNSET else msgspec.json.encode(held.payload),
         at_us=now,
     )

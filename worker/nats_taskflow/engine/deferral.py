@@ -1,10 +1,9 @@
-"""Defer submissions whose decision asks about a schema, and find the answers on a thread of their own (SEMANTICS 3).
+"""Defer submissions whose decision needs a schema checked, and check it on a thread of its own (SEMANTICS 3).
 
-A schema from a message is a program from a stranger: nothing of it runs in a transaction or on the event loop. What is asked is about two
-texts, a schema and perhaps a payload, so nothing that is committed meanwhile can make an answer wrong. A decision that asks something
-unknown is not carried out: its submission is deferred, and decided anew, against what is committed then, once its answers are there.
-Everybody else goes on. What must not overtake it is deferred with it: commands of the same agent, replies to the same pair or flow, and
-the deadlines of that flow (SEMANTICS R4, R9, O1).
+A schema from a message is a program from a stranger: nothing of it runs in a transaction or on the event loop. A question is about two
+texts, a schema and perhaps a payload, so no commit can make its answer wrong. A decision that meets an open question is not carried out:
+its submission is deferred, and decided anew once the answers are there. Everybody else goes on. What must not overtake it is deferred
+with it: commands of the same agent, replies to the same pair or flow, and the deadlines of that flow (SEMANTICS R4, R9, O1).
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nats_taskflow.engine.submission import Submission, Unreadable
+from nats_taskflow.engine.submission import Submission, UnreadableMessage
 from nats_taskflow.errors import Defect
 from nats_taskflow.flow.conditions import ExternalEvent, nodes
 from nats_taskflow.flow.model import Flow, Pair
-from nats_taskflow.flow.stimuli import DeadlinePassed, ExpireHeld, Policy, Reply, RequestRefused, StartFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import DeadlinePassed, ExpireHeld, Reply, RequestNotStored, StartFlow
 from nats_taskflow.flow.view import World
 from nats_taskflow.tasks import heed_cancellation, keep
 
@@ -31,20 +31,20 @@ Answers = Mapping[Question, Any]
 
 
 class PriorAnswers(NamedTuple):
-    """What a batch is decided with besides the database: what was found out for its submissions, and what must not be overtaken."""
+    """What earlier batches left behind: the answers for each deferred submission, and the keys that block what must stay behind it."""
 
     answers: Mapping[Submission, Answers] = {}
     keys: frozenset[Hashable] = frozenset()
 
 
 NO_ANSWERS: Answers = {}
-NOTHING_BEFORE = PriorAnswers()
+NO_PRIOR_ANSWERS = PriorAnswers()
 
 
 class Deferral(msgspec.Struct, frozen=True, eq=False):
-    """A submission that could not be decided yet: `keys` tell what has to stay behind it, `questions` how to answer what it asks.
+    """A submission that is not decided yet: `keys` block what has to stay behind it, `questions` map each question to its check.
 
-    `again`: part of it was carried out, and it goes on in the next transaction.
+    `again`: part of it was carried out; the rest follows in the next transaction.
     """
 
     submission: Submission
@@ -54,48 +54,47 @@ class Deferral(msgspec.Struct, frozen=True, eq=False):
 
 
 class Questions:
-    """Stand between decisions and schemas: answer from `known`, and note in `open` what is not known. Decide by its `policy`."""
+    """Answers a decision's questions from `known`, and collects in `open` those that it cannot. Its `policy` is the one to decide by."""
 
     def __init__(self, policy: Policy) -> None:
         self.known: Answers = {}
         self.open: dict[Question, Callable[[], Any]] = {}
         self.policy = policy
         if policy.accepts is not None and policy.schema_flaw is not None:
-            asking = {"accepts": partial(self._accepts, policy.accepts), "schema_flaw": partial(self._schema_flaw, policy.schema_flaw)}
-            self.policy = msgspec.structs.replace(policy, **asking)
+            checks = {"accepts": partial(self._accepts, policy.accepts), "schema_flaw": partial(self._schema_flaw, policy.schema_flaw)}
+            self.policy = msgspec.structs.replace(policy, **checks)
 
-    def taken(self) -> dict[Question, Callable[[], Any]]:
-        """Return what was asked since the last call."""
-        asked, self.open = self.open, {}
-        return asked
+    def take_open(self) -> dict[Question, Callable[[], Any]]:
+        """Return the questions that came up since the last call."""
+        questions, self.open = self.open, {}
+        return questions
 
     def _accepts(self, check: Callable[..., Any], schema: dict[str, Any], payload: Any) -> tuple[str, str] | None:
-        """Check a payload; one that is not known counts as no match, so that all that could be asked is asked at once."""
+        """Check a payload. Without an answer it counts as no match: the decision goes on, and all its questions come up at once."""
         question = msgspec.json.encode(schema), msgspec.json.encode(payload)
         answer: tuple[str, str] | None = self._answer(question, partial(check, schema, payload), ("unknown", ""))
         return answer
 
     def _schema_flaw(self, check: Callable[..., Any], schema: dict[str, Any]) -> str | None:
-        """Check a schema; one that is not known counts as good, so that what hangs on it is asked too."""
+        """Check a schema. Without an answer it counts as good, so that the questions that depend on it come up too."""
         answer: str | None = self._answer((msgspec.json.encode(schema), None), partial(check, schema), None)
         return answer
 
-    def _answer(self, question: Question, find: Callable[[], Any], unknown: Any) -> Any:
-        """Answer, or note the question."""
+    def _answer(self, question: Question, check: Callable[[], Any], assumed: Any) -> Any:
         if question in self.known:
             return self.known[question]
-        self.open[question] = find
-        return unknown
+        self.open[question] = check
+        return assumed
 
 
 class Deferrals:
-    """What is deferred. `woken` is called when some of it can be decided, `lost(submission, defect)` where an answer cannot be found."""
+    """What is deferred. Calls `wake` when some of it can be decided, `fail(submission, defect)` where a check could not be run."""
 
-    def __init__(self, woken: Callable[[], None], lost: Callable[[Submission, Exception], None]) -> None:
-        self._woken = woken
-        self._lost = lost
+    def __init__(self, wake: Callable[[], None], fail: Callable[[Submission, Exception], None]) -> None:
+        self._wake = wake
+        self._fail = fail
         self._waiting: dict[Submission, Deferral] = {}
-        self._finding: dict[Submission, asyncio.Task[None]] = {}
+        self._checks: dict[Submission, asyncio.Task[None]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="schemas")
         self.answers: dict[Submission, dict[Question, Any]] = {}
         self.ready = False
@@ -107,54 +106,54 @@ class Deferrals:
         return submission in self._waiting
 
     @property
-    def before(self) -> PriorAnswers:
-        """What the next batch is decided with."""
+    def prior_answers(self) -> PriorAnswers:
+        """What the next batch needs to know of the deferred submissions."""
         return PriorAnswers(self.answers, frozenset().union(*[deferral.keys for deferral in self._waiting.values()]))
 
     def put(self, deferrals: list[Deferral]) -> None:
-        """Defer; what asks something is answered, the rest stays behind that."""
+        """Defer submissions, and start the checks that they wait for."""
         for deferral in deferrals:
             self.answers.setdefault(deferral.submission, {})
             self._waiting[deferral.submission] = deferral
             if deferral.questions:
-                self._finding[deferral.submission] = keep(self._find(deferral), "schema")
+                self._checks[deferral.submission] = keep(self._check(deferral), "schema")
             if deferral.again:
                 self.ready = True
-                self._woken()
+                self._wake()
 
     def forget(self, submission: Submission) -> None:
-        """Forget what was found out for a submission: it is decided."""
+        """Drop the answers for a submission that is decided."""
         self.answers.pop(submission, None)
 
-    async def _find(self, deferral: Deferral) -> None:
-        """Find the answers, one at a time, in turn with those of others; then have it decided with all that stayed behind it."""
+    async def _check(self, deferral: Deferral) -> None:
+        """Run the checks one at a time, in turn with those of others; then have it decided, with all that stayed behind it."""
         known, loop = self.answers[deferral.submission], asyncio.get_running_loop()
         try:
-            for question, find in deferral.questions.items():
-                known[question] = await loop.run_in_executor(self._thread, find)
+            for question, check in deferral.questions.items():
+                known[question] = await loop.run_in_executor(self._thread, check)
         except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # told to whoever submitted it: the others go on
             heed_cancellation()
             defect = failure if isinstance(failure, Exception) else Defect("a look at a schema was cancelled")
             del self._waiting[deferral.submission]
             self.forget(deferral.submission)
-            self._lost(deferral.submission, defect)
-        del self._finding[deferral.submission]
+            self._fail(deferral.submission, defect)
+        del self._checks[deferral.submission]
         self.ready = True
-        self._woken()
+        self._wake()
 
-    def taken(self) -> list[Submission]:
-        """Return what can be decided now, in the order in which it came; it is deferred no longer."""
+    def take_ready(self) -> list[Submission]:
+        """Return what can be decided now, in the order in which it came; it is no longer deferred."""
         if not self.ready:
             return []
         self.ready = False
-        found = [submission for submission in self.answers if submission in self._waiting and submission not in self._finding]
-        for submission in found:
+        ready = [submission for submission in self.answers if submission in self._waiting and submission not in self._checks]
+        for submission in ready:
             del self._waiting[submission]
-        return found
+        return ready
 
     def close(self) -> list[Submission]:
-        """Forget everything; returns what was deferred."""
-        for task in self._finding.values():
+        """Stop every check; return what was deferred."""
+        for task in self._checks.values():
             task.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
         left = list(self._waiting)
@@ -163,7 +162,7 @@ class Deferrals:
 
 
 def keys_of(submission: Submission, world: World) -> set[Hashable]:
-    """Say what a submission must not overtake, and what must not overtake it."""
+    """Return the keys of a submission: two that share one must not overtake each other."""
     keys: set[Hashable] = set()
     what, identity = submission.what, submission.identity
     if identity is not None:
@@ -175,7 +174,7 @@ def keys_of(submission: Submission, world: World) -> set[Hashable]:
         keys |= {what.flow_id, *_pairs(world.flows.get(what.flow_id))}
     elif identity is not None:
         keys.add(identity.scope)
-    elif not isinstance(what, Unreadable | StartFlow | ExpireHeld | RequestRefused):
+    elif not isinstance(what, UnreadableMessage | StartFlow | ExpireHeld | RequestNotStored):
         keys.add(("", what.flow_id))  # commands within the process: those on one flow in their order
     return keys
 

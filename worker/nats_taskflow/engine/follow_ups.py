@@ -1,7 +1,7 @@
-"""Follow up flows that ended, some followers at a time: watchers resume, and children are cancelled with their parent (SEMANTICS 2).
+"""Follow up the ends of flows: watchers resume, and children are cancelled with their parent (SEMANTICS 2).
 
-A transaction moves at most `AT_ONCE` followers. Ends that may have more are stored in the same transaction, and followed up by the wait
-engine in transactions of their own, whatever happens in between: no family is so large that other agents wait for its end.
+A transaction moves at most `AT_ONCE` followers. An end that may have more is stored in it as unfinished, and the wait engine goes on with
+it in transactions of its own: no family is so large that other agents wait for its end.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from nats_taskflow.wire.answers import CancelledChildren
 AT_ONCE = 200
 _NAMED = 100
 _WEIGHS_AS_ONE = 8 * 1024
-"""Bytes that each follower is given without being counted twice: a quarter of a megabyte goes to six at once."""
+"""Bytes of payload with which a follower counts as one; with more it counts for more: a quarter of a megabyte goes to six at once."""
 End = EndOfFlow | ParentCancelled
 
 
 class FollowUps:
-    """What follows from the flows that a batch ended. `unfinished`: ends that are to be followed up later, by flow."""
+    """What follows from the flows that a batch ended. `room`: how many more followers fit; `unfinished`: ends left for later, by flow."""
 
     def __init__(self) -> None:
         self.room = AT_ONCE
         self.unfinished: dict[str, UnfinishedEnd] = {}
         self._ends: list[End] = []
-        self._fallen: dict[str, list[str]] = {}
-        self._left: dict[str, int] = {}
+        self._continued: list[str] = []
+        self._cancelled_children: dict[str, list[str]] = {}
+        self._children_left: dict[str, int] = {}
 
     @property
     def has_cascaded(self) -> bool:
-        """Whether flows were cancelled whose children go with them."""
-        return bool(self._fallen)
+        """Whether a flow was cancelled that takes its children along."""
+        return bool(self._cancelled_children)
 
     def note(self, change: FlowChange) -> None:
         """Remember a flow that ended by this change."""
@@ -45,21 +46,31 @@ class FollowUps:
         if last is None or last.status not in TERMINAL or last.kind is EventKind.STEP_OBSERVED:
             return
         cascade = last.status is FlowStatus.CANCELLED and last.payload.get("cascade", True)
-        self.follow(FollowUp(flow_id=change.flow.id, cascade=cascade, trace=last.trace))
+        self._follow(FollowUp(flow_id=change.flow.id, cascade=cascade, trace=last.trace))
 
-    def follow(self, end: FollowUp) -> None:
-        """Follow up the end of a flow."""
+    def go_on(self, end: FollowUp) -> None:
+        """Go on with an end that an earlier transaction left unfinished."""
+        self._continued.append(end.flow_id)
+        self._follow(end)
+
+    @property
+    def finished(self) -> list[str]:
+        """The flows whose stored ends have no followers left."""
+        return [flow_id for flow_id in self._continued if flow_id not in self.unfinished]
+
+    def _follow(self, end: FollowUp) -> None:
+        """Queue what follows from the end of a flow."""
         self._ends.append(EndOfFlow(flow_id=end.flow_id, trace=end.trace))
         if end.cascade:
             self._ends.append(ParentCancelled(flow_id=end.flow_id, trace=end.trace))
 
-    def taken(self) -> list[End]:
+    def take_ends(self) -> list[End]:
         """Return what follows from the flows that ended since the last call."""
         ends, self._ends = self._ends, []
         return ends
 
-    def cut(self, decision: Decision, payload: Any) -> Decision:
-        """Return what there is room for of a decision that gives the payload to several flows. What weighs much goes to fewer at once."""
+    def fit(self, decision: Decision, payload: Any) -> Decision:
+        """Return as much as there is room for of a decision that gives one payload to several flows; a heavy one goes to fewer at once."""
         if len(decision.changes) <= 1 and self.room > 0:
             self.room -= len(decision.changes)
             return decision
@@ -68,15 +79,15 @@ class FollowUps:
         self.room -= weight * min(len(decision.changes), fitting)
         return replace(decision, changes=decision.changes[:fitting])
 
-    def within(self, end: End, decision: Decision, left: int) -> Decision:
-        """Return what there is room for of what follows from an end; `left`: how many followers it has that were not even loaded."""
-        brings = decision.flow.state_json if isinstance(end, EndOfFlow) and decision.flow is not None else None
-        changes = self.cut(decision, brings).changes
+    def fit_end(self, end: End, decision: Decision, left: int) -> Decision:
+        """Return as much as there is room for of what follows from an end; `left`: how many of its followers were not even loaded."""
+        payload = decision.flow.state_json if isinstance(end, EndOfFlow) and decision.flow is not None else None
+        changes = self.fit(decision, payload).changes
         left += len(decision.changes) - len(changes)
         cascade = isinstance(end, ParentCancelled)
         if cascade:
-            self._fallen.setdefault(end.flow_id, []).extend(change.flow.id for change in changes)
-            self._left[end.flow_id] = left
+            self._cancelled_children.setdefault(end.flow_id, []).extend(change.flow.id for change in changes)
+            self._children_left[end.flow_id] = left
         if left:
             known = self.unfinished.get(end.flow_id)
             cascade = cascade or (known is not None and known.cascade)
@@ -84,10 +95,10 @@ class FollowUps:
         return replace(decision, changes=changes)
 
     def children_of(self, flow_id: str) -> CancelledChildren | None:
-        """Say which flows were cancelled because of this one, generation by generation, and how many are going to be; None: none."""
-        found = list(self._fallen.get(flow_id, ()))
-        pending = self._left.get(flow_id, 0)
-        for child in found:
-            found.extend(self._fallen.get(child, ()))
-            pending += self._left.get(child, 0)
-        return CancelledChildren(done=len(found), pending=pending, ids=found[:_NAMED]) if found or pending else None
+        """Return which flows were cancelled because of this one, generation by generation, and how many will be; None for none."""
+        children = list(self._cancelled_children.get(flow_id, ()))
+        pending = self._children_left.get(flow_id, 0)
+        for child in children:
+            children.extend(self._cancelled_children.get(child, ()))
+            pending += self._children_left.get(child, 0)
+        return CancelledChildren(done=len(children), pending=pending, ids=children[:_NAMED]) if children or pending else None

@@ -28,7 +28,7 @@ class UnusableSchema(Exception):
     """What keeps a schema from being used; the message is for its author."""
 
 
-def compiled(schema: Schema) -> Check:
+def compile_schema(schema: Schema) -> Check:
     """Return the check of a schema. Raises `UnusableSchema`."""
     if isinstance(schema, bool):
         nothing: Misfit | None = None if schema else ("nothing is accepted here", ())
@@ -96,24 +96,24 @@ def _type(tests: list[Test], wrong: Misfit, value: Any) -> Misfit | None:
 
 def _enum(values: list[Any], wrong: Misfit, value: Any) -> Misfit | None:
     """Ask for one of some values."""
-    for wanted in values:
-        if _same(wanted, value):
+    for allowed in values:
+        if _same(allowed, value):
             return None
     return wrong
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(value: Any, other: Any) -> bool:
     """Compare as JSON Schema does: 1 is 1.0 and is not true."""
-    if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return isinstance(other, list) and len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other) and isinstance(one, bool) is isinstance(other, bool)
+    if isinstance(value, dict):
+        return isinstance(other, dict) and value.keys() == other.keys() and all(_same(value[key], other[key]) for key in value)
+    if isinstance(value, list):
+        return isinstance(other, list) and len(value) == len(other) and all(map(_same, value, other))
+    return bool(value == other) and isinstance(value, bool) is isinstance(other, bool)
 
 
-def _bound(test: Test, holds: Callable[[Any, Any], bool], wanted: Any, wrong: Misfit, value: Any) -> Misfit | None:
+def _bound(test: Test, holds: Callable[[Any, Any], bool], bound: Any, wrong: Misfit, value: Any) -> Misfit | None:
     """Ask values that pass the test for something that holds beside what is wanted."""
-    return wrong if test(value) and not holds(value, wanted) else None
+    return wrong if test(value) and not holds(value, bound) else None
 
 
 def _required(names: list[str], value: Any) -> Misfit | None:
@@ -134,11 +134,11 @@ def _properties(checks: dict[str, Check], value: Any) -> Misfit | None:
     return None
 
 
-def _additional(check: Check, named: frozenset[str], value: Any) -> Misfit | None:
+def _additional(check: Check, declared: frozenset[str], value: Any) -> Misfit | None:
     """Check the values of all other keys."""
     if isinstance(value, dict):
         for name, below in value.items():
-            if name not in named and (misfit := check(below)) is not None:
+            if name not in declared and (misfit := check(below)) is not None:
                 return misfit[0], (name, *misfit[1])
     return None
 
@@ -229,7 +229,7 @@ KEYWORDS: dict[str, Test] = {
 
 def _each(parts: list[Schema]) -> list[Check]:
     """Return the check of each schema."""
-    return [compiled(part) for part in parts]
+    return [compile_schema(part) for part in parts]
 
 
 def _typed(value: Any, _: dict[str, Any]) -> Check:
@@ -238,14 +238,14 @@ def _typed(value: Any, _: dict[str, Any]) -> Check:
     return partial(_type, [_TYPES[name] for name in names], (f"it is not of type {' or '.join(names)}", ()))
 
 
-def _limit(test: Test, holds: Callable[[Any, Any], bool], said: str) -> Maker:
+def _limit(test: Test, holds: Callable[[Any, Any], bool], flaw: str) -> Maker:
     """Return the maker of a check of a number."""
-    return lambda wanted, _: partial(_bound, test, holds, wanted, (f"{said} {_shown(wanted)}", ()))
+    return lambda bound, _: partial(_bound, test, holds, bound, (f"{flaw} {_shown(bound)}", ()))
 
 
-def _size(kind: type, holds: Callable[[Any, Any], bool], said: str) -> Maker:
+def _size(kind: type, holds: Callable[[Any, Any], bool], flaw: str) -> Maker:
     """Return the maker of a check of the length of texts, arrays or objects."""
-    return _limit(_is(kind), lambda value, wanted: holds(len(value), wanted), said)
+    return _limit(_is(kind), lambda value, bound: holds(len(value), bound), flaw)
 
 
 _NONE_FITS: Misfit = ("none of the alternatives of anyOf fits", ())
@@ -267,12 +267,12 @@ _MAKERS: dict[str, Maker] = {
     "minProperties": _size(dict, operator.ge, "its keys are fewer than"),
     "maxProperties": _size(dict, operator.le, "its keys are more than"),
     "required": lambda value, _: partial(_required, value),
-    "properties": lambda value, _: partial(_properties, {name: compiled(part) for name, part in value.items()}),
-    "additionalProperties": lambda value, schema: partial(_additional, compiled(value), frozenset(schema.get("properties", ()))),
+    "properties": lambda value, _: partial(_properties, {name: compile_schema(part) for name, part in value.items()}),
+    "additionalProperties": lambda value, schema: partial(_additional, compile_schema(value), frozenset(schema.get("properties", ()))),
     "prefixItems": lambda value, _: partial(_prefix, _each(value)),
-    "items": lambda value, schema: partial(_items, compiled(value), len(schema.get("prefixItems", ()))),
+    "items": lambda value, schema: partial(_items, compile_schema(value), len(schema.get("prefixItems", ()))),
     "allOf": lambda value, _: partial(_all, _each(value)),
     "anyOf": lambda value, _: partial(_any_of, _each(value)),
     "oneOf": lambda value, _: partial(_one_of, _each(value)),
-    "not": lambda value, _: partial(_not, compiled(value)),
+    "not": lambda value, _: partial(_not, compile_schema(value)),
 }

@@ -1,7 +1,7 @@
-"""Check payloads against a wait's `accept`, as bounded work (SEMANTICS 3): a schema from a message is a program from a stranger.
+"""Check payloads against a wait's `accept` schema, as bounded work (SEMANTICS 3).
 
-Schemas are a subset of JSON Schema 2020-12 (`json_schema`). The library `jsonschema` is the judge in the tests: at the bound it would take
-two seconds, and keep the payload once for every alternative that did not fit.
+A schema from a message is a program from a stranger. Schemas are a subset of JSON Schema 2020-12 (`json_schema`). The library `jsonschema`
+is the judge in the tests only: at the bound it would take two seconds, and keep the payload once for every alternative that did not fit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.engine.json_schema import Check, Misfit, UnusableSchema, compiled
+from nats_taskflow.engine.json_schema import Check, Misfit, UnusableSchema, compile_schema
 from nats_taskflow.text import counted
 
 MAX_BYTES = 16 * 1024
@@ -30,7 +30,7 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 def schema_flaw(schema: dict[str, Any]) -> str | None:
-    """Say in a sentence why the schema cannot be used, or None."""
+    """Return a sentence about why the schema cannot be used, or None."""
     text = msgspec.json.encode(schema, order="sorted")
     if len(text) > MAX_BYTES:
         return f"a schema may have {MAX_BYTES} bytes, this one has {len(text)}"
@@ -47,7 +47,7 @@ def accepts(schema: dict[str, Any], payload: Any) -> tuple[str, str] | None:
         bound = f"a check against {counted(known.parts, 'part')} of a schema is limited to {MAX_WORK} comparisons"
         return "too_large", f"the payload has more than {most} values, and {bound}: send less, or accept with a simpler schema"
     misfit = known.check(payload)
-    return None if misfit is None else ("not_accepted", f"the payload does not fit what the wait accepts: {_said(misfit)}")
+    return None if misfit is None else ("not_accepted", f"the payload does not fit what the wait accepts: {_sentence(misfit)}")
 
 
 @lru_cache(maxsize=256)
@@ -55,13 +55,13 @@ def _known(text: bytes) -> _Known:
     """Compile a schema, once."""
     schema = msgspec.json.decode(text)
     try:
-        return _Known(_parts(schema, MAX_BYTES), compiled(schema))
+        return _Known(_parts(schema, MAX_BYTES), compile_schema(schema))
     except UnusableSchema as bad:
         return _Known(flaw=str(bad))
 
 
 def _parts(value: Any, most: int) -> int:
-    """Count a JSON value and all that is in it; above `most` it stops counting."""
+    """Count a JSON value and all values in it; stop above `most`."""
     count, pending = 0, [value]
     while pending and count <= most:
         part = pending.pop()
@@ -73,8 +73,8 @@ def _parts(value: Any, most: int) -> int:
     return count
 
 
-def _said(misfit: Misfit) -> str:
-    """Say what is wrong where, in a sentence of bounded length."""
-    said, place = misfit
+def _sentence(misfit: Misfit) -> str:
+    """Return a sentence of bounded length: what is wrong, and where."""
+    flaw, place = misfit
     path = "".join([f"[{step}]" if isinstance(step, int) else f".{step[:_PATH]}" for step in place])
-    return f"{said} (at ${path[:_PATH]})"
+    return f"{flaw} (at ${path[:_PATH]})"

@@ -1,4 +1,4 @@
-"""Say what is set about deciding: by the operator, by the reply bindings, and by whose delegates are."""
+"""Build the policy of a worker from its settings, its reply bindings and the owners of its delegates."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from functools import partial
 from nats_taskflow.config import Config
 from nats_taskflow.engine.payload_schema import accepts, schema_flaw
 from nats_taskflow.engine.quota import CommandQuota
-from nats_taskflow.flow.stimuli import Policy
-from nats_taskflow.wire.commands import taken_for_reply
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.wire.commands import is_taken_for_reply
 from nats_taskflow.wire.delegates import Delegates
 from nats_taskflow.wire.replies import ReplyBindings
 
 
-def meter_of(config: Config) -> CommandQuota:
-    """Return a meter of the commands of one door, by the quotas that are set."""
+def quota_of(config: Config) -> CommandQuota:
+    """Return the command quota of one door, by the settings."""
     return CommandQuota(commands=config.quotas.commands_per_second, size=config.quotas.command_bytes_per_second)
 
 
@@ -31,7 +31,7 @@ def policy_of(config: Config, bindings: ReplyBindings) -> Policy:
         topics=bindings.refusal,
         answers_on=bindings.answers_on,
         delegates=Delegates(config.delegates).refusal,
-        takes=partial(taken_for_reply, bindings),
+        takes=partial(is_taken_for_reply, bindings),
         accepts=accepts,
         schema_flaw=schema_flaw,
     )

@@ -45,7 +45,7 @@ class SourceTurns:
 
     def put(self, item: Submission) -> None:
         """Append to the end of its lane."""
-        lane = _lane(item)
+        lane = _lane_of(item)
         if lane in self._lanes:
             self._lanes[lane].append(item)
         else:
@@ -54,8 +54,8 @@ class SourceTurns:
         self.count += 1
 
     def put_back(self, item: Submission) -> None:
-        """Put what was taken back at the head: it is next."""
-        lane = _lane(item)
+        """Put back what was taken, at the head: it is next."""
+        lane = _lane_of(item)
         own = self._lanes.setdefault(lane, deque())
         if own:
             self._turns.remove((lane, own))
@@ -64,7 +64,7 @@ class SourceTurns:
         self.count += 1
 
     def take(self, batch: list[Submission], most: int, room: int) -> None:
-        """Move what is next to a batch until that has `most`, what was moved weighs `room`, or a suspect is next."""
+        """Move items to a batch until it has `most`, they weigh `room`, or a suspect is next."""
         for _ in range(most - len(batch)):
             if room <= 0 or not self._turns or self._turns[0][1][0].group:
                 return
@@ -73,24 +73,24 @@ class SourceTurns:
             batch.append(item)
 
     def take_suspects(self, most: int) -> list[Submission]:
-        """Where a suspect is next, take suspects from the heads, as many as the wariest of them lets share a transaction."""
+        """Return suspects from the heads where one is next: as many as the smallest `group` among them lets share a transaction."""
         batch: list[Submission] = []
-        passed = 0
-        while self._turns and passed < len(self._turns) and len(batch) < most:
+        skipped = 0
+        while self._turns and skipped < len(self._turns) and len(batch) < most:
             head = self._turns[0][1][0]
             most = min(most, head.group or most)
             if not head.group and not batch:
                 return batch
             if head.group and len(batch) < most:
                 batch.append(self._next())
-                passed = 0
+                skipped = 0
             else:
                 self._turns.rotate(-1)
-                passed += 1
+                skipped += 1
         return batch
 
     def _next(self) -> Submission:
-        """Take the head of the first lane away; the next lane has its turn."""
+        """Remove and return the head of the first lane; the next lane has its turn."""
         lane, own = self._turns[0]
         item = own.popleft()
         self.count -= 1
@@ -102,70 +102,70 @@ class SourceTurns:
         return item
 
     def clear(self) -> list[Submission]:
-        """Forget everything; returns what there was."""
-        left = [item for _, own in self._turns for item in own]
+        """Drop everything; return what there was."""
+        items = [item for _, own in self._turns for item in own]
         self._turns.clear()
         self._lanes.clear()
         self.count = 0
-        return left
+        return items
 
 
 class Queue:
-    """What waits. `max_batch` bounds how much of it shares a transaction."""
+    """Messages, requests and housekeeping on their way to a transaction. `max_batch` bounds how many submissions share one."""
 
     def __init__(self, max_batch: int) -> None:
         self._max_batch = max_batch
-        self._line = SourceTurns()
+        self._messages = SourceTurns()
         self._requests = SourceTurns()
         self._jobs: deque[Job] = deque()
         self._job_is_next = True
-        self._odd = False
+        self._odd_to_requests = False
 
     def __len__(self) -> int:
-        return self._line.count + self._requests.count + len(self._jobs)
+        return self._messages.count + self._requests.count + len(self._jobs)
 
     def put(self, item: Submission | Job, *, request: bool = False) -> None:
-        """Append to the line, or to the requests, or to the housekeeping."""
+        """Append to the messages, or to the requests, or to the housekeeping."""
         if type(item) is Job:
             self._jobs.append(item)
         else:
-            (self._requests if request else self._line).put(item)
+            (self._requests if request else self._messages).put(item)
 
-    def put_back(self, kept: list[Submission]) -> None:
-        """Put what was taken back: it is next, in its order."""
-        for item in reversed(kept):
-            self._line.put_back(item)
+    def put_back(self, submissions: list[Submission]) -> None:
+        """Put back what was taken: it is next, in its order."""
+        for item in reversed(submissions):
+            self._messages.put_back(item)
 
     def take(self) -> Job | list[Submission]:
         """Return the next job, or the next batch. There must be something."""
-        if self._jobs and (self._job_is_next or not (self._line.count or self._requests.count)):
+        if self._jobs and (self._job_is_next or not (self._messages.count or self._requests.count)):
             self._job_is_next = False
             return self._jobs.popleft()
         self._job_is_next = True
-        if suspects := self._line.take_suspects(self._max_batch):
+        if suspects := self._messages.take_suspects(self._max_batch):
             return suspects
         batch: list[Submission] = []
         share, room = self._share()
         self._requests.take(batch, share, room)
-        self._line.take(batch, self._max_batch, room)
+        self._messages.take(batch, self._max_batch, room)
         return batch
 
     def _share(self) -> tuple[int, int]:
-        """Say how many requests the next batch takes, and how many bytes: half while others wait; the odd place goes round."""
-        if not (self._line.count and self._requests.count):
+        """Return how many requests the next batch takes, and their bytes: half of it while messages wait too; the odd place alternates."""
+        if not (self._messages.count and self._requests.count):
             return self._max_batch, MAX_BYTES
-        self._odd = not self._odd
-        return self._max_batch // 2 + (self._max_batch % 2 if self._odd else 0), MAX_BYTES // 2
+        self._odd_to_requests = not self._odd_to_requests
+        return self._max_batch // 2 + (self._max_batch % 2 if self._odd_to_requests else 0), MAX_BYTES // 2
 
     def clear(self) -> Iterable[asyncio.Future[Any]]:
-        """Forget everything; returns who waits for it."""
-        waiting = [job.done for job in self._jobs]
+        """Drop everything; return the futures that wait for it."""
+        futures = [job.done for job in self._jobs]
         self._jobs.clear()
-        return waiting + [item.done for turns in (self._line, self._requests) for item in turns.clear()]
+        return futures + [item.done for turns in (self._messages, self._requests) for item in turns.clear()]
 
 
-def _lane(item: Submission) -> str:
-    """Name whose a submission is: an agent's command, a tenant's reply, one of this process (no stream), or nobody's we know."""
+def _lane_of(item: Submission) -> str:
+    """Return whose turn a submission takes: its agent's, its tenant's, the process's own (no stream), or nobody's we know."""
     what = item.what
     if type(what) is Reply:
         if what.tenant:

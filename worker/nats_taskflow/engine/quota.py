@@ -1,7 +1,7 @@
-"""Bound what an agent may have done in a time: commands, and their bytes. What is beyond is refused at the price of a look.
+"""Limit the rate of an agent's commands, and of their bytes. A command over the quota is refused before it costs anything.
 
-For each agent and kind one number is kept: when what it has asked for would be through at the rate that is granted. As far as that may lie
-ahead of now, it may ask for more at once.
+For each agent and kind one number is kept: when all its commands so far would be through at the granted rate. It may lie `BURST` ahead of
+now (a leaky bucket).
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from nats_taskflow.errors import QuotaExceeded
 from nats_taskflow.units import SECOND, Micros
 
 BURST: Micros = 10 * SECOND
-"""What an agent may ask for at once, or saves up while it asks for nothing: as much as it is granted in this time."""
+"""An agent may send at once what it is granted in this time; more it cannot save up."""
 _MOST_AGENTS = 10_000
 
 
 class CommandQuota:
-    """Meters the commands of one door. Rates are for each agent and second; None: as much as it likes."""
+    """Meters the commands of one door. Rates are per agent and second; None: no limit."""
 
     def __init__(self, *, commands: int | None = None, size: int | None = None) -> None:
         self._rates = {kind: rate for kind, rate in (("commands", commands), ("bytes", size)) if rate is not None}
         self._through: dict[str, tuple[Micros, dict[str, Micros]]] = {}
 
     def refusal(self, agent: str, size: int, at: Micros) -> QuotaExceeded | None:
-        """Say that a command that came at `at` is beyond the agent's quota; otherwise count it.
+        """Return the refusal of a command that came at `at` and is over the agent's quota; otherwise count it.
 
-        One that came before others that were looked at is delivered once more, or was put off: it is let through.
+        One that came before others that were metered is a redelivery, or was put off: it passes.
         """
         if not self._rates:
             return None
@@ -42,12 +42,12 @@ class CommandQuota:
         return None
 
     def _forget(self, at: Micros) -> None:
-        """Forget agents that have nothing on their account."""
+        """Drop agents whose commands are all through."""
         self._through = {agent: through for agent, through in self._through.items() if max(through[1].values()) > at}
 
 
 def _exceeded(kind: str, rate: int, early: Micros) -> QuotaExceeded:
-    """Say which quota is used up, and for how long."""
+    """Return the refusal: which quota is used up, and for how long."""
     retry_after = max(-(-early // SECOND), 1)
     message = f"this agent may send {rate:,} {kind} a second: ask again in {retry_after} s; the operator can raise the quota"
     return QuotaExceeded(message, quota=kind, limit=rate, retry_after=retry_after)

@@ -1,4 +1,4 @@
-"""Put back into outcomes what they are stored without: a stored one has a bounded size, whatever its flow weighs (SEMANTICS 6)."""
+"""Complete stored outcomes: they are kept in a bounded size, without heavy states, and answered whole (SEMANTICS 6)."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from nats_taskflow.wire.answers import AppliedAnswer
 Turn = Callable[[], Awaitable[None]]
 _AT_ONCE = 1000
 _PAGES = 8
-"""How much of a journal is folded for one answer, each page of 512 KiB: with more before it, an outcome is told as it is stored."""
+"""Pages of the journal, of 512 KiB each, that are folded for one answer. Of a longer one, the outcome is answered as it is stored."""
 
 
 class StoredOutcomes:
-    """Tells outcomes whole: a repeat as it was told the first time, byte for byte."""
+    """Answers with whole outcomes: a repeat gets the bytes of the first answer."""
 
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
 
     async def told(self, outcome: SubmissionOutcome, turn: Turn) -> bytes:
-        """Return what whoever asked is told of an outcome; with what is large in it when it is their turn."""
-        light = outcomes.light(outcome.result)
+        """Return the answer to an outcome. What is heavy in it is read when it is the asker's turn."""
+        light = outcomes.read_light(outcome.result)
         if light is None:
             return outcome.result
         await turn()
         if outcome.flow is not None:
-            return outcomes.refilled(light, outcome.flow, outcome.step)
+            return outcomes.encode_whole(light, outcome.flow, outcome.step)
         return await self.whole(outcome.result)
 
     async def whole(self, result: bytes) -> bytes:
-        """Return a stored outcome as it was first told; where what it was made of is gone or too long to go through, as it is stored."""
-        light = outcomes.light(result)
+        """Return a stored outcome as it was first answered; as it is stored, where its flow is gone or its journal too long."""
+        light = outcomes.read_light(result)
         if light is None:
             return result
         flow = await self._flow_at(light.flow.id, light.flow.revision)
         step = await self._step_of(light)
         if flow is None or (step is None and light.step):
             return result
-        return outcomes.refilled(light, flow, step)
+        return outcomes.encode_whole(light, flow, step)
 
     async def _flow_at(self, flow_id: str, revision: int) -> Flow | None:
         """Return the flow as it was at a revision: its row, or what its journal adds up to until then."""
@@ -62,8 +62,8 @@ class StoredOutcomes:
         return None
 
     async def _step_of(self, light: AppliedAnswer) -> FlowStep | None:
-        """Return the observed run that an outcome tells of, unless it was observed again since."""
+        """Return the observed run in an outcome, unless it was observed again since."""
         if not light.step:
             return None
         step = await self._reads.get_step(light.flow.id, light.step.run_id)
-        return step if step is not None and outcomes.is_of(light.step, step) else None
+        return step if step is not None and outcomes.is_shown_by(light.step, step) else None

@@ -1,4 +1,4 @@
-"""Describe what is submitted to the engine, what is told in return, and what has to be loaded to decide it."""
+"""Describe what is submitted to the engine, what comes back, and what has to be loaded to decide it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.conditions import ExternalEvent, FlowEnds, from_value, nodes
 from nats_taskflow.flow.decision import OutcomeName
 from nats_taskflow.flow.model import Flow, FlowStep
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.quota import bounded_agent
 from nats_taskflow.flow.stimuli import (
     AdvanceFlow,
@@ -23,9 +24,8 @@ from nats_taskflow.flow.stimuli import (
     ObserveStep,
     ParentCancelled,
     ParkFlow,
-    Policy,
     Reply,
-    RequestRefused,
+    RequestNotStored,
     ResumeFlow,
     StartFlow,
     Stimulus,
@@ -36,7 +36,7 @@ from nats_taskflow.wire.inbound import Identity, digest
 
 
 class SubmissionOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a submission. `result` is what is stored of it, in bytes, and `Recall` makes the answer; `repeat`: it was known."""
+    """What became of a submission. `result`: the stored bytes, of which `StoredOutcomes` makes the answer; `repeat`: it was known."""
 
     name: OutcomeName
     result: bytes = b""
@@ -70,21 +70,21 @@ class RawMessage(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
 
 
-class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
-    """A message nothing can be done with: `reason` is its dead letter's token; None where the refusal alone is its outcome."""
+class UnreadableMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that nothing can be done with. `reason`: the token of its dead letter; None where the refusal alone is its outcome."""
 
     error: FlowError
     reason: str | None
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """One thing to decide, or one useless message to keep, and the future that hears of it.
+    """A stimulus to decide, or an unreadable message to keep, and the future of its outcome.
 
-    `raw` is what goes into the dead letters should the message come to nothing; requests that are answered have none. `group`: a message
-    that may kill the process; at most so many of them share a transaction, with nobody else. 0: it is no suspect. `size`: bytes that came.
+    `raw`: the message as it came, for the dead letters; a request, which is answered, has none. `group`: the message is suspected of
+    killing the process, and at most so many suspects share a transaction, with nobody else; 0: no suspect. `size`: the bytes that came.
     """
 
-    what: Stimulus | FollowUp | Unreadable
+    what: Stimulus | FollowUp | UnreadableMessage
     identity: Identity | None
     source: str
     seq: int | None
@@ -95,17 +95,17 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def digest(self) -> bytes:
-        """Tell this message from another one: by what it asks for, or by its bytes where it could not be read."""
+        """The digest that tells this message from another: of what it asks for, or of its bytes where it could not be read."""
         return self.identity.digest if self.identity is not None else self.digest_unread
 
     @property
     def digest_unread(self) -> bytes:
-        """Tell this message from another one by its bytes alone; empty where there are none."""
+        """The digest of its bytes alone; empty where there are none."""
         return digest(self.raw.body) if self.raw is not None else b""
 
 
 def what_to_load(submissions: list[Submission], policy: Policy) -> Needs:
-    """Say what has to be loaded to decide the batch."""
+    """Return what has to be loaded to decide the batch."""
     needs = Needs(max_held=policy.max_held, max_held_of_tenant=policy.max_held_of_tenant)
     for submission in submissions:
         if submission.identity is not None:
@@ -121,14 +121,14 @@ def what_to_load(submissions: list[Submission], policy: Policy) -> Needs:
     return needs
 
 
-def _need(stimulus: Stimulus | FollowUp | Unreadable, needs: Needs) -> None:
+def _need(stimulus: Stimulus | FollowUp | UnreadableMessage, needs: Needs) -> None:
     """Add what one stimulus looks at."""
     match stimulus:
-        case Unreadable():
+        case UnreadableMessage():
             return
         case Reply():
             _need_reply(stimulus, needs)
-        case RequestRefused():
+        case RequestNotStored():
             needs.pairs.add((stimulus.topic, stimulus.correlation_id))
         case StartFlow():
             _need_start(stimulus, needs)
@@ -191,7 +191,7 @@ def _need_condition(command: ParkFlow, needs: Needs) -> None:
 
 
 def what_to_load_for_ends(ends: Sequence[EndOfFlow | ParentCancelled], followers: int) -> Needs:
-    """Say what has to be loaded to follow the ends of flows up: who waits for them, and their children."""
+    """Return what has to be loaded to follow up the ends of flows: who waits for them, and their children."""
     watched = {end.flow_id for end in ends if isinstance(end, EndOfFlow)}
     parents = {end.flow_id for end in ends if isinstance(end, ParentCancelled)}
     return Needs(watched=watched, parents=parents, followers=followers)

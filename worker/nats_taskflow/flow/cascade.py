@@ -1,4 +1,4 @@
-"""Follow the end of a flow: resume those that wait for it, and cancel its children where it was cancelled (SEMANTICS 3, 4)."""
+"""Follow the end of a flow: resume the flows that wait for it, cancel its children where it was cancelled (SEMANTICS 3, 4)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from nats_taskflow.flow.conditions import FLOW_ENDS, from_value, open_nodes
 from nats_taskflow.flow.decision import Decision, Draft, FlowChange, View
 from nats_taskflow.flow.end import EndedBy, cancel, satisfy
 from nats_taskflow.flow.model import Flow, Waiter
-from nats_taskflow.flow.stimuli import Caller, EndOfFlow, ParentCancelled, Policy
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Caller, EndOfFlow, ParentCancelled
 from nats_taskflow.units import Micros
 
-_NAMES = 1024
-"""Room for what is told beside the state."""
+_AROUND = 1024
+"""Bytes for what comes beside the state."""
 
 
-def end_of(flow: Flow, watcher: Flow, policy: Policy) -> dict[str, Any]:
-    """Return what a waiting flow is told of the end of another: its state, as far as that can be told together with what came before."""
-    told = {"flow_id": flow.id, "status": flow.status.value}
+def describe_end(flow: Flow, watcher: Flow, policy: Policy) -> dict[str, Any]:
+    """Return the payload with which an end resumes a waiting flow: with the state, unless it is too large beside what came before."""
+    end = {"flow_id": flow.id, "status": flow.status.value}
     gathered = len(msgspec.json.encode(flow.state_json)) + len(msgspec.json.encode(watcher.progress or {}))
-    return told | ({"state": flow.state_json} if gathered <= policy.max_event_bytes - _NAMES else {"state_omitted": True})
+    return end | ({"state": flow.state_json} if gathered <= policy.max_event_bytes - _AROUND else {"state_omitted": True})
 
 
 def resume_watchers(ended: EndOfFlow, view: View, now: Micros, policy: Policy) -> Decision:
@@ -37,15 +38,13 @@ def resume_watchers(ended: EndOfFlow, view: View, now: Micros, policy: Policy) -
         if watcher is None or watcher.cancel_requested or not _still_waits(watcher, waiter):
             continue
         draft = Draft(watcher, by, now)
-        satisfy(draft, waiter.leaf, end_of(flow, watcher, policy), EndedBy(cause="event", pair=("flow", flow.id), event_id=by.cause))
+        satisfy(draft, waiter.leaf, describe_end(flow, watcher, policy), EndedBy(cause="event", pair=("flow", flow.id), event_id=by.cause))
         changes.append(draft.change())
     return Decision(outcome="applied", flow=flow, changes=tuple(changes))
 
 
 def _still_waits(watcher: Flow, waiter: Waiter) -> bool:
-    """Tell whether the leaf is open still: what was loaded for an end may be older than what the batch did. A condition that cannot
-    be read waits for nothing here (SEMANTICS R13).
-    """
+    """Return whether the leaf is still open; the loaded row may predate this batch. An unreadable condition counts as closed (R13)."""
     condition = from_value(watcher.wait_json)
     if watcher.wait_id != waiter.wait_id or condition is None:
         return False
@@ -67,7 +66,7 @@ def cancel_children(parent: ParentCancelled, view: View, now: Micros) -> Decisio
 
 
 def _readable(view: View, flow_id: str) -> Flow | None:
-    """Return the flow if its row can be read; one that cannot is set aside by the engine (SEMANTICS R13)."""
+    """Return the flow, or None where its row cannot be read: the engine sets it aside (SEMANTICS R13)."""
     try:
         return view.flow(flow_id)
     except Internal:

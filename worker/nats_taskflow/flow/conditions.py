@@ -1,8 +1,8 @@
-"""Describe what a flow can wait for: the wait conditions of SEMANTICS 3, their validation, and when they hold.
+"""What a flow can wait for, and when such a condition holds (SEMANTICS 3).
 
-A condition is a tree. Its *leaves* (timer, external_event, manual) are numbered depth-first from 0; its *nodes* (every part,
-composites included) are numbered in the same walk, parents first. What has satisfied a wait so far is a mapping: leaf index as
-text → payload, and `node:<n>` for a composite that timed out.
+A condition is a tree. Its *leaves* (timer, external_event, flow, manual) are numbered depth-first from 0. Its *nodes* (every part, the
+composites too) are numbered in the same walk, parents first. What has satisfied a wait so far is a mapping, `progress`: leaf index as text
+→ payload, and `node:<n>` for a composite that timed out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_DEPTH = 4
 MAX_LEAVES = 64
 MAX_ID_LENGTH = 256
 FLOW_ENDS = "\x1fflow"
-"""The topic under which waits for the end of a flow are kept: no reply can name it, for ids with control characters are refused (R1)."""
+"""The topic of waits for the end of a flow. No reply can name it: ids with control characters are refused (R1)."""
 
 
 class Timer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="timer", forbid_unknown_fields=True):
@@ -95,21 +95,21 @@ WaitCondition = Timer | ExternalEvent | FlowEnds | Manual | AnyOf | AllOf | AtLe
 Composite = AnyOf | AllOf | AtLeast
 KINDS: dict[str, type[msgspec.Struct]] = {str(kind.__struct_config__.tag): kind for kind in get_args(WaitCondition)}
 COMPOSITES = (AnyOf, AllOf, AtLeast)
-"""The same for `isinstance`, which takes four times as long with a union."""
+"""For `isinstance`, which takes four times as long with a union."""
 
 
 class _Boxed(msgspec.Struct, frozen=True):
-    """A condition in a struct: msgspec prepares a struct's types once, a bare union's on every call (8 µs of 9)."""
+    """A condition in a struct: msgspec prepares the types of a struct once, those of a bare union on every call (8 µs of 9)."""
 
     condition: WaitCondition
 
 
-# Has msgspec prepare the types now: of two threads that came first at the same time, one would follow a null pointer (msgspec 0.22).
+# Have msgspec prepare the types now: of two threads that were the first at the same time, one would follow a null pointer (msgspec 0.22).
 msgspec.json.Decoder(_Boxed)
 
 
 class Node(msgspec.Struct, frozen=True):
-    """One part of a condition with its numbers: `leaf` is None for a composite; `end` is one past the last leaf below it."""
+    """One part of a condition with its numbers; `leaf` is None for a composite."""
 
     number: int
     leaf: int | None
@@ -118,7 +118,7 @@ class Node(msgspec.Struct, frozen=True):
 
 
 def from_value(value: object) -> WaitCondition | None:
-    """Return the condition that `value` (a JSON object) spells, or None when it spells none."""
+    """Return the condition in a JSON value, or None where it is none."""
     try:
         return parse(value)
     except msgspec.ValidationError:
@@ -126,7 +126,7 @@ def from_value(value: object) -> WaitCondition | None:
 
 
 def parse(value: object) -> WaitCondition:
-    """Return the condition that `value` spells. Raises `msgspec.ValidationError` naming the part that is wrong."""
+    """Return the condition in a JSON value. Raises `msgspec.ValidationError` naming the part that is wrong."""
     try:
         return msgspec.convert({"condition": value}, _Boxed).condition
     except msgspec.ValidationError as bad:
@@ -134,13 +134,13 @@ def parse(value: object) -> WaitCondition:
 
 
 def to_value(condition: WaitCondition) -> dict[str, Any]:
-    """Return the condition as the JSON object that `parse` reads."""
+    """Return the JSON object that `parse` reads."""
     value: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(condition))
     return value
 
 
 def nodes(condition: WaitCondition) -> Iterator[Node]:
-    """Walk the condition depth-first, parents before their parts, numbering nodes and leaves."""
+    """Walk a condition depth-first, parents before their parts, and number nodes and leaves."""
     pending = [(condition, 1)]
     number = leaf = 0
     while pending:
@@ -155,12 +155,12 @@ def nodes(condition: WaitCondition) -> Iterator[Node]:
 
 
 def holds(condition: WaitCondition, progress: Mapping[str, Any]) -> bool:
-    """Tell whether the condition is satisfied by what `progress` records."""
+    """Return whether a condition is satisfied by what `progress` records."""
     return _judge(condition, progress, count(), [])
 
 
 def open_nodes(condition: WaitCondition, progress: Mapping[str, Any]) -> Iterator[Node]:
-    """Walk like `nodes`, but leave out every part that is satisfied, with all below it: that is closed (SEMANTICS R10)."""
+    """Walk like `nodes`, without the parts that are satisfied and all below them: these are closed (SEMANTICS R10)."""
     verdicts: list[bool] = []
     _judge(condition, progress, count(), verdicts)
     above = 0
@@ -173,7 +173,7 @@ def open_nodes(condition: WaitCondition, progress: Mapping[str, Any]) -> Iterato
 
 
 def _judge(part: WaitCondition, progress: Mapping[str, Any], leaves: Iterator[int], verdicts: list[bool]) -> bool:
-    """Tell whether one part is satisfied; `verdicts` gets one for each node, in the order of `nodes`."""
+    """Return whether one part is satisfied, and append a verdict for each of its nodes, in the order of `nodes`."""
     number = len(verdicts)
     verdicts.append(False)
     if isinstance(part, COMPOSITES):
@@ -185,7 +185,7 @@ def _judge(part: WaitCondition, progress: Mapping[str, Any], leaves: Iterator[in
 
 
 def _needed(part: Composite) -> int:
-    """Say how many of a composite's conditions have to hold."""
+    """Return how many conditions of a composite have to hold."""
     match part:
         case AnyOf():
             return 1
@@ -203,7 +203,7 @@ def leaf_at(condition: WaitCondition, leaf: int) -> WaitCondition | None:
 
 
 def due_times(condition: WaitCondition, progress: Mapping[str, Any]) -> list[tuple[Micros, Node]]:
-    """List what time alone will bring about, earliest first: timers to fire and deadlines to pass, of the parts that are open."""
+    """List what time alone will do to the open parts, earliest first: timers to fire, deadlines to pass."""
     if not isinstance(condition, COMPOSITES):
         at = ends_at(condition) if "0" not in progress else None
         return [] if at is None else [(to_micros(at), Node(0, 0, condition, 1))]
@@ -216,7 +216,7 @@ def due_times(condition: WaitCondition, progress: Mapping[str, Any]) -> list[tup
 
 
 def ends_at(part: WaitCondition) -> datetime | None:
-    """Return when time alone ends a settled part: a timer's instant, or a deadline."""
+    """Return when time alone ends a normalized part: the time of a timer, or a deadline."""
     return part.at if isinstance(part, Timer) else part.deadline
 
 

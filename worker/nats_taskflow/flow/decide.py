@@ -1,7 +1,8 @@
 """Decide what a stimulus does: `decide(stimulus, view, now, policy)` → a `Decision`, or the `FlowError` that refuses it.
 
-Deciding changes nothing; `world.World.apply` and the store do. Every refusal leaves no trace (SEMANTICS 2). The order of the checks
-is the same everywhere: known and owned, not ended, not being cancelled, as fresh as the caller thinks, and an edge of the table.
+Deciding changes nothing: `view.World.apply` and the store do. A refusal leaves no trace (SEMANTICS 2). The checks of a command come in one
+order: the flow is there and the caller's, it has not ended, it is not being cancelled, it is at the revision that the caller saw, and the
+table has the edge.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from nats_taskflow.flow.cascade import cancel_children, resume_watchers
 from nats_taskflow.flow.decision import Decision, Draft, View
 from nats_taskflow.flow.delegate import delegate, send_again
 from nats_taskflow.flow.end import EndedBy, answer, cancel, fail, pass_time
-from nats_taskflow.flow.fold import merged
+from nats_taskflow.flow.fold import merge
 from nats_taskflow.flow.held import expire_held, match_held
 from nats_taskflow.flow.lifecycle import NEXT, EventKind, FlowStatus
-from nats_taskflow.flow.match import match
+from nats_taskflow.flow.match import match_reply
 from nats_taskflow.flow.model import Flow, FlowStep
 from nats_taskflow.flow.park import park
 from nats_taskflow.flow.payload_check import too_large
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.quota import within_quota
 from nats_taskflow.flow.stimuli import (
     WORKER,
@@ -46,10 +48,9 @@ from nats_taskflow.flow.stimuli import (
     ObserveStep,
     ParentCancelled,
     ParkFlow,
-    Policy,
     Reply,
     RequestCancel,
-    RequestRefused,
+    RequestNotStored,
     ResumeFlow,
     RunFlow,
     StartFlow,
@@ -70,9 +71,9 @@ TARGET: dict[type[Command], FlowStatus] = {
 
 
 def decide(stimulus: Stimulus, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
-    """Return what the stimulus does at `now`, or why it is refused. Raises `Internal` for a row that cannot be read (R13)."""
-    if isinstance(stimulus, Reply | RequestRefused):
-        return match(stimulus, view, now, policy) if isinstance(stimulus, Reply) else send_again(stimulus, view)
+    """Return what the stimulus does at `now`, or its refusal. Raises `Internal` for a row that cannot be read (R13)."""
+    if isinstance(stimulus, Reply | RequestNotStored):
+        return match_reply(stimulus, view, now, policy) if isinstance(stimulus, Reply) else send_again(stimulus, view)
     if isinstance(stimulus, DeadlinePassed):
         return _pass_deadline(stimulus, view, now)
     if isinstance(stimulus, StartFlow):
@@ -122,8 +123,8 @@ def _not_yours(command: Command, flow: Flow) -> FlowError | None:
 def _not_now(command: Command, flow: Flow) -> FlowError | None:
     """Refuse what the flow's status, cancel intent or revision does not allow.
 
-    Runs may still be observed while a cancellation is pending, for winding down is what they are doing, and once the flow has ended: a run
-    often reports its end a moment after its flow's.
+    Runs may be observed while a cancellation is pending, for they are winding down, and after the flow has ended: a run often reports its
+    end a moment after its flow's.
     """
     if flow.terminal and not isinstance(command, ObserveStep):
         return AlreadyTerminal(f"flow {flow.id} is {flow.status} already", flow_id=flow.id, status=flow.status.value)
@@ -152,17 +153,17 @@ def _run(draft: Draft, _command: RunFlow, _view: View) -> None:
 
 
 def _advance(draft: Draft, command: AdvanceFlow, _view: View) -> None:
-    """Merge the patch, name the step."""
+    """Merge the patch, and name the step."""
     step = {} if command.next_step is None else {"current_step": command.next_step}
     draft.add(EventKind.STATE_UPDATED, {"patch": command.patch, **step})
 
 
 def _resume(draft: Draft, command: ResumeFlow, _view: View) -> None:
-    """Move waiting → running on request; the caller's patch lands after the worker's own keys. A state that is no object has no keys."""
+    """Move waiting → running on request; the caller's patch goes over the worker's own keys, which only an object can have."""
     meta = {"resume_meta": EndedBy(cause="manual").meta(draft.now)}
     entry: dict[str, Any] = {"cause": "manual"}
     if command.patch is not None or isinstance(draft.flow.state_json, dict):
-        entry["patch"] = merged(meta, command.patch) if command.patch is not None else meta
+        entry["patch"] = merge(meta, command.patch) if command.patch is not None else meta
     if command.reason is not None:
         entry["reason"] = command.reason
     draft.add(EventKind.RESUMED, entry)
@@ -179,32 +180,32 @@ def _fail(draft: Draft, command: FailFlow, _view: View) -> None:
 
 
 def _request_cancel(draft: Draft, command: RequestCancel, _view: View) -> None:
-    """Set the sticky intent."""
+    """Set the flag that a cancellation was requested; it stays."""
     draft.add(EventKind.CANCEL_REQUESTED, {"reason": command.reason})
 
 
 def _cancel(draft: Draft, command: CancelFlow, _view: View) -> None:
-    """Any non-terminal status → cancelled."""
+    """Move any open status → cancelled."""
     cancel(draft, command.reason, cascade=command.cascade)
 
 
 def _observe(draft: Draft, command: ObserveStep, view: View) -> None:
-    """Upsert the run by `run_id`; a missing child session key keeps the known one (SEMANTICS 1)."""
-    known = view.step(command.flow_id, command.run_id)
+    """Upsert the run by `run_id`; without a new child session key the known one stays (SEMANTICS 1)."""
+    before = view.step(command.flow_id, command.run_id)
     draft.step = FlowStep(
-        id=known.id if known else command.step_id,
+        id=before.id if before else command.step_id,
         flow_id=command.flow_id,
         run_id=command.run_id,
         task=command.task,
         status=command.status,
-        created_us=known.created_us if known else draft.now,
-        updated_us=max(draft.now, known.updated_us) if known else draft.now,
-        child_session_key=command.child_session_key or (known.child_session_key if known else None),
+        created_us=before.created_us if before else draft.now,
+        updated_us=max(draft.now, before.updated_us) if before else draft.now,
+        child_session_key=command.child_session_key or (before.child_session_key if before else None),
         result_json=command.result_json,
     )
-    shown: dict[str, Any] = {"id": draft.step.id, "run_id": command.run_id, "task": command.task, "status": command.status.value}
-    shown |= {"child_session_key": draft.step.child_session_key, "result": command.result_json}
-    draft.add(EventKind.STEP_OBSERVED, shown)
+    entry: dict[str, Any] = {"id": draft.step.id, "run_id": command.run_id, "task": command.task, "status": command.status.value}
+    entry |= {"child_session_key": draft.step.child_session_key, "result": command.result_json}
+    draft.add(EventKind.STEP_OBSERVED, entry)
 
 
 _CARRY_OUT: dict[type[Command], Callable[[Draft, Any, View], None]] = {
@@ -220,13 +221,13 @@ _CARRY_OUT: dict[type[Command], Callable[[Draft, Any, View], None]] = {
 
 
 def _start(command: StartFlow, view: View, now: Micros) -> Decision | FlowError:
-    """Create a flow, or return the one that this key or id made before (SEMANTICS 6)."""
+    """Create a flow, or return the one that this key or id started before (SEMANTICS 6)."""
     known = _started_before(command, view) or _no_parent(command, view)
     if known is not None:
         return known
     draft = Draft(None, command.caller, now)
     draft.idempotency_key = command.idempotency_key
-    born = {
+    payload = {
         "controller_id": command.controller_id,
         "goal": command.goal,
         "owner_session_key": command.owner_session_key,
@@ -235,10 +236,10 @@ def _start(command: StartFlow, view: View, now: Micros) -> Decision | FlowError:
         "state_json": command.state_json,
         "mirrored": command.mirrored,
     }
-    born |= {"parent_flow_id": command.parent_flow_id} if command.parent_flow_id is not None else {}
+    payload |= {"parent_flow_id": command.parent_flow_id} if command.parent_flow_id is not None else {}
     if command.hops:
-        born["hops"] = command.hops
-    draft.add(EventKind.CREATED, born, flow_id=command.flow_id)
+        payload["hops"] = command.hops
+    draft.add(EventKind.CREATED, payload, flow_id=command.flow_id)
     if not command.hold:
         draft.add(EventKind.STARTED, {})
     return Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),))
@@ -257,7 +258,7 @@ def _no_parent(command: StartFlow, view: View) -> FlowError | None:
 
 
 def _started_before(command: StartFlow, view: View) -> Decision | FlowError | None:
-    """Return the flow that the key or the client-minted id names already, unless it is somebody else's or was started as something else."""
+    """Return the flow that the key or the client's id names already, or the refusal where it is another's or was started differently."""
     keyed = view.by_key(command.owner_session_key, command.idempotency_key) if command.idempotency_key is not None else None
     if keyed is not None:
         return Decision(outcome="applied", flow=keyed)
@@ -274,7 +275,7 @@ def _started_before(command: StartFlow, view: View) -> Decision | FlowError | No
 
 
 def _pass_deadline(passed: DeadlinePassed, view: View, now: Micros) -> Decision | FlowError:
-    """Let time act on a waiting flow, if it still is in the generation that was due (SEMANTICS R8)."""
+    """Let time act on a waiting flow, if its wait is still of the generation that was due (SEMANTICS R8)."""
     flow = view.flow(passed.flow_id)
     if flow is None or flow.wait_id != passed.wait_id:
         return Decision(outcome="unmatched", flow=flow)
@@ -283,5 +284,5 @@ def _pass_deadline(passed: DeadlinePassed, view: View, now: Micros) -> Decision 
         cancel(draft, view.cancel_reason(flow.id))
         return Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),))
     outcome = pass_time(draft, passed.at_us)
-    # Also where nothing was due: the row is written again, with the time at which something is, or it would be due for ever.
+    # Where nothing was due, too: the row is written again with its next due time, or it would be due for ever.
     return Decision(outcome=outcome, flow=draft.flow, changes=(draft.change(),))

@@ -1,4 +1,4 @@
-"""Record changes while deciding: the draft that turns a flow and journal entries into a `Decision`."""
+"""What deciding returns, and the draft in which it takes shape: a flow and the journal entries that are added to it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from nats_taskflow.units import Micros
 OutcomeName = Literal[
     "applied", "resumed", "progressed", "held", "duplicate", "conflict", "late", "expired", "flow_mismatch", "rejected", "dead", "unmatched"
 ]
-"""What became of a message (SEMANTICS R14). `unmatched` is for in-process replies that nobody waits for and that are not held."""
+"""What became of a message (SEMANTICS R14). `unmatched`: a reply of the process itself that nobody waits for and that is not held."""
 
 
 class MatchedHeld(msgspec.Struct, frozen=True):
-    """A held reply that found its wait, and the outcome its message has from now on."""
+    """A held reply that satisfies a wait, and the outcome that its message has from now on."""
 
     held: HeldReply
     outcome: OutcomeName
@@ -37,10 +37,10 @@ class RejectedHeld(msgspec.Struct, frozen=True):
 
 
 class FlowChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened to one flow: its row afterwards, its new journal entries, and what became of its waits.
+    """What happens to one flow: its row afterwards, its new journal entries, and what becomes of its waits.
 
-    `opened` lists every wait that was opened, also those that a held reply ended at once; `closed` is the generation that ended,
-    `satisfied` the leaves that are closed, by a reply or by a sibling that won, while the rest of the present generation goes on.
+    `opened`: every wait that was opened, also one that a held reply ended at once. `closed`: the generation that ended. `satisfied`: leaves
+    that are closed, by a reply or by a sibling that won, while the rest of the generation goes on.
     """
 
     flow: Flow
@@ -53,16 +53,16 @@ class FlowChange(msgspec.Struct, frozen=True, kw_only=True):
     outgoing: tuple[DelegateMessage, ...] = ()
 
     def still_open(self, waiter: Waiter) -> bool:
-        """Tell whether a wait opened by this change is still open after it."""
+        """Return whether a wait that this change opened is still open after it."""
         return waiter.wait_id == self.flow.wait_id and waiter.leaf not in self.satisfied
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do: a value.
+    """What to do about a stimulus: a value, which `World.apply` and the store carry out.
 
-    `flow` is what the outcome shows; `hold` a reply to keep, `displaced` held ones that make room for it; `taken` held replies to use up,
-    `spoiled` ones to bury; `refused` waits (flow, generation) whose requests are to be sent again, and why; `dead` the reason and sentence
-    with which the message itself goes to the dead letters.
+    `flow` is what the outcome shows. `hold`: a reply to keep, and `displaced` the held ones that make room for it. `taken`: held replies
+    that satisfy waits, `spoiled` those that waits do not accept. `refused`: waits (flow, generation) whose requests are to be sent again,
+    and why. `dead`: the reason and sentence with which the message itself goes to the dead letters.
     """
 
     outcome: OutcomeName
@@ -78,7 +78,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class View(Protocol):
-    """What may be looked at while deciding. Everything a stimulus needs has been loaded; looking never waits."""
+    """What a decision may look at. All that a stimulus needs has been loaded: looking never waits."""
 
     @property
     def holdings(self) -> HeldCounts:
@@ -86,7 +86,7 @@ class View(Protocol):
         ...
 
     def usage(self, agent: str) -> Usage:
-        """Return what the agent's flows take, of those agents whose quota a stimulus may exceed."""
+        """Return what the flows of an agent take whose quota a stimulus may exceed."""
         ...
 
     def flow(self, flow_id: str) -> Flow | None:
@@ -94,7 +94,7 @@ class View(Protocol):
         ...
 
     def was_pruned(self, flow_id: str) -> bool:
-        """Tell whether there was a flow of this id, which is deleted while its events may still be read."""
+        """Return whether a flow of this id was deleted while its events may still be read."""
         ...
 
     def by_key(self, owner: str, key: str) -> Flow | None:
@@ -118,7 +118,7 @@ class View(Protocol):
         ...
 
     def children(self, flow_id: str) -> Iterable[str]:
-        """List the ids of the flows started with this one as parent, as far as they have not ended."""
+        """List the flows with this one as parent that have not ended."""
         ...
 
     def last_flow(self, pair: Pair) -> str | None:
@@ -131,7 +131,7 @@ class View(Protocol):
 
 
 class Draft:
-    """A flow in the making: append journal entries, read the flow they give, then take the `FlowChange`."""
+    """A flow while it is decided: append journal entries, read the flow that they give, then take the `FlowChange`."""
 
     def __init__(self, flow: Flow | None, caller: Caller, now: Micros) -> None:
         self._flow = flow
@@ -153,12 +153,12 @@ class Draft:
 
     @property
     def now(self) -> Micros:
-        """When the entries happen: the clock, held back to the flow's last change so that `updated_at` never decreases."""
+        """When the entries happen: now, but never before the flow's last change, so that `updated_at` never decreases."""
         return self._now if self._flow is None else max(self._now, self._flow.updated_us)
 
     @property
     def trace(self) -> str | None:
-        """The traceparent of what brings the entries about."""
+        """The traceparent of what causes the entries."""
         return self._caller.trace
 
     def add(
@@ -166,8 +166,8 @@ class Draft:
     ) -> Flow:
         """Append one entry and return the flow after it.
 
-        `flow_id` is needed for `created` only; `pair` is what the entry is about; `caller` stands in for the draft's where
-        another message brought the entry about.
+        `flow_id` is needed for `created` only. `pair`: what the entry is about. `caller`: the cause of this entry, where it is another
+        message than the draft's.
         """
         before, by = self._flow, caller or self._caller
         event = FlowEvent(
@@ -190,13 +190,13 @@ class Draft:
         return self._flow
 
     def change(self) -> FlowChange:
-        """Return what was drafted."""
-        still = self.flow.wait_id == self._generation
+        """Return the flow and its new entries as one change."""
+        same_wait = self.flow.wait_id == self._generation
         return FlowChange(
             flow=self.flow,
             events=tuple(self._events),
             opened=tuple(self.opened),
-            closed=None if still else self._generation,
+            closed=None if same_wait else self._generation,
             # Leaves may also close while the wait opens: held replies are taken in the same change (SEMANTICS R4, R10).
             satisfied=tuple(self.satisfied) if self.flow.wait_id is not None else (),
             step=self.step,
@@ -206,7 +206,7 @@ class Draft:
 
 
 def _revision_after(before: Flow | None, kind: EventKind) -> int:
-    """Count accepted mutations: a step observation is journaled without being one (SEMANTICS 1)."""
+    """Return the revision after an entry: it counts changes, and observing a run is none (SEMANTICS 1)."""
     if before is None:
         return 0
     return before.revision if kind is EventKind.STEP_OBSERVED else before.revision + 1

@@ -9,13 +9,13 @@ import msgspec
 from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest
 from nats_taskflow.flow.conditions import ExternalEvent, parse
 from nats_taskflow.flow.decision import Decision, View
-from nats_taskflow.flow.end import notice
+from nats_taskflow.flow.end import cancel_notice
 from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.model import DelegateMessage, Flow
-from nats_taskflow.flow.normalize import settle
-from nats_taskflow.flow.park import park_on, with_outgoing
+from nats_taskflow.flow.park import normalize, park_on, with_outgoing
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.request_headers import DEADLINE, HOPS, REPLY_SUBJECT, asker
-from nats_taskflow.flow.stimuli import DelegateFlow, Policy, RequestRefused
+from nats_taskflow.flow.stimuli import DelegateFlow, RequestNotStored
 from nats_taskflow.units import Micros, rfc3339, to_micros
 
 
@@ -33,35 +33,35 @@ def delegate(command: DelegateFlow, flow: Flow, view: View, now: Micros, policy:
     }
     wait |= {"on_timeout": command.on_timeout} | {name: value for name, value in bounds.items() if value is not None}
     try:
-        condition = settle(parse(wait), now, policy, command.correlation_id)
+        condition = normalize(parse(wait), now, policy, command.correlation_id)
     except msgspec.ValidationError as bad:
         return InvalidRequest(f"delegate: {bad}", path="/" + str(bad).rpartition("`$.")[2].rstrip("`"))
     except FlowError as refused:
         return _by_own_field(refused)
-    assert isinstance(condition, ExternalEvent), "what was spelled is an external_event"
+    assert isinstance(condition, ExternalEvent), "it was built as one above"
     reply = _reply_subject(command, policy)
     if isinstance(reply, FlowError):
         return reply
     request = _request(command, condition, flow, reply)
-    refusal = _spoken_for_others(command, flow, request, policy)
+    refusal = _taken_for_reply(command, flow, request, policy)
     if refusal is not None:
         return refusal
     decision = park_on(condition, command, flow, view, now, policy)
     if isinstance(decision, FlowError):
         return _by_own_field(decision)
     if decision.changes[0].flow.wait_id is None:
-        return decision  # a held reply has ended the wait already: a request now would be of no use, and never be dropped
+        return decision  # a held reply has ended the wait already: a request would be useless now, and never be dropped
     return with_outgoing(decision, request)
 
 
-def send_again(refused: RequestRefused, view: View) -> Decision:
-    """Decide what the refusal of a request brings about, which came on the request's reply subject after it was sent (SEMANTICS R0)."""
+def send_again(refused: RequestNotStored, view: View) -> Decision:
+    """Decide that a request is sent again: the broker did not store it, and said so on its reply subject (SEMANTICS R0)."""
     waiters = view.waiters((refused.topic, refused.correlation_id))
     return Decision(outcome="unmatched", refused=tuple((waiter.flow_id, waiter.wait_id, refused.why) for waiter in waiters))
 
 
 def _forbidden(command: DelegateFlow, flow: Flow, policy: Policy) -> FlowError | None:
-    """Refuse a circle of delegations, and a delegate that is not listed for the flow's agent where any are."""
+    """Refuse a circle of delegations, and a delegate that the flow's agent may not ask."""
     if flow.hops >= policy.max_hops:
         message = f"flow {flow.id} was reached by {flow.hops} delegations in a row: it may be delegating to itself through others"
         return Forbidden(message, hops=flow.hops, limit=policy.max_hops)
@@ -74,48 +74,48 @@ def _forbidden(command: DelegateFlow, flow: Flow, policy: Policy) -> FlowError |
     return None
 
 
-def _spoken_for_others(command: DelegateFlow, flow: Flow, request: DelegateMessage, policy: Policy) -> FlowError | None:
-    """Refuse what the worker would take for a reply once it has published it: it might resume a flow of somebody else's.
+def _taken_for_reply(command: DelegateFlow, flow: Flow, request: DelegateMessage, policy: Policy) -> FlowError | None:
+    """Refuse a request that the worker would take for a reply once it is published: it might resume somebody else's flow.
 
-    Its callers need not be allowed to publish there: it must not do it for them (a confused deputy).
+    Its callers may not be allowed to publish there, and it must not do it for them (confused deputy).
     """
     sent = [("to", request)]
     if command.cancel_to is not None:
-        sent.append(("cancel_to", notice(flow, command.correlation_id, command.cancel_to, None)))
-    for field, message in sent:
-        if policy.takes is not None and policy.takes(message.subject, message.headers, message.body):
-            said = f"{field}: {message.subject} carries replies, and this would be taken for one; name the subject of a delegate"
-            return InvalidRequest(said, path=f"/{field}")
+        sent.append(("cancel_to", cancel_notice(flow, command.correlation_id, command.cancel_to, None)))
+    for field, outgoing in sent:
+        if policy.takes is not None and policy.takes(outgoing.subject, outgoing.headers, outgoing.body):
+            message = f"{field}: {outgoing.subject} carries replies, and this would be taken for one; name the subject of a delegate"
+            return InvalidRequest(message, path=f"/{field}")
     return None
 
 
 def _by_own_field(refused: FlowError) -> FlowError:
-    """Name the field as `delegate` has it: its wait is spelled by fields of its own, not by a `wait_condition`."""
+    """Point at the field that `delegate` has for a part of its wait: it takes no `wait_condition`."""
     if "path" in refused.details:
         refused.details["path"] = refused.details["path"].replace("/wait_condition/topic", "/reply_topic").replace("/wait_condition", "")
     return refused
 
 
 def _reply_subject(command: DelegateFlow, policy: Policy) -> str | FlowError | None:
-    """Return where the delegate's answer has to go, so that it reaches the topic the flow waits on."""
+    """Return the subject on which the delegate's answer reaches the topic that the flow waits on, or the refusal."""
     if command.reply is None or policy.answers_on is None:
         return command.reply
     return policy.answers_on(command.reply_topic, command.correlation_id)
 
 
 def _request(command: DelegateFlow, wait: ExternalEvent, flow: Flow, reply: str | None) -> DelegateMessage:
-    """Write the request; what the worker says in headers, the caller's headers cannot unsay."""
-    said = {**asker(flow.owner_session_key, flow.id, command.correlation_id, command.caller.trace), HOPS: str(flow.hops + 1)}
+    """Build the request. The worker's own headers win over the caller's."""
+    headers = {**asker(flow.owner_session_key, flow.id, command.correlation_id, command.caller.trace), HOPS: str(flow.hops + 1)}
     if wait.deadline is not None:
-        said[DEADLINE] = rfc3339(to_micros(wait.deadline))
+        headers[DEADLINE] = rfc3339(to_micros(wait.deadline))
     if reply is not None:
-        said[REPLY_SUBJECT] = reply
+        headers[REPLY_SUBJECT] = reply
     return DelegateMessage(
         flow_id=flow.id,
         wait_id=flow.revision + 1,
         kind="request",
         subject=command.to,
-        headers={**command.headers, **said},
+        headers={**command.headers, **headers},
         body=msgspec.json.encode(command.payload),
         reply=reply,
     )

@@ -25,17 +25,18 @@ from nats_taskflow.flow.decision import Decision, Draft, OutcomeName
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import DelegateMessage, Flow, Pair
 from nats_taskflow.flow.payload_check import payload_refusal
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.flow.request_headers import asker
-from nats_taskflow.flow.stimuli import Caller, Policy, ResumeFlow
+from nats_taskflow.flow.stimuli import Caller, ResumeFlow
 from nats_taskflow.units import Micros, rfc3339
 
 TIMED_OUT = "wait timed out"
 
 
 class EndedBy(msgspec.Struct, frozen=True, kw_only=True):
-    """What ended a wait, or satisfied a leaf of it: becomes `state_json.resume_meta` (SEMANTICS R12). `reason` goes into the journal.
+    """What ended a wait, or satisfied a leaf of it. It becomes `state_json.resume_meta` (SEMANTICS R12).
 
-    `matched`: what the reply had come for, where a person gave it to another wait.
+    `reason`, where a person gave one, and `matched`, what a reply had come for that a person gave to another wait, go into the journal.
     """
 
     cause: Literal["event", "timer", "timeout", "manual"]
@@ -46,8 +47,8 @@ class EndedBy(msgspec.Struct, frozen=True, kw_only=True):
     matched: Pair | None = None
 
     @property
-    def said(self) -> dict[str, Any]:
-        """What the journal entry says besides: the reason, where a person gave one; what the reply had come for, where it was another."""
+    def journal_fields(self) -> dict[str, Any]:
+        """What the journal entry says besides: `reason` and `matched`, where there are any."""
         reason = {} if self.reason is None else {"reason": self.reason}
         return reason if self.matched is None else reason | {"matched": {"topic": self.matched[0], "correlation_id": self.matched[1]}}
 
@@ -58,7 +59,7 @@ class EndedBy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def condition_of(flow: Flow) -> WaitCondition:
-    """Return what a waiting flow waits for. Raises `Internal` where the stored condition cannot be read (SEMANTICS R13)."""
+    """Return what a waiting flow waits for. Raises `Internal` for a stored condition that cannot be read (SEMANTICS R13)."""
     try:
         return flow.condition
     except msgspec.ValidationError as bad:
@@ -67,7 +68,7 @@ def condition_of(flow: Flow) -> WaitCondition:
 
 
 def due_of(flow: Flow) -> Micros | None:
-    """Return when time alone next acts on the flow: a timer, a deadline, or at once for a pending cancel (SEMANTICS 2, 3)."""
+    """Return when time alone acts on the flow next: by a timer, a deadline, or at once for a pending cancel (SEMANTICS 2, 3)."""
     if flow.wait_json is None:
         return None
     if flow.cancel_requested:
@@ -77,35 +78,35 @@ def due_of(flow: Flow) -> Micros | None:
 
 
 def satisfy(draft: Draft, leaf: int, payload: Any, source: EndedBy) -> OutcomeName:
-    """Satisfy one leaf: resume a single wait; note progress of a composite and resume it once it holds (SEMANTICS R11)."""
+    """Satisfy one leaf. A single wait resumes; a composite progresses, and resumes once it holds (SEMANTICS R11)."""
     flow = draft.flow
     condition = condition_of(flow)
     if not isinstance(condition, COMPOSITES):
         resume(draft, payload, source)
         return "resumed"
-    shown = None if payload is msgspec.UNSET else payload
+    value = None if payload is msgspec.UNSET else payload
     flow = draft.add(
-        EventKind.WAIT_PROGRESSED, {"leaf": str(leaf), "payload": shown, **source.said}, pair=source.pair, caller=source.caller
+        EventKind.WAIT_PROGRESSED, {"leaf": str(leaf), "payload": value, **source.journal_fields}, pair=source.pair, caller=source.caller
     )
     return _resume_if_held(draft, condition, flow.progress or {}, source)
 
 
 def _resume_if_held(draft: Draft, condition: WaitCondition, progress: dict[str, Any], source: EndedBy) -> OutcomeName:
-    """Resume a composite wait that holds, with the payloads of its leaves keyed by their index (SEMANTICS R12).
+    """Resume a composite wait that holds, with the payloads of its leaves by index (SEMANTICS R12).
 
-    Where it does not hold yet, every leaf below a part that does is closed: its losers too (R10).
+    Where it does not hold yet, every leaf below a part that holds is closed, its losers too (R10).
     """
     if not holds(condition, progress):
-        still = {node.leaf for node in open_nodes(condition, progress)}
-        draft.satisfied = [node.leaf for node in nodes(condition) if node.leaf is not None and node.leaf not in still]
+        open_leaves = {node.leaf for node in open_nodes(condition, progress)}
+        draft.satisfied = [node.leaf for node in nodes(condition) if node.leaf is not None and node.leaf not in open_leaves]
         return "progressed"
     resume(draft, {key: value for key, value in progress.items() if key.isdigit()}, source)
     return "resumed"
 
 
 def resume(draft: Draft, payload: Any, source: EndedBy) -> Flow:
-    """Move the flow from waiting to running. A plain timer leaves the state alone (SEMANTICS R12)."""
-    entry: dict[str, Any] = {"cause": source.cause, **source.said}
+    """Move waiting → running. A plain timer leaves the state alone (SEMANTICS R12)."""
+    entry: dict[str, Any] = {"cause": source.cause, **source.journal_fields}
     if source.cause != "timer" or payload is not msgspec.UNSET:
         event = {} if payload is msgspec.UNSET else {"resume_event": payload}
         entry["patch"] = {**event, "resume_meta": source.meta(draft.now)}
@@ -119,47 +120,47 @@ def fail(draft: Draft, reason: str) -> Flow:
 
 
 def cancel(draft: Draft, reason: str | None, *, cascade: bool = True) -> Flow:
-    """End the flow as cancelled, and tell the delegate it waits for, where that one wants to know (SEMANTICS 5)."""
+    """End the flow as cancelled, and notify the delegate that it waits for, where that one wants to know (SEMANTICS 5)."""
     draft.outgoing.extend(_notices(draft.flow, reason, draft.trace))
     return draft.add(EventKind.CANCELLED, {"reason": reason} if cascade else {"reason": reason, "cascade": False})
 
 
 def _notices(flow: Flow, reason: str | None, trace: str | None) -> list[DelegateMessage]:
-    """Write the cancel notices for the delegations that the flow still waits for; `trace` of what cancels, where that has one."""
+    """Return the cancel notice for the delegation that the flow waits for, where there is one. `trace`: that of what cancels it."""
     condition = from_value(flow.wait_json) if flow.wait_json is not None else None
     leaf = condition if isinstance(condition, ExternalEvent) else None
     if leaf is None or leaf.cancel_to is None:
         return []
-    return [notice(flow, leaf.correlation_id or "", leaf.cancel_to, reason, trace)]
+    return [cancel_notice(flow, leaf.correlation_id or "", leaf.cancel_to, reason, trace)]
 
 
-def notice(flow: Flow, correlation_id: str, subject: str, reason: str | None, trace: str | None = None) -> DelegateMessage:
-    """Write the cancel notice for one delegation."""
-    told = {"flow_id": flow.id, "correlation_id": correlation_id, "reason": reason}
+def cancel_notice(flow: Flow, correlation_id: str, subject: str, reason: str | None, trace: str | None = None) -> DelegateMessage:
+    """Return the cancel notice for one delegation."""
+    notice = {"flow_id": flow.id, "correlation_id": correlation_id, "reason": reason}
     headers = asker(flow.owner_session_key, flow.id, correlation_id, trace)
-    body = msgspec.json.encode(told)
+    body = msgspec.json.encode(notice)
     return DelegateMessage(flow_id=flow.id, wait_id=flow.wait_id or 0, kind="cancel", subject=subject, headers=headers, body=body)
 
 
 def pass_time(draft: Draft, now: Micros) -> OutcomeName:
-    """Let everything due by `now` happen to a waiting flow, earliest first, until it no longer waits for this.
+    """Let all that is due by `now` happen to a waiting flow, earliest first, until its wait ends.
 
-    Returns `applied` when the flow stopped waiting, `progressed` when a composite still waits, `unmatched` when nothing was due.
+    Returns `applied` when the wait ended, `progressed` when a composite still waits, `unmatched` when nothing was due.
     """
     flow = draft.flow
     condition = condition_of(flow)
-    done: OutcomeName = "unmatched"
-    # Asked anew each time: what one deadline closes is not due any more (R10).
+    outcome: OutcomeName = "unmatched"
+    # Computed anew each time: what one deadline closes is no longer due (R10).
     while (due := due_times(condition, draft.flow.progress or {})) and due[0][0] <= now:
         _fire(draft, condition, due[0][1])
-        done = "progressed"
+        outcome = "progressed"
         if draft.flow.wait_id != flow.wait_id:
             return "applied"
-    return done
+    return outcome
 
 
 def _fire(draft: Draft, condition: WaitCondition, node: Node) -> None:
-    """Bring about what is due at one node: a timer satisfies its leaf, a deadline does what `on_timeout` says."""
+    """Fire what is due at one node: a timer satisfies its leaf, a deadline does what `on_timeout` says."""
     part, root = node.condition, node.number == 0
     if isinstance(part, Timer):
         payload = msgspec.UNSET if root else {"at": to_value(part)["at"]}
@@ -183,21 +184,21 @@ def _fire(draft: Draft, condition: WaitCondition, node: Node) -> None:
 def answer(command: ResumeFlow, flow: Flow, now: Micros, policy: Policy) -> Decision | FlowError:
     """Satisfy the manual leaf that `command.leaf` names by number or name; its payload is the command's patch."""
     condition = condition_of(flow)
-    leaf = _named(condition, command.leaf)
+    leaf = _manual_leaf(condition, command.leaf)
     if leaf is None:
         return InvalidRequest(f"the wait of flow {flow.id} has no manual leaf {command.leaf!r}", path="/leaf", leaf=command.leaf)
     if all(node.leaf != leaf for node in open_nodes(condition, flow.progress or {})):
         return IllegalTransition(f"leaf {command.leaf!r} of flow {flow.id} is answered already, or not needed any more", leaf=command.leaf)
-    flaw = payload_refusal(condition, flow, leaf, command.patch, policy)
-    if flaw is not None:
-        return TooLarge(flaw[1], path="/patch")
+    refusal = payload_refusal(condition, flow, leaf, command.patch, policy)
+    if refusal is not None:
+        return TooLarge(refusal[1], path="/patch")
     draft = Draft(flow, command.caller, now)
     satisfy(draft, leaf, command.patch, EndedBy(cause="manual", reason=command.reason))
     return Decision(outcome="applied", flow=draft.flow, changes=(draft.change(),))
 
 
-def _named(condition: WaitCondition, leaf: int | str | None) -> int | None:
-    """Return the number of the manual leaf with this number or name."""
+def _manual_leaf(condition: WaitCondition, leaf: int | str | None) -> int | None:
+    """Return the number of the manual leaf that has this number or name, or None."""
     for node in nodes(condition):
         if isinstance(node.condition, Manual) and leaf in (node.leaf, node.condition.name):
             return node.leaf

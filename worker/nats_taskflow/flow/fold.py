@@ -10,11 +10,11 @@ from msgspec.structs import replace
 from nats_taskflow.flow.lifecycle import STATUS_AFTER, EventKind, FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent
 
-_BORN_WITH = ("controller_id", "goal", "owner_session_key", "requester_origin", "current_step", "state_json")
+_CREATED_WITH = ("controller_id", "goal", "owner_session_key", "requester_origin", "current_step", "state_json")
 
 
-def merged(state: Any, patch: Any) -> Any:
-    """Merge `patch` over `state`: top-level keys overwrite; anything but object over object replaces the whole (SEMANTICS 1)."""
+def merge(state: Any, patch: Any) -> Any:
+    """Return `state` with `patch` over it: its top-level keys win; anything but an object over an object replaces it (SEMANTICS 1)."""
     if isinstance(state, dict) and isinstance(patch, dict):
         return {**state, **patch}
     return patch
@@ -23,7 +23,7 @@ def merged(state: Any, patch: Any) -> Any:
 def fold(flow: Flow | None, event: FlowEvent) -> Flow:
     """Return the flow as it is after `event`. `flow` is None before `created`."""
     if flow is None:
-        return _born(event)
+        return _created(event)
     changes: dict[str, Any] = {"seq": event.seq}
     if event.kind is not EventKind.STEP_OBSERVED:
         changes |= {"revision": event.revision, "updated_us": event.at_us}
@@ -35,13 +35,13 @@ def fold(flow: Flow | None, event: FlowEvent) -> Flow:
     elif event.kind is EventKind.CANCEL_REQUESTED:
         changes["cancel_requested"] = True
     if "patch" in event.payload:
-        changes["state_json"] = merged(flow.state_json, event.payload["patch"])
+        changes["state_json"] = merge(flow.state_json, event.payload["patch"])
     if event.payload.get("current_step") is not None:
         changes["current_step"] = event.payload["current_step"]
     return replace(flow, **changes)
 
 
-def folded(events: Iterable[FlowEvent]) -> Flow | None:
+def fold_journal(events: Iterable[FlowEvent]) -> Flow | None:
     """Fold a whole journal, oldest first; None for an empty one."""
     flow: Flow | None = None
     for event in events:
@@ -49,8 +49,8 @@ def folded(events: Iterable[FlowEvent]) -> Flow | None:
     return flow
 
 
-def _born(event: FlowEvent) -> Flow:
-    """Make the flow that a `created` entry describes."""
+def _created(event: FlowEvent) -> Flow:
+    """Return the flow that a `created` entry describes."""
     return Flow(
         id=event.flow_id,
         status=FlowStatus.CREATED,
@@ -59,12 +59,12 @@ def _born(event: FlowEvent) -> Flow:
         seq=event.seq,
         parent_flow_id=event.payload.get("parent_flow_id"),
         hops=event.payload.get("hops", 0),
-        **{name: event.payload[name] for name in _BORN_WITH},
+        **{name: event.payload[name] for name in _CREATED_WITH},
     )
 
 
 def _wait_after(event: FlowEvent) -> dict[str, Any]:
-    """Return what a status change leaves of the wait: parking opens one, everything else closes it."""
+    """Return the wait after a change of status: parking opens one, everything else closes it."""
     if event.kind is EventKind.WAITING:
         return {"wait_json": event.payload["wait"], "wait_id": event.revision, "parked_us": event.at_us, "progress": None}
     return {"wait_json": None, "wait_id": None, "parked_us": None, "progress": None}

@@ -1,4 +1,4 @@
-"""Say what an id must be like, and read the agent out of an owner."""
+"""Check topics, correlation ids and event ids, and read the agent out of an owner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def bad_id(text: str) -> str | None:
-    """Say what is wrong with a topic, correlation id or event id, or None: refused, never trimmed (SEMANTICS R1)."""
+    """Return what is wrong with a topic, correlation id or event id, or None. Ids are refused, never trimmed (SEMANTICS R1)."""
     if not text:
         return "is empty"
     if len(text) > MAX_ID_LENGTH:

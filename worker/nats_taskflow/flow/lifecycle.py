@@ -1,4 +1,22 @@
-"""Say which status may follow which: the status machine of SEMANTICS 2 as a literal table."""
+"""The status machine of a flow, as a literal table (SEMANTICS 2).
+
+The status answers one question: who moves next? `created`: somebody starts it. `running`: its controller, which is a program of somebody
+else and may take a week. `waiting`: the world, with a reply, a time, the end of another flow or a person. The other three: nobody, ever.
+
+A status changes by a journal entry and in no other way. A command has a target (`decide.TARGET`), the table `NEXT` says whether an edge
+leads there, and `STATUS_AFTER` says which status an entry leaves: so folding the journal gives the row.
+
+What one might look for in the table, and why it is not there:
+
+- A cancel request is no status. It may come in any open status, and must not lose which one that was: it is a flag that stays set, and
+  leaves `cancelled` as the only way on.
+- A wait does not follow a wait. Each ends first, so that each has a generation (`Flow.wait_id`), by which a late timer is recognised.
+- A waiting flow cannot finish. It promised to take replies; who ends it well has to resume it first, which closes what it waits for.
+
+A doubt: the table knows statuses, not commands. Two edges lead to `running`, and that only `run` may take the one from `created` and only
+`resume` the one from `waiting` is said in `decide._not_now`; so is that a run may be observed after the end. A table of status and command
+would have all of it in one place, most of its cells empty. With one more exception of this kind it would be the better one.
+"""
 
 from __future__ import annotations
 
@@ -63,4 +81,4 @@ STATUS_AFTER: dict[EventKind, FlowStatus] = {
     EventKind.FAILED: FlowStatus.FAILED,
     EventKind.CANCELLED: FlowStatus.CANCELLED,
 }
-"""The status a journal entry leaves behind; kinds that are not listed leave it as it was."""
+"""The status that a journal entry leaves; kinds that are not listed leave it as it was."""

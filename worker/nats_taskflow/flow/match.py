@@ -1,7 +1,7 @@
-"""Match a reply to the flows that wait for it, or say what becomes of it instead (SEMANTICS 4).
+"""Match a reply to the flows that wait for it, or decide what becomes of it instead (SEMANTICS 4).
 
-The order of questions is the order of the rules: who waits for the pair now (R1, R6), does the reply name another flow (R2), did it
-come in time (R9), and if nobody waits: did the flow that waited last end (late, R7), or is it early (held, R4)?
+Who waits for the pair now (R1, R6)? Does the reply name another flow (R2)? Did it come in time (R9)? If nobody waits: has the flow that
+waited last ended (late, R7), or is the reply early (held, R4)?
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from nats_taskflow.errors import Internal
 from nats_taskflow.flow.conditions import deadline_of
 from nats_taskflow.flow.decision import Decision, Draft, FlowChange, OutcomeName, View
 from nats_taskflow.flow.end import EndedBy, cancel, condition_of, pass_time, satisfy
-from nats_taskflow.flow.held_quota import displaced_by
+from nats_taskflow.flow.held_quota import displace
 from nats_taskflow.flow.model import Flow, HeldReply, Waiter
 from nats_taskflow.flow.payload_check import payload_refusal
-from nats_taskflow.flow.stimuli import WORKER, Caller, Policy, Reply
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import WORKER, Caller, Reply
 from nats_taskflow.units import Micros
 
 _RANK: dict[OutcomeName, int] = {"late": 0, "progressed": 1, "resumed": 2}
@@ -25,51 +26,51 @@ _RANK: dict[OutcomeName, int] = {"late": 0, "progressed": 1, "resumed": 2}
 _MISMATCH = ("flow_mismatch", "the reply names another flow than the one that waits for it")
 
 
-def match(reply: Reply, view: View, now: Micros, policy: Policy) -> Decision:
-    """Decide a reply. Never refuses: every reply has an outcome (SEMANTICS R14)."""
-    waiters = _readable(view.waiters((reply.topic, reply.correlation_id)), view)
+def match_reply(reply: Reply, view: View, now: Micros, policy: Policy) -> Decision:
+    """Decide a reply. Nothing is refused: every reply has an outcome (SEMANTICS R14)."""
+    waiters = _readable_waits(view.waiters((reply.topic, reply.correlation_id)), view)
     if reply.flow_id is not None and waiters:
-        named = [(waiter, flow) for waiter, flow in waiters if waiter.flow_id == reply.flow_id]
-        if not named:
+        addressed = [(waiter, flow) for waiter, flow in waiters if waiter.flow_id == reply.flow_id]
+        if not addressed:
             return Decision(outcome="flow_mismatch", dead=_MISMATCH)
-        waiters = named
+        waiters = addressed
     changes: list[FlowChange] = []
     outcome: OutcomeName | None = None
     shown: Flow | None = None
-    flaw: tuple[str, str] | None = None
+    rejection: tuple[str, str] | None = None
     for waiter, flow in waiters:
-        misfit = payload_refusal(condition_of(flow), flow, waiter.leaf, reply.payload, policy)
-        if misfit is not None and not flow.cancel_requested:
-            flaw = misfit
+        refusal = payload_refusal(condition_of(flow), flow, waiter.leaf, reply.payload, policy)
+        if refusal is not None and not flow.cancel_requested:
+            rejection = refusal
             continue
-        draft, did = _meet(flow, waiter, reply, view, now)
+        draft, result = _meet(flow, waiter, reply, view, now)
         if draft.flow is not flow:
             changes.append(draft.change())
-        if did is not None and (outcome is None or _RANK[did] > _RANK[outcome]):
-            outcome, shown = did, draft.flow
+        if result is not None and (outcome is None or _RANK[result] > _RANK[outcome]):
+            outcome, shown = result, draft.flow
     if outcome is not None:
         return Decision(outcome=outcome, flow=shown, changes=tuple(changes))
-    if flaw is not None:
-        return Decision(outcome="rejected", changes=tuple(changes), dead=flaw)
-    return _elsewhere(reply, view, now, policy, tuple(changes))
+    if rejection is not None:
+        return Decision(outcome="rejected", changes=tuple(changes), dead=rejection)
+    return _unawaited(reply, view, now, policy, tuple(changes))
 
 
-def _readable(waiters: Iterable[Waiter], view: View) -> list[tuple[Waiter, Flow]]:
-    """Pair open waits with their flows; one whose row cannot be read is set aside by the engine and waits for nobody here (R13)."""
-    found = []
+def _readable_waits(waiters: Iterable[Waiter], view: View) -> list[tuple[Waiter, Flow]]:
+    """Pair open waits with their flows. One whose row cannot be read counts as no wait: the engine sets it aside (R13)."""
+    readable = []
     for waiter in waiters:
         try:
             flow = view.flow(waiter.flow_id)
             if flow is not None and flow.wait_id == waiter.wait_id:
                 condition_of(flow)
-                found.append((waiter, flow))
+                readable.append((waiter, flow))
         except Internal:
             continue
-    return found
+    return readable
 
 
 def _meet(flow: Flow, waiter: Waiter, reply: Reply, view: View, now: Micros) -> tuple[Draft, OutcomeName | None]:
-    """Let the reply meet one open wait. None: the wait's time was up before the reply came, so the reply is nobody's (R9)."""
+    """Let the reply meet one open wait. The outcome is None where the wait had timed out before the reply came (R9)."""
     by = Caller(actor=f"topic:{reply.topic}", cause=reply.event_id or None, trace=reply.trace)
     draft = Draft(flow, by, now)
     if flow.cancel_requested:
@@ -84,11 +85,11 @@ def _meet(flow: Flow, waiter: Waiter, reply: Reply, view: View, now: Micros) -> 
     return draft, satisfy(draft, waiter.leaf, reply.payload, source)
 
 
-def _elsewhere(reply: Reply, view: View, now: Micros, policy: Policy, changes: tuple[FlowChange, ...]) -> Decision:
-    """Decide a reply that nobody waits for at the moment: late when its flow has ended, else held (R4, R7)."""
+def _unawaited(reply: Reply, view: View, now: Micros, policy: Policy, changes: tuple[FlowChange, ...]) -> Decision:
+    """Decide a reply that nobody waits for at the moment: late where its flow has ended, else held (R4, R7)."""
     ended = {change.flow.id: change.flow for change in changes}
     target = reply.flow_id or view.last_flow((reply.topic, reply.correlation_id))
-    flow = ended.get(target or "") or _flow(view, target)
+    flow = ended.get(target or "") or _readable_flow(view, target)
     if flow is not None and (flow.terminal or flow.cancel_requested):
         return Decision(outcome="late", flow=flow, changes=changes)
     if not reply.hold:
@@ -108,11 +109,11 @@ def _elsewhere(reply: Reply, view: View, now: Micros, policy: Policy, changes: t
         trace=reply.trace,
         tenant=reply.tenant,
     )
-    return Decision(outcome="held", changes=changes, hold=held, displaced=displaced_by(held, view.holdings, policy))
+    return Decision(outcome="held", changes=changes, hold=held, displaced=displace(held, view.holdings, policy))
 
 
-def _flow(view: View, flow_id: str | None) -> Flow | None:
-    """Return the flow if there is one that can be read."""
+def _readable_flow(view: View, flow_id: str | None) -> Flow | None:
+    """Return the flow, or None where there is none that can be read."""
     try:
         return view.flow(flow_id) if flow_id is not None else None
     except Internal:

@@ -1,4 +1,4 @@
-"""Keep the shapes of what is stored: flows, steps, journal entries, waiters and held replies."""
+"""The shapes of what is stored: flows, observed runs, journal entries, waiters, messages to delegates, held replies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Lazy(Generic[T]):
-    """Compute an attribute when it is first read, and keep it: `functools.cached_property` without the lock of Python 3.11."""
+    """Computes an attribute at its first read, and keeps it: `functools.cached_property` without the lock of Python 3.11."""
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
         self._compute = compute
@@ -33,9 +33,9 @@ class Lazy(Generic[T]):
 class Flow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One flow as its journal leaves it (SEMANTICS 1).
 
-    `wait_id` is the generation of the present wait: the revision at which the flow parked. `progress` holds what satisfied the
-    leaves of a composite wait so far, by leaf index as text. `seq` is the last journal entry's. `hops` counts the delegations that led
-    to this flow, so that a circle of them ends.
+    `wait_id` is the generation of the present wait: the revision at which the flow parked. `progress` holds what satisfied leaves of a
+    composite wait so far, by leaf index as text. `seq` is that of its last journal entry. `hops` counts the delegations that led to this
+    flow: circles of them end.
     """
 
     id: str
@@ -60,12 +60,12 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @Lazy
     def condition(self) -> WaitCondition:
-        """Read what a waiting flow waits for: a reply asks five times. Raises `msgspec.ValidationError` where that is unreadable."""
+        """Parse what a waiting flow waits for, once: a reply asks five times. Raises `msgspec.ValidationError`."""
         return parse(self.wait_json)
 
     @Lazy
     def state_stored(self) -> bytes:
-        """Write the state as it is stored; what was loaded is there already."""
+        """Encode the state as it is stored; loading leaves the bytes here."""
         return msgspec.json.encode(self.state_json)
 
     @property
@@ -110,10 +110,10 @@ class FlowStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FlowEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One journal entry; also what is published (CONTRACT 4), so it carries all that the published event shows.
+    """One journal entry. It is published too (CONTRACT 4), so it carries all that the event shows.
 
-    `actor` says who (`agent:kate`, `worker`, `operator:ann`), `cause` is the command or event id behind it, `trace` a W3C
-    traceparent kept as text.
+    `actor` says who (`agent:kate`, `worker`, `operator:ann`), `cause` is the id of the command or event behind it, `trace` its W3C
+    traceparent as text.
     """
 
     flow_id: str
@@ -137,7 +137,7 @@ class FlowEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Waiter(msgspec.Struct, frozen=True, kw_only=True):
-    """An open wait for a reply: leaf `leaf` (depth-first) of generation `wait_id` of a flow waits for (topic, correlation_id)."""
+    """An open wait for a reply: a leaf of generation `wait_id` of a flow waits for (topic, correlation_id)."""
 
     flow_id: str
     wait_id: int
@@ -155,7 +155,7 @@ class Waiter(msgspec.Struct, frozen=True, kw_only=True):
 class DelegateMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message to a delegate, committed with the change that sends it and published afterwards (SEMANTICS 5).
 
-    `kind`: a `request`, which is of no use once its wait is over, or a `cancel` notice. `reply` is the NATS reply subject.
+    `kind`: a `request`, which is dropped once its wait is over, or a `cancel` notice. `reply` is the NATS reply subject.
     """
 
     flow_id: str
@@ -170,8 +170,7 @@ class DelegateMessage(msgspec.Struct, frozen=True, kw_only=True):
 class HeldReply(msgspec.Struct, frozen=True, kw_only=True):
     """A reply that came before anybody waited for it (SEMANTICS R4).
 
-    `key` names its row among the inbound messages, whose outcome changes when the reply is used or expires. `tenant` says whose
-    quota it counts against.
+    `key` names its row in the inbox, whose outcome changes when the reply is used or expires. `tenant` is whose quota it counts against.
     """
 
     topic: str
@@ -187,5 +186,5 @@ class HeldReply(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pair(self) -> Pair:
-        """What it is matched by."""
+        """What the reply is matched by."""
         return (self.topic, self.correlation_id)

@@ -1,32 +1,55 @@
-"""Park a flow: settle and check its wait condition, open the waits, and take the oldest held match (SEMANTICS 3, R3, R4, R6)."""
+"""Park a flow: make its wait condition absolute, check it, open its waits, and let what is there already meet them.
+
+There already are flows that have ended, and replies that came early (SEMANTICS 3, R3, R4, R6).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from hashlib import sha256
+from itertools import count
+from uuid import UUID
+
 import msgspec
+from msgspec.structs import replace
 
 from nats_taskflow.errors import FlowError, Internal, InvalidRequest, WaitConflict
-from nats_taskflow.flow.cascade import end_of
-from nats_taskflow.flow.conditions import FLOW_ENDS, ExternalEvent, FlowEnds, WaitCondition, deadline_of, nodes, parse, to_value
+from nats_taskflow.flow.cascade import describe_end
+from nats_taskflow.flow.conditions import (
+    FLOW_ENDS,
+    Composite,
+    ExternalEvent,
+    FlowEnds,
+    Timer,
+    WaitCondition,
+    deadline_of,
+    nodes,
+    parse,
+    to_value,
+)
 from nats_taskflow.flow.decision import Decision, Draft, MatchedHeld, RejectedHeld, View
 from nats_taskflow.flow.end import EndedBy, satisfy
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import DelegateMessage, Flow, HeldReply, Waiter
-from nats_taskflow.flow.normalize import settle
 from nats_taskflow.flow.payload_check import payload_refusal
-from nats_taskflow.flow.stimuli import Caller, Command, ParkFlow, Policy
-from nats_taskflow.flow.validate import check, misspelled
-from nats_taskflow.units import Micros
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Caller, Command, ParkFlow
+from nats_taskflow.flow.validate import check, relocate, spelling_refusal
+from nats_taskflow.units import Micros, parse_duration, to_datetime
 
 MAX_WAITERS = 500
 """How many flows may wait for one pair, all of which one reply resumes."""
+_DIGITS = 32
+"""Hexadecimal digits of a minted id: 128 bits, written as a UUID, because some agents parse it as one and write it back (R3)."""
 
 
 def park(command: ParkFlow, flow: Flow, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
     """Decide `set_waiting` for a running flow."""
     try:
-        condition = settle(parse(command.condition), now, policy, command.nonce)
+        condition = normalize(parse(command.condition), now, policy, command.nonce)
     except msgspec.ValidationError as bad:
-        return misspelled(bad, command.condition)
+        return spelling_refusal(bad, command.condition)
     except FlowError as refused:
         return refused
     for node in nodes(condition):
@@ -36,7 +59,7 @@ def park(command: ParkFlow, flow: Flow, view: View, now: Micros, policy: Policy)
 
 
 def park_on(condition: WaitCondition, command: Command, flow: Flow, view: View, now: Micros, policy: Policy) -> Decision | FlowError:
-    """Park a running flow on a settled condition, and let what is there already satisfy it."""
+    """Park a running flow on a normalized condition, unless that is refused; what is there already may satisfy it at once."""
     refusal = check(condition, flow, view, now, policy) or _conflict(condition, flow, view)
     if refusal is not None:
         return refusal
@@ -51,9 +74,78 @@ def park_on(condition: WaitCondition, command: Command, flow: Flow, view: View, 
 
 
 def with_outgoing(decision: Decision, outgoing: DelegateMessage) -> Decision:
-    """Add a message to what the decision's one change sends."""
-    change = msgspec.structs.replace(decision.changes[0], outgoing=(*decision.changes[0].outgoing, outgoing))
-    return msgspec.structs.replace(decision, changes=(change,))
+    """Add a message to a delegate to the one change of a decision."""
+    change = replace(decision.changes[0], outgoing=(*decision.changes[0].outgoing, outgoing))
+    return replace(decision, changes=(change,))
+
+
+def normalize(condition: WaitCondition, now: Micros, policy: Policy, nonce: str) -> WaitCondition:
+    """Make a condition absolute: durations become times, missing correlation ids are minted, times are UTC.
+
+    Raises `InvalidRequest` for a text that is no duration, and where both a time and a duration are given.
+    """
+    normalized = _normalize_part(condition, now, _correlation_ids(nonce))
+    if isinstance(normalized, Timer) or normalized.deadline is not None or policy.default_timeout_us is None:
+        return normalized
+    return replace(normalized, deadline=to_datetime(now + policy.default_timeout_us))
+
+
+def _normalize_part(part: WaitCondition, now: Micros, ids: Iterator[str]) -> WaitCondition:
+    """Make one part absolute, and what is below it."""
+    if isinstance(part, Timer):
+        return replace(part, at=_instant(part, "at", "after", now), after=None)
+    end = _instant(part, "deadline", "timeout", now)
+    if end is not None:
+        part = replace(part, deadline=end, timeout=None)
+    if isinstance(part, ExternalEvent) and part.correlation_id is None:
+        return replace(part, correlation_id=next(ids))
+    if isinstance(part, FlowEnds):
+        return replace(part, flow_id=part.flow_id.lower())
+    if isinstance(part, Composite):
+        return replace(part, conditions=tuple(_normalize_below(part, index, now, ids) for index in range(len(part.conditions))))
+    return part
+
+
+def _normalize_below(part: Composite, index: int, now: Micros, ids: Iterator[str]) -> WaitCondition:
+    """Make one condition of a composite absolute. Raises `InvalidRequest` with the path from the whole condition down."""
+    try:
+        return _normalize_part(part.conditions[index], now, ids)
+    except InvalidRequest as refused:
+        relocate(refused, f"/conditions/{index}")
+        raise
+
+
+def _correlation_ids(nonce: str) -> Iterator[str]:
+    """Yield unguessable ids from one nonce. Whoever knows one of them can compute neither the nonce nor the others."""
+    for number in count(1):
+        yield str(UUID(hex=sha256(f"{nonce}:{number}".encode()).hexdigest()[:_DIGITS]))
+
+
+def _instant(part: WaitCondition, instant: str, length: str, now: Micros) -> datetime | None:
+    """Return a part's time in UTC, from its `instant` or its `length` from now on, or None without either. Raises `InvalidRequest`."""
+    at, span = getattr(part, instant), getattr(part, length)
+    if span is None:
+        return None if at is None else _utc(at, instant)
+    if at is not None:
+        raise InvalidRequest(f"`{instant}` and `{length}` say the same: leave one out", path=f"/wait_condition/{length}")
+    return to_datetime(now + _duration(span, length))
+
+
+def _utc(at: datetime, name: str) -> datetime:
+    """Return a time in UTC. Raises `InvalidRequest` where UTC has no such year (9999-12-31 west of Greenwich)."""
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as bad:
+        message = f"{name} is no time between the years 1 and 9999 in UTC"
+        raise InvalidRequest(message, path=f"/wait_condition/{name}") from bad
+
+
+def _duration(text: str, name: str) -> Micros:
+    """Read a duration. Raises `InvalidRequest` naming the field."""
+    try:
+        return parse_duration(text)
+    except ValueError as bad:
+        raise InvalidRequest(str(bad), path=f"/wait_condition/{name}") from bad
 
 
 def _waiters(condition: WaitCondition, flow: Flow) -> list[Waiter]:
@@ -81,7 +173,7 @@ def _waiters(condition: WaitCondition, flow: Flow) -> list[Waiter]:
 
 
 def _conflict(condition: WaitCondition, flow: Flow, view: View) -> FlowError | None:
-    """Refuse a pair that another wait holds, unless both are `all` (SEMANTICS R6). The holder is named to its owner only."""
+    """Refuse a pair that another flow waits for, unless both waits are `all` (SEMANTICS R6). Only its owner learns which flow."""
     seen: set[tuple[str, str]] = set()
     for waiter in _waiters(condition, flow):
         if waiter.pair in seen:
@@ -94,14 +186,14 @@ def _conflict(condition: WaitCondition, flow: Flow, view: View) -> FlowError | N
         for other in others:
             if waiter.mode == "all" and other.mode == "all":
                 continue
-            named = {"flow_id": other.flow_id} if _owner(view, other.flow_id) == flow.owner_session_key else {}
-            details = {"topic": waiter.topic, "correlation_id": waiter.correlation_id, **named}
+            holder = {"flow_id": other.flow_id} if _owner(view, other.flow_id) == flow.owner_session_key else {}
+            details = {"topic": waiter.topic, "correlation_id": waiter.correlation_id, **holder}
             return WaitConflict("another flow waits for this topic and correlation_id already", **details)
     return None
 
 
 def _owner(view: View, flow_id: str) -> str | None:
-    """Return whose the flow is; None where its row cannot be read: it holds its waits all the same (SEMANTICS R13)."""
+    """Return the owner of a flow, or None where its row cannot be read: its waits count all the same (SEMANTICS R13)."""
     try:
         flow = view.flow(flow_id)
     except Internal:
@@ -117,11 +209,11 @@ def _meet_ended(draft: Draft, view: View, condition: WaitCondition, policy: Poli
             continue
         ended = view.flow(node.condition.flow_id)
         if ended is not None and ended.terminal:
-            satisfy(draft, node.leaf or 0, end_of(ended, draft.flow, policy), _end_source(ended))
+            satisfy(draft, node.leaf or 0, describe_end(ended, draft.flow, policy), _end_source(ended))
 
 
 def _end_source(ended: Flow) -> EndedBy:
-    """Name the end of a flow as what satisfied a leaf; its last journal entry is the event."""
+    """Return the end of a flow as what satisfied a leaf; its last journal entry is the event."""
     by = Caller(actor="worker", cause=f"{ended.id}:{ended.seq}")
     return EndedBy(cause="event", pair=("flow", ended.id), event_id=by.cause, caller=by)
 
@@ -129,10 +221,10 @@ def _end_source(ended: Flow) -> EndedBy:
 def _take_held(
     draft: Draft, view: View, condition: WaitCondition, now: Micros, policy: Policy
 ) -> tuple[tuple[MatchedHeld, ...], tuple[RejectedHeld, ...]]:
-    """Satisfy the opened waits from the held replies, oldest arrival first (SEMANTICS R4). Expiry is decided here."""
+    """Satisfy the opened waits with held replies, oldest arrival first (SEMANTICS R4). An expired one counts as gone, here already."""
     generation = draft.flow.wait_id
     if generation is None:
-        return (), ()  # a flow that has ended already has met the wait: it is over, and consumes nothing (R10)
+        return (), ()  # the end of another flow has ended this wait already: it uses no reply up (R10)
     candidates = [
         (held.arrived_us, waiter.leaf, waiter, held)
         for waiter in tuple(draft.opened)
@@ -144,9 +236,9 @@ def _take_held(
     for _, leaf, waiter, held in sorted(candidates, key=lambda c: c[:2]):
         if draft.flow.wait_id != generation or leaf in draft.satisfied:
             continue
-        flaw = payload_refusal(condition, draft.flow, leaf, held.payload, policy)
-        if flaw is not None:
-            spoiled.append(RejectedHeld(held, *flaw))
+        refusal = payload_refusal(condition, draft.flow, leaf, held.payload, policy)
+        if refusal is not None:
+            spoiled.append(RejectedHeld(held, *refusal))
             continue
         by = Caller(actor=f"topic:{held.topic}", cause=held.event_id, trace=held.trace)
         source = EndedBy(cause="event", pair=waiter.pair, event_id=held.event_id, caller=by)
@@ -155,6 +247,6 @@ def _take_held(
 
 
 def _in_time(held: HeldReply, condition: WaitCondition, leaf: int) -> bool:
-    """Tell whether the reply reached the broker before the leaf's deadline (SEMANTICS R9)."""
+    """Return whether the reply reached the broker before the leaf's deadline (SEMANTICS R9)."""
     deadline = deadline_of(condition, leaf)
     return deadline is None or held.arrived_us < deadline

@@ -1,4 +1,4 @@
-"""Say whether a payload may satisfy a leaf, and whether what it or a command leaves behind stays within bounds."""
+"""Check whether a payload may satisfy a leaf, and whether a command leaves a state within bounds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import msgspec
 from nats_taskflow.errors import FlowError, TooLarge
 from nats_taskflow.flow.conditions import COMPOSITES, ExternalEvent, WaitCondition, leaf_at
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.stimuli import AdvanceFlow, Command, FinishFlow, Policy, ResumeFlow
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import AdvanceFlow, Command, FinishFlow, ResumeFlow
 
 _BRINGS: dict[type[Command], str] = {AdvanceFlow: "patch", ResumeFlow: "patch", FinishFlow: "final_state"}
 
 
 def payload_refusal(condition: WaitCondition, flow: Flow, leaf: int, payload: Any, policy: Policy) -> tuple[str, str] | None:
-    """Return the dead letter's reason and sentence for a payload that must not satisfy the leaf, or None. The wait goes on."""
+    """Return the dead letter's reason and sentence for a payload that must not satisfy the leaf, or None. The wait goes on then."""
     part = leaf_at(condition, leaf)
     payload = None if payload is msgspec.UNSET else payload
     if isinstance(part, ExternalEvent) and part.accept is not None and policy.accepts is not None:
@@ -32,9 +33,9 @@ def payload_refusal(condition: WaitCondition, flow: Flow, leaf: int, payload: An
 
 
 def too_large(command: Command, before: Flow, after: Flow, policy: Policy) -> FlowError | None:
-    """Refuse what a caller brings (`_BRINGS`: in this field) and makes the state too large; shrinking is always possible.
+    """Refuse a command whose own field (`_BRINGS`) makes the state too large. Shrinking it is always possible.
 
-    What the worker itself writes (`resume_meta`, `failure`) is bounded, and keeps nobody from resuming or failing a flow.
+    What the worker writes itself (`resume_meta`, `failure`) is bounded, and must keep nobody from resuming or failing a flow.
     """
     field = _BRINGS.get(type(command))
     if field is None or getattr(command, field) is None or after.state_json is before.state_json:

@@ -1,4 +1,7 @@
-"""Name the headers of what the worker sends to delegates: they are its own, and no caller can set one (SEMANTICS 5)."""
+"""The headers of a request to a delegate. They are the worker's own: no caller can set one (SEMANTICS 5).
+
+Everybody outside the core imports their names from `wire.headers`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ TRACEPARENT = "traceparent"
 
 
 def asker(owner_session_key: str, flow_id: str, correlation_id: str, trace: str | None) -> dict[str, str]:
-    """Return the headers that say who asks, and for what; a flow that no agent owns has no name to give."""
+    """Return the headers that say who asks, and for what; without an agent's name for a flow that no agent owns."""
     agent = agent_of(owner_session_key)
-    named = {} if agent is None else {AGENT: agent}
+    whose = {} if agent is None else {AGENT: agent}
     traced = {} if trace is None else {TRACEPARENT: trace}
-    return {CORRELATION_ID: correlation_id, FLOW_ID: flow_id, **named, **traced}
+    return {CORRELATION_ID: correlation_id, FLOW_ID: flow_id, **whose, **traced}

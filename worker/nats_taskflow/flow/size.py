@@ -1,4 +1,4 @@
-"""Refuse what would be journaled, held or sent larger than the broker carries: it could never leave again."""
+"""Refuse what would be journaled, held or sent in more bytes than the broker carries: it could never leave again."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ import msgspec
 
 from nats_taskflow.errors import FlowError, TooLarge
 from nats_taskflow.flow.decision import Decision
-from nats_taskflow.flow.stimuli import Policy, Reply, Stimulus
+from nats_taskflow.flow.policy import Policy
+from nats_taskflow.flow.stimuli import Reply, Stimulus
 
 _ENCODER = msgspec.json.Encoder()
 
 
-def bounded(stimulus: Stimulus, decision: Decision | FlowError, policy: Policy) -> Decision | FlowError:
-    """Return the decision, or the refusal of what is too large: a reply's dead letter, a command's error.
+def within_size(stimulus: Stimulus, decision: Decision | FlowError, policy: Policy) -> Decision | FlowError:
+    """Return the decision, or the refusal where it is too large: a dead letter of a reply, an error of a command.
 
-    Sizes are those of the JSON that is written: a number can be longer there than in the request.
+    Sizes are those of the JSON that is written: a number can be longer in it than in the request.
     """
     if isinstance(decision, FlowError):
         return decision
     size = max(_sizes(decision), default=0)
     if size <= policy.max_event_bytes:
         return decision
-    said = f"what is to be kept and sent on would have {size} bytes; the broker carries {policy.max_event_bytes}"
+    message = f"what is to be kept and sent on would have {size} bytes; the broker carries {policy.max_event_bytes}"
     if isinstance(stimulus, Reply):
-        return Decision(outcome="rejected", dead=("too_large", said))
-    return TooLarge(said, size=size, limit=policy.max_event_bytes)
+        return Decision(outcome="rejected", dead=("too_large", message))
+    return TooLarge(message, size=size, limit=policy.max_event_bytes)
 
 
 def _sizes(decision: Decision) -> Iterator[int]:
-    """Give the size of everything that will be published, and of a reply that is held until it is."""
+    """Yield the size of everything that will be published, and of a reply that is held."""
     for change in decision.changes:
         for event in change.events:
             yield len(_ENCODER.encode(event.payload))

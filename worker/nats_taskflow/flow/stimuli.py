@@ -1,58 +1,26 @@
-"""List everything that can happen *to* a flow: the commands of its controller, replies, passing time.
+"""The vocabulary: everything that can happen to a flow, and what each of it carries.
 
-Commands are imperative; each carries its `Caller`. Ids that need randomness are made at the edge and travel inside the command,
-so that deciding stays pure.
+Commands come from a controller, an operator or a caller in the process: each is about one flow, and carries who asks (`Caller`) and the
+revision that the caller saw. They start a flow, move it (`RunFlow`, `AdvanceFlow`, `ParkFlow`, `DelegateFlow`, `ResumeFlow`), end it
+(`FinishFlow`, `FailFlow`, `CancelFlow`, `RequestCancel`), record a run of it, or give it a held reply. The world brings the rest: a reply,
+a request that the broker did not store, time, and the ends of other flows. Ids that need randomness are made at the edge and travel
+inside the stimulus: deciding stays pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from nats_taskflow.errors import FlowError
 from nats_taskflow.flow.lifecycle import FlowStepStatus
-from nats_taskflow.units import SECOND, Micros
-
-DAY: Micros = 24 * 3600 * SECOND
-
-
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator may set about deciding.
-
-    `timer_horizon_us`: how far ahead a timer or deadline may lie. `held_ttl_us`: how long an early reply is held; at most `max_held` are,
-    of one tenant `max_held_of_tenant`. `default_timeout_us`: the deadline of a wait that names none (None: no deadline).
-    `max_state_bytes` bounds the state a command may leave behind, `max_event_bytes` the payload of anything that is published;
-    `max_open_flows` how many flows an agent may have open, `max_state_bytes_of_agent` the states of all its flows (None: no bound).
-    `topics(topic, agent)` returns the refusal for a topic that this agent may not wait on, or None; `agent` is None for owners that are
-    no agent (in-process callers). `delegates(subject, agent)` returns the refusal for a delegate that its flows may not ask.
-    `accepts(schema, payload)` returns the dead letter's reason and sentence for a payload that is not accepted, `schema_flaw` says why a
-    schema cannot be used. `answers_on(topic, correlation_id)` returns the subject on which an answer reaches the topic, or why there is
-    none. `takes(subject, headers, body)` says whether the worker would take for a reply what it
-    publishes there itself. `max_hops` bounds circles of delegations.
-    """
-
-    timer_horizon_us: Micros = 400 * DAY
-    held_ttl_us: Micros = DAY
-    default_timeout_us: Micros | None = None
-    max_state_bytes: int = 256 * 1024
-    max_event_bytes: int = 1008 * 1024
-    max_open_flows: int | None = 10_000_000
-    max_state_bytes_of_agent: int | None = None
-    max_held: int = 1_000_000
-    max_held_of_tenant: int = 100_000
-    topics: Callable[[str, str | None], FlowError | None] | None = None
-    accepts: Callable[[dict[str, Any], Any], tuple[str, str] | None] | None = None
-    schema_flaw: Callable[[dict[str, Any]], str | None] | None = None
-    answers_on: Callable[[str, str], str | FlowError] | None = None
-    delegates: Callable[[str, str | None], FlowError | None] | None = None
-    takes: Callable[[str, Mapping[str, str], bytes], bool] | None = None
-    max_hops: int = 16
+from nats_taskflow.units import Micros
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks. `owner` gates the flow (None: trusted, in-process); `cause` is the command or event id; `trace` a traceparent."""
+    """Who asks. `actor`: the name for the journal (`agent:kate`, `operator:ann`). `owner`: the one whose flows it may touch; None: all
+    flows (trusted, in the process). `cause`: the id of the command or event behind it. `trace`: its traceparent.
+    """
 
     actor: str
     owner: str | None = None
@@ -65,7 +33,7 @@ WORKER = Caller(actor="worker")
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """What every command has: the flow it is about, who asks, and the revision the caller saw (None: any)."""
+    """What every command carries: the flow it is about, who asks, and the revision that the caller saw (None: any)."""
 
     flow_id: str
     caller: Caller = IN_PROCESS
@@ -73,9 +41,10 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StartFlow(Command, frozen=True, kw_only=True):
-    """Create a flow, and run it unless `hold`.
+    """Create a flow, and run it unless `hold`. Carries all that the flow is created with.
 
-    `minted`: the id was made by the worker, so it is new. `idempotency_key` is unique per owner (SEMANTICS 6).
+    `idempotency_key` is unique per owner: a second start under it returns the first flow (SEMANTICS 6). `minted`: the worker made the id,
+    so it is new. `hops`: how many delegations led here.
     """
 
     controller_id: str
@@ -97,21 +66,25 @@ class RunFlow(Command, frozen=True, kw_only=True):
 
 
 class AdvanceFlow(Command, frozen=True, kw_only=True):
-    """Merge `patch` into the state and name the next step."""
+    """Merge `patch` into the state, and name the next step where the caller gives one."""
 
     patch: Any = msgspec.field(default_factory=dict)
     next_step: str | None = None
 
 
 class ParkFlow(Command, frozen=True, kw_only=True):
-    """Park the flow on a wait condition. `nonce` (≥ 128 random bits) becomes the correlation id where none is given (R3)."""
+    """Park the flow on a wait condition, a JSON object. Missing correlation ids are derived from `nonce`, ≥ 128 random bits (R3)."""
 
     condition: Any
     nonce: str
 
 
 class DelegateFlow(Command, frozen=True, kw_only=True):
-    """Park the flow on a delegate's reply and send the request, atomically (SEMANTICS 5). `reply` is the NATS reply subject."""
+    """Send a request to a delegate and park the flow on its reply, atomically (SEMANTICS 5).
+
+    Carries the request (`to`, `payload`, `headers`, the NATS reply subject `reply`), the pair on which the answer comes, and the bounds of
+    the wait. `cancel_to`: who hears of it when the flow is cancelled meanwhile.
+    """
 
     to: str
     payload: Any
@@ -127,9 +100,9 @@ class DelegateFlow(Command, frozen=True, kw_only=True):
 
 
 class ResumeFlow(Command, frozen=True, kw_only=True):
-    """Resume the flow whatever it waits for, merging `patch`. `wait_id`: only this generation (SEMANTICS R8).
+    """Resume the flow whatever it waits for, and merge `patch`. `wait_id`: only this generation of its wait (SEMANTICS R8).
 
-    `leaf` (number or name): answer only this manual leaf of a composite wait; `patch` is then its payload.
+    `leaf`, a number or a name: answer only this manual leaf of a composite wait; `patch` is its payload then.
     """
 
     patch: Any = None
@@ -139,19 +112,19 @@ class ResumeFlow(Command, frozen=True, kw_only=True):
 
 
 class FinishFlow(Command, frozen=True, kw_only=True):
-    """End the flow well, merging `final_state`."""
+    """End the flow well, and merge `final_state`."""
 
     final_state: Any = None
 
 
 class FailFlow(Command, frozen=True, kw_only=True):
-    """End the flow badly."""
+    """End the flow badly, for a reason that its state keeps."""
 
     reason: str
 
 
 class RequestCancel(Command, frozen=True, kw_only=True):
-    """Ask for cancellation; a waiting flow is cancelled on the next tick."""
+    """Ask a flow to wind down. A running one may still observe its runs; a waiting one is cancelled on the next tick."""
 
     reason: str | None = None
 
@@ -164,7 +137,7 @@ class CancelFlow(Command, frozen=True, kw_only=True):
 
 
 class ObserveStep(Command, frozen=True, kw_only=True):
-    """Record what is known of one run of a flow; `step_id` is used when the run is new."""
+    """Record what is known of one run of a flow. `run_id` finds the run; `step_id` becomes its id where it is new."""
 
     step_id: str
     run_id: str
@@ -175,7 +148,7 @@ class ObserveStep(Command, frozen=True, kw_only=True):
 
 
 class MatchHeld(Command, frozen=True, kw_only=True):
-    """Give the held reply of this key to the flow, at `leaf` (None: the only one that waits for a reply)."""
+    """Give the held reply of this key to the flow as if it had come for it, at `leaf` (None: the only one that waits for a reply)."""
 
     key: str
     reason: str
@@ -183,7 +156,7 @@ class MatchHeld(Command, frozen=True, kw_only=True):
 
 
 class ExpireHeld(msgspec.Struct, frozen=True, kw_only=True):
-    """Let the held reply of this key expire before its time."""
+    """Move the held reply of this key to the dead letters before its time."""
 
     key: str
     caller: Caller
@@ -191,10 +164,10 @@ class ExpireHeld(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A reply reached a topic. `flow_id` filters (R2); `arrived_us` is the broker's clock (R9).
+    """A reply has reached a topic. `payload`: what it brings; `msgspec.UNSET` where that is nothing.
 
-    `hold`: keep it when nobody waits yet (R4). `payload` is `msgspec.UNSET` for a reply that carries none.
-    `key` names the message among the inbound ones; `tenant` says whose quota it counts against while it is held.
+    `event_id` recognises a repeat (R5); `arrived_us` is its arrival by the broker's clock (R9). `flow_id`: it is for this flow only (R2).
+    `hold`: keep it where nobody waits yet (R4). `key` names its row in the inbox; `tenant` is whose quota it counts against while held.
     """
 
     topic: str
@@ -209,8 +182,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = ""
 
 
-class RequestRefused(msgspec.Struct, frozen=True):
-    """The stream that captures a delegate's subject has not taken the request that is to be answered on this pair: send it again."""
+class RequestNotStored(msgspec.Struct, frozen=True):
+    """The broker did not store the request that is to be answered on this pair, and says `why`: it has to be sent again."""
 
     topic: str
     correlation_id: str
@@ -218,9 +191,9 @@ class RequestRefused(msgspec.Struct, frozen=True):
 
 
 class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True):
-    """Time may have brought something about for this generation of the flow's wait: a timer, a deadline, or a cancel intent.
+    """Something may be due for this generation of a flow's wait: a timer, a deadline, or the end of a flow that was asked to cancel.
 
-    Whatever is due by `at_us` happens.
+    All that is due by `at_us` happens.
     """
 
     flow_id: str
@@ -229,14 +202,14 @@ class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndOfFlow(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow has ended: whoever waits for that resumes. `trace`: the traceparent of what ended it."""
+    """A flow has ended: the flows that wait for that resume. `trace`: the traceparent of what ended it."""
 
     flow_id: str
     trace: str | None = None
 
 
 class FollowUp(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow ended earlier, and some who depend on that were not told yet: its watchers; with `cascade` its children too."""
+    """A flow ended in an earlier transaction, which did not reach all that depend on it: its watchers, and with `cascade` its children."""
 
     flow_id: str
     cascade: bool
@@ -244,7 +217,7 @@ class FollowUp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ParentCancelled(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow was cancelled: its children are cancelled with it. `trace`: the traceparent of what cancelled it."""
+    """A flow was cancelled, and its children are cancelled with it. `trace`: the traceparent of what cancelled it."""
 
     flow_id: str
     trace: str | None = None
@@ -267,6 +240,6 @@ Stimulus = (
     | MatchHeld
     | ExpireHeld
     | Reply
-    | RequestRefused
+    | RequestNotStored
     | DeadlinePassed
 )

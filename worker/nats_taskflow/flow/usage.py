@@ -1,4 +1,4 @@
-"""Count what agents' flows take: how many are open, and the bytes of all their states, those of ended flows too until they are deleted."""
+"""Count the open flows of each agent, and the bytes of its states; those of ended flows count until they are deleted."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from nats_taskflow.flow.model import Flow
 
 
 class Usage(msgspec.Struct):
-    """What the flows of one agent take, or by how much that changes."""
+    """What the flows of one agent take, or a change of that."""
 
     open_flows: int = 0
     state_bytes: int = 0
 
 
 class Usages(msgspec.Struct):
-    """What agents' flows take: what is `stored` of those whose quota is asked for, and how that of every agent has `changed` since.
+    """What agents' flows take. `stored`: by the database, of the agents whose quota matters; `changed`: of every agent, since then.
 
-    `owners`: where the changes of each owner's flows are counted; those of owners that are no agents nowhere else.
+    `owners`: where each owner's changes are counted; those of an owner that is no agent count nowhere else.
     """
 
     stored: dict[str, Usage] = msgspec.field(default_factory=dict)
@@ -27,12 +27,12 @@ class Usages(msgspec.Struct):
     owners: dict[str, Usage] = msgspec.field(default_factory=dict)
 
     def of(self, agent: str) -> Usage:
-        """Return what the agent's flows take by now."""
+        """Return what the agent's flows take now."""
         stored, changed = self.stored.get(agent, Usage()), self.changed.get(agent, Usage())
         return Usage(stored.open_flows + changed.open_flows, stored.state_bytes + changed.state_bytes)
 
     def note(self, before: Flow | None, flow: Flow) -> None:
-        """Count what a flow takes now, less what it took before."""
+        """Add what a flow takes now, less what it took before."""
         owner = flow.owner_session_key
         if owner not in self.owners:
             agent = agent_of(owner)

@@ -1,4 +1,4 @@
-"""Refuse a wait condition that can never hold, naming the field by a JSON pointer (SEMANTICS 3, CONTRACT 3 `details.path`)."""
+"""Refuse a wait condition that can never hold, with a JSON pointer to the field (SEMANTICS 3, CONTRACT 3 `details.path`)."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from nats_taskflow.flow.conditions import (
 from nats_taskflow.flow.decision import View
 from nats_taskflow.flow.ids import agent_of, bad_id
 from nats_taskflow.flow.model import Flow
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 from nats_taskflow.text import TYPES, counted, meant, shown
 from nats_taskflow.units import Micros, to_micros, to_the_second
 
 
 def check(condition: WaitCondition, flow: Flow, view: View, now: Micros, policy: Policy) -> FlowError | None:
-    """Return why the settled condition cannot be waited for, or None (SEMANTICS 3, last paragraph)."""
+    """Return the refusal of a normalized condition that cannot be waited for, or None (SEMANTICS 3, last paragraph)."""
     walked = list(nodes(condition))
     if max(node.depth for node in walked) > MAX_DEPTH:
         return InvalidRequest(f"a wait condition nests at most {MAX_DEPTH} deep", path="/wait_condition")
@@ -44,7 +44,7 @@ def check(condition: WaitCondition, flow: Flow, view: View, now: Micros, policy:
     for node in walked:
         refusal = _check_node(node, flow, view, now, policy)
         if refusal is not None:
-            return relocate(refusal, trail(condition, node.number))
+            return relocate(refusal, pointer_to(condition, node.number))
     names = [node.condition.name for node in walked if isinstance(node.condition, Manual) and node.condition.name is not None]
     if len(set(names)) < len(names):
         return InvalidRequest("two manual leaves of one wait have the same name", path="/wait_condition/conditions")
@@ -75,12 +75,12 @@ def _check_node(node: Node, flow: Flow, view: View, now: Micros, policy: Policy)
 
 def _check_time(at: Micros, name: str, now: Micros, policy: Policy) -> FlowError | None:
     """Refuse a time that has passed or lies beyond the horizon."""
-    shown = to_the_second(at)
+    time = to_the_second(at)
     if at < now:
-        return TimerInPast(f"{name} {shown} has passed already", path=f"/wait_condition/{name}")
+        return TimerInPast(f"{name} {time} has passed already", path=f"/wait_condition/{name}")
     if at > now + policy.timer_horizon_us:
         days = policy.timer_horizon_us / 86_400_000_000
-        return HorizonExceeded(f"{name} {shown} is more than {days:g} days ahead", path=f"/wait_condition/{name}")
+        return HorizonExceeded(f"{name} {time} is more than {days:g} days ahead", path=f"/wait_condition/{name}")
     return None
 
 
@@ -131,37 +131,37 @@ _TAKES = {
 """What a field takes, for those whose type does not say it all."""
 
 
-def misspelled(bad: msgspec.ValidationError, value: Any) -> InvalidRequest:
-    """Refuse a value that spells no condition, and point to the place that msgspec names (`… - at `$.conditions[0].at``)."""
-    said, _, place = str(bad).rpartition(" - at `$")
+def spelling_refusal(bad: msgspec.ValidationError, value: Any) -> InvalidRequest:
+    """Return the refusal of a value that is no condition, with the place that msgspec names (`… - at `$.conditions[0].at``)."""
+    text, _, place = str(bad).rpartition(" - at `$")
     tokens = [token for token in place.removesuffix("`").replace("[", ".").replace("]", "").split(".") if token]
-    named = _FIELD.match(said)
-    path, given = "/".join([_WHOLE, *tokens]), _at(value, tokens)
-    if named is not None:
-        below = f"{path}/{named[2].replace('~', '~0').replace('/', '~1')}"  # what a caller calls a field may be any text
-        misnamed = _unknown(named[2], given["kind"]) if named[1] == "contains unknown" else _missing(named[2])
+    wrong_field = _FIELD.match(text)
+    path, actual = "/".join([_WHOLE, *tokens]), _at(value, tokens)
+    if wrong_field is not None:
+        below = f"{path}/{wrong_field[2].replace('~', '~0').replace('/', '~1')}"  # what a caller calls a field may be any text
+        misnamed = _unknown(wrong_field[2], actual["kind"]) if wrong_field[1] == "contains unknown" else _missing(wrong_field[2])
         return InvalidRequest(f"{path[1:]} {misnamed}", path=below)
     field = (tokens or [""])[-1]
-    typed = _TYPE.match(said)
-    takes = _TAKES.get(field) or (TYPES.get(typed[1]) if typed is not None else None) or said
-    got = shown(given) if isinstance(given, str) else TYPES.get(_json_type(given), "null")
-    hint = meant(given, KINDS) if field == "kind" and isinstance(given, str) else ""
+    typed = _TYPE.match(text)
+    takes = _TAKES.get(field) or (TYPES.get(typed[1]) if typed is not None else None) or text
+    got = shown(actual) if isinstance(actual, str) else TYPES.get(_json_type(actual), "null")
+    hint = meant(actual, KINDS) if field == "kind" and isinstance(actual, str) else ""
     return InvalidRequest(f"{path[1:]} must be {takes}, not {got}{hint}", path=path)
 
 
 def _missing(name: str) -> str:
-    """Say which field a part needs, and what it takes where that is not plain."""
+    """Return a sentence: which field a part needs, and what it takes where that is not plain."""
     return f"needs the field {name}" + (f": {_TAKES[name]}" if name in _TAKES else "")
 
 
 def _unknown(name: str, kind: str) -> str:
-    """Say that a part has no such field, and which one was probably meant, or which it has."""
+    """Return a sentence: a part has no such field, and the one that was probably meant, or those that it has."""
     known = [field for field in KINDS[kind].__struct_fields__ if field not in ("to", "cancel_to")]  # these are set by `delegate`
     return f"({kind}) has no field {shown(name)}" + (meant(name, known) or f"; it takes {', '.join(known)}")
 
 
 def _at(value: Any, tokens: list[str]) -> Any:
-    """Return what stands at the place that msgspec named: it was there."""
+    """Return the value at the place that msgspec named."""
     for token in tokens:
         value = value[int(token)] if isinstance(value, list) else value[token]
     return value
@@ -173,21 +173,21 @@ def _json_type(value: Any) -> str:
 
 
 def relocate(refused: FlowError, below: str) -> FlowError:
-    """Say of a refusal of one part, which names the field as if the part were the whole condition, where that part is."""
+    """Prefix the path in the refusal of one part, which was checked as if it were the whole condition, by where that part is."""
     path = refused.details.get("path")
     if isinstance(path, str) and path.startswith(_WHOLE):
         refused.details["path"] = f"{_WHOLE}{below}{path.removeprefix(_WHOLE)}"
     return refused
 
 
-def trail(condition: WaitCondition, number: int) -> str:
+def pointer_to(condition: WaitCondition, number: int) -> str:
     """Return the pointer from the condition to its node of this number: `/conditions/1/conditions/0`."""
-    return next(islice(_trails(condition, ""), number, None))
+    return next(islice(_pointers(condition, ""), number, None))
 
 
-def _trails(part: WaitCondition, at: str) -> Iterator[str]:
-    """Give the pointer of each part, in the order in which `nodes` numbers them."""
+def _pointers(part: WaitCondition, at: str) -> Iterator[str]:
+    """Yield the pointer to each part, in the order in which `nodes` numbers them."""
     yield at
     if isinstance(part, COMPOSITES):
         for index, below in enumerate(part.conditions):
-            yield from _trails(below, f"{at}/conditions/{index}")
+            yield from _pointers(below, f"{at}/conditions/{index}")

@@ -1,6 +1,6 @@
-"""Hold flows, waits and held replies in memory: what decisions look at and are applied to.
+"""Flows, waits and held replies in memory: what decisions look at, and are applied to.
 
-The engine fills a `World` with what a batch names and saves what changed; tests use one as the whole database.
+The engine fills a `World` with what a batch names, and saves what changed. Tests use one as the whole database.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nats_taskflow.flow.usage import Usage, Usages
 
 
 class World:
-    """An in-memory `View` that decisions can be applied to."""
+    """A `View` in memory to which decisions can be applied."""
 
     def __init__(self) -> None:
         self.flows: dict[str, Flow] = {}
@@ -46,11 +46,11 @@ class World:
         return self.flows.get(flow_id)
 
     def was_pruned(self, flow_id: str) -> bool:
-        """Tell whether there was a flow of this id, which is deleted while its events may still be read."""
+        """Return whether a flow of this id was deleted while its events may still be read."""
         return flow_id in self.pruned
 
     def add_waiter(self, waiter: Waiter) -> None:
-        """Note an open wait; its flow is the last one that waited for the pair."""
+        """Add an open wait; its flow is the last one that waited for the pair."""
         self.last[waiter.pair] = waiter.flow_id
         self.waiting[waiter.pair].append(waiter)
         self.pairs[waiter.flow_id].add(waiter.pair)
@@ -77,8 +77,8 @@ class World:
         return next((held for held in self.replies.get(_pair_of(key), ()) if held.key == key), None)
 
     def children(self, flow_id: str) -> Iterable[str]:
-        """List the ids of the flows started with this one as parent, as far as they have not ended."""
-        return [child for child in self.families.get(flow_id, ()) if not ((found := self.flows.get(child)) and found.terminal)]
+        """List the flows with this one as parent that have not ended."""
+        return [child for child in self.families.get(flow_id, ()) if not ((flow := self.flows.get(child)) and flow.terminal)]
 
     def last_flow(self, pair: Pair) -> str | None:
         """Return the id of the flow that last waited for the pair, or None."""
@@ -89,13 +89,13 @@ class World:
         return self.cancel_reasons.get(flow_id)
 
     def apply(self, decision: Decision) -> None:
-        """Carry the decision out."""
+        """Carry a decision out."""
         for change in decision.changes:
             self._apply(change)
-        for taken in decision.taken:
-            self._use_up(taken.held)
-        for spoiled in decision.spoiled:
-            self._use_up(spoiled.held)
+        for matched in decision.taken:
+            self._use_up(matched.held)
+        for rejected in decision.spoiled:
+            self._use_up(rejected.held)
         for displaced in decision.displaced:
             self._use_up(displaced.held)
         if decision.hold is not None:
@@ -103,13 +103,13 @@ class World:
             self.holdings.add(decision.hold)
 
     def _use_up(self, held: HeldReply) -> None:
-        """Forget a held reply, by its key: what made room was loaded without its payload, and perhaps without its pair."""
-        known = self.replies.get(held.pair, [])
-        known[:] = [other for other in known if other.key != held.key]
+        """Remove a held reply, by its key: one that makes room was loaded without its payload, perhaps without its pair."""
+        replies = self.replies.get(held.pair, [])
+        replies[:] = [other for other in replies if other.key != held.key]
         self.holdings.remove(held)
 
     def absorb(self, other: World) -> None:
-        """Add what `other` has and this world does not: what is here already may be newer than what was loaded."""
+        """Add what `other` has and this world has not: what is here may be newer than what was loaded."""
         for flow_id, flow in other.flows.items():
             self.flows.setdefault(flow_id, flow)
         self.unreadable |= other.unreadable
@@ -123,7 +123,7 @@ class World:
                     self.add_waiter(waiter)
 
     def _apply(self, change: FlowChange) -> None:
-        """Carry out what happened to one flow."""
+        """Carry out the change of one flow."""
         flow = change.flow
         before = self.flows.get(flow.id)
         if before is None and flow.parent_flow_id is not None:
@@ -145,15 +145,15 @@ class World:
                 self.add_waiter(waiter)
 
     def _close(self, flow_id: str, leaves: tuple[int, ...]) -> None:
-        """Close all of a flow's waits, or only the leaves that were satisfied."""
+        """Close all waits of a flow, or only some leaves."""
         for pair in tuple(self.pairs[flow_id]):
-            kept = [w for w in self.waiting[pair] if w.flow_id != flow_id or (leaves and w.leaf not in leaves)]
-            if len(kept) < len(self.waiting[pair]):
-                self.waiting[pair] = kept
+            remaining = [w for w in self.waiting[pair] if w.flow_id != flow_id or (leaves and w.leaf not in leaves)]
+            if len(remaining) < len(self.waiting[pair]):
+                self.waiting[pair] = remaining
                 self.pairs[flow_id].discard(pair)
 
 
 def _pair_of(key: str) -> Pair:
-    """Return what the held reply of this key is matched by: the first two lines of its key."""
+    """Return the pair of a held reply: the first two lines of its key."""
     topic, _, rest = key.partition("\n")
     return topic, rest.partition("\n")[0]

@@ -1,7 +1,7 @@
-"""Count durations into buckets for a fifth of what the library's histogram costs: for what is counted with every message.
+"""A histogram of durations for what every message counts: it costs a fifth of the library's.
 
-The library takes two locks for each value, since threads may count. Here only the event loop counts, and what is counted is put into the
-library's form when somebody asks for the page.
+The library takes two locks per value, since threads may count. Here only the event loop counts, and the library's form is made when
+somebody asks for the page.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from prometheus_client.registry import Collector
 
 
 class DurationHistogram(Collector):
-    """A histogram with at most one label. `bounds`: the upper ends of its buckets, in seconds, ascending. Not for use by several threads.
+    """A histogram with at most one label, for one thread. `bounds`: the upper ends of its buckets in seconds, ascending.
 
-    With a `label`, its values have to come from a closed set; one is shown once it was counted.
+    The values of a `label` must come from a closed set. A value is on the page once it was counted.
     """
 
     def __init__(self, name: str, text: str, bounds: tuple[float, ...], registry: CollectorRegistry, *, label: str = "") -> None:
@@ -29,31 +29,31 @@ class DurationHistogram(Collector):
         self._sums: dict[str, float] = {"": 0.0}
         registry.register(self)
 
-    def observe(self, seconds: float, of: str = "") -> None:
-        """Count one duration, under this value of the label."""
-        counts = self._counts.get(of)
+    def observe(self, seconds: float, value: str = "") -> None:
+        """Count a duration under this value of the label."""
+        counts = self._counts.get(value)
         if counts is None:
-            self._counts[of] = counts = [0] * (len(self._bounds) + 1)
-            self._sums[of] = 0.0
+            self._counts[value] = counts = [0] * (len(self._bounds) + 1)
+            self._sums[value] = 0.0
         counts[bisect_left(self._bounds, seconds)] += 1
-        self._sums[of] += seconds
+        self._sums[value] += seconds
 
     def describe(self) -> Iterator[HistogramMetricFamily]:
-        """Name it, so that no other can have the name."""
+        """Yield the name, so that no other metric can have it."""
         yield HistogramMetricFamily(self._name, self._text, labels=self.labels)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """Say it in the form of the page: each bucket counts what is in those below it, too."""
+        """Yield the figures in the form of the page: each bucket includes those below it."""
         family = HistogramMetricFamily(self._name, self._text, labels=self.labels)
-        for of, counts in list(self._counts.items()):
+        for value, counts in list(self._counts.items()):
             below, buckets = 0, []
-            for bound, count in zip((*map(_spelled, self._bounds), "+Inf"), counts, strict=True):
+            for bound, count in zip((*map(_label, self._bounds), "+Inf"), counts, strict=True):
                 below += count
                 buckets.append((bound, below))
-            family.add_metric((of,) if self.labels else (), buckets, self._sums[of])
+            family.add_metric((value,) if self.labels else (), buckets, self._sums[value])
         yield family
 
 
-def _spelled(bound: float) -> str:
-    """Spell a bound as the library does."""
+def _label(bound: float) -> str:
+    """Return a bound as the library writes it."""
     return repr(float(bound))

@@ -1,6 +1,6 @@
-"""Write lines to a stream that may be closed, full or read by nobody: then a line is lost and counted, and nothing else happens.
+"""Write lines to a stream that may be closed, full or unread.
 
-The log is nobody's reason to fail, or to wait.
+A line that cannot be written is lost and counted: a log must make nothing fail or wait.
 """
 
 from __future__ import annotations
@@ -12,62 +12,63 @@ from collections.abc import Callable
 from typing import TextIO
 
 _PATIENCE = 50
-"""Milliseconds to wait for the reader of a full pipe, once; from then on not at all, until it has read."""
+"""Milliseconds to wait once for the reader of a full pipe. After that nobody waits, until it has read."""
 
 
 class LineWriter:
-    """Writes whole lines, past Python's buffers where the stream is a file of the system: what stays in them fails again at the exit.
+    """Writes whole lines. `lost`: how many were lost; `unreported`: how many of them since the last one that got through.
 
-    `out`: None where the process has no such stream. `untold`: how many lines were lost since the last one that got through.
+    It bypasses Python's buffers where the stream is a file of the system, since what stays in them fails again at the exit. `out` is None
+    where the process has no such stream.
     """
 
     def __init__(self, out: TextIO | None) -> None:
         self.out = out
         self.lost = 0
-        self.untold = 0
-        self._counted: Callable[[int], None] = lambda _lines: None
+        self.unreported = 0
+        self._on_lost: Callable[[int], None] = lambda _lines: None
         self._descriptor = _descriptor(out)
         self._encoding = getattr(out, "encoding", None) or "utf-8"
         self._poll = _poll(self._descriptor)
         self._patience = _PATIENCE
         self._torn = False
 
-    def count(self, counted: Callable[[int], None]) -> None:
-        """Have `counted` called with how many lines are lost: with those lost so far now, with each other as it is lost."""
-        self._counted = counted
+    def count(self, on_lost: Callable[[int], None]) -> None:
+        """Call `on_lost` with the number of lines lost so far, if any, and then whenever a line is lost."""
+        self._on_lost = on_lost
         if self.lost:
-            counted(self.lost)
+            on_lost(self.lost)
 
     def write(self, line: str) -> None:
-        """Write a line, its end included; never raises, never blocks for long."""
+        """Write a line, its end included. Never raises, never blocks for long."""
         try:
             self._put(line)
         except (OSError, ValueError):  # ValueError: the stream was closed in this process
             self.lost += 1
-            self.untold += 1
-            self._counted(1)
+            self.unreported += 1
+            self._on_lost(1)
         else:
-            self.untold = 0
+            self.unreported = 0
 
     def flush(self) -> None:
-        """Do nothing: a line is written at once."""
+        """Do nothing: lines are not buffered."""
 
     def _put(self, line: str) -> None:
-        """Write a line. Raises `OSError` where the file takes only a part, or nothing; then the next one begins on a line of its own."""
+        """Write a line. Raises `OSError` where the file takes only a part, or nothing. The next line then begins with a line break."""
         if self._descriptor is None:
             if self.out is None:
                 raise BrokenPipeError
             self.out.write(line)
             self.out.flush()
             return
-        left = (f"\n{line}" if self._torn else line).encode(self._encoding, "backslashreplace")
-        while left:
-            self._await_room()
-            left = left[os.write(self._descriptor, left if self._poll is None else left[: select.PIPE_BUF]) :]
-            self._torn = bool(left)
+        rest = (f"\n{line}" if self._torn else line).encode(self._encoding, "backslashreplace")
+        while rest:
+            self._wait_for_room()
+            rest = rest[os.write(self._descriptor, rest if self._poll is None else rest[: select.PIPE_BUF]) :]
+            self._torn = bool(rest)
 
-    def _await_room(self) -> None:
-        """Return when a pipe or terminal takes more. Raises `BlockingIOError` where its reader does not read."""
+    def _wait_for_room(self) -> None:
+        """Return once a pipe or terminal takes more. Raises `BlockingIOError` if its reader does not read."""
         if self._poll is None:
             return
         if not self._poll.poll(self._patience):
@@ -77,7 +78,7 @@ class LineWriter:
 
 
 def _descriptor(out: TextIO | None) -> int | None:
-    """Return the number of a stream's file; None where it has none."""
+    """Return a stream's file descriptor; None where it has none."""
     try:
         return None if out is None else out.fileno()
     except (OSError, ValueError):
@@ -85,7 +86,7 @@ def _descriptor(out: TextIO | None) -> int | None:
 
 
 def _poll(descriptor: int | None) -> select.poll | None:
-    """Return what tells whether a write would block; None for files, where none does."""
+    """Return the poll object for a descriptor; None for a regular file, which never blocks."""
     if descriptor is None or stat.S_ISREG(os.fstat(descriptor).st_mode):
         return None
     poll = select.poll()

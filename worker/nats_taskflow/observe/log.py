@@ -1,5 +1,8 @@
-"""Say what happens: how log lines look, and the name of every log event. One record is one line on stderr, JSON where nobody watches,
-readable text on a terminal, JSON with its priority for the journal of systemd.
+"""Configure logging: one record is one line on stderr.
+
+It is readable text on a terminal, JSON with its priority for the journal of systemd, JSON otherwise. The name of an event is a literal
+where it is logged, and what differs between two records of one event is in fields; docs/logging.md explains each, and a test holds the
+two together.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, MutableMapping
-from enum import StrEnum
 from typing import Any, TextIO, cast
 
 import structlog
@@ -24,114 +26,14 @@ _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _TRACEPARENT = ("", "trace_id", "span_id", "")
 
 
-class LogEvent(StrEnum):
-    """Every log event; what differs between two records of one event goes into fields. docs/logging.md says what each means."""
-
-    STARTING = "worker.starting"
-    READY = "worker.ready"
-    READY_NOT_TOLD = "worker.ready_not_told"
-    STOPPING = "worker.stopping"
-    STOPPED = "worker.stopped"
-    STOPPED_AT_ONCE = "worker.stopped_at_once"
-    FAILED = "worker.failed"
-    TASK_FAILED = "task_failed"
-    ERRAND_FAILED = "errand_failed"
-    TIMERS_FIRST = "worker.timers_first"
-    STORE_NOT_CLOSED = "store.not_closed"
-    STORE_UNAVAILABLE = "store_unavailable"
-    OPEN_TO_OTHERS = "store.open_to_others"
-    NOT_ROLLED_BACK = "not_rolled_back"
-    HELD_PASSED_OVER = "held_reply_passed_over"
-    FLOW_SET_ASIDE = "flow_set_aside"
-    DEAD_LETTERED = "dead_lettered"
-    PRUNED = "pruned"
-    PRUNE_POSTPONED = "prune_postponed"
-    PROVISIONED = "topology.provisioned"
-    STREAM_AT_RISK = "topology.stream_at_risk"
-    STREAM_CREATED = "topology.stream_created"
-    STREAM_CREATED_AGAIN = "topology.stream_created_again"
-    STREAM_EXTENDED = "topology.stream_extended"
-    STREAM_LIMITED = "topology.stream_limited"
-    STREAM_GUARDED = "topology.stream_guarded"
-    CONSUMER_CREATED = "topology.consumer_created"
-    CONSUMER_CREATED_AGAIN = "topology.consumer_created_again"
-    CONSUMER_CLAIMED = "topology.consumer_claimed"
-    CONSUMER_FILTERED = "topology.consumer_filtered"
-    DELIVERED_AGAIN = "delivered_again"
-    NOT_REWOUND = "topology.not_rewound"
-    BATCHES_ALLOWED = "topology.batches_allowed"
-    NO_BATCHES = "topology.no_batches"
-    MONITOR_UNREACHABLE = "topology.monitor_unreachable"
-    SERVER_STARTED = "nats_server.started"
-    BUS_DISCONNECTED = "bus.disconnected"
-    BUS_RECONNECTED = "bus.reconnected"
-    BUS_ERROR = "bus.error"
-    BUS_RENEWED = "bus.subscriptions_renewed"
-    BUS_NOT_RENEWED = "bus.not_renewed"
-    BUS_NOT_TOLD = "bus.not_told"
-    BUS_TAKE_FAILED = "bus.take_failed"
-    BUS_LISTENER_FAILED = "bus.listener_failed"
-    BUS_DUPLICATE_BELIEVED = "bus.duplicate_believed"
-    BUS_PUBLISHES_FAILED = "bus.publishes_failed"
-    BUS_SEND_FAILED = "bus.send_failed"
-    BUS_WRITE_FAILED = "bus.write_failed"
-    BUS_FLUSH_FAILED = "bus.flush_failed"
-    BUS_CLOSE_FAILED = "bus.close_failed"
-    BUS_UNSUBSCRIBE_FAILED = "bus.unsubscribe_failed"
-    PULL_INTERRUPTED = "pull.interrupted"
-    PULL_UNRESPONSIVE = "pull.unresponsive"
-    PULL_STALLED = "pull.stalled"
-    PULL_DENIED = "pull.denied"
-    PULL_WAITING = "pull.waiting"
-    PULL_NOT_RECREATED = "pull.not_recreated"
-    PULL_TAKE_FAILED = "pull.take_failed"
-    PULL_UNSUBSCRIBE_FAILED = "pull.unsubscribe_failed"
-    ANSWER_WITHHELD = "service.answer_withheld"
-    ANSWER_REFUSED = "service.answer_refused"
-    HANDLER_FAILED = "service.handler_failed"
-    SERVICE_STOP_FAILED = "service.stop_failed"
-    REQUEST_FAILED = "request_failed"
-    OPERATOR_INTERVENED = "operator_intervened"
-    DELIVERY_FAILED = "delivery_failed"
-    SUSPECTS_FOUND = "suspects_found"
-    CLOCK_APART = "clock_apart"
-    NOT_KNOWN = "acknowledged_but_not_known"
-    STIMULUS_FAILED = "stimulus_failed"
-    LISTENER_FAILED = "listener_failed"
-    TICK = "wait engine tick"  # as the reference system spells it: people search for it
-    TICK_FAILED = "tick_failed"
-    WAIT_NOT_MOVED = "wait_not_moved"
-    DELEGATE_NOT_REACHED = "delegate_not_reached"
-    DISPATCH_POSTPONED = "dispatch_postponed"
-    PUBLISH_FAILED = "publish_failed"
-    FLOW_NOT_PUBLISHED = "flow_not_published"
-    ONE_BY_ONE = "one_by_one"
-    NOT_EVERYTHING_PUBLISHED = "not_everything_published"
-    OUTLET_NOT_READ = "outlet_not_read"
-    ROW_PASSED_OVER = "row_passed_over"
-    PROGRESS_NOT_NOTED = "progress_not_noted"
-    STREAMS_WELL = "streams_are_well_again"
-    STREAM_BREAKS_A_PROMISE = "stream_breaks_a_promise"
-    SILENT_JETSTREAM = "jetstream_does_not_answer"
-    BACKLOG_UNKNOWN = "backlog_unknown"
-    SURVEY_FAILED = "survey_failed"
-    WATCHDOG_NOT_FED = "watchdog_not_fed"
-    SYSTEMD_NOT_TOLD = "systemd_not_told"
-    SPANS_LEFT = "tracing.spans_left"
-    SPAN_FAILED = "tracing.span_failed"
-    LINK_NOT_FOUND = "tracing.link_not_found"
-    FROM_LIBRARY = "library.log"
-
-
 def configure_logging(log: LogConfig, stream: TextIO | None = None) -> LineWriter:
-    """Send all logging of this process, libraries' warnings included, to `stream` (stderr) as `log` says. Call once, at start.
+    """Send all logging of this process, libraries' warnings included, to `stream` (stderr). Call it once, at the start.
 
-    Returns what writes the lines, and counts those that it cannot write.
+    Returns the writer, which counts the lines that it cannot write.
     """
     out = sys.stderr if stream is None else stream
     lines = LineWriter(out)
-    watched = out is not None and out.isatty()
-    form = log.format if log.format != "auto" else "console" if watched else "journald" if _is_journal(out) else "json"
+    form = log.format if log.format != "auto" else "console" if _is_terminal(out) else "journald" if _is_journal(out) else "json"
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -143,39 +45,46 @@ def configure_logging(log: LogConfig, stream: TextIO | None = None) -> LineWrite
         structlog.processors.TimeStamper(fmt="%H:%M:%SZ" if form == "console" else "iso", utc=True, key="timestamp"),
         structlog.processors.StackInfoRenderer(),
     ]
-    shown: list[structlog.typing.Processor] = (
+    rendering: list[structlog.typing.Processor] = (
         [
             printable,
-            structlog.dev.ConsoleRenderer(pad_event_to=0, pad_level=False, colors=_coloured(out), exception_formatter=printable_traceback),
+            structlog.dev.ConsoleRenderer(
+                pad_event_to=0, pad_level=False, colors=_has_colours(out), exception_formatter=printable_traceback
+            ),
         ]
         if form == "console"
         else [name_instance(socket.gethostname()), structlog.processors.format_exc_info, journal_line if form == "journald" else one_line]
     )
     level = logging.getLevelNamesMapping()[log.level.upper()]
     structlog.configure(
-        processors=[*shared, *shown],
+        processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *names: NamedWriter(lines, *names),
-        cache_logger_on_first_use=True,  # a look-up on each call would cost more than a filtered call does
+        cache_logger_on_first_use=True,  # a look-up would cost more than the filtered call itself
     )
     root = logging.getLogger()
-    root.handlers = [FromLibrary()]
+    root.handlers = [LibraryHandler()]
     root.setLevel(max(level, logging.WARNING))  # below it aiosqlite logs statements with their values, which are payloads
     return lines
 
 
-def _coloured(out: TextIO | None) -> bool:
-    """Tell whether a stream takes colours: it is a terminal, and nobody has said that it does not (no-color.org)."""
-    return out is not None and out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def _is_terminal(out: TextIO | None) -> bool:
+    """Return whether somebody watches the stream."""
+    return out is not None and out.isatty()
+
+
+def _has_colours(out: TextIO | None) -> bool:
+    """Return whether a stream takes colours: a terminal, unless somebody has switched them off (no-color.org)."""
+    return _is_terminal(out) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """Give a logger whose records carry `logger: name`; the same as `structlog.get_logger(name)`, typed."""
+    """Return a logger whose records carry `logger: name`: `structlog.get_logger(name)`, typed."""
     return cast("structlog.typing.FilteringBoundLogger", structlog.get_logger(name))
 
 
 class NamedWriter(structlog.WriteLogger):
-    """Writes lines, and remembers whose they are."""
+    """Writes the lines of one logger."""
 
     def __init__(self, lines: LineWriter, name: str = "") -> None:
         super().__init__(cast("TextIO", lines))
@@ -184,15 +93,15 @@ class NamedWriter(structlog.WriteLogger):
 
 
 def name_lost(writer: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Say in the first record that gets through how many before it did not."""
-    lost = writer.lines.untold if isinstance(writer, NamedWriter) else 0
+    """Add to the first record that gets through how many before it were lost."""
+    lost = writer.lines.unreported if isinstance(writer, NamedWriter) else 0
     if lost:
         record["lost"] = lost
     return record
 
 
 def name_logger(writer: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add the logger's name; where it has none, the event says where it comes from (`bus.error`)."""
+    """Add the logger's name; where it has none, the event's prefix (`bus.error`)."""
     name = getattr(writer, "name", "") or str(record.get("event", "")).rpartition(".")[0].partition(".")[0]
     if name:
         record.setdefault("logger", name)
@@ -200,9 +109,9 @@ def name_logger(writer: object, _method: str, record: MutableMapping[str, Any]) 
 
 
 def name_error(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add `error.type` to a record with a traceback: what one groups by."""
-    told = record.get("exc_info")
-    error = told if isinstance(told, BaseException) else told[1] if isinstance(told, tuple) else sys.exc_info()[1] if told else None
+    """Add `error.type` to a record with a traceback, to group by."""
+    info = record.get("exc_info")
+    error = info if isinstance(info, BaseException) else info[1] if isinstance(info, tuple) else sys.exc_info()[1] if info else None
     if error is not None:
         record["error.type"] = type(error).__qualname__
     return record
@@ -218,79 +127,78 @@ def split_trace(_logger: object, _method: str, record: MutableMapping[str, Any])
 
 
 def name_instance(instance: str) -> structlog.typing.Processor:
-    """Make a processor that says which machine or pod the record is from: lines of many end up in one place."""
+    """Return a processor that adds which machine or pod a record is from: lines of many end up in one place."""
 
-    def named(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Add the name."""
+    def add_instance(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Add it, unless the record has one."""
         record.setdefault("instance", instance)
         return record
 
-    return named
+    return add_instance
 
 
 def one_line(_logger: object, _method: str, record: MutableMapping[str, Any]) -> str:
-    """Render a record as one line of ASCII JSON, whatever is in it: no text in it can begin a second line or a second record."""
+    """Render a record as one line of ASCII JSON. No text in it can begin a second line or a second record."""
     try:
         return _encode(record)
     except (TypeError, ValueError, RecursionError):  # a NaN, a key that is no text, a structure that contains itself
-        return _encode({str(key): value if _plain(value) else _described(value) for key, value in record.items()})
+        return _encode({str(key): value if _is_plain(value) else _repr(value) for key, value in record.items()})
 
 
 def journal_line(logger: object, method: str, record: MutableMapping[str, Any]) -> str:
-    """Render a record as JSON behind the priority that the journal takes off and keeps (sd-daemon(3)): `journalctl -p warning` finds it."""
+    """Render a record as JSON behind its priority, which the journal takes off (sd-daemon(3)): `journalctl -p warning` finds it."""
     return f"<{_PRIORITIES.get(str(record.get('level')), 5)}>{one_line(logger, method, record)}"
 
 
 def _is_journal(out: TextIO | None) -> bool:
-    """Tell whether systemd made the stream, and reads it (`$JOURNAL_STREAM`, systemd.exec(5))."""
+    """Return whether systemd made the stream, and reads it (`$JOURNAL_STREAM`, systemd.exec(5))."""
+    if out is None:
+        return False
     try:
-        there = os.fstat(out.fileno()) if out is not None else None
+        file = os.fstat(out.fileno())
     except OSError:  # no file at all: a test's, or closed
         return False
-    if there is None:
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{there.st_dev}:{there.st_ino}"
+    return os.environ.get("JOURNAL_STREAM") == f"{file.st_dev}:{file.st_ino}"
 
 
 def _encode(record: Mapping[str, Any]) -> str:
-    """Write JSON. Everything outside ASCII is escaped, since U+2028 and U+0085 end a line for many readers."""
-    return json.dumps(record, default=_described, allow_nan=False, separators=(",", ":"))
+    """Encode as JSON. Everything outside ASCII is escaped, since U+2028 and U+0085 end a line for many readers."""
+    return json.dumps(record, default=_repr, allow_nan=False, separators=(",", ":"))
 
 
-def _plain(value: object) -> bool:
-    """Tell whether a value can go into JSON as it is."""
+def _is_plain(value: object) -> bool:
+    """Return whether a value can go into JSON as it is."""
     return value is None or isinstance(value, str | int)
 
 
-def _described(value: object) -> str:
-    """Give the `repr` of a value that JSON does not have."""
+def _repr(value: object) -> str:
+    """Return the `repr` of a value that JSON does not have."""
     try:
         return repr(value)
-    except Exception:  # noqa: BLE001 - a broken or too deep __repr__ must not turn a log call into a failure
+    except Exception:  # noqa: BLE001 - a broken or too deep __repr__ must not make a log call fail
         return f"<{type(value).__name__}>"
 
 
 def printable(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape control characters in texts, so that nobody's message can move the cursor of the terminal that shows it."""
+    """Escape control characters, so that nobody's message can move the cursor of the terminal that shows it."""
     return {key: _visible(value) if isinstance(value, str) else value for key, value in record.items()}
 
 
 def printable_traceback(out: TextIO, failure: structlog.typing.ExcInfo) -> None:
-    """Write a traceback over its lines; what the error's message quotes of somebody's text is escaped like any other."""
-    told = io.StringIO()
-    structlog.dev.plain_traceback(told, failure)
-    out.write("\n".join(map(_visible, told.getvalue().split("\n"))))
+    """Write a traceback, escaped like any text: the error's message may quote somebody's."""
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, failure)
+    out.write("\n".join(map(_visible, text.getvalue().split("\n"))))
 
 
 def _visible(text: str) -> str:
-    """Escape what does not print."""
+    """Escape what is not printable."""
     return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class FromLibrary(logging.Handler):
-    """Hand what a library logs through the standard library to structlog, in the same form as our own records."""
+class LibraryHandler(logging.Handler):
+    """Passes what libraries log through `logging` to structlog, so that it has the form of our own records."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log one record of a library under its own logger's name."""
-        told = logger(record.name)
-        told.log(record.levelno, LogEvent.FROM_LIBRARY, message=record.getMessage(), exc_info=record.exc_info or None)
+        """Log a library's record under the name of its logger."""
+        logger(record.name).log(record.levelno, "library.log", message=record.getMessage(), exc_info=record.exc_info or None)

@@ -1,4 +1,4 @@
-"""Let a storm be a few lines: of warnings that say the same again some pass each minute, and the next says how many did not."""
+"""Rate-limit repeated warnings: at most `SAME` identical and `ALIKE` similar ones a minute. The next says how many were dropped."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ WINDOW = 60.0
 """Seconds."""
 
 SAME = 10
-"""Records of one event for one reason, about one flow and subject, in a window."""
+"""Records per window of one event, for one reason, about one flow and subject."""
 
 ALIKE = 100
-"""Records of one event in a window: reasons may be worded anew each time."""
+"""Records per window of one event: its reasons may be worded anew each time."""
 
 _WHY = ("reason", "why", "message", "status")
 _ABOUT = ("flow_id", "subject", "outlet", "stream")
 
 
 class LogRateLimit:
-    """Drops warnings and errors beyond so many a window. What is said once per intervention or per start (`info`) always passes."""
+    """Drops warnings and errors beyond the limits. What is logged once per intervention or start (`info`) always passes."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -33,7 +33,7 @@ class LogRateLimit:
         self._dropped: dict[Hashable, int] = {}
 
     def __call__(self, writer: object, method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Give the record back, with `suppressed` where some like it were dropped before. Raises `DropEvent` for one too many."""
+        """Return the record, with `suppressed` where some like it were dropped before. Raises `DropEvent` for one too many."""
         if logging.getLevelNamesMapping().get(record.get("level", method).upper(), 0) < logging.WARNING:
             return record
         now = self._clock()

@@ -1,6 +1,6 @@
-"""Make OpenTelemetry spans and send them to a collector: the one module that knows the SDK, loaded only where tracing is on (extra `otel`).
+"""Export spans by OpenTelemetry: the only module that knows the SDK, loaded only where tracing is on (extra `otel`).
 
-Names and attributes follow the semantic conventions for messaging, and `taskflow.*` where these have none. The collector, the service's
+Names and attributes follow the semantic conventions for messaging, and are `taskflow.*` where those have none. The collector, the service
 name, the sampler and the batches are the SDK's own settings: the OTEL_* variables.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -30,19 +30,19 @@ from opentelemetry.trace import (
 
 from nats_taskflow.errors import ConfigError
 from nats_taskflow.flow.lifecycle import EventKind
-from nats_taskflow.observe.trace import SpanPlace, SpanRecord
+from nats_taskflow.observe.span import SpanCount, SpanPlace, SpanRecord
 from nats_taskflow.version import program_version
 from nats_taskflow.wire.headers import TRACEPARENT, trace_of
-
-Counted = Callable[[str, int], None]
-"""Hears what became of how many spans: `exported` or `failed`. Called on another thread."""
 
 _PROTOCOL = "http/protobuf"
 _TOPIC = "topic:"
 
 
-def connect(counted: Counted, environ: Mapping[str, str] = os.environ) -> OtelSpans | None:
-    """Make the way to the collector; None where OTEL_SDK_DISABLED says so. Raises `ConfigError` for variables that cannot be met."""
+def connect(count: SpanCount, environ: Mapping[str, str] = os.environ) -> OtelSpans | None:
+    """Make the exporter to the collector of the OTEL_* variables; None where they switch the SDK off.
+
+    Raises `ConfigError` for a variable that asks for something this program cannot do.
+    """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
     for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
@@ -52,54 +52,54 @@ def connect(counted: Counted, environ: Mapping[str, str] = os.environ) -> OtelSp
     if not size.isdecimal() or int(size) < 1:
         raise ConfigError(f"OTEL_BSP_MAX_QUEUE_SIZE={size}: must be a whole number from 1")
     try:
-        exporter = Counting(OTLPSpanExporter(), counted)
+        exporter = CountingExporter(OTLPSpanExporter(), count)
         return OtelSpans(BatchSpanProcessor(exporter, max_queue_size=int(size)), exporter=exporter, room=int(size))
-    except ValueError as bad:
-        raise ConfigError(f"OTEL_…: {bad}") from bad
+    except ValueError as error:
+        raise ConfigError(f"OTEL_…: {error}") from error
 
 
-class Counting(SpanExporter):
-    """Counts what became of the spans that it has another exporter send. `seen`: how many those are."""
+class CountingExporter(SpanExporter):
+    """Counts what becomes of the spans of another exporter. `seen`: how many it was given so far."""
 
-    def __init__(self, exporter: SpanExporter, counted: Counted) -> None:
+    def __init__(self, exporter: SpanExporter, count: SpanCount) -> None:
         self._exporter = exporter
-        self._counted = counted
+        self._count = count
         self.seen = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send them. A failure is counted, and the exporter's own log line says why."""
+        """Send spans. The exporter itself logs why it failed."""
         result = SpanExportResult.FAILURE
         try:
             result = self._exporter.export(spans)
         finally:
             self.seen += len(spans)
-            self._counted("exported" if result is SpanExportResult.SUCCESS else "failed", len(spans))
+            self._count("exported" if result is SpanExportResult.SUCCESS else "failed", len(spans))
         return result
 
     def shutdown(self) -> None:
-        """End the other exporter."""
+        """Shut the exporter down."""
         self._exporter.shutdown()
 
 
-class OwnIds(RandomIdGenerator):
-    """Gives each span the id that belongs to its journal entry, so that a later one can link to it without anything being stored."""
+class EntryIds(RandomIdGenerator):
+    """Gives each span the id of its journal entry (`span_id`), so that a later span can link to it without anything being stored."""
 
     def __init__(self) -> None:
         super().__init__()
         self.next = 0
 
     def generate_span_id(self) -> int:
-        """Return the id that was set."""
+        """Return the id of the span that begins now."""
         return self.next
 
 
 class OtelSpans:
-    """Spans for the SDK. `room`: how many the processor holds, beyond which it would drop some itself, uncounted."""
+    """Exports spans through the SDK. `room`: how many the processor holds; beyond that it would drop some itself, uncounted."""
 
-    def __init__(self, processor: SpanProcessor, *, exporter: Counting | None = None, room: int = 0) -> None:
+    def __init__(self, processor: SpanProcessor, *, exporter: CountingExporter | None = None, room: int = 0) -> None:
         ours = Resource({"service.name": "taskflow", "service.version": program_version()})
-        self._ids = OwnIds()
-        # The variables win. The stop is the supervisor's: an exit handler would wait for a collector that hangs.
+        self._ids = EntryIds()
+        # The variables win. No exit handler: it would wait for a collector that hangs. The worker's stop closes this instead.
         self._provider = TracerProvider(
             resource=Resource.create().merge(ours).merge(OTELResourceDetector().detect()), shutdown_on_exit=False, id_generator=self._ids
         )
@@ -114,74 +114,74 @@ class OtelSpans:
         """Whether the processor holds as many as it can."""
         return self._exporter is not None and self._given - self._exporter.seen >= self._room
 
-    def begin(self, told: SpanRecord) -> Span | None:
-        """Begin the span under the context that the message brought, as the root of a trace where it brought none."""
-        self._ids.next = span_id(told.flow_id, told.seq)
-        parent = context_of(told.trace)
-        by_worker = told.trace is None
+    def begin(self, record: SpanRecord) -> Span | None:
+        """Begin the span under the context that the message brought; where it brought none, as the root of a trace."""
+        self._ids.next = span_id(record.flow_id, record.seq)
+        parent = context_of(record.trace)
+        by_worker = record.trace is None
         span = self._tracer.start_span(
-            f"taskflow {told.kind.value}",
+            f"taskflow {record.kind.value}",
             context=set_span_in_context(NonRecordingSpan(parent)) if parent is not None else Context(),
             kind=SpanKind.INTERNAL if by_worker else SpanKind.CONSUMER,
-            attributes=attributes(told),
-            start_time=told.began_ns,
+            attributes=attributes(record),
+            start_time=record.began_ns,
         )
         return span if span.is_recording() else None
 
-    def end(self, span: Span, told: SpanRecord, parked: SpanPlace | None) -> None:
+    def end(self, span: Span, record: SpanRecord, parked: SpanPlace | None) -> None:
         """End the span when its batch was committed."""
-        linked = linked_to(parked) if parked is not None else None
-        if linked is not None:
-            span.add_link(linked.context, linked.attributes)
-        if told.kind is EventKind.FAILED:
+        link = link_to(parked) if parked is not None else None
+        if link is not None:
+            span.add_link(link.context, link.attributes)
+        if record.kind is EventKind.FAILED:
             span.set_status(Status(StatusCode.ERROR))
         if span.get_span_context().trace_flags.sampled:
             self._given += 1
-        span.end(told.committed_ns)
+        span.end(record.committed_ns)
 
     def close(self) -> None:
-        """Send what is left; blocks."""
+        """Send what is left. Blocks."""
         self._provider.shutdown()
 
 
-def attributes(told: SpanRecord) -> dict[str, str | int]:
-    """Describe the entry. Nothing of a payload is here: traces are kept elsewhere, and read by others."""
-    said: dict[str, str | int | None] = {
-        "taskflow.flow.id": told.flow_id,
-        "taskflow.flow.status": told.status.value,
-        "taskflow.flow.controller_id": told.controller_id,
-        "taskflow.flow.revision": told.revision,
-        "taskflow.flow.step": told.step or None,
-        "taskflow.event.seq": told.seq,
-        "taskflow.agent": told.agent,
-        "taskflow.actor": told.actor,
-        "taskflow.wait.kind": told.wait_kind,
-        "taskflow.resume.cause": told.resumed_by,
-        "error.type": "flow_failed" if told.kind is EventKind.FAILED else None,
+def attributes(record: SpanRecord) -> dict[str, str | int]:
+    """Return the span's attributes. Nothing of a payload is among them: others keep traces, and read them."""
+    values: dict[str, str | int | None] = {
+        "taskflow.flow.id": record.flow_id,
+        "taskflow.flow.status": record.status.value,
+        "taskflow.flow.controller_id": record.controller_id,
+        "taskflow.flow.revision": record.revision,
+        "taskflow.flow.step": record.step or None,
+        "taskflow.event.seq": record.seq,
+        "taskflow.agent": record.agent,
+        "taskflow.actor": record.actor,
+        "taskflow.wait.kind": record.wait_kind,
+        "taskflow.resume.cause": record.resumed_by,
+        "error.type": "flow_failed" if record.kind is EventKind.FAILED else None,
     }
-    if told.trace is not None:
-        said |= {
+    if record.trace is not None:
+        values |= {
             "messaging.system": "nats",
             "messaging.operation.name": "process",
             "messaging.operation.type": "process",
-            "messaging.destination.name": told.actor.removeprefix(_TOPIC) if told.actor.startswith(_TOPIC) else None,
-            "messaging.message.id": told.cause,
-            "messaging.message.conversation_id": told.correlation_id,
+            "messaging.destination.name": record.actor.removeprefix(_TOPIC) if record.actor.startswith(_TOPIC) else None,
+            "messaging.message.id": record.cause,
+            "messaging.message.conversation_id": record.correlation_id,
         }
-    return {name: value for name, value in said.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def linked_to(parked: SpanPlace) -> Link | None:
+def link_to(parked: SpanPlace) -> Link | None:
     """Return the link to the span of the entry that parked the flow."""
-    asked = context_of(parked.trace)
-    if asked is None:
+    request = context_of(parked.trace)
+    if request is None:
         return None
-    context = SpanContext(asked.trace_id, span_id(parked.flow_id, parked.seq), is_remote=False, trace_flags=asked.trace_flags)
+    context = SpanContext(request.trace_id, span_id(parked.flow_id, parked.seq), is_remote=False, trace_flags=request.trace_flags)
     return Link(context, {"taskflow.link": "parked"})
 
 
 def context_of(trace: str | None) -> SpanContext | None:
-    """Read a traceparent; None where it is none."""
+    """Read a traceparent; None where the text is not one."""
     if trace is None or trace_of({TRACEPARENT: trace}) is None:
         return None
     _, trace_id, parent, flags = trace.split("-")
@@ -189,5 +189,5 @@ def context_of(trace: str | None) -> SpanContext | None:
 
 
 def span_id(flow_id: str, seq: int) -> int:
-    """Return the id of the span of a journal entry: never 0, which is none."""
+    """Return the id of the span of a journal entry: never 0, which OpenTelemetry takes for no id."""
     return int.from_bytes(hashlib.blake2b(f"{flow_id}:{seq}".encode(), digest_size=8).digest(), "big") or 1

@@ -1,4 +1,4 @@
-"""Count what happens: committed batches, settled messages, and the gauges that are looked at now and then."""
+"""Feed the metrics: committed batches and settled messages as they come, gauges from samples that the probes take."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import msgspec
 from nats_taskflow.flow.lifecycle import EventKind
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.observe.metrics import ACTIONS, FILES, QUOTAS, WAIT_KINDS, Metrics
-from nats_taskflow.observe.wait_counts import WaitCounts
 from nats_taskflow.store.records import Batch
 from nats_taskflow.units import SECOND
 
@@ -17,9 +16,9 @@ _UNSTORED = ("ignored", "retried")
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """What was seen at one look. Times are seconds, `room` is bytes.
+    """What the gauges show, at one moment. Times are in seconds, `room` is in bytes.
 
-    `published`, `reconnects`, `dropped` and `busy` count from the start.
+    `published`, `reconnects`, `dropped` and `busy` count from the start of the worker.
     """
 
     counts: Mapping[str, int] = {}
@@ -39,28 +38,27 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SlowSample(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found in the database at one of the slower looks. Ages are seconds.
+    """What the gauges show that takes the database long to read. Ages are in seconds.
 
-    `waits`: how many flows wait and how long the first of them has, by kind; `letters`: those not replayed, by reason; `most`: what one
-    agent's flows take at most, by quota.
+    `wait_age`: of the longest-waiting flow. `letters`: dead letters that nobody has replayed, by reason.
+    `most`: by quota, the most that one agent's flows take.
     """
 
     overdue: int = 0
-    waits: Mapping[str, tuple[int, float]] = {}
+    wait_age: float = 0.0
     held_age: float = 0.0
     letters: Mapping[str, int] = {}
     most: Mapping[str, int] = {}
 
 
 class MetricsRecorder:
-    """Feeds the metrics. Everything here is called on the hot path or from it: it only adds numbers."""
+    """Feeds the metrics. Most of it is called on the hot path: it only adds numbers."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._last = Sample()
-        self.census = WaitCounts()
 
-    def committed(self, batch: Batch) -> None:
+    def count_batch(self, batch: Batch) -> None:
         """Count a committed batch."""
         metrics = self._metrics
         metrics.batch_size.observe(len(batch.events))
@@ -70,20 +68,20 @@ class MetricsRecorder:
                 metrics.messages[label].inc(by)
         if batch.set_aside:
             metrics.set_aside.inc(len(batch.set_aside))
-        self._moved(batch)
+        self._count_moves(batch)
         for letter in batch.letters:
             metrics.dead_letters[letter.reason].inc()
         if batch.displaced:
             metrics.dead_letters["expired"].inc(len(batch.displaced))
 
-    def _moved(self, batch: Batch) -> None:
-        """Count what flows did. Added up first: to look a child up and count in it costs ten times as much as to add."""
+    def _count_moves(self, batch: Batch) -> None:
+        """Count what flows did. It is added up first, since counting in a metric costs ten times an addition."""
         moves: dict[tuple[str, str], int] = {}
         causes: dict[str, int] = {}
         for event in batch.events:
-            was, status = event.previous_status, event.status
-            if was is not None and was is not status:
-                move = was._value_, status._value_  # `value` is a descriptor, and takes three times as long
+            before, status = event.previous_status, event.status
+            if before is not None and before is not status:
+                move = before._value_, status._value_  # `value` is a descriptor, and takes three times as long
                 moves[move] = moves.get(move, 0) + 1
                 if event.kind is EventKind.RESUMED:
                     cause = event.payload["cause"]
@@ -93,92 +91,85 @@ class MetricsRecorder:
         for cause, by in causes.items():
             self._metrics.resumes[cause].inc(by)
         for write in batch.flows:
-            was_flow, flow = write.was, write.flow
-            generation = None if was_flow is None else was_flow.wait_id
-            if generation != flow.wait_id:
-                if was_flow is not None and was_flow.parked_us is not None:
-                    kind = _kind(was_flow)
-                    self.census.moved(batch.first_event, kind, was_flow.parked_us, -1)
-                    self._metrics.wait_duration.observe((flow.updated_us - was_flow.parked_us) / SECOND, kind or "other")
-                if flow.parked_us is not None:
-                    self.census.moved(batch.first_event, _kind(flow), flow.parked_us, 1)
+            old, flow = write.was, write.flow
+            if old is not None and old.parked_us is not None and old.wait_id != flow.wait_id:
+                self._metrics.wait_duration.observe((flow.updated_us - old.parked_us) / SECOND, _kind(old))
 
-    def settled(self, verb: str, outcome: str) -> None:
-        """Count a command by what its sender was told; and what has no row to be counted by: ignored and retried deliveries."""
+    def count_outcome(self, verb: str, outcome: str) -> None:
+        """Count a command by its outcome, and a message that leaves no row to count by: ignored or retried."""
         if verb in ACTIONS:
             self._metrics.commands[verb, outcome].inc()
         if outcome in _UNSTORED:
             self._metrics.messages[outcome].inc()
 
-    def timed(self, seconds: float) -> None:
-        """Note how long a transaction took."""
+    def time_commit(self, seconds: float) -> None:
+        """Record how long a transaction took."""
         self._metrics.commit_duration.observe(seconds)
 
-    def late(self, seconds: float) -> None:
-        """Note how long after its due time a timer or deadline was acted on."""
+    def timer_lag(self, seconds: float) -> None:
+        """Record how long after its due time a timer or deadline was acted on."""
         self._metrics.timer_lag.observe(seconds)
 
-    def looked(self, look: Sample) -> None:
-        """Set the gauges, and count on what is counted elsewhere."""
+    def sample(self, sample: Sample) -> None:
+        """Set the gauges, and raise the counters of what is counted elsewhere."""
         metrics = self._metrics
-        for name, value in look.counts.items():
+        for name, value in sample.counts.items():
             kind, _, label = name.partition(".")
             if kind == "flows":
                 metrics.flows[label].set(value)
-        metrics.replies_unmatched.set(look.counts.get("held", 0))
-        metrics.event_loop_lag.set(look.loop_lag)
-        metrics.timer_overdue.set(look.overdue)
-        metrics.nats_connected.set(int(look.connected))
-        metrics.ready.set(int(look.ready))
-        metrics.store_writable.set(int(look.writable))
-        metrics.outbox_pending.set(look.outbox)
-        metrics.outbox_age.set(look.outbox_age)
-        metrics.outbox_set_aside.set(look.set_aside)
+            elif kind == "waits":
+                metrics.waits[label].set(value)
+        metrics.replies_unmatched.set(sample.counts.get("held", 0))
+        metrics.event_loop_lag.set(sample.loop_lag)
+        metrics.timer_overdue.set(sample.overdue)
+        metrics.nats_connected.set(int(sample.connected))
+        metrics.ready.set(int(sample.ready))
+        metrics.store_writable.set(int(sample.writable))
+        metrics.outbox_pending.set(sample.outbox)
+        metrics.outbox_age.set(sample.outbox_age)
+        metrics.outbox_set_aside.set(sample.set_aside)
         for name in FILES:
-            if name in look.room:
-                metrics.store_size[name].set(look.room[name])
-        if "free" in look.room:
-            metrics.store_free.set(look.room["free"])
-        metrics.events_published.inc(look.published - self._last.published)
-        metrics.nats_reconnects.inc(look.reconnects - self._last.reconnects)
-        metrics.nats_dropped.inc(look.dropped - self._last.dropped)
-        metrics.store_busy.inc(look.busy - self._last.busy)
-        self._last = look
+            if name in sample.room:
+                metrics.store_size[name].set(sample.room[name])
+        if "free" in sample.room:
+            metrics.store_free.set(sample.room["free"])
+        metrics.events_published.inc(sample.published - self._last.published)
+        metrics.nats_reconnects.inc(sample.reconnects - self._last.reconnects)
+        metrics.nats_dropped.inc(sample.dropped - self._last.dropped)
+        metrics.store_busy.inc(sample.busy - self._last.busy)
+        self._last = sample
 
-    def surveyed(self, survey: SlowSample) -> None:
-        """Set the gauges of what takes longer to find out."""
+    def sample_slow(self, sample: SlowSample) -> None:
+        """Set the gauges of what takes long to read."""
         metrics = self._metrics
-        metrics.timers_overdue.set(survey.overdue)
-        for kind in {*metrics.waits, *survey.waits}:
-            count, age = survey.waits.get(kind, (0, 0.0))
-            metrics.waits[kind].set(count)
-            metrics.wait_age[kind].set(age)
-        metrics.replies_age.set(survey.held_age)
-        for reason in {*metrics.dead_letters_kept, *survey.letters}:
-            metrics.dead_letters_kept[reason].set(survey.letters.get(reason, 0))
+        metrics.timers_overdue.set(sample.overdue)
+        metrics.wait_age.set(sample.wait_age)
+        metrics.replies_age.set(sample.held_age)
+        for reason in {*metrics.dead_letters_kept, *sample.letters}:
+            metrics.dead_letters_kept[reason].set(sample.letters.get(reason, 0))
         for quota in QUOTAS:
-            metrics.usage_max[quota].set(survey.most.get(quota, 0))
+            metrics.usage_max[quota].set(sample.most.get(quota, 0))
 
-    def answered(self, seconds: float) -> None:
-        """Note how long a command on `api` took."""
+    def time_command(self, seconds: float) -> None:
+        """Record how long a command on `api` took."""
         self._metrics.command_duration.observe(seconds)
 
-    def replayed(self, done: int, failed: int) -> None:
-        """Count dead letters that were replayed, and those that could not be."""
+    def count_replays(self, done: int, failed: int) -> None:
+        """Count dead letters that were replayed, and those that could not be replayed."""
         self._metrics.replays["done"].inc(done)
         self._metrics.replays["failed"].inc(failed)
 
-    def traced(self, outcome: str, by: int) -> None:
-        """Count spans by what became of them. May be called on another thread."""
+    def count_spans(self, outcome: str, by: int) -> None:
+        """Count spans by what became of them. May be called on any thread."""
         self._metrics.spans[outcome].inc(by)
 
-    def backlog(self, pending: Mapping[str, int]) -> None:
-        """Note how many messages wait in the streams, by the name of the consumer."""
+    def sample_backlog(self, pending: Mapping[str, int]) -> None:
+        """Set how many messages wait in the streams, by consumer."""
         for consumer, count in pending.items():
             self._metrics.nats_pending[consumer].set(count)
 
 
 def _kind(flow: Flow) -> str:
-    """Return the kind of a flow's wait; empty where it is none that is known."""
+    """Return the kind of a flow's wait, as the closed set of labels has it."""
     kind = flow.wait_json.get("kind") if flow.wait_json is not None else None
-    return kind if kind in WAIT_KINDS else ""
+    return kind if kind in WAIT_KINDS else "other"

@@ -1,6 +1,6 @@
-"""Tell systemd how the worker is: the datagrams of sd_notify(3), and the keep-alives of sd_watchdog_enabled(3).
+"""Report to systemd: the datagrams of sd_notify(3) and the keep-alives of sd_watchdog_enabled(3).
 
-Off where `NOTIFY_SOCKET` is not set. Nothing here can stop the worker: who cannot be told is told again at the next look.
+Off where `NOTIFY_SOCKET` is not set. Nothing here can stop the worker: a datagram that cannot be sent is logged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_LAG = 5.0
 
 
 class Systemd:
-    """The service manager. `environ` says where it listens and how often it wants to hear; `ping` answers when the database does."""
+    """The service manager. `environ` says where it listens and how often it expects to hear; `ping` returns when the database answers."""
 
     def __init__(self, environ: Mapping[str, str], ping: Callable[[], Awaitable[None]]) -> None:
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
@@ -29,16 +29,19 @@ class Systemd:
         if self._socket is not None:
             self._socket.setblocking(False)  # noqa: FBT003 - the standard library's signature
 
-    def ready(self, status: str) -> None:
-        """Say that starting is over."""
-        self._tell("READY=1", f"STATUS={status}")
+    def on_ready(self, address: str) -> None:
+        """Report that the start is over."""
+        self._notify("READY=1", f"STATUS=Deciding what comes from {address}")
 
-    def stopping(self, status: str) -> None:
-        """Say that the worker is on its way out."""
-        self._tell("STOPPING=1", f"STATUS={status}")
+    def on_stop(self) -> None:
+        """Report that the worker is stopping."""
+        self._notify("STOPPING=1", "STATUS=Finishing what is in hand, publishing what is committed")
 
-    async def watch(self) -> None:
-        """Feed the watchdog until cancelled, twice as often as it asks for; but only while loop and database are alive."""
+    async def run(self) -> None:
+        """Feed the watchdog until cancelled, twice per interval, but only while event loop and database are alive.
+
+        Returns at once where there is no watchdog.
+        """
         if self._socket is None or self._every is None:
             return
         loop = asyncio.get_running_loop()
@@ -47,34 +50,34 @@ class Systemd:
             while True:
                 began = loop.time()
                 await asyncio.sleep(self._every)
-                why = _ailment(loop.time() - began - self._every, answer)
+                why = _reason_not_to_feed(loop.time() - began - self._every, answer)
                 if why is None:
-                    self._tell("WATCHDOG=1")
+                    self._notify("WATCHDOG=1")
                 else:
                     self._log.error("watchdog_not_fed", why=why)
-                if answer.done():  # a thread that hangs is not asked a second time: the questions would pile up
+                if answer.done():  # a thread that hangs is not pinged a second time: the pings would pile up
                     answer = asyncio.ensure_future(self._ping())
         finally:
             answer.cancel()
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
-    def _tell(self, *assignments: str) -> None:
-        """Send one datagram; one that is refused is reported, for there is nobody to try again for."""
+    def _notify(self, *assignments: str) -> None:
+        """Send one datagram. One that is refused is logged and not repeated: the next one says more."""
         if self._socket is None:
             return
         try:
             self._socket.sendto("\n".join(assignments).encode(), self._address)
-        except OSError as deaf:
-            self._log.warning("systemd_not_told", what=assignments[0], why=deaf.strerror)
+        except OSError as error:
+            self._log.warning("systemd_not_told", what=assignments[0], why=error.strerror)
 
 
-def _ailment(lag: float, answer: asyncio.Future[None]) -> str | None:
-    """Say why the watchdog must not be fed, or None."""
+def _reason_not_to_feed(lag: float, answer: asyncio.Future[None]) -> str | None:
+    """Return why the watchdog must not be fed, or None."""
     if lag >= MAX_LAG:
         return f"the event loop came round {lag:.1f} s late"
     if not answer.done():
@@ -91,8 +94,8 @@ def _address(text: str) -> str:
 
 
 def _interval(environ: Mapping[str, str]) -> float | None:
-    """Return half of what the watchdog waits for, in seconds; None where it is off or meant for another process."""
-    for_whom, asked = environ.get("WATCHDOG_PID", ""), environ.get("WATCHDOG_USEC", "")
-    if for_whom not in {"", str(os.getpid())} or not asked.isdecimal() or int(asked) == 0:
+    """Return half the watchdog's interval in seconds; None where it is off or meant for another process."""
+    pid, usec = environ.get("WATCHDOG_PID", ""), environ.get("WATCHDOG_USEC", "")
+    if pid not in {"", str(os.getpid())} or not usec.isdecimal() or int(usec) == 0:
         return None
-    return int(asked) / 2_000_000
+    return int(usec) / 2_000_000

@@ -1,8 +1,8 @@
-"""Send what delegations have committed: requests and cancel notices, after the commit, at least once (SEMANTICS 5).
+"""Send the requests and cancel notices of delegations, after their commit, at least once (SEMANTICS 5).
 
-A message is sent once the server has it and somebody listens. Where nobody does, or where the stream that captures it says afterwards that
-it does not take it, it is sent again, ever later, until its wait is over: then the row is gone. A crash between sending and noting it sends
-it twice, under the same `Nats-Msg-Id`.
+A message counts as sent when the server has it and somebody listens. Where nobody does, or where the stream that captures it refuses it
+afterwards, it is sent again, later and later, until its wait is over: then the row is gone. A crash between the sending and its note sends
+the message twice, under the same `Nats-Msg-Id`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ import structlog
 from nats_taskflow.bus.port import Bus, ForwardedRequest
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError
-from nats_taskflow.flow.request_headers import CORRELATION_ID, TRACEPARENT
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.store.port import Transaction
-from nats_taskflow.store.records import AGAIN, Batch, DueOutgoing
+from nats_taskflow.store.records import RETRY_DELAYS, Batch, DueOutgoing
 from nats_taskflow.tasks import repeat
 from nats_taskflow.units import SECOND, Micros
+from nats_taskflow.wire.headers import CORRELATION_ID, MSG_ID, TRACEPARENT
 
 _AT_ONCE = 256
-_LOOK_EVERY = 5.0
-"""Seconds after which the loop looks even when nothing woke it."""
+_MAX_SLEEP = 5.0
+"""Seconds after which the loop reads the outbox although nothing woke it."""
 
 
 class Dispatcher:
@@ -35,7 +34,7 @@ class Dispatcher:
         self._engine = engine
         self._woken = asyncio.Event()
         self._log = structlog.get_logger("dispatcher")
-        engine.listen(self._heard)
+        engine.listen(self._on_commit)
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -46,9 +45,9 @@ class Dispatcher:
         self._woken.clear()
         try:
             sent = await self.dispatch()
-            wait = 0.0 if sent else await self._until_next()
-        except FlowError as later:
-            self._log.warning("dispatch_postponed", why=later.message)
+            wait = 0.0 if sent else await self._seconds_to_next()
+        except FlowError as error:
+            self._log.warning("dispatch_postponed", why=error.message)
             wait = 1.0
         if wait > 0:
             await self._sleep(wait)
@@ -60,12 +59,12 @@ class Dispatcher:
         due = await self._engine.store.outgoing_due(self._engine.clock(), _AT_ONCE)
         if not due:
             return 0
-        results = await self._bus.send([_asked(row) for row in due])
+        results = await self._bus.send([_request(row) for row in due])
         failed = [(row, why) for row, why in zip(due, results, strict=True) if why is not None]
         for row, why in failed:
             if row.attempts == 0:
                 self._log.warning(
-                    LogEvent.DELEGATE_NOT_REACHED,
+                    "delegate_not_reached",
                     subject=row.message.subject,
                     flow_id=row.message.flow_id,
                     correlation_id=row.message.headers.get(CORRELATION_ID),
@@ -77,50 +76,50 @@ class Dispatcher:
         return len(due)
 
     async def _settle(self, sent: Sequence[DueOutgoing], failed: Sequence[DueOutgoing]) -> None:
-        """Note what was sent, postpone the rest, in one transaction."""
+        """Mark what was sent and postpone the rest, in one transaction."""
         now = self._engine.clock()
 
         def settle(transaction: Transaction) -> None:
-            """Write it down."""
-            done = [(row.n, row.attempts, _again(row, now)) for row in sent]
-            transaction.settle_outgoing(done, [(row.n, _again(row, now)) for row in failed])
+            """Write both."""
+            done = [(row.n, row.attempts, _next_try(row, now)) for row in sent]
+            transaction.settle_outgoing(done, [(row.n, _next_try(row, now)) for row in failed])
 
         await self._engine.do(settle)
 
-    async def _until_next(self) -> float:
-        """Return the seconds until the next message is due, at most a few."""
+    async def _seconds_to_next(self) -> float:
+        """Return in how many seconds the next message is due, at most `_MAX_SLEEP`."""
         if not self._bus.connected:
-            return AGAIN[0] / SECOND
+            return RETRY_DELAYS[0] / SECOND
         due = await self._engine.store.next_outgoing()
         if due is None:
-            return _LOOK_EVERY
-        return min(max(due - self._engine.clock(), 0) / SECOND, _LOOK_EVERY)
+            return _MAX_SLEEP
+        return min(max(due - self._engine.clock(), 0) / SECOND, _MAX_SLEEP)
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep, or until a commit adds something to send."""
+        """Sleep, at most until a commit adds something to send."""
         try:
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
         except TimeoutError:
             return
 
-    def _heard(self, batch: Batch) -> None:
+    def _on_commit(self, batch: Batch) -> None:
         """Wake when a commit added something to send."""
         for flow_id, _, why in batch.refused:
-            self._log.warning(LogEvent.DELEGATE_NOT_REACHED, flow_id=flow_id, why=f"the stream of the delegate's subject refused it: {why}")
+            self._log.warning("delegate_not_reached", flow_id=flow_id, why=f"the stream of the delegate's subject refused it: {why}")
         if batch.outgoing or batch.refused:
             self._woken.set()
 
 
-def _again(row: DueOutgoing, now: Micros) -> Micros:
-    """Return when to send a message again that has not come through."""
-    first, last = AGAIN
+def _next_try(row: DueOutgoing, now: Micros) -> Micros:
+    """Return when to send a message again if it does not come through."""
+    first, last = RETRY_DELAYS
     return now + min(first << min(row.attempts, 16), last)
 
 
-def _asked(row: DueOutgoing) -> ForwardedRequest:
-    """Return the message as the bus takes it; its id is the same each time it is sent, and nobody can know it before."""
+def _request(row: DueOutgoing) -> ForwardedRequest:
+    """Return the message as the bus takes it. Its id is the same each time it is sent, and nobody can guess it."""
     message = row.message
     parts = [message.flow_id, str(message.wait_id), message.kind, *filter(None, [row.nonce])]
-    headers = {**message.headers, "Nats-Msg-Id": ":".join(parts)}
+    headers = {**message.headers, MSG_ID: ":".join(parts)}
     return ForwardedRequest(subject=message.subject, body=message.body, headers=headers, reply=message.reply)

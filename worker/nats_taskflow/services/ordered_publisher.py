@@ -1,12 +1,13 @@
-"""Send letters: in order within a lane, several together where many wait.
+"""Publish rows of the outbox, in order within a lane.
 
-Within a lane (a flow) nothing is sent before the broker has stored what comes before it, or takes both together, in order, all or none:
-whatever it loses or refuses, the lane has no gap. Across lanes letters are in flight side by side. What queues while a batch is under way
-goes with the next, in turns between those it comes from where it is too much for one; where few wait, a batch was not taken just now, or
-the broker may have it already, each letter goes by itself.
+A lane is a flow. A row is sent once the broker has stored the row before it in the lane, or together with it in a batch that the broker
+stores in order and as a whole. So a lane has no gap, whatever the broker loses or refuses. Different lanes are in flight side by side.
 
-A letter that is refused for its own sake (too large for the broker, say) has its lane set aside: nothing of it is kept in memory, so that
-however many there are, the other lanes go on. Whoever put the letters puts them again when it is time to try.
+There are three ways for a row to leave:
+1. In a batch, where many wait. What is put meanwhile goes with the next batch; where that is too much for one, agents have turns.
+2. By itself, where few wait, after a batch failed, or where the broker may have stored the batch before.
+3. Not at all: the broker refuses it for its own sake (it is too large, say). Then its lane is set aside, and nothing of the lane is kept
+   in memory, so that the other lanes go on, however many are set aside. The relay puts the rows again when it is time to try.
 """
 
 from __future__ import annotations
@@ -19,261 +20,264 @@ from functools import partial
 from structlog.typing import FilteringBoundLogger
 
 from nats_taskflow.bus.port import Bus, OutgoingMessage, Published, PublishFailed
-from nats_taskflow.services.outbox_message import OutboxMessage, together
+from nats_taskflow.services.outbox_message import OutboxMessage, next_batch
 
 _RETRY_FIRST, _RETRY_LAST = 0.1, 1.0
 _OWN_FAULT = 3
-"""So often refused, each time after others went through, a letter is refused for its own sake."""
+"""A row that was refused this often, each time after others went through, is refused for its own sake."""
 _FEW = 8
 """Fewer than these go one by one: a batch costs the broker more than a message, and each message would wait for all of them."""
-_APART_FIRST, _APART_LAST = 1.0, 10.0
+_SINGLES_FIRST, _SINGLES_LAST = 1.0, 10.0
 """Seconds without a batch after one that failed, until the broker is asked again."""
 
 
 class OrderedPublisher:
-    """Letters put here are sent until the broker has stored them; `stored(n, count)` is told of each, or of a batch by its last."""
+    """Sends the rows it is given until the broker has stored them.
 
-    def __init__(self, bus: Bus, *, stored: Callable[[int, int], None], log: FilteringBoundLogger) -> None:
+    `on_stored(n, count)` is called for each row that is stored, or once for a batch, with the number of its last row.
+    """
+
+    def __init__(self, bus: Bus, *, on_stored: Callable[[int, int], None], log: FilteringBoundLogger) -> None:
         self._bus = bus
-        self._stored = stored
+        self._on_stored = on_stored
         self._log = log
         self._lanes: dict[str, deque[OutboxMessage]] = {}
         self._idle: dict[str, None] = {}  # lanes of which nothing is in flight
-        self._due = False
-        self._together = False
-        self._held: deque[OutboxMessage] = deque()  # heads that the broker did not take
+        self._is_scheduled = False
+        self._is_batch_in_flight = False
+        self._rejected: deque[OutboxMessage] = deque()  # heads that the broker did not take, to be tried again
         self._retry_in = _RETRY_FIRST
-        self._retrying = False
-        self._stuck = False
-        self._told = False
-        self._apart_for = _APART_FIRST
-        self._apart_until = 0.0
-        self._apart_up_to = 0  # letters up to this number go one by one
-        self._through = 0
-        self._refused: dict[int, tuple[int, int]] = {}  # number → how often it was refused, and `_through` then
-        self.aside: dict[str, int] = {}
-        """Lanes that are set aside: from which number on nothing of them is in here."""
-        self.behind: dict[str, None] = {}
-        """Lanes that are set aside and to be put again now: what was put of them is stored, or it is time to try."""
+        self._is_retry_scheduled = False
+        self._blocked = False  # the broker took nothing since the last rejection
+        self._warned = False  # … and that was logged
+        self._singles_for = _SINGLES_FIRST
+        self._singles_until = 0.0
+        self._singles_up_to = 0  # rows up to this number go one by one
+        self._successes = 0
+        self._refusals: dict[int, tuple[int, int]] = {}  # row number → how often it was refused, and `_successes` at the last time
+        self.set_aside: dict[str, int] = {}
+        """Lanes that are set aside: from which row on nothing of them is in here."""
+        self.to_read_again: dict[str, None] = {}
+        """Lanes that are set aside and to be put again now: their rows in here are stored, or it is time to try again."""
         self.refused: set[str] = set()
         """Lanes whose head was refused for its own sake, and has not gone through since."""
-        self.open: dict[int, OutgoingMessage] = {}
-        """What is not stored yet, by the letters' numbers."""
-        self.open_bytes = 0
+        self.pending: dict[int, OutgoingMessage] = {}
+        """Messages that the broker has not stored yet, by row number."""
+        self.pending_bytes = 0
         self.trouble = ""
-        """Why the broker does not take something; empty while it takes everything."""
+        """Why the broker rejects something; empty while it takes everything."""
 
-    def put(self, letter: OutboxMessage, message: OutgoingMessage) -> None:
-        """Send a letter, whose `message` this is, when it is its turn. Numbers ascend. A lane that is set aside takes none."""
-        if self.aside.get(letter.lane, letter.n + 1) <= letter.n:
+    def put(self, row: OutboxMessage, message: OutgoingMessage) -> None:
+        """Send a row's `message` when its turn comes. Row numbers ascend. A lane that is set aside takes nothing."""
+        if self.set_aside.get(row.lane, row.n + 1) <= row.n:
             return
-        self.open[letter.n] = message
-        self.open_bytes += len(message.body)
-        queue = self._lanes.setdefault(letter.lane, deque())
-        queue.append(letter)
+        self.pending[row.n] = message
+        self.pending_bytes += len(message.body)
+        queue = self._lanes.setdefault(row.lane, deque())
+        queue.append(row)
         if len(queue) == 1:
-            self._rest(letter.lane)
+            self._schedule(row.lane)
 
     def is_empty(self, lane: str) -> bool:
-        """Tell whether nothing of a lane waits to be sent."""
+        """Return whether nothing of a lane waits to be sent."""
         return lane not in self._lanes
 
-    def take_back(self, lane: str, letters: Sequence[OutboxMessage], following: int | None) -> None:
-        """Send the next letters of a lane that was set aside; what comes from `following` on is left out still (None: nothing is)."""
-        del self.aside[lane]
-        for letter in letters:
-            if letter.message is not None:
-                self.put(letter, letter.message)
+    def take_back(self, lane: str, rows: Sequence[OutboxMessage], following: int | None) -> None:
+        """Send the next rows of a lane that was set aside. From row `following` on it stays aside; None: it does not."""
+        del self.set_aside[lane]
+        for row in rows:
+            if row.message is not None:
+                self.put(row, row.message)
         if following is not None:
-            self.aside[lane] = following
+            self.set_aside[lane] = following
         elif self.is_empty(lane):
             self.refused.discard(lane)
 
-    def _rest(self, lane: str) -> None:
-        """Send from a lane in the next turn of the loop, with all that is put until then."""
+    def _schedule(self, lane: str) -> None:
+        """Schedule a dispatch in the next loop iteration, so that what is put meanwhile is sent with it."""
         self._idle[lane] = None
-        if not self._due:
-            self._due = True
+        if not self._is_scheduled:
+            self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        """Send what waits, unless a batch is under way: then it goes with the next."""
-        self._due = False
-        if self._together:
+        """Send what waits. While a batch is in flight it waits for the next."""
+        self._is_scheduled = False
+        if self._is_batch_in_flight:
             return
         batch = self._batch()
         if batch:
-            self._send_together(batch)
-        heads = [self._lanes[lane][0] for lane in self._idle if not batch or self._is_apart(lane)]
-        for letter in heads:
-            del self._idle[letter.lane]
-        if self._stuck:
-            self._held += heads
+            self._send_batch(batch)
+        heads = [self._lanes[lane][0] for lane in self._idle if not batch or self._goes_alone(lane)]
+        for row in heads:
+            del self._idle[row.lane]
+        if self._blocked:
+            self._rejected += heads
             return
-        for letter in heads:
-            self._send(letter)
+        for row in heads:
+            self._send(row)
 
     def _batch(self) -> list[OutboxMessage]:
-        """Return what goes out together, in the order of the numbers: nothing where few letters wait, or batches are not taken."""
-        if self._stuck or asyncio.get_running_loop().time() < self._apart_until:
+        """Return the rows to send as a batch, in order; none where few wait, or while batches fail."""
+        if self._blocked or asyncio.get_running_loop().time() < self._singles_until:
             return []
-        waiting = [letter for lane in self._idle if not self._is_apart(lane) for letter in self._lanes[lane]]
+        waiting = [row for lane in self._idle if not self._goes_alone(lane) for row in self._lanes[lane]]
         if len(waiting) < _FEW:
             return []
-        return together(waiting, lambda letter: len(self.open[letter.n].body))
+        return next_batch(waiting, lambda row: len(self.pending[row.n].body))
 
-    def _is_apart(self, lane: str) -> bool:
-        """Tell whether what is next in a lane goes by itself."""
-        return self._lanes[lane][0].n <= self._apart_up_to
+    def _goes_alone(self, lane: str) -> bool:
+        """Return whether the head of a lane must not go in a batch."""
+        return self._lanes[lane][0].n <= self._singles_up_to
 
-    def _send_together(self, letters: Sequence[OutboxMessage]) -> None:
+    def _send_batch(self, rows: Sequence[OutboxMessage]) -> None:
         """Publish a batch."""
-        self._together = True
-        for letter in letters:
-            self._idle.pop(letter.lane, None)
-        answer = self._asked(lambda: self._bus.publish_all([self.open[letter.n] for letter in letters]))
-        answer.add_done_callback(partial(self._answered_together, letters))
+        self._is_batch_in_flight = True
+        for row in rows:
+            self._idle.pop(row.lane, None)
+        answer = self._publish(lambda: self._bus.publish_all([self.pending[row.n] for row in rows]))
+        answer.add_done_callback(partial(self._on_batch_answer, rows))
 
-    def _answered_together(self, letters: Sequence[OutboxMessage], answer: asyncio.Future[Published]) -> None:
-        """Go on when the broker has stored a batch; otherwise send letters one by one.
+    def _on_batch_answer(self, rows: Sequence[OutboxMessage], answer: asyncio.Future[Published]) -> None:
+        """Go on when the broker has stored a batch; otherwise send its rows one by one, whatever the reason.
 
-        Whatever the reason: the batch may be stored, then each letter is known by its id; or be stored later, then as a whole or not at
-        all, and not once one of its letters is.
+        That is safe. If the batch is stored after all, the broker knows each row by its id. If it is stored later, then as a whole or not
+        at all, and not once one of its rows is.
         """
-        self._together = False
+        self._is_batch_in_flight = False
         if answer.cancelled() or answer.exception() is not None:
-            self._part(letters, answer)
-            self._idle |= dict.fromkeys(letter.lane for letter in letters)
+            self._fall_back_to_singles(rows, answer)
+            self._idle |= dict.fromkeys(row.lane for row in rows)
         else:
-            self._apart_for = _APART_FIRST
-            for letter in letters:
-                self._done(letter)
-            self._went_through(letters[-1], len(letters))
+            self._singles_for = _SINGLES_FIRST
+            for row in rows:
+                self._done(row)
+            self._note_success(rows[-1], len(rows))
         self._dispatch()
 
-    def _part(self, letters: Sequence[OutboxMessage], answer: asyncio.Future[Published]) -> None:
-        """Have the letters of a batch that was not taken go one by one, and for a while all others too.
+    def _fall_back_to_singles(self, rows: Sequence[OutboxMessage], answer: asyncio.Future[Published]) -> None:
+        """Send the rows of a failed batch one by one, and for a while all others too.
 
-        Where the broker has some of them, they were stored before a crash, and come first: the first half goes, and only that. The next
-        batch tells about the other half.
+        Where the broker has some of the rows already, they were stored before a crash, and they come first. Then only the first half goes
+        one by one: the next batch shows whether the other half must.
         """
         failure = None if answer.cancelled() else answer.exception()
         if isinstance(failure, PublishFailed) and failure.duplicate:
-            self._apart_up_to = letters[(len(letters) - 1) // 2].n
-            self._log.info("one_by_one", up_to=self._apart_up_to, why=_why(answer))
+            self._singles_up_to = rows[(len(rows) - 1) // 2].n
+            self._log.info("one_by_one", up_to=self._singles_up_to, why=_why(answer))
             return
-        log = self._log.info if self._apart_for == _APART_FIRST else self._log.debug  # once until a batch is taken
-        log("one_by_one", count=len(letters), seconds=self._apart_for, why=_why(answer))
-        self._apart_until = asyncio.get_running_loop().time() + self._apart_for
-        self._apart_for = min(self._apart_for * 2, _APART_LAST)
+        log = self._log.info if self._singles_for == _SINGLES_FIRST else self._log.debug  # once until a batch is taken
+        log("one_by_one", count=len(rows), seconds=self._singles_for, why=_why(answer))
+        self._singles_until = asyncio.get_running_loop().time() + self._singles_for
+        self._singles_for = min(self._singles_for * 2, _SINGLES_LAST)
 
-    def _done(self, letter: OutboxMessage) -> None:
-        """Take the head of a lane out; what comes after it may be sent."""
-        queue = self._lanes[letter.lane]
+    def _done(self, row: OutboxMessage) -> None:
+        """Take the stored head out of its lane. The next row may be sent."""
+        queue = self._lanes[row.lane]
         queue.popleft()
-        self._refused.pop(letter.n, None)
-        self.refused.discard(letter.lane)
-        self.open_bytes -= len(self.open.pop(letter.n).body)
+        self._refusals.pop(row.n, None)
+        self.refused.discard(row.lane)
+        self.pending_bytes -= len(self.pending.pop(row.n).body)
         if queue:
-            self._rest(letter.lane)
+            self._schedule(row.lane)
         else:
-            del self._lanes[letter.lane]
-            self._idle.pop(letter.lane, None)
-            if letter.lane in self.aside:
-                self.behind[letter.lane] = None
+            del self._lanes[row.lane]
+            self._idle.pop(row.lane, None)
+            if row.lane in self.set_aside:
+                self.to_read_again[row.lane] = None
 
-    def _asked(self, publish: Callable[[], asyncio.Future[Published]]) -> asyncio.Future[Published]:
-        """Publish. What it raises is reported, and tried again: this runs in callbacks, where it would end the lane for ever."""
+    def _publish(self, publish: Callable[[], asyncio.Future[Published]]) -> asyncio.Future[Published]:
+        """Publish; what that raises becomes the answer. Raised in a callback, it would end the lane for good."""
         try:
             return publish()
-        except Exception as defect:  # noqa: BLE001  see above
+        except Exception as defect:  # noqa: BLE001  it is the answer, which is logged and tried again
             answer: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
             answer.set_exception(defect)
             return answer
 
-    def _send(self, letter: OutboxMessage) -> None:
+    def _send(self, row: OutboxMessage) -> None:
         """Publish the head of a lane."""
-        answer = self._asked(lambda: self._bus.publish(self.open[letter.n]))
-        answer.add_done_callback(partial(self._answered, letter))
+        answer = self._publish(lambda: self._bus.publish(self.pending[row.n]))
+        answer.add_done_callback(partial(self._on_answer, row))
 
-    def _answered(self, letter: OutboxMessage, answer: asyncio.Future[Published]) -> None:
-        """Go on with the lane when the broker has stored its head; otherwise try the same message again later."""
+    def _on_answer(self, row: OutboxMessage, answer: asyncio.Future[Published]) -> None:
+        """Go on with the lane when the broker has stored its head; otherwise set the lane aside, or try again later."""
         if answer.cancelled() or answer.exception() is not None:
-            if self._is_own_fault(letter, answer):
-                self._set_aside(letter, _why(answer))
+            if self._is_own_fault(row, answer):
+                self._set_aside(row, _why(answer))
             else:
-                self._hold(letter, _why(answer))
+                self._keep_for_retry(row, _why(answer))
             return
-        self._done(letter)
-        self._went_through(letter, 1)
+        self._done(row)
+        self._note_success(row, 1)
 
-    def _is_own_fault(self, letter: OutboxMessage, answer: asyncio.Future[Published]) -> bool:
-        """Tell whether the broker refuses this letter, and not whatever it is given: a full stream, a lost permission."""
+    def _is_own_fault(self, row: OutboxMessage, answer: asyncio.Future[Published]) -> bool:
+        """Return whether the reason lies with this row, and not with the broker (a full stream, a lost permission)."""
         failure = None if answer.cancelled() else answer.exception()
         if not isinstance(failure, PublishFailed) or not failure.refused:
             return False
-        times, through = self._refused.get(letter.n, (0, -1))
-        if through < self._through:
-            self._refused[letter.n] = times + 1, self._through
-        return failure.unsendable or self._refused[letter.n][0] >= _OWN_FAULT
+        times, successes = self._refusals.get(row.n, (0, -1))
+        if successes < self._successes:
+            self._refusals[row.n] = times + 1, self._successes
+        return failure.unsendable or self._refusals[row.n][0] >= _OWN_FAULT
 
-    def _set_aside(self, letter: OutboxMessage, why: str) -> None:
-        """Drop a lane, from its head on."""
-        if letter.lane not in self.refused:
-            self._log.error("flow_not_published", lane=letter.lane, n=letter.n, msg_id=self.open[letter.n].msg_id, why=why)
-        for one in self._lanes.pop(letter.lane):
-            self.open_bytes -= len(self.open.pop(one.n).body)
-            self._refused.pop(one.n, None)
-        self._idle.pop(letter.lane, None)
-        self.refused.add(letter.lane)
-        self.aside[letter.lane] = letter.n  # before what was left out already, if there was any
-        if self._held:
-            self._retry_later()  # this may have been the one that was to find out whether the broker takes anything
+    def _set_aside(self, row: OutboxMessage, why: str) -> None:
+        """Set a lane aside: drop its rows, from the head on."""
+        if row.lane not in self.refused:
+            self._log.error("flow_not_published", lane=row.lane, n=row.n, msg_id=self.pending[row.n].msg_id, why=why)
+        for dropped in self._lanes.pop(row.lane):
+            self.pending_bytes -= len(self.pending.pop(dropped.n).body)
+            self._refusals.pop(dropped.n, None)
+        self._idle.pop(row.lane, None)
+        self.refused.add(row.lane)
+        self.set_aside[row.lane] = row.n  # before the place where the lane was set aside already, if it was
+        if self._rejected:
+            self._schedule_retry()  # this row may have been the one that was sent to find out whether the broker takes anything
         else:
-            self._stuck, self.trouble = False, ""
-        self._stored(0, 0)
+            self._blocked, self.trouble = False, ""
+        self._on_stored(0, 0)
 
-    def _went_through(self, letter: OutboxMessage, count: int) -> None:
+    def _note_success(self, row: OutboxMessage, count: int) -> None:
         """Note that the broker takes what it is given."""
-        self._through += 1
+        self._successes += 1
         self._retry_in = _RETRY_FIRST
-        self._stuck = self._told = False
-        if self._held:
-            self._retry_later()
+        self._blocked = self._warned = False
+        if self._rejected:
+            self._schedule_retry()
         else:
             self.trouble = ""
-        self._stored(letter.n, count)
+        self._on_stored(row.n, count)
 
-    def _hold(self, letter: OutboxMessage, why: str) -> None:
-        """Keep a message that the broker did not take. It is published again later, ever later while nothing goes through."""
-        self._held.append(letter)
-        self._stuck = True
+    def _keep_for_retry(self, row: OutboxMessage, why: str) -> None:
+        """Keep a row that the broker rejected, to publish it again: later and later while nothing goes through."""
+        self._rejected.append(row)
+        self._blocked = True
         self.trouble = why
-        if self._bus.connected and not self._told:  # once until something goes through
-            message = self.open[letter.n]
+        if self._bus.connected and not self._warned:  # log once, until something goes through
+            message = self.pending[row.n]
             self._log.warning("publish_failed", subject=message.subject, msg_id=message.msg_id, why=why)
-        self._told = self._bus.connected
-        self._retry_later()
+        self._warned = self._bus.connected
+        self._schedule_retry()
 
-    def _retry_later(self) -> None:
-        """See to it that what is held is published again."""
-        if self._retrying:
+    def _schedule_retry(self) -> None:
+        """Schedule the next try to publish what was rejected."""
+        if self._is_retry_scheduled:
             return
-        self._retrying = True
+        self._is_retry_scheduled = True
         asyncio.get_running_loop().call_later(self._retry_in, self._retry)
         self._retry_in = min(self._retry_in * 2, _RETRY_LAST)
 
     def _retry(self) -> None:
-        """Publish what is held: all of it where something went through since, else one to find out whether anything does.
+        """Publish what was rejected: all of it where something went through since, else one row, to find out whether anything does.
 
-        A broker that refuses (a full stream, a lost permission) is asked once a second and not once for each flow. Which one is asked
-        goes round: the reason may lie with the message itself, which is why none of them goes into a batch.
+        So a broker that rejects everything (a full stream, a lost permission) is tried once a second, not once per flow. It is another
+        row each time, and never a batch, since the reason may lie with the row.
         """
-        self._retrying = False
-        for _ in range(min(1, len(self._held)) if self._stuck else len(self._held)):
-            self._send(self._held.popleft())
+        self._is_retry_scheduled = False
+        for _ in range(min(1, len(self._rejected)) if self._blocked else len(self._rejected)):
+            self._send(self._rejected.popleft())
 
 
 def _why(answer: asyncio.Future[Published]) -> str:
-    """Say why the broker has not stored something."""
+    """Return why the broker has not stored something."""
     return "cancelled" if answer.cancelled() else str(answer.exception())

@@ -1,4 +1,4 @@
-"""Read the outbox: committed rows become messages for the relay, journal entries as CloudEvents, dead letters as they came."""
+"""Turn committed rows into messages for the relay: journal entries into CloudEvents, dead letters into what came."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from nats_taskflow.bus.port import Bus, OutgoingMessage
 from nats_taskflow.services.outbox_message import OutboxMessage
-from nats_taskflow.services.relay import Fresh, Read
+from nats_taskflow.services.relay import ReadRows, RowsOfBatch
 from nats_taskflow.store.port import Reads
 from nats_taskflow.store.records import Batch, NumberedEvent
 from nats_taskflow.wire.dead_letters import dead_letter_message
@@ -15,57 +15,57 @@ from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import Subjects
 
 
-def read_events(store: Reads, subjects: Subjects) -> Read:
-    """Read journal entries as events; a flow is a lane."""
+def read_events(store: Reads, subjects: Subjects) -> ReadRows:
+    """Return the reading of journal entries as events. A flow is a lane."""
 
     async def read(after: int, limit: int) -> list[OutboxMessage]:
-        """Return the entries after `after`, at most `limit`."""
+        """Return the entries after row `after`, at most `limit`."""
         rows = await store.unpublished_events(after, limit)
         return [OutboxMessage(row.n, row.flow_id, _event(row, subjects), row.owner_session_key) for row in rows]
 
     return read
 
 
-def events_of_batch(subjects: Subjects) -> Fresh:
-    """Make the events of a batch that was just committed, as they would be read: byte for byte the same."""
+def events_of_batch(subjects: Subjects) -> RowsOfBatch:
+    """Return the making of events from a batch that was just committed, byte for byte as `read_events` reads them."""
 
-    def fresh(batch: Batch) -> list[OutboxMessage]:
-        """Return its entries in their order."""
+    def rows_of(batch: Batch) -> list[OutboxMessage]:
+        """Return the batch's entries in order."""
         flows = {write.flow.id: write.flow for write in batch.flows}
-        letters = []
+        rows = []
         for n, event in enumerate(batch.events, batch.first_event):
             flow = flows[event.flow_id]
             message = _outgoing(event_message(event, flow.controller_id, flow.owner_session_key, subjects), is_same_event)
-            letters.append(OutboxMessage(n, event.flow_id, message, flow.owner_session_key))
-        return letters
+            rows.append(OutboxMessage(n, event.flow_id, message, flow.owner_session_key))
+        return rows
 
-    return fresh
+    return rows_of
 
 
 def _event(row: NumberedEvent, subjects: Subjects) -> OutgoingMessage | None:
-    """Return the event of a journal entry, if that can be read."""
+    """Return the event of a journal entry; None where the entry cannot be read."""
     if row.event is None:
         return None
     return _outgoing(event_message(row.event, row.controller_id, row.owner_session_key, subjects), is_same_event)
 
 
-def read_dead_letters(store: Reads, bus: Bus, subjects: Subjects) -> Read:
-    """Read dead letters as messages no larger than the broker takes; each is a lane of its own."""
+def read_dead_letters(store: Reads, bus: Bus, subjects: Subjects) -> ReadRows:
+    """Return the reading of dead letters as messages no larger than the broker takes. Each is a lane of its own."""
 
     async def read(after: int, limit: int) -> list[OutboxMessage]:
         """Return the letters after `after`, at most `limit`."""
-        found = []
+        rows = []
         for row in await store.unpublished_dead_letters(after, limit):
             message = dead_letter_message(row, subjects, max_bytes=bus.max_payload)
             sender = row.subject.rpartition(".")[0]  # `taskflow.cmd.kate`: each agent has subjects of its own
-            found.append(OutboxMessage(row.n, f"dead:{row.n}", _outgoing(message, lambda _stored, _body: True), sender))
-        return found
+            rows.append(OutboxMessage(row.n, f"dead:{row.n}", _outgoing(message, lambda _stored, _body: True), sender))
+        return rows
 
     return read
 
 
 def _outgoing(message: EventMessage, is_same: Callable[[bytes, bytes], bool]) -> OutgoingMessage:
-    """Return the message as the bus takes it: the id has a place of its own."""
+    """Return the message as the bus takes it: with its id apart from the headers."""
     headers = dict(message.headers)
     msg_id = headers.pop(MSG_ID)
     return OutgoingMessage(subject=message.subject, body=message.body, msg_id=msg_id, headers=headers, is_same=is_same)

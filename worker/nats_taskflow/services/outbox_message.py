@@ -1,4 +1,4 @@
-"""Rows on their way to the broker, and which of those that wait go out together."""
+"""A row on its way to the broker, and which of the rows that wait go out together."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from operator import attrgetter
 
 import msgspec
 
-from nats_taskflow.bus.port import MOST_TOGETHER, OutgoingMessage
+from nats_taskflow.bus.port import BATCH_MAX, OutgoingMessage
 from nats_taskflow.flow.ids import agent_of
 
 _BATCH_BYTES = 1024 * 1024
-"""A batch takes no more once it weighs this much."""
+"""A batch takes no more rows once it weighs this much."""
 _number = attrgetter("n")
 
 
 class OutboxMessage(msgspec.Struct, frozen=True):
-    """A row on its way out: its number in the outlet, its lane, and the message; None where the row cannot be read.
+    """A row of an outlet: its number, its lane, and its message; None where the row cannot be read.
 
-    `owner`: of the flow, or who sent what is dead. What is about one agent delays nobody else's.
+    `owner`: of the flow, or the sender of what is dead. One agent's rows delay nobody else's.
     """
 
     n: int
@@ -29,22 +29,22 @@ class OutboxMessage(msgspec.Struct, frozen=True):
     owner: str = ""
 
 
-def together(waiting: list[OutboxMessage], weigh: Callable[[OutboxMessage], int]) -> list[OutboxMessage]:
-    """Choose what goes out as one batch, in the order of the numbers: all, or where that is too much, what agents have by turns."""
+def next_batch(waiting: list[OutboxMessage], weigh: Callable[[OutboxMessage], int]) -> list[OutboxMessage]:
+    """Choose the rows of the next batch, in order: all of them, or where that is too much, each agent's first ones in turn."""
     waiting.sort(key=_number)
-    taken = [*_fitting(waiting, weigh)]
-    if len(taken) < len(waiting):
+    batch = [*_fitting(waiting, weigh)]
+    if len(batch) < len(waiting):
         turns: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
-        waiting.sort(key=lambda letter: next(turns[agent_of(letter.owner) or letter.owner]))
-        taken = sorted(_fitting(waiting, weigh), key=_number)
-    return taken
+        waiting.sort(key=lambda row: next(turns[agent_of(row.owner) or row.owner]))
+        batch = sorted(_fitting(waiting, weigh), key=_number)
+    return batch
 
 
 def _fitting(waiting: Sequence[OutboxMessage], weigh: Callable[[OutboxMessage], int]) -> Iterator[OutboxMessage]:
-    """Give the first letters, as many as fit into a batch."""
+    """Yield the first rows, as many as fit into a batch."""
     size = 0
-    for letter in waiting[:MOST_TOGETHER]:
-        yield letter
-        size += weigh(letter)
+    for row in waiting[:BATCH_MAX]:
+        yield row
+        size += weigh(row)
         if size >= _BATCH_BYTES:
             return

@@ -1,4 +1,7 @@
-"""Publish outcomes to the inboxes that asked for them: by turns of who asked, and with what is large in them as long as few wait."""
+"""Publish outcomes to the inboxes that commands named, in turns between agents.
+
+An outcome is stored without its large parts. They are read again for the answer, as long as few answers of the agent wait.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ from nats_taskflow.engine.stored_outcomes import StoredOutcomes
 from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.tasks import Errands
 from nats_taskflow.turns import AdmissionBounds, FairTurns
-from nats_taskflow.wire.outcomes import fitting
+from nats_taskflow.wire.outcomes import fit
 
 _TURNS, _TURNS_EACH = 8, 2
 _MOST = 64
-"""Of one agent so many wait at most; what comes then is told at once, without what it is stored without."""
+"""How many answers of one agent may wait. Beyond that, an answer is sent at once, without its large parts."""
 
 
 class OutcomeSender:
-    """Sends outcomes of commands that nobody waits for on a request."""
+    """Sends outcomes of commands that came over a stream and named an inbox."""
 
     def __init__(self, bus: Bus, recall: StoredOutcomes) -> None:
         self._bus = bus
@@ -26,28 +29,28 @@ class OutcomeSender:
         self._waiting: Counter[str] = Counter()
         self._errands = Errands()
 
-    def send(self, inbox: str, whose: str, outcome: SubmissionOutcome) -> None:
-        """Publish an outcome of one of `whose` commands; does not wait."""
-        self._errands.start(self._send(inbox, whose, outcome), "outcome")
+    def send(self, inbox: str, scope: str, outcome: SubmissionOutcome) -> None:
+        """Publish the outcome of a command of `scope` to its inbox. Does not wait."""
+        self._errands.start(self._send(inbox, scope, outcome), "outcome")
 
     async def finish(self, timeout: float) -> None:
         """Wait until everything is sent, at most `timeout` seconds."""
         await self._errands.finish(timeout)
 
-    async def _send(self, inbox: str, whose: str, outcome: SubmissionOutcome) -> None:
-        """Send one."""
-        if self._waiting[whose] >= _MOST:
+    async def _send(self, inbox: str, scope: str, outcome: SubmissionOutcome) -> None:
+        """Publish an outcome when it is its agent's turn."""
+        if self._waiting[scope] >= _MOST:
             await self._publish(inbox, outcome.result)
             return
-        self._waiting[whose] += 1
+        self._waiting[scope] += 1
         try:
-            async with self._turns.on_demand(whose) as turn:
+            async with self._turns.on_demand(scope) as turn:
                 await self._publish(inbox, await self._recall.told(outcome, turn))
         finally:
-            self._waiting[whose] -= 1
-            if not self._waiting[whose]:
-                del self._waiting[whose]
+            self._waiting[scope] -= 1
+            if not self._waiting[scope]:
+                del self._waiting[scope]
 
     async def _publish(self, inbox: str, body: bytes) -> None:
-        """Publish, within what the broker carries."""
-        await self._bus.tell(inbox, fitting(body, self._bus.max_payload))
+        """Publish, cut to what the broker carries."""
+        await self._bus.tell(inbox, fit(body, self._bus.max_payload))

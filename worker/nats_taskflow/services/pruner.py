@@ -1,6 +1,6 @@
-"""Delete what has served: ended flows after their retention, expired held replies, inbox rows whose stream has forgotten them.
+"""Delete what is no longer needed: ended flows after their retention, expired held replies, inbox rows that no stream can repeat.
 
-Deletions come in small transactions, so that they never stand in the way of a message for long.
+Deletions come in small transactions, so that no message waits for them for long.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from nats_taskflow.tasks import repeat
 from nats_taskflow.units import Micros
 
 FirstKept = Callable[[], Awaitable[Mapping[str, int]]]
-"""Asks the broker for the first sequence that each inbound stream still keeps."""
+"""Asks the broker for the first sequence that each inbound stream still has."""
 
 
 class Pruner:
     """Prunes every `interval` seconds.
 
-    `retain_us`: how long an ended flow is kept; `ids_us`: how long its id is known since its last change; `inbox_us`: how long a message
-    is remembered at least; `expired` is called when held replies became dead letters, which are then to be published.
+    `retain_us`: how long an ended flow is kept. `ids_us`: how long its id is known after its last change. `inbox_us`: how long a message
+    is remembered at least. `on_expired` is called when held replies became dead letters, which are to be published then.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Pruner:
         retain_us: Micros,
         ids_us: Micros,
         inbox_us: Micros,
-        expired: Callable[[], None] = lambda: None,
+        on_expired: Callable[[], None] = lambda: None,
         interval: float = 60.0,
         batch: int = 200,
     ) -> None:
@@ -45,7 +45,7 @@ class Pruner:
         self._retain_us = retain_us
         self._ids_us = ids_us
         self._inbox_us = inbox_us
-        self._expired = expired
+        self._on_expired = on_expired
         self._interval = interval
         self._batch = batch
         self._log = structlog.get_logger("pruner")
@@ -55,38 +55,38 @@ class Pruner:
         await repeat(self._step, "pruner", rest=self._interval)
 
     async def _step(self) -> None:
-        """Prune, and rest."""
+        """Prune, then rest."""
         try:
             await self.prune()
-        except (Unavailable, PublishFailed) as later:
-            self._log.warning("prune_postponed", why=str(later))
+        except (Unavailable, PublishFailed) as error:
+            self._log.warning("prune_postponed", why=str(error))
         await asyncio.sleep(self._interval)
 
     async def prune(self) -> dict[str, int]:
-        """Prune once, everything there is to prune; returns how many rows of each kind went."""
+        """Delete everything that may go. Returns how many rows of each kind went."""
         now = self._engine.clock()
-        held = await self._all(lambda t: t.expire_held(now, self._batch))
+        held = await self._repeat(lambda t: t.expire_held(now, self._batch))
         if held:
-            self._expired()
+            self._on_expired()
         pruned = {
             "held": held,
-            "flows": await self._all(lambda t: t.prune_flows(now - self._retain_us, self._batch)),
-            "ids": await self._all(lambda t: t.prune_tombstones(now - self._ids_us, self._batch)),
+            "flows": await self._repeat(lambda t: t.prune_flows(now - self._retain_us, self._batch)),
+            "ids": await self._repeat(lambda t: t.prune_tombstones(now - self._ids_us, self._batch)),
             "inbox": 0,
         }
         for stream, first in (await self._first_kept()).items():
-            pruned["inbox"] += await self._all(self._of_inbox(stream, first, now - self._inbox_us))
+            pruned["inbox"] += await self._repeat(self._inbox_deletion(stream, first, now - self._inbox_us))
         if any(pruned.values()):
             self._log.info("pruned", **pruned)
         return pruned
 
-    def _of_inbox(self, stream: str, first: int, before: Micros) -> Work[int]:
-        """Return the deletion of what the stream has forgotten."""
+    def _inbox_deletion(self, stream: str, first: int, before: Micros) -> Work[int]:
+        """Return the deletion of inbox rows that came before what the stream still has."""
         return lambda transaction: transaction.prune_inbox(stream, first, before, self._batch)
 
-    async def _all(self, part: Work[int]) -> int:
-        """Repeat a bounded deletion until nothing is left to delete."""
+    async def _repeat(self, delete: Work[int]) -> int:
+        """Repeat a bounded deletion until it deletes nothing. Returns how many rows went."""
         total = 0
-        while count := await self._engine.do(part):
+        while count := await self._engine.do(delete):
             total += count
         return total

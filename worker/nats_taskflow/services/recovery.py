@@ -1,4 +1,4 @@
-"""Find out where a source's consumer stands against what the database knows, and have delivered again what was lost between the two."""
+"""Compare a source's consumer with the database, and have delivered again what was lost between the two."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Recovery:
     async def begin(self) -> tuple[Suspects, Backlog]:
         """Find out what the last run had in hand, and have it delivered again at once instead of after `ack_wait`.
 
-        What was in hand when a run was killed has its attempts counted in the store: a rewind forgets the broker's count, which
-        does not know either which of them was begun. Returns them, and where the consumer stands then.
+        Returns the suspects, which are what a killed run had in hand, and where the consumer stands now. Their attempts are counted in the
+        store: a rewind resets the broker's count, which does not tell which of them was begun, either.
         """
         before = await self._bus.backlog(self._source)
         suspects = NO_SUSPECTS
@@ -39,9 +39,10 @@ class Recovery:
         return suspects, await self._bus.backlog(self._source)
 
     async def ask_again(self) -> bool:
-        """Have delivered again what a consumer with wrong settings may have given up on; what is known is recognised.
+        """Have delivered again what a consumer with wrong settings may have given up on.
 
-        From the first message on that has no outcome here. Returns False where the broker cannot now: try again later.
+        That is everything from the first message without an outcome on; the inbox recognises what has one. Returns False where the broker
+        cannot do it now: try again later.
         """
         kept = await self._bus.first_kept(self._source.stream)
         missing = await self._engine.store.first_not_taken(self._source.stream, kept)
@@ -51,11 +52,11 @@ class Recovery:
         return await self._bus.rewind(self._source, missing)
 
     async def _first_missing(self, floor: int) -> int | None:
-        """Return the first message that the broker was told is done and this database does not know: it is an older copy then.
+        """Return the first message that was acknowledged and is unknown here; None where there is none.
 
-        A copy made by `taskflow db backup` says that it is one, and is searched for the first hole. Any other is known by its end only,
-        where messages that a binding ignores look the same: of what this consumer takes, for the stream's other one is further on or
-        behind. A database that knows nothing is a new one, and does nothing again.
+        If there is one, the database is an older copy. A copy made by `taskflow db backup` says so, and is searched for its first hole. In
+        any other only the end shows it: the last message known of those that this consumer takes, since the stream's other consumer is
+        elsewhere. Messages that a binding ignores look unknown, too. A database that knows nothing is a new one: nothing is missing.
         """
         store, stream = self._engine.store, self._source.stream
         if store.restored:
@@ -68,9 +69,9 @@ class Recovery:
         return missing if missing <= floor else None
 
     async def _catch_up(self, missing: int, floor: int) -> None:
-        """Have everything delivered again from the first missing message on; what is known is recognised. Raises `TopologyRefused`."""
+        """Have everything delivered again from the first missing message on. Raises `TopologyRefused` where the broker cannot."""
         restored = self._engine.store.restored
-        # After a kill the place may be one of the other consumer's, which nobody has decided yet.
+        # After a kill, the missing message may be one of the other consumer's that nobody has decided yet: no reason to warn.
         log = self._log.info if self._recovered and not restored else self._log.warning
         log("acknowledged_but_not_known", missing=missing, acknowledged=floor, restored=restored)
         if await self._bus.rewind(self._source, missing) or not restored:
@@ -83,12 +84,12 @@ class Recovery:
         raise TopologyRefused(message)
 
     async def _find_suspects(self, before: Backlog) -> Suspects:
-        """Find out what a killed run had in hand."""
+        """Return what a killed run had in hand, and how often it was begun."""
         stream, replies = self._source.stream, self._source.ends_waits
-        born = await self._bus.born(stream)
+        born = await self._bus.stream_created(stream)
 
         def find(transaction: Transaction) -> Suspects:
-            """Look what of it is decided."""
+            """Read which of it is decided."""
             return transaction.suspects(stream, before.floor, before.delivered, born, replies=replies)
 
         suspects = await self._engine.do(find)

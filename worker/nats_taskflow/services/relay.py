@@ -1,8 +1,8 @@
-"""Publish what is committed: journal rows as events, dead letters as messages; in order, without gaps, at least once.
+"""Publish what is committed, in order, without gaps, at least once: journal entries as events, and dead letters.
 
-Rows are read as the database committed them, so nothing uncommitted is ever seen. `OrderedPublisher` sends them, in order within a
-flow; up to `window` are in its hands, and nothing is read while they weigh more than 4 MiB: that bounds memory after an outage. How far the
-outlet has come is noted now and then: what is published again after a crash is byte-identical, under the same id.
+Rows are read as the database committed them, so nothing uncommitted is ever published. `OrderedPublisher` sends them. It has at most
+`window` rows, and nothing is read while those weigh more than 4 MiB: that bounds memory after an outage. How far the outlet has come is
+stored now and then. What lies between is published again after a crash, byte for byte the same, under the same id.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from nats_taskflow.store.records import Batch
 from nats_taskflow.tasks import Tasks, repeat
 from nats_taskflow.text import counted
 
-Read = Callable[[int, int], Awaitable[list[OutboxMessage]]]
-Fresh = Callable[[Batch], list[OutboxMessage]]
+ReadRows = Callable[[int, int], Awaitable[list[OutboxMessage]]]
+RowsOfBatch = Callable[[Batch], list[OutboxMessage]]
 _RETRY = 0.1
 _WINDOW_BYTES = 4 * 1024 * 1024
 _TRY_AGAIN = 10.0
-"""Seconds between tries to publish what was refused for its own sake: an operator may raise a limit at any time."""
+"""Seconds between tries to publish a row that was refused for its own sake: an operator may raise a limit at any time."""
 _MARK_EVERY = 1.0
-"""Seconds between notes of how far the outlet has come: each costs a transaction; what lies between is published again after a crash."""
+"""Seconds between marks of how far the outlet has come: each costs a transaction."""
 
 
 class Relay:
     """Empties one outlet (`events` or `dead_letters`).
 
-    `read(after, limit)` gives its rows, at most `chunk` at a time; `heard(batch)` says whether a commit added any. `fresh(batch)` makes
-    them from the batch itself, where that is worth it: a relay that has kept up need not read what was just committed.
+    `read(after, limit)` returns its rows; the relay asks for at most `chunk` at a time. `adds(batch)` returns whether a commit added any.
+    `rows_of(batch)` makes the rows from the batch itself, so that a relay that has kept up need not read what was just committed.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class Relay:
         bus: Bus,
         engine: Engine,
         *,
-        read: Read,
-        heard: Callable[[Batch], bool],
-        fresh: Fresh | None = None,
+        read: ReadRows,
+        adds: Callable[[Batch], bool],
+        rows_of: RowsOfBatch | None = None,
         window: int = 4096,
         chunk: int = 64,
     ) -> None:
         self.outlet = outlet
         self._engine = engine
         self._read = read
-        self._heard = heard
-        self._fresh = fresh
+        self._adds = adds
+        self._rows_of = rows_of
         self._window = window
         self._chunk = chunk
         self._last_read = self._marked = self._sent_up_to = 0
@@ -64,44 +64,45 @@ class Relay:
         self._more = True
         self._woken = asyncio.Event()
         self._settled = asyncio.Event()
-        self._unmarked = False
+        self._mark_failed = False
         self._reading = False
         self._log = structlog.get_logger("relay").bind(outlet=outlet)
-        self._lanes = OrderedPublisher(bus, stored=self._stored, log=self._log)
-        engine.listen(self._committed)
+        self._publisher = OrderedPublisher(bus, on_stored=self._on_stored, log=self._log)
+        engine.listen(self._on_commit)
 
     @property
     def in_flight(self) -> int:
         """How many rows are read but not stored by the broker."""
-        return len(self._lanes.open)
+        return len(self._publisher.pending)
 
     @property
     def set_aside(self) -> int:
-        """How many lanes have a head that the broker refuses for its own sake."""
-        return len(self._lanes.refused)
+        """How many lanes have a row that the broker refuses for its own sake."""
+        return len(self._publisher.refused)
 
     @property
     def trouble(self) -> str:
-        """Why the broker does not take something that is committed; empty while it takes everything."""
-        aside = self.set_aside
-        of = counted(aside, "flow")
-        refused = f"the broker refuses the events of {of} for their own sake (the log names them); the others go on" if aside else ""
-        return "; ".join(filter(None, (self._lanes.trouble, refused)))
+        """Why something committed is not published; empty while everything is."""
+        if not self.set_aside:
+            return self._publisher.trouble
+        flows = counted(self.set_aside, "flow")
+        refused = f"the broker refuses the events of {flows} for their own sake (the log names them); the others go on"
+        return "; ".join(filter(None, (self._publisher.trouble, refused)))
 
     @property
     def idle(self) -> bool:
         """Whether everything committed so far is published."""
-        return self._is_sent and not self._lanes.refused and not self._lanes.aside
+        return self._is_all_sent and not self._publisher.refused and not self._publisher.set_aside
 
     @property
-    def _is_sent(self) -> bool:
-        """Whether everything committed so far is published, but for what is set aside."""
-        return not self._more and not self._reading and not self._lanes.open
+    def _is_all_sent(self) -> bool:
+        """Whether everything committed so far is published, except for what is set aside."""
+        return not self._more and not self._reading and not self._publisher.pending
 
     @property
     def _has_room(self) -> bool:
         """Whether more may be read."""
-        return len(self._lanes.open) < self._window and self._lanes.open_bytes < _WINDOW_BYTES
+        return len(self._publisher.pending) < self._window and self._publisher.pending_bytes < _WINDOW_BYTES
 
     async def run(self) -> None:
         """Publish until cancelled."""
@@ -119,10 +120,10 @@ class Relay:
             await self._woken.wait()
 
     async def drain(self, timeout: float) -> bool:
-        """Wait until everything committed is published, at most `timeout` seconds; then note how far it came. True: all of it."""
+        """Wait until everything committed is published, at most `timeout` seconds, and mark how far it came. Returns whether it is all."""
         try:
             async with asyncio.timeout(timeout):
-                while not self._is_sent:
+                while not self._is_all_sent:
                     self._settled.clear()
                     await self._settled.wait()
         except TimeoutError:
@@ -130,36 +131,36 @@ class Relay:
         await self._mark()
         return self.idle
 
-    def hear(self) -> None:
-        """Rows were committed: read them. Called for batches; housekeeping that adds rows has to call it."""
+    def wake(self) -> None:
+        """Read on: rows were added. Batches do this by themselves; housekeeping that adds rows has to call it."""
         self._more = True
         self._woken.set()
 
-    def _committed(self, batch: Batch) -> None:
-        """Take what was committed straight from the batch if everything before it is lined up; otherwise read it in its turn."""
-        if not self._heard(batch):
+    def _on_commit(self, batch: Batch) -> None:
+        """Take the rows straight from the batch where everything before it is queued; otherwise read them in their turn."""
+        if not self._adds(batch):
             return
         kept_up = not self._more and not self._reading and self._has_room
-        if self._fresh is None or not kept_up or batch.first_event != self._last_read + 1:
-            self.hear()
+        if self._rows_of is None or not kept_up or batch.first_event != self._last_read + 1:
+            self.wake()
             return
         try:
-            for letter in self._fresh(batch):
-                self._line_up(letter)
-                self._last_read = letter.n
+            for row in self._rows_of(batch):
+                self._enqueue(row)
+                self._last_read = row.n
         except Exception:
-            self.hear()  # what is missing is read
+            self.wake()  # the rows that are missing are read
             raise
 
     async def _fill(self) -> None:
-        """Read more rows into their lanes and start the lanes that were empty."""
-        # What is committed while we read may not be in it: it is heard of, and read next.
+        """Read more rows and queue them."""
+        # What is committed meanwhile may not be among them: `_on_commit` sets `_more` again.
         self._more, self._reading = False, True
-        asked = min(self._window - len(self._lanes.open), self._chunk)
+        limit = min(self._window - len(self._publisher.pending), self._chunk)
         try:
-            letters = await self._read(self._last_read, asked)
-        except Unavailable as later:
-            self._log.warning("outlet_not_read", why=later.message)
+            rows = await self._read(self._last_read, limit)
+        except Unavailable as error:
+            self._log.warning("outlet_not_read", why=error.message)
             self._more = True
             await asyncio.sleep(_RETRY)
             return
@@ -168,81 +169,81 @@ class Relay:
             raise
         finally:
             self._reading = False
-        self._more = self._more or bool(letters)  # those that weigh much come in smaller numbers than asked for
-        for letter in letters:
-            self._line_up(letter)
-            self._last_read = letter.n
+        self._more = self._more or bool(rows)  # heavy rows come in smaller numbers than asked for
+        for row in rows:
+            self._enqueue(row)
+            self._last_read = row.n
         self._settled.set()
 
-    def _line_up(self, letter: OutboxMessage) -> None:
-        """Put a letter into its lane. One that cannot be read is reported and passed over: damage of one row holds back no other."""
-        if letter.message is None:
-            self._log.error("row_passed_over", n=letter.n, lane=letter.lane)
-            self._sent_up_to = max(self._sent_up_to, letter.n)
+    def _enqueue(self, row: OutboxMessage) -> None:
+        """Queue a row. One that cannot be read is logged and passed over: damage to one row holds back no other."""
+        if row.message is None:
+            self._log.error("row_passed_over", n=row.n, lane=row.lane)
+            self._sent_up_to = max(self._sent_up_to, row.n)
             return
-        self._lanes.put(letter, letter.message)
+        self._publisher.put(row, row.message)
 
-    def _stored(self, n: int, count: int) -> None:
-        """Read on, now that the broker has stored letters, the last of them number `n`."""
+    def _on_stored(self, n: int, count: int) -> None:
+        """Read on, now that the broker has stored `count` rows, the last of them row `n`."""
         self.stored += count
         self._sent_up_to = max(self._sent_up_to, n)
         self._woken.set()
         self._settled.set()
 
     async def _try_again_later(self) -> None:
-        """Rest, then publish again what was set aside."""
+        """Rest, then try again what was set aside."""
         await asyncio.sleep(_TRY_AGAIN)
-        if not self._lanes.behind:  # however long one round takes, there is a rest before the next
+        if not self._publisher.to_read_again:  # else the last round is not over: there is a rest between two
             self.try_again()
 
     def try_again(self) -> None:
-        """Publish again what was set aside, as soon as there is room."""
-        self._lanes.behind |= dict.fromkeys(self._lanes.aside)
+        """Publish what was set aside again, as soon as there is room."""
+        self._publisher.to_read_again |= dict.fromkeys(self._publisher.set_aside)
         self._settled.set()
 
     async def _catch_up(self) -> None:
-        """Read on in a lane that was set aside: each time all that was read of one is stored, until it is where all others are."""
-        while not (self._lanes.behind and self._has_room):
+        """Read on in a lane that was set aside, when the rows read of it so far are stored, until it is where all others are."""
+        while not (self._publisher.to_read_again and self._has_room):
             self._settled.clear()
             await self._settled.wait()
-        lane = next(iter(self._lanes.behind))
-        del self._lanes.behind[lane]
+        lane = next(iter(self._publisher.to_read_again))
+        del self._publisher.to_read_again[lane]
         try:
             await self._take_back(lane)
-        except Unavailable as later:
-            self._log.warning("outlet_not_read", why=later.message)
+        except Unavailable as error:
+            self._log.warning("outlet_not_read", why=error.message)
 
     async def _take_back(self, lane: str) -> None:
-        """Read a lane that was set aside, from where it was on, up to its next letters or to where all others are."""
-        while lane in self._lanes.aside and self._lanes.is_empty(lane):
-            rows = await self._read(self._lanes.aside[lane] - 1, self._chunk)
+        """Read a lane from where it was set aside, up to its next rows or to where all others are."""
+        while lane in self._publisher.set_aside and self._publisher.is_empty(lane):
+            rows = await self._read(self._publisher.set_aside[lane] - 1, self._chunk)
             following = rows[-1].n + 1 if rows else self._last_read + 1
-            # Where it has caught up nothing is awaited before it is open again: what is committed from now on comes behind.
+            # No await from here on: where the lane has caught up, what is committed later must come behind these rows.
             own = [row for row in rows if row.lane == lane]
-            self._lanes.take_back(lane, own, following if following <= self._last_read else None)
+            self._publisher.take_back(lane, own, following if following <= self._last_read else None)
         self._settled.set()
 
     async def _mark_later(self) -> None:
-        """Rest, then note progress where there is any."""
+        """Rest, then mark progress."""
         await asyncio.sleep(_MARK_EVERY)
         await self._mark()
 
     async def _mark(self) -> None:
-        """Note up to which row everything is published: the last one before the first that is not."""
-        up_to = min([*self._lanes.open, *self._lanes.aside.values()], default=self._sent_up_to + 1) - 1
+        """Store up to which row everything is published."""
+        up_to = min([*self._publisher.pending, *self._publisher.set_aside.values()], default=self._sent_up_to + 1) - 1
         if up_to <= self._marked:
             return
 
         def mark(transaction: Transaction) -> None:
-            """Note the row."""
+            """Store the row's number."""
             transaction.mark_published(self.outlet, up_to)
 
         try:
             await self._engine.do(mark)
-        except (FlowError, Refusal) as later:
-            if not self._unmarked:  # once until it can be: what is not noted is published again after the next start
-                self._log.warning("progress_not_noted", why=str(later))
-            self._unmarked = True
+        except (FlowError, Refusal) as error:
+            if not self._mark_failed:  # log once until it works: what is not marked is published again after the next start
+                self._log.warning("progress_not_noted", why=str(error))
+            self._mark_failed = True
         else:
             self._marked = up_to
-            self._unmarked = False
+            self._mark_failed = False

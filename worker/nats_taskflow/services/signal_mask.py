@@ -1,6 +1,6 @@
-"""Hold signals back until the process can act on them; light, since it has to come before everything that takes time to load.
+"""Hold signals back until the process can act on them. Imports next to nothing, since it must come before all that loads slowly.
 
-The kernel keeps a blocked signal, also for process 1 of a container, from which it takes any other that has no handler yet.
+The kernel keeps a blocked signal, also for process 1 of a container. One that is neither blocked nor handled never reaches that.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import signal
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""What asks for a stop (CONTRACT 7)."""
+"""The signals that ask for a stop (CONTRACT 7)."""
 
 
 def hold() -> None:
-    """Hold back what asks for a stop, until `release`. Call it in the main thread, before there is another one."""
+    """Hold the stop signals back until `release`. Call it in the main thread, before there is another."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
 
 
 def release() -> None:
-    """Have what was held back arrive now, and what comes as it comes; also where whoever started this process had held it back."""
+    """Let the stop signals through, including those held back so far and those that the parent process had blocked."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)

@@ -10,50 +10,49 @@ from typing import Any, TypeVar
 
 import structlog
 
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.services import signal_mask
 
 T = TypeVar("T")
 
 
 class StopSignal:
-    """`asked` is set by the first signal, or by `ask`."""
+    """The request to stop: `requested` is set by the first signal, or by `request`."""
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
+        self.requested = asyncio.Event()
         self._insisted = False
         self._log = structlog.get_logger("signals")
 
     def listen(self) -> None:
-        """Handle the signals on the running loop, those that were held back since the process began included."""
+        """Handle the signals on the running loop, including those that `signal_mask` has held back since the process began."""
         loop = asyncio.get_running_loop()
         for number in signal_mask.STOPS:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # started by nohup(1), to outlive the terminal
-            loop.add_signal_handler(number, self._signalled, number)
+            loop.add_signal_handler(number, self._on_signal, number)
         signal_mask.release()
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Ask for the stop."""
-        self.asked.set()
+        self.requested.set()
 
     async def before(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Do the work and return its result; None where a stop is asked first: then the work is cancelled, and has ended."""
-        doing = asyncio.ensure_future(work)
-        asked = asyncio.ensure_future(self.asked.wait())
+        """Do the work and return its result. Returns None where a stop is asked for first: then the work was cancelled, and has ended."""
+        task = asyncio.ensure_future(work)
+        requested = asyncio.ensure_future(self.requested.wait())
         try:
-            await asyncio.wait({doing, asked}, return_when=asyncio.FIRST_COMPLETED)
-            return doing.result() if doing.done() else None
+            await asyncio.wait({task, requested}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
         finally:
-            asked.cancel()
-            doing.cancel()
-            await asyncio.gather(doing, return_exceptions=True)
+            requested.cancel()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
-    def _signalled(self, number: int) -> None:
-        """Stop gracefully the first time; the second time somebody wants it now, and everything committed is safe anyway."""
+    def _on_signal(self, number: int) -> None:
+        """Ask for the stop; the second time end the process at once: somebody insists, and everything committed is safe."""
         if number != signal.SIGHUP:  # a terminal that closes may send it twice, or beside a SIGTERM
             if self._insisted:
-                self._log.warning(LogEvent.STOPPED_AT_ONCE, signal=signal.Signals(number).name)
+                self._log.warning("worker.stopped_at_once", signal=signal.Signals(number).name)
                 os._exit(128 + number)
             self._insisted = True
-        self.asked.set()
+        self.requested.set()

@@ -1,7 +1,7 @@
-"""Look at the broker's streams and consumers now and then: an operator may delete or change them while the worker runs.
+"""Inspect the broker's streams and consumers now and then: an operator may delete or change them while the worker runs.
 
-What was deleted is made again. What was changed so that it breaks a promise is reported, and makes the worker not ready, until it is
-changed back. From a source that may deliver what was not sent so, nothing is taken in meanwhile.
+What was deleted is made again. A change that breaks a promise is logged and makes the worker not ready until it is undone. While a source
+may deliver other messages than were sent, nothing is taken in from it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _EVERY = 4.0
 
 
 class ConsumerIntake(Protocol):
-    """What an inspection does to a consumer."""
+    """What an inspection may do to a consumer."""
 
     async def ask_again(self) -> bool:
-        """Have delivered again what the broker may have given up on; returns whether it could."""
+        """Have delivered again what the broker may have given up on. Returns whether that worked."""
         ...
 
     def hold(self) -> None:
@@ -36,7 +36,7 @@ class ConsumerIntake(Protocol):
 
 
 class TopologyWatch:
-    """Inspects what `Bus.prepare` was given, every `every` seconds. `consumers`: those of the sources."""
+    """Inspects what `Bus.prepare` made, every `every` seconds. `consumers`: by their sources."""
 
     def __init__(self, bus: Bus, consumers: Mapping[ConsumerSpec, ConsumerIntake], *, every: float = _EVERY) -> None:
         self._bus = bus
@@ -45,11 +45,11 @@ class TopologyWatch:
         self._log = structlog.get_logger("inspector")
         self._flaws: list[str] = []
         self._silent = ""
-        self._mended: set[ConsumerSpec] = set()
+        self._repaired: set[ConsumerSpec] = set()
 
     @property
     def flaws(self) -> list[str]:
-        """What breaks a promise at the moment, a sentence each."""
+        """What breaks a promise at the moment: a sentence each."""
         return [*self._flaws, *([f"JetStream does not answer: {self._silent}"] if self._silent else [])]
 
     async def run(self) -> None:
@@ -57,32 +57,32 @@ class TopologyWatch:
         await repeat(self._step, "inspector")
 
     async def _step(self) -> None:
-        """Look, and rest."""
+        """Inspect, then rest."""
         if self._bus.connected:
             await self.inspect()
         await asyncio.sleep(self._every)
 
     async def inspect(self) -> None:
-        """Look once; what is new is logged, once."""
+        """Inspect once. A flaw is logged when it is new."""
         try:
-            found = await self._bus.inspect()
+            flaws = await self._bus.inspect()
             for source in self._bus.untrusted:
                 self._consumers[source].hold()
-            self._mended |= {*self._bus.mended()}
-            for source in tuple(self._mended):
+            self._repaired |= {*self._bus.take_repaired()}
+            for source in tuple(self._repaired):
                 if await self._consumers[source].ask_again():
-                    self._mended.remove(source)
+                    self._repaired.remove(source)
             for source in self._consumers.keys() - self._bus.untrusted:
                 self._consumers[source].release()
-        except (PublishFailed, Unavailable) as silent:
+        except (PublishFailed, Unavailable) as error:
             if not self._silent:
-                self._log.warning("jetstream_does_not_answer", why=str(silent))
-            self._silent = str(silent)
+                self._log.warning("jetstream_does_not_answer", why=str(error))
+            self._silent = str(error)
             return
         self._silent = ""
-        for flaw in found:
+        for flaw in flaws:
             if flaw not in self._flaws:
                 self._log.error("stream_breaks_a_promise", why=flaw)
-        if self._flaws and not found:
+        if self._flaws and not flaws:
             self._log.info("streams_are_well_again")
-        self._flaws = found
+        self._flaws = flaws

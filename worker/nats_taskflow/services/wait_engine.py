@@ -1,7 +1,7 @@
-"""Drive waiting flows on: by passing time (`tick`, `run`) and by replies (`try_resume_external`, `resume_correlated`).
+"""Move waiting flows on: when their time comes (`tick`, `run`), and by replies (`try_resume_external`, `resume_correlated`).
 
-A tick costs what is due, not what waits: due times are indexed, totals are maintained counters. The run loop sleeps until the next due
-time (or the interval, whichever is sooner) and is woken by a commit that brings an earlier one, so timers fire within milliseconds.
+A tick costs what is due, not what waits: due times are indexed, totals are counters. The loop sleeps until the next due time, at most for
+its interval, and a commit that brings an earlier one wakes it. So timers fire within milliseconds.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from nats_taskflow.doors.flow_manager import FlowManager, new_id
+from nats_taskflow.engine.engine import Engine
+from nats_taskflow.engine.mint import new_id
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
 from nats_taskflow.errors import FlowError, InvalidRequest, Unavailable
 from nats_taskflow.flow.ids import bad_id
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import DeadlinePassed, FollowUp, Reply
-from nats_taskflow.observe.log import LogEvent
 from nats_taskflow.store.records import ALL, Batch, DueFlow, DueFlows
 from nats_taskflow.units import SECOND, Micros, to_micros
-from nats_taskflow.wire.headers import MSG_ID
+from nats_taskflow.wire.headers import CORRELATION_ID, MSG_ID
 from nats_taskflow.wire.inbound import Identity, digest
 
 _DUE_AT_ONCE = 250
-"""How many flows are moved before it is asked again who is due, and before others have their turn."""
-_CALM: Micros = SECOND
-"""How long the loop rests after an error, so that a database that refuses is not asked in a circle."""
-_LOOK_AGAIN: Micros = SECOND // 20
-"""How long the loop rests while a deadline waits for replies that are not decided."""
+"""How many flows are moved before due times are read again, and before other work has its turn."""
+_ERROR_PAUSE: Micros = SECOND
+"""How long the loop rests after an error, so that a database that refuses is not asked without pause."""
+_HELD_BACK_PAUSE: Micros = SECOND // 20
+"""How long the loop rests while a deadline waits for replies that are not decided yet."""
 
 
 class TickReport(msgspec.Struct, kw_only=True):
-    """What a tick found and did. `scanned`: all waiting flows when it began; `errors`: flows that could not be moved."""
+    """What a tick did. `scanned`: how many flows waited when it began; `errors`: how many could not be moved."""
 
     scanned: int = 0
     resumed: int = 0
@@ -47,121 +47,120 @@ class TickReport(msgspec.Struct, kw_only=True):
 
 
 class WaitEngine:
-    """Moves the waiting flows of one manager. `late` hears of each that time moved how many seconds after its due time that was.
+    """Moves the waiting flows of one engine. `on_moved` is called with how many seconds after its due time a flow was moved.
 
-    `decided` says until when every reply that came is decided: a deadline does not pass before one that came in time, but waits for it no
-    longer than `patience` (SEMANTICS R9). None: every reply is decided as it comes.
+    `decided` returns the time up to which every reply is decided: a reply that came before a deadline wins (SEMANTICS R9), so the deadline
+    waits for it, but no longer than `patience`. None: every reply is decided as it comes.
     """
 
     def __init__(
         self,
-        manager: FlowManager,
+        engine: Engine,
         *,
-        late: Callable[[float], None] = lambda _: None,
+        on_moved: Callable[[float], None] = lambda _: None,
         decided: Callable[[], Awaitable[Micros]] | None = None,
         patience: Micros = 0,
     ) -> None:
-        self.manager = manager
-        self._engine = manager.engine
-        self._late = late
+        self._engine = engine
+        self._on_moved = on_moved
         self._decided = decided
         self._patience = patience
         self.held_back = False
         """Whether a deadline has passed and waits for replies that are not decided."""
         self._woken = asyncio.Event()
         self._asleep_until: Micros | None = None
-        self._passed: list[DueFlow] = []
-        self._refused = False
+        self._last_due: list[DueFlow] = []
+        self._has_failed = False
         self._log = structlog.get_logger("wait_engine")
-        self._engine.listen(self._heard)
+        self._engine.listen(self._on_commit)
 
     async def tick(self, passes: int = ALL) -> TickReport:
-        """Let everything due by now happen, or so many slices of it."""
+        """Move everything that is due by now, or so many slices of it."""
         return await self._tick(self._engine.clock(), passes)
 
     async def tick_at(self, now: datetime) -> TickReport:
-        """Let everything due by `now` (aware) happen."""
+        """Move everything that is due by `now` (aware)."""
         return await self._tick(to_micros(now), ALL)
 
     async def _tick(self, now: Micros, passes: int) -> TickReport:
-        """Submit what is due, in slices, and count what became of it."""
+        """Submit what is due in slices, and count what became of it."""
         report = TickReport()
-        left, self._refused = 0, False
+        left, self._has_failed = 0, False
         try:
-            asked = await self._due(now)
-            report.scanned = asked.waiting
-            while (asked.flows or asked.ends) and not self._is_stuck(asked, report):
-                left += await self._pass(asked, now, report)
+            due = await self._due(now)
+            report.scanned = due.waiting
+            while (due.flows or due.ends) and not self._is_stuck(due, report):
+                left += await self._pass(due, now, report)
                 passes -= 1
-                is_last = len(asked.flows) < _DUE_AT_ONCE and not asked.ends and not asked.held_back
-                if is_last or self._refused or not passes:
+                is_last = len(due.flows) < _DUE_AT_ONCE and not due.ends and not due.held_back
+                if is_last or self._has_failed or not passes:
                     break
-                asked = await self._due(now)
-        except FlowError as bad:
-            self._log.warning("tick_failed", why=bad.message)
-            self._refuse(report)
+                due = await self._due(now)
+        except FlowError as error:
+            self._log.warning("tick_failed", why=error.message)
+            self._note_failure(report)
         report.still_waiting = max(report.scanned - left, 0)
         return report
 
-    def _is_stuck(self, asked: DueFlows, report: TickReport) -> bool:
-        """Tell whether what was done last is due again, though nothing went wrong: it would be, whatever is done."""
-        before, self._passed = self._passed, asked.flows
-        if not before or asked.flows != before:
+    def _is_stuck(self, due: DueFlows, report: TickReport) -> bool:
+        """Return whether the same flows are due again although nothing went wrong: they would be, whatever is done."""
+        before, self._last_due = self._last_due, due.flows
+        if not before or due.flows != before:
             return False
         self._log.warning("wait_not_moved", why=f"flow {before[0].flow_id} stays due whatever is done: run `taskflow db check`")
-        self._refuse(report)
+        self._note_failure(report)
         return True
 
-    def _refuse(self, report: TickReport) -> None:
-        """Count an error after which what is due may be due still: no more is tried in this tick, and the loop rests."""
+    def _note_failure(self, report: TickReport) -> None:
+        """Count an error that may leave flows due: nothing more is tried in this tick, and the loop rests."""
         report.errors += 1
-        self._refused, self._passed = True, []
+        self._has_failed, self._last_due = True, []
 
     async def _due(self, now: Micros) -> DueFlows:
-        """Ask what is due, and not only held back by replies; where nothing else is, ask how far those are decided by now."""
+        """Read what is due. Where undecided replies hold everything back, ask first how far replies are decided by now."""
         store = self._engine.store
         if self._decided is None:
             return await store.due(now, _DUE_AT_ONCE)
-        asked = await store.due(now, _DUE_AT_ONCE, now - self._patience)
-        if asked.held_back and not asked.flows:
-            asked = await store.due(now, _DUE_AT_ONCE, max(await self._decided(), now - self._patience))
-        self.held_back = asked.held_back
-        return asked
+        due = await store.due(now, _DUE_AT_ONCE, now - self._patience)
+        if due.held_back and not due.flows:
+            due = await store.due(now, _DUE_AT_ONCE, max(await self._decided(), now - self._patience))
+        self.held_back = due.held_back
+        return due
 
-    async def _pass(self, asked: DueFlows, now: Micros, report: TickReport) -> int:
-        """Let happen what is due, and follow up ends; returns how many flows no longer wait."""
-        passed = [DeadlinePassed(flow_id=due.flow_id, wait_id=due.wait_id or 0, at_us=now) for due in asked.flows]
-        ends = [FollowUp(flow_id=end.flow_id, cascade=end.cascade, trace=end.trace) for end in asked.ends]
-        wanted: list[DeadlinePassed | FollowUp] = [*passed, *ends]
-        outcomes = await asyncio.gather(*[self._engine.submit(what) for what in wanted], return_exceptions=True)
+    async def _pass(self, due: DueFlows, now: Micros, report: TickReport) -> int:
+        """Move the flows that are due, and follow up ends. Returns how many flows no longer wait."""
+        passed = [DeadlinePassed(flow_id=flow.flow_id, wait_id=flow.wait_id or 0, at_us=now) for flow in due.flows]
+        ends = [FollowUp(flow_id=end.flow_id, cascade=end.cascade, trace=end.trace) for end in due.ends]
+        stimuli: list[DeadlinePassed | FollowUp] = [*passed, *ends]
+        outcomes = await asyncio.gather(*[self._engine.submit(stimulus) for stimulus in stimuli], return_exceptions=True)
         for failure in outcomes[len(passed) :]:
             if isinstance(failure, BaseException):
                 raise failure
-        return sum([self._count(report, due.due_us, outcome) for due, outcome in zip(asked.flows, outcomes, strict=False)])
+        return sum([self._count(report, flow.due_us, outcome) for flow, outcome in zip(due.flows, outcomes, strict=False)])
 
-    def _count(self, report: TickReport, due: Micros, outcome: SubmissionOutcome | BaseException) -> int:
-        """Count one result; returns 1 when the flow no longer waits."""
+    def _count(self, report: TickReport, due_us: Micros, outcome: SubmissionOutcome | BaseException) -> int:
+        """Count one outcome. Returns 1 when the flow no longer waits."""
         if isinstance(outcome, BaseException):
             if not isinstance(outcome, FlowError):
                 raise outcome
             self._log.warning("wait_not_moved", why=outcome.message)
-            self._refuse(report)
+            self._note_failure(report)
             return 0
-        if outcome.error is not None:  # its row cannot be read: it is set aside, and due again once an operator has released it
+        if outcome.error is not None:  # the row cannot be read: the flow is set aside, and due again once an operator has released it
             report.errors += 1
-            self._passed = []
+            self._last_due = []
             return 1
         if outcome.name == "applied":
-            self._late(max(self._engine.clock() - due, 0) / SECOND)
+            self._on_moved(max(self._engine.clock() - due_us, 0) / SECOND)
         status = outcome.flow.status if outcome.flow is not None and outcome.name == "applied" else FlowStatus.WAITING
         report.resumed += status is FlowStatus.RUNNING
         report.cancelled += status is FlowStatus.CANCELLED
         return int(status is not FlowStatus.WAITING)
 
     async def try_resume_external(self, flow_id: str | UUID, topic: str, correlation_id: str, payload: Any = None) -> Flow | None:
-        """Resume this flow if it waits for (topic, correlation_id): the flow if it was resumed, None when nothing matched.
+        """Resume this flow if it waits for (topic, correlation_id). Returns the flow, or None when nothing matched.
 
-        Keeps nothing for later: for a reply that may be early use `resume_correlated`. Raises `Unavailable` for store failures.
+        Nothing is kept for later: use `resume_correlated` for a reply that may be early. Raises `Unavailable` for store failures.
         """
         reply = Reply(
             topic=topic,
@@ -189,24 +188,24 @@ class WaitEngine:
 
         The same reply over the wire has the same identity. Raises `InvalidRequest` for ids that could not be matched (R1).
         """
-        known = event_id if event_id is not None else new_id()
-        for name, text in (("topic", topic), ("correlation_id", correlation_id), ("event_id", known)):
+        event_id = event_id if event_id is not None else new_id()
+        for name, text in (("topic", topic), ("correlation_id", correlation_id), ("event_id", event_id)):
             if why := bad_id(text):
                 raise InvalidRequest(f"{name} {why}", path=f"/{name}")
-        key = f"{topic}\n{correlation_id}\n{known}"
+        key = f"{topic}\n{correlation_id}\n{event_id}"
         body = msgspec.json.encode(payload, order="sorted")
-        named = str(flow_id) if flow_id is not None else None
+        target = str(flow_id) if flow_id is not None else None
         reply = Reply(
             topic=topic,
             correlation_id=correlation_id,
             payload=payload,
-            event_id=known,
+            event_id=event_id,
             arrived_us=to_micros(arrived_at) if arrived_at is not None else self._engine.clock(),
             key=key,
-            flow_id=named,
+            flow_id=target,
         )
-        identity = Identity(scope="reply", key=key, digest=digest(body, (named or "").encode()))
-        raw = RawMessage(subject=topic, headers={"Correlation-Id": correlation_id, MSG_ID: known}, body=body)
+        identity = Identity(scope="reply", key=key, digest=digest(body, (target or "").encode()))
+        raw = RawMessage(subject=topic, headers={CORRELATION_ID: correlation_id, MSG_ID: event_id}, body=body)
         return await self._engine.submit(reply, identity, raw=raw)
 
     async def run(self, interval: timedelta, shutdown: asyncio.Event) -> None:
@@ -215,21 +214,22 @@ class WaitEngine:
         try:
             while not shutdown.is_set():
                 self._woken.clear()
-                report = await self.tick(1)  # who becomes due meanwhile has a turn in the next one
+                report = await self.tick(1)  # one slice; other work has its turn before the next
                 if report.resumed or report.cancelled or report.errors:
-                    self._log.debug(LogEvent.TICK, **msgspec.structs.asdict(report))
-                await self._sleep(interval, stopping, _CALM if self._refused else _LOOK_AGAIN if self.held_back else 0)
+                    # As the reference system spells it, since people search for it.
+                    self._log.debug("wait engine tick", **msgspec.structs.asdict(report))
+                await self._sleep(interval, stopping, _ERROR_PAUSE if self._has_failed else _HELD_BACK_PAUSE if self.held_back else 0)
         finally:
             stopping.cancel()
 
     async def _sleep(self, interval: timedelta, stopping: asyncio.Future[Any], rest: Micros) -> None:
-        """Sleep until the next due time, the interval's end, an earlier timer, or the stop; at least for `rest`."""
+        """Sleep until the next due time, the interval's end, an earlier timer or the stop, but at least for `rest`."""
         now = self._engine.clock()
         until = now + interval // timedelta(microseconds=1)
         try:
             due = await self._engine.store.next_due()
         except Unavailable:
-            due, rest = None, _CALM
+            due, rest = None, _ERROR_PAUSE
         if due is not None:
             until = min(until, max(due, now + rest) if rest else due)
         self._asleep_until = until
@@ -242,8 +242,8 @@ class WaitEngine:
                 woken.cancel()
         self._asleep_until = None
 
-    def _heard(self, batch: Batch) -> None:
-        """Wake the loop when a commit brought something due before it would wake by itself, or an end to follow up."""
+    def _on_commit(self, batch: Batch) -> None:
+        """Wake the loop for an end to follow up, or for something due before it would wake by itself."""
         if batch.unfinished or any(
             write.due_us is not None and (self._asleep_until is None or write.due_us < self._asleep_until) for write in batch.flows
         ):

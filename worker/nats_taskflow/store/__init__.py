@@ -1,5 +1,6 @@
-"""The database room: `base` is the port, `sqlite` the adapter; the rest are its parts.
+"""The database room: `port` says what the worker needs of a database, `admin_port` what operators ask of it.
 
-`opening`, `placement` and `lock` decide whether a file may be used; `transaction` and `upkeep` write, `reads` asks; `rows` knows the
-columns, `queries` the SQL files, `failures` what SQLite's errors mean for the work.
+`records` has the structs that go in and come out. These three import `flow` and `wire`, and nothing else. The adapter is `sqlite/`, which
+only `app` and the rooms above it name; its statements lie in `sql/`, its schema in `migrations/`. `invariants/` checks what must hold
+whatever has happened. Begin with `port`: it carries the promises.
 """

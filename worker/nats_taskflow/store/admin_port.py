@@ -1,7 +1,8 @@
-"""The operators' half of the store port: reads across owners, every one bounded, and what they come back as.
+"""The operators' half of the store port: reads across owners, each bounded, and what they return.
 
-Lists are keyset pages that stop by weight, as in `store.base`. Where several filters are given, one of them is looked up in its index
-and the others are applied to at most `LOOK` of its flows: a page may then be short, or even empty, and still have a `next`.
+What operators are shown as it is read comes as the struct of the wire (`wire.admin_answers`). Lists are keyset pages that stop by weight,
+as in `store.port`. Of several filters one is looked up in its index, and the others are applied to at most `LOOK` of its flows: a page may
+then be short, or even empty, and still have a `next`.
 """
 
 from __future__ import annotations
@@ -11,32 +12,31 @@ from typing import Protocol
 import msgspec
 
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.flow.model import Flow, HeldReply
+from nats_taskflow.flow.model import Flow, HeldReply, Pair
 from nats_taskflow.store.records import DeadLetter, Page
 from nats_taskflow.units import Micros
+from nats_taskflow.wire.admin_answers import InterventionShown, SetAsideFlow, WaiterShown
+from nats_taskflow.wire.admin_letters import LetterShown
 
 LOOK = 5000
-"""How many flows one page looks at."""
+"""How many flows one page looks at, at most."""
 
 SLICE = 250
-"""How many of them at a time."""
+"""How many of them one statement looks at."""
 
 COUNTED = 20_000
-"""How many entries of an index one statement goes through."""
-
-FOREVER: Micros = 2**62
-"""Up to when the last stretch of waits goes."""
+"""How many entries of an index one statement walks through."""
 
 NEWEST = 200_000
-"""Among how many flows, the newest, the end of an id is looked for."""
+"""Among how many flows, the newest, the end of an id is looked up."""
 
 
 class FlowFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which flows are asked for; None: any. `topic`, `correlation_id`: those with an open wait on it, for it, for both in one.
+    """Which flows to list; None: any. `topic`, `correlation_id`: flows with an open wait for it, or for both in one wait.
 
     `controller` may have `*` for any text; `goal` is a part of the goal's text, in any case (of ASCII).
 
-    `changed_before`, `changed_since`: last changed then; `due_by`: time acts on them by then; `kind`: the kind of their wait.
+    `changed_before`, `changed_since`: when they last changed. `due_by`: until when time acts on them. `kind`: of their wait.
     """
 
     status: FlowStatus | None = None
@@ -52,34 +52,8 @@ class FlowFilter(msgspec.Struct, frozen=True, kw_only=True):
     goal: str | None = None
 
 
-class SetAside(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow whose row cannot be read, as far as its labels go, and why (SEMANTICS R13)."""
-
-    flow_id: str
-    controller_id: str
-    owner_session_key: str
-    current_step: str
-    status: str
-    why: str
-
-
-class WaiterRow(msgspec.Struct, frozen=True, kw_only=True):
-    """An open wait for a reply and whose it is. `since_us`: when the flow parked; `due_us`: when time next acts on it."""
-
-    flow_id: str
-    controller_id: str
-    owner_session_key: str
-    current_step: str
-    leaf: int
-    topic: str
-    correlation_id: str
-    mode: str
-    since_us: Micros | None
-    due_us: Micros | None
-
-
 class ReceivedReply(msgspec.Struct, frozen=True, kw_only=True):
-    """A reply that was taken in for a pair, what became of it, and where its message lies."""
+    """A reply that was taken in for a pair: what became of it, and where its message lies."""
 
     event_id: str
     outcome: str
@@ -89,7 +63,7 @@ class ReceivedReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetterGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """Dead letters of one reason and subject: how many, how many of them were replayed, and the times of the first and the last."""
+    """The dead letters of one reason and subject: how many, how many of them replayed, the times of the first and the last."""
 
     reason: str
     subject: str
@@ -99,7 +73,7 @@ class DeadLetterGroup(msgspec.Struct, frozen=True, kw_only=True):
     last_us: Micros
 
     def plus(self, other: DeadLetterGroup) -> DeadLetterGroup:
-        """Count another slice of the group in."""
+        """Return the group with another part of it."""
         return DeadLetterGroup(
             reason=self.reason,
             subject=self.subject,
@@ -110,18 +84,8 @@ class DeadLetterGroup(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class KeptDeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter, and what operators did with it. `size`: the bytes of its body, which a list leaves out with its headers."""
-
-    letter: DeadLetter
-    size: int
-    replays: int
-    replayed_us: Micros | None
-    replayed_by: str | None
-
-
 class DeadLetterFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which dead letters are asked for; None: any. `replayed`: also those that were published again."""
+    """Which dead letters to list; None: any. `replayed`: also those that were published again."""
 
     reason: str | None = None
     subject: str | None = None
@@ -131,27 +95,26 @@ class DeadLetterFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoggedIntervention(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator did besides changing a flow, which the flow's own journal tells."""
+    """What an operator did, except to a flow: that is in the flow's own journal."""
 
     at_us: Micros
     actor: str
     verb: str
     about: str
     reason: str
-    n: int = 0
 
 
 class ParkedPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of waiting flows with their places (when they parked, their number); `next` is the place that the next page goes on from."""
+    """A page of waiting flows with their positions: when they parked, and their number. `next`: as in `Page`."""
 
     rows: list[tuple[tuple[int, int], Flow]]
     next: tuple[int, int] | None
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True):
-    """How the database stands at one moment. `due`: flows that time is due to act on (counted up to 10,000).
+    """Figures of the whole database at one moment. `due`: flows that time is due to act on, counted up to 10,000.
 
-    `most`: by quota, the agent whose flows take most of it, and how much.
+    `most`: by quota, the agent whose flows use most of it, and how much.
     """
 
     counts: dict[str, int]
@@ -168,46 +131,35 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     most: dict[str, tuple[str, int]]
 
 
-class WaitCountsRange(msgspec.Struct, frozen=True, kw_only=True):
-    """The flows that parked up to a time and wait: how many by kind of wait and by when, in whole units of time since the epoch.
-
-    `last_event`: the last journal entry there was when they were counted. The kind of a wait that cannot be read is empty.
-    """
-
-    up_to: Micros
-    last_event: int
-    counts: dict[tuple[str, int], int]
-
-
 class AdminReads(Protocol):
-    """What operators can ask."""
+    """What operators can ask the database."""
 
-    async def find_flows(self, wanted: FlowFilter, *, limit: int, after: int | None = None) -> Page[Flow]:
-        """List the wanted flows, newest first. Rows that cannot be read are left out: see `set_aside`."""
+    async def find_flows(self, filters: FlowFilter, *, limit: int, after: int | None = None) -> Page[Flow]:
+        """List flows, newest first. Rows that cannot be read are left out: see `set_aside`."""
         ...
 
-    async def parked(self, wanted: FlowFilter, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> ParkedPage:
+    async def parked(self, filters: FlowFilter, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> ParkedPage:
         """List waiting flows, the longest-waiting first."""
         ...
 
-    async def set_aside(self, *, limit: int, after: int | None = None) -> Page[SetAside]:
+    async def set_aside(self, *, limit: int, after: int | None = None) -> Page[SetAsideFlow]:
         """List the flows that are set aside."""
         ...
 
-    async def set_aside_flow(self, flow_id: str) -> SetAside | None:
+    async def set_aside_flow(self, flow_id: str) -> SetAsideFlow | None:
         """Return the flow if it is set aside, else None."""
         ...
 
-    async def ids_like(self, part: str, limit: int) -> list[str]:
+    async def find_ids(self, part: str, limit: int) -> list[str]:
         """List flow ids that begin with `part`, or end with it (among the newest `NEWEST`), at most `limit` of each."""
         ...
 
-    async def waiters(self, topic: str, correlation_id: str | None, limit: int) -> list[WaiterRow]:
+    async def waiters(self, topic: str, correlation_id: str | None, limit: int) -> list[WaiterShown]:
         """List the open waits on a topic, or for a pair, at most `limit`."""
         ...
 
-    async def waited_for(self, flow_id: str, limit: int) -> list[tuple[str, str]]:
-        """List the pairs (topic, correlation id) that a flow waits for or has waited for, the newest first, each once, of `limit` waits."""
+    async def awaited_pairs(self, flow_id: str, limit: int) -> list[Pair]:
+        """List the pairs that a flow waits for or has waited for, the newest first, each once, of its last `limit` waits."""
         ...
 
     async def held_replies(
@@ -222,11 +174,11 @@ class AdminReads(Protocol):
         """Return a held reply by its number, or None."""
         ...
 
-    async def came_for(self, topic: str, correlation_id: str, limit: int) -> list[ReceivedReply]:
+    async def received_replies(self, pair: Pair, limit: int) -> list[ReceivedReply]:
         """List replies that were taken in for the pair, at most `limit`."""
         ...
 
-    async def letter_at(self, stream: str, seq: int) -> int | None:
+    async def letter_number(self, stream: str, seq: int) -> int | None:
         """Return the number of the dead letter that was this message of a stream, or None."""
         ...
 
@@ -235,13 +187,17 @@ class AdminReads(Protocol):
         ...
 
     async def letters(
-        self, wanted: DeadLetterFilter, *, limit: int, after: int | None = None, up_to: int | None = None
-    ) -> Page[KeptDeadLetter]:
-        """List the wanted dead letters without headers and body, oldest first, those with a number above `after` and not above `up_to`."""
+        self, filters: DeadLetterFilter, *, limit: int, after: int | None = None, up_to: int | None = None
+    ) -> Page[LetterShown]:
+        """List dead letters without headers and body, oldest first, with numbers above `after` and not above `up_to`."""
         ...
 
-    async def letter(self, number: int) -> KeptDeadLetter | None:
-        """Return a dead letter whole, or None."""
+    async def letter(self, number: int) -> LetterShown | None:
+        """Return a dead letter with its headers and body, or None."""
+        ...
+
+    async def stored_letter(self, number: int) -> DeadLetter | None:
+        """Return a dead letter as it came, to the byte, with how often it was replayed; or None."""
         ...
 
     async def last_letter(self) -> int:
@@ -252,17 +208,10 @@ class AdminReads(Protocol):
         """Return subject, tries so far and next try of a request to a delegate that was not sent yet, or None."""
         ...
 
-    async def interventions(self, *, limit: int, after: int | None = None) -> Page[LoggedIntervention]:
+    async def interventions(self, *, limit: int, after: int | None = None) -> Page[InterventionShown]:
         """List what operators did, newest first."""
         ...
 
     async def gauges(self, now: Micros) -> Gauges:
-        """Say how the database stands."""
-        ...
-
-    async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> WaitCountsRange:
-        """Count waiting flows that parked later than `after`: about `limit` of them, by kind and by `per` microseconds.
-
-        The last stretch goes up to `FOREVER`. Many short ones, so that nobody waits long for the reading connection.
-        """
+        """Return the figures of the database."""
         ...

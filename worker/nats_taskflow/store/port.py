@@ -1,8 +1,8 @@
 """The store port: what the worker needs of a database, with every promise written down.
 
-Adapter: `store.sqlite`. The port must also fit PostgreSQL with several workers, so nothing of SQLite shows here, and every
-transaction carries the epoch of the worker that writes: one that a newer worker has fenced off cannot commit.
-Reads see committed rows only, and all that was committed before they began.
+The adapter is `store.sqlite`. PostgreSQL with several workers must fit as well, so nothing of SQLite shows here. Every transaction carries
+the epoch of the worker that writes: a worker that a newer one has fenced off cannot commit. Reads see committed rows only, and all that
+was committed before they began.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from nats_taskflow.units import Micros
 
 
 class ConstraintViolated(Exception):
-    """A constraint of the database refused the batch; nothing of it was kept. Try its parts one by one."""
+    """A constraint of the database refused the batch, and nothing of it was kept. Try its parts one by one."""
 
 
 class LostRace(ConstraintViolated):
@@ -42,10 +42,10 @@ class TooHeavy(Exception):
 
 
 class Transaction(Protocol):
-    """What a piece of work can do in the one write transaction. It runs on the connection's own thread."""
+    """What a piece of work can do in the write transaction. It runs on the connection's own thread."""
 
     def load(self, needs: Needs, now: Micros) -> Loaded:
-        """Load what is named, and what hangs on it: waiters' flows, held replies. Rows that cannot be read are named in the world.
+        """Load what is named, and what belongs to it: waiters' flows, held replies. Rows that cannot be read are named in the world.
 
         Raises `TooHeavy` as soon as states and stored outcomes weigh more than `needs.max_bytes`.
         """
@@ -63,8 +63,9 @@ class Transaction(Protocol):
         ...
 
     def prune_flows(self, older_than: Micros, limit: int) -> int:
-        """Delete terminal flows last changed before `older_than`, with all their rows, at most `limit`; never one with an
-        unpublished event. Their ids stay known (`tombstones`). Returns how many.
+        """Delete flows that ended, and last changed, before `older_than`, with all their rows, at most `limit`. Returns how many.
+
+        One with an event that is not published stays. Their ids stay known (`tombstones`).
         """
         ...
 
@@ -73,22 +74,22 @@ class Transaction(Protocol):
         ...
 
     def prune_inbox(self, source: str, before_seq: int, before: Micros, limit: int) -> int:
-        """Forget messages that their stream no longer keeps, and requests on `api` from before `before`. Returns how many."""
+        """Forget messages that their stream no longer keeps, and requests on `api` older than `before`. Returns how many."""
         ...
 
     def mark_published(self, outlet: str, n: int) -> None:
-        """Note that everything of the outlet (`events`, `dead_letters`) up to row `n` is stored by the broker."""
+        """Note that the broker has stored everything of the outlet (`events`, `dead_letters`) up to row `n`."""
         ...
 
     def suspects(self, source: str, above: int, up_to: int, born: str, *, replies: bool) -> Suspects:
-        """Say which messages of a source in (above, up_to], replies or others, have no outcome, so that they may have been begun.
+        """Return which messages of a source in (above, up_to], replies or others, have no outcome: they may have been begun.
 
-        Attempts that were noted while the source had another `born` are forgotten: they were of other messages.
+        Attempts that were noted while the source had another `born` are forgotten: they were of another stream's messages.
         """
         ...
 
     def note_attempts(self, places: Sequence[tuple[str, int]]) -> None:
-        """Count one more attempt of each of these suspects, by source and sequence."""
+        """Count one more attempt at each of these suspects, by source and sequence."""
         ...
 
     def forget_restored(self) -> None:
@@ -96,40 +97,40 @@ class Transaction(Protocol):
         ...
 
     def settle_outgoing(self, sent: Sequence[tuple[int, int, Micros]], later: Sequence[tuple[int, Micros]]) -> None:
-        """Forget notices that were sent, and keep requests until their waits are over; try the others again at their times.
+        """Forget the notices that were sent, keep the requests until their waits are over, and postpone the others to their times.
 
-        With what was sent comes how often it had been tried: one that was refused meanwhile counts once more, and goes again at its time.
+        `sent`: row, attempts so far, and when to send again a request that was refused meanwhile: that counts as one more attempt.
         """
         ...
 
     def release(self, flow_id: str) -> Flow | None:
-        """Set a flow that was set aside free again, so that time and replies reach it; returns it, None where it is not set aside.
+        """Let time and replies reach a flow again that was set aside. Returns it, None where it is not set aside.
 
         Raises `Conflict` where its row still cannot be read.
         """
         ...
 
     def note_replayed(self, number: int, actor: str, now: Micros) -> bool:
-        """Note that a dead letter was published again; returns whether there is such a letter."""
+        """Note that a dead letter was published again. Returns whether there is such a letter."""
         ...
 
     def purge_letters(self, numbers: Sequence[int]) -> int:
-        """Delete dead letters, but none that is not published yet; returns how many went."""
+        """Delete dead letters, except those that are not published yet. Returns how many."""
         ...
 
     def note_intervention(self, done: LoggedIntervention) -> None:
-        """Keep what an operator did."""
+        """Store what an operator did."""
         ...
 
 
 Result = TypeVar("Result")
 Work = Callable[[Transaction], Result]
-"""What is done in one transaction: all of it is kept, or nothing. It knows no event loop and must not touch what lives on one."""
+"""What is done in one transaction: all of it is kept, or nothing. It has no event loop and must not touch what lives on one."""
 
 
 class Reads(AdminReads, Protocol):
-    """What can be asked. Lists are keyset pages: at most `limit` rows after the cursor `after` (None: from the start), and no more of them
-    than weigh `PAGE_BYTES` and one row: whoever wants all goes on until `next` is None.
+    """What can be asked. Lists are keyset pages: at most `limit` rows after the position `after` (None: from the start), and no more than
+    weigh half a MiB and one row. To read all, go on until `next` is None.
     """
 
     async def get(self, flow_id: str) -> Flow | None:
@@ -159,12 +160,12 @@ class Reads(AdminReads, Protocol):
         ...
 
     async def due(self, now: Micros, limit: int, decided: Micros | None = None) -> DueFlows:
-        """List the flows due by `now`, at most `limit`, and count those that wait, in one question: a tick has nothing else to ask.
+        """List the flows due by `now`, at most `limit`, and count those that wait: all that a tick asks, in one statement.
 
-        Agents take turns: each one's earliest comes before anybody's second.
+        Agents take turns: the earliest flow of each comes before the second of any.
 
-        `decided`: every reply that came until then is decided. A flow that is due since later, and that a reply could still resume, is
-        not listed. None: every reply is.
+        `decided`: every reply that came until then is decided. A flow that became due later, and that a reply could still resume, is
+        held back. None: every reply is decided.
         """
         ...
 
@@ -177,15 +178,15 @@ class Reads(AdminReads, Protocol):
         ...
 
     async def unpublished_events(self, after: int, limit: int) -> list[NumberedEvent]:
-        """List journal entries with a number above `after`, in order: at most `limit`, and fewer where they weigh more than a page may."""
+        """List journal entries with numbers above `after`, in order: at most `limit`, and fewer where they weigh more than a page may."""
         ...
 
     async def unpublished_dead_letters(self, after: int, limit: int) -> list[DeadLetter]:
-        """List dead letters with a number above `after`, in order; bounded as `unpublished_events` is."""
+        """List dead letters with numbers above `after`, in order; bounded as `unpublished_events` is."""
         ...
 
     async def outgoing_due(self, now: Micros, limit: int) -> list[DueOutgoing]:
-        """List the messages to delegates that are to be sent by `now`: in turns between agents, each one's in the order of their commits.
+        """List the messages to delegates that are due by `now`: agents take turns, each with its messages in the order of their commits.
 
         At most `limit`, and fewer where they weigh more than a page may.
         """
@@ -196,11 +197,11 @@ class Reads(AdminReads, Protocol):
         ...
 
     async def was_restored(self) -> bool:
-        """Tell whether this is a copy of a database whose worker has not caught up with the broker yet."""
+        """Return whether this is a copy of a database whose worker has not caught up with the broker yet."""
         ...
 
     async def is_taken(self, source: str, seq: int) -> bool:
-        """Tell whether a message was taken in from this place of the stream, and is remembered."""
+        """Return whether a message was taken in from this place of the stream, and is remembered."""
         ...
 
     async def last_taken_of(self, source: str, *, replies: bool) -> int | None:
@@ -216,19 +217,19 @@ class Reads(AdminReads, Protocol):
         ...
 
     async def published(self, outlet: str) -> int:
-        """Return up to which row the outlet is known to be published."""
+        """Return the number of the last row that the outlet is known to have published."""
         ...
 
     async def oldest_unpublished(self) -> Micros | None:
-        """Return when the oldest row was committed that no outlet is known to have published, or None."""
+        """Return when the oldest row was committed that is not known to be published, or None."""
         ...
 
     async def room(self) -> Mapping[str, int]:
-        """Return bytes: of the database (`db`) and of its log (`wal`), and how many are left on its disk (`free`); what is known of it."""
+        """Return the bytes of the database (`db`) and its log (`wal`), and how many are left on the disk (`free`), as far as known."""
         ...
 
     async def ping(self) -> None:
-        """Answer, or raise: shows that every thread that works on the database is alive."""
+        """Answer, or raise: shows that the threads that work on the database are alive."""
         ...
 
 
@@ -237,7 +238,7 @@ class Store(Reads, Protocol):
 
     @property
     def epoch(self) -> int:
-        """How many workers have opened the database so far; written with every transaction."""
+        """How many workers have opened the database so far. Written with every transaction."""
         ...
 
     @property
@@ -247,12 +248,12 @@ class Store(Reads, Protocol):
 
     @property
     def restored(self) -> bool:
-        """Whether the database is a copy, and what the broker was told since is to be asked for again."""
+        """Whether the database is a copy, and has to catch up with what the broker has stored since."""
         ...
 
     @property
     def identity(self) -> str:
-        """Which database it is: text that every copy of it shares, and no other database has."""
+        """The database's id: text that all its copies share and no other database has."""
         ...
 
     @property
@@ -262,14 +263,15 @@ class Store(Reads, Protocol):
 
     @property
     def queries(self) -> Reads:
-        """The reads for whoever asks from outside: no question of theirs delays those of the store itself, which timers and relays ask."""
+        """The reads for questions from outside: none of them delays the reads of the store itself, which timers and relays use."""
         ...
 
     async def transact(self, work: Work[Result]) -> Result:
-        """Do the work in the one write transaction and make it durable; returns what the work returns.
+        """Do the work in the write transaction, make it durable, and return what the work returns.
 
-        Nothing of it is kept where the work raises, or this raises `ConstraintViolated`, `Unavailable`, or `StoreLocked` when a newer
-        worker has taken over. After `StoreBroken` nobody knows: start again from disk. Once it has begun, it is not cancelled.
+        Nothing is kept where the work raises, or where this raises `ConstraintViolated`, `Unavailable`, or `StoreLocked` because a newer
+        worker has taken over. After `StoreBroken` nobody knows what is on disk: start again from there. A transaction that has begun is
+        not cancelled.
         """
         ...
 

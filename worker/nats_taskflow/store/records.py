@@ -1,4 +1,4 @@
-"""Shape what goes into the store and comes out of it: messages taken in, batches to write, pages to read."""
+"""The structs that go into the store and come out of it: messages taken in, batches to write, pages to read."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Place = tuple[str, int]
 """(stream, sequence): where a message lies."""
 
 
-AGAIN: tuple[Micros, Micros] = (SECOND // 4, 30 * SECOND)
-"""After how long a message to a delegate is sent again at first, and at last: twice as long each time."""
+RETRY_DELAYS: tuple[Micros, Micros] = (SECOND // 4, 30 * SECOND)
+"""After how long a message to a delegate is sent again: the first time, and at most. The delay doubles each time."""
 
 
 class InboxRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One message taken in and what became of it (SEMANTICS R14). `key` is None for repeats and for what has no identity.
+    """One message taken in, and what became of it (SEMANTICS R14). `key` is None for repeats and for messages without an identity.
 
-    `result` is what a repeat is answered with, byte for byte.
+    `result` is the answer to a repeat, byte for byte.
     """
 
     scope: str | None
@@ -42,7 +42,7 @@ class InboxRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that could not be used, whole, and why. `n` is given by the store."""
+    """A message that could not be used, whole, and why. `n` is given by the store, and `replays` counted by it."""
 
     reason: str
     message: str
@@ -53,17 +53,18 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     at_us: Micros
     n: int = 0
+    replays: int = 0
 
 
 class Needs(msgspec.Struct, kw_only=True):
-    """What a batch looks at, so that it is loaded in a few statements.
+    """What a batch looks at, so that a few statements load it all.
 
-    `new`: ids that flows are to be started under, and no flow may have had before;
-    `pairs`: those that replies came for; `parking`: those that waits are opened for, which may take held replies;
-    `watched`: flows whose watchers are wanted, `parents`: those whose children are, at most `followers` of each;
-    `held`: keys of held replies that are handled by hand.
-    `holding`: how many replies of each tenant's topics may have to be held; where that could exceed
-    `max_held` or, of one tenant, `max_held_of_tenant`, the held replies that would make room are loaded.
+    `new`: ids under which flows start, and which no flow may have had before.
+    `pairs`: those that replies came for. `parking`: those that waits are opened for, which may take held replies.
+    `watched`: flows whose watchers are needed. `parents`: flows whose children are, at most `followers` of each.
+    `held`: keys of held replies that an operator handles.
+    `holding`: how many replies of each tenant's topics may have to be held. Where that could exceed `max_held` or, of one tenant,
+    `max_held_of_tenant`, the held replies that would make room are loaded too.
     `agents`: those whose quotas of open flows and of states may be exceeded.
     `max_bytes`: how much the states and outcomes that are loaded may weigh.
     """
@@ -88,12 +89,12 @@ class Needs(msgspec.Struct, kw_only=True):
 
 
 class Loaded(msgspec.Struct, kw_only=True):
-    """What was found: the world to decide on, and the messages known by identity and by place.
+    """What was loaded: the world to decide on, and the messages known by identity and by place.
 
-    `more_held`: pairs for which more replies are held than were loaded; `unseen`: those for which none was loaded. Where flows ended:
-    whether there are more watchers of them than were loaded, and how many more children of which parent.
+    `more_held`: pairs for which more replies are held than were loaded. `unseen`: pairs of which none was loaded. `more_watchers`: flows
+    that ended have more watchers than were loaded. `children_left`: how many more children a parent has.
 
-    A place may have held two messages: a stream that was deleted and made again counts from 1 once more.
+    A place may have had two messages: a stream that was deleted and created anew counts from 1 again.
     """
 
     world: World
@@ -115,7 +116,7 @@ class FlowWrite(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnfinishedEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a flow that not all who depend on it were told of yet: its watchers; with `cascade` its children too."""
+    """The end of a flow that its watchers, with `cascade` its children too, have not all been told of yet."""
 
     flow_id: str
     cascade: bool
@@ -123,9 +124,9 @@ class UnfinishedEnd(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Suspects(msgspec.Struct, frozen=True, kw_only=True):
-    """The window of a consumer in which messages may have been begun by a run that was killed.
+    """The window of a consumer in which a run that was killed may have begun messages.
 
-    `known`: have their outcome; `counts`: how often those were begun that were noted.
+    `known`: those that have their outcome. `counts`: how often each was begun, of those that were noted.
     """
 
     above: int
@@ -134,7 +135,7 @@ class Suspects(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[int, int]
 
     def begun(self, seq: int) -> int:
-        """Say how often a message may have been begun; 0: it is no suspect."""
+        """Return how often a message may have been begun; 0 where it is no suspect."""
         return self.counts.get(seq, 1) if self.above < seq <= self.up_to and seq not in self.known else 0
 
 
@@ -142,13 +143,14 @@ NO_SUSPECTS = Suspects(above=0, up_to=0, known=set(), counts={})
 
 
 class Batch(msgspec.Struct, kw_only=True):
-    """All that a transaction writes, in the order it was decided. `displaced`: the letters of held replies that make room, by key.
+    """All that a transaction writes, in the order it was decided.
 
-    `usages`: by agent, how much more its flows take.
-    Once it is saved, `first_event` is the number of its first journal entry; those of the others follow without a gap.
-    `refused`: waits (flow, generation) whose requests were refused after they were sent, and why. `unfinished`: ends of flows that are to
-    be followed up later; `followed_up`: flows of which there is nothing left to do of that kind.
-    `set_aside`: flows whose rows cannot be read, and why; they are taken out of the timers' way (SEMANTICS R13).
+    `displaced`: held replies that make room, by key, with the message of their dead letter.
+    `usages`: by agent, how much more its flows use. `first_event`: the number of its first journal entry, once it is saved; the others
+    follow without a gap.
+    `refused`: waits (flow, generation) whose requests were refused after they were sent, and why. `unfinished`: ends of flows to follow up
+    later. `followed_up`: flows whose end needs nothing more.
+    `set_aside`: flows whose rows cannot be read, and why; timers pass them over (SEMANTICS R13).
     """
 
     flows: list[FlowWrite] = msgspec.field(default_factory=list)
@@ -174,23 +176,31 @@ class Batch(msgspec.Struct, kw_only=True):
 
     @property
     def letters(self) -> Iterator[DeadLetter]:
-        """What becomes dead letters of messages that came, and of held replies that their waits do not accept."""
+        """The dead letters of messages that came, and of held replies that their waits do not accept."""
         yield from self.dead
         for _, letter, _ in self.spoiled:
             yield letter
 
     @property
-    def buries(self) -> bool:
-        """Whether it adds to the dead letters."""
+    def adds_dead_letters(self) -> bool:
+        """Whether the batch adds to the dead letters."""
         return bool(self.dead or self.spoiled or self.displaced)
 
     def count(self, name: str, by: int) -> None:
         """Add to a maintained counter."""
         self.counts[name] = self.counts.get(name, 0) + by
 
+    def count_flow(self, flow: Flow, by: int) -> None:
+        """Add to the counters of the flow's status and of the kind of its wait."""
+        counts, status = self.counts, f"flows.{flow.status.value}"
+        counts[status] = counts.get(status, 0) + by
+        if flow.wait_json is not None:
+            kind = f"waits.{flow.wait_json['kind']}"
+            counts[kind] = counts.get(kind, 0) + by
+
 
 class NumberedEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A journal entry with its place in the whole journal and what its published form needs of the flow.
+    """A journal entry with its number in the whole journal and what its published form needs of the flow.
 
     `event` is None where the entry cannot be read.
     """
@@ -220,8 +230,9 @@ class DueFlow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DueFlows(msgspec.Struct, frozen=True, kw_only=True):
-    """What a tick asks: how many flows wait at all, those that are due, in turns between agents and of each the earliest first, whether
-    others are due but `held_back`, and ends of flows to follow up.
+    """What a tick asks for: how many flows wait, those that are due, and ends of flows to follow up.
+
+    Agents take turns, each with its earliest flow first. `held_back`: others are due, but a reply could still resume them.
     """
 
     waiting: int
@@ -231,13 +242,13 @@ class DueFlows(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ALL = 2**62
-"""A limit that is none."""
+"""No limit."""
 
 Row = TypeVar("Row")
 
 
 class Page(msgspec.Struct, Generic[Row], frozen=True, kw_only=True):
-    """Rows with their positions in the list's order; `next` is the cursor of what follows, None at the end."""
+    """Rows with their positions in the list; `next` is the position after which the next page goes on, None at the end."""
 
     rows: list[tuple[int, Row]]
     next: int | None

@@ -50,4 +50,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(message)
     import importlib  # noqa: PLC0415  see above
 
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'asserts')}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'assertions')}"), name)

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from nats_taskflow.bus.memory.broker import MemoryBroker
 from nats_taskflow.bus.memory.bus import MemoryBus
 from nats_taskflow.bus.memory.stream import ConsumerState, StreamStore
-from nats_taskflow.bus.nats.stream_rules import Json
 from nats_taskflow.bus.port import Ack, Delivery, OutgoingMessage, Published, Settlement, Term
+from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.units import parse_duration
 
 _STATEMENTS = 60
@@ -91,7 +91,7 @@ class FaultyBroker(MemoryBroker):
         super().__init__(clock=clock)
         self.chaos: Chaos | None = None
 
-    def made(self, stream: StreamStore, config: Json) -> ConsumerState:
+    def make_consumer(self, stream: StreamStore, config: Json) -> ConsumerState:
         """Make a consumer that suffers."""
         return FaultyConsumer(stream, config, self)
 

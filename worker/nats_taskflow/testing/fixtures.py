@@ -1,4 +1,4 @@
-"""The pytest fixtures `taskflow`, `clock`, `chaos` and `taskflow_nats`.
+"""The pytest fixtures `taskflow`, `taskflow_clock`, `taskflow_chaos` and `taskflow_nats`.
 
 Pytest loads it in every run of everybody who has the worker installed, so it imports nothing but pytest: what a fixture needs it imports
 when a test asks for it. The fixtures are asynchronous, and so need pytest-asyncio. Async tests that ask for one of them need no mark and
@@ -20,9 +20,12 @@ with contextlib.suppress(ImportError):  # somebody's tests who has no use for us
     from pytest_asyncio import fixture as _fixture
 
 if TYPE_CHECKING:
-    from nats_taskflow.testing import Chaos, Clock, TaskflowServer, TaskflowWorld
+    from nats_taskflow.testing.chaos import Chaos
+    from nats_taskflow.testing.clock import Clock
+    from nats_taskflow.testing.server import TaskflowServer
+    from nats_taskflow.testing.world import TaskflowWorld
 
-_OURS = frozenset({"taskflow", "taskflow_nats", "clock", "chaos"})
+_OURS = frozenset({"taskflow", "taskflow_nats", "taskflow_clock", "taskflow_chaos"})
 _LOOPS = ("asyncio", "anyio", "trio")
 _NUMBERED = r"ignore:Binding \d+ \('\?\d+'\) is a named parameter:DeprecationWarning"
 """Python 3.12.0 to 3.12.3 take `?1` for a name (python/cpython#117995)."""
@@ -89,13 +92,13 @@ async def taskflow(request: pytest.FixtureRequest) -> AsyncIterator[TaskflowWorl
 
 
 @pytest.fixture
-def clock(taskflow: TaskflowWorld) -> Clock:
-    """Give the clock of `taskflow`, which the test moves: `await clock.advance("3d")`."""
+def taskflow_clock(taskflow: TaskflowWorld) -> Clock:
+    """Give the clock of `taskflow`, which the test moves: `await taskflow_clock.advance("3d")`."""
     return taskflow.clock
 
 
 @pytest.fixture
-def chaos(taskflow: TaskflowWorld) -> Chaos:
+def taskflow_chaos(taskflow: TaskflowWorld) -> Chaos:
     """Give the dials that disturb the worker of `taskflow`; after the test its promises are checked."""
     return taskflow.chaos
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 from nats_taskflow import version
 from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.client.flows import FlowClient
-from nats_taskflow.client.nats_transport import NatsTransport
+from nats_taskflow.client.nats import NatsTransport
 from nats_taskflow.client.transport import Transport
 from nats_taskflow.testing.assertions import Assertions
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker, Subscriber
-from nats_taskflow.bus.nats.outbound import objection
+from nats_taskflow.bus.message_limits import objection
 from nats_taskflow.bus.port import Ack, ConsumerSpec, InProgress, Nak, PublishFailed, Settlement
 from nats_taskflow.bus.port import Delivery as Delivered
 from nats_taskflow.client import kv
@@ -24,8 +24,8 @@ from nats_taskflow.client.transport import (
     NoAnswer,
     NotStored,
     PublishReceipt,
+    TransportError,
     TransportMessage,
-    Trouble,
 )
 from nats_taskflow.wire.headers import MSG_ID
 from nats_taskflow.wire.subjects import covers
@@ -116,7 +116,7 @@ class MemoryTransport:
         """Publish without any guarantee."""
         self._check_open()
         if flaw := objection(subject, body, headers, _MAX_PAYLOAD):
-            raise Trouble(flaw)
+            raise TransportError(flaw)
         self._published(subject, body, headers, reply)
 
     async def follow(self, subject: str, *, stream: str, after: int = 0) -> AsyncGenerator[TransportMessage, None]:
@@ -149,12 +149,12 @@ class MemoryTransport:
     async def open_bucket(self, bucket: str, *, keep: float, timeout: float) -> None:  # noqa: ARG002  it is there at once
         """Make a bucket."""
         self._check_open()
-        name = kv.stream_of(bucket)
+        name = kv.stream_name(bucket)
         if name not in self._broker.streams:
             self._broker.create_stream(
                 {
                     "name": name,
-                    "subjects": [kv.subject_of(bucket, ">")],
+                    "subjects": [kv.key_subject(bucket, ">")],
                     "max_age": int(keep * _NS),
                     "duplicate_window": 120 * _NS,
                     "discard": "new",
@@ -164,15 +164,15 @@ class MemoryTransport:
     async def recall(self, bucket: str, key: str, *, timeout: float) -> bytes | None:  # noqa: ARG002  it is answered at once
         """Read a key."""
         self._check_open()
-        stream = self._broker.streams.get(kv.stream_of(bucket))
+        stream = self._broker.streams.get(kv.stream_name(bucket))
         if stream is None:
             raise NoAnswer(f"there is no bucket {bucket}", nobody=True)
-        subject = kv.subject_of(bucket, key)
+        subject = kv.key_subject(bucket, key)
         return next((stored.body for stored in reversed(stream.messages.values()) if stored.subject == subject), None)
 
     async def keep(self, bucket: str, key: str, value: bytes, *, timeout: float) -> None:
         """Write a key."""
-        await self.publish(kv.subject_of(bucket, key), value, msg_id="", timeout=timeout)
+        await self.publish(kv.key_subject(bucket, key), value, msg_id="", timeout=timeout)
 
     async def serve(self, subject: str, handler: Callable[[TransportMessage], Awaitable[None]], *, queue: str = "") -> MemorySubscription:
         """Call `handler` for each message, each in a task of its own."""
@@ -240,7 +240,7 @@ class MemoryTransport:
         """Give a turn now, and whenever the broker has something new, or its clock was moved; raises `Lost` once closed."""
         more = asyncio.Event()
         self._more.add(more)
-        self._broker.kicks.append(more.set)
+        self._broker.wakers.append(more.set)
         try:
             while True:
                 self._check_open()
@@ -249,7 +249,7 @@ class MemoryTransport:
                 await more.wait()
         finally:
             self._more.discard(more)
-            self._broker.kicks.remove(more.set)
+            self._broker.wakers.remove(more.set)
 
     async def _unless_closed(self, answer: asyncio.Future[TransportMessage]) -> TransportMessage:
         """Return the answer; raises `Lost` when the connection is closed before it comes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 
-from nats_taskflow import app
+from nats_taskflow import wiring
 from nats_taskflow.bus.port import Bus
 from nats_taskflow.config import Config
 from nats_taskflow.engine.engine import Clock
@@ -13,7 +13,6 @@ from nats_taskflow.errors import root_of
 from nats_taskflow.observe.metrics import Metrics
 from nats_taskflow.observe.recorder import MetricsRecorder
 from nats_taskflow.services.signals import StopSignal
-from nats_taskflow.services.supervisor import Services
 from nats_taskflow.store.port import Store
 
 _PATIENCE = 10.0
@@ -29,13 +28,13 @@ class WorkerRun:
         self._clock = clock
         self._stop = StopSignal()
         self._task: asyncio.Task[None] | None = None
-        self.services: Services
+        self.services: wiring.Services
 
     async def begin(self, *, context: contextvars.Context | None = None, adopt: bool = False) -> None:
         """Start it, and return when it is ready; raises what keeps it from that. `adopt`: as with `taskflow run --adopt`."""
-        self.services = await app.set_up(self._config, self._store, self._bus, MetricsRecorder(Metrics()), self._clock, adopt=adopt)
+        self.services = await wiring.set_up(self._config, self._store, self._bus, MetricsRecorder(Metrics()), self._clock, adopt=adopt)
         is_ready = asyncio.Event()
-        living = app.supervised(self._config, self.services).run(self._stop, is_ready.set)
+        living = wiring.supervise(self._config, self.services, self._stop, is_ready.set)
         self._task = asyncio.get_running_loop().create_task(living, context=context)
         ready = asyncio.ensure_future(is_ready.wait())
         await asyncio.wait({ready, self._task}, return_when=asyncio.FIRST_COMPLETED)
@@ -58,7 +57,7 @@ class WorkerRun:
 
     def ask_to_stop(self) -> None:
         """SIGTERM."""
-        self._stop.ask()
+        self._stop.request()
 
     async def ended(self) -> None:
         """Return when the worker has ended by itself; raises what ended it."""

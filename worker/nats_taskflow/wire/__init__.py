@@ -1,18 +1,8 @@
-"""The edge in bytes: what the worker reads from and writes to subjects, as pure functions (CONTRACT 1 to 5).
+"""The edge in bytes: every subject, header and body, both ways. Pure: no clock, no I/O, no logging; randomness comes in as a `Mint`.
 
-No clock, no randomness, no I/O, no logging; randomness comes in as a `Mint`. Read in this order:
-
-    subjects      the names: format and parse every subject, match NATS patterns
-    headers       look headers up, check what they carry, make text fit into one
-    limits        size, depth, keys, duplicates: what a body may be before anybody believes it
-    pointers      JSON pointers (RFC 6901)
-    envelope      the reference system's bus envelope, taken off first
-    verdicts      what reading gives: `Inbound`, `Unusable` or `Ignored`, and the `Identity` that dedupes
-    requests      the message types of every verb; `complaints` turns their refusals into sentences
-    commands      a typed request → what happens to a flow; `codec` is the whole path: bytes → `Inbound`
-    bindings      which subjects carry replies; `replies` is the whole path of a reply: bytes → `Inbound`
-    acknowledgements  what the broker says of a publication, which is no reply; `reply_message` opens what is one
-    documents     the shapes of answers; `outcomes` encodes them, `cursors` says where a page goes on
-    cloudevents   a journal entry → the published event;  `deadletters`: what could not be used
-    schemas       JSON Schema of all of it, channels     AsyncAPI
+It may import the base modules and `flow`. For a command begin with `codec` (bytes → `Inbound`), for a reply with `replies`, for an operator
+with `admin_codec`. Each takes off the `envelope`, holds the body against `limits` and reads it by its types (`requests`,
+`reply_bindings`, `admin_requests`). What comes out is in `inbound`; `commands` turns a request into a stimulus, `field_errors` a bad one
+into a sentence. On the way out `outcomes` encodes `answers`, `events` encodes journal entries, `dead_letters` what could not be used.
+`subjects` and `headers` hold every name on the wire; `schema` describes all of it.
 """

@@ -1,7 +1,7 @@
-"""Recognise what JetStream answers a publication with: it goes to the reply subject that the publisher chose, whoever listens there.
+"""Recognise a PubAck of JetStream: it arrives on the reply subject that the publisher chose, where a delegate's answer is expected.
 
 Good: `{"stream", "seq"}`, perhaps with `domain`, `duplicate`, `val`, `batch`, `count`. Bad: `{"error": {"code", "err_code",
-"description"}}`, often with the stream and the sequence 0. Anything besides is somebody's answer (SEMANTICS R0).
+"description"}}`, often with the stream and the sequence 0. With any other field it is somebody's answer (SEMANTICS R0).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _ERROR = frozenset({"code", "err_code", "description"})
 
 
 class Acknowledgement(msgspec.Struct, frozen=True):
-    """An acknowledgement; `refusal` says why the message is not stored, and is empty where it is."""
+    """A PubAck. `refusal` says why the message is not stored; empty: it is."""
 
     refusal: str = ""
 
 
 def acknowledgement_in(value: Any) -> Acknowledgement | None:
-    """Return the acknowledgement that a JSON value is, or None."""
+    """Return a JSON value as the PubAck that it is, or None."""
     if not isinstance(value, dict) or not value.keys() <= _ANY:
         return None
     if "error" in value:
@@ -34,5 +34,5 @@ def acknowledgement_in(value: Any) -> Acknowledgement | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Tell a whole number from anything else; true and false are none."""
+    """Return whether a value is a whole number; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Shape what operators are answered: flows across owners, waits, held replies, dead letters, figures. Times are RFC 3339 UTC."""
+"""Shape what operators are answered: flows across owners, waits, held replies, figures. Times are RFC 3339 UTC."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from nats_taskflow.wire.answers import CancelledChildren, FlowShown
+from nats_taskflow.flow.model import Flow, HeldReply
+from nats_taskflow.units import rfc3339
+from nats_taskflow.wire.admin_letters import LetterAnswer, LettersAnswer, LettersDone
+from nats_taskflow.wire.answers import AdminAnswer, CancelledChildren, FlowShown, show_wait
 
 
-class AdminAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What every answer begins with."""
-
-    ok: bool = True
-
-
-class SetAsideShown(msgspec.Struct, frozen=True, kw_only=True):
+class SetAsideFlow(msgspec.Struct, frozen=True, kw_only=True):
     """A flow whose row cannot be read, and why."""
 
     flow_id: str
@@ -31,7 +28,7 @@ class FlowPageAcross(AdminAnswer, frozen=True, kw_only=True):
     """The answer to `list`: flows, or with `set_aside` what is known of those that cannot be read."""
 
     flows: list[FlowShown]
-    set_aside: list[SetAsideShown] | UnsetType = UNSET
+    set_aside: list[SetAsideFlow] | UnsetType = UNSET
     next_cursor: str | None = None
 
 
@@ -60,6 +57,12 @@ class WaitAcross(msgspec.Struct, frozen=True, kw_only=True):
     progress: dict[str, Any] | None
     since: str | None
     until: str | None
+
+
+def show_owned_wait(flow: Flow) -> WaitAcross:
+    """Return what a waiting flow waits for as operators see it."""
+    wait = msgspec.structs.asdict(show_wait(flow))
+    return WaitAcross(owner_session_key=flow.owner_session_key, cancel_requested=flow.cancel_requested, **wait)
 
 
 class WaitPageAcross(AdminAnswer, frozen=True, kw_only=True):
@@ -97,6 +100,21 @@ class HeldShown(msgspec.Struct, frozen=True, kw_only=True):
     arrived_at: str
     expires_at: str
     payload: Any
+
+
+def show_held(number: int, held: HeldReply) -> HeldShown:
+    """Return a held reply as operators see it."""
+    return HeldShown(
+        number=number,
+        topic=held.topic,
+        correlation_id=held.correlation_id,
+        event_id=held.event_id,
+        flow_id=held.flow_id,
+        tenant=held.tenant,
+        arrived_at=rfc3339(held.arrived_us),
+        expires_at=rfc3339(held.expires_us),
+        payload=None if held.payload is UNSET else held.payload,
+    )
 
 
 class WhoAnswer(AdminAnswer, frozen=True, kw_only=True):
@@ -140,70 +158,6 @@ class InterventionAnswer(AdminAnswer, frozen=True, kw_only=True):
     cancelled_children: CancelledChildren | UnsetType = UNSET
 
 
-class GroupShown(msgspec.Struct, frozen=True, kw_only=True):
-    """Dead letters of one reason and origin."""
-
-    reason: str
-    subject: str
-    count: int
-    replayed: int
-    first_at: str
-    last_at: str
-
-
-class LetterShown(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter. `text` is its body where that is UTF-8, else `base64`; both only in `show`."""
-
-    number: int
-    reason: str
-    message: str
-    subject: str
-    stream: str
-    seq: int | None
-    at: str
-    bytes: int
-    replays: int
-    replayed_at: str | None
-    replayed_by: str | None
-    headers: dict[str, str] | UnsetType = UNSET
-    text: str | UnsetType = UNSET
-    base64: str | UnsetType = UNSET
-
-
-class LettersAnswer(AdminAnswer, frozen=True, kw_only=True):
-    """The answer to `dlq` `list`: groups, or letters, oldest first."""
-
-    groups: list[GroupShown] | UnsetType = UNSET
-    letters: list[LetterShown] | UnsetType = UNSET
-    next_cursor: str | None = None
-
-
-class LetterAnswer(AdminAnswer, frozen=True, kw_only=True):
-    """The answer to `dlq` `show`."""
-
-    letter: LetterShown
-
-
-class Unreplayed(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter that could not be published again, and why."""
-
-    number: int
-    why: str
-
-
-class LettersDone(AdminAnswer, frozen=True, kw_only=True):
-    """The answer to `dlq` `replay` and `purge`: the letters it was done to (with `dry_run`: would be), and those it failed on.
-
-    `up_to`: the newest letter there was when the first request came; say it again with `cursor`.
-    """
-
-    done: list[int]
-    failed: list[Unreplayed]
-    dry_run: bool
-    up_to: int
-    next_cursor: str | None = None
-
-
 class MostUsed(msgspec.Struct, frozen=True, kw_only=True):
     """The agent whose flows take most of what a quota bounds."""
 
@@ -226,7 +180,7 @@ class StatsAnswer(AdminAnswer, frozen=True, kw_only=True):
     unpublished: dict[str, int]
     outgoing: dict[str, int]
     epoch: int
-    most: dict[str, MostUsed] = {}
+    most: dict[str, MostUsed] = msgspec.field(default_factory=dict)
 
 
 class PruneAnswer(AdminAnswer, frozen=True, kw_only=True):

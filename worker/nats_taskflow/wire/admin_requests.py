@@ -1,22 +1,18 @@
-"""Type and read the body of every operator verb (CONTRACT 6, `taskflow.admin.<verb>`). Unknown fields are refused by name.
+"""Type the body of every operator verb (CONTRACT 6, `taskflow.admin.<verb>`). Unknown fields are refused by name.
 
-`held` and `dlq` do several things: the field `action` says which. Whatever changes something needs `operator` (who; the journal shows
-`operator:<name>`) and `reason`. NATS permissions decide who may ask at all; the name is what the operator says.
+`held` and `dlq` have several actions, and the field `action` says which. A request that changes something needs an `operator` (the journal
+shows `operator:<name>`) and a `reason`. NATS permissions decide who may ask at all; the name is what the operator says.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from nats_taskflow.errors import InvalidRequest, UnsupportedVerb
 from nats_taskflow.flow.lifecycle import FlowStatus
-from nats_taskflow.text import meant, shown
-from nats_taskflow.wire import field_errors, limits, requests
-from nats_taskflow.wire.envelope import open_request
+from nats_taskflow.wire import requests
 from nats_taskflow.wire.requests import (
     DEFAULT_LIMIT,
     EXPECTED,
@@ -37,8 +33,8 @@ Reason = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"\A[^\x00]*
 Number = Annotated[int, Meta(ge=1, le=2**62)]
 Part = Annotated[str, Meta(min_length=1, max_length=36, pattern=r"\A[0-9A-Fa-f-]+\Z")]
 MAX_LETTERS = 100
-_EXPECTED = EXPECTED | {"reason": "text of 1 to 1024 characters without NUL"}
-"""What a field takes, in words: an operator has to give a reason, an agent need not."""
+ADMIN_EXPECTED = EXPECTED | {"reason": "text of 1 to 1024 characters without NUL"}
+"""What each field takes, in words: an operator has to give a reason, an agent need not."""
 
 
 class AdminRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -279,34 +275,3 @@ OPERATIONS: dict[str, dict[str, type[AdminRequest]]] = {
     "log": {"": OperatorLog},
 }
 """What each verb takes, by its `action` where it has several; the first is the one without."""
-
-
-@cache
-def _decoder(shape: type[AdminRequest]) -> msgspec.json.Decoder[Any]:
-    """Make the decoder of a shape when it is first asked for: an operator is in no hurry, a start that makes two dozen is."""
-    return msgspec.json.Decoder(shape)
-
-
-def read_operation(verb: str, body: bytes) -> AdminRequest:
-    """Read an operator's request; an empty body asks with every default. Raises the `FlowError` that refuses it."""
-    if verb not in OPERATIONS:
-        hint = meant(verb, OPERATIONS) or f"; known are {', '.join(OPERATIONS)}"
-        raise UnsupportedVerb(f"this worker has no operator verb {shown(verb)}{hint}", verb=verb[:64])
-    opened = open_request(body or b"{}")
-    shape = _shape(verb, opened.top)
-    try:
-        asked: AdminRequest = _decoder(shape).decode(opened.body)
-    except (ValueError, RecursionError) as failure:
-        raise field_errors.refusal(failure, opened.body, opened.top, verb, shape, _EXPECTED) from None
-    return asked
-
-
-def _shape(verb: str, top: limits.TopLevel) -> type[AdminRequest]:
-    """Return what the body has to be, by its `action`. Raises `InvalidRequest` for one that the verb does not have."""
-    shapes = OPERATIONS[verb]
-    if "action" not in top or "" in shapes:
-        return next(iter(shapes.values()))
-    given = bytes(top["action"]).strip(b'"').decode("utf-8", "replace")
-    if given not in shapes:
-        raise InvalidRequest(f"the action of {verb} is one of {', '.join(shapes)}, not {shown(given)}", path="/action")
-    return shapes[given]

@@ -229,3 +229,9 @@ def show_wait(flow: Flow) -> WaitShown:
         since=rfc3339(flow.parked_us) if flow.parked_us is not None else None,
         until=rfc3339(due[0][0]) if due else None,
     )
+
+
+class AdminAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What every answer begins with."""
+
+    ok: bool = True

@@ -1,22 +1,22 @@
-"""Say what the largest message that the broker carries (`max_payload`) leaves room for: nothing that cannot be sent may come into being."""
+"""Derive bounds from the broker's `max_payload`: nothing may come into being that could not be sent."""
 
 from __future__ import annotations
 
 import msgspec
 
-from nats_taskflow.flow.stimuli import Policy
+from nats_taskflow.flow.policy import Policy
 
 WHOLE = 512 * 1024
-"""A broker that carries this much carries everything that the contract allows."""
+"""A broker with this `max_payload` carries everything that the contract allows."""
 LEAST = 64 * 1024
 """With less, a flow's own names could fill a message."""
 AROUND = 16 * 1024
-"""The most that an event, answer or request has around what a caller brings: names, ids, subject and headers."""
+"""The most that an event, answer or request needs beside what a caller brings: names, ids, subject and headers."""
 _PAGE = 512 * 1024
 
 
-def lowered(policy: Policy, max_payload: int) -> Policy:
-    """Return the policy with its bounds lowered to what events and requests to delegates can carry."""
+def lower(policy: Policy, max_payload: int) -> Policy:
+    """Return the policy with its bounds lowered to what an event or a request to a delegate can carry."""
     room = max_payload - AROUND
     return msgspec.structs.replace(policy, max_event_bytes=room, max_state_bytes=min(policy.max_state_bytes, room))
 
@@ -27,7 +27,7 @@ def page_bytes(max_payload: int) -> int:
 
 
 def remark(max_payload: int) -> str:
-    """Say what a small `max_payload` lowers; empty where it lowers nothing."""
+    """Return a sentence about what a small `max_payload` lowers; empty where it lowers nothing."""
     if max_payload >= WHOLE:
         return ""
     room = max_payload - AROUND
@@ -38,7 +38,7 @@ def remark(max_payload: int) -> str:
 
 
 def objection(max_payload: int) -> str | None:
-    """Say why the worker cannot run on a broker, or None."""
+    """Return a sentence about why the worker cannot run on this broker, or None."""
     if max_payload >= LEAST:
         return None
     return f"the broker carries messages of {max_payload:,} bytes only: set max_payload in its configuration to {LEAST:,} at least"

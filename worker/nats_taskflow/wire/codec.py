@@ -1,8 +1,7 @@
 """Read requests: bytes and headers → `Inbound`, `Unusable` or a `Query` (CONTRACT 2). Nothing here raises for bad input.
 
-The command id is the message's identity: header `Nats-Msg-Id` (`<id>` or `<agent>/<id>`) or body `command_id`, equal if both are there.
-The digest beside it is over the typed request without its id, so that all forms, and any spelling of the same JSON, are one command
-(SEMANTICS 6).
+The command id is the message's identity: header `Nats-Msg-Id` (`<id>` or `<agent>/<id>`) or body `command_id`, equal if both are there. Its
+digest is that of the typed request without the id: every form, and any spelling of the same JSON, is one command (SEMANTICS 6).
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ from nats_taskflow.wire import field_errors
 from nats_taskflow.wire.commands import build, owner_of
 from nats_taskflow.wire.envelope import Opened, open_request
 from nats_taskflow.wire.headers import MSG_ID, Headers, find, hops_of, inbox_of, trace_of
-from nats_taskflow.wire.inbound import COMMAND_ID, Identity, Ignored, Inbound, Mint, Origin, Unusable, command_scope, digest, reason_of
+from nats_taskflow.wire.inbound import COMMAND_ID, Identity, Inbound, Mint, Origin, Unusable, command_scope, digest, reason_of
 from nats_taskflow.wire.limits import check_headers
 from nats_taskflow.wire.requests import COMMANDS, EXPECTED, QUERIES, Request
 from nats_taskflow.wire.subjects import Subjects, is_token
-
-__all__ = ["Identity", "Ignored", "Inbound", "Mint", "Query", "Unusable", "read_command", "read_query", "stray"]
 
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {verb: msgspec.json.Decoder(shape) for verb, shape in (COMMANDS | QUERIES).items()}
 _PLAIN = Subjects()
@@ -30,7 +27,7 @@ _CANONICAL = msgspec.json.Encoder(order="sorted")
 
 
 class Query(msgspec.Struct, frozen=True):
-    """A question of an agent's session, on `api` only."""
+    """A query of an agent's session, on `api` only."""
 
     owner: str
     agent: str
@@ -43,7 +40,7 @@ def read_command(
 ) -> Inbound | Unusable:
     """Read a command that came on the subject of `agent` and `verb`. Never raises for bad input.
 
-    `require_id`: a message from a stream needs an id, or its redelivery would be a second command; a request on `api` gets one.
+    `require_id`: a message from a stream needs an id, or its redelivery would be a second command. A request on `api` gets one.
     """
     opened: Opened | None = None
     request: Request | None = None
@@ -56,7 +53,7 @@ def read_command(
         key = _command_id(agent, headers, request, mint, require_id=require_id)
         command = build(request, Origin(agent, key, trace_of(headers), mint, subjects, hops_of(headers)))
     except FlowError as error:
-        identity = _attributed(agent, verb, body, headers, opened)
+        identity = _identity_of_bad(agent, verb, body, headers, opened)
         return Unusable(reason_of(error), error, identity, inbox_of(headers), decoded=request is not None)
     return Inbound(command, Identity(command_scope(agent), key, _digest(verb, request)), verb, inbox_of(headers))
 
@@ -72,8 +69,8 @@ def read_query(agent: str, verb: str, body: bytes) -> Query | FlowError:
     return Query(owner_of(agent, request.session_id), agent, verb, request)
 
 
-def stray(subject: str) -> Unusable:
-    """Refuse a message whose subject names no agent and verb: its tokens are not `[A-Za-z0-9_-]{1,63}`."""
+def refuse_stray(subject: str) -> Unusable:
+    """Refuse a message whose subject names no agent and verb, because a token is not `[A-Za-z0-9_-]{1,63}`."""
     error = InvalidRequest(f"the subject {shown(subject)} names no agent and verb of 1 to 63 characters A-Z a-z 0-9 _ -", path="")
     return Unusable(reason_of(error), error)
 
@@ -87,58 +84,58 @@ def _typed(verb: str, shape: type[Request], opened: Opened) -> Request:
     return request
 
 
-def _given_id(agent: str, headers: Headers) -> str | None:
-    """Return the id in the header, which may have the agent's name before it: the broker drops a repeated one of anybody."""
-    given = find(headers, MSG_ID)
-    return given.removeprefix(f"{agent}/") if given is not None else None
+def _header_id(agent: str, headers: Headers) -> str | None:
+    """Return the id in the header. The agent's name may stand before it, because the broker drops a repeated id of anybody."""
+    value = find(headers, MSG_ID)
+    return value.removeprefix(f"{agent}/") if value is not None else None
 
 
 def _command_id(agent: str, headers: Headers, request: Request, mint: Mint, *, require_id: bool) -> str:
     """Return the command id. Raises `InvalidRequest` for a bad or missing one, `IdMismatch` where header and body or subject differ."""
-    given = _given_id(agent, headers)
-    if given is None:
+    header_id = _header_id(agent, headers)
+    if header_id is None:
         if request.command_id is not None:
             return request.command_id
         if require_id:
             raise InvalidRequest(f"a command needs an id: header {MSG_ID} or field command_id", path="/command_id")
         return mint.command_id()
-    other, slash, rest = given.partition("/")
+    other, slash, rest = header_id.partition("/")
     if slash and is_token(other) and COMMAND_ID.match(rest):
-        raise IdMismatch(f"header {MSG_ID} names another agent than the subject", path="/command_id", header=given, agent=agent)
-    if not COMMAND_ID.match(given):
+        raise IdMismatch(f"header {MSG_ID} names another agent than the subject", path="/command_id", header=header_id, agent=agent)
+    if not COMMAND_ID.match(header_id):
         raise InvalidRequest(f"the header {MSG_ID} must be {EXPECTED['command_id']}", path="/command_id", header=MSG_ID)
-    if request.command_id not in (None, given):
-        raise IdMismatch(f"header {MSG_ID} and field command_id differ", path="/command_id", header=given, body=request.command_id)
-    return given
+    if request.command_id not in (None, header_id):
+        raise IdMismatch(f"header {MSG_ID} and field command_id differ", path="/command_id", header=header_id, body=request.command_id)
+    return header_id
 
 
-def _attributed(agent: str, verb: str, body: bytes, headers: Headers, opened: Opened | None) -> Identity | None:
-    """Return the identity of a bad message that still names a valid command id; the header's first: the stream knows it by that."""
-    given = _given_id(agent, headers)
-    if given is None:
-        given = _body_id(body, opened) if opened is not None or verb not in COMMANDS else None  # what could not be opened still cannot be
-    if given is None or not COMMAND_ID.match(given):
+def _identity_of_bad(agent: str, verb: str, body: bytes, headers: Headers, opened: Opened | None) -> Identity | None:
+    """Return the identity of a bad message that has a valid command id. The header's comes first: the stream knows the message by it."""
+    command_id = _header_id(agent, headers)
+    if command_id is None and (opened is not None or verb not in COMMANDS):  # what could not be opened still cannot be
+        command_id = _body_id(body, opened)
+    if command_id is None or not COMMAND_ID.match(command_id):
         return None
-    return Identity(command_scope(agent), given, digest(verb.encode(), body))
+    return Identity(command_scope(agent), command_id, digest(verb.encode(), body))
 
 
 def _body_id(body: bytes, opened: Opened | None) -> str | None:
     """Return the body's `command_id` as far as the body can be read."""
     try:
         top = (opened or open_request(body)).top
-        given = msgspec.json.decode(top["command_id"]) if "command_id" in top else None
+        command_id = msgspec.json.decode(top["command_id"]) if "command_id" in top else None
     except (FlowError, ValueError, RecursionError):
         return None
-    return given if isinstance(given, str) else None
+    return command_id if isinstance(command_id, str) else None
 
 
 def _digest(verb: str, request: Request) -> bytes:
-    """Return the digest of what the request asks for, whatever way its id travelled.
+    """Return the digest of what the request asks for, without its id.
 
-    Defaults are left out, written or not: a field that a later version adds does not make a repeat another command.
+    Defaults are left out even where the caller wrote them: a field that a later version adds must not turn a repeat into another command.
     """
-    said = {name: value for name, default in _FIELDS[type(request)] if (value := getattr(request, name)) != default}
-    return digest(verb.encode(), _CANONICAL.encode(said))
+    fields = {name: value for name, default in _FIELDS[type(request)] if (value := getattr(request, name)) != default}
+    return digest(verb.encode(), _CANONICAL.encode(fields))
 
 
 def _defaults(shape: type[Request]) -> tuple[tuple[str, Any], ...]:

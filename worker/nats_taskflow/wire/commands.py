@@ -9,7 +9,7 @@ from typing import Any
 from nats_taskflow.errors import InvalidRequest, TooLarge
 from nats_taskflow.flow import stimuli as flow
 from nats_taskflow.wire import requests as wire
-from nats_taskflow.wire.headers import Headers, weight
+from nats_taskflow.wire.headers import CORRELATION_ID, TRACEPARENT, Headers, weight
 from nats_taskflow.wire.inbound import Ignored, Origin
 from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.subjects import Subjects, covers, is_token
@@ -18,13 +18,13 @@ MAX_HEADERS = 32
 MAX_HEADER_BYTES = 8 * 1024
 _NAME = re.compile(r"\A[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}\Z")
 _VALUE = re.compile(r"\A[^\x00-\x1f\x7f-\x9f]*\Z")
-_GUARDED = ("$", "_INBOX", "_R_.", "_GR_.")  # the server's own, everybody's inboxes, and answers between accounts and clusters
-_OURS = ("nats-", "taskflow-", "correlation-id", "traceparent")
-_WHO = "from"  # what delegates that know nothing of us may take for the name of who asks
+_GUARDED = ("$", "_INBOX", "_R_.", "_GR_.")  # the server's own, everybody's inboxes, answers between accounts and clusters
+_OURS = ("nats-", "taskflow-", CORRELATION_ID.lower(), TRACEPARENT)
+_SENDER = "from"  # a delegate that knows nothing of us may take it for the name of the caller
 
 
-def build_delegation(request: wire.DelegateRequest, caller: flow.Caller, origin: Origin) -> flow.DelegateFlow:
-    """Build the command. Raises `InvalidRequest` for a target or header that is not the caller's to choose."""
+def build_delegation(request: wire.DelegateCommand, caller: flow.Caller, origin: Origin) -> flow.DelegateFlow:
+    """Build the `delegate` command. Raises `InvalidRequest` for a target or header that the caller may not choose (confused deputy)."""
     for name, subject in (("to", request.to), ("cancel_to", request.cancel_to)):
         if subject is not None:
             _check_target(name, subject, origin.subjects)
@@ -33,8 +33,8 @@ def build_delegation(request: wire.DelegateRequest, caller: flow.Caller, origin:
     topic = request.reply_topic or built_in
     correlation_id = request.correlation_id or origin.mint.nonce()
     if topic == built_in and not is_token(correlation_id):
-        said = "correlation_id becomes part of the reply's subject: 1 to 63 characters A-Z a-z 0-9 _ -"
-        raise InvalidRequest(said, path="/correlation_id")
+        message = "correlation_id becomes part of the reply's subject: 1 to 63 characters A-Z a-z 0-9 _ -"
+        raise InvalidRequest(message, path="/correlation_id")
     return flow.DelegateFlow(
         flow_id=request.flow_id.lower(),
         caller=caller,
@@ -53,27 +53,27 @@ def build_delegation(request: wire.DelegateRequest, caller: flow.Caller, origin:
     )
 
 
-def taken_for_reply(bindings: ReplyBindings, subject: str, headers: Headers, body: bytes) -> bool:
-    """Tell whether the worker would take for a reply what it publishes there itself. What `where` leaves out is none."""
+def is_taken_for_reply(bindings: ReplyBindings, subject: str, headers: Headers, body: bytes) -> bool:
+    """Return whether the worker would take for a reply what it publishes there itself. What a binding's `where` leaves out is none."""
     if not any(covers(binding.subject, subject) for binding in bindings.configured):
         return False
     return not isinstance(bindings.read(subject, headers, body, stream="", seq=0, arrived_us=0), Ignored)
 
 
 def _check_target(name: str, subject: str, subjects: Subjects) -> None:
-    """Refuse what the worker may publish to and its callers may not: it must not do it for them (a confused deputy)."""
+    """Refuse a subject to which the worker may publish and its callers may not: it must not do it for them."""
     if subject.startswith((*_GUARDED, f"{subjects.prefix}.")) or subject == subjects.prefix:
         raise InvalidRequest(f"{name}: {subject} is reserved; name the subject of a delegate", path=f"/{name}")
 
 
 def _check_headers(headers: dict[str, str]) -> None:
-    """Refuse headers that are no headers, are the worker's own, or weigh too much."""
+    """Refuse headers that are malformed, the worker's own, or too large."""
     for name, value in headers.items():
         if not _NAME.match(name) or not _VALUE.match(value):
             raise InvalidRequest(f"headers: {name!r} is no header: names are tokens, values have no control characters", path="/headers")
-        if name.lower().startswith(_OURS) or name.lower() == _WHO:
-            said = f"headers: {name} says who asks and for what, which only the worker and NATS may: choose another name"
-            raise InvalidRequest(said, path="/headers")
+        if name.lower().startswith(_OURS) or name.lower() == _SENDER:
+            message = f"headers: {name} says who asks and for what, which only the worker and NATS may: choose another name"
+            raise InvalidRequest(message, path="/headers")
     if len(headers) > MAX_HEADERS or weight(headers) > MAX_HEADER_BYTES:
         raise TooLarge(f"headers: at most {MAX_HEADERS}, with {MAX_HEADER_BYTES} bytes together", path="/headers")
 
@@ -84,7 +84,7 @@ def owner_of(agent: str, session_id: str) -> str:
 
 
 def build(request: wire.Request, origin: Origin) -> flow.Stimulus:
-    """Return the command that the request asks for. Raises `InvalidRequest` for fields that exclude each other."""
+    """Return the stimulus that a request asks for. Raises `InvalidRequest` for fields that exclude each other."""
     agent = origin.agent
     caller = flow.Caller(actor=f"agent:{agent}", owner=owner_of(agent, request.session_id), cause=origin.command_id, trace=origin.trace)
     command: flow.Stimulus = _BUILD[type(request)](request, caller, origin)
@@ -92,7 +92,7 @@ def build(request: wire.Request, origin: Origin) -> flow.Stimulus:
 
 
 def _start(request: wire.Start, caller: flow.Caller, origin: Origin) -> flow.Stimulus:
-    """Start a flow whose id is the client's, or a new one."""
+    """Start a flow, under the client's id or a new one."""
     if request.mirrored and request.hold:
         raise InvalidRequest("a mirrored flow runs at once: leave out mirrored or hold", path="/hold")
     return flow.StartFlow(
@@ -195,7 +195,7 @@ _BUILD: dict[type[wire.Request], Callable[[Any, flow.Caller, Origin], flow.Stimu
     wire.Run: _run,
     wire.Advance: _advance,
     wire.Wait: _wait,
-    wire.DelegateRequest: build_delegation,
+    wire.DelegateCommand: build_delegation,
     wire.Resume: _resume,
     wire.Finish: _finish,
     wire.Fail: _fail,

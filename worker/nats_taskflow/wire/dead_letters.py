@@ -1,4 +1,4 @@
-"""Publish what could not be used, with everything needed to understand and replay it (CONTRACT 1, `taskflow.dlq.<reason>`)."""
+"""Encode a dead letter: a message that could not be used, with all that it takes to understand and replay it (CONTRACT 1)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ from typing import Protocol
 import msgspec
 
 from nats_taskflow.wire.events import EventMessage
-from nats_taskflow.wire.headers import MSG_ID, UNREAD, Headers, one_line, weight
+from nats_taskflow.wire.headers import (
+    MESSAGE,
+    MSG_ID,
+    ORIGIN_HEADERS,
+    ORIGIN_SEQUENCE,
+    ORIGIN_STREAM,
+    ORIGIN_SUBJECT,
+    REASON,
+    SHA256,
+    TRUNCATED,
+    UNREAD,
+    Headers,
+    one_line,
+    weight,
+)
 from nats_taskflow.wire.subjects import Subjects, is_token
 
-REASON = "Taskflow-Reason"
-MESSAGE = "Taskflow-Message"
-ORIGIN_SUBJECT = "Taskflow-Origin-Subject"
-ORIGIN_STREAM = "Taskflow-Origin-Stream"
-ORIGIN_SEQUENCE = "Taskflow-Origin-Sequence"
-ORIGIN_HEADERS = "Taskflow-Headers"
-SHA256 = "Taskflow-Sha256"
-TRUNCATED = "Taskflow-Truncated"
 MAX_HEADERS = 16 * 1024
-_SPARE = 256  # for `Taskflow-Truncated` and for what a broker adds
+_SPARE = 256  # bytes for `Taskflow-Truncated` and for what a broker adds
 
 
 class DeadLetterMessage(Protocol):
-    """A message that could not be used, as it came (the store's `DeadLetter`). `n` is its row's: a repeat publishes under the same id."""
+    """A message that could not be used, as it came (the store's `DeadLetter`). `n` is that of its row: a repeat has the same id."""
 
     @property
     def n(self) -> int:
@@ -69,10 +75,10 @@ class DeadLetterMessage(Protocol):
 
 
 def dead_letter_message(letter: DeadLetterMessage, subjects: Subjects, *, max_bytes: int) -> EventMessage:
-    """Return the message that publishes a dead letter: the raw body, and what is known of it in headers.
+    """Return the message that publishes a dead letter: the raw body, and headers that say what is known of it.
 
-    Headers and body together stay below `max_bytes` (the broker's max_payload: over it the client closes for good); what is cut
-    shows in `Taskflow-Truncated: true`, and the digest is of the whole body.
+    Headers and body together stay below `max_bytes`, the broker's max_payload: over it the client closes for good. Where something is cut,
+    `Taskflow-Truncated: true` says so; the digest is always that of the whole body.
     """
     origin, cut = _headers_text(letter.headers, min(MAX_HEADERS, max_bytes // 4))
     headers = {
@@ -100,14 +106,14 @@ def read_headers(text: str) -> dict[str, str]:
 
 
 def _headers_text(headers: Headers, room: int) -> tuple[str, bool]:
-    """Spell headers as one line of ASCII JSON, leaving out from the end what does not fit. Returns whether anything was left out."""
-    kept: dict[str, str] = {}
+    """Return headers as one line of ASCII JSON, without those at the end that do not fit, and whether anything was left out."""
+    fitting: dict[str, str] = {}
     length = 2
     for name, value in headers.items():
         if name == UNREAD:
             continue
         length += len(json.dumps(name)) + len(json.dumps(value)) + 2
         if length > room:
-            return json.dumps(kept, separators=(",", ":")), True
-        kept[name] = value
-    return json.dumps(kept, separators=(",", ":")), UNREAD in headers
+            return json.dumps(fitting, separators=(",", ":")), True
+        fitting[name] = value
+    return json.dumps(fitting, separators=(",", ":")), UNREAD in headers

@@ -1,4 +1,4 @@
-"""Say whose delegates are (SEMANTICS 5): which agents' flows may ask on a subject. Where nobody says anything, all may ask everywhere."""
+"""Check which agents' flows may ask a delegate (SEMANTICS 5). Without any entry in the settings, all may ask everywhere."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class DelegateOwners(msgspec.Struct, frozen=True):
 
 
 def check_delegate(delegate: DelegateOwners) -> None:
-    """Raise `ValueError` with a sentence that begins with the key that is wrong."""
+    """Raise `ValueError` with a sentence that begins with the wrong key."""
     if not is_pattern(delegate.subject):
         raise ValueError(f"subject: {delegate.subject!r} is no NATS subject; write one like agent.billing.>")
     check_owners(delegate.owners)
 
 
 class Delegates:
-    """All that is said of delegates. What several entries say of a subject adds up."""
+    """The owners of all delegates. Where several entries cover a subject, the owners of each may ask there."""
 
-    def __init__(self, listed: Sequence[DelegateOwners]) -> None:
-        self._listed = tuple(listed)
+    def __init__(self, entries: Sequence[DelegateOwners]) -> None:
+        self._entries = tuple(entries)
 
     def refusal(self, subject: str, agent: str | None) -> Forbidden | None:
-        """Say why `agent`'s flows may not ask on `subject`, or None. `agent` None: in-process, trusted with any."""
-        if not self._listed or agent is None:
+        """Return the refusal where the agent's flows may not ask on the subject, or None. `agent` None: in-process, trusted with any."""
+        if not self._entries or agent is None:
             return None
-        if any(covers(one.subject, subject) and ("*" in one.owners or agent in one.owners) for one in self._listed):
+        if any(covers(entry.subject, subject) and ("*" in entry.owners or agent in entry.owners) for entry in self._entries):
             return None
         return Forbidden(f"agent {agent} may not ask {subject}: no [[delegates]] entry of the worker's settings lists it for this agent")

@@ -1,6 +1,6 @@
-"""Publish a journal entry as a CloudEvent 1.0 in structured JSON mode (CONTRACT 4).
+"""Encode a journal entry as a CloudEvent 1.0 in structured JSON mode (CONTRACT 4).
 
-A pure function of its arguments with a fixed key order: a repeat is byte-identical, which is what lets subscribers deduplicate.
+The keys have a fixed order, and nothing but the entry goes in: a repeat has the same bytes, and subscribers can deduplicate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ENCODER = msgspec.json.Encoder()
 
 
 class EventMessage(NamedTuple):
-    """What goes to the broker."""
+    """A message to publish."""
 
     subject: str
     body: bytes
@@ -66,10 +66,10 @@ def event_id(event: FlowEvent) -> str:
 
 
 def is_same_event(stored: bytes, body: bytes) -> bool:
-    """Tell whether two events with one id are one: of one kind, and the first of a flow for one cause.
+    """Return whether two events with one id are the same: of one kind, and, as the first of a flow, of one cause.
 
-    A database that was restored decides again what it does not know, later than the first time, and what raced then may end otherwise. A
-    flow under the id of one that was pruned begins for another cause; all that it says waits behind its first event.
+    A restored database decides again what it does not know, later than the first time, and a race may end differently then. A flow under
+    the id of a pruned one begins for another cause; its other events wait behind the first.
     """
     try:
         return stored == body or _IDENTITY.decode(stored) == _IDENTITY.decode(body)
@@ -78,7 +78,7 @@ def is_same_event(stored: bytes, body: bytes) -> bool:
 
 
 class _Identity(msgspec.Struct):
-    """What makes an event the same one, whenever it was decided."""
+    """The fields by which an event is the same, whenever it was decided."""
 
     id: str
     type: str

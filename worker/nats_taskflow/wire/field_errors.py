@@ -1,4 +1,4 @@
-"""Turn what the decoder says about a request into one clear sentence and a pointer to the field (CONTRACT 3, `invalid_request`)."""
+"""Turn a decoder's error into one clear sentence and a pointer to the field (CONTRACT 3, `invalid_request`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def refusal(
     shape: type[msgspec.Struct],
     expected: Mapping[str, str] = EXPECTED,
 ) -> FlowError:
-    """Return the refusal of a body that the verb's type did not take. `expected`: what its fields take, in words."""
+    """Return the refusal of a body that does not fit the verb's type. `expected`: what its fields take, in words."""
     if not isinstance(failure, msgspec.ValidationError):
         return limits.explain(body, failure)
     text = str(failure)
@@ -40,24 +40,24 @@ def refusal(
 
 
 def _unknown(name: str, verb: str, known: Iterable[str]) -> InvalidRequest:
-    """Refuse a field the verb does not have, with the one that was probably meant."""
+    """Refuse a field that the verb does not have, with the one that was probably meant."""
     return InvalidRequest(f"{verb} has no field {shown(name)}{meant(name, known)}", path=json_pointer.spell(name[:64]))
 
 
 def _mistyped(text: str, shape: type[msgspec.Struct], expected: Mapping[str, str]) -> InvalidRequest:
-    """Say what the field takes."""
+    """Refuse a value, and say what the field takes."""
     path = limits.place(text)
     name = path[1:].partition("/")[0]
     got = text.partition(", got `")[2].partition("`")[0]
-    given = f", not {TYPES.get(got, got)}" if got else ""
+    instead = f", not {TYPES.get(got, got)}" if got else ""
     kind = _ENUMS.get((shape, name)) or (FlowStatus if name == "status" else None)
     if kind is not None:
-        wanted = "one of " + ", ".join(member.value for member in kind)
+        takes = "one of " + ", ".join(member.value for member in kind)
     elif path == json_pointer.spell(name) and name in expected:
-        wanted = expected[name]
+        takes = expected[name]
     else:
-        wanted = TYPES.get(text.partition("Expected `")[2].partition("`")[0].partition(" |")[0], "")
-    sentence = f"{name} must be {wanted}{given}" if name and wanted else f"{name or 'the body'}: {text.partition(' - at ')[0]}"
+        takes = TYPES.get(text.partition("Expected `")[2].partition("`")[0].partition(" |")[0], "")
+    sentence = f"{name} must be {takes}{instead}" if name and takes else f"{name or 'the body'}: {text.partition(' - at ')[0]}"
     return InvalidRequest(sentence, path=path)
 
 

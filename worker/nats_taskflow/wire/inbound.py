@@ -1,4 +1,4 @@
-"""What reading a message gives: something to do (`Inbound`), something of no use (`Unusable`), or nothing (`Ignored`); and who sent it."""
+"""What reading a message returns: a stimulus (`Inbound`), a refusal (`Unusable`) or nothing (`Ignored`), and whose message it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from nats_taskflow.errors import FlowError, IdMismatch, InvalidRequest, TooDeep, TooLarge, TopicNotBound, UnsupportedVerb
-from nats_taskflow.flow.stimuli import RequestRefused, Stimulus
+from nats_taskflow.flow.stimuli import RequestNotStored, Stimulus
 from nats_taskflow.wire.limits import Malformed
 from nats_taskflow.wire.subjects import Subjects
 
@@ -25,7 +25,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class Inbound(msgspec.Struct, frozen=True):
-    """A message that was understood. `verb` names it for logs and metrics; `reply_to` is an inbox that wants the outcome."""
+    """A message that can be decided. `verb` names it for logs and metrics; `reply_to` is the inbox that wants the outcome."""
 
     stimulus: Stimulus
     identity: Identity
@@ -34,10 +34,10 @@ class Inbound(msgspec.Struct, frozen=True):
 
 
 class Unusable(msgspec.Struct, frozen=True):
-    """A message nothing can be done with: `reason` is the token of its dead letter's subject.
+    """A message that nothing can be done with. `reason`: the token of its dead letter's subject.
 
-    `identity` is set when the message can be attributed to a valid command id, under which the refusal can then be looked up.
-    `decoded`: it could be read; what is wrong is what it asks for.
+    `identity` is set where the message has a valid command id: the refusal can be looked up under it. `decoded`: it could be read, and
+    only what it asks for is wrong.
     """
 
     reason: str
@@ -47,18 +47,18 @@ class Unusable(msgspec.Struct, frozen=True):
     decoded: bool = False
 
 
-def refused_verdict(verdict: Inbound | Unusable, error: FlowError) -> Inbound | Unusable:
-    """Return the verdict on a message that could be carried out and is refused; its id is known as it would be otherwise."""
+def refuse(verdict: Inbound | Unusable, error: FlowError) -> Inbound | Unusable:
+    """Turn a message that could be decided into a refused one, under the same identity."""
     if isinstance(verdict, Unusable):
         return verdict
     return Unusable(reason_of(error), error, verdict.identity, verdict.reply_to, decoded=True)
 
 
 class Ignored(msgspec.Struct, frozen=True):
-    """A message that is no reply; `why` is a sentence for people. `refused`: it says that a request of ours is not stored."""
+    """A message that is no reply. `why`: a sentence for people. `refused`: it says that a request of ours was not stored."""
 
     why: str
-    refused: RequestRefused | None = None
+    refused: RequestNotStored | None = None
     reply_to: None = None
 
 
@@ -72,11 +72,11 @@ _REASONS: tuple[tuple[type[FlowError], str], ...] = (
     (InvalidRequest, "invalid_request"),
 )
 REASONS = (*(reason for _, reason in _REASONS), "no_correlation")
-"""Every reason that reading gives."""
+"""Every reason for a dead letter that reading can have."""
 
 
 def reason_of(error: FlowError) -> str:
-    """Return the dead letter's reason for an error of reading."""
+    """Return the reason of the dead letter for an error of reading."""
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), error.code)
 
 
@@ -91,7 +91,7 @@ def command_scope(agent: str) -> str:
 
 
 class Mint(Protocol):
-    """Makes what has to be unguessable or unique. Randomness comes in through this, so that reading stays pure."""
+    """Makes ids that have to be unguessable or unique. Randomness comes in this way: reading stays pure."""
 
     def flow_id(self) -> str:
         """Return a new UUIDv7 as canonical text; also used for step ids."""
@@ -107,7 +107,7 @@ class Mint(Protocol):
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Who sent a request, as the subject and the headers say, and the mint to use for it."""
+    """Who sent a request, by its subject and headers, and the mint for its ids."""
 
     agent: str
     command_id: str

@@ -25,7 +25,7 @@ def spell(*tokens: str | int) -> str:
 
 
 def look(document: Any, tokens: Tokens) -> Any:
-    """Return the value in the document, or `msgspec.UNSET` where there is none."""
+    """Return the value at a pointer's tokens, or `msgspec.UNSET` where there is none."""
     for token in tokens:
         if isinstance(document, dict):
             document = document.get(token, msgspec.UNSET)

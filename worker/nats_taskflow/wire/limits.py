@@ -1,7 +1,7 @@
-"""Check what a body may be before anybody believes it: size before decoding, then depth, keys and duplicates (CONTRACT 2).
+"""Hold a body against the limits: size before decoding, then depth, keys and duplicates (CONTRACT 2).
 
-The decoder stops at the first offence and is fast; *why* a body is not JSON is told by what stands there: no body is parsed again to be
-refused, or refusing would cost more than accepting.
+The decoder stops at the first error and is fast. Why a body is not JSON is read off the bytes where it stopped: no body is parsed again to
+be refused, or refusing would cost more than accepting.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TOP = msgspec.json.Decoder(TopLevel)
 _ENCODER = msgspec.json.Encoder()
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _CUT = 16
-"""With half of a pair so near the end, the decoder misses the other half and calls the body truncated."""
+"""Bytes from the end within which the decoder takes half of a surrogate pair for a truncated body."""
 _PLACE = re.compile(r"\(byte (\d+)\)")
 _CONSTANT = re.compile(rb"-?(?:NaN|Infinity)")
 _KEY = re.compile(rb'[ \t\n\r]*("(?:[^"\\]|\\.)*")[ \t\n\r]*:[ \t\n\r]*')
@@ -51,7 +51,7 @@ def decode_any(body: bytes) -> Any:
         value = _ANY.decode(body)
     except (ValueError, RecursionError) as failure:
         raise explain(body, failure) from None
-    if _wants_measuring(body):
+    if _may_break_a_limit(body):
         _measure(value)
     return value
 
@@ -68,10 +68,10 @@ def decode_object(body: bytes) -> dict[str, Any]:
 def check(body: bytes) -> TopLevel:
     """Hold the body against every limit and return its top level undecoded, for a typed decoder to read. Raises as `decode_any` does.
 
-    The values are not looked into (bad UTF-8 in them shows when they are decoded) unless the body is big enough to break a limit.
+    Values are looked into only where the body is big enough to break a limit; bad UTF-8 in them shows when they are decoded.
     """
     check_size(body)
-    if _wants_measuring(body):
+    if _may_break_a_limit(body):
         decode_any(body)
     return top_level(body)
 
@@ -98,14 +98,14 @@ def top_level(body: bytes) -> TopLevel:
         top = _TOP.decode(body)
     except (ValueError, RecursionError) as failure:
         raise explain(body, failure) from None
-    # Written without blanks, a body without duplicates is as long as what was read from it; a lost duplicate makes it shorter.
-    if not _each_once(body, top) and len(_ENCODER.encode(top)) != len(body):
+    # A body without blanks and duplicates is as long as what was read from it, written again; a lost duplicate makes that shorter.
+    if not _has_each_key_once(body, top) and len(_ENCODER.encode(top)) != len(body):
         _refuse_duplicates(body, top)
     return top
 
 
-def _each_once(body: bytes, top: TopLevel) -> bool:
-    """Tell cheaply that every key is there once, without false alarms being wrong: False only means to look closer."""
+def _has_each_key_once(body: bytes, top: TopLevel) -> bool:
+    """Return whether every key is there once, by a cheap look. False only means that a closer look is needed."""
     if len(top) > _FEW_KEYS or b"\\" in body:
         return False
     for key in top:  # noqa: SIM110  # runs for every message, and a generator costs more than what it does here
@@ -115,23 +115,25 @@ def _each_once(body: bytes, top: TopLevel) -> bool:
 
 
 def _refuse_duplicates(body: bytes, top: TopLevel) -> None:
-    """Go along the top level, from value to value as it was read: of a key that is given twice only the last value was, so the first one
-    leads astray. Raises `InvalidRequest` naming it. Nothing is parsed again, however large the values are.
+    """Refuse a key that is there twice. Raises `InvalidRequest` naming it.
+
+    Walks the top level from value to value, as they were read. Of a duplicate only the last value was read, so the walk goes wrong at the
+    first. Nothing is parsed again, however large the values are.
     """
     seen: set[str] = set()
     at = body.index(b"{") + 1
-    while (found := _KEY.match(body, at)) is not None:
-        key: str = _ANY.decode(found[1])
+    while (match := _KEY.match(body, at)) is not None:
+        key: str = _ANY.decode(match[1])
         value = bytes(top[key])
-        at = _BLANKS.match(body, found.end() + len(value)).end()  # type: ignore[union-attr]  # it matches nothing, too
-        if key in seen or not body.startswith(value, found.end()) or body[at : at + 1] not in (b",", b"}"):
+        at = _BLANKS.match(body, match.end() + len(value)).end()  # type: ignore[union-attr]  # it matches nothing, too
+        if key in seen or not body.startswith(value, match.end()) or body[at : at + 1] not in (b",", b"}"):
             raise InvalidRequest(f"the field {shown(key)} is given twice: which one counts?", path=json_pointer.spell(key[:64]))
         seen.add(key)
         at += 1
 
 
-def _wants_measuring(body: bytes) -> bool:
-    """Tell whether the body could break a limit at all; most are too small to."""
+def _may_break_a_limit(body: bytes) -> bool:
+    """Return whether the body could break a limit; most are too small."""
     return len(body) > MAX_KEY_LENGTH or body.count(b"{") + body.count(b"[") > MAX_DEPTH
 
 
@@ -157,7 +159,7 @@ def _measure(value: Any) -> None:
 
 
 def explain(body: bytes, failure: Exception) -> FlowError:
-    """Say in one clear sentence why the bytes could not be decoded."""
+    """Return the error for bytes that could not be decoded, in one clear sentence."""
     if isinstance(failure, RecursionError):
         return TooDeep(f"the JSON nests deeper than {MAX_DEPTH} levels", limit=MAX_DEPTH)
     if not body.strip():
@@ -174,20 +176,20 @@ def explain(body: bytes, failure: Exception) -> FlowError:
 
 
 def _diagnose(body: bytes, text: str) -> FlowError:
-    """Name the usual mistakes, which the strict decoder reports in other words, by what stands where it stopped."""
-    named = _PLACE.search(text)
-    at = int(named[1]) if named is not None else len(body)
+    """Name the usual mistakes, for which the decoder has other words, by the bytes where it stopped."""
+    position = _PLACE.search(text)
+    at = int(position[1]) if position is not None else len(body)
     constant = _CONSTANT.match(body, max(at - 1, 0)) or _CONSTANT.match(body, at)
     if constant is not None:
         return NotJson(f"the body is not JSON: {constant[0].decode()} is no JSON number", path="")
-    is_whole = named is None and body.rstrip().endswith((b"}", b"]", b'"'))
+    is_whole = position is None and body.rstrip().endswith((b"}", b"]", b'"'))
     if "surrogate" in text or (is_whole and _SURROGATE.search(body, len(body) - _CUT) is not None):
         return Malformed("a \\u escape names half of a surrogate pair, which is no character", path="")
-    detail = "it ends too early" if named is None else text.removeprefix("JSON is malformed: ")
+    detail = "it ends too early" if position is None else text.removeprefix("JSON is malformed: ")
     return NotJson(f"the body is not JSON: {detail}", path="")
 
 
 def place(text: str) -> str:
-    """Turn the place in a msgspec message (… - at `$.patch[...]`) into a JSON pointer, as far as the message names it."""
-    named = text.rpartition("`$")[2].removesuffix("`").partition("[...]")[0] if "`$" in text else ""
-    return json_pointer.spell(*(token for token in named.replace("[", ".").replace("]", "").split(".") if token))
+    """Return the place in a msgspec message (… - at `$.patch[...]`) as a JSON pointer, as far as the message names it."""
+    trail = text.rpartition("`$")[2].removesuffix("`").partition("[...]")[0] if "`$" in text else ""
+    return json_pointer.spell(*(token for token in trail.replace("[", ".").replace("]", "").split(".") if token))

@@ -1,12 +1,12 @@
 """Encode answers: the outcome of a command, the answer to a query, the headers of an error (CONTRACT 3).
 
-A repeat of a command gets the bytes of its first answer again; stored are they, or what they can be made of again (SEMANTICS 6).
+A repeat of a command gets the bytes of its first answer. They are stored, or, where they are large, what they can be made of (SEMANTICS 6).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -16,20 +16,16 @@ from nats_taskflow.errors import FlowError, error_of
 from nats_taskflow.flow.decision import OutcomeName
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
 from nats_taskflow.wire import answers as shapes
-from nats_taskflow.wire.cursors import Position, write_cursor
+from nats_taskflow.wire.cursors import PAGE_BYTES, cut_page
 from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, one_line
 
 _ENCODER = msgspec.json.Encoder(enc_hook=str)  # details of an error may name anything; an outcome must never fail to encode
 _REFUSED = msgspec.json.Decoder(shapes.RefusedAnswer)
-PAGE_BYTES = 512 * 1024
-"""How much a page may weigh: half of NATS' default max_payload, so that one more item of the largest size still fits."""
-
 _EFFECTIVE: frozenset[OutcomeName] = frozenset({"applied", "resumed", "progressed", "held", "duplicate"})
-Row = TypeVar("Row")
 
 
-def fitting(answer: bytes, limit: int) -> bytes:
-    """Return an answer as it is, or, where it weighs more than may be sent, without states and payloads: what has happened is no error."""
+def fit(answer: bytes, limit: int) -> bytes:
+    """Return an answer, without states and payloads where it is over the limit: what has happened must not look like an error."""
     if len(answer) <= limit:
         return answer
     document = msgspec.json.decode(answer)
@@ -44,16 +40,16 @@ def fitting(answer: bytes, limit: int) -> bytes:
 
 
 HEAVY = {"payload": "payload_omitted", "state": "state_omitted", "wait": "state_omitted", "goal": "state_omitted"}
-"""What is left out of an event or a flow, in this order, until the answer fits, and how it is said: mostly the first is enough."""
+"""What is left out of an event or a flow, in this order, until the answer fits, and the field that says so."""
 
 
 def flow_json(flow: Flow) -> dict[str, Any]:
     """Return FLOW of CONTRACT 3 as a JSON object."""
-    shown: dict[str, Any] = msgspec.to_builtins(shapes.show_flow(flow))
-    return shown
+    document: dict[str, Any] = msgspec.to_builtins(shapes.show_flow(flow))
+    return document
 
 
-def applied(
+def encode_applied(
     flow: Flow,
     step: FlowStep | None = None,
     outcome: OutcomeName = "applied",
@@ -72,23 +68,23 @@ def applied(
 
 
 KEPT_BYTES = 4096
-"""What of an outcome weighs more is not stored with it."""
+"""A state, wait or result of more bytes is not stored with the outcome."""
 _APPLIED = msgspec.json.Decoder(shapes.AppliedAnswer)
 
 
-def kept(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes.CancelledChildren | None = None) -> bytes:
-    """Encode the outcome of a command that took effect as it is stored: as it is told, or `light`."""
-    told = applied(flow, step, cancelled_children=cancelled_children)
-    if len(told) <= KEPT_BYTES:
-        return told
-    shown = shapes.show_flow(flow)
-    heavy: dict[str, Any] = {name: UNSET for name in ("state", "wait") if _is_heavy(getattr(shown, name))}
+def encode_for_storage(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes.CancelledChildren | None = None) -> bytes:
+    """Encode the outcome of a command that took effect for storage: whole, or light, without its heavy parts."""
+    whole = encode_applied(flow, step, cancelled_children=cancelled_children)
+    if len(whole) <= KEPT_BYTES:
+        return whole
+    flow_shown = shapes.show_flow(flow)
+    heavy: dict[str, Any] = {name: UNSET for name in ("state", "wait") if _is_heavy(getattr(flow_shown, name))}
     is_step_heavy = step is not None and _is_heavy(step.result_json)
     if not heavy and not is_step_heavy:
-        return told
+        return whole
     return _ENCODER.encode(
         shapes.AppliedAnswer(
-            flow=replace(shown, state_omitted=True, **heavy),
+            flow=replace(flow_shown, state_omitted=True, **heavy),
             step=UNSET if step is None else shapes.show_step(replace(step, result_json=None) if is_step_heavy else step),
             cancelled_children=cancelled_children if cancelled_children is not None else UNSET,
             state_omitted=True,
@@ -96,58 +92,58 @@ def kept(flow: Flow, step: FlowStep | None = None, *, cancelled_children: shapes
     )
 
 
-def light(result: bytes) -> shapes.AppliedAnswer | None:
-    """Return the stored outcome if something was left out of it, else None."""
+def read_light(result: bytes) -> shapes.AppliedAnswer | None:
+    """Return a stored outcome that is light, or None where it is whole."""
     return _APPLIED.decode(result) if result.endswith(_OMITTED) else None
 
 
 _OMITTED = b'"state_omitted":true}'
 
 
-def refilled(outcome: shapes.AppliedAnswer, flow: Flow, step: FlowStep | None) -> bytes:
-    """Encode a `light` outcome with its flow and observed run whole: the bytes that `applied` made of them."""
-    shown = shapes.show_step(step) if step is not None else UNSET
-    return _ENCODER.encode(replace(outcome, flow=shapes.show_flow(flow), step=shown, state_omitted=UNSET))
+def encode_whole(outcome: shapes.AppliedAnswer, flow: Flow, step: FlowStep | None) -> bytes:
+    """Encode a light outcome with its whole flow and observed run: the bytes that `encode_applied` made of them."""
+    step_shown = shapes.show_step(step) if step is not None else UNSET
+    return _ENCODER.encode(replace(outcome, flow=shapes.show_flow(flow), step=step_shown, state_omitted=UNSET))
 
 
-def is_of(shown: shapes.StepShown, step: FlowStep) -> bool:
-    """Tell whether an observed run is still as it was shown."""
-    return replace(shapes.show_step(step), result=shown.result) == shown
+def is_shown_by(answer: shapes.StepShown, step: FlowStep) -> bool:
+    """Return whether an observed run is still as it was shown."""
+    return replace(shapes.show_step(step), result=answer.result) == answer
 
 
 def _is_heavy(value: Any) -> bool:
-    """Tell whether a value is too heavy to be stored once more."""
+    """Return whether a value is too heavy to be stored with the outcome."""
     return len(_ENCODER.encode(value)) > KEPT_BYTES
 
 
-def refused(error: FlowError) -> bytes:
+def encode_refused(error: FlowError) -> bytes:
     """Encode the outcome of a command that was refused."""
     return _ENCODER.encode(shapes.RefusedAnswer(error=shapes.ErrorShown(code=error.code, message=error.message, details=error.details)))
 
 
-def reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:
-    """Encode what became of a reply. Small: one is stored for each of them."""
+def encode_reply_outcome(outcome: OutcomeName, flow: Flow | None) -> bytes:
+    """Encode what became of a reply; one is stored for each, so it is small."""
     ok = outcome in _EFFECTIVE
     if flow is None:
         return _ENCODER.encode(shapes.ReplyOutcome(ok=ok, outcome=outcome))
     return _ENCODER.encode(shapes.ReplyOutcome(ok=ok, outcome=outcome, flow_id=flow.id, revision=flow.revision))
 
 
-EXPIRED = reply_outcome("expired", None)
-"""What becomes of a held reply that nobody came for, or that made room."""
+EXPIRED = encode_reply_outcome("expired", None)
+"""The outcome of a held reply for which nobody came, or that made room."""
 
 
-def shown(flow: Flow) -> bytes:
+def encode_status(flow: Flow) -> bytes:
     """Encode the answer to `status`."""
     return _ENCODER.encode({"ok": True, "flow": shapes.show_flow(flow)})
 
 
 def error_in(result: bytes) -> FlowError | None:
-    """Return the error that a stored outcome tells of, None where it tells of success: a repeat is answered with the bytes alone."""
+    """Return the error in a stored outcome, or None where it is a success: of a repeat there is nothing but the bytes."""
     if not result.startswith(b'{"ok":false,"error":'):
         return None
-    shown = _REFUSED.decode(result).error
-    return error_of(shown.code, shown.message, shown.details)
+    error = _REFUSED.decode(result).error
+    return error_of(error.code, error.message, error.details)
 
 
 def error_headers(error: FlowError) -> dict[str, str]:
@@ -155,54 +151,30 @@ def error_headers(error: FlowError) -> dict[str, str]:
     return {SERVICE_ERROR: one_line(f"{error.code}: {error.message}"), SERVICE_ERROR_CODE: str(error.http)}
 
 
-def flows_page(flows: Sequence[Flow], following: Position | None) -> bytes:
-    """Encode the answer to `list_mine`. `following`: where the next page goes on, None when there is none.
-
-    Ask `flows_that_fit` first: a page of large flows can weigh more than a message may.
-    """
-    kept = [shapes.show_flow(flow) for flow in flows]
-    return _ENCODER.encode(shapes.FlowPage(count=len(kept), flows=kept, next_cursor=_cursor(following)))
+def encode_flows(flows: Sequence[tuple[int, Flow]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
+    """Encode the answer to `list_mine`: the first flows that fit. `following`: see `cut_page`."""
+    kept, cursor = cut_page([(n, shapes.show_flow(flow)) for n, flow in flows], following, budget)
+    return _ENCODER.encode(shapes.FlowPage(count=len(kept), flows=kept, next_cursor=cursor))
 
 
-def waits_page(flows: Sequence[Flow], following: Position | None) -> bytes:
-    """Encode the answer to `waits`; the rest is as for `flows_page`."""
-    return _ENCODER.encode(shapes.WaitPage(waits=[shapes.show_wait(flow) for flow in flows], next_cursor=_cursor(following)))
+def encode_waits(flows: Sequence[tuple[int, Flow]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
+    """Encode the answer to `waits`: what the first flows wait for, as far as it fits."""
+    kept, cursor = cut_page([(n, shapes.show_wait(flow)) for n, flow in flows], following, budget)
+    return _ENCODER.encode(shapes.WaitPage(waits=kept, next_cursor=cursor))
 
 
-def steps_page(steps: Sequence[tuple[int, FlowStep]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
-    """Encode the answer to `steps`: runs with their places, as far as they fit."""
-    count = _fitting([step for _, step in steps], shapes.show_step, budget)
-    after = following if count == len(steps) else steps[count - 1][0]
-    return _ENCODER.encode(shapes.StepPage(steps=[shapes.show_step(step) for _, step in steps[:count]], next_cursor=_cursor(after)))
+def encode_steps(steps: Sequence[tuple[int, FlowStep]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
+    """Encode the answer to `steps`: the first runs that fit."""
+    kept, cursor = cut_page([(n, shapes.show_step(step)) for n, step in steps], following, budget)
+    return _ENCODER.encode(shapes.StepPage(steps=kept, next_cursor=cursor))
 
 
-def step_shown(step: FlowStep) -> bytes:
+def encode_step(step: FlowStep) -> bytes:
     """Encode the answer to `step`."""
     return _ENCODER.encode(shapes.StepAnswer(step=shapes.show_step(step)))
 
 
-def events_page(events: Sequence[FlowEvent], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
-    """Encode the answer to `history`, in the order given. What does not fit is left to the next page: the cursor is a `seq`."""
-    kept = events[: _fitting(events, shapes.show_event, budget)]
-    after = following if len(kept) == len(events) else kept[-1].seq
-    return _ENCODER.encode(shapes.EventPage(events=[shapes.show_event(event) for event in kept], next_cursor=_cursor(after)))
-
-
-def flows_that_fit(flows: Sequence[Flow], *, budget: int = PAGE_BYTES) -> int:
-    """Count how many of the first flows fit in one page; at least one, if there is one. The rest has to be asked for again."""
-    return _fitting(flows, shapes.show_flow, budget)
-
-
-def _cursor(position: Position | None) -> str | None:
-    """Return the cursor of a position, if there is one."""
-    return None if position is None else write_cursor(position)
-
-
-def _fitting(rows: Sequence[Row], show: Callable[[Row], Any], budget: int) -> int:
-    """Count the first rows that together weigh at most `budget` bytes; the first is always counted: progress must be possible."""
-    weight = 0
-    for at, row in enumerate(rows):
-        weight += len(_ENCODER.encode(show(row)))
-        if at and weight > budget:
-            return at
-    return len(rows)
+def encode_events(events: Sequence[tuple[int, FlowEvent]], following: int | None, *, budget: int = PAGE_BYTES) -> bytes:
+    """Encode the answer to `history`, in the order given: the first entries that fit; their position is their `seq`."""
+    kept, cursor = cut_page([(seq, shapes.show_event(event)) for seq, event in events], following, budget)
+    return _ENCODER.encode(shapes.EventPage(events=kept, next_cursor=cursor))

@@ -8,28 +8,26 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.errors import FlowError, Forbidden, InvalidRequest, TopicNotBound
-from nats_taskflow.flow.stimuli import Reply, RequestRefused
+from nats_taskflow.flow.stimuli import Reply, RequestNotStored
 from nats_taskflow.wire import json_pointer, limits
 from nats_taskflow.wire.acknowledgements import acknowledgement_in
-from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, find, trace_of
+from nats_taskflow.wire.headers import CORRELATION_ID, SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, find, trace_of
 from nats_taskflow.wire.inbound import Identity, Ignored, Inbound, Unusable, digest, reason_of
 from nats_taskflow.wire.reply_bindings import Binding, check_bindings
-from nats_taskflow.wire.reply_message import ReplyMessage, checked_id, encodable, event_id_of, flow_named_by, open_reply, value_of_bytes
+from nats_taskflow.wire.reply_message import OpenedReply, check_id, encodable, event_id_of, flow_named_by, open_reply, value_of_bytes
 from nats_taskflow.wire.requests import UUID
 from nats_taskflow.wire.subjects import Subjects, covers, is_literal, is_token
-
-__all__ = ["Binding", "ReplyBindings", "check_bindings"]
 
 _CANONICAL = msgspec.json.Encoder(order="sorted")
 NO_CORRELATION = "no_correlation"
 
 
 class NoCorrelation(InvalidRequest):
-    """The reply does not say what it answers."""
+    """A reply that does not say what it answers."""
 
 
-class _Reading(msgspec.Struct, frozen=True):
-    """A binding made ready: its pointers parsed, its correlation rule taken apart."""
+class _ParsedBinding(msgspec.Struct, frozen=True):
+    """A binding with its rules parsed once."""
 
     binding: Binding
     kind: str
@@ -40,7 +38,7 @@ class _Reading(msgspec.Struct, frozen=True):
 
 
 _MOST_NAMED = 10
-"""Topics that a refusal names."""
+"""How many topics a refusal names at most."""
 
 
 class ReplyBindings:
@@ -50,26 +48,26 @@ class ReplyBindings:
     """
 
     def __init__(
-        self, bindings: Iterable[Binding], subjects: Subjects, *, correlation_headers: tuple[str, ...] = ("Correlation-Id",)
+        self, bindings: Iterable[Binding], subjects: Subjects, *, correlation_headers: tuple[str, ...] = (CORRELATION_ID,)
     ) -> None:
         self.configured = tuple(bindings)
         check_bindings(self.configured, subjects)
         self._subjects = subjects
         self._headers = correlation_headers
-        self._literal = {b.subject: _ready(b) for b in self.configured if "*" not in b.subject and ">" not in b.subject}
-        self._patterns = tuple(_ready(b) for b in self.configured if b.subject not in self._literal)
-        self._built_in = _ready(Binding(f"{subjects.reply_topic('*')}.*", correlation="subject", payload=None))
+        self._literal = {b.subject: _parse(b) for b in self.configured if "*" not in b.subject and ">" not in b.subject}
+        self._patterns = tuple(_parse(b) for b in self.configured if b.subject not in self._literal)
+        self._built_in = _parse(Binding(f"{subjects.reply_topic('*')}.*", correlation="subject", payload=None))
 
     def topics(self, stream: str | None = None) -> tuple[str, ...]:
-        """Give the configured subjects to consume from `stream`; None: from the worker's own."""
+        """Return the configured subjects to consume from `stream`; None: from the worker's own."""
         return tuple(b.subject for b in self.configured if (b.stream or None) == stream)
 
     def streams(self) -> tuple[str, ...]:
-        """Give the existing streams that some binding consumes from."""
+        """Return the existing streams from which some binding consumes."""
         return tuple(dict.fromkeys(b.stream for b in self.configured if b.stream))
 
     def refusal(self, topic: str, agent: str | None) -> FlowError | None:
-        """Say why `agent` may not wait on `topic`, or None (SEMANTICS 3 and R3). `agent` None: in-process, trusted with any topic."""
+        """Return the refusal where the agent may not wait on the topic, or None (SEMANTICS 3, R3). `agent` None: in-process, trusted."""
         owners = self._owners(topic)
         if owners is None:
             return TopicNotBound(f"no reply binding covers the topic: a reply on it could never arrive; {self._remedy(agent)}", topic=topic)
@@ -78,19 +76,19 @@ class ReplyBindings:
         return Forbidden(f"agent {agent} may not wait on this topic", topic=topic)
 
     def _remedy(self, agent: str | None) -> str:
-        """Say what to wait on instead, of the topics that the agent may know, and where a topic is added."""
+        """Return a sentence: what to wait on instead, of the topics that the agent may know, and where a topic is added."""
         bound = [b.topic for b in self.configured if agent is None or agent in b.owners or "*" in b.owners][:_MOST_NAMED]
         own = self._subjects.reply_topic(agent if agent is not None else "<agent>")
         return f"wait on {', '.join([*bound, own])}, or have it added to the worker's subjects.reply_topics (TASKFLOW_REPLY_TOPICS)"
 
     def answers_on(self, topic: str, correlation_id: str) -> str | FlowError:
-        """Return the subject on which an answer to `correlation_id` reaches `topic`, or the refusal of an id that cannot be part of it."""
+        """Return the subject on which an answer reaches the topic, or the refusal of a correlation id that cannot be part of it."""
         built_in = self._subjects.parse_reply(f"{topic}.x") is not None
         if not built_in and not any(b.correlation == "subject" and covers(b.topic, topic) for b in self.configured):
             return topic
         if not is_token(correlation_id):
-            said = "correlation_id becomes part of the reply's subject: 1 to 63 characters A-Z a-z 0-9 _ -"
-            return InvalidRequest(said, path="/correlation_id")
+            message = "correlation_id becomes part of the reply's subject: 1 to 63 characters A-Z a-z 0-9 _ -"
+            return InvalidRequest(message, path="/correlation_id")
         return f"{topic}.{correlation_id}"
 
     def _owners(self, topic: str) -> tuple[str, ...] | None:
@@ -103,7 +101,7 @@ class ReplyBindings:
         return next((b.owners for b in self.configured if covers(b.topic, topic)), None)
 
     def _tenant(self, topic: str) -> str:
-        """Return whose quota a reply held for the topic counts against; all that nothing covers share one."""
+        """Return the tenant whose quota a held reply on the topic counts against. Topics that nothing covers share one."""
         own = self._subjects.parse_reply(f"{topic}.x")
         if own is not None:
             return f"agent:{own[0]}"
@@ -117,16 +115,16 @@ class ReplyBindings:
             acknowledged = acknowledgement_in(message.value) if message.envelope_id is None else None
             if acknowledged is not None:
                 why = f"the broker tells a publisher what became of a message: {acknowledged.refusal or 'it is stored'}"
-                return Ignored(why, self._request_refused_on(subject, acknowledged.refusal))
+                return Ignored(why, self._request_not_stored(subject, acknowledged.refusal))
             if subject == self._subjects.resume:
                 return _resume(message, f"{stream}:{seq}", arrived_us, self._tenant)
             reading, topic = self._covering(subject)
-            if reading.where and not all(_same(json_pointer.look(message.value, at), wanted) for at, wanted in reading.where):
+            if reading.where and not all(_same(json_pointer.look(message.value, at), expected) for at, expected in reading.where):
                 return Ignored(f"the reply does not match `where` of the binding {reading.binding.subject}")
-            correlation_id = checked_id(self._correlation(message, reading), "correlation_id")
+            correlation_id = check_id(self._correlation(message, reading), "correlation_id")
             payload = _payload(message, reading, whole=reading is self._built_in)
             flow_id = None if reading is self._built_in else flow_named_by(message)
-            topic = topic if subject in self._literal else checked_id(topic, "topic")
+            topic = topic if subject in self._literal else check_id(topic, "topic")
             tenant = reading.binding.subject if reading is not self._built_in else f"agent:{topic.rpartition('.')[2]}"
             return _inbound("reply", message, (topic, correlation_id), payload, flow_id, f"{stream}:{seq}", arrived_us, tenant)
         except NoCorrelation as error:
@@ -134,49 +132,49 @@ class ReplyBindings:
         except FlowError as error:
             return Unusable(reason_of(error), error)
 
-    def _request_refused_on(self, subject: str, why: str) -> RequestRefused | None:
-        """Name the request whose reply subject this is, where it was refused and the subject alone says which one it is."""
+    def _request_not_stored(self, subject: str, why: str) -> RequestNotStored | None:
+        """Return which request was not stored, where its reply subject alone tells."""
         built_in = self._subjects.parse_reply(subject) is not None
         if why and (built_in or any(r.kind == "subject" and covers(r.binding.subject, subject) for r in self._patterns)):
             topic, _, correlation_id = subject.rpartition(".")
-            return RequestRefused(topic, correlation_id, why)
+            return RequestNotStored(topic, correlation_id, why)
         return None
 
-    def _covering(self, subject: str) -> tuple[_Reading, str]:
-        """Return the binding for a subject, and the topic. Raises `TopicNotBound` where there is none (any more)."""
+    def _covering(self, subject: str) -> tuple[_ParsedBinding, str]:
+        """Return the binding that covers a subject, and the topic. Raises `TopicNotBound` where none does, or no longer."""
         reading = self._literal.get(subject)
         if reading is None and self._subjects.parse_reply(subject) is not None:
             reading = self._built_in
         if reading is None:
             reading = next((r for r in self._patterns if covers(r.binding.subject, subject)), None)
         if reading is None:
-            said = "no reply binding covers the subject this message arrived on: add it to subjects.reply_topics (TASKFLOW_REPLY_TOPICS)"
-            raise TopicNotBound(said, topic=subject)
+            message = "no reply binding covers the subject this message arrived on: add it to subjects.reply_topics (TASKFLOW_REPLY_TOPICS)"
+            raise TopicNotBound(message, topic=subject)
         return reading, subject.rpartition(".")[0] if reading.kind == "subject" else subject
 
-    def _correlation(self, message: ReplyMessage, reading: _Reading) -> Any:
-        """Return the correlation id, wherever the binding says it is. Raises `NoCorrelation`."""
-        found: Any = None
+    def _correlation(self, message: OpenedReply, reading: _ParsedBinding) -> Any:
+        """Return the correlation id from where the binding says it is. Raises `NoCorrelation`."""
+        correlation_id: Any = None
         match reading.kind:
             case "subject":
-                found = message.subject.rpartition(".")[2]
+                correlation_id = message.subject.rpartition(".")[2]
             case "header":
-                found = find(message.headers, reading.correlation_header)
+                correlation_id = find(message.headers, reading.correlation_header)
             case "body":
-                found = json_pointer.look(message.value, reading.correlation_at)
+                correlation_id = json_pointer.look(message.value, reading.correlation_at)
             case _:
-                named = [value for name in self._headers if (value := find(message.headers, name)) is not None]
-                found = named[0] if named else message.field("correlation_id")
-        if found is None or found is msgspec.UNSET:
+                values = [value for name in self._headers if (value := find(message.headers, name)) is not None]
+                correlation_id = values[0] if values else message.field("correlation_id")
+        if correlation_id is None or correlation_id is msgspec.UNSET:
             sought = reading.binding.correlation
             raise NoCorrelation(f"the reply has no correlation id (binding: {sought}){message.flaw}", path="/correlation_id")
-        return found
+        return correlation_id
 
 
-def _ready(binding: Binding) -> _Reading:
-    """Take the binding's rules apart once."""
+def _parse(binding: Binding) -> _ParsedBinding:
+    """Parse the rules of a binding."""
     kind, _, rest = binding.correlation.partition(":")
-    return _Reading(
+    return _ParsedBinding(
         binding=binding,
         kind=kind,
         correlation_header=rest if kind == "header" else "",
@@ -186,22 +184,22 @@ def _ready(binding: Binding) -> _Reading:
     )
 
 
-def _resume(message: ReplyMessage, name: str, arrived_us: int, tenant: Callable[[str], str]) -> Inbound:
-    """Read the reference's resume message `{flow_id, topic, correlation_id, payload}`; other fields are left to their senders."""
+def _resume(message: OpenedReply, name: str, arrived_us: int, tenant: Callable[[str], str]) -> Inbound:
+    """Read the reference's resume message `{flow_id, topic, correlation_id, payload}`; other fields are ignored."""
     if not isinstance(message.value, dict):
         raise limits.Malformed("a resume message is an object {flow_id, topic, correlation_id, payload}" + message.flaw, path="")
     flow_id = message.field("flow_id")
     if not isinstance(flow_id, str) or not UUID.match(flow_id):
         raise InvalidRequest("flow_id must be a UUID", path="/flow_id")
-    pair = (checked_id(message.field("topic"), "topic"), checked_id(message.field("correlation_id"), "correlation_id"))
+    pair = (check_id(message.field("topic"), "topic"), check_id(message.field("correlation_id"), "correlation_id"))
     payload = message.value.get("payload", msgspec.UNSET)
     return _inbound("resume", message, pair, payload, flow_id.lower(), name, arrived_us, tenant(pair[0]))
 
 
 def _inbound(
-    verb: str, message: ReplyMessage, pair: tuple[str, str], payload: Any, flow_id: str | None, name: str, arrived_us: int, tenant: str
+    verb: str, message: OpenedReply, pair: tuple[str, str], payload: Any, flow_id: str | None, name: str, arrived_us: int, tenant: str
 ) -> Inbound:
-    """Make the stimulus and its identity. Control characters are refused in ids, so that newlines part them without ambiguity."""
+    """Build the stimulus and its identity. Ids have no control characters, so newlines separate them without ambiguity."""
     topic, correlation_id = pair
     event_id = event_id_of(message, name)
     key = f"{topic}\n{correlation_id}\n{event_id}"
@@ -220,8 +218,8 @@ def _inbound(
     return Inbound(reply, Identity("reply", key, digest(shape, (flow_id or "").encode())), verb)
 
 
-def _payload(message: ReplyMessage, reading: _Reading, *, whole: bool) -> Any:
-    """Return what the flow gets to see. Raises `InvalidRequest` where the binding's pointer finds nothing."""
+def _payload(message: OpenedReply, reading: _ParsedBinding, *, whole: bool) -> Any:
+    """Return the payload for the flow. Raises `InvalidRequest` where the binding's pointer finds nothing."""
     code = find(message.headers, SERVICE_ERROR_CODE)
     if code is not None:
         return {"error": {"code": encodable(code), "message": encodable(find(message.headers, SERVICE_ERROR) or "")}}
@@ -237,6 +235,6 @@ def _payload(message: ReplyMessage, reading: _Reading, *, whole: bool) -> Any:
     return value["payload"] if wrapped else value
 
 
-def _same(found: Any, wanted: Any) -> bool:
+def _same(value: Any, expected: Any) -> bool:
     """Compare as JSON does: true is not 1, but 1 is 1.0."""
-    return isinstance(found, bool) == isinstance(wanted, bool) and bool(found == wanted)
+    return isinstance(value, bool) == isinstance(expected, bool) and bool(value == expected)

@@ -37,7 +37,7 @@ class Binding(msgspec.Struct, frozen=True):
 
 
 def check_binding(binding: Binding) -> None:
-    """Raise `ValueError` with a sentence that begins with the key that is wrong."""
+    """Raise `ValueError` with a sentence that begins with the wrong key."""
     if not is_pattern(binding.subject) or binding.subject.split(".")[0] in {"*", ">"}:
         raise ValueError(f"subject: {binding.subject!r} is no NATS subject with a literal first token; write one like agent.delegate.reply")
     if binding.subject.startswith(("$", "_INBOX.")):
@@ -55,7 +55,7 @@ def check_binding(binding: Binding) -> None:
 
 
 def check_owners(owners: Sequence[str]) -> None:
-    """Raise `ValueError` where nobody is named, or somebody who cannot be an agent."""
+    """Raise `ValueError` where there is no owner, or one that cannot be an agent."""
     if not owners:
         raise ValueError("owners: nobody could ever use it; name the agents, or *")
     for owner in owners:
@@ -68,8 +68,8 @@ def check_bindings(bindings: Iterable[Binding], subjects: Subjects) -> None:
 
     Two that overlap are refused: which of them would read a reply, and who may wait on it, must not depend on their order.
     """
-    given = tuple(bindings)
-    for at, binding in enumerate(given):
+    checked = tuple(bindings)
+    for at, binding in enumerate(checked):
         try:
             check_binding(binding)
         except ValueError as bad:
@@ -77,7 +77,7 @@ def check_bindings(bindings: Iterable[Binding], subjects: Subjects) -> None:
         own = f"{subjects.prefix}.>"
         if overlap(binding.subject, own) or binding.subject == subjects.prefix:
             raise ValueError(f"[[replies]] {binding.subject}: subject: it overlaps {own}, which is the worker's own; choose one outside")
-        for other in given[:at]:
+        for other in checked[:at]:
             if overlap(binding.subject, other.subject):
                 raise ValueError(
                     f"[[replies]] {binding.subject}: subject: it overlaps {other.subject}, so a reply would fit both; keep one of them"
@@ -85,7 +85,7 @@ def check_bindings(bindings: Iterable[Binding], subjects: Subjects) -> None:
 
 
 def _check_correlation(binding: Binding) -> None:
-    """Raise `ValueError` when it is not said where the correlation id is."""
+    """Raise `ValueError` where the binding does not say where the correlation id is."""
     kind, colon, rest = binding.correlation.partition(":")
     match kind, colon:
         case "auto", "":

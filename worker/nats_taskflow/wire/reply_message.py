@@ -1,4 +1,4 @@
-"""Open what arrived on a reply subject: the body without its envelope, and the ids that it carries (CONTRACT 5)."""
+"""Open a message on a reply subject: its body without the envelope, and its ids (CONTRACT 5)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from nats_taskflow.wire.envelope import open_value
 from nats_taskflow.wire.headers import MSG_ID, Headers, find
 from nats_taskflow.wire.requests import UUID
 
-_FINE_ID = re.compile(r"\A[ -~]{1,256}\Z")  # nearly every id: spares looking at each character
+_FINE_ID = re.compile(r"\A[ -~]{1,256}\Z")  # nearly every id: a fast path
 
 
-class ReplyMessage(msgspec.Struct):
-    """A reply while it is being read. `value` is the body without its envelope; UNSET when it is not JSON."""
+class OpenedReply(msgspec.Struct):
+    """A reply while it is read. `value`: the body without its envelope; UNSET where it is not JSON."""
 
     subject: str
     headers: Headers
@@ -33,55 +33,55 @@ class ReplyMessage(msgspec.Struct):
         return self.value.get(name) if isinstance(self.value, dict) else None
 
 
-def open_reply(subject: str, headers: Headers, body: bytes) -> ReplyMessage:
-    """Decode the body and take its envelope off. A bare responder's bytes need not be JSON. Raises as `limits.decode_any` does."""
+def open_reply(subject: str, headers: Headers, body: bytes) -> OpenedReply:
+    """Decode the body, and take its envelope off. The bytes of a bare responder need not be JSON. Raises as `limits.decode_any` does."""
     try:
         value, envelope_id = open_value(body)
     except limits.NotJson as flaw:
-        return ReplyMessage(subject, headers, body, msgspec.UNSET, None, f"; {flaw.message}")
-    return ReplyMessage(subject, headers, body, value, envelope_id)
+        return OpenedReply(subject, headers, body, msgspec.UNSET, None, f"; {flaw.message}")
+    return OpenedReply(subject, headers, body, value, envelope_id)
 
 
-def event_id_of(message: ReplyMessage, name: str) -> str:
-    """Return what makes a repeat recognisable (SEMANTICS R5). Raises `InvalidRequest` for a bad id."""
-    given = find(message.headers, MSG_ID)
-    if given is None:
-        given = message.field("event_id")
-    if not isinstance(given, str):
-        given = message.envelope_id
-    return name if given is None else checked_id(given, "event_id")
+def event_id_of(message: OpenedReply, name: str) -> str:
+    """Return the id by which a repeat is recognised (SEMANTICS R5); `name` without any. Raises `InvalidRequest` for a bad one."""
+    event_id = find(message.headers, MSG_ID)
+    if event_id is None:
+        event_id = message.field("event_id")
+    if not isinstance(event_id, str):
+        event_id = message.envelope_id
+    return name if event_id is None else check_id(event_id, "event_id")
 
 
 def value_of_bytes(body: bytes) -> dict[str, str]:
-    """Return bytes that are no JSON as the JSON object they become."""
+    """Return bytes that are no JSON as a JSON object."""
     try:
         return {"text": body.decode()}
     except UnicodeDecodeError:
         return {"base64": b64encode(body).decode()}
 
 
-def flow_named_by(message: ReplyMessage) -> str | None:
-    """Return the flow the reply says it is for (SEMANTICS R2).
+def flow_named_by(message: OpenedReply) -> str | None:
+    """Return the flow that the reply is for, where it says so (SEMANTICS R2).
 
-    Only a body that names its correlation id speaks about our flows; a delegate's own result may have a `flow_id` of its own.
+    Only a body with a correlation id means our flows: a delegate's own result may have a `flow_id` of its own.
     """
-    given = message.field("flow_id")
-    named = isinstance(given, str) and UUID.match(given) and isinstance(message.field("correlation_id"), str)
-    return given.lower() if named and isinstance(given, str) else None
+    flow_id = message.field("flow_id")
+    is_ours = isinstance(flow_id, str) and UUID.match(flow_id) and isinstance(message.field("correlation_id"), str)
+    return flow_id.lower() if is_ours and isinstance(flow_id, str) else None
 
 
-def checked_id(given: Any, name: str) -> str:
+def check_id(value: Any, name: str) -> str:
     """Return the id. Raises `InvalidRequest`: ids are refused, never trimmed (SEMANTICS R1)."""
-    if not isinstance(given, str):
+    if not isinstance(value, str):
         raise InvalidRequest(f"{name} must be text", path=json_pointer.spell(name))
-    if _FINE_ID.match(given):
-        return given
-    why = bad_id(given) or (None if given == encodable(given) else "is not valid Unicode")
+    if _FINE_ID.match(value):
+        return value
+    why = bad_id(value) or (None if value == encodable(value) else "is not valid Unicode")
     if why:
         raise InvalidRequest(f"{name} {why}", path=json_pointer.spell(name))
-    return given
+    return value
 
 
 def encodable(text: str) -> str:
-    """Return header text without what cannot be UTF-8: clients decode stray bytes of a header to lone surrogates."""
+    """Return header text without lone surrogates: clients decode stray bytes of a header to them, and UTF-8 has none."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

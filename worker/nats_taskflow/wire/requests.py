@@ -1,7 +1,7 @@
 """Type the body of every verb (CONTRACT 2). Unknown fields are refused by name.
 
-Optional fields without a default take `null` as absent; fields with a default do not. Free text may hold anything but NUL; what is
-matched or shown as a name may not hold control characters. Ids keep their bytes: nothing is trimmed.
+An optional field without a default takes `null` as absent; a field with a default does not. Free text may hold anything but NUL. A text
+that is matched, or shown as a name, may hold no control characters. Ids keep their bytes: nothing is trimmed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CommandId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
 FlowId = Annotated[str, Meta(pattern=UUID.pattern)]
 SessionId = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f]{1,128}\Z")]
 Revision = int
-"""Any whole number: one that no flow can be at is a `revision_mismatch`, with the actual one (RELIABILITY 4, row 43)."""
+"""Any whole number: one at which no flow can be is a `revision_mismatch`, with the actual one (RELIABILITY 4, row 43)."""
 Name = Annotated[str, Meta(min_length=1, max_length=1024, pattern=NO_CONTROLS)]
 Key = Annotated[str, Meta(min_length=1, max_length=256, pattern=NO_CONTROLS)]
 Label = Annotated[str, Meta(min_length=1, max_length=1024, pattern=NO_NUL)]
@@ -82,7 +82,7 @@ class Wait(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown
     wait_condition: Object
 
 
-class DelegateRequest(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class DelegateCommand(OfFlow, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Send a request to a delegate and wait for its reply, atomically (SEMANTICS 5)."""
 
     to: Subject
@@ -203,7 +203,7 @@ COMMANDS: dict[str, type[Request]] = {
     "run": Run,
     "advance": Advance,
     "wait": Wait,
-    "delegate": DelegateRequest,
+    "delegate": DelegateCommand,
     "resume": Resume,
     "finish": Finish,
     "fail": Fail,
@@ -250,4 +250,4 @@ EXPECTED: dict[str, str] = {
     "reply_topic": "a subject without wildcards",
     "cancel_to": "a subject without wildcards",
 }
-"""What a field takes, in words, for those whose type does not say it all."""
+"""What a field takes, in words, where its type does not say it all."""

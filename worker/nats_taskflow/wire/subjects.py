@@ -1,7 +1,7 @@
 """Format and parse the worker's subjects, and match NATS subject patterns (CONTRACT 1).
 
-Tokens that name an agent, verb or reason are `[A-Za-z0-9_-]{1,63}`. The agent in the subject is the identity: NATS permissions decide
-who may publish there.
+A token that names an agent, verb or reason is `[A-Za-z0-9_-]{1,63}`. The agent in the subject is the caller's identity: NATS permissions
+decide who may publish there.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ class Subjects:
         self._cmd, self._api, self._reply, self._admin = (f"{prefix}.{kind}." for kind in ("cmd", "api", "reply", "admin"))
 
     def command(self, agent: str, verb: str) -> str:
-        """Give the subject of a durable command."""
+        """Return the subject of a durable command."""
         return f"{self._cmd}{agent}.{verb}"
 
     def api(self, agent: str, verb: str) -> str:
-        """Give the subject of a request."""
+        """Return the subject of a request."""
         return f"{self._api}{agent}.{verb}"
 
     def admin(self, verb: str) -> str:
-        """Give the subject of an operator's request."""
+        """Return the subject of an operator's request."""
         return f"{self._admin}{verb}"
 
     def reply_topic(self, agent: str) -> str:
-        """Give the built-in reply topic of an agent: what its flows wait on."""
+        """Return the built-in reply topic of an agent: what its flows wait on."""
         return f"{self._reply}{agent}"
 
     def reply(self, agent: str, correlation_id: str) -> str:
-        """Give the subject a delegate publishes to. The correlation id has to be a token (`is_token`)."""
+        """Return the subject a delegate publishes to. The correlation id has to be a token (`is_token`)."""
         return f"{self._reply}{agent}.{correlation_id}"
 
     def event(self, agent: str | None, flow_id: str, kind: str) -> str:
-        """Give the subject of a published event; `_` stands for an owner that is no agent."""
+        """Return the subject of a published event; `_` stands for an owner that is no agent."""
         return f"{self.prefix}.evt.{agent if agent and is_token(agent) else '_'}.{flow_id}.{kind}"
 
     def dead_letter(self, reason: str) -> str:
-        """Give the subject of a dead letter."""
+        """Return the subject of a dead letter."""
         return f"{self.prefix}.dlq.{reason}"
 
     def parse_command(self, subject: str) -> tuple[str, str] | None:
@@ -64,7 +64,7 @@ class Subjects:
         return _two_tokens(subject, self._api)
 
     def asker(self, subject: str) -> str:
-        """Return whose turn a request takes: the agent its subject names, however odd the name or the verb; empty for operators."""
+        """Return the agent whose turn a request takes, however odd its name or the verb; empty for operators."""
         return subject[len(self._api) :].partition(".")[0] if subject.startswith(self._api) else ""
 
     def parse_admin(self, subject: str) -> str | None:
@@ -95,60 +95,60 @@ class Subjects:
         return reason if subject.startswith(f"{self.prefix}.dlq.") and is_token(reason) else None
 
     def inbound(self, reply_topics: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Give what `TASKFLOW_IN` captures. Token counts are fixed: nothing under the prefix is captured by accident."""
+        """Return the subjects that `TASKFLOW_IN` captures. Token counts are fixed: nothing under the prefix is captured by accident."""
         return (*self.commands(), *self.replies(reply_topics))
 
     def commands(self) -> tuple[str, ...]:
-        """Give what carries commands."""
+        """Return the subjects that carry commands."""
         return (f"{self._cmd}*.*",)
 
     def replies(self, reply_topics: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Give what carries all that can end a wait."""
+        """Return the subjects that carry all that can end a wait."""
         return (self.resume, f"{self._reply}*.*", *reply_topics)
 
     def events(self) -> tuple[str, ...]:
-        """Give what `TASKFLOW_EVT` captures."""
+        """Return the subjects that `TASKFLOW_EVT` captures."""
         return (f"{self.prefix}.evt.*.*.*",)
 
     def dead_letters(self) -> tuple[str, ...]:
-        """Give what `TASKFLOW_DLQ` captures."""
+        """Return the subjects that `TASKFLOW_DLQ` captures."""
         return (f"{self.prefix}.dlq.*",)
 
 
 def is_token(text: str) -> bool:
-    """Tell whether `text` may stand for an agent, verb, reason or correlation id in a subject."""
+    """Return whether `text` may stand for an agent, verb, reason or correlation id in a subject."""
     return _TOKEN.match(text) is not None
 
 
 def is_literal(subject: str) -> bool:
-    """Tell whether `subject` can be published to: no empty tokens, wildcards, blanks or control characters."""
+    """Return whether `subject` can be published to: no empty tokens, wildcards, blanks or control characters."""
     return len(subject) <= MAX_SUBJECT and _LITERAL.match(subject) is not None
 
 
 def is_pattern(subject: str) -> bool:
-    """Tell whether `subject` can be subscribed to: literal tokens, `*`, and `>` in the last place."""
+    """Return whether `subject` can be subscribed to: literal tokens, `*`, and `>` in the last place."""
     tokens = subject.split(".")
     last = tokens.pop() if tokens[-1] in {"*", ">"} else tokens[-1]
     return len(subject) <= MAX_SUBJECT and all(t == "*" or _LITERAL_TOKEN.match(t) for t in tokens) and bool(last)
 
 
 def covers(pattern: str, subject: str) -> bool:
-    """Tell whether `pattern` takes everything `subject` stands for; `subject` may be a pattern itself."""
+    """Return whether `pattern` takes everything `subject` stands for; `subject` may be a pattern itself."""
     parts = subject.split(".")
-    wanted = pattern.split(".")
-    for at, part in enumerate(wanted):
+    tokens = pattern.split(".")
+    for at, part in enumerate(tokens):
         if part == ">":
             return len(parts) > at
         if at >= len(parts) or parts[at] == ">":
             return False
         if part not in ("*", parts[at]):
             return False
-    return len(parts) == len(wanted)
+    return len(parts) == len(tokens)
 
 
-def overlap(one: str, other: str) -> bool:
-    """Tell whether some subject is covered by both patterns."""
-    left, right = one.split("."), other.split(".")
+def overlap(pattern: str, other: str) -> bool:
+    """Return whether some subject is covered by both patterns."""
+    left, right = pattern.split("."), other.split(".")
     for a, b in zip(left, right, strict=False):
         if ">" in (a, b):
             return True

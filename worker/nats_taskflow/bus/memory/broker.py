@@ -1,7 +1,7 @@
-"""Keep streams, consumers and subscriptions in the process: the broker behind `memory.MemoryBus`.
+"""The broker in the process behind `MemoryBus`: streams, consumers and subscriptions that outlive connections.
 
-Connections come and go, the broker stays: that is how a test kills a worker and starts the next one. Configurations are the same
-JSON that JetStream takes, so both adapters are checked by the same rules.
+A test kills a worker and starts the next one: connections end, the broker stays. Configurations are the JSON that JetStream takes, so the
+same rules check both adapters.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from typing import NamedTuple
 
 import msgspec
 
-from nats_taskflow.bus.memory.stream import ConsumerState, Spelled, StoredMessage, StreamStore
-from nats_taskflow.bus.nats import filters, stream_rules
-from nats_taskflow.bus.nats.stream_rules import Json
-from nats_taskflow.bus.port import NO_HEADERS, NO_RESPONDERS, ConsumerSpec, ForwardedRequest, Headers, Published, PublishFailed
+from nats_taskflow.bus import consumer_rules, filters, stream_rules
+from nats_taskflow.bus.memory.stream import ConsumerState, StoredMessage, StreamStore, WireMessage
+from nats_taskflow.bus.port import NO_HEADERS, NO_RESPONDERS, ConsumerSpec, ForwardedRequest, Published, PublishFailed
+from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.tasks import Errands
+from nats_taskflow.wire.headers import Headers
 from nats_taskflow.wire.subjects import covers
 
 
 class CoreMessage(NamedTuple):
-    """A core message as a subscriber gets it; `reply` is where an answer goes."""
+    """A core message. `reply` is the subject for an answer."""
 
     subject: str
     body: bytes
@@ -33,7 +34,7 @@ class CoreMessage(NamedTuple):
 
 
 class Subscriber(NamedTuple):
-    """Who listens: `take` gets each message once, however many of the patterns cover it; of a `queue` group, one member gets it."""
+    """A subscription. `take` gets a message once, however many patterns cover it; in a `queue` group, one member gets it."""
 
     patterns: tuple[str, ...]
     take: Callable[[CoreMessage], None]
@@ -50,30 +51,30 @@ class MemoryBroker:
         self.clock = clock or (lambda: time.time_ns() // 1000)
         self.streams: dict[str, StreamStore] = {}
         self.consumers: dict[tuple[str, str], ConsumerState] = {}
-        self.kicks: list[Callable[[], None]] = []
+        self.wakers: list[Callable[[], None]] = []
         self.subscribers: list[Subscriber] = []
 
     def tick(self) -> None:
-        """Make every pull look again."""
-        for kick in tuple(self.kicks):
-            kick()
+        """Have every pull look for deliveries."""
+        for waker in tuple(self.wakers):
+            waker()
 
     def create_stream(self, config: Json) -> StreamStore:
-        """Make a stream from JetStream's JSON configuration."""
+        """Create a stream from JetStream's JSON configuration."""
         self.streams[config["name"]] = StreamStore(config)
         return self.streams[config["name"]]
 
     def consumer(self, source: ConsumerSpec) -> ConsumerState:
-        """Return the source's consumer, made if need be (a deleted one is made again and starts at the beginning)."""
+        """Return the source's consumer. A missing one is created, and starts at the beginning of the stream."""
         key = (source.stream, source.consumer)
         if key not in self.consumers:
             stream = self.streams[source.stream]
-            asked = filters.wanted(source, stream.config.get("subjects") or ())
-            self.consumers[key] = self.made(stream, stream_rules.consumer_config(source, asked))
+            config = consumer_rules.consumer_config(source, filters.filters_for(source, stream.config.get("subjects") or ()))
+            self.consumers[key] = self.make_consumer(stream, config)
         return self.consumers[key]
 
-    def made(self, stream: StreamStore, config: Json) -> ConsumerState:
-        """Make a consumer."""
+    def make_consumer(self, stream: StreamStore, config: Json) -> ConsumerState:
+        """Make a consumer; the test kit overrides this."""
         return ConsumerState(stream, config)
 
     def client(self) -> MemoryClient:
@@ -81,53 +82,51 @@ class MemoryBroker:
         return MemoryClient(self)
 
     def listeners(self, subject: str) -> list[Subscriber]:
-        """Return who listens on a subject."""
-        return [one for one in self.subscribers if any(covers(pattern, subject) for pattern in one.patterns)]
+        """Return the subscribers to a subject."""
+        return [listener for listener in self.subscribers if any(covers(pattern, subject) for pattern in listener.patterns)]
 
-    def _chosen(self, subject: str) -> list[Subscriber]:
-        """Return who gets a message: of each queue group one, by turns."""
-        chosen, groups = [], set()
-        for one in self.listeners(subject):
-            if one.queue in groups:
+    def _receivers(self, subject: str) -> list[Subscriber]:
+        """Return the subscribers that get a message: one of each queue group, in turn."""
+        receivers, groups = [], set()
+        for listener in self.listeners(subject):
+            if listener.queue in groups:
                 continue
-            if one.queue:
-                groups.add(one.queue)
-                self.subscribers.remove(one)
-                self.subscribers.append(one)
-            chosen.append(one)
-        return chosen
+            if listener.queue:
+                groups.add(listener.queue)
+                self.subscribers.remove(listener)
+                self.subscribers.append(listener)
+            receivers.append(listener)
+        return receivers
 
     def publish(self, subject: str, body: bytes, headers: Headers, reply: str = "") -> Published | None:
-        """Give a message to whoever subscribed and to the stream that captures it; raises `PublishFailed` when that is full."""
+        """Deliver a message to its subscribers, and store it where a stream captures it. Raises `PublishFailed` when that is full."""
         # What nats-py does to header values on the way out.
         headers = {name: " ".join(value.strip().splitlines()) for name, value in headers.items()}
-        for subscriber in self._chosen(subject):
+        for subscriber in self._receivers(subject):
             subscriber.take(CoreMessage(subject, body, headers, reply))
         for stream in self.streams.values():
-            if stream.takes(subject):
+            if stream.captures(subject):
                 stored = stream.store(subject, body, headers, self.clock())
                 self.tick()
                 return stored
         return None
 
-    def publish_all(self, messages: Sequence[Spelled]) -> Published:
-        """Give messages to the one stream that captures them, all or none; raises `PublishFailed` where that takes none together."""
-        streams = [stream for stream in self.streams.values() if stream.takes(messages[0][0])]
-        if (
-            not streams
-            or not streams[0].config.get(stream_rules.BATCHES)
-            or not all(streams[0].takes(subject) for subject, _, _ in messages)
-        ):
-            raise PublishFailed(f"the stream of {messages[0][0]} does not allow atomic batches", refused=True)
-        streams[0].fit(messages)
+    def publish_all(self, messages: Sequence[WireMessage]) -> Published:
+        """Store messages in the one stream that captures them, all or none. Raises `PublishFailed` where it takes no batches."""
+        subject = messages[0].subject
+        stream = next((stream for stream in self.streams.values() if stream.captures(subject)), None)
+        allowed = stream is not None and stream.config.get(stream_rules.BATCHES)
+        if stream is None or not allowed or not all(stream.captures(message.subject) for message in messages):
+            raise PublishFailed(f"the stream of {subject} does not allow atomic batches", refused=True)
+        stream.check_room(messages)
         *_, last = [self.publish(*message) for message in messages]
         assert last is not None, "a stream takes it"
         return last
 
     def ask(self, message: ForwardedRequest) -> str | None:
-        """Give a request to whoever listens; a stream that captures it acknowledges on the reply subject. Or say that nobody does."""
+        """Send a request. A stream that captures it acknowledges on the reply subject. Returns why nobody got it, or None."""
         reply = message.reply or ""
-        captured = any(stream.takes(message.subject) for stream in self.streams.values())
+        captured = any(stream.captures(message.subject) for stream in self.streams.values())
         if reply and not captured and not self.listeners(message.subject):
             return NO_RESPONDERS
         try:
@@ -142,23 +141,23 @@ class MemoryBroker:
 
 
 class MemoryClient:
-    """An agent's connection: publish like one, ask like one, listen like one, answer like one."""
+    """An agent's connection to the broker in the process."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
         self._inboxes = 0
-        self._answering = Errands()
+        self._answers = Errands()
 
     async def publish(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> Published:
-        """Publish into a stream; raises `PublishFailed` where none takes the subject, or it is full."""
+        """Publish into a stream. Raises `PublishFailed` where none captures the subject, or it is full."""
         stored = self._broker.publish(subject, body, headers)
         if stored is None:
             raise PublishFailed(f"no stream takes {subject}", refused=True)
         return stored
 
     async def request(self, subject: str, body: bytes, headers: Headers = NO_HEADERS, *, within: float = 5.0) -> tuple[bytes, Headers]:
-        """Ask and return the first answer's body and headers; raises `ConnectionError` where nobody listens, or TimeoutError."""
-        listening = self._broker.listeners(subject)
+        """Return body and headers of the first answer. Raises `ConnectionError` where nobody listens, or TimeoutError."""
+        listeners = self._broker.listeners(subject)
         self._inboxes += 1
         inbox = f"_INBOX.memory.{id(self)}.{self._inboxes}"
         answers = await self.subscribe(inbox)
@@ -166,14 +165,14 @@ class MemoryClient:
         if stored is not None:
             # A stream that captures the subject answers first, as on the server: that is why `api` exists beside `cmd`.
             return msgspec.json.encode({"stream": stored.stream, "seq": stored.seq}), NO_HEADERS
-        if not listening:
+        if not listeners:
             raise ConnectionError(f"nobody answers on {subject}")
         async with asyncio.timeout(within):
-            heard = await answers.get()
-        return heard.body, heard.headers
+            answer = await answers.get()
+        return answer.body, answer.headers
 
     async def subscribe(self, pattern: str) -> asyncio.Queue[CoreMessage]:
-        """Listen from now on."""
+        """Subscribe from now on."""
         queue: asyncio.Queue[CoreMessage] = asyncio.Queue()
         self._broker.subscribers.append(Subscriber((pattern,), queue.put_nowait))
         return queue
@@ -181,37 +180,35 @@ class MemoryClient:
     async def respond_on(
         self, pattern: str, handler: Callable[[CoreMessage], Awaitable[bytes | None]], *, echo: bool = False
     ) -> Callable[[], Awaitable[None]]:
-        """Play a delegate: answer what comes with what `handler` returns (None: not at all). Returns what to call to stop listening.
+        """Answer requests with what `handler` returns (None: not at all), as a delegate does. Returns a function that stops it.
 
         `echo`: the answer has the request's headers, as with nats-py's `Msg.respond`.
         """
 
-        async def answer(heard: CoreMessage) -> None:
-            """Handle one request."""
-            body = await handler(heard)
+        async def answer(request: CoreMessage) -> None:
+            body = await handler(request)
             if body is not None:
-                await self.respond(heard, body, heard.headers if echo else NO_HEADERS)
+                await self.respond(request, body, request.headers if echo else NO_HEADERS)
 
-        context = contextvars.copy_context()  # the delegate's own, whoever asks it
+        context = contextvars.copy_context()  # the delegate's own, never the caller's
 
-        def take(heard: CoreMessage) -> None:
-            """Hand a request to its own task."""
-            self._answering.start(answer(heard), "delegate", context=context.copy())
+        def take(request: CoreMessage) -> None:
+            self._answers.start(answer(request), "delegate", context=context.copy())
 
         async def stop() -> None:
-            """Stop listening; what is in hand is still answered."""
+            """Unsubscribe; requests in hand are still answered."""
             self._broker.subscribers.remove(subscriber)
 
         subscriber = Subscriber((pattern,), take)
         self._broker.subscribers.append(subscriber)
         return stop
 
-    async def respond(self, heard: CoreMessage, body: bytes, headers: Headers = NO_HEADERS) -> None:
-        """Answer on the reply subject, without any guarantee; where none was given nobody waits."""
-        if heard.reply:
+    async def respond(self, request: CoreMessage, body: bytes, headers: Headers = NO_HEADERS) -> None:
+        """Answer on the request's reply subject, if it has one, without any guarantee."""
+        if request.reply:
             with contextlib.suppress(PublishFailed):
-                self._broker.publish(heard.reply, body, headers)
+                self._broker.publish(request.reply, body, headers)
 
     async def messages(self, stream: str) -> list[StoredMessage]:
-        """Return what the stream holds, in order."""
+        """Return the stream's messages, in order."""
         return list(self._broker.streams[stream].messages.values())

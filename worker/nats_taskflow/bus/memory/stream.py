@@ -1,4 +1,4 @@
-"""Keep one stream's messages, and one durable consumer's place in them, the way JetStream does. In the process, by an injected clock."""
+"""Keep a stream's messages, and a durable consumer's place in them, as JetStream does: in the process, by an injected clock."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
-from nats_taskflow.bus.nats.filters import filters_in
-from nats_taskflow.bus.nats.stream_rules import Json
-from nats_taskflow.bus.port import Ack, Backlog, Delivery, Headers, InProgress, Nak, Published, PublishFailed, Settlement, Term
-from nats_taskflow.wire.headers import weight
+from nats_taskflow.bus.filters import filters_in
+from nats_taskflow.bus.port import Ack, Backlog, Delivery, InProgress, Nak, Published, PublishFailed, Settlement, Term
+from nats_taskflow.bus.setting_rules import Json
+from nats_taskflow.wire.headers import MSG_ID, Headers, weight
 from nats_taskflow.wire.subjects import covers
 
-MSG_ID = "Nats-Msg-Id"
 _NS_PER_US = 1000
-Spelled = tuple[str, bytes, Headers]
-"""A message on its way in: subject, body, headers."""
-_BORN = count(1)
+_CREATED = count(1)
+
+
+class WireMessage(NamedTuple):
+    """A message on its way in."""
+
+    subject: str
+    body: bytes
+    headers: Headers
 
 
 class StoredMessage(NamedTuple):
-    """A message as a stream keeps it; `at_us` is when it was stored, in microseconds."""
+    """A message in a stream. `at_us` is when it was stored, in microseconds."""
 
     seq: int
     subject: str
@@ -32,32 +37,32 @@ class StoredMessage(NamedTuple):
 
 
 class StreamStore:
-    """The messages of one stream under its limits (`max_age`, `max_bytes`, `discard`), with its duplicate window."""
+    """The messages of one stream, with its limits (`max_age`, `max_bytes`, `discard`) and its duplicate window."""
 
     def __init__(self, config: Json) -> None:
         self.config = config
         self.messages: dict[int, StoredMessage] = {}
         self.last_seq = 0
-        self.born = f"stream {next(_BORN)}"
+        self.created = f"stream {next(_CREATED)}"
         self._bytes = 0
         self._ids: dict[str, tuple[int, int]] = {}
 
     @property
     def first(self) -> int:
-        """The lowest sequence that is kept; one past the last where nothing is."""
+        """The lowest sequence in the stream; one past the last where it is empty."""
         return next(iter(self.messages), self.last_seq + 1)
 
     def since(self, seq: int) -> Iterator[StoredMessage]:
-        """Give the messages behind a place, in order."""
+        """Yield the messages after a sequence, in order."""
         return (self.messages[at] for at in range(max(seq + 1, self.first), self.last_seq + 1) if at in self.messages)
 
-    def takes(self, subject: str) -> bool:
-        """Tell whether the stream captures the subject."""
+    def captures(self, subject: str) -> bool:
+        """Return whether the stream stores messages on this subject."""
         return any(covers(pattern, subject) for pattern in self.config["subjects"])
 
     def store(self, subject: str, body: bytes, headers: Headers, now: int) -> Published:
-        """Keep a message, unless its id was kept within the duplicate window; raises `PublishFailed` when full."""
-        self._forget_old(now)
+        """Store a message, unless the duplicate window has its id. Raises `PublishFailed` when the stream is full."""
+        self._expire(now)
         msg_id = headers.get(MSG_ID)
         if msg_id in self._ids:
             return Published(stream=self.config["name"], seq=self._ids[msg_id][0], duplicate=True)
@@ -75,17 +80,17 @@ class StreamStore:
             self._ids[msg_id] = (self.last_seq, now)
         return Published(stream=self.config["name"], seq=self.last_seq)
 
-    def fit(self, messages: Sequence[Spelled]) -> None:
-        """Raise `PublishFailed` where not all of the messages would be stored: one has been, or there is no room."""
-        ids = [headers[MSG_ID] for _, _, headers in messages if MSG_ID in headers]
-        if len(set(ids)) < len(ids) or any(name in self._ids for name in ids):
+    def check_room(self, messages: Sequence[WireMessage]) -> None:
+        """Raise `PublishFailed` unless all of these messages would be stored: one is a duplicate, or there is no room."""
+        ids = [message.headers[MSG_ID] for message in messages if MSG_ID in message.headers]
+        if len(set(ids)) < len(ids) or any(msg_id in self._ids for msg_id in ids):
             raise PublishFailed("the broker refused a batch: it contains duplicate message id (10201)", duplicate=True)
-        full = 0 < self.config.get("max_bytes", -1) < self._bytes + sum(len(body) for _, body, _ in messages)
+        full = 0 < self.config.get("max_bytes", -1) < self._bytes + sum(len(message.body) for message in messages)
         if full and self.config.get("discard") == "new":
             raise PublishFailed("the broker refused a batch: maximum bytes exceeded (10047)", refused=True)
 
-    def _forget_old(self, now: int) -> None:
-        """Drop messages beyond `max_age` and ids beyond the duplicate window; both are in order of time."""
+    def _expire(self, now: int) -> None:
+        """Drop messages beyond `max_age`, and ids beyond the duplicate window. Both are in order of time."""
         age = self.config.get("max_age", 0) // _NS_PER_US
         while age and self.messages and self.messages[oldest := next(iter(self.messages))].at_us <= now - age:
             self._drop(oldest)
@@ -94,55 +99,54 @@ class StreamStore:
             del self._ids[oldest_id]
 
     def _drop(self, seq: int) -> None:
-        """Remove a message."""
         self._bytes -= len(self.messages.pop(seq).body)
 
 
 class ConsumerState:
-    """What one durable consumer knows: how far it has delivered, and which deliveries are not settled."""
+    """One durable consumer: how far it has delivered, and which deliveries are not settled."""
 
     def __init__(self, stream: StreamStore, config: Json) -> None:
         self.config = config
         self._stream = stream
         self._name: str = config["name"]
         self._ack_wait = int(config["ack_wait"]) // _NS_PER_US
-        self._next, self._rewound = 1, 0
-        self._wanted: list[int] = []  # in order, of the first `_seen` messages; by the filters `_by`
-        self._seen, self._by = 0, frozenset[str]()
+        self._next, self._rewound_to = 1, 0
+        self._matches: list[int] = []  # the sequences up to `_matched_to` that pass `_filters`, in order
+        self._matched_to, self._filters = 0, frozenset[str]()
         self._due: dict[int, int] = {}  # unsettled sequence → when it is delivered again, in microseconds
         self._attempts: dict[int, int] = {}
         self._heap: list[tuple[int, int]] = []  # (due, seq); an entry counts only while `_due` agrees
 
     @property
     def floor(self) -> int:
-        """The last message up to which everything is settled, as the server tells it: one that the filters let through."""
-        wanted = self._look()
-        at = bisect_left(wanted, min(self._due, default=self._next))
-        return max(wanted[at - 1] if at else 0, self._rewound)
+        """The last message up to which everything is settled. As on the server, it is one that the filters let through."""
+        matches = self._match()
+        at = bisect_left(matches, min(self._due, default=self._next))
+        return max(matches[at - 1] if at else 0, self._rewound_to)
 
     @property
     def next_open(self) -> int:
-        """The first message that is not settled, or not yet there; of those that the filters let through."""
-        wanted = self._look()
-        at = bisect_left(wanted, min(self._due, default=self._next))
-        return wanted[at] if at < len(wanted) else self._stream.last_seq + 1
+        """The first message that the filters let through and that is not settled, or not there yet."""
+        matches = self._match()
+        at = bisect_left(matches, min(self._due, default=self._next))
+        return matches[at] if at < len(matches) else self._stream.last_seq + 1
 
     def deliver(self, now: int) -> Delivery | None:
-        """Hand out what is due again, else the next new message; None when there is nothing, or too much is unsettled."""
+        """Deliver what is due again, else the next new message; None when there is none, or too much is unsettled."""
         due = self.next_due()
         if due is not None and due <= now:
-            return self._hand_out(heapq.heappop(self._heap)[1], now)
+            return self._delivery(heapq.heappop(self._heap)[1], now)
         if len(self._due) >= self.config["max_ack_pending"]:
             return None
-        wanted = self._look()
-        at = bisect_left(wanted, max(self._next, self._stream.first))
-        if at == len(wanted):
+        matches = self._match()
+        at = bisect_left(matches, max(self._next, self._stream.first))
+        if at == len(matches):
             return None
-        self._next = wanted[at] + 1
-        return self._hand_out(wanted[at], now)
+        self._next = matches[at] + 1
+        return self._delivery(matches[at], now)
 
     def settle(self, seq: int, settlement: Settlement, now: int) -> None:
-        """Take a verdict; one on a delivery that is already settled changes nothing."""
+        """Settle a delivery; one that is settled already stays as it is."""
         if seq not in self._due:
             return
         match settlement:
@@ -155,9 +159,9 @@ class ConsumerState:
                 self._deliver_again(seq, now + self._ack_wait)
 
     def rewind(self, to: int | None = None) -> None:
-        """Go back to the floor, or to `to`. Attempts start from 1 again, as on the server."""
-        self._rewound = self.floor if to is None else to - 1
-        self._next = self._rewound + 1
+        """Go back to the floor, or to `to`. Attempts count from 1 again, as on the server."""
+        self._rewound_to = self.floor if to is None else to - 1
+        self._next = self._rewound_to + 1
         self._due.clear()
         self._attempts.clear()
         self._heap.clear()
@@ -169,11 +173,11 @@ class ConsumerState:
         return self._heap[0][0] if self._heap else None
 
     def backlog(self) -> Backlog:
-        """Tell where it stands."""
+        """Return how far the consumer is."""
         return Backlog(floor=self.floor, delivered=self._next - 1, pending=self._undelivered())
 
-    def _hand_out(self, seq: int, now: int) -> Delivery | None:
-        """Make a delivery; a message that has left the stream meanwhile is settled."""
+    def _delivery(self, seq: int, now: int) -> Delivery | None:
+        """Make a delivery of a message, or of the next one where this has left the stream."""
         message = self._stream.messages.get(seq)
         if message is None:
             self._due.pop(seq, None)
@@ -195,22 +199,20 @@ class ConsumerState:
         )
 
     def _deliver_again(self, seq: int, at_us: int) -> None:
-        """Set when an unsettled message is delivered again."""
         self._due[seq] = at_us
         heapq.heappush(self._heap, (at_us, seq))
 
-    def _look(self) -> list[int]:
-        """Return which messages the filters let through, in order."""
-        by = frozenset(filters_in(self.config))
-        if by != self._by:
-            self._wanted, self._seen, self._by = [], 0, by
-        for message in self._stream.since(self._seen):
-            if not by or any(covers(one, message.subject) for one in by):
-                self._wanted.append(message.seq)
-            self._seen = message.seq
-        return self._wanted
+    def _match(self) -> list[int]:
+        """Return the sequences that the filters let through, in order."""
+        filters = frozenset(filters_in(self.config))
+        if filters != self._filters:
+            self._matches, self._matched_to, self._filters = [], 0, filters
+        for message in self._stream.since(self._matched_to):
+            if not filters or any(covers(pattern, message.subject) for pattern in filters):
+                self._matches.append(message.seq)
+            self._matched_to = message.seq
+        return self._matches
 
     def _undelivered(self) -> int:
-        """Count the messages not handed out yet."""
-        wanted = self._look()
-        return len(wanted) - bisect_left(wanted, max(self._next, self._stream.first))
+        matches = self._match()
+        return len(matches) - bisect_left(matches, max(self._next, self._stream.first))

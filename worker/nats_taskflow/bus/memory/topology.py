@@ -1,15 +1,15 @@
-"""Make streams and consumers at the broker in the process, and say what stands against those there are, as JetStream's topology does."""
+"""Create and check streams and consumers at the broker in the process, as `bus.nats.topology` does at NATS."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from nats_taskflow.bus import claims, consumer_rules, filters, stream_rules
 from nats_taskflow.bus.memory.broker import MemoryBroker
 from nats_taskflow.bus.memory.stream import ConsumerState
-from nats_taskflow.bus.nats import claims, filters, stream_rules
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, StreamSpec
 from nats_taskflow.errors import ConsumerTaken, TopologyRefused
-from nats_taskflow.wire.subjects import covers
+from nats_taskflow.wire.subjects import overlap
 
 
 class MemoryTopology:
@@ -19,40 +19,41 @@ class MemoryTopology:
         self._broker = broker
 
     def objections(self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...], *, live: bool = False) -> list[str]:
-        """Say what stands against running on what is there, in the same words as JetStream's topology.
+        """Return what forbids a worker to run on the present streams and consumers.
 
-        `live`: nothing can be brought up to date any more.
+        `live`: a worker runs already, so nothing is brought up to date any more.
         """
-        found = []
+        objections = []
         for stream in streams:
-            if (has := self._broker.streams.get(stream.name)) is not None:
-                found += stream_rules.stream_objections(stream, has.config)
+            if (present := self._broker.streams.get(stream.name)) is not None:
+                objections += stream_rules.stream_objections(stream, present.config)
             for other in self._broker.streams.values():
-                if other.config["name"] != stream.name and _overlap(other.config["subjects"], stream.subjects):
-                    found.append(f"stream {stream.name}: one of its subjects is already taken by stream {other.config['name']}")
+                if other.config["name"] != stream.name and _overlaps(other.config["subjects"], stream.subjects):
+                    objections.append(f"stream {stream.name}: one of its subjects is already taken by stream {other.config['name']}")
         for source in sources:
-            theirs, own = self._broker.streams.get(source.stream), source.stream in {stream.name for stream in streams}
+            target, own = self._broker.streams.get(source.stream), source.stream in {stream.name for stream in streams}
             consumer = self._broker.consumers.get((source.stream, source.consumer))
-            if consumer is not None and theirs is not None:
-                found += stream_rules.consumer_objections(source, consumer.config)
-                asked = filters.wanted(source, theirs.config.get("subjects") or ())
-                if live or not filters.is_adaptable(source, consumer.config, asked, own=own):
-                    found += filters.objections(source, consumer.config, asked)
+            if consumer is not None and target is not None:
+                objections += consumer_rules.consumer_objections(source, consumer.config)
+                must_take = filters.filters_for(source, target.config.get("subjects") or ())
+                if live or not filters.is_adaptable(source, consumer.config, must_take, own=own):
+                    objections += consumer_rules.filter_objections(source, consumer.config, must_take)
             if own:
                 continue
-            if theirs is None:
-                found.append(f"stream {source.stream} does not exist: create it, or take the reply binding that names it out")
+            if target is None:
+                objections.append(f"stream {source.stream} does not exist: create it, or take the reply binding that names it out")
             else:
-                found += stream_rules.transform_objections(source, theirs.config)
-        return found
+                objections += stream_rules.transform_objections(source, target.config)
+        return objections
 
     def distrust(self, streams: tuple[StreamSpec, ...], sources: tuple[ConsumerSpec, ...]) -> dict[ConsumerSpec, str]:
-        """Say of which sources what is delivered may not be what was sent."""
+        """Return the sources that must not be trusted, each with the reason."""
         own = {stream.name: self._broker.streams[stream.name].config for stream in streams if stream.name in self._broker.streams}
-        said = {
-            source: stream_rules.distrust(source, own.get(source.stream, {}), self._broker.consumer(source).config) for source in sources
+        return {
+            source: reason
+            for source in sources
+            for reason in consumer_rules.reasons_to_distrust(source, own.get(source.stream, {}), self._broker.consumer(source).config)
         }
-        return {source: sentence for source, (sentence, *_) in ((one, found) for one, found in said.items() if found)}
 
     def prepare(
         self,
@@ -64,23 +65,23 @@ class MemoryTopology:
         live: bool = False,
     ) -> list[str]:
         """Create and check streams and consumers, as `Bus.prepare` promises; `live`: as `Bus.inspect` does."""
-        found = self.objections(streams, sources, live=live)
-        if found:
-            raise TopologyRefused("\n".join(found))
+        objections = self.objections(streams, sources, live=live)
+        if objections:
+            raise TopologyRefused("\n".join(objections))
         for source in () if adopt else sources:
             consumer = self._broker.consumers.get((source.stream, source.consumer))
-            info = {"config": consumer.config if consumer is not None else {}, "num_waiting": len(self._broker.kicks)}
+            info = {"config": consumer.config if consumer is not None else {}, "num_waiting": len(self._broker.wakers)}
             if refusal := claims.refusal(source, holder, info):
                 raise ConsumerTaken(refusal)
         warnings: list[str] = []
         for stream in streams:
-            has = self._broker.streams.get(stream.name) or self._broker.create_stream(stream_rules.stream_config(stream))
-            has.config |= stream_rules.guards_missing(has.config)
-            warnings += stream_rules.stream_remarks(stream, has.config)
-            has.config["subjects"] = stream_rules.subjects_with(stream, has.config) or has.config["subjects"]
-            unset = [name for name in stream_rules.SIZES if stream_rules.is_unlimited(has.config, name)]
-            has.config |= {name: value for name, value in stream_rules.limits_of(stream).items() if name in unset}
-            has.config |= {stream_rules.BATCHES: True} if stream_rules.lacks_batches(stream, has.config) else {}
+            config = (self._broker.streams.get(stream.name) or self._broker.create_stream(stream_rules.stream_config(stream))).config
+            config |= stream_rules.missing_guards(config)
+            warnings += stream_rules.stream_remarks(stream, config)
+            config["subjects"] = stream_rules.extended_subjects(stream, config) or config["subjects"]
+            unset = [name for name in stream_rules.SIZES if stream_rules.is_unlimited(config, name)]
+            config |= {name: value for name, value in stream_rules.limits_of(stream).items() if name in unset}
+            config |= {stream_rules.BATCHES: True} if stream_rules.lacks_batches(stream, config) else {}
         states = {source: self._broker.consumers.get((source.stream, source.consumer)) for source in sources}
         present = {source: state for source, state in states.items() if state is not None}
         for source in sources:
@@ -88,22 +89,21 @@ class MemoryTopology:
                 self._take_over(source, present)
         for source in sources:
             consumer = self._broker.consumer(source)
-            asked = filters.wanted(source, self._broker.streams[source.stream].config.get("subjects") or ())
-            if filters.filters_in(consumer.config) != set(asked):
-                consumer.config = filters.with_filters(consumer.config, asked)
-            consumer.config = claims.claimed(consumer.config, holder)
+            must_take = filters.filters_for(source, self._broker.streams[source.stream].config.get("subjects") or ())
+            if filters.filters_in(consumer.config) != set(must_take):
+                consumer.config = filters.with_filters(consumer.config, must_take)
+            consumer.config = claims.with_claim(consumer.config, holder)
         return warnings
 
     def _take_over(self, source: ConsumerSpec, present: Mapping[ConsumerSpec, ConsumerState]) -> None:
-        """Make a consumer; where another one takes what it is to take, from there on."""
+        """Create a consumer. Where another one took its subjects so far, it begins where that one has settled all."""
         consumer = self._broker.consumer(source)
         infos = {other: {"config": state.config, "ack_floor": {"stream_seq": state.floor}} for other, state in present.items()}
-        older = filters.taken_over_from(source, filters.filters_in(consumer.config), infos)
+        older = filters.find_predecessor(source, filters.filters_in(consumer.config), infos)
         if older is not None:
-            consumer.config = claims.claimed(consumer.config, claims.holder_in(older["config"]))
+            consumer.config = claims.with_claim(consumer.config, claims.holder_in(older["config"]))
             consumer.rewind(older["ack_floor"]["stream_seq"] + 1)
 
 
-def _overlap(some: list[str], others: tuple[str, ...]) -> bool:
-    """Tell whether a pattern of one side covers a pattern of the other."""
-    return any(covers(one, other) or covers(other, one) for one in some for other in others)
+def _overlaps(patterns: list[str], others: tuple[str, ...]) -> bool:
+    return any(overlap(pattern, other) for pattern in patterns for other in others)

@@ -1,6 +1,6 @@
 """Keep nats-py reading, writing and reconnecting, whatever messages, cancellations and the network do.
 
-Light: the agents' client is made of it, too.
+Light, because the agents' client uses it, too.
 """
 
 from __future__ import annotations
@@ -22,75 +22,73 @@ from nats_taskflow.tasks import heed_cancellation, keep, watch
 _ENCRYPTED = ("tls", "wss")
 _WEBSOCKETS = ("ws", "wss")
 _LEFT_TO_NATS_PY = ("permissions violation", "auth", "stale connection")
-"""What an error of the server's says where nats-py does what is right: it tells of it, ends for good, or reconnects."""
-
-
-_LASTS = 10.0
-"""Seconds: a connection that the server ends sooner by an error was made in vain, and so will the next one be."""
+"""Words in the server's errors that nats-py handles well: it reports them, ends for good, or reconnects."""
+_SHORT_LIVED = 10.0
+"""Seconds. Where the server ends a connection sooner by an error, the next one will probably end so, too."""
 _FIRST_DELAY, _LAST_DELAY = 0.1, 15.0
 
 
 class NotEncrypted(NatsError):
-    """Encryption was asked for, and the connection has none. Nothing was sent on it."""
+    """The connection should be encrypted, and is not. Nothing was sent on it."""
 
 
-class Settlement(bytes):
-    """What is written after a reconnect, if it was not before. Everything else that waits to be written goes with the connection."""
+class SettlementBytes(bytes):
+    """Bytes that may be written after a reconnect. All else that is not written yet is lost with the connection."""
 
     __slots__ = ()
 
 
 class TcpConnection(TcpTransport):
-    """One TCP connection, which holds its writers back, and tells them when it is gone in the same words on every event loop."""
+    """A TCP connection with back-pressure, and with the same error on every event loop once it is closed."""
 
     def __bool__(self) -> bool:
-        """Tell that it exists: nats-py makes one itself in place of one that is not connected yet."""
+        """Return True: nats-py would replace a transport that is false, as one that is not connected yet."""
         return True
 
     def write(self, payload: bytes) -> None:
-        """Write. Raises `ConnectionResetError` on a closed connection: asyncio says nothing then, uvloop raises `RuntimeError`."""
+        """Write. Raises `ConnectionResetError` on a closed connection, where asyncio is silent and uvloop raises `RuntimeError`."""
         if self._io_writer is None or self._io_writer.is_closing():
             raise ConnectionResetError("the connection is closed")
         self._io_writer.write(payload)
 
     def writelines(self, payload: list[bytes]) -> None:
-        """Write as one piece: asyncio's own never holds back in Python 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 (CVE-2024-12254)."""
+        """Write as one piece: asyncio's own has no back-pressure in Python 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 (CVE-2024-12254)."""
         self.write(b"".join(payload))
 
 
 class Address(ParseResult):
-    """A server's address. User and password are percent-encoded in a URL (RFC 3986); nats-py sends them as they stand there."""
+    """A server's address. User and password are percent-encoded in a URL (RFC 3986); nats-py would send them encoded."""
 
     @property
     def username(self) -> str | None:
         """The user, or the token where there is no password."""
-        return _decoded(super().username)
+        return _decode(super().username)
 
     @property
     def password(self) -> str | None:
         """The password."""
-        return _decoded(super().password)
+        return _decode(super().password)
 
 
 class PatchedClient(Client):
     """A client whose read loop outlives unreadable messages and late PONGs, and whose methods end when they are cancelled.
 
-    The server passes subjects and headers on as bytes, and an agent may publish any. nats-py decodes them in its read loop, which
-    ends on the first error while `is_connected` stays true; the message is redelivered, so the connection would never work again.
-    A PONG whose `flush` or `rtt` was given up meanwhile ends the loop the same way: nats-py sets the result of a cancelled future.
-    Who is cancelled while it waits for room to write goes on in nats-py, so that a `timeout` never ends.
-    The task that reconnects must not end or hang either, or the client never connects again while its status says that it tries; nor may
-    one of the three that serve a connection (they read, write and ping) end before it does, or serve the next one beside its own.
-    Where encryption is asked for (`tls://`, `wss://`, a TLS context), nothing is sent on a connection that has none: nats-py takes what
-    the server's first line says, and that is not encrypted itself.
+    The server passes on subjects and headers as bytes, and an agent may publish any. nats-py decodes them in its read loop, which ends
+    on the first error while `is_connected` stays true. The message is redelivered, so the connection would never work again.
+    A PONG for a cancelled `flush` or `rtt` ends the loop in the same way: nats-py sets the result of a cancelled future.
+    nats-py swallows a cancellation that comes while it waits for room to write, so a `timeout` would never end.
+    The task that reconnects must not end or hang, or the client never connects again while its status says that it tries. None of the three
+    tasks that serve a connection (they read, write and ping) may end before it does, or serve the next connection beside that one's tasks.
+    Where encryption is asked for (`tls://`, `wss://`, a TLS context), nothing is sent in clear: nats-py believes the server's first line,
+    which is not encrypted itself.
     The methods are private to nats-py: `tests/unit/test_mended.py`, `tests/security/test_encryption.py`, and `test_jetstream.py`,
     `test_send.py`, `test_outbound.py` and `test_network_faults.py` in `tests/contract` fail when a release moves them.
     """
 
-    _made_at = _delay = 0.0
+    _connected_at = _delay = 0.0
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:  # noqa: FBT001, FBT002  nats-py's own signature
-        """Have what is pending written."""
+        """Have pending bytes written. Raises the cancellation that nats-py swallows."""
         task = asyncio.current_task()
         before = task.cancelling() if task is not None else 0
         flushed = await super()._flush_pending(force_flush)
@@ -99,11 +97,11 @@ class PatchedClient(Client):
         return flushed
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
-        """Read headers as the worker reads those of its deliveries: no bytes are too broken for that."""
+        """Read headers as the worker reads those of its deliveries: any bytes can be read so."""
         return read_headers(bytes(headers)) if headers else None
 
     def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None) -> Msg:
-        """Build the message; bytes that are no text become U+FFFD, which no subject of ours contains."""
+        """Build the message. Bytes that are not UTF-8 become U+FFFD, which no subject of ours contains."""
         return self.msg_class(
             _client=self,
             subject=bytes(subject).decode("utf-8", "replace"),
@@ -119,14 +117,14 @@ class PatchedClient(Client):
         return Address(*super()._parse_server_uri(connect_url))
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002  see above
-        """Read what the server says of itself. nats-py encrypts only where the server requires it, not where it leaves that to us."""
+        """Read the server's INFO. nats-py encrypts only where the server requires it, not where it leaves the choice to us."""
         if initial_connection and info.get("tls_available") and self._must_encrypt():
             info["tls_required"] = True
         self._max_payload = info.get("max_payload", self._max_payload)
         await super()._process_info(info, initial_connection)
 
     def _connect_command(self) -> bytes:
-        """Make the CONNECT. A key file may have been replaced since the last one; nats-py keeps the first public key for ever."""
+        """Return the CONNECT. The key file may have been replaced since the last one; nats-py keeps the first public key for ever."""
         if self._is_in_clear():
             raise NotEncrypted("nats: the server offers no TLS, and the connection has to be encrypted: nothing was sent")
         if self._nkeys_seed is not None:
@@ -138,13 +136,13 @@ class PatchedClient(Client):
         return super()._connect_command()
 
     def _read_creds_user_jwt(self, creds: Any) -> Any:
-        """Read the JWT of a credentials file; nats-py looks for its end for ever in a file that is only half written."""
+        """Read the JWT of a credentials file. In a file that is only half written, nats-py looks for its end for ever."""
         if b"BEGIN NATS USER JWT" not in Path(creds).read_bytes():
             raise NatsError(f"nats: {creds} holds no user JWT")
         return super()._read_creds_user_jwt(creds)
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002  see above
-        """Close. nats-py first writes what is pending to whatever it is connected to by then, encrypted or not, or to nothing."""
+        """Close. nats-py first writes what is pending, even on a connection in clear, or on none at all."""
         if self._is_in_clear():
             self._abort()
         try:
@@ -156,31 +154,31 @@ class PatchedClient(Client):
             await super()._close(status, do_cbs)
 
     async def _process_err(self, err_msg: str) -> None:
-        """Take an error, after which the server hangs up: another connection mends it, unless it is about the credentials.
+        """Handle a server's error, after which it hangs up. Unless it is about the credentials, connect again; nats-py closes for good.
 
-        nats-py closes for good. The limit on messages, for one, may have been lowered: it is read anew with the next connection. Others
-        end the next one, too (that on subscriptions), which is therefore made ever later.
+        A new connection helps where the limit on payloads was lowered: it is read anew. Other errors end the next connection, too (the
+        limit on subscriptions), so the delay before it grows.
         """
         if any(word in err_msg for word in _LEFT_TO_NATS_PY):
             await super()._process_err(err_msg)
             return
-        in_vain = asyncio.get_running_loop().time() - self._made_at < _LASTS
-        self._delay = min(max(self._delay * 2, _FIRST_DELAY), _LAST_DELAY) if in_vain else 0.0
+        short_lived = asyncio.get_running_loop().time() - self._connected_at < _SHORT_LIVED
+        self._delay = min(max(self._delay * 2, _FIRST_DELAY), _LAST_DELAY) if short_lived else 0.0
         error = NatsError("nats: " + err_msg.strip("'"))
         await self._error_cb(error)
         await self._process_op_err(error)
 
     async def _process_pong(self) -> None:
-        """Take a PONG. They come in the order of the PINGs, so one that nobody waits for any more still counts."""
+        """Handle a PONG. They come in the order of the PINGs, so one that nobody awaits any more still counts."""
         if self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
 
     async def _attempt_reconnect(self) -> None:
-        """Reconnect, however often it takes. nats-py ends at errors that are neither its own nor the system's.
+        """Reconnect, however many attempts it takes. nats-py ends at errors that are neither its own nor the system's.
 
-        It would also wait until the old connection has written its last bytes, and nobody may read them any more; and send on the new
-        one what was pending on the old, when its senders have given it up.
+        It would also wait for the old connection to write its last bytes, which perhaps nobody reads, and send on the new connection what
+        was pending on the old one, when its senders have given it up.
         """
         self._leave()
         self._forget_pending()
@@ -195,29 +193,29 @@ class PatchedClient(Client):
                 await self._error_cb(failure if isinstance(failure, Exception) else NatsError("nats: the attempt was cancelled"))
 
     async def _process_op_err(self, e: Exception) -> None:
-        """Reconnect after an error. The task that does so must not end before it has."""
+        """Reconnect after an error. If the task that does so ends early, that is an error of the loop."""
         await super()._process_op_err(e)
         if self._reconnection_task is not None:
             watch(self._reconnection_task)
 
     async def _select_next_server(self) -> None:
-        """Dial. nats-py leaves a connection open whose handshake has failed, with the tasks that serve it, and takes the next."""
+        """Dial the next server. After a failed handshake, nats-py leaves the connection open, with the tasks that serve it."""
         self._leave()
         await super()._select_next_server()
 
     async def _connect_to_server(self, s: Srv) -> None:
-        """Dial a server. nats-py would use one transport for all: who still writes to the last connection would write to this one."""
+        """Dial a server with a transport of its own. nats-py has one for all: late writes to the last connection would go to this one."""
         if s.uri.scheme not in _WEBSOCKETS:
             self._transport = TcpConnection()  # type: ignore[no-untyped-call]
         try:
             await super()._connect_to_server(s)
         finally:
-            heed_cancellation()  # Python 3.11's `wait_for` raises what came at the same moment in its place, and nats-py dials on for ever
+            heed_cancellation()  # Python 3.11's `wait_for` may raise another error in its place, and nats-py would dial for ever
 
     async def _process_connect_init(self) -> None:
-        """Shake hands. nats-py tries again after errors of its own or the system's only, and a line that is cut off raises others.
+        """Shake hands. nats-py tries again only after errors of its own or the system's; a truncated line raises others.
 
-        It also goes on where the answer to its PING is cut off, or is none.
+        It also goes on where the answer to its PING is truncated or missing.
         """
         try:
             await super()._process_connect_init()
@@ -227,39 +225,39 @@ class PatchedClient(Client):
             raise NatsError(f"nats: the server's greeting cannot be read: {error!r}") from error
         if not self.is_connected:
             raise NatsError("nats: the server has not answered the first PING")
-        self._made_at = asyncio.get_running_loop().time()
-        for task in self._serving():
+        self._connected_at = asyncio.get_running_loop().time()
+        for task in self._service_tasks():
             task.add_done_callback(self._on_end)
 
-    def _serving(self) -> list[asyncio.Task[None]]:
+    def _service_tasks(self) -> list[asyncio.Task[None]]:
         """Return the tasks that serve the connection: they read, write and ping."""
         return [task for task in (self._reading_task, self._flusher_task, self._ping_interval_task) if task is not None]
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
-        """Reconnect where a task has ended by itself that still has a connection to serve: nats-py says nothing of it."""
+        """Reconnect where a task has ended before its connection did: nats-py does not notice that."""
         error = None if task.cancelled() else task.exception()
-        if self.is_connected and not task.cancelling() and task in self._serving():
-            self._ending = keep(self._process_op_err(error if isinstance(error, Exception) else UnexpectedEOF()), "bus-end")
+        if self.is_connected and not task.cancelling() and task in self._service_tasks():
+            self._recovery = keep(self._process_op_err(error if isinstance(error, Exception) else UnexpectedEOF()), "bus-end")
 
     def _leave(self) -> None:
-        """Leave the connection: close its socket without writing what is left, end what serves it, forget what is half read."""
+        """Leave the connection: close its socket without writing what is left, end its tasks, drop what is half read."""
         self._abort()
-        for task in self._serving():
+        for task in self._service_tasks():
             task.cancel()
         self._ps.reset()
 
     def _forget_pending(self) -> None:
-        """Drop what waits to be written, but for what may come late."""
-        self._pending = [piece for piece in self._pending if isinstance(piece, Settlement)]
+        """Drop what is not written yet, except for settlements."""
+        self._pending = [piece for piece in self._pending if isinstance(piece, SettlementBytes)]
         self._pending_data_size = sum(map(len, self._pending))
 
     def _must_encrypt(self) -> bool:
-        """Tell whether encryption was asked for, for one server or for all: those that a server tells of carry no scheme."""
-        asked = self.options.get("tls") is not None or self.options.get("tls_handshake_first")
-        return bool(asked) or any(server.uri.scheme in _ENCRYPTED for server in self._server_pool)
+        """Return whether encryption was asked for, for one server or all: addresses from a cluster's INFO have no scheme."""
+        for_all = self.options.get("tls") is not None or self.options.get("tls_handshake_first")
+        return bool(for_all) or any(server.uri.scheme in _ENCRYPTED for server in self._server_pool)
 
     def _is_in_clear(self) -> bool:
-        """Tell whether the connection is not encrypted although that was asked for."""
+        """Return whether the connection is not encrypted although that was asked for."""
         if not self._must_encrypt():
             return False
         writer = getattr(self._transport, "_io_writer", None)
@@ -274,6 +272,5 @@ class PatchedClient(Client):
             writer.transport.abort()
 
 
-def _decoded(part: str | None) -> str | None:
-    """Decode a part of a URL."""
+def _decode(part: str | None) -> str | None:
     return None if part is None else unquote(part)

@@ -11,17 +11,17 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, SlowConsumerError
 
 from nats_taskflow.bus.nats import options as connection_options
+from nats_taskflow.bus.nats.denials import DenialListeners, SubjectDenied, unless_denied
 from nats_taskflow.bus.nats.dial import dial, hang_up
 from nats_taskflow.bus.nats.direct_delivery import ReadingClient
 from nats_taskflow.bus.nats.options import NatsOptions, public_address
 from nats_taskflow.bus.nats.outbound import Outbound
 from nats_taskflow.errors import NotAllowed
-from nats_taskflow.observe.lazy_log import Logger
+from nats_taskflow.lazy_log import Logger
 from nats_taskflow.tasks import keep
 
 __all__ = ["ApiDenied", "ApiTimeout", "NatsConnection", "NatsOptions", "public_address"]
@@ -51,10 +51,10 @@ class NatsConnection:
         self.renewal = SubscriptionRenewal(self.client)
         self.on_up: list[Callable[[], None]] = []
         self.on_down: list[Callable[[], None]] = [self.outbound.wake]
-        self.on_denied: list[Callable[[str], None]] = []
+        self.on_denied: DenialListeners = []
         self._lost: asyncio.Future[str] | None = None
-        self._asked: dict[str, set[asyncio.Future[Msg]]] = {}
         self._closing = False
+        self._subscribed = True
         self._last_error = ""
         self._logged: dict[str, float] = {}
         self.dropped = 0
@@ -62,8 +62,8 @@ class NatsConnection:
 
     @property
     def connected(self) -> bool:
-        """Whether the broker answers at the moment."""
-        return self.client.is_connected
+        """Whether the broker answers at the moment, and has heard all our subscriptions again."""
+        return self.client.is_connected and self._subscribed
 
     @property
     def max_payload(self) -> int:
@@ -116,49 +116,31 @@ class NatsConnection:
         """Request an answer from the broker's API; raises `ApiDenied` or `ApiTimeout` within `within` seconds."""
         if not self.connected:
             raise ApiTimeout(f"not connected to NATS, so {subject} was not asked")
-        denied: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-        asked = self._asked.setdefault(subject.lower(), set())
-        asked.add(denied)
-        request = asyncio.ensure_future(self.client.request(subject, body, timeout=within))
+        inbox, exact = self.options.inbox_prefix.lower(), subject.lower()
+        request = self.client.request(subject, body, timeout=within)
         try:
             async with asyncio.timeout(within):  # nats-py counts only from when there was room to write
-                await asyncio.wait({request, denied}, return_when=asyncio.FIRST_COMPLETED)
-            return (denied if denied.done() else request).result().data
+                answer = await unless_denied(request, self.on_denied, lambda denied: denied == exact or denied.startswith(inbox))
+        except SubjectDenied as denied:
+            raise ApiDenied(denied.subject) from None
         except NoRespondersError:
             raise ApiTimeout(f"nobody answers on {subject}") from None
         except TimeoutError:
             raise ApiTimeout(f"no answer on {subject} within {within:g} s") from None
         except (NatsError, OSError) as error:
             raise ApiTimeout(f"no answer on {subject}: {connection_options.reason(error)}") from error
-        finally:
-            request.cancel()
-            asked.discard(denied)
+        return answer.data
 
-    async def permitted(self, asking: Coroutine[Any, Any, T], *subjects: str) -> T:
-        """Await an answer. Raises `NotAllowed` as soon as the server denies a subject meanwhile, which is silence otherwise.
+    async def permitted(self, work: Coroutine[Any, Any, T], *subjects: str) -> T:
+        """Await `work`. Raises `NotAllowed` as soon as the server denies a subject meanwhile, which is silence otherwise.
 
         For a connection that does one thing at a time: nobody can tell for whom the server has said it. nats-py gives subjects in lower
         case; `subjects`, and what begins with one of them, are named as they are written.
         """
-        denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-        def deny(subject: str) -> None:
-            """Note what is denied."""
-            if not denied.done():
-                denied.set_result(subject)
-
-        task = asyncio.ensure_future(asking)
-        either: set[asyncio.Future[Any]] = {task, denied}
-        self.on_denied.append(deny)
         try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if denied.done():
-                raise NotAllowed(self.as_written(denied.result(), *subjects))
-            return task.result()
-        finally:
-            self.on_denied.remove(deny)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            return await unless_denied(work, self.on_denied)
+        except SubjectDenied as denied:
+            raise NotAllowed(self.as_written(denied.subject, *subjects)) from None
 
     def as_written(self, denied: str, *beginnings: str) -> str:
         """Return a denied subject, which nats-py gives in lower case, as far as it is known how it is written."""
@@ -179,7 +161,8 @@ class NatsConnection:
         self.dropped += isinstance(error, SlowConsumerError)  # one for each message that found its queue full
         denied = connection_options.denied(text)
         if denied is not None:
-            self._deny(denied.subject)
+            for listener in tuple(self.on_denied):
+                self._call(listener, denied.subject)
             if denied.what == "subscription":
                 self.renewal.deny(denied.subject)
         # By what comes before the first name in it: a lost permission is told of with another subject for each event and subscription.
@@ -193,27 +176,18 @@ class NatsConnection:
             self._logged[kind] = now
         self._last_error = text
 
-    def _deny(self, subject: str) -> None:
-        """Fail API requests on a forbidden subject (in lower case), or all when the answers' inbox is forbidden; tell the listeners."""
-        inbox = subject.startswith(self.options.inbox_prefix.lower())
-        for name, asked in self._asked.items():
-            if inbox or name == subject:
-                for future in asked:
-                    if not future.done():
-                        future.set_exception(ApiDenied(subject))
-        for listener in self.on_denied:
-            self._call(listener, subject)
-
     async def _on_disconnected(self) -> None:
         """Tell the listeners; must not raise, or the client never reconnects (nats.py#204)."""
         if not self._closing:
             self._log.warning("bus.disconnected", reason=self._last_error or "connection closed")
+        self._subscribed = False
         for listener in self.on_down:
             self._call(listener)
 
     async def _on_reconnected(self) -> None:
         """Tell the listeners."""
         self._log.info("bus.reconnected", address=self.address)
+        self._subscribed = True  # nats-py calls this when the broker has answered what follows the subscriptions
         self._last_error = ""
         self._logged.clear()
         for listener in self.on_up:

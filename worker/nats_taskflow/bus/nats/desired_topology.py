@@ -1,41 +1,41 @@
-"""Say which streams and consumers a worker needs at the broker, and which replies it takes, by its settings (CONTRACT 1, 5)."""
+"""Derive from the settings which streams and consumers a worker needs, and which replies it takes (CONTRACT 1, 5)."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from nats_taskflow.bus.port import ConsumerSpec, StreamSpec
-from nats_taskflow.config import Config
+from nats_taskflow.config.tree import Config
 from nats_taskflow.errors import ConfigError
 from nats_taskflow.wire import limits
 from nats_taskflow.wire.replies import ReplyBindings
 from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS, INBOUND, Subjects
 
 _SHARE, _SMALL_SHARE = 1 / 4, 1 / 32
-"""What of the broker's storage a stream gets where the settings do not say: near half of it is left to others."""
-_AROUND = 64 * 1024
-"""The most that headers may add to a body."""
+"""Parts of the broker's storage for a stream whose size is not set. Nearly half of the storage is left to others."""
+_HEADERS_MAX = 64 * 1024
+"""The most bytes that headers may add to a body."""
 
 
 def topology(config: Config, subjects: Subjects, bindings: ReplyBindings) -> tuple[tuple[StreamSpec, ...], tuple[ConsumerSpec, ...]]:
-    """Say which streams and consumers the worker needs (CONTRACT 1)."""
-    its = config.stream
-    kept = partial(StreamSpec, inbound=False, max_age=its.event_max_age.seconds, replicas=its.replicas)
+    """Return the streams and consumers that the worker needs (CONTRACT 1)."""
+    settings = config.stream
+    outbound = partial(StreamSpec, inbound=False, max_age=settings.event_max_age.seconds, replicas=settings.replicas)
     inbound = StreamSpec(
         name=INBOUND,
         subjects=subjects.inbound(bindings.topics()),
         inbound=True,
-        max_age=its.max_age.seconds,
-        max_bytes=its.max_bytes or -1,
+        max_age=settings.max_age.seconds,
+        max_bytes=settings.max_bytes or -1,
         share=_SHARE,
-        max_msg_size=limits.MAX_BYTES + _AROUND,
-        replicas=its.replicas,
+        max_msg_size=limits.MAX_BYTES + _HEADERS_MAX,
+        replicas=settings.replicas,
     )
-    events, letters = subjects.events(), subjects.dead_letters()
+    events, dead_letters = subjects.events(), subjects.dead_letters()
     streams = (
         inbound,
-        kept(name=EVENTS, subjects=events, max_bytes=its.event_max_bytes or -1, share=_SHARE),
-        kept(name=DEAD_LETTERS, subjects=letters, max_bytes=its.dead_letter_max_bytes or -1, share=_SMALL_SHARE),
+        outbound(name=EVENTS, subjects=events, max_bytes=settings.event_max_bytes or -1, share=_SHARE),
+        outbound(name=DEAD_LETTERS, subjects=dead_letters, max_bytes=settings.dead_letter_max_bytes or -1, share=_SMALL_SHARE),
     )
     commands, replies = subjects.commands(), subjects.replies(bindings.topics())
     elsewhere = tuple(

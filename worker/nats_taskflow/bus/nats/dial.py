@@ -1,4 +1,4 @@
-"""Connect once, or fail soon with a reason; hang up without waiting for a peer. The worker, the commands and the clients do both here.
+"""Connect, or fail soon with a reason; close without waiting for the peer. Used by the worker, the commands and the clients.
 
 nats-py by itself gives up after 60 attempts, and loops for ever on wrong credentials at the start (facts: nats-py 2.16).
 """
@@ -20,15 +20,15 @@ Noting = Callable[[Exception], Awaitable[None]]
 
 
 async def dial(client: Client, options: NatsOptions, error_cb: Noting, *, reconnect_wait: float, **callbacks: Any) -> None:
-    """Connect for good: every later outage is survived. Raises `BusLost` within `connect_timeout` with one sentence, `TurnedAway` sooner.
+    """Connect; the connection then survives every outage. Raises `BusLost` within `connect_timeout`, `TurnedAway` as soon as it is refused.
 
-    `error_cb` and `callbacks` are those of nats-py; they must not raise. Who is cancelled leaves nothing behind that goes on dialling.
+    `error_cb` and `callbacks` are those of nats-py; they must not raise. When cancelled, it leaves no attempt running.
     """
     refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     last = ["no answer"]
 
     async def note(error: Exception) -> None:
-        """Take note of what nats-py reports; must not raise, or the read loop ends."""
+        """Note an error that nats-py reports. It must not raise, or the read loop ends."""
         last[0] = connection_options.reason(error)
         refusal = connection_options.refusal(error)
         if not refused.done() and refusal is not None:
@@ -56,10 +56,10 @@ async def dial(client: Client, options: NatsOptions, error_cb: Noting, *, reconn
 
 
 async def hang_up(client: Client) -> Exception | None:
-    """Close without draining, which can hang; a peer that reads nothing must not hold us up. Returns what went wrong, if anything."""
+    """Close without draining, which can hang: a peer that reads nothing must not delay us. Returns the error, if any."""
     try:
         async with asyncio.timeout(_CLOSE_TIMEOUT):
             await client.close()
-    except Exception as error:  # noqa: BLE001  closing is best effort, whatever state the client is in
+    except Exception as error:  # noqa: BLE001  best effort, whatever state the client is in
         return error
     return None

@@ -1,4 +1,4 @@
-"""Give our own messages straight to us, without the queue, the task and the `Msg` that nats-py makes for each."""
+"""Deliver messages from the read loop, without the queue, the task and the `Msg` that nats-py makes for each."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from nats.aio.subscription import Subscription
 
 from nats_taskflow.bus.nats.client import PatchedClient
-from nats_taskflow.observe.lazy_log import Logger
+from nats_taskflow.lazy_log import Logger
 
 Take = Callable[[bytes, bytes, bytes, bytes | None], None]
-"""Takes a message as it came: subject, reply subject (empty: none), payload, header block (None: none). Must not block."""
+"""Takes a message in bytes: subject, reply subject (empty: none), payload, header block (None: none). Must not block."""
 
 
 class ReadingClient(PatchedClient):
-    """A client with subscriptions that are read in the read loop itself.
+    """A client with subscriptions whose messages are delivered from the read loop itself.
 
     The methods are private to nats-py: `test_jetstream.py` and `test_outbound.py` in `tests/contract` fail when a release moves them.
     """
@@ -28,7 +28,7 @@ class ReadingClient(PatchedClient):
     async def subscribe_directly(self, subject: str, take: Take) -> Subscription:
         """Subscribe, and have `take` called from the read loop.
 
-        Nothing bounds what comes: the subscriber has asked for it (a pull request's batch, acknowledgements of what was published).
+        Nothing bounds what comes, so the subscriber must have asked for it: a pull request's batch, acknowledgements of its publishes.
         Nothing may be published on the subject before this returns.
         """
         subscription = await self.subscribe(subject)
@@ -36,18 +36,18 @@ class ReadingClient(PatchedClient):
         return subscription
 
     def read_directly(self, subscription: Subscription, take: Take) -> None:
-        """Have `take` called from the read loop with what comes to a subscription from now on."""
+        """From now on, have `take` called from the read loop for a subscription's messages."""
         self._direct[subscription._id] = take  # noqa: SLF001  the number that the server names in each message
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> None:
-        """Give a message to whom it is for."""
+        """Deliver a message."""
         take = self._direct.get(sid)
         if take is None:
             await super()._process_msg(sid, subject, reply, data, headers)
             return
         try:
             take(subject, reply, data, headers)
-        except Exception:  # noqa: BLE001  a defect of ours must not end the read loop, and with it the connection
+        except Exception:  # noqa: BLE001  our defect must not end the read loop, and with it the connection
             self._log.exception("bus.take_failed")
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
@@ -56,6 +56,6 @@ class ReadingClient(PatchedClient):
         super()._remove_sub(sid, max_msgs)
 
     async def subscribe_again(self) -> None:
-        """Ask for every subscription once more: the server forgets one that its permissions no longer cover, and keeps the others as is."""
+        """Send every subscription again. The server has dropped those that the permissions did not cover; the others stay as they are."""
         for subscription in tuple(self._subs.values()):
             await self._send_subscribe(subscription)

@@ -1,4 +1,4 @@
-"""Ask a worker, publish replies and hear events: what people's commands need of NATS, on a connection of their own."""
+"""Connections for people's commands: ask a worker, publish replies, listen to events, read streams."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from nats_taskflow.bus.nats import filters, stream_rules
+from nats_taskflow.bus import consumer_rules, filters, stream_rules
 from nats_taskflow.bus.nats.connection import ApiTimeout, NatsConnection, NatsOptions
-from nats_taskflow.bus.nats.history import StreamMessage
 from nats_taskflow.bus.port import ConsumerSpec, Published, StreamSpec
 from nats_taskflow.errors import BusLost, NotAllowed
+from nats_taskflow.wire.headers import Headers
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
-# What only some commands need (JetStream of nats-py is as large as all the rest of it) is imported where it is used.
-_SOON = 1.5
+# nats-py's JetStream is as large as all the rest of it, and only some commands need it: imported where it is used.
+_CONNECT_TIMEOUT_MAX = 1.5
 _PATIENCE = 5.0
+_READ_AT_ONCE, _READ_PATIENCE = 256, 10.0
+
+
+class StreamMessage(msgspec.Struct, frozen=True):
+    """A message in a stream; `seq` is its place. 0: it was heard, not read from the stream."""
+
+    seq: int
+    subject: str
+    headers: Headers
+    body: bytes
 
 
 class NoWorkerAnswer(Exception):
-    """Nobody answered; the message says what was asked. `late`: somebody may be there and may have done it."""
+    """Nobody answered. `late`: somebody may be there, and may have done it."""
 
     def __init__(self, message: str, *, late: bool = False) -> None:
         super().__init__(message)
@@ -35,11 +45,11 @@ class NoWorkerAnswer(Exception):
 
 
 class InspectClient:
-    """A short-lived connection. It gives up soon: a person waits."""
+    """A short-lived connection. It gives up soon, since a person waits."""
 
     def __init__(self, options: NatsOptions) -> None:
-        soon = min(options.connect_timeout, _SOON)
-        self._connection = NatsConnection(msgspec.structs.replace(options, connect_timeout=soon, name="taskflow-cli"))
+        timeout = min(options.connect_timeout, _CONNECT_TIMEOUT_MAX)
+        self._connection = NatsConnection(msgspec.structs.replace(options, connect_timeout=timeout, name="taskflow-cli"))
 
     async def __aenter__(self) -> Self:
         await self._connection.open()
@@ -50,7 +60,7 @@ class InspectClient:
 
     @property
     def address(self) -> str:
-        """Where it is connected to, without credentials."""
+        """The server it is connected to, without credentials."""
         return self._connection.address
 
     @property
@@ -60,28 +70,27 @@ class InspectClient:
 
     @property
     def server_version(self) -> str:
-        """What the server says it is."""
+        """The server's version."""
         version = self._connection.client.connected_server_version
         return f"{version.major}.{version.minor}.{version.patch}"  # its str is a repr in angle brackets
 
     async def round_trip(self) -> float:
-        """Return how long the server takes to answer, in seconds."""
+        """Return the time of a round trip to the server, in seconds."""
         return float(await self._connection.client.rtt())
 
     async def ask(self, subject: str, body: bytes, *, within: float = _PATIENCE) -> bytes:
-        """Request an answer. Raises `NoWorkerAnswer`, or `NotAllowed` where the credentials do not permit it."""
+        """Send a request. Raises `NoWorkerAnswer`, or `NotAllowed` where a permission is missing."""
         try:
             return await self._connection.permitted(self._connection.ask(subject, body, within=within), subject)
         except ApiTimeout as silent:
             raise NoWorkerAnswer(str(silent), late="within" in str(silent)) from silent
 
     async def all_answers(self, subject: str, *, within: float) -> list[bytes]:
-        """Request, and return every answer that comes within that many seconds."""
+        """Send a request; return every answer that comes `within` seconds."""
         client, answers = self._connection.client, list[bytes]()
 
         async def take(message: Msg) -> None:
-            """Keep an answer."""
-            if message.data:  # the server says with an empty one that nobody is there
+            if message.data:  # an empty one is the server's: nobody is there
                 answers.append(message.data)
 
         inbox = client.new_inbox()
@@ -92,12 +101,12 @@ class InspectClient:
         return answers
 
     async def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> Published:
-        """Store a message in its stream. Raises `NoWorkerAnswer` where no stream takes it, or nobody says so; `NotAllowed`."""
+        """Publish a message into its stream. Raises `NoWorkerAnswer` where no stream confirms it, or `NotAllowed`."""
         from nats.js.errors import NoStreamResponseError  # noqa: PLC0415
 
-        storing = self._connection.client.jetstream(timeout=_PATIENCE).publish(subject, body, headers=dict(headers))
+        publish = self._connection.client.jetstream(timeout=_PATIENCE).publish(subject, body, headers=dict(headers))
         try:
-            stored = await self._connection.permitted(storing, subject)
+            stored = await self._connection.permitted(publish, subject)
         except NoStreamResponseError as nobody:
             raise _not_taken(subject) from nobody
         except (NatsError, OSError) as bad:
@@ -106,7 +115,7 @@ class InspectClient:
         return Published(stored.stream, stored.seq, bool(stored.duplicate))
 
     async def check_taken(self, subject: str) -> None:
-        """Raise `NoWorkerAnswer` where no stream takes messages on a subject, as publishing one there would."""
+        """Raise `NoWorkerAnswer` where no stream captures the subject, without publishing there."""
         answer: dict[str, Any] = msgspec.json.decode(await self.ask("$JS.API.STREAM.NAMES", msgspec.json.encode({"subject": subject})))
         if "error" in answer:
             raise NoWorkerAnswer(f"who takes {subject} is not known: {answer['error'].get('description', 'no answer')}")
@@ -114,9 +123,9 @@ class InspectClient:
             raise _not_taken(subject)
 
     async def last(self, stream: str, count: int, *, since: datetime | None = None) -> list[StreamMessage]:
-        """Return the last messages of a stream, or the first ones `since` then, at most `count`, in their order.
+        """Return the last `count` messages of a stream, or the first `count` since a time, in order.
 
-        Raises `NoWorkerAnswer` where the stream cannot be read, `NotAllowed` where the credentials may not.
+        Raises `NoWorkerAnswer` where the stream cannot be read, `NotAllowed` where a permission is missing.
         """
         from nats.js.errors import APIError  # noqa: PLC0415
 
@@ -136,53 +145,55 @@ class InspectClient:
             first = max(first, end - count)
         else:
             first = await _first_since(jetstream, stream, range(first, end), since)
-        found: list[StreamMessage] = []
+        messages: list[StreamMessage] = []
         for seq in range(first, min(end, first + count)):
             try:
                 message = await jetstream.get_msg(stream, seq)
             except NotFoundError:
                 continue
-            found.append(StreamMessage(seq, message.subject or "", message.headers or {}, message.data or b""))
-        return found
+            messages.append(StreamMessage(seq, message.subject or "", message.headers or {}, message.data or b""))
+        return messages
 
     async def stream_flaws(self, stream: StreamSpec) -> tuple[list[str], list[str]]:
-        """Return what would break a promise in a stream's settings, and what is only worth knowing. Raises `NoWorkerAnswer`."""
+        """Return what in a stream's settings breaks a promise, and what is weaker than asked for. Raises `NoWorkerAnswer`."""
         answer: dict[str, Any] = msgspec.json.decode(await self.ask(f"$JS.API.STREAM.INFO.{stream.name}", b""))
         if "error" in answer:
             raise NoWorkerAnswer(f"stream {stream.name}: {answer['error'].get('description', 'not there')}")
         return stream_rules.stream_objections(stream, answer["config"]), stream_rules.stream_remarks(stream, answer["config"])
 
     async def consumer_flaws(self, source: ConsumerSpec) -> list[str]:
-        """Return what breaks a promise about a consumer, and that it is paused. Raises `NoWorkerAnswer`."""
+        """Return what in a consumer's settings breaks a promise, and whether it is paused. Raises `NoWorkerAnswer`."""
         answer: dict[str, Any] = msgspec.json.decode(await self.ask(f"$JS.API.CONSUMER.INFO.{source.stream}.{source.consumer}", b""))
         if "error" in answer:
-            raise NoWorkerAnswer(f"consumer {source.consumer} of stream {source.stream}: {answer['error'].get('description', 'not there')}")
+            raise NoWorkerAnswer(f"{source.label}: {answer['error'].get('description', 'not there')}")
         stream = msgspec.json.decode(await self.ask(f"$JS.API.STREAM.INFO.{source.stream}", b""))
-        asked = filters.wanted(source, stream.get("config", {}).get("subjects") or ())
-        taken = filters.objections(source, answer["config"], asked)
-        return [*stream_rules.consumer_objections(source, answer["config"]), *taken, *stream_rules.pauses(source, answer)]
+        must_take = filters.filters_for(source, stream.get("config", {}).get("subjects") or ())
+        wrong_filters = consumer_rules.filter_objections(source, answer["config"], must_take)
+        return [
+            *consumer_rules.consumer_objections(source, answer["config"]),
+            *wrong_filters,
+            *consumer_rules.pause_warnings(source, answer),
+        ]
 
     async def sync_flaw(self, monitor_url: str) -> str | None:
-        """Return why a power cut could lose acknowledged messages, or None. Raises `NoWorkerAnswer` where monitoring is silent."""
-        from nats_taskflow.bus.nats.monitor import varz  # noqa: PLC0415
+        """Return why a power cut could lose acknowledged messages, or None. Raises `NoWorkerAnswer` where monitoring does not answer."""
+        from nats_taskflow.bus.nats import monitor  # noqa: PLC0415
 
         try:
-            return stream_rules.sync_warning(await asyncio.to_thread(varz, monitor_url))
+            return monitor.sync_warning(await asyncio.to_thread(monitor.varz, monitor_url))
         except (OSError, ValueError) as bad:
             raise NoWorkerAnswer(f"{monitor_url} does not answer: {bad}") from bad
 
     async def heard(self, pattern: str, ready: Callable[[], None] = lambda: None) -> AsyncIterator[StreamMessage]:
-        """Give what is published on a pattern from now on; `ready` is called when nothing is missed. Raises `BusLost`, `NotAllowed`."""
+        """Yield what is published on a pattern from now on. `ready` is called once subscribed. Raises `BusLost`, `NotAllowed`."""
         queue: asyncio.Queue[StreamMessage] = asyncio.Queue()
 
         async def take(message: Msg) -> None:
-            """Queue a message."""
             queue.put_nowait(StreamMessage(0, message.subject, dict(message.headers or {}), message.data))
 
         denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def on_denied(subject: str) -> None:
-            """Note that the subscription is refused."""
             if not denied.done():
                 denied.set_result(subject)
 
@@ -192,24 +203,71 @@ class InspectClient:
         ready()
         ends: set[asyncio.Future[str]] = {self._connection.lost, denied}
         while True:
-            coming = asyncio.ensure_future(queue.get())
-            either: set[asyncio.Future[Any]] = {coming, *ends}
+            message = asyncio.ensure_future(queue.get())
+            either: set[asyncio.Future[Any]] = {message, *ends}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done():
-                coming.cancel()
+            if not message.done():
+                message.cancel()
                 if denied.done():
                     raise NotAllowed(self._connection.as_written(denied.result(), pattern))
                 raise BusLost(f"NATS is lost: {self._connection.lost.result()}")
-            yield coming.result()
+            yield message.result()
+
+
+class StreamReader:
+    """A connection that reads whole streams. Acknowledges and changes nothing.
+
+    Raises `BusLost` where NATS does not answer, `NotAllowed` where a permission is missing.
+    """
+
+    def __init__(self, options: NatsOptions) -> None:
+        self._connection = NatsConnection(options)
+
+    async def __aenter__(self) -> Self:
+        await self._connection.open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._connection.close()
+
+    async def first(self, stream: str) -> int:
+        """Return the lowest sequence that the stream still keeps."""
+        jetstream = self._connection.client.jetstream()
+        try:
+            state = (await self._connection.permitted(jetstream.stream_info(stream), f"$JS.API.STREAM.INFO.{stream}")).state
+        except (NatsError, OSError) as bad:
+            raise _unread(stream, bad) from bad
+        return max(state.first_seq, 1)
+
+    async def messages(self, stream: str) -> AsyncIterator[list[StreamMessage]]:
+        """Yield the stream's messages in order, in batches, up to the one that is the last at the start."""
+        from nats.js.api import AckPolicy, ConsumerConfig  # noqa: PLC0415
+
+        jetstream, permitted = self._connection.client.jetstream(), self._connection.permitted
+        # Short-lived: the server removes a consumer that nobody asks.
+        config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60.0, mem_storage=True)
+        try:
+            state = (await permitted(jetstream.stream_info(stream), f"$JS.API.STREAM.INFO.{stream}")).state
+            if state.messages == 0:
+                return
+            subscription = await permitted(jetstream.pull_subscribe("", stream=stream, config=config), f"$JS.API.CONSUMER.CREATE.{stream}")
+            last = 0
+            while last < state.last_seq:
+                batch = await permitted(subscription.fetch(_READ_AT_ONCE, timeout=_READ_PATIENCE), f"$JS.API.CONSUMER.MSG.NEXT.{stream}")
+                messages = [StreamMessage(m.metadata.sequence.stream, m.subject, dict(m.headers or {}), m.data) for m in batch]
+                last = messages[-1].seq
+                yield messages
+            await subscription.unsubscribe()
+        except (NatsError, OSError) as bad:
+            raise _unread(stream, bad) from bad
 
 
 def _not_taken(subject: str) -> NoWorkerAnswer:
-    """Say that nobody would keep a message."""
     return NoWorkerAnswer(f"no stream takes {subject}: is it one of the worker's reply topics?")
 
 
 async def _first_since(jetstream: JetStreamContext, stream: str, places: range, at: datetime) -> int:
-    """Return the place of the first message that was stored at a time or later; the end of `places` where there is none."""
+    """Return the place of the first message stored at or after a time; the end of `places` where there is none."""
     from nats.js.errors import NotFoundError  # noqa: PLC0415
 
     low, high = places.start, places.stop
@@ -218,9 +276,13 @@ async def _first_since(jetstream: JetStreamContext, stream: str, places: range, 
         try:
             stored = (await jetstream.get_msg(stream, middle)).time
         except NotFoundError:
-            stored = None  # it has gone meanwhile: the oldest go first
+            stored = None  # removed meanwhile: the oldest go first
         if stored is None or stored < at:
             low = middle + 1
         else:
             high = middle
     return low
+
+
+def _unread(stream: str, bad: BaseException) -> BusLost:
+    return BusLost(f"stream {stream} cannot be read: {str(bad) or type(bad).__name__}")

@@ -1,6 +1,6 @@
-"""Ask JetStream's API in JSON, and tell a thing that is not there from a permission that is missing and from an answer that is late.
+"""Ask JetStream's API in JSON, and tell apart what does not exist, what is not permitted and what is not answered.
 
-Raw requests, because nats-py's structs drop settings they do not know, and a dropped setting cannot be checked.
+Raw requests, because nats-py's structs drop settings that they do not know, and a dropped setting cannot be checked.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ import msgspec
 
 from nats_taskflow.bus.nats.clock import ClockOffset
 from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
-from nats_taskflow.bus.nats.stream_rules import Json
+from nats_taskflow.bus.setting_rules import Json
 from nats_taskflow.errors import TopologyRefused
 
 _NO_STREAM = 10059
 _NO_CONSUMER = 10014
 _NO_ROOM = frozenset({10047, 10005, 10028})
 _ABSENT = frozenset({_NO_STREAM, _NO_CONSUMER})
-# JetStream is starting or electing: the server says so, or nobody answers yet.
+# JetStream is starting, or electing a leader.
 _NOT_YET = frozenset({503})
 
 
 class JetStreamApi:
-    """The API at the other end of one connection."""
+    """JetStream's API, over one connection."""
 
     def __init__(self, connection: NatsConnection) -> None:
         self._connection = connection
@@ -38,55 +38,55 @@ class JetStreamApi:
 
     @property
     def inbox(self) -> str:
-        """What the credentials have to be allowed to hear for an answer to come."""
+        """What the credentials must be allowed to subscribe to, or no answer comes."""
         return f"{self._connection.options.inbox_prefix}.>"
 
     async def ask(self, verb: str, body: Json | None = None) -> Json:
-        """Send a request. Raises `ApiTimeout`; an error is an answer."""
+        """Send a request; an error is an answer, too. Raises `ApiTimeout`."""
         try:
             return await self.clock.read(self._connection.ask(f"$JS.API.{verb}", b"" if body is None else msgspec.json.encode(body)))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ApiTimeout(f"the answer of $JS.API.{verb} is no JSON object: {error}") from error
 
-    async def got(self, verb: str) -> Json:
-        """Return what an info request answers with. Raises `ApiTimeout`, also for an error."""
-        answer = await self.ask(verb)
+    async def call(self, verb: str, body: Json | None = None) -> Json:
+        """Send a request, and return the answer. Raises `ApiTimeout`, also for an error."""
+        answer = await self.ask(verb, body)
         if "error" in answer:
-            raise ApiTimeout(described(answer))
+            raise ApiTimeout(error_text(answer))
         return answer
 
-    async def found(self, verb: str) -> Json | None:
-        """Return what an info request answers with, or None where the thing does not exist. Raises `ApiTimeout` or `TopologyRefused`."""
-        answer = await self._permitted(verb)
+    async def find(self, verb: str) -> Json | None:
+        """Return the answer of an info request; None where there is no such thing. Raises `ApiTimeout` or `TopologyRefused`."""
+        answer = await self._ask_permitted(verb)
         if "error" not in answer:
             return answer
         if answer["error"].get("err_code") in _ABSENT:
             return None
         if answer["error"].get("code") in _NOT_YET:
-            raise ApiTimeout(described(answer))
-        raise TopologyRefused(f"{verb} failed: {described(answer)}")
+            raise ApiTimeout(error_text(answer))
+        raise TopologyRefused(f"{verb} failed: {error_text(answer)}")
 
     async def change(self, verb: str, body: Json, what: str) -> None:
-        """Create or update something; raises `TopologyRefused` with the server's reason."""
-        answer = await self._permitted(verb, body)
+        """Create or update something. Raises `TopologyRefused` with the server's reason."""
+        answer = await self._ask_permitted(verb, body)
         if "error" in answer:
             room = (
                 "; give the broker more room: max_file_store in its jetstream block, or the account's max_file"
                 if has_no_room(answer)
                 else ""
             )
-            raise TopologyRefused(f"{what} cannot be created or changed: {described(answer)}{room}")
+            raise TopologyRefused(f"{what} cannot be created or changed: {error_text(answer)}{room}")
 
     async def try_to_change(self, verb: str, body: Json, what: str) -> str:
-        """Update something that everything works without; returns why that cannot be, nothing where it is done."""
+        """Update what everything works without. Returns why it failed; empty where it is done."""
         try:
             await self.change(verb, body, what)
         except (TopologyRefused, ApiTimeout) as refused:
             return str(refused)
         return ""
 
-    async def _permitted(self, verb: str, body: Json | None = None) -> Json:
-        """Ask, and name the permission where it is missing."""
+    async def _ask_permitted(self, verb: str, body: Json | None = None) -> Json:
+        """Send a request. Raises `TopologyRefused`, which names the permission, where one is missing."""
         try:
             return await self.ask(verb, body)
         except ApiDenied:
@@ -97,11 +97,11 @@ class JetStreamApi:
 
 
 def has_no_room(answer: Json) -> bool:
-    """Tell whether the answer says that the server, the cluster or the account has not the storage that was asked for."""
+    """Return whether the server, the cluster or the account lacks the storage that was asked for."""
     return (answer.get("error") or {}).get("err_code") in _NO_ROOM
 
 
-def described(answer: Json) -> str:
+def error_text(answer: Json) -> str:
     """Return the server's own words for an error."""
     error = answer.get("error") or {}
     return f"{error.get('description', 'unknown error')} ({error.get('err_code', error.get('code', '?'))})"

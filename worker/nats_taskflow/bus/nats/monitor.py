@@ -1,4 +1,4 @@
-"""Ask the server's monitoring port, where one is configured, whether it syncs to disk."""
+"""Ask the server's monitoring port, where one is configured, how often it syncs to disk."""
 
 from __future__ import annotations
 
@@ -8,23 +8,36 @@ from typing import Any
 
 import structlog
 
-from nats_taskflow.bus.nats import stream_rules
-from nats_taskflow.bus.nats.stream_rules import Json
+from nats_taskflow.bus.setting_rules import NS_PER_S, Json
 
 _TIMEOUT = 1.0
 
 
 async def sync_warnings(monitor_url: str | None) -> list[str]:
-    """Return a warning where the server writes to disk only now and then; none where it cannot be asked."""
+    """Return a warning where the server syncs to disk only now and then; none where it cannot be asked."""
     if monitor_url is None:
         return []
     try:
-        found = await asyncio.to_thread(varz, monitor_url)
+        answer = await asyncio.to_thread(varz, monitor_url)
     except (OSError, ValueError) as error:
         structlog.get_logger().info("topology.monitor_unreachable", reason=str(error))
         return []
-    warning = stream_rules.sync_warning(found)
+    warning = sync_warning(answer)
     return [warning] if warning else []
+
+
+def sync_warning(varz: Json) -> str | None:
+    """Warn that a power cut may lose acknowledged messages, unless the server's `/varz` says that it always syncs."""
+    jetstream = varz.get("jetstream")
+    config = jetstream.get("config") if isinstance(jetstream, dict) else None
+    if not isinstance(config, dict) or config.get("sync_always") is True:
+        return None
+    interval = config.get("sync_interval")
+    every = f"every {interval / NS_PER_S:g} s" if isinstance(interval, int) else "now and then"
+    return (
+        f"the NATS server writes streams to disk only {every}: a power cut can lose acknowledged messages of a stream with one "
+        "replica; set `jetstream { sync_interval: always }`"
+    )
 
 
 def varz(monitor_url: str) -> Json:
@@ -34,5 +47,5 @@ def varz(monitor_url: str) -> Json:
     import urllib.request  # noqa: PLC0415 - an HTTP client and a mail parser, for those who have set a monitor URL
 
     with urllib.request.urlopen(f"{monitor_url.rstrip('/')}/varz", timeout=_TIMEOUT) as response:  # noqa: S310  checked above  # nosec B310
-        found: Any = json.load(response)
-    return found if isinstance(found, dict) else {}
+        answer: Any = json.load(response)
+    return answer if isinstance(answer, dict) else {}

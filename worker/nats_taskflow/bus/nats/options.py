@@ -1,6 +1,6 @@
-"""Connection options of nats-py, how to show them without secrets, and what its error texts mean.
+"""Options of a NATS connection, how to show them without secrets, and what nats-py's error texts mean.
 
-Shared by worker and client; light, because the client imports it with every connection.
+Shared by worker and client, and therefore light.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from nats_taskflow.bus.nats.client import NotEncrypted
 
 
 class NatsOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach NATS. Paths: `creds`, `nkey_seed`, `tls_*`. Times are seconds. `jwt` and `seed` are asked for at each connect.
+    """How to reach NATS. `creds`, `nkey_seed` and `tls_*` are paths. Times are seconds. `jwt` and `seed` are called at each connect.
 
-    `inbox_prefix`: permissions match whole tokens, so it is whole tokens; random unless one is given. `monitor_url` (http) is asked
-    whether the server syncs to disk; without it nobody warns.
+    `inbox_prefix` is whole tokens, since permissions match whole tokens; the default is random. `monitor_url` (http) tells whether the
+    server syncs to disk; without it, there is no warning.
     """
 
     servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
@@ -55,25 +55,25 @@ class NatsOptions(msgspec.Struct, frozen=True, kw_only=True):
     monitor_url: str | None = None
 
     def __repr__(self) -> str:
-        """Show where, never with what secret: structs end up in logs."""
+        """Show the servers only: structs end up in logs, and secrets must not."""
         return f"NatsOptions(servers={', '.join(map(public_address, self.servers))})"
 
 
 def public_address(url: str) -> str:
-    """Strip user, password and token from a NATS URL."""
+    """Return a NATS URL without user, password and token."""
     parts = urlsplit(url if "://" in url else f"nats://{url}")
     host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}:{parts.port or 4222}"
 
 
 def check_readable(field: str, path: str | None) -> None:
-    """Refuse a credential file that cannot be read: nats-py would try it again for ever. `field`: what names it."""
+    """Refuse a credential file that cannot be read: nats-py would try for ever. `field` is its option."""
     if path is None:
         return
     try:
         check_path(str(path))
-    except ValueError as pasted:
-        raise ConfigError(f"{field}: {pasted}") from pasted
+    except ValueError as error:
+        raise ConfigError(f"{field}: {error}") from error
     try:
         with Path(path).open("rb"):
             pass
@@ -82,12 +82,12 @@ def check_readable(field: str, path: str | None) -> None:
 
 
 def nats_options(nats: NatsConfig) -> NatsOptions:
-    """Turn the settings into what a connection takes; secrets are read here, at the last moment."""
+    """Build the options from the settings. Secrets are read here, at the last moment."""
     options = NatsOptions(
         servers=tuple(map(str, nats.url)),
         user=nats.user or None,
-        password=_revealed(nats.password),
-        token=_revealed(nats.token),
+        password=_reveal(nats.password),
+        token=_reveal(nats.token),
         creds=_path(nats.creds),
         nkey_seed=_path(nats.nkey),
         jwt=nats.jwt.reveal if nats.jwt is not None else None,
@@ -103,13 +103,13 @@ def nats_options(nats: NatsConfig) -> NatsOptions:
 
 
 def jwt_login(options: NatsOptions) -> dict[str, Any]:
-    """Return what nats-py takes to log in with a user's JWT and the seed that proves it; nothing where they are not given."""
+    """Return nats-py's arguments to log in with a user's JWT and its seed; empty without them."""
     jwt, seed = options.jwt, options.seed
     if jwt is None or seed is None:
         return {}
 
     def sign(nonce: str) -> bytes:
-        """Sign what the server sent."""
+        """Sign the server's nonce with the seed."""
         import nkeys  # noqa: PLC0415 - and the cryptography behind it, for those who log in with a key
 
         key = nkeys.from_seed(bytearray(seed().strip().encode()))
@@ -120,13 +120,11 @@ def jwt_login(options: NatsOptions) -> dict[str, Any]:
     return {"user_jwt_cb": lambda: bytearray(jwt().strip().encode()), "signature_cb": sign}
 
 
-def _revealed(secret: Secret | None) -> str | None:
-    """Return a secret's text."""
+def _reveal(secret: Secret | None) -> str | None:
     return secret.reveal() if secret is not None else None
 
 
 def _path(secret: Secret | None) -> str | None:
-    """Return the path of the file that holds a secret."""
     return secret.path if secret is not None else None
 
 
@@ -135,17 +133,17 @@ _REFUSED = ("authorization", "authentication")
 
 
 class Denied(NamedTuple):
-    """What the credentials may not do: `publish` or `subscription`, and on which subject, in lower case as the server may write it."""
+    """A missing permission: `what` is `publish` or `subscription`; the subject is in lower case."""
 
     what: str
     subject: str
 
 
 def arguments(options: NatsOptions, *, reconnect_wait: float) -> dict[str, Any]:
-    """Return what `Client.connect` takes, but for the callbacks.
+    """Return the arguments of `Client.connect`, without the callbacks.
 
-    Raises `BusLost` for files that cannot be read, `ConfigError` for addresses that no attempt can reach and
-    for secrets in the place of their files: nats-py would go on trying.
+    Raises `BusLost` for files that cannot be read, `ConfigError` for addresses that can never work and for secrets in place of their
+    paths: nats-py would try for ever.
     """
     _check_schemes(options)
     for field in ("creds", "nkey_seed", "tls_ca", "tls_cert", "tls_key"):
@@ -166,7 +164,7 @@ def arguments(options: NatsOptions, *, reconnect_wait: float) -> dict[str, Any]:
         "max_reconnect_attempts": -1,  # the default, 60, closes the client for good after two minutes
         "reconnect_time_wait": reconnect_wait,
         "ping_interval": options.ping_interval,
-        "max_outstanding_pings": 1,  # a dead peer is found within two intervals; the defaults take six minutes
+        "max_outstanding_pings": 1,  # a dead peer is noticed within two intervals; by default, in six minutes
     }
 
 
@@ -182,14 +180,14 @@ def _check_schemes(options: NatsOptions) -> None:
         )
 
 
-def denied(said: str) -> Denied | None:
-    """Return which permission is missing, where that is what the server says."""
-    found = _DENIED.search(said)
-    return None if found is None else Denied(found[1].lower(), found[2].lower())
+def denied(text: str) -> Denied | None:
+    """Return which permission is missing, if that is what an error text says."""
+    match = _DENIED.search(text)
+    return None if match is None else Denied(match[1].lower(), match[2].lower())
 
 
 def refusal(error: BaseException) -> str | None:
-    """Say of a server what no further attempt can mend, where the error is of that kind: nats-py would try for ever."""
+    """Return why a server is unusable, if no further attempt can help; nats-py would try for ever."""
     if isinstance(error, NotEncrypted):
         return (
             "offers no encryption, which tls://, tls_ca or tls_cert ask for; nothing was sent to it: turn TLS on at the server, "
@@ -197,13 +195,13 @@ def refusal(error: BaseException) -> str | None:
         )
     if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
         return "answers in clear where the TLS handshake is due: take tls_first out, or set `handshake_first` in the server's tls block"
-    said = reason(error)
+    text = reason(error)
     remedy = "check nats.creds, nats.nkey, nats.user and nats.password, nats.token or nats.jwt"
-    return f"refuses the credentials: {said}; {remedy}" if any(word in said.lower() for word in _REFUSED) else None
+    return f"refuses the credentials: {text}; {remedy}" if any(word in text.lower() for word in _REFUSED) else None
 
 
 def reason(error: BaseException) -> str:
-    """Put an error into few words."""
+    """Return an error in a few words."""
     if isinstance(error, ConnectionError) and error.errno:
         return os.strerror(error.errno)  # asyncio's own text, "Connect call failed", does not say why
     if isinstance(error, OSError) and error.strerror:
@@ -212,7 +210,7 @@ def reason(error: BaseException) -> str:
 
 
 def _tls(options: NatsOptions) -> ssl.SSLContext | None:
-    """Build the TLS context where one is configured; otherwise nats-py uses the system's for `tls://`."""
+    """Return the TLS context, if one is configured; otherwise nats-py uses the system's for `tls://`."""
     if options.tls_ca is None and options.tls_cert is None:
         return None
     try:

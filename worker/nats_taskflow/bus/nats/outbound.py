@@ -1,8 +1,7 @@
 """Write messages onto the connection in order, for callers that cannot wait.
 
-`Bus.publish`, `Bus.settle` and the pull loop's callback are synchronous, nats-py's `publish` is a coroutine. One task takes what
-they queue and hands it to the client's buffer, as one piece for all that queued meanwhile; where the socket is slow, that task waits
-and the order stays.
+`Bus.publish`, `Bus.settle` and the pull's callback are synchronous; nats-py's `publish` is a coroutine. One task moves what they queue into
+the client's buffer, in one piece for all that has queued meanwhile. Where the socket is slow, that task waits, and the order stays.
 """
 
 from __future__ import annotations
@@ -13,27 +12,26 @@ from typing import NamedTuple
 
 from nats.aio.client import Client
 
-from nats_taskflow.bus.nats.client import Settlement
-from nats_taskflow.bus.nats.frames import encoded
-from nats_taskflow.bus.port import NO_HEADERS, Headers, Published, PublishFailed
-from nats_taskflow.observe.lazy_log import Logger
+from nats_taskflow.bus.nats.client import SettlementBytes
+from nats_taskflow.bus.nats.frames import encode_frame
+from nats_taskflow.bus.port import NO_HEADERS, Published, PublishFailed
+from nats_taskflow.lazy_log import Logger
 from nats_taskflow.tasks import keep, repeat
-from nats_taskflow.wire.headers import weight
-from nats_taskflow.wire.subjects import is_literal
+from nats_taskflow.wire.headers import Headers
 
-# What is written in one piece. A burst may queue thousands of frames: readers and timers have the loop in between.
+# Bounds of one piece. A burst may queue thousands of frames: readers and timers get the loop in between.
 _PIECE_FRAMES, _PIECE_BYTES = 256, 128 * 1024
 _REST = 0.05
-"""Seconds before the next try, where writing goes wrong."""
+"""Seconds before the next attempt, where writing fails."""
 _LITTLE = 64 * 1024
-"""How much may be left to write while nobody waits for it to leave."""
+"""Bytes that may be left to write without anybody waiting for them (`wait_for_room`)."""
 
 
 class Frame(NamedTuple):
     """One message to write.
 
-    `waiting` is the publisher's future: once it is done, nobody wants the message written any more. `keep`: the message may wait in
-    the client's buffer for a reconnect (settlements); the rest is dropped while disconnected, because it would come too late.
+    `waiting` is the publisher's future: once it is done, the message is not written any more. `keep`: the message may wait in the client's
+    buffer for a reconnect (settlements). The rest is dropped while disconnected, because it would come too late.
     """
 
     subject: str
@@ -44,33 +42,13 @@ class Frame(NamedTuple):
     keep: bool = False
 
 
-def objection(subject: str, body: bytes, headers: Headers, max_payload: int) -> str | None:
-    """Say why the broker would not take the message, or None.
-
-    Checked before every publish: nats-py looks at the payload only, and the server answers headers + payload above its limit, or an
-    over-long subject, by closing the connection, after which the client never reconnects.
-    """
-    try:
-        if not is_literal(subject):
-            return f"the subject {subject[:120]!r} cannot be published on"
-        size = len(body)
-        if headers:
-            size += weight(headers)
-        subject.encode()
-    except UnicodeEncodeError:
-        return "the subject or a header is not valid text"
-    if size > max_payload:
-        return f"the message has {size} bytes, the broker takes {max_payload}"
-    return None
-
-
 class Outbound:
-    """Queue frames and write them from one task, which lives from `start` to `stop`."""
+    """Queues frames, and writes them from one task, which lives from `start` to `stop`."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._frames: deque[Frame] = deque()
-        self._some = asyncio.Event()
+        self._filled = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
         self._size = 0  # of the frames
@@ -84,7 +62,7 @@ class Outbound:
         self._frames.append(frame)
         self._size += len(frame.body)
         self._empty.clear()
-        self._some.set()
+        self._filled.set()
 
     def start(self) -> None:
         """Start the writing task."""
@@ -98,8 +76,8 @@ class Outbound:
             task.cancel()
             await asyncio.wait({task})
 
-    async def left(self) -> None:
-        """Wait until little is left to write: what was put before has gone, or nearly; or is not going to."""
+    async def wait_for_room(self) -> None:
+        """Wait until little is left to write, or nothing more will be written."""
         client, loop = self._client, asyncio.get_running_loop()
         while not self._hurried and client.is_connected and max(self._size, client.pending_data_size) > _LITTLE:
             leaving: asyncio.Future[None] = loop.create_future()
@@ -111,34 +89,34 @@ class Outbound:
             await leaving
 
     def hurry(self) -> None:
-        """Let nobody wait for what leaves, from now on."""
+        """From now on, have nobody wait in `wait_for_room`."""
         self._hurried = True
         self.wake()
 
     def wake(self, _written: object = None) -> None:
-        """Have those that wait look again whether what they wait for has left."""
+        """Have those who wait in `wait_for_room` check again."""
         leaving, self._leaving = self._leaving, []
         for future in leaving:
             if not future.done():
                 future.set_result(None)
 
-    async def drained(self) -> None:
-        """Wait until everything queued so far is handed to the client."""
+    async def drain(self) -> None:
+        """Wait until everything queued so far is in the client's buffer."""
         await self._empty.wait()
 
     async def _run(self) -> None:
         """Wait for frames, and write them until there are none."""
-        await self._some.wait()
+        await self._filled.wait()
         while self._frames:
             await self._write(self._piece())
             self.wake()
             if self._frames:
                 await asyncio.sleep(0)
-        self._some.clear()
+        self._filled.clear()
         self._empty.set()
 
     def _piece(self) -> list[tuple[Frame, bytes]]:
-        """Spell what is next, as much as is written at once, without what would come too late or cannot be written."""
+        """Encode the next frames, as many as one piece holds, without those that would come too late or cannot be written."""
         connected = self._client.is_connected
         room = 0 if connected else self._client._max_pending_size - self._client.pending_data_size  # noqa: SLF001  see `_write`
         piece: list[tuple[Frame, bytes]] = []
@@ -148,11 +126,11 @@ class Outbound:
             self._size -= len(frame.body)
             if frame.waiting is not None and frame.waiting.done():
                 continue
-            # The client would buffer and send it after the reconnect, when its sender has long given it up.
+            # The client would send it after the reconnect, when its sender has long given it up.
             if not connected and not frame.keep:
                 continue
             try:
-                data = encoded(frame.subject, frame.body, frame.reply, frame.headers)
+                data = encode_frame(frame.subject, frame.body, frame.reply, frame.headers)
             except (ValueError, MemoryError) as error:
                 self._refuse(frame, error)
                 continue
@@ -164,29 +142,29 @@ class Outbound:
         return piece
 
     async def _write(self, piece: list[tuple[Frame, bytes]]) -> None:
-        """Hand a piece to the client's buffer; wait where more is in it than nats-py allows, until the socket has taken it.
+        """Put a piece into the client's buffer; where that holds more than nats-py allows, wait for the socket.
 
-        What may not wait for a reconnect goes apart from what may: the client drops it where the connection ends before it is written.
+        What may wait for a reconnect goes apart from the rest, which the client drops where the connection ends before it is written.
 
-        The names are private to nats-py, and what its `publish` does for one message: `tests/contract/test_outbound.py` fails when a
+        This does what nats-py's `publish` does for one message, with its private names: `tests/contract/test_outbound.py` fails when a
         release moves them.
         """
         client = self._client
         if not piece or client.is_closed:
             return
         try:
-            if kept := b"".join([data for frame, data in piece if frame.keep]):
-                await client._send_command(Settlement(kept))  # noqa: SLF001
+            if settlements := b"".join([data for frame, data in piece if frame.keep]):
+                await client._send_command(SettlementBytes(settlements))  # noqa: SLF001
             if (rest := b"".join([data for frame, data in piece if not frame.keep])) and client.is_connected:
                 await client._send_command(rest)  # noqa: SLF001
             if client._flush_queue is not None and client._flush_queue.empty():  # noqa: SLF001
                 await client._flush_pending()  # noqa: SLF001
-        except Exception as error:  # noqa: BLE001  what the client refuses must not stop what comes after it
+        except Exception as error:  # noqa: BLE001  what the client refuses must not stop what comes next
             for frame, _ in piece:
                 self._refuse(frame, error)
 
     def _refuse(self, frame: Frame, error: Exception) -> None:
-        """Tell whoever waits that the frame is not written."""
+        """Fail the publisher's future: the frame is not written."""
         self._log.debug("bus.write_failed", subject=frame.subject, reason=repr(error))
         if frame.waiting is not None and not frame.waiting.done():
             frame.waiting.set_exception(PublishFailed(f"not sent: {error!r}"))

@@ -12,23 +12,21 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 
-import msgspec
 import structlog
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
-from nats_taskflow.bus.nats.acks import ACK, delivery_of, request_of
 from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
 from nats_taskflow.bus.nats.frames import DESCRIPTION, STATUS, read_headers
 from nats_taskflow.bus.nats.outbound import Frame
+from nats_taskflow.bus.nats.pull_protocol import ACK, PullStatus, delivery_of, next_subject, pull_request, request_of, status_of
 from nats_taskflow.bus.port import NO_HEADERS, ConsumerSpec, Delivery
 from nats_taskflow.tasks import repeat
+from nats_taskflow.wire.headers import PENDING_MESSAGES
 
-_PENDING_LEFT = "Nats-Pending-Messages"
 _FIRST_DELAY, _LAST_DELAY = 0.1, 3.0
 # A request that ends sooner than this without a message is counted as an error, whatever status it ends with.
 _TOO_SOON = 0.2
-_NS = 1_000_000_000
 
 
 class Pull:
@@ -57,7 +55,7 @@ class Pull:
         self._resume = resume
         self._heartbeat = heartbeat
         self._expires = expires
-        self._next_subject = f"$JS.API.CONSUMER.MSG.NEXT.{source.stream}.{source.consumer}"
+        self._next_subject = next_subject(source.stream, source.consumer)
         # The server ends a request whose next message is larger than max_bytes: no single message may be, or it blocks for ever. It tells
         # nobody when it carries more from now on; that shows in a request of which nothing comes (`_on_end`).
         self._max_bytes = max(source.max_bytes, connection.max_payload + 64 * 1024)
@@ -147,14 +145,8 @@ class Pull:
         self._outstanding += want
         self._low = target // 2
         self._asked_at = now
-        body = msgspec.json.encode(
-            {
-                "batch": want,
-                "expires": int(self._expires * _NS),
-                "idle_heartbeat": int(min(self._heartbeat, self._expires / 2.5) * _NS),
-                "max_bytes": self._max_bytes,
-            }
-        )
+        heartbeat = min(self._heartbeat, self._expires / 2.5)
+        body = pull_request(want, expires=self._expires, heartbeat=heartbeat, max_bytes=self._max_bytes)
         self._connection.outbound.put(Frame(self._next_subject, body, f"{self._inbox}.{self._request}"))
 
     def _on_message(self, subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> None:
@@ -182,33 +174,31 @@ class Pull:
     def _on_status(self, subject: bytes, headers: Mapping[str, str]) -> None:
         """React to a status message of one pull request."""
         self._heard_at = self._loop.time()
-        status, reason = headers.get(STATUS, ""), headers.get(DESCRIPTION, "")
-        if status == "100":
+        number, kind = request_of(subject), status_of(headers)
+        if kind is PullStatus.ALIVE:
             self._hear()
             return
-        # "Batch Completed" ends a request with max_bytes whose batch was delivered in full: everything is accounted for.
-        if request_of(subject) < self._valid_from or reason == "Batch Completed":
+        if number < self._valid_from or kind is PullStatus.COMPLETED:
+            return  # completed: everything is accounted for
+        if kind in (PullStatus.EXPIRED, PullStatus.TOO_LARGE):
+            self._on_end(number, kind, headers)
             return
-        if status in ("404", "408") or (status == "409" and reason.startswith("Message Size Exceeds")):
-            self._on_end(request_of(subject), headers)
-            return
-        if status == "409" and "Deleted" in reason:
-            self._missing = True
-        elif status == "503":
-            self._missing = True  # no consumer, or JetStream is still starting: making it again tells which
+        reason = headers.get(DESCRIPTION, "")
+        if kind is PullStatus.MISSING:
+            self._missing = True  # where JetStream is only starting, making the consumer again tells so
         else:
             self._adapt(reason)
-        self._log.warning("pull.interrupted", status=status, reason=reason)
+        self._log.warning("pull.interrupted", status=headers.get(STATUS, ""), reason=reason)
         self._forget()
 
-    def _on_end(self, request: int, headers: Mapping[str, str]) -> None:
+    def _on_end(self, request: int, kind: PullStatus, headers: Mapping[str, str]) -> None:
         """Account for a request that ended by itself with part of its batch undelivered: all of it where its first message is too large."""
-        left = headers.get(_PENDING_LEFT, "")
+        left = headers.get(PENDING_MESSAGES, "")
         if not left.isdigit():
             self._forget()
             return
         self._outstanding = max(0, self._outstanding - int(left))
-        if headers.get(STATUS) == "409" and request == self._request and int(left) == self._want:
+        if kind is PullStatus.TOO_LARGE and request == self._request and int(left) == self._want:
             self._max_bytes *= 2
         if self._loop.time() - self._asked_at < _TOO_SOON:
             self._back_off()

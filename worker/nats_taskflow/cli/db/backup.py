@@ -39,10 +39,10 @@ def backup(dest: Path | None, *, force: bool, **arguments: Any) -> None:
 
 def _target(path: str, dest: Path | None) -> Path:
     """Return the path of the copy: DEST, or a name with the time in the folder DEST or beside the database."""
-    from nats_taskflow.config.paths import whole
+    from nats_taskflow.config.paths import resolve_or_refuse
     from nats_taskflow.doors.admin.backup_process import copy_name
 
-    database = whole(path)
+    database = resolve_or_refuse(path)
     if dest is None:
         return database.with_name(copy_name(database))
     return dest / copy_name(database) if dest.is_dir() else dest

@@ -36,12 +36,12 @@ def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool
     """
     from nats_taskflow.cli.db import findings
     from nats_taskflow.store.invariants.findings import gather
-    from nats_taskflow.store.invariants.snapshot import snapshot
+    from nats_taskflow.store.sqlite.snapshot import open_snapshot
 
     config = load_with_database(arguments)
     where = place or config.store.path
     streams = _streams(config, where) if events else {}
-    with snapshot(where) as opened, findings.progress(shown=output == "text") as tell:
+    with open_snapshot(where) as opened, findings.progress(shown=output == "text") as tell:
         tell("opening", 0)
         evidence = build_evidence(config, opened.database, streams)
         result = gather(evidence, path=str(opened.path), worker=opened.worker, quick=quick, progress=tell)
@@ -51,9 +51,9 @@ def check(ctx: click.Context, /, *, place: str | None, quick: bool, events: bool
 
 def build_evidence(config: Config, database: Any, streams: dict[str, Any] | None = None) -> Evidence:
     """Put together what is checked: the database and, of both streams, what was published."""
-    from nats_taskflow.app import REMEMBERED_TIMES
     from nats_taskflow.store.invariants import Evidence
     from nats_taskflow.wire.subjects import Subjects
+    from nats_taskflow.wiring import REMEMBERED_TIMES
 
     remembered = int(config.stream.max_age * REMEMBERED_TIMES)
     subjects = Subjects(config.subjects.prefix)
@@ -65,9 +65,9 @@ def _streams(config: Config, place: str) -> dict[str, Any]:
     from nats_taskflow.cli.runtime import launch
     from nats_taskflow.observe.log import configure_logging
     from nats_taskflow.store.invariants.evidence import marks
-    from nats_taskflow.store.invariants.snapshot import snapshot
+    from nats_taskflow.store.sqlite.snapshot import open_snapshot
 
-    with snapshot(place) as opened:
+    with open_snapshot(place) as opened:
         published = marks(opened.database)
     ledgers: dict[str, Ledger] = {}
     configure_logging(config.log)
@@ -79,7 +79,7 @@ def _streams(config: Config, place: str) -> dict[str, Any]:
 
 async def _read(config: Config, keep: Callable[[str, Ledger], None]) -> int:
     """Read both streams into ledgers."""
-    from nats_taskflow.bus.nats.history import StreamReader
+    from nats_taskflow.bus.nats.inspect import StreamReader
     from nats_taskflow.bus.nats.options import nats_options
     from nats_taskflow.store.invariants import Ledger, LedgerMessage
     from nats_taskflow.wire.subjects import DEAD_LETTERS, EVENTS

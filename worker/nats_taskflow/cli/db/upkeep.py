@@ -97,10 +97,10 @@ def export(*, place: str | None, target: Path | None, **arguments: Any) -> None:
     import sqlite3
 
     from nats_taskflow.files import partial_name, publish_file
-    from nats_taskflow.store.invariants.snapshot import snapshot
+    from nats_taskflow.store.sqlite.snapshot import open_snapshot
 
     config = load_with_database(arguments)
-    with snapshot(place or config.store.path) as opened:
+    with open_snapshot(place or config.store.path) as opened:
         opened.database.row_factory = sqlite3.Row
         total = opened.database.execute("SELECT count(*) FROM flows").fetchone()[0]
         if target is None:
@@ -147,11 +147,10 @@ def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **argu
     from nats_taskflow.cli.runtime import launch
     from nats_taskflow.config.tree import LogConfig
     from nats_taskflow.observe.log import configure_logging
-    from nats_taskflow.store.invariants.snapshot import found
-    from nats_taskflow.store.sqlite.opening import schema_of
+    from nats_taskflow.store.sqlite.snapshot import find_database, schema_of
     from nats_taskflow.store.sqlite.statements import migrations
 
-    path, newest = found(load_with_database(arguments).store.path), len(migrations())
+    path, newest = find_database(load_with_database(arguments).store.path), len(migrations())
     version = schema_of(path)
     if only_print:
         _print_migrations(version)

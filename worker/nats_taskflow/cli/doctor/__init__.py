@@ -57,11 +57,11 @@ def _show(verdicts: list[Verdict], config: Config, output: str) -> None:
     """Print the verdicts, or as JSON also the settings."""
     from nats_taskflow.cli.layout import wrap
     from nats_taskflow.cli.output import printable, terminal_width
-    from nats_taskflow.config import shown
+    from nats_taskflow.config import describe_settings
 
     if output == "json":
         ok = all(verdict.level != "fail" for verdict in verdicts)
-        settings = {key: {"value": value, "origin": origin} for key, value, origin in shown(config)}
+        settings = {key: {"value": value, "origin": origin} for key, value, origin in describe_settings(config)}
         messages = [f"{verdict.name}: {verdict.text} → {verdict.fix}" for verdict in verdicts if verdict.fix]
         report = {"ok": ok, "checks": [verdict._asdict() for verdict in verdicts], "config": settings, "messages": messages}
         click.echo(json.dumps(report, ensure_ascii=False))

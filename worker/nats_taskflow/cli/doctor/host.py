@@ -16,10 +16,9 @@ from nats_taskflow.cli.db.check import build_evidence
 from nats_taskflow.cli.verdict import Verdict
 from nats_taskflow.errors import Refusal
 from nats_taskflow.store.invariants.findings import Findings, gather
-from nats_taskflow.store.invariants.snapshot import found, snapshot
 from nats_taskflow.store.sqlite.lock import holder
-from nats_taskflow.store.sqlite.opening import schema_of
-from nats_taskflow.store.sqlite.place import checked, file_system
+from nats_taskflow.store.sqlite.place import check_place, file_system
+from nats_taskflow.store.sqlite.snapshot import find_database, open_snapshot, schema_of
 from nats_taskflow.store.sqlite.statements import migrations
 from nats_taskflow.text import counted
 from nats_taskflow.version import program_version
@@ -55,13 +54,13 @@ def _local_database(worker: Mapping[str, Any]) -> str | None:
 def _database(config: Config, where: str) -> Iterator[Verdict]:
     """Look at the database, its disk, and whether somebody uses it."""
     try:
-        path = found(where)
+        path = find_database(where)
         free = shutil.disk_usage(path.parent).free
         level = "fail" if free < _MIN_FREE else "warn" if free < _WANTED_FREE else "ok"
         yield Verdict("disk", level, f"{free >> 20:,} MiB free beside {path}", "make room on its disk" if level != "ok" else "")
-        checked(where)
+        check_place(where)
         schema, newest = schema_of(path), len(migrations())
-        with snapshot(where) as opened:
+        with open_snapshot(where) as opened:
             runs = f"worker pid {opened.worker} runs on it" if opened.worker is not None else "no worker runs on it"
             mode = opened.database.execute("PRAGMA journal_mode").fetchone()[0]
             findings = gather(build_evidence(config, opened.database), path=str(opened.path), worker=opened.worker, quick=True)

@@ -1,8 +1,7 @@
-"""A server of the Model Context Protocol: durable flows as a tool for LLM agents, on top of `nats_taskflow.client` and the official SDK.
+"""An MCP server: durable flows as a tool for LLM agents.
 
-Read in this order: `schema` says what a model is offered, `advice` what it is told, `once` how a call that is repeated is done once,
-`calls` carries calls out, `reading` shows flows as resources and prompt; `line` is the connection to NATS. All these know nothing of
-the SDK. `server` puts them behind it; `serving` runs it on stdio or HTTP.
-
-The package is not called `mcp`: that is the SDK's name.
+It stands on the client and on the official SDK (the extra `mcp`). Begin with `schema` (what a model is offered), then `calls` (what becomes
+of a call), with `call_keys` (repeated calls), `next_steps` and `task_states` (what a model reads), `resources` (flows to read) and
+`lazy_client` (the connection). None of these knows the SDK: `server` puts them behind it, and `serving` runs that on stdio or HTTP. May
+import the client, `http` and what the client may.
 """

@@ -1,10 +1,10 @@
-"""Have a call that is repeated done once.
+"""Make repeated tool calls idempotent.
 
-A tool call has no identity of its own: a model, or the program around it, that waited in vain sends the same arguments under a new request
-id. So every command gets a key. Given by the caller (`idempotency_key`), it says "the same" across processes, for as long as the worker
-remembers (SEMANTICS 6). Where none is given, one is made; and as long as a call has no outcome (it runs, it was cancelled, nobody
-answered), the same arguments are the same call, for `LIFETIME` seconds. The command id on the wire is made from the key and what it is
-used for, so that nothing needs to be kept here for it.
+A tool call has no identity of its own: a model, or the program around it, that got no answer sends the same arguments under a new request
+id. So every command gets a key. A caller's own key (`idempotency_key`) identifies the call across processes, for as long as the worker
+remembers (SEMANTICS 6). Without one, a key is generated; and as long as a call has no outcome (it runs, it was cancelled, nobody
+answered), the same arguments are the same call, for `LIFETIME` seconds. The command id on the wire is derived from the key and its use, so
+that nothing has to be stored for it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import msgspec
 from nats_taskflow.client.errors import Internal, Unavailable
 
 LIFETIME = 600.0
-"""Seconds for which a call without an outcome is remembered: longer than anybody repeats, shorter than somebody means it anew."""
+"""Seconds for which a call without an outcome is remembered: longer than anybody retries, shorter than until somebody wants it again."""
 _AT_MOST = 1000
 
 
 def command_id(session: str, action: str, flow_id: str | None, key: str) -> str:
-    """Return the command's id: the key is a name within one session, flow and action; ids are an agent's."""
+    """Return the command's id. A key is unique within one session, flow and action; an id is unique for the agent."""
     return "mcp-" + _digest([session, action, flow_id, key])[:40]
 
 
@@ -39,12 +39,12 @@ class PendingCalls:
 
     @contextmanager
     def key_for(self, action: str, arguments: dict[str, Any]) -> Iterator[str]:
-        """Give the key of a call: a new one, or that of the same call before, if it is in doubt what became of that.
+        """Give the key of a call: a new one, or that of the same call before while its outcome is open.
 
-        An error inside that leaves the outcome open keeps it; so does being cancelled.
+        An error inside the block that leaves the outcome open keeps the key; so does a cancellation.
         """
         call = _digest([action, arguments])
-        key = self._known(call)
+        key = self._key_of(call)
         try:
             yield key
         except (Unavailable, Internal):
@@ -55,10 +55,10 @@ class PendingCalls:
         else:
             self._open.pop(call, None)
 
-    def _known(self, call: str) -> str:
-        """Return the call's key, and forget what is old."""
+    def _key_of(self, call: str) -> str:
+        """Return the call's key; forget old calls."""
         now = self._clock()
-        for old in [one for one, (_, since) in self._open.items() if now - since > LIFETIME]:
+        for old in [known for known, (_, since) in self._open.items() if now - since > LIFETIME]:
             del self._open[old]
         key, _ = self._open.pop(call, (f"auto-{token_hex(12)}", now))
         self._open[call] = (key, now)

@@ -1,4 +1,4 @@
-"""Show flows to read: the resources `taskflow://flows/{flow_id}` and `taskflow://waits`, and the prompt `handle-reply`."""
+"""Write the resources for flows and waits, and the prompt `handle-reply`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from nats_taskflow.client.errors import NotFound
 from nats_taskflow.client.flows import FlowClient
-from nats_taskflow.client.mcp.calls import now, visible
+from nats_taskflow.client.mcp.calls import now, show_to_model
 from nats_taskflow.client.mcp.next_steps import next_for
 from nats_taskflow.client.mcp.task_states import waiting_for
 
@@ -24,36 +24,42 @@ _WAITS = 200
 
 
 async def read(flows: FlowClient, uri: str) -> str:
-    """Return what a resource holds, as JSON. Raises `NotFound` for one that is not there, and what the worker refuses."""
+    """Return a resource as JSON. Raises `NotFound` for one that does not exist, and the worker's refusals."""
     if uri == WAITS:
         return _json(await _waits(flows))
-    found = _FLOW.match(uri)
-    if found is None:
+    flow_uri = _FLOW.match(uri)
+    if flow_uri is None:
         raise NotFound(f"there is no resource {uri[:200]}; there are {WAITS} and {FLOW}")
-    return _json(await _flow(flows, found[1]))
+    return _json(await _flow(flows, flow_uri[1]))
 
 
 async def _waits(flows: FlowClient) -> Json:
-    """Show what the owner's flows wait for."""
-    found: list[Json] = []
+    """Return what the owner's flows wait for."""
+    waits: list[Json] = []
     async for wait in flows.waits():
-        if len(found) == _WAITS:
+        if len(waits) == _WAITS:
             break
-        one: Json = msgspec.to_builtins(wait)
-        del one["revision"]
-        found.append({**one, "waiting_for": waiting_for(wait.wait), "uri": FLOW.format(flow_id=wait.flow_id)})
-    return {"waits": found, "now": now()}
+        shown: Json = msgspec.to_builtins(wait)
+        del shown["revision"]
+        waits.append({**shown, "waiting_for": waiting_for(wait.wait), "uri": FLOW.format(flow_id=wait.flow_id)})
+    return {"waits": waits, "now": now()}
 
 
 async def _flow(flows: FlowClient, flow_id: str) -> Json:
-    """Show a flow, what it waits for, and the end of its journal."""
+    """Return a flow, what it waits for, and the end of its journal."""
     flow = await flows.get(flow_id)
     journal: deque[Json] = deque(maxlen=_ENTRIES)
     async for entry in flow.history():
         journal.append({"seq": entry.seq, "kind": entry.kind.value, "at": entry.at, "actor": entry.actor})
     wait = await flow.waits()
     waiting = None if wait is None else {"for": waiting_for(wait.wait), "since": wait.since, "until": wait.until, "progress": wait.progress}
-    return {"flow": visible(flow.snapshot), "waiting": waiting, "journal": list(journal), "next": next_for(flow.snapshot), "now": now()}
+    return {
+        "flow": show_to_model(flow.snapshot),
+        "waiting": waiting,
+        "journal": list(journal),
+        "next": next_for(flow.snapshot),
+        "now": now(),
+    }
 
 
 async def handle_reply(flows: FlowClient, flow_id: str) -> str:
@@ -84,5 +90,5 @@ async def handle_reply(flows: FlowClient, flow_id: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """Write JSON that is easy to read. No `<` stands in it, so that what came cannot end its own quotation."""
+    """Format JSON for reading, without any `<`: a payload cannot close the tag that quotes it."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode().replace("<", "\\u003c")

@@ -1,8 +1,9 @@
-"""Say what a model is offered: actions, their parameters, what comes back, and hints for the program that asks a person first.
+"""Define the tools that a model is offered.
 
-Names are those of the reference's tool (`action`, `controller_id`, `wait_condition`, `final_state` …); `delegate` and the repeats' key are
-ours. Plain JSON Schema 2020-12; nothing of the SDK. The revision is no parameter and in no answer: commands of one flow are decided one
-after the other by the worker, and a model that copies numbers gets them wrong.
+Actions, their parameters, what comes back, and hints for the program that asks a person first. Names are those of the reference's tool
+(`action`, `controller_id`, `wait_condition`, `final_state` …); `delegate` and the repeats' key are ours. Plain JSON Schema 2020-12; nothing
+of the SDK. The revision is no parameter and in no answer: commands of one flow are decided one after the other by the worker, and a model
+that copies numbers gets them wrong.
 """
 
 from __future__ import annotations
@@ -72,7 +73,10 @@ PARAMETERS: dict[str, Json] = {
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model can do. `again`: by its nature a repeat has no further effect. `destroys`: it ends what cannot be brought back."""
+    """What a model can do.
+
+    `again`: a repeat has no further effect by its nature. `destroys`: it ends what cannot be brought back.
+    """
 
     about: str
     needs: tuple[str, ...] = ()
@@ -115,11 +119,11 @@ ACTIONS: dict[str, Action] = {
         asks_others=True,
     ),
 }
-"""The reference's actions in its order, then ours."""
+"""The reference's actions in the reference's order, then ours."""
 
 
 class ToolHints(msgspec.Struct, frozen=True):
-    """What a program may go by when it decides whether to ask a person."""
+    """What lets a program decide whether to ask a person first."""
 
     reads: bool
     destroys: bool
@@ -138,20 +142,20 @@ class ToolDefinition(msgspec.Struct, frozen=True, kw_only=True):
     hints: ToolHints
 
 
-def offered(*, split: bool = False, keys: bool = False) -> list[ToolDefinition]:
+def define_tools(*, split: bool = False, keys: bool = False) -> list[ToolDefinition]:
     """Return the tools, always in the same order: one for all actions, or with `split` one for each.
 
     `keys`: whatever is not idempotent by its nature needs an idempotency key, so that everything is safe to repeat, and said to be.
     """
     if split:
-        return [_one(name, action, keys=keys) for name, action in ACTIONS.items()]
-    told = " ".join(f"{name}: {action.about} Needs {_listed(action, keys=keys)}." for name, action in ACTIONS.items())
+        return [_tool_for(name, action, keys=keys) for name, action in ACTIONS.items()]
+    summary = " ".join(f"{name}: {action.about} Needs {_list_arguments(action, keys=keys)}." for name, action in ACTIONS.items())
     properties = {"action": {"type": "string", "enum": list(ACTIONS), "description": "What to do."}, **PARAMETERS}
     return [
         ToolDefinition(
             name=ALL,
             title="Durable flows",
-            about=f"Create and drive durable multi-step flows that survive restarts. {told} The flow_id is the handle: keep it.",
+            about=f"Create and drive durable multi-step flows that survive restarts. {summary} The flow_id is the handle: keep it.",
             takes={"type": "object", "properties": properties, "required": ["action"], "additionalProperties": False},
             gives=_answer({"flow": _FLOW, **_LIST}, ()),
             hints=ToolHints(reads=False, destroys=True, again=keys, asks_others=True),
@@ -159,24 +163,24 @@ def offered(*, split: bool = False, keys: bool = False) -> list[ToolDefinition]:
     ]
 
 
-def needed(action: Action, *, keys: bool) -> tuple[str, ...]:
-    """Return what an action cannot do without."""
+def required_arguments(action: Action, *, keys: bool) -> tuple[str, ...]:
+    """Return the arguments that an action cannot do without."""
     return (*action.needs, KEY) if keys and not action.reads and not action.again else action.needs
 
 
-def _listed(action: Action, *, keys: bool) -> str:
-    """Name what an action needs and takes."""
-    must = needed(action, keys=keys)
-    may = [name for name in action.parameters if name not in must and name != KEY]
-    return (", ".join(must) or "nothing") + (f"; takes {', '.join(may)}" if may else "")
+def _list_arguments(action: Action, *, keys: bool) -> str:
+    """Name the arguments that an action needs and takes."""
+    required = required_arguments(action, keys=keys)
+    optional = [name for name in action.parameters if name not in required and name != KEY]
+    return (", ".join(required) or "nothing") + (f"; takes {', '.join(optional)}" if optional else "")
 
 
-def _one(name: str, action: Action, *, keys: bool) -> ToolDefinition:
+def _tool_for(name: str, action: Action, *, keys: bool) -> ToolDefinition:
     """Return the tool for one action."""
     takes = {
         "type": "object",
         "properties": {parameter: PARAMETERS[parameter] for parameter in action.parameters},
-        "required": list(needed(action, keys=keys)),
+        "required": list(required_arguments(action, keys=keys)),
         "additionalProperties": False,
     }
     listing = name == "list_mine"
@@ -226,7 +230,7 @@ _ERROR: Json = {
 
 
 def _answer(fields: Json, when_ok: tuple[str, ...]) -> Json:
-    """Return the schema of an answer: what was asked for, or an error; and always what to do next, and the time."""
+    """Return the schema of an answer: `fields` or an error, and always what to do next and the time."""
     always = ["ok", "next", "now"]
     return {
         "type": "object",

@@ -1,4 +1,4 @@
-"""Run the server: on stdin and stdout, or as streamable HTTP."""
+"""Run the MCP server on stdin and stdout, or as streamable HTTP."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import AnyHttpUrl
 
 from nats_taskflow.bus.nats.options import NatsOptions, nats_options
+from nats_taskflow.client.mcp.lazy_client import LazyClient, Owner
 from nats_taskflow.client.mcp.server import make_server
-from nats_taskflow.client.mcp.session import ClientSession, Owner
-from nats_taskflow.client.nats_transport import NatsTransport
-from nats_taskflow.doors.http.health import is_loopback
-from nats_taskflow.doors.http.server import Application, listen, make_http_server, place_of
+from nats_taskflow.client.nats import NatsTransport
 from nats_taskflow.errors import ConfigError
+from nats_taskflow.http.server import Application, is_loopback, listen, make_http_server, place_of
 
 if TYPE_CHECKING:
     from nats_taskflow.config import Config, Secret
@@ -36,7 +35,10 @@ SHORTEST_TOKEN = 16
 
 
 class HttpEndpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to listen and whom to answer. `hosts`, `origins`: headers that are accepted besides the address's own and the loopback's."""
+    """Where to listen and whom to answer.
+
+    `hosts`, `origins`: headers accepted besides those of the address and of the loopback.
+    """
 
     host: str
     port: int
@@ -48,20 +50,19 @@ class HttpEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 async def serve(config: Config, owner: Owner, *, http: HttpEndpoint | None, split: bool, keys: bool, patience: float) -> int:
     """Serve until the client closes stdin, or the process is told to stop; returns the exit code."""
     options = msgspec.structs.replace(nats_options(config.nats), name="taskflow-mcp")
-    line = ClientSession(owner, _dialling(options), prefix=config.subjects.prefix, patience=patience)
-    server = make_server(line, split=split, keys=keys)
+    client = LazyClient(owner, _dialer(options), prefix=config.subjects.prefix, patience=patience)
+    server = make_server(client, split=split, keys=keys)
     try:
         await (_stdio(server) if http is None else _http(server, http, owner))
     finally:
-        await line.drop()
+        await client.drop()
     return 0
 
 
-def _dialling(options: NatsOptions) -> Any:
-    """Return what connects."""
+def _dialer(options: NatsOptions) -> Any:
+    """Return a function that connects."""
 
     async def dial() -> NatsTransport:
-        """Connect once."""
         return await NatsTransport.reach(options)
 
     return dial
@@ -69,8 +70,8 @@ def _dialling(options: NatsOptions) -> Any:
 
 async def _stdio(server: Server[None]) -> None:
     """Serve the process that started this one."""
-    # The SDK reads stdin in a thread that nothing can interrupt: a graceful stop would wait for the next line. There is nothing to be
-    # graceful about: what was accepted is JetStream's, and a call that is cut off may be repeated.
+    # The SDK reads stdin in a thread that nothing can interrupt: a graceful stop would wait for the next line. None is needed: JetStream
+    # has what was accepted, and a call that is cut off may be repeated.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     async with stdio_server() as (reading, writing):
         await server.run(reading, writing, server.create_initialization_options())
@@ -92,14 +93,13 @@ async def _http(server: Server[None], http: HttpEndpoint, owner: Owner) -> None:
     ready = json.dumps({"event": "ready", "url": f"http://{place}{PATH}", "owner": str(owner)})
 
     def tell() -> None:
-        """Say where."""
         sys.stdout.write(f"{ready}\n")
         sys.stdout.flush()
 
-    running = make_http_server(_answering(app), tell, lifespan=True, grace_seconds=2)
+    running = make_http_server(_refuse_get(app), tell, lifespan=True, grace_seconds=2)
 
     def stop() -> None:
-        """Stop: the second time at once."""
+        """Stop; the second time at once."""
         running.force_exit = running.should_exit
         running.should_exit = True
 
@@ -109,8 +109,8 @@ async def _http(server: Server[None], http: HttpEndpoint, owner: Owner) -> None:
     await running.serve(sockets=[listening])
 
 
-def _answering(app: Application) -> Application:
-    """Have GET refused, as a server may that has nothing to say by itself: each would hold a connection for ever, and hear nothing."""
+def _refuse_get(app: Application) -> Application:
+    """Refuse GET, as a server may that sends nothing by itself: each would hold a connection for ever and hear nothing."""
 
     async def answer(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         """Serve one request (ASGI 3)."""
@@ -124,13 +124,13 @@ def _answering(app: Application) -> Application:
 
 
 class _Verifier:
-    """Compares the bearer token with the secret, which is read afresh each time: a rotated file counts at once."""
+    """Compares the bearer token with the secret, read each time for a rotated file."""
 
     def __init__(self, secret: Secret) -> None:
         self._secret = secret
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """Return who it is, None for a wrong token."""
+        """Return the token's access, None for a wrong token."""
         try:
             secret = self._secret.reveal()
         except ConfigError:
@@ -145,10 +145,10 @@ _AUTH = AuthSettings(issuer_url=AnyHttpUrl("http://127.0.0.1"), resource_server_
 
 
 def _security(http: HttpEndpoint, place: str) -> TransportSecuritySettings:
-    """Say which `Host` and `Origin` are answered: a web page may have its own name point to this address (DNS rebinding)."""
+    """Return which `Host` and `Origin` are answered: a web page may point its own name at this address (DNS rebinding)."""
     names = _LOOPBACK if is_loopback(http.host) else ()
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
         allowed_hosts=[place, *(f"{name}:*" for name in names), *http.hosts],
-        allowed_origins=list(http.origins),  # no page by itself, of this machine neither: what runs on some port of it is not asked for
+        allowed_origins=list(http.origins),  # no page without permission, not even one of this machine: anything may run on some port of it
     )

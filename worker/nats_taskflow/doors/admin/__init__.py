@@ -1,5 +1,6 @@
-"""Operate: see what all owners' flows do, say why one stands still, and steer (CONTRACT 6, `taskflow.admin.<verb>`).
+"""The operators' door: see what all owners' flows do, explain why one stands still, and steer (CONTRACT 6, `taskflow.admin.<verb>`).
 
-`desk` answers questions from the store alone, so that it also works on a database whose worker is down; `explaining` makes sentences of
-what it finds. `acting` changes flows and held replies through the engine, `letters` handles dead letters; `service` takes the requests.
+`service` takes a request. `queries` answers questions from the store's reads alone, so that it also works on a database whose worker is
+down; `circumstances` gathers what bears on a flow, and `explain` makes sentences of it. `interventions` changes flows and held replies
+through the engine, `dead_letters` replays and purges, and `backup_process` copies the database. Begin with `service`.
 """

@@ -1,4 +1,7 @@
-"""Have another process copy the database: closing a second descriptor of the file here would drop SQLite's locks (RELIABILITY 6)."""
+"""Back up the database in a child process.
+
+Opening the file here and closing it again would release this process's SQLite locks (RELIABILITY 6).
+"""
 
 from __future__ import annotations
 
@@ -12,50 +15,48 @@ from nats_taskflow import version
 from nats_taskflow.errors import Unavailable
 from nats_taskflow.futures import run_shielded
 
-_PATIENCE = 30.0
-"""Seconds for a copy on request: a stop waits for the requests in hand. What takes longer is for `taskflow db backup`."""
-
-
-_MERCY = 5.0
-"""Seconds for a copy that is to end to remove what it has."""
+_COPY_SECONDS = 30.0
+"""For a copy on request: a stop waits for the requests in hand. What takes longer is for `taskflow db backup`."""
+_CLEAN_UP_SECONDS = 5.0
+"""For a copy that is told to end, to remove what it has written."""
 
 
 class BackupProcess:
-    """Copies the database at a place, one copy at a time: each is as large as the database, and reads all of it."""
+    """Copies the database, one copy at a time: each reads all of it and takes as much room again."""
 
     def __init__(self, place: str) -> None:
         self._place = Path(place).absolute()
         self._busy = False
 
     async def copy(self) -> str:
-        """Run `taskflow db backup`; returns the line it says. Raises `Unavailable` where it makes no copy, or another one is being made."""
+        """Run `taskflow db backup` and return the line it prints. Raises `Unavailable` where that fails, or while another copy is made."""
         if self._busy:
             raise Unavailable("a copy is being made already: ask again once it is done")
         self._busy = True
         try:
-            return await _copied(self._place)
+            return await _run_backup(self._place)
         finally:
             self._busy = False
 
 
 def copy_name(database: Path) -> str:
-    """Name a copy that is made now."""
+    """Return the name of a copy that is made now."""
     return f"{database.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}.backup"
 
 
-async def _copied(place: Path) -> str:
-    """Make a copy."""
+async def _run_backup(place: Path) -> str:
+    """Run the child process to its end, or end it when it takes too long."""
     copy = place.with_name(copy_name(place))
     pipe = asyncio.subprocess.PIPE
-    # Apart from the working directory, which may be anybody's, and without settings: relative ones would name other places.
+    # Not in the working directory, which may be anybody's, and without settings: relative ones would name other places.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TASKFLOW_", "NATS_"))}
     process = await asyncio.create_subprocess_exec(
         *_command(place, copy), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, cwd="/", env=environment
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(), _PATIENCE)
+        out, err = await asyncio.wait_for(process.communicate(), _COPY_SECONDS)
     except TimeoutError:
-        raise Unavailable(f"the copy was not done within {_PATIENCE:g} s: run `taskflow db backup` on the worker's machine") from None
+        raise Unavailable(f"the copy was not done within {_COPY_SECONDS:g} s: run `taskflow db backup` on the worker's machine") from None
     finally:
         if process.returncode is None:
             await run_shielded(_end(process))
@@ -68,12 +69,11 @@ async def _copied(place: Path) -> str:
 
 
 def _command(place: Path, copy: Path) -> tuple[str, ...]:
-    """Return what makes a copy."""
     return version.command("db", "backup", "--store-path", str(place), str(copy))
 
 
 def _is_there(copy: Path) -> bool:
-    """Tell whether there is a file with something in it."""
+    """Return whether there is a regular file with something in it."""
     try:
         status = copy.lstat()
     except OSError:
@@ -82,10 +82,10 @@ def _is_there(copy: Path) -> bool:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a copy; what it leaves when it has to be killed, the next one removes."""
+    """End the child process. What it leaves when it has to be killed, the next copy removes."""
     process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), _MERCY)
+        await asyncio.wait_for(process.wait(), _CLEAN_UP_SECONDS)
     except TimeoutError:
         process.kill()
         await process.wait()

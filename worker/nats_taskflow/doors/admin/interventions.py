@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.doors.admin.pages import moment_before
+from nats_taskflow.doors.moments import moment_before
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.stored_outcomes import StoredOutcomes, Turn
 from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.errors import Conflict, InvalidRequest, NotFound
-from nats_taskflow.flow.model import HeldReply
+from nats_taskflow.flow.model import Flow, HeldReply
 from nats_taskflow.flow.stimuli import Caller, CancelFlow, ExpireHeld, FailFlow, MatchHeld, RequestCancel, ResumeFlow, Stimulus
 from nats_taskflow.store.admin_port import LoggedIntervention
 from nats_taskflow.store.port import Transaction, Work
@@ -26,20 +26,23 @@ from nats_taskflow.wire.inbound import Identity, digest
 _ENCODE = msgspec.json.Encoder().encode
 _CANONICAL = msgspec.json.Encoder(order="sorted")
 _BATCH = 200
+Steering = admin_requests.AdminResume | admin_requests.AdminCancel | admin_requests.AdminFail
+"""What changes a flow by one of the stimuli that its agent has, too."""
 
 
 class Interventions:
     """Carries interventions out.
 
-    `mint` makes ids for requests that come without one; `copy` makes a backup and says in one line where it is (raises `Unavailable`).
+    `mint` makes ids for requests that come without one. `copy` makes a backup and returns one line that says where it is; it raises
+    `Unavailable` where there is none.
     """
 
     def __init__(self, engine: Engine, mint: Callable[[], str], copy: Callable[[], Awaitable[str]]) -> None:
         self._engine = engine
         self._mint = mint
         self._copy = copy
-        self._recall = StoredOutcomes(engine.store.queries)
-        self._does: dict[type[AdminRequest], Callable[[Any], Awaitable[bytes]]] = {
+        self._stored = StoredOutcomes(engine.store.queries)
+        self._actions: dict[type[AdminRequest], Callable[[Any], Awaitable[bytes]]] = {
             admin_requests.HeldMatch: self._match,
             admin_requests.HeldExpire: self._expire,
             admin_requests.Release: self._release,
@@ -47,52 +50,54 @@ class Interventions:
             admin_requests.Backup: self._backup,
         }
 
-    async def do(self, asked: AdminRequest, turn: Turn) -> bytes:
-        """Carry out an intervention; with a flow in the answer when it is the asker's `turn`. Raises the `FlowError` that refuses it."""
-        if isinstance(asked, admin_requests.AdminResume | admin_requests.AdminCancel | admin_requests.AdminFail):
-            return await self._recall.told(await self._steer(asked), turn)
-        if isinstance(asked, admin_requests.HeldMatch | admin_requests.Release):
+    async def do(self, request: AdminRequest, turn: Turn) -> bytes:
+        """Carry out an intervention; one that is answered with a flow in its `turn`. Raises the `FlowError` that refuses it."""
+        if isinstance(request, Steering):
+            return await self._stored.told(await self._steer(request), turn)
+        if isinstance(request, admin_requests.HeldMatch | admin_requests.Release):
             await turn()
-        return await self._does[type(asked)](asked)
+        return await self._actions[type(request)](request)
 
-    async def _steer(self, asked: admin_requests.AdminResume | admin_requests.AdminCancel | admin_requests.AdminFail) -> SubmissionOutcome:
-        """Resume, cancel or fail a flow; a repeat with the same command id has the same answer, byte for byte."""
-        key = asked.command_id or self._mint()
-        caller = Caller(actor=actor_of(asked), cause=key)
-        said = {name: value for name, value in msgspec.structs.asdict(asked).items() if name != "command_id"}
-        mark = digest(type(asked).__name__.encode(), _CANONICAL.encode(said))
-        identity = Identity(f"admin:{asked.operator}", key, mark)
-        outcome: SubmissionOutcome = await self._engine.submit(_command(asked, caller), identity, source="admin", request=True)
+    async def _steer(self, request: Steering) -> SubmissionOutcome:
+        """Resume, cancel or fail a flow. A repeat with the same command id gets the same answer, byte for byte."""
+        key = request.command_id or self._mint()
+        caller = Caller(actor=actor_of(request), cause=key)
+        fields = {name: value for name, value in msgspec.structs.asdict(request).items() if name != "command_id"}
+        body_digest = digest(type(request).__name__.encode(), _CANONICAL.encode(fields))
+        identity = Identity(f"admin:{request.operator}", key, body_digest)
+        outcome: SubmissionOutcome = await self._engine.submit(_command(request, caller), identity, source="admin", request=True)
         if outcome.error is not None:
             raise outcome.error
         return outcome
 
-    async def _match(self, asked: admin_requests.HeldMatch) -> bytes:
+    async def _match(self, request: admin_requests.HeldMatch) -> bytes:
         """Give a held reply to a flow."""
-        held = await self._held(asked.number)
+        held = await self._held(request.number)
         command = MatchHeld(
             key=held.key,
-            flow_id=asked.flow_id.lower(),
-            caller=Caller(actor=actor_of(asked), cause=asked.command_id or self._mint()),
-            reason=asked.reason,
-            leaf=asked.leaf,
-            expected_revision=asked.expected_revision,
+            flow_id=request.flow_id.lower(),
+            caller=Caller(actor=actor_of(request), cause=request.command_id or self._mint()),
+            reason=request.reason,
+            leaf=request.leaf,
+            expected_revision=request.expected_revision,
         )
         outcome = await self._engine.submit(command, source="admin", request=True)
         if outcome.error is not None:
             raise outcome.error
-        await self._note(asked, "held match", f"held reply {asked.number} ({held.topic}, {held.correlation_id}) to flow {command.flow_id}")
+        await self._note(
+            request, "held match", f"held reply {request.number} ({held.topic}, {held.correlation_id}) to flow {command.flow_id}"
+        )
         assert outcome.flow is not None, "a reply that was matched has its flow"
         return _ENCODE(admin_answers.InterventionAnswer(outcome=outcome.name, flow=show_flow(outcome.flow)))
 
-    async def _expire(self, asked: admin_requests.HeldExpire) -> bytes:
-        """Let a held reply expire now."""
-        held = await self._held(asked.number)
-        caller = Caller(actor=actor_of(asked), cause=asked.command_id)
-        outcome = await self._engine.submit(ExpireHeld(key=held.key, caller=caller, reason=asked.reason), source="admin", request=True)
+    async def _expire(self, request: admin_requests.HeldExpire) -> bytes:
+        """Expire a held reply now."""
+        held = await self._held(request.number)
+        caller = Caller(actor=actor_of(request), cause=request.command_id)
+        outcome = await self._engine.submit(ExpireHeld(key=held.key, caller=caller, reason=request.reason), source="admin", request=True)
         if outcome.error is not None:
             raise outcome.error
-        await self._note(asked, "held expire", f"held reply {asked.number} ({held.topic}, {held.correlation_id})")
+        await self._note(request, "held expire", f"held reply {request.number} ({held.topic}, {held.correlation_id})")
         return _ENCODE(admin_answers.InterventionAnswer(outcome="expired"))
 
     async def _held(self, number: int) -> HeldReply:
@@ -102,13 +107,12 @@ class Interventions:
             raise NotFound(f"no reply is held under the number {number}: it was taken, has expired, or never was", number=number)
         return held
 
-    async def _release(self, asked: admin_requests.Release) -> bytes:
-        """Set a flow free again; one transaction with the note of who did it."""
-        flow_id = asked.flow_id.lower()
-        note = self._noted(asked, "release", f"flow {flow_id}")
+    async def _release(self, request: admin_requests.Release) -> bytes:
+        """Release a flow that is set aside, and note who did it, in one transaction."""
+        flow_id = request.flow_id.lower()
+        note = self._record(request, "release", f"flow {flow_id}")
 
-        def release(transaction: Transaction) -> Any:
-            """Read the row again."""
+        def release(transaction: Transaction) -> Flow | None:
             flow = transaction.release(flow_id)
             if flow is not None:
                 transaction.note_intervention(note)
@@ -118,62 +122,62 @@ class Interventions:
         if flow is None:
             known = await self._engine.store.get(flow_id)
             if known is None:
-                raise NotFound(f"there is no flow {asked.flow_id}", flow_id=asked.flow_id)
+                raise NotFound(f"there is no flow {request.flow_id}", flow_id=request.flow_id)
             raise Conflict(f"flow {flow_id} is not set aside: it is {known.status}", flow_id=flow_id, status=known.status.value)
         return _ENCODE(admin_answers.InterventionAnswer(outcome="released", flow=show_flow(flow)))
 
-    async def _prune(self, asked: admin_requests.Prune) -> bytes:
-        """Delete ended flows in small transactions, the note of it with the first."""
-        before = moment_before(asked.older_than, self._engine.clock())
+    async def _prune(self, request: admin_requests.Prune) -> bytes:
+        """Delete ended flows in small transactions, then note who did it."""
+        before = moment_before(request.older_than, self._engine.clock())
         assert before is not None, "older_than is required"
         pruned = 0
-        while pruned < asked.limit:
-            wanted = min(_BATCH, asked.limit - pruned)
-            count: int = await self._engine.do(_pruning(before, wanted))
+        while pruned < request.limit:
+            limit = min(_BATCH, request.limit - pruned)
+            count: int = await self._engine.do(_prune_batch(before, limit))
             pruned += count
-            if count < wanted:
+            if count < limit:
                 break
         if pruned:
-            await self._note(asked, "prune", f"{counted(pruned, 'flow')} that ended more than {asked.older_than} ago")
-        return _ENCODE(admin_answers.PruneAnswer(pruned=pruned, more=pruned == asked.limit and pruned > 0))
+            await self._note(request, "prune", f"{counted(pruned, 'flow')} that ended more than {request.older_than} ago")
+        return _ENCODE(admin_answers.PruneAnswer(pruned=pruned, more=pruned == request.limit and pruned > 0))
 
-    async def _backup(self, asked: admin_requests.Backup) -> bytes:
+    async def _backup(self, request: admin_requests.Backup) -> bytes:
         """Copy the database."""
-        said = await self._copy()
-        await self._note(asked, "backup", said)
-        return _ENCODE(admin_answers.BackupAnswer(backup=said))
+        line = await self._copy()
+        await self._note(request, "backup", line)
+        return _ENCODE(admin_answers.BackupAnswer(backup=line))
 
-    def _noted(self, asked: admin_requests.Intervention, verb: str, about: str) -> LoggedIntervention:
-        """Write down who does what and why."""
-        return LoggedIntervention(at_us=self._engine.clock(), actor=actor_of(asked), verb=verb, about=about, reason=asked.reason)
+    def _record(self, request: admin_requests.Intervention, verb: str, about: str) -> LoggedIntervention:
+        """Describe who does what, and why."""
+        return LoggedIntervention(at_us=self._engine.clock(), actor=actor_of(request), verb=verb, about=about, reason=request.reason)
 
-    async def _note(self, asked: admin_requests.Intervention, verb: str, about: str) -> None:
-        """Keep what was done."""
-        note = self._noted(asked, verb, about)
+    async def _note(self, request: admin_requests.Intervention, verb: str, about: str) -> None:
+        """Store who did what, and why."""
+        note = self._record(request, verb, about)
         await self._engine.do(lambda transaction: transaction.note_intervention(note))
 
 
-def actor_of(asked: admin_requests.Intervention) -> str:
-    """Return who the journal names."""
-    return f"operator:{asked.operator}"
+def actor_of(request: admin_requests.Intervention) -> str:
+    """Return what the journal calls an operator."""
+    return f"operator:{request.operator}"
 
 
-def _command(asked: admin_requests.AdminResume | admin_requests.AdminCancel | admin_requests.AdminFail, caller: Caller) -> Stimulus:
-    """Return what is to happen to the flow. Raises `InvalidRequest` for fields that exclude each other."""
-    at: dict[str, Any] = {"flow_id": asked.flow_id.lower(), "caller": caller, "expected_revision": asked.expected_revision}
-    match asked:
+def _command(request: Steering, caller: Caller) -> Stimulus:
+    """Return the stimulus for the flow. Raises `InvalidRequest` for fields that exclude each other."""
+    target: dict[str, Any] = {"flow_id": request.flow_id.lower(), "caller": caller, "expected_revision": request.expected_revision}
+    match request:
         case admin_requests.AdminResume():
-            return ResumeFlow(**at, patch=asked.patch, reason=asked.reason, leaf=asked.leaf)
+            return ResumeFlow(**target, patch=request.patch, reason=request.reason, leaf=request.leaf)
         case admin_requests.AdminFail():
-            return FailFlow(**at, reason=asked.reason)
+            return FailFlow(**target, reason=request.reason)
         case admin_requests.AdminCancel():
-            if asked.mode == "now":
-                return CancelFlow(**at, reason=asked.reason, cascade=asked.cascade)
-            if not asked.cascade:
+            if request.mode == "now":
+                return CancelFlow(**target, reason=request.reason, cascade=request.cascade)
+            if not request.cascade:
                 raise InvalidRequest("a cancellation that is only requested takes the children along: leave out cascade", path="/cascade")
-            return RequestCancel(**at, reason=asked.reason)
+            return RequestCancel(**target, reason=request.reason)
 
 
-def _pruning(before: Micros, limit: int) -> Work[int]:
-    """Return the chore that deletes some ended flows."""
+def _prune_batch(before: Micros, limit: int) -> Work[int]:
+    """Return the work that deletes at most `limit` ended flows."""
     return lambda transaction: transaction.prune_flows(before, limit)

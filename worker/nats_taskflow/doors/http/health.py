@@ -1,23 +1,23 @@
 """Answer health questions and serve metrics over HTTP, inside the worker's own event loop: `/livez /readyz /startupz /healthz /metrics`.
 
 The names and the verbose form are those of Kubernetes. Losing NATS makes the worker not ready; it stays alive.
-The application is a bare ASGI callable; `http_server` does the HTTP.
+The application is a bare ASGI callable; `server` does the HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from nats_taskflow.config.parsers import split_bind
-from nats_taskflow.doors.http.server import listen, make_http_server, place_of
+from nats_taskflow.http.server import is_loopback, listen, make_http_server, names_loopback, place_of
+from nats_taskflow.observe.health import HealthCheck, HealthProbes
 from nats_taskflow.tasks import keep
 
 if TYPE_CHECKING:
@@ -28,28 +28,6 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 _METRICS_SECONDS = 1.0
 _ADVICE = "choose another address, port 0 for a free one, or off (TASKFLOW_HTTP_BIND)"
 _PLAIN = "text/plain; charset=utf-8"
-
-
-class Check(msgspec.Struct, frozen=True):
-    """One thing that was looked at; `reason` says in a few words why it is not well, `remark` what is worth knowing all the same."""
-
-    name: str
-    ok: bool
-    reason: str = ""
-    remark: str = ""
-
-
-class Probes(Protocol):
-    """Whoever knows how the worker is. Each call looks now, returns at once and never raises."""
-
-    def live(self) -> Sequence[Check]:
-        """Tell whether the process works at all; not well means: restart it."""
-
-    def ready(self) -> Sequence[Check]:
-        """Tell whether it does its work now (NATS connected, store writable, not stopping)."""
-
-    def started(self) -> Sequence[Check]:
-        """Tell whether starting is over."""
 
 
 class HttpAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,8 +58,8 @@ class MetricsPage:
 class HealthApp:
     """The ASGI application: a method, a path, a Host header in; an `HttpAnswer` out. `registry` None: no `/metrics`."""
 
-    def __init__(self, probes: Probes, registry: CollectorRegistry | None, *, loopback_only: bool) -> None:
-        self._pages: Mapping[str, Callable[[], Sequence[Check]]] = {
+    def __init__(self, probes: HealthProbes, registry: CollectorRegistry | None, *, loopback_only: bool) -> None:
+        self._pages: Mapping[str, Callable[[], Sequence[HealthCheck]]] = {
             "/livez": probes.live,
             "/readyz": probes.ready,
             "/startupz": probes.started,
@@ -123,14 +101,14 @@ class HealthApp:
         return _report(path, page(), verbose="verbose" in parse_qs(query, keep_blank_values=True))
 
 
-def _line(check: Check) -> str:
+def _line(check: HealthCheck) -> str:
     """Write what one check found."""
     if not check.ok:
         return f"[-]{check.name} failed: {check.reason}"
     return f"[+]{check.name} ok" + (f": {check.remark}" if check.remark else "")
 
 
-def _report(path: str, checks: Sequence[Check], *, verbose: bool) -> HttpAnswer:
+def _report(path: str, checks: Sequence[HealthCheck], *, verbose: bool) -> HttpAnswer:
     """Write what the checks found: `ok`, or every reason; with `verbose` a line for each check."""
     well = all(check.ok for check in checks)
     if well and not verbose:
@@ -140,27 +118,13 @@ def _report(path: str, checks: Sequence[Check], *, verbose: bool) -> HttpAnswer:
     return HttpAnswer(status=200 if well else 503, body=("\n".join(lines) + "\n").encode())
 
 
-def names_loopback(host: str) -> bool:
-    """Tell whether a Host header names this machine's loopback: `localhost`, 127.0.0.0/8 or `[::1]`, with or without a port."""
-    name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
-    return name.lower().rstrip(".") == "localhost" or is_loopback(name)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether an address is a loopback address; names other than `localhost` are not."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class HealthServer:
     """Serves health and metrics on `bind` (`host:port` or the pair, port 0 for a free one) until it is stopped.
 
     `registry` None: no `/metrics`. Either `start` and `stop`, or `run` as a task that is cancelled.
     """
 
-    def __init__(self, bind: str | tuple[str, int], probes: Probes, registry: CollectorRegistry | None) -> None:
+    def __init__(self, bind: str | tuple[str, int], probes: HealthProbes, registry: CollectorRegistry | None) -> None:
         self._host, self._port = split_bind(bind) if isinstance(bind, str) else bind
         self._app = HealthApp(probes, registry, loopback_only=is_loopback(self._host))
         self._server: uvicorn.Server | None = None

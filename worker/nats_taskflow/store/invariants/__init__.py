@@ -1,9 +1,9 @@
-"""What always holds, as functions that return what does not: RELIABILITY 2, run by tests, by every fault run and by `taskflow db check`.
+"""What always holds, as functions that yield what does not. Tests, fault runs and `taskflow db check` run them (RELIABILITY 2).
 
-`table` lists every invariant with its functions; `checking.violations` runs them all over the `evidence`: a snapshot of the database
-(`snapshot` opens one, read-only), and, where there are any, what was published (`ledger`) and what clients were told (`record`).
-The other modules are the functions: `journal`, `waits`, `timers`, `inbox`, `outbox`, `usage`, `file`, `damage` and `tenancy` look at the
-database, `published` at the streams beside it, `client` at the clients' record.
+`table` lists every invariant with its checks. `checking.violations` runs them over the `evidence`: a snapshot of the database and, where
+there is one, a `ledger` of what was published; `findings` sums up the result. The other modules are the checks: `published` compares the
+streams, all others look at the database. They read the SQLite adapter's tables by its own `rows`, so the room lies above the adapter, and
+only the command line and the test kit import it. Begin with `table`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,15 @@ from nats_taskflow.store.invariants.checking import Violation, looked_at, violat
 from nats_taskflow.store.invariants.evidence import Evidence, InboundProgress
 from nats_taskflow.store.invariants.ledger import Ledger, LedgerMessage
 from nats_taskflow.store.invariants.table import INVARIANTS, Invariant
-from tests.faults.client_record import ClientRecord, Operation, Sets, command, reply
 
 __all__ = [
     "INVARIANTS",
-    "ClientRecord",
     "Evidence",
     "InboundProgress",
     "Invariant",
     "Ledger",
     "LedgerMessage",
-    "Operation",
-    "Sets",
     "Violation",
-    "command",
     "looked_at",
-    "reply",
     "violations",
 ]

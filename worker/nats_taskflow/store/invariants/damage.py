@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from nats_taskflow.store.invariants.evidence import FlowHistory
 
 
-def stops_nobody(life: FlowHistory) -> Iterator[str]:
+def stops_nobody(history: FlowHistory) -> Iterator[str]:
     """I-19: a flow that is set aside is not due any more, so that it never stands before another one's timer."""
-    if life.set_aside and life.due_us is not None:
-        yield f"{life.id} is set aside because it cannot be read, and would still be looked at each time something is due"
+    if history.set_aside and history.due_us is not None:
+        yield f"{history.id} is set aside because it cannot be read, and would still be looked at each time something is due"

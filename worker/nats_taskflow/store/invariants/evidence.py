@@ -1,4 +1,4 @@
-"""Gather what is looked at: one snapshot of the database, and, where there are any, the streams' messages and a client's own record."""
+"""Hold what is looked at: one snapshot of the database and, where there are any, the messages of the streams."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from nats_taskflow.store.invariants.ledger import Ledger
 from nats_taskflow.store.sqlite import rows
 from nats_taskflow.units import SECOND, Micros
 from nats_taskflow.wire.subjects import Subjects
-from tests.faults.client_record import ClientRecord
 
 REMEMBERED: Micros = 14 * 24 * 3600 * SECOND
 """How long a message is remembered at least, by default: twice `stream.max_age`."""
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A journal row: its number in the whole journal, its place in the flow's, and what it says; None where it cannot be read."""
+    """A journal row: its number in the whole journal, its place in the flow's, and the entry; None where it cannot be read."""
 
     n: int
     seq: int
@@ -29,8 +28,8 @@ class Entry(msgspec.Struct, frozen=True):
     flaw: str = ""
 
 
-class ToldOutcome(msgspec.Struct, frozen=True):
-    """What a command that took effect was told of the flow."""
+class StoredOutcome(msgspec.Struct, frozen=True):
+    """What the stored outcome of a command that took effect says of the flow."""
 
     scope: str
     key: str
@@ -38,7 +37,7 @@ class ToldOutcome(msgspec.Struct, frozen=True):
 
 
 class FlowHistory(msgspec.Struct, frozen=True, kw_only=True):
-    """One flow with all that hangs on it. `flow` is None where the row cannot be read: `flaw` says why."""
+    """One flow with all that belongs to it. `flow` is None where the row cannot be read: `flaw` says why."""
 
     id: str
     owner: str
@@ -51,7 +50,7 @@ class FlowHistory(msgspec.Struct, frozen=True, kw_only=True):
     flaw: str
     entries: list[Entry]
     waiters: list[tuple[Waiter, bool]]
-    told: list[ToldOutcome]
+    outcomes: list[StoredOutcome]
 
     @property
     def events(self) -> list[FlowEvent]:
@@ -60,9 +59,9 @@ class FlowHistory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InboundProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an inbound stream stands: what it keeps from `first` on, and up to where the worker had settled everything.
+    """How far an inbound stream is taken in: it keeps messages from `first` on, and the worker has settled all up to `settled`.
 
-    Ask before the snapshot is taken: what is settled is in it then. `ignored`: messages that are none of the worker's.
+    Read it before the snapshot is taken: what is settled is in the snapshot then. `ignored`: messages that are not for the worker.
     """
 
     stream: str
@@ -75,8 +74,8 @@ class Evidence:
     """What the invariants are checked over. `database`: a connection on which one read transaction is open.
 
     `now` and `remembered` (microseconds) say what may have been forgotten by now. `settled`: nothing is in flight any more, so that a
-    row that is not published is a violation. `events` and `letters` hold what was read of those streams: of a worker that runs before the
-    snapshot was taken, and `marks` even before that, or what it did meanwhile would look like a violation.
+    row that is not published is a violation. `events` and `letters`: what was read of those streams. While a worker runs, read `marks`
+    first, then the streams, then take the snapshot: otherwise what the worker did meanwhile looks like a violation.
     """
 
     def __init__(
@@ -91,7 +90,6 @@ class Evidence:
         letters: Ledger | None = None,
         marks: Mapping[str, int] | None = None,
         taken: InboundProgress | None = None,
-        client: ClientRecord | None = None,
     ) -> None:
         database.text_factory = rows.legible
         self.database = database
@@ -101,7 +99,6 @@ class Evidence:
         self.events = events
         self.letters = letters
         self.taken = taken
-        self.client = client
         self._remembered = remembered
         self._marks = marks
 
@@ -111,8 +108,8 @@ class Evidence:
 
     def value(self, sql: str, *parameters: Any) -> Any:
         """Return the one value that a query gives; None where there is none."""
-        found = self.database.execute(sql, parameters).fetchone()
-        return found[0] if found else None
+        row = self.database.execute(sql, parameters).fetchone()
+        return row[0] if row else None
 
     @cached_property
     def marks(self) -> Mapping[str, int]:
@@ -121,15 +118,15 @@ class Evidence:
 
     @cached_property
     def horizon(self) -> Micros:
-        """Before this time messages may have been forgotten: rightly, or because the clock once was later than it is now."""
+        """The time before which messages may have been forgotten: rightly, or because the clock was once ahead of now."""
         latest = max(self.value("SELECT max(at_us) FROM inbox") or 0, self.value("SELECT max(at_us) FROM flow_events") or 0)
         return max(self.now, latest) - self._remembered
 
     @cached_property
     def pruned(self) -> bool:
-        """Whether messages have been forgotten: rows are numbered without gaps, so that a gap is one that went.
+        """Whether messages have been forgotten. Rows are numbered without gaps, so a gap is a row that was deleted.
 
-        Once all of them went, the numbers begin again: then the journal is older than the messages, or has lost its own beginning.
+        Once all rows are deleted, the numbers begin again: then the journal is older than the messages, or has lost its own beginning.
         """
         count, first, last, oldest = self.rows("SELECT count(*), min(n), max(n), min(at_us) FROM inbox").fetchone()
         if count == 0 or first != 1 or last != count:

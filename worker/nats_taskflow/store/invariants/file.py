@@ -11,9 +11,9 @@ from nats_taskflow.store.sqlite.statements import migrations
 
 def pages_are_whole(evidence: Evidence) -> Iterator[str]:
     """I-12: `integrity_check` finds nothing."""
-    said = [str(row[0]) for row in evidence.rows("PRAGMA integrity_check")]
-    if said != ["ok"]:
-        yield from (f"integrity_check says {line}" for line in said)
+    lines = [str(row[0]) for row in evidence.rows("PRAGMA integrity_check")]
+    if lines != ["ok"]:
+        yield from (f"integrity_check says {line}" for line in lines)
 
 
 def references_hold(evidence: Evidence) -> Iterator[str]:
@@ -24,7 +24,7 @@ def references_hold(evidence: Evidence) -> Iterator[str]:
 
 def is_ours(evidence: Evidence) -> Iterator[str]:
     """I-12: the file says whose it is, and which schema it has."""
-    for name, wanted in (("application_id", APPLICATION_ID), ("user_version", len(migrations()))):
-        said = evidence.value(f"PRAGMA {name}")
-        if said != wanted:
-            yield f"{name} says {said}, not {wanted}"
+    for name, expected in (("application_id", APPLICATION_ID), ("user_version", len(migrations()))):
+        value = evidence.value(f"PRAGMA {name}")
+        if value != expected:
+            yield f"{name} says {value}, not {expected}"

@@ -1,4 +1,4 @@
-"""Put together what a check found: how much was looked at, what does not hold, and what is only on its way."""
+"""Sum up a check: how much was checked, what does not hold, and what is still on its way."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import msgspec
 
 from nats_taskflow.store.invariants.checking import Progress, Violation, looked_at, violations
 from nats_taskflow.store.invariants.evidence import Evidence
-from nats_taskflow.store.invariants.lives import count
+from nats_taskflow.store.invariants.histories import count
 from nats_taskflow.store.invariants.outbox import unpublished
 from nats_taskflow.store.invariants.table import INVARIANTS
 from nats_taskflow.units import rfc3339
 
 KEPT = 100
-"""How many sentences are kept for each invariant; the rest is counted."""
+"""How many sentences are kept for each invariant; the others are counted."""
 
 
 class Violated(msgspec.Struct, frozen=True, kw_only=True):
-    """An invariant that does not hold: what was found, at most `KEPT` of `count`, and what to do."""
+    """An invariant that does not hold: at most `KEPT` of its `count` violations, and what to do."""
 
     number: str
     name: str
@@ -43,7 +43,7 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def gather(evidence: Evidence, *, path: str, worker: int | None, quick: bool = False, progress: Progress | None = None) -> Findings:
-    """Check everything there is evidence for."""
+    """Check all invariants for which there is evidence."""
     began = time.monotonic()
     counts: Counter[str] = Counter()
     kept: dict[str, list[str]] = {}
@@ -51,9 +51,9 @@ def gather(evidence: Evidence, *, path: str, worker: int | None, quick: bool = F
         counts[violation.number] += 1
         _keep(violation, kept)
     violated = [
-        Violated(number=one.number, name=one.name, count=counts[one.number], sentences=kept[one.number], advice=one.advice)
-        for one in INVARIANTS
-        if counts[one.number]
+        Violated(number=i.number, name=i.name, count=counts[i.number], sentences=kept[i.number], advice=i.advice)
+        for i in INVARIANTS
+        if counts[i.number]
     ]
     return Findings(
         ok=not violated,
@@ -69,7 +69,7 @@ def gather(evidence: Evidence, *, path: str, worker: int | None, quick: bool = F
 
 
 def _keep(violation: Violation, kept: dict[str, list[str]]) -> None:
-    """Keep the first sentences of each invariant: a file that is badly damaged has millions."""
+    """Keep the first sentences of each invariant: a badly damaged file has millions of them."""
     sentences = kept.setdefault(violation.number, [])
     if len(sentences) < KEPT:
         sentences.append(violation.sentence)

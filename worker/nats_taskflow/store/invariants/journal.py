@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nats_taskflow.flow.fold import folded
+from nats_taskflow.flow.fold import fold_journal
 from nats_taskflow.flow.lifecycle import NEXT, STATUS_AFTER, TERMINAL, EventKind, FlowStatus
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
@@ -13,54 +13,55 @@ _SHOWN = 5
 _AFTER_REQUEST = {EventKind.CANCELLED, EventKind.STEP_OBSERVED}
 
 
-def is_contiguous(life: FlowHistory) -> Iterator[str]:
+def is_contiguous(history: FlowHistory) -> Iterator[str]:
     """I-7: `seq` 1, 2, 3, …; revisions 0 … n; the last of both equal to the row's."""
-    yield from _deviation(f"the journal of {life.id}", "places", [entry.seq for entry in life.entries], list(range(1, life.seq + 1)))
-    found = list(dict.fromkeys(_revisions(life)))
-    if len(life.events) == len(life.entries):
-        yield from _deviation(f"the journal of {life.id}", "revisions", found, list(range(life.revision + 1)))
+    journal, places = f"the journal of {history.id}", [entry.seq for entry in history.entries]
+    yield from _deviation(journal, "places", places, list(range(1, history.seq + 1)))
+    if len(history.events) == len(history.entries):
+        revisions = list(dict.fromkeys(_revisions(history)))
+        yield from _deviation(journal, "revisions", revisions, list(range(history.revision + 1)))
 
 
-def gives_the_row(life: FlowHistory) -> Iterator[str]:
+def gives_the_row(history: FlowHistory) -> Iterator[str]:
     """I-8: folding a flow's journal gives exactly its row."""
-    flaws = [f"the row of {life.id} cannot be read: {life.flaw}"] if life.flow is None else []
-    flaws += [f"entry {entry.seq} of {life.id} cannot be read: {entry.flaw}" for entry in life.entries if entry.event is None]
+    flaws = [f"the row of {history.id} cannot be read: {history.flaw}"] if history.flow is None else []
+    flaws += [f"entry {entry.seq} of {history.id} cannot be read: {entry.flaw}" for entry in history.entries if entry.event is None]
     yield from flaws
     if flaws:
         return
     try:
-        told = folded(life.events)
+        fold = fold_journal(history.events)
     except (KeyError, TypeError, AttributeError, ValueError) as bad:
-        yield f"the journal of {life.id} cannot be folded: {bad!r}"
+        yield f"the journal of {history.id} cannot be folded: {bad!r}"
         return
-    if told != life.flow:
-        yield f"folding the journal of {life.id} gives {_differences(told, life.flow)}"
+    if fold != history.flow:
+        yield f"folding the journal of {history.id} gives {_differences(fold, history.flow)}"
 
 
-def takes_legal_edges(life: FlowHistory) -> Iterator[str]:
+def takes_legal_edges(history: FlowHistory) -> Iterator[str]:
     """I-9: only edges of the table; after the end only observed runs; once cancellation is requested only `cancelled` follows."""
     status: FlowStatus | None = None
-    asked = False
-    for event in life.events:
+    is_cancel_requested = False
+    for event in history.events:
         after = STATUS_AFTER.get(event.kind, status)
         if status in TERMINAL and event.kind is not EventKind.STEP_OBSERVED:
-            yield f"{life.id} had ended as {status}, and then {event.kind} came"
+            yield f"{history.id} had ended as {status}, and then {event.kind} came"
         elif status is not None and after is not None and after is not status and after not in NEXT[status]:
-            yield f"{life.id} went from {status} to {after}"
-        if asked and event.kind not in _AFTER_REQUEST:
-            yield f"{life.id} did {event.kind} though its cancellation was requested"
-        if len(life.events) == len(life.entries) and (event.status, event.previous_status) != (after, status):
-            yield f"entry {event.seq} of {life.id} says {event.previous_status} → {event.status}, it was {status} → {after}"
-        asked = asked or event.kind is EventKind.CANCEL_REQUESTED
+            yield f"{history.id} went from {status} to {after}"
+        if is_cancel_requested and event.kind not in _AFTER_REQUEST:
+            yield f"{history.id} did {event.kind} though its cancellation was requested"
+        if len(history.events) == len(history.entries) and (event.status, event.previous_status) != (after, status):
+            yield f"entry {event.seq} of {history.id} says {event.previous_status} → {event.status}, it was {status} → {after}"
+        is_cancel_requested = is_cancel_requested or event.kind is EventKind.CANCEL_REQUESTED
         status = after
 
 
-def revisions_are_written_once(life: FlowHistory) -> Iterator[str]:
+def revisions_are_written_once(history: FlowHistory) -> Iterator[str]:
     """I-11: no two changes of a flow have the same revision."""
     seen: set[int] = set()
-    for revision in _revisions(life):
+    for revision in _revisions(history):
         if revision in seen:
-            yield f"revision {revision} of {life.id} was written more than once"
+            yield f"revision {revision} of {history.id} was written more than once"
         seen.add(revision)
 
 
@@ -77,18 +78,18 @@ def epochs_never_go_back(evidence: Evidence) -> Iterator[str]:
         yield f"a journal row says worker {last}, the database has been opened by {newest} so far"
 
 
-def _revisions(life: FlowHistory) -> list[int]:
+def _revisions(history: FlowHistory) -> list[int]:
     """List the revisions that the journal wrote; observed runs bump none."""
-    return [event.revision for event in life.events if event.kind is not EventKind.STEP_OBSERVED]
+    return [event.revision for event in history.events if event.kind is not EventKind.STEP_OBSERVED]
 
 
-def _deviation(whose: str, what: str, found: list[int], wanted: list[int]) -> Iterator[str]:
+def _deviation(journal: str, what: str, actual: list[int], expected: list[int]) -> Iterator[str]:
     """Say in which numbers two lists differ, if they do."""
-    if found == wanted:
+    if actual == expected:
         return
-    lacks, has = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    said = [f"lacks the {what} {_some(lacks)}" if lacks else "", f"has the {what} {_some(has)} more than its row" if has else ""]
-    yield f"{whose} {' and '.join(part for part in said if part) or f'has its {what} out of order'}"
+    lacks, has = sorted(set(expected) - set(actual)), sorted(set(actual) - set(expected))
+    parts = [f"lacks the {what} {_some(lacks)}" if lacks else "", f"has the {what} {_some(has)} more than its row" if has else ""]
+    yield f"{journal} {' and '.join(part for part in parts if part) or f'has its {what} out of order'}"
 
 
 def _some(numbers: list[int]) -> str:
@@ -97,12 +98,12 @@ def _some(numbers: list[int]) -> str:
     return shown if len(numbers) <= _SHOWN else f"{shown} … ({len(numbers)} of them)"
 
 
-def _differences(told: Flow | None, row: Flow | None) -> str:
+def _differences(fold: Flow | None, row: Flow | None) -> str:
     """Say in which fields the two differ, with both values, cut to what can be read."""
-    if told is None or row is None:
-        return f"{told}, the row is {row}"
-    fields = [name for name in row.__struct_fields__ if getattr(told, name) != getattr(row, name)]
-    return "; ".join(f"{name} {_short(getattr(told, name))}, the row has {_short(getattr(row, name))}" for name in fields)
+    if fold is None or row is None:
+        return f"{fold}, the row is {row}"
+    fields = [name for name in row.__struct_fields__ if getattr(fold, name) != getattr(row, name)]
+    return "; ".join(f"{name} {_short(getattr(fold, name))}, the row has {_short(getattr(row, name))}" for name in fields)
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Keep what was read of a stream where it can be asked: on disk once it is large, digests instead of bodies."""
+"""Keep what was read of a stream where it can be queried: on disk once it is large, with digests instead of bodies."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import msgspec
 
 from nats_taskflow.wire.headers import MSG_ID
 
-_TABLE = """CREATE TABLE heard (place INTEGER PRIMARY KEY, subject TEXT NOT NULL, msg_id TEXT NOT NULL, flow TEXT NOT NULL,
-  seq INTEGER NOT NULL, digest BLOB NOT NULL, said BLOB NOT NULL, kind TEXT NOT NULL, owner TEXT NOT NULL) STRICT"""
+_TABLE = """CREATE TABLE messages (place INTEGER PRIMARY KEY, subject TEXT NOT NULL, msg_id TEXT NOT NULL, flow TEXT NOT NULL,
+  seq INTEGER NOT NULL, digest BLOB NOT NULL, content BLOB NOT NULL, kind TEXT NOT NULL, owner TEXT NOT NULL) STRICT"""
 _CANONICAL = msgspec.json.Encoder(order="sorted")
 
 
@@ -27,7 +27,7 @@ class LedgerMessage(msgspec.Struct, frozen=True):
 
 
 class LedgerEntry(msgspec.Struct, frozen=True):
-    """What is remembered of a message: `digest` of the body's bytes, `said` of what it says, however it is spelled.
+    """What is kept of a message: `digest` of the body's bytes, `content` of what they mean, whatever the order of the keys.
 
     `flow` and `number` are the event's, as its body has them; empty and 0 for what is no event.
     """
@@ -38,7 +38,7 @@ class LedgerEntry(msgspec.Struct, frozen=True):
     flow: str
     number: int
     digest: bytes
-    said: bytes
+    content: bytes
     kind: str
     owner: str
 
@@ -53,40 +53,40 @@ class Ledger:
         weakref.finalize(self, self._database.close)  # by whichever thread the garbage collector runs on
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute(_TABLE)
-        self._database.execute("CREATE INDEX heard_by_flow ON heard (flow, place)")
-        self._database.execute("CREATE INDEX heard_by_id ON heard (msg_id)")
+        self._database.execute("CREATE INDEX messages_by_flow ON messages (flow, place)")
+        self._database.execute("CREATE INDEX messages_by_id ON messages (msg_id)")
         self._database.execute("BEGIN")
         self.add(messages)
 
     def add(self, messages: Iterable[LedgerMessage]) -> None:
-        """Take the next messages, in the order of the stream."""
-        self._database.executemany("INSERT INTO heard VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (_row(message) for message in messages))
+        """Add the next messages, in the order of the stream."""
+        self._database.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (_row(message) for message in messages))
 
     def close(self) -> None:
         """Forget everything."""
         self._database.close()
 
     def __len__(self) -> int:
-        return int(self._database.execute("SELECT count(*) FROM heard").fetchone()[0])
+        return int(self._database.execute("SELECT count(*) FROM messages").fetchone()[0])
 
     def of(self, flow_id: str) -> list[LedgerEntry]:
         """List what was published of a flow, in the order of the stream."""
-        return [LedgerEntry(*row) for row in self._database.execute("SELECT * FROM heard WHERE flow = ? ORDER BY place", (flow_id,))]
+        return [LedgerEntry(*row) for row in self._database.execute("SELECT * FROM messages WHERE flow = ? ORDER BY place", (flow_id,))]
 
     def flows(self) -> Iterator[str]:
-        """Give every flow of which anything was published."""
-        for (flow_id,) in self._database.execute("SELECT DISTINCT flow FROM heard WHERE flow <> '' ORDER BY flow"):
+        """Yield every flow of which anything was published."""
+        for (flow_id,) in self._database.execute("SELECT DISTINCT flow FROM messages WHERE flow <> '' ORDER BY flow"):
             yield flow_id
 
     def strangers(self) -> Iterator[LedgerEntry]:
-        """Give the messages that are no events."""
-        for row in self._database.execute("SELECT * FROM heard WHERE flow = '' ORDER BY place"):
+        """Yield the messages that are no events."""
+        for row in self._database.execute("SELECT * FROM messages WHERE flow = '' ORDER BY place"):
             yield LedgerEntry(*row)
 
     def named(self, msg_id: str) -> LedgerEntry | None:
         """Return the first message with this id."""
-        found = self._database.execute("SELECT * FROM heard WHERE msg_id = ? ORDER BY place LIMIT 1", (msg_id,)).fetchone()
-        return LedgerEntry(*found) if found else None
+        row = self._database.execute("SELECT * FROM messages WHERE msg_id = ? ORDER BY place LIMIT 1", (msg_id,)).fetchone()
+        return LedgerEntry(*row) if row else None
 
 
 def digest(data: bytes) -> bytes:
@@ -94,8 +94,8 @@ def digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=16).digest()
 
 
-def said(event: Mapping[str, Any]) -> bytes:
-    """Return the digest of what an event says: the same for the same facts, whatever the order of the keys."""
+def content_digest(event: Mapping[str, Any]) -> bytes:
+    """Return the digest of what an event says: the same whatever the order of its keys."""
     return digest(_CANONICAL.encode(event))
 
 
@@ -104,7 +104,7 @@ def _row(message: LedgerMessage) -> tuple[Any, ...]:
     try:
         event = msgspec.json.decode(message.body, type=dict[str, Any])
         flow, number, data = str(event["subject"]), int(event["sequence"]), dict(event["data"])
-        about = (flow, number, digest(message.body), said(event), str(data["kind"]), str(data["owner_session_key"]))
+        about = (flow, number, digest(message.body), content_digest(event), str(data["kind"]), str(data["owner_session_key"]))
     except (ValueError, KeyError, TypeError, RecursionError):  # a dead letter may be anything
         about = ("", 0, digest(message.body), b"", "", "")
     return (message.seq, message.subject, message.headers.get(MSG_ID, ""), *about)

@@ -9,35 +9,35 @@ import msgspec
 from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.lifecycle import TERMINAL
 from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
-from nats_taskflow.store.invariants.ledger import Ledger, digest, said
+from nats_taskflow.store.invariants.ledger import Ledger, content_digest, digest
 from nats_taskflow.wire.events import event_message
 from nats_taskflow.wire.subjects import is_token
 
 _ENDS = {status.value for status in TERMINAL}
 
 
-def is_published(life: FlowHistory, evidence: Evidence, events: Ledger) -> Iterator[str]:
+def is_published(history: FlowHistory, evidence: Evidence, events: Ledger) -> Iterator[str]:
     """I-20: every entry up to the mark lies in the stream, as far back as the stream keeps events."""
     mark = evidence.marks["events"]
-    heard = {one.number for one in events.of(life.id)}
-    oldest = min(heard, default=None)
-    for entry in life.entries:
+    published = {event.number for event in events.of(history.id)}
+    oldest = min(published, default=None)
+    for entry in history.entries:
         kept = events.first == 1 or (oldest is not None and entry.seq > oldest)
-        if entry.event is not None and entry.n <= mark and kept and entry.seq not in heard:
-            yield f"the entry {life.id}:{entry.seq} is said to be published, and is not in the stream"
+        if entry.event is not None and entry.n <= mark and kept and entry.seq not in published:
+            yield f"the entry {history.id}:{entry.seq} is said to be published, and is not in the stream"
 
 
-def says_what_was_committed(life: FlowHistory, evidence: Evidence, events: Ledger) -> Iterator[str]:
+def says_what_was_committed(history: FlowHistory, evidence: Evidence, events: Ledger) -> Iterator[str]:
     """I-21: an event says what its journal entry says, so that folding the events gives the flow."""
-    entries = {entry.seq: entry for entry in life.entries}
-    for one in events.of(life.id):
-        entry = entries.get(one.number)
+    entries = {entry.seq: entry for entry in history.entries}
+    for event in events.of(history.id):
+        entry = entries.get(event.number)
         if entry is None:
-            yield f"the event {life.id}:{one.number} at {one.place} was published, but never committed"
-        elif entry.event is not None and life.flow is not None:
-            message = event_message(entry.event, life.flow.controller_id, life.owner, evidence.subjects)
-            if said(msgspec.json.decode(message.body)) != one.said:
-                yield f"the event {life.id}:{one.number} at {one.place} says something else than the journal"
+            yield f"the event {history.id}:{event.number} at {event.place} was published, but never committed"
+        elif entry.event is not None and history.flow is not None:
+            message = event_message(entry.event, history.flow.controller_id, history.owner, evidence.subjects)
+            if content_digest(msgspec.json.decode(message.body)) != event.content:
+                yield f"the event {history.id}:{event.number} at {event.place} says something else than the journal"
 
 
 def comes_from_a_flow(evidence: Evidence, events: Ledger) -> Iterator[str]:
@@ -46,9 +46,9 @@ def comes_from_a_flow(evidence: Evidence, events: Ledger) -> Iterator[str]:
         yield f"what lies at {stranger.place} ({stranger.subject}) is no event"
     for flow_id in events.flows():
         if evidence.value("SELECT 1 FROM flows WHERE id = ?1", flow_id) is None:
-            of = events.of(flow_id)
-            if not any(one.kind in _ENDS for one in of):  # observed runs may follow the end
-                yield f"the event {flow_id}:{of[-1].number} at {of[-1].place} is of a flow that was never committed"
+            published = events.of(flow_id)
+            if not any(event.kind in _ENDS for event in published):  # observed runs may follow the end
+                yield f"the event {flow_id}:{published[-1].number} at {published[-1].place} is of a flow that was never committed"
 
 
 def is_in_order(evidence: Evidence, events: Ledger) -> Iterator[str]:  # noqa: ARG001  every check of a stream is asked alike
@@ -56,22 +56,22 @@ def is_in_order(evidence: Evidence, events: Ledger) -> Iterator[str]:  # noqa: A
     for flow_id in events.flows():
         high = 0
         bodies: dict[int, bytes] = {}
-        for one in events.of(flow_id):
-            if one.msg_id != f"{flow_id}:{one.number}":
-                yield f"the event {flow_id}:{one.number} at {one.place} has the Nats-Msg-Id {one.msg_id}"
-            if one.number in bodies and bodies[one.number] != one.digest:
-                yield f"the event {flow_id}:{one.number} was repeated at {one.place} with other bytes"
-            if one.number not in bodies and one.number != high + 1 and (high or events.first == 1):
-                yield f"the event {flow_id}:{one.number} at {one.place} came after {high}"
-            bodies[one.number] = one.digest
-            high = max(high, one.number)
+        for event in events.of(flow_id):
+            if event.msg_id != f"{flow_id}:{event.number}":
+                yield f"the event {flow_id}:{event.number} at {event.place} has the Nats-Msg-Id {event.msg_id}"
+            if event.number in bodies and bodies[event.number] != event.digest:
+                yield f"the event {flow_id}:{event.number} was repeated at {event.place} with other bytes"
+            if event.number not in bodies and event.number != high + 1 and (high or events.first == 1):
+                yield f"the event {flow_id}:{event.number} at {event.place} came after {high}"
+            bodies[event.number] = event.digest
+            high = max(high, event.number)
 
 
-def is_told_to_its_own(life: FlowHistory, evidence: Evidence, events: Ledger) -> Iterator[str]:
+def is_told_to_its_own(history: FlowHistory, evidence: Evidence, events: Ledger) -> Iterator[str]:
     """I-29: an event goes out under the agent that owns its flow."""
-    for one in events.of(life.id):
-        if one.subject != evidence.subjects.event(agent_of(life.owner), life.id, one.kind) or one.owner != life.owner:
-            yield f"the event {life.id}:{one.number} of {life.owner} was published on {one.subject} for {one.owner}"
+    for event in events.of(history.id):
+        if event.subject != evidence.subjects.event(agent_of(history.owner), history.id, event.kind) or event.owner != history.owner:
+            yield f"the event {history.id}:{event.number} of {history.owner} was published on {event.subject} for {event.owner}"
 
 
 def dead_letters_are_out(evidence: Evidence, letters: Ledger) -> Iterator[str]:
@@ -93,12 +93,12 @@ def everything_is_taken_in(evidence: Evidence) -> Iterator[str]:
     if taken is None or taken.settled < taken.first:
         return
     query = "SELECT count(DISTINCT source_seq) FROM inbox WHERE source = ?1 AND source_seq BETWEEN ?2 AND ?3"
-    found = evidence.value(query, taken.stream, taken.first, taken.settled)
-    wanted = taken.settled - taken.first + 1 - taken.ignored
-    if found != wanted:
+    decided = evidence.value(query, taken.stream, taken.first, taken.settled)
+    kept = taken.settled - taken.first + 1 - taken.ignored
+    if decided != kept:
         where = f"{taken.first} to {taken.settled}, {taken.ignored} ignored"
-        yield f"{taken.stream} keeps {wanted} settled messages ({where}), {found} of them have an outcome"
+        yield f"{taken.stream} keeps {kept} settled messages ({where}), {decided} of them have an outcome"
 
 
 _WHOLE = 512 * 1024
-"""Bytes: bodies below this are published whole by any broker; a larger one may have been cut to what it takes."""
+"""Bytes: any broker takes a body below this whole; a larger one may have been cut to what the broker takes."""

@@ -9,15 +9,15 @@ from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
 from nats_taskflow.wire.inbound import command_scope
 
 
-def acts_on_its_own(life: FlowHistory) -> Iterator[str]:
+def acts_on_its_own(history: FlowHistory) -> Iterator[str]:
     """I-29: an agent's command only changes, and only tells of, that agent's flows."""
-    agent = agent_of(life.owner)
-    for event in life.events:
+    agent = agent_of(history.owner)
+    for event in history.events:
         if event.actor.startswith("agent:") and event.actor != f"agent:{agent}":
-            yield f"{event.actor} did {event.kind} at revision {event.revision} of {life.id}, which belongs to {life.owner}"
-    for told in life.told:
-        if told.scope != command_scope(agent or ""):
-            yield f"command {told.key} ({told.scope}) was told of {life.id}, which belongs to {life.owner}"
+            yield f"{event.actor} did {event.kind} at revision {event.revision} of {history.id}, which belongs to {history.owner}"
+    for outcome in history.outcomes:
+        if outcome.scope != command_scope(agent or ""):
+            yield f"command {outcome.key} ({outcome.scope}) was told of {history.id}, which belongs to {history.owner}"
 
 
 def waits_on_its_own_topic(evidence: Evidence) -> Iterator[str]:

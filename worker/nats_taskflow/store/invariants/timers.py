@@ -14,10 +14,10 @@ from nats_taskflow.units import Micros, format_duration, to_micros, to_the_secon
 _ENDS = {EventKind.RESUMED, EventKind.FAILED, EventKind.CANCELLED}
 
 
-def nothing_is_early(life: FlowHistory) -> Iterator[str]:
+def nothing_is_early(history: FlowHistory) -> Iterator[str]:
     """I-17: no timer fires and no deadline passes before its time, each at most once."""
     condition: WaitCondition | None = None
-    for event in life.events:
+    for event in history.events:
         if event.kind is EventKind.WAITING:
             condition = from_value(event.payload.get("wait"))
         if condition is None:
@@ -25,23 +25,23 @@ def nothing_is_early(life: FlowHistory) -> Iterator[str]:
         due = _due(event, condition)
         if due is not None and event.at_us < due:
             early = format_duration(due - event.at_us)
-            yield f"{event.kind} at {to_the_second(event.at_us)} ended a wait of {life.id} {early} before its time"
+            yield f"{event.kind} at {to_the_second(event.at_us)} ended a wait of {history.id} {early} before its time"
         if event.kind in _ENDS:
             condition = None
 
 
-def is_due_when_the_row_says(life: FlowHistory) -> Iterator[str]:
+def is_due_when_the_row_says(history: FlowHistory) -> Iterator[str]:
     """I-17: the time at which a parked flow is looked at again is the next one its wait names: else it would be early, late or never."""
-    if life.flow is None:
+    if history.flow is None:
         return
-    condition = from_value(life.flow.wait_json) if life.flow.wait_json is not None else None
-    due = due_times(condition, life.flow.progress or {})[:1] if condition is not None else []
-    wanted = due[0][0] if due else None
-    if life.flow.cancel_requested and condition is not None:
-        wanted = life.flow.updated_us
-    if life.due_us != wanted:
-        apart = "" if life.due_us is None or wanted is None else f", {format_duration(abs(life.due_us - wanted))} apart"
-        yield f"{life.id} is due {_when(life.due_us)} by its row, {_when(wanted)} by its wait{apart}"
+    condition = from_value(history.flow.wait_json) if history.flow.wait_json is not None else None
+    due = due_times(condition, history.flow.progress or {})[:1] if condition is not None else []
+    expected = due[0][0] if due else None
+    if history.flow.cancel_requested and condition is not None:
+        expected = history.flow.updated_us
+    if history.due_us != expected:
+        apart = "" if history.due_us is None or expected is None else f", {format_duration(abs(history.due_us - expected))} apart"
+        yield f"{history.id} is due {_when(history.due_us)} by its row, {_when(expected)} by its wait{apart}"
 
 
 def _due(event: FlowEvent, condition: WaitCondition) -> Micros | None:

@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from nats_taskflow.flow.model import Flow, HeldReply
+from nats_taskflow.flow.model import Flow, HeldReply, Pair
 from nats_taskflow.store.admin_port import (
     COUNTED,
-    FOREVER,
     LOOK,
     NEWEST,
     SLICE,
@@ -19,19 +18,16 @@ from nats_taskflow.store.admin_port import (
     DeadLetterGroup,
     FlowFilter,
     Gauges,
-    KeptDeadLetter,
-    LoggedIntervention,
     ParkedPage,
     ReceivedReply,
-    SetAside,
-    WaitCountsRange,
-    WaiterRow,
 )
-from nats_taskflow.store.records import ALL, Page
-from nats_taskflow.store.sqlite import rows
+from nats_taskflow.store.records import ALL, DeadLetter, Page
+from nats_taskflow.store.sqlite import admin_rows, rows
 from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.store.sqlite.steps import PAGE_BYTES, FetchedRows
 from nats_taskflow.units import Micros
+from nats_taskflow.wire.admin_answers import InterventionShown, SetAsideFlow, WaiterShown
+from nats_taskflow.wire.admin_letters import LetterShown
 
 _DUE_COUNTED = 10_000
 _FIRST = (-(2**62), 0)
@@ -41,150 +37,154 @@ Shown = TypeVar("Shown")
 
 
 class SqliteAdminReads(ABC):
-    """The operators' half of the reads; a subclass says how a statement is run (`_run`)."""
+    """The operators' half of the reads; a subclass says how a statement is run."""
 
     def __init__(self) -> None:
-        self._overview = statements("overview")
+        self._admin_ask = statements("admin_reads")
 
     @abstractmethod
     async def _run(self, sql: str, parameters: Sequence[Any], room: int = ALL, heavy: int | None = None) -> FetchedRows:
-        """Run a statement with SQLite's errors translated; see `stepping.fetch`."""
+        """Run a statement with SQLite's errors translated; see `steps.fetch`."""
 
     @abstractmethod
     async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
         """Run a statement and return all its rows."""
 
-    async def _seen(self, name: str, *parameters: Any) -> Sequence[Any]:
+    async def _select(self, name: str, *parameters: Any) -> Sequence[Any]:
         """Run a named statement."""
-        return await self._read(self._overview[name], parameters)
+        return await self._read(self._admin_ask[name], parameters)
 
-    async def _seen_page(self, name: str, *parameters: Any, room: int = PAGE_BYTES) -> FetchedRows:
+    async def _select_one(self, name: str, *parameters: Any) -> Any | None:
+        """Run a named statement; return its first row, or None."""
+        return next(iter(await self._select(name, *parameters)), None)
+
+    async def _select_page(self, name: str, *parameters: Any, room: int = PAGE_BYTES) -> FetchedRows:
         """Run a named statement as far as its rows fit into a page."""
-        return await self._run(self._overview[name], parameters, room)
+        return await self._run(self._admin_ask[name], parameters, room)
 
-    async def find_flows(self, wanted: FlowFilter, *, limit: int, after: int | None = None) -> Page[Flow]:
-        """List the wanted flows, newest first."""
-        by, value = _driver(wanted)
-        given = sum(value is not None for value in msgspec.structs.astuple(wanted))
-        look = limit if given == (by is not None) else max(LOOK, limit)  # with nothing left to filter, each candidate is wanted
-        name, more = ("look", ()) if by is None else (f"look_by_{by}", (value,))
-        found, place = await self._sifted(name, (ALL if after is None else after,), more, wanted, limit, look)
-        return Page(rows=readable([row for _, row in found]), next=place[-1] if place else None)
+    async def find_flows(self, filters: FlowFilter, *, limit: int, after: int | None = None) -> Page[Flow]:
+        """List the filters flows, newest first."""
+        index, value = _choose_index(filters)
+        count = sum(value is not None for value in msgspec.structs.astuple(filters))
+        look = limit if count == (index is not None) else max(LOOK, limit)  # with no other filter, each candidate is filters
+        name, more = ("look", ()) if index is None else (f"look_by_{index}", (value,))
+        matches, place = await self._filter_candidates(name, (ALL if after is None else after,), more, filters, limit, look)
+        return Page(rows=rows.flows([row for _, row in matches]), next=place[-1] if place else None)
 
-    async def parked(self, wanted: FlowFilter, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> ParkedPage:
+    async def parked(self, filters: FlowFilter, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> ParkedPage:
         """List waiting flows, the longest-waiting first."""
-        look = limit if wanted == FlowFilter() else max(LOOK, limit)
+        look = limit if filters == FlowFilter() else max(LOOK, limit)
         until = (ALL if parked_before is None else parked_before,)
-        found, place = await self._sifted("look_parked", after or _FIRST, until, wanted, limit, look)
-        at = {row[0]: (place[0], place[1]) for place, row in found}
-        flows = [(at[n], flow) for n, flow in readable([row for _, row in found])]
+        matches, place = await self._filter_candidates("look_parked", after or _FIRST, until, filters, limit, look)
+        at = {row[0]: (place[0], place[1]) for place, row in matches}
+        flows = [(at[n], flow) for n, flow in rows.flows([row for _, row in matches])]
         return ParkedPage(rows=flows, next=(place[0], place[1]) if place else None)
 
-    async def _sifted(
-        self, look: str, start: Sequence[int], more: Sequence[Any], wanted: FlowFilter, limit: int, left: int
+    async def _filter_candidates(
+        self, look: str, start: Sequence[int], more: Sequence[Any], filters: FlowFilter, limit: int, left: int
     ) -> tuple[list[tuple[Sequence[int], Any]], Sequence[int] | None]:
-        """Read the flows that all filters leave of the next `left` candidates, each with its place, and return where to go on, if anywhere.
+        """Read the flows that match among the next `left` candidates, each with its place, and return where to go on, if anywhere.
 
-        A slice at a time: in between others have their turn on the connection, and what fills the page is the last that is looked at.
+        A slice at a time: others get the connection in between, and nothing is read beyond what fills the page.
         """
-        found: list[tuple[Sequence[int], Any]] = []
+        matches: list[tuple[Sequence[int], Any]] = []
         room = PAGE_BYTES
         while limit and left > 0:
             size = min(SLICE, left)
-            seen = await self._seen(look, *start, size, *more)
-            places = {place[-1]: place for place in seen}
-            page = await self._found(list(places), wanted, limit - len(found), room)
-            found += [(places[row[0]], row) for row in page.rows]
+            candidates = await self._select(look, *start, size, *more)
+            places = {place[-1]: place for place in candidates}
+            page = await self._matching(list(places), filters, limit - len(matches), room)
+            matches += [(places[row[0]], row) for row in page.rows]
             room -= page.weight
-            if page.cut or len(found) == limit:
-                return found, found[-1][0]
-            if len(seen) < size:
-                return found, None
-            start, left = seen[-1], left - size
-        return found, start if limit else None
+            if page.cut or len(matches) == limit:
+                return matches, matches[-1][0]
+            if len(candidates) < size:
+                return matches, None
+            start, left = candidates[-1], left - size
+        return matches, start if limit else None
 
-    async def _found(self, numbers: Sequence[int], wanted: FlowFilter, limit: int, room: int) -> FetchedRows:
-        """Read the candidates that all filters leave, in the candidates' order."""
-        status = wanted.status.value if wanted.status else None
-        controller = _glob(wanted.controller) if wanted.controller is not None else None
-        filters = (status, wanted.owner, controller, wanted.step, wanted.changed_before, wanted.topic)
-        more = (wanted.correlation_id, wanted.changed_since, wanted.due_by, wanted.kind, wanted.goal)
-        return await self._seen_page("find_flows", msgspec.json.encode(numbers).decode(), limit, *filters, *more, room=room)
+    async def _matching(self, numbers: Sequence[int], filters: FlowFilter, limit: int, room: int) -> FetchedRows:
+        """Read the candidates that match all filters, in their order."""
+        status = filters.status.value if filters.status else None
+        controller = _glob(filters.controller) if filters.controller is not None else None
+        values = (status, filters.owner, controller, filters.step, filters.changed_before, filters.topic)
+        more = (filters.correlation_id, filters.changed_since, filters.due_by, filters.kind, filters.goal)
+        return await self._select_page("find_flows", msgspec.json.encode(numbers).decode(), limit, *values, *more, room=room)
 
-    async def set_aside(self, *, limit: int, after: int | None = None) -> Page[SetAside]:
+    async def set_aside(self, *, limit: int, after: int | None = None) -> Page[SetAsideFlow]:
         """List the flows that are set aside."""
-        return _page(await self._seen_page("set_aside", after or 0, limit), limit, _set_aside)
+        return _page(await self._select_page("set_aside", after or 0, limit), limit, admin_rows.set_aside)
 
-    async def set_aside_flow(self, flow_id: str) -> SetAside | None:
+    async def set_aside_flow(self, flow_id: str) -> SetAsideFlow | None:
         """Return the flow if it is set aside."""
-        found = await self._seen("set_aside_flow", flow_id)
-        return _set_aside(found[0]) if found else None
+        row = await self._select_one("set_aside_flow", flow_id)
+        return admin_rows.set_aside(row) if row else None
 
-    async def ids_like(self, part: str, limit: int) -> list[str]:
-        """List ids that begin or end like this."""
-        found = [row[0] for row in await self._seen("ids_by_prefix", part, limit)]
+    async def find_ids(self, part: str, limit: int) -> list[str]:
+        """List ids that begin or end with a part; see `NEWEST`."""
+        ids = [row[0] for row in await self._select("ids_by_prefix", part, limit)]
         above = _AFTER_IDS
         for _ in range(NEWEST // COUNTED):
-            last = await self._seen("id_before", above, COUNTED - 1)
+            last = await self._select("id_before", above, COUNTED - 1)
             start = last[0][0] if last else ""
-            found += [row[0] for row in await self._seen("ids_by_suffix", start, above, part, limit)]
-            if not last or len(found) >= 2 * limit:
+            ids += [row[0] for row in await self._select("ids_by_suffix", start, above, part, limit)]
+            if not last or len(ids) >= 2 * limit:
                 break
             above = start
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(ids))
 
-    async def waiters(self, topic: str, correlation_id: str | None, limit: int) -> list[WaiterRow]:
+    async def waiters(self, topic: str, correlation_id: str | None, limit: int) -> list[WaiterShown]:
         """List open waits."""
         if correlation_id is None:
-            found = await self._seen("waiters_of_topic", topic, limit)
+            waiters = await self._select("waiters_of_topic", topic, limit)
         else:
-            found = await self._seen("waiters_of_pair", topic, correlation_id, limit)
-        return [WaiterRow(**dict(zip(WaiterRow.__struct_fields__, row, strict=True))) for row in found]
+            waiters = await self._select("waiters_of_pair", topic, correlation_id, limit)
+        return [admin_rows.waiter(row) for row in waiters]
 
-    async def waited_for(self, flow_id: str, limit: int) -> list[tuple[str, str]]:
+    async def awaited_pairs(self, flow_id: str, limit: int) -> list[Pair]:
         """List what a flow waits for or has waited for."""
-        return list(dict.fromkeys((topic, pair) for topic, pair in await self._seen("waited_for", flow_id, limit)))
+        return list(dict.fromkeys((topic, pair) for topic, pair in await self._select("awaited_pairs", flow_id, limit)))
 
     async def held_replies(
         self, *, topic: str | None = None, correlation_id: str | None = None, limit: int, after: int | None = None, payloads: bool = True
     ) -> Page[HeldReply]:
         """List held replies."""
-        by = {(True, False): "_of_topic", (False, True): "_of_correlation", (True, True): "_of_pair"}
-        name = "held" + by.get((topic is not None, correlation_id is not None), "")
-        given = [value for value in (topic, correlation_id) if value is not None]
-        page = await self._seen_page(name, after or 0, limit, int(payloads), *given)
+        suffixes = {(True, False): "_of_topic", (False, True): "_of_correlation", (True, True): "_of_pair"}
+        name = "held" + suffixes.get((topic is not None, correlation_id is not None), "")
+        pair = [value for value in (topic, correlation_id) if value is not None]
+        page = await self._select_page(name, after or 0, limit, int(payloads), *pair)
         replies = []
         for row in page.rows:
             try:
                 replies.append((row[0], rows.held(row[1:])))
-            except rows.Unreadable:
+            except rows.UnreadableRow:
                 continue
         return Page(rows=replies, next=page.place(limit))
 
     async def held_reply(self, number: int) -> HeldReply | None:
         """Return a held reply by its number."""
-        found = await self._seen("held_by_number", number)
-        return rows.held(found[0][1:]) if found else None
+        row = await self._select_one("held_by_number", number)
+        return rows.held(row[1:]) if row else None
 
-    async def came_for(self, topic: str, correlation_id: str, limit: int) -> list[ReceivedReply]:
+    async def received_replies(self, pair: Pair, limit: int) -> list[ReceivedReply]:
         """List what came for the pair: its keys lie side by side."""
-        start = f"{topic}\n{correlation_id}\n"
-        found = await self._seen("came", start, f"{topic}\n{correlation_id}\v", limit)
-        return [ReceivedReply(event_id=key[len(start) :], outcome=o, source=s, source_seq=q, at_us=at) for key, o, s, q, at in found]
+        start = "".join(f"{part}\n" for part in pair)
+        received = await self._select("received_replies", start, f"{start[:-1]}\v", limit)
+        return [ReceivedReply(event_id=key[len(start) :], outcome=o, source=s, source_seq=q, at_us=at) for key, o, s, q, at in received]
 
-    async def letter_at(self, stream: str, seq: int) -> int | None:
+    async def letter_number(self, stream: str, seq: int) -> int | None:
         """Return the number of the dead letter at a place."""
-        found = await self._seen("letter_at", stream, seq)
-        return found[0][0] if found else None
+        row = await self._select_one("letter_number", stream, seq)
+        return row[0] if row else None
 
     async def letter_groups(self, limit: int, before: Micros | None = None) -> list[DeadLetterGroup]:
         """Count by reason and subject, in one index, a slice of it at a time."""
         groups: dict[tuple[str, str], DeadLetterGroup] = {}
         start: Sequence[Any] = _FIRST_LETTER
         while len(groups) <= limit:
-            last = await self._seen("letter_after", *start, COUNTED - 1)
+            last = await self._select("letter_after", *start, COUNTED - 1)
             end = last[0] if last else _AFTER_LETTERS
-            for row in await self._seen("letter_groups", *start, *end, before):
+            for row in await self._select("letter_groups", *start, *end, before):
                 group = DeadLetterGroup(**dict(zip(DeadLetterGroup.__struct_fields__, row, strict=True)))
                 key = group.subject, group.reason
                 groups[key] = groups[key].plus(group) if key in groups else group
@@ -194,105 +194,81 @@ class SqliteAdminReads(ABC):
         return list(groups.values())[:limit]
 
     async def letters(
-        self, wanted: DeadLetterFilter, *, limit: int, after: int | None = None, up_to: int | None = None
-    ) -> Page[KeptDeadLetter]:
+        self, filters: DeadLetterFilter, *, limit: int, after: int | None = None, up_to: int | None = None
+    ) -> Page[LetterShown]:
         """List dead letters, oldest first."""
-        if wanted.numbers is not None:
-            found = await self._seen("letters_by_number", msgspec.json.encode(wanted.numbers).decode())
-            return Page(rows=[(row[0], _kept(row)) for row in found], next=None)
-        given = (after or 0, ALL if up_to is None else up_to, wanted.subject, wanted.before, int(wanted.replayed), limit)
-        if wanted.reason is not None:
-            return _page(await self._seen_page("letters_by_reason", *given, wanted.reason), limit, _kept)
-        return _page(await self._seen_page("letters", *given), limit, _kept)
+        if filters.numbers is not None:
+            letters = await self._select("letters_by_number", msgspec.json.encode(filters.numbers).decode())
+            return Page(rows=[(row[0], admin_rows.letter(row)) for row in letters], next=None)
+        values = (after or 0, ALL if up_to is None else up_to, filters.subject, filters.before, int(filters.replayed), limit)
+        if filters.reason is not None:
+            return _page(await self._select_page("letters_by_reason", *values, filters.reason), limit, admin_rows.letter)
+        return _page(await self._select_page("letters", *values), limit, admin_rows.letter)
 
-    async def letter(self, number: int) -> KeptDeadLetter | None:
+    async def letter(self, number: int) -> LetterShown | None:
         """Return a dead letter with its headers and body."""
-        found = await self._seen("letter", number)
-        return _kept(found[0]) if found else None
+        row = await self._select_one("letter", number)
+        return admin_rows.whole_letter(row) if row else None
+
+    async def stored_letter(self, number: int) -> DeadLetter | None:
+        """Return a dead letter as it came."""
+        row = await self._select_one("letter", number)
+        return admin_rows.stored_letter(row) if row else None
 
     async def last_letter(self) -> int:
         """Return the number of the newest dead letter."""
-        return int((await self._seen("last_letter"))[0][0])
+        return int((await self._select("last_letter"))[0][0])
 
     async def outgoing_of(self, flow_id: str) -> tuple[str, int, Micros] | None:
         """Return a request that was not sent yet."""
-        found = await self._seen("outgoing_of", flow_id)
-        return tuple(found[0]) if found else None
+        row = await self._select_one("outgoing_of", flow_id)
+        return tuple(row) if row else None
 
-    async def interventions(self, *, limit: int, after: int | None = None) -> Page[LoggedIntervention]:
+    async def interventions(self, *, limit: int, after: int | None = None) -> Page[InterventionShown]:
         """List what operators did."""
-        page = await self._seen_page("interventions", ALL if after is None else after, limit)
-        return _page(page, limit, lambda r: LoggedIntervention(n=r[0], at_us=r[1], actor=r[2], verb=r[3], about=r[4], reason=r[5]))
-
-    async def waits_counted(self, *, after: Micros, limit: int, per: Micros) -> WaitCountsRange:
-        """Count a stretch of waiting flows by kind and time."""
-        end = await self._seen("parked_end", after, limit)
-        up_to = end[0][0] if end else FOREVER
-        (_, _, last_event), *found = await self._seen("waits_of", after, up_to, per)
-        return WaitCountsRange(up_to=up_to, last_event=last_event, counts={(kind or "", at): count for kind, at, count in found})
+        page = await self._select_page("interventions", ALL if after is None else after, limit)
+        return _page(page, limit, admin_rows.intervention)
 
     async def gauges(self, now: Micros) -> Gauges:
-        """Say how the database stands: counters, and ends of indexes."""
+        """Read the counters and the ends of indexes."""
         counts = dict(await self._read(statements("reads")["counts"], ()))
         published = {name: (await self._read(statements("reads")["published"], (name,)))[0][0] for name in ("events", "dead_letters")}
         next_due = await self._read(statements("reads")["next_due"], ())
-        oldest = await self._seen("oldest_parked")
+        oldest = await self._select("oldest_parked")
         letters = await self.last_letter()
-        outgoing, attempts = (await self._seen("count_outgoing"))[0]
+        outgoing, attempts = (await self._select("count_outgoing"))[0]
         return Gauges(
             counts=counts,
-            set_aside=(await self._seen("count_set_aside"))[0][0],
-            due=(await self._seen("count_due", now, _DUE_COUNTED))[0][0],
+            set_aside=(await self._select("count_set_aside"))[0][0],
+            due=(await self._select("count_due", now, _DUE_COUNTED))[0][0],
             next_due=next_due[0][0] if next_due else None,
             oldest_wait=tuple(oldest[0]) if oldest else None,
-            unpublished_events=max((await self._seen("last_event"))[0][0] - published["events"], 0),
+            unpublished_events=max((await self._select("last_event"))[0][0] - published["events"], 0),
             unpublished_dead_letters=max(letters - published["dead_letters"], 0),
-            dead_letters=(await self._seen("count_letters"))[0][0],
+            dead_letters=(await self._select("count_letters"))[0][0],
             outgoing=outgoing,
             outgoing_attempts=attempts,
-            epoch=dict(await self._seen("meta"))["epoch"],
-            most={quota: (agent, used) for quota, agent, used in await self._seen("most_used")},
+            epoch=dict(await self._select("meta"))["epoch"],
+            most={quota: (agent, used) for quota, agent, used in await self._select("most_used")},
         )
 
 
-def _driver(wanted: FlowFilter) -> tuple[str | None, Any]:
-    """Choose the filter that is looked up in its index: the one that leaves least."""
-    if wanted.topic is not None:
-        return "topic", wanted.topic
-    if wanted.owner is not None:
-        return "owner", wanted.owner
-    if wanted.controller is not None and "*" not in wanted.controller:
-        return "controller", wanted.controller
-    return ("status", wanted.status.value) if wanted.status is not None else (None, None)
+def _choose_index(filters: FlowFilter) -> tuple[str | None, Any]:
+    """Choose the filter that is looked up in its index, the one that leaves fewest flows, and its value."""
+    if filters.topic is not None:
+        return "topic", filters.topic
+    if filters.owner is not None:
+        return "owner", filters.owner
+    if filters.controller is not None and "*" not in filters.controller:
+        return "controller", filters.controller
+    return ("status", filters.status.value) if filters.status is not None else (None, None)
 
 
 def _glob(pattern: str) -> str:
-    """Return a pattern in which only `*` stands for other text, as SQLite's GLOB has it."""
+    """Return the GLOB pattern in which only `*` stands for other text."""
     return "".join(f"[{letter}]" if letter in "?[" else letter for letter in pattern)
-
-
-def readable(found: Sequence[Any]) -> list[tuple[int, Flow]]:
-    """Return the flows of the rows that can be read."""
-    flows = []
-    for row in found:
-        try:
-            flows.append((row[0], rows.flow(row[1:])))
-        except rows.Unreadable:
-            continue
-    return flows
 
 
 def _page(page: FetchedRows, limit: int, shown: Callable[[Any], Shown]) -> Page[Shown]:
     """Return a page of rows that begin with their position."""
     return Page(rows=[(row[0], shown(row)) for row in page.rows], next=page.place(limit))
-
-
-def _set_aside(row: Any) -> SetAside:
-    """Return the labels of a row, also damaged ones."""
-    controller, owner, step, why = (rows.legible(row[at]) for at in (2, 3, 4, 6))
-    return SetAside(flow_id=row[1], controller_id=controller, owner_session_key=owner, current_step=step, status=row[5], why=why)
-
-
-def _kept(row: Any) -> KeptDeadLetter:
-    """Return a dead letter with what was done to it."""
-    return KeptDeadLetter(letter=rows.dead_letter(row[:9]), replays=row[9], replayed_us=row[10], replayed_by=row[11], size=row[12])

@@ -1,6 +1,6 @@
 """Copy a live database from another process: whole, checked and on disk, or not at all (RELIABILITY 6).
 
-Never inside the worker's process, and never by plain `open`: closing a descriptor of the file there would drop SQLite's locks.
+Never in the worker's process, nor by plain `open`: closing a descriptor of the file there would release SQLite's locks.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from nats_taskflow.config.paths import whole
+from nats_taskflow.config.paths import resolve_or_refuse
 from nats_taskflow.errors import StoreRefused
 from nats_taskflow.files import partial_name, publish_file
 from nats_taskflow.store.sqlite.opening import APPLICATION_ID, refuse_newer
-from nats_taskflow.store.sqlite.place import checked
+from nats_taskflow.store.sqlite.place import check_place
 from nats_taskflow.store.sqlite.statements import statements
 
 _STEP = 1000
@@ -40,17 +40,17 @@ def back_up(database: str, copy: Path, *, force: bool = False) -> BackupResult:
     Raises `FileExistsError` where `copy` is there already and `force` is not given, or is the database itself; `StoreRefused` for a file
     that is no database of ours, is damaged, or cannot be copied.
     """
-    source = checked(database)
+    source = check_place(database)
     if not source.exists():
         raise StoreRefused(f"store.path: {source} does not exist: there is nothing to back up")
-    copy = whole(copy)
+    copy = resolve_or_refuse(copy)
     if copy in {source.with_name(source.name + part) for part in _PARTS}:
         raise FileExistsError(f"{copy} is the database itself: name another file")
     _refuse_existing(copy, "exists", force=force)
     began = time.monotonic()
     try:
         with partial_name(copy) as part:
-            flows, schema = _filled(source, part)
+            flows, schema = _fill(source, part)
             _refuse_existing(copy, "was made meanwhile", force=force)
             publish_file(part, copy)
     except sqlite3.Error as bad:
@@ -68,21 +68,21 @@ def _refuse_existing(copy: Path, what: str, *, force: bool) -> None:
         raise FileExistsError(f"{copy} {what}: name another file, or say --force to replace it")
 
 
-def _filled(source: Path, part: Path) -> tuple[int, int]:
-    """Copy into the empty file, check it, and mark it as a copy; returns the number of flows and the schema."""
+def _fill(source: Path, part: Path) -> tuple[int, int]:
+    """Copy into the empty file, check it, and mark it as a copy. Returns the number of flows and the schema."""
     reader = sqlite3.connect(f"{source.as_uri()}?mode=ro", uri=True, isolation_level=None)
     writer = sqlite3.connect(part, isolation_level=None)
     try:
         reader.execute("PRAGMA busy_timeout = 5000")
-        reader.execute("BEGIN")  # one moment of the database for all steps: else each commit meanwhile would begin the copy anew
+        reader.execute("BEGIN")  # one snapshot for all steps: otherwise each commit meanwhile would begin the copy anew
         _refuse_foreign(reader, source)
         reader.backup(writer, pages=_STEP, progress=lambda *_: None)  # between two steps, Python looks for signals
         reader.execute("COMMIT")
         # The copy has the log's mode in its header; as a single file it can be moved without thinking of more.
         writer.execute("PRAGMA journal_mode = DELETE")
-        found = writer.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if found != "ok":
-            raise StoreRefused(f"{source} is damaged ({' '.join(str(found).split())}): no backup was made; keep the older ones")
+        result = writer.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if result != "ok":
+            raise StoreRefused(f"{source} is damaged ({' '.join(str(result).split())}): no backup was made; keep the older ones")
         writer.execute(statements("upkeep")["note_restored"])
         flows = writer.execute("SELECT count(*) FROM flows").fetchone()[0]
         return flows, writer.execute("PRAGMA user_version").fetchone()[0]

@@ -1,4 +1,4 @@
-"""Translate SQLite's errors, once, into what becomes of the work (ARCHITECTURE 3): again later, one by one, or start again from disk."""
+"""Translate SQLite's errors into what becomes of the work: again later, one by one, or start again from disk."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Hold the single-writer lock: `flock` on `<db>.lock`, for the life of the worker.
+"""Hold the single-writer lock: `flock` on `<db>.lock`, as long as the worker runs.
 
-Not on the database itself: closing any descriptor of it in this process would drop SQLite's own locks (ARCHITECTURE 3). Not `lockf`:
-POSIX locks belong to the process and are dropped by any close.
+Not on the database itself: closing any descriptor of it in this process would release SQLite's own locks. Not `lockf`: POSIX locks
+belong to the process, and any close releases them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nats_taskflow.files import open_own
 
 
 class WriterLock:
-    """The lock file of one database, held from `acquire` to `release`; a killed process releases it by dying."""
+    """The lock file of one database, held from `acquire` to `release`. The kernel releases it when the process dies."""
 
     def __init__(self, database: Path) -> None:
         self._database = database
@@ -24,7 +24,7 @@ class WriterLock:
         self._fd: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock at once or raise `StoreLocked`, naming who holds it."""
+        """Take the lock at once. Raises `StoreLocked`, naming the process that holds it."""
         try:
             fd = open_own(self._path, os.O_RDWR | os.O_CREAT, self._owners())
         except OSError as bad:
@@ -47,23 +47,23 @@ class WriterLock:
             raise StoreBroken(message) from bad
 
     def _owners(self) -> set[int]:
-        """Return whose lock it may be besides this user's: a lock is made by whoever owns the database."""
+        """Return which user besides this one may own the lock file: the one who owns the database."""
         with contextlib.suppress(FileNotFoundError):
             return {self._database.stat().st_uid}
         return set()
 
     def release(self) -> None:
-        """Let go. Idempotent. The file stays: removing it would let two workers lock two different files."""
+        """Release the lock. Idempotent. The file stays: without it two workers could lock two different files."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
 
 def holder(database: Path) -> int | None:
-    """Return the process that holds the lock of `database`; None where nobody does.
+    """Return the id of the process that holds the lock of `database`; None where none does.
 
-    Without trying the lock: to hold it even for a moment would keep a worker from starting. Where the kernel does not list locks, the
-    process that wrote the file counts for as long as it lives.
+    Without taking the lock: to hold it even for a moment could keep a worker from starting. Where the kernel does not list locks, the
+    process that wrote the file counts as long as it lives.
     """
     path = database.with_name(database.name + ".lock")
     try:
@@ -73,13 +73,13 @@ def holder(database: Path) -> int | None:
     try:
         table = Path("/proc/locks").read_text(encoding="ascii")
     except OSError:
-        return int(written) if written.isdecimal() and _lives(int(written)) else None
+        return int(written) if written.isdecimal() and _is_alive(int(written)) else None
     held = any(fields[1] == "FLOCK" and fields[-3].rpartition(":")[2] == str(inode) for fields in map(str.split, table.splitlines()))
     return int(written) if held and written.isdecimal() else None
 
 
-def _lives(pid: int) -> bool:
-    """Tell whether there is such a process."""
+def _is_alive(pid: int) -> bool:
+    """Return whether there is such a process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Answer questions from a database that is open already for reading, without a worker: what `--db` reads."""
+"""Answer questions from a snapshot of a database, without a worker: what `--db` reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nats_taskflow.store.sqlite.steps import FetchedRows, fetch
 
 
 class OfflineReads(SqliteReads):
-    """The reads, on somebody else's connection. They block: there is nobody beside them."""
+    """The reads on a connection that is open already. They block: nothing else runs beside them."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         super().__init__()

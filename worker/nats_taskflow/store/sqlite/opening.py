@@ -1,4 +1,4 @@
-"""Check, configure and migrate a database before anything uses it (RELIABILITY 6)."""
+"""Identify, verify, configure and migrate a database before anything uses it (RELIABILITY 6)."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ _SETTINGS: tuple[tuple[str, object], ...] = (
 
 async def _pragma(connection: aiosqlite.Connection, text: str) -> Any:
     """Run a pragma and return its value, None where it returns none."""
-    found = list(await connection.execute_fetchall(f"PRAGMA {text}"))
-    return found[0][0] if found else None
+    values = list(await connection.execute_fetchall(f"PRAGMA {text}"))
+    return values[0][0] if values else None
 
 
 async def identify(file: Path) -> None:
-    """Make sure that the file is ours and not newer, without touching it. Raises `StoreRefused`, or `StoreBroken` for an I/O error.
+    """Check that the file is ours and not newer, without touching it. Raises `StoreRefused`, or `StoreBroken` for an I/O error.
 
-    `immutable=1` takes no lock and makes no log file; the header says enough, for a new database gets its ids before its log.
-    What a kill left half folded into the file makes sense with its log only: that is for `verify` to look at.
+    `immutable=1` takes no lock and makes no log file. The header says enough: a new database gets its ids before it has a log.
+    A file that a kill left in the middle of a checkpoint makes sense only with its log: `verify` looks at that.
     """
     if not await asyncio.to_thread(_has_content, file):
         return
@@ -59,7 +59,7 @@ async def identify(file: Path) -> None:
         identity = await _pragma(connection, "application_id")
         version = await _pragma(connection, "user_version")
     except sqlite3.DatabaseError as bad:
-        _raise_if_unread(bad)
+        _raise_if_unreadable(bad)
         if bad.sqlite_errorcode == sqlite3.SQLITE_CORRUPT and await asyncio.to_thread(_has_content, _beside(file, "-wal")):
             return
         message = f"store.path: {file} is not an SQLite database ({bad}): it was left untouched; set another path or restore a backup"
@@ -79,8 +79,8 @@ def _refuse_foreign(file: Path, identity: int) -> None:
         raise StoreRefused(message)
 
 
-def _raise_if_unread(bad: sqlite3.DatabaseError) -> None:
-    """Raise `StoreBroken` where the disk did not say what is in the file: nothing is known to be wrong with it."""
+def _raise_if_unreadable(bad: sqlite3.DatabaseError) -> None:
+    """Raise `StoreBroken` where the disk failed to read the file: the file itself may be sound."""
     if bad.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
         raise translate_errors(bad) from bad
 
@@ -91,9 +91,9 @@ def _beside(file: Path, suffix: str) -> Path:
 
 
 def create_private_file(file: Path) -> None:
-    """Make a missing database for its owner only: SQLite gives its log and index the same mode (RELIABILITY 5).
+    """Create a missing database for its owner only: SQLite gives its log and index the same mode (RELIABILITY 5).
 
-    Before SQLite opens it: afterwards, closing a descriptor of it would drop SQLite's locks. Raises `StoreRefused`.
+    Call it before SQLite opens the file: later, closing a descriptor of it would release SQLite's locks. Raises `StoreRefused`.
     """
     if file.exists():
         return
@@ -105,11 +105,11 @@ def create_private_file(file: Path) -> None:
 
 
 def guard(file: Path) -> None:
-    """Take the database, and what SQLite has beside it, away from others; before SQLite opens any of it (see `create_private_file`).
+    """Close the database, and the files that SQLite keeps beside it, to others, before SQLite opens them (see `create_private_file`).
 
-    Only once the file is known to be ours. Modes for a group stay: a group that may read backups is the operator's business. Raises
-    `StoreRefused` for a mode that cannot be mended, and for what somebody else has put there: SQLite would take a log for its own, and
-    follow a link.
+    Only once the file is known to be ours. A mode for the group stays: a group that may read backups is the operator's business. Raises
+    `StoreRefused` for a mode that cannot be changed, and for a file that somebody else has put there: SQLite would take a foreign log for
+    its own, and follow a link.
     """
     try:
         owners = {file.lstat().st_uid}
@@ -132,11 +132,11 @@ def guard(file: Path) -> None:
 
 
 def _close_to_others(part: Path, descriptor: int) -> None:
-    """Leave an open file to its owner only, and say so; raises `StoreRefused` where that cannot be."""
-    found = stat.S_IMODE(os.fstat(descriptor).st_mode)
-    if not found & stat.S_IRWXO:
+    """Leave an open file to its owner only, and log that. Raises `StoreRefused` where the mode cannot be changed."""
+    bits = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    if not bits & stat.S_IRWXO:
         return
-    mode = f"{found:04o}"
+    mode = f"{bits:04o}"
     try:
         os.fchmod(descriptor, 0o600)
     except OSError as bad:
@@ -146,24 +146,8 @@ def _close_to_others(part: Path, descriptor: int) -> None:
 
 
 def _has_content(file: Path) -> bool:
-    """Tell whether there is a database already."""
+    """Return whether there is a database already."""
     return file.exists() and file.stat().st_size > 0
-
-
-def schema_of(file: Path) -> int:
-    """Return which schema a closed or live database has, reading only. Raises `StoreRefused` for what is none of ours, or newer."""
-    database = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)
-    try:
-        identity = database.execute("PRAGMA application_id").fetchone()[0]
-        version: int = database.execute("PRAGMA user_version").fetchone()[0]
-    except sqlite3.DatabaseError as bad:
-        raise StoreRefused(f"store.path: {file} is no SQLite database, or cannot be read ({bad})") from bad
-    finally:
-        database.close()
-    if identity != APPLICATION_ID:
-        raise StoreRefused(f"store.path: {file} is no taskflow database (application_id {identity:#x}): name another file")
-    refuse_newer(file, version)
-    return version
 
 
 def refuse_newer(place: object, version: int) -> None:
@@ -180,11 +164,11 @@ def refuse_newer(place: object, version: int) -> None:
 async def verify(file: Path) -> None:
     """Check the pages after an unclean stop, before the first write. Raises `StoreRefused` with what to do, `StoreBroken` as above.
 
-    On a connection that cannot write: a writer's close would fold the log into a file that is refused, and left untouched.
+    On a connection that cannot write: closing a writer would fold the log into a file that is refused, and must stay untouched.
     """
     if not await asyncio.to_thread(_has_content, file):
         return
-    await _rolled_back(file)
+    await _roll_back(file)
     checker = await aiosqlite.connect(f"{file.as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
         version = await _pragma(checker, "user_version")
@@ -194,22 +178,22 @@ async def verify(file: Path) -> None:
         if version == 0 or not await _was_unclean(checker):
             return
         size = await _pragma(checker, "page_count") * await _pragma(checker, "page_size")
-        found = await _pragma(checker, "quick_check(1)") if size < CHECK_BELOW else "ok"
+        result = await _pragma(checker, "quick_check(1)") if size < CHECK_BELOW else "ok"
     except sqlite3.DatabaseError as bad:
-        _raise_if_unread(bad)
-        found = str(bad)
+        _raise_if_unreadable(bad)
+        result = str(bad)
     finally:
         await checker.close()
-    if found != "ok":
-        shown = " ".join(str(found).split())
+    if result != "ok":
+        shown = " ".join(str(result).split())
         message = f"store.path: {file} is damaged ({shown}): restore a backup, or salvage it with `sqlite3 {file.name} .recover`"
         raise StoreRefused(message)
 
 
-async def _rolled_back(file: Path) -> None:
-    """Let SQLite undo what a kill left half done while the database was being made: a connection that cannot write may not.
+async def _roll_back(file: Path) -> None:
+    """Let SQLite undo what a kill left half done while the database was created: a connection that cannot write may not.
 
-    Until it has a log (WAL), it has a rollback journal; afterwards never again. What is wrong with the file is for the check to tell.
+    A database has a rollback journal only until it has its log (WAL). What else is wrong with the file, the check tells.
     """
     if not await asyncio.to_thread(_beside(file, "-journal").exists):
         return
@@ -217,16 +201,16 @@ async def _rolled_back(file: Path) -> None:
     try:
         await _pragma(connection, "user_version")
     except sqlite3.DatabaseError as bad:
-        _raise_if_unread(bad)
+        _raise_if_unreadable(bad)
         structlog.get_logger("store").warning("not_rolled_back", why=str(bad))
     finally:
         await connection.close()
 
 
 async def _was_unclean(checker: aiosqlite.Connection) -> bool:
-    """Tell whether the last worker was stopped without closing the database."""
-    found = list(await checker.execute_fetchall("SELECT value FROM meta WHERE name = 'clean'"))
-    return not found or found[0][0] == 0
+    """Return whether the last worker stopped without closing the database."""
+    clean = list(await checker.execute_fetchall("SELECT value FROM meta WHERE name = 'clean'"))
+    return not clean or clean[0][0] == 0
 
 
 async def configure(writer: aiosqlite.Connection, *, file: bool) -> aiosqlite.Connection:
@@ -244,18 +228,12 @@ async def configure(writer: aiosqlite.Connection, *, file: bool) -> aiosqlite.Co
 
 
 def take_values_as_they_are() -> None:
-    """Have the driver bind bytes and None without asking around, in all of this process: for one that is a worker and nothing else.
+    """Register an identity adapter for bytes and None, for the whole process: for one that is a worker and nothing else.
 
-    The driver knows of text and numbers that SQLite takes them; of others it first asks in three places, each with an exception: a
-    twentieth of what a message costs.
+    Without one, sqlite3 tries three failing look-ups for every such parameter (5 % of what a message costs).
     """
     for kind in (bytes, type(None)):
-        sqlite3.register_adapter(kind, _as_it_is)
-
-
-def _as_it_is(value: Any) -> Any:
-    """Return a value that SQLite takes as it is."""
-    return value
+        sqlite3.register_adapter(kind, lambda value: value)
 
 
 async def migrate(writer: aiosqlite.Connection, place: str) -> None:
@@ -263,7 +241,7 @@ async def migrate(writer: aiosqlite.Connection, place: str) -> None:
     version = await _pragma(writer, "user_version")
     steps = migrations()
     if 0 < version < len(steps) and place != MEMORY:
-        await _backed_up(writer, Path(f"{place}.schema-{version}.backup"))
+        await _keep_backup(writer, Path(f"{place}.schema-{version}.backup"))
     for number, statements in enumerate(steps[version:], start=version + 1):
         await writer.execute_fetchall("BEGIN IMMEDIATE")
         for statement in statements:
@@ -272,8 +250,8 @@ async def migrate(writer: aiosqlite.Connection, place: str) -> None:
         await writer.execute_fetchall("COMMIT")
 
 
-async def _backed_up(writer: aiosqlite.Connection, backup: Path) -> None:
-    """Keep the database as it is in `backup`, whole or not at all; one that is there already stays."""
+async def _keep_backup(writer: aiosqlite.Connection, backup: Path) -> None:
+    """Copy the database to `backup`, whole or not at all. A backup that is there already stays."""
     if await asyncio.to_thread(backup.exists):
         return
     with partial_name(backup) as part:

@@ -1,4 +1,4 @@
-"""Answer questions on a connection that cannot write: each statement by itself, so that no read holds a snapshot for long."""
+"""Answer questions on a connection that cannot write. Each statement stands alone, so that no read holds a snapshot for long."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
 from nats_taskflow.store.records import ALL, DeadLetter, DueFlow, DueFlows, DueOutgoing, InboxRow, NumberedEvent, Page, UnfinishedEnd
 from nats_taskflow.store.sqlite import rows
-from nats_taskflow.store.sqlite.admin_reads import SqliteAdminReads, readable
+from nats_taskflow.store.sqlite.admin_reads import SqliteAdminReads
 from nats_taskflow.store.sqlite.errors import translate_errors
 from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.store.sqlite.steps import PAGE_BYTES, FetchedRows
 from nats_taskflow.units import Micros
 
 _TURNS_AMONG = 2500
-"""Agents take turns among so many of the first rows that are due, and of the last: looking at a row costs a hundredth of acting on it."""
+"""How many rows that are due, the first and the last, agents take turns among. To look at one costs a hundredth of acting on it."""
 
 
 class SqliteReads(SqliteAdminReads):
-    """The reading half of the store; a subclass says on which connection (`_read`)."""
+    """The reading half of the store; a subclass says on which connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,11 +32,15 @@ class SqliteReads(SqliteAdminReads):
 
     @abstractmethod
     async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows:
-        """Run a statement on the reading connection; see `stepping.fetch`."""
+        """Run a statement on the reading connection; see `steps.fetch`."""
 
     async def _rows(self, name: str, *parameters: Any) -> Sequence[Any]:
         """Run a named statement."""
         return await self._read(self._ask[name], parameters)
+
+    async def _row(self, name: str, *parameters: Any) -> Any | None:
+        """Run a named statement; return its first row, or None."""
+        return next(iter(await self._rows(name, *parameters)), None)
 
     async def _read(self, sql: str, parameters: Sequence[Any]) -> Sequence[Any]:
         """Run a statement and return all its rows."""
@@ -55,10 +59,10 @@ class SqliteReads(SqliteAdminReads):
 
     async def get(self, flow_id: str) -> Flow | None:
         """Return the flow, or None."""
-        found = await self._rows("get_flow", flow_id)
+        row = await self._row("get_flow", flow_id)
         try:
-            return rows.flow(found[0][1:]) if found else None
-        except rows.Unreadable as bad:
+            return rows.flow(row[1:]) if row else None
+        except rows.UnreadableRow as bad:
             message = f"the stored row of flow {flow_id} cannot be read: {bad}"
             raise Internal(message, flow_id=flow_id) from bad
 
@@ -67,10 +71,10 @@ class SqliteReads(SqliteAdminReads):
     ) -> Page[Flow]:
         """List flows, newest first; rows that cannot be read are left out (they are reported where they are set aside)."""
         filters = [("owner", owner), ("status", status.value if status else None)]
-        given = [(name, value) for name, value in filters if value is not None]
-        name = "list_flows" + ("_by_" + "_and_".join(name for name, _ in given) if given else "")
-        page = await self._page(name, ALL if after is None else after, limit, *(value for _, value in given))
-        return Page(rows=readable(page.rows), next=page.place(limit))
+        named = [(name, value) for name, value in filters if value is not None]
+        name = "list_flows" + ("_by_" + "_and_".join(name for name, _ in named) if named else "")
+        page = await self._page(name, ALL if after is None else after, limit, *(value for _, value in named))
+        return Page(rows=rows.flows(page.rows), next=page.place(limit))
 
     async def list_steps(self, flow_id: str, *, limit: int = ALL, after: int | None = None) -> Page[FlowStep]:
         """List the observed runs of a flow."""
@@ -79,8 +83,8 @@ class SqliteReads(SqliteAdminReads):
 
     async def get_step(self, flow_id: str, run_id: str) -> FlowStep | None:
         """Return an observed run, or None."""
-        found = await self._rows("get_step", flow_id, run_id)
-        return rows.step(found[0][1:]) if found else None
+        row = await self._row("get_step", flow_id, run_id)
+        return rows.step(row[1:]) if row else None
 
     async def list_events(self, flow_id: str, *, limit: int, after: int | None = None, newest: bool = False) -> Page[FlowEvent]:
         """List journal entries, in either order."""
@@ -90,21 +94,21 @@ class SqliteReads(SqliteAdminReads):
 
     async def outcome(self, scope: str, key: str) -> InboxRow | None:
         """Return what became of a message, or None."""
-        found = await self._rows("outcome", scope, key)
-        return rows.inbox(found[0]) if found else None
+        row = await self._row("outcome", scope, key)
+        return rows.inbox(row) if row else None
 
     async def due(self, now: Micros, limit: int, decided: Micros | None = None) -> DueFlows:
         """List the flows due by `now`: an index look-up, whatever the number of waiting flows."""
         until = now if decided is None else decided
-        (_, held_back, waiting, _, _), *found = await self._rows("due", now, limit, until, FLOW_ENDS, _TURNS_AMONG)
-        flows = [DueFlow(flow_id=row[1], wait_id=row[2], due_us=row[3]) for row in found if row[0] == 1]
-        ends = [UnfinishedEnd(flow_id=row[1], cascade=bool(row[2]), trace=row[4]) for row in found if row[0] != 1]
+        (_, held_back, waiting, _, _), *due = await self._rows("due", now, limit, until, FLOW_ENDS, _TURNS_AMONG)
+        flows = [DueFlow(flow_id=row[1], wait_id=row[2], due_us=row[3]) for row in due if row[0] == 1]
+        ends = [UnfinishedEnd(flow_id=row[1], cascade=bool(row[2]), trace=row[4]) for row in due if row[0] != 1]
         return DueFlows(waiting=waiting, flows=flows, held_back=bool(held_back), ends=ends)
 
     async def next_due(self) -> Micros | None:
         """Return when the next flow is due, or None."""
-        found = await self._rows("next_due")
-        return found[0][0] if found else None
+        row = await self._row("next_due")
+        return row[0] if row else None
 
     async def counts(self) -> dict[str, int]:
         """Return the maintained counters."""
@@ -130,46 +134,44 @@ class SqliteReads(SqliteAdminReads):
 
     async def next_outgoing(self) -> Micros | None:
         """Return when the next message to a delegate is due."""
-        found = await self._rows("next_outgoing")
-        return found[0][0] if found else None
+        row = await self._row("next_outgoing")
+        return row[0] if row else None
 
     async def published(self, outlet: str) -> int:
         """Return up to which row the outlet is published."""
-        found = await self._rows("published", outlet)
-        return int(found[0][0])
+        return int((await self._rows("published", outlet))[0][0])
 
     async def was_restored(self) -> bool:
-        """Tell whether this is a copy whose worker has not caught up yet."""
+        """Return whether this is a copy whose worker has not caught up yet."""
         return bool(await self._rows("was_restored"))
 
     async def is_taken(self, source: str, seq: int) -> bool:
-        """Tell whether a message was taken in from this place."""
+        """Return whether a message was taken in from this place."""
         return bool(await self._rows("is_taken", source, seq))
 
     async def last_taken_of(self, source: str, *, replies: bool) -> int | None:
         """Return the highest sequence that a reply, or a command, was taken from."""
-        found = await self._rows("last_taken_of", source, replies)
-        return found[0][0] if found else None
+        row = await self._row("last_taken_of", source, replies)
+        return row[0] if row else None
 
     async def last_taken(self, source: str) -> int | None:
         """Return the highest sequence of the stream that was taken in."""
-        found = await self._rows("last_taken", source)
-        return found[0][0] if found else None
+        row = await self._row("last_taken", source)
+        return row[0] if row else None
 
     async def first_not_taken(self, source: str, start: int) -> int:
         """Return the lowest sequence of the stream, from `start` on, that was not."""
-        found = await self._rows("first_not_taken", source, start)
-        return int(found[0][0])
+        return int((await self._rows("first_not_taken", source, start))[0][0])
 
     async def oldest_unpublished(self) -> Micros | None:
         """Return when the oldest row was committed that is not published."""
-        found = await self._rows("oldest_unpublished")
-        return found[0][0] if found else None
+        row = await self._row("oldest_unpublished")
+        return row[0] if row else None
 
     async def ping(self) -> None:
         """Answer, or raise."""
         await self._rows("ping")
 
     async def room(self) -> Mapping[str, int]:
-        """Say nothing: how much room there is matters to whoever writes."""
+        """Return nothing: how much room is left matters only to the one who writes."""
         return {}

@@ -1,7 +1,7 @@
 """Turn rows into structs and back: the one place that knows the columns' order.
 
-JSON columns are selected as BLOBs: the decoder reads bytes anyway, and bytes that are no text are then damage of one row, where SQLite
-would refuse to hand out the whole result (SEMANTICS R13).
+JSON columns are selected as BLOBs. The decoder reads bytes anyway, and where they are no text only one row is damaged; of a TEXT column
+SQLite would refuse the whole result (SEMANTICS R13).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Row = Sequence[Any]
 _encode = msgspec.json.encode
 _decode = msgspec.json.decode
 _STATUS = {status.value: status for status in FlowStatus}  # a look-up costs a tenth of what the enumeration's call does
-_SPELLED = {member: member.value for kind in (FlowStatus, EventKind) for member in kind}
+_TEXT_OF = {member: member.value for kind in (FlowStatus, EventKind) for member in kind}
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
-class Unreadable(ValueError):
-    """A stored row does not say what it should; the message says where."""
+class UnreadableRow(ValueError):
+    """A stored row cannot be read; the message says which."""
 
 
 def legible(stored: bytes) -> str:
-    """Return stored text even where it is damaged: a label that is no text must not keep other rows from being read."""
+    """Decode stored text, damaged text too: one label must not keep other rows from being read."""
     return stored.decode("utf-8", "replace")
 
 
@@ -43,11 +43,11 @@ def maybe(value: Any) -> str | None:
 
 
 def flow(row: Row) -> Flow:
-    """Return the flow of a row of `flows` (without `n`). Raises `Unreadable`."""
+    """Return the flow of a row of `flows` (without `n`). Raises `UnreadableRow`."""
     if row[19] is not None:
-        raise Unreadable(row[19])
+        raise UnreadableRow(row[19])
     try:
-        loaded = Flow(
+        read = Flow(
             id=row[0],
             controller_id=row[1],
             goal=row[2],
@@ -68,35 +68,46 @@ def flow(row: Row) -> Flow:
             parent_flow_id=row[17],
             hops=row[18],
         )
-        if loaded.wait_json is not None:
-            # A wait that only fails when it is due would hide until then.
-            _ = loaded.condition
-        loaded.__dict__["state_stored"] = row[8]
+        if read.wait_json is not None:
+            _ = read.condition  # or a wait that cannot be read would only fail when it is due
+        read.__dict__["state_stored"] = row[8]
     except (ValueError, RecursionError) as bad:
         message = f"flow {row[0]}: {bad}"
-        raise Unreadable(message) from bad
-    return loaded
+        raise UnreadableRow(message) from bad
+    return read
 
 
-def flow_insert(n: int, it: Flow, due_us: int | None, key: str | None) -> tuple[Any, ...]:
+def flows(numbered: Sequence[Row]) -> list[tuple[int, Flow]]:
+    """Return the flows of the rows that can be read, each with its number, which its row begins with."""
+    readable = []
+    for row in numbered:
+        try:
+            readable.append((row[0], flow(row[1:])))
+        except UnreadableRow:
+            continue
+    return readable
+
+
+def flow_insert(n: int, flow: Flow, due_us: int | None, key: str | None) -> tuple[Any, ...]:
     """Return the values of `insert_flow`."""
-    born = (n, it.id, it.controller_id, it.goal, it.owner_session_key, it.requester_origin)
-    return (*born, *_present(it), it.revision, it.seq, it.created_us, it.updated_us, due_us, key, it.parent_flow_id, it.hops)
+    fixed = (n, flow.id, flow.controller_id, flow.goal, flow.owner_session_key, flow.requester_origin)
+    written = (flow.revision, flow.seq, flow.created_us, flow.updated_us)
+    return (*fixed, *_changing(flow), *written, due_us, key, flow.parent_flow_id, flow.hops)
 
 
-def flow_update(n: int, it: Flow, was: Flow, due_us: int | None) -> tuple[Any, ...]:
-    """Return the values of `update_flow`; it takes effect only on the row that the batch saw."""
-    return (*_present(it), it.revision, it.seq, it.updated_us, due_us, n, was.revision, was.seq)
+def flow_update(n: int, flow: Flow, was: Flow, due_us: int | None) -> tuple[Any, ...]:
+    """Return the values of `update_flow`, which changes only the row that the batch saw."""
+    return (*_changing(flow), flow.revision, flow.seq, flow.updated_us, due_us, n, was.revision, was.seq)
 
 
-def _present(it: Flow) -> tuple[Any, ...]:
-    """Return what changes in a flow's life, in the order both statements have it."""
-    waiting = (maybe(it.wait_json), it.wait_id, it.parked_us, maybe(it.progress))
-    return (it.current_step, _SPELLED[it.status], int(it.cancel_requested), it.state_stored.decode(), *waiting)
+def _changing(flow: Flow) -> tuple[Any, ...]:
+    """Return the values that change while a flow runs, in the order that both statements have them."""
+    waiting = (maybe(flow.wait_json), flow.wait_id, flow.parked_us, maybe(flow.progress))
+    return (flow.current_step, _TEXT_OF[flow.status], int(flow.cancel_requested), flow.state_stored.decode(), *waiting)
 
 
 def event(row: Row) -> FlowEvent:
-    """Return the journal entry of a row. Raises `Unreadable`."""
+    """Return the journal entry of a row. Raises `UnreadableRow`."""
     try:
         return FlowEvent(
             flow_id=row[0],
@@ -115,22 +126,23 @@ def event(row: Row) -> FlowEvent:
         )
     except (ValueError, RecursionError) as bad:
         message = f"journal entry {row[0]}:{row[1]}: {bad}"
-        raise Unreadable(message) from bad
+        raise UnreadableRow(message) from bad
 
 
 def maybe_event(row: Row) -> FlowEvent | None:
     """Return the journal entry of a row, None where it cannot be read."""
     try:
         return event(row)
-    except Unreadable:
+    except UnreadableRow:
         return None
 
 
-def event_insert(n: int, flow: int, it: FlowEvent, epoch: int) -> tuple[Any, ...]:
+def event_insert(n: int, flow: int, entry: FlowEvent, epoch: int) -> tuple[Any, ...]:
     """Return the values of `insert_event`."""
-    shown = (_SPELLED[it.status], _SPELLED[it.previous_status] if it.previous_status else None, it.current_step)
-    by = (it.at_us, it.actor, it.cause)
-    return (n, flow, it.seq, it.revision, _SPELLED[it.kind], text(it.payload), *by, *shown, it.correlation_id, it.trace, epoch)
+    by = (entry.at_us, entry.actor, entry.cause)
+    status = (_TEXT_OF[entry.status], _TEXT_OF[entry.previous_status] if entry.previous_status else None, entry.current_step)
+    written = (n, flow, entry.seq, entry.revision, _TEXT_OF[entry.kind], text(entry.payload))
+    return (*written, *by, *status, entry.correlation_id, entry.trace, epoch)
 
 
 def step(row: Row) -> FlowStep:
@@ -149,33 +161,34 @@ def step(row: Row) -> FlowStep:
     )
 
 
-def step_upsert(n: int, it: FlowStep) -> tuple[Any, ...]:
+def step_upsert(n: int, step: FlowStep) -> tuple[Any, ...]:
     """Return the values of `upsert_step`."""
-    run = (it.runtime, it.child_session_key, it.run_id, it.task, it.status.value, text(it.result_json))
-    return (it.id, n, *run, it.created_us, it.updated_us)
+    run = (step.runtime, step.child_session_key, step.run_id, step.task, step.status.value, text(step.result_json))
+    return (step.id, n, *run, step.created_us, step.updated_us)
 
 
 def held(row: Row) -> HeldReply:
-    """Return the held reply of a row. Raises `Unreadable`."""
+    """Return the held reply of a row. Raises `UnreadableRow`."""
     try:
         payload = _decode(row[3]) if row[3] else msgspec.UNSET
     except (ValueError, RecursionError) as bad:
         message = f"held reply for ({row[0]}, {row[1]}): {bad}"
-        raise Unreadable(message) from bad
+        raise UnreadableRow(message) from bad
     more = {"arrived_us": row[4], "expires_us": row[5], "key": row[6], "flow_id": row[7], "trace": row[8], "tenant": row[9]}
     return HeldReply(topic=row[0], correlation_id=row[1], event_id=row[2], payload=payload, **more)
 
 
 def held_mark(row: Row) -> HeldReply:
-    """Return the held reply of a row that was selected without its payload, which may weigh much and is not looked at."""
+    """Return the held reply of a row that was selected without its payload, which may be large and is not needed."""
     times = {"arrived_us": row[3], "expires_us": row[4]}
     return HeldReply(topic=row[0], correlation_id=row[1], event_id=row[2], payload=msgspec.UNSET, key=row[5], tenant=row[6], **times)
 
 
-def held_insert(it: HeldReply) -> tuple[Any, ...]:
+def held_insert(reply: HeldReply) -> tuple[Any, ...]:
     """Return the values of `insert_held`; a reply without payload is kept as empty text."""
-    payload = "" if it.payload is msgspec.UNSET else text(it.payload)
-    return (it.topic, it.correlation_id, it.event_id, payload, it.arrived_us, it.expires_us, it.key, it.flow_id, it.trace, it.tenant)
+    payload = "" if reply.payload is msgspec.UNSET else text(reply.payload)
+    pair = (reply.topic, reply.correlation_id, reply.event_id)
+    return (*pair, payload, reply.arrived_us, reply.expires_us, reply.key, reply.flow_id, reply.trace, reply.tenant)
 
 
 def outgoing(row: Row) -> DelegateMessage:
@@ -184,9 +197,9 @@ def outgoing(row: Row) -> DelegateMessage:
     return DelegateMessage(flow_id=row[0], wait_id=row[1], kind=row[2], subject=row[3], headers=headers, body=row[5], reply=row[6])
 
 
-def outgoing_insert(n: int, it: DelegateMessage, now: int) -> tuple[Any, ...]:
+def outgoing_insert(n: int, message: DelegateMessage, now: int) -> tuple[Any, ...]:
     """Return the values of `insert_outgoing`."""
-    return (n, it.wait_id, it.kind, it.subject, it.reply, text(it.headers), it.body, now)
+    return (n, message.wait_id, message.kind, message.subject, message.reply, text(message.headers), message.body, now)
 
 
 def inbox(row: Row) -> InboxRow:
@@ -194,13 +207,13 @@ def inbox(row: Row) -> InboxRow:
     return InboxRow(scope=row[0], key=row[1], digest=row[2], outcome=row[3], result=row[4], source=row[5], source_seq=row[6], at_us=row[7])
 
 
-def inbox_insert(it: InboxRow) -> tuple[Any, ...]:
+def inbox_insert(row: InboxRow) -> tuple[Any, ...]:
     """Return the values of `insert_inbox`."""
-    return (it.scope, it.key, it.digest, it.outcome, it.result, it.source, it.source_seq, it.at_us)
+    return (row.scope, row.key, row.digest, row.outcome, row.result, row.source, row.source_seq, row.at_us)
 
 
 def dead_letter(row: Row) -> DeadLetter:
-    """Return the dead letter of a row; headers that cannot be read are left out, the body is what matters."""
+    """Return the dead letter of a row. Headers that cannot be read are left out: the body is what matters."""
     try:
         headers = _decode(row[6], type=dict[str, str])
     except ValueError:
@@ -218,14 +231,15 @@ def dead_letter(row: Row) -> DeadLetter:
     )
 
 
-def dead_letter_insert(it: DeadLetter) -> tuple[Any, ...]:
+def dead_letter_insert(letter: DeadLetter) -> tuple[Any, ...]:
     """Return the values of `insert_dead_letter`."""
-    return (it.reason, it.message, it.subject, it.stream, it.seq, _headers_text(it.headers), it.body, it.at_us)
+    place = (letter.subject, letter.stream, letter.seq)
+    return (letter.reason, letter.message, *place, _headers_text(letter.headers), letter.body, letter.at_us)
 
 
 def _headers_text(headers: dict[str, str]) -> str:
-    """Return headers as JSON. Half a character that a client made of stray bytes becomes `?`: a letter that could not be stored would
-    come back for ever.
+    """Return headers as JSON. Half a character, which some clients make of stray bytes, becomes `?`: a letter that could not be stored
+    would come back for ever.
     """
     try:
         return text(headers)

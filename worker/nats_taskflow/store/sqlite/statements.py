@@ -1,4 +1,4 @@
-"""Read the named SQL statements that lie beside the code: `-- name: x` starts one, a semicolon ends it."""
+"""Read the named SQL statements of `store/sql`: `-- name: x` starts one, a semicolon ends it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMED = re.compile(r"^-- name: (\w+)\n(.*?);\s*$", re.DOTALL | re.MULTILINE)
 
 @cache
 def statements(file: str) -> Mapping[str, str]:
-    """Return the statements of `sql/<file>.sql` by name. Read once: every transaction asks, and must need no file to be opened."""
+    """Return the statements of `sql/<file>.sql` by name. Read once: a transaction must not have to open a file."""
     text = resources.files("nats_taskflow.store").joinpath("sql", f"{file}.sql").read_text(encoding="utf-8")
     return MappingProxyType({name: body.strip() for name, body in _NAMED.findall(text)})
 

@@ -1,4 +1,4 @@
-"""Step through what a statement finds, and stop by weight: SQLite makes a row when it is asked for, so what comes after is never loaded."""
+"""Fetch rows until they weigh too much: SQLite makes a row when it is fetched, so what comes after is never loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE_BYTES = 512 * 1024
 
 
 class Executor(Protocol):
-    """A connection, as far as it is needed here."""
+    """What is needed of a connection here."""
 
     def execute(self, sql: str, parameters: Sequence[Any], /) -> sqlite3.Cursor:
         """Run a statement."""
@@ -39,12 +39,12 @@ def fetch(database: Executor, sql: str, parameters: Sequence[Any], room: int, he
     cursor = database.execute(sql, parameters)
     if room == ALL:
         return FetchedRows(cursor.fetchall())
-    found: list[Any] = []
+    fetched: list[Any] = []
     weight = 0
     for row in cursor:
-        found.append(row)
+        fetched.append(row)
         weight += len(row[heavy]) if heavy is not None else sum(len(value) for value in row if isinstance(value, bytes | str))
         if weight >= room:
-            cursor.close()  # or it would keep its snapshot, and the log could not be folded into the file
-            return FetchedRows(found, weight, cut=True)
-    return FetchedRows(found, weight)
+            cursor.close()  # or it would keep its snapshot, and the log could not be checkpointed
+            return FetchedRows(fetched, weight, cut=True)
+    return FetchedRows(fetched, weight)

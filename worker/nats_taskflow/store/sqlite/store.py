@@ -1,4 +1,4 @@
-"""Open and close the SQLite database: placement, lock, checks, settings, migrations; then one writer and two readers.
+"""Open and close the SQLite database: place, lock, checks, settings, migrations; then one writer and two readers.
 
 The order is the promise: nothing is written before the file is known to be ours, whole and not newer (RELIABILITY 6).
 """
@@ -20,7 +20,7 @@ from nats_taskflow.store.sqlite.errors import translate_errors
 from nats_taskflow.store.sqlite.load import Sequences
 from nats_taskflow.store.sqlite.lock import WriterLock
 from nats_taskflow.store.sqlite.opening import MEMORY, configure, create_private_file, guard, identify, migrate, verify
-from nats_taskflow.store.sqlite.place import checked, room_of
+from nats_taskflow.store.sqlite.place import check_place, disk_room
 from nats_taskflow.store.sqlite.reads import SqliteReads
 from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.store.sqlite.steps import FetchedRows, fetch
@@ -38,7 +38,7 @@ class QueryConnection(SqliteReads):
 
     async def _fetch(self, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None) -> FetchedRows:
         """Read on the connection's thread."""
-        return await _fetched(self.connection, sql, parameters, room, heavy)
+        return await _fetch_on(self.connection, sql, parameters, room, heavy)
 
 
 class SqliteFlowStore(SqliteReads):
@@ -54,7 +54,7 @@ class SqliteFlowStore(SqliteReads):
         self._upkeep = statements("upkeep")
         self._epoch = 0
         self._identity = ""
-        self._last = Sequences()
+        self._sequences = Sequences()
         self._closed = False
         self._recovered = False
         self._restored = False
@@ -71,7 +71,7 @@ class SqliteFlowStore(SqliteReads):
             store = cls(writer, None, MEMORY)
             await store._take_over()
             return store
-        file = checked(path)
+        file = check_place(path)
         await identify(file)  # before anything is left beside it
         lock = WriterLock(file)
         lock.acquire()
@@ -91,23 +91,23 @@ class SqliteFlowStore(SqliteReads):
         await asyncio.to_thread(guard, file)
         await verify(file)
         await asyncio.to_thread(create_private_file, file)
-        writer = await _connected(str(file))
+        writer = await _connect(str(file))
         try:
             await configure(writer, file=True)
             store = cls(writer, lock, str(file))
             await store._take_over()
-            store._reader = await _reading(file)
-            store._queries = QueryConnection(await _reading(file))
+            store._reader = await _connect_reader(file)
+            store._queries = QueryConnection(await _connect_reader(file))
         except sqlite3.Error as bad:
             await writer.close()
-            raise _refused(translate_errors(bad), file) from bad
+            raise _start_error(translate_errors(bad), file) from bad
         except BaseException:
             await writer.close()
             raise
         return store
 
     async def _take_over(self) -> None:
-        """Migrate, count this worker's epoch, and note that the database is in use until `close`."""
+        """Migrate, count this worker's epoch, and mark the database as in use until `close`."""
         await migrate(self._writer, self._place)
         await self._writer.execute_fetchall("BEGIN IMMEDIATE")
         self._recovered = await self._meta("clean") == 0
@@ -116,7 +116,7 @@ class SqliteFlowStore(SqliteReads):
         self._identity = f"{await self._meta('database'):016x}"
         await self._set_meta("clean", 0)
         await self._writer.execute_fetchall("COMMIT")
-        self._last = Sequences(*next(iter(await self._writer.execute_fetchall(self._upkeep["last_numbers"]))))
+        self._sequences = Sequences(*next(iter(await self._writer.execute_fetchall(self._upkeep["last_numbers"]))))
         self._restored = bool(list(await self._writer.execute_fetchall(self._ask["was_restored"])))
 
     async def _meta(self, name: str) -> int:
@@ -156,17 +156,17 @@ class SqliteFlowStore(SqliteReads):
     async def transact(self, work: Work[Result]) -> Result:
         """Do the work in one transaction; see the port.
 
-        One hop to the connection's thread and back: each costs as much as ten statements, and aiosqlite's public calls make one or two
-        for each of them.
+        One hop to the connection's thread and back: a hop costs as much as ten statements, and aiosqlite's public calls make one or two
+        for each statement.
         """
         if self._closed:
             raise Unavailable(_CLOSED)
-        done: Result = await self._writer._execute(self._carried_out, self._writer._conn, work)  # type: ignore[no-untyped-call]  # noqa: SLF001  # see above
+        done: Result = await self._writer._execute(self._run_transaction, self._writer._conn, work)  # type: ignore[no-untyped-call]  # noqa: SLF001  # see above
         return done
 
-    def _carried_out(self, database: sqlite3.Connection, work: Work[Result]) -> Result:
-        """Begin, do the work and commit, on the connection's thread. Nothing else gets between: it is the only one that writes."""
-        transaction = SqliteTransaction(database, self._epoch, self._last)
+    def _run_transaction(self, database: sqlite3.Connection, work: Work[Result]) -> Result:
+        """Begin, do the work and commit, on the connection's thread. Nothing else gets between: no other thread writes."""
+        transaction = SqliteTransaction(database, self._epoch, self._sequences)
         try:
             transaction.begin()
             done = work(transaction)
@@ -177,7 +177,7 @@ class SqliteFlowStore(SqliteReads):
         except BaseException:
             transaction.rollback()
             raise
-        self._last = transaction.last
+        self._sequences = transaction.last
         return done
 
     @property
@@ -189,22 +189,22 @@ class SqliteFlowStore(SqliteReads):
         """Read on the reading connection; in memory, on the only one, whose thread does a transaction in one go."""
         if self._closed:
             raise Unavailable(_CLOSED)
-        return await _fetched(self._reader or self._writer, sql, parameters, room, heavy)
+        return await _fetch_on(self._reader or self._writer, sql, parameters, room, heavy)
 
     async def ping(self) -> None:
-        """Answer on the thread of each connection: any can hang while the others answer. That of the queries may be busy."""
+        """Answer on the writer's thread and the reader's: either can hang while the other answers. The queries' thread may be busy."""
         await super().ping()
         await self._writer.execute_fetchall("SELECT 1")
 
     async def room(self) -> Mapping[str, int]:
-        """Ask the file system, by name: to open the file and close it again would take SQLite's locks away.
+        """Ask the file system, by name: opening the file and closing it again would release SQLite's locks.
 
-        On the reader's thread: a disk that hangs must not hold the loop, and no thread is made while the worker works.
+        On the reader's thread: a disk that hangs must not block the loop, and no thread is started while the worker works.
         """
         if self._closed or self._reader is None:
             return {}
-        found: dict[str, int] = await self._reader._execute(room_of, Path(self._place))  # type: ignore[no-untyped-call]  # noqa: SLF001  # no public way
-        return found
+        sizes: dict[str, int] = await self._reader._execute(disk_room, Path(self._place))  # type: ignore[no-untyped-call]  # noqa: SLF001  # no public way
+        return sizes
 
     @property
     def connections(self) -> tuple[aiosqlite.Connection, ...]:
@@ -220,7 +220,7 @@ class SqliteFlowStore(SqliteReads):
         for connection in self.connections[:-1]:
             await connection.close()
         try:
-            # Only by the one whose database it still is: a newer worker has not left it clean.
+            # Only by the worker whose database it still is: a newer one has not left it clean.
             await self._writer.execute_fetchall(self._upkeep["leave_clean"], (self._epoch,))
             await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as bad:
@@ -231,34 +231,34 @@ class SqliteFlowStore(SqliteReads):
                 self._lock.release()
 
 
-async def _reading(file: Path) -> aiosqlite.Connection:
+async def _connect_reader(file: Path) -> aiosqlite.Connection:
     """Connect for reading only."""
-    connection = await _connected(f"{file.as_uri()}?mode=ro", uri=True)
+    connection = await _connect(f"{file.as_uri()}?mode=ro", uri=True)
     for pragma in ("query_only = ON", "busy_timeout = 2000", "trusted_schema = OFF", "mmap_size = 0"):
         await connection.execute_fetchall(f"PRAGMA {pragma}")
     connection.text_factory = rows.legible
     return connection
 
 
-async def _fetched(
+async def _fetch_on(
     connection: aiosqlite.Connection, sql: str, parameters: Sequence[Any], room: int, heavy: int | None = None
 ) -> FetchedRows:
     """Fetch on a connection's thread."""
-    found: FetchedRows = await connection._execute(fetch, connection._conn, sql, parameters, room, heavy)  # type: ignore[no-untyped-call]  # noqa: SLF001  # aiosqlite's own calls hop to the thread for each step
-    return found
+    fetched: FetchedRows = await connection._execute(fetch, connection._conn, sql, parameters, room, heavy)  # type: ignore[no-untyped-call]  # noqa: SLF001  # aiosqlite's own calls hop to the thread for each step
+    return fetched
 
 
-async def _connected(database: str, **options: Any) -> aiosqlite.Connection:
-    """Connect, on a thread that does not outlive the process: after a close that failed, the worker must end all the same."""
+async def _connect(database: str, **options: Any) -> aiosqlite.Connection:
+    """Connect, on a thread that does not keep the process alive: after a close that failed, the worker must end all the same."""
     connection = aiosqlite.connect(database, isolation_level=None, **options)
-    connection._thread.daemon = True  # noqa: SLF001  # it offers no other way; what the thread leaves undone, a crash would undo too
+    connection._thread.daemon = True  # noqa: SLF001  # there is no other way; what the thread leaves undone, a crash would undo too
     return await connection
 
 
-def _refused(why: Exception, file: Path) -> Exception:
-    """Return what ends a start that the database does not let happen now: there is nobody yet to try again later."""
-    if not isinstance(why, Unavailable):
-        return why
-    if why.details.get("full"):
-        return StoreBroken(f"store.path: there is no room to open {file} ({why.message}): make room, then start again")
-    return StoreLocked(f"store.path: another process keeps {file} from being opened ({why.message}): let it finish, then start again")
+def _start_error(error: Exception, file: Path) -> Exception:
+    """Return the error that ends a start: an `Unavailable` has nobody yet who would try again later."""
+    if not isinstance(error, Unavailable):
+        return error
+    if error.details.get("full"):
+        return StoreBroken(f"store.path: there is no room to open {file} ({error.message}): make room, then start again")
+    return StoreLocked(f"store.path: another process keeps {file} from being opened ({error.message}): let it finish, then start again")

@@ -1,4 +1,4 @@
-"""Load and save a batch in one SQLite transaction. Every statement is set-based or `executemany`: a batch costs a fixed number of them."""
+"""Load and save a batch in one SQLite transaction: a fixed number of statements, set-based or `executemany`, whatever its size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from nats_taskflow.errors import StoreLocked
 from nats_taskflow.store.port import LostRace
-from nats_taskflow.store.records import AGAIN, Batch, FlowWrite
+from nats_taskflow.store.records import RETRY_DELAYS, Batch, FlowWrite
 from nats_taskflow.store.sqlite import rows
 from nats_taskflow.store.sqlite.load import BatchLoader, Sequences
 from nats_taskflow.wire.outcomes import EXPIRED
@@ -16,7 +16,7 @@ from nats_taskflow.wire.outcomes import EXPIRED
 class SqliteTransaction(BatchLoader):
     """One `BEGIN IMMEDIATE` … `COMMIT` on the writing connection, from beginning to end on its thread.
 
-    `last` says how far it came; what it says counts once it is committed.
+    `last` says how far it has come: true once it is committed.
     """
 
     def __init__(self, database: sqlite3.Connection, epoch: int, last: Sequences) -> None:
@@ -32,7 +32,7 @@ class SqliteTransaction(BatchLoader):
             raise StoreLocked(message)
 
     def commit(self) -> None:
-        """Make it durable: with `synchronous=FULL` this returns after the log is on disk."""
+        """Make the batch durable: with `synchronous=FULL` this returns once the log is on disk."""
         self._database.execute("COMMIT")
 
     def rollback(self) -> None:
@@ -45,7 +45,7 @@ class SqliteTransaction(BatchLoader):
 
     @property
     def last(self) -> Sequences:
-        """The highest row numbers that were used, and the last place of each stream, this transaction's included."""
+        """The highest row numbers used so far, and the last place of each stream, with those of this transaction."""
         return self._last._replace(places={**self._last.places, **self._places})
 
     def save(self, batch: Batch) -> None:
@@ -65,7 +65,7 @@ class SqliteTransaction(BatchLoader):
         )
         self._many("keep_end", [(number[end.flow_id], int(end.cascade), end.trace) for end in batch.unfinished])
         self._many("forget_end", [(number[flow_id],) for flow_id in batch.followed_up])
-        self._many("refuse_request", [(number[flow_id], wait_id, self._now, *AGAIN) for flow_id, wait_id, _ in batch.refused])
+        self._many("refuse_request", [(number[flow_id], wait_id, self._now, *RETRY_DELAYS) for flow_id, wait_id, _ in batch.refused])
         self._save_outgoing(batch)
         self._save_inbox(batch)
         self._many("insert_held", [rows.held_insert(held) for held in batch.held])
@@ -99,11 +99,11 @@ class SqliteTransaction(BatchLoader):
     def _save_outgoing(self, batch: Batch) -> None:
         """Queue messages to delegates, but not the request of a wait that the batch has ended again."""
         over = set(batch.closed)
-        wanted = [m for m in batch.outgoing if m.kind == "cancel" or (m.flow_id, m.wait_id) not in over]
-        self._many("insert_outgoing", [rows.outgoing_insert(self._numbers[m.flow_id], m, self._now) for m in wanted])
+        messages = [m for m in batch.outgoing if m.kind == "cancel" or (m.flow_id, m.wait_id) not in over]
+        self._many("insert_outgoing", [rows.outgoing_insert(self._numbers[m.flow_id], m, self._now) for m in messages])
 
     def _save_flows(self, writes: list[FlowWrite]) -> None:
-        """Insert new flows, update known ones; a row that is not as the batch saw it refuses the whole."""
+        """Insert new flows and update known ones. Raises `LostRace` where a row is not as the batch saw it."""
         new = [write for write in writes if write.was is None]
         for write in new:
             self._last = self._last._replace(flow=self._last.flow + 1)

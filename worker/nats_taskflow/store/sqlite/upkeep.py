@@ -1,4 +1,4 @@
-"""Keep house in a transaction: expire, prune, set aside, and note how far the outlets and the attempts have come."""
+"""Maintain the database in a transaction: expire, prune, release, and note how far outlets and attempts have come."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from nats_taskflow.store.records import Suspects
 from nats_taskflow.store.sqlite import rows
 from nats_taskflow.store.sqlite.statements import statements
 from nats_taskflow.units import Micros
+from nats_taskflow.wire.headers import CORRELATION_ID, EVENT_ID
 from nats_taskflow.wire.outcomes import EXPIRED
 
 
 class Upkeep:
-    """The housekeeping half of a transaction."""
+    """The maintenance half of a transaction."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
@@ -40,14 +41,14 @@ class Upkeep:
 
     def expire_held(self, now: Micros, limit: int) -> int:
         """Move expired held replies to the dead letters."""
-        # The payload goes as it is stored: one that cannot be read must not keep the others here.
+        # The payload is moved as it is stored: one that cannot be read must not keep the others here.
         expired = self._fetch(self._upkeep["expired_held"], (now, limit))
         letters = []
         for topic, correlation_id, event_id, payload, key in expired:
-            found = self._fetch(self._upkeep["place_of_reply"], (key,))
-            stream, seq = found[0] if found else ("", None)
+            places = self._fetch(self._upkeep["place_of_reply"], (key,))
+            stream, seq = places[0] if places else ("", None)
             about = f"nobody waited for ({topic}, {correlation_id}) before the reply expired"
-            headers = {"Correlation-Id": correlation_id, "Event-Id": event_id}
+            headers = {CORRELATION_ID: correlation_id, EVENT_ID: event_id}
             letters.append(("expired", about, topic, stream, seq, rows.text(headers), payload, now))
         keys = [row[4] for row in expired]
         self._each(self._saves["insert_dead_letter"], letters)
@@ -59,26 +60,26 @@ class Upkeep:
 
     def prune_flows(self, older_than: Micros, limit: int) -> int:
         """Delete ended flows whose events are all published, with everything that hangs on them."""
-        found = self._fetch(self._upkeep["prunable_flows"], (older_than, limit))
-        numbers = [(n,) for n, *_ in found]
+        flows = self._fetch(self._upkeep["prunable_flows"], (older_than, limit))
+        numbers = [(n,) for n, *_ in flows]
         for name in ("bury_flow", "prune_events", "prune_steps", "prune_waiters", "prune_outgoing", "prune_flow"):
             self._each(self._upkeep[name], numbers)
-        self._each(self._saves["count"], [(f"flows.{status}", -1) for _, status, *_ in found])
-        freed = [(agent, 0, -size) for _, _, owner, size in found if (agent := agent_of(owner)) is not None]
+        self._each(self._saves["count"], [(f"flows.{status}", -1) for _, status, *_ in flows])
+        freed = [(agent, 0, -size) for _, _, owner, size in flows if (agent := agent_of(owner)) is not None]
         self._each(self._saves["count_usage"], freed)
         self._each(self._upkeep["forget_usage"], {(agent,) for agent, *_ in freed})
-        return len(found)
+        return len(flows)
 
     def prune_tombstones(self, before: Micros, limit: int) -> int:
-        """Forget ids whose events the event stream keeps no more."""
+        """Forget ids whose events the stream no longer keeps."""
         return self._database.execute(self._upkeep["prune_tombstones"], (before, limit)).rowcount
 
     def prune_inbox(self, source: str, before_seq: int, before: Micros, limit: int) -> int:
-        """Forget what the stream forgot. The counters stay: they count messages, not rows."""
-        found = self._fetch(self._upkeep["prunable_inbox"], (source, before_seq, before, limit))
-        self._each(self._upkeep["prune_inbox"], [(n,) for n, _ in found])
+        """Forget messages that the stream no longer keeps. The counters stay: they count messages, not rows."""
+        messages = self._fetch(self._upkeep["prunable_inbox"], (source, before_seq, before, limit))
+        self._each(self._upkeep["prune_inbox"], [(n,) for n, _ in messages])
         self._fetch(self._upkeep["forget_purged"], (source, before_seq))
-        return len(found)
+        return len(messages)
 
     def settle_outgoing(self, sent: Sequence[tuple[int, int, Micros]], later: Sequence[tuple[int, Micros]]) -> None:
         """Forget what was sent; postpone the rest."""
@@ -95,7 +96,7 @@ class Upkeep:
         self._fetch(self._upkeep["forget_restored"])
 
     def suspects(self, source: str, above: int, up_to: int, born: str, *, replies: bool) -> Suspects:
-        """Say what in the window may have been begun: what has no outcome yet."""
+        """Return which messages in the window may have been begun: those that have no outcome yet."""
         self._fetch(self._upkeep["forget_attempts"], (source, born))
         self._fetch(self._upkeep["note_born"], (source, born))
         known = {seq for (seq,) in self._fetch(self._upkeep["known_places"], (source, above, up_to, replies))}
@@ -107,17 +108,17 @@ class Upkeep:
         self._each(self._upkeep["note_attempt"], places)
 
     def release(self, flow_id: str) -> Flow | None:
-        """Read the row again, and let it back among the others."""
-        found = self._fetch(self._upkeep["set_aside_row"], (flow_id,))
-        if not found:
+        """Read the row again, and let time and replies reach the flow."""
+        stored = self._fetch(self._upkeep["set_aside_row"], (flow_id,))
+        if not stored:
             return None
         try:
-            flow = rows.flow(found[0][1:])
+            flow = rows.flow(stored[0][1:])
             due = due_of(flow)
-        except (rows.Unreadable, Internal) as bad:
+        except (rows.UnreadableRow, Internal) as bad:
             message = f"flow {flow_id} stays set aside: its row still cannot be read: {bad}"
             raise Conflict(message, flow_id=flow_id) from bad
-        self._fetch(self._upkeep["release"], (found[0][0], due))
+        self._fetch(self._upkeep["release"], (stored[0][0], due))
         return flow
 
     def note_replayed(self, number: int, actor: str, now: Micros) -> bool:
@@ -125,7 +126,7 @@ class Upkeep:
         return bool(self._fetch(self._upkeep["note_replayed"], (number, actor, now)))
 
     def purge_letters(self, numbers: Sequence[int]) -> int:
-        """Delete dead letters that are published, and keep where they came from."""
+        """Delete dead letters that are published, but keep the places they came from."""
         self._fetch(self._upkeep["note_purged"], (msgspec.json.encode(numbers).decode(),))
         return len(self._fetch(self._upkeep["purge_letters"], (msgspec.json.encode(numbers).decode(),)))
 

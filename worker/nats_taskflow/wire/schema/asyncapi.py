@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nats_taskflow.wire import headers
+
 Part = dict[str, Any]
 
 _AGENT = {"description": "The caller's identity, `[A-Za-z0-9_-]{1,63}`; NATS permissions decide who may publish there."}
@@ -15,9 +17,9 @@ _MSG_ID = (
 _COMMAND_HEADERS: Part = {
     "type": "object",
     "properties": {
-        "Nats-Msg-Id": {"type": "string", "pattern": "^([A-Za-z0-9_-]{1,63}/)?[A-Za-z0-9_-]{1,64}$", "description": _MSG_ID},
-        "Taskflow-Reply-To": {"type": "string", "pattern": "^_INBOX\\.", "description": "Publish the outcome here too."},
-        "traceparent": {"type": "string"},
+        headers.MSG_ID: {"type": "string", "pattern": "^([A-Za-z0-9_-]{1,63}/)?[A-Za-z0-9_-]{1,64}$", "description": _MSG_ID},
+        headers.REPLY_TO: {"type": "string", "pattern": "^_INBOX\\.", "description": "Publish the outcome here too."},
+        headers.TRACEPARENT: {"type": "string"},
     },
 }
 _DEAD_HEADERS: Part = {
@@ -25,15 +27,15 @@ _DEAD_HEADERS: Part = {
     "properties": {
         name: {"type": "string"}
         for name in (
-            "Nats-Msg-Id",
-            "Taskflow-Reason",
-            "Taskflow-Message",
-            "Taskflow-Origin-Subject",
-            "Taskflow-Origin-Stream",
-            "Taskflow-Origin-Sequence",
-            "Taskflow-Headers",
-            "Taskflow-Sha256",
-            "Taskflow-Truncated",
+            headers.MSG_ID,
+            headers.REASON,
+            headers.MESSAGE,
+            headers.ORIGIN_SUBJECT,
+            headers.ORIGIN_STREAM,
+            headers.ORIGIN_SEQUENCE,
+            headers.ORIGIN_HEADERS,
+            headers.SHA256,
+            headers.TRUNCATED,
         )
     },
 }
@@ -59,7 +61,7 @@ def asyncapi(commands: Sequence[str], queries: Sequence[str], operations: Sequen
 def _requests(commands: Sequence[str], queries: Sequence[str]) -> Part:
     """List the subjects that agents ask on."""
     agent, verb = {"agent": _AGENT}, {"description": "What is asked."}
-    asked = [*(f"command.{name}" for name in commands), *(f"query.{name}" for name in queries)]
+    messages = [*(f"command.{name}" for name in commands), *(f"query.{name}" for name in queries)]
     return {
         "cmd": _channel(
             "taskflow.cmd.{agent}.{verb}",
@@ -70,7 +72,7 @@ def _requests(commands: Sequence[str], queries: Sequence[str]) -> Part:
         "api": _channel(
             "taskflow.api.{agent}.{verb}",
             "Commands and queries by request/reply, NATS micro service `taskflow`; answered after the commit.",
-            asked,
+            messages,
             agent | {"verb": verb | {"enum": [*commands, *queries]}},
         ),
         "apiReply": _channel(None, "The reply inbox of the request.", [*_ANSWERS, "answer.status", "answer.why"]),
@@ -80,7 +82,7 @@ def _requests(commands: Sequence[str], queries: Sequence[str]) -> Part:
 def _operating(operations: Sequence[str], answers: Sequence[str]) -> Part:
     """List the subjects that operators ask on."""
     verbs = list(dict.fromkeys(name.partition(".")[0] for name in operations))
-    shown = [*(f"answer.{name}" for name in answers), "page.events", "page.steps"]
+    answers_shown = [*(f"answer.{name}" for name in answers), "page.events", "page.steps"]
     return {
         "admin": _channel(
             "taskflow.admin.{verb}",
@@ -88,14 +90,14 @@ def _operating(operations: Sequence[str], answers: Sequence[str]) -> Part:
             [f"admin.{name}" for name in operations],
             {"verb": {"description": "What is asked.", "enum": verbs}},
         ),
-        "adminReply": _channel(None, "The reply inbox of the request.", shown),
+        "adminReply": _channel(None, "The reply inbox of the request.", answers_shown),
     }
 
 
 def _operators(operations: Sequence[str], answers: Sequence[str]) -> Part:
     """Describe the operators' messages."""
-    asked = {f"admin.{name}": {"payload": _at(f"admin.{name}")} for name in operations}
-    return asked | {f"answer.{name}": {"payload": _at(f"answer.{name}")} for name in answers}
+    requests = {f"admin.{name}": {"payload": _at(f"admin.{name}")} for name in operations}
+    return requests | {f"answer.{name}": {"payload": _at(f"answer.{name}")} for name in answers}
 
 
 def _replies() -> Part:
@@ -141,17 +143,17 @@ def _published() -> Part:
 
 def _channel(address: str | None, description: str, messages: Sequence[str], parameters: Part | None = None) -> Part:
     """Describe one subject."""
-    found: Part = {
+    channel: Part = {
         "address": address,
         "description": description,
         "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
     }
-    return found | ({"parameters": parameters} if parameters else {})
+    return channel | ({"parameters": parameters} if parameters else {})
 
 
 def _operations() -> Part:
-    """Say what the worker does with each subject."""
-    taken = {name: {"action": "receive", "channel": {"$ref": f"#/channels/{name}"}} for name in ("cmd", "reply", "replyTopic", "resume")}
+    """List what the worker does with each subject."""
+    received = {name: {"action": "receive", "channel": {"$ref": f"#/channels/{name}"}} for name in ("cmd", "reply", "replyTopic", "resume")}
     sent = {name: {"action": "send", "channel": {"$ref": f"#/channels/{name}"}} for name in ("evt", "dlq")}
     answered: Part = {
         "action": "receive",
@@ -163,19 +165,19 @@ def _operations() -> Part:
         "channel": {"$ref": "#/channels/admin"},
         "reply": {"channel": {"$ref": "#/channels/adminReply"}},
     }
-    return {"api": answered, "admin": across, **taken, **sent}
+    return {"api": answered, "admin": across, **received, **sent}
 
 
 def _messages(commands: Sequence[str], queries: Sequence[str]) -> Part:
     """Describe the messages, by the schemas beside this document."""
-    asked: Part = {f"command.{name}": {"headers": _COMMAND_HEADERS, "payload": _at(f"command.{name}")} for name in commands}
-    asked |= {f"query.{name}": {"payload": _at(f"query.{name}")} for name in queries}
-    answered: Part = {name: {"payload": _at(name)} for name in _ANSWERS}
-    shown: Part = {"ok": {"const": True}, "flow": _at("flow"), "state_omitted": {"type": "boolean"}}
-    status: Part = {"type": "object", "required": ["ok", "flow"], "properties": shown}
+    requests: Part = {f"command.{name}": {"headers": _COMMAND_HEADERS, "payload": _at(f"command.{name}")} for name in commands}
+    requests |= {f"query.{name}": {"payload": _at(f"query.{name}")} for name in queries}
+    answers: Part = {name: {"payload": _at(name)} for name in _ANSWERS}
+    fields: Part = {"ok": {"const": True}, "flow": _at("flow"), "state_omitted": {"type": "boolean"}}
+    status: Part = {"type": "object", "required": ["ok", "flow"], "properties": fields}
     return {
-        **asked,
-        **answered,
+        **requests,
+        **answers,
         "answer.status": {"payload": status},
         "reply": {"payload": _at("reply")},
         "resume": {"payload": _at("resume")},

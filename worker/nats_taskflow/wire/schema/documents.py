@@ -1,6 +1,6 @@
 """Describe every message as JSON Schema 2020-12, from the very types that read and write them (`schemas/` in the project).
 
-`documents` gives all files; `nats_taskflow.wire.schema.files` writes them, and a test fails when they drift.
+`documents` returns all files; `docs.generate.schemas` in the repository writes them, and a test fails when they drift.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nats_taskflow.wire.schema import asyncapi
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
 _READ = ("command.", "query.", "admin.", "wait-condition", "reply.json", "resume.json", "envelope.json")
-"""Files of what the worker reads; the others it writes."""
+"""Files of messages that the worker reads; it writes the others."""
 _CONSTANT: dict[tuple[str, str], Any] = {
     ("applied.json", "ok"): True,
     ("refused.json", "ok"): False,
@@ -50,14 +50,13 @@ _TYPE_NAMES = {
     "LetterShown": "DeadLetter",
     "GroupShown": "DeadLetterGroup",
     "InterventionShown": "Intervention",
-    "SetAsideShown": "SetAsideFlow",
 }
-"""What generators of code call a type, where our own name says which side of the wire it is on. Not `Error`: JavaScript has one."""
+"""The names for generators of code, where our own says on which side of the wire a type is. Not `Error`: JavaScript has one."""
 _BY_KIND = {"event.json": ("EventData", "Data"), "page.events.json": ("JournalEntry", "Entry")}
-"""Definitions with a payload that differs from kind to kind, and what the definition for one kind is called after it."""
+"""Definitions whose payload differs from kind to kind, and the suffix of the definition for one kind."""
 
 
-class ReplyDocument(msgspec.Struct, frozen=True, kw_only=True):
+class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A reply on a configured topic, when headers do not say it all. `flow_id` is a filter: the reply is for that flow only.
 
     Where header `Correlation-Id` or the subject carries the correlation id, the whole body may be the payload instead.
@@ -98,8 +97,8 @@ def documents() -> dict[str, bytes]:
         schemas[name]["$defs"] = dict(sorted(_type_by_kind(schemas[name]["$defs"], entry, suffix).items()))
     for (name, field), value in _CONSTANT.items():
         schemas[name]["properties"][field] = {"const": value}
-    said = "What became of a command: it took effect, or changed nothing."
-    whole = {"$schema": _DIALECT, "$id": "outcome.json", "title": "Outcome", "description": said}
+    description = "What became of a command: it took effect, or changed nothing."
+    whole = {"$schema": _DIALECT, "$id": "outcome.json", "title": "Outcome", "description": description}
     schemas["outcome.json"] = whole | {"oneOf": [{"$ref": "applied.json"}, {"$ref": "refused.json"}]}
     files = schemas | {"asyncapi.json": asyncapi.asyncapi(sorted(COMMANDS), sorted(QUERIES), _operations(), sorted(ANSWERS))}
     return {name: msgspec.json.format(msgspec.json.encode(files[name]), indent=2) + b"\n" for name in sorted(files)}
@@ -134,7 +133,7 @@ def _listed() -> Iterable[tuple[str, str, Any]]:
     yield "page.events.json", "JournalPage", shapes.EventPage
     yield "page.waits.json", "WaitPage", shapes.WaitPage
     yield "event.json", "FlowEvent", CloudEvent
-    yield "reply.json", "ReplyDocument", ReplyDocument
+    yield "reply.json", "ReplyMessage", ReplyMessage
     yield "resume.json", "ResumeMessage", ResumeMessage
     yield "envelope.json", "Envelope", Envelope
 
@@ -156,10 +155,10 @@ def _document(name: str, title: str, shape: Any) -> Schema:
 def _schema_of(shape: Any) -> tuple[Schema, dict[str, Schema]]:
     """Return the schema of a type, and those that it refers to, by name."""
     (schema,), defs = msgspec.json.schema_components((shape,), ref_template="#/$defs/{name}")
-    spelled = {_TYPE_NAMES.get(name, name): _spell(part) for name, part in defs.items()}
+    definitions = {_TYPE_NAMES.get(name, name): _spell(part) for name, part in defs.items()}
     if "$ref" in schema:
-        return spelled.pop(_spell(schema)["$ref"].rpartition("/")[2]), spelled
-    return _spell(schema), spelled
+        return definitions.pop(_spell(schema)["$ref"].rpartition("/")[2]), definitions
+    return _spell(schema), definitions
 
 
 def _type_by_kind(defs: dict[str, Schema], name: str, suffix: str) -> dict[str, Schema]:
@@ -168,9 +167,9 @@ def _type_by_kind(defs: dict[str, Schema], name: str, suffix: str) -> dict[str, 
     typed = dict(defs)
     for kind, shape in PAYLOADS.items():
         payload, more = _schema_of(shape)
-        said = {"title": f"{_camel(kind.value)}{suffix}", "description": f"{plain['description']} Its kind: {kind.value}."}
+        names = {"title": f"{_camel(kind.value)}{suffix}", "description": f"{plain['description']} Its kind: {kind.value}."}
         fields = plain["properties"] | {"kind": {"const": kind.value}, "payload": {"$ref": f"#/$defs/{payload['title']}"}}
-        typed |= {said["title"]: plain | said | {"properties": fields}, payload["title"]: payload, **more}
+        typed |= {names["title"]: plain | names | {"properties": fields}, payload["title"]: payload, **more}
     typed["WaitingPayload"]["properties"]["wait"] = {"$ref": "wait-condition.json"}
     refs = [{"$ref": f"#/$defs/{_camel(kind.value)}{suffix}"} for kind in PAYLOADS]
     del typed["EventKind"]
@@ -208,11 +207,11 @@ def _spell(part: Any) -> Any:
         return [_spell(value) for value in part]
     if not isinstance(part, dict):
         return part
-    found = {key: _spell(value) for key, value in part.items() if not (key == "discriminator" and "anyOf" in part)}
+    schema = {key: _spell(value) for key, value in part.items() if not (key == "discriminator" and "anyOf" in part)}
     for key, rewrite in _REWRITES.items():
-        if isinstance(found.get(key), str):
-            found[key] = rewrite(found[key])
-    return found
+        if isinstance(schema.get(key), str):
+            schema[key] = rewrite(schema[key])
+    return schema
 
 
 def _rename(text: str) -> str:

@@ -1,0 +1,108 @@
+"""Spell and read JetStream's pull protocol (ADR-13).
+
+Requests, the status messages that answer them, deliveries and settlements: the same for the worker's pull and the agents' reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum, auto
+
+import msgspec
+
+from nats_taskflow.bus.nats.frames import DESCRIPTION, STATUS, read_headers
+from nats_taskflow.bus.port import NO_HEADERS, Ack, Delivery, InProgress, Nak, Settlement, Term
+
+ACK = b"$JS.ACK."
+"""What the reply subject of each delivery begins with. Only that tells it from a status: a stored message can carry any header."""
+_NS = 1_000_000_000
+_REASON_LENGTH = 200
+
+
+class PullStatus(Enum):
+    """What a status message says of a pull request."""
+
+    ALIVE = auto()
+    """The server still has it."""
+    COMPLETED = auto()
+    """Its batch was delivered in full."""
+    EXPIRED = auto()
+    """It ended by itself, with part of its batch undelivered."""
+    TOO_LARGE = auto()
+    """It ended because the next message has more bytes than it asks for."""
+    MISSING = auto()
+    """The consumer is gone, or JetStream is still starting."""
+    REFUSED = auto()
+    """The server does not take it as it is."""
+
+
+def next_subject(stream: str, consumer: str) -> str:
+    """Return the subject of pull requests, as permissions name it."""
+    return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+
+
+def pull_request(batch: int, *, expires: float, heartbeat: float, max_bytes: int | None = None) -> bytes:
+    """Spell a pull request. Times are seconds; `max_bytes` None: as many as there are."""
+    body = {"batch": batch, "expires": int(expires * _NS), "idle_heartbeat": int(heartbeat * _NS)}
+    return msgspec.json.encode(body if max_bytes is None else {**body, "max_bytes": max_bytes})
+
+
+def status_of(headers: Mapping[str, str]) -> PullStatus:
+    """Read a status message."""
+    status, reason = headers.get(STATUS, ""), headers.get(DESCRIPTION, "")
+    if status == "100":
+        return PullStatus.ALIVE
+    if reason == "Batch Completed":
+        return PullStatus.COMPLETED
+    if status in ("404", "408"):
+        return PullStatus.EXPIRED
+    if status == "409" and reason.startswith("Message Size Exceeds"):
+        return PullStatus.TOO_LARGE
+    return PullStatus.MISSING if status == "503" or (status == "409" and "Deleted" in reason) else PullStatus.REFUSED
+
+
+def request_of(subject: bytes) -> int:
+    """Read the pull request's number from the subject of a status message; 0 where there is none."""
+    number = subject.rpartition(b".")[2]
+    return int(number) if number.isdigit() else 0
+
+
+def delivery_of(subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> Delivery:
+    """Read a delivery's facts from its ack subject: `$JS.ACK.[domain.account.]stream.consumer.attempt.seq.cseq.ns.pending[.random]`.
+
+    Bytes that are no text become U+FFFD, which no subject of ours contains.
+    """
+    token = reply.decode("utf-8", "replace")
+    fields = token.split(".")
+    at = consumer_at(fields)
+    return Delivery(
+        subject=subject.decode("utf-8", "replace"),
+        headers=read_headers(headers) if headers else NO_HEADERS,
+        body=body,
+        size=len(body) + len(headers or b""),
+        stream=fields[at],
+        attempt=int(fields[at + 2]),
+        seq=int(fields[at + 3]),
+        arrived_us=int(fields[at + 5]) // 1000,
+        pending=int(fields[at + 6]),
+        token=token,
+    )
+
+
+def consumer_at(fields: list[str]) -> int:
+    """Return the place of the stream's name in an ack subject; the consumer follows. A domain adds two tokens before, one at the end."""
+    return 2 if len(fields) == 9 else 4  # noqa: PLR2004  tokens of the short form
+
+
+def spell_settlement(settlement: Settlement) -> bytes:
+    """Spell a settlement in the broker's words."""
+    match settlement:
+        case Ack():
+            return b"+ACK"
+        case Nak(delay=delay):
+            return b'-NAK {"delay":%d}' % max(0, int(delay * _NS))
+        case Term(reason=reason):
+            # nats-py's own `term` takes no reason.
+            return f"+TERM {' '.join(reason.split())[:_REASON_LENGTH]}".encode(errors="replace")
+        case InProgress():
+            return b"+WPI"

@@ -1,0 +1,24 @@
+"""Say which versions of the server can be used, and what they know."""
+
+from __future__ import annotations
+
+_OLDEST_SERVER = (2, 10, 23)
+_BATCHING_SERVER = (2, 12, 0)
+
+
+def version_objection(version: str) -> str | None:
+    """Refuse servers that lost a stream when their process was killed (Jepsen, 2025). Versions that are no numbers pass."""
+    if (_release(version) or _OLDEST_SERVER) >= _OLDEST_SERVER:
+        return None
+    return f"the NATS server is {version}; before {'.'.join(map(str, _OLDEST_SERVER))} a killed server could lose a stream: upgrade it"
+
+
+def knows_batches(version: str) -> bool:
+    """Return whether a server knows atomic batches."""
+    return (_release(version) or ()) >= _BATCHING_SERVER
+
+
+def _release(version: str) -> tuple[int, ...] | None:
+    """Return a version's numbers; None where there are none."""
+    parts = version.partition("-")[0].split(".")
+    return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else None
