@@ -21,8 +21,9 @@ from click.testing import CliRunner, Result
 from nats_taskflow.__main__ import _command
 from nats_taskflow.cli import dev, errors_as_exit_codes, taskflow
 from nats_taskflow.cli.dev import banner
+from nats_taskflow.cli.exit_codes import INTERRUPTED
 from nats_taskflow.cli.flow import flow
-from nats_taskflow.cli.runtime import INTERRUPTED, launch
+from nats_taskflow.cli.runtime import launch
 from nats_taskflow.config import Config, load
 from nats_taskflow.errors import BusLost, ConfigError, StoreLocked
 

@@ -73,4 +73,4 @@ def test_both_warn_from_the_same_number_on(figure: Figure, monkeypatch: pytest.M
 def test_the_check_is_critical_from_the_second_limit_on(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> None:
     code, said = checked(Worker(**{figure.name: figure.critical}), monkeypatch)
     assert (code, said["level"]) == (2, "critical")
-    assert said["why"].endswith(figure.many)
+    assert said["why"].endswith(figure.plural)

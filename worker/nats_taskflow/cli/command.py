@@ -38,7 +38,7 @@ def suggest_options(written: str, known: Sequence[str]) -> list[str]:
     return prefixed or get_close_matches(written, known, cutoff=_NEAR)
 
 
-def write_example(ctx: click.Context, formatter: click.HelpFormatter) -> None:
+def write_examples(ctx: click.Context, formatter: click.HelpFormatter) -> None:
     """Write the examples as they are typed: whole lines, to be copied, whatever the width."""
     from nats_taskflow.cli.help_examples import EXAMPLES
 
@@ -53,7 +53,7 @@ _LEADING = "nats_taskflow.cli: options before the command"
 
 
 class TaskflowCommand(click.Command):
-    """A command with an example, and its options by heading."""
+    """A command whose help has examples, and its options by heading."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options before the command and behind it: the last one counts."""
@@ -66,7 +66,7 @@ class TaskflowCommand(click.Command):
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what the command does, and examples."""
         super().format_help_text(ctx, formatter)
-        write_example(ctx, formatter)
+        write_examples(ctx, formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their headings, the connection last."""
@@ -146,7 +146,7 @@ class Group(click.Group):
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what the commands are for, and examples."""
         super().format_help_text(ctx, formatter)
-        write_example(ctx, formatter)
+        write_examples(ctx, formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, then the few options."""

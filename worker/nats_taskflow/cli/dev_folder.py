@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nats_taskflow.cli.options import load_config
+from nats_taskflow.errors import ConfigError
 from nats_taskflow.files import user
 
 if TYPE_CHECKING:
@@ -37,9 +39,6 @@ def load_with_database(arguments: Mapping[str, Any]) -> Config:
 
     Raises `ConfigError` where two are here and none is named: to check or copy the wrong one would look like a success.
     """
-    from nats_taskflow.cli.options import load_config
-    from nats_taskflow.errors import ConfigError
-
     config = load_config(arguments, find_dev_database())
     usual = Path(config.store.path)
     if config.origin("store.path") == "default" and usual.exists() and DATABASE.exists() and not find_flaw():
@@ -49,8 +48,6 @@ def load_with_database(arguments: Mapping[str, Any]) -> Config:
 
 def prepare_folder() -> None:
     """Make the folder, for this user only and invisible to git. Raises `ConfigError` where that fails, or it is somebody else's."""
-    from nats_taskflow.errors import ConfigError
-
     try:
         FOLDER.mkdir(mode=0o700, exist_ok=True)
         if why := find_flaw():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from nats_taskflow.cli.protocol import Json, RequestRefused
+from nats_taskflow.cli.protocol import Json, WorkerRefusal
 from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.errors import FlowError
 from nats_taskflow.store.sqlite.offline import OfflineReads
@@ -39,7 +39,7 @@ class OfflineSession:
                 raise click.UsageError(f"{verb} changes something: it needs a worker, not --db")
             answer: Json = msgspec.json.decode(await self._queries.answer(request))
         except FlowError as refusal:
-            raise RequestRefused({"code": refusal.code, "message": refusal.message, "details": refusal.details}) from refusal
+            raise WorkerRefusal({"code": refusal.code, "message": refusal.message, "details": refusal.details}) from refusal
         return answer
 
     async def ask_as_agent(self, agent: str, verb: str, **fields: Any) -> Json:  # noqa: ARG002 - the protocol's signature

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nats_taskflow.cli.protocol import Json, RequestRefused
+from nats_taskflow.cli.protocol import Json, WorkerRefusal
 
 if TYPE_CHECKING:
     from nats_taskflow.bus.nats.inspect import InspectClient
@@ -63,7 +63,7 @@ class OnlineSession:
         return await self._request(self.subjects.api(agent, verb), fields)
 
     async def _request(self, subject: str, fields: Json) -> Json:
-        """Send a request and return its answer. Raises `RequestRefused`, and `NoWorkerAnswer` with what to do."""
+        """Send a request and return its answer. Raises `WorkerRefusal`, and `NoWorkerAnswer` with what to do."""
         import msgspec
 
         from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
@@ -76,7 +76,7 @@ class OnlineSession:
                 raise
             raise NoWorkerAnswer(f"no worker answers on {subject} ({self.client.address}); start one") from silence
         if not answer["ok"]:
-            raise RequestRefused(answer["error"])
+            raise WorkerRefusal(answer["error"])
         return answer
 
 

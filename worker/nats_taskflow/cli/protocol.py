@@ -7,7 +7,7 @@ from typing import Any, Protocol
 Json = dict[str, Any]
 
 
-class RequestRefused(Exception):
+class WorkerRefusal(Exception):
     """The worker refused; `error` is what it answered."""
 
     def __init__(self, error: Json) -> None:
@@ -19,9 +19,9 @@ class OperatorSession(Protocol):
     """Whoever answers operators' requests. Fields that are None are left out."""
 
     async def ask(self, verb: str, **fields: Any) -> Json:
-        """Return the answer to an operator's request. Raises `RequestRefused`."""
+        """Return the answer to an operator's request. Raises `WorkerRefusal`."""
         ...
 
     async def ask_as_agent(self, agent: str, verb: str, **fields: Any) -> Json:
-        """Return the answer to an agent's request. Raises `RequestRefused`."""
+        """Return the answer to an agent's request. Raises `WorkerRefusal`."""
         ...

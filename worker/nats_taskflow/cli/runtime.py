@@ -9,13 +9,11 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from nats_taskflow.cli.exit_codes import INTERRUPTED
 from nats_taskflow.errors import Exhausted
 
 _NO_THREAD = "can't start new thread"
 """How Python says it, in a `RuntimeError` that stands for other things as well."""
-
-INTERRUPTED = 130
-"""The exit code after Ctrl-C where a command makes nothing else of it: 128 + SIGINT, as shells have it."""
 
 SWITCH_INTERVAL = 0.0002
 """Seconds for which one thread may hold the interpreter while another waits.

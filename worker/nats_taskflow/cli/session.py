@@ -14,7 +14,7 @@ from nats_taskflow.cli.exit_codes import CommandFailed
 from nats_taskflow.cli.online import AgentSession, OnlineSession, connect
 from nats_taskflow.cli.options import load_config
 from nats_taskflow.cli.output import Printer
-from nats_taskflow.cli.protocol import Json, OperatorSession, RequestRefused
+from nats_taskflow.cli.protocol import Json, OperatorSession, WorkerRefusal
 from nats_taskflow.errors import BusLost, NotAllowed
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ async def _run(config: Config, arguments: Mapping[str, Any], main: Main, patienc
     try:
         async with open_session(config, arguments, printer, patience) as session:
             return await main(session, printer) or 0
-    except RequestRefused as refusal:
+    except WorkerRefusal as refusal:
         raise CommandFailed(str(refusal), exit_codes.for_error(refusal.error["code"])) from refusal
     except NoWorkerAnswer as silence:
         if silence.late:

@@ -19,23 +19,23 @@ class Verdict(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure of `stats` that should be small. `warning`, `critical`: from where on it is one, unless somebody chose otherwise.
+    """A figure of `stats` that should be small. From `warning` and from `critical` on it is such, unless `check` is told otherwise.
 
-    `one`, `many`: what is counted, for sentences; `about`: the same for help.
+    `singular`, `plural`: what is counted, for sentences; `about`: the same for help.
     """
 
     name: str
     value: Callable[[Json], int]
     warning: int
     critical: int
-    one: str
-    many: str
+    singular: str
+    plural: str
     about: str
     fix: str
 
     def trouble(self, stats: Json) -> str:
-        """Say how many there are."""
-        return counted(self.value(stats), self.one, self.many)
+        """Return how many there are, in words."""
+        return counted(self.value(stats), self.singular, self.plural)
 
 
 FIGURES = (
@@ -44,8 +44,8 @@ FIGURES = (
         value=lambda stats: stats["waits"]["overdue"],
         warning=1,
         critical=100,
-        one="overdue flow",
-        many="overdue flows",
+        singular="overdue flow",
+        plural="overdue flows",
         about="flows that time is late for",
         fix="wait a moment and look again; then read the worker's log",
     ),
@@ -54,8 +54,8 @@ FIGURES = (
         value=lambda stats: sum(stats["unpublished"].values()),
         warning=1000,
         critical=100_000,
-        one="event not published",
-        many="events not published",
+        singular="event not published",
+        plural="events not published",
         about="events not published",
         fix="look again: they go out by themselves once the broker takes them; then read the worker's log",
     ),
@@ -64,8 +64,8 @@ FIGURES = (
         value=lambda stats: stats["dead_letters"],
         warning=1,
         critical=10_000,
-        one="dead letter",
-        many="dead letters",
+        singular="dead letter",
+        plural="dead letters",
         about="dead letters",
         fix="taskflow dlq list",
     ),
@@ -74,8 +74,8 @@ FIGURES = (
         value=lambda stats: stats["set_aside"],
         warning=1,
         critical=10,
-        one="flow set aside",
-        many="flows set aside",
+        singular="flow set aside",
+        plural="flows set aside",
         about="flows set aside",
         fix="taskflow flow list --set-aside; taskflow why FLOW",
     ),

@@ -6,9 +6,8 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.errors import Internal
 from nats_taskflow.flow.conditions import FLOW_ENDS, from_value, open_nodes
-from nats_taskflow.flow.decision import Decision, Draft, FlowChange, View
+from nats_taskflow.flow.decision import Decision, Draft, FlowChange, View, readable_flow
 from nats_taskflow.flow.end import EndedBy, cancel, satisfy
 from nats_taskflow.flow.model import Flow, Waiter
 from nats_taskflow.flow.policy import Policy
@@ -34,7 +33,7 @@ def resume_watchers(ended: EndOfFlow, view: View, now: Micros, policy: Policy) -
     by = Caller(actor="worker", cause=f"{flow.id}:{flow.seq}", trace=ended.trace)
     changes: list[FlowChange] = []
     for waiter in view.waiters((FLOW_ENDS, flow.id)):
-        watcher = _readable(view, waiter.flow_id)
+        watcher = readable_flow(view, waiter.flow_id)
         if watcher is None or watcher.cancel_requested or not _still_waits(watcher, waiter):
             continue
         draft = Draft(watcher, by, now)
@@ -57,17 +56,9 @@ def cancel_children(parent: ParentCancelled, view: View, now: Micros) -> Decisio
     by = Caller(actor="worker", cause=f"{parent.flow_id}:{flow.seq}" if flow is not None else None, trace=parent.trace)
     changes: list[FlowChange] = []
     for child_id in view.children(parent.flow_id):
-        child = _readable(view, child_id)
+        child = readable_flow(view, child_id)
         if child is not None and not child.terminal:
             draft = Draft(child, by, now)
             cancel(draft, f"parent flow {parent.flow_id} was cancelled")
             changes.append(draft.change())
     return Decision(outcome="applied", flow=flow, changes=tuple(changes))
-
-
-def _readable(view: View, flow_id: str) -> Flow | None:
-    """Return the flow, or None where its row cannot be read: the engine sets it aside (SEMANTICS R13)."""
-    try:
-        return view.flow(flow_id)
-    except Internal:
-        return None

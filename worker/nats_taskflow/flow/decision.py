@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from nats_taskflow.errors import Internal
 from nats_taskflow.flow.fold import fold
 from nats_taskflow.flow.held_quota import DisplacedReply, HeldCounts
 from nats_taskflow.flow.lifecycle import STATUS_AFTER, EventKind
@@ -128,6 +129,14 @@ class View(Protocol):
     def cancel_reason(self, flow_id: str) -> str | None:
         """Return why the flow's cancellation was requested, or None where no reason was given."""
         ...
+
+
+def readable_flow(view: View, flow_id: str | None) -> Flow | None:
+    """Return the flow, or None where there is none that can be read: the engine sets it aside (SEMANTICS R13)."""
+    try:
+        return view.flow(flow_id) if flow_id is not None else None
+    except Internal:
+        return None
 
 
 class Draft:

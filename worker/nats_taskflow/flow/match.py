@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from nats_taskflow.errors import Internal
 from nats_taskflow.flow.conditions import deadline_of
-from nats_taskflow.flow.decision import Decision, Draft, FlowChange, OutcomeName, View
+from nats_taskflow.flow.decision import Decision, Draft, FlowChange, OutcomeName, View, readable_flow
 from nats_taskflow.flow.end import EndedBy, cancel, condition_of, pass_time, satisfy
 from nats_taskflow.flow.held_quota import displace
 from nats_taskflow.flow.model import Flow, HeldReply, Waiter
@@ -89,7 +89,7 @@ def _unawaited(reply: Reply, view: View, now: Micros, policy: Policy, changes: t
     """Decide a reply that nobody waits for at the moment: late where its flow has ended, else held (R4, R7)."""
     ended = {change.flow.id: change.flow for change in changes}
     target = reply.flow_id or view.last_flow((reply.topic, reply.correlation_id))
-    flow = ended.get(target or "") or _readable_flow(view, target)
+    flow = ended.get(target or "") or readable_flow(view, target)
     if flow is not None and (flow.terminal or flow.cancel_requested):
         return Decision(outcome="late", flow=flow, changes=changes)
     if not reply.hold:
@@ -110,11 +110,3 @@ def _unawaited(reply: Reply, view: View, now: Micros, policy: Policy, changes: t
         tenant=reply.tenant,
     )
     return Decision(outcome="held", changes=changes, hold=held, displaced=displace(held, view.holdings, policy))
-
-
-def _readable_flow(view: View, flow_id: str | None) -> Flow | None:
-    """Return the flow, or None where there is none that can be read."""
-    try:
-        return view.flow(flow_id) if flow_id is not None else None
-    except Internal:
-        return None

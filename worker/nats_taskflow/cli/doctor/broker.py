@@ -10,7 +10,7 @@ from nats_taskflow.bus.nats.desired_topology import reply_bindings, topology
 from nats_taskflow.bus.nats.inspect import NoWorkerAnswer
 from nats_taskflow.cli.doctor.rights import examine_rights
 from nats_taskflow.cli.online import OnlineSession, connect
-from nats_taskflow.cli.protocol import Json, OperatorSession, RequestRefused
+from nats_taskflow.cli.protocol import Json, OperatorSession, WorkerRefusal
 from nats_taskflow.cli.verdict import FIGURES, Verdict
 from nats_taskflow.errors import Refusal, TurnedAway
 from nats_taskflow.text import counted
@@ -103,7 +103,7 @@ async def _worker(session: OperatorSession) -> tuple[list[Verdict], Json]:
         asked_at = datetime.now(UTC)
         stats = await session.ask("stats")
         took = datetime.now(UTC) - asked_at
-    except (NoWorkerAnswer, RequestRefused, Refusal) as failure:
+    except (NoWorkerAnswer, WorkerRefusal, Refusal) as failure:
         fix = "taskflow run starts one; the operator role may ask (deploy/nats/README.md)"
         return [Verdict("worker", "fail", str(failure), fix)], {}
     worker: Json = stats["worker"]

@@ -110,5 +110,7 @@ def _limits() -> Verdict:
 
 def _service_manager() -> Verdict:
     """Say what systemd gives this process."""
-    given = [name for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY") if os.environ.get(name)]
-    return Verdict("service manager", "ok", f"systemd gives {', '.join(given)}" if given else "not started by systemd (as in any shell)")
+    variables = [name for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY") if os.environ.get(name)]
+    return Verdict(
+        "service manager", "ok", f"systemd gives {', '.join(variables)}" if variables else "not started by systemd (as in any shell)"
+    )

@@ -16,7 +16,7 @@ from nats_taskflow.cli.selection import filter_options, find_flow_id, read_filte
 from nats_taskflow.cli.session import collect_pages, run
 from nats_taskflow.cli.watch import follow_flow, repeat, watch_options
 
-_NONE = "No flows. Start one: taskflow flow start --agent kate --controller-id kate/inbox --goal 'triage the inbox'"
+_EMPTY = "No flows. Start one: taskflow flow start --agent kate --controller-id kate/inbox --goal 'triage the inbox'"
 
 
 @click.command("list", cls=ReadCommand)
@@ -28,7 +28,7 @@ _NONE = "No flows. Start one: taskflow flow start --agent kate --controller-id k
 def list_(*, limit: int, set_aside: bool, watch: float | None, count: int | None, **arguments: Any) -> None:
     """List the flows of all owners, newest first."""
     chosen = read_filter(arguments)
-    empty = "No flow is set aside." if set_aside else "No flow is like that." if chosen else _NONE
+    empty = "No flow is set aside." if set_aside else "No flow is like that." if chosen else _EMPTY
     fields = chosen | {"cursor": arguments["cursor"]}
 
     async def look(session: OperatorSession, printer: Printer) -> None:

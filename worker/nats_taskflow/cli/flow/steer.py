@@ -12,7 +12,7 @@ from nats_taskflow.cli.command import AskCommand
 from nats_taskflow.cli.flow.act import cancelled_children, json_value, print_outcome
 from nats_taskflow.cli.identity import agent_options, read_intervention, reason_option
 from nats_taskflow.cli.output import Printer, mark_flow, progress, short_id
-from nats_taskflow.cli.protocol import Json, OperatorSession, RequestRefused
+from nats_taskflow.cli.protocol import Json, OperatorSession, WorkerRefusal
 from nats_taskflow.cli.selection import FILTERS, RATE, bulk_options, confirm_selection, read_filter, select_flows
 from nats_taskflow.cli.session import run
 from nats_taskflow.text import counted
@@ -51,7 +51,7 @@ def _steer(verb: str, flows: Sequence[str], fields: Json, arguments: Mapping[str
             return exit_codes.DONE
         if len(ids) == 1:
             answers = [await session.ask(verb, flow_id=ids[0], **fields)]
-            refusals: list[RequestRefused] = []
+            refusals: list[WorkerRefusal] = []
         else:
             answers, refusals = await _steer_each(session, verb, ids, fields, printer, rate=arguments["rate"])
         if printer.for_people and len(answers) == 1:
@@ -76,12 +76,12 @@ async def _preview(session: OperatorSession, verb: str, ids: Sequence[str], prin
 
 async def _steer_each(
     session: OperatorSession, verb: str, ids: Sequence[str], fields: Json, printer: Printer, *, rate: float
-) -> tuple[list[Json], list[RequestRefused]]:
+) -> tuple[list[Json], list[WorkerRefusal]]:
     """Steer many flows, at most `rate` in a second. Refusals are printed at once; return the answers and the refusals."""
     import asyncio
 
     answers: list[Json] = []
-    refusals: list[RequestRefused] = []
+    refusals: list[WorkerRefusal] = []
     clock = asyncio.get_running_loop().time
     began = clock()
     with progress(verb, len(ids), shown=printer.for_people) as count:
@@ -89,7 +89,7 @@ async def _steer_each(
             await asyncio.sleep(max(began + number / rate - clock(), 0.0))
             try:
                 answers.append(await session.ask(verb, flow_id=flow_id, **fields))
-            except RequestRefused as refusal:
+            except WorkerRefusal as refusal:
                 refusals.append(refusal)
                 click.echo(f"taskflow: {refusal}", err=True)
             count(1)
