@@ -523,7 +523,7 @@ async def test_a_command_is_told_a_subject_that_it_may_not_use_as_it_is_written(
     assert denied.value.subject.startswith(f"$JS.API.CONSUMER.CREATE.{EVT.name}")
     async with InspectClient(NatsOptions(servers=(guarded.url,), user="ears", password="secret", inbox_prefix="_INBOX_Ears")) as client:
         with pytest.raises(NotAllowed) as denied:
-            await anext(client.heard("Taskflow.Evt.>"))
+            await anext(client.listen("Taskflow.Evt.>"))
         assert denied.value.subject == "Taskflow.Evt.>"
 
 

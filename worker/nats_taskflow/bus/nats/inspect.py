@@ -184,7 +184,7 @@ class InspectClient:
         except (OSError, ValueError) as bad:
             raise NoWorkerAnswer(f"{monitor_url} does not answer: {bad}") from bad
 
-    async def heard(self, pattern: str, ready: Callable[[], None] = lambda: None) -> AsyncIterator[StreamMessage]:
+    async def listen(self, pattern: str, ready: Callable[[], None] = lambda: None) -> AsyncIterator[StreamMessage]:
         """Yield what is published on a pattern from now on. `ready` is called once subscribed. Raises `BusLost`, `NotAllowed`."""
         queue: asyncio.Queue[StreamMessage] = asyncio.Queue()
 
