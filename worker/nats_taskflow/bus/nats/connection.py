@@ -16,8 +16,8 @@ from nats.errors import NoRespondersError, SlowConsumerError
 
 from nats_taskflow.bus.nats import options as connection_options
 from nats_taskflow.bus.nats.denials import DenialListeners, SubjectDenied, unless_denied
-from nats_taskflow.bus.nats.dial import dial, hang_up
-from nats_taskflow.bus.nats.direct_delivery import ReadingClient
+from nats_taskflow.bus.nats.dial import close_now, dial
+from nats_taskflow.bus.nats.direct_delivery import DirectDeliveryClient
 from nats_taskflow.bus.nats.options import NatsOptions, public_address
 from nats_taskflow.bus.nats.outbound import Outbound
 from nats_taskflow.errors import NotAllowed
@@ -50,7 +50,7 @@ class NatsConnection:
 
     def __init__(self, options: NatsOptions) -> None:
         self.options = options
-        self.client = ReadingClient()
+        self.client = DirectDeliveryClient()
         self.outbound = Outbound(self.client)
         self.renewal = SubscriptionRenewal(self.client)
         self.on_up: list[Callable[[], None]] = []
@@ -135,7 +135,7 @@ class NatsConnection:
             raise ApiTimeout(f"no answer on {subject}: {connection_options.reason(error)}") from error
         return answer.data
 
-    async def permitted(self, work: Coroutine[Any, Any, T], *subjects: str) -> T:
+    async def unless_denied(self, work: Coroutine[Any, Any, T], *subjects: str) -> T:
         """Await `work`. Raises `NotAllowed` as soon as the server denies a subject; otherwise that would be silence.
 
         For a connection that does one thing at a time: the server does not say whose request it denies. nats-py gives subjects in lower
@@ -154,7 +154,7 @@ class NatsConnection:
         return denied
 
     async def _close_client(self) -> None:
-        error = await hang_up(self.client)
+        error = await close_now(self.client)
         if error is not None:
             self._log.debug("bus.close_failed", reason=repr(error))
 
@@ -162,7 +162,7 @@ class NatsConnection:
         """Note an error that nats-py reports. It must not raise, or the read loop ends."""
         text = connection_options.reason(error)
         self.dropped += isinstance(error, SlowConsumerError)  # one for each message that found its queue full
-        denied = connection_options.denied(text)
+        denied = connection_options.read_denial(text)
         if denied is not None:
             for listener in tuple(self.on_denied):
                 self._call(listener, denied.subject)
@@ -217,7 +217,7 @@ _RENEWAL_TIMEOUT = 2
 class SubscriptionRenewal:
     """Sends all subscriptions again every two seconds, from the first denial until the server objects to none."""
 
-    def __init__(self, client: ReadingClient) -> None:
+    def __init__(self, client: DirectDeliveryClient) -> None:
         self.unheard = ""
         """Why nothing is heard on some subject; empty where the credentials cover all subscriptions."""
         self._client = client

@@ -19,7 +19,7 @@ from nats.errors import Error as NatsError
 from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
 from nats_taskflow.bus.nats.frames import DESCRIPTION, STATUS, read_headers
 from nats_taskflow.bus.nats.outbound import Frame
-from nats_taskflow.bus.nats.pull_protocol import ACK, PullStatus, delivery_of, next_subject, pull_request, request_of, status_of
+from nats_taskflow.bus.nats.pull_protocol import ACK, PullStatus, next_subject, pull_request, read_delivery, read_status, request_number
 from nats_taskflow.bus.port import NO_HEADERS, ConsumerSpec, Delivery
 from nats_taskflow.tasks import repeat
 from nats_taskflow.wire.headers import PENDING_MESSAGES
@@ -158,7 +158,7 @@ class Pull:
         if self._outstanding:
             self._outstanding -= 1
         try:
-            self._take(delivery_of(subject, reply, body, headers))
+            self._take(read_delivery(subject, reply, body, headers))
         except Exception:  # noqa: BLE001  `take` must not raise; if it does, the message is delivered again after ack_wait
             self._log.exception("pull.take_failed")
         if self._outstanding <= self._low:
@@ -173,7 +173,7 @@ class Pull:
     def _on_status(self, subject: bytes, headers: Mapping[str, str]) -> None:
         """React to the status of a pull request."""
         self._heard_at = self._loop.time()
-        number, kind = request_of(subject), status_of(headers)
+        number, kind = request_number(subject), read_status(headers)
         if kind is PullStatus.ALIVE:
             self._hear()
             return

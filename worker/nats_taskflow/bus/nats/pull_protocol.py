@@ -47,7 +47,7 @@ def pull_request(batch: int, *, expires: float, heartbeat: float, max_bytes: int
     return msgspec.json.encode(body if max_bytes is None else {**body, "max_bytes": max_bytes})
 
 
-def status_of(headers: Mapping[str, str]) -> PullStatus:
+def read_status(headers: Mapping[str, str]) -> PullStatus:
     """Return what a status message means."""
     status, reason = headers.get(STATUS, ""), headers.get(DESCRIPTION, "")
     if status == "100":
@@ -61,13 +61,13 @@ def status_of(headers: Mapping[str, str]) -> PullStatus:
     return PullStatus.MISSING if status == "503" or (status == "409" and "Deleted" in reason) else PullStatus.REFUSED
 
 
-def request_of(subject: bytes) -> int:
+def request_number(subject: bytes) -> int:
     """Return the pull request's number, from the subject of a status message; 0 where there is none."""
     number = subject.rpartition(b".")[2]
     return int(number) if number.isdigit() else 0
 
 
-def delivery_of(subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> Delivery:
+def read_delivery(subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> Delivery:
     """Read a delivery, whose ack subject is `$JS.ACK.[domain.account.]stream.consumer.attempt.seq.cseq.ns.pending[.random]`.
 
     Bytes that are not UTF-8 become U+FFFD, which no subject of ours contains.
@@ -94,7 +94,7 @@ def consumer_at(fields: list[str]) -> int:
     return 2 if len(fields) == 9 else 4  # noqa: PLR2004  tokens of the short form
 
 
-def spell_settlement(settlement: Settlement) -> bytes:
+def encode_settlement(settlement: Settlement) -> bytes:
     """Return a settlement in the broker's words."""
     match settlement:
         case Ack():
