@@ -2,34 +2,42 @@
 
 nats-py runs an endpoint's handlers one after another, and one agent's backlog would be everybody's. Here each request has a task, as soon
 as there is room for it: in number and bytes, of all and of one agent. Its place is free when its answer has left. What waits is bounded,
-too: over that, the agent that has most waiting is refused its newest, at the price of a look.
+too: over that, the agent that has most waiting is refused its newest, at the price of a look. The refusals leave one after another, so
+that no flood of them stands before somebody's answer; where more come than leave, the others are refused without a word.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import structlog
 
 from nats_taskflow.bus.endpoints import ServiceRequest
-from nats_taskflow.errors import FlowError, Unavailable
+from nats_taskflow.errors import Unavailable
 from nats_taskflow.tasks import Errands
 from nats_taskflow.turns import AdmissionBounds, FairAdmission
-from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, weight
+from nats_taskflow.wire.headers import SERVICE_ERROR, SERVICE_ERROR_CODE, Headers, weight
 from nats_taskflow.wire.outcomes import error_headers, refused
 
 INTERNAL = b'{"ok":false,"error":{"code":"internal","message":"the request failed; nothing is known about its effect"}}'
-BUSY = Unavailable("too many requests wait, and most are yours: repeat this one under the same command id when others are answered")
-STOPPING = Unavailable("the worker is stopping: repeat with the same command id")
+_BUSY = Unavailable("too many requests wait, and most are yours: repeat this one under the same command id when others are answered")
+_STOPPING = Unavailable("the worker is stopping: repeat with the same command id")
+BUSY = refused(_BUSY), error_headers(_BUSY)
+STOPPING = refused(_STOPPING), error_headers(_STOPPING)
 AROUND = 1024
 """About what a request costs besides its body."""
 IN_HAND = AdmissionBounds(512, 16 * 1024 * 1024)
 OF_ONE = AdmissionBounds(256, 4 * 1024 * 1024)
 WAITING = 16 * 1024 * 1024
+UNTOLD = 1000
+"""How many refusals may wait to leave."""
 
 Handler = Callable[[ServiceRequest], Awaitable[None]]
+Answer = Callable[[bytes, Headers], Coroutine[Any, Any, None]]
 
 
 class Admission:
@@ -41,6 +49,8 @@ class Admission:
         self._turnstile: FairAdmission[tuple[ServiceRequest, int]] = FairAdmission(IN_HAND, OF_ONE, self._begin)
         self._errands = Errands()
         self._context = contextvars.copy_context()  # the worker's, whoever asks
+        self._refusals: deque[Answer] = deque()
+        self._telling: asyncio.Task[None] | None = None
         self._log = structlog.get_logger()
         self.refused = 0
 
@@ -50,25 +60,29 @@ class Admission:
         self._turnstile.enter(self._whose(request.subject), (request, weight), weight)
         while self._turnstile.waiting > WAITING:
             self.refused += 1
-            self._refuse(self._turnstile.take_back()[0], BUSY)
+            self._refuse(self._turnstile.take_back()[0])
 
     async def finish(self) -> None:
         """Refuse what waits, and wait for the requests in hand."""
         while self._turnstile.waiting:
-            self._refuse(self._turnstile.take_back()[0], STOPPING)
+            await self._turnstile.take_back()[0].answer(*STOPPING)
         await self._errands.finish()
 
     def _begin(self, admitted: tuple[ServiceRequest, int]) -> None:
         """Hand a request that was admitted, with its weight, to its own task."""
-        self._spawn(self._handle(*admitted))
+        self._errands.start(self._handle(*admitted), "request", context=self._context.copy())
 
-    def _refuse(self, request: ServiceRequest, why: FlowError) -> None:
-        """Answer a request that is not carried out."""
-        self._spawn(request.answer(refused(why), error_headers(why)))
+    def _refuse(self, request: ServiceRequest) -> None:
+        """Have a request answered that is not carried out."""
+        if len(self._refusals) < UNTOLD:
+            self._refusals.append(request.answer)
+        if self._telling is None or self._telling.done():
+            self._telling = self._errands.start(self._tell_refused(), "refusals", context=self._context.copy())
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task until its end."""
-        self._errands.start(work, "request", context=self._context.copy())
+    async def _tell_refused(self) -> None:
+        """Answer what was refused, each when the one before has left."""
+        while self._refusals:
+            await self._refusals.popleft()(*BUSY)
 
     async def _handle(self, request: ServiceRequest, weight: int) -> None:
         """Run the handler, then make room; what it raises is a defect and stays inside."""
