@@ -82,6 +82,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     `raw` is what goes into the dead letters should the message come to nothing; requests that are answered have none. `group`: a message
     that may kill the process; at most so many of them share a transaction, with nobody else. 0: it is no suspect. `size`: bytes that came.
+    `request`: somebody waits for the answer.
     """
 
     what: Stimulus | FollowUp | Unreadable
@@ -92,6 +93,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     raw: Original | None = None
     group: int = 0
     size: int = 0
+    request: bool = False
 
     @property
     def digest(self) -> bytes:
