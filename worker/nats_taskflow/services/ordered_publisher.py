@@ -3,7 +3,7 @@
 Within a lane (a flow) nothing is sent before the broker has stored what comes before it, or takes both together, in order, all or none:
 whatever it loses or refuses, the lane has no gap. Across lanes letters are in flight side by side. What queues while a batch is under way
 goes with the next, in turns between those it comes from where it is too much for one; where few wait, a batch was not taken just now, or
-the broker may have it already, each letter goes by itself.
+the broker may have it already, each letter goes by itself. So does what an agent has few of: no batch of others' stands before it.
 
 A letter that is refused for its own sake (too large for the broker, say) has its lane set aside: nothing of it is kept in memory, so that
 however many there are, the other lanes go on. Whoever put the letters puts them again when it is time to try.
@@ -12,14 +12,14 @@ however many there are, the other lanes go on. Whoever put the letters puts them
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
 from nats_taskflow.bus.port import Bus, OutgoingMessage, Published, PublishFailed
-from nats_taskflow.services.outbox_message import OutboxMessage, together
+from nats_taskflow.services.outbox_message import OutboxMessage, together, whose
 
 _RETRY_FIRST, _RETRY_LAST = 0.1, 1.0
 _OWN_FAULT = 3
@@ -39,6 +39,8 @@ class OrderedPublisher:
         self._log = log
         self._lanes: dict[str, deque[OutboxMessage]] = {}
         self._idle: dict[str, None] = {}  # lanes of which nothing is in flight
+        self._few: dict[str, None] = {}  # such lanes, too: those of agents with few letters
+        self._open_of: Counter[str] = Counter()  # how many letters of an agent are not stored yet
         self._due = False
         self._together = False
         self._held: deque[OutboxMessage] = deque()  # heads that the broker did not take
@@ -69,6 +71,7 @@ class OrderedPublisher:
             return
         self.open[letter.n] = message
         self.open_bytes += len(message.body)
+        self._open_of[whose(letter.owner)] += 1
         queue = self._lanes.setdefault(letter.lane, deque())
         queue.append(letter)
         if len(queue) == 1:
@@ -91,27 +94,35 @@ class OrderedPublisher:
 
     def _rest(self, lane: str) -> None:
         """Send from a lane in the next turn of the loop, with all that is put until then."""
-        self._idle[lane] = None
+        (self._few if self._has_few(lane) else self._idle)[lane] = None
         if not self._due:
             self._due = True
             asyncio.get_running_loop().call_soon(self._dispatch)
 
+    def _has_few(self, lane: str) -> bool:
+        """Tell whether the agent of a lane has few letters."""
+        return self._open_of[whose(self._lanes[lane][0].owner)] < _FEW
+
     def _dispatch(self) -> None:
         """Send what waits, unless a batch is under way: then it goes with the next."""
         self._due = False
-        if self._together:
-            return
-        batch = self._batch()
-        if batch:
-            self._send_together(batch)
-        heads = [self._lanes[lane][0] for lane in self._idle if not batch or self._is_apart(lane)]
+        heads = self._of_few()
+        if not self._together:
+            batch = self._batch()
+            if batch:
+                self._send_together(batch)
+            heads += [self._lanes[lane][0] for lane in self._idle if not batch or self._is_apart(lane)]
         for letter in heads:
-            del self._idle[letter.lane]
-        if self._stuck:
-            self._held += heads
-            return
-        for letter in heads:
-            self._send(letter)
+            self._idle.pop(letter.lane, None)
+            (self._held.append if self._stuck else self._send)(letter)
+
+    def _of_few(self) -> list[OutboxMessage]:
+        """Return what agents with few letters send by itself, beside any batch: nothing where these agents are many."""
+        lanes, self._few = self._few, {}
+        few = [lane for lane in lanes if self._has_few(lane)]
+        few = few if len(few) < _FEW else []
+        self._idle |= dict.fromkeys(lane for lane in lanes if lane not in few)
+        return [self._lanes[lane][0] for lane in few]
 
     def _batch(self) -> list[OutboxMessage]:
         """Return what goes out together, in the order of the numbers: nothing where few letters wait, or batches are not taken."""
@@ -173,14 +184,23 @@ class OrderedPublisher:
         queue.popleft()
         self._refused.pop(letter.n, None)
         self.refused.discard(letter.lane)
-        self.open_bytes -= len(self.open.pop(letter.n).body)
+        self._forget(letter)
         if queue:
             self._rest(letter.lane)
         else:
             del self._lanes[letter.lane]
             self._idle.pop(letter.lane, None)
+            self._few.pop(letter.lane, None)
             if letter.lane in self.aside:
                 self.behind[letter.lane] = None
+
+    def _forget(self, letter: OutboxMessage) -> None:
+        """Count a letter no more."""
+        self.open_bytes -= len(self.open.pop(letter.n).body)
+        agent = whose(letter.owner)
+        self._open_of[agent] -= 1
+        if not self._open_of[agent]:
+            del self._open_of[agent]
 
     def _asked(self, publish: Callable[[], asyncio.Future[Published]]) -> asyncio.Future[Published]:
         """Publish. What it raises is reported, and tried again: this runs in callbacks, where it would end the lane for ever."""
@@ -222,9 +242,10 @@ class OrderedPublisher:
         if letter.lane not in self.refused:
             self._log.error("flow_not_published", lane=letter.lane, n=letter.n, msg_id=self.open[letter.n].msg_id, why=why)
         for one in self._lanes.pop(letter.lane):
-            self.open_bytes -= len(self.open.pop(one.n).body)
+            self._forget(one)
             self._refused.pop(one.n, None)
         self._idle.pop(letter.lane, None)
+        self._few.pop(letter.lane, None)
         self.refused.add(letter.lane)
         self.aside[letter.lane] = letter.n  # before what was left out already, if there was any
         if self._held:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from operator import attrgetter
 
 import msgspec
@@ -29,13 +30,19 @@ class OutboxMessage(msgspec.Struct, frozen=True):
     owner: str = ""
 
 
+@lru_cache(maxsize=4096)
+def whose(owner: str) -> str:
+    """Return the agent of an owner, or an owner that is no agent: they take turns."""
+    return agent_of(owner) or owner
+
+
 def together(waiting: list[OutboxMessage], weigh: Callable[[OutboxMessage], int]) -> list[OutboxMessage]:
     """Choose what goes out as one batch, in the order of the numbers: all, or where that is too much, what agents have by turns."""
     waiting.sort(key=_number)
     taken = [*_fitting(waiting, weigh)]
     if len(taken) < len(waiting):
         turns: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
-        waiting.sort(key=lambda letter: next(turns[agent_of(letter.owner) or letter.owner]))
+        waiting.sort(key=lambda letter: next(turns[whose(letter.owner)]))
         taken = sorted(_fitting(waiting, weigh), key=_number)
     return taken
 
