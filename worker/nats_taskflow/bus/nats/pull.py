@@ -29,6 +29,8 @@ _FIRST_DELAY, _LAST_DELAY = 0.1, 3.0
 # A request that ends sooner than this without a message is counted as an error, whatever status it ends with.
 _TOO_SOON = 0.2
 _NS = 1_000_000_000
+ON_THE_WAY = 256
+"""So many messages, at most, are asked for and have not come: what others ask the worker comes behind them on the same connection."""
 
 
 class Pull:
@@ -61,7 +63,7 @@ class Pull:
         # The server ends a request whose next message is larger than max_bytes: no single message may be, or it blocks for ever. It tells
         # nobody when it carries more from now on; that shows in a request of which nothing comes (`_on_end`).
         self._max_bytes = max(source.max_bytes, connection.max_payload + 64 * 1024)
-        self._batch_max = source.max_ack_pending
+        self._batch_max = min(source.max_ack_pending, ON_THE_WAY)
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._kick = asyncio.Event()
@@ -69,9 +71,8 @@ class Pull:
         self._low = 0
         self._request = self._want = 0
         self._valid_from = 1
-        self._asked_at = self._heard_at = 0.0
-        self._delay = self._not_before = 0.0
-        self._missing = self._resuming = False
+        self._asked_at = self._heard_at = self._delay = self._not_before = 0.0
+        self._missing = self._resuming = self._came = False
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger().bind(stream=source.stream, consumer=source.consumer)
         self.trouble = ""  # why nothing can be delivered; empty while something comes, or could
@@ -144,9 +145,8 @@ class Pull:
             return
         self._request, self._want = self._request + 1, want
         self.requests += 1
-        self._outstanding += want
-        self._low = target // 2
-        self._asked_at = now
+        self._outstanding, self._low = self._outstanding + want, target // 2
+        self._asked_at, self._came = now, False
         body = msgspec.json.encode(
             {
                 "batch": want,
@@ -164,8 +164,8 @@ class Pull:
             self._on_status(subject, read_headers(headers) if headers else NO_HEADERS)
             return
         self._hear()
-        if self._outstanding:
-            self._outstanding -= 1
+        self._came = True
+        self._outstanding = max(self._outstanding - 1, 0)
         try:
             self._take(delivery_of(subject, reply, body, headers))
         except Exception:  # noqa: BLE001  `take` must not raise; if it does, the message stays unsettled and comes again after ack_wait
@@ -210,7 +210,7 @@ class Pull:
         self._outstanding = max(0, self._outstanding - int(left))
         if headers.get(STATUS) == "409" and request == self._request and int(left) == self._want:
             self._max_bytes *= 2
-        if self._loop.time() - self._asked_at < _TOO_SOON:
+        if not self._came and self._loop.time() - self._asked_at < _TOO_SOON:
             self._back_off()
         self._kick.set()
 
