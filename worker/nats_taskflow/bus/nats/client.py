@@ -25,6 +25,8 @@ _LEFT_TO_NATS_PY = ("permissions violation", "auth", "stale connection")
 """What an error of the server's says where nats-py does what is right: it tells of it, ends for good, or reconnects."""
 
 
+_PIECE = 256 * 1024
+"""Bytes that an event loop takes from a socket at a time."""
 _LASTS = 10.0
 """Seconds: a connection that the server ends sooner by an error was made in vain, and so will the next one be."""
 _FIRST_DELAY, _LAST_DELAY = 0.1, 15.0
@@ -46,6 +48,11 @@ class TcpConnection(TcpTransport):
     def __bool__(self) -> bool:
         """Tell that it exists: nats-py makes one itself in place of one that is not connected yet."""
         return True
+
+    async def read(self, buffer_size: int) -> bytes:
+        """Read all that the event loop has taken from the socket: nats-py copies what it has of a message with each piece that comes."""
+        read: bytes = await super().read(max(buffer_size, _PIECE))
+        return read
 
     def write(self, payload: bytes) -> None:
         """Write. Raises `ConnectionResetError` on a closed connection: asyncio says nothing then, uvloop raises `RuntimeError`."""
