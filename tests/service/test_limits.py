@@ -219,6 +219,19 @@ async def test_agents_with_large_flows_delay_no_other_by_more_than_a_transaction
         assert len(commits) > 3
 
 
+async def test_no_commit_folds_more_than_some_megabytes_of_the_log_into_the_file(tmp_path: Path) -> None:
+    """RELIABILITY 9: in a flood of large messages one commit in sixteen copied and synced 40 MB, and held the store as long."""
+    path = tmp_path / "t.db"
+    async with running(str(path)) as run:
+        sizes = [path.stat().st_size]
+        run.engine.listen(lambda _: sizes.append(path.stat().st_size))
+        for _ in range(100):
+            await start(run, state_json={"text": "x" * 240_000})
+        folded = [after - before for before, after in itertools.pairwise(sizes) if after > before]
+        assert len(folded) > 2, "a hundred flows and their journal take 50 MB"
+        assert max(folded) < 12 * 1024 * 1024
+
+
 async def test_large_flows_that_wait_for_another_to_end_are_moved_a_few_at_a_time(tmp_path: Path) -> None:
     async with running(str(tmp_path / "t.db")) as run:
         awaited = await start(run)
