@@ -64,8 +64,11 @@ class Admission:
 
     async def finish(self) -> None:
         """Refuse what waits, and wait for the requests in hand."""
+        left = []
         while self._turnstile.waiting:
-            await self._turnstile.take_back()[0].answer(*STOPPING)
+            left.append(self._turnstile.take_back()[0])
+        for request in left:
+            await request.answer(*STOPPING)
         await self._errands.finish()
 
     def _begin(self, admitted: tuple[ServiceRequest, int]) -> None:
