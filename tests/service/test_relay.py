@@ -275,6 +275,41 @@ async def test_a_lane_that_was_set_aside_is_tried_once_and_then_read_on_until_it
         assert sequences(await bus.client().messages("TASKFLOW_EVT"))[poison] == list(range(1, 13))
 
 
+async def test_what_a_lane_that_is_tried_again_finds_beyond_what_was_read_is_sent_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I-22: it was lined up again when it was read in its turn."""
+    monkeypatch.setattr(ordered_publisher, "_OWN_FAULT", 1)
+    monkeypatch.setattr(relay, "_TRY_AGAIN", 3600.0)
+    bus, reading, go_on = SpyingBus(MemoryBroker()), asyncio.Event(), asyncio.Event()
+    async with running(str(path)) as run:
+        await bus.open()
+        await bus.prepare((EVT,), ())
+        read = read_events(run.store, Subjects())
+
+        async def gated(after: int, limit: int) -> list[OutboxMessage]:
+            letters = await read(after, limit)
+            if after == 2 and letters:  # the third row, in its turn
+                reading.set()
+                await go_on.wait()
+            return letters
+
+        made = Relay("events", bus, run.engine, read=gated, heard=lambda batch: bool(batch.events))
+        bus.refuse = "taskflow.evt."
+        task = asyncio.create_task(made.run())
+        flow = await started(run)
+        await eventually(lambda: made.set_aside)
+        bus.refuse = ""
+        await run.manager.update_state(flow.id, {"n": 1})
+        await reading.wait()
+        made.try_again()
+        await eventually(lambda: made.stored >= 2)
+        go_on.set()
+        await eventually(lambda: made.idle)
+        stored = [message.headers[MSG_ID] for message in await bus.client().messages("TASKFLOW_EVT")]
+        assert stored == [f"{flow.id}:{seq}" for seq in (1, 2, 3)]
+        assert made.stored == 3
+        task.cancel()
+
+
 async def test_after_a_crash_what_is_stored_goes_one_by_one_and_then_batches_again(path: Path) -> None:
     """A batch with one message that the broker has is refused as a whole."""
     bus = SpyingBus(MemoryBroker())

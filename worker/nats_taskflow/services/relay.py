@@ -218,7 +218,7 @@ class Relay:
             rows = await self._read(self._lanes.aside[lane] - 1, self._chunk)
             following = rows[-1].n + 1 if rows else self._last_read + 1
             # Where it has caught up nothing is awaited before it is open again: what is committed from now on comes behind.
-            own = [row for row in rows if row.lane == lane]
+            own = [row for row in rows if row.lane == lane and row.n <= self._last_read]  # what is not read yet is lined up when it is
             self._lanes.take_back(lane, own, following if following <= self._last_read else None)
         self._settled.set()
 
