@@ -21,6 +21,7 @@ from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
 from nats_taskflow.bus.nats.inspect import InspectClient, NoWorkerAnswer, StreamReader
+from nats_taskflow.bus.nats.pull import ON_THE_WAY, Pull
 from nats_taskflow.bus.nats.server import EmbeddedServer, ServerRefused, ServerTaken, find_server
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, Delivery, Nak, OutgoingMessage, PublishFailed, StreamSpec, Term
 from nats_taskflow.errors import BusLost, ConsumerTaken, NotAllowed, TopologyRefused
@@ -367,6 +368,41 @@ async def test_a_busy_pull_never_asks_for_more_than_there_is_room_for(real: JetS
         await asyncio.wait({pull})
     assert most <= 64
     assert not [line for line in logs if line["event"].startswith("pull.")]
+
+
+async def test_however_much_room_there_is_little_is_on_its_way_at_a_time(real: JetStreamRig, bus: JetStreamBus) -> None:
+    """RELIABILITY 9: requests come on the same connection, behind what was pulled: another agent's behind 2,000 commands of a flood."""
+    count, most = 2000, 0
+    got: list[Delivery] = []
+
+    def take(delivery: Delivery) -> None:
+        nonlocal most
+        got.append(delivery)
+        bus.settle(delivery, ACK)
+        most = max(most, bus._pulls[0]._outstanding)
+
+    for number in range(count):
+        await real.nats.client.publish(CMD, b"%d" % number)
+    await real.nats.client.flush()
+    async with asyncio.TaskGroup() as group:
+        pull = group.create_task(bus.pull(WORKER, take, lambda: count))
+        await eventually(lambda: len(got) == count)
+        assert most < ON_THE_WAY
+        assert bus.pull_requests <= 2 * count / ON_THE_WAY + 2, "it asks when half have come, and not for each"
+        pull.cancel()
+
+
+async def test_a_request_that_large_messages_have_filled_is_followed_by_the_next_at_once(
+    real: JetStreamRig, bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_off: list[float] = []
+    monkeypatch.setattr(Pull, "_back_off", lambda pull: put_off.append(pull._loop.time()))
+    for number in range(20):
+        await real.agent.publish(CMD, b"%d" % number + b"x" * 250_000)
+    async with pulling(bus, settle=ACK) as got:
+        await eventually(lambda: len(got) == 20)
+        assert bus.pull_requests >= 20 * 250_000 // (bus.max_payload + 64 * 1024), "each has a bound in bytes"
+        assert put_off == []
 
 
 async def test_an_idle_pull_sends_one_request(bus: JetStreamBus) -> None:

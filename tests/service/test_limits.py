@@ -173,6 +173,18 @@ async def test_a_batch_of_costly_messages_is_cut_where_it_has_worked_long_enough
         assert seen.flows == [4]
 
 
+async def test_the_outcomes_of_many_small_changes_of_a_large_state_keep_it_once() -> None:
+    """RELIABILITY 9: two hundred of them kept 48 MB until they were told, a copy of 240 KB each."""
+    async with running() as run:
+        flow = await start(run, state_json={"text": "x" * 240_000})
+        seen = Transactions(run)
+        advances = [AdvanceFlow(flow_id=flow.id, patch={"n": n}) for n in range(20)]
+        outcomes = await asyncio.gather(*[run.engine.submit(what) for what in advances])
+        told = [outcome.flow for outcome in outcomes if outcome.flow is not None]
+        assert len(told) == 20
+        assert sum("state_stored" in flow.__dict__ for flow in told) == len(seen.flows) < 10, "once for each transaction"
+
+
 @contextlib.contextmanager
 def weighed() -> Iterator[list[int]]:
     """Note how many bytes of states each load gives."""
@@ -218,6 +230,19 @@ async def test_agents_with_large_flows_delay_no_other_by_more_than_a_transaction
         )
         assert hers.id in commits[0]
         assert len(commits) > 3
+
+
+async def test_no_commit_folds_more_than_some_megabytes_of_the_log_into_the_file(tmp_path: Path) -> None:
+    """RELIABILITY 9: in a flood of large messages one commit in sixteen copied and synced 40 MB, and held the store as long."""
+    path = tmp_path / "t.db"
+    async with running(str(path)) as run:
+        sizes = [path.stat().st_size]
+        run.engine.listen(lambda _: sizes.append(path.stat().st_size))
+        for _ in range(100):
+            await start(run, state_json={"text": "x" * 240_000})
+        folded = [after - before for before, after in itertools.pairwise(sizes) if after > before]
+        assert len(folded) > 2, "a hundred flows and their journal take 50 MB"
+        assert max(folded) < 12 * 1024 * 1024
 
 
 async def test_large_flows_that_wait_for_another_to_end_are_moved_a_few_at_a_time(tmp_path: Path) -> None:

@@ -148,16 +148,51 @@ async def test_where_more_waits_than_a_batch_takes_agents_take_turns(path: Path)
         for number in range(60):
             owner = f"agent:mallory:session:{number}"
             await run.manager.create_managed(an_input(owner_session_key=owner, state_json={"text": "x" * 60_000}))
-        hers = await run.manager.create_managed(an_input(owner_session_key="agent:kate:session:main"))
+        hers = [an_input(owner_session_key=f"agent:kate:session:{number}") for number in range(ordered_publisher._FEW)]
+        made_for_her = [await run.manager.create_managed(one) for one in hers]
         async with relaying(run, bus) as made:
-            await eventually(lambda: made.in_flight == 61)
+            await eventually(lambda: made.in_flight == 60 + len(hers))
             bus.told.set()
             await eventually(lambda: made.idle)
         first, second, *_ = bus.batches
         assert first < 20, "what was read when it had to begin"
         batch = bus.asked[first : first + second]
-        assert batch[-1].msg_id == f"{hers.id}:1", "hers is committed last, and goes with the first batch that can have it"
+        last = [message.msg_id for message in batch[-len(hers) :]]
+        assert last == [f"{flow.id}:1" for flow in made_for_her], "hers are committed last, and go with the first batch that can have them"
         assert sum(len(message.body) for message in batch) < 1024 * 1024 + 61_000
+
+
+async def test_the_events_of_an_agent_with_few_wait_for_no_batch_of_anothers(path: Path) -> None:
+    """RELIABILITY 9: beside 25,000 commands, a timer's event waited for the batch under way and went with five hundred in the next."""
+    bus = SlowBus(MemoryBroker())
+    async with running(str(path)) as run, relaying(run, bus) as made:
+        flood = [an_input(owner_session_key=f"agent:mallory:session:{number}") for number in range(60)]
+        await asyncio.gather(*[run.manager.create_managed(one) for one in flood])
+        await eventually(lambda: bus.batches and made.in_flight == sum(bus.batches))
+        before, batches = len(bus.asked), list(bus.batches)
+        hers = await run.manager.create_managed(an_input(owner_session_key="agent:kate:session:main"))
+        await eventually(lambda: len(bus.asked) > before and made.in_flight == sum(batches))
+        assert [message.msg_id for message in bus.asked[before:]] == [f"{hers.id}:1"], "it has gone, and nothing else has"
+        await asyncio.gather(*[run.manager.create_managed(one) for one in flood])
+        for number in range(ordered_publisher._FEW):
+            await run.manager.update_state(hers.id, {"n": number})
+        bus.told.set()
+        await eventually(lambda: made.idle)
+        assert len(bus.batches) > len(batches), "and what mallory has much of goes in batches as before"
+        stored = [message.headers[MSG_ID] for message in await bus.client().messages("TASKFLOW_EVT")]
+        of_hers = [one for one in stored if one.startswith(hers.id)]
+        assert of_hers == [f"{hers.id}:{seq}" for seq in range(1, ordered_publisher._FEW + 2)]
+
+
+async def test_where_many_agents_have_few_events_each_they_go_out_together(path: Path) -> None:
+    bus = SpyingBus(MemoryBroker())
+    async with running(str(path)) as run:
+        for number in range(64):
+            await run.manager.create_managed(an_input(owner_session_key=f"agent:a{number}:session:main"))
+        async with relaying(run, bus) as made:
+            await eventually(lambda: made.idle)
+    assert sum(bus.batches) == 64
+    assert len(bus.asked) == 64
 
 
 async def test_few_events_go_out_one_by_one(path: Path) -> None:
@@ -237,6 +272,41 @@ async def test_a_lane_that_was_set_aside_is_tried_once_and_then_read_on_until_it
         made.try_again()
         await eventually(lambda: made.idle)
         assert sequences(await bus.client().messages("TASKFLOW_EVT"))[poison] == list(range(1, 13))
+
+
+async def test_what_a_lane_that_is_tried_again_finds_beyond_what_was_read_is_sent_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I-22: it was lined up again when it was read in its turn."""
+    monkeypatch.setattr(ordered_publisher, "_OWN_FAULT", 1)
+    monkeypatch.setattr(relay, "_TRY_AGAIN", 3600.0)
+    bus, reading, go_on = SpyingBus(MemoryBroker()), asyncio.Event(), asyncio.Event()
+    async with running(str(path)) as run:
+        await bus.open()
+        await bus.prepare((EVT,), ())
+        read = read_events(run.store, Subjects())
+
+        async def gated(after: int, limit: int) -> list[OutboxMessage]:
+            letters = await read(after, limit)
+            if after == 2 and letters:  # the third row, in its turn
+                reading.set()
+                await go_on.wait()
+            return letters
+
+        made = Relay("events", bus, run.engine, read=gated, adds=lambda batch: bool(batch.events))
+        bus.refuse = "taskflow.evt."
+        task = asyncio.create_task(made.run())
+        flow = await started(run)
+        await eventually(lambda: made.set_aside)
+        bus.refuse = ""
+        await run.manager.update_state(flow.id, {"n": 1})
+        await reading.wait()
+        made.try_again()
+        await eventually(lambda: made.stored >= 2)
+        go_on.set()
+        await eventually(lambda: made.idle)
+        stored = [message.headers[MSG_ID] for message in await bus.client().messages("TASKFLOW_EVT")]
+        assert stored == [f"{flow.id}:{seq}" for seq in (1, 2, 3)]
+        assert made.stored == 3
+        task.cancel()
 
 
 async def test_after_a_crash_what_is_stored_goes_one_by_one_and_then_batches_again(path: Path) -> None:

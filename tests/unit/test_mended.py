@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from nats.aio.client import Client
 
-from nats_taskflow.bus.nats.client import PatchedClient
+from nats_taskflow.bus.nats.client import PatchedClient, TcpConnection
 from nats_taskflow.bus.nats.direct_delivery import DirectDeliveryClient
 
 
@@ -95,3 +95,12 @@ async def test_who_is_cancelled_while_it_dials_ends_though_the_cancellation_was_
     connecting.cancel()
     await asyncio.wait({connecting}, timeout=10)
     assert connecting.cancelled()
+
+
+async def test_what_has_come_is_read_in_one_piece() -> None:
+    """RELIABILITY 9: read in eighths, a flood of messages of 240 KB took twice as long, and everybody's requests stood behind it."""
+    connection = TcpConnection()  # type: ignore[no-untyped-call]
+    connection._io_reader = reader = asyncio.StreamReader()
+    come = b"x" * 256 * 1024
+    reader.feed_data(come)
+    assert await connection.read(32 * 1024) == come

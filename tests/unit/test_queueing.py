@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nats_taskflow.engine.queue import MAX_BYTES, Job, Queue
 from nats_taskflow.engine.submission import Submission
-from nats_taskflow.flow.stimuli import Reply, RunFlow
+from nats_taskflow.flow.stimuli import DeadlinePassed, Reply, RunFlow
 from nats_taskflow.wire.inbound import Identity
 
 NOBODY = cast("asyncio.Future[Any]", None)
@@ -22,13 +22,26 @@ GROUPS = {"alone": 1, "pair": 2, "crowd": 100}
 
 
 def a_message(name: str, agent: str = "kate", *, group: int = 0, size: int = 0) -> Submission:
-    identity = Identity(f"cmd:{agent}", name, b"")
-    return Submission(what=RunFlow(flow_id=name), identity=identity, source="S", seq=None, done=NOBODY, group=group, size=size)
+    return submitted(name, agent, seq=1, group=group, size=size)
+
+
+def a_request(name: str, agent: str = "kate", *, size: int = 0) -> Submission:
+    return submitted(name, agent, request=True, size=size)
+
+
+def submitted(name: str, agent: str, *, seq: int | None = None, group: int = 0, size: int = 0, request: bool = False) -> Submission:
+    what, identity = RunFlow(flow_id=name), Identity(f"cmd:{agent}", name, b"")
+    return Submission(what=what, identity=identity, source="S", seq=seq, done=NOBODY, group=group, size=size, request=request)
+
+
+def a_timer(name: str) -> Submission:
+    due = DeadlinePassed(flow_id=name, wait_id=1, at_us=0)
+    return Submission(what=due, identity=None, source="local", seq=None, done=NOBODY)
 
 
 def a_reply(name: str, tenant: str) -> Submission:
     reply = Reply(topic="t", correlation_id="c", payload=None, event_id=name, arrived_us=0, tenant=tenant)
-    return Submission(what=reply, identity=Identity("reply", name, b""), source="S", seq=None, done=NOBODY)
+    return Submission(what=reply, identity=Identity("reply", name, b""), source="S", seq=1, done=NOBODY)
 
 
 def a_job() -> Job:
@@ -37,14 +50,14 @@ def a_job() -> Job:
 
 def names(taken: Job | list[Submission]) -> list[str]:
     assert not isinstance(taken, Job)
-    return [one.identity.key for one in taken if one.identity is not None]
+    return [one.identity.key if one.identity is not None else getattr(one.what, "flow_id", "") for one in taken]
 
 
 def filled(queue: Queue, messages: Iterable[str] = (), requests: Iterable[tuple[str, str]] = ()) -> Queue:
     for name in messages:
         queue.put(a_message(name, "mallory"))
     for name, agent in requests:
-        queue.put(a_message(name, agent), request=True)
+        queue.put(a_request(name, agent))
     return queue
 
 
@@ -54,14 +67,40 @@ def test_a_request_is_in_the_next_batch_however_long_the_line_is() -> None:
     assert len(queue) == 97
 
 
-def test_requests_leave_half_of_each_batch_to_the_line() -> None:
-    queue = filled(Queue(4), ["m0", "m1", "m2"], [(f"r{n}", "kate") for n in range(6)])
-    assert [names(queue.take()) for _ in range(3)] == [["r0", "r1", "m0", "m1"], ["r2", "r3", "m2"], ["r4", "r5"]]
+def test_while_a_batch_takes_all_there_is_everything_shares_it() -> None:
+    queue = filled(Queue(4), ["m0", "m1"], [("r0", "kate")])
+    queue.put(a_timer("t0"))
+    assert names(queue.take()) == ["t0", "r0", "m0", "m1"]
 
 
-def test_with_one_place_in_a_batch_both_sides_take_turns() -> None:
-    queue = filled(Queue(1), ["m0", "m1"], [("r0", "kate"), ("r1", "kate")])
-    assert [names(queue.take()) for _ in range(4)] == [["r0"], ["m0"], ["r1"], ["m1"]]
+def test_in_a_flood_of_messages_timers_and_requests_have_transactions_of_their_own() -> None:
+    """RELIABILITY 9: another agent's timer was told of when five hundred commands of the flood were written, and waited for others."""
+    queue = filled(Queue(4), [f"m{n}" for n in range(100)])
+    assert names(queue.take()) == ["m0", "m1", "m2", "m3"]
+    queue.put(a_timer("t0"))
+    filled(queue, requests=[("r0", "kate")])
+    assert [names(queue.take()) for _ in range(3)] == [["t0"], ["r0"], ["m4", "m5", "m6", "m7"]]
+    queue.put(a_timer("t1"))
+    assert [names(queue.take()) for _ in range(2)] == [["t1"], ["m8", "m9", "m10", "m11"]]
+
+
+def test_what_a_transaction_had_no_time_for_shares_the_next_one_with_no_timer() -> None:
+    queue = filled(Queue(10), requests=[(f"r{n}", "mallory") for n in range(8)])
+    taken = queue.take()
+    assert isinstance(taken, list)
+    queue.put(a_timer("t0"))
+    queue.put_back(taken[3:])
+    assert [names(queue.take()) for _ in range(2)] == [["t0"], ["r3", "r4", "r5", "r6", "r7"]]
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_floods_in_every_line_take_turns(size: int) -> None:
+    queue = filled(Queue(size), [f"m{n}" for n in range(9)], [(f"r{n}", "kate") for n in range(9)])
+    for number in range(9):
+        queue.put(a_timer(f"t{number}"))
+    taken = [names(queue.take()) for _ in range(6)]
+    assert [batch[0][0] for batch in taken] == ["t", "r", "m", "t", "r", "m"]
+    assert {len(batch) for batch in taken} == {size}
 
 
 def test_agents_take_turns_with_their_requests() -> None:
@@ -112,12 +151,12 @@ def test_a_batch_takes_no_more_once_it_weighs_a_megabyte_and_the_turns_go_on_in_
     assert len(weights) == 11
 
 
-def test_large_requests_leave_half_of_the_bytes_to_the_line() -> None:
+def test_large_requests_and_large_messages_take_turns() -> None:
     queue, large = Queue(500), 240 * 1024
     for number in range(9):
-        queue.put(a_message(f"r{number}", "mallory", size=large), request=True)
+        queue.put(a_request(f"r{number}", "mallory", size=large))
         queue.put(a_message(f"m{number}", "kate", size=large))
-    assert names(queue.take()) == ["r0", "r1", "r2", "m0", "m1", "m2"]
+    assert [len(names(queue.take())) for _ in range(4)] == [5, 5, 4, 4]
 
 
 def test_what_is_put_back_keeps_its_turn() -> None:
@@ -148,7 +187,7 @@ def test_a_suspect_is_alone_and_not_put_off_by_requests_that_keep_coming() -> No
     filled(queue, ["m1"], [("r", "kate")])
     assert names(queue.take()) == ["r", "m0"]
     filled(queue, requests=[("r2", "kate")])
-    assert [names(queue.take()) for _ in range(2)] == [["suspect"], ["r2", "m1"]]
+    assert [names(queue.take()) for _ in range(3)] == [["suspect"], ["r2"], ["m1"]]
     assert len(queue) == 0
 
 
@@ -190,7 +229,8 @@ def test_nothing_is_lost_or_overtaken_among_its_own_and_no_batch_is_too_big(size
         else:
             agent = kind if kind in {"kate", "bob"} else "line"
             came.setdefault(f"cmd:{agent}", []).append(str(number))
-            queue.put(a_message(str(number), agent, group=GROUPS.get(kind, 0)), request=agent != "line")
+            group = GROUPS.get(kind, 0)
+            queue.put(a_message(str(number), agent, group=group) if agent == "line" else a_request(str(number), agent))
         if take and len(queue):
             note(queue.take())
     while len(queue):
@@ -202,7 +242,7 @@ def test_nothing_is_lost_or_overtaken_among_its_own_and_no_batch_is_too_big(size
 @pytest.mark.parametrize("request_", [True, False])
 def test_who_still_waits_is_told_when_everything_is_forgotten(*, request_: bool) -> None:
     queue = Queue(4)
-    queue.put(a_message("m"), request=request_)
+    queue.put(a_request("r") if request_ else a_message("m"))
     queue.put(a_job())
     assert list(queue.clear()) == [NOBODY, NOBODY]
     assert len(queue) == 0

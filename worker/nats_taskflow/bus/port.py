@@ -136,7 +136,7 @@ class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
     ends_waits: bool = False
     ack_wait: float = 30.0
     max_ack_pending: int = 2000
-    max_bytes: int = 4 * 1024 * 1024
+    max_bytes: int = 1024 * 1024
 
     @property
     def label(self) -> str:

@@ -110,8 +110,10 @@ class Engine:
         done = new_future()
         if raw is not None:
             size = len(raw.body)
-        submission = Submission(what=what, identity=identity, source=source, seq=seq, raw=raw, group=group, size=size, done=done)
-        self._enqueue(submission, request=request)
+        submission = Submission(
+            what=what, identity=identity, source=source, seq=seq, raw=raw, group=group, size=size, done=done, request=request
+        )
+        self._enqueue(submission)
         return done
 
     def do(self, work: Work[Any]) -> asyncio.Future[Any]:
@@ -120,12 +122,12 @@ class Engine:
         self._enqueue(job)
         return job.done
 
-    def _enqueue(self, item: Submission | Job, *, request: bool = False) -> None:
+    def _enqueue(self, item: Submission | Job) -> None:
         """Queue an item and wake the committer. After the stop, fail its future: no commit will come."""
         if self._broken is not None or self._closing.is_set():
             fail(item.done, self._broken or _stopping())
             return
-        self._queue.put(item, request=request)
+        self._queue.put(item)
         self._arrived.set()
 
     async def run(self) -> None:

@@ -4,8 +4,10 @@ Agents take turns: one that sends much delays nobody but itself. Each agent's ow
 replies of a topic, which are one agent's. Between agents there is no order (O3): a deadline that must not pass before an earlier reply
 waits for that reply by itself (R9).
 
-Somebody waits for the answer to a request. So requests have half of each batch, and no flood of messages delays them by more than the batch
-that runs (RELIABILITY 4, row 53). After each batch one piece of housekeeping has a transaction of its own.
+Time waits for nobody, and somebody waits for the answer to a request: so what time brings (and this process itself), requests, and
+messages each have a line. As long as a batch takes all there is, they share it. Where it does not, each line in turn has a transaction of
+its own: no flood in one delays what is in another by more than the transaction that runs (RELIABILITY 4, row 53). Housekeeping has its
+own, too, after each batch one.
 """
 
 from __future__ import annotations
@@ -63,14 +65,15 @@ class SourceTurns:
         self._turns.appendleft((lane, own))
         self.count += 1
 
-    def take(self, batch: list[Submission], most: int, room: int) -> None:
-        """Move items to a batch until it has `most`, they weigh `room`, or a suspect is next."""
+    def take(self, batch: list[Submission], most: int, room: int) -> int:
+        """Move items to a batch until it has `most`, they weigh `room`, or a suspect is next; return the room left."""
         for _ in range(most - len(batch)):
             if room <= 0 or not self._turns or self._turns[0][1][0].group:
-                return
+                break
             item = self._next()
             room -= item.size
             batch.append(item)
+        return room
 
     def take_suspects(self, most: int) -> list[Submission]:
         """Return suspects from the heads where one is next: as many as the smallest `group` among them lets share a transaction."""
@@ -115,53 +118,63 @@ class Queue:
 
     def __init__(self, max_batch: int) -> None:
         self._max_batch = max_batch
-        self._messages = SourceTurns()
+        self._internal = SourceTurns()
         self._requests = SourceTurns()
+        self._messages = SourceTurns()
+        self._lines = deque((self._internal, self._requests, self._messages))  # who is first is next
+        self._crowded = False
         self._jobs: deque[Job] = deque()
         self._job_is_next = True
-        self._odd_to_requests = False
 
     def __len__(self) -> int:
-        return self._messages.count + self._requests.count + len(self._jobs)
+        return self._count + len(self._jobs)
 
-    def put(self, item: Submission | Job, *, request: bool = False) -> None:
-        """Append to the messages, or to the requests, or to the housekeeping."""
+    @property
+    def _count(self) -> int:
+        """How many submissions wait."""
+        return self._internal.count + self._requests.count + self._messages.count
+
+    def put(self, item: Submission | Job) -> None:
+        """Append to its line."""
         if type(item) is Job:
             self._jobs.append(item)
+        elif item.request:
+            self._requests.put(item)
         else:
-            (self._requests if request else self._messages).put(item)
+            (self._internal if item.seq is None else self._messages).put(item)
 
     def put_back(self, submissions: list[Submission]) -> None:
-        """Put back what was taken: it is next, in its order."""
+        """Put back what was taken: it is next in its line, in its order."""
+        self._crowded = self._crowded or bool(submissions)
         for item in reversed(submissions):
-            self._messages.put_back(item)
+            line = self._requests if item.request else self._internal if item.seq is None else self._messages
+            line.put_back(item)
 
     def take(self) -> Job | list[Submission]:
         """Return the next job, or the next batch. There must be something."""
-        if self._jobs and (self._job_is_next or not (self._messages.count or self._requests.count)):
+        if self._jobs and (self._job_is_next or not self._count):
             self._job_is_next = False
             return self._jobs.popleft()
         self._job_is_next = True
         if suspects := self._messages.take_suspects(self._max_batch):
             return suspects
         batch: list[Submission] = []
-        share, room = self._share()
-        self._requests.take(batch, share, room)
-        self._messages.take(batch, self._max_batch, room)
+        room = MAX_BYTES
+        lines = [line for line in self._lines if line.count]
+        for line in lines[:1] if self._crowded else lines:
+            before = len(batch)
+            room = line.take(batch, self._max_batch, room)
+            if len(batch) > before:
+                self._lines.remove(line)
+                self._lines.append(line)
+        self._crowded = self._count > 0
         return batch
-
-    def _share(self) -> tuple[int, int]:
-        """Return how many requests the next batch takes, and their bytes: half of it while messages wait too; the odd place alternates."""
-        if not (self._messages.count and self._requests.count):
-            return self._max_batch, MAX_BYTES
-        self._odd_to_requests = not self._odd_to_requests
-        return self._max_batch // 2 + (self._max_batch % 2 if self._odd_to_requests else 0), MAX_BYTES // 2
 
     def clear(self) -> Iterable[asyncio.Future[Any]]:
         """Drop everything; return the futures that wait for it."""
         futures = [job.done for job in self._jobs]
         self._jobs.clear()
-        return futures + [item.done for turns in (self._messages, self._requests) for item in turns.clear()]
+        return futures + [item.done for line in self._lines for item in line.clear()]
 
 
 def _lane_of(item: Submission) -> str:

@@ -82,6 +82,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     `raw`: the message as it came, for the dead letters; a request, which is answered, has none. `group`: the message is suspected of
     killing the process, and at most so many suspects share a transaction, with nobody else; 0: no suspect. `size`: the bytes that came.
+    `request`: somebody waits for the answer.
     """
 
     what: Stimulus | FollowUp | UnreadableMessage
@@ -92,6 +93,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     raw: Original | None = None
     group: int = 0
     size: int = 0
+    request: bool = False
 
     @property
     def digest(self) -> bytes:

@@ -32,7 +32,7 @@ class Usages(msgspec.Struct):
         return Usage(stored.open_flows + changed.open_flows, stored.state_bytes + changed.state_bytes)
 
     def note(self, before: Flow | None, flow: Flow) -> None:
-        """Add what a flow takes now, less what it took before."""
+        """Count what a flow takes now, less what it took before; nobody writes what it was any more, so those bytes go."""
         owner = flow.owner_session_key
         if owner not in self.owners:
             agent = agent_of(owner)
@@ -42,4 +42,5 @@ class Usages(msgspec.Struct):
         usage.open_flows += flow.status not in TERMINAL
         if before is not None:
             usage.state_bytes -= len(before.state_stored)
+            del before.__dict__["state_stored"]
             usage.open_flows -= before.status not in TERMINAL

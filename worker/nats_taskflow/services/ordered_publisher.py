@@ -13,14 +13,14 @@ There are three ways for a row to leave:
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
 from nats_taskflow.bus.port import Bus, OutgoingMessage, Published, PublishFailed
-from nats_taskflow.services.outbox_message import OutboxMessage, next_batch
+from nats_taskflow.services.outbox_message import OutboxMessage, agent_or_owner, next_batch
 
 _RETRY_FIRST, _RETRY_LAST = 0.1, 1.0
 _OWN_FAULT = 3
@@ -43,6 +43,8 @@ class OrderedPublisher:
         self._log = log
         self._lanes: dict[str, deque[OutboxMessage]] = {}
         self._idle: dict[str, None] = {}  # lanes of which nothing is in flight
+        self._idle_few: dict[str, None] = {}  # such lanes, too: those of agents with few rows
+        self._pending_of: Counter[str] = Counter()  # how many rows of an agent are not stored yet
         self._is_scheduled = False
         self._is_batch_in_flight = False
         self._rejected: deque[OutboxMessage] = deque()  # heads that the broker did not take, to be tried again
@@ -73,6 +75,7 @@ class OrderedPublisher:
             return
         self.pending[row.n] = message
         self.pending_bytes += len(message.body)
+        self._pending_of[agent_or_owner(row.owner)] += 1
         queue = self._lanes.setdefault(row.lane, deque())
         queue.append(row)
         if len(queue) == 1:
@@ -95,27 +98,35 @@ class OrderedPublisher:
 
     def _schedule(self, lane: str) -> None:
         """Schedule a dispatch in the next loop iteration, so that what is put meanwhile is sent with it."""
-        self._idle[lane] = None
+        (self._idle_few if self._has_few(lane) else self._idle)[lane] = None
         if not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._dispatch)
 
+    def _has_few(self, lane: str) -> bool:
+        """Return whether the agent of a lane has few rows that are not stored yet."""
+        return self._pending_of[agent_or_owner(self._lanes[lane][0].owner)] < _FEW
+
     def _dispatch(self) -> None:
-        """Send what waits. While a batch is in flight it waits for the next."""
+        """Send what waits. While a batch is in flight it waits for the next, but for the rows of agents that have few."""
         self._is_scheduled = False
-        if self._is_batch_in_flight:
-            return
-        batch = self._batch()
-        if batch:
-            self._send_batch(batch)
-        heads = [self._lanes[lane][0] for lane in self._idle if not batch or self._goes_alone(lane)]
+        heads = self._heads_of_few()
+        if not self._is_batch_in_flight:
+            batch = self._batch()
+            if batch:
+                self._send_batch(batch)
+            heads += [self._lanes[lane][0] for lane in self._idle if not batch or self._goes_alone(lane)]
         for row in heads:
-            del self._idle[row.lane]
-        if self._blocked:
-            self._rejected += heads
-            return
-        for row in heads:
-            self._send(row)
+            self._idle.pop(row.lane, None)
+            (self._rejected.append if self._blocked else self._send)(row)
+
+    def _heads_of_few(self) -> list[OutboxMessage]:
+        """Return what agents with few rows send by itself, beside any batch: nothing where these agents are many."""
+        lanes, self._idle_few = self._idle_few, {}
+        few = [lane for lane in lanes if self._has_few(lane)]
+        few = few if len(few) < _FEW else []
+        self._idle |= dict.fromkeys(lane for lane in lanes if lane not in few)
+        return [self._lanes[lane][0] for lane in few]
 
     def _batch(self) -> list[OutboxMessage]:
         """Return the rows to send as a batch, in order; none where few wait, or while batches fail."""
@@ -177,14 +188,23 @@ class OrderedPublisher:
         queue.popleft()
         self._refusals.pop(row.n, None)
         self.refused.discard(row.lane)
-        self.pending_bytes -= len(self.pending.pop(row.n).body)
+        self._forget(row)
         if queue:
             self._schedule(row.lane)
         else:
             del self._lanes[row.lane]
             self._idle.pop(row.lane, None)
+            self._idle_few.pop(row.lane, None)
             if row.lane in self.set_aside:
                 self.to_read_again[row.lane] = None
+
+    def _forget(self, row: OutboxMessage) -> None:
+        """Drop a row's message, and no longer count it as its agent's."""
+        self.pending_bytes -= len(self.pending.pop(row.n).body)
+        agent = agent_or_owner(row.owner)
+        self._pending_of[agent] -= 1
+        if not self._pending_of[agent]:
+            del self._pending_of[agent]
 
     def _publish(self, publish: Callable[[], asyncio.Future[Published]]) -> asyncio.Future[Published]:
         """Publish; what that raises becomes the answer. Raised in a callback, it would end the lane for good."""
@@ -225,9 +245,10 @@ class OrderedPublisher:
         if row.lane not in self.refused:
             self._log.error("flow_not_published", lane=row.lane, n=row.n, msg_id=self.pending[row.n].msg_id, why=why)
         for dropped in self._lanes.pop(row.lane):
-            self.pending_bytes -= len(self.pending.pop(dropped.n).body)
+            self._forget(dropped)
             self._refusals.pop(dropped.n, None)
         self._idle.pop(row.lane, None)
+        self._idle_few.pop(row.lane, None)
         self.refused.add(row.lane)
         self.set_aside[row.lane] = row.n  # before the place where the lane was set aside already, if it was
         if self._rejected:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from operator import attrgetter
 
 import msgspec
@@ -29,13 +30,19 @@ class OutboxMessage(msgspec.Struct, frozen=True):
     owner: str = ""
 
 
+@lru_cache(maxsize=4096)
+def agent_or_owner(owner: str) -> str:
+    """Return the agent of an owner, or an owner that is no agent: they take turns."""
+    return agent_of(owner) or owner
+
+
 def next_batch(waiting: list[OutboxMessage], weigh: Callable[[OutboxMessage], int]) -> list[OutboxMessage]:
     """Choose the rows of the next batch, in order: all of them, or where that is too much, each agent's first ones in turn."""
     waiting.sort(key=_number)
     batch = [*_fitting(waiting, weigh)]
     if len(batch) < len(waiting):
         turns: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
-        waiting.sort(key=lambda row: next(turns[agent_of(row.owner) or row.owner]))
+        waiting.sort(key=lambda row: next(turns[agent_or_owner(row.owner)]))
         batch = sorted(_fitting(waiting, weigh), key=_number)
     return batch
 

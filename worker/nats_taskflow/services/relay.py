@@ -217,7 +217,7 @@ class Relay:
             rows = await self._read(self._publisher.set_aside[lane] - 1, self._chunk)
             following = rows[-1].n + 1 if rows else self._last_read + 1
             # No await from here on: where the lane has caught up, what is committed later must come behind these rows.
-            own = [row for row in rows if row.lane == lane]
+            own = [row for row in rows if row.lane == lane and row.n <= self._last_read]  # the rest is put when it is read in its turn
             self._publisher.take_back(lane, own, following if following <= self._last_read else None)
         self._settled.set()
 

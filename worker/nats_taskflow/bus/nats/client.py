@@ -23,6 +23,9 @@ _ENCRYPTED = ("tls", "wss")
 _WEBSOCKETS = ("ws", "wss")
 _LEFT_TO_NATS_PY = ("permissions violation", "auth", "stale connection")
 """Words in the server's errors that nats-py handles well: it reports them, ends for good, or reconnects."""
+
+_PIECE = 256 * 1024
+"""Bytes that an event loop takes from a socket at a time."""
 _SHORT_LIVED = 10.0
 """Seconds. Where the server ends a connection sooner by an error, the next one will probably end so, too."""
 _FIRST_DELAY, _LAST_DELAY = 0.1, 15.0
@@ -44,6 +47,11 @@ class TcpConnection(TcpTransport):
     def __bool__(self) -> bool:
         """Return True: nats-py would replace a transport that is false, as one that is not connected yet."""
         return True
+
+    async def read(self, buffer_size: int) -> bytes:
+        """Read all that the event loop has taken from the socket: nats-py copies what it has of a message with each piece that comes."""
+        read: bytes = await super().read(max(buffer_size, _PIECE))
+        return read
 
     def write(self, payload: bytes) -> None:
         """Write. Raises `ConnectionResetError` on a closed connection, where asyncio is silent and uvloop raises `RuntimeError`."""

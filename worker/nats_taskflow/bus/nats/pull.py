@@ -27,6 +27,8 @@ from nats_taskflow.wire.headers import PENDING_MESSAGES
 _FIRST_DELAY, _LAST_DELAY = 0.1, 3.0
 # A request that ends sooner than this without a message counts as an error, whatever its status.
 _TOO_SOON = 0.2
+ON_THE_WAY = 256
+"""So many messages, at most, are asked for and have not come: what others ask the worker comes behind them on the same connection."""
 
 
 class Pull:
@@ -59,7 +61,7 @@ class Pull:
         # The server ends a request whose next message is larger than max_bytes. No message may be, or the pull blocks for ever. When the
         # server's limit is raised, nobody is told: then a request ends without any message (`_on_end`).
         self._max_bytes = max(source.max_bytes, connection.max_payload + 64 * 1024)
-        self._batch_max = source.max_ack_pending
+        self._batch_max = min(source.max_ack_pending, ON_THE_WAY)
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._kick = asyncio.Event()
@@ -67,9 +69,8 @@ class Pull:
         self._low = 0
         self._request = self._want = 0
         self._valid_from = 1
-        self._asked_at = self._heard_at = 0.0
-        self._delay = self._not_before = 0.0
-        self._missing = self._resuming = False
+        self._asked_at = self._heard_at = self._delay = self._not_before = 0.0
+        self._missing = self._resuming = self._came = False
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger().bind(stream=source.stream, consumer=source.consumer)
         self.trouble = ""  # why nothing can be delivered; empty while something comes, or could
@@ -144,7 +145,7 @@ class Pull:
         self.requests += 1
         self._outstanding += want
         self._low = target // 2
-        self._asked_at = now
+        self._asked_at, self._came = now, False
         heartbeat = min(self._heartbeat, self._expires / 2.5)
         body = pull_request(want, expires=self._expires, heartbeat=heartbeat, max_bytes=self._max_bytes)
         self._connection.outbound.put(Frame(self._next_subject, body, f"{self._inbox}.{self._request}"))
@@ -155,8 +156,8 @@ class Pull:
             self._on_status(subject, read_headers(headers) if headers else NO_HEADERS)
             return
         self._hear()
-        if self._outstanding:
-            self._outstanding -= 1
+        self._came = True
+        self._outstanding = max(self._outstanding - 1, 0)
         try:
             self._take(read_delivery(subject, reply, body, headers))
         except Exception:  # noqa: BLE001  `take` must not raise; if it does, the message is delivered again after ack_wait
@@ -199,7 +200,7 @@ class Pull:
         self._outstanding = max(0, self._outstanding - int(left))
         if kind is PullStatus.TOO_LARGE and request == self._request and int(left) == self._want:
             self._max_bytes *= 2
-        if self._loop.time() - self._asked_at < _TOO_SOON:
+        if not self._came and self._loop.time() - self._asked_at < _TOO_SOON:
             self._back_off()
         self._kick.set()
 

@@ -35,7 +35,8 @@ _SETTINGS: tuple[tuple[str, object], ...] = (
     ("busy_timeout = 5000", 5000),
     ("temp_store = MEMORY", 2),
     ("cache_size = -16384", -16384),
-    ("wal_autocheckpoint = 10000", 10000),
+    # Pages: a commit that folds the log into the file copies and syncs as much, and everybody's transactions wait for it.
+    ("wal_autocheckpoint = 2500", 2500),
     ("journal_size_limit = 67108864", 67108864),
 )
 
