@@ -71,6 +71,10 @@ def _multiplied(path: Path, parts: list[tuple[int, int]]) -> None:
         connection.execute("COMMIT")
     connection.execute("UPDATE published SET n = (SELECT max(n) FROM flow_events) WHERE outlet = 'events'")
     connection.execute("UPDATE counters SET value = (SELECT count(*) FROM flows) WHERE name = 'flows.waiting'")
+    connection.execute(
+        "UPDATE counters SET value = waits.count FROM (SELECT wait_json ->> 'kind' AS kind, count(*) AS count FROM flows GROUP BY 1)"
+        " AS waits WHERE name = 'waits.' || waits.kind"
+    )
     connection.execute("UPDATE counters SET value = (SELECT count(*) FROM inbox) WHERE name = 'inbox.applied'")
     connection.execute(
         "UPDATE usage SET (open_flows, state_bytes) = (SELECT count(*), sum(length(CAST(state_json AS BLOB))) FROM flows)"  # of one agent

@@ -1,10 +1,7 @@
-"""Have others judge deploy/: hadolint the Containerfile, kubernetes-validate and checkov the manifests, promql-parser the queries.
+"""Have other tools judge deploy/: hadolint the Containerfile, kubernetes-validate and checkov the manifests, promql-parser the queries.
 
-And bandit the code that ships: what it finds of weight is mended, or says `nosec` where it stands and why it may.
-
-`make deploy-check` runs it.
-
-The judges come from requirements-check.txt in an environment of their own. Overlays are rendered where there is kustomize or kubectl.
+And bandit the code that ships: what it finds is mended, or marked `nosec` with the reason. `make deploy-check` runs it. The tools come from
+requirements-check.txt, in an environment of their own. Overlays are rendered where there is kustomize or kubectl.
 """
 
 from __future__ import annotations

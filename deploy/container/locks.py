@@ -1,7 +1,7 @@
-"""Take out of requirements.lock what the image needs: `runtime.lock` to run the worker, `build.lock` to build its wheel.
+"""Extract from requirements.lock what the image needs: `runtime.lock` to run the worker, `build.lock` to build its wheel.
 
-`python deploy/container/locks.py` writes both, from an environment made with the whole lock (`make setup`); `--check` says whether they are
-as they would be written. The image must not hold what only tests and `taskflow dev` need, a nats-server among it.
+`python deploy/container/locks.py` writes both, from an environment made with the whole lock (`make setup`). `--check` says whether they are
+up to date. The image must not contain what only tests and `taskflow dev` need, such as a nats-server.
 """
 
 from __future__ import annotations

@@ -68,9 +68,6 @@ def _describe(module: ModuleType, name: str) -> Iterator[str]:
         yield from _describe_call(name, thing)
         return
     yield from (prose(thing), "")
-    for alias in module.__all__:
-        if alias != name and getattr(module, alias) is thing:
-            yield from (f"Its older name is `{alias}`.", "")
     for attribute, member in _members(thing):
         if isinstance(member, property):
             yield from (f"- `{attribute}`: {prose(member)}", "")

@@ -20,7 +20,7 @@ from nats_taskflow.bus.admission import CALLER_BOUNDS
 from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
-from nats_taskflow.bus.nats.inspect import InspectClient, StreamReader
+from nats_taskflow.bus.nats.inspect import InspectClient, NoWorkerAnswer, StreamReader
 from nats_taskflow.bus.nats.server import EmbeddedServer, ServerRefused, ServerTaken, find_server
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, Delivery, Nak, OutgoingMessage, PublishFailed, StreamSpec, Term
 from nats_taskflow.errors import BusLost, ConsumerTaken, NotAllowed, TopologyRefused
@@ -523,8 +523,21 @@ async def test_a_command_is_told_a_subject_that_it_may_not_use_as_it_is_written(
     assert denied.value.subject.startswith(f"$JS.API.CONSUMER.CREATE.{EVT.name}")
     async with InspectClient(NatsOptions(servers=(guarded.url,), user="ears", password="secret", inbox_prefix="_INBOX_Ears")) as client:
         with pytest.raises(NotAllowed) as denied:
-            await anext(client.heard("Taskflow.Evt.>"))
+            await anext(client.listen("Taskflow.Evt.>"))
         assert denied.value.subject == "Taskflow.Evt.>"
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_silence_is_late_only_where_somebody_may_have_heard_the_request(real: JetStreamRig, late: bool) -> None:
+    """Whatever the subject is called: an agent of the name `within` was told of a late answer where no worker runs."""
+    subject = "taskflow.api.within.who"
+    async with InspectClient(NatsOptions(servers=(real.server.url,))) as client:
+        if late:
+            await real.nats.client.subscribe(subject)
+            await real.nats.client.flush()
+        with pytest.raises(NoWorkerAnswer) as silence:
+            await client.ask(subject, b"", within=0.5)
+    assert silence.value.late is late
 
 
 async def test_a_publish_without_permission_is_refused_at_once(guarded: EmbeddedServer) -> None:

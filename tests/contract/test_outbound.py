@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from nats_taskflow.bus.nats.bus import JetStreamBus
-from nats_taskflow.bus.nats.direct_delivery import ReadingClient
+from nats_taskflow.bus.nats.direct_delivery import DirectDeliveryClient
 from nats_taskflow.bus.nats.outbound import Frame
 from nats_taskflow.bus.port import PublishFailed
 from tests.contract.rigs import ACK, EVT, IN, WORKER, JetStreamRig, pulling
@@ -142,7 +142,7 @@ async def test_a_message_that_trips_its_taker_does_not_end_the_reading(real: Jet
     assert [line["event"] for line in logs] == ["bus.take_failed"]
 
 
-def spied(client: ReadingClient) -> list[bytes]:
+def spied(client: DirectDeliveryClient) -> list[bytes]:
     """Keep what the client is handed."""
     pieces: list[bytes] = []
     send = client._send_command

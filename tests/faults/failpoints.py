@@ -21,7 +21,7 @@ from nats_taskflow.errors import StoreBroken, Unavailable
 STEPS = {
     # start
     "store_open": "nats_taskflow.store.sqlite.store:SqliteFlowStore._open_file",
-    "migrate": "nats_taskflow.store.sqlite.store:migrated",
+    "migrate": "nats_taskflow.store.sqlite.store:migrate",
     "take_over": "nats_taskflow.store.sqlite.store:SqliteFlowStore._take_over",
     "connect": "nats_taskflow.bus.nats.bus:JetStreamBus.open",
     "prepare": "nats_taskflow.bus.nats.bus:JetStreamBus.prepare",

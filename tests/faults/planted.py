@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from nats_taskflow import app
+from nats_taskflow import wiring
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.port import Ack, OutgoingMessage
 from nats_taskflow.engine import batch
@@ -23,6 +23,7 @@ from nats_taskflow.flow.lifecycle import EventKind, FlowStatus
 from nats_taskflow.flow.model import Waiter
 from nats_taskflow.flow.stimuli import CancelFlow, DeadlinePassed, Reply
 from nats_taskflow.services.consumer import Consumer
+from nats_taskflow.services.recovery import Recovery
 from nats_taskflow.services.wait_engine import WaitEngine
 from nats_taskflow.store.records import Batch
 from nats_taskflow.store.sqlite.lock import WriterLock
@@ -37,12 +38,12 @@ _Store: Any = SqliteFlowStore
 _Transaction: Any = SqliteTransaction
 _Deciding: Any = BatchDecision
 _Rows: Any = BatchRows
-_Consumer: Any = Consumer
+_Recovery: Any = Recovery
 _Lock: Any = WriterLock
 _Upkeep: Any = Upkeep
 _Batch: Any = Batch
 _Waits: Any = WaitEngine
-_app: Any = app
+_wiring: Any = wiring
 _deciding: Any = batch
 """What is patched, seen as anything: replacing a method is what type checkers are there to prevent."""
 SLOW = 0.03
@@ -100,7 +101,7 @@ def acks_before_commit() -> None:
         """Find nothing missing at the start: a worker that sees the gap has it delivered again, and hides this bug."""
 
     _Transaction.begin = slow
-    _Consumer._first_missing = nothing
+    _Recovery._first_missing = nothing
     _after(Consumer, "_take", lambda self, delivery: self._bus.settle(delivery, Ack()))
 
 
@@ -116,7 +117,7 @@ def forgets_repeats() -> None:
 
 def _spoil_reading(spoil: Callable[[list[Any]], list[Any]]) -> None:
     """Spoil what the relay reads of the outbox."""
-    events = _app.events
+    events = _wiring.read_events
 
     def spoiled(*given: Any) -> Any:
         """Make the spoiled reading."""
@@ -128,7 +129,7 @@ def _spoil_reading(spoil: Callable[[list[Any]], list[Any]]) -> None:
 
         return reading
 
-    _app.events = spoiled
+    _wiring.read_events = spoiled
 
 
 def drops_outbox_rows() -> None:
@@ -139,8 +140,8 @@ def drops_outbox_rows() -> None:
         return [letter for letter in letters if letter.n % 7]
 
     _spoil_reading(thinned)
-    fresh_events = _app.fresh_events
-    _app.fresh_events = lambda *given: functools.partial(lambda fresh, batch: thinned(fresh(batch)), fresh_events(*given))
+    fresh_events = _wiring.events_of_batch
+    _wiring.events_of_batch = lambda *given: functools.partial(lambda fresh, batch: thinned(fresh(batch)), fresh_events(*given))
 
 
 def swaps_outbox_rows() -> None:

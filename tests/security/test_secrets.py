@@ -63,7 +63,7 @@ async def page(address: str, path: str) -> str:
 def arguments(pid: int) -> str:
     """Return the arguments of a worker's process, as `ps` shows them."""
     words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
-    assert "-m\0worker\0run" in words, words
+    assert "-m\0nats_taskflow\0run" in words, words
     return words
 
 

@@ -157,7 +157,7 @@ async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         *(f"services.relay.{n}" for n in ("_MARK_EVERY", "_TRY_AGAIN")),
         *(f"observe.probes.{n}" for n in ("_EVERY", "_BACKLOG_EVERY", "_SURVEY_EVERY")),
     )
-    for name in (*rests, "services.consumer._LOOK_EVERY", "bus.nats.connection._EVERY"):
+    for name in (*rests, "services.consumer._LOOK_EVERY", "bus.nats.connection._RENEWAL_INTERVAL"):
         monkeypatch.setattr(f"nats_taskflow.{name}", AT_ONCE)
     for function, name in ((TopologyWatch.__init__, "every"), (Pruner.__init__, "interval"), (tasks.repeat, "rest")):
         monkeypatch.setitem(function.__kwdefaults__ or {}, name, AT_ONCE)

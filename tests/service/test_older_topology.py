@@ -10,7 +10,7 @@ from unittest.mock import patch
 import msgspec
 import pytest
 
-from nats_taskflow import app
+from nats_taskflow import wiring
 from nats_taskflow.bus import claims
 from nats_taskflow.bus.filters import filters_in
 from nats_taskflow.bus.nats.bus import JetStreamBus
@@ -55,7 +55,7 @@ class Site:
         await self.life.begin()
 
     async def start_older(self) -> None:
-        with patch.object(app, "topology", of_before):
+        with patch.object(wiring, "topology", of_before):
             await self.start()
 
     async def stop(self) -> None:

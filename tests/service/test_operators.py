@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from nats_taskflow.bus.port import OutgoingMessage
 from nats_taskflow.doors.admin.dead_letters import replay_message
-from nats_taskflow.store.admin_port import COUNTED
 from nats_taskflow.store.records import DeadLetter
+from nats_taskflow.store.sqlite.admin_reads import ENTRIES_AT_ONCE
 from nats_taskflow.units import SECOND
 from nats_taskflow.wire.subjects import Subjects
 from tests.serving import Json, Refused, Served, serving
@@ -177,9 +177,9 @@ async def test_a_flow_is_shown_with_its_history_and_steps(served: Served) -> Non
     assert [s["run_id"] for s in (await admin(served, "steps", flow_id=flow_id))["steps"]] == ["r-1"]
 
 
-@pytest.mark.parametrize("counted", [1, 2, COUNTED])
+@pytest.mark.parametrize("counted", [1, 2, ENTRIES_AT_ONCE])
 async def test_ids_are_found_by_their_beginning_and_their_end(served: Served, monkeypatch: pytest.MonkeyPatch, counted: int) -> None:
-    monkeypatch.setattr("nats_taskflow.store.sqlite.admin_reads.COUNTED", counted)
+    monkeypatch.setattr("nats_taskflow.store.sqlite.admin_reads.ENTRIES_AT_ONCE", counted)
     # Named, not made: those of two flows begin alike within the same 65 s of the wall clock only.
     one, two = [await served.started(flow_id=f"0197a4b0-{end}") for end in ("1000-7000-8000-00000000000a", "2000-7000-8000-00000000000b")]
     assert (await admin(served, "find", part=one[-8:]))["ids"] == [one]
@@ -482,11 +482,11 @@ async def test_the_log_tells_of_what_was_done_and_not_of_what_was_only_looked_at
     assert told == [("LettersReplay", "operator:ann")]
 
 
-@pytest.mark.parametrize("counted", [1, 2, 5, COUNTED])
+@pytest.mark.parametrize("counted", [1, 2, 5, ENTRIES_AT_ONCE])
 async def test_groups_of_dead_letters_are_whole_whatever_slices_they_are_counted_in(
     served: Served, monkeypatch: pytest.MonkeyPatch, counted: int
 ) -> None:
-    monkeypatch.setattr("nats_taskflow.store.sqlite.admin_reads.COUNTED", counted)
+    monkeypatch.setattr("nats_taskflow.store.sqlite.admin_reads.ENTRIES_AT_ONCE", counted)
     began = served.run.clock()
     for verb in ("start", "start", "dance", "start", "finish"):
         served.run.clock.advance(hours=1)

@@ -18,7 +18,7 @@ from nats_taskflow import FlowClient
 async def test_a_flow_waits_a_month(taskflow, taskflow_clock):
     kate = await taskflow.client("kate")
     assert isinstance(kate, FlowClient)
-    flow = await kate.start(controller="kate/x", goal="g")
+    flow = await kate.start(controller_id="kate/x", goal="g")
     await flow.wait_timer("30d")
     await taskflow_clock.advance("30d")
     await taskflow.assert_running(flow)

@@ -81,7 +81,7 @@ class NobodyThere:
     async def last(self, stream: str, *_: Any, **__: Any) -> Any:
         raise self.ending(f"$JS.API.STREAM.INFO.{stream}")
 
-    def heard(self, pattern: str, *_: Any) -> AsyncIterator[Any]:
+    def listen(self, pattern: str, *_: Any) -> AsyncIterator[Any]:
         raise self.ending(pattern)
 
 

@@ -206,6 +206,13 @@ def test_the_page_on_architecture_has_every_room() -> None:
     assert sorted(rooms) == ROOMS
 
 
+def test_the_words_of_each_part_of_the_glossary_are_in_the_order_of_the_alphabet() -> None:
+    parts = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").split("\n## ")[1:]
+    words = [re.findall(r"^\| \*\*(.+?)\*\*", part, re.MULTILINE) for part in parts]
+    assert all(words)
+    assert words == [sorted(part, key=str.lower) for part in words]
+
+
 def test_every_page_is_in_the_index_under_the_one_kind_that_it_is() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     kinds: dict[str, set[str]] = {path.name: set() for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"}

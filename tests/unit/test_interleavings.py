@@ -44,7 +44,7 @@ LENGTHS = {PLAIN: 6, LATE: 5}
 LASTS = {"timeout": PATIENCE, "overdue": PATIENCE - SECOND}
 """How much time passes before a letter, a second otherwise. A reply right after a first `overdue` arrives exactly at the deadline."""
 
-pytestmark = pytest.mark.xdist_group("interleavings")
+pytestmark = [pytest.mark.xdist_group("interleavings"), pytest.mark.timeout(600)]  # every interleaving is looked at in the first test
 
 
 class State(NamedTuple):

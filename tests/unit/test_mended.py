@@ -8,7 +8,7 @@ import pytest
 from nats.aio.client import Client
 
 from nats_taskflow.bus.nats.client import PatchedClient
-from nats_taskflow.bus.nats.direct_delivery import ReadingClient
+from nats_taskflow.bus.nats.direct_delivery import DirectDeliveryClient
 
 
 def stuck(kind: type[Client]) -> Client:
@@ -27,7 +27,7 @@ def room(client: Client) -> None:
     client._flush_queue.get_nowait()
 
 
-@pytest.mark.parametrize("kind", [PatchedClient, ReadingClient])
+@pytest.mark.parametrize("kind", [PatchedClient, DirectDeliveryClient])
 async def test_a_timeout_ends_who_waits_for_room_to_write(kind: type[Client]) -> None:
     client = stuck(kind)
     with pytest.raises(TimeoutError):

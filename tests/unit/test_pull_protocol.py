@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from nats_taskflow.bus.nats.denials import DenialListeners, SubjectDenied, unless_denied
-from nats_taskflow.bus.nats.pull_protocol import PullStatus, pull_request, status_of
+from nats_taskflow.bus.nats.pull_protocol import PullStatus, pull_request, read_status
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from nats_taskflow.bus.nats.pull_protocol import PullStatus, pull_request, statu
     ],
 )
 def test_a_status_message_says_what_became_of_the_pull_request(status: str, description: str, kind: PullStatus) -> None:
-    assert status_of({"Status": status, "Description": description}) is kind
+    assert read_status({"Status": status, "Description": description}) is kind
 
 
 def test_times_of_a_pull_request_are_nanoseconds_and_a_limit_of_bytes_is_optional() -> None:

@@ -62,7 +62,7 @@ def events(*, follow: bool, last: int | None, since: str | None, pattern: str | 
         if not follow:
             return
         subject = session.subjects.events()[0].replace(".*.*.*", f".{arguments['agent'] or '*'}.{flow_id or '*'}.*")
-        async for message in session.client.heard(subject, lambda: printer.note(f"following {subject}; Ctrl-C ends")):
+        async for message in session.client.listen(subject, lambda: printer.note(f"following {subject}; Ctrl-C ends")):
             remaining -= _show(session, message, printer, (arguments["agent"], flow_id), line_filter)
             if not remaining:
                 return

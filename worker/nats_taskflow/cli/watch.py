@@ -55,7 +55,7 @@ async def follow_flow(session: OperatorSession, flow_id: str, show: Callable[[Js
     listening = asyncio.Event()
 
     async def listen() -> None:
-        async for message in session.client.heard(subject, listening.set):
+        async for message in session.client.listen(subject, listening.set):
             events.put_nowait(json.loads(message.body))
 
     # Listen before asking, or what happens between the two is missed.

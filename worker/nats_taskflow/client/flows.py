@@ -31,7 +31,7 @@ class Flow(FlowHandle):
     `RevisionMismatch` if the flow has changed since it was last seen. `flows` is the client it came from.
     """
 
-    flows: FlowClient
+    flows: FlowClient  # narrowed here: flow.py knows a Session only, or the two would import each other
 
 
 class FlowClient(Session):

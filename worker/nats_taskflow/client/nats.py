@@ -19,8 +19,8 @@ from nats.js.errors import APIError, NoStreamResponseError
 
 from nats_taskflow.bus.nats.client import PatchedClient
 from nats_taskflow.bus.nats.denials import DenialListeners
-from nats_taskflow.bus.nats.dial import dial, hang_up
-from nats_taskflow.bus.nats.options import NatsOptions, denied, nats_options, reason
+from nats_taskflow.bus.nats.dial import close_now, dial
+from nats_taskflow.bus.nats.options import NatsOptions, nats_options, read_denial, reason
 from nats_taskflow.client import kv
 from nats_taskflow.client.nats_reader import ConsumerReader, await_permitted
 from nats_taskflow.client.transport import (
@@ -198,7 +198,7 @@ class NatsTransport:
     async def close(self) -> None:
         """Close the connection, unless it was given to us."""
         if self._owned and not self._client.is_closed:
-            await hang_up(self._client)
+            await close_now(self._client)
 
     async def _subscribe(self, subject: str, take: Callable[[Msg], Awaitable[None]], queue: str) -> Subscription:
         """Subscribe, and return once the server has read it without objecting."""
@@ -231,7 +231,7 @@ class NatsTransport:
 
     async def _on_error(self, error: Exception) -> None:
         """Tell the listeners which permission is missing; must not raise, or nats-py stops reading."""
-        if (missing := denied(str(error))) is not None:
+        if (missing := read_denial(str(error))) is not None:
             for listener in tuple(self._denials):
                 listener(missing.subject)
 

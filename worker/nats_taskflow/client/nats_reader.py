@@ -22,7 +22,7 @@ from nats.js.errors import APIError
 
 from nats_taskflow.bus.nats.denials import DenialListeners, SubjectDenied, unless_denied
 from nats_taskflow.bus.nats.frames import DESCRIPTION, STATUS
-from nats_taskflow.bus.nats.pull_protocol import ACK, PullStatus, next_subject, pull_request, spell_settlement, status_of
+from nats_taskflow.bus.nats.pull_protocol import ACK, PullStatus, encode_settlement, next_subject, pull_request, read_status
 from nats_taskflow.bus.port import Ack, InProgress, Nak, Settlement
 from nats_taskflow.client.backoff import Backoff
 from nats_taskflow.client.transport import ConsumerMessage, Deliveries, Lost, Messages, NotPermitted, TransportMessage
@@ -171,7 +171,7 @@ class ConsumerReader:
 def _is_over(message: Msg, consumer: str) -> bool:
     """Return whether a status ends the request in the ordinary way. Raises `PullBroken` for any other but a heartbeat."""
     headers = message.headers or {}
-    status = status_of(headers)
+    status = read_status(headers)
     if status in (PullStatus.MISSING, PullStatus.REFUSED):
         reason = f"consumer {consumer}: {headers.get(STATUS, '')} {headers.get(DESCRIPTION, '')}"
         raise PullBroken(reason, gone=status is PullStatus.MISSING)
@@ -218,7 +218,7 @@ def _delivery(client: Client, message: Msg) -> ConsumerMessage:
         if client.is_closed:
             return
         try:
-            await client.publish(message.reply, spell_settlement(settlement))
+            await client.publish(message.reply, encode_settlement(settlement))
         except (NatsError, OSError):
             return
 

@@ -39,7 +39,10 @@ class Answer(NamedTuple):
 
 
 class Api:
-    """Answers an agent's request. `watch(verb, outcome)` counts what became of the commands, `timed(seconds)` how long they took."""
+    """Answers an agent's request.
+
+    `watch(verb, outcome)` counts what became of the commands, `timed(seconds)` how long they took.
+    """
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class Api:
         return Answer(await self._stored.told(outcome, turn), outcome.error or outcomes.error_in(outcome.result))
 
     async def _answer_query(self, agent: str, verb: str, body: bytes) -> bytes:
+        """Read the query and have it answered. Raises the `FlowError` that refuses it."""
         query = read_query(agent, verb, body)
         if isinstance(query, FlowError):
             raise query
@@ -106,7 +110,10 @@ class Api:
         return page_bytes(self._max_payload())
 
     async def _owned(self, query: Query, flow_id: str) -> Flow:
-        """Return the flow if it is there and the asker's. Raises `NotFound` or `Forbidden`."""
+        """Return the flow if it is there and the asker's.
+
+        Raises `NotFound` or `Forbidden`.
+        """
         flow = await self._reads.get(flow_id.lower())
         if flow is None:
             raise NotFound(f"there is no flow {flow_id}", flow_id=flow_id)

@@ -61,7 +61,10 @@ class StepObservation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FlowManager:
-    """The flows of one engine. Every change raises the `FlowError` that refuses it, or `Unavailable` while the store cannot write."""
+    """The flows of one engine.
+
+    Every change raises the `FlowError` that refuses it, or `Unavailable` while the store cannot write.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -81,11 +84,17 @@ class FlowManager:
     async def update_state(
         self, flow_id: str | UUID, patch: Any, next_step: str | None = None, *, expected_revision: int | None = None
     ) -> Flow:
-        """Merge `patch` into the state and set the next step; the status stays. A patch that is no object replaces the state."""
+        """Merge `patch` into the state and set the next step; the status stays.
+
+        A patch that is no object replaces the state.
+        """
         return await self._do(AdvanceFlow(flow_id=str(flow_id), patch=patch, next_step=next_step, expected_revision=expected_revision))
 
     async def set_waiting(self, flow_id: str | UUID, condition: dict[str, Any], *, expected_revision: int | None = None) -> Flow:
-        """Park a running flow. A held reply that matches resumes it in the same transaction (SEMANTICS R4)."""
+        """Park a running flow.
+
+        A held reply that matches resumes it in the same transaction (SEMANTICS R4).
+        """
         command = ParkFlow(flow_id=str(flow_id), condition=condition, nonce=secrets.token_hex(16), expected_revision=expected_revision)
         return await self._do(command)
 

@@ -29,7 +29,10 @@ _SUBJECTS = 4096
 
 
 class MicroService:
-    """Hands requests to `api` and `operators`, and sends their answers. `reply_topics` carry replies: no answer may go there."""
+    """Hands requests to `api` and `operators`, and sends their answers.
+
+    `reply_topics` carry replies: no answer may go there.
+    """
 
     def __init__(
         self,
@@ -75,7 +78,10 @@ class MicroService:
         )
 
     async def handle(self, request: ServiceRequest) -> None:
-        """Answer one request. Never raises: what goes wrong is the answer. A turn that was taken for it is over when it has left."""
+        """Answer one request.
+
+        Never raises: what goes wrong is the answer. A turn that was taken for it is over when it has left.
+        """
         subject = request.subject
         async with self._turns.on_demand(self._subjects.asker(subject), self._weights.get(subject, _HEAVY)) as turn:
             answer = await self._answer_or_error(request, turn)
@@ -106,7 +112,10 @@ class MicroService:
         return Answer(outcomes.encode_refused(error), error)
 
     async def _dispatch(self, request: ServiceRequest, turn: Turn) -> Answer:
-        """Have a request answered by whom its subject names. Raises the `FlowError` to answer with."""
+        """Have a request answered by whom its subject names.
+
+        Raises the `FlowError` to answer with.
+        """
         operation = self._subjects.parse_admin(request.subject)
         if operation is not None:
             return Answer(await self._operators.answer(operation, request.body, turn))

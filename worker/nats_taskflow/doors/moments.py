@@ -12,12 +12,18 @@ _DATE = re.compile(r"\A\d{4}-")
 
 
 def moment_before(older_than: str | None, now: Micros) -> Micros | None:
-    """Return the moment that a duration lies back from `now`. Raises `InvalidRequest` for text that is none."""
+    """Return the moment that a duration lies back from `now`.
+
+    Raises `InvalidRequest` for text that is none.
+    """
     return None if older_than is None else now - _duration("older_than", older_than)
 
 
 def moment_after(due_within: str | None, now: Micros) -> Micros | None:
-    """Return the moment that a duration lies ahead of `now`. Raises `InvalidRequest` for text that is none."""
+    """Return the moment that a duration lies ahead of `now`.
+
+    Raises `InvalidRequest` for text that is none.
+    """
     return None if due_within is None else now + _duration("due_within", due_within)
 
 

@@ -272,7 +272,6 @@ class Engine:
             resolve(job.done, result)
 
     def _fail_deferred(self, submission: Submission, defect: Exception) -> None:
-        """Fail a submission whose schema could not be checked."""
         fail(submission.done, self._error_for(submission, defect))
 
     def _error_for(self, submission: Submission, error: Exception) -> FlowError:
@@ -284,5 +283,4 @@ class Engine:
 
 
 def _stopping() -> Unavailable:
-    """Return the error of what comes after the stop."""
     return Unavailable("the worker is stopping")

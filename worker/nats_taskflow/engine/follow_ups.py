@@ -59,7 +59,6 @@ class FollowUps:
         return [flow_id for flow_id in self._continued if flow_id not in self.unfinished]
 
     def _follow(self, end: FollowUp) -> None:
-        """Queue what follows from the end of a flow."""
         self._ends.append(EndOfFlow(flow_id=end.flow_id, trace=end.trace))
         if end.cascade:
             self._ends.append(ParentCancelled(flow_id=end.flow_id, trace=end.trace))

@@ -1,8 +1,8 @@
 """Compile a subset of JSON Schema 2020-12 into functions that stop at the first misfit (https://json-schema.org/draft/2020-12).
 
-The subset has what describes a payload and nothing that can hurt the worker: no references (they could be fetched, or go in circles), no
-patterns and formats (a regular expression can take for ever), no `uniqueItems` and `contains`. So each part of a schema meets each value
-of a payload at most once. Nothing is kept of the alternatives that did not fit, and no value is written out.
+The subset describes a payload and cannot hurt the worker. It has no references (they could be fetched, or go in circles), no patterns and
+formats (a regular expression can take for ever), no `uniqueItems` and `contains`: each part of a schema meets each value of a payload at
+most once. Nothing is kept of the alternatives that do not fit, and no value is written out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Maker = Callable[[Any, dict[str, Any]], Check]
 
 
 class UnusableSchema(Exception):
-    """What keeps a schema from being used; the message is for its author."""
+    """A schema that cannot be used; the message tells its author why."""
 
 
 def compile_schema(schema: Schema) -> Check:
@@ -38,7 +38,7 @@ def compile_schema(schema: Schema) -> Check:
 
 
 def _keyword(keyword: str, value: Any, schema: dict[str, Any]) -> Check | None:
-    """Return the check that one keyword of a schema asks for; None where it only describes. Raises `UnusableSchema`."""
+    """Return the check for one keyword of a schema, or None where it only describes. Raises `UnusableSchema`."""
     if keyword not in KEYWORDS:
         message = f"the keyword {keyword[:_SHOWN]!r} is not supported; supported are {', '.join(sorted(_MAKERS))}"
         raise UnusableSchema(message)
@@ -49,13 +49,12 @@ def _keyword(keyword: str, value: Any, schema: dict[str, Any]) -> Check | None:
 
 
 def _shown(value: Any) -> str:
-    """Write a value of a schema, shortened."""
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 def _all(checks: list[Check], value: Any) -> Misfit | None:
-    """Let every check pass."""
+    """Return the first misfit of several checks."""
     for check in checks:
         misfit = check(value)
         if misfit is not None:
@@ -64,7 +63,7 @@ def _all(checks: list[Check], value: Any) -> Misfit | None:
 
 
 def _any_of(checks: list[Check], value: Any) -> Misfit | None:
-    """Let one alternative pass."""
+    """Return a misfit unless one alternative fits."""
     for check in checks:
         if check(value) is None:
             return None
@@ -72,7 +71,7 @@ def _any_of(checks: list[Check], value: Any) -> Misfit | None:
 
 
 def _one_of(checks: list[Check], value: Any) -> Misfit | None:
-    """Let exactly one alternative pass."""
+    """Return a misfit unless exactly one alternative fits."""
     fitting = 0
     for check in checks:
         fitting += check(value) is None
@@ -82,12 +81,11 @@ def _one_of(checks: list[Check], value: Any) -> Misfit | None:
 
 
 def _not(check: Check, value: Any) -> Misfit | None:
-    """Let the check not pass."""
     return _EXCLUDED if check(value) is None else None
 
 
 def _type(tests: list[Test], wrong: Misfit, value: Any) -> Misfit | None:
-    """Ask for one of some types."""
+    """Return a misfit unless the value is of one of some types."""
     for test in tests:
         if test(value):
             return None
@@ -95,7 +93,7 @@ def _type(tests: list[Test], wrong: Misfit, value: Any) -> Misfit | None:
 
 
 def _enum(values: list[Any], wrong: Misfit, value: Any) -> Misfit | None:
-    """Ask for one of some values."""
+    """Return a misfit unless the value is one of some."""
     for allowed in values:
         if _same(allowed, value):
             return None
@@ -112,12 +110,12 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def _bound(test: Test, holds: Callable[[Any, Any], bool], bound: Any, wrong: Misfit, value: Any) -> Misfit | None:
-    """Ask values that pass the test for something that holds beside what is wanted."""
+    """Return a misfit where a value that passes the test is out of bounds."""
     return wrong if test(value) and not holds(value, bound) else None
 
 
 def _required(names: list[str], value: Any) -> Misfit | None:
-    """Ask for keys."""
+    """Return a misfit where an object lacks a key."""
     if isinstance(value, dict):
         for name in names:
             if name not in value:
@@ -162,43 +160,36 @@ def _items(check: Check, first: int, value: Any) -> Misfit | None:
 
 
 def _is_integer(value: Any) -> bool:
-    """Tell whether a value is an integer; 1.0 is one, true is none."""
+    """Return whether a value is an integer: 1.0 is one, true is none."""
     return value.is_integer() if isinstance(value, float) else isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    """Tell whether a value is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_size(value: Any) -> bool:
-    """Tell whether a value can be a length."""
     return _is_integer(value) and value >= 0
 
 
 def _is(kind: type) -> Test:
-    """Return the test for a type."""
     return lambda value: isinstance(value, kind)
 
 
 def _are_names(value: Any) -> bool:
-    """Tell whether a value is a list of texts, each once."""
     return isinstance(value, list) and all(map(_is(str), value)) and len(set(value)) == len(value)
 
 
 def _are_types(value: Any) -> bool:
-    """Tell whether a value names a type or several."""
     names = [value] if isinstance(value, str) else value
     return _are_names(names) and names != [] and all(name in _TYPES for name in names)
 
 
 def _is_schema(value: Any) -> bool:
-    """Tell whether a value can be a schema."""
     return isinstance(value, dict | bool)
 
 
 def _are_schemas(value: Any) -> bool:
-    """Tell whether a value is a list of schemas that is not empty."""
     return isinstance(value, list) and value != [] and all(map(_is_schema, value))
 
 
@@ -224,27 +215,23 @@ KEYWORDS: dict[str, Test] = {
     "required": _are_names,
     "properties": lambda value: isinstance(value, dict) and all(map(_is_schema, value.values())),
 }
-"""What is supported, and what value each keyword takes."""
+"""The supported keywords, and what value each takes."""
 
 
 def _each(parts: list[Schema]) -> list[Check]:
-    """Return the check of each schema."""
     return [compile_schema(part) for part in parts]
 
 
 def _typed(value: Any, _: dict[str, Any]) -> Check:
-    """Make the check of `type`."""
     names = [value] if isinstance(value, str) else value
     return partial(_type, [_TYPES[name] for name in names], (f"it is not of type {' or '.join(names)}", ()))
 
 
 def _limit(test: Test, holds: Callable[[Any, Any], bool], flaw: str) -> Maker:
-    """Return the maker of a check of a number."""
     return lambda bound, _: partial(_bound, test, holds, bound, (f"{flaw} {_shown(bound)}", ()))
 
 
 def _size(kind: type, holds: Callable[[Any, Any], bool], flaw: str) -> Maker:
-    """Return the maker of a check of the length of texts, arrays or objects."""
     return _limit(_is(kind), lambda value, bound: holds(len(value), bound), flaw)
 
 

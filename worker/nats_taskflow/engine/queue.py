@@ -1,11 +1,11 @@
-"""Order what waits for its transaction: messages, requests and housekeeping side by side, fairly between agents, bounded in bytes.
+"""Order what waits for its transaction: fairly between agents, bounded in bytes, with requests and housekeeping beside messages.
 
-Agents take turns, so that one who sends much delays nobody but itself; each agent's own messages stay in their order (SEMANTICS O1), and
-so do the replies of a topic, which are one agent's. Between agents there is no order (O3): a deadline that must not pass before a reply
-that came earlier waits for that by itself (R9).
+Agents take turns: one that sends much delays nobody but itself. Each agent's own messages stay in their order (SEMANTICS O1), and so do the
+replies of a topic, which are one agent's. Between agents there is no order (O3): a deadline that must not pass before an earlier reply
+waits for that reply by itself (R9).
 
-Somebody waits for the answer to a request: so requests have half of each batch, and no flood of messages delays them by more than the
-batch that runs (RELIABILITY 4, row 53). Housekeeping has a transaction of its own, after each batch one.
+Somebody waits for the answer to a request. So requests have half of each batch, and no flood of messages delays them by more than the batch
+that runs (RELIABILITY 4, row 53). After each batch one piece of housekeeping has a transaction of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nats_taskflow.flow.stimuli import Reply
 from nats_taskflow.store.port import Work
 
 MAX_BYTES = 1024 * 1024
-"""How much the messages that share a transaction weigh, but for the last one of each side: it is taken whole."""
+"""The bytes of the messages that share a transaction; the last one of each side may exceed them."""
 
 _OURS, _NOBODYS = "ours", "nobody's"
 
@@ -36,10 +36,10 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class SourceTurns:
-    """Submissions in turn between those they come from, each one's own in their order."""
+    """Submissions by lane. The lanes take turns; each lane keeps its order."""
 
     def __init__(self) -> None:
-        self._turns: deque[tuple[str, deque[Submission]]] = deque()  # who is first is next
+        self._turns: deque[tuple[str, deque[Submission]]] = deque()  # the first lane is next
         self._lanes: dict[str, deque[Submission]] = {}
         self.count = 0
 

@@ -161,14 +161,12 @@ def _unknown(name: str, kind: str) -> str:
 
 
 def _at(value: Any, tokens: list[str]) -> Any:
-    """Return the value at the place that msgspec named."""
     for token in tokens:
         value = value[int(token)] if isinstance(value, list) else value[token]
     return value
 
 
 def _json_type(value: Any) -> str:
-    """Name the JSON type of a value as the decoder does."""
     return "object" if isinstance(value, dict) else "array" if isinstance(value, list) else type(value).__name__
 
 

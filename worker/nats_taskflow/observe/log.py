@@ -130,7 +130,6 @@ def name_instance(instance: str) -> structlog.typing.Processor:
     """Return a processor that adds which machine or pod a record is from: lines of many end up in one place."""
 
     def add_instance(_logger: object, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Add it, unless the record has one."""
         record.setdefault("instance", instance)
         return record
 
@@ -167,7 +166,6 @@ def _encode(record: Mapping[str, Any]) -> str:
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether a value can go into JSON as it is."""
     return value is None or isinstance(value, str | int)
 
 
@@ -192,7 +190,6 @@ def printable_traceback(out: TextIO, failure: structlog.typing.ExcInfo) -> None:
 
 
 def _visible(text: str) -> str:
-    """Escape what is not printable."""
     return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

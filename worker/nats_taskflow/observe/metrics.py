@@ -197,9 +197,7 @@ class Metrics:
         return Counter(name, text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        """Make a gauge."""
         return Gauge(name, text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        """Make a histogram."""
         return Histogram(name, text, buckets=buckets, registry=self.registry)

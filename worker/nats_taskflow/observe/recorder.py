@@ -170,6 +170,5 @@ class MetricsRecorder:
 
 
 def _kind(flow: Flow) -> str:
-    """Return the kind of a flow's wait, as the closed set of labels has it."""
     kind = flow.wait_json.get("kind") if flow.wait_json is not None else None
     return kind if kind in WAIT_KINDS else "other"

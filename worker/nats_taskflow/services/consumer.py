@@ -110,7 +110,6 @@ class Consumer:
             self._pull_scope = None
 
     def _room(self) -> int:
-        """Return how many more deliveries may be taken."""
         full = self._engine.stalled or self._bytes_in_hand > MAX_BYTES_IN_HAND
         return 0 if full else max(MAX_IN_HAND - len(self._in_hand), 0)
 

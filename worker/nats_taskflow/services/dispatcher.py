@@ -80,7 +80,6 @@ class Dispatcher:
         now = self._engine.clock()
 
         def settle(transaction: Transaction) -> None:
-            """Write both."""
             done = [(row.n, row.attempts, _next_try(row, now)) for row in sent]
             transaction.settle_outgoing(done, [(row.n, _next_try(row, now)) for row in failed])
 

@@ -196,7 +196,6 @@ class OrderedPublisher:
             return answer
 
     def _send(self, row: OutboxMessage) -> None:
-        """Publish the head of a lane."""
         answer = self._publish(lambda: self._bus.publish(self.pending[row.n]))
         answer.add_done_callback(partial(self._on_answer, row))
 
@@ -279,5 +278,4 @@ class OrderedPublisher:
 
 
 def _why(answer: asyncio.Future[Published]) -> str:
-    """Return why the broker has not stored something."""
     return "cancelled" if answer.cancelled() else str(answer.exception())

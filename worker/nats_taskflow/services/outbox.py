@@ -19,7 +19,6 @@ def read_events(store: Reads, subjects: Subjects) -> ReadRows:
     """Return the reading of journal entries as events. A flow is a lane."""
 
     async def read(after: int, limit: int) -> list[OutboxMessage]:
-        """Return the entries after row `after`, at most `limit`."""
         rows = await store.unpublished_events(after, limit)
         return [OutboxMessage(row.n, row.flow_id, _event(row, subjects), row.owner_session_key) for row in rows]
 
@@ -30,7 +29,6 @@ def events_of_batch(subjects: Subjects) -> RowsOfBatch:
     """Return the making of events from a batch that was just committed, byte for byte as `read_events` reads them."""
 
     def rows_of(batch: Batch) -> list[OutboxMessage]:
-        """Return the batch's entries in order."""
         flows = {write.flow.id: write.flow for write in batch.flows}
         rows = []
         for n, event in enumerate(batch.events, batch.first_event):
@@ -53,7 +51,6 @@ def read_dead_letters(store: Reads, bus: Bus, subjects: Subjects) -> ReadRows:
     """Return the reading of dead letters as messages no larger than the broker takes. Each is a lane of its own."""
 
     async def read(after: int, limit: int) -> list[OutboxMessage]:
-        """Return the letters after `after`, at most `limit`."""
         rows = []
         for row in await store.unpublished_dead_letters(after, limit):
             message = dead_letter_message(row, subjects, max_bytes=bus.max_payload)

@@ -89,7 +89,6 @@ class Recovery:
         born = await self._bus.stream_created(stream)
 
         def find(transaction: Transaction) -> Suspects:
-            """Read which of it is decided."""
             return transaction.suspects(stream, before.floor, before.delivered, born, replies=replies)
 
         suspects = await self._engine.do(find)

@@ -101,7 +101,6 @@ class Relay:
 
     @property
     def _has_room(self) -> bool:
-        """Whether more may be read."""
         return len(self._publisher.pending) < self._window and self._publisher.pending_bytes < _WINDOW_BYTES
 
     async def run(self) -> None:
@@ -191,7 +190,6 @@ class Relay:
         self._settled.set()
 
     async def _try_again_later(self) -> None:
-        """Rest, then try again what was set aside."""
         await asyncio.sleep(_TRY_AGAIN)
         if not self._publisher.to_read_again:  # else the last round is not over: there is a rest between two
             self.try_again()
@@ -224,7 +222,6 @@ class Relay:
         self._settled.set()
 
     async def _mark_later(self) -> None:
-        """Rest, then mark progress."""
         await asyncio.sleep(_MARK_EVERY)
         await self._mark()
 
@@ -235,7 +232,6 @@ class Relay:
             return
 
         def mark(transaction: Transaction) -> None:
-            """Store the row's number."""
             transaction.mark_published(self.outlet, up_to)
 
         try:

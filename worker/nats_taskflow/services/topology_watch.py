@@ -57,7 +57,6 @@ class TopologyWatch:
         await repeat(self._step, "inspector")
 
     async def _step(self) -> None:
-        """Inspect, then rest."""
         if self._bus.connected:
             await self.inspect()
         await asyncio.sleep(self._every)

@@ -21,18 +21,14 @@ from nats_taskflow.wire.admin_letters import LetterShown
 LOOK = 5000
 """How many flows one page looks at, at most."""
 
-SLICE = 250
-"""How many of them one statement looks at."""
-
-COUNTED = 20_000
-"""How many entries of an index one statement walks through."""
-
 NEWEST = 200_000
 """Among how many flows, the newest, the end of an id is looked up."""
 
 
 class FlowFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which flows to list; None: any. `topic`, `correlation_id`: flows with an open wait for it, or for both in one wait.
+    """Which flows to list; None: any.
+
+    `topic`, `correlation_id`: flows with an open wait for it, or for both in one wait.
 
     `controller` may have `*` for any text; `goal` is a part of the goal's text, in any case (of ASCII).
 
@@ -85,7 +81,10 @@ class DeadLetterGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetterFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which dead letters to list; None: any. `replayed`: also those that were published again."""
+    """Which dead letters to list; None: any.
+
+    `replayed`: also those that were published again.
+    """
 
     reason: str | None = None
     subject: str | None = None
@@ -105,14 +104,19 @@ class LoggedIntervention(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ParkedPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of waiting flows with their positions: when they parked, and their number. `next`: as in `Page`."""
+    """A page of waiting flows with their positions: when they parked, and their number.
+
+    `next`: as in `Page`.
+    """
 
     rows: list[tuple[tuple[int, int], Flow]]
     next: tuple[int, int] | None
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures of the whole database at one moment. `due`: flows that time is due to act on, counted up to 10,000.
+    """Figures of the whole database at one moment.
+
+    `due`: flows that time is due to act on, counted up to 10,000.
 
     `most`: by quota, the agent whose flows use most of it, and how much.
     """
@@ -135,7 +139,10 @@ class AdminReads(Protocol):
     """What operators can ask the database."""
 
     async def find_flows(self, filters: FlowFilter, *, limit: int, after: int | None = None) -> Page[Flow]:
-        """List flows, newest first. Rows that cannot be read are left out: see `set_aside`."""
+        """List flows, newest first.
+
+        Rows that cannot be read are left out: see `set_aside`.
+        """
         ...
 
     async def parked(self, filters: FlowFilter, *, parked_before: Micros | None, limit: int, after: tuple[int, int] | None) -> ParkedPage:

@@ -26,7 +26,9 @@ RETRY_DELAYS: tuple[Micros, Micros] = (SECOND // 4, 30 * SECOND)
 
 
 class InboxRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One message taken in, and what became of it (SEMANTICS R14). `key` is None for repeats and for messages without an identity.
+    """One message taken in, and what became of it (SEMANTICS R14).
+
+    `key` is None for repeats and for messages without an identity.
 
     `result` is the answer to a repeat, byte for byte.
     """
@@ -42,7 +44,10 @@ class InboxRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that could not be used, whole, and why. `n` is given by the store, and `replays` counted by it."""
+    """A message that could not be used, whole, and why.
+
+    `n` is given by the store, and `replays` counted by it.
+    """
 
     reason: str
     message: str
@@ -107,7 +112,10 @@ class Loaded(msgspec.Struct, kw_only=True):
 
 
 class FlowWrite(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow to store. `was` is its row before the batch (None: new), against which the write is checked."""
+    """A flow to store.
+
+    `was` is its row before the batch (None: new), against which the write is checked.
+    """
 
     flow: Flow
     was: Flow | None
@@ -222,7 +230,10 @@ class DueOutgoing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DueFlow(msgspec.Struct, frozen=True, kw_only=True):
-    """A waiting flow that time is due to act on. `wait_id` is None where the row is not one that waits."""
+    """A waiting flow that time is due to act on.
+
+    `wait_id` is None where the row is not one that waits.
+    """
 
     flow_id: str
     wait_id: int | None

@@ -115,7 +115,6 @@ def _start(request: wire.Start, caller: flow.Caller, origin: Origin) -> flow.Sti
 
 
 def _run(request: wire.Run, caller: flow.Caller, _origin: Origin) -> flow.Stimulus:
-    """Move created → running."""
     return flow.RunFlow(flow_id=request.flow_id.lower(), caller=caller, expected_revision=request.expected_revision)
 
 
@@ -154,14 +153,12 @@ def _resume(request: wire.Resume, caller: flow.Caller, _origin: Origin) -> flow.
 
 
 def _finish(request: wire.Finish, caller: flow.Caller, _origin: Origin) -> flow.Stimulus:
-    """Move running → finished."""
     return flow.FinishFlow(
         flow_id=request.flow_id.lower(), caller=caller, expected_revision=request.expected_revision, final_state=request.final_state
     )
 
 
 def _fail(request: wire.Fail, caller: flow.Caller, _origin: Origin) -> flow.Stimulus:
-    """Move running or waiting → failed."""
     return flow.FailFlow(flow_id=request.flow_id.lower(), caller=caller, expected_revision=request.expected_revision, reason=request.reason)
 
 

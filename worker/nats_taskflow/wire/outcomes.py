@@ -112,7 +112,6 @@ def is_shown_by(answer: shapes.StepShown, step: FlowStep) -> bool:
 
 
 def _is_heavy(value: Any) -> bool:
-    """Return whether a value is too heavy to be stored with the outcome."""
     return len(_ENCODER.encode(value)) > KEPT_BYTES
 
 

@@ -26,8 +26,8 @@ class NoCorrelation(InvalidRequest):
     """A reply that does not say what it answers."""
 
 
-class _ParsedBinding(msgspec.Struct, frozen=True):
-    """A binding with its rules parsed once."""
+class _BindingRules(msgspec.Struct, frozen=True):
+    """A binding, its rules parsed once."""
 
     binding: Binding
     kind: str
@@ -118,14 +118,14 @@ class ReplyBindings:
                 return Ignored(why, self._request_not_stored(subject, acknowledged.refusal))
             if subject == self._subjects.resume:
                 return _resume(message, f"{stream}:{seq}", arrived_us, self._tenant)
-            reading, topic = self._covering(subject)
-            if reading.where and not all(_same(json_pointer.look(message.value, at), expected) for at, expected in reading.where):
-                return Ignored(f"the reply does not match `where` of the binding {reading.binding.subject}")
-            correlation_id = check_id(self._correlation(message, reading), "correlation_id")
-            payload = _payload(message, reading, whole=reading is self._built_in)
-            flow_id = None if reading is self._built_in else flow_named_by(message)
+            rules, topic = self._covering(subject)
+            if rules.where and not all(_same(json_pointer.look(message.value, at), expected) for at, expected in rules.where):
+                return Ignored(f"the reply does not match `where` of the binding {rules.binding.subject}")
+            correlation_id = check_id(self._correlation(message, rules), "correlation_id")
+            payload = _payload(message, rules, whole=rules is self._built_in)
+            flow_id = None if rules is self._built_in else flow_named_by(message)
             topic = topic if subject in self._literal else check_id(topic, "topic")
-            tenant = reading.binding.subject if reading is not self._built_in else f"agent:{topic.rpartition('.')[2]}"
+            tenant = rules.binding.subject if rules is not self._built_in else f"agent:{topic.rpartition('.')[2]}"
             return _inbound("reply", message, (topic, correlation_id), payload, flow_id, f"{stream}:{seq}", arrived_us, tenant)
         except NoCorrelation as error:
             return Unusable(NO_CORRELATION, error)
@@ -140,41 +140,41 @@ class ReplyBindings:
             return RequestNotStored(topic, correlation_id, why)
         return None
 
-    def _covering(self, subject: str) -> tuple[_ParsedBinding, str]:
+    def _covering(self, subject: str) -> tuple[_BindingRules, str]:
         """Return the binding that covers a subject, and the topic. Raises `TopicNotBound` where none does, or no longer."""
-        reading = self._literal.get(subject)
-        if reading is None and self._subjects.parse_reply(subject) is not None:
-            reading = self._built_in
-        if reading is None:
-            reading = next((r for r in self._patterns if covers(r.binding.subject, subject)), None)
-        if reading is None:
+        rules = self._literal.get(subject)
+        if rules is None and self._subjects.parse_reply(subject) is not None:
+            rules = self._built_in
+        if rules is None:
+            rules = next((r for r in self._patterns if covers(r.binding.subject, subject)), None)
+        if rules is None:
             message = "no reply binding covers the subject this message arrived on: add it to subjects.reply_topics (TASKFLOW_REPLY_TOPICS)"
             raise TopicNotBound(message, topic=subject)
-        return reading, subject.rpartition(".")[0] if reading.kind == "subject" else subject
+        return rules, subject.rpartition(".")[0] if rules.kind == "subject" else subject
 
-    def _correlation(self, message: OpenedReply, reading: _ParsedBinding) -> Any:
+    def _correlation(self, message: OpenedReply, rules: _BindingRules) -> Any:
         """Return the correlation id from where the binding says it is. Raises `NoCorrelation`."""
         correlation_id: Any = None
-        match reading.kind:
+        match rules.kind:
             case "subject":
                 correlation_id = message.subject.rpartition(".")[2]
             case "header":
-                correlation_id = find(message.headers, reading.correlation_header)
+                correlation_id = find(message.headers, rules.correlation_header)
             case "body":
-                correlation_id = json_pointer.look(message.value, reading.correlation_at)
+                correlation_id = json_pointer.look(message.value, rules.correlation_at)
             case _:
                 values = [value for name in self._headers if (value := find(message.headers, name)) is not None]
                 correlation_id = values[0] if values else message.field("correlation_id")
         if correlation_id is None or correlation_id is msgspec.UNSET:
-            sought = reading.binding.correlation
+            sought = rules.binding.correlation
             raise NoCorrelation(f"the reply has no correlation id (binding: {sought}){message.flaw}", path="/correlation_id")
         return correlation_id
 
 
-def _parse(binding: Binding) -> _ParsedBinding:
+def _parse(binding: Binding) -> _BindingRules:
     """Parse the rules of a binding."""
     kind, _, rest = binding.correlation.partition(":")
-    return _ParsedBinding(
+    return _BindingRules(
         binding=binding,
         kind=kind,
         correlation_header=rest if kind == "header" else "",
@@ -218,18 +218,18 @@ def _inbound(
     return Inbound(reply, Identity("reply", key, digest(shape, (flow_id or "").encode())), verb)
 
 
-def _payload(message: OpenedReply, reading: _ParsedBinding, *, whole: bool) -> Any:
+def _payload(message: OpenedReply, rules: _BindingRules, *, whole: bool) -> Any:
     """Return the payload for the flow. Raises `InvalidRequest` where the binding's pointer finds nothing."""
     code = find(message.headers, SERVICE_ERROR_CODE)
     if code is not None:
         return {"error": {"code": encodable(code), "message": encodable(find(message.headers, SERVICE_ERROR) or "")}}
     if message.value is msgspec.UNSET:
         return value_of_bytes(message.body)
-    if reading.payload_at is not None:
-        found = json_pointer.look(message.value, reading.payload_at)
-        if found is msgspec.UNSET:
-            raise InvalidRequest(f"the reply has nothing at {reading.binding.payload}", path=reading.binding.payload)
-        return found
+    if rules.payload_at is not None:
+        payload = json_pointer.look(message.value, rules.payload_at)
+        if payload is msgspec.UNSET:
+            raise InvalidRequest(f"the reply has nothing at {rules.binding.payload}", path=rules.binding.payload)
+        return payload
     value = message.value
     wrapped = not whole and isinstance(value, dict) and "correlation_id" in value and "payload" in value
     return value["payload"] if wrapped else value

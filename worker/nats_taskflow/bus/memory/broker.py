@@ -113,11 +113,10 @@ class MemoryBroker:
 
     def publish_all(self, messages: Sequence[WireMessage]) -> Published:
         """Store messages in the one stream that captures them, all or none. Raises `PublishFailed` where it takes no batches."""
-        subject = messages[0].subject
-        stream = next((stream for stream in self.streams.values() if stream.captures(subject)), None)
-        allowed = stream is not None and stream.config.get(stream_rules.BATCHES)
-        if stream is None or not allowed or not all(stream.captures(message.subject) for message in messages):
-            raise PublishFailed(f"the stream of {subject} does not allow atomic batches", refused=True)
+        allowed = (stream for stream in self.streams.values() if stream.config.get(stream_rules.BATCHES))
+        stream = next((stream for stream in allowed if all(stream.captures(message.subject) for message in messages)), None)
+        if stream is None:
+            raise PublishFailed(f"the stream of {messages[0].subject} does not allow atomic batches", refused=True)
         stream.check_room(messages)
         *_, last = [self.publish(*message) for message in messages]
         assert last is not None, "a stream takes it"

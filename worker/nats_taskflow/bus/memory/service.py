@@ -52,7 +52,8 @@ class MemoryServer:
 
     async def _answer(self, reply: str, body: bytes, headers: Headers) -> None:
         """Publish an answer; one that is too large goes as an error."""
-        if objection(reply or "nobody", body, headers, self._bus.max_payload) is not None:
+        if not reply:
+            return  # a publish, not a request: nobody waits
+        if objection(reply, body, headers, self._bus.max_payload) is not None:
             body, headers = TOO_LARGE, TOO_LARGE_HEADERS
-        if reply:
-            await self._bus.tell(reply, body, headers)
+        await self._bus.tell(reply, body, headers)

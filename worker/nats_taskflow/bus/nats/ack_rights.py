@@ -19,7 +19,7 @@ class AckRights:
         connection.on_denied.append(self._deny)
 
     def _deny(self, subject: str) -> None:
-        """Note a subject that is denied, in lower case as nats-py gives it."""
+        """Note a denied subject; nats-py gives it in lower case."""
         if subject.startswith(ACK.decode().lower()):
             fields = subject.split(".")
             at = consumer_at(fields)
@@ -27,14 +27,14 @@ class AckRights:
 
     async def objections(self, source: ConsumerSpec) -> list[str]:
         """Return an objection for as long as the server refuses settlements of the source. Raises `ApiTimeout`."""
-        named = (source.stream.lower(), source.consumer.lower())
-        if named not in self._denied:
+        names = (source.stream.lower(), source.consumer.lower())
+        if names not in self._denied:
             return []
         subject = f"{ACK.decode()}{source.stream}.{source.consumer}."
         try:
-            # The first message of the stream is still worked on: that changes nothing, and is answered.
+            # In-progress for the stream's first message changes nothing, and is answered.
             await self._connection.ask(f"{subject}1.1.1.0.0", b"+WPI")
         except ApiDenied:
             return [f"the credentials may not publish on {subject}>: what is done is not acknowledged, and is delivered again; grant it"]
-        self._denied.discard(named)
+        self._denied.discard(names)
         return []

@@ -15,7 +15,7 @@ from nats_taskflow.bus.nats.options import reason
 from nats_taskflow.bus.nats.outbound import Frame
 from nats_taskflow.bus.nats.publisher import Publisher
 from nats_taskflow.bus.nats.pull import Pull
-from nats_taskflow.bus.nats.pull_protocol import spell_settlement
+from nats_taskflow.bus.nats.pull_protocol import encode_settlement
 from nats_taskflow.bus.nats.requests import RequestSender
 from nats_taskflow.bus.nats.service import ServiceServer
 from nats_taskflow.bus.nats.topology import TopologySetup
@@ -195,7 +195,7 @@ class JetStreamBus:
 
     def settle(self, delivery: Delivery, settlement: Settlement) -> None:
         """Answer a delivery; kept for a reconnect, since a late ack still spares a redelivery."""
-        self._connection.outbound.put(Frame(delivery.token, spell_settlement(settlement), keep=True))
+        self._connection.outbound.put(Frame(delivery.token, encode_settlement(settlement), keep=True))
 
     def publish(self, message: OutgoingMessage) -> asyncio.Future[Published]:
         """Store a message on its stream."""

@@ -1,8 +1,8 @@
 """Keep one NATS connection and its subscriptions alive across restarts, and fail loudly (facts: nats-py 2.16).
 
-nats-py gives up after 60 attempts, loops for ever on wrong credentials at the start, stops reconnecting when a callback raises and
-stops reading when a message has unreadable bytes. Each of these is answered here. After a permission was revoked the server drops the
-subscription and never says when it would accept it again: `SubscriptionRenewal` tries now and then.
+nats-py gives up after 60 attempts, loops for ever on wrong credentials at the start, stops reconnecting when a callback raises, and stops
+reading at a message with unreadable bytes. All of this is dealt with here. When a permission is revoked, the server drops the subscription,
+and never says when it would accept it again: `SubscriptionRenewal` tries every two seconds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from nats.errors import NoRespondersError, SlowConsumerError
 
 from nats_taskflow.bus.nats import options as connection_options
 from nats_taskflow.bus.nats.denials import DenialListeners, SubjectDenied, unless_denied
-from nats_taskflow.bus.nats.dial import dial, hang_up
-from nats_taskflow.bus.nats.direct_delivery import ReadingClient
+from nats_taskflow.bus.nats.dial import close_now, dial
+from nats_taskflow.bus.nats.direct_delivery import DirectDeliveryClient
 from nats_taskflow.bus.nats.options import NatsOptions, public_address
 from nats_taskflow.bus.nats.outbound import Outbound
 from nats_taskflow.errors import NotAllowed
@@ -30,11 +30,15 @@ T = TypeVar("T")
 _RECONNECT_WAIT = 0.5
 _REPEAT_LOG_AFTER = 30.0
 _KINDS = 100
-"""Kinds of errors whose last time in the log is remembered; errors may be worded anew each time."""
+"""Kinds of errors whose last log line is remembered. It is bounded, since errors may be worded differently each time."""
 
 
 class ApiTimeout(Exception):
-    """A request to the broker's API got no answer; the message says why. Nothing is known about its effect."""
+    """A request got no answer; the message says why. `late`: somebody may have heard it, and may have done it."""
+
+    def __init__(self, message: str, *, late: bool = False) -> None:
+        super().__init__(message)
+        self.late = late
 
 
 class ApiDenied(ApiTimeout):
@@ -42,11 +46,11 @@ class ApiDenied(ApiTimeout):
 
 
 class NatsConnection:
-    """One connection and what depends on it. Listeners in `on_up`, `on_down` and `on_denied` are synchronous and quick."""
+    """One connection. Listeners in `on_up`, `on_down` and `on_denied` are called on the loop, and must be quick."""
 
     def __init__(self, options: NatsOptions) -> None:
         self.options = options
-        self.client = ReadingClient()
+        self.client = DirectDeliveryClient()
         self.outbound = Outbound(self.client)
         self.renewal = SubscriptionRenewal(self.client)
         self.on_up: list[Callable[[], None]] = []
@@ -62,7 +66,7 @@ class NatsConnection:
 
     @property
     def connected(self) -> bool:
-        """Whether the broker answers at the moment, and has heard all our subscriptions again."""
+        """Whether the broker answers at the moment, and has all our subscriptions again."""
         return self.client.is_connected and self._subscribed
 
     @property
@@ -79,12 +83,12 @@ class NatsConnection:
 
     @property
     def address(self) -> str:
-        """Where it is connected to, or would be, without credentials."""
+        """The server it is, or would be, connected to, without credentials."""
         url = self.client.connected_url
         return public_address(url.geturl()) if url is not None else public_address(self.options.servers[0])
 
     async def open(self) -> None:
-        """Connect within `connect_timeout`, trying all servers again and again; raises `BusLost`."""
+        """Connect within `connect_timeout`, trying all servers in turn. Raises `BusLost`."""
         self._closing = True  # until it is connected, nobody has a connection to lose
         await dial(
             self.client,
@@ -99,7 +103,7 @@ class NatsConnection:
         self.outbound.start()
 
     async def close(self) -> None:
-        """Close without draining (`drain` can hang for its 30 s); idempotent, never raises."""
+        """Close without draining, for `drain` can hang for its 30 s. Idempotent; never raises."""
         self._closing = True
         await self.outbound.stop()
         self.renewal.stop()
@@ -107,13 +111,13 @@ class NatsConnection:
             await self._close_client()
 
     async def flush(self) -> None:
-        """Wait until the server has read everything written so far; raises what nats-py raises."""
-        # Twice: nats-py writes the PING past its own buffer, so the first answer can come before the buffer is even written.
+        """Wait until the server has read everything written so far. Raises what nats-py raises."""
+        # Twice: nats-py's PING overtakes its own buffer, so the first answer may come before the buffer is written.
         await self.client.flush()
         await self.client.flush()
 
     async def ask(self, subject: str, body: bytes = b"", *, within: float = 2.0) -> bytes:
-        """Request an answer from the broker's API; raises `ApiDenied` or `ApiTimeout` within `within` seconds."""
+        """Send a request to the broker's API. Raises `ApiDenied` or `ApiTimeout` within `within` seconds."""
         if not self.connected:
             raise ApiTimeout(f"not connected to NATS, so {subject} was not asked")
         inbox, exact = self.options.inbox_prefix.lower(), subject.lower()
@@ -126,16 +130,16 @@ class NatsConnection:
         except NoRespondersError:
             raise ApiTimeout(f"nobody answers on {subject}") from None
         except TimeoutError:
-            raise ApiTimeout(f"no answer on {subject} within {within:g} s") from None
+            raise ApiTimeout(f"no answer on {subject} within {within:g} s", late=True) from None
         except (NatsError, OSError) as error:
             raise ApiTimeout(f"no answer on {subject}: {connection_options.reason(error)}") from error
         return answer.data
 
-    async def permitted(self, work: Coroutine[Any, Any, T], *subjects: str) -> T:
-        """Await `work`. Raises `NotAllowed` as soon as the server denies a subject meanwhile, which is silence otherwise.
+    async def unless_denied(self, work: Coroutine[Any, Any, T], *subjects: str) -> T:
+        """Await `work`. Raises `NotAllowed` as soon as the server denies a subject; otherwise that would be silence.
 
-        For a connection that does one thing at a time: nobody can tell for whom the server has said it. nats-py gives subjects in lower
-        case; `subjects`, and what begins with one of them, are named as they are written.
+        For a connection that does one thing at a time: the server does not say whose request it denies. nats-py gives subjects in lower
+        case; those that begin with one of `subjects` are reported as written there.
         """
         try:
             return await unless_denied(work, self.on_denied)
@@ -143,30 +147,29 @@ class NatsConnection:
             raise NotAllowed(self.as_written(denied.subject, *subjects)) from None
 
     def as_written(self, denied: str, *beginnings: str) -> str:
-        """Return a denied subject, which nats-py gives in lower case, as far as it is known how it is written."""
-        for known in (*beginnings, self.options.inbox_prefix):
-            if denied.startswith(known.lower()):
-                return known + denied[len(known) :]
+        """Return a denied subject, which nats-py gives in lower case, as it is written, as far as that is known."""
+        for beginning in (*beginnings, self.options.inbox_prefix):
+            if denied.startswith(beginning.lower()):
+                return beginning + denied[len(beginning) :]
         return denied
 
     async def _close_client(self) -> None:
-        """Close the client."""
-        error = await hang_up(self.client)
+        error = await close_now(self.client)
         if error is not None:
             self._log.debug("bus.close_failed", reason=repr(error))
 
     async def _on_error(self, error: Exception) -> None:
-        """Take note of what nats-py reports; must not raise, or the read loop ends."""
+        """Note an error that nats-py reports. It must not raise, or the read loop ends."""
         text = connection_options.reason(error)
         self.dropped += isinstance(error, SlowConsumerError)  # one for each message that found its queue full
-        denied = connection_options.denied(text)
+        denied = connection_options.read_denial(text)
         if denied is not None:
             for listener in tuple(self.on_denied):
                 self._call(listener, denied.subject)
             if denied.what == "subscription":
                 self.renewal.deny(denied.subject)
-        # By what comes before the first name in it: a lost permission is told of with another subject for each event and subscription.
-        # What is told of a slow consumer has its subject, which is anybody's, without quotes.
+        # An error's kind is its text before the first quoted name: a lost permission is reported for every subject. A slow consumer's text
+        # has the subject without quotes.
         kind = type(error).__name__ if isinstance(error, SlowConsumerError) else text.partition('"')[0]
         now = asyncio.get_running_loop().time()
         if len(self._logged) >= _KINDS:
@@ -177,7 +180,7 @@ class NatsConnection:
         self._last_error = text
 
     async def _on_disconnected(self) -> None:
-        """Tell the listeners; must not raise, or the client never reconnects (nats.py#204)."""
+        """Tell the listeners. It must not raise, or the client never reconnects (nats.py#204)."""
         if not self._closing:
             self._log.warning("bus.disconnected", reason=self._last_error or "connection closed")
         self._subscribed = False
@@ -187,63 +190,63 @@ class NatsConnection:
     async def _on_reconnected(self) -> None:
         """Tell the listeners."""
         self._log.info("bus.reconnected", address=self.address)
-        self._subscribed = True  # nats-py calls this when the broker has answered what follows the subscriptions
+        self._subscribed = True  # nats-py calls this once the broker has answered the PING behind the subscriptions
         self._last_error = ""
         self._logged.clear()
         for listener in self.on_up:
             self._call(listener)
 
     async def _on_closed(self) -> None:
-        """Resolve `lost`: some server errors make nats-py give up whatever the reconnect settings."""
+        """Resolve `lost`: at some server errors, nats-py gives up whatever the reconnect settings."""
         if not self._closing and not self.lost.done():
             error = self.client.last_error
             self.lost.set_result(connection_options.reason(error) if error is not None else "the client closed the connection")
 
     def _call(self, listener: Callable[..., None], *arguments: str) -> None:
-        """Call a listener; its failure is a defect of ours, never the connection's end."""
+        """Call a listener. Its failure is a defect of ours, and must not end the connection."""
         try:
             listener(*arguments)
         except Exception:  # noqa: BLE001  see above; logged with its traceback
             self._log.exception("bus.listener_failed")
 
 
-_EVERY = 2.0
-_TIMEOUT = 2
+_RENEWAL_INTERVAL = 2.0
+_RENEWAL_TIMEOUT = 2
 
 
 class SubscriptionRenewal:
-    """Asks for all subscriptions again, every two seconds, from the first denial until the server objects to none."""
+    """Sends all subscriptions again every two seconds, from the first denial until the server objects to none."""
 
-    def __init__(self, client: ReadingClient) -> None:
+    def __init__(self, client: DirectDeliveryClient) -> None:
         self.unheard = ""
-        """Which subscription the credentials do not cover; empty: they cover all."""
+        """Why nothing is heard on some subject; empty where the credentials cover all subscriptions."""
         self._client = client
         self._denials = 0
         self._task: asyncio.Task[None] | None = None
         self._log = Logger()
 
     def deny(self, subject: str) -> None:
-        """Note that the server drops a subscription."""
+        """Note that the server has dropped a subscription; begin to renew."""
         self._denials += 1
         self.unheard = f"the credentials may not subscribe to {subject}"
         if self._task is None or self._task.done():
             self._task = keep(self._run(), "bus-renewal")
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop renewing."""
         if self._task is not None:
             self._task.cancel()
 
     async def _run(self) -> None:
-        """Ask again and again."""
+        """Renew until nothing is denied."""
         while self.unheard and not self._client.is_closed:
-            await asyncio.sleep(_EVERY)
+            await asyncio.sleep(_RENEWAL_INTERVAL)
             if not self._client.is_connected:
                 continue
             before = self._denials
             try:
                 await self._client.subscribe_again()
-                await self._client.rtt(timeout=_TIMEOUT)  # what the server has to say about them comes first
+                await self._client.rtt(timeout=_RENEWAL_TIMEOUT)  # its objections come first
             except Exception as error:  # noqa: BLE001  nats-py raises what it likes on a connection that is about to go
                 self._log.debug("bus.not_renewed", reason=repr(error))
                 continue

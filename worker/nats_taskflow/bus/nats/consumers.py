@@ -63,10 +63,8 @@ class Consumers:
             await self._write(source, config, "update")
             self._log.info("topology.consumer_filtered", stream=source.stream, consumer=source.consumer, filters=must_take)
             if not narrowed:
-                warnings.append(
-                    f"{source.label}: filter_subjects was extended; messages that were stored before "
-                    "on the new subjects may not be delivered"
-                )
+                flaw = "messages that were stored before on the new subjects may not be delivered"
+                warnings.append(f"{source.label}: filter_subjects was extended; {flaw}")
         return [*warnings, *await self._claim(source, config, holder)]
 
     async def _claim(self, source: ConsumerSpec, config: Json, holder: ClaimHolder | None) -> list[str]:
@@ -80,10 +78,8 @@ class Consumers:
         except TopologyRefused as refused:
             if present is not None and present.database == database:
                 return []
-            repair = f"`taskflow provision --database {database}` with credentials that may does it for this worker"
-            return [
-                f"it cannot be written down whose {source.label} is, so no worker on another database is refused: {refused.why}; {repair}"
-            ]
+            flaw = f"it cannot be written down whose {source.label} is, so no worker on another database is refused: {refused.why}"
+            return [f"{flaw}; `taskflow provision --database {database}` with credentials that may does it for this worker"]
         self._log.info("topology.consumer_claimed", stream=source.stream, consumer=source.consumer)
         return []
 

@@ -25,7 +25,7 @@ class SubjectDenied(Exception):
 async def unless_denied(
     work: Coroutine[Any, Any, T], listeners: DenialListeners, concerns: Callable[[str], bool] = lambda _subject: True
 ) -> T:
-    """Await `work`. Raises `SubjectDenied` as soon as the server denies a subject that concerns it."""
+    """Await `work`. Raises `SubjectDenied` as soon as the server denies a subject for which `concerns` is true."""
     denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def deny(subject: str) -> None:

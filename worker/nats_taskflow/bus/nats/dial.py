@@ -49,13 +49,13 @@ async def dial(client: Client, options: NatsOptions, error_cb: Noting, *, reconn
         if not connected:
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
-            await hang_up(client)
+            await close_now(client)
     if not connected:
         kind = TurnedAway if refused.done() else BusLost
         raise kind(f"NATS at {', '.join(map(public_address, options.servers))} {why}")
 
 
-async def hang_up(client: Client) -> Exception | None:
+async def close_now(client: Client) -> Exception | None:
     """Close without draining, which can hang: a peer that reads nothing must not delay us. Returns the error, if any."""
     try:
         async with asyncio.timeout(_CLOSE_TIMEOUT):

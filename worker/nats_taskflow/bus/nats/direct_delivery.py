@@ -14,7 +14,7 @@ Take = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Takes a message in bytes: subject, reply subject (empty: none), payload, header block (None: none). Must not block."""
 
 
-class ReadingClient(PatchedClient):
+class DirectDeliveryClient(PatchedClient):
     """A client with subscriptions whose messages are delivered from the read loop itself.
 
     The methods are private to nats-py: `test_jetstream.py` and `test_outbound.py` in `tests/contract` fail when a release moves them.

@@ -81,9 +81,9 @@ class InspectClient:
     async def ask(self, subject: str, body: bytes, *, within: float = _PATIENCE) -> bytes:
         """Send a request. Raises `NoWorkerAnswer`, or `NotAllowed` where a permission is missing."""
         try:
-            return await self._connection.permitted(self._connection.ask(subject, body, within=within), subject)
+            return await self._connection.unless_denied(self._connection.ask(subject, body, within=within), subject)
         except ApiTimeout as silent:
-            raise NoWorkerAnswer(str(silent), late="within" in str(silent)) from silent
+            raise NoWorkerAnswer(str(silent), late=silent.late) from silent
 
     async def all_answers(self, subject: str, *, within: float) -> list[bytes]:
         """Send a request; return every answer that comes `within` seconds."""
@@ -106,7 +106,7 @@ class InspectClient:
 
         publish = self._connection.client.jetstream(timeout=_PATIENCE).publish(subject, body, headers=dict(headers))
         try:
-            stored = await self._connection.permitted(publish, subject)
+            stored = await self._connection.unless_denied(publish, subject)
         except NoStreamResponseError as nobody:
             raise _not_taken(subject) from nobody
         except (NatsError, OSError) as bad:
@@ -130,7 +130,7 @@ class InspectClient:
         from nats.js.errors import APIError  # noqa: PLC0415
 
         try:
-            return await self._connection.permitted(self._last(stream, count, since), f"$JS.API.STREAM.INFO.{stream}")
+            return await self._connection.unless_denied(self._last(stream, count, since), f"$JS.API.STREAM.INFO.{stream}")
         except (NatsError, APIError, OSError) as bad:
             raise NoWorkerAnswer(f"stream {stream} cannot be read ({str(bad) or 'no answer'})") from bad
 
@@ -184,7 +184,7 @@ class InspectClient:
         except (OSError, ValueError) as bad:
             raise NoWorkerAnswer(f"{monitor_url} does not answer: {bad}") from bad
 
-    async def heard(self, pattern: str, ready: Callable[[], None] = lambda: None) -> AsyncIterator[StreamMessage]:
+    async def listen(self, pattern: str, ready: Callable[[], None] = lambda: None) -> AsyncIterator[StreamMessage]:
         """Yield what is published on a pattern from now on. `ready` is called once subscribed. Raises `BusLost`, `NotAllowed`."""
         queue: asyncio.Queue[StreamMessage] = asyncio.Queue()
 
@@ -234,7 +234,7 @@ class StreamReader:
         """Return the lowest sequence that the stream still keeps."""
         jetstream = self._connection.client.jetstream()
         try:
-            state = (await self._connection.permitted(jetstream.stream_info(stream), f"$JS.API.STREAM.INFO.{stream}")).state
+            state = (await self._connection.unless_denied(jetstream.stream_info(stream), f"$JS.API.STREAM.INFO.{stream}")).state
         except (NatsError, OSError) as bad:
             raise _unread(stream, bad) from bad
         return max(state.first_seq, 1)
@@ -243,17 +243,21 @@ class StreamReader:
         """Yield the stream's messages in order, in batches, up to the one that is the last at the start."""
         from nats.js.api import AckPolicy, ConsumerConfig  # noqa: PLC0415
 
-        jetstream, permitted = self._connection.client.jetstream(), self._connection.permitted
+        jetstream, unless_denied = self._connection.client.jetstream(), self._connection.unless_denied
         # Short-lived: the server removes a consumer that nobody asks.
         config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60.0, mem_storage=True)
         try:
-            state = (await permitted(jetstream.stream_info(stream), f"$JS.API.STREAM.INFO.{stream}")).state
+            state = (await unless_denied(jetstream.stream_info(stream), f"$JS.API.STREAM.INFO.{stream}")).state
             if state.messages == 0:
                 return
-            subscription = await permitted(jetstream.pull_subscribe("", stream=stream, config=config), f"$JS.API.CONSUMER.CREATE.{stream}")
+            subscription = await unless_denied(
+                jetstream.pull_subscribe("", stream=stream, config=config), f"$JS.API.CONSUMER.CREATE.{stream}"
+            )
             last = 0
             while last < state.last_seq:
-                batch = await permitted(subscription.fetch(_READ_AT_ONCE, timeout=_READ_PATIENCE), f"$JS.API.CONSUMER.MSG.NEXT.{stream}")
+                batch = await unless_denied(
+                    subscription.fetch(_READ_AT_ONCE, timeout=_READ_PATIENCE), f"$JS.API.CONSUMER.MSG.NEXT.{stream}"
+                )
                 messages = [StreamMessage(m.metadata.sequence.stream, m.subject, dict(m.headers or {}), m.data) for m in batch]
                 last = messages[-1].seq
                 yield messages

@@ -132,7 +132,7 @@ _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"
 _REFUSED = ("authorization", "authentication")
 
 
-class Denied(NamedTuple):
+class Denial(NamedTuple):
     """A missing permission: `what` is `publish` or `subscription`; the subject is in lower case."""
 
     what: str
@@ -180,10 +180,10 @@ def _check_schemes(options: NatsOptions) -> None:
         )
 
 
-def denied(text: str) -> Denied | None:
+def read_denial(text: str) -> Denial | None:
     """Return which permission is missing, if that is what an error text says."""
     match = _DENIED.search(text)
-    return None if match is None else Denied(match[1].lower(), match[2].lower())
+    return None if match is None else Denial(match[1].lower(), match[2].lower())
 
 
 def refusal(error: BaseException) -> str | None:

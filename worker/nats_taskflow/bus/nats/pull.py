@@ -1,9 +1,9 @@
-"""Pull messages from a durable consumer without a pause, and start again after whatever can happen to the broker.
+"""Pull messages from a durable consumer without a pause, whatever happens to the broker.
 
-nats-py has no continuous consume. One loop per source keeps credit at the server: `_outstanding` is how many messages were asked for and
-have not come. A request is topped up as soon as half is used, from the message callback itself. Everything else (an error, a reconnect,
-missed heartbeats) forgets the credit and asks again after a back-off, so the loop cannot spin. Forgetting may ask twice for the same
-room: the caller gets at most a batch more than it had room for, which `max_ack_pending` bounds.
+nats-py has no continuous consume. One loop per source keeps credit at the server: `_outstanding` messages were asked for and have not come.
+As soon as half of it is used, the message callback itself asks for more. Anything else (an error, a reconnect, missed heartbeats) drops the
+credit and asks again after a back-off, so the loop cannot spin. Dropped credit may be asked for twice: the caller gets at most one batch
+more than it had room for, which `max_ack_pending` bounds.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from nats.errors import Error as NatsError
 from nats_taskflow.bus.nats.connection import ApiDenied, ApiTimeout, NatsConnection
 from nats_taskflow.bus.nats.frames import DESCRIPTION, STATUS, read_headers
 from nats_taskflow.bus.nats.outbound import Frame
-from nats_taskflow.bus.nats.pull_protocol import ACK, PullStatus, delivery_of, next_subject, pull_request, request_of, status_of
+from nats_taskflow.bus.nats.pull_protocol import ACK, PullStatus, next_subject, pull_request, read_delivery, read_status, request_number
 from nats_taskflow.bus.port import NO_HEADERS, ConsumerSpec, Delivery
 from nats_taskflow.tasks import repeat
 from nats_taskflow.wire.headers import PENDING_MESSAGES
 
 _FIRST_DELAY, _LAST_DELAY = 0.1, 3.0
-# A request that ends sooner than this without a message is counted as an error, whatever status it ends with.
+# A request that ends sooner than this without a message counts as an error, whatever its status.
 _TOO_SOON = 0.2
 
 
 class Pull:
     """One continuous pull. Times are seconds.
 
-    `recreate` makes the consumer again where it was deleted; `resume` has what was in hand delivered again after a reconnect.
+    `recreate` creates a deleted consumer again; `resume` has unsettled messages delivered again after a reconnect.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Pull:
         self._heartbeat = heartbeat
         self._expires = expires
         self._next_subject = next_subject(source.stream, source.consumer)
-        # The server ends a request whose next message is larger than max_bytes: no single message may be, or it blocks for ever. It tells
-        # nobody when it carries more from now on; that shows in a request of which nothing comes (`_on_end`).
+        # The server ends a request whose next message is larger than max_bytes. No message may be, or the pull blocks for ever. When the
+        # server's limit is raised, nobody is told: then a request ends without any message (`_on_end`).
         self._max_bytes = max(source.max_bytes, connection.max_payload + 64 * 1024)
         self._batch_max = source.max_ack_pending
         self._inbox = ""
@@ -76,7 +76,7 @@ class Pull:
         self.requests = 0  # pull requests sent so far: tests count them to see that nothing spins
 
     def wake(self) -> None:
-        """Look again whether there is room."""
+        """Ask `room` again."""
         self._kick.set()
 
     async def run(self) -> None:
@@ -94,25 +94,25 @@ class Pull:
             await self._unsubscribe()
 
     async def _step(self) -> None:
-        """Look, then wait until there is something to look at."""
+        """Do what is due, then wait until something is."""
         self._kick.clear()
         await self._look()
         await self._pause()
 
     async def _look(self) -> None:
-        """Do whatever is due: make the consumer again, notice a stall, ask for more."""
+        """Do what is due: create the consumer again, end a stall, ask for more."""
         if not self._connection.connected or self._loop.time() < self._not_before:
             return
         if self._missing:
-            await self._make_again()
+            await self._recreate_consumer()
         if self._resuming:
-            await self._take_up()
+            await self._resume_unsettled()
         if self._outstanding and self._loop.time() > self._overdue_at():
-            await self._unstall()
+            await self._end_stall()
         self._refill()
 
     async def _pause(self) -> None:
-        """Wait for a kick, or until something is due."""
+        """Wait until woken, or until something is due."""
         now = self._loop.time()
         if self._not_before > now:
             due = self._not_before
@@ -131,7 +131,7 @@ class Pull:
         return max(self._heard_at, self._asked_at) + 2 * self._heartbeat + 0.5
 
     def _refill(self) -> None:
-        """Ask for as much as there is room for, if half of the last credit is used."""
+        """Ask for as much as there is room for, once half of the last credit is used."""
         now = self._loop.time()
         if now < self._not_before or self._missing or self._resuming or not self._connection.connected:
             return
@@ -150,8 +150,7 @@ class Pull:
         self._connection.outbound.put(Frame(self._next_subject, body, f"{self._inbox}.{self._request}"))
 
     def _on_message(self, subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> None:
-        """Hand a message over, or react to the server's status."""
-        # By the reply subject, not the status header: a stored message can carry any header, also `NATS/1.0 409 …`.
+        """Deliver a message, or react to a status message."""
         if not reply.startswith(ACK):
             self._on_status(subject, read_headers(headers) if headers else NO_HEADERS)
             return
@@ -159,8 +158,8 @@ class Pull:
         if self._outstanding:
             self._outstanding -= 1
         try:
-            self._take(delivery_of(subject, reply, body, headers))
-        except Exception:  # noqa: BLE001  `take` must not raise; if it does, the message stays unsettled and comes again after ack_wait
+            self._take(read_delivery(subject, reply, body, headers))
+        except Exception:  # noqa: BLE001  `take` must not raise; if it does, the message is delivered again after ack_wait
             self._log.exception("pull.take_failed")
         if self._outstanding <= self._low:
             self._refill()
@@ -172,9 +171,9 @@ class Pull:
         self.trouble = ""
 
     def _on_status(self, subject: bytes, headers: Mapping[str, str]) -> None:
-        """React to a status message of one pull request."""
+        """React to the status of a pull request."""
         self._heard_at = self._loop.time()
-        number, kind = request_of(subject), status_of(headers)
+        number, kind = request_number(subject), read_status(headers)
         if kind is PullStatus.ALIVE:
             self._hear()
             return
@@ -185,14 +184,14 @@ class Pull:
             return
         reason = headers.get(DESCRIPTION, "")
         if kind is PullStatus.MISSING:
-            self._missing = True  # where JetStream is only starting, making the consumer again tells so
+            self._missing = True  # or JetStream is starting: creating the consumer tells which
         else:
             self._adapt(reason)
         self._log.warning("pull.interrupted", status=headers.get(STATUS, ""), reason=reason)
         self._forget()
 
     def _on_end(self, request: int, kind: PullStatus, headers: Mapping[str, str]) -> None:
-        """Account for a request that ended by itself with part of its batch undelivered: all of it where its first message is too large."""
+        """Account for a request that ended with part of its batch undelivered: all of it, where the first message is too large."""
         left = headers.get(PENDING_MESSAGES, "")
         if not left.isdigit():
             self._forget()
@@ -205,7 +204,7 @@ class Pull:
         self._kick.set()
 
     def _adapt(self, reason: str) -> None:
-        """Stay within limits the operator set on the consumer."""
+        """Adapt to limits that an operator has set on the consumer."""
         limit = re.search(r"Exceeded MaxRequest(Batch|MaxBytes) of (\d+)", reason)
         if limit is not None and limit.group(1) == "Batch":
             self._batch_max = max(1, int(limit.group(2)))
@@ -215,38 +214,38 @@ class Pull:
             self._expires = max(1.0, self._expires / 2)
 
     def _forget(self) -> None:
-        """Give the credit up and ask again after the back-off; answers to older requests no longer count."""
+        """Drop the credit, and ask again after the back-off. Answers to older requests no longer count."""
         self._outstanding = self._low = 0
         self._valid_from = self._request + 1
         self._back_off()
         self._kick.set()
 
     def _back_off(self) -> None:
-        """Put the next request off, further each time until a message or heartbeat comes."""
+        """Delay the next request, longer each time until a message or heartbeat comes."""
         self._delay = min(max(self._delay * 2, _FIRST_DELAY), _LAST_DELAY)
         self._not_before = self._loop.time() + self._delay
 
     def _on_up(self) -> None:
-        """Ask at once after a reconnect: the server has forgotten the requests, and delivered to the old connection till its end."""
+        """Ask at once after a reconnect: the server has dropped the requests, and its last deliveries went to the old connection."""
         self._resuming = True
         self._forget()
         self._delay = self._not_before = 0.0
 
     def _on_denied(self, subject: str) -> None:
-        """Slow down where the credentials may not pull any more (`subject` in lower case)."""
+        """Slow down where the credentials may no longer pull; `subject` is in lower case."""
         if subject == self._next_subject.lower():
             self._complain("denied", f"the credentials may not publish on {self._next_subject}")
             self._delay = max(self._delay, 1.0)
             self._forget()
 
     def _complain(self, what: str, why: str) -> None:
-        """Say why nothing can be delivered, once until it is something else."""
+        """Log why nothing is delivered, once per reason."""
         if why != self.trouble:
             self._log.warning(f"pull.{what}", reason=why)
         self.trouble = why
 
-    async def _unstall(self) -> None:
-        """Ask again after missed heartbeats; where the server does not even answer a ping, drop the connection."""
+    async def _end_stall(self) -> None:
+        """Ask again after missed heartbeats. Where the server does not answer a PING either, drop the connection."""
         self._complain("stalled", "no message and no heartbeat")
         self._forget()
         self._not_before = 0.0
@@ -256,32 +255,32 @@ class Pull:
             self._log.warning("pull.unresponsive", reason=repr(error))
             await self._connection.client.force_reconnect()
 
-    async def _make_again(self) -> None:
-        """Make the consumer again where it is gone; otherwise just ask again."""
+    async def _recreate_consumer(self) -> None:
+        """Create the consumer again if it is gone; otherwise just ask again."""
         try:
             await self._recreate(self._source)
         except ApiTimeout as error:
             self._complain("waiting", str(error))
-        except Exception as error:  # noqa: BLE001  whatever is wrong with it, the loop goes on trying: an operator may repair it
+        except Exception as error:  # noqa: BLE001  whatever it is, an operator may repair it: go on trying
             self._complain("not_recreated", str(error))
         else:
             self._missing = False
             return
         self._back_off()
 
-    async def _take_up(self) -> None:
-        """Have delivered again what may not have come; the broker would wait for its `ack_wait`."""
+    async def _resume_unsettled(self) -> None:
+        """Have unsettled messages delivered again at once; the broker would wait for their `ack_wait`."""
         self._resuming = False
         try:
             await self._resume(self._source)
         except ApiDenied:
             return
         except ApiTimeout:
-            self._missing = self._resuming = True  # no consumer, or JetStream is still starting, as with a 503
+            self._missing = self._resuming = True  # no consumer, or JetStream is starting
             self._back_off()
 
     async def _unsubscribe(self) -> None:
-        """End the interest, so the server delivers nothing more on the old requests."""
+        """Unsubscribe, so that the server delivers nothing more on the old requests."""
         if self._subscription is None:
             return
         try:

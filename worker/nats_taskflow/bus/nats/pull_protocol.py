@@ -14,13 +14,13 @@ from nats_taskflow.bus.nats.frames import DESCRIPTION, STATUS, read_headers
 from nats_taskflow.bus.port import NO_HEADERS, Ack, Delivery, InProgress, Nak, Settlement, Term
 
 ACK = b"$JS.ACK."
-"""What the reply subject of each delivery begins with. Only that tells it from a status: a stored message can carry any header."""
+"""The beginning of every delivery's reply subject. Only this tells it from a status: a stored message may have any header."""
 _NS = 1_000_000_000
 _REASON_LENGTH = 200
 
 
 class PullStatus(Enum):
-    """What a status message says of a pull request."""
+    """What a status message says about a pull request."""
 
     ALIVE = auto()
     """The server still has it."""
@@ -42,13 +42,13 @@ def next_subject(stream: str, consumer: str) -> str:
 
 
 def pull_request(batch: int, *, expires: float, heartbeat: float, max_bytes: int | None = None) -> bytes:
-    """Spell a pull request. Times are seconds; `max_bytes` None: as many as there are."""
+    """Return the body of a pull request. Times are seconds; without `max_bytes`, bytes are not bounded."""
     body = {"batch": batch, "expires": int(expires * _NS), "idle_heartbeat": int(heartbeat * _NS)}
     return msgspec.json.encode(body if max_bytes is None else {**body, "max_bytes": max_bytes})
 
 
-def status_of(headers: Mapping[str, str]) -> PullStatus:
-    """Read a status message."""
+def read_status(headers: Mapping[str, str]) -> PullStatus:
+    """Return what a status message means."""
     status, reason = headers.get(STATUS, ""), headers.get(DESCRIPTION, "")
     if status == "100":
         return PullStatus.ALIVE
@@ -61,16 +61,16 @@ def status_of(headers: Mapping[str, str]) -> PullStatus:
     return PullStatus.MISSING if status == "503" or (status == "409" and "Deleted" in reason) else PullStatus.REFUSED
 
 
-def request_of(subject: bytes) -> int:
-    """Read the pull request's number from the subject of a status message; 0 where there is none."""
+def request_number(subject: bytes) -> int:
+    """Return the pull request's number, from the subject of a status message; 0 where there is none."""
     number = subject.rpartition(b".")[2]
     return int(number) if number.isdigit() else 0
 
 
-def delivery_of(subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> Delivery:
-    """Read a delivery's facts from its ack subject: `$JS.ACK.[domain.account.]stream.consumer.attempt.seq.cseq.ns.pending[.random]`.
+def read_delivery(subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> Delivery:
+    """Read a delivery, whose ack subject is `$JS.ACK.[domain.account.]stream.consumer.attempt.seq.cseq.ns.pending[.random]`.
 
-    Bytes that are no text become U+FFFD, which no subject of ours contains.
+    Bytes that are not UTF-8 become U+FFFD, which no subject of ours contains.
     """
     token = reply.decode("utf-8", "replace")
     fields = token.split(".")
@@ -94,8 +94,8 @@ def consumer_at(fields: list[str]) -> int:
     return 2 if len(fields) == 9 else 4  # noqa: PLR2004  tokens of the short form
 
 
-def spell_settlement(settlement: Settlement) -> bytes:
-    """Spell a settlement in the broker's words."""
+def encode_settlement(settlement: Settlement) -> bytes:
+    """Return a settlement in the broker's words."""
     match settlement:
         case Ack():
             return b"+ACK"

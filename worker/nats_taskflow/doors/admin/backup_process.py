@@ -29,7 +29,10 @@ class BackupProcess:
         self._busy = False
 
     async def copy(self) -> str:
-        """Run `taskflow db backup` and return the line it prints. Raises `Unavailable` where that fails, or while another copy is made."""
+        """Run `taskflow db backup` and return the line it prints.
+
+        Raises `Unavailable` where that fails, or while another copy is made.
+        """
         if self._busy:
             raise Unavailable("a copy is being made already: ask again once it is done")
         self._busy = True
@@ -82,7 +85,10 @@ def _is_there(copy: Path) -> bool:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End the child process. What it leaves when it has to be killed, the next copy removes."""
+    """End the child process.
+
+    What it leaves when it has to be killed, the next copy removes.
+    """
     process.terminate()
     try:
         await asyncio.wait_for(process.wait(), _CLEAN_UP_SECONDS)

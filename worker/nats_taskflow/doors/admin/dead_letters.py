@@ -1,4 +1,6 @@
-"""Replay and purge dead letters. A replay is published first and marked then, so that none is lost and none goes unseen.
+"""Replay and purge dead letters.
+
+A replay is published first and marked then, so that none is lost and none goes unseen.
 
 A replay has a new message id, or it would be a repeat of the first message. The id is a digest of the letter, of how often it was replayed
 and of the database's id. When the worker dies between publishing and marking, the next replay has the same id, and the broker or the inbox
@@ -41,8 +43,10 @@ ReplayCount = Callable[[int, int], None]
 
 
 class DeadLetters:
-    """The operators' dead letters. `answers_on(topic, correlation_id)` returns the subject on which a reply reaches a topic;
-    `counted(done, failed)` is called with how many were replayed.
+    """The operators' dead letters.
+
+    `answers_on(topic, correlation_id)` returns the subject on which a reply reaches a topic; `counted(done, failed)` is called with how
+    many were replayed.
     """
 
     def __init__(self, engine: Engine, bus: Bus, subjects: Subjects, answers_on: AnswersOn, counted: ReplayCount) -> None:
@@ -105,25 +109,31 @@ class DeadLetters:
     async def _select(
         self, request: admin_requests.DeadLetterIntervention, limit: int, *, replayed: bool
     ) -> tuple[list[LetterShown], int | None]:
-        """Return the selected letters, and where the next request goes on. Raises `InvalidRequest` where nothing is selected."""
+        """Return the selected letters, and where the next request goes on.
+
+        Raises `InvalidRequest` where nothing is selected.
+        """
         selectors = (request.numbers, request.letter_reason, request.subject, request.older_than)
         if not request.all and all(selector is None for selector in selectors):
             raise InvalidRequest("name dead letters by numbers, letter_reason, subject or older_than, or say all", path="/numbers")
         if request.numbers is not None:
             numbers = [n for n in request.numbers if n > read_number(request.cursor)] if request.cursor else request.numbers
             numbered = DeadLetterFilter(numbers=tuple(sorted(set(numbers))))
-            found = (await self._engine.store.queries.letters(numbered, limit=limit)).items
-            missing = sorted(set(numbers) - {letter.number for letter in found})
+            letters = (await self._engine.store.queries.letters(numbered, limit=limit)).items
+            missing = sorted(set(numbers) - {letter.number for letter in letters})
             if missing:
                 raise NotFound(f"there is no dead letter {missing[0]}", number=missing[0])
-            return found[:limit], found[limit - 1].number if len(found) > limit else None
+            return letters[:limit], letters[limit - 1].number if len(letters) > limit else None
         before = moment_before(request.older_than, self._engine.clock())
         matching = DeadLetterFilter(reason=request.letter_reason, subject=request.subject, before=before, replayed=replayed)
         page = await self._engine.store.queries.letters(matching, limit=limit, after=read_number(request.cursor), up_to=request.up_to)
         return page.items, page.next
 
     async def _replay(self, shown: LetterShown, request: admin_requests.LettersReplay) -> str | None:
-        """Publish one letter, wait for the broker's confirmation, then mark it. Returns why that failed, or None."""
+        """Publish one letter, wait for the broker's confirmation, then mark it.
+
+        Returns why that failed, or None.
+        """
         letter = await self._engine.store.queries.stored_letter(shown.number)
         if letter is None:
             return "it was purged meanwhile"
@@ -151,7 +161,10 @@ def _mark_replayed(number: int, actor: str, now: Micros, about: str, reason: str
 
 
 def replay_message(letter: DeadLetter, database: str, subjects: Subjects, answers_on: AnswersOn) -> OutgoingMessage:
-    """Return the message that a dead letter becomes again. Raises `FlowError` where it cannot be published."""
+    """Return the message that a dead letter becomes again.
+
+    Raises `FlowError` where it cannot be published.
+    """
     subject, headers = _destination(letter, answers_on), _without_ids(letter.headers)
     if not is_literal(subject):
         raise InvalidRequest(f"dead letter {letter.n} came from no subject that can be published to: {subject!r}")
@@ -160,7 +173,10 @@ def replay_message(letter: DeadLetter, database: str, subjects: Subjects, answer
 
 
 def _destination(letter: DeadLetter, answers_on: AnswersOn) -> str:
-    """Return where a letter came from. One that was a held reply names its topic, which need not be a subject."""
+    """Return where a letter came from.
+
+    One that was a held reply names its topic, which need not be a subject.
+    """
     correlation_id = letter.headers.get(CORRELATION_ID)
     if correlation_id is None or EVENT_ID not in letter.headers:
         return letter.subject
@@ -195,7 +211,10 @@ def _new_id(letter: DeadLetter, database: str) -> str:
 def _answer(
     done: list[int], failed: list[admin_letters.Unreplayed], request: admin_requests.DeadLetterIntervention, following: int | None
 ) -> bytes:
-    """Encode the answer. Raises `Unavailable` where every letter failed: that deserves more than a line in a list."""
+    """Encode the answer.
+
+    Raises `Unavailable` where every letter failed: that deserves more than a line in a list.
+    """
     if failed and not done and not following:
         message = f"{counted(len(failed), 'dead letter')} could not be used: {failed[0].why}"
         raise Unavailable(message, failed=[letter.number for letter in failed])

@@ -1,4 +1,7 @@
-"""Explain why a flow stands where it stands, in sentences with a fix to copy. Pure: `circumstances` gathers what there is to know."""
+"""Explain why a flow stands where it stands, in sentences with a fix to copy.
+
+Pure: `circumstances` gathers what there is to know.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,9 @@ class Arrival(NamedTuple):
 
 
 class Circumstances(msgspec.Struct, kw_only=True):
-    """What bears on a flow. `last`: its newest journal entries; `held`: held replies that may be meant for it, by number.
+    """What bears on a flow.
+
+    `last`: its newest journal entries; `held`: held replies that may be meant for it, by number.
 
     `arrivals`: replies taken in for what it waits for, or has waited for. `outgoing`: subject, tries and next try of the request to its
     delegate, while that is not sent.
@@ -252,7 +257,10 @@ def _nearness(held: HeldReply, leaf: ExternalEvent, flow: Flow, now: Micros) -> 
 
 
 def _is_like(one: str, other: str) -> bool:
-    """Return whether two ids share most of their beginning and end. Linear: both come from messages, and there are thousands."""
+    """Return whether two ids share most of their beginning and end.
+
+    Linear: both come from messages, and there are thousands.
+    """
     shorter = min(len(one), len(other))
     beginning = next((at for at in range(shorter) if one[at] != other[at]), shorter)
     end = next((at for at in range(shorter - beginning) if one[-1 - at] != other[-1 - at]), shorter - beginning)

@@ -51,7 +51,10 @@ class Interventions:
         }
 
     async def do(self, request: AdminRequest, turn: Turn) -> bytes:
-        """Carry out an intervention; one that is answered with a flow in its `turn`. Raises the `FlowError` that refuses it."""
+        """Carry out an intervention; one that is answered with a flow in its `turn`.
+
+        Raises the `FlowError` that refuses it.
+        """
         if isinstance(request, Steering):
             return await self._stored.told(await self._steer(request), turn)
         if isinstance(request, admin_requests.HeldMatch | admin_requests.Release):
@@ -59,7 +62,10 @@ class Interventions:
         return await self._actions[type(request)](request)
 
     async def _steer(self, request: Steering) -> SubmissionOutcome:
-        """Resume, cancel or fail a flow. A repeat with the same command id gets the same answer, byte for byte."""
+        """Resume, cancel or fail a flow.
+
+        A repeat with the same command id gets the same answer, byte for byte.
+        """
         key = request.command_id or self._mint()
         caller = Caller(actor=actor_of(request), cause=key)
         fields = {name: value for name, value in msgspec.structs.asdict(request).items() if name != "command_id"}
@@ -113,6 +119,7 @@ class Interventions:
         note = self._record(request, "release", f"flow {flow_id}")
 
         def release(transaction: Transaction) -> Flow | None:
+            """Release the flow, and note who did it where that changed anything."""
             flow = transaction.release(flow_id)
             if flow is not None:
                 transaction.note_intervention(note)
@@ -163,7 +170,10 @@ def actor_of(request: admin_requests.Intervention) -> str:
 
 
 def _command(request: Steering, caller: Caller) -> Stimulus:
-    """Return the stimulus for the flow. Raises `InvalidRequest` for fields that exclude each other."""
+    """Return the stimulus for the flow.
+
+    Raises `InvalidRequest` for fields that exclude each other.
+    """
     target: dict[str, Any] = {"flow_id": request.flow_id.lower(), "caller": caller, "expected_revision": request.expected_revision}
     match request:
         case admin_requests.AdminResume():

@@ -1,4 +1,7 @@
-"""Answer operators' questions from the store's reads. Nothing here changes anything, and no worker need run."""
+"""Answer operators' questions from the store's reads.
+
+Nothing here changes anything, and no worker need run.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,10 @@ _GROUPS = 5000
 
 
 class Queries:
-    """Answers questions. `about` returns what the worker says of itself: nothing where a database is read without one. `room` returns how
-    many bytes of a page can be sent.
+    """Answers questions.
+
+    `about` returns what the worker says of itself: nothing where a database is read without one. `room` returns how many bytes of a page
+    can be sent.
     """
 
     def __init__(
@@ -74,7 +79,10 @@ class Queries:
         return await self._answers[type(request)](request)
 
     async def known(self, flow_id: str) -> Flow:
-        """Return the flow. Raises `NotFound`, or `Internal` for one whose row cannot be read."""
+        """Return the flow.
+
+        Raises `NotFound`, or `Internal` for one whose row cannot be read.
+        """
         flow = await self._reads.get(flow_id.lower())
         if flow is None:
             raise NotFound(f"there is no flow {flow_id}", flow_id=flow_id)
@@ -179,7 +187,7 @@ class Queries:
             raise NotFound(f"there is no dead letter {request.number}", number=request.number)
         return _ENCODE(admin_letters.LetterAnswer(letter=letter))
 
-    async def _stats(self, _asked: admin_requests.Stats) -> bytes:
+    async def _stats(self, _request: admin_requests.Stats) -> bytes:
         """Report the figures of the whole database."""
         now = self._clock()
         gauges = await self._reads.gauges(now)

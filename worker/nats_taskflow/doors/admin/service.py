@@ -22,7 +22,10 @@ class AdminService:
         self._log = structlog.get_logger("operators")
 
     async def answer(self, verb: str, body: bytes, turn: Turn) -> bytes:
-        """Carry out a request; a question when it is its `turn`. Raises the `FlowError` to answer with."""
+        """Carry out a request; a question when it is its `turn`.
+
+        Raises the `FlowError` to answer with.
+        """
         request = read_operation(verb, body)
         if self._queries.answers(request):
             await turn()

@@ -1,6 +1,5 @@
-"""HTTP within bounds, for whatever is served: no connection can keep the others out.
+"""What the worker answers over HTTP, on the listener of `nats_taskflow.http`.
 
-`server` listens and has uvicorn do the HTTP; `bounds` says what connections, requests and peers may take, and `connection` enforces it.
-`health` answers `/livez /readyz /startupz /healthz /metrics`. The MCP server of an agent listens here too. Imports nothing but `errors`,
-`tasks` and `config`. Begin with `server`.
+So far that is `health`: `/livez /readyz /startupz /healthz /metrics`. What it says of the worker comes in as `observe.health`'s values; it
+imports no service and no adapter. Begin with `health`.
 """

@@ -56,7 +56,10 @@ class MetricsPage:
 
 
 class HealthApp:
-    """The ASGI application: a method, a path, a Host header in; an `HttpAnswer` out. `registry` None: no `/metrics`."""
+    """The ASGI application: a method, a path, a Host header in; an `HttpAnswer` out.
+
+    `registry` None: no `/metrics`.
+    """
 
     def __init__(self, probes: HealthProbes, registry: CollectorRegistry | None, *, loopback_only: bool) -> None:
         self._pages: Mapping[str, Callable[[], Sequence[HealthCheck]]] = {
@@ -76,14 +79,14 @@ class HealthApp:
         answer = self.answer(
             scope["method"], scope["path"], scope["query_string"].decode("latin-1"), headers.get(b"host", b"").decode("latin-1")
         )
-        told = [
+        headers_sent = [
             (b"content-type", answer.content_type.encode()),
             (b"content-length", str(len(answer.body)).encode()),
             (b"cache-control", b"no-store"),
             (b"x-content-type-options", b"nosniff"),
             *answer.headers,
         ]
-        await send({"type": "http.response.start", "status": answer.status, "headers": told})
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers_sent})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
 
     def answer(self, method: str, path: str, query: str, host: str) -> HttpAnswer:
@@ -135,7 +138,10 @@ class HealthServer:
         """Set once requests are answered."""
 
     async def start(self) -> str:
-        """Begin to serve; give the address that was really taken (`127.0.0.1:8642`). Raise `ConfigError` when it cannot be had."""
+        """Begin to serve; give the address that was really taken (`127.0.0.1:8642`).
+
+        Raise `ConfigError` when it cannot be had.
+        """
         # In a thread: a host name may take a look-up.
         listening = await asyncio.to_thread(listen, self._host, self._port, setting="http.bind", advice=_ADVICE)
         self.address = place_of(listening)

@@ -35,7 +35,10 @@ class Violation(msgspec.Struct, frozen=True):
 def violations(
     evidence: Evidence, *, invariants: tuple[Invariant, ...] = INVARIANTS, quick: bool = False, progress: Progress | None = None
 ) -> Iterator[Violation]:
-    """Yield every violation as it is found. Invariants for which there is no evidence are left out."""
+    """Yield every violation as it is found.
+
+    Invariants for which there is no evidence are left out.
+    """
     report = progress or (lambda _name, _count: None)
     for invariant in invariants:
         report(invariant.name, 0)
@@ -60,7 +63,10 @@ def _walk(by_flow: list[tuple[str, CheckOfFlow | CheckOfEachStream]], evidence: 
 
 
 def _readable(violated: Iterator[Violation]) -> Iterator[Violation]:
-    """Yield violations. Pages that cannot be read are one themselves, and stop no other check."""
+    """Yield violations.
+
+    Pages that cannot be read are one themselves, and stop no other check.
+    """
     try:
         yield from violated
     except sqlite3.DatabaseError as bad:

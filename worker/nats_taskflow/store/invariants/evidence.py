@@ -37,7 +37,10 @@ class StoredOutcome(msgspec.Struct, frozen=True):
 
 
 class FlowHistory(msgspec.Struct, frozen=True, kw_only=True):
-    """One flow with all that belongs to it. `flow` is None where the row cannot be read: `flaw` says why."""
+    """One flow with all that belongs to it.
+
+    `flow` is None where the row cannot be read: `flaw` says why.
+    """
 
     id: str
     owner: str
@@ -71,7 +74,9 @@ class InboundProgress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evidence:
-    """What the invariants are checked over. `database`: a connection on which one read transaction is open.
+    """What the invariants are checked over.
+
+    `database`: a connection on which one read transaction is open.
 
     `now` and `remembered` (microseconds) say what may have been forgotten by now. `settled`: nothing is in flight any more, so that a
     row that is not published is a violation. `events` and `letters`: what was read of those streams. While a worker runs, read `marks`
@@ -124,7 +129,9 @@ class Evidence:
 
     @cached_property
     def pruned(self) -> bool:
-        """Whether messages have been forgotten. Rows are numbered without gaps, so a gap is a row that was deleted.
+        """Whether messages have been forgotten.
+
+        Rows are numbered without gaps, so a gap is a row that was deleted.
 
         Once all rows are deleted, the numbers begin again: then the journal is older than the messages, or has lost its own beginning.
         """

@@ -29,7 +29,10 @@ class Violated(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Findings(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a check. `worker`: the process that runs on the database; `waiting`: rows of each outlet on their way out."""
+    """The result of a check.
+
+    `worker`: the process that runs on the database; `waiting`: rows of each outlet on their way out.
+    """
 
     ok: bool
     path: str

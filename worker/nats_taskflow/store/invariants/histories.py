@@ -24,7 +24,10 @@ _OUTCOMES = """SELECT f.n, i.scope, i.key, json_extract(CAST(i.result AS TEXT), 
 
 
 class _RowsByFlow:
-    """Rows in the order of flows, read in step with them. Rows of no flow are passed over: I-12 reports them."""
+    """Rows in the order of flows, read in step with them.
+
+    Rows of no flow are passed over: I-12 reports them.
+    """
 
     def __init__(self, rows_in_order: Iterator[Any]) -> None:
         self._rows = rows_in_order

@@ -44,7 +44,10 @@ class LedgerEntry(msgspec.Struct, frozen=True):
 
 
 class Ledger:
-    """The messages of one stream. `first`: the lowest place that the stream still kept when it was read."""
+    """The messages of one stream.
+
+    `first`: the lowest place that the stream still kept when it was read.
+    """
 
     def __init__(self, messages: Iterable[LedgerMessage] = (), *, first: int = 1) -> None:
         self.first = first

@@ -10,6 +10,7 @@ from nats_taskflow.flow.ids import agent_of
 from nats_taskflow.flow.lifecycle import TERMINAL
 from nats_taskflow.store.invariants.evidence import Evidence, FlowHistory
 from nats_taskflow.store.invariants.ledger import Ledger, content_digest, digest
+from nats_taskflow.text import counted
 from nats_taskflow.wire.events import event_message
 from nats_taskflow.wire.subjects import is_token
 
@@ -97,7 +98,7 @@ def everything_is_taken_in(evidence: Evidence) -> Iterator[str]:
     kept = taken.settled - taken.first + 1 - taken.ignored
     if decided != kept:
         where = f"{taken.first} to {taken.settled}, {taken.ignored} ignored"
-        yield f"{taken.stream} keeps {kept} settled messages ({where}), {decided} of them have an outcome"
+        yield f"{taken.stream} keeps {counted(kept, 'settled message')} ({where}), {decided} of them have an outcome"
 
 
 _WHOLE = 512 * 1024

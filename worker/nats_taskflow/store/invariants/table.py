@@ -12,7 +12,10 @@ from nats_taskflow.store.invariants.ledger import Ledger
 
 
 class CheckOfDatabase(msgspec.Struct, frozen=True):
-    """A function over the whole database. `slow`: reads every page, so that `--quick` leaves it out."""
+    """A function over the whole database.
+
+    `slow`: reads every page, so that `--quick` leaves it out.
+    """
 
     look: Callable[[Evidence], Iterator[str]]
     slow: bool = False

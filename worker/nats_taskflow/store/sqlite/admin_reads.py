@@ -10,10 +10,8 @@ import msgspec
 
 from nats_taskflow.flow.model import Flow, HeldReply, Pair
 from nats_taskflow.store.admin_port import (
-    COUNTED,
     LOOK,
     NEWEST,
-    SLICE,
     DeadLetterFilter,
     DeadLetterGroup,
     FlowFilter,
@@ -29,6 +27,10 @@ from nats_taskflow.units import Micros
 from nats_taskflow.wire.admin_answers import InterventionShown, SetAsideFlow, WaiterShown
 from nats_taskflow.wire.admin_letters import LetterShown
 
+CANDIDATES_AT_ONCE = 250
+"""How many flows one statement looks at; in between others get the connection."""
+ENTRIES_AT_ONCE = 20_000
+"""How many entries of an index one statement walks through."""
 _DUE_COUNTED = 10_000
 _FIRST = (-(2**62), 0)
 _FIRST_LETTER, _AFTER_LETTERS = ("", "", 0, 0, 0), (b"", "", 0, 0, 0)  # bytes come after any text
@@ -90,7 +92,7 @@ class SqliteAdminReads(ABC):
         matches: list[tuple[Sequence[int], Any]] = []
         room = PAGE_BYTES
         while limit and left > 0:
-            size = min(SLICE, left)
+            size = min(CANDIDATES_AT_ONCE, left)
             candidates = await self._select(look, *start, size, *more)
             places = {place[-1]: place for place in candidates}
             page = await self._matching(list(places), filters, limit - len(matches), room)
@@ -124,8 +126,8 @@ class SqliteAdminReads(ABC):
         """List ids that begin or end with a part; see `NEWEST`."""
         ids = [row[0] for row in await self._select("ids_by_prefix", part, limit)]
         above = _AFTER_IDS
-        for _ in range(NEWEST // COUNTED):
-            last = await self._select("id_before", above, COUNTED - 1)
+        for _ in range(NEWEST // ENTRIES_AT_ONCE):
+            last = await self._select("id_before", above, ENTRIES_AT_ONCE - 1)
             start = last[0][0] if last else ""
             ids += [row[0] for row in await self._select("ids_by_suffix", start, above, part, limit)]
             if not last or len(ids) >= 2 * limit:
@@ -182,7 +184,7 @@ class SqliteAdminReads(ABC):
         groups: dict[tuple[str, str], DeadLetterGroup] = {}
         start: Sequence[Any] = _FIRST_LETTER
         while len(groups) <= limit:
-            last = await self._select("letter_after", *start, COUNTED - 1)
+            last = await self._select("letter_after", *start, ENTRIES_AT_ONCE - 1)
             end = last[0] if last else _AFTER_LETTERS
             for row in await self._select("letter_groups", *start, *end, before):
                 group = DeadLetterGroup(**dict(zip(DeadLetterGroup.__struct_fields__, row, strict=True)))

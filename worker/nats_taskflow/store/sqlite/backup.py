@@ -69,7 +69,10 @@ def _refuse_existing(copy: Path, what: str, *, force: bool) -> None:
 
 
 def _fill(source: Path, part: Path) -> tuple[int, int]:
-    """Copy into the empty file, check it, and mark it as a copy. Returns the number of flows and the schema."""
+    """Copy into the empty file, check it, and mark it as a copy.
+
+    Returns the number of flows and the schema.
+    """
     reader = sqlite3.connect(f"{source.as_uri()}?mode=ro", uri=True, isolation_level=None)
     writer = sqlite3.connect(part, isolation_level=None)
     try:

@@ -151,7 +151,10 @@ class BatchLoader(Upkeep):
                 self._add_held([row], loaded.world)
 
     def _add_held(self, held_rows: Iterable[Any], world: World) -> None:
-        """Add held replies to the world, each once. One that cannot be read stays in its row."""
+        """Add held replies to the world, each once.
+
+        One that cannot be read stays in its row.
+        """
         for row in held_rows:
             try:
                 held = rows.held(row)
@@ -195,7 +198,10 @@ class BatchLoader(Upkeep):
             holdings.first[tenant, topic] = [rows.held_mark(row) for row in first]
 
     def _load_flows(self, flow_ids: set[str], world: World) -> None:
-        """Load flows by id. A row that cannot be read is named in the world, and stops nothing else (SEMANTICS R13)."""
+        """Load flows by id.
+
+        A row that cannot be read is named in the world, and stops nothing else (SEMANTICS R13).
+        """
         wanted = flow_ids - world.flows.keys() - world.unreadable.keys()
         if wanted:
             for row in self._legible_rows("flows_by_id", wanted, heavy=_STATE):
@@ -223,7 +229,10 @@ class BatchLoader(Upkeep):
             self._cancelling = {}
 
     def _rows(self, name: str, wanted: Iterable[Any], *more: Any, heavy: int | None = None) -> Sequence[Any]:
-        """Run a set-based load for the wanted ids; `heavy`: the column whose bytes count. Raises `TooHeavy`."""
+        """Run a set-based load for the wanted ids; `heavy`: the column whose bytes count.
+
+        Raises `TooHeavy`.
+        """
         ids = _json(wanted)
         if heavy is None:
             return self._database.execute(self._load[name], (ids, *more)).fetchall()
@@ -245,7 +254,10 @@ class BatchLoader(Upkeep):
     def _load_damaged(
         self, name: str, wanted: Iterable[Any], more: Sequence[Any], heavy: int | None, refused: sqlite3.OperationalError
     ) -> Sequence[Any]:
-        """Load again after one damaged label made the driver refuse the whole result. Not the first time: it costs on every text."""
+        """Load again after one damaged label made the driver refuse the whole result.
+
+        Not the first time: it costs on every text.
+        """
         traceback.clear_frames(refused.__traceback__)  # its cursor would keep the statement open, and the checkpoint waiting
         self._database.text_factory = rows.legible
         try:

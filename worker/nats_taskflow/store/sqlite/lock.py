@@ -16,7 +16,10 @@ from nats_taskflow.files import open_own
 
 
 class WriterLock:
-    """The lock file of one database, held from `acquire` to `release`. The kernel releases it when the process dies."""
+    """The lock file of one database, held from `acquire` to `release`.
+
+    The kernel releases it when the process dies.
+    """
 
     def __init__(self, database: Path) -> None:
         self._database = database
@@ -53,7 +56,10 @@ class WriterLock:
         return set()
 
     def release(self) -> None:
-        """Release the lock. Idempotent. The file stays: without it two workers could lock two different files."""
+        """Release the lock.
+
+        Idempotent. The file stays: without it two workers could lock two different files.
+        """
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -12,7 +12,10 @@ from nats_taskflow.store.sqlite.steps import FetchedRows, fetch
 
 
 class OfflineReads(SqliteReads):
-    """The reads on a connection that is open already. They block: nothing else runs beside them."""
+    """The reads on a connection that is open already.
+
+    They block: nothing else runs beside them.
+    """
 
     def __init__(self, database: sqlite3.Connection) -> None:
         super().__init__()

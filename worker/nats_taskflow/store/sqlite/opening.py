@@ -47,7 +47,9 @@ async def _pragma(connection: aiosqlite.Connection, text: str) -> Any:
 
 
 async def identify(file: Path) -> None:
-    """Check that the file is ours and not newer, without touching it. Raises `StoreRefused`, or `StoreBroken` for an I/O error.
+    """Check that the file is ours and not newer, without touching it.
+
+    Raises `StoreRefused`, or `StoreBroken` for an I/O error.
 
     `immutable=1` takes no lock and makes no log file. The header says enough: a new database gets its ids before it has a log.
     A file that a kill left in the middle of a checkpoint makes sense only with its log: `verify` looks at that.
@@ -132,7 +134,10 @@ def guard(file: Path) -> None:
 
 
 def _close_to_others(part: Path, descriptor: int) -> None:
-    """Leave an open file to its owner only, and log that. Raises `StoreRefused` where the mode cannot be changed."""
+    """Leave an open file to its owner only, and log that.
+
+    Raises `StoreRefused` where the mode cannot be changed.
+    """
     bits = stat.S_IMODE(os.fstat(descriptor).st_mode)
     if not bits & stat.S_IRWXO:
         return
@@ -162,7 +167,9 @@ def refuse_newer(place: object, version: int) -> None:
 
 
 async def verify(file: Path) -> None:
-    """Check the pages after an unclean stop, before the first write. Raises `StoreRefused` with what to do, `StoreBroken` as above.
+    """Check the pages after an unclean stop, before the first write.
+
+    Raises `StoreRefused` with what to do, `StoreBroken` as above.
 
     On a connection that cannot write: closing a writer would fold the log into a file that is refused, and must stay untouched.
     """
@@ -214,7 +221,10 @@ async def _was_unclean(checker: aiosqlite.Connection) -> bool:
 
 
 async def configure(writer: aiosqlite.Connection, *, file: bool) -> aiosqlite.Connection:
-    """Apply the settings and assert that each took. Raises `StoreRefused` naming the one that did not."""
+    """Apply the settings and assert that each took.
+
+    Raises `StoreRefused` naming the one that did not.
+    """
     if await _pragma(writer, "user_version") == 0:
         await writer.execute_fetchall(f"PRAGMA application_id = {APPLICATION_ID}")
     for text, wanted in _SETTINGS:
@@ -251,7 +261,10 @@ async def migrate(writer: aiosqlite.Connection, place: str) -> None:
 
 
 async def _keep_backup(writer: aiosqlite.Connection, backup: Path) -> None:
-    """Copy the database to `backup`, whole or not at all. A backup that is there already stays."""
+    """Copy the database to `backup`, whole or not at all.
+
+    A backup that is there already stays.
+    """
     if await asyncio.to_thread(backup.exists):
         return
     with partial_name(backup) as part:

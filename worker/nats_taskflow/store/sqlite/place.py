@@ -23,7 +23,10 @@ _MOUNT_POINT = 4
 
 
 def check_place(path: str) -> Path:
-    """Return the real path of the database. Raises `StoreRefused` with what to change; touches nothing."""
+    """Return the real path of the database.
+
+    Raises `StoreRefused` with what to change; touches nothing.
+    """
     _check_links(expand_or_refuse(path))
     real = resolve_or_refuse(path)
     if not real.parent.is_dir():

@@ -1,4 +1,7 @@
-"""Answer questions on a connection that cannot write. Each statement stands alone, so that no read holds a snapshot for long."""
+"""Answer questions on a connection that cannot write.
+
+Each statement stands alone, so that no read holds a snapshot for long.
+"""
 
 from __future__ import annotations
 

@@ -213,7 +213,10 @@ def inbox_insert(row: InboxRow) -> tuple[Any, ...]:
 
 
 def dead_letter(row: Row) -> DeadLetter:
-    """Return the dead letter of a row. Headers that cannot be read are left out: the body is what matters."""
+    """Return the dead letter of a row.
+
+    Headers that cannot be read are left out: the body is what matters.
+    """
     try:
         headers = _decode(row[6], type=dict[str, str])
     except ValueError:
@@ -238,8 +241,9 @@ def dead_letter_insert(letter: DeadLetter) -> tuple[Any, ...]:
 
 
 def _headers_text(headers: dict[str, str]) -> str:
-    """Return headers as JSON. Half a character, which some clients make of stray bytes, becomes `?`: a letter that could not be stored
-    would come back for ever.
+    """Return headers as JSON.
+
+    Half a character, which some clients make of stray bytes, becomes `?`: a letter that could not be stored would come back for ever.
     """
     try:
         return text(headers)

@@ -20,7 +20,10 @@ _SETTINGS = ("query_only = ON", "busy_timeout = 5000", "trusted_schema = OFF", "
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """An open database. `worker`: the process id of the worker that runs on it, None where none does."""
+    """An open database.
+
+    `worker`: the process id of the worker that runs on it, None where none does.
+    """
 
     path: Path
     database: sqlite3.Connection
@@ -29,7 +32,10 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 @contextmanager
 def open_snapshot(place: str) -> Iterator[Snapshot]:
-    """Open the database at `place` for reading, in one transaction. Raises `StoreRefused` with what to do; touches nothing."""
+    """Open the database at `place` for reading, in one transaction.
+
+    Raises `StoreRefused` with what to do; touches nothing.
+    """
     path = find_database(place)
     database = sqlite3.connect(_uri(path), uri=True, isolation_level=None)
     try:
@@ -54,7 +60,10 @@ def open_snapshot(place: str) -> Iterator[Snapshot]:
 
 
 def find_database(place: str) -> Path:
-    """Return the real path of a database file. Raises `StoreRefused` where there is none."""
+    """Return the real path of a database file.
+
+    Raises `StoreRefused` where there is none.
+    """
     if place == MEMORY:
         raise StoreRefused("store.path: a database in memory is gone with its worker: name a file")
     path = resolve_or_refuse(place)
@@ -64,7 +73,10 @@ def find_database(place: str) -> Path:
 
 
 def _uri(path: Path) -> str:
-    """Return how SQLite opens it. A copy without a log, in a folder that nobody may write to, is read as it stands."""
+    """Return how SQLite opens it.
+
+    A copy without a log, in a folder that nobody may write to, is read as it stands.
+    """
     log = path.with_name(path.name + "-wal")
     standing = not log.exists() and not _writable(path.parent)
     return f"{path.as_uri()}?mode=ro{'&immutable=1' if standing else ''}"
@@ -76,7 +88,10 @@ def _writable(folder: Path) -> bool:
 
 
 def schema_of(file: Path) -> int:
-    """Return which schema a closed or live database has. Raises `StoreRefused` for what is none of ours, or newer."""
+    """Return which schema a closed or live database has.
+
+    Raises `StoreRefused` for what is none of ours, or newer.
+    """
     database = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)
     try:
         return _read_schema(file, database)
@@ -87,7 +102,10 @@ def schema_of(file: Path) -> int:
 
 
 def _read_schema(path: Path, database: sqlite3.Connection) -> int:
-    """Return which schema an open database has. Raises `StoreRefused` for what is none of ours, or newer."""
+    """Return which schema an open database has.
+
+    Raises `StoreRefused` for what is none of ours, or newer.
+    """
     identity = database.execute("PRAGMA application_id").fetchone()[0]
     version: int = database.execute("PRAGMA user_version").fetchone()[0]
     if identity != APPLICATION_ID:

@@ -13,7 +13,10 @@ _NAMED = re.compile(r"^-- name: (\w+)\n(.*?);\s*$", re.DOTALL | re.MULTILINE)
 
 @cache
 def statements(file: str) -> Mapping[str, str]:
-    """Return the statements of `sql/<file>.sql` by name. Read once: a transaction must not have to open a file."""
+    """Return the statements of `sql/<file>.sql` by name.
+
+    Read once: a transaction must not have to open a file.
+    """
     text = resources.files("nats_taskflow.store").joinpath("sql", f"{file}.sql").read_text(encoding="utf-8")
     return MappingProxyType({name: body.strip() for name, body in _NAMED.findall(text)})
 

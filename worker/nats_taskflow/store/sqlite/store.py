@@ -42,7 +42,10 @@ class QueryConnection(SqliteReads):
 
 
 class SqliteFlowStore(SqliteReads):
-    """A flow database in one SQLite file (or `:memory:`). Open it with `open`; one worker at a time."""
+    """A flow database in one SQLite file (or `:memory:`).
+
+    Open it with `open`; one worker at a time.
+    """
 
     def __init__(self, writer: aiosqlite.Connection, lock: WriterLock | None, place: str) -> None:
         super().__init__()
@@ -165,7 +168,10 @@ class SqliteFlowStore(SqliteReads):
         return done
 
     def _run_transaction(self, database: sqlite3.Connection, work: Work[Result]) -> Result:
-        """Begin, do the work and commit, on the connection's thread. Nothing else gets between: no other thread writes."""
+        """Begin, do the work and commit, on the connection's thread.
+
+        Nothing else gets between: no other thread writes.
+        """
         transaction = SqliteTransaction(database, self._epoch, self._sequences)
         try:
             transaction.begin()

@@ -36,7 +36,10 @@ class SqliteTransaction(BatchLoader):
         self._database.execute("COMMIT")
 
     def rollback(self) -> None:
-        """Undo everything. Never raises: after an error SQLite may have rolled back by itself."""
+        """Undo everything.
+
+        Never raises: after an error SQLite may have rolled back by itself.
+        """
         try:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
@@ -103,7 +106,10 @@ class SqliteTransaction(BatchLoader):
         self._many("insert_outgoing", [rows.outgoing_insert(self._numbers[m.flow_id], m, self._now) for m in messages])
 
     def _save_flows(self, writes: list[FlowWrite]) -> None:
-        """Insert new flows and update known ones. Raises `LostRace` where a row is not as the batch saw it."""
+        """Insert new flows and update known ones.
+
+        Raises `LostRace` where a row is not as the batch saw it.
+        """
         new = [write for write in writes if write.was is None]
         for write in new:
             self._last = self._last._replace(flow=self._last.flow + 1)

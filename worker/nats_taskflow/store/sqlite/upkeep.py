@@ -75,7 +75,10 @@ class Upkeep:
         return self._database.execute(self._upkeep["prune_tombstones"], (before, limit)).rowcount
 
     def prune_inbox(self, source: str, before_seq: int, before: Micros, limit: int) -> int:
-        """Forget messages that the stream no longer keeps. The counters stay: they count messages, not rows."""
+        """Forget messages that the stream no longer keeps.
+
+        The counters stay: they count messages, not rows.
+        """
         messages = self._fetch(self._upkeep["prunable_inbox"], (source, before_seq, before, limit))
         self._each(self._upkeep["prune_inbox"], [(n,) for n, _ in messages])
         self._fetch(self._upkeep["forget_purged"], (source, before_seq))

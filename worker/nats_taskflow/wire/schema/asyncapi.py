@@ -95,7 +95,6 @@ def _operating(operations: Sequence[str], answers: Sequence[str]) -> Part:
 
 
 def _operators(operations: Sequence[str], answers: Sequence[str]) -> Part:
-    """Describe the operators' messages."""
     requests = {f"admin.{name}": {"payload": _at(f"admin.{name}")} for name in operations}
     return requests | {f"answer.{name}": {"payload": _at(f"answer.{name}")} for name in answers}
 
@@ -193,5 +192,4 @@ def _example(payload: Part) -> Part:
 
 
 def _at(name: str) -> Part:
-    """Refer to a schema file beside this document."""
     return {"$ref": f"./{name}.json"}

@@ -105,7 +105,6 @@ def documents() -> dict[str, bytes]:
 
 
 def _operations() -> list[str]:
-    """Name the operators' requests."""
     return sorted(f"{verb}.{action}" if action else verb for verb, actions in OPERATIONS.items() for action in actions)
 
 
@@ -215,7 +214,6 @@ def _spell(part: Any) -> Any:
 
 
 def _rename(text: str) -> str:
-    """Return a type's name, or a reference to it, as others call it."""
     before, slash, name = text.rpartition("/")
     return f"{before}{slash}{_TYPE_NAMES.get(name, name)}"
 
