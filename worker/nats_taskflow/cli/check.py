@@ -43,7 +43,7 @@ def _limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the limits of each figure."""
     for figure in reversed(FIGURES):
         name, limits = f"--{figure.name.replace('_', '-')}", (figure.warning, figure.critical)
-        option = click.option(name, nargs=2, type=int, default=limits, show_default=True, help=f"Warning and critical: {figure.about}.")
+        option = click.option(name, nargs=2, type=int, default=limits, show_default=True, help=f"Warning and critical: {figure.plural}.")
         function = option(function)
     return function
 

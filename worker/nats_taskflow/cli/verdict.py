@@ -19,10 +19,7 @@ class Verdict(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure of `stats` that should be small. From `warning` and from `critical` on it is such, unless `check` is told otherwise.
-
-    `singular`, `plural`: what is counted, for sentences; `about`: the same for help.
-    """
+    """A figure of `stats` that should be small: a warning from `warning` on, critical from `critical` on."""
 
     name: str
     value: Callable[[Json], int]
@@ -30,7 +27,6 @@ class Figure(NamedTuple):
     critical: int
     singular: str
     plural: str
-    about: str
     fix: str
 
     def trouble(self, stats: Json) -> str:
@@ -46,7 +42,6 @@ FIGURES = (
         critical=100,
         singular="overdue flow",
         plural="overdue flows",
-        about="flows that time is late for",
         fix="wait a moment and look again; then read the worker's log",
     ),
     Figure(
@@ -56,7 +51,6 @@ FIGURES = (
         critical=100_000,
         singular="event not published",
         plural="events not published",
-        about="events not published",
         fix="look again: they go out by themselves once the broker takes them; then read the worker's log",
     ),
     Figure(
@@ -66,7 +60,6 @@ FIGURES = (
         critical=10_000,
         singular="dead letter",
         plural="dead letters",
-        about="dead letters",
         fix="taskflow dlq list",
     ),
     Figure(
@@ -76,7 +69,6 @@ FIGURES = (
         critical=10,
         singular="flow set aside",
         plural="flows set aside",
-        about="flows set aside",
         fix="taskflow flow list --set-aside; taskflow why FLOW",
     ),
 )
