@@ -29,8 +29,6 @@ _FIRST_DELAY, _LAST_DELAY = 0.1, 3.0
 # A request that ends sooner than this without a message is counted as an error, whatever status it ends with.
 _TOO_SOON = 0.2
 _NS = 1_000_000_000
-ON_THE_WAY = 256
-"""So many messages, at most, are asked for and have not come: what others ask the worker comes behind them on the same connection."""
 
 
 class Pull:
@@ -63,7 +61,7 @@ class Pull:
         # The server ends a request whose next message is larger than max_bytes: no single message may be, or it blocks for ever. It tells
         # nobody when it carries more from now on; that shows in a request of which nothing comes (`_on_end`).
         self._max_bytes = max(source.max_bytes, connection.max_payload + 64 * 1024)
-        self._batch_max = min(source.max_ack_pending, ON_THE_WAY)
+        self._batch_max = source.max_ack_pending
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._kick = asyncio.Event()
