@@ -21,7 +21,7 @@ from nats_taskflow.bus.endpoints import Endpoint, Service, ServiceRequest
 from nats_taskflow.bus.nats.bus import JetStreamBus
 from nats_taskflow.bus.nats.connection import NatsOptions
 from nats_taskflow.bus.nats.inspect import InspectClient, NoWorkerAnswer, StreamReader
-from nats_taskflow.bus.nats.pull import ON_THE_WAY, Pull
+from nats_taskflow.bus.nats.pull import Pull
 from nats_taskflow.bus.nats.server import EmbeddedServer, ServerRefused, ServerTaken, find_server
 from nats_taskflow.bus.port import ClaimHolder, ConsumerSpec, Delivery, Nak, OutgoingMessage, PublishFailed, StreamSpec, Term
 from nats_taskflow.errors import BusLost, ConsumerTaken, NotAllowed, TopologyRefused
@@ -368,28 +368,6 @@ async def test_a_busy_pull_never_asks_for_more_than_there_is_room_for(real: JetS
         await asyncio.wait({pull})
     assert most <= 64
     assert not [line for line in logs if line["event"].startswith("pull.")]
-
-
-async def test_however_much_room_there_is_little_is_on_its_way_at_a_time(real: JetStreamRig, bus: JetStreamBus) -> None:
-    """RELIABILITY 9: requests come on the same connection, behind what was pulled: another agent's behind 2,000 commands of a flood."""
-    count, most = 2000, 0
-    got: list[Delivery] = []
-
-    def take(delivery: Delivery) -> None:
-        nonlocal most
-        got.append(delivery)
-        bus.settle(delivery, ACK)
-        most = max(most, bus._pulls[0]._outstanding)
-
-    for number in range(count):
-        await real.nats.client.publish(CMD, b"%d" % number)
-    await real.nats.client.flush()
-    async with asyncio.TaskGroup() as group:
-        pull = group.create_task(bus.pull(WORKER, take, lambda: count))
-        await eventually(lambda: len(got) == count)
-        assert most < ON_THE_WAY
-        assert bus.pull_requests <= 2 * count / ON_THE_WAY + 2, "it asks when half have come, and not for each"
-        pull.cancel()
 
 
 async def test_a_request_that_large_messages_have_filled_is_followed_by_the_next_at_once(

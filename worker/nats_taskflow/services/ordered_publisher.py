@@ -104,7 +104,6 @@ class OrderedPublisher:
             asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _has_few(self, lane: str) -> bool:
-        """Return whether the agent of a lane has few rows that are not stored yet."""
         return self._pending_of[agent_or_owner(self._lanes[lane][0].owner)] < _FEW
 
     def _dispatch(self) -> None:
@@ -124,7 +123,8 @@ class OrderedPublisher:
         """Return what agents with few rows send by itself, beside any batch: nothing where these agents are many."""
         lanes, self._idle_few = self._idle_few, {}
         few = [lane for lane in lanes if self._has_few(lane)]
-        few = few if len(few) < _FEW else []
+        if len(few) >= _FEW:
+            few = []
         self._idle |= dict.fromkeys(lane for lane in lanes if lane not in few)
         return [self._lanes[lane][0] for lane in few]
 
@@ -142,7 +142,6 @@ class OrderedPublisher:
         return self._lanes[lane][0].n <= self._singles_up_to
 
     def _send_batch(self, rows: Sequence[OutboxMessage]) -> None:
-        """Publish a batch."""
         self._is_batch_in_flight = True
         for row in rows:
             self._idle.pop(row.lane, None)

@@ -27,8 +27,6 @@ from nats_taskflow.wire.headers import PENDING_MESSAGES
 _FIRST_DELAY, _LAST_DELAY = 0.1, 3.0
 # A request that ends sooner than this without a message counts as an error, whatever its status.
 _TOO_SOON = 0.2
-ON_THE_WAY = 256
-"""So many messages, at most, are asked for and have not come: what others ask the worker comes behind them on the same connection."""
 
 
 class Pull:
@@ -61,7 +59,7 @@ class Pull:
         # The server ends a request whose next message is larger than max_bytes. No message may be, or the pull blocks for ever. When the
         # server's limit is raised, nobody is told: then a request ends without any message (`_on_end`).
         self._max_bytes = max(source.max_bytes, connection.max_payload + 64 * 1024)
-        self._batch_max = min(source.max_ack_pending, ON_THE_WAY)
+        self._batch_max = source.max_ack_pending
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._kick = asyncio.Event()
