@@ -5,7 +5,8 @@ stores in order and as a whole. So a lane has no gap, whatever the broker loses 
 
 There are three ways for a row to leave:
 1. In a batch, where many wait. What is put meanwhile goes with the next batch; where that is too much for one, agents have turns.
-2. By itself, where few wait, after a batch failed, or where the broker may have stored the batch before.
+2. By itself, where few wait, after a batch failed, or where the broker may have stored the batch before; and so do the rows of an agent
+   that has few: no batch of others' stands before them.
 3. Not at all: the broker refuses it for its own sake (it is too large, say). Then its lane is set aside, and nothing of the lane is kept
    in memory, so that the other lanes go on, however many are set aside. The relay puts the rows again when it is time to try.
 """
@@ -32,10 +33,7 @@ _SINGLES_FIRST, _SINGLES_LAST = 1.0, 10.0
 
 
 class OrderedPublisher:
-    """Sends the rows it is given until the broker has stored them.
-
-    `on_stored(n, count)` is called for each row that is stored, or once for a batch, with the number of its last row.
-    """
+    """Sends rows until the broker has stored them. `on_stored(n, count)` hears of each, or once of a batch: the number of its last row."""
 
     def __init__(self, bus: Bus, *, on_stored: Callable[[int, int], None], log: FilteringBoundLogger) -> None:
         self._bus = bus
@@ -123,8 +121,7 @@ class OrderedPublisher:
         """Return what agents with few rows send by itself, beside any batch: nothing where these agents are many."""
         lanes, self._idle_few = self._idle_few, {}
         few = [lane for lane in lanes if self._has_few(lane)]
-        if len(few) >= _FEW:
-            few = []
+        few = few if len(few) < _FEW else []
         self._idle |= dict.fromkeys(lane for lane in lanes if lane not in few)
         return [self._lanes[lane][0] for lane in few]
 
@@ -142,6 +139,7 @@ class OrderedPublisher:
         return self._lanes[lane][0].n <= self._singles_up_to
 
     def _send_batch(self, rows: Sequence[OutboxMessage]) -> None:
+        """Publish a batch."""
         self._is_batch_in_flight = True
         for row in rows:
             self._idle.pop(row.lane, None)
@@ -289,8 +287,7 @@ class OrderedPublisher:
     def _retry(self) -> None:
         """Publish what was rejected: all of it where something went through since, else one row, to find out whether anything does.
 
-        So a broker that rejects everything (a full stream, a lost permission) is tried once a second, not once per flow. It is another
-        row each time, and never a batch, since the reason may lie with the row.
+        So a broker that rejects everything is tried once a second, by another row each time, and never by a batch: a row may be to blame.
         """
         self._is_retry_scheduled = False
         for _ in range(min(1, len(self._rejected)) if self._blocked else len(self._rejected)):
