@@ -1,4 +1,4 @@
-"""The bus port: what the worker needs from a broker, with every promise written down. Nothing of nats-py shows here."""
+"""The bus port: what the worker needs from a broker, with every promise."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class Backlog(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bus(Protocol):
-    """A broker connection. Every method may be called from the event loop's thread only."""
+    """A broker connection. Call it from the event loop's thread only."""
 
     @property
     def connected(self) -> bool:
