@@ -1,9 +1,9 @@
-"""Admit service requests: callers take turns, and what is in hand or waits is bounded. Both adapters hand their requests to it.
+"""Admit service requests in turns of their callers, within bounds.
 
-nats-py runs an endpoint's handlers one after another, so one agent's backlog would be everybody's. Here each request gets its own task once
-there is room: in number and in bytes, for all callers and for one. The room is free again when the answer has left. If too many bytes wait,
-the agent with the most of them is refused its newest request. Refusals leave one after another, so that no flood of them stands before an
-answer; where more come than leave, the others are refused without a word.
+Both adapters hand their requests to it. nats-py runs an endpoint's handlers one after another, so one agent's backlog would be everybody's.
+Here each request gets its own task once there is room: in number and in bytes, for all callers and for one. The room is free again when the
+answer has left. If too many bytes wait, the agent with the most of them is refused its newest request. Refusals leave one after another,
+so that no flood of them stands before an answer; where more come than leave, the others are refused without a word.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ Answer = Callable[[bytes, Headers], Coroutine[Any, Any, None]]
 
 
 class Admission:
-    """Runs `handler` for each request it admits. `refused` counts those turned away because too much waited."""
+    """Runs `handler` for each request it admits.
+
+    `refused` counts those turned away because too much waited.
+    """
 
     def __init__(self, handler: RequestHandler, caller_of: Callable[[str], str]) -> None:
         self._handler = handler

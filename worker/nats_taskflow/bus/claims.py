@@ -1,7 +1,7 @@
-"""Claim a consumer for one database in its metadata, and refuse a consumer that serves another one (SEMANTICS O9). Pure.
+"""Claim consumers for one database, in their metadata (SEMANTICS O9).
 
-A database's lock does not keep out a worker on another database, or on a copy. Both would pull from one consumer, and each would decide
-half of every flow's messages.
+Pure. A consumer that another database has claimed is refused. A database's lock does not keep out a worker on another database, or on a
+copy. Both would pull from one consumer, and each would decide half of every flow's messages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Say what a consumer's settings must be, and what is wrong with those of an existing one. Pure: JSON in, sentences out."""
+"""Say what a consumer's settings must be, and what is wrong with present ones.
+
+Pure: JSON in, sentences out.
+"""
 
 from __future__ import annotations
 

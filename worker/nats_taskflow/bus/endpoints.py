@@ -33,7 +33,10 @@ RequestHandler = Callable[[ServiceRequest], Awaitable[None]]
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One verb of the micro service. `subject` may have wildcards; `nats micro info` shows `metadata`."""
+    """One verb of the micro service.
+
+    `subject` may have wildcards; `nats micro info` shows `metadata`.
+    """
 
     name: str
     subject: str
@@ -41,11 +44,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """The micro service (`$SRV.PING|INFO|STATS`). `catch_all` endpoints take the requests that no other endpoint covers.
+    """The micro service (`$SRV.PING|INFO|STATS`).
 
-    `guarded` are subject patterns. A caller chooses where its answer goes, and the worker may publish where callers may not (a confused
-    deputy). So a request is dropped if its reply subject is guarded, or is one of the server's own (`$…`).
-    `caller_of` reads the caller from a subject; callers take turns.
+    `catch_all` endpoints take the requests that no other endpoint covers. `guarded` are subject patterns. A caller chooses where its answer
+    goes, and the worker may publish where callers may not (a confused deputy). So a request is dropped if its reply subject is guarded, or
+    is one of the server's own (`$…`). `caller_of` reads the caller from a subject; callers take turns.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Work out which subjects a consumer takes of its stream, and compare with an existing consumer. Pure."""
+"""Work out which subjects a consumer takes of its stream. Pure."""
 
 from __future__ import annotations
 

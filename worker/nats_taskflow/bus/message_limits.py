@@ -1,7 +1,7 @@
-"""Say why the broker would not take a message. Both adapters ask before they publish.
+"""Say why the broker would not take a message.
 
-nats-py looks at the payload only. The server answers headers + payload above its limit, or an over-long subject, by closing the
-connection, after which the client never reconnects.
+Both adapters ask before they publish. nats-py looks at the payload only. The server answers headers + payload above its limit, or an
+over-long subject, by closing the connection, after which the client never reconnects.
 """
 
 from __future__ import annotations

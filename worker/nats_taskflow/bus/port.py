@@ -1,4 +1,4 @@
-"""The bus port: what the worker needs from a broker, with every promise written down. Nothing of nats-py shows here."""
+"""The bus port: what the worker needs from a broker, with every promise."""
 
 from __future__ import annotations
 
@@ -62,9 +62,10 @@ Settlement = Ack | Nak | Term | InProgress
 
 
 class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message for a stream. `msg_id` becomes `Nats-Msg-Id`: the broker drops a repeat within the duplicate window.
+    """A message for a stream.
 
-    `is_same(stored, body)` returns whether a body that is stored under this id is this message's.
+    `msg_id` becomes `Nats-Msg-Id`: the broker drops a repeat within the duplicate window. `is_same(stored, body)` returns whether a body
+    that is stored under this id is this message's.
     """
 
     subject: str
@@ -75,7 +76,7 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ForwardedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A core request that nobody here awaits: its answer goes to the subject `reply`, which a stream captures (None: no answer)."""
+    """A core request whose answer goes to `reply`, which a stream captures, if any."""
 
     subject: str
     body: bytes
@@ -106,9 +107,10 @@ class PublishFailed(Exception):
 
 
 class StreamSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A stream the worker needs (CONTRACT 1). `inbound`: agents write to it, so no setting may let them forge messages or discard them.
+    """A stream the worker needs (CONTRACT 1).
 
-    `max_age` and `duplicate_window` are seconds. `share` is its part of the broker's storage where `max_bytes` is -1 (0: unlimited).
+    `inbound`: agents write to it, so no setting may let them forge messages or discard them. `max_age` and `duplicate_window` are seconds.
+    `share` is its part of the broker's storage where `max_bytes` is -1 (0: unlimited).
     """
 
     name: str
@@ -145,24 +147,24 @@ class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimHolder(msgspec.Struct, frozen=True, kw_only=True):
-    """The database that a worker's consumers serve, and the worker's process. `taskflow provision` knows no more than the id."""
+    """The database that a worker's consumers serve, and the worker's process."""
 
     database: str
-    host: str = "?"
+    host: str = "?"  # as the others, unknown to `taskflow provision`
     store: str = "?"
     pid: str = "?"
 
 
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a source is: settled up to `floor`, delivered up to `delivered`, and `pending` messages not delivered yet."""
+    """How far a source is: settled up to `floor`, delivered up to `delivered`."""
 
     floor: int
     delivered: int
-    pending: int
+    pending: int  # how many are not delivered yet
 
 
 class Bus(Protocol):
-    """A broker connection. Every method may be called from the event loop's thread only."""
+    """A broker connection. Call it from the event loop's thread only."""
 
     @property
     def connected(self) -> bool:
@@ -239,10 +241,9 @@ class Bus(Protocol):
         """Return when the stream was created, to tell it from the next one of its name. Raises `PublishFailed` as `first_kept` does."""
 
     async def rewind(self, source: ConsumerSpec, to: int | None = None) -> bool:
-        """Have the broker deliver everything above the ack floor again at once, instead of after `ack_wait`.
+        """Have the broker deliver everything above the ack floor, or from `to` on, again at once, instead of after `ack_wait`.
 
-        `to`: everything from this sequence on instead, settled or not. Returns False where the broker cannot (older server, no
-        permission): redelivery then comes after `ack_wait`.
+        With `to`, settled messages come again, too. Returns False where the broker cannot do it (older server, no permission).
         """
 
     async def pull(self, source: ConsumerSpec, take: Callable[[Delivery], None], room: Callable[[], int]) -> None:
@@ -263,8 +264,7 @@ class Bus(Protocol):
         """Store a message on its stream. The future fails with `PublishFailed`; it always resolves within the publish timeout.
 
         Where the broker already has a message under this `msg_id`, the two are compared: another message is no repeat, and fails as
-        `unsendable` as long as the broker knows the id.
-        Messages published one after another on one connection are stored in that order, as far as they are stored at all.
+        `unsendable` as long as the broker knows the id. Messages that follow one another are stored in that order, if at all.
         """
 
     def publish_all(self, messages: Sequence[OutgoingMessage]) -> asyncio.Future[Published]:

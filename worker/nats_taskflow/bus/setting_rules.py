@@ -1,4 +1,7 @@
-"""Compare the settings of a stream or consumer with a table of what they must be. Pure: JSON in, broken rules out."""
+"""Compare the settings of a stream or consumer with a table of rules.
+
+Pure: JSON in, broken rules out.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ NS_PER_S = 1_000_000_000
 
 
 class Rule(NamedTuple):
-    """What a setting must be, and how to repair it. `absent`: what the server means where it leaves the setting out."""
+    """What a setting must be, and how to repair it.
+
+    `absent`: what the server means where it leaves the setting out.
+    """
 
     setting: str
     must_be: Any

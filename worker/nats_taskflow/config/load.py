@@ -1,4 +1,4 @@
-"""Load the configuration: merge its sources, parse each value, then check the values against each other.
+"""Load the configuration: merge its sources, parse each value, check them all.
 
 Precedence: flag > environment > file > NATS context (connection settings only) > `base` (a command's own, as of `dev`) > default.
 """

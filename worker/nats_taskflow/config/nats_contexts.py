@@ -1,6 +1,7 @@
-"""Read a connection context of the `nats` CLI (NATS ADR-21): `<config home>/nats/context/<name>.json`.
+"""Read a connection context of the `nats` CLI (NATS ADR-21).
 
-Only connection settings are taken. A context that needs what the worker cannot do is refused, not half obeyed.
+It is the file `<config home>/nats/context/<name>.json`. Only connection settings are taken. A context that needs what the worker cannot do
+is refused, not half obeyed.
 """
 
 from __future__ import annotations

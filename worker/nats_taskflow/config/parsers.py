@@ -1,4 +1,4 @@
-"""Parse the raw value of a setting into its type, or say in one sentence why that is impossible.
+"""Parse the raw value of a setting into its type, or say why that is impossible.
 
 A parser takes a `RawValue` and returns the value, or raises `ValueError`. Values from flags and the environment are text. Values from a
 TOML file have types, and a wrong type is refused, not guessed at.
@@ -25,7 +25,10 @@ _HIGHEST_PORT = 65535
 
 
 class RawValue(msgspec.Struct, frozen=True):
-    """A value from a source. `text`: it came from a flag or the environment, where everything is text."""
+    """A value from a source.
+
+    `text`: it came from a flag or the environment, where everything is text.
+    """
 
     value: Any
     text: bool

@@ -1,4 +1,4 @@
-"""Resolve the paths in the configuration; refuse files that are missing, unreadable or open to other users."""
+"""Resolve the configuration's paths; refuse missing, unreadable or exposed files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values that must not be printed: passwords, tokens, credential files, and URLs with a password.
+"""Values that must not be printed: secrets, and URLs with a password.
 
 A secret stands in the configuration itself, or better as `file:/path`, `env:NAME` or `credential:NAME` (a file in
 `$CREDENTIALS_DIRECTORY`, which systemd's `LoadCredential=` provides).
@@ -20,7 +20,10 @@ _USERINFO = re.compile(r"//(.*)@")
 
 
 class Url(str):
-    """A server address. `repr` and `shown` mask its password; `str` is the whole address."""
+    """A server address.
+
+    `repr` and `shown` mask its password; `str` is the whole address.
+    """
 
     __slots__ = ()
 
@@ -34,7 +37,10 @@ class Url(str):
 
 
 class Secret(msgspec.Struct, frozen=True):
-    """A secret text, or the `path` of the file that holds it. Neither `repr` nor `str` shows the text."""
+    """A secret text, or the `path` of the file that holds it.
+
+    Neither `repr` nor `str` shows the text.
+    """
 
     text: str = ""
     path: str = ""

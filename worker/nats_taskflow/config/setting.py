@@ -1,4 +1,4 @@
-"""Describe one setting: how its value is parsed, its help, its flag, variables and keys."""
+"""Describe one setting: its parser, its help, its flag, variables and keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nats_taskflow.config.parsers import Parser
 
 
 class SettingInfo(msgspec.Struct, frozen=True):
-    """What a setting has besides its type and default: its parser, its help, other names of its variable and key."""
+    """A setting's parser, its help, and other names of its variable and key."""
 
     parse: Parser[Any]
     help: str
@@ -23,7 +23,10 @@ class SettingInfo(msgspec.Struct, frozen=True):
 
 
 class GuardedSetting(SettingInfo, frozen=True):
-    """A setting that says whom we talk to, as whom, or where we listen. A file that nobody named must not set it."""
+    """A setting that says whom we talk to, as whom, or where we listen.
+
+    A file that nobody named must not set it.
+    """
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):

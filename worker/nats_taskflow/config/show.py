@@ -1,4 +1,4 @@
-"""Show the configuration to people: every key, its value with secrets masked, and where it came from."""
+"""Show the configuration to people: every key, its masked value, its origin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read flags, environment, file and NATS context: each becomes a layer of raw values with their origin."""
+"""Read flags, environment, file and NATS context as layers of raw values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ _CLOSE_VARIABLE = 0.9  # above it, a typo of ours; the variables that Kubernetes
 
 
 class SourcedValue(msgspec.Struct, frozen=True):
-    """A raw value and its origin. `text`: it came from a flag or the environment, where everything is text."""
+    """A raw value and its origin.
+
+    `text`: it came from a flag or the environment, where everything is text.
+    """
 
     value: Any
     origin: str
@@ -41,7 +44,10 @@ class SourcedValue(msgspec.Struct, frozen=True):
 
 
 class ConfigFile(msgspec.Struct, frozen=True):
-    """A configuration file. `unnamed`: it lies in the working directory, and nobody has named it."""
+    """A configuration file.
+
+    `unnamed`: it lies in the working directory, and nobody has named it.
+    """
 
     path: Path
     unnamed: bool = False

@@ -1,4 +1,4 @@
-"""Parse the arrays of tables in the configuration, `[[replies]]` and `[[delegates]]`.
+"""Parse the configuration's arrays of tables, `[[replies]]` and `[[delegates]]`.
 
 Their rules are in `wire.reply_bindings` and `wire.delegates`.
 """

@@ -1,4 +1,4 @@
-"""Make a configuration file to start from: every setting with its help and its default, commented out."""
+"""Make a configuration file to start from, with every setting commented out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""List every setting with its type, its default and its help: the one place to look one up, and to change it.
+"""List every setting with its type, its default and its help.
 
 `load` fills the tree. Flags (`--store-path`) and variables (`TASKFLOW_STORE_PATH`) are named after section and field.
 """
@@ -218,7 +218,10 @@ class QuotaConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """All settings, validated, and the origin of each. `Config()` has all defaults; `load` makes the real one."""
+    """All settings, validated, and the origin of each.
+
+    `Config()` has all defaults; `load` makes the real one.
+    """
 
     nats: NatsConfig = NatsConfig()
     store: StoreConfig = StoreConfig()

@@ -1,4 +1,4 @@
-"""The broker in the process behind `MemoryBus`: streams, consumers and subscriptions that outlive connections.
+"""The broker in the process, behind `MemoryBus`.
 
 A test kills a worker and starts the next one: connections end, the broker stays. Configurations are the JSON that JetStream takes, so the
 same rules check both adapters.
@@ -34,7 +34,10 @@ class CoreMessage(NamedTuple):
 
 
 class Subscriber(NamedTuple):
-    """A subscription. `take` gets a message once, however many patterns cover it; in a `queue` group, one member gets it."""
+    """A subscription.
+
+    `take` gets a message once, however many patterns cover it; in a `queue` group, one member gets it.
+    """
 
     patterns: tuple[str, ...]
     take: Callable[[CoreMessage], None]
@@ -42,9 +45,9 @@ class Subscriber(NamedTuple):
 
 
 class MemoryBroker:
-    """Streams, consumers and subscriptions that outlive connections. `clock` returns microseconds since the epoch.
+    """Streams, consumers and subscriptions that outlive connections.
 
-    After moving an injected clock, call `tick`: pulls then look for redeliveries.
+    `clock` returns microseconds since the epoch. After moving an injected clock, call `tick`: pulls then look for redeliveries.
     """
 
     def __init__(self, *, clock: Callable[[], int] | None = None) -> None:

@@ -1,6 +1,7 @@
-"""The bus port in the process, for tests: the project's only fake. It passes the same contract suite as JetStream.
+"""The bus port in the process, for tests: the project's only fake.
 
-Several `MemoryBus` connections share one `MemoryBroker`, which keeps the streams; `MemoryClient` is an agent's connection to it.
+It passes the same contract suite as JetStream. Several `MemoryBus` connections share one `MemoryBroker`, which keeps the streams;
+`MemoryClient` is an agent's connection to it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ _YIELD_EVERY = 256
 
 
 class MemoryBus:
-    """A connection: see `bus.port.Bus` for every promise. The other methods are switches for tests."""
+    """A connection: see `bus.port.Bus` for every promise.
+
+    The other methods are switches for tests.
+    """
 
     def __init__(self, broker: MemoryBroker | None = None) -> None:
         self.broker = broker or MemoryBroker()

@@ -1,4 +1,4 @@
-"""Keep a stream's messages, and a durable consumer's place in them, as JetStream does: in the process, by an injected clock."""
+"""Keep a stream's messages, and a consumer's place in them, as JetStream does."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StoredMessage(NamedTuple):
 
 
 class StreamStore:
-    """The messages of one stream, with its limits (`max_age`, `max_bytes`, `discard`) and its duplicate window."""
+    """The messages of one stream, within its limits and its duplicate window."""
 
     def __init__(self, config: Json) -> None:
         self.config = config
@@ -103,7 +103,7 @@ class StreamStore:
 
 
 class ConsumerState:
-    """One durable consumer: how far it has delivered, and which deliveries are not settled."""
+    """One durable consumer: how far it has delivered, and what is not settled."""
 
     def __init__(self, stream: StreamStore, config: Json) -> None:
         self.config = config

@@ -1,4 +1,4 @@
-"""Create and check streams and consumers at the broker in the process, as `bus.nats.topology` does at NATS."""
+"""Create and check streams and consumers, as `bus.nats.topology` does at NATS."""
 
 from __future__ import annotations
 

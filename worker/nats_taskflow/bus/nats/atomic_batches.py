@@ -1,4 +1,7 @@
-"""Remember which streams take atomic batches (ADR-50), and allow them on streams that an older worker made."""
+"""Remember which streams take atomic batches (ADR-50).
+
+They are allowed on streams that an older worker made.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from nats_taskflow.wire.subjects import covers
 
 
 class AtomicBatches:
-    """Which streams take batches. `change(verb, body, what)` updates something at the broker; it returns why it failed."""
+    """Which streams take batches.
+
+    `change(verb, body, what)` updates something at the broker; it returns why it failed.
+    """
 
     def __init__(self, change: Callable[[str, Json, str], Awaitable[str]]) -> None:
         self._change = change

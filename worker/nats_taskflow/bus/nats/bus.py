@@ -42,7 +42,10 @@ _FLUSH_TIMEOUT = 2.0
 
 
 class JetStreamBus:
-    """See `bus.port.Bus` for every promise. `heartbeat` (seconds): after two missed ones, `pull` asks again."""
+    """See `bus.port.Bus` for every promise.
+
+    `heartbeat` (seconds): after two missed ones, `pull` asks again.
+    """
 
     def __init__(self, options: NatsOptions, *, heartbeat: float = 5.0) -> None:
         self._connection = NatsConnection(options)

@@ -1,4 +1,4 @@
-"""Keep nats-py reading, writing and reconnecting, whatever messages, cancellations and the network do.
+"""Keep nats-py reading, writing and reconnecting, whatever happens.
 
 Light, because the agents' client uses it, too.
 """
@@ -36,13 +36,16 @@ class NotEncrypted(NatsError):
 
 
 class SettlementBytes(bytes):
-    """Bytes that may be written after a reconnect. All else that is not written yet is lost with the connection."""
+    """Bytes that may be written after a reconnect.
+
+    All else that is not written yet is lost with the connection.
+    """
 
     __slots__ = ()
 
 
 class TcpConnection(TcpTransport):
-    """A TCP connection with back-pressure, and with the same error on every event loop once it is closed."""
+    """A TCP connection with back-pressure, and one error for all event loops."""
 
     def __bool__(self) -> bool:
         """Return True: nats-py would replace a transport that is false, as one that is not connected yet."""
@@ -65,7 +68,10 @@ class TcpConnection(TcpTransport):
 
 
 class Address(ParseResult):
-    """A server's address. User and password are percent-encoded in a URL (RFC 3986); nats-py would send them encoded."""
+    """A server's address.
+
+    User and password are percent-encoded in a URL (RFC 3986); nats-py would send them encoded.
+    """
 
     @property
     def username(self) -> str | None:
@@ -79,7 +85,7 @@ class Address(ParseResult):
 
 
 class PatchedClient(Client):
-    """A client whose read loop outlives unreadable messages and late PONGs, and whose methods end when they are cancelled.
+    """nats-py's client, with its defects mended.
 
     The server passes on subjects and headers as bytes, and an agent may publish any. nats-py decodes them in its read loop, which ends
     on the first error while `is_connected` stays true. The message is redelivered, so the connection would never work again.

@@ -16,7 +16,10 @@ _GRAIN: Micros = 20_000
 
 
 class ClockOffset:
-    """How far the broker's clock is ahead of ours, in microseconds. It changes only by more than a measurement's error."""
+    """How far the broker's clock is ahead of ours, in microseconds.
+
+    It changes only by more than a measurement's error.
+    """
 
     def __init__(self) -> None:
         self.value: Micros = 0

@@ -1,4 +1,4 @@
-"""Keep one NATS connection and its subscriptions alive across restarts, and fail loudly (facts: nats-py 2.16).
+"""Keep one NATS connection alive across restarts, and fail loudly.
 
 nats-py gives up after 60 attempts, loops for ever on wrong credentials at the start, stops reconnecting when a callback raises, and stops
 reading at a message with unreadable bytes. All of this is dealt with here. When a permission is revoked, the server drops the subscription,
@@ -34,7 +34,10 @@ _KINDS = 100
 
 
 class ApiTimeout(Exception):
-    """A request got no answer; the message says why. `late`: somebody may have heard it, and may have done it."""
+    """A request got no answer; the message says why.
+
+    `late`: somebody may have heard it, and may have done it.
+    """
 
     def __init__(self, message: str, *, late: bool = False) -> None:
         super().__init__(message)
@@ -46,7 +49,10 @@ class ApiDenied(ApiTimeout):
 
 
 class NatsConnection:
-    """One connection. Listeners in `on_up`, `on_down` and `on_denied` are called on the loop, and must be quick."""
+    """One connection.
+
+    Listeners in `on_up`, `on_down` and `on_denied` are called on the loop, and must be quick.
+    """
 
     def __init__(self, options: NatsOptions) -> None:
         self.options = options
@@ -215,7 +221,7 @@ _RENEWAL_TIMEOUT = 2
 
 
 class SubscriptionRenewal:
-    """Sends all subscriptions again every two seconds, from the first denial until the server objects to none."""
+    """Sends all subscriptions again after a denial, until the server denies none."""
 
     def __init__(self, client: DirectDeliveryClient) -> None:
         self.unheard = ""

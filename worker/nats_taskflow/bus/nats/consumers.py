@@ -1,4 +1,4 @@
-"""Create the durable consumers, and bring those of an older worker up to date in place.
+"""Create the durable consumers, and update those of an older worker in place.
 
 An older worker had one consumer for all inbound messages. Some of those that a new consumer shall take are still undelivered or in flight
 there. So the new one is created first and begins where the older one has settled everything; then the older one's filters are narrowed.
@@ -22,7 +22,10 @@ RewindConsumer = Callable[[ConsumerSpec, int], Awaitable[bool]]
 
 
 class Consumers:
-    """Creates and updates consumers. `find` returns the info of one; `rewind` has it deliver everything from a sequence on."""
+    """Creates and updates consumers.
+
+    `find` returns the info of one; `rewind` has it deliver everything from a sequence on.
+    """
 
     def __init__(self, api: JetStreamApi, *, find: FindConsumer, rewind: RewindConsumer) -> None:
         self._api = api

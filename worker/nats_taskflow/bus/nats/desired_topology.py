@@ -1,4 +1,7 @@
-"""Derive from the settings which streams and consumers a worker needs, and which replies it takes (CONTRACT 1, 5)."""
+"""Derive the streams, consumers and reply bindings from the settings.
+
+They are those of CONTRACT 1 and 5.
+"""
 
 from __future__ import annotations
 

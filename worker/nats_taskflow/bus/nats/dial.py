@@ -1,6 +1,7 @@
-"""Connect, or fail soon with a reason; close without waiting for the peer. Used by the worker, the commands and the clients.
+"""Connect, or fail soon with a reason; close without waiting for the peer.
 
-nats-py by itself gives up after 60 attempts, and loops for ever on wrong credentials at the start (facts: nats-py 2.16).
+Used by the worker, the commands and the clients. nats-py by itself gives up after 60 attempts, and loops for ever on wrong credentials at
+the start (facts: nats-py 2.16).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Deliver messages from the read loop, without the queue, the task and the `Msg` that nats-py makes for each."""
+"""Deliver messages from the read loop itself, without nats-py's queue and task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Take = Callable[[bytes, bytes, bytes, bytes | None], None]
 
 
 class DirectDeliveryClient(PatchedClient):
-    """A client with subscriptions whose messages are delivered from the read loop itself.
+    """A client that delivers some subscriptions' messages from the read loop.
 
     The methods are private to nats-py: `test_jetstream.py` and `test_outbound.py` in `tests/contract` fail when a release moves them.
     """

@@ -1,6 +1,7 @@
-"""Encode messages in the NATS client protocol, and read their headers (docs.nats.io, "Client Protocol"; headers: ADR-4).
+"""Encode messages in the NATS client protocol, and read their headers.
 
-The bytes are those that nats-py writes; its `publish` is a coroutine with checks of its own for each message.
+See docs.nats.io, "Client Protocol"; headers: ADR-4. The bytes are those that nats-py writes; its `publish` is a coroutine with checks of
+its own for each message.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Connections for people's commands: ask a worker, publish replies, listen to events, read streams."""
+"""Ask, publish, listen and read streams: NATS for people's commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _READ_AT_ONCE, _READ_PATIENCE = 256, 10.0
 
 
 class StreamMessage(msgspec.Struct, frozen=True):
-    """A message in a stream; `seq` is its place. 0: it was heard, not read from the stream."""
+    """A message in a stream; `seq` is its place.
+
+    0: it was heard, not read from the stream.
+    """
 
     seq: int
     subject: str

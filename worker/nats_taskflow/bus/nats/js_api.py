@@ -1,6 +1,7 @@
-"""Ask JetStream's API in JSON, and tell apart what does not exist, what is not permitted and what is not answered.
+"""Ask JetStream's API in JSON.
 
-Raw requests, because nats-py's structs drop settings that they do not know, and a dropped setting cannot be checked.
+What does not exist, what is not permitted and what is not answered are told apart. Raw requests, because nats-py's structs drop settings
+that they do not know, and a dropped setting cannot be checked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ask the server's monitoring port, where one is configured, how often it syncs to disk."""
+"""Ask the server's monitoring port how often it syncs to disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of a NATS connection, how to show them without secrets, and what nats-py's error texts mean.
+"""Options of a NATS connection, and the meaning of nats-py's error texts.
 
 Shared by worker and client, and therefore light.
 """
@@ -29,10 +29,11 @@ from nats_taskflow.bus.nats.client import NotEncrypted
 
 
 class NatsOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach NATS. `creds`, `nkey_seed` and `tls_*` are paths. Times are seconds. `jwt` and `seed` are called at each connect.
+    """How to reach NATS.
 
-    `inbox_prefix` is whole tokens, since permissions match whole tokens; the default is random. `monitor_url` (http) tells whether the
-    server syncs to disk; without it, there is no warning.
+    `creds`, `nkey_seed` and `tls_*` are paths. Times are seconds. `jwt` and `seed` are called at each connect. `inbox_prefix` is whole
+    tokens, since permissions match whole tokens; the default is random. `monitor_url` (http) tells whether the server syncs to disk;
+    without it, there is no warning.
     """
 
     servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
@@ -133,7 +134,10 @@ _REFUSED = ("authorization", "authentication")
 
 
 class Denial(NamedTuple):
-    """A missing permission: `what` is `publish` or `subscription`; the subject is in lower case."""
+    """A missing permission, to `publish` or for a `subscription`.
+
+    The subject is in lower case.
+    """
 
     what: str
     subject: str

@@ -43,7 +43,7 @@ class Frame(NamedTuple):
 
 
 class Outbound:
-    """Queues frames, and writes them from one task, which lives from `start` to `stop`."""
+    """Queues frames, and writes them from one task between `start` and `stop`."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

@@ -64,7 +64,10 @@ class _GetAnswer(msgspec.Struct):
 
 
 class _InFlight(NamedTuple):
-    """A message whose acknowledgement is due. `batch` and `size` name the batch that it commits; `opens`: it begins one."""
+    """A message whose acknowledgement is due.
+
+    `batch` and `size` name the batch that it commits; `opens`: it begins one.
+    """
 
     future: asyncio.Future[Published]
     deadline: float
@@ -76,7 +79,7 @@ class _InFlight(NamedTuple):
 
 
 class Publisher:
-    """Keeps a future per message in flight, and resolves each within `timeout` seconds."""
+    """Keeps a future per message in flight, and resolves each within `timeout`."""
 
     def __init__(self, connection: NatsConnection, *, timeout: float) -> None:
         self._connection = connection

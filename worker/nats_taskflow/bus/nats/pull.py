@@ -1,4 +1,4 @@
-"""Pull messages from a durable consumer without a pause, whatever happens to the broker.
+"""Pull messages from a consumer without a pause, whatever happens to the broker.
 
 nats-py has no continuous consume. One loop per source keeps credit at the server: `_outstanding` messages were asked for and have not come.
 As soon as half of it is used, the message callback itself asks for more. Anything else (an error, a reconnect, missed heartbeats) drops the

@@ -1,4 +1,4 @@
-"""Send core requests without awaiting their answers: a stream captures the reply subjects.
+"""Send core requests without awaiting their answers, which a stream captures.
 
 What is awaited is the server's notice that nobody listens: a status message (503) on the reply subject. No stream captures it; only a
 subscription of the connection that published gets it. So each batch subscribes to its reply subjects for one round trip, at whose end all
@@ -25,7 +25,10 @@ _NO_RESPONDERS_STATUS = "503"
 
 
 class RequestSender:
-    """Sends batches one after another: of two subscriptions on one connection, only one would get the notice."""
+    """Sends batches one after another.
+
+    Of two subscriptions on one connection, only one would get the notice.
+    """
 
     def __init__(self, connection: NatsConnection, *, timeout: float) -> None:
         self._connection = connection
@@ -74,7 +77,10 @@ class RequestSender:
 
 
 class _Batch:
-    """One batch of requests. `dropped` resolves when the connection is lost; `over`: nobody waits for it any more."""
+    """One batch of requests.
+
+    `dropped` resolves when the connection is lost; `over`: nobody waits for it any more.
+    """
 
     def __init__(self, connection: NatsConnection, messages: Sequence[ForwardedRequest]) -> None:
         self.dropped: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""Find a nats-server and run it on the loopback interface, for development and tests.
+"""Find a nats-server and run it on loopback, for development and tests.
 
 Never for production: there the server has its own service, and the worker is given its address.
 """
@@ -58,9 +58,10 @@ def find_server(path: str | None = None) -> Path:
 
 
 class EmbeddedServer:
-    """A JetStream server with its streams in `data_dir`. `port` 0 or -1: a free one, the same at later starts.
+    """A JetStream server with its streams in `data_dir`.
 
-    `sync_always`: a message is on disk before it is acknowledged. `extra_config` is appended to the configuration.
+    `port` 0 or -1: a free one, the same at later starts. `sync_always`: a message is on disk before it is acknowledged. `extra_config` is
+    appended to the configuration.
     """
 
     def __init__(

@@ -41,7 +41,10 @@ Accept = Callable[[str, str, bytes, Headers | None], None]
 
 
 class EndpointCounts(msgspec.Struct):
-    """An endpoint's figures. `count`: answers. `time`: nanoseconds from arrival until the answer was written, for all of them."""
+    """An endpoint's figures.
+
+    `count`: answers. `time`: nanoseconds from arrival until the answer was written, for all of them.
+    """
 
     requests: int = 0
     count: int = 0
@@ -59,9 +62,10 @@ class EndpointCounts(msgspec.Struct):
 
 
 class ListedEndpoint(MicroEndpoint):
-    """An endpoint in `$SRV.INFO` and `$SRV.STATS` without a subscription: that of a catch-all serves every endpoint it covers.
+    """An endpoint in `$SRV.INFO` and `$SRV.STATS` without a subscription.
 
-    With a subscription for each, the server would send the catch-all a copy of every request.
+    The subscription of a catch-all serves every endpoint it covers. With a subscription for each, the server would send the catch-all a
+    copy of every request.
     """
 
     def __init__(self, service: MicroService, endpoint: Endpoint) -> None:

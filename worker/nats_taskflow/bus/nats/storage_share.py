@@ -1,7 +1,7 @@
-"""Give each of the worker's streams a share of the broker's storage: a full inbound stream must leave room for events and dead letters.
+"""Give each of the worker's streams a share of the broker's storage.
 
-A stream's limit is reserved for it. Where the account has no limit, the broker does not say how much it has. So it is asked for less and
-less until it agrees, and that counts as what it grants.
+A full inbound stream must leave room for events and dead letters. A stream's limit is reserved for it. Where the account has no limit, the
+broker does not say how much it has. So it is asked for less and less until it agrees, and that counts as what it grants.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Create the streams and consumers of CONTRACT 1, after a check that no existing one would break a promise."""
+"""Create the streams and consumers of CONTRACT 1, and check those that exist."""
 
 from __future__ import annotations
 
