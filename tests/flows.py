@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.engine.mint import new_id
+from nats_taskflow.engine.id_mint import new_id
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
 from nats_taskflow.flow.fold import fold_journal
 from nats_taskflow.flow.model import Flow

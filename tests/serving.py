@@ -17,7 +17,7 @@ from nats_taskflow.doors.api import Api
 from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.doors.micro_service import MicroService
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.mint import IdMint
+from nats_taskflow.engine.id_mint import IdMint
 from nats_taskflow.engine.policy import policy_of
 from nats_taskflow.engine.reader import make_reader
 from nats_taskflow.flow.model import Flow

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nats_taskflow.bus.nats.server import find_server
-from nats_taskflow.config.tree import settings
+from nats_taskflow.config.settings import settings
 from tests.security.guarded import TEMPLATES, filled, names, new_key
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nats_taskflow.cli import errors_as_exit_codes
 from nats_taskflow.cli.exit_codes import CommandFailed
 from nats_taskflow.config import LogConfig
-from nats_taskflow.engine.mint import IdMint
+from nats_taskflow.engine.id_mint import IdMint
 from nats_taskflow.errors import BusLost, FlowError, InvalidRequest
 from nats_taskflow.observe.log import configure_logging, logger
 from nats_taskflow.wire.codec import read_command

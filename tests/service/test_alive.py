@@ -23,8 +23,8 @@ from nats_taskflow.bus.nats.server import EmbeddedServer
 from nats_taskflow.client.flows import FlowClient
 from nats_taskflow.config import Config
 from nats_taskflow.config.secrets import Url
-from nats_taskflow.config.tree import HttpConfig, NatsConfig
-from nats_taskflow.config.tree import StoreConfig as StoreSettings
+from nats_taskflow.config.settings import HttpConfig, NatsConfig
+from nats_taskflow.config.settings import StoreConfig as StoreSettings
 from nats_taskflow.engine.deferral import Deferrals
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.observe import systemd

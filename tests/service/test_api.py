@@ -9,7 +9,7 @@ import pytest
 
 from nats_taskflow.doors.admin.queries import Queries
 from nats_taskflow.doors.api import Answer, Api
-from nats_taskflow.engine.mint import IdMint
+from nats_taskflow.engine.id_mint import IdMint
 from nats_taskflow.errors import Forbidden, NotFound
 from nats_taskflow.wire.subjects import Subjects
 from tests.running import Running, running

@@ -10,7 +10,7 @@ import pytest
 
 from nats_taskflow.bus.memory.broker import MemoryBroker
 from nats_taskflow.config import Config, load
-from nats_taskflow.config.tree import SubjectsConfig as SubjectSettings
+from nats_taskflow.config.settings import SubjectsConfig as SubjectSettings
 from nats_taskflow.errors import ConfigError, TopologyRefused
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.wire.reply_bindings import Binding

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nats_taskflow.engine.mint import new_id
+from nats_taskflow.engine.id_mint import new_id
 from nats_taskflow.errors import AlreadyTerminal, CancelPending, FlowError, Forbidden, InvalidRequest, NotFound, WaitConflict
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.stimuli import CancelFlow, FailFlow, FinishFlow, ResumeFlow, StartFlow, Stimulus

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from nats_taskflow.config import Config
-from nats_taskflow.config.tree import QuotaConfig
+from nats_taskflow.config.settings import QuotaConfig
 from tests.service.line import Line, living
 
 QUOTED = Config(quotas=QuotaConfig(commands_per_second=2))

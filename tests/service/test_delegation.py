@@ -16,7 +16,7 @@ import pytest
 from nats_taskflow.bus.memory.broker import CoreMessage, MemoryBroker
 from nats_taskflow.bus.port import ForwardedRequest
 from nats_taskflow.config import Config
-from nats_taskflow.config.tree import SubjectsConfig as SubjectSettings
+from nats_taskflow.config.settings import SubjectsConfig as SubjectSettings
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import DelegateMessage
 from nats_taskflow.flow.stimuli import DelegateFlow

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from nats_taskflow.config import Config
-from nats_taskflow.config.tree import QuotaConfig
+from nats_taskflow.config.settings import QuotaConfig
 from tests.e2e import checks
 from tests.eventually import eventually
 from tests.service.line import Line, living

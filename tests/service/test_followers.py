@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nats_taskflow.engine.follow_ups import AT_ONCE
-from nats_taskflow.engine.mint import new_id
+from nats_taskflow.engine.id_mint import new_id
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
 from nats_taskflow.flow.stimuli import CancelFlow, FinishFlow, StartFlow

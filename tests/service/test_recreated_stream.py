@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nats_taskflow.engine.mint import new_id
+from nats_taskflow.engine.id_mint import new_id
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome, UnreadableMessage
 from nats_taskflow.errors import InvalidRequest
 from nats_taskflow.flow.stimuli import StartFlow

@@ -21,7 +21,7 @@ from prometheus_client import generate_latest
 
 from nats_taskflow import wiring
 from nats_taskflow.config import Config
-from nats_taskflow.config.tree import OtelConfig
+from nats_taskflow.config.settings import OtelConfig
 from nats_taskflow.errors import ConfigError, Unavailable
 from nats_taskflow.observe import trace as tracing
 from nats_taskflow.observe.metrics import Metrics

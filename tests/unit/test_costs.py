@@ -27,7 +27,7 @@ from nats_taskflow.bus.port import Bus, Delivery, OutgoingMessage, Published
 from nats_taskflow.doors.flow_manager import FlowManager
 from nats_taskflow.engine import batch as batches
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.mint import IdMint
+from nats_taskflow.engine.id_mint import IdMint
 from nats_taskflow.engine.reader import make_reader
 from nats_taskflow.engine.submission import SubmissionOutcome
 from nats_taskflow.flow.policy import Policy

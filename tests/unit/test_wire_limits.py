@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_taskflow.engine.mint import IdMint
+from nats_taskflow.engine.id_mint import IdMint
 from nats_taskflow.errors import FlowError, InvalidRequest, TooDeep, TooLarge
 from nats_taskflow.wire import codec, envelope, inbound, json_pointer, limits
 

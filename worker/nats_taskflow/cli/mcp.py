@@ -44,7 +44,7 @@ def mcp(*, split_tools: bool, require_keys: bool, **arguments: Any) -> None:
     serve = _load_server()
     http = _read_endpoint(arguments)
     from nats_taskflow.cli.runtime import launch
-    from nats_taskflow.config.tree import LogConfig
+    from nats_taskflow.config.settings import LogConfig
     from nats_taskflow.observe.log import configure_logging
 
     config = load_config(arguments)

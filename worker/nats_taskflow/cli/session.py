@@ -43,7 +43,7 @@ def _log_errors() -> None:
     from nats_taskflow.cli.light_imports import import_structlog
 
     import_structlog()
-    from nats_taskflow.config.tree import LogConfig
+    from nats_taskflow.config.settings import LogConfig
     from nats_taskflow.observe.log import configure_logging
 
     configure_logging(LogConfig(level="error"))

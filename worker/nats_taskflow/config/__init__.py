@@ -1,6 +1,6 @@
 """The settings, read once at the start into a frozen tree.
 
-Begin with `tree`, which lists every setting; `setting` says what one consists of, `parsers` how its value is read. `load()` merges the
+Begin with `settings`, which lists every setting; `setting` says what one consists of, `parsers` how its value is read. `load()` merges the
 `sources` (flags, environment, file, NATS context), parses and checks. Everything else takes the `Config`, or a section of it, and asks
 nobody else. May import `wire` (subjects and bindings are settings) and the base modules.
 Inside, import the module, never this face.
@@ -11,9 +11,7 @@ from __future__ import annotations
 from nats_taskflow.config.load import load
 from nats_taskflow.config.secrets import Secret, Url
 from nats_taskflow.config.setting import Setting
-from nats_taskflow.config.show import describe_settings
-from nats_taskflow.config.sources import SourcedValue
-from nats_taskflow.config.tree import (
+from nats_taskflow.config.settings import (
     Config,
     EngineConfig,
     HttpConfig,
@@ -25,6 +23,8 @@ from nats_taskflow.config.tree import (
     SubjectsConfig,
     settings,
 )
+from nats_taskflow.config.show import describe_settings
+from nats_taskflow.config.sources import SourcedValue
 
 __all__ = [
     "Config",

@@ -16,8 +16,8 @@ from nats_taskflow.config.parsers import RawValue
 from nats_taskflow.config.paths import working_folder
 from nats_taskflow.config.secrets import Secret, is_written_out
 from nats_taskflow.config.setting import Setting
+from nats_taskflow.config.settings import Config, settings
 from nats_taskflow.config.sources import Layer, SourcedValue, find_file, from_context, from_environment, from_file, from_flags
-from nats_taskflow.config.tree import Config, settings
 from nats_taskflow.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from nats_taskflow.config.secrets import Secret, Url
-from nats_taskflow.config.tree import Config, settings
+from nats_taskflow.config.settings import Config, settings
 from nats_taskflow.wire.delegates import DelegateOwners
 from nats_taskflow.wire.reply_bindings import Binding
 

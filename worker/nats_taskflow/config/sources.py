@@ -13,7 +13,7 @@ import msgspec
 from nats_taskflow.config.nats_contexts import read_context
 from nats_taskflow.config.paths import config_home, expand, exposure, reason
 from nats_taskflow.config.setting import GuardedSetting
-from nats_taskflow.config.tree import settings
+from nats_taskflow.config.settings import settings
 from nats_taskflow.errors import ConfigError
 from nats_taskflow.files import check_folders, check_unwritable, open_own
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from nats_taskflow.config.settings import settings
 from nats_taskflow.config.show import to_toml
-from nats_taskflow.config.tree import settings
 
 _HEAD = """# Settings of taskflow, worker and command line alike. A flag wins over an environment variable, that over this file.
 # Everything is commented out and shows the default: take the # away from what you change.

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from nats_taskflow.doors.moments import moment_of
+from nats_taskflow.doors.request_times import moment_of
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.quota import UNMETERED, CommandQuota
 from nats_taskflow.engine.stored_outcomes import StoredOutcomes, Turn

@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.mint import new_id
+from nats_taskflow.engine.id_mint import new_id
 from nats_taskflow.flow.lifecycle import FlowStatus, FlowStepStatus
 from nats_taskflow.flow.model import Flow, FlowEvent, FlowStep
 from nats_taskflow.flow.stimuli import (

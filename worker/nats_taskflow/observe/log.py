@@ -18,7 +18,7 @@ from typing import Any, TextIO, cast
 
 import structlog
 
-from nats_taskflow.config.tree import LogConfig
+from nats_taskflow.config.settings import LogConfig
 from nats_taskflow.observe.line_writer import LineWriter
 from nats_taskflow.observe.log_limit import LogRateLimit
 

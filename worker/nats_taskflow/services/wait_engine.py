@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from nats_taskflow.engine.engine import Engine
-from nats_taskflow.engine.mint import new_id
+from nats_taskflow.engine.id_mint import new_id
 from nats_taskflow.engine.submission import RawMessage, SubmissionOutcome
 from nats_taskflow.errors import FlowError, InvalidRequest, Unavailable
 from nats_taskflow.flow.ids import bad_id

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from nats_taskflow.bus.port import ConsumerSpec, StreamSpec
-from nats_taskflow.config.tree import Config
+from nats_taskflow.config.settings import Config
 from nats_taskflow.errors import ConfigError
 from nats_taskflow.wire import limits
 from nats_taskflow.wire.replies import ReplyBindings

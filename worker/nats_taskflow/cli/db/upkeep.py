@@ -145,7 +145,7 @@ def _fields(row: sqlite3.Row) -> Iterator[tuple[str, Any]]:
 def migrate(ctx: click.Context, /, *, only_check: bool, only_print: bool, **arguments: Any) -> None:
     """Bring the database to this program's schema, after a backup beside it. The worker must not run; it does the same at its start."""
     from nats_taskflow.cli.runtime import launch
-    from nats_taskflow.config.tree import LogConfig
+    from nats_taskflow.config.settings import LogConfig
     from nats_taskflow.observe.log import configure_logging
     from nats_taskflow.store.sqlite.snapshot import find_database, schema_of
     from nats_taskflow.store.sqlite.statements import migrations

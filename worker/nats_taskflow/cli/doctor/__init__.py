@@ -31,7 +31,7 @@ def doctor(ctx: click.Context, /, *, output: str, **arguments: Any) -> None:
     from nats_taskflow.cli.doctor.broker import examine_broker
     from nats_taskflow.cli.doctor.host import examine_host
     from nats_taskflow.cli.runtime import launch
-    from nats_taskflow.config.tree import LogConfig
+    from nats_taskflow.config.settings import LogConfig
     from nats_taskflow.observe.log import configure_logging
 
     config = load_config(arguments, find_dev_database())

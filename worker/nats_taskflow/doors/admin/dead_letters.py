@@ -18,7 +18,7 @@ import msgspec
 
 from nats_taskflow.bus.port import Bus, OutgoingMessage, PublishFailed
 from nats_taskflow.doors.admin.interventions import actor_of
-from nats_taskflow.doors.moments import moment_before
+from nats_taskflow.doors.request_times import moment_before
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.errors import FlowError, InvalidRequest, NotFound, Unavailable
 from nats_taskflow.store.admin_port import DeadLetterFilter, LoggedIntervention

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from nats_taskflow.doors.moments import moment_before
+from nats_taskflow.doors.request_times import moment_before
 from nats_taskflow.engine.engine import Engine
 from nats_taskflow.engine.stored_outcomes import StoredOutcomes, Turn
 from nats_taskflow.engine.submission import SubmissionOutcome

@@ -12,7 +12,7 @@ import msgspec
 
 from nats_taskflow.doors.admin.circumstances import gather, gather_for_agent
 from nats_taskflow.doors.admin.explain import Circumstances, advise_agent, explain
-from nats_taskflow.doors.moments import moment_after, moment_before, moment_of
+from nats_taskflow.doors.request_times import moment_after, moment_before, moment_of
 from nats_taskflow.errors import NotFound
 from nats_taskflow.flow.lifecycle import FlowStatus
 from nats_taskflow.flow.model import Flow
