@@ -25,7 +25,7 @@ _LEFT_TO_NATS_PY = ("permissions violation", "auth", "stale connection")
 """Words in the server's errors that nats-py handles well: it reports them, ends for good, or reconnects."""
 
 _PIECE = 256 * 1024
-"""Bytes that an event loop takes from a socket at a time."""
+"""Bytes that an event loop reads from a socket at a time."""
 _SHORT_LIVED = 10.0
 """Seconds. Where the server ends a connection sooner by an error, the next one will probably end so, too."""
 _FIRST_DELAY, _LAST_DELAY = 0.1, 15.0
@@ -52,7 +52,7 @@ class TcpConnection(TcpTransport):
         return True
 
     async def read(self, buffer_size: int) -> bytes:
-        """Read all that the event loop has taken from the socket: nats-py copies what it has of a message with each piece that comes."""
+        """Read all that the event loop has: with each piece, nats-py copies what it has of a message so far."""
         read: bytes = await super().read(max(buffer_size, _PIECE))
         return read
 

@@ -62,13 +62,13 @@ class Pull:
         self._batch_max = source.max_ack_pending
         self._inbox = ""
         self._subscription: Subscription | None = None
-        self._kick = asyncio.Event()
+        self._wakeup = asyncio.Event()
         self._outstanding = 0
-        self._low = 0
-        self._request = self._want = 0
+        self._low_mark = 0
+        self._request = self._request_size = 0
         self._valid_from = 1
-        self._asked_at = self._heard_at = self._delay = self._not_before = 0.0
-        self._missing = self._resuming = self._came = False
+        self._requested_at = self._last_sign_at = self._delay = self._not_before = 0.0
+        self._consumer_missing = self._resuming = self._got_message = False
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger().bind(stream=source.stream, consumer=source.consumer)
         self.trouble = ""  # why nothing can be delivered; empty while something comes, or could
@@ -76,7 +76,7 @@ class Pull:
 
     def wake(self) -> None:
         """Ask `room` again."""
-        self._kick.set()
+        self._wakeup.set()
 
     async def run(self) -> None:
         """Deliver until cancelled."""
@@ -94,7 +94,7 @@ class Pull:
 
     async def _step(self) -> None:
         """Do what is due, then wait until something is."""
-        self._kick.clear()
+        self._wakeup.clear()
         await self._look()
         await self._pause()
 
@@ -102,7 +102,7 @@ class Pull:
         """Do what is due: create the consumer again, end a stall, ask for more."""
         if not self._connection.connected or self._loop.time() < self._not_before:
             return
-        if self._missing:
+        if self._consumer_missing:
             await self._recreate_consumer()
         if self._resuming:
             await self._resume_unsettled()
@@ -121,29 +121,29 @@ class Pull:
             due = now + self._heartbeat
         try:
             async with asyncio.timeout(max(due - now, 0.01)):
-                await self._kick.wait()
+                await self._wakeup.wait()
         except TimeoutError:
             return
 
     def _overdue_at(self) -> float:
         """Return the loop time at which two heartbeats have been missed."""
-        return max(self._heard_at, self._asked_at) + 2 * self._heartbeat + 0.5
+        return max(self._last_sign_at, self._requested_at) + 2 * self._heartbeat + 0.5
 
     def _refill(self) -> None:
         """Ask for as much as there is room for, once half of the last credit is used."""
         now = self._loop.time()
-        if now < self._not_before or self._missing or self._resuming or not self._connection.connected:
+        if now < self._not_before or self._consumer_missing or self._resuming or not self._connection.connected:
             return
         target = min(self._room(), self._batch_max)
         want = target - self._outstanding
         if want <= 0 or self._outstanding * 2 > target:
-            self._low = 0  # nothing can be asked before all of it has come, or `wake`
+            self._low_mark = 0  # nothing can be asked before all of it has come, or `wake`
             return
-        self._request, self._want = self._request + 1, want
+        self._request, self._request_size = self._request + 1, want
         self.requests += 1
         self._outstanding += want
-        self._low = target // 2
-        self._asked_at, self._came = now, False
+        self._low_mark = target // 2
+        self._requested_at, self._got_message = now, False
         heartbeat = min(self._heartbeat, self._expires / 2.5)
         body = pull_request(want, expires=self._expires, heartbeat=heartbeat, max_bytes=self._max_bytes)
         self._connection.outbound.put(Frame(self._next_subject, body, f"{self._inbox}.{self._request}"))
@@ -153,28 +153,28 @@ class Pull:
         if not reply.startswith(ACK):
             self._on_status(subject, read_headers(headers) if headers else NO_HEADERS)
             return
-        self._hear()
-        self._came = True
+        self._note_sign()
+        self._got_message = True
         self._outstanding = max(self._outstanding - 1, 0)
         try:
             self._take(read_delivery(subject, reply, body, headers))
         except Exception:  # noqa: BLE001  `take` must not raise; if it does, the message is delivered again after ack_wait
             self._log.exception("pull.take_failed")
-        if self._outstanding <= self._low:
+        if self._outstanding <= self._low_mark:
             self._refill()
 
-    def _hear(self) -> None:
-        """Note that the request is alive: a message or a heartbeat came."""
-        self._heard_at = self._loop.time()
+    def _note_sign(self) -> None:
+        """Note a sign of life: a message or a heartbeat."""
+        self._last_sign_at = self._loop.time()
         self._delay = 0.0
         self.trouble = ""
 
     def _on_status(self, subject: bytes, headers: Mapping[str, str]) -> None:
         """React to the status of a pull request."""
-        self._heard_at = self._loop.time()
+        self._last_sign_at = self._loop.time()
         number, kind = request_number(subject), read_status(headers)
         if kind is PullStatus.ALIVE:
-            self._hear()
+            self._note_sign()
             return
         if number < self._valid_from or kind is PullStatus.COMPLETED:
             return  # completed: everything is accounted for
@@ -183,24 +183,24 @@ class Pull:
             return
         reason = headers.get(DESCRIPTION, "")
         if kind is PullStatus.MISSING:
-            self._missing = True  # or JetStream is starting: creating the consumer tells which
+            self._consumer_missing = True  # or JetStream is starting: creating the consumer tells which
         else:
             self._adapt(reason)
         self._log.warning("pull.interrupted", status=headers.get(STATUS, ""), reason=reason)
-        self._forget()
+        self._drop_credit()
 
     def _on_end(self, request: int, kind: PullStatus, headers: Mapping[str, str]) -> None:
         """Account for a request that ended with part of its batch undelivered: all of it, where the first message is too large."""
         left = headers.get(PENDING_MESSAGES, "")
         if not left.isdigit():
-            self._forget()
+            self._drop_credit()
             return
         self._outstanding = max(0, self._outstanding - int(left))
-        if kind is PullStatus.TOO_LARGE and request == self._request and int(left) == self._want:
+        if kind is PullStatus.TOO_LARGE and request == self._request and int(left) == self._request_size:
             self._max_bytes *= 2
-        if not self._came and self._loop.time() - self._asked_at < _TOO_SOON:
+        if not self._got_message and self._loop.time() - self._requested_at < _TOO_SOON:
             self._back_off()
-        self._kick.set()
+        self._wakeup.set()
 
     def _adapt(self, reason: str) -> None:
         """Adapt to limits that an operator has set on the consumer."""
@@ -212,12 +212,12 @@ class Pull:
         elif "MaxRequestExpires" in reason:
             self._expires = max(1.0, self._expires / 2)
 
-    def _forget(self) -> None:
+    def _drop_credit(self) -> None:
         """Drop the credit, and ask again after the back-off. Answers to older requests no longer count."""
-        self._outstanding = self._low = 0
+        self._outstanding = self._low_mark = 0
         self._valid_from = self._request + 1
         self._back_off()
-        self._kick.set()
+        self._wakeup.set()
 
     def _back_off(self) -> None:
         """Delay the next request, longer each time until a message or heartbeat comes."""
@@ -227,17 +227,17 @@ class Pull:
     def _on_up(self) -> None:
         """Ask at once after a reconnect: the server has dropped the requests, and its last deliveries went to the old connection."""
         self._resuming = True
-        self._forget()
+        self._drop_credit()
         self._delay = self._not_before = 0.0
 
     def _on_denied(self, subject: str) -> None:
         """Slow down where the credentials may no longer pull; `subject` is in lower case."""
         if subject == self._next_subject.lower():
-            self._complain("denied", f"the credentials may not publish on {self._next_subject}")
+            self._report("denied", f"the credentials may not publish on {self._next_subject}")
             self._delay = max(self._delay, 1.0)
-            self._forget()
+            self._drop_credit()
 
-    def _complain(self, what: str, why: str) -> None:
+    def _report(self, what: str, why: str) -> None:
         """Log why nothing is delivered, once per reason."""
         if why != self.trouble:
             self._log.warning(f"pull.{what}", reason=why)
@@ -245,8 +245,8 @@ class Pull:
 
     async def _end_stall(self) -> None:
         """Ask again after missed heartbeats. Where the server does not answer a PING either, drop the connection."""
-        self._complain("stalled", "no message and no heartbeat")
-        self._forget()
+        self._report("stalled", "no message and no heartbeat")
+        self._drop_credit()
         self._not_before = 0.0
         try:
             await self._connection.client.rtt(timeout=2)
@@ -259,11 +259,11 @@ class Pull:
         try:
             await self._recreate(self._source)
         except ApiTimeout as error:
-            self._complain("waiting", str(error))
+            self._report("waiting", str(error))
         except Exception as error:  # noqa: BLE001  whatever it is, an operator may repair it: go on trying
-            self._complain("not_recreated", str(error))
+            self._report("not_recreated", str(error))
         else:
-            self._missing = False
+            self._consumer_missing = False
             return
         self._back_off()
 
@@ -275,7 +275,7 @@ class Pull:
         except ApiDenied:
             return
         except ApiTimeout:
-            self._missing = self._resuming = True  # no consumer, or JetStream is starting
+            self._consumer_missing = self._resuming = True  # no consumer, or JetStream is starting
             self._back_off()
 
     async def _unsubscribe(self) -> None:
