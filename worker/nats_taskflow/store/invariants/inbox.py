@@ -82,8 +82,11 @@ def outcomes_add_up(evidence: Evidence) -> Iterator[str]:
     counted: dict[str, int] = dict(evidence.rows("SELECT name, value FROM counters WHERE value <> 0").fetchall())
     seen = {f"inbox.{name}": number for name, number in evidence.rows("SELECT outcome, count(*) FROM inbox GROUP BY outcome")}
     seen |= {f"flows.{status}": number for status, number in evidence.rows("SELECT status, count(*) FROM flows GROUP BY status")}
-    kind = "CASE WHEN json_valid(wait_json) THEN json_extract(wait_json, '$.kind') END"
-    waits = dict(evidence.rows(f"SELECT {kind}, count(*) FROM flows WHERE wait_json IS NOT NULL GROUP BY 1"))  # noqa: S608  no value in it
+    query = (
+        "SELECT CASE WHEN json_valid(wait_json) THEN json_extract(wait_json, '$.kind') END, count(*)"
+        " FROM flows WHERE wait_json IS NOT NULL GROUP BY 1"
+    )
+    waits = dict(evidence.rows(query))
     unreadable = waits.pop(None, 0)
     seen |= {f"waits.{name}": number for name, number in waits.items()}
     seen["held"] = evidence.value("SELECT count(*) FROM held")
