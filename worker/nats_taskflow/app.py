@@ -147,14 +147,14 @@ async def _serve(
     try:
         await wiring.supervise(config, services, stop, ready)
     except BaseExceptionGroup as group:
-        raise _told(root_of(group)) from group
+        raise _exit_reason(root_of(group)) from group
     finally:
         services.systemd.close()
         if health is not None:
             await health.stop()
 
 
-def _told(failure: BaseException) -> BaseException:
+def _exit_reason(failure: BaseException) -> BaseException:
     """Return the refusal that ends the worker; a defect is logged with its traceback, and one line says where to look."""
     if isinstance(failure, Refusal) and not isinstance(failure, Defect):
         return failure

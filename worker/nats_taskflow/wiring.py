@@ -155,8 +155,8 @@ def compose(
     engine.listen(recorder.count_batch)
     read = make_reader(subjects, bindings, mint, lambda: bus.offset, quota_of(config))
     consumers = [Consumer(bus, engine, s, read=read, count=recorder.count_outcome, recovered=store.recovered) for s in sources]
-    told, buried = _relays(store, bus, subjects, engine)
-    relays = [told, buried]
+    events, dead_letters = _relays(store, bus, subjects, engine)
+    relays = [events, dead_letters]
     deciders = [consumer for consumer, source in zip(consumers, sources, strict=True) if source.ends_waits]
     decided, first_kept = partial(decided_until, deciders), partial(_first_kept, bus, sources)
     inspector = TopologyWatch(bus, dict(zip(sources, consumers, strict=True)))
@@ -168,7 +168,9 @@ def compose(
         waits=WaitEngine(engine, on_moved=recorder.timer_lag, decided=decided, patience=int(config.engine.startup_drain)),
         consumers=consumers,
         relays=relays,
-        pruner=Pruner(engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, on_expired=buried.wake),
+        pruner=Pruner(
+            engine, first_kept, retain_us=config.store.retain_terminal, ids_us=ids, inbox_us=remembered, on_expired=dead_letters.wake
+        ),
         inspector=inspector,
         api=_micro_service(store, bus, bindings, engine, recorder, probes, subjects, config),
         dispatcher=Dispatcher(bus, engine),
@@ -182,9 +184,9 @@ def compose(
 def _relays(store: Store, bus: Bus, subjects: Subjects, engine: Engine) -> tuple[Relay, Relay]:
     """Wire what is published: events, and dead letters."""
     read = read_events(store, subjects)
-    told = Relay("events", bus, engine, read=read, adds=lambda batch: bool(batch.events), rows_of=events_of_batch(subjects))
+    events = Relay("events", bus, engine, read=read, adds=lambda batch: bool(batch.events), rows_of=events_of_batch(subjects))
     letters, few = read_dead_letters(store, bus, subjects), _BIG_ROWS
-    return told, Relay("dead_letters", bus, engine, read=letters, adds=lambda batch: batch.adds_dead_letters, window=2 * few, chunk=few)
+    return events, Relay("dead_letters", bus, engine, read=letters, adds=lambda batch: batch.adds_dead_letters, window=2 * few, chunk=few)
 
 
 async def _first_kept(bus: Bus, sources: Sequence[ConsumerSpec]) -> Mapping[str, int]:
