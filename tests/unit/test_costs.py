@@ -51,7 +51,7 @@ from tests.service.line import living
 BOUNDS: dict[str, float] = {
     "calls_to_read": 82,
     "calls_to_resume": 222,
-    "calls_to_start": 194,
+    "calls_to_start": 196,
     "calls_to_tell": 20,
     "calls_to_read_back": 30,
     "hops_of_resumes": 1,

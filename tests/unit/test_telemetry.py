@@ -193,7 +193,7 @@ def named(event: ast.expr) -> set[str]:
             return {name}
         case ast.JoinedStr(values=[ast.Constant(value=str(prefix)), ast.FormattedValue(value=ast.Name(id=name))]):
             pull = ROOT / "worker" / "nats_taskflow" / "bus" / "nats" / "pull.py"
-            kinds = re.findall(r'_complain\("(\w+)"', pull.read_text(encoding="utf-8"))
+            kinds = re.findall(r'_report\("(\w+)"', pull.read_text(encoding="utf-8"))
             assert (prefix, name) == ("pull.", "what"), "an event name is made of parts that this test does not know"
             return {prefix + kind for kind in kinds}
         case _:
