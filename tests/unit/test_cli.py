@@ -185,7 +185,7 @@ def test_a_question_to_the_worker_does_not_load_the_worker(folder: Path) -> None
 
 
 def test_the_worker_compiles_little_text_at_its_start(folder: Path) -> None:
-    """Annotations that msgspec and typing evaluate, one by one, and the methods of dataclasses: 657 at the time of writing (Python 3.12)."""
+    """Annotations that msgspec and typing evaluate, one by one, and the methods of dataclasses: 657 at the time of writing."""
     number, modules = loaded("run", "--http-bind", "off")
     assert "nats_taskflow.app" in modules
     assert number <= 680
